@@ -28,14 +28,14 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.measure import report
-from sgpipe.image_roots import IndexFolder, Location, image_root
+from sgpipe.files.image_roots import IndexFolder, Location, image_root
+from sgpipe.files.object_store import ObjectReader
 from sgpipe.recipe import load_recipe, with_model_folders
 from sgpipe.records import to_table
 from sgpipe.sources import open_source
 from sgpipe.stages.base import StageRunner
 from sgpipe.stages.build import build_stages
 from sgpipe.storage.storage import ObjectStore
-from sgpipe.utils.object_store import ObjectReader
 
 UNIT = 100
 SMALL = {"caption.samples": 1, "tag.short_side": 96, "tag.long_side": 144}  # the models are soon done with an image

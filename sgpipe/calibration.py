@@ -20,13 +20,13 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, JsonValue, ValidationError
 
 from sgpipe.errors import UserError
+from sgpipe.files.text_files import read_text
 from sgpipe.recipe import SERVED, UNNAMED_DEFAULTS, UNSCORED, Config, PairConfig, TagConfig
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count, json_text
 from sgpipe.utils.hashing import differences, model_sha256
-from sgpipe.utils.text_files import read_text
 
 Floats = NDArray[np.float64]
 NEAREST = 1e-4  # a confidence nearer to 0 or 1 has the log odds of this distance

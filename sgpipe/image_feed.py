@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
-from sgpipe.image_roots import ImageFile, Location, image_root
+from sgpipe.files.image_roots import ImageFile, Location, image_root
 from sgpipe.images import decode, image_file, is_upright
 from sgpipe.records import Record
 from sgpipe.utils.prefetch import start_early

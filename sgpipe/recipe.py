@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, StringConstraints, field_validator
 
 from sgpipe.errors import in_python
+from sgpipe.files.image_roots import located
+from sgpipe.files.model_cache import pin_model
+from sgpipe.files.object_store import is_uri
+from sgpipe.files.stored_files import joined, shown_path
 from sgpipe.hub_config import HubConfig
-from sgpipe.image_roots import located
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import Config as Config
 from sgpipe.utils.config_file import load, recipe_folder
-from sgpipe.utils.model_cache import pin_model
-from sgpipe.utils.object_store import is_uri
-from sgpipe.utils.stored_files import joined, shown_path
 
 
 class Resources(Config):

@@ -257,8 +257,8 @@ def labels(
     from sgpipe.evaluation.label_quality.comparison import label_quality
     from sgpipe.evaluation.label_quality.report import label_report
     from sgpipe.evaluation.label_quality.synonyms import load_predicate_synonyms
+    from sgpipe.files.stored_files import shown_path
     from sgpipe.storage.run_folder import GroundTruth
-    from sgpipe.utils.stored_files import shown_path
 
     own = _ground_truth(pred, truth)
     ground_truth = GroundTruth(own.relations, wanted or own.required, image_data or own.image_data)

@@ -72,8 +72,8 @@ def judged_file(run: Path, file: Path | None) -> Path | None:
         return None
     if str(file) != _OWN_JUDGEMENTS:
         return existing_file(file)
+    from sgpipe.files.stored_files import uri_of
     from sgpipe.storage.judgements import JUDGEMENTS
-    from sgpipe.utils.stored_files import uri_of
     from sgpipe.view.run_files import RunFiles
 
     own = (RunFiles(run).cache if uri_of(run) else run) / JUDGEMENTS
@@ -96,13 +96,13 @@ def _path_option(check: Callable[[Any], Any], kind: type = Path) -> Callable[...
 
 
 def _check_images(location: str) -> None:
-    from sgpipe.image_roots import check_images
+    from sgpipe.files.image_roots import check_images
 
     check_images(location)
 
 
 def _check_stored_file(path: Path) -> None:
-    from sgpipe.utils.stored_files import stamp_stored
+    from sgpipe.files.stored_files import stamp_stored
 
     stamp_stored(path)
 

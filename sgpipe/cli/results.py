@@ -66,7 +66,7 @@ def show(
     per_class: bool = False,
 ) -> None:
     """`evaluate`: takes what is evaluated instead of the first, if anything."""
-    from sgpipe.utils.stored_files import shown_path
+    from sgpipe.files.stored_files import shown_path
 
     result = evaluate(None)
     if compare.compare is not None:

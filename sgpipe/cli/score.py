@@ -69,6 +69,7 @@ def score(
 def _by_clip(
     run: Path, out: Path, model: str, weights: str | None, contrasts: int, images: str | None, device: str
 ) -> dict[str, int]:
+    from sgpipe.files.model_cache import local_model
     from sgpipe.generation.scoring import (
         AGREEMENT_COLUMN,
         ClipAgreement,
@@ -76,7 +77,6 @@ def _by_clip(
         model_identity,
         score_run,
     )
-    from sgpipe.utils.model_cache import local_model
 
     model = local_model(existing_model(model))
     predicates = frequent_predicates(run, contrasts)
@@ -96,10 +96,10 @@ def _by_clip(
 def _by_vlm(
     run: Path, out: Path, model: str | None, endpoint: str | None, images: str | None, device: str
 ) -> dict[str, int]:
+    from sgpipe.files.model_cache import local_model
     from sgpipe.generation.scoring import score_run
     from sgpipe.generation.second_opinion import OPINION_COLUMN, opinion_identity, opinion_scorer
     from sgpipe.stages.judge.build import JudgeSettings
-    from sgpipe.utils.model_cache import local_model
 
     if model is None:
         raise UserError("--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there")

@@ -53,7 +53,7 @@ class SourceOptions:
 
     def overrides(self) -> dict[str, Any]:
         """The settings of the options that need no others; None: not given."""
-        from sgpipe.utils.stored_files import joined
+        from sgpipe.files.stored_files import joined
 
         return {
             "source.root": self.root,
@@ -74,10 +74,10 @@ class SourceOptions:
 
     def split_name(self, source: SourceConfig, out: Path) -> str:
         """What the split of --images is called. Raises UserError: a path is missing, or nothing names the split."""
-        from sgpipe.image_roots import check_images, located
+        from sgpipe.files.image_roots import check_images, located
+        from sgpipe.files.stored_files import stamp_stored
         from sgpipe.recipe import WHOLE
         from sgpipe.sources.formats import infer_split, run_split
-        from sgpipe.utils.stored_files import stamp_stored
 
         if self.split is not None or self.images is None or self.annotations is None or source.format == "folder":
             return self.split or WHOLE

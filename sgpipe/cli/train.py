@@ -152,7 +152,7 @@ def convert(
     """Convert an official checkpoint or a detector to a model."""
     from rlip_model.checkpoint import CheckpointError, TokenizerError, convert_detector
     from rlip_model.checkpoint import convert as run
-    from sgpipe.utils.model_cache import local_model
+    from sgpipe.files.model_cache import local_model
 
     tokenizer = local_model(tokenizer)
     unused, new = None, None

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from sgpipe.errors import naming
 from sgpipe.export.card import write_card
 from sgpipe.export.rows import ExportRows, iter_groups
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
 from sgpipe.images import ImageError, read_image
 from sgpipe.records import Record, from_table
 from sgpipe.sources.hugging_face import CLASSES, ORIGIN

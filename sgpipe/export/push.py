@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.export.card import README
 from sgpipe.export.run import HUGGING_FACE, Exported, export_run
+from sgpipe.files.hub import naming_hub
+from sgpipe.files.model_cache import cache_folder
+from sgpipe.files.stored_files import stored_sha256, uri_of
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count
 from sgpipe.utils.hashing import fingerprint
-from sgpipe.utils.hub import naming_hub
 from sgpipe.utils.locking import only_process
-from sgpipe.utils.model_cache import cache_folder
-from sgpipe.utils.stored_files import stored_sha256, uri_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

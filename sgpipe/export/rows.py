@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 
 from sgpipe.calibration import Thresholds, load_calibration
 from sgpipe.errors import UserError, naming
+from sgpipe.files.stored_files import stored_sha256
 from sgpipe.records import NO_OBJECT, SCHEMA, Record, Relation, from_table
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import open_shard
-from sgpipe.utils.stored_files import stored_sha256
 
 _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 

@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from sgpipe.files.stored_files import stamp_stored, stored_sha256
 from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, SERVED, CaptionConfig, Config, Recipe, TagConfig
 from sgpipe.stages.caption.families import settings_of
 from sgpipe.stages.parse.parser import parser_identity
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
 from sgpipe.utils.hashing import model_sha256
-from sgpipe.utils.stored_files import stamp_stored, stored_sha256
 
 STAGES = ("detect", "caption", "parse", "pair", "tag")
 AUTO_ON_CPU = "auto on a CPU"

@@ -12,13 +12,14 @@ from typing import Any
 
 from sgpipe.calibration import choose_thresholds
 from sgpipe.errors import UserError, existing_model, existing_run, in_python
+from sgpipe.files.image_roots import ImageRoot, check_images
+from sgpipe.files.stored_files import stamp_stored
 from sgpipe.generation.identity import STAGES, as_started, identity, in_todays_settings, source_identity
 from sgpipe.generation.parent import Reuse
 from sgpipe.generation.pools import Pool, Utilization, gpu_notes, plan_pools, share_gpus, stages_sharing_gpus
 from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.run_images import as_named, check_names, keep_indexes, open_image_roots
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
-from sgpipe.image_roots import ImageRoot, check_images
 from sgpipe.recipe import ADDED_SETTINGS, PYTHON_WORDS, WHOLE, Recipe, SourceConfig, with_model_folders
 from sgpipe.sources import open_source, prepare_source
 from sgpipe.sources.hub.source import check_hub
@@ -37,7 +38,6 @@ from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.ray_cluster import check_machines, start_ray
-from sgpipe.utils.stored_files import stamp_stored
 
 
 @in_python(PYTHON_WORDS)

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sgpipe.errors import UserError
+from sgpipe.files.archives import ArchiveRoot
+from sgpipe.files.image_roots import ImageRoot, IndexFolder, absolute, existing_images
+from sgpipe.files.object_store import is_uri
+from sgpipe.files.objects import ObjectRoot
 from sgpipe.generation.work_units import WorkUnit
-from sgpipe.image_roots import ImageRoot, IndexFolder, absolute, existing_images
-from sgpipe.image_roots.archives import ArchiveRoot
-from sgpipe.image_roots.objects import ObjectRoot
 from sgpipe.recipe import SourceConfig
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.console import Progress, count, single_line
-from sgpipe.utils.object_store import is_uri
 
 _MOST_LOOKED_FOR, _AT_ONCE = 100_000, 1000  # images of a split
 

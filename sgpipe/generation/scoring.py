@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from sgpipe.errors import UserError
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.judge.clip_model import ClipModel, TextEmbeddings, load_clip

@@ -10,10 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 from sgpipe.errors import UserError
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
+from sgpipe.files.remote import opened_ahead
 from sgpipe.images import open_row_image
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.remote import opened_ahead
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group
 
 _NAMES = ("image_id", "dataset", "split", "file_name", "width", "height")

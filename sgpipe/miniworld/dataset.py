@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from sgpipe.errors import UserError, making_folder, naming
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.miniworld.captions import SceneCaption, scene_captions
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
 from sgpipe.miniworld.render import RenderedScene, render
@@ -20,7 +21,6 @@ from sgpipe.miniworld.scene import Scene, random_scene, scene_generator
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import count
-from sgpipe.utils.json_stream import JsonStream
 from sgpipe.utils.locking import only_process
 
 IMAGES = "images"

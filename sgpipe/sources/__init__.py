@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.image_roots import Location, absolute, existing_images
+from sgpipe.files.image_roots import Location, absolute, existing_images
+from sgpipe.files.stored_files import shown_path, stamp_stored
 from sgpipe.recipe import SourceConfig
 from sgpipe.sources import miniworld
 from sgpipe.sources.coco import locate_images, read_coco
@@ -19,7 +20,6 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
-from sgpipe.utils.stored_files import shown_path, stamp_stored
 
 
 def prepare_source(

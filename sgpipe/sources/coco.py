@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.images import image_exists
 from sgpipe.sources.detections import Detections
 from sgpipe.utils.console import count
-from sgpipe.utils.json_stream import JsonStream
 
 
 def read_coco(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.sources.annotated import (
     AnnotationSource,
@@ -40,7 +41,6 @@ from sgpipe.sources.formats import (
     RELATION_TRIPLETS,
     require_format,
 )
-from sgpipe.utils.json_stream import JsonStream
 
 NO_RELATION = "__background__"  # RelTR's relation category 0; at any other position it is a predicate like others
 

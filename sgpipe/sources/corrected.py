@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from sgpipe.errors import UserError
-from sgpipe.image_roots import Location, absolute
+from sgpipe.files.image_roots import Location, absolute
 from sgpipe.storage.judgement_lines import Conflicts, RelationState
 from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.manifest import Manifest

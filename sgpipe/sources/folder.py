@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.image_roots import ImageRoot, Location, image_root
-from sgpipe.image_roots.base import HEIF_SUFFIXES
-from sgpipe.image_roots.base import SUFFIXES as _SUFFIXES
-from sgpipe.image_roots.folder import FolderRoot, size_and_time
+from sgpipe.files.base import HEIF_SUFFIXES
+from sgpipe.files.base import SUFFIXES as _SUFFIXES
+from sgpipe.files.folder import FolderRoot, size_and_time
+from sgpipe.files.image_roots import ImageRoot, Location, image_root
 from sgpipe.images import ImageError, is_image, read_upright_size, reads_heif
 from sgpipe.records import FOLDER_DATASET
 from sgpipe.sources.annotated import replace_surrogates, to_single_line

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.image_roots import Location, located
+from sgpipe.files.image_roots import Location, located
+from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.stored_files import name_of
+from sgpipe.files.text_files import read_ends
 from sgpipe.recipe import WHOLE
 from sgpipe.storage.manifest import Manifest
-from sgpipe.utils.json_stream import JsonStream
-from sgpipe.utils.stored_files import name_of
-from sgpipe.utils.text_files import read_ends
 
 _ITEMS_EXAMINED = 20
 _TAIL = 4096  # bytes read at both ends of a file

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import (
     AnnotationSource,
@@ -45,7 +46,6 @@ from sgpipe.sources.hoia_classes import VCOCO as VCOCO
 from sgpipe.sources.hoia_classes import HoiaSchema as HoiaSchema
 from sgpipe.sources.hoia_classes import check_classes, read_classes
 from sgpipe.sources.vocabulary import category_names, official_relation_names
-from sgpipe.utils.json_stream import JsonStream
 
 OTHER_CLASSES = "hoia"  # the dataset of files in HOIA format with classes of their own
 _NOTHING = -1  # object_id of a relation without an object, and category_id of the box that stands for it

@@ -12,11 +12,11 @@ from typing import Any
 
 from rlip_model.evaluation.hico_classes import CLASSES, class_numbers
 from sgpipe.errors import UserError
+from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.text_files import read_text
 from sgpipe.records import NO_OBJECT
 from sgpipe.sources.annotated import DatasetClasses, replace_surrogates
 from sgpipe.sources.vocabulary import category_names, relation_names
-from sgpipe.utils.json_stream import JsonStream
-from sgpipe.utils.text_files import read_text
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.image_roots import Location, absolute, check_images
+from sgpipe.files.image_roots import Location, absolute, check_images
+from sgpipe.files.stored_files import name_of, shown_path
+from sgpipe.files.text_files import text_sha256
 from sgpipe.images import ImageError, read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, mark_failed
@@ -18,8 +20,6 @@ from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
 from sgpipe.utils import __version__
 from sgpipe.utils.console import Progress, count
-from sgpipe.utils.stored_files import name_of, shown_path
-from sgpipe.utils.text_files import text_sha256
 
 ROWS_PER_SHARD = 512
 _PROBLEM = "problem."  # prefix of the problem counts of a shard

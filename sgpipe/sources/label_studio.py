@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from sgpipe.errors import UserError
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.images import ImageError, image_exists, read_upright_size
 from sgpipe.recipe import WHOLE
 from sgpipe.records import LABEL_STUDIO_DATASET, Box, Caption, Record, Relation, deduplicate
@@ -38,7 +39,6 @@ from sgpipe.sources.annotated import (
 )
 from sgpipe.sources.formats import LABEL_STUDIO, infer_split, require_format
 from sgpipe.utils.console import count
-from sgpipe.utils.json_stream import JsonStream
 
 LOCAL_FILES = "/data/local-files/"  # where Label Studio serves files below its document root, named by `?d=`
 CROWD = "crowd"  # the meta text of a region that is a crowd

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.text_files import read_text
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import (
     AnnotationSource,
@@ -27,8 +29,6 @@ from sgpipe.sources.annotated import (
 from sgpipe.sources.formats import OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD, require_format
 from sgpipe.sources.hoi import OPEN_IMAGES, read_hoia
 from sgpipe.sources.hoia_classes import check_classes
-from sgpipe.utils.json_stream import JsonStream
-from sgpipe.utils.text_files import read_text
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.images import image_exists
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import (
@@ -30,7 +31,6 @@ from sgpipe.sources.annotated import (
     text_field,
 )
 from sgpipe.sources.formats import PSEUDO_LABELS, SCENE_GRAPHS, require_format
-from sgpipe.utils.json_stream import JsonStream
 
 _NO_CATEGORY_ID = 0  # category_id of classes that have only a name
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgpipe.errors import UserError
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
+from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.text_files import read_text
 from sgpipe.images import image_exists
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, parse_id, parse_side
 from sgpipe.sources.formats import RELATIONSHIPS, SCENE_GRAPHS, VG_IMAGES, require_format
 from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs
-from sgpipe.utils.json_stream import JsonStream
-from sgpipe.utils.text_files import read_text
 
 _FOLDERS = ("VG_100K", "VG_100K_2")  # folders of the two downloads of images
 

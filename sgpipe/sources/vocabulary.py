@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.utils.text_files import read_text
+from sgpipe.files.text_files import read_text
 
 Synonyms = Mapping[str, tuple[str, ...]]
 

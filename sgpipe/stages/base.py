@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sgpipe.errors import ImageError
+from sgpipe.files.image_roots import Location
 from sgpipe.image_feed import ImageFeed
-from sgpipe.image_roots import Location
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
 from sgpipe.recipe import Recipe
 from sgpipe.stages.base import LoadStage, Stage
 from sgpipe.stages.pair.stage import PairStage

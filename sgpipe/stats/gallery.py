@@ -12,7 +12,7 @@ from io import BytesIO
 from PIL import Image
 
 from sgpipe.calibration import Calibration
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
 from sgpipe.records import Record, Relation
 from sgpipe.stats.samples import open_records, sample_images
 from sgpipe.storage.database import Database

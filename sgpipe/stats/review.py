@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from sgpipe.errors import UserError
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
 from sgpipe.records import Relation
 from sgpipe.stats.gallery import Card, make_card
 from sgpipe.stats.pages import render, save_page

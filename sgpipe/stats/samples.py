@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import SCHEMA, Record, from_table
 from sgpipe.stats.measures import use_probabilities

@@ -14,9 +14,9 @@ import duckdb
 import pyarrow as pa
 
 from sgpipe.errors import UserError
+from sgpipe.files.remote import ShardFileSystem, name_of, uri_of
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.remote import ShardFileSystem, name_of, uri_of
 from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, open_shard
 from sgpipe.utils.locking import temporary_folder
 

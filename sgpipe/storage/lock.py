@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sgpipe.errors import StoreError, UserError
+from sgpipe.files.writes import ConditionsError
 from sgpipe.storage.storage import ObjectStore
-from sgpipe.storage.writes import ConditionsError
 from sgpipe.utils.locking import LockOwner
 
 if TYPE_CHECKING:

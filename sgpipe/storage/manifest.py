@@ -20,10 +20,10 @@ from sys import intern
 from typing import Any
 
 from sgpipe.errors import UserError, existing_folder
-from sgpipe.image_roots import ImageRoot, ImageRoots, IndexFolder, Location, image_root, located
-from sgpipe.image_roots.folder import FolderRoot
+from sgpipe.files.folder import FolderRoot
+from sgpipe.files.image_roots import ImageRoot, ImageRoots, IndexFolder, Location, image_root, located
+from sgpipe.files.remote import StoredFiles, name_of, uri_of
 from sgpipe.records import SCHEMA_VERSION
-from sgpipe.storage.remote import StoredFiles, name_of, uri_of
 from sgpipe.storage.segments import MANIFEST as MANIFEST
 from sgpipe.storage.segments import read_manifest
 from sgpipe.utils.atomic import atomic_write, fault_point

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from sgpipe.errors import UserError, making_folder, naming
+from sgpipe.files.stored_files import joined, shown_path, uri_of
 from sgpipe.recipe import ADDED_SETTINGS, OFF_BY_DEFAULT, UNNAMED_DEFAULTS, UNSCORED, Recipe
 from sgpipe.storage.lock import StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
@@ -23,7 +24,6 @@ from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
 from sgpipe.utils.atomic import FolderBefore, write_text
 from sgpipe.utils.hashing import differences, fingerprint
 from sgpipe.utils.locking import FolderLock, is_locked, locked_folder
-from sgpipe.utils.stored_files import joined, shown_path, uri_of
 
 PRIVATE, _NEW = ".sgpipe", "new-"
 _GROUND_TRUTH, _MINIWORLD_0_1 = "ground_truth.json", "drawn/drawn.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sgpipe.errors import StoreError
-from sgpipe.storage.writes import ConditionsError
+from sgpipe.files.writes import ConditionsError
 
 MANIFEST = "manifest.jsonl"
 _FOLDER = ".sgpipe"

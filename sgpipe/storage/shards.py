@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError, in_python, naming
+from sgpipe.files.remote import name_of, open_object, uri_of
 from sgpipe.records import BOX_SCORES, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
-from sgpipe.storage.remote import name_of, open_object, uri_of
 from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.hashing import file_sha256
 from sgpipe.utils.language import is_english

@@ -20,11 +20,11 @@ import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from sgpipe.errors import StoreError, naming
+from sgpipe.files.object_store import FAILURES, ObjectReader, failure, open_location
+from sgpipe.files.writes import ObjectWriter
 from sgpipe.records import Record
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.shards import encode_shard, read_file, write_shard
-from sgpipe.storage.writes import ObjectWriter
-from sgpipe.utils.object_store import FAILURES, ObjectReader, failure, open_location
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion

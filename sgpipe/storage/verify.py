@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError, existing_folder
+from sgpipe.files.remote import ShardFileSystem, StoredFiles, name_of, open_object, uri_of
 from sgpipe.recipe import load_recipe
 from sgpipe.records import SCHEMA
 from sgpipe.storage.database import quoted, scratch
 from sgpipe.storage.lock import StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.storage.remote import ShardFileSystem, StoredFiles, name_of, open_object, uri_of
 from sgpipe.storage.row_checks import count_rows, row_faults
 from sgpipe.storage.run_folder import PRIVATE, RECIPE, RunFolder
 from sgpipe.storage.shards import open_shard

@@ -18,9 +18,9 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.prune_queries import prune_queries
 from rlip_model.text import NO_OBJECTS, TokenizerError, build_tokenizer, load_tokenizer, spread
 from sgpipe.errors import UserError, existing_file
+from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import network_folder
 from sgpipe.training.recipe import Kind, ModelConfig
-from sgpipe.utils.model_cache import local_model
 
 CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}
 

@@ -14,8 +14,8 @@ from rlip_model.training.augment import Augmentation
 from rlip_model.training.optimisation import Optimisation
 from rlip_model.training.sampling import Strategy
 from sgpipe.errors import UserError, in_python
+from sgpipe.files.remote import uri_of
 from sgpipe.recipe import Config, ImageLocation, SplitName, StoredPath
-from sgpipe.storage.remote import uri_of
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import load, recipe_folder
 

@@ -21,6 +21,7 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.training.divergence import DIVERGED, DivergenceError
 from rlip_model.training.state import BEST, CHECKPOINTS, LAST, Position, read_position
 from sgpipe.errors import DivergedError, UserError, in_python
+from sgpipe.files.stored_files import stored_sha256
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
 from sgpipe.training.benchmark import check_benchmark
@@ -38,7 +39,6 @@ from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import check_devices, pick_device
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.locking import locked_folder
-from sgpipe.utils.stored_files import stored_sha256
 
 _RUN, _RECIPE, _TENSORBOARD = "run.json", "recipe.yaml", "tensorboard"
 _ROWS = "pictures"  # the number of images, under its name in trainings since 0.1

@@ -12,11 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError
+from sgpipe.files.model_cache import cache_folder
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import DATA, open_shard
 from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
-from sgpipe.utils.model_cache import cache_folder
 
 _STORE = re.compile(r"(\w{2,}):/+(?=[^/])")  # also as `Path` leaves it
 _VIEW = ".sgpipe/view"

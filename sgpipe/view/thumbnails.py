@@ -21,7 +21,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from sgpipe.errors import EngineError, StoreError, UserError
-from sgpipe.image_roots import ImageFile
+from sgpipe.files.image_roots import ImageFile
 from sgpipe.images import ImageReference, decode, image_file, is_upright, open_header, read_bytes
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import single_line

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count, isolated, single_line
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from sgpipe.errors import UserError
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.recipe import Recipe, SourceConfig, SplitConfig, load_recipe
 from sgpipe.records import Box, Record, Relation, to_table
 from sgpipe.sources import open_source
@@ -28,7 +29,6 @@ from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.row_checks import row_faults
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
-from sgpipe.utils.json_stream import JsonStream
 from tests.bad_data.annotations import BOX, GOOD
 from tests.sgpipe.cli.test_imports import TRIPLETS
 from tests.sgpipe.sources import test_odd_values as imports

@@ -13,9 +13,9 @@ from PIL import Image
 
 from sgpipe import image_feed
 from sgpipe.errors import ImageError
+from sgpipe.files.folder import FolderRoot
+from sgpipe.files.image_roots import ImageFile
 from sgpipe.image_feed import ImageFeed
-from sgpipe.image_roots import ImageFile
-from sgpipe.image_roots.folder import FolderRoot
 from sgpipe.records import Record
 
 NUMBER = 20

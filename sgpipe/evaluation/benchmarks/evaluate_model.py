@@ -28,7 +28,9 @@ from sgpipe.evaluation.benchmarks.evaluate_files import (
 from sgpipe.evaluation.benchmarks.graphs import GraphClasses, read_graphs
 from sgpipe.evaluation.benchmarks.pairs import read_annotations
 from sgpipe.evaluation.result import EvaluationResult, ScoredImages
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
+from sgpipe.files.model_cache import pin_model
+from sgpipe.files.stored_files import shown_path, uri_of
 from sgpipe.inference.predictor import InferenceConfig, PredictConfig, Task, predict
 from sgpipe.inference.rows import ImageRow, RowGroup, coco_image_id, list_row_groups
 from sgpipe.inference.writers.json_lists import PeopleConverter, predicted_graph
@@ -38,8 +40,6 @@ from sgpipe.sources.open_images import OpenImages
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import count
-from sgpipe.utils.model_cache import pin_model
-from sgpipe.utils.stored_files import shown_path, uri_of
 
 
 @dataclass(frozen=True)

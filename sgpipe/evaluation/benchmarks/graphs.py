@@ -14,10 +14,10 @@ from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GraphImage, Gr
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.pairs import listed_schema
 from sgpipe.evaluation.result import ScoredImages
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.inference.writers import CLASSES
 from sgpipe.sources.annotated import DatasetClasses, FieldError, parse_id, required_field
 from sgpipe.utils.console import count
-from sgpipe.utils.json_stream import JsonStream
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ from rlip_model.evaluation.inputs import (
 )
 from sgpipe.errors import UserError
 from sgpipe.evaluation.result import ScoredImages
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.inference.writers import CLASSES
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, FieldError, list_field, text_field
 from sgpipe.sources.hoi import HoiaSchema
 from sgpipe.utils.console import count
-from sgpipe.utils.json_stream import JsonStream
 
 
 @dataclass

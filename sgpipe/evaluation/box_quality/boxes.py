@@ -16,6 +16,8 @@ from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError, existing_file
 from sgpipe.evaluation.benchmarks.pairs import listed_schema, prediction_table
 from sgpipe.evaluation.label_quality.arrays import ImageName, image_base_name
+from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.stored_files import uri_of
 from sgpipe.inference.writers import CLASSES
 from sgpipe.recipe import DetectConfig
 from sgpipe.sources.annotated import (
@@ -31,8 +33,6 @@ from sgpipe.sources.annotated import (
 )
 from sgpipe.sources.hoia_classes import HICO, OPEN_IMAGES, HoiaSchema
 from sgpipe.storage.shards import iter_records
-from sgpipe.utils.json_stream import JsonStream
-from sgpipe.utils.stored_files import uri_of
 
 _RESULT = {"image_id", "category_id", "bbox", "score"}
 _FORMS = (

@@ -12,10 +12,10 @@ from sgpipe.evaluation.bootstrap import Resampling
 from sgpipe.evaluation.box_quality.boxes import is_run, listed
 from sgpipe.evaluation.box_quality.comparison import BoxQuality, compare_boxes
 from sgpipe.evaluation.result import EvaluationResult, class_curve, count_notes
+from sgpipe.files.stored_files import shown_path, uri_of
 from sgpipe.recipe import DetectConfig, load_recipe
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
-from sgpipe.utils.stored_files import shown_path, uri_of
 
 _BEST = "best F1"
 _PLOTTED = {"IoU 0.5": 0, "IoU 0.75": 5}  # index of the IoU

@@ -13,10 +13,10 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.arrays import Graphs, ImageName, iter_graphs, joined
 from sgpipe.evaluation.label_quality.measures import NO_MATCH, best_pairs
 from sgpipe.evaluation.label_quality.synonyms import ClassTable, Vocabulary
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.sources.annotated import parse_id
 from sgpipe.sources.formats import VG_IMAGES, require_format
 from sgpipe.utils.boxes import iou as box_iou
-from sgpipe.utils.json_stream import JsonStream
 
 NO_IMAGE = -1
 _MOST_PREDICATES = 1 << 24  # a predicate is the low bits of a key

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.errors import UserError
+from sgpipe.files.parquet_images import holds_images, image_columns
 from sgpipe.hub_config import HubColumns
-from sgpipe.utils.parquet_images import holds_images, image_columns
 
 _PARENTS = ("objects", "annotations", "object", "annotation", "")
 _BOXES = ("bbox", "bboxes", "boxes", "box")

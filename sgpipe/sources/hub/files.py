@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 import yaml
 
 from sgpipe.errors import UserError
+from sgpipe.files.hub import DATASETS, HubDataset
+from sgpipe.files.local import version_of
+from sgpipe.files.object_store import ObjectReader, is_uri
 from sgpipe.hub_config import HubConfig
-from sgpipe.image_roots.files import version_of
 from sgpipe.sources.annotated import to_single_line
-from sgpipe.utils.hub import DATASETS, HubDataset
-from sgpipe.utils.object_store import ObjectReader, is_uri
 
 # data/train-00000-of-00002.parquet, and default/train/0000.parquet, as the hub converts other forms
 _SHARD = re.compile(r"(?:(?P<subset>[^/]+)/)?(?:[^/]+/)*(?P<split>\w+?)-\d+-of-\d+(?:-\w+)?\.parquet")

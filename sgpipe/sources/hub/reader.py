@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgpipe.errors import UserError
+from sgpipe.files.parquet_images import ParquetImages, has_images, image_columns, row_name
 from sgpipe.hub_config import BoxForm, HubConfig
 from sgpipe.images import ImageError, open_header, upright_size
 from sgpipe.records import HUB_DATASET
@@ -27,7 +28,6 @@ from sgpipe.sources.hub.boxes import choose_form, to_xywh
 from sgpipe.sources.hub.columns import Columns, class_names, is_text, value_in_each, values_of
 from sgpipe.sources.hub.files import EMBED, HubFiles
 from sgpipe.utils.console import Reminder, count
-from sgpipe.utils.parquet_images import ParquetImages, has_images, image_columns, row_name
 
 _ROWS_PER_BATCH = 256
 

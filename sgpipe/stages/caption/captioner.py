@@ -8,7 +8,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from sgpipe.image_roots import ImageFile
+from sgpipe.files.image_roots import ImageFile
 from sgpipe.recipe import CaptionConfig
 
 PROMPT, MAX_TOKENS = "a picture of", 20  # of the published captioner, BLIP

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from sgpipe.errors import UserError
+from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.captioner import Captioner, for_blip
-from sgpipe.utils.model_cache import local_model
 
 CHAT_PROMPT = (
     "Write one short sentence about how the things in this image relate to each other: who does what to what, or what "

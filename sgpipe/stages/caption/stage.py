@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from sgpipe.errors import ImageError, UserError
+from sgpipe.files.image_roots import ImageFile, Location
 from sgpipe.image_feed import ImageFeed
-from sgpipe.image_roots import ImageFile, Location
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
 from sgpipe.stages.base import image_threads

@@ -30,10 +30,10 @@ from rlip_model.model import ParSeD, ParSeDA, TripletDetector
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import NO_OBJECTS, TokenizerError
 from sgpipe.errors import UserError
+from sgpipe.files.model_cache import local_model
+from sgpipe.files.stored_files import uri_of
 from sgpipe.recipe import DetectConfig, network_folder
 from sgpipe.sources.vocabulary import category_names
-from sgpipe.utils.model_cache import local_model
-from sgpipe.utils.stored_files import uri_of
 
 _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
 _DEFAULT_SIDES = (800, 1333)

@@ -18,8 +18,8 @@ from torchvision.ops import batched_nms
 from transformers.utils.logging import disable_progress_bar
 
 from sgpipe.errors import ImageError, UserError
+from sgpipe.files.image_roots import Location
 from sgpipe.image_feed import ImageFeed
-from sgpipe.image_roots import Location
 from sgpipe.recipe import DetectConfig, Resources
 from sgpipe.records import BOX_SCORES, Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects, to_single_line

@@ -12,10 +12,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from sgpipe.errors import EngineError, UserError
+from sgpipe.files.model_cache import cache_folder
 from sgpipe.stages.endpoint.answers import Choice
 from sgpipe.storage.run_folder import REQUESTS
 from sgpipe.utils.locking import LockOwner
-from sgpipe.utils.model_cache import cache_folder
 
 _LOCK = "lock"  # of a run
 _PATIENCE = 60  # seconds to wait for other processes that are writing

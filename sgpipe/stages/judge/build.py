@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import Requests
 from sgpipe.stages.judge.judge import Judge
-from sgpipe.utils.model_cache import local_model
 
 JudgeKind = Literal["clip", "vlm"]
 

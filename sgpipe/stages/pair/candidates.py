@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sgpipe.errors import UserError
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.records import Box, Pair
 from sgpipe.stages.pair.matching import Matcher, normalise_predicate
-from sgpipe.utils.json_stream import JsonStream
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 ClassPair: TypeAlias = tuple[str, str]

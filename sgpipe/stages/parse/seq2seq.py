@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, Gener
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from sgpipe.errors import UserError, existing_model
+from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
 from sgpipe.stages.caption.checkpoint import UNREADABLE, first_line, options, quiet
@@ -25,7 +26,6 @@ from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.grounding import Texts, ground
 from sgpipe.stages.parse.spacy_model import analyse, load_model
 from sgpipe.utils.devices import enough_memory, pick_device
-from sgpipe.utils.model_cache import local_model
 
 PREFIX = "Generate Scene Graph: "  # of the published models
 _MAX_TOKENS = 256  # of a graph

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sgpipe.image_roots import Location
+from sgpipe.files.image_roots import Location
 from sgpipe.recipe import TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.stages.pair.candidates import overlapping

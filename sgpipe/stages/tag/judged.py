@@ -11,8 +11,8 @@ from PIL import Image
 
 from sgpipe.calibration import thresholds_of_recipe
 from sgpipe.errors import ImageError
+from sgpipe.files.image_roots import Location
 from sgpipe.image_feed import ImageFeed
-from sgpipe.image_roots import Location
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Record, Relation, deduplicate
 from sgpipe.stages.base import image_threads

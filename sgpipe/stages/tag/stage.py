@@ -23,15 +23,15 @@ from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, LabelFeatures, TokenizerError, pad_labels
 from sgpipe.calibration import thresholds_of_recipe
 from sgpipe.errors import ImageError, UserError, existing_model
+from sgpipe.files.image_roots import ImageFile, Location
+from sgpipe.files.model_cache import local_model
 from sgpipe.image_feed import ImageFeed
-from sgpipe.image_roots import ImageFile, Location
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.tag.groups import Batch, own_batches, reference_batches, reference_groups, reference_prior_groups
 from sgpipe.utils.compiling import Compiled, compile_forward
 from sgpipe.utils.devices import GPU_THREADS, GpuMemory, enough_memory, gpu_use, pick_device, pick_dtype
-from sgpipe.utils.model_cache import local_model
 from sgpipe.utils.prefetch import prefetch
 
 _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"

@@ -18,7 +18,7 @@ from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.pairs import tagger_triplets
 from rlip_model.training.sampling import Texts, relabelled
 from sgpipe.errors import UserError
-from sgpipe.image_roots import ImageRoots
+from sgpipe.files.image_roots import ImageRoots
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.storage.manifest import image_indexes
 from sgpipe.training.data.stream import StepPart, StepStream, TrainingItem, TrainingStep

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
 from sgpipe.calibration import Thresholds
 from sgpipe.errors import UserError
-from sgpipe.storage.remote import uri_of
+from sgpipe.files.remote import uri_of
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
 from sgpipe.training.data.order import Epoch
 from sgpipe.training.data.training_set import TrainingSet, UsableRowGroup

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.calibration import Calibration, Thresholds, choose_thresholds, load_calibration
 from sgpipe.errors import UserError
+from sgpipe.files.remote import name_of, opened_ahead
 from sgpipe.storage.manifest import Manifest, run_images
-from sgpipe.storage.remote import name_of, opened_ahead
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_file
 from sgpipe.training.data.rows import COLUMNS, TrainingFilter
 from sgpipe.training.data.training_set import (

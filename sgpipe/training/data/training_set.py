@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.calibration import Thresholds
 from sgpipe.errors import UserError
-from sgpipe.image_roots import absolute
+from sgpipe.files.image_roots import absolute
+from sgpipe.files.remote import absolute_run
 from sgpipe.storage.manifest import Manifest, ShardEntry
-from sgpipe.storage.remote import absolute_run
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 from sgpipe.utils.console import count
 

@@ -14,10 +14,11 @@ from PIL import Image
 from rich.console import Console
 
 from sgpipe.errors import EngineError, StoreError, UserError
+from sgpipe.files import object_store
+from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images, image_root
+from sgpipe.files.index import cache_folder
 from sgpipe.generation.run_images import keep_indexes, open_image_roots
 from sgpipe.image_feed import ImageFeed
-from sgpipe.image_roots import ImageRoot, IndexFolder, existing_images, image_root
-from sgpipe.image_roots.index import cache_folder
 from sgpipe.recipe import Resources, SourceConfig
 from sgpipe.records import Record
 from sgpipe.sources import open_source
@@ -26,7 +27,6 @@ from sgpipe.stages.base import LoadStage
 from sgpipe.storage.manifest import run_images
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.storage import ObjectStore
-from sgpipe.utils import object_store
 from sgpipe.utils.console import Progress
 from tests.integration.faults.conftest import Faults
 

@@ -8,8 +8,8 @@ import boto3
 import pytest
 
 from sgpipe.errors import StoreError, UserError
+from sgpipe.files.object_store import AccessError, CutError, ObjectReader, ReplacedError, is_uri
 from sgpipe.storage.storage import ObjectStore
-from sgpipe.utils.object_store import AccessError, CutError, ObjectReader, ReplacedError, is_uri
 from tests.integration.faults.conftest import Faults
 
 NAMES = ["a.jpg", "deep/er/b#1 ü%25?.jpg", "deep/c.jpg"]

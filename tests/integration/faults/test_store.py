@@ -287,7 +287,7 @@ def test_a_worker_killed_while_writing_leaves_nothing_behind(
     (charge := tmp_path / "charge").touch()
     code = (
         "import os, sys; from sgpipe.records import Record; from sgpipe.storage.storage import ObjectStore\n"
-        "from sgpipe.storage import writes\n"
+        "from sgpipe.files import writes\n"
         "if sys.argv[2] == 'mid upload':\n    writes.obstore.put = lambda *_, **__: os.kill(os.getpid(), 9)\n"
         "ObjectStore(sys.argv[1]).write_shard('data/val-000000000-000000001.parquet', 'val', 0,"
         " [Record('1', 'COCO', 'val', '1.png', 8, 8)], {})\n"

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from sgpipe.errors import StoreError, UserError
+from sgpipe.files.writes import ConditionsError
 from sgpipe.storage import lock as store_lock
 from sgpipe.storage.lock import LOCK, StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.storage import ObjectStore
-from sgpipe.storage.writes import ConditionsError
 from sgpipe.utils.locking import LockOwner
 from tests.endpoint_server import wait_until
 

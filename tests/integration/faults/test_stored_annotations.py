@@ -13,16 +13,16 @@ from typer.testing import CliRunner
 from sgpipe.calibration import scoring_of_recipe
 from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
-from sgpipe.image_roots import located
-from sgpipe.image_roots.folder import FolderRoot
+from sgpipe.files import stored_files
+from sgpipe.files.folder import FolderRoot
+from sgpipe.files.image_roots import located
+from sgpipe.files.stored_files import joined, shown_path, stamp_stored, uri_of
 from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import Record
 from sgpipe.sources import open_source
 from sgpipe.sources.formats import infer_split
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.storage import ObjectStore
-from sgpipe.utils import stored_files
-from sgpipe.utils.stored_files import joined, shown_path, stamp_stored, uri_of
 from tests.factories import make_calibration
 from tests.integration.faults.conftest import Faults
 from tests.integration.faults.test_view_store import upload

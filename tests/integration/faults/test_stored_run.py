@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
-from sgpipe.storage import remote
+from sgpipe.files import remote
+from sgpipe.files.object_store import ObjectInfo, ObjectReader
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.storage import ObjectStore
@@ -23,7 +24,6 @@ from sgpipe.training.data.scan import scan_training
 from sgpipe.training.data.stream import StepStream
 from sgpipe.training.data.training_set import UsableRowGroup
 from sgpipe.training.recipe import ShardsConfig
-from sgpipe.utils.object_store import ObjectInfo, ObjectReader
 from tests.integration.faults.test_view_store import upload
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import StoreError
+from sgpipe.files.object_store import ObjectReader
 from sgpipe.storage.storage import ObjectStore
-from sgpipe.utils.object_store import ObjectReader
 from tests.integration.faults.test_view_store import upload
 from tests.sgpipe.training.trainings import curve, different, make_run, recipe, training, weights
 

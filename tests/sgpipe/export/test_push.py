@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import StoreError
+from sgpipe.files.hub import naming_hub
 from sgpipe.storage.manifest import Manifest
-from sgpipe.utils.hub import naming_hub
 from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
 from tests.sgpipe.export.runs import records
 from tests.sgpipe.stats.runs import make_shards

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from sgpipe.errors import StoreError
+from sgpipe.files.writes import ConditionsError
 from sgpipe.storage import segments
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.segments import StoredManifest, read_manifest
-from sgpipe.storage.writes import ConditionsError
 
 LINES = 6
 

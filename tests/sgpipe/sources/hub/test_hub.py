@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError
+from sgpipe.files.image_roots import image_root
 from sgpipe.hub_config import HubConfig
-from sgpipe.image_roots import image_root
 from sgpipe.recipe import SourceConfig
 from sgpipe.records import Record
 from sgpipe.sources.detections import write_detections

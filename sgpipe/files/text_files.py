@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.utils.stored_files import open_stored
+from sgpipe.files.stored_files import open_stored
 
 TextFile: TypeAlias = BufferedReader | gzip.GzipFile
 

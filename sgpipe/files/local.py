@@ -11,8 +11,8 @@ from threading import Lock
 from typing import Any, BinaryIO, Protocol
 
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError
-from sgpipe.image_roots.base import image_error
-from sgpipe.utils.object_store import AccessError, CutError, ObjectInfo, ReplacedError
+from sgpipe.files.base import image_error
+from sgpipe.files.object_store import AccessError, CutError, ObjectInfo, ReplacedError
 
 _MOST_OPEN = 256
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgpipe.errors import StoreError
-from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
+from sgpipe.files.parquet_images import ParquetImages, parse_row_name
 from tests.sgpipe.sources.hub.parquet_files import row, write
 
 

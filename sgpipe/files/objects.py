@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from sgpipe.errors import ImageError
-from sgpipe.image_roots.base import MOST_BYTES, ImageEntry, checked_size, safe_name
-from sgpipe.image_roots.files import reading, version_of
-from sgpipe.image_roots.index import NAME, FileIndexRows, IndexReference, by_name, write_index
-from sgpipe.image_roots.parquet import open_row
+from sgpipe.files.base import MOST_BYTES, ImageEntry, checked_size, safe_name
+from sgpipe.files.index import NAME, FileIndexRows, IndexReference, by_name, write_index
+from sgpipe.files.local import reading, version_of
+from sgpipe.files.object_store import ObjectReader
+from sgpipe.files.parquet_images import ParquetImages, file_of
+from sgpipe.files.parquet_rows import open_row
 from sgpipe.utils.console import Progress
-from sgpipe.utils.object_store import ObjectReader
-from sgpipe.utils.parquet_images import ParquetImages, file_of
 
 _COLUMNS = {"size": pa.int64(), "version": pa.large_string()}
 _HEADER = 64 << 10  # of an image file; headers are rarely longer

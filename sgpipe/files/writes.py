@@ -15,7 +15,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
 from pyarrow.fs import FileSystem
 
-from sgpipe.utils.object_store import connect
+from sgpipe.files.object_store import connect
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta, PutResult, UpdateVersion

@@ -11,14 +11,14 @@ import pytest
 from rich.console import Console
 
 from sgpipe.errors import ImageError, UserError
+from sgpipe.files.hub import HubDataset, MissingFileError
+from sgpipe.files.hub_root import HubRoot
+from sgpipe.files.image_roots import image_root
 from sgpipe.generation.run_images import open_image_roots
-from sgpipe.image_roots import image_root
-from sgpipe.image_roots.hub import HubRoot
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.utils.console import Progress
-from sgpipe.utils.hub import HubDataset, MissingFileError
 from tests.sgpipe.sources.hub.parquet_files import row, write
 
 FILE = "data/train-00000-of-00001.parquet"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.utils.text_files import TextFile, open_text
+from sgpipe.files.text_files import TextFile, open_text
 
 _CHUNK = 4 << 20
 _LOOKAHEAD = 4 << 20  # an error further than this from the end of the buffer is not caused by the end

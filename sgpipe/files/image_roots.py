@@ -13,17 +13,17 @@ from pathlib import Path
 from threading import Lock
 
 from sgpipe.errors import UserError, existing_folder
-from sgpipe.image_roots import archives, objects
-from sgpipe.image_roots.archives import ArchiveRoot
-from sgpipe.image_roots.base import ImageEntry, ImageFile, ImageRoot, is_image
-from sgpipe.image_roots.files import Files, LocalFiles
-from sgpipe.image_roots.folder import FolderRoot
-from sgpipe.image_roots.hub import HubRoot
-from sgpipe.image_roots.index import IndexFolder, copy_index, forget_unused
-from sgpipe.image_roots.members import is_archive, refuse_compressed
-from sgpipe.image_roots.objects import ObjectRoot
-from sgpipe.utils.object_store import ObjectInfo, ObjectReader, is_uri
-from sgpipe.utils.stored_files import joined, shown_path, uri_of
+from sgpipe.files import archives, objects
+from sgpipe.files.archives import ArchiveRoot
+from sgpipe.files.base import ImageEntry, ImageFile, ImageRoot, is_image
+from sgpipe.files.folder import FolderRoot
+from sgpipe.files.hub_root import HubRoot
+from sgpipe.files.index import IndexFolder, copy_index, forget_unused
+from sgpipe.files.local import Files, LocalFiles
+from sgpipe.files.members import is_archive, refuse_compressed
+from sgpipe.files.object_store import ObjectInfo, ObjectReader, is_uri
+from sgpipe.files.objects import ObjectRoot
+from sgpipe.files.stored_files import joined, shown_path, uri_of
 
 __all__ = ["ImageEntry", "ImageFile", "ImageRoot", "IndexFolder", "Location"]
 __all__ += ["ImageRoots", "absolute", "check_images", "existing_images", "image_root", "located"]

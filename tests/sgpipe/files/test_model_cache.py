@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from sgpipe.errors import EngineError, StoreError, UserError, existing_model
+from sgpipe.files import model_cache
+from sgpipe.files.model_cache import local_model, pin_model
+from sgpipe.files.object_store import ObjectInfo
 from sgpipe.recipe import DetectConfig, load_recipe, packaged_model, with_model_folders
 from sgpipe.stages.detect.detectors import RLIPDetector, load
-from sgpipe.utils import model_cache
 from sgpipe.utils.console import Reminder
 from sgpipe.utils.hashing import model_sha256
-from sgpipe.utils.model_cache import local_model, pin_model
-from sgpipe.utils.object_store import ObjectInfo
 
 URI = "s3://bucket/tagger"
 FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer/vocab.txt": b"a\nb"}

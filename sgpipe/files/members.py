@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from sgpipe.errors import ImageError, UserError
-from sgpipe.image_roots.base import safe_name
+from sgpipe.files.base import safe_name
 
 ARCHIVES = (".zip", ".tar")
 _PLAIN = -1  # the method of a member of a tar: its bytes as they are

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 from fsspec import AbstractFileSystem
 
 from sgpipe.errors import StoreError
-from sgpipe.utils.object_store import ObjectReader
+from sgpipe.files.object_store import ObjectReader
+from sgpipe.files.stored_files import uri_of as uri_of
 from sgpipe.utils.prefetch import prefetch
-from sgpipe.utils.stored_files import uri_of as uri_of
 
 _QUERY = re.compile(r"\?.*?(?=/\w+/[^/]+\.parquet$|$)")
 _SHARD = re.compile(r"(.*)/(\w+/[^/]+)")

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError
-from sgpipe.image_roots.base import ImageEntry, ImageFile, image_error, safe_name
-from sgpipe.image_roots.parquet import open_row
-from sgpipe.utils.hub import DATASETS, HubDataset, MissingFileError
-from sgpipe.utils.parquet_images import ParquetImages, file_of
+from sgpipe.files.base import ImageEntry, ImageFile, image_error, safe_name
+from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
+from sgpipe.files.parquet_images import ParquetImages, file_of
+from sgpipe.files.parquet_rows import open_row
 
 _THREADS = 8
 

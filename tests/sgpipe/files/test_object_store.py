@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sgpipe.utils import object_store
-from sgpipe.utils.object_store import ObjectInfo, ObjectReader
+from sgpipe.files import object_store
+from sgpipe.files.object_store import ObjectInfo, ObjectReader
 
 CONTENT = bytes(range(25))
 

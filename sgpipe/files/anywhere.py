@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sgpipe.errors import ImageError
-from sgpipe.image_roots import image_root
-from sgpipe.image_roots.base import ImageEntry, ImageFile, ImageRoot, safe_name
-from sgpipe.image_roots.folder import FolderRoot
-from sgpipe.image_roots.members import is_archive
+from sgpipe.files.base import ImageEntry, ImageFile, ImageRoot, safe_name
+from sgpipe.files.folder import FolderRoot
+from sgpipe.files.image_roots import image_root
+from sgpipe.files.members import is_archive
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 from sgpipe.errors import ImageError
-from sgpipe.image_roots.base import ImageEntry, ImageFile, safe_name
-from sgpipe.image_roots.parquet import open_row
-from sgpipe.utils.parquet_images import ParquetImages
+from sgpipe.files.base import ImageEntry, ImageFile, safe_name
+from sgpipe.files.parquet_images import ParquetImages
+from sgpipe.files.parquet_rows import open_row
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,18 @@ import pytest
 from rich.console import Console
 
 from sgpipe.errors import EngineError, ImageError, UserError
+from sgpipe.files import base
+from sgpipe.files import local as files
+from sgpipe.files.anywhere import AnywhereRoot
+from sgpipe.files.archives import ArchiveRoot
+from sgpipe.files.folder import FolderRoot
+from sgpipe.files.image_roots import IndexFolder, existing_images, image_root
+from sgpipe.files.index import cache_folder
 from sgpipe.image_feed import ImageFeed
-from sgpipe.image_roots import IndexFolder, base, existing_images, files, image_root
-from sgpipe.image_roots.anywhere import AnywhereRoot
-from sgpipe.image_roots.archives import ArchiveRoot
-from sgpipe.image_roots.folder import FolderRoot
-from sgpipe.image_roots.index import cache_folder
 from sgpipe.images import read_size
 from sgpipe.records import Record
 from sgpipe.utils.console import Progress
-from tests.sgpipe.image_roots.conftest import FORMS, NAMES, make_shards, make_tar, make_zip
+from tests.sgpipe.files.conftest import FORMS, NAMES, make_shards, make_tar, make_zip
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes = b"x") -> None:
@@ -345,7 +347,7 @@ def test_indexes_that_nobody_has_read_for_a_month_are_deleted(folder: Path, tmp_
 def test_the_cache_of_indexes_is_where_the_user_wants_it_and_can_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cache_folder() == tmp_path / "cache" / "sgpipe" / "image-indexes"
+    assert cache_folder() == Path(os.environ["XDG_CACHE_HOME"], "sgpipe", "image-indexes")
     monkeypatch.setenv("SGPIPE_CACHE", str(tmp_path / "own" / "deep"))
     assert cache_folder() == tmp_path / "own" / "deep" / "image-indexes"
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)

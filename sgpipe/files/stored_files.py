@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import cast
 
 from sgpipe.errors import UserError, existing_file
-from sgpipe.utils.hub import DATASETS, HubDataset
-from sgpipe.utils.object_store import AccessError, ObjectInfo, ObjectReader, is_uri
+from sgpipe.files.hub import DATASETS, HubDataset
+from sgpipe.files.object_store import AccessError, ObjectInfo, ObjectReader, is_uri
 
 _SLASHES = re.compile(r"^(\w{2,}):/+(?=[^/])")
 _OPTION = re.compile(r"(endpoint_override=https?):/+")

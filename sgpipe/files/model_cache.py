@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from sgpipe.errors import EngineError, StoreError, UserError
+from sgpipe.files.object_store import ObjectInfo, ObjectReader, is_uri
 from sgpipe.utils import console
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256
-from sgpipe.utils.object_store import ObjectInfo, ObjectReader, is_uri
 
 _PLACES = ("", "best/", "last/")  # of a model: a folder of its own, or the checkpoints of a training
 _CONFIG, _OPEN_CLIP = "config.json", "open_clip_config.json"

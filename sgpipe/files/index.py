@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.errors import StoreError
-from sgpipe.utils import model_cache
+from sgpipe.files import model_cache
+from sgpipe.files.object_store import ObjectReader
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress
-from sgpipe.utils.object_store import ObjectReader
 
 NAME = "name"
 _ROWS_PER_BATCH = 1 << 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 from io import BytesIO
 
 from sgpipe.errors import ImageError, StoreError
-from sgpipe.image_roots.base import checked_size, image_error, safe_name
-from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
+from sgpipe.files.base import checked_size, image_error, safe_name
+from sgpipe.files.parquet_images import ParquetImages, parse_row_name
 
 
 def open_row(images: ParquetImages, name: str, where: str) -> BytesIO | None:

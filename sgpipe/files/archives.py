@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.errors import ImageError
-from sgpipe.image_roots.base import ImageEntry, checked_size, is_image, safe_name
-from sgpipe.image_roots.files import Files, reading, version_of
-from sgpipe.image_roots.index import NAME, FileIndex, FileIndexRows, IndexReference, by_name, write_index
-from sgpipe.image_roots.members import Member, scan, unpack
+from sgpipe.files.base import ImageEntry, checked_size, is_image, safe_name
+from sgpipe.files.index import NAME, FileIndex, FileIndexRows, IndexReference, by_name, write_index
+from sgpipe.files.local import Files, reading, version_of
+from sgpipe.files.members import Member, scan, unpack
+from sgpipe.files.object_store import ObjectInfo
 from sgpipe.utils.console import Progress, count
-from sgpipe.utils.object_store import ObjectInfo
 
 _LAYOUT = 2  # of the index
 _ARCHIVE = "archive"

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgpipe.errors import UserError
-from sgpipe.utils import json_stream
+from sgpipe.files import json_stream
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.utils.hashing import file_sha256
-from sgpipe.utils.json_stream import JsonStream
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(
