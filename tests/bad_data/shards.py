@@ -18,7 +18,7 @@ from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import iter_records, read_file, shard_name, write_shard
 from sgpipe.storage.verify import verify
-from tests.bad_data.case import Case, Kind, Outcome, outcome
+from tests.bad_data.case import Case, Outcome, outcome
 from tests.sgpipe.storage.test_shards import full_record
 
 Damage = Callable[[bytes], bytes]
@@ -69,7 +69,7 @@ def check(folder: Path, made: Any) -> Outcome:
     if not found.problems:
         return _rows(list(iter_records(root)))
     text = "; ".join(f"{problem.file}: {problem.problem}" for problem in found.problems)
-    assert verify(root).ok if found.repaired else "cannot be repaired" in text
+    assert verify(root).ok == found.repaired
     return Outcome("found", text)
 
 
@@ -80,6 +80,10 @@ def _rows(records: list[Record]) -> Outcome:
 
 def without_column(data: bytes) -> bytes:
     return table(lambda whole: whole.drop_columns(["objects"]))(data)
+
+
+def of_a_later_version(data: bytes) -> bytes:
+    return table(lambda whole: whole.replace_schema_metadata({"sgpipe.schema_version": "99"}))(data)
 
 
 def table(change: Callable[[pa.Table], pa.Table]) -> Damage:
@@ -135,63 +139,61 @@ def flipped(share: float) -> Damage:
 
 ALL, FIRST_TWO = "^rows 0 1 2 3 4 5$", "^rows 0 1 2 3$"
 
-_SHARDS: tuple[tuple[str, Damage, Callable[[Path, Any], Outcome], Kind, str], ...] = (
+_SHARDS: tuple[tuple[Any, ...], ...] = (
     ("undamaged", lambda data: data, check, "accepted", ALL),
     *(
-        (f"cut to {share:.1%} of its bytes", cut(share), process, kind, pattern)
+        (f"cut to {share:.1%} of its bytes", cut(share), process, kind)
         for share in (0, 0.001, 0.25, 0.5, 0.75, 0.999)
-        for process, kind, pattern in ((read, "refused", "cannot be read"), (check, "found", "it is cut"))
+        for process, kind in ((read, "refused"), (check, "found"))
     ),
-    *((f"a byte flipped at {share:.1%}", flipped(share), check, "found", "checksum") for share in (0, 0.3, 0.6, 0.999)),
-    ("extra bytes at the end", lambda data: data + b"x", check, "found", "it is cut short, or another file"),
-    ("zeros of the same length", lambda data: bytes(len(data)), check, "found", "checksum"),
-    ("a footer of 2 GB", lambda data: data[:-8] + b"\xff\xff\xff\x7fPAR1", read, "refused", "cannot be read"),
-    ("a missing column", without_column, read_shard, "refused", "objects|no column"),
-    ("of a later version", table(lambda whole: whole.replace_schema_metadata({"sgpipe.schema_version": "2"})), read,
-     "refused", "schema version 2, this sgpipe reads version 1"),
+    *((f"a byte flipped at {share:.1%}", flipped(share), check, "found") for share in (0, 0.3, 0.6, 0.999)),
+    ("extra bytes at the end", lambda data: data + b"x", check, "found"),
+    ("zeros of the same length", lambda data: bytes(len(data)), check, "found"),
+    ("a footer of 2 GB", lambda data: data[:-8] + b"\xff\xff\xff\x7fPAR1", read, "refused"),
+    ("a missing column", without_column, read_shard, "refused"),
+    ("of a later version", of_a_later_version, read, "refused"),
 )  # fmt: skip
 
-_MANIFESTS: tuple[tuple[str, Damage, Callable[[Path, Any], Outcome], Kind, str], ...] = (
-    ("empty", lambda data: b"", read, "refused", "is damaged"),
-    ("binary zeros", lambda data: bytes(len(data)), check, "found", "cannot be repaired"),
-    ("cut short in its first line", cut(0.03), check, "found", "cannot be repaired"),
+_MANIFESTS: tuple[tuple[Any, ...], ...] = (
+    ("empty", lambda data: b"", read, "refused"),
+    ("binary zeros", lambda data: bytes(len(data)), check, "found"),
+    ("cut short in its first line", cut(0.03), check, "found"),
     ("cut short in its last line, as after a crash", lambda data: data[:-20], read, "accepted", FIRST_TWO),
-    ("cut short in its last line", lambda data: data[:-20], check, "found", "the manifest does not list it$"),
-    ("cut between lines", lines(lambda every: every[:-1]), check, "found", "the manifest does not list it$"),
+    ("cut short in its last line", lambda data: data[:-20], check, "found"),
+    ("cut between lines", lines(lambda every: every[:-1]), check, "found"),
     ("zeros after the end", lambda data: data + bytes(512), check, "accepted", ALL),
     ("half a line after the end", lambda data: data + b'{"crc32": "00', check, "accepted", ALL),
     ("a duplicate line", lines(lambda every: [*every, every[-1]]), check, "accepted", ALL),
     ("reordered lines", lines(lambda every: [every[0], *every[:0:-1]]), check, "accepted", ALL),
-    ("a missing line", lines(lambda every: [*every[:2], every[3]]), check, "found", "does not list it$"),
-    ("a missing first line", lines(lambda every: every[1:]), read, "refused", "its first line has changed"),
-    ("an empty line", lines(lambda every: [*every[:2], b"\n", *every[2:]]), read, "refused", "damaged .line 3"),
-    ("a number edited", edited(b'"relations": 4', b'"relations": 9'), read, "refused", "damaged .line 2"),
-    ("a number edited", edited(b'"relations": 4', b'"relations": 9'), check, "found", "line 2 has changed"),
-    ("Windows line endings", edited(b"\n", b"\r\n"), read, "refused", "its first line has changed"),
-    ("a byte order mark", lambda data: b"\xef\xbb\xbf" + data, read, "refused", "is damaged"),
-    ("two lines joined", lines(lambda every: [every[0], every[1].strip(), *every[2:]]), read, "refused", "line 2"),
-    ("invalid JSON with a valid checksum", lambda data: data + checked(b"}{"), read, "refused", "line 5"),
-    ("a shard path outside the run", says(file="data/../../x.parquet"), read, "refused", "damaged .line 3"),
-    ("an absolute shard path", says(file="/etc/x.parquet"), read, "refused", "damaged .line 3"),
-    ("a word for the size", says(bytes="many"), read, "refused", "damaged .line 3"),
-    ("a negative start", says(start=-2), read, "refused", "damaged .line 3"),
-    ("a shard without rows", says(stop=2), read, "refused", "damaged .line 3"),
-    ("a list for the counts", says(counts=[1]), read, "refused", "damaged .line 3"),
-    ("a number for the split", says(split=1), read, "refused", "damaged .line 3"),
-    ("more rows than in the shard", says(stop=4000), check, "found", "2 rows, the manifest says 3,998"),
-    ("a split that differs from the rows", says(split="train"), check, "found", "not of split 'train'"),
-    ("a shard listed for other rows", says(file=SHARD, start=1, stop=3), check, "found", "rows overlap those of an"),
-    ("a list for the run", lines(lambda every: [sealed({"run": [1]}), *every[1:]]), read, "refused", "its first line"),
-    ("of a later version", lines(lambda every: [sealed({"run": {"schema_version": 2}}), *every[1:]]), read, "refused",
-     "schema version 2, this sgpipe reads version 1"),
+    ("a missing line", lines(lambda every: [*every[:2], every[3]]), check, "found"),
+    ("a missing first line", lines(lambda every: every[1:]), read, "refused"),
+    ("an empty line", lines(lambda every: [*every[:2], b"\n", *every[2:]]), read, "refused"),
+    ("a number edited", edited(b'"relations": 4', b'"relations": 9'), read, "refused"),
+    ("a number edited", edited(b'"relations": 4', b'"relations": 9'), check, "found"),
+    ("Windows line endings", edited(b"\n", b"\r\n"), read, "refused"),
+    ("a byte order mark", lambda data: b"\xef\xbb\xbf" + data, read, "refused"),
+    ("two lines joined", lines(lambda every: [every[0], every[1].strip(), *every[2:]]), read, "refused"),
+    ("invalid JSON with a valid checksum", lambda data: data + checked(b"}{"), read, "refused"),
+    ("a shard path outside the run", says(file="data/../../x.parquet"), read, "refused"),
+    ("an absolute shard path", says(file="/etc/x.parquet"), read, "refused"),
+    ("a word for the size", says(bytes="many"), read, "refused"),
+    ("a negative start", says(start=-2), read, "refused"),
+    ("a shard without rows", says(stop=2), read, "refused"),
+    ("a list for the counts", says(counts=[1]), read, "refused"),
+    ("a number for the split", says(split=1), read, "refused"),
+    ("more rows than in the shard", says(stop=4000), check, "found"),
+    ("a split that differs from the rows", says(split="train"), check, "found"),
+    ("a shard listed for other rows", says(file=SHARD, start=1, stop=3), check, "found"),
+    ("a list for the run", lines(lambda every: [sealed({"run": [1]}), *every[1:]]), read, "refused"),
+    ("of a later version", lines(lambda every: [sealed({"run": {"schema_version": 99}}), *every[1:]]), read, "refused"),
 )  # fmt: skip
 
 
 def _cases(group: str, file: str, rows: tuple[Any, ...]) -> list[Case]:
     verified = {check: f"{group}, verified", read: group, read_shard: group}
     return [
-        Case(verified[process], name, damaged(file, damage), process, kind, pattern)
-        for name, damage, process, kind, pattern in rows
+        Case(verified[process], name, damaged(file, damage), process, kind, *pattern)
+        for name, damage, process, kind, *pattern in rows
     ]
 
 
