@@ -1,7 +1,8 @@
-"""The page of the experiments: `python -m experiments.report` writes docs/experiments.md and its plots.
+"""The report of the experiments: `python -m experiments.report` writes docs/experiments.md and its plots.
 
-A difference between two arms is shown if two intervals of 95 % exclude 0: the t-interval over the seeds, in pairs of
-equal seeds, and the bootstrap over the images, with the seeds averaged.
+The page answers each question; experiments/results/README.md has the tables of all arms. A difference between two arms
+is shown if two intervals of 95 % exclude 0: the t-interval over the seeds, in pairs of equal seeds, and the bootstrap
+over the images, with the seeds averaged.
 """
 
 from __future__ import annotations
@@ -20,24 +21,31 @@ from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count
 from sgpipe.viz.svg import unit_square
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGE, PLOTS = "experiments.md", "experiments"
+ROOT = Path(__file__).parents[1]
+PAGE, TABLES, PLOTS = "docs/experiments.md", "experiments/results/README.md", "experiments"
 _LEVEL = 0.95
 
 INTRODUCTION = """\
 # What the labels are worth
 
 The claims of RLIPv2 in miniature: small networks, trained and measured on the [miniworld](concepts.md), whose ground
-truth is exact. `make experiments` repeats everything, in pieces of any length; `make experiment NAME=assignment` does
-one. [experiments.yaml](https://github.com/sgpipe/sgpipe/blob/main/experiments/experiments.yaml) has all arms, and the
-order that was expected before they ran. Each network is measured on 500 images of combinations that occur in training
-(*seen*) and on 500 of combinations that do not (*unseen*). *mAP*: by HICO-DET's protocol, over (person, predicate,
-object) classes. *AP*: a tagger's average precision on given pairs. ± is the 95 % interval over the seeds, which decide
-new weights, the order of the images, and which random images are used. Pseudo-labels, and networks from which several
-arms start, were made once.
+truth is exact. `make experiments` repeats everything, in pieces of any length; `make experiment NAME=assignment` runs
+one. The expected orders were written down before the experiments ran
+([experiments.yaml](https://github.com/sgpipe/sgpipe/blob/main/experiments/experiments.yaml)).
 
-A difference counts as *shown* if two 95 % intervals exclude 0: over the seeds, and over the images (paired bootstrap).
-It is *open* if one of them does not, and *incomplete* if an arm has not been trained with all seeds or has diverged.
+*Seen* and *unseen*: 500 test images each of combinations that occur in training and that do not. *mAP* follows
+HICO-DET's protocol; *AP* is a tagger's average precision on given pairs. A difference is *shown* if two 95 % intervals
+exclude 0, over the seeds (± here) and over the images (paired bootstrap), and *open* otherwise.
+[All arms, seeds and intervals](../experiments/results/README.md).\
+"""
+
+TABLES_INTRODUCTION = """\
+# Results of the experiments
+
+The tables behind [What the labels are worth](../../docs/experiments.md), by `python -m experiments.report`. ± is the
+95 % interval over the seeds, which decide new weights, the order of the images, and which random images are used.
+Pseudo-labels, and networks from which several arms start, were made once. A difference is *incomplete* if an arm has
+not been trained with all seeds or has diverged.\
 """
 
 
@@ -48,32 +56,35 @@ def interval(values: Sequence[float]) -> float:
     return float(t.ppf((1 + _LEVEL) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
-def page(plan: Plan, results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
-    """The files of the report below docs/, by path."""
-    files = {PAGE: "\n".join([INTRODUCTION, *_summary(plan, results)])}
-    for name, experiment in plan.experiments.items():
-        rows = results[name]
-        files[PAGE] += "\n" + "\n".join(_section(name, experiment, rows)) + "\n"
-        if plot := _curves(experiment, rows):
-            files[f"{PLOTS}/{name}.svg"] = plot
-    return files
-
-
-def _summary(plan: Plan, results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
-    yield "| question | expected | outcome |"
-    yield "|---|---|---|"
-    for name, experiment in plan.experiments.items():
-        for expected in experiment.expected:
-            order = " > ".join(expected.order)
-            outcomes = [
-                outcome(results[name], expected.stage, expected.measure, *pair) for pair in pairwise(expected.order)
-            ]
-            title = f"[{experiment.title}](#{_anchor(experiment.title)})"
-            yield f"| {title} | {order} ({expected.measure}, {expected.stage}) | {', '.join(outcomes)} |"
+def report(plan: Plan, results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """Return the files of the report by path."""
     rows = [row for each in results.values() for row in each]
     hours = sum(row.get("cpu_seconds", 0.0) for row in rows) / 3600
-    yield ""
-    yield f"{count(len(rows), 'result')} in {hours:.1f} CPU-hours."
+    answers, tables = [INTRODUCTION], [TABLES_INTRODUCTION, f"\n{count(len(rows), 'result')} in {hours:.1f} CPU-hours."]
+    files = {}
+    for name, experiment in plan.experiments.items():
+        answers += ["", *_answers(experiment, results[name])]
+        tables += ["", *_tables(experiment, results[name])]
+        if plot := _curves(experiment, results[name]):
+            files[f"docs/{PLOTS}/{name}.svg"] = plot
+            answers.append(f"\n![{experiment.title}]({PLOTS}/{name}.svg)")
+    return {PAGE: "\n".join(answers) + "\n", TABLES: "\n".join(tables) + "\n", **files}
+
+
+def _answers(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
+    yield f"## {experiment.title}\n\n{experiment.question}\n"
+    yield "| expected | measure | difference | outcome |"
+    yield "|---|---|---|---|"
+    for expected in experiment.expected:
+        for better, worse in pairwise(expected.order):
+            at = (rows, expected.stage, expected.measure, better, worse)
+            cells = (f"{better} > {worse}", f"{expected.measure}, {expected.stage}", _difference(*at), outcome(*at))
+            yield f"| {' | '.join(cells)} |"
+
+
+def _difference(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> str:
+    differences = paired(rows, stage, measure, better, worse)
+    return f"{fmean(differences):+.3f} ± {interval(differences):.3f}" if len(differences) > 1 else ""
 
 
 def outcome(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> str:
@@ -114,15 +125,13 @@ def _by_seed(rows: Sequence[Row], arm: str, stage: str, measure: str) -> dict[in
     return {row["seed"]: row["measures"][measure] for row in own}
 
 
-def _section(name: str, experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
-    yield f"## {experiment.title}\n\n{experiment.question}\n"
+def _tables(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
+    yield f"## {experiment.title}\n"
     if labels := [row for row in rows if "labels" in row]:
         yield from _label_table(labels)
     yield from _arm_table(experiment, rows)
     yield from _differences(experiment, rows)
     yield from _speed_table(experiment, rows)
-    if _curves(experiment, rows):
-        yield f"\n![{experiment.title}]({PLOTS}/{name}.svg)"
 
 
 def _label_table(rows: Sequence[Row]) -> Iterator[str]:
@@ -168,11 +177,10 @@ def _differences(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     for expected in experiment.expected:
         for better, worse in pairwise(expected.order):
             at = (rows, expected.stage, expected.measure, better, worse)
-            differences, (low, high) = paired(*at), image_interval(*at)
+            low, high = image_interval(*at)
             images = "" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
-            mean = f"{fmean(differences):+.3f} ± {interval(differences):.3f}" if len(differences) > 1 else ""
             measure = f"{expected.measure}, {expected.stage}"
-            yield f"| {better} > {worse} | {measure} | {mean} | {images} | {outcome(*at)} |"
+            yield f"| {better} > {worse} | {measure} | {_difference(*at)} | {images} | {outcome(*at)} |"
 
 
 def _speed_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
@@ -216,15 +224,11 @@ def _curves(experiment: Experiment, rows: Sequence[Row]) -> str | None:
     return unit_square(experiment.title, lines, "steps", "average precision", (560, 360), x_end=end).file()
 
 
-def _anchor(title: str) -> str:
-    return "".join(letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
-
-
 def write_report(results: Results) -> None:
-    """Write the page and its plots."""
-    for path, text in page(results.plan, {name: results.current(name) for name in results.plan.experiments}).items():
-        (DOCS / path).parent.mkdir(exist_ok=True)
-        write_text(DOCS / path, text)
+    """Write the page, the tables and the plots."""
+    for path, text in report(results.plan, {name: results.current(name) for name in results.plan.experiments}).items():
+        (ROOT / path).parent.mkdir(exist_ok=True)
+        write_text(ROOT / path, text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The mkdocs hook: adds the generated pages to the site, so that they never differ from the code.
 
-Generated are the pages of the command line and of both recipes' settings, and the benchmarks' last results. Links that
-lead to `../benchmarks/results/` in the repository lead to these pages on the site.
+Generated are the pages of the command line and of both recipes' settings, and the last results of the benchmarks and
+experiments. Links that lead to their files in the repository lead to these pages on the site.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ from settings import settings_page
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+LINKS = {
+    "../benchmarks/results)": "benchmarks.md)",
+    "../benchmarks/results/)": "benchmarks.md)",
+    "../benchmarks/results/": "benchmarks/",
+    "../experiments/results/README.md)": "experiments/results.md)",
+    "../../docs/": "../",  # of the experiments' results
+}
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -30,7 +37,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Lead links into the repository to the pages of the site."""
-    return markdown.replace("](../benchmarks/results/", "](benchmarks/").replace("](benchmarks/)", "](benchmarks.md)")
+    for link, page in LINKS.items():
+        markdown = markdown.replace(f"]({link}", f"]({page}")
+    return markdown
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
@@ -50,6 +59,7 @@ def generated_pages() -> dict[str, str]:
         "settings.md": settings_page("labelling"),
         "training-settings.md": settings_page("training"),
         "benchmarks.md": introduction + "\n".join(titles) + "\n",
+        "experiments/results.md": (ROOT / "experiments/results/README.md").read_text(encoding="utf-8"),
         **results,
     }
 

@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 from experiments import workshop
 from experiments.measures import image_interval, of_pairs
 from experiments.plan import Plan, load_plan
-from experiments.report import DOCS, interval, outcome, page, steps_to
+from experiments.report import PAGE, ROOT, TABLES, interval, outcome, report, steps_to
 from experiments.results import Results
 from experiments.run import Task, open_tasks, run_task
 from experiments.workshop import Workshop
@@ -70,11 +70,11 @@ def arm_row(arm, seed, stage, **values):
     return {"arm": arm, "seed": seed, "stage": stage, "key": plan_.stage_keys(stages, seed)[index], **values}
 
 
-def test_the_plan_of_the_project_is_valid_and_its_page_up_to_date():
+def test_the_plan_of_the_project_is_valid_and_its_report_up_to_date():
     results = Results(load_plan())
-    pages = page(results.plan, {name: results.current(name) for name in results.plan.experiments})
-    for name, text in pages.items():
-        assert (DOCS / name).read_text(encoding="utf-8") == text, f"run `python -m experiments.report` for docs/{name}"
+    files = report(results.plan, {name: results.current(name) for name in results.plan.experiments})
+    for path, text in files.items():
+        assert (ROOT / path).read_text(encoding="utf-8") == text, f"run `python -m experiments.report` for {path}"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_difference_is_shown_if_both_intervals_exclude_0(differences, images, 
     assert outcome(rows, "first", "mAP", "a", "b") == expected
 
 
-def test_the_page_has_every_arm_also_those_that_diverged():
+def test_the_tables_have_every_arm_also_those_that_diverged():
     one = Plan.model_validate(plan())
     rows = [
         {"labels": "labels", "measures": {"relations": 1234.0, "precision": 0.875}},
@@ -217,14 +217,15 @@ def test_the_page_has_every_arm_also_those_that_diverged():
         arm_row("tagger", 0, "first", diverged="the loss is not finite"),
         arm_row("tagger", 1, "first", measures={"seen AP": 0.25}, curve=[[1, 0.1], [2, 0.25]], cpu_seconds=1800),
     ]
-    files = page(one, {"one": rows})
-    text = files["experiments.md"]
+    files = report(one, {"one": rows})
+    text = files[TABLES]
     assert "| labels | 1,234 | 0.875 |" in text
     assert "| both | 2 of 2 | 0.400 ± 1.271 |  |" in text
     assert "| tagger | 2 of 2, 1 diverged |  | 0.250 |" in text
     assert "5 results in 0.5 CPU-hours." in text
-    assert "tagger, step 2: 0.250" in files["experiments/one.svg"]
-    assert "| arm | seeds |\n|---|---|\n| both | 0 of 2 |\n" in page(one, {"one": []})["experiments.md"]
+    assert "tagger, step 2: 0.250" in files["docs/experiments/one.svg"]
+    assert "experiments/one.svg" in files[PAGE]
+    assert "| arm | seeds |\n|---|---|\n| both | 0 of 2 |\n" in report(one, {"one": []})[TABLES]
 
 
 @pytest.mark.slow
