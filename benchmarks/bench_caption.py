@@ -25,9 +25,9 @@ from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGenera
 
 from benchmarks.measure import matrix_rate, medians, operations, report
 from sgpipe.stages.caption.blip import fuse_vision_attention
-from sgpipe.stages.caption.blip_decoder import BlipDecoder
+from sgpipe.stages.caption.blip_decoder import BlipDecoder, sample_captions
 from sgpipe.stages.caption.captioner import PROMPT as PROMPT_TEXT
-from sgpipe.stages.caption.decoding import NucleusSampling, sample_captions
+from sgpipe.stages.caption.decoding import NucleusSampling
 
 SHAPES = {
     "small": {"width": 384, "layers": 6, "heads": 6},

@@ -38,8 +38,7 @@ from sgpipe.recipe import CaptionConfig, PairConfig, Resources, TagConfig
 from sgpipe.records import Pair, Record
 from sgpipe.sources.coco_relations import CocoInstances, load_coco_instances
 from sgpipe.stages.base import Stage
-from sgpipe.stages.caption.blip import ImagePreparation
-from sgpipe.stages.caption.blip_captioner import BlipCaptioner
+from sgpipe.stages.caption.blip import BlipCaptioner, ImagePreparation
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.tag.stage import TagStage
 from sgpipe.utils.devices import GPU_THREADS, GpuMemory

@@ -16,7 +16,7 @@ from sgpipe.errors import UserError
 from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
 from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Resources, TagConfig
 from sgpipe.stages.base import Stage
-from sgpipe.stages.caption.families import is_blip
+from sgpipe.stages.caption.captioner import is_blip
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import count
 from sgpipe.utils.devices import usable_gpus

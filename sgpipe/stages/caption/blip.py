@@ -1,15 +1,20 @@
-"""Load a BLIP captioning checkpoint (Li et al., ICML 2022): weights, tokenizer and image preparation.
+"""A BLIP checkpoint (Li et al., ICML 2022) as a captioner: weights, tokenizer, image preparation and captions.
 
-A checkpoint is checked completely before the first image. The vision tower gets PyTorch's fused attention, which
-transformers does not support for this model.
+Matrix products round differently for different numbers of rows, so on a CPU each image is computed alone, with all its
+samples, and the result is bit-for-bit reproducible. On a GPU images are computed in padded groups of a fixed size,
+halved when the memory is full. Across group sizes, devices, number formats, library versions and thread counts the
+noise is the same but scores differ in their last digits, which rarely changes a caption.
+
+The vision tower gets PyTorch's fused attention, which transformers does not support for this model.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +32,119 @@ from transformers import (
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sgpipe.errors import UserError
-from sgpipe.stages.caption.checkpoint import UNREADABLE, check_architecture, first_line, options, quiet, read_config
+from sgpipe.recipe import CaptionConfig
+from sgpipe.stages.base import image_threads
+from sgpipe.stages.caption.blip_decoder import BlipDecoder, beam_captions, sample_captions
+from sgpipe.stages.caption.captioner import MAX_TOKENS, CaptionInput
+from sgpipe.stages.caption.decoding import NucleusSampling
+from sgpipe.stages.checkpoint import (
+    UNREADABLE,
+    check_architecture,
+    first_line,
+    load_weights,
+    options,
+    quiet,
+    read_config,
+)
+from sgpipe.utils.devices import GPU_THREADS, GpuMemory, pick_device, pick_dtype
+from sgpipe.utils.prefetch import prefetch
 
-ARCHITECTURE = "BlipForConditionalGeneration"
+_GPU_GROUP = 8
+_REMEDY = "lower caption.samples, or raise caption.resources.gpus so that fewer actors share the GPU"
+
+_Prepared = tuple[Tensor, int]  # pixels, as by `BlipCaptioner._prepare`, and key of an image
+
+
+class BlipCaptioner:
+    """Captions by BLIP, with the decoder of `blip_decoder`."""
+
+    def __init__(self, config: CaptionConfig) -> None:
+        """`config`: with `prompt` and `max_tokens`, see `captioner.settings_of`."""
+        self.config = config
+        self.source = str(config.captioner)
+        self.max_tokens = config.max_tokens or MAX_TOKENS
+
+    def check(self) -> None:
+        """Raise UserError if there is no such captioner, it is another kind of model, or `caption.system` is set."""
+        if self.config.system is not None:
+            raise UserError("caption.system is set, but BLIP is not a chat model: set caption.prompt, or omit both")
+        _check_config(self.source)
+
+    def setup(self) -> None:
+        """Load the model. Raises UserError like `load_blip`, or if `max_tokens` leaves no room for a caption."""
+        config = self.config
+        self.device = pick_device(config.device, config.resources.gpus)
+        dtype = pick_dtype(config.dtype, self.device)
+        self.blip: Blip = load_blip(self.source, config.image_size, self.device, dtype)
+        self.decoder = BlipDecoder(self.blip.model)
+        self.compiled = [self.decoder.compile()] if config.compile and self.device.type == "cuda" else []
+        self.prompt = self.blip.prompt_ids(config.prompt or "")
+        on_gpu = self.device.type == "cuda"
+        # transformers' beam search is not known to be safe for threads
+        self.gpu_threads = (GPU_THREADS if config.decoding == "nucleus" else 1) if on_gpu else 0
+        self.memory = GpuMemory(self.device, _REMEDY, max(self.gpu_threads, 1), _GPU_GROUP if on_gpu else 1)
+        self._check_lengths()
+
+    def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str]]:
+        """See `Captioner.caption`."""
+        threads = image_threads(self.config.resources, elsewhere=self.device.type != "cpu")
+        with (
+            prefetch(self._prepare, inputs, threads, self.config.batch_size + 2 * threads) as prepared,
+            prefetch(self._compute, self._groups(prepared), self.gpu_threads, self.gpu_threads + 1) as computed,
+        ):
+            for captions in computed:
+                yield from captions
+
+    def _prepare(self, given: CaptionInput) -> _Prepared:
+        """Return what is copied to the device: for a GPU bytes, which it normalises, else normalised pixels."""
+        if self.device.type == "cpu":
+            return self.blip.prepare(given.image), given.key
+        pixels = self.blip.prepare.resize(given.image)
+        return pixels.pin_memory() if self.device.type == "cuda" else pixels, given.key
+
+    def _groups(self, prepared: Iterator[_Prepared]) -> Iterator[list[_Prepared]]:
+        while group := list(islice(prepared, min(self.memory.batch_size, self.config.batch_size))):
+            yield group
+
+    def _compute(self, group: list[_Prepared]) -> list[list[str]]:
+        """Return the captions of a group, which is padded to the size of all groups."""
+        padded = [*group, *[group[-1]] * (self.memory.batch_size - len(group))]
+        return self.memory.compute(self._caption, padded)[: len(group)]
+
+    def _check_lengths(self) -> None:
+        most, least = self.max_tokens, self.config.min_tokens
+        positions = self.blip.text_config.max_position_embeddings
+        if most > positions:
+            raise UserError(f"caption.max_tokens is {most}, but this captioner has only {positions} positions")
+        if most <= len(self.prompt) or most < least:
+            raise UserError(
+                f"caption.max_tokens is {most}: expected at least min_tokens ({least}) and more than the "
+                f"{len(self.prompt)} tokens of [DEC] and the prompt, which are included"
+            )
+
+    def _caption(self, group: Sequence[_Prepared]) -> list[list[str]]:
+        pixels = self.blip.to_device([pixels for pixels, _ in group])
+        decoded = self._decode(self.blip.encode(pixels), [key for _, key in group])
+        return [[self.blip.text(tokens) for tokens in samples] for samples in decoded]
+
+    def _decode(self, states: torch.Tensor, keys: list[int]) -> list[list[list[int]]]:
+        config = self.config
+        if config.decoding == "beam":
+            return beam_captions(self.blip.model, states, self.prompt, config.beams, config.min_tokens, self.max_tokens)
+        sampling = NucleusSampling(
+            config.samples,
+            config.top_p,
+            config.temperature,
+            config.min_tokens,
+            self.max_tokens,
+            end=self.blip.text_config.sep_token_id,
+            repetition_penalty=config.repetition_penalty,
+            top_k=config.top_k,
+        )
+        try:
+            return sample_captions(self.decoder, states, self.prompt, keys, sampling)
+        except FloatingPointError as reason:
+            raise UserError(f"captioner {config.captioner!r}: {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -107,12 +222,12 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
     `image_size` is the side in pixels; None is the side that the position embeddings were trained for. Other sizes
     interpolate them.
 
-    Raises UserError: no such model, another kind of model, missing or damaged weights, a tokenizer that does not
+    Raises UserError for no such model, another kind of model, missing or damaged weights, a tokenizer that does not
     belong to the model, or an `image_size` that is not a multiple of the patch size.
     """
+    _check_config(source)
+    model = load_weights(BlipForConditionalGeneration, source, dtype=torch.float32)
     with quiet():
-        _check_config(source)
-        model = _load_model(source)
         tokenizer = _load_tokenizer(source, model.config.text_config)
         prepare = _load_image_preparation(source, model.config.vision_config, image_size)
     fuse_vision_attention(model)
@@ -120,32 +235,11 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
     return Blip(model.eval(), tokenizer, prepare)
 
 
-def check_captioner(source: str) -> None:
-    """Raises UserError: no such model, or one of another kind, as far as its configuration tells."""
-    with quiet():
-        _check_config(source)
-
-
 def _check_config(source: str) -> None:
     config = read_config(source)
     if (model_type := config.get("model_type")) != "blip":
         raise UserError(f"captioner {source!r} is not BLIP: model_type is {model_type!r}, expected 'blip'")
-    check_architecture(source, config, ARCHITECTURE)
-
-
-def _load_model(source: str) -> BlipForConditionalGeneration:
-    try:
-        loaded: Any = BlipForConditionalGeneration.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, **options(source)
-        )
-    except UNREADABLE as reason:
-        raise UserError(f"captioner {source!r}: cannot load its weights: {first_line(reason)}") from None
-    model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        count = f"{len(missing)} weights are" if len(missing) > 1 else "1 weight is"
-        raise UserError(f"captioner {source!r}: {count} missing, such as {missing[0]}")
-    return model
+    check_architecture(source, config, "BlipForConditionalGeneration")
 
 
 def _load_tokenizer(source: str, text_config: Any) -> PreTrainedTokenizerBase:
@@ -167,9 +261,7 @@ def _load_tokenizer(source: str, text_config: Any) -> PreTrainedTokenizerBase:
     for name in ("bos_token_id", "sep_token_id"):
         token = getattr(text_config, name)
         if token is None or not 0 <= token < vocabulary:
-            raise UserError(
-                f"captioner {source!r}: text_config.{name} is {token}, outside the vocabulary of {vocabulary}"
-            )
+            raise UserError(f"captioner {source!r}: text_config.{name} is {token}, outside the vocabulary")
     return tokenizer
 
 

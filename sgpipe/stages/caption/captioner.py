@@ -1,17 +1,30 @@
-"""The `Captioner` protocol: images in, captions out. `families.load_captioner` makes one from a recipe."""
+"""The `Captioner` protocol (images in, captions out), and what the null settings of a captioner stand for."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
+from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageFile
+from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import CaptionConfig
 
 PROMPT, MAX_TOKENS = "a picture of", 20  # of the published captioner, BLIP
+CHAT_PROMPT = (
+    "Write one short sentence about how the things in this image relate to each other: who does what to what, or what "
+    "is on, in, under, above, behind, in front of or next to what. Use plain nouns, action verbs and spatial words. "
+    "State only what is visible, and answer with the sentence alone."
+)
+_CHAT_MAX_TOKENS = 128
+# Families whose prompt is not a request in words.
+_PROMPTS = {"blip-2": "a photo of", "florence2": "<DETAILED_CAPTION>", "paligemma": "caption en"}
 
 
 @dataclass(frozen=True)
@@ -34,12 +47,6 @@ class Refused:
     reason: str
 
 
-def for_blip(config: CaptionConfig) -> CaptionConfig:
-    """The settings with BLIP's own in place of those that are null."""
-    own = {"prompt": PROMPT, "max_tokens": MAX_TOKENS}
-    return config.model_copy(update={name: value for name, value in own.items() if getattr(config, name) is None})
-
-
 class Captioner(Protocol):
     """Captions of images, in their order.
 
@@ -48,16 +55,80 @@ class Captioner(Protocol):
     """
 
     def check(self) -> None:
-        """Cheap, before any work. Raises UserError: this captioner cannot caption, as far as can be told."""
+        """Raise UserError if this captioner cannot caption, as far as can be told cheaply, before any work."""
 
     def setup(self) -> None:
-        """Load what is needed, in the process that captions. Raises UserError: as `check`, and damaged weights."""
+        """Load what is needed, in the process that captions. Raises UserError like `check`, and for damaged weights."""
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refused]:
-        """The captions of each input: up to `caption.samples`, or one by beam search; each is a single line.
+        """Yield the captions of each input: up to `caption.samples`, or one by beam search; each is a single line.
 
         Reads `inputs` as it needs them: only as many images are open as are captioned together.
 
-        Raises UserError: the captioner fails on every image, or the memory is full.
+        Raises UserError if the captioner fails on every image, or the memory is full.
         """
         ...
+
+
+def settings_of(config: CaptionConfig) -> CaptionConfig:
+    """Return the settings with the captioner's own in place of null; one that cannot be read yet counts as BLIP."""
+    family = _family(config)
+    if family == "blip":
+        own: dict[str, str | int] = {"prompt": PROMPT, "max_tokens": MAX_TOKENS}
+    else:
+        own = {"prompt": _PROMPTS.get(family, CHAT_PROMPT), "max_tokens": _CHAT_MAX_TOKENS}
+    return config.model_copy(update={name: value for name, value in own.items() if getattr(config, name) is None})
+
+
+def is_blip(config: CaptionConfig) -> bool:
+    """Return whether the captioner is BLIP on this machine; one that cannot be read yet counts as BLIP."""
+    return _family(config) == "blip"
+
+
+def _family(config: CaptionConfig) -> str:
+    if config.endpoint is not None:
+        return "chat"
+    if config.captioner is None:
+        return "blip"
+    try:
+        source = local_model(config.captioner)
+        if (file := Path(source) / "config.json").is_file():  # without importing transformers
+            return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
+        from sgpipe.stages.checkpoint import read_config
+
+        return str(read_config(source).get("model_type"))
+    except (UserError, OSError, ValueError, TypeError, KeyError):
+        return "blip"
+
+
+_THOUGHTS = re.compile(r"^.*?</think>", re.DOTALL)
+_LOCATION = re.compile(r"<loc_?\d+>")  # of Florence-2 and PaliGemma
+_FENCE = re.compile(r"^\s*(```|~~~).*$", re.MULTILINE)
+_LINE_START = re.compile(r"^\s*(?:(?:#{1,6}|[-*+•>]|\d{1,3}[.)])\s+)+")
+_RULE = re.compile(r"^\s*([-*_]\s*){3,}$")
+_MARKS = re.compile(r"\*\*|__|`|(?<!\w)[*_](?=\w)|(?<=[\w.,!?])[*_](?!\w)")
+_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_UNPRINTABLE = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff\ufffd]")
+_ENDED = re.compile(r"""[.!?:;,…。！？]["')\]]*$""")
+
+
+def one_line(text: str) -> str:
+    """Return what a language model wrote without line breaks, Markdown, reasoning, locations, and enclosing quotes.
+
+    Lines become sentences: one that ends without punctuation gets a full stop before the next.
+    """
+    text = _FENCE.sub("", _LOCATION.sub("", _THOUGHTS.sub("", text)))
+    if text.lstrip().startswith("<think>"):  # cut off before it came to an answer
+        return ""
+    plain = (
+        _MARKS.sub("", _LINK.sub(r"\1", _LINE_START.sub("", line)))
+        for line in text.splitlines()
+        if not _RULE.match(line)
+    )
+    lines = [line for line in (" ".join(_UNPRINTABLE.sub(" ", line).split()) for line in plain) if line]
+    ended = [line if _ENDED.search(line) else line + "." for line in lines[:-1]]
+    joined = " ".join([*ended, *lines[-1:]])
+    for left, right in ('""', "''", "“”", "«»"):
+        if len(joined) > 1 and joined[0] == left and joined[-1] == right and left not in joined[1:-1]:
+            return joined[1:-1].strip()
+    return joined

@@ -1,4 +1,4 @@
-"""From image states to caption tokens: exact nucleus sampling with counter-based noise, or beam search.
+"""Exact nucleus sampling with counter-based noise.
 
 Nucleus sampling: Holtzman et al., ICLR 2020. A sample is the argmax of the kept tokens' scores plus Gumbel noise, and
 the noise of a token is a pure function of (image, sample, step, token). It is therefore the same on every device, in
@@ -9,13 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BlipForConditionalGeneration, GenerationConfig
-
-from sgpipe.stages.caption.blip_decoder import BlipDecoder
 
 _UINT32 = 0xFFFFFFFF
 
@@ -116,82 +112,3 @@ def draw(scores: Tensor, top_p: float, keys: Tensor, samples: Tensor, step: int)
     noisy = torch.full_like(scores, -torch.inf, dtype=torch.float64)
     noisy[rows, tokens] = scores[rows, tokens].double() + gumbel(keys[rows], samples[rows], step, tokens)
     return noisy.argmax(dim=-1)
-
-
-@torch.no_grad()
-def sample_captions(
-    decoder: BlipDecoder, image_states: Tensor, prompt: list[int], keys: list[int], sampling: NucleusSampling
-) -> list[list[list[int]]]:
-    """The tokens after `prompt` of each sample of each image, without the end token.
-
-    Args:
-        image_states: [images, 1 + patches, vision width].
-        keys: one per image, 63 bits that select its noise.
-
-    With one image, sequences that have ended are dropped from the computation. With several images they stay, so that
-    tensor shapes do not depend on the length of other images' captions.
-
-    Raises FloatingPointError: the model's scores are not finite.
-    """
-    images, device = len(image_states), image_states.device
-    rows = torch.arange(images * sampling.samples, device=device)
-    row_keys = torch.tensor(keys, device=device).repeat_interleave(sampling.samples)
-    row_samples = rows % sampling.samples
-    drawn = torch.full((len(rows), sampling.max_tokens), sampling.end, device=device)
-    drawn[:, : len(prompt)] = torch.tensor(prompt, device=device)
-
-    state = decoder.start(image_states, sampling.max_tokens)
-    scores = decoder(torch.tensor([prompt] * images, device=device), state)
-    if not bool(scores.isfinite().all()):
-        raise FloatingPointError("the captioner's scores are not finite: its weights are damaged")
-    state.fork(sampling.samples)
-    scores = scores.repeat_interleave(sampling.samples, dim=0)
-    for length in range(len(prompt), sampling.max_tokens):
-        scores = process(scores, drawn[rows, :length], sampling)
-        tokens = draw(scores, sampling.top_p, row_keys[rows], row_samples[rows], length - len(prompt))
-        drawn[rows, length] = tokens
-        active = (drawn[rows, len(prompt) : length + 1] != sampling.end).all(dim=-1)
-        if length + 1 == sampling.max_tokens or not bool(active.any()):
-            break
-        if images == 1 and not bool(active.all()):
-            rows, tokens = rows[active], tokens[active]
-            state.keep(active.nonzero().squeeze(-1))
-        scores = decoder(tokens.unsqueeze(-1), state)
-    captions = [_until(row, sampling.end) for row in drawn[:, len(prompt) :].tolist()]
-    return [captions[first : first + sampling.samples] for first in range(0, len(captions), sampling.samples)]
-
-
-def beam_captions(
-    model: BlipForConditionalGeneration,
-    image_states: Tensor,
-    prompt: list[int],
-    beams: int,
-    min_tokens: int,
-    max_tokens: int,
-) -> list[list[list[int]]]:
-    """The tokens after `prompt` of the best caption of each image, by transformers' beam search (1: greedy).
-
-    Lengths count as in `NucleusSampling`. The result is nested as in `sample_captions`, with one sample per image.
-    """
-    text_config: Any = model.config.text_config
-    end = text_config.sep_token_id
-    sequences = model.text_decoder.generate(
-        input_ids=torch.tensor([prompt] * len(image_states), device=image_states.device),
-        attention_mask=image_states.new_ones(len(image_states), len(prompt), dtype=torch.long),
-        encoder_hidden_states=image_states,
-        encoder_attention_mask=image_states.new_ones(image_states.shape[:2], dtype=torch.long),
-        generation_config=GenerationConfig(
-            num_beams=beams,
-            do_sample=False,
-            min_length=min_tokens,
-            max_new_tokens=max_tokens - len(prompt),
-            bos_token_id=text_config.bos_token_id,
-            eos_token_id=end,
-            pad_token_id=text_config.pad_token_id,
-        ),
-    )
-    return [[_until(row, end)] for row in sequences[:, len(prompt) :].tolist()]
-
-
-def _until(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end)] if end in ids else ids

@@ -10,8 +10,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.images import open_header, read_bytes
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages.caption.caption_text import one_line
-from sgpipe.stages.caption.captioner import CaptionInput, Refused
+from sgpipe.stages.caption.captioner import CaptionInput, Refused, one_line
 from sgpipe.stages.endpoint.client import ChatEndpoint
 from sgpipe.stages.endpoint.messages import (
     ChatRequest,
@@ -29,17 +28,17 @@ _EXAMPLE = Image.new("RGB", (64, 64), (127, 127, 127))
 class ServedCaptioner:
     """A `Captioner` that sends every image to an endpoint, several at once.
 
-    The seed of a sample derives from the image's key. How far the same seed gives the same caption is up to the server;
-    what has been answered once is kept, and so never changes within a run.
+    The seed of a sample derives from the image's key. Whether the same seed gives the same caption is up to the server;
+    answers are cached, and so never change within a run.
     """
 
     def __init__(self, config: CaptionConfig, cache_folder: Path | None = None) -> None:
         """
         Args:
             config: without null settings.
-            cache_folder: where answers are kept; None: nowhere.
+            cache_folder: where answers are kept, or None.
 
-        Raises UserError: see `ChatEndpoint`, or beam search, which the API does not have.
+        Raises UserError like `ChatEndpoint`, and for beam search, which the API does not have.
         """
         if config.decoding == "beam":
             raise UserError("caption.decoding: an endpoint samples; set it to nucleus, and caption.temperature lower")
@@ -49,19 +48,19 @@ class ServedCaptioner:
         self._endpoint = ChatEndpoint(config.endpoint, config.captioner, config.requests, cache_folder)
 
     def check(self) -> None:
-        """Ask for a caption of a grey image. Raises UserError: see `ChatEndpoint.check`."""
+        """Ask for a caption of a grey image. Raises UserError like `ChatEndpoint.check`."""
         self._endpoint.check(self._request(CaptionInput(_EXAMPLE, key=0)))
 
     def setup(self) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refused]:
-        """See `Captioner`; refused and empty samples are left out. Raises EngineError: the endpoint does not answer."""
+        """See `Captioner`; drops refused and empty samples. Raises EngineError if the endpoint does not answer."""
         for answer in self._endpoint.ask_all(map(self._request, inputs)):
             if isinstance(answer, Refusal):
                 yield Refused(answer.reason)
             else:
-                captions = [one_line(text) for text in answer.texts if not _is_thought(text)]
+                captions = [one_line(text) for text in answer.texts]
                 yield [caption for caption in captions if caption] or Refused("the answer has no caption in it")
 
     def _request(self, source: CaptionInput) -> ChatRequest:
@@ -75,15 +74,10 @@ class ServedCaptioner:
         )
 
     def _url(self, source: CaptionInput) -> str:
-        """The image file as it is, if it shows what is asked about; otherwise its pixels."""
+        """Return the image file as it is, if it shows what is captioned, else the pixels."""
         side = self.config.image_size
         if source.file is not None and (side is None or max(source.image.size) <= side):
             with open_header(source.file, "the image to caption") as image:
                 if is_plain(image) and image.size == source.image.size:
                     return file_url(read_bytes(source.file), f"image/{str(image.format).lower()}")
         return image_url(source.image, side)
-
-
-def _is_thought(text: str) -> bool:
-    """Whether a model was cut off while it was still reasoning."""
-    return text.lstrip().startswith("<think>") and "</think>" not in text

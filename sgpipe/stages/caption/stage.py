@@ -21,12 +21,13 @@ from PIL import Image
 
 from sgpipe.errors import ImageError, UserError
 from sgpipe.files.image_roots import ImageFile, Location
+from sgpipe.files.model_cache import local_model
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
 from sgpipe.stages.base import image_threads
-from sgpipe.stages.caption.captioner import Captioner, CaptionInput, Refused
-from sgpipe.stages.caption.families import load_captioner
+from sgpipe.stages.caption.captioner import Captioner, CaptionInput, Refused, settings_of
+from sgpipe.stages.checkpoint import read_config
 from sgpipe.utils.devices import gpu_use, pick_device
 
 # Limits the memory for an image with tens of thousands of boxes.
@@ -110,15 +111,35 @@ class CaptionStage:
                         break
                     open_.append((record, region))
                     whole = file if region.window is None else None
-                    yield CaptionInput(_crop(image, region), _noise_key(self.seed, record, region), whole)
+                    shown = image if region.window is None else image.crop(region.window)
+                    yield CaptionInput(shown, _noise_key(self.seed, record, region), whole)
+
+
+def load_captioner(config: CaptionConfig, cache_folder: Path | None = None) -> Captioner:
+    """Return the captioner of a recipe, which is not set up yet.
+
+    Args:
+        cache_folder: where a served captioner keeps its answers, or None.
+
+    Raises UserError if there is no such model.
+    """
+    if config.endpoint is not None:
+        from sgpipe.stages.caption.served import ServedCaptioner
+
+        return ServedCaptioner(settings_of(config), cache_folder)
+    config = config.model_copy(update={"captioner": local_model(str(config.captioner))})
+    own = settings_of(config)
+    if read_config(str(config.captioner)).get("model_type") == "blip":
+        from sgpipe.stages.caption.blip import BlipCaptioner
+
+        return BlipCaptioner(own)
+    from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
+
+    return VisionLanguageCaptioner(own)
 
 
 def _opened(image: Image.Image, file: ImageFile) -> tuple[Image.Image, ImageFile]:
     return image, file
-
-
-def _crop(image: Image.Image, region: Region) -> Image.Image:
-    return image if region.window is None else image.crop(region.window)
 
 
 def _noise_key(seed: int, record: Record, region: Region) -> int:
@@ -140,13 +161,10 @@ def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> list[Reg
         if scope == "image":
             selected.append(Region("image"))
         else:
-            groups = _boxes(record, max_crops) if scope == "box" else _pairs(record, max_crops)
+            pairs = scope == "pair"
+            groups = _pairs(record, max_crops) if pairs else [(box,) for box in _largest(record, max_crops)]
             selected += [Region(scope, boxes, _window(record, boxes)) for boxes in groups]
     return selected
-
-
-def _boxes(record: Record, max_crops: int) -> list[tuple[int, ...]]:
-    return [(index,) for index in _largest(record, max_crops)]
 
 
 def _pairs(record: Record, max_crops: int) -> list[tuple[int, ...]]:

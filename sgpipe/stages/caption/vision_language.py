@@ -10,23 +10,34 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, GenerationConfig, GenerationMixin
+from jinja2 import TemplateError
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, GenerationMixin
+from transformers.generation import utils
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages.caption.caption_text import one_line
-from sgpipe.stages.caption.captioner import CaptionInput, Refused
-from sgpipe.stages.caption.checkpoint import UNREADABLE, check_architecture, first_line, options, quiet, read_config
-from sgpipe.stages.caption.decoding import NucleusSampling
-from sgpipe.stages.caption.image_prompt import EXAMPLE, MISFITS, ImagePrompt
-from sgpipe.stages.caption.shared_prefix import SharedPrefix
-from sgpipe.stages.caption.weights import check_memory, check_weights
+from sgpipe.stages.caption.captioner import CaptionInput, Refused, one_line
+from sgpipe.stages.caption.decoding import NucleusSampling, draw, process
+from sgpipe.stages.checkpoint import (
+    MISFITS,
+    check_architecture,
+    first_line,
+    load_weights,
+    options,
+    quiet,
+    read_config,
+)
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
 
+_EXAMPLE = Image.new("RGB", (64, 64), "grey")
 _REMEDY = (
     "lower caption.samples, caption.max_tokens or caption.image_size, or raise caption.resources.gpus so that fewer "
     "actors share the GPU"
@@ -37,32 +48,30 @@ class VisionLanguageCaptioner:
     """Captions by a model of transformers' `AutoModelForImageTextToText`, through its processor."""
 
     def __init__(self, config: CaptionConfig) -> None:
-        """`config`: with `prompt` and `max_tokens`, see `families.settings_of`."""
+        """`config`: with `prompt` and `max_tokens`, see `captioner.settings_of`."""
         self.config = config
         self.source = str(config.captioner)
         self.name = f"captioner {self.source!r}"
 
     def check(self) -> None:
-        """Raises UserError: not a model that takes images, or its weights, processor or chat template do not fit."""
+        """Raise UserError if this is not a model that takes images, or its processor or chat template do not fit."""
         config = read_config(self.source)
         self._check_family(config)
-        check_weights(self.source)
         self.prompt = ImagePrompt(self.config)
         self._check_sizes({**config, **(config.get("text_config") or {})})
         self.prompt.check()
 
     def setup(self) -> None:
-        """Load the model and try it. Raises UserError: as `check`; it is too large for the memory, or damaged."""
+        """Load the model and try it. Raises UserError like `check`, or if it is damaged or too large for the memory."""
         config = self.config
         self.device = pick_device(config.device, config.resources.gpus)
         self.dtype = pick_dtype(config.dtype, self.device)
         self.check()
-        if (parameters := check_weights(self.source)) is not None:
-            check_memory(self.source, parameters, self.dtype, self.device)
-        with quiet():
-            self.model = self._load_model()
+        with enough_memory(self.device, _REMEDY):
+            model = load_weights(AutoModelForImageTextToText, self.source, dtype=self.dtype)
+            self.model = torch.nn.Module.to(model, self.device).eval()
             self.generation = self._generation()
-            with enough_memory(self.device, _REMEDY):
+            with quiet():
                 self._try()
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refused]:
@@ -83,11 +92,11 @@ class VisionLanguageCaptioner:
         return [caption for caption in captions if caption] or Refused("the captions are empty")
 
     def _try(self) -> None:
-        """Raises UserError: the model fails on an example."""
+        """Raise UserError if the model fails on an example."""
         short = copy.deepcopy(self.generation)
         short.update(max_new_tokens=2, min_new_tokens=2)
         try:
-            self._decode(self.prompt(EXAMPLE), 0, short)
+            self._decode(self.prompt(_EXAMPLE), 0, short)
         except torch.cuda.OutOfMemoryError:
             raise
         except MISFITS as reason:
@@ -95,7 +104,7 @@ class VisionLanguageCaptioner:
 
     @torch.inference_mode()
     def _decode(self, inputs: Any, key: int, generation: GenerationConfig) -> list[list[int]]:
-        """The tokens of each caption. Raises UserError: the scores are not finite."""
+        """Return the tokens of each caption. Raises UserError if the scores are not finite."""
         inputs = inputs.to(self.device, self.dtype)
         if self.config.decoding == "beam":
             sequences = self.model.generate(**inputs, generation_config=generation)
@@ -135,11 +144,12 @@ class VisionLanguageCaptioner:
 
     def _check_sizes(self, text_config: dict[str, Any]) -> None:
         least, most = self.config.min_tokens, self.config.max_tokens or 0
-        if most < least:
-            raise UserError(f"caption.max_tokens is {most}: expected at least caption.min_tokens ({least})")
         positions, vocabulary = (text_config.get(key) for key in ("max_position_embeddings", "vocab_size"))
-        if isinstance(positions, int) and most > positions:
-            raise UserError(f"caption.max_tokens is {most}, but this captioner has only {positions} positions")
+        if most < least or (isinstance(positions, int) and most > positions):
+            raise UserError(
+                f"caption.max_tokens is {most}: expected at least caption.min_tokens ({least}) and at most the "
+                f"positions of this captioner ({positions or 'unknown'})"
+            )
         # Without its files transformers makes a tokenizer of special tokens only.
         if isinstance(vocabulary, int) and (tokens := len(self.prompt.tokenizer)) < vocabulary / 2:
             raise UserError(
@@ -147,24 +157,8 @@ class VisionLanguageCaptioner:
                 "is missing or belongs to another model"
             )
 
-    def _load_model(self) -> Any:
-        try:
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                self.source, dtype=self.dtype, output_loading_info=True, **options(self.source)
-            )
-        except ImportError as reason:
-            raise UserError(f"{self.name} needs a package: {' '.join(str(reason).split())}") from None
-        except UNREADABLE as reason:
-            raise UserError(f"{self.name}: cannot load its weights: {first_line(reason)}") from None
-        model, info = loaded
-        if missing := sorted(info["missing_keys"]):
-            count = f"{len(missing)} weights are" if len(missing) > 1 else "1 weight is"
-            raise UserError(f"{self.name}: {count} missing, such as {missing[0]}")
-        torch.nn.Module.to(model, self.device)
-        return model.eval()
-
     def _generation(self) -> GenerationConfig:
-        """The checkpoint's tokens and constraints, with the recipe's settings of decoding."""
+        """Return the checkpoint's tokens and constraints, with the recipe's settings of decoding."""
         config, own = self.config, copy.deepcopy(self.model.generation_config)
         own.update(
             do_sample=False,
@@ -182,3 +176,161 @@ class VisionLanguageCaptioner:
             return_dict_in_generate=False,
         )
         return own
+
+
+class ImagePrompt:
+    """The prompt of a recipe, ready for images, by the processor and chat template of a checkpoint."""
+
+    def __init__(self, config: CaptionConfig) -> None:
+        """
+        Raises UserError if the processor is missing, damaged or needs a package, or if its chat template fails, or
+        leaves out the prompt or the system message.
+        """
+        self._name = f"captioner {str(config.captioner)!r}"
+        self._size = config.image_size
+        self.processor: Any = self._load(str(config.captioner))
+        self.tokenizer: Any = self.processor.tokenizer
+        self._template = getattr(self.processor, "chat_template", None) is not None
+        self.text = self._write(config.prompt or "", config.system)
+
+    def __call__(self, image: Image.Image) -> Any:
+        """Return the tensors of the prompt and an image of any size, of which only the pixels are used, not EXIF.
+
+        Raises one of `MISFITS` if the processor refuses the image.
+        """
+        plain = Image.fromarray(np.asarray(image.convert("RGB")))
+        if self._size:
+            plain.thumbnail((self._size, self._size), Image.Resampling.BICUBIC)
+        # A chat template writes the start token itself.
+        start = getattr(self.tokenizer, "bos_token", None)
+        written = {"add_special_tokens": False} if start and self.text.startswith(start) else {}
+        return self.processor(text=[self.text], images=[plain], return_tensors="pt", **written)
+
+    def check(self) -> None:
+        """Prepare an example. Raises UserError if the prompt has no place for an image."""
+        image, number = (getattr(self.processor, name, None) for name in ("image_token", "image_token_id"))
+        where = "its chat template has no place for the image"
+        if not self._template:
+            where = (
+                "its processor has no chat template, and caption.prompt has no place for the image; write the prompt "
+                f"as the model expects it{f', with {image}' if image else ''}"
+            )
+        try:
+            with quiet():
+                inputs = self(_EXAMPLE)
+        except MISFITS as reason:
+            there = not image or str(image) in self.text
+            raise UserError(f"{self._name}: {first_line(reason) if there else where}") from None
+        if number is not None and number not in inputs["input_ids"]:
+            raise UserError(f"{self._name}: {where}")
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of generated tokens, without special ones."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _load(self, source: str) -> Any:
+        try:
+            with quiet():
+                processor = AutoProcessor.from_pretrained(source, **options(source))
+        except (ImportError, *MISFITS) as reason:
+            raise UserError(f"{self._name}: cannot load its processor: {' '.join(str(reason).split())}") from None
+        missing = [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]
+        if missing:
+            raise UserError(
+                f"{self._name} has no processor for images (no {' and no '.join(missing)}): processor_config.json or "
+                "preprocessor_config.json is missing"
+            )
+        return processor
+
+    def _write(self, prompt: str, system: str | None) -> str:
+        """Return the prompt as the model reads it: as it is, or in the chat template."""
+        if not self._template:
+            if system is not None:
+                raise UserError(f"{self._name}: caption.system is set, but it has no chat template to put it in")
+            return prompt
+        content: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": prompt}]
+        messages = [{"role": "user", "content": content}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+        try:
+            text = str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except (TemplateError, *MISFITS) as reason:
+            raise UserError(f"{self._name}: its chat template fails: {first_line(reason)}") from None
+        for setting, value in (("caption.prompt", prompt), ("caption.system", system or "")):
+            if value.strip() not in text:
+                raise UserError(f"{self._name}: its chat template leaves out {setting}")
+        return text
+
+
+# Inputs that only the prefix needs; text that follows must not repeat them.
+_PREFIX_ONLY = (*getattr(utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ("pixel_values",)), "inputs_embeds")
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """Nucleus samples of one image: the image and the prompt are computed once.
+
+    For `generate(custom_generate=...)`, which prepares inputs, cache and score processors and then calls this instead
+    of its own decoding loop. The cache of the prefix is copied for every sample, and tokens are drawn with the keyed
+    noise of `decoding`. Returns the tokens of each sample, without the end token.
+
+    `key` has 63 bits that select the noise of the image. The end and the shortest length are those of
+    `generation_config`; the repetition penalty counts the tokens of the caption, not those of the prompt.
+    """
+
+    key: int
+    sampling: NucleusSampling
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **inputs: Any,
+    ) -> list[list[int]]:
+        """`input_ids` [1, prompt] and `inputs` of one image. Raises FloatingPointError if scores are not finite."""
+        samples, prompt = self.sampling.samples, input_ids.shape[1]
+        scores, inputs = _forward(model, input_ids, inputs, is_first_iteration=True)
+        input_ids, inputs = _copied(model, samples, input_ids, inputs)
+        scores = scores.expand(samples, -1)
+        numbers = torch.arange(samples, device=scores.device)
+        keys = torch.full_like(numbers, self.key)
+        lengths = torch.full_like(numbers, self.sampling.max_tokens)
+        for step in range(self.sampling.max_tokens):
+            scores = process(logits_processor(input_ids, scores), input_ids[:, prompt:], self.sampling)
+            tokens = draw(scores, self.sampling.top_p, keys, numbers, step)
+            input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
+            ended = _at_end(tokens, generation_config) & (lengths > step)
+            lengths = lengths.where(~ended, step)
+            if step + 1 == self.sampling.max_tokens or bool((lengths <= step).all()):
+                break
+            scores, inputs = _forward(model, input_ids, inputs, next_sequence_length=1)
+        rows = zip(input_ids[:, prompt:].tolist(), lengths.tolist(), strict=True)
+        return [tokens[:length] for tokens, length in rows]
+
+
+def _forward(model: Any, input_ids: Tensor, inputs: dict[str, Any], **step: Any) -> tuple[Tensor, dict[str, Any]]:
+    """Return the scores of the next token, float32 [rows, vocabulary], and the inputs of the step that follows."""
+    output = model(**model.prepare_inputs_for_generation(input_ids, **step, **inputs), return_dict=True)
+    later = {name: value for name, value in inputs.items() if name not in _PREFIX_ONLY}
+    later = model._update_model_kwargs_for_generation(output, later, is_encoder_decoder=model.config.is_encoder_decoder)
+    return output.logits[:, -1].to(copy=True, dtype=torch.float32), later
+
+
+def _copied(model: Any, samples: int, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Repeat one row and its cache `samples` times."""
+    input_ids, inputs = model._expand_inputs_for_generation(
+        samples, model.config.is_encoder_decoder, input_ids, **inputs
+    )
+    cache: Any = inputs.get("cache", inputs.get("past_key_values"))
+    if samples > 1:
+        cache.batch_repeat_interleave(samples)
+    return input_ids, inputs
+
+
+def _at_end(tokens: Tensor, generation_config: Any) -> Tensor:
+    ends = generation_config.eos_token_id
+    ends = [] if ends is None else torch.as_tensor(ends, device=tokens.device).reshape(-1)
+    return torch.isin(tokens, torch.as_tensor(ends, device=tokens.device, dtype=tokens.dtype))

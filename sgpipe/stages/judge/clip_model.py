@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sgpipe.errors import UserError, existing_model
-from sgpipe.stages.caption.checkpoint import UNREADABLE, first_line, options, quiet
+from sgpipe.stages.checkpoint import UNREADABLE, first_line, options, quiet
 
 _DEFAULT_SIDE = 224
 _KEPT_TEXTS = 100_000

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
-from sgpipe.stages.caption.checkpoint import UNREADABLE, first_line, options, quiet, read_config
+from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_weights, options, quiet, read_config
 from sgpipe.stages.judge.judge import NO_AREA, Unjudged
 from sgpipe.stages.judge.marks import marked_image
 from sgpipe.stages.judge.questions import LONGEST_SIDE, answer_texts, ask_about, mean_of_orders
@@ -52,14 +52,9 @@ class VlmJudge:
         try:
             with quiet():
                 self._processor: Any = AutoProcessor.from_pretrained(self.model, **options(self.model))
-                loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                    self.model, dtype=dtype, output_loading_info=True, **options(self.model)
-                )
         except (ImportError, *UNREADABLE) as error:
             raise UserError(f"judge {self.model} cannot be loaded ({first_line(error)})") from None
-        network, info = loaded
-        if info["missing_keys"]:  # they would be random
-            raise UserError(f"judge {self.model} has no weights for {min(info['missing_keys'])}")
+        network = load_weights(AutoModelForImageTextToText, self.model, "judge", dtype=dtype)
         if not getattr(self._processor, "chat_template", None):
             raise UserError(f"judge {self.model} has no chat template, so it cannot be asked")
         self._network: Any = network.eval().to(self._device)

@@ -21,7 +21,7 @@ from sgpipe.errors import UserError, existing_model
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
-from sgpipe.stages.caption.checkpoint import UNREADABLE, first_line, options, quiet
+from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_weights, options, quiet
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.grounding import Texts, ground
 from sgpipe.stages.parse.spacy_model import analyse, load_model
@@ -126,15 +126,11 @@ def _check_config(source: str) -> None:
 
 
 def _load(source: str) -> tuple[Any, Any]:
+    model = load_weights(AutoModelForSeq2SeqLM, source, "parser", dtype=torch.float32)
     try:
-        model, info = AutoModelForSeq2SeqLM.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, **options(source)
-        )
         tokenizer = AutoTokenizer.from_pretrained(source, **options(source))
     except UNREADABLE as reason:
-        raise UserError(f"parser {source!r}: cannot load it: {first_line(reason)}") from None
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"parser {source!r}: weights are missing, such as {missing[0]}")
+        raise UserError(f"parser {source!r}: cannot load its tokenizer: {first_line(reason)}") from None
     # Without its files transformers returns a tokenizer of special tokens only; models pad their vocabulary to 128.
     vocabulary = model.config.vocab_size
     if not vocabulary - 256 <= len(tokenizer) <= vocabulary:

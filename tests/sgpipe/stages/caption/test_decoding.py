@@ -6,15 +6,13 @@ import torch
 from scipy.stats import chisquare
 from transformers import BlipForConditionalGeneration
 
-from sgpipe.stages.caption.blip_decoder import BlipDecoder
+from sgpipe.stages.caption.blip_decoder import BlipDecoder, beam_captions, sample_captions
 from sgpipe.stages.caption.decoding import (
     NucleusSampling,
-    beam_captions,
     draw,
     gumbel,
     nucleus,
     philox,
-    sample_captions,
 )
 from tests.factories import make_blip
 

@@ -15,8 +15,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sgpipe.stages.caption.blip_decoder import BlipDecoder
-from sgpipe.stages.caption.decoding import NucleusSampling, draw, nucleus, process, sample_captions
+from sgpipe.stages.caption.blip_decoder import BlipDecoder, sample_captions
+from sgpipe.stages.caption.decoding import NucleusSampling, draw, nucleus, process
 from tests.factories import make_blip
 
 END = 2

@@ -15,8 +15,8 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig, Requests
 from sgpipe.records import Box, Record
-from sgpipe.stages.caption.families import CHAT_PROMPT, load_captioner
-from sgpipe.stages.caption.stage import CaptionStage
+from sgpipe.stages.caption.captioner import CHAT_PROMPT
+from sgpipe.stages.caption.stage import CaptionStage, load_captioner
 from sgpipe.stages.endpoint import client
 from tests.endpoint_server import EndpointServer, at_random, scripted, shown_image
 

@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages.caption.caption_text import one_line
-from sgpipe.stages.caption.captioner import CaptionInput, Refused
+from sgpipe.stages.caption.captioner import CaptionInput, Refused, one_line
 from sgpipe.stages.caption.decoding import NucleusSampling, draw, process
-from sgpipe.stages.caption.families import load_captioner
+from sgpipe.stages.caption.stage import load_captioner
 from tests.vlm_checkpoints import FAMILIES, make_vlm
 
 SIZES = [(60, 40), (33, 90), (64, 64)]

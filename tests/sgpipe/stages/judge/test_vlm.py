@@ -99,7 +99,7 @@ def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> 
         judge_of(folder)
     assert "\n" not in str(caught.value)
     (folder / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot load its weights"):
         judge_of(folder)
 
 

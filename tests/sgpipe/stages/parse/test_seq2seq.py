@@ -102,7 +102,7 @@ def test_another_kind_of_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("tokenizer.json", "tokenizer"), ("model.safetensors", "cannot load it: ")]
+    ("name", "message"), [("tokenizer.json", "tokenizer"), ("model.safetensors", "cannot load its ")]
 )
 def test_missing_files(checkpoint: Path, tmp_path: Path, name: str, message: str) -> None:
     folder = tmp_path / "t5"
