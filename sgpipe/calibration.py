@@ -174,10 +174,10 @@ class Calibration(Config):
         """
         reached = np.maximum.accumulate([level.precision for level in self.levels])
         if not 0 < precision <= 1:
-            raise UserError(f"--precision {precision}: expected a number above 0, at most 1")
+            raise UserError(f"precision is {precision}; it must be greater than 0 and at most 1")
         if reached[-1] < precision:
             raise UserError(
-                f"--precision {precision:g}: by the calibration no threshold has this precision; the highest is "
+                f"precision {precision:g}: by the calibration no threshold has this precision; the highest is "
                 f"{reached[-1]:.3f}"
             )
         at = int(np.searchsorted(reached, precision))
@@ -267,9 +267,9 @@ def thresholds_of_recipe(tag: TagConfig, pair: PairConfig) -> Thresholds:
 def probability_for(calibration: Path | None, precision: float, threshold: float | None) -> float:
     """The minimum probability for an expected precision. Raises UserError: a threshold is given, or no calibration."""
     if threshold is not None:
-        raise UserError("--threshold and --precision both choose the relations; give one of them")
+        raise UserError("threshold and precision both choose the relations; pass one of them")
     if calibration is None:
-        raise UserError("--precision needs --calibration FILE, which `sgpipe calibrate` writes")
+        raise UserError("precision needs a calibration (--calibration), which `sgpipe calibrate` writes")
     return load_calibration(calibration).probability_for(precision)
 
 

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,15 +14,6 @@ _URI = re.compile(r"(\w{2,}):/+(.*)", re.DOTALL)  # as `Path` leaves it
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 _STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 _SHORT_URI = re.compile(rf"\b({'|'.join(_STORES)}):/(?=[^/\s])")
-
-# An option in a message, and what follows it: the name of a value ("FOLDER"), a value, or nothing. Commands of the
-# shell in backticks stay as they are.
-_NOT_A_VALUE = "and|are|but|by|can|cannot|contains|exists|for|from|holds|if|in|is|needs?|of|on|or|to|with"
-_OPTION = re.compile(
-    rf"`sgpipe [^`]*`|(?<![\w/-])--(?P<option>[a-z][a-z0-9-]*)"
-    rf"(?P<value> (?!(?:{_NOT_A_VALUE})\b)(?=[\w'\"/.~-])(?P<name>[A-Z_]{{2,}}\b)?)?"
-)
-_PREFIX = "option: "  # of an error in an override of a recipe
 
 
 class UserError(Exception):
@@ -56,44 +47,9 @@ class StoreError(OSError):
     """An object store refused an operation; the message is one line that names the store."""
 
 
-@contextmanager
-def in_python(words: Mapping[str, str]) -> Iterator[None]:
-    """Errors of the body, or of a decorated function, speak to Python users: of arguments and settings, not options.
-
-    Messages are written for the command line, which gets them back by `on_command_line`.
-
-    Args:
-        words: the word for an option ("--tagger"), such as "tagger=" (an argument) or "tag.tagger" (a setting), and for
-            "option: "; "{}" is where the name of a value goes. An option without a word is the argument of this name.
-    """
-    try:
-        yield
-    except (UserError, EngineError) as error:
-        vars(error).setdefault("on_command_line", str(error))
-        error.args = (to_python(on_command_line(error), words),)
-        raise
-
-
-def on_command_line(error: Exception) -> str:
-    """The message in the words of the command line, with URIs as users write them: `Path` drops a slash."""
-    return _SHORT_URI.sub(r"\1://", str(vars(error).get("on_command_line", error)))
-
-
-def to_python(message: str, words: Mapping[str, str]) -> str:
-    """A message for Python users; `words`: see `in_python`."""
-
-    def replace(found: re.Match[str]) -> str:
-        option = found["option"]
-        if option is None:
-            return found[0]
-        word, name = words.get(f"--{option}", option.replace("-", "_") + "="), found["name"] or ""
-        if "{}" in word:
-            return word.replace("{}", name) if name else word.partition("=")[0] + (found["value"] or "")
-        return word.removesuffix("=") + "=" + name if found["value"] else word
-
-    if message.startswith(_PREFIX):
-        message = words.get(_PREFIX, _PREFIX) + message.removeprefix(_PREFIX)
-    return _OPTION.sub(replace, message)
+def with_whole_uris(message: str) -> str:
+    """Return the message with URIs as users write them: `Path` drops a slash."""
+    return _SHORT_URI.sub(r"\1://", message)
 
 
 @contextmanager

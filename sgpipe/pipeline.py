@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from sgpipe.errors import ImageError, UserError, existing_file, existing_model, in_python
+from sgpipe.errors import ImageError, UserError, existing_file, existing_model
 from sgpipe.files.anywhere import AnywhereRoot
 from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
-from sgpipe.recipe import MINIWORLD, PYTHON_WORDS, Recipe, load_recipe, with_model_folders
+from sgpipe.recipe import MINIWORLD, Recipe, load_recipe, with_model_folders
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record
 from sgpipe.sources.annotated import replace_surrogates
 from sgpipe.sources.vocabulary import category_names
@@ -52,13 +52,6 @@ _SPLIT = "all"
 _GIVEN = "coco"  # dataset of images with given boxes, which refer to the stored image as COCO's do
 _ROOTS = {_SPLIT: AnywhereRoot()}
 _WIDTH, _WIDEST, _MAX_RELATIONS = 960, 16_384, 30
-_ARGUMENTS = ("detector", "captioner", "tagger", "boxes")
-_WORDS = {
-    **PYTHON_WORDS,
-    "option: ": "settings: ",
-    "--set": "settings={}",
-    **{f"--{name}": f"{name}=" for name in _ARGUMENTS},
-}
 
 
 class RelationTriplet(NamedTuple):
@@ -134,7 +127,6 @@ class SceneGraph:
 class Pipeline:
     """Detects, captions, parses, pairs and tags images one by one, with the stages of `sgpipe generate`."""
 
-    @in_python(_WORDS)
     def __init__(
         self,
         recipe: str | Path | Recipe = "miniworld",
@@ -183,7 +175,7 @@ class Pipeline:
             stage = getattr(self.recipe, name)
             check_devices(stage.device, stage.resources.gpus or 0, 1, (f"{name}.device", f"{name}.resources.gpus"))
         if self.recipe.caption.captioner is None:
-            raise UserError("no captioner: give --captioner FOLDER_OR_ID")
+            raise UserError("caption.captioner is not set (--captioner)")
         check_tagger(self.recipe.tag, self.recipe.pair)
         captioner = None if self.recipe.caption.endpoint else self.recipe.caption.captioner
         for model in (self.recipe.detect.detector, captioner):
@@ -209,7 +201,6 @@ class Pipeline:
         classes: Sequence[Sequence[str] | None] | None = None,
     ) -> list[SceneGraph]: ...
 
-    @in_python(_WORDS)
     def __call__(self, image: Any, *, boxes: Any = None, classes: Any = None) -> SceneGraph | list[SceneGraph]:
         """The scene graph of an image, or those of a list of images, in order; each depends only on its own image.
 
@@ -239,11 +230,7 @@ class Pipeline:
         )
         if single or not isinstance(images, Iterable):
             raise UserError(f"label: expected several images, got {type(images).__name__}; pipeline(image) labels one")
-        return self._label_each(images)
-
-    def _label_each(self, images: Iterable[ImageInput]) -> Iterator[SceneGraph]:
-        with in_python(_WORDS):
-            yield from self._label(images, repeat(None))
+        return self._label(images, repeat(None))
 
     def _label(self, images: Iterable[ImageInput], given: Iterable[GivenBoxes | None]) -> Iterator[SceneGraph]:
         for image, boxes in zip(images, given, strict=False):
@@ -260,7 +247,7 @@ class Pipeline:
     def _label_memory(self, image: Image.Image, boxes: GivenBoxes | None) -> SceneGraph:
         """Label an image in memory, from a temporary file: stages read files."""
         if self._boxes and boxes is None:
-            raise ImageError(f"an image in memory has no name to find in {self._boxes}: give --boxes with it")
+            raise ImageError(f"an image in memory has no name to find in {self._boxes}: pass its boxes with it")
         with temporary_folder() as folder:
             file = folder / f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
             image.save(file)
@@ -295,7 +282,7 @@ class Pipeline:
         """Finds boxes where none are given. Raises UserError: there are no boxes, or the detector cannot be loaded."""
         stage = self._boxes_file or DetectStage(self.recipe.detect, _ROOTS)
         if self._boxes_file is None and self.recipe.detect.detector is None:
-            raise UserError("no boxes: give --detector FOLDER_OR_ID or --boxes FILE")
+            raise UserError("detect.detector is not set (--detector), and no boxes are given (--boxes)")
         stage.setup()
         return stage
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, StringConstraints, field_validator
 
-from sgpipe.errors import in_python
 from sgpipe.files.image_roots import located
 from sgpipe.files.model_cache import pin_model
 from sgpipe.files.object_store import is_uri
@@ -316,33 +315,6 @@ class Recipe(Config):
     engine: EngineConfig = EngineConfig()
 
 
-# What Python users write for the options of `sgpipe generate` in messages; see `errors.in_python`.
-PYTHON_WORDS: Mapping[str, str] = {
-    "option: ": "overrides: ",
-    "--root": "source.root",
-    "--dataset": "source.hub.dataset",
-    "--images": "source.splits.NAME.images",
-    "--annotations": "source.splits.NAME.annotations",
-    "--captions": "source.splits.NAME.captions",
-    "--split": "source.splits.NAME",
-    "--truth": "source.ground_truth",
-    "--image-data": "source.image_data",
-    "--detector": "detect.detector",
-    "--captioner": "caption.captioner",
-    "--tagger": "tag.tagger",
-    "--calibration": "tag.calibration",
-    "--precision": "tag.precision",
-    "--limit": "limit",
-    "--seed": "seed",
-    "--ray-address": "engine.address",
-    "--store": "engine.store",
-    "--from": "parent=",
-    "--retry-failed": "retry_failed=True",
-    "--set": "overrides={}",
-}
-
-
-@in_python(PYTHON_WORDS)
 def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of a packaged name ("coco") or a YAML file, with `{"tag.threshold": 0.1}`-style overrides.
 

@@ -30,7 +30,7 @@ from sgpipe.cli.runs import calibrate, export, fetch, stats, verify
 from sgpipe.cli.score import score
 from sgpipe.cli.train import convert, train
 from sgpipe.cli.view import view
-from sgpipe.errors import DivergedError, EngineError, UserError, on_command_line, refusal
+from sgpipe.errors import DivergedError, EngineError, UserError, refusal, with_whole_uris
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 
@@ -51,10 +51,10 @@ class _Group(HelpfulGroup):
             error.message = console.single_line(error.message)
             raise
         except UserError as error:
-            _fail(f"error: {on_command_line(error)}", EXIT_BAD_INPUT)
+            _fail(f"error: {with_whole_uris(str(error))}", EXIT_BAD_INPUT)
         except EngineError as error:
             advice = "" if isinstance(error, DivergedError) else f"\n{_advice(ctx)}"
-            _fail(f"error: {on_command_line(error)}{advice}", EXIT_FAILED)
+            _fail(f"error: {with_whole_uris(str(error))}{advice}", EXIT_FAILED)
         except KeyboardInterrupt:
             _fail(f"interrupted. {_advice(ctx)}", EXIT_INTERRUPTED)
         except BrokenPipeError:

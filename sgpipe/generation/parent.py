@@ -182,7 +182,7 @@ class Reuse:
         changed = {stage: _changes(stage, before, now, parent.recipe, recipe) for stage in STAGES if stage in now}
         first = next((stage for stage in changed if changed[stage]), None)
         if first is None:
-            raise UserError(f"nothing differs from {run}: give another model or setting, such as --tagger")
+            raise UserError(f"nothing differs from {run}: change a model or setting, such as tag.tagger (--tagger)")
         changes, names = [line for lines in changed.values() for line in lines], list(changed)
         reused = names[: names.index(first)]
         if not reused:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.calibration import choose_thresholds
-from sgpipe.errors import UserError, existing_model, existing_run, in_python
+from sgpipe.errors import UserError, existing_model, existing_run
 from sgpipe.files.image_roots import ImageRoot, check_images
 from sgpipe.files.stored_files import stamp_stored
 from sgpipe.generation.identity import STAGES, as_started, identity, in_todays_settings, source_identity
@@ -20,7 +20,7 @@ from sgpipe.generation.pools import Pool, Utilization, gpu_notes, plan_pools, sh
 from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.run_images import as_named, check_names, keep_indexes, open_image_roots
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
-from sgpipe.recipe import ADDED_SETTINGS, PYTHON_WORDS, WHOLE, Recipe, SourceConfig, with_model_folders
+from sgpipe.recipe import ADDED_SETTINGS, WHOLE, Recipe, SourceConfig, with_model_folders
 from sgpipe.sources import open_source, prepare_source
 from sgpipe.sources.hub.source import check_hub
 from sgpipe.sources.miniworld import recipe_warnings, remove_unused
@@ -40,7 +40,6 @@ from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.ray_cluster import check_machines, start_ray
 
 
-@in_python(PYTHON_WORDS)
 def generate(
     recipe: Recipe,
     out: str | Path,
@@ -136,12 +135,12 @@ def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
         shared = usable_gpus() if recipe.engine.address is None and stage.resources.gpus is None else 0
         check_devices(stage.device, stage.resources.gpus or min(shared, 1), ANY_NUMBER, names)
     if recipe.source.format == "folder" and recipe.detect.detector is None:
-        raise UserError("no detector: give --detector FOLDER_OR_ID, an object detector of transformers")
+        raise UserError("detect.detector is not set (--detector)")
     check_tagger(recipe.tag, recipe.pair)
     named = {} if recipe.source.format == "hub" else recipe.source.splits  # the hub's are found later
     without = [name for name, split in named.items() if split.captions is None]
     if without and recipe.caption.captioner is None and recipe.pair.candidates != "prior":
-        raise UserError(f"no captions{_of_splits(without)}: give --captioner or --captions")
+        raise UserError(f"no captions{_of_splits(without)}: set caption.captioner (--captioner) or pass --captions")
     _check_paths(recipe, stages)
 
 
@@ -152,10 +151,12 @@ def _check_data(recipe: Recipe) -> None:
     if splits and recipe.source.synthetic is not None:
         raise UserError("the miniworld generates its own images; to label others, use another recipe, such as coco")
     if not splits and recipe.source.synthetic is None:
-        raise UserError("the recipe names no data: give --images and --annotations, or --root")
+        raise UserError(
+            "the recipe names no data: set source.splits (--images and --annotations) or source.root (--root)"
+        )
     unannotated = [name for name, split in splits.items() if split.annotations is None]
     if unannotated and recipe.source.format != "folder":
-        raise UserError(f"no boxes{_of_splits(unannotated)}: give --annotations, or use the recipe folder")
+        raise UserError(f"no boxes{_of_splits(unannotated)}: pass --annotations, or use the recipe folder")
     if len(unannotated) < len(splits) and recipe.source.format == "folder":
         raise UserError("the recipe is for images without annotations (source.format: folder); omit --annotations")
 
@@ -215,7 +216,7 @@ def _check_parent(folder: RunFolder, before: Mapping[str, Any], reuse: Reuse | N
     """Raises UserError: the run in the folder was started with --from, and this is without, or the reverse."""
     if reuse is None and "parent" in before:
         place = Manifest.load(folder.root).run.get("parent", {}).get("run")
-        raise UserError(f"{folder.root} was started with --from {place}: give it again, or choose another --out")
+        raise UserError(f"{folder.root} was started with --from {place}: pass it again, or choose another --out")
     if reuse is not None and "tag" in before and "parent" not in before:
         raise UserError(f"{folder.root} was started without --from: omit it, or choose another --out")
 

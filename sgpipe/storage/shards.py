@@ -15,7 +15,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgpipe.errors import StoreError, UserError, in_python, naming
+from sgpipe.errors import StoreError, UserError, naming
 from sgpipe.files.remote import name_of, open_object, uri_of
 from sgpipe.records import BOX_SCORES, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
@@ -192,7 +192,6 @@ def iter_tables(root: Path, columns: Sequence[str] | None = None) -> Iterator[pa
         yield read_file(root / shard.file, columns)
 
 
-@in_python({})
 def iter_records(root: str | Path) -> Iterator[Record]:
     """Every record of a run, by split and position, one shard without its images in memory at a time.
 
@@ -202,9 +201,8 @@ def iter_records(root: str | Path) -> Iterator[Record]:
 
 
 def _iter_records(root: Path, manifest: Manifest) -> Iterator[Record]:
-    with in_python({}):
-        for shard in manifest.shards:
-            yield from from_table(read_file(root / shard.file, SCHEMA.names, optional=(BOX_SCORES,)))
+    for shard in manifest.shards:
+        yield from from_table(read_file(root / shard.file, SCHEMA.names, optional=(BOX_SCORES,)))
 
 
 _VERSION_KEY = b"sgpipe.schema_version"

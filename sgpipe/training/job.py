@@ -32,7 +32,9 @@ from sgpipe.utils.devices import enough_memory, pick_device
 
 PRIVATE, _INITIAL_MODEL = ".training", "start"
 _BOX_PARTS = ("image_encoder", "text_encoder", "label_resizer", "dense_head")  # trained with loss.only_boxes
-_REMEDY = "lower --batch, set optimisation.activation_checkpointing=true, or use more --workers"
+_REMEDY = (
+    "lower optimisation.batch (--batch), set optimisation.activation_checkpointing, raise workers.count (--workers)"
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rlip_model.matcher import MatchingCosts
 from rlip_model.training.augment import Augmentation
 from rlip_model.training.optimisation import Optimisation
 from rlip_model.training.sampling import Strategy
-from sgpipe.errors import UserError, in_python
+from sgpipe.errors import UserError
 from sgpipe.files.remote import uri_of
 from sgpipe.recipe import Config, ImageLocation, SplitName, StoredPath
 from sgpipe.utils import LARGEST_SEED
@@ -289,29 +289,6 @@ def train_recipe_folder() -> Path:
     return recipe_folder() / "train"
 
 
-# What Python users write for the options of `sgpipe train` in messages; see `errors.in_python`.
-PYTHON_WORDS: Mapping[str, str] = {
-    "option: ": "overrides: ",
-    "--data": "data.train=[{'shards': {}}]",
-    "--val": "data.val=[{'shards': {}}]",
-    "--images": "images in data.train",
-    "--init": "model.init",
-    "--calibration": "data.calibration",
-    "--precision": "data.precision",
-    "--miniature": "miniature=True",
-    "--epochs": "optimisation.epochs",
-    "--steps": "optimisation.steps",
-    "--batch": "optimisation.batch",
-    "--limit": "data.limit",
-    "--seed": "seed",
-    "--workers": "workers.count",
-    "--gpus": "workers.gpus",
-    "--device": "workers.device",
-    "--ray-address": "workers.address",
-}
-
-
-@in_python(PYTHON_WORDS)
 def load_train_recipe(
     name: str | Path, overrides: Mapping[str, Any] | None = None, *, miniature: bool = False
 ) -> TrainRecipe:

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from rlip_model.pretrained import CheckpointError
 from rlip_model.training.divergence import DIVERGED, DivergenceError
 from rlip_model.training.state import BEST, CHECKPOINTS, LAST, Position, read_position
-from sgpipe.errors import DivergedError, UserError, in_python
+from sgpipe.errors import DivergedError, UserError
 from sgpipe.files.stored_files import stored_sha256
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
@@ -31,7 +31,7 @@ from sgpipe.training.display import TrainingDisplay, TrainSummary
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, run_job
 from sgpipe.training.metrics import METRICS, read_metrics
-from sgpipe.training.recipe import BENCHMARKS, PYTHON_WORDS, TrainRecipe, WorkersConfig, as_started, in_todays_settings
+from sgpipe.training.recipe import BENCHMARKS, TrainRecipe, WorkersConfig, as_started, in_todays_settings
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import FolderBefore, write_text
 from sgpipe.utils.config_file import require_loaded
@@ -44,7 +44,6 @@ _RUN, _RECIPE, _TENSORBOARD = "run.json", "recipe.yaml", "tensorboard"
 _ROWS = "pictures"  # the number of images, under its name in trainings since 0.1
 
 
-@in_python(PYTHON_WORDS)
 def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None) -> TrainSummary:
     """Train a recipe's network into the folder `out`; an earlier training of the same recipe in `out` is resumed.
 

@@ -51,7 +51,7 @@ def run_workers(job: TrainingJob, display: TrainingDisplay, progress: Progress) 
     refusal.unlink(missing_ok=True)
     progress.say("starting Ray")
     start_ray(config.address)
-    lower = {"CPU": "--workers or workers.cpus", "GPU": "--workers or workers.gpus"}
+    lower = {"CPU": "workers.count (--workers) or workers.cpus", "GPU": "workers.count (--workers) or workers.gpus"}
     machines = machines_of(ray.nodes())
     if note := check_workers(ray.cluster_resources(), config.count, config.cpus, _gpus(config), lower, machines):
         progress.say(note)

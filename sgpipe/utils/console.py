@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sgpipe.errors import EngineError, UserError, on_command_line
+from sgpipe.errors import EngineError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -272,10 +272,10 @@ def run_command(function: Callable[..., None]) -> None:
     try:
         typer.run(function)
     except UserError as error:
-        errors().print(f"error: {on_command_line(error)}", soft_wrap=True)
+        errors().print(f"error: {error}", soft_wrap=True)
         sys.exit(EXIT_BAD_INPUT)
     except (EngineError, OSError) as error:
-        errors().print(f"error: {on_command_line(error)}", soft_wrap=True)
+        errors().print(f"error: {error}", soft_wrap=True)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -119,7 +119,7 @@ def check_workers(
         )
     if gpus or not (unused := resources.get("GPU", 0)):
         return None
-    return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none: give --gpus 1"
+    return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none (--gpus)"
 
 
 def gpu_use(device: torch.device | None, *compiled: Compiled[Any], attention: str = "") -> dict[str, Any]:

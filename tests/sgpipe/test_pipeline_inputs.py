@@ -138,7 +138,7 @@ def test_a_pipeline_without_a_detector_takes_boxes_only(file):
     pipeline = Pipeline("coco", captioner="MINIWORLD", tagger="MINIWORLD", settings={"caption.samples": 2})
     assert len(pipeline(file, boxes=BOXES, classes=CLASSES).objects) == 2
     for images in (file, [file]):
-        with pytest.raises(UserError, match="no boxes: give detector=FOLDER_OR_ID or boxes=FILE"):
+        with pytest.raises(UserError, match=r"detect\.detector is not set"):
             pipeline(images)
 
 
@@ -235,7 +235,7 @@ def test_a_recipe_is_a_name_a_path_or_loaded(tmp_path):
 
 def test_an_image_in_memory_has_no_name_in_a_file_of_boxes(file, array):
     pipeline = Pipeline(boxes=file.parents[1] / "instances.json")
-    with pytest.raises(ImageError, match=r"an image in memory has no name to find in .*: give boxes= with it"):
+    with pytest.raises(ImageError, match=r"an image in memory has no name to find in .*: pass its boxes"):
         pipeline(array)
     assert len(pipeline(array, boxes=BOXES, classes=CLASSES).objects) == 2
 
@@ -251,7 +251,7 @@ def test_label_takes_several_images(pipeline, single):
     [
         ({"settings": ["tag.threshold"]}, "settings=: expected values by key"),
         ({"settings": "tag.threshold=1"}, "settings=: expected values by key"),
-        ({"settings": {1: 2}}, "are no overrides"),
+        ({"settings": {1: 2}}, "overrides must map"),
         ({"boxes": [[1, 2, 3, 4]]}, "boxes=: expected a COCO instances file"),
         ({"recipe": None}, "no recipe 'None'"),
     ],

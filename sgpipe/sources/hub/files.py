@@ -103,7 +103,7 @@ def _listed(dataset: str) -> tuple[str, list[str]]:
         reader.check()
         return dataset.rstrip("/"), sorted(info.name for info in reader.list())
     if (found := HubDataset.parse(dataset)) is None:
-        raise UserError(f"--dataset: no such folder: {dataset}")
+        raise UserError(f"source.hub.dataset (--dataset): no such folder: {dataset}")
     pinned, names = found.list()
     return pinned.uri, names
 

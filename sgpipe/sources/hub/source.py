@@ -15,9 +15,9 @@ def check_hub(recipe: Recipe) -> None:
     """Raises UserError: the recipe names no dataset, or nothing gives captions."""
     hub = recipe.source.hub
     if hub.dataset is None:
-        raise UserError("the recipe names no data: give --dataset FOLDER, or the id of a dataset on the hub")
+        raise UserError("source.hub.dataset is not set (--dataset)")
     if hub.columns.captions is None and recipe.caption.captioner is None and recipe.pair.candidates != "prior":
-        raise UserError("no captions: give --captioner, or --set source.hub.columns.captions=NAME")
+        raise UserError("no captions: set caption.captioner (--captioner) or source.hub.columns.captions")
 
 
 def prepare_hub(source: SourceConfig) -> SourceConfig:

@@ -52,7 +52,7 @@ def load_detector(model: Path) -> TripletDetector:
     except (OSError, ValueError, AttributeError):
         kind = None
     if kind == "rlip_tagger":
-        raise UserError(f"{model} is an R-Tagger, which needs boxes: use it as --tagger, and another detector")
+        raise UserError(f"{model} is an R-Tagger, which needs boxes: use it as tag.tagger (--tagger)")
     try:
         return _KINDS.get(str(kind), ParSeDA).from_pretrained(folder).eval()
     except (CheckpointError, TokenizerError) as reason:
@@ -237,7 +237,7 @@ def _settings(name: str | None) -> PretrainedConfig:
         settings = AutoConfig.from_pretrained(str(name))
     except (OSError, ValueError) as reason:
         cause = str(reason).strip().splitlines()[0].rstrip(".")
-        raise UserError(f"no detector {name}: {cause}; give --detector FOLDER_OR_ID, or boxes") from None
+        raise UserError(f"no detector {name}: {cause}; choose another detect.detector (--detector)") from None
     mappings = (MODEL_FOR_OBJECT_DETECTION_MAPPING, MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING)
     if not any(type(settings) in mapping for mapping in mappings):
         raise UserError(f"{name} is not an object detector: its model_type is {settings.model_type!r}")

@@ -6,10 +6,10 @@ from sgpipe.errors import UserError, existing_model
 from sgpipe.recipe import UNSCORED, PairConfig, TagConfig
 
 _NEEDED = {
-    "rtagger": "no tagger: give --tagger FOLDER_OR_ID (`sgpipe convert` makes one from an official checkpoint), or "
-    "label without an R-Tagger: --set tag.method=all (or overlap, clip, vlm)",
-    "clip": "tag.method is clip: give --tagger, a CLIP model of transformers or open_clip (id or folder)",
-    "vlm": "tag.method is vlm: give --tagger, a vision-language model (id or folder; with tag.endpoint its name there)",
+    "rtagger": "tag.tagger is not set (--tagger; `sgpipe convert` makes one from an official checkpoint); to "
+    "label without an R-Tagger, set tag.method to all, overlap, clip or vlm",
+    "clip": "tag.tagger is not set (--tagger): tag.method clip needs a CLIP model of transformers or open_clip",
+    "vlm": "tag.tagger is not set (--tagger): tag.method vlm needs a vision-language model",
 }
 
 

@@ -243,5 +243,5 @@ class ImageReader:
             failures = self._most_failures  # `skipped` may be more by now: several threads read
             images = f"first {failures} images" if failures > 1 else "first image"
             raise UserError(
-                f"the {images} cannot be read from {place} ({self.reasons[0]}); give the right image folder by --images"
+                f"the {images} cannot be read from {place} ({self.reasons[0]}); if they moved, pass --images"
             )

@@ -93,7 +93,7 @@ def scan(
     """
     threshold = Thresholds(threshold) if isinstance(threshold, float | int) else threshold
     if not configs:
-        raise UserError("no shards to train on: give --data FOLDER (in a recipe: data.train)")
+        raise UserError("data.train is not set (--data)")
     kept = None
     if (limit and limit_seed is not None) or any(config.limit for config in configs):
         kept = _choose_rows(configs, threshold, limit, limit_seed)

@@ -38,8 +38,8 @@ def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["coco", "--images", "{images}", "--tagger", "t"], "no boxes: give --annotations"),
-        (["folder", "--images", "{images}"], "no tagger: give --tagger"),
+        (["coco", "--images", "{images}", "--tagger", "t"], "no boxes: pass --annotations"),
+        (["folder", "--images", "{images}"], "tag.tagger is not set"),
         (["folder", "--tagger", "t"], "the recipe names no data"),
         (["coco", "--annotations", "a.json", "--tagger", "t"], "need --images"),
         (
@@ -48,7 +48,7 @@ def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
         ),
         (
             ["folder", "--images", "{images}", "--tagger", "t", "--set", "detect.detector=null"],
-            "no detector: give --detector",
+            "detect.detector is not set",
         ),
     ],
 )

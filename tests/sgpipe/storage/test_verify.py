@@ -108,7 +108,7 @@ def test_a_flipped_byte_is_found_wherever_it_is(run):
         (lambda root: flip(root / MANIFEST, -40), MANIFEST, "line 3 has changed"),
         (lambda root: flip(root / MANIFEST, 40), MANIFEST, "cannot be repaired"),
         (lambda root: (root / MANIFEST).unlink(), MANIFEST, "cannot be repaired"),
-        (lambda root: (root / "recipe.yaml").write_text("nmae: x"), "recipe.yaml", "did you mean 'name'"),
+        (lambda root: (root / "recipe.yaml").write_text("nmae: x"), "recipe.yaml", "nmae"),
         (
             lambda root: commit(root, 4, [full_record(9)]),
             shard_name("val", 4, 5),

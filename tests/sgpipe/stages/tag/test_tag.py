@@ -260,12 +260,12 @@ def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_pat
     assert kept == [item for item in scored if item.predicate == first]
     half = load_calibration(file).thresholds(0.5)
     assert stage(folder, calibration=file, precision=0.8).thresholds == half
-    with pytest.raises(UserError, match=r"--precision 0\.99: by the calibration no threshold"):
+    with pytest.raises(UserError, match=r"precision 0\.99: by the calibration no threshold"):
         stage(folder, calibration=file, precision=0.99)
     other = make_calibration(tmp_path / "o.json", tagger | {"short_side": 7}, {first: 9.0})
     with pytest.raises(UserError, match="short_side: 7 in the calibration, "):
         stage(folder, calibration=other)
-    with pytest.raises(UserError, match="--precision needs --calibration"):
+    with pytest.raises(UserError, match="precision needs a calibration"):
         stage(folder, precision=0.9)
 
 

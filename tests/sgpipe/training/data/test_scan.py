@@ -384,7 +384,7 @@ def test_with_a_calibration_the_threshold_is_a_probability(tmp_path):
     for changes in ({}, {"val": (other,)}):
         with pytest.raises(UserError, match=r"does not fit .*other, whose confidences are of another tagger"):
             scan_training(data(shards if changes else other, calibration=file, **changes))
-    with pytest.raises(UserError, match="--precision needs --calibration"):
+    with pytest.raises(UserError, match="precision needs a calibration"):
         scan_training(data(shards, precision=0.9))
 
 
