@@ -34,7 +34,7 @@ from tests.integration.faults.test_disk import disk as disk
 from tests.integration.faults.test_view_store import upload
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
-KILLS, PEOPLE, IMAGES = 50, ("anna", "ben", "cleo"), 10
+KILLS, PEOPLE, IMAGES = 15, ("anna", "ben", "cleo"), 10
 RUN = "drawn"
 
 
