@@ -72,14 +72,14 @@ def report(plan: Plan, results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
 
 
 def _answers(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
-    yield f"## {experiment.title}\n\n{experiment.question}\n"
-    yield "| expected | measure | difference | outcome |"
-    yield "|---|---|---|---|"
-    for expected in experiment.expected:
-        for better, worse in pairwise(expected.order):
-            at = (rows, expected.stage, expected.measure, better, worse)
-            cells = (f"{better} > {worse}", f"{expected.measure}, {expected.stage}", _difference(*at), outcome(*at))
-            yield f"| {' | '.join(cells)} |"
+    yield f"## {experiment.title}\n\n{experiment.question}"
+    for stage, measure in dict.fromkeys((expected.stage, expected.measure) for expected in experiment.expected):
+        yield f"\n| expected | {measure}, {stage} | outcome |"
+        yield "|---|---|---|"
+        for expected in (each for each in experiment.expected if (each.stage, each.measure) == (stage, measure)):
+            for pair in pairwise(expected.order):
+                at = (rows, stage, measure, *pair)
+                yield f"| {' > '.join(pair)} | {_difference(*at)} | {outcome(*at)} |"
 
 
 def _difference(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> str:
