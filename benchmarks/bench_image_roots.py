@@ -28,14 +28,13 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.measure import report
-from sgpipe.files.image_roots import IndexFolder, Location, image_root
-from sgpipe.files.object_store import ObjectReader
+from sgpipe.files.image_roots import ImagePlace, IndexFolder, image_root
+from sgpipe.files.object_store import StorePath
 from sgpipe.recipe import load_recipe, with_model_folders
 from sgpipe.records import to_table
 from sgpipe.sources import open_source
 from sgpipe.stages.base import StageRunner
 from sgpipe.stages.build import build_stages
-from sgpipe.storage.storage import ObjectStore
 
 UNIT = 100
 SMALL = {"caption.samples": 1, "tag.short_side": 96, "tag.long_side": 144}  # the models are soon done with an image
@@ -71,16 +70,16 @@ def store(images: Path, seconds: float) -> Iterator[str]:
     os.environ |= {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ["AWS_ENDPOINT_URL"] = url
     urllib.request.urlopen(urllib.request.Request(f"{url}/images", method="PUT"))
-    bucket = ObjectStore("s3://images/val")
+    bucket = StorePath("s3://images/val")
     for path in images.iterdir():
-        bucket.put_file(path.name, path)
+        bucket.put(path.name, path)
     try:
         yield "s3://images/val"
     finally:
         process.kill()
 
 
-def pack(images: Path, out: Path) -> dict[str, Location]:
+def pack(images: Path, out: Path) -> dict[str, ImagePlace]:
     """The images in a zip, and in a folder of tars."""
     files = sorted(images.iterdir())
     with zipfile.ZipFile(out / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -100,7 +99,7 @@ def draw(number: int, out: Path) -> Path:
     return out
 
 
-def label(drawn: Path, roots: dict[str, Location]) -> tuple[dict[str, float], int]:
+def label(drawn: Path, roots: dict[str, ImagePlace]) -> tuple[dict[str, float], int]:
     """Seconds of each root, and the number of relations, which is the same for all."""
     split = {"images": drawn / "images", "annotations": drawn / "instances.json"}
     settings = {"source.splits": {"val": split}, "caption.captioner": "MINIWORLD", "tag.tagger": "MINIWORLD"}
@@ -140,7 +139,7 @@ def main() -> None:
             began = time.perf_counter()
             name = next((drawn / "images").iterdir()).name
             for _ in range(20):
-                ObjectReader(uri).read(name)
+                StorePath(uri).read(name)
             single = (time.perf_counter() - began) / 20
             seconds, relations = label(drawn, roots | {f"S3, {options.milliseconds:g} ms": uri})
     table = Table("images in", "s", "ratio to the folder", title=f"{options.images:,} synthetic images")

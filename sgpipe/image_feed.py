@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
-from sgpipe.files.image_roots import ImageFile, Location, image_root
+from sgpipe.files.image_roots import ImageFile, ImagePlace, image_root
 from sgpipe.images import decode, image_file, is_upright
 from sgpipe.records import Record
 from sgpipe.utils.prefetch import start_early
@@ -36,7 +36,7 @@ class ImageFeed(Generic[Prepared]):
 
     def __init__(
         self,
-        roots: Mapping[str, Location],
+        roots: Mapping[str, ImagePlace],
         records: Iterable[Record],
         prepare: Callable[[Image.Image, ImageFile], Prepared],
         threads: int = 0,

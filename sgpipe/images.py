@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from sgpipe.errors import ImageError as ImageError
 from sgpipe.errors import StoreError
 from sgpipe.files.base import image_error
-from sgpipe.files.image_roots import ImageFile, ImageRoot, Location, image_root
+from sgpipe.files.image_roots import ImageFile, ImagePlace, ImageRoot, image_root
 from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Record
 
 Kind = TypeVar("Kind")
@@ -61,12 +61,12 @@ def reads_heif() -> bool:
     return "HEIF" in _FORMATS
 
 
-def image_exists(root: Location, file_name: str) -> bool:
+def image_exists(root: ImagePlace, file_name: str) -> bool:
     """Whether `root` contains the file. Raises StoreError: it cannot be reached."""
     return image_root(root).contains(file_name)
 
 
-def open_image(roots: Mapping[str, Location], record: Record) -> Image.Image:
+def open_image(roots: Mapping[str, ImagePlace], record: Record) -> Image.Image:
     """The image of a record; see `open_row_image`."""
     return open_row_image(roots, record)
 
@@ -87,10 +87,10 @@ class ImageReference(Protocol):
 
 
 def open_row_image(
-    roots: Mapping[str, Location],
+    roots: Mapping[str, ImagePlace],
     row: ImageReference,
     embedded: bytes | None = None,
-    images: Location | None = None,
+    images: ImagePlace | None = None,
 ) -> Image.Image:
     """The image of a shard's row as RGB, of the annotated size.
 
@@ -108,10 +108,10 @@ def open_row_image(
 
 
 def image_file(
-    roots: Mapping[str, Location],
+    roots: Mapping[str, ImagePlace],
     row: ImageReference,
     embedded: bytes | None = None,
-    images: Location | None = None,
+    images: ImagePlace | None = None,
 ) -> tuple[ImageFile, str]:
     """The file of a shard's row, and what messages call it; arguments and errors are those of `open_row_image`.
 
@@ -272,7 +272,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
-def read_size(root: Location, file_name: str) -> tuple[int, int]:
+def read_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
     """Width and height as stored, without EXIF orientation: annotated boxes refer to that frame.
 
     Raises:
@@ -281,12 +281,12 @@ def read_size(root: Location, file_name: str) -> tuple[int, int]:
     return _of_header(image_root(root), file_name, lambda image: image.size)
 
 
-def read_upright_size(root: Location, file_name: str) -> tuple[int, int]:
+def read_upright_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
     """Width and height as displayed, turned as EXIF says. Raises ImageError: as `read_size`."""
     return _of_header(image_root(root), file_name, upright_size)
 
 
-def is_image(root: Location, file_name: str) -> bool:
+def is_image(root: ImagePlace, file_name: str) -> bool:
     """Whether the content of a file is that of an image, whatever its name."""
     try:
         return _of_header(image_root(root), file_name, lambda image: True)
@@ -313,7 +313,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if _is_sideways(image) else image.size
 
 
-def read_image(root: Location, record: Record) -> bytes:
+def read_image(root: ImagePlace, record: Record) -> bytes:
     """The bytes of the record's image file, whose header is checked.
 
     Raises:

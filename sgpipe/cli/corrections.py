@@ -14,10 +14,10 @@ from sgpipe.utils import console
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
+    from sgpipe.files.locations import Location
     from sgpipe.sources.corrected import CorrectedRun
     from sgpipe.storage.judgements import JudgementLog
     from sgpipe.storage.manifest import Manifest
-    from sgpipe.storage.storage import Storage
 
 
 class ConflictRule(StrEnum):
@@ -74,14 +74,14 @@ def correct(
     _print(corrected)
 
 
-def _open(run: str, judgements: Path | None) -> tuple[Manifest, Storage, JudgementLog]:
+def _open(run: str, judgements: Path | None) -> tuple[Manifest, Location, JudgementLog]:
     """The run, where its shards are, and its judgements."""
+    from sgpipe.files.object_store import StorePath
     from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
     from sgpipe.storage.manifest import Manifest
-    from sgpipe.storage.storage import LocalFolder, ObjectStore
     from sgpipe.view.run_files import RunFiles, store_errors_named
 
-    storage: Storage
+    storage: Location
     if "://" in run:
         with store_errors_named():
             files = RunFiles(run)
@@ -92,7 +92,7 @@ def _open(run: str, judgements: Path | None) -> tuple[Manifest, Storage, Judgeme
         manifest, home = Manifest.load(Path(run)), Path(run)
         store = manifest.run.get("store")
         fetched = all((home / shard.file).is_file() for shard in manifest.shards)
-        storage = ObjectStore(store) if store and not fetched else LocalFolder(home.absolute())
+        storage = StorePath(store) if store and not fetched else home.absolute()
     fingerprint = str(manifest.run.get("fingerprint", ""))
     return manifest, storage, JudgementLog(judgements or home / JUDGEMENTS, fingerprint, read_only=True)
 

@@ -263,11 +263,11 @@ def fetch(
 
     Other commands read it there, without a copy; only `verify --repair` and `generate --truth` need a folder.
     """
+    from sgpipe.files.object_store import StorePath
     from sgpipe.storage.mirror import fetch as download
-    from sgpipe.storage.storage import ObjectStore
 
     with console.Progress(console.progress()).images(None, "fetching") as advance:
-        manifest = download(ObjectStore(store), out, advance)
+        manifest = download(StorePath(store), out, advance)
     images = sum(shard.rows for shard in manifest.shards)
     console.output().print(f"{out}: {_size(images, len(manifest.shards))}", soft_wrap=True)
 

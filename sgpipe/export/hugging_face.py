@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from sgpipe.errors import naming
 from sgpipe.export.card import write_card
 from sgpipe.export.rows import ExportRows, iter_groups
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, read_image
 from sgpipe.records import Record, from_table
 from sgpipe.sources.hugging_face import CLASSES, ORIGIN
@@ -26,7 +26,7 @@ _IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
 _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
 
-def write_hugging_face(rows: ExportRows, out: Path, images: Location | None, *, embed: bool) -> None:
+def write_hugging_face(rows: ExportRows, out: Path, images: ImagePlace | None, *, embed: bool) -> None:
     """Write all rows and columns, including error rows, one file per shard.
 
     Args:
@@ -45,7 +45,7 @@ def write_hugging_face(rows: ExportRows, out: Path, images: Location | None, *, 
     write_card(rows, out, embedded=IMAGE_COLUMN in written.names)
 
 
-def _tables(rows: ExportRows, shard: ShardEntry, images: Location | None, *, embed: bool) -> Iterator[pa.Table]:
+def _tables(rows: ExportRows, shard: ShardEntry, images: ImagePlace | None, *, embed: bool) -> Iterator[pa.Table]:
     """The row groups of a shard without relations below the threshold, and with images if they are embedded."""
     path = rows.root / shard.file
     with open_shard(path) as file:
@@ -76,7 +76,7 @@ def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
     return table
 
 
-def _image(rows: ExportRows, images: Location, record: Record) -> bytes | None:
+def _image(rows: ExportRows, images: ImagePlace, record: Record) -> bytes | None:
     try:
         return read_image(images, record) if record.ok else None
     except ImageError:

@@ -17,7 +17,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.export.rows import ExportRows, iter_groups, write_json
 from sgpipe.files.folder import FolderRoot
-from sgpipe.files.image_roots import ImageRoot, Location
+from sgpipe.files.image_roots import ImagePlace, ImageRoot
 from sgpipe.images import ImageError, open_header, read_image
 from sgpipe.records import BOX_SCORES, Box, Record, Relation, deduplicate, from_table
 from sgpipe.sources.label_studio import CROWD, LOCAL_FILES
@@ -43,7 +43,12 @@ _CONFIGURATION = """\
 
 
 def write_label_studio(
-    rows: ExportRows, out: Path, images: Location | None = None, images_url: str | None = None, *, embed: bool = False
+    rows: ExportRows,
+    out: Path,
+    images: ImagePlace | None = None,
+    images_url: str | None = None,
+    *,
+    embed: bool = False,
 ) -> None:
     """Write SPLIT.json, a list of tasks, and the labelling configuration of a project for them.
 
@@ -101,7 +106,7 @@ def _local_files(rows: ExportRows, folders: Mapping[str, Path]) -> dict[str, str
 class _Tasks:
     """The tasks of a split."""
 
-    def __init__(self, rows: ExportRows, split: str, images: Location | None, prefix: str | None) -> None:
+    def __init__(self, rows: ExportRows, split: str, images: ImagePlace | None, prefix: str | None) -> None:
         """prefix: what the addresses of images begin with; None: the tasks contain the images."""
         self._rows = rows
         self._split = split

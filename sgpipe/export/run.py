@@ -19,7 +19,7 @@ from sgpipe.export.hugging_face import write_hugging_face
 from sgpipe.export.label_studio import write_label_studio
 from sgpipe.export.rows import ExportRows
 from sgpipe.export.scene_graphs import write_rlipv2, write_visual_genome
-from sgpipe.files.image_roots import Location, check_images
+from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.utils.atomic import removed_if_empty
 from sgpipe.utils.locking import only_process
@@ -66,7 +66,7 @@ def export_run(
     threshold: float | None = None,
     calibration: Path | None = None,
     precision: float | None = None,
-    images: Location | None = None,
+    images: ImagePlace | None = None,
     images_url: str | None = None,
     embed: bool = False,
 ) -> Exported:

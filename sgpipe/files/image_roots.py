@@ -21,14 +21,14 @@ from sgpipe.files.hub_root import HubRoot
 from sgpipe.files.index import IndexFolder, copy_index, forget_unused
 from sgpipe.files.local import Files, LocalFiles
 from sgpipe.files.members import is_archive, refuse_compressed
-from sgpipe.files.object_store import ObjectInfo, ObjectReader, is_uri
+from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
 from sgpipe.files.objects import ObjectRoot
 from sgpipe.files.stored_files import joined, shown_path, uri_of
 
-__all__ = ["ImageEntry", "ImageFile", "ImageRoot", "IndexFolder", "Location"]
+__all__ = ["ImageEntry", "ImageFile", "ImagePlace", "ImageRoot", "IndexFolder"]
 __all__ += ["ImageRoots", "absolute", "check_images", "existing_images", "image_root", "located"]
 
-Location = str | Path | ImageRoot
+ImagePlace = str | Path | ImageRoot
 _LOCAL_THREADS, _STORE_THREADS = 2, 8  # which open images ahead
 _SHARDS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # WebDataset's way to name many: train-{000000..000127}.tar
 _PROBED = 1000  # objects of a prefix that tell what is in it: those of one answer
@@ -37,14 +37,14 @@ _made: dict[tuple[str, IndexFolder], ImageRoot] = {}
 _making = Lock()
 
 
-def located(location: Location, base: Path | None = None) -> str:
+def located(location: ImagePlace, base: Path | None = None) -> str:
     """The text of a location, a path relative to `base`."""
     if not isinstance(location, str | Path):
         return location.location
     return uri_of(location) or str(location if base is None else shown_path(joined(base, location)))
 
 
-def image_root(location: Location, indexes: IndexFolder | None = None) -> ImageRoot:
+def image_root(location: ImagePlace, indexes: IndexFolder | None = None) -> ImageRoot:
     """The root of a location: a folder, which need not exist, one or more archives, or a prefix of a store.
 
     Raises:
@@ -62,7 +62,7 @@ def image_root(location: Location, indexes: IndexFolder | None = None) -> ImageR
         return _made[key]
 
 
-def existing_images(location: Location, indexes: IndexFolder | None = None) -> ImageRoot:
+def existing_images(location: ImagePlace, indexes: IndexFolder | None = None) -> ImageRoot:
     """The root of a location that exists, as it is now: of a dataset of the hub, at the commit that it has now.
 
     Raises UserError: it does not exist; and as `image_root`.
@@ -74,7 +74,7 @@ def existing_images(location: Location, indexes: IndexFolder | None = None) -> I
     return image_root(location, indexes)
 
 
-def check_images(location: Location) -> None:
+def check_images(location: ImagePlace) -> None:
     """Raises UserError: a location does not exist, or is nothing that images are in; archives are not read."""
     text = located(location)
     if text.startswith("hf://"):
@@ -89,7 +89,7 @@ def check_images(location: Location) -> None:
         existing_folder(Path(text))
 
 
-def absolute(location: Location) -> str:
+def absolute(location: ImagePlace) -> str:
     """The text of a location that does not depend on the working folder."""
     text = located(location)
     return text if is_uri(text) else str(Path(text).resolve())
@@ -174,7 +174,7 @@ def _remote(text: str, indexes: IndexFolder) -> ImageRoot:
     return _indexed(root, indexes) if indexes.whole else root
 
 
-def _place(uri: str) -> tuple[ObjectReader, list[str]]:
+def _place(uri: str) -> tuple[StorePath, list[str]]:
     """The prefix that a URI leads to, and the archives there that it names, if any.
 
     Raises UserError: there is no such bucket, it may not be read, or the URI names a tar that is compressed as a whole.
@@ -183,7 +183,7 @@ def _place(uri: str) -> tuple[ObjectReader, list[str]]:
     parent, _, name = path.rstrip("/").rpartition("/")
     refuse_compressed(path)
     names = _shards(name) if is_archive(name) else []
-    files = ObjectReader(parent + mark + options if names else uri)
+    files = StorePath(parent + mark + options if names else uri)
     files.check()
     return files, names
 

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import StoreError
 from sgpipe.files import model_cache
-from sgpipe.files.object_store import ObjectReader
+from sgpipe.files.object_store import StorePath
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress
 
@@ -129,7 +129,7 @@ class IndexReference:
             raise StoreError(f"the index {self.path} is missing or damaged; the same command makes it again")
         cache_folder().mkdir(parents=True, exist_ok=True)
         with (
-            ObjectReader(self.uri).open(f".sgpipe/{self.path.name}") as source,
+            StorePath(self.uri).open(f".sgpipe/{self.path.name}") as source,
             atomic_write(cache_folder() / self.path.name) as temporary,
             temporary.open("wb") as target,
         ):

@@ -18,7 +18,7 @@ _MOST_OPEN = 256
 
 
 class Files(Protocol):
-    """What `ObjectReader` and `LocalFiles` have in common; see `ObjectReader`."""
+    """What `StorePath` and `LocalFiles` have in common; see `StorePath`."""
 
     @property
     def location(self) -> str: ...

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from sgpipe.errors import EngineError, StoreError, UserError
-from sgpipe.files.object_store import ObjectInfo, ObjectReader, is_uri
+from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
 from sgpipe.utils import console
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256
@@ -68,7 +68,7 @@ class _Cached:
     """
 
     def __init__(self, uri: str) -> None:
-        self._uri, self._reader = uri, ObjectReader(uri)
+        self._uri, self._reader = uri, StorePath(uri)
         self._root = cache_folder() / "models" / fingerprint({"uri": uri})
 
     def newest(self) -> str:

@@ -1,12 +1,11 @@
-"""Reading objects of a store (S3, Google, Azure) by the URI of their location: whole, by ranges, or as a file.
+"""Objects of a store (S3, Google, Azure) under the URI of their location: read whole, by ranges or as a file; written.
 
-Arrow opens the location, for it finds the region of a bucket; obstore reads, for it knows the versions of objects
-(ETags), retries, and keeps connections. Keys come from the environment alone.
+obstore speaks to the store; it retries and knows the versions of objects (ETags). Nothing relies on renaming or
+appending. Keys come from the environment alone.
 """
 
 from __future__ import annotations
 
-import configparser
 import io
 import os
 import re
@@ -14,33 +13,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
+from shutil import copyfileobj
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import obstore
-import pyarrow as pa
-from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
-from obstore.store import AzureStore, GCSStore, S3Store
-from pyarrow.fs import FileSystem
+from obstore import exceptions as refused
+from obstore.store import from_url
 
 from sgpipe.errors import StoreError, UserError
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, ObjectMeta
+    from obstore import GetOptions, ObjectMeta, PutResult, UpdateVersion
+    from obstore.store import ObjectStore as Connection
 
-FAILURES = (BaseError, OSError)
-_KINDS = {"s3": "s3://", "gcs": "gs://", "abfs": "abfs://"}  # by Arrow's names
-_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hf")
-_CONNECT_SECONDS, _READ_SECONDS, _READ_RETRIES = 5, 20.0, 8
-_ATTEMPTS = 3  # to read a body that is cut
+_SCHEMES = ("s3", "gs", "abfs", "abfss", "hf")
+_EXPECTED = "expected s3://, gs:// or abfs:// and a bucket"
+_CONNECT_SECONDS = 5
+_READ_SECONDS, _READ_RETRIES = 20.0, 8  # of one request
+_WRITE_SECONDS, _WRITE_RETRIES = 1800.0, 2
+_MOST_AT_ONCE = 256 << 20  # bytes; what is uploaded in parts stays in the bucket if its process is killed
+_ATTEMPTS = 3  # to read a body that is truncated
 _BUFFER = 8 << 20  # of a file: a request takes so long that small ones cost more
 _REFUSED = re.compile(
     r"<Code>(AccessDenied|AllAccessDisabled|AccountProblem|ExpiredToken|InvalidAccessKeyId|InvalidToken|"
     r"RequestTimeTooSkewed|SignatureDoesNotMatch|TokenRefreshRequired)</Code>"
 )
-_ANONYMOUS = ("s3://anonymous@", "gs://anonymous@", "gcs://anonymous@")  # Arrow's form for what the public may read
+_NOT_IMPLEMENTED = re.compile(r"\b501 Not Implemented|<Code>NotImplemented</Code>")
+_ANONYMOUS = ("s3://anonymous@", "gs://anonymous@")  # what the public may read
 _NO_KEYS = "169.254.169.254"  # where a machine of a cloud gets its keys, asked if the environment has none
 
 
@@ -54,6 +56,10 @@ class CutError(StoreError):
 
 class AccessError(StoreError):
     """The store refuses the keys, or what they may do."""
+
+
+class ConditionsError(Exception):
+    """The store has no conditional writes."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +78,60 @@ def is_uri(text: str) -> bool:
     return bool(separator) and scheme in _SCHEMES
 
 
-class ObjectReader:
-    """Reads the objects under a URI such as `s3://bucket/images`. Threads may share it; it travels without connections.
+class StorePath:
+    """A folder or an object of a store by its URI, such as `s3://bucket/images`: to a store what `Path` is to a disk.
 
-    A name that has no object raises FileNotFoundError. Every method but `__init__` raises StoreError if the store
-    cannot be reached, after retries (AccessError: it refuses), and UserError if the URI is not that of a store.
+    Names are relative to it; it travels without connections, and threads may share it. Every method but `__init__`
+    raises StoreError if the store cannot be reached, after retries (AccessError: it refuses), and UserError if the URI
+    is not that of a store.
     """
 
     def __init__(self, uri: str) -> None:
-        """Raises UserError: of an unknown scheme, or the URI holds keys."""
+        """Raises UserError: of an unknown scheme, or the URI contains keys."""
         refuse_keys(uri)
-        if not is_uri(uri):
-            raise UserError(f"{uri} is not an object store: expected {', '.join(_KINDS.values())} and a bucket")
-        self.uri = uri
-        self.location = uri.partition("?")[0].rstrip("/")
+        scheme, separator, rest = uri.partition("://")
+        path, mark, options = rest.partition("?")
+        bucket, _, key = path.partition("/")
+        if not separator or scheme not in _SCHEMES or not bucket:
+            raise UserError(f"{uri} is not an object store: {_EXPECTED}")
+        self._bucket, self._options = f"{scheme}://{bucket}", mark + options
+        self._prefix = "/".join(part for part in key.split("/") if part not in ("", "."))
+        self._connections: dict[float, Connection] = {}
+
+    @property
+    def location(self) -> str:
+        """The URI without options, as messages have it."""
+        return f"{self._bucket}/{self._prefix}".rstrip("/")
+
+    @property
+    def uri(self) -> str:
+        """The whole URI."""
+        return self.location + self._options
+
+    @property
+    def name(self) -> str:
+        """The last part of the URI."""
+        return self.location.rpartition("/")[2]
+
+    def __truediv__(self, name: str) -> StorePath:
+        below = StorePath(f"{self.location}/{name}{self._options}")
+        below._connections = self._connections
+        return below
+
+    def __str__(self) -> str:
+        return self.location
+
+    def __repr__(self) -> str:
+        return f"StorePath({self.uri!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StorePath) and self.uri == other.uri
+
+    def __hash__(self) -> int:
+        return hash(self.uri)
+
+    def __reduce__(self) -> tuple[type[StorePath], tuple[str]]:
+        return StorePath, (self.uri,)
 
     def check(self) -> None:
         """Raises UserError: there is no such bucket, or it may not be listed; StoreError: it cannot be reached."""
@@ -98,87 +144,145 @@ class ObjectReader:
                 raise UserError(str(error)) from None
             raise
 
-    def read(self, name: str) -> bytes:
-        """A whole object."""
-        return self._get(name, {})
+    def read(self, name: str = "") -> bytes | None:
+        """Return a whole object, or None if there is none."""
+        try:
+            return self._get(name, {})
+        except FileNotFoundError:
+            return None
+
+    def get(self, name: str) -> tuple[bytes, UpdateVersion] | None:
+        """Return a small object and its version; None if there is none."""
+        with suppress(FileNotFoundError), self._naming(name):
+            found = obstore.get(self._reads, self._key(name))
+            return bytes(found.bytes()), _version(found.meta)
+        return None
+
+    def get_file(self, name: str, path: Path) -> None:
+        """Download an object into a file. Raises FileNotFoundError."""
+        with self.open(name) as source, path.open("wb") as target:
+            copyfileobj(source, target, _BUFFER)
 
     def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes:
-        """`length` bytes of an object.
+        """Return `length` bytes of an object.
 
-        Raises ReplacedError: it is not of this version; CutError: it ends before.
+        Raises FileNotFoundError; ReplacedError: it is not of this version; CutError: it ends before.
         """
         if not length:
             return b""
-        options: GetOptions = {"range": (start, start + length)}
-        if version is not None:
-            options["if_match"] = version
-        data = self._get(name, options)
+        data = self.read_start(name, length, version, start)
         if len(data) != length:
-            raise CutError(f"{self._at(name)} is cut: it ends within bytes {start} to {start + length}")
+            raise CutError(f"{self._at(name)} is truncated: it ends within bytes {start} to {start + length}")
         return data
 
-    def read_start(self, name: str, most: int, version: str | None = None) -> bytes:
-        """The first `most` bytes of an object, or all of them. Raises ReplacedError: it is not of this version."""
-        return self._get(name, {"range": (0, most), **({} if version is None else {"if_match": version})})
+    def read_start(self, name: str, most: int, version: str | None = None, start: int = 0) -> bytes:
+        """Return up to `most` bytes. Raises FileNotFoundError; ReplacedError: it is not of this version."""
+        options: GetOptions = {"range": (start, start + most)}
+        if version is not None:
+            options["if_match"] = version
+        return self._get(name, options)
 
-    def head(self, name: str) -> ObjectInfo | None:
-        """What an object is; None if there is none."""
+    def head(self, name: str = "") -> ObjectInfo | None:
+        """Return what an object is; None if there is none."""
         with suppress(FileNotFoundError), self._naming(name):
-            return self._info(obstore.head(self._store, self._key(name)))
+            return self._info(obstore.head(self._reads, self._key(name)))
         return None
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """The objects of a folder, those in folders of it included, as the store sends them."""
+    def list(self, folder: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects of a folder, those in folders of it included, as the store sends them."""
         with self._naming():
-            for chunk in obstore.list(self._store, self._key(prefix), chunk_size=1000):
+            for chunk in obstore.list(self._reads, self._key(folder), chunk_size=1000):
                 infos = (self._info(meta) for meta in chunk)
                 yield from (info for info in infos if info.name)  # a folder's own object, which some tools make
 
-    def open(self, name: str, buffer: int = _BUFFER) -> BinaryIO:
-        """A file of an object, read in ranges of at least `buffer` bytes of the version that it has now."""
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Return the size in bytes of each object directly in a folder, by its last name."""
+        with self._naming():
+            found = obstore.list_with_delimiter(self._reads, self._key(folder))["objects"]
+        return {PurePosixPath(meta["path"]).name: meta["size"] for meta in found}
+
+    def open(self, name: str = "", buffer: int = _BUFFER) -> BinaryIO:
+        """Open an object as a file, read in ranges of at least `buffer` bytes of the version that it has now.
+
+        Raises FileNotFoundError.
+        """
         info = self.head(name)
         if info is None:
             raise FileNotFoundError(self._at(name))
         return cast(BinaryIO, io.BufferedReader(_ObjectFile(self, info), buffer))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "location": self.location}
+    def put(self, name: str, data: bytes | Path) -> None:
+        """Write an object, or a file as one, whole, replacing an earlier one."""
+        in_parts = isinstance(data, Path) and data.stat().st_size > _MOST_AT_ONCE
+        with self._naming(name, writes=True):
+            obstore.put(self._writes, self._key(name), data, use_multipart=in_parts)
+
+    def put_if(self, name: str, data: bytes, version: UpdateVersion | None) -> UpdateVersion | None:
+        """Write a small object if it still has this version, or, for None, if there is none.
+
+        Returns its new version; None: somebody else was faster.
+
+        Raises ConditionsError: the store says that it has no conditional writes.
+        """
+        with self._naming(name, writes=True):
+            try:
+                return _version(
+                    obstore.put(self._reads, self._key(name), data, mode=version or "create", use_multipart=False)
+                )
+            except (refused.AlreadyExistsError, refused.PreconditionError):
+                return None
+            except refused.NotSupportedError:
+                raise ConditionsError from None
+            except refused.BaseError as error:
+                if _NOT_IMPLEMENTED.search(str(error)):
+                    raise ConditionsError from None
+                raise
+
+    def delete(self, name: str = "") -> None:
+        """Delete an object if it exists."""
+        with suppress(FileNotFoundError), self._naming(name):
+            obstore.delete(self._reads, self._key(name))
 
     def _get(self, name: str, options: GetOptions) -> bytes:
+        """Large objects are read in parts, so that a truncated part is all that is read again."""
         for attempt in range(1, _ATTEMPTS + 1):
             with self._naming(name):
-                found = obstore.get(self._store, self._key(name), options=options)
+                found = obstore.get(self._reads, self._key(name), options=options)
+                if not options and found.meta["size"] > _BUFFER:
+                    with self.open(name) as file:
+                        return b"".join(iter(partial(file.read, _BUFFER), b""))
                 try:
                     return bytes(found.bytes())
-                except BaseError as error:
+                except refused.BaseError as error:
                     if attempt == _ATTEMPTS:
-                        raise CutError(f"{self._at(name)} is cut, or its connection is: {failure(error)}") from None
+                        why = f"is truncated, or the connection dropped: {failure(error)}"
+                        raise CutError(f"{self._at(name)} {why}") from None
         raise AssertionError("unreachable")
 
     @contextmanager
-    def _naming(self, name: str = "") -> Iterator[None]:
+    def _naming(self, name: str = "", writes: bool = False) -> Iterator[None]:
         """Turn the errors of obstore, which have many lines, into one line that names the object."""
         try:
             yield
         except StoreError:
             raise
         except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error):
+            if writes or "NoSuchBucket" in str(error):
                 raise StoreError(f"{self.location}: {failure(error)}") from None
             raise FileNotFoundError(self._at(name)) from None
-        except PreconditionError:
+        except refused.PreconditionError:
             raise ReplacedError(f"{self._at(name)} was replaced while it was in use") from None
-        except FAILURES as error:
+        except (refused.BaseError, OSError) as error:
             if "<Code>InvalidRange</Code>" in str(error):
-                raise CutError(f"{self._at(name)} is cut: it ends before the range that is read") from None
-            refused = isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(str(error))
-            kind = AccessError if refused or _NO_KEYS in str(error) else StoreError
-            raise kind(f"{self._at(name)}: {failure(error)}") from None
+                raise CutError(f"{self._at(name)} is truncated: it ends before the range that is read") from None
+            no_access = isinstance(error, refused.PermissionDeniedError | refused.UnauthenticatedError)
+            no_access = no_access or bool(_REFUSED.search(str(error))) or _NO_KEYS in str(error)
+            raise (AccessError if no_access else StoreError)(f"{self._at(name)}: {failure(error)}") from None
 
     def _at(self, name: str) -> str:
         return f"{self.location}/{name}" if name else self.location
 
-    def _key(self, name: str) -> str:
+    def _key(self, name: str = "") -> str:
         key = str(PurePosixPath(self._prefix, name))
         return "" if key == "." else key
 
@@ -186,25 +290,25 @@ class ObjectReader:
         name = meta["path"].removeprefix(self._prefix).lstrip("/")
         return ObjectInfo(name, meta["size"], meta["e_tag"], meta["last_modified"])
 
-    @cached_property
-    def _opened(self) -> tuple[S3Store | GCSStore | AzureStore, str]:
-        files, path = open_location(self.uri)
-        return connect(self.uri, files, path, _READ_SECONDS, _READ_RETRIES), path.strip("/").partition("/")[2]
+    @property
+    def _reads(self) -> Connection:
+        return self._connection(_READ_SECONDS, _READ_RETRIES)
 
     @property
-    def _store(self) -> S3Store | GCSStore | AzureStore:
-        return self._opened[0]
+    def _writes(self) -> Connection:
+        return self._connection(_WRITE_SECONDS, _WRITE_RETRIES)
 
-    @property
-    def _prefix(self) -> str:
-        return self._opened[1]
+    def _connection(self, seconds: float, retries: int) -> Connection:
+        if seconds not in self._connections:
+            self._connections[seconds] = connect(self._bucket + self._options, seconds, retries)
+        return self._connections[seconds]
 
 
 class _ObjectFile(io.RawIOBase):
     """An object as a file that `io.BufferedReader` reads."""
 
-    def __init__(self, reader: ObjectReader, info: ObjectInfo) -> None:
-        self._reader, self._info, self._at = reader, info, 0
+    def __init__(self, store: StorePath, info: ObjectInfo) -> None:
+        self._store, self._info, self._at = store, info, 0
 
     def readable(self) -> bool:
         return True
@@ -217,100 +321,85 @@ class _ObjectFile(io.RawIOBase):
         return self._at
 
     def readall(self) -> bytes:
-        """What is left, by requests of megabytes; without this method, of 8 kB."""
+        """Return what is left, by requests of megabytes; without this method, of 8 kB."""
         return b"".join(iter(lambda: self.read(_BUFFER) or b"", b""))
 
     def readinto(self, buffer: Any) -> int:
         length = max(0, min(len(buffer), self._info.size - self._at))
-        buffer[:length] = self._reader.read_range(self._info.name, self._at, length, self._info.version)
+        buffer[:length] = self._store.read_range(self._info.name, self._at, length, self._info.version)
         self._at += length
         return length
 
 
 def refuse_keys(uri: str) -> None:
-    """Raises UserError: the URI holds keys. A container of Azure may stand where a user name would."""
+    """Raises UserError: the URI contains keys. A container of Azure may stand where a user name would."""
     user, at, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
     if at and (":" in user or not uri.startswith(("abfs", *_ANONYMOUS))):
-        raise UserError("the URI of an object store must not hold keys; give them in the environment")
+        raise UserError("the URI of an object store must not contain keys; set them in the environment")
 
 
-def open_location(uri: str) -> tuple[FileSystem, str]:
-    """Arrow's file system of a URI, and the path in it: bucket first.
+def connect(uri: str, seconds: float, retries: int) -> Connection:
+    """Return obstore's store of a bucket by its URI; a request ends after `seconds`.
 
-    Raises UserError: it is not the URI of a store, or holds keys; StoreError: it cannot be reached.
+    Raises UserError: it is not the URI of a store; StoreError: it cannot be reached.
     """
-    refuse_keys(uri)
-    try:
-        files, path = FileSystem.from_uri(uri)
-    except pa.ArrowException as error:
-        raise UserError(f"{uri} is not an object store: {str(error).splitlines()[0]}") from None
-    except OSError as error:  # it looks up the bucket's region
-        raise StoreError(f"{uri.partition('?')[0].rstrip('/')}: {failure(error)}") from None
-    if files.type_name not in _KINDS or not path.strip("/"):
-        raise UserError(f"{uri} is not an object store: expected {', '.join(_KINDS.values())} and a bucket")
-    return files, path
-
-
-def connect(
-    uri: str, files: FileSystem, path: str, seconds: float, retries: int = 2
-) -> S3Store | GCSStore | AzureStore:
-    """obstore's store of the bucket that a URI names.
-
-    Args:
-        files, path: see `open_location`.
-        seconds: after which a request ends.
-    """
+    place, _, query = uri.partition("?")
     options: dict[str, Any] = {
         "client_options": {
             "timeout": timedelta(seconds=seconds),
             "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+            "allow_http": True,  # if the endpoint is
         },
         "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * seconds)},
     }
-    bucket = path.strip("/").partition("/")[0]
-    if uri.startswith(_ANONYMOUS):
+    if place.startswith(_ANONYMOUS):
         options["skip_signature"] = True
-    if files.type_name == "s3":
-        return _s3(uri, bucket, files.region, options)
-    if files.type_name == "gcs":
-        return GCSStore(bucket, **options)
-    account = (urlsplit(uri).hostname or "").partition(".")[0]
-    return AzureStore(bucket, account_name=account, **options)
+    if place.startswith("s3://"):
+        options.update(_s3_options(place, {name: values[-1] for name, values in parse_qs(query).items()}))
+    try:
+        return from_url(place, **options)
+    except (refused.BaseError, ValueError) as error:
+        raise UserError(f"{uri} is not an object store: {_EXPECTED} ({failure(error)})") from None
 
 
 def failure(error: BaseException) -> str:
-    """An error of Arrow's or obstore's in one line: what the store answered, or else the first line."""
+    """Return an error of obstore's in one line: what the store answered, or else the first line."""
     text = str(error).partition("\n\nDebug source")[0].strip()
     if _NO_KEYS in text:
-        return "the environment has no keys for it (for a public bucket, write anonymous@ before its name)"
+        return (
+            "no keys were found in the environment (profiles and SSO need `pip install sgpipe[aws]`; for a public "
+            "bucket, write anonymous@ before its name)"
+        )
     if code := re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text, re.DOTALL):
         return f"{code[1]}: {code[2]}" if code[2] else code[1]
     return (text or type(error).__name__).splitlines()[0]
 
 
-def _s3(uri: str, bucket: str, region: str, options: dict[str, Any]) -> S3Store:
-    """A store of S3's form, with the endpoint and the keys that Arrow takes from its URI and the environment."""
-    query = {name: values[-1] for name, values in parse_qs(urlsplit(uri).query).items()}
-    named = (os.environ.get(variable) for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
-    endpoint = query.get("endpoint_override") or next(filter(None, named), None)
-    if endpoint:
-        if "://" not in endpoint:
-            endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
-        options["endpoint"] = endpoint
-        options["client_options"]["allow_http"] = endpoint.startswith("http://")
-    if "AWS_ACCESS_KEY_ID" not in os.environ and "skip_signature" not in options:
-        options.update(_profile())
-    return S3Store(bucket, region=region, **options)
+def _s3_options(place: str, query: dict[str, str]) -> dict[str, Any]:
+    """What neither the environment nor obstore tells: an endpoint of the URI, the bucket's region, boto3's keys."""
+    options: dict[str, Any] = {}
+    if endpoint := query.get("endpoint_override"):
+        options["endpoint"] = endpoint if "://" in endpoint else f"{query.get('scheme', 'https')}://{endpoint}"
+    if "region" in query:
+        options["region"] = query["region"]
+    elif not endpoint and not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys():
+        options.update(_region(place.removeprefix("s3://").rpartition("@")[2]))
+    if "AWS_ACCESS_KEY_ID" not in os.environ and not place.startswith(_ANONYMOUS):
+        with suppress(ImportError, ValueError):  # boto3 is not installed, or has no keys either
+            from obstore.auth.boto3 import Boto3CredentialProvider
+
+            options["credential_provider"] = Boto3CredentialProvider()
+    return options
 
 
-def _profile() -> dict[str, str]:
-    """The keys of the profile in ~/.aws/credentials, which obstore does not read; empty if there are none."""
-    file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
-    parser = configparser.ConfigParser(interpolation=None)
-    with suppress(OSError, configparser.Error, UnicodeDecodeError):
-        parser.read(file, encoding="utf-8")
-    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
-    values = parser[profile] if parser.has_section(profile) else {}
-    names = {"aws_access_key_id": "access_key_id", "aws_secret_access_key": "secret_access_key"}
-    names["aws_session_token"] = "session_token"
-    return {ours: values[theirs] for theirs, ours in names.items() if theirs in values}
+@cache
+def _region(bucket: str) -> dict[str, str]:
+    from pyarrow.fs import resolve_s3_region
+
+    with suppress(OSError, ValueError):  # the first request says why
+        return {"region": resolve_s3_region(bucket)}
+    return {}
+
+
+def _version(meta: PutResult | ObjectMeta) -> UpdateVersion:
+    return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}  # type: ignore[return-value]

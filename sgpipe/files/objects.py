@@ -15,7 +15,7 @@ from sgpipe.errors import ImageError
 from sgpipe.files.base import MOST_BYTES, ImageEntry, checked_size, safe_name
 from sgpipe.files.index import NAME, FileIndexRows, IndexReference, by_name, write_index
 from sgpipe.files.local import reading, version_of
-from sgpipe.files.object_store import ObjectReader
+from sgpipe.files.object_store import StorePath
 from sgpipe.files.parquet_images import ParquetImages, file_of
 from sgpipe.files.parquet_rows import open_row
 from sgpipe.utils.console import Progress
@@ -35,7 +35,7 @@ class ObjectRoot:
     """
 
     location: str
-    files: ObjectReader
+    files: StorePath
     threads: int
     index: IndexReference | None = None
 
@@ -88,7 +88,7 @@ class ObjectRoot:
         return ObjectRoot, (self.location, self.files, self.threads, self.index)
 
 
-def list_objects(files: ObjectReader, progress: Progress) -> pa.Table:
+def list_objects(files: StorePath, progress: Progress) -> pa.Table:
     """The objects of a prefix, sorted by name: as rows of Arrow, of which a million take 100 MB."""
     rows = FileIndexRows(_COLUMNS)
     with progress.images(None, "listing") as advance:

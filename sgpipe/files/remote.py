@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 from fsspec import AbstractFileSystem
 
 from sgpipe.errors import StoreError
-from sgpipe.files.object_store import ObjectReader
+from sgpipe.files.locations import Location
+from sgpipe.files.object_store import StorePath
 from sgpipe.files.stored_files import uri_of as uri_of
 from sgpipe.utils.prefetch import prefetch
 
@@ -28,8 +29,10 @@ _OPENED_AHEAD = 16  # shards
 _READ_AT_ONCE = 512 << 20  # bytes of small objects that are kept in memory
 
 
-def name_of(location: Path | str) -> str:
+def name_of(location: Location | str) -> str:
     """A location as messages name it."""
+    if isinstance(location, StorePath):
+        return location.location
     uri = uri_of(location)
     return str(location) if uri is None else _QUERY.sub("", uri)
 
@@ -40,49 +43,24 @@ def absolute_run(location: Path) -> str:
 
 
 @cache
-def reader_of(uri: str) -> ObjectReader:
+def reader_of(uri: str) -> StorePath:
     """The connection of this process."""
-    return ObjectReader(uri)
+    return StorePath(uri)
 
 
-class StoredFiles:
-    """The files of a run in a store, to be read."""
-
-    def __init__(self, uri: str) -> None:
-        self.reader = reader_of(uri)
-        self.location = self.reader.location
-
-    def read(self, name: str) -> bytes | None:
-        """An object; None: there is none."""
-        try:
-            return self.reader.read(name)
-        except FileNotFoundError:
-            return None
-
-    def open(self, name: str) -> BinaryIO:
-        """An object to read in order; an empty one if there is none."""
-        try:
-            return self.reader.open(name)
-        except FileNotFoundError:
-            return io.BytesIO()
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Size in bytes of each object in a folder, by its last name."""
-        infos = ((info.name.rpartition("/"), info.size) for info in self.reader.list(folder))
-        return {last: size for (first, _, last), size in infos if first == folder}
-
-
-def open_object(path: Path) -> BinaryIO | None:
+def open_object(path: Location) -> BinaryIO | None:
     """A shard of a run in a store, of which large ones are read by ranges; None: it is a file.
 
     Raises FileNotFoundError: there is no such object; StoreError: the store cannot be reached.
     """
+    if isinstance(path, StorePath):
+        return _opened(path)
     uri = uri_of(path)
     if uri is None:
         return None
     found = _SHARD.fullmatch(uri)
     assert found is not None, uri
-    return _opened(reader_of(found[1]), found[2])
+    return _opened(reader_of(found[1]) / found[2])
 
 
 def opened_ahead(paths: Sequence[Path]) -> Generator[BinaryIO | None, None, None]:
@@ -100,13 +78,13 @@ def _opened_or_none(path: Path) -> BinaryIO | None:
     return None
 
 
-def _opened(reader: ObjectReader, name: str) -> BinaryIO:
-    info = reader.head(name)
+def _opened(path: StorePath) -> BinaryIO:
+    info = path.head()
     if info is None:
-        raise FileNotFoundError(f"{reader.location}/{name}")
+        raise FileNotFoundError(str(path))
     if info.size > _WHOLE:
-        return reader.open(name, 1)  # no buffer: who reads Parquet knows what it needs
-    return io.BytesIO(reader.read_range(name, 0, info.size, info.version))
+        return path.open(buffer=1)  # who reads Parquet knows what it needs
+    return io.BytesIO(path.read_range("", 0, info.size, info.version))
 
 
 class ShardFileSystem(AbstractFileSystem):

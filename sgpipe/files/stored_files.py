@@ -13,15 +13,17 @@ from typing import cast
 
 from sgpipe.errors import UserError, existing_file
 from sgpipe.files.hub import DATASETS, HubDataset
-from sgpipe.files.object_store import AccessError, ObjectInfo, ObjectReader, is_uri
+from sgpipe.files.object_store import AccessError, ObjectInfo, StorePath, is_uri
 
 _SLASHES = re.compile(r"^(\w{2,}):/+(?=[^/])")
 _OPTION = re.compile(r"(endpoint_override=https?):/+")
 _ON_HUB = re.compile(rf"{DATASETS}(?P<dataset>[^/]+/[^/]+)/(?P<file>.+)")
 
 
-def uri_of(path: Path | str) -> str | None:
+def uri_of(path: Path | str | StorePath) -> str | None:
     """The URI that a path stands for; None: it is that of a folder or file."""
+    if isinstance(path, StorePath):
+        return path.uri
     text = _OPTION.sub(r"\1://", _SLASHES.sub(r"\1://", str(path)))
     return text if is_uri(text) else None
 
@@ -105,10 +107,10 @@ def _fetched(uri: str) -> Path | None:
     return dataset.fetch(found["file"])
 
 
-def _split(uri: str) -> tuple[ObjectReader, str]:
+def _split(uri: str) -> tuple[StorePath, str]:
     """The reader of the folder of an object, and its name there. Raises UserError: objects have no such names."""
     path, mark, options = uri.partition("?")
     if ".." in path.split("/"):
         raise UserError(f"no such file: {uri}: objects have no .. in their names")
     folder, _, name = path.rpartition("/")
-    return ObjectReader(folder + mark + options), name
+    return StorePath(folder + mark + options), name

@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
+from sgpipe.files.locations import Location, read_bytes, sizes
+from sgpipe.files.object_store import StorePath
 from sgpipe.generation.identity import STAGES, identity, in_todays_settings, settings_of_stage
 from sgpipe.generation.pools import stages_sharing_gpus
 from sgpipe.generation.work_units import UnitReader, WorkUnit
@@ -22,7 +24,6 @@ from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RECIPE, RunFolder, kind_of
 from sgpipe.storage.segments import read_manifest
 from sgpipe.storage.shards import DATA, read_file
-from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
 from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences
 from sgpipe.utils.locking import temporary_folder
@@ -50,7 +51,7 @@ def _described(run: str) -> Iterator[Path]:
     if "://" not in run:
         yield Path(run)
         return
-    store = ObjectStore(run)
+    store = StorePath(run)
     with temporary_folder() as folder:
         for name in (MANIFEST, RECIPE):
             content = read_manifest(store) if name == MANIFEST else store.read(name)
@@ -82,8 +83,8 @@ class Parent:
 
     name: str
     folder: Path | None
-    files: Storage
-    storage: Storage
+    files: Location
+    storage: Location
     manifest: Manifest
     recipe: Recipe
 
@@ -93,11 +94,11 @@ class Parent:
         with _described(run) as folder:
             manifest, recipe = _manifest(run, folder), load_recipe(folder / RECIPE)
         if "://" in run:
-            store = ObjectStore(run)
+            store = StorePath(run)
             return cls(store.location, None, store, store, manifest, recipe)
-        files, uri = LocalFolder(folder.absolute()), manifest.run.get("store")
+        files, uri = folder.absolute(), manifest.run.get("store")
         fetched = all((folder / shard.file).is_file() for shard in manifest.shards)
-        return cls(run, folder, files, ObjectStore(uri) if uri and not fetched else files, manifest, recipe)
+        return cls(run, folder, files, StorePath(uri) if uri and not fetched else files, manifest, recipe)
 
     @property
     def private(self) -> Path | None:
@@ -127,8 +128,7 @@ class Parent:
     def _files_read(self, split: str) -> dict[str, Path]:
         """The annotation and caption files from which the split was read, if they are still there."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            with self.files.open(f".sgpipe/index-{split}.json") as file:
-                named = json.loads(file.read())["files"]
+            named = json.loads(read_bytes(self.files / f".sgpipe/index-{split}.json"))["files"]
             paths = {kind: Path(named[kind][0]) for kind in ("annotations", "captions") if kind in named}
             return {kind: path for kind, path in paths.items() if path.is_file()}
         return {}
@@ -143,9 +143,9 @@ class Parent:
                 f"{self.name} lacks {lacking:,} of {count(sum(rows.values()), 'image')}: finish it first with the "
                 "command that started it, without a smaller --limit, or take fewer with --limit"
             )
-        sizes = self.storage.sizes(DATA)
+        found = sizes(self.storage / DATA)
         for shard in self.manifest.shards:
-            if sizes.get(Path(shard.file).name) != shard.bytes:
+            if found.get(Path(shard.file).name) != shard.bytes:
                 raise damaged(self.name, shard.file)
 
 
@@ -272,7 +272,7 @@ class ParentReader(UnitReader):
     """
 
     parent: str
-    place: Storage
+    place: Location
     shards: tuple[ShardEntry, ...]
     reused: tuple[str, ...]
 
@@ -311,8 +311,7 @@ class ParentReader(UnitReader):
         """The columns of a shard that are taken over, if every byte of it is as it was written."""
         columns = [column for stage in self.reused for column in _FILLS[stage] if column != BOX_SCORES]
         try:
-            with self.place.open(shard.file) as file:
-                data = file.read()
+            data = read_bytes(self.place / shard.file)
         except StoreError:
             raise
         except OSError:

@@ -13,6 +13,8 @@ from typing import Any
 from sgpipe.calibration import choose_thresholds
 from sgpipe.errors import UserError, existing_model, existing_run
 from sgpipe.files.image_roots import ImageRoot, check_images
+from sgpipe.files.locations import delete
+from sgpipe.files.object_store import StorePath
 from sgpipe.files.stored_files import stamp_stored
 from sgpipe.generation.identity import STAGES, as_started, identity, in_todays_settings, source_identity
 from sgpipe.generation.parent import Reuse
@@ -32,7 +34,6 @@ from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import REQUESTS, GroundTruth, RunFolder
 from sgpipe.storage.source_index import SourceIndex
-from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
@@ -67,7 +68,7 @@ def generate(
     _check_recipe(recipe, reuse.stages if reuse else STAGES)
     for warning in (*recipe_warnings(recipe), *tag_notes(recipe.tag)):
         progress.say(f"NOTE: {warning}")
-    folder = RunFolder(out, ObjectStore(recipe.engine.store) if recipe.engine.store else None)
+    folder = RunFolder(out, StorePath(recipe.engine.store) if recipe.engine.store else None)
     with folder.lock():
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
@@ -365,7 +366,7 @@ def _run(
             mirror.copy_soon()
             # The copy of the manifest in a store may still list it; `sweep` deletes it there.
             if superseded is not None and superseded.file != shard.file and not folder.store:
-                folder.storage.delete(superseded.file)
+                delete(folder.storage / superseded.file)
             if shard.split not in described:
                 described.add(shard.split)
                 folder.describe(recipe, manifest)

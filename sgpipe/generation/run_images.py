@@ -71,8 +71,8 @@ def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
     used = {index for root in roots.values() if (index := _index(root)) is not None}
     for path in used:
         name = path.relative_to(folder.root.absolute()).as_posix()
-        if folder.store and not folder.store.has(name):
-            folder.store.put_file(name, path)
+        if folder.store and not folder.store.head(name):
+            folder.store.put(name, path)
     for path in folder.private.absolute().glob("images-*.arrow"):
         if path not in used:
             path.unlink()

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.judge.clip_model import ClipModel, TextEmbeddings, load_clip
@@ -163,7 +163,7 @@ def score_run(
     make_scorer: Callable[[], Scorer[Score]],
     identity: dict[str, Any],
     progress: Progress,
-    images: Location | None = None,
+    images: ImagePlace | None = None,
 ) -> dict[str, int]:
     """Copy the shards of a run to `out` with scores; an earlier call that stopped is resumed.
 
@@ -248,7 +248,7 @@ def _scored(
     table: pa.Table,
     column: ScoreColumn[Score],
     scorer: Scorer[Score],
-    images: Location | None,
+    images: ImagePlace | None,
     counts: dict[str, int],
 ) -> pa.Table:
     lists = []
@@ -264,7 +264,7 @@ def _scored(
 
 
 def _scores(
-    source: Manifest, record: Record, embedded: bytes | None, scorer: Scorer[Score], images: Location | None
+    source: Manifest, record: Record, embedded: bytes | None, scorer: Scorer[Score], images: ImagePlace | None
 ) -> Sequence[Score | None]:
     """The score of each relation; None for all of them if the image cannot be opened."""
     if record.ok and record.relations:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from sgpipe.files.locations import Location, open_file
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import Usage
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import revision_of, shard_name
+from sgpipe.storage.shards import read_file, revision_of, shard_name, write_shard
 from sgpipe.storage.source_index import read_records
-from sgpipe.storage.storage import Storage
 
 _UNITS_PER_ACTOR = 4
 
@@ -40,20 +40,20 @@ class WorkUnit:
 class UnitReader:
     """Work unit → its records, from the source index of its split."""
 
-    storage: Storage
+    storage: Location
     indexes: dict[str, str]
 
     def __call__(self, unit: WorkUnit) -> list[Record]:
         records = self.read(unit)
         if not (unit.errors_only and unit.replaces):
             return records
-        status = self.storage.read_shard(unit.replaces, ["status"])["status"].to_pylist()
+        status = read_file(self.storage / unit.replaces, ["status"])["status"].to_pylist()
         return [record for record, state in zip(records, status, strict=True) if state == "error"]
 
     def read(self, unit: WorkUnit) -> list[Record]:
         """All records of a unit, as they are before the first stage."""
         name = self.indexes[unit.split]
-        with self.storage.open(name) as index:
+        with open_file(self.storage / name) as index:
             return read_records(index, unit.start, unit.stop, name)
 
 
@@ -61,16 +61,16 @@ class UnitReader:
 class UnitWriter:
     """The finished records of a work unit → its shard."""
 
-    storage: Storage
+    storage: Location
 
     def __call__(self, unit: WorkUnit, records: list[Record], usage: Usage) -> ShardEntry:
         if unit.errors_only and unit.replaces:
             redone = iter(records)
-            earlier = from_table(self.storage.read_shard(unit.replaces))
+            earlier = from_table(read_file(self.storage / unit.replaces))
             records = [record if record.ok else next(redone) for record in earlier]
         name = shard_name(unit.split, unit.start, unit.stop, unit.revision)
         seconds = {name: round(value, 3) for name, value in usage.seconds.items()}
-        entry = self.storage.write_shard(name, unit.split, unit.start, records, seconds)
+        entry = write_shard(self.storage, name, unit.split, unit.start, records, seconds)
         return replace(entry, gpus=usage.gpus)
 
 

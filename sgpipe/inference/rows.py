@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.remote import opened_ahead
 from sgpipe.images import open_row_image
 from sgpipe.storage.manifest import Manifest
@@ -32,7 +32,7 @@ class RowGroup:
 
     file: Path
     group: int
-    images: Location | None
+    images: ImagePlace | None
     rows: int
 
 
@@ -53,7 +53,7 @@ class ImageRow:
     width: int
     height: int
     error: str | None
-    images: Location | None
+    images: ImagePlace | None
     embedded: bytes | None
 
     def open(self) -> Image.Image:
@@ -70,7 +70,7 @@ def coco_image_id(row: ImageRow) -> int:
         raise UserError(f"image id {row.image_id!r} is not an integer; V-COCO needs COCO's image ids") from None
 
 
-def list_row_groups(root: Path, split: str | None = None, images: Location | None = None) -> list[RowGroup]:
+def list_row_groups(root: Path, split: str | None = None, images: ImagePlace | None = None) -> list[RowGroup]:
     """The row groups of a folder of shards, ordered by split and position.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import Location, absolute, existing_images
+from sgpipe.files.image_roots import ImagePlace, absolute, existing_images
 from sgpipe.files.stored_files import shown_path, stamp_stored
 from sgpipe.recipe import SourceConfig
 from sgpipe.sources import miniworld
@@ -54,7 +54,7 @@ def prepare_source(
 
 
 def open_source(
-    source: SourceConfig, split: str, path: Path, new: Path | None = None, images: Location | None = None
+    source: SourceConfig, split: str, path: Path, new: Path | None = None, images: ImagePlace | None = None
 ) -> SourceIndex:
     """The index of a split, built from its annotation file unless it is already there.
 
@@ -79,7 +79,7 @@ def open_source(
     return index
 
 
-def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any], images: Location) -> None:
+def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any], images: ImagePlace) -> None:
     config = source.splits[split]
     if source.format == "hub":
         detections, meta = read_split(source, split)
@@ -99,7 +99,7 @@ def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any], 
     write_detections(path, detections, meta | {"files": files, "located": located})
 
 
-def _stamp(source: SourceConfig, split: str, images: Location) -> dict[str, Any]:
+def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, Any]:
     """What identifies the files that an index was read from; if it changes, they are read again."""
     config = source.splits[split]
     if source.format == "hub":

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.images import image_exists
 from sgpipe.sources.detections import Detections
@@ -89,7 +89,7 @@ def _read_captions(path: Path | str, detections: Detections) -> str:
 _PROBES = 200  # file names tried to choose a layout
 
 
-def locate_images(detections: Detections, root: Location) -> bool:
+def locate_images(detections: Detections, root: ImagePlace) -> bool:
     """Rewrite Objects365's file names to the layout of the images below `root`; False if no image is found.
 
     The annotations say "images/v1/patch8/objects365_v1_00420917.jpg"; the downloads unpack to

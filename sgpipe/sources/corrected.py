@@ -17,14 +17,14 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import Location, absolute
+from sgpipe.files.image_roots import ImagePlace, absolute
+from sgpipe.files.locations import Location
 from sgpipe.storage.judgement_lines import Conflicts, RelationState
 from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.row_checks import count_rows
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import SCORES, write_copy
-from sgpipe.storage.storage import Storage
+from sgpipe.storage.shards import SCORES, read_file, write_copy
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.hashing import fingerprint
 
@@ -59,12 +59,12 @@ class CorrectedRun:
 
 def correct_run(
     source: Manifest,
-    storage: Storage,
+    storage: Location,
     log: JudgementLog,
     out: Path,
     progress: Progress,
     conflicts: Conflicts = "majority",
-    images: Location | None = None,
+    images: ImagePlace | None = None,
 ) -> CorrectedRun:
     """Copy a run to `out` with its relations corrected; an earlier call that stopped is resumed.
 
@@ -89,7 +89,7 @@ def correct_run(
         folder.sweep(manifest)
         with progress.images(None, "correcting") as advance:
             for shard in source.shards:
-                table = corrections.apply(storage.read_shard(shard.file), found)
+                table = corrections.apply(read_file(storage / shard.file), found)
                 if shard.file not in done:
                     manifest.commit(write_copy(out, shard, table, count_rows(table)))
                 advance(shard.rows, shard.counts)
@@ -225,7 +225,9 @@ def _place(relation: _Row) -> Place:
     return relation["subject"], relation["object"], relation["predicate"]
 
 
-def _header(source: Manifest, corrections: Corrections, new: Sequence[str], images: Location | None) -> dict[str, Any]:
+def _header(
+    source: Manifest, corrections: Corrections, new: Sequence[str], images: ImagePlace | None
+) -> dict[str, Any]:
     """What the manifest of the copy says of it."""
     run = {name: value for name, value in source.run.items() if name != "store"}
     labels = run.get("labels")

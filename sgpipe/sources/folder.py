@@ -17,7 +17,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.base import HEIF_SUFFIXES
 from sgpipe.files.base import SUFFIXES as _SUFFIXES
 from sgpipe.files.folder import FolderRoot, size_and_time
-from sgpipe.files.image_roots import ImageRoot, Location, image_root
+from sgpipe.files.image_roots import ImagePlace, ImageRoot, image_root
 from sgpipe.images import ImageError, is_image, read_upright_size, reads_heif
 from sgpipe.records import FOLDER_DATASET
 from sgpipe.sources.annotated import replace_surrogates, to_single_line
@@ -63,7 +63,7 @@ class FolderFiles:
         return notes
 
 
-def list_folder(location: Location) -> FolderFiles:
+def list_folder(location: ImagePlace) -> FolderFiles:
     """The files of a root. Those without an ending are opened to see whether they are images."""
     root = image_root(location)
     images: list[str] = []
@@ -115,12 +115,12 @@ def _listed(names: list[str]) -> str:
     return ", ".join(shown) + (f" and {count(others, 'other')}" if others else "")
 
 
-def iter_images(root: Location) -> Iterator[str]:
+def iter_images(root: ImagePlace) -> Iterator[str]:
     """The names of all images of a root, sorted, without hidden files and folders."""
     yield from list_folder(root).images
 
 
-def read_folder(location: Location, *, split: str) -> tuple[Detections, dict[str, Any]]:
+def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[str, Any]]:
     """The images of a root, without boxes; unreadable ones are error rows. The id of an image is its name.
 
     Raises UserError: there are no images.
@@ -164,7 +164,7 @@ def _hash_listing(images: Iterable[str], files: Mapping[str, tuple[int, str]]) -
     return hashlib.sha256(json.dumps([[name, files[name][0]] for name in images]).encode()).hexdigest()
 
 
-def fingerprint_folder(location: Location) -> list[Any]:
+def fingerprint_folder(location: ImagePlace) -> list[Any]:
     """Detects changes of a root: a hash of its images, their last change or versions, a hash of its other files."""
     root = image_root(location)
     files = list_folder(root)

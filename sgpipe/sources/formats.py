@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import Location, located
+from sgpipe.files.image_roots import ImagePlace, located
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.stored_files import name_of
 from sgpipe.files.text_files import read_ends
@@ -177,7 +177,7 @@ _ALONE = re.compile(rf"{_WORD}[-_]?(\d{{4}})?")
 _WHOLE = re.compile(r"(^|[^a-z])all$")  # "instances_all.json", as `sgpipe export` names what is not split
 
 
-def infer_split(annotations: Path, images: Location | None, default: str | None = None) -> str:
+def infer_split(annotations: Path, images: ImagePlace | None, default: str | None = None) -> str:
     """The split that the names of an annotation file and of its image folder say: "instances_val2017.json" is "val".
 
     "valid" and "validation" are "val", "test-dev2017" is "test", "trainval" is "train". If neither says a split, the

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.image_roots import Location, absolute, check_images
+from sgpipe.files.image_roots import ImagePlace, absolute, check_images
 from sgpipe.files.stored_files import name_of, shown_path
 from sgpipe.files.text_files import text_sha256
 from sgpipe.images import ImageError, read_image, read_size
@@ -37,7 +37,7 @@ class _ImportUnit:
 
 def import_annotations(
     source: AnnotationSource,
-    images: Location,
+    images: ImagePlace,
     out: Path,
     progress: Progress,
     *,
@@ -106,7 +106,7 @@ def _nothing_left(manifest: Manifest, limit: int | None, progress: Progress) -> 
 
 
 def _open_manifest(
-    source: AnnotationSource, images: Location, folder: RunFolder, embed: bool, progress: Progress
+    source: AnnotationSource, images: ImagePlace, folder: RunFolder, embed: bool, progress: Progress
 ) -> Manifest:
     """The folder's manifest, if it belongs to this import; a new one if the folder is empty."""
     progress.say(f"reading {shown_path(source.files['annotations'])}")
@@ -218,7 +218,7 @@ def _take(records: Iterable[Record], limit: int | None) -> Iterator[Record]:
 
 
 def _write(
-    unit: _ImportUnit, source: AnnotationSource, images: Location, root: Path, embed: bool, revision: int
+    unit: _ImportUnit, source: AnnotationSource, images: ImagePlace, root: Path, embed: bool, revision: int
 ) -> ShardEntry:
     contents = [_complete(record, source, images, embed, unit.problems) for record in unit.records]
     stop = unit.start + len(unit.records)
@@ -229,7 +229,7 @@ def _write(
 
 
 def _complete(
-    record: Record, source: AnnotationSource, images: Location, embed: bool, problems: ProblemCounts
+    record: Record, source: AnnotationSource, images: ImagePlace, embed: bool, problems: ProblemCounts
 ) -> bytes | None:
     """Set the size of the record, clip its boxes, and return its image file if it is to be embedded."""
     image = None

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.images import ImageError, image_exists, read_upright_size
 from sgpipe.recipe import WHOLE
@@ -62,7 +62,7 @@ class LabelStudio:
     """
 
     annotations: Path
-    images: Location
+    images: ImagePlace
     split: str | None = None
     predictions: bool = False
     annotator: str | None = None
@@ -203,7 +203,7 @@ def _precedence(numbered: tuple[int, Mapping[str, Any]]) -> tuple[bool, str, int
     return result.get("ground_truth") is True, str(changed), number
 
 
-def _file_name(address: str, images: Location) -> str:
+def _file_name(address: str, images: ImagePlace) -> str:
     """The file of an image address: its longest tail that exists in the folder, otherwise its last part.
 
     Uploaded files are also looked up without the prefix that Label Studio gives them.

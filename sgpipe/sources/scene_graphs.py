@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.images import image_exists
 from sgpipe.records import Box, Record, Relation
@@ -147,7 +147,7 @@ class PseudoLabels:
     """
 
     annotations: Path
-    images: Location
+    images: ImagePlace
     split: str
     image_paths: Path | None = None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.text_files import read_text
 from sgpipe.images import image_exists
@@ -34,7 +34,7 @@ class VisualGenome:
     """
 
     annotations: Path
-    images: Location
+    images: ImagePlace
     split: str
     image_data: Path | None = None
     object_aliases: Path | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sgpipe.errors import ImageError
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
@@ -111,7 +111,7 @@ class LoadStage:
     name = "load"
     fills: tuple[str, ...] = ("status", "error")
 
-    def __init__(self, roots: Mapping[str, Location], resources: Resources) -> None:
+    def __init__(self, roots: Mapping[str, ImagePlace], resources: Resources) -> None:
         self.roots = roots
         self.resources = resources
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import Recipe
 from sgpipe.stages.base import LoadStage, Stage
 from sgpipe.stages.pair.stage import PairStage
 
 
-def build_stages(recipe: Recipe, roots: Mapping[str, Location], names: Iterable[str]) -> list[Stage]:
+def build_stages(recipe: Recipe, roots: Mapping[str, ImagePlace], names: Iterable[str]) -> list[Stage]:
     """The stages that label records with boxes, in order.
 
     Args:
@@ -34,7 +34,7 @@ def build_stages(recipe: Recipe, roots: Mapping[str, Location], names: Iterable[
     ]
 
 
-def _tag_stage(recipe: Recipe, roots: Mapping[str, Location], names: Sequence[str]) -> Stage:
+def _tag_stage(recipe: Recipe, roots: Mapping[str, ImagePlace], names: Sequence[str]) -> Stage:
     if not recipe.tag.scores:
         from sgpipe.stages.tag.assumed import AssumedStage
 

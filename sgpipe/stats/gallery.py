@@ -12,7 +12,7 @@ from io import BytesIO
 from PIL import Image
 
 from sgpipe.calibration import Calibration
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.records import Record, Relation
 from sgpipe.stats.samples import open_records, sample_images
 from sgpipe.storage.database import Database
@@ -88,7 +88,7 @@ def cards(
     database: Database,
     count: int,
     threshold: float,
-    images: Location | None = None,
+    images: ImagePlace | None = None,
     calibration: Calibration | None = None,
 ) -> Iterator[Card]:
     """Cards of `count` sample images, first those with a relation of at least `threshold`."""

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.records import Relation
 from sgpipe.stats.gallery import Card, make_card
 from sgpipe.stats.pages import render, save_page
@@ -118,7 +118,7 @@ class Review:
 
 
 def write_review(
-    database: Database, file: Path, count: int, seed: int = 0, images: Location | None = None
+    database: Database, file: Path, count: int, seed: int = 0, images: ImagePlace | None = None
 ) -> tuple[int, int]:
     """Write a page for judging `count` relations, the same number from each band of confidence.
 
@@ -155,7 +155,7 @@ def write_review(
 
 
 def _cards(
-    database: Database, rows: list[tuple[Any, ...]], images: Location | None
+    database: Database, rows: list[tuple[Any, ...]], images: ImagePlace | None
 ) -> Iterator[tuple[Card, tuple[Any, ...]]]:
     """A card for each sampled relation that can be drawn, in the order of the rows."""
     for values in rows:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import SCHEMA, Record, from_table
 from sgpipe.stats.measures import use_probabilities
@@ -46,7 +46,10 @@ def sample_images(database: Database, count: int, threshold: float) -> list[int]
 
 
 def open_records(
-    database: Database, numbers: Iterable[int], images: Location | None = None, calibration: Calibration | None = None
+    database: Database,
+    numbers: Iterable[int],
+    images: ImagePlace | None = None,
+    calibration: Calibration | None = None,
 ) -> Iterator[tuple[Record, Image.Image | None]]:
     """The records at these positions with their images; None for an image that cannot be opened.
 
@@ -74,7 +77,7 @@ def _read_rows(path: Path, rows: Sequence[int]) -> Iterator[pa.Table]:
 
 
 def _open_image(
-    roots: Mapping[str, Location], record: Record, embedded: bytes | None = None, images: Location | None = None
+    roots: Mapping[str, ImagePlace], record: Record, embedded: bytes | None = None, images: ImagePlace | None = None
 ) -> Image.Image | None:
     """The image, or None if it cannot be opened."""
     try:
@@ -93,7 +96,7 @@ def write_sheet(
     file: Path,
     count: int = 20,
     threshold: float = 0.2,
-    images: Location | None = None,
+    images: ImagePlace | None = None,
     calibration: Calibration | None = None,
 ) -> tuple[int, int]:
     """Draw sample images of a run into one PNG, each with its most confident relations.

@@ -14,11 +14,11 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.writes import ConditionsError
-from sgpipe.storage.storage import ObjectStore
+from sgpipe.files.object_store import ConditionsError, StorePath
 from sgpipe.utils.locking import LockOwner
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class StoreLock:
     owner renewed it; the clocks of machines are never compared.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: StorePath) -> None:
         self.store = store
         self.owner = LockOwner.this_process()
         self._version: UpdateVersion | None = None  # of the lock object, as written last
@@ -198,9 +198,13 @@ class StoreLock:
         clock = f".sgpipe/clock-{uuid.uuid4().hex}"
         self.store.put(clock, b"now")
         try:
-            return (self.store.modified(clock) - self.store.modified(LOCK)).total_seconds()
+            return (self._modified(clock) - self._modified(LOCK)).total_seconds()
         finally:
             self.store.delete(clock)
+
+    def _modified(self, name: str) -> datetime:
+        info = self.store.head(name)
+        return info.modified if info else datetime.now(UTC)
 
     def _taken(self, lock: bytes, advice: str) -> UserError:
         owner = LockOwner.read(lock) or "unknown"

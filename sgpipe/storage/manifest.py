@@ -21,8 +21,9 @@ from typing import Any
 
 from sgpipe.errors import UserError, existing_folder
 from sgpipe.files.folder import FolderRoot
-from sgpipe.files.image_roots import ImageRoot, ImageRoots, IndexFolder, Location, image_root, located
-from sgpipe.files.remote import StoredFiles, name_of, uri_of
+from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFolder, image_root, located
+from sgpipe.files.object_store import StorePath
+from sgpipe.files.remote import name_of, uri_of
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.storage.segments import MANIFEST as MANIFEST
 from sgpipe.storage.segments import read_manifest
@@ -88,7 +89,7 @@ class Manifest:
         places = {split: located(place, self.root.absolute()) for split, place in self.run.get("images", {}).items()}
         return ImageRoots(places, image_indexes(self.root))
 
-    def image_root(self, split: str, images: Location | None = None) -> ImageRoot:
+    def image_root(self, split: str, images: ImagePlace | None = None) -> ImageRoot:
         """The images of a split, or `images` if they moved. Raises UserError: they are unknown or missing."""
         return run_images(self.root, split, images or self.image_roots.locations.get(split))
 
@@ -129,7 +130,7 @@ class Manifest:
             StoreError: the store cannot be reached.
         """
         if uri := uri_of(root):
-            content = read_manifest(StoredFiles(uri))
+            content = read_manifest(StorePath(uri))
             if content is None:
                 raise UserError(f"{name_of(root)} is not an sgpipe run: it has no {MANIFEST}")
             return cls.parse(content, root, f"{name_of(root)}/{MANIFEST}")
@@ -233,7 +234,7 @@ def _shard(entry: dict[str, Any]) -> ShardEntry | None:
         return None
 
 
-def run_images(run: Path | str, split: str, location: Location | None) -> ImageRoot:
+def run_images(run: Path | str, split: str, location: ImagePlace | None) -> ImageRoot:
     """The images of a split of a run. Raises UserError: where they are is unknown, or they are missing."""
     if location is None:
         raise UserError(f"{run} does not say where the images of {split} are: give --images")

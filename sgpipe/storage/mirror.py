@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sgpipe.errors import StoreError, UserError, naming
+from sgpipe.files.object_store import StorePath
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.segments import StoredManifest, read_manifest, whole_lines
-from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.hashing import file_sha256
 
@@ -66,7 +66,7 @@ class ManifestMirror:
         if self.store and self.store.read(self._name(description)) != description.read_bytes():
             for path in (index, description):
                 self.folder.check_lock()
-                self.store.put_file(self._name(path), path)
+                self.store.put(self._name(path), path)
 
     def copy(self) -> None:
         """Copy everything but the index into the store, the manifest last."""
@@ -123,7 +123,7 @@ def later(local: bytes, remote: bytes, folder: RunFolder) -> bytes:
     return max(local, remote, key=len)
 
 
-def fetch(store: ObjectStore, out: Path, advance: Callable[[int, Mapping[str, int]], None]) -> Manifest:
+def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]], None]) -> Manifest:
     """Download a run into a folder; files that are already there, byte for byte, are skipped.
 
     Args:
@@ -155,11 +155,11 @@ def fetch(store: ObjectStore, out: Path, advance: Callable[[int, Mapping[str, in
     return manifest
 
 
-def _fetch_shard(store: ObjectStore, out: Path, shard: ShardEntry) -> None:
+def _fetch_shard(store: StorePath, out: Path, shard: ShardEntry) -> None:
     path = out / shard.file
     if path.is_file() and file_sha256(path) == shard.sha256:
         return
-    if not store.has(shard.file):
+    if store.head(shard.file) is None:
         raise StoreError(f"{store.location}: {shard.file} is missing; resuming the run regenerates it")
     with atomic_write(path) as temporary:
         with naming(path):

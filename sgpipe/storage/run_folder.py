@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 
 from sgpipe.errors import UserError, making_folder, naming
+from sgpipe.files.locations import Location, delete, sizes
+from sgpipe.files.object_store import StorePath
 from sgpipe.files.stored_files import joined, shown_path, uri_of
 from sgpipe.recipe import ADDED_SETTINGS, OFF_BY_DEFAULT, UNNAMED_DEFAULTS, UNSCORED, Recipe
 from sgpipe.storage.lock import StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import DATA
-from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
 from sgpipe.utils.atomic import FolderBefore, write_text
 from sgpipe.utils.hashing import differences, fingerprint
 from sgpipe.utils.locking import FolderLock, is_locked, locked_folder
@@ -51,14 +52,14 @@ class GroundTruth:
 class RunFolder:
     """Layout of a run: `data/*.parquet`, `manifest.jsonl`, `recipe.yaml`, `README.md`, and `.sgpipe/`."""
 
-    def __init__(self, root: Path, store: ObjectStore | None = None) -> None:
+    def __init__(self, root: Path, store: StorePath | None = None) -> None:
         """
         Args:
             store: where the shards are stored instead, with copies of the files that are needed to resume the run.
         """
         self.root = root
         self.store = store
-        self.storage: Storage = store or LocalFolder(root.absolute())
+        self.storage: Location = store or root.absolute()
         self._store_lock = StoreLock(store) if store else None
         self.private = root / PRIVATE
         self._lock = self.private / "lock"
@@ -232,13 +233,13 @@ class RunFolder:
 
     def strangers(self) -> list[str]:
         """Files that are not named like shards, but that readers of data/*.parquet would take for some."""
-        names = [name for name in self.storage.sizes(DATA) if name.endswith(".parquet") and not name.startswith(".")]
+        names = [name for name in sizes(self.storage / DATA) if name.endswith(".parquet") and not name.startswith(".")]
         return sorted(f"{DATA}/{name}" for name in names if not _SHARD.fullmatch(name))
 
     def _shards(self) -> dict[str, int]:
         """Size in bytes of every shard, listed in the manifest or not."""
-        sizes = self.storage.sizes(DATA)
-        return {f"{DATA}/{name}": size for name, size in sizes.items() if _SHARD.fullmatch(name)}
+        found = sizes(self.storage / DATA)
+        return {f"{DATA}/{name}": size for name, size in found.items() if _SHARD.fullmatch(name)}
 
     def set_aside(self, path: Path) -> None:
         """Move a file or folder of the run to `.sgpipe/dropped`, where no run reads it."""
@@ -251,7 +252,7 @@ class RunFolder:
         """Delete what a killed run left behind: shards that the manifest does not list, and temporary files."""
         self.check_lock()
         for file in self.unlisted(manifest):
-            self.storage.delete(file)
+            delete(self.storage / file)
         for path in {
             *(self.root / DATA).glob(".*.tmp"),
             *self.private.glob("*.tmp"),

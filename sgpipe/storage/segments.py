@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sgpipe.errors import StoreError
-from sgpipe.files.writes import ConditionsError
+from sgpipe.files.object_store import ConditionsError
 
 MANIFEST = "manifest.jsonl"
 _FOLDER = ".sgpipe"
@@ -47,7 +47,7 @@ class WritableFiles(ReadableFiles, Protocol):
         """Write an object, replacing an earlier one."""
 
     def put_if(self, name: str, data: bytes, version: Any) -> Any:
-        """As `ObjectWriter.put_if`."""
+        """As `StorePath.put_if`."""
 
     def delete(self, name: str) -> None:
         """Delete an object if it exists."""

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError, naming
+from sgpipe.files.locations import Location
+from sgpipe.files.object_store import StorePath
 from sgpipe.files.remote import name_of, open_object, uri_of
 from sgpipe.records import BOX_SCORES, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
@@ -47,7 +49,7 @@ def revision_of(file: str) -> int:
 
 
 def write_shard(
-    root: Path,
+    root: Location,
     name: str,
     split: str,
     start: int,
@@ -57,18 +59,26 @@ def write_shard(
 ) -> ShardEntry:
     """Write records `start`… of a split to `root/name` and describe the shard for the manifest.
 
+    Of a store, it is made in memory and uploaded whole; a killed worker leaves nothing on its disk.
+
     Args:
         images: the image files of the records, stored in an additional column `image`.
 
     Raises OSError: disk full, folder missing, no permission; no file is left behind.
     """
+    table = to_table(records) if images is None else with_images(to_table(records), images)
+    if isinstance(root, StorePath):
+        buffer = io.BytesIO()
+        _encode(buffer, table)
+        data = buffer.getvalue()
+        root.put(name, data)
+        return _entry(name, split, start, records, seconds, hashlib.sha256(data).hexdigest(), len(data))
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     fault_point("before write")
     with atomic_write(path) as temporary:
-        table = to_table(records)
         with naming(path):
-            write_table(temporary, table if images is None else with_images(table, images))
+            write_table(temporary, table)
         fault_point("after write")
         digest, size = file_sha256(temporary), temporary.stat().st_size
         fault_point("before rename")
@@ -89,16 +99,6 @@ def write_copy(root: Path, shard: ShardEntry, table: pa.Table, counts: Mapping[s
         digest, size = file_sha256(temporary), temporary.stat().st_size
     sync_folder(path.parent)
     return replace(shard, sha256=digest, bytes=size, counts={**shard.counts, **(counts or {})})
-
-
-def encode_shard(
-    name: str, split: str, start: int, records: list[Record], seconds: dict[str, float]
-) -> tuple[bytes, ShardEntry]:
-    """A shard as `write_shard` writes it, in memory."""
-    buffer = io.BytesIO()
-    _encode(buffer, to_table(records))
-    data = buffer.getvalue()
-    return data, _entry(name, split, start, records, seconds, hashlib.sha256(data).hexdigest(), len(data))
 
 
 def _entry(
@@ -168,7 +168,7 @@ def count(records: list[Record]) -> dict[str, int]:
 
 
 def read_file(
-    path: Path,
+    path: Location,
     columns: Sequence[str] | None = None,
     content: pa.NativeFile | None = None,
     optional: Sequence[str] = (),
@@ -210,7 +210,7 @@ _VERSION_KEY = b"sgpipe.schema_version"
 
 @contextmanager
 def open_shard(
-    path: Path, columns: Sequence[str] = (), content: pa.NativeFile | BinaryIO | None = None
+    path: Location, columns: Sequence[str] = (), content: pa.NativeFile | BinaryIO | None = None
 ) -> Iterator[pq.ParquetFile]:
     """Open a shard file, also one in a store, or the file `content` of that name, and check that it has these columns.
 
@@ -224,16 +224,18 @@ def open_shard(
             _check(name, file.schema_arrow, columns)
             yield file
     except FileNotFoundError:
-        raise UserError(f"shard {name} is listed in the manifest but missing{_remedy(path.parent.parent)}") from None
+        raise UserError(f"shard {name} is listed in the manifest but missing{_remedy(path)}") from None
     except StoreError:
         raise
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"shard {name} cannot be read ({str(error).splitlines()[0]})") from None
 
 
-def _remedy(root: Path) -> str:
-    if uri_of(root):
+def _remedy(path: Location) -> str:
+    if uri_of(path):
         return "; the command that wrote the run makes it again"
+    assert isinstance(path, Path)
+    root = path.parent.parent
     try:
         store = Manifest.load(root).run.get("store")
     except UserError:

@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError, existing_folder
-from sgpipe.files.remote import ShardFileSystem, StoredFiles, name_of, open_object, uri_of
+from sgpipe.files.object_store import StorePath
+from sgpipe.files.remote import ShardFileSystem, name_of, open_object, uri_of
 from sgpipe.recipe import load_recipe
 from sgpipe.records import SCHEMA
 from sgpipe.storage.database import quoted, scratch
@@ -25,7 +26,6 @@ from sgpipe.storage.row_checks import count_rows, row_faults
 from sgpipe.storage.run_folder import PRIVATE, RECIPE, RunFolder
 from sgpipe.storage.shards import open_shard
 from sgpipe.storage.source_index import SourceIndex, is_whole_index
-from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.console import count
 from sgpipe.utils.hashing import file_sha256
 from sgpipe.utils.locking import temporary_folder
@@ -124,7 +124,7 @@ def _ignore(images: int, counts: dict[str, int]) -> None: ...
 
 def _verify_stored(uri: str, repair: bool, advance: Advance) -> Verification:
     """As `verify`, in a store."""
-    store, files = ObjectStore(uri), StoredFiles(uri)
+    store = StorePath(uri)
     if repair:
         raise UserError(
             f"--repair is for folders; delete what is damaged from {store.location}, and the command that wrote the "
@@ -135,11 +135,11 @@ def _verify_stored(uri: str, repair: bool, advance: Advance) -> Verification:
     found.problems += [Problem(MANIFEST, f"line {number} has changed since it was written") for number in lines]
     _check_shards(manifest, found, advance)
     _check_leftovers(RunFolder(Path(uri), store), manifest, found)
-    found.problems += _stored_problems(files)
+    found.problems += _stored_problems(store)
     return found
 
 
-def _stored_problems(files: StoredFiles) -> Iterator[Problem]:
+def _stored_problems(files: StorePath) -> Iterator[Problem]:
     """What is damaged in a store apart from shards: the recipe and source indexes."""
     if (recipe := files.read(RECIPE)) is not None:
         with temporary_folder() as folder:
@@ -151,7 +151,11 @@ def _stored_problems(files: StoredFiles) -> Iterator[Problem]:
     for name in sorted(files.sizes(PRIVATE)):
         if name.startswith("index-") and name.endswith(".json"):
             index = f"{PRIVATE}/{name.removesuffix('.json')}.arrow"
-            if not is_whole_index(files.read(f"{PRIVATE}/{name}") or b"", files.open(index)):
+            try:
+                whole = is_whole_index(files.read(f"{PRIVATE}/{name}") or b"", files.open(index))
+            except FileNotFoundError:
+                whole = False
+            if not whole:
                 yield Problem(index, "the source index has changed")
 
 

@@ -17,7 +17,6 @@ from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
 from sgpipe.storage.database import interruptible, quoted
 from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, read_file
-from sgpipe.storage.storage import LocalFolder
 from sgpipe.utils.console import Progress
 from sgpipe.view.queues import DEFINITION as QUEUES
 from sgpipe.view.queues import mark_queues
@@ -247,7 +246,7 @@ class _Reader:
                 batch = names[start : start + _SHARDS]
                 shards = [shard for name in batch if (shard := self._open(name))]
                 self._insert(shards)
-                if not isinstance(self._files.storage, LocalFolder):
+                if not isinstance(self._files.storage, Path):
                     for shard in shards:
                         shard.path.unlink()
                 advance(sum(rows[name] for name in batch), {})
@@ -272,8 +271,8 @@ class _Reader:
 
     def _local(self, name: str, file: pq.ParquetFile) -> Path:
         """A file of this machine with the rows of a shard, without images."""
-        if isinstance(self._files.storage, LocalFolder):
-            return self._files.storage.root / name
+        if isinstance(self._files.storage, Path):
+            return self._files.storage / name
         path = self._folder / f"{self._shard}.parquet"
         pq.write_table(file.read([column for column in file.schema_arrow.names if column != IMAGE_COLUMN]), path)
         return path

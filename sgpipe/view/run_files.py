@@ -12,11 +12,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError
+from sgpipe.files.locations import Location, open_file, sizes
 from sgpipe.files.model_cache import cache_folder
+from sgpipe.files.object_store import StorePath
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import DATA, open_shard
-from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
 
 _STORE = re.compile(r"(\w{2,}):/+(?=[^/])")  # also as `Path` leaves it
 _VIEW = ".sgpipe/view"
@@ -36,13 +37,13 @@ class RunFiles:
         """Raises UserError: there is no run, its manifest is damaged, or the cache cannot be made.
         StoreError: the store cannot be reached."""
         found = _STORE.match(str(root))
-        self.store = ObjectStore(_STORE.sub(r"\g<1>://", str(root), count=1)) if found else None
+        self.store = StorePath(_STORE.sub(r"\g<1>://", str(root), count=1)) if found else None
         self.root = self.store.location if self.store else str(root)
         self._folder = None if self.store else Path(root)
         self.cache = self._make_cache()
         self.manifest, self.problems = self._read_manifest()
-        shards = self.store or (self.manifest.run.get("store") and ObjectStore(self.manifest.run["store"]))
-        self.storage: Storage = shards or LocalFolder(Path(root).absolute())
+        shards = self.store or (self.manifest.run.get("store") and StorePath(self.manifest.run["store"]))
+        self.storage: Location = shards or Path(root).absolute()
 
     def refresh(self) -> None:
         """Read the manifest again. Raises UserError or StoreError: as for a new object."""
@@ -53,15 +54,15 @@ class RunFiles:
 
         Raises StoreError: the store cannot be reached.
         """
-        shards, local = self.manifest.shards, isinstance(self.storage, LocalFolder)
-        sizes = {} if local else self.storage.sizes(DATA)
-        return {shard.file: f"{shard.sha256} {self._state(shard, sizes)}" for shard in shards}
+        shards, local = self.manifest.shards, isinstance(self.storage, Path)
+        found = {} if local else sizes(self.storage / DATA)
+        return {shard.file: f"{shard.sha256} {self._state(shard, found)}" for shard in shards}
 
     def _state(self, shard: ShardEntry, sizes: dict[str, int]) -> str:
-        if not isinstance(self.storage, LocalFolder):
+        if not isinstance(self.storage, Path):
             return str(sizes.get(Path(shard.file).name, "missing"))
         with suppress(OSError):
-            status = (self.storage.root / shard.file).stat()
+            status = (self.storage / shard.file).stat()
             return f"{status.st_size} {status.st_mtime_ns}"
         return "missing"
 
@@ -73,11 +74,11 @@ class RunFiles:
             UserError: it is missing, damaged (also while it is read), of another version, or not of sgpipe.
             StoreError: the store cannot be reached.
         """
-        if isinstance(self.storage, LocalFolder):
-            with open_shard(self.storage.root / file, SCHEMA.names) as shard:
+        if isinstance(self.storage, Path):
+            with open_shard(self.storage / file, SCHEMA.names) as shard:
                 yield shard
             return
-        with self.storage.open(file) as content, open_shard(Path(file), SCHEMA.names, content) as shard:
+        with open_file(self.storage / file) as content, open_shard(Path(file), SCHEMA.names, content) as shard:
             yield shard
 
     def _make_cache(self) -> Path:

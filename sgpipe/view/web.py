@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count, isolated, single_line
 
@@ -50,7 +50,7 @@ class Viewer:
     other: Index | None = None
     name: str = ""
     read_only: bool = False
-    images: Location | None = None
+    images: ImagePlace | None = None
 
     @property
     def other_title(self) -> str:

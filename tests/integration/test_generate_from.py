@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
+from sgpipe.files.object_store import StorePath
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
-from sgpipe.storage.storage import ObjectStore
 from sgpipe.storage.verify import verify
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
@@ -110,7 +110,7 @@ def test_a_run_killed_again_and_again_gives_the_rows_of_one_without_a_parent(mad
 
 
 def test_parent_and_run_may_be_in_stores(made, tmp_path, store, monkeypatch):  # noqa: F811
-    first, second = (ObjectStore(f"{store.uri}/{name}") for name in ("first", "second"))
+    first, second = (StorePath(f"{store.uri}/{name}") for name in ("first", "second"))
     monkeypatch.setenv("PYTHONPATH", ROOT)
     file = [*made.options, "--captions", str(made.files.captions)]
     generate(*file, "--out", tmp_path / "first", "--store", first.uri)

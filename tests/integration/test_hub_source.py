@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
+from sgpipe.files.object_store import StorePath
 from sgpipe.records import Record
-from sgpipe.storage.storage import ObjectStore
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
 from tests.integration.faults.runs import rows
 from tests.sgpipe.generation.in_process import without_ray
@@ -115,7 +115,7 @@ def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(dra
 
 
 @pytest.mark.slow
-def test_the_dataset_may_be_in_an_object_store(parquet, store: ObjectStore, tmp_path):  # noqa: F811 - a fixture
+def test_the_dataset_may_be_in_an_object_store(parquet, store: StorePath, tmp_path):  # noqa: F811 - a fixture
     for path in parquet.rglob("*.parquet"):
         store.put(path.relative_to(parquet).as_posix(), path.read_bytes())
     program = [sys.executable, "-c", "from sgpipe.cli.main import main; main()"]  # whose Ray knows the store

@@ -28,7 +28,7 @@ from sgpipe.evaluation.benchmarks.evaluate_files import (
 from sgpipe.evaluation.benchmarks.graphs import GraphClasses, read_graphs
 from sgpipe.evaluation.benchmarks.pairs import read_annotations
 from sgpipe.evaluation.result import EvaluationResult, ScoredImages
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.model_cache import pin_model
 from sgpipe.files.stored_files import shown_path, uri_of
 from sgpipe.inference.predictor import InferenceConfig, PredictConfig, Task, predict
@@ -53,7 +53,7 @@ class ModelRun(InferenceConfig):
     model: Path
     data: Path
     split: str | None = None
-    images: Location | None = None
+    images: ImagePlace | None = None
     annotations: Path | None = None
     classes: Path | None = None
 

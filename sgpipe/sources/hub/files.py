@@ -14,7 +14,7 @@ import yaml
 from sgpipe.errors import UserError
 from sgpipe.files.hub import DATASETS, HubDataset
 from sgpipe.files.local import version_of
-from sgpipe.files.object_store import ObjectReader, is_uri
+from sgpipe.files.object_store import StorePath, is_uri
 from sgpipe.hub_config import HubConfig
 from sgpipe.sources.annotated import to_single_line
 
@@ -57,7 +57,7 @@ class HubFiles:
         if self.root.startswith(DATASETS):  # whose commits do not change
             return [self.root, list(self.splits[split])]
         if is_uri(self.root):
-            infos = {info.name: info for info in ObjectReader(self.root).list()}
+            infos = {info.name: info for info in StorePath(self.root).list()}
             found = [infos[name] for name in self.splits[split] if name in infos]
             return [[info.name, info.size, version_of(info)] for info in found]
         stats = [(name, (Path(self.root) / name).stat()) for name in self.splits[split]]
@@ -67,7 +67,7 @@ class HubFiles:
         """A file of the dataset; one of the hub is downloaded into its cache."""
         if self.root.startswith(DATASETS) and (dataset := HubDataset.parse(self.root)):
             return dataset.fetch(name)
-        return ObjectReader(self.root).open(name) if is_uri(self.root) else Path(self.root) / name
+        return StorePath(self.root).open(name) if is_uri(self.root) else Path(self.root) / name
 
 
 def find_files(config: HubConfig) -> HubFiles:
@@ -99,7 +99,7 @@ def _listed(dataset: str) -> tuple[str, list[str]]:
         files = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
         return str(root), sorted(name for name in files if not name.startswith(".") and "/." not in name)
     if is_uri(dataset) and not dataset.startswith("hf://"):
-        reader = ObjectReader(dataset)
+        reader = StorePath(dataset)
         reader.check()
         return dataset.rstrip("/"), sorted(info.name for info in reader.list())
     if (found := HubDataset.parse(dataset)) is None:

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from sgpipe.errors import ImageError, UserError
-from sgpipe.files.image_roots import ImageFile, Location
+from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.files.model_cache import local_model
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import CaptionConfig
@@ -57,7 +57,7 @@ class CaptionStage:
     cache_folder: Path | None = None  # where a served captioner keeps its answers; None: nowhere
     threads = 0  # that open images; set up with the captioner
 
-    def __init__(self, config: CaptionConfig, roots: Mapping[str, Location], seed: int) -> None:
+    def __init__(self, config: CaptionConfig, roots: Mapping[str, ImagePlace], seed: int) -> None:
         self.config = config
         self.roots = roots
         self.seed = seed

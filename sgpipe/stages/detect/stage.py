@@ -18,7 +18,7 @@ from torchvision.ops import batched_nms
 from transformers.utils.logging import disable_progress_bar
 
 from sgpipe.errors import ImageError, UserError
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import DetectConfig, Resources
 from sgpipe.records import BOX_SCORES, Box, Record
@@ -42,7 +42,7 @@ class DetectStage:
     fills: tuple[str, ...] = ("objects", BOX_SCORES, "status", "error")
     threads = 0  # that open images; set up with the detector
 
-    def __init__(self, config: DetectConfig, roots: Mapping[str, Location]) -> None:
+    def __init__(self, config: DetectConfig, roots: Mapping[str, ImagePlace]) -> None:
         self.config = config
         self.roots = roots
         self.resources = config.resources

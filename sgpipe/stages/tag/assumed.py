@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.stages.pair.candidates import overlapping
@@ -24,7 +24,7 @@ class AssumedStage:
     name = "tag"
     fills = ("relations",)
 
-    def __init__(self, config: TagConfig, roots: Mapping[str, Location]) -> None:
+    def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace]) -> None:
         """
         Args:
             roots: where the images of each split are; not used, as no image is opened.

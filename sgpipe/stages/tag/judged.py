@@ -11,7 +11,7 @@ from PIL import Image
 
 from sgpipe.calibration import thresholds_of_recipe
 from sgpipe.errors import ImageError
-from sgpipe.files.image_roots import Location
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Record, Relation, deduplicate
@@ -33,7 +33,7 @@ class JudgedStage:
     fills = ("relations",)
     threads = 0  # that open images; set up with the judge
 
-    def __init__(self, config: TagConfig, roots: Mapping[str, Location], pair: PairConfig | None = None) -> None:
+    def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace], pair: PairConfig | None = None) -> None:
         """
         Args:
             roots: where the images of each split are.

@@ -23,7 +23,7 @@ from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, LabelFeatures, TokenizerError, pad_labels
 from sgpipe.calibration import thresholds_of_recipe
 from sgpipe.errors import ImageError, UserError, existing_model
-from sgpipe.files.image_roots import ImageFile, Location
+from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.files.model_cache import local_model
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import PairConfig, TagConfig
@@ -107,7 +107,7 @@ class TagStage:
     def __init__(
         self,
         config: TagConfig,
-        roots: Mapping[str, Location],
+        roots: Mapping[str, ImagePlace],
         object_names: Sequence[str],
         pair: PairConfig | None = None,
     ) -> None:

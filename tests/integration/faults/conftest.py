@@ -14,7 +14,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
-from sgpipe.storage.storage import ObjectStore
+from sgpipe.files.object_store import StorePath
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ObjectStore:
+def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> StorePath:
     """A place of its own in a bucket of its own."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "none")
@@ -43,7 +43,7 @@ def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     bucket = re.sub("[^a-z0-9]+", "-", request.node.name)[:50].strip("-") + f"-{uuid.uuid4().hex[:8]}"
     urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT"))
-    return ObjectStore(f"s3://{bucket}/some/labels")
+    return StorePath(f"s3://{bucket}/some/labels")
 
 
 class Faults:

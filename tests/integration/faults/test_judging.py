@@ -21,11 +21,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
+from sgpipe.files.object_store import StorePath
 from sgpipe.storage.judgement_lines import Judgement, RelationKey
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
-from sgpipe.storage.storage import ObjectStore
 from sgpipe.storage.verify import verify
 from sgpipe.utils.console import Progress
 from sgpipe.view.index import Index
@@ -171,7 +171,7 @@ def test_a_disk_that_fills_up_keeps_what_was_acknowledged_and_goes_on_later(disk
 
 
 def test_a_run_in_a_store_is_corrected(
-    run: Path, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, store: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     upload(run, store)

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
+from sgpipe.files.object_store import StorePath
 from sgpipe.miniworld.dataset import IMAGES as IMAGE_FOLDER
 from sgpipe.miniworld.dataset import INSTANCES, render_dataset
 from sgpipe.recipe import packaged_model
 from sgpipe.storage.mirror import fetch
-from sgpipe.storage.storage import ObjectStore
 from tests.endpoint_server import wait_until
 from tests.integration.faults.machines import Machine, Network, why_impossible
 from tests.integration.faults.runs import assert_whole, rows
@@ -76,13 +76,13 @@ class Labelling:
     def __init__(self, store: str, seed: int, folder: Path) -> None:
         self.store, self.labels = store, f"{store}/labels"
         render_dataset(folder, IMAGES, seed)
-        place = ObjectStore(f"{store}/set")
+        place = StorePath(f"{store}/set")
         for path in folder.rglob("*"):
             if path.is_file():
-                place.put_file(path.relative_to(folder).as_posix(), path)
+                place.put(path.relative_to(folder).as_posix(), path)
         for model in MODELS:
             for path in packaged_model(model).iterdir():
-                place.put_file(f"{model}/{path.name}", path)
+                place.put(f"{model}/{path.name}", path)
         split = f"source.splits={{val: {{annotations: {INSTANCES}, images: {IMAGE_FOLDER}}}}}"
         self._local, self._remote = (["--root", str(root), "--set", split] for root in (folder, place.uri))
         for model in MODELS:
@@ -113,7 +113,7 @@ class Labelling:
 
     def committed(self) -> int:
         """The shards in the store, some of which its manifest may not have yet."""
-        return len(ObjectStore(self.labels).sizes("data"))
+        return len(StorePath(self.labels).sizes("data"))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -140,7 +140,7 @@ def test_a_run_survives_a_lost_worker_and_then_its_head(
     assert code == 0, said
     alone = network.machine()
     alone.run(labelling.command("alone", local=True), QUIET)
-    fetch(ObjectStore(labelling.labels), tmp_path / "fetched", lambda images, counts: None)
+    fetch(StorePath(labelling.labels), tmp_path / "fetched", lambda images, counts: None)
     assert_whole(tmp_path / "fetched", rows(alone.folder / "alone"))
 
 

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
+from sgpipe.files.object_store import StorePath
 from sgpipe.recipe import packaged_model
-from sgpipe.storage.storage import ObjectStore
 from tests.integration.faults.runs import rows
 
 IMAGES = 6
@@ -21,7 +21,7 @@ ROOT = str(Path(__file__).parents[3])
 
 
 @pytest.fixture
-def models(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def models(store: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The packaged models in the store, and an empty cache."""
     monkeypatch.setenv("SGPIPE_CACHE", str(tmp_path / "cache"))
     for name in ("tagger", "captioner"):

@@ -8,13 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.storage.storage import ObjectStore
+from sgpipe.files.object_store import StorePath
 from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
 from tests.sgpipe.export.runs import records
 from tests.sgpipe.stats.runs import make_shards
 
 
-def test_a_run_in_a_store_is_pushed(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_a_store_is_pushed(store: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_shards(tmp_path / "run", records(20), rows=6)
     names = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
     for name in names:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
+from sgpipe.files.object_store import StorePath
 from sgpipe.generation import run as generation
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.recipe import load_recipe
@@ -26,7 +27,6 @@ from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.mirror import ManifestMirror, fetch
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.source_index import SourceIndex
-from sgpipe.storage.storage import ObjectStore
 from sgpipe.storage.verify import verify
 from sgpipe.utils.console import Progress
 from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
@@ -39,7 +39,7 @@ IMAGES = 12
 class Machine:
     """`sgpipe generate` with a store, whose workers label units of two images by themselves, without Ray."""
 
-    def __init__(self, dataset: list[str], out: Path, store: ObjectStore | None) -> None:
+    def __init__(self, dataset: list[str], out: Path, store: StorePath | None) -> None:
         self.folder = RunFolder(out, store)
         options = {name.removeprefix("--"): Path(value) for name, value in pairwise(dataset) if name[:2] == "--"}
         split = {name: options[name] for name in ("images", "annotations", "captions")}
@@ -79,11 +79,11 @@ def labelled(machine: Machine) -> list[Record]:
 def ignore(images: int, counts: object) -> None: ...
 
 
-def test_objects_come_back_as_they_were_put(store: ObjectStore, tmp_path: Path) -> None:
+def test_objects_come_back_as_they_were_put(store: StorePath, tmp_path: Path) -> None:
     store.put("data/a", b"first")
     store.put("data/a", b"second")
     (tmp_path / "b").write_bytes(bytes(range(256)) * 50_000)
-    store.put_file("data/b", tmp_path / "b")
+    store.put("data/b", tmp_path / "b")
     assert store.read("data/a") == b"second"
     assert store.sizes("data") == {"a": 6, "b": 12_800_000}
     store.get_file("data/b", tmp_path / "c")
@@ -94,7 +94,7 @@ def test_objects_come_back_as_they_were_put(store: ObjectStore, tmp_path: Path) 
     assert store.sizes("nowhere") == {}
 
 
-def test_a_run_in_a_store_is_fetched_as_it_was_made(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+def test_a_run_in_a_store_is_fetched_as_it_was_made(store: StorePath, dataset: list[str], tmp_path: Path) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     manifest = machine.work(units=6)
     assert not any((tmp_path / "out" / "data").iterdir())
@@ -106,23 +106,21 @@ def test_a_run_in_a_store_is_fetched_as_it_was_made(store: ObjectStore, dataset:
 
 
 def test_what_is_there_is_not_fetched_again(
-    store: ObjectStore, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: StorePath, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     shards = machine.work(units=6).shards
     fetch(store, tmp_path / "fetched", ignore)
     (tmp_path / "fetched" / shards[1].file).write_bytes(b"x" * shards[1].bytes)
     got: list[str] = []
-    original = ObjectStore.get_file
-    monkeypatch.setattr(
-        ObjectStore, "get_file", lambda self, name, path: (got.append(name), original(self, name, path))
-    )
+    original = StorePath.get_file
+    monkeypatch.setattr(StorePath, "get_file", lambda self, name, path: (got.append(name), original(self, name, path)))
     fetch(store, tmp_path / "fetched", ignore)
     assert got == [shards[1].file]
     assert_whole(tmp_path / "fetched", labelled(machine))
 
 
-def test_another_machine_goes_on_from_the_store(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+def test_another_machine_goes_on_from_the_store(store: StorePath, dataset: list[str], tmp_path: Path) -> None:
     first = Machine(dataset, tmp_path / "first", store)
     first.work(units=2)
     other = Machine(dataset, tmp_path / "other", store)
@@ -133,7 +131,7 @@ def test_another_machine_goes_on_from_the_store(store: ObjectStore, dataset: lis
 
 
 def test_a_manifest_that_was_not_copied_any_more_is_gone_on_from(
-    store: ObjectStore, dataset: list[str], tmp_path: Path
+    store: StorePath, dataset: list[str], tmp_path: Path
 ) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     machine.work(units=2)
@@ -146,7 +144,7 @@ def test_a_manifest_that_was_not_copied_any_more_is_gone_on_from(
     assert store.read(MANIFEST) == (tmp_path / "out" / MANIFEST).read_bytes()
 
 
-def test_lost_and_unlisted_objects_are_noticed(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+def test_lost_and_unlisted_objects_are_noticed(store: StorePath, dataset: list[str], tmp_path: Path) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     manifest = machine.work(units=6)
     store.delete(manifest.shards[0].file)
@@ -165,7 +163,7 @@ def test_lost_and_unlisted_objects_are_noticed(store: ObjectStore, dataset: list
     assert_whole(tmp_path / "fetched", labelled(machine))
 
 
-def test_an_object_of_other_bytes_is_not_taken(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+def test_an_object_of_other_bytes_is_not_taken(store: StorePath, dataset: list[str], tmp_path: Path) -> None:
     shard = Machine(dataset, tmp_path / "out", store).work(units=1).shards[0]
     store.put(shard.file, b"x" * shard.bytes)
     with pytest.raises(StoreError, match="differs from the manifest"):
@@ -173,7 +171,7 @@ def test_an_object_of_other_bytes_is_not_taken(store: ObjectStore, dataset: list
     assert not (tmp_path / "fetched").exists()
 
 
-def test_a_store_of_another_run_is_refused(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+def test_a_store_of_another_run_is_refused(store: StorePath, dataset: list[str], tmp_path: Path) -> None:
     Machine(dataset, tmp_path / "out", store).work(units=1)
     other = RunFolder(tmp_path / "other", store)
     with other.lock():
@@ -183,17 +181,17 @@ def test_a_store_of_another_run_is_refused(store: ObjectStore, dataset: list[str
     with pytest.raises(UserError, match="hold different runs"):
         fetch(store, tmp_path / "other", ignore)
     with pytest.raises(UserError, match="is not an sgpipe run"):
-        fetch(ObjectStore(f"{store.uri}/nothing"), tmp_path / "fetched", ignore)
+        fetch(StorePath(f"{store.uri}/nothing"), tmp_path / "fetched", ignore)
 
 
 @pytest.mark.parametrize("now", [None, "s3://elsewhere/labels"])
-def test_shards_do_not_move_while_a_run_goes_on(store: ObjectStore, dataset: list[str], tmp_path: Path, now) -> None:
+def test_shards_do_not_move_while_a_run_goes_on(store: StorePath, dataset: list[str], tmp_path: Path, now) -> None:
     Machine(dataset, tmp_path / "out", store).work(units=1)
     with pytest.raises(UserError, match=f"are in {store.uri}; resume with --store {store.uri}"):
-        ManifestMirror(RunFolder(tmp_path / "out", now and ObjectStore(now))).reconciled().__enter__()
+        ManifestMirror(RunFolder(tmp_path / "out", now and StorePath(now))).reconciled().__enter__()
 
 
-def test_commands_that_need_shards_say_where_they_are(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+def test_commands_that_need_shards_say_where_they_are(store: StorePath, dataset: list[str], tmp_path: Path) -> None:
     Machine(dataset, tmp_path / "out", store).work(units=1)
     for command in ("stats", "verify"):
         said = CliRunner().invoke(app, [command, str(tmp_path / "out")])
@@ -204,7 +202,7 @@ def test_commands_that_need_shards_say_where_they_are(store: ObjectStore, datase
     assert said.exit_code == 0, said.output
 
 
-def test_a_first_attempt_without_shards_binds_nothing(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+def test_a_first_attempt_without_shards_binds_nothing(store: StorePath, dataset: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         Machine(dataset, tmp_path / "out", None).work(units=0)
     machine = Machine(dataset, tmp_path / "out", store)
@@ -213,7 +211,7 @@ def test_a_first_attempt_without_shards_binds_nothing(store: ObjectStore, datase
 
 
 def test_the_store_of_another_recipe_leaves_the_folder_as_it_was(
-    store: ObjectStore, dataset: list[str], tmp_path: Path
+    store: StorePath, dataset: list[str], tmp_path: Path
 ) -> None:
     Machine(dataset, tmp_path / "out", store).work(units=1)
     other = Machine(dataset, tmp_path / "other", store)
@@ -221,13 +219,11 @@ def test_the_store_of_another_recipe_leaves_the_folder_as_it_was(
     with pytest.raises(UserError, match=f"{store.uri} was made with other settings; choose another engine.store"):
         other.work(units=1)
     assert not (tmp_path / "other" / MANIFEST).exists()
-    elsewhere = Machine(dataset, tmp_path / "other", ObjectStore(f"{store.uri}-too"))
+    elsewhere = Machine(dataset, tmp_path / "other", StorePath(f"{store.uri}-too"))
     assert len(elsewhere.work(units=1).shards) == 1
 
 
-def test_a_damaged_copy_is_fetched_again_and_not_repaired(
-    store: ObjectStore, dataset: list[str], tmp_path: Path
-) -> None:
+def test_a_damaged_copy_is_fetched_again_and_not_repaired(store: StorePath, dataset: list[str], tmp_path: Path) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     shard = machine.work(units=6).shards[0]
     fetch(store, tmp_path / "fetched", ignore)
@@ -239,7 +235,7 @@ def test_a_damaged_copy_is_fetched_again_and_not_repaired(
 
 
 def test_a_run_killed_after_its_last_commit_is_whole_in_the_store(
-    store: ObjectStore, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: StorePath, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     with monkeypatch.context() as killed:
@@ -262,13 +258,13 @@ def test_keys_do_not_get_into_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("uri", ["s3://", "file:///tmp/x", "nonsense://bucket/x", "bucket", "s3://bucket:x:y/z"])
 def test_what_is_no_store_is_refused(uri: str) -> None:
     with pytest.raises(UserError, match="object store") as caught:
-        ObjectStore(uri).read("a")
+        StorePath(uri).read("a")
     assert "\n" not in str(caught.value)
 
 
-def test_a_store_that_is_not_there_is_told_in_one_line(store: ObjectStore) -> None:
+def test_a_store_that_is_not_there_is_told_in_one_line(store: StorePath) -> None:
     with pytest.raises(StoreError, match=r"^s3://no-such-bucket/x: ") as caught:
-        ObjectStore("s3://no-such-bucket/x").put("a", b"")
+        StorePath("s3://no-such-bucket/x").put("a", b"")
     assert "\n" not in str(caught.value)
 
 
@@ -280,16 +276,16 @@ def test_a_store_is_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("point", ["mid write", "mid upload"])
 def test_a_worker_killed_while_writing_leaves_nothing_behind(
-    store: ObjectStore, server: str, tmp_path: Path, point: str
+    store: StorePath, server: str, tmp_path: Path, point: str
 ) -> None:
     """Neither in the folder for temporary files, nor in the store: what is uploaded in parts stays there invisibly."""
     (place := tmp_path / "temporary").mkdir()
     (charge := tmp_path / "charge").touch()
     code = (
-        "import os, sys; from sgpipe.records import Record; from sgpipe.storage.storage import ObjectStore\n"
-        "from sgpipe.files import writes\n"
-        "if sys.argv[2] == 'mid upload':\n    writes.obstore.put = lambda *_, **__: os.kill(os.getpid(), 9)\n"
-        "ObjectStore(sys.argv[1]).write_shard('data/val-000000000-000000001.parquet', 'val', 0,"
+        "import os, sys; from sgpipe.files import object_store; from sgpipe.records import Record\n"
+        "from sgpipe.storage.shards import write_shard\n"
+        "if sys.argv[2] == 'mid upload':\n    object_store.obstore.put = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+        "write_shard(object_store.StorePath(sys.argv[1]), 'data/val-000000000-000000001.parquet', 'val', 0,"
         " [Record('1', 'COCO', 'val', '1.png', 8, 8)], {})\n"
     )
     environment = {**os.environ, "TMPDIR": str(place), "SGPIPE_FAULT": f"{point}:{charge}"}
@@ -302,7 +298,7 @@ def test_a_worker_killed_while_writing_leaves_nothing_behind(
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_another_machine(store: ObjectStore, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_from_another_machine(store: StorePath, tmp_path: Path) -> None:
     """Three machines are killed, each after some copies of the manifest; each begins with what is in the store."""
     dataset = make_dataset(tmp_path / "data", 40)
     options = ("--set", "engine.unit_size=1", "--set", "engine.cpus=2", "--store", store.uri)

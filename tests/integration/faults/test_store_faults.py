@@ -13,8 +13,8 @@ from threading import Lock
 
 import pytest
 
+from sgpipe.files.object_store import StorePath
 from sgpipe.storage.mirror import fetch
-from sgpipe.storage.storage import ObjectStore
 from tests.integration.faults.conftest import Faults
 from tests.integration.faults.runs import assert_whole, rows
 from tests.integration.served_runs import make_images
@@ -76,7 +76,7 @@ def write_captions(file: Path) -> Path:
 
 @pytest.mark.soak
 def test_a_thousand_faults_over_twenty_runs(
-    tmp_path: Path, store: ObjectStore, faults: Faults, tmp_path_factory: pytest.TempPathFactory
+    tmp_path: Path, store: StorePath, faults: Faults, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     options = [*make_images(tmp_path / "images", IMAGES), "--captions", str(write_captions(tmp_path / "captions.json"))]
     ray = tmp_path_factory.mktemp("r")
@@ -98,10 +98,10 @@ def test_a_thousand_faults_over_twenty_runs(
             starts += 1
             code = run(arguments, log, ray)
         faults.fault = lambda method, path: None
-        fetch(ObjectStore(labels), tmp_path / f"fetched{seed}", lambda images, counts: None)
+        fetch(StorePath(labels), tmp_path / f"fetched{seed}", lambda images, counts: None)
         if not all(row.ok for row in rows(tmp_path / f"fetched{seed}")):  # images that were cut three times
             assert run([*arguments, "--retry-failed"], log, ray) == 0, log.read_text()
-        fetch(ObjectStore(labels), tmp_path / f"fetched{seed}", lambda images, counts: None)
+        fetch(StorePath(labels), tmp_path / f"fetched{seed}", lambda images, counts: None)
         assert_whole(tmp_path / f"fetched{seed}", expected)
         kinds += wrong.found
         starts += 1

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.writes import ConditionsError
+from sgpipe.files.object_store import ConditionsError, StorePath
 from sgpipe.storage import lock as store_lock
 from sgpipe.storage.lock import LOCK, StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.locking import LockOwner
 from tests.endpoint_server import wait_until
 
@@ -29,7 +28,7 @@ def owner(process: int, host: str, **more: str) -> bytes:
     return json.dumps({"process": process, "host": host, "token": "another", **more}).encode()
 
 
-def test_one_run_at_a_time_writes_into_a_store(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_run_at_a_time_writes_into_a_store(store: StorePath, monkeypatch: pytest.MonkeyPatch) -> None:
     with StoreLock(store).held(), pytest.raises(UserError, match=f"process {os.getpid()}.* wait for it, or, if it"):
         StoreLock(store).held().__enter__()
     assert store.read(LOCK) is None
@@ -47,7 +46,7 @@ def test_one_run_at_a_time_writes_into_a_store(store: ObjectStore, monkeypatch: 
     assert store.sizes(".sgpipe") == {}
 
 
-def race(store: ObjectStore, runs: int) -> int:
+def race(store: StorePath, runs: int) -> int:
     """How many of some runs that start at once hold the lock of a store at the same time; none waits for another."""
     start, end, held = threading.Barrier(runs), threading.Barrier(runs), []
 
@@ -71,7 +70,7 @@ def race(store: ObjectStore, runs: int) -> int:
 
 @pytest.mark.parametrize("stale", [False, True], ids=["no lock", "the lock of a dead run"])
 def test_of_runs_that_start_at_once_exactly_one_gets_the_lock(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, stale: bool
+    store: StorePath, monkeypatch: pytest.MonkeyPatch, stale: bool
 ) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -83,11 +82,11 @@ def test_of_runs_that_start_at_once_exactly_one_gets_the_lock(
         assert store.read(LOCK) is None
 
 
-def test_processes_that_start_at_once_share_no_lock(store: ObjectStore, tmp_path: Path) -> None:
+def test_processes_that_start_at_once_share_no_lock(store: StorePath, tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from sgpipe.storage.lock import StoreLock\n"
-        "from sgpipe.storage.storage import ObjectStore; from sgpipe.errors import UserError\n"
-        "lock = StoreLock(ObjectStore(sys.argv[1])); print('ready', flush=True)\n"
+        "from sgpipe.files.object_store import StorePath; from sgpipe.errors import UserError\n"
+        "lock = StoreLock(StorePath(sys.argv[1])); print('ready', flush=True)\n"
         "def wait_for(name):\n    while not Path(sys.argv[2], name).exists(): time.sleep(0.001)\n"
         "wait_for('start')\n"
         "try:\n    with lock.held(): print('held'); wait_for('end')\nexcept UserError: print('refused')\n"
@@ -101,7 +100,7 @@ def test_processes_that_start_at_once_share_no_lock(store: ObjectStore, tmp_path
     assert sorted(run.communicate()[0] for run in runs) == ["held\n", "refused\n", "refused\n"]
 
 
-def test_clocks_of_machines_do_not_matter(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clocks_of_machines_do_not_matter(store: StorePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store's clock decides what is stale, however wrong this machine's is."""
     store.put(LOCK, owner(1, "another-machine"))
     for wrong in (-1e6, 1e6):
@@ -110,7 +109,7 @@ def test_clocks_of_machines_do_not_matter(store: ObjectStore, monkeypatch: pytes
             StoreLock(store).held().__enter__()
 
 
-def test_the_lock_of_a_run_at_work_is_renewed(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_of_a_run_at_work_is_renewed(store: StorePath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_lock, "_RENEW_SECONDS", 0.01)
     lock = StoreLock(store)
     with lock.held():
@@ -123,11 +122,11 @@ def test_the_lock_of_a_run_at_work_is_renewed(store: ObjectStore, monkeypatch: p
     assert store.read(LOCK) is None
 
 
-def test_an_answer_that_is_lost_loses_no_lock(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_is_lost_loses_no_lock(store: StorePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store carries requests out, but its answers do not arrive: what it has then is this run's own."""
-    original, lost = ObjectStore.put_if, [True]
+    original, lost = StorePath.put_if, [True]
 
-    def put_if(self: ObjectStore, name: str, data: bytes, version: Any) -> Any:
+    def put_if(self: StorePath, name: str, data: bytes, version: Any) -> Any:
         written = original(self, name, data, version)
         if lost:
             if lost.pop():
@@ -135,7 +134,7 @@ def test_an_answer_that_is_lost_loses_no_lock(store: ObjectStore, monkeypatch: p
             raise StoreError("no answer")
         return written
 
-    monkeypatch.setattr(ObjectStore, "put_if", put_if)
+    monkeypatch.setattr(StorePath, "put_if", put_if)
     lock = StoreLock(store)
     with lock.held():
         assert not lost
@@ -148,7 +147,7 @@ def test_an_answer_that_is_lost_loses_no_lock(store: ObjectStore, monkeypatch: p
 
 
 def test_a_run_that_cannot_renew_its_lock_stops_before_another_may_take_it(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    store: StorePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert store_lock._SAFE_SECONDS + store_lock._RETRY_SECONDS + 3 * 10 < store_lock._STALE_SECONDS
     for name, seconds in (("_RENEW_SECONDS", 0.01), ("_RETRY_SECONDS", 0.01), ("_SAFE_SECONDS", 0.5)):
@@ -159,7 +158,7 @@ def test_a_run_that_cannot_renew_its_lock_stops_before_another_may_take_it(
 
     def run() -> None:
         with StoreLock(store).held():
-            monkeypatch.setattr(ObjectStore, "put_if", unreachable)
+            monkeypatch.setattr(StorePath, "put_if", unreachable)
             threading.Event().wait(60)
             pytest.fail("the run was not stopped")
 
@@ -169,15 +168,15 @@ def test_a_run_that_cannot_renew_its_lock_stops_before_another_may_take_it(
 
 @pytest.mark.parametrize("refuses", [False, True], ids=["ignores conditions", "refuses conditions"])
 def test_a_store_without_conditional_writes_is_told_in_one_line(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, refuses: bool
+    store: StorePath, monkeypatch: pytest.MonkeyPatch, refuses: bool
 ) -> None:
-    def put_if(self: ObjectStore, name: str, data: bytes, version: Any) -> Any:
+    def put_if(self: StorePath, name: str, data: bytes, version: Any) -> Any:
         if refuses:
             raise ConditionsError
         self.put(name, data)
         return self.get(name)[1]
 
-    monkeypatch.setattr(ObjectStore, "put_if", put_if)
+    monkeypatch.setattr(StorePath, "put_if", put_if)
     lock = StoreLock(store)
     held = lock.held()
     with pytest.warns(UserWarning, match=r"^s3://.* has no conditional writes: of two runs") as told:
@@ -197,7 +196,7 @@ def test_a_store_without_conditional_writes_is_told_in_one_line(
 
 
 def test_a_lock_that_was_taken_over_is_left_alone(
-    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_lock, "_RENEW_SECONDS", 0.5)
     folder, other = RunFolder(tmp_path / "out", store), owner(1, "another-machine")

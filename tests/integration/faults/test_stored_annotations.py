@@ -16,13 +16,13 @@ from sgpipe.errors import StoreError, UserError
 from sgpipe.files import stored_files
 from sgpipe.files.folder import FolderRoot
 from sgpipe.files.image_roots import located
+from sgpipe.files.object_store import StorePath
 from sgpipe.files.stored_files import joined, shown_path, stamp_stored, uri_of
 from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import Record
 from sgpipe.sources import open_source
 from sgpipe.sources.formats import infer_split
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.storage import ObjectStore
 from tests.factories import make_calibration
 from tests.integration.faults.conftest import Faults
 from tests.integration.faults.test_view_store import upload
@@ -47,7 +47,7 @@ def records(source: SourceConfig, path: Path) -> tuple[list[Record], dict[str, A
 
 
 @pytest.fixture
-def stored(store: ObjectStore) -> ObjectStore:
+def stored(store: StorePath) -> StorePath:
     store.put("a.json", json.dumps(INSTANCES).encode())
     store.put("a.json.gz", gzip.compress(json.dumps(INSTANCES).encode()))
     store.put("c.json.gz", gzip.compress(json.dumps(CAPTIONS).encode()))
@@ -128,7 +128,7 @@ def test_a_missing_file_is_one_line(stored, tmp_path, name, message):
 
 def test_what_goes_wrong_with_the_store_is_said(stored, tmp_path, faults: Faults):
     source = recipe(f"{stored.uri}/a.json", f"{stored.uri}/c.json.gz", tmp_path).source
-    with pytest.raises(UserError, match="must not hold keys"):
+    with pytest.raises(UserError, match="keys"):
         stamp_stored("s3://key:secret@bucket/a.json")
     with pytest.raises(UserError, match=r"NoSuchBucket|no such file"):
         stamp_stored("s3://no-such-bucket-here/a.json")
@@ -246,7 +246,7 @@ def label(dataset: Path, out: Path, *options: object) -> dict[str, Any]:
     return found
 
 
-def test_calibration_ground_truth_and_synonyms_may_be_in_a_store(store: ObjectStore, tmp_path: Path) -> None:
+def test_calibration_ground_truth_and_synonyms_may_be_in_a_store(store: StorePath, tmp_path: Path) -> None:
     drawn, truth = tmp_path / "drawn", tmp_path / "truth"
     settings = ["--set", "tag.short_side=96", "--set", "tag.long_side=160", "--set", "tag.threshold=0.2"]
     for arguments in (
@@ -295,7 +295,7 @@ def test_calibration_ground_truth_and_synonyms_may_be_in_a_store(store: ObjectSt
 
 
 @pytest.mark.parametrize("option", ["--calibration", "--truth", "--image-data"])
-def test_what_is_missing_in_a_store_is_said_before_work_begins(store: ObjectStore, tmp_path: Path, option: str) -> None:
+def test_what_is_missing_in_a_store_is_said_before_work_begins(store: StorePath, tmp_path: Path, option: str) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "a.json").write_text(json.dumps(INSTANCES))
     arguments = ["generate", "coco", "--images", tmp_path / "images", "--annotations", tmp_path / "a.json"]

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.cli.options import _OWN_JUDGEMENTS, judged_file
 from sgpipe.errors import UserError
+from sgpipe.files.object_store import StorePath
 from sgpipe.generation.scoring import AGREEMENT_COLUMN, Agreement, score_run
 from sgpipe.records import Record
 from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import read_file
-from sgpipe.storage.storage import ObjectStore
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.utils.console import Progress
 from sgpipe.view.run_files import RunFiles
@@ -35,8 +35,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGPIPE_CACHE", str(tmp_path / "cache"))
 
 
-def below(store: ObjectStore, name: str) -> ObjectStore:
-    return ObjectStore(f"{store.uri}/{name}")
+def below(store: StorePath, name: str) -> StorePath:
+    return StorePath(f"{store.uri}/{name}")
 
 
 def run(*arguments: object, code: int = 0) -> str:
@@ -54,7 +54,7 @@ def without(text: str, *names: object) -> dict[str, Any]:
 
 class TestLabels:
     @pytest.fixture
-    def runs(self, tmp_path: Path, store: ObjectStore) -> tuple[Path, Path]:
+    def runs(self, tmp_path: Path, store: StorePath) -> tuple[Path, Path]:
         """A run and its ground truth, which are also in the store."""
         predicted = [scene(str(n), [(0, "on", 1, 0.2 + n / 200)]) for n in range(120)]
         true = [scene(str(n), [(0, "on" if n % 7 < n / 20 else "under", 1)]) for n in range(120)]
@@ -65,7 +65,7 @@ class TestLabels:
 
     @pytest.mark.parametrize("command", ["calibrate", "eval labels", "eval boxes"])
     def test_runs_are_compared_with_ground_truth(
-        self, runs: tuple[Path, Path], store: ObjectStore, tmp_path: Path, command: str
+        self, runs: tuple[Path, Path], store: StorePath, tmp_path: Path, command: str
     ) -> None:
         reports = []
         for folder in (str(tmp_path), store.uri):
@@ -76,7 +76,7 @@ class TestLabels:
             reports.append(without(report, folder))
         assert reports[0] == reports[1]
 
-    def test_without_ground_truth_or_judgements(self, runs: tuple[Path, Path], store: ObjectStore) -> None:
+    def test_without_ground_truth_or_judgements(self, runs: tuple[Path, Path], store: StorePath) -> None:
         uri = f"{store.uri}/run"
         assert f"{uri} has no ground truth of its own: give --truth" in run("calibrate", uri, code=2).replace("\n", " ")
         with pytest.raises(UserError, match="judge relations with `sgpipe view"):
@@ -85,12 +85,12 @@ class TestLabels:
         file.touch()
         assert judged_file(Path(uri), Path(_OWN_JUDGEMENTS)) == file
 
-    def test_messages_have_all_slashes(self, store: ObjectStore) -> None:
+    def test_messages_have_all_slashes(self, store: StorePath) -> None:
         for command in (["calibrate"], ["eval", "boxes"], ["eval", "labels", "--pred"], ["score", "--out", "x"]):
             said = run(*command, f"{store.uri}/none", "--truth" if command[0] != "score" else "--model", "x", code=2)
             assert "s3:/" not in said.replace("s3://", "")
 
-    def test_scores_are_those_of_the_folder(self, tmp_path: Path, store: ObjectStore) -> None:
+    def test_scores_are_those_of_the_folder(self, tmp_path: Path, store: StorePath) -> None:
         records = [scene(str(n), [(0, "on", 1, 0.5), (1, "near", 0, 0.4)]) for n in range(6)]
         make_run(tmp_path / "run", records, rows=2, run={"store": store.uri})
         upload(tmp_path / "run", store)
@@ -109,16 +109,16 @@ class TestLabels:
 
 class TestModels:
     @pytest.fixture
-    def drawn(self, tmp_path: Path, store: ObjectStore) -> Path:
+    def drawn(self, tmp_path: Path, store: StorePath) -> Path:
         """A run of drawn images and an untrained network, which are also in the store."""
         root = drawn_run(tmp_path)
         upload(root, below(store, "run"))
         make_initial_model(recipe(root, "pretrain").model, ["person", "dog"], 0, tmp_path / "network")
         for file in (tmp_path / "network").iterdir():
-            store.put_file(f"network/{file.name}", file)
+            store.put(f"network/{file.name}", file)
         return root
 
-    def test_predictions_are_those_of_the_folder(self, drawn: Path, store: ObjectStore, tmp_path: Path) -> None:
+    def test_predictions_are_those_of_the_folder(self, drawn: Path, store: StorePath, tmp_path: Path) -> None:
         files, results = [], []
         for folder in (str(tmp_path), store.uri):
             model, data = [f"{folder}/network"], ["--data", f"{folder}/run", "--device", "cpu"]
@@ -129,15 +129,13 @@ class TestModels:
         assert files[0] == files[1]
         assert results[0] == results[1]
 
-    def test_a_training_begins_with_the_network(self, drawn: Path, store: ObjectStore, tmp_path: Path) -> None:
+    def test_a_training_begins_with_the_network(self, drawn: Path, store: StorePath, tmp_path: Path) -> None:
         settings = {**SETTINGS, "optimisation.steps": 1}
         for number, folder in enumerate((str(tmp_path), store.uri)):
             training(drawn, tmp_path / f"out{number}", "pretrain", **{**settings, "model.init": f"{folder}/network"})
         assert not different(weights(tmp_path / "out0"), weights(tmp_path / "out1"))
 
-    def test_what_is_no_model_is_one_line(
-        self, drawn: Path, store: ObjectStore, tmp_path: Path, faults: Faults
-    ) -> None:
+    def test_what_is_no_model_is_one_line(self, drawn: Path, store: StorePath, tmp_path: Path, faults: Faults) -> None:
         train = ["train", "tagger", "--miniature", "--data", drawn, "--out", tmp_path / "out", "--init"]
         assert "is no model: it has no config.json" in run(*train, f"{store.uri}/none", code=2)
         said = run(*train, f"{store.uri}/a.pth", code=2).replace("\n", " ")

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from sgpipe.errors import UserError
+from sgpipe.files.object_store import StorePath
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import shard_name, write_shard
-from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.console import Progress
 from sgpipe.view.index import Index
 from sgpipe.view.records import read_embedded, read_record
@@ -18,10 +18,10 @@ from tests.sgpipe.training.data.runs import make_run, plain_record
 QUIET = Progress(Console(quiet=True))
 
 
-def upload(root: Path, store: ObjectStore) -> None:
+def upload(root: Path, store: StorePath) -> None:
     for shard in Manifest.load(root).shards:
-        store.put_file(shard.file, root / shard.file)
-    store.put_file(MANIFEST, root / MANIFEST)
+        store.put(shard.file, root / shard.file)
+    store.put(MANIFEST, root / MANIFEST)
 
 
 def images(index: Index) -> set[str]:
@@ -35,7 +35,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
-def test_a_run_in_a_store_is_indexed_and_read(root: Path, store: ObjectStore, tmp_path: Path) -> None:
+def test_a_run_in_a_store_is_indexed_and_read(root: Path, store: StorePath, tmp_path: Path) -> None:
     upload(root, store)
     index = Index.open(store.uri, QUIET)
     assert images(index) == set("abcd")
@@ -50,7 +50,7 @@ def test_a_run_in_a_store_is_indexed_and_read(root: Path, store: ObjectStore, tm
     assert images(index) == set("abcde")
 
 
-def test_a_folder_whose_shards_are_in_a_store_is_indexed(root: Path, store: ObjectStore, tmp_path: Path) -> None:
+def test_a_folder_whose_shards_are_in_a_store_is_indexed(root: Path, store: StorePath, tmp_path: Path) -> None:
     upload(root, store)
     manifest, out = Manifest.load(root), tmp_path / "out"
     out.mkdir()
@@ -60,7 +60,7 @@ def test_a_folder_whose_shards_are_in_a_store_is_indexed(root: Path, store: Obje
     assert images(Index.open(out, QUIET)) == set("abcd")
 
 
-def test_what_is_missing_in_the_store_is_named(root: Path, store: ObjectStore) -> None:
+def test_what_is_missing_in_the_store_is_named(root: Path, store: StorePath) -> None:
     upload(root, store)
     store.delete(shard_name("train", 0, 2))
     index = Index.open(store.uri, QUIET)
@@ -69,6 +69,6 @@ def test_what_is_missing_in_the_store_is_named(root: Path, store: ObjectStore) -
     assert shard_name("train", 0, 2) in problem
 
 
-def test_a_store_without_a_run_is_refused(store: ObjectStore) -> None:
+def test_a_store_without_a_run_is_refused(store: StorePath) -> None:
     with pytest.raises(UserError, match="not an sgpipe run"):
         Index.open(store.uri, QUIET)

@@ -27,7 +27,7 @@ FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenize
 
 
 class Store:
-    """Objects in memory, in the place of `ObjectReader`."""
+    """Objects in memory, in the place of `StorePath`."""
 
     files: ClassVar[dict[str, bytes]]
     reads: ClassVar[list[str]]
@@ -53,7 +53,7 @@ class Store:
 @pytest.fixture(autouse=True)
 def store(monkeypatch, tmp_path) -> type[Store]:
     monkeypatch.setenv("SGPIPE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(model_cache, "ObjectReader", Store)
+    monkeypatch.setattr(model_cache, "StorePath", Store)
     Store.files, Store.reads, Store.fails = dict(FILES), [], []
     return Store
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from sgpipe.files import object_store
-from sgpipe.files.object_store import ObjectInfo, ObjectReader
+from sgpipe.files.object_store import ObjectInfo, StorePath
 
 CONTENT = bytes(range(25))
 
 
-class Reader(ObjectReader):
+class Reader(StorePath):
     """Of one object; notes what is asked for."""
 
     def __init__(self) -> None:

@@ -24,7 +24,6 @@ from sgpipe.storage.manifest import Manifest, Summary
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import iter_records, write_shard
 from sgpipe.storage.source_index import write_index
-from sgpipe.storage.storage import LocalFolder
 from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
@@ -330,7 +329,7 @@ def made_shards(folder: Path, source: Sequence[Record], records: Sequence[Record
 
     write_index(folder / "index.arrow", [to_table(source)], dict)
     entry = write_shard(folder, "data/all-000000000-000000009.parquet", "all", 0, list(records), {})
-    return UnitReader(LocalFolder(folder), {"all": "index.arrow"}), [entry]
+    return UnitReader(folder, {"all": "index.arrow"}), [entry]
 
 
 BOXES, CAPTION, PAIR = [Box("dog", 1, (1, 1, 5, 5))], [Caption("a dog")], [Pair(0, 0, ["near"])]

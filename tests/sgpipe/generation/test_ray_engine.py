@@ -17,7 +17,6 @@ from sgpipe.generation.ray_engine import UnitLimit, _graph, kill_actors, start_u
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
-from sgpipe.storage.storage import LocalFolder
 from sgpipe.utils.ray_cluster import start_ray
 
 
@@ -156,7 +155,7 @@ class Occupant:
 
 @pytest.mark.slow
 def test_stages_may_ask_for_gpus(local_ray: None, tmp_path: Path) -> None:
-    storage = LocalFolder(tmp_path)
+    storage = tmp_path
     stages = [OnGpu(), OnGpu(resources=Resources())]
     pools = [Pool((stage,), stage.resources, 1) for stage in stages]
     units = [WorkUnit("val", 0, 2), WorkUnit("val", 2, 4)]

@@ -20,7 +20,6 @@ from sgpipe.storage.judgement_lines import Judgement
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import AGREEMENT, embedded_images, iter_records, read_file, write_copy
-from sgpipe.storage.storage import LocalFolder
 from sgpipe.storage.verify import verify
 from sgpipe.training.recipe import ShardsConfig
 from sgpipe.utils.console import Progress
@@ -50,7 +49,7 @@ def scene(image_id: str, *relations: tuple[int, int, str, float | None]) -> Reco
 
 def correct(root: Path, out: Path, conflicts: str = "majority", **options: Any) -> CorrectedRun:
     log = JudgementLog(root / JUDGEMENTS, RUN, read_only=True)
-    return correct_run(Manifest.load(root), LocalFolder(root), log, out, QUIET, conflicts, **options)
+    return correct_run(Manifest.load(root), root, log, out, QUIET, conflicts, **options)
 
 
 def relations(root: Path) -> dict[str, list[tuple[int, int, str, float | None]]]:

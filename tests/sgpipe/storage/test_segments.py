@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sgpipe.errors import StoreError
-from sgpipe.files.writes import ConditionsError
+from sgpipe.files.object_store import ConditionsError
 from sgpipe.storage import segments
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.segments import StoredManifest, read_manifest

@@ -1,0 +1,69 @@
+"""A location: a file or folder of this machine, as a `Path`, or in a store, as a `StorePath`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from sgpipe.errors import StoreError, naming
+from sgpipe.files.object_store import StorePath
+
+Location: TypeAlias = Path | StorePath
+
+_BUFFER = 256 << 10  # bytes that are read at least, of an object of which parts are needed
+
+
+@contextmanager
+def open_file(path: Location) -> Iterator[Any]:
+    """Open a file for random access: of this machine mapped into memory. Raises OSError, also while it is read."""
+    if isinstance(path, Path):
+        with naming(path), pa.memory_map(str(path)) as file:
+            yield file
+        return
+    with _present(path), path.open(buffer=_BUFFER) as file:
+        yield pa.PythonFile(file, "r")
+
+
+def read_bytes(path: Location) -> bytes:
+    """Return the content of a file. Raises OSError, which names it."""
+    if isinstance(path, Path):
+        return path.read_bytes()
+    with _present(path):
+        content = path.read()
+        if content is None:
+            raise FileNotFoundError(str(path))
+        return content
+
+
+def sizes(folder: Location) -> dict[str, int]:
+    """Return the size in bytes of each file in a folder, by its last name; of none where there is no folder."""
+    if isinstance(folder, StorePath):
+        return folder.sizes()
+    found: dict[str, int] = {}
+    if folder.is_dir():
+        for entry in os.scandir(folder):
+            with suppress(FileNotFoundError):  # a running job may have replaced it
+                found[entry.name] = entry.stat().st_size
+    return found
+
+
+def delete(path: Location) -> None:
+    """Delete a file if it exists."""
+    if isinstance(path, StorePath):
+        path.delete()
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _present(path: StorePath) -> Iterator[None]:
+    """A missing object of a run is a StoreError, which ends the work, as those that cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
