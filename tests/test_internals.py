@@ -1,4 +1,4 @@
-"""docs/internals.md leads to files and names that exist."""
+"""docs/internals.md and rlip_model/README.md lead to files and names that exist."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "docs" / "internals.md").read_text(encoding="utf-8")
+PAGES = ("docs/internals.md", "rlip_model/README.md")
+TEXT = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 CODE = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "rlip_model").rglob("*.py"))
 FILES = sorted(set(re.findall(r"`(rlip_model/[\w/]+\.py)`", TEXT)))
 NAMES_IN_FILES = re.findall(r"((?:`\w+`, )*`\w+`) in `(rlip_model/[\w/]+\.py)`", TEXT)
