@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor, distributed
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Value = TypeVar("Value")
 
@@ -39,17 +40,28 @@ def counting_nothing() -> Iterator[None]:
 
 def is_distributed() -> bool:
     """Whether there are several processes and collective operations are on."""
-    return not _is_off.get() and distributed.is_available() and distributed.is_initialized()
+    return _collectives() is not None
+
+
+def _collectives() -> Any:
+    """Return torch.distributed, or None in a single process, which need not import PyTorch for this."""
+    if _is_off.get() or "torch" not in sys.modules:
+        return None
+    from torch import distributed
+
+    return distributed if distributed.is_available() and distributed.is_initialized() else None
 
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return distributed.get_rank() if is_distributed() else 0
+    collectives = _collectives()
+    return collectives.get_rank() if collectives else 0
 
 
 def world_size() -> int:
     """The number of processes."""
-    return distributed.get_world_size() if is_distributed() else 1
+    collectives = _collectives()
+    return collectives.get_world_size() if collectives else 1
 
 
 def global_mean(summed: Tensor, count: Tensor, least: float = 1.0, total: Tensor | None = None) -> Tensor:
@@ -66,7 +78,7 @@ def global_mean(summed: Tensor, count: Tensor, least: float = 1.0, total: Tensor
     """
     stand_in = _counts_nothing.get()
     if total is None:
-        total = global_sum(torch.zeros_like(count) if stand_in else count)
+        total = global_sum(count.new_zeros(count.shape) if stand_in else count)
     least = max(least, 1.0) if stand_in else least
     return summed * world_size() / total.clamp(min=least)
 
@@ -74,15 +86,16 @@ def global_mean(summed: Tensor, count: Tensor, least: float = 1.0, total: Tensor
 def global_sum(values: Tensor) -> Tensor:
     """The sum over all processes, without gradient."""
     total = values.detach().clone()
-    if is_distributed():
-        distributed.all_reduce(total)
+    if collectives := _collectives():
+        collectives.all_reduce(total)
     return total
 
 
 def gather(value: Value) -> list[Value]:
     """Collect the values of all processes, by rank."""
-    if not is_distributed():
+    collectives = _collectives()
+    if collectives is None:
         return [value]
     values: list[Any] = [None] * world_size()
-    distributed.all_gather_object(values, value)
+    collectives.all_gather_object(values, value)
     return values

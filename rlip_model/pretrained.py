@@ -37,7 +37,7 @@ from rlip_model import {name}
 model = {name}.from_pretrained("FOLDER_OR_ID")
 ```
 
-The package `rlip_model` comes with sgpipe. Importing it registers this network with `AutoModel`. There is nothing to
+The package `rlip_model` comes with sgpipe. Importing a network registers it with `AutoModel`. There is nothing to
 compile.
 
 ## Evaluation

@@ -15,7 +15,6 @@ from spacy.language import Language
 
 from experiments.parser.gold import Aligned, GoldCaption, align, learn_synonyms
 from experiments.parser.network import Batch
-from sgpipe.stages.parse.grammar.clauses import verb_lemma
 from sgpipe.stages.parse.grammar.tree import NOUN_TAGS
 from sgpipe.stages.parse.learned.features import (
     Sentence,
@@ -26,6 +25,7 @@ from sgpipe.stages.parse.learned.features import (
     token_features,
 )
 from sgpipe.stages.parse.learned.parser import read_sentences
+from sgpipe.utils.lemmas import verb_lemma
 
 Array = NDArray[Any]
 

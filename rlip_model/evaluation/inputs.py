@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlip_model.postprocess import TripletDetections
+if TYPE_CHECKING:
+    from rlip_model.postprocess import TripletDetections
 
 Array = NDArray[Any]
 NOT_PREDICTED = -np.inf  # the score of a triplet that is not a detection, unlike a detection with score 0

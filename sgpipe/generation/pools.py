@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-import ray
-
 from sgpipe.errors import UserError
 from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
 from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Resources, TagConfig
@@ -48,6 +46,8 @@ class Pool:
 
 def cluster_machines() -> list[Machine]:
     """The machines of the cluster, as it is now."""
+    import ray
+
     return machines_of(ray.nodes())
 
 
@@ -141,6 +141,8 @@ def _local_models(recipe: Recipe) -> dict[str, DetectConfig | CaptionConfig | Pa
 
 def gpu_notes(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
     """For users whose GPUs no stage asks for, or who set `compile` where PyTorch compiles nothing."""
+    import ray
+
     gpus = ray.cluster_resources().get("GPU", 0)
     if gpus and not any(stage.resources.gpus for stage in stages):
         yield (

@@ -19,7 +19,6 @@ from sgpipe.files.stored_files import stamp_stored
 from sgpipe.generation.identity import STAGES, as_started, identity, in_todays_settings, source_identity
 from sgpipe.generation.parent import Reuse
 from sgpipe.generation.pools import Pool, Utilization, gpu_notes, plan_pools, share_gpus, stages_sharing_gpus
-from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.run_images import as_named, check_names, keep_indexes, open_image_roots
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
 from sgpipe.recipe import ADDED_SETTINGS, WHOLE, Recipe, SourceConfig, with_model_folders
@@ -38,7 +37,6 @@ from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
 from sgpipe.utils.hashing import fingerprint
-from sgpipe.utils.ray_cluster import check_machines, start_ray
 
 
 def generate(
@@ -317,6 +315,8 @@ class _Work:
 
         Raises UserError: a model is missing, or the actors do not fit; EngineError: Ray did not start.
         """
+        from sgpipe.utils.ray_cluster import check_machines, start_ray
+
         stages = _stages(recipe, indexes, roots)
         if reuse is not None:
             stages = [stage for stage in stages if stage.name.replace("load", "caption") in reuse.stages]
@@ -346,6 +346,8 @@ def _run(
     progress: Progress,
     mirror: ManifestMirror,
 ) -> None:
+    from sgpipe.generation.ray_engine import run_units
+
     reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in recipe.source.splits})
     if work.reuse is not None:
         reader = work.reuse.reader(reader)

@@ -24,7 +24,8 @@ from sgpipe.inference.rows import ImageRow, RowGroup, iter_rows
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.stages.detect.detectors import load_detector, trained_sides
 from sgpipe.utils.console import Progress
-from sgpipe.utils.devices import check_devices, check_workers, enough_memory, hide_gpus, pick_device, pick_dtype
+from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
+from sgpipe.utils.gpu_memory import enough_memory
 from sgpipe.utils.machines import machines_of
 from sgpipe.utils.prefetch import prefetch
 

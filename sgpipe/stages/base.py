@@ -88,7 +88,7 @@ class GpuStage(Stage, Protocol):
     """A stage that may compute on a GPU."""
 
     def gpu_use(self) -> dict[str, Any]:
-        """As by `utils.devices.gpu_use`, with "compilation", the seconds since the start that it compiled."""
+        """As by `utils.gpu_memory.gpu_use`, with "compilation", the seconds since the start that it compiled."""
 
 
 def image_threads(resources: Resources, *, elsewhere: bool) -> int:

@@ -28,7 +28,8 @@ from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.metrics import MetricsLog
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils.compiling import one_line, refusals
-from sgpipe.utils.devices import enough_memory, pick_device
+from sgpipe.utils.devices import pick_device
+from sgpipe.utils.gpu_memory import enough_memory
 
 PRIVATE, _INITIAL_MODEL = ".training", "start"
 _BOX_PARTS = ("image_encoder", "text_encoder", "label_resizer", "dense_head")  # trained with loss.only_boxes

@@ -1,30 +1,24 @@
-"""The device and number format of a model, by their names in a recipe."""
+"""The device and number format of a model, by their names in a recipe. PyTorch is imported only when it is needed."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from threading import BoundedSemaphore, Lock
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import torch
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from sgpipe.errors import UserError
 from sgpipe.utils.console import count
 from sgpipe.utils.machines import Machine, Need, describe, place
 
 if TYPE_CHECKING:
-    from sgpipe.utils.compiling import Compiled
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+    import torch
 
 ANY_NUMBER = 2  # of workers on Ray
-GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the last one
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA, of WSL, of AMD
 _NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
 
 
@@ -37,6 +31,8 @@ def pick_device(name: str, gpus: float | None = 0, setting: str = "device") -> t
 
     Raises UserError: unknown name, or a GPU that this machine or process does not have.
     """
+    import torch
+
     number = _gpu_number(name, setting)
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         if gpus and name == "auto":
@@ -53,7 +49,11 @@ def hide_gpus() -> None:
 
 
 def usable_gpus() -> int:
-    """How many GPUs PyTorch can compute on; none if the driver does not fit."""
+    """Return how many GPUs PyTorch can compute on; 0 if the driver does not fit."""
+    if "torch" not in sys.modules and sys.platform == "linux" and not any(map(os.path.exists, _DRIVERS)):
+        return 0
+    import torch
+
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
@@ -72,7 +72,7 @@ def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]
     if gpus > 1:
         raise UserError(f"{gpus_name} is {gpus:g}, but a worker computes on one GPU: set it to 1, and use more workers")
     if workers == 1:
-        if gpus and device == "auto" and not torch.cuda.is_available():
+        if gpus and device == "auto" and not usable_gpus():
             raise UserError(
                 f"{gpus_name} is {gpus:g}, but {_visible_gpus()}; to compute on the CPU, set {device_name} to cpu"
             )
@@ -122,21 +122,6 @@ def check_workers(
     return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none (--gpus)"
 
 
-def gpu_use(device: torch.device | None, *compiled: Compiled[Any], attention: str = "") -> dict[str, Any]:
-    """What a stage uses of a GPU, as plain values for a manifest. Nothing on a CPU or a server.
-
-    `gpu`: its name; `memory`: the peak of this process, in bytes; `attention`: the kernel for deformable attention;
-    `compilation`: seconds; `compile_error`: why compiling one of the functions failed.
-    """
-    if device is None or device.type != "cuda":
-        return {}
-    use = {"gpu": torch.cuda.get_device_name(device), "memory": torch.cuda.max_memory_reserved(device)}
-    seconds = sum(each.seconds for each in compiled)
-    error = next((each.failure for each in compiled if each.failure), "")
-    more = {"attention": attention, "compilation": seconds, "compile_error": error}
-    return use | {name: value for name, value in more.items() if value}
-
-
 def _gpu_number(name: str, setting: str) -> int | None:
     """The N of "cuda:N". Raises UserError: not the name of a device."""
     known = _NAME.fullmatch(name)
@@ -146,6 +131,8 @@ def _gpu_number(name: str, setting: str) -> int | None:
 
 
 def _visible_gpus() -> str:
+    import torch
+
     gpus = torch.cuda.device_count()
     if gpus:
         return f"PyTorch sees {count(gpus, 'GPU')} here"
@@ -156,76 +143,10 @@ def _visible_gpus() -> str:
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype called "float32", "bfloat16" or "auto" (bfloat16 on GPUs that have it, float32 elsewhere)."""
+    import torch
+
     if name == "auto":
         # Older GPUs only emulate bfloat16, slowly, which `torch.cuda.is_bf16_supported` does not tell.
         half = device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0))
         return torch.bfloat16 if half else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
-class GpuMemory:
-    """The memory of a GPU that threads of this process share.
-
-    After a batch did not fit, threads compute one after the other. One that does not fit alone is computed in halves.
-
-    Args:
-        remedy: what to do if one item does not fit.
-        threads: how many compute at once.
-
-    Attributes:
-        batch_size: how many items to compute at once: fewer from then on, if a batch did not fit alone.
-    """
-
-    def __init__(self, device: torch.device, remedy: str, threads: int, batch_size: int = 1) -> None:
-        self.batch_size = batch_size
-        self._device, self._remedy, self._threads = device, remedy, threads
-        self._places, self._turn = BoundedSemaphore(threads), Lock()
-        self._is_scarce = False
-
-    def compute(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
-        """The result of each item of a batch. Raises UserError: an item alone is too large."""
-        if not self._is_scarce:
-            with suppress(torch.cuda.OutOfMemoryError), self.shared():  # after it, what it holds is free
-                return function(items)
-            self._is_scarce = True
-        with self.alone():
-            return self._compute_alone(function, items)
-
-    def _compute_alone(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
-        if len(items) == 1:
-            with enough_memory(self._device, self._remedy):
-                return function(items)
-        with suppress(torch.cuda.OutOfMemoryError):
-            return function(items)
-        torch.cuda.empty_cache()
-        half = len(items) // 2
-        self.batch_size = min(self.batch_size, half)
-        return self._compute_alone(function, items[:half]) + self._compute_alone(function, items[half:])
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Beside the other threads."""
-        with self._places:
-            yield
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """While no other thread computes, and PyTorch keeps nothing in reserve."""
-        with self._turn, ExitStack() as taken:
-            for _ in range(self._threads):
-                taken.enter_context(self._places)
-            torch.cuda.empty_cache()
-            yield
-
-    def __reduce__(self) -> tuple[type[GpuMemory], tuple[torch.device, str, int, int]]:
-        """Another process has threads of its own."""
-        return GpuMemory, (self._device, self._remedy, self._threads, self.batch_size)
-
-
-@contextmanager
-def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
-    """Raises UserError, with the remedy, if the GPU's memory is full."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise UserError(f"the memory of {device} is full; {remedy}") from None

@@ -46,7 +46,8 @@ from sgpipe.stages.checkpoint import (
     quiet,
     read_config,
 )
-from sgpipe.utils.devices import GPU_THREADS, GpuMemory, pick_device, pick_dtype
+from sgpipe.utils.devices import pick_device, pick_dtype
+from sgpipe.utils.gpu_memory import GPU_THREADS, GpuMemory
 from sgpipe.utils.prefetch import prefetch
 
 _GPU_GROUP = 8

@@ -28,7 +28,8 @@ from sgpipe.records import Caption, Record, Scope
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput, Refused, settings_of
 from sgpipe.stages.checkpoint import read_config
-from sgpipe.utils.devices import gpu_use, pick_device
+from sgpipe.utils.devices import pick_device
+from sgpipe.utils.gpu_memory import gpu_use
 
 # Limits the memory for an image with tens of thousands of boxes.
 _MAX_PAIRED_BOXES = 1000

@@ -35,7 +35,8 @@ from sgpipe.stages.checkpoint import (
     quiet,
     read_config,
 )
-from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
+from sgpipe.utils.devices import pick_device, pick_dtype
+from sgpipe.utils.gpu_memory import enough_memory
 
 _EXAMPLE = Image.new("RGB", (64, 64), "grey")
 _REMEDY = (

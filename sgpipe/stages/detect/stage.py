@@ -29,7 +29,8 @@ from sgpipe.stages.base import image_threads
 from sgpipe.stages.detect.detectors import DetectedBoxes, detector_classes, load
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.console import count
-from sgpipe.utils.devices import gpu_use, pick_device
+from sgpipe.utils.devices import pick_device
+from sgpipe.utils.gpu_memory import gpu_use
 
 
 class DetectStage:

@@ -15,7 +15,8 @@ from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_weights, optio
 from sgpipe.stages.judge.judge import NO_AREA, Unjudged
 from sgpipe.stages.judge.marks import marked_image
 from sgpipe.stages.judge.questions import LONGEST_SIDE, answer_texts, ask_about, mean_of_orders
-from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
+from sgpipe.utils.devices import pick_device, pick_dtype
+from sgpipe.utils.gpu_memory import enough_memory
 
 _REMEDY = "use a smaller model"
 _MISFITS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)  # of an image and a model

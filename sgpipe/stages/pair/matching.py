@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Protocol
 
+from sgpipe.utils.lemmas import lemmas
+
 _POSSESSIVE = re.compile(r"\s*['’]s\b|['’]")
 _WORD = re.compile(r"[^\W_]+")
 _CACHED_PHRASES = 1 << 17
@@ -130,13 +132,11 @@ def normalise_predicate(text: str) -> str:
 @lru_cache(1 << 16)
 def noun_lemmas(word: str) -> tuple[str, ...]:
     """Other forms of a noun that a table may list: singulars, most likely first ("mens" → men, man)."""
-    from lemminflect import getLemma  # brings spaCy: 2 s and 200 MB that nobody pays who only splits words
-
-    lemmas: dict[str, None] = {}
-    for form in (word, *getLemma(word, upos="NOUN")):
-        lemmas |= dict.fromkeys((form, *getLemma(form, upos="NOUN")))
-    lemmas.pop(word)
-    return tuple(lemmas)
+    forms: dict[str, None] = {}
+    for form in (word, *lemmas(word, "NOUN")):
+        forms |= dict.fromkeys((form, *lemmas(form, "NOUN")))
+    forms.pop(word)
+    return tuple(forms)
 
 
 def _locate_head(words: list[str], head: list[str]) -> tuple[list[str], int]:

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from itertools import chain
 
 from sgpipe.records import Triplet
-from sgpipe.stages.parse.grammar.clauses import verb_lemma
 from sgpipe.stages.parse.grammar.entities import head_noun, phrase, singular
 from sgpipe.stages.parse.grammar.lexicon import BE, DETERMINERS, NAMING_PAIRS, PRONOUNS
 from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.tree import Tree, tokenise
+from sgpipe.utils.lemmas import verb_lemma
 
 Texts = tuple[str, str, str]  # subject, predicate, object
 

@@ -25,7 +25,8 @@ from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_weights, optio
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.grounding import Texts, ground
 from sgpipe.stages.parse.spacy_model import analyse, load_model
-from sgpipe.utils.devices import enough_memory, pick_device
+from sgpipe.utils.devices import pick_device
+from sgpipe.utils.gpu_memory import enough_memory
 
 PREFIX = "Generate Scene Graph: "  # of the published models
 _MAX_TOKENS = 256  # of a graph

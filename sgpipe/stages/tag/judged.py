@@ -20,7 +20,8 @@ from sgpipe.stages.judge.build import JudgeKind, JudgeSettings, make_judge
 from sgpipe.stages.judge.judge import NO_AREA, Judge, Unjudged
 from sgpipe.stages.tag.assumed import candidates
 from sgpipe.stages.tag.methods import check_tagger
-from sgpipe.utils.devices import gpu_use, pick_device
+from sgpipe.utils.devices import pick_device
+from sgpipe.utils.gpu_memory import gpu_use
 
 
 class JudgedStage:

@@ -31,7 +31,8 @@ from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.tag.groups import Batch, own_batches, reference_batches, reference_groups, reference_prior_groups
 from sgpipe.utils.compiling import Compiled, compile_forward
-from sgpipe.utils.devices import GPU_THREADS, GpuMemory, enough_memory, gpu_use, pick_device, pick_dtype
+from sgpipe.utils.devices import pick_device, pick_dtype
+from sgpipe.utils.gpu_memory import GPU_THREADS, GpuMemory, enough_memory, gpu_use
 from sgpipe.utils.prefetch import prefetch
 
 _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"

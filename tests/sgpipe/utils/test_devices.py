@@ -8,7 +8,8 @@ import torch
 
 from sgpipe.errors import UserError
 from sgpipe.utils.compiling import Compiled
-from sgpipe.utils.devices import GpuMemory, check_devices, check_workers, gpu_use, hide_gpus, pick_device, pick_dtype
+from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
+from sgpipe.utils.gpu_memory import GpuMemory, gpu_use
 from sgpipe.utils.machines import Machine
 
 

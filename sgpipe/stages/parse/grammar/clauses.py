@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-from lemminflect import getInflection, getLemma
-
 from sgpipe.stages.parse.grammar.entities import content, coordinated, coordination_root, is_entity, singular
 from sgpipe.stages.parse.grammar.lexicon import (
     BE,
@@ -17,24 +13,13 @@ from sgpipe.stages.parse.grammar.lexicon import (
     PRONOUNS,
 )
 from sgpipe.stages.parse.grammar.tree import Tree
+from sgpipe.utils.lemmas import verb_lemma
 
 SUBJECT_LABELS = ("nsubj", "nsubjpass", "csubj")
 _CLAUSE_LABELS = frozenset({"conj", "xcomp", "ccomp", "advcl"})
 _PASSIVE_LABELS = frozenset({"acl", "advcl", "conj", "ROOT", "relcl", "ccomp"})
 # The tree of a malformed sentence can be as deep as the sentence is long.
 _MAX_DEPTH = 12
-
-
-@lru_cache(maxsize=1 << 16)
-def verb_lemma(verb: str) -> str:
-    return str(getLemma(verb, "VERB", lemmatize_oov=True)[0])
-
-
-@lru_cache(maxsize=1 << 16)
-def gerund(verb: str) -> str:
-    """The -ing form of any form of a verb: the predicate of a passive clause that is turned active."""
-    inflections = getInflection(verb_lemma(verb), "VBG")
-    return str(inflections[0]) if inflections else verb
 
 
 def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:

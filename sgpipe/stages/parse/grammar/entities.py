@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from lemminflect import getLemma
-
 from sgpipe.stages.parse.grammar.lexicon import (
     ATTRIBUTE_NOUNS,
     CLOTHES,
@@ -17,6 +15,7 @@ from sgpipe.stages.parse.grammar.lexicon import (
     SIDED_PARTS,
 )
 from sgpipe.stages.parse.grammar.tree import Tree
+from sgpipe.utils.lemmas import lemmas
 
 _PLURAL_ONLY = CLOTHES | {"scissors", "binoculars", "stairs"}
 _NOT_NAMING = frozenset({"poss", "det", "appos", "conj", "cc"})
@@ -29,8 +28,8 @@ def singular(noun: str) -> str:
         return noun
     if noun.endswith("ss"):
         return noun
-    lemmas = getLemma(noun, "NOUN", lemmatize_oov=True)
-    return str(lemmas[-1] if noun == "leaves" else lemmas[0])
+    forms = lemmas(noun, "NOUN")
+    return forms[-1] if noun == "leaves" else forms[0]
 
 
 def head_noun(tree: Tree, index: int) -> str:

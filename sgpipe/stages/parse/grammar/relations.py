@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sgpipe.stages.parse.grammar.clauses import (
-    gerund,
     governor,
     is_copula,
     is_passive,
@@ -15,7 +14,6 @@ from sgpipe.stages.parse.grammar.clauses import (
     points_back,
     referents,
     subjects,
-    verb_lemma,
 )
 from sgpipe.stages.parse.grammar.clauses import owner as owner_of
 from sgpipe.stages.parse.grammar.entities import coordinated, head_noun, is_entity, phrase
@@ -36,6 +34,7 @@ from sgpipe.stages.parse.grammar.lexicon import (
     STATIC_PREPOSITIONS,
 )
 from sgpipe.stages.parse.grammar.tree import Tree
+from sgpipe.utils.lemmas import gerund, verb_lemma
 
 
 class ParsedRelation(NamedTuple):

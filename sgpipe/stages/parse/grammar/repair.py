@@ -10,7 +10,6 @@ part resolves most cases that are ambiguous to the parser but not to a reader.
 
 from __future__ import annotations
 
-from sgpipe.stages.parse.grammar.clauses import verb_lemma
 from sgpipe.stages.parse.grammar.entities import singular
 from sgpipe.stages.parse.grammar.lexicon import (
     ANIMALS,
@@ -30,6 +29,7 @@ from sgpipe.stages.parse.grammar.lexicon import (
     TRANSITIVE_VERBS,
 )
 from sgpipe.stages.parse.grammar.tree import Tree
+from sgpipe.utils.lemmas import verb_lemma
 
 _ANIMATE = PEOPLE | ANIMALS
 _NOMINAL = frozenset({"nsubj", "nsubjpass", "dobj", "pobj", "attr", "appos"})

@@ -12,10 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
-
-from spacy.attrs import DEP, HEAD, TAG
-from spacy.tokens import Doc
+from typing import TYPE_CHECKING, NamedTuple
 
 from sgpipe.stages.parse.grammar.lexicon import (
     CANS,
@@ -26,6 +23,9 @@ from sgpipe.stages.parse.grammar.lexicon import (
     SPELLINGS,
     STAND_INS,
 )
+
+if TYPE_CHECKING:
+    from spacy.tokens import Doc
 
 NOUN_TAGS = frozenset({"NN", "NNS", "NNP", "NNPS"})
 VERB_TAGS = frozenset({"VB", "VBD", "VBG", "VBN", "VBP", "VBZ"})
@@ -49,7 +49,7 @@ class Tree:
     def of(cls, doc: Doc, tokens: Sequence[Token]) -> Tree:
         """The tree of a parsed document with these tokens."""
         strings = doc.vocab.strings
-        rows = doc.to_array([TAG, DEP, HEAD]).astype("int64").tolist()
+        rows = doc.to_array(["TAG", "DEP", "HEAD"]).astype("int64").tolist()
         return cls.build(
             [token.text for token in tokens],
             [strings[tag & 0xFFFFFFFFFFFFFFFF] for tag, _, _ in rows],

@@ -9,12 +9,13 @@ from math import exp, log
 import numpy as np
 
 from sgpipe.records import Triplet
-from sgpipe.stages.parse.grammar.clauses import gerund, person_meant, verb_lemma
+from sgpipe.stages.parse.grammar.clauses import person_meant
 from sgpipe.stages.parse.grammar.entities import mention_word, singular
 from sgpipe.stages.parse.grammar.lexicon import SPELLINGS
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.learned.features import before_head
 from sgpipe.stages.parse.learned.network import CaptionScores, Floats
+from sgpipe.utils.lemmas import gerund, verb_lemma
 
 _NEGLIGIBLE = 10.0  # verbs with logits so far below the best one do not count
 _TRIED = 5  # verbs, and rests of predicates, that are combined

@@ -14,7 +14,7 @@ from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Box, Record
 from sgpipe.stages.caption.captioner import Refused
 from sgpipe.stages.caption.stage import CaptionStage
-from sgpipe.utils.devices import GpuMemory
+from sgpipe.utils.gpu_memory import GpuMemory
 from tests.factories import make_blip
 
 SIZES = [(60, 40), (32, 32), (45, 70), (90, 30), (33, 57), (64, 64), (51, 43)]

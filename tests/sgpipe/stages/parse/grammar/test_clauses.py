@@ -2,8 +2,9 @@
 
 import pytest
 
-from sgpipe.stages.parse.grammar.clauses import gerund, governor, is_passive, modified, objects, subjects, verb_lemma
+from sgpipe.stages.parse.grammar.clauses import governor, is_passive, modified, objects, subjects
 from sgpipe.stages.parse.grammar.tree import Tree
+from sgpipe.utils.lemmas import gerund, verb_lemma
 
 
 def tree(*rows: str) -> Tree:

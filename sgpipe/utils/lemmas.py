@@ -1,0 +1,43 @@
+"""Base forms of English words, by lemminflect's dictionaries."""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from importlib.util import find_spec, module_from_spec
+from typing import Any
+
+
+@lru_cache(maxsize=1 << 16)
+def lemmas(word: str, pos: str) -> tuple[str, ...]:
+    """Return the base forms of a word as a "NOUN" or "VERB", most likely first."""
+    return tuple(_dictionaries()[0].getLemma(word, pos))
+
+
+@lru_cache(maxsize=1 << 16)
+def verb_lemma(verb: str) -> str:
+    return str(lemmas(verb, "VERB")[0])
+
+
+@lru_cache(maxsize=1 << 16)
+def gerund(verb: str) -> str:
+    """Return the -ing form of any form of a verb: the predicate of a passive clause that is turned active."""
+    inflections = _dictionaries()[1].getInflection(verb_lemma(verb), "VBG")
+    return str(inflections[0]) if inflections else verb
+
+
+@lru_cache(maxsize=1)
+def _dictionaries() -> tuple[Any, Any]:
+    """Return lemminflect's lemmatizer and inflector, without its `__init__`, which imports spaCy (seconds)."""
+    if "lemminflect" in sys.modules:
+        from lemminflect.core.Inflections import Inflections
+        from lemminflect.core.Lemmatizer import Lemmatizer
+
+        return Lemmatizer(), Inflections()
+    spec = find_spec("lemminflect")
+    assert spec is not None
+    sys.modules["lemminflect"] = module_from_spec(spec)
+    try:
+        return _dictionaries.__wrapped__()
+    finally:
+        del sys.modules["lemminflect"]
