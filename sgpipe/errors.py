@@ -177,22 +177,6 @@ def _mode(path: Path, kind: str, name: str = "") -> int:
         raise UserError(f"no such {kind}: {str(path)!r} ({error})") from None
 
 
-@contextmanager
-def making_folder(out: Path) -> Iterator[None]:
-    """Turn system errors while the folder of --out is created into one line; a full disk stays a system error.
-
-    Raises UserError: it is a file, or cannot be written.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file, not a folder")
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
-
-
 def refusal(error: OSError) -> str:
     """A system error in one line: what and where, without the words that libraries put around it."""
     if isinstance(error, StoreError):

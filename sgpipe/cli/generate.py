@@ -35,9 +35,9 @@ from sgpipe.cli.options import (
     writes_folder,
 )
 from sgpipe.cli.source_options import SourceOptions
-from sgpipe.errors import UserError, existing_path, making_folder
+from sgpipe.errors import UserError, existing_path
 from sgpipe.utils import console
-from sgpipe.utils.atomic import atomic_write, removed_if_empty
+from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
@@ -282,25 +282,23 @@ def label(
 
     screen = console.output()
     files = list(_files(images, out))
-    with removed_if_empty(out):
-        with making_folder(out):
-            out.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=out).close()  # fail before minutes of work
-        chosen = recipe or ("folder" if detector or captioner or tagger else "miniworld")
-        models = {"detector": detector, "captioner": captioner, "tagger": tagger}
-        pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
-        notes = [_NOTE] if pipeline.uses_miniworld_models else []
-        for note in notes + tag_notes(pipeline.recipe.tag):
-            console.progress().print(f"NOTE: {note}", style="dim", soft_wrap=True)
-        failed = 0
-        for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
-            failed += graph.error is not None
-            if graph.error is None:
-                _save(graph, out / name, threshold)
-            if json_:
-                print(console.json_text(graph.as_json()))
-            else:
-                _print(graph, file, out / name, threshold, screen)
+    out.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=out).close()  # fail before minutes of work
+    chosen = recipe or ("folder" if detector or captioner or tagger else "miniworld")
+    models = {"detector": detector, "captioner": captioner, "tagger": tagger}
+    pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
+    notes = [_NOTE] if pipeline.uses_miniworld_models else []
+    for note in notes + tag_notes(pipeline.recipe.tag):
+        console.progress().print(f"NOTE: {note}", style="dim", soft_wrap=True)
+    failed = 0
+    for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
+        failed += graph.error is not None
+        if graph.error is None:
+            _save(graph, out / name, threshold)
+        if json_:
+            print(console.json_text(graph.as_json()))
+        else:
+            _print(graph, file, out / name, threshold, screen)
     if failed == len(files):
         raise typer.Exit(console.EXIT_ALL_FAILED)
 

@@ -128,7 +128,6 @@ def _exported(manifest: Manifest, to: str, options: Mapping[str, Any]) -> Iterat
     place = _place(manifest.root)
     folder, described, lock = place / "files", place / "export.json", place.with_name(f"{place.name}.lock")
     place.mkdir(parents=True, exist_ok=True)
-    lock.touch()
     with only_process(lock, place):
         state = _state(manifest, to, options)
         exported = _left(folder, described, state)

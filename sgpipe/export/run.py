@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.calibration import probability_for
-from sgpipe.errors import UserError, making_folder
+from sgpipe.errors import UserError
 from sgpipe.export.card import exported_relations, write_readme
 from sgpipe.export.coco import write_coco, write_coco_relations, write_sgg_benchmark
 from sgpipe.export.hico import write_hico
@@ -21,7 +21,6 @@ from sgpipe.export.rows import ExportRows
 from sgpipe.export.scene_graphs import write_rlipv2, write_visual_genome
 from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.utils.atomic import removed_if_empty
 from sgpipe.utils.locking import only_process
 
 HUGGING_FACE, LABEL_STUDIO = "hf", "label-studio"
@@ -129,16 +128,13 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise UserError(f"--out {named} is a mount point, which cannot appear whole; name a new folder in it")
     folder = out.parent / f".{out.name}.tmp"
     lock = folder / ".lock"
-    with removed_if_empty(out):
-        with making_folder(named):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.touch()
-        with only_process(lock, named):
-            try:
-                for path in set(folder.iterdir()) - {lock}:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                yield folder
-                lock.unlink()
-                os.replace(folder, out)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_process(lock, named):
+        try:
+            for path in set(folder.iterdir()) - {lock}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            yield folder
+            lock.unlink()
+            os.replace(folder, out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

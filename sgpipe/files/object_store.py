@@ -151,11 +151,10 @@ class StorePath:
         except FileNotFoundError:
             return None
 
-    def get(self, name: str) -> tuple[bytes, UpdateVersion] | None:
-        """Return a small object and its version; None if there is none."""
+    def version(self, name: str) -> UpdateVersion | None:
+        """Return the version of an object; None if there is none."""
         with suppress(FileNotFoundError), self._naming(name):
-            found = obstore.get(self._reads, self._key(name))
-            return bytes(found.bytes()), _version(found.meta)
+            return _version(obstore.head(self._reads, self._key(name)))
         return None
 
     def get_file(self, name: str, path: Path) -> None:
@@ -218,7 +217,7 @@ class StorePath:
             obstore.put(self._writes, self._key(name), data, use_multipart=in_parts)
 
     def put_if(self, name: str, data: bytes, version: UpdateVersion | None) -> UpdateVersion | None:
-        """Write a small object if it still has this version, or, for None, if there is none.
+        """Write an object if it still has this version, or, for None, if there is none.
 
         Returns its new version; None: somebody else was faster.
 
@@ -227,7 +226,7 @@ class StorePath:
         with self._naming(name, writes=True):
             try:
                 return _version(
-                    obstore.put(self._reads, self._key(name), data, mode=version or "create", use_multipart=False)
+                    obstore.put(self._writes, self._key(name), data, mode=version or "create", use_multipart=False)
                 )
             except (refused.AlreadyExistsError, refused.PreconditionError):
                 return None

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from sgpipe.errors import UserError, making_folder, naming
+from sgpipe.errors import UserError, naming
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.miniworld.captions import SceneCaption, scene_captions
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
@@ -297,9 +297,7 @@ def _writing(out: Path, settings: SetSettings) -> Iterator[None]:
 
     Raises UserError: `out` cannot be written, or another call is writing it.
     """
-    with making_folder(out):
-        (out / IMAGES).mkdir(parents=True, exist_ok=True)
-        (out / _LOCK).touch()
+    (out / IMAGES).mkdir(parents=True, exist_ok=True)
     with only_process(out / _LOCK, out):
         try:
             _is_complete(out, settings)  # refuses what another call wrote in the meantime

@@ -20,10 +20,10 @@ from sgpipe.errors import UserError, naming
 from sgpipe.storage.judgement_lines import Judgement, RelationKey, RelationState, SamplingPlan, parse_line
 from sgpipe.storage.manifest import sync_folder
 from sgpipe.utils.console import count
-from sgpipe.utils.locking import NO_FLOCK
 
 JUDGEMENTS = "judgements.jsonl"
 _PROBLEMS_NAMED = 20
+_NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # of file systems without locks
 _COMPARED = 2048  # bytes, by which a file that others have changed is recognised
 
 
@@ -235,7 +235,7 @@ def _wait_for_lock(descriptor: int, kind: int) -> None:
     try:
         fcntl.flock(descriptor, kind)
     except OSError as error:
-        if error.errno not in NO_FLOCK:
+        if error.errno not in _NO_FLOCK:
             raise
 
 

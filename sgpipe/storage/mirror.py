@@ -26,7 +26,7 @@ class ManifestMirror:
         self.folder = folder
         self.store = folder.store
         self._manifest = folder.root / MANIFEST
-        self._stored = StoredManifest(folder.store) if folder.store else None
+        self._stored = StoredManifest(folder.store, folder.check_claim) if folder.store else None
         self._described: dict[str, bytes] = {}  # as they are in the store
         self._copied = -_SECONDS_BETWEEN_COPIES
 
@@ -65,24 +65,19 @@ class ManifestMirror:
         description = index.with_suffix(".json")
         if self.store and self.store.read(self._name(description)) != description.read_bytes():
             for path in (index, description):
-                self.folder.check_lock()
                 self.store.put(self._name(path), path)
 
     def copy(self) -> None:
         """Copy everything but the index into the store, the manifest last."""
         if self._stored:
-            self.folder.check_lock()
             self._describe()
-            self.folder.check_lock()
             self._stored.write(self._manifest)
         self._copied = time.monotonic()
 
     def copy_soon(self) -> None:
-        """Copy what is new, if the last copy is half a minute old. Raises StoreError: the lock of the store is lost."""
-        self.folder.check_lock()
+        """Copy what is new, if the last copy is half a minute old. Raises StoreError: another run took over."""
         if self._stored and time.monotonic() - self._copied > _SECONDS_BETWEEN_COPIES:
             self._describe()
-            self.folder.check_lock()
             self._stored.append(self._manifest)
             self._copied = time.monotonic()
 
@@ -101,7 +96,7 @@ class ManifestMirror:
         for name in DESCRIPTIONS:
             content = (self.folder.root / name).read_bytes()
             if self.store and self._described.get(name) != content:
-                self.folder.check_lock()
+                self.folder.check_claim()
                 self.store.put(name, content)
                 self._described[name] = content
 

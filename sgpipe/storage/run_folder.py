@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sgpipe.errors import UserError, making_folder, naming
+from sgpipe.errors import UserError, naming
 from sgpipe.files.locations import Location, delete, sizes
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.stored_files import joined, shown_path, uri_of
 from sgpipe.recipe import ADDED_SETTINGS, OFF_BY_DEFAULT, UNNAMED_DEFAULTS, UNSCORED, Recipe
-from sgpipe.storage.lock import StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.segments import WriterClaim
 from sgpipe.storage.shards import DATA
-from sgpipe.utils.atomic import FolderBefore, write_text
+from sgpipe.utils.atomic import write_text
 from sgpipe.utils.hashing import differences, fingerprint
-from sgpipe.utils.locking import FolderLock, is_locked, locked_folder
+from sgpipe.utils.locking import is_locked, only_process
 
 PRIVATE, _NEW = ".sgpipe", "new-"
 _GROUND_TRUTH, _MINIWORLD_0_1 = "ground_truth.json", "drawn/drawn.json"
@@ -60,10 +59,9 @@ class RunFolder:
         self.root = root
         self.store = store
         self.storage: Location = store or root.absolute()
-        self._store_lock = StoreLock(store) if store else None
+        self._claim = WriterClaim(store) if store else None
         self.private = root / PRIVATE
         self._lock = self.private / "lock"
-        self._held: FolderLock | None = None
 
     def index(self, split: str) -> Path:
         """The source index of a split."""
@@ -125,49 +123,31 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Create the folder if needed, and keep every other run out of it.
+        """Create the folder if needed, and keep every other run out of it, and out of the store.
 
-        A block that fails before it has written a shard leaves the folder as it was, and none where there was none. The
-        answers of served models, which have been paid for, are kept.
-
-        Raises:
-            UserError: it is a file, holds something else, cannot be written, or another run is writing into it.
+        Raises UserError: it is a file, contains something else, or another run is writing into it or into the store.
         """
         self._refuse_other_content()
-        with self._store_lock.held() if self._store_lock else nullcontext():
-            before = FolderBefore(self.root, (PRIVATE, DATA, *_ROOT_FILES))
-            has_work = partial(self._holds_other_than, set(self._shards()), self._answers())
-            with naming(self.root), locked_folder(self._lock, before, self._make, has_work) as self._held:
-                (self.root / DATA).mkdir(exist_ok=True)  # a refused run may have just removed it
+        with naming(self.root):
+            (self.root / DATA).mkdir(parents=True, exist_ok=True)
+            with only_process(self._lock, self.root):
+                if self._claim:
+                    self._claim.make()
                 yield
 
-    def check_lock(self) -> None:
-        """Raises StoreError or EngineError: another run took over the store or the folder."""
-        if self._store_lock:
-            self._store_lock.check()
-        if self._held:
-            self._held.check()
-
-    def _holds_other_than(self, shards: Set[str], answers: Mapping[str, tuple[int, int]]) -> bool:
-        return self._answers() != answers or bool(self._shards().keys() - shards)
-
-    def _answers(self) -> dict[str, tuple[int, int]]:
-        """Size and time of the files with the answers of served models."""
-        states = {file.name: file.stat() for file in self.private.glob(f"{REQUESTS}*")}
-        return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
-
-    def _make(self) -> None:
-        with making_folder(self.root):
-            self.private.mkdir(parents=True, exist_ok=True)
-            (self.root / DATA).mkdir(exist_ok=True)
-            self._lock.touch()
+    def check_claim(self) -> None:
+        """Raises StoreError: another run has taken over the store."""
+        if self._claim:
+            self._claim.check()
 
     def _refuse_other_content(self) -> None:
         if _URI.match(str(self.root)):
             raise UserError(f"--out {self.root} is not a folder; name one, and the store with --store s3://bucket/name")
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"--out {self.root} is a file, not a folder")
         ours = self.private.is_dir() or (self.root / MANIFEST).is_file()
         if self.root.is_dir() and not ours and any(self.root.iterdir()):
-            raise UserError(f"--out {self.root} holds something that is not an sgpipe run; name an empty or new folder")
+            raise UserError(f"--out {self.root} is not empty and is not an sgpipe run; choose an empty or new folder")
 
     def open(self, run: Mapping[str, Any]) -> Manifest:
         """The manifest of the folder if it was made with the same identity; a new one where there are no shards yet.
@@ -250,7 +230,7 @@ class RunFolder:
 
     def sweep(self, manifest: Manifest) -> None:
         """Delete what a killed run left behind: shards that the manifest does not list, and temporary files."""
-        self.check_lock()
+        self.check_claim()
         for file in self.unlisted(manifest):
             delete(self.storage / file)
         for path in {

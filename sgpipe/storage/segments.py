@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import socket
+import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgpipe.errors import StoreError
+from sgpipe.errors import StoreError, UserError
 from sgpipe.files.object_store import ConditionsError
 
 MANIFEST = "manifest.jsonl"
 _FOLDER = ".sgpipe"
+WRITER = f"{_FOLDER}/writer"
 _SEGMENT = re.compile(r"manifest-(\d{15})\.jsonl")
 _MOST_SEGMENTS = 100  # 50 minutes; reading them takes a second
 _REQUESTS = 8  # at once
@@ -49,6 +54,9 @@ class WritableFiles(ReadableFiles, Protocol):
     def put_if(self, name: str, data: bytes, version: Any) -> Any:
         """As `StorePath.put_if`."""
 
+    def version(self, name: str) -> Any:
+        """The version of an object; None if it does not exist."""
+
     def delete(self, name: str) -> None:
         """Delete an object if it exists."""
 
@@ -70,11 +78,40 @@ def read_manifest(store: ReadableFiles) -> bytes | None:
     raise StoreError(f"{store.location}: {MANIFEST} changes too often to be read; try again")
 
 
-class StoredManifest:
-    """Writes the manifest of a run that is at work. Every method raises StoreError if the store cannot be reached."""
+class WriterClaim:
+    """Which run writes into a store: the one that claimed it last. An earlier one ends at its next `check`.
+
+    A claim needs no renewal, so a run that was killed never keeps the next one waiting.
+    """
 
     def __init__(self, store: WritableFiles) -> None:
-        self.store = store
+        self._store = store
+        owner = {"process": os.getpid(), "host": socket.gethostname(), "token": uuid.uuid4().hex}
+        self._content = json.dumps(owner).encode()
+
+    def make(self) -> None:
+        """Claim the store. Raises UserError: another run does so at the same moment."""
+        try:
+            self._store.put_if(WRITER, self._content, self._store.version(WRITER))
+        except ConditionsError:
+            self._store.put(WRITER, self._content)
+        if self._store.read(WRITER) != self._content:  # also right if only the answer to the request was lost
+            raise UserError(f"another run has just started writing into {self._store.location}; wait for it to finish")
+
+    def check(self) -> None:
+        """Raises StoreError: another run has claimed the store."""
+        if self._store.read(WRITER) != self._content:
+            raise StoreError(f"{self._store.location}: another run took over; what this one committed there is kept")
+
+
+class StoredManifest:
+    """Writes the manifest of a run that is at work.
+
+    Every method raises StoreError if the store cannot be reached, or if another run has taken it over.
+    """
+
+    def __init__(self, store: WritableFiles, check_claim: Callable[[], None]) -> None:
+        self.store, self._check_claim = store, check_claim
         self._digest = hashlib.sha256()  # of what is in the store
         self._end = 0
         self._segments = 0
@@ -82,17 +119,14 @@ class StoredManifest:
     def write(self, path: Path) -> None:
         """Put the whole manifest, which is in `path`, in the place of all segments."""
         content = whole_lines(path.read_bytes())
-        starts = _starts(self.store)
-        self.store.put(MANIFEST, content)
+        merged = [start for start in _starts(self.store) if start < len(content)]
+        self._put(MANIFEST, content)
         with ThreadPoolExecutor(_REQUESTS) as pool:
-            list(pool.map(self.store.delete, map(_name, starts)))
+            list(pool.map(self.store.delete, map(_name, merged)))
         self._digest, self._end, self._segments = hashlib.sha256(content), len(content), 0
 
     def append(self, path: Path) -> None:
-        """Put what has been appended to the manifest in `path` since it was written.
-
-        Raises StoreError: another run has continued it.
-        """
+        """Put what has been appended to the manifest in `path` since it was written."""
         with path.open("rb") as file:
             file.seek(self._end)
             lines = whole_lines(file.read())
@@ -101,20 +135,22 @@ class StoredManifest:
         if self._segments >= _MOST_SEGMENTS:
             self.write(path)
             return
-        self._put_new(_name(self._end), _header(self._digest.hexdigest()) + lines)
+        self._put(_name(self._end), _header(self._digest.hexdigest()) + lines)
         self._digest.update(lines)
         self._end += len(lines)
         self._segments += 1
 
-    def _put_new(self, name: str, data: bytes) -> None:
-        try:
-            written = self.store.put_if(name, data, None)
-        except ConditionsError:
-            self.store.put(name, data)
-            return
-        # Perhaps an earlier request was carried out, and only its answer lost.
-        if written is None and self.store.read(name) != data:
-            raise StoreError(f"{self.store.location}: another run has continued {MANIFEST}: {name} is there already")
+    def _put(self, name: str, data: bytes) -> None:
+        """Write an object, unless another run has taken over the store, even between two requests of this one."""
+        for _ in range(_TRIES):
+            version = self.store.version(name)
+            self._check_claim()
+            try:
+                if self.store.put_if(name, data, version) is not None or self.store.read(name) == data:
+                    return
+            except ConditionsError:
+                return self.store.put(name, data)
+        raise StoreError(f"{self.store.location}: {name} changes too often to be written; try again")
 
 
 def _continued(store: ReadableFiles, content: bytes, starts: list[int]) -> bytes | None:

@@ -20,7 +20,6 @@ from sgpipe.files.remote import ShardFileSystem, name_of, open_object, uri_of
 from sgpipe.recipe import load_recipe
 from sgpipe.records import SCHEMA
 from sgpipe.storage.database import quoted, scratch
-from sgpipe.storage.lock import StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.row_checks import count_rows, row_faults
 from sgpipe.storage.run_folder import PRIVATE, RECIPE, RunFolder
@@ -130,7 +129,7 @@ def _verify_stored(uri: str, repair: bool, advance: Advance) -> Verification:
             f"--repair is for folders; delete what is damaged from {store.location}, and the command that wrote the "
             "run makes it again"
         )
-    found = Verification(Path(uri), at_work=StoreLock(store).is_held, repairable=False)
+    found = Verification(Path(uri), repairable=False)
     manifest, lines = Manifest.salvage(Path(uri))
     found.problems += [Problem(MANIFEST, f"line {number} has changed since it was written") for number in lines]
     _check_shards(manifest, found, advance)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ import yaml
 from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.pretrained import CheckpointError
-from rlip_model.training.divergence import DIVERGED, DivergenceError
-from rlip_model.training.state import BEST, CHECKPOINTS, LAST, Position, read_position
+from rlip_model.training.divergence import DivergenceError
+from rlip_model.training.state import BEST, LAST, Position, read_position
 from sgpipe.errors import DivergedError, UserError
 from sgpipe.files.stored_files import stored_sha256
 from sgpipe.storage.manifest import Manifest
@@ -30,17 +29,17 @@ from sgpipe.training.data.training_set import TrainingSet, data_warnings
 from sgpipe.training.display import TrainingDisplay, TrainSummary
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, run_job
-from sgpipe.training.metrics import METRICS, read_metrics
+from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import BENCHMARKS, TrainRecipe, WorkersConfig, as_started, in_todays_settings
 from sgpipe.utils import __version__
-from sgpipe.utils.atomic import FolderBefore, write_text
+from sgpipe.utils.atomic import write_text
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import check_devices, pick_device
 from sgpipe.utils.hashing import fingerprint
-from sgpipe.utils.locking import locked_folder
+from sgpipe.utils.locking import only_process
 
-_RUN, _RECIPE, _TENSORBOARD = "run.json", "recipe.yaml", "tensorboard"
+_RUN, _RECIPE = "run.json", "recipe.yaml"
 _ROWS = "pictures"  # the number of images, under its name in trainings since 0.1
 
 
@@ -57,9 +56,8 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
     disable_progress_bar()
     workers = recipe.workers
     check_devices(workers.device, workers.gpus, workers.count, ("workers.device", "workers.gpus"))
-    before = FolderBefore(out, (PRIVATE, _RECIPE, METRICS, _TENSORBOARD, CHECKPOINTS))
-    make, has_work = partial(_make_folder, out), partial(_has_work, out)
-    with locked_folder(out / PRIVATE / "lock", before, make, has_work):
+    _make_folder(out)
+    with only_process(out / PRIVATE / "lock", out):
         recipe = _going_on(recipe, out, progress)
         progress.say("reading the shards")
         training = scan_training(recipe.data)
@@ -145,11 +143,6 @@ def _make_folder(out: Path) -> None:
         (out / PRIVATE).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
-
-
-def _has_work(out: Path) -> bool:
-    """Whether a training that failed has something to keep."""
-    return (out / LAST).exists() or bool(read_metrics(out)) or any(out.glob(f"{DIVERGED}*"))
 
 
 def _going_on(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainRecipe:

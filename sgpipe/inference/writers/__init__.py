@@ -13,7 +13,7 @@ from rlip_model.evaluation.inputs import NOT_PREDICTED, Array, PredictedPairs
 from rlip_model.evaluation.triplets import largest
 from sgpipe.errors import UserError
 from sgpipe.inference.predictor import ImagePrediction
-from sgpipe.utils.atomic import atomic_write, delete_leftovers, removed_if_empty
+from sgpipe.utils.atomic import atomic_write, delete_leftovers
 
 CLASSES = "classes"  # key of the class list in the first item of a file
 
@@ -64,8 +64,7 @@ def output_file(out: Path) -> Iterator[Path]:
     """A temporary file that replaces `out` when it is complete. Raises UserError: `out` is a folder."""
     if out.is_dir():
         raise UserError(f"{out} is a folder, not a file")
-    with removed_if_empty(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        delete_leftovers(out)
-        with atomic_write(out) as temporary:
-            yield temporary
+    out.parent.mkdir(parents=True, exist_ok=True)
+    delete_leftovers(out)
+    with atomic_write(out) as temporary:
+        yield temporary

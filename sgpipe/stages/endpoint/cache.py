@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from sgpipe.errors import EngineError, UserError
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.stages.endpoint.answers import Choice
 from sgpipe.storage.run_folder import REQUESTS
-from sgpipe.utils.locking import LockOwner
+from sgpipe.utils.locking import was_locked_here
 
 _LOCK = "lock"  # of a run
 _PATIENCE = 60  # seconds to wait for other processes that are writing
@@ -30,10 +29,8 @@ def cache_file(folder: Path) -> Path:
     """The file of the cache in the private folder of a run, or, for a worker on another machine than the run's, in the
     user's own: SQLite files cannot be shared over a network.
     """
-    here = folder.is_dir()
-    with suppress(OSError):
-        owner = LockOwner.read((folder / _LOCK).read_bytes())
-        here = here and (owner is None or owner.is_on_this_machine or owner.host == socket.gethostname())
+    lock = folder / _LOCK
+    here = folder.is_dir() and (not lock.exists() or was_locked_here(lock))
     return (folder if here else cache_folder()) / REQUESTS
 
 

@@ -172,7 +172,7 @@ def test_what_a_killed_export_left_is_cleared_by_the_next(run, tmp_path):
 def test_two_exports_to_one_place_are_refused(run, tmp_path):
     with new_folder(tmp_path / "out") as place:
         (place / "mine.json").touch()
-        with pytest.raises(UserError, match=r"is writing into .*out; wait"):
+        with pytest.raises(UserError, match="is in use by"):
             export_run(run, "vg", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.json"]
 

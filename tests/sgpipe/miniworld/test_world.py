@@ -256,15 +256,6 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
         render_dataset(tmp_path / "thesis.txt", 1, 0)
 
 
-def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(UserError, match=r"--out .*new cannot be written: Permission denied"):
-        render_dataset(tmp_path / "new", 1, 0)
-
-
 def test_a_full_disk_is_named_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path, content: bytes) -> None:
         if path.name.startswith(".2000000.jpg"):

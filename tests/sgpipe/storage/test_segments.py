@@ -1,16 +1,20 @@
 """The manifest of a run in a store: what is read of it whenever its writer is killed, or whoever else writes."""
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+from obstore.store import MemoryStore
 
-from sgpipe.errors import StoreError
+from sgpipe.errors import StoreError, UserError
 from sgpipe.files.object_store import ConditionsError
 from sgpipe.storage import segments
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.storage.segments import StoredManifest, read_manifest
+from sgpipe.storage.segments import WRITER, StoredManifest, WriterClaim, read_manifest
 
 LINES = 6
 
@@ -25,32 +29,54 @@ class Memory:
     location = "s3://bucket/run"
 
     def __init__(self, has_conditions: bool = True) -> None:
-        self.objects: dict[str, bytes] = {}
+        self._store = MemoryStore()
         self.written: list[tuple[str, int]] = []
         self.has_conditions = has_conditions
         self.left: int | None = None
         self.before_reading: Callable[[str], None] = lambda name: None
 
+    @property
+    def objects(self) -> dict[str, bytes]:
+        found = {each["path"]: self._content(each["path"]) for page in self._store.list() for each in page}
+        return {name: content for name, content in found.items() if content and name != WRITER}
+
     def put(self, name: str, data: bytes) -> None:
         self._step()
-        self.objects[name] = data
-        self.written.append((name, len(data)))
+        self._store.put(name, data)
+        if name != WRITER:
+            self.written.append((name, len(data)))
 
     def put_if(self, name: str, data: bytes, version: Any) -> Any:
         if not self.has_conditions:
             raise ConditionsError
-        if name in self.objects:
+        self._step()
+        try:
+            written = self._store.put(name, data, mode=version or "create")
+        except (AlreadyExistsError, PreconditionError):
             return None
-        self.put(name, data)
-        return {"e_tag": "1"}
+        if name != WRITER:
+            self.written.append((name, len(data)))
+        return {"e_tag": written["e_tag"]}
+
+    def version(self, name: str) -> Any:
+        with suppress(FileNotFoundError):
+            return {"e_tag": self._store.head(name)["e_tag"]}
+        return None
 
     def delete(self, name: str) -> None:
         self._step()
-        self.objects.pop(name, None)
+        with suppress(FileNotFoundError):
+            self._store.delete(name)
 
     def read(self, name: str) -> bytes | None:
-        self.before_reading(name)
-        return self.objects.get(name)
+        if name != WRITER:
+            self.before_reading(name)
+        return self._content(name)
+
+    def _content(self, name: str) -> bytes | None:
+        with suppress(FileNotFoundError):
+            return bytes(self._store.get(name).bytes())
+        return None
 
     def sizes(self, folder: str) -> dict[str, int]:
         parts = ((name.rpartition("/"), len(data)) for name, data in self.objects.items())
@@ -75,7 +101,9 @@ class Driver:
     def __init__(self, folder: Path, store: Memory) -> None:
         folder.mkdir(exist_ok=True)
         self.path = folder / MANIFEST
-        self.stored = StoredManifest(store)
+        claim = WriterClaim(store)
+        claim.make()
+        self.stored = StoredManifest(store, claim.check)
         known = read_manifest(store)
         if known is None:
             self.manifest = Manifest.create(folder, {"name": "x"})
@@ -148,32 +176,62 @@ def test_a_writer_may_die_before_every_step(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("has_conditions", [True, False])
-def test_segments_of_another_run_do_not_count(tmp_path: Path, has_conditions: bool) -> None:
+def test_a_run_that_is_taken_over_ends_and_loses_nothing_that_it_committed(
+    tmp_path: Path, has_conditions: bool
+) -> None:
     store = Memory(has_conditions)
-    one = Driver(tmp_path / "one", store)
-    one.commit(0)
-    before = dict(store.objects)
-    store.objects.clear()
-    other = Driver(tmp_path / "other", store)
-    other.manifest = Manifest.create(tmp_path / "other", {"name": "y"})  # as long as the first
-    other.stored.write(other.path)
-    store.objects |= {name: data for name, data in before.items() if name != MANIFEST}
-    assert read_manifest(store) == other.content
-    other.stored.write(other.path)
-    other.commit(0)
-    assert read_manifest(store) == other.content
+    first = Driver(tmp_path / "first", store)
+    first.commit(0)
+    second = Driver(tmp_path / "second", store)
+    for late in (lambda: first.commit(1), lambda: first.stored.write(first.path)):
+        with pytest.raises(StoreError, match="another run took over"):
+            late()
+    second.commit(1)
+    assert read_manifest(store) == second.content
+    assert [shard.start for shard in shards(store)] == [0, 1]
 
 
-def test_of_two_writers_the_one_that_slept_ends(tmp_path: Path) -> None:
-    """A machine that slept for minutes goes on before it notices that another took over."""
+def test_a_line_that_arrives_after_the_takeover_does_not_count(tmp_path: Path) -> None:
+    """The first run checked its claim just before the second one claimed the store."""
     store = Memory()
-    asleep = Driver(tmp_path / "asleep", store)
-    asleep.commit(0)
-    awake = Driver(tmp_path / "awake", store)
-    awake.commit(1)
-    with pytest.raises(StoreError, match="another run has continued"):
-        asleep.commit(2)
-    assert read_manifest(store) == awake.content
+    first = Driver(tmp_path / "first", store)
+    second = Driver(tmp_path / "second", store)
+    first.stored._check_claim = lambda: None
+    first.commit(7)
+    second.commit(1)
+    assert read_manifest(store) == second.content
+    second.commit(2)
+    assert read_manifest(store) == second.content
+
+
+def test_of_runs_that_start_at_once_one_wins_and_nothing_is_lost(tmp_path: Path) -> None:
+    """Each of the others ends in one line, at its start or when it next writes."""
+    for number in range(100):
+        store, runs, ended = Memory(), 2 + number % 3, list[str]()
+        start = threading.Barrier(runs)
+
+        def run(
+            folder: Path, store: Memory = store, start: threading.Barrier = start, ended: list[str] = ended
+        ) -> None:
+            start.wait()
+            try:
+                driver = Driver(folder, store)
+                for unit in range(2):
+                    driver.commit(unit)
+                driver.stored.write(driver.path)
+                ended.append("")
+            except (UserError, StoreError) as error:
+                ended.append(str(error))
+
+        threads = [threading.Thread(target=run, args=(tmp_path / f"{number}-{each}",)) for each in range(runs)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(ended) == runs
+        assert "" in ended  # more than once where one had finished before the next began
+        assert all("another run" in line and "\n" not in line for line in ended if line)
+        assert [shard.start for shard in shards(store)] == [0, 1]
 
 
 def test_a_segment_whose_answer_was_lost_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
