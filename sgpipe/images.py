@@ -20,8 +20,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sgpipe.errors import ImageError as ImageError
 from sgpipe.errors import StoreError
-from sgpipe.files.base import image_error
 from sgpipe.files.image_roots import ImageFile, ImagePlace, ImageRoot, image_root
+from sgpipe.files.roots import image_error
 from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Record
 
 Kind = TypeVar("Kind")

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from sgpipe.errors import ImageError, UserError, existing_file, existing_model
-from sgpipe.files.anywhere import AnywhereRoot
+from sgpipe.files.image_roots import AnywhereRoot
 from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
 from sgpipe.recipe import MINIWORLD, Recipe, load_recipe, with_model_folders
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record

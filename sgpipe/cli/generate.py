@@ -308,8 +308,8 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
 
     Raises UserError: a path does not exist, or a folder contains no images.
     """
-    from sgpipe.files.folder import FolderRoot
-    from sgpipe.files.members import is_archive, refuse_compressed
+    from sgpipe.files.archives import is_archive, refuse_compressed
+    from sgpipe.files.roots import FolderRoot
     from sgpipe.sources.folder import list_folder, no_images
 
     drawings = out.resolve()

@@ -16,8 +16,8 @@ from PIL import Image
 
 from sgpipe.errors import UserError
 from sgpipe.export.rows import ExportRows, iter_groups, write_json
-from sgpipe.files.folder import FolderRoot
 from sgpipe.files.image_roots import ImagePlace, ImageRoot
+from sgpipe.files.roots import FolderRoot
 from sgpipe.images import ImageError, open_header, read_image
 from sgpipe.records import BOX_SCORES, Box, Record, Relation, deduplicate, from_table
 from sgpipe.sources.label_studio import CROWD, LOCAL_FILES

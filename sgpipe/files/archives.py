@@ -1,29 +1,57 @@
-"""Images in archives: zip and tar files, as if all of them were unpacked into one folder."""
+"""Images in archives: zip and tar files, as if all of them were unpacked into one folder; members are never extracted.
+
+An index says where each member is, so that one can be read without the others.
+"""
 
 from __future__ import annotations
 
+import struct
+import tarfile
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import PurePosixPath
 from threading import Event, Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgpipe.errors import ImageError
-from sgpipe.files.base import ImageEntry, checked_size, is_image, safe_name
+from sgpipe.errors import ImageError, UserError
 from sgpipe.files.index import NAME, FileIndex, FileIndexRows, IndexReference, by_name, write_index
-from sgpipe.files.local import Files, reading, version_of
-from sgpipe.files.members import Member, scan, unpack
-from sgpipe.files.object_store import ObjectInfo
+from sgpipe.files.locations import Location, open_stream, read_range
+from sgpipe.files.object_store import ObjectInfo, StorePath
+from sgpipe.files.roots import ImageEntry, checked_size, is_image, reading, safe_name
 from sgpipe.utils.console import Progress, count
 
+ARCHIVES = (".zip", ".tar")
+_PLAIN = -1  # the method of a member of a tar: its bytes as they are
+_STORED, _DEFLATED = 0, 8  # methods of zip
+_ENCRYPTED = -2
+_MOST_NAME = 1 << 16  # of a member's header in a zip, with its extra fields
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # APPNOTE.TXT 4.3.7: signature, lengths of the name and the extra fields
+_MOST_BYTES = (1 << 63) - 1  # that the index has numbers for
+_BLOCK = 512  # of a tar
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".zst")
+_COMPRESSED_MARKS = (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5")
+
+# What zipfile and tarfile raise for damaged archives, as fuzzing shows; the last two for headers that ask for too much.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    ValueError,
+    OverflowError,
+    NotImplementedError,
+    RecursionError,
+    MemoryError,
+)
+_NO_FILE, _OUTSIDE = "link or device", "name that leaves the archive"
 _LAYOUT = 2  # of the index
 _ARCHIVE = "archive"
 _COLUMNS = {
@@ -46,7 +74,7 @@ class ArchiveRoot:
     """
 
     location: str
-    files: Files
+    folder: Location
     index: IndexReference
     threads: int
 
@@ -68,8 +96,8 @@ class ArchiveRoot:
         archive = self._archives[found[0].pop(_ARCHIVE)]
         member = Member(**found[0])
         checked_size(max(member.size, member.length) if member.size else 0, where)
-        with reading(self.files, where):
-            data = self.files.read_range(archive["name"], member.offset, member.length, archive["version"])
+        with reading(where, self.folder.check if isinstance(self.folder, StorePath) else lambda: None):
+            data = read_range(self.folder / archive["name"], member.offset, member.length, archive["version"])
         return BytesIO(unpack(member, data, where))
 
     def peek(self, name: str) -> BytesIO:
@@ -125,15 +153,15 @@ def _label(archive: str) -> str:
 
 def stamp(archives: Sequence[ObjectInfo]) -> list[Any]:
     """What identifies the index of archives."""
-    return [_LAYOUT, [[info.name, info.size, version_of(info)] for info in archives]]
+    return [_LAYOUT, [[info.name, info.size, info.state] for info in archives]]
 
 
 def build_index(
-    reference: IndexReference, location: str, files: Files, archives: Sequence[ObjectInfo], progress: Progress
+    reference: IndexReference, location: str, folder: Location, archives: Sequence[ObjectInfo], progress: Progress
 ) -> None:
     """Read the members of archives, and write their index.
 
-    Raises UserError: one is no archive, or is cut; OSError: it cannot be read, or the index not be written.
+    Raises UserError: one is not an archive, or is truncated; OSError: it cannot be read, or the index not be written.
     """
     progress.say(f"reading the index of {location}, once: {count(len(archives), 'archive')}")
     with progress.images(None, "reading the index") as advance:
@@ -143,7 +171,7 @@ def build_index(
             with lock:
                 advance(members, {})
 
-        tables, folders, left_out = _scan_all(files, archives, step)
+        tables, folders, left_out = _scan_all(folder, archives, step)
     table, repeated = _last_of_a_name(by_name(pa.concat_tables(tables)))
     notes = [f"{location}: {count(number, 'member')} left out: {what}" for what, number in sorted(left_out.items())]
     if repeated:
@@ -157,7 +185,7 @@ def build_index(
 
 
 def _scan_all(
-    files: Files, archives: Sequence[ObjectInfo], step: Callable[[int], None]
+    folder: Location, archives: Sequence[ObjectInfo], step: Callable[[int], None]
 ) -> tuple[list[pa.Table], list[str], Counter[str]]:
     """A table of the members of each archive, the folder of all its images, and how many were left out, by what."""
     left_out: list[Counter[str]] = [Counter() for _ in archives]
@@ -166,8 +194,8 @@ def _scan_all(
     def scan_one(number: int) -> tuple[pa.Table, str]:
         rows, name = FileIndexRows(_COLUMNS), archives[number].name
         folders: set[str] = set()
-        with files.open(name) as file:
-            for done, member in enumerate(scan(f"{files.location}/{name}", file, left_out[number]), 1):
+        with open_stream(folder / name) as file:
+            for done, member in enumerate(scan(f"{folder}/{name}", file, left_out[number]), 1):
                 if is_image(member.name) and not member.name.startswith(_OF_MACOS):
                     folders.add(member.name.partition("/")[0] if "/" in member.name else "")
                 rows.add(member.name, number, member.offset, member.length, member.packed, member.size, member.method)
@@ -197,3 +225,117 @@ def _last_of_a_name(table: pa.Table) -> tuple[pa.Table, int]:
     replaced = pc.and_(*same)
     keep = pa.concat_arrays([pc.invert(replaced), pa.array([True])])
     return table.filter(keep), pc.sum(replaced).as_py() or 0
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a member's bytes are: `length` at `offset` hold `packed` bytes that unpack to `size`."""
+
+    name: str
+    offset: int
+    length: int
+    packed: int
+    size: int
+    method: int
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file is named like an archive whose members can be read singly."""
+    return name.lower().endswith(ARCHIVES)
+
+
+def refuse_compressed(name: str) -> None:
+    """Raises UserError: the file is named like a tar that is compressed as a whole."""
+    path = PurePosixPath(name.lower())
+    if path.suffix in _COMPRESSED and (path.suffix[:2] == ".t" or path.stem.endswith(".tar")):
+        raise _compressed(name)
+
+
+def _compressed(name: str) -> UserError:
+    why = "is compressed as a whole, so an image can only be read with everything before it"
+    return UserError(f"{name} {why}; unpack it to a .tar")
+
+
+def scan(name: str, file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
+    """The members of an archive that are files, in its order.
+
+    Args:
+        name: of the archive, in messages.
+        left_out: counts other members, by what they are.
+
+    Raises:
+        UserError: it is not an archive, or is truncated.
+        OSError: it cannot be read.
+    """
+    if file.read(2) in _COMPRESSED_MARKS:
+        raise _compressed(name)
+    file.seek(0)
+    scan_kind = _scan_zip if name.lower().endswith(".zip") else _scan_tar
+    try:
+        for member in scan_kind(file, left_out):
+            if not all(0 <= each <= _MOST_BYTES for each in (member.offset, member.length, member.packed, member.size)):
+                raise ValueError(f"{member.name!r} has an impossible size or position")
+            try:
+                yield replace(member, name=safe_name(member.name))
+            except ImageError:
+                left_out[_OUTSIDE] += 1
+    except _DAMAGED as error:
+        why = str(error) or type(error).__name__
+        raise UserError(
+            f"{name} is not a {name[-3:].lower()} archive, or is truncated or damaged ({why}); copy it again"
+        ) from None
+
+
+def _scan_zip(file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
+    with zipfile.ZipFile(file) as archive:
+        infos = archive.infolist()
+        starts = sorted({info.header_offset for info in infos})  # members that share one are no images
+        ends = dict(pairwise([*starts, archive.start_dir]))
+        for info in infos:
+            if info.filename.endswith("/"):  # which `is_dir` fails to ask of a name that is empty
+                continue
+            most = _LOCAL_HEADER.size + _MOST_NAME + info.compress_size
+            length = min(ends[info.header_offset] - info.header_offset, most)
+            method = _ENCRYPTED if info.flag_bits & 1 else info.compress_type
+            yield Member(info.filename, info.header_offset, length, info.compress_size, info.file_size, method)
+
+
+def _scan_tar(file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
+    end = file.seek(0, 2)
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        while (info := archive.next()) is not None:
+            vars(archive)["members"].clear()  # which it would keep for all members
+            if archive.offset <= info.offset:
+                raise tarfile.ReadError(f"{info.name!r} has a negative size")
+            if info.isreg() and not info.issparse():
+                if info.offset_data + info.size > end:
+                    raise tarfile.ReadError(f"it ends within {info.name}")
+                yield Member(info.name, info.offset_data, info.size, info.size, info.size, _PLAIN)
+            elif not info.isdir():
+                left_out[_NO_FILE] += 1
+        stop = archive.offset
+    # At a header that is damaged or cut, tarfile ends as it does at the end of an archive.
+    file.seek(stop)
+    if any(rest := file.read(_BLOCK)) or 0 < len(rest) < _BLOCK:
+        raise tarfile.ReadError(f"its content ends at byte {stop} of {end}")
+
+
+def unpack(member: Member, data: bytes, where: str) -> bytes:
+    """The content of a member from its bytes in the archive. Raises ImageError: it is damaged, or cannot be read."""
+    if member.method == _PLAIN:
+        return data
+    if member.method not in (_STORED, _DEFLATED):
+        why = "encrypted" if member.method == _ENCRYPTED else f"compressed by method {member.method}, not by deflate"
+        raise ImageError(f"image cannot be read: {where} (it is {why})")
+    signature, *lengths = _LOCAL_HEADER.unpack_from(data.ljust(_LOCAL_HEADER.size, b"\0"))
+    start = _LOCAL_HEADER.size + sum(lengths)
+    content = data[start : start + member.packed]
+    if member.method == _DEFLATED:
+        try:
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, member.size + 1)
+        except zlib.error:
+            content = b""
+    if signature != b"PK\3\4" or len(content) != member.size:
+        raise ImageError(f"image cannot be read: {where} (its part of the archive is damaged)")
+    return content

@@ -8,25 +8,33 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from threading import Lock
 
-from sgpipe.errors import UserError, existing_folder
-from sgpipe.files import archives, objects
-from sgpipe.files.archives import ArchiveRoot
-from sgpipe.files.base import ImageEntry, ImageFile, ImageRoot, is_image
-from sgpipe.files.folder import FolderRoot
-from sgpipe.files.hub_root import HubRoot
+from sgpipe.errors import ImageError, UserError, existing_folder
+from sgpipe.files import archives
+from sgpipe.files.archives import ArchiveRoot, is_archive, refuse_compressed
 from sgpipe.files.index import IndexFolder, copy_index, forget_unused
-from sgpipe.files.local import Files, LocalFiles
-from sgpipe.files.members import is_archive, refuse_compressed
+from sgpipe.files.locations import Location, info_of
 from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
-from sgpipe.files.objects import ObjectRoot
+from sgpipe.files.roots import (
+    FolderRoot,
+    HubRoot,
+    ImageEntry,
+    ImageFile,
+    ImageRoot,
+    ObjectRoot,
+    is_image,
+    list_objects,
+    safe_name,
+    write_listing,
+)
 from sgpipe.files.stored_files import joined, shown_path, uri_of
 
-__all__ = ["ImageEntry", "ImageFile", "ImagePlace", "ImageRoot", "IndexFolder"]
-__all__ += ["ImageRoots", "absolute", "check_images", "existing_images", "image_root", "located"]
+__all__ = ["AnywhereRoot", "ImageEntry", "ImageFile", "ImagePlace", "ImageRoot", "ImageRoots", "IndexFolder"]
+__all__ += ["absolute", "check_images", "existing_images", "image_root", "located"]
 
 ImagePlace = str | Path | ImageRoot
 _LOCAL_THREADS, _STORE_THREADS = 2, 8  # which open images ahead
@@ -121,15 +129,14 @@ def _forget(location: str) -> None:
 
 def _local(text: str, indexes: IndexFolder) -> ImageRoot:
     path = Path(text)
+    folder, names = path.parent, [path.name] if path.is_file() and is_archive(path.name) else []
     if _SHARDS.search(path.name) and not path.exists():
-        files, names = LocalFiles(path.parent), _shards(path.name)
+        names = _shards(path.name)
     elif path.is_dir():
-        files, names = LocalFiles(path), _archives_in(path)
-    else:
-        files, names = LocalFiles(path.parent), [path.name] if path.is_file() and is_archive(path.name) else []
+        folder, names = path, _archives_in(path)
     if not names:
         return FolderRoot(path)
-    return _archive_root(text, files, _existing(files, names), indexes, _LOCAL_THREADS)
+    return _archive_root(text, folder, _existing(folder, names), indexes, _LOCAL_THREADS)
 
 
 def _archives_in(folder: Path) -> list[str]:
@@ -201,26 +208,26 @@ def _shards(name: str) -> list[str]:
 
 
 def _archive_root(
-    location: str, files: Files, infos: Sequence[ObjectInfo], indexes: IndexFolder, threads: int
+    location: str, folder: Location, infos: Sequence[ObjectInfo], indexes: IndexFolder, threads: int
 ) -> ArchiveRoot:
     stamp = archives.stamp(infos)
     reference, cached = indexes.reference(stamp), IndexFolder().reference(stamp)
     if not reference.exists:
         if not cached.exists:  # it stays if the run is refused later
             forget_unused()
-            archives.build_index(cached, location, files, infos, indexes.progress)
+            archives.build_index(cached, location, folder, infos, indexes.progress)
         if cached != reference:
             copy_index(cached, reference)
-    return ArchiveRoot(location, files, reference, threads)
+    return ArchiveRoot(location, folder, reference, threads)
 
 
-def _existing(files: Files, names: Iterable[str]) -> list[ObjectInfo]:
-    """What the files of these names are. Raises UserError: there is none of a name."""
+def _existing(folder: Location, names: Iterable[str]) -> list[ObjectInfo]:
+    """What the files of these names are. Raises UserError: one does not exist."""
     infos = []
     for name in names:
-        info = files.head(name)
+        info = info_of(folder / name)
         if info is None:
-            raise UserError(f"no such file: {files.location}/{name}")
+            raise UserError(f"no such file: {folder}/{name}")
         infos.append(info)
     return infos
 
@@ -228,8 +235,46 @@ def _existing(files: Files, names: Iterable[str]) -> list[ObjectInfo]:
 def _indexed(root: ObjectRoot, indexes: IndexFolder) -> ObjectRoot:
     """The root of the objects that are there now. Raises StoreError: they cannot be listed."""
     indexes.progress.say(f"listing {root.location}")
-    listed = objects.list_objects(root.files, indexes.progress)
-    reference = indexes.reference(objects.stamp(listed))
+    stamp, listed = list_objects(root.files, indexes.progress)
+    reference = indexes.reference(stamp)
     if not reference.exists:
-        objects.write_listing(reference, listed)
+        write_listing(reference, listed)
     return ObjectRoot(root.location, root.files, root.threads, reference)
+
+
+@dataclass(frozen=True)
+class AnywhereRoot:
+    """All files of this machine; the name of one is its path, which may lead into an archive: "x.zip/1.jpg"."""
+
+    location = "/"
+    threads = 0
+
+    def where(self, name: str) -> str:
+        root, inner = self._place(name)
+        return root.where(inner)
+
+    def contains(self, name: str) -> bool:
+        try:
+            root, inner = self._place(name)
+        except ImageError:
+            return False
+        return root.contains(inner)
+
+    def open(self, name: str) -> ImageFile:
+        root, inner = self._place(name)
+        return root.open(inner)
+
+    def peek(self, name: str) -> ImageFile:
+        root, inner = self._place(name)
+        return root.peek(inner)
+
+    def entries(self) -> Iterator[ImageEntry]:
+        """None: nobody needs all files."""
+        return iter(())
+
+    def _place(self, name: str) -> tuple[ImageRoot, str]:
+        path = Path("/", safe_name(name))
+        for parent in path.parents:
+            if is_archive(parent.name) and parent.is_file():
+                return image_root(parent), path.relative_to(parent).as_posix()
+        return FolderRoot(Path("/")), name

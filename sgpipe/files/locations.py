@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, naming
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.object_store import CutError, ObjectInfo, ReplacedError, StorePath
 
 Location: TypeAlias = Path | StorePath
 
@@ -27,6 +29,50 @@ def open_file(path: Location) -> Iterator[Any]:
         return
     with _present(path), path.open(buffer=_BUFFER) as file:
         yield pa.PythonFile(file, "r")
+
+
+def open_stream(path: Location) -> BinaryIO:
+    """Open a file to be read from its beginning to its end. Raises OSError."""
+    return path.open("rb") if isinstance(path, Path) else path.open()
+
+
+def read_range(path: Location, start: int, length: int, version: str | None = None) -> bytes:
+    """Return `length` bytes of a file.
+
+    Raises OSError; ReplacedError: it is not of this version, as `info_of` has it; CutError: it ends before.
+    """
+    if isinstance(path, StorePath):
+        return path.read_range("", start, length, version)
+    parts = []
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if version not in (None, _version(os.fstat(descriptor))):
+            raise ReplacedError(f"{path} was replaced while it was in use")
+        while length and (part := os.pread(descriptor, length, start)):
+            parts.append(part)
+            start, length = start + len(part), length - len(part)
+    finally:
+        os.close(descriptor)
+    if length:
+        raise CutError(f"{path} is truncated: it ends at byte {start}")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def info_of(path: Location) -> ObjectInfo | None:
+    """Return what a file is, by its name; None if there is none."""
+    if isinstance(path, StorePath):
+        info = path.head()
+        return info and replace(info, name=path.name)
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    modified = datetime.fromtimestamp(status.st_mtime, UTC)
+    return ObjectInfo(path.name, status.st_size, _version(status), modified)
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def read_bytes(path: Location) -> bytes:

@@ -71,6 +71,11 @@ class ObjectInfo:
     version: str | None
     modified: datetime
 
+    @property
+    def state(self) -> str:
+        """What changes with it."""
+        return self.version or self.modified.isoformat()
+
 
 def is_uri(text: str) -> bool:
     """Whether the text is a URI of a store or the hub, and not a path."""

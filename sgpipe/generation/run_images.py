@@ -9,7 +9,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.archives import ArchiveRoot
 from sgpipe.files.image_roots import ImageRoot, IndexFolder, absolute, existing_images
 from sgpipe.files.object_store import is_uri
-from sgpipe.files.objects import ObjectRoot
+from sgpipe.files.roots import ObjectRoot
 from sgpipe.generation.work_units import WorkUnit
 from sgpipe.recipe import SourceConfig
 from sgpipe.storage.manifest import MANIFEST, Manifest

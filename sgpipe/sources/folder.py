@@ -14,10 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.base import HEIF_SUFFIXES
-from sgpipe.files.base import SUFFIXES as _SUFFIXES
-from sgpipe.files.folder import FolderRoot, size_and_time
 from sgpipe.files.image_roots import ImagePlace, ImageRoot, image_root
+from sgpipe.files.roots import HEIF_SUFFIXES, FolderRoot, size_and_time
+from sgpipe.files.roots import SUFFIXES as _SUFFIXES
 from sgpipe.images import ImageError, is_image, read_upright_size, reads_heif
 from sgpipe.records import FOLDER_DATASET
 from sgpipe.sources.annotated import replace_surrogates, to_single_line

@@ -20,10 +20,10 @@ from sys import intern
 from typing import Any
 
 from sgpipe.errors import UserError, existing_folder
-from sgpipe.files.folder import FolderRoot
 from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFolder, image_root, located
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.remote import name_of, uri_of
+from sgpipe.files.roots import FolderRoot
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.storage.segments import MANIFEST as MANIFEST
 from sgpipe.storage.segments import read_manifest

@@ -13,8 +13,8 @@ from PIL import Image
 
 from sgpipe import image_feed
 from sgpipe.errors import ImageError
-from sgpipe.files.folder import FolderRoot
 from sgpipe.files.image_roots import ImageFile
+from sgpipe.files.roots import FolderRoot
 from sgpipe.image_feed import ImageFeed
 from sgpipe.records import Record
 

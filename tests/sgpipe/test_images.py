@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from sgpipe.files.folder import FolderRoot
+from sgpipe.files.roots import FolderRoot
 from sgpipe.images import (
     ImageError,
     decode,

@@ -13,7 +13,6 @@ import yaml
 
 from sgpipe.errors import UserError
 from sgpipe.files.hub import DATASETS, HubDataset
-from sgpipe.files.local import version_of
 from sgpipe.files.object_store import StorePath, is_uri
 from sgpipe.hub_config import HubConfig
 from sgpipe.sources.annotated import to_single_line
@@ -59,7 +58,7 @@ class HubFiles:
         if is_uri(self.root):
             infos = {info.name: info for info in StorePath(self.root).list()}
             found = [infos[name] for name in self.splits[split] if name in infos]
-            return [[info.name, info.size, version_of(info)] for info in found]
+            return [[info.name, info.size, info.state] for info in found]
         stats = [(name, (Path(self.root) / name).stat()) for name in self.splits[split]]
         return [[name, status.st_size, status.st_mtime_ns] for name, status in stats]
 

@@ -118,7 +118,7 @@ def test_cut_and_broken_objects_are_error_rows(kept: tuple[StorePath, ImageRoot]
     failed = errors(root)
     assert NAMES[1] in failed
     assert NAMES[0] not in failed
-    assert all(error.endswith("(it is cut)") for error in failed.values())
+    assert all(error.endswith("(it is truncated)") for error in failed.values())
 
 
 @pytest.mark.parametrize("fault", ["400 ExpiredToken", "403 AccessDenied"])
@@ -151,7 +151,7 @@ def test_what_cannot_be_work_is_refused_before_it_begins(images: StorePath, faul
         "s3://no-such-bucket/x": "NoSuchBucket",
         f"{images.uri}/nothing": "contains nothing",
         f"{images.uri}/none.tar": "no such file",
-        f"{images.uri}/photos.tar.gz": r"aws s3 cp .*photos\.tar\.gz - \| gunzip \| aws s3 cp - .*/photos\.tar$",
+        f"{images.uri}/photos.tar.gz": "compressed as a whole",
         "s3://KEY:SECRET@bucket/x": "keys",
     }.items():
         with pytest.raises(UserError, match=why) as caught:

@@ -14,9 +14,9 @@ from sgpipe.calibration import scoring_of_recipe
 from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files import stored_files
-from sgpipe.files.folder import FolderRoot
 from sgpipe.files.image_roots import located
 from sgpipe.files.object_store import StorePath
+from sgpipe.files.roots import FolderRoot
 from sgpipe.files.stored_files import joined, shown_path, stamp_stored, uri_of
 from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import Record

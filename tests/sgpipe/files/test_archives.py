@@ -12,13 +12,11 @@ import pytest
 from rich.console import Console
 
 from sgpipe.errors import EngineError, ImageError, UserError
-from sgpipe.files import base
-from sgpipe.files import local as files
-from sgpipe.files.anywhere import AnywhereRoot
+from sgpipe.files import roots
 from sgpipe.files.archives import ArchiveRoot
-from sgpipe.files.folder import FolderRoot
-from sgpipe.files.image_roots import IndexFolder, existing_images, image_root
+from sgpipe.files.image_roots import AnywhereRoot, IndexFolder, existing_images, image_root
 from sgpipe.files.index import cache_folder
+from sgpipe.files.roots import FolderRoot
 from sgpipe.image_feed import ImageFeed
 from sgpipe.images import read_size
 from sgpipe.records import Record
@@ -157,18 +155,6 @@ def test_a_folder_that_holds_all_images_may_be_left_out(folder: Path, tmp_path: 
     assert not both.contains("none.jpg")
 
 
-def test_any_number_of_archives_with_few_open_files(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "_MOST_OPEN", 1)
-    root = image_root(make_shards(folder, tmp_path / "shards"))
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(2):
-        for entry in root.entries():
-            assert root.open(entry.name).read()
-    assert len(os.listdir("/proc/self/fd")) == before + 1
-
-
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC])
 def test_what_this_machine_lacks_is_no_fault_of_an_image(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -214,7 +200,7 @@ def test_what_is_no_archive_or_cut_is_refused_in_one_line(folder: Path, tmp_path
         "in a header": whole[: last + 2] + b"\xff" * 200 + whole[last + 202 :],
     }[damage]
     (tmp_path / f"cut.{kind}").write_bytes(content)
-    with pytest.raises(UserError, match=f"cut.{kind} is not a {kind} archive, or is cut or damaged") as caught:
+    with pytest.raises(UserError, match=f"cut.{kind} is not a {kind} archive, or is truncated or damaged") as caught:
         image_root(tmp_path / f"cut.{kind}")
     assert "\n" not in str(caught.value)
 
@@ -236,7 +222,7 @@ def test_headers_that_lie_are_refused_in_one_line_and_end(tmp_path: Path) -> Non
     ):
         (tmp_path / "lies.tar").write_bytes(content + bytes(1024))
         with pytest.raises(
-            UserError, match=r"lies\.tar is not a tar archive, or is cut or damaged \(.+\); copy it again"
+            UserError, match=r"lies\.tar is not a tar archive, or is truncated or damaged \(.+\); copy it again"
         ):
             existing_images(tmp_path / "lies.tar")
 
@@ -259,23 +245,17 @@ def test_members_with_impossible_entries_do_not_end_in_a_traceback(tmp_path: Pat
         existing_images(tmp_path / "odd.zip")
 
 
-def test_compressed_tars_are_refused_by_the_line_that_mends_it(folder: Path, tmp_path: Path) -> None:
+def test_compressed_tars_are_refused(folder: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         archive.add(folder, ".")
     (tmp_path / "disguised.tar").write_bytes((tmp_path / "a.tar.gz").read_bytes())
-    for name, command in {
-        "a.tar.gz": "gunzip < {0}/a.tar.gz > {0}/a.tar",
-        "disguised.tar": "gunzip < {0}/disguised.tar > {0}/disguised-unpacked.tar",
-    }.items():
-        with pytest.raises(UserError) as caught:
+    for name in ("a.tar.gz", "disguised.tar"):
+        with pytest.raises(UserError, match="compressed as a whole"):
             existing_images(tmp_path / name)
-        assert str(caught.value).endswith(f"unpack it to a .tar: {command.format(tmp_path)}")
-        assert os.system(command.format(tmp_path)) == 0
-    assert image_root(tmp_path / "a.tar").contains("a.jpg")
 
 
 def test_members_that_cannot_be_images_are_error_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(roots, "MOST_BYTES", 1 << 20)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.jpg", bytes(2 << 20))
         archive.writestr("empty.jpg", b"")
@@ -309,7 +289,7 @@ def test_an_archive_that_is_replaced_or_cut_in_use_gives_error_rows(folder: Path
             each.open("a.jpg")
     archive.unlink()
     with pytest.raises(ImageError, match="not found"):
-        ArchiveRoot(late.location, copy.copy(late.files), late.index, 0).open("a.jpg")  # type: ignore[attr-defined]
+        copy.copy(late).open("a.jpg")
 
 
 def test_a_folder_with_images_or_folders_beside_archives_is_a_folder(folder: Path, tmp_path: Path) -> None:
