@@ -32,7 +32,7 @@ from benchmarks.bench_scale import BOXES, make_annotations, recipe_of
 from benchmarks.measure import report
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
-from sgpipe.sources import open_source
+from sgpipe.sources.opening import open_source
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import shard_name
 from sgpipe.storage.source_index import write_index

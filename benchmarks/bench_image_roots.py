@@ -32,7 +32,7 @@ from sgpipe.files.image_roots import ImagePlace, IndexFolder, image_root
 from sgpipe.files.object_store import StorePath
 from sgpipe.recipe import load_recipe, with_model_folders
 from sgpipe.records import to_table
-from sgpipe.sources import open_source
+from sgpipe.sources.opening import open_source
 from sgpipe.stages.base import StageRunner
 from sgpipe.stages.build import build_stages
 

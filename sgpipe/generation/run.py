@@ -22,9 +22,9 @@ from sgpipe.generation.pools import Pool, Utilization, gpu_notes, plan_pools, sh
 from sgpipe.generation.run_images import as_named, check_names, keep_indexes, open_image_roots
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
 from sgpipe.recipe import ADDED_SETTINGS, WHOLE, Recipe, SourceConfig, with_model_folders
-from sgpipe.sources import open_source, prepare_source
 from sgpipe.sources.hub.source import check_hub
 from sgpipe.sources.miniworld import recipe_warnings, remove_unused
+from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.stages.base import CachingStage, ModelStage, Stage
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.endpoint.cache import RequestCache

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sgpipe.recipe import PairConfig, Resources, SourceConfig, SplitConfig
 from sgpipe.records import Triplet
-from sgpipe.sources import open_source
+from sgpipe.sources.opening import open_source
 from sgpipe.stages.base import LoadStage
 from sgpipe.stages.pair.stage import PairStage
 from tests.bad_data.case import Case, Outcome, outcome

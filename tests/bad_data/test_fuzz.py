@@ -20,10 +20,10 @@ from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.recipe import Recipe, SourceConfig, SplitConfig, load_recipe
 from sgpipe.records import Box, Record, Relation, to_table
-from sgpipe.sources import open_source
 from sgpipe.sources.annotated import clip_objects
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.import_run import import_annotations
+from sgpipe.sources.opening import open_source
 from sgpipe.stages.parse.parser import CaptionParser
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.row_checks import row_faults

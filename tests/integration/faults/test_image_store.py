@@ -22,8 +22,8 @@ from sgpipe.generation.run_images import keep_indexes, open_image_roots
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import Resources, SourceConfig
 from sgpipe.records import Record
-from sgpipe.sources import open_source
 from sgpipe.sources.folder import read_folder
+from sgpipe.sources.opening import open_source
 from sgpipe.stages.base import LoadStage
 from sgpipe.storage.manifest import run_images
 from sgpipe.storage.run_folder import RunFolder

@@ -20,8 +20,8 @@ from sgpipe.files.roots import FolderRoot
 from sgpipe.files.stored_files import joined, shown_path, stamp_stored, uri_of
 from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import Record
-from sgpipe.sources import open_source
 from sgpipe.sources.formats import infer_split
+from sgpipe.sources.opening import open_source
 from sgpipe.storage.manifest import Manifest
 from tests.factories import make_calibration
 from tests.integration.faults.conftest import Faults

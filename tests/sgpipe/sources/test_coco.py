@@ -8,9 +8,9 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import SourceConfig, SplitConfig
-from sgpipe.sources import open_source
 from sgpipe.sources.coco import read_coco
 from sgpipe.sources.detections import Detections, write_detections
+from sgpipe.sources.opening import open_source
 from sgpipe.storage.source_index import SourceIndex
 
 IMAGE = {"id": 1, "file_name": "1.jpg", "width": 100, "height": 50}
@@ -219,7 +219,7 @@ def test_the_annotation_file_is_read_only_after_a_change(tmp_path, monkeypatch):
     path.write_text(json.dumps({"images": [IMAGE], "annotations": [], "categories": [DOG]}))
     source = SourceConfig(splits={"val": SplitConfig(annotations=path, images=tmp_path)})
     open_source(source, "val", tmp_path / "i.arrow")
-    monkeypatch.setattr("sgpipe.sources.read_coco", lambda *a, **k: pytest.fail("the file was read again"))
+    monkeypatch.setattr("sgpipe.sources.opening.read_coco", lambda *a, **k: pytest.fail("the file was read again"))
     assert len(open_source(source, "val", tmp_path / "i.arrow")) == 1
     monkeypatch.undo()
     path.write_text(json.dumps({"images": [IMAGE, IMAGE | {"id": 2}], "annotations": [], "categories": [DOG]}))

@@ -4,8 +4,8 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, decode, reads_heif
 from sgpipe.recipe import SourceConfig, SplitConfig
-from sgpipe.sources import open_source
 from sgpipe.sources.folder import iter_images, list_folder
+from sgpipe.sources.opening import open_source
 
 
 def save(path, size=(40, 30), **options):

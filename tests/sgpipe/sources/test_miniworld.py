@@ -15,8 +15,8 @@ from sgpipe.evaluation.label_quality.report import run_quality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.recipe import MiniworldConfig, load_recipe, packaged_model
-from sgpipe.sources import prepare_source
 from sgpipe.sources.miniworld import MiniworldFiles, import_graphs, render_dataset
+from sgpipe.sources.opening import prepare_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
 from sgpipe.storage.shards import iter_records, shard_name, write_shard

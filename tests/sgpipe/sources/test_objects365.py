@@ -3,7 +3,7 @@ import json
 import pytest
 
 from sgpipe.recipe import SourceConfig, SplitConfig
-from sgpipe.sources import open_source
+from sgpipe.sources.opening import open_source
 
 NAME = "images/v1/patch8/objects365_v1_00420917.jpg"
 

@@ -1,0 +1,115 @@
+"""Open the source of a recipe: annotations in, an index of records out, without decoding any image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import UserError
+from sgpipe.files.image_roots import ImagePlace, absolute, existing_images
+from sgpipe.files.stored_files import shown_path, stamp_stored
+from sgpipe.recipe import SourceConfig
+from sgpipe.sources import miniworld
+from sgpipe.sources.coco import locate_images, read_coco
+from sgpipe.sources.detections import write_detections
+from sgpipe.sources.folder import fingerprint_folder, read_folder
+from sgpipe.sources.hub.source import prepare_hub, read_split, stamp_split
+from sgpipe.sources.vocabulary import category_names
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import GroundTruth
+from sgpipe.storage.source_index import SourceIndex
+from sgpipe.utils import __version__
+
+
+def prepare_source(
+    source: SourceConfig, private: Path, say: Callable[[str], None], parent: Path | None = None
+) -> tuple[SourceConfig, GroundTruth | None]:
+    """The source with its images in place, and their ground truth if there is any.
+
+    Args:
+        private: the run's folder for files of its own; a source that makes its images puts them there.
+        parent: the same folder of a run of the same images, if there is one.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+        UserError: the ground truth is not a run or an import, image_data is missing, or there is no such dataset.
+        StoreError: the hub or a store cannot be reached.
+    """
+    made = miniworld.prepare(source.drawn if source.synthetic else None, private, say, parent)
+    if made is not None:
+        splits, ground_truth = made
+        return source.model_copy(update={"root": None, "splits": splits}), ground_truth
+    if source.format == "hub":
+        source = prepare_hub(source)
+    if source.ground_truth is None:
+        return source, None
+    ground_truth = GroundTruth(
+        source.path(source.ground_truth), image_data=source.image_data and source.path(source.image_data)
+    )
+    Manifest.load(ground_truth.relations)  # fails now, not at the end of a long run
+    if ground_truth.image_data:
+        stamp_stored(ground_truth.image_data)
+    return source, ground_truth
+
+
+def open_source(
+    source: SourceConfig, split: str, path: Path, new: Path | None = None, images: ImagePlace | None = None
+) -> SourceIndex:
+    """The index of a split, built from its annotation file unless it is already there.
+
+    Args:
+        path: where it is.
+        new: where it is built, by default in its place; `SourceIndex.move` then replaces the one at `path`.
+        images: where the images are; by default, what the source says.
+
+    Raises:
+        UserError: the annotation file or the image folder is missing or not of the source's format.
+    """
+    images = images or existing_images(source.images(split))
+    files = _stamp(source, split, images)
+    try:
+        index = SourceIndex(path)
+    except UserError:  # missing or damaged: it is only a cache
+        index = None
+    if index is None or index.meta.get("files") != files or not index.meta.get("located") or not index.is_whole():
+        path = new or path
+        _build(source, split, path, files, images)
+        index = SourceIndex(path)
+    return index
+
+
+def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any], images: ImagePlace) -> None:
+    config = source.splits[split]
+    if source.format == "hub":
+        detections, meta = read_split(source, split)
+    elif config.annotations is None:
+        detections, meta = read_folder(images, split=split)
+    else:
+        detections, meta = read_coco(
+            shown_path(source.path(config.annotations)),
+            shown_path(source.path(config.captions)) if config.captions else None,
+            dataset=source.format,
+            split=split,
+            names=category_names("objects365") if source.format == "objects365" else None,
+        )
+    located = True
+    if source.format == "objects365":
+        located = locate_images(detections, images)
+    write_detections(path, detections, meta | {"files": files, "located": located})
+
+
+def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, Any]:
+    """What identifies the files that an index was read from; if it changes, they are read again."""
+    config = source.splits[split]
+    if source.format == "hub":
+        return {"version": __version__, **stamp_split(source, split)}
+    stamps: dict[str, Any] = {"version": __version__, "format": source.format, "images": absolute(images)}
+    if config.annotations is None:
+        stamps["contents"] = fingerprint_folder(images)
+    for name in ("annotations", "captions"):
+        path = getattr(config, name)
+        if path is None:
+            continue
+        stamps[name] = stamp_stored(source.path(path))
+    return stamps
