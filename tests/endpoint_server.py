@@ -30,14 +30,14 @@ Fault = Literal[
     "cut",
     "garbled",
     "page",
-    "mixed",
     "refusal",
     "filtered",
     "empty",
     "fewer",
     "rejected",
+    "unpaid",
 ]
-PASSING: tuple[Fault, ...] = ("limited", "broken", "cut", "garbled", "page", "mixed")
+PASSING: tuple[Fault, ...] = ("limited", "broken", "cut", "garbled", "page")
 LASTING: tuple[Fault, ...] = ("refusal", "filtered", "empty", "rejected")
 
 Answerer = Callable[[dict[str, Any]], Sequence[str]]
@@ -183,8 +183,7 @@ class EndpointServer:
                 likeliest = [{"token": text, "logprob": -0.25}, {"token": "No", "logprob": -1.5}]
                 choice["logprobs"] = {"content": [likeliest[0] | {"top_logprobs": likeliest}]}
             choices.append(choice)
-        model = "another-model" if fault == "mixed" else body["model"]
-        return {"id": "chatcmpl-1", "object": "chat.completion", "model": model, "choices": choices[::-1]}
+        return {"id": "chatcmpl-1", "object": "chat.completion", "model": body["model"], "choices": choices[::-1]}
 
 
 class _Server(ThreadingHTTPServer):
@@ -246,6 +245,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(500, {"error": {"message": f"worker lost; request had {self.headers.get('Authorization')}"}})
         elif fault == "rejected":
             self._send(400, {"error": {"message": server.rejection}})
+        elif fault == "unpaid":
+            self._send(402, {"error": {"message": "Insufficient credits"}})
         elif fault == "silent":
             server.ended.wait(60)
             self.close_connection = True
@@ -262,12 +263,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, content[: len(content) // 2], {"Content-Length": str(len(content))})
             self.close_connection = True
             return
-        answers = 0 if fault == "mixed" else 1
-        self._count(name, answers)  # before it is sent, because who gets it may look at once
+        self._count(name, 1)  # before it is sent, because who gets it may look at once
         try:
             self._send(200, content)
         except OSError:
-            self._count(name, -answers)
+            self._count(name, -1)
             raise
 
     def _count(self, name: str, answers: int) -> None:

@@ -27,7 +27,7 @@ from sgpipe.sources.miniworld import recipe_warnings, remove_unused
 from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.stages.base import CachingStage, ModelStage, Stage
 from sgpipe.stages.build import build_stages
-from sgpipe.stages.endpoint.cache import RequestCache
+from sgpipe.stages.endpoint.cache import CacheFolder, RequestCache
 from sgpipe.stages.tag.methods import check_tagger, tag_notes
 from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
@@ -353,7 +353,7 @@ def _run(
         reader = work.reuse.reader(reader)
     for stage in work.stages:
         if isinstance(stage, CachingStage):
-            stage.cache_folder = folder.private.absolute()
+            stage.cache_folder = CacheFolder(folder.private.absolute())
     utilization = Utilization(work.pools)
     with (
         progress.images(sum(unit.rows for unit in work.units)) as advance,

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sgpipe.generation.scoring import ScoreColumn, Scorer
 from sgpipe.records import Record
+from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.stages.judge.build import JudgeSettings, make_judge
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import OPINION
@@ -35,7 +36,7 @@ def opinion_scorer(settings: JudgeSettings, out: Path) -> Callable[[], Scorer[fl
     """
 
     def make() -> Scorer[float]:
-        judge = make_judge(settings, RunFolder(out).private)
+        judge = make_judge(settings, CacheFolder(RunFolder(out).private))
         judge.check()
         judge.load()
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sgpipe.errors import ImageError
@@ -19,6 +18,7 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
+from sgpipe.stages.endpoint.cache import CacheFolder
 
 COMPILATION = "compilation"  # beside the names of stages
 
@@ -80,7 +80,7 @@ class ModelStage(Stage, Protocol):
 class CachingStage(Stage, Protocol):
     """A stage that keeps the answers of a served model in `cache_folder`; None: nowhere."""
 
-    cache_folder: Path | None
+    cache_folder: CacheFolder | None
 
 
 @runtime_checkable

@@ -52,13 +52,6 @@ def is_locked(file: Path) -> bool:
     return False
 
 
-def was_locked_here(file: Path) -> bool:
-    """Return whether the last process that locked `file` ran on this machine."""
-    with suppress(OSError):
-        return file.read_text(errors="replace").partition(" on ")[2] == socket.gethostname()
-    return False
-
-
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
     """Make a folder in `parent` (None: the system's temporary folder), deleted at the end of the block.

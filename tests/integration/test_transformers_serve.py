@@ -22,6 +22,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig, Requests
 from sgpipe.records import Record
 from sgpipe.stages.caption.stage import CaptionStage
+from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.stages.endpoint.client import ChatEndpoint
 from sgpipe.stages.endpoint.messages import ChatRequest, ChatSampling, conversation
 from tests.vlm_checkpoints import make_vlm
@@ -87,7 +88,7 @@ def test_images_are_captioned(served: Served, tmp_path: Path) -> None:
     stage = CaptionStage(config, {"val": tmp_path}, seed=0)
     stage.check()
     stage.setup()
-    stage.cache_folder = tmp_path
+    stage.cache_folder = CacheFolder(tmp_path)
     records = stage([Record(str(n), "coco", "val", f"{n}.jpg", 60, 40) for n in range(3)])
     assert [record.error for record in records] == [None] * 3
     assert all(len(record.captions) == 2 for record in records)

@@ -26,3 +26,11 @@ def trained_tagger(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("trained") / "out"
     training(drawn_run, out, data__val=[{"shards": str(drawn_run)}], output__tensorboard=True)
     return out
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again at once, and without a key unless a test sets one."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr("sgpipe.stages.endpoint.client._PAUSE", 0.001)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from PIL import Image
 
@@ -11,6 +10,7 @@ from sgpipe.errors import UserError
 from sgpipe.images import open_header, read_bytes
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.captioner import CaptionInput, Refused, one_line
+from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.stages.endpoint.client import ChatEndpoint
 from sgpipe.stages.endpoint.messages import (
     ChatRequest,
@@ -32,7 +32,7 @@ class ServedCaptioner:
     answers are cached, and so never change within a run.
     """
 
-    def __init__(self, config: CaptionConfig, cache_folder: Path | None = None) -> None:
+    def __init__(self, config: CaptionConfig, cache_folder: CacheFolder | None = None) -> None:
         """
         Args:
             config: without null settings.

@@ -12,7 +12,6 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from sgpipe.records import Caption, Record, Scope
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput, Refused, settings_of
 from sgpipe.stages.checkpoint import read_config
+from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.gpu_memory import gpu_use
 
@@ -55,7 +55,7 @@ class CaptionStage:
 
     name = "caption"
     fills: tuple[str, ...] = ("captions", "status", "error")
-    cache_folder: Path | None = None  # where a served captioner keeps its answers; None: nowhere
+    cache_folder: CacheFolder | None = None  # where a served captioner keeps its answers; None: nowhere
     threads = 0  # that open images; set up with the captioner
 
     def __init__(self, config: CaptionConfig, roots: Mapping[str, ImagePlace], seed: int) -> None:
@@ -116,7 +116,7 @@ class CaptionStage:
                     yield CaptionInput(shown, _noise_key(self.seed, record, region), whole)
 
 
-def load_captioner(config: CaptionConfig, cache_folder: Path | None = None) -> Captioner:
+def load_captioner(config: CaptionConfig, cache_folder: CacheFolder | None = None) -> Captioner:
     """Return the captioner of a recipe, which is not set up yet.
 
     Args:

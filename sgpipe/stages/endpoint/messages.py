@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
 TOP_LOGPROBS = 20  # the most that OpenAI and, unless started otherwise, vLLM return
 _SEED_BITS = 31  # llama.cpp and PyTorch take 32 bits
+_LONGEST_QUOTE = 200
 
 TokenLogprobs = tuple[tuple[str, float], ...]
 
@@ -31,15 +32,6 @@ class ChatSampling:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
-
-    def fields(self, limit: str) -> dict[str, Any]:
-        """The fields of a request; `limit`: what the server calls the largest number of tokens."""
-        fields = {limit: self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
-        if self.top_k:
-            fields["top_k"] = self.top_k
-        if self.repetition_penalty != 1:
-            fields["repetition_penalty"] = self.repetition_penalty
-        return fields
 
 
 @dataclass(frozen=True)
@@ -60,17 +52,23 @@ class ChatRequest:
     first: int = 0
 
     def rest(self, first: int) -> ChatRequest:
-        """What is asked once `first` answers have come: the rest, with noise of their own."""
+        """Return what is asked once `first` answers have come: the rest, with other noise."""
         return replace(self, first=first, n=self.n - first)
 
     def alone(self) -> ChatRequest:
-        """The same with one answer, for servers that know no other."""
+        """Return the same request for one answer, for servers that do not support `n`."""
         return replace(self, n=1)
 
-    def body(self, model: str, limit: str = MAX_TOKENS) -> bytes:
-        """The body of the HTTP request: equal requests have equal bytes; `limit`: see `ChatSampling.fields`."""
-        seed = derived_seed(self.seed, self.first)
-        fields = {"model": model, "messages": list(self.messages), "seed": seed, **self.sampling.fields(limit)}
+    def fields(self, model: str, limit: str = MAX_TOKENS) -> dict[str, Any]:
+        """Return the fields of the HTTP request; `limit`: what the server calls the largest number of tokens."""
+        how, digest = self.sampling, hashlib.blake2b(f"{self.seed} {self.first}".encode(), digest_size=8).digest()
+        fields: dict[str, Any] = {"model": model, "messages": list(self.messages)}
+        fields |= {"seed": int.from_bytes(digest, "big") >> (64 - _SEED_BITS)}
+        fields |= {limit: how.max_tokens, "temperature": how.temperature, "top_p": how.top_p}
+        if how.top_k:
+            fields["top_k"] = how.top_k
+        if how.repetition_penalty != 1:
+            fields["repetition_penalty"] = how.repetition_penalty
         if self.n > 1:
             fields["n"] = self.n
         if self.schema is not None:
@@ -78,7 +76,31 @@ class ChatRequest:
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         if self.logprobs:
             fields |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        return json.dumps(fields, sort_keys=True).encode()
+        return fields
+
+    def body(self, model: str) -> bytes:
+        """Return what identifies the request: equal requests have equal bytes, whatever a server calls the limit."""
+        return json.dumps(self.fields(model), sort_keys=True).encode()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the answers to a request. fault: why it cannot be used."""
+
+    text: str
+    fault: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+    def to_json(self) -> list[Any]:
+        """Return what `from_json` reads."""
+        return [self.text, self.fault, self.logprobs]
+
+    @classmethod
+    def from_json(cls, values: list[Any]) -> Choice:
+        """Raises ValueError or TypeError if `values` are not those of `to_json`."""
+        text, fault, logprobs = values
+        tokens = None if logprobs is None else tuple(tuple((str(a), float(b)) for a, b in token) for token in logprobs)
+        return cls(text, fault, tokens)
 
 
 @dataclass(frozen=True)
@@ -100,14 +122,56 @@ class Refusal:
     reason: str
 
 
-def derived_seed(seed: int, number: int) -> int:
-    """31 bits that select the noise of the answer `number`, the same in every process."""
-    digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
+def read_choices(completion: Any, logprobs: bool) -> list[Choice]:
+    """Return the choices of a chat completion, in the order of their index.
+
+    Raises ValueError if it is not a chat completion, or has no log-probabilities although they were asked for.
+    """
+    if not isinstance(completion, Mapping):
+        raise ValueError("the answer is not JSON; the URL of an API often ends in /v1")
+    if error := completion.get("error"):
+        raise ValueError(f"the server answers with an error: {quote(str(error))}")
+    try:
+        choices = sorted(completion["choices"], key=lambda choice: choice.get("index") or 0)
+        if not choices:
+            raise ValueError("the answer has no choices")
+        return [_read(choice, logprobs) for choice in choices]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("the answer is not a chat completion") from None
+
+
+def _read(choice: Mapping[str, Any], logprobs: bool) -> Choice:
+    message, reason = choice["message"], choice.get("finish_reason")
+    if refusal := message.get("refusal"):
+        return Choice("", f"the model refused: {quote(str(refusal))}")
+    if reason == "content_filter":
+        return Choice("", "a content filter withheld the answer")
+    text = message.get("content") or ""
+    if isinstance(text, list):  # some servers return it in parts
+        text = "".join(str(part.get("text", "")) for part in text)
+    if logprobs:  # which tell more than the text: a token that is a space has some, too
+        tokens = (choice.get("logprobs") or {}).get("content")
+        if not tokens:
+            raise ValueError("the answer has no log-probabilities")
+        return Choice(text, None, tuple(map(_likeliest, tokens)))
+    if not text.strip():
+        return Choice("", "the answer is empty" + (": max_tokens are used up" if reason == "length" else ""))
+    return Choice(text)
+
+
+def _likeliest(token: Mapping[str, Any]) -> TokenLogprobs:
+    found = {str(each["token"]): float(each["logprob"]) for each in [token, *(token.get("top_logprobs") or ())]}
+    return tuple(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def quote(text: str) -> str:
+    """Return a text of a server for use within a message: one line, not too long."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return line if len(line) <= _LONGEST_QUOTE else line[: _LONGEST_QUOTE - 1] + "…"
 
 
 def conversation(text: str, image: str | None = None, system: str | None = None) -> list[dict[str, Any]]:
-    """The messages of one question.
+    """Return the messages of one question.
 
     Args:
         image: a data URL, shown before the text.
@@ -120,7 +184,7 @@ def conversation(text: str, image: str | None = None, system: str | None = None)
 
 
 def image_url(image: Image.Image, longest_side: int | None = None) -> str:
-    """An image as the data URL of a PNG, which changes no pixel.
+    """Return an image as the data URL of a PNG, which changes no pixel.
 
     Args:
         longest_side: in pixels; a larger image is resized to it.
@@ -135,16 +199,12 @@ def image_url(image: Image.Image, longest_side: int | None = None) -> str:
 
 
 def is_plain(image: Image.Image) -> bool:
-    """Whether a server that opens the file of this image sees it as it is: 8-bit, opaque, and not turned by EXIF."""
+    """Return whether a server that opens this image's file sees it as it is: 8-bit, opaque, and not turned by EXIF."""
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return (
-        image.format in ("JPEG", "PNG")
-        and image.mode in ("RGB", "L")
-        and not turned
-        and "transparency" not in image.info
-    )
+    plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L")
+    return plain and not turned and "transparency" not in image.info
 
 
 def file_url(content: bytes, media_type: str) -> str:
-    """The bytes of a file as a data URL."""
+    """Return the bytes of a file as a data URL."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import Requests
+from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.stages.judge.judge import Judge
 
 JudgeKind = Literal["clip", "vlm"]
@@ -26,7 +26,7 @@ class JudgeSettings:
     gpus: float = 0
 
 
-def make_judge(settings: JudgeSettings, cache: Path | None = None) -> Judge:
+def make_judge(settings: JudgeSettings, cache: CacheFolder | None = None) -> Judge:
     """A judge, which is not loaded yet; `cache`: the folder in which a served one keeps its answers."""
     if settings.kind == "clip":
         from sgpipe.stages.judge.clip import ClipJudge

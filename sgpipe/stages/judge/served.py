@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from PIL import Image
 
 from sgpipe.recipe import Requests
 from sgpipe.records import Box, Relation
+from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.stages.endpoint.client import ChatEndpoint
 from sgpipe.stages.endpoint.messages import Answer, ChatRequest, ChatSampling, Refusal, conversation, image_url
 from sgpipe.stages.judge.judge import NO_AREA, Unjudged
@@ -23,7 +23,7 @@ _ATTEMPTS_OF_CHECK = 2
 class ServedJudge:
     """Asks a model whether a relation holds, in two requests of one token. The server must return log-probabilities."""
 
-    def __init__(self, url: str, model: str, requests: Requests, cache: Path | None = None) -> None:
+    def __init__(self, url: str, model: str, requests: Requests, cache: CacheFolder | None = None) -> None:
         """
         Args:
             cache: the folder in which answers are kept; None: nowhere.

@@ -6,13 +6,13 @@ An answer that is no graph all the same is asked for once more; then the rules p
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
+from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.stages.endpoint.client import ChatEndpoint
 from sgpipe.stages.endpoint.messages import Answer, ChatRequest, ChatSampling, Refusal, conversation
 from sgpipe.stages.parse.grammar.tree import Tree, clean
@@ -71,7 +71,7 @@ class _Graph(BaseModel):
 class LlmParser:
     """Parses captions with a served language model; names and heads are found as the rules find them."""
 
-    def __init__(self, config: ParseConfig, cache_folder: Path | None = None) -> None:
+    def __init__(self, config: ParseConfig, cache_folder: CacheFolder | None = None) -> None:
         """
         Args:
             cache_folder: where answers are kept; None: nowhere.

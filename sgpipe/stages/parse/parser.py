@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
+from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.utils.hashing import model_sha256
 from sgpipe.utils.language import is_english
@@ -26,7 +26,7 @@ class Parser(Protocol):
         ...
 
 
-def load_parser(config: ParseConfig, cache_folder: Path | None = None) -> Parser:
+def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) -> Parser:
     """The parser of a recipe, without a cache. Modules of other parsers are not imported.
 
     Args:
@@ -79,7 +79,7 @@ def parser_identity(config: ParseConfig) -> Any:
 class CaptionParser:
     """The parser of a recipe, with a cache: each distinct caption is parsed once."""
 
-    def __init__(self, config: ParseConfig | None = None, cache_folder: Path | None = None) -> None:
+    def __init__(self, config: ParseConfig | None = None, cache_folder: CacheFolder | None = None) -> None:
         """As `load_parser`."""
         config = config or ParseConfig()
         self._parser = load_parser(config, cache_folder)

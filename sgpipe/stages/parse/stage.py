@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Record, Triplet
+from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.stages.parse.parser import CaptionParser, Parser, check_parser
 
 
@@ -18,7 +18,7 @@ class ParseStage:
 
     name = "parse"
     fills: tuple[str, ...] = ("triplets",)
-    cache_folder: Path | None = None  # where a served model's answers are kept; None: nowhere
+    cache_folder: CacheFolder | None = None  # where a served model's answers are kept; None: nowhere
 
     def __init__(self, config: ParseConfig) -> None:
         self.config = config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Record, Relation, deduplicate
 from sgpipe.stages.base import image_threads
+from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.stages.judge.build import JudgeKind, JudgeSettings, make_judge
 from sgpipe.stages.judge.judge import NO_AREA, Judge, Unjudged
 from sgpipe.stages.tag.assumed import candidates
@@ -42,7 +42,7 @@ class JudgedStage:
         """
         self.config, self.roots, self.pair = config, roots, pair or PairConfig()
         self.resources = config.resources
-        self.cache_folder: Path | None = None
+        self.cache_folder: CacheFolder | None = None
 
     def check(self) -> None:
         """Raises UserError: the judge cannot judge, or the calibration is of other scores."""

@@ -64,7 +64,7 @@ def test_scoring_goes_on_and_nothing_is_asked_twice(run: Path, tmp_path: Path) -
         server.rejection = "API key expired"  # nobody pays any more
         first = score(run, out, *by(server))
         assert first.exit_code == 2, first.output
-        assert "environment variable OPENAI_API_KEY" in first.stderr
+        assert "OPENAI_API_KEY" in first.stderr
         assert len(Manifest.load(out).shards) == 1
         server.faults = lambda body, attempt: None
         asked = len(server.requests)

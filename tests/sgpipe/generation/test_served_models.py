@@ -16,13 +16,14 @@ from sgpipe.cli.main import app
 from sgpipe.errors import EngineError
 from sgpipe.generation.run import generate
 from sgpipe.recipe import load_recipe
-from sgpipe.stages.endpoint import client
 from sgpipe.storage.run_folder import REQUESTS
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, Files, make_coco
 from tests.endpoint_server import EndpointServer, scripted
 from tests.sgpipe.generation.in_process import without_ray
+
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 IMAGES = 6
 
@@ -31,13 +32,6 @@ IMAGES = 6
 def in_this_process() -> Iterator[None]:
     with without_ray():
         yield
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(client, "_LONGEST_BACKOFF", 0.001)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +127,10 @@ def test_each_wrong_endpoint_is_one_line_and_exit_code_2(coco: Files, tmp_path: 
     with EndpointServer(key="another") as server:
         assert refused("not-a-url").startswith("error: 'not-a-url' is not a URL")
         assert refused("http://me:sk-expired-1234@host/v1").startswith("error: the URL of an endpoint has a name")
-        assert "refuses the key in the environment variable OPENAI_API_KEY" in (line := refused(server.url))
+        assert "refuses the key in OPENAI_API_KEY" in (line := refused(server.url))
         assert "sk-expired-1234" not in line
         server.key = None
         assert refused(server.url, "other").endswith("does not serve 'other', but tiny-vlm")
         server.faults = lambda body, attempt: "page"
-        assert "the answer is a web page, not JSON" in refused(server.url)
-    assert "does not answer: it cannot be reached (Connection refused)" in refused(server.url)
+        assert "not JSON" in refused(server.url)
+    assert "does not answer: it cannot be reached" in refused(server.url)

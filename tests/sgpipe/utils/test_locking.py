@@ -8,7 +8,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.utils.atomic import delete_leftovers
-from sgpipe.utils.locking import is_locked, only_process, temporary_folder, was_locked_here
+from sgpipe.utils.locking import is_locked, only_process, temporary_folder
 
 HOLD = """
 import sys
@@ -37,7 +37,7 @@ def test_a_second_process_is_refused_until_the_first_ends_however_it_ends(tmp_pa
     process.communicate()
     assert not is_locked(lock)
     with only_process(lock, Path("out")):
-        assert was_locked_here(lock)
+        assert is_locked(lock)
 
 
 def test_an_error_releases_the_lock(tmp_path: Path) -> None:
@@ -45,12 +45,6 @@ def test_an_error_releases_the_lock(tmp_path: Path) -> None:
         raise KeyError
     with only_process(tmp_path / "lock", Path("out")), pytest.raises(UserError, match=f"process {os.getpid()}"):
         only_process(tmp_path / "lock", Path("out")).__enter__()
-
-
-def test_a_lock_of_another_machine_was_not_locked_here(tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text("process 7 on another-machine")
-    assert not was_locked_here(tmp_path / "lock")
-    assert not was_locked_here(tmp_path / "none")
 
 
 def test_the_temporary_folder_of_a_killed_process_is_deleted_by_the_next(tmp_path, monkeypatch):

@@ -17,17 +17,11 @@ from sgpipe.recipe import CaptionConfig, Requests
 from sgpipe.records import Box, Record
 from sgpipe.stages.caption.captioner import CHAT_PROMPT
 from sgpipe.stages.caption.stage import CaptionStage, load_captioner
-from sgpipe.stages.endpoint import client
 from tests.endpoint_server import EndpointServer, at_random, scripted, shown_image
 
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
 COLOURS = ["red", "lime", "blue", "yellow", "white", "black", "cyan", "magenta"]
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(client, "_LONGEST_BACKOFF", 0.001)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
 def config(server: EndpointServer, **settings: Any) -> CaptionConfig:

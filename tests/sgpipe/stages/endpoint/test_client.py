@@ -48,7 +48,7 @@ def test_requests_are_taken_as_they_are_needed(connect: Connect) -> None:
         assert len(list(answers)) == 99
 
 
-@pytest.mark.parametrize("fault", ["limited", "broken", "cut", "garbled", "page", "mixed"])
+@pytest.mark.parametrize("fault", ["limited", "broken", "cut", "garbled", "page"])
 def test_a_passing_fault_changes_no_answer(connect: Connect, fault: Fault) -> None:
     with EndpointServer() as server:
         expected = list(connect(server.url).ask_all([question(1, n=3)]))
@@ -89,7 +89,7 @@ def test_a_request_that_always_breaks_is_refused_if_others_are_answered(connect:
     with EndpointServer(answer) as server:
         refused, answered = connect(server.url).ask_all([question(1), question(2)])
     assert isinstance(refused, Refusal)
-    assert refused.reason.startswith("the connection was cut")
+    assert refused.reason.startswith("it cannot be reached")
     assert refused.reason.endswith(", 4 attempts")
     assert answered == Answer(("fine",))
 
@@ -119,7 +119,7 @@ def test_a_server_that_goes_down_ends_the_run(connect: Connect) -> None:
     with EndpointServer() as server:
         endpoint = connect(server.url)
         assert isinstance(endpoint.ask(question(1).messages, sampling=SAMPLING), Answer)
-    with pytest.raises(EngineError, match=r"it cannot be reached|the connection was cut"):
+    with pytest.raises(EngineError, match="it cannot be reached"):
         list(endpoint.ask_all(map(question, range(2, 40))))
 
 
@@ -183,7 +183,7 @@ def test_an_empty_text_has_log_probabilities(connect: Connect) -> None:
 def test_a_server_without_log_probabilities_is_named(connect: Connect) -> None:
     with EndpointServer(lambda body: body.pop("logprobs") and ["Yes"]) as server:
         example = ChatRequest(question(1).messages, SAMPLING, logprobs=True)
-        with pytest.raises(UserError, match="the answer has no log-probabilities, 4 attempts"):
+        with pytest.raises(UserError, match="no log-probabilities"):
             connect(server.url).check(example)
 
 

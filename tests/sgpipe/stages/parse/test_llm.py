@@ -13,8 +13,7 @@ import pytest
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import ParseConfig, Requests
 from sgpipe.records import Caption, Record
-from sgpipe.stages.endpoint import client
-from sgpipe.stages.endpoint.cache import REQUESTS, RequestCache
+from sgpipe.stages.endpoint.cache import CacheFolder, RequestCache
 from sgpipe.stages.parse import llm, rules, spacy_model
 from sgpipe.stages.parse.grammar.tree import clean
 from sgpipe.stages.parse.llm import LlmParser
@@ -23,18 +22,14 @@ from sgpipe.stages.parse.stage import ParseStage
 from tests.endpoint_server import Answerer, EndpointServer, scripted
 from tests.parity.parser import load, predict
 
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
 GOLD = {
     "a man riding a horse on a beach": [("man", "riding", "horse"), ("horse", "on", "beach")],
     "two dogs lying under the table": [("dogs", "lying under", "table")],
     "a clear sky": [],
 }
 CAPTIONS = list(GOLD)
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.001)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -124,14 +119,14 @@ def test_then_the_rules_parse_it_and_it_is_counted(tmp_path: Path) -> None:
         return ["no graph"] if "dogs" in body["messages"][1]["content"] else gold(body)
 
     with served(answer) as server:
-        parser = LlmParser(config(server), tmp_path)
+        parser = LlmParser(config(server), CacheFolder(tmp_path))
         by_rules = texts(CaptionParser(), CAPTIONS[1:2])
         assert texts(parser, CAPTIONS) == [GOLD[CAPTIONS[0]], *by_rules, []]
         assert parser.by_rules == 1
         assert len(server.requests) == 4
-        texts(LlmParser(config(server), tmp_path), CAPTIONS)
+        texts(LlmParser(config(server), CacheFolder(tmp_path)), CAPTIONS)
         assert len(server.requests) == 4
-    assert RequestCache(tmp_path / REQUESTS).count_by_rules() == 1
+    assert RequestCache(CacheFolder(tmp_path).file).count_by_rules() == 1
 
 
 def test_a_refused_caption_is_parsed_by_the_rules() -> None:

@@ -12,6 +12,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, Recipe, Requests, TagConfig, load_recipe
 from sgpipe.records import NO_OBJECT, Box, Pair, Record
 from sgpipe.stages.build import build_stages, with_classes
+from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.stages.judge.judge import Unjudged
 from sgpipe.stages.tag.assumed import AssumedStage
 from sgpipe.stages.tag.judged import JudgedStage
@@ -182,7 +183,7 @@ def test_a_served_model_decides_and_its_answers_are_kept(folder: Path, tmp_path:
     with EndpointServer(lambda body: ["Yes"], models=["tiny"]) as server:
         config = TagConfig(method="vlm", tagger="tiny", endpoint=server.url, requests=Requests(retries=1))
         stage = JudgedStage(config, {"val": folder})
-        stage.cache_folder = tmp_path
+        stage.cache_folder = CacheFolder(tmp_path)
         stage.check()
         stage.setup()
         server.requests.clear()
