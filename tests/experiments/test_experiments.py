@@ -4,23 +4,19 @@ import json
 import math
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 from scipy.stats import ttest_1samp
 
-from experiments import workshop
-from experiments.measures import image_interval, of_pairs
+from experiments.measures import of_pairs
 from experiments.plan import Plan, load_plan
-from experiments.report import PAGE, ROOT, TABLES, interval, outcome, report, steps_to
+from experiments.report import PAGE, ROOT, TABLES, interval, outcome, report
 from experiments.results import Results
-from experiments.run import Task, open_tasks, run_task
-from experiments.workshop import Workshop
+from experiments.run import Task, open_tasks
 from rlip_model.training.validation import RelationScores
 from sgpipe.errors import UserError
-from sgpipe.evaluation.bootstrap import Resampling
 
 NEW, FEWER = {"split": "train", "seed": 1, "images": 8}, {"caption.samples": 2}
 SETS = {
@@ -150,35 +146,6 @@ def test_a_line_that_was_cut_is_ignored_and_not_continued(tmp_path, cut):
     assert [row["seed"] for row in results.current("one")] == [0, 1]
 
 
-def test_a_result_of_a_stage_that_was_renamed_is_done_again(tmp_path):
-    """The name is not part of the hash: the row is of no present stage, or the runner would never end."""
-    results = Results(Plan.model_validate(plan()), tmp_path)
-    results.append("one", {**arm_row("other", 0, "first", measures={}), "stage": "earlier name"})
-    assert results.current("one") == []
-
-
-def test_labelling_by_ray_counts_as_cpu_time(tmp_path, monkeypatch):
-    """Its workers are not children of the process that waits for them."""
-    monkeypatch.setattr(workshop, "generate", lambda *_: SimpleNamespace(seconds={"caption": 60.0, "tag": 40.0}))
-    run = Workshop(Plan.model_validate(plan()), tmp_path).shards("labels")
-    assert json.loads(run.with_name(f"{run.name}.json").read_text())["cpu_seconds"] == pytest.approx(100, abs=5)
-
-
-def test_a_task_that_another_runner_did_meanwhile_is_not_done_again(tmp_path):
-    one = Plan.model_validate(plan())
-    results = Results(one, tmp_path)
-    results.append("one", arm_row("other", 0, "first", measures={}))
-    run_task(Workshop(one, tmp_path / "work"), results, Task("one", "arm", ("other", "0")))
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["tasks"]
-    assert len((tmp_path / "one.jsonl").read_text().splitlines()) == 1
-
-
-def test_steps_to_a_level_lie_on_straight_lines_from_zero():
-    curve = [(100, 0.2), (200, 0.6), (300, 0.5)]
-    assert [steps_to(curve, level) for level in (0.0, 0.1, 0.2, 0.3, 0.6)] == pytest.approx([0, 50, 100, 125, 200])
-    assert math.isnan(steps_to(curve, 0.7))
-
-
 def test_the_interval_of_a_mean_is_that_of_the_t_test():
     values = [0.1, 0.4, 0.2, 0.3]
     bounds = ttest_1samp(values, 0).confidence_interval(0.95)
@@ -265,13 +232,3 @@ def test_average_precision_of_resampled_images_is_that_of_the_repeated_images():
     assert len(resampled.images) == 4
     assert resampled.summary(counts)["seen AP"] == pytest.approx(repeated.measures()["ap"])
     assert resampled.summary(np.ones(4, dtype=int))["seen AP"] == pytest.approx(scores.measures()["ap"])
-
-
-def test_two_groups_of_networks_are_compared_by_their_means():
-    def resampling(*values):
-        return Resampling(["a", "b", "c"], lambda counts: {"AP": float((counts * values).sum() / counts.sum())})
-
-    better, worse = [resampling(0.7, 0.9, 0.8), resampling(0.9, 0.7, 0.8)], [resampling(0.5, 0.5, 0.5)] * 2
-    low, high = image_interval(better, worse, "AP")
-    assert low == pytest.approx(0.3)
-    assert high == pytest.approx(0.3)

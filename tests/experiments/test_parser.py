@@ -58,21 +58,10 @@ def test_captions_by_which_parsers_are_judged_are_left_out(data, tmp_path):
     assert [caption.text for caption in left] == [text for text, _ in ROWS if text != "horse on a beach ."]
 
 
-def test_a_file_without_graphs_is_refused(tmp_path):
-    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="not a CSV file with columns caption and scene_graph"):
-        read_gold(tmp_path / "x.csv")
-
-
 def test_gold_relations_are_found_in_the_caption(annotated):
     assert relations(annotated[0]) == [("man", "ride", "horse")]
     assert relations(annotated[3]) == [("windows", "side by side with", "windows")]
     assert annotated[2].aligned.missing == 1  # "person" is no word of it, and one caption teaches no synonym
-
-
-def test_the_words_of_names_are_found(annotated):
-    tree = annotated[0].sentence.tree
-    assert annotated[0].aligned.names[tree.texts.index("horse")] == frozenset()
 
 
 def test_joined_captions_have_the_relations_of_both(annotated):

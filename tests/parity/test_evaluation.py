@@ -118,34 +118,6 @@ def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_nothing_is_passed_over_in_silence(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cases = json.loads((copied / "openimages" / "micro_cases.json").read_text())
-    folder = copied / "odd"
-    folder.mkdir()
-    for name, content, told in (
-        ("micro_cases.json", [{**cases[0], "kw": {"known_object": True}}], "has the unknown option 'known_object'"),
-        ("left.expected.json", {}, "is without its inputs, left.inputs.json.gz"),
-    ):
-        write(folder / name, content)
-        assert main([str(folder)]) == 2
-        assert told in capsys.readouterr().err
-        (folder / name).unlink()
-    write(folder / "micro_cases_more.json", cases)
-    write(folder / "notes.json", {})
-    assert main([str(folder)]) == 0
-    printed = capsys.readouterr().out
-    assert "odd" in printed
-    assert "perfect: (8 numbers)" in printed
-    assert "not compared: notes.json" in printed
-
-
-def test_a_set_without_figures_does_not_pass(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for file, left in (("openimages/ties120", {"settings": {}}), ("vcoco/ties120", {"env": {}})):
-        write(copied / f"{file}.expected.json", left)
-        assert main([str(copied / file.partition("/")[0])]) == 2
-        assert "has no official figures to compare with" in capsys.readouterr().err
-
-
 def test_images_without_anything_and_without_names(copied: Path) -> None:
     nothing = {"boxes": [], "labels": []}
     pairs = {**nothing, "sub_ids": [], "obj_ids": [], "verb_scores": []}

@@ -140,21 +140,6 @@ def test_an_operator_that_is_wrong_or_fails_is_not_used(
     assert re.match(rf"grid_sample \(deformops .*{reason}", str(sampling))
 
 
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), AssertionError("a bug")])
-def test_a_full_memory_or_a_bug_is_not_taken_for_a_wrong_operator(deformops: SimpleNamespace, error: Exception) -> None:
-    deformops.msda = failing(error)
-    with pytest.raises(type(error)):
-        gpu_sampling(torch.device("cpu"))
-    deformops.msda = as_deformops
-    assert gpu_sampling(torch.device("cpu")).operator is as_deformops
-
-
-def test_without_deformops_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "deformops", None)
-    monkeypatch.setattr(attention, "_SAMPLINGS", {})
-    assert str(gpu_sampling(torch.device("cpu"))) == "grid_sample"
-
-
 def test_an_operator_is_part_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     device, (value, places, weights) = torch.device("cpu"), random_case(SHAPES)
 

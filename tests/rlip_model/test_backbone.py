@@ -9,7 +9,7 @@ import torch
 from torchvision.models import ResNet, resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
-from rlip_model.backbone import ImageEncoder, ResNet50, resize_mask, valid_ratio
+from rlip_model.backbone import ImageEncoder, ResNet50
 from rlip_model.config import ParSeDConfig
 from rlip_model.model import RTagger
 from rlip_model.official import renamed
@@ -39,14 +39,6 @@ def test_padding_is_known_to_every_level(tagger: RTagger) -> None:
         start += height * width
 
 
-def test_the_extra_level_comes_from_the_last_backbone_map(tagger: RTagger) -> None:
-    encoder = tagger.image_encoder
-    maps = [torch.randn(1, channels, 8, 8) for channels in encoder.backbone.channels]
-    levels = encoder.project(maps)
-    torch.testing.assert_close(levels[3], encoder.projections[3](maps[2]))
-    assert levels[3].shape == (1, 64, 4, 4)
-
-
 def test_resnet_maps_and_frozen_stem() -> None:
     resnet = ResNet50().eval()
     maps = resnet(torch.randn(1, 3, 64, 96))
@@ -60,12 +52,6 @@ def test_position_offset_differs_between_backbones() -> None:
     with torch.device("meta"):
         assert ImageEncoder(ParSeDConfig(backbone="resnet50")).position_offset == 0
         assert ImageEncoder(ParSeDConfig(backbone="swin")).position_offset == 0.5
-
-
-def test_masks_are_resized_to_the_nearest() -> None:
-    padding = torch.tensor([[[False, False, True, True]] * 4])
-    assert resize_mask(padding, (2, 2)).tolist() == [[[False, True]] * 2]
-    assert valid_ratio(padding).tolist() == [[0.5, 1.0]]
 
 
 @pytest.mark.parametrize(("model", "keys"), [("tagger_vxac", "keys_swint"), ("parsed", "keys_r50")])

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +10,7 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaTokenizerFast
 
-from rlip_model.checkpoint import convert, load_official, read_checkpoint, save_atomically
+from rlip_model.checkpoint import convert, load_official, read_checkpoint
 from rlip_model.config import Fusion, Gating, ParSeDConfig, RTaggerConfig
 from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger, build_model
 from rlip_model.official import infer_config, is_ignored, renamed
@@ -97,26 +96,6 @@ def test_options_that_contradict_the_weights(tmp_path: Path, tagger: RTagger, wo
         convert(path, tmp_path / "out", words)
 
 
-@torch.no_grad()
-def test_rlipv1_checkpoints_have_no_options_for_fusion(tmp_path: Path, tagger: RTagger, words: str) -> None:
-    sizes = {"text_config": tagger.config.text_config, "verb_query": "vanilla"}
-    network = tiny_network(ParSeD, "after_decoding", **sizes)
-    network.set_tokenizer(tagger.tokenizer)
-    absent = {"fusion_type": None, "gating_mechanism": None, "verb_query_tgt_type": None, "fusion_last_vis": None}
-    folder = convert(write_official(tmp_path / "v1.pth", network, **absent), tmp_path / "out", words)
-    converted = ParSeD.from_pretrained(folder).eval()
-    assert all(torch.equal(*pair) for pair in zip(outputs(converted), outputs(network), strict=True))
-
-
-@torch.no_grad()
-def test_converting_a_converted_network_again_changes_nothing(tmp_path: Path, tagger: RTagger, words: str) -> None:
-    first = convert(write_official(tmp_path / "a.pth", tagger), tmp_path / "a", words)
-    again = write_official(tmp_path / "b.pth", RTagger.from_pretrained(first))
-    second = convert(again, tmp_path / "b", words)
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (first, second)]
-    assert weights[0] == weights[1]
-
-
 @pytest.mark.parametrize("gating", get_args(Gating))
 def test_every_gating_is_told_or_asked_for(gating: Gating) -> None:
     config = tiny_config(50)
@@ -138,21 +117,6 @@ def test_every_gating_is_told_or_asked_for(gating: Gating) -> None:
     else:
         with pytest.raises(CheckpointError, match="weights do not determine the gating: choose one of .*" + gating):
             infer_config(state, verb_query="vanilla_MBF", text_config=text)
-
-
-def test_gating_that_does_not_fit_the_weights(tmp_path: Path, tagger: RTagger, words: str) -> None:
-    path = write_official(tmp_path / "checkpoint.pth", tagger)
-    with pytest.raises(CheckpointError, match="weights do not fit gating 'MBF', only GLIP, VXAc"):
-        convert(path, tmp_path / "out", words, gating="MBF")
-
-
-def test_what_neither_weights_nor_options_tell_is_asked_for(tmp_path: Path, tagger: RTagger, words: str) -> None:
-    path = write_official(tmp_path / "bare.pth", tagger, gating_mechanism=None, verb_query_tgt_type=None)
-    with pytest.raises(CheckpointError, match="do not determine the gating"):
-        convert(path, tmp_path / "out", words)
-    with pytest.raises(CheckpointError, match="do not determine the verb query: choose MBF or"):
-        convert(path, tmp_path / "out", words, gating="VXAc")
-    convert(path, tmp_path / "out", words, gating="VXAc", verb_query="vanilla_MBF")
 
 
 def test_all_that_does_not_fit_is_listed(tagger: RTagger) -> None:
@@ -214,13 +178,6 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, content: bytes, message: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_truncated_checkpoint(tmp_path: Path, tagger: RTagger) -> None:
-    path = write_official(tmp_path / "checkpoint.pth", tagger)
-    path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(CheckpointError, match="not a torch checkpoint"):
-        read_checkpoint(path)
-
-
 def test_another_networks_checkpoint(tmp_path: Path, words: str) -> None:
     path = tmp_path / "other.pth"
     torch.save({"model": {"layer.weight": torch.zeros(2, 2)}, "args": argparse.Namespace(a=1)}, path)
@@ -234,16 +191,6 @@ def test_another_networks_checkpoint(tmp_path: Path, words: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_with_a_part_missing(tmp_path: Path, tagger: RTagger, words: str) -> None:
-    path = write_official(tmp_path / "checkpoint.pth", tagger)
-    state, args = read_checkpoint(path)
-    key = "transformer.text_encoder.embeddings.position_embeddings.weight"
-    del state[key]
-    torch.save({"model": state, "args": argparse.Namespace(**args)}, path)
-    with pytest.raises(CheckpointError, match=f"{key} is missing"):
-        convert(path, tmp_path / "out", words)
-
-
 def test_an_occupied_output_folder_is_left_alone(tmp_path: Path, tagger: RTagger, words: str) -> None:
     path = write_official(tmp_path / "checkpoint.pth", tagger)
     out = tmp_path / "out"
@@ -252,17 +199,6 @@ def test_an_occupied_output_folder_is_left_alone(tmp_path: Path, tagger: RTagger
     with pytest.raises(CheckpointError, match="exists and is not an empty folder"):
         convert(path, out, words)
     assert (out / "mine.txt").read_text() == "keep"
-
-
-def test_folders_of_killed_writers_are_deleted_after_a_day(tmp_path: Path, tagger: RTagger) -> None:
-    left, young, other = (tmp_path / name for name in (".out.a.writing", ".out.b.writing", ".out.mine"))
-    for folder in (left, young, other):
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"x")
-    for folder in (left, other):
-        os.utime(folder, (0, 0))
-    save_atomically(tagger, tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"out", young.name, other.name}
 
 
 def test_tokenizers_that_do_not_fit(tmp_path: Path, tagger: RTagger) -> None:

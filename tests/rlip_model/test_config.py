@@ -41,15 +41,6 @@ def test_proposals_need_a_detector_and_enough_pairs(
         kind(**sizes)
 
 
-def test_stored_and_read_again() -> None:
-    config = RTaggerConfig(gating="GLIP", box_noise=0.6, swin_depths=(2, 2, 18, 2))
-    config.text_config.num_attention_heads = 4
-    again = RTaggerConfig.from_dict(config.to_dict())
-    assert again.to_dict() == config.to_dict()
-    assert again.text_config.num_attention_heads == 4
-    assert again.box_noise == 0.6
-
-
 def test_defaults_are_the_papers() -> None:
     config = ParSeDConfig()
     assert (config.num_pairs, config.num_fusions) == (100, 3)

@@ -1,11 +1,9 @@
 """Figures to log."""
 
-import torch
-
 from rlip_model.losses import prediction_errors
 from rlip_model.matcher import MatchingCosts, match
 from rlip_model.targets import join
-from tests.rlip_model.samples import PAIRS, RELATIONS, perfect_layer, random_layer, random_triplets
+from tests.rlip_model.samples import RELATIONS, perfect_layer, random_triplets
 
 
 def test_perfect_predictions_have_no_errors() -> None:
@@ -23,13 +21,3 @@ def test_wrong_classes_are_counted_in_percent() -> None:
     layer.object_logits[0, 0] = layer.object_logits[0, 0].roll(1)
     errors = prediction_errors(layer, batch, assignment)
     assert float(errors.object_class) == 25
-
-
-def test_cardinality_is_the_mean_difference() -> None:
-    layer = random_layer(batch=2, subjects=False)
-    with torch.no_grad():
-        layer.object_logits[..., -1] = -10
-    batch = join([random_triplets(0), random_triplets(2)], RELATIONS)
-    errors = prediction_errors(layer, batch, match(layer, batch, MatchingCosts()))
-    assert float(errors.cardinality) == (PAIRS + PAIRS - 2) / 2
-    assert errors.subject_class is None

@@ -67,15 +67,6 @@ def test_equals_grid_sample(monkeypatch: pytest.MonkeyPatch, queries: int, batch
         assert gradients[1].eq(0).all()
 
 
-@pytest.mark.parametrize(("heads", "points", "dim"), [(1, 1, 1), (3, 5, 7), (2, 4, 33)])
-def test_any_width(heads: int, points: int, dim: int) -> None:
-    check_equal(random_case(heads=heads, points=points, dim=dim))
-
-
-def test_no_image() -> None:
-    assert [len(each) for each in with_gradients(sample_by_embedding_bags, random_case(batch=0))] == [0, 0, 0, 0]
-
-
 def test_slopes_at_the_borders_of_pixels_and_maps() -> None:
     """There the derivative jumps; sizes of powers of 2 make the places exact."""
     shapes = ((4, 8), (2, 2))
@@ -104,14 +95,6 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda v, *others: sample_by_embedding_bags(v, ((3, 4), (2, 2)), *others), inputs)
 
 
-@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
-def test_only_the_gradients_that_are_asked_for(wanted: tuple[bool, ...]) -> None:
-    case = random_case()
-    inputs = [tensor.clone().requires_grad_(want) for tensor, want in zip(case, wanted, strict=True)]
-    sample_by_embedding_bags(inputs[0], SHAPES, *inputs[1:]).sum().backward()
-    assert [tensor.grad is not None for tensor in inputs] == list(wanted)
-
-
 def test_strided_inputs() -> None:
     value, places, weights = random_case()
     strided = (
@@ -123,27 +106,6 @@ def test_strided_inputs() -> None:
     check_equal(strided)
     shared = (value[:1].expand(2, -1, -1, -1), places[:1].expand(2, *places.shape[1:]), weights)
     check_equal(shared)
-
-
-def test_no_second_derivative() -> None:
-    value, places, weights = (tensor.requires_grad_() for tensor in random_case())
-    sampled = sample_by_embedding_bags(value, SHAPES, places, weights)
-    (gradient,) = torch.autograd.grad(sampled.square().sum(), value, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
-def test_keeps_its_arguments_only() -> None:
-    value, places, weights = (tensor.requires_grad_() for tensor in random_case(queries=50))
-    kept: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        sample_by_embedding_bags(value, SHAPES, places, weights)
-    assert {tensor.data_ptr() for tensor in kept} == {tensor.data_ptr() for tensor in (value, places, weights)}
 
 
 def test_under_activation_checkpoints() -> None:

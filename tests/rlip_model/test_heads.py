@@ -43,11 +43,3 @@ def test_logits_by_hand() -> None:
     ):
         similarity = torch.einsum("bqd,bld->bql", hidden + bias, expected)
         torch.testing.assert_close(found, similarity - math.log(99))
-
-
-def test_one_label_list_serves_a_batch() -> None:
-    scorer = LabelScorer(16)
-    hidden, projected = torch.randn(4, 3, 16), scorer.project(torch.randn(1, 5, 16))
-    torch.testing.assert_close(
-        scorer.relations(hidden, projected), scorer.relations(hidden, projected.expand(4, -1, -1))
-    )

@@ -93,17 +93,6 @@ def test_without_fusion_labels_are_the_same_for_every_layer_and_do_not_meet() ->
 
 
 @torch.no_grad()
-def test_masked_labels_are_left_out_of_fusion_after_decoding() -> None:
-    model = tiny_network(ParSeD, "after_decoding")
-    masked = torch.tensor([[False, True, False, False, False, False, True]])
-    seen = LabelFeatures(features().features[:, ~masked[0]], OBJECTS - 1)
-    with_mask = model(PIXELS, None, features(masked)).final
-    without = model(PIXELS, None, seen).final
-    torch.testing.assert_close(with_mask.object_logits[..., [0, 2, 3]], without.object_logits)
-    torch.testing.assert_close(with_mask.relation_logits[..., :2], without.relation_logits)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("fusion", ["after_decoding", "none"])
 def test_tagger_scores_do_not_depend_on_unused_slots(fusion: Fusion) -> None:
     model = tiny_network(RTagger, fusion)
@@ -134,11 +123,3 @@ def test_half_precision_is_finite_and_trains(
     assert all(grad.isfinite().all() for grad in trained.values() if grad is not None)
     without = {name for name, grad in trained.items() if grad is None}
     assert all(name.startswith("relation_decoder.") and "_box_heads." in name for name in without)
-
-
-def test_layers_need_not_match_fusions_without_alif() -> None:
-    assert RLIPConfig(fusion="none", decoder_layers=6).num_fusions == 3
-    with pytest.raises(ValueError, match="expected one for each of the 6 decoder layers"):
-        RLIPConfig(decoder_layers=6)
-    with pytest.raises(ValueError, match="fusion is 'late', expected one of alif, after_decoding, none"):
-        RLIPConfig(fusion="late")

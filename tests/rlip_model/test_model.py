@@ -67,18 +67,6 @@ def test_a_batch_of_images_with_label_lists_of_different_lengths(fusion: Fusion)
     torch.testing.assert_close(again[0, :5, :1], scores[1, :5, :1], atol=1e-5, rtol=1e-5)
 
 
-def test_label_lists_of_a_batch_have_the_same_objects() -> None:
-    lists = [LabelFeatures(torch.zeros(1, 4, 8), objects) for objects in (2, 3)]
-    with pytest.raises(ValueError, match=r"label lists with \[2, 3\] objects"):
-        pad_labels(lists)
-
-
-def test_no_pairs_at_all(tagger: RTagger) -> None:
-    memory = tagger.fuse(tagger.encode_image(PIXELS), tagger.encode_labels(OBJECTS, RELATIONS))
-    assert tagger.score_pairs(memory, []).shape == (0, 0, 3)
-    assert tagger.score_pairs(memory, [random_pairs(0)]).shape == (1, 0, 3)
-
-
 def test_an_image_without_pairs_is_not_nan(tagger: RTagger) -> None:
     labels = tagger.encode_labels(OBJECTS, RELATIONS)
     output = tagger(PIXELS.expand(2, -1, -1, -1), None, labels, [random_pairs(2), random_pairs(0)])

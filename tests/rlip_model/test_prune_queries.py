@@ -18,12 +18,6 @@ QUERY_TABLES = {
 }
 
 
-def test_which_rows() -> None:
-    assert kept_rows(200, 128).tolist() == [*range(64), *range(100, 164)]
-    assert kept_rows(200, 128, pairwise=False).tolist() == [*range(128)]
-    assert kept_rows(200, 200).tolist() == [*range(200)]
-
-
 @pytest.mark.parametrize("kind", QUERY_TABLES)
 @pytest.mark.parametrize("pairwise", [True, False])
 def test_every_table_is_trimmed(kind: type[ParSeD], pairwise: bool) -> None:
@@ -49,12 +43,6 @@ def test_pairs_start_from_the_boxes_they_had() -> None:
     before, after = (each.queries.entities(1).references[0].chunk(2) for each in (network, trimmed))
     for role_before, role_after in zip(before, after, strict=True):
         assert torch.equal(role_after, role_before[:12])
-
-
-@pytest.mark.parametrize("wanted", [0, 7, 42, -2])
-def test_what_cannot_be_kept(wanted: int) -> None:
-    with pytest.raises(ValueError, match=f"cannot keep {wanted} of 40 queries"):
-        prune_queries(tiny_network(ParSeD), wanted)
 
 
 def test_while_converting(tmp_path: Path, tagger: RTagger) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlip_model.targets import Triplets, join
+from rlip_model.targets import join
 from tests.rlip_model.samples import RELATIONS, random_triplets
 
 
@@ -21,14 +21,6 @@ def test_no_triplet_anywhere() -> None:
     assert batch.images.shape == batch.slots.shape == batch.has_object.shape == (0,)
 
 
-def test_narrow_relation_labels_are_filled_up() -> None:
-    batch = join([random_triplets(2), random_triplets(1)], RELATIONS + 3)
-    labels = batch.triplets.relation_labels
-    assert labels.shape == (3, RELATIONS + 3)
-    assert labels[:, RELATIONS:].eq(0).all()
-    torch.testing.assert_close(labels[:2, :RELATIONS], random_triplets(2).relation_labels)
-
-
 def test_what_cannot_be_joined() -> None:
     with pytest.raises(ValueError, match="labels for 4 relations, but there are 3"):
         join([random_triplets(2)], RELATIONS - 1)
@@ -41,9 +33,3 @@ def test_an_object_is_missing_only_if_its_box_is_all_zero() -> None:
     triplets.object_boxes[0] = 0
     triplets.object_boxes[1] = torch.tensor([0.0, 0.0, 0.1, 0.1])
     assert join([triplets], RELATIONS).has_object.tolist() == [False, True, True]
-
-
-def test_moving_moves_every_tensor() -> None:
-    moved = random_triplets(2).to("meta")
-    assert isinstance(moved, Triplets)
-    assert {tensor.device.type for tensor in vars(moved).values()} == {"meta"}

@@ -20,11 +20,6 @@ def test_the_best_fit_is_claimed_and_the_earlier_on_equality() -> None:
     assert best_matches(detections, truths, quality, count=4).tolist() == [1, NO_MATCH, 1, NO_MATCH]
 
 
-def test_nothing_fits() -> None:
-    nothing = np.zeros(0, dtype=int)
-    assert best_matches(nothing, nothing, nothing, count=2).tolist() == [NO_MATCH, NO_MATCH]
-
-
 def test_only_the_first_claim_is_a_hit() -> None:
     assert first_matches(np.array([4, NO_MATCH, 2, 4, NO_MATCH, 2])).tolist() == [
         True,

@@ -18,12 +18,6 @@ def tally(*blocks: tuple[list[int], list[tuple[int, float, int]]]) -> Tally:
     return found
 
 
-def test_claims_of_each_block_are_its_own() -> None:
-    scores = tally(([5], [(5, 0.9, 0), (5, 0.8, 0)]), ([5, 5], [(5, 0.7, 0), (5, 0.6, 1)])).class_scores()
-    assert scores.correct.tolist() == [True, False, True, True]
-    assert (scores.true_positives.tolist(), scores.targets.tolist(), scores.max_recall.tolist()) == ([3], [3], [1.0])
-
-
 def test_classes_that_are_true_nowhere_neither_count_nor_claim() -> None:
     scores = tally(([3], [(8, 0.9, 0), (3, 0.5, 0)])).class_scores()
     assert scores.classes.tolist() == [3]
@@ -63,10 +57,3 @@ def test_equal_scores_stay_in_order_or_are_turned_round() -> None:
     equal = tally(([1], [(1, 0.5, 0), (1, 0.5, NO_MATCH), (1, 0.9, NO_MATCH)]))
     assert equal.class_scores(area).average_precision.tolist() == [1 / 2]
     assert equal.class_scores(area, last_first=True).average_precision == pytest.approx([1 / 3])
-
-
-def test_the_curve_of_one_class() -> None:
-    scores = tally(([1, 2], [(2, 0.25, 1), (1, 0.5, 0), (2, 0.75, NO_MATCH)])).class_scores()
-    confidences, correct = scores.of_class(2)
-    assert (confidences.tolist(), correct.tolist()) == ([0.75, 0.25], [False, True])
-    assert len(scores.of_class(7)[0]) == len(scores.of_class(0)[0]) == 0

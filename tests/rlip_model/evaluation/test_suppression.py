@@ -22,18 +22,3 @@ def test_as_one_by_one(seed: int, count: int, num_groups: int, threshold: float)
     overlaps = np.maximum(overlaps, overlaps.T)
     found = unsuppressed(groups, scores, lambda better, worse: overlaps[better, worse], threshold)
     assert found.tolist() == one_by_one(groups, scores, overlaps, threshold)
-
-
-def chain(threshold: float) -> list[bool]:
-    """Each overlaps the next by 0.8, others not at all."""
-    overlaps = np.diag([0.8] * 3, 1) + np.diag([0.8] * 3, -1)
-    scores = np.array([0.9, 0.8, 0.7, 0.6])
-    return unsuppressed(np.zeros(4, int), scores, lambda i, j: overlaps[i, j], threshold).tolist()
-
-
-def test_what_is_suppressed_suppresses_nothing() -> None:
-    assert chain(0.7) == [True, False, True, False]
-
-
-def test_overlap_of_the_threshold_is_allowed() -> None:
-    assert chain(0.8) == [True] * 4

@@ -2,7 +2,6 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlip_model.evaluation.inputs import NOT_PREDICTED
 from rlip_model.evaluation.triplets import IMAGES_AT_ONCE, TripletClasses, best_triplets, blocks, largest
 from tests.rlip_model.evaluation.scenes import FAR, PERSON, THING, image
 
@@ -37,14 +36,3 @@ def test_what_cannot_be_is_scored_0_but_not_left_out() -> None:
     assert found.predicates.tolist() == [0, 2, 1, 2]
     assert found.objects.tolist() == [1, 0, 1, 1]
     assert found.object_boxes[1].tolist() == FAR
-
-
-def test_what_was_not_predicted_is_no_detection() -> None:
-    possible = np.array([[True, False], [True, True]])
-    scene = image(
-        found=[(PERSON, THING, 1, {0: NOT_PREDICTED, 1: 0.5}), (PERSON, FAR, 1, {0: 0.25, 1: NOT_PREDICTED})],
-        num_predicates=2,
-    )
-    scene.predicted.check("a.jpg", 2, 2)
-    found = best_triplets([scene], 4, possible)
-    assert (found.scores.tolist(), found.predicates.tolist()) == ([0.5, 0], [1, 0])

@@ -67,41 +67,11 @@ def test_roles(true: list[float], found: list[float], expected: list[float]) -> 
     assert hold(scene([(PERSON, found, 0.9)], role=true)) == expected
 
 
-def test_persons_overlap_by_half() -> None:
-    assert hold(scene([([10, 10, 59, 59], THING, 0.9)])) == [1, 1, 1]
-    assert hold(scene([([10, 10, 59, 58], THING, 0.9)])) == [0, 0, 0]
-
-
 @pytest.mark.parametrize(("does", "expected"), [([-1, -1, -1], 1), ([0, 0, 0], 0.5), ([1, -1, 1], 1)])
 def test_what_is_found_at_a_person_without_annotation_is_ignored(does: list[int], expected: float) -> None:
     found = [(OTHER, THING, 0.95), (PERSON, THING, 0.9)]
     both = scene(found, persons=[PERSON, OTHER], does=[[1, 0, 1], does])
     assert hold(both)[0] * scores(both).positives[0] == expected
-
-
-def test_what_overlaps_nobody_belongs_to_the_first_person() -> None:
-    found = [(FAR, THING, 0.95), (PERSON, THING, 0.9)]
-    unknown = [-1, -1, -1]
-    assert hold(scene(found, persons=[PERSON, OTHER], does=[[1, 0, 1], unknown]))[0] == 0.5
-    second = scene([(FAR, THING, 0.95)], persons=[PERSON, OTHER], does=[unknown, [1, 0, 1]])
-    assert scores(second).agents.detections.tolist() == [0, 0]
-
-
-def test_what_is_found_where_nobody_is_is_wrong() -> None:
-    nobody = scene([(FAR, THING, 0.95)], persons=[], does=[])
-    assert hold(scene([(PERSON, THING, 0.9)]), nobody) == [0.5, 0.5, 0.5]
-
-
-def test_only_right_ones_take_a_person() -> None:
-    wrong_role, right = (PERSON, FAR, 0.9), (PERSON, THING, 0.8)
-    assert hold(scene([wrong_role, right])) == [0.5, 0.5, 1]
-    assert hold(scene([right, (PERSON, THING, 0.7)])) == [1, 1, 1]
-
-
-def test_a_role_without_score_is_not_a_detection() -> None:
-    image = scene([(PERSON, FAR, 0.9), (PERSON, THING, 0.8)])
-    image.predicted.role_scores[0, 0] = math.nan
-    assert hold(image) == [1, 1, 1]
 
 
 def test_equal_scores_are_turned_round_in_an_image_and_again_in_the_data_set() -> None:
@@ -129,18 +99,6 @@ def test_actions_that_nobody_does_have_no_precision() -> None:
     assert found.agent_mean() == 1
     assert math.isnan(scores().agent_mean())
     assert math.isnan(scores().role_mean(1))
-
-
-def test_the_mean_is_without_point() -> None:
-    found = scores(scene([(PERSON, FAR, 0.9)], does=[[1, 1, 1]]))
-    assert found.role_precisions(1).tolist() == [0, 1]
-    assert found.role_mean(1) == 0
-    assert found.role_mean(1, without_point=False) == 0.5
-
-
-def test_blocks_do_not_show() -> None:
-    images = [scene([(PERSON, THING, 0.9), (PERSON, FAR, 0.95)]), scene([], persons=[], does=[])] * 70
-    assert scores(*images).roles[1].true_positives.tolist() == [70]
 
 
 @pytest.mark.parametrize(

@@ -91,14 +91,6 @@ def test_resizing_moves_boxes_with_the_image() -> None:
     torch.testing.assert_close(after.subject_boxes, before.subject_boxes)
 
 
-@pytest.mark.parametrize("nothing", [{"relationships": []}, {"relationships": [], "objects": []}])
-def test_images_without_relations_have_no_triplets(nothing: dict[str, Any]) -> None:
-    triplets = label_scene(graph(**nothing), WIDTH, HEIGHT, 100).labelled_triplets(WIDTH, HEIGHT).triplets
-    assert triplets.subject_boxes.shape == triplets.object_boxes.shape == (0, 4)
-    assert triplets.subject_labels.dtype == torch.long
-    assert triplets.relation_labels.shape == (0, 0)
-
-
 def test_wrong_annotations_are_named() -> None:
     lost = [{"subject_id": 7, "object_id": 99, "predicate": "on"}]
     with pytest.raises(AnnotationError, match="image 5: a relation refers to unknown object 99"):
@@ -119,14 +111,6 @@ def test_flipped_images_speak_of_other_sides() -> None:
     assert [item.box for item in flipped.objects] == [item.box for item in objects]
     assert flipped.relations[0].confidence == 0.5
     assert flipped.with_flipped_texts() == before
-
-
-def test_flipped_boxes() -> None:
-    scene = label_scene(graph(), WIDTH, HEIGHT, 100)
-    flipped = scene.flipped(WIDTH)
-    assert flipped.boxes.tolist() == [[70, 10, 90, 40], [0, 20, 60, 40], [90, 0, 100, 10]]
-    assert torch.equal(flipped.flipped(WIDTH).boxes, scene.boxes)
-    assert torch.equal(flipped.relations, scene.relations)
 
 
 def with_missing_object() -> SceneTargets:
@@ -157,11 +141,3 @@ def test_missing_objects_stay_missing(change: Callable[[SceneTargets], SceneTarg
     assert (found.triplets.object_boxes[~walking, 2:] > 0).all()
     assert (found.triplets.subject_boxes[:, 2:] > 0).all()
     assert [found.object_texts[label] for label in found.triplets.object_labels[walking]] == [MISSING_OBJECT]
-
-
-def test_only_what_is_called_missing_may_have_a_box_of_zeros() -> None:
-    flat = annotation()
-    flat["objects"][0].update(x=0, y=0, w=0, h=0)
-    scene = label_scene(SceneAnnotation.from_json(flat), WIDTH, HEIGHT, 100)
-    assert len(scene.boxes) == 2
-    assert not scene.missing.any()

@@ -30,14 +30,5 @@ def test_images_are_padded_right_and_below() -> None:
         assert torch.equal(batch.padding[image], (batch.pixel_values[image] == 0).all(0))
 
 
-def test_one_image_of_a_batch() -> None:
-    batch = collate([example("a", 4, 4), example("b", 4, 6, pairs=3)], TEXTS)
-    only = batch.only(1)
-    assert only.image_ids == ("b",)
-    assert len(only.triplets[0]) == 3
-    assert len(only.boxes[0].labels) == 3
-    assert torch.equal(only.pixel_values[0], batch.pixel_values[1])
-
-
 def test_a_batch_may_be_empty() -> None:
     assert len(collate([], TEXTS, skipped=2)) == 0

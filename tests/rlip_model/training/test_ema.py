@@ -35,12 +35,6 @@ def test_swapping_twice_changes_nothing() -> None:
     assert (network.weight == 5).all()
 
 
-def test_what_is_frozen_has_no_average() -> None:
-    network = nn.Linear(2, 2)
-    network.bias.requires_grad_(False)
-    assert EMA(network, decay=0.9).values.keys() == {"weight"}
-
-
 def test_an_average_goes_on_from_what_was_stored() -> None:
     network = nn.Linear(1, 1, bias=False)
     whole, cut = EMA(network, decay=0.99), EMA(network, decay=0.99)

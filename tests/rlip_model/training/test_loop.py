@@ -14,7 +14,6 @@ from torch import Tensor
 from rlip_model.losses import DetectionCriterion, TaggerCriterion
 from rlip_model.model import AutoModel, RTagger
 from rlip_model.targets import Triplets
-from rlip_model.training import loop
 from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.loop import Trainer
@@ -161,13 +160,6 @@ def test_parts_are_random_in_their_own_ways(tmp_path: Path) -> None:
     assert torch.equal(drawn[0], drawn[2])
 
 
-@pytest.mark.parametrize("seed", [0, 20240131, 2**31, 2**32, 2**63 - 1, 2**63])
-def test_any_seed_trains(tmp_path: Path, seed: int) -> None:
-    trainer = Trainer(objective(), options(epochs=1), folder(tmp_path), seed=seed)
-    trainer.fit(ToyFeed(1))
-    assert trainer.position.step == 1
-
-
 def test_checkpointed_activations_change_nothing() -> None:
     batch = next(ToyFeed(1)._endless(0, 0))[0]
 
@@ -204,53 +196,6 @@ def test_the_best_by_a_measure(tmp_path: Path) -> None:
     losses = {int(row["step"]): float(row["loss"]) for row in rows if row["event"] == "validation"}
     best = (tmp_path / "best").resolve().name
     assert best == f"step-{min(losses, key=losses.__getitem__):08d}"
-
-
-@pytest.mark.parametrize(
-    ("scores", "best"),
-    [
-        ([0.0, 0.0, 0.0], 3),
-        ([0.5, 0.5, 0.25], 2),
-        ([0.0, 0.25, 0.0], 2),
-        ([float("nan"), 0.1, float("nan")], 2),
-        ([0.1, float("inf"), 0.1], 3),
-    ],
-)
-def test_of_equal_epochs_the_latest_is_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], best: int
-) -> None:
-    measured = iter(scores)
-    monkeypatch.setattr(loop, "validate", lambda *_: {"loss": 1.0, "ap": next(measured)})
-    Trainer(objective(), options(epochs=2), folder(tmp_path)).fit(ToyFeed(1, validate=True))
-    resumed = Trainer(objective(), options(epochs=3), folder(tmp_path))
-    latest = resumed.checkpoints.latest()
-    assert latest is not None
-    resumed.restore(latest)
-    resumed.fit(ToyFeed(1, validate=True))
-    assert (tmp_path / "best").resolve().name == f"step-{best:08d}"
-
-
-def test_scores_by_different_measures_are_not_compared(tmp_path: Path) -> None:
-    Trainer(objective(), options(epochs=1), folder(tmp_path), best_by="loss").fit(ToyFeed(1, validate=True))
-    latest = tmp_path / "last"
-
-    def best(measure: str, benchmark: bool = False) -> float | None:
-        trainer = Trainer(
-            *(objective(), options(), folder(tmp_path)), best_by=measure, benchmark=dict if benchmark else None
-        )
-        trainer.restore(latest)
-        assert trainer.position.best_by == measure
-        return trainer.position.best
-
-    stored = best("loss")
-    assert stored is not None
-    assert stored < 0
-    assert best("ap") is None
-    written = json.loads((latest / "training.json").read_text())
-    del written["best_by"]  # as 0.1 wrote it, which knew no benchmarks
-    (latest / "training.json").write_text(json.dumps(written))
-    assert best("loss") == stored
-    assert best("hico", benchmark=True) is None
 
 
 def test_a_benchmark_may_choose_the_best(tmp_path: Path) -> None:

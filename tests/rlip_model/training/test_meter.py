@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from rlip_model.training import gpu_utilization, meter
+from rlip_model.training import meter
 from rlip_model.training.batches import TrainingBatch
-from rlip_model.training.gpu_utilization import GpuUtilization
 from rlip_model.training.meter import StepMeter
 from tests.rlip_model.training.worlds import ToyFeed
 
@@ -41,17 +40,6 @@ def test_means_since_the_last_reading() -> None:
     assert (second["loss"], second["skipped"]) == (7.0, 4)  # images are counted since the start
 
 
-def test_waiting_is_a_share_of_the_time() -> None:
-    meter = StepMeter(total=1)
-    meter.began -= 10.0
-    meter.waited += 5.0
-    meter.add(parts(0), {"loss": torch.tensor(1.0)}, torch.tensor(1.0))
-    row = meter.read(0, 0, SGD([{"params": [torch.zeros(1)], "name": "rest"}], lr=1.0))
-    assert 0.4 < float(row["waited"]) <= 0.5
-    assert 0.4 < float(row["images_per_second"]) <= 0.6
-    assert meter.waited == 0
-
-
 ONE = SGD([{"params": [torch.zeros(1)], "name": "rest"}], lr=1.0)
 
 
@@ -80,22 +68,3 @@ def test_a_gpu_has_metrics_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
             **expected,
         }
         assert row["memory"] == 3
-
-
-def test_utilization_is_sampled_until_the_gpu_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_utilization, "_SECONDS_BETWEEN_SAMPLES", 0)
-    percent = iter([50, 100])
-
-    def utilization(device: torch.device) -> int:
-        for value in percent:
-            return value
-        raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
-
-    monkeypatch.setattr(torch.cuda, "utilization", utilization)
-    with GpuUtilization(torch.device("cuda")) as gpu:
-        assert gpu._thread is not None
-        gpu._thread.join(60)
-        assert gpu.read() == 0.75
-        assert gpu.read() is None
-    with GpuUtilization(torch.device("cpu")) as gpu:
-        assert gpu._thread is None

@@ -1,7 +1,6 @@
 """Learning rates by group and step, and frozen parts."""
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
 
 from rlip_model.training.optimisation import Optimisation, freeze, group_of, make_optimizer, set_rates
 from tests.rlip_model.training.worlds import network
@@ -25,17 +24,6 @@ def test_cosine_falls_from_one_to_nearly_zero() -> None:
     assert factors[0] == 1
     assert factors == sorted(factors, reverse=True)
     assert 0 < factors[-1] < 0.001
-
-
-def test_cosine_falls_over_the_steps_if_they_decide_the_end() -> None:
-    options = Optimisation(epochs=3, steps=25, schedule="cosine")
-    factors = [options.factor(step, step // 10, step % 10 / 10) for step in range(options.total(10))]
-    assert len(factors) == 25
-    assert factors == pytest.approx(rates(Optimisation(epochs=1, schedule="cosine"), steps=25))
-
-
-def test_cosine_by_epochs_is_that_of_the_first_versions_to_the_last_bit() -> None:
-    assert Optimisation(epochs=3, schedule="cosine").factor(7, 2, 1 / 3) == 0.116977778440510885
 
 
 @pytest.mark.parametrize(("steps", "ends"), [(None, 6), (4, 4), (9, 9)])
@@ -81,13 +69,6 @@ def test_freezing_means_whole_names() -> None:
     assert "encoder" not in still
 
 
-def test_nothing_to_train_is_refused() -> None:
-    model = network()
-    model.requires_grad_(False)
-    with pytest.raises(ValueError, match="nothing to train"):
-        make_optimizer(model, Optimisation())
-
-
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("batch", 0), ("epochs", 0), ("steps", 0), ("lr", -1), ("ema", 1.0), ("lr_drop", 0), ("clip_norm", -1)],
@@ -95,10 +76,3 @@ def test_nothing_to_train_is_refused() -> None:
 def test_settings_that_cannot_work(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=setting):
         Optimisation(**{setting: value})
-
-
-def test_recipes_may_use_it_and_typos_are_refused() -> None:
-    adapter = TypeAdapter(Optimisation)
-    assert adapter.validate_python({"lr": 1e-3, "frozen": ["text_encoder"]}).frozen == ("text_encoder",)
-    with pytest.raises(ValidationError):
-        adapter.validate_python({"learning_rate": 1e-3})

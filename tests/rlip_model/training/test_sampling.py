@@ -19,7 +19,6 @@ from rlip_model.training.sampling import (
     extend,
     merge,
     relabelled,
-    union,
 )
 
 OBJECTS = LabelVocabulary.from_counts({name: 100 // rank for rank, name in enumerate("abcdefghijklmnop", 1)})
@@ -70,17 +69,6 @@ def test_what_triplets_say_does_not_change(texts: int, strategy: Strategy) -> No
         assert after.relation_labels.shape == (len(said), len(merged.texts.relations))
 
 
-def test_without_sampling_only_the_texts_of_the_images() -> None:
-    merged = merge(BATCH)
-    assert merged.texts.objects == ("x", "a", "b", "c", "d", NO_OBJECTS)
-    assert merged.texts.relations == ("on", "holding", "near")
-
-
-def test_two_thirds_are_objects() -> None:
-    sampling = NegativeSampling(OBJECTS, RELATIONS)
-    assert (sampling.num_objects, sampling.num_relations) == (333, 167)
-
-
 def test_the_same_state_gives_the_same_batch() -> None:
     sampling = NegativeSampling(OBJECTS, RELATIONS, 15)
     first, second, other = (merge(BATCH, sampling, random.Random(seed)).texts.objects for seed in (1, 1, 2))
@@ -106,10 +94,6 @@ def test_a_name_that_is_hardly_ever_drawn_does_not_hold_up(strategy: Strategy) -
     assert drawn == ["often", "once"]
 
 
-def test_an_empty_vocabulary_adds_nothing() -> None:
-    assert extend(["a"], LabelVocabulary((), ()), 5, "frequency", random.Random(0)) == ["a"]
-
-
 @pytest.mark.parametrize("strategy", ["frequency", "uniform"])
 def test_names_come_as_often_as_they_should(strategy: Strategy) -> None:
     rng = random.Random(0)
@@ -118,18 +102,6 @@ def test_names_come_as_often_as_they_should(strategy: Strategy) -> None:
     shares = {"common": 0.6, "usual": 0.3, "rare": 0.1} if strategy == "frequency" else dict.fromkeys(first, 1 / 3)
     for name, share in shares.items():
         assert first[name] / 4000 == pytest.approx(share, abs=0.03)
-
-
-def test_vocabularies() -> None:
-    assert LabelVocabulary.from_counts({"a": 1, "b": 3, "c": 1}).names == ("b", "a", "c")
-    with pytest.raises(ValueError, match="distinct"):
-        LabelVocabulary(("a", "a"), (1, 1))
-    with pytest.raises(ValueError, match="positive count"):
-        LabelVocabulary(("a",), (0,))
-
-
-def test_union_keeps_the_order() -> None:
-    assert union([["b", "a"], [], ["a", "c", "b"]]) == ["b", "a", "c"]
 
 
 def test_relabelling_needs_all_of_an_images_texts() -> None:

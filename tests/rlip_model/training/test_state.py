@@ -8,7 +8,7 @@ import torch
 from rlip_model.model import RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.training import state as module
-from rlip_model.training.state import Checkpoints, Position, TrainingState, read_state, unflatten
+from rlip_model.training.state import Checkpoints, Position, TrainingState, read_state
 from tests.rlip_model.training.worlds import network
 
 
@@ -59,24 +59,8 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_folders_can_be_moved(tmp_path: Path) -> None:
-    saved(Checkpoints(tmp_path / "before"), 3)
-    (tmp_path / "before").rename(tmp_path / "after")
-    found = Checkpoints(tmp_path / "after").latest()
-    assert found is not None
-    assert read_state(found)[0].step == 3
-
-
 def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     folder = saved(Checkpoints(tmp_path), 1)
     (folder / "optimizer.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="step-00000001"):
         read_state(folder)
-
-
-def test_an_optimizers_state_takes_what_is_stored() -> None:
-    fresh = {"state": {"x": {"exp_avg": 0}, "y": {"exp_avg": 0}}, "param_groups": []}
-    state = unflatten({"exp_avg.y": torch.ones(1)}, fresh)["state"]
-    assert state == {"x": {"exp_avg": 0}, "y": {"exp_avg": torch.ones(1)}}
-    with pytest.raises(CheckpointError, match=r"contains exp_avg\.z: other parts"):
-        unflatten({"exp_avg.z": torch.ones(1)}, fresh)

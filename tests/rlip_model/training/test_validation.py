@@ -12,7 +12,6 @@ from rlip_model.training.validation import RelationScores, average_precision, ma
 from tests.rlip_model.training.worlds import ToyFeed, objective
 
 LEFT, RIGHT = [0.0, 0.0, 0.4, 1.0], [0.6, 0.0, 1.0, 1.0]  # xyxy
-NO_BOX = [0.0, 0.0, 0.0, 0.0]
 
 
 def found(*rows: tuple[list[float], list[float], int, int, list[float]]) -> TripletDetections:
@@ -59,24 +58,6 @@ def test_a_true_triplet_is_found_once_by_the_most_confident() -> None:
     assert hits(twice) == [(0.9, True), (0.3, False), (0.0, False), (0.0, False)]
     two = true((LEFT, RIGHT, 1, 2, [1.0, 0.0]), (LEFT, RIGHT, 1, 2, [1.0, 0.0]))
     assert [hit for _, hit in hits(twice, two)] == [True, True, False, False]
-
-
-def test_a_missing_object_has_no_box_to_find() -> None:
-    truth = true((LEFT, NO_BOX, 1, 3, [1.0, 0.0]))
-    assert hits(found((LEFT, RIGHT, 1, 3, [0.9, 0.1])), truth)[0] == (0.9, True)
-    assert not hits(found((RIGHT, RIGHT, 1, 3, [0.9, 0.1])), truth)[0][1]
-    assert not hits(found((LEFT, RIGHT, 1, 2, [0.9, 0.1])), truth)[0][1]
-
-
-def test_only_the_most_confident_hundred_count() -> None:
-    rows = [(LEFT, RIGHT, 0, 0, [0.9, 0.8])] * 50
-    assert not any(hit for _, hit in hits(found(*rows, (LEFT, RIGHT, 1, 2, [0.1, 0.0]))))
-    assert any(hit for _, hit in hits(found(*rows[1:], (LEFT, RIGHT, 1, 2, [0.1, 0.0]))))
-
-
-def test_an_image_of_nothing() -> None:
-    assert hits(found((LEFT, RIGHT, 1, 2, [0.9, 0.1])), EMPTY) == [(0.9, False), (0.1, False)]
-    assert hits(TripletDetections(*vars(EMPTY).values())) == []
 
 
 def area_under_the_curve(confidences: list[float], right: list[bool], total: int) -> float:
