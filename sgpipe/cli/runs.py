@@ -212,7 +212,8 @@ def calibrate(
 def verify(
     run: StoredRun,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Remove what is damaged, so that the next run regenerates it.")
+        bool,
+        typer.Option("--repair", help="Drop what is damaged from the manifest; the next run regenerates it."),
     ] = False,
     json_: Json = False,
 ) -> None:
@@ -245,7 +246,7 @@ def _verdict(verification: Verification) -> str:
     if verification.repaired:
         return f"{verification.name}: repaired; run the command that wrote it again to regenerate what is missing"
     problems = count(len(verification.problems), "problem")
-    advice = "--repair removes what is damaged" if verification.repairable else "restore it from a copy"
+    advice = "--repair drops what is damaged" if verification.repairable else "restore it from a copy"
     return f"{verification.name}: {problems} in {size}{running}; {advice}"
 
 

@@ -131,9 +131,9 @@ def _open_manifest(
 
 
 def _finish(manifest: Manifest, limit: int | None) -> None:
-    """Keep that the import is complete, up to `limit` images; imports by version 0.1 stay as they are."""
+    """Keep that the import is complete, up to `limit` images."""
     finished = {"finished": True, "limit": limit}
-    if "finished" in manifest.run and manifest.run | finished != manifest.run:
+    if manifest.run | finished != manifest.run:
         manifest.run |= finished
         manifest.rewrite()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from sgpipe.utils.hashing import differences, fingerprint
 from sgpipe.utils.locking import is_locked, only_process
 
 PRIVATE, _NEW = ".sgpipe", "new-"
-_GROUND_TRUTH, _MINIWORLD_0_1 = "ground_truth.json", "drawn/drawn.json"
+_GROUND_TRUTH = "ground_truth.json"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
 _URI = re.compile(r"\w{2,}:/")  # as `Path` leaves it
 RECIPE, _README = "recipe.yaml", "README.md"
@@ -95,12 +94,9 @@ class RunFolder:
     def ground_truth(self) -> GroundTruth | None:
         """The ground truth of the run's images, if there is any; folders within the run move with it."""
         file = self.private / _GROUND_TRUTH
-        if file.is_file():
-            named = json.loads(file.read_text(encoding="utf-8"))
-        elif (self.private / _MINIWORLD_0_1).is_file():
-            named = {"relations": "drawn/true", "required": "drawn/composed"}
-        else:
+        if not file.is_file():
             return None
+        named = json.loads(file.read_text(encoding="utf-8"))
         return GroundTruth(**{role: joined(self.private.absolute(), path) for role, path in named.items()})
 
     def set_ground_truth(self, ground_truth: GroundTruth | None) -> None:
@@ -161,8 +157,8 @@ class RunFolder:
         """
         run = {**run, "fingerprint": fingerprint(run["identity"])}
         if not (self.root / MANIFEST).exists():
-            if self.shard_files():
-                raise UserError(f"{self.location} holds shards but no {MANIFEST}; restore it, or choose another")
+            if self._shards():
+                raise UserError(f"{self.location} contains shards but no {MANIFEST}; restore it, or choose another")
             return Manifest.create(self.root, run)
         manifest = Manifest.load(self.root)
         if manifest.run.get("fingerprint") == run["fingerprint"] and manifest.run.get("store") == run.get("store"):
@@ -202,31 +198,15 @@ class RunFolder:
             "`data/`; a run in progress may have others. Statistics: `sgpipe stats` on this folder.\n",
         )
 
-    def shard_files(self) -> list[str]:
-        """Every shard, listed in the manifest or not."""
-        return sorted(self._shards())
-
     def unlisted(self, manifest: Manifest) -> list[str]:
         """Shards that the manifest does not list, such as those of a killed run."""
         listed = {shard.file for shard in manifest.shards}
         return sorted(self._shards().keys() - listed)
 
-    def strangers(self) -> list[str]:
-        """Files that are not named like shards, but that readers of data/*.parquet would take for some."""
-        names = [name for name in sizes(self.storage / DATA) if name.endswith(".parquet") and not name.startswith(".")]
-        return sorted(f"{DATA}/{name}" for name in names if not _SHARD.fullmatch(name))
-
     def _shards(self) -> dict[str, int]:
         """Size in bytes of every shard, listed in the manifest or not."""
         found = sizes(self.storage / DATA)
         return {f"{DATA}/{name}": size for name, size in found.items() if _SHARD.fullmatch(name)}
-
-    def set_aside(self, path: Path) -> None:
-        """Move a file or folder of the run to `.sgpipe/dropped`, where no run reads it."""
-        place = self.private / "dropped"
-        place.mkdir(exist_ok=True)
-        taken = sum(1 for _ in place.iterdir())
-        os.replace(path, place / f"{taken:04d}-{path.name}")
 
     def sweep(self, manifest: Manifest) -> None:
         """Delete what a killed run left behind: shards that the manifest does not list, and temporary files."""

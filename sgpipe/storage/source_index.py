@@ -7,14 +7,13 @@ and origin are in a JSON file next to it, which is written last.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
@@ -25,7 +24,6 @@ from sgpipe.utils.hashing import file_sha256
 
 _ROWS_PER_BATCH = 256
 _CHECKSUM = "crc32"
-_CHUNK = 8 << 20  # bytes
 
 
 class SourceIndex:
@@ -59,18 +57,6 @@ class SourceIndex:
     def records(self, start: int, stop: int) -> list[Record]:
         """Records `start` up to, not including, `stop`."""
         return read_records(self._file, start, stop, self._path)
-
-
-def is_whole_index(description: bytes, records: BinaryIO) -> bool:
-    """Whether every byte of an index that lies elsewhere, and of its description, is unchanged. Raises OSError."""
-    try:
-        expected = _opened(description.decode("utf-8")).get("sha256")
-    except ValueError:
-        return False
-    digest = hashlib.sha256()
-    while chunk := records.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest() == expected
 
 
 def read_records(index: pa.NativeFile, start: int, stop: int, name: Path | str) -> list[Record]:

@@ -214,7 +214,7 @@ def test_the_store_of_another_recipe_leaves_the_folder_as_it_was(
     Machine(dataset, tmp_path / "out", store).work(units=1)
     other = Machine(dataset, tmp_path / "other", store)
     other.recipe = other.recipe.model_copy(update={"seed": 1})
-    with pytest.raises(UserError, match=f"{store.uri} was made with other settings; choose another engine.store"):
+    with pytest.raises(UserError, match=f"{store.uri} was made with other settings; choose another --store"):
         other.work(units=1)
     assert not (tmp_path / "other" / MANIFEST).exists()
     elsewhere = Machine(dataset, tmp_path / "other", StorePath(f"{store.uri}-too"))

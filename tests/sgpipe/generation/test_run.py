@@ -345,7 +345,7 @@ def test_shards_without_a_manifest_are_left_alone(finished, coco, tagger, tmp_pa
     shutil.copytree(finished, out)
     (out / "manifest.jsonl").unlink()
     before = sorted((out / "data").iterdir())
-    with pytest.raises(UserError, match=r"holds shards but no manifest"):
+    with pytest.raises(UserError, match="contains shards but no manifest"):
         run(coco, tagger, out)
     assert sorted((out / "data").iterdir()) == before
 
