@@ -29,7 +29,7 @@ from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.miniworld import MiniworldFiles, split_name
-from sgpipe.stages.tag.assumed import candidates, overlapping_pairs
+from sgpipe.stages.tag.methods import candidates, overlapping_pairs
 from sgpipe.stats.calibrate import calibrate, judge_by_truth
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder

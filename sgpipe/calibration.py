@@ -259,8 +259,8 @@ def thresholds_of_recipe(tag: TagConfig, pair: PairConfig) -> Thresholds:
     Raises UserError: as `choose_thresholds`, or the calibration is for other scores.
     """
     if tag.calibration is not None:
-        scorer = "tagger" if tag.method == "rtagger" else "judge"
-        load_calibration(tag.calibration).check_scoring(scoring_of_recipe(tag, pair), f"the {scorer} {tag.tagger}")
+        kind = "tagger" if tag.method == "rtagger" else "model"
+        load_calibration(tag.calibration).check_scoring(scoring_of_recipe(tag, pair), f"the {kind} {tag.tagger}")
     return choose_thresholds(tag.calibration, tag.threshold, tag.precision)
 
 

@@ -18,8 +18,7 @@ from sgpipe.miniworld.relations import PREDICATES, Statement, closure, statement
 from sgpipe.miniworld.render import RenderedScene, render
 from sgpipe.miniworld.scene import Scene, random_scene
 from sgpipe.records import Box, Relation
-from sgpipe.stages.judge.marks import marked_crop
-from sgpipe.stages.judge.texts import contrast_texts, relation_text
+from sgpipe.stages.score.scorer import contrast_texts, marked_crop, relation_text
 
 Pair = tuple[int, int]
 NO_TEXT = -1

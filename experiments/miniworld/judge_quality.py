@@ -25,7 +25,7 @@ from sgpipe.generation.scoring import score_run
 from sgpipe.generation.second_opinion import OPINION_COLUMN, opinion_identity, opinion_scorer
 from sgpipe.recipe import load_recipe
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.stages.judge.build import JudgeSettings
+from sgpipe.stages.score.scorer import ScorerSettings
 from sgpipe.stats.calibration import JudgedRelations
 from sgpipe.stats.opinion import area_under_roc
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
@@ -140,7 +140,7 @@ def method_rows(methods: list[MethodQuality]) -> list[list[str]]:
 
 def judge_run(run: Path, judge: Path, out: Path, progress: Progress) -> None:
     """Copy a run with the judge's opinion on its relations."""
-    settings = JudgeSettings("clip", str(judge), device="cpu")
+    settings = ScorerSettings("clip", str(judge), device="cpu")
     score_run(run, out, OPINION_COLUMN, opinion_scorer(settings, out), opinion_identity(settings), progress)
 
 

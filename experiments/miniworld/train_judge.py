@@ -2,7 +2,7 @@
 
 A tiny SigLIP, whose image encoder starts as the packaged captioner's, sees the crop of two things with their outlines.
 Of each predicate that the miniworld knows for their classes it learns whether it holds: the probability of the
-relation's text among that text and its contrast texts, as `ClipJudge` computes it, is trained by binary cross-entropy.
+relation's text among that text and its contrast texts, as `ClipScorer` computes it, is trained by binary cross-entropy.
 """
 
 from __future__ import annotations

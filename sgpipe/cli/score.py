@@ -99,12 +99,12 @@ def _by_vlm(
     from sgpipe.files.model_cache import local_model
     from sgpipe.generation.scoring import score_run
     from sgpipe.generation.second_opinion import OPINION_COLUMN, opinion_identity, opinion_scorer
-    from sgpipe.stages.judge.build import JudgeSettings
+    from sgpipe.stages.score.scorer import ScorerSettings
 
     if model is None:
         raise UserError("--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there")
     if endpoint is None:
         model = local_model(existing_model(model))
-    settings = JudgeSettings("vlm", model, endpoint, device=device)
+    settings = ScorerSettings("vlm", model, endpoint, device=device)
     scorer, progress = opinion_scorer(settings, out), console.Progress(console.progress())
     return score_run(run, out, OPINION_COLUMN, scorer, opinion_identity(settings), progress, images)

@@ -22,8 +22,8 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
-from sgpipe.stages.judge.clip_model import ClipModel, TextEmbeddings, load_clip
-from sgpipe.stages.judge.texts import is_directed, relation_text
+from sgpipe.stages.score.clip import ClipModel, TextEmbeddings, load_clip
+from sgpipe.stages.score.scorer import is_directed, relation_text
 from sgpipe.storage.database import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder

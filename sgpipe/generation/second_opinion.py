@@ -12,7 +12,8 @@ from PIL import Image
 from sgpipe.generation.scoring import ScoreColumn, Scorer
 from sgpipe.records import Record
 from sgpipe.stages.endpoint.cache import CacheFolder
-from sgpipe.stages.judge.build import JudgeSettings, make_judge
+from sgpipe.stages.score.build import make_scorer
+from sgpipe.stages.score.scorer import ScorerSettings
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import OPINION
 from sgpipe.utils.devices import pick_device, pick_dtype
@@ -21,7 +22,7 @@ from sgpipe.utils.hashing import model_sha256
 OPINION_COLUMN: ScoreColumn[float] = ScoreColumn(OPINION, pa.float32(), float, "a second opinion")
 
 
-def opinion_identity(settings: JudgeSettings) -> dict[str, Any]:
+def opinion_identity(settings: ScorerSettings) -> dict[str, Any]:
     """What decides the opinion: not where a server is, but what it serves."""
     if settings.endpoint is not None:
         return {"by": settings.kind, "model": settings.model, "served": True}
@@ -29,19 +30,19 @@ def opinion_identity(settings: JudgeSettings) -> dict[str, Any]:
     return {"by": settings.kind, "model": model_sha256(settings.model), "dtype": dtype}
 
 
-def opinion_scorer(settings: JudgeSettings, out: Path) -> Callable[[], Scorer[float]]:
+def opinion_scorer(settings: ScorerSettings, out: Path) -> Callable[[], Scorer[float]]:
     """Makes the scorer; `out`: the scored copy, which keeps the answers of a server.
 
-    What it makes raises UserError: the judge cannot be used.
+    What it makes raises UserError: the scorer cannot be used.
     """
 
     def make() -> Scorer[float]:
-        judge = make_judge(settings, CacheFolder(RunFolder(out).private))
-        judge.check()
-        judge.load()
+        scorer = make_scorer(settings, CacheFolder(RunFolder(out).private))
+        scorer.check()
+        scorer.load()
 
         def score(record: Record, image: Image.Image) -> Sequence[float | None]:
-            found = judge.probabilities(image, record.objects, record.relations)
+            found = scorer.scores(image, record.objects, record.relations)
             return [each if isinstance(each, float) else None for each in found]
 
         return score

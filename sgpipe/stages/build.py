@@ -36,13 +36,13 @@ def build_stages(recipe: Recipe, roots: Mapping[str, ImagePlace], names: Iterabl
 
 def _tag_stage(recipe: Recipe, roots: Mapping[str, ImagePlace], names: Sequence[str]) -> Stage:
     if not recipe.tag.scores:
-        from sgpipe.stages.tag.assumed import AssumedStage
+        from sgpipe.stages.tag.methods import AssumedStage
 
         return AssumedStage(recipe.tag, roots)
     if recipe.tag.method != "rtagger":
-        from sgpipe.stages.tag.judged import JudgedStage
+        from sgpipe.stages.tag.scored import ScoredStage
 
-        return JudgedStage(recipe.tag, roots, recipe.pair)
+        return ScoredStage(recipe.tag, roots, recipe.pair)
     from sgpipe.stages.tag.stage import TagStage
 
     return TagStage(recipe.tag, roots, names, recipe.pair)

@@ -15,7 +15,7 @@ from sgpipe.evaluation.label_quality.measures import Relations
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.relations import PREDICATES
 from sgpipe.records import Box, Relation
-from sgpipe.stages.judge.clip import ClipJudge
+from sgpipe.stages.score.clip import ClipScorer
 
 CONFIG = JudgeConfig(images=4, steps=2, batch_size=4, text_layers=1, text_width=32)
 
@@ -57,7 +57,7 @@ def test_a_saved_judge_says_what_the_training_sees(data: JudgeData, tmp_path: Pa
     with torch.no_grad():
         odds, _ = trainer.odds(rows, torch.zeros(len(rows), dtype=torch.bool))
     save_judge(trainer.model, CONFIG, tokenizer, tmp_path)
-    judge = ClipJudge(str(tmp_path), "cpu")
+    judge = ClipScorer(str(tmp_path), "cpu")
     judge.load()
     found = []
     for row in rows.tolist():

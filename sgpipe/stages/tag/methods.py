@@ -1,10 +1,22 @@
-"""What each way of deciding which candidates are relations needs (`tag.method`)."""
+"""What each way of deciding which candidates are relations needs (`tag.method`), and the ways without a model.
+
+Those make every candidate a relation, or every candidate whose boxes overlap: the baselines of the RLIPv2 paper
+(section 4.3, table 5) for the R-Tagger.
+"""
 
 from __future__ import annotations
 
-from sgpipe.errors import UserError, existing_model
-from sgpipe.recipe import UNSCORED, PairConfig, TagConfig
+from collections.abc import Mapping
 
+import numpy as np
+
+from sgpipe.errors import UserError, existing_model
+from sgpipe.files.image_roots import ImagePlace
+from sgpipe.recipe import UNSCORED, PairConfig, TagConfig
+from sgpipe.records import Pair, Record, Relation, deduplicate
+from sgpipe.stages.pair.candidates import overlapping
+
+ASSUMED = 1.0  # so that no threshold drops them; without a confidence they would be annotations
 _NEEDED = {
     "rtagger": "tag.tagger is not set (--tagger; `sgpipe convert` makes one from an official checkpoint); to "
     "label without an R-Tagger, set tag.method to all, overlap, clip or vlm",
@@ -38,3 +50,46 @@ def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
         raise UserError(f"tag.method is {tag.method}: pair.restrict=group is for rtagger")
     if tag.tagger is not None and tag.scores and tag.endpoint is None:
         existing_model(tag.tagger)
+
+
+class AssumedStage:
+    """Makes candidates relations with confidence 1, without looking at the image."""
+
+    name = "tag"
+    fills = ("relations",)
+
+    def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace]) -> None:
+        """
+        Args:
+            roots: where the images of each split are; not used, as no image is opened.
+        """
+        self.config, self.roots, self.resources = config, roots, config.resources
+
+    def check(self) -> None:
+        """Raises UserError: a setting is for another method."""
+        check_tagger(self.config)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        for record in records:
+            if record.ok:
+                pairs = overlapping_pairs(record) if self.config.method == "overlap" else record.pairs
+                record.relations = deduplicate(candidates(pairs, ASSUMED))
+        return records
+
+
+def candidates(pairs: list[Pair], confidence: float | None) -> list[Relation]:
+    """Every pair with each of its predicates."""
+    return [Relation(pair.subject, pair.object, text, confidence) for pair in pairs for text in pair.predicates]
+
+
+def overlapping_pairs(record: Record) -> list[Pair]:
+    """The candidate pairs whose boxes share some area; boxes that only touch, or have no area, do not."""
+    if not record.pairs:
+        return []
+    boxes = np.array([box.bbox for box in record.objects], np.float64)
+    indices = np.array([(pair.subject, pair.object) for pair in record.pairs], np.int64)
+    shared = overlapping(boxes, indices) & (boxes[indices][:, :, 2:] > 0).all((1, 2))
+    return [pair for pair, kept in zip(record.pairs, shared.tolist(), strict=True) if kept]

@@ -1,4 +1,4 @@
-"""Other ways to decide which candidates are relations: all, those whose boxes overlap, and a judge."""
+"""Other ways to decide which candidates are relations: all, those whose boxes overlap, and a scorer."""
 
 import copy
 from pathlib import Path
@@ -13,10 +13,9 @@ from sgpipe.recipe import PairConfig, Recipe, Requests, TagConfig, load_recipe
 from sgpipe.records import NO_OBJECT, Box, Pair, Record
 from sgpipe.stages.build import build_stages, with_classes
 from sgpipe.stages.endpoint.cache import CacheFolder
-from sgpipe.stages.judge.judge import Unjudged
-from sgpipe.stages.tag.assumed import AssumedStage
-from sgpipe.stages.tag.judged import JudgedStage
-from sgpipe.stages.tag.methods import check_tagger, tag_notes
+from sgpipe.stages.score.scorer import Unscored
+from sgpipe.stages.tag.methods import AssumedStage, check_tagger, tag_notes
+from sgpipe.stages.tag.scored import ScoredStage
 from sgpipe.stages.tag.stage import TagStage
 from tests.clip_checkpoints import make_clip
 from tests.endpoint_server import EndpointServer
@@ -57,9 +56,9 @@ def statements(tagged: Record) -> list[tuple[int, int, str]]:
     return [(item.subject, item.object, item.predicate) for item in tagged.relations]
 
 
-def judged(folder: Path, **changes: object) -> JudgedStage:
+def scored(folder: Path, **changes: object) -> ScoredStage:
     settings = {"method": "clip", "tagger": str(folder / "clip"), "threshold": 0.0, **changes}
-    stage = JudgedStage(TagConfig.model_validate(settings), {"val": folder})
+    stage = ScoredStage(TagConfig.model_validate(settings), {"val": folder})
     stage.check()
     stage.setup()
     return stage
@@ -89,12 +88,12 @@ def test_a_repeated_candidate_is_one_relation() -> None:
     assert statements(tagged) == [(0, 1, "on")]
 
 
-def test_a_judge_keeps_what_is_above_the_threshold(folder: Path) -> None:
-    [tagged] = judged(folder)([record(0)])
+def test_a_scorer_keeps_what_is_above_the_threshold(folder: Path) -> None:
+    [tagged] = scored(folder)([record(0)])
     assert tagged.ok
     assert statements(tagged) == [s for s in statements(_all(record(0))) if s[1] != 3], "a cup without area is not seen"
     least = sorted(item.confidence for item in tagged.relations)[2]
-    [fewer] = judged(folder, threshold=least)([record(0)])
+    [fewer] = scored(folder, threshold=least)([record(0)])
     assert fewer.relations == [item for item in tagged.relations if item.confidence > least]
 
 
@@ -102,20 +101,20 @@ def _all(given: Record) -> Record:
     return AssumedStage(TagConfig(method="all"), {})([given])[0]
 
 
-def test_a_judge_gives_the_same_confidences_whatever_is_beside(folder: Path) -> None:
-    together = judged(folder)([record(0), record(1), record(2)])
+def test_a_scorer_gives_the_same_confidences_whatever_is_beside(folder: Path) -> None:
+    together = scored(folder)([record(0), record(1), record(2)])
     for index in range(3):
-        assert judged(folder)([record(index)])[0] == together[index]
-    [reversed_] = judged(folder)([record(1, PAIRS[::-1])])
+        assert scored(folder)([record(index)])[0] == together[index]
+    [reversed_] = scored(folder)([record(1, PAIRS[::-1])])
     assert {item.confidence for item in reversed_.relations} == {item.confidence for item in together[1].relations}
 
 
-def test_what_a_judge_cannot_judge_is_an_error_row(folder: Path) -> None:
-    stage = judged(folder)
+def test_what_cannot_be_scored_is_an_error_row(folder: Path) -> None:
+    stage = scored(folder)
     missing, broken = stage([record(7), record(0)])
     assert missing.error.startswith("tag: image file not found")
     assert broken.ok
-    stage.judge.probabilities = lambda image, objects, relations: [0.5, *[Unjudged("too long")] * (len(relations) - 1)]
+    stage.scorer.scores = lambda image, objects, relations: [0.5, *[Unscored("too long")] * (len(relations) - 1)]
     [refused] = stage([record(0)])
     assert (refused.error, refused.relations) == ("tag: too long", [])
 
@@ -152,14 +151,14 @@ def test_a_calibration_is_of_the_same_method_and_model(folder: Path, tmp_path: P
     config = TagConfig(method="clip", tagger=str(folder / "clip"))
     scoring = scoring_of_recipe(config, PairConfig())
     own = make_calibration(tmp_path / "own.json", scoring, {"next to": 1.0})
-    judged(folder, calibration=str(own), threshold=0.5)
+    scored(folder, calibration=str(own), threshold=0.5)
     for name, other in (
         ("rtagger", scoring_of_recipe(TagConfig(tagger=str(folder / "clip")), PairConfig())),
         ("vlm", scoring_of_recipe(config.model_copy(update={"method": "vlm"}), PairConfig())),
     ):
         file = make_calibration(tmp_path / f"{name}.json", other, {"next to": 1.0})
-        with pytest.raises(UserError, match="does not fit the judge"):
-            judged(folder, calibration=str(file), threshold=0.5)
+        with pytest.raises(UserError, match="does not fit the model"):
+            scored(folder, calibration=str(file), threshold=0.5)
     assert "method" not in scoring_of_recipe(TagConfig(tagger="a"), PairConfig()), "as earlier versions wrote it"
 
 
@@ -168,7 +167,7 @@ def test_each_method_has_its_stage_of_the_same_name(folder: Path) -> None:
         ("rtagger", TagStage),
         ("all", AssumedStage),
         ("overlap", AssumedStage),
-        ("clip", JudgedStage),
+        ("clip", ScoredStage),
     ):
         recipe = load_recipe("coco", {"tag.method": method, "tag.tagger": str(folder / "clip")})
         stages = build_stages(recipe, {}, ["person", "dog"])
@@ -182,7 +181,7 @@ def test_each_method_has_its_stage_of_the_same_name(folder: Path) -> None:
 def test_a_served_model_decides_and_its_answers_are_kept(folder: Path, tmp_path: Path) -> None:
     with EndpointServer(lambda body: ["Yes"], models=["tiny"]) as server:
         config = TagConfig(method="vlm", tagger="tiny", endpoint=server.url, requests=Requests(retries=1))
-        stage = JudgedStage(config, {"val": folder})
+        stage = ScoredStage(config, {"val": folder})
         stage.cache_folder = CacheFolder(tmp_path)
         stage.check()
         stage.setup()

@@ -1,4 +1,4 @@
-"""A vision-language model as a judge, on this machine and behind an endpoint."""
+"""A vision-language model as a scorer, on this machine and behind an endpoint."""
 
 import json
 import math
@@ -12,11 +12,9 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.recipe import Requests
 from sgpipe.records import NO_OBJECT, Box, Relation
-from sgpipe.stages.judge.judge import NO_AREA, Unjudged
-from sgpipe.stages.judge.marks import OBJECT_COLOUR, SUBJECT_COLOUR
-from sgpipe.stages.judge.questions import NEITHER, ask_about, mean_of_orders, share_of_yes
-from sgpipe.stages.judge.served import ServedJudge
-from sgpipe.stages.judge.vlm import VlmJudge
+from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.stages.score.scorer import NO_AREA, OBJECT_COLOUR, SUBJECT_COLOUR, Unscored
+from sgpipe.stages.score.vlm import NEITHER, ServedScorer, VlmScorer, ask_about, mean_of_orders, share_of_yes
 from tests.endpoint_server import EndpointServer, at_random, scripted, shown_image
 from tests.vlm_checkpoints import make_vlm
 
@@ -34,73 +32,73 @@ def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
 
 
-def judge_of(folder: Path) -> VlmJudge:
-    judge = VlmJudge(str(folder), "cpu")
-    judge.check()
-    judge.load()
-    return judge
+def scorer_of(folder: Path) -> VlmScorer:
+    scorer = VlmScorer(str(folder), "cpu")
+    scorer.check()
+    scorer.load()
+    return scorer
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "qwen2_5_vl"])
 def test_a_local_model_is_asked_one_question_at_a_time(family: str, tmp_path: Path, image: Image.Image) -> None:
-    judge = judge_of(make_vlm(tmp_path, family))
-    together = judge.probabilities(image, OBJECTS, RELATIONS)
+    scorer = scorer_of(make_vlm(tmp_path, family))
+    together = scorer.scores(image, OBJECTS, RELATIONS)
     assert together[2] is NO_AREA
-    judged = [each for each in together if isinstance(each, float)]
-    assert len(judged) == 3
-    assert all(0 < each < 1 for each in judged)
-    assert len(set(judged)) == 3
-    alone = [judge.probabilities(image, OBJECTS, [relation])[0] for relation in RELATIONS[::-1]]
+    scored = [each for each in together if isinstance(each, float)]
+    assert len(scored) == 3
+    assert all(0 < each < 1 for each in scored)
+    assert len(set(scored)) == 3
+    alone = [scorer.scores(image, OBJECTS, [relation])[0] for relation in RELATIONS[::-1]]
     assert alone == together[::-1]
-    assert judge.probabilities(image.rotate(90), OBJECTS, RELATIONS[:1]) != together[:1], "the image counts"
+    assert scorer.scores(image.rotate(90), OBJECTS, RELATIONS[:1]) != together[:1], "the image counts"
 
 
-def test_an_image_that_the_processor_refuses_is_not_judged(tmp_path: Path) -> None:
-    judge = judge_of(make_vlm(tmp_path, "qwen2_5_vl"))
+def test_an_image_that_the_processor_refuses_has_no_score(tmp_path: Path) -> None:
+    scorer = scorer_of(make_vlm(tmp_path, "qwen2_5_vl"))
     strip = [Box("man", 0, (0, 0, 100, 1)), Box("horse", 1, (100, 0, 300, 1))]
-    [found] = judge.probabilities(Image.new("RGB", (500, 1)), strip, [Relation(0, 1, "riding")])
-    assert isinstance(found, Unjudged)
-    assert found.reason.startswith("the judge cannot process the image: ")
+    [found] = scorer.scores(Image.new("RGB", (500, 1)), strip, [Relation(0, 1, "riding")])
+    assert isinstance(found, Unscored)
+    assert found.reason.startswith("the scorer cannot process the image: ")
 
 
 def test_the_probability_is_that_of_the_first_token_in_both_orders(tmp_path: Path, image: Image.Image) -> None:
-    judge = judge_of(make_vlm(tmp_path, "smolvlm"))
-    said, network = [], judge._network.forward
+    scorer = scorer_of(make_vlm(tmp_path, "smolvlm"))
+    said, network = [], scorer._network.forward
 
     def listening(**inputs):
         found = network(**inputs)
         said.append(found.logits[0, -1].double())
         return found
 
-    judge._network.forward = listening
-    [probability] = judge.probabilities(image, OBJECTS, RELATIONS[:1])
+    scorer._network.forward = listening
+    [probability] = scorer.scores(image, OBJECTS, RELATIONS[:1])
     assert len(said) == 2
-    both = torch.cat([judge._yes, judge._no])
-    shares = [each.softmax(0)[judge._yes].sum() / each.softmax(0)[both].sum() for each in said]
+    both = torch.cat([scorer._yes, scorer._no])
+    shares = [each.softmax(0)[scorer._yes].sum() / each.softmax(0)[both].sum() for each in said]
     assert probability == pytest.approx(torch.stack(shares).mean().item())
     with torch.no_grad():
-        judge._network.get_output_embeddings().weight.fill_(torch.nan)
+        scorer._network.get_output_embeddings().weight.fill_(torch.nan)
     with pytest.raises(UserError, match="returns NaN"):
-        judge.probabilities(image, OBJECTS, RELATIONS[:1])
+        scorer.scores(image, OBJECTS, RELATIONS[:1])
 
 
 def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
     with pytest.raises(UserError, match="cannot be asked about images: it is a bert"):
-        VlmJudge(str(tmp_path / "bert")).check()
+        VlmScorer(str(tmp_path / "bert")).check()
     with pytest.raises(UserError, match="no such folder"):
-        VlmJudge(str(tmp_path / "none" / "such")).check()
+        VlmScorer(str(tmp_path / "none" / "such")).check()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"^judge .*the folder has no config\.json"):
-        VlmJudge(str(tmp_path / "empty")).check()
+    with pytest.raises(UserError, match=r"^scorer .*the folder has no config\.json"):
+        VlmScorer(str(tmp_path / "empty")).check()
     folder = make_vlm(tmp_path / "blip2", "blip-2")
     with pytest.raises(UserError, match="has no chat template") as caught:
-        judge_of(folder)
+        scorer_of(folder)
     assert "\n" not in str(caught.value)
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match="cannot load its weights"):
-        judge_of(folder)
+        scorer_of(folder)
 
 
 def test_the_question_names_both_boxes_and_both_orders() -> None:
@@ -118,18 +116,18 @@ def test_yes_has_many_spellings() -> None:
     assert mean_of_orders([0.2, NEITHER]) is NEITHER
 
 
-def served(server: EndpointServer, cache: Path | None = None, **requests: object) -> ServedJudge:
-    judge = ServedJudge(server.url, "tiny-vlm", Requests(**{"retries": 3, **requests}), cache)
-    judge.load()
-    return judge
+def served(server: EndpointServer, cache: CacheFolder | None = None, **requests: object) -> ServedScorer:
+    scorer = ServedScorer(server.url, "tiny-vlm", Requests(**{"retries": 3, **requests}), cache)
+    scorer.load()
+    return scorer
 
 
 def test_a_served_model_gets_two_requests_of_one_token(image: Image.Image, tmp_path: Path) -> None:
     with EndpointServer(lambda body: ["Yes"]) as server:
-        judge = served(server, tmp_path)
-        judge.check()
+        scorer = served(server, CacheFolder(tmp_path))
+        scorer.check()
         server.requests.clear()
-        found = judge.probabilities(image, OBJECTS, RELATIONS)
+        found = scorer.scores(image, OBJECTS, RELATIONS)
         assert found[2] is NO_AREA
         yes, no = math.exp(-0.25), math.exp(-1.5)
         assert [found[0], found[1], found[3]] == [pytest.approx(yes / (yes + no))] * 3
@@ -138,18 +136,16 @@ def test_a_served_model_gets_two_requests_of_one_token(image: Image.Image, tmp_p
         shown = map(shown_image, server.requests)  # in any order
         found_colours = [(each.size, each.getpixel((10, 30)), each.getpixel((60, 20))) for each in shown]
         assert found_colours.count((image.size, SUBJECT_COLOUR, OBJECT_COLOUR)) == 2
-        assert judge.probabilities(image, OBJECTS, RELATIONS) == found
+        assert scorer.scores(image, OBJECTS, RELATIONS) == found
         assert len(server.requests) == 6, "answers are kept"
 
 
 def test_a_served_model_may_fail_now_and_then_and_refuse_an_image(image: Image.Image) -> None:
     with EndpointServer(lambda body: ["Yes"], at_random(0, 0.4)) as server:
-        assert all(
-            isinstance(each, float) for each in served(server, retries=6).probabilities(image, OBJECTS, RELATIONS[:2])
-        )
+        assert all(isinstance(each, float) for each in served(server, retries=6).scores(image, OBJECTS, RELATIONS[:2]))
     with EndpointServer(lambda body: ["Yes"], scripted("filtered")) as server:
-        [found] = served(server).probabilities(image, OBJECTS, RELATIONS[:1])
-        assert isinstance(found, Unjudged)
+        [found] = served(server).scores(image, OBJECTS, RELATIONS[:1])
+        assert isinstance(found, Unscored)
         assert "content filter" in found.reason
 
 

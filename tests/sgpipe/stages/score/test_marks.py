@@ -1,10 +1,10 @@
-"""What a judge sees: both boxes with their outlines, in a square or in the whole image."""
+"""What a scorer sees: both boxes with their outlines, in a square or in the whole image."""
 
 import pytest
 from PIL import Image
 
 from sgpipe.records import NO_OBJECT, Box, Relation
-from sgpipe.stages.judge.marks import OBJECT_COLOUR, SUBJECT_COLOUR, marked_crop, marked_image
+from sgpipe.stages.score.scorer import OBJECT_COLOUR, SUBJECT_COLOUR, marked_crop, marked_image
 
 GREY = (100, 100, 100)
 DOG, CAT = Box("dog", 0, (10, 10, 40, 40)), Box("cat", 0, (60, 20, 30, 50))

@@ -1,12 +1,104 @@
-"""What a judge sees of a pair of boxes: the subject in a red and the object in a blue outline."""
+"""The `RelationScorer` protocol (an image and relations in, a probability of each out), and what scorers show and ask.
+
+A scorer sees the subject in a red and the object in a blue outline.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from PIL import Image, ImageDraw
 
+from sgpipe.recipe import Requests
 from sgpipe.records import Box, Relation
+
+ScorerKind = Literal["clip", "vlm"]
+
+
+@dataclass(frozen=True)
+class ScorerSettings:
+    """Which scorer, and where it computes; `gpus`: how many were requested, if any, "auto" is a GPU."""
+
+    kind: ScorerKind
+    model: str
+    endpoint: str | None = None
+    requests: Requests = field(default_factory=Requests)
+    device: str = "auto"
+    dtype: str = "auto"
+    gpus: float = 0
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """Why a relation has no score."""
+
+    reason: str
+
+
+NO_AREA = Unscored("a box has no area in the image")
+
+
+class RelationScorer(Protocol):
+    """Scores relations by what the image shows.
+
+    The score of a relation depends on the image, its two boxes and its predicate only: never on the other relations
+    that are scored, on their number or their order.
+    """
+
+    def check(self) -> None:
+        """Raise UserError if this model cannot score, as far as can be told cheaply, before any work."""
+
+    def load(self) -> None:
+        """Load what is needed, in the process that scores. Raises UserError like `check`, and for damaged weights."""
+
+    def scores(
+        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
+    ) -> list[float | Unscored]:
+        """Return the probability that each relation is correct, in their order; confidences are not read.
+
+        Args:
+            image: RGB.
+            objects: its boxes, xywh in pixels of the image; the relations index them.
+
+        Raises UserError or EngineError if the scorer fails on every image.
+        """
+        ...
+
+
+# Predicates that hold in both directions: a text with swapped roles says the same.
+SYMMETRIC = frozenset(
+    ("next to", "beside", "near", "by", "close to", "adjacent to", "alongside", "with", "touching", "facing", "hugging")
+)
+
+
+def relation_text(subject: Box, predicate: str, object_: Box) -> str:
+    """The text "a SUBJECT PREDICATE an OBJECT"; without the object if there is none."""
+    last = "" if object_.is_nothing else f" {with_article(object_.category)}"
+    return f"{with_article(subject.category)} {predicate}{last}"
+
+
+def with_article(name: str) -> str:
+    """The name of a class with "a" or "an"."""
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def is_directed(subject: Box, object_: Box) -> bool:
+    """Whether swapping subject and object changes the text."""
+    return not object_.is_nothing and subject.category != object_.category
+
+
+def contrast_texts(objects: Sequence[Box], relation: Relation) -> list[str]:
+    """What else the two boxes may show: both things, unrelated, and the relation with swapped roles."""
+    subject, object_ = objects[relation.subject], objects[relation.object]
+    if object_.is_nothing:
+        return [with_article(subject.category)]
+    texts = [f"{with_article(subject.category)} and {with_article(object_.category)}"]
+    if is_directed(subject, object_) and relation.predicate.strip().lower() not in SYMMETRIC:
+        texts.append(relation_text(object_, relation.predicate, subject))
+    return texts
+
 
 SUBJECT_COLOUR, OBJECT_COLOUR = (230, 30, 30), (30, 80, 255)
 _SURROUNDING = (124, 116, 104)  # the mean colour of ImageNet, where a square reaches beyond the image

@@ -1,4 +1,4 @@
-"""A CLIP model as a judge."""
+"""A CLIP model as a scorer."""
 
 import json
 import random
@@ -12,11 +12,8 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.recipe import packaged_model
 from sgpipe.records import NO_OBJECT, Box, Relation
-from sgpipe.stages.judge.clip import ClipJudge, split_name
-from sgpipe.stages.judge.clip_model import load_clip
-from sgpipe.stages.judge.judge import NO_AREA
-from sgpipe.stages.judge.marks import marked_crop
-from sgpipe.stages.judge.texts import contrast_texts, relation_text
+from sgpipe.stages.score.clip import ClipScorer, load_clip, split_name
+from sgpipe.stages.score.scorer import NO_AREA, contrast_texts, marked_crop, relation_text
 from tests.clip_checkpoints import make_clip, make_open_clip
 
 OBJECTS = [
@@ -47,15 +44,15 @@ def folder(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_clip(out)
 
 
-def judge_of(folder: Path) -> ClipJudge:
-    judge = ClipJudge(str(folder), "cpu")
-    judge.check()
-    judge.load()
-    return judge
+def scorer_of(folder: Path) -> ClipScorer:
+    scorer = ClipScorer(str(folder), "cpu")
+    scorer.check()
+    scorer.load()
+    return scorer
 
 
 def test_the_probability_is_the_share_of_the_text_among_its_contrasts(folder: Path, image: Image.Image) -> None:
-    found = judge_of(folder).probabilities(image, OBJECTS, RELATIONS)
+    found = scorer_of(folder).scores(image, OBJECTS, RELATIONS)
     clip = load_clip(str(folder), None, torch.device("cpu"))
     for relation, probability in zip(RELATIONS, found, strict=True):
         crop = marked_crop(image, OBJECTS, relation, clip.side)
@@ -72,15 +69,15 @@ def test_the_probability_is_the_share_of_the_text_among_its_contrasts(folder: Pa
 
 
 def test_a_probability_does_not_depend_on_what_else_is_asked(folder: Path, image: Image.Image) -> None:
-    judge = judge_of(folder)
-    together = judge.probabilities(image, OBJECTS, RELATIONS)
-    alone = [judge_of(folder).probabilities(image, OBJECTS, [relation])[0] for relation in RELATIONS[:7]]
+    scorer = scorer_of(folder)
+    together = scorer.scores(image, OBJECTS, RELATIONS)
+    alone = [scorer_of(folder).scores(image, OBJECTS, [relation])[0] for relation in RELATIONS[:7]]
     assert alone == together[:7]
     order = list(range(len(RELATIONS)))
     random.Random(0).shuffle(order)
-    shuffled = judge_of(folder).probabilities(image, OBJECTS, [RELATIONS[number] for number in order])
+    shuffled = scorer_of(folder).scores(image, OBJECTS, [RELATIONS[number] for number in order])
     assert [shuffled[order.index(number)] for number in range(len(order))] == together
-    assert judge.probabilities(image, OBJECTS, []) == []
+    assert scorer.scores(image, OBJECTS, []) == []
 
 
 def test_contrasts_are_both_things_and_swapped_roles_where_these_differ() -> None:
@@ -116,17 +113,17 @@ def test_models_that_are_no_clip_are_refused_in_one_line(tmp_path: Path) -> None
     (tmp_path / "torn" / "config.json").write_text("{", encoding="utf-8")
     for folder, message in (("missing", "no such folder"), ("other", "is no CLIP model"), ("torn", "cannot be loaded")):
         with pytest.raises(UserError, match=message) as caught:
-            ClipJudge(str(tmp_path / folder)).check()
+            ClipScorer(str(tmp_path / folder)).check()
         assert "\n" not in str(caught.value)
-    judge = ClipJudge(str(tmp_path / "clip"))
-    judge.check()
+    scorer = ClipScorer(str(tmp_path / "clip"))
+    scorer.check()
     with pytest.raises(UserError, match="cannot be loaded"):
-        judge.load()
+        scorer.load()
     with pytest.raises(UserError, match="is no whole CLIP model: it has no weights for "):
-        ClipJudge(str(packaged_model("captioner")), "cpu").load()
+        ClipScorer(str(packaged_model("captioner")), "cpu").load()
     make_clip(tmp_path / "nan")
-    judge = judge_of(tmp_path / "nan")
+    scorer = scorer_of(tmp_path / "nan")
     with torch.no_grad():
-        judge.clip._network.visual_projection.weight.fill_(torch.nan)
+        scorer.clip._network.visual_projection.weight.fill_(torch.nan)
     with pytest.raises(UserError, match="returns NaN"):
-        judge.probabilities(Image.new("RGB", (120, 90)), OBJECTS, RELATIONS[:1])
+        scorer.scores(Image.new("RGB", (120, 90)), OBJECTS, RELATIONS[:1])

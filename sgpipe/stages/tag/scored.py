@@ -1,4 +1,4 @@
-"""The tag stage with a judge: a CLIP model, or a vision-language model that is asked about every candidate."""
+"""The tag stage with a scorer: a CLIP model, or a vision-language model that is asked about every candidate."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Record, Relation, deduplicate
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.endpoint.cache import CacheFolder
-from sgpipe.stages.judge.build import JudgeKind, JudgeSettings, make_judge
-from sgpipe.stages.judge.judge import NO_AREA, Judge, Unjudged
-from sgpipe.stages.tag.assumed import candidates
-from sgpipe.stages.tag.methods import check_tagger
+from sgpipe.stages.score.build import make_scorer
+from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings, Unscored
+from sgpipe.stages.tag.methods import candidates, check_tagger
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.gpu_memory import gpu_use
 
 
-class JudgedStage:
-    """Keeps the candidates that a judge finds more probable than the threshold; that is their confidence.
+class ScoredStage:
+    """Keeps the candidates that a scorer finds more probable than the threshold; that is their confidence.
 
     A candidate with a box that has no area in the image is no relation.
     """
 
     name = "tag"
     fills = ("relations",)
-    threads = 0  # that open images; set up with the judge
+    threads = 0  # that open images; set up with the scorer
 
     def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace], pair: PairConfig | None = None) -> None:
         """
@@ -45,27 +44,27 @@ class JudgedStage:
         self.cache_folder: CacheFolder | None = None
 
     def check(self) -> None:
-        """Raises UserError: the judge cannot judge, or the calibration is of other scores."""
+        """Raises UserError: the model cannot score, or the calibration belongs to other scores."""
         check_tagger(self.config)
         thresholds_of_recipe(self.config, self.pair)
-        self._judge().check()
+        self._scorer().check()
 
-    def _judge(self) -> Judge:
+    def _scorer(self) -> RelationScorer:
         config = self.config
         assert config.tagger is not None
-        kind: JudgeKind = "clip" if config.method == "clip" else "vlm"
+        kind: ScorerKind = "clip" if config.method == "clip" else "vlm"
         where = (config.endpoint, config.requests, config.device, config.dtype, config.resources.gpus or 0)
-        return make_judge(JudgeSettings(kind, config.tagger, *where), self.cache_folder)
+        return make_scorer(ScorerSettings(kind, config.tagger, *where), self.cache_folder)
 
     def setup(self) -> None:
-        """Load the judge. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
+        """Load the scorer. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
         check_tagger(self.config)
         self.thresholds = thresholds_of_recipe(self.config, self.pair)
         torch.set_num_threads(max(1, int(self.resources.cpus)))
-        self.judge = self._judge()
+        self.scorer = self._scorer()
         if self.config.endpoint is None:
-            self.judge.check()
-        self.judge.load()
+            self.scorer.check()
+        self.scorer.load()
         here = self.config.endpoint is None
         self.device = pick_device(self.config.device, self.resources.gpus) if here else None
         self.threads = image_threads(self.resources, elsewhere=self.device != torch.device("cpu"))
@@ -92,20 +91,20 @@ class JudgedStage:
         except ImageError as reason:
             record.fail(self.name, str(reason))
             return
-        found = self.judge.probabilities(image, record.objects, asked)
-        failed = [each for each in found if isinstance(each, Unjudged) and each is not NO_AREA]
+        found = self.scorer.scores(image, record.objects, asked)
+        failed = [each for each in found if isinstance(each, Unscored) and each is not NO_AREA]
         if failed:
             record.fail(self.name, failed[0].reason)
             return
-        judged = [(relation, each) for relation, each in zip(asked, found, strict=True) if isinstance(each, float)]
-        record.relations = deduplicate(self._kept(judged))
+        scored = [(relation, each) for relation, each in zip(asked, found, strict=True) if isinstance(each, float)]
+        record.relations = deduplicate(self._kept(scored))
 
-    def _kept(self, judged: list[tuple[Relation, float]]) -> list[Relation]:
+    def _kept(self, scored: list[tuple[Relation, float]]) -> list[Relation]:
         """The relations above their thresholds, in shards' precision, as those of an R-Tagger."""
-        least = self.thresholds.of_each(relation.predicate for relation, _ in judged).tolist()
-        confidences = torch.tensor([each for _, each in judged], dtype=torch.float32).tolist()
+        least = self.thresholds.of_each(relation.predicate for relation, _ in scored).tolist()
+        confidences = torch.tensor([each for _, each in scored], dtype=torch.float32).tolist()
         return [
             Relation(relation.subject, relation.object, relation.predicate, confidence)
-            for (relation, _), confidence, threshold in zip(judged, confidences, least, strict=True)
+            for (relation, _), confidence, threshold in zip(scored, confidences, least, strict=True)
             if confidence > threshold
         ]

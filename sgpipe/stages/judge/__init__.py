@@ -1,1 +1,0 @@
-"""Judges: how probable it is that a relation is correct, by the image itself."""

@@ -1,0 +1,216 @@
+"""Scores by a vision-language model, of transformers or behind an endpoint: the probability that it answers "yes".
+
+Each question is asked twice, with the answers named in both orders: models prefer the one that is named first, or last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import Requests
+from sgpipe.records import Box, Relation
+from sgpipe.stages.checkpoint import MISFITS, first_line, load_weights, options, quiet, read_config
+from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.stages.endpoint.client import ChatEndpoint
+from sgpipe.stages.endpoint.messages import Answer, ChatRequest, ChatSampling, Refusal, conversation, image_url
+from sgpipe.stages.score.scorer import NO_AREA, Unscored, marked_image, visible_boxes
+from sgpipe.utils.devices import pick_device, pick_dtype
+from sgpipe.utils.gpu_memory import enough_memory
+
+LONGEST_SIDE = 1024  # pixels of the image that is shown
+NEITHER = Unscored('the model answers neither "yes" nor "no"')
+_ORDERS = ("yes or no", "no or yes")
+_VARIANTS = ("{}", " {}", "\n{}", '"{}', "**{}")
+_REMEDY = "use a smaller model"
+_EXAMPLE = Image.new("RGB", (64, 64), "white")
+_SAMPLING = ChatSampling(max_tokens=1)
+_RETRIES_OF_CHECK = 2
+
+
+class VlmScorer:
+    """Asks a model whether a relation holds, one question at a time, so that no answer depends on another question."""
+
+    def __init__(self, model: str, device: str = "auto", dtype: str = "auto", gpus: float = 0) -> None:
+        """
+        Args:
+            model: hub id or folder of an image-text-to-text model with a chat template.
+            gpus: how many were asked for.
+        """
+        self.model = model
+        self._device_name, self._dtype_name, self._gpus = device, dtype, gpus
+
+    def check(self) -> None:
+        """Raises UserError: there is no such model, or it does not read images and text."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+        kind = read_config(self.model, "scorer").get("model_type")
+        if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            raise UserError(f"{self.model} cannot be asked about images: it is a {kind or 'model without a type'}")
+
+    def load(self) -> None:
+        """Raises UserError: as `check`, the weights are damaged, it has no chat template, or no GPU is there."""
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.check()
+        self._device = pick_device(self._device_name, self._gpus)
+        dtype = pick_dtype(self._dtype_name, self._device)
+        try:
+            with quiet():
+                self._processor: Any = AutoProcessor.from_pretrained(self.model, **options(self.model))
+        except (ImportError, *MISFITS) as error:
+            raise UserError(f"scorer {self.model} cannot be loaded ({first_line(error)})") from None
+        network = load_weights(AutoModelForImageTextToText, self.model, "scorer", dtype=dtype)
+        if not getattr(self._processor, "chat_template", None):
+            raise UserError(f"scorer {self.model} has no chat template, so it cannot be asked")
+        self._network: Any = network.eval().to(self._device)
+        self._yes, self._no = _answer_tokens(self._processor.tokenizer, self.model)
+        if isinstance(failed := self._ask(_EXAMPLE, ["Is it white?"]), Unscored):
+            raise UserError(f"scorer {self.model} cannot be asked about an example image: {failed.reason}")
+
+    def scores(
+        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
+    ) -> list[float | Unscored]:
+        """See `RelationScorer`."""
+        found: list[float | Unscored] = []
+        with enough_memory(self._device, _REMEDY):
+            for relation in relations:
+                marked = marked_image(image, objects, relation, LONGEST_SIDE)
+                found.append(NO_AREA if marked is None else self._ask(marked, ask_about(objects, relation)))
+        return found
+
+    def _ask(self, image: Image.Image, questions: Sequence[str]) -> float | Unscored:
+        """The mean over the questions."""
+        try:
+            return mean_of_orders(self._share_of_yes(image, question) for question in questions)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
+            return Unscored(f"the scorer cannot process the image: {first_line(reason)}")
+
+    @torch.inference_mode()
+    def _share_of_yes(self, image: Image.Image, question: str) -> float:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        prompt = self._processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = self._processor(images=[image], text=[prompt], return_tensors="pt").to(self._device)
+        for name, value in inputs.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                inputs[name] = value.to(self._network.dtype)
+        logits = self._network(**inputs).logits[0, -1].double()
+        yes, no = logits[self._yes].logsumexp(0), logits[self._no].logsumexp(0)
+        share = float((yes - no).sigmoid())
+        if share != share:
+            raise UserError(f"scorer {self.model} returns NaN: its weights are damaged")
+        return share
+
+
+def _answer_tokens(tokenizer: Any, model: str) -> tuple[Tensor, Tensor]:
+    """The first tokens of the answers "yes" and "no", in any spelling.
+
+    Raises UserError: the tokenizer does not tell them apart.
+    """
+    yes, no = ({_first_token(tokenizer, text, word) for text in answer_texts(word)} - {None} for word in ("yes", "no"))
+    if not (yes - no and no - yes):
+        raise UserError(f"scorer {model}: its tokenizer does not tell the answers yes and no apart")
+    return torch.tensor(sorted(yes - no)), torch.tensor(sorted(no - yes))
+
+
+def _first_token(tokenizer: Any, text: str, word: str) -> int | None:
+    """The token with which a text begins to spell a word; None if one before it is more than white space."""
+    for token in tokenizer.encode(text, add_special_tokens=False):
+        said = tokenizer.decode([token]).strip().lower()
+        if said:
+            return int(token) if word.startswith(said) else None
+    return None
+
+
+class ServedScorer:
+    """Asks a model whether a relation holds, in two requests of one token. The server must return log-probabilities."""
+
+    def __init__(self, url: str, model: str, requests: Requests, cache: CacheFolder | None = None) -> None:
+        """
+        Args:
+            cache: the folder in which answers are kept; None: nowhere.
+        """
+        self._url, self._model, self._requests, self._cache = url, model, requests, cache
+
+    def check(self) -> None:
+        """Raises UserError: the server does not answer, or not with log-probabilities, or not about images."""
+        few = self._requests.model_copy(update={"retries": min(self._requests.retries, _RETRIES_OF_CHECK)})
+        objects = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
+        [example, _] = self._ask(Image.new("RGB", (64, 64), "white"), objects, Relation(0, 1, "next to"))
+        ChatEndpoint(self._url, self._model, few).check(example)
+
+    def load(self) -> None:
+        """Raises UserError: this is no URL, or the key cannot be sent."""
+        self._endpoint = ChatEndpoint(self._url, self._model, self._requests, self._cache)
+
+    def scores(
+        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
+    ) -> list[float | Unscored]:
+        """See `RelationScorer`. Only as many requests are prepared as are under way."""
+        visible = [visible_boxes(image, objects, relation) is not None for relation in relations]
+        shown = [relation for relation, there in zip(relations, visible, strict=True) if there]
+        requests = (request for relation in shown for request in self._ask(image, objects, relation))
+        answers = (_share(answer) for answer in self._endpoint.ask_all(requests))
+        scores = (mean_of_orders([first, second]) for first, second in zip(answers, answers, strict=True))
+        return [next(scores) if there else NO_AREA for there in visible]
+
+    def _ask(self, image: Image.Image, objects: Sequence[Box], relation: Relation) -> Iterator[ChatRequest]:
+        marked = marked_image(image, objects, relation, LONGEST_SIDE)
+        assert marked is not None
+        url = image_url(marked)
+        for question in ask_about(objects, relation):
+            yield ChatRequest(conversation(question, url), _SAMPLING, logprobs=True)
+
+
+def _share(answer: Answer | Refusal) -> float | Unscored:
+    if isinstance(answer, Refusal):
+        return Unscored(answer.reason)
+    first = answer.logprobs[0] if answer.logprobs else ()
+    return share_of_yes({token: math.exp(value) for token, value in first[0]}) if first else NEITHER
+
+
+def ask_about(objects: Sequence[Box], relation: Relation) -> tuple[str, ...]:
+    """The question with the answers in both orders."""
+    subject, object_ = objects[relation.subject], objects[relation.object]
+    last = "" if object_.is_nothing else f" the {object_.category} (blue box)"
+    question = f"Is the {subject.category} (red box) {relation.predicate}{last}?"
+    return tuple(f"{question} Answer with one word: {order}." for order in _ORDERS)
+
+
+def answer_texts(word: str) -> list[str]:
+    """How an answer may begin."""
+    spellings = (word, word.capitalize(), word.upper())
+    return [variant.format(spelling) for variant in _VARIANTS for spelling in spellings]
+
+
+def mean_of_orders(shares: Iterable[float | Unscored]) -> float | Unscored:
+    """The mean of the probabilities of all orders, or the first reason why there is none."""
+    found = []
+    for share in shares:
+        if isinstance(share, Unscored):
+            return share
+        found.append(share)
+    return sum(found) / len(found)
+
+
+def share_of_yes(tokens: Mapping[str, float]) -> float | Unscored:
+    """The probability of "yes" among "yes" and "no".
+
+    Args:
+        tokens: the probabilities of the likeliest first tokens.
+    """
+    mass = {"yes": 0.0, "no": 0.0}
+    for token, probability in tokens.items():
+        word = token.strip(' \n\t"*.,!▁Ġ').lower()
+        if word in mass:
+            mass[word] += probability
+    total = mass["yes"] + mass["no"]
+    return mass["yes"] / total if total else NEITHER
