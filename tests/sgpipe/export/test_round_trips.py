@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sgpipe.export.run import export_run
 from sgpipe.records import NO_OBJECT, Box, Caption, Record, Relation
+from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.coco_relations import CocoRelations, coco_source
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.hugging_face import HuggingFace
@@ -38,6 +39,22 @@ def exported(root: Path, form: str, out: Path, **options: object) -> Path:
     return export_run(root, form, out, **{"threshold": 0.0, **options}).root
 
 
+def source_of(form: str, out: Path, split: str = "val") -> AnnotationSource:
+    """What was exported, as `sgpipe import` reads it."""
+    if form == "coco":
+        captions = out / f"captions_{split}.json"
+        return coco_source(out / f"instances_{split}.json", split, captions if captions.exists() else None)
+    if form == "coco-rel":
+        return CocoRelations(out / f"{split}.json", out / "rel.json", split).source()
+    if form == "sgg-benchmark":
+        return CocoRelations(out / split / "_annotations.coco.json", None, split).source()
+    if form == "vg":
+        return VisualGenome(out / f"scene_graphs_{split}.json", out, split, preprocess=False).source()
+    if form == "rlipv2":
+        return PseudoLabels(out / f"{split}.json", out, split).source()
+    return HuggingFace(out, split).source()
+
+
 def without_crowds(record: Record) -> Record:
     """As forms without crowds have it: objects that are none, which relations count."""
     kept = [index for index, box in enumerate(record.objects) if not box.iscrowd]
@@ -57,50 +74,35 @@ def unnumbered(made: Sequence[Record]) -> list[Record]:
     return [replace(r, objects=[replace(box, category_id=0) for box in r.objects]) for r in made]
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_coco_holds_objects_and_captions(made, run, tmp_path, split):
-    out = exported(run, "coco", tmp_path / "out")
-    source = coco_source(out / f"instances_{split}.json", split, out / f"captions_{split}.json")
-    expected = only(made, split, relations=[], triplets=[], pairs=[])
-    assert any(box.iscrowd for record in expected for box in record.objects)
-    assert imported(source, tmp_path, tmp_path / "in") == expected
+def unsure(made: Sequence[Record]) -> list[Record]:
+    """Without confidences."""
+    return [replace(r, relations=[replace(item, confidence=None) for item in r.relations]) for r in made]
+
+
+def held(form: str, made: list[Record], split: str) -> list[Record]:
+    """What a form can hold of records."""
+    if form == "coco":
+        return only(made, split, relations=[], triplets=[], pairs=[])
+    if form in ("coco-rel", "sgg-benchmark"):
+        kept = bare(only(made, split, dataset="coco_rel"))
+        return unsure(kept) if form == "coco-rel" else kept
+    if form in ("vg", "rlipv2"):
+        dataset = "visual_genome" if form == "vg" else "coco2017"
+        return unnumbered(bare([without_crowds(record) for record in only(made, split, dataset=dataset)]))
+    return only(made, split)
+
+
+FORMS = ("coco", "coco-rel", "sgg-benchmark", "vg", "rlipv2", "hf")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_coco_with_relations_holds_all_but_confidences(made, run, tmp_path, split):
-    out = exported(run, "coco-rel", tmp_path / "out")
-    source = CocoRelations(out / f"{split}.json", out / "rel.json", split).source()
-    expected = bare(only(made, split, dataset="coco_rel"))
-    for record in expected:
-        record.relations = [replace(relation, confidence=None) for relation in record.relations]
-    assert any(record.relations for record in expected)
-    assert imported(source, tmp_path, tmp_path / "in") == expected
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_sgg_benchmark_holds_objects_and_relations(made, run, tmp_path, split):
-    out = exported(run, "sgg-benchmark", tmp_path / "out")
-    source = CocoRelations(out / split / "_annotations.coco.json", None, split).source()
-    expected = bare(only(made, split, dataset="coco_rel"))
-    assert any(box.iscrowd for record in expected for box in record.objects)
-    assert any(item.confidence for record in expected for item in record.relations)
-    assert imported(source, tmp_path, tmp_path / "in") == expected
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_visual_genome_holds_all_but_crowds_and_numbers_of_classes(made, run, tmp_path, split):
-    out = exported(run, "vg", tmp_path / "out")
-    source = VisualGenome(out / f"scene_graphs_{split}.json", tmp_path, split, preprocess=False).source()
-    expected = [without_crowds(record) for record in only(made, split, dataset="visual_genome")]
-    assert imported(source, tmp_path, tmp_path / "in") == unnumbered(bare(expected))
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_rlipv2_holds_confidences_and_calls_coco_as_its_authors_do(made, run, tmp_path, split):
-    out = exported(run, "rlipv2", tmp_path / "out")
-    source = PseudoLabels(out / f"{split}.json", tmp_path, split).source()
-    expected = [without_crowds(record) for record in only(made, split, dataset="coco2017")]
-    assert imported(source, tmp_path, tmp_path / "in") == unnumbered(bare(expected))
+@pytest.mark.parametrize("form", FORMS)
+def test_what_a_form_can_hold_comes_back(made, run, tmp_path, form, split):
+    out = exported(run, form, tmp_path / "out")
+    expected = held(form, made, split)
+    assert any(record.objects for record in expected)
+    assert form == "coco" or any(record.relations for record in expected)
+    assert imported(source_of(form, out, split), tmp_path, tmp_path / "in") == expected
 
 
 def test_rlipv2_finds_the_images_of_objects365(made, tmp_path):
@@ -147,14 +149,12 @@ def test_real_images_of_hico_come_back_as_they_were(oracle, tmp_path):
     assert imported(hico_source(out / "hico_test.json", "test"), tmp_path, tmp_path / "again") == before
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_the_hub_s_form_holds_everything(made, tmp_path, split):
+def test_the_hub_s_form_holds_error_rows(made, tmp_path):
     failed = replace(made[3], relations=[])
     failed.fail("caption", "image file not found")
     rows = [failed if record is made[3] else record for record in made]
-    run = make_shards(tmp_path / "run", rows, rows=7)
-    out = exported(run, "hf", tmp_path / "out")
-    assert imported(HuggingFace(out, split).source(), out, tmp_path / "in") == only(rows, split)
+    out = exported(make_shards(tmp_path / "run", rows, rows=7), "hf", tmp_path / "out")
+    assert imported(source_of("hf", out, failed.split), out, tmp_path / "in") == only(rows, failed.split)
 
 
 def test_the_hub_s_form_holds_images(made, run, tmp_path):
@@ -172,13 +172,7 @@ def test_missing_objects_and_ids_that_are_no_numbers_survive(tmp_path, form):
     record = Record("a/b c", "vcoco", "val", "a/b c.jpg", WIDTH, HEIGHT, [person, NOTHING])
     record.relations = [Relation(0, 1, "smile")]
     out = exported(make_shards(tmp_path / "run", [record]), form, tmp_path / "out")
-    sources = {
-        "coco-rel": lambda: CocoRelations(out / "val.json", out / "rel.json", "val"),
-        "sgg-benchmark": lambda: CocoRelations(out / "val/_annotations.coco.json", None, "val"),
-        "vg": lambda: VisualGenome(out / "scene_graphs_val.json", tmp_path, "val", preprocess=False),
-        "rlipv2": lambda: PseudoLabels(out / "val.json", tmp_path, "val"),
-    }
-    (found,) = imported(sources[form]().source(), tmp_path, tmp_path / "in")
+    (found,) = imported(source_of(form, out), tmp_path, tmp_path / "in")
     assert (found.image_id, found.file_name) == ("a/b c", "a/b c.jpg")
     assert found.relations == record.relations
     assert found.objects[1].is_nothing
@@ -188,8 +182,7 @@ def test_relations_below_the_threshold_are_left_out_by_default(made, run, tmp_pa
     export_run(run, "vg", tmp_path / "default")
     export_run(run, "vg", tmp_path / "half", threshold=0.5)
     for name, least in (("default", 0.2), ("half", 0.5)):
-        source = VisualGenome(tmp_path / name / "scene_graphs_val.json", tmp_path, "val", preprocess=False).source()
-        found = imported(source, tmp_path, tmp_path / f"in-{name}")
+        found = imported(source_of("vg", tmp_path / name), tmp_path, tmp_path / f"in-{name}")
         confidences = sorted(item.confidence for record in found for item in record.relations)
         wanted = [item.confidence for record in only(made, "val") for item in record.relations]
         assert confidences == sorted(confidence for confidence in wanted if confidence >= least)
@@ -240,7 +233,7 @@ def blank_names_left_out(record: Record) -> Record:
     return replace(record, objects=[record.objects[index] for index in named], relations=kept)
 
 
-@pytest.mark.parametrize("form", ["coco", "coco-rel", "sgg-benchmark", "vg", "rlipv2", "hf"])
+@pytest.mark.parametrize("form", FORMS)
 @given(st.lists(NAMES, min_size=1, max_size=4), st.lists(NAMES, max_size=4), st.lists(NAMES, max_size=3))
 @example(list(ODD_NAMES), list(ODD_NAMES), list(ODD_NAMES))
 @settings(max_examples=8, deadline=None)
@@ -250,18 +243,7 @@ def test_every_name_survives(form, classes, predicates, texts):
     with TemporaryDirectory() as folder:
         root = Path(folder)
         written = export_run(make_shards(root / "run", [record]), form, root / "out")
-        out = written.root
-        sources = {
-            "coco": lambda: coco_source(
-                out / "instances_val.json", "val", out / "captions_val.json" if record.captions else None
-            ),
-            "coco-rel": lambda: CocoRelations(out / "val.json", out / "rel.json", "val").source(),
-            "sgg-benchmark": lambda: CocoRelations(out / "val/_annotations.coco.json", None, "val").source(),
-            "vg": lambda: VisualGenome(out / "scene_graphs_val.json", root, "val", preprocess=False).source(),
-            "rlipv2": lambda: PseudoLabels(out / "val.json", root, "val").source(),
-            "hf": lambda: HuggingFace(out).source(),
-        }
-        (found,) = imported(sources[form](), root, root / "in")
+        (found,) = imported(source_of(form, written.root), root, root / "in")
     expected = blank_names_left_out(record) if form in ("vg", "rlipv2") else record
     assert (found.image_id, found.file_name) == PAIR
     assert [box.category for box in found.objects] == [box.category for box in expected.objects]
