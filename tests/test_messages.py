@@ -1,0 +1,134 @@
+"""The contract of error messages: an exit code, a line that names the culprit, no traceback, nothing left behind.
+
+Their wording is nobody's business here. `tests/bad_data` has what is in files, this table what is on the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.storage.manifest import MANIFEST, Manifest
+from tests.detections import make_coco
+from tests.sgpipe.training.data.runs import make_run, plain_record
+
+COCO = "generate coco --images DIR/coco/images --annotations DIR/coco/instances_val.json --out DIR/out"
+CAPTIONED = f"{COCO} --captions DIR/coco/captions_val.json"
+IMPORT = "--images DIR/coco/images --out DIR/out"
+
+# What is typed after `sgpipe`, and what the line has to name. DIR stands for the folder of the fixture `files`.
+CASES: dict[str, str] = {
+    # Paths that are missing, of the wrong kind, or in the way
+    "generate coco --images DIR/none --annotations DIR/coco/instances_val.json --tagger none --out DIR/out": "DIR/none",
+    f"{COCO.replace('instances_val', 'none')} --tagger none": "none.json",
+    f"{COCO} --captions DIR/none.json --tagger none": "DIR/none.json",
+    f"{CAPTIONED} --tagger DIR/none": "DIR/none",
+    f"{CAPTIONED} --tagger DIR/bert": "DIR/bert",
+    f"{CAPTIONED} --tagger none --calibration DIR/none.json": "DIR/none.json",
+    f"{CAPTIONED.replace('DIR/out', 'DIR/coco/images')} --tagger none": "DIR/coco/images",
+    f"{CAPTIONED.replace('DIR/out', 'DIR/empty.json')} --tagger none": "DIR/empty.json",
+    f"{CAPTIONED} --tagger none --from DIR/none": "DIR/none",
+    "generate DIR/none.yaml --out DIR/out": "DIR/none.yaml",
+    "generate nowhere --out DIR/out": "nowhere",
+    "label DIR/none.jpg --out DIR/out": "DIR/none.jpg",
+    "stats DIR/none": "DIR/none",
+    "stats DIR/coco": "DIR/coco",
+    "stats DIR/run --html DIR/coco": "DIR/coco",
+    "verify DIR/none": "DIR/none",
+    "verify DIR/coco": "DIR/coco",
+    "view DIR/coco --no-browser": "DIR/coco",
+    "calibrate DIR/run --truth DIR/none --out DIR/out": "DIR/none",
+    "correct DIR/run --out DIR/run": "DIR/run",
+    "export DIR/none --to coco --out DIR/out": "DIR/none",
+    "export DIR/run --to coco --out DIR/coco": "DIR/coco",
+    "train DIR/none.yaml --out DIR/out": "DIR/none.yaml",
+    "train tagger --miniature --data DIR/none --out DIR/out": "DIR/none",
+    "train tagger --miniature --data DIR/run --init DIR/bert --out DIR/out": "DIR/bert",
+    "predict DIR/none --data DIR/run --out DIR/out": "DIR/none",
+    "predict DIR/bert --data DIR/run --out DIR/out.json": "DIR/bert",
+    "convert DIR/none.pth --out DIR/out": "DIR/none.pth",
+    "convert DIR/broken.json --out DIR/out": "DIR/broken.json",
+    "eval labels --pred DIR/none --truth DIR/run": "DIR/none",
+    "fetch s3://KEY:SECRET@bucket/run --out DIR/out": "keys",
+    "fetch DIR/run --out DIR/out": "DIR/run",
+    # Files whose content is broken or of another form
+    f"{COCO.replace('DIR/coco/instances_val.json', 'DIR/broken.json')} --tagger none --split val": "DIR/broken.json",
+    f"{COCO.replace('instances_val', 'captions_val')} --tagger none": "captions_val.json",
+    f"{COCO} --captions DIR/coco/instances_val.json --tagger none": "instances_val.json",
+    f"{CAPTIONED} --tagger none --calibration DIR/array.json": "DIR/array.json",
+    "generate DIR/broken.yaml --out DIR/out": "DIR/broken.yaml",
+    "generate DIR/typo.yaml --out DIR/out": "tag.treshold",
+    "train DIR/typo.yaml --out DIR/out": "tag",
+    f"import vg --annotations DIR/broken.json {IMPORT}": "DIR/broken.json",
+    f"import vg --annotations DIR/coco/instances_val.json {IMPORT}": "instances_val.json",
+    f"import coco --annotations DIR/array.json {IMPORT}": "DIR/array.json",
+    f"import hico --annotations DIR/empty.json {IMPORT}": "DIR/empty.json",
+    "stats DIR/damaged": "damaged",
+    "export DIR/lost --to coco --out DIR/out": "lost/data/",
+    # Values of options
+    f"{CAPTIONED} --tagger none --limit 0": "limit",
+    f"{CAPTIONED} --tagger none --limit many": "limit",
+    f"{CAPTIONED} --tagger none --set tag.threshold=2": "tag.threshold",
+    f"{CAPTIONED} --tagger none --precision 0.9": "precision",
+    f"{CAPTIONED} --tagger none --split a/b": "split",
+    f"{CAPTIONED} --tagger none --set x=1": "x",
+    f"{CAPTIONED} --tagger none --set tag.treshold=0.1": "tag.treshold",
+    f"{CAPTIONED} --tagger none --set tag.threshold=nan": "tag.threshold",
+    f"{CAPTIONED} --tagger none --set tag.threshold": "tag.threshold",
+    f"{CAPTIONED} --tagger none --set engine.unit_size=0": "engine.unit_size",
+    f"{CAPTIONED} --tagger none --store bucket": "bucket",
+    CAPTIONED: "--tagger",
+    f"{COCO} --tagger none --set caption.captioner=null": "--caption",
+    "generate coco --tagger none --out DIR/out": "train2017",
+    "generate miniworld --nowhere --out DIR/out": "--nowhere",
+    "export DIR/run --to nowhere --out DIR/out": "nowhere",
+    "export DIR/run --to coco --threshold 7 --out DIR/out": "threshold",
+    "train nowhere --out DIR/out": "nowhere",
+    "train tagger --out DIR/out": "--data",
+    "train tagger --miniature --data DIR/run --set optimisation.batch=0 --out DIR/out": "batch",
+    "train tagger --miniature --data DIR/run --set model.nowhere=0 --out DIR/out": "nowhere",
+    "push DIR/run --to nowhere": "nowhere",
+    "predict DIR/bert --data DIR/run --form nowhere --out DIR/out": "form",
+    "view DIR/run --port 99999999": "port",
+    "nowhere": "nowhere",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("messages")
+    make_coco(folder / "coco", images=2)
+    make_run(folder / "run", [plain_record(name) for name in "abc"], rows=2)
+    for name in ("damaged", "lost"):
+        shutil.copytree(folder / "run", folder / name)
+    (folder / "damaged" / MANIFEST).write_bytes(b"\0" * 100)
+    (folder / "lost" / Manifest.load(folder / "run").shards[0].file).unlink()
+    contents = {"broken.json": "{", "array.json": "[1]", "empty.json": "", "broken.yaml": "tag: [1"}
+    for name, content in {**contents, "typo.yaml": "tag: {treshold: 0.1}"}.items():
+        (folder / name).write_text(content)
+    (folder / "bert").mkdir()
+    (folder / "bert/config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SGPIPE_CACHE", str(folder / "cache"))
+        yield folder
+
+
+@pytest.mark.parametrize("words", CASES)
+def test_bad_input_is_one_line_that_names_it(files: Path, tmp_path: Path, words: str) -> None:
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, words.replace("DIR/out", str(out)).replace("DIR", str(files)).split())
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    *before, last = result.stderr.splitlines()
+    assert last.lower().startswith("error: "), result.stderr
+    assert CASES[words].replace("DIR", str(files)) in last
+    assert not any(line.lower().startswith("error: ") for line in before)
+    assert "Traceback" not in result.output
+    assert "SECRET" not in result.output
+    assert not list(out.rglob("*.parquet"))
