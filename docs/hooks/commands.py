@@ -27,17 +27,18 @@ def _described(command: Any, context: Any, depth: int) -> Iterator[str]:
     """A command as Markdown, then the commands below it, one heading deeper."""
     if depth > 1:
         yield f"{'#' * depth} `{context.command_path}`\n"
-    yield _text(command.help)
+    text, _, examples = (command.help or "").partition("Examples:")
+    yield _text(text)
     yield from _options(command, context)
-    yield from _examples(command.epilog)
+    yield from _examples(examples)
     for name in command.list_commands(context) if hasattr(command, "list_commands") else ():
         below = command.get_command(context, name)
         yield from _described(below, typer.Context(below, info_name=name, parent=context), depth + 1)
 
 
-def _text(text: str | None) -> str:
+def _text(text: str) -> str:
     """A help text; lines of one paragraph become one."""
-    return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n")) + "\n"
+    return "\n\n".join(" ".join(part.split()) for part in text.strip().split("\n\n")) + "\n"
 
 
 def _options(command: Any, context: Any) -> Iterator[str]:
@@ -57,7 +58,7 @@ def _cell(text: str, *, escape: bool = False) -> str:
     return re.sub(r"([*_|\[\]])", r"\\\1", text.replace("<", "&lt;").replace(">", "&gt;"))
 
 
-def _examples(epilog: str | None) -> Iterator[str]:
-    lines = [line.strip() for line in (epilog or "").splitlines() if line.strip().startswith("sgpipe ")]
+def _examples(text: str) -> Iterator[str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines:
         yield "\n".join(["```sh", *lines, "```", ""])

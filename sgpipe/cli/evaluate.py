@@ -1,8 +1,8 @@
-"""`sgpipe eval …`: one command for each benchmark, and one for the labels of a run."""
+"""`sgpipe eval …`: one command for each benchmark, one for the boxes and one for the labels of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,50 +10,47 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.options import (
+    MODELS,
     Classes,
     GroundTruthFolder,
     ImageData,
     InferenceOptions,
+    Json,
     reads_file,
-    reads_place,
-    reads_run,
+    reads_stored,
+    stored,
     with_option_groups,
+    writes_file,
 )
-from sgpipe.cli.results import CompareOptions, ResultFiles, TableFiles, show
 from sgpipe.errors import UserError
+from sgpipe.utils import LARGEST_SEED, console
 
 if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
     from sgpipe.evaluation.result import EvaluationResult
     from sgpipe.storage.run_folder import GroundTruth
 
+_FILE_WIDTH = 120  # columns of tables that are not printed on a terminal
+
 Predictions = Annotated[
-    Path | None, typer.Option(help="Predictions file; docs/formats.md describes the formats.", callback=reads_file)
+    Path | None,
+    reads_file("Predictions file; docs/formats.md describes the formats."),
 ]
-Annotations = Annotated[Path | None, typer.Option(help="Annotation file; optional with --model.", callback=reads_file)]
+Annotations = Annotated[
+    Path | None,
+    reads_file("Annotation file; optional with --model."),
+]
 
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Evaluate predictions as the official evaluators do.
 
-class EvalCommand(GroupedCommand):
-    """A command that still takes the earlier forms `--json FILE` and `--json -` of `--json-file FILE` and `--json`."""
+Examples:
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        return super().parse_args(ctx, list(_present_form(args)))
-
-
-def _present_form(args: list[str]) -> Iterator[str]:
-    """The options after `--json` begin with a dash, as no command here has arguments, so another word is a file."""
-    for before, word, after in zip(["", *args], args, [*args[1:], "--"], strict=False):
-        if word.startswith("--json="):
-            yield "--json" if word == "--json=-" else word.replace("--json=", "--json-file=", 1)
-        elif word == "--json" and not after.startswith("-"):
-            yield "--json-file"
-        elif (before, word) != ("--json", "-"):
-            yield word
-
-
-app = typer.Typer(cls=HelpfulGroup, no_args_is_help=True, help="Evaluate predictions as the official evaluators do.")
+  sgpipe eval hico --predictions predictions.json --annotations test_hico.json
+""",
+)
 
 
 class HicoSetting(StrEnum):
@@ -90,19 +87,59 @@ class GraphMode(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Another result, to which the difference is given with an interval."""
+
+    compare: Annotated[
+        Path | None,
+        reads_stored(
+            "Predictions, model or run of the same kind and images: prints the differences with 95% intervals."
+        ),
+    ] = None
+    resamples: Annotated[int, typer.Option(min=1, help="With --compare: bootstrap resamples of the images.")] = 1000
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="With --compare: random seed.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFiles:
+    """How the result is printed, and the files that it is written to."""
+
+    json: Json = False
+    json_file: Annotated[
+        Path | None,
+        writes_file("Write the full result as JSON to this file."),
+    ] = None
+    csv: Annotated[
+        Path | None,
+        writes_file("Write one line per class to this file."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultFiles(TableFiles):
+    """The same, with a plot."""
+
+    plot: Annotated[
+        Path | None,
+        writes_file("Write the precision-recall curves to this SVG file."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """A trained model to evaluate, instead of a predictions file."""
 
     model: Annotated[
         Path | None,
-        typer.Option(help="Folder or store of a trained model, instead of predictions.", callback=reads_run),
+        reads_stored("Folder or store of a trained model, instead of predictions.", panel=MODELS),
     ] = None
     data: Annotated[
-        Path | None, typer.Option(help="With --model: folder of shards, or their object store.", callback=reads_run)
+        Path | None,
+        reads_stored("With --model: folder of shards, or their object store."),
     ] = None
 
 
-@app.command(cls=EvalCommand)
+@app.command()
 @with_option_groups
 def hico(
     *,
@@ -124,7 +161,12 @@ def hico(
     compare: CompareOptions,
     files: ResultFiles,
 ) -> None:
-    """HICO-DET: mean average precision over full, rare and non-rare classes, or over unseen and seen classes."""
+    """HICO-DET: mean average precision over full, rare and non-rare classes, or over unseen and seen classes.
+
+    Examples:
+
+      sgpipe eval hico --predictions predictions.json --annotations test_hico.json --json
+    """
     from sgpipe.evaluation.benchmarks.evaluate_files import HicoOptions, evaluate_hico_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_hico_model
 
@@ -136,28 +178,37 @@ def hico(
         run = _model_run(model, inference, annotations, classes, other)
         return evaluate_hico_model(run, options, zero_shot=zero_shot)
 
-    show(evaluate, compare, files, files.plot)
+    run_and_report(evaluate, compare, files, files.plot)
 
 
-@app.command(cls=EvalCommand)
+@app.command()
 @with_option_groups
 def vcoco(
     *,
-    annotations: Annotated[Path, typer.Option(help="V-COCO's own annotations: vcoco_test.json.", callback=reads_file)],
+    annotations: Annotated[
+        Path,
+        reads_file("V-COCO's own annotations: vcoco_test.json."),
+    ],
     coco: Annotated[
-        Path, typer.Option(help="The COCO instances they refer to: instances_vcoco_all_2014.json.", callback=reads_file)
+        Path,
+        reads_file("The COCO instances they refer to: instances_vcoco_all_2014.json."),
     ],
     predictions: Predictions = None,
     possible: Annotated[
         Path | None,
-        typer.Option(help="With --model: training shards; what never occurs in them is scored 0.", callback=reads_run),
+        reads_stored("With --model: training shards; what never occurs in them is scored 0."),
     ] = None,
     model: ModelOptions,
     inference: InferenceOptions,
     compare: CompareOptions,
     files: ResultFiles,
 ) -> None:
-    """V-COCO: role AP in scenarios 1 and 2, and agent AP."""
+    """V-COCO: role AP in scenarios 1 and 2, and agent AP.
+
+    Examples:
+
+      sgpipe eval vcoco --predictions predictions.json --annotations vcoco_test.json --coco instances.json
+    """
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_vcoco_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_vcoco_model
 
@@ -166,10 +217,10 @@ def vcoco(
             return evaluate_vcoco_files(*paths, coco)
         return evaluate_vcoco_model(_model_run(model, inference, other=other), annotations, coco, possible)
 
-    show(evaluate, compare, files, files.plot)
+    run_and_report(evaluate, compare, files, files.plot)
 
 
-@app.command(cls=EvalCommand)
+@app.command()
 @with_option_groups
 def openimages(
     *,
@@ -183,7 +234,12 @@ def openimages(
     compare: CompareOptions,
     files: ResultFiles,
 ) -> None:
-    """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd."""
+    """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd.
+
+    Examples:
+
+      sgpipe eval openimages --predictions predictions.json --annotations vrd-test-anno.json
+    """
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_open_images_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_open_images_model
 
@@ -192,10 +248,10 @@ def openimages(
             return evaluate_open_images_files(*paths, nms.value)
         return evaluate_open_images_model(_model_run(model, inference, annotations, other=other), nms.value)
 
-    show(evaluate, compare, files, files.plot)
+    run_and_report(evaluate, compare, files, files.plot)
 
 
-@app.command(cls=EvalCommand)
+@app.command()
 @with_option_groups
 def vg(
     *,
@@ -210,36 +266,39 @@ def vg(
     compare: CompareOptions,
     files: TableFiles,
 ) -> None:
-    """Visual Genome (VG150): recall, mean recall and zero-shot recall, with and without graph constraint (ng-)."""
+    """Visual Genome (VG150): recall, mean recall and zero-shot recall, with and without graph constraint (ng-).
+
+    Examples:
+
+      sgpipe eval vg --predictions predictions.json --annotations vg150.json --mode sgdet
+    """
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_graph_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_graphs_model
 
     def evaluate(other: Path | None) -> EvaluationResult:
         if paths := _files(predictions, annotations, model, other):
             if mode is None:
-                raise UserError("give --mode predcls, sgcls or sgdet: what the model was given")
+                raise UserError("pass --mode predcls, sgcls or sgdet: what the model was given")
             return evaluate_graph_files(*paths, mode.value, classes)
         if mode and mode is not GraphMode.SGDET:
             raise UserError(f"--mode {mode.value}: with --model the mode is sgdet, as the model detects its own boxes")
         return evaluate_graphs_model(_model_run(model, inference, annotations, classes, other))
 
-    show(evaluate, compare, files)
+    run_and_report(evaluate, compare, files)
 
 
-@app.command(cls=EvalCommand)
+@app.command()
 @with_option_groups
 def labels(
     *,
     pred: Annotated[
-        Path, typer.Option(help="Folder of a run of `sgpipe generate`, or its object store.", callback=reads_run)
+        Path,
+        reads_stored("Folder of a run of `sgpipe generate`, or its object store."),
     ],
     truth: GroundTruthFolder = None,
     wanted: Annotated[
         Path | None,
-        typer.Option(
-            help="Shards with the relations that recall counts. Default: all of the ground truth.",
-            callback=reads_run,
-        ),
+        reads_stored("Shards with the target relations for recall. Default: all of the ground truth."),
     ] = None,
     source: Annotated[
         LabelSource, typer.Option(help="Evaluate the relations, or every candidate pair with each of its predicates.")
@@ -247,13 +306,19 @@ def labels(
     threshold: Annotated[float, typer.Option(help="Minimum confidence of the relations that count.")] = 0.2,
     iou: Annotated[float, typer.Option(help="Minimum IoU of matching boxes.")] = 0.5,
     synonyms: Annotated[
-        Path | None, typer.Option(help="YAML or JSON: {predicate: [texts with the same meaning]}.", callback=reads_file)
+        Path | None,
+        reads_file("YAML or JSON: {predicate: [texts with the same meaning]}."),
     ] = None,
     image_data: ImageData = None,
     compare: CompareOptions,
     files: ResultFiles,
 ) -> None:
-    """Compare a run's relations with ground truth: precision, recall and AP, by threshold, predicate and frequency."""
+    """Compare a run's relations with ground truth: precision, recall and AP, by threshold, predicate and frequency.
+
+    Examples:
+
+      sgpipe eval labels --pred coco-relations/ --truth vg/ --image-data image_data.json
+    """
     from sgpipe.evaluation.label_quality.comparison import label_quality
     from sgpipe.evaluation.label_quality.report import label_report
     from sgpipe.evaluation.label_quality.synonyms import load_predicate_synonyms
@@ -271,10 +336,10 @@ def labels(
         paths = {"pred": run, **truths, "synonyms": synonyms, "image_data": ground_truth.image_data}
         return label_report(quality, iou=iou, **{name: str(shown_path(path)) for name, path in paths.items() if path})
 
-    show(evaluate, compare, files, files.plot)
+    run_and_report(evaluate, compare, files, files.plot)
 
 
-@app.command(cls=GroupedCommand)
+@app.command()
 @with_option_groups
 def boxes(
     *,
@@ -283,15 +348,12 @@ def boxes(
         typer.Argument(
             metavar="RUN",
             help="Run of `sgpipe generate` or its object store, COCO results file, or predictions.",
-            callback=reads_place,
+            callback=stored,
         ),
     ],
     truth: Annotated[
         Path | None,
-        typer.Option(
-            help="Run or import with boxes, or COCO instances file. Default: the run's own, if any.",
-            callback=reads_place,
-        ),
+        reads_stored("Run or import with boxes, or COCO instances file. Default: the run's own, if any."),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Minimum score for precision and recall. Default: the run's own.")
@@ -300,12 +362,20 @@ def boxes(
     compare: CompareOptions,
     files: ResultFiles,
 ) -> None:
-    """Compare detected boxes with ground truth: COCO's AP and AR, precision and recall, and the best F1."""
+    """Compare detected boxes with ground truth: COCO's AP and AR, precision and recall, and the best F1.
+
+    Examples:
+
+      sgpipe eval boxes detected/ --truth instances_val2017.json --per-class
+      sgpipe eval boxes detected/ --truth coco/ --compare detected-by-another/
+    """
     from sgpipe.evaluation.box_quality.report import evaluate_boxes, own_threshold
 
     known = truth or _ground_truth(pred).relations
     level = own_threshold(pred) if threshold is None else threshold  # the same for what it is compared with
-    show(lambda run: evaluate_boxes(run or pred, known, level), compare, files, files.plot, per_class=per_class)
+    run_and_report(
+        lambda run: evaluate_boxes(run or pred, known, level), compare, files, files.plot, per_class=per_class
+    )
 
 
 def _ground_truth(run: Path, truth: Path | None = None) -> GroundTruth:
@@ -314,7 +384,7 @@ def _ground_truth(run: Path, truth: Path | None = None) -> GroundTruth:
 
     own = RunFolder(run).ground_truth if truth is None else GroundTruth(truth)
     if own is None:
-        raise UserError(f"{run} has no ground truth of its own: give --truth")
+        raise UserError(f"{run} has no ground truth of its own: pass --truth")
     return own
 
 
@@ -328,7 +398,7 @@ def _files(
     if predictions and annotations and not model.model and not model.data:
         return other or predictions, annotations
     if predictions or not model.model or not model.data:
-        raise UserError("give --predictions and --annotations, or --model and --data")
+        raise UserError("pass --predictions and --annotations, or --model and --data")
     return None
 
 
@@ -345,3 +415,42 @@ def _model_run(
     assert model.data is not None
     arguments = inference.as_arguments()
     return ModelRun(model=other or model.model, data=model.data, annotations=annotations, classes=classes, **arguments)
+
+
+def run_and_report(
+    evaluate: Callable[[Path | None], EvaluationResult],
+    compare: CompareOptions,
+    files: TableFiles,
+    plot: Path | None = None,
+    *,
+    per_class: bool = False,
+) -> None:
+    """Evaluate, compare, print and write.
+
+    Args:
+        evaluate: takes what is evaluated instead of the first, if anything.
+    """
+    from sgpipe.files.stored_files import shown_path
+
+    result = evaluate(None)
+    if compare.compare is not None:
+        other = evaluate(compare.compare)
+        result = result.compared_with(other, str(shown_path(compare.compare)), compare.resamples, compare.seed)
+    if files.json:
+        print(result.as_json())
+    else:
+        print_result(result, per_class=per_class)
+    if files.json_file:
+        result.write_json(files.json_file)
+    if files.csv:
+        result.write_csv(files.csv)
+    if plot:
+        result.write_plot(plot)
+
+
+def print_result(result: EvaluationResult, *, per_class: bool = False) -> None:
+    """Print a result; in a file or pipe, tables are not folded to 80 columns."""
+    screen = console.output()
+    if not screen.is_terminal:
+        screen.width = max(screen.width, _FILE_WIDTH)
+    result.print(screen, per_class=per_class)

@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
-from dataclasses import asdict
-from enum import StrEnum
-from functools import cache, partial
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sgpipe.cli.options import (
+    DATA,
+    MODELS,
     CalibrationFile,
     Captioner,
     Detector,
     ExpectedPrecision,
+    GuessedSplit,
+    ImageData,
     Json,
     Limit,
     RayAddress,
@@ -28,15 +30,13 @@ from sgpipe.cli.options import (
     Settings,
     Tagger,
     reads_file,
-    reads_model,
-    reads_path,
-    reads_run,
+    reads_stored,
+    stored,
     with_option_groups,
     writes_folder,
 )
-from sgpipe.cli.source_options import SourceOptions
-from sgpipe.errors import UserError, existing_path
-from sgpipe.utils import console
+from sgpipe.errors import UserError
+from sgpipe.utils import LARGEST_SEED, console
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import count
 
@@ -44,8 +44,79 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sgpipe.pipeline import SceneGraph
-    from sgpipe.recipe import Recipe
+    from sgpipe.recipe import Recipe, SourceConfig
     from sgpipe.storage.manifest import Summary
+
+_DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
+_NOTE = "the packaged miniworld models know only synthetic images; for photographs pass --captioner and --tagger"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """The images to label, and what is known of them, instead of those of the recipe."""
+
+    root: Annotated[Path | None, reads_stored("Folder or object store that the recipe's paths are relative to.")] = None
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Images, instead of the recipe's splits: a folder, .zip or .tar, a folder of these, or s3://….",
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe hub: folder of Parquet files, or id of a dataset on the Hugging Face hub.",
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    annotations: Annotated[Path | None, typer.Option(help="Annotation file for --images.", rich_help_panel=DATA)] = None
+    captions: Annotated[
+        Path | None, typer.Option(help="COCO captions file; the captioner does not run.", rich_help_panel=DATA)
+    ] = None
+    split: GuessedSplit = None
+    truth: Annotated[
+        Path | None,
+        reads_stored(
+            "Run or import with ground truth of the same images, also in a store; prints precision and recall."
+        ),
+    ] = None
+    image_data: ImageData = None
+
+    def applied_to(self, source: SourceConfig, out: Path) -> SourceConfig:
+        """Return the source with these settings. Raises UserError: an option needs another one, or another recipe."""
+        from sgpipe.files.stored_files import joined
+        from sgpipe.utils.config_file import changed
+
+        if self.dataset is not None and source.format != "hub":
+            raise UserError("--dataset is for the recipe hub: sgpipe generate hub --dataset FOLDER_OR_ID")
+        needy = (self.annotations, self.captions, None if self.dataset else self.split)
+        if self.images is None and any(option is not None for option in needy):
+            raise UserError("--annotations, --captions and --split need --images")
+        source = changed(
+            source,
+            root=self.root,
+            hub=changed(source.hub, dataset=self.dataset, split=self.split if self.dataset else None),
+            ground_truth=self.truth and joined(Path.cwd(), self.truth),
+            image_data=self.image_data and joined(Path.cwd(), self.image_data),
+        )
+        if self.images is None:
+            return source
+        split = {"annotations": self.annotations, "images": self.images, "captions": self.captions}
+        return changed(source, splits={self._split_name(source, out): split})
+
+    def _split_name(self, source: SourceConfig, out: Path) -> str:
+        """Name the split of --images. Raises UserError: a path is missing, or nothing names the split."""
+        from sgpipe.files.image_roots import check_images, located
+        from sgpipe.files.stored_files import stamp_stored
+        from sgpipe.recipe import WHOLE
+        from sgpipe.sources.formats import infer_split, run_split
+
+        if self.split is not None or self.images is None or self.annotations is None or source.format == "folder":
+            return self.split or WHOLE
+        check_images(located(self.images, source.root))
+        stamp_stored(source.path(self.annotations))
+        return infer_split(self.annotations, self.images, run_split(out))
 
 
 @with_option_groups
@@ -57,9 +128,7 @@ def generate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for the shards; a run in it is resumed. Default: NAME-relations.", callback=writes_folder
-        ),
+        writes_folder("Folder for the shards; a run in it is resumed. Default: NAME-relations."),
     ] = None,
     store: Annotated[
         str | None, typer.Option(help="Object store for the shards, such as s3://bucket/labels; the rest is in --out.")
@@ -69,7 +138,7 @@ def generate(
         typer.Option(
             "--from",
             help="Run whose recipe, captions and so on are taken; work begins at the first stage with other settings.",
-            callback=reads_run,
+            callback=stored,
         ),
     ] = None,
     data: SourceOptions,
@@ -80,68 +149,50 @@ def generate(
     precision: ExpectedPrecision = None,
     limit: Limit = None,
     seed: Seed = None,
-    retry_failed: Annotated[bool, typer.Option(help="Label the images of error rows again.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Label the images of error rows again.")] = False,
     ray_address: RayAddress = None,
     assign: Settings = None,
     json_: Json = False,
 ) -> None:
     """Label the images of a dataset or a folder with relations.
 
-    Without arguments, generates 200 synthetic images and labels them with the tiny models that ship with sgpipe;
-    --set source.drawn.seed=1 gives other images.
+    Without arguments, generates 200 synthetic images and labels them with the
+    tiny models that ship with sgpipe.
+
+    Examples:
+
+      sgpipe generate
+      sgpipe generate coco --root datasets/coco --tagger tagger/ --out coco-relations/
+      sgpipe generate folder --images photos/ --tagger tagger/ --out photo-relations/
+      sgpipe generate hub --dataset cppe-5 --split train --tagger tagger/ --out cppe-relations/
+      sgpipe generate coco --tagger tagger/ --limit 100 --set tag.threshold=0.1
+      sgpipe generate coco --root datasets/coco --tagger tagger/ --out run/ --store s3://bucket/coco
+      sgpipe generate --from coco-relations/ --tagger other-tagger/ --out retagged/
     """
-    options = {
-        **data.overrides(),
-        "detect.detector": detector,
-        "caption.captioner": captioner,
-        "tag.tagger": tagger,
-        "tag.calibration": calibration,
-        "tag.precision": precision,
-        "limit": limit,
-        "seed": seed,
-        "engine.address": ray_address,
-        "engine.store": store,
-    }
+    from sgpipe.generation.parent import parent_recipe
+    from sgpipe.recipe import load_recipe
+    from sgpipe.utils.config_file import changed, parse_set
+
     if parent is not None and out is None:
         raise UserError("--from needs --out, the folder of the new run")
-    given = {key: value for key, value in options.items() if value is not None}
-    loaded = _load(_loader(recipe, parent, data), given, data, assign or [], out)
-    _run(loaded, out or _default_folder(loaded), retry_failed, json_, parent)
-
-
-def _loader(recipe: str | None, parent: str | None, data: SourceOptions) -> Callable[[dict[str, Any]], Recipe]:
-    """What loads the recipe, or that of the parent, with overrides."""
-    from sgpipe.recipe import load_recipe
-
-    if recipe is not None or parent is None:
-        return partial(load_recipe, recipe or "miniworld")
-    from sgpipe.generation.parent import parent_recipe
-
-    root = {"source.root": None} if data.images else {}  # the parent's would be that of --images
-    return lambda overrides: parent_recipe(parent, {**root, **overrides})
-
-
-def _load(
-    load: Callable[[dict[str, Any]], Recipe],
-    overrides: Mapping[str, Any],
-    data: SourceOptions,
-    assigned: list[str],
-    out: Path | None,
-) -> Recipe:
-    """The recipe with the options of the command line. Raises UserError: it is not valid, or does not fit them."""
-    from sgpipe.utils.config_file import parse_set
-
-    changes = parse_set(assigned)
-    loaded = load({**overrides, **changes})
-    data.check(loaded.source)
-    if data.images is None:
-        return loaded
-    name = data.split_name(loaded.source, out or _default_folder(loaded))
-    return load({**overrides, **data.of_split(name), **changes})
-
-
-def _default_folder(recipe: Recipe) -> Path:
-    return Path(f"{recipe.name}-relations")
+    settings = parse_set(assign or [])
+    if recipe is None and parent is not None:
+        loaded = parent_recipe(parent, {"source.root": None, **settings} if data.images else settings)
+    else:
+        loaded = load_recipe(recipe or "miniworld", settings)
+    out = out or Path(f"{loaded.name}-relations")
+    caption = changed(loaded.caption, captioner=captioner)
+    loaded = changed(
+        loaded,
+        limit=limit,
+        seed=seed,
+        source=data.applied_to(loaded.source, out),
+        detect=changed(loaded.detect, detector=detector),
+        caption=caption.model_copy(update={"captioner": None}) if data.captions else caption,
+        tag=changed(loaded.tag, tagger=tagger, calibration=calibration, precision=precision),
+        engine=changed(loaded.engine, address=ray_address, store=store),
+    )
+    _run(loaded, out, retry_failed, json_, parent)
 
 
 def _run(recipe: Recipe, out: Path, retry_failed: bool, json_: bool, parent: str | None) -> None:
@@ -173,59 +224,40 @@ def _report(summary: Summary, threshold: float, json_: bool, store: str | None) 
         print_run_quality(quality, screen)
 
 
-_MINIWORLD_IMAGES = 200
-
-
 def miniworld(
     out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder for the images and for annotations in COCO, Visual Genome and HICO-DET format.",
-            callback=writes_folder,
-        ),
+        Path, writes_folder("Folder for the images and for annotations in COCO, Visual Genome and HICO-DET format.")
     ],
-    number: Annotated[int | None, typer.Option("--count", help="Number of images. Default: 200.")] = None,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    split: Annotated[str, typer.Option(help="train, val or test-compositional.")] = "val",
-    images: Annotated[int | None, typer.Option("--images", hidden=True, help="The old name of --count.")] = None,
+    number: Annotated[int, typer.Option("--count", min=1, help="Number of images.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed.")] = 0,
+    split: Annotated[Literal["train", "val", "test-compositional"], typer.Option(help="Split to generate.")] = "val",
 ) -> None:
     """Generate a synthetic dataset with exact ground truth.
 
-    The same command finishes an interrupted dataset. A folder that contains another one is refused.
+    The same command finishes an interrupted dataset. A folder that contains
+    another one is refused.
+
+    Examples:
+
+      sgpipe miniworld --count 200 --out miniworld/
     """
     from sgpipe.sources.miniworld import render_dataset
 
-    if number is not None and images is not None:
-        raise UserError("--images is the old name of --count; give one of them")
-    wanted = number if number is not None else images if images is not None else _MINIWORLD_IMAGES
-    with ExitStack() as stack:  # no progress is shown of a set that is complete or refused
-        advance = cache(lambda: stack.enter_context(console.Progress().images(wanted, "generating")))
-        is_new = render_dataset(out, wanted, seed, split, progress=lambda: advance()(1, {}))
-    if is_new:
-        message = f"generated {console.count(wanted, 'image')} in {out}"
-    else:
-        message = f"nothing left to do: {out} already contains {'this' if wanted == 1 else 'these'} "
-        message += console.count(wanted, "image")
+    with ExitStack() as stack:  # no progress is shown for a dataset that is complete or refused
+        advance = cache(lambda: stack.enter_context(console.Progress().images(number, "generating")))
+        is_new = render_dataset(out, number, seed, split, progress=lambda: advance()(1, {}))
+    images = console.count(number, "image")
+    message = f"generated {images} in {out}" if is_new else f"nothing to do: {out} already has all {images}"
     console.output().print(message, soft_wrap=True)
 
 
-class ParserKind(StrEnum):
-    """The values of --parser, as in `ParseConfig.parser`."""
-
-    rules = "rules"
-    learned = "learned"
-    seq2seq = "seq2seq"
-    llm = "llm"
-
-
 def parse(
-    parser: Annotated[ParserKind, typer.Option(help="Parser.")] = ParserKind.rules,
+    parser: Annotated[Literal["rules", "learned", "seq2seq", "llm"], typer.Option(help="Parser.")] = "rules",
     model: Annotated[
         str | None,
         typer.Option(
             help="Its model: of rules and learned, a spaCy model (default: the best one installed); of seq2seq, a "
             "folder or hub id; of llm, its name at the endpoint.",
-            callback=reads_model,
         ),
     ] = None,
     endpoint: Annotated[
@@ -234,7 +266,12 @@ def parse(
 ) -> None:
     """Turn captions into triplets.
 
-    Reads one caption per line from standard input and prints one line of JSON for each.
+    Reads one caption per line from standard input, prints one line of JSON for each.
+
+    Examples:
+
+      sgpipe parse < captions.txt
+      sgpipe parse --parser learned < captions.txt
     """
     from sgpipe.recipe import ParseConfig
     from sgpipe.stages.parse.parser import CaptionParser
@@ -242,32 +279,27 @@ def parse(
 
     if sys.stdin is None:
         raise UserError("standard input is closed; `parse` reads one caption per line from it")
-    captions = CaptionParser(ParseConfig(parser=parser.value, model=model, endpoint=endpoint))
+    captions = CaptionParser(ParseConfig(parser=parser, model=model, endpoint=endpoint))
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     for result in parse_lines(sys.stdin, captions):
         print(console.json_text(result))
 
 
-_DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
-_NOTE = "the packaged miniworld models know only synthetic images; for photographs give your own: --captioner, --tagger"
-
-
 def label(
     images: Annotated[
-        list[Path], typer.Argument(help="Images, or folders or archives (.zip, .tar) of images.", callback=reads_path)
+        list[Path], typer.Argument(help="Images, or folders or archives (.zip, .tar) of images.", exists=True)
     ],
-    out: Annotated[Path, typer.Option(help="Folder for images with drawn relations.", callback=writes_folder)] = Path(
-        "labelled"
-    ),
-    boxes: Annotated[
-        Path | None, typer.Option(help="COCO instances file with boxes; no detector runs.", callback=reads_file)
-    ] = None,
+    out: Annotated[Path, writes_folder("Folder for images with drawn relations.")] = Path("labelled"),
+    boxes: Annotated[Path | None, reads_file("COCO instances file with boxes; no detector runs.")] = None,
     detector: Detector = None,
     captioner: Captioner = None,
     tagger: Tagger = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Recipe with models and settings. Default: folder if a model is given, else miniworld."),
+        typer.Option(
+            help="Recipe with models and settings. Default: folder if a model is given, else miniworld.",
+            rich_help_panel=MODELS,
+        ),
     ] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum confidence of the relations shown.")] = 0.2,
     assign: Settings = None,
@@ -275,26 +307,33 @@ def label(
         bool, typer.Option("--json", help="Print JSON, one line per image, with everything that was found.")
     ] = False,
 ) -> None:
-    """Find the relations in images, print them, and draw them. No annotations are needed."""
+    """Find the relations in images, print them, and draw them. No annotations are needed.
+
+    Examples:
+
+      sgpipe label miniworld/images
+      sgpipe label photos/ --tagger tagger/ --out labelled/
+      sgpipe label a.jpg --boxes boxes.json
+    """
     from sgpipe.pipeline import Pipeline
     from sgpipe.stages.tag.methods import tag_notes
     from sgpipe.utils.config_file import parse_set
 
     screen = console.output()
     files = list(_files(images, out))
-    out.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=out).close()  # fail before minutes of work
     chosen = recipe or ("folder" if detector or captioner or tagger else "miniworld")
     models = {"detector": detector, "captioner": captioner, "tagger": tagger}
     pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
     notes = [_NOTE] if pipeline.uses_miniworld_models else []
     for note in notes + tag_notes(pipeline.recipe.tag):
         console.progress().print(f"NOTE: {note}", style="dim", soft_wrap=True)
+    out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
         failed += graph.error is not None
         if graph.error is None:
-            _save(graph, out / name, threshold)
+            with atomic_write(out / name) as temporary:
+                graph.draw(threshold).save(temporary, "PNG")
         if json_:
             print(console.json_text(graph.as_json()))
         else:
@@ -314,7 +353,6 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
 
     drawings = out.resolve()
     for path in images:
-        existing_path(path)
         files = [path]
         refuse_compressed(str(path))
         packed = path.is_file() and is_archive(path.name)
@@ -339,11 +377,6 @@ def _names(files: list[Path]) -> Iterator[str]:
             name = f"{file.name}.relations-{number}.png"
         taken.add(name)
         yield name
-
-
-def _save(graph: SceneGraph, path: Path, threshold: float) -> None:
-    with atomic_write(path) as temporary:
-        graph.draw(threshold).save(temporary, "PNG")
 
 
 def _print(graph: SceneGraph, file: Path, drawing: Path, threshold: float, screen: Console) -> None:

@@ -8,38 +8,40 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.options import (
+    DATA,
     Classes,
     GuessedSplit,
     Json,
     Limit,
     reads_file,
-    reads_folder,
-    reads_images,
-    reads_stored_file,
+    reads_stored,
     with_option_groups,
     writes_folder,
 )
-from sgpipe.errors import UserError
 from sgpipe.utils import console
 
 if TYPE_CHECKING:
     from sgpipe.sources.annotated import AnnotationSource
 
-Annotations = Annotated[
-    Path, typer.Option(help="Annotation file, also in a store: s3://….", callback=reads_stored_file)
-]
+Annotations = Annotated[Path, reads_stored("Annotation file, also in a store: s3://….")]
 Images = Annotated[
     str,
-    typer.Option(
-        help="Images: a folder, .zip or .tar, a folder of these, or s3://…. Some may be missing if the annotations "
-        "contain their sizes.",
-        callback=reads_images,
+    reads_stored(
+        "Images: a folder, .zip or .tar, a folder of these, or s3://…. Some may be missing if the annotations "
+        "contain their sizes."
     ),
 ]
 
-app = typer.Typer(cls=HelpfulGroup, no_args_is_help=True, help="Import human annotations as shards.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Import human annotations as shards.
+
+Examples:
+
+  sgpipe import vg --annotations scene_graphs.json --images VG --out vg/
+""",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,8 @@ class ImportOptions:
     """Options of every import."""
 
     out: Annotated[
-        Path, typer.Option(help="Folder for the shards; an unfinished import in it is resumed.", callback=writes_folder)
+        Path,
+        writes_folder("Folder for the shards; an unfinished import in it is resumed."),
     ]
     limit: Limit = None
     embed: Annotated[bool, typer.Option("--embed", help="Store the image files in the shards.")] = False
@@ -86,21 +89,22 @@ class RetryOptions(ImportOptions):
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Redo the shards with error rows.")] = False
 
 
-@app.command(cls=GroupedCommand)
+@app.command()
 @with_option_groups
 def vg(
     *,
     data: AnnotationOptions,
     image_data: Annotated[
-        Path | None, typer.Option(help="image_data.json, for the sizes of the images.", callback=reads_stored_file)
+        Path | None,
+        reads_stored("image_data.json, for the sizes of the images."),
     ] = None,
     object_aliases: Annotated[
         Path | None,
-        typer.Option(help="File of object names with the same meaning, one group per line.", callback=reads_file),
+        reads_file("File of object names with the same meaning, one group per line."),
     ] = None,
     predicate_aliases: Annotated[
         Path | None,
-        typer.Option(help="File of predicates with the same meaning, one group per line.", callback=reads_file),
+        reads_file("File of predicates with the same meaning, one group per line."),
     ] = None,
     preprocess: Annotated[
         bool, typer.Option(help="As RLIPv2: lower case, no duplicates, at most 100 relations per image.")
@@ -110,6 +114,10 @@ def vg(
     """Import Visual Genome, or scene graphs in its format.
 
     Reads scene_graphs.json or relationships.json.
+
+    Examples:
+
+      sgpipe import vg --annotations scene_graphs.json --image-data image_data.json --images VG --out vg/
     """
     from sgpipe.sources.visual_genome import VisualGenome
 
@@ -120,24 +128,32 @@ def vg(
     _import(genome.source(), data.images, options)
 
 
-@app.command(cls=GroupedCommand)
+@app.command()
 @with_option_groups
 def hico(*, data: AnnotationOptions, classes: Classes = None, options: RetryOptions) -> None:
     """Import HICO-DET.
 
     Reads trainval_hico.json (HOIA format) or instances_train2015.json.
+
+    Examples:
+
+      sgpipe import hico --annotations trainval_hico.json --images train2015 --out hico/
     """
     from sgpipe.sources.hoi import hico_source
 
     _import(hico_source(data.annotations, data.split_name(options.out), classes), data.images, options)
 
 
-@app.command(cls=GroupedCommand)
+@app.command()
 @with_option_groups
 def vcoco(*, data: AnnotationOptions, classes: Classes = None, options: RetryOptions) -> None:
     """Import V-COCO.
 
     Reads trainval_vcoco.json (HOIA format) or instances_vcoco_train.json.
+
+    Examples:
+
+      sgpipe import vcoco --annotations trainval_vcoco.json --images train2014 --out vcoco/
     """
     from sgpipe.sources.hoi import vcoco_source
 
@@ -145,44 +161,48 @@ def vcoco(*, data: AnnotationOptions, classes: Classes = None, options: RetryOpt
     _import(vcoco_source(data.annotations, split, classes), data.images, options)
 
 
-@app.command(cls=GroupedCommand)
+@app.command()
 @with_option_groups
 def openimages(
     *,
     data: AnnotationOptions,
     categories: Annotated[
         Path | None,
-        typer.Option(
-            help="OI_SGG_trainval_test_categories_dict.json: the classes. Default: all 601.", callback=reads_file
-        ),
+        reads_file("OI_SGG_trainval_test_categories_dict.json: the classes. Default: all 601."),
     ] = None,
     options: RetryOptions,
 ) -> None:
     """Import the relations of Open Images V6.
 
     Reads OI_SGG_train_finetuning.json or vrd-train-anno.json.
+
+    Examples:
+
+      sgpipe import openimages --annotations OI_SGG_train_finetuning.json --images oi --out oi/
     """
     from sgpipe.sources.open_images import OpenImages
 
     _import(OpenImages(data.annotations, data.split_name(options.out), categories).source(), data.images, options)
 
 
-@app.command(cls=GroupedCommand)
+@app.command()
 @with_option_groups
 def rlipv2(
     *,
     data: AnnotationOptions,
     image_paths: Annotated[
         Path | None,
-        typer.Option(
-            help="Objects365's image_id_to_filepath.json; required for its images.", callback=reads_stored_file
-        ),
+        reads_stored("Objects365's image_id_to_filepath.json; required for its images."),
     ] = None,
     options: RetryOptions,
 ) -> None:
     """Import RLIPv2's pseudo-labels of COCO or Objects365.
 
     Reads these files, and other scene graphs in their format, without changing them.
+
+    Examples:
+
+      sgpipe import rlipv2 --annotations RLIPv2_train2017.json --images coco --out rlipv2-coco/
     """
     from sgpipe.sources.scene_graphs import PseudoLabels
 
@@ -190,17 +210,16 @@ def rlipv2(
     _import(labels.source(), data.images, options)
 
 
-@app.command(name="coco-rel", cls=GroupedCommand)
+@app.command(name="coco-rel")
 @with_option_groups
 def coco_rel(
     *,
     data: AnnotationOptions,
     relations: Annotated[
         Path | None,
-        typer.Option(
-            help="RelTR's rel.json: rel_categories, and triplets by split and image. Default: the rel_annotations of "
-            "--annotations.",
-            callback=reads_stored_file,
+        reads_stored(
+            "RelTR's rel.json: rel_categories, and triplets by split and image. Default: the rel_annotations of "
+            "--annotations."
         ),
     ] = None,
     options: RetryOptions,
@@ -208,32 +227,39 @@ def coco_rel(
     """Import COCO instances with relations.
 
     Reads RelTR's triplets, or the rel_annotations of SGG-Benchmark.
+
+    Examples:
+
+      sgpipe import coco-rel --annotations train.json --relations rel.json --images vg --out vg150/
+      sgpipe import coco-rel --annotations train/_annotations.coco.json --images train --out psg/
     """
     from sgpipe.sources.coco_relations import CocoRelations
 
     _import(CocoRelations(data.annotations, relations, data.split_name(options.out)).source(), data.images, options)
 
 
-@app.command(cls=GroupedCommand)
+@app.command()
 @with_option_groups
 def coco(
     *,
     data: AnnotationOptions,
-    captions: Annotated[
-        Path | None, typer.Option(help="COCO captions file of the same images.", callback=reads_stored_file)
-    ] = None,
+    captions: Annotated[Path | None, reads_stored("COCO captions file of the same images.")] = None,
     options: RetryOptions,
 ) -> None:
     """Import COCO's objects and captions.
 
     The result has no relations. Also reads what `sgpipe export --to coco` writes.
+
+    Examples:
+
+      sgpipe import coco --annotations instances_val.json --captions captions_val.json --images coco --out imported/
     """
     from sgpipe.sources.coco_relations import coco_source
 
     _import(coco_source(data.annotations, data.split_name(options.out), captions), data.images, options)
 
 
-@app.command(name="label-studio", cls=GroupedCommand)
+@app.command(name="label-studio")
 @with_option_groups
 def label_studio(
     *,
@@ -254,6 +280,10 @@ def label_studio(
     """Import a project of Label Studio.
 
     Reads its JSON export: rectangles with labels, and relations between them.
+
+    Examples:
+
+      sgpipe import label-studio --annotations project.json --images photos --out corrected/
     """
     from sgpipe.sources.label_studio import LabelStudio
 
@@ -261,18 +291,22 @@ def label_studio(
     _import(project.source(), images, options)
 
 
-@app.command(cls=GroupedCommand)
+@app.command()
 @with_option_groups
 def hf(
     *,
-    folder: Annotated[Path | None, typer.Argument(hidden=True, metavar="", callback=reads_folder)] = None,
     annotations: Annotated[
-        Path | None,
-        typer.Option(help="Folder with data/SPLIT-00000-of-00001.parquet and so on; required.", callback=reads_folder),
-    ] = None,
+        Path,
+        typer.Option(
+            help="Folder with data/SPLIT-00000-of-00001.parquet and so on.",
+            exists=True,
+            file_okay=False,
+            rich_help_panel=DATA,
+        ),
+    ],
     images: Annotated[
         str | None,
-        typer.Option(help="Where the images are, if the rows do not contain them.", callback=reads_images),
+        reads_stored("Where the images are, if the rows do not contain them."),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split to import, if there are several.")] = None,
     options: ImportOptions,
@@ -280,13 +314,14 @@ def hf(
     """Import what `sgpipe export --to hf` wrote.
 
     All columns are kept.
+
+    Examples:
+
+      sgpipe import hf --annotations for-the-hub/ --split val --out imported/
     """
     from sgpipe.sources.hugging_face import HuggingFace
 
-    dataset = annotations or folder  # the folder alone is the form of earlier versions
-    if dataset is None or (annotations and folder):
-        raise UserError("give the dataset by --annotations FOLDER, a folder that `sgpipe export --to hf` wrote")
-    _import(HuggingFace(dataset, split).source(), images or str(dataset), options)
+    _import(HuggingFace(annotations, split).source(), images or str(annotations), options)
 
 
 def _import(source: AnnotationSource, images: str, options: ImportOptions) -> None:

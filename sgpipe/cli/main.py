@@ -16,21 +16,17 @@ from types import FrameType, TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from sgpipe.cli import stop_while_importing
-from sgpipe.cli.corrections import correct
 from sgpipe.cli.doctor import doctor
 from sgpipe.cli.evaluate import app as eval_app
 from sgpipe.cli.generate import generate, label, miniworld, parse
-from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.imports import app as import_app
-from sgpipe.cli.options import Command, JudgedCommand
-from sgpipe.cli.predict import predict
-from sgpipe.cli.push import push
-from sgpipe.cli.runs import calibrate, export, fetch, stats, verify
-from sgpipe.cli.score import score
+from sgpipe.cli.predict import predict, score
+from sgpipe.cli.runs import calibrate, export, fetch, push, stats, verify
 from sgpipe.cli.train import convert, train
-from sgpipe.cli.view import view
+from sgpipe.cli.view import correct, view
 from sgpipe.errors import DivergedError, EngineError, UserError, refusal, with_whole_uris
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
@@ -40,24 +36,38 @@ _RESUME = "Committed work is kept; run the same command again to resume."
 _START_AGAIN = "Run the same command again to start from the beginning."
 _RESUMABLE = ("generate", "import", "score", "correct", "push", "train")
 _STOPPED_IN_ORDER = ("generate", "train")
+_HEADINGS = ("Label images", "Inspect runs", "Import and export", "Train and evaluate", "Tools")
+_LABEL, _INSPECT, _EXCHANGE, _TRAIN, _TOOLS = _HEADINGS
 
 _COLLECT_SELDOM = (20_000, 20, 20)  # imported modules are not garbage, and looking for it takes a fifth of the start
 
 
-class _Group(HelpfulGroup):
+class _Group(TyperGroup):
     """The commands. Each error that a user is meant to see becomes one line and an exit code."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Refuse an empty value, such as an unset variable of the shell, which as a path would be "."."""
+        if any(not word or (word.startswith("--") and word.endswith("=")) for word in args):
+            _fail("error: a value is empty; is a variable of the shell unset?", EXIT_BAD_INPUT)
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Return the commands in the order of their headings; typer begins with groups."""
+        commands: Any = self.commands
+        return sorted(super().list_commands(ctx), key=lambda name: _HEADINGS.index(commands[name].rich_help_panel))
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
-        except _USAGE_ERROR as error:  # typer prints it
-            error.message = console.single_line(error.message)
-            raise
+        except _USAGE_ERROR as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help
+                raise
+            _fail(f"error: {console.single_line(error.format_message())}", EXIT_BAD_INPUT)
         except UserError as error:
-            _fail(f"error: {with_whole_uris(str(error))}", EXIT_BAD_INPUT)
+            _fail(f"error: {error}", EXIT_BAD_INPUT)
         except EngineError as error:
             advice = "" if isinstance(error, DivergedError) else f"\n{_advice(ctx)}"
-            _fail(f"error: {with_whole_uris(str(error))}{advice}", EXIT_FAILED)
+            _fail(f"error: {error}{advice}", EXIT_FAILED)
         except KeyboardInterrupt:
             _fail(f"interrupted. {_advice(ctx)}", EXIT_INTERRUPTED)
         except BrokenPipeError:
@@ -71,32 +81,18 @@ def _advice(ctx: typer.Context) -> str:
     return _RESUME if ctx.invoked_subcommand in _RESUMABLE else _START_AGAIN
 
 
-app = typer.Typer(
-    cls=_Group,
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.add_typer(import_app, name="import")
-app.add_typer(eval_app, name="eval")
-app.command(cls=GroupedCommand)(label)
-app.command(cls=GroupedCommand)(generate)
-app.command(cls=GroupedCommand)(train)
-app.command(cls=Command)(miniworld)
-app.command(cls=Command)(view)
-app.command(cls=JudgedCommand)(stats)
-app.command(cls=JudgedCommand)(calibrate)
-app.command(cls=Command)(correct)
-app.command(cls=Command)(score)
-app.command(cls=Command)(verify)
-app.command(cls=Command)(fetch)
-app.command(cls=Command)(export)
-app.command(cls=Command)(push)
-app.command(cls=GroupedCommand)(predict)
-app.command(cls=Command)(doctor)
-app.command(cls=Command)(convert)
-app.command(cls=Command)(parse)
+app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+for _title, _functions in {
+    _LABEL: (label, generate, miniworld),
+    _INSPECT: (view, correct, stats, calibrate, score, verify),
+    _EXCHANGE: (export, push, fetch),
+    _TRAIN: (train, predict),
+    _TOOLS: (doctor, convert, parse),
+}.items():
+    for _function in _functions:
+        app.command(rich_help_panel=_title)(_function)
+app.add_typer(import_app, name="import", rich_help_panel=_EXCHANGE)
+app.add_typer(eval_app, name="eval", rich_help_panel=_TRAIN)
 
 
 @app.callback(invoke_without_command=True)
@@ -108,8 +104,9 @@ def root(
 ) -> None:
     """Turn any object-detection dataset into a scene-graph dataset.
 
-    Results go to standard output, everything else to standard error. NO_COLOR=1 turns colours off. Exit codes: 0
-    success, 1 not finished or a check failed, 2 bad input, 3 every image failed, 130 interrupted.
+    Results go to standard output, everything else to standard error. NO_COLOR=1
+    turns colours off. Exit codes: 0 success, 1 not finished or a check failed,
+    2 bad input, 3 every image failed, 130 interrupted.
     """
     os.environ.pop(console.QUIET, None)
     if quiet:
@@ -145,7 +142,7 @@ def _exit_at_once(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    console.errors().print(message, soft_wrap=True)
+    console.errors().print(with_whole_uris(message), soft_wrap=True)
     sys.exit(code)
 
 

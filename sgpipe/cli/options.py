@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,192 +18,137 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-from typer.core import TyperCommand
 
-from sgpipe.errors import (
-    UserError,
-    existing_dataset,
-    existing_file,
-    existing_folder,
-    existing_model,
-    existing_path,
-    existing_place,
-    existing_run,
-    writable_file,
-    writable_folder,
-)
+from sgpipe.errors import UserError
 
-_PATHS = "sgpipe.paths"  # the checks of a command's paths, in its context
+DATA, MODELS, COMPUTE = "Data", "Models", "Compute"  # headings of `--help`
+_OWN = "own"
 
 
-class Command(TyperCommand):
-    """A command that refuses paths by one line before it does anything: a missing one is called what it is."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Raises UserError: a value is empty, such as an unset variable of the shell, which as a path would be "."."""
-        for before, word in zip(["", *args], args, strict=False):
-            name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-            if not value and (equals or not name):
-                option = f"{name or before}: " if (name or before).startswith("--") else ""
-                raise UserError(f"{option}a value is empty; is a variable of the shell unset?")
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        """Raises UserError: a path is missing, or a file where a folder is expected, or the reverse."""
-        for check in ctx.meta.get(_PATHS, ()):
-            check()
-        return super().invoke(ctx)
+def reads_file(text: str, panel: str | None = DATA) -> Any:
+    """Return an option for a file of this machine."""
+    return typer.Option(help=text, exists=True, dir_okay=False, rich_help_panel=panel)
 
 
-class JudgedCommand(Command):
-    """A command whose option `--judgements` may be given without a file: then it is the run's own."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        followers = [*args[1:], "--"]
-        alone = [word == "--judgements" and after.startswith("-") for word, after in zip(args, followers, strict=True)]
-        own = f"--judgements={_OWN_JUDGEMENTS}"
-        return super().parse_args(ctx, [own if bare else word for word, bare in zip(args, alone, strict=True)])
+def reads_stored(text: str, panel: str | None = DATA) -> Any:
+    """Return an option for a file or folder, also in an object store."""
+    return typer.Option(help=text, callback=stored, rich_help_panel=panel)
 
 
-_OWN_JUDGEMENTS = "the judgements of the run"
+def writes_file(text: str) -> Any:
+    """Return an option for a file to write on this machine."""
+    return typer.Option(help=text, dir_okay=False, callback=local)
+
+
+def writes_folder(text: str) -> Any:
+    """Return an option for a folder to write on this machine."""
+    return typer.Option(help=text, file_okay=False, callback=local)
+
+
+def stored(value: Any) -> Any:
+    """Check that paths exist; the callback of an option that also takes a URI, which is not contacted."""
+    for path in value if isinstance(value, list) else [value]:
+        if path is not None and not re.match(r"\w{2,}:/", str(path)) and not Path(path).exists():
+            raise typer.BadParameter(f"{path} does not exist.")
+    return value
+
+
+def local(path: Path | None) -> Path | None:
+    """Refuse a place that cannot be written, also the URI of a store, which as a `Path` would be a folder "s3:"."""
+    if path is not None:
+        if re.match(r"\w{2,}:/", str(path)):
+            raise typer.BadParameter(f"{path} is not on this machine.")
+        nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+        if not os.access(nearest, os.W_OK) or (nearest != path.absolute() and nearest.is_file()):
+            raise typer.BadParameter(f"{path} cannot be written: {nearest} is read-only, or a file.")
+    return path
 
 
 def judged_file(run: Path, file: Path | None) -> Path | None:
-    """The file that `JudgedFile` names. Raises UserError: it is missing or a folder."""
-    if file is None:
-        return None
-    if str(file) != _OWN_JUDGEMENTS:
-        return existing_file(file)
+    """Return the file of judgements that is meant: "own" is the run's. Raises UserError: it is missing."""
     from sgpipe.files.stored_files import uri_of
     from sgpipe.storage.judgements import JUDGEMENTS
     from sgpipe.view.run_files import RunFiles
 
-    own = (RunFiles(run).cache if uri_of(run) else run) / JUDGEMENTS
-    if not own.exists():
-        raise UserError(f"{run} has no {JUDGEMENTS}: judge relations with `sgpipe view {run}` first")
-    return own
+    if file is not None and str(file) == _OWN:
+        file = (RunFiles(run).cache if uri_of(run) else run) / JUDGEMENTS
+        if not file.exists():
+            raise UserError(f"{run} has no {JUDGEMENTS}: judge relations with `sgpipe view {run}` first")
+    if file is not None and not file.is_file():
+        raise UserError(f"--judgements: no such file: {file}")
+    return file
 
-
-def _path_option(check: Callable[[Any], Any], kind: type = Path) -> Callable[..., Any]:
-    """The callback of an option or argument whose paths `check` refuses by a UserError when the command runs."""
-
-    def callback(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
-        paths = [] if value is None else value if isinstance(value, list | tuple) else [value]
-        checks = [functools.partial(_check_path, check, param.opts[0], kind(path)) for path in paths]
-        ctx.meta.setdefault(_PATHS, []).extend(checks)
-        return value
-
-    vars(callback)["check"] = check  # for the test
-    return callback
-
-
-def _check_images(location: str) -> None:
-    from sgpipe.files.image_roots import check_images
-
-    check_images(location)
-
-
-def _check_stored_file(path: Path) -> None:
-    from sgpipe.files.stored_files import stamp_stored
-
-    stamp_stored(path)
-
-
-def _check_path(check: Callable[[Any], Any], name: str, path: Path | str) -> None:
-    try:
-        check(path)
-    except UserError as error:
-        separator = ": " if str(error).startswith("no such") else " "
-        raise UserError(f"{name}{separator}{error}" if name.startswith("-") else str(error)) from None
-
-
-# What an option or argument that takes a path says of it: `typer.Option(…, callback=reads_folder)`. A test demands one
-# of these for every path. `reads_later`: the command itself checks it; `reads_model`: a folder, or a name on the hub;
-# `reads_images`: a folder, archives or a store; `reads_run`: a folder or an object store; `reads_place`: these, or a
-# file; `reads_stored_file`: a file, also in a store; `reads_dataset`: a folder, a store, or a name on the hub.
-reads_folder, reads_file, reads_path = map(_path_option, (existing_folder, existing_file, existing_path))
-writes_folder, writes_file = map(_path_option, (writable_folder, writable_file))
-reads_later, reads_model = _path_option(Path), _path_option(existing_model, str)
-reads_images = _path_option(_check_images, str)
-reads_run, reads_dataset = _path_option(existing_run, str), _path_option(existing_dataset, str)
-reads_place, reads_stored_file = _path_option(existing_place), _path_option(_check_stored_file)
 
 StoredRun = Annotated[
     Path,
     typer.Argument(
-        help="Folder of a run or an import, or the object store of one, such as s3://bucket/labels.", callback=reads_run
+        help="Folder of a run or an import, or its object store, such as s3://bucket/labels.", callback=stored
     ),
 ]
-Limit = Annotated[int | None, typer.Option(help="Use only the first N images.")]
-Seed = Annotated[int | None, typer.Option(help="Random seed.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N images.", rich_help_panel=DATA)]
+Seed = Annotated[int | None, typer.Option(min=0, help="Random seed.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Change any setting of the recipe: KEY=VALUE. Repeatable.")
 ]
 Detector = Annotated[
-    str | None, typer.Option(help="Object detector of transformers: folder or hub id.", callback=reads_model)
+    str | None,
+    typer.Option(help="Object detector of transformers: folder or hub id.", rich_help_panel=MODELS),
 ]
 Captioner = Annotated[
     str | None,
     typer.Option(
-        help="Image-text-to-text model of transformers, such as BLIP: folder or hub id.", callback=reads_model
+        help="Image-text-to-text model of transformers, such as BLIP: folder or hub id.", rich_help_panel=MODELS
     ),
 ]
 Tagger = Annotated[
     str | None,
     typer.Option(
         help="R-Tagger: folder made by `sgpipe convert` or `sgpipe train`. With tag.method clip or vlm: its model.",
-        callback=reads_model,
+        rich_help_panel=MODELS,
     ),
 ]
 CalibrationFile = Annotated[
     Path | None,
-    typer.Option(
-        help="File of `sgpipe calibrate`, also in a store; minimum confidences are probabilities then.",
-        callback=reads_stored_file,
-    ),
+    reads_stored("File of `sgpipe calibrate`, also in a store; minimum confidences are probabilities then."),
 ]
 ExpectedPrecision = Annotated[
     float | None,
-    typer.Option(help="With --calibration: keep the relations with this expected precision, such as 0.9."),
+    typer.Option(
+        min=0, max=1, help="With --calibration: keep the relations with this expected precision, such as 0.9."
+    ),
 ]
 JudgedFile = Annotated[
     Path | None,
-    typer.Option(
-        "--verdicts",
-        "--judgements",
-        help="File that a page of `sgpipe stats --review` exported, or a file of judgements of `sgpipe view`. "
-        "--judgements alone: the run's own.",
-        callback=reads_later,
-    ),
+    typer.Option("--verdicts", "--judgements", help=f"File of judgements of `sgpipe view`; {_OWN}: that of the run."),
 ]
-RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to connect to, such as auto.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="Ray cluster to connect to, such as auto.", rich_help_panel=COMPUTE)
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=COMPUTE)]
 MovedImages = Annotated[
     str | None,
-    typer.Option(help="Where the images are, if they have moved: folder, archives or store.", callback=reads_images),
+    reads_stored("Where the images are, if they have moved: folder, archives or store."),
 ]
 GroundTruthFolder = Annotated[
     Path | None,
-    typer.Option(
-        help="Shards with the ground truth, such as `sgpipe import` writes, also in a store. Default: the run's own, "
-        "if any.",
-        callback=reads_run,
+    reads_stored(
+        "Shards with the ground truth, such as `sgpipe import` writes, also in a store. Default: the run's own, if any."
     ),
 ]
 ImageData = Annotated[
     Path | None,
-    typer.Option(
-        help="Visual Genome's image_data.json, if Visual Genome is the ground truth for COCO; also in a store.",
-        callback=reads_stored_file,
-    ),
+    reads_stored("Visual Genome's image_data.json, if Visual Genome is the ground truth for COCO; also in a store."),
 ]
 GuessedSplit = Annotated[
     str | None,
-    typer.Option(help="Name of the split. Default: what --annotations or --images are named after (val2017)."),
+    typer.Option(
+        help="Name of the split. Default: what --annotations or --images are named after (val2017).",
+        rich_help_panel=DATA,
+    ),
 ]
 Classes = Annotated[
     Path | None,
-    typer.Option(help="JSON: the names of objects and relations, if not the data's.", callback=reads_file),
+    reads_file("JSON: the names of objects and relations, if not the data's."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -218,18 +165,29 @@ class Dtype(StrEnum):
 class InferenceOptions:
     """How a trained model runs on the images of shards."""
 
-    split: Annotated[str | None, typer.Option(help="Use only this split of the shards.")] = None
+    split: Annotated[str | None, typer.Option(help="Use only this split of the shards.", rich_help_panel=DATA)] = None
     images: MovedImages = None
-    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 4
-    dtype: Annotated[Dtype, typer.Option(help="Number format. auto: bfloat16 on GPUs that support it.")] = Dtype.AUTO
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch.", rich_help_panel=COMPUTE)] = 4
+    dtype: Annotated[
+        Dtype,
+        typer.Option(help="Number format. auto: bfloat16 on GPUs that support it.", rich_help_panel=COMPUTE),
+    ] = Dtype.AUTO
     device: Device = "auto"
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes; Ray starts them if more than one.")] = 1
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Worker processes; Ray starts them if more than one.", rich_help_panel=COMPUTE),
+    ] = 1
     gpus: Annotated[
-        float, typer.Option(min=0, help="GPUs per worker, 0 to 1. One worker takes a GPU anyway, if there is one.")
+        float,
+        typer.Option(
+            min=0,
+            help="GPUs per worker, 0 to 1. A single worker uses a GPU if one is available.",
+            rich_help_panel=COMPUTE,
+        ),
     ] = 0
 
     def as_arguments(self) -> dict[str, Any]:
-        """The arguments of `ModelRun` that these options set."""
+        """Return the arguments of `ModelRun` that these options set."""
         return {**vars(self), "dtype": self.dtype.value}
 
 

@@ -1,22 +1,38 @@
-"""`sgpipe predict`: the predictions of a trained model, as a file."""
+"""`sgpipe predict`: the predictions of a trained model, as a file. `sgpipe score`: relations scored by other models."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sgpipe.cli.options import Classes, InferenceOptions, Json, reads_run, with_option_groups, writes_file
-from sgpipe.errors import UserError
+from sgpipe.cli.options import (
+    Classes,
+    Device,
+    InferenceOptions,
+    Json,
+    MovedImages,
+    StoredRun,
+    reads_stored,
+    stored,
+    with_option_groups,
+    writes_file,
+    writes_folder,
+)
+from sgpipe.errors import UserError, existing_model
 from sgpipe.utils import console
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
     from sgpipe.inference.writers import WriteSummary
+
+
+_CLIP = "ViT-B-32"
 
 
 class PredictionFormat(StrEnum):
@@ -33,12 +49,10 @@ def predict(
     *,
     model: Annotated[
         Path,
-        typer.Argument(help="Folder or store of a ParSeDA or ParSeD model, or of its training.", callback=reads_run),
+        typer.Argument(help="Folder or store of a ParSeDA or ParSeD model, or of its training.", callback=stored),
     ],
-    data: Annotated[Path, typer.Option(help="Folder of shards, or their object store.", callback=reads_run)],
-    out: Annotated[
-        Path, typer.Option(help="File to write: .json for `sgpipe eval`, or .parquet.", callback=writes_file)
-    ],
+    data: Annotated[Path, reads_stored("Folder of shards, or their object store.")],
+    out: Annotated[Path, writes_file("File to write: .json for `sgpipe eval`, or .parquet.")],
     form: Annotated[
         PredictionFormat | None,
         typer.Option(
@@ -57,9 +71,12 @@ def predict(
     inference: InferenceOptions,
     json_: Json = False,
 ) -> None:
-    """Predict relations in the images of shards with a trained model."""
-    import json
+    """Predict relations in the images of shards with a trained model.
 
+    Examples:
+
+      sgpipe predict detector/ --data hico-test/ --out predictions.json
+    """
     from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
 
     if out.suffix not in (".json", ".parquet"):
@@ -128,3 +145,97 @@ def _write_whole_pairs(run: ModelRun, out: Path, form: PredictionFormat, most: i
     config = run.config("hoi")
     converter = PeopleConverter(config.classes, vcoco_actions(config.classes.relations))
     return write_vcoco(predict_images(config, run.row_groups()), out, converter)
+
+
+def score(
+    run: StoredRun,
+    out: Annotated[
+        Path,
+        writes_folder("Folder for the shards with scores; an unfinished scoring is resumed."),
+    ],
+    by: Annotated[
+        Literal["clip", "vlm"],
+        typer.Option(help="clip: how well the text of a relation fits. vlm: ask a vision-language model."),
+    ] = "clip",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="clip: open_clip name, hf-hub:ID, hub id or folder; default ViT-B-32. vlm: hub id or folder of an "
+            "image-text-to-text model; with --endpoint its name there.",
+        ),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="clip: weights of a named model: file or tag.")] = None,
+    contrasts: Annotated[int, typer.Option(min=1, help="clip: number of other predicates to compare with.")] = 8,
+    endpoint: Annotated[
+        str | None, typer.Option(help="vlm: URL of a server with the OpenAI chat API that returns log-probabilities.")
+    ] = None,
+    images: MovedImages = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Score how well relations fit their images, by CLIP or by asking a vision-language model.
+
+    `sgpipe stats` and `sgpipe view` show the scores. A run can have both.
+
+    Examples:
+
+      sgpipe score coco-relations/ --out scored/ --model ViT-B-32 --weights laion2b_s34b_b79k
+      sgpipe score coco-relations/ --out judged/ --by vlm --model Qwen/Qwen2.5-VL-3B-Instruct
+    """
+    if by == "vlm":
+        if weights is not None:
+            raise UserError("--weights is for --by clip")
+        counts = _by_vlm(run, out, model, endpoint, images, device)
+    elif endpoint is not None:
+        raise UserError("--endpoint is for --by vlm")
+    else:
+        counts = _by_clip(run, out, model or _CLIP, weights, contrasts, images, device)
+    if json_:
+        print(json.dumps(counts))
+        return
+    scored = f"{count(counts['scored'], 'relation')} scored"
+    console.output().print(f"{scored}, {counts['unscored']:,} without an image or a box with an area")
+
+
+def _by_clip(
+    run: Path, out: Path, model: str, weights: str | None, contrasts: int, images: str | None, device: str
+) -> dict[str, int]:
+    from sgpipe.files.model_cache import local_model
+    from sgpipe.generation.scoring import (
+        AGREEMENT_COLUMN,
+        ClipAgreement,
+        frequent_predicates,
+        model_identity,
+        score_run,
+    )
+
+    model = local_model(existing_model(model))
+    predicates = frequent_predicates(run, contrasts)
+    identity = {"model": model_identity(model), "weights": model_identity(weights), "contrasts": predicates}
+    progress = console.Progress(console.progress())
+    return score_run(
+        run,
+        out,
+        AGREEMENT_COLUMN,
+        lambda: ClipAgreement(model, weights, predicates, device),
+        identity,
+        progress,
+        images,
+    )
+
+
+def _by_vlm(
+    run: Path, out: Path, model: str | None, endpoint: str | None, images: str | None, device: str
+) -> dict[str, int]:
+    from sgpipe.files.model_cache import local_model
+    from sgpipe.generation.scoring import score_run
+    from sgpipe.generation.second_opinion import OPINION_COLUMN, opinion_identity, opinion_scorer
+    from sgpipe.stages.score.scorer import ScorerSettings
+
+    if model is None:
+        raise UserError("--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there")
+    if endpoint is None:
+        model = local_model(existing_model(model))
+    settings = ScorerSettings("vlm", model, endpoint, device=device)
+    scorer, progress = opinion_scorer(settings, out), console.Progress(console.progress())
+    return score_run(run, out, OPINION_COLUMN, scorer, opinion_identity(settings), progress, images)

@@ -1,7 +1,9 @@
-"""`sgpipe stats`, `calibrate`, `verify`, `fetch` and `export`: commands on existing runs."""
+"""Commands on existing runs: `sgpipe stats`, `calibrate`, `verify`, `fetch`, `export` and `push`."""
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +20,7 @@ from sgpipe.cli.options import (
     MovedImages,
     StoredRun,
     judged_file,
-    reads_run,
+    reads_stored,
     with_option_groups,
     writes_file,
     writes_folder,
@@ -40,9 +42,7 @@ class ReviewOptions:
     """A page for judging relations by hand."""
 
     review: Annotated[int | None, typer.Option(min=1, help="Write a page for judging N relations by hand.")] = None
-    review_file: Annotated[Path, typer.Option(help="File for the --review page.", callback=writes_file)] = Path(
-        "review.html"
-    )
+    review_file: Annotated[Path, writes_file("File for the --review page.")] = Path("review.html")
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed of the --review sample.")] = 0
 
 
@@ -89,10 +89,12 @@ def stats(
     run: StoredRun,
     json_: Json = False,
     html: Annotated[
-        Path | None, typer.Option(help="Write the full report, with a gallery, to this file.", callback=writes_file)
+        Path | None,
+        writes_file("Write the full report, with a gallery, to this file."),
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="Draw images with their relations into this PNG file.", callback=writes_file)
+        Path | None,
+        writes_file("Draw images with their relations into this PNG file."),
     ] = None,
     shown: Annotated[
         int,
@@ -102,14 +104,20 @@ def stats(
     images: MovedImages = None,
     compare: Annotated[
         Path | None,
-        typer.Option(help="Earlier run, or its store; shows what has changed since then.", callback=reads_run),
+        reads_stored("Earlier run, or its store; shows what has changed since then."),
     ] = None,
     truth: GroundTruthFolder = None,
     image_data: ImageData = None,
     page: ReviewOptions,
     verdicts: JudgedFile = None,
 ) -> None:
-    """Count what a run contains, check its health, and show samples."""
+    """Count what a run contains, check its health, and show samples.
+
+    Examples:
+
+      sgpipe stats coco-relations/
+      sgpipe stats coco-relations/ --html report.html --sheet sheet.png
+    """
     from sgpipe.stats.audit import audit
     from sgpipe.stats.gallery import cards
     from sgpipe.stats.measures import measure
@@ -118,7 +126,7 @@ def stats(
     from sgpipe.storage.run_folder import GroundTruth, RunFolder
 
     if image_data is not None and truth is None:
-        raise typer.BadParameter("--image-data finds COCO's images in Visual Genome: give --truth, too")
+        raise UserError("--image-data needs --truth")
     verdicts = judged_file(run, verdicts)
     calibration, threshold, target = chosen.load()
     before = measure(compare, threshold, calibration) if compare else None
@@ -167,7 +175,7 @@ def _say(message: str) -> None:
 
 
 def _missing(lost: int) -> str:
-    return f", {lost} of them without their image (give --images FOLDER)" if lost else ""
+    return f", {lost} of them without their image (if they moved, pass --images)" if lost else ""
 
 
 def calibrate(
@@ -175,17 +183,21 @@ def calibrate(
     truth: GroundTruthFolder = None,
     verdicts: JudgedFile = None,
     image_data: ImageData = None,
-    out: Annotated[Path, typer.Option(help="File for the calibration.", callback=writes_file)] = Path(
-        "calibration.json"
-    ),
+    out: Annotated[Path, writes_file("File for the calibration.")] = Path("calibration.json"),
     json_: Json = False,
 ) -> None:
     """Learn from judged relations how probable it is that a relation is correct.
 
-    Half of the images show how good that is; the file is made from all of them. With --calibration FILE, thresholds of
-    generate, stats, export and train are probabilities.
+    Half of the images show how good that is; the file is made from all of them.
+    With --calibration FILE, thresholds of generate, stats, export and train are
+    probabilities.
+
+    Examples:
+
+      sgpipe calibrate coco-relations/ --judgements own
+      sgpipe calibrate coco-relations/ --truth vg/ --image-data image_data.json --out calibration.json
     """
-    from sgpipe.cli.results import print_result
+    from sgpipe.cli.evaluate import print_result
     from sgpipe.stats.calibrate import calibrate as learn
     from sgpipe.stats.calibrate import judge_by_truth, judge_by_verdicts
     from sgpipe.storage.run_folder import GroundTruth, RunFolder
@@ -220,9 +232,12 @@ def verify(
     """Check every byte and every row of a run.
 
     Lists the problems; the exit code is 1 if there are any.
-    """
-    import json
 
+    Examples:
+
+      sgpipe verify coco-relations/
+      sgpipe verify coco-relations/ --repair
+    """
     from sgpipe.storage.verify import verify as check
 
     with console.Progress(console.progress()).images(None, "verifying") as advance:
@@ -257,12 +272,18 @@ def _size(images: int, shards: int) -> str:
 def fetch(
     store: Annotated[str, typer.Argument(help="Object store of a run, such as s3://bucket/labels.")],
     out: Annotated[
-        Path, typer.Option(help="Folder for the run; files that are already there are kept.", callback=writes_folder)
+        Path,
+        writes_folder("Folder for the run; files that are already there are kept."),
     ],
 ) -> None:
     """Download a run from an object store.
 
-    Other commands read it there, without a copy; only `verify --repair` and `generate --truth` need a folder.
+    Other commands read it there, without a copy; only `verify --repair` and
+    `generate --truth` need a folder.
+
+    Examples:
+
+      sgpipe fetch s3://bucket/coco --out coco-relations/
     """
     from sgpipe.files.object_store import StorePath
     from sgpipe.storage.mirror import fetch as download
@@ -281,7 +302,7 @@ def export(
             help="Format: hf (Hugging Face), coco, coco-rel (RelTR), sgg-benchmark, vg, rlipv2, hico or label-studio."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="New folder for the files.", callback=writes_folder)],
+    out: Annotated[Path, writes_folder("New folder for the files.")],
     threshold: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Minimum confidence of relations. Default: 0.2; all relations for hf."),
@@ -303,10 +324,15 @@ def export(
 ) -> None:
     """Convert a run to another format.
 
-    For the Hugging Face hub, COCO tools, scene-graph models, RLIPv2, HICO-DET or Label Studio.
-    """
-    import json
+    For the Hugging Face hub, COCO tools, scene-graph models, RLIPv2, HICO-DET or
+    Label Studio.
 
+    Examples:
+
+      sgpipe export coco-relations/ --to hf --embed --out for-the-hub/
+      sgpipe export coco-relations/ --to rlipv2 --threshold 0.2 --out rlipv2/
+      sgpipe export coco-relations/ --to label-studio --out for-label-studio/
+    """
     from sgpipe.export.run import export_run
 
     written = export_run(
@@ -331,3 +357,61 @@ def export(
         _say("NOTE: no relation is above the threshold; lower --threshold or --precision")
     for what, number in written.left_out.items():
         screen.print(f"left out: {what} ({number:,})", soft_wrap=True)
+
+
+def push(
+    run: StoredRun,
+    to: Annotated[str, typer.Option(help="Dataset on the hub: USER/NAME or ORGANISATION/NAME.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new dataset public. Default: private.")] = False,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Minimum confidence of relations. Default: all relations.")
+    ] = None,
+    calibration: CalibrationFile = None,
+    precision: ExpectedPrecision = None,
+    embed: Annotated[bool, typer.Option("--embed", help="Store the images in the rows.")] = False,
+    images: MovedImages = None,
+    json_: Json = False,
+) -> None:
+    """Upload a run to the Hugging Face hub as a dataset, with a dataset card.
+
+    Exports as `export --to hf`, uploads, and deletes the export. The same command
+    continues an interrupted upload.
+
+    Examples:
+
+      sgpipe push coco-relations/ --to anna/coco-relations
+      sgpipe push coco-relations/ --to anna/coco-relations --embed --threshold 0.2 --public
+    """
+    _show_progress()
+    from sgpipe.export.push import push_run
+
+    pushed = push_run(
+        run,
+        to,
+        public=public,
+        threshold=threshold,
+        calibration=calibration,
+        precision=precision,
+        embed=embed,
+        images=images,
+    )
+    if json_:
+        print(json.dumps(pushed.as_json(), indent=2))
+        return
+    if pushed.exported.note:
+        console.progress().print(f"NOTE: {pushed.exported.note}", soft_wrap=True)
+    seen = "private: only you or your organisation can see it" if pushed.private else "public"
+    screen = console.output()
+    screen.print(f"pushed {count(len(pushed.exported.files), 'file')} to {pushed.url} ({seen})", soft_wrap=True)
+    for what, number in pushed.exported.left_out.items():
+        screen.print(f"left out: {what} ({number:,})", soft_wrap=True)
+
+
+def _show_progress() -> None:
+    """Let huggingface_hub report the upload, which may take hours: bars in a terminal, else a line each half minute."""
+    if console.QUIET in os.environ:
+        return
+    os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)  # set for commands that load models; read at import
+    import huggingface_hub
+
+    huggingface_hub.logging.set_verbosity_info()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sgpipe.cli.options import (
+    COMPUTE,
+    DATA,
+    MODELS,
     CalibrationFile,
     ExpectedPrecision,
     Json,
@@ -18,14 +21,14 @@ from sgpipe.cli.options import (
     RayAddress,
     Seed,
     Settings,
-    reads_later,
-    reads_model,
-    reads_path,
     with_option_groups,
     writes_folder,
 )
 from sgpipe.errors import UserError
 from sgpipe.utils import console
+
+if TYPE_CHECKING:
+    from sgpipe.training.recipe import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,28 +39,30 @@ class ShardsOptions:
         list[str] | None,
         typer.Option(
             help="Folder of shards to train on, or their object store, or FOLDER@WEIGHT. Repeatable.",
-            callback=reads_later,
+            rich_help_panel=DATA,
         ),
     ] = None
     val: Annotated[
         list[str] | None,
-        typer.Option(help="Folder or object store of shards to validate on. Repeatable.", callback=reads_later),
+        typer.Option(help="Folder or object store of shards to validate on. Repeatable.", rich_help_panel=DATA),
     ] = None
     images: MovedImages = None
     calibration: CalibrationFile = None
     precision: ExpectedPrecision = None
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings of the recipe that they are; None: as it says."""
+    def applied_to(self, data: DataConfig, limit: int | None) -> DataConfig:
+        """Return the settings of the data with these. Raises UserError: a weight is not a number."""
         from sgpipe.training.recipe import shards_options
+        from sgpipe.utils.config_file import changed
 
-        return {
-            "data.train": shards_options(self.data, self.images) if self.data else None,
-            "data.val": shards_options(self.val, self.images) if self.val else None,
-            "data.calibration": self.calibration,
-            "data.precision": self.precision,
-        }
+        return changed(
+            data,
+            train=shards_options(self.data, self.images) if self.data else None,
+            val=shards_options(self.val, self.images) if self.val else None,
+            calibration=self.calibration,
+            precision=self.precision,
+            limit=limit,
+        )
 
 
 @with_option_groups
@@ -66,51 +71,64 @@ def train(
     recipe: Annotated[str, typer.Argument(help="Packaged recipe (tagger, pretrain, hico …) or YAML file.")],
     out: Annotated[
         Path,
-        typer.Option(help="Folder for the model; an unfinished training in it is resumed.", callback=writes_folder),
+        writes_folder("Folder for the model; an unfinished training in it is resumed."),
     ],
     shards: ShardsOptions,
     init: Annotated[
         str | None,
-        typer.Option(help="Model to start from: folder, store, hub id or official .pth.", callback=reads_model),
+        typer.Option(help="Model to start from: folder, store, hub id or official .pth.", rich_help_panel=MODELS),
     ] = None,
-    miniature: Annotated[bool, typer.Option("--miniature", help="Train a small model that fits a laptop.")] = False,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps to train, instead of --epochs.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images per step, over all workers.")] = None,
+    miniature: Annotated[
+        bool, typer.Option("--miniature", help="Train a small model that fits a laptop.", rich_help_panel=MODELS)
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps to train, instead of --epochs.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per step, over all workers.")] = None,
     limit: Limit = None,
     seed: Seed = None,
-    workers: Annotated[int | None, typer.Option(help="Training processes; Ray starts them if more than one.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training processes; Ray starts them if more than one.", rich_help_panel=COMPUTE),
+    ] = None,
     gpus: Annotated[
-        float | None, typer.Option(help="GPUs per worker, 0 to 1. One worker takes a GPU anyway, if there is one.")
+        float | None,
+        typer.Option(
+            min=0,
+            help="GPUs per worker, 0 to 1. A single worker uses a GPU if one is available.",
+            rich_help_panel=COMPUTE,
+        ),
     ] = None,
     ray_address: RayAddress = None,
     assign: Settings = None,
     json_: Json = False,
 ) -> None:
-    """Train a tagger or a detector on shards."""
+    """Train a tagger or a detector on shards.
+
+    Examples:
+
+      sgpipe train tagger --data vg/ --init detector/ --out tagger/
+      sgpipe train tagger --miniature --data miniworld-relations/ --out small-tagger/
+      sgpipe train tagger --data vg/ --init detector/ --set optimisation.lr=1e-4 --out tagger/
+    """
     from sgpipe.training.display import print_training
     from sgpipe.training.recipe import load_train_recipe
     from sgpipe.training.run import train as run
-    from sgpipe.utils.config_file import parse_set
+    from sgpipe.utils.config_file import changed, parse_set
 
     if epochs is not None and steps is not None:
-        raise UserError("--epochs and --steps both say when the training ends; give one of them")
-    options = {
-        **shards.settings,
-        "model.init": init,
-        "optimisation.epochs": epochs,
-        "optimisation.steps": steps,
-        "optimisation.batch": batch,
-        "data.limit": limit,
-        "seed": seed,
-        "workers.count": workers,
-        "workers.gpus": gpus,
-        "workers.address": ray_address,
-    }
-    given = {key: value for key, value in options.items() if value is not None}
-    by_epochs = {"optimisation.steps": None} if epochs is not None else {}  # also of a recipe that trains by steps
-    overrides = given | by_epochs | parse_set(assign or [])
-    loaded = load_train_recipe(recipe, overrides, miniature=miniature)
+        raise UserError("--epochs and --steps both say when the training ends; pass one of them")
+    loaded = load_train_recipe(recipe, parse_set(assign or []), miniature=miniature)
+    optimisation = changed(loaded.optimisation, epochs=epochs, steps=steps, batch=batch)
+    if epochs is not None:
+        optimisation = replace(optimisation, steps=None)  # also of a recipe that trains by steps
+    loaded = changed(
+        loaded,
+        seed=seed,
+        model=changed(loaded.model, init=init),
+        data=shards.applied_to(loaded.data, limit),
+        optimisation=optimisation,
+        workers=changed(loaded.workers, count=workers, gpus=gpus, address=ray_address),
+    )
     summary = run(loaded, out, console.Progress(console.progress()))
     network = out / summary.network.name
     if json_:
@@ -122,16 +140,15 @@ def train(
 
 def convert(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Official RLIP checkpoint (.pth); with --as, a detector's.", callback=reads_path)
+        Path, typer.Argument(help="Official RLIP checkpoint (.pth); with --as, a detector's.", exists=True)
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for config.json, model.safetensors and the tokenizer.", callback=writes_folder)
+        Path,
+        writes_folder("Folder for config.json, model.safetensors and the tokenizer."),
     ],
     tokenizer: Annotated[
         str,
-        typer.Option(
-            help="RoBERTa tokenizer, or RoBERTa itself with --as: folder, store or hub id.", callback=reads_model
-        ),
+        typer.Option(help="RoBERTa tokenizer, or RoBERTa itself with --as: folder, store or hub id."),
     ] = "roberta-base",
     gating: Annotated[
         str | None, typer.Option(help="Fusion gate (VXAc or GLIP), if the checkpoint does not name it.")
@@ -149,7 +166,12 @@ def convert(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Convert an official checkpoint or a detector to a model."""
+    """Convert an official checkpoint or a detector to a model.
+
+    Examples:
+
+      sgpipe convert RLIPv2_tagger.pth --out tagger/ --tokenizer roberta-base
+    """
     from rlip_model.checkpoint import CheckpointError, TokenizerError, convert_detector
     from rlip_model.checkpoint import convert as run
     from sgpipe.files.model_cache import local_model

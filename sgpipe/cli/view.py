@@ -1,18 +1,23 @@
-"""`sgpipe view`: search, see, judge and correct a run in the browser."""
+"""`sgpipe view`: search, see and judge a run in the browser. `sgpipe correct`: apply the judgements."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli.options import MovedImages, reads_run
+from sgpipe.cli.options import Json, MovedImages, reads_file, stored, writes_folder
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count, single_line
 
 if TYPE_CHECKING:
+    from sgpipe.files.locations import Location
+    from sgpipe.sources.corrected import CorrectedRun
+    from sgpipe.storage.judgements import JudgementLog
+    from sgpipe.storage.manifest import Manifest
     from sgpipe.view.index import Index
     from sgpipe.view.web import Viewer
 
@@ -21,10 +26,10 @@ _LONGEST_NAME = 200
 
 
 def view(
-    run: Annotated[str, typer.Argument(help=f"Folder of a run or an import, {_STORE}", callback=reads_run)],
+    run: Annotated[str, typer.Argument(help=f"Folder of a run or an import, {_STORE}", callback=stored)],
     other: Annotated[
         str | None,
-        typer.Argument(help=f"A second one, to compare with on the same images: folder, {_STORE}", callback=reads_run),
+        typer.Argument(help=f"A second one, to compare with on the same images: folder, {_STORE}", callback=stored),
     ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port; the next free one, if it is in use. 0: any free one.")
@@ -44,8 +49,14 @@ def view(
 ) -> None:
     """Search, see, judge and correct relations in the browser.
 
-    Works offline, also on a run in progress. Answers are appended to judgements.jsonl in the run's folder. Prints the
-    address; Ctrl-C ends the server.
+    Works offline, also on a run in progress. Judgements are appended to
+    judgements.jsonl in the run's folder. Ctrl-C ends the server.
+
+    Examples:
+
+      sgpipe view coco-relations/
+      sgpipe view coco-relations/ earlier-relations/ --as anna
+      sgpipe view s3://bucket/coco --read-only --no-browser
     """
     import secrets
 
@@ -111,3 +122,95 @@ def _judge(name: str | None) -> str:
 
 def _say(message: str) -> None:
     console.progress().print(message, soft_wrap=True)
+
+
+class ConflictRule(StrEnum):
+    """How to resolve conflicting judgements."""
+
+    MAJORITY = "majority"
+    LATEST = "latest"
+    DROP = "drop"
+
+
+def correct(
+    run: Annotated[str, typer.Argument(help=f"Folder of a run or an import, {_STORE}", callback=stored)],
+    out: Annotated[
+        Path,
+        writes_folder("Folder for the corrected run; an unfinished one is resumed."),
+    ],
+    judgements: Annotated[
+        Path | None,
+        reads_file("File of judgements. Default: what `sgpipe view` wrote for the run."),
+    ] = None,
+    conflicts: Annotated[
+        ConflictRule,
+        typer.Option(
+            help="Conflicting judgements: majority keeps what most people say, in a tie the relation as it is; latest "
+            "keeps the latest judgement; drop leaves the relation out."
+        ),
+    ] = ConflictRule.MAJORITY,
+    images: MovedImages = None,
+    json_: Json = False,
+) -> None:
+    """Apply the judgements of `sgpipe view` to a run.
+
+    Writes a copy in which confirmed, changed and added relations have no
+    confidence, like annotated ones, and wrong ones are gone.
+
+    Examples:
+
+      sgpipe correct coco-relations/ --out corrected/
+      sgpipe correct coco-relations/ --judgements judgements.jsonl --conflicts latest --out corrected/
+    """
+    import json
+
+    from sgpipe.sources.corrected import correct_run
+
+    manifest, storage, log = _open_judged(run, judgements)
+    for problem in log.problems:
+        _say(f"NOTE: {problem}")
+    progress = console.Progress(console.progress())
+    corrected = correct_run(manifest, storage, log, out, progress, conflicts.value, images)
+    if json_:
+        print(json.dumps(corrected.as_json(), indent=2))
+        return
+    _report(corrected)
+
+
+def _open_judged(run: str, judgements: Path | None) -> tuple[Manifest, Location, JudgementLog]:
+    """The run, where its shards are, and its judgements."""
+    from sgpipe.files.object_store import StorePath
+    from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+    from sgpipe.storage.manifest import Manifest
+    from sgpipe.view.run_files import RunFiles, store_errors_named
+
+    storage: Location
+    if "://" in run:
+        with store_errors_named():
+            files = RunFiles(run)
+        if files.problems:
+            raise UserError(files.problems[0])
+        manifest, storage, home = files.manifest, files.storage, files.cache
+    else:
+        manifest, home = Manifest.load(Path(run)), Path(run)
+        store = manifest.run.get("store")
+        fetched = all((home / shard.file).is_file() for shard in manifest.shards)
+        storage = StorePath(store) if store and not fetched else home.absolute()
+    fingerprint = str(manifest.run.get("fingerprint", ""))
+    return manifest, storage, JudgementLog(judgements or home / JUDGEMENTS, fingerprint, read_only=True)
+
+
+def _report(corrected: CorrectedRun) -> None:
+    size = f"{count(corrected.images, 'image')} in {count(corrected.shards, 'shard')}"
+    done = ", ".join(f"{number:,} {what}" for what, number in corrected.counts.items() if number)
+    console.output().print(f"{corrected.root}: {size}; relations: {done or 'none corrected'}", soft_wrap=True)
+    notes = []
+    if corrected.conflicts:
+        notes.append(f"people differ on {count(corrected.conflicts, 'relation')}; --conflicts says what counts")
+    if corrected.missing:
+        notes.append(f"{count(corrected.missing, 'judged relation')} left out: the run does not have them")
+    if corrected.new_predicates:
+        named = ", ".join(map(repr, corrected.new_predicates[:5]))
+        notes.append(f"{count(len(corrected.new_predicates), 'predicate')} added to the run's list of classes: {named}")
+    for note in notes:
+        _say(f"NOTE: {note}")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.calibration import choose_thresholds
-from sgpipe.errors import UserError, existing_model, existing_run
+from sgpipe.errors import UserError, existing_folder, existing_model
 from sgpipe.files.image_roots import ImageRoot, check_images
 from sgpipe.files.locations import delete
 from sgpipe.files.object_store import StorePath
-from sgpipe.files.stored_files import stamp_stored
+from sgpipe.files.stored_files import stamp_stored, uri_of
 from sgpipe.generation.identity import STAGES, as_started, identity, in_todays_settings, source_identity
 from sgpipe.generation.parent import Reuse
 from sgpipe.generation.pools import Pool, Utilization, gpu_notes, plan_pools, share_gpus, stages_sharing_gpus
@@ -180,8 +180,8 @@ def _check_paths(recipe: Recipe, stages: Sequence[str]) -> None:
         if path is not None and "pair" in stages:
             stamp_stored(path)
     choose_thresholds(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
-    if source.ground_truth is not None:
-        existing_run(str(source.path(source.ground_truth)))
+    if source.ground_truth is not None and uri_of(truth := source.path(source.ground_truth)) is None:
+        existing_folder(truth)
     models = {"detect": recipe.detect.detector}
     if recipe.caption.endpoint is None:
         models["caption"] = recipe.caption.captioner

@@ -211,7 +211,7 @@ class TestImport:
     def test_what_goes_wrong_is_one_line(self, stored, tmp_path, faults: Faults):
         out, split = tmp_path / "out", ("--split", "val")
         said = self.run(f"{stored.uri}/none.json", out, *split, code=2)
-        assert said == f"error: --annotations: no such file: {stored.uri}/none.json\n"
+        assert said == f"error: no such file: {stored.uri}/none.json\n"
         said = self.run(f"{stored.uri}/c.json.gz", out, *split, code=2)
         assert f"error: {stored.uri}/c.json.gz is a COCO captions file" in said.replace("\n", " ")
         faults.fault = lambda method, path: "403 AccessDenied" if method == "GET" and path.endswith("a.json") else None

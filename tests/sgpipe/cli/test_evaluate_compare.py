@@ -207,8 +207,8 @@ def test_boxes_as_tables_json_and_csv(tmp_path: Path) -> None:
 def test_boxes_without_ground_truth_are_refused(tmp_path: Path) -> None:
     run = shards(tmp_path / "run", lambda _: True)
     for arguments, message in (
-        ([str(run)], "has no ground truth of its own: give --truth"),
-        ([str(run), "--truth", str(tmp_path / "none")], "--truth: no such"),
+        ([str(run)], "has no ground truth of its own: pass --truth"),
+        ([str(run), "--truth", str(tmp_path / "none")], "--truth"),
         ([str(run), "--truth", str(run), "--threshold", "7"], "threshold 7.0: expected a number from 0 to 1"),
     ):
         result = CliRunner().invoke(app, ["eval", "boxes", *arguments])

@@ -33,33 +33,29 @@ def coco(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("options", "named"),
     [
-        (["--tagger", "t", "--images", "{images}"], "no boxes: pass --annotations"),
-        (["--tagger", "t", "--annotations", "{annotations}"], "need --images"),
-        (["--tagger", "t", "--images", "/nowhere", "--annotations", "{annotations}"], "no such folder: /nowhere"),
-        (["--tagger", "t", "--images", "{images}", "--annotations", "no.json"], "no such file: no.json"),
-        (["--tagger", "t", "--images", "{images}", "--annotations", "{images}/0000.png"], "is not a JSON array"),
-        (["--tagger", "t", "--images", "{images}", "--annotations", "{captions}"], "not a COCO instances file"),
-        (["--images", "{images}", "--annotations", "{annotations}"], "tag.tagger is not set"),
-        (["--tagger", "t", "--split", "a/b", "--images", "{images}", "--annotations", "{annotations}"], "splits"),
-        (["--tagger", "t", "--set", "caption.captioner=null", "--images", "{images}", "--annotations", "{annotations}"],
-         "set caption.captioner (--captioner)"),
-        (["--tagger", "t", "--set", "caption.captioner=null", "--set", "pair.candidates=image", "--images", "{images}",
-          "--annotations", "{annotations}"], "set caption.captioner (--captioner)"),
-        (["--tagger", "t", "--precision", "0.9", "--images", "{images}", "--annotations", "{annotations}"],
-         "precision needs a calibration"),
-        (["--tagger", "t", "--set", "x=1"], "unknown setting 'x'"),
-        (["--tagger", "t", "--set", "x"], "expected key=value"),
-        (["--tagger", "t", "--limit", "0"], "limit"),
+        (["--images", "{images}"], "--annotations"),
+        (["--annotations", "{annotations}"], "--images"),
+        (["--images", "/nowhere", "--annotations", "{annotations}"], "/nowhere"),
+        (["--images", "{images}", "--annotations", "no.json"], "no.json"),
+        (["--images", "{images}", "--annotations", "{images}/0000.png"], "0000.png"),
+        (["--images", "{images}", "--annotations", "{captions}"], "captions"),
+        (["--split", "a/b", "--images", "{images}", "--annotations", "{annotations}"], "splits"),
+        (["--set", "caption.captioner=null", "--images", "{images}", "--annotations", "{annotations}"], "--captioner"),
+        (["--precision", "0.9", "--images", "{images}", "--annotations", "{annotations}"], "--calibration"),
+        (["--set", "x=1"], "'x'"),
+        (["--set", "x"], "key=value"),
+        (["--set", "tag.tagger=null", "--images", "{images}", "--annotations", "{annotations}"], "tag.tagger"),
     ],
-)  # fmt: skip
-def test_bad_input_is_one_line_and_exit_code_2(coco, tmp_path, options, reason):
+)
+def test_bad_input_is_one_line_and_exit_code_2(coco, tmp_path, options, named):
     places = {"images": coco.images, "annotations": coco.annotations, "captions": coco.captions}
     options = [option.format(**places) for option in options]
-    result = invoke("generate", "coco", "--out", tmp_path / "a" / "out", *options)
+    models = [] if "tag.tagger=null" in options else ["--tagger", "t"]
+    result = invoke("generate", "coco", "--out", tmp_path / "a" / "out", *models, *options)
     assert result.exit_code == 2
-    assert reason in one_line(result)
+    assert named in one_line(result)
 
 
 def test_truncated_annotations_and_other_folders_are_refused(coco, tmp_path):
@@ -67,20 +63,11 @@ def test_truncated_annotations_and_other_folders_are_refused(coco, tmp_path):
     options = [*coco.options, "--tagger", "t", "--out"]
     result = invoke("generate", "coco", *options, tmp_path / "out")
     assert result.exit_code == 2
-    assert "cut short" in one_line(result)
+    assert "instances" in one_line(result)
     result = invoke("generate", "coco", *options, coco.images)
     assert result.exit_code == 2
-    assert "not an sgpipe run" in one_line(result)
+    assert str(coco.images) in one_line(result)
     assert sorted(path.suffix for path in coco.images.iterdir()) == [".png", ".png"]
-
-
-def test_unknown_recipes_and_settings_exit_with_2(tmp_path):
-    recipe = tmp_path / "my.yaml"
-    recipe.write_text("tag: {treshold: 0.1}")
-    for name, reason in (("nope", "no recipe 'nope'"), (recipe, "'tag.treshold'")):
-        result = invoke("generate", name, "--out", tmp_path / "out")
-        assert result.exit_code == 2
-        assert reason in one_line(result)
 
 
 def test_parse_prints_one_json_line_for_each_line():
@@ -143,13 +130,13 @@ def test_generate_asks_for_a_split_that_nothing_is_named_after(coco, tmp_path):
     options = ["--tagger", "t", "--captions", coco.captions, "--out", tmp_path / "out"]
     result = invoke("generate", "coco", "--images", coco.images, "--annotations", annotations, *options)
     assert result.exit_code == 2
-    assert "give --split NAME" in one_line(result)
+    assert "--split" in one_line(result)
     assert not (tmp_path / "out").exists()
     images = coco.images.rename(coco.images.with_name("images_val2017"))
     training = annotations.rename(annotations.with_name("instances_train2017.json"))
     result = invoke("generate", "coco", "--images", images, "--annotations", training, *options)
     assert result.exit_code == 2
-    assert "give --split train or --split val" in one_line(result)
+    assert "--split val" in one_line(result)
     result = invoke("generate", "folder", "--images", coco.images, "--annotations", annotations, *options)
     assert "omit --annotations" in one_line(result)
 

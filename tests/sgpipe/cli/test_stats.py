@@ -55,13 +55,6 @@ def test_stats_counts_what_the_shards_hold(run_folder):
     assert "error rows" in table.stdout
 
 
-@pytest.mark.parametrize("option", ["--shown", "--pictures"])
-def test_shown_has_an_old_name(run_folder, tmp_path, option):
-    result = invoke("stats", run_folder, "--html", tmp_path / "report.html", option, 1)
-    assert result.exit_code == 0, result.output
-    assert "with 1 image in its gallery" in " ".join(result.stderr.split())
-
-
 def test_stats_refuses_other_folders(tmp_path):
     result = invoke("stats", tmp_path)
     assert result.exit_code == 2
@@ -74,7 +67,6 @@ def test_stats_refuses_other_folders(tmp_path):
         ("--precision", 5),
         ("--review", 0),
         ("--shown", 0),
-        ("--pictures", 0),
         ("--threshold", 1.5),
         ("--image-data", "image_data.json"),
     ],

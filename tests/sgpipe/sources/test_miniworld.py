@@ -115,7 +115,7 @@ def test_the_miniworld_recipe_accepts_no_other_images():
 def test_commands_find_ground_truth_and_images_in_a_moved_run(miniworld, tmp_path):
     labelled(miniworld, tmp_path / "run").root.rename(tmp_path / "moved")
     run = str(tmp_path / "moved")
-    result = CliRunner().invoke(app, ["eval", "labels", "--pred", run, "--json", str(tmp_path / "scores.json")])
+    result = CliRunner().invoke(app, ["eval", "labels", "--pred", run, "--json-file", str(tmp_path / "scores.json")])
     assert result.exit_code == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["counts"]["images compared"] == CONFIG.images
@@ -131,7 +131,7 @@ def test_commands_find_ground_truth_and_images_in_a_moved_run(miniworld, tmp_pat
 def test_label_quality_requires_ground_truth(miniworld):
     result = CliRunner().invoke(app, ["eval", "labels", "--pred", str(miniworld.composed_relations)])
     assert result.exit_code == 2
-    assert "give --truth" in result.stderr
+    assert "pass --truth" in result.stderr
 
 
 def test_any_source_can_have_ground_truth(miniworld, tmp_path):
@@ -174,4 +174,4 @@ def test_generate_prints_precision_and_recall_of_any_source_with_ground_truth(tm
     assert quality["true_positives"] > 0.8 * quality["predicted"] > 5
     result = CliRunner().invoke(app, [*command, "--truth", str(tmp_path / "nowhere")])
     assert result.exit_code == 2
-    assert f"--truth: no such folder: {tmp_path / 'nowhere'}" in result.stderr
+    assert str(tmp_path / "nowhere") in result.stderr

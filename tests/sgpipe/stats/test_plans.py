@@ -309,7 +309,7 @@ def judged(run, population, tmp_path):
 
 
 def test_stats_and_calibrate_use_the_judgements_of_the_run(judged, tmp_path):
-    text = invoke("stats", judged, "--judgements", "--html", tmp_path / "report.html")
+    text = invoke("stats", judged, "--judgements", "own", "--html", tmp_path / "report.html")
     assert "Human verdicts on 196 relations: the precision of the run is" in text
     assert "210 relations judged" in text
     assert "10 of them not because a plan asked" in text
@@ -325,7 +325,7 @@ def test_stats_and_calibrate_use_the_judgements_of_the_run(judged, tmp_path):
     certain = [line for line in lines if '"unsure"' not in line and '"image_id":"c' not in line]
     assert found["counts"]["judged"] == len(certain)
     for command in ("stats", "calibrate"):
-        refused = CliRunner().invoke(app, [command, str(judged), "--judgements"])
+        refused = CliRunner().invoke(app, [command, str(judged), "--judgements", "own"])
         assert refused.exit_code == 2
         assert "has no judgements.jsonl" in " ".join(refused.output.split())
 
@@ -333,7 +333,7 @@ def test_stats_and_calibrate_use_the_judgements_of_the_run(judged, tmp_path):
 def test_judgements_without_a_plan_are_no_sample_for_stats_and_calibrate(judged, tmp_path):
     lines = (judged / JUDGEMENTS).read_text().splitlines()
     (judged / JUDGEMENTS).write_text("\n".join(lines[200:212]) + "\n")
-    assert "No plan that samples the whole run has answers" in invoke("stats", judged, "--judgements")
-    refused = CliRunner().invoke(app, ["calibrate", str(judged), "--judgements"])
+    assert "No plan that samples the whole run has answers" in invoke("stats", judged, "--judgements", "own")
+    refused = CliRunner().invoke(app, ["calibrate", str(judged), "--judgements", "own"])
     assert refused.exit_code == 2
     assert "no plan that samples the whole run" in " ".join(refused.output.split())

@@ -82,7 +82,7 @@ def test_the_score_is_that_of_predict_and_eval(hico_run: Path, trained: Path, tm
     annotated = ("--annotations", str(hico_run.parent / "drawn" / "hico.json"))
     for command in (
         ("predict", str(trained), "--data", str(hico_run), "--out", found, *classes),
-        ("eval", "hico", "--predictions", found, *annotated, *classes, "--json", str(scored)),
+        ("eval", "hico", "--predictions", found, *annotated, *classes, "--json-file", str(scored)),
     ):
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output
@@ -106,7 +106,16 @@ def test_open_images_score_is_that_of_eval(hico_run: Path, trained: Path, tmp_pa
     validation = scan_validation(recipe.data, scan_training(recipe.data))
     assert validation is not None
     found = Benchmark("openimages", make_objective(_packaged(), recipe), recipe.data, validation, 4)()["openimages"]
-    command = ("eval", "openimages", "--model", str(trained), "--data", str(hico_run), "--json", str(tmp_path / "out"))
+    command = (
+        "eval",
+        "openimages",
+        "--model",
+        str(trained),
+        "--data",
+        str(hico_run),
+        "--json-file",
+        str(tmp_path / "out"),
+    )
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert found > 0.01

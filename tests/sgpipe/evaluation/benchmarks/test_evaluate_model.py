@@ -72,7 +72,7 @@ def invoke(*arguments: Any) -> Result:
 
 
 def evaluated(folder: Path, *arguments: Any) -> dict[str, Any]:
-    invoke("eval", *arguments, "--json", folder / "out.json")
+    invoke("eval", *arguments, "--json-file", folder / "out.json")
     return dict(json.loads((folder / "out.json").read_text()))
 
 
@@ -256,13 +256,13 @@ def test_what_persons_do_is_what_is_annotated(drawn_run: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--model", "MODEL"), "give --predictions and --annotations, or --model and --data"),
-        (("--model", "MODEL", "--data", "RUN", "--predictions", "few.json"), "give --predictions"),
+        (("--model", "MODEL"), "pass --predictions and --annotations, or --model and --data"),
+        (("--model", "MODEL", "--data", "RUN", "--predictions", "few.json"), "pass --predictions"),
         (("--model", "MODEL", "--data", "RUN", "--setting", "UO"), "these are others"),
         (("--model", "MODEL", "--data", "RUN", "--annotations", "few.json"), "other classes than HICO-DET"),
         (("--model", "MODEL", "--data", "RUN", "--classes", "few.json"), "is not a listed class"),
         (("--model", "MODEL", "--data", "RUN", "--classes", "bad.json"), "classes file .*bad.json: expected"),
-        (("--model", "MODEL", "--data", "nowhere"), "no such folder: .*nowhere"),
+        (("--model", "MODEL", "--data", "nowhere"), "nowhere"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -268,7 +268,7 @@ def test_the_command_writes_tables_json_csv_and_a_plot(tmp_path: Path) -> None:
     truth = run(tmp_path, "truth", record([(0, 1, "rides"), (1, 0, "next to")]))
     (tmp_path / "synonyms.yaml").write_text("next to: [beside]")
     files = {name: tmp_path / name for name in ("out.json", "out.csv", "out.svg")}
-    options = ["--json", files["out.json"], "--csv", files["out.csv"], "--plot", files["out.svg"]]
+    options = ["--json-file", files["out.json"], "--csv", files["out.csv"], "--plot", files["out.svg"]]
     arguments = ["--pred", pred, "--truth", truth, "--synonyms", tmp_path / "synonyms.yaml", *options]
     result = CliRunner().invoke(app, ["eval", "labels", *map(str, arguments)])
     assert result.exit_code == 0, result.output

