@@ -13,7 +13,7 @@ install: .venv/.installed
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,docs]'
 	touch $@
 
 demo: install
@@ -42,10 +42,10 @@ experiment: install
 # Unit tests: everything outside tests/integration that is not marked slow. Integration tests: what is, and the rest.
 # Soak tests: kills, faults of stores, containers, big clusters, long trainings.
 test: install
-	$(BIN)/python -m pytest -m 'not slow and not integration and not soak' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow and not integration and not soak' -n 2 --dist loadfile --no-loadscope-reorder --durations=20 --durations-min=3
 
 test-integration: install
-	$(BIN)/python -m pytest -m '(slow or integration) and not soak' -n 2 --dist loadfile --durations=40 --durations-min=10
+	$(BIN)/python -m pytest -m '(slow or integration) and not soak' -n 2 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=10
 
 test-all: test test-integration
 
@@ -91,12 +91,8 @@ format: install
 	$(BIN)/ruff format .
 
 # The documentation, into site/; a broken link or a missing page is an error.
-docs: .venv/.docs-installed
+docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
-
-.venv/.docs-installed: .venv/.installed
-	$(BIN)/python -m pip install --quiet -e '.[docs]'
-	touch $@
 
 # Each benchmark prints its page; one thread, unless it says otherwise.
 bench: install

@@ -20,13 +20,16 @@ hypothesis.settings.register_profile("sgpipe", deadline=None)  # no test may dep
 hypothesis.settings.load_profile("sgpipe")
 
 INTEGRATION = Path(__file__).parent / "integration"
+LONGEST = {"test_documentation", "test_workers", "test_cluster", "test_notebook", "test_wheel", "test_captioners"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes begin, so that no process is left with one at the end."""
     for item in items:
         if item.path.is_relative_to(INTEGRATION):
             item.add_marker("integration")
+    items.sort(key=lambda item: (item.path.stem not in LONGEST, "integration" not in item.keywords))
 
 
 def pytest_collection_finish() -> None:

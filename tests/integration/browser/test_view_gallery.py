@@ -44,38 +44,12 @@ def test_a_search_is_narrowed_by_keyboard_and_mouse(visit, server):
     expect(total).to_have_text("2 relations in 2 images")
 
 
-def test_pages_are_turned_by_key(visit, server):
-    page = visit(f"{server}/?predicate=near")
-    card = page.locator(".card .id").first
-    first = card.inner_text()
-    page.keyboard.press("n")
-    page.wait_for_url("**/?predicate=near&after=**")
-    expect(card).not_to_have_text(first)
-    page.keyboard.press("p")
-    expect(card).to_have_text(first)
-
-
 @pytest.mark.parametrize("path", ["/", f'/?q="very long"&predicate={EVIL}', "/?q=person ridin *", "/?status=error"])
 def test_it_fits_every_screen(visit, server, path):
     page = visit(f"{server}{path}", scheme="dark")
     for width in (390, 560, 768, 1280, 1920):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def test_a_scroll_bar_hides_none_of_the_filters(visit, server):
-    page = visit(f"{server}/")
-    column, button = (page.locator(name).bounding_box() for name in (".filters", ".range button"))
-    assert button["x"] + button["width"] + 12 <= column["x"] + column["width"]
-
-
-def test_on_a_phone_the_filters_are_folded(visit, server):
-    page = visit(f"{server}/", width=390)
-    predicates = page.locator("[data-facet=predicate]")
-    expect(predicates).to_be_hidden()
-    page.get_by_text("Filters", exact=True).click()
-    predicates.get_by_text("riding").click()
-    page.wait_for_url("**/?predicate=riding")
 
 
 def test_the_theme_that_was_chosen_stays(visit, server):
@@ -140,54 +114,9 @@ def test_cards_are_judged_by_key_and_a_killed_server_loses_nothing(visit, tmp_pa
     ]
 
 
-def test_people_judge_where_the_browser_stores_nothing(browser, tmp_path: Path):
-    run = make_gallery_run(tmp_path / "run")
-    refuse = "{ get() { throw new DOMException('no storage', 'SecurityError'); } }"
-    with view_server(run, "--as", "anna") as (url, _):
-        page = browser.new_page()
-        page.add_init_script(
-            "".join(f"Object.defineProperty(window, '{kind}Storage', {refuse});" for kind in ("local", "session"))
-        )
-        page.goto(f"{url}/?q=riding")
-        page.locator(".card > a").first.focus()
-        page.keyboard.press("r")
-        page.locator(".chip.judged.right").wait_for()
-        page.goto(f"{url}/image/val/gone?relation=0-1-riding")
-        page.locator("body[data-ready]").wait_for()
-        page.get_by_label("Judging as").fill("ben")
-        page.get_by_label("Judging as").press("Tab")
-        page.get_by_role("button", name="Wrong").click()
-        page.locator("#relations .chip.wrong").wait_for()
-        page.close()
-    lines = [json.loads(line) for line in (run / "judgements.jsonl").read_text().splitlines()]
-    assert [(line["by"], line["verdict"]) for line in lines] == [("anna", "right"), ("ben", "wrong")]
-
-
-def test_an_answer_that_is_not_saved_is_kept_and_said(browser, tmp_path: Path):
-    with view_server(make_gallery_run(tmp_path / "run")) as (url, process):
-        page = browser.new_page()
-        page.goto(f"{url}/?q=riding")
-        process.kill()
-        process.wait()
-        page.locator(".card > a").first.focus()
-        page.keyboard.press("w")
-        page.get_by_text("Not saved: person riding horse: wrong (the server does not answer).").wait_for()
-        expect(page.locator(".chip.judged:visible")).to_have_count(0)
-        page.close()
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(visit, server, scheme):
     for path in ("/", "/?q=person riding *&low=0.5", "/?q=person ridin *", "/?status=error"):
         page = visit(f"{server}{path}", scheme=scheme)
         assert accessibility_faults(page) == [], path
         page.context.close()
-
-
-def test_a_server_that_is_gone_is_noticed(browser, tmp_path: Path):
-    with view_server(make_gallery_run(tmp_path / "run"), "--read-only") as (url, process):
-        page = browser.new_page()
-        page.goto(url)
-        process.kill()
-        expect(page.get_by_text("the server does not answer")).to_be_visible()
-        page.close()

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import expect
 
 from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, Triplet
-from tests.integration.browser.conftest import accessibility_faults, eventually, mentions, pattern, shows, view_server
+from tests.integration.browser.conftest import accessibility_faults, eventually, mentions, shows, view_server
 from tests.sgpipe.training.data.runs import make_run
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
@@ -327,51 +327,6 @@ def test_answers_that_are_not_saved_are_kept_and_sent_again(browser, run, judgin
     [line] = lines(run)
     assert (line["image_id"], line["predicate"], line["verdict"]) == ("i2", "riding", "right")
     page.context.close()
-
-
-def test_an_answer_that_the_server_refuses_can_be_given_up(browser, run, judging):
-    page = browser.new_context().new_page()
-    page.goto(f"{judging}/image/val/i2")
-    page.wait_for_selector("body[data-ready]")
-    page.route("**/api/judgements", lambda route: route.fulfill(status=409, json={"error": "another run"}))
-    page.keyboard.press("r")
-    mentions(page, "#unsaved", "another run")
-    expect(page.get_by_role("button", name="Try again")).to_have_count(0)
-    page.get_by_role("button", name="Discard it").click()
-    expect(page.locator("#unsaved")).to_be_hidden()
-    shows(page, "#sentence", "person riding horse")
-    page.unroute("**/api/judgements")
-    page.keyboard.press("w")
-    mentions(page, "#status", "Saved")
-    assert [line["verdict"] for line in lines(run)] == ["wrong"]
-    page.context.close()
-
-
-def test_people_who_differ_see_it(visit, run, judging):
-    first, second = (open_image(visit, judging, "i4", "?walk=search") for _ in range(2))
-    second.locator("#person").fill("bert")
-    second.locator("#person").press("Enter")
-    second.locator("#person").blur()
-    first.keyboard.press("r")
-    mentions(first, "#status", "Saved")
-    second.keyboard.press("w")
-    mentions(second, "#status", "Saved")
-    page = open_image(visit, judging, "i4", "?relation=0-1-riding")
-    mentions(page, "#provenance", "they differ")
-    answers = [re.compile(rf"^\s*{pattern(answer)}") for answer in ("anna: right ", "bert: wrong ")]
-    expect(page.locator(".answers li")).to_have_text(answers, use_inner_text=True)
-    mentions(page, "#relations [aria-selected=true]", "≠ conflict")
-    page.get_by_role("button", name="Take back").click()  # only one's own
-    mentions(page, "#status", "taken back")
-    expect(page.locator("#relations [aria-selected=true]")).not_to_contain_text("≠")
-
-
-def test_a_read_only_page_has_nothing_to_judge_with(visit, server):
-    page = open_image(visit, server, "i0")
-    expect(page.locator("#acts")).to_have_count(0)
-    page.keyboard.press("r")
-    page.keyboard.press("j")
-    shows(page, "#sentence", "person on horse")
 
 
 def test_a_plan_leads_from_question_to_question_and_shows_its_precision(visit, run, judging):

@@ -76,11 +76,3 @@ def test_people_can_use_it(visit, server, run, scheme):
     expect(page.locator("[data-show=more]").first).to_contain_text("until")
     expect(page.get_by_role("region", name="Conflicts").get_by_text("anna: wrong; ben: right")).to_be_visible()
     assert accessibility_faults(page) == []
-
-
-@pytest.mark.parametrize("width", [390, 768, 1920])
-def test_nothing_is_wider_than_the_screen(visit, server, width):
-    page = visit(f"{server}/judge?q=riding", width)
-    for details in page.locator("details").all():
-        details.evaluate("(element) => { element.open = true; }")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
