@@ -109,10 +109,10 @@ class Watch:
 
 def label(folder: Path, out: Path, limit: int, units: int) -> None:
     """The body of the process that is measured: prints what it saw as JSON."""
-    from sgpipe.generation import run
+    from sgpipe.generation import ray_engine, run
 
     watch, ray_seconds, began = Watch(), [0.0], [0.0]
-    start_ray, run_units = run.start_ray, run.run_units
+    start_ray, run_units = ray_engine.start_ray, ray_engine.run_units
 
     def timed_start(*arguments: object) -> None:
         at = time.perf_counter()
@@ -128,8 +128,8 @@ def label(folder: Path, out: Path, limit: int, units: int) -> None:
         mock.patch.object(run, "build_stages", return_value=[Idle()]),
         mock.patch.object(run, "UnitReader", NoRecords),
         mock.patch.object(run, "UnitWriter", EmptyShards),
-        mock.patch.object(run, "start_ray", timed_start),
-        mock.patch.object(run, "run_units", first_units),
+        mock.patch.object(ray_engine, "start_ray", timed_start),
+        mock.patch.object(ray_engine, "run_units", first_units),
     ):
         start = time.perf_counter()
         run.generate(recipe_of(folder, limit, 2, UNIT), out, watch)  # type: ignore[arg-type]

@@ -123,6 +123,7 @@ def recipe_of(folder: Path, limit: int, cpus: int, unit_size: int | None = None)
         "tag.tagger": "none",
         "limit": limit,
         "engine.cpus": cpus,
+        "engine.kind": "ray",
     }
     return load_recipe("coco", settings if unit_size is None else settings | {"engine.unit_size": unit_size})
 

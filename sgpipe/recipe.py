@@ -292,10 +292,15 @@ class TagConfig(Config):
 class EngineConfig(Config):
     """How the work is distributed. Nothing here changes a label."""
 
+    kind: Literal["auto", "ray", "local"] = Field(
+        "auto",
+        description="ray, or local: worker processes on this machine; auto: Ray with an address, or for more than "
+        "2,000 images if stages have GPUs or unequal resources",
+    )
     unit_size: int = Field(512, ge=1, description="maximum number of images per work unit, and so per shard")
     address: str | None = Field(None, description="Ray cluster to join; null: start one on this machine")
     store: str | None = Field(None, description="object store for the shards, such as s3://bucket/labels")
-    cpus: int | None = Field(None, ge=1, description="CPUs that Ray may use on this machine; null: all")
+    cpus: int | None = Field(None, ge=1, description="CPUs to use on this machine; null: all")
 
 
 class Recipe(Config):

@@ -15,8 +15,8 @@ import pyarrow as pa
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.locations import Location, read_bytes, sizes
 from sgpipe.files.object_store import StorePath
+from sgpipe.generation.engine import stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, in_todays_settings, settings_of_stage
-from sgpipe.generation.pools import stages_sharing_gpus
 from sgpipe.generation.work_units import UnitReader, WorkUnit
 from sgpipe.recipe import OFF_BY_DEFAULT, UNNAMED_DEFAULTS, Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import BOX_SCORES, Record, from_table

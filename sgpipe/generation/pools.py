@@ -1,23 +1,17 @@
-"""Pools: stages of equal resources share actors, the pools share the machine or cluster, and how busy they were."""
+"""Pools: stages of equal resources share actors, and the pools share the machine or cluster."""
 
 from __future__ import annotations
 
-import math
-import os
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+
+import ray
 
 from sgpipe.errors import UserError
-from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
-from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Resources, TagConfig
+from sgpipe.recipe import Resources
 from sgpipe.stages.base import Stage
-from sgpipe.stages.caption.captioner import is_blip
-from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import count
-from sgpipe.utils.devices import usable_gpus
 from sgpipe.utils.machines import Machine, Need, amounts, best_place, describe, machines_of, place
 
 _ROUNDING = 1e-6
@@ -46,8 +40,6 @@ class Pool:
 
 def cluster_machines() -> list[Machine]:
     """The machines of the cluster, as it is now."""
-    import ray
-
     return machines_of(ray.nodes())
 
 
@@ -85,129 +77,6 @@ def required_resources(pools: Sequence[Pool]) -> list[Need]:
 def cluster_has(required: Sequence[Need]) -> bool:
     """Whether these actors fit on the machines of the cluster, as it is now."""
     return place(required, cluster_machines()) is not None
-
-
-def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[str]:
-    """The stages that share the GPUs of this machine: those whose models can, unless a stage asks for GPUs itself.
-
-    Args:
-        before: the identity of the run that is resumed, or of its parent: if it began on CPUs, no stage shares GPUs.
-    """
-    models = _local_models(recipe)
-    able = {name for name, each in models.items() if each.resources.gpus is None and each.device in ("auto", "cuda")}
-    asked = any(each.resources.gpus for each in models.values())
-    if asked or recipe.engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:
-        return frozenset()
-    on_cpus = any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in able)
-    return frozenset() if on_cpus else frozenset(able)
-
-
-def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None, cpus: int | None = None) -> Recipe:
-    """The recipe with the GPUs of this machine shared by some of its stages: as many actors of each pool as GPUs.
-
-    Actors also get threads that open images. These do not count as CPUs: they wait for the GPU most of the time.
-
-    Args:
-        stages: those that share them (`stages_sharing_gpus`), as far as they run.
-        gpus, cpus: of this machine; None: as many as there are.
-    """
-    gpus, cpus = gpus or usable_gpus(), cpus or recipe.engine.cpus or os.cpu_count() or 1
-    pools = sum(shares for shares, _ in groupby(STAGES, lambda name: name in stages))
-    changed = {}
-    for name in stages:
-        resources = getattr(recipe, name).resources
-        share = min(1, gpus / resources.actors if resources.actors else 1) / pools
-        given = {
-            "gpus": max(math.floor(100 * share) / 100, 0.01),
-            "cpus": _GPU_ACTOR_CPUS,
-            "io_threads": min(max(cpus // (gpus * pools), 2), _MOST_THREADS),
-        }
-        kept = {key: value for key, value in given.items() if key == "gpus" or getattr(resources, key) == _UNSET[key]}
-        changed[name] = getattr(recipe, name).model_copy(update={"resources": resources.model_copy(update=kept)})
-    return recipe.model_copy(update=changed)
-
-
-def _local_models(recipe: Recipe) -> dict[str, DetectConfig | CaptionConfig | ParseConfig | TagConfig]:
-    """The configuration of the stages whose models run in their actors."""
-    tag, caption = recipe.tag, recipe.caption
-    here: dict[str, tuple[bool, DetectConfig | CaptionConfig | ParseConfig | TagConfig]] = {
-        "detect": (recipe.detect.detector is not None, recipe.detect),
-        "caption": (caption.captioner is not None and caption.endpoint is None, caption),
-        "parse": (recipe.parse.parser == "seq2seq", recipe.parse),
-        "tag": (tag.scores and tag.tagger is not None and tag.endpoint is None, tag),
-    }
-    return {name: config for name, (is_here, config) in here.items() if is_here}
-
-
-def gpu_notes(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
-    """For users whose GPUs no stage asks for, or who set `compile` where PyTorch compiles nothing."""
-    import ray
-
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if gpus and not any(stage.resources.gpus for stage in stages):
-        yield (
-            f"Ray has {gpus:g} {'GPU' if gpus == 1 else 'GPUs'}, but no stage uses one: "
-            "set caption.resources.gpus and tag.resources.gpus"
-        )
-    caption, tag, names = recipe.caption, recipe.tag, {stage.name for stage in stages}
-    if "caption" in names and caption.compile:
-        why = "" if is_blip(caption) else "only a local BLIP is compiled"
-        why = why or ("beam search is not compiled" if caption.decoding == "beam" else _on_cpu(caption))
-        if why:
-            yield f"caption.compile is ignored: {why}"
-    if "tag" in names and tag.compile:
-        why = _on_cpu(tag) if tag.method == "rtagger" else "only an R-Tagger is compiled"
-        if why:
-            yield f"tag.compile is ignored: {why}"
-
-
-def _on_cpu(config: CaptionConfig | TagConfig) -> str:
-    return "" if config.resources.gpus and config.device != "cpu" else "the model runs on a CPU"
-
-
-class Utilization:
-    """The share of time in which the actors of each pool compute, and their GPU memory, from what each shard took.
-
-    Time counts from the start of the first unit, which leaves out starting Ray and loading models. An actor is idle
-    while it reads or writes, waits for another pool, or has no unit left.
-    """
-
-    def __init__(self, pools: Sequence[Pool]) -> None:
-        self.pools = pools
-        self.seconds: Counter[str] = Counter()
-        self.memory: dict[str, int] = {}
-        self.began, self.ended = math.inf, -math.inf
-        self._told: set[str] = set()
-
-    def add(self, written: float, shard: ShardEntry) -> list[str]:
-        """Add a shard, and when it was written, in seconds since the epoch; returns what is new about its GPUs."""
-        self.began = min(self.began, written - sum(shard.seconds.values()))
-        self.ended = max(self.ended, written)
-        self.seconds.update(shard.seconds)
-        notes: list[str] = []
-        for stage, use in shard.gpus.items():
-            self.memory[stage] = max(self.memory.get(stage, 0), use["memory"])
-            notes += _notes(stage, use)
-        new = [note for note in notes if note not in self._told]
-        self._told.update(new)
-        return new
-
-    def __str__(self) -> str:
-        elapsed = max(self.ended - self.began, 1e-9)
-        shares = []
-        for pool in self.pools:
-            computed = sum(self.seconds[stage.name] for stage in pool.stages)
-            shares.append(f"{pool.name} {computed / (pool.actors * elapsed):.0%}")
-        memory = ", ".join(f"{name} {peak / 1e9:.1f} GB" for name, peak in self.memory.items())
-        return f"utilization: {', '.join(shares)}" + (f"; peak GPU memory: {memory}" if memory else "")
-
-
-def _notes(stage: str, use: Mapping[str, Any]) -> Iterator[str]:
-    """How a stage computes on its GPU."""
-    attention = f", deformable attention by {use['attention']}" if "attention" in use else ""
-    yield f"{stage} computes on {use['gpu']}{attention}"
-    if "compile_error" in use:
-        yield f"NOTE: {stage} continues without torch.compile: {use['compile_error']}"
 
 
 def _grow(pools: list[Pool], free: list[Machine], units: int) -> list[Pool] | None:

@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -28,15 +28,17 @@ from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError, refusal
+from sgpipe.generation.engine import StageBuilder
 from sgpipe.generation.pools import Pool, cluster_has, plan_pools, required_resources
-from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
+from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units
 from sgpipe.records import Record, from_table, to_table
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
+from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import hide_gpus
 from sgpipe.utils.installation import Installation, installation
 from sgpipe.utils.machines import Need
-from sgpipe.utils.ray_cluster import on_driver_node, worker_failure
+from sgpipe.utils.ray_cluster import check_machines, on_driver_node, start_ray, worker_failure
 
 _UNIT, _USAGE, _RECORDS, _ENTRY, _REFUSAL, _FAILURE = "unit", "usage", "records", "entry", "refusal", "failure"
 _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
@@ -142,6 +144,41 @@ class Worker:
         if self.writer:
             return pa.table({_ENTRY: [json.dumps(asdict(self.writer(unit, records, usage)))]})
         return _block(unit, usage, records)
+
+
+class RayEngine:
+    """See `Engine`."""
+
+    def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
+        self._stages, engine = stages(), stages.recipe.engine
+        progress.say("starting Ray")
+        start_ray(engine.address, engine.cpus)
+        notes = check_machines()
+        actors = max(pool.actors for pool in plan_pools(self._stages, sum(unit.rows for unit in units)))
+        units = cut_units(units, engine.unit_size, actors)
+        pools = plan_pools(self._stages, len(units))
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if gpus and not any(stage.resources.gpus for stage in self._stages):
+            notes.append(
+                f"no stage uses the {count(int(gpus), 'GPU')} of Ray: set caption.resources.gpus and tag.resources.gpus"
+            )
+        for note in notes:
+            progress.say(f"NOTE: {note}")
+        for pool in pools:
+            of = f" of {pool.need}" if pool.need.gpus else ""
+            progress.say(f"{count(pool.actors, 'actor')}{of}: {pool.name}")
+        self.workers: Mapping[tuple[str, ...], int] = {
+            tuple(stage.name for stage in pool.stages): pool.actors for pool in pools
+        }
+        return units
+
+    def run(
+        self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+    ) -> Generator[ShardEntry, None, None]:
+        return run_units(self._stages, units, reader, writer)
+
+    def close(self) -> None:
+        """Leave Ray to the process, which may run something else."""
 
 
 def run_units(

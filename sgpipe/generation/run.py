@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ from sgpipe.files.image_roots import ImageRoot, check_images
 from sgpipe.files.locations import delete
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.stored_files import stamp_stored, uri_of
+from sgpipe.generation.engine import Engine, StageBuilder, Utilization, runs_locally, share_gpus, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, as_started, identity, in_todays_settings, source_identity
+from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.parent import Reuse
-from sgpipe.generation.pools import Pool, Utilization, gpu_notes, plan_pools, share_gpus, stages_sharing_gpus
 from sgpipe.generation.run_images import as_named, check_names, keep_indexes, open_image_roots
-from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
+from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, plan_units
 from sgpipe.recipe import ADDED_SETTINGS, WHOLE, Recipe, SourceConfig, with_model_folders
 from sgpipe.sources.hub.source import check_hub
 from sgpipe.sources.miniworld import recipe_warnings, remove_unused
 from sgpipe.sources.opening import open_source, prepare_source
-from sgpipe.stages.base import CachingStage, ModelStage, Stage
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.endpoint.cache import CacheFolder, RequestCache
 from sgpipe.stages.tag.methods import check_tagger, tag_notes
@@ -67,11 +68,18 @@ def generate(
     for warning in (*recipe_warnings(recipe), *tag_notes(recipe.tag)):
         progress.say(f"NOTE: {warning}")
     folder = RunFolder(out, StorePath(recipe.engine.store) if recipe.engine.store else None)
-    with folder.lock():
+    with folder.lock(), ExitStack() as engines:
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
             before = _identity_there(folder)
             _check_parent(folder, before, reuse)
+            stages = StageBuilder(
+                build_stages, recipe, {}, (), *_names(recipe, reuse), CacheFolder(folder.private.absolute())
+            )
+            local = None
+            if not before and runs_locally(recipe, stages, math.inf):
+                local = engines.enter_context(closing(LocalEngine(stages)))
+                local.warm_up(stages)
             source, ground_truth = _prepare(recipe, before, folder, progress, reuse)
             recipe = with_model_folders(_going_on(recipe, before, progress).model_copy(update={"source": source}))
             roots = open_image_roots(recipe.source, folder, progress)
@@ -84,21 +92,52 @@ def generate(
         if units and reuse:
             reuse.parent.check_rows(rows)
         check_names(roots, indexes, units if reuse is None and not manifest.shards else ())
-        work = _Work.plan(_with_gpus(recipe, before, reuse), indexes, roots, units, progress, reuse) if units else None
+        engine: Engine | None = None
+        if units:
+            stages = replace(
+                stages, recipe=_with_gpus(recipe, before, reuse), roots=roots, classes=_classes(recipe, indexes)
+            )
+            engine = _engine(stages, local, sum(unit.rows for unit in units))
+            engines.callback(engine.close)
+            units = engine.start(stages, units, progress)
         _ask_again(folder, retry_failed)
         folder.sweep(manifest)
         remove_unused(recipe.source, folder.private)
-        if work is not None or not folder.is_described:  # a finished run is not described by a smaller --limit
+        if units or not folder.is_described:  # a finished run is not described by a smaller --limit
             folder.describe(recipe, manifest)
         mirror.copy()
-        if work is None:
+        if engine is None:
             progress.say(_nothing_left(folder, manifest, rows, retry_failed))
         else:
             _copy_indexes(indexes, roots, folder, mirror)
             with mirror:
-                _run(work, recipe, folder, manifest, progress, mirror)
+                _run(engine, units, recipe, folder, manifest, progress, mirror, reuse)
             folder.sweep(manifest)
         return summarise(manifest, sum(rows.values()), indexes)
+
+
+def _names(recipe: Recipe, reuse: Reuse | None) -> tuple[list[str], Sequence[str]]:
+    """The stages that run, and those whose columns are taken over."""
+    reused = reuse.reused if reuse else ()
+    here = STAGES if recipe.source.format == "folder" else STAGES[1:]
+    return [name for name in here if name not in reused], reused
+
+
+def _classes(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> list[str] | None:
+    """Every class that a box can have; None: those of the detector."""
+    if recipe.source.format == "folder":
+        return None
+    # Sorted, so that the order of splits in the recipe does not matter: the tagger reads all class names together.
+    return [name for split in sorted(indexes) for name in indexes[split].meta["categories"]]
+
+
+def _engine(stages: StageBuilder, local: LocalEngine | None, images: int) -> Engine:
+    """The engine for so many images; `local`: one that is warm."""
+    if runs_locally(stages.recipe, stages, images):
+        return local or LocalEngine(stages)
+    from sgpipe.generation.ray_engine import RayEngine
+
+    return RayEngine()
 
 
 def _with_gpus(recipe: Recipe, before: Mapping[str, Any], reuse: Reuse | None) -> Recipe:
@@ -292,72 +331,23 @@ def _planned_rows(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[st
     return rows
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is left to do, and on what it will run."""
-
-    stages: Sequence[Stage]
-    units: Sequence[WorkUnit]
-    pools: Sequence[Pool]
-    reuse: Reuse | None = None
-
-    @classmethod
-    def plan(
-        cls,
-        recipe: Recipe,
-        indexes: Mapping[str, SourceIndex],
-        roots: Mapping[str, ImageRoot],
-        units: Sequence[WorkUnit],
-        progress: Progress,
-        reuse: Reuse | None,
-    ) -> _Work:
-        """Start Ray.
-
-        Raises UserError: a model is missing, or the actors do not fit; EngineError: Ray did not start.
-        """
-        from sgpipe.utils.ray_cluster import check_machines, start_ray
-
-        stages = _stages(recipe, indexes, roots)
-        if reuse is not None:
-            stages = [stage for stage in stages if stage.name.replace("load", "caption") in reuse.stages]
-        for stage in stages:
-            if isinstance(stage, ModelStage):
-                stage.check()
-        progress.say("starting Ray")
-        start_ray(recipe.engine.address, recipe.engine.cpus)
-        for other in check_machines():
-            progress.say(f"NOTE: {other}")
-        actors = max(pool.actors for pool in plan_pools(stages, sum(unit.rows for unit in units)))
-        units = cut_units(units, recipe.engine.unit_size, actors)
-        pools = plan_pools(stages, len(units))
-        for note in gpu_notes(recipe, stages):
-            progress.say(f"NOTE: {note}")
-        for pool in pools:
-            of = f" of {pool.need}" if pool.need.gpus else ""
-            progress.say(f"{count(pool.actors, 'actor')}{of}: {pool.name}")
-        return cls(stages, units, pools, reuse)
-
-
 def _run(
-    work: _Work,
+    engine: Engine,
+    units: Sequence[WorkUnit],
     recipe: Recipe,
     folder: RunFolder,
     manifest: Manifest,
     progress: Progress,
     mirror: ManifestMirror,
+    reuse: Reuse | None,
 ) -> None:
-    from sgpipe.generation.ray_engine import run_units
-
     reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in recipe.source.splits})
-    if work.reuse is not None:
-        reader = work.reuse.reader(reader)
-    for stage in work.stages:
-        if isinstance(stage, CachingStage):
-            stage.cache_folder = CacheFolder(folder.private.absolute())
-    utilization = Utilization(work.pools)
+    if reuse is not None:
+        reader = reuse.reader(reader)
+    utilization = Utilization(engine.workers)
     with (
-        progress.images(sum(unit.rows for unit in work.units)) as advance,
-        closing(run_units(work.stages, work.units, reader, UnitWriter(folder.storage))) as shards,
+        progress.images(sum(unit.rows for unit in units)) as advance,
+        closing(engine.run(units, reader, UnitWriter(folder.storage))) as shards,
     ):
         described = {shard.split for shard in manifest.shards}
         for shard in shards:
@@ -376,18 +366,6 @@ def _run(
     progress.say(str(utilization))
     if by_rules := RequestCache(folder.private / REQUESTS).count_by_rules():
         progress.say(f"NOTE: the rules parsed {count(by_rules, 'caption')} whose answers could not be used")
-
-
-def _stages(recipe: Recipe, indexes: Mapping[str, SourceIndex], roots: Mapping[str, ImageRoot]) -> list[Stage]:
-    if recipe.source.format == "folder":
-        from sgpipe.stages.detect.detectors import detector_classes
-        from sgpipe.stages.detect.stage import DetectStage
-
-        return [DetectStage(recipe.detect, roots), *build_stages(recipe, roots, detector_classes(recipe.detect))]
-    # Sorted, so that the order of splits in the recipe does not matter: the tagger reads all class names together.
-    return build_stages(
-        recipe, roots, [name for split in sorted(indexes) for name in indexes[split].meta["categories"]]
-    )
 
 
 def summarise(manifest: Manifest, planned: int, indexes: Mapping[str, SourceIndex] | None = None) -> Summary:

@@ -93,7 +93,7 @@ class Run:
 
     def processes(self, title: str) -> list[int]:
         """Processes that the run has started, and these in turn, whose title has `title` in it."""
-        return [pid for pid in descendants(self.process.pid) if title in _title(pid)]
+        return [pid for pid in descendants(self.process.pid) if title in title(pid)]
 
 
 def _command(arguments: list[str], environment: dict[str, str], log: str) -> None:
@@ -126,9 +126,10 @@ def descendants(pid: int | None) -> list[int]:
     return found
 
 
-def _title(pid: int) -> str:
+def title(pid: int) -> str:
+    """The command of a process, or what it calls itself; empty if there is none."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except (FileNotFoundError, ProcessLookupError):
         return ""
 

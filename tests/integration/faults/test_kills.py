@@ -13,11 +13,12 @@ from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
 from tests.integration.faults.stage import SECONDS
 
 IMAGES, KILLS, RUNS = 80, 200, 20
+ON_RAY = ("--set", "engine.unit_size=1", "--set", "engine.cpus=2", "--set", "engine.kind=ray")
 
 
 def killed(folder: Path, dataset: list[str], expected: list[Record], seed: int, times: int) -> Counter[str]:
     """Kill a run so often, let it go on to its end, and compare."""
-    run = Run(dataset, folder / f"run{seed}", environment={SECONDS: "0.1"})
+    run = Run(dataset, folder / f"run{seed}", ON_RAY, environment={SECONDS: "0.1"})
     killer = Killer(run, random.Random(seed))
     killer.kill(times)
     if not (run.out / MANIFEST).exists() or len(rows(run.out)) < IMAGES:
@@ -30,7 +31,7 @@ def killed(folder: Path, dataset: list[str], expected: list[Record], seed: int, 
 
 def uninterrupted(folder: Path) -> tuple[list[str], list[Record]]:
     dataset = make_dataset(folder / "data", IMAGES)
-    whole = Run(dataset, folder / "whole")
+    whole = Run(dataset, folder / "whole", ON_RAY)
     whole.start()
     assert whole.wait() == 0, whole.said
     return dataset, rows(whole.out)

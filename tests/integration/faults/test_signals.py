@@ -56,7 +56,7 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, signals: tu
 def test_nobody_waits_for_a_unit_that_takes_long(tmp_path: Path, times: int) -> None:
     run = Run(make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "900"})
     run.start()
-    assert run.wait_for(lambda: run.processes("MapWorker(MapBatches(Worker)).submit"))
-    workers = run.processes("MapWorker")
+    assert run.wait_for(lambda: run.processes("local_engine"))
+    workers = run.processes("local_engine")
     stop(run, *[signal.SIGINT] * times)
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))  # some seconds, until they notice

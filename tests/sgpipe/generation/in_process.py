@@ -1,8 +1,8 @@
-"""Runs without Ray: its place is taken by a loop over units, which costs no processes."""
+"""Runs in this process: a loop over units in the place of workers, which costs no processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -10,14 +10,38 @@ import spacy
 from spacy.language import Language
 
 from sgpipe.generation import run
-from sgpipe.generation.pools import Pool
-from sgpipe.generation.work_units import WorkUnit
-from sgpipe.recipe import Resources
-from sgpipe.records import Record
-from sgpipe.stages.base import Stage, StageRunner
+from sgpipe.generation.engine import StageBuilder
+from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units
+from sgpipe.stages.base import StageRunner
 from sgpipe.storage.manifest import ShardEntry
+from sgpipe.utils.console import Progress
 
 RAN: list[str] = []  # the names of the stages that ran
+
+
+class InProcessEngine:
+    """An `Engine`."""
+
+    workers: Mapping[tuple[str, ...], int] = {}
+
+    def __init__(self, stages: StageBuilder) -> None: ...
+
+    def warm_up(self, build: Callable[[], object]) -> None: ...
+
+    def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
+        self.stages = stages()
+        self.workers = {tuple(stage.name for stage in self.stages): 1}
+        return cut_units(units, stages.recipe.engine.unit_size, 1)
+
+    def run(
+        self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+    ) -> Generator[ShardEntry, None, None]:
+        RAN.extend(stage.name for stage in self.stages)
+        runner = StageRunner(self.stages)
+        for unit in units:
+            yield writer(unit, *runner(reader(unit)))
+
+    def close(self) -> None: ...
 
 
 @contextmanager
@@ -30,21 +54,6 @@ def without_ray() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spacy, "load", load_once)
-        patch.setattr(run, "start_ray", lambda *_: None)
-        patch.setattr(run, "check_machines", lambda: [])
-        patch.setattr(run, "gpu_notes", lambda *_: ())
-        patch.setattr(run, "plan_pools", lambda stages, units: [Pool(tuple(stages), Resources(), 1)])
-        patch.setattr(run, "run_units", _run_units)
+        patch.setattr(run, "LocalEngine", InProcessEngine)
+        patch.setattr(run, "runs_locally", lambda *_: True)
         yield
-
-
-def _run_units(
-    stages: Sequence[Stage],
-    units: Sequence[WorkUnit],
-    reader: Callable[[WorkUnit], list[Record]],
-    writer: Callable[..., ShardEntry],
-) -> Iterator[ShardEntry]:
-    RAN.extend(stage.name for stage in stages)
-    runner = StageRunner(stages)
-    for unit in units:
-        yield writer(unit, *runner(reader(unit)))

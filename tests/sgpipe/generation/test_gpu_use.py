@@ -2,17 +2,14 @@
 
 import io
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.generation import pools
-from sgpipe.generation.pools import gpu_notes
 from sgpipe.generation.run import generate
-from sgpipe.recipe import Recipe, Resources, load_recipe
+from sgpipe.recipe import load_recipe
 from sgpipe.stages.tag.stage import TagStage
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import Progress
@@ -73,47 +70,3 @@ def test_a_run_does_not_go_on_with_other_rounding(
     run(settings, tmp_path / "out")
     with pytest.raises(UserError, match=r"\n  tag\.compile: False then, True now$"):
         run(settings | {"tag.compile": True}, tmp_path / "out")
-
-
-def stage(name: str, gpus: float = 0) -> Any:
-    return SimpleNamespace(name=name, resources=Resources(gpus=gpus))
-
-
-ON_GPU = {"compile": True, "resources": {"gpus": 1}}
-
-
-@pytest.mark.parametrize(
-    ("caption", "tag", "notes"),
-    [
-        (ON_GPU, ON_GPU, []),
-        ({}, {}, []),
-        ({"compile": True}, {}, ["caption.compile is ignored: the model runs on a CPU"]),
-        ({}, ON_GPU | {"device": "cpu"}, ["tag.compile is ignored: the model runs on a CPU"]),
-        (ON_GPU | {"decoding": "beam"}, {}, ["caption.compile is ignored: beam search is not compiled"]),
-        (
-            ON_GPU | {"endpoint": "http://localhost:1/v1"},
-            ON_GPU | {"method": "overlap"},
-            [
-                "caption.compile is ignored: only a local BLIP is compiled",
-                "tag.compile is ignored: only an R-Tagger is compiled",
-            ],
-        ),
-    ],
-)
-def test_a_setting_of_compiling_that_does_nothing_is_told(
-    monkeypatch: pytest.MonkeyPatch, caption: dict, tag: dict, notes: list[str]
-) -> None:
-    monkeypatch.setattr(pools.ray, "cluster_resources", dict)
-    given = Recipe().model_dump()
-    for name, settings in (("caption", {"captioner": "none", **caption}), ("tag", tag)):
-        given[name] |= settings
-    recipe = Recipe.model_validate(given)
-    assert list(gpu_notes(recipe, [stage("caption"), stage("tag")])) == notes
-    assert not list(gpu_notes(recipe, [stage("load")]))
-
-
-def test_gpus_that_no_stage_asks_for_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools.ray, "cluster_resources", lambda: {"GPU": 2.0})
-    [note] = gpu_notes(Recipe(), [stage("tag")])
-    assert note.startswith("Ray has 2 GPUs, but no stage uses one: set caption.resources.gpus")
-    assert not list(gpu_notes(Recipe(), [stage("tag", gpus=1)]))

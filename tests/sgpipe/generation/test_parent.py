@@ -12,7 +12,7 @@ from rich.console import Console
 
 from sgpipe.errors import UserError
 from sgpipe.export.provenance import describe_origin
-from sgpipe.generation import pools
+from sgpipe.generation import engine
 from sgpipe.generation import run as generation
 from sgpipe.generation.parent import ParentReader, parent_recipe
 from sgpipe.generation.run import generate
@@ -129,7 +129,7 @@ def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(parent, coco, mo
     """The GPU is pretended: the stages compute on the CPU, which they are not told."""
     lent: list[set[str]] = []
     monkeypatch.setattr(generation, "share_gpus", lambda recipe, stages: (lent.append(set(stages)), recipe)[1])
-    monkeypatch.setattr(pools, "usable_gpus", lambda: 1)
+    monkeypatch.setattr(engine, "usable_gpus", lambda: 1)
     out = tmp_path / "out"
     run(captioned(coco, models), out)
     there = Manifest.load(out).run["identity"]
@@ -144,7 +144,7 @@ def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(parent, coco, mo
     run(captioned(coco, models, **{"tag.threshold": 0.02}), tmp_path / "of a CPU", parent)
     assert Manifest.load(tmp_path / "of a CPU").run["identity"]["tag"]["dtype"] == "auto on a CPU"
     assert lent[2:] == [set()]
-    monkeypatch.setattr(pools, "usable_gpus", lambda: 0)
+    monkeypatch.setattr(engine, "usable_gpus", lambda: 0)
     with pytest.raises(UserError, match=r"caption\.dtype: 'auto on a GPU' then, 'auto on a CPU' now"):
         run(captioned(coco, models), out)
 

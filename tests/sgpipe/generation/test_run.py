@@ -1,4 +1,4 @@
-"""Whole runs with a random miniature tagger; the slow tests through Ray."""
+"""Whole runs with a random miniature tagger; the slow tests with worker processes."""
 
 import io
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,6 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
-from sgpipe.utils.ray_cluster import start_ray
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
 from tests.sgpipe.generation.in_process import without_ray
@@ -38,24 +38,11 @@ SMALL = {"tag.short_side": 224, "tag.long_side": 320, "tag.threshold": 0.01}
 SLOWLY = ("--set", "engine.unit_size=1", "--set", "engine.cpus=1")
 
 
-@pytest.fixture(scope="module")
-def ray_engine():
-    import ray
-
-    start_ray(cpus=2)
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture(autouse=True)
 def engine(request):
-    """Ray for the slow tests. The others run in this process."""
-    if request.node.get_closest_marker("slow"):
-        request.getfixturevalue("ray_engine")
+    """Worker processes for the slow tests. The others run in this process."""
+    with nullcontext() if request.node.get_closest_marker("slow") else without_ray():
         yield
-    else:
-        with without_ray():
-            yield
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +108,9 @@ def test_a_folder_without_a_single_image_is_refused(coco, tagger, tmp_path):
 
 
 @pytest.mark.slow
-def test_rows_do_not_depend_on_units_or_actors(finished, coco, tagger, tmp_path):
-    run(coco, tagger, tmp_path / "out", engine__unit_size=5, tag__resources__actors=1)
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_rows_do_not_depend_on_units_or_the_engine(finished, coco, tagger, tmp_path, kind):
+    run(coco, tagger, tmp_path / "out", engine__unit_size=5, engine__kind=kind, engine__cpus=2)
     assert rows(tmp_path / "out") == rows(finished)
 
 
@@ -141,8 +129,8 @@ def said(do: Callable[[Progress], object]) -> str:
     ],
 )
 def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, tagger, monkeypatch, limit, reason):
-    """Without Ray and without models."""
-    monkeypatch.setattr(generation_run, "start_ray", None)
+    """Without an engine and without models."""
+    monkeypatch.setattr(generation_run, "LocalEngine", None)
     monkeypatch.setattr(generation_run, "build_stages", None)
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.name != "lock"}
     told = said(lambda progress: run(coco, tagger, finished, False, progress, **({"limit": limit} if limit else {})))
@@ -153,14 +141,12 @@ def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, tagger, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param(
-            {"tag__resources": {"cpus": 900}}, "takes 900 CPUs, more than any machine has", marks=pytest.mark.slow
-        ),
+        pytest.param({"tag__resources": {"cpus": 900}}, "lower tag.resources.cpus", marks=pytest.mark.slow),
         ({"tag__tagger": "nowhere/at/all"}, "no such folder: nowhere/at/all"),
         ({"tag__tagger": "no-such-tagger"}, "no R-Tagger at no-such-tagger"),
         ({"pair__synonyms": "no.json"}, "no such file: no.json"),
         ({"source__ground_truth": "no"}, "no such folder: no"),
-        ({"caption__captioner": "no-such-captioner"}, "no such folder, and no such model"),
+        ({"caption__captioner": "no-such-captioner"}, "no-such-captioner"),
     ],
 )
 def test_what_is_refused_changes_nothing_in_a_run(coco, tagger, finished, tmp_path, options, message):

@@ -1,0 +1,217 @@
+"""What every engine gets: how to build the stages, and what to do with each unit of work."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+from sgpipe.files.image_roots import ImageRoot
+from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
+from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
+from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Resources, TagConfig
+from sgpipe.stages.base import CachingStage, ModelStage, Stage
+from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.storage.manifest import ShardEntry
+from sgpipe.utils.console import Progress
+from sgpipe.utils.devices import usable_gpus
+
+_GPU_ACTOR_CPUS, _MOST_THREADS = 0.5, 4  # of an actor that shares a GPU
+_UNSET = {"cpus": Resources().cpus, "io_threads": None}
+_LOCAL_IMAGES = 2000  # for more, spreading stages over GPUs or CPUs saves more than the time in which Ray starts
+
+
+@dataclass(frozen=True)
+class StageBuilder:
+    """Builds the stages that run, in the process that runs them; for Ray in the driver.
+
+    Attributes:
+        build: `build_stages`.
+        classes: every class that a box can have; None: those of the detector.
+        names: the stages that run. reused: those that do not.
+        cache_folder: for answers of served models.
+    """
+
+    build: Callable[[Recipe, Mapping[str, ImageRoot], Sequence[str]], Sequence[Stage]]
+    recipe: Recipe
+    roots: Mapping[str, ImageRoot]
+    classes: Sequence[str] | None
+    names: Sequence[str]
+    reused: Sequence[str]
+    cache_folder: CacheFolder
+
+    def __call__(self) -> list[Stage]:
+        """Raises UserError: there is no such model, or one of another kind, as far as its configuration tells."""
+        stages: list[Stage] = []
+        classes = self.classes
+        if classes is None:
+            from sgpipe.stages.detect.detectors import detector_classes
+            from sgpipe.stages.detect.stage import DetectStage
+
+            classes = detector_classes(self.recipe.detect)
+            stages.append(DetectStage(self.recipe.detect, self.roots))
+        stages += self.build(self.recipe, self.roots, classes)
+        stages = [stage for stage in stages if stage.name.replace("load", "caption") not in self.reused]
+        for stage in stages:
+            if isinstance(stage, ModelStage):
+                stage.check()
+            if isinstance(stage, CachingStage):
+                stage.cache_folder = self.cache_folder
+        return stages
+
+    @property
+    def resources(self) -> list[Resources]:
+        """The resources of the stages that run."""
+        return [getattr(self.recipe, name).resources for name in self.names]
+
+
+class Engine(Protocol):
+    """Runs units through the stages.
+
+    Attributes:
+        workers: how many processes run these stages, known after `start`.
+    """
+
+    workers: Mapping[tuple[str, ...], int]
+
+    def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
+        """Get ready; returns the units, cut so that all workers have work to the end.
+
+        Raises UserError: a model is missing, or the workers do not fit; EngineError: Ray did not start.
+        """
+
+    def run(
+        self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+    ) -> Generator[ShardEntry, None, None]:
+        """Yield each shard as soon as it is written. An image that crashes its worker twice becomes an error row.
+
+        Raises UserError: a stage refused its input; EngineError: the disk is full, or a stage failed.
+        """
+
+    def close(self) -> None:
+        """End what was started."""
+
+
+def runs_locally(recipe: Recipe, stages: StageBuilder, images: float) -> bool:
+    """Whether the local engine runs the stages, without Ray.
+
+    By default it does, unless there is something to spread stages over: a cluster, or, for many images, GPUs of this
+    machine or unequal shares of its CPUs.
+    """
+    engine = recipe.engine
+    if engine.kind != "auto":
+        return engine.kind == "local"
+    equal = len(set(stages.resources)) == 1 and not stages.resources[0].gpus
+    return engine.address is None and (equal or images <= _LOCAL_IMAGES)
+
+
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use, also in a container."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cpus = min(cpus, max(1, int(quota) // int(period)))
+    return cpus
+
+
+def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[str]:
+    """The stages that share the GPUs of this machine: those whose models can, unless a stage asks for GPUs itself.
+
+    Args:
+        before: the identity of the run that is resumed, or of its parent: if it began on CPUs, no stage shares GPUs.
+    """
+    models = _local_models(recipe)
+    able = {name for name, each in models.items() if each.resources.gpus is None and each.device in ("auto", "cuda")}
+    asked = any(each.resources.gpus for each in models.values())
+    if asked or recipe.engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:
+        return frozenset()
+    on_cpus = any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in able)
+    return frozenset() if on_cpus else frozenset(able)
+
+
+def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None, cpus: int | None = None) -> Recipe:
+    """The recipe with the GPUs of this machine shared by some of its stages: as many actors of each pool as GPUs.
+
+    Actors also get threads that open images. These do not count as CPUs: they wait for the GPU most of the time.
+
+    Args:
+        stages: those that share them (`stages_sharing_gpus`), as far as they run.
+        gpus, cpus: of this machine; None: as many as there are.
+    """
+    gpus, cpus = gpus or usable_gpus(), cpus or recipe.engine.cpus or os.cpu_count() or 1
+    pools = sum(shares for shares, _ in groupby(STAGES, lambda name: name in stages))
+    changed = {}
+    for name in stages:
+        resources = getattr(recipe, name).resources
+        share = min(1, gpus / resources.actors if resources.actors else 1) / pools
+        given = {
+            "gpus": max(math.floor(100 * share) / 100, 0.01),
+            "cpus": _GPU_ACTOR_CPUS,
+            "io_threads": min(max(cpus // (gpus * pools), 2), _MOST_THREADS),
+        }
+        kept = {key: value for key, value in given.items() if key == "gpus" or getattr(resources, key) == _UNSET[key]}
+        changed[name] = getattr(recipe, name).model_copy(update={"resources": resources.model_copy(update=kept)})
+    return recipe.model_copy(update=changed)
+
+
+def _local_models(recipe: Recipe) -> dict[str, DetectConfig | CaptionConfig | ParseConfig | TagConfig]:
+    """The configuration of the stages whose models run in their actors."""
+    tag, caption = recipe.tag, recipe.caption
+    here: dict[str, tuple[bool, DetectConfig | CaptionConfig | ParseConfig | TagConfig]] = {
+        "detect": (recipe.detect.detector is not None, recipe.detect),
+        "caption": (caption.captioner is not None and caption.endpoint is None, caption),
+        "parse": (recipe.parse.parser == "seq2seq", recipe.parse),
+        "tag": (tag.scores and tag.tagger is not None and tag.endpoint is None, tag),
+    }
+    return {name: config for name, (is_here, config) in here.items() if is_here}
+
+
+class Utilization:
+    """The share of time in which the workers of each stage compute, and their GPU memory, from what each shard took.
+
+    Time counts from the start of the first unit, which leaves out loading models. A worker is idle
+    while it reads or writes, waits for another stage, or has no unit left.
+    """
+
+    def __init__(self, workers: Mapping[tuple[str, ...], int]) -> None:
+        self.workers = workers
+        self.seconds: Counter[str] = Counter()
+        self.memory: dict[str, int] = {}
+        self.began, self.ended = math.inf, -math.inf
+        self._told: set[str] = set()
+
+    def add(self, written: float, shard: ShardEntry) -> list[str]:
+        """Add a shard, and when it was written, in seconds since the epoch; returns what is new about its GPUs."""
+        self.began = min(self.began, written - sum(shard.seconds.values()))
+        self.ended = max(self.ended, written)
+        self.seconds.update(shard.seconds)
+        notes: list[str] = []
+        for stage, use in shard.gpus.items():
+            self.memory[stage] = max(self.memory.get(stage, 0), use["memory"])
+            notes += _notes(stage, use)
+        new = [note for note in notes if note not in self._told]
+        self._told.update(new)
+        return new
+
+    def __str__(self) -> str:
+        elapsed = max(self.ended - self.began, 1e-9)
+        shares = []
+        for names, number in self.workers.items():
+            computed = sum(self.seconds[name] for name in names)
+            shares.append(f"{' + '.join(names)} {computed / (number * elapsed):.0%}")
+        memory = ", ".join(f"{name} {peak / 1e9:.1f} GB" for name, peak in self.memory.items())
+        return f"utilization: {', '.join(shares)}" + (f"; peak GPU memory: {memory}" if memory else "")
+
+
+def _notes(stage: str, use: Mapping[str, Any]) -> Iterator[str]:
+    """How a stage computes on its GPU."""
+    attention = f", deformable attention by {use['attention']}" if "attention" in use else ""
+    yield f"{stage} computes on {use['gpu']}{attention}"
+    if "compile_error" in use:
+        yield f"NOTE: {stage} continues without torch.compile: {use['compile_error']}"
