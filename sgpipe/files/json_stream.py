@@ -57,14 +57,14 @@ class JsonStream:
         except PermissionError:
             raise UserError(f"no permission to read {self.path}") from None
         except UnicodeDecodeError:
-            raise UserError(f"{self.path} is not a JSON text file (it is not valid UTF-8)") from None
+            raise UserError(f"{self.path} is not UTF-8 JSON (plain or gzip)") from None
         except RecursionError:
             raise UserError(f"{self.path} is nested too deeply to be an annotation file") from None
         self.sha256 = self._hash.hexdigest()
 
     def _members(self) -> Iterator[tuple[str, Any]]:
         if not self._peek():
-            raise UserError(f"{self.path} contains only white space; copy or download it again")
+            raise UserError(f"{self.path} is empty")
         if self._peek() == "[":
             for item in self._items():
                 yield "", item
@@ -72,7 +72,7 @@ class JsonStream:
                 raise self._malformed("there is text after the end of the array")
             return
         if self._peek() != "{":
-            raise UserError(f"{self.path} does not contain a JSON object or array of annotations")
+            raise UserError(f"{self.path} is not UTF-8 JSON (plain or gzip)")
         self._at += 1
         while self._peek() != "}":
             key = self._value()
@@ -149,6 +149,4 @@ class JsonStream:
         rest = self._text[self._at : self._at + 40]
         if self._eof and not rest.strip():
             return UserError(f"{self.path} is cut short: the JSON ends in the middle; copy or download it again")
-        if self._eof:
-            return UserError(f"{self.path} is not valid JSON or is cut short ({reason} near {rest!r})")
-        return UserError(f"{self.path} is not valid JSON ({reason} near {rest!r})")
+        return UserError(f"{self.path} is not valid JSON{' or is cut short' * self._eof} ({reason} near {rest!r})")

@@ -362,7 +362,7 @@ def _run(
             if shard.split not in described:
                 described.add(shard.split)
                 folder.describe(recipe, manifest)
-            advance(shard.rows, shard.counts, sum(shard.seconds.values()))
+            advance(shard.rows, shard.counts)
     progress.say(str(utilization))
     if by_rules := RequestCache(folder.private / REQUESTS).count_by_rules():
         progress.say(f"NOTE: the rules parsed {count(by_rules, 'caption')} whose answers could not be used")

@@ -47,8 +47,6 @@ def print_summary(summary: Summary, console: Console) -> None:
     for name in ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations"):
         table.add_row(name.replace("_", " "), f"{counts[name]:,}")
     table.add_row("images with relations", f"{counts['images_with_relations']:,}")
-    if foreign := counts["captions_not_in_english"]:
-        table.add_row("captions not in English", f"{foreign:,}")
     _add_problems(table, summary)
     table.add_row("shards", f"{summary.shards:,}")
     console.print(table)

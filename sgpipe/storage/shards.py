@@ -23,7 +23,6 @@ from sgpipe.records import BOX_SCORES, SCHEMA, SCHEMA_VERSION, Record, from_tabl
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
 from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.hashing import file_sha256
-from sgpipe.utils.language import is_english
 
 DATA = "data"
 IMAGE_COLUMN = "image"
@@ -149,8 +148,7 @@ def _encode(file: BinaryIO, table: pa.Table) -> None:
 
 
 def count(records: list[Record]) -> dict[str, int]:
-    """The counts that the summary of a run adds up over its shards; captions in other languages only if there are."""
-    foreign = sum(not is_english(caption.text) for r in records for caption in r.captions)
+    """Return the counts that the summary of a run adds up over its shards."""
     return {
         "images": len(records),
         "errors": sum(not r.ok for r in records),
@@ -163,7 +161,6 @@ def count(records: list[Record]) -> dict[str, int]:
         "pairs": sum(len(r.pairs) for r in records),
         "relations": sum(len(r.relations) for r in records),
         "images_with_relations": sum(bool(r.relations) for r in records),
-        **({"captions_not_in_english": foreign} if foreign else {}),
     }
 
 

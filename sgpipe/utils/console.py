@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import unicodedata
-from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -116,7 +116,6 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 _SECONDS_BETWEEN_LINES = 10.0
-_SAME_MOMENT = 1e-6  # seconds
 
 
 def listed(words: Sequence[str]) -> str:
@@ -125,9 +124,9 @@ def listed(words: Sequence[str]) -> str:
 
 
 class Advance(Protocol):
-    """Tells a progress display that images are done; `seconds`: how long the work on them took, if that is known."""
+    """Tells a progress display that images are done, and how many relations and errors they have."""
 
-    def __call__(self, images: int, counts: Mapping[str, int], seconds: float = 0) -> None: ...
+    def __call__(self, images: int, counts: Mapping[str, int]) -> None: ...
 
 
 class Progress:
@@ -143,126 +142,43 @@ class Progress:
     @contextmanager
     def images(self, total: int | None, work: str = "labelling") -> Iterator[Advance]:
         """Show progress over `total` images (None: unknown); call the value with (images, counts) as they are done."""
-        if self.console.is_terminal:
-            yield from self._bar(total, work)
-        else:
-            yield from self._lines(total)
-
-    def _bar(self, total: int | None, work: str) -> Iterator[Advance]:
-        from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+        if not self.console.is_terminal:
+            yield self._lines(total)
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
-        from rich.text import Text
 
-        class TimeLeft(ProgressColumn):
-            def render(self, task: Task) -> Text:
-                return Text(f"{meter.left_text} left" if meter.left_text else "")
+        columns = (TextColumn(work), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with RichProgress(*columns, TextColumn("{task.fields[note]}"), console=self.console) as bar:
+            task, tally = bar.add_task(work, total=total, note=""), Counter[str]()
 
-        columns = (
-            TextColumn(work),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeLeft(),
-            TextColumn("{task.fields[note]}"),
-        )
-        meter = Meter(total)
-        with RichProgress(*columns, console=self.console) as bar:
-            task = bar.add_task(work, total=total, rate="", note="")
-
-            def advance(images: int, counts: Mapping[str, int], seconds: float = 0) -> None:
-                meter.add(images, counts, seconds)
-                bar.update(task, advance=images, rate=meter.rate_text, note=meter.note)
+            def advance(images: int, counts: Mapping[str, int]) -> None:
+                tally.update(counts)
+                bar.update(task, advance=images, note=_note(tally))
 
             yield advance
 
-    def _lines(self, total: int | None) -> Iterator[Advance]:
-        meter, last = Meter(total), time.monotonic()
+    def _lines(self, total: int | None) -> Advance:
+        """Print a line every few seconds, and at the end."""
+        began = last = time.monotonic()
+        done, tally = 0, Counter[str]()
 
-        def advance(images: int, counts: Mapping[str, int], seconds: float = 0) -> None:
-            nonlocal last
-            meter.add(images, counts, seconds)
-            if meter.done == total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+        def advance(images: int, counts: Mapping[str, int]) -> None:
+            nonlocal last, done
+            done += images
+            tally.update(counts)
+            if done == total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                done = count(meter.done, "image") if total is None else f"{meter.done:,}/{count(total, 'image')}"
-                left = f"{meter.left_text} left" if meter.left_text else ""
-                self.say(", ".join(part for part in (done, meter.rate_text, left, meter.note) if part))
+                part = count(done, "image") if total is None else f"{done:,}/{count(total, 'image')}"
+                rate = f"{done / max(last - began, 1e-9):.2g} images/s"
+                self.say(", ".join(filter(None, (part, rate, _note(tally)))))
 
-        yield advance
+        return advance
 
 
-class Meter:
-    """The rate of a growing count, and the time left, both without the start: loading models may take minutes.
-
-    Images come in batches, from many workers at once. So the estimate is of whole rounds, as long as the first images
-    took, in each of which every worker ends one batch; and there is none before a round has passed since then.
-
-    Attributes:
-        relations: None if they are not counted.
-    """
-
-    def __init__(self, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total = total
-        self.done = 0
-        self.relations: int | None = None
-        self.errors = 0
-        self._clock = clock
-        self._began = clock()
-        self._times: list[float] = []
-        self._totals: list[int] = []  # images done at each of the times
-        self._left: tuple[float, float] | None = None  # seconds, and when they were estimated
-
-    def add(self, images: int, counts: Mapping[str, int], seconds: float = 0) -> None:
-        """Count images; `seconds`: how long the work on them took, if that is known."""
-        now = self._clock()
-        if not self.done and seconds:
-            self._began = max(self._began, now - seconds)
-        self.done += images
-        self._times.append(now)
-        self._totals.append(self.done)
-        if "relations" in counts:
-            self.relations = (self.relations or 0) + counts["relations"]
-        self.errors += counts.get("errors", 0)
-        if self.total is not None and (rate := self._rate_of_rounds(now)):
-            self._left = (self.total - self.done) / rate, now
-
-    def _rate_of_rounds(self, now: float) -> float | None:
-        """Images per second in all rounds since the first images; None: there is none yet."""
-        round_ = self._times[0] - self._began
-        since = now - self._times[0]
-        seconds = since // round_ * round_ if round_ > 0 else since
-        before = bisect_right(self._times, now - seconds + _SAME_MOMENT)
-        return (self.done - self._totals[before - 1]) / seconds if seconds > 0 else None
-
-    @property
-    def rate(self) -> float:
-        """Images per second since work began."""
-        return self.done / max(self._clock() - self._began, 1e-9)
-
-    @property
-    def rate_text(self) -> str:
-        return f"{self.rate:.1f} images/s" if self.rate >= 1 else f"{1 / max(self.rate, 1e-9):.1f} s/image"
-
-    @property
-    def seconds_left(self) -> float | None:
-        """None: there is nothing yet to estimate it from."""
-        if self._left is None:
-            return None
-        seconds, at = self._left
-        return max(0.0, seconds - (self._clock() - at))
-
-    @property
-    def left_text(self) -> str:
-        """Hours, minutes and seconds; empty: unknown, or done."""
-        if self.seconds_left is None or self.done == self.total:
-            return ""
-        seconds = round(self.seconds_left)
-        return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
-
-    @property
-    def note(self) -> str:
-        relations = [] if self.relations is None else [count(self.relations, "relation")]
-        return ", ".join([*relations, *([count(self.errors, "error")] if self.errors else [])])
+def _note(tally: Mapping[str, int]) -> str:
+    nouns = {"relations": "relation", "errors": "error"}
+    return ", ".join(count(tally[key], noun) for key, noun in nouns.items() if tally.get(key))
 
 
 def run_command(function: Callable[..., None]) -> None:

@@ -12,10 +12,8 @@ from sgpipe.records import Triplet
 from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.utils.hashing import model_sha256
-from sgpipe.utils.language import is_english
 
 _CACHED_CAPTIONS = 1 << 16
-_ENGLISH_ONLY = ("rules", "learned")  # they read relations into other languages
 
 
 class Parser(Protocol):
@@ -83,22 +81,17 @@ class CaptionParser:
         """As `load_parser`."""
         config = config or ParseConfig()
         self._parser = load_parser(config, cache_folder)
-        self._english_only = config.parser in _ENGLISH_ONLY
         self._cache: OrderedDict[str, list[Triplet]] = OrderedDict()
 
     def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
         """Triplets of each caption, in word order; `Triplet.caption` is the index in `captions`.
 
-        Each distinct caption is parsed once, and the most recent ones are cached between calls. Parsers that know
-        English only find nothing in captions in other languages.
+        Each distinct caption is parsed once, and the most recent ones are cached between calls.
         """
         captions = list(captions)
         distinct = dict.fromkeys(captions)
         known = {caption: self._cache[caption] for caption in distinct if caption in self._cache}
         new = [caption for caption in distinct if caption not in known]
-        if self._english_only:
-            known |= {caption: [] for caption in new if not is_english(caption)}
-            new = [caption for caption in new if caption not in known]
         if new:
             known.update(zip(new, self._parser.parse(new), strict=True))
         self._remember(known)

@@ -1,9 +1,7 @@
 import gzip
 import io
 import json
-import lzma
 import os
-import tarfile
 import threading
 import tracemalloc
 import zipfile
@@ -23,15 +21,6 @@ def zipped() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("a.json", TEXT)
-    return buffer.getvalue()
-
-
-def tarred() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        member = tarfile.TarInfo("a.json")
-        member.size = len(TEXT)
-        archive.addfile(member, io.BytesIO(TEXT))
     return buffer.getvalue()
 
 
@@ -97,22 +86,14 @@ def test_gzip_is_never_decompressed_as_a_whole(tmp_path, monkeypatch):
         (flipped(len(GZIP) // 2), "corrupt: its gzip data are damaged|not valid|cut short"),
         (GZIP + b"rest", "corrupt: its gzip data are damaged"),
         (gzip.compress(TEXT[:-5], mtime=0), "cut short"),
-        (gzip.compress(GZIP, mtime=0), "compressed by gzip more than once; decompress it: gunzip '.*a file.json'"),
-        (gzip.compress(b"", mtime=0), "is empty when decompressed"),
-        (b"", "is empty; copy or download it again"),
-        (b" \n\t ", "contains only white space"),
-        (b"\xef\xbb\xbf", "contains only white space"),
-        (b"\0" * 4096, "zero bytes: it is incomplete"),
-        (zipped(), "is a zip archive; unpack it: unzip '.*a file.json'"),
-        (lzma.compress(TEXT), "is compressed by xz; decompress it: xz -dk"),
-        (b"\x28\xb5\x2f\xfd" + TEXT, "is compressed by Zstandard; decompress it: zstd -d"),
-        (tarred(), "is a tar archive; unpack it: tar xf"),
-        (gzip.compress(tarred(), mtime=0), "is a tar archive inside gzip; unpack it: tar xf"),
-        (TEXT.decode().encode("utf-16"), "is UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"),
-        (TEXT.decode().encode("utf-16-le"), "is UTF-16LE text"),
-        (TEXT.decode().encode("utf-16-be"), "is UTF-16BE text"),
-        (TEXT.decode().encode("utf-32"), "is UTF-32 text"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS"),
+        (gzip.compress(b"", mtime=0), "is empty"),
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf \n\t ", "is empty"),
+        (gzip.compress(GZIP, mtime=0), "is not UTF-8 JSON"),
+        (b"\0" * 4096, "is not UTF-8 JSON"),
+        (zipped(), "is not UTF-8 JSON"),
+        (TEXT.decode().encode("utf-16"), "is not UTF-8 JSON"),
+        (TEXT.decode().encode("utf-16-le"), "not valid JSON"),
     ],
 )
 def test_what_is_not_text_is_refused_by_one_line(tmp_path, content, reason):
@@ -127,10 +108,7 @@ def test_what_is_not_text_is_refused_by_one_line(tmp_path, content, reason):
 def test_small_files_are_refused_in_the_same_words(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xff\xfealiases")
-    with pytest.raises(UserError, match="UTF-16"):
-        read_text(path, "alias file")
-    path.write_bytes(b"tr\xe4e")
-    with pytest.raises(UserError, match=r"alias file .* is not a text file"):
+    with pytest.raises(UserError, match="is not UTF-8 text"):
         read_text(path, "alias file")
     with pytest.raises(UserError, match=r"alias file .* cannot be read: No such file"):
         read_text(tmp_path / "none", "alias file")

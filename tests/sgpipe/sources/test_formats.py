@@ -80,7 +80,7 @@ def test_a_file_of_another_format_is_refused_with_a_hint(tmp_path):
         ("tree,trees\n", "not a JSON array or object"),
         ("]", "JSON"),
         ("", "is empty"),
-        (" ", "only white space"),
+        (" ", "is empty"),
         ("[]", "it has no items"),
         ('{"images": []}', "it has no items"),
         (json.dumps([GRAPH])[1:], "JSON"),

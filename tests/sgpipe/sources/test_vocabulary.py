@@ -87,7 +87,7 @@ def test_a_missing_table_is_refused_with_one_line(tmp_path: Path) -> None:
 def test_a_table_in_utf_16_is_refused_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_bytes(json.dumps({"a": ["b"]}).encode("utf-16"))
-    with pytest.raises(UserError, match="is UTF-16 text"):
+    with pytest.raises(UserError, match="is not UTF-8 text"):
         load_synonyms(path)
 
 
