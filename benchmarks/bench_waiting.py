@@ -36,7 +36,7 @@ from sgpipe.calibration import thresholds_of_recipe
 from sgpipe.images import open_image
 from sgpipe.recipe import CaptionConfig, PairConfig, Resources, TagConfig
 from sgpipe.records import Pair, Record
-from sgpipe.sources.coco_relations import CocoInstances, load_coco_instances
+from sgpipe.sources.coco import CocoInstances, load_coco_instances
 from sgpipe.stages.base import Stage
 from sgpipe.stages.caption.blip import BlipCaptioner, ImagePreparation
 from sgpipe.stages.caption.stage import CaptionStage

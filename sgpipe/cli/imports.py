@@ -119,7 +119,7 @@ def vg(
 
       sgpipe import vg --annotations scene_graphs.json --image-data image_data.json --images VG --out vg/
     """
-    from sgpipe.sources.visual_genome import VisualGenome
+    from sgpipe.sources.scene_graphs import VisualGenome
 
     aliases = (object_aliases, predicate_aliases)
     genome = VisualGenome(
@@ -180,7 +180,7 @@ def openimages(
 
       sgpipe import openimages --annotations OI_SGG_train_finetuning.json --images oi --out oi/
     """
-    from sgpipe.sources.open_images import OpenImages
+    from sgpipe.sources.hoi import OpenImages
 
     _import(OpenImages(data.annotations, data.split_name(options.out), categories).source(), data.images, options)
 
@@ -233,7 +233,7 @@ def coco_rel(
       sgpipe import coco-rel --annotations train.json --relations rel.json --images vg --out vg150/
       sgpipe import coco-rel --annotations train/_annotations.coco.json --images train --out psg/
     """
-    from sgpipe.sources.coco_relations import CocoRelations
+    from sgpipe.sources.coco import CocoRelations
 
     _import(CocoRelations(data.annotations, relations, data.split_name(options.out)).source(), data.images, options)
 
@@ -254,7 +254,7 @@ def coco(
 
       sgpipe import coco --annotations instances_val.json --captions captions_val.json --images coco --out imported/
     """
-    from sgpipe.sources.coco_relations import coco_source
+    from sgpipe.sources.coco import coco_source
 
     _import(coco_source(data.annotations, data.split_name(options.out), captions), data.images, options)
 

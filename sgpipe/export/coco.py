@@ -9,7 +9,7 @@ from typing import Any
 
 from sgpipe.export.rows import ExportRows, Members, as_number, plain, write_json
 from sgpipe.records import Box, Record
-from sgpipe.sources.coco_relations import NO_RELATION
+from sgpipe.sources.coco import NO_RELATION
 from sgpipe.sources.vocabulary import category_names
 
 

@@ -1,11 +1,18 @@
-"""COCO instances and captions files, and datasets in the same format.
+"""COCO instances and captions files, and datasets in the same format, also with relations.
 
-Objects365 v2 is one of them, with misspelled class names and with images in patch folders.
+`read_coco` reads them as columns, to be labelled. `CocoRelations` and `coco_source` read them as records, to be
+imported: they keep all boxes in file order, as RelTR's triplets (rel.json) refer to boxes by their position.
+SGG-Benchmark's files have `rel_annotations`. Objects365 v2 is in COCO's format, with misspelled class names and with
+images in patch folders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,7 +20,33 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.images import image_exists
+from sgpipe.records import Box, Caption, Record, Relation
+from sgpipe.sources.annotated import (
+    AnnotationSource,
+    DatasetClasses,
+    FieldError,
+    ProblemCounts,
+    add_name,
+    check_object_index,
+    integer_field,
+    mark_failed,
+    parse_confidence,
+    parse_id,
+    parse_numbers,
+    parse_side,
+    replace_surrogates,
+    required_field,
+    text_field,
+    to_single_line,
+)
 from sgpipe.sources.detections import Detections
+from sgpipe.sources.formats import (
+    COCO_CAPTIONS,
+    COCO_INSTANCES,
+    COCO_RELATIONS,
+    RELATION_TRIPLETS,
+    require_format,
+)
 from sgpipe.utils.console import count
 
 
@@ -41,7 +74,7 @@ def read_coco(
     if names:
         detections.categories.update({k: v for k, v in names.items() if k in detections.categories})
     if captions is not None:
-        hashes["captions_sha256"] = _read_captions(captions, detections)
+        hashes["captions_sha256"] = _add_captions(captions, detections)
     return detections, {"annotations": str(annotations), "captions": str(captions or ""), **hashes}
 
 
@@ -73,7 +106,7 @@ def _read_instances(path: Path | str, detections: Detections) -> str:
     return stream.sha256
 
 
-def _read_captions(path: Path | str, detections: Detections) -> str:
+def _add_captions(path: Path | str, detections: Detections) -> str:
     stream, captions = JsonStream(path), 0
     for key, item in stream:
         if key == "annotations":
@@ -117,3 +150,267 @@ def _without_images(name: str) -> str:
 
 def _name_only(name: str) -> str:
     return PurePosixPath(name).name
+
+
+NO_RELATION = "__background__"  # RelTR's relation category 0; at any other position it is a predicate like others
+
+
+@dataclass(frozen=True)
+class CocoRelations:
+    """An instances file and the relations between its boxes.
+
+    Attributes:
+        relations: rel.json, `{split: {image id: [[subject, object, relation], ...]}, "rel_categories": [names]}`.
+            Subject and object are positions among the image's boxes in the order of the instances file, without crowds.
+            None: the instances file has them, `"rel_annotations": [{"subject_id", "object_id", "predicate_id",
+            "image_id"}]` with ids of its `annotations`, and `"rel_categories": [{"id", "name"}]`.
+        split: the split of `relations` that the instances belong to.
+    """
+
+    annotations: Path
+    relations: Path | None
+    split: str
+
+    def source(self) -> AnnotationSource:
+        """Raises UserError: a file is missing or of another format."""
+        require_format(self.annotations, COCO_INSTANCES, COCO_RELATIONS)
+        files = {"annotations": self.annotations}
+        if self.relations is not None:
+            require_format(self.relations, RELATION_TRIPLETS)
+            files["relations"] = self.relations
+        elif not self._instances.with_relations:
+            raise UserError(f"{self.annotations} has no rel_annotations: give its relations by --relations rel.json")
+        names = [name for _, name in sorted(self._predicates.items())]
+        return AnnotationSource(
+            dataset="coco_rel",
+            split=self.split,
+            read=self.records,
+            files=files,
+            classes=DatasetClasses(tuple(name for _, name in sorted(self._instances.names.items())), tuple(names)),
+        )
+
+    def records(self, problems: ProblemCounts) -> Iterator[Record]:
+        """The images in file order, including those without relations."""
+        instances = self._instances
+        related = instances.relations if self.relations is None else self._triplets[1]
+        problems.update(instances.problems)
+        problems["unlisted_images"] += len(related.keys() - instances.images.keys())
+        for number in instances.images:
+            record = instances.record(number, "coco_rel", self.split)
+            try:
+                if record.ok and number in related:
+                    record.relations = self._relations(record, number)
+            except FieldError as error:
+                mark_failed(record, str(error))
+            yield record
+
+    def _relations(self, record: Record, number: str) -> list[Relation]:
+        if self.relations is None:
+            return self._instances.related(number, self._predicates)
+        annotated = [index for index, box in enumerate(record.objects) if not box.iscrowd]
+        return _relations(self._triplets[1][number], self._predicates, annotated)
+
+    @cached_property
+    def _instances(self) -> CocoInstances:
+        return load_coco_instances(self.annotations)
+
+    @cached_property
+    def _predicates(self) -> dict[int, str]:
+        """The predicates by their number, without the background."""
+        own = self._instances.predicates if self.relations is None else dict(enumerate(self._triplets[0]))
+        return {number: name for number, name in own.items() if (number, name) != (0, NO_RELATION)}
+
+    @cached_property
+    def _triplets(self) -> tuple[list[str], Mapping[str, Any]]:
+        """RelTR's predicates, and the triplets of the split by image id."""
+        assert self.relations is not None
+        stream = JsonStream(self.relations)
+        names = [replace_surrogates(str(item)) for key, item in stream if key == "rel_categories"]
+        splits = {key: value for key, value in stream.scalars.items() if isinstance(value, dict)}
+        if self.split not in splits:
+            choices = " or ".join(map(to_single_line, sorted(splits))) or "NAME"
+            raise UserError(f"{self.relations} has no split {self.split!r}: give --split {choices}")
+        return names, splits[self.split]
+
+
+def _relations(triplets: Any, names: Mapping[int, str], annotated: list[int]) -> list[Relation]:
+    """Relations of an image; `annotated`: the indices of the objects that triplets refer to."""
+    relations = []
+    for triplet in triplets if isinstance(triplets, list) else [triplets]:
+        subject, object_, label = parse_numbers(triplet, 3)
+        for index in (subject, object_):
+            check_object_index(index, len(annotated), f"object {index:g} of a relation")
+        name = _predicate(names, label)
+        relations.append(Relation(annotated[int(subject)], annotated[int(object_)], name))
+    return relations
+
+
+def _predicate(names: Mapping[int, str], number: float) -> str:
+    """The predicate of a number. Raises FieldError: there is none."""
+    if number not in names:
+        raise FieldError(f"label {number:g} of a relation is not in the file's rel_categories")
+    return names[int(number)]
+
+
+_PER_BOX, _PER_RELATION = 7, 4  # numbers of a box in `CocoInstances.boxes`, and of a relation
+
+
+@dataclass
+class CocoInstances:
+    """The content of an instances file, by the image ids of the file.
+
+    Attributes:
+        images: file name, width and height.
+        ids: image ids of sgpipe, where an exported file stores them under `image_id` because they are not numbers.
+        boxes: category, x, y, width, height, the crowd flag and the id (or NaN) of each box, one after the other.
+        relations: subject, object (ids of boxes), predicate and confidence (or NaN) of each relation, likewise.
+        with_relations: whether the file has relations, if only an empty list.
+        broken: images with an unreadable box, whose relations would refer to the wrong boxes.
+    """
+
+    images: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+    boxes: dict[str, array[float]] = field(default_factory=dict)
+    relations: dict[str, array[float]] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    predicates: dict[int, str] = field(default_factory=dict)
+    with_relations: bool = False
+    broken: set[str] = field(default_factory=set)
+    problems: ProblemCounts = field(default_factory=ProblemCounts)
+
+    def record(self, number: str, dataset: str, split: str) -> Record:
+        """An image with its objects, or an error row; `number` is its id in the file."""
+        record = Record(self.ids.get(number, number), dataset, split, *self.images[number])
+        try:
+            record.objects = list(self._objects(number))
+        except FieldError as error:
+            mark_failed(record, str(error))
+        return record
+
+    def _objects(self, number: str) -> Iterator[Box]:
+        if number in self.broken:
+            raise FieldError("one of its annotations has no valid category_id and bbox")
+        values = self.boxes.get(number, array("d"))
+        for start in range(0, len(values), _PER_BOX):
+            category, x, y, width, height, crowd, _ = values[start : start + _PER_BOX]
+            if category not in self.names:
+                raise FieldError(f"category_id {int(category)} of an object is not in the file's categories")
+            yield Box(self.names[int(category)], int(category), (x, y, width, height), bool(crowd))
+
+    def related(self, number: str, predicates: Mapping[int, str]) -> list[Relation]:
+        """The relations of an image. Raises FieldError: one refers to another image's box, or to no predicate."""
+        ids = self.boxes.get(number, array("d"))[_PER_BOX - 1 :: _PER_BOX]
+        indices = {box: index for index, box in enumerate(ids)}
+        values, relations = self.relations[number], []
+        for start in range(0, len(values), _PER_RELATION):
+            subject, object_, label, confidence = values[start : start + _PER_RELATION]
+            for end in (subject, object_):
+                if end not in indices:
+                    raise FieldError(f"object {end:g} of a relation is not the id of an annotation of the image")
+            score = None if math.isnan(confidence) else confidence
+            relations.append(Relation(indices[subject], indices[object_], _predicate(predicates, label), score))
+        return relations
+
+
+def load_coco_instances(path: Path) -> CocoInstances:
+    """Raises UserError: the file is missing, cut short, not JSON, or gives an id two names."""
+    instances = CocoInstances()
+    add = {
+        "images": _add_image,
+        "annotations": _add_box,
+        "categories": _add_category,
+        "rel_annotations": _add_relation,
+        "rel_categories": _add_predicate,
+    }
+    stream = JsonStream(path)
+    for key, item in stream:
+        if key in add:
+            try:
+                add[key](instances, item)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+            except FieldError:
+                instances.problems["malformed"] += 1
+                if key == "annotations" and isinstance(item, Mapping):
+                    instances.broken.add(parse_id(item.get("image_id")) or "")
+    instances.with_relations = "rel_annotations" in stream.arrays
+    unlisted = instances.boxes.keys() - instances.images.keys()
+    instances.problems["unknown_image"] = sum(len(instances.boxes[number]) // _PER_BOX for number in unlisted)
+    return instances
+
+
+def _add_image(instances: CocoInstances, item: Any) -> None:
+    number = parse_id(required_field(item, "id"))
+    if number is None:
+        raise FieldError("'id' is not a number or text")
+    if number in instances.images:
+        instances.problems["duplicate_images"] += 1
+        return
+    instances.images[number] = (
+        text_field(item, "file_name"),
+        parse_side(item.get("width")),
+        parse_side(item.get("height")),
+    )
+    if "image_id" in item:
+        instances.ids[number] = text_field(item, "image_id")
+
+
+def _add_box(instances: CocoInstances, item: Any) -> None:
+    values = parse_numbers(required_field(item, "bbox"), 4)
+    boxes = instances.boxes.setdefault(parse_id(required_field(item, "image_id")) or "", array("d"))
+    number = item.get("id")
+    number = number if isinstance(number, int | float) else math.nan
+    boxes.extend((integer_field(item, "category_id"), *values, bool(item.get("iscrowd")), number))
+
+
+def _add_category(instances: CocoInstances, item: Any) -> None:
+    add_name(instances.names, integer_field(item, "id"), text_field(item, "name"))
+
+
+def _add_relation(instances: CocoInstances, item: Any) -> None:
+    keys = ("subject_id", "object_id", "predicate_id")
+    values = parse_numbers([required_field(item, key) for key in keys], len(keys))
+    confidence = parse_confidence(item.get("confidence"))
+    relations = instances.relations.setdefault(parse_id(required_field(item, "image_id")) or "", array("d"))
+    relations.extend((*values, math.nan if confidence is None else confidence))
+
+
+def _add_predicate(instances: CocoInstances, item: Any) -> None:
+    add_name(instances.predicates, integer_field(item, "id"), text_field(item, "name"))
+
+
+def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
+    """COCO's objects and captions, without relations. Raises UserError: a file is missing or of another format."""
+    require_format(annotations, COCO_INSTANCES, COCO_RELATIONS)
+    files = {"annotations": annotations}
+    if captions:
+        require_format(captions, COCO_CAPTIONS)
+        files["captions"] = captions
+    return AnnotationSource("coco", split, partial(_records, annotations, captions, split), files)
+
+
+def _records(annotations: Path, captions: Path | None, split: str, problems: ProblemCounts) -> Iterator[Record]:
+    instances = load_coco_instances(annotations)
+    problems.update(instances.problems)
+    problems["ignored_relations"] += sum(len(values) // _PER_RELATION for values in instances.relations.values())
+    texts = _read_captions(captions, problems) if captions else {}
+    if texts and not texts.keys() & instances.images.keys():
+        raise UserError(f"{captions} has no caption for any annotated image: is it of another split?")
+    problems["unlisted_captions"] += sum(len(texts[number]) for number in texts.keys() - instances.images.keys())
+    for number in instances.images:
+        record = instances.record(number, "coco", split)
+        record.captions = texts.get(number, []) if record.ok else []
+        yield record
+
+
+def _read_captions(path: Path, problems: ProblemCounts) -> dict[str, list[Caption]]:
+    """The captions by the image ids of the file."""
+    captions: dict[str, list[Caption]] = {}
+    for key, item in JsonStream(path):
+        if key == "annotations":
+            try:
+                caption = Caption(text_field(item, "caption"))
+                captions.setdefault(parse_id(required_field(item, "image_id")) or "", []).append(caption)
+            except FieldError:
+                problems["malformed"] += 1
+    return captions

@@ -1,22 +1,28 @@
-"""HICO-DET and V-COCO, in the two formats in which they are published.
+"""HICO-DET, V-COCO and Open Images, each in the two formats in which it is published.
 
-HOIA format, which QPIC, RLIP and others use: the boxes of an image, and relations between their indices.
-Box pairs (instances_train2015.json, instances_vcoco_train.json): parallel lists of human box, object box and names.
+HOIA format, which QPIC, RLIP and others use: the boxes of an image, and relations between their indices. It names
+classes by numbers only. Box pairs (instances_train2015.json, instances_vcoco_train.json): parallel lists of human
+box, object box and names. Open Images: HOIA with `rel_annotations`, as RLIPv2 has it, or vrd-train-anno.json.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rlip_model.evaluation.hico_classes import CLASSES, class_numbers
 from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.text_files import read_text
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import (
     AnnotationSource,
+    DatasetClasses,
     FieldError,
     ProblemCounts,
     check_object_index,
@@ -25,7 +31,9 @@ from sgpipe.sources.annotated import (
     list_field,
     mark_failed,
     parse_id,
+    parse_numbers,
     parse_side,
+    replace_objects,
     replace_surrogates,
     required_field,
     text_field,
@@ -35,17 +43,183 @@ from sgpipe.sources.formats import (
     HICO_HOIA,
     HICO_PAIRS,
     HOIA,
+    OPEN_IMAGES_HOIA,
+    OPEN_IMAGES_VRD,
     VCOCO_HOIA,
     VCOCO_PAIRS,
     AnnotationFormat,
     require_format,
 )
-from sgpipe.sources.hoia_classes import HICO as HICO
-from sgpipe.sources.hoia_classes import OPEN_IMAGES as OPEN_IMAGES
-from sgpipe.sources.hoia_classes import VCOCO as VCOCO
-from sgpipe.sources.hoia_classes import HoiaSchema as HoiaSchema
-from sgpipe.sources.hoia_classes import check_classes, read_classes
-from sgpipe.sources.vocabulary import category_names, official_relation_names
+from sgpipe.sources.vocabulary import category_names, official_relation_names, relation_names
+
+
+@dataclass(frozen=True)
+class HoiaSchema:
+    """How a dataset's HOIA files are to be read.
+
+    Attributes:
+        key: the key of the list of relations.
+        objects, relations: class names and predicates by category_id.
+        objectless: whether a relation may have no object.
+    """
+
+    key: str
+    objects: Mapping[int, str]
+    relations: Mapping[int, str]
+    objectless: bool = False
+
+    @property
+    def classes(self) -> DatasetClasses:
+        """All names in order, including the name of the missing object."""
+        nothing = (NO_OBJECT,) if self.objectless else ()
+        return DatasetClasses((*self.objects.values(), *nothing), tuple(self.relations.values()))
+
+    @property
+    def class_list(self) -> dict[str, dict[str, str]]:
+        """All names by number, as files list their classes."""
+        parts = {"objects": self.objects, "relations": self.relations}
+        return {key: {str(number): name for number, name in names.items()} for key, names in parts.items()}
+
+    @classmethod
+    def of_class_list(cls, objects: Any, relations: Any) -> HoiaSchema:
+        """The inverse of `class_list`. Names may also be lists, which count from 1.
+
+        Raises ValueError, TypeError, AttributeError: another form, or a name is missing or occurs twice.
+        """
+        return cls("hoi_annotation", _numbered(objects), _numbered(relations))
+
+
+def _numbered(names: Any) -> Mapping[int, str]:
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names, 1)
+    numbered = dict(sorted((int(number), name) for number, name in pairs))
+    if not numbered or not all(isinstance(name, str) and name.strip() for name in numbered.values()):
+        raise ValueError("a name is missing")
+    if len(set(numbered.values())) < len(numbered):
+        raise ValueError("a name occurs twice")
+    return numbered
+
+
+HICO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("hico"))
+VCOCO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("vcoco"), objectless=True)
+OPEN_IMAGES = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
+
+_KEYS = (("objects", "relations"), ("idx_to_label", "idx_to_predicate"))
+
+
+def read_classes(path: Path) -> HoiaSchema:
+    """Read `{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1.
+
+    VG-SGG-dicts.json, with `idx_to_label` and `idx_to_predicate`, is accepted, too.
+
+    Raises UserError: the file is missing or has another format.
+    """
+    try:
+        content = json.loads(read_text(path, "classes file"))
+        keys = next(keys for keys in _KEYS if keys[0] in content)
+        return HoiaSchema.of_class_list(*(content[key] for key in keys))
+    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError) as error:
+        raise UserError(
+            f'classes file {path}: expected {{"objects": [names], "relations": [names]}}, or names by their numbers '
+            f"({replace_surrogates(str(error))[:80]})"
+        ) from None
+
+
+_IMAGES_CHECKED = 2000
+_ENOUGH = 3  # wrong relations that may be faults of single images, which become error rows
+_NAMES = ("name", "category", "category_name")  # keys under which exporters repeat the name of a category_id
+
+
+def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: Path | None = None) -> None:
+    """Refuse a file in HOIA format whose numbers belong to another list of classes.
+
+    Args:
+        dataset: what the classes belong to; of HICO-DET also the 600 interactions are known.
+        classes: the file that they were read from.
+
+    Raises UserError: a file beside it lists other classes, or most relations are impossible with these.
+    """
+    beside = annotations.with_name(f"{annotations.name.removesuffix('.gz').removesuffix('.json')}_classes.json")
+    if classes is None and beside.is_file() and not _lists(beside, schema):
+        raise UserError(
+            f"{annotations} has the classes of {beside}, not those of {_TITLES[dataset]}: give --classes {beside}"
+        )
+    relations, wrong, seen = 0, list[str](), set[str]()
+    for _, item in islice(JsonStream(annotations), _IMAGES_CHECKED):
+        name = str(item.get("file_name")) if isinstance(item, Mapping) else ""
+        if name in seen:
+            continue
+        seen.add(name)
+        for fault in _faults(item, schema, hico_interactions() if dataset == "hico" else None):
+            relations += 1
+            wrong += [f"image {name!r}: {fault}"] if fault else []
+    if len(wrong) >= _ENOUGH and 2 * len(wrong) > relations:
+        owner = f"those of {classes}" if classes else f"those of {_TITLES[dataset]}"
+        advice = "give the file that lists them" if classes else _ADVICE[dataset]
+        raise UserError(
+            f"the classes of {annotations} are not {owner}: {len(wrong):,} of {relations:,} relations are impossible "
+            f"({replace_surrogates(wrong[0])}); {advice}"
+        )
+
+
+def _lists(path: Path, schema: HoiaSchema) -> bool:
+    """Whether a file lists these classes."""
+    try:
+        return read_classes(path).class_list == schema.class_list
+    except UserError:
+        return False
+
+
+_TITLES = {"hico": "HICO-DET", "vcoco": "V-COCO", "open_images": "Open Images"}
+_OTHER = "list the classes in a file and give --classes FILE"
+_ADVICE = {"hico": _OTHER, "vcoco": _OTHER, "open_images": "only files with the classes of Open Images can be imported"}
+
+
+def _faults(item: Any, schema: HoiaSchema, possible: frozenset[tuple[int, int]] | None) -> Iterator[str]:
+    """For each relation of an image why it is impossible, or "". Relations that cannot be read are left out."""
+    boxes, relations = (item.get(key) if isinstance(item, Mapping) else None for key in ("annotations", schema.key))
+    if not isinstance(boxes, list) or not isinstance(relations, list):
+        return
+    for relation in relations:
+        if not isinstance(relation, Mapping) or not isinstance(index := relation.get("object_id"), int):
+            continue
+        box = boxes[index] if 0 <= index < len(boxes) else None
+        yield _fault(relation, box if isinstance(box, Mapping) else None, schema, possible)
+
+
+def _fault(
+    relation: Mapping[str, Any],
+    box: Mapping[str, Any] | None,
+    schema: HoiaSchema,
+    possible: frozenset[tuple[int, int]] | None,
+) -> str:
+    verb, object_ = relation.get("category_id"), box.get("category_id") if box else None
+    if not isinstance(verb, int) or not isinstance(object_, int | None):
+        return ""  # it makes an error row
+    if verb not in schema.relations:
+        return f"there is no relation {verb!r}"
+    if object_ is not None and object_ not in schema.objects:
+        return f"there is no object class {object_!r}"
+    names = [(relation, schema.relations[verb]), (box or {}, schema.objects.get(object_ or 0, ""))]
+    for entry, name in names:
+        for given in (entry.get(key) for key in _NAMES):
+            if isinstance(given, str) and _plain(given) != _plain(name):
+                return f"category_id {entry.get('category_id')!r} is called {given!r}, not {name!r}"
+    if possible is not None and object_ is not None and (verb, object_) not in possible:
+        return f"{schema.relations[verb]!r} of {schema.objects[object_]!r} is not an interaction of HICO-DET"
+    return ""
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+@cache
+def hico_interactions() -> frozenset[tuple[int, int]]:
+    """HICO-DET's 600 pairs of verb and object, by their numbers."""
+    objects, verbs = list(HICO.objects), list(HICO.relations)
+    pairs = CLASSES.labels(class_numbers())[:, 1:].tolist()
+    return frozenset((verbs[verb], objects[object_]) for object_, verb in pairs)
+
 
 OTHER_CLASSES = "hoia"  # the dataset of files in HOIA format with classes of their own
 _NOTHING = -1  # object_id of a relation without an object, and category_id of the box that stands for it
@@ -248,3 +422,95 @@ def _name_at(names: Sequence[str], index: Any, key: str) -> str:
     if not isinstance(index, int) or not 0 <= index < len(names) or names[index] == _BACKGROUND:
         raise FieldError(f"{key!r} contains {index!r}, which is not the index of a name")
     return names[index]
+
+
+@dataclass(frozen=True)
+class OpenImages:
+    """The relations of a split of Open Images.
+
+    Attributes:
+        categories: OI_SGG_trainval_test_categories_dict.json, `{"obj": [...], "rel": [...]}`: the classes to keep;
+            None: all 601. The ids of the annotations always refer to all 601.
+    """
+
+    annotations: Path
+    split: str
+    categories: Path | None = None
+
+    def source(self) -> AnnotationSource:
+        """Raises UserError: a file is missing or of another format."""
+        if require_format(self.annotations, OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD) is OPEN_IMAGES_HOIA:
+            check_classes(self.annotations, OPEN_IMAGES, "open_images")
+        files = {"annotations": self.annotations, "categories": self.categories}
+        return AnnotationSource(
+            dataset="open_images",
+            split=self.split,
+            read=self.records,
+            files={role: path for role, path in files.items() if path},
+            classes=self._classes(),
+        )
+
+    def records(self, problems: ProblemCounts) -> Iterator[Record]:
+        """The images in file order, with the objects of the classes to keep."""
+        classes = self._classes()
+        for record in self._read(problems):
+            boxes = [box if box.category in classes.objects else None for box in record.objects]
+            if dropped := boxes.count(None):
+                problems["unknown_category"] += dropped
+            replace_objects(record, boxes, problems)
+            yield record
+
+    def _read(self, problems: ProblemCounts) -> Iterator[Record]:
+        if require_format(self.annotations, OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD) is OPEN_IMAGES_HOIA:
+            yield from read_hoia(self.annotations, OPEN_IMAGES, "open_images", self.split, problems)
+            return
+        for _, item in JsonStream(self.annotations):
+            record = _vrd_record(item, self.split)
+            if record is None:
+                problems["malformed"] += 1
+            else:
+                yield record
+
+    def _classes(self) -> DatasetClasses:
+        everything = OPEN_IMAGES.classes
+        if self.categories is None:
+            return everything
+        try:
+            lists = json.loads(read_text(self.categories, "categories file"))
+            chosen = DatasetClasses(tuple(lists["obj"]), tuple(lists["rel"]))
+        except (ValueError, RecursionError, KeyError, TypeError):
+            raise UserError(f'{self.categories}: expected {{"obj": [names], "rel": [names]}}') from None
+        unknown = [name for name in chosen.objects if name not in everything.objects]
+        if unknown or chosen.relations != everything.relations:
+            what = f"its class {unknown[0]!r} is not one of the 601" if unknown else "its relations are not the 30"
+            raise UserError(f"{self.categories} does not belong to Open Images V6: {what}")
+        return chosen
+
+
+def _vrd_record(item: Any, split: str) -> Record | None:
+    """An image given as parallel lists of boxes and labels; None if it has no name."""
+    try:
+        name = text_field(item, "img_fn")
+    except FieldError:
+        return None
+    record = Record(name, "open_images", split, f"{name}.jpg", 0, 0)
+    try:
+        width, height = parse_numbers(required_field(item, "img_size"), 2)
+        record.width, record.height = parse_side(width), parse_side(height)
+        pairs = zip(required_field(item, "bbox"), required_field(item, "det_labels"), strict=True)
+        record.objects = [Box(OPEN_IMAGES.objects[label], int(label), xyxy_to_xywh(bbox)) for bbox, label in pairs]
+        record.relations = [_vrd_relation(entry, len(record.objects)) for entry in required_field(item, "rel")]
+    except FieldError as error:
+        return mark_failed(record, str(error))
+    except (TypeError, ValueError, KeyError):
+        return mark_failed(record, "the labels are not one of the 601 classes per box")
+    return record
+
+
+def _vrd_relation(entry: Any, objects: int) -> Relation:
+    subject, object_, label = parse_numbers(entry, 3)
+    for index in (subject, object_):
+        check_object_index(index, objects, f"object {index:g} of a relation")
+    if label not in OPEN_IMAGES.relations:
+        raise FieldError(f"label {label:g} of a relation is not a relation of the dataset")
+    return Relation(int(subject), int(object_), OPEN_IMAGES.relations[int(label)])

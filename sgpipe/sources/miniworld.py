@@ -14,7 +14,7 @@ from rich.console import Console
 from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES, SCENE_GRAPHS, render_dataset
 from sgpipe.recipe import MINIWORLD, MiniworldConfig, Recipe, SourceConfig, SplitConfig
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.sources.scene_graphs import VisualGenome
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress, count

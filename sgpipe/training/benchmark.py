@@ -30,7 +30,7 @@ from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record
 from sgpipe.sources.annotated import DatasetClasses
-from sgpipe.sources.hoia_classes import HICO
+from sgpipe.sources.hoi import HICO
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group
 from sgpipe.training.data.rows import COLUMNS, TrainingRow

@@ -12,11 +12,10 @@ from PIL import Image
 from rich.console import Console
 
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.coco_relations import CocoRelations
+from sgpipe.sources.coco import CocoRelations
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.scene_graphs import PseudoLabels
-from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.sources.scene_graphs import PseudoLabels, VisualGenome
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify

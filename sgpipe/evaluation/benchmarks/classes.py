@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from sgpipe.errors import UserError
 from sgpipe.records import Record, from_table
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts
-from sgpipe.sources.hoia_classes import HICO, OPEN_IMAGES, HoiaSchema
-from sgpipe.sources.hoia_classes import read_classes as read_classes
+from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema
+from sgpipe.sources.hoi import read_classes as read_classes
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_tables, read_file
 

@@ -31,8 +31,7 @@ from sgpipe.evaluation.bootstrap import Resampling
 from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class_curve, class_rows
 from sgpipe.files.text_files import read_text
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
-from sgpipe.sources.hoi import HICO, OPEN_IMAGES, hico_source, read_hoia
-from sgpipe.sources.open_images import OpenImages
+from sgpipe.sources.hoi import HICO, OPEN_IMAGES, OpenImages, hico_source, read_hoia
 from sgpipe.utils.console import count
 
 SPLIT = "test"  # the split of records that are only evaluated

@@ -35,8 +35,7 @@ from sgpipe.inference.predictor import InferenceConfig, PredictConfig, Task, pre
 from sgpipe.inference.rows import ImageRow, RowGroup, coco_image_id, list_row_groups
 from sgpipe.inference.writers.json_lists import PeopleConverter, predicted_graph
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
-from sgpipe.sources.hoi import HICO, HoiaSchema, hico_source, read_hoia
-from sgpipe.sources.open_images import OpenImages
+from sgpipe.sources.hoi import HICO, HoiaSchema, OpenImages, hico_source, read_hoia
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import count

@@ -31,7 +31,7 @@ from sgpipe.sources.annotated import (
     text_field,
     xyxy_to_xywh,
 )
-from sgpipe.sources.hoia_classes import HICO, OPEN_IMAGES, HoiaSchema
+from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema
 from sgpipe.storage.shards import iter_records
 
 _RESULT = {"image_id", "category_id", "bbox", "score"}

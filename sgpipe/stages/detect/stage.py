@@ -23,7 +23,7 @@ from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import DetectConfig, Resources
 from sgpipe.records import BOX_SCORES, Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects, to_single_line
-from sgpipe.sources.coco_relations import load_coco_instances
+from sgpipe.sources.coco import load_coco_instances
 from sgpipe.sources.formats import COCO_INSTANCES, require_format
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.detect.detectors import DetectedBoxes, detector_classes, load

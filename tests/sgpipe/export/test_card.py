@@ -13,7 +13,7 @@ from sgpipe.export.run import FORMATS, export_run
 from sgpipe.generation.scoring import AGREEMENT_COLUMN, score_run
 from sgpipe.generation.second_opinion import OPINION_COLUMN
 from sgpipe.records import Record
-from sgpipe.sources.coco_relations import CocoRelations
+from sgpipe.sources.coco import CocoRelations
 from sgpipe.sources.hugging_face import ORIGIN, HuggingFace
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.storage.manifest import Manifest

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from sgpipe.export.run import export_run
 from sgpipe.records import NO_OBJECT, Box, Caption, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.coco_relations import CocoRelations, coco_source
+from sgpipe.sources.coco import CocoRelations, coco_source
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.hugging_face import HuggingFace
-from sgpipe.sources.scene_graphs import PseudoLabels
-from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.sources.scene_graphs import PseudoLabels, VisualGenome
 from sgpipe.storage.shards import iter_records
 from tests.sgpipe.export.runs import COCO_IDS, HEIGHT, WIDTH, draw_images, imported, only, records
 from tests.sgpipe.stats.runs import make_shards

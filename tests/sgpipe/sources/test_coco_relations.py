@@ -5,8 +5,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
-from sgpipe.sources.coco import read_coco
-from sgpipe.sources.coco_relations import CocoRelations, coco_source
+from sgpipe.sources.coco import CocoRelations, coco_source, read_coco
 
 IMAGES = [
     {"id": 7, "file_name": "7.jpg", "width": 100, "height": 50},

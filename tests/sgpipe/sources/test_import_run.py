@@ -15,7 +15,7 @@ from sgpipe.records import Record
 from sgpipe.sources import import_run
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import ROWS_PER_SHARD, import_annotations
-from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.sources.scene_graphs import VisualGenome
 from sgpipe.stats.measures import distinct_predicates, measure
 from sgpipe.storage.manifest import Manifest, Summary
 from sgpipe.storage.shards import iter_records, read_file

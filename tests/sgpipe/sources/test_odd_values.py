@@ -12,12 +12,10 @@ from rich.console import Console
 
 from sgpipe.errors import UserError
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.coco_relations import CocoRelations
-from sgpipe.sources.hoi import hico_source, vcoco_source
+from sgpipe.sources.coco import CocoRelations
+from sgpipe.sources.hoi import OpenImages, hico_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.open_images import OpenImages
-from sgpipe.sources.scene_graphs import PseudoLabels
-from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.sources.scene_graphs import PseudoLabels, VisualGenome
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
 from tests.sgpipe.cli.test_imports import FILES, GRAPH, TRIPLETS

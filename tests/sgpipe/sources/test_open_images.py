@@ -5,7 +5,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
-from sgpipe.sources.open_images import OpenImages
+from sgpipe.sources.hoi import OpenImages
 from sgpipe.sources.vocabulary import category_names, relation_names
 
 NAMES, RELATIONS = category_names("open_images"), relation_names("open_images")

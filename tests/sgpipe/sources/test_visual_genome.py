@@ -5,7 +5,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.visual_genome import (
+from sgpipe.sources.scene_graphs import (
     MAX_RELATIONS,
     AliasTables,
     VisualGenome,

@@ -18,7 +18,7 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Caption, Pair, Record, Relation
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.sources.scene_graphs import VisualGenome
 from sgpipe.storage import verify as verify_module
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder

@@ -10,11 +10,18 @@ from rich.console import Console
 
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.hoi import HICO, OPEN_IMAGES, VCOCO, HoiaSchema, hico_source, vcoco_source
-from sgpipe.sources.hoia_classes import hico_interactions
+from sgpipe.sources.hoi import (
+    HICO,
+    OPEN_IMAGES,
+    VCOCO,
+    HoiaSchema,
+    OpenImages,
+    hico_interactions,
+    hico_source,
+    vcoco_source,
+)
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.open_images import OpenImages
-from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.sources.scene_graphs import VisualGenome
 from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import load_train_recipe, train_recipe_folder
 from sgpipe.training.run import train

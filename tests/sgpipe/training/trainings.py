@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.sources.scene_graphs import VisualGenome
 from sgpipe.training.display import TrainSummary
 from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
