@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import re
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,96 +23,60 @@ _ITEMS_EXAMINED = 20
 _TAIL = 4096  # bytes read at both ends of a file
 
 
-@dataclass(frozen=True)
-class AnnotationFormat:
-    """A known annotation format; `hint` says what to do with such a file."""
-
-    name: str
-    hint: str
-
-
-HICO_HOIA = AnnotationFormat("HICO-DET in HOIA format (trainval_hico.json)", "use `sgpipe import hico`")
-HICO_PAIRS = AnnotationFormat("HICO-DET as box pairs (instances_train2015.json)", "use `sgpipe import hico`")
-VCOCO_HOIA = AnnotationFormat("V-COCO in HOIA format (trainval_vcoco.json)", "use `sgpipe import vcoco`")
-VCOCO_PAIRS = AnnotationFormat("V-COCO as box pairs (instances_vcoco_train.json)", "use `sgpipe import vcoco`")
-HOIA = AnnotationFormat("human-object interactions in HOIA format", "use `sgpipe import hico` or `vcoco`")
-OPEN_IMAGES_HOIA = AnnotationFormat(
-    "Open Images relations (OI_SGG_train_finetuning.json)", "use `sgpipe import openimages`"
-)
-OPEN_IMAGES_VRD = AnnotationFormat("Open Images relations (vrd-train-anno.json)", "use `sgpipe import openimages`")
-SCENE_GRAPHS = AnnotationFormat("scene graphs in Visual Genome format (scene_graphs.json)", "use `sgpipe import vg`")
-RELATIONSHIPS = AnnotationFormat("Visual Genome's relationships.json", "use `sgpipe import vg`")
-PSEUDO_LABELS = AnnotationFormat("pseudo-labels in RLIPv2 format", "use `sgpipe import rlipv2`")
-RELATION_TRIPLETS = AnnotationFormat(
-    "relation triplets in RelTR format (rel.json)", "give it to `sgpipe import coco-rel --relations`"
-)
-COCO_RELATIONS = AnnotationFormat(
-    "COCO instances with rel_annotations (SGG-Benchmark)", "use `sgpipe import coco-rel` without --relations"
-)
-COCO_INSTANCES = AnnotationFormat(
-    "a COCO instances file",
-    "it has no relations: use `sgpipe generate coco`, or `sgpipe import coco-rel` with a rel.json",
-)
-COCO_CAPTIONS = AnnotationFormat("a COCO captions file", "it has no boxes: give it to `sgpipe generate --captions`")
-VSRL = AnnotationFormat("V-COCO as published, without boxes", "use its HOIA format or instances_vcoco_train.json")
-VG_OBJECTS = AnnotationFormat(
-    "Visual Genome's objects.json", "it has no relations: use scene_graphs.json or relationships.json"
-)
-VG_ATTRIBUTES = AnnotationFormat("Visual Genome's attributes.json", "it has no relations: use scene_graphs.json")
-VG_IMAGES = AnnotationFormat("Visual Genome's image_data.json", "give it to `sgpipe import vg --image-data`")
-LABEL_STUDIO = AnnotationFormat("a list of Label Studio's tasks (its JSON export)", "use `sgpipe import label-studio`")
-LABEL_STUDIO_MIN = AnnotationFormat(
-    "Label Studio's JSON-MIN export", "it has no relations: export the project as JSON instead"
-)
+# What known files are, and what reads them.
+HICO_HOIA = "HICO-DET in HOIA format (for `sgpipe import hico`)"
+HICO_PAIRS = "HICO-DET as box pairs (for `sgpipe import hico`)"
+VCOCO_HOIA = "V-COCO in HOIA format (for `sgpipe import vcoco`)"
+VCOCO_PAIRS = "V-COCO as box pairs (for `sgpipe import vcoco`)"
+HOIA = "human-object interactions in HOIA format (for `sgpipe import hico` or `vcoco`)"
+OPEN_IMAGES_HOIA = "Open Images relations in HOIA format (for `sgpipe import openimages`)"
+OPEN_IMAGES_VRD = "Open Images relations (for `sgpipe import openimages`)"
+SCENE_GRAPHS = "scene graphs in Visual Genome format (for `sgpipe import vg`)"
+RELATIONSHIPS = "Visual Genome's relationships.json (for `sgpipe import vg`)"
+VG_IMAGES = "Visual Genome's image_data.json (for `sgpipe import vg --image-data`)"
+PSEUDO_LABELS = "pseudo-labels in RLIPv2 format (for `sgpipe import rlipv2`)"
+RELATION_TRIPLETS = "relation triplets in RelTR format (for `sgpipe import coco-rel --relations`)"
+COCO_RELATIONS = "COCO instances with rel_annotations (for `sgpipe import coco-rel`)"
+COCO_INSTANCES = "a COCO instances file (for `sgpipe generate coco`)"
+COCO_CAPTIONS = "a COCO captions file (for `sgpipe generate coco --captions`)"
+LABEL_STUDIO = "a list of Label Studio's tasks, its JSON export (for `sgpipe import label-studio`)"
 
 # A file has a format if an item of the named array ("": the file is an array) has all these keys; the first match wins.
-_RULES: tuple[tuple[str, frozenset[str], AnnotationFormat], ...] = tuple(
-    (array, frozenset(keys.split()), file_format)
-    for array, keys, file_format in (
-        ("", "annotations hoi_annotation", HOIA),
-        ("", "annotations rel_annotations", OPEN_IMAGES_HOIA),
-        ("", "bbox det_labels rel", OPEN_IMAGES_VRD),
-        ("", "objects relationships dataset", PSEUDO_LABELS),
-        ("", "objects relationships data_split", PSEUDO_LABELS),
-        ("", "objects relationships", SCENE_GRAPHS),
-        ("", "image_id relationships", RELATIONSHIPS),
-        ("", "action_name role_name", VSRL),
-        ("", "image_id objects", VG_OBJECTS),
-        ("", "image_id attributes", VG_ATTRIBUTES),
-        ("", "image_id width height", VG_IMAGES),
-        ("", "data annotations", LABEL_STUDIO),
-        ("", "data predictions", LABEL_STUDIO),
-        ("", "annotation_id annotator", LABEL_STUDIO_MIN),
-        ("relationships", "subject object predicate", RELATIONSHIPS),
-        ("relationships", "subject_id object_id predicate", SCENE_GRAPHS),
-        ("attributes", "object_id attributes", VG_ATTRIBUTES),
-        ("annotation", "boxes_h boxes_o verb", HICO_PAIRS),
-        ("annotations", "boxes_h boxes_o actions", VCOCO_PAIRS),
-        ("annotations", "image_id caption", COCO_CAPTIONS),
-        ("annotations", "image_id bbox category_id", COCO_INSTANCES),
-        ("rel_annotations", "subject_id object_id predicate_id", COCO_RELATIONS),
-    )
-)  # fmt: skip
+_RULES: tuple[tuple[str, str, str], ...] = (
+    ("", "annotations hoi_annotation", HOIA),
+    ("", "annotations rel_annotations", OPEN_IMAGES_HOIA),
+    ("", "bbox det_labels rel", OPEN_IMAGES_VRD),
+    ("", "objects relationships dataset", PSEUDO_LABELS),
+    ("", "objects relationships data_split", PSEUDO_LABELS),
+    ("", "objects relationships", SCENE_GRAPHS),
+    ("", "image_id relationships", RELATIONSHIPS),
+    ("", "image_id width height", VG_IMAGES),
+    ("", "data annotations", LABEL_STUDIO),
+    ("", "data predictions", LABEL_STUDIO),
+    ("relationships", "subject object predicate", RELATIONSHIPS),
+    ("relationships", "subject_id object_id predicate", SCENE_GRAPHS),
+    ("annotation", "boxes_h boxes_o verb", HICO_PAIRS),
+    ("annotations", "boxes_h boxes_o actions", VCOCO_PAIRS),
+    ("annotations", "image_id caption", COCO_CAPTIONS),
+    ("annotations", "image_id bbox category_id", COCO_INSTANCES),
+    ("rel_annotations", "subject_id object_id predicate_id", COCO_RELATIONS),
+)
 
 
-def require_format(path: Path, *accepted: AnnotationFormat) -> AnnotationFormat:
-    """The format of a file, which must be one of those accepted.
+def require_format(path: Path, *accepted: str) -> str:
+    """Return the format of a file, which must be one of those accepted.
 
-    Raises:
-        UserError: it is missing, cut short, not JSON, or of another format, which the message names if it is known.
+    Raises UserError: it is missing, cut short, not JSON, or of another format, which the message names if it is known.
     """
     file_format = detect_format(path)
     if file_format in accepted:
         return file_format
-    expected = " or ".join(option.name for option in accepted if option is not HOIA)
-    if file_format is None and next(iter(JsonStream(path)), None) is None:
-        raise UserError(f"{path} is not {expected}: it has no items")
-    if file_format is None:
-        raise UserError(f"{path} is not {expected}: none of its items has the keys of that format")
-    raise UserError(f"{path} is {file_format.name}, not {expected}; {file_format.hint}")
+    expected = " or ".join(option.partition(" (")[0] for option in accepted if option is not HOIA)
+    found = f"is {file_format}, not" if file_format else "has no item with the keys of"
+    raise UserError(f"{path} {found} {expected}")
 
 
-def detect_format(path: Path) -> AnnotationFormat | None:
+def detect_format(path: Path) -> str | None:
     """The format of a file by its first items, or None if it is unknown.
 
     Raises UserError: the file is missing, cut short, or not JSON.
@@ -131,17 +94,18 @@ def detect_format(path: Path) -> AnnotationFormat | None:
     return None
 
 
-def _format_of_item(array: str, item: Any) -> AnnotationFormat | None:
+def _format_of_item(array: str, item: Any) -> str | None:
     if not isinstance(item, dict):
         return None
-    file_format = next((match for name, keys, match in _RULES if name == array and keys <= item.keys()), None)
+    rules = ((set(keys.split()), match) for name, keys, match in _RULES if name == array)
+    file_format = next((match for keys, match in rules if keys <= item.keys()), None)
     # Only files that sgpipe exported have image ids as well as names, and they may be of any dataset.
     if file_format is HOIA and "image_id" not in item:
         return _hoia_format_by_name(str(item.get("file_name")))
     return file_format
 
 
-def _hoia_format_by_name(file_name: str) -> AnnotationFormat:
+def _hoia_format_by_name(file_name: str) -> str:
     """HICO-DET and V-COCO number their verbs differently; only the image names tell their files apart."""
     if file_name.startswith("HICO_"):
         return HICO_HOIA

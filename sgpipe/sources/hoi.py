@@ -47,7 +47,6 @@ from sgpipe.sources.formats import (
     OPEN_IMAGES_VRD,
     VCOCO_HOIA,
     VCOCO_PAIRS,
-    AnnotationFormat,
     require_format,
 )
 from sgpipe.sources.vocabulary import category_names, official_relation_names, relation_names
@@ -244,7 +243,7 @@ def _source(
     classes: Path | None,
     dataset: str,
     schema: HoiaSchema,
-    formats: tuple[AnnotationFormat, ...],
+    formats: tuple[str, ...],
 ) -> AnnotationSource:
     file_format = require_format(annotations, *formats)
     files = {"annotations": annotations}

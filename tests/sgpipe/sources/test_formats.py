@@ -5,12 +5,12 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.sources import formats
-from sgpipe.sources.formats import AnnotationFormat, detect_format, infer_split, require_format, run_split
+from sgpipe.sources.formats import detect_format, infer_split, require_format, run_split
 from sgpipe.storage.manifest import Manifest
 
 BOX = {"bbox": [0, 0, 1, 1], "category_id": 1}
 GRAPH = {"image_id": 1, "objects": [], "relationships": []}
-SAMPLES: list[tuple[object, AnnotationFormat | None]] = [
+SAMPLES: list[tuple[object, str | None]] = [
     ([{"file_name": "HICO_1.jpg", "annotations": [], "hoi_annotation": []}], formats.HICO_HOIA),
     ([{"file_name": "COCO_val2014_1.jpg", "annotations": [], "hoi_annotation": []}], formats.VCOCO_HOIA),
     ([{"file_name": "1.jpg", "annotations": [], "hoi_annotation": []}], formats.HOIA),
@@ -22,10 +22,7 @@ SAMPLES: list[tuple[object, AnnotationFormat | None]] = [
     ([{"image_id": 1, "relationships": []}], formats.RELATIONSHIPS),
     ({"relationships": [{"predicate": "on", "subject": {}, "object": {}}], "image_id": 1}, formats.RELATIONSHIPS),
     ({"relationships": [{"predicate": "on", "subject_id": 1, "object_id": 2}], "image_id": 1}, formats.SCENE_GRAPHS),
-    ([{"image_id": 1, "objects": []}], formats.VG_OBJECTS),
     ([{"image_id": 1, "width": 8, "height": 6}], formats.VG_IMAGES),
-    ([{"image_id": 1, "attributes": []}], formats.VG_ATTRIBUTES),
-    ([{"action_name": "hold", "role_name": []}], formats.VSRL),
     ({"annotation": [{"boxes_h": [], "boxes_o": [], "verb": []}]}, formats.HICO_PAIRS),
     ({"annotations": [{"boxes_h": [], "boxes_o": [], "actions": []}]}, formats.VCOCO_PAIRS),
     ({"images": [{"id": 1}] * 50, "annotations": [{"image_id": 1, **BOX}]}, formats.COCO_INSTANCES),
@@ -38,7 +35,6 @@ SAMPLES: list[tuple[object, AnnotationFormat | None]] = [
     ({"rel_annotations": [{"subject_id": 0, "object_id": 1, "predicate_id": 0}]}, formats.COCO_RELATIONS),
     ([{"id": 1, "data": {"image": "1.jpg"}, "annotations": []}], formats.LABEL_STUDIO),
     ([{"data": {"image": "1.jpg"}, "predictions": []}], formats.LABEL_STUDIO),
-    ([{"id": 1, "image": "1.jpg", "annotator": 1, "annotation_id": 1}], formats.LABEL_STUDIO_MIN),
     ([], None),
     ({}, None),
     ([1, "two", None], None),
@@ -63,11 +59,9 @@ def test_invalid_items_before_valid_ones_are_skipped(tmp_path):
 
 def test_a_file_of_another_format_is_refused_with_a_hint(tmp_path):
     path = write(tmp_path, {"images": [], "annotations": [{"image_id": 1, **BOX}]})
-    with pytest.raises(
-        UserError, match=r"file.json is a COCO instances file, not HICO-DET in HOIA format .*generate coco"
-    ):
+    with pytest.raises(UserError, match=r"file.json is a COCO instances file .*generate coco`\), not HICO-DET in HOIA"):
         require_format(path, formats.HICO_HOIA, formats.HICO_PAIRS)
-    with pytest.raises(UserError, match=r"is not V-COCO in HOIA format .*: none of its items has the keys"):
+    with pytest.raises(UserError, match="has no item with the keys of V-COCO in HOIA format"):
         require_format(write(tmp_path, [{"some": "thing"}]), formats.VCOCO_HOIA)
     assert require_format(write(tmp_path, [GRAPH]), formats.RELATIONSHIPS, formats.SCENE_GRAPHS) is formats.SCENE_GRAPHS
 
@@ -81,8 +75,7 @@ def test_a_file_of_another_format_is_refused_with_a_hint(tmp_path):
         ("]", "JSON"),
         ("", "is empty"),
         (" ", "is empty"),
-        ("[]", "it has no items"),
-        ('{"images": []}', "it has no items"),
+        ("[]", "has no item"),
         (json.dumps([GRAPH])[1:], "JSON"),
     ],
 )
@@ -105,7 +98,6 @@ def test_formats_of_real_files(oracle):
     data = oracle / "data"
     assert detect_format(data / "objects365/real_record_fragments.json") is formats.COCO_INSTANCES
     assert detect_format(data / "coco_mini/captions_val2017.json") is formats.COCO_CAPTIONS
-    assert detect_format(data / "vg/vadbeg_attributes.json") is formats.VG_ATTRIBUTES
     assert detect_format(data / "vg/vadbeg_relationships2.json") is formats.RELATIONSHIPS
     assert detect_format(data / "hicodet/instances_test2015.json") is formats.HICO_PAIRS
     assert detect_format(data / "hicodet/test_hico_sample300.qpic_format.json") is formats.HICO_HOIA

@@ -88,9 +88,9 @@ def test_relations_without_object_share_a_box(tmp_path):
 
 def test_the_other_dataset_is_refused_if_names_show_it(tmp_path):
     items = ([MAN, BIKE], [hoi(0, 1, 5)])
-    with pytest.raises(UserError, match=r"is HICO-DET .*use `sgpipe import hico`"):
+    with pytest.raises(UserError, match=r"is HICO-DET .*for `sgpipe import hico`"):
         vcoco_source(write(tmp_path, items), "train")
-    with pytest.raises(UserError, match=r"is V-COCO .*use `sgpipe import vcoco`"):
+    with pytest.raises(UserError, match=r"is V-COCO .*for `sgpipe import vcoco`"):
         hico_source(write(tmp_path, items, prefix="COCO_train2014_"), "train")
     path = write(tmp_path, items, prefix="renamed_")
     (as_hico,), _ = records(hico_source(path, "train"))

@@ -188,7 +188,7 @@ def test_alias_tables(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         load_aliases(tmp_path / "none.txt")
     path.write_bytes(b"\xff\xfd")
-    with pytest.raises(UserError, match="not a text file"):
+    with pytest.raises(UserError, match="not UTF-8 text"):
         load_aliases(path)
 
 
