@@ -125,7 +125,7 @@ def read_classes(path: Path) -> HoiaSchema:
 
 _IMAGES_CHECKED = 2000
 _ENOUGH = 3  # wrong relations that may be faults of single images, which become error rows
-_NAMES = ("name", "category", "category_name")  # keys under which exporters repeat the name of a category_id
+_TITLES = {"hico": "HICO-DET", "vcoco": "V-COCO", "open_images": "Open Images"}
 
 
 def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: Path | None = None) -> None:
@@ -137,79 +137,46 @@ def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: 
 
     Raises UserError: a file beside it lists other classes, or most relations are impossible with these.
     """
+    title = classes or _TITLES[dataset]
     beside = annotations.with_name(f"{annotations.name.removesuffix('.gz').removesuffix('.json')}_classes.json")
     if classes is None and beside.is_file() and not _lists(beside, schema):
+        raise UserError(f"{annotations} has the classes of {beside}, not those of {title}: give --classes {beside}")
+    possible = hico_interactions() if dataset == "hico" else None
+    items = islice(JsonStream(annotations), _IMAGES_CHECKED)
+    faults = [fault for _, item in items for fault in _faults(item, schema, possible)]
+    wrong = list(filter(None, faults))
+    if len(wrong) >= _ENOUGH and 2 * len(wrong) > len(faults):
         raise UserError(
-            f"{annotations} has the classes of {beside}, not those of {_TITLES[dataset]}: give --classes {beside}"
-        )
-    relations, wrong, seen = 0, list[str](), set[str]()
-    for _, item in islice(JsonStream(annotations), _IMAGES_CHECKED):
-        name = str(item.get("file_name")) if isinstance(item, Mapping) else ""
-        if name in seen:
-            continue
-        seen.add(name)
-        for fault in _faults(item, schema, hico_interactions() if dataset == "hico" else None):
-            relations += 1
-            wrong += [f"image {name!r}: {fault}"] if fault else []
-    if len(wrong) >= _ENOUGH and 2 * len(wrong) > relations:
-        owner = f"those of {classes}" if classes else f"those of {_TITLES[dataset]}"
-        advice = "give the file that lists them" if classes else _ADVICE[dataset]
-        raise UserError(
-            f"the classes of {annotations} are not {owner}: {len(wrong):,} of {relations:,} relations are impossible "
-            f"({replace_surrogates(wrong[0])}); {advice}"
+            f"the classes of {annotations} are not those of {title}: {len(wrong):,} of {len(faults):,} relations are "
+            f"impossible ({wrong[0]}); list its classes in a file and give --classes FILE"
         )
 
 
 def _lists(path: Path, schema: HoiaSchema) -> bool:
-    """Whether a file lists these classes."""
+    """Return whether a file lists these classes."""
     try:
         return read_classes(path).class_list == schema.class_list
     except UserError:
         return False
 
 
-_TITLES = {"hico": "HICO-DET", "vcoco": "V-COCO", "open_images": "Open Images"}
-_OTHER = "list the classes in a file and give --classes FILE"
-_ADVICE = {"hico": _OTHER, "vcoco": _OTHER, "open_images": "only files with the classes of Open Images can be imported"}
-
-
 def _faults(item: Any, schema: HoiaSchema, possible: frozenset[tuple[int, int]] | None) -> Iterator[str]:
-    """For each relation of an image why it is impossible, or "". Relations that cannot be read are left out."""
+    """Yield why it is impossible, or "", for each relation of an image that can be read."""
     boxes, relations = (item.get(key) if isinstance(item, Mapping) else None for key in ("annotations", schema.key))
-    if not isinstance(boxes, list) or not isinstance(relations, list):
-        return
-    for relation in relations:
-        if not isinstance(relation, Mapping) or not isinstance(index := relation.get("object_id"), int):
+    for relation in relations if isinstance(relations, list) and isinstance(boxes, list) else ():
+        try:
+            index, verb = (integer_field(relation, key) for key in ("object_id", "category_id"))
+            object_ = integer_field(boxes[index], "category_id") if 0 <= index < len(boxes) else None
+        except FieldError:  # it makes an error row
             continue
-        box = boxes[index] if 0 <= index < len(boxes) else None
-        yield _fault(relation, box if isinstance(box, Mapping) else None, schema, possible)
-
-
-def _fault(
-    relation: Mapping[str, Any],
-    box: Mapping[str, Any] | None,
-    schema: HoiaSchema,
-    possible: frozenset[tuple[int, int]] | None,
-) -> str:
-    verb, object_ = relation.get("category_id"), box.get("category_id") if box else None
-    if not isinstance(verb, int) or not isinstance(object_, int | None):
-        return ""  # it makes an error row
-    if verb not in schema.relations:
-        return f"there is no relation {verb!r}"
-    if object_ is not None and object_ not in schema.objects:
-        return f"there is no object class {object_!r}"
-    names = [(relation, schema.relations[verb]), (box or {}, schema.objects.get(object_ or 0, ""))]
-    for entry, name in names:
-        for given in (entry.get(key) for key in _NAMES):
-            if isinstance(given, str) and _plain(given) != _plain(name):
-                return f"category_id {entry.get('category_id')!r} is called {given!r}, not {name!r}"
-    if possible is not None and object_ is not None and (verb, object_) not in possible:
-        return f"{schema.relations[verb]!r} of {schema.objects[object_]!r} is not an interaction of HICO-DET"
-    return ""
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").lower().split())
+        if verb not in schema.relations:
+            yield f"there is no relation {verb!r}"
+        elif object_ is not None and object_ not in schema.objects:
+            yield f"there is no object class {object_!r}"
+        elif possible is not None and object_ is not None and (verb, object_) not in possible:
+            yield f"{schema.relations[verb]!r} of {schema.objects[object_]!r} is not an interaction of HICO-DET"
+        else:
+            yield ""
 
 
 @cache

@@ -159,7 +159,7 @@ def test_an_unknown_split_is_refused(tmp_path):
     source = write(tmp_path, [box(7, 0)], {})
     with pytest.raises(UserError, match=r"rel\.json has no split 'test': give --split train or val"):
         CocoRelations(source.annotations, source.relations, "test").source()
-    with pytest.raises(UserError, match="is a COCO instances file .*, not relation triplets"):
+    with pytest.raises(UserError, match=r"is a COCO instances file .*, not relation triplets"):
         CocoRelations(source.annotations, source.annotations, "val").source()
 
 
