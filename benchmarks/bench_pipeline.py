@@ -36,7 +36,7 @@ def generate(images: int, out: Path) -> tuple[dict, str]:
         "--out",
         str(out),
     ]
-    command += ["--set", f"source.drawn.images={images}"]
+    command += ["--set", f"source.miniworld.images={images}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout), utilization_line(done.stderr)
 

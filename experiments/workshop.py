@@ -108,7 +108,7 @@ class Workshop:
         tagger = packaged_model("tagger")
         if labels.tagger is not None:
             tagger = self.network(self.plan.networks[labels.tagger], 0).folder
-        source = {f"source.drawn.{name}": value for name, value in drawn.model_dump().items()}
+        source = {f"source.miniworld.{name}": value for name, value in drawn.model_dump().items()}
         overrides = {**source, "tag.tagger": str(tagger), "engine.cpus": 1, **labels.set}
 
         def make(out: Path) -> None:

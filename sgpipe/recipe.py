@@ -102,7 +102,7 @@ class SourceConfig(Config):
         default_factory=dict, description="the files of each split, by its name"
     )
     hub: HubConfig = HubConfig()
-    drawn: MiniworldConfig = MiniworldConfig()
+    miniworld: MiniworldConfig = MiniworldConfig()
     ground_truth: StoredPath | None = Field(
         None, description="run or import with relations of the same images; generate then prints precision and recall"
     )
@@ -113,7 +113,7 @@ class SourceConfig(Config):
     @property
     def synthetic(self) -> dict[str, Any] | None:
         """The settings of a source that generates its own images; None for any other."""
-        return self.drawn.model_dump() if self.format == "miniworld" else None
+        return self.miniworld.model_dump() if self.format == "miniworld" else None
 
     def path(self, path: Path) -> Path:
         """`path` below `root`, unless it is a URI."""

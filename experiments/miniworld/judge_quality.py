@@ -158,7 +158,7 @@ def main(
         if run is None:
             run = Path(folder) / "run"
             drawn = {"images": images, "seed": seed, "split": "val"}
-            generate(load_recipe("miniworld", {"source.drawn": drawn, "tag.threshold": 0}), run, progress)
+            generate(load_recipe("miniworld", {"source.miniworld": drawn, "tag.threshold": 0}), run, progress)
         truth = RunFolder(run).ground_truth
         if truth is None:
             raise UserError(f"{run} has no ground truth of its own")

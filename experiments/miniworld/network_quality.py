@@ -116,7 +116,7 @@ def _labelled(
 ) -> Iterator[Path]:
     """A temporary run with threshold 0, which keeps all scores."""
     overrides: dict[str, Any] = {
-        "source.drawn": {"images": images, "seed": seed, "split": split},
+        "source.miniworld": {"images": images, "seed": seed, "split": split},
         "caption.captioner": captioner and str(captioner),
         "tag.tagger": str(tagger),
         "tag.threshold": 0,

@@ -116,7 +116,7 @@ def _generation_steps(identity: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _boxes(identity: Mapping[str, Any]) -> str:
-    drawn, detect = identity.get("drawn"), identity.get("detect")
+    drawn, detect = identity.get("miniworld"), identity.get("detect")
     if drawn:
         settings = f"{count(drawn['images'], 'image')}, seed {drawn['seed']}, split `{drawn['split']}`"
         return f"Images and boxes: synthetic, drawn by sgpipe's miniworld ({settings})."

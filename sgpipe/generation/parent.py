@@ -32,7 +32,7 @@ _FILLS = {"detect": ("objects", BOX_SCORES), "caption": ("captions",), "parse": 
 _NOUNS = {"detect": "boxes", "caption": "captions", "parse": "triplets", "pair": "pairs"}
 _EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error")
 _FILES = ("detector", "captioner", "model", "synonyms", "prior")  # settings that an identity has the content of
-_SOURCE = ("format", "drawn", "source")
+_SOURCE = ("format", "miniworld", "source")
 
 
 def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
@@ -178,7 +178,7 @@ class Reuse:
         recipe = with_model_folders(parent.adopted(recipe))
         before = in_todays_settings(parent.manifest.run["identity"])
         now = identity(recipe, {}, stages_sharing_gpus(recipe, before))
-        _check_same(parent, before, now, ("format", "drawn"))
+        _check_same(parent, before, now, ("format", "miniworld"))
         changed = {stage: _changes(stage, before, now, parent.recipe, recipe) for stage in STAGES if stage in now}
         first = next((stage for stage in changed if changed[stage]), None)
         if first is None:

@@ -276,8 +276,8 @@ def _prepare(
 
     Raises UserError: the folder contains labels of other images that the source made; they are not touched.
     """
-    now = {"drawn": recipe.source.synthetic}
-    if there and (before := {"drawn": there.get("drawn")}) != now:
+    now = {"miniworld": recipe.source.synthetic}
+    if there and (before := {"miniworld": there.get("miniworld")}) != now:
         raise folder.changed(before, now)
     return prepare_source(recipe.source, folder.private, progress.say, reuse.parent.private if reuse else None)
 

@@ -128,7 +128,7 @@ def recipe_warnings(recipe: Recipe) -> list[str]:
         return []
     if recipe.source.synthetic is None:
         return ["the miniworld's models know only miniworld images: on other images their labels mean nothing"]
-    if recipe.source.drawn.split == "train":
+    if recipe.source.miniworld.split == "train":
         return ["the miniworld's models were trained on this split: label quality on it is too optimistic"]
     return []
 

@@ -36,7 +36,7 @@ def prepare_source(
         UserError: the ground truth is not a run or an import, image_data is missing, or there is no such dataset.
         StoreError: the hub or a store cannot be reached.
     """
-    made = miniworld.prepare(source.drawn if source.synthetic else None, private, say, parent)
+    made = miniworld.prepare(source.miniworld if source.synthetic else None, private, say, parent)
     if made is not None:
         splits, ground_truth = made
         return source.model_copy(update={"root": None, "splits": splits}), ground_truth

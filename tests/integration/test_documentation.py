@@ -39,7 +39,9 @@ def test_commands_are_understood(block: Block) -> None:
 def place(tmp_path_factory) -> Path:
     """A folder with what the documents take for granted: a run, under the names they use, and its ground truth."""
     folder = tmp_path_factory.mktemp("documents")
-    shell(folder, "sgpipe miniworld --count 12 --out drawn && sgpipe generate --set source.drawn.images=12 --out made")
+    shell(
+        folder, "sgpipe miniworld --count 12 --out drawn && sgpipe generate --set source.miniworld.images=12 --out made"
+    )
     shell(folder, "sgpipe import vg --annotations drawn/scene_graphs.json --images drawn/images --out IMPORTED")
     for name in RUNS:
         shutil.copytree(folder / "made", folder / name)

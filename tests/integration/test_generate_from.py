@@ -123,11 +123,12 @@ def test_parent_and_run_may_be_in_stores(made, tmp_path, store, monkeypatch):  #
 
 
 def test_detected_boxes_are_kept_with_their_scores(tmp_path):
-    shutil.copytree(Path(ROOT) / "tests" / "data" / "written_by_0_1" / "drawn" / "images", tmp_path / "images")
-    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    images = tmp_path / "drawn" / "images"
+    sgpipe("miniworld", "--count", "6", "--split", "train", "--out", tmp_path / "drawn")
+    (images / "broken.png").write_bytes(b"no image")
     models = ("--detector", "MINIWORLD", "--captioner", "MINIWORLD", "--tagger", "MINIWORLD")
     sizes = ("--set", "tag.short_side=96", "--set", "tag.long_side=144")
-    options = ("generate", "folder", "--images", tmp_path / "images", *models, *sizes)
+    options = ("generate", "folder", "--images", images, *models, *sizes)
     sgpipe(*options, "--set", "caption.samples=1", "--out", tmp_path / "parent")
     said = sgpipe("generate", "--from", tmp_path / "parent", "--set", "caption.samples=2", "--out", tmp_path / "new")
     assert (

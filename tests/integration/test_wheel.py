@@ -30,7 +30,7 @@ def test_the_wheel_works_alone(tmp_path):
     where = run(programs / "python", "-c", "import sgpipe; print(sgpipe.__file__)", folder=tmp_path)
     assert where.startswith(str(tmp_path / "env"))
     assert "✗" not in run(sgpipe, "doctor", folder=tmp_path)
-    run(sgpipe, "generate", "--limit", "8", "--set", "source.drawn.images=8", folder=tmp_path)
+    run(sgpipe, "generate", "--limit", "8", "--set", "source.miniworld.images=8", folder=tmp_path)
     assert "8 images in " in run(sgpipe, "verify", "miniworld-relations", folder=tmp_path)
     list_pages = "from sgpipe.view.web import FOLDER; print(*(path.name for path in FOLDER.glob('*/*.*')))"
     pages = {path.name for kind in ("templates", "static") for path in (ROOT / "sgpipe/view" / kind).iterdir()}

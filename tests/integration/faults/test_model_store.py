@@ -31,7 +31,7 @@ def models(store: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def words_for(out: Path, *options: str) -> list[str]:
-    return ["generate", "miniworld", "--set", f"source.drawn.images={IMAGES}", "--out", str(out), *options]
+    return ["generate", "miniworld", "--set", f"source.miniworld.images={IMAGES}", "--out", str(out), *options]
 
 
 def generate_alone(out: Path, *options: str) -> str:

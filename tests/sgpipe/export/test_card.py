@@ -27,7 +27,7 @@ IDENTITY: dict[str, Any] = {
     "seed": 1234,
     "format": "coco",
     "source": {"val": {"annotations": "a" * 64, "captions": None}},
-    "drawn": None,
+    "miniworld": None,
     "caption": {"captioner": BLIP, "decoding": "nucleus", "samples": 10, "top_p": 0.9, "scopes": ["image", "box"]},
     "parse": {"model": "en_core_web_sm 3.8.0"},
     "pair": {"candidates": "captions", "prior": None},
@@ -75,7 +75,7 @@ def card(root: Path, out: Path, form: str = "hf", **options: Any) -> str:
             ("BLIP", "parsed from the captions"),
         ),
         (
-            {**IDENTITY, "drawn": {"images": 8, "seed": 5, "split": "val"}, "format": "miniworld"},
+            {**IDENTITY, "miniworld": {"images": 8, "seed": 5, "split": "val"}, "format": "miniworld"},
             ("synthetic, drawn by sgpipe's miniworld (8 images, seed 5, split `val`)",),
             ("annotations of the source",),
         ),

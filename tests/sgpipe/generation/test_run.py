@@ -358,7 +358,7 @@ def test_two_splits_fill_one_folder(coco, tagger, tmp_path):
 
 def test_drawn_images_are_labelled_by_the_packaged_models_and_compared_with_the_truth(tmp_path):
     out = tmp_path / "out"
-    recipe = load_recipe("miniworld", {"source.drawn.images": 5, "caption.samples": 3})
+    recipe = load_recipe("miniworld", {"source.miniworld.images": 5, "caption.samples": 3})
     assert generate(recipe, out, QUIET).complete
     found = run_quality(out)
     composed = [fact for number in range(5) for fact in random_scene(0, "val", number).facts if not fact.implied]

@@ -71,7 +71,7 @@ def labelled(miniworld: MiniworldFiles, out: Path) -> RunFolder:
     shutil.copytree(miniworld.root, folder.private / "drawn")
     folder.set_ground_truth(MiniworldFiles(folder.private / "drawn").ground_truth)
     (out / "data").mkdir()
-    run = {"name": "miniworld", "fingerprint": "0", "identity": {"drawn": miniworld.settings}}
+    run = {"name": "miniworld", "fingerprint": "0", "identity": {"miniworld": miniworld.settings}}
     manifest = Manifest.create(out, {**run, "images": {"test_compositional": ".sgpipe/drawn/world/images"}})
     split, name = "test_compositional", shard_name("test_compositional", 0, CONFIG.images)
     manifest.commit(write_shard(out, name, split, 0, list(iter_records(miniworld.composed_relations)), {}))
@@ -81,17 +81,17 @@ def labelled(miniworld: MiniworldFiles, out: Path) -> RunFolder:
 def test_a_run_on_other_images_is_refused_and_nothing_is_changed(miniworld, tmp_path):
     folder = labelled(miniworld, tmp_path / "run")
     for changes, refusal in (
-        ({"source.drawn.seed": 4}, r"\n  drawn.seed: 3 then, 4 now"),
-        ({"source.drawn.images": 7}, r"\n  drawn.images: 6 then, 7 now"),
+        ({"source.miniworld.seed": 4}, r"\n  miniworld.seed: 3 then, 4 now"),
+        ({"source.miniworld.images": 7}, r"\n  miniworld.images: 6 then, 7 now"),
     ):
-        recipe = load_recipe("miniworld", {"source.drawn": CONFIG.model_dump(), **changes})
+        recipe = load_recipe("miniworld", {"source.miniworld": CONFIG.model_dump(), **changes})
         with pytest.raises(UserError, match=refusal):
             generate(recipe, folder.root, QUIET)
     for name in ("a.json", "c.json"):
         (tmp_path / name).touch()
     files = {"annotations": tmp_path / "a.json", "images": tmp_path, "captions": tmp_path / "c.json"}
     other = {"source.splits": {"val": files}}
-    with pytest.raises(UserError, match=r"\n  drawn.* now"):
+    with pytest.raises(UserError, match=r"\n  miniworld.* now"):
         generate(load_recipe("coco", {**other, "tag.tagger": "x"}), folder.root, QUIET)
     assert facts(folder.ground_truth.relations) == true_facts(CONFIG, implied_too=True)
 
