@@ -22,7 +22,7 @@ from benchmarks.measure import report
 from sgpipe.recipe import ParseConfig
 from sgpipe.sources.vocabulary import load_synonyms, packaged_synonyms
 from sgpipe.stages.pair.matching import HeadMatcher, Matcher, SubstringMatcher
-from sgpipe.stages.parse.parser import CaptionParser
+from sgpipe.stages.parse.stage import CaptionParser
 
 Mentions = dict[str, list[tuple[str, str]]]
 

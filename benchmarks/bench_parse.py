@@ -24,8 +24,8 @@ from rich.table import Table
 
 from benchmarks.measure import report
 from sgpipe.recipe import ParseConfig
-from sgpipe.stages.parse.parser import CaptionParser
-from sgpipe.stages.parse.spacy_model import load_model
+from sgpipe.stages.parse.rules import load_model
+from sgpipe.stages.parse.stage import CaptionParser
 
 RUNS, BATCH = 3, 256
 PEOPLE = ("man", "woman", "boy", "young girl", "group of people", "baseball player", "man and a woman", "surfer")

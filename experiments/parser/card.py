@@ -15,8 +15,8 @@ from experiments.miniworld.cards import markdown_table
 from experiments.parser.quality import LEVELS, load, predict, scores
 from sgpipe.recipe import Config, ParseConfig
 from sgpipe.stages.parse.learned.parser import LearnedParser
-from sgpipe.stages.parse.parser import Parser
 from sgpipe.stages.parse.rules import RuleParser
+from sgpipe.stages.parse.stage import Parser
 
 CARD = """\
 # The learned parser

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sgpipe.errors import UserError
-from sgpipe.stages.parse.grammar.entities import head_noun, singular
+from sgpipe.stages.parse.grammar.clauses import head_noun, singular
 from sgpipe.stages.parse.grammar.lexicon import DETERMINERS
 from sgpipe.stages.parse.grammar.tree import NOUN_TAGS, Tree, tokenise
 from sgpipe.stages.parse.learned.features import PREPOSITIONS, before_head

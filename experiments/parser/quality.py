@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sgpipe.stages.parse.parser import Parser
+from sgpipe.stages.parse.stage import Parser
 
 LEVELS = ("strict", "relaxed", "pair")
 Predictions = dict[str, list[list[str]]]

@@ -29,7 +29,7 @@ from experiments.parser.network import ParserNetwork, Sizes, loss
 from sgpipe.errors import UserError
 from sgpipe.recipe import Config
 from sgpipe.stages.parse.learned.features import Tables
-from sgpipe.stages.parse.spacy_model import load_model
+from sgpipe.stages.parse.rules import load_model
 from sgpipe.utils.console import run_command
 
 GOLD = Path("tests/golden/parser")

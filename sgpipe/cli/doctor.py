@@ -110,7 +110,7 @@ def _gpu() -> DoctorCheck:
 
 
 def _parser() -> DoctorCheck:
-    from sgpipe.stages.parse.spacy_model import load_model, model_version
+    from sgpipe.stages.parse.rules import load_model, model_version
 
     try:
         load_model()

@@ -274,8 +274,7 @@ def parse(
       sgpipe parse --parser learned < captions.txt
     """
     from sgpipe.recipe import ParseConfig
-    from sgpipe.stages.parse.parser import CaptionParser
-    from sgpipe.stages.parse.stage import parse_lines
+    from sgpipe.stages.parse.stage import CaptionParser, parse_lines
 
     if sys.stdin is None:
         raise UserError("standard input is closed; `parse` reads one caption per line from it")

@@ -13,7 +13,7 @@ from typing import Any
 from sgpipe.files.stored_files import stamp_stored, stored_sha256
 from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, SERVED, CaptionConfig, Config, Recipe, TagConfig
 from sgpipe.stages.caption.captioner import settings_of
-from sgpipe.stages.parse.parser import parser_identity
+from sgpipe.stages.parse.stage import parser_identity
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
 from sgpipe.utils.hashing import model_sha256

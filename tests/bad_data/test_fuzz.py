@@ -24,7 +24,7 @@ from sgpipe.sources.annotated import clip_objects
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.opening import open_source
-from sgpipe.stages.parse.parser import CaptionParser
+from sgpipe.stages.parse.stage import CaptionParser
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.row_checks import row_faults
 from sgpipe.storage.shards import iter_records

@@ -17,7 +17,7 @@ from experiments.parser.network import ParserNetwork, Sizes, loss
 from sgpipe.errors import UserError
 from sgpipe.stages.parse.learned.features import Tables
 from sgpipe.stages.parse.learned.network import Network
-from sgpipe.stages.parse.spacy_model import load_model
+from sgpipe.stages.parse.rules import load_model
 
 ROWS = [
     ("a man riding a brown horse", "( man , ride , horse ) , ( horse , is , brown )"),

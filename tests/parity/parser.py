@@ -18,7 +18,7 @@ from rich.table import Table
 
 from experiments.parser.quality import LEVELS, load, predict, scores
 from sgpipe.recipe import ParseConfig
-from sgpipe.stages.parse.parser import CaptionParser
+from sgpipe.stages.parse.stage import CaptionParser
 
 # F1 by set of captions; `random` are the short ones.
 BARS: dict[str, dict[str, dict[str, float]]] = {

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import chain
 
 from sgpipe.records import Triplet
-from sgpipe.stages.parse.grammar.entities import head_noun, phrase, singular
+from sgpipe.stages.parse.grammar.clauses import head_noun, phrase, singular
 from sgpipe.stages.parse.grammar.lexicon import BE, DETERMINERS, NAMING_PAIRS, PRONOUNS
 from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.tree import Tree, tokenise

@@ -17,8 +17,7 @@ from sgpipe.stages.endpoint.client import ChatEndpoint
 from sgpipe.stages.endpoint.messages import Answer, ChatRequest, ChatSampling, Refusal, conversation
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.grounding import Texts, ground
-from sgpipe.stages.parse.rules import triplets
-from sgpipe.stages.parse.spacy_model import analyse, load_model
+from sgpipe.stages.parse.rules import analyse, load_model, triplets
 
 INSTRUCTIONS = """\
 You read image captions and list the relations between things that a caption states.

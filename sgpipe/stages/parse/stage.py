@@ -1,16 +1,99 @@
-"""The parse stage: captions to relation triplets."""
+"""The parse stage: captions to relation triplets, by the parser that a recipe names."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Record, Triplet
 from sgpipe.stages.endpoint.cache import CacheFolder
-from sgpipe.stages.parse.parser import CaptionParser, Parser, check_parser
+from sgpipe.stages.parse.learned import WEIGHTS
+from sgpipe.utils.hashing import model_sha256
+
+_CACHED_CAPTIONS = 1 << 16
+_TEXTS = ("subject", "predicate", "object", "subject_head", "object_head", "predicate_lemma")  # of a triplet
+
+
+class Parser(Protocol):
+    """Turns captions into triplets. The triplets of a caption do not depend on the captions parsed with it."""
+
+    def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
+        """The triplets of each caption, in order; `Triplet.caption` means nothing here, and the caller sets it."""
+        ...
+
+
+def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) -> Parser:
+    """The parser of a recipe, without a cache. Modules of other parsers are not imported.
+
+    Args:
+        cache_folder: where a served model's answers are kept; None: nowhere.
+
+    Raises:
+        UserError: its model is not installed, or cannot be read.
+    """
+    if config.parser == "rules":
+        from sgpipe.stages.parse.rules import RuleParser
+
+        return RuleParser(config)
+    if config.parser == "seq2seq":
+        from sgpipe.stages.parse.seq2seq import Seq2SeqParser
+
+        return Seq2SeqParser(config)
+    if config.parser == "llm":
+        from sgpipe.stages.parse.llm import LlmParser
+
+        return LlmParser(config, cache_folder)
+    from sgpipe.stages.parse.learned.parser import LearnedParser
+
+    return LearnedParser(config)
+
+
+def parser_identity(config: ParseConfig) -> Any:
+    """What decides the triplets, besides the settings: the version of the spaCy model, the hash of the weights."""
+    from sgpipe.stages.parse.rules import model_version
+
+    if config.parser in ("seq2seq", "llm"):  # spaCy finds the heads of what the model names
+        model = config.model if config.parser == "llm" else model_sha256(config.model)
+        return {config.parser: model, "spacy": model_version()}
+    if config.parser == "learned":
+        return {"learned": model_sha256(str(WEIGHTS)), "spacy": model_version(config.model)}
+    return model_version(config.model)
+
+
+class CaptionParser:
+    """The parser of a recipe, with a cache: each distinct caption is parsed once."""
+
+    def __init__(self, config: ParseConfig | None = None, cache_folder: CacheFolder | None = None) -> None:
+        """See `load_parser`."""
+        self._parser = load_parser(config or ParseConfig(), cache_folder)
+        self._cache: OrderedDict[str, list[Triplet]] = OrderedDict()
+
+    def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
+        """Return the triplets of each caption, in word order; `Triplet.caption` is the index in `captions`.
+
+        The most recent captions are cached between calls.
+        """
+        captions = list(captions)
+        distinct = dict.fromkeys(captions)
+        known = {caption: self._cache[caption] for caption in distinct if caption in self._cache}
+        if new := [caption for caption in distinct if caption not in known]:
+            known.update(zip(new, self._parser.parse(new), strict=True))
+        for caption, parsed in known.items():
+            self._cache[caption] = parsed
+            self._cache.move_to_end(caption)
+        while len(self._cache) > _CACHED_CAPTIONS:
+            self._cache.popitem(last=False)
+        return [
+            [replace(triplet, caption=number) for triplet in known[caption]] for number, caption in enumerate(captions)
+        ]
+
+    def clear_cache(self) -> None:
+        """Drop the triplets of earlier captions."""
+        self._cache.clear()
 
 
 class ParseStage:
@@ -18,22 +101,25 @@ class ParseStage:
 
     name = "parse"
     fills: tuple[str, ...] = ("triplets",)
-    cache_folder: CacheFolder | None = None  # where a served model's answers are kept; None: nowhere
+    cache_folder: CacheFolder | None = None  # where a served model's answers are kept
 
     def __init__(self, config: ParseConfig) -> None:
         self.config = config
         self.resources = config.resources
 
     def check(self) -> None:
-        """Raises UserError: see `check_parser`."""
-        check_parser(self.config)
+        """Raise UserError if there is no such model, or its server does not answer, as far as it is cheap to tell."""
+        if self.config.parser == "seq2seq":
+            from sgpipe.stages.parse.seq2seq import check_seq2seq
+
+            check_seq2seq(self.config)
+        elif self.config.parser == "llm":
+            from sgpipe.stages.parse.llm import LlmParser
+
+            LlmParser(self.config).check()
 
     def setup(self) -> None:
-        """Load the parser.
-
-        Raises:
-            UserError: its model is not installed, or cannot be read.
-        """
+        """Load the parser. Raises UserError if its model is not installed, or cannot be read."""
         self._parser = CaptionParser(self.config, self.cache_folder)
 
     def gpu_use(self) -> dict[str, Any]:
@@ -65,15 +151,4 @@ def parse_lines(lines: Iterable[str], parser: Parser, batch_size: int = 256) -> 
     remaining = iter(lines)
     while batch := [line.strip() for line in islice(remaining, batch_size)]:
         for caption, parsed in zip(batch, parser.parse(batch), strict=True):
-            yield {"caption": caption, "triplets": [_texts(triplet) for triplet in parsed]}
-
-
-def _texts(triplet: Triplet) -> dict[str, str]:
-    return {
-        "subject": triplet.subject,
-        "predicate": triplet.predicate,
-        "object": triplet.object,
-        "subject_head": triplet.subject_head,
-        "object_head": triplet.object_head,
-        "predicate_lemma": triplet.predicate_lemma,
-    }
+            yield {"caption": caption, "triplets": [{name: getattr(each, name) for name in _TEXTS} for each in parsed]}

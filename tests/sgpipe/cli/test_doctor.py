@@ -47,7 +47,7 @@ def test_a_missing_parser_is_reported_with_its_fix(monkeypatch):
     def refuse() -> None:
         raise UserError("spaCy model 'x' cannot be loaded")
 
-    monkeypatch.setattr("sgpipe.stages.parse.spacy_model.load_model", refuse)
+    monkeypatch.setattr("sgpipe.stages.parse.rules.load_model", refuse)
     assert doctor._parser().state == "bad"
 
 

@@ -10,7 +10,7 @@ from sgpipe.miniworld.scene import Fact, Scene, random_scene
 from sgpipe.recipe import PairConfig, ParseConfig
 from sgpipe.records import Box, Caption, Record
 from sgpipe.stages.pair.stage import PairStage
-from sgpipe.stages.parse.parser import CaptionParser
+from sgpipe.stages.parse.stage import CaptionParser
 from sgpipe.utils.lemmas import verb_lemma
 
 Sentences = list[tuple[Scene, SceneCaption]]

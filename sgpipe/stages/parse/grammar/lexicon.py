@@ -12,6 +12,14 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+def _pairs(text: str) -> list[tuple[str, str]]:
+    return [(key, value) for key, _, value in (pair.partition(": ") for pair in text.split(", "))]
+
+
+def _table(text: str) -> dict[str, str]:
+    return dict(_pairs(text))
+
+
 # Nouns: actors, clothes, body parts, places.
 
 PEOPLE = _words(
@@ -85,20 +93,10 @@ ATTRIBUTE_NOUNS = _words(
 )
 # Adjectives that form a fixed name with their noun.
 NAMING_PAIRS = frozenset(
-    {
-        ("hot", "dog"),
-        ("hot", "tub"),
-        ("polar", "bear"),
-        ("teddy", "bear"),
-        ("french", "fry"),
-        ("remote", "control"),
-        ("potted", "plant"),
-        ("high", "heel"),
-        ("green", "bean"),
-        ("green", "onion"),
-        ("american", "football"),
-        ("pickup", "truck"),
-    }
+    _pairs(
+        "american: football, french: fry, green: bean, green: onion, high: heel, hot: dog, hot: tub, pickup: truck, "
+        "polar: bear, potted: plant, remote: control, teddy: bear"
+    )
 )
 # -ing words that are part of a name: "dining table".
 GERUND_MODIFIERS = _words(
@@ -115,16 +113,9 @@ GERUND_NOUNS = _words(
     "spring stocking string stuffing surfing thing topping wedding wing writing"
 )
 # -ed adjectives that state what a thing has.
-HAVING_ADJECTIVES = {
-    "haired": "hair",
-    "sleeved": "sleeve",
-    "framed": "frame",
-    "legged": "leg",
-    "eyed": "eye",
-    "wheeled": "wheel",
-    "tiled": "tile",
-    "bearded": "beard",
-}
+HAVING_ADJECTIVES = _table(
+    "haired: hair, sleeved: sleeve, framed: frame, legged: leg, eyed: eye, wheeled: wheel, tiled: tile, bearded: beard"
+)
 COLOURS = _words("beige black blue brown gold gray green grey orange pink purple red silver tan white yellow")
 
 # Verbs.
@@ -177,163 +168,48 @@ DETERMINERS = _words("a an four her his its many several some that the their the
 # After one of these, "can" is a noun, not an auxiliary.
 CANS = _words("aluminum beer coke drink garbage metal paint pop soda spray steel tin trash water watering")
 
-# expression: (what the parser sees, what the rules read). Prepositions with the same meaning are merged.
-EXPRESSIONS: dict[str, tuple[str, str]] = {
-    "next to": ("beside", "next to"),
-    "close to": ("near", "close to"),
-    "side by side with": ("beside", "side by side with"),
-    "in between": ("between", "between"),
-    "out of": ("from", "out of"),
-    "off of": ("off", "off"),
-    "inside of": ("inside", "inside"),
-    "outside of": ("outside", "outside"),
-    "alongside of": ("along", "alongside"),
-    "along side of": ("along", "alongside"),
-    "along side": ("along", "alongside"),
-    "alongside": ("along", "alongside"),
-    "across from": ("across", "across from"),
-    "away from": ("from", "away from"),
-    "on to": ("onto", "onto"),
-    "in to": ("into", "into"),
-    "up against": ("against", "against"),
-    "ahead of": ("before", "ahead of"),
-    "in back of": ("behind", "in back of"),
-    "all over": ("over", "over"),
-    "along with": ("with", "with"),
-    "together with": ("with", "with"),
-    "as well as": ("and", "and"),
-    "full of": ("with", "full of"),
-    "each other": ("them", "each other"),
-    "eachother": ("them", "each other"),
-    "side by side": ("together", "side by side"),
-    "toward": ("towards", "towards"),
-    "one another": ("them", "each other"),
-    "beneath": ("under", "under"),
-    "underneath": ("under", "under"),
-    "below": ("under", "under"),
-    "atop of": ("on", "on top of"),
-    "atop": ("on", "on top of"),
-    "on-top of": ("on", "on top of"),
+# expression: what the parser sees = what the rules read, if not the expression. Prepositions with the same meaning are
+# merged.
+_EXPRESSIONS = _table(
+    "next to: beside, close to: near, side by side with: beside, in between: between = between, out of: from, off "
+    "of: off = off, inside of: inside = inside, outside of: outside = outside, alongside of: along = alongside, "
+    "along side of: along = alongside, along side: along = alongside, alongside: along, across from: across, away "
+    "from: from, on to: onto = onto, in to: into = into, up against: against = against, ahead of: before, in back "
+    "of: behind, all over: over = over, along with: with = with, together with: with = with, as well as: and = "
+    "and, full of: with, each other: them, eachother: them = each other, side by side: together, toward: towards "
+    "= towards, one another: them = each other, beneath: under = under, underneath: under = under, below: under = "
+    "under, atop of: on = on top of, atop: on = on top of, on-top of: on = on top of"
+)
+EXPRESSIONS = {
+    text: (seen, read or text) for text, (seen, _, read) in ((k, v.partition(" = ")) for k, v in _EXPRESSIONS.items())
 }
 
 # Alternative spellings of a name, often as two words.
-SPELLINGS: dict[str, str] = {
-    "side walk": "sidewalk",
-    "side walks": "sidewalks",
-    "snow board": "snowboard",
-    "snow boards": "snowboards",
-    "skate board": "skateboard",
-    "skate boards": "skateboards",
-    "surf board": "surfboard",
-    "surf boards": "surfboards",
-    "snow boarder": "snowboarder",
-    "snow boarding": "snowboarding",
-    "skate boarding": "skateboarding",
-    "skate boarder": "skateboarder",
-    "wet suit": "wetsuit",
-    "wet suits": "wetsuits",
-    "tee shirt": "t-shirt",
-    "tee shirts": "t-shirts",
-    "t shirt": "t-shirt",
-    "t shirts": "t-shirts",
-    "tshirt": "t-shirt",
-    "tshirts": "t-shirts",
-    "back pack": "backpack",
-    "back packs": "backpacks",
-    "base ball": "baseball",
-    "air plane": "airplane",
-    "air planes": "airplanes",
-    "sun glasses": "sunglasses",
-    "lap top": "laptop",
-    "lap tops": "laptops",
-    "motor cycle": "motorcycle",
-    "motor cycles": "motorcycles",
-    "bath tub": "bathtub",
-    "hand bag": "handbag",
-    "suit case": "suitcase",
-    "suit cases": "suitcases",
-    "doughnut": "donut",
-    "doughnuts": "donuts",
-    "key board": "keyboard",
-    "tea pot": "teapot",
-}
+SPELLINGS = _table(
+    "side walk: sidewalk, side walks: sidewalks, snow board: snowboard, snow boards: snowboards, skate board: "
+    "skateboard, skate boards: skateboards, surf board: surfboard, surf boards: surfboards, snow boarder: "
+    "snowboarder, snow boarding: snowboarding, skate boarding: skateboarding, skate boarder: skateboarder, wet "
+    "suit: wetsuit, wet suits: wetsuits, tee shirt: t-shirt, tee shirts: t-shirts, t shirt: t-shirt, t shirts: "
+    "t-shirts, tshirt: t-shirt, tshirts: t-shirts, back pack: backpack, back packs: backpacks, base ball: "
+    "baseball, air plane: airplane, air planes: airplanes, sun glasses: sunglasses, lap top: laptop, lap tops: "
+    "laptops, motor cycle: motorcycle, motor cycles: motorcycles, bath tub: bathtub, hand bag: handbag, suit "
+    "case: suitcase, suit cases: suitcases, doughnut: donut, doughnuts: donuts, key board: keyboard, tea pot: "
+    "teapot"
+)
 
 # Words that the parser, which was trained on news, mistags in captions, and the common word of the same form that it
 # sees instead.
-STAND_INS: dict[str, str] = {
-    "train": "car",
-    "trains": "cars",
-    "bear": "dog",
-    "bears": "dogs",
-    "sink": "table",
-    "sinks": "tables",
-    "fork": "knife",
-    "forks": "knives",
-    "leaves": "flowers",
-    "kites": "balls",
-    "sidewalk": "street",
-    "sidewalks": "streets",
-    "towel": "shirt",
-    "towels": "shirts",
-    "bench": "table",
-    "benches": "tables",
-    "mirror": "picture",
-    "mirrors": "pictures",
-    "clock": "picture",
-    "clocks": "pictures",
-    "hydrant": "machine",
-    "hydrants": "machines",
-    "extinguisher": "machine",
-    "extinguishers": "machines",
-    "skateboard": "bicycle",
-    "skateboards": "bicycles",
-    "surfboard": "boat",
-    "surfboards": "boats",
-    "snowboard": "boat",
-    "snowboards": "boats",
-    "headboard": "chair",
-    "building": "house",
-    "buildings": "houses",
-    "railing": "fence",
-    "railings": "fences",
-    "oven": "machine",
-    "urinal": "toilet",
-    "urinals": "toilets",
-    "balcony": "house",
-    "napkin": "book",
-    "napkins": "books",
-    "bookshelf": "table",
-    "kitten": "dog",
-    "kittens": "dogs",
-    "puppy": "dog",
-    "puppies": "dogs",
-    "giraffe": "dog",
-    "giraffes": "dogs",
-    "zebra": "dog",
-    "zebras": "dogs",
-    "skateboarder": "man",
-    "skateboarders": "men",
-    "snowboarder": "man",
-    "snowboarders": "men",
-    "skier": "man",
-    "skiers": "men",
-    "surfer": "man",
-    "surfers": "men",
-    "skater": "man",
-    "skaters": "men",
-    "frisbee": "ball",
-    "frisbees": "balls",
-    "donut": "cake",
-    "donuts": "cakes",
-    "broccoli": "rice",
-    "icing": "sugar",
-    "frosting": "sugar",
-    "scaffolding": "metal",
-    "vest": "shirt",
-    "vests": "shirts",
-    "feeder": "box",
-    "laying": "sitting",
-    "lying": "sitting",
-    "grazing": "eating",
-    "graze": "eat",
-}
+STAND_INS = _table(
+    "train: car, trains: cars, bear: dog, bears: dogs, sink: table, sinks: tables, fork: knife, forks: knives, "
+    "leaves: flowers, kites: balls, sidewalk: street, sidewalks: streets, towel: shirt, towels: shirts, bench: "
+    "table, benches: tables, mirror: picture, mirrors: pictures, clock: picture, clocks: pictures, hydrant: "
+    "machine, hydrants: machines, extinguisher: machine, extinguishers: machines, skateboard: bicycle, "
+    "skateboards: bicycles, surfboard: boat, surfboards: boats, snowboard: boat, snowboards: boats, headboard: "
+    "chair, building: house, buildings: houses, railing: fence, railings: fences, oven: machine, urinal: toilet, "
+    "urinals: toilets, balcony: house, napkin: book, napkins: books, bookshelf: table, kitten: dog, kittens: "
+    "dogs, puppy: dog, puppies: dogs, giraffe: dog, giraffes: dogs, zebra: dog, zebras: dogs, skateboarder: man, "
+    "skateboarders: men, snowboarder: man, snowboarders: men, skier: man, skiers: men, surfer: man, surfers: men, "
+    "skater: man, skaters: men, frisbee: ball, frisbees: balls, donut: cake, donuts: cakes, broccoli: rice, "
+    "icing: sugar, frosting: sugar, scaffolding: metal, vest: shirt, vests: shirts, feeder: box, laying: sitting, "
+    "lying: sitting, grazing: eating, graze: eat"
+)

@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sgpipe.stages.parse.grammar.clauses import (
+    coordinated,
     governor,
+    head_noun,
     is_copula,
+    is_entity,
     is_passive,
     modified,
     objects,
     person_meant,
+    phrase,
     points_back,
     referents,
     subjects,
 )
 from sgpipe.stages.parse.grammar.clauses import owner as owner_of
-from sgpipe.stages.parse.grammar.entities import coordinated, head_noun, is_entity, phrase
 from sgpipe.stages.parse.grammar.lexicon import (
     BODY_PARTS,
     CLOTHES,

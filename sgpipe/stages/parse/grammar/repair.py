@@ -10,7 +10,7 @@ part resolves most cases that are ambiguous to the parser but not to a reader.
 
 from __future__ import annotations
 
-from sgpipe.stages.parse.grammar.entities import singular
+from sgpipe.stages.parse.grammar.clauses import singular
 from sgpipe.stages.parse.grammar.lexicon import (
     ANIMALS,
     ANIMATE_VERBS,

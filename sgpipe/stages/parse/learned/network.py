@@ -2,7 +2,7 @@
 
 The result of a caption does not depend on the captions of its batch, bit for bit: all captions are rows of the same
 matrices, thinc's product (BLIS) computes each row in the same order of operations for any number of rows, and
-everything else is computed element by element or per caption. See `spacy_model`. numpy's product is not used.
+everything else is computed element by element or per caption. See `rules`. numpy's product is not used.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from spacy.language import Language
 
 from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.stages.parse.grounding import Texts, ground
+from sgpipe.stages.parse.rules import analyse, load_model
 from sgpipe.stages.parse.seq2seq import read_graph
-from sgpipe.stages.parse.spacy_model import analyse, load_model
 
 
 @pytest.fixture(scope="module")

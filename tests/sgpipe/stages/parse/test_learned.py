@@ -10,7 +10,7 @@ from sgpipe.recipe import ParseConfig
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.stages.parse.learned.features import FARTHEST, pair_features, split_predicate
 from sgpipe.stages.parse.learned.parser import LearnedParser, read_sentences
-from sgpipe.stages.parse.parser import CaptionParser, load_parser, parser_identity
+from sgpipe.stages.parse.stage import CaptionParser, load_parser, parser_identity
 from tests.sgpipe.stages.parse.test_parse import CAPTIONS, HOSTILE, RANDOM_WORDS
 
 
@@ -33,7 +33,7 @@ def test_the_identity_names_its_weights(tmp_path, monkeypatch):
     named = parser_identity(ParseConfig(parser="learned"))
     assert named["learned"].startswith("sha256:")
     (tmp_path / "config.json").write_text("{}")
-    monkeypatch.setattr("sgpipe.stages.parse.parser.WEIGHTS", tmp_path)
+    monkeypatch.setattr("sgpipe.stages.parse.stage.WEIGHTS", tmp_path)
     assert parser_identity(ParseConfig(parser="learned"))["learned"] != named["learned"]
     assert isinstance(parser_identity(ParseConfig()), str)
 

@@ -14,11 +14,10 @@ from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import ParseConfig, Requests
 from sgpipe.records import Caption, Record
 from sgpipe.stages.endpoint.cache import CacheFolder, RequestCache
-from sgpipe.stages.parse import llm, rules, spacy_model
+from sgpipe.stages.parse import llm, rules
 from sgpipe.stages.parse.grammar.tree import clean
 from sgpipe.stages.parse.llm import LlmParser
-from sgpipe.stages.parse.parser import CaptionParser
-from sgpipe.stages.parse.stage import ParseStage
+from sgpipe.stages.parse.stage import CaptionParser, ParseStage
 from tests.endpoint_server import Answerer, EndpointServer, scripted
 from tests.parity.parser import load, predict
 
@@ -35,7 +34,7 @@ CAPTIONS = list(GOLD)
 @pytest.fixture(autouse=True, scope="module")
 def one_spacy_model() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        once = cache(spacy_model.load_model)
+        once = cache(rules.load_model)
         for module in (llm, rules):
             patch.setattr(module, "load_model", once)
         yield

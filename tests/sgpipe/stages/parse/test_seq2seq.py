@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.stages.parse import seq2seq
-from sgpipe.stages.parse.parser import check_parser
 from sgpipe.stages.parse.seq2seq import PREFIX, Seq2SeqParser
+from sgpipe.stages.parse.stage import ParseStage
 
 GRAPHS = {
     "a man riding a horse": "( man , ride , horse )",
@@ -82,23 +82,23 @@ def test_what_is_written_does_not_depend_on_other_captions(parser: Seq2SeqParser
 
 
 def test_the_model_is_checked_before_the_work(checkpoint: Path) -> None:
-    check_parser(config(checkpoint))
+    ParseStage(config(checkpoint)).check()
 
 
 def test_no_model_is_named() -> None:
     with pytest.raises(UserError, match=r"^parse.model is not set: parse.parser=seq2seq needs the name of a model$"):
-        check_parser(ParseConfig(parser="seq2seq"))
+        ParseStage(ParseConfig(parser="seq2seq")).check()
 
 
 def test_no_such_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        check_parser(config(tmp_path / "none"))
+        ParseStage(config(tmp_path / "none")).check()
 
 
 def test_another_kind_of_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     with pytest.raises(UserError, match=r"is a bert, not a sequence-to-sequence language model$"):
-        check_parser(config(tmp_path))
+        ParseStage(config(tmp_path)).check()
 
 
 @pytest.mark.parametrize(

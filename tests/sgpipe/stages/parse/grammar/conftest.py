@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sgpipe.stages.parse.parser import CaptionParser
+from sgpipe.stages.parse.stage import CaptionParser
 
 Triples = Callable[[str], list[tuple[str, str, str]]]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sgpipe.stages.parse.grammar.entities import coordinated, head_noun, phrase, singular
+from sgpipe.stages.parse.grammar.clauses import coordinated, head_noun, phrase, singular
 from sgpipe.stages.parse.grammar.tree import Tree
 
 

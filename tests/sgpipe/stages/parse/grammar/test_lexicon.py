@@ -3,7 +3,7 @@
 import pytest
 
 from sgpipe.stages.parse.grammar import lexicon
-from sgpipe.stages.parse.grammar.entities import singular
+from sgpipe.stages.parse.grammar.clauses import singular
 from sgpipe.stages.parse.grammar.lexicon import EXPRESSIONS, SPELLINGS, STAND_INS
 from sgpipe.utils.lemmas import verb_lemma
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sgpipe.stages.parse.grammar.relations import relations
 from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.tree import Tree, tokenise
-from sgpipe.stages.parse.spacy_model import load_model
+from sgpipe.stages.parse.rules import load_model
 
 WORDS = "man dogs a riding standing on in with of it them that covered and to wearing shirt his people 's field each"
 TAGS = "NN NNS VB VBG VBN VBZ VBD IN DT JJ RB RP PRP PRP$ WDT TO CC EX"
