@@ -118,9 +118,7 @@ class Trainer:
         """
         self.position, tensors = read_state(checkpoint)
         if self.position.best_by != self.best_by:  # scores by another measure cannot be compared
-            unknown = self.position.best_by is None and self.benchmark is None  # 0.1 did not store it
-            best = self.position.best if unknown else None
-            self.position = replace(self.position, best=best, best_by=self.best_by)
+            self.position = replace(self.position, best=None, best_by=self.best_by)
         network = self.objective.network
         moments = {name: value for name, value in tensors.items() if not name.startswith(_PARAMETER)}
         state = unflatten(moments, get_optimizer_state_dict(network, self.optimizer, options=_EVERYWHERE))

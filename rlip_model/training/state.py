@@ -139,7 +139,7 @@ def read_position(folder: Path) -> Position:
     """
     try:
         values = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
-        missing = {f.name for f in fields(Position)} - values.keys() - {"best_by"}
+        missing = {f.name for f in fields(Position)} - values.keys()
         if missing:
             raise ValueError(f"{TRAINING} has no {', '.join(sorted(missing))}")
         return Position(**values)

@@ -110,7 +110,7 @@ def train(
       sgpipe train tagger --miniature --data miniworld-relations/ --out small-tagger/
       sgpipe train tagger --data vg/ --init detector/ --set optimisation.lr=1e-4 --out tagger/
     """
-    from sgpipe.training.display import print_training
+    from sgpipe.training.metrics import print_training
     from sgpipe.training.recipe import load_train_recipe
     from sgpipe.training.run import train as run
     from sgpipe.utils.config_file import changed, parse_set

@@ -33,8 +33,8 @@ from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import HICO
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group
-from sgpipe.training.data.rows import COLUMNS, TrainingRow
-from sgpipe.training.data.training_set import ClosedLabels, TrainingSet, UsableRowGroup, shards_by_split
+from sgpipe.training.data.scan import COLUMNS, ClosedLabels, TrainingSet, UsableRowGroup, shards_by_split
+from sgpipe.training.data.stream import TrainingRow
 from sgpipe.training.recipe import BENCHMARKS, DataConfig, TrainRecipe
 from sgpipe.utils.devices import pick_dtype
 from sgpipe.utils.prefetch import prefetch_generator

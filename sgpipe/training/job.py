@@ -23,7 +23,7 @@ from rlip_model.training.state import Checkpoints, read_position
 from sgpipe.errors import EngineError, UserError
 from sgpipe.training.benchmark import make_benchmark
 from sgpipe.training.data.feed import ShardFeed, WorkerShare
-from sgpipe.training.data.training_set import TrainingSet
+from sgpipe.training.data.scan import TrainingSet
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.metrics import MetricsLog
 from sgpipe.training.recipe import TrainRecipe

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, field_serializer
 
 from rlip_model.losses import LossWeights
 from rlip_model.matcher import MatchingCosts
@@ -46,14 +46,6 @@ class ModelConfig(Config):
     config: dict[str, Any] = Field(
         default_factory=dict, description="settings of the network to change, such as num_queries: 128"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _frozen_in_0_1(cls, values: Any) -> Any:
-        """In recipes that the first versions wrote, null means: only with init."""
-        if isinstance(values, Mapping) and values.get("frozen_norms", True) is None:
-            return {**values, "frozen_norms": values.get("init") is not None}
-        return values
 
 
 class ShardsConfig(Config):
@@ -237,51 +229,6 @@ class TrainRecipe(Config):
     optimisation: Optimisation = Optimisation()
     output: OutputConfig = OutputConfig()
     workers: WorkersConfig = WorkersConfig()
-
-
-# Settings of the data that earlier versions did not have, with what they did.
-_ADDED_DATA: Mapping[str, Any] = {
-    "text_group": None,
-    "limit_seed": None,
-    "calibration": None,
-    "precision": None,
-    "similar_shapes": False,
-}
-
-
-def in_todays_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity of a training that an earlier version started, with the values of settings that it did not have."""
-    model, data = identity["model"], identity["data"]
-    frozen = model["init"] is not None if model["frozen_norms"] is None else model["frozen_norms"]
-    parts = {name: [{"limit": None, "limit_seed": None, **part} for part in data[name]] for name in ("train", "val")}
-    return {
-        **identity,
-        "model": {**model, "frozen_norms": frozen},
-        "data": {**_ADDED_DATA, **data, **parts},
-        "loss": {**LossConfig().model_dump(include={"costs", "dense", "only_boxes"}), **identity["loss"]},
-        "optimisation": _length(identity["optimisation"]),
-    }
-
-
-def _length(optimisation: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the optimiser, without how long it trains if that decides nothing else.
-
-    With the step schedule, a training may be extended by more epochs or steps; with cosine, its length is that of the
-    decay.
-    """
-    settings = {"steps": None, **optimisation}
-    unused = {"epochs", "steps"} if settings["schedule"] == "step" else {"epochs"} if settings["steps"] else set()
-    return {name: value for name, value in settings.items() if name not in unused}
-
-
-def as_started(recipe: TrainRecipe, identity: Mapping[str, Any]) -> TrainRecipe:
-    """The recipe with which a training that an earlier version started goes on as it began."""
-    if "text_group" in identity["data"]:
-        return recipe
-    frozen = in_todays_settings(identity)["model"]["frozen_norms"]
-    model = recipe.model.model_copy(update={"frozen_norms": frozen})
-    data = recipe.data.model_copy(update={"text_group": None})
-    return recipe.model_copy(update={"model": model, "data": data})
 
 
 def train_recipe_folder() -> Path:

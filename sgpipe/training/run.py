@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,11 @@ from sgpipe.files.stored_files import stored_sha256
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
 from sgpipe.training.benchmark import check_benchmark
-from sgpipe.training.data.scan import scan_training, scan_validation
-from sgpipe.training.data.training_set import TrainingSet, data_warnings
-from sgpipe.training.display import TrainingDisplay, TrainSummary
+from sgpipe.training.data.scan import TrainingSet, data_warnings, scan_training, scan_validation
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, run_job
-from sgpipe.training.metrics import read_metrics
-from sgpipe.training.recipe import BENCHMARKS, TrainRecipe, WorkersConfig, as_started, in_todays_settings
+from sgpipe.training.metrics import TrainingDisplay, TrainSummary, read_metrics
+from sgpipe.training.recipe import TrainRecipe, WorkersConfig
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.config_file import require_loaded
@@ -40,7 +38,6 @@ from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.locking import only_process
 
 _RUN, _RECIPE = "run.json", "recipe.yaml"
-_ROWS = "pictures"  # the number of images, under its name in trainings since 0.1
 
 
 def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None) -> TrainSummary:
@@ -58,7 +55,6 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
     check_devices(workers.device, workers.gpus, workers.count, ("workers.device", "workers.gpus"))
     _make_folder(out)
     with only_process(out / PRIVATE / "lock", out):
-        recipe = _going_on(recipe, out, progress)
         progress.say("reading the shards")
         training = scan_training(recipe.data)
         validation = scan_validation(recipe.data, training)
@@ -145,27 +141,14 @@ def _make_folder(out: Path) -> None:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
 
 
-def _going_on(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainRecipe:
-    """The recipe; of a training in `out` that an earlier version started, with what it did then."""
-    path = out / PRIVATE / _RUN
-    if not path.exists() or not (out / LAST).exists():
-        return recipe
-    started = as_started(recipe, json.loads(path.read_text(encoding="utf-8")))
-    if started != recipe:
-        group, frozen = started.data.text_group, started.model.frozen_norms
-        values = f"data.text_group={json.dumps(group)} and model.frozen_norms={json.dumps(frozen)}"
-        progress.say(f"NOTE: an earlier version started this training: it continues with {values}")
-    return started
-
-
 def _check_identity(job: TrainingJob) -> None:
     """Raises UserError: the folder belongs to a training with other settings."""
     now = json.loads(json.dumps(_identity(job)))
     path = job.private / _RUN
     if path.exists():
-        before = in_todays_settings(json.loads(path.read_text(encoding="utf-8")))
+        before = json.loads(path.read_text(encoding="utf-8"))
         if before != now and job.checkpoints.latest():
-            raise settings_changed(job.out, _as_shown(before), _as_shown(now))
+            raise settings_changed(job.out, before, now)
         if before != now:  # nothing has been trained yet: create the network again
             for folder in job.private.glob(f"{job.initial_model.name}*"):
                 shutil.rmtree(folder)
@@ -185,11 +168,18 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
         recipe["data"]["calibration"] = stored_sha256(job.recipe.data.calibration)
     sets = {"training": job.training_set, "validation": job.validation_set}
     rows = {name: each.rows if each else 0 for name, each in sets.items()}
-    return in_todays_settings({"sgpipe": __version__, **recipe, _ROWS: rows})
+    recipe["optimisation"] = _without_length(recipe["optimisation"])
+    return {"sgpipe": __version__, **recipe, "images": rows}
 
 
-def _as_shown(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {"images" if key == _ROWS else key: value for key, value in identity.items()}
+def _without_length(optimisation: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings without how long the training is, unless that decides more.
+
+    With the step schedule, a training can be extended; with cosine, its length is that of the decay.
+    """
+    by_steps = optimisation["schedule"] == "step"
+    unused = {"epochs", "steps"} if by_steps else {"epochs"} if optimisation["steps"] else set()
+    return {name: value for name, value in optimisation.items() if name not in unused}
 
 
 def _content(run: Path) -> str:
@@ -205,7 +195,6 @@ def _summarise(job: TrainingJob) -> TrainSummary:
     steps = [row for row in rows if row["event"] == "step"]
     validations = [row for row in rows if row["event"] == "validation"]
     best_by = position.best_by or job.recipe.output.best  # of a finished training, the measure that chose
-    unknown = position.best_by is None and best_by in BENCHMARKS  # 0.1 did not store it, and had none of these
     tied = _tied([row[best_by] for row in validations if best_by in row])
     return TrainSummary(
         job.out,
@@ -215,7 +204,7 @@ def _summarise(job: TrainingJob) -> TrainSummary:
         job.training_set.rows,
         steps[-1] if steps else {},
         validations[-1] if validations else {},
-        None if unknown else position.best,
+        position.best,
         best_by,
         job.out / (BEST if tied is None and (job.out / BEST).exists() else LAST),
         tied,

@@ -24,9 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.objective import HEAVY, Objective
 from sgpipe.errors import DivergedError, EngineError, UserError
-from sgpipe.training.display import TrainingDisplay
 from sgpipe.training.job import TrainingJob, run_job
-from sgpipe.training.metrics import METRICS
+from sgpipe.training.metrics import METRICS, TrainingDisplay
 from sgpipe.training.recipe import WorkersConfig
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress

@@ -21,8 +21,8 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageRoots
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.storage.manifest import image_indexes
+from sgpipe.training.data.scan import TrainingSet
 from sgpipe.training.data.stream import StepPart, StepStream, TrainingItem, TrainingStep
-from sgpipe.training.data.training_set import TrainingSet
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.prefetch import prefetch_generator, start_early
 

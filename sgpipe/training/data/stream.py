@@ -1,5 +1,9 @@
 """The steps of a training or a validation: which images, their annotations, and the label texts of each image.
 
+Row groups are shuffled. A window of several row groups is in memory at a time, and its rows are shuffled together.
+Every random choice has its own generator, seeded by what it chooses. So a reader can jump to any position of any
+epoch, and the order does not depend on which worker reads how much.
+
 All workers visit the same rows. A step is cut into groups of images that share one list of texts; the groups do not
 depend on the workers, who choose the same texts and keep their shares of every step.
 """
@@ -7,19 +11,244 @@ depend on the workers, who choose the same texts and keep their shares of every 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import accumulate, chain, islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from rlip_model.text import NO_OBJECTS
-from rlip_model.training.annotations import SceneAnnotation
+from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
 from rlip_model.training.sampling import LabelVocabulary, NegativeSampling, Strategy, Texts, extend, union
+from sgpipe.calibration import Thresholds
 from sgpipe.errors import UserError
-from sgpipe.training.data.order import Epoch, generator, one_pass, shuffled_epoch
-from sgpipe.training.data.rows import TrainingRow, iter_epoch, scene_graph
-from sgpipe.training.data.training_set import ClosedLabels, TrainingSet
+from sgpipe.files.remote import uri_of
+from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
+from sgpipe.training.data.scan import COLUMNS, ClosedLabels, TrainingFilter, TrainingSet, UsableRowGroup
 from sgpipe.training.recipe import DataConfig
+from sgpipe.utils.prefetch import prefetch
+
+_FETCHED = 8  # row groups of a store at once
+_SHAPES_PER_OCTAVE = 8  # aspect ratios that differ by less than 9% may count as equal
+
+
+def generator(*key: object) -> random.Random:
+    """A random generator seeded by the key, the same on every machine."""
+    return random.Random(" ".join(map(str, key)))
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A visit to `rows` of the usable rows of a row group (an index into those of the training set)."""
+
+    row_group: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Visits, grouped into windows.
+
+    Args:
+        window: visits per window.
+        key: seeds the generators that shuffle windows; None: rows stay in the order of the shards.
+        step: rows per step, if those of a step are to be similar.
+    """
+
+    visits: tuple[Visit, ...]
+    window: int
+    key: str | None
+    step: int | None = None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._ends[-1] if self.visits else 0
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Number of rows up to the end of each window."""
+        rows = [sum(visit.rows for visit in self.visits[at : at + self.window]) for at in self._starts]
+        return list(accumulate(rows))
+
+    @property
+    def _starts(self) -> range:
+        return range(0, len(self.visits), self.window)
+
+    def find(self, position: int) -> tuple[int, int]:
+        """The window that contains the row at this position, and the row's position in the window."""
+        window = bisect_right(self._ends, position)
+        return window, position - (self._ends[window - 1] if window else 0)
+
+    def visits_of(self, window: int) -> Sequence[Visit]:
+        """The visits of a window; empty after the last window."""
+        return self.visits[window * self.window : (window + 1) * self.window]
+
+    def order(
+        self, window: int, usable: Sequence[Sequence[int]], shapes: Sequence[np.ndarray] = ()
+    ) -> list[tuple[int, int]]:
+        """The rows of a window in order, as (index of the visit in the window, row of its table).
+
+        Args:
+            usable: for each visit, the usable rows of its table.
+            shapes: for each visit, a number for each row of its table, equal for similar rows; needed with `step`.
+        """
+        if self.key is None:
+            return [(visit, row) for visit, rows in enumerate(usable) for row in rows]
+        rng = generator("window", self.key, window)
+        drawn = [
+            (index, row)
+            for index, (visit, rows) in enumerate(zip(self.visits_of(window), usable, strict=True))
+            for row in (rows if visit.rows == len(rows) else rng.sample(rows, visit.rows))
+        ]
+        rng.shuffle(drawn)
+        return drawn if self.step is None else self._similar(window, drawn, shapes, rng)
+
+    def _similar(
+        self, window: int, drawn: list[tuple[int, int]], shapes: Sequence[np.ndarray], rng: random.Random
+    ) -> list[tuple[int, int]]:
+        """The rows sorted by shape, cut into steps, and the steps shuffled. Steps of two windows stay as drawn."""
+        assert self.step is not None
+        first = min(-(self._ends[window - 1] if window else 0) % self.step, len(drawn))
+        last = len(drawn) - (len(drawn) - first) % self.step
+        inner = sorted(drawn[first:last], key=lambda place: float(shapes[place[0]][place[1]]))
+        steps = [inner[at : at + self.step] for at in range(0, len(inner), self.step)]
+        rng.shuffle(steps)
+        return [*drawn[:first], *chain.from_iterable(steps), *drawn[last:]]
+
+
+def one_pass(training_set: TrainingSet) -> Epoch:
+    """All usable rows once, in the order of the shards, whatever the weights of the folders."""
+    return Epoch(tuple(Visit(index, each.rows) for index, each in enumerate(training_set.row_groups)), 1, None)
+
+
+def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int, step: int | None = None) -> Epoch:
+    """A shuffled epoch that passes over every folder as often as its weight says.
+
+    With weight 2.5, an epoch visits all rows of a row group twice and half of them a third time; the half differs
+    between epochs. The number of rows is the same in every epoch.
+
+    Args:
+        step: see `Epoch`.
+    """
+    rng = generator("visits", seed, epoch)
+    visits = []
+    for index, folder in enumerate(training_set.folders):
+        own = [Visit(number, each.rows) for number, each in enumerate(training_set.row_groups) if each.folder == index]
+        rng.shuffle(own)
+        whole = int(folder.weight)
+        visits += own * whole + _fraction(own, folder.weight - whole)
+    rng.shuffle(visits)
+    return Epoch(tuple(visits), window, f"{seed} {epoch}", step)
+
+
+def _fraction(visits: Sequence[Visit], fraction: float) -> list[Visit]:
+    """The same visits to a fraction of the rows, rounded so that the sum is the fraction of all rows."""
+    ends = [round(end * fraction) for end in accumulate((visit.rows for visit in visits), initial=0)]
+    parts = [Visit(visit.row_group, end - start) for visit, start, end in zip(visits, ends, ends[1:], strict=False)]
+    return [part for part in parts if part.rows]
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """A row of a table in memory.
+
+    Args:
+        index: of the row in the table.
+        folder: index into the folders of the training set.
+    """
+
+    table: pa.Table
+    index: int
+    folder: int
+
+    def values(self) -> dict[str, Any]:
+        """All columns but the image."""
+        return self.table.select(COLUMNS).slice(self.index, 1).to_pylist()[0]
+
+    def embedded(self) -> bytes | None:
+        """The image file, if the shard contains it."""
+        if IMAGE_COLUMN not in self.table.column_names:
+            return None
+        return (self.table[IMAGE_COLUMN][self.index].as_py() or {}).get("bytes")
+
+
+def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> Iterator[TrainingRow]:
+    """The rows of an epoch from a position on; earlier windows are not read.
+
+    Raises:
+        UserError: a shard is missing or damaged, or has changed since the scan.
+        StoreError: the store that it is in cannot be reached.
+    """
+    window, skipped = epoch.find(position)
+    with closing(_read_windows(training_set, epoch, window)) as windows:
+        for groups, tables in windows:
+            usable = [
+                _usable_rows(table, group, training_set.threshold) for table, group in zip(tables, groups, strict=True)
+            ]
+            shapes = [_aspect_ratios(table) for table in tables] if epoch.step is not None else []
+            for visit, index in epoch.order(window, usable, shapes)[skipped:]:
+                yield TrainingRow(tables[visit], index, groups[visit].folder)
+            window, skipped = window + 1, 0
+
+
+def _read_windows(
+    training_set: TrainingSet, epoch: Epoch, window: int
+) -> Generator[tuple[list[UsableRowGroup], list[pa.Table]], None, None]:
+    """The row groups of each window from this one on. Threads read those in a store while the last window is used."""
+    groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits[window * epoch.window :]]
+    threads = _FETCHED if any(uri_of(folder.root) for folder in training_set.folders) else 0
+    with prefetch(_read, groups, threads, epoch.window + 1) as tables:
+        for start in range(0, len(groups), epoch.window):
+            yield groups[start : start + epoch.window], list(islice(tables, epoch.window))
+
+
+def _read(group: UsableRowGroup) -> pa.Table:
+    return read_row_group(Path(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
+
+
+def _usable_rows(table: pa.Table, row_group: UsableRowGroup, threshold: Thresholds) -> list[int]:
+    rows = TrainingFilter(table, threshold).usable_rows
+    if row_group.kept is not None:
+        kept = np.unpackbits(np.frombuffer(row_group.kept, np.uint8), count=len(table))
+        rows = rows[kept[rows] == 1]
+    if len(rows) < row_group.rows:
+        raise UserError(f"shard {row_group.file} has changed since the training started; start it again")
+    return rows[: row_group.rows].tolist()
+
+
+def _aspect_ratios(table: pa.Table) -> np.ndarray:
+    """`[rows]`: the rounded logarithm of width / height; 0 where there is no size."""
+    width, height = (pc.fill_null(table[name], 1).to_numpy().clip(1) for name in ("width", "height"))
+    return np.round(_SHAPES_PER_OCTAVE * np.log2(width / height))
+
+
+def scene_graph(values: Mapping[str, Any], threshold: Thresholds) -> SceneAnnotation:
+    """The usable part of a row: objects that are not crowds, and confident relations between them.
+
+    Boxes are xywh in pixels of the original image. An object's id is its index in the row.
+
+    Args:
+        threshold: minimum confidence of a relation.
+    """
+    objects = tuple(
+        SceneObject(index, item["category"], tuple(item["bbox"]))
+        for index, item in enumerate(values["objects"] or ())
+        if not item["iscrowd"]
+    )
+    kept = {item.object_id for item in objects}
+    relations = tuple(
+        SceneRelation(item["subject"], item["object"], item["predicate"], item["confidence"])
+        for item in values["relations"] or ()
+        if item["subject"] in kept and item["object"] in kept and threshold.keeps(item["predicate"], item["confidence"])
+    )
+    return SceneAnnotation(values["image_id"], objects, relations)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,9 @@ from sgpipe.files.object_store import ObjectInfo, StorePath
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
-from sgpipe.training.data import rows as data_rows
-from sgpipe.training.data.order import one_pass, shuffled_epoch
-from sgpipe.training.data.rows import iter_epoch
-from sgpipe.training.data.scan import scan_training
-from sgpipe.training.data.stream import StepStream
-from sgpipe.training.data.training_set import UsableRowGroup
+from sgpipe.training.data import stream as data_rows
+from sgpipe.training.data.scan import UsableRowGroup, scan_training
+from sgpipe.training.data.stream import StepStream, iter_epoch, one_pass, shuffled_epoch
 from sgpipe.training.recipe import ShardsConfig
 from tests.integration.faults.test_view_store import upload
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record

@@ -1,7 +1,6 @@
 """The score of a benchmark in validation is that of `sgpipe predict` and `sgpipe eval`, whoever computes it."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -87,18 +86,6 @@ def test_the_score_is_that_of_predict_and_eval(hico_run: Path, trained: Path, tm
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output
     assert json.loads(scored.read_text())["summary"]["mAP"] == row["hico"]
-
-
-def test_a_score_of_an_earlier_version_is_not_taken_for_a_benchmarks(
-    hico_run: Path, trained: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(trained, tmp_path / "out", symlinks=True)
-    place = (tmp_path / "out" / "last" / TRAINING).resolve()
-    position = json.loads(place.read_text()) | {"best": 0.9}  # of ap, which 0.1 did not say
-    del position["best_by"]
-    place.write_text(json.dumps(position))
-    summary = train(still(hico_run), tmp_path / "out", QUIET)
-    assert (summary.best, summary.best_by) == (None, "hico")
 
 
 def test_open_images_score_is_that_of_eval(hico_run: Path, trained: Path, tmp_path: Path) -> None:
@@ -203,8 +190,3 @@ def test_scene_graphs_need_a_network_that_classifies_subjects(hico_run: Path) ->
     assert validation is not None
     with pytest.raises(UserError, match="needs a network that classifies subjects"):
         Benchmark("openimages", target, recipe.data, validation, 4)
-
-
-def test_recipes_of_benchmarks_choose_by_them() -> None:
-    best = {name: load_train_recipe(name).output.best for name in ("hico", "hico-uc-rf", "openimages", "pretrain")}
-    assert best == {"hico": "hico", "hico-uc-rf": "hico", "openimages": "openimages", "pretrain": "ap"}

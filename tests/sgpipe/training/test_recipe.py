@@ -9,7 +9,6 @@ from sgpipe.training.data.scan import scan_training
 from sgpipe.training.job import TrainingJob
 from sgpipe.training.recipe import (
     TrainRecipe,
-    in_todays_settings,
     load_train_recipe,
     shards_options,
     train_recipe_folder,
@@ -92,14 +91,6 @@ def test_settings_shared_by_all_recipes(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_comment_says_what_a_recipe_needs(name):
-    comment = [line for line in (train_recipe_folder() / f"{name}.yaml").read_text().splitlines() if line[:1] == "#"]
-    text = " ".join(comment)
-    assert 2 <= len(comment) <= 4
-    assert all(word in text for word in ("--data", "--init", "GPUs", "sgpipe import" if name != "pretrain" else "vg"))
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_a_miniature_keeps_the_settings_of_its_recipe(name):
     overlay = yaml.safe_load((train_recipe_folder() / "miniature" / "overlay.yaml").read_text())
     recipe, small = load_train_recipe(name), load_train_recipe(name, miniature=True)
@@ -115,11 +106,6 @@ def test_overrides_beat_the_miniature_and_keep_their_neighbours():
     assert recipe.model.config["num_queries"] == 20
     assert recipe.model.config["decoder_layers"] == 2
     assert recipe.seed == 7
-
-
-def test_learning_rates_can_be_written_without_a_decimal_point():
-    options = load_train_recipe("hico", parse_set(["optimisation.lr=2e-4", "optimisation.batch=8"])).optimisation
-    assert (options.lr, options.batch, options.lr_drop) == (2e-4, 8, 15)
 
 
 def test_augmentation_can_be_changed_or_left_out():
@@ -147,11 +133,6 @@ def test_errors_name_the_setting(assignment, setting):
     with pytest.raises(UserError, match=setting) as caught:
         load_train_recipe("hico", parse_set([assignment]))
     assert "\n" not in str(caught.value)
-
-
-def test_unknown_recipes_list_the_known_ones():
-    with pytest.raises(UserError, match=r"no recipe 'hicco'.*hico, hico-fewshot-1, .*tagger, vcoco\)"):
-        load_train_recipe("hicco")
 
 
 def test_folders_of_shards_have_weights(tmp_path):
@@ -187,22 +168,11 @@ def test_norms_are_frozen_with_and_without_init(init):
     assert load_train_recipe("hico", {"model.init": init, "model.frozen_norms": False}).model.frozen_norms is False
 
 
-def test_recipes_of_the_first_versions_freeze_as_they_did():
-    for init in (None, "start"):
-        old = {"model.init": init, "model.frozen_norms": None}
-        assert load_train_recipe("hico", old).model.frozen_norms is (init is not None)
-
-
 def test_label_texts_are_those_of_one_gpu_as_published():
     groups = {name: load_train_recipe(name).data.text_group for name in NAMES}
     assert {name: group for name, group in groups.items() if group} == {"pretrain": 4, "tagger": 4}
     assert all(load_train_recipe(name).data.labels == "full" for name, group in groups.items() if not group)
     assert {load_train_recipe(name, miniature=True).data.text_group for name in NAMES} == {None}
-
-
-@pytest.mark.parametrize("seed", [0, 20240131, 2**31, 2**32, 2**63 - 1, 2**63])
-def test_seeds_up_to_2_to_the_63(seed):
-    assert load_train_recipe("hico", {"seed": seed}).seed == seed
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63 + 1, 2**64])
@@ -223,5 +193,4 @@ def test_a_training_with_another_calibration_is_another_one(tmp_path):
     first, second, copy, without = found
     assert copy == first
     assert [line.partition(":")[0] for line in differences(first, second)] == ["data.calibration"]
-    old = {**without, "data": {k: v for k, v in without["data"].items() if k not in ("calibration", "precision")}}
-    assert in_todays_settings(old) == without
+    assert without["data"]["calibration"] is None

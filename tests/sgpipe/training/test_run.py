@@ -1,7 +1,6 @@
 """Trainings with one process: their files, how they resume, and which folders they refuse."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -15,7 +14,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -30,20 +28,15 @@ from sgpipe.stages.tag.stage import TagStage
 from sgpipe.storage.shards import iter_records
 from sgpipe.training.job import _BOX_PARTS
 from sgpipe.training.metrics import read_metrics
-from sgpipe.training.recipe import TrainRecipe, load_train_recipe
-from sgpipe.training.run import train
-from sgpipe.utils.console import Progress
-from sgpipe.utils.locking import only_process
+from sgpipe.training.recipe import TrainRecipe
 from tests.sgpipe.training.trainings import (
     EPOCHS,
-    QUIET,
     SIZES,
     STEPS,
     command,
     curve,
     different,
     make_run,
-    recipe,
     steps,
     training,
     weights,
@@ -271,15 +264,6 @@ def test_before_the_first_checkpoint_all_settings_may_change(
     assert ParSeDA.from_pretrained(tmp_path / "out" / "last").config.num_queries == 20
 
 
-def test_only_one_training_at_a_time(drawn_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "out" / ".training").mkdir(parents=True)
-    with (
-        only_process(tmp_path / "out" / ".training" / "lock", tmp_path / "out"),
-        pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
-    ):
-        training(drawn_run, tmp_path / "out")
-
-
 def test_other_folders_are_refused(drawn_run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
@@ -300,60 +284,6 @@ def test_a_training_starts_from_an_existing_network(drawn_run: Path, trained_tag
     training(drawn_run, tmp_path / "out", model__init=str(trained_tagger), **still, optimisation__epochs=1)
     before, after = (RTagger.from_pretrained(path).state_dict() for path in (init, tmp_path / "out" / "last"))
     assert not different(after, before)
-
-
-@pytest.mark.slow
-def test_an_existing_network_can_lose_queries(drawn_run: Path, trained_detector: Path, tmp_path: Path) -> None:
-    still = {"optimisation__lr": 0, "optimisation__lr_backbone": 0, "optimisation__lr_text": 0}
-    settings = {"model__init": str(trained_detector / "last"), "model__config": {**SIZES, "num_queries": 8}}
-    training(drawn_run, tmp_path / "small", "pretrain", optimisation__epochs=1, **settings, **still)
-    large, small = (ParSeDA.from_pretrained(out / "last") for out in (trained_detector, tmp_path / "small"))
-    assert small.config.num_queries == 8
-    kept = large.queries.anchors.weight[[0, 1, 2, 3, 8, 9, 10, 11]]
-    assert small.queries.anchors.weight.equal(kept)
-
-
-def test_a_miniature_training_has_no_note_on_small_vocabularies(drawn_run: Path, tmp_path: Path) -> None:
-    console = Console(record=True, width=300)
-    train(recipe(drawn_run, data__negative_texts=5000, optimisation__epochs=1), tmp_path / "out", Progress(console))
-    written = console.export_text()
-    assert "reading the shards" in written
-    assert "so every step compares its images with all of them" not in written
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe_of", ["command", "folder"])
-def test_a_training_of_an_earlier_version_goes_on_as_it_began(
-    drawn_run: Path, trained_tagger: Path, tmp_path: Path, killed_at: Callable[[int], None], recipe_of: str
-) -> None:
-    """Before `data.text_group`, texts were those of the step, and norms were frozen only with init."""
-    init, out = str(trained_tagger / "best"), tmp_path / "out"
-    begun = {"model__init": init, "output__checkpoint_every": 1}
-    training(drawn_run, tmp_path / "whole", **begun, data__text_group=None, model__frozen_norms=True)
-    killed_at(3)
-    with pytest.raises(KilledError):
-        training(drawn_run, out, **begun, data__text_group=None, model__frozen_norms=True)
-    killed_at(0)
-    for path, read, write in (
-        (out / ".training" / "run.json", json.loads, json.dumps),
-        (out / "recipe.yaml", yaml.safe_load, yaml.safe_dump),
-    ):
-        written = read(path.read_text())
-        for part in (written["data"], *written["data"]["train"], *written["data"]["val"]):
-            del part["limit_seed"]
-        del written["data"]["train"][0]["limit"], written["data"]["text_group"]
-        written["model"]["frozen_norms"] = None
-        path.write_text(write(written))
-    console = Console(record=True, width=300)
-    if recipe_of == "folder":
-        train(load_train_recipe(str(out / "recipe.yaml")), out, Progress(console))
-    else:
-        train(recipe(drawn_run, **begun, data__text_group=2), out, Progress(console))
-        assert "continues with data.text_group=null and model.frozen_norms=true" in console.export_text()
-    assert not different(weights(out), weights(tmp_path / "whole"))
-    train(recipe(drawn_run, **begun, model__frozen_norms=True), out, QUIET)  # from now on it has today's settings
-    with pytest.raises(UserError, match=r"data\.text_group: None then, 2 now"):
-        train(recipe(drawn_run, **begun, data__text_group=2, model__frozen_norms=True), out, QUIET)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from sgpipe.training.recipe import load_train_recipe
 from sgpipe.training.run import train
 from tests.rlip_model.training.worlds import network
 from tests.sgpipe.training.test_run import KilledError, killed_at
-from tests.sgpipe.training.trainings import QUIET, curve, different, make_run, recipe, steps, training, weights
+from tests.sgpipe.training.trainings import QUIET, curve, different, recipe, steps, training, weights
 
 __all__ = ["killed_at"]
 
@@ -97,14 +97,3 @@ def test_matching_costs_are_those_of_the_recipe() -> None:
     assert isinstance(criterion, DetectionCriterion)
     assert criterion.costs == MatchingCosts(box=7)
     assert load_train_recipe("pretrain").loss.costs == MatchingCosts()
-
-
-def test_a_training_of_an_earlier_version_has_no_steps(drawn_run: Path, tmp_path: Path) -> None:
-    training(drawn_run, tmp_path / "out", optimisation__epochs=1)
-    path = tmp_path / "out" / ".training" / "run.json"
-    written = json.loads(path.read_text())
-    del written["optimisation"]["steps"], written["loss"]["costs"]
-    path.write_text(json.dumps(written))
-    assert training(drawn_run, tmp_path / "out", optimisation__epochs=1).steps == 3
-    with pytest.raises(UserError, match=r"data\.train"):
-        training(make_run(tmp_path, seed=1), tmp_path / "out", optimisation__epochs=1)

@@ -16,8 +16,7 @@ from torch import Tensor
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import VisualGenome
-from sgpipe.training.display import TrainSummary
-from sgpipe.training.metrics import read_metrics
+from sgpipe.training.metrics import TrainSummary, read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
 from sgpipe.training.run import train
 from sgpipe.utils.console import Progress

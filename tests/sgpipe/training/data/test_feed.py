@@ -195,13 +195,6 @@ def test_a_batch_may_lose_all_its_images(tmp_path):
     assert plain_steps(again[2:]) == plain_steps(whole[2:])
 
 
-def test_many_missing_images_do_not_end_the_training_if_others_are_readable(tmp_path):
-    records = [plain_record(str(n)) for n in range(80)]
-    config = make_run(tmp_path, records, spoilt={str(n): None for n in range(0, 80, 2)})
-    read = [batch for [batch] in training(feed(config, batch=8), 10)]
-    assert (sum(map(len, read)), sum(batch.skipped for batch in read)) == (40, 40)
-
-
 @pytest.mark.parametrize("count", [5, 60])
 def test_a_wrong_image_folder_ends_the_training(tmp_path, count):
     config = make_run(tmp_path, [plain_record(str(n)) for n in range(count)])
@@ -221,10 +214,6 @@ def test_a_validation_reads_every_image_once_unchanged(config, world):
     ids = [image_id for share in shares for batch in share for image_id in batch.image_ids]
     assert len(ids) == len(set(ids)) == rows
     assert {tuple(batch.pixel_values.shape[1:]) for share in shares for batch in share if len(batch)} == {(3, 32, 48)}
-
-
-def test_without_a_validation_set_there_is_no_validation(config):
-    assert feed(config, val=()).validation() is None
 
 
 def test_a_gpu_gets_the_same_batches_from_pinned_memory(config, monkeypatch):

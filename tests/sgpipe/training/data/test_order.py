@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.calibration import Thresholds
-from sgpipe.training.data.order import Epoch, one_pass, shuffled_epoch
-from sgpipe.training.data.training_set import ShardFolder, TrainingSet, UsableRowGroup
+from sgpipe.training.data.scan import ShardFolder, TrainingSet, UsableRowGroup
+from sgpipe.training.data.stream import Epoch, one_pass, shuffled_epoch
 
 Sizes = list[list[int]]
 

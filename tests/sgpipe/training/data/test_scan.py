@@ -19,11 +19,9 @@ from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import read_row_group
-from sgpipe.training.data import rows as data_rows
-from sgpipe.training.data.order import one_pass, shuffled_epoch
-from sgpipe.training.data.rows import iter_epoch, scene_graph
-from sgpipe.training.data.scan import scan, scan_training, scan_validation
-from sgpipe.training.data.training_set import TrainingSet, data_warnings
+from sgpipe.training.data import stream as data_stream
+from sgpipe.training.data.scan import TrainingSet, data_warnings, scan, scan_training, scan_validation
+from sgpipe.training.data.stream import iter_epoch, one_pass, scene_graph, shuffled_epoch
 from sgpipe.training.recipe import ShardsConfig
 from tests.endpoint_server import wait_until
 from tests.factories import make_calibration
@@ -123,36 +121,22 @@ def test_the_counts_of_a_random_limit_are_those_of_its_images(tmp_path):
     assert (found.rows, found.error_rows, found.rows_without_relations) == (7, 0, 0)
 
 
-def test_every_epoch_visits_the_images_of_a_random_limit(tmp_path):
-    found = scan([make_run(tmp_path, make_records(60))], 0.2, limit=9, limit_seed=0)
-    for epoch in range(2):
-        visited = [row.values()["image_id"] for row in iter_epoch(found, shuffled_epoch(found, 3, 0, epoch))]
-        assert sorted(visited) == sorted(images(found))
-
-
 def test_threads_read_row_groups_of_a_store_one_window_in_advance(tmp_path, monkeypatch):
     config = data(make_run(tmp_path, [plain_record(str(n)) for n in range(40)], rows=2))
     found = scan_training(config)
     epoch = shuffled_epoch(found, 3, 0, 0)
     read = []
-    original = data_rows._read
-    monkeypatch.setattr(data_rows, "_read", lambda group: read.append(group) or original(group))
+    original = data_stream._read
+    monkeypatch.setattr(data_stream, "_read", lambda group: read.append(group) or original(group))
     expected = [row.values() for row in iter_epoch(found, epoch, 13)]
     assert len(read) == 20 - 2 * 3
     read.clear()
-    monkeypatch.setattr(data_rows, "uri_of", lambda path: f"s3://{path}")
+    monkeypatch.setattr(data_stream, "uri_of", lambda path: f"s3://{path}")
     fetched = iter_epoch(found, epoch, 13)
     assert next(fetched).values() == expected[0]
     wait_until(lambda: len(read) == 2 * 3)
     assert [row.values() for row in fetched] == expected[1:]
     assert len(read) == 20 - 2 * 3
-
-
-def test_a_lower_threshold_replaces_no_more_images_than_it_makes_usable(tmp_path):
-    records = [plain_record(str(number), confidence=0.1 if number == 3 else 0.9) for number in range(20)]
-    config = make_run(tmp_path, records)
-    high, low = (set(images(scan([config], threshold, limit=8, limit_seed=1))) for threshold in (0.2, 0.05))
-    assert len(high & low) >= 7
 
 
 def test_folders_may_have_limits_of_their_own(tmp_path):

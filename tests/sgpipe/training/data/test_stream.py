@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.flip_text import flip_text
 from sgpipe.errors import UserError
-from sgpipe.records import Relation
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.data.stream import StepPart, StepStream, TrainingItem, TrainingStep
-from tests.sgpipe.training.data.runs import NAMES, PREDICATES, data, make_records, make_run, plain_record
+from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
 TEXTS_OF_0_1 = [
     ("car", "dog", "tree", "cup", "right hand", "left hand"),
@@ -115,11 +114,6 @@ def test_the_images_of_a_step_have_similar_shapes(tmp_path, world):
     assert len({step[0].size for step in steps[:5]}) > 1
 
 
-def test_epochs_and_seeds_differ(config):
-    orders = [ids(first(stream(config, seed=seed), 10, epoch)) for seed in (0, 1) for epoch in (0, 1)]
-    assert all(one != other for n, one in enumerate(orders) for other in orders[:n])
-
-
 def test_random_choices_stay_as_in_earlier_versions(config):
     """Otherwise a training that was interrupted before an update would not resume exactly."""
     steps = islice(stream(config).steps(), 3)
@@ -141,14 +135,6 @@ def test_a_limit_keeps_the_first_images(config, limit):
     whole = [item.image_id for step in stream(config, training=False).epoch(0) for item in step.items]
     limited = stream(config, limit=limit, batch=1)
     assert {item.image_id for step in limited.epoch(0) for item in step.items} == set(whole[:limit])
-
-
-def test_weights_decide_how_often_a_folder_is_seen(tmp_path):
-    twice = make_run(tmp_path / "a", [plain_record(f"a{n}") for n in range(10)])
-    half = make_run(tmp_path / "b", [plain_record(f"b{n}") for n in range(10)])
-    configs = [twice.model_copy(update={"weight": 2.0}), half.model_copy(update={"weight": 0.5})]
-    seen = Counter(item.image_id[0] for step in stream(*configs, batch=5).epoch(0) for item in step.items)
-    assert seen == {"a": 20, "b": 5}
 
 
 def test_texts_are_the_names_of_the_step_then_sampled_ones(config):
@@ -225,12 +211,6 @@ def test_with_a_group_for_the_whole_step_texts_stay_as_in_earlier_versions(confi
         assert [plain_step(step) for step in same] == [plain_step(step) for step in steps]
 
 
-def test_closed_labels_need_no_groups(tmp_path):
-    records = [plain_record(str(n), ("on", "left of")[n % 2]) for n in range(20)]
-    config = make_run(tmp_path, records, run={"labels": LABELS})
-    assert all(len(step.parts) == 1 for step in stream(config, labels="full", text_group=1).epoch(0))
-
-
 def test_negative_texts_are_sampled_for_every_step(tmp_path):
     records = [plain_record(f"{n}", f"relation {n % 30}") for n in range(60)]
     config = make_run(tmp_path, records, rows=30)
@@ -238,12 +218,6 @@ def test_negative_texts_are_sampled_for_every_step(tmp_path):
     assert len(drawn) > 50
     unextended = stream(config, batch=1, negative_texts=0).epoch(0)
     assert {len(step.parts[0].texts.relations) for step in unextended} == {1}
-
-
-def test_all_names_are_used_if_there_are_fewer_than_requested(config):
-    for step in stream(config, negative_texts=600, augment=None).epoch(0):
-        assert set(step.parts[0].texts.objects) == {*NAMES, NO_OBJECTS}
-        assert set(step.parts[0].texts.relations) == set(PREDICATES)
 
 
 def test_flips_are_random_per_image_and_change_names(tmp_path):
@@ -283,16 +257,6 @@ def test_an_image_has_at_most_as_many_relations_as_queries(config):
     cut, whole = stream(config, most_relations=2, augment=None), stream(config, augment=None)
     for few, all_ in zip(cut.epoch(0), whole.epoch(0), strict=True):
         assert [relations(item) for item in few.items] == [relations(item)[:2] for item in all_.items]
-
-
-def test_with_closed_labels_relations_are_merged_before_anything_is_cut(tmp_path):
-    records = [plain_record(str(n)) for n in range(4)]
-    for record in records:
-        record.relations = [Relation(*ends, name) for ends in ((0, 1), (1, 0)) for name in ("on", "left of")]
-    config = make_run(tmp_path, records, run={"labels": LABELS})
-    for labels, kept in (("full", 4), ("sampled", 2)):
-        [step] = stream(config, labels=labels, most_relations=2, augment=None).epoch(0)
-        assert {len(item.graph.relations) for item in step.items} == {kept}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
