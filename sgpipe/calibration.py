@@ -21,7 +21,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from sgpipe.errors import UserError
 from sgpipe.files.text_files import read_text
-from sgpipe.recipe import SERVED, UNNAMED_DEFAULTS, UNSCORED, Config, PairConfig, TagConfig
+from sgpipe.recipe import SERVED, UNSCORED, Config, PairConfig, TagConfig
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.atomic import write_text
@@ -193,7 +193,7 @@ class Calibration(Config):
 
     def check_scoring(self, scoring: Mapping[str, Any], place: object) -> None:
         """Raises UserError: what decides confidences in `place` is not what the calibration is for."""
-        if lines := differences(self.tagger, scoring, {"method": UNNAMED_DEFAULTS["tag.method"]}):
+        if lines := differences(self.tagger, scoring, {"method": "rtagger"}):
             listed = "".join(f"\n  {line.replace(' then, ', ' in the calibration, ')}" for line in lines)
             raise UserError(
                 f"the calibration of {self.run!r} does not fit {place}, whose confidences are of another tagger; make "

@@ -191,14 +191,6 @@ class CaptionConfig(Config):
     resources: Resources = Resources()
 
 
-# Settings that recipes and runs of 0.1.0 do not name: their value there (off), and in the packaged recipes since.
-ADDED_SETTINGS: Mapping[str, Any] = {"caption.repetition_penalty": 1.0, "caption.top_k": 0}
-# Settings that an identity does not name as they are by default, because runs of 0.1.0 do not know them.
-UNNAMED_DEFAULTS: Mapping[str, Any] = {"parse.parser": "rules", "tag.method": "rtagger"}
-OFF_BY_DEFAULT: Mapping[str, Any] = {"caption.compile": False, "tag.compile": False}  # likewise
-PUBLISHED_SETTINGS: Mapping[str, Any] = {"caption.repetition_penalty": 1.1, "caption.top_k": 50}
-
-
 class ParseConfig(Config):
     """Captions to relation triplets."""
 

@@ -1,17 +1,17 @@
 """The identity of a run: everything that decides its labels. A changed identity is another run.
 
 Settings that only distribute work (actors, batch sizes, devices) are not part of it. The content of annotation files
-and models is. Runs of earlier versions keep their identity, which lacks the settings that were added since.
+and models is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
 from sgpipe.files.stored_files import stamp_stored, stored_sha256
-from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, SERVED, CaptionConfig, Config, Recipe, TagConfig
+from sgpipe.recipe import SERVED, CaptionConfig, Recipe, TagConfig
 from sgpipe.stages.caption.captioner import settings_of
 from sgpipe.stages.parse.stage import parser_identity
 from sgpipe.storage.source_index import SourceIndex
@@ -21,12 +21,7 @@ from sgpipe.utils.hashing import model_sha256
 STAGES = ("detect", "caption", "parse", "pair", "tag")
 AUTO_ON_CPU = "auto on a CPU"
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
-# Runs of earlier versions do not name these settings: as they are by default, they are not part of an identity.
-_ADDED_SINCE = {
-    "caption": ("endpoint", "system", "compile"),
-    "parse": ("parser", "endpoint"),
-    "tag": ("method", "endpoint", "compile"),
-}
+_OF_SAMPLING = ("repetition_penalty", "top_k")
 _OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk"}
 
 
@@ -44,7 +39,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
         parts["detect"]["detector"] = model_sha256(recipe.detect.detector)
     recipe = recipe.model_copy(update={"caption": settings_of(recipe.caption)})
     for stage in ("caption", "parse", "pair", "tag"):
-        parts[stage] = _settings(getattr(recipe, stage), _ADDED_SINCE.get(stage, ()))
+        parts[stage] = settings_of_stage(recipe, stage)
     parts["parse"]["model"] = parser_identity(recipe.parse)
     if recipe.caption.captioner is None:
         parts["caption"] = {"captioner": None}
@@ -54,8 +49,8 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
             "dtype": _dtype(recipe.caption, "caption" in sharing),
         }
         if recipe.caption.decoding == "beam":
-            for key in ADDED_SETTINGS:  # of sampling
-                del parts["caption"][key.removeprefix("caption.")]
+            for key in _OF_SAMPLING:
+                del parts["caption"][key]
     parts["tag"] |= {"tagger": _model(recipe.tag, "tagger"), "dtype": _dtype(recipe.tag, "tag" in sharing)}
     if recipe.tag.method != "rtagger":
         parts["tag"] = {name: value for name, value in parts["tag"].items() if name not in _OF_RTAGGER}
@@ -63,7 +58,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
         del parts["tag"]["dtype"]
     if not recipe.tag.scores:
         parts["tag"] = {"method": recipe.tag.method}
-    elif recipe.tag.calibration is None:  # runs of earlier versions do not name it
+    elif recipe.tag.calibration is None:
         del parts["tag"]["calibration"], parts["tag"]["precision"]
     else:
         stamp_stored(recipe.tag.calibration)
@@ -85,41 +80,11 @@ def source_identity(indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
 
 
 def settings_of_stage(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """What the recipe says of a stage, by which the same models need not be there any more."""
-    return _settings(getattr(recipe, stage), ())
-
-
-def _settings(config: Config, added: Sequence[str]) -> dict[str, Any]:
-    default = {name for name in added if getattr(config, name) == type(config).model_fields[name].default}
-    settings = config.model_dump(mode="json", exclude=_DISTRIBUTION | default)
+    """Return the settings of a stage that decide its labels; models by name, files by path."""
+    settings: dict[str, Any] = getattr(recipe, stage).model_dump(mode="json", exclude=_DISTRIBUTION)
     if settings.get("endpoint") is not None:
         settings["endpoint"] = SERVED
     return settings
-
-
-def in_todays_settings(before: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity of a run that an earlier version may have started, with the settings that were added since, off."""
-    if not _samples(before):
-        return dict(before)
-    off = {key.removeprefix("caption."): value for key, value in ADDED_SETTINGS.items()}
-    return {**before, "caption": {**off, **before["caption"]}}
-
-
-def as_started(recipe: Recipe, before: Mapping[str, Any]) -> Recipe:
-    """The recipe with which a run that an earlier version started goes on: without what packaged recipes got since."""
-    if not _samples(before):
-        return recipe
-    off = {}
-    for key, value in ADDED_SETTINGS.items():
-        name = key.removeprefix("caption.")
-        if name not in before["caption"] and getattr(recipe.caption, name) == PUBLISHED_SETTINGS[key]:
-            off[name] = value
-    return recipe.model_copy(update={"caption": recipe.caption.model_copy(update=off)}) if off else recipe
-
-
-def _samples(identity: Mapping[str, Any]) -> bool:
-    """Whether the captions of a run are sampled."""
-    return identity.get("caption", {}).get("decoding") == "nucleus"
 
 
 def _model(config: CaptionConfig | TagConfig, setting: str) -> str | None:

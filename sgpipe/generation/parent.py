@@ -16,9 +16,9 @@ from sgpipe.errors import StoreError, UserError
 from sgpipe.files.locations import Location, read_bytes, sizes
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.engine import stages_sharing_gpus
-from sgpipe.generation.identity import STAGES, identity, in_todays_settings, settings_of_stage
+from sgpipe.generation.identity import STAGES, identity, settings_of_stage
 from sgpipe.generation.work_units import UnitReader, WorkUnit
-from sgpipe.recipe import OFF_BY_DEFAULT, UNNAMED_DEFAULTS, Recipe, SourceConfig, load_recipe, with_model_folders
+from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import BOX_SCORES, Record, from_table
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RECIPE, RunFolder, kind_of
@@ -32,6 +32,7 @@ _FILLS = {"detect": ("objects", BOX_SCORES), "caption": ("captions",), "parse": 
 _NOUNS = {"detect": "boxes", "caption": "captions", "parse": "triplets", "pair": "pairs"}
 _EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error")
 _FILES = ("detector", "captioner", "model", "synonyms", "prior")  # settings that an identity has the content of
+_KINDS = {"parse": "parser", "tag": "method"}
 _SOURCE = ("format", "miniworld", "source")
 
 
@@ -176,7 +177,7 @@ class Reuse:
         if parent.folder and parent.folder.resolve() == out.resolve():
             raise UserError(f"--out {out} is the run that --from names; name another folder")
         recipe = with_model_folders(parent.adopted(recipe))
-        before = in_todays_settings(parent.manifest.run["identity"])
+        before = parent.manifest.run["identity"]
         now = identity(recipe, {}, stages_sharing_gpus(recipe, before))
         _check_same(parent, before, now, ("format", "miniworld"))
         changed = {stage: _changes(stage, before, now, parent.recipe, recipe) for stage in STAGES if stage in now}
@@ -210,7 +211,7 @@ class Reuse:
 
         Raises UserError: the parent was made from other files.
         """
-        before = in_todays_settings(self.parent.manifest.run["identity"])
+        before = self.before
         now = {**self.identity, "source": dict(source)}
         _check_same(self.parent, before, now, _SOURCE)
         reused = {stage: before[stage] for stage in self.reused}
@@ -243,15 +244,12 @@ def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then
     """
     keys = ["caption", "seed"] if stage == "caption" and now["caption"]["captioner"] else [stage]
     old, new = before.get(stage, {}), now[stage]
-    for key, default in UNNAMED_DEFAULTS.items():
-        of, _, name = key.partition(".")
-        if of == stage and (lines := differences(*({key: each.get(name, default)} for each in (old, new)))):
-            return lines  # another parser or method has other settings
+    if (kind := _KINDS.get(stage)) and old.get(kind) != new.get(kind):  # others have other settings
+        return differences({stage: {kind: old.get(kind)}}, {stage: {kind: new.get(kind)}})
     named_alike = settings_of_stage(then, stage) == settings_of_stage(recipe, stage)
     if named_alike and all(_is_same(old.get(name), new.get(name)) for name in (*_FILES, "dtype")):
         keys = keys[1:]
-    unnamed = {**UNNAMED_DEFAULTS, **OFF_BY_DEFAULT}
-    return differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys}, unnamed)
+    return differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys})
 
 
 def _is_same(before: Any, now: Any) -> bool:

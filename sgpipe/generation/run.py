@@ -18,12 +18,12 @@ from sgpipe.files.locations import delete
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.stored_files import stamp_stored, uri_of
 from sgpipe.generation.engine import Engine, StageBuilder, Utilization, runs_locally, share_gpus, stages_sharing_gpus
-from sgpipe.generation.identity import STAGES, as_started, identity, in_todays_settings, source_identity
+from sgpipe.generation.identity import STAGES, identity, source_identity
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.parent import Reuse
 from sgpipe.generation.run_images import as_named, check_names, keep_indexes, open_image_roots
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, plan_units
-from sgpipe.recipe import ADDED_SETTINGS, WHOLE, Recipe, SourceConfig, with_model_folders
+from sgpipe.recipe import WHOLE, Recipe, SourceConfig, with_model_folders
 from sgpipe.sources.hub.source import check_hub
 from sgpipe.sources.miniworld import recipe_warnings, remove_unused
 from sgpipe.sources.opening import open_source, prepare_source
@@ -37,7 +37,6 @@ from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
-from sgpipe.utils.hashing import fingerprint
 
 
 def generate(
@@ -81,7 +80,7 @@ def generate(
                 local = engines.enter_context(closing(LocalEngine(stages)))
                 local.warm_up(stages)
             source, ground_truth = _prepare(recipe, before, folder, progress, reuse)
-            recipe = with_model_folders(_going_on(recipe, before, progress).model_copy(update={"source": source}))
+            recipe = with_model_folders(recipe.model_copy(update={"source": source}))
             roots = open_image_roots(recipe.source, folder, progress)
             indexes = _open_sources(recipe, roots, folder, progress)
             manifest = folder.open(_description(recipe, before, folder, indexes, roots, reuse))
@@ -259,16 +258,6 @@ def _check_parent(folder: RunFolder, before: Mapping[str, Any], reuse: Reuse | N
         raise UserError(f"{folder.root} was started without --from: omit it, or choose another --out")
 
 
-def _going_on(recipe: Recipe, before: Mapping[str, Any], progress: Progress) -> Recipe:
-    """The recipe; of a run that an earlier version started, without the settings that packaged recipes got since."""
-    started = as_started(recipe, before)
-    if started != recipe:
-        now, then = ({f"caption.{name}": value for name, value in each.caption} for each in (recipe, started))
-        values = " and ".join(f"{key}={then[key]:g}" for key in ADDED_SETTINGS if then[key] != now[key])
-        progress.say(f"NOTE: an earlier version started this run: it continues with {values}")
-    return started
-
-
 def _prepare(
     recipe: Recipe, there: Mapping[str, Any], folder: RunFolder, progress: Progress, reuse: Reuse | None
 ) -> tuple[SourceConfig, GroundTruth | None]:
@@ -307,13 +296,11 @@ def _description(
     roots: Mapping[str, ImageRoot],
     reuse: Reuse | None,
 ) -> dict[str, object]:
-    """What the manifest says of the run, which keeps the identity that an earlier version gave it."""
+    """Return what the manifest says of the run."""
     if reuse is None:
         now = identity(recipe, indexes, stages_sharing_gpus(recipe, before))
     else:
         now = reuse.with_source(source_identity(indexes))
-    if fingerprint(in_todays_settings(before)) == fingerprint(now):
-        now = dict(before)
     images = {split: as_named(root, folder) for split, root in roots.items()}
     run: dict[str, object] = {"name": recipe.name, "identity": now, "images": images}
     if reuse is not None:

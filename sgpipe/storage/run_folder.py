@@ -16,7 +16,7 @@ from sgpipe.errors import UserError, naming
 from sgpipe.files.locations import Location, delete, sizes
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.stored_files import joined, shown_path, uri_of
-from sgpipe.recipe import ADDED_SETTINGS, OFF_BY_DEFAULT, UNNAMED_DEFAULTS, UNSCORED, Recipe
+from sgpipe.recipe import UNSCORED, Recipe
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.segments import WriterClaim
 from sgpipe.storage.shards import DATA
@@ -234,9 +234,7 @@ def settings_changed(
     kinds = kind_of(before), kind_of(now)
     if kinds[0] != kinds[1]:
         return UserError(f"{place} contains {kinds[0]}, not {kinds[1]}; choose another {option}")
-    lines = "".join(
-        f"\n  {line}" for line in differences(before, now, {**ADDED_SETTINGS, **UNNAMED_DEFAULTS, **OFF_BY_DEFAULT})
-    )
+    lines = "".join(f"\n  {line}" for line in differences(before, now))
     return UserError(f"{place} was made with other settings; choose another {option}, or revert these settings:{lines}")
 
 

@@ -1,9 +1,8 @@
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.generation.identity import as_started, identity, in_todays_settings
+from sgpipe.generation.identity import identity
 from sgpipe.recipe import Recipe
-from sgpipe.storage.run_folder import settings_changed
 from sgpipe.utils.hashing import differences, fingerprint
 
 
@@ -86,42 +85,6 @@ def test_sampling_settings_count_only_where_there_is_a_captioner():
     assert fingerprint(parts(caption__samples=3)) == fingerprint(parts())
     with_captioner = {"caption__captioner": "hub/blip"}
     assert fingerprint(parts(**with_captioner, caption__samples=3)) != fingerprint(parts(**with_captioner))
-
-
-CAPTIONER = {"caption__captioner": "hub/blip"}
-PUBLISHED = {"caption__repetition_penalty": 1.1, "caption__top_k": 50}
-
-
-def as_written_by_0_1(identity: dict) -> dict:
-    caption = {key: value for key, value in identity["caption"].items() if key not in ("repetition_penalty", "top_k")}
-    return {**identity, "caption": caption}
-
-
-def test_a_run_without_the_settings_added_since_had_them_off():
-    off, now = parts(**CAPTIONER), parts(**CAPTIONER, **PUBLISHED)
-    old = as_written_by_0_1(off)
-    assert in_todays_settings(old) == off
-    assert in_todays_settings(now) == now
-    told = str(settings_changed("out", old, now))
-    assert "caption.repetition_penalty: 1.0 then, 1.1 now" in told
-    assert "caption.top_k: 0 then, 50 now" in told
-    one = parts(**CAPTIONER, caption__top_k=50)
-    assert len({fingerprint(each) for each in (off, now, one)}) == 3
-    without = parts()
-    assert in_todays_settings(without) == without
-    assert in_todays_settings({}) == {}
-
-
-def test_a_run_of_an_earlier_version_goes_on_without_what_packaged_recipes_got_since():
-    def sampling(before: dict, **changes: float) -> tuple:
-        caption = as_started(Recipe.model_validate({"caption": {"captioner": "hub/blip", **changes}}), before).caption
-        return caption.repetition_penalty, caption.top_k
-
-    published, new = {"repetition_penalty": 1.1, "top_k": 50}, parts(**CAPTIONER)
-    assert sampling(as_written_by_0_1(new), **published) == (1.0, 0)
-    assert sampling(as_written_by_0_1(new), repetition_penalty=1.2, top_k=20) == (1.2, 20)
-    for other in (new, {}, parts(), parts(**CAPTIONER, caption__decoding="beam")):
-        assert sampling(other, **published) == (1.1, 50)
 
 
 def test_what_sampling_alone_uses_does_not_count_with_beam_search():
