@@ -11,7 +11,6 @@ from sgpipe.sources.annotated import (
     parse_id,
     parse_integer,
     parse_numbers,
-    parse_side,
     replace_surrogates,
     required_field,
     text_field,
@@ -69,11 +68,6 @@ def test_the_box_of_a_missing_object_is_kept():
 )
 def test_parse_id(value, text):
     assert parse_id(value) == text
-
-
-@pytest.mark.parametrize(("value", "length"), [(640, 640), ("640", 640), (0, 0), (-3, 0), (math.nan, 0), (None, 0)])
-def test_parse_side(value, length):
-    assert parse_side(value) == length
 
 
 @pytest.mark.parametrize("value", [1.5, "x", None, 2**40, math.inf])

@@ -47,12 +47,6 @@ def test_relations_refer_to_boxes_without_crowds(tmp_path):
     assert (len(second.objects), second.relations) == (2, [])
 
 
-def test_classes_come_from_the_files(tmp_path):
-    classes = write(tmp_path, [box(7, 0)], {}).source().classes
-    assert classes.objects == ("person", "dog")
-    assert classes.relations == ("on", "by")
-
-
 @pytest.mark.parametrize(
     ("annotations", "triplets", "reason"),
     [
@@ -85,12 +79,6 @@ def test_only_category_0_is_no_relation(tmp_path, names, label, used):
     source = write(tmp_path, [box(7, 0)], {"7": [[0, 0, label]]}, names).source()
     assert source.classes.relations == used
     assert next(iter(source.read(Counter()))).relations == [Relation(0, 0, names[label])]
-
-
-def test_malformed_and_unlisted_items_are_counted(tmp_path):
-    records, problems = read(tmp_path, [box(7, 0), None, {"bbox": [0, 0, 1, 1]}], {"7": [], "9": [[0, 0, 1]]})
-    assert [record.ok for record in records] == [True, True]
-    assert problems == {"malformed": 2, "unlisted_images": 1}
 
 
 def related(subject, predicate, object_, image_id=7, **more):
@@ -148,13 +136,6 @@ def test_instances_without_relations_are_refused_unless_their_list_is_empty(tmp_
         CocoRelations(write(tmp_path, [box(7, 0)], {}).annotations, None, "val").source()
 
 
-def test_the_import_without_relations_counts_those_that_it_leaves_out(tmp_path):
-    read_own(tmp_path, [box(7, 1, id=1)], [related(1, 0, 1), related(1, 1, 1)])
-    problems: Counter[str] = Counter()
-    assert len(list(coco_source(tmp_path / "val.json", "val").read(problems))) == 2
-    assert +problems == {"ignored_relations": 2}
-
-
 def test_an_unknown_split_is_refused(tmp_path):
     source = write(tmp_path, [box(7, 0)], {})
     with pytest.raises(UserError, match=r"rel\.json has no split 'test': give --split train or val"):
@@ -175,19 +156,6 @@ def test_real_instances_keep_all_their_boxes(oracle, tmp_path):
     assert {record.image_id: len(record.objects) for record in found if record.objects} == boxes
     assert sum(len(record.relations) for record in found) == len(triplets)
     assert (boxes.total(), crowds.total()) == (624, 5)
-
-
-def test_boxes_and_captions_of_other_images_are_counted(tmp_path):
-    write(tmp_path, [box(7, 0), box(9, 1), box(9, 2)], {})
-    texts = [{"image_id": 7, "caption": "a dog"}, {"image_id": 9, "caption": "a cat"}]
-    (tmp_path / "captions.json").write_text(json.dumps({"annotations": texts}))
-    problems: Counter[str] = Counter()
-    records = list(coco_source(tmp_path / "val.json", "val", tmp_path / "captions.json").read(problems))
-    assert [len(record.captions) for record in records] == [1, 0]
-    assert +problems == {"unknown_image": 2, "unlisted_captions": 1}
-    (tmp_path / "captions.json").write_text(json.dumps({"annotations": texts[1:]}))
-    with pytest.raises(UserError, match="has no caption for any annotated image: is it of another split"):
-        list(coco_source(tmp_path / "val.json", "val", tmp_path / "captions.json").read(problems))
 
 
 def test_a_category_id_with_two_names_is_refused(tmp_path):

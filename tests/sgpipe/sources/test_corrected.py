@@ -165,22 +165,6 @@ def test_a_corrected_run_is_resumed_and_other_judgements_make_another(run, tmp_p
         correct(run, tmp_path / "out")
 
 
-def test_a_run_without_judgements_is_not_copied(run, tmp_path):
-    with pytest.raises(UserError, match="has no judgements"):
-        correct(run, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_judgements_of_what_the_run_does_not_have_are_counted(run, tmp_path):
-    judge(run, "right", (0, 1, "on"), verdict="right")
-    judge(run, "right", (1, 1, "on"), verdict="right")  # no such relation
-    judge(run, "nowhere", (0, 1, "on"), verdict="right")  # no such image
-    judge(run, "right", (0, 9, "on"), **change("add"))  # no such box
-    found = correct(run, tmp_path / "out")
-    assert (found.counts["confirmed"], found.counts["added"], found.missing) == (1, 0, 3)
-    assert verify(tmp_path / "out").ok
-
-
 def test_scores_stay_with_their_relations(run, tmp_path):
     manifest = Manifest.load(run)
     score = pa.list_(pa.struct({"score": pa.float32()}))

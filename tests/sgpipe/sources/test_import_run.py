@@ -14,9 +14,8 @@ from sgpipe.errors import UserError
 from sgpipe.records import Record
 from sgpipe.sources import import_run
 from sgpipe.sources.hoi import hico_source
-from sgpipe.sources.import_run import ROWS_PER_SHARD, import_annotations
+from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import VisualGenome
-from sgpipe.stats.measures import distinct_predicates, measure
 from sgpipe.storage.manifest import Manifest, Summary
 from sgpipe.storage.shards import iter_records, read_file
 from sgpipe.utils.console import Progress
@@ -66,23 +65,6 @@ def rows(out: Path) -> list[Record]:
 def state(out: Path) -> dict:
     """The modification time of every file of a run."""
     return {path: path.stat().st_mtime_ns for path in (*out.glob("data/*"), out / "manifest.jsonl")}
-
-
-def test_every_image_is_a_row(finished):
-    found = rows(finished)
-    assert [record.image_id for record in found] == [str(number) for number in range(IMAGES)]
-    assert found[5].objects[1].bbox == (80, 10, 10, 30)
-    assert [(r.subject, r.object, r.predicate, r.confidence) for r in found[5].relations] == [(0, 1, "p5", None)]
-    failed = {record.image_id: record for record in found if not record.ok}
-    assert set(failed) == {"3", "700"}
-    assert "image file not found" in failed["3"].error
-    assert not failed["3"].relations
-
-
-def test_shards_are_as_large_as_those_of_generate(finished):
-    shards = Manifest.load(finished).shards
-    assert [(shard.start, shard.stop) for shard in shards] == [(0, 512), (512, 1024), (1024, 1100)]
-    assert shards[0].rows == ROWS_PER_SHARD
 
 
 def test_the_manifest_has_what_training_needs(finished, annotations, tmp_path, oracle):
@@ -149,14 +131,6 @@ def test_another_import_is_refused(finished, annotations, tmp_path):
     assert len(rows(finished)) == IMAGES
 
 
-def test_an_import_resumes_after_images_and_files_moved(finished, annotations, tmp_path):
-    before = state(finished)
-    moved = tmp_path / "elsewhere.json"
-    shutil.copy(annotations, moved)
-    run(moved, finished, tmp_path)
-    assert state(finished) == before
-
-
 def test_a_limit_can_be_raised(finished, annotations, tmp_path):
     out = tmp_path / "out"
     assert run(annotations, out, limit=100).counts["images"] == 100
@@ -207,52 +181,6 @@ def test_embedded_images_make_shards_self_contained(annotations, tmp_path):
     assert errors[:2] == [None, None]
     assert "is 60x90, the annotation says 90x60" in errors[2]
     assert "image file not found" in errors[4]
-
-
-def test_datasets_loads_embedded_images(annotations, tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    images = tmp_path / "images"
-    images.mkdir()
-    Image.new("RGB", (90, 60)).save(images / "0.jpg")
-    run(annotations, tmp_path / "out", images, embed=True, limit=1)
-    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["val"][0]
-    assert loaded["image"].size == (90, 60)
-    assert loaded["relations"][0]["predicate"] == "p0"
-
-
-def test_imports_can_be_measured(finished):
-    measures = measure(finished)
-    assert measures.images == {"val": IMAGES}
-    assert sum(measures.predicates.values()) == measures.thresholds[-1].relations == IMAGES - 2
-    assert sum(measures.errors.values()) == 2
-    assert distinct_predicates(finished) == {f"p{number}" for number in range(7)}
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"images": Path("nowhere")}, "no such folder: nowhere"),
-        ({"limit": 0}, "--limit 0"),
-    ],
-)
-def test_bad_options_leave_nothing_behind(annotations, tmp_path, options, reason):
-    with pytest.raises(UserError, match=reason):
-        run(annotations, tmp_path / "out", **options)
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_invalid_split_is_refused(annotations, tmp_path):
-    source = VisualGenome(annotations, tmp_path, "../x").source()
-    with pytest.raises(UserError, match=r"--split '\.\./x'"):
-        import_annotations(source, tmp_path, tmp_path / "out", QUIET)
-
-
-def test_a_file_without_images_is_refused(tmp_path):
-    path = tmp_path / "graphs.json"
-    path.write_text(json.dumps([{"objects": [], "relationships": []}]))
-    with pytest.raises(UserError, match=r"graphs\.json contains no image that can be imported"):
-        run(path, tmp_path / "out", tmp_path)
 
 
 def test_real_images_of_hico_keep_all_relations(oracle, tmp_path):

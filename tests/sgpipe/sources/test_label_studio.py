@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from typer.testing import CliRunner
 
-from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.images import is_upright
 from sgpipe.records import Box, Caption, Record, Relation
@@ -69,13 +67,6 @@ def test_the_direction_of_a_link_says_which_box_is_the_subject(tmp_path, directi
     assert found.relations == [Relation(*pair, "on") for pair in pairs]
 
 
-def test_links_that_say_the_same_are_one_relation(tmp_path):
-    links = link(1, 2, "on", direction="bi"), link(2, 1, "on"), link(1, 2, "on", "under")
-    (found,), problems = read(tmp_path, task(region(1), region(2), *links))
-    assert found.relations == [Relation(0, 1, "on"), Relation(1, 0, "on"), Relation(0, 1, "under")]
-    assert problems == {"repeated_relations": 2}
-
-
 def test_what_is_no_labelled_rectangle_is_counted(tmp_path):
     polygon = {"id": "r3", "type": "polygonlabels", "value": {"points": [[1, 1]], "polygonlabels": ["dog"]}}
     choice = {"type": "choices", "from_name": "quality", "value": {"choices": ["good"]}}
@@ -84,12 +75,6 @@ def test_what_is_no_labelled_rectangle_is_counted(tmp_path):
     (found,), problems = read(tmp_path, task(*results, *links))
     assert (found.objects, found.relations) == ([box()], [Relation(0, 0, "on")])
     assert problems == {"other_results": 4, "nameless": 4, "unknown_object": 2, "relations_of_dropped_boxes": 1}
-
-
-def test_further_labels_of_a_box_are_counted(tmp_path):
-    value = region(1)["value"] | {"rectanglelabels": ["dog", "pet", "dog"]}
-    (found,), problems = read(tmp_path, task(region(1, value=value)))
-    assert (found.objects, problems) == ([box()], {"further_labels": 1})
 
 
 def test_labels_may_be_apart_from_their_rectangle(tmp_path):
@@ -165,13 +150,6 @@ def test_tasks_that_nobody_annotated_are_left_out(tmp_path):
     assert problems == {"skipped_tasks": 1, "unannotated_tasks": 1, "further_predictions": 1}
 
 
-def test_predictions_of_which_only_the_numbers_are_there_are_refused(tmp_path):
-    tasks = task(region(1), predictions=[1]), task(annotations=[], predictions=[2])
-    assert len(read(tmp_path, *tasks)[0]) == 1
-    with pytest.raises(UserError, match="has only the numbers of predictions: export a snapshot"):
-        read(tmp_path, *tasks, predictions=True)
-
-
 def test_what_the_export_wrote_beside_the_image_is_used(tmp_path):
     data = {"image": "data:image/png;base64,AA==", "image_id": "a/b", "dataset": "coco", "split": "val"}
     data |= {"file_name": "a/b.jpg", "width": 100, "height": 100, "captions": ["a dog", 1], "category_ids": {"dog": 18}}
@@ -239,20 +217,6 @@ def test_sizes_that_no_task_says_are_those_of_the_displayed_image(tmp_path):
     del plain["original_width"]
     (found,), _ = read(tmp_path, task(plain, data={"image": "1.jpg"}))
     assert (found.width, found.height, found.objects) == (WIDTH, HEIGHT, [box()])
-
-
-def test_the_command_imports_a_project(tmp_path):
-    (tmp_path / "project.json").write_text(json.dumps([task(region(1), region(2), link(1, 2, "on"))]))
-    command = ["import", "label-studio", "--annotations", tmp_path / "project.json", "--images", tmp_path]
-    result = CliRunner().invoke(app, [*map(str, command), "--out", str(tmp_path / "out"), "--json"])
-    assert result.exit_code == 0
-    assert json.loads(result.stdout)["counts"]["relations"] == 1
-
-
-def test_the_short_export_is_refused(tmp_path):
-    short = {"image": "1.jpg", "id": 1, "label": [], "annotator": 1, "annotation_id": 1, "lead_time": 1.5}
-    with pytest.raises(UserError, match="has no item with the keys of a list of"):
-        read(tmp_path, short)
 
 
 ODD = st.recursive(

@@ -81,11 +81,6 @@ def test_an_invalid_image_is_an_error_row(tmp_path, item):
     assert not found[1].objects
 
 
-def test_images_without_a_name_are_counted(tmp_path):
-    _, found, problems = read(tmp_path, [VRD, {**VRD, "img_fn": None}, 3])
-    assert (len(found), problems) == (1, {"malformed": 2})
-
-
 @pytest.mark.parametrize(
     ("categories", "reason"),
     [

@@ -35,14 +35,6 @@ def test_relations_by_id_and_inline_and_all_kinds_of_names():
     assert record.relations == [Relation(0, 1, "ON"), Relation(2, 0, "by")]
 
 
-def test_optional_sizes_names_and_confidences_are_read():
-    relationships = [{"predicate": "on", "subject_id": 1, "object_id": 1, "confidence": 0.25}]
-    item = {"image_id": 3.0, "file_name": "a/b.png", "width": 8, "height": 6, "objects": [thing(1)]}
-    record, _ = read({**item, "relationships": relationships})
-    assert (record.image_id, record.file_name, record.width, record.height) == ("3", "a/b.png", 8, 6)
-    assert record.relations == [Relation(0, 0, "on", 0.25)]
-
-
 @pytest.mark.parametrize(
     ("broken", "problem"),
     [
@@ -65,11 +57,6 @@ def test_malformed_items_are_dropped_and_counted(broken, problem):
     assert problems == {problem: 1}
     assert len(record.objects) == 2
     assert not record.relations
-
-
-@pytest.mark.parametrize("item", [None, [], "x", {}, {"image_id": None}, {"image_id": [1]}])
-def test_a_graph_without_an_image_id_is_no_record(item):
-    assert read(item) == (None, {"malformed": 1})
 
 
 def test_nameless_objects_and_relations_are_dropped():
@@ -167,14 +154,6 @@ def test_objects365_images_need_image_paths(tmp_path):
     for wrong in ({"1": 2}, ["a"], {"1": ["a"]}):
         with pytest.raises(UserError, match=r"paths\.json is not an image_id_to_filepath"):
             read_labels(tmp_path, [O365], wrong)
-
-
-def test_confidences_are_optional(tmp_path):
-    relationship = {key: value for key, value in COCO["relationships"][0].items() if key != "confidence"}
-    graph = {"image_id": 4242, "objects": COCO["objects"], "relationships": [relationship]}
-    (record,) = read_labels(tmp_path, [graph])
-    assert (record.dataset, record.file_name) == ("rlipv2", "4242.jpg")
-    assert record.relations == [Relation(0, 0, "Near", None)]
 
 
 @pytest.mark.parametrize("tagger", ["tagger_glip", "tagger_vxac"])

@@ -57,18 +57,6 @@ def test_preprocessing_is_the_default_and_can_be_switched_off(genome):
     assert record.objects[0].category == "Man"
 
 
-def test_aliases_are_files_of_the_source(genome, tmp_path):
-    aliases = tmp_path / "alias.txt"
-    aliases.write_text("man,men\n")
-    record, problems = read(genome(object_aliases=aliases))
-    assert record.relations == [Relation(0, 1, "on")]
-    assert problems["redundant_relations"] == 1
-    assert genome(object_aliases=aliases).source().files["object_aliases"] == aliases
-    assert genome().source().options != genome(preprocess=False).source().options
-    with pytest.raises(UserError, match="omit --no-preprocess or the alias files"):
-        genome(object_aliases=aliases, preprocess=False).source()
-
-
 def test_sizes_come_from_image_data(genome, tmp_path):
     sizes = tmp_path / "image_data.json"
     sizes.write_text(json.dumps([{"image_id": 8, "width": 1, "height": 1}, {"image_id": 7, "width": 80, "height": 60}]))
@@ -85,10 +73,6 @@ def test_images_are_found_in_the_folders_of_the_downloads(genome, place):
     image.parent.mkdir(exist_ok=True)
     image.touch()
     assert read(genome())[0].file_name == place
-
-
-def test_missing_images_keep_their_name(genome):
-    assert read(genome())[0].file_name == "7.jpg"
 
 
 def test_real_records_lose_only_counted_relations(oracle, tmp_path):
@@ -133,25 +117,12 @@ def test_redundant_relations_of_overlapping_boxes_are_removed():
     assert removed(image) == ([(0, 3, "wears"), (2, 3, "wears"), (1, 3, "has")], {"redundant_relations": 1})
 
 
-def test_relations_of_other_boxes_or_classes_are_kept():
-    objects = [("man", HERE), ("man", NEARLY), ("boy", HERE), ("hat", THERE), ("hat", HERE), ("cap", THERE)]
-    relations = [(0, 3, "wears"), (1, 4, "wears"), (2, 3, "wears"), (0, 5, "wears")]
-    assert removed(record(objects, relations)) == (relations, {})
-
-
 def test_aliases_compare_as_equal_but_keep_their_words():
     objects = [("man", HERE), ("men", NEARLY), ("hat", THERE), ("cap", THERE)]
     aliases = AliasTables({"man": "man", "men": "man", "cap": "hat"}, {"wearing": "wears"})
     kept, problems = removed(record(objects, [(1, 3, "wearing"), (0, 2, "wears"), (0, 2, "has")]), aliases)
     assert kept == [(1, 3, "wearing"), (0, 2, "has")]
     assert problems == {"redundant_relations": 1}
-
-
-def test_a_removed_relation_does_not_remove_others():
-    """Boxes a, b, c in a row, each overlapping the next: b is removed because of a, and c is kept."""
-    a, b, c = (0, 0, 99, 99), (0, 15, 99, 99), (0, 30, 99, 99)
-    image = record([("man", a), ("man", b), ("man", c), ("hat", THERE)], [(i, 3, "wears") for i in range(3)])
-    assert [relation[0] for relation in removed(image)[0]] == [0, 2]
 
 
 def test_at_most_a_hundred_relations_are_kept():

@@ -1,6 +1,5 @@
 """Class names and synonym tables."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -34,11 +33,6 @@ def test_objects365_names_are_corrected_and_in_lower_case() -> None:
     assert all(name == name.lower().strip() for name in names.values())
 
 
-def test_other_datasets_have_no_packaged_names() -> None:
-    assert category_names("miniworld") == {}
-    assert packaged_synonyms("miniworld") == {}
-
-
 @pytest.mark.parametrize("dataset", ["coco", "objects365"])
 def test_packaged_tables_cover_every_class_without_duplicate_phrases(dataset: str) -> None:
     table = packaged_synonyms(dataset)
@@ -48,12 +42,6 @@ def test_packaged_tables_cover_every_class_without_duplicate_phrases(dataset: st
         words = [(phrase[0] == "!", *split_words(phrase)) for phrase in phrases]
         assert all(len(phrase) > 1 for phrase in words), f"an empty phrase under {name}"
         assert len(phrases) == len(set(phrases)), f"a phrase is listed twice under {name}"
-
-
-def test_a_table_is_read_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "table.json"
-    path.write_text('{"cup": ["Mug", "!cup board"]}')
-    assert load_synonyms(path) == {"cup": ("Mug", "!cup board")}
 
 
 @pytest.mark.parametrize(
@@ -77,18 +65,6 @@ def test_an_invalid_table_is_refused_with_one_line(tmp_path: Path, content: str,
     assert str(path) in str(error.value)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_table_is_refused_with_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.json cannot be read: No such file"):
-        load_synonyms(tmp_path / "nowhere.json")
-
-
-def test_a_table_in_utf_16_is_refused_with_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "table.json"
-    path.write_bytes(json.dumps({"a": ["b"]}).encode("utf-16"))
-    with pytest.raises(UserError, match="is not UTF-8 text"):
-        load_synonyms(path)
 
 
 def test_relation_names_have_the_official_ids():

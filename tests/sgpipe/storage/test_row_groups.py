@@ -36,11 +36,3 @@ def test_missing_and_damaged_files_are_named(shard, harm, message):
     for read in (read_file, lambda path: read_row_group(path, 0, ["a"])):
         with pytest.raises(UserError, match=rf"shard .*a\.parquet .*{message}"):
             read(shard)
-
-
-def test_damage_within_is_found_while_reading(shard):
-    content = bytearray(shard.read_bytes())
-    content[4:40] = bytes(36)
-    shard.write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.parquet cannot be read"):
-        read_row_group(shard, 0, ["a", "b"])

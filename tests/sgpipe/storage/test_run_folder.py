@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,29 +8,6 @@ from sgpipe.recipe import Recipe
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder, settings_changed
 from sgpipe.storage.shards import shard_name
-
-
-def test_a_new_run_makes_its_folder_and_may_come_back(tmp_path):
-    folder = RunFolder(tmp_path / "a" / "b")
-    for _ in range(2):
-        with folder.lock():
-            assert (folder.root / "data").is_dir()
-
-
-def test_a_second_run_is_refused_while_the_first_one_works(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    script = (
-        "import sys; from pathlib import Path; from sgpipe.storage.run_folder import RunFolder\n"
-        "with RunFolder(Path(sys.argv[1])).lock():\n print('locked', flush=True); sys.stdin.read()"
-    )
-    other = subprocess.Popen([sys.executable, "-c", script, folder.root], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert other.stdout.readline() == b"locked\n"
-    with pytest.raises(UserError, match=f"process {other.pid}"), folder.lock():
-        pass
-    other.kill()
-    other.communicate()
-    with folder.lock():  # the system has released it
-        pass
 
 
 def test_a_run_that_stopped_before_its_first_shard_binds_nothing(tmp_path):

@@ -1,11 +1,10 @@
 import pyarrow.parquet as pq
 import pytest
 
-from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA, Box, Caption, Pair, Record, Relation, Triplet, from_table, to_table
 from sgpipe.storage import shards as write_module
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records, read_file, revision_of, shard_name, write_shard
+from sgpipe.storage.shards import iter_records, read_file, shard_name, write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.utils.hashing import file_sha256
 
@@ -87,14 +86,6 @@ def test_images_lie_beside_their_records(tmp_path):
         write_shard(tmp_path, name, "val", 0, records, {}, [b"image"])
 
 
-@pytest.mark.parametrize(
-    ("file", "revision"), [("data/val-0-1.parquet", 0), ("data/val-0-1-r12.parquet", 12), ("data/a-red-0-1.parquet", 0)]
-)
-def test_revisions_are_told_by_the_name(file, revision):
-    assert revision_of(file) == revision
-    assert revision_of(shard_name("val", 0, 1, revision)) == revision
-
-
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(path, table):
         path.write_bytes(b"half")
@@ -104,14 +95,3 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_shard(tmp_path, shard_name("val", 0, 1), "val", 0, [full_record(1)], {})
     assert list((tmp_path / "data").iterdir()) == []
-
-
-def test_damaged_and_missing_shards_are_named(tmp_path):
-    entry = write_shard(tmp_path, shard_name("val", 0, 1), "val", 0, [full_record(1)], {})
-    path = tmp_path / entry.file
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match="cannot be read"):
-        read_file(path)
-    path.unlink()
-    with pytest.raises(UserError, match="missing"):
-        read_file(path)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +18,6 @@ from sgpipe.errors import UserError
 from sgpipe.records import Box, Caption, Pair, Record, Relation
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import VisualGenome
-from sgpipe.storage import verify as verify_module
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
@@ -69,22 +67,6 @@ def test_a_whole_run_is_one_line(run):
     result = CliRunner().invoke(app, ["verify", str(run)])
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [f"{run}: 5 images in 2 shards, no problems found"]
-
-
-def test_an_interruption_ends_it_before_all_shards_are_read(run, monkeypatch):
-    for start in range(5, 15):
-        commit(run, start, [full_record(start)])
-    read = []
-    monkeypatch.setattr(
-        verify_module, "_check_shard", lambda root, shard: (read.append(shard) or [], np.array([], np.uint64))
-    )
-
-    def interrupt(rows: int, counts: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        verify(run, advance=interrupt)
-    assert len(read) <= 2
 
 
 def test_a_flipped_byte_is_found_wherever_it_is(run):
@@ -244,12 +226,6 @@ def test_a_manifest_with_a_bad_line_is_repaired(run):
     assert verify(run, repair=True).repaired
     assert [shard.start for shard in Manifest.load(run).shards] == [3]
     assert not problems(run)
-
-
-def test_repairing_a_whole_run_changes_nothing(run):
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
-    assert not verify(run, repair=True).repaired
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"} == before
 
 
 def test_a_run_at_work_is_not_repaired(run):

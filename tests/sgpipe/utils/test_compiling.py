@@ -69,23 +69,6 @@ def test_a_shape_is_compiled_when_it_recurs() -> None:
     assert function.failure == ""
 
 
-def test_numbers_that_change_are_compiled_once_more_and_not_again() -> None:
-    backend = Backend()
-    call(Compiled(scaled, backend=backend), 4, 40)
-    assert backend.compiled == 2
-
-
-def test_tuples_of_numbers_are_part_of_the_shape() -> None:
-    def stretched(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return values.reshape(shape) * 2
-
-    backend = Backend()
-    function = Compiled(stretched, warm_up_calls=CALLS, dynamic=False, backend=backend)
-    for shape in [(2, 6), (6, 2), *[(3, 4)] * (CALLS + 1)]:
-        assert function(torch.ones(12), shape).shape == shape
-    assert backend.compiled == 1
-
-
 def test_more_shapes_than_pytorch_compiles_for_one_function_are_a_failure() -> None:
     functions = [Compiled(scaled, dynamic=False, backend="eager") for _ in range(3)]  # as in one process
     for rows in range(3 * compiling._MOST_SHAPES):
@@ -100,14 +83,6 @@ def test_only_a_few_shapes_are_compiled() -> None:
         for _ in range(CALLS + 4):
             function(torch.ones(rows), Position())
     assert backend.compiled == compiling._MOST_SHAPES
-
-
-def test_seconds_of_compiling_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = Backend()
-    monkeypatch.setattr(compiling.time, "perf_counter", backend.clock)
-    function = Compiled(scaled, backend=backend)
-    call(function, 2, 20)
-    assert function.seconds == 60.0 * backend.compiled == 120.0
 
 
 @pytest.mark.parametrize("reason", ["no compiler\nand a page of advice", ""])
@@ -147,16 +122,6 @@ def test_what_cannot_be_one_graph_is_a_failure() -> None:
     function = Compiled(printed, backend="eager")
     assert torch.equal(function(-torch.ones(2)), torch.ones(2))
     assert function.failure
-
-
-def test_a_python_that_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise RuntimeError("torch.compile is not supported on Python 3.99+")
-
-    monkeypatch.setattr(torch, "compile", refuse)
-    function = Compiled(scaled)
-    call(function, 2, 20)
-    assert function.failure == "torch.compile is not supported on Python 3.99+"
 
 
 def test_errors_of_the_function_are_not_taken_for_those_of_the_compiler() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 
 import pytest
@@ -56,27 +56,6 @@ def test_only_a_few_items_are_read(threads: int, most: int) -> None:
         assert len(read) == most + 1
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_items_are_read_by_the_caller_and_results_computed_by_threads(threads: int) -> None:
-    here = threading.current_thread()
-    items = (threading.current_thread() for _ in range(9))
-    with prefetch(lambda reader: (reader, threading.current_thread()), items, threads, 4) as results:
-        for reader, computer in results:
-            assert reader is here
-            assert (computer is here) == (threads == 0)
-
-
-@pytest.mark.parametrize("threads", [0, 2])
-@pytest.mark.parametrize("error", [StopIteration, KeyboardInterrupt])
-def test_no_exception_ends_the_results_silently(threads: int, error: type[BaseException]) -> None:
-    def fail(number: int) -> None:
-        raise error
-
-    expected = RuntimeError if error is StopIteration else error
-    with pytest.raises(expected), prefetch(fail, range(3), threads, 2) as results:
-        list(results)
-
-
 def test_closing_cancels_what_waits_and_does_not_wait_for_the_rest() -> None:
     begun, go_on, ended = [], threading.Event(), []
 
@@ -101,20 +80,6 @@ def test_closing_cancels_what_waits_and_does_not_wait_for_the_rest() -> None:
     assert begun == [0, 1, 2]
 
 
-def test_as_much_is_started_as_may_wait() -> None:
-    started: list[int] = []
-
-    def start(number: int) -> int:
-        started.append(number)
-        return number
-
-    def is_full(pending: Collection[int]) -> bool:
-        return sum(pending) >= 10
-
-    counts = [(each, len(started)) for each in start_early(start, [1, 2, 99, 4, 5, 1, 1], 4, is_full)]
-    assert counts == [(1, 3), (2, 3), (99, 3), (4, 6), (5, 7), (1, 7), (1, 7)]
-
-
 def test_what_was_not_requested_is_cancelled() -> None:
     cancelled: list[int] = []
     with closing(start_early(int, range(9), 4, cancel=cancelled.append)) as started:
@@ -137,13 +102,6 @@ def test_results_of_a_generator_come_in_order_before_its_error() -> None:
         assert [next(results) for _ in range(20)] == [number * number for number in range(20)]
         with pytest.raises(ValueError, match="20"):
             next(results)
-        assert list(results) == []
-
-
-def test_a_generator_ends() -> None:
-    falsy = [0, None, False]
-    with prefetch_generator(each for each in falsy) as results:
-        assert list(results) == falsy
         assert list(results) == []
 
 
