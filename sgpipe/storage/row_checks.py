@@ -36,7 +36,7 @@ def row_faults(table: pa.Table, split: str) -> Iterator[str]:
 
 
 def count_rows(table: pa.Table) -> dict[str, int]:
-    """As `storage.shards.count`, of a table."""
+    """Return the counts that the summary of a run adds up over its shards."""
     triplets = _flat(table["triplets"])[1]
     matched = pc.and_(*(pc.is_valid(pc.struct_field(triplets, f"{end}_category")) for end in ("subject", "object")))
     totals = {name: len(_flat(table[name])[1]) for name in _NESTED}

@@ -21,6 +21,7 @@ from sgpipe.files.object_store import StorePath
 from sgpipe.files.remote import name_of, open_object, uri_of
 from sgpipe.records import BOX_SCORES, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
+from sgpipe.storage.row_checks import count_rows
 from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.hashing import file_sha256
 
@@ -71,9 +72,24 @@ def write_shard(
         _encode(buffer, table)
         data = buffer.getvalue()
         root.put(name, data)
-        return _entry(name, split, start, records, seconds, hashlib.sha256(data).hexdigest(), len(data))
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+        digest, size = hashlib.sha256(data).hexdigest(), len(data)
+    else:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        digest, size = _write_file(root / name, table)
+    return ShardEntry(split, start, start + len(records), name, digest, size, count_rows(table), seconds)
+
+
+def write_copy(root: Path, shard: ShardEntry, table: pa.Table, counts: Mapping[str, int] | None = None) -> ShardEntry:
+    """Write other contents of a run's shard into the run in `root`; `counts`: those that differ.
+
+    Raises OSError: as `write_shard`.
+    """
+    digest, size = _write_file(root / shard.file, table)
+    return replace(shard, sha256=digest, bytes=size, counts={**shard.counts, **(counts or {})})
+
+
+def _write_file(path: Path, table: pa.Table) -> tuple[str, int]:
+    """Write a file whole or not at all; return its SHA-256 and its size."""
     fault_point("before write")
     with atomic_write(path) as temporary:
         with naming(path):
@@ -83,36 +99,7 @@ def write_shard(
         fault_point("before rename")
     fault_point("after rename")
     sync_folder(path.parent)
-    return _entry(name, split, start, records, seconds, digest, size)
-
-
-def write_copy(root: Path, shard: ShardEntry, table: pa.Table, counts: Mapping[str, int] | None = None) -> ShardEntry:
-    """Write other contents of a run's shard into the run in `root`; `counts`: those that differ.
-
-    Raises OSError: as `write_shard`.
-    """
-    path = root / shard.file
-    with atomic_write(path) as temporary:
-        with naming(path):
-            write_table(temporary, table)
-        digest, size = file_sha256(temporary), temporary.stat().st_size
-    sync_folder(path.parent)
-    return replace(shard, sha256=digest, bytes=size, counts={**shard.counts, **(counts or {})})
-
-
-def _entry(
-    name: str, split: str, start: int, records: list[Record], seconds: dict[str, float], digest: str, size: int
-) -> ShardEntry:
-    return ShardEntry(
-        split=split,
-        start=start,
-        stop=start + len(records),
-        file=name,
-        sha256=digest,
-        bytes=size,
-        counts=count(records),
-        seconds=seconds,
-    )
+    return digest, size
 
 
 def with_images(table: pa.Table, images: Sequence[bytes | None]) -> pa.Table:
@@ -147,23 +134,6 @@ def _encode(file: BinaryIO, table: pa.Table) -> None:
         fault_point("mid write")  # the footer is missing
 
 
-def count(records: list[Record]) -> dict[str, int]:
-    """Return the counts that the summary of a run adds up over its shards."""
-    return {
-        "images": len(records),
-        "errors": sum(not r.ok for r in records),
-        "boxes": sum(len(r.objects) for r in records),
-        "captions": sum(len(r.captions) for r in records),
-        "triplets": sum(len(r.triplets) for r in records),
-        "matched_triplets": sum(
-            t.subject_category is not None and t.object_category is not None for r in records for t in r.triplets
-        ),
-        "pairs": sum(len(r.pairs) for r in records),
-        "relations": sum(len(r.relations) for r in records),
-        "images_with_relations": sum(bool(r.relations) for r in records),
-    }
-
-
 def read_file(
     path: Location,
     columns: Sequence[str] | None = None,
@@ -194,12 +164,9 @@ def iter_records(root: str | Path) -> Iterator[Record]:
 
     Raises UserError: not the folder of a run; while reading, a shard that is missing or damaged.
     """
-    return _iter_records(Path(root), Manifest.load(Path(root)))
-
-
-def _iter_records(root: Path, manifest: Manifest) -> Iterator[Record]:
-    for shard in manifest.shards:
-        yield from from_table(read_file(root / shard.file, SCHEMA.names, optional=(BOX_SCORES,)))
+    root = Path(root)
+    files = [root / shard.file for shard in Manifest.load(root).shards]
+    return (record for file in files for record in from_table(read_file(file, SCHEMA.names, optional=(BOX_SCORES,))))
 
 
 _VERSION_KEY = b"sgpipe.schema_version"
