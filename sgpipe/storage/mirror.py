@@ -34,21 +34,28 @@ class ManifestMirror:
     def reconciled(self) -> Iterator[None]:
         """Keep the later of the manifests in the folder and in the store, where one continues the other.
 
-        A UserError within restores the folder's manifest.
+        At the end of the block the store is this run's own. A UserError within restores the folder's manifest.
 
-        Raises UserError: neither continues the other, or the shards are stored elsewhere.
+        Raises UserError: neither continues the other, the shards are stored elsewhere, or another run is at work there.
         """
         local = _local(self._manifest)
         self._check_location(local)
-        latest = local if self.store is None else later(local, read_manifest(self.store) or b"", self.folder)
+        remote = self._remote()
+        latest = later(local, remote, self.folder)
         if latest != local:
             replace_manifest(self.folder.root, latest)
         try:
             yield
+            if self._remote() != remote:
+                raise UserError(f"another run is writing into {self.folder.location}; wait for it to finish")
+            self.folder.claim_store()
         except UserError:
             if latest != local:
                 replace_manifest(self.folder.root, local) if local else self._manifest.unlink()
             raise
+
+    def _remote(self) -> bytes:
+        return (self.store and read_manifest(self.store)) or b""
 
     def _check_location(self, local: bytes) -> None:
         if not local or not (manifest := Manifest.load(self.folder.root)).shards:

@@ -119,17 +119,20 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Create the folder if needed, and keep every other run out of it, and out of the store.
+        """Create the folder if needed, and keep every other run out of it.
 
-        Raises UserError: it is a file, contains something else, or another run is writing into it or into the store.
+        Raises UserError: it is a file, contains something else, or another run is writing into it.
         """
         self._refuse_other_content()
         with naming(self.root):
             (self.root / DATA).mkdir(parents=True, exist_ok=True)
             with only_process(self._lock, self.root):
-                if self._claim:
-                    self._claim.make()
                 yield
+
+    def claim_store(self) -> None:
+        """Make the store, if there is one, this run's own. Raises UserError: another run does so at this moment."""
+        if self._claim:
+            self._claim.make()
 
     def check_claim(self) -> None:
         """Raises StoreError: another run has taken over the store."""

@@ -106,12 +106,11 @@ def _check_place(manifest: Manifest, repair: bool) -> None:
     """Raises UserError: all shards are in an object store, or they are to be repaired and come from one."""
     store, root = manifest.run.get("store"), manifest.root
     if store and uri_of(root) is None and manifest.shards:
+        again = f"sgpipe fetch {store} --out {root}"
         if repair:
-            raise UserError(
-                f"the shards of {root} come from {store}; fetch them again: sgpipe fetch {store} --out {root}"
-            )
+            raise UserError(f"the shards of {root} come from {store}; fetch them again: {again}")
         if not any((root / shard.file).exists() for shard in manifest.shards):
-            raise UserError(f"the shards of {root} are in {store}; name it instead: sgpipe verify {store}")
+            raise UserError(f"the shards of {root} are in {store}; name it instead, or fetch them: {again}")
 
 
 def _check_shards(manifest: Manifest, found: Verification, advance: Advance) -> list[ShardEntry]:

@@ -157,6 +157,7 @@ def test_lost_and_unlisted_objects_are_noticed(store: StorePath, dataset: list[s
     for shard in manifest.shards[:2]:
         machine.label(WorkUnit("val", shard.start, shard.stop))
     with machine.folder.lock():
+        machine.folder.claim_store()
         machine.folder.sweep(manifest)
     assert store.sizes("data").keys() == {Path(shard.file).name for shard in manifest.shards} | {"somebody.txt"}
     fetch(store, tmp_path / "fetched", ignore)

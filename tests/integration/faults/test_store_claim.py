@@ -20,12 +20,33 @@ def test_a_run_that_was_taken_over_changes_nothing_in_the_store(store: StorePath
         manifest = Manifest.create(folder.root, {})
         folder.describe(Recipe(name="mine"), manifest)
         store.put(shard, b"the other run's")
-        with RunFolder(tmp_path / "other", store).lock():
-            for forbidden in (lambda: folder.sweep(manifest), ManifestMirror(folder).copy):
-                with pytest.raises(StoreError, match=r"^s3://.*: another run took over"):
-                    forbidden()
+        folder.claim_store()
+        other = RunFolder(tmp_path / "other", store)
+        with other.lock(), ManifestMirror(other).reconciled():
+            pass
+        for forbidden in (lambda: folder.sweep(manifest), ManifestMirror(folder).copy):
+            with pytest.raises(StoreError, match=r"^s3://.*: another run took over"):
+                forbidden()
     assert store.read(shard) == b"the other run's"
     assert store.read(MANIFEST) is None
+
+
+def test_a_run_that_is_refused_takes_nothing_over(store: StorePath, tmp_path: Path) -> None:
+    folder, other = RunFolder(tmp_path / "out", store), RunFolder(tmp_path / "other", store)
+    folder.claim_store()
+
+    def refused() -> None:
+        with other.lock(), ManifestMirror(other).reconciled():
+            raise UserError("it has other settings")
+
+    def late() -> None:
+        with other.lock(), ManifestMirror(other).reconciled():
+            store.put(MANIFEST, b"of the run at work\n")
+
+    for run, reason in ((refused, "other settings"), (late, "another run is writing into")):
+        with pytest.raises(UserError, match=reason):
+            run()
+        folder.check_claim()
 
 
 def test_of_runs_that_claim_a_store_at_once_one_keeps_it(store: StorePath) -> None:
