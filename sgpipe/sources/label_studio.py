@@ -109,10 +109,8 @@ class LabelStudio:
                 yield self._record(task, data, wanted, results, problems)
         if not found and (tasks := problems["unannotated_tasks"]):
             whose = "" if self.annotator is None else f" of {self.annotator}"
-            raise UserError(
-                f"{self.annotations} has no annotation{whose}, only {count(tasks, 'task')} without; "
-                "--predictions imports what was predicted"
-            )
+            advice = "export full predictions" if self.predictions else "--predictions imports what was predicted"
+            raise UserError(f"none of {count(tasks, 'task')} in {self.annotations} has an annotation{whose}; {advice}")
 
     def _results(self, task: Mapping[str, Any], problems: ProblemCounts) -> list[Any] | None:
         """What counts of a task: an annotation, or a prediction; None: neither. Raises FieldError: it is not a list."""
@@ -125,22 +123,12 @@ class LabelStudio:
             return list_field(max(enumerate(submitted), key=_precedence)[1], "result")
         if annotations:
             problems["skipped_tasks"] += 1
-        elif self.predictions and (predictions := self._predictions(task)):
+        elif self.predictions and (predictions := _dicts(task.get("predictions"))):
             problems["further_predictions"] += len(predictions) - 1
             return list_field(max(enumerate(predictions), key=_precedence)[1], "result")
         else:
             problems["unannotated_tasks"] += 1
         return None
-
-    def _predictions(self, task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """The predictions of a task. Raises UserError: only their numbers are there."""
-        listed = task.get("predictions")
-        if isinstance(listed, list) and any(isinstance(each, int) for each in listed):
-            raise UserError(
-                f"{self.annotations} has only the numbers of predictions: export a snapshot of the project with its "
-                "full predictions, or leave out --predictions"
-            )
-        return _dicts(listed)
 
     def _record(
         self, task: Mapping[str, Any], data: Any, split: str, results: Sequence[Any], problems: ProblemCounts

@@ -141,9 +141,9 @@ def test_tasks_that_nobody_annotated_are_left_out(tmp_path):
     predicted = task(annotations=[], predictions=[{"result": [region(1, "cup")]}, {"result": [region(1)]}])
     tasks = skipped, predicted, task(annotations=[])
     assert read(tmp_path, *tasks, task(region(1)))[1] == {"skipped_tasks": 1, "unannotated_tasks": 2}
-    with pytest.raises(UserError, match="has no annotation, only 2 tasks without; --predictions imports what was pred"):
+    with pytest.raises(UserError, match="--predictions imports"):
         read(tmp_path, *tasks)
-    with pytest.raises(UserError, match="has no annotation of anna, only 3 tasks without"):
+    with pytest.raises(UserError, match="of anna"):
         read(tmp_path, *tasks, annotator="anna")
     (found,), problems = read(tmp_path, *tasks, predictions=True)
     assert found.objects == [box()]
