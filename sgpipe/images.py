@@ -57,17 +57,17 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 
 def reads_heif() -> bool:
-    """Whether HEIC images can be opened, which needs pillow-heif."""
+    """Return whether HEIC images can be opened, which needs pillow-heif."""
     return "HEIF" in _FORMATS
 
 
 def image_exists(root: ImagePlace, file_name: str) -> bool:
-    """Whether `root` contains the file. Raises StoreError: it cannot be reached."""
+    """Return whether `root` contains the file. Raises StoreError: it cannot be reached."""
     return image_root(root).contains(file_name)
 
 
 def open_image(roots: Mapping[str, ImagePlace], record: Record) -> Image.Image:
-    """The image of a record; see `open_row_image`."""
+    """Return the image of a record; see `open_row_image`."""
     return open_row_image(roots, record)
 
 
@@ -92,7 +92,7 @@ def open_row_image(
     embedded: bytes | None = None,
     images: ImagePlace | None = None,
 ) -> Image.Image:
-    """The image of a shard's row as RGB, of the annotated size.
+    """Return the image of a shard's row as RGB, of the annotated size.
 
     Args:
         roots: where the images of each split are, as recorded by the run.
@@ -113,7 +113,7 @@ def image_file(
     embedded: bytes | None = None,
     images: ImagePlace | None = None,
 ) -> tuple[ImageFile, str]:
-    """The file of a shard's row, and what messages call it; arguments and errors are those of `open_row_image`.
+    """Return the file of a shard's row, and what messages call it; arguments and errors are those of `open_row_image`.
 
     A path need not exist.
     """
@@ -127,12 +127,12 @@ def image_file(
 
 
 def is_upright(dataset: str) -> bool:
-    """Whether the boxes of this dataset refer to the image as displayed (turned as EXIF says), not as stored."""
+    """Return whether the boxes of this dataset refer to the image as displayed (turned as EXIF says), not as stored."""
     return dataset in (FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET)
 
 
 def decode(file: ImageFile, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
-    """The image in a file, as RGB.
+    """Return the image in a file, as RGB.
 
     Args:
         size: annotated width and height in pixels.
@@ -158,7 +158,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def from_array(values: Any) -> Image.Image:
-    """A NumPy array as an image: uint8 `[height, width]` (grey), `[height, width, 3]` (RGB) or 4 (RGBA).
+    """Return a NumPy array as an image: uint8 `[height, width]` (grey), `[height, width, 3]` (RGB) or 4 (RGBA).
 
     Raises ImageError: another shape or type of numbers; the message says how to convert it.
     """
@@ -209,7 +209,7 @@ def open_header(file: ImageFile, name: str) -> Iterator[Image.Image]:
 
 
 def _is_heif(file: ImageFile) -> bool:
-    """Whether the content of a file is HEIC or HEIF."""
+    """Return whether the content of a file is HEIC or HEIF."""
     if isinstance(file, Path):
         with file.open("rb") as opened:
             return _is_heif(opened)
@@ -273,7 +273,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def read_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
-    """Width and height as stored, without EXIF orientation: annotated boxes refer to that frame.
+    """Return width and height as stored, without EXIF orientation: annotated boxes refer to that frame.
 
     Raises:
         ImageError: missing, outside its root, not an image, or too large.
@@ -282,12 +282,12 @@ def read_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
 
 
 def read_upright_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
-    """Width and height as displayed, turned as EXIF says. Raises ImageError: as `read_size`."""
+    """Return width and height as displayed, turned as EXIF says. Raises ImageError: as `read_size`."""
     return _of_header(image_root(root), file_name, upright_size)
 
 
 def is_image(root: ImagePlace, file_name: str) -> bool:
-    """Whether the content of a file is that of an image, whatever its name."""
+    """Return whether the content of a file is that of an image, whatever its name."""
     try:
         return _of_header(image_root(root), file_name, lambda image: True)
     except ImageError:
@@ -295,7 +295,7 @@ def is_image(root: ImagePlace, file_name: str) -> bool:
 
 
 def _of_header(root: ImageRoot, file_name: str, read: Callable[[Image.Image], Kind]) -> Kind:
-    """What the header of an image says; of its whole file, if the beginning does not say it."""
+    """Return what the header of an image says; of its whole file, if the beginning does not say it."""
     name = root.where(file_name)
     start = root.peek(file_name)
     try:
@@ -309,12 +309,12 @@ def _of_header(root: ImageRoot, file_name: str, read: Callable[[Image.Image], Ki
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an image that is not decoded yet, as displayed."""
+    """Return width and height of an image that is not decoded yet, as displayed."""
     return image.size[::-1] if _is_sideways(image) else image.size
 
 
 def read_image(root: ImagePlace, record: Record) -> bytes:
-    """The bytes of the record's image file, whose header is checked.
+    """Return the bytes of the record's image file, whose header is checked.
 
     Raises:
         ImageError: missing, outside its root, not an image, too large, or not of the annotated size.
@@ -331,7 +331,7 @@ def read_image(root: ImagePlace, record: Record) -> bytes:
 
 
 def read_bytes(file: ImageFile) -> bytes:
-    """The whole content of an image file."""
+    """Return the whole content of an image file."""
     if isinstance(file, Path):
         return file.read_bytes()
     file.seek(0)

@@ -202,7 +202,7 @@ def _values(noun: Any) -> dict[str, Any]:
 
 
 def from_table(table: pa.Table) -> list[Record]:
-    """The records stored in a table of `SCHEMA`; columns the table lacks keep their defaults."""
+    """Return the records stored in a table of `SCHEMA`; columns the table lacks keep their defaults."""
     known = {f.name for f in fields(Record)}
     return [_from_row(row, known) for row in table.to_pylist()]
 
@@ -245,5 +245,5 @@ def _statement(relation: Relation) -> tuple[int, str, int]:
 
 
 def _confidence(relation: Relation) -> float:
-    """The confidence of a relation; ground truth counts as 1."""
+    """Return the confidence of a relation; ground truth counts as 1."""
     return 1.0 if relation.confidence is None else relation.confidence

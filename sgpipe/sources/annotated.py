@@ -57,7 +57,7 @@ class AnnotationSource:
 
 
 def image_id_from_name(file_name: str) -> str:
-    """The id of an image that is known by its file only: COCO's number, or the name without its suffix."""
+    """Return the id of an image that is known by its file only: COCO's number, or the name without its suffix."""
     stem = PurePosixPath(file_name).stem
     number = re.fullmatch(r"COCO_\w+_(\d+)", stem)
     return str(int(number[1])) if number else stem
@@ -111,14 +111,14 @@ def to_single_line(text: str) -> str:
 
 
 def parse_id(value: Any) -> str | None:
-    """An image id as text, or None if it is not an id. Some exporters write 7 as 7.0."""
+    """Return an image id as text, or None if it is not an id. Some exporters write 7 as 7.0."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return replace_surrogates(str(value)) if isinstance(value, int | str) else None
 
 
 def parse_integer(value: Any) -> int:
-    """A category id. Raises TypeError, ValueError or OverflowError: it is not a 32-bit integer."""
+    """Return a category id. Raises TypeError, ValueError or OverflowError: it is not a 32-bit integer."""
     number = int(value)
     if (isinstance(value, float) and value != number) or abs(number) >= 2**31:
         raise ValueError(value)
@@ -126,7 +126,7 @@ def parse_integer(value: Any) -> int:
 
 
 def parse_side(value: Any) -> int:
-    """The width or height of an image in pixels, or 0 if it is not a positive number."""
+    """Return the width or height of an image in pixels, or 0 if it is not a positive number."""
     try:
         length = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -149,7 +149,7 @@ def parse_numbers(value: Any, length: int) -> tuple[float, ...]:
 
 
 def parse_confidence(value: Any) -> float | None:
-    """The confidence of a relation; None: it has none. Raises FieldError: it is not a number from 0 to 1."""
+    """Return the confidence of a relation; None: it has none. Raises FieldError: it is not a number from 0 to 1."""
     if value is None:
         return None
     (confidence,) = parse_numbers([value], 1)
@@ -159,7 +159,7 @@ def parse_confidence(value: Any) -> float | None:
 
 
 def xyxy_to_xywh(value: Any) -> tuple[float, float, float, float]:
-    """A box given as two corners, as x, y, width, height. Raises FieldError: it is not four numbers."""
+    """Return a box given as two corners, as x, y, width, height. Raises FieldError: it is not four numbers."""
     left, top, right, bottom = parse_numbers(value, 4)
     return left, top, right - left, bottom - top
 
@@ -177,14 +177,14 @@ def add_name(names: dict[int, str], number: int, name: str) -> None:
 
 
 def required_field(item: Any, key: str) -> Any:
-    """The value of a key. Raises FieldError: `item` is not an object, or lacks the key."""
+    """Return the value of a key. Raises FieldError: `item` is not an object, or lacks the key."""
     if not isinstance(item, dict) or key not in item:
         raise FieldError(f"{key!r} is missing")
     return item[key]
 
 
 def list_field(item: Any, key: str) -> list[Any]:
-    """A field that is a list. Raises FieldError."""
+    """Return a field that is a list. Raises FieldError."""
     value = required_field(item, key)
     if not isinstance(value, list):
         raise FieldError(f"{key!r} is not a list")
@@ -192,7 +192,7 @@ def list_field(item: Any, key: str) -> list[Any]:
 
 
 def integer_field(item: Any, key: str) -> int:
-    """A field that is an integer. Raises FieldError."""
+    """Return a field that is an integer. Raises FieldError."""
     value = required_field(item, key)
     try:
         return parse_integer(value)
@@ -201,7 +201,7 @@ def integer_field(item: Any, key: str) -> int:
 
 
 def text_field(item: Any, key: str) -> str:
-    """A field that is text, otherwise unchanged. Raises FieldError."""
+    """Return a field that is text, otherwise unchanged. Raises FieldError."""
     value = required_field(item, key)
     if not isinstance(value, str):
         raise FieldError(f"{key!r} is {value!r}, expected text")

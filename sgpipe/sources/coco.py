@@ -138,7 +138,7 @@ def locate_images(detections: Detections, root: ImagePlace) -> bool:
 
 
 def _below_patch(name: str) -> str:
-    """The patch folder and the file, without the prefix of the annotations."""
+    """Return the patch folder and the file, without the prefix of the annotations."""
     parts = PurePosixPath(name).parts
     start = next((i for i, part in enumerate(parts) if part.startswith("patch")), 0)
     return "/".join(parts[start:])
@@ -190,7 +190,7 @@ class CocoRelations:
         )
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """The images in file order, including those without relations."""
+        """Yield the images in file order, including those without relations."""
         instances = self._instances
         related = instances.relations if self.relations is None else self._triplets[1]
         problems.update(instances.problems)
@@ -246,7 +246,7 @@ def _relations(triplets: Any, names: Mapping[int, str], annotated: list[int]) ->
 
 
 def _predicate(names: Mapping[int, str], number: float) -> str:
-    """The predicate of a number. Raises FieldError: there is none."""
+    """Return the predicate of a number. Raises FieldError: there is none."""
     if number not in names:
         raise FieldError(f"label {number:g} of a relation is not in the file's rel_categories")
     return names[int(number)]
@@ -279,7 +279,7 @@ class CocoInstances:
     problems: ProblemCounts = field(default_factory=ProblemCounts)
 
     def record(self, number: str, dataset: str, split: str) -> Record:
-        """An image with its objects, or an error row; `number` is its id in the file."""
+        """Return an image with its objects, or an error row; `number` is its id in the file."""
         record = Record(self.ids.get(number, number), dataset, split, *self.images[number])
         try:
             record.objects = list(self._objects(number))
@@ -404,7 +404,7 @@ def _records(annotations: Path, captions: Path | None, split: str, problems: Pro
 
 
 def _read_captions(path: Path, problems: ProblemCounts) -> dict[str, list[Caption]]:
-    """The captions by the image ids of the file."""
+    """Return the captions by the image ids of the file."""
     captions: dict[str, list[Caption]] = {}
     for key, item in JsonStream(path):
         if key == "annotations":

@@ -122,7 +122,7 @@ class Corrections:
             self._images[state.key.split, state.key.image_id].append(state)
 
     def left_of(self, state: RelationState) -> frozenset[Place] | None:
-        """What is left of a relation; None: it stays as it is."""
+        """Return what is left of a relation; None: it stays as it is."""
         left = state.resolve(self._conflicts)
         return None if left is None else frozenset(key[2:] for key in left)
 
@@ -143,7 +143,7 @@ class Corrections:
         return {predicate for state in states for *_, predicate in self.left_of(state) or ()}
 
     def apply(self, table: pa.Table, found: Counter[str]) -> pa.Table:
-        """The table of a shard with corrected relations; adds to `found` what was done, by relation."""
+        """Return the table of a shard with corrected relations; adds to `found` what was done, by relation."""
         images = list(zip(table["split"].to_pylist(), table["image_id"].to_pylist(), strict=True))
         rows = [number for number, image in enumerate(images) if image in self._images]
         if not rows:
@@ -164,7 +164,7 @@ class Corrections:
     def _outcomes(
         self, image: tuple[str, str], relations: Sequence[_Row], objects: int, found: Counter[str]
     ) -> dict[Place, frozenset[Place]]:
-        """What is left of the judged relations that the image has or can have."""
+        """Return what is left of the judged relations that the image has or can have."""
         there, outcomes = {_place(relation) for relation in relations}, {}
         for state in self._images[image]:
             place, left = state.key[2:], self.left_of(state)
@@ -187,7 +187,7 @@ def _what_is_done(place: Place, left: frozenset[Place] | None, state: RelationSt
 def correct_relations(
     relations: Sequence[_Row], outcomes: Mapping[Place, frozenset[Place]]
 ) -> tuple[list[_Row], list[int | None]]:
-    """The relations of an image as people say they are.
+    """Return the relations of an image as people say they are.
 
     What one answer takes away and another adds stays. Each that is certain is there once, without a confidence.
 
@@ -228,7 +228,7 @@ def _place(relation: _Row) -> Place:
 def _header(
     source: Manifest, corrections: Corrections, new: Sequence[str], images: ImagePlace | None
 ) -> dict[str, Any]:
-    """What the manifest of the copy says of it."""
+    """Return what the manifest of the copy says of it."""
     run = {name: value for name, value in source.run.items() if name != "store"}
     labels = run.get("labels")
     return {
@@ -242,6 +242,6 @@ def _header(
 
 
 def _new_predicates(source: Manifest, corrections: Corrections) -> list[str]:
-    """The predicates of corrections that are not in the closed class list of the run, if it has one."""
+    """Return the predicates of corrections that are not in the closed class list of the run, if it has one."""
     labels = source.run.get("labels")
     return sorted(corrections.predicates - set(labels["relations"])) if labels else []

@@ -167,7 +167,7 @@ class Detections:
         rows[pending] = listed[-1 - rows[pending]]
 
     def _sorted_by_image(self) -> tuple[np.ndarray, np.ndarray]:
-        """The indices of the boxes of known images and categories, sorted by image, and the image row of each.
+        """Return the indices of the boxes of known images and categories, sorted by image, and the image row of each.
 
         In place, and in few bytes per box: the arrays of all boxes are most of the memory that a run needs at first.
         """
@@ -188,14 +188,14 @@ class Detections:
         return _Boxes(rows, categories, crowds.astype(bool), np.asarray(self.boxes).reshape(-1, 4)[which])
 
     def _cleaned(self, boxes: _Boxes) -> _Boxes:
-        """The boxes, clipped, without degenerate ones and duplicates."""
+        """Return the boxes, clipped, without degenerate ones and duplicates."""
         with np.errstate(over="ignore", invalid="ignore"):
             boxes = self._distinct(self._clipped(boxes))
         self.problems.crowd += int(boxes.crowd.sum())
         return boxes
 
     def _clipped(self, boxes: _Boxes) -> _Boxes:
-        """The boxes, clipped to their image, without those that have no area inside it or are not finite."""
+        """Return the boxes, clipped to their image, without those that have no area inside it or are not finite."""
         sizes = np.asarray(self.sizes).reshape(-1, 2)[boxes.image].astype(np.float64)
         clipped = clip_xywh(boxes.xywh, sizes)
         # An image that is an error row has no size to clip to: its boxes are not degenerate.
@@ -236,7 +236,7 @@ class Detections:
         )
 
     def _objects(self, boxes: _Boxes, offsets: np.ndarray) -> pa.Array:
-        """A list of objects per image: `boxes[offsets[i] : offsets[i + 1]]`."""
+        """Return a list of objects per image: `boxes[offsets[i] : offsets[i + 1]]`."""
         struct = SCHEMA.field("objects").type.value_type
         fields = [
             pa.array([self.categories[category] for category in boxes.category.tolist()], pa.string()),

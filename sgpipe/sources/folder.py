@@ -63,7 +63,7 @@ class FolderFiles:
 
 
 def list_folder(location: ImagePlace) -> FolderFiles:
-    """The files of a root. Those without an ending are opened to see whether they are images."""
+    """Return the files of a root. Those without an ending are opened to see whether they are images."""
     root = image_root(location)
     images: list[str] = []
     others: list[str] = []
@@ -77,7 +77,7 @@ def list_folder(location: ImagePlace) -> FolderFiles:
 
 
 def _walk(root: Path, closed: list[str]) -> Iterator[str]:
-    """All names below a folder that are not hidden: files, and folders that are named like images."""
+    """Yield all names below a folder that are not hidden: files, and folders that are named like images."""
 
     def forbidden(error: OSError) -> None:
         closed.append(Path(error.filename).relative_to(root).as_posix())
@@ -92,7 +92,7 @@ def _walk(root: Path, closed: list[str]) -> Iterator[str]:
 
 
 def _visible(root: ImageRoot) -> Iterator[str]:
-    """The names in a root that is no folder, without those that `_walk` leaves out."""
+    """Return the names in a root that is not a folder, without those that `_walk` leaves out."""
     return (entry.name for entry in root.entries() if not any(map(_is_hidden, entry.name.split("/"))))
 
 
@@ -115,14 +115,14 @@ def _listed(names: list[str]) -> str:
 
 
 def iter_images(root: ImagePlace) -> Iterator[str]:
-    """The names of all images of a root, sorted, without hidden files and folders."""
+    """Yield the names of all images of a root, sorted, without hidden files and folders."""
     yield from list_folder(root).images
 
 
 def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[str, Any]]:
-    """The images of a root, without boxes; unreadable ones are error rows. The id of an image is its name.
+    """Return the images of a root, without boxes; unreadable ones are error rows. The id of an image is its name.
 
-    Raises UserError: there are no images.
+    Raises UserError: it contains no images.
     """
     root = image_root(location)
     detections, files = Detections(FOLDER_DATASET, split), list_folder(root)
@@ -140,7 +140,7 @@ def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[s
 
 
 def _sizes(root: ImageRoot, names: Sequence[str]) -> Iterator[tuple[tuple[int, int], str]]:
-    """Width and height of each image, or zeros and why it has none."""
+    """Yield width and height of each image, or zeros and why it has none."""
 
     def read(name: str) -> tuple[tuple[int, int], str]:
         try:
@@ -153,13 +153,13 @@ def _sizes(root: ImageRoot, names: Sequence[str]) -> Iterator[tuple[tuple[int, i
 
 
 def no_images(root: str | Path, notes: Iterable[str]) -> str:
-    """Why a folder cannot be labelled, with what it contains instead of images."""
+    """Return why a folder cannot be labelled, with what it contains instead of images."""
     instead = "".join(f"; {note}" for note in notes)
     return f"{root} contains no images (expected files that end in {', '.join(SUFFIXES)}){instead}"
 
 
 def _hash_listing(images: Iterable[str], files: Mapping[str, tuple[int, str]]) -> str:
-    """A hash of the names and file sizes of images."""
+    """Return a hash of the names and file sizes of images."""
     return hashlib.sha256(json.dumps([[name, files[name][0]] for name in images]).encode()).hexdigest()
 
 
@@ -178,7 +178,7 @@ def fingerprint_folder(location: ImagePlace) -> list[Any]:
 
 
 def _sizes_and_times(root: ImageRoot, names: Sequence[str]) -> dict[str, tuple[int, str]]:
-    """Size and version of the files of these names."""
+    """Return the size and version of the files of these names."""
     if isinstance(root, FolderRoot):
         return {name: size_and_time(root.folder / name) for name in names}
     wanted = set(names)

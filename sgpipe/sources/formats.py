@@ -77,7 +77,7 @@ def require_format(path: Path, *accepted: str) -> str:
 
 
 def detect_format(path: Path) -> str | None:
-    """The format of a file by its first items, or None if it is unknown.
+    """Return the format of a file by its first items, or None if it is unknown.
 
     Raises UserError: the file is missing, cut short, or not JSON.
     """
@@ -178,7 +178,7 @@ def infer_split(annotations: Path, images: ImagePlace | None, default: str | Non
 
 
 def run_split(root: Path) -> str | None:
-    """The split of the run or import in a folder; None: there is none, or it has several."""
+    """Return the split of the run or import in a folder; None: there is none, or it has several."""
     try:
         splits = Manifest.load(root).run["images"]
     except (UserError, KeyError, OSError):
@@ -187,17 +187,17 @@ def run_split(root: Path) -> str | None:
 
 
 def _last_split(name: str) -> str | None:
-    """The last split in the name of a file."""
+    """Return the last split in the name of a file."""
     words = _IN_FILE_NAME.findall(_lower(name))
     return _SPLITS[words[-1]] if words else None
 
 
 def _folder_split(folder: Path, form: re.Pattern[str]) -> str | None:
-    """The split that a folder is named after."""
+    """Return the split that a folder is named after."""
     match = form.fullmatch(_lower(re.sub(r"\.(zip|tar)$", "", folder.resolve().name)))
     return _SPLITS[match["word"]] if match else None
 
 
 def _lower(name: str) -> str:
-    """A name in lower case, with its words apart: "valImages" is "val_images"."""
+    """Return a name in lower case, with its words apart: "valImages" is "val_images"."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

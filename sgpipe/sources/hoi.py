@@ -81,7 +81,7 @@ class HoiaSchema:
 
     @classmethod
     def of_class_list(cls, objects: Any, relations: Any) -> HoiaSchema:
-        """The inverse of `class_list`. Names may also be lists, which count from 1.
+        """Return the inverse of `class_list`. Names may also be lists, which count from 1.
 
         Raises ValueError, TypeError, AttributeError: another form, or a name is missing or occurs twice.
         """
@@ -170,9 +170,9 @@ def _faults(item: Any, schema: HoiaSchema, possible: frozenset[tuple[int, int]] 
         except FieldError:  # it makes an error row
             continue
         if verb not in schema.relations:
-            yield f"there is no relation {verb!r}"
+            yield f"relation {verb!r} does not exist"
         elif object_ is not None and object_ not in schema.objects:
-            yield f"there is no object class {object_!r}"
+            yield f"object class {object_!r} does not exist"
         elif possible is not None and object_ is not None and (verb, object_) not in possible:
             yield f"{schema.relations[verb]!r} of {schema.objects[object_]!r} is not an interaction of HICO-DET"
         else:
@@ -261,7 +261,7 @@ def _box(entry: Any, names: Mapping[int, str]) -> Box:
 
 
 def _relations(entries: list[Any], record: Record, schema: HoiaSchema) -> list[Relation]:
-    """The relations of an image; a box that stands for missing objects is added to the record if needed."""
+    """Return the relations of an image; a box that stands for missing objects is added to the record if needed."""
     annotated = len(record.objects)
     relations = []
     for entry in entries:
@@ -293,7 +293,7 @@ class _PairLists:
 
 
 def read_hico_pairs(annotations: Path, split: str, problems: ProblemCounts) -> Iterator[Record]:
-    """The images of HICO-DET's instances_train2015.json, or a file of the same format.
+    """Yield the images of HICO-DET's instances_train2015.json, or a file of the same format.
 
     Raises UserError: the file is missing, not JSON, or its names are not HICO-DET's.
     """
@@ -312,7 +312,7 @@ def read_hico_pairs(annotations: Path, split: str, problems: ProblemCounts) -> I
 
 
 def read_vcoco_pairs(annotations: Path, split: str, problems: ProblemCounts) -> Iterator[Record]:
-    """The images of V-COCO's instances_vcoco_train.json, or a file of the same format, which has no image sizes.
+    """Yield the images of V-COCO's instances_vcoco_train.json, or a file of the same format, which has no image sizes.
 
     Raises UserError: the file is missing, not JSON, or its names are not V-COCO's.
     """
@@ -336,7 +336,7 @@ def _load_arrays(path: Path) -> dict[str, list[Any]]:
 
 
 def _object_names(path: Path, arrays: Mapping[str, list[Any]]) -> list[str]:
-    """The file's object names in COCO's spelling."""
+    """Return the file's object names in COCO's spelling."""
     names = [str(name).replace("_", " ") for name in arrays.get("objects", [])]
     if not names:
         raise UserError(_missing_list(path, "objects"))
@@ -346,7 +346,7 @@ def _object_names(path: Path, arrays: Mapping[str, list[Any]]) -> list[str]:
 
 
 def _relation_names(path: Path, arrays: Mapping[str, list[Any]], key: str, dataset: str) -> list[str]:
-    """The file's relation names in sgpipe's spelling."""
+    """Return the file's relation names in sgpipe's spelling."""
     known, names = official_relation_names(dataset), [str(name).replace(" ", "_") for name in arrays.get(key, [])]
     if not names:
         raise UserError(_missing_list(path, key))
@@ -417,7 +417,7 @@ class OpenImages:
         )
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """The images in file order, with the objects of the classes to keep."""
+        """Yield the images in file order, with the objects of the classes to keep."""
         classes = self._classes()
         for record in self._read(problems):
             boxes = [box if box.category in classes.objects else None for box in record.objects]
@@ -454,7 +454,7 @@ class OpenImages:
 
 
 def _vrd_record(item: Any, split: str) -> Record | None:
-    """An image given as parallel lists of boxes and labels; None if it has no name."""
+    """Return an image given as parallel lists of boxes and labels; None if it has no name."""
     try:
         name = text_field(item, "img_fn")
     except FieldError:

@@ -89,7 +89,7 @@ class HuggingFace:
 
 
 def _metadata(schema: pa.Schema, key: str) -> Any:
-    """A value of the file metadata, which others may have changed; None if it is missing or not JSON."""
+    """Return a value of the file metadata, which others may have changed; None if it is missing or not JSON."""
     try:
         return json.loads((schema.metadata or {}).get(key.encode(), b"null"))
     except (ValueError, RecursionError):

@@ -91,7 +91,7 @@ def import_annotations(
 
 
 def _is_finished(manifest: Manifest, limit: int | None) -> bool:
-    """Whether the import is complete, up to `limit` images, so that the source need not be read again."""
+    """Return whether the import is complete, up to `limit` images, so that the source need not be read again."""
     whole = manifest.run.get("limit")
     return manifest.run.get("finished") is True and (whole is None or (limit is not None and limit <= whole))
 
@@ -108,7 +108,7 @@ def _nothing_left(manifest: Manifest, limit: int | None, progress: Progress) -> 
 def _open_manifest(
     source: AnnotationSource, images: ImagePlace, folder: RunFolder, embed: bool, progress: Progress
 ) -> Manifest:
-    """The folder's manifest, if it belongs to this import; a new one if the folder is empty."""
+    """Return the folder's manifest, if it belongs to this import; a new one if the folder is empty."""
     progress.say(f"reading {shown_path(source.files['annotations'])}")
     identity = {
         "sgpipe": __version__,
@@ -164,7 +164,7 @@ class _Schedule:
         return bool(self._repeat)
 
     def stop(self, start: int) -> int:
-        """The end of the range that begins at row `start`."""
+        """Return the end of the range that begins at row `start`."""
         if start in self._shards:
             return self._shards[start].stop
         return min([start + ROWS_PER_SHARD, *(other for other in self._shards if other > start)])
@@ -182,7 +182,7 @@ class _Schedule:
 
 
 def _read_units(source: AnnotationSource, schedule: _Schedule, limit: int | None) -> Iterator[_ImportUnit]:
-    """All records of the source in units, each with the problems found since the previous one."""
+    """Yield all records of the source in units, each with the problems found since the previous one."""
     problems: ProblemCounts = Counter()
     seen: ProblemCounts = Counter()
     unit = _ImportUnit(0, schedule.stop(0))
@@ -199,7 +199,7 @@ def _read_units(source: AnnotationSource, schedule: _Schedule, limit: int | None
 
 
 def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Record]:
-    """The records without those that repeat an image id."""
+    """Yield the records without those that repeat an image id."""
     seen = set()
     for record in records:
         if record.image_id in seen:
@@ -210,7 +210,7 @@ def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Re
 
 
 def _take(records: Iterable[Record], limit: int | None) -> Iterator[Record]:
-    """The first `limit` records; the source is not read any further."""
+    """Yield the first `limit` records; the source is not read any further."""
     for number, record in enumerate(records, 1):
         yield record
         if number == limit:

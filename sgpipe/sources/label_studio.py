@@ -58,7 +58,7 @@ class LabelStudio:
         split: the split to read; None: the only one that the tasks name.
         predictions: read the predictions of tasks that nobody has annotated; otherwise these tasks are left out.
         annotator: id or e-mail address of the only person whose annotations count.
-        image_field: the key of a task's data that holds the address of its image.
+        image_field: the key of a task's data that contains the address of its image.
     """
 
     annotations: Path
@@ -92,7 +92,7 @@ class LabelStudio:
         return self.split or (splits[0] if splits else infer_split(self.annotations, self.images, WHOLE))
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """The annotated images in file order. Raises UserError: nobody has annotated any."""
+        """Yield the annotated images in file order. Raises UserError: nobody has annotated any."""
         wanted, found = self._only_split, False
         for _, task in JsonStream(self.annotations):
             if _split(task) not in (None, wanted):
@@ -133,7 +133,7 @@ class LabelStudio:
     def _record(
         self, task: Mapping[str, Any], data: Any, split: str, results: Sequence[Any], problems: ProblemCounts
     ) -> Record:
-        """A task as a record, or as an error row."""
+        """Return a task as a record, or as an error row."""
         record = Record(parse_id(task.get("id")) or "", LABEL_STUDIO_DATASET, split, "", 0, 0)
         try:
             self._describe(record, data, results)
@@ -166,7 +166,7 @@ class LabelStudio:
 
 
 def _split(task: Any) -> str | None:
-    """The split that a task names, as `sgpipe export` writes it."""
+    """Return the split that a task names, as `sgpipe export` writes it."""
     split = _dict(_dict(task).get("data")).get("split")
     return split if isinstance(split, str) and _SPLIT.fullmatch(split) else None
 
@@ -180,19 +180,19 @@ def _dicts(value: Any) -> list[Mapping[str, Any]]:
 
 
 def _names(person: Any) -> set[str]:
-    """What an annotator is called: Label Studio writes an id, or an object with `id` and `email`."""
+    """Return what an annotator is called: Label Studio writes an id, or an object with `id` and `email`."""
     return {str(person.get(key)) for key in ("id", "email")} if isinstance(person, dict) else {str(person)}
 
 
 def _precedence(numbered: tuple[int, Mapping[str, Any]]) -> tuple[bool, str, int]:
-    """Of several annotations the ground truth counts, otherwise the last one."""
+    """Return a key by which the ground truth comes last of several annotations, otherwise the latest one."""
     number, result = numbered
     changed = result.get("updated_at") or result.get("created_at") or ""
     return result.get("ground_truth") is True, str(changed), number
 
 
 def _file_name(address: str, images: ImagePlace) -> str:
-    """The file of an image address: its longest tail that exists in the folder, otherwise its last part.
+    """Return the file of an image address: its longest tail that exists in the folder, otherwise its last part.
 
     Uploaded files are also looked up without the prefix that Label Studio gives them.
 
@@ -217,13 +217,13 @@ def _file_name(address: str, images: ImagePlace) -> str:
 
 
 def _is_rectangle(item: Any) -> bool:
-    """Whether a result is a rectangle in the only, or the first, image of a task."""
+    """Return whether a result is a rectangle in the only, or the first, image of a task."""
     item = _dict(item)
     return item.get("type") in _RECTANGLES and "x" in _dict(item.get("value")) and not item.get("item_index")
 
 
 def _merge(regions: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Mapping[str, Any], list[str]]]:
-    """The rectangles with their labels by the id of the region. Raises FieldError: the labels are not names."""
+    """Return the rectangles with their labels by the id of the region. Raises FieldError: the labels are not names."""
     merged: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
     for number, item in enumerate(regions):
         key = parse_id(item.get("id")) or f"\0{number}"  # without an id, no relation refers to it
@@ -232,7 +232,7 @@ def _merge(regions: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Mapping[str,
 
 
 def _labels(item: Mapping[str, Any], *keys: str) -> list[str]:
-    """The labels under the first of the keys. Raises FieldError: they are not names."""
+    """Return the labels under the first of the keys. Raises FieldError: they are not names."""
     labels: Any = next((item[key] for key in keys if item.get(key) is not None), [])
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise FieldError(f"{keys[0]!r} is not a list of names")
@@ -263,7 +263,7 @@ def _add_objects(
 def _box(
     item: Mapping[str, Any], name: str, numbers: Mapping[str, Any], record: Record, problems: ProblemCounts
 ) -> Box:
-    """A rectangle as a box in pixels; of a rotated one, the box around it."""
+    """Return a rectangle as a box in pixels; of a rotated one, the box around it."""
     if item.get("image_rotation"):
         raise FieldError(f"its image was rotated in Label Studio by {item['image_rotation']} degrees")
     value = item["value"]
@@ -295,7 +295,7 @@ def _around(x: float, y: float, width: float, height: float, angle: float) -> tu
 
 
 def _relations(link: Mapping[str, Any], indices: Mapping[str, int], problems: ProblemCounts) -> list[Relation]:
-    """The relations that a link between two regions states; one for each label and direction."""
+    """Return the relations that a link between two regions states; one for each label and direction."""
     named = _labels(link, "labels")
     scores = link.get("scores")  # written by `sgpipe export`; Label Studio keeps it in predictions only
     confidences = [None] * len(named) if scores is None else [parse_confidence(score) for score in _texts(scores)]

@@ -88,7 +88,7 @@ class MiniworldFiles:
 def prepare(
     config: MiniworldConfig | None, private: Path, say: Callable[[str], None], parent: Path | None = None
 ) -> tuple[dict[str, SplitConfig], GroundTruth] | None:
-    """The splits and the ground truth of a run's miniworld, generated unless they are already there.
+    """Return the splits and the ground truth of a run's miniworld, generated unless they are already there.
 
     Args:
         config: which images; None: the run has another source.
@@ -141,12 +141,12 @@ def import_graphs(graphs: Path, split: str, out: Path, images: Path | None = Non
 
 
 def split_name(split: str) -> str:
-    """The name of a miniworld split in shards."""
+    """Return the name of a miniworld split in shards."""
     return split.replace("-", "_")
 
 
 def _composed(graphs: Path) -> list[dict[str, Any]]:
-    """The scene graphs without relations that follow from others."""
+    """Return the scene graphs without relations that follow from others."""
     scenes: list[dict[str, Any]] = json.loads(graphs.read_text(encoding="utf-8"))
     for scene in scenes:
         scene["relationships"] = [relation for relation in scene["relationships"] if not relation["implied"]]

@@ -25,7 +25,7 @@ from sgpipe.utils import __version__
 def prepare_source(
     source: SourceConfig, private: Path, say: Callable[[str], None], parent: Path | None = None
 ) -> tuple[SourceConfig, GroundTruth | None]:
-    """The source with its images in place, and their ground truth if there is any.
+    """Return the source with its images in place, and their ground truth if there is any.
 
     Args:
         private: the run's folder for files of its own; a source that makes its images puts them there.
@@ -56,7 +56,7 @@ def prepare_source(
 def open_source(
     source: SourceConfig, split: str, path: Path, new: Path | None = None, images: ImagePlace | None = None
 ) -> SourceIndex:
-    """The index of a split, built from its annotation file unless it is already there.
+    """Return the index of a split, built from its annotation file unless it is already there.
 
     Args:
         path: where it is.
@@ -100,7 +100,7 @@ def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any], 
 
 
 def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, Any]:
-    """What identifies the files that an index was read from; if it changes, they are read again."""
+    """Return what identifies the files that an index was read from; if it changes, they are read again."""
     config = source.splits[split]
     if source.format == "hub":
         return {"version": __version__, **stamp_split(source, split)}

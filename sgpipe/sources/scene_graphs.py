@@ -40,7 +40,7 @@ _NO_CATEGORY_ID = 0  # category_id of classes that have only a name
 
 
 def iter_graphs(path: Path) -> Iterator[Any]:
-    """The scene graphs of a file, which may also consist of a single one.
+    """Yield the scene graphs of a file, which may also consist of a single one.
 
     Raises UserError: the file is missing, cut short or not JSON.
     """
@@ -55,7 +55,7 @@ def iter_graphs(path: Path) -> Iterator[Any]:
 
 
 def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -> Record | None:
-    """A scene graph as a record, with unchanged names and predicates; None if it has no image id.
+    """Return a scene graph as a record, with unchanged names and predicates; None if it has no image id.
 
     Unreadable objects and relations are counted as malformed, relations of unlisted objects as unknown_object.
     """
@@ -96,7 +96,7 @@ def _items(item: Mapping[str, Any], key: str, problems: ProblemCounts) -> list[A
 
 
 def _inline_objects(entry: Any) -> Iterator[Any]:
-    """The objects that a relation contains."""
+    """Yield the objects that a relation contains."""
     if isinstance(entry, Mapping):
         yield from (entry[end] for end in ("subject", "object") if isinstance(entry.get(end), Mapping))
 
@@ -117,7 +117,7 @@ def _add_object(record: Record, indices: dict[int, int], thing: Any, problems: P
 
 
 def _name(thing: Any) -> str:
-    """The name of an object, from `name`, `names`, or the first of a list of `names`. Raises FieldError."""
+    """Return the name of an object, from `name`, `names`, or the first of a list of `names`. Raises FieldError."""
     if "name" in thing:
         return text_field(thing, "name")
     names = required_field(thing, "names")
@@ -167,7 +167,7 @@ class PseudoLabels:
         )
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """The images in file order, with unchanged relations."""
+        """Yield the images in file order, with unchanged relations."""
         paths = _image_paths(self.image_paths)
         for item in iter_graphs(self.annotations):
             dataset = replace_surrogates(str(item.get("dataset") or "rlipv2")) if isinstance(item, Mapping) else ""
@@ -178,7 +178,7 @@ class PseudoLabels:
             yield self._located(record, item, paths)
 
     def _located(self, record: Record, item: Mapping[str, Any], paths: Mapping[str, Any]) -> Record:
-        """The record with the file name of its image, which depends on the dataset."""
+        """Return the record with the file name of its image, which depends on the dataset."""
         if "file_name" in item:
             return record
         if record.dataset in ("o365", "objects365"):
@@ -249,7 +249,7 @@ class VisualGenome:
         )
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """The images in file order."""
+        """Yield the images in file order."""
         aliases = AliasTables(load_aliases(self.object_aliases), load_aliases(self.predicate_aliases))
         sizes = _sizes(self.image_data)
         for item in iter_graphs(self.annotations):
@@ -269,7 +269,7 @@ class VisualGenome:
 
 
 def _sizes(image_data: Path | None) -> dict[str, tuple[int, int]]:
-    """Width and height by image id."""
+    """Return width and height by image id."""
     if image_data is None:
         return {}
     sizes = {}
@@ -351,7 +351,7 @@ def _without_redundant(record: Record, relations: list[Relation], aliases: Alias
 
 
 def pixel_iou(a: Box, b: Box) -> float:
-    """The IoU of two boxes in whole pixels, with their last row and column included."""
+    """Return the IoU of two boxes in whole pixels, with their last row and column included."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = a.bbox, b.bbox
     width, height = min(ax + aw, bx + bw) - max(ax, bx), min(ay + ah, by + bh) - max(ay, by)
     if width <= 0 or height <= 0:

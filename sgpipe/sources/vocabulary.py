@@ -21,7 +21,7 @@ Synonyms = Mapping[str, tuple[str, ...]]
 
 
 def category_names(dataset: str) -> dict[int, str]:
-    """Class name by category id, in the order of the ids.
+    """Return the class names by category id, in the order of the ids.
 
     "coco" has the 80 names of COCO 2017 with ids 1 to 90; "objects365" the 365 names of Objects365 v2 in lower case
     and with corrected spelling, as RLIPv2 uses them; "open_images" the 601 names of Open Images V6 with ids from 0, as
@@ -31,12 +31,12 @@ def category_names(dataset: str) -> dict[int, str]:
 
 
 def official_names(dataset: str) -> dict[int, str]:
-    """Class name by category id, in the spelling of the dataset's annotation files ("Moniter/TV")."""
+    """Return the class names by category id, in the spelling of the dataset's annotation files ("Moniter/TV")."""
     return {row["id"]: row.get("official", row["name"]) for row in _packaged(f"{dataset}_names.json") or ()}
 
 
 def relation_names(dataset: str) -> dict[int, str]:
-    """Relation name by the id in the dataset's annotation files.
+    """Return the relation names by the id in the dataset's annotation files.
 
     "hico" has the 117 verbs of HICO-DET with ids 1 to 117, "vcoco" the 29 verbs of V-COCO with ids 0 to 28 in RLIPv2's
     wording, "open_images" the 30 relations of Open Images V6 with ids 0 to 29. Empty for any other dataset.
@@ -51,7 +51,7 @@ def official_relation_names(dataset: str) -> dict[str, str]:
 
 
 def packaged_synonyms(dataset: str) -> Synonyms:
-    """The synonym table that ships for "coco" or "objects365"; empty for any other dataset.
+    """Return the synonym table that ships for "coco" or "objects365"; empty for any other dataset.
 
     It covers every class: first the name itself, then synonyms that hold in every dataset, then those that hold only
     because this dataset has no finer class (a yacht is a "boat" in COCO).

@@ -90,7 +90,7 @@ class Manifest:
         return ImageRoots(places, image_indexes(self.root))
 
     def image_root(self, split: str, images: ImagePlace | None = None) -> ImageRoot:
-        """The images of a split, or `images` if they moved. Raises UserError: they are unknown or missing."""
+        """Return the images of a split, or `images` if they moved. Raises UserError: they are unknown or missing."""
         return run_images(self.root, split, images or self.image_roots.locations.get(split))
 
     @staticmethod
@@ -196,7 +196,7 @@ class Manifest:
         return superseded
 
     def missing(self, split: str, rows: int) -> list[tuple[int, int]]:
-        """The ranges of a split's first `rows` rows that no shard covers."""
+        """Return the ranges of a split's first `rows` rows that no shard covers."""
         gaps, at = [], 0
         for shard in (s for s in self.shards if s.split == split):
             if shard.start > at:
@@ -216,7 +216,7 @@ def _header(rest: bytes) -> bytes:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The entry of a line, or None if a byte of it changed."""
+    """Return the entry of a line, or None if a byte of it changed."""
     size = len(_header(b""))
     if line[:size] != _header(line[size:]):
         return None
@@ -227,7 +227,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _shard(entry: dict[str, Any]) -> ShardEntry | None:
-    """The shard that a line describes, or None if it describes none."""
+    """Return the shard that a line describes, or None if it describes none."""
     try:
         return ShardEntry.read(entry["shard"])
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -235,7 +235,7 @@ def _shard(entry: dict[str, Any]) -> ShardEntry | None:
 
 
 def run_images(run: Path | str, split: str, location: ImagePlace | None) -> ImageRoot:
-    """The images of a split of a run. Raises UserError: where they are is unknown, or they are missing."""
+    """Return the images of a split of a run. Raises UserError: where they are is unknown, or they are missing."""
     if location is None:
         raise UserError(f"{run} does not say where the images of {split} are: give --images")
     root = image_root(location, image_indexes(run))
@@ -245,7 +245,7 @@ def run_images(run: Path | str, split: str, location: ImagePlace | None) -> Imag
 
 
 def image_indexes(run: Path | str) -> IndexFolder:
-    """The indexes of images that a run has in its folder or store; others are made in the cache."""
+    """Return the indexes of images that a run has in its folder or store; others are made in the cache."""
     uri = uri_of(run)
     return IndexFolder(look=Path(run) / ".sgpipe") if uri is None else IndexFolder(uri=uri)
 
@@ -274,7 +274,7 @@ class Summary:
     """Counts over all committed shards of a run or import.
 
     Attributes:
-        planned: how many images a complete one holds.
+        planned: how many images a complete one has.
         parent: the run that some columns come from, and what they are, such as {"run": …, "reused": ["captions"]}.
     """
 

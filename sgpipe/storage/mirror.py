@@ -121,7 +121,7 @@ def later(local: bytes, remote: bytes, folder: RunFolder) -> bytes:
     Raises UserError: neither does.
     """
     if not remote.startswith(local) and not local.startswith(remote):
-        raise UserError(f"{folder.root} and its store hold different runs, or both were continued; choose a new --out")
+        raise UserError(f"{folder.root} and its store contain different runs; choose a new --out")
     return max(local, remote, key=len)
 
 
@@ -132,7 +132,7 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
         advance: called with the number of images of each shard, once it is there.
 
     Raises:
-        UserError: the store holds no run, or the folder another one.
+        UserError: the store contains no run, or the folder another one.
         StoreError: an object is missing, or differs from what the manifest says.
     """
     folder = RunFolder(out)

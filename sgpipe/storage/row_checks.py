@@ -23,7 +23,7 @@ _TOLERANCE = 0.01  # pixels
 
 
 def row_faults(table: pa.Table, split: str) -> Iterator[str]:
-    """What is wrong in rows of `SCHEMA` of a split: one line for each kind of fault.
+    """Yield what is wrong in rows of `SCHEMA` of a split: one line for each kind of fault.
 
     References (`objects` of relations, pairs and captions, `captions` of triplets), boxes, confidences, missing
     values, and error rows without a reason.
@@ -104,12 +104,12 @@ def _boxes(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _outside(places: np.ndarray, rows: np.ndarray, target: pa.ChunkedArray) -> np.ndarray:
-    """Which of the places are none in the list that `target` has in their row."""
+    """Return which of the places are none in the list that `target` has in their row."""
     return (places < 0) | (places >= _lengths(target)[rows])
 
 
 def _flat(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
-    """The row of every item of a column of lists, and the items."""
+    """Return the row of every item of a column of lists, and the items."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return pc.list_parent_indices(array).to_numpy(zero_copy_only=False), pc.list_flatten(array)
 

@@ -63,11 +63,11 @@ class RunFolder:
         self._lock = self.private / "lock"
 
     def index(self, split: str) -> Path:
-        """The source index of a split."""
+        """Return the source index of a split."""
         return self.root / self.index_name(split)
 
     def index_name(self, split: str) -> str:
-        """The name of the source index of a split within the run."""
+        """Return the name of the source index of a split within the run."""
         return f"{PRIVATE}/index-{split}.arrow"
 
     def new_index(self, split: str) -> Path:
@@ -171,7 +171,7 @@ class RunFolder:
         raise self.changed(manifest.run.get("identity", {}), run["identity"])
 
     def changed(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> UserError:
-        """The error for a folder that was made with another identity."""
+        """Return the error for a folder that was made with another identity."""
         return settings_changed(self.location, before, now, "--store" if self.store else "--out")
 
     @property
@@ -190,7 +190,7 @@ class RunFolder:
         self.write_readme(title, origin, manifest)
 
     def write_readme(self, title: str, origin: str, manifest: Manifest) -> None:
-        """Write the README, which tells people and dataset loaders what the folder holds; `origin`: how it was made."""
+        """Write the README, which tells people and dataset loaders what is there; `origin`: how it was made."""
         splits = sorted({shard.split for shard in manifest.shards})
         configs = [{"split": split, "path": f"{DATA}/{split}-[0-9]*.parquet"} for split in splits]
         header = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": configs}]}, sort_keys=False)
@@ -207,7 +207,7 @@ class RunFolder:
         return sorted(self._shards().keys() - listed)
 
     def _shards(self) -> dict[str, int]:
-        """Size in bytes of every shard, listed in the manifest or not."""
+        """Return the size in bytes of every shard, listed in the manifest or not."""
         found = sizes(self.storage / DATA)
         return {f"{DATA}/{name}": size for name, size in found.items() if _SHARD.fullmatch(name)}
 
@@ -233,7 +233,7 @@ class RunFolder:
 def settings_changed(
     place: object, before: Mapping[str, Any], now: Mapping[str, Any], option: str = "--out"
 ) -> UserError:
-    """The error for a place that was made with other settings; `option` is how the user names another place."""
+    """Return the error for a place that was made with other settings; `option` is how the user names another place."""
     kinds = kind_of(before), kind_of(now)
     if kinds[0] != kinds[1]:
         return UserError(f"{place} contains {kinds[0]}, not {kinds[1]}; choose another {option}")
@@ -242,6 +242,6 @@ def settings_changed(
 
 
 def kind_of(identity: Mapping[str, Any]) -> str:
-    """What an identity is of."""
+    """Return what an identity is of."""
     kinds = {"import": "an import", "scored": "a scored copy of a run", "corrected": "a corrected copy of a run"}
     return next((kind for key, kind in kinds.items() if key in identity), "a run")

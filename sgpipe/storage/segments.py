@@ -39,10 +39,10 @@ class ReadableFiles(Protocol):
         """As messages name it."""
 
     def read(self, name: str) -> bytes | None:
-        """The content of an object; None if it does not exist."""
+        """Return the content of an object; None if it does not exist."""
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Size in bytes of each object in a folder, by its last name."""
+        """Return the size in bytes of each object in a folder, by its last name."""
 
 
 class WritableFiles(ReadableFiles, Protocol):
@@ -55,19 +55,19 @@ class WritableFiles(ReadableFiles, Protocol):
         """As `StorePath.put_if`."""
 
     def version(self, name: str) -> Any:
-        """The version of an object; None if it does not exist."""
+        """Return the version of an object; None if it does not exist."""
 
     def delete(self, name: str) -> None:
         """Delete an object if it exists."""
 
 
 def whole_lines(data: bytes) -> bytes:
-    """The content of a manifest without a last line that was cut short."""
+    """Return the content of a manifest without a last line that was cut short."""
     return data[: data.rfind(b"\n") + 1]
 
 
 def read_manifest(store: ReadableFiles) -> bytes | None:
-    """The manifest of a run in a store, with all segments; None: there is none."""
+    """Return the manifest of a run in a store, with all segments; None: there is none."""
     for _ in range(_TRIES):
         starts = _starts(store)  # before the whole manifest: that is written before segments are deleted
         content = store.read(MANIFEST)
@@ -154,7 +154,7 @@ class StoredManifest:
 
 
 def _continued(store: ReadableFiles, content: bytes, starts: list[int]) -> bytes | None:
-    """The content with the segments that continue it; None: one was deleted meanwhile."""
+    """Return the content with the segments that continue it; None: one was deleted meanwhile."""
     parts, end, digest = [content], len(content), hashlib.sha256(content)
     starts = [start for start in starts if start >= end]
     with ThreadPoolExecutor(_REQUESTS) as pool:

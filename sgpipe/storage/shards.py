@@ -43,7 +43,7 @@ def shard_name(split: str, start: int, stop: int, revision: int = 0) -> str:
 
 
 def revision_of(file: str) -> int:
-    """The revision in a shard's name."""
+    """Return the revision in a shard's name."""
     _, found, number = Path(file).stem.rpartition("-r")
     return int(number) if found and number.isdigit() else 0
 
@@ -103,7 +103,7 @@ def _write_file(path: Path, table: pa.Table) -> tuple[str, int]:
 
 
 def with_images(table: pa.Table, images: Sequence[bytes | None]) -> pa.Table:
-    """The rows with their image files in an additional column `image`."""
+    """Return the rows with their image files in an additional column `image`."""
     names = table["file_name"].to_pylist()
     column = pa.array(
         [data and {"bytes": data, "path": name} for data, name in zip(images, names, strict=True)],
@@ -114,7 +114,7 @@ def with_images(table: pa.Table, images: Sequence[bytes | None]) -> pa.Table:
 
 
 def embedded_images(table: pa.Table) -> list[bytes | None]:
-    """The image file of each row, None where the shard does not hold it."""
+    """Return the image file of each row, None where the shard does not hold it."""
     if IMAGE_COLUMN not in table.column_names:
         return [None] * table.num_rows
     return [image and image["bytes"] for image in table[IMAGE_COLUMN].to_pylist()]
@@ -154,13 +154,13 @@ def read_file(
 
 
 def iter_tables(root: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The shards of a run, by split and position, one in memory at a time."""
+    """Yield the shards of a run, by split and position, one in memory at a time."""
     for shard in Manifest.load(root).shards:
         yield read_file(root / shard.file, columns)
 
 
 def iter_records(root: str | Path) -> Iterator[Record]:
-    """Every record of a run, by split and position, one shard without its images in memory at a time.
+    """Return every record of a run, by split and position, one shard without its images in memory at a time.
 
     Raises UserError: not the folder of a run; while reading, a shard that is missing or damaged.
     """

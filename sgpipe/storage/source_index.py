@@ -43,7 +43,7 @@ class SourceIndex:
         return int(self.meta["images"])
 
     def is_whole(self) -> bool:
-        """Whether every byte of the records is unchanged."""
+        """Return whether every byte of the records is unchanged."""
         return bool(file_sha256(self._path) == self.meta.get("sha256"))
 
     def move(self, path: Path) -> None:

@@ -116,5 +116,5 @@ def refusals() -> tuple[type[Exception], ...]:
 
 
 def one_line(reason: Exception) -> str:
-    """The start of a message that may have pages, as those of compilers."""
+    """Return the start of a message that may have pages, as those of compilers."""
     return " ".join(str(reason).split())[:_LONGEST_REASON] or type(reason).__name__

@@ -28,22 +28,22 @@ EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 def output() -> Console:
-    """The console for results."""
+    """Return the console for results."""
     return _console()
 
 
 def errors() -> Console:
-    """The console for errors, which are printed even with --quiet."""
+    """Return the console for errors, which are printed even with --quiet."""
     return _console(stderr=True)
 
 
 def progress() -> Console:
-    """The console for progress, notes and hints; `sgpipe --quiet …` silences it."""
+    """Return the console for progress, notes and hints; `sgpipe --quiet …` silences it."""
     return _console(stderr=True, quiet=QUIET in os.environ)
 
 
 def _console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that prints no character which the terminal would act on, wherever a text comes from."""
+    """Return a console that prints no character which the terminal would act on, wherever a text comes from."""
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
@@ -111,7 +111,7 @@ _ACTED_ON = ("Cc", "Zl", "Zp", "Cs", "Cf")
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun: "1 file", "2,000 files"; `plural`: if it is not the noun with an s."""
+    """Return a number with its noun: "1 file", "2,000 files"; `plural`: if it is not the noun with an s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 

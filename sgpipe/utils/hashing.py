@@ -20,7 +20,7 @@ _MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model", "*.jinja
 
 
 def model_sha256(name: str | None) -> str | None:
-    """A hub id unchanged; a folder as the hash of its configuration, vocabulary, weights and chat template.
+    """Return a hub id unchanged; a folder as the hash of its configuration, vocabulary, weights and chat template.
 
     The URI of a model in a store that has its hash in it is that hash. An architecture with a file of weights, such as
     "ViT-B-32:clip.safetensors", is the architecture and the hash of the file.
@@ -39,14 +39,14 @@ def model_sha256(name: str | None) -> str | None:
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
-    """A short hash of plain nested values, such as the identity of a run."""
+    """Return a short hash of plain nested values, such as the identity of a run."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], absent: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """The settings in which two identities differ, one line each; `absent`: values of keys that one may lack."""
+    """Return the settings in which two identities differ, one line each; `absent`: values of keys that one may lack."""
     old, new = ({**(absent or {}), **dict(_flatten(identity))} for identity in (before, now))
     keys = sorted({*old, *new}, key=str)
     return [f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]

@@ -21,7 +21,7 @@ def start_early(
     is_full: Callable[[Collection[Started]], bool] = lambda pending: False,
     cancel: Callable[[Started], Any] = lambda started: None,
 ) -> Generator[Started, None, None]:
-    """What `start` returns for each item, such as a future, after it has been called for the next items too.
+    """Yield what `start` returns for each item, such as a future, after it has been called for the next items too.
 
     Args:
         items: read in the caller's thread.

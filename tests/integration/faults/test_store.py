@@ -176,9 +176,9 @@ def test_a_store_of_another_run_is_refused(store: StorePath, dataset: list[str],
     other = RunFolder(tmp_path / "other", store)
     with other.lock():
         Manifest.create(other.root, {"store": store.uri, "name": "another"})
-        with pytest.raises(UserError, match="hold different runs"):
+        with pytest.raises(UserError, match="contain different runs"):
             ManifestMirror(other).reconciled().__enter__()
-    with pytest.raises(UserError, match="hold different runs"):
+    with pytest.raises(UserError, match="contain different runs"):
         fetch(store, tmp_path / "other", ignore)
     with pytest.raises(UserError, match="is not an sgpipe run"):
         fetch(StorePath(f"{store.uri}/nothing"), tmp_path / "fetched", ignore)

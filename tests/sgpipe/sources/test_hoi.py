@@ -241,9 +241,9 @@ OWN = {"objects": {"1": "person", "37": "kite"}, "relations": ["holding", "flyin
     ("relations", "objects", "reason"),
     [
         ((1, 3), (1, 38), "is not an interaction"),
-        ((150, 200), (1, 38), "there is no relation 150"),
-        ((0,), (1, 38), "there is no relation 0"),
-        ((37,), (1, 200), "there is no object class 200"),
+        ((150, 200), (1, 38), "relation 150 does not exist"),
+        ((0,), (1, 38), "relation 0 does not exist"),
+        ((37,), (1, 200), "object class 200 does not exist"),
     ],
 )
 def test_a_file_of_other_classes_than_hico_det_is_refused(tmp_path, relations, objects, reason):
@@ -268,7 +268,7 @@ def test_a_file_of_other_classes_is_read_with_their_list(tmp_path):
     assert source.classes.relations == ("holding", "flying")
     assert [[relation.predicate for relation in record.relations] for record in records] == [["holding", "flying"]] * 4
     assert {box.category for box in records[0].objects} == {"person", "kite"}
-    with pytest.raises(UserError, match=r"are not those of .*list\.json.*there is no relation 9"):
+    with pytest.raises(UserError, match=r"are not those of .*list\.json.*relation 9 does not exist"):
         hico_source(drawn(tmp_path, (9,)), "train", tmp_path / "list.json")
     vcoco = vcoco_source(drawn(tmp_path, (1,)), "train", tmp_path / "list.json")
     assert next(iter(vcoco.read(Counter()))).relations[0].predicate == "holding"
