@@ -14,12 +14,11 @@ from experiments.plan import SPLITS, Stage
 from experiments.workshop import Drawn, Network, Workshop
 from rlip_model.evaluation.inputs import Array
 from rlip_model.training.validation import RelationScores
-from sgpipe.evaluation.benchmarks.evaluate_files import HicoOptions, evaluate_hico_files
-from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
-from sgpipe.evaluation.bootstrap import Interval, Resampling, paired_bootstrap
+from sgpipe.evaluation.benchmarks.evaluate import HicoOptions, ModelRun, PredictionFiles, score_hico
 from sgpipe.evaluation.label_quality.comparison import label_quality
+from sgpipe.evaluation.result import Interval, Resampling, paired_bootstrap
 from sgpipe.inference.predictor import predict
-from sgpipe.inference.writers.json_lists import write_hoia
+from sgpipe.inference.writers import write_hoia
 from sgpipe.recipe import MiniworldConfig
 from sgpipe.training.metrics import read_metrics
 
@@ -46,7 +45,7 @@ def resampling(workshop: Workshop, measure: str, stage: Stage, network: Network)
     if stage.kind == "tagger":
         return of_pairs(score_network(network.folder, stage.load_recipe({}), drawn.all_relations), measure)
     written = predictions(workshop, network, drawn)
-    result = evaluate_hico_files(written, drawn.annotations, HicoOptions(), drawn.classes)
+    result = score_hico(PredictionFiles(written, drawn.annotations, drawn.classes), HicoOptions())
     assert result.resampling is not None
     summary = result.resampling.summary
     return replace(result.resampling, summary=lambda counts: {measure: summary(counts)["mAP"]})

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from rlip_model.attention import sample
 from rlip_model.image import enlarge, normalise
-from sgpipe.evaluation.benchmarks.classes import data_classes
-from sgpipe.inference.predictor import PredictConfig, Predictor
-from sgpipe.inference.rows import list_row_groups
+from sgpipe.evaluation.benchmarks.pairs import data_classes
+from sgpipe.inference.predictor import Predictor
+from sgpipe.inference.rows import PredictConfig, list_row_groups
 from sgpipe.recipe import CaptionConfig, TagConfig, packaged_model
 from sgpipe.records import Pair, Record
 from sgpipe.stages.caption.stage import CaptionStage

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.report import print_run_quality, run_quality
+from sgpipe.evaluation.label_quality.comparison import print_run_quality, run_quality
 from sgpipe.storage.manifest import Manifest, add_up
 from sgpipe.training.metrics import read_metrics
 from sgpipe.utils.console import run_command

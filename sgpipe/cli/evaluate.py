@@ -27,7 +27,7 @@ from sgpipe.errors import UserError
 from sgpipe.utils import LARGEST_SEED, console
 
 if TYPE_CHECKING:
-    from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
+    from sgpipe.evaluation.benchmarks.evaluate import ModelRun, PredictionFiles
     from sgpipe.evaluation.result import EvaluationResult
     from sgpipe.storage.run_folder import GroundTruth
 
@@ -167,16 +167,13 @@ def hico(
 
       sgpipe eval hico --predictions predictions.json --annotations test_hico.json --json
     """
-    from sgpipe.evaluation.benchmarks.evaluate_files import HicoOptions, evaluate_hico_files
-    from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_hico_model
+    from sgpipe.evaluation.benchmarks.evaluate import HicoOptions, score_hico
 
     options = HicoOptions(setting.value, known_object, pair_nms)
 
     def evaluate(other: Path | None) -> EvaluationResult:
-        if paths := _files(predictions, annotations, model, other):
-            return evaluate_hico_files(*paths, options, classes)
-        run = _model_run(model, inference, annotations, classes, other)
-        return evaluate_hico_model(run, options, zero_shot=zero_shot)
+        given = _given(predictions, annotations, model, inference, classes, other)
+        return score_hico(given, options, zero_shot=zero_shot)
 
     run_and_report(evaluate, compare, files, files.plot)
 
@@ -209,13 +206,10 @@ def vcoco(
 
       sgpipe eval vcoco --predictions predictions.json --annotations vcoco_test.json --coco instances.json
     """
-    from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_vcoco_files
-    from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_vcoco_model
+    from sgpipe.evaluation.benchmarks.evaluate import score_vcoco
 
     def evaluate(other: Path | None) -> EvaluationResult:
-        if paths := _files(predictions, annotations, model, other):
-            return evaluate_vcoco_files(*paths, coco)
-        return evaluate_vcoco_model(_model_run(model, inference, other=other), annotations, coco, possible)
+        return score_vcoco(_given(predictions, annotations, model, inference, other=other), coco, possible)
 
     run_and_report(evaluate, compare, files, files.plot)
 
@@ -240,13 +234,10 @@ def openimages(
 
       sgpipe eval openimages --predictions predictions.json --annotations vrd-test-anno.json
     """
-    from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_open_images_files
-    from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_open_images_model
+    from sgpipe.evaluation.benchmarks.evaluate import score_open_images
 
     def evaluate(other: Path | None) -> EvaluationResult:
-        if paths := _files(predictions, annotations, model, other):
-            return evaluate_open_images_files(*paths, nms.value)
-        return evaluate_open_images_model(_model_run(model, inference, annotations, other=other), nms.value)
+        return score_open_images(_given(predictions, annotations, model, inference, other=other), nms.value)
 
     run_and_report(evaluate, compare, files, files.plot)
 
@@ -272,17 +263,17 @@ def vg(
 
       sgpipe eval vg --predictions predictions.json --annotations vg150.json --mode sgdet
     """
-    from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_graph_files
-    from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_graphs_model
+    from sgpipe.evaluation.benchmarks.evaluate import ModelRun, score_graphs
 
     def evaluate(other: Path | None) -> EvaluationResult:
-        if paths := _files(predictions, annotations, model, other):
+        given = _given(predictions, annotations, model, inference, classes, other)
+        if not isinstance(given, ModelRun):
             if mode is None:
                 raise UserError("pass --mode predcls, sgcls or sgdet: what the model was given")
-            return evaluate_graph_files(*paths, mode.value, classes)
+            return score_graphs(given, mode.value)
         if mode and mode is not GraphMode.SGDET:
             raise UserError(f"--mode {mode.value}: with --model the mode is sgdet, as the model detects its own boxes")
-        return evaluate_graphs_model(_model_run(model, inference, annotations, classes, other))
+        return score_graphs(given)
 
     run_and_report(evaluate, compare, files)
 
@@ -319,8 +310,7 @@ def labels(
 
       sgpipe eval labels --pred coco-relations/ --truth vg/ --image-data image_data.json
     """
-    from sgpipe.evaluation.label_quality.comparison import label_quality
-    from sgpipe.evaluation.label_quality.report import label_report
+    from sgpipe.evaluation.label_quality.comparison import label_quality, label_report
     from sgpipe.evaluation.label_quality.synonyms import load_predicate_synonyms
     from sgpipe.files.stored_files import shown_path
     from sgpipe.storage.run_folder import GroundTruth
@@ -369,7 +359,7 @@ def boxes(
       sgpipe eval boxes detected/ --truth instances_val2017.json --per-class
       sgpipe eval boxes detected/ --truth coco/ --compare detected-by-another/
     """
-    from sgpipe.evaluation.box_quality.report import evaluate_boxes, own_threshold
+    from sgpipe.evaluation.box_quality import evaluate_boxes, own_threshold
 
     known = truth or _ground_truth(pred).relations
     level = own_threshold(pred) if threshold is None else threshold  # the same for what it is compared with
@@ -388,31 +378,24 @@ def _ground_truth(run: Path, truth: Path | None = None) -> GroundTruth:
     return own
 
 
-def _files(
-    predictions: Path | None, annotations: Path | None, model: ModelOptions, other: Path | None
-) -> tuple[Path, Path] | None:
-    """The predictions (or the other ones) and annotations; None if a model is to be evaluated.
-
-    Raises UserError: neither is given.
-    """
-    if predictions and annotations and not model.model and not model.data:
-        return other or predictions, annotations
-    if predictions or not model.model or not model.data:
-        raise UserError("pass --predictions and --annotations, or --model and --data")
-    return None
-
-
-def _model_run(
+def _given(
+    predictions: Path | None,
+    annotations: Path | None,
     model: ModelOptions,
     inference: InferenceOptions,
-    annotations: Path | None = None,
     classes: Path | None = None,
     other: Path | None = None,
-) -> ModelRun:
-    from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
+) -> PredictionFiles | ModelRun:
+    """Return what is evaluated; `other` takes the place of the predictions or the model.
 
-    assert model.model is not None
-    assert model.data is not None
+    Raises UserError: neither predictions with annotations nor a model with data is given.
+    """
+    from sgpipe.evaluation.benchmarks.evaluate import ModelRun, PredictionFiles
+
+    if predictions and annotations and not model.model and not model.data:
+        return PredictionFiles(other or predictions, annotations, classes)
+    if predictions or not model.model or not model.data:
+        raise UserError("pass --predictions and --annotations, or --model and --data")
     arguments = inference.as_arguments()
     return ModelRun(model=other or model.model, data=model.data, annotations=annotations, classes=classes, **arguments)
 

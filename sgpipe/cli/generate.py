@@ -210,7 +210,7 @@ def _run(recipe: Recipe, out: Path, retry_failed: bool, json_: bool, parent: str
 
 def _report(summary: Summary, threshold: float, json_: bool, store: str | None) -> None:
     """Print what the run contains and, if its images have ground truth and its shards are local, how good it is."""
-    from sgpipe.evaluation.label_quality.report import print_run_quality, run_quality
+    from sgpipe.evaluation.label_quality.comparison import print_run_quality, run_quality
     from sgpipe.generation.summary import print_summary
 
     quality = run_quality(summary.root, threshold) if store is None else {}

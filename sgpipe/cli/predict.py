@@ -28,7 +28,7 @@ from sgpipe.utils import console
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
-    from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
+    from sgpipe.evaluation.benchmarks.evaluate import ModelRun
     from sgpipe.inference.writers import WriteSummary
 
 
@@ -77,7 +77,7 @@ def predict(
 
       sgpipe predict detector/ --data hico-test/ --out predictions.json
     """
-    from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
+    from sgpipe.evaluation.benchmarks.evaluate import ModelRun
 
     if out.suffix not in (".json", ".parquet"):
         raise UserError(f"--out {out}: expected a file that ends in .json or .parquet")
@@ -107,10 +107,9 @@ def _sides(short_side: int | None, long_side: int | None) -> tuple[int, int] | N
 
 def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, zero_shot: bool) -> WriteSummary:
     import rlip_model.evaluation.hico_classes as hico
-    from sgpipe.evaluation.benchmarks.classes import hoia_schema_of
+    from sgpipe.evaluation.benchmarks.pairs import hoia_schema_of
     from sgpipe.inference.predictor import predict as predict_images
-    from sgpipe.inference.writers.json_lists import write_hoia
-    from sgpipe.inference.writers.parquet import write_parquet
+    from sgpipe.inference.writers import write_hoia, write_parquet
     from sgpipe.sources.hoi import HICO
     from sgpipe.stages.detect.detectors import load_detector
 
@@ -137,7 +136,7 @@ def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, z
 def _write_whole_pairs(run: ModelRun, out: Path, form: PredictionFormat, most: int) -> WriteSummary:
     """For evaluators that need the scores of all predicates of a pair."""
     from sgpipe.inference.predictor import predict as predict_images
-    from sgpipe.inference.writers.json_lists import PeopleConverter, vcoco_actions, write_graphs, write_vcoco
+    from sgpipe.inference.writers import PeopleConverter, vcoco_actions, write_graphs, write_vcoco
 
     if form is PredictionFormat.VG:
         graphs = run.config("scene graph")

@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 import yaml
 
-from sgpipe.evaluation.label_quality.report import LABELS, run_quality
+from sgpipe.evaluation.label_quality.comparison import LABELS, run_quality
 from sgpipe.export.provenance import describe_origin
 from sgpipe.export.rows import ExportRows
 from sgpipe.records import TRAINING_CONFIDENCE

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +19,7 @@ from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import detect
 from sgpipe.errors import EngineError, UserError
 from sgpipe.images import ImageError
-from sgpipe.inference.rows import ImageRow, RowGroup, iter_rows
-from sgpipe.sources.annotated import DatasetClasses
+from sgpipe.inference.rows import PERSON, ImagePrediction, ImageRow, PredictConfig, RowGroup, iter_rows
 from sgpipe.stages.detect.detectors import load_detector, trained_sides
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
@@ -29,61 +27,7 @@ from sgpipe.utils.gpu_memory import enough_memory
 from sgpipe.utils.machines import machines_of
 from sgpipe.utils.prefetch import prefetch
 
-PERSON = "person"
-Task = Literal["hoi", "zero-shot hoi", "scene graph"]
-
 _PREFETCH = 2  # batches
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceConfig:
-    """How a network runs.
-
-    Args:
-        batch: images per batch.
-        sides: shorter and longer side of the resized images, in pixels; None: as in the network's training.
-        threads: threads that read images.
-        device: auto, cpu (whatever `gpus` says), cuda, or cuda:N for a single process.
-        workers: processes that predict; more than one run on Ray.
-        gpus: GPUs per process, at most 1; 0: a single process takes a GPU if there is one, several do not.
-    """
-
-    batch: int = 4
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-    sides: tuple[int, int] | None = None
-    threads: int = 2
-    workers: int = 1
-    gpus: float = 0
-
-
-@dataclass(frozen=True)
-class PredictConfig(InferenceConfig):
-    """What to predict, and how.
-
-    Args:
-        classes: object classes and predicates that the network is queried with.
-        task: "hoi": subjects are persons; "zero-shot hoi": pairs whose subject is classified as something else are
-            left out; "scene graph": subjects of any class.
-    """
-
-    model: Path
-    classes: DatasetClasses
-    task: Task
-
-
-@dataclass(frozen=True)
-class ImagePrediction:
-    """The prediction for one image.
-
-    Args:
-        pairs: boxes in pixels of the image; labels and predicates are indices into the classes. None after an error.
-        error: why the image could not be used.
-    """
-
-    row: ImageRow
-    pairs: PredictedPairs | None = None
-    error: str | None = None
 
 
 def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:

@@ -1,4 +1,4 @@
-"""Read the images of shards, including images without relations, which training leaves out."""
+"""What a network predicts, and for which images: those of shards, also without relations, which training leaves out."""
 
 from __future__ import annotations
 
@@ -6,18 +6,60 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
+from rlip_model.evaluation.inputs import PredictedPairs
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.remote import opened_ahead
 from sgpipe.images import open_row_image
+from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group
 
+PERSON = "person"
+Task = Literal["hoi", "zero-shot hoi", "scene graph"]
 _NAMES = ("image_id", "dataset", "split", "file_name", "width", "height")
 _COLUMNS = (*_NAMES, "status", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """How a network runs.
+
+    Args:
+        batch: images per batch.
+        sides: shorter and longer side of the resized images, in pixels; None: as in the network's training.
+        threads: threads that read images.
+        device: auto, cpu (whatever `gpus` says), cuda, or cuda:N for a single process.
+        workers: processes that predict; more than one run on Ray.
+        gpus: GPUs per process, at most 1; 0: a single process takes a GPU if there is one, several do not.
+    """
+
+    batch: int = 4
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    sides: tuple[int, int] | None = None
+    threads: int = 2
+    workers: int = 1
+    gpus: float = 0
+
+
+@dataclass(frozen=True)
+class PredictConfig(InferenceConfig):
+    """What to predict, and how.
+
+    Args:
+        classes: object classes and predicates that the network is queried with.
+        task: "hoi": subjects are persons; "zero-shot hoi": pairs whose subject is classified as something else are
+            left out; "scene graph": subjects of any class.
+    """
+
+    model: Path
+    classes: DatasetClasses
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -60,6 +102,20 @@ class ImageRow:
         """The image as RGB, of the annotated size. Raises ImageError."""
         roots = {} if self.images is None else {self.split: self.images}
         return open_row_image(roots, self, self.embedded)
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """The prediction for one image.
+
+    Args:
+        pairs: boxes in pixels of the image; labels and predicates are indices into the classes. None after an error.
+        error: why the image could not be used.
+    """
+
+    row: ImageRow
+    pairs: PredictedPairs | None = None
+    error: str | None = None
 
 
 def coco_image_id(row: ImageRow) -> int:

@@ -159,8 +159,7 @@ def test_boxes_of_both_sides_are_counted_from_the_same_score(tmp_path: Path) -> 
 
 
 def test_labels_of_resampled_images_beside_runs_in_which_they_are_repeated(tmp_path: Path) -> None:
-    from sgpipe.evaluation.label_quality.comparison import label_quality
-    from sgpipe.evaluation.label_quality.report import label_report
+    from sgpipe.evaluation.label_quality.comparison import label_quality, label_report
     from sgpipe.storage.run_folder import GroundTruth
 
     def quality(folder: Path, drawn: list[int]) -> Any:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.evaluation.bootstrap import Difference, Resampling, paired_bootstrap
+from sgpipe.evaluation.result import Difference, Resampling, paired_bootstrap
 
 
 def share(correct: np.ndarray, names: list[str] | None = None, unpredicted: frozenset[str] = frozenset()) -> Resampling:

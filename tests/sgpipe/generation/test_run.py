@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, print_run_quality, run_quality
+from sgpipe.evaluation.label_quality.comparison import ALL_PAIRS, LABELS, print_run_quality, run_quality
 from sgpipe.generation import run as generation_run
 from sgpipe.generation.run import Summary, generate
 from sgpipe.miniworld.scene import random_scene

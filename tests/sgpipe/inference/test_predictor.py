@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from rlip_model.model import ParSeDA
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.classes import data_classes
-from sgpipe.inference.predictor import ImagePrediction, PredictConfig, predict
-from sgpipe.inference.rows import list_row_groups
+from sgpipe.evaluation.benchmarks.pairs import data_classes
+from sgpipe.inference.predictor import predict
+from sgpipe.inference.rows import ImagePrediction, PredictConfig, list_row_groups
 from sgpipe.recipe import network_folder
 from sgpipe.stages.detect.detectors import load_detector, trained_sides
 from sgpipe.storage.manifest import Manifest

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.classes import data_classes
-from sgpipe.inference.predictor import PredictConfig, predict
-from sgpipe.inference.rows import list_row_groups
+from sgpipe.evaluation.benchmarks.pairs import data_classes
+from sgpipe.inference.predictor import predict
+from sgpipe.inference.rows import PredictConfig, list_row_groups
 from sgpipe.utils.ray_cluster import start_ray
 
 pytestmark = pytest.mark.slow

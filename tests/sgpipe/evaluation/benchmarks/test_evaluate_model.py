@@ -18,12 +18,10 @@ from rlip_model.evaluation.inputs import PredictedPairs
 from rlip_model.evaluation.vcoco_files import read_actions
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks import evaluate_model
-from sgpipe.evaluation.benchmarks.classes import data_classes, read_classes
+from sgpipe.evaluation.benchmarks.pairs import data_classes
 from sgpipe.inference import predictor
-from sgpipe.inference.predictor import ImagePrediction, PredictConfig
-from sgpipe.inference.rows import RowGroup, iter_rows
-from sgpipe.inference.writers.json_lists import PeopleConverter, vcoco_actions
+from sgpipe.inference.rows import ImagePrediction, PredictConfig, RowGroup, iter_rows
+from sgpipe.inference.writers import PeopleConverter, vcoco_actions
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import VCOCO, hico_source
@@ -31,7 +29,6 @@ from sgpipe.sources.import_run import import_annotations
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
 from sgpipe.utils.console import Progress
-from tests.sgpipe.training.trainings import IMAGES
 
 QUERIES = 12
 MODEL = Path(__file__).parent  # any folder: `clumsy` does not read it
@@ -61,7 +58,6 @@ def clumsy(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[Im
 
 @pytest.fixture(autouse=True)
 def clumsy_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate_model, "predict", clumsy)
     monkeypatch.setattr(predictor, "predict", clumsy)
 
 
@@ -235,24 +231,6 @@ def test_all_of_vcoco_is_among_our_relations(oracle: Path) -> None:
         PeopleConverter(DatasetClasses(VCOCO.classes.objects, ("hold",)), converter.actions)
 
 
-def test_what_persons_do_is_what_is_annotated(drawn_run: Path) -> None:
-    drawn = drawn_run.parent / "drawn"
-    classes = read_classes(drawn / "hico_classes.json")
-    items = {item["file_name"]: item for item in json.loads((drawn / "hico.json").read_text())}
-    assert len(items) == IMAGES
-    for record in iter_records(drawn_run):
-        item = items[record.file_name]
-        found = {
-            (one["subject_id"], classes.relations[one["category_id"]], one["object_id"])
-            for one in item["hoi_annotation"]
-        }
-        persons = [box.category == "person" for box in record.objects]
-        assert found == {(one.subject, one.predicate, one.object) for one in record.relations if persons[one.subject]}
-        assert [classes.objects[box["category_id"]] for box in item["annotations"]] == [
-            box.category for box in record.objects
-        ]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -279,12 +257,3 @@ def test_what_does_not_go_together_is_refused(
     assert result.exception is not None
     output = " ".join((result.output + str(result.stderr)).split())
     assert re.search(message, output), output
-
-
-def test_classes_of_shards_without_closed_lists_are_their_names(drawn_run: Path) -> None:
-    classes = data_classes(drawn_run)
-    counts = [
-        sum(one.category == name for r in iter_records(drawn_run) for one in r.objects) for name in classes.objects
-    ]
-    assert counts == sorted(counts, reverse=True)
-    assert counts[-1] > 0

@@ -13,9 +13,8 @@ import pytest
 from rlip_model.evaluation.inputs import NOT_PREDICTED, PredictedPairs
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.pairs import read_prediction_table
-from sgpipe.inference.predictor import ImagePrediction
-from sgpipe.inference.rows import ImageRow
-from sgpipe.inference.writers.parquet import SCHEMA, write_parquet
+from sgpipe.inference.rows import ImagePrediction, ImageRow
+from sgpipe.inference.writers import SCHEMA, write_parquet
 from sgpipe.sources.annotated import DatasetClasses
 
 CLASSES = DatasetClasses(("person", "horse", "dog"), ("riding", "next to"))

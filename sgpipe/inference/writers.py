@@ -1,29 +1,87 @@
-"""Write predictions as JSON, one list per file, in the forms that the evaluators of benchmarks read."""
+"""Write predictions: as JSON, in the forms that the evaluators of benchmarks read, or as Parquet, with names."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from rlip_model.evaluation.inputs import Array, PredictedPairs
+from rlip_model.evaluation.inputs import NOT_PREDICTED, Array, PredictedPairs
 from rlip_model.evaluation.triplets import largest
 from rlip_model.evaluation.vcoco import Actions, PredictedPeople, Role
 from rlip_model.evaluation.vcoco_files import AGENT
 from rlip_model.evaluation.visual_genome import PredictedGraph
+from sgpipe import records
 from sgpipe.errors import UserError
-from sgpipe.inference.predictor import ImagePrediction
-from sgpipe.inference.rows import coco_image_id
-from sgpipe.inference.writers import CLASSES, TopTriplets, WriteSummary, output_file
+from sgpipe.inference.rows import ImagePrediction, coco_image_id
 from sgpipe.records import NO_OBJECT
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import HICO, HoiaSchema
 from sgpipe.sources.vocabulary import official_relation_names
+from sgpipe.utils.atomic import atomic_write, delete_leftovers
+
+CLASSES = "classes"  # key of the class list in the first item of a file
+
+
+@dataclass
+class WriteSummary:
+    """How many images were written and how many failed; reason: of the first failure."""
+
+    images: int = 0
+    failed: int = 0
+    reason: str = ""
+
+    def add(self, prediction: ImagePrediction) -> None:
+        if prediction.pairs is None:
+            self.failed += 1
+            self.reason = self.reason or str(prediction.error)
+        else:
+            self.images += 1
+
+
+@dataclass(frozen=True)
+class TopTriplets:
+    """The best triplets of an image by descending score: indices of pairs and predicates, and scores `[triplets]`."""
+
+    pair: Array
+    predicate: Array
+    score: Array
+
+    @classmethod
+    def of(cls, pairs: PredictedPairs, most: int, possible: Array | None = None) -> TopTriplets:
+        """The `most` best triplets.
+
+        Args:
+            possible: `[predicates, objects]`, 0 for impossible combinations, which get score 0, as in evaluators.
+        """
+        scores = pairs.scores
+        if possible is not None:
+            scores = np.where(possible.T[pairs.object_labels] == 0, np.float32(0), scores)
+        flat = scores.reshape(-1)
+        chosen = largest(flat, most)
+        chosen = chosen[flat[chosen] != NOT_PREDICTED]
+        pair, predicate = np.divmod(chosen, max(scores.shape[1], 1))
+        return cls(pair, predicate, flat[chosen])
+
+
+@contextmanager
+def output_file(out: Path) -> Iterator[Path]:
+    """A temporary file that replaces `out` when it is complete. Raises UserError: `out` is a folder."""
+    if out.is_dir():
+        raise UserError(f"{out} is a folder, not a file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    delete_leftovers(out)
+    with atomic_write(out) as temporary:
+        yield temporary
+
 
 Items = Callable[[ImagePrediction, PredictedPairs], list[dict[str, Any]]]
 _ROLES = ("obj", "instr")
@@ -230,3 +288,68 @@ def _write_items(
             file.write(separator + json.dumps(item | first, allow_nan=False))
             separator, first = ",\n", {}
     file.write("\n]\n" if separator != "[\n" else "[]\n")
+
+
+_IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height")  # as in shards
+_TRIPLET = pa.struct(
+    [
+        ("pair", pa.int32()),
+        ("subject", pa.string()),
+        ("predicate", pa.string()),
+        ("object", pa.string()),
+        ("score", pa.float32()),
+        ("subject_box", pa.list_(pa.float32())),
+        ("object_box", pa.list_(pa.float32())),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        *(records.SCHEMA.field(name) for name in _IMAGE),
+        pa.field("triplets", pa.list_(_TRIPLET)),
+        pa.field("error", pa.string()),
+    ],
+    metadata={"sgpipe.predictions": "1"},
+)
+_ROWS_PER_WRITE = 512
+
+
+def write_parquet(
+    predictions: Iterable[ImagePrediction], out: Path, classes: DatasetClasses, most: int, possible: Array | None = None
+) -> WriteSummary:
+    """Write the best triplets of each image by name, with boxes as pixel xyxy.
+
+    `pair` is the index of a triplet's pair in the image; `error` says why an image has no triplets.
+
+    Args:
+        most: triplets per image.
+        possible: see `TopTriplets.of`.
+    """
+    summary, rows = WriteSummary(), list[dict[str, Any]]()
+    with output_file(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        for prediction in predictions:
+            summary.add(prediction)
+            image = {name: getattr(prediction.row, name) for name in _IMAGE}
+            pairs = prediction.pairs
+            triplets = None if pairs is None else list(_named_triplets(pairs, classes, most, possible))
+            rows.append({**image, "triplets": triplets, "error": prediction.error})
+            if len(rows) == _ROWS_PER_WRITE:
+                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+                rows.clear()
+        writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+    return summary
+
+
+def _named_triplets(
+    pairs: PredictedPairs, classes: DatasetClasses, most: int, possible: Array | None
+) -> Iterator[dict[str, Any]]:
+    top = TopTriplets.of(pairs, most, possible)
+    for pair, predicate, score in zip(top.pair.tolist(), top.predicate, top.score.tolist(), strict=True):
+        yield {
+            "pair": pair,
+            "subject": classes.objects[pairs.subject_labels[pair]],
+            "predicate": classes.relations[predicate],
+            "object": classes.objects[pairs.object_labels[pair]],
+            "score": score,
+            "subject_box": pairs.subject_boxes[pair].tolist(),
+            "object_box": pairs.object_boxes[pair].tolist(),
+        }

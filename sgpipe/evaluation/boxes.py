@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torchvision.ops import batched_nms
 
 from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError, existing_file
@@ -45,8 +43,8 @@ _FORMS = (
 class ImageBoxes:
     """The boxes of an image.
 
-    size: width and height, 0 if they are not known. boxes: `[boxes, 4]` xywh in pixels. The others are `[boxes]`:
-    names of classes; scores, 1 for boxes without; crowd; areas in pixels, by which COCO tells small from large.
+    size: width and height, 0 if not known. boxes: `[boxes, 4]` xywh in pixels. The others are `[boxes]`; areas are in
+    pixels, by which COCO tells small from large.
     """
 
     size: tuple[int, int]
@@ -273,6 +271,9 @@ def _ends_of_relations(ends: Sequence[tuple[Sequence[float], str, float]]) -> Im
     A network predicts a thing once for each of its relations, so boxes of one class suppress each other as those of a
     detector do.
     """
+    import torch
+    from torchvision.ops import batched_nms
+
     boxes = torch.tensor([box for box, _, _ in ends], dtype=torch.float64).reshape(-1, 4)
     scores = torch.tensor([score for _, _, score in ends], dtype=torch.float64)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(name for _, name, _ in ends))}

@@ -1,6 +1,6 @@
 """COCO's box AP of detected boxes, by pycocotools, and their precision and recall at a score.
 
-pycocotools matches boxes; its matches also give the AP of any resample of the images.
+Classes are matched by name, images by id or file name.
 """
 
 from __future__ import annotations
@@ -9,28 +9,34 @@ import io
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import coco_point
-from rlip_model.evaluation.scores import ClassScores, Tally, mean
+from rlip_model.evaluation.scores import ClassScores, Tally
 from sgpipe.errors import UserError
-from sgpipe.evaluation.box_quality.boxes import BoxSet, ImageBoxes, listed, read_detected, read_truth
-from sgpipe.evaluation.label_quality.arrays import ImageName
-from sgpipe.evaluation.label_quality.ground_truth import NO_IMAGE, ImageFinder
+from sgpipe.evaluation.boxes import BoxSet, ImageBoxes, is_run, listed, read_detected, read_truth
+from sgpipe.evaluation.label_quality.arrays import NO_IMAGE, ImageFinder, ImageName
+from sgpipe.evaluation.label_quality.comparison import NOTES
+from sgpipe.evaluation.result import RECALLS, EvaluationResult, Resampling, count_notes
+from sgpipe.files.stored_files import shown_path, uri_of
+from sgpipe.recipe import DetectConfig, load_recipe
+from sgpipe.storage.manifest import Manifest
+from sgpipe.utils.console import count
 
 AREAS = ("all", "small", "medium", "large")
-_IOUS = 10  # 0.50, 0.55, … 0.95
-_IOU_50, _IOU_75 = 0, 5
-MOST_BOXES = (1, 10, 100)  # per image and class
+_MEASURES = (
+    *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
+    *("AR@1", "AR@10", "AR@100", "AR small", "AR medium", "AR large"),
+)  # in the order of `COCOeval.stats`
+_IOU_50, _IOU_75 = 0, 5  # of 0.50, 0.55, … 0.95
+_ALL, _MOST = 0, 100  # areas; boxes per image and class
 
 
-@dataclass(frozen=True)
-class OperatingPoint:
+class OperatingPoint(NamedTuple):
     """Boxes with at least a score, at an IoU of 0.5, all classes together."""
 
     threshold: float
@@ -41,37 +47,32 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class BoxScores:
-    """The matches of pycocotools. Classes of `matches` are numbered by IoU, then by area, then by `names`.
+    """What pycocotools finds.
 
-    names: of the classes. matches: of the best 1, 10 and 100 boxes of an image and class. scores, correct, images:
-    `[boxes]`, of boxes at an IoU of 0.5 by falling score; targets: `[images]`, how many boxes there are to detect.
+    names: of the classes. measures: COCO's twelve. precision `[ious, recalls, classes]` and recall `[ious, classes]`,
+    -1 for classes without ground truth. matches: the best 100 boxes of an image and class, whose class numbers are
+    IoU * classes + class. scores, correct, images: `[boxes]`, of boxes at an IoU of 0.5 by falling score; targets:
+    `[images]`, how many boxes there are to detect.
     """
 
     names: tuple[str, ...]
-    matches: Mapping[int, ClassScores]
+    measures: Mapping[str, float]
+    precision: Array
+    recall: Array
+    matches: ClassScores
     scores: Array
     correct: Array
     images: Array
     targets: Array
 
-    def numbers(self, ious: slice, area: str = "all") -> Array:
-        """The class numbers of these IoUs and this area, `[ious * classes]`."""
-        table = np.arange(_IOUS * len(AREAS) * len(self.names)).reshape(_IOUS, len(AREAS), -1)
-        return table[ious, AREAS.index(area)].reshape(-1)
-
-    def summary(self, counts: Array | None = None) -> dict[str, float]:
-        """COCO's twelve measures; `counts`: how often each image occurs `[images]`."""
-        parts = self.matches if counts is None else {most: own.resampled(counts) for most, own in self.matches.items()}
-        best = parts[MOST_BOXES[-1]]
-        every = slice(None)
-        measures = {
-            "AP": best.mean(self.numbers(every)),
-            "AP50": best.mean(self.numbers(slice(_IOU_50, _IOU_50 + 1))),
-            "AP75": best.mean(self.numbers(slice(_IOU_75, _IOU_75 + 1))),
+    def resampled(self, counts: Array) -> dict[str, float]:
+        """Return the AP of a dataset in which each image occurs `counts[image]` times."""
+        own, classes = self.matches.resampled(counts), len(self.names)
+        ious = {"AP": None, "AP50": _IOU_50, "AP75": _IOU_75}
+        return {
+            name: own.mean(None if iou is None else np.arange(iou * classes, (iou + 1) * classes))
+            for name, iou in ious.items()
         }
-        measures |= {f"AP {area}": best.mean(self.numbers(every, area)) for area in AREAS[1:]}
-        recalls = {f"AR@{most}": _max_recall(part, self.numbers(every)) for most, part in parts.items()}
-        return measures | recalls | {f"AR {area}": _max_recall(best, self.numbers(every, area)) for area in AREAS[1:]}
 
     def at(self, threshold: float, counts: Array | None = None) -> OperatingPoint:
         """Precision, recall and F1 of the boxes with at least this score; NaN over nothing."""
@@ -95,38 +96,33 @@ class BoxScores:
         counts = np.ones(len(self.targets), dtype=int) if counts is None else counts
         return counts[self.images], int((counts * self.targets).sum())
 
-    @cached_property
+    @property
     def per_class(self) -> list[dict[str, Any]]:
         """One row for each class that the ground truth has."""
-        best = self.matches[MOST_BOXES[-1]]
-        shape = (_IOUS, len(AREAS), len(self.names))
-        columns = {}
-        for name, values in (
-            ("ground_truth", best.targets),
-            ("detections", best.detections),
-            ("hits", best.true_positives),
-            ("AP", best.average_precision),
-            ("AR", best.max_recall),
-        ):
-            table = np.full(shape, np.nan)
-            table.reshape(-1)[best.classes] = values
-            columns[name] = table[:, 0]
-        return [
-            {
-                "class": name,
-                **{key: int(columns[key][_IOU_50, row]) for key in ("ground_truth", "detections", "hits")},
-                "AP": float(columns["AP"][:, row].mean()),
-                "AP50": float(columns["AP"][_IOU_50, row]),
-                "AP75": float(columns["AP"][_IOU_75, row]),
-                "AR@100": float(columns["AR"][:, row].mean()),
-            }
-            for row, name in enumerate(self.names)
-            if not np.isnan(columns["AP"][0, row])
-        ]
+        at_50 = self.matches.classes < len(self.names)  # IoU 0.5
+        counts = (self.matches.targets, self.matches.detections, self.matches.true_positives)
+        columns = zip(*(each[at_50].tolist() for each in counts), strict=True)
+        by_class = dict(zip(self.matches.classes[at_50].tolist(), columns, strict=True))
+        rows = []
+        for row, name in enumerate(self.names):
+            if row in by_class:
+                precision = self.precision[:, :, row].mean(1)
+                rows.append(
+                    {
+                        "class": name,
+                        **dict(zip(("ground_truth", "detections", "hits"), by_class[row], strict=True)),
+                        "AP": float(precision.mean()),
+                        "AP50": float(precision[_IOU_50]),
+                        "AP75": float(precision[_IOU_75]),
+                        "AR@100": float(self.recall[:, row].mean()),
+                    }
+                )
+        return rows
 
-
-def _max_recall(scores: ClassScores, classes: Array) -> float:
-    return mean(scores.max_recall[np.isin(scores.classes, classes)])
+    def curve(self, iou: int) -> Array:
+        """Return the precision `[101]` at `RECALLS`, the mean over the classes that the ground truth has."""
+        known = self.precision[iou][:, self.recall[iou] >= 0]
+        return known.mean(1) if known.size else np.zeros(len(RECALLS))
 
 
 def _point(threshold: float, matched: int, predicted: int, targets: int) -> OperatingPoint:
@@ -241,38 +237,45 @@ def _scores(pairs: Sequence[tuple[ImageBoxes, ImageBoxes]], names: tuple[str, ..
     with redirect_stdout(io.StringIO()):  # it prints its progress
         evaluation = COCOeval(_coco([own for own, _ in pairs], names), _coco([own for _, own in pairs], names), "bbox")
         evaluation.evaluate()
-    tallies = {most: Tally() for most in MOST_BOXES}
-    per_image = iter(evaluation.evalImgs)
-    numbers = np.arange(_IOUS * len(AREAS) * len(names)).reshape(_IOUS, len(AREAS), -1)
+        evaluation.accumulate()
+        evaluation.summarize()
+    values = [float("nan") if value < 0 else float(value) for value in evaluation.stats]
+    precision, recall = (evaluation.eval[name][..., _ALL, -1] for name in ("precision", "recall"))
+    tally, targets = Tally(), np.zeros(len(pairs), dtype=int)
     points: list[tuple[Array, Array, Array]] = []
-    targets = np.zeros(len(pairs), dtype=int)
+    per_class = len(AREAS) * len(pairs)
     for row in range(len(names)):
-        for area in range(len(AREAS)):
-            for image in range(len(pairs)):
-                if (matched := next(per_image)) is None:
-                    continue
-                for most, tally in tallies.items():
-                    if area == 0 or most == MOST_BOXES[-1]:
-                        _add(tally, matched, numbers[:, area, row], image, most)
-                if area == 0:
-                    kept = ~matched["dtIgnore"][_IOU_50].astype(bool)
-                    correct = matched["dtMatches"][_IOU_50][kept] > 0
-                    points.append((np.array(matched["dtScores"])[kept], correct, np.full(len(correct), image)))
-                    targets[image] += int((~matched["gtIgnore"].astype(bool)).sum())
+        of_all_areas = evaluation.evalImgs[row * per_class : row * per_class + len(pairs)]
+        for image, matched in enumerate(of_all_areas):
+            if matched is None:
+                continue
+            _add(tally, matched, row + len(names) * np.arange(len(precision)), image)
+            kept = ~matched["dtIgnore"][_IOU_50].astype(bool)
+            correct = matched["dtMatches"][_IOU_50][kept] > 0
+            points.append((np.array(matched["dtScores"])[kept], correct, np.full(len(correct), image)))
+            targets[image] += int((~matched["gtIgnore"].astype(bool)).sum())
     scores, correct, images = (np.concatenate(part) for part in zip(*points, strict=True))
     order = np.argsort(-scores, kind="stable")
-    matches = {most: tally.class_scores(coco_point) for most, tally in tallies.items()}
-    return BoxScores(names, matches, scores[order], correct[order].astype(bool), images[order], targets)
+    return BoxScores(
+        names,
+        dict(zip(_MEASURES, values, strict=True)),
+        precision,
+        recall,
+        tally.class_scores(coco_point),
+        scores[order],
+        correct[order].astype(bool),
+        images[order],
+        targets,
+    )
 
 
-def _add(tally: Tally, matched: Mapping[str, Any], numbers: Array, image: int, most: int) -> None:
-    """Add the boxes of an image, class and area at all IoUs, whose class numbers are `numbers`."""
-    kept = ~matched["dtIgnore"].astype(bool)[:, :most]
+def _add(tally: Tally, matched: Mapping[str, Any], numbers: Array, image: int) -> None:
+    """Add the boxes of an image and class at all IoUs, whose class numbers are `numbers`."""
+    kept = ~matched["dtIgnore"].astype(bool)[:, :_MOST]
     ious, places = np.nonzero(kept)
-    correct = matched["dtMatches"][:, :most][ious, places] > 0
+    correct = matched["dtMatches"][:, :_MOST][ious, places] > 0
     matches = np.where(correct, np.cumsum(correct) - 1, -1)  # pycocotools matches no target twice
-    targets = int((~matched["gtIgnore"].astype(bool)).sum())
-    target_classes = np.repeat(numbers, targets)
+    target_classes = np.repeat(numbers, int((~matched["gtIgnore"].astype(bool)).sum()))
     scores = np.array(matched["dtScores"], dtype=np.float64)[places]
     images = np.full(len(target_classes), image), np.full(len(ious), image)
     tally.add(target_classes, numbers[ious], scores, matches, images)
@@ -283,22 +286,13 @@ def _coco(images: Sequence[ImageBoxes], names: Sequence[str]) -> Any:
     from pycocotools.coco import COCO
 
     numbers = {name: number for number, name in enumerate(names, 1)}
+    keys = ("bbox", "score", "iscrowd", "area")
     annotations = [
-        {
-            "image_id": number,
-            "category_id": numbers[name],
-            "bbox": box,
-            "score": score,
-            "iscrowd": int(crowd),
-            "area": area,
-        }
+        {"image_id": number, "category_id": numbers[name], **dict(zip(keys, values, strict=True))}
         for number, image in enumerate(images, 1)
-        for name, box, score, crowd, area in zip(
+        for name, *values in zip(
             image.classes,
-            image.boxes.tolist(),
-            image.scores.tolist(),
-            image.crowd.tolist(),
-            image.areas.tolist(),
+            *(each.tolist() for each in (image.boxes, image.scores, image.crowd, image.areas)),
             strict=True,
         )
         if name in numbers
@@ -311,3 +305,82 @@ def _coco(images: Sequence[ImageBoxes], names: Sequence[str]) -> Any:
     }
     coco.createIndex()
     return coco
+
+
+_BEST = "best F1"
+_PLOTTED = {"IoU 0.5": 0, "IoU 0.75": 5}  # index of the IoU
+
+
+def evaluate_boxes(detected: Path, truth: Path, threshold: float | None = None) -> EvaluationResult:
+    """COCO's box AP and AR, and precision and recall at a score.
+
+    Args:
+        detected, truth: as for `compare_boxes`.
+        threshold: minimum score of boxes for precision and recall; None: that of the run, or else of `sgpipe label`.
+
+    Raises:
+        UserError: as `compare_boxes`.
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"threshold {threshold}: expected a number from 0 to 1")
+    quality = compare_boxes(detected, truth)
+    level = own_threshold(detected) if threshold is None else threshold
+    scores = quality.scores
+
+    def summary(counts: Array | None = None) -> dict[str, float]:
+        point, best = scores.at(level, counts), scores.best(counts)
+        return {
+            **(scores.measures if counts is None else scores.resampled(counts)),
+            f"precision at {level:g}": point.precision,
+            f"recall at {level:g}": point.recall,
+            f"F1 at {level:g}": point.f1,
+            _BEST: best.f1,
+        }
+
+    best = scores.best()
+    curves = {name: scores.curve(place) for name, place in _PLOTTED.items()}
+    threshold_row = {f"threshold of {_BEST}": best.threshold, "precision there": best.precision}
+    return EvaluationResult(
+        "Box quality (COCO)",
+        {"pred": str(shown_path(detected)), "truth": str(shown_path(truth)), "threshold": level},
+        {**summary(), **threshold_row, "recall there": best.recall},
+        scores.per_class,
+        _notes(quality),
+        counts=quality.counts,
+        curves=curves,
+        resampling=Resampling(quality.images, summary),
+    )
+
+
+def own_threshold(detected: Path) -> float:
+    """The score above which the run kept boxes; of other files that of `sgpipe label`.
+
+    Raises UserError: there is no such run.
+    """
+    if uri_of(detected) and is_run(detected):
+        made = Manifest.load(detected).run.get("identity", {}).get("detect", {})
+        return float(made.get("threshold", DetectConfig().threshold))
+    recipe = detected / "recipe.yaml"
+    return (load_recipe(recipe).detect if recipe.is_file() else DetectConfig()).threshold
+
+
+def _notes(quality: BoxQuality) -> list[str]:
+    counts = quality.counts
+    notes = [
+        f"compared {count(counts['boxes'], 'box', 'boxes')} in {count(counts['images'], 'image')} with "
+        f"{counts['ground truth boxes']:,} of the ground truth; crowds left out: {counts['ground truth crowds']:,}"
+    ]
+    notes += count_notes(counts, {name: words for name, words in NOTES.items() if name in counts})
+    if quality.other_classes:
+        boxes = count(sum(quality.other_classes.values()), "box", "boxes")
+        notes.append(f"left out {boxes} of classes without ground truth here: {listed(quality.other_classes)}")
+    if quality.missed_classes:
+        notes.append(f"nothing was detected of {listed(quality.missed_classes)}; classes are matched by name")
+    if np.isnan(quality.lowest):
+        notes.append("the boxes have no scores, so AP has one step; runs that detect boxes keep their scores")
+    elif quality.lowest >= 0.01:
+        notes.append(
+            f"the lowest score is {quality.lowest:.3f}: AP counts boxes below it as missed; runs with "
+            "--set detect.threshold=0 keep them"
+        )
+    return notes

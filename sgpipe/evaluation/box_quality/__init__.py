@@ -1,1 +1,0 @@
-"""Boxes of a detector compared with ground truth."""
