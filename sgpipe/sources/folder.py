@@ -50,15 +50,10 @@ class FolderFiles:
     @property
     def notes(self) -> list[str]:
         """One line for each kind of files that are not read."""
-        notes = []
-        if self.unread:
-            what = "is not an image" if len(self.unread) == 1 else "are not images"
-            heif = any(_suffix(name) in HEIF_SUFFIXES for name in self.unread)
-            hint = "; pip install 'sgpipe[heif]' reads .heic and .heif" if heif else ""
-            notes.append(f"{count(len(self.unread), 'file')} {what} that sgpipe reads: {_listed(self.unread)}{hint}")
-        if self.closed:
-            what = "folder is a link or may" if len(self.closed) == 1 else "folders are links or may"
-            notes.append(f"{len(self.closed):,} {what} not be read, and left out: {_listed(self.closed)}")
+        kinds = ((self.unread, "file", "not read"), (self.closed, "folder", "not entered"))
+        notes = [f"{count(len(names), noun)} {why}: {_listed(names)}" for names, noun, why in kinds if names]
+        if any(_suffix(name) in HEIF_SUFFIXES for name in self.unread):
+            notes.append("pip install 'sgpipe[heif]' reads .heic and .heif")
         return notes
 
 
@@ -73,7 +68,7 @@ def list_folder(location: ImagePlace) -> FolderFiles:
         (images if known else others).append(name)
     stems = {PurePosixPath(name).stem for name in images} | {PurePosixPath(name).name for name in images}
     unread = [name for name in others if not (_suffix(name) in _SIDECARS and PurePosixPath(name).stem in stems)]
-    return FolderFiles(sorted(images), sorted(unread, key=_texts_last), sorted(closed))
+    return FolderFiles(sorted(images), sorted(unread), sorted(closed))
 
 
 def _walk(root: Path, closed: list[str]) -> Iterator[str]:
@@ -104,19 +99,10 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _texts_last(name: str) -> tuple[bool, str]:
-    return _suffix(name) in _SIDECARS, name
-
-
 def _listed(names: list[str]) -> str:
     shown = [to_single_line(name) for name in names[:_MOST_NAMED]]
     others = len(names) - len(shown)
     return ", ".join(shown) + (f" and {count(others, 'other')}" if others else "")
-
-
-def iter_images(root: ImagePlace) -> Iterator[str]:
-    """Yield the names of all images of a root, sorted, without hidden files and folders."""
-    yield from list_folder(root).images
 
 
 def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[str, Any]]:

@@ -280,6 +280,7 @@ def _relations(entries: list[Any], record: Record, schema: HoiaSchema) -> list[R
 
 
 _BACKGROUND = "background"  # the first object name in V-COCO's file
+_OBJECTS = {name.replace(" ", "_"): name for name in (_BACKGROUND, *category_names("coco").values())}
 
 
 @dataclass(frozen=True)
@@ -301,9 +302,8 @@ def read_hico_pairs(annotations: Path, split: str, problems: ProblemCounts) -> I
     images, names, sizes = (arrays.get(key, []) for key in ("annotation", "filenames", "size"))
     if not len(images) == len(names) == len(sizes):
         raise UserError(f"{annotations}: 'annotation', 'filenames' and 'size' differ in length; the file is damaged")
-    lists = _PairLists(
-        "object", "verb", _object_names(annotations, arrays), _relation_names(annotations, arrays, "verbs", "hico")
-    )
+    verbs = _names(annotations, arrays, "verbs", official_relation_names("hico"))
+    lists = _PairLists("object", "verb", _names(annotations, arrays, "objects", _OBJECTS), verbs)
     for image, name, size in zip(images, names, sizes, strict=True):
         width, height = size if isinstance(size, list) and len(size) == 2 else (0, 0)
         name = replace_surrogates(str(name))
@@ -317,8 +317,8 @@ def read_vcoco_pairs(annotations: Path, split: str, problems: ProblemCounts) -> 
     Raises UserError: the file is missing, not JSON, or its names are not V-COCO's.
     """
     arrays = _load_arrays(annotations)
-    verbs = _relation_names(annotations, arrays, "classes", "vcoco")
-    lists = _PairLists("objects", "actions", _object_names(annotations, arrays), verbs)
+    verbs = _names(annotations, arrays, "classes", official_relation_names("vcoco"))
+    lists = _PairLists("objects", "actions", _names(annotations, arrays, "objects", _OBJECTS), verbs)
     for image in arrays.get("annotations", []):
         try:
             name = text_field(image, "file_name")
@@ -335,28 +335,14 @@ def _load_arrays(path: Path) -> dict[str, list[Any]]:
     return arrays
 
 
-def _object_names(path: Path, arrays: Mapping[str, list[Any]]) -> list[str]:
-    """Return the file's object names in COCO's spelling."""
-    names = [str(name).replace("_", " ") for name in arrays.get("objects", [])]
+def _names(path: Path, arrays: Mapping[str, list[Any]], key: str, known: Mapping[str, str]) -> list[str]:
+    """Return the names of a list of the file in sgpipe's spelling; `known`: by the file's, with underscores."""
+    names = [str(name).replace(" ", "_") for name in arrays.get(key, [])]
     if not names:
-        raise UserError(_missing_list(path, "objects"))
-    if unknown := [name for name in names if name not in (_BACKGROUND, *category_names("coco").values())]:
-        raise UserError(f"{path}: its list 'objects' contains {unknown[0]!r}, which is not a class of COCO")
-    return names
-
-
-def _relation_names(path: Path, arrays: Mapping[str, list[Any]], key: str, dataset: str) -> list[str]:
-    """Return the file's relation names in sgpipe's spelling."""
-    known, names = official_relation_names(dataset), [str(name).replace(" ", "_") for name in arrays.get(key, [])]
-    if not names:
-        raise UserError(_missing_list(path, key))
+        raise UserError(f"{path} has no list {key!r}: the file is damaged or of another version")
     if unknown := [name for name in names if name not in known]:
-        raise UserError(f"{path}: its list {key!r} contains {unknown[0]!r}, which is not a relation of the dataset")
+        raise UserError(f"{path}: its list {key!r} contains {unknown[0]!r}, which is not a name of the dataset")
     return [known[name] for name in names]
-
-
-def _missing_list(path: Path, key: str) -> str:
-    return f"{path} has no list {key!r}: the file is damaged or of another version"
 
 
 def _add_pairs(record: Record, image: Any, lists: _PairLists) -> Record:

