@@ -134,12 +134,12 @@ def serving(run: Path) -> Iterator[Server]:
 
 def measure_build(run: Path) -> tuple[str, ...]:
     """Seconds, CPU seconds, peak MB and MB on disk of building the index."""
-    code = "import sys; from sgpipe.view.index import Index; Index.open(sys.argv[1])"
+    code = "import sys; from sgpipe.storage.index import Index; Index.open(sys.argv[1])"
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code, str(run)], check=True, capture_output=True)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    size = sum(path.stat().st_size for path in (run / ".sgpipe/view").glob("index-*"))
+    size = sum(path.stat().st_size for path in (run / ".sgpipe/cache").glob("index-*"))
     return f"{seconds:.1f}", f"{cpu:.1f}", f"{after.ru_maxrss // 1024:,}", f"{size >> 20}"
 
 

@@ -32,7 +32,7 @@ from benchmarks.measure import best, report
 from rlip_model.backbone import ImageFeatures
 from rlip_model.image import normalised, resized, to_pixels
 from rlip_model.text import LabelFeatures
-from sgpipe.calibration import thresholds_of_recipe
+from sgpipe.calibration import threshold_of_recipe
 from sgpipe.images import open_image
 from sgpipe.recipe import CaptionConfig, PairConfig, Resources, TagConfig
 from sgpipe.records import Pair, Record
@@ -106,7 +106,7 @@ class SimulatedCaptioner(BlipCaptioner):
 def tag_stage(roots: dict[str, Path], names: Iterable[str], device: Device, threads: int) -> Stage:
     config = TagConfig(tagger="simulated", device="cpu", resources=Resources(io_threads=threads))
     stage: Any = TagStage(config, roots, list(names))
-    stage.thresholds = thresholds_of_recipe(config, PairConfig())
+    stage.threshold = threshold_of_recipe(config, PairConfig())
     stage.device, stage.dtype, stage.group_size = torch.device("meta"), torch.float32, config.group_size
     stage.threads, stage.gpu_threads = threads, GPU_THREADS if threads else 0
     stage.memory = GpuMemory(stage.device, "", GPU_THREADS)

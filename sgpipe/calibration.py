@@ -1,21 +1,18 @@
 """The calibration of a tagger, a small JSON file of `sgpipe calibrate`: from confidences to probabilities.
 
-    log odds of being correct = slope · log odds of the confidence + offset + offset of the predicate
+    log odds of being correct = slope · log odds of the confidence + offset
 
-This is Platt scaling (Platt 1999, Probabilistic outputs for support vector machines) with an offset for each predicate.
-A minimum probability is a minimum confidence for each predicate (`Thresholds`), so shards keep the tagger's own
-confidences.
+This is Platt scaling (Platt 1999, Probabilistic outputs for support vector machines). A minimum probability is a
+minimum confidence, so shards keep the tagger's own confidences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, JsonValue, ValidationError
 
@@ -25,59 +22,13 @@ from sgpipe.recipe import SERVED, UNSCORED, Config, PairConfig, TagConfig
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.console import count, json_text
+from sgpipe.utils.console import json_text
 from sgpipe.utils.hashing import differences, model_sha256
 
 Floats = NDArray[np.float64]
 NEAREST = 1e-4  # a confidence nearer to 0 or 1 has the log odds of this distance
 _DIGITS = 5
 _ANY = 1e-6  # a probability that everything has but what is below the lowest judged confidence
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The minimum confidence of a relation by its predicate; a relation without a confidence passes.
-
-    Attributes:
-        default: of predicates that `by_predicate` does not have. Both are rounded as shards store confidences, so that
-            0.7 is not below 0.7.
-    """
-
-    default: float
-    by_predicate: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        vars(self)["default"] = float(np.float32(self.default))
-        vars(self)["by_predicate"] = {text: float(np.float32(least)) for text, least in self.by_predicate.items()}
-
-    def of(self, predicate: str | None) -> float:
-        """The minimum confidence of a predicate."""
-        return self.by_predicate.get(_normalised(predicate), self.default) if self.by_predicate else self.default
-
-    def keeps(self, predicate: str | None, confidence: float | None) -> bool:
-        return confidence is None or confidence >= self.of(predicate)
-
-    def of_each(self, predicates: Iterable[str | None]) -> NDArray[np.float32]:
-        """The minimum confidences of predicates, `[predicates]`."""
-        return np.array([self.of(predicate) for predicate in predicates], np.float32)
-
-    def of_column(self, predicates: pa.Array) -> NDArray[np.float32]:
-        """The minimum confidences of the texts of an Arrow column, `[predicates]`."""
-        encoded = predicates.dictionary_encode()
-        least = self.of_each(encoded.dictionary.to_pylist())
-        return least[encoded.indices.to_numpy(zero_copy_only=False)]
-
-    def __str__(self) -> str:
-        return "the probability that is asked for" if self.by_predicate else f"confidence >= {self.default:.4g}"
-
-
-class PredicateCalibration(Config):
-    """A predicate: its judged relations, and its offset in log odds; `texts`: the wordings that are this predicate."""
-
-    judged: int = Field(ge=0)
-    correct: int = Field(ge=0)
-    offset: float
-    texts: tuple[str, ...]
 
 
 class ExpectedPrecision(Config):
@@ -98,18 +49,18 @@ class HeldOut(Config):
 
 
 class Calibration(Config):
-    """How probable it is that a relation is correct, by its predicate and confidence.
+    """How probable it is that a relation of a confidence is correct.
 
     Attributes:
         tagger: what decided the confidences; see `scoring_of_run`.
-        lowest: the lowest judged confidence; what has less is given the probability 0, as nothing is known of it.
+        lowest: the lowest judged confidence; lower ones get the probability 0, as nothing is known of them.
         levels: rising thresholds.
     """
 
     format: Literal[1] = 1
     run: str
     tagger: dict[str, JsonValue]
-    judged_by: Literal["ground truth", "verdicts"]
+    judged_by: Literal["ground truth", "people"]
     images: int
     judged: int
     correct: int
@@ -117,58 +68,33 @@ class Calibration(Config):
     offset: float
     lowest: float = Field(ge=0, le=1)
     held_out: HeldOut | None = None
-    predicates: dict[str, PredicateCalibration]
     levels: tuple[ExpectedPrecision, ...] = Field(min_length=1)
 
-    def offsets(self, predicates: Iterable[str | None]) -> Floats:
-        """The offset of each predicate, `[predicates]`; that of an unknown one is that of all."""
-        own = self._own_offsets
-        return np.array([self.offset + own.get(_normalised(text), 0.0) for text in predicates], np.float64)
-
-    def probabilities(self, predicates: Sequence[str | None], numbers: ArrayLike, confidence: ArrayLike) -> Floats:
-        """The probabilities that relations are correct, `[relations]`.
-
-        Args:
-            predicates: distinct ones. numbers: the index of the predicate of each relation in them, `[relations]`.
-            confidence: the tagger's, `[relations]`.
-        """
+    def probabilities(self, confidence: ArrayLike) -> Floats:
+        """Return the probabilities that relations of these confidences are correct."""
         given = np.asarray(confidence, np.float64)
-        odds = self.slope * log_odds(given) + self.offsets(predicates)[np.asarray(numbers, np.int64)]
-        return np.where(given < self.lowest, 0.0, from_log_odds(odds))
+        return np.where(given < self.lowest, 0.0, from_log_odds(self.slope * log_odds(given) + self.offset))
 
     def replace_confidences(self, record: Record) -> None:
         """Replace the confidences of a record by probabilities; annotations have none."""
-        scored = [relation for relation in record.relations if relation.confidence is not None]
-        texts = [relation.predicate for relation in scored]
-        confidence = np.array([relation.confidence for relation in scored], np.float64)
-        found = self.probabilities(texts, range(len(texts)), confidence)
-        for relation, probability in zip(scored, found.tolist(), strict=True):
-            relation.confidence = probability
+        for relation in record.relations:
+            if relation.confidence is not None:
+                relation.confidence = float(self.probabilities(relation.confidence))
 
-    def thresholds(self, probability: float) -> Thresholds:
-        """The minimum confidences that keep what is correct with at least this probability; 0 keeps everything."""
+    def threshold(self, probability: float) -> float:
+        """Return the minimum confidence of what is correct with at least this probability; 0 keeps everything."""
         if probability <= 0:
-            return Thresholds(0.0)
-        own = self._own_offsets
-        return Thresholds(self._least(probability, 0.0), {text: self._least(probability, own[text]) for text in own})
-
-    def _least(self, probability: float, offset: float) -> float:
+            return 0.0
         if probability >= 1:
-            return np.inf
-        odds = (np.log(probability / (1 - probability)) - self.offset - offset) / self.slope
+            return float("inf")
+        odds = (np.log(probability / (1 - probability)) - self.offset) / self.slope
         least = float(from_log_odds(odds))
         if least > 1 - NEAREST:
-            return np.inf
-        return max(least, self.lowest) if least > NEAREST else self.lowest  # those below have the log odds of NEAREST
-
-    @property
-    def _own_offsets(self) -> dict[str, float]:
-        return {_normalised(text): each.offset for each in self.predicates.values() for text in each.texts}
+            return float("inf")
+        return stored(max(least, self.lowest) if least > NEAREST else self.lowest)  # below NEAREST, odds are the same
 
     def probability_for(self, precision: float) -> float:
-        """The lowest probability such that the relations that have at least this one have the expected precision.
-
-        No other thresholds by predicate keep more relations with this expected precision.
+        """Return the lowest probability such that relations of at least this one have the expected precision.
 
         Raises UserError: no threshold has it.
         """
@@ -200,31 +126,8 @@ class Calibration(Config):
                 f"one with `sgpipe calibrate`:{listed}"
             )
 
-    def unknown_predicates(self, relations: Mapping[str, int], place: object) -> str | None:
-        """A note on predicates that the calibration does not know, which get the curve of all.
-
-        Args:
-            relations: number of relations by predicate.
-
-        Raises UserError: it knows none of them.
-        """
-        own = self._own_offsets
-        unknown = [text for text in relations if _normalised(text) not in own]
-        if own and relations and len(unknown) == len(relations):
-            raise UserError(
-                f"the calibration of {self.run!r} knows none of the predicates of {place}, such as {unknown[0]!r}; "
-                "make one with `sgpipe calibrate`"
-            )
-        if not unknown or not own:
-            return None
-        share = sum(relations[text] for text in unknown) / max(sum(relations.values()), 1)
-        return (
-            f"{count(len(unknown), 'predicate')} with {share:.1%} of the relations had too few judgements for a "
-            "calibration of their own: that of all predicates is used"
-        )
-
     def save(self, file: Path) -> None:
-        """Write the file: one line for each predicate and threshold."""
+        """Write the file: one line for each threshold."""
         values = self.model_dump(mode="json")
         parts = [f"{json_text(name)}: {_text(value)}" for name, value in values.items()]
         write_text(file, "{\n" + ",\n".join(parts) + "\n}\n")
@@ -240,8 +143,8 @@ def load_calibration(file: Path) -> Calibration:
         raise UserError(f"{file} is not a file of `sgpipe calibrate` ({place or 'the file'}: {reason})") from None
 
 
-def choose_thresholds(calibration: Path | None, threshold: float, precision: float | None = None) -> Thresholds:
-    """The minimum confidences that settings ask for.
+def choose_threshold(calibration: Path | None, threshold: float, precision: float | None = None) -> float:
+    """Return the minimum confidence that settings ask for, rounded as shards store confidences.
 
     Args:
         calibration: with it `threshold` is a probability, or instead of it `precision` the expected one.
@@ -250,18 +153,23 @@ def choose_thresholds(calibration: Path | None, threshold: float, precision: flo
     """
     if precision is not None:
         threshold = probability_for(calibration, precision, None)
-    return Thresholds(threshold) if calibration is None else load_calibration(calibration).thresholds(threshold)
+    return stored(threshold) if calibration is None else load_calibration(calibration).threshold(threshold)
 
 
-def thresholds_of_recipe(tag: TagConfig, pair: PairConfig) -> Thresholds:
-    """The minimum confidences of a recipe.
+def stored(confidence: float) -> float:
+    """Round a confidence as shards store it, so that 0.7 is not below 0.7."""
+    return float(np.float32(confidence))
 
-    Raises UserError: as `choose_thresholds`, or the calibration is for other scores.
+
+def threshold_of_recipe(tag: TagConfig, pair: PairConfig) -> float:
+    """Return the minimum confidence of a recipe.
+
+    Raises UserError: as `choose_threshold`, or the calibration is for other scores.
     """
     if tag.calibration is not None:
         kind = "tagger" if tag.method == "rtagger" else "model"
         load_calibration(tag.calibration).check_scoring(scoring_of_recipe(tag, pair), f"the {kind} {tag.tagger}")
-    return choose_thresholds(tag.calibration, tag.threshold, tag.precision)
+    return choose_threshold(tag.calibration, tag.threshold, tag.precision)
 
 
 def probability_for(calibration: Path | None, precision: float, threshold: float | None) -> float:
@@ -325,14 +233,7 @@ def rounded(value: float) -> float:
     return round(float(value), _DIGITS)
 
 
-def _normalised(predicate: str | None) -> str:
-    return " ".join((predicate or "").lower().split())
-
-
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return "[\n  " + ",\n  ".join(map(json_text, value)) + "\n ]"
-    if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
-        lines = [f"{json_text(name)}: {json_text(inner)}" for name, inner in value.items()]
-        return "{\n  " + ",\n  ".join(lines) + "\n }"
     return json_text(value)

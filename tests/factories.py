@@ -13,7 +13,7 @@ from rlip_model.config import RTaggerConfig
 from rlip_model.model import RTagger
 from rlip_model.presets import tiny_sizes
 from rlip_model.text import build_tokenizer
-from sgpipe.calibration import Calibration, ExpectedPrecision, PredicateCalibration
+from sgpipe.calibration import Calibration, ExpectedPrecision
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = """
@@ -23,20 +23,15 @@ WORDS = """
 """
 
 
-def make_calibration(
-    file: Path, tagger: dict[str, Any], offsets: dict[str, float], slope: float = 1.0, offset: float = 0.0
-) -> Path:
-    """A calibration with these offsets of predicates; by it, thresholds of 0, 0.5 and 0.9 keep 60, 80 and 95% right."""
-    predicates = {
-        name: PredicateCalibration(judged=50, correct=25, offset=own, texts=(name,)) for name, own in offsets.items()
-    }
+def make_calibration(file: Path, tagger: dict[str, Any], slope: float = 1.0, offset: float = 0.0) -> Path:
+    """A calibration; by it, thresholds of 0, 0.5 and 0.9 keep 60, 80 and 95% right."""
     levels = tuple(
         ExpectedPrecision(threshold=threshold, precision=precision, kept=1 - threshold)
         for threshold, precision in ((0.0, 0.6), (0.5, 0.8), (0.9, 0.95))
     )
     Calibration(
-        run="made", tagger=tagger, judged_by="verdicts", images=50, judged=50, correct=25, slope=slope, offset=offset,
-        lowest=0.0, predicates=predicates, levels=levels,
+        run="made", tagger=tagger, judged_by="people", images=50, judged=50, correct=25, slope=slope, offset=offset,
+        lowest=0.0, levels=levels,
     ).save(file)  # fmt: skip
     return file
 

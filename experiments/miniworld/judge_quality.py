@@ -26,8 +26,7 @@ from sgpipe.generation.second_opinion import OPINION_COLUMN, opinion_identity, o
 from sgpipe.recipe import load_recipe
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stages.score.scorer import ScorerSettings
-from sgpipe.stats.calibration import JudgedRelations
-from sgpipe.stats.opinion import area_under_roc
+from sgpipe.stats.precision import JudgedRelations, area_under_roc
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
 from sgpipe.utils.console import Progress, run_command
 

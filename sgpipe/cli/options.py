@@ -66,14 +66,12 @@ def local(path: Path | None) -> Path | None:
 
 def judged_file(run: Path, file: Path | None) -> Path | None:
     """Return the file of judgements that is meant: "own" is the run's. Raises UserError: it is missing."""
-    from sgpipe.files.stored_files import uri_of
-    from sgpipe.storage.judgements import JUDGEMENTS
-    from sgpipe.view.run_files import RunFiles
-
     if file is not None and str(file) == _OWN:
-        file = (RunFiles(run).cache if uri_of(run) else run) / JUDGEMENTS
+        from sgpipe.storage.run_files import RunFiles
+
+        file = RunFiles(run).judgements
         if not file.exists():
-            raise UserError(f"{run} has no {JUDGEMENTS}: judge relations with `sgpipe view {run}` first")
+            raise UserError(f"{run} has no {file.name}: judge relations with `sgpipe view {run}` first")
     if file is not None and not file.is_file():
         raise UserError(f"--judgements: no such file: {file}")
     return file
@@ -119,7 +117,7 @@ ExpectedPrecision = Annotated[
 ]
 JudgedFile = Annotated[
     Path | None,
-    typer.Option("--verdicts", "--judgements", help=f"File of judgements of `sgpipe view`; {_OWN}: that of the run."),
+    typer.Option("--judgements", help=f"File of judgements of `sgpipe view`; {_OWN}: that of the run."),
 ]
 RayAddress = Annotated[
     str | None, typer.Option(help="Ray cluster to connect to, such as auto.", rich_help_panel=COMPUTE)

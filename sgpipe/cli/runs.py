@@ -26,24 +26,14 @@ from sgpipe.cli.options import (
     writes_folder,
 )
 from sgpipe.errors import UserError
-from sgpipe.utils import LARGEST_SEED, console
+from sgpipe.utils import console
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
     from sgpipe.calibration import Calibration
     from sgpipe.stats.audit import Audit
     from sgpipe.stats.gallery import Card
-    from sgpipe.storage.database import Database
     from sgpipe.storage.verify import Verification
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReviewOptions:
-    """A page for judging relations by hand."""
-
-    review: Annotated[int | None, typer.Option(min=1, help="Write a page for judging N relations by hand.")] = None
-    review_file: Annotated[Path, writes_file("File for the --review page.")] = Path("review.html")
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed of the --review sample.")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +88,7 @@ def stats(
     ] = None,
     shown: Annotated[
         int,
-        typer.Option("--shown", "--pictures", min=1, help="Images in the gallery or on the sheet; was --pictures."),
+        typer.Option("--shown", min=1, help="Images in the gallery or on the sheet."),
     ] = 20,
     chosen: ThresholdOptions,
     images: MovedImages = None,
@@ -108,8 +98,7 @@ def stats(
     ] = None,
     truth: GroundTruthFolder = None,
     image_data: ImageData = None,
-    page: ReviewOptions,
-    verdicts: JudgedFile = None,
+    judgements: JudgedFile = None,
 ) -> None:
     """Count what a run contains, check its health, and show samples.
 
@@ -119,24 +108,19 @@ def stats(
       sgpipe stats coco-relations/ --html report.html --sheet sheet.png
     """
     from sgpipe.stats.audit import audit
-    from sgpipe.stats.gallery import cards
+    from sgpipe.stats.gallery import cards, write_sheet
     from sgpipe.stats.measures import measure
-    from sgpipe.stats.samples import write_sheet
-    from sgpipe.storage.database import open_run
+    from sgpipe.storage.index import open_run
     from sgpipe.storage.run_folder import GroundTruth, RunFolder
 
     if image_data is not None and truth is None:
         raise UserError("--image-data needs --truth")
-    verdicts = judged_file(run, verdicts)
+    judgements = judged_file(run, judgements)
     calibration, threshold, target = chosen.load()
     before = measure(compare, threshold, calibration) if compare else None
     with open_run(run) as database:
-        if page.review is not None:
-            _write_review(database, page.review_file, page.review, page.seed, images)
-            if not (json_ or html or sheet or compare or truth or verdicts):
-                return
         ground_truth = GroundTruth(truth, None, image_data) if truth else RunFolder(run).ground_truth
-        report = audit(database, threshold, ground_truth, verdicts, target, before, calibration)
+        report = audit(database, threshold, ground_truth, judgements, target, before, calibration)
         gallery = list(cards(database, shown, threshold, images, calibration)) if html else []
     _print_report(report, json_)
     if html is not None:
@@ -153,13 +137,6 @@ def _print_report(report: Audit, json_: bool) -> None:
         print_json(report)
     else:
         print_tables(report, console.output())
-
-
-def _write_review(database: Database, file: Path, number: int, seed: int, images: str | None) -> None:
-    from sgpipe.stats.review import write_review
-
-    asked, lost = write_review(database, file, number, seed, images)
-    _say(f"wrote {count(asked, 'question')} to {file}{_missing(lost)}; open it in a browser")
 
 
 def _write_report(file: Path, report: Audit, gallery: list[Card], threshold: float) -> None:
@@ -181,7 +158,7 @@ def _missing(lost: int) -> str:
 def calibrate(
     run: StoredRun,
     truth: GroundTruthFolder = None,
-    verdicts: JudgedFile = None,
+    judgements: JudgedFile = None,
     image_data: ImageData = None,
     out: Annotated[Path, writes_file("File for the calibration.")] = Path("calibration.json"),
     json_: Json = False,
@@ -199,20 +176,20 @@ def calibrate(
     """
     from sgpipe.cli.evaluate import print_result
     from sgpipe.stats.calibrate import calibrate as learn
-    from sgpipe.stats.calibrate import judge_by_truth, judge_by_verdicts
+    from sgpipe.stats.calibrate import judge_by_people, judge_by_truth
     from sgpipe.storage.run_folder import GroundTruth, RunFolder
 
-    verdicts = judged_file(run, verdicts)
-    if verdicts is not None and (truth is not None or image_data is not None):
-        raise UserError("give --truth or --verdicts, not both")
-    if verdicts is not None:
-        judgements = judge_by_verdicts(run, verdicts)
+    judgements = judged_file(run, judgements)
+    if judgements is not None and (truth is not None or image_data is not None):
+        raise UserError("pass --truth or --judgements, not both")
+    if judgements is not None:
+        judged = judge_by_people(run, judgements)
     else:
         own = RunFolder(run).ground_truth if truth is None else GroundTruth(truth)
         if own is None:
-            raise UserError(f"{run} has no ground truth of its own: give --truth or --verdicts")
-        judgements = judge_by_truth(run, GroundTruth(own.relations, own.required, image_data or own.image_data))
-    calibration, report = learn(run, judgements)
+            raise UserError(f"{run} has no ground truth of its own: pass --truth or --judgements")
+        judged = judge_by_truth(run, GroundTruth(own.relations, own.required, image_data or own.image_data))
+    calibration, report = learn(run, judged)
     calibration.save(out)
     if json_:
         print(report.as_json())
@@ -248,12 +225,12 @@ def verify(
         screen = console.output()
         for problem in verification.problems:
             screen.print(f"{problem.file}: {problem.problem}", soft_wrap=True)
-        screen.print(_verdict(verification), soft_wrap=True)
+        screen.print(_outcome(verification), soft_wrap=True)
     if not verification.ok:
         raise typer.Exit(console.EXIT_FAILED)
 
 
-def _verdict(verification: Verification) -> str:
+def _outcome(verification: Verification) -> str:
     size = _size(verification.images, verification.shards)
     running = " so far; a run is in progress" if verification.at_work else ""
     if not verification.problems:

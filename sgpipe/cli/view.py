@@ -16,9 +16,9 @@ from sgpipe.utils.console import count, single_line
 if TYPE_CHECKING:
     from sgpipe.files.locations import Location
     from sgpipe.sources.corrected import CorrectedRun
+    from sgpipe.storage.index import Index
     from sgpipe.storage.judgements import JudgementLog
     from sgpipe.storage.manifest import Manifest
-    from sgpipe.view.index import Index
     from sgpipe.view.web import Viewer
 
 _STORE = "or the object store of one, such as s3://bucket/labels."
@@ -84,19 +84,18 @@ def view(
 
 def _open(run: str, other: str | None, name: str, read_only: bool, images: str | None) -> Viewer:
     """Open the indexes and the judgements, and say how large they are."""
-    from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+    from sgpipe.storage.judgements import JudgementLog
     from sgpipe.view.web import Viewer
 
     opened = [_open_index(root) for root in (run, other) if root is not None]
     index = opened[0]
-    home = index.root if isinstance(index.root, Path) else index.cache  # nothing is appended to an object of a store
-    judgements = JudgementLog(home / JUDGEMENTS, index.fingerprint, read_only=read_only)
+    judgements = JudgementLog(index.files.judgements, index.fingerprint, read_only=read_only)
     title = str(index.run.get("name") or Path(run).absolute().name)
     return Viewer(title, index, judgements, opened[1] if other else None, name, read_only, images)
 
 
 def _open_index(root: str) -> Index:
-    from sgpipe.view.index import Index
+    from sgpipe.storage.index import Index
 
     index = Index.open(root if "://" in root else Path(root), console.Progress(console.progress()))
     _say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
@@ -179,25 +178,16 @@ def correct(
 
 def _open_judged(run: str, judgements: Path | None) -> tuple[Manifest, Location, JudgementLog]:
     """The run, where its shards are, and its judgements."""
-    from sgpipe.files.object_store import StorePath
-    from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
-    from sgpipe.storage.manifest import Manifest
-    from sgpipe.view.run_files import RunFiles, store_errors_named
+    from sgpipe.storage.judgements import JudgementLog
+    from sgpipe.storage.run_files import RunFiles, store_errors_named
 
-    storage: Location
-    if "://" in run:
-        with store_errors_named():
-            files = RunFiles(run)
-        if files.problems:
-            raise UserError(files.problems[0])
-        manifest, storage, home = files.manifest, files.storage, files.cache
-    else:
-        manifest, home = Manifest.load(Path(run)), Path(run)
-        store = manifest.run.get("store")
-        fetched = all((home / shard.file).is_file() for shard in manifest.shards)
-        storage = StorePath(store) if store and not fetched else home.absolute()
-    fingerprint = str(manifest.run.get("fingerprint", ""))
-    return manifest, storage, JudgementLog(judgements or home / JUDGEMENTS, fingerprint, read_only=True)
+    with store_errors_named():
+        files = RunFiles(run)
+    if files.problems:
+        raise UserError(files.problems[0])
+    fingerprint = str(files.manifest.run.get("fingerprint", ""))
+    log = JudgementLog(judgements or files.judgements, fingerprint, read_only=True)
+    return files.manifest, files.storage, log
 
 
 def _report(corrected: CorrectedRun) -> None:

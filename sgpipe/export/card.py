@@ -20,7 +20,7 @@ from sgpipe.export.rows import ExportRows
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.sources.annotated import to_single_line
 from sgpipe.stats.measures import Measures, measure_database, use_probabilities
-from sgpipe.storage.database import open_run
+from sgpipe.storage.index import open_run
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import DATA
 from sgpipe.utils import __version__

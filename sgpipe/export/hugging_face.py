@@ -64,9 +64,7 @@ def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
     """The table without relations below the threshold and their scores."""
     if not rows.threshold:
         return table
-    confident = [
-        [rows.keeps(item["predicate"], item["confidence"]) for item in row] for row in table["relations"].to_pylist()
-    ]
+    confident = [[rows.keeps(item["confidence"]) for item in row] for row in table["relations"].to_pylist()]
     rows.left_out["relations below the threshold"] += sum(row.count(False) for row in confident)
     for name in {"relations", *SCORES} & set(table.column_names):
         lists = table[name].to_pylist()

@@ -11,11 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgpipe.calibration import Thresholds, load_calibration
+from sgpipe.calibration import load_calibration, stored
 from sgpipe.errors import UserError, naming
 from sgpipe.files.stored_files import stored_sha256
 from sgpipe.records import NO_OBJECT, SCHEMA, Record, Relation, from_table
@@ -29,16 +28,16 @@ class ExportRows:
     """The rows of a run, and the minimum confidence of the relations to export.
 
     Attributes:
-        threshold: the minimum confidence or, with a calibration, the minimum probability. `thresholds`: the minimum
-            confidence of each predicate.
+        threshold: the minimum confidence or, with a calibration, the minimum probability. `confidence`: the minimum
+            confidence.
         left_out: what an export has to leave out, by kind; the formats add to it.
-        note: what the user is told: predicates that the calibration does not know, how to use the files.
+        note: what the user is told: how to use the files.
     """
 
     def __init__(self, root: Path, threshold: float, calibration: Path | None = None) -> None:
         """Raises UserError: the folder is not a run, or is an empty one, or the calibration is of another tagger."""
         self.root = root
-        self.threshold = float(np.float32(threshold))  # rounded as stored confidences are, so that 0.7 is not below 0.7
+        self.threshold = stored(threshold)
         self.manifest = Manifest.load(root)
         self.left_out: Counter[str] = Counter()
         if not self.manifest.shards:
@@ -46,21 +45,18 @@ class ExportRows:
         self.calibration = None if calibration is None else load_calibration(calibration)
         self.calibration_file = calibration
         self.note: str | None = None
-        self.thresholds = Thresholds(threshold) if self.calibration is None else self.calibration.thresholds(threshold)
-        if self.calibration is not None and (scored := self._scored_predicates()):
+        self.confidence = self.threshold if self.calibration is None else self.calibration.threshold(threshold)
+        if self.calibration is not None and self._is_scored():
             self.calibration.check_run(self.manifest.run, root)
-            self.note = self.calibration.unknown_predicates(scored, root)
 
-    def _scored_predicates(self) -> Counter[str]:
-        """The number of relations with a confidence by predicate."""
-        counts: Counter[str] = Counter()
+    def _is_scored(self) -> bool:
+        """Whether any relation has a confidence."""
         for shard in self.manifest.shards:
             for table in iter_groups(self.root / shard.file, ("relations",)):
-                relations = pc.list_flatten(table["relations"])
-                scored = relations.filter(pc.is_valid(pc.struct_field(relations, "confidence")))
-                rows = pc.value_counts(pc.struct_field(scored, "predicate")).to_pylist()
-                counts.update({row["values"]: row["counts"] for row in rows})
-        return counts
+                confidence = pc.struct_field(pc.list_flatten(table["relations"]), "confidence")
+                if confidence.null_count < len(confidence):
+                    return True
+        return False
 
     def say(self, note: str) -> None:
         """Add to what the user is told."""
@@ -94,9 +90,9 @@ class ExportRows:
             for table in iter_groups(self.root / shard.file, (*_IMAGE, *columns)):
                 yield from (record for record in from_table(table) if record.ok)
 
-    def keeps(self, predicate: str, confidence: float | None) -> bool:
+    def keeps(self, confidence: float | None) -> bool:
         """Whether a relation is exported; human annotations, which have no confidence, always are."""
-        return self.thresholds.keeps(predicate, confidence)
+        return confidence is None or confidence >= self.confidence
 
     def renumber(self, record: Record, usable: Sequence[bool]) -> dict[int, int]:
         """New indices of the usable objects by their index in the record; the others are left out."""
@@ -106,7 +102,7 @@ class ExportRows:
 
     def relations(self, record: Record, indices: dict[int, int]) -> list[Relation]:
         """The relations to export, with new indices of their objects; those of other objects are left out."""
-        confident = [relation for relation in record.relations if self.keeps(relation.predicate, relation.confidence)]
+        confident = [relation for relation in record.relations if self.keeps(relation.confidence)]
         kept = [
             Relation(indices[relation.subject], indices[relation.object], relation.predicate, relation.confidence)
             for relation in confident
@@ -122,7 +118,7 @@ class ExportRows:
         census = Census()
         for shard in self.manifest.shards:
             for table in iter_groups(self.root / shard.file, ("image_id", "objects", "relations", "status")):
-                census.add(table.filter(pc.equal(table["status"], "ok")), self.thresholds)
+                census.add(table.filter(pc.equal(table["status"], "ok")), self.confidence)
         return census
 
 
@@ -143,7 +139,7 @@ class Census:
     scored: int = 0
     numbered: bool = True
 
-    def add(self, table: pa.Table, thresholds: Thresholds) -> None:
+    def add(self, table: pa.Table, threshold: float) -> None:
         objects, relations = (pc.list_flatten(table[name].combine_chunks()) for name in ("objects", "relations"))
         classes = pa.table({name: pc.struct_field(objects, name) for name in ("category_id", "category")})
         for row in classes.group_by(["category_id", "category"]).aggregate([([], "count_all")]).to_pylist():
@@ -152,7 +148,7 @@ class Census:
             self.nothing[item["category_id"], item["category"]] += not any(item["bbox"])
         confidences = pc.struct_field(relations, "confidence")
         predicates = pc.struct_field(relations, "predicate")
-        confident = pc.greater_equal(confidences, pa.array(thresholds.of_column(predicates)))
+        confident = pc.greater_equal(confidences, pa.scalar(threshold, pa.float32()))
         self.scored += pc.sum(confident).as_py() or 0
         predicates = predicates.filter(pc.fill_null(confident, True))
         for row in pc.value_counts(predicates).to_pylist():

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sgpipe.calibration import choose_thresholds
+from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError, existing_folder, existing_model
 from sgpipe.files.image_roots import ImageRoot, check_images
 from sgpipe.files.locations import delete
@@ -217,7 +217,7 @@ def _check_paths(recipe: Recipe, stages: Sequence[str]) -> None:
     for path in (pair.synonyms, pair.prior):
         if path is not None and "pair" in stages:
             stamp_stored(path)
-    choose_thresholds(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
+    choose_threshold(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
     if source.ground_truth is not None and uri_of(truth := source.path(source.ground_truth)) is None:
         existing_folder(truth)
     models = {"detect": recipe.detect.detector}

@@ -24,7 +24,7 @@ from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.score.clip import ClipModel, TextEmbeddings, load_clip
 from sgpipe.stages.score.scorer import is_directed, relation_text
-from sgpipe.storage.database import open_run
+from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import AGREEMENT, embedded_images, read_file, write_copy

@@ -19,8 +19,7 @@ import pyarrow as pa
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute
 from sgpipe.files.locations import Location
-from sgpipe.storage.judgement_lines import Conflicts, RelationState
-from sgpipe.storage.judgements import JudgementLog
+from sgpipe.storage.judgements import Conflicts, JudgementLog, RelationState
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.row_checks import count_rows
 from sgpipe.storage.run_folder import RunFolder

@@ -1,19 +1,306 @@
-"""The audit of a run: its measures, its comparison with ground truth, human verdicts and another run."""
+"""The audit of a run: its measures, its comparison with ground truth, people's judgements and another run.
+
+Its findings answer in sentences what the run contains, how good it is, what to drop, and whether to train on it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from sgpipe.calibration import Calibration
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.stats.findings import QUALITY, Finding, find, find_precision, level_at
 from sgpipe.stats.ground_truth import GroundTruthMeasures, measure_against_ground_truth
-from sgpipe.stats.measures import THRESHOLDS, TOTALS, Measures, measure_database, use_probabilities
-from sgpipe.stats.verdicts import Verdicts, measure_verdicts
-from sgpipe.storage.database import Database
+from sgpipe.stats.judgements import NO_PLAN, JudgementMeasures, measure_judgements
+from sgpipe.stats.measures import (
+    AGREES,
+    THRESHOLDS,
+    TOTALS,
+    AgreementMeasures,
+    Level,
+    Measures,
+    OpinionMeasures,
+    measure_database,
+    use_probabilities,
+)
+from sgpipe.stats.precision import FEWEST, ScoreQuality, ThresholdChoice
+from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import GroundTruth
+from sgpipe.utils.console import count, isolated, single_line
+
+Grade = Literal["good", "fair", "bad", "plain"]
+
+CONTENT, QUALITY = "What does it contain?", "How good is it?"
+DROP, TRAINING = "What should I drop?", "Can I train on it?"
+_ONE_PREDICATE = "All relations have the same predicate"
+_MANY_ERRORS, _MANY_BARE, _ILL = 0.05, 0.5, 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An answer to a question, and whether it is good news."""
+
+    question: str
+    grade: Grade
+    text: str
+
+
+def find(measures: Measures, precision_unknown: bool = True) -> list[Finding]:
+    """The findings, by question; `precision_unknown`: say how the precision can be measured."""
+    return [*_content(measures), *_quality(measures, precision_unknown), *_to_drop(measures), *_training(measures)]
+
+
+def find_precision(
+    ground_truth: GroundTruthMeasures | None, judgements: JudgementMeasures | None, threshold_of: str
+) -> Iterator[Finding]:
+    """The precision according to ground truth and to people's judgements; `threshold_of`: see `Measures`."""
+    if ground_truth is not None and ground_truth.precision.value is not None:
+        grade: Grade = "good" if ground_truth.precision.low >= ground_truth.target else "fair"
+        yield Finding(QUALITY, grade, f"Ground truth of {count(ground_truth.images, 'image')}: the precision of "
+                      f"relations of {threshold_of} {ground_truth.threshold:.2f} or more is "
+                      f"{ground_truth.precision}.")  # fmt: skip
+        yield Finding(QUALITY, "plain", _advice(ground_truth.suggested, ground_truth.target))
+        yield from _opinion_quality(ground_truth.opinion, "ground truth")
+    if judgements is not None:
+        yield from _judged(judgements)
+        yield from _opinion_quality(judgements.opinion, "people")
+
+
+def _advice(suggested: ThresholdChoice | None, target: float) -> str:
+    if suggested is None:
+        return f"No threshold reaches a precision of {percent(target)}."
+    return (
+        f"A threshold of {suggested.text} reaches a precision of {percent(target)} and keeps "
+        f"{count(suggested.kept, 'judged relation')}."
+    )
+
+
+def _judged(judged: JudgementMeasures) -> Iterator[Finding]:
+    if judged.precision is None:
+        yield Finding(QUALITY, "fair", f"{NO_PLAN[0].upper()}{NO_PLAN[1:]}.")
+        return
+    grade: Grade = "good" if (judged.low or 0) >= judged.target else "fair"
+    value, interval = f"{judged.precision:.1%}", f"{judged.low:.1%} to {judged.high:.1%}"
+    if judged.covered == 1:
+        text = f"the precision of the run is {value} ({interval})"
+    else:
+        text = f"the precision of the judged {judged.strata}, {share_text(judged.covered)} of the run, is {value}; "
+        text += f"that of the run is {interval}"
+    text = f"People judged {count(judged.judged, 'relation')}: {text}"
+    strata = judged.strata.capitalize()
+    yield Finding(QUALITY, grade, f"{text}. {strata} are weighted by their number of relations.")
+    yield Finding(QUALITY, "plain", _weighted_advice(judged))
+    yield from (Finding(QUALITY, "fair", text) for text in judgement_caveats(judged))
+
+
+def _weighted_advice(judged: JudgementMeasures) -> str:
+    target, choice = percent(judged.target), judged.suggested
+    if choice is not None and judged.sure:
+        return (f"A threshold of {choice.text} keeps {_kept(choice, judged)}; at least {target} of them are correct: "
+                f"{choice.precision}.")  # fmt: skip
+    if judged.judged < FEWEST:
+        return f"A suggested threshold needs at least {FEWEST} judged relations."
+    if choice is None:
+        return f"No threshold reaches a precision of {target}."
+    return (f"No threshold is sure to reach a precision of {target}. One of {choice.text} keeps "
+            f"{_kept(choice, judged)} and may reach it: {choice.precision}.")  # fmt: skip
+
+
+def _kept(choice: ThresholdChoice, judged: JudgementMeasures) -> str:
+    return f"{choice.relations or 0:,} of {count(judged.relations_now, 'relation')}"
+
+
+def judgement_caveats(judged: JudgementMeasures) -> Iterator[str]:
+    """What a reader must know about the sample, in sentences."""
+    yield judged.judgements.text
+    yield from judged.judgements.problems
+    if judged.unsure and judged.if_unsure_wrong is not None:
+        unsure = count(judged.unsure, "unsure judgement does", "unsure judgements do")
+        yield (f"{unsure} not count: with all of them wrong the precision would be {judged.if_unsure_wrong:.1%}, "
+               f"with all right {judged.if_unsure_right:.1%}.")  # fmt: skip
+    if judged.open:
+        yield (f"{count(judged.open, 'question is', 'questions are')} open. They come in random order, so the judged "
+               "ones are a random sample unless difficult ones were skipped.")  # fmt: skip
+    if judged.relations != judged.relations_now:
+        yield (f"The run had {count(judged.relations, 'relation')} when the plan was made and has "
+               f"{judged.relations_now:,} now: the figures are of those of then.")  # fmt: skip
+
+
+def share_text(share: float) -> str:
+    """A share as a whole percentage that says 0% and 100% only of none and all."""
+    if 0 < share < 0.005:
+        return "less than 1%"
+    return "more than 99%" if 0.995 <= share < 1 else f"{share:.0%}"
+
+
+def percent(share: float) -> str:
+    """A target with all its digits: 80%, 99.5%."""
+    return f"{100 * share:.6g}%"
+
+
+def level_at(measures: Measures, threshold: float = TRAINING_CONFIDENCE) -> Level:
+    """What one of the measured thresholds keeps."""
+    return next(level for level in measures.thresholds if level.threshold == threshold)
+
+
+def _content(measures: Measures) -> Iterator[Finding]:
+    totals, level = measures.totals, level_at(measures)
+    if not measures.rows:
+        yield Finding(CONTENT, "bad", "Nothing: the run has no images yet.")
+        return
+    names = ", ".join(_name(name) for name in measures.datasets)
+    splits = ", ".join(f"{_name(split)} {images:,}" for split, images in measures.images.items())
+    boxes = count(totals["objects"], "box", "boxes")
+    of_classes = f" of {count(len(measures.categories), 'class', 'classes')}" if measures.categories else ""
+    yield Finding(CONTENT, "plain", f"{count(measures.rows, 'image')} of {names} ({splits}) with {boxes}{of_classes}.")
+    yield Finding(CONTENT, "plain", _relations(measures, level))
+    if totals["captions"]:
+        distinct = f", of which {totals['different_captions']:,} are distinct within their image"
+        yield Finding(CONTENT, "plain", f"{count(totals['captions'], 'caption')}"
+                      f"{distinct if totals['different_captions'] > 1 else ''}.")  # fmt: skip
+    if measures.tail.kinds:
+        most = count(measures.tail.half, "predicate accounts", "predicates account")
+        half = f"{most} for half of the relations" if measures.tail.kinds > 1 else _ONE_PREDICATE
+        yield Finding(CONTENT, "plain", f"{half}; {share_text(measures.person_subject_share)} of the relations have a "
+                      "person as subject.")  # fmt: skip
+
+
+def _name(name: str) -> str:
+    """A name of the data within a sentence; letters that are written from right to left may turn round what follows."""
+    return single_line(name) if name.isascii() else isolated(name)
+
+
+def _relations(measures: Measures, level: Level) -> str:
+    """How many relations there are, and how many of them training uses."""
+    total = measures.totals["relations"]
+    if not total:
+        return "No relations."
+    text = f"{count(total, 'relation')} with {count(measures.tail.kinds, 'predicate')}"
+    where = f"in {count(level.images, 'image')}, {level.per_image:.1f} per image that has any"
+    if not measures.confidence.scored:
+        return f"{text}, {where}."
+    if not level.relations:
+        return f"{text}; none of {measures.threshold_of} {TRAINING_CONFIDENCE:.2f} or more."
+    of = f"of {measures.threshold_of} {TRAINING_CONFIDENCE:.2f} or more"
+    return f"{text}; {level.relations:,} {of}, {where}."
+
+
+def _quality(measures: Measures, precision_unknown: bool) -> Iterator[Finding]:
+    confidence = measures.confidence
+    grade: Grade
+    if measures.assumed is not None:
+        yield Finding(QUALITY, "fair", f"Nothing scored the relations: {measures.assumed}. Confidence 1 says nothing.")
+    elif confidence.scored and confidence.median is not None:
+        grade = "bad" if (confidence.highest or 0) < TRAINING_CONFIDENCE else "plain"
+        yield Finding(QUALITY, grade, f"The median confidence is {confidence.median:.2f}, the highest "
+                      f"{confidence.highest:.2f}.")  # fmt: skip
+    if confidence.unscored:
+        have = count(confidence.unscored, "relation has", "relations have")
+        them = "it" if confidence.unscored == 1 else "them"
+        yield Finding(QUALITY, "plain", f"{have} no confidence: people annotated {them}.")
+    if confidence.scored and precision_unknown and measures.assumed is None:
+        yield Finding(QUALITY, "fair", "A confidence says how sure the tagger is, not how often it is correct: judge a "
+                      "sample in `sgpipe view`, or compare with annotations with --truth.")  # fmt: skip
+    yield from _agreement(measures.agreement)
+    yield from _opinion(measures.opinion)
+    ill = [check for check in measures.health if check.count]
+    if ill:
+        worst = max(ill, key=lambda check: check.share)
+        grade = "fair" if worst.share < _ILL else "bad"
+        yield Finding(QUALITY, grade, f"{len(ill)} of {len(measures.health)} health checks found problems, most often: "
+                      f"{worst.title} ({worst.share:.1%} of {worst.of}).")  # fmt: skip
+    elif is_checked(measures):
+        yield Finding(QUALITY, "good", f"All {len(measures.health)} health checks passed.")
+    elif measures.totals["relations"] and measures.rows > sum(measures.errors.values()):
+        yield Finding(QUALITY, "plain", "There are no captions to check, and the relations are below the threshold.")
+    else:
+        yield Finding(QUALITY, "plain", "There are no relations or captions to check.")
+
+
+def is_checked(measures: Measures) -> bool:
+    """Whether there is anything that the health checks could find wrong, besides boxes and error rows."""
+    usable = measures.rows > sum(measures.errors.values())
+    return usable and any(check.total for check in measures.health if check.of != "boxes")
+
+
+def _agreement(agreement: AgreementMeasures | None) -> Iterator[Finding]:
+    if agreement is None or agreement.first is None or agreement.chance is None:
+        return
+    text = (
+        f"CLIP ranks the text of {agreement.first:.0%} of {count(agreement.scored, 'relation')} above all contrast "
+        f"texts (by chance {agreement.chance:.0%})"
+    )
+    if agreement.beats_swapped is not None:
+        text += f", and that of {agreement.beats_swapped:.0%} above the same text with the roles swapped"
+    yield Finding(QUALITY, "plain", f"{text}.")
+
+
+def _opinion(opinion: OpinionMeasures | None) -> Iterator[Finding]:
+    if opinion is None or opinion.agrees is None:
+        return
+    text = (
+        f"Second opinion: {opinion.agrees:.0%} of {count(opinion.scored, 'relation')} have a probability of "
+        f"{AGREES:.2f} or more, {opinion.mean:.2f} on average"
+    )
+    if opinion.correlation is not None and opinion.correlation == opinion.correlation:
+        text += f"; its rank correlation with the confidence is {opinion.correlation:.2f}"
+    yield Finding(QUALITY, "plain", f"{text}.")
+
+
+def _opinion_quality(quality: ScoreQuality | None, by: str) -> Iterator[Finding]:
+    if quality is None or quality.auc is None or quality.calibration_error is None:
+        return
+    text = (
+        f"Second opinion, judged by {by} on {count(quality.judged, 'relation')}: a correct relation has a higher "
+        f"probability than an incorrect one in {quality.auc:.1%} of pairs (AUC)"
+    )
+    if quality.confidence_auc is not None:
+        text += f"; of the confidence that is {quality.confidence_auc:.1%}"
+    yield Finding(QUALITY, "plain", f"{text}. Its calibration error is {quality.calibration_error:.3f}.")
+
+
+def _to_drop(measures: Measures) -> Iterator[Finding]:
+    below = measures.totals["relations"] - level_at(measures).relations
+    if below:
+        yield Finding(DROP, "plain", f"{count(below, 'relation')} below {TRAINING_CONFIDENCE:.2f}, which training "
+                      "ignores anyway.")  # fmt: skip
+    for check in sorted(measures.health, key=lambda check: -check.share):
+        if check.count:
+            yield Finding(DROP, "fair", f"{check.count:,} × {check.title}. {check.advice}")
+    if (
+        measures.rows > sum(measures.errors.values())
+        and not below
+        and not any(check.count for check in measures.health)
+    ):
+        yield Finding(DROP, "good", "Nothing.")
+
+
+def _training(measures: Measures) -> Iterator[Finding]:
+    obstacles = list(_obstacles(measures))
+    if not obstacles:
+        yield Finding(TRAINING, "good", "No problems found.")
+    yield from (Finding(TRAINING, grade, text) for grade, text in obstacles)
+
+
+def _obstacles(measures: Measures) -> Iterator[tuple[Grade, str]]:
+    level, errors = level_at(measures), sum(measures.errors.values())
+    usable = measures.rows - errors
+    if not level.relations:
+        yield "bad", f"No: no relation has a {measures.threshold_of} of {TRAINING_CONFIDENCE:.2f} or more."
+    elif level.images < (1 - _MANY_BARE) * usable:
+        yield "fair", f"Only {share_text(level.images / usable)} of the images have a relation that training uses."
+    if errors > _MANY_ERRORS * measures.rows:
+        yield (
+            "fair",
+            f"{share_text(errors / measures.rows)} of the images are error rows: fix the cause, then --retry-failed.",
+        )
+    for check in measures.health:
+        if check.share > _ILL and check.of in ("relations", "pairs"):
+            yield "fair", f"Check this first: {check.title} ({check.share:.1%} of {check.of})."
 
 
 @dataclass(frozen=True)
@@ -25,16 +312,16 @@ class Audit:
 
     measures: Measures
     ground_truth: GroundTruthMeasures | None = None
-    verdicts: Verdicts | None = None
+    judgements: JudgementMeasures | None = None
     comparison: Comparison | None = None
     calibrated: str | None = None
 
     @property
     def findings(self) -> list[Finding]:
         """The conclusions, by question."""
-        unknown = self.ground_truth is None and self.verdicts is None and self.calibrated is None
+        unknown = self.ground_truth is None and self.judgements is None and self.calibrated is None
         findings = find(self.measures, precision_unknown=unknown)
-        precision = list(find_precision(self.ground_truth, self.verdicts, self.measures.threshold_of))
+        precision = list(find_precision(self.ground_truth, self.judgements, self.measures.threshold_of))
         if self.calibrated is not None:
             precision.insert(0, Finding(QUALITY, "plain", self.calibrated))
         at = max((index for index, finding in enumerate(findings) if finding.question == QUALITY), default=0)
@@ -42,7 +329,7 @@ class Audit:
 
     def as_dict(self) -> dict[str, Any]:
         """The audit as plain values; the measures are at the top level."""
-        parts = {"ground_truth": self.ground_truth, "verdicts": self.verdicts, "comparison": self.comparison}
+        parts = {"ground_truth": self.ground_truth, "verdicts": self.judgements, "comparison": self.comparison}
         present = {name: part for name, part in parts.items() if part is not None}
         return {**_plain(self.measures), **_plain(present), "findings": _plain(self.findings)}
 
@@ -51,7 +338,7 @@ def audit(
     database: Database,
     threshold: float = TRAINING_CONFIDENCE,
     ground_truth: GroundTruth | None = None,
-    verdicts: Path | None = None,
+    judgements: Path | None = None,
     target: float = 0.8,
     other: Measures | None = None,
     calibration: Calibration | None = None,
@@ -60,7 +347,7 @@ def audit(
 
     Args:
         threshold: minimum confidence of the relations whose health and precision are measured.
-        verdicts: file that a review page exported.
+        judgements: file of people's judgements.
         target: the precision for which thresholds are suggested.
         other: measures of another run to compare with.
         calibration: of the tagger; thresholds are probabilities then.
@@ -69,17 +356,17 @@ def audit(
     """
     calibrated = None
     if calibration is not None:
-        note = use_probabilities(database, calibration)
+        use_probabilities(database, calibration)
         calibrated = f"Thresholds are probabilities, by the calibration of {calibration.run!r}."
-        calibrated += f" {note[0].upper()}{note[1:]}." if note else ""
     measures = measure_database(database, threshold)
     parts = Audit(measures, calibrated=calibrated)
     if ground_truth is not None:
         settings = (threshold, target, THRESHOLDS, calibration)
         against = measure_against_ground_truth(database.root, ground_truth, *settings, has_opinion=database.has_opinion)
         parts = replace(parts, ground_truth=against)
-    if verdicts is not None:
-        parts = replace(parts, verdicts=measure_verdicts(database, verdicts, target, THRESHOLDS, calibration))
+    if judgements is not None:
+        judged = measure_judgements(database, judgements, target, THRESHOLDS, calibration)
+        parts = replace(parts, judgements=judged)
     return parts if other is None else replace(parts, comparison=compare(other, measures))
 
 
@@ -89,6 +376,8 @@ def _plain(value: Any) -> Any:
         names = [field.name for field in fields(value)]
         names += [name for name, member in vars(type(value)).items() if isinstance(member, property)]
         return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, BaseModel):
+        return value.model_dump()
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, list) else value

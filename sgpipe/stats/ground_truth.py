@@ -10,8 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from sgpipe.calibration import Calibration
-from sgpipe.stats.calibration import CalibrationBin, JudgedRelations, Precision, ThresholdChoice
-from sgpipe.stats.opinion import OpinionQuality, opinion_quality
+from sgpipe.stats.precision import (
+    CalibrationBin,
+    JudgedRelations,
+    Precision,
+    ScoreQuality,
+    ThresholdChoice,
+    score_quality,
+)
 from sgpipe.storage.run_folder import GroundTruth
 
 
@@ -52,7 +58,7 @@ class GroundTruthMeasures:
     target: float
     suggested: ThresholdChoice | None
     predicates: list[PredicateThreshold]
-    opinion: OpinionQuality | None = None
+    opinion: ScoreQuality | None = None
 
 
 def measure_against_ground_truth(
@@ -108,12 +114,12 @@ def measure_against_ground_truth(
     )
 
 
-def _opinion(run: Path, ground_truth: GroundTruth, confidence: JudgedRelations) -> OpinionQuality:
+def _opinion(run: Path, ground_truth: GroundTruth, confidence: JudgedRelations) -> ScoreQuality:
     from sgpipe.evaluation.label_quality.comparison import label_quality
 
     relations = label_quality(run, ground_truth, source="opinion").relations
     judged = JudgedRelations(relations.confidence.astype(np.float32), relations.true_positive)
-    return opinion_quality(judged, confidence)
+    return score_quality(judged, confidence)
 
 
 def _without_nan(value: float) -> float | None:

@@ -1,21 +1,62 @@
-"""The report as one self-contained HTML file."""
+"""The report as one self-contained HTML file: style and script are inline, and all values escaped."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+import jinja2
+from markupsafe import Markup
+
+from sgpipe.errors import UserError
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.stats.audit import Audit
-from sgpipe.stats.calibration import ThresholdChoice
-from sgpipe.stats.findings import level_at, percent, verdict_caveats
+from sgpipe.stats.audit import Audit, judgement_caveats, level_at, percent
 from sgpipe.stats.gallery import Card
 from sgpipe.stats.measures import Measures
-from sgpipe.stats.pages import render, save_page
+from sgpipe.stats.precision import ThresholdChoice
 from sgpipe.stats.terminal import overview, rarest, tail_sentence
-from sgpipe.utils.console import count
+from sgpipe.utils import __version__
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.console import count, isolated
 from sgpipe.viz.svg import Plot, columns, curve, ranks, unit_square
+
+
+def render(page: str, values: dict[str, Any]) -> str:
+    """Render templates/`page`.html.jinja with its script; every value is escaped."""
+    loader = jinja2.PackageLoader("sgpipe.stats", "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["count"] = count
+    environment.filters["isolated"] = isolated
+    environment.globals["svg"] = lambda plot: Markup(plot.inline())  # escapes its own texts
+    style, script = (_source(environment, name) for name in ("style.css", f"{page}.js"))
+    # The browser runs only this script, whatever a caption contains.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    own = {"style": Markup(style), "script": Markup(script), "script_hash": Markup(digest), "version": __version__}
+    return environment.get_template(f"{page}.html.jinja").render(values | own)
+
+
+def save_page(file: Path, page: str) -> None:
+    """Write a page atomically, and make its folder.
+
+    Raises UserError: the file cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, page)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or error}") from None
+
+
+def _source(environment: jinja2.Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
 
 
 def write_report(
@@ -46,8 +87,8 @@ def write_report(
         "plots": _plots(measures),
         "confidence_plots": [*_confidence_plots(measures), *_judged_plots(audit)],
         "ground_truth": audit.ground_truth,
-        "caveats": [] if audit.verdicts is None else list(verdict_caveats(audit.verdicts)),
-        "verdicts": audit.verdicts,
+        "caveats": [] if audit.judgements is None else list(judgement_caveats(audit.judgements)),
+        "judged": audit.judgements,
         "comparison": audit.comparison,
         "cards": cards,
         "shown_predicates": Counter(edge.predicate for card in cards for edge in card.edges).most_common(),
@@ -98,15 +139,15 @@ def _confidence_plots(measures: Measures) -> list[Plot]:
 
 
 def _judged_plots(audit: Audit) -> list[Plot]:
-    plots, ground_truth, verdicts, of = [], audit.ground_truth, audit.verdicts, audit.measures.threshold_of
+    plots, ground_truth, judged, of = [], audit.ground_truth, audit.judgements, audit.measures.threshold_of
     if ground_truth is not None:
         points = [(part.confidence, part.precision.value or 0.0) for part in ground_truth.reliability]
         texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in ground_truth.reliability]
         lines = [("guide", "", [(0.0, 0.0), (1.0, 1.0)], ["", ""]), ("main", "", points, texts)]
         plots.append(unit_square("Calibration", lines, f"mean {of}", "precision"))
         plots.append(_threshold_plot("Precision by threshold (ground truth)", ground_truth.curve, of))
-    if verdicts is not None and verdicts.judged:
-        plots.append(_threshold_plot("Precision by threshold (verdicts)", verdicts.curve, of))
+    if judged is not None and judged.judged:
+        plots.append(_threshold_plot("Precision by threshold (judgements)", judged.curve, of))
     return plots
 
 

@@ -1,27 +1,237 @@
-"""Counts over a run. DuckDB makes them from the shards; only results reach Python."""
+"""Counts, distributions and health checks of a run. DuckDB makes them from the index; only results reach Python."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 
 from sgpipe.calibration import NEAREST, Calibration, why_assumed
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.stats.distributions import (
-    AgreementMeasures,
-    Confidence,
-    LongTail,
-    measure_agreement,
-    measure_confidence,
-    measure_long_tail,
-)
-from sgpipe.stats.health import Check, check_health
-from sgpipe.stats.opinion import OpinionMeasures, measure_opinion
-from sgpipe.storage.database import Database, open_run
+from sgpipe.storage.health_rules import RULES, HealthRule, prepare_checks
+from sgpipe.storage.index import Database, open_run
 from sgpipe.storage.shards import iter_tables
+
+BINS = 20
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """The distribution of confidences.
+
+    Attributes:
+        histogram: relations by confidence, in 20 bins of equal width from 0 to 1.
+        scored: relations with a confidence. `unscored`: relations without, that is, human annotations.
+        mean, median, highest: of the scored relations; None without any.
+    """
+
+    histogram: list[int]
+    scored: int
+    unscored: int
+    mean: float | None
+    median: float | None
+    highest: float | None
+
+
+def measure_confidence(database: Database) -> Confidence:
+    """Measure the confidences of all relations."""
+    rows = database.rows(
+        f"""select least(greatest(floor(confidence::double * {BINS}), 0), {BINS - 1})::int as bin, count(*)
+        from relations where confidence is not null group by 1"""
+    )
+    counts = dict(rows)
+    [values] = database.rows(
+        """select count(confidence), count(*) - count(confidence), avg(confidence)::double,
+        quantile_disc(confidence, 0.5)::double, max(confidence)::double from relations"""
+    )
+    return Confidence([counts.get(at, 0) for at in range(BINS)], *values)
+
+
+_HEAD = 10
+
+
+@dataclass(frozen=True)
+class LongTail:
+    """How unevenly a total is distributed over kinds.
+
+    Attributes:
+        kinds: number of kinds. `total`: sum of their counts.
+        head_share: share of the total that belongs to the ten most frequent kinds.
+        half: number of the most frequent kinds that together have half of the total.
+        singletons: kinds that occur once.
+        gini: Gini coefficient, 0 if all kinds are equally frequent, close to 1 if one kind dominates.
+        entropy: in bits; `effective_kinds` is 2 to the power of it.
+    """
+
+    kinds: int
+    total: int
+    head_share: float
+    half: int
+    singletons: int
+    gini: float
+    entropy: float
+    effective_kinds: float
+
+
+def measure_long_tail(counts: Sequence[int]) -> LongTail:
+    """Measure the long tail of counts, which may be in any order."""
+    ordered = np.sort(np.asarray(counts, dtype=np.float64))[::-1]
+    total = ordered.sum()
+    if not total:
+        return LongTail(0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0)
+    shares = ordered / total
+    ranks = np.arange(len(ordered), 0, -1)  # 1 for the rarest
+    gini = (2 * (ranks * shares).sum() - (len(ordered) + 1)) / len(ordered)
+    entropy = float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum()) + 0.0  # no -0.0
+    return LongTail(
+        kinds=len(ordered),
+        total=int(total),
+        head_share=float(shares[:_HEAD].sum()),
+        half=int(np.searchsorted(np.cumsum(shares), 0.5 - 1e-12)) + 1,
+        singletons=int((ordered == 1).sum()),
+        gini=float(gini),
+        entropy=entropy,
+        effective_kinds=2.0**entropy,
+    )
+
+
+@dataclass(frozen=True)
+class AgreementMeasures:
+    """CLIP's agreement with the relations, in ranks, as its scores mean something only relative to other texts.
+
+    All values but the counts are None if nothing was scored.
+
+    Attributes:
+        scored, unscored: relations.
+        first: share of relations whose text fits better than all contrast texts. `chance`: the same for random ranks.
+        reciprocal_rank: mean of 1 / rank.
+        beats_swapped: share that fits better than the same text with subject and object swapped, where that differs.
+        correlation: Spearman's, between confidence and score.
+    """
+
+    scored: int
+    unscored: int
+    score: float | None
+    first: float | None
+    chance: float | None
+    reciprocal_rank: float | None
+    beats_swapped: float | None
+    correlation: float | None
+
+
+_AGREEMENT = """
+    with ranks as (
+        select rank() over (order by confidence) as a, rank() over (order by agreement) as b
+        from relations where agreement is not null and confidence is not null)
+    select count(agreement), count(*) - count(agreement), avg(agreement), avg((rank = 1)::int),
+        avg(1 / (contrasts + 1)) filter (agreement is not null), avg(1 / rank),
+        avg((agreement > swapped)::int), (select corr(a, b) from ranks)
+    from relations
+"""
+
+
+def measure_agreement(database: Database) -> AgreementMeasures | None:
+    """The agreement that `sgpipe score` wrote into the run; None without it."""
+    if not database.scored:
+        return None
+    [row] = database.rows(_AGREEMENT)
+    return AgreementMeasures(*row)
+
+
+AGREES = 0.5  # probability
+
+
+@dataclass(frozen=True)
+class OpinionMeasures:
+    """The probabilities of a run; all values but the counts are None if nothing was scored.
+
+    Attributes:
+        scored, unscored: relations.
+        agrees: share with a probability of 0.5 or more.
+        correlation: Spearman's, between confidence and probability.
+    """
+
+    scored: int
+    unscored: int
+    mean: float | None
+    agrees: float | None
+    correlation: float | None
+
+
+_OPINION = f"""
+    with ranks as (
+        select rank() over (order by confidence) as a, rank() over (order by opinion) as b
+        from relations where opinion is not null and confidence is not null)
+    select count(opinion), count(*) - count(opinion), avg(opinion)::double, avg((opinion >= {AGREES})::int),
+        (select corr(a, b) from ranks)
+    from relations
+"""
+
+
+def measure_opinion(database: Database) -> OpinionMeasures | None:
+    """The second opinion that `sgpipe score` wrote into the run; None without it."""
+    if not database.has_opinion:
+        return None
+    [row] = database.rows(_OPINION)
+    return OpinionMeasures(*row)
+
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Example:
+    """One of the things that a check found, and its image."""
+
+    image_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of a check: it found `count` of `total` relations, pairs, boxes or captions (`of`)."""
+
+    name: str
+    title: str
+    count: int
+    total: int
+    of: str
+    advice: str
+    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        return self.count / self.total if self.total else 0.0
+
+
+def check_health(database: Database, threshold: float) -> list[Check]:
+    """Run all checks on the relations of at least `threshold` and on all boxes and captions."""
+    prepare_checks(database.execute, threshold)
+    sources = {
+        "relations": "kept",
+        "pairs": f"related_pairs where certainty >= {float(threshold)}::float",
+        "boxes": "objects",
+        "captions": "captions",
+    }
+    totals = {name: database.rows(f"select count(*) from {source}")[0][0] for name, source in sources.items()}
+    return [_run(database, rule, totals[rule.of]) for rule in RULES]
+
+
+def _run(database: Database, rule: HealthRule, total: int) -> Check:
+    rows = database.rows(
+        f"""with found as materialized ({rule.query}),
+        first as (select * from found order by image, text limit {_EXAMPLES})
+        select (select coalesce(sum(number), 0)::bigint from found), image_id, text
+        from first join images using (image) order by image, text"""
+    )
+    count = rows[0][0] if rows else 0
+    examples = [Example(image_id, text) for _, image_id, text in rows]
+    return Check(rule.name, rule.title, count, total, rule.of, rule.advice, examples)
+
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 PEOPLE = ("person", "people", "man", "men", "woman", "women", "boy", "girl", "child", "kid", "baby", "guy", "lady")
@@ -140,30 +350,21 @@ class Measures:
         }
 
 
-def use_probabilities(database: Database, calibration: Calibration) -> str | None:
-    """Make the certainty of relations the probability that they are correct; returns a note on unknown predicates.
+def use_probabilities(database: Database, calibration: Calibration) -> None:
+    """Make the certainty of relations the probability that they are correct; annotations stay certain.
 
-    Annotations, which have no confidence, stay certain.
-
-    Raises UserError: the confidences are of another tagger, or the calibration knows none of their predicates.
+    Raises UserError: the confidences are of another tagger.
     """
-    rows = database.rows("select predicate::varchar, count(confidence) from relations group by 1")
-    scored = {predicate: count for predicate, count in rows if count}
-    if not scored:
-        return None
+    if not database.rows("select 1 from relations where confidence is not null limit 1"):
+        return
     calibration.check_run(database.run, database.root)
-    note = calibration.unknown_predicates(scored, database.root)
-    offsets = calibration.offsets(scored).tolist()
-    database.execute("create or replace table offsets (predicate varchar, odds double)")
-    database.insert("offsets", list(zip(scored, offsets, strict=True)))
     inside = f"least(greatest(confidence::double, {NEAREST}), {1 - NEAREST})"
-    own = "(select odds from offsets where offsets.predicate = relations.predicate::varchar)"
+    odds = f"{calibration.slope} * ln({inside} / (1 - {inside})) + {calibration.offset}"
     database.measure = "probability"
     database.replace_certainty(
         f"case when confidence is null then 1 when confidence < {calibration.lowest} then 0 "
-        f"else 1 / (1 + exp(-{calibration.slope} * ln({inside} / (1 - {inside})) - {own})) end"
+        f"else 1 / (1 + exp(-({odds}))) end"
     )
-    return note
 
 
 def measure(root: Path, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None) -> Measures:
@@ -231,19 +432,7 @@ _ERRORS = r"""
     from images where status = 'error' group by 1
 """
 
-# Why a row of `images` without relations has none: the first stage that left nothing.
-WHY_NO_RELATIONS = """case
-    when objects = 0 then 'no objects'
-    when (select sum(captions) from images) = 0 then 'nothing annotated'
-    when captions = 0 then 'no captions'
-    when triplets = 0 then 'no triplet in the captions'
-    when matched_triplets = 0 then 'no triplet matches the objects'
-    when pairs = 0 then 'no candidate pair'
-    else 'nothing above the threshold of the tagger' end"""
-_WITHOUT = f"""
-    select {WHY_NO_RELATIONS} as reason, count(*)
-    from images where status = 'ok' and relations = 0 group by 1
-"""
+_WITHOUT = "select why, count(*) from images where why is not null group by 1"
 
 _TRIPLET_TABLE = """
     select subject_category, predicate, object_category, relations, confidence

@@ -1,35 +1,26 @@
-"""Sampling plans: which relations people are asked about, and what their answers say about all of them.
+"""Sampling plans: which relations people are asked about, and what their judgements say about all of them.
 
-A plan is a stratified random sample: the same number of relations from each stratum. Only answers to its questions are
-used, for what people judge in passing is no random sample. Questions come in random order, so those that are answered
-are a random sample, too.
+A plan is a stratified random sample: the same number of relations from each stratum. Only judgements of its questions
+are used, since what people judge in passing is not a random sample. Questions come in random order, so those that are
+judged are a random sample, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.errors import UserError
-from sgpipe.stats.calibration import StratifiedEstimate, estimate_stratified
-from sgpipe.stats.review import (
-    BAND,
-    EDGES,
-    OTHER_PREDICATES,
-    Answer,
-    ConfidenceBand,
-    PredicateStratum,
-    Stratum,
-    equal_shares,
-)
-from sgpipe.storage.judgement_lines import (
+from sgpipe.stats.precision import StratifiedEstimate, estimate_stratified
+from sgpipe.storage.judgements import (
     MOST_QUESTIONS,
+    JudgementLog,
     Kind,
     PlannedQuestion,
     PlanStratum,
@@ -37,9 +28,17 @@ from sgpipe.storage.judgement_lines import (
     RelationState,
     SamplingPlan,
 )
-from sgpipe.storage.judgements import JudgementLog
+
+Judged = Literal["right", "wrong", "unsure"]
 
 MARGIN = 0.03  # half of the 95% interval that is aimed for
+_EDGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # of the bands of confidence
+_BAND = (
+    "(case when confidence is null then -1 "
+    + " ".join(f"when confidence < {stop}::float then {at}" for at, stop in enumerate(_EDGES[1:-1]))
+    + f" else {len(_EDGES) - 2} end)"
+)
+_OTHERS = "other predicates"
 _PER_PREDICATE, _MOST_PREDICATES = 10, 50
 _HASHES = 2**64
 _GRID = 20
@@ -110,13 +109,13 @@ def draw(
 
 def _by_confidence(population: Population, count: int) -> tuple[dict[int, PlanStratum], str, list[Any]]:
     """The strata with their numbers, SQL for the number of a relation, and its parameters."""
-    query = f"with hits as ({population.hits}) select {BAND} as band, count(*) from hits group by 1 order by 1"
+    query = f"with hits as ({population.hits}) select {_BAND} as band, count(*) from hits group by 1 order by 1"
     strata = {}
     for band, relations in population.rows(query, *population.values):
-        ends = (None, None) if band < 0 else (EDGES[band], EDGES[band + 1])
-        name = ConfidenceBand(*ends).name
-        strata[band] = PlanStratum(name=name, relations=relations, sampled=0, start=ends[0], stop=ends[1])
-    return strata, BAND, []
+        start, stop = (None, None) if band < 0 else _EDGES[band : band + 2]
+        name = "none" if start is None else f"{start:.2f} to {stop:.2f}"
+        strata[band] = PlanStratum(name=name, relations=relations, sampled=0, start=start, stop=stop)
+    return strata, _BAND, []
 
 
 def _by_predicate(population: Population, count: int) -> tuple[dict[int, PlanStratum], str, list[Any]]:
@@ -128,9 +127,38 @@ def _by_predicate(population: Population, count: int) -> tuple[dict[int, PlanStr
         for number, (predicate, relations) in enumerate(found[:kept])
     }
     if others := sum(relations for _, relations in found[kept:]):
-        strata[kept] = PlanStratum(name=OTHER_PREDICATES, relations=others, sampled=0)
+        strata[kept] = PlanStratum(name=_OTHERS, relations=others, sampled=0)
     names = [predicate for predicate, _ in found[:kept]]
     return strata, f"(coalesce(list_position(?::varchar[], predicate), {kept + 1}) - 1)", [names]
+
+
+def stratum_sql(strata: Sequence[PlanStratum], kind: str) -> str:
+    """SQL for the number of the stratum that a row of `relations` is in; the number after the last if in none."""
+    whens = " ".join(f"when {_condition(stratum, kind)} then {at}" for at, stratum in enumerate(strata))
+    return f"(case {whens} else {len(strata)} end)" if strata else "0"
+
+
+def _condition(stratum: PlanStratum, kind: str) -> str:
+    if kind == "predicates":
+        quoted = (stratum.predicate or "").replace("'", "''")
+        return "true" if stratum.predicate is None else f"predicate::varchar = '{quoted}'"
+    if stratum.start is None or stratum.stop is None:
+        return "confidence is null"
+    below = f" and confidence < {stratum.stop}::float" if stratum.stop < 1 else ""
+    return f"confidence >= {stratum.start}::float{below}"
+
+
+def equal_shares(sizes: Mapping[int, int], count: int) -> dict[int, int]:
+    """Divide a sample of `count`: each stratum gives the same number of relations or, if it has fewer, all of them.
+
+    Args:
+        sizes: the relations of each stratum.
+    """
+    left, shares = count, {}
+    for done, (stratum, size) in enumerate(sorted(sizes.items(), key=lambda item: item[1])):
+        shares[stratum] = min(size, left // (len(sizes) - done))
+        left -= shares[stratum]
+    return shares
 
 
 def _bound(quota: int, relations: int) -> int:
@@ -140,12 +168,12 @@ def _bound(quota: int, relations: int) -> int:
 
 @dataclass(frozen=True)
 class PlanProgress:
-    """What the answers to a plan say so far.
+    """What the judgements that a plan asked for say so far.
 
     Attributes:
         precision: of all relations that the plan samples. strata: of each stratum.
-        unsure: questions whose answer is "unsure", or on which as many people say one thing as another (`conflicts`);
-            neither counts in the precision. open: questions without an answer.
+        unsure: questions judged "unsure", or on which as many people say one thing as another (`conflicts`); neither
+            counts in the precision. open: questions that nobody has judged.
     """
 
     plan: str
@@ -164,18 +192,18 @@ class PlanProgress:
         return {**vars(self), "precision": vars(self.precision), "strata": strata, "margin": MARGIN}
 
 
-def answers(plan: SamplingPlan, log: JudgementLog) -> list[Answer | None]:
-    """The answer to each question of a plan: that of most people; "unsure" where as many say another; None: open.
+def judgements_of(plan: SamplingPlan, log: JudgementLog) -> list[Judged | None]:
+    """Return the judgement of each question of a plan: that of most people, "unsure" where they tie; None: open.
 
-    A change of a relation says that it is wrong as it stands. Once a question is answered, later answers count even if
+    A change of a relation says that it is wrong as it stands. Once a question is judged, later judgements count even if
     another page asked.
     """
-    asked = log.answered(plan.plan)
+    asked = log.judged(plan.plan)
     states = {key: state for key, state in _states(plan, log).items() if key in asked}
-    return [_answer(question.key, states.get(question.key)) for question in plan.questions]
+    return [_judgement(question.key, states.get(question.key)) for question in plan.questions]
 
 
-def _answer(key: RelationKey, state: RelationState | None) -> Answer | None:
+def _judgement(key: RelationKey, state: RelationState | None) -> Judged | None:
     if state is None:
         return None
     left = state.resolve()
@@ -196,14 +224,14 @@ def count_states(states: Sequence[RelationState]) -> dict[str, int]:
 
 
 def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
-    """The precision according to the answers so far."""
-    given = answers(plan, log)
+    """Estimate the precision from the judgements so far."""
+    given = judgements_of(plan, log)
     states = _states(plan, log)
     sizes, judged, correct = _tally(plan, given)
     sets = np.concatenate([np.ones((1, len(sizes)), np.int64), np.eye(len(sizes), dtype=np.int64)])
     [whole, *parts] = estimate_stratified(sets * sizes, sets * judged, sets * correct)
     unsure = given.count("unsure")
-    undecided = [q.key for q, a in zip(plan.questions, given, strict=True) if a == "unsure"]
+    undecided = [q.key for q, each in zip(plan.questions, given, strict=True) if each == "unsure"]
     return PlanProgress(
         plan=plan.plan,
         precision=whole,
@@ -215,24 +243,24 @@ def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
 
 
 def _tally(
-    plan: SamplingPlan, given: Sequence[Answer | None]
+    plan: SamplingPlan, given: Sequence[Judged | None]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """The relations of each stratum, and how many were judged, and judged right; `[strata]` each."""
     numbers = np.array([question.stratum for question in plan.questions], int)
     judged, correct = (
-        np.bincount(numbers[[answer in kinds for answer in given]], minlength=len(plan.strata))
+        np.bincount(numbers[[each in kinds for each in given]], minlength=len(plan.strata))
         for kinds in (("right", "wrong"), ("right",))
     )
     return np.array([stratum.relations for stratum in plan.strata], np.float64), judged, correct
 
 
-def answers_needed(plan: SamplingPlan, log: JudgementLog) -> int | None:
-    """About how many more answers it takes until the 95% interval of a plan is ± `MARGIN`; 0: it is.
+def judgements_needed(plan: SamplingPlan, log: JudgementLog) -> int | None:
+    """Estimate how many more judgements it takes until the 95% interval of a plan is ± `MARGIN`; 0: it is.
 
-    The estimate assumes that each stratum stays as precise as its answers say, and that the share of "unsure" answers
-    stays the same. It may exceed the open questions of the plan. None: it exceeds those that any plan can have.
+    It assumes that each stratum stays as precise as its judgements say, and that the share of "unsure" ones stays the
+    same. It may exceed the open questions of the plan. None: it exceeds those that any plan can have.
     """
-    given = answers(plan, log)
+    given = judgements_of(plan, log)
     sizes, judged, correct = _tally(plan, given)
     [whole] = estimate_stratified(sizes[None], judged[None], correct[None])
     return 0 if _is_narrow(whole) else _more(sizes, judged, correct, given.count("unsure"))
@@ -270,12 +298,12 @@ def _shares(sizes: NDArray[np.float64], count: int) -> list[int]:
 
 
 def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQuestion | None:
-    """A question that nobody has answered; None: there is none left.
+    """Return a question that nobody has judged; None: there is none left.
 
-    Each person gets them in another random order, so that several seldom answer the same one. What this person skipped
+    Each person gets them in another random order, so that several seldom judge the same one. What this person skipped
     comes last, the latest at the very end.
     """
-    asked, skipped = log.answered(plan.plan), log.skipped(plan.plan)
+    asked, skipped = log.judged(plan.plan), log.skipped(plan.plan)
     left = [question for question in plan.questions if question.key not in asked]
 
     def order(question: PlannedQuestion) -> tuple[int, str]:
@@ -283,10 +311,3 @@ def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQues
         return skipped.get(question.key, {}).get(by, -1), hashlib.sha256(text.encode()).hexdigest()
 
     return min(left, key=order, default=None)
-
-
-def strata_of(plan: SamplingPlan) -> Sequence[Stratum]:
-    """The strata of a plan as those of a review."""
-    if plan.kind == "predicates":
-        return [PredicateStratum(stratum.predicate, stratum.relations, stratum.sampled) for stratum in plan.strata]
-    return [ConfidenceBand(s.start, s.stop, s.relations, s.sampled) for s in plan.strata]

@@ -9,13 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgpipe.stats.audit import Audit, Comparison
-from sgpipe.stats.findings import is_checked, percent, share_text
+from sgpipe.stats.audit import Audit, Comparison, is_checked, percent, share_text
 from sgpipe.stats.ground_truth import GroundTruthMeasures
-from sgpipe.stats.health import Check
-from sgpipe.stats.measures import TOTALS, Measures
-from sgpipe.stats.opinion import OpinionQuality
-from sgpipe.stats.verdicts import Verdicts
+from sgpipe.stats.judgements import JudgementMeasures
+from sgpipe.stats.measures import TOTALS, Check, Measures
+from sgpipe.stats.precision import ScoreQuality
 from sgpipe.utils.console import count, json_text, single_line
 
 _TOP, _TAIL, _TRIPLETS = 15, 5, 10
@@ -41,7 +39,7 @@ def print_tables(audit: Audit, console: Console) -> None:
     for extra in (
         *comparison_tables(audit.comparison),
         *ground_truth_tables(audit.ground_truth, measures.threshold_of),
-        *verdict_tables(audit.verdicts, measures.threshold_of),
+        *judgement_tables(audit.judgements, measures.threshold_of),
     ):
         console.print(extra)
     for question, group in groupby(audit.findings, lambda finding: finding.question):
@@ -222,7 +220,7 @@ def ground_truth_tables(truth: GroundTruthMeasures | None, threshold_of: str) ->
     yield from _opinion_table(truth.opinion)
 
 
-def _opinion_table(opinion: OpinionQuality | None) -> Iterator[Table]:
+def _opinion_table(opinion: ScoreQuality | None) -> Iterator[Table]:
     """The calibration of the second opinion."""
     if opinion is not None and opinion.reliability:
         bins = [
@@ -232,23 +230,21 @@ def _opinion_table(opinion: OpinionQuality | None) -> Iterator[Table]:
         yield table("second opinion", ["probability", ">mean", ">precision (95% interval, judged)"], bins)
 
 
-def verdict_tables(verdicts: Verdicts | None, threshold_of: str) -> Iterator[Table]:
-    """Human verdicts by confidence, and what thresholds keep of the judged relations."""
-    if verdicts is None:
+def judgement_tables(judged: JudgementMeasures | None, threshold_of: str) -> Iterator[Table]:
+    """People's judgements by stratum, and what thresholds keep of the judged relations."""
+    if judged is None:
         return
-    error = "" if verdicts.calibration_error is None else f" (calibration error {verdicts.calibration_error:.3f})"
-    title = f"human verdicts on {count(verdicts.judged, 'relation')}{error}"
-    bands = [(row.band.name, f"{row.band.relations:,}", str(row.precision)) for row in verdicts.bands]
-    if verdicts.judgements is not None:
-        plans = [(each.title, f"{each.open:,}", str(each.precision)) for each in verdicts.judgements.plans]
-        yield table("plans", ["sample of", ">open", ">precision (95% interval, judged)"], plans)
-    if not verdicts.judged:
+    error = "" if judged.calibration_error is None else f" (calibration error {judged.calibration_error:.3f})"
+    precision = ">precision (95% interval, judged)"
+    plans = [(each.title, f"{each.open:,}", str(each.precision)) for each in judged.judgements.plans]
+    yield table("plans", ["sample of", ">open", precision], plans)
+    if not judged.judged:
         return
-    first = "predicate" if verdicts.strata == "predicates" else "confidence"
-    yield table(title, [first, ">relations", ">precision (95% interval, judged)"], bands)
-    rows = [
-        (f"{choice.threshold:.2f}", f"{choice.relations or 0:,}", str(choice.precision)) for choice in verdicts.curve
-    ]
-    names = [f"{threshold_of} ≥", ">relations", ">precision (95% interval, judged)"]
-    yield table(f"precision by threshold, weighted by the relations of {verdicts.strata}", names, rows)
-    yield from _opinion_table(verdicts.opinion)
+    first = "predicate" if judged.strata == "predicates" else "confidence"
+    strata = [(row.band.name, f"{row.band.relations:,}", str(row.precision)) for row in judged.bands]
+    title = f"people judged {count(judged.judged, 'relation')}{error}"
+    yield table(title, [first, ">relations", precision], strata)
+    rows = [(f"{choice.threshold:.2f}", f"{choice.relations or 0:,}", str(choice.precision)) for choice in judged.curve]
+    title = f"precision by threshold, weighted by the relations of {judged.strata}"
+    yield table(title, [f"{threshold_of} ≥", ">relations", precision], rows)
+    yield from _opinion_table(judged.opinion)

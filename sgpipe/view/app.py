@@ -16,13 +16,12 @@ from starlette.staticfiles import StaticFiles
 
 from sgpipe.errors import UserError, refusal
 from sgpipe.view import gallery, image_page, judging, thumbnails
-from sgpipe.view.freshness import Freshness
 from sgpipe.view.security import HEADERS, LARGEST_BODY, Access, Guard
-from sgpipe.view.web import FOLDER, Viewer, answer, render
+from sgpipe.view.web import FOLDER, Freshness, Viewer, answer, render
 
 
 def create_app(viewer: Viewer, access: Access) -> Starlette:
-    """The application over a run. Handlers find in `request.app.state`: `viewer`, `freshness` and `thumbnails`."""
+    """The application over a run. Handlers find in `request.app.state`: `freshness` and `thumbnails`."""
     app = Starlette(
         routes=[
             *gallery.routes(),
@@ -37,8 +36,7 @@ def create_app(viewer: Viewer, access: Access) -> Starlette:
         ],
         exception_handlers=dict.fromkeys((UserError, HTTPException, OSError, Exception), _refuse),
     )
-    app.state.viewer = viewer
-    app.state.freshness = Freshness(viewer.index, viewer.judgements)
+    app.state.freshness = Freshness(viewer)
     app.state.thumbnails = thumbnails.ThumbnailCache(viewer.index.cache / "thumbnails")
     return app
 

@@ -1,16 +1,83 @@
-"""A search as the gallery's URL holds it, and as SQL over the tables of an index."""
+"""A search as the gallery's URL has it, and as SQL over an index; queues of what is worth looking at."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from sgpipe.errors import UserError
+from sgpipe.storage.health_rules import MARKS, Of
 from sgpipe.utils.console import single_line
 from sgpipe.view.query import Pattern, Query, RunNames, parse
-from sgpipe.view.queues import queue_condition
+
+_WITHOUT, _ERRORS, _NOT_JUDGED, _CONFLICTS = "without_relations", "errors", "not_judged", "conflicts"
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Hits worth looking at: `Filters.queue` is `key`. `advice`: what to do about them; empty: nothing special."""
+
+    key: str
+    title: str
+    count: int
+    advice: str
+    of: Of
+
+
+_MARK = {mark.key: mark for mark in MARKS}
+_JUDGED = "(select 1 from judged where judged.image = hit.image and judged.number = hit.number"
+_CONDITIONS: dict[str, tuple[Of, str]] = {
+    _WITHOUT: ("images", "why is not null"),
+    _ERRORS: ("images", "status = 'error'"),
+    _NOT_JUDGED: ("relations", f"not exists {_JUDGED})"),
+    _CONFLICTS: ("relations", f"exists {_JUDGED} and state = 'conflict')"),
+}
+
+
+def queue_condition(key: str) -> tuple[Of, str, list[Any]]:
+    """What the hits of a queue are, and its condition on a row `hit` of their table, with the values of its `?`.
+
+    Raises UserError: there is no such queue.
+    """
+    if key in _CONDITIONS:
+        return *_CONDITIONS[key], []
+    if key in _MARK:
+        return _MARK[key].of, f"(flags & {1 << _MARK[key].bit}) <> 0", []
+    if key.startswith(f"{_WITHOUT}: "):
+        return "images", "why = ?", [key.partition(": ")[2]]
+    raise UserError(f"queue={single_line(key, 60)}: there is no such queue")
+
+
+def count_queues(rows: Callable[[str], list[tuple[Any, ...]]], relations: int) -> list[Queue]:
+    """The queues that have hits; see `sgpipe.view.search.queues`.
+
+    Args:
+        rows: the result of a query over the index.
+        relations: how many the run has.
+    """
+    hits = dict(rows("from run.marks"))
+    found = [
+        Queue(mark.key, mark.title, hits[1 << mark.bit], mark.advice, mark.of)
+        for mark in MARKS
+        if 1 << mark.bit in hits
+    ]
+    reasons = rows("select why, count(*) from run.images where why is not null group by 1 order by 2 desc, 1")
+    if len(reasons) > 1:
+        found.append(Queue(_WITHOUT, "images without relations", sum(n for _, n in reasons), "", "images"))
+    found += [Queue(f"{_WITHOUT}: {why}", f"images without relations: {why}", n, "", "images") for why, n in reasons]
+    [(errors, conflicts, judged)] = rows(
+        """select (select count(*) from run.images where status = 'error'),
+            count(*) filter (state = 'conflict'), count(*) from judged"""
+    )
+    last = [
+        Queue(_ERRORS, "error rows", errors, "`sgpipe generate --retry-failed` processes them again.", "images"),
+        Queue(_CONFLICTS, "relations on which people disagree", conflicts, "", "relations"),
+        Queue(_NOT_JUDGED, "relations that nobody has judged", relations - judged, "", "relations"),
+    ]
+    return [*found, *(queue for queue in last if queue.count)]
+
 
 Order = Literal["confidence", "-confidence", "rarity", "agreement", "opinion", "shuffle"]
 ORDERS: tuple[Order, ...] = get_args(Order)

@@ -9,11 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sgpipe.view.freshness import Freshness
-from sgpipe.view.index import Index
+from sgpipe.storage.index import Index
 from sgpipe.view.query import QueryError
 from sgpipe.view.search import ORDERS, Box, Filters, Hit, Page, facets, queues, search
-from sgpipe.view.web import answer, gallery_url, image_url, relation_key, render, viewer_of
+from sgpipe.view.web import answer, freshness_of, gallery_url, image_url, relation_key, render, viewer_of
 from sgpipe.viz.draw_relations import Rectangle, arrow_head, curve
 
 PAGE = 48  # hits
@@ -83,9 +82,10 @@ class Bin:
 
 def gallery(request: Request) -> Response:
     """A page of hits; with a query that cannot be understood, the place where it fails."""
-    viewer, freshness = viewer_of(request), _freshness(request)
+    freshness = freshness_of(request)
     freshness.look_for_shards()
     freshness.update_judgements()
+    viewer = viewer_of(request)
     pairs = [(name, value) for name, value in request.query_params.multi_items() if value]
     worth_a_look = queues(viewer.index)
     values = {
@@ -120,15 +120,10 @@ def gallery(request: Request) -> Response:
 
 def status(request: Request) -> Response:
     """How large the run is by now; asking makes the server look for new shards."""
-    index, freshness = viewer_of(request).index, _freshness(request)
+    index, freshness = viewer_of(request).index, freshness_of(request)
     freshness.look_for_shards()
     counts = {"images": index.images, "relations": index.relations}
     return answer({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
-
-
-def _freshness(request: Request) -> Freshness:
-    freshness: Freshness = request.app.state.freshness
-    return freshness
 
 
 def _cards(page: Page, state: Pairs) -> list[HitCard]:

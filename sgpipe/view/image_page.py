@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sgpipe.records import Record, Relation, deduplicate
+from sgpipe.records import Box, Record, Relation, deduplicate
 from sgpipe.stats.gallery import make_card
+from sgpipe.storage.index import Index, RecordView, read_record
+from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.console import single_line
-from sgpipe.view.comparison import compare_images
-from sgpipe.view.index import Index
 from sgpipe.view.provenance import Provenance, explain
-from sgpipe.view.records import RecordView, read_record
 from sgpipe.view.search import Filters, Hit, neighbours
 from sgpipe.view.web import (
     Viewer,
@@ -37,6 +37,66 @@ from sgpipe.view.web import (
     viewer_of,
 )
 from sgpipe.viz.draw_relations import colour_of, object_names
+
+SAME_OBJECT = 0.5  # IoU from which on boxes of a class are the same object
+
+
+@dataclass(frozen=True)
+class ImageComparison:
+    """The relations of an image in two runs, each in their order.
+
+    Attributes:
+        objects: the objects that both have: index in the first, index in the second.
+        both: relations with the same predicate between the same objects.
+        here: only in the first. there: only in the second.
+    """
+
+    objects: dict[int, int]
+    both: list[tuple[Relation, Relation]]
+    here: list[Relation]
+    there: list[Relation]
+
+
+def compare_images(
+    objects: Sequence[Box], relations: Sequence[Relation], others: Sequence[Box], other_relations: Sequence[Relation]
+) -> ImageComparison:
+    """Compare an image's relations in two runs, whose boxes may differ.
+
+    Args:
+        relations, other_relations: without repetition, between existing objects.
+    """
+    same = match_objects(objects, others)
+    waiting = {(found.subject, found.object, found.predicate): found for found in other_relations}
+    both, here = [], []
+    for relation in relations:
+        key = (same.get(relation.subject, -1), same.get(relation.object, -1), relation.predicate)
+        other = waiting.pop(key, None)
+        if other is None:
+            here.append(relation)
+        else:
+            both.append((relation, other))
+    return ImageComparison(same, both, here, list(waiting.values()))
+
+
+def match_objects(first: Sequence[Box], second: Sequence[Box]) -> dict[int, int]:
+    """One-to-one matches of boxes with the same class and an IoU of at least `SAME_OBJECT`, the highest IoU first."""
+    if not first or not second:
+        return {}
+    rows, columns = (index.ravel() for index in np.indices((len(first), len(second))))
+    names = [np.array([box.category for box in boxes]) for boxes in (first, second)]
+    same = names[0][rows] == names[1][columns]
+    rows, columns = rows[same], columns[same]
+    corners = [xywh_to_xyxy(np.array([box.bbox for box in boxes], np.float64)) for boxes in (first, second)]
+    overlaps = iou(corners[0][rows], corners[1][columns])
+    matches: dict[int, int] = {}
+    taken: set[int] = set()
+    for at in np.argsort(-overlaps, kind="stable").tolist():
+        row, column = int(rows[at]), int(columns[at])
+        if overlaps[at] >= SAME_OBJECT and row not in matches and column not in taken:
+            matches[row] = column
+            taken.add(column)
+    return matches
+
 
 Values: TypeAlias = dict[str, Any]
 

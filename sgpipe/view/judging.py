@@ -26,13 +26,13 @@ from starlette.routing import Route
 
 from sgpipe.errors import refusal
 from sgpipe.records import Record
-from sgpipe.stats.plans import MARGIN, Population, answers_needed, count_states, draw, measure_plan, next_question
-from sgpipe.storage.judgement_lines import Judgement, Kind, PlannedQuestion, SamplingPlan, describe_invalid, utc_now
+from sgpipe.stats.plans import MARGIN, Population, count_states, draw, judgements_needed, measure_plan, next_question
+from sgpipe.storage.index import read_record
+from sgpipe.storage.judgements import Judgement, Kind, PlannedQuestion, SamplingPlan, describe_invalid, utc_now
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import single_line
-from sgpipe.view.records import read_record
 from sgpipe.view.search import Filters, select_relations
-from sgpipe.view.web import Viewer, answer, image_url, posted, relation_key, render, viewer_of
+from sgpipe.view.web import Viewer, answer, freshness_of, image_url, posted, relation_key, render, viewer_of
 
 NOBODY = "anonymous"
 _QUESTIONS = 200
@@ -212,7 +212,7 @@ def _drawn(request: Request, wanted: _NewPlan) -> SamplingPlan:
     search = wanted.search if wanted.kind == "search" else None
     filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
     if filters.judged or filters.queue:
-        request.app.state.freshness.update_judgements()
+        freshness_of(request).update_judgements()
     select, parameters = select_relations(viewer.index, filters)
     population = Population(lambda query, *rest: viewer.index.rows(query, rest), select, parameters)
     strata, questions = draw(population, wanted.kind, wanted.count, wanted.seed)
@@ -246,7 +246,7 @@ def plan_progress(request: Request) -> Response:
     question = next_question(plan, viewer.judgements, _person(request))
     values = _summary(plan) | progress.as_json()
     return answer(
-        {**values, "more": answers_needed(plan, viewer.judgements), "question": question and question._asdict()}
+        {**values, "more": judgements_needed(plan, viewer.judgements), "question": question and question._asdict()}
     )
 
 

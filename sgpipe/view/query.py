@@ -15,9 +15,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache, cached_property
+from functools import cache
 
 from sgpipe.errors import UserError
+from sgpipe.storage.index import RunNames, name_form
 from sgpipe.utils.console import single_line
 
 Names = tuple[str, ...] | None  # one of these; None: any
@@ -33,24 +34,6 @@ class QueryError(UserError):
     def __init__(self, message: str, position: int) -> None:
         super().__init__(message)
         self.position = position
-
-
-@dataclass(frozen=True)
-class RunNames:
-    """The predicates and classes of a run, by which queries are read."""
-
-    predicates: tuple[str, ...]
-    categories: tuple[str, ...]
-
-    @cached_property
-    def names(self) -> dict[str, dict[str, tuple[str, ...]]]:
-        """The predicates and the classes as the run spells them, by their form in lower case."""
-        return {"predicate": _by_form(self.predicates), "class": _by_form(self.categories)}
-
-    @cached_property
-    def most_words(self) -> int:
-        """Of a name."""
-        return max((form.count(" ") + 1 for forms in self.names.values() for form in forms), default=1)
 
 
 @dataclass(frozen=True)
@@ -239,14 +222,14 @@ class _Parser:
     def _name(self, at: int, kind: str) -> Iterator[tuple[tuple[str, ...], int]]:
         known, first = self._vocabulary.names[kind], self._tokens[at]
         if first.kind == "name":
-            if names := known.get(_form(first.text)):
+            if names := known.get(name_form(first.text)):
                 yield names, at + 1
             return
         last = at
         while self._tokens[last].kind == "word" and last - at < self._vocabulary.most_words:
             last += 1
         for after in range(last, at, -1):
-            form = _form(" ".join(token.text for token in self._tokens[at:after]))
+            form = name_form(" ".join(token.text for token in self._tokens[at:after]))
             if names := known.get(form) or _starting(known, form):
                 yield names, after
 
@@ -263,22 +246,11 @@ class _Parser:
             return QueryError(f"the query {where}: {_FORM}", token.position)
         kinds = sorted(self._expected)
         known = [form for kind in kinds for form in self._vocabulary.names[kind]]
-        near = get_close_matches(_form(token.text), known[:_COMPARED], 1)
+        near = get_close_matches(name_form(token.text), known[:_COMPARED], 1)
         advice = f"; did you mean {near[0]}?" if near else ""
         return QueryError(
             f"the run has no {' or '.join(kinds)} {single_line(token.text, 60)!r}{advice}", token.position
         )
-
-
-def _form(name: str) -> str:
-    return " ".join(name.casefold().split())
-
-
-def _by_form(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    forms: dict[str, tuple[str, ...]] = {}
-    for name in names:
-        forms[_form(name)] = (*forms.get(_form(name), ()), name)
-    return forms
 
 
 def _starting(known: dict[str, tuple[str, ...]], form: str) -> tuple[str, ...]:

@@ -23,9 +23,9 @@ from starlette.routing import Route
 from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.files.image_roots import ImageFile
 from sgpipe.images import ImageReference, decode, image_file, is_upright, open_header, read_bytes
+from sgpipe.storage.index import IndexedImage, find_image, read_embedded
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import single_line
-from sgpipe.view.records import IndexedImage, find_image, read_embedded
 from sgpipe.view.web import Viewer, viewer_of
 
 _FAULTS = (UserError, StoreError, EngineError)  # of the image, or of the shard that holds it

@@ -9,11 +9,13 @@ or `starlette.exceptions.HTTPException`; `sgpipe.view.app` answers both as a pag
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import jinja2
@@ -21,16 +23,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 
+from sgpipe.errors import UserError, refusal
 from sgpipe.files.image_roots import ImagePlace
+from sgpipe.storage.index import Index
+from sgpipe.storage.judgements import JudgementLog
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count, isolated, single_line
 
-if TYPE_CHECKING:
-    from sgpipe.storage.judgements import JudgementLog
-    from sgpipe.view.index import Index
-
 FOLDER = Path(__file__).parent
 Params = Iterable[tuple[str, str]]
+_SECONDS_LOCAL, _SECONDS_STORE = 2.0, 30.0  # between two looks for new shards, at least
+_AFTER_FAILURE = 10  # times as long
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Viewer:
     """What the handlers share; `viewer_of(request)` is it.
 
     Attributes:
+        index: one state of the run, so that all of an answer fits together.
         other: a second run to compare with.
         name: of the person who judges, as the server was told (`--as`).
         read_only: nothing is written into the run: no judgements.
@@ -61,10 +65,66 @@ class Viewer:
         return PurePath(str(self.other.root)).name if name in ("", self.title) else name
 
 
+class Freshness:
+    """Keeps a viewer up to date: other servers judge the same run, and other processes add shards to it.
+
+    Attributes:
+        viewer: as of now.
+        failure: why the last look for new shards failed, in one line; empty: it did not.
+    """
+
+    def __init__(self, viewer: Viewer) -> None:
+        self.viewer, self.failure = viewer, ""
+        self._indexed = -1  # version of the judgements
+        self._judging, self._looking = threading.Lock(), threading.Lock()
+        self._looked = time.monotonic()
+        self._seconds = _SECONDS_STORE if "://" in str(viewer.index.root) else _SECONDS_LOCAL
+
+    def update_judgements(self) -> None:
+        """Let searches know of all judgements that are in the file by now. Raises UserError: it cannot be read."""
+        with self._judging:
+            self.viewer.judgements.reload()
+            if self.viewer.judgements.version != self._indexed:
+                self._judge(self.viewer.index)
+
+    def look_for_shards(self) -> None:
+        """Index what was committed since the last look, in the background."""
+        seconds = self._seconds * (_AFTER_FAILURE if self.failure else 1)
+        if time.monotonic() - self._looked >= seconds and self._looking.acquire(blocking=False):
+            threading.Thread(target=self._look, daemon=True).start()
+
+    def _judge(self, index: Index) -> None:
+        self._indexed = self.viewer.judgements.version
+        index.set_judged((*state.key, state.state) for state in self.viewer.judgements.current())
+
+    def _look(self) -> None:
+        try:
+            if index := self.viewer.index.newer():
+                with self._judging:
+                    self._judge(index)
+                    self.viewer = replace(self.viewer, index=index)
+            self.failure = ""
+        except UserError as error:
+            self.failure = str(error)
+        except OSError as error:
+            self.failure = refusal(error)
+        finally:
+            self._looked = time.monotonic()
+            self._looking.release()
+
+
 def viewer_of(request: Request) -> Viewer:
-    """The state of the application that handles this request."""
-    viewer: Viewer = request.app.state.viewer
+    """The state of the application that handles this request, the same until it is answered."""
+    if not hasattr(request.state, "viewer"):
+        request.state.viewer = request.app.state.freshness.viewer
+    viewer: Viewer = request.state.viewer
     return viewer
+
+
+def freshness_of(request: Request) -> Freshness:
+    """What keeps the application up to date."""
+    freshness: Freshness = request.app.state.freshness
+    return freshness
 
 
 def render(request: Request, template: str, values: Mapping[str, Any] | None = None, status: int = 200) -> HTMLResponse:

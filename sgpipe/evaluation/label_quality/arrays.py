@@ -133,7 +133,7 @@ def _graphs(
         texts, confidence = _member(relations, "predicate"), _confidence(root, relations)
         annotated = _numbers(pc.is_null(_member(relations, "confidence")), bool)
         if calibration is not None:
-            confidence = _calibrated(texts, confidence, annotated, calibration)
+            confidence = np.where(annotated, 1, calibration.probabilities(confidence)).astype(np.float32)
         if OPINION in table.column_names:
             opinions = _flat(table[OPINION])
             known = _numbers(pc.is_valid(opinions), bool)
@@ -159,14 +159,6 @@ def _graphs(
         confidence=confidence,
         annotated=annotated,
     )
-
-
-def _calibrated(texts: pa.Array, confidence: Array, annotated: Array, calibration: Calibration) -> Array:
-    """The probabilities `[relations]`, by the text of each, as a calibration may know some wordings of a predicate."""
-    encoded = texts.dictionary_encode()
-    numbers = encoded.indices.to_numpy(zero_copy_only=False)
-    found = calibration.probabilities(encoded.dictionary.to_pylist(), numbers, confidence)
-    return np.where(annotated, 1.0, found).astype(np.float32)
 
 
 def _names(table: pa.Table) -> list[ImageName]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sgpipe.calibration import thresholds_of_recipe
+from sgpipe.calibration import threshold_of_recipe
 from sgpipe.errors import ImageError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.image_feed import ImageFeed
@@ -46,7 +46,7 @@ class ScoredStage:
     def check(self) -> None:
         """Raises UserError: the model cannot score, or the calibration belongs to other scores."""
         check_tagger(self.config)
-        thresholds_of_recipe(self.config, self.pair)
+        threshold_of_recipe(self.config, self.pair)
         self._scorer().check()
 
     def _scorer(self) -> RelationScorer:
@@ -59,7 +59,7 @@ class ScoredStage:
     def setup(self) -> None:
         """Load the scorer. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
         check_tagger(self.config)
-        self.thresholds = thresholds_of_recipe(self.config, self.pair)
+        self.threshold = threshold_of_recipe(self.config, self.pair)
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         self.scorer = self._scorer()
         if self.config.endpoint is None:
@@ -100,11 +100,10 @@ class ScoredStage:
         record.relations = deduplicate(self._kept(scored))
 
     def _kept(self, scored: list[tuple[Relation, float]]) -> list[Relation]:
-        """The relations above their thresholds, in shards' precision, as those of an R-Tagger."""
-        least = self.thresholds.of_each(relation.predicate for relation, _ in scored).tolist()
+        """The relations above the threshold, in shards' precision, as those of an R-Tagger."""
         confidences = torch.tensor([each for _, each in scored], dtype=torch.float32).tolist()
         return [
             Relation(relation.subject, relation.object, relation.predicate, confidence)
-            for (relation, _), confidence, threshold in zip(scored, confidences, least, strict=True)
-            if confidence > threshold
+            for (relation, _), confidence in zip(scored, confidences, strict=True)
+            if confidence > self.threshold
         ]

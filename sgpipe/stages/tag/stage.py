@@ -21,7 +21,7 @@ from rlip_model.model import RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, LabelFeatures, TokenizerError, pad_labels
-from sgpipe.calibration import thresholds_of_recipe
+from sgpipe.calibration import threshold_of_recipe
 from sgpipe.errors import ImageError, UserError, existing_model
 from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.files.model_cache import local_model
@@ -39,12 +39,11 @@ _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors sha
 GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_size says how many
 
 
-def relations_above(batch: Batch, scores: Tensor, threshold: float | Tensor) -> Iterator[Relation]:
+def relations_above(batch: Batch, scores: Tensor, threshold: float) -> Iterator[Relation]:
     """Every pair and predicate with a score strictly above the threshold, ordered by group, pair and predicate.
 
     Args:
         scores: `[groups, pairs, predicates]`; rows beyond a group's pairs are padding.
-        threshold: of all predicates, or of each, `[predicates]`.
     """
     for group, group_scores in zip(batch.groups, scores, strict=True):
         above = (group_scores[: len(group)] > threshold).nonzero().tolist()
@@ -141,7 +140,7 @@ class TagStage:
                 RTagger.check(local_model(self.config.tagger))
             except CheckpointError as reason:
                 raise UserError(str(reason)) from reason
-            thresholds_of_recipe(self.config, self.pair)
+            threshold_of_recipe(self.config, self.pair)
 
     def setup(self) -> None:
         """Load the tagger.
@@ -152,7 +151,7 @@ class TagStage:
         """
         if self.config.tagger is None:
             raise UserError("tag.tagger is not set: expected the folder of a converted R-Tagger")
-        self.thresholds = thresholds_of_recipe(self.config, self.pair)
+        self.threshold = threshold_of_recipe(self.config, self.pair)
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         self.device = pick_device(self.config.device, self.config.resources.gpus)
         self.dtype = pick_dtype(self.config.dtype, self.device)
@@ -299,8 +298,7 @@ class TagStage:
                     f"tagger {self.config.tagger} returns NaN scores in {given.record.file_name!r}: its training "
                     "diverged, or its weights are damaged"
                 )
-            least = torch.from_numpy(self.thresholds.of_each(batch.predicates))
-            relations += relations_above(batch, of_batch, least)
+            relations += relations_above(batch, of_batch, self.threshold)
         if self.pair.restrict == "pair":
             relations = keep_own(relations, given.record.pairs)
         return deduplicate(relations)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlip_model.training.sampling import LabelVocabulary
-from sgpipe.calibration import Calibration, Thresholds, choose_thresholds, load_calibration
+from sgpipe.calibration import Calibration, choose_threshold, load_calibration, stored
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import absolute
 from sgpipe.files.remote import absolute_run, name_of, opened_ahead
@@ -90,7 +90,7 @@ class TrainingSet:
 
     folders: tuple[ShardFolder, ...]
     row_groups: tuple[UsableRowGroup, ...]
-    threshold: Thresholds
+    threshold: float
     objects: LabelVocabulary
     relations: LabelVocabulary
     closed_labels: ClosedLabels | None
@@ -164,7 +164,7 @@ def _left_out(training_set: TrainingSet) -> list[str]:
             f"{errors:,} of {count(total, 'row')} {'is an error row' if errors == 1 else 'are error rows'}: left out"
         )
     if without:
-        relation = f"relation with {training_set.threshold}"
+        relation = f"relation with confidence >= {training_set.threshold:.4g}"
         lines.append(
             f"{without:,} of {count(total, 'row')} {'has' if without == 1 else 'have'} no {relation}: left out"
         )
@@ -207,7 +207,7 @@ class TrainingFilter:
     """
 
     table: pa.Table
-    threshold: Thresholds
+    threshold: float
 
     @cached_property
     def ok(self) -> np.ndarray:
@@ -231,7 +231,7 @@ class TrainingFilter:
     def _usable_relations(self) -> np.ndarray:
         """`[all relations]`"""
         confidence = self._relations["confidence"].to_numpy(zero_copy_only=False)  # NaN: no confidence
-        unsure = confidence < self.threshold.of_column(self._relations["predicate"])
+        unsure = confidence < self.threshold
         crowd = self._crowd[self._ends("subject")] | self._crowd[self._ends("object")]
         return ~unsure & ~crowd & self.ok[self._relations.rows]
 
@@ -270,16 +270,16 @@ def _frequencies(names: pa.Array, mask: np.ndarray) -> dict[str, int]:
 def scan_training(data: DataConfig) -> TrainingSet:
     """Scan the shards to train on. Raises UserError: see `scan`."""
     closed = data.labels == "full"
-    return scan(data.train, thresholds(data), closed=closed, limit=data.limit, limit_seed=data.limit_seed)
+    return scan(data.train, minimum_confidence(data), closed=closed, limit=data.limit, limit_seed=data.limit_seed)
 
 
-def thresholds(data: DataConfig) -> Thresholds:
-    """The minimum confidences of relations. Raises UserError: the calibration cannot be used, or fits no shards."""
+def minimum_confidence(data: DataConfig) -> float:
+    """The minimum confidence of relations. Raises UserError: the calibration cannot be used, or fits no shards."""
     if data.calibration is not None:
         calibration = load_calibration(data.calibration)
         for config in (*data.train, *data.val):
             _check_tagger(calibration, Manifest.load(config.shards), config)
-    return choose_thresholds(data.calibration, data.threshold, data.precision)
+    return choose_threshold(data.calibration, data.threshold, data.precision)
 
 
 def _check_tagger(calibration: Calibration, manifest: Manifest, config: ShardsConfig) -> None:
@@ -306,7 +306,7 @@ def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | No
 
 def scan(
     configs: Sequence[ShardsConfig],
-    threshold: Thresholds | float,
+    threshold: float,
     *,
     closed: bool = False,
     limit: int | None = None,
@@ -327,7 +327,7 @@ def scan(
             an image folder is unknown. With `closed`: class lists are missing or differ, or do not have a name that
             occurs.
     """
-    threshold = Thresholds(threshold) if isinstance(threshold, float | int) else threshold
+    threshold = stored(threshold)
     if not configs:
         raise UserError("data.train is not set (--data)")
     kept = None
@@ -357,7 +357,7 @@ class _Scanner:
     left: usable rows until the limit; only: rows to scan, None: all.
     """
 
-    def __init__(self, threshold: Thresholds, limit: int | None = None, only: _Rows | None = None) -> None:
+    def __init__(self, threshold: float, limit: int | None = None, only: _Rows | None = None) -> None:
         self.threshold = threshold
         self.left, self.only = limit, only
         self.folders: list[ShardFolder] = []
@@ -385,8 +385,8 @@ class _Scanner:
     def _nothing_usable(self, split: str, only_errors: bool) -> UserError:
         if only_errors:
             return UserError(f"{split} has only error rows; `sgpipe stats` lists the errors")
-        lower = "data.threshold or data.precision" if self.threshold.by_predicate else "data.threshold"
-        return UserError(f"no image of {split} has a relation with {self.threshold}; lower {lower}")
+        wanted = f"confidence >= {self.threshold:.4g}"
+        return UserError(f"no image of {split} has a relation with {wanted}; lower data.threshold or data.precision")
 
     def _scan_shard(self, folder: ShardFolder, split: str, path: Path, content: BinaryIO | None) -> None:
         for group, table in self._read_row_groups(folder, split, path, content):
@@ -452,7 +452,7 @@ class _Scanner:
 class _Survey(_Scanner):
     """Finds out which rows are usable, and which of them the limits keep."""
 
-    def __init__(self, threshold: Thresholds) -> None:
+    def __init__(self, threshold: float) -> None:
         super().__init__(threshold)
         self.usable: _Rows = {}
         self.kept: _Rows = {}
@@ -487,9 +487,7 @@ class _Survey(_Scanner):
         self.kept.update(zip(places, np.split(kept, ends[:-1]), strict=True))
 
 
-def _choose_rows(
-    configs: Sequence[ShardsConfig], threshold: Thresholds, limit: int | None, limit_seed: int | None
-) -> _Rows:
+def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int | None, limit_seed: int | None) -> _Rows:
     """The rows that the limits of the folders, and then that of all of them, keep."""
     survey = _Survey(threshold)
     for config in configs:

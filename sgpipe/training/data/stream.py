@@ -27,7 +27,6 @@ import pyarrow.compute as pc
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
 from rlip_model.training.sampling import LabelVocabulary, NegativeSampling, Strategy, Texts, extend, union
-from sgpipe.calibration import Thresholds
 from sgpipe.errors import UserError
 from sgpipe.files.remote import uri_of
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
@@ -213,7 +212,7 @@ def _read(group: UsableRowGroup) -> pa.Table:
     return read_row_group(Path(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
 
 
-def _usable_rows(table: pa.Table, row_group: UsableRowGroup, threshold: Thresholds) -> list[int]:
+def _usable_rows(table: pa.Table, row_group: UsableRowGroup, threshold: float) -> list[int]:
     rows = TrainingFilter(table, threshold).usable_rows
     if row_group.kept is not None:
         kept = np.unpackbits(np.frombuffer(row_group.kept, np.uint8), count=len(table))
@@ -229,7 +228,7 @@ def _aspect_ratios(table: pa.Table) -> np.ndarray:
     return np.round(_SHAPES_PER_OCTAVE * np.log2(width / height))
 
 
-def scene_graph(values: Mapping[str, Any], threshold: Thresholds) -> SceneAnnotation:
+def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
     """The usable part of a row: objects that are not crowds, and confident relations between them.
 
     Boxes are xywh in pixels of the original image. An object's id is its index in the row.
@@ -246,7 +245,9 @@ def scene_graph(values: Mapping[str, Any], threshold: Thresholds) -> SceneAnnota
     relations = tuple(
         SceneRelation(item["subject"], item["object"], item["predicate"], item["confidence"])
         for item in values["relations"] or ()
-        if item["subject"] in kept and item["object"] in kept and threshold.keeps(item["predicate"], item["confidence"])
+        if item["subject"] in kept
+        and item["object"] in kept
+        and (item["confidence"] is None or item["confidence"] >= threshold)
     )
     return SceneAnnotation(values["image_id"], objects, relations)
 

@@ -206,7 +206,7 @@ function answers(judged, name, undo) {
       ? ["changed to “", bdi(predicate), "”"]
       : { swap: "swapped", delete: "deleted", add: "added" }[action];
   };
-  const rows = judged.answers.map((answer) =>
+  const rows = judged.judgements.map((answer) =>
     html(
       "li",
       {},

@@ -137,7 +137,7 @@ export class View {
 
   buttons(now) {
     const { judge } = this;
-    const mine = page.judged.get(page.chosenKey)?.answers.find((answer) => answer.by === page.person);
+    const mine = page.judged.get(page.chosenKey)?.judgements.find((each) => each.by === page.person);
     const alone = now && (now.subject === now.object || page.values.objects[now.object].missing);
     const possible = { add: true, undo: judge.last, swap: now && !alone };
     for (const button of element("acts").querySelectorAll("button")) {

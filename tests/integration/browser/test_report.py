@@ -7,7 +7,7 @@ from sgpipe.records import Box
 from sgpipe.stats.audit import audit
 from sgpipe.stats.gallery import cards
 from sgpipe.stats.html import write_report
-from sgpipe.storage.database import open_run
+from sgpipe.storage.index import open_run
 from tests.integration.browser.conftest import eventually
 from tests.sgpipe.stats.runs import PERSON, scene
 from tests.sgpipe.training.data.runs import make_run

@@ -22,13 +22,12 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.files.object_store import StorePath
-from sgpipe.storage.judgement_lines import Judgement, RelationKey
-from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+from sgpipe.storage.index import Index
+from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, RelationKey
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from sgpipe.utils.console import Progress
-from sgpipe.view.index import Index
 from tests.integration.faults.test_disk import Disk
 from tests.integration.faults.test_disk import disk as disk
 from tests.integration.faults.test_view_store import upload
@@ -207,7 +206,7 @@ def test_kills_of_two_servers_while_three_people_judge(run: Path, servers: Serve
     assert log.problems == []
     assert max(Counter(each["id"] for each in written).values()) == 1
     assert sorted(written, key=lambda each: each["id"]) == sorted(acknowledged, key=lambda each: each["id"])
-    found = {(answer.by, state.key): answer.id for state in log.current() for answer in state.answers}
+    found = {(answer.by, state.key): answer.id for state in log.current() for answer in state.judgements}
     assert found == final_answers(people)
     assert len(acknowledged) > KILLS
     assert sum(person.sent for person in people) > len(acknowledged)  # kills did interrupt requests

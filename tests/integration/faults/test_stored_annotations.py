@@ -259,7 +259,7 @@ def test_calibration_ground_truth_and_synonyms_may_be_in_a_store(store: StorePat
     words.write_text(json.dumps({"person": ["man", "woman", "person"]}))
     recipe = load_recipe("coco", {"tag.tagger": "MINIWORLD", "tag.short_side": 96, "tag.long_side": 160})
     scoring = scoring_of_recipe(with_model_folders(recipe).tag, recipe.pair)
-    calibration = make_calibration(tmp_path / "calibration.json", scoring, {"on": 0.5}, offset=0.1)
+    calibration = make_calibration(tmp_path / "calibration.json", scoring, offset=0.1)
     for file in (words, calibration):
         store.put(file.name, file.read_bytes())
     upload(truth, store)

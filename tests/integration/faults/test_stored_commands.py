@@ -18,10 +18,10 @@ from sgpipe.generation.scoring import AGREEMENT_COLUMN, Agreement, score_run
 from sgpipe.records import Record
 from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_files import RunFiles
 from sgpipe.storage.shards import read_file
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.utils.console import Progress
-from sgpipe.view.run_files import RunFiles
 from tests.integration.faults.conftest import Faults
 from tests.integration.faults.test_view_store import upload
 from tests.sgpipe.stats.runs import make_shards, scene

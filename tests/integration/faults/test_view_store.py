@@ -7,11 +7,10 @@ from rich.console import Console
 
 from sgpipe.errors import UserError
 from sgpipe.files.object_store import StorePath
+from sgpipe.storage.index import Index, read_embedded, read_record
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import shard_name, write_shard
 from sgpipe.utils.console import Progress
-from sgpipe.view.index import Index
-from sgpipe.view.records import read_embedded, read_record
 from sgpipe.view.search import Filters, search
 from tests.sgpipe.training.data.runs import make_run, plain_record
 

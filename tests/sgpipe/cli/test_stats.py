@@ -65,7 +65,6 @@ def test_stats_refuses_other_folders(tmp_path):
     "options",
     [
         ("--precision", 5),
-        ("--review", 0),
         ("--shown", 0),
         ("--threshold", 1.5),
         ("--image-data", "image_data.json"),

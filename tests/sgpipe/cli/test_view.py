@@ -82,7 +82,7 @@ def test_two_servers_open_one_run_and_a_second_run_beside_it(start: Start, root:
     _, first = start("--port", "0")
     _, second = start(str(root), "--port", "0")
     assert [client.get("/").status_code for client in (first, second)] == [200, 200]
-    assert second.app.state.viewer.other.images == 1
+    assert second.app.state.freshness.viewer.other.images == 1
     assert "beside <bdi>run</bdi>" in second.get("/").text
 
 

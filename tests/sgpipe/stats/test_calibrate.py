@@ -1,24 +1,25 @@
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe.calibration import Calibration, Thresholds, choose_thresholds, load_calibration
+from sgpipe.calibration import Calibration, choose_threshold, load_calibration, stored
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.comparison import label_quality
 from sgpipe.stats.calibrate import Judgements, calibrate
+from sgpipe.stats.judgements import measure_judgements
 from sgpipe.stats.measures import use_probabilities
-from sgpipe.stats.verdicts import measure_verdicts
-from sgpipe.storage.database import open_run
+from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
+from tests.sgpipe.stats.judging import judge
 from tests.sgpipe.stats.runs import make_shards, scene
 
 WORDS = ("near", "holding", "rare")
-OFFSETS = np.array([0.0, -1.5, 0.0])  # "holding" is less often correct than its confidence says
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def runs(tmp_path_factory):
     for n in range(900):
         word = 2 if n % 150 == 0 else n % 2
         confidence = float(np.float32(rng.uniform(0.02, 0.98)))
-        odds = 2 * np.log(confidence / (1 - confidence)) + 1 + OFFSETS[word]
+        odds = 2 * np.log(confidence / (1 - confidence)) + 1
         correct = rng.random() < 1 / (1 + np.exp(-odds))
         predicted.append(scene(str(n), [(0, WORDS[word], 1, confidence)]))
         true.append(scene(str(n), [(0, WORDS[word] if correct else "under", 1)]))
@@ -56,35 +57,25 @@ def test_half_of_the_images_judge_the_other_half(calibrated):
     assert report["counts"]["judged"] == 900
 
 
-def test_it_learns_the_curve_and_what_is_special_about_a_predicate(calibrated):
+def test_it_learns_the_curve(calibrated):
     calibration = load_calibration(calibrated[1])
     assert 1.7 < calibration.slope < 2.3
-    own = {name: each.offset for name, each in calibration.predicates.items()}
-    assert own.keys() == {"near", "holding"}  # "rare" has the curve of all
-    assert -2 < own["holding"] - own["near"] < -1
-    low, high = calibration.probabilities(["Holding ", "near"], [0, 1], [0.5, 0.5])
-    assert low < high
-    assert calibration.probabilities(["new"], [0], [0.5]) == calibration.probabilities(["rare"], [0], [0.5])
+    assert 0.7 < calibration.offset < 1.3
 
 
-def test_a_probability_is_a_minimum_confidence_of_each_predicate(calibrated):
+def test_a_probability_is_a_minimum_confidence(calibrated):
     calibration = load_calibration(calibrated[1])
-    thresholds = calibration.thresholds(0.8)
-    assert thresholds.of("near") < thresholds.of("rare") < thresholds.of("holding")
-    for word in WORDS:
-        assert calibration.probabilities([word], [0], [thresholds.of(word)]) == pytest.approx(0.8, abs=1e-4)
-        assert thresholds.keeps(word, thresholds.of(word))
-        assert not thresholds.keeps(word, thresholds.of(word) - 0.001)
-        assert thresholds.keeps(word, None)
-    assert calibration.thresholds(0).of("near") == 0
-    assert not calibration.thresholds(1).keeps("near", 1.0)
-    assert calibration.thresholds(1e-9).of("near") == pytest.approx(calibration.lowest)  # nothing is known below it
-    assert Thresholds(0.7).keeps("near", float(np.float32(0.7)))
+    least = calibration.threshold(0.8)
+    assert calibration.probabilities(least) == pytest.approx(0.8, abs=1e-4)
+    assert calibration.threshold(0) == 0
+    assert calibration.threshold(1) == np.inf
+    assert calibration.threshold(1e-9) == pytest.approx(calibration.lowest)  # nothing is known below it
+    assert stored(0.7) <= np.float32(0.7)
     whole = calibration.model_copy(update={"lowest": 0.0})
-    [least] = whole.probabilities(["near"], [0], [1e-7])
-    assert whole.thresholds(least / 2).of("near") == 0 < whole.thresholds(least * 2).of("near")
+    lowest = float(whole.probabilities(1e-7))
+    assert whole.threshold(lowest / 2) == 0 < whole.threshold(lowest * 2)
     flat = calibration.model_copy(update={"slope": 1e-5})  # the minimum confidence has log odds of some 100,000
-    assert (flat.thresholds(0.99).of("near"), flat.thresholds(0.01).of("near")) == (np.inf, np.float32(flat.lowest))
+    assert (flat.threshold(0.99), flat.threshold(0.01)) == (np.inf, np.float32(flat.lowest))
 
 
 def test_a_precision_chooses_the_lowest_probability_with_it(calibrated):
@@ -93,15 +84,15 @@ def test_a_precision_chooses_the_lowest_probability_with_it(calibrated):
     above = [level for level in calibration.levels if level.threshold >= chosen]
     below = [level for level in calibration.levels if level.threshold < chosen]
     assert above[0].precision >= 0.9 > below[-1].precision
-    everything = calibration.thresholds(calibration.probability_for(0.01))
-    assert everything.of("near") == pytest.approx(calibration.lowest)  # but nothing of which nothing is known
-    assert choose_thresholds(calibrated[1], 0.5, 0.9) == calibration.thresholds(chosen)
-    assert choose_thresholds(calibrated[1], 0.5) == calibration.thresholds(0.5)
-    assert choose_thresholds(None, 0.5) == Thresholds(0.5)
+    everything = calibration.threshold(calibration.probability_for(0.01))
+    assert everything == pytest.approx(calibration.lowest)  # but nothing of which nothing is known
+    assert choose_threshold(calibrated[1], 0.5, 0.9) == calibration.threshold(chosen)
+    assert choose_threshold(calibrated[1], 0.5) == calibration.threshold(0.5)
+    assert choose_threshold(None, 0.5) == 0.5
     with pytest.raises(UserError, match=r"no threshold has this precision; the highest is 0\.9"):
         calibration.probability_for(0.99999)
     with pytest.raises(UserError, match="precision needs a calibration"):
-        choose_thresholds(None, 0.5, 0.9)
+        choose_threshold(None, 0.5, 0.9)
     for wrong in (0, 1.5, float("nan")):
         with pytest.raises(UserError, match="must be greater than 0"):
             calibration.probability_for(wrong)
@@ -111,8 +102,7 @@ def judgements(confidence, correct, weight=None, images=None) -> Judgements:
     number = len(confidence)
     names = [str(n) for n in range(number)] if images is None else images
     weight = np.ones(number) if weight is None else np.asarray(weight, float)
-    columns = (np.array(names, object), np.zeros(number, int), np.asarray(confidence), np.asarray(correct, bool))
-    return Judgements("verdicts", ["near"], [["near"]], *columns, weight)
+    return Judgements("people", np.array(names, object), np.asarray(confidence), np.asarray(correct, bool), weight)
 
 
 def test_relations_that_stand_for_many_count_more(runs):
@@ -147,28 +137,25 @@ def test_judgements_that_teach_nothing_are_refused(runs, confidence, correct, im
         calibrate(runs[0], judgements(np.array(confidence), correct, images=images))
 
 
-def test_verdicts_of_a_review(runs, tmp_path):
-    file = tmp_path / "verdicts.json"
-    questions = [
-        {"image_id": str(n), "subject": "person", "predicate": "near", "object": "dog", "confidence": 0.1 + 0.008 * n,
-         "band": None}
-        for n in range(100)
-    ]  # fmt: skip
-    answers = ["unsure" if n % 25 == 7 else "right" if n % 10 < n / 9 else "wrong" for n in range(100)]
-    review = {"format": 1, "run": "drawn", "fingerprint": "drawn", "seed": 0, "questions": questions}
-    file.write_text(json.dumps(review | {"answers": answers}), encoding="utf-8")
+def test_judgements_of_people(runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    decided = []
+    rng = np.random.default_rng(0)
+
+    def decide(question):
+        decided.append(question)
+        return "unsure" if len(decided) % 25 == 7 else "right" if rng.random() < question.confidence else "wrong"
+
+    judge(run, 100, decide)
     out = tmp_path / "calibration.json"
-    options = ["calibrate", str(runs[0]), "--judgements", str(file), "--out", str(out)]
+    options = ["calibrate", str(run), "--judgements", "own", "--out", str(out)]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     calibration = load_calibration(out)
-    assert (calibration.judged, calibration.judged_by) == (96, "verdicts")
+    assert (calibration.judged, calibration.judged_by) == (96, "people")
     assert calibration.tagger == {"run": "drawn"}
-    assert "fewer than" not in result.output
-    file.write_text(json.dumps(review | {"fingerprint": "other", "answers": answers}), encoding="utf-8")
-    assert "belongs to another run" in CliRunner().invoke(app, options).output
-    assert "not both" in CliRunner().invoke(app, [*options, "--truth", str(runs[1])]).output
-    assert "give --truth or --verdicts" in CliRunner().invoke(app, options[:2]).output
+    assert CliRunner().invoke(app, [*options, "--truth", str(runs[1])]).exit_code == 2
+    assert CliRunner().invoke(app, options[:2]).exit_code == 2
 
 
 def test_annotations_are_not_calibrated(runs, tmp_path):
@@ -185,7 +172,6 @@ def test_annotations_are_not_calibrated(runs, tmp_path):
 def test_the_file_is_strict_json_that_a_person_can_read(calibrated):
     text = calibrated[1].read_text(encoding="utf-8")
     json.loads(text, parse_constant=lambda name: pytest.fail(name))
-    assert '\n  "near": {"judged": ' in text
     assert len(text) < 6000
     assert Calibration.model_validate_json(text).save(calibrated[1]) is None
     assert calibrated[1].read_text(encoding="utf-8") == text
@@ -199,7 +185,7 @@ def test_a_foreign_file_is_refused(tmp_path, text):
         load_calibration(file)
 
 
-def test_a_calibration_fits_its_own_tagger_and_predicates(calibrated):
+def test_a_calibration_fits_its_own_tagger(calibrated):
     calibration = load_calibration(calibrated[1])
     calibration.check_run({"fingerprint": "drawn"}, "here")
     with pytest.raises(UserError, match="does not fit there, whose confidences are of another tagger"):
@@ -217,10 +203,6 @@ def test_a_calibration_fits_its_own_tagger_and_predicates(calibrated):
     for changed in ({"tag": 5}, {"tag": {}, "pair": 5}, 5):
         with pytest.raises(UserError, match="does not fit there"):
             other.check_run({"identity": changed}, "there")
-    assert calibration.unknown_predicates({"near": 3}, "here") is None
-    assert "1 predicate with 25.0% of the relations" in calibration.unknown_predicates({"near": 3, "new": 1}, "here")
-    with pytest.raises(UserError, match="knows none of the predicates of here, such as 'new'"):
-        calibration.unknown_predicates({"new": 1}, "here")
 
 
 def test_the_thresholds_of_stats_are_probabilities(runs, calibrated, tmp_path):
@@ -234,12 +216,11 @@ def test_the_thresholds_of_stats_are_probabilities(runs, calibrated, tmp_path):
     assert audit["ground_truth"]["calibration_error"] < 0.04
     assert audit["ground_truth"]["precision"]["value"] == pytest.approx(0.9, abs=0.05)
     with open_run(runs[0]) as database:
-        raw = {word: database.rows("select confidence from relations where predicate = ?", word) for word in WORDS}
-    least = calibration.thresholds(0.6)
-    kept = sum(confidence >= least.of(word) for word in WORDS for (confidence,) in raw[word])
+        raw = database.rows("select confidence from relations")
+    kept = sum(confidence >= calibration.threshold(0.6) for (confidence,) in raw)
     assert next(level for level in audit["thresholds"] if level["threshold"] == 0.6)["relations"] == kept
     texts = [finding["text"] for finding in audit["findings"]]
-    assert any("Thresholds are probabilities, by the calibration of 'drawn'. 1 predicate with" in t for t in texts)
+    assert any("Thresholds are probabilities, by the calibration of 'drawn'." in t for t in texts)
     assert any(f"relations of probability {chosen:.2f} or more" in text for text in texts)
     assert any("of probability 0.20 or more" in text for text in texts)
     assert not any("A confidence says how sure the tagger is" in text for text in texts)
@@ -254,27 +235,23 @@ def test_the_thresholds_of_stats_are_probabilities(runs, calibrated, tmp_path):
     assert (both.exit_code, "threshold and precision both choose" in both.output) == (2, True)
 
 
-def test_another_wording_in_the_ground_truth_does_not_change_a_probability(calibrated, tmp_path):
+def test_ground_truth_is_compared_by_probabilities(calibrated, tmp_path):
     calibration = load_calibration(calibrated[1])
     run = make_shards(tmp_path / "run", [scene("0", [(0, "holding", 1, 0.5), (0, "near", 2)])])
     truth = make_shards(tmp_path / "truth", [scene("0", [(0, "holds", 1), (0, "near", 2)])])
     found = label_quality(run, GroundTruth(truth), calibration=calibration).relations
     assert found.true_positive.all()
-    assert sorted(found.confidence) == pytest.approx([*calibration.probabilities(["holding"], [0], [0.5]), 1])
+    assert sorted(found.confidence) == pytest.approx([float(calibration.probabilities(0.5)), 1])
 
 
-def test_verdicts_are_measured_by_probabilities(runs, calibrated, tmp_path):
+def test_judgements_are_measured_by_probabilities(runs, calibrated, tmp_path):
     calibration = load_calibration(calibrated[1])
-    question = {"image_id": "0", "subject": "person", "predicate": "near", "object": "dog"}
-    questions = [question | {"confidence": 0.05 + n / 50, "band": None} for n in range(45)]
-    review = {"format": 1, "run": "drawn", "fingerprint": "drawn", "seed": 0, "questions": questions}
-    file = tmp_path / "verdicts.json"
-    file.write_text(json.dumps(review | {"answers": ["right"] * 45}), encoding="utf-8")
-    with open_run(runs[0]) as database:
+    run, judged = shutil.copytree(runs[0], tmp_path / "run"), []
+    file = judge(run, 60, lambda question: judged.append(question.confidence) or "right")
+    with open_run(run) as database:
         use_probabilities(database, calibration)
-        found = measure_verdicts(database, file, 0.9, (0.5,), calibration)
-    probabilities = calibration.probabilities(["near"], [0] * 45, [question["confidence"] for question in questions])
-    assert found.curve[0].kept == (probabilities >= 0.5).sum()
+        found = measure_judgements(database, file, 0.9, (0.5,), calibration)
+    assert found.curve[0].kept == (calibration.probabilities(judged) >= 0.5).sum()
 
 
 def test_runs_of_other_taggers_are_refused(runs, calibrated, tmp_path):
@@ -288,9 +265,6 @@ def test_runs_of_other_taggers_are_refused(runs, calibrated, tmp_path):
         assert "whose confidences are of another tagger" in result.output
     human = make_shards(tmp_path / "human", [scene("0", [(0, "on", 1)])])
     assert CliRunner().invoke(app, ["stats", str(human), "--calibration", str(calibrated[1])]).exit_code == 0
-    strange = make_shards(tmp_path / "strange", [scene("0", [(0, "on", 1, 0.5)])])
-    result = CliRunner().invoke(app, ["stats", str(strange), "--calibration", str(calibrated[1])])
-    assert "knows none of the predicates" in result.output
 
 
 def test_an_export_keeps_what_is_probable_enough(runs, calibrated, tmp_path):
@@ -301,11 +275,10 @@ def test_an_export_keeps_what_is_probable_enough(runs, calibrated, tmp_path):
         result = CliRunner().invoke(app, [*command, *options, "--json"])
         assert result.exit_code == 0, result.output
         written = json.loads(result.stdout)
-        assert "NOTE: 1 predicate with" in result.stderr
-        least = calibration.thresholds(0.8 if to == "hf" else calibration.probability_for(0.9))
+        least = calibration.threshold(0.8 if to == "hf" else calibration.probability_for(0.9))
         with open_run(runs[0]) as database:
             rows = database.rows("select predicate::varchar, confidence from relations")
-        assert written["relations"] == sum(confidence >= least.of(word) for word, confidence in rows)
+        assert written["relations"] == sum(confidence >= least for _, confidence in rows)
         readme = (out / "README.md").read_text(encoding="utf-8")
         assert "Relations of probability below" in readme
     parts = pq.read_table(out / "data")["relations"].to_pylist()

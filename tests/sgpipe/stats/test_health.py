@@ -4,10 +4,9 @@ from operator import attrgetter
 
 from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.records import NO_OBJECT, Box, Caption, Record
-from sgpipe.stats.health import Check, check_health
-from sgpipe.stats.health_rules import RULES
-from sgpipe.stats.measures import measure
-from sgpipe.storage.database import open_run
+from sgpipe.stats.measures import Check, check_health, measure
+from sgpipe.storage.health_rules import RULES
+from sgpipe.storage.index import open_run
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.config_file import parse_set
 from tests.sgpipe.stats.runs import CUP, PERSON, make_shards, scene

@@ -6,8 +6,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT, Box
-from sgpipe.stats.audit import compare
-from sgpipe.stats.findings import find, share_text
+from sgpipe.stats.audit import compare, find, share_text
 from sgpipe.stats.gallery import make_card
 from sgpipe.stats.html import save_page
 from sgpipe.stats.measures import measure
@@ -146,8 +145,7 @@ def test_text_that_runs_the_other_way_turns_nothing_round(tmp_path):
     records = [scene(TURNED, [(0, TURNED, 1, 0.9), (2, HEBREW, 0, 0.8)], objects, [TURNED], HEBREW) for _ in range(1)]
     make_run(tmp_path / "run", records, run={"name": f"{HEBREW}{TURNED}"})
     invoke(tmp_path / "run", "--html", tmp_path / "r.html", "--compare", tmp_path / "run")
-    invoke(tmp_path / "run", "--review", 2, "--review-file", tmp_path / "review.html")
-    for name in ("r.html", "review.html"):
+    for name in ("r.html",):
         page = (tmp_path / name).read_text(encoding="utf-8")
         page = re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL)
         page = re.sub(r'(value|data-\w+)="[^"]*"', "", page)  # not shown

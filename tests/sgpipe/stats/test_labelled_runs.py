@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from sgpipe import miniworld
 from sgpipe.cli.main import app
 from sgpipe.stats.audit import audit
-from sgpipe.storage.database import open_run
+from sgpipe.storage.index import open_run
 from sgpipe.storage.run_folder import RunFolder
 from tests.sgpipe.stats.agreement import (
     assert_forms_agree,

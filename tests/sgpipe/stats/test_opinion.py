@@ -11,13 +11,12 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.stats.calibrate import calibrate, judge_by_truth
 from sgpipe.stats.measures import measure
-from sgpipe.stats.opinion import area_under_roc
-from sgpipe.stats.review import write_review
-from sgpipe.storage.database import open_run
+from sgpipe.stats.precision import area_under_roc
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.shards import OPINION, read_file, write_copy
 from tests.sgpipe.stats.agreement import assert_forms_agree, invoke
+from tests.sgpipe.stats.judging import judge
 from tests.sgpipe.stats.runs import make_shards, scene
 
 
@@ -68,20 +67,12 @@ def test_ground_truth_says_how_good_it_is(runs: tuple[Path, Path], tmp_path: Pat
     assert_forms_agree(runs[0], tmp_path, "--truth", runs[1])
 
 
-def test_people_say_how_good_it_is(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    page = tmp_path / "review.html"
-    with open_run(runs[0]) as database:
-        write_review(database, page, 60, 0, None)
-    text = page.read_text(encoding="utf-8")
-    review = json.loads(re.search(r'<script type="application/json" id="review">(.*?)</script>', text, re.DOTALL)[1])
-    correct = ("holding", "near")
-    review["answers"] = [
-        "right" if q["predicate"] in correct and q["object"] == "cup" else "wrong" for q in review["questions"]
-    ]
-    (tmp_path / "v.json").write_text(json.dumps(review), encoding="utf-8")
-    found = json.loads(invoke(runs[0], "--verdicts", tmp_path / "v.json", "--json").stdout)["verdicts"]["opinion"]
+def test_people_say_how_good_it_is(runs: tuple[Path, Path]) -> None:
+    right = lambda question: question.predicate in ("holding", "near") and question.object_category == "cup"  # noqa: E731
+    judge(runs[0], 60, lambda question: "right" if right(question) else "wrong")
+    found = json.loads(invoke(runs[0], "--judgements", "own", "--json").stdout)["verdicts"]["opinion"]
     assert (found["judged"], found["auc"]) == (59, 1.0)
-    assert "Second opinion, judged by people on 59" in invoke(runs[0], "--verdicts", tmp_path / "v.json").stdout
+    assert "Second opinion, judged by people on 59" in invoke(runs[0], "--judgements", "own").stdout
 
 
 def test_the_area_under_the_curve_counts_pairs() -> None:

@@ -13,12 +13,10 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.stats.judged import read_review
-from sgpipe.stats.plans import MARGIN, Population, answers_needed, draw, measure_plan, next_question
-from sgpipe.stats.verdicts import measure_verdicts
-from sgpipe.storage.database import open_run
-from sgpipe.storage.judgement_lines import Judgement, PlannedQuestion, PlanStratum, SamplingPlan
-from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+from sgpipe.stats.judgements import measure_judgements
+from sgpipe.stats.plans import MARGIN, Population, draw, judgements_needed, measure_plan, next_question
+from sgpipe.storage.index import open_run
+from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, PlannedQuestion, PlanStratum, SamplingPlan
 from tests.sgpipe.stats.runs import make_shards, scene
 
 RUN = "drawn"  # the fingerprint of such a run
@@ -62,8 +60,10 @@ def stored(log: JudgementLog, kind: str, strata, questions, plan: str = "p", sea
     return log.append(SamplingPlan(at="", by="anna", run=RUN, seed=0, **values))
 
 
-def say(log: JudgementLog, question: PlannedQuestion, verdict: str, by: str = "anna", plan: str | None = "p") -> None:
-    values = {"id": uuid.uuid4().hex, "at": "", "by": by, "run": RUN, "verdict": verdict, "plan": plan}
+def say(
+    log: JudgementLog, question: PlannedQuestion, verdict: str, by: str = "anna", plan: str | None = "p", run: str = RUN
+) -> None:
+    values = {"id": uuid.uuid4().hex, "at": "", "by": by, "run": run, "verdict": verdict, "plan": plan}
     log.append(Judgement.model_validate({**question.key._asdict(), **values}))
 
 
@@ -172,14 +172,14 @@ def test_the_number_of_further_answers_narrows_the_interval_to_the_margin(log):
         return (estimate.high - estimate.low) / 2
 
     assert write(lines) > MARGIN
-    more = answers_needed(plan, JudgementLog(log.file, RUN))
+    more = judgements_needed(plan, JudgementLog(log.file, RUN))
     assert 100 < more < 2000
     for question in questions[100 : 100 + more]:
         verdict = "right" if int(question.image_id) % 10 else "wrong"
         lines.append({**question.key._asdict(), "id": question.image_id, "verdict": verdict, "plan": "p"})
     assert write(lines[: 100 + int(0.8 * more)]) > MARGIN
     assert write(lines) <= MARGIN * 1.02
-    assert answers_needed(plan, JudgementLog(log.file, RUN)) < more / 10
+    assert judgements_needed(plan, JudgementLog(log.file, RUN)) < more / 10
 
 
 @pytest.mark.slow
@@ -237,32 +237,19 @@ def test_the_audit_reads_the_plan_of_the_run_with_the_most_answers(run, populati
         for question in plan.questions[:number]:
             say(log, question, rng.choice(["right", "right", "wrong"]), plan=plan.plan)
     with open_run(run) as database:
-        verdicts = measure_verdicts(database, log.file, 0.9, (0.0, 0.5))
-    summary = verdicts.judgements
-    assert (summary.plan, verdicts.judged, verdicts.strata) == ("many", 50, "predicates")
+        found = measure_judgements(database, log.file, 0.9, (0.0, 0.5))
+    summary = found.judgements
+    assert (summary.plan, found.judged, found.strata) == ("many", 50, "predicates")
     live = measure_plan(many, log)
-    assert (verdicts.precision, verdicts.low, verdicts.high) == (
+    assert (found.precision, found.low, found.high) == (
         live.precision.value, live.precision.low, live.precision.high
     )  # fmt: skip
-    assert [row.band.name for row in verdicts.bands] == [name for name, *_ in live.strata]
-    assert [row.band.relations for row in verdicts.bands] == [145, 100, 100]
-    assert verdicts.curve[0].precision == live.precision
-    assert verdicts.curve[1].relations == 305
-    assert verdicts.calibration_error is None
-    assert verdicts.relations == verdicts.relations_now == 345
-
-
-def test_bands_of_a_plan_say_the_same_as_those_of_a_review(run, population, log):
-    plan = stored(log, "bands", *draw(population, "bands", 65))
-    for question in plan.questions[:50]:
-        say(log, question, "right" if int(question.image_id[1:]) % 3 else "wrong")
-    with open_run(run) as database:
-        verdicts = measure_verdicts(database, log.file, 0.5, (0.0, 0.5))
-    live = measure_plan(plan, log)
-    assert verdicts.precision == live.precision.value
-    assert verdicts.open == live.open == 15
-    assert [row.precision for row in verdicts.bands] == [part for *_, part in live.strata]
-    assert verdicts.calibration_error is not None
+    assert [row.band.name for row in found.bands] == [name for name, *_ in live.strata]
+    assert [row.band.relations for row in found.bands] == [145, 100, 100]
+    assert found.curve[0].precision == live.precision
+    assert found.curve[1].relations == 305
+    assert found.calibration_error is None
+    assert found.relations == found.relations_now == 345
 
 
 def test_answers_outside_a_plan_are_counted_but_say_nothing_of_the_precision(run, population, log):
@@ -270,16 +257,17 @@ def test_answers_outside_a_plan_are_counted_but_say_nothing_of_the_precision(run
     for question in plan[:30]:
         say(log, question, "right", plan=None)
     with open_run(run) as database:
-        verdicts = measure_verdicts(database, log.file, 0.9, (0.0,))
-    assert (verdicts.precision, verdicts.judged, verdicts.judgements.plan) == (None, 0, None)
-    assert (verdicts.judgements.counts["relations"], verdicts.judgements.outside) == (30, 30)
+        found = measure_judgements(database, log.file, 0.9, (0.0,))
+    assert (found.precision, found.judged, found.judgements.plan) == (None, 0, None)
+    assert (found.judgements.counts["relations"], found.judgements.outside) == (30, 30)
 
 
-def test_a_file_of_another_run_is_refused(log):
+def test_a_file_of_another_run_is_refused(run, tmp_path):
+    log = JudgementLog(tmp_path / JUDGEMENTS, "other")
     other = PlannedQuestion("val", "1", 0, 1, "on", "a", "b", 0.5, 0)
-    say(log, other, "right")
-    with pytest.raises(UserError, match="another run"):
-        read_review(log.file, "other")
+    say(log, other, "right", run="other")
+    with pytest.raises(UserError, match="another run"), open_run(run) as database:
+        measure_judgements(database, log.file, 0.9, (0.0,))
 
 
 def invoke(*arguments: object) -> str:
@@ -310,7 +298,7 @@ def judged(run, population, tmp_path):
 
 def test_stats_and_calibrate_use_the_judgements_of_the_run(judged, tmp_path):
     text = invoke("stats", judged, "--judgements", "own", "--html", tmp_path / "report.html")
-    assert "Human verdicts on 196 relations: the precision of the run is" in text
+    assert "People judged 196 relations: the precision of the run is" in text
     assert "210 relations judged" in text
     assert "10 of them not because a plan asked" in text
     assert "cut short" in text
@@ -318,7 +306,7 @@ def test_stats_and_calibrate_use_the_judgements_of_the_run(judged, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "<bdi>the search q=&lt;b&gt;</bdi>" in page
     elsewhere = shutil.move(judged / JUDGEMENTS, tmp_path / "elsewhere.jsonl")
-    report = json.loads(invoke("stats", judged, "--verdicts", elsewhere, "--json"))
+    report = json.loads(invoke("stats", judged, "--judgements", elsewhere, "--json"))
     assert report["verdicts"]["judgements"]["counts"]["relations"] == 210
     found = json.loads(invoke("calibrate", judged, "--judgements", elsewhere, "--out", tmp_path / "c.json", "--json"))
     lines = [line for line in Path(elsewhere).read_text().splitlines() if '"plan":"p","stratum"' in line]
@@ -333,7 +321,7 @@ def test_stats_and_calibrate_use_the_judgements_of_the_run(judged, tmp_path):
 def test_judgements_without_a_plan_are_no_sample_for_stats_and_calibrate(judged, tmp_path):
     lines = (judged / JUDGEMENTS).read_text().splitlines()
     (judged / JUDGEMENTS).write_text("\n".join(lines[200:212]) + "\n")
-    assert "No plan that samples the whole run has answers" in invoke("stats", judged, "--judgements", "own")
+    assert "No plan that samples the whole run has judgements" in invoke("stats", judged, "--judgements", "own")
     refused = CliRunner().invoke(app, ["calibrate", str(judged), "--judgements", "own"])
     assert refused.exit_code == 2
     assert "no plan that samples the whole run" in " ".join(refused.output.split())

@@ -7,8 +7,7 @@ import pyarrow as pa
 import pytest
 
 from sgpipe.records import SCHEMA, to_table
-from sgpipe.stats.distributions import measure_long_tail
-from sgpipe.stats.measures import measure
+from sgpipe.stats.measures import measure, measure_long_tail
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import shard_name, write_table
 from tests.sgpipe.stats.runs import scene

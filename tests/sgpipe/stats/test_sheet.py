@@ -6,8 +6,8 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record
-from sgpipe.stats.samples import open_records, sample_images, write_sheet
-from sgpipe.storage.database import open_run
+from sgpipe.stats.gallery import open_records, sample_images, write_sheet
+from sgpipe.storage.index import open_run
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
 

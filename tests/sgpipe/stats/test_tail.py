@@ -1,6 +1,6 @@
 import pytest
 
-from sgpipe.stats.distributions import measure_long_tail
+from sgpipe.stats.measures import measure_long_tail
 
 
 def test_equal_counts_have_no_inequality():

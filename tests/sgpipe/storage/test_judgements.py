@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sgpipe.errors import UserError
-from sgpipe.storage.judgement_lines import (
+from sgpipe.storage.judgements import (
+    JUDGEMENTS,
     Correction,
     Judgement,
+    JudgementLog,
     PlannedQuestion,
     PlanStratum,
     RelationKey,
     RelationState,
     SamplingPlan,
 )
-from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 
 RUN = "f" * 16
 KEY = RelationKey("val", "7", 0, 1, "on")
@@ -68,7 +69,7 @@ def test_the_latest_answer_of_each_person_counts_and_undoing_it_brings_back_the_
     log.append(line("ben", **WRONG))
     assert states(log) == {KEY: "conflict"}
     [state] = log.state("val", "7")
-    assert [(answer.by, answer.verdict) for answer in state.answers] == [("anna", "right"), ("ben", "wrong")]
+    assert [(each.by, each.verdict) for each in state.judgements] == [("anna", "right"), ("ben", "wrong")]
     assert log.find(undo.id) == undo
     assert not log.state("val", "8")
 
@@ -117,7 +118,7 @@ def test_a_torn_last_line_is_named_and_does_not_spoil_the_next_one(log, torn):
     assert [problem.partition(" of ")[0] for problem in again.problems] == ["line 2"]
     assert log.append(line(id=new.id)) == new  # a second server on the run
     assert log.problems == JudgementLog(log.file, RUN).problems == again.problems
-    assert len(list(log.state("val", "7")[0].answers)) == 2
+    assert len(list(log.state("val", "7")[0].judgements)) == 2
 
 
 def test_a_last_line_without_its_end_counts(log):
@@ -242,7 +243,7 @@ def test_replay_agrees_with_each_persons_own_list(tmp_path_factory, steps):
             mine.setdefault(by, []).append((answer.id, image))
     expected = {place: answers[-1] for place, answers in given_.items() if answers}
     for each in (log, JudgementLog(log.file, RUN)):
-        found = {(a.by, int(state.key.image_id)): a.verdict for state in each.current() for a in state.answers}
+        found = {(a.by, int(state.key.image_id)): a.verdict for state in each.current() for a in state.judgements}
         assert found == expected
 
 
@@ -260,10 +261,10 @@ def test_plans_are_lines_too_and_know_what_was_answered_when_they_asked(log):
     log.append(line("cleo", plan="p1", stratum=0, verdict="skip"))
     again = JudgementLog(log.file, RUN)
     assert again.plans == {"p1": plan()}
-    assert again.answered("p1") == {KEY: {"anna"}}
+    assert again.judged("p1") == {KEY: {"anna"}}
     assert again.skipped("p1") == {KEY: {"cleo": 1}}
     log.append(line("anna", undoes=answer.id))
-    assert log.answered("p1") == {}
+    assert log.judged("p1") == {}
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_other_seeds_are_refused(seed):
 
 def test_a_training_with_another_calibration_is_another_one(tmp_path):
     shards = make_run(tmp_path / "run", [plain_record("a", confidence=0.9)])
-    files = [make_calibration(tmp_path / f"{n}.json", {"run": "drawn"}, {"on": float(n)}) for n in (0, 1)]
+    files = [make_calibration(tmp_path / f"{n}.json", {"run": "drawn"}, offset=float(n)) for n in (0, 1)]
     (tmp_path / "copy.json").write_bytes(files[0].read_bytes())
     found = []
     for file in (*files, tmp_path / "copy.json", None):

@@ -9,10 +9,10 @@ from pathlib import Path
 from starlette.testclient import TestClient
 
 from sgpipe.records import Box, Caption, Record, Relation
+from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.utils.console import Progress
 from sgpipe.view.app import create_app
-from sgpipe.view.index import Index
 from sgpipe.view.security import Access
 from sgpipe.view.web import Viewer
 from tests.sgpipe.training.data.runs import SIZE, make_run

@@ -15,7 +15,7 @@ from tests.sgpipe.view.gallery_run import open_client, record
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
-    monkeypatch.setattr("sgpipe.view.freshness._SECONDS_LOCAL", 0.0)
+    monkeypatch.setattr("sgpipe.view.web._SECONDS_LOCAL", 0.0)
     make_run(tmp_path / "run", [record("a", (0, "riding", 1, 0.9))])
     return open_client(tmp_path / "run")
 

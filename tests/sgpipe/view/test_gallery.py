@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from sgpipe.storage.judgement_lines import Judgement
-from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.view.gallery import PAGE, draw
 from sgpipe.view.search import Hit
 from tests.sgpipe.training.data.runs import make_run
@@ -168,7 +167,7 @@ def test_judgements_of_another_server_are_in_the_next_search(client: TestClient)
     assert 'class="chip judged right"' not in get(client, "/?q=riding")
     of_relation = {"split": "val", "image_id": "a", "subject": 0, "object": 1, "predicate": "riding"}
     by_bob = {"id": "1", "at": "2026-11-26T09:00:00Z", "by": "bob", "run": "drawn", "verdict": "right"}
-    root = client.app.state.viewer.index.root
+    root = client.app.state.freshness.viewer.index.root
     JudgementLog(root / JUDGEMENTS, "drawn").append(Judgement.model_validate({**of_relation, **by_bob}))
     assert get(client, "/?q=riding").count('class="chip judged right"') == 1
 

@@ -12,9 +12,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, Triplet
-from sgpipe.view.comparison import compare_images, match_objects
-from sgpipe.view.image_page import MOST_RELATIONS, existing_relations, image_values, without_relations
-from sgpipe.view.records import RecordView
+from sgpipe.storage.index import RecordView
+from sgpipe.view.image_page import (
+    MOST_RELATIONS,
+    compare_images,
+    existing_relations,
+    image_values,
+    match_objects,
+    without_relations,
+)
 from sgpipe.view.web import Viewer, image_url
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, scene
 from tests.sgpipe.view.gallery_run import EVIL, STRANGE, make_gallery_run, open_client

@@ -6,6 +6,7 @@ import dataclasses
 import random
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +16,11 @@ from rich.console import Console
 
 from sgpipe.errors import UserError
 from sgpipe.records import Record
-from sgpipe.storage.database import interruptible
+from sgpipe.storage import index as index_module
+from sgpipe.storage.index import Index, find_image, interruptible, read_embedded, read_record
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import AGREEMENT, OPINION, read_file, shard_name, write_shard, write_table
 from sgpipe.utils.console import Progress
-from sgpipe.view import index as index_module
-from sgpipe.view.index import Index
-from sgpipe.view.records import find_image, read_embedded, read_record
 from sgpipe.view.search import Filters, facets, queues, search
 from tests.sgpipe.training.data.runs import make_records, make_run, plain_record
 
@@ -53,6 +52,12 @@ def add(root: Path, records: list[Record], start: int, revision: int = 0) -> Non
     Manifest.load(root).commit(write_shard(root, name, "train", start, records, {}))
 
 
+def newer(index: Index) -> Index:
+    found = index.newer()
+    assert found is not None
+    return found
+
+
 def content(index: Index) -> list[object]:
     """All that can be found, whatever the numbers of images."""
     names = (
@@ -79,22 +84,22 @@ def test_an_index_is_built_once(tmp_path: Path, builds: list[str]) -> None:
     make_run(tmp_path, make_records(12))
     first, second = Index.open(tmp_path, QUIET), Index.open(tmp_path, QUIET)
     assert content(first) == content(second)
-    assert not first.refresh()
+    assert first.newer() is None
     assert builds == ["new"]
-    assert [path.suffix for path in (tmp_path / ".sgpipe/view").glob("index*")] == [".duckdb"]
+    assert [path.suffix for path in (tmp_path / ".sgpipe/cache").glob("index*")] == [".duckdb"]
 
 
 def test_what_is_committed_is_added(tmp_path: Path) -> None:
     make_run(tmp_path, [plain_record(str(number), confidence=number / 10) for number in range(4)], rows=2)
     index = Index.open(tmp_path, QUIET)
-    index.set_judged([("train", "3", 0, 1, "on", "right"), ("train", "4", 0, 1, "on", "wrong")])
+    judged = [("train", "3", 0, 1, "on", "right"), ("train", "4", 0, 1, "on", "wrong")]
+    index.set_judged(judged)
     more = [plain_record(str(number), confidence=number / 10) for number in range(4, 6)]
     entry = write_shard(tmp_path, shard_name("train", 4, 6), "train", 4, more, {})
-    assert not index.refresh()  # it is not committed yet
+    assert index.newer() is None  # it is not committed yet
     Manifest.load(tmp_path).commit(entry)
-    generation = index.generation
-    assert index.refresh()
-    assert index.generation > generation
+    index = newer(index)
+    index.set_judged(judged)
     assert [(hit.image_id, hit.judged) for hit in search(index, Filters()).hits] == [
         ("5", None),
         ("4", "wrong"),
@@ -111,7 +116,7 @@ def test_a_grown_index_is_as_a_new_one(tmp_path: Path, builds: list[str]) -> Non
     index = Index.open(tmp_path / "growing", QUIET)
     for start in (8, 16):
         add(tmp_path / "growing", records[start : start + 8], start)
-        assert index.refresh()
+        index = newer(index)
     make_run(tmp_path / "new", [], rows=4)
     for start, stop in ((0, 4), (4, 8), (8, 16), (16, 24)):
         add(tmp_path / "new", records[start:stop], start)
@@ -124,7 +129,7 @@ def test_rows_that_were_processed_again_replace_the_earlier_ones(tmp_path: Path)
     make_run(tmp_path, [plain_record(str(number), "on") for number in range(6)], rows=3)
     index = Index.open(tmp_path, QUIET)
     add(tmp_path, [plain_record(str(number), "under") for number in range(3)], 0, revision=1)
-    assert index.refresh()
+    index = newer(index)
     assert {hit.image_id: hit.predicate for hit in search(index, Filters()).hits} == {
         **dict.fromkeys("012", "under"),
         **dict.fromkeys("345", "on"),
@@ -154,7 +159,7 @@ def test_a_damaged_shard_is_named_and_the_rest_is_shown(tmp_path: Path, damage: 
     assert {hit.image_id for hit in search(index, Filters()).hits} == set("012678")
     assert read_record(index, "train", "4") is None
     shard.write_bytes(whole)
-    assert index.refresh()
+    index = newer(index)
     assert (index.images, index.problems) == (9, [])
 
 
@@ -181,7 +186,7 @@ def test_a_damaged_line_of_the_manifest_is_named(tmp_path: Path) -> None:
 def test_a_damaged_index_is_built_again(tmp_path: Path, builds: list[str]) -> None:
     make_run(tmp_path, make_records(5))
     expected = content(Index.open(tmp_path, QUIET))
-    [path] = (tmp_path / ".sgpipe/view").glob("index*")
+    [path] = (tmp_path / ".sgpipe/cache").glob("index*")
     path.write_bytes(b"no database")
     assert content(Index.open(tmp_path, QUIET)) == expected
     assert builds == ["new", "new"]
@@ -229,25 +234,37 @@ def test_two_servers_build_one_index(tmp_path: Path, builds: list[str]) -> None:
     assert builds == ["new"]
 
 
-def test_searches_go_on_while_the_index_is_replaced(tmp_path: Path) -> None:
-    make_run(tmp_path, [plain_record(str(number), "on") for number in range(4)])
-    index = Index.open(tmp_path, QUIET)
+def test_a_state_of_the_index_stays_whole_while_shards_come_and_go(tmp_path: Path) -> None:
+    """Each search reads one state, whatever is committed, dropped or repaired meanwhile."""
+    make_run(tmp_path, [plain_record(str(number), "on") for number in range(4)], rows=2)
+    states = [Index.open(tmp_path, QUIET)]
     counts: list[int] = []
+    failures: list[Exception] = []
     stop = threading.Event()
 
     def look() -> None:
         while not stop.is_set():
-            counts.append(len(search(index, Filters()).hits))
+            try:
+                index = states[-1]
+                found = search(index, Filters(), limit=1)
+                counts.append(1 + len(search(index, Filters(), found.next).hits) - index.relations)
+            except Exception as error:  # noqa: BLE001
+                failures.append(error)
 
     thread = threading.Thread(target=look)
     thread.start()
-    for start in (4, 5):
-        add(tmp_path, [plain_record(str(start), "on")], start)
-        index.refresh()
+    shard = tmp_path / shard_name("train", 0, 2)
+    whole = shard.read_bytes()
+    for change in (shard.unlink, lambda: add(tmp_path, [plain_record("4", "at")], 4), lambda: shard.write_bytes(whole)):
+        change()
+        states.append(newer(states[-1]))
+        time.sleep(0.2)
     stop.set()
     thread.join()
-    assert counts == sorted(counts)
-    assert len(search(index, Filters()).hits) == 6
+    assert failures == []
+    assert set(counts) == {0}
+    assert [index.images for index in states] == [4, 2, 3, 5]
+    assert [len(search(index, Filters()).hits) for index in states] == [4, 2, 3, 5]
 
 
 def test_rows_are_read_from_their_shards(tmp_path: Path) -> None:
@@ -310,7 +327,7 @@ def test_a_second_opinion_orders_relations_and_lists_those_that_it_doubts(tmp_pa
     doubted = search(index, Filters(queue="low_opinion", order="opinion")).hits
     assert [hit.image_id for hit in doubted] == ["1", "4"]
     add(tmp_path, [plain_record("6")], 6)
-    assert index.refresh()
+    index = newer(index)
     assert [hit.opinion for hit in search(index, Filters(order="opinion")).hits[-2:]] == [None, None]
     other = Index.open(tmp_path, QUIET)
     assert content(other) == content(index)

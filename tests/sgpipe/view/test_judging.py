@@ -11,10 +11,10 @@ from rich.console import Console
 from starlette.testclient import TestClient
 
 from sgpipe.records import NO_OBJECT, Box
+from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.utils.console import Progress
 from sgpipe.view.app import create_app
-from sgpipe.view.index import Index
 from sgpipe.view.security import Access
 from sgpipe.view.web import Viewer
 from tests.sgpipe.training.data.runs import make_run
@@ -98,7 +98,7 @@ def test_people_and_what_they_say_of_an_image(client, tmp_path):
     assert [(each["predicate"], each["state"], each["added"]) for each in found["relations"]] == [
         ("riding", "conflict", False), ("next to", "changed", False), ("leading", "right", True)
     ]  # fmt: skip
-    assert [answer["by"] for answer in found["relations"][0]["answers"]] == ["anna", "ben"]
+    assert [each["by"] for each in found["relations"][0]["judgements"]] == ["anna", "ben"]
     send(client, "5", {**RELATION, "predicate": "leading"}, verdict="wrong", by="ben")  # an added one can be judged
     assert found["problems"] == []
     assert client.get("/api/judgements", params={"split": "val", "image_id": "b"}).json()["relations"] == []

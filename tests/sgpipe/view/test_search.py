@@ -14,8 +14,8 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.stats.measures import measure
-from sgpipe.view import facets as facets_module
-from sgpipe.view.index import Index
+from sgpipe.storage.index import Index
+from sgpipe.view import search as facets_module
 from sgpipe.view.query import QueryError
 from sgpipe.view.search import ORDERS, Filters, Hit, facets, neighbours, queues, search, select_relations
 from tests.sgpipe.training.data.runs import SIZE, make_records, make_run

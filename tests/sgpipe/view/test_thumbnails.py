@@ -60,7 +60,7 @@ def test_a_large_image_is_scaled_down_to_one_of_a_few_widths(client: TestClient)
 
 
 def test_a_thumbnail_is_kept_and_follows_its_file(client: TestClient, root: Path) -> None:
-    address, kept = thumbnail_url("val", "a", 320), root / ".sgpipe" / "view" / "thumbnails"
+    address, kept = thumbnail_url("val", "a", 320), root / ".sgpipe" / "cache" / "thumbnails"
     before = client.get(address).content
     assert before in {file.read_bytes() for file in kept.rglob("*.jpg")}
     assert client.get(address).content == before

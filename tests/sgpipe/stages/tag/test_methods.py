@@ -150,13 +150,13 @@ def test_methods_without_a_model_need_none() -> None:
 def test_a_calibration_is_of_the_same_method_and_model(folder: Path, tmp_path: Path) -> None:
     config = TagConfig(method="clip", tagger=str(folder / "clip"))
     scoring = scoring_of_recipe(config, PairConfig())
-    own = make_calibration(tmp_path / "own.json", scoring, {"next to": 1.0})
+    own = make_calibration(tmp_path / "own.json", scoring)
     scored(folder, calibration=str(own), threshold=0.5)
     for name, other in (
         ("rtagger", scoring_of_recipe(TagConfig(tagger=str(folder / "clip")), PairConfig())),
         ("vlm", scoring_of_recipe(config.model_copy(update={"method": "vlm"}), PairConfig())),
     ):
-        file = make_calibration(tmp_path / f"{name}.json", other, {"next to": 1.0})
+        file = make_calibration(tmp_path / f"{name}.json", other)
         with pytest.raises(UserError, match="does not fit the model"):
             scored(folder, calibration=str(file), threshold=0.5)
     assert "method" not in scoring_of_recipe(TagConfig(tagger="a"), PairConfig()), "as earlier versions wrote it"

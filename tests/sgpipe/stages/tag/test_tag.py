@@ -1,6 +1,7 @@
 """The tag stage: predicates a pair is scored against, relations that are kept, and error rows."""
 
 import copy
+import math
 import weakref
 from functools import cache
 from pathlib import Path
@@ -254,15 +255,15 @@ def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_pat
     scored = stage(folder, threshold=0.0)([record(0)])[0].relations
     config = stage(folder).config
     tagger = scoring_of_recipe(config, PairConfig())
-    first, *_ = sorted({item.predicate for item in scored})
-    file = make_calibration(tmp_path / "c.json", tagger, {first: 9.0}, offset=-9.0)
-    kept = stage(folder, calibration=file, threshold=0.0001)([record(0)])[0].relations
-    assert kept == [item for item in scored if item.predicate == first]
-    half = load_calibration(file).thresholds(0.5)
-    assert stage(folder, calibration=file, precision=0.8).thresholds == half
+    file = make_calibration(tmp_path / "c.json", tagger, offset=-1.0)
+    half = load_calibration(file).threshold(0.5)
+    assert half == pytest.approx(1 / (1 + math.exp(-1)))
+    kept = stage(folder, calibration=file, threshold=0.5)([record(0)])[0].relations
+    assert kept == [item for item in scored if item.confidence > half]
+    assert stage(folder, calibration=file, precision=0.8).threshold == half
     with pytest.raises(UserError, match=r"precision 0\.99: by the calibration no threshold"):
         stage(folder, calibration=file, precision=0.99)
-    other = make_calibration(tmp_path / "o.json", tagger | {"short_side": 7}, {first: 9.0})
+    other = make_calibration(tmp_path / "o.json", tagger | {"short_side": 7})
     with pytest.raises(UserError, match="short_side: 7 in the calibration, "):
         stage(folder, calibration=other)
     with pytest.raises(UserError, match="precision needs a calibration"):

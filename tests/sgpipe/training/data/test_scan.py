@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from rlip_model.training.annotations import SceneAnnotation
 from rlip_model.training.sampling import extend
-from sgpipe.calibration import Thresholds
 from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
@@ -168,7 +167,7 @@ def test_a_scene_graph_has_only_usable_objects_and_relations(tmp_path):
     found = scan([make_run(tmp_path, records, rows=40)], 0.2)
     table = read_row_group(Path(found.row_groups[0].file), 0, ["image_id", "objects", "relations"])
     for record, values in zip(records, table.to_pylist(), strict=True):
-        graph = scene_graph(values, Thresholds(0.2))
+        graph = scene_graph(values, 0.2)
         assert len(graph.objects) == sum(not box.iscrowd for box in record.objects)
         if record.ok:
             assert [(item.subject_id, item.object_id, item.predicate) for item in graph.relations] == [
@@ -357,13 +356,13 @@ def test_with_a_calibration_the_threshold_is_a_probability(tmp_path):
     records += [plain_record("people")]
     shards = make_run(tmp_path / "run", records)
     human = make_run(tmp_path / "human", [plain_record("a")], run={"fingerprint": "human"})
-    file = make_calibration(tmp_path / "c.json", {"run": "drawn"}, {"on": 2.0, "under": -2.0})
+    file = make_calibration(tmp_path / "c.json", {"run": "drawn"}, offset=2.0)
     found = scan_training(data(shards, human, calibration=file, threshold=0.5))
-    assert found.rows == 9 - 1 + 1 + 2  # from a confidence of 0.12 on, and from 0.88 on
-    assert {graph.image_id for graph in graphs(found)} == {*(f"on{n}" for n in range(2, 10)), "under9", "people", "a"}
-    assert scan_training(data(shards, calibration=file, precision=0.8)).rows == 10
-    with pytest.raises(UserError, match=r"the probability that is asked for; lower data\.threshold or data\.p"):
-        scan_training(data(make_run(tmp_path / "unsure", records[9:12]), calibration=file, threshold=0.5))
+    kept = {f"{word}{n}" for word in ("on", "under") for n in range(2, 10)}  # from a confidence of 0.12 on
+    assert {graph.image_id for graph in graphs(found)} == {*kept, "people", "a"}
+    assert scan_training(data(shards, calibration=file, precision=0.8)).rows == len(kept) + 1
+    with pytest.raises(UserError):
+        scan_training(data(make_run(tmp_path / "unsure", records[:1]), calibration=file, threshold=0.5))
     other = make_run(tmp_path / "other", records[:2], run={"fingerprint": "other"})
     for changes in ({}, {"val": (other,)}):
         with pytest.raises(UserError, match=r"does not fit .*other, whose confidences are of another tagger"):

@@ -1,4 +1,4 @@
-"""The files of a run that is looked at: a folder, a folder whose shards are in an object store, or a store."""
+"""The files of a run that is read: a folder, a folder whose shards are in an object store, or a store."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,11 +18,12 @@ from sgpipe.files.locations import Location, open_file, sizes
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import SCHEMA
+from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import DATA, open_shard
 
 _STORE = re.compile(r"(\w{2,}):/+(?=[^/])")  # also as `Path` leaves it
-_VIEW = ".sgpipe/view"
+_CACHE = ".sgpipe/cache"
 
 
 class RunFiles:
@@ -28,26 +31,30 @@ class RunFiles:
 
     Attributes:
         root: as messages name it.
-        cache: a folder to keep what was derived: RUN/.sgpipe/view, or one in the user's cache for a run in a store or
-            in a folder that cannot be written.
         storage: where the shards are.
     """
 
     def __init__(self, root: Path | str) -> None:
-        """Raises UserError: there is no run, its manifest is damaged, or the cache cannot be made.
+        """Raises UserError: there is no run, or its manifest is damaged.
         StoreError: the store cannot be reached."""
         found = _STORE.match(str(root))
         self.store = StorePath(_STORE.sub(r"\g<1>://", str(root), count=1)) if found else None
         self.root = self.store.location if self.store else str(root)
         self._folder = None if self.store else Path(root)
-        self.cache = self._make_cache()
         self.manifest, self.problems = self._read_manifest()
-        shards = self.store or (self.manifest.run.get("store") and StorePath(self.manifest.run["store"]))
-        self.storage: Location = shards or Path(root).absolute()
+        self.storage: Location = self.store or Path(root).absolute()
+        mirror = self.manifest.run.get("store")
+        if isinstance(self.storage, Path) and mirror and not self._is_fetched(self.storage):
+            self.storage = StorePath(mirror)
 
-    def refresh(self) -> None:
-        """Read the manifest again. Raises UserError or StoreError: as for a new object."""
-        self.manifest, self.problems = self._read_manifest()
+    def read_again(self) -> RunFiles:
+        """The files as the manifest lists them now. Raises UserError or StoreError: as for a new object."""
+        again = copy(self)
+        again.manifest, again.problems = self._read_manifest()
+        return again
+
+    def _is_fetched(self, folder: Path) -> bool:
+        return all((folder / shard.file).is_file() for shard in self.manifest.shards)
 
     def states(self) -> dict[str, str]:
         """What tells whether each shard of the manifest is still the same file; "missing" where there is none.
@@ -81,16 +88,23 @@ class RunFiles:
         with open_file(self.storage / file) as content, open_shard(Path(file), SCHEMA.names, content) as shard:
             yield shard
 
-    def _make_cache(self) -> Path:
+    @property
+    def judgements(self) -> Path:
+        """The file of people's judgements: in the folder, or in the cache, as nothing is appended to an object."""
+        return (self._folder or self.cache) / JUDGEMENTS
+
+    @cached_property
+    def cache(self) -> Path:
+        """A folder to keep what was derived: RUN/.sgpipe/cache, or one in the user's cache for a run in a store or in a
+        folder that cannot be written. Raises UserError: it cannot be made."""
         if self._folder is not None:
-            Manifest.salvage(self._folder)  # a folder that is no run stays as it is
-            place = self._folder / _VIEW
+            place = self._folder / _CACHE
             with suppress(OSError):
                 place.mkdir(parents=True, exist_ok=True)
                 if os.access(place, os.W_OK | os.X_OK) and "?" not in str(place):  # where DuckDB's options begin
                     return place
         name = self.root if self._folder is None else str(self._folder.absolute())
-        place = cache_folder() / "view" / hashlib.sha256(name.encode()).hexdigest()[:16]
+        place = cache_folder() / "runs" / hashlib.sha256(name.encode()).hexdigest()[:16]
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -14,9 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from sgpipe.errors import UserError
 
 _Z, _TAIL = 1.959964, 0.025  # 95%
-_STEPS = 60  # of bisection
-_MANY = 1e6  # judgements; of more, the incomplete beta function takes long
-_OBSERVED = 0.6  # weight of the sample's own probability in a tail; mid-p's 0.5 covers 92% of high precisions
 FEWEST = 10  # judged relations that a suggested threshold needs
 _BINS = 10
 
@@ -50,7 +47,7 @@ class PrecisionEstimate:
 
 
 def wilson(share: float, count: float, side: int) -> float:
-    """The lower (side -1) or upper (side 1) end of Wilson's interval for a share of `count`.
+    """Return the lower (side -1) or upper (side 1) end of Wilson's interval for a share of `count`.
 
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
     """
@@ -87,7 +84,7 @@ Precision: TypeAlias = PrecisionEstimate | StratifiedEstimate
 
 
 def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: ArrayLike) -> list[StratifiedEstimate]:
-    """The precisions of several sets of relations, each from its own strata.
+    """Return the precisions of several sets of relations, each from its own strata.
 
     Args:
         population: relations `[sets, strata]`; weights, so that fractions are allowed.
@@ -95,10 +92,11 @@ def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: Array
     """
     seen, right = (np.asarray(values, np.int64) for values in (judged, correct))
     size = np.maximum(np.asarray(population, np.float64), seen)
-    total, covered = size.sum(1), np.where(seen > 0, size, 0).sum(1)
+    known = np.where(seen > 0, size, 0)
+    total, covered = size.sum(1), known.sum(1)
     share = covered / np.where(total > 0, total, 1)
-    low, high = stratified_interval(np.where(seen > 0, size, 0), seen, right)
-    values = (np.where(seen > 0, size, 0) * right / np.maximum(seen, 1)).sum(1) / np.where(covered > 0, covered, 1)
+    low, high = stratified_interval(known, seen, right)
+    values = (known * right / np.maximum(seen, 1)).sum(1) / np.where(covered > 0, covered, 1)
     return [
         StratifiedEstimate(
             int(right[at].sum()),
@@ -115,81 +113,29 @@ def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: Array
 def stratified_interval(
     population: NDArray[np.float64], judged: NDArray[np.int64], correct: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The lower and upper ends of the 95% interval of the share that is correct, `[sets]`; arguments `[sets, strata]`.
+    """Return both ends of the 95% interval of the share that is correct, `[sets]`; arguments `[sets, strata]`.
 
-    A share P is in the interval unless the weighted mean of the sample is too far from it. How far it may be follows
-    from the strata's shares p that are the most likely of those with mean P (Miettinen and Nurminen 1985): the variance
-    V of the mean, with the finite population correction (Cochran 1977, section 2.6), makes the sample as good as
-    P (1 - P) / V simple judgements (Korn and Graubard 1998). The binomial test of these must not have a tail below
-    2.5%; as in a mid-p test (Lancaster 1961), only a part of the sample's own probability, 0.6, belongs to the tail.
-    Few judgements count as fewer by half of Korn and Graubard's factor (z / t)², with Satterthwaite's degrees of
-    freedom. The ends are whole numbers of relations, at least those judged correct, at most those not judged incorrect.
+    The exact interval (Clopper and Pearson 1934) of the effective sample size: as many simple judgements as have the
+    variance of the stratified ones, fewer where strata have few (Korn and Graubard 1998). For the variance, each
+    stratum gets half a correct and half an incorrect judgement more, so that a unanimous one has some.
     """
-    strata = _Strata(population, judged, correct)
+    from scipy.special import betaincinv, stdtrit
+
     total = np.maximum(population.sum(1), 1e-12)
-    ends = [strata.end(side) for side in (-1, 1)]
-    low = np.maximum(np.floor(ends[0] * total + 1e-6), correct.sum(1)) / total
-    high = np.minimum(np.ceil(ends[1] * total - 1e-6), total - (judged - correct).sum(1)) / total
-    return np.clip(low, 0, 1), np.clip(high, 0, 1)
-
-
-class _Strata:
-    """The strata of several sets, `[sets, strata]`, for `stratified_interval`."""
-
-    def __init__(self, population: NDArray[np.float64], judged: NDArray[np.int64], correct: NDArray[np.int64]) -> None:
-        total = np.maximum(population.sum(1, keepdims=True), 1e-12)
-        open_ = (judged > 0) & (population - judged >= 0.5)  # a census has no sampling error
-        self.share = correct / np.maximum(judged, 1)
-        self.weight = np.where(open_, population, 0) / total
-        self.fixed = (np.where(open_, 0, population) / total * self.share).sum(1)
-        correction = (population - judged) / np.maximum(population - 1, 1e-12)
-        self.judged = np.where(open_, judged / np.where(open_, correction, 1), 0)
-        self.mean = self.fixed + (self.weight * self.share).sum(1)
-        self.scale = self._small_sample_scale(judged, correct)
-
-    def _small_sample_scale(self, judged: NDArray[np.int64], correct: NDArray[np.int64]) -> NDArray[np.float64]:
-        from scipy.special import stdtrit
-
-        smooth = (correct + 1) / (judged + 2)  # a unanimous stratum has some variance
-        variance = self.weight**2 * smooth * (1 - smooth) / np.maximum(self.judged, 1)
-        spread = (variance**2 / np.maximum(judged - 1, 1)).sum(1)
-        freedom = np.where(spread > 0, variance.sum(1) ** 2 / np.where(spread > 0, spread, 1), 1e6)
-        return (1 + (_Z / stdtrit(np.clip(freedom, 1, 1e6), 1 - _TAIL)) ** 2) / 2
-
-    def end(self, side: int) -> NDArray[np.float64]:
-        """The last share, below (side -1) or above (side 1) the mean, that the sample does not contradict."""
-        widest = np.arcsinh(1e7 * (self.judged / np.where(self.weight > 0, self.weight, 1)).max(1, initial=0.0))
-        near, far = np.zeros_like(widest), widest
-        for _ in range(_STEPS):
-            middle = (near + far) / 2
-            _, tail = self._tail(-side * np.sinh(middle), side)
-            near, far = np.where(tail >= _TAIL, middle, near), np.where(tail >= _TAIL, far, middle)
-        return self._tail(-side * np.sinh(far), side)[0]
-
-    def _tail(self, multiplier: NDArray[np.float64], side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The mean that a Lagrange multiplier gives the strata, and the mid-p tail of the sample under it."""
-        from scipy.special import betainc
-
-        shares = self._most_likely(multiplier[:, None] * self.weight)
-        mean = self.fixed + (self.weight * shares).sum(1)
-        variance = (self.weight**2 * shares * (1 - shares) / np.where(self.judged > 0, self.judged, 1)).sum(1)
-        spread = np.maximum(mean * (1 - mean), 1e-12)
-        size = self.scale * spread / np.maximum(variance, spread / _MANY)
-        toward, against = size * self.mean, size * (1 - self.mean)
-        chance = mean
-        if side > 0:
-            toward, against, chance = against, toward, 1 - mean
-        at_least = np.where(toward > 1e-9, betainc(np.maximum(toward, 1e-9), against + 1, chance), 1)
-        above = np.where(against > 1e-9, betainc(toward + 1, np.maximum(against, 1e-9), chance), 0)
-        return mean, _OBSERVED * at_least + (1 - _OBSERVED) * above
-
-    def _most_likely(self, slope: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The root p of judged · share / p - judged · (1 - share) / (1 - p) = slope in [0, 1]."""
-        both, correct = slope + self.judged, self.judged * self.share
-        root = np.sqrt(np.maximum(both**2 - 4 * slope * correct, 0))
-        upper = 2 * correct / np.where(both + root != 0, both + root, 1)
-        lower = (both - root) / np.where(slope != 0, 2 * slope, 1)
-        return np.clip(np.where(both > 0, upper, lower), 0, 1)
+    weight, seen = population / total[:, None], np.maximum(judged, 1)
+    share = (correct + 0.5) / (judged + 1)
+    left = np.maximum(population - judged, 0) / np.maximum(population - 1, 1)  # a census has no error
+    variance = weight**2 * share * (1 - share) / seen * left
+    spread = np.maximum((variance**2 / np.maximum(judged - 1, 1)).sum(1), 1e-30)
+    freedom = np.clip(variance.sum(1) ** 2 / spread, 1, 1e6)  # Satterthwaite's
+    middle = (weight * share).sum(1)
+    size = middle * (1 - middle) / np.maximum(variance.sum(1), 1e-12) * (_Z / stdtrit(freedom, 1 - _TAIL)) ** 2
+    mean = (weight * correct / seen).sum(1)
+    right, wrong = size * mean, size * (1 - mean)
+    low = np.where(right > 1e-9, betaincinv(np.maximum(right, 1e-9), wrong + 1, _TAIL), 0)
+    high = np.where(wrong > 1e-9, betaincinv(right + 1, np.maximum(wrong, 1e-9), 1 - _TAIL), 1)
+    low = np.maximum(low, correct.sum(1) / total)
+    return low, np.minimum(np.maximum(high, low), 1 - (judged - correct).sum(1) / total)
 
 
 @dataclass(frozen=True)
@@ -294,6 +240,49 @@ class JudgedRelations:
         correct = np.append(np.cumsum(self.correct[order][::-1])[::-1], 0)
         enough = correct[first] >= target * (len(order) - first)
         return self.at(float(thresholds[np.argmax(enough)])) if enough.any() else None
+
+
+@dataclass(frozen=True)
+class ScoreQuality:
+    """How well a model's scores, such as those of the second opinion, tell correct from incorrect relations.
+
+    Attributes:
+        judged: relations that are judged and have a score.
+        auc: how probable it is that a correct relation has a higher score than an incorrect one (area under the ROC
+            curve); None without either kind. `confidence_auc`: the same of the confidence, of all judged relations.
+        calibration_error: mean distance between score and precision.
+    """
+
+    judged: int
+    auc: float | None
+    confidence_auc: float | None
+    calibration_error: float | None
+    reliability: list[CalibrationBin]
+
+
+def score_quality(scored: JudgedRelations, confidence: JudgedRelations) -> ScoreQuality:
+    """Compare scores of judged relations with their confidences; some of the relations may lack a score."""
+    return ScoreQuality(
+        judged=len(scored.correct),
+        auc=area_under_roc(scored.confidence, scored.correct),
+        confidence_auc=area_under_roc(confidence.confidence, confidence.correct),
+        calibration_error=scored.calibration_error(),
+        reliability=scored.reliability(),
+    )
+
+
+def area_under_roc(scores: NDArray[np.float32], correct: NDArray[np.bool_]) -> float | None:
+    """Return the share of pairs of a correct and an incorrect relation in which the correct one has the higher score.
+
+    Equal scores count half (Mann and Whitney 1947). None without such a pair.
+    """
+    from scipy.stats import rankdata
+
+    right = int(correct.sum())
+    pairs = right * (len(correct) - right)
+    if not pairs:
+        return None
+    return float((rankdata(scores)[correct].sum() - right * (right + 1) / 2) / pairs)
 
 
 def check_target(target: float) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.stats.calibration import (
+from sgpipe.stats.precision import (
     JudgedRelations,
     PrecisionEstimate,
     estimate_stratified,
@@ -54,24 +54,24 @@ def test_calibration_is_measured_by_bins():
     assert judged().calibration_error() is None
 
 
-def simulated_coverage(sizes, precisions, verdicts: int, reviews: int, seed: int) -> tuple[float, float]:
-    """How often the 95% interval holds the truth, and its mean width, over reviews of a run with these bands.
+def simulated_coverage(sizes, precisions, number: int, samples: int, seed: int) -> tuple[float, float]:
+    """How often the 95% interval holds the truth, and its mean width, over samples of a run with these bands.
 
-    Verdicts are allotted as `write_review` does: equally, and a band that is smaller than its part is judged whole.
+    Judgements are allotted as `draw` does: equally, and a band that is smaller than its part is judged whole.
     """
     rng = np.random.default_rng(seed)
-    sizes, judged, left = np.array(sizes), np.zeros(len(sizes), int), verdicts
+    sizes, judged, left = np.array(sizes), np.zeros(len(sizes), int), number
     for done, band in enumerate(np.argsort(sizes, kind="stable")):
         judged[band] = min(sizes[band], left // (len(sizes) - done))
         left -= judged[band]
     correct = np.round(sizes * np.array(precisions)).astype(int)
     drawn = zip(correct, sizes - correct, judged, strict=True)
-    samples = np.stack([rng.hypergeometric(*numbers, reviews) for numbers in drawn], 1)
-    kinds, times = np.unique(samples, axis=0, return_counts=True)
+    drawn_samples = np.stack([rng.hypergeometric(*numbers, samples) for numbers in drawn], 1)
+    kinds, times = np.unique(drawn_samples, axis=0, return_counts=True)
     low, high = stratified_interval(*(np.broadcast_to(v, kinds.shape) for v in (sizes.astype(float), judged)), kinds)
     truth = correct.sum() / sizes.sum()
     inside = (low <= truth + 1e-9) & (truth <= high + 1e-9)
-    return (inside * times).sum() / reviews, ((high - low) * times).sum() / reviews
+    return (inside * times).sum() / samples, ((high - low) * times).sum() / samples
 
 
 RISING = (0.1, 0.3, 0.45, 0.6, 0.75, 0.92)
@@ -96,35 +96,33 @@ EXTREME = {
     "mostly right, 100": (SKEWED[::-1], RISING, 100),
     "nearly all right": ((3_000,) * 6, (0.97,) * 6, 100),
     "one in two thousand wrong": ((100_000,), (0.9995,), 300),
-    "one verdict each": (SKEWED, RISING, 6),
+    "one judgement each": (SKEWED, RISING, 6),
     "small bands": ((15, 12, 9, 8, 7, 6), (0.2, 0.4, 0.5, 0.6, 0.8, 0.9), 30),
     "nearly all judged": ((40, 30, 20, 10), (0.4, 0.5, 0.7, 0.8), 95),
 }
 
 
 @pytest.mark.parametrize("name", ["even, 20", "skewed, 300", "one band judged whole", "small run"])
-def test_the_interval_of_a_stratified_sample_holds_the_truth_in_95_of_100_reviews(name):
-    coverage, _ = simulated_coverage(*ORDINARY[name], reviews=300, seed=1)
-    assert 0.91 < coverage < 0.99
-    assert simulated_coverage(*EXTREME["nearly all right"], reviews=300, seed=1)[0] >= 0.91
+def test_the_interval_of_a_stratified_sample_holds_the_truth_in_95_of_100_samples(name):
+    coverage, _ = simulated_coverage(*ORDINARY[name], samples=300, seed=1)
+    assert coverage > 0.93
+    assert simulated_coverage(*EXTREME["nearly all right"], samples=300, seed=1)[0] >= 0.91
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ORDINARY, *EXTREME])
-def test_coverage_over_many_reviews(name):
-    """Two standard errors of 1,000 reviews are 1.4%."""
-    coverage, width = simulated_coverage(*(ORDINARY | EXTREME)[name], reviews=1000, seed=5)
+def test_coverage_over_many_samples(name):
+    """Two standard errors of 1,000 samples are 1.4%."""
+    coverage, width = simulated_coverage(*(ORDINARY | EXTREME)[name], samples=1000, seed=5)
     assert coverage >= 0.93
-    if name in ORDINARY:
-        assert coverage <= 0.97
-    elif name != "one verdict each":
+    if name not in ("one judgement each", "very uneven, 20"):
         assert width < 0.85
 
 
 def test_the_interval_of_a_stratified_sample_in_known_cases():
-    # One large stratum: between the mid-p and the exact (Clopper-Pearson) interval.
+    # One large stratum: hardly wider than the exact (Clopper-Pearson) interval, 0.2527 to 0.3677.
     [found] = estimate_stratified([[1e9]], [[263]], [[81]])
-    assert 0.2527 < found.low < 0.2553 < 0.3662 < found.high < 0.3700
+    assert 0.2520 < found.low < 0.2530 < 0.3675 < found.high < 0.3685
     # A census has no error, and half of one less than a sample of a large run.
     assert str(estimate_stratified([[20, 4]], [[20, 4]], [[15, 1]])[0]) == "66.7% (66.7% to 66.7%, of 24)"
     [small, large] = estimate_stratified([[40], [1e6]], [[20], [20]], [[10], [10]])
@@ -133,7 +131,7 @@ def test_the_interval_of_a_stratified_sample_in_known_cases():
     [found] = estimate_stratified([[90, 10]], [[10, 10]], [[10, 0]])
     assert found.value == pytest.approx(0.9)
     assert found.high == pytest.approx(0.9)  # the band of 10 was judged whole
-    # What no verdict covers may be correct or not.
+    # What no judgement covers may be correct or not.
     [found] = estimate_stratified([[50, 50]], [[50, 0]], [[50, 0]])
     assert (found.value, found.low, found.high, found.covered) == (1, 0.5, 1, 0.5)
     [nothing] = estimate_stratified([[50]], [[0]], [[0]])

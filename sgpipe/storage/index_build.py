@@ -1,26 +1,38 @@
-"""Building the search index of a run: from its shards, and from what an earlier index already holds of them.
+"""Build the index of a run: from its shards, and from what an earlier index already has of them.
 
-The rows are read into a scratch database in which names are text. From it the index is made: names are enums, and each
-relation has the numbers by which searches choose and order.
+The rows are read into a temporary database in which names are text. From it the index is made: names are enums, images
+are numbered in the order of the manifest, and each relation has the numbers by which searches choose and order.
+
+Tables of the index:
+    images: one row per image with its `shard` and `row`, names, `status`, `error`, how many `objects`, `captions`,
+        `different_captions`, `triplets`, `matched_triplets`, `pairs`, `candidate_texts` and `relations` it has, `why`
+        it has no relations, and `flags` (the marks of `sgpipe.storage.health_rules`).
+    objects: one row per box, with its `number` in the image and its box as `x`, `y`, `w`, `h` in pixels.
+    captions: one row per caption; `folded`: in lower case.
+    relations: one row per relation; `certainty`: its confidence, 1 if it is `annotated`; `agreement`, `swapped`, `rank`
+        and `contrasts` of CLIP, the second `opinion`, `flags`, the number of its `triplet`.
+    triplets, predicates, categories: names and how often they occur. shards: files, and why one is left out.
+    marks, everything, about: counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import duckdb
 import pyarrow.parquet as pq
 
 from sgpipe.errors import UserError
-from sgpipe.records import SCHEMA
-from sgpipe.storage.database import interruptible, quoted
+from sgpipe.records import SCHEMA, TRAINING_CONFIDENCE
+from sgpipe.storage.health_rules import MARKS, PLACED, prepare_checks
+from sgpipe.storage.run_files import RunFiles
 from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, read_file
 from sgpipe.utils.console import Progress
-from sgpipe.view.queues import DEFINITION as QUEUES
-from sgpipe.view.queues import mark_queues
-from sgpipe.view.run_files import RunFiles
 
 LOTS = 4294967291  # a prime: x -> k x mod p shuffles the numbers below it
 BINS = 20  # of the histogram of confidence; relations without confidence are in a further one
@@ -38,20 +50,21 @@ HEAD = 4096  # triplets that the run has most often
 FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.SerializationException, duckdb.InternalException,
           duckdb.FatalException, duckdb.TransactionException)  # fmt: skip
 _WRONG_VALUES = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.OutOfRangeException)  # in a shard
-_MEMORY = "600MB"
+_THREADS = 8  # more do not fit into the memory
 _SHARDS = 16  # read at once
 
 _SCRATCH = """
     create table shards (shard int, file varchar, state varchar, problem varchar);
     create table raw_images (image int, shard int, row int, image_id varchar, dataset varchar, split varchar,
         file_name varchar, width int, height int, status varchar, error varchar, embedded bool, lot uinteger,
-        objects int, captions int, triplets int, matched_triplets int, pairs int, relations int);
+        objects int, captions int, different_captions int, triplets int, matched_triplets int, pairs int,
+        candidate_texts int, relations int);
     create table raw_objects (image int, number int, category varchar, iscrowd bool,
         x double, y double, w double, h double);
     create table captions (image int, number int, caption varchar, scope varchar, boxes int[]);
     create table raw_relations (image int, number int, subject int, object int, predicate varchar,
-        subject_category varchar, object_category varchar, confidence float, agreement float, doubted bool,
-        opinion float);
+        subject_category varchar, object_category varchar, confidence float, agreement double, swapped double,
+        rank int, contrasts int, opinion float);
 """
 
 # The view `rows` has the rows of some shards, with the number of each image.
@@ -59,10 +72,12 @@ _FROM_SHARDS = (
     f"""insert into raw_images
     select image, shard, row, image_id, dataset, split, file_name, width, height, status, error, embedded,
         md5_number_lower(concat(split, chr(10), image_id)) % {LOTS},
-        coalesce(len(objects), 0), coalesce(len(captions), 0), coalesce(len(triplets), 0),
+        coalesce(len(objects), 0), coalesce(len(captions), 0),
+        coalesce(list_unique(list_transform(captions, lambda c: c.text)), 0), coalesce(len(triplets), 0),
         coalesce(len(list_filter(triplets,
             lambda t: t.subject_category is not null and t.object_category is not null)), 0),
-        coalesce(len(pairs), 0), coalesce(len(relations), 0)
+        coalesce(len(pairs), 0), coalesce(list_sum(list_transform(pairs, lambda p: len(p.predicates))), 0),
+        coalesce(len(relations), 0)
     from rows""",
     """insert into raw_objects select image, number, object.category, object.iscrowd,
         object.bbox[1], object.bbox[2], object.bbox[3], object.bbox[4]
@@ -71,22 +86,32 @@ _FROM_SHARDS = (
     from (select image, unnest(captions) as caption, unnest(range(len(captions))) as number from rows)""",
     """insert into raw_relations select image, number, relation.subject, relation.object, relation.predicate,
         objects[relation.subject + 1].category, objects[relation.object + 1].category, relation.confidence,
-        clip.score, 2 * (clip.rank - 1) > clip.contrasts, opinion
+        clip.score, clip.swapped, clip.rank, clip.contrasts, opinion
     from (select image, objects, unnest(relations) as relation, unnest(range(len(relations))) as number,
         unnest(agreement) as clip, unnest(opinion) as opinion from rows) where number is not null""",
 )
 # Columns of `sgpipe score`, as they are where no shard has them.
-_NOT_SCORED = {AGREEMENT: "null::struct(score double, rank int, contrasts int)[]", OPINION: "null::float[]"}
+_NOT_SCORED = {
+    AGREEMENT: "null::struct(score double, swapped double, rank int, contrasts int)[]",
+    OPINION: "null::float[]",
+}
 
 _FROM_EARLIER = (
-    "insert into shards from unchanged",
-    """insert into raw_images
-    select * exclude (why, flags, first_object) from earlier.images where shard in (select shard from unchanged)""",
-    "insert into raw_objects select o.* from earlier.objects o semi join raw_images using (image)",
-    "insert into captions select c.* exclude (folded) from earlier.captions c semi join raw_images using (image)",
-    """insert into raw_relations select image, number, subject, object, predicate, subject_category, object_category,
-        if(annotated, null, certainty), agreement, doubted, opinion
-    from earlier.relations semi join raw_images using (image)""",
+    """create temp table unchanged as
+    select n.*, e.shard as before from earlier.shards e join numbered n using (file, state) where problem is null""",
+    "insert into shards select shard, file, state, null from unchanged",
+    """create temp table moved as
+    select e.image as before, first + e.row as image, u.shard from earlier.images e join unchanged u
+    on e.shard = u.before""",
+    """insert into raw_images select m.image, m.shard, e.* exclude (image, shard, why, flags, first_object)
+    from earlier.images e join moved m on e.image = m.before""",
+    """insert into raw_objects select m.image, e.* exclude (image)
+    from earlier.objects e join moved m on e.image = m.before""",
+    """insert into captions select m.image, e.* exclude (image, folded)
+    from earlier.captions e join moved m on e.image = m.before""",
+    """insert into raw_relations select m.image, number, subject, object, predicate, subject_category, object_category,
+        if(annotated, null, certainty), agreement, swapped, rank, contrasts, opinion
+    from earlier.relations e join moved m on e.image = m.before""",
 )
 
 _NAMES = (
@@ -103,12 +128,45 @@ _NAMES = (
     """create table run.triplets as
     select row_number() over (order by times desc, predicate, subject_category, object_category)::int as triplet, *
     from (select subject_category::run.category as subject_category, predicate::run.predicate as predicate,
-        object_category::run.category as object_category, count(*) as times from raw_relations group by all)""",
+        object_category::run.category as object_category, count(*) as times, avg(confidence) as confidence
+        from raw_relations group by all)""",
     """create table run.predicates as
     select predicate, sum(times)::bigint as times from run.triplets group by 1 order by times desc, predicate""",
     """create table run.categories as
     select category, count(*) as times from run.objects where category is not null group by 1
     order by times desc, category""",
+)
+# What the health rules read, and what they mark.
+_CHECKED = (
+    f"""create table relations as
+    select image, number, subject, object, predicate::run.predicate as predicate, confidence,
+        coalesce(confidence, 1)::float as certainty, subject_category::run.category as subject_category,
+        object_category::run.category as object_category
+    from raw_relations where coalesce(confidence, 1)::float >= {TRAINING_CONFIDENCE}::float""",
+    "create view objects as from run.objects",
+    "create view images as from raw_images",
+    """create table predicates as
+    select predicate, lower(trim(predicate::varchar)) as word, times as relations from run.predicates""",
+    "create table relations_marks (image int, number int, bit bigint)",
+    "create table images_marks (image int, bit bigint)",
+)
+# Why a row of `images` without relations has none: the first stage that left nothing.
+_WHY = """case
+    when objects = 0 then 'no objects'
+    when (select sum(captions) from images) = 0 then 'nothing annotated'
+    when captions = 0 then 'no captions'
+    when triplets = 0 then 'no triplet in the captions'
+    when matched_triplets = 0 then 'no triplet matches the objects'
+    when pairs = 0 then 'no candidate pair'
+    else 'nothing above the threshold of the tagger' end"""
+_FLAGS = (
+    """create table run.marks as
+    select bit, count(*) as hits from (select bit from relations_marks union all select bit from images_marks)
+    group by 1""",
+    "create table relation_flags as select image, number, bit_or(bit) as flags from relations_marks group by all",
+    "create table image_flags as select image, bit_or(bit) as flags from images_marks group by all",
+    f"""create table reasons as
+    select image, {_WHY} as why from images where status = 'ok' and relations = 0""",
 )
 _TABLES = (
     """create table run.images as
@@ -118,9 +176,9 @@ _TABLES = (
     from raw_images i left join reasons using (image) left join image_flags using (image) order by image""",
     f"""create table run.relations as
     select image, number, subject, object, triplets.predicate, triplets.subject_category, triplets.object_category,
-        coalesce(confidence, 1)::float as certainty, confidence is null as annotated,
+        coalesce(r.confidence, 1)::float as certainty, r.confidence is null as annotated,
         if(annotated, {BINS}, greatest(least(floor(certainty * {BINS}), {BINS - 1}), 0))::utinyint as bin,
-        agreement, doubted, opinion, triplet,
+        r.agreement, swapped, rank, contrasts, opinion, triplet,
         ((lot::ubigint + 2654435761 * number::ubigint) % {LOTS})::uinteger as lot,
         coalesce(f.flags, 0)::bigint as flags, dataset, split, status
     from raw_relations r
@@ -146,7 +204,7 @@ _TABLES = (
     from run.relations""",
 )
 # Whoever changes how an index is made makes earlier ones stale.
-DEFINITION = repr((_SCRATCH, _FROM_SHARDS, _NAMES, QUEUES, _TABLES))
+DEFINITION = repr((_SCRATCH, _FROM_SHARDS, _NAMES, _CHECKED, MARKS, PLACED, _FLAGS, _TABLES))
 
 
 @dataclass(frozen=True)
@@ -157,7 +215,6 @@ class _Shard:
     first: int
     name: str
     path: Path
-    rows: int
     embedded: bool
     scores: frozenset[str]
 
@@ -165,12 +222,12 @@ class _Shard:
 def build_index(
     files: RunFiles, states: Mapping[str, str], folder: Path, earlier: Path | None, progress: Progress
 ) -> Path:
-    """The index of the shards in the manifest; one that is damaged is left out, and listed with the reason.
+    """Index the shards in the manifest; one that is damaged is left out, and listed with the reason.
 
     Args:
         states: `files.states()`.
         folder: where the index is made, and temporary files beside it.
-        earlier: an index of the same run: what it holds of unchanged shards is taken from it.
+        earlier: an index of the same run: what it has of unchanged shards is taken from it.
 
     Raises:
         UserError: the disk is full.
@@ -178,44 +235,74 @@ def build_index(
     """
     path = folder / "index.duckdb"
     with interruptible(), duckdb.connect(folder / "scratch.duckdb") as connection:
+
+        def execute(statement: str, *values: object) -> None:
+            connection.execute(statement, values)
+
         try:
-            _configure(connection, folder)
-            taken = _take_over(connection, earlier, states) if earlier else set()
+            configure(connection, folder / "spill")
+            execute(_SCRATCH)
+            taken = _take_over(connection, files, states, earlier) if earlier else set()
             _Reader(files, states, connection, folder).read([name for name in states if name not in taken], progress)
-            connection.execute(f"attach {_text(path)} as run")
-            for statement in _NAMES:
-                connection.execute(statement)
-            mark_queues(lambda statement, *values: connection.execute(statement, values))
-            for statement in (*_TABLES, "checkpoint run", "detach run"):
-                connection.execute(statement)
+            execute(f"attach {_text(path)} as run")
+            for statement in (*_NAMES, *_CHECKED):
+                execute(statement)
+            prepare_checks(execute, TRAINING_CONFIDENCE)
+            for statement in (*(mark.statement for mark in MARKS), *_FLAGS, *_TABLES):
+                execute(statement)
+            execute("checkpoint run")
+            execute("detach run")
         except FAULTS as error:
             raise UserError(f"the index of {files.root} cannot be built ({str(error).splitlines()[0]})") from None
     return path
 
 
-def _configure(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
+def configure(connection: duckdb.DuckDBPyConnection, spill: Path, memory: str = "600MB") -> None:
+    """Bound the memory and threads of a connection; what does not fit spills to a folder."""
+    [(cores,)] = connection.execute("select current_setting('threads')").fetchall()
     for setting in (
-        f"memory_limit = '{_MEMORY}'",
-        f"temp_directory = {_text(folder / 'spill')}",
+        f"memory_limit = '{memory}'",
+        f"temp_directory = {_text(spill)}",
+        f"threads = {min(cores, _THREADS)}",
         "preserve_insertion_order = false",
         "autoinstall_known_extensions = false",
         "enable_progress_bar = false",
     ):
         connection.execute(f"set {setting}")
-    connection.execute(_SCRATCH)
 
 
-def _text(path: Path) -> str:
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C during a query interrupt the program: DuckDB makes a RuntimeError of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from None
+
+
+def quoted(name: str) -> str:
+    """A file name as an SQL literal, with glob characters escaped."""
+    return _text(re.sub(r"[*?\[]", r"[\g<0>]", name))
+
+
+def _text(path: Path | str) -> str:
     return "'" + str(path).replace("'", "''") + "'"
 
 
-def _take_over(connection: duckdb.DuckDBPyConnection, earlier: Path, states: Mapping[str, str]) -> set[str]:
+def _take_over(
+    connection: duckdb.DuckDBPyConnection, files: RunFiles, states: Mapping[str, str], earlier: Path
+) -> set[str]:
     """Copy the rows of unchanged shards; returns the names of these."""
     connection.execute(f"attach {_text(earlier)} as earlier (read_only)")
+    shards = files.manifest.shards
+    firsts = list(accumulate((shard.rows for shard in shards), initial=0))[:-1]
+    values = [[shard.file for shard in shards], [states[shard.file] for shard in shards], range(len(shards)), firsts]
     connection.execute(
-        """create temp table unchanged as select s.* from earlier.shards s
-            semi join (select unnest(?) as file, unnest(?) as state) using (file, state) where problem is null""",
-        [list(states), list(states.values())],
+        "create temp table numbered as select unnest(?::varchar[]) as file, unnest(?::varchar[]) as state, "
+        "unnest(?::int[]) as shard, unnest(?::int[]) as first",
+        [list(column) for column in values],
     )
     for statement in (*_FROM_EARLIER, "detach earlier"):
         connection.execute(statement)
@@ -223,7 +310,7 @@ def _take_over(connection: duckdb.DuckDBPyConnection, earlier: Path, states: Map
 
 
 class _Reader:
-    """Reads shards into the scratch database."""
+    """Reads shards into the temporary database."""
 
     def __init__(
         self, files: RunFiles, states: Mapping[str, str], connection: duckdb.DuckDBPyConnection, folder: Path
@@ -232,48 +319,47 @@ class _Reader:
         self._states = states
         self._connection = connection
         self._folder = folder
-        [(self._shard, self._image)] = connection.execute(
-            "select coalesce((select max(shard) from shards), -1), coalesce((select max(image) from raw_images), -1)"
-        ).fetchall()
 
     def read(self, names: Sequence[str], progress: Progress) -> None:
         """Read these shards, several at once."""
         if not names:
             return
-        rows = {shard.file: shard.rows for shard in self._files.manifest.shards}
-        with progress.images(sum(rows[name] for name in names), "indexing") as advance:
+        places, first = {}, 0
+        for number, entry in enumerate(self._files.manifest.shards):
+            places[entry.file] = (number, first, entry.rows)
+            first += entry.rows
+        with progress.images(sum(places[name][2] for name in names), "indexing") as advance:
             for start in range(0, len(names), _SHARDS):
                 batch = names[start : start + _SHARDS]
-                shards = [shard for name in batch if (shard := self._open(name))]
+                shards = [shard for name in batch if (shard := self._open(name, *places[name]))]
                 self._insert(shards)
                 if not isinstance(self._files.storage, Path):
                     for shard in shards:
                         shard.path.unlink()
-                advance(sum(rows[name] for name in batch), {})
+                advance(sum(places[name][2] for name in batch), {})
 
-    def _open(self, name: str) -> _Shard | None:
+    def _open(self, name: str, number: int, first: int, rows: int) -> _Shard | None:
         """None if the shard cannot be read; its problem is noted."""
-        self._shard += 1
         if self._states[name].endswith("missing"):
-            self._note(self._shard, name, f"shard {name} is in the manifest but missing: {self._files.root}")
+            self._note(number, name, f"shard {name} is listed in the manifest but missing: {self._files.root}")
             return None
         try:
             with self._files.open(name) as file:
-                rows, columns = file.metadata.num_rows, file.schema_arrow.names
-                path = self._local(name, file)
+                columns = file.schema_arrow.names
+                if file.metadata.num_rows != rows:
+                    raise UserError(f"shard {name} has {file.metadata.num_rows} rows, the manifest says {rows}")
+                path = self._local(name, number, file)
         except UserError as error:
-            self._note(self._shard, name, str(error))
+            self._note(number, name, str(error))
             return None
-        first, self._image = self._image + 1, self._image + rows
-        return _Shard(
-            self._shard, first, name, path, rows, IMAGE_COLUMN in columns, frozenset(columns) & _NOT_SCORED.keys()
-        )
+        scores = frozenset(columns) & _NOT_SCORED.keys()
+        return _Shard(number, first, name, path, IMAGE_COLUMN in columns, scores)
 
-    def _local(self, name: str, file: pq.ParquetFile) -> Path:
+    def _local(self, name: str, number: int, file: pq.ParquetFile) -> Path:
         """A file of this machine with the rows of a shard, without images."""
         if isinstance(self._files.storage, Path):
             return self._files.storage / name
-        path = self._folder / f"{self._shard}.parquet"
+        path = self._folder / f"{number}.parquet"
         pq.write_table(file.read([column for column in file.schema_arrow.names if column != IMAGE_COLUMN]), path)
         return path
 

@@ -1,15 +1,81 @@
-"""The health checks as SQL. Each row of a query is an `image`, a `text`, and the `number` of problems it stands for.
+"""Relations, boxes and captions that are suspicious: health checks as SQL, and what an index marks of a run.
 
-Columns that say what was found, see `HealthRule.finds`, come on top.
+Each row of a check's query is an `image`, a `text`, and the `number` of problems it stands for; columns that say what
+was found, see `HealthRule.finds`, come on top. The lists of words say what predicates claim about positions and actors;
+a predicate that is not listed claims nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from sgpipe.records import NO_OBJECT
-from sgpipe.stats.predicate_lexicon import LIFELESS, NO_RELATION
+
+_POSTURES = ("sitting", "standing", "walking", "running", "lying", "laying", "parked", "driving", "riding")
+
+
+def _in_any_posture(*places: str) -> tuple[str, ...]:
+    return (*places, *(f"{posture} {place}" for place in places for posture in _POSTURES))
+
+
+LEFT = ("left of", "to left of", "to the left of", "on the left of", "on left of", "left to")
+RIGHT = ("right of", "to right of", "to the right of", "on the right of", "on right of", "right to")
+RIDING = ("riding", "ride", "rides", "riding on", "sitting on", "sits on", "standing on", "stands on", "lying on",
+          "laying on", "walking on", "parked on", "mounted on", "resting on")  # fmt: skip
+UPON = ("on", "on top of", "atop", "upon", *RIDING)
+OVER = ("above", "over", "flying over", "hanging over", "jumping over")
+UNDER = _in_any_posture("under", "underneath", "beneath", "below")
+INSIDE = ("within", "contained in", *_in_any_posture("inside", "inside of"))
+AROUND = ("containing", "contains", "surrounding")
+FRONT = _in_any_posture("in front of")
+BEHIND = _in_any_posture("behind", "in back of")
+HELD = ("holding", "holds", "hold", "carrying", "carries", "carry", "wearing", "wears", "wear", "eating", "eats",
+        "drinking", "riding", "petting", "hugging", "touching")  # fmt: skip
+
+# On which side of an axis a predicate places its subject; the object is then on the other side.
+AXES: dict[tuple[str, int], tuple[str, ...]] = {
+    ("left and right", 1): LEFT,
+    ("left and right", -1): RIGHT,
+    ("above and below", 1): (*UPON, *OVER),
+    ("above and below", -1): UNDER,
+    ("inside and around", 1): INSIDE,
+    ("inside and around", -1): AROUND,
+    ("front and back", 1): FRONT,
+    ("front and back", -1): BEHIND,
+}
+
+# Constraints that a predicate puts on the two boxes; it may put several.
+GEOMETRY: dict[str, tuple[str, ...]] = {
+    "upward": (*UPON, *OVER),
+    "downward": UNDER,
+    "overlapping": INSIDE,
+    "leftward": LEFT,
+    "rightward": RIGHT,
+    "close": tuple(dict.fromkeys((*HELD, *RIDING))),
+}
+
+# Predicates whose subject must be a person or an animal.
+ACTS = (
+    "wearing", "wears", "eating", "eats", "drinking", "drinks", "riding", "rides", "watching", "watches", "looking at",
+    "looks at", "reading", "reads", "throwing", "throws", "kicking", "kicks", "petting", "feeding", "hugging",
+    "kissing", "talking to", "talking on", "walking", "chasing", "playing with", "biting", "licking",
+)  # fmt: skip
+# Common classes of COCO and Objects365 that do not act by themselves.
+LIFELESS = (
+    "bicycle", "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "backpack", "umbrella",
+    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat",
+    "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork", "knife",
+    "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake",
+    "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
+    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "hair drier", "toothbrush", "sneakers", "hat", "glasses", "table", "desk", "plate", "lamp", "helmet", "shoe",
+)  # fmt: skip
+NO_RELATION = (
+    "a", "an", "the", "and", "or", "but", "it", "this", "that", "these", "there", "i", "he", "she", "they", "we", "you",
+    "is", "are", "be", "was", "were", "been", "not", "no", "very", "one", "two", "some", "other", "s", "t",
+)  # fmt: skip
 
 _TINY = 4  # pixels
 _SAME = 0.9  # IoU
@@ -234,5 +300,104 @@ RULES = (
         where len(words) < {_FEW_WORDS} or len(words) > {_MANY_WORDS}
         or (len(words) >= 6 and len(list_distinct(words)) < 0.5 * len(words))
         or list_bool_or(list_transform(words, lambda word, n: word = words[n + 1] and word = words[n + 2]))""",
+    ),
+)
+
+
+def prepare_checks(execute: Callable[..., object], threshold: float) -> None:
+    """Make what the rules read besides the tables of `Database`.
+
+    Args:
+        execute: runs a statement, whose `?` are the further arguments.
+        threshold: minimum certainty of the relations that are checked.
+    """
+    execute(f"create or replace view kept as select * from relations where certainty >= {float(threshold)}::float")
+    words, claims, signs = zip(*_claims(), strict=True)
+    execute(
+        "create or replace table claimed as select unnest(?) as word, unnest(?) as claim, unnest(?) as sign",
+        list(words), list(claims), list(signs),
+    )  # fmt: skip
+    execute("create or replace view claims as select predicate, claim, sign from predicates join claimed using (word)")
+    execute(PLACED)
+
+
+def _claims() -> Iterator[tuple[str, str, int]]:
+    """Words, what they claim, and on which side of an axis (0 for claims without an axis)."""
+    for (axis, sign), words in AXES.items():
+        yield from ((word, axis, sign) for word in words)
+    for claim, words in {**GEOMETRY, "alive": ACTS}.items():
+        yield from ((word, claim, 0) for word in words)
+
+
+Of = Literal["relations", "images"]
+_CONFIDENT, _RARE = 0.5, 3
+_DOUBTED = 0.5  # probability of a second opinion
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A queue whose hits have the bit `bit` in their flags; `query` finds them by the columns `finds`."""
+
+    bit: int
+    key: str
+    title: str
+    advice: str
+    query: str
+    finds: tuple[str, ...]
+
+    @property
+    def of(self) -> Of:
+        return "images" if self.finds in ((), ("category",)) else "relations"
+
+    @property
+    def statement(self) -> str:
+        """Inserts the marks of all hits."""
+        found = f"with found as materialized ({self.query}) insert into {self.of}_marks"
+        if self.of == "images":
+            source = "objects semi join found using (category)" if self.finds else "found"
+            return f"{found} select distinct image, {1 << self.bit} from {source}"
+        if self.finds == ("number",):
+            return f"{found} select image, number, {1 << self.bit} from found"
+        pair = (
+            "least(kept.subject, kept.object) = found.subject and greatest(kept.subject, kept.object) = found.object "
+        )
+        by = {
+            ("predicate",): "using (predicate)",
+            ("subject", "object"): f"on kept.image = found.image and {pair}",
+        }.get(self.finds, f"using (image, {', '.join(self.finds)})")
+        return f"{found} select kept.image, kept.number, {1 << self.bit} from kept semi join found {by}"
+
+
+def _of_rule(bit: int, rule: HealthRule) -> Mark:
+    return Mark(bit, rule.name, rule.title, rule.advice, rule.query, rule.finds)
+
+
+MARKS = (
+    *(_of_rule(bit, rule) for bit, rule in enumerate(RULES)),
+    Mark(
+        len(RULES),
+        "low_agreement",
+        "relations that CLIP finds less fitting than half of the contrast texts",
+        "Compare them with the image: CLIP knows nothing of the tagger's confidence.",
+        "select image, number from raw_relations where 2 * (rank - 1) > contrasts",
+        ("number",),
+    ),
+    Mark(
+        len(RULES) + 2,
+        "low_opinion",
+        f"relations that the second opinion finds less probable than {_DOUBTED:.0%}",
+        "Compare them with the image: the model that was asked does not know the tagger's confidence.",
+        f"select image, number from raw_relations where opinion < {_DOUBTED}",
+        ("number",),
+    ),
+    Mark(
+        len(RULES) + 1,
+        "confident_but_rare",
+        f"relations of confidence ≥ {_CONFIDENT:.2f} whose triplet occurs at most {_RARE} times",
+        "Rare triplets are either valuable or wrong: judge them first.",
+        f"""select image, number from kept join (select predicate, subject_category, object_category
+            from run.triplets where times <= {_RARE}) using (predicate, subject_category, object_category)
+        where confidence >= {_CONFIDENT}::float""",
+        ("number",),
     ),
 )

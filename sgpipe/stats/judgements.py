@@ -1,0 +1,398 @@
+"""What people's judgements say about a run: its precision, and the thresholds that reach one.
+
+Only judgements that a sampling plan of the whole run asked for count, of several plans those of the one with the most.
+Each stands for as many relations as its stratum has per judgement.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote_plus
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgpipe.calibration import Calibration
+from sgpipe.errors import UserError
+from sgpipe.stats.plans import count_states, judgements_of, measure_plan, stratum_sql
+from sgpipe.stats.precision import (
+    JudgedRelations,
+    ScoreQuality,
+    StratifiedEstimate,
+    ThresholdChoice,
+    check_target,
+    estimate_stratified,
+    score_quality,
+)
+from sgpipe.storage.index import Database
+from sgpipe.storage.judgements import JudgementLog, Kind, PlannedQuestion, PlanStratum, SamplingPlan
+from sgpipe.utils.console import count
+
+NO_PLAN = (
+    "no plan that samples the whole run has judgements, and other judgements are not a random sample: make one on the "
+    "page Judge of `sgpipe view`"
+)
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """A sampling plan and what its judgements say about the relations that it samples."""
+
+    plan: str
+    kind: Kind
+    search: str | None
+    precision: StratifiedEstimate
+    unsure: int
+    open: int
+
+    @property
+    def title(self) -> str:
+        """What it samples."""
+        return {"bands": "the run, by confidence", "predicates": "the run, by predicate"}.get(
+            self.kind, f"the search {unquote_plus(self.search or 'for everything')}"
+        )
+
+
+@dataclass(frozen=True)
+class JudgementSummary:
+    """A file of judgements.
+
+    Attributes:
+        plan: the plan whose precision is that of the run; None: there is none.
+        counts: how many `relations` are judged, and how: `right`, `wrong`, `changed`, `unsure`, `conflict` (people
+            differ), and `added` (the run lacks them; they are right, too).
+        outside: relations that were not judged because a plan asked; they say nothing about the precision.
+        problems: lines that are left out, and why.
+    """
+
+    plan: str | None
+    plans: list[PlanSummary]
+    counts: dict[str, int]
+    outside: int
+    problems: list[str]
+
+    @property
+    def text(self) -> str:
+        """The counts in a sentence."""
+        states = ("right", "wrong", "changed", "unsure", "conflict", "added")
+        parts = [f"{self.counts[name]:,} {'in conflict' if name == 'conflict' else name}" for name in states]
+        judged = count(self.counts["relations"], "relation")
+        return f"{judged} judged ({', '.join(parts)}); {self.outside:,} of them not because a plan asked."
+
+
+@dataclass(frozen=True)
+class StratumPrecision:
+    """A band of confidence, or another stratum of the sample, and the precision of its judged relations."""
+
+    band: PlanStratum
+    precision: StratifiedEstimate
+
+
+@dataclass(frozen=True)
+class PredicatePrecision:
+    """A predicate and its precision, weighted by its relations in each stratum."""
+
+    predicate: str
+    precision: StratifiedEstimate
+
+
+@dataclass(frozen=True)
+class JudgementMeasures:
+    """What people's judgements of a sample say; all but the plain counts are weighted by the relations of the strata.
+
+    Attributes:
+        judged: relations judged right or wrong; those that are `unsure` or `open` do not count.
+        precision: of the relations in judged strata. None if no stratum was judged.
+        low, high: the 95% interval of the precision of the run; relations of other strata may be correct or not.
+        covered: share of the run's relations that are in judged strata.
+        if_unsure_wrong, if_unsure_right: the precision if all unsure judgements were wrong, or right.
+        relations: the run's when the plan was made. `relations_now`: the run's now.
+        strata: "bands" (of confidence) or "predicates".
+        bands: the strata.
+        calibration_error: mean distance between the mean confidence and the precision of each band; None: it has none,
+            or the sample is one by predicates.
+        suggested: the lowest threshold whose 95% interval is not below the `target`, which then is `sure`; without one,
+            the lowest threshold whose precision is not below it.
+        opinion: how good the second opinion on the judged relations is, not weighted; None: the run has none.
+    """
+
+    judged: int
+    unsure: int
+    open: int
+    precision: float | None
+    low: float | None
+    high: float | None
+    covered: float
+    if_unsure_wrong: float | None
+    if_unsure_right: float | None
+    relations: int
+    relations_now: int
+    strata: str
+    bands: list[StratumPrecision]
+    predicates: list[PredicatePrecision]
+    calibration_error: float | None
+    curve: list[ThresholdChoice]
+    target: float
+    suggested: ThresholdChoice | None
+    sure: bool
+    judgements: JudgementSummary
+    opinion: ScoreQuality | None = None
+
+
+def measure_judgements(
+    database: Database,
+    file: Path,
+    target: float,
+    thresholds: Sequence[float],
+    calibration: Calibration | None = None,
+) -> JudgementMeasures:
+    """Estimate the precision of an open run from a file of judgements.
+
+    Args:
+        target: the precision for which a threshold is suggested.
+        thresholds: those of the curve.
+        calibration: whose probabilities the database has as certainties; bands stay those of confidences.
+
+    Raises UserError: the file is not one, has no line about this run, or the target is out of range.
+    """
+    check_target(target)
+    log = _open_log(database, file)
+    summary, plan = _summarise(log)
+    sample = _Sample(database, plan, log, calibration)
+    [whole, wrong, right, *bands] = estimate_stratified(*sample.run_and_strata())
+    names = [name for name, _ in Counter(sample.names[sample.is_judged].tolist()).most_common()]
+    predicates = estimate_stratified(*sample.by_predicate(names)) if names else []
+    candidates = sample.judged.candidates()
+    choices = sample.choices([*thresholds, *candidates])
+    curve, candidate_choices = choices[: len(thresholds)], choices[len(thresholds) :]
+    sure = next((choice for choice in candidate_choices if choice.precision.low >= target), None)
+    return JudgementMeasures(
+        judged=whole.judged,
+        unsure=sample.given.count("unsure"),
+        open=sample.given.count(None),
+        precision=whole.value,
+        low=None if whole.value is None else whole.low,
+        high=None if whole.value is None else whole.high,
+        covered=whole.covered,
+        if_unsure_wrong=wrong.value,
+        if_unsure_right=right.value,
+        relations=round(sample.weights.sum()),
+        relations_now=int(sample.counts.sum()),
+        strata=sample.kind,
+        bands=[StratumPrecision(*pair) for pair in zip(sample.strata, bands, strict=True)],
+        predicates=[PredicatePrecision(*pair) for pair in zip(names, predicates, strict=True)],
+        calibration_error=sample.calibration_error(bands),
+        curve=curve,
+        target=target,
+        suggested=sure or next((c for c in candidate_choices if (c.precision.value or 0) >= target), None),
+        sure=sure is not None,
+        judgements=summary,
+        opinion=sample.opinion(),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedSample:
+    """The relations with a confidence that people judged right or wrong, arrays `[relations]`.
+
+    Attributes:
+        images: ids. predicates: texts.
+        weight: how many relations of its stratum each stands for.
+    """
+
+    images: NDArray[np.object_]
+    predicates: list[str]
+    confidence: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+    weight: NDArray[np.float64]
+
+
+def read_judged(database: Database, file: Path) -> JudgedSample:
+    """The judged relations of an open run.
+
+    Raises UserError: as `measure_judgements`, or no plan of the whole run has judgements.
+    """
+    log = _open_log(database, file)
+    _, plan = _summarise(log)
+    if plan is None:
+        raise UserError(f"{file}: {NO_PLAN}")
+    return _Sample(database, plan, log).scored()
+
+
+def _open_log(database: Database, file: Path) -> JudgementLog:
+    if not file.is_file():
+        raise UserError(f"{file} does not exist, or is not a file")
+    log = JudgementLog(file, str(database.run.get("fingerprint", "")), read_only=True)
+    if log.problems and not log.plans and next(log.current(), None) is None:
+        raise UserError(log.problems[0])
+    return log
+
+
+def _summarise(log: JudgementLog) -> tuple[JudgementSummary, SamplingPlan | None]:
+    """What the file contains, and the plan whose precision is that of the run."""
+    progress = {name: measure_plan(plan, log) for name, plan in log.plans.items()}
+    judged = [plan for plan in log.plans.values() if plan.is_of_run and progress[plan.plan].precision.judged]
+    best = max(judged, key=lambda plan: progress[plan.plan].precision.judged, default=None)
+    plans = [
+        PlanSummary(plan.plan, plan.kind, plan.search, found.precision, found.unsure, found.open)
+        for plan, found in zip(log.plans.values(), progress.values(), strict=True)
+    ]
+    states = list(log.current())
+    asked = {key for plan in log.plans for key in log.judged(plan)}
+    outside = sum(state.key not in asked for state in states)
+    return JudgementSummary(best.plan if best else None, plans, count_states(states), outside, log.problems), best
+
+
+_Table = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
+
+
+class _Sample:
+    """The questions of a plan, their judgements, and the relations of the run that they stand for.
+
+    Arrays `[strata]` have one more entry: the relations that are in none of them.
+
+    Attributes:
+        given: the judgement of each question. kind: "bands" or "predicates".
+        counts: the run's relations now, `[strata]`.
+        weights: the relations that the judgements stand for, as the plan says, `[strata]`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        plan: SamplingPlan | None,
+        log: JudgementLog,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self._database = database
+        self._questions: Sequence[PlannedQuestion] = plan.questions if plan else ()
+        self.given = judgements_of(plan, log) if plan else []
+        self.strata = list(plan.strata) if plan else []
+        self.kind = "predicates" if plan and plan.kind == "predicates" else "bands"
+        self._stratum = stratum_sql(self.strata, self.kind)
+        self.counts, self._means = self._count_strata()
+        self.weights = np.array([*(stratum.relations for stratum in self.strata), self.counts[-1]], np.float64)
+        self._scale = self.weights / np.maximum(self.counts, 1)
+        self._at = np.array([question.stratum for question in self._questions], int)
+        self.names = np.array([question.predicate for question in self._questions], object)
+        given = np.array(self.given, object)
+        self._right, self._unsure = given == "right", given == "unsure"
+        self.is_judged = self._right | (given == "wrong")
+        self._has_confidence = np.array([question.confidence is not None for question in self._questions], bool)
+        confidence = [1.0 if question.confidence is None else question.confidence for question in self._questions]
+        self._confidence = np.array(confidence, np.float32)
+        if calibration is not None:
+            found = calibration.probabilities(self._confidence)
+            self._confidence = np.where(self._has_confidence, found, 1).astype(np.float32)
+        self.judged = JudgedRelations(self._confidence[self.is_judged], self._right[self.is_judged])
+
+    def scored(self) -> JudgedSample:
+        """The judged relations that have a confidence."""
+        chosen = self.is_judged & self._has_confidence
+        weight = self.weights / np.maximum(self._tally(chosen), 1)
+        return JudgedSample(
+            np.array([question.image_id for question in self._questions], object)[chosen],
+            self.names[chosen].tolist(),
+            self._confidence[chosen].astype(np.float64),
+            self._right[chosen],
+            weight[self._at[chosen]],
+        )
+
+    def opinion(self) -> ScoreQuality | None:
+        """How good the second opinion on the judged relations is; None without one."""
+        found = np.array(_opinions_on(self._database, self._questions), np.float64)  # NaN where there is none
+        known = self.is_judged & ~np.isnan(found)
+        if not known.any():
+            return None
+        return score_quality(JudgedRelations(found[known].astype(np.float32), self._right[known]), self.judged)
+
+    def run_and_strata(self) -> _Table:
+        """The run, the run if all unsure were wrong, the same if they were right, and each stratum."""
+        judged, right, unsure = (self._tally(chosen) for chosen in (self.is_judged, self._right, self._unsure))
+        each = np.eye(len(self.strata), len(self.weights), dtype=int)
+        return (
+            np.concatenate([[self.weights] * 3, each * self.weights]),
+            np.concatenate([[judged, judged + unsure, judged + unsure], each * judged]),
+            np.concatenate([[right, right, right + unsure], each * right]),
+        )
+
+    def by_predicate(self, names: Sequence[str]) -> _Table:
+        """The relations of each predicate."""
+        at = {name: number for number, name in enumerate(names)}
+        population = np.zeros((len(names), len(self.weights)))
+        query = f"select predicate::varchar, {self._stratum} as stratum, count(*) from relations group by all"
+        for name, stratum, number in self._database.rows(query):
+            if name in at:
+                population[at[name], stratum] = number * self._scale[stratum]
+        judged = np.array([self._tally(self.is_judged & (self.names == name)) for name in names])
+        return population, judged, np.array([self._tally(self._right & (self.names == name)) for name in names])
+
+    def choices(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:
+        """What each threshold keeps; relations without a confidence pass every one."""
+        above = self._count_above(np.array(thresholds, np.float32))
+        kept = [self._confidence >= np.float32(threshold) for threshold in thresholds]
+        judged = np.array([self._tally(self.is_judged & keeps) for keeps in kept])
+        right = np.array([self._tally(self._right & keeps) for keeps in kept])
+        estimates = estimate_stratified(above * self._scale, judged, right)
+        return [
+            ThresholdChoice(threshold, estimate.judged, estimate, int(counts.sum()))
+            for threshold, estimate, counts in zip(thresholds, estimates, above, strict=True)
+        ]
+
+    def calibration_error(self, estimates: Sequence[StratifiedEstimate]) -> float | None:
+        """The mean over bands, weighted by their relations, without those that are not judged or have no confidence."""
+        rows = [
+            (weight, abs(mean - estimate.value))
+            for weight, mean, estimate in zip(self.weights, self._means, estimates, strict=False)
+            if estimate.value is not None and mean is not None and self.kind == "bands"
+        ]
+        total = sum(weight for weight, _ in rows)
+        return sum(weight * distance for weight, distance in rows) / total if total else None
+
+    def _tally(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(self._at[chosen], minlength=len(self.weights))
+
+    def _count_strata(self) -> tuple[NDArray[np.int64], list[float | None]]:
+        counts = np.zeros(len(self.strata) + 1, np.int64)
+        means: list[float | None] = [None] * len(counts)
+        mean = "avg(certainty) filter (confidence is not null)::double"
+        query = f"select {self._stratum} as stratum, count(*), {mean} from relations group by all"
+        for stratum, number, mean in self._database.rows(query):
+            counts[stratum], means[stratum] = number, mean
+        return counts, means
+
+    def _count_above(self, thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The run's relations of at least each threshold, `[thresholds, strata]`."""
+        cuts = np.unique(thresholds)
+        self._database.execute("create or replace table cuts (cut float)")
+        self._database.insert("cuts", [(float(cut),) for cut in cuts])
+        counts = np.zeros((len(cuts), len(self.weights)), np.int64)
+        query = f"""select cut, stratum, count(*)
+            from (select certainty, {self._stratum} as stratum from relations) placed
+            asof join cuts on certainty >= cut group by all"""
+        for cut, stratum, number in self._database.rows(query):
+            counts[np.searchsorted(cuts, np.float32(cut)), stratum] = number
+        return np.cumsum(counts[::-1], axis=0)[::-1][np.searchsorted(cuts, thresholds)]
+
+
+def _opinions_on(database: Database, questions: Sequence[PlannedQuestion]) -> list[float | None]:
+    """The second opinion on relations; None where there is none, the mean of repeated relations."""
+    if not database.has_opinion or not questions:
+        return [None] * len(questions)
+    database.execute(
+        "create or replace table asked (number int, split varchar, image_id varchar, subject int, object int, "
+        "predicate varchar)"
+    )
+    database.insert("asked", [(number, *question.key) for number, question in enumerate(questions)])
+    found = database.rows(
+        """select asked.number, avg(opinion)::double
+        from asked join images on images.image_id = asked.image_id and images.split::varchar = asked.split
+        join relations r on r.image = images.image and r.subject = asked.subject and r.object = asked.object
+            and r.predicate::varchar = asked.predicate
+        group by 1"""
+    )
+    opinions = dict(found)
+    return [opinions.get(number) for number in range(len(questions))]

@@ -1,0 +1,480 @@
+"""The index of a run: a DuckDB file in RUN/.sgpipe/cache, opened read-only by any number of processes.
+
+Its name says what it is of: the shards with their checksums, sizes and times. A run that has changed has no index of
+its name yet, so a stale one is never read. One process builds it while others wait, from the shards that are new and
+from the earlier index; it is renamed into place when it is whole, and the earlier one, which others may still have
+open, is deleted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+
+from sgpipe.errors import UserError
+from sgpipe.records import Record, from_table
+from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index, configure, interruptible
+from sgpipe.storage.run_files import RunFiles, store_errors_named
+from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, embedded_images
+from sgpipe.utils.console import Progress
+from sgpipe.utils.locking import temporary_folder
+
+_REMEMBERED = 64
+
+# split, image_id, subject, object, predicate, state: right | wrong | unsure | changed | conflict
+JudgedRow = tuple[str, str, int, int, str, str]
+Key = tuple[str, str, int, int, str]
+Value = TypeVar("Value")
+
+_RESOLVED = """
+    select r.image, r.number, state from (
+        select image, given.* exclude (split, image_id) from run.images join (
+            select unnest(?) as split, unnest(?) as image_id, unnest(?) as subject, unnest(?) as object,
+                unnest(?) as predicate, unnest(?) as state) given
+        on images.image_id = given.image_id and images.split = given.split) given
+    join run.relations r on r.image = given.image and r.subject = given.subject and r.object = given.object
+        and r.predicate = given.predicate
+"""
+
+
+@dataclass(frozen=True)
+class RunNames:
+    """The predicates and classes of a run, the most frequent first."""
+
+    predicates: tuple[str, ...]
+    categories: tuple[str, ...]
+
+    @cached_property
+    def names(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """The predicates and the classes as the run spells them, by their form in lower case."""
+        return {"predicate": _by_form(self.predicates), "class": _by_form(self.categories)}
+
+    @cached_property
+    def most_words(self) -> int:
+        """Of a name."""
+        return max((form.count(" ") + 1 for forms in self.names.values() for form in forms), default=1)
+
+
+def name_form(name: str) -> str:
+    """A name in lower case, with single spaces."""
+    return " ".join(name.casefold().split())
+
+
+def _by_form(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    forms: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        forms[name_form(name)] = (*forms.get(name_form(name), ()), name)
+    return forms
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An index as `run`, and the table `judged` in memory."""
+
+    path: Path
+    connection: duckdb.DuckDBPyConnection
+    folder: ExitStack
+
+    def close(self) -> None:
+        self.connection.close()
+        self.folder.close()
+
+
+class Index:
+    """The index of a run in one state: what is committed later is in another one, see `newer`. Threads may share it.
+
+    Attributes:
+        root: the run's folder or URI, as given.
+        files: of the run.
+        run: the header of the manifest.
+        fingerprint: of the run; empty if it has none.
+        images, relations: how many are indexed.
+        problems: lines of the manifest and shards that are left out because they are damaged or missing.
+        scored: whether `sgpipe score` measured the agreement of relations.
+        has_opinion: whether it also, or instead, asked a model for a second opinion.
+        annotated: whether no relation has a confidence.
+        vocabulary: the run's predicates and classes.
+        image_roots: of each split.
+        cache: folder for whatever else is worth keeping, such as thumbnails: RUN/.sgpipe/cache, or one in the user's
+            cache folder for a run in a store or one that cannot be written.
+        version: changes with judgements.
+    """
+
+    def __init__(self, root: Path | str, files: RunFiles, opened: _Opened) -> None:
+        """Use `open`."""
+        self.root, self.files, self.cache = root, files, files.cache
+        self.version = 0
+        self._judging = threading.Lock()
+        self._judged: dict[Key, str] = {}
+        self._remembered: dict[Hashable, Any] = {}
+        self._opened = opened
+        self.close = weakref.finalize(self, opened.close)  # when the last request that reads it has ended
+        self.run = files.manifest.run
+        self.fingerprint = str(self.run.get("fingerprint", ""))
+        self.image_roots = files.manifest.image_roots
+        [(self.images, self.relations, self.scored, self.has_opinion, self.annotated)] = self.rows(
+            "select images, relations, scored, has_opinion, annotated from run.about"
+        )
+        damaged = self.rows("select problem from run.shards where problem is not null order by file")
+        self.problems = [*files.problems, *(problem for (problem,) in damaged)]
+
+    @classmethod
+    def open(cls, root: Path | str, progress: Progress | None = None) -> Index:
+        """Open the index of a run; build it first if there is none or the run has changed.
+
+        Args:
+            root: a run's folder, or the URI of one in an object store.
+
+        Raises UserError: not a run, the manifest is damaged, the store cannot be reached, or the disk is full.
+        """
+        with store_errors_named():
+            files = RunFiles(root)
+            return cls(root, files, _make(files, progress or Progress()))
+
+    def newer(self) -> Index | None:
+        """Index what was committed since, without judgements; None, quickly, if nothing has changed.
+
+        Raises UserError: as `open`; this state stays usable.
+        """
+        with store_errors_named():
+            files = self.files.read_again()
+            if self._opened.path == _path(files, files.states()):
+                return None
+            return Index(self.root, files, _make(files, Progress(Console(quiet=True))))
+
+    @cached_property
+    def vocabulary(self) -> RunNames:
+        """The run's predicates and classes."""
+        return RunNames(
+            *(
+                tuple(
+                    name for (name,) in self.rows(f"select {column}::varchar from run.{table} order by times desc, 1")
+                )
+                for table, column in (("predicates", "predicate"), ("categories", "category"))
+            )
+        )
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """Attached as `run`, read-only; tables of its own are in memory."""
+        return self._opened.connection
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The result of a query over the tables of `run`; `values` replace its `?`.
+
+        Raises UserError: the file of the index is damaged.
+        """
+        try:
+            return self._opened.connection.cursor().execute(query, list(values)).fetchall()
+        except FAULTS as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{self._opened.path} cannot be read ({reason}); delete it, and it is built again"
+            ) from None
+
+    def remember(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """What `compute` returns, kept until the judgements change or others were asked for since."""
+        key = (self.version, key)
+        if key not in self._remembered:
+            while len(self._remembered) >= _REMEMBERED:
+                with suppress(KeyError, StopIteration, RuntimeError):  # another thread did so
+                    del self._remembered[next(iter(self._remembered))]
+            self._remembered[key] = compute()
+        value: Value = self._remembered[key]
+        return value
+
+    def predicates(self, prefix: str = "", limit: int = 20) -> list[tuple[str, int]]:
+        """The predicates that start with `prefix`, in any case, and how often they occur; most frequent first."""
+        query = "select predicate::varchar, times from run.predicates where starts_with(lower(predicate), lower(?))"
+        return self.rows(f"{query} order by times desc, predicate limit ?", [prefix, limit])
+
+    def read_rows(
+        self, images: Iterable[int], only: str | None = None, without: str | None = None
+    ) -> Iterator[pa.Table]:
+        """Read the rows of images from their shards, each as a table; of a shard only row groups that contain them.
+
+        Args:
+            images: their numbers. only, without: a column.
+
+        Raises UserError: a shard is missing or damaged, or the store cannot be reached.
+        """
+        wanted = list(images)
+        query = """select image, file, row from run.images join run.shards using (shard)
+            where image in (select unnest(?::int[]))"""
+        places = {image: (file, row) for image, file, row in self.rows(query, [wanted])}
+        for file, members in groupby((places[image] for image in wanted), key=lambda place: place[0]):
+            with store_errors_named(), self.files.open(file) as shard:
+                names = [name for name in shard.schema_arrow.names if name != without and only in (None, name)]
+                sizes = [shard.metadata.row_group(number).num_rows for number in range(shard.num_row_groups)]
+                starts = np.cumsum([0, *sizes])
+                rows = [row for _, row in members]
+                for group, inside in groupby(rows, key=lambda row: int(np.searchsorted(starts, row, "right")) - 1):
+                    table = shard.read_row_group(group, columns=names)
+                    yield from (table.slice(row - int(starts[group]), 1) for row in inside)
+
+    def times_of_triplet(self, number: int) -> int:
+        """How often the run has the triplet that is at this place by frequency, counted from 1; 0: it has fewer."""
+        return sum(times for (times,) in self.rows("select times from run.triplets where triplet = ?", [number]))
+
+    @property
+    def has_judgements(self) -> bool:
+        """Whether any relation is judged."""
+        return bool(self._judged)
+
+    def judgement(self, split: str, image_id: str, subject: int, object_: int, predicate: str) -> str | None:
+        """The state of judgement of a relation."""
+        return self._judged.get((split, image_id, subject, object_, predicate))
+
+    def set_judged(self, rows: Iterable[JudgedRow]) -> None:
+        """Replace what is known of judgements; relations that the run does not have are ignored."""
+        with self._judging:
+            self._judged = {row[:5]: row[5] for row in rows}
+            self._write_judged(self._opened.connection)
+            self.version += 1
+
+    def _write_judged(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Let the table `judged` of an opened index hold what is known of judgements."""
+        rows = ((*key, state) for key, state in self._judged.items())
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        cursor = connection.cursor()
+        cursor.execute("begin")
+        cursor.execute("delete from judged")
+        if columns:
+            cursor.execute(f"insert into judged select distinct * from ({_RESOLVED})", columns)
+        cursor.execute("commit")
+
+
+_FOR_MEASURES = (
+    "create view images as from run.images",
+    "create view objects as from run.objects",
+    "create view captions as from run.captions",
+    """create view triplet_counts as
+    select subject_category, predicate, object_category, times as relations, confidence from run.triplets""",
+)
+_RELATIONS = """create or replace view relations as
+    select image, number, subject, object, predicate, subject_category, object_category, confidence,
+        ({certainty})::float as certainty, agreement, swapped, rank, contrasts, opinion
+    from (select *, if(annotated, null, certainty) as confidence from run.relations) raw"""
+_BY_CERTAINTY = (
+    """create or replace table related_images as
+    select image, count(*) as relations, max(certainty) as certainty from relations group by all""",
+    """create or replace table related_pairs as
+    select image, subject, object, count(*) as relations, max(certainty) as certainty from relations group by all""",
+    """create or replace table predicates as
+    select predicate, lower(trim(predicate)) as word, count(*) as relations, max(certainty) as certainty,
+        avg(confidence) as confidence
+    from relations group by all""",
+)
+
+
+class Database:
+    """SQL for measures of one run, over its index: `images`, `objects`, `captions` and `triplet_counts`, and
+
+        relations: one row per relation: `subject` and `object` (numbers), `subject_category`, `object_category`,
+            `predicate`, `confidence`, `certainty`, which is 1 where there is no confidence, and scores.
+        related_images, related_pairs, predicates: those with relations, their number, and the highest `certainty`.
+
+    Attributes:
+        measure: what the certainty of relations is: confidence or probability.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self.index, self.root = index, Path(index.root)
+        self.run, self.image_roots = index.run, index.image_roots
+        self.scored, self.has_opinion = index.scored, index.has_opinion
+        self.measure = "confidence"
+        for statement in _FOR_MEASURES:
+            self.execute(statement)
+        self.replace_certainty("coalesce(confidence, 1)")
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """The rows of a small result; `values` replace the query's `?`.
+
+        Raises UserError: the file of the index is damaged.
+        """
+        with interruptible():
+            return self.index.rows(query, values)
+
+    def execute(self, statement: str, *values: Any) -> None:
+        """Run a statement without a result, such as one that creates a table."""
+        self.rows(statement, *values)
+
+    def insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert a few rows into a table."""
+        self.index.connection.executemany(f"insert into {table} values ({', '.join('?' * len(rows[0]))})", rows)
+
+    def replace_certainty(self, expression: str) -> None:
+        """Let the certainty of all relations be that of an SQL expression of their columns."""
+        for statement in (_RELATIONS.format(certainty=expression), *_BY_CERTAINTY):
+            self.execute(statement)
+
+
+@contextmanager
+def open_run(root: Path | str) -> Iterator[Database]:
+    """The database of the run in `root`.
+
+    Raises UserError: it is not a run, or a shard is missing or damaged.
+    """
+    index = Index.open(root, Progress(Console(quiet=True)))
+    try:
+        if index.problems:
+            raise UserError(index.problems[0])
+        yield Database(index)
+    finally:
+        index.close()
+
+
+def _path(files: RunFiles, states: Mapping[str, str]) -> Path:
+    """Where the index of these shards is."""
+    return files.cache / f"index-{_digest(DEFINITION)}-{_digest(json.dumps(sorted(states.items())))}.duckdb"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _make(files: RunFiles, progress: Progress) -> _Opened:
+    """The index of a run as it is now; built if there is none."""
+    states = files.states()
+    path = _path(files, states)
+    if opened := _open(path):
+        return opened
+    with _one_builder(files.cache, progress):
+        opened = _open(path)
+        if opened is None:
+            earlier = next(filter(_is_readable, files.cache.glob(f"index-{_digest(DEFINITION)}-*.duckdb")), None)
+            with temporary_folder(files.cache) as folder:
+                os.replace(build_index(files, states, folder, earlier, progress), path)
+            opened = _open(path)
+        for other in files.cache.glob("index-*.duckdb"):
+            if other != path:
+                other.unlink(missing_ok=True)
+    if opened is None:
+        raise UserError(f"{path} cannot be read, though it was just written: is the disk damaged?")
+    return opened
+
+
+def _open(path: Path) -> _Opened | None:
+    """Open an index; None if there is none, or it is damaged."""
+    if not path.exists():
+        return None
+    opened, connection = ExitStack(), duckdb.connect()
+    configure(connection, opened.enter_context(temporary_folder()), "800MB")
+    try:
+        connection.execute("attach '" + str(path).replace("'", "''") + "' as run (read_only)")
+    except duckdb.Error:
+        connection.close()
+        opened.close()
+        return None
+    connection.execute("create table judged (image int, number int, state varchar)")
+    return _Opened(path, connection, opened)
+
+
+def _is_readable(path: Path) -> bool:
+    if opened := _open(path):
+        opened.close()
+    return opened is not None
+
+
+@contextmanager
+def _one_builder(folder: Path, progress: Progress) -> Iterator[None]:
+    """Wait until no other process builds in this folder; on a file system without locks, two may build the same."""
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say("another process is building the index: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+
+
+@dataclass(frozen=True)
+class IndexedImage:
+    """What the index knows of an image; as `sgpipe.images.ImageReference`.
+
+    Attributes:
+        number: of the image in the index.
+        embedded: whether its shard contains image files.
+        shard, row: where it is: the shard's name within the run, and the row's number in it.
+    """
+
+    number: int
+    dataset: str
+    split: str
+    image_id: str
+    file_name: str
+    width: int
+    height: int
+    embedded: bool
+    shard: str
+    row: int
+
+
+@dataclass(frozen=True)
+class RecordView:
+    """A row of a run.
+
+    Attributes:
+        agreement: of `sgpipe score`, one for each of the record's relations: a dictionary of `score` (cosine),
+            `swapped`, `rank`, `contrasts`, or None where it could not be scored; None for a run that is not scored.
+        shard, row: as of `IndexedImage`.
+        opinion: of `sgpipe score --by vlm`, a probability for each relation, likewise.
+    """
+
+    record: Record
+    agreement: list[dict[str, float | int | None] | None] | None
+    shard: str
+    row: int
+    opinion: list[float | None] | None = None
+
+
+def find_image(index: Index, split: str, image_id: str) -> IndexedImage | None:
+    """An image by its name, from the index alone; None if the index has no such image."""
+    rows = index.rows(
+        """select image, dataset::varchar, split::varchar, image_id, file_name, width, height, embedded, file, row
+        from run.images join run.shards using (shard) where image_id = ? and split = ? limit 1""",
+        [image_id, split],
+    )
+    return IndexedImage(*rows[0]) if rows else None
+
+
+def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
+    """The row of an image; None if the index has no such image. Raises UserError: as `Index.read_rows`."""
+    image = find_image(index, split, image_id)
+    if image is None:
+        return None
+    [table] = index.read_rows([image.number], without=IMAGE_COLUMN)
+    [record] = from_table(table)
+    scores = {name: table[name][0].as_py() for name in (AGREEMENT, OPINION) if name in table.column_names}
+    return RecordView(record, scores.get(AGREEMENT), image.shard, image.row, scores.get(OPINION))
+
+
+def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:
+    """The image file in the image's row; None if there is no such row, or no file in it.
+
+    Pass it to `sgpipe.images.open_row_image` as `embedded`. Raises UserError: as `Index.read_rows`.
+    """
+    image = find_image(index, split, image_id)
+    if image is None or not image.embedded:
+        return None
+    [table] = index.read_rows([image.number], only=IMAGE_COLUMN)
+    [data] = embedded_images(table)
+    return data
