@@ -1,133 +1,120 @@
-"""Pools: stages of equal resources share actors, and the pools share the machine or cluster."""
+"""Pools: stages of equal resources share actors, and Ray places the actors of all pools on the machines at once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
+# isort: split
 import ray
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import Resources
 from sgpipe.stages.base import Stage
-from sgpipe.utils.console import count
-from sgpipe.utils.machines import Machine, Need, amounts, best_place, describe, machines_of, place
+from sgpipe.utils.devices import room_for
 
 _ROUNDING = 1e-6
-_GPU_ACTOR_CPUS, _MOST_THREADS = 0.5, 4  # of an actor that shares a GPU
-_UNSET = {"cpus": Resources().cpus, "io_threads": None}
+_GIB = 1 << 30
+_PLACING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Stages that run in the same actors. `nodes`: the machine of each actor, by Ray's id."""
+    """Stages that run in the same actors."""
 
     stages: tuple[Stage, ...]
     resources: Resources
     actors: int
-    nodes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         return " + ".join(stage.name for stage in self.stages)
 
     @property
-    def need(self) -> Need:
-        """Of each actor."""
-        return Need(self.resources.cpus, self.resources.gpus or 0, self.resources.memory)
+    def needs(self) -> dict[str, float]:
+        """What each actor takes, by Ray's names of resources."""
+        amounts = {
+            "CPU": self.resources.cpus,
+            "GPU": self.resources.gpus or 0,
+            "memory": self.resources.memory * _GIB,
+        }
+        return {name: amount for name, amount in amounts.items() if amount}
 
 
-def cluster_machines() -> list[Machine]:
-    """The machines of the cluster, as it is now."""
-    return machines_of(ray.nodes())
-
-
-def plan_pools(stages: Sequence[Stage], units: int, machines: Sequence[Machine] | None = None) -> list[Pool]:
-    """Group consecutive stages of equal resources, size their pools to the cluster, and place every actor on a machine.
+def plan_pools(stages: Sequence[Stage], units: int, nodes: Sequence[Mapping[str, Any]] | None = None) -> list[Pool]:
+    """Group consecutive stages of equal resources, and size their pools to the cluster.
 
     Pools without a fixed number of actors share what the others leave, so that all pools run at once.
 
     Args:
-        machines: those of the cluster; by default, as it is now.
+        nodes: by default, `ray.nodes()`.
 
-    Raises UserError: the actors do not fit on the machines; the message names their sizes and the setting to change.
+    Raises UserError: the actors do not fit.
     """
-    free = list(cluster_machines() if machines is None else machines)
+    machines = [node["Resources"] for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]]
     groups = [(resources, tuple(group)) for resources, group in groupby(stages, key=lambda stage: stage.resources)]
     pools = [Pool(members, resources, resources.actors or 1) for resources, members in groups]
-    nodes = place(required_resources(pools), free)
-    if nodes is None:
-        raise UserError(_refusal(pools, free))
-    places, used = iter(nodes), {machine.node: number for number, machine in enumerate(free)}
-    pools = [replace(pool, nodes=tuple(next(places) for _ in range(pool.actors))) for pool in pools]
-    for pool in pools:
-        for node in pool.nodes:
-            free[used[node]] = _after(free[used[node]], pool.need)
-    while grown := _grow(pools, free, units):
+    if not _fit(pools, machines):
+        raise too_large(pools, machines)
+    while grown := _grow(pools, machines, units):
         pools = grown
     return pools
 
 
-def required_resources(pools: Sequence[Pool]) -> list[Need]:
-    """What each of all actors takes."""
-    return [pool.need for pool in pools for _ in range(pool.actors)]
+def reserve(pools: Sequence[Pool]) -> tuple[list[Pool], PlacementGroup]:
+    """Place all actors; where machines are cut unfavourably, fewer of them. Raises UserError: they do not fit."""
+    planned = list(pools)
+    while True:
+        placed = placement_group([pool.needs for pool in planned for _ in range(pool.actors)], strategy="PACK")
+        if placed.wait(_PLACING_SECONDS):
+            return planned, placed
+        remove_placement_group(placed)
+        most = max(planned, key=lambda pool: 0 if pool.resources.actors else pool.actors)
+        if most.resources.actors or most.actors == 1:
+            raise too_large(planned, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        planned[planned.index(most)] = replace(most, actors=most.actors - 1)
 
 
-def cluster_has(required: Sequence[Need]) -> bool:
-    """Whether these actors fit on the machines of the cluster, as it is now."""
-    return place(required, cluster_machines()) is not None
+def is_placed(group: PlacementGroup) -> bool:
+    """Whether all actors have a place, which those of a lost machine lack until there is room elsewhere."""
+    return bool(placement_group_table(group)["state"] == "CREATED")
 
 
-def _grow(pools: list[Pool], free: list[Machine], units: int) -> list[Pool] | None:
-    """One more actor for the smallest growable pool that fits on a machine; None if there is no such pool."""
+def too_large(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> UserError:
+    """The error for actors that do not fit on the machines."""
+    asked = ", ".join(f"{pool.actors} × {_amounts(pool.needs)} ({pool.name})" for pool in pools)
+    there = "; ".join(_amounts(machine) for machine in machines)
+    most = max(pools, key=lambda pool: [pool.needs.get(name, 0) * pool.actors for name in ("GPU", "CPU", "memory")])
+    setting = f"{most.stages[0].name}.resources"
+    return UserError(f"the actors do not fit on the machines of Ray: {asked} on {there}; lower {setting}")
+
+
+def _grow(pools: list[Pool], machines: Sequence[Mapping[str, float]], units: int) -> list[Pool] | None:
+    """One more actor for the smallest growable pool that leaves room for all; None if there is no such pool."""
     for pool in sorted(pools, key=lambda pool: pool.actors):
-        if pool.resources.actors or pool.actors >= units or (number := best_place(pool.need, free)) is None:
-            continue
-        free[number] = _after(free[number], pool.need)
-        grown = replace(pool, actors=pool.actors + 1, nodes=(*pool.nodes, free[number].node))
-        return [grown if each is pool else each for each in pools]
+        grown = [replace(each, actors=each.actors + 1) if each is pool else each for each in pools]
+        if not pool.resources.actors and pool.actors < units and _fit(grown, machines):
+            return grown
     return None
 
 
-def _after(machine: Machine, need: Need) -> Machine:
-    after = machine.without(need)
-    assert after is not None  # it was placed there
-    return after
+def _fit(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the machines have room for each pool, and together as much as all pools need."""
+    rooms = (sum(room_for(pool.needs, machine) for machine in machines) for pool in pools)
+    totals = {name: sum(pool.needs.get(name, 0) * pool.actors for pool in pools) for name in ("CPU", "GPU", "memory")}
+    enough = (
+        total <= sum(machine.get(name, 0) for machine in machines) + _ROUNDING * max(total, 1)
+        for name, total in totals.items()
+        if total
+    )
+    return all(room >= pool.actors for room, pool in zip(rooms, pools, strict=True)) and all(enough)
 
 
-def _refusal(pools: Sequence[Pool], machines: Sequence[Machine]) -> str:
-    """Which actors do not fit on which machines, and the settings to lower."""
-    has = f"Ray has {describe(machines, memory=any(pool.need.memory for pool in pools))}"
-    for pool in pools:
-        if best_place(pool.need, machines) is None:
-            kinds = _excess(vars(pool.need), [_sizes(machine) for machine in machines]) or _kinds(pool)
-            lower = " and ".join(f"{pool.stages[0].name}.resources.{kind}" for kind in kinds)
-            return f"an actor of {pool.name} takes {pool.need}, more than any machine has: {has}; lower {lower}"
-    total = {kind: sum(vars(pool.need)[kind] * pool.actors for pool in pools) for kind in vars(Need())}
-    sums = {kind: sum(_sizes(machine)[kind] for machine in machines) for kind in total}
-    excess = _excess(total, [sums])
-    chosen = max(pools, key=lambda pool: [vars(pool.need)[kind] * pool.actors for kind in excess or _kinds(pool)])
-    lower = " and ".join(f"{chosen.stages[0].name}.resources.{kind}" for kind in excess or _kinds(chosen))
-    if excess:
-        asked = amounts(**{kind: amount if kind in excess else 0 for kind, amount in total.items()})
-        return f"the recipe asks for {asked} at once, more than there are: {has}; lower {lower} or .actors"
-    actors = ", ".join(f"{count(pool.actors, 'actor')} of {pool.need} ({pool.name})" for pool in pools)
-    return f"{actors} do not fit on the machines, as each actor runs on one: {has}; lower {lower} or .actors"
-
-
-def _sizes(machine: Machine) -> dict[str, float]:
-    return {"cpus": machine.cpus, "gpus": machine.free_gpus, "memory": machine.memory}
-
-
-def _kinds(pool: Pool) -> list[str]:
-    return [kind for kind, amount in vars(pool.need).items() if amount]
-
-
-def _excess(needed: Mapping[str, float], available: Sequence[Mapping[str, float]]) -> list[str]:
-    """The kinds of resources of which none has enough."""
-    return [
-        kind
-        for kind, amount in needed.items()
-        if amount > max((each[kind] for each in available), default=0) + _ROUNDING
-    ]
+def _amounts(resources: Mapping[str, float]) -> str:
+    """Such as "4 CPUs and 1 GPU"."""
+    amounts = ((name, resources.get(name, 0)) for name in ("CPU", "GPU"))
+    return " and ".join(f"{number:g} {name}{'' if number == 1 else 's'}" for name, number in amounts if number)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -20,31 +21,31 @@ from typing import Any, cast
 from uuid import uuid4
 
 import pyarrow as pa
+
+# isort: split
 import ray
 import ray.data
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util import list_named_actors
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util import list_named_actors, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError, refusal
 from sgpipe.generation.engine import StageBuilder
-from sgpipe.generation.pools import Pool, cluster_has, plan_pools, required_resources
+from sgpipe.generation.pools import Pool, is_placed, plan_pools, reserve
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units
 from sgpipe.records import Record, from_table, to_table
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import hide_gpus
-from sgpipe.utils.installation import Installation, installation
-from sgpipe.utils.machines import Need
-from sgpipe.utils.ray_cluster import check_machines, on_driver_node, start_ray, worker_failure
+from sgpipe.utils.ray_cluster import on_driver_node, software, start_ray, worker_failure
 
 _UNIT, _USAGE, _RECORDS, _ENTRY, _REFUSAL, _FAILURE = "unit", "usage", "records", "entry", "refusal", "failure"
 _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
 _UNITS_PER_ONLY_ACTOR = 16  # where there is one pool: units that wait have cost nothing yet, and quick stages want more
 _UNITS_PER_BLOCK, _UNITS_AT_ONCE = 512, 64  # before the entrance, and through it
-_GIB = 1 << 30
 _POLL_SECONDS, _POLLS_WITHOUT_ROOM, _LEAVE_SECONDS = 5, 6, 10
 _WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
 
@@ -111,12 +112,13 @@ class Worker:
         runner: StageRunner | IsolatedRunner,
         reader: UnitReader | None,
         writer: UnitWriter | None,
-        driver: Installation,
+        driver: str,
         gpus: float,
     ) -> None:
         if not gpus:
             hide_gpus()
-        self.misfit = driver.misfit(installation())  # of a machine that joined after the check of all
+        machine = f"machine {socket.gethostname()} has {software()}, this one {driver}: install the same on all"
+        self.misfit = machine if software() != driver else None
         self.runner = runner
         self.reader = reader
         self.writer = writer
@@ -153,19 +155,16 @@ class RayEngine:
         self._stages, engine = stages(), stages.recipe.engine
         progress.say("starting Ray")
         start_ray(engine.address, engine.cpus)
-        notes = check_machines()
         actors = max(pool.actors for pool in plan_pools(self._stages, sum(unit.rows for unit in units)))
         units = cut_units(units, engine.unit_size, actors)
-        pools = plan_pools(self._stages, len(units))
+        pools, placed = reserve(plan_pools(self._stages, len(units)))
+        remove_placement_group(placed)  # this was a test
         gpus = ray.cluster_resources().get("GPU", 0)
         if gpus and not any(stage.resources.gpus for stage in self._stages):
-            notes.append(
-                f"no stage uses the {count(int(gpus), 'GPU')} of Ray: set caption.resources.gpus and tag.resources.gpus"
-            )
-        for note in notes:
-            progress.say(f"NOTE: {note}")
+            unused = count(int(gpus), "GPU")
+            progress.say(f"NOTE: no stage uses the {unused} of Ray: set caption.resources.gpus and tag.resources.gpus")
         for pool in pools:
-            of = f" of {pool.need}" if pool.need.gpus else ""
+            of = f" of {pool.resources.gpus:g} GPU" if pool.resources.gpus else ""
             progress.say(f"{count(pool.actors, 'actor')}{of}: {pool.name}")
         self.workers: Mapping[tuple[str, ...], int] = {
             tuple(stage.name for stage in pool.stages): pool.actors for pool in pools
@@ -213,14 +212,14 @@ def run_units(
 def _run_once(
     stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
 ) -> Generator[ShardEntry, None, None]:
-    pools = plan_pools(stages, len(units))
+    pools, placed = reserve(plan_pools(stages, len(units)))
     each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
     limit = start_unit_limit(each * sum(pool.actors for pool in pools))
-    name, required = f"sgpipe {uuid4().hex} ", required_resources(pools)
+    name = f"sgpipe {uuid4().hex} "
     leaving: ray.ObjectRef[Any] | None = None
     try:
-        with _watch(name, required) as advanced:
-            for row in _graph(name, pools, units, reader, writer, limit, isolated).iter_rows():
+        with _watch(name, placed) as advanced:
+            for row in _graph(name, pools, placed, units, reader, writer, limit, isolated).iter_rows():
                 advanced.set()
                 if _REFUSAL in row:
                     raise UserError(row[_REFUSAL])
@@ -233,16 +232,17 @@ def _run_once(
                 ray.wait([leaving], timeout=_LEAVE_SECONDS)  # or Ray would report that a call of a killed actor failed
     except RayError as error:
         kill_actors(name)
-        if not cluster_has(required):
+        if not is_placed(placed):
             raise MachinesLostError(worker_failure(error)) from None
         failure = EngineError if isinstance(error, RayTaskError) else WorkersLostError
         raise failure(worker_failure(error)) from None
     finally:
         ray.kill(limit)  # whoever still waits for it would keep the actors of this graph alive
+        remove_placement_group(placed)
 
 
 @contextmanager
-def _watch(name: str, required: Sequence[Need]) -> Iterator[threading.Event]:
+def _watch(name: str, placed: PlacementGroup) -> Iterator[threading.Event]:
     """Kill the actors of a graph, which ends it with an error, when it stands still on a cluster that is too small.
 
     Actors of a lost machine keep their units until they restart elsewhere; without room for them Ray waits forever.
@@ -258,7 +258,7 @@ def _watch(name: str, required: Sequence[Need]) -> Iterator[threading.Event]:
         polls = 0
         while not ended.wait(_POLL_SECONDS):
             with suppress(RayError):  # if Ray itself is lost, the graph says so
-                polls = 0 if advanced.is_set() or cluster_has(required) else polls + 1
+                polls = 0 if advanced.is_set() or is_placed(placed) else polls + 1
                 advanced.clear()
                 if polls >= _POLLS_WITHOUT_ROOM:
                     kill_actors(name)  # again and again: Ray Data replaces a few that had not started yet
@@ -287,6 +287,7 @@ def kill_actors(name: str) -> None:
 def _graph(
     name: str,
     pools: Sequence[Pool],
+    placed: PlacementGroup,
     units: Sequence[WorkUnit],
     reader: UnitReader,
     writer: UnitWriter,
@@ -302,11 +303,15 @@ def _graph(
     runner = IsolatedRunner if isolated else StageRunner
     blocks = [_entering(units[at : at + _UNITS_PER_BLOCK]) for at in range(0, len(units), _UNITS_PER_BLOCK)]
     on_driver: Callable[[], dict[str, Any]] = partial(dict, scheduling_strategy=on_driver_node())
-    dataset = _mapped(ray.data.from_arrow(blocks), name, Entrance, (limit,), 1, Need(), on_driver)
+    dataset = _mapped(ray.data.from_arrow(blocks), name, Entrance, (limit,), 1, {}, on_driver)
+    first = 0
     for i, pool in enumerate(pools):
         ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
-        arguments = (runner(pool.stages), *ends, installation(), pool.need.gpus)
-        dataset = _mapped(dataset, name, Worker, arguments, pool.actors, pool.need, _PlannedNodes(pool.nodes))
+        arguments = (runner(pool.stages), *ends, software(), pool.resources.gpus or 0)
+        dataset = _mapped(
+            dataset, name, Worker, arguments, pool.actors, pool.needs, _InBundles(placed, first, pool.actors)
+        )
+        first += pool.actors
     return dataset
 
 
@@ -316,7 +321,7 @@ def _mapped(
     worker: type[Worker] | type[Entrance],
     arguments: tuple[Any, ...],
     actors: int,
-    need: Need,
+    needs: Mapping[str, float],
     options: Callable[[], dict[str, Any]],
 ) -> ray.data.Dataset:
     """The units, mapped by a pool of actors.
@@ -334,27 +339,25 @@ def _mapped(
             batch_size=1,  # one unit; Ray requires a number where there are GPUs
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=need.cpus,
-            num_gpus=need.gpus or None,
-            memory=need.memory * _GIB or None,
+            num_cpus=needs.get("CPU", 0),
+            num_gpus=needs.get("GPU"),
+            memory=needs.get("memory"),
             ray_remote_args_fn=lambda: {"name": name + uuid4().hex, **_WORKER_OPTIONS, **options()},
         )
 
 
-class _PlannedNodes:
-    """Ray's options for each actor of a pool: the machine it was planned on.
+class _InBundles:
+    """Ray's options for each actor of a pool: its place. If a machine is lost, Ray places its actors elsewhere."""
 
-    If that machine is lost, the actor may restart on any other.
-    """
-
-    def __init__(self, nodes: Sequence[str]) -> None:
-        self.nodes = nodes
+    def __init__(self, placed: PlacementGroup, first: int, actors: int) -> None:
+        self.placed, self.first, self.actors = placed, first, actors
         self.started = 0
 
     def __call__(self) -> dict[str, Any]:
-        node = self.nodes[self.started % len(self.nodes)]
+        bundle = self.first + self.started % self.actors
         self.started += 1
-        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+        strategy = PlacementGroupSchedulingStrategy(self.placed, placement_group_bundle_index=bundle)
+        return {"scheduling_strategy": strategy}
 
 
 def _key(unit: WorkUnit | ShardEntry) -> str:

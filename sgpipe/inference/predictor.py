@@ -24,7 +24,6 @@ from sgpipe.stages.detect.detectors import load_detector, trained_sides
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
 from sgpipe.utils.gpu_memory import enough_memory
-from sgpipe.utils.machines import machines_of
 from sgpipe.utils.prefetch import prefetch
 
 _PREFETCH = 2  # batches
@@ -160,8 +159,8 @@ def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> It
     start_ray()
     workers = min(config.workers, len(row_groups))
     gpus = 0 if config.device == "cpu" else config.gpus
-    lower, machines = {"CPU": "--workers", "GPU": "--workers or --gpus"}, machines_of(ray.nodes())
-    if note := check_workers(ray.cluster_resources(), workers, 1, gpus, lower, machines):
+    lower = {"CPU": "--workers", "GPU": "--workers or --gpus"}
+    if note := check_workers(ray.cluster_resources(), workers, 1, gpus, lower, ray.nodes()):
         progress.say(note)
     worker: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)
     try:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# isort: split
 import ray
 import ray.train
 import torch
@@ -30,7 +31,6 @@ from sgpipe.training.recipe import WorkersConfig
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_workers, hide_gpus, pick_device
-from sgpipe.utils.machines import machines_of
 from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 _REFUSAL = "refusal.json"
@@ -51,8 +51,7 @@ def run_workers(job: TrainingJob, display: TrainingDisplay, progress: Progress) 
     progress.say("starting Ray")
     start_ray(config.address)
     lower = {"CPU": "workers.count (--workers) or workers.cpus", "GPU": "workers.count (--workers) or workers.gpus"}
-    machines = machines_of(ray.nodes())
-    if note := check_workers(ray.cluster_resources(), config.count, config.cpus, _gpus(config), lower, machines):
+    if note := check_workers(ray.cluster_resources(), config.count, config.cpus, _gpus(config), lower, ray.nodes()):
         progress.say(note)
     progress.say(f"{config.count} workers, {config.parallel}")
     try:

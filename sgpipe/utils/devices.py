@@ -6,15 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sgpipe.errors import UserError
 from sgpipe.utils.console import count
-from sgpipe.utils.machines import Machine, Need, describe, place
 
 if TYPE_CHECKING:
     import torch
 
+_ROUNDING = 1e-6
 ANY_NUMBER = 2  # of workers on Ray
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -91,7 +91,7 @@ def check_workers(
     cpus: float,
     gpus: float,
     lower: Mapping[str, str],
-    machines: Sequence[Machine] = (),
+    nodes: Sequence[Mapping[str, Any]] = (),
 ) -> str | None:
     """Refuse workers that would wait for ever; return a note if there are GPUs that they do not use.
 
@@ -99,7 +99,7 @@ def check_workers(
         resources: `ray.cluster_resources()`.
         cpus, gpus: of each worker.
         lower: by "CPU" and "GPU", the settings to lower.
-        machines: those of the cluster: each worker needs room on one of them.
+        nodes: `ray.nodes()`: each worker needs room on one of them.
 
     Raises UserError: Ray has too few CPUs or GPUs, or too few on its machines.
     """
@@ -110,16 +110,27 @@ def check_workers(
                 f"{count(workers, 'worker needs', 'workers need')} {needed:g} {name}{'' if needed == 1 else 's'}, "
                 f"but Ray has {available:g}; lower {lower[name]}"
             )
-    need = Need(cpus, gpus)
-    if machines and place([need] * workers, machines) is None:
-        kind = "GPU" if gpus else "CPU"
+    if (
+        nodes
+        and sum(room_for({"CPU": cpus, "GPU": gpus}, node["Resources"]) for node in nodes if node["Alive"]) < workers
+    ):
+        needs = f"{cpus:g} CPUs and {gpus:g} GPUs"
         raise UserError(
-            f"{count(workers, 'worker needs', 'workers need')} {need} each on one machine, but Ray has "
-            f"{describe(machines)}; lower {lower[kind]}"
+            f"{count(workers, 'worker needs', 'workers need')} {needs} each on one machine of Ray, which has room for "
+            f"fewer; lower {lower['GPU' if gpus else 'CPU']}"
         )
     if gpus or not (unused := resources.get("GPU", 0)):
         return None
     return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none (--gpus)"
+
+
+def room_for(needs: Mapping[str, float], machine: Mapping[str, float]) -> int:
+    """Return how many workers fit on an idle machine, by Ray's names of resources."""
+    room = [int(machine.get(name, 0) / amount + _ROUNDING) for name, amount in needs.items() if amount]
+    gpus = needs.get("GPU", 0)
+    if 0 < gpus < 1:  # a part of one GPU, never of two
+        room.append(int(machine.get("GPU", 0)) * int(1 / gpus + _ROUNDING))
+    return min(room, default=sys.maxsize)
 
 
 def _gpu_number(name: str, setting: str) -> int | None:

@@ -11,7 +11,6 @@ from sgpipe.generation.identity import STAGES
 from sgpipe.generation.pools import plan_pools
 from sgpipe.recipe import Recipe, Resources
 from sgpipe.storage.manifest import ShardEntry
-from sgpipe.utils.machines import machines_of
 from tests.sgpipe.generation.test_pools import Stub, node
 
 
@@ -72,7 +71,7 @@ def planned_on(number: int, cpus: int, **settings: Any) -> list[tuple[str, int]]
     recipe = shared(number, cpus, **settings)
     names = ("caption", "parse", "pair", "tag") if recipe.detect.detector is None else STAGES
     stages = [Stub(name, getattr(recipe, name).resources) for name in names]
-    planned = plan_pools(stages, 100, machines_of([node(cpus, number)]))
+    planned = plan_pools(stages, 100, [node(cpus, number)])
     return [("+".join(stage.name for stage in pool.stages), pool.actors) for pool in planned]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import ray
 
-from sgpipe.generation import ray_engine
-from sgpipe.generation.pools import Pool
+from sgpipe.errors import UserError
+from sgpipe.generation import pools, ray_engine
+from sgpipe.generation.pools import Pool, is_placed, reserve
 from sgpipe.generation.ray_engine import UnitLimit, _graph, kill_actors, start_unit_limit
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.recipe import Resources
@@ -84,7 +85,7 @@ class Cluster:
         self.killed: list[int] = []
         self.long_after = threading.Event()
         monkeypatch.setattr(ray_engine, "_POLL_SECONDS", 0.001)
-        monkeypatch.setattr(ray_engine, "cluster_has", self.has)
+        monkeypatch.setattr(ray_engine, "is_placed", self.has)
         monkeypatch.setattr(ray_engine, "kill_actors", self.kill)
 
     def has(self, required: object) -> bool:
@@ -100,7 +101,7 @@ class Cluster:
 
 def test_a_graph_that_stands_still_on_a_cluster_that_is_too_small_is_ended(monkeypatch: pytest.MonkeyPatch):
     cluster = Cluster(monkeypatch, True, False, False, True, False)  # the second time the machine does not come back
-    with ray_engine._watch("graph", []):
+    with ray_engine._watch("graph", None):
         assert cluster.long_after.wait(30)
     first = 4 + ray_engine._POLLS_WITHOUT_ROOM
     assert cluster.killed[:3] == [first, first + 1, first + 2]  # Ray Data replaces some
@@ -108,7 +109,7 @@ def test_a_graph_that_stands_still_on_a_cluster_that_is_too_small_is_ended(monke
 
 def test_a_graph_on_a_cluster_that_has_room_may_take_its_time(monkeypatch: pytest.MonkeyPatch):
     cluster = Cluster(monkeypatch, True)
-    with ray_engine._watch("graph", []):
+    with ray_engine._watch("graph", None):
         assert cluster.long_after.wait(30)
     assert cluster.killed == []
 
@@ -123,8 +124,8 @@ def test_a_graph_that_advances_may_end_on_a_cluster_that_is_too_small(monkeypatc
         advanced.clear = lambda: None  # as if a row came before each poll
         return polled(required)
 
-    monkeypatch.setattr(ray_engine, "cluster_has", advance)
-    with ray_engine._watch("graph", []) as advanced:
+    monkeypatch.setattr(ray_engine, "is_placed", advance)
+    with ray_engine._watch("graph", None) as advanced:
         entered.set()
         assert not cluster.long_after.wait(0.2)
     assert cluster.killed == []
@@ -154,14 +155,23 @@ class Occupant:
 
 
 @pytest.mark.slow
-def test_stages_may_ask_for_gpus(local_ray: None, tmp_path: Path) -> None:
-    storage = tmp_path
-    stages = [OnGpu(), OnGpu(resources=Resources())]
-    pools = [Pool((stage,), stage.resources, 1) for stage in stages]
+def test_actors_that_cannot_be_placed_are_fewer_or_refused(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "_PLACING_SECONDS", 5.0)
+    pool = Pool((OnGpu(resources=Resources()),), Resources(), 3)  # more than the two CPUs have room for
+    [smaller], placed = reserve([pool])
+    assert smaller.actors == 2
+    assert is_placed(placed)
+    ray.util.remove_placement_group(placed)
+    with pytest.raises(UserError, match=r"lower stub\.resources"):
+        reserve([Pool((OnGpu(),), Resources(gpus=1), 1)])
+    assert "MapBatches" in str(graph_of(pool))
+
+
+def graph_of(pool: Pool) -> ray.data.Dataset:
+    pools, placed = reserve([pool])
+    ends = UnitReader(Path(), {}), UnitWriter(Path())
     units = [WorkUnit("val", 0, 2), WorkUnit("val", 2, 4)]
-    reader, writer = UnitReader(storage, {"val": "index"}), UnitWriter(storage)
-    graph = _graph("graph ", pools, units, reader, writer, start_unit_limit(8), isolated=False)
-    assert "MapBatches" in str(graph)
+    return _graph("graph ", pools, placed, units, *ends, start_unit_limit(8), isolated=False)
 
 
 @dataclass
