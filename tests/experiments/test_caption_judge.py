@@ -4,12 +4,8 @@ import pytest
 
 from experiments.miniworld.caption_quality import (
     CaptionJudge,
-    HitRate,
     ObjectsOnlyGuess,
-    SceneTruth,
-    by_predicate,
     correct_rate,
-    coverage,
     truth_of,
 )
 from sgpipe.miniworld.captions import canonical_caption, scene_captions
@@ -51,23 +47,6 @@ def test_every_caption_of_the_miniworld_is_true_of_its_scene(judge: CaptionJudge
         varied = [caption.text for caption in scene_captions(scene, scene_generator(9, "val", number, 1))]
         share = correct_rate([judge.statements(varied)], [truth_of(scene)])
         assert share.hits >= share.total - 1  # compound sentences are at times misparsed
-
-
-def test_rates_count_captions_and_statements() -> None:
-    truths = [
-        SceneTruth(frozenset({RIDING, SITTING}), frozenset({RIDING})),
-        SceneTruth(frozenset({CHASING, BESIDE}), frozenset({CHASING, BESIDE})),
-    ]
-    captions = [[(RIDING,), (SITTING,), ()], [(CHASING,), (CHASING,), (RIDING,)]]
-    assert correct_rate(captions, truths) == HitRate(4, 6)
-    assert coverage(captions, [truth.composed for truth in truths]) == HitRate(2, 3)
-    assert coverage(captions, [truth.everything for truth in truths]) == HitRate(3, 4)
-    assert by_predicate(captions, truths) == {
-        "riding": (HitRate(1, 2), HitRate(1, 1)),
-        "sitting on": (HitRate(1, 1), HitRate(0, 0)),
-        "next to": (HitRate(0, 0), HitRate(0, 1)),
-        "chasing": (HitRate(2, 2), HitRate(1, 1)),
-    }
 
 
 def test_the_objects_only_baseline_ranks_by_likelihood() -> None:

@@ -16,7 +16,6 @@ from experiments.report import PAGE, ROOT, TABLES, interval, outcome, report
 from experiments.results import Results
 from experiments.run import Task, open_tasks
 from rlip_model.training.validation import RelationScores
-from sgpipe.errors import UserError
 
 NEW, FEWER = {"split": "train", "seed": 1, "images": 8}, {"caption.samples": 2}
 SETS = {
@@ -53,12 +52,6 @@ def plan(**changes):
     return {**parts, **changes}
 
 
-def expecting(stage, measure, *order):
-    """Changes of a plan whose experiment expects something else."""
-    one = plan()["experiments"]["one"]
-    return {"experiments": {"one": {**one, "expected": [{"measure": measure, "stage": stage, "order": order}]}}}
-
-
 def arm_row(arm, seed, stage, **values):
     plan_ = Plan.model_validate(plan())
     stages = plan_.experiments["one"].arms[arm]
@@ -71,23 +64,6 @@ def test_the_plan_of_the_project_is_valid_and_its_report_up_to_date():
     files = report(results.plan, {name: results.current(name) for name in results.plan.experiments})
     for path, text in files.items():
         assert (ROOT / path).read_text(encoding="utf-8") == text, f"run `python -m experiments.report` for {path}"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sets": {}}, "names the set 'correct', which does not exist"),
-        ({"networks": {}}, "names the network 'start', which does not exist"),
-        ({"sets": {"truth": {"drawn": {"split": "nowhere"}}}}, "is not a plan of experiments"),
-        (expecting("first", "seen mAP", "both", "neither"), "'neither', which is not an arm"),
-        (expecting("second", "seen mAP", "both", "other"), "'other' of one has no 'seen mAP' after 'second'"),
-        (expecting("first", "seen mAP", "both", "tagger"), "'tagger' of one has no 'seen mAP' after 'first'"),
-    ],
-)
-def test_names_and_measures_that_do_not_exist_are_refused(tmp_path, changes, message):
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan(**changes)))
-    with pytest.raises(UserError, match=message):
-        load_plan(tmp_path / "plan.yaml")
 
 
 def test_a_key_changes_with_everything_that_decides_the_weights():
@@ -133,17 +109,6 @@ def test_what_has_a_result_is_not_done_again(tmp_path):
     assert len(open_tasks(results, ["one"])) == 2
     changed = Plan.model_validate(plan(networks={"start": {**START, "steps": 3}}))
     assert Task("one", "arm", ("both", "0")) in open_tasks(Results(changed, tmp_path), ["one"])
-
-
-@pytest.mark.parametrize("cut", ['{"arm": "both", "se', '{"arm": "both", "measures": {}'])
-def test_a_line_that_was_cut_is_ignored_and_not_continued(tmp_path, cut):
-    results = Results(Plan.model_validate(plan()), tmp_path)
-    results.append("one", arm_row("both", 0, "first", measures={}))
-    with (tmp_path / "one.jsonl").open("a") as file:
-        file.write(cut)
-    assert len(results.current("one")) == 1
-    results.append("one", arm_row("both", 1, "first", measures={}))
-    assert [row["seed"] for row in results.current("one")] == [0, 1]
 
 
 def test_the_interval_of_a_mean_is_that_of_the_t_test():

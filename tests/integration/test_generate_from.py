@@ -109,15 +109,14 @@ def test_a_run_killed_again_and_again_gives_the_rows_of_one_without_a_parent(mad
     assert verify(out).ok
 
 
-def test_parent_and_run_may_be_in_stores(made, tmp_path, store, monkeypatch):  # noqa: F811
+def test_parent_and_run_may_be_in_stores(made, tmp_path, store):  # noqa: F811
     first, second = (StorePath(f"{store.uri}/{name}") for name in ("first", "second"))
-    monkeypatch.setenv("PYTHONPATH", ROOT)
     file = [*made.options, "--captions", str(made.files.captions)]
-    generate(*file, "--out", tmp_path / "first", "--store", first.uri)
+    sgpipe("generate", *file, "--out", tmp_path / "first", "--store", first.uri)
     sgpipe("generate", *file, "--out", tmp_path / "scratch", *CHANGED)
-    generate("--from", first.uri, "--out", tmp_path / "from-store", *CHANGED)
+    sgpipe("generate", "--from", first.uri, "--out", tmp_path / "from-store", *CHANGED)
     assert rows(tmp_path / "from-store") == rows(tmp_path / "scratch")
-    generate("--from", tmp_path / "first", "--out", tmp_path / "second", "--store", second.uri, *CHANGED)
+    sgpipe("generate", "--from", tmp_path / "first", "--out", tmp_path / "second", "--store", second.uri, *CHANGED)
     sgpipe("fetch", second.uri, "--out", tmp_path / "x")
     assert rows(tmp_path / "x") == rows(tmp_path / "scratch")
 

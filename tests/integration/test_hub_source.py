@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -19,7 +16,6 @@ from tests.integration.faults.conftest import server, store  # noqa: F401 - fixt
 from tests.integration.faults.runs import rows
 from tests.sgpipe.generation.in_process import without_ray
 
-ROOT = str(Path(__file__).parents[2])
 IMAGES = 12
 LABELLED = ("--tagger", "MINIWORLD", "--captioner", "MINIWORLD", "--set", "caption.decoding=beam")
 
@@ -118,8 +114,5 @@ def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(dra
 def test_the_dataset_may_be_in_an_object_store(parquet, store: StorePath, tmp_path):  # noqa: F811 - a fixture
     for path in parquet.rglob("*.parquet"):
         store.put(path.relative_to(parquet).as_posix(), path.read_bytes())
-    program = [sys.executable, "-c", "from sgpipe.cli.main import main; main()"]  # whose Ray knows the store
-    words = ["generate", "hub", "--dataset", store.uri, *LABELLED, "--limit", "4", "--out", str(tmp_path / "run")]
-    done = subprocess.run([*program, *words], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
-    assert done.returncode == 0, done.stderr
+    sgpipe("generate", "hub", "--dataset", store.uri, *LABELLED, "--limit", "4", "--out", tmp_path / "run")
     assert [record.status for record in rows(tmp_path / "run")] == ["ok"] * 4

@@ -51,31 +51,3 @@ def test_nothing_is_lost_or_paid_twice_when_a_run_is_killed(tmp_path: Path, ray:
     assert len(refused) >= len(failed)
     assert "Traceback" not in run.log.read_text()
     assert list(files_with(KEY, tmp_path, ray)) == []
-
-
-def test_an_endpoint_that_goes_down_and_comes_back(tmp_path: Path, ray: Path) -> None:
-    """Also a key that expires meanwhile. The same command goes on, and pays for no answer twice."""
-    settings = (*SETTINGS, "caption.requests.retries=1")
-    with EndpointServer(seconds=0.05, key=KEY) as server:
-        run = ServedRun(make_images(tmp_path / "images", 48), tmp_path / "run", ray, server.url, settings)
-        server.faults = lambda body, attempt: "broken" if len(server.requests) > 30 else None
-        code, lines = run.run()
-        assert code == 1
-        assert (
-            f"the endpoint {server.url} does not answer: HTTP 500: worker lost; request had Bearer …, 2 attempts"
-            in lines
-        )
-        server.faults = lambda body, attempt: setattr(server, "key", "renewed") if len(server.requests) > 45 else None
-        code, lines = run.run()
-        assert code == 2
-        assert (
-            f"{server.url} refuses the key in the environment variable OPENAI_API_KEY (HTTP 401: Incorrect API key"
-            in lines
-        )
-        server.faults, run.key = (lambda body, attempt: None), "renewed"
-        assert run.run()[0] == 0, run.log.read_text()
-    example = 3  # before the work of each run; its answer is not kept
-    assert sorted(server.paid.values()) == [1] * 48 + [example]
-    assert sum(len(row.captions) == SAMPLES for row in iter_records(run.out)) == 48
-    assert "Traceback" not in run.log.read_text()
-    assert list(files_with(KEY, tmp_path, ray)) == []

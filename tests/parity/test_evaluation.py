@@ -112,38 +112,3 @@ def test_files_are_found_by_their_form_whatever_their_names(copied: Path, capsys
     printed = capsys.readouterr().out
     assert "unseen-vcoco: metrics (31 numbers)" in printed
     assert "unseen-openimages, default_stable_sort: metrics (18 numbers)" in printed
-
-
-def write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content))
-
-
-def test_images_without_anything_and_without_names(copied: Path) -> None:
-    nothing = {"boxes": [], "labels": []}
-    pairs = {**nothing, "sub_ids": [], "obj_ids": [], "verb_scores": []}
-    for benchmark, key in (("openimages", "rels"), ("hico", "hois")):
-        image = {"gt": {**nothing, key: []}, "pred": pairs}
-        path = copied / benchmark / "micro_cases.json"
-        cases = json.loads(path.read_text())
-        write(path, [{**case, "images": [{"filename": "none", **image}, *case["images"]]} for case in cases])
-    figures = dict.fromkeys(("mAP", "mAP rare", "mAP non-rare", "mean max recall"))
-    counts = dict.fromkeys(("n_rare_evaluated", "n_non_rare_evaluated", "n_triplets_evaluated"), 0)
-    expected = {"settings": {"default": {"metrics": figures, **counts, "per_class": []}}}
-    write(copied / "hico" / "none.inputs.json", {"images": [image], "rare_triplets": [], "non_rare_triplets": []})
-    write(copied / "hico" / "none.expected.json", expected)
-    assert main([str(copied / "hico")]) == 0
-    assert main([str(copied / "openimages")]) == 0
-
-
-def test_folders_of_another_form(tmp_path: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert main([str(empty)]) == 2
-    assert "is not a folder of official figures" in capsys.readouterr().err
-    (copied / "openimages" / "ties120.expected.json").unlink()
-    assert main([str(copied / "openimages")]) == 2
-    assert "is without its official figures, ties120.expected.json" in capsys.readouterr().err
-    (copied / "vcoco" / "ties120.inputs.json.gz").write_bytes(b"broken")
-    assert main([str(copied / "vcoco")]) == 2
-    assert "cannot be read" in capsys.readouterr().err

@@ -64,12 +64,3 @@ def test_a_difference_is_told(
     (copied / file).write_text(json.dumps(content))
     assert main([str(copied)]) == 1
     assert named in capsys.readouterr().out.split("outside tolerance:")[1]
-
-
-def test_folders_of_another_form(tmp_path: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
-    assert main([str(tmp_path)]) == 2
-    assert "is not a reference folder" in capsys.readouterr().err
-    (copied / "label_merge_and_sampling.json").write_text('{"inputs": []}')
-    assert main([str(copied)]) == 2
-    assert "is not of the known form" in capsys.readouterr().err

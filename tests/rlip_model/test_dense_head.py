@@ -11,8 +11,6 @@ from rlip_model.boxes import to_corners
 from rlip_model.config import ParSeDAConfig
 from rlip_model.dense_head import DenseHead, DenseOutput, LabelledBoxes, assign, dense_losses
 from rlip_model.queries import ProposalQueries
-from rlip_model.training.batches import collate
-from rlip_model.training.objective import Objective
 from tests.rlip_model.training.worlds import DENSE, TEXTS, example, network
 
 SHAPES = ((12, 16), (6, 8), (3, 4), (2, 2))
@@ -142,24 +140,6 @@ def test_queries_are_the_most_confident_pairs_of_different_proposals() -> None:
 
 def box_match(boxes: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
     return box_iou(to_corners(boxes), to_corners(box[None])).argmax()
-
-
-def test_a_network_learns_boxes_alone() -> None:
-    """The loss of the dense head falls, and its detections get close to the squares of the toy images."""
-    target = Objective(network("parseda", **DENSE), None).train()
-    batch = collate([example(number) for number in range(4)], TEXTS)
-    optimizer = torch.optim.AdamW(target.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss = target(batch)["loss"]
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
-    trained = [name for name, parameter in target.named_parameters() if parameter.grad is not None]
-    parts = {name.split(".")[1] for name in trained}
-    assert parts == {"image_encoder", "text_encoder", "label_resizer", "dense_head"}
 
 
 def test_predictions_do_not_depend_on_the_padding_of_the_batch() -> None:

@@ -95,19 +95,6 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda v, *others: sample_by_embedding_bags(v, ((3, 4), (2, 2)), *others), inputs)
 
 
-def test_strided_inputs() -> None:
-    value, places, weights = random_case()
-    strided = (
-        value.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
-        places.transpose(1, 3).contiguous().transpose(1, 3),
-        weights.flip(1).transpose(2, 4).contiguous().transpose(2, 4).flip(1),
-    )
-    assert not any(tensor.is_contiguous() for tensor in strided)
-    check_equal(strided)
-    shared = (value[:1].expand(2, -1, -1, -1), places[:1].expand(2, *places.shape[1:]), weights)
-    check_equal(shared)
-
-
 def test_under_activation_checkpoints() -> None:
     case = random_case()
 

@@ -1,15 +1,11 @@
 """Fewer queries: pairs stay pairs, or rows are cut as published."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from rlip_model.checkpoint import convert
 from rlip_model.model import ParSeD, ParSeDA, RTagger
-from rlip_model.prune_queries import kept_rows, prune_queries
+from rlip_model.prune_queries import prune_queries
 from tests.rlip_model.conftest import tiny_network
-from tests.rlip_model.official_names import write_official
 
 QUERY_TABLES = {
     ParSeD: ["query_embed"],
@@ -43,16 +39,3 @@ def test_pairs_start_from_the_boxes_they_had() -> None:
     before, after = (each.queries.entities(1).references[0].chunk(2) for each in (network, trimmed))
     for role_before, role_after in zip(before, after, strict=True):
         assert torch.equal(role_after, role_before[:12])
-
-
-def test_while_converting(tmp_path: Path, tagger: RTagger) -> None:
-    tagger.tokenizer.save_pretrained(tmp_path / "words")
-    tagger.config.text_config.save_pretrained(tmp_path / "words")
-    network = tiny_network(ParSeDA, text_config=tagger.config.text_config)
-    path, words = write_official(tmp_path / "checkpoint.pth", network), str(tmp_path / "words")
-    pairs = ParSeDA.from_pretrained(convert(path, tmp_path / "pairs", words, num_queries=24))
-    first = ParSeDA.from_pretrained(convert(path, tmp_path / "rows", words, num_queries=24, pairwise=False))
-    anchors = network.queries.anchors.weight
-    assert torch.equal(pairs.queries.anchors.weight, anchors[kept_rows(40, 24)])
-    assert torch.equal(first.queries.anchors.weight, anchors[:24])
-    assert pairs.tokenizer is not None

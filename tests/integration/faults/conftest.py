@@ -6,6 +6,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 from sgpipe.files.object_store import StorePath
+from sgpipe.storage.manifest import MANIFEST, Manifest
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,12 @@ def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     bucket = re.sub("[^a-z0-9]+", "-", request.node.name)[:50].strip("-") + f"-{uuid.uuid4().hex[:8]}"
     urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT"))
     return StorePath(f"s3://{bucket}/some/labels")
+
+
+def upload(root: Path, store: StorePath) -> None:
+    """Put the manifest of a run and its shards into a store."""
+    for name in (*(shard.file for shard in Manifest.load(root).shards), MANIFEST):
+        store.put(name, root / name)
 
 
 class Faults:

@@ -16,15 +16,15 @@ ON_THE_WORKER = ("before write", "mid write", "after write", "before rename", "a
 ON_THE_DRIVER = ("before manifest entry", "after manifest entry")
 POINTS = (*ON_THE_WORKER, *ON_THE_DRIVER)
 TITLES = {"actor": "MapWorker", "raylet": "raylet"}
+VICTIMS = {"ray": ("driver", "raylet", *["actor", "point"] * 3), "local": ("driver", "point")}
 STARTING = 12.0  # seconds in which Ray and its workers come up
 
 
 class Killer:
     """Starts a run again and again and kills it; `kills` counts what was killed."""
 
-    def __init__(self, run: Run, rng: random.Random) -> None:
-        self.run = run
-        self.rng = rng
+    def __init__(self, run: Run, rng: random.Random, victims: tuple[str, ...]) -> None:
+        self.run, self.rng, self.victims = run, rng, victims
         self.kills: Counter[str] = Counter()
         self.charge = run.out.with_suffix(".charge")
 
@@ -50,7 +50,7 @@ class Killer:
         return not self.run.wait_for(lambda: False, self.rng.uniform(0, 0.5)) and self.run.process.is_alive()
 
     def _kill(self, point: str) -> None:
-        victim = self.rng.choice(("driver", "raylet", *["actor", "point"] * 3))
+        victim = self.rng.choice(self.victims)
         if victim == "point":
             self.charge.touch()
             if self.run.wait_for(lambda: not self.charge.exists(), 10) or not self.charge.exists():

@@ -93,7 +93,7 @@ class Run:
 
     def processes(self, title: str) -> list[int]:
         """Processes that the run has started, and these in turn, whose title has `title` in it."""
-        return [pid for pid in descendants(self.process.pid) if title in title(pid)]
+        return [pid for pid in descendants(self.process.pid) if title in title_of(pid)]
 
 
 def _command(arguments: list[str], environment: dict[str, str], log: str) -> None:
@@ -126,7 +126,7 @@ def descendants(pid: int | None) -> list[int]:
     return found
 
 
-def title(pid: int) -> str:
+def title_of(pid: int) -> str:
     """The command of a process, or what it calls itself; empty if there is none."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")

@@ -18,7 +18,7 @@ from packaging.version import Version
 from ray.cluster_utils import Cluster
 
 from tests.integration.faults.runs import Run, assert_whole, descendants, make_dataset, rows
-from tests.integration.faults.stage import CPUS, GPUS, MARKS, SECONDS
+from tests.integration.faults.stage import GPUS, MARKS, SECONDS
 
 IMAGES = 60
 STARTS_WITH_TOKEN = Version(version("ray")) >= Version("2.59")  # `ray start --head` requires it if there is one
@@ -96,34 +96,6 @@ def test_stages_run_where_their_resources_are(cluster: Cluster, tmp_path: Path) 
     assert "2 actors of 1 GPU: stub" in run.said, run.said
     assert {mark.read_text() for mark in marks.iterdir()} <= {"0", "1"}
     assert len(list(marks.iterdir())) == len(rows(run.out)) == IMAGES
-
-
-@pytest.mark.soak
-def test_actors_that_fit_in_sum_but_not_each_on_a_machine_are_refused(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.add_node(num_cpus=2, num_gpus=1)
-    (tmp_path / "marks").mkdir()
-    run = Run(make_dataset(tmp_path / "data", 4), tmp_path / "out", ("--ray-address", cluster.address))
-    run.environment = {MARKS: str(tmp_path / "marks"), CPUS: "3"}
-    run.start()
-    assert run.wait() == 2, run.said
-    assert run.said.splitlines()[-1].startswith("error: the actors do not fit on the machines of Ray: ")
-
-
-@pytest.mark.soak
-def test_small_actors_leave_the_machine_to_the_large_one(cluster: Cluster, tmp_path: Path) -> None:
-    """One machine has room for the large actor, and only if the small ones go elsewhere."""
-    cluster.add_node(num_cpus=2, num_gpus=1)
-    (tmp_path / "marks").mkdir()
-    run = Run(
-        make_dataset(tmp_path / "data", 12),
-        tmp_path / "out",
-        ("--set", "engine.unit_size=1", "--ray-address", cluster.address),
-    )
-    run.environment = {MARKS: str(tmp_path / "marks"), CPUS: "2"}
-    run.start()
-    assert run.wait() == 0, run.said
-    assert "1 actor: stub\n6 actors: stub\n" in run.said, run.said
-    assert len(rows(run.out)) == 12
 
 
 def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:

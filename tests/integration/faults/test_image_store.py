@@ -6,14 +6,13 @@ import json
 import random
 import shutil
 import tarfile
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from sgpipe.errors import EngineError, StoreError, UserError
+from sgpipe.errors import EngineError, UserError
 from sgpipe.files import object_store
 from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images, image_root
 from sgpipe.files.index import cache_folder
@@ -87,18 +86,6 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[StorePath, Ima
     return store, existing_images(store.uri, IndexFolder(tmp_path / "run", whole=True))
 
 
-def test_images_are_read_ahead_in_their_order(kept: tuple[StorePath, ImageRoot], faults: Faults) -> None:
-    _, root = kept
-    faults.seconds = 0.02
-    wanted = records()
-    wanted[3].fail("source", "no image")
-    with ImageFeed({"val": copy.copy(root)}, wanted, lambda image, file: image) as feed:
-        for number, record in enumerate(wanted):
-            if record.ok and number != 7:
-                assert feed.open(record).size == (record.width, 10)
-    assert max(Counter(path for _, path in faults.requests).values()) <= IMAGES
-
-
 def test_other_versions_and_new_objects_are_error_rows(kept: tuple[StorePath, ImageRoot]) -> None:
     store, root = kept
     assert errors(root) == {}
@@ -130,20 +117,6 @@ def test_keys_that_expire_end_the_run_resumably(kept: tuple[StorePath, ImageRoot
         loaded(root)
     faults.fault = lambda method, path: None
     assert errors(root) == {}
-
-
-def test_one_object_that_may_not_be_read_is_an_error_row(images: StorePath, faults: Faults) -> None:
-    faults.fault = lambda method, path: "403 AccessDenied" if "005" in path else None
-    failed = errors(image_root(images.uri))
-    assert list(failed) == [NAMES[5]]
-    assert "AccessDenied" in failed[NAMES[5]]
-
-
-def test_a_store_that_stays_away_ends_the_run_resumably(images: StorePath, faults: Faults) -> None:
-    root = image_root(f"{images.uri}/deep")
-    faults.fault = lambda method, path: "503 SlowDown"
-    with pytest.raises(StoreError, match=r"SlowDown: as asked for$"):
-        root.open("001 ü.png")
 
 
 def test_what_cannot_be_work_is_refused_before_it_begins(images: StorePath, faults: Faults) -> None:

@@ -18,19 +18,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from sgpipe.cli.main import app
-from sgpipe.files.object_store import StorePath
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, RelationKey
-from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records
-from sgpipe.storage.verify import verify
 from sgpipe.utils.console import Progress
 from tests.integration.faults.test_disk import Disk
 from tests.integration.faults.test_disk import disk as disk
-from tests.integration.faults.test_view_store import upload
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
 KILLS, PEOPLE, IMAGES = 15, ("anna", "ben", "cleo"), 10
@@ -167,21 +160,6 @@ def test_a_disk_that_fills_up_keeps_what_was_acknowledged_and_goes_on_later(disk
     again = JudgementLog(log.file, RUN)
     assert again.find(str(len(saved)))
     assert again.problems == []
-
-
-def test_a_run_in_a_store_is_corrected(
-    run: Path, store: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    upload(run, store)
-    log = JudgementLog(Index.open(store.uri, Progress(Console(quiet=True))).cache / JUDGEMENTS, RUN)
-    log.append(answer(0, image=3))
-    result = CliRunner().invoke(app, ["correct", store.uri, "--out", str(tmp_path / "out")])
-    assert result.exit_code == 0, result.output
-    sure = [record.image_id for record in iter_records(tmp_path / "out") if record.relations[0].confidence is None]
-    assert sure == ["3"]
-    assert "store" not in Manifest.load(tmp_path / "out").run
-    assert verify(tmp_path / "out").ok
 
 
 @pytest.mark.slow

@@ -142,22 +142,3 @@ def test_a_run_survives_a_lost_worker_and_then_its_head(
     alone.run(labelling.command("alone", local=True), QUIET)
     fetch(StorePath(labelling.labels), tmp_path / "fetched", lambda images, counts: None)
     assert_whole(tmp_path / "fetched", rows(alone.folder / "alone"))
-
-
-def test_a_machine_with_another_sgpipe_is_refused(network: Network, store: str, tmp_path: Path) -> None:
-    head, worker = network.machine(), network.machine()
-    root = Path(__file__).parents[3]
-    for package in ("sgpipe", "rlip_model"):
-        shutil.copytree(root / package, worker.folder / "old" / package)
-    with (worker.folder / "old/sgpipe/records.py").open("a") as file:
-        file.write("# another version\n")
-    old = {"PYTHONPATH": str(network.here / "old")}
-    start_cluster(head, worker, home=network.here, environment=old)
-    run, log = Labelling(store, 0, tmp_path / "drawn").start(head, 1)
-    assert run.wait(600) == 2, log.read_text()
-    said = log.read_text().splitlines()[-1]
-    assert re.fullmatch(
-        rf"error: machine {worker.name} has sgpipe \S+ \(\w+\), this one \S+ \(\w+\): install the same sgpipe, from "
-        "the same files, on all machines",
-        said,
-    )

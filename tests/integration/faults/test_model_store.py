@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +11,9 @@ from sgpipe.cli.main import app
 from sgpipe.files.object_store import StorePath
 from sgpipe.recipe import packaged_model
 from tests.integration.faults.runs import rows
+from tests.sgpipe.generation.in_process import without_ray
 
 IMAGES = 6
-ROOT = str(Path(__file__).parents[3])
 
 
 @pytest.fixture
@@ -34,17 +30,10 @@ def words_for(out: Path, *options: str) -> list[str]:
     return ["generate", "miniworld", "--set", f"source.miniworld.images={IMAGES}", "--out", str(out), *options]
 
 
-def generate_alone(out: Path, *options: str) -> str:
-    """In a process of its own, whose workers know the store and the cache."""
-    program = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", *words_for(out, *options)]
-    done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
 def generate(out: Path, *options: str, code: int = 0) -> str:
     words = words_for(out, *options)
-    done = CliRunner().invoke(app, words)
+    with without_ray():
+        done = CliRunner().invoke(app, words)
     assert done.exit_code == code, done.output
     return done.output
 
@@ -52,18 +41,9 @@ def generate(out: Path, *options: str, code: int = 0) -> str:
 @pytest.mark.slow
 def test_a_run_with_models_of_a_store_is_that_with_their_folders(models, tmp_path):
     by_uri, by_folder = tmp_path / "uri", tmp_path / "folder"
-    assert "fetching the model s3://" in generate_alone(by_uri, *models)
+    assert "fetching the model s3://" in generate(by_uri, *models)
     generate(by_folder)
     assert rows(by_uri) == rows(by_folder)
     again = generate(by_folder, *models)
     assert "nothing left to do" in again
     assert "fetching" not in again
-
-
-@pytest.mark.slow
-def test_a_model_that_is_missing_is_one_line(models, store, tmp_path):
-    assert "is no model: it has no config.json" in generate(tmp_path / "run", f"--tagger={store.uri}/none", code=2)
-    assert "must not hold keys" in generate(tmp_path / "run", "--tagger=s3://key:secret@bucket/tagger", code=2)
-    said = generate(tmp_path / "run", "--tagger=s3://no-such-bucket-at-all/tagger", code=2)
-    assert json.dumps("NoSuchBucket")[1:-1] in said
-    assert not (tmp_path / "run" / "data").exists()

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 
@@ -18,16 +18,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from rich.console import Console
 
-from sgpipe.errors import EngineError, UserError
+from sgpipe.errors import EngineError, StoreError, UserError
+from sgpipe.files.object_store import StorePath
 from sgpipe.generation.run import generate
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record
-from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage import mirror
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.mirror import fetch
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from sgpipe.utils import atomic
 from sgpipe.utils.console import Progress
 from tests.detections import make_coco
+from tests.integration.faults.conftest import Faults
 from tests.sgpipe.generation.in_process import without_ray
 
 IMAGES, MISSING = 12, 4
@@ -51,10 +55,11 @@ def dataset() -> Path:
     return folder
 
 
-def label(out: Path, unit_size: int = 4, **more: object) -> None:
+def label(out: Path, unit_size: int = 4, store: StorePath | None = None, **more: object) -> None:
     files = {"images": "images", "annotations": "instances_val.json", "captions": "captions_val.json"}
     values = {"source.root": str(dataset() / "coco"), "source.splits": {"val": files}}
     values |= {"caption.captioner": None, "tag.method": "overlap", "engine.unit_size": unit_size}
+    values |= {"engine.store": store and store.uri}
     generate(load_recipe("coco", values | more), out, Progress(Console(quiet=True)))
 
 
@@ -84,49 +89,74 @@ def at_point(name: str, moment: int, action: Callable[[], None]) -> Iterator[Non
 class Runs(RuleBasedStateMachine):
     """A run and everything that may happen to it."""
 
+    store: StorePath | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="sgpipe-machine-"))
         self.out = self.folder / "out"
-        self.lost = False  # of a committed shard, since the last run
+        self.lost = False  # a committed shard, since the last run
 
-    def shards(self) -> list[Path]:
-        return [self.out / shard.file for shard in Manifest.load(self.out).shards]
+    def label(self, unit_size: int = 4, **more: object) -> None:
+        label(self.out, unit_size, self.store, **more)
+        self.lost = False
+
+    def freeze(self) -> AbstractContextManager[object]:
+        """Nothing is written outside the folder meanwhile."""
+        return nullcontext()
+
+    def committed(self) -> list[ShardEntry]:
+        return Manifest.load(self.out).shards
 
     def has_shards(self) -> bool:
-        return (self.out / MANIFEST).exists() and bool(self.shards())
+        return (self.out / MANIFEST).exists() and bool(self.committed())
+
+    def is_local(self) -> bool:
+        return self.store is None
+
+    def sizes(self) -> dict[str, int]:
+        return {path.name: path.stat().st_size for path in (self.out / "data").iterdir()}
+
+    def is_lost(self) -> bool:
+        sizes = self.sizes()
+        return self.has_shards() and any(sizes.get(Path(each.file).name) != each.bytes for each in self.committed())
+
+    def write(self, file: str, content: bytes | None) -> None:
+        """None: delete it."""
+        if content is None:
+            (self.out / file).unlink(missing_ok=True)
+        else:
+            (self.out / file).write_bytes(content)
+
+    def result(self) -> Path:
+        """The folder of the finished run, as `fetch` makes it of one in a store."""
+        assert self.sizes().keys() == {Path(each.file).name for each in self.committed()}
+        return self.out
 
     @rule(unit_size=unit_sizes)
     def finish(self, unit_size: int) -> None:
-        label(self.out, unit_size)
-        self.lost = False
-        assert list(iter_records(self.out)) == expected()
-        found = verify(self.out)
+        self.label(unit_size)
+        root = self.result()
+        assert list(iter_records(root)) == expected()
+        found = verify(root)
         assert found.ok, found.problems
-        assert {path.name for path in (self.out / "data").iterdir()} == {path.name for path in self.shards()}
 
     @rule(point=points, moment=moments, unit_size=unit_sizes)
     def kill(self, point: str, moment: int, unit_size: int) -> None:
         """As a power cut: what is on the disk at this moment is all that is left."""
-        left = self.folder / "left"
+        left, frozen = self.folder / "left", ExitStack()
 
         def die() -> None:
             shutil.copytree(self.out, left)
+            frozen.enter_context(self.freeze())
             raise Killed
 
-        with at_point(point, moment, die), suppress(Killed):
-            label(self.out, unit_size)
-            self.lost = False
+        with frozen, at_point(point, moment, die), suppress(Killed):
+            self.label(unit_size)
         if left.exists():
-            shutil.rmtree(self.out, ignore_errors=True)  # a run that fails before its first shard has left none
+            shutil.rmtree(self.out, ignore_errors=True)
             left.rename(self.out)
             self.lost = self.lost and self.is_lost()
-
-    def is_lost(self) -> bool:
-        return any(not path.exists() or path.stat().st_size != size for path, size in self.sizes())
-
-    def sizes(self) -> list[tuple[Path, int]]:
-        return [(self.out / shard.file, shard.bytes) for shard in Manifest.load(self.out).shards]
 
     @rule(point=points, moment=moments)
     def fill_the_disk(self, point: str, moment: int) -> None:
@@ -134,9 +164,10 @@ class Runs(RuleBasedStateMachine):
             raise OSError(errno.ENOSPC, "No space left on device", str(self.out))
 
         with at_point(point, moment, fail), suppress(OSError, EngineError):
-            label(self.out, 1)
-        self.lost = self.lost and self.has_shards() and self.is_lost()
+            self.label(1)
+        self.lost = self.lost and self.is_lost()
 
+    @precondition(is_local)
     @rule(point=points, moment=moments)
     def start_a_second_writer(self, point: str, moment: int) -> None:
         def write() -> None:
@@ -144,23 +175,18 @@ class Runs(RuleBasedStateMachine):
                 label(self.out)
 
         with at_point(point, moment, write):
-            label(self.out, 1)
-        self.lost = False
+            self.label(1)
 
     @precondition(has_shards)
     @rule(data=st.data(), cut=st.booleans())
     def lose_a_shard(self, data: st.DataObject, cut: bool) -> None:
-        shard = data.draw(st.sampled_from(self.shards()))
-        if cut and shard.exists():
-            shard.write_bytes(shard.read_bytes()[:100])
-        else:
-            shard.unlink(missing_ok=True)
+        self.write(data.draw(st.sampled_from(self.committed())).file, b"cut" if cut else None)
         self.lost = True
 
-    @precondition(has_shards)
+    @precondition(lambda self: self.is_local() and self.has_shards())
     @rule(data=st.data())
     def flip_a_bit_and_repair(self, data: st.DataObject) -> None:
-        shard = data.draw(st.sampled_from(self.shards()))
+        shard = self.out / data.draw(st.sampled_from(self.committed())).file
         if shard.exists():
             content = bytearray(shard.read_bytes())
             content[len(content) // 2] ^= 1
@@ -182,7 +208,7 @@ class Runs(RuleBasedStateMachine):
     @precondition(lambda self: (self.out / MANIFEST).exists())
     @rule()
     def leave_files_behind(self) -> None:
-        (self.out / "data" / "val-000000900-000000902.parquet").write_bytes(b"of a killed run")
+        self.write("data/val-000000900-000000902.parquet", b"of a killed run")
         (self.out / "data" / ".val.0123.tmp").write_bytes(b"half a shard")
 
     @precondition(has_shards)
@@ -190,13 +216,13 @@ class Runs(RuleBasedStateMachine):
     def ask_for_other_labels(self) -> None:
         before = (self.out / MANIFEST).read_bytes()
         with pytest.raises(UserError):
-            label(self.out, **{"pair.max_pairs": 7})
-        assert (self.out / MANIFEST).read_bytes() == before
+            self.label(**{"pair.max_pairs": 7})
+        assert not self.is_local() or (self.out / MANIFEST).read_bytes() == before
 
     @invariant()
     def committed_rows_are_right(self) -> None:
         if not self.lost and self.has_shards():
-            rows = list(iter_records(self.out))
+            rows = list(iter_records(self.out if self.store is None else self.store.uri))
             assert [row for row in expected() if row.image_id in {row.image_id for row in rows}] == rows
 
     def teardown(self) -> None:
@@ -204,14 +230,77 @@ class Runs(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-@pytest.mark.parametrize("examples", [12, pytest.param(500, marks=pytest.mark.soak)])
-def test_any_sequence_of_faults_leads_to_the_same_rows(examples: int) -> None:
+def explore(machine: type[Runs], examples: int) -> None:
     with without_ray():
         expected()
-        Runs.TestCase.settings = settings(
+        machine.TestCase.settings = settings(
             max_examples=examples,
             stateful_step_count=8,
             derandomize=examples < 100,
             suppress_health_check=list(HealthCheck),
         )
-        Runs.TestCase().runTest()
+        machine.TestCase().runTest()
+
+
+MANY = pytest.param(500, marks=pytest.mark.soak)
+
+
+@pytest.mark.parametrize("examples", [12, MANY])
+def test_any_sequence_of_faults_leads_to_the_same_rows(examples: int) -> None:
+    explore(Runs, examples)
+
+
+@pytest.mark.parametrize("examples", [8, MANY])
+def test_any_sequence_of_faults_leads_to_the_same_rows_in_a_store(
+    store: StorePath, faults: Faults, examples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has a copy of the manifest after each commit, and is all that another machine sees."""
+    monkeypatch.setattr(mirror, "_SECONDS_BETWEEN_COPIES", 0.0)
+    bucket = store.uri
+
+    class StoredRuns(Runs):
+        def __init__(self) -> None:
+            super().__init__()
+            self.store = StorePath(f"{bucket}/{self.folder.name}")
+
+        @contextmanager
+        def freeze(self) -> Iterator[None]:
+            faults.fault = lambda method, path: "403 AccessDenied"
+            yield
+            faults.fault = lambda method, path: None
+
+        def sizes(self) -> dict[str, int]:
+            return self.store.sizes("data")
+
+        def write(self, file: str, content: bytes | None) -> None:
+            if content is None:
+                self.store.delete(file)
+            else:
+                self.store.put(file, content)
+
+        def result(self) -> Path:
+            shutil.rmtree(self.folder / "fetched", ignore_errors=True)
+            fetch(self.store, self.folder / "fetched", lambda images, counts: None)
+            return self.folder / "fetched"
+
+        @precondition(lambda self: self.store.read(MANIFEST) is not None)
+        @rule()
+        def move_to_another_machine(self) -> None:
+            shutil.rmtree(self.out)
+
+        @rule(point=points, moment=moments)
+        def lose_the_store_to_another_run(self, point: str, moment: int) -> None:
+            """The later run takes over, the earlier one ends."""
+            taken: list[Path] = []
+
+            def take_over() -> None:
+                taken.append(self.folder / f"out-{len(list(self.folder.iterdir()))}")
+                label(taken[0], 2, self.store)
+
+            with at_point(point, moment, take_over), suppress(StoreError):
+                self.label(1)
+                assert not taken, "it did not notice"
+            self.out = taken[0] if taken else self.out
+            self.lost = False
+
+    explore(StoredRuns, examples)

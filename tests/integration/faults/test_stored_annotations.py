@@ -13,19 +13,15 @@ from typer.testing import CliRunner
 from sgpipe.calibration import scoring_of_recipe
 from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files import stored_files
-from sgpipe.files.image_roots import located
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.roots import FolderRoot
-from sgpipe.files.stored_files import joined, shown_path, stamp_stored, uri_of
+from sgpipe.files.stored_files import stamp_stored
 from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import Record
-from sgpipe.sources.formats import infer_split
 from sgpipe.sources.opening import open_source
 from sgpipe.storage.manifest import Manifest
 from tests.factories import make_calibration
-from tests.integration.faults.conftest import Faults
-from tests.integration.faults.test_view_store import upload
+from tests.integration.faults.conftest import Faults, upload
 from tests.sgpipe.generation.in_process import without_ray
 
 INSTANCES = {
@@ -76,15 +72,6 @@ def test_records_are_those_of_local_files_and_are_read_once(stored, tmp_path, mo
     assert len(records(loaded.source, tmp_path / "stored.arrow")[0]) == 9
 
 
-def test_uris_stay_uris_in_recipes(stored, tmp_path):
-    loaded = recipe(f"{stored.uri}/a.json.gz", str(tmp_path / "c.json"), tmp_path)
-    dumped = loaded.model_dump(mode="json")["source"]["splits"]["val"]
-    assert (dumped["annotations"], dumped["captions"]) == (f"{stored.uri}/a.json.gz", str(tmp_path / "c.json"))
-    assert Recipe.model_validate(loaded.model_dump(mode="json")) == loaded
-    assert shown_path(loaded.source.path(loaded.source.splits["val"].annotations)) == f"{stored.uri}/a.json.gz"
-    assert uri_of(Path("a/b.json")) is uri_of("C:/a") is uri_of("https://host/a.json") is None
-
-
 def test_a_root_may_be_a_store(stored, tmp_path, monkeypatch):
     given: list[Recipe] = []
 
@@ -104,28 +91,6 @@ def test_a_root_may_be_a_store(stored, tmp_path, monkeypatch):
     assert SourceConfig.model_validate(source.model_dump(mode="json")) == source
 
 
-@pytest.mark.parametrize(
-    ("base", "path", "expected"),
-    [
-        (None, "a/b", "a/b"),
-        ("root", "a/b", "root/a/b"),
-        ("s3://b/root", "a/b", "s3://b/root/a/b"),
-        ("s3://b/root/", "/a/b", "/a/b"),
-        ("s3://b/root", "gs://c/a", "gs://c/a"),
-        ("s3://b/root?endpoint_override=http://h:9", "a/b", "s3://b/root/a/b?endpoint_override=http://h:9"),
-    ],
-)
-def test_paths_below_a_root(base, path, expected):
-    assert located(path, base and Path(base)) == expected
-    assert str(shown_path(joined(base and Path(base), path))) == expected
-
-
-@pytest.mark.parametrize(("name", "message"), [("none.json", "no such file: s3://"), ("../a.json", "objects have no")])
-def test_a_missing_file_is_one_line(stored, tmp_path, name, message):
-    with pytest.raises(UserError, match=message):
-        stamp_stored(f"{stored.uri}/{name}")
-
-
 def test_what_goes_wrong_with_the_store_is_said(stored, tmp_path, faults: Faults):
     source = recipe(f"{stored.uri}/a.json", f"{stored.uri}/c.json.gz", tmp_path).source
     with pytest.raises(UserError, match="keys"):
@@ -141,47 +106,6 @@ def test_what_goes_wrong_with_the_store_is_said(stored, tmp_path, faults: Faults
     cuts = iter(["cut", "cut"])
     faults.fault = lambda method, path: next(cuts, None) if method == "GET" and path.endswith("a.json") else None
     assert len(records(source, tmp_path / "index.arrow")[0]) == 50
-
-
-def test_a_file_that_is_cut_is_named(stored, tmp_path):
-    stored.put("cut.json.gz", gzip.compress(json.dumps(INSTANCES).encode())[:-40])
-    with pytest.raises(UserError, match=rf"{stored.uri}/cut\.json\.gz is cut short"):
-        records(recipe(f"{stored.uri}/cut.json.gz", f"{stored.uri}/c.json.gz", tmp_path).source, tmp_path / "i.arrow")
-
-
-def test_files_of_the_hub_come_from_its_cache(tmp_path, monkeypatch):
-    file = tmp_path / "a.json"
-    file.write_text("{}")
-    asked = []
-
-    def fetch(dataset: Any, name: str) -> Path:
-        asked.append((dataset.name, dataset.revision, name))
-        return file
-
-    monkeypatch.setattr(stored_files.HubDataset, "fetch", fetch)
-    assert stamp_stored(Path("hf://datasets/anna/set@main/sub/a.json"))[0] == str(file)
-    assert asked == [("anna/set", "main", "sub/a.json")]
-    with pytest.raises(UserError, match="no file of the hub"):
-        stamp_stored("hf://datasets/anna")
-
-
-def test_the_command_takes_them(stored, tmp_path, monkeypatch):
-    given: list[Recipe] = []
-
-    def generate(loaded: Recipe, *_: Any, **__: Any) -> None:
-        given.append(loaded)
-        raise UserError("enough")
-
-    monkeypatch.setattr("sgpipe.generation.run.generate", generate)
-    stored.put("instances_val2017.json.gz", gzip.compress(json.dumps(INSTANCES).encode()))
-    files = ["--annotations", f"{stored.uri}/instances_val2017.json.gz", "--captions", f"{stored.uri}/c.json.gz"]
-    done = CliRunner().invoke(app, ["generate", "coco", "--images", str(tmp_path), *files, "--tagger", "MINIWORLD"])
-    assert "enough" in done.stderr
-    (loaded,) = given
-    assert len(records(loaded.source, tmp_path / "index.arrow")[0]) == 50  # the split is named after the file
-    missing = ["--annotations", f"{stored.uri}/none.json"]
-    done = CliRunner().invoke(app, ["generate", "coco", "--images", str(tmp_path), *missing, "--tagger", "MINIWORLD"])
-    assert done.stderr == f"error: no such file: {stored.uri}/none.json\n"
 
 
 class TestImport:
@@ -207,22 +131,6 @@ class TestImport:
         assert self.shards(tmp_path / "stored") == self.shards(tmp_path / "local")
         assert "Imported from train.json.gz;" in (tmp_path / "stored" / "README.md").read_text()
         assert "nothing left to do" in self.run(local, tmp_path / "stored", *captions)  # it is the same content
-
-    def test_what_goes_wrong_is_one_line(self, stored, tmp_path, faults: Faults):
-        out, split = tmp_path / "out", ("--split", "val")
-        said = self.run(f"{stored.uri}/none.json", out, *split, code=2)
-        assert said == f"error: no such file: {stored.uri}/none.json\n"
-        said = self.run(f"{stored.uri}/c.json.gz", out, *split, code=2)
-        assert f"error: {stored.uri}/c.json.gz is a COCO captions file" in said.replace("\n", " ")
-        faults.fault = lambda method, path: "403 AccessDenied" if method == "GET" and path.endswith("a.json") else None
-        assert "AccessDenied" in self.run(f"{stored.uri}/a.json", out, *split, code=1)
-        faults.fault = lambda method, path: None
-        self.run(f"{stored.uri}/a.json", out, *split)
-        assert len(self.shards(out)) == 1
-
-    @pytest.mark.parametrize("name", ["train.json", "train.json?endpoint_override=http://host:9"])
-    def test_the_split_is_named_after_the_object(self, tmp_path, name):
-        assert infer_split(Path(f"s3://bucket/{name}"), tmp_path) == "train"
 
 
 def label(dataset: Path, out: Path, *options: object) -> dict[str, Any]:
@@ -292,24 +200,3 @@ def test_calibration_ground_truth_and_synonyms_may_be_in_a_store(store: StorePat
     changed = CliRunner().invoke(app, [str(word) for word in [*arguments, *given(store.uri, store.uri)]])
     assert changed.exit_code == 2
     assert "pair.synonyms" in changed.output
-
-
-@pytest.mark.parametrize("option", ["--calibration", "--truth", "--image-data"])
-def test_what_is_missing_in_a_store_is_said_before_work_begins(store: StorePath, tmp_path: Path, option: str) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "a.json").write_text(json.dumps(INSTANCES))
-    arguments = ["generate", "coco", "--images", tmp_path / "images", "--annotations", tmp_path / "a.json"]
-    arguments += [
-        "--split",
-        "val",
-        "--captioner",
-        "MINIWORLD",
-        "--tagger",
-        "MINIWORLD",
-        option,
-        f"{store.uri}/nowhere.json",
-    ]
-    done = CliRunner().invoke(app, [str(word) for word in [*arguments, "--out", tmp_path / "out"]])
-    assert done.exit_code == 2, done.output
-    assert "nowhere.json" in done.output
-    assert not (tmp_path / "out").exists()

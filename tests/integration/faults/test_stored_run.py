@@ -1,76 +1,96 @@
-"""Runs in a store that are read in place, by commands and in Python: as those in a folder."""
+"""Runs and models in an object store: every command and reader finds in them what it finds in those of a folder."""
 
-import json
+from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pytest
+from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files import remote
-from sgpipe.files.object_store import ObjectInfo, StorePath
-from sgpipe.storage.manifest import MANIFEST, Manifest
-from sgpipe.storage.shards import iter_records
+from sgpipe.files.object_store import StorePath
+from sgpipe.generation.scoring import AGREEMENT_COLUMN, Agreement, score_run
+from sgpipe.records import Record
+from sgpipe.storage.index import Index, read_embedded, read_record
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records, shard_name, write_shard
 from sgpipe.storage.verify import verify
-from sgpipe.training.data import stream as data_rows
-from sgpipe.training.data.scan import UsableRowGroup, scan_training
-from sgpipe.training.data.stream import StepStream, iter_epoch, one_pass, shuffled_epoch
+from sgpipe.training.data.scan import scan_training
+from sgpipe.training.data.stream import StepStream
+from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.recipe import ShardsConfig
-from tests.integration.faults.test_view_store import upload
+from sgpipe.utils.console import Progress
+from sgpipe.view.search import Filters, search
+from tests.integration.faults.conftest import Faults, upload
+from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
+from tests.sgpipe.stats.runs import make_shards, scene
+from tests.sgpipe.training import trainings
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
-IMAGES = "abcdefg"
+QUIET = Progress(Console(quiet=True))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SGPIPE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+
+
+def below(store: StorePath, name: str) -> StorePath:
+    return StorePath(f"{store.uri}/{name}")
+
+
+def sgpipe(*words: object, code: int = 0) -> str:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == code, done.output
+    assert "Traceback" not in done.output
+    return done.stderr if code else done.stdout
 
 
 @pytest.fixture
-def root(tmp_path: Path, store: StorePath) -> Path:
-    """A run, which is also in the store."""
-    make_run(tmp_path / "run", [plain_record(name) for name in IMAGES], rows=2)
-    upload(tmp_path / "run", store)
-    return tmp_path / "run"
+def folder(tmp_path: Path, store: StorePath) -> Path:
+    """A folder with a run and its ground truth, which are also in the store."""
+    predicted = [scene(str(n), [(0, "on", 1, 0.2 + n / 200)]) for n in range(120)]
+    true = [scene(str(n), [(0, "on" if n % 7 < n / 20 else "under", 1)]) for n in range(120)]
+    for name, records in (("run", predicted), ("truth", true)):
+        upload(make_shards(tmp_path / name, records, rows=50), below(store, name))
+    return tmp_path
 
 
-@pytest.fixture(params=["small", "large"])
-def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards are read whole, or by ranges."""
-    monkeypatch.setattr(remote, "_WHOLE", {"small": 1 << 20, "large": 0}[request.param])
+@pytest.mark.parametrize("whole", [True, False], ids=["read whole", "read in ranges"])
+def test_commands_print_and_write_the_same(
+    folder: Path, store: StorePath, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_WHOLE", 1 << 20 if whole else 0)
+    commands = [
+        "stats PLACE/run --json",
+        "verify PLACE/run",
+        "calibrate PLACE/run --truth PLACE/truth --json --out OUT",
+        "eval labels --pred PLACE/run --truth PLACE/truth --json",
+        "eval boxes PLACE/run --truth PLACE/truth --json",
+        *(f"export PLACE/run --to {form} --out OUT-{form}" for form in ("hf", "coco-rel")),
+    ]
+    for command in commands:
+        found = []
+        for place, out in ((folder, "local"), (store.uri, "stored")):
+            said = sgpipe(*command.replace("PLACE", str(place)).replace("OUT", str(folder / out)).split())
+            found.append(said.replace(str(place), "").replace("\n", ""))
+        assert found[0] == found[1] or "export" in command, command
+    for path in (path for form in folder.glob("local-*") for path in form.rglob("*") if path.is_file()):
+        assert Path(str(path).replace("local-", "stored-")).read_bytes() == path.read_bytes()
+    assert list(iter_records(f"{store.uri}/run")) == list(iter_records(folder / "run"))
 
 
-def run(*arguments: object) -> str:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert done.exit_code == 0, done.output
-    return done.stdout
-
-
-def test_stats_are_those_of_the_folder(root: Path, store: StorePath, sizes: None) -> None:
-    expected, found = (json.loads(run("stats", place, "--json")) for place in (root, store.uri))
-    assert found == expected
-    assert "No problems found" in run("stats", store.uri, "--compare", store.uri)
-
-
-@pytest.mark.parametrize("form", ["hf", "coco", "label-studio"])
-def test_exports_are_those_of_the_folder(root: Path, store: StorePath, tmp_path: Path, form: str, sizes: None) -> None:
-    for place, out in ((root, "local"), (store.uri, "stored")):
-        run("export", place, "--to", form, "--out", tmp_path / out)
-    files = [path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*") if path.is_file()]
-    assert files
-    for file in files:
-        assert (tmp_path / "local" / file).read_bytes() == (tmp_path / "stored" / file).read_bytes()
-
-
-def test_records_are_those_of_the_folder(root: Path, store: StorePath, sizes: None) -> None:
-    assert list(iter_records(store.uri)) == list(iter_records(root))
-
-
-def test_of_large_shards_only_what_is_asked_for_is_read(
+def test_of_large_shards_only_what_is_needed_is_read(
     tmp_path: Path, store: StorePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = [plain_record(name, width=1024, height=1024) for name in "abcd"]
-    make_run(tmp_path / "run", records, rows=2, embedded=True)
+    make_run(tmp_path / "run", [plain_record(name, width=1024, height=1024) for name in "abcd"], rows=2, embedded=True)
     upload(tmp_path / "run", store)
     lengths: list[int] = []
     read_range = StorePath.read_range
@@ -81,162 +101,142 @@ def test_of_large_shards_only_what_is_asked_for_is_read(
 
     monkeypatch.setattr(remote, "_WHOLE", 0)
     monkeypatch.setattr(StorePath, "read_range", counted)
-    assert run("stats", store.uri) == run("stats", tmp_path / "run")
-    smallest = min(shard.bytes for shard in Manifest.load(tmp_path / "run").shards)
-    assert 0 < max(lengths) <= 1 << 20 < 6 << 20 < smallest
-    lengths.clear()
-    run("export", store.uri, "--to", "coco-rel", "--out", tmp_path / "export")
+    sgpipe("export", store.uri, "--to", "coco-rel", "--out", tmp_path / "export")
     assert 0 < sum(lengths) < 1 << 20
 
 
-class TestTraining:
-    """`sgpipe train --data s3://…`."""
+def test_damage_in_a_store_is_found_and_named(folder: Path, store: StorePath) -> None:
+    place = below(store, "run")
+    shards = [shard.file for shard in Manifest.load(folder / "run").shards]
+    content = place.read(shards[1]) or b""
+    place.delete(shards[0])
+    place.put(shards[1], content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    place.put(shards[2], content[:50])
+    assert {problem.file for problem in verify(Path(place.uri)).problems} == set(shards)
+    sgpipe("verify", place.uri, code=1)
+    assert shards[0] in sgpipe("export", place.uri, "--to", "coco", "--out", folder / "out", code=2).replace("\n", "")
+    with pytest.raises(UserError):
+        verify(Path(place.uri), repair=True)
+    for command in ("stats", "verify"):
+        assert f"{store.uri}/nothing" in sgpipe(command, f"{store.uri}/nothing", code=2).replace("\n", " ")
 
-    def steps(self, place: Path | str, epoch: int, step: int, number: int) -> list[object]:
+
+def test_a_store_that_fails_while_it_is_read_is_one_line(folder: Path, store: StorePath, faults: Faults) -> None:
+    """Also in the middle of a query, where the error passes through DuckDB."""
+    faults.fault = lambda method, path: "403 AccessDenied" if "labels/run/data/" in path and method == "GET" else None
+    assert "AccessDenied" in sgpipe("stats", f"{store.uri}/run", code=1)
+
+
+def test_the_viewer_indexes_and_reads_a_run_that_grows(tmp_path: Path, store: StorePath) -> None:
+    root = tmp_path / "run"
+    make_run(root, [plain_record(name) for name in "abcd"], rows=2, embedded=True)
+    upload(root, store)
+
+    def images(index: Index) -> set[str]:
+        return {hit.image_id for hit in search(index, Filters()).hits}
+
+    index, local = Index.open(store.uri, QUIET), Index.open(root, QUIET)
+    assert images(index) == set("abcd")
+    assert read_record(index, "train", "c") == read_record(local, "train", "c")
+    assert read_embedded(index, "train", "c") == read_embedded(local, "train", "c") is not None
+    Manifest.load(root).commit(write_shard(root, shard_name("train", 4, 5), "train", 4, [plain_record("e")], {}))
+    upload(root, store)
+    assert index.refresh()
+    assert images(index) == set("abcde")
+
+
+def test_scores_are_those_of_the_folder(tmp_path: Path, store: StorePath) -> None:
+    records = [scene(str(n), [(0, "on", 1, 0.5), (1, "near", 0, 0.4)]) for n in range(6)]
+    make_run(tmp_path / "run", records, rows=2, run={"store": store.uri})
+    upload(tmp_path / "run", store)
+
+    def scorer(record: Record, image: Image.Image) -> list[Agreement | None]:
+        return [Agreement(image.getpixel((0, 0))[0] / 255, None, 1, 1) for _ in record.relations]
+
+    for place, out in ((tmp_path / "run", "by_folder"), (Path(store.uri), "by_store")):
+        score_run(place, tmp_path / out, AGREEMENT_COLUMN, lambda: scorer, {}, Progress())
+    copies = [Manifest.load(tmp_path / out) for out in ("by_folder", "by_store")]
+    assert [shard.sha256 for shard in copies[0].shards] == [shard.sha256 for shard in copies[1].shards]
+    assert "store" not in copies[1].run  # its shards are in the folder
+
+
+def test_a_run_is_pushed_without_being_fetched(
+    folder: Path, store: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("README.md", "recipe.yaml"):
+        if (folder / "run" / name).exists():
+            store.put(f"run/{name}", folder / "run" / name)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with serving(HubStub(failures={"/commit/": [0, 409]})) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        sgpipe("push", f"{store.uri}/run", "--to", "anna/stored", code=1)
+        sgpipe("push", f"{store.uri}/run", "--to", "anna/stored")
+    assert len([name for name in hub.repositories["anna/stored"] if name.endswith(".parquet")]) == 3
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix == ".parquet"]
+
+
+def test_steps_of_a_training_are_those_of_the_folder(tmp_path: Path, store: StorePath) -> None:
+    make_run(tmp_path / "run", make_records(40), rows=3, embedded=True)
+    upload(tmp_path / "run", store)
+
+    def steps(place: Path | str, epoch: int, step: int) -> list[object]:
         settings = data(ShardsConfig(shards=Path(place)), val=(), limit=11, limit_seed=3)
         stream = StepStream(scan_training(settings), settings, batch=2, seed=7, most_relations=5)
-        with closing(stream.steps(epoch, step)) as steps:
-            found = list(islice(steps, number))
-        return [(step.index, [(item.image_id, item.graph, item.embedded) for item in step.items]) for step in found]
+        with closing(stream.steps(epoch, step)) as found:
+            return [
+                (step.index, [(item.image_id, item.graph, item.embedded) for item in step.items])
+                for step in islice(found, 7)
+            ]
 
-    @pytest.fixture
-    def trained(self, tmp_path: Path, store: StorePath) -> Path:
-        make_run(tmp_path / "run", make_records(40), rows=3, embedded=True)
-        upload(tmp_path / "run", store)
-        return tmp_path / "run"
+    for epoch, step in ((0, 0), (0, 3), (2, 4)):
+        assert steps(store.uri, epoch, step) == steps(tmp_path / "run", epoch, step)
 
-    def test_steps_are_those_of_the_folder_from_any_step_on(self, trained: Path, store: StorePath, sizes: None) -> None:
-        for epoch, step in ((0, 0), (0, 3), (2, 4)):
-            assert self.steps(store.uri, epoch, step, 7) == self.steps(trained, epoch, step, 7)
 
-    def test_only_the_next_window_is_read_ahead(
-        self, trained: Path, store: StorePath, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        found = scan_training(data(ShardsConfig(shards=Path(store.uri)), val=()))
-        read: list[UsableRowGroup] = []
-        original = data_rows._read
+def failing_after(reads: int) -> Callable[..., bytes]:
+    """`read_range` of a store that fails for good after some reads of shards."""
+    read_range, left = StorePath.read_range, iter(range(10**6))
 
-        def counted(group: UsableRowGroup) -> pa.Table:
-            read.append(group)
-            return original(group)
-
-        monkeypatch.setattr(data_rows, "_read", counted)
-        epoch = shuffled_epoch(found, 3, 0, 0)
-        with closing(iter_epoch(found, epoch)) as rows:
-            next(rows)
-            assert 3 <= len(read) <= 6
-        assert len(read) <= 6
-
-    def test_shards_beyond_a_limit_are_not_fetched(
-        self, tmp_path: Path, store: StorePath, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        make_run(tmp_path / "run", [plain_record(str(number)) for number in range(60)], rows=1)
-        upload(tmp_path / "run", store)
-        fetched: list[str] = []
-        head = StorePath.head
-
-        def counted(self: StorePath, name: str = "") -> ObjectInfo | None:
-            fetched.append(name)
-            return head(self, name)
-
-        monkeypatch.setattr(StorePath, "head", counted)
-        assert scan_training(data(ShardsConfig(shards=Path(store.uri)), val=(), limit=2)).rows == 2
-        assert 2 <= len(fetched) < 30
-
-    def test_the_recipe_of_a_training_names_the_store(self, store: StorePath) -> None:
-        config = ShardsConfig.model_validate({"shards": store.uri})
-        assert config.model_dump(mode="json")["shards"] == store.uri
-        assert ShardsConfig.model_validate(config.model_dump(mode="json")) == config
-
-    def test_a_store_that_fails_ends_the_training_resumably(
-        self, trained: Path, store: StorePath, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        found = scan_training(data(ShardsConfig(shards=Path(store.uri)), val=()))
-
-        def failing(*_: object) -> bytes:
+    def failing(self: StorePath, name: str, *rest: Any) -> bytes:
+        if "data/" in f"{self}/{name}" and next(left) >= reads:
             raise StoreError("s3://bucket: SlowDown: reduce your rate")
+        return read_range(self, name, *rest)
 
-        monkeypatch.setattr(StorePath, "read_range", failing)
-        with pytest.raises(StoreError, match="SlowDown"):
-            list(iter_epoch(found, one_pass(found)))
-
-
-class TestVerify:
-    def test_a_whole_run(self, root: Path, store: StorePath) -> None:
-        said = run("verify", store.uri)
-        assert said == f"{store.uri}: 7 images in 4 shards, no problems found\n"
-
-    def test_damage_is_found(self, root: Path, store: StorePath) -> None:
-        shards = [shard.file for shard in Manifest.load(root).shards]
-        content = store.read(shards[1]) or b""
-        store.delete(shards[0])
-        store.put(shards[1], content[:100] + bytes([content[100] ^ 1]) + content[101:])
-        store.put(shards[2], content[:50])
-        found = verify(Path(store.uri))
-        problems = {problem.file: problem.problem for problem in found.problems}
-        assert problems.pop(shards[0]) == "listed in the manifest but missing"
-        assert "its content has changed" in problems.pop(shards[1])
-        assert "truncated" in problems.pop(shards[2])
-        assert not problems
-        done = CliRunner().invoke(app, ["verify", store.uri])
-        assert done.exit_code == 1
-
-    def test_repeated_images_are_found(self, tmp_path: Path, store: StorePath) -> None:
-        make_run(tmp_path / "run", [plain_record(name) for name in "abca"], rows=2)
-        upload(tmp_path / "run", store)
-        [problem] = verify(Path(store.uri)).problems
-        assert problem.problem == "1 image already in the run"
-
-    def test_nothing_is_repaired(self, root: Path, store: StorePath) -> None:
-        with pytest.raises(UserError, match="delete what is damaged"):
-            verify(Path(store.uri), repair=True)
+    return failing
 
 
-def test_a_store_without_a_run_is_refused(store: StorePath) -> None:
-    for command in ("stats", "verify"):
-        done = CliRunner().invoke(app, [command, f"{store.uri}/nothing"])
-        assert done.exit_code == 2
-        assert f"{store.uri}/nothing is not an sgpipe run: it has no {MANIFEST}" in done.stderr.replace("\n", " ")
+@pytest.mark.slow
+def test_models_and_trainings_are_those_of_the_folder(
+    tmp_path: Path, store: StorePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training whose store fails resumes from its last checkpoint."""
+    root = trainings.make_run(tmp_path)
+    upload(root, below(store, "run"))
+    make_initial_model(trainings.recipe(root, "pretrain").model, ["person", "dog"], 0, tmp_path / "network")
+    for file in (tmp_path / "network").iterdir():
+        store.put(f"network/{file.name}", file)
+
+    predictions = []
+    for folder in (str(tmp_path), store.uri):
+        model = [f"{folder}/network", "--data", f"{folder}/run", "--device", "cpu"]
+        out = tmp_path / f"{len(predictions)}.json"
+        sgpipe("predict", *model, "--out", out, "--form", "vg", "--short-side", 48, "--long-side", 64)
+        predictions.append(out.read_bytes())
+    assert predictions[0] == predictions[1]
+
+    network = {"model.init": f"{tmp_path}/network"}
+    trainings.training(root, tmp_path / "local", "pretrain", **network)
+    stored = {"model.init": f"{store.uri}/network"}
+    with monkeypatch.context() as patched:
+        patched.setattr(StorePath, "read_range", failing_after(3))  # the scan, and the first epoch
+        with pytest.raises(StoreError):
+            trainings.training(Path(f"{store.uri}/run"), tmp_path / "stored", "pretrain", **stored)
+    trainings.training(Path(f"{store.uri}/run"), tmp_path / "stored", "pretrain", **stored)
+    assert not trainings.different(trainings.weights(tmp_path / "stored"), trainings.weights(tmp_path / "local"))
+    assert f"{store.uri}/run" in (tmp_path / "stored" / "recipe.yaml").read_text()
 
 
-def test_a_shard_that_is_missing(root: Path, store: StorePath) -> None:
-    store.delete(file := Manifest.load(root).shards[0].file)
-    done = CliRunner().invoke(app, ["stats", store.uri])
-    assert done.exit_code == 2
-    assert f"shard {store.uri}/{file} is listed in the manifest but missing" in done.stderr.replace("\n", "")
-
-
-def test_a_store_that_fails_is_told_in_one_line(root: Path, store: StorePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in the middle of a query, where the error passes through DuckDB."""
-    read_range, reads = StorePath.read_range, iter(range(99))
-
-    def failing(self: StorePath, name: str, *rest: object) -> bytes:
-        if "data/" in f"{self}/{name}" and next(reads) >= 5:
-            raise StoreError("s3://bucket: SlowDown: reduce your rate")
-        return read_range(self, name, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(StorePath, "read_range", failing)
-    done = CliRunner().invoke(app, ["stats", store.uri])
-    assert done.exit_code == 1
-    assert "s3://bucket: SlowDown: reduce your rate" in done.stderr
-    assert "Traceback" not in done.output
-
-
-@pytest.mark.parametrize(
-    ("location", "uri", "name"),
-    [
-        ("s3://b/run", "s3://b/run", "s3://b/run"),
-        (Path("s3://b/run"), "s3://b/run", "s3://b/run"),
-        (
-            Path("s3://b/run?endpoint_override=http://localhost:9"),
-            "s3://b/run?endpoint_override=http://localhost:9",
-            "s3://b/run",
-        ),
-        (Path("s3://b/run?x=1") / "data/a.parquet", "s3://b/run?x=1/data/a.parquet", "s3://b/run/data/a.parquet"),
-        (Path("runs/a"), None, "runs/a"),
-        (Path("s3/run"), None, "s3/run"),
-    ],
-)
-def test_locations(location: Path | str, uri: str | None, name: str) -> None:
-    assert remote.uri_of(location) == uri
-    assert remote.name_of(location) == name
+def test_what_is_not_a_model_is_one_line(tmp_path: Path, store: StorePath) -> None:
+    make_run(tmp_path / "run", make_records(8), rows=3, embedded=True)
+    train = ["train", "tagger", "--miniature", "--data", tmp_path / "run", "--out", tmp_path / "out", "--init"]
+    assert f"{store.uri}/none" in sgpipe(*train, f"{store.uri}/none", code=2).replace("\n", "")

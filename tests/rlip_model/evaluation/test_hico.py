@@ -12,7 +12,7 @@ from rlip_model.evaluation.hico_classes import (
     possible_interactions,
     split,
 )
-from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage
+from rlip_model.evaluation.inputs import EvaluationImage
 from rlip_model.evaluation.suppression import PairSuppression
 from tests.rlip_model.evaluation.scenes import FAR, PERSON, THING, image
 
@@ -110,8 +110,3 @@ def test_the_600_classes_and_their_divisions() -> None:
     unseen, seen = (set(CLASSES.labels(part)[:, 1].tolist()) for part in (split("UO").rare, split("UO").non_rare))
     assert len(unseen) == 12
     assert not unseen & seen
-
-
-def test_wrong_input_is_told() -> None:
-    with pytest.raises(EvaluationError, match=r"a\.jpg: predicted object label is 80"):
-        evaluate_hico([rides((PERSON, THING, 80, {}))])

@@ -1,10 +1,8 @@
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rlip_model.evaluation.inputs import EvaluationError
 from rlip_model.evaluation.vcoco import Actions, People, PeopleImage, PredictedPeople, Role, VcocoScores, evaluate_vcoco
 
 ACTIONS = Actions(("hold", "point", "walk"), (Role(0, "obj"), Role(1, "instr")))
@@ -99,21 +97,3 @@ def test_actions_that_nobody_does_have_no_precision() -> None:
     assert found.agent_mean() == 1
     assert math.isnan(scores().agent_mean())
     assert math.isnan(scores().role_mean(1))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
-        (scene([(PERSON, THING, math.nan)]), "1: a score of an agent is NaN"),
-        (scene([([59, 10, 10, 109], THING, 0.9)]), "has inverted corners"),
-        (scene([], persons=[[0, 0, math.inf, 1]]), "box of an annotated person is NaN or infinite"),
-        (
-            replace(scene([]), predicted=PredictedPeople(*(np.zeros((0, size)) for size in (4, 2, 2, 2)))),
-            "2 action scores",
-        ),
-    ],
-)
-def test_wrong_input_is_told(wrong: PeopleImage, told: str) -> None:
-    with pytest.raises(EvaluationError) as caught:
-        scores(wrong)
-    assert told in str(caught.value)

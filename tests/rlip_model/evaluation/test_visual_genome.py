@@ -4,7 +4,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from rlip_model.evaluation.inputs import EvaluationError
 from rlip_model.evaluation.visual_genome import (
     GraphImage,
     GraphScores,
@@ -108,26 +107,3 @@ def test_nothing_is_no_number() -> None:
     summary = scores(mode="predcls").summary()
     assert math.isnan(summary["R@20"])
     assert math.isnan(summary["ng-zR@100"])
-
-
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
-        (scene([(0, 3, ON)], []), "7: box of a ground-truth relation is 3"),
-        (scene([(0, 1, 4)], []), "predicate of a ground-truth relation is 4, expected 1 to 3"),
-        (scene([], [(0, 3, {})]), "box of a predicted pair is 3"),
-        (scene([], [(0, 1, {ON: math.nan})]), "a score of a predicate is NaN"),
-        (scene([], [], scores=[1, 1, math.nan]), "a score of a box is NaN"),
-        (scene([], [], labels=[5, 6, 151]), "label of a predicted box is 151"),
-        (scene([], [], labels=[5, 6]), "2 labels of predicted boxes, expected 3"),
-    ],
-)
-def test_wrong_input_is_told(wrong: GraphImage, told: str) -> None:
-    with pytest.raises(EvaluationError) as caught:
-        scores(wrong)
-    assert told in str(caught.value)
-
-
-def test_given_boxes_must_be_the_true_ones() -> None:
-    with pytest.raises(EvaluationError, match="2 predicted boxes, expected 3"):
-        scores(scene([(0, 1, ON)], [(0, 1, {})], boxes=BOXES[:2], labels=[5, 6]), mode="predcls")

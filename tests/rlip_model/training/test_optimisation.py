@@ -67,12 +67,3 @@ def test_freezing_means_whole_names() -> None:
     still = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert "text_encoder" in still
     assert "encoder" not in still
-
-
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [("batch", 0), ("epochs", 0), ("steps", 0), ("lr", -1), ("ema", 1.0), ("lr_drop", 0), ("clip_norm", -1)],
-)
-def test_settings_that_cannot_work(setting: str, value: float) -> None:
-    with pytest.raises(ValueError, match=setting):
-        Optimisation(**{setting: value})

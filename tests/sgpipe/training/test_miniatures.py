@@ -107,7 +107,7 @@ LIKE_ANOTHER = {"hico-fewshot-10", "hico-uc-nf", "hico-uc-rf"}  # except for the
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_ANOTHER else []) for name in SHARDS_OF]
+    "name", [pytest.param(name, marks=[pytest.mark.soak] if name in LIKE_ANOTHER else []) for name in SHARDS_OF]
 )
 def test_a_recipe_trains(shards, tmp_path, name):
     rows = run(name, shards[SHARDS_OF[name]], tmp_path)

@@ -99,7 +99,7 @@ def test_a_trained_tagger_tags(trained_tagger: Path, drawn_run: Path, name: str)
     assert {(r.subject, r.object, r.predicate) for r in tagged.relations} == {(0, 1, "next to"), (0, 1, "above")}
 
 
-@pytest.mark.parametrize("kill", [4, *(pytest.param(kill, marks=pytest.mark.slow) for kill in (1, 2, 6))])
+@pytest.mark.parametrize("kill", [4, *(pytest.param(kill, marks=pytest.mark.soak) for kill in (1, 2, 6))])
 def test_a_killed_training_resumes_exactly(
     drawn_run: Path, trained_tagger: Path, tmp_path: Path, killed_at: Callable[[int], None], kill: int
 ) -> None:
@@ -147,7 +147,7 @@ def wait_for_steps(process: subprocess.Popen[str], out: Path, count: int) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in (1, 2))])
 def test_a_process_killed_at_a_random_moment_resumes_exactly(drawn_run: Path, tmp_path: Path, seed: int) -> None:
     rng, settings = random.Random(seed), {"output__checkpoint_every": 2, "optimisation__epochs": 6}
     training(drawn_run, tmp_path / "whole", **settings)

@@ -154,7 +154,7 @@ def check_texts(part: StepPart, group: Sequence[TrainingItem]) -> None:
 
 
 @pytest.mark.parametrize(
-    "group", [1, 3, 13, *(pytest.param(group, marks=pytest.mark.slow) for group in (2, 4, 5, 8, 12))]
+    "group", [1, 3, 13, *(pytest.param(group, marks=pytest.mark.soak) for group in (2, 4, 5, 8, 12))]
 )
 def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, group):
     """Groups of the 12 images of a step, of which the last may be smaller; more than a batch: one group."""
