@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -33,14 +32,8 @@ if TYPE_CHECKING:
 
 _FILE_WIDTH = 120  # columns of tables that are not printed on a terminal
 
-Predictions = Annotated[
-    Path | None,
-    reads_file("Predictions file; docs/formats.md describes the formats."),
-]
-Annotations = Annotated[
-    Path | None,
-    reads_file("Annotation file; optional with --model."),
-]
+Annotations = Annotated[Path | None, reads_file("Annotation file; optional with --model.")]
+Plot = Annotated[Path | None, writes_file("Write the precision-recall curves to this SVG file.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,101 +46,84 @@ Examples:
 )
 
 
-class HicoSetting(StrEnum):
-    """How HICO-DET's classes are grouped."""
-
-    DEFAULT = "default"
-    NF = "NF"
-    UC_RF = "UC-RF"
-    UC_NF = "UC-NF"
-    UO = "UO"
-
-
-class PhraseSuppression(StrEnum):
-    """How overlapping pairs and phrases are suppressed."""
-
-    NONE = "none"
-    PUBLISHED = "published"
-    REPAIRED = "repaired"
-
-
-class LabelSource(StrEnum):
-    """The part of a run that is evaluated."""
-
-    RELATIONS = "relations"
-    CANDIDATES = "candidates"
-
-
-class GraphMode(StrEnum):
-    """The three tasks of scene graph generation."""
-
-    PREDCLS = "predcls"
-    SGCLS = "sgcls"
-    SGDET = "sgdet"
-
-
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions:
-    """Another result, to which the difference is given with an interval."""
+class ReportOptions:
+    """How a result is printed, the files that it is written to, and what it is compared with."""
 
     compare: Annotated[
         Path | None,
         reads_stored(
-            "Predictions, model or run of the same kind and images: prints the differences with 95% intervals."
+            "Predictions, model or run of the same kind and images: print the differences with 95% intervals."
         ),
     ] = None
     resamples: Annotated[int, typer.Option(min=1, help="With --compare: bootstrap resamples of the images.")] = 1000
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="With --compare: random seed.")] = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableFiles:
-    """How the result is printed, and the files that it is written to."""
-
     json: Json = False
-    json_file: Annotated[
-        Path | None,
-        writes_file("Write the full result as JSON to this file."),
-    ] = None
-    csv: Annotated[
-        Path | None,
-        writes_file("Write one line per class to this file."),
-    ] = None
+    json_file: Annotated[Path | None, writes_file("Write the full result as JSON to this file.")] = None
+    csv: Annotated[Path | None, writes_file("Write one line per class to this file.")] = None
+
+    def run_and_report(
+        self, evaluate: Callable[[Path | None], EvaluationResult], plot: Path | None = None, *, per_class: bool = False
+    ) -> None:
+        """Evaluate, compare, print and write.
+
+        Args:
+            evaluate: takes what is evaluated instead of the first, if anything.
+        """
+        from sgpipe.files.stored_files import shown_path
+
+        result = evaluate(None)
+        if self.compare is not None:
+            other = evaluate(self.compare)
+            result = result.compared_with(other, str(shown_path(self.compare)), self.resamples, self.seed)
+        if self.json:
+            print(result.as_json())
+        else:
+            print_result(result, per_class=per_class)
+        if self.json_file:
+            result.write_json(self.json_file)
+        if self.csv:
+            result.write_csv(self.csv)
+        if plot:
+            result.write_plot(plot)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultFiles(TableFiles):
-    """The same, with a plot."""
+class InputOptions(InferenceOptions):
+    """A predictions file and annotations, or a trained model and the shards to run it on."""
 
-    plot: Annotated[
-        Path | None,
-        writes_file("Write the precision-recall curves to this SVG file."),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """A trained model to evaluate, instead of a predictions file."""
-
+    predictions: Annotated[Path | None, reads_file("Predictions file; docs/formats.md describes the formats.")] = None
     model: Annotated[
-        Path | None,
-        reads_stored("Folder or store of a trained model, instead of predictions.", panel=MODELS),
+        Path | None, reads_stored("Folder or store of a trained model, instead of predictions.", panel=MODELS)
     ] = None
-    data: Annotated[
-        Path | None,
-        reads_stored("With --model: folder of shards, or their object store."),
-    ] = None
+    data: Annotated[Path | None, reads_stored("With --model: folder of shards, or their object store.")] = None
+
+    def given(
+        self, annotations: Path | None, classes: Path | None = None, other: Path | None = None
+    ) -> PredictionFiles | ModelRun:
+        """Return what is evaluated; `other` takes the place of the predictions or the model.
+
+        Raises UserError: neither predictions with annotations nor a model with data is given.
+        """
+        from sgpipe.evaluation.benchmarks.evaluate import ModelRun, PredictionFiles
+
+        if self.predictions and annotations and not self.model and not self.data:
+            return PredictionFiles(other or self.predictions, annotations, classes)
+        if self.predictions or not self.model or not self.data:
+            raise UserError("pass --predictions and --annotations, or --model and --data")
+        how = self.as_arguments()
+        return ModelRun(model=other or self.model, data=self.data, annotations=annotations, classes=classes, **how)
 
 
 @app.command()
 @with_option_groups
 def hico(
     *,
-    predictions: Predictions = None,
     annotations: Annotations = None,
     setting: Annotated[
-        HicoSetting, typer.Option(help="How to group the classes: rare and non-rare, or unseen and seen.")
-    ] = HicoSetting.DEFAULT,
+        Literal["default", "NF", "UC-RF", "UC-NF", "UO"],
+        typer.Option(help="How to group the classes: rare and non-rare, or unseen and seen."),
+    ] = "default",
     known_object: Annotated[
         bool, typer.Option("--known-object", help="Evaluate a class only on images with its object.")
     ] = False,
@@ -156,10 +132,9 @@ def hico(
         bool, typer.Option("--zero-shot", help="With --model: drop subjects not classified as a person.")
     ] = False,
     classes: Classes = None,
-    model: ModelOptions,
-    inference: InferenceOptions,
-    compare: CompareOptions,
-    files: ResultFiles,
+    inputs: InputOptions,
+    report: ReportOptions,
+    plot: Plot = None,
 ) -> None:
     """HICO-DET: mean average precision over full, rare and non-rare classes, or over unseen and seen classes.
 
@@ -169,36 +144,27 @@ def hico(
     """
     from sgpipe.evaluation.benchmarks.evaluate import HicoOptions, score_hico
 
-    options = HicoOptions(setting.value, known_object, pair_nms)
+    options = HicoOptions(setting, known_object, pair_nms)
 
     def evaluate(other: Path | None) -> EvaluationResult:
-        given = _given(predictions, annotations, model, inference, classes, other)
+        given = inputs.given(annotations, classes, other)
         return score_hico(given, options, zero_shot=zero_shot)
 
-    run_and_report(evaluate, compare, files, files.plot)
+    report.run_and_report(evaluate, plot)
 
 
 @app.command()
 @with_option_groups
 def vcoco(
     *,
-    annotations: Annotated[
-        Path,
-        reads_file("V-COCO's own annotations: vcoco_test.json."),
-    ],
-    coco: Annotated[
-        Path,
-        reads_file("The COCO instances they refer to: instances_vcoco_all_2014.json."),
-    ],
-    predictions: Predictions = None,
+    annotations: Annotated[Path, reads_file("V-COCO's own annotations: vcoco_test.json.")],
+    coco: Annotated[Path, reads_file("The COCO instances they refer to: instances_vcoco_all_2014.json.")],
     possible: Annotated[
-        Path | None,
-        reads_stored("With --model: training shards; what never occurs in them is scored 0."),
+        Path | None, reads_stored("With --model: training shards; what never occurs in them is scored 0.")
     ] = None,
-    model: ModelOptions,
-    inference: InferenceOptions,
-    compare: CompareOptions,
-    files: ResultFiles,
+    inputs: InputOptions,
+    report: ReportOptions,
+    plot: Plot = None,
 ) -> None:
     """V-COCO: role AP in scenarios 1 and 2, and agent AP.
 
@@ -209,24 +175,23 @@ def vcoco(
     from sgpipe.evaluation.benchmarks.evaluate import score_vcoco
 
     def evaluate(other: Path | None) -> EvaluationResult:
-        return score_vcoco(_given(predictions, annotations, model, inference, other=other), coco, possible)
+        return score_vcoco(inputs.given(annotations, other=other), coco, possible)
 
-    run_and_report(evaluate, compare, files, files.plot)
+    report.run_and_report(evaluate, plot)
 
 
 @app.command()
 @with_option_groups
 def openimages(
     *,
-    predictions: Predictions = None,
     annotations: Annotations = None,
     nms: Annotated[
-        PhraseSuppression, typer.Option(help="Non-maximum suppression, with the bug of the published code or without.")
-    ] = PhraseSuppression.NONE,
-    model: ModelOptions,
-    inference: InferenceOptions,
-    compare: CompareOptions,
-    files: ResultFiles,
+        Literal["none", "published", "repaired"],
+        typer.Option(help="Non-maximum suppression, with the bug of the published code or without."),
+    ] = "none",
+    inputs: InputOptions,
+    report: ReportOptions,
+    plot: Plot = None,
 ) -> None:
     """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd.
 
@@ -237,9 +202,9 @@ def openimages(
     from sgpipe.evaluation.benchmarks.evaluate import score_open_images
 
     def evaluate(other: Path | None) -> EvaluationResult:
-        return score_open_images(_given(predictions, annotations, model, inference, other=other), nms.value)
+        return score_open_images(inputs.given(annotations, other=other), nms)
 
-    run_and_report(evaluate, compare, files, files.plot)
+    report.run_and_report(evaluate, plot)
 
 
 @app.command()
@@ -247,15 +212,13 @@ def openimages(
 def vg(
     *,
     mode: Annotated[
-        GraphMode | None, typer.Option(help="What the model was given: boxes and classes, boxes, or only images.")
+        Literal["predcls", "sgcls", "sgdet"] | None,
+        typer.Option(help="What the model was given: boxes and classes, boxes, or only images."),
     ] = None,
-    predictions: Predictions = None,
     annotations: Annotations = None,
     classes: Classes = None,
-    model: ModelOptions,
-    inference: InferenceOptions,
-    compare: CompareOptions,
-    files: TableFiles,
+    inputs: InputOptions,
+    report: ReportOptions,
 ) -> None:
     """Visual Genome (VG150): recall, mean recall and zero-shot recall, with and without graph constraint (ng-).
 
@@ -266,43 +229,37 @@ def vg(
     from sgpipe.evaluation.benchmarks.evaluate import ModelRun, score_graphs
 
     def evaluate(other: Path | None) -> EvaluationResult:
-        given = _given(predictions, annotations, model, inference, classes, other)
+        given = inputs.given(annotations, classes, other)
         if not isinstance(given, ModelRun):
             if mode is None:
                 raise UserError("pass --mode predcls, sgcls or sgdet: what the model was given")
-            return score_graphs(given, mode.value)
-        if mode and mode is not GraphMode.SGDET:
-            raise UserError(f"--mode {mode.value}: with --model the mode is sgdet, as the model detects its own boxes")
+            return score_graphs(given, mode)
+        if mode and mode != "sgdet":
+            raise UserError(f"--mode {mode}: with --model the mode is sgdet, as the model detects its own boxes")
         return score_graphs(given)
 
-    run_and_report(evaluate, compare, files)
+    report.run_and_report(evaluate)
 
 
 @app.command()
 @with_option_groups
 def labels(
     *,
-    pred: Annotated[
-        Path,
-        reads_stored("Folder of a run of `sgpipe generate`, or its object store."),
-    ],
+    pred: Annotated[Path, reads_stored("Folder of a run of `sgpipe generate`, or its object store.")],
     truth: GroundTruthFolder = None,
     wanted: Annotated[
-        Path | None,
-        reads_stored("Shards with the target relations for recall. Default: all of the ground truth."),
+        Path | None, reads_stored("Shards with the target relations for recall. Default: all of the ground truth.")
     ] = None,
     source: Annotated[
-        LabelSource, typer.Option(help="Evaluate the relations, or every candidate pair with each of its predicates.")
-    ] = LabelSource.RELATIONS,
+        Literal["relations", "candidates"],
+        typer.Option(help="Evaluate the relations, or every candidate pair with each of its predicates."),
+    ] = "relations",
     threshold: Annotated[float, typer.Option(help="Minimum confidence of the relations that count.")] = 0.2,
     iou: Annotated[float, typer.Option(help="Minimum IoU of matching boxes.")] = 0.5,
-    synonyms: Annotated[
-        Path | None,
-        reads_file("YAML or JSON: {predicate: [texts with the same meaning]}."),
-    ] = None,
+    synonyms: Annotated[Path | None, reads_file("YAML or JSON: {predicate: [texts with the same meaning]}.")] = None,
     image_data: ImageData = None,
-    compare: CompareOptions,
-    files: ResultFiles,
+    report: ReportOptions,
+    plot: Plot = None,
 ) -> None:
     """Compare a run's relations with ground truth: precision, recall and AP, by threshold, predicate and frequency.
 
@@ -321,12 +278,12 @@ def labels(
 
     def evaluate(other: Path | None) -> EvaluationResult:
         run = other or pred
-        quality = label_quality(run, ground_truth, source=source.value, threshold=threshold, synonyms=texts, iou=iou)
+        quality = label_quality(run, ground_truth, source=source, threshold=threshold, synonyms=texts, iou=iou)
         truths = {"truth": ground_truth.relations, "wanted": ground_truth.required}
         paths = {"pred": run, **truths, "synonyms": synonyms, "image_data": ground_truth.image_data}
         return label_report(quality, iou=iou, **{name: str(shown_path(path)) for name, path in paths.items() if path})
 
-    run_and_report(evaluate, compare, files, files.plot)
+    report.run_and_report(evaluate, plot)
 
 
 @app.command()
@@ -342,15 +299,14 @@ def boxes(
         ),
     ],
     truth: Annotated[
-        Path | None,
-        reads_stored("Run or import with boxes, or COCO instances file. Default: the run's own, if any."),
+        Path | None, reads_stored("Run or import with boxes, or COCO instances file. Default: the run's own, if any.")
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Minimum score for precision and recall. Default: the run's own.")
     ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Print a row for each class, too.")] = False,
-    compare: CompareOptions,
-    files: ResultFiles,
+    report: ReportOptions,
+    plot: Plot = None,
 ) -> None:
     """Compare detected boxes with ground truth: COCO's AP and AR, precision and recall, and the best F1.
 
@@ -363,9 +319,7 @@ def boxes(
 
     known = truth or _ground_truth(pred).relations
     level = own_threshold(pred) if threshold is None else threshold  # the same for what it is compared with
-    run_and_report(
-        lambda run: evaluate_boxes(run or pred, known, level), compare, files, files.plot, per_class=per_class
-    )
+    report.run_and_report(lambda run: evaluate_boxes(run or pred, known, level), plot, per_class=per_class)
 
 
 def _ground_truth(run: Path, truth: Path | None = None) -> GroundTruth:
@@ -376,59 +330,6 @@ def _ground_truth(run: Path, truth: Path | None = None) -> GroundTruth:
     if own is None:
         raise UserError(f"{run} has no ground truth of its own: pass --truth")
     return own
-
-
-def _given(
-    predictions: Path | None,
-    annotations: Path | None,
-    model: ModelOptions,
-    inference: InferenceOptions,
-    classes: Path | None = None,
-    other: Path | None = None,
-) -> PredictionFiles | ModelRun:
-    """Return what is evaluated; `other` takes the place of the predictions or the model.
-
-    Raises UserError: neither predictions with annotations nor a model with data is given.
-    """
-    from sgpipe.evaluation.benchmarks.evaluate import ModelRun, PredictionFiles
-
-    if predictions and annotations and not model.model and not model.data:
-        return PredictionFiles(other or predictions, annotations, classes)
-    if predictions or not model.model or not model.data:
-        raise UserError("pass --predictions and --annotations, or --model and --data")
-    arguments = inference.as_arguments()
-    return ModelRun(model=other or model.model, data=model.data, annotations=annotations, classes=classes, **arguments)
-
-
-def run_and_report(
-    evaluate: Callable[[Path | None], EvaluationResult],
-    compare: CompareOptions,
-    files: TableFiles,
-    plot: Path | None = None,
-    *,
-    per_class: bool = False,
-) -> None:
-    """Evaluate, compare, print and write.
-
-    Args:
-        evaluate: takes what is evaluated instead of the first, if anything.
-    """
-    from sgpipe.files.stored_files import shown_path
-
-    result = evaluate(None)
-    if compare.compare is not None:
-        other = evaluate(compare.compare)
-        result = result.compared_with(other, str(shown_path(compare.compare)), compare.resamples, compare.seed)
-    if files.json:
-        print(result.as_json())
-    else:
-        print_result(result, per_class=per_class)
-    if files.json_file:
-        result.write_json(files.json_file)
-    if files.csv:
-        result.write_csv(files.csv)
-    if plot:
-        result.write_plot(plot)
 
 
 def print_result(result: EvaluationResult, *, per_class: bool = False) -> None:

@@ -123,12 +123,10 @@ class SourceOptions:
 def generate(
     *,
     recipe: Annotated[
-        str | None,
-        typer.Argument(help="Packaged recipe (miniworld: default, coco, folder, …) or YAML file."),
+        str | None, typer.Argument(help="Packaged recipe (miniworld: default, coco, folder, …) or YAML file.")
     ] = None,
     out: Annotated[
-        Path | None,
-        writes_folder("Folder for the shards; a run in it is resumed. Default: NAME-relations."),
+        Path | None, writes_folder("Folder for the shards; a run in it is resumed. Default: NAME-relations.")
     ] = None,
     store: Annotated[
         str | None, typer.Option(help="Object store for the shards, such as s3://bucket/labels; the rest is in --out.")
@@ -257,7 +255,7 @@ def parse(
         str | None,
         typer.Option(
             help="Its model: of rules and learned, a spaCy model (default: the best one installed); of seq2seq, a "
-            "folder or hub id; of llm, its name at the endpoint.",
+            "folder or hub id; of llm, its name at the endpoint."
         ),
     ] = None,
     endpoint: Annotated[

@@ -73,10 +73,7 @@ class AnnotationOptions:
 class ImportOptions:
     """Options of every import."""
 
-    out: Annotated[
-        Path,
-        writes_folder("Folder for the shards; an unfinished import in it is resumed."),
-    ]
+    out: Annotated[Path, writes_folder("Folder for the shards; an unfinished import in it is resumed.")]
     limit: Limit = None
     embed: Annotated[bool, typer.Option("--embed", help="Store the image files in the shards.")] = False
     json_: Json = False
@@ -94,17 +91,12 @@ class RetryOptions(ImportOptions):
 def vg(
     *,
     data: AnnotationOptions,
-    image_data: Annotated[
-        Path | None,
-        reads_stored("image_data.json, for the sizes of the images."),
-    ] = None,
+    image_data: Annotated[Path | None, reads_stored("image_data.json, for the sizes of the images.")] = None,
     object_aliases: Annotated[
-        Path | None,
-        reads_file("File of object names with the same meaning, one group per line."),
+        Path | None, reads_file("File of object names with the same meaning, one group per line.")
     ] = None,
     predicate_aliases: Annotated[
-        Path | None,
-        reads_file("File of predicates with the same meaning, one group per line."),
+        Path | None, reads_file("File of predicates with the same meaning, one group per line.")
     ] = None,
     preprocess: Annotated[
         bool, typer.Option(help="As RLIPv2: lower case, no duplicates, at most 100 relations per image.")
@@ -167,8 +159,7 @@ def openimages(
     *,
     data: AnnotationOptions,
     categories: Annotated[
-        Path | None,
-        reads_file("OI_SGG_trainval_test_categories_dict.json: the classes. Default: all 601."),
+        Path | None, reads_file("OI_SGG_trainval_test_categories_dict.json: the classes. Default: all 601.")
     ] = None,
     options: RetryOptions,
 ) -> None:
@@ -191,8 +182,7 @@ def rlipv2(
     *,
     data: AnnotationOptions,
     image_paths: Annotated[
-        Path | None,
-        reads_stored("Objects365's image_id_to_filepath.json; required for its images."),
+        Path | None, reads_stored("Objects365's image_id_to_filepath.json; required for its images.")
     ] = None,
     options: RetryOptions,
 ) -> None:
@@ -304,10 +294,7 @@ def hf(
             rich_help_panel=DATA,
         ),
     ],
-    images: Annotated[
-        str | None,
-        reads_stored("Where the images are, if the rows do not contain them."),
-    ] = None,
+    images: Annotated[str | None, reads_stored("Where the images are, if the rows do not contain them.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to import, if there are several.")] = None,
     options: ImportOptions,
 ) -> None:

@@ -13,9 +13,8 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -151,14 +150,6 @@ Classes = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-class Dtype(StrEnum):
-    """The number format that a model computes in."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
     """How a trained model runs on the images of shards."""
@@ -167,9 +158,9 @@ class InferenceOptions:
     images: MovedImages = None
     batch: Annotated[int, typer.Option(min=1, help="Images per batch.", rich_help_panel=COMPUTE)] = 4
     dtype: Annotated[
-        Dtype,
+        Literal["auto", "float32", "bfloat16"],
         typer.Option(help="Number format. auto: bfloat16 on GPUs that support it.", rich_help_panel=COMPUTE),
-    ] = Dtype.AUTO
+    ] = "auto"
     device: Device = "auto"
     workers: Annotated[
         int,
@@ -186,7 +177,7 @@ class InferenceOptions:
 
     def as_arguments(self) -> dict[str, Any]:
         """Return the arguments of `ModelRun` that these options set."""
-        return {**vars(self), "dtype": self.dtype.value}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(InferenceOptions)}
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,21 +34,14 @@ if TYPE_CHECKING:
 _CLIP = "ViT-B-32"
 
 
-class PredictionFormat(StrEnum):
-    """The benchmark whose evaluator reads the file."""
-
-    HICO = "hico"
-    VCOCO = "vcoco"
-    OPENIMAGES = "openimages"
-    VG = "vg"
+PredictionFormat = Literal["hico", "vcoco", "openimages", "vg"]  # the benchmark whose evaluator reads the file
 
 
 @with_option_groups
 def predict(
     *,
     model: Annotated[
-        Path,
-        typer.Argument(help="Folder or store of a ParSeDA or ParSeD model, or of its training.", callback=stored),
+        Path, typer.Argument(help="Folder or store of a ParSeDA or ParSeD model, or of its training.", callback=stored)
     ],
     data: Annotated[Path, reads_stored("Folder of shards, or their object store.")],
     out: Annotated[Path, writes_file("File to write: .json for `sgpipe eval`, or .parquet.")],
@@ -114,18 +106,18 @@ def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, z
     from sgpipe.stages.detect.detectors import load_detector
 
     parquet = out.suffix == ".parquet"
-    if form in (PredictionFormat.VG, PredictionFormat.VCOCO):
+    if form in ("vg", "vcoco"):
         if parquet:
-            raise UserError(f"--form {form.value} needs every score of a pair, which .parquet lacks: write .json")
+            raise UserError(f"--form {form} needs every score of a pair, which .parquet lacks: write .json")
         return _write_whole_pairs(run, out, form, most)
     if form is None and parquet:
         subjects = load_detector(run.model).config.subject_class
-        form = PredictionFormat.OPENIMAGES if subjects else PredictionFormat.HICO
-    if form is PredictionFormat.OPENIMAGES:
+        form = "openimages" if subjects else "hico"
+    if form == "openimages":
         config, key = run.config("scene graph"), "rel_prediction"
     else:
         config, key = run.config("zero-shot hoi" if zero_shot else "hoi"), "hoi_prediction"
-    hico_det = form is not PredictionFormat.OPENIMAGES and config.classes == HICO.classes
+    hico_det = form != "openimages" and config.classes == HICO.classes
     possible = hico.possible_interactions() if hico_det else None
     if parquet:
         return write_parquet(predict_images(config, run.row_groups()), out, config.classes, most, possible)
@@ -138,7 +130,7 @@ def _write_whole_pairs(run: ModelRun, out: Path, form: PredictionFormat, most: i
     from sgpipe.inference.predictor import predict as predict_images
     from sgpipe.inference.writers import PeopleConverter, vcoco_actions, write_graphs, write_vcoco
 
-    if form is PredictionFormat.VG:
+    if form == "vg":
         graphs = run.config("scene graph")
         return write_graphs(predict_images(graphs, run.row_groups()), out, graphs.classes, most)
     config = run.config("hoi")
@@ -148,10 +140,7 @@ def _write_whole_pairs(run: ModelRun, out: Path, form: PredictionFormat, most: i
 
 def score(
     run: StoredRun,
-    out: Annotated[
-        Path,
-        writes_folder("Folder for the shards with scores; an unfinished scoring is resumed."),
-    ],
+    out: Annotated[Path, writes_folder("Folder for the shards with scores; an unfinished scoring is resumed.")],
     by: Annotated[
         Literal["clip", "vlm"],
         typer.Option(help="clip: how well the text of a relation fits. vlm: ask a vision-language model."),
@@ -160,7 +149,7 @@ def score(
         str | None,
         typer.Option(
             help="clip: open_clip name, hf-hub:ID, hub id or folder; default ViT-B-32. vlm: hub id or folder of an "
-            "image-text-to-text model; with --endpoint its name there.",
+            "image-text-to-text model; with --endpoint its name there."
         ),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="clip: weights of a named model: file or tag.")] = None,

@@ -69,10 +69,7 @@ class ShardsOptions:
 def train(
     *,
     recipe: Annotated[str, typer.Argument(help="Packaged recipe (tagger, pretrain, hico …) or YAML file.")],
-    out: Annotated[
-        Path,
-        writes_folder("Folder for the model; an unfinished training in it is resumed."),
-    ],
+    out: Annotated[Path, writes_folder("Folder for the model; an unfinished training in it is resumed.")],
     shards: ShardsOptions,
     init: Annotated[
         str | None,
@@ -142,13 +139,9 @@ def convert(
     checkpoint: Annotated[
         Path, typer.Argument(help="Official RLIP checkpoint (.pth); with --as, a detector's.", exists=True)
     ],
-    out: Annotated[
-        Path,
-        writes_folder("Folder for config.json, model.safetensors and the tokenizer."),
-    ],
+    out: Annotated[Path, writes_folder("Folder for config.json, model.safetensors and the tokenizer.")],
     tokenizer: Annotated[
-        str,
-        typer.Option(help="RoBERTa tokenizer, or RoBERTa itself with --as: folder, store or hub id."),
+        str, typer.Option(help="RoBERTa tokenizer, or RoBERTa itself with --as: folder, store or hub id.")
     ] = "roberta-base",
     gating: Annotated[
         str | None, typer.Option(help="Fusion gate (VXAc or GLIP), if the checkpoint does not name it.")

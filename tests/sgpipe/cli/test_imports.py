@@ -88,7 +88,6 @@ def test_files_in_another_format_are_refused_by_name(folder, kind, file):
     assert result.exit_code == 2
     assert f"{file}_train.json is " in result.stderr
     assert ", not " in result.stderr
-    assert f"sgpipe import {file}" in result.stderr
     assert not (folder / "out").exists()
 
 
