@@ -5,10 +5,10 @@ Everything it says of how the rows were made comes from the identity of the run,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -32,10 +32,7 @@ _MOST = 10  # names in a list
 
 # By dataset: the identifier of its licence on the hub, and a sentence about it.
 _LICENCES = {
-    "coco": (
-        "cc-by-4.0",
-        "COCO's own annotations are CC BY 4.0; its images keep the licences of their owners on Flickr",
-    ),
+    "coco": ("cc-by-4.0", "COCO's annotations are CC BY 4.0; its images keep the licences of their owners on Flickr"),
     "visual_genome": ("cc-by-4.0", "Visual Genome itself is CC BY 4.0; other scene graphs in its format may not be"),
     "open_images": ("cc-by-4.0", "Open Images' annotations are CC BY 4.0, its images are listed as CC BY 2.0"),
     "objects365": ("cc-by-4.0", "Objects365's annotations are CC BY 4.0; its images are not its own"),
@@ -44,8 +41,7 @@ _LICENCES = {
 _UNKNOWN = ("other", "unknown to sgpipe; check the source of the data before you publish this")
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """How many of something the run has, and how many the export."""
 
     what: str
@@ -145,7 +141,7 @@ def _left_out(rows: ExportRows) -> Iterator[str]:
         yield f"The run has {before['images']:,} of the {count(total, 'image')} of its source."
     elif run.get("finished") is False:
         yield f"The import was not finished: it has only the first {count(before['images'], 'image')} of its source."
-    elif run.get("limit", _recipe_limit(rows.root)) == before["images"]:
+    elif run.get("limit") == before["images"]:
         yield f"The run was limited to the first {count(before['images'], 'image')} of its source (`--limit`)."
     if errors := before["errors"]:
         rows_of = "its row has" if errors == 1 else "their rows have"
@@ -156,29 +152,12 @@ def _left_out(rows: ExportRows) -> Iterator[str]:
     for what, number in rows.left_out.items():
         if number and what not in ("relations below the threshold", "error rows"):
             yield f"{what[0].upper()}{what[1:]}: {number:,}."
-    problems = _problems(rows)
-    if problems:
+    problems: Counter[str] = Counter()
+    for shard in rows.manifest.shards:
+        problems.update({key[8:]: number for key, number in shard.counts.items() if key.startswith("problem.")})
+    if problems := +problems:
         listed = ", ".join(f"{name.replace('_', ' ')} ({number:,})" for name, number in problems.items())
         yield f"Dropped or repaired while the source was read: {listed}."
-
-
-def _recipe_limit(root: Path) -> int | None:
-    """The limit in the recipe beside the shards, which a fetched run has, but not the index of its source."""
-    try:
-        recipe = yaml.safe_load((root / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return recipe.get("limit") if isinstance(recipe, dict) else None
-
-
-def _problems(rows: ExportRows) -> Mapping[str, int]:
-    """What reading the source dropped or repaired, by kind."""
-    prefix, found = "problem.", dict[str, int]()
-    for shard in rows.manifest.shards:
-        for key, number in shard.counts.items():
-            if key.startswith(prefix) and number:
-                found[key.removeprefix(prefix)] = found.get(key.removeprefix(prefix), 0) + number
-    return found
 
 
 def _header(rows: ExportRows, measures: Measures, licences: set[str]) -> dict[str, object]:

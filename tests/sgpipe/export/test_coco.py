@@ -74,9 +74,3 @@ def test_the_missing_object_of_a_relation_is_no_class(tmp_path):
 )
 def test_numbers_of_classes_are_kept_where_they_mean_something(seen, names, numbers):
     assert number_categories(seen, names) == numbers
-
-
-def test_numbers_below_1_are_not_kept_where_0_is_the_background():
-    assert number_categories([(0, "b"), (1, "a")], None) == {"b": 0, "a": 1}
-    assert number_categories([(0, "b"), (1, "a")], None, positive=True) == {"a": 1, "b": 2}
-    assert number_categories([(3, "b"), (1, "a")], None, positive=True) == {"a": 1, "b": 3}

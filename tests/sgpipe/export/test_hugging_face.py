@@ -1,5 +1,3 @@
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,17 +43,6 @@ def test_dataset_loaders_give_images_and_rows(tmp_path):
                 assert row["image"].getpixel((0, 0))[0] == pytest.approx(int(record.image_id) % 256, abs=2)
 
 
-def test_files_have_their_final_names_and_say_what_they_hold(tmp_path):
-    run = make_shards(tmp_path / "run", [replace(record, split="val") for record in records(20)], rows=6)
-    out = export_run(run, "hf", tmp_path / "out").root
-    names = [f"val-{number:05d}-of-00004.parquet" for number in range(4)]
-    assert sorted(path.name for path in (out / "data").iterdir()) == names
-    for name in names:
-        schema = pq.read_schema(out / "data" / name)
-        described = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        assert datasets.Features.from_dict(described) == datasets.Features.from_arrow_schema(schema.remove_metadata())
-
-
 def test_the_card_tells_the_hub_and_people(tmp_path):
     run = make_shards(tmp_path / "run", records(20), rows=6)
     text = (export_run(run, "hf", tmp_path / "out").root / "README.md").read_text()
@@ -68,13 +55,6 @@ def test_the_card_tells_the_hub_and_people(tmp_path):
     assert f"| relations of confidence 0.05 or more | {relations} |" in text
     for title in ("How it was made", "Licence", "Statistics", "Quality", "Limits"):
         assert f"\n## {title}" in text
-
-
-def test_unknown_licences_are_not_guessed(tmp_path):
-    made = [replace(record, dataset="my-own") for record in records(5)]
-    text = (export_run(make_shards(tmp_path / "run", made), "hf", tmp_path / "out").root / "README.md").read_text()
-    assert yaml.safe_load(text.split("---\n")[1])["license"] == "other"
-    assert "`my-own`: unknown to sgpipe" in text
 
 
 def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
@@ -108,18 +88,3 @@ def test_what_others_made_of_it_is_checked(tmp_path):
     pq.write_table(table.set_column(column, table.field("width"), pa.array([5] * len(table), pa.int32())), path)
     with pytest.raises(UserError, match=r"val-00000-of-00001.parquet: bbox is not inside its image"):
         list(HuggingFace(out, "val").source().read({}))
-
-
-def test_the_card_counts_what_was_exported(tmp_path):
-    made = records(60)
-    confidences = [item.confidence for record in made for item in record.relations]
-    threshold = sorted(confidences)[len(confidences) // 2]
-    kept = [item for record in made for item in record.relations if item.confidence >= threshold]
-    out = export_run(make_shards(tmp_path / "run", made), "hf", tmp_path / "out", threshold=threshold).root
-    text = (out / "README.md").read_text()
-    assert f"\n| relations | {len(kept)} |\n" in text
-    for name in {item.predicate for item in kept}:
-        assert f"\n`{name}` ({sum(item.predicate == name for item in kept)})" in text
-    levels = [float(line.split()[4]) for line in text.splitlines() if line.startswith("| relations of confidence")]
-    assert levels
-    assert min(levels) > threshold

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from label_studio_sdk.label_interface import LabelInterface
 
 from sgpipe.export.run import Exported, export_run
-from sgpipe.records import NO_OBJECT, Box, Caption, Record, Relation
+from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.sources.label_studio import LabelStudio
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import write_shard
@@ -159,34 +159,6 @@ def is_unheld(name: str) -> bool:
     return not name.strip() or controls or "$" in name
 
 
-def test_what_cannot_be_held_is_counted(tmp_path):
-    nothing = Box(NO_OBJECT, -1, (0.0, 0.0, 0.0, 0.0))
-    twin = replace(DOG, category_id=19)
-    relations = [Relation(0, 1, "smile", 0.5), Relation(0, 2, "on", 0.5), Relation(0, 2, "on", 0.75)]
-    _, written = export(tmp_path, record([DOG, nothing, twin], relations))
-    assert written.left_out == {
-        "objects that the format cannot hold": 1,
-        "relations that the format cannot hold": 2,
-        "class numbers that the format cannot hold": 1,
-    }
-    assert NO_OBJECT not in (tmp_path / "out/labeling_config.xml").read_text()
-    (found,) = read(tmp_path)
-    assert [box.category_id for box in found.objects] == [18, 18]
-    assert found.relations == [Relation(0, 1, "on", 0.75)]
-
-
-def test_a_run_without_boxes_or_relations_has_a_task_for_each_image(tmp_path):
-    made = record([], [])
-    tasks, _ = export(tmp_path, made)
-    assert tasks[0]["predictions"] == [{"model_version": "drawn drawn", "result": []}]
-    assert read(tmp_path) == [made]
-
-
-def test_scores_of_boxes_are_written(tmp_path):
-    (task,), _ = export(tmp_path, record([DOG], [], box_scores=[0.5]))
-    assert task["predictions"][0]["result"][0]["score"] == 0.5
-
-
 def test_images_are_local_files_below_the_parent_of_their_folder(tmp_path):
     made = record([DOG], [], file_name="a b/ü#1+.jpg")
     root = tmp_path / "all images"
@@ -199,28 +171,6 @@ def test_images_are_local_files_below_the_parent_of_their_folder(tmp_path):
         "local files"
     )
     assert read(tmp_path) == [made]
-
-
-def test_images_of_several_splits_have_one_document_root(tmp_path):
-    run = make_shards(tmp_path / "run", [record([DOG], []), record([DOG], [], split="train")])
-    manifest = Manifest.load(run)
-    for folder in ("a/val", "b/c/train"):
-        (tmp_path / folder).mkdir(parents=True)
-    manifest.run["images"] = {"val": str(tmp_path / "a/val"), "train": str(tmp_path / "b/c/train")}
-    manifest.rewrite()
-    written = export_run(run, "label-studio", tmp_path / "out")
-    tasks = {split: json.loads((tmp_path / f"out/{split}.json").read_text())[0] for split in ("train", "val")}
-    assert [task["data"]["image"] for task in tasks.values()] == [
-        "/data/local-files/?d=b/c/train/7.jpg",
-        "/data/local-files/?d=a/val/7.jpg",
-    ]
-    assert f"DOCUMENT_ROOT={tmp_path}, and add {tmp_path / 'a/val'} and {tmp_path / 'b/c/train'} to" in written.note
-
-
-def test_addresses_in_object_stores_are_not_quoted(tmp_path):
-    (task,), written = export(tmp_path, record([], [], file_name="a b.jpg"), images_url="s3://bucket/x/")
-    assert task["data"]["image"] == "s3://bucket/x/a b.jpg"
-    assert written.note is None
 
 
 def test_tasks_can_contain_their_images(tmp_path):

@@ -10,8 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.errors import StoreError
-from sgpipe.files.hub import naming_hub
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
 from tests.sgpipe.export.runs import records
@@ -68,11 +66,6 @@ def test_the_hub_has_what_export_writes(hub, run, tmp_path, monkeypatch, mode):
     assert TOKEN not in "".join(path.read_text(errors="replace") for path in run.rglob("*") if path.is_file())
 
 
-def test_a_dataset_is_public_only_if_asked(hub, run):
-    assert "(public)" in push(run, "--public").stdout
-    assert hub.private[TO] is False
-
-
 def test_pushing_again_replaces_the_shards_and_removes_those_that_are_gone(hub, run, tmp_path):
     push(run)
     before = {name for name in hub.repositories[TO] if name.startswith("data/")}
@@ -125,13 +118,6 @@ def test_answers_of_the_hub_become_one_line(hub, run, failures, code, message):
     hub.failures = failures
     done = push(run, code=code)
     assert message in done.stderr
-
-
-def test_an_upload_that_fails_is_one_line():
-    """huggingface_hub turns what an upload raises into a RuntimeError."""
-    said = r"^the set: Error while uploading 'a' to the Hub\. \(403 Forbidden\)$"
-    with pytest.raises(StoreError, match=said), naming_hub("the set"):
-        raise RuntimeError("Error while uploading 'a' to the Hub.") from ValueError("403 Forbidden\nmore")
 
 
 def test_what_is_refused_before_anything_is_sent(hub, run, monkeypatch, tmp_path):

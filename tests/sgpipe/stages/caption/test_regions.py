@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sgpipe.records import Box, Record
-from sgpipe.stages.caption.stage import Region, regions
+from sgpipe.stages.caption.stage import regions
 
 
 def record(*boxes, crowd=(), size=(100, 80)):
@@ -42,24 +42,6 @@ def test_degenerate_boxes_still_have_a_pixel(box):
     assert 0 <= top < bottom <= 80
 
 
-def test_crowds_are_skipped_but_keep_their_index():
-    found = regions(record((0, 0, 9, 9), (0, 0, 90, 70), (5, 5, 9, 9), crowd={1}), ("box", "pair"), 100)
-    assert [region.boxes for region in found] == [(0,), (2,), (0, 2)]
-
-
-def test_the_largest_boxes_are_kept_when_there_are_too_many():
-    found = regions(record((0, 0, 5, 5), (0, 0, 50, 50), (0, 0, 6, 6), (0, 0, 40, 40)), ("box",), 2)
-    assert [region.boxes for region in found] == [(1,), (3,)]
-
-
-def test_overlapping_pairs_come_before_near_and_far_ones():
-    boxes = ((0, 0, 10, 10), (5, 5, 10, 10), (2, 2, 10, 10), (16, 0, 5, 5), (60, 60, 5, 5))
-    kept = [pairs(regions(record(*boxes), ("pair",), most)) for most in (1, 2, 4)]
-    assert kept[0] == [(0, 2)]
-    assert kept[1] == [(0, 2), (1, 2)]
-    assert kept[2] == [(0, 1), (0, 2), (1, 2), (1, 3)]
-
-
 def test_pairs_agree_with_a_plain_count_on_random_boxes():
     rng = np.random.default_rng(0)
     boxes = [(*rng.uniform(0, 60, 2), *rng.uniform(1, 30, 2)) for _ in range(12)]
@@ -80,11 +62,6 @@ def test_pairs_agree_with_a_plain_count_on_random_boxes():
     for most in (1, 7, 30, 66, 500):
         expected = sorted(rank.boxes for rank in sorted(ranks)[:most])
         assert pairs(regions(record(*boxes), ("pair",), most)) == expected
-
-
-def test_fewer_than_two_boxes_have_no_pair():
-    assert regions(record(), ("image", "box", "pair"), 100) == [Region("image")]
-    assert pairs(regions(record((1, 1, 5, 5)), ("pair",), 100)) == []
 
 
 def test_a_hundred_thousand_boxes():

@@ -172,10 +172,3 @@ def test_other_files_are_sent_as_the_captioner_would_see_them(tmp_path: Path, wh
 def test_beam_search_is_not_there(tmp_path: Path) -> None:
     with EndpointServer() as server, pytest.raises(UserError, match=r"^caption.decoding: an endpoint samples"):
         load_captioner(config(server, decoding="beam"))
-
-
-def test_a_server_that_takes_no_images_is_refused_before_the_work(tmp_path: Path) -> None:
-    with EndpointServer(faults=lambda body, attempt: "rejected") as server:
-        server.rejection = "tiny-vlm is not a multimodal model"
-        with pytest.raises(UserError, match=r"refuses such requests.*not a multimodal model"):
-            load_captioner(config(server)).check()

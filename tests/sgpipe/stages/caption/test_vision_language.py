@@ -136,20 +136,6 @@ def test_the_repetition_penalty_counts_the_tokens_of_the_caption(checkpoint, mon
     assert distinct[1e-2] < distinct[1.0] < distinct[1e2]
 
 
-def test_other_samples_and_another_end_do_not_change_a_caption(checkpoint):
-    few = list(make_captioner(checkpoint("idefics3"), samples=2).caption(inputs()))
-    more = list(make_captioner(checkpoint("idefics3"), samples=6).caption(inputs()))
-    assert [captions[:2] for captions in more] == few
-
-
-def test_images_are_read_one_at_a_time_and_bfloat16_is_reproducible(checkpoint):
-    captioner = make_captioner(checkpoint("smolvlm"), dtype="bfloat16", batch_size=8)
-    reading = iter(inputs())
-    first = next(captioner.caption(reading))
-    assert len(list(reading)) == 2
-    assert next(captioner.caption(inputs())) == first
-
-
 def test_the_prompt_and_the_system_message_are_in_the_chat_template(checkpoint):
     captioner = make_captioner(checkpoint("qwen2_vl"), prompt="What is on what?", system="Be brief.")
     assert captioner.prompt.text == (

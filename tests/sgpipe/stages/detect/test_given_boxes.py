@@ -44,11 +44,3 @@ def test_images_match_by_path_suffix(stage, name, entry):
 @pytest.mark.parametrize(("name", "reason"), [("c/same.jpg", "has 2 images"), ("d/other.jpg", "has no image")])
 def test_ambiguous_file_names_become_error_rows(stage, name, reason):
     assert reason in str(filled(stage, name).error)
-
-
-def test_the_image_size_of_the_file_is_used(stage):
-    """With or without EXIF rotation; the size is checked when the image is opened."""
-    record = filled(stage, "one.jpg", (30, 40))
-    assert (record.width, record.height) == SIZE
-    unsized = filled(stage, "bare.jpg", (30, 40))
-    assert (unsized.width, unsized.height) == (30, 40)

@@ -107,22 +107,6 @@ def test_an_endpoint_without_quota_ends_the_run(connect: Connect) -> None:
         connect(server.url).ask(question(1).messages, sampling=SAMPLING)
 
 
-def test_retry_after_is_heeded(connect: Connect) -> None:
-    with EndpointServer(faults=scripted("limited")) as server:
-        server.retry_after = "1"
-        began = time.monotonic()
-        connect(server.url).ask(question(1).messages, sampling=SAMPLING)
-        assert time.monotonic() - began >= 1
-
-
-def test_a_server_that_goes_down_ends_the_run(connect: Connect) -> None:
-    with EndpointServer() as server:
-        endpoint = connect(server.url)
-        assert isinstance(endpoint.ask(question(1).messages, sampling=SAMPLING), Answer)
-    with pytest.raises(EngineError, match="it cannot be reached"):
-        list(endpoint.ask_all(map(question, range(2, 40))))
-
-
 def test_a_server_with_few_choices_is_asked_for_the_rest_with_other_seeds(connect: Connect) -> None:
     with EndpointServer() as server:
         server.most_choices = 1  # llama.cpp
@@ -172,12 +156,6 @@ def test_log_probabilities(connect: Connect) -> None:
         answer = connect(server.url).ask(question(1).messages, sampling=SAMPLING, logprobs=True)
         assert answer == Answer(("Yes",), (((("Yes", -0.25), ("No", -1.5)),),))
         assert (server.requests[0]["logprobs"], server.requests[0]["top_logprobs"]) == (True, 20)
-
-
-def test_an_empty_text_has_log_probabilities(connect: Connect) -> None:
-    with EndpointServer(lambda body: [" "]) as server:
-        answer = connect(server.url).ask(question(1).messages, sampling=SAMPLING, logprobs=True)
-    assert answer == Answer((" ",), ((((" ", -0.25), ("No", -1.5)),),))
 
 
 def test_a_server_without_log_probabilities_is_named(connect: Connect) -> None:

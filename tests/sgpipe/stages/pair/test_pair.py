@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Box, Record, Triplet
 from sgpipe.stages.pair.stage import PairStage
@@ -53,39 +52,10 @@ def test_triplets_become_pairs_of_matching_boxes() -> None:
     assert named == [("person", "horse"), ("dog", "person"), *[("person", "horse")] * 2, ("person", None)]
 
 
-def test_crowds_count_as_present_but_are_never_paired() -> None:
-    [found] = stage()([record(["person", "dog", "dog"], [("man", "with", "dog")], crowds=(1,))])
-    assert pairs(found) == [(0, 2, ["with"])]
-    [found] = stage()([record(["person", "dog"], [("man", "with", "dog")], crowds=(1,))])
-    assert found.pairs == []
-    assert found.triplets[0].object_category == "dog"
-
-
-def test_a_single_box_has_no_pairs() -> None:
-    [found] = stage()([record(["person"], [("man", "next to", "woman")])])
-    assert found.pairs == []
-    [found] = stage()([record(["person", "person"], [("man", "next to", "woman")])])
-    assert pairs(found) == [(0, 1, ["next to"]), (1, 0, ["next to"])]
-
-
-def test_error_rows_are_unchanged() -> None:
-    broken = record(["person", "dog"], [("man", "with", "dog")])
-    broken.fail("caption", "no image")
-    [found] = stage()([broken])
-    assert found.pairs == []
-    assert found.triplets[0].subject_category is None
-
-
 @pytest.mark.parametrize(("match", "named"), [("head", None), ("substring", "person")])
 def test_hair_matches_a_person_only_with_substring_matching(match: str, named: str | None) -> None:
     found = stage(match=match)([record(["person", "dog"], [("long human hair", "on", "dog")])])
     assert found[0].triplets[0].subject_category == named
-
-
-def test_predicates_stay_verbatim_with_substring_matching() -> None:
-    statements = [("man", "Riding", "horse"), ("man", "riding", "horse"), ("man", "Riding", "horse")]
-    [found] = stage(match="substring")([record(["person", "horse"], statements)])
-    assert pairs(found) == [(0, 1, ["Riding", "riding"])]
 
 
 def test_pairs_per_image_can_be_limited() -> None:
@@ -137,11 +107,6 @@ def test_any_pair_of_the_image_may_have_what_its_captions_state() -> None:
     assert found.triplets[1].object_category is None
     [silent] = stage(("dog",), candidates="image")([record(["dog", "dog"], [])])
     assert silent.pairs == []
-
-
-def test_a_missing_prior_is_refused() -> None:
-    with pytest.raises(UserError, match=r"set pair\.prior to"):
-        stage(candidates="prior")
 
 
 WORDS = st.sampled_from(["man", "women", "hot dogs", "dog", "car seat", "bike", "bears", "glass", "hand", "tables"])

@@ -46,11 +46,6 @@ def test_all_layouts_of_visual_genome(tmp_path: Path, named: dict[str, Any]) -> 
     assert read_prior(path, HeadMatcher(TABLE)) == {("person", "horse"): ["on"]}
 
 
-def test_objects_without_a_name_are_ignored() -> None:
-    nameless = {"predicate": "on", "subject": {"names": []}, "object": {"names": ["horse"]}}
-    assert collect_prior([{"relationships": [nameless]}], HeadMatcher(TABLE)) == {}
-
-
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sgpipe.errors import EngineError, UserError
+from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig, Requests
 from sgpipe.records import Caption, Record
 from sgpipe.stages.endpoint.cache import CacheFolder, RequestCache
@@ -135,22 +135,10 @@ def test_a_refused_caption_is_parsed_by_the_rules() -> None:
         assert parser.by_rules == 1
 
 
-def test_json_in_a_fence_is_read() -> None:
-    with served(lambda body: [f"```json\n{gold(body)[0]}\n```"]) as server:
-        assert texts(LlmParser(config(server)), CAPTIONS) == list(GOLD.values())
-
-
 def test_captions_without_words_are_not_asked_about() -> None:
     with served() as server:
         assert texts(LlmParser(config(server)), ["", "  "]) == [[], []]
         assert not server.requests
-
-
-def test_an_endpoint_that_goes_down_ends_the_run() -> None:
-    with served() as server:
-        parser = LlmParser(config(server))
-    with pytest.raises(EngineError, match="does not answer"):
-        parser.parse(CAPTIONS)
 
 
 @pytest.mark.parametrize("setting", ["endpoint", "model"])

@@ -85,16 +85,6 @@ def test_the_model_is_checked_before_the_work(checkpoint: Path) -> None:
     ParseStage(config(checkpoint)).check()
 
 
-def test_no_model_is_named() -> None:
-    with pytest.raises(UserError, match=r"^parse.model is not set: parse.parser=seq2seq needs the name of a model$"):
-        ParseStage(ParseConfig(parser="seq2seq")).check()
-
-
-def test_no_such_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder"):
-        ParseStage(config(tmp_path / "none")).check()
-
-
 def test_another_kind_of_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     with pytest.raises(UserError, match=r"is a bert, not a sequence-to-sequence language model$"):

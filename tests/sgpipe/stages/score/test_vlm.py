@@ -15,7 +15,7 @@ from sgpipe.records import NO_OBJECT, Box, Relation
 from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.stages.score.scorer import NO_AREA, OBJECT_COLOUR, SUBJECT_COLOUR, Unscored
 from sgpipe.stages.score.vlm import NEITHER, ServedScorer, VlmScorer, ask_about, mean_of_orders, share_of_yes
-from tests.endpoint_server import EndpointServer, at_random, scripted, shown_image
+from tests.endpoint_server import EndpointServer, shown_image
 from tests.vlm_checkpoints import make_vlm
 
 OBJECTS = [
@@ -138,22 +138,3 @@ def test_a_served_model_gets_two_requests_of_one_token(image: Image.Image, tmp_p
         assert found_colours.count((image.size, SUBJECT_COLOUR, OBJECT_COLOUR)) == 2
         assert scorer.scores(image, OBJECTS, RELATIONS) == found
         assert len(server.requests) == 6, "answers are kept"
-
-
-def test_a_served_model_may_fail_now_and_then_and_refuse_an_image(image: Image.Image) -> None:
-    with EndpointServer(lambda body: ["Yes"], at_random(0, 0.4)) as server:
-        assert all(isinstance(each, float) for each in served(server, retries=6).scores(image, OBJECTS, RELATIONS[:2]))
-    with EndpointServer(lambda body: ["Yes"], scripted("filtered")) as server:
-        [found] = served(server).scores(image, OBJECTS, RELATIONS[:1])
-        assert isinstance(found, Unscored)
-        assert "content filter" in found.reason
-
-
-def test_a_server_without_log_probabilities_is_refused_in_one_line() -> None:
-    class Silent(EndpointServer):
-        def completion(self, body, fault):
-            return super().completion({**body, "logprobs": False}, fault)
-
-    with Silent(lambda body: ["Yes"]) as server, pytest.raises(UserError, match="no log-probabilities") as caught:
-        served(server).check()
-    assert "\n" not in str(caught.value)

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import weakref
 from functools import cache
 from pathlib import Path
 
@@ -17,9 +16,8 @@ from rlip_model.queries import GivenPairs
 from sgpipe.calibration import load_calibration, scoring_of_recipe
 from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, TagConfig
-from sgpipe.records import Box, Pair, Record, Relation
-from sgpipe.stages.tag.groups import Batch
-from sgpipe.stages.tag.stage import TagStage, keep_own, normalised_boxes, relations_above
+from sgpipe.records import Box, Pair, Record
+from sgpipe.stages.tag.stage import TagStage, normalised_boxes
 from tests.factories import make_calibration, make_tagger
 
 NAMES = ("person", "dog", "bench")
@@ -111,14 +109,6 @@ def test_scores_equal_the_network(folder: Path) -> None:
         assert relation.confidence == pytest.approx(expected, rel=1e-5)
 
 
-def test_labels_do_not_depend_on_threads_that_open_images(folder: Path) -> None:
-    records = [[record(index) for index in range(4)] for _ in range(2)]
-    made = stage(folder)
-    serial = made(records[0])
-    made.threads, made.gpu_threads = 2, 1
-    assert made(records[1]) == serial
-
-
 def in_batches(folder: Path, size: int, pair: PairConfig | None = None) -> TagStage:
     """As on a GPU; there are many groups of pairs, of different numbers and predicates."""
     made = stage(folder, pair, group_size=2, chunk=2)
@@ -175,23 +165,6 @@ def test_a_batch_that_is_too_large_for_the_memory_is_halved_from_then_on(folder:
     assert all(item.relations == tagged[0].relations for item in tagged)
     assert sizes[:4] == [4, 4, 2, 1]
     assert made.memory.batch_size == 1
-
-
-def test_what_did_not_fit_is_free_before_its_halves_are_computed(folder: Path) -> None:
-    """A memory for two images, in which a tensor stays for as long as somebody refers to it."""
-    made, held = in_batches(folder, 8), weakref.WeakSet()
-    encode_image = made.tagger.encode_image
-
-    def encode(pixels: torch.Tensor) -> object:
-        block = torch.empty(len(pixels))
-        held.add(block)
-        if sum(map(len, held)) > 2:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return encode_image(pixels)
-
-    made.tagger.encode_image = encode
-    made([record(0) for _ in range(8)])
-    assert made.memory.batch_size == 2
 
 
 def test_labels_do_not_depend_on_other_records(folder: Path) -> None:
@@ -270,12 +243,6 @@ def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_pat
         stage(folder, precision=0.9)
 
 
-def test_half_precision(folder: Path) -> None:
-    single, half = stage(folder)([record(0)]), stage(folder, dtype="bfloat16")([record(0)])
-    pairs = zip(single[0].relations, half[0].relations, strict=True)
-    assert all(b.confidence == pytest.approx(a.confidence, rel=0.2) for a, b in pairs)
-
-
 @pytest.mark.parametrize("name", [None, "nowhere", "empty"])
 def test_folders_without_a_tagger_are_refused(folder: Path, tmp_path: Path, name: str | None) -> None:
     (tmp_path / "empty").mkdir()
@@ -285,29 +252,7 @@ def test_folders_without_a_tagger_are_refused(folder: Path, tmp_path: Path, name
     assert "agger" in str(caught.value)
 
 
-def test_relations_above_go_by_group_pair_and_predicate() -> None:
-    batch = Batch([[(0, 1), (2, 3)], [(4, 5)]], ["on", "in"])
-    scores = torch.tensor([[[0.5, 0.2], [0.1, 0.9]], [[0.3, 0.6], [0.9, 0.9]]])
-    found = [(item.subject, item.predicate) for item in relations_above(batch, scores, 0.2)]
-    assert found == [(0, "on"), (2, "in"), (4, "on"), (4, "in")]
-
-
-def test_keep_own() -> None:
-    relations = [Relation(0, 1, "on", 0.5), Relation(0, 1, "in", 0.5), Relation(1, 0, "on", 0.5)]
-    assert keep_own(relations, [Pair(0, 1, ["on"])]) == relations[:1]
-
-
 def test_boxes_are_normalised() -> None:
     item = Record("1", "d", "s", "f", 200, 100, [Box("a", 1, (20.0, 10.0, 100.0, 50.0))])
     torch.testing.assert_close(normalised_boxes(item), torch.tensor([[0.35, 0.35, 0.5, 0.5]]))
     assert normalised_boxes(Record("1", "d", "s", "f", 2, 1)).shape == (0, 4)
-
-
-def test_out_of_memory_is_reported_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    made = stage(folder)
-    monkeypatch.setattr(made.tagger, "encode_image", full)
-    with pytest.raises(UserError, match=r"memory of cpu is full; lower tag.chunk"):
-        made([record(0)])

@@ -5,7 +5,7 @@ import pytest
 from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.clauses import singular
 from sgpipe.stages.parse.grammar.lexicon import EXPRESSIONS, SPELLINGS, STAND_INS
-from sgpipe.utils.lemmas import verb_lemma
+from sgpipe.utils.lemmas import gerund, verb_lemma
 
 NOUNS = ("PEOPLE", "ANIMALS", "CLOTHES", "BODY_PARTS", "PLACES", "CONTAINERS_IN", "CONTAINERS_ON", "DEPICTIONS")
 VERBS = ("ANIMATE_VERBS", "PASSIVE_STATES", "POSTURE_VERBS", "HOLDING_VERBS", "LOCATIVE_BY", "PERCEPTION")
@@ -44,3 +44,19 @@ def test_stand_ins_keep_number():
 def test_no_result_is_replaced_again():
     assert not set(SPELLINGS.values()) & set(SPELLINGS)
     assert not set(STAND_INS.values()) & set(STAND_INS)
+
+
+@pytest.mark.parametrize(
+    ("form", "lemma", "present_participle"),
+    [
+        ("riding", "ride", "riding"),
+        ("ridden", "ride", "riding"),
+        ("sat", "sit", "sitting"),
+        ("covered", "cover", "covering"),
+        ("worn", "wear", "wearing"),
+        ("skiing", "ski", "skiing"),
+    ],
+)
+def test_forms_of_verbs(form, lemma, present_participle):
+    assert verb_lemma(form) == lemma
+    assert gerund(form) == present_participle

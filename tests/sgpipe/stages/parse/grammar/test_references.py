@@ -24,7 +24,3 @@ import pytest
 )
 def test_pronouns(triples, caption, expected):
     assert triples(caption) == expected
-
-
-def test_he_is_not_a_woman_named_before(triples):
-    assert ("man", "holding", "ball") in triples("a woman watches while he is holding a ball")

@@ -1,6 +1,5 @@
 """Trees stay valid under any change."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,22 +56,6 @@ def test_attaching_keeps_a_valid_forest(tree, data):
     index, head = (data.draw(st.integers(0, len(tree) - 1)) for _ in range(2))
     tree.attach(index, head, "dep")
     assert is_forest(tree)
-
-
-@pytest.fixture
-def chain() -> Tree:
-    """man <- riding <- horse."""
-    return Tree.build(["man", "riding", "horse"], ["NN", "VBG", "NN"], ["ROOT", "acl", "dobj"], [0, 0, 1])
-
-
-def test_a_word_cannot_be_attached_below_itself(chain):
-    chain.attach(1, 2, "dep")
-    assert chain.heads == [0, 0, 1]
-
-
-def test_replace_takes_over_the_head(chain):
-    chain.replace(1, 2)
-    assert (chain.heads[2], chain.deps[2], chain.children[0]) == (0, "acl", [1, 2])
 
 
 def test_tree_of_a_document_has_its_words_tags_and_heads():
