@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from sgpipe.errors import UserError, refusal
 from sgpipe.view import gallery, image_page, judging, thumbnails
 from sgpipe.view.security import HEADERS, LARGEST_BODY, Access, Guard
-from sgpipe.view.web import FOLDER, Freshness, Viewer, answer, render
+from sgpipe.view.web import FOLDER, Freshness, Viewer, json_response, render
 
 
 def create_app(viewer: Viewer, access: Access) -> Starlette:
@@ -46,7 +46,7 @@ def _refuse(request: Request, error: Exception) -> Response:
     status, message = _describe(error)
     is_api = request.url.path.startswith("/api/")
     values = {"message": message, "status": status}
-    response = answer({"error": message}, status) if is_api else render(request, "error", values, status)
+    response = json_response({"error": message}, status) if is_api else render(request, "error", values, status)
     response.headers.update(HEADERS)  # Starlette answers unexpected errors outside of all middleware
     return response
 

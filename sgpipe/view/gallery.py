@@ -12,7 +12,7 @@ from starlette.routing import Route
 from sgpipe.storage.index import Index
 from sgpipe.view.query import QueryError
 from sgpipe.view.search import ORDERS, Box, Filters, Hit, Page, facets, queues, search
-from sgpipe.view.web import answer, freshness_of, gallery_url, image_url, relation_key, render, viewer_of
+from sgpipe.view.web import freshness_of, gallery_url, image_url, json_response, relation_key, render, viewer_of
 from sgpipe.viz.draw_relations import Rectangle, arrow_head, curve
 
 PAGE = 48  # hits
@@ -123,7 +123,7 @@ def status(request: Request) -> Response:
     index, freshness = viewer_of(request).index, freshness_of(request)
     freshness.look_for_shards()
     counts = {"images": index.images, "relations": index.relations}
-    return answer({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
+    return json_response({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
 
 
 def _cards(page: Page, state: Pairs) -> list[HitCard]:

@@ -27,9 +27,9 @@ from sgpipe.view.provenance import Provenance, explain
 from sgpipe.view.search import Filters, Hit, neighbours
 from sgpipe.view.web import (
     Viewer,
-    answer,
     gallery_url,
     image_url,
+    json_response,
     parse_relation,
     photo_url,
     relation_key,
@@ -123,18 +123,18 @@ def image_page(request: Request) -> Response:
 
 def image_answer(request: Request) -> Response:
     """The values of an image as JSON. Status 404: the run does not have it."""
-    return answer(_values(request))
+    return json_response(_values(request))
 
 
 def neighbours_answer(request: Request) -> Response:
     """The addresses of the hits before and after the relation in the request's search: `{"previous", "next"}`."""
-    return answer(_neighbours(viewer_of(request).index, *_place(request), request.query_params))
+    return json_response(_neighbours(viewer_of(request).index, *_place(request), request.query_params))
 
 
 def predicates_answer(request: Request) -> Response:
     """The run's predicates that start with `prefix`, the most frequent first: `[{"predicate", "count"}]`."""
     found = viewer_of(request).index.predicates(request.query_params.get("prefix", ""), _SUGGESTIONS)
-    return answer([{"predicate": predicate, "count": count} for predicate, count in found])
+    return json_response([{"predicate": predicate, "count": count} for predicate, count in found])
 
 
 def _place(request: Request) -> tuple[str, str]:

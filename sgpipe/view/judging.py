@@ -1,10 +1,10 @@
 """HTTP handlers for judgements and sampling plans.
 
-- `POST /api/judgements` writes one answer: the fields of `Judgement` but `at`. `run` may be left out, and `by` (then it
-  is the name that the server was started with); an undo needs no relation. It answers with the line as it is stored.
+- `POST /api/judgements` writes one judgement: the fields of `Judgement` but `at`. `run` may be left out, and `by` (then
+  it is the name that the server was started with); an undo needs no relation. The response is the line as it is stored.
 - `GET /api/judgements?split=&image_id=`: `{"relations": [RelationState.as_json(), …], "problems": […]}` of an image.
 - `POST /api/plans` draws a sample: `{"id", "kind", "count", "seed", "search"}`, all but `kind` optional.
-- `GET /api/plans/{plan}?by=`: precision, how many more answers until ±3%, and the next open `question`, or null.
+- `GET /api/plans/{plan}?by=`: precision, how many more judgements until ±3%, and the next open `question`, or null.
 - `GET /judge`: the page of plans. `GET /judge/{plan}?by=` leads to the image page of the plan's next open question.
 """
 
@@ -32,7 +32,7 @@ from sgpipe.storage.judgements import Judgement, Kind, PlannedQuestion, Sampling
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import single_line
 from sgpipe.view.search import Filters, select_relations
-from sgpipe.view.web import Viewer, answer, freshness_of, image_url, posted, relation_key, render, viewer_of
+from sgpipe.view.web import Viewer, freshness_of, image_url, json_response, posted, relation_key, render, viewer_of
 
 NOBODY = "anonymous"
 _QUESTIONS = 200
@@ -52,10 +52,10 @@ def routes() -> list[Route]:
 
 
 async def judge(request: Request) -> Response:
-    """Write an answer into the file of the run before it is acknowledged; one that is there already is not repeated.
+    """Write a judgement into the file of the run before it is acknowledged; one that is there already is not repeated.
 
-    Status 400: it is no answer; 403: the run is read-only; 404: the run has no such relation, or there is no such plan
-    or answer to take back; 409: the page is about another run, the answer to take back is somebody else's, or the
+    Status 400: it is not a judgement; 403: the run is read-only; 404: the run has no such relation, or there is no such
+    plan or judgement to take back; 409: the page is about another run, the one to take back is somebody else's, or the
     relation to add is there; 507: the disk is full; 503: it cannot be written for another reason.
     """
     values = await posted(request)
@@ -73,7 +73,7 @@ def _judge(viewer: Viewer, values: dict[str, Any]) -> Response:
             complete |= _undone(viewer, str(values["undoes"]), who)
         line = _valid(complete)
         stored = _saved(viewer, line if line.undoes else _checked(viewer, _placed(viewer, line)))
-    return answer(stored.model_dump(mode="json"))
+    return json_response(stored.model_dump(mode="json"))
 
 
 def _check_writable(viewer: Viewer, values: dict[str, Any]) -> None:
@@ -87,22 +87,22 @@ def _valid(values: dict[str, Any]) -> Judgement:
     try:
         return Judgement.model_validate(values)
     except ValidationError as error:
-        raise HTTPException(400, f"not an answer: {single_line(describe_invalid(error), 200)}") from None
+        raise HTTPException(400, f"not a judgement: {single_line(describe_invalid(error), 200)}") from None
 
 
 def _undone(viewer: Viewer, undoes: str, who: str) -> dict[str, Any]:
-    """The relation of the answer that is taken back."""
+    """The relation of the judgement that is taken back."""
     before = viewer.judgements.find(undoes)
     if not isinstance(before, Judgement) or before.undoes is not None:
-        raise HTTPException(404, "there is no such answer to take back")
+        raise HTTPException(404, "there is no such judgement to take back")
     if before.by != who:
-        raise HTTPException(409, f"this answer is by {before.by}, who alone can take it back")
+        raise HTTPException(409, f"this judgement is by {before.by}, who alone can take it back")
     of_relation = {"subject_category", "object_category", "confidence"}
     return before.model_dump(include={*before.key._asdict(), *of_relation, "plan", "stratum"})
 
 
 def _placed(viewer: Viewer, line: Judgement) -> Judgement:
-    """The line with its stratum. What a plan did not ask about is no answer to it."""
+    """The line with its stratum. What a plan did not ask about does not count for it."""
     if line.plan is None:
         return line.model_copy(update={"stratum": None})
     plan = _plan(viewer, line.plan)
@@ -167,7 +167,7 @@ def judgements_of_image(request: Request) -> Response:
         raise HTTPException(400, "give split and image_id")
     log.reload()
     states = log.state(params["split"], params["image_id"])
-    return answer({"relations": [state.as_json() for state in states], "problems": log.problems})
+    return json_response({"relations": [state.as_json() for state in states], "problems": log.problems})
 
 
 async def draw_plan(request: Request) -> Response:
@@ -190,7 +190,7 @@ def _draw_plan(request: Request, values: dict[str, Any]) -> Response:
     log.reload()
     if wanted.id not in log.plans:
         _saved(viewer, _drawn(request, wanted))
-    return answer(_summary(_plan(viewer, wanted.id)), 201)
+    return json_response(_summary(_plan(viewer, wanted.id)), 201)
 
 
 class _NewPlan(BaseModel):
@@ -235,7 +235,7 @@ def _summary(plan: SamplingPlan) -> dict[str, Any]:
 
 
 def plan_progress(request: Request) -> Response:
-    """One plan: precision with its 95% interval, how many more answers until ±3%, and the next open question.
+    """One plan: precision with its 95% interval, how many more judgements until ±3%, and the next open question.
 
     Status 404: there is no such plan.
     """
@@ -245,7 +245,7 @@ def plan_progress(request: Request) -> Response:
     progress = measure_plan(plan, viewer.judgements)
     question = next_question(plan, viewer.judgements, _person(request))
     values = _summary(plan) | progress.as_json()
-    return answer(
+    return json_response(
         {**values, "more": judgements_needed(plan, viewer.judgements), "question": question and question._asdict()}
     )
 

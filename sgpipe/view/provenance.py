@@ -7,8 +7,7 @@ pair stage. Where a triplet's words stand in its caption is not stored; `mark_wo
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -17,13 +16,10 @@ from sgpipe.stages.pair.matching import normalise_predicate, split_words
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
 
-Place: TypeAlias = tuple[int, ...]  # the numbers of words, ascending
 Role: TypeAlias = Literal["subject", "predicate", "object"]
 Match: TypeAlias = Literal["none", "same name", "other form", "head noun", "synonym", "substring"]
 
-_WORD = re.compile(r"[^\W_]+")
-_GAP = 10  # words that may stand between two words of a predicate: "sits happily on", "sitting on a chair next to"
-_WRONG_SIDE = 8  # words of distance that a subject after its predicate counts as
+_WRONG_SIDE = 40  # characters of distance that a subject after its predicate counts as
 
 
 @dataclass(frozen=True)
@@ -260,89 +256,45 @@ def _is_form(word: str, noun: str) -> bool:
 
 
 def mark_words(text: str, triplet: Triplet) -> list[Mark]:
-    """Where a caption has the words of a triplet, in order; a part whose words it lacks ("he" for "man") has no mark.
+    """Return where a caption has the words of a triplet, in order; a part that it lacks ("he" for "man") has no mark.
 
-    Of several places, those of subject, predicate and object that lie closest together count. The words of a predicate
-    may stand apart, and have a mark for each run of words then.
+    Of several places, those count that are nearest to the predicate, on the side where they are expected.
     """
-    found = [(match.start(), match.end(), _plain(match[0])) for match in _WORD.finditer(text)]
-    words = [word for _, _, word in found]
-    places = _closest(
-        _noun_places(words, triplet.subject, triplet.subject_head),
-        _places(words, _split(triplet.predicate), _GAP),
-        _noun_places(words, triplet.object, triplet.object_head),
-    )
-    marks = [
-        Mark(role, _utf16(text, found[start][0]), _utf16(text, found[stop][1]))
-        for role, place in places.items()
-        for start, stop in _runs(place)
-    ]
-    return sorted(marks, key=lambda mark: mark.start)
+    subjects = _places(text, triplet.subject, triplet.subject_head)
+    predicates = _places(text, triplet.predicate, triplet.predicate.partition(" ")[0])
+    objects = _places(text, triplet.object, triplet.object_head)
+
+    def around(place: _Place) -> list[tuple[int, _Place]]:
+        others = ((_distance(each, place), each) for each in subjects if each != place)
+        after = ((_distance(place, each), each) for each in objects if each != place)
+        return [min(found) for found in (list(others), list(after)) if found]
+
+    middle = min(predicates or subjects, key=lambda place: sum(far for far, _ in around(place)), default=(0, 0))
+    marks: dict[_Place, Role] = {middle: "predicate"} if predicates else {}
+    for role, places, before in (("subject", subjects, True), ("object", objects, False)):
+        free = [place for place in places if place not in marks]
+        if free:
+            near = min(free, key=lambda place: _distance(place, middle) if before else _distance(middle, place))
+            marks[near] = role  # type: ignore[assignment]
+    return [Mark(role, _utf16(text, start), _utf16(text, stop)) for (start, stop), role in sorted(marks.items())]
 
 
-def _closest(subjects: list[Place], predicates: list[Place], objects: list[Place]) -> dict[Role, Place]:
-    """One place of each role that has any, as close together as there are, on the side of the predicate expected."""
-    best: dict[Role, Place] = {}
-    least: tuple[int, int] | None = None
-    for middle in predicates or subjects:
-        parts: dict[Role, Place] = {"predicate" if predicates else "subject": middle}
-        distance = 0
-        ends: tuple[tuple[Role, list[Place], bool], ...] = (("subject", subjects, True), ("object", objects, False))
-        for role, places, before in ends:
-            free = [place for place in places if all(set(place).isdisjoint(part) for part in parts.values())]
-            if free and role not in parts:
-                parts[role] = min(free, key=lambda place: _distance(place, middle, before))
-                distance += _distance(parts[role], middle, before)
-        if least is None or (-len(parts), distance) < least:
-            best, least = parts, (-len(parts), distance)
-    return best or ({"object": objects[0]} if objects else {})
+_Place: TypeAlias = tuple[int, int]  # characters
 
 
-def _distance(place: Place, middle: Place, before: bool) -> int:
-    """Words between two places, and more if the place is on the other side than expected."""
-    left, right = middle[0] - place[-1], place[0] - middle[-1]
-    between = max(left, right) if left > 0 or right > 0 else middle[-1] - middle[0]
-    return between + _WRONG_SIDE * ((left > 0) != before)
+def _places(text: str, phrase: str, head: str) -> list[_Place]:
+    """Where a text has a phrase, in any case, or else its head noun, also in the plural."""
+    for words in (phrase, head):
+        pattern = r"\W+".join(map(re.escape, words.split()))
+        found = [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?:e?s)?(?!\w)", text, re.IGNORECASE)]
+        if pattern and found:
+            return found
+    return []
 
 
-def _noun_places(words: Sequence[str], phrase: str, head: str) -> list[Place]:
-    """Places of the phrase, or else of any form of its head noun."""
-    if places := _places(words, _split(phrase)):
-        return places
-    nouns = _split(head)[-1:]
-    return [(at,) for at, word in enumerate(words) if any(_is_form(word, noun) for noun in nouns)]
-
-
-def _places(words: Sequence[str], wanted: Sequence[str], gap: int = 0) -> list[Place]:
-    """Each place with the wanted words in order, neighbours at most `gap` words apart."""
-    places = []
-    for start, word in enumerate(words):
-        if not wanted or word != wanted[0]:
-            continue
-        place = [start]
-        for following in wanted[1:]:
-            rest = words[place[-1] + 1 : place[-1] + 2 + gap]
-            if following not in rest:
-                break
-            place.append(place[-1] + 1 + rest.index(following))
-        else:
-            places.append(tuple(place))
-    return places
-
-
-def _runs(place: Place) -> list[tuple[int, int]]:
-    """First and last word of each run of neighbouring words."""
-    starts = [word for word in place if word - 1 not in place]
-    stops = [word for word in place if word + 1 not in place]
-    return list(zip(starts, stops, strict=True))
-
-
-def _split(phrase: str) -> list[str]:
-    return [_plain(word) for word in _WORD.findall(phrase)]
-
-
-def _plain(word: str) -> str:
-    return unicodedata.normalize("NFKC", word).casefold()
+def _distance(first: _Place, second: _Place) -> int:
+    """Characters between two places; more if they are in the other order."""
+    return second[0] - first[1] if first <= second else 2 * (first[0] - second[1]) + _WRONG_SIDE
 
 
 def _utf16(text: str, index: int) -> int:

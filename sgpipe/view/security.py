@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sgpipe.view.web import answer
+from sgpipe.view.web import json_response
 
 LARGEST_BODY = 64 * 1024  # bytes
 _READS = ("GET", "HEAD")
@@ -140,7 +140,7 @@ def _is_same_site(headers: Headers, host: str) -> bool:
 
 def _refusal(request: Request, status: HTTPStatus, message: str) -> Response:
     if request.url.path.startswith("/api/"):
-        return answer({"error": message}, status)
+        return json_response({"error": message}, status)
     return PlainTextResponse(f"{message}\n", status)
 
 

@@ -138,7 +138,7 @@ def render(request: Request, template: str, values: Mapping[str, Any] | None = N
     return HTMLResponse(page.render({**shared, **(values or {})}), status)
 
 
-def answer(value: Any, status: int = 200) -> JSONResponse:
+def json_response(value: Any, status: int = 200) -> JSONResponse:
     """Strict JSON."""
     return JSONResponse(value, status)
 

@@ -1,4 +1,4 @@
-// The page of an image: keys, clicks and answers. The address always says what is shown.
+// The page of an image: keys, clicks and judgements. The address always says what is shown.
 import { addForm, changeForm } from "./image_forms.js";
 import { isolated } from "./image_dom.js";
 import { Judge } from "./image_judge.js";
@@ -115,7 +115,7 @@ async function takeBack(answer) {
   if (stored) {
     await renewJudged();
     await walk.visit(answer);
-    say("Your answer is taken back.");
+    say("Your judgement is taken back.");
   }
   view.update();
 }

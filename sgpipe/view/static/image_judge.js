@@ -1,4 +1,4 @@
-// Sending answers. An answer is pending from the moment it is given until the server says that it is in the file; it is
+// Sending judgements. A judgement is pending from the moment it is given until the server says that it is in the file; it is
 // kept in the browser meanwhile, so that neither a failing server nor a closed page loses it.
 import { getJson } from "./image_dom.js";
 

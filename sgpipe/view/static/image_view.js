@@ -126,7 +126,7 @@ export class View {
     element("unsaved").replaceChildren(
       html("b", {}, "Not saved: "),
       bdi(judge.reason),
-      ". Your answer is kept here: ",
+      ". Your judgement is kept here: ",
       bdi(judge.pending.text),
       waits ? "; it is sent again by itself. " : ". ",
       waits ? html("button", { type: "button", click: () => judge.post() }, "Try again") : "",

@@ -83,7 +83,7 @@ export class Walk {
     say(where === "next" ? "This is the last hit of the search." : "This is the first hit of the search.");
   }
 
-  // After an answer.
+  // After a judgement.
   async proceed() {
     const plan = params().get("plan"),
       list = relations();
@@ -107,7 +107,7 @@ export class Walk {
   async ask(plan) {
     const found = await this.readPlan(plan);
     if (found?.question) await this.visit(found.question);
-    else if (found) say("All questions of the plan are answered.");
+    else if (found) say("All questions of the plan are judged.");
     this.showPlan(found);
   }
 

@@ -12,7 +12,7 @@ const number = (value) => value.toLocaleString("en");
 
 function more(found) {
   if (found.more === 0) return `The interval is within ±${100 * found.margin}%.`;
-  if (found.more === null) return `±${100 * found.margin}% takes more answers than a plan can have.`;
+  if (found.more === null) return `±${100 * found.margin}% takes more judgements than a plan can have.`;
   const enough = found.more <= found.open ? "" : `, more than this plan has open questions`;
   return `About ${number(found.more)} more until ±${100 * found.margin}%${enough}.`;
 }
@@ -21,9 +21,9 @@ function show(card, found) {
   const { value, low, high } = found.precision, asked = found.strata.reduce((sum, stratum) => sum + stratum.sampled, 0);
   const say = (name, text) => { card.querySelector(`[data-show=${name}]`).textContent = text; };
   say("value", value === null ? "–" : percent(value));
-  say("interval", value === null ? "no answers yet" : `correct; 95% interval ${percent(low)} to ${percent(high)}`);
+  say("interval", value === null ? "no judgements yet" : `correct; 95% interval ${percent(low)} to ${percent(high)}`);
   const conflicts = found.conflicts ? ` (people differ on ${number(found.conflicts)})` : "";
-  say("counts", `${number(asked - found.open)} answered, ${number(found.unsure)} unsure${conflicts}, ${number(found.open)} open`);
+  say("counts", `${number(asked - found.open)} judged, ${number(found.unsure)} unsure${conflicts}, ${number(found.open)} open`);
   say("more", more(found));
   card.querySelector("progress").value = asked - found.open;
   const link = card.querySelector("[data-go]");

@@ -340,7 +340,7 @@ def test_a_plan_leads_from_question_to_question_and_shows_its_precision(visit, r
     for number in range(4):
         mentions(page, "#precision", f"{4 - number} question")
         page.keyboard.press("w" if number == 3 else "r")
-    mentions(page, "#status", "All questions of the plan are answered")
+    mentions(page, "#status", "All questions of the plan are judged")
     mentions(page, "#precision", "Plan: 0 questions open, precision")
     assert [line["plan"] for line in lines(run)[1:]] == [plan["plan"]] * 4
     expect(page.locator("#walking")).to_be_hidden()

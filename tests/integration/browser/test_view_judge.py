@@ -58,7 +58,7 @@ def test_a_search_is_sampled_and_judged_by_keyboard_and_its_precision_followed(v
     ]
     page.goto(f"{server}/judge")
     card = page.locator(".plan")
-    expect(card.locator("[data-show=counts]")).to_have_text("5 answered, 0 unsure, 0 open")
+    expect(card.locator("[data-show=counts]")).to_have_text("5 judged, 0 unsure, 0 open")
     expect(card.locator("[data-show=value]")).to_have_text(re.compile(r"\d%$"))
     expect(card.locator("[data-show=interval]")).to_contain_text("95% interval")
     expect(card.locator("[data-show=more]")).to_contain_text("until ±3%")

@@ -119,12 +119,12 @@ def test_an_answer_is_taken_back_by_its_person_only(client):
 @pytest.mark.parametrize(
     ("values", "status", "message"),
     [
-        ({"verdict": "perhaps"}, 400, "not an answer: verdict"),
+        ({"verdict": "perhaps"}, 400, "not a judgement: verdict"),
         ({"verdict": "right", "change": {"action": "swap"}}, 400, "either a verdict"),
-        ({"id": "a/b"}, 400, "not an answer: id"),
-        ({"by": "x" * 201}, 400, "not an answer: by"),
-        ({"subject": "0"}, 400, "not an answer: subject"),
-        ({"further": 1}, 400, "not an answer: further"),
+        ({"id": "a/b"}, 400, "not a judgement: id"),
+        ({"by": "x" * 201}, 400, "not a judgement: by"),
+        ({"subject": "0"}, 400, "not a judgement: subject"),
+        ({"further": 1}, 400, "not a judgement: further"),
         ({"image_id": "b"}, 404, "no such image"),
         ({"subject": 9}, 404, "no such image or boxes"),
         ({"predicate": "near"}, 404, "no such relation"),
@@ -136,7 +136,7 @@ def test_an_answer_is_taken_back_by_its_person_only(client):
         ({"predicate": "o\nn", "change": {"action": "add"}}, 400, "one line"),
         ({"predicate": "x" * 201, "change": {"action": "add"}}, 400, "200 characters"),
         ({"change": {"action": "predicate", "predicate": "a\u202eb"}}, 400, "one line"),
-        ({"change": {"action": "predicate"}}, 400, "not an answer: change"),
+        ({"change": {"action": "predicate"}}, 400, "not a judgement: change"),
         ({"image_id": "nothing", "predicate": "smiling", "change": {"action": "swap"}}, 400, "cannot be swapped"),
     ],
 )

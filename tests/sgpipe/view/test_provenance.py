@@ -160,7 +160,7 @@ def test_substrings_are_called_by_their_name() -> None:
         (
             "people sitting happily on a bench next to the ocean",
             ("people", "sitting next to", "ocean"),
-            ["subject people", "predicate sitting", "predicate next to", "object ocean"],
+            ["subject people", "predicate sitting", "object ocean"],
         ),
         ("The bus is covered in graffiti.", ("graffiti", "covering", "bus"), ["object bus", "subject graffiti"]),
         ("He eats two apples", ("man", "eats", "apple"), ["predicate eats", "object apples"]),
