@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgpipe.errors import UserError
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources.coco import read_coco
 from sgpipe.sources.detections import write_detections
@@ -158,24 +157,6 @@ def test_any_range_of_rows_can_be_read(tmp_path):
         records = index.records(start, stop)
         assert [r.image_id for r in records] == [str(i) for i in range(start, stop)]
         assert all(len(r.objects) == 1 for r in records)
-
-
-@pytest.mark.parametrize(
-    ("document", "reason"),
-    [
-        ({"images": [IMAGE]}, "no categories"),
-        ({"a": 1}, "no images and no categories"),
-        (
-            {"images": [IMAGE], "categories": [DOG], "annotations": [{"caption": "x"}]},
-            "it has 1 annotation, none with image_id",
-        ),
-    ],
-)
-def test_other_files_are_refused(tmp_path, document, reason):
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps(document))
-    with pytest.raises(UserError, match=reason):
-        read_coco(path, None, dataset="coco", split="val")
 
 
 def test_the_annotation_file_is_read_only_after_a_change(tmp_path, monkeypatch):

@@ -14,8 +14,8 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.comparison import run_quality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.scene import random_scene
-from sgpipe.recipe import MiniworldConfig, load_recipe, packaged_model
-from sgpipe.sources.miniworld import MiniworldFiles, import_graphs, render_dataset
+from sgpipe.recipe import MiniworldConfig, load_recipe
+from sgpipe.sources.miniworld import MiniworldFiles
 from sgpipe.sources.opening import prepare_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
@@ -145,20 +145,3 @@ def test_a_recipe_names_the_ground_truth_of_its_source(miniworld, tmp_path):
     assert ground_truth == GroundTruth(miniworld.all_relations, image_data=tmp_path / "i.json")
     with pytest.raises(UserError, match="is not an sgpipe run"):
         prepare_source(source.model_copy(update={"ground_truth": tmp_path}), tmp_path / ".sgpipe", print)
-
-
-@pytest.mark.slow
-def test_generate_prints_precision_and_recall_of_any_source_with_ground_truth(tmp_path):
-    render_dataset(tmp_path / "world", 8, seed=3)
-    import_graphs(tmp_path / "world" / "scene_graphs.json", "val", tmp_path / "vg")
-    names = ("--images", "images", "--annotations", "instances.json", "--captions", "captions.json")
-    files = [str(tmp_path / "world" / name) if name[0] != "-" else name for name in names]
-    size = ("--set", "tag.short_side=96", "--set", "tag.long_side=144", "--tagger", str(packaged_model("tagger")))
-    command = ["generate", "coco", *files, *size, "--split", "val", "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, [*command, "--truth", str(tmp_path / "vg"), "--json"])
-    assert result.exit_code == 0, result.output
-    quality = json.loads(result.stdout)["quality"]["labels"]
-    assert quality["true_positives"] > 0.8 * quality["predicted"] > 5
-    result = CliRunner().invoke(app, [*command, "--truth", str(tmp_path / "nowhere")])
-    assert result.exit_code == 2
-    assert str(tmp_path / "nowhere") in result.stderr
