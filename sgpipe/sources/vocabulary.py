@@ -74,26 +74,12 @@ def load_synonyms(path: Path) -> Synonyms:
     except (ValueError, RecursionError) as error:
         raise UserError(f"synonyms file {path} is not valid JSON ({error})") from None
     if not isinstance(table, dict) or not table:
-        raise UserError(f"synonyms file {path}: expected {{class name: [phrases]}}, found {_describe(table)}")
-    return {name: _phrases(path, name, value) for name, value in table.items()}
-
-
-def _phrases(path: Path, name: str, value: Any) -> tuple[str, ...]:
-    if not name.strip():
-        raise UserError(f"synonyms file {path}: key {name!r}: expected a class name, found a blank key")
-    if not isinstance(value, list) or not value:
-        raise UserError(f"synonyms file {path}: key {name!r}: expected a list of phrases, found {_describe(value)}")
-    for phrase in value:
-        if not isinstance(phrase, str) or not phrase.removeprefix("!").strip():
-            raise UserError(f"synonyms file {path}: key {name!r}: expected phrases, found {_describe(phrase)}")
-    return tuple(value)
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, list | dict):
-        kind = "list" if isinstance(value, list) else "object"
-        return f"an empty {kind}" if not value else "a list" if kind == "list" else "an object"
-    return repr(value)[:60]
+        raise UserError(f"synonyms file {path}: expected {{class name: [phrases]}}")
+    for name, phrases in table.items():
+        words = [str(each).removeprefix("!").strip() for each in phrases] if isinstance(phrases, list) else []
+        if not name.strip() or not words or not all(words) or not all(isinstance(each, str) for each in phrases):
+            raise UserError(f"synonyms file {path}: key {name!r}: expected a class name and a list of phrases")
+    return {name: tuple(phrases) for name, phrases in table.items()}
 
 
 @cache
