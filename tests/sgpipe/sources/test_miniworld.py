@@ -96,16 +96,6 @@ def test_a_run_on_other_images_is_refused_and_nothing_is_changed(miniworld, tmp_
     assert facts(folder.ground_truth.relations) == true_facts(CONFIG, implied_too=True)
 
 
-def test_a_refused_run_on_other_images_keeps_those_that_an_unfinished_run_generated(miniworld, tmp_path):
-    out = tmp_path / "run"
-    shutil.copytree(miniworld.root, RunFolder(out).private / "drawn")
-    files = {"annotations": str(miniworld.world / "instances.json"), "images": str(miniworld.world / "images")}
-    models = {"tag.tagger": str(tmp_path), "caption.captioner": str(tmp_path)}
-    with pytest.raises(UserError, match="so it is not a checkpoint"):
-        generate(load_recipe("coco", {"source.splits": {"val": files}, **models}), out, QUIET)
-    assert MiniworldFiles(RunFolder(out).private / "drawn").settings == miniworld.settings
-
-
 def test_commands_find_ground_truth_and_images_in_a_moved_run(miniworld, tmp_path):
     labelled(miniworld, tmp_path / "run").root.rename(tmp_path / "moved")
     run = str(tmp_path / "moved")
