@@ -31,6 +31,7 @@ from sgpipe.cli.options import (
     Tagger,
     reads_file,
     reads_stored,
+    say,
     stored,
     with_option_groups,
     writes_folder,
@@ -323,7 +324,7 @@ def label(
     pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
     notes = [_NOTE] if pipeline.uses_miniworld_models else []
     for note in notes + tag_notes(pipeline.recipe.tag):
-        console.progress().print(f"NOTE: {note}", style="dim", soft_wrap=True)
+        say(f"NOTE: {note}")
     out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
@@ -360,7 +361,7 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
             if not files:
                 raise UserError(no_images(path, found.notes))
             for note in found.notes:
-                console.progress().print(f"NOTE: {path}: {note}", style="dim", soft_wrap=True)
+                say(f"NOTE: {path}: {note}")
         yield from files
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 from sgpipe.errors import UserError
+from sgpipe.utils import console
 
 DATA, MODELS, COMPUTE = "Data", "Models", "Compute"  # headings of `--help`
 _OWN = "own"
@@ -76,6 +77,11 @@ def judged_file(run: Path, file: Path | None) -> Path | None:
     return file
 
 
+def say(message: str) -> None:
+    """Print a line beside the progress, which --quiet suppresses."""
+    console.progress().print(message, soft_wrap=True)
+
+
 StoredRun = Annotated[
     Path,
     typer.Argument(
@@ -88,8 +94,7 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Change any setting of the recipe: KEY=VALUE. Repeatable.")
 ]
 Detector = Annotated[
-    str | None,
-    typer.Option(help="Object detector of transformers: folder or hub id.", rich_help_panel=MODELS),
+    str | None, typer.Option(help="Object detector of transformers: folder or hub id.", rich_help_panel=MODELS)
 ]
 Captioner = Annotated[
     str | None,
@@ -115,16 +120,14 @@ ExpectedPrecision = Annotated[
     ),
 ]
 JudgedFile = Annotated[
-    Path | None,
-    typer.Option("--judgements", help=f"File of judgements of `sgpipe view`; {_OWN}: that of the run."),
+    Path | None, typer.Option("--judgements", help=f"File of judgements of `sgpipe view`; {_OWN}: that of the run.")
 ]
 RayAddress = Annotated[
     str | None, typer.Option(help="Ray cluster to connect to, such as auto.", rich_help_panel=COMPUTE)
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=COMPUTE)]
 MovedImages = Annotated[
-    str | None,
-    reads_stored("Where the images are, if they have moved: folder, archives or store."),
+    str | None, reads_stored("Where the images are, if they have moved: folder, archives or store.")
 ]
 GroundTruthFolder = Annotated[
     Path | None,
@@ -143,10 +146,7 @@ GuessedSplit = Annotated[
         rich_help_panel=DATA,
     ),
 ]
-Classes = Annotated[
-    Path | None,
-    reads_file("JSON: the names of objects and relations, if not the data's."),
-]
+Classes = Annotated[Path | None, reads_file("JSON: the names of objects and relations, if not the data's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -163,8 +163,7 @@ class InferenceOptions:
     ] = "auto"
     device: Device = "auto"
     workers: Annotated[
-        int,
-        typer.Option(min=1, help="Worker processes; Ray starts them if more than one.", rich_help_panel=COMPUTE),
+        int, typer.Option(min=1, help="Worker processes; Ray starts them if more than one.", rich_help_panel=COMPUTE)
     ] = 1
     gpus: Annotated[
         float,

@@ -21,6 +21,7 @@ from sgpipe.cli.options import (
     StoredRun,
     judged_file,
     reads_stored,
+    say,
     with_option_groups,
     writes_file,
     writes_folder,
@@ -78,23 +79,13 @@ def stats(
     *,
     run: StoredRun,
     json_: Json = False,
-    html: Annotated[
-        Path | None,
-        writes_file("Write the full report, with a gallery, to this file."),
-    ] = None,
-    sheet: Annotated[
-        Path | None,
-        writes_file("Draw images with their relations into this PNG file."),
-    ] = None,
-    shown: Annotated[
-        int,
-        typer.Option("--shown", min=1, help="Images in the gallery or on the sheet."),
-    ] = 20,
+    html: Annotated[Path | None, writes_file("Write the full report, with a gallery, to this file.")] = None,
+    sheet: Annotated[Path | None, writes_file("Draw images with their relations into this PNG file.")] = None,
+    shown: Annotated[int, typer.Option("--shown", min=1, help="Images in the gallery or on the sheet.")] = 20,
     chosen: ThresholdOptions,
     images: MovedImages = None,
     compare: Annotated[
-        Path | None,
-        reads_stored("Earlier run, or its store; shows what has changed since then."),
+        Path | None, reads_stored("Earlier run, or its store; shows what has changed since then.")
     ] = None,
     truth: GroundTruthFolder = None,
     image_data: ImageData = None,
@@ -127,7 +118,7 @@ def stats(
         _write_report(html, report, gallery, threshold)
     if sheet is not None:
         drawn, lost = write_sheet(run, sheet, shown, threshold, images, calibration)
-        _say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
+        say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
 
 
 def _print_report(report: Audit, json_: bool) -> None:
@@ -144,11 +135,7 @@ def _write_report(file: Path, report: Audit, gallery: list[Card], threshold: flo
 
     write_report(file, report, gallery, threshold)
     lost = sum(card.image is None for card in gallery)
-    _say(f"wrote {file} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}")
-
-
-def _say(message: str) -> None:
-    console.progress().print(message, soft_wrap=True)
+    say(f"wrote {file} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}")
 
 
 def _missing(lost: int) -> str:
@@ -201,8 +188,7 @@ def calibrate(
 def verify(
     run: StoredRun,
     repair: Annotated[
-        bool,
-        typer.Option("--repair", help="Drop what is damaged from the manifest; the next run regenerates it."),
+        bool, typer.Option("--repair", help="Drop what is damaged from the manifest; the next run regenerates it.")
     ] = False,
     json_: Json = False,
 ) -> None:
@@ -248,10 +234,7 @@ def _size(images: int, shards: int) -> str:
 
 def fetch(
     store: Annotated[str, typer.Argument(help="Object store of a run, such as s3://bucket/labels.")],
-    out: Annotated[
-        Path,
-        writes_folder("Folder for the run; files that are already there are kept."),
-    ],
+    out: Annotated[Path, writes_folder("Folder for the run; files that are already there are kept.")],
 ) -> None:
     """Download a run from an object store.
 
@@ -324,14 +307,14 @@ def export(
         embed=embed,
     )
     if written.note:
-        _say(f"NOTE: {written.note}")
+        say(f"NOTE: {written.note}")
     if json_:
         print(json.dumps(written.as_json(), indent=2))
         return
     screen = console.output()
     screen.print(f"wrote {count(len(written.files), 'file')} to {out}", soft_wrap=True)
     if written.is_bare:
-        _say("NOTE: no relation is above the threshold; lower --threshold or --precision")
+        say("NOTE: no relation is above the threshold; lower --threshold or --precision")
     for what, number in written.left_out.items():
         screen.print(f"left out: {what} ({number:,})", soft_wrap=True)
 
@@ -376,7 +359,7 @@ def push(
         print(json.dumps(pushed.as_json(), indent=2))
         return
     if pushed.exported.note:
-        console.progress().print(f"NOTE: {pushed.exported.note}", soft_wrap=True)
+        say(f"NOTE: {pushed.exported.note}")
     seen = "private: only you or your organisation can see it" if pushed.private else "public"
     screen = console.output()
     screen.print(f"pushed {count(len(pushed.exported.files), 'file')} to {pushed.url} ({seen})", soft_wrap=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sgpipe.cli.options import Json, MovedImages, reads_file, stored, writes_folder
+from sgpipe.cli.options import Json, MovedImages, reads_file, say, stored, writes_folder
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count, single_line
@@ -71,15 +71,15 @@ def view(
     url = address.url(token)
     console.output().print(url, soft_wrap=True)
     if token is not None:
-        _say("keep this address secret: whoever has it can see the run" + ("" if read_only else " and judge relations"))
+        say("keep this address secret: whoever has it can see the run" + ("" if read_only else " and judge relations"))
     if port and address.port != port:
-        _say(f"port {port} is in use")
-    _say("Ctrl-C ends the server")
+        say(f"port {port} is in use")
+    say("Ctrl-C ends the server")
     if not no_browser:
         open_browser(url)
     serve(app, address)
     file = viewer.judgements.file
-    _say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
+    say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
 
 
 def _open(run: str, other: str | None, name: str, read_only: bool, images: str | None) -> Viewer:
@@ -98,9 +98,9 @@ def _open_index(root: str) -> Index:
     from sgpipe.storage.index import Index
 
     index = Index.open(root if "://" in root else Path(root), console.Progress(console.progress()))
-    _say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
+    say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
     for problem in index.problems:
-        _say(f"left out: {problem}")
+        say(f"left out: {problem}")
     return index
 
 
@@ -119,35 +119,19 @@ def _judge(name: str | None) -> str:
     return plain
 
 
-def _say(message: str) -> None:
-    console.progress().print(message, soft_wrap=True)
-
-
-class ConflictRule(StrEnum):
-    """How to resolve conflicting judgements."""
-
-    MAJORITY = "majority"
-    LATEST = "latest"
-    DROP = "drop"
-
-
 def correct(
     run: Annotated[str, typer.Argument(help=f"Folder of a run or an import, {_STORE}", callback=stored)],
-    out: Annotated[
-        Path,
-        writes_folder("Folder for the corrected run; an unfinished one is resumed."),
-    ],
+    out: Annotated[Path, writes_folder("Folder for the corrected run; an unfinished one is resumed.")],
     judgements: Annotated[
-        Path | None,
-        reads_file("File of judgements. Default: what `sgpipe view` wrote for the run."),
+        Path | None, reads_file("File of judgements. Default: what `sgpipe view` wrote for the run.")
     ] = None,
     conflicts: Annotated[
-        ConflictRule,
+        Literal["majority", "latest", "drop"],
         typer.Option(
             help="Conflicting judgements: majority keeps what most people say, in a tie the relation as it is; latest "
             "keeps the latest judgement; drop leaves the relation out."
         ),
-    ] = ConflictRule.MAJORITY,
+    ] = "majority",
     images: MovedImages = None,
     json_: Json = False,
 ) -> None:
@@ -161,15 +145,13 @@ def correct(
       sgpipe correct coco-relations/ --out corrected/
       sgpipe correct coco-relations/ --judgements judgements.jsonl --conflicts latest --out corrected/
     """
-    import json
-
     from sgpipe.sources.corrected import correct_run
 
     manifest, storage, log = _open_judged(run, judgements)
     for problem in log.problems:
-        _say(f"NOTE: {problem}")
+        say(f"NOTE: {problem}")
     progress = console.Progress(console.progress())
-    corrected = correct_run(manifest, storage, log, out, progress, conflicts.value, images)
+    corrected = correct_run(manifest, storage, log, out, progress, conflicts, images)
     if json_:
         print(json.dumps(corrected.as_json(), indent=2))
         return
@@ -203,4 +185,4 @@ def _report(corrected: CorrectedRun) -> None:
         named = ", ".join(map(repr, corrected.new_predicates[:5]))
         notes.append(f"{count(len(corrected.new_predicates), 'predicate')} added to the run's list of classes: {named}")
     for note in notes:
-        _say(f"NOTE: {note}")
+        say(f"NOTE: {note}")
