@@ -49,7 +49,7 @@ def with_whole_uris(message: str) -> str:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def add_filename(path: Path) -> Iterator[None]:
     """Name `path` in system errors that name no file, such as those of a full disk."""
     try:
         yield
@@ -83,20 +83,20 @@ def existing_model(name: str) -> str:
     return name
 
 
-def refusal(error: OSError) -> str:
-    """A system error in one line: what and where, without the words that libraries put around it."""
+def format_os_error(error: OSError) -> str:
+    """Return a system error in one line: what and where, without the words that libraries put around it."""
     if isinstance(error, StoreError):
         return str(error)
     return f"{os.strerror(error.errno) if error.errno else error}: {error.filename or _unnamed()}"
 
 
-def reason_of(error: OSError) -> str:
-    """Why the system or a library refuses, in one line that names no file."""
+def os_error_reason(error: OSError) -> str:
+    """Return why the system or a library refuses, in one line that names no file."""
     return os.strerror(error.errno) if error.errno else (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _unnamed() -> str:
-    """What a system error that names no file is about: the current folder, or, as files are named, a stream."""
+    """Return what a system error without a file is about: the current folder, or a stream."""
     try:
         os.getcwd()
     except OSError:

@@ -27,7 +27,7 @@ from sgpipe.cli.predict import predict, score
 from sgpipe.cli.runs import calibrate, export, fetch, push, stats, verify
 from sgpipe.cli.train import convert, train
 from sgpipe.cli.view import correct, view
-from sgpipe.errors import DivergedError, EngineError, UserError, refusal, with_whole_uris
+from sgpipe.errors import DivergedError, EngineError, UserError, format_os_error, with_whole_uris
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 
@@ -74,7 +74,7 @@ class _Group(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_FAILED)
         except OSError as error:
-            _fail(f"error: {refusal(error)}", EXIT_FAILED)
+            _fail(f"error: {format_os_error(error)}", EXIT_FAILED)
 
 
 def _advice(ctx: typer.Context) -> str:
@@ -173,4 +173,4 @@ def main() -> None:
     try:
         typer.main.get_command(app)(prog_name="sgpipe")  # `app()` would install typer's own excepthook
     except OSError as error:  # the help cannot be written
-        _fail(f"error: {refusal(error)}", EXIT_FAILED)
+        _fail(f"error: {format_os_error(error)}", EXIT_FAILED)

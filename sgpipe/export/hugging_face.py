@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgpipe.errors import naming
+from sgpipe.errors import add_filename
 from sgpipe.export.card import write_card
 from sgpipe.export.rows import ExportRows, iter_groups
 from sgpipe.files.image_roots import ImagePlace
@@ -87,7 +87,7 @@ def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows) -> None:
     first = next(tables)
     schema = first.schema.with_metadata(_metadata(first.schema, rows))
     group_size = _IMAGES_PER_GROUP if IMAGE_COLUMN in schema.names else _ROWS_PER_GROUP
-    with naming(path), path.open("xb") as file:
+    with add_filename(path), path.open("xb") as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for table in (first, *tables):
                 writer.write_table(table.cast(schema), row_group_size=group_size)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.calibration import load_calibration, stored
-from sgpipe.errors import UserError, naming
+from sgpipe.errors import UserError, add_filename
 from sgpipe.files.stored_files import stored_sha256
 from sgpipe.records import NO_OBJECT, SCHEMA, Record, Relation, from_table
 from sgpipe.storage.manifest import Manifest, ShardEntry
@@ -186,7 +186,7 @@ def write_json(path: Path, value: Members | Iterator[Any]) -> None:
 
     Raises UserError: a number is not finite.
     """
-    with naming(path), path.open("x", encoding="utf-8") as file:
+    with add_filename(path), path.open("x", encoding="utf-8") as file:
         _write(file, value)
         file.write("\n")
         file.flush()

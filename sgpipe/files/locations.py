@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import pyarrow as pa
 
-from sgpipe.errors import StoreError, naming
+from sgpipe.errors import StoreError, add_filename
 from sgpipe.files.object_store import CutError, ObjectInfo, ReplacedError, StorePath
 
 Location: TypeAlias = Path | StorePath
@@ -24,7 +24,7 @@ _BUFFER = 256 << 10  # bytes that are read at least, of an object of which parts
 def open_file(path: Location) -> Iterator[Any]:
     """Open a file for random access: of this machine mapped into memory. Raises OSError, also while it is read."""
     if isinstance(path, Path):
-        with naming(path), pa.memory_map(str(path)) as file:
+        with add_filename(path), pa.memory_map(str(path)) as file:
             yield file
         return
     with _present(path), path.open(buffer=_BUFFER) as file:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
-from sgpipe.errors import EngineError, ImageError, StoreError, UserError, reason_of
+from sgpipe.errors import EngineError, ImageError, StoreError, UserError, os_error_reason
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
 from sgpipe.files.index import NAME, FileIndexRows, IndexReference, by_name, write_index
 from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath
@@ -88,8 +88,8 @@ def is_image(name: str) -> bool:
 def image_error(error: OSError, where: str) -> ImageError | EngineError:
     """What to raise if an image cannot be read: an EngineError if this machine is the reason, which ends the work."""
     if error.errno in _OF_THE_MACHINE:
-        return EngineError(f"{where} cannot be read: {reason_of(error)}")
-    return ImageError(f"image cannot be read: {where} ({reason_of(error)})")
+        return EngineError(f"{where} cannot be read: {os_error_reason(error)}")
+    return ImageError(f"image cannot be read: {where} ({os_error_reason(error)})")
 
 
 def safe_name(name: str) -> str:

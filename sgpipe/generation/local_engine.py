@@ -21,7 +21,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from sgpipe.errors import EngineError, UserError, refusal
+from sgpipe.errors import EngineError, UserError, format_os_error
 from sgpipe.generation.engine import StageBuilder, usable_cpus
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units
 from sgpipe.recipe import Recipe
@@ -206,7 +206,7 @@ def _outcome(work: _Work, unit: WorkUnit, isolated: bool) -> tuple[str, ShardEnt
     except EngineError as error:
         return "failure", str(error)
     except OSError as error:
-        return "failure", refusal(error)
+        return "failure", format_os_error(error)
     except Exception as error:  # noqa: BLE001 - not swallowed but passed on
         lines = str(error).strip().splitlines() or [""]
         return "failure", f"a worker failed: {type(error).__name__}: {lines[0]}"

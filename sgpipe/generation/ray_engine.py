@@ -31,7 +31,7 @@ from ray.util import list_named_actors, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError, refusal
+from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError, format_os_error
 from sgpipe.generation.engine import StageBuilder
 from sgpipe.generation.pools import Pool, is_placed, plan_pools, reserve
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units
@@ -135,7 +135,7 @@ class Worker:
         except EngineError as error:
             return pa.table({_FAILURE: [str(error)]})
         except OSError as error:
-            return pa.table({_FAILURE: [refusal(error)]})
+            return pa.table({_FAILURE: [format_os_error(error)]})
 
     def _run(self, block: pa.Table) -> pa.Table:
         unit = _unit(block)

@@ -162,8 +162,9 @@ def _lists(path: Path, schema: HoiaSchema) -> bool:
 
 def _faults(item: Any, schema: HoiaSchema, possible: frozenset[tuple[int, int]] | None) -> Iterator[str]:
     """Yield why it is impossible, or "", for each relation of an image that can be read."""
-    boxes, relations = (item.get(key) if isinstance(item, Mapping) else None for key in ("annotations", schema.key))
-    for relation in relations if isinstance(relations, list) and isinstance(boxes, list) else ():
+    parts: list[Any] = [item.get(key) if isinstance(item, Mapping) else None for key in ("annotations", schema.key)]
+    boxes, relations = parts if all(isinstance(part, list) for part in parts) else ([], [])
+    for relation in relations:
         try:
             index, verb = (integer_field(relation, key) for key in ("object_id", "category_id"))
             object_ = integer_field(boxes[index], "category_id") if 0 <= index < len(boxes) else None

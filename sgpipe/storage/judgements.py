@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from sgpipe.errors import UserError, naming
+from sgpipe.errors import UserError, add_filename
 from sgpipe.storage.manifest import sync_folder
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import count
@@ -345,7 +345,7 @@ class JudgementLog:
             raise UserError(f"{self.file} is read-only: nothing is saved")
         if line.run != self.fingerprint:
             raise UserError(f"the judgement is about another run (fingerprint {line.run[:80]})")
-        with self._mutex, naming(self.file), self._opened(os.O_RDWR | os.O_APPEND | os.O_CREAT) as descriptor:
+        with self._mutex, add_filename(self.file), self._opened(os.O_RDWR | os.O_APPEND | os.O_CREAT) as descriptor:
             self._read(descriptor)
             if (stored := self._lines.get(line.id)) is None:
                 self._write(descriptor, line.to_json().encode() + b"\n")

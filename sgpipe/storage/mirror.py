@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from sgpipe.errors import StoreError, UserError, naming
+from sgpipe.errors import StoreError, UserError, add_filename
 from sgpipe.files.object_store import StorePath
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest
 from sgpipe.storage.run_folder import RunFolder
@@ -164,7 +164,7 @@ def _fetch_shard(store: StorePath, out: Path, shard: ShardEntry) -> None:
     if store.head(shard.file) is None:
         raise StoreError(f"{store.location}: {shard.file} is missing; resuming the run regenerates it")
     with atomic_write(path) as temporary:
-        with naming(path):
+        with add_filename(path):
             store.get_file(shard.file, temporary)
         if file_sha256(temporary) != shard.sha256:
             raise StoreError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from sgpipe.errors import UserError, naming
+from sgpipe.errors import UserError, add_filename
 from sgpipe.files.locations import Location, delete, sizes
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.stored_files import joined, shown_path, uri_of
@@ -124,7 +124,7 @@ class RunFolder:
         Raises UserError: it is a file, contains something else, or another run is writing into it.
         """
         self._refuse_other_content()
-        with naming(self.root):
+        with add_filename(self.root):
             (self.root / DATA).mkdir(parents=True, exist_ok=True)
             with only_process(self._lock, self.root):
                 yield

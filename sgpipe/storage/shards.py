@@ -15,7 +15,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgpipe.errors import StoreError, UserError, naming
+from sgpipe.errors import StoreError, UserError, add_filename
 from sgpipe.files.locations import Location
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.remote import name_of, open_object, uri_of
@@ -92,7 +92,7 @@ def _write_file(path: Path, table: pa.Table) -> tuple[str, int]:
     """Write a file whole or not at all; return its SHA-256 and its size."""
     fault_point("before write")
     with atomic_write(path) as temporary:
-        with naming(path):
+        with add_filename(path):
             write_table(temporary, table)
         fault_point("after write")
         digest, size = file_sha256(temporary), temporary.stat().st_size

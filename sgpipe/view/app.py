@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from sgpipe.errors import UserError, refusal
+from sgpipe.errors import UserError, format_os_error
 from sgpipe.view import gallery, image_page, judging, thumbnails
 from sgpipe.view.security import HEADERS, LARGEST_BODY, Access, Guard
 from sgpipe.view.web import FOLDER, Freshness, Viewer, json_response, render
@@ -57,6 +57,6 @@ def _describe(error: Exception) -> tuple[int, str]:
     if isinstance(error, UserError):
         return 422, str(error)
     if isinstance(error, OSError):
-        return 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503, refusal(error)
+        return 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503, format_os_error(error)
     sys.excepthook(type(error), error, error.__traceback__)  # as for the commands: one line, or with --verbose all
     return 500, f"internal error: {type(error).__name__}; the terminal of `sgpipe view` says more"

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from sgpipe.errors import refusal
+from sgpipe.errors import format_os_error
 from sgpipe.records import Record
 from sgpipe.stats.plans import MARGIN, Population, count_states, draw, judgements_needed, measure_plan, next_question
 from sgpipe.storage.index import read_record
@@ -157,7 +157,7 @@ def _saved(viewer: Viewer, line: Judgement | SamplingPlan) -> Judgement | Sampli
         return viewer.judgements.append(line)
     except OSError as error:
         status = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503
-        raise HTTPException(status, f"not saved: {refusal(error)}") from None
+        raise HTTPException(status, f"not saved: {format_os_error(error)}") from None
 
 
 def judgements_of_image(request: Request) -> Response:

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 
-from sgpipe.errors import UserError, refusal
+from sgpipe.errors import UserError, format_os_error
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JudgementLog
@@ -107,7 +107,7 @@ class Freshness:
         except UserError as error:
             self.failure = str(error)
         except OSError as error:
-            self.failure = refusal(error)
+            self.failure = format_os_error(error)
         finally:
             self._looked = time.monotonic()
             self._looking.release()
