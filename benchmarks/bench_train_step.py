@@ -35,11 +35,12 @@ from rlip_model.dense_head import LabelledBoxes
 from rlip_model.losses import TaggerCriterion
 from rlip_model.model import RTagger
 from rlip_model.presets import preset, tiny_sizes
+from rlip_model.settings import Optimisation
 from rlip_model.targets import Triplets
 from rlip_model.text import LabelFeatures, build_tokenizer
 from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.objective import Objective
-from rlip_model.training.optimisation import Optimisation, make_optimizer
+from rlip_model.training.optimisation import make_optimizer
 from rlip_model.training.sampling import Texts
 
 OBJECT_TEXTS, RELATION_TEXTS, TOLERANCE = 334, 167, 1e-4

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,25 +12,14 @@ from torch import Tensor
 from rlip_model.boxes import generalized_iou, to_corners
 from rlip_model.distributed import global_mean, world_size
 from rlip_model.heads import LayerOutput, RelationOutput
-from rlip_model.matcher import Assignment, MatchingCosts, match
+from rlip_model.matcher import Assignment, match
 from rlip_model.position import at_least_float32
 from rlip_model.relation_losses import focal_loss, pseudo_labels, quality_focal_loss, relation_quality
+from rlip_model.settings import LossWeights, MatchingCosts
 from rlip_model.targets import TargetCounts, TripletBatch, Triplets, join
 
 NO_OBJECT_WEIGHT = 0.1
 SMALLEST_COUNT = 1e-4
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the parts of a loss. Defaults: as published."""
-
-    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
-
-    entity: float = 1.0
-    relation: float = 1.0
-    box: float = 2.5
-    giou: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,23 +11,12 @@ from torch import Tensor
 
 from rlip_model.boxes import generalized_iou, to_corners
 from rlip_model.heads import LayerOutput
+from rlip_model.settings import MatchingCosts
 from rlip_model.targets import TripletBatch
 
 
 class NonFiniteError(ValueError):
     """Predictions or losses are NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class MatchingCosts:
-    """Weights of the parts of the matching cost. Defaults: as published."""
-
-    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
-
-    label: float = 1.0
-    relation: float = 1.0
-    box: float = 2.5
-    giou: float = 1.0
 
 
 @dataclass(frozen=True)

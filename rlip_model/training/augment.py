@@ -7,63 +7,18 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
 
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from rlip_model.image import normalised, resized
+from rlip_model.settings import Augmentation
 from rlip_model.training.annotations import SceneTargets
 
 CropWindow = tuple[
     float, float, float, float
 ]  # left, top, right, bottom, in pixels of the image that it is cropped from
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Augmentation settings. Defaults: as in RLIPv2, which are DETR's plus colour jitter.
-
-    Args:
-        flip: probability of a horizontal flip.
-        jitter: brightness, contrast and saturation are multiplied by a factor of up to 1 plus or minus this; 0 for
-            none.
-        short_sides: lengths of the shorter side of the result, in pixels; one is drawn.
-        long_side: maximum length of the longer side of the result, in pixels.
-        crop_probability: probability of a random crop.
-        crop_short_sides: lengths of the shorter side to which the image is resized before cropping, in pixels.
-        crop_range: minimum and maximum width and height of the crop, in pixels of the resized image.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
-
-    flip: float = 0.5
-    jitter: float = 0.4
-    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
-    long_side: int = 1333
-    crop_probability: float = 0.5
-    crop_short_sides: tuple[int, ...] = (400, 500, 600)
-    crop_range: tuple[int, int] = (384, 600)
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "crop_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number between 0 and 1")
-        for name in ("short_sides", "crop_short_sides"):
-            if min(getattr(self, name), default=0) < 1:
-                raise ValueError(f"{name} is {list(getattr(self, name))}, expected lengths of at least 1 pixel")
-        if self.long_side < max(self.short_sides):
-            raise ValueError(f"long_side {self.long_side} is less than {max(self.short_sides)}, one of short_sides")
-        if not 1 <= self.crop_range[0] <= self.crop_range[1]:
-            raise ValueError(
-                f"crop_range is {list(self.crop_range)}, expected a minimum and a maximum length in pixels"
-            )
 
 
 def prepare(

@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rlip_model.distributed import gather, rank
 from rlip_model.matcher import NonFiniteError
 from rlip_model.noise import torch_seed
+from rlip_model.settings import Optimisation
 from rlip_model.targets import TargetCounts, total_counts
 from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.divergence import DivergenceError, explain
@@ -35,7 +36,7 @@ from rlip_model.training.ema import EMA
 from rlip_model.training.gpu_utilization import GpuUtilization
 from rlip_model.training.meter import Metrics, StepMeter
 from rlip_model.training.objective import Objective, sum_parts
-from rlip_model.training.optimisation import Optimisation, make_optimizer, set_rates
+from rlip_model.training.optimisation import make_optimizer, set_rates
 from rlip_model.training.state import Checkpoints, Position, TrainingState, flatten, read_state, unflatten
 from rlip_model.training.validation import validate
 

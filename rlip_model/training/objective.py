@@ -20,11 +20,11 @@ from rlip_model.encoder import EncoderLayer
 from rlip_model.heads import LayerOutput, RelationOutput
 from rlip_model.losses import DetectionCriterion, LayerLosses, ModelLosses, TaggerCriterion
 from rlip_model.model import RLIPModel, RTagger, TripletDetector
+from rlip_model.settings import ComputePrecision
 from rlip_model.swin import SwinBlock
 from rlip_model.targets import TargetCounts, Triplets
 from rlip_model.text import LabelFeatures
 from rlip_model.training.batches import TrainingBatch
-from rlip_model.training.optimisation import ComputePrecision
 
 DENSE_WEIGHT = 0.2
 HEAVY = (EncoderLayer, DecoderLayer, SwinBlock, Bottleneck, RobertaLayer)

@@ -11,15 +11,14 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from rlip_model.settings import Strategy
 from rlip_model.targets import Triplets
 from rlip_model.text import NO_OBJECTS
 
-Strategy = Literal["frequency", "uniform"]
 MOST_REPEATS = 10_000  # consecutive draws of known names after which only new names are drawn
 
 

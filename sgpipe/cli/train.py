@@ -109,7 +109,6 @@ def train(
     """
     from sgpipe.training.metrics import print_training
     from sgpipe.training.recipe import load_train_recipe
-    from sgpipe.training.run import train as run
     from sgpipe.utils.config_file import changed, parse_set
 
     if epochs is not None and steps is not None:
@@ -126,6 +125,8 @@ def train(
         optimisation=optimisation,
         workers=changed(loaded.workers, count=workers, gpus=gpus, address=ray_address),
     )
+    from sgpipe.training.run import train as run  # it imports PyTorch
+
     summary = run(loaded, out, console.Progress(console.progress()))
     network = out / summary.network.name
     if json_:

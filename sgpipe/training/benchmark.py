@@ -22,9 +22,9 @@ from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage, Image
 from rlip_model.evaluation.open_images import OpenImagesSettings, evaluate_open_images
 from rlip_model.image import to_pixel_values
 from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections
+from rlip_model.settings import ComputePrecision
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import Objective
-from rlip_model.training.optimisation import ComputePrecision
 from rlip_model.training.validation import PERSON
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_row_image

@@ -14,9 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from sgpipe.training.recipe import BENCHMARKS
 from sgpipe.utils.atomic import write_text
@@ -77,14 +74,20 @@ class ScalarEvents:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter  # it imports boto3 where that is installed
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
         folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._scalar = Event, scalar
         self._writer = EventsWriter(str(folder / "events"), f".{step}")
         start = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            event = self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value))
+            self._writer.write_event(event)
         self._writer.flush()
 
     def close(self) -> None:

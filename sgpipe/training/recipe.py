@@ -8,11 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_serializer
 
-from rlip_model.losses import LossWeights
-from rlip_model.matcher import MatchingCosts
-from rlip_model.training.augment import Augmentation
-from rlip_model.training.optimisation import Optimisation
-from rlip_model.training.sampling import Strategy
+from rlip_model.settings import Augmentation, LossWeights, MatchingCosts, Optimisation, Strategy
 from sgpipe.errors import UserError
 from sgpipe.files.remote import uri_of
 from sgpipe.recipe import Config, ImageLocation, SplitName, StoredPath

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from rlip_model.heads import LayerOutput, RelationOutput
-from rlip_model.losses import DetectionCriterion, LayerLosses, LossWeights, ModelLosses, TaggerCriterion
-from rlip_model.matcher import MatchingCosts, match
+from rlip_model.losses import DetectionCriterion, LayerLosses, ModelLosses, TaggerCriterion
+from rlip_model.matcher import match
 from rlip_model.model import RLIPModel, RTagger
 from rlip_model.official import is_ignored, renamed
 from rlip_model.relation_losses import pseudo_labels
+from rlip_model.settings import LossWeights, MatchingCosts
 from rlip_model.targets import Triplets, join
 from rlip_model.text import LabelFeatures
 from tests.parity.forward import run_network

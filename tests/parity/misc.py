@@ -16,16 +16,10 @@ from typing import Any
 import torch
 
 from rlip_model.image import resized
+from rlip_model.settings import Strategy
 from rlip_model.targets import Triplets
 from rlip_model.training.annotations import SceneAnnotation, label_scene
-from rlip_model.training.sampling import (
-    LabelledBatch,
-    LabelledTriplets,
-    LabelVocabulary,
-    NegativeSampling,
-    Strategy,
-    merge,
-)
+from rlip_model.training.sampling import LabelledBatch, LabelledTriplets, LabelVocabulary, NegativeSampling, merge
 from tests.parity.evaluation import hico, open_images, vcoco
 from tests.parity.golden import NotGoldenError, Report
 from tests.parity.model import print_report

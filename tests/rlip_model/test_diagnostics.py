@@ -1,7 +1,8 @@
 """Figures to log."""
 
 from rlip_model.losses import prediction_errors
-from rlip_model.matcher import MatchingCosts, match
+from rlip_model.matcher import match
+from rlip_model.settings import MatchingCosts
 from rlip_model.targets import join
 from tests.rlip_model.samples import RELATIONS, perfect_layer, random_triplets
 

@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from rlip_model.heads import RelationOutput
-from rlip_model.losses import (
-    DetectionCriterion,
-    LayerLosses,
-    LossWeights,
-    TaggerCriterion,
-)
+from rlip_model.losses import DetectionCriterion, LayerLosses, TaggerCriterion
+from rlip_model.settings import LossWeights
 from rlip_model.targets import Triplets
 from tests.rlip_model.samples import (
     RELATIONS,

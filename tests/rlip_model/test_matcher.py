@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rlip_model.boxes import generalized_iou, to_corners
 from rlip_model.heads import LayerOutput
-from rlip_model.matcher import MatchingCosts, NonFiniteError, match, matching_costs
+from rlip_model.matcher import NonFiniteError, match, matching_costs
+from rlip_model.settings import MatchingCosts
 from rlip_model.targets import Triplets, join
 from tests.rlip_model.samples import PAIRS, RELATIONS, random_layer, random_triplets
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlip_model.matcher import MatchingCosts, match
+from rlip_model.matcher import match
 from rlip_model.relation_losses import focal_loss, pseudo_labels, quality_focal_loss, relation_quality
+from rlip_model.settings import MatchingCosts
 from rlip_model.targets import join
 from tests.rlip_model.samples import RELATIONS, perfect_layer, random_layer, random_triplets
 

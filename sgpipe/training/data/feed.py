@@ -12,8 +12,9 @@ from threading import Lock
 from PIL import Image
 
 from rlip_model.dense_head import LabelledBoxes
+from rlip_model.settings import Augmentation
 from rlip_model.training.annotations import label_scene
-from rlip_model.training.augment import Augmentation, prepare
+from rlip_model.training.augment import prepare
 from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.pairs import tagger_triplets
 from rlip_model.training.sampling import Texts, relabelled

@@ -24,9 +24,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rlip_model.settings import Strategy
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
-from rlip_model.training.sampling import LabelVocabulary, NegativeSampling, Strategy, Texts, extend, union
+from rlip_model.training.sampling import LabelVocabulary, NegativeSampling, Texts, extend, union
 from sgpipe.errors import UserError
 from sgpipe.files.remote import uri_of
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group

@@ -12,8 +12,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from rlip_model.image import normalised, resized
+from rlip_model.settings import Augmentation
 from rlip_model.training.annotations import MISSING_OBJECT, SceneTargets
-from rlip_model.training.augment import Augmentation, augment, cut, jittered, prepare, random_window
+from rlip_model.training.augment import augment, cut, jittered, prepare, random_window
 from tests.rlip_model.training.scenes import CHANNELS, said, scenes
 
 SMALL = Augmentation(

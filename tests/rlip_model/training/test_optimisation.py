@@ -2,7 +2,8 @@
 
 import pytest
 
-from rlip_model.training.optimisation import Optimisation, freeze, group_of, make_optimizer, set_rates
+from rlip_model.settings import Optimisation
+from rlip_model.training.optimisation import freeze, group_of, make_optimizer, set_rates
 from tests.rlip_model.training.worlds import network
 
 

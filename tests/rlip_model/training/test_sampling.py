@@ -8,13 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlip_model.settings import Strategy
 from rlip_model.targets import Triplets
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.sampling import (
     LabelledTriplets,
     LabelVocabulary,
     NegativeSampling,
-    Strategy,
     Texts,
     extend,
     merge,

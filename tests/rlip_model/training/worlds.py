@@ -10,11 +10,11 @@ from rlip_model.dense_head import LabelledBoxes
 from rlip_model.losses import DetectionCriterion, TaggerCriterion
 from rlip_model.model import RLIPModel, build_model
 from rlip_model.presets import KINDS, tiny_sizes
+from rlip_model.settings import Optimisation
 from rlip_model.targets import Triplets
 from rlip_model.text import build_tokenizer
 from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.objective import Objective
-from rlip_model.training.optimisation import Optimisation
 from rlip_model.training.sampling import Texts
 from rlip_model.training.state import Checkpoints
 

@@ -2,8 +2,7 @@ import pytest
 import yaml
 
 from rlip_model.presets import preset
-from rlip_model.training.augment import Augmentation
-from rlip_model.training.optimisation import Optimisation
+from rlip_model.settings import Augmentation, Optimisation
 from sgpipe.errors import UserError
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.job import TrainingJob

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlip_model.losses import DetectionCriterion
-from rlip_model.matcher import MatchingCosts
+from rlip_model.settings import MatchingCosts
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.training.job import make_objective
