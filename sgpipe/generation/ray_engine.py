@@ -212,6 +212,8 @@ def run_units(
 def _run_once(
     stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
 ) -> Generator[ShardEntry, None, None]:
+    blocks = [_entering(units[at : at + _UNITS_PER_BLOCK]) for at in range(0, len(units), _UNITS_PER_BLOCK)]
+    entering = ray.data.from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU
     pools, placed = reserve(plan_pools(stages, len(units)))
     each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
     limit = start_unit_limit(each * sum(pool.actors for pool in pools))
@@ -219,7 +221,7 @@ def _run_once(
     leaving: ray.ObjectRef[Any] | None = None
     try:
         with _watch(name, placed) as advanced:
-            for row in _graph(name, pools, placed, units, reader, writer, limit, isolated).iter_rows():
+            for row in _graph(name, entering, pools, placed, reader, writer, limit, isolated).iter_rows():
                 advanced.set()
                 if _REFUSAL in row:
                     raise UserError(row[_REFUSAL])
@@ -286,9 +288,9 @@ def kill_actors(name: str) -> None:
 
 def _graph(
     name: str,
+    entering: ray.data.Dataset,
     pools: Sequence[Pool],
     placed: PlacementGroup,
-    units: Sequence[WorkUnit],
     reader: UnitReader,
     writer: UnitWriter,
     limit: ActorHandle,
@@ -301,9 +303,8 @@ def _graph(
     context.target_max_block_size = 1  # byte: every row is a block of its own
     context._max_num_blocks_in_streaming_gen_buffer = _UNITS_AT_ONCE  # else two: Ray then passes on 20 units a second
     runner = IsolatedRunner if isolated else StageRunner
-    blocks = [_entering(units[at : at + _UNITS_PER_BLOCK]) for at in range(0, len(units), _UNITS_PER_BLOCK)]
     on_driver: Callable[[], dict[str, Any]] = partial(dict, scheduling_strategy=on_driver_node())
-    dataset = _mapped(ray.data.from_arrow(blocks), name, Entrance, (limit,), 1, {}, on_driver)
+    dataset = _mapped(entering, name, Entrance, (limit,), 1, {}, on_driver)
     first = 0
     for i, pool in enumerate(pools):
         ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None

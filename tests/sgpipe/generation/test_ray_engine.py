@@ -5,7 +5,6 @@ import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,7 @@ import ray
 from sgpipe.errors import UserError
 from sgpipe.generation import pools, ray_engine
 from sgpipe.generation.pools import Pool, is_placed, reserve
-from sgpipe.generation.ray_engine import UnitLimit, _graph, kill_actors, start_unit_limit
-from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
+from sgpipe.generation.ray_engine import UnitLimit, kill_actors
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 from sgpipe.utils.ray_cluster import start_ray
@@ -148,6 +146,7 @@ def test_actors_of_a_graph_that_failed_make_room_for_the_next(local_ray: None) -
     ray.get(kept[0].__ray_ready__.remote())
     kill_actors("old graph ")
     ray.get(start("new graph 1").__ray_ready__.remote(), timeout=600)
+    kill_actors("new graph ")
 
 
 class Occupant:
@@ -164,14 +163,6 @@ def test_actors_that_cannot_be_placed_are_fewer_or_refused(local_ray: None, monk
     ray.util.remove_placement_group(placed)
     with pytest.raises(UserError, match=r"lower stub\.resources"):
         reserve([Pool((OnGpu(),), Resources(gpus=1), 1)])
-    assert "MapBatches" in str(graph_of(pool))
-
-
-def graph_of(pool: Pool) -> ray.data.Dataset:
-    pools, placed = reserve([pool])
-    ends = UnitReader(Path(), {}), UnitWriter(Path())
-    units = [WorkUnit("val", 0, 2), WorkUnit("val", 2, 4)]
-    return _graph("graph ", pools, placed, units, *ends, start_unit_limit(8), isolated=False)
 
 
 @dataclass
