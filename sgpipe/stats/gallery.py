@@ -226,12 +226,8 @@ def cards(
         yield make_card(record, image, shown(record.relations, 0.0, _RELATIONS))
 
 
-def make_card(record: Record, image: Image.Image | None, relations: Sequence[Relation], pixels: int = WIDTH) -> Card:
-    """The card of an image with these relations, without those whose objects do not exist.
-
-    Args:
-        pixels: maximum width of the image.
-    """
+def make_card(record: Record, image: Image.Image | None, relations: Sequence[Relation]) -> Card:
+    """Return the card of an image with these relations, without those whose objects do not exist."""
     scale = WIDTH / max(record.width, 1)
     height = min(max(record.height * scale, 60), 2 * WIDTH)
     existing = range(len(record.objects))
@@ -241,7 +237,7 @@ def make_card(record: Record, image: Image.Image | None, relations: Sequence[Rel
         image_id=record.image_id,
         split=record.split,
         file_name=record.file_name,
-        image=None if image is None else data_uri(image, pixels),
+        image=None if image is None else data_uri(image, WIDTH),
         height=height,
         graph_height=graph_height,
         nodes=list(nodes.values()),

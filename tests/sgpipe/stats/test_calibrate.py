@@ -158,17 +158,6 @@ def test_judgements_of_people(runs, tmp_path):
     assert CliRunner().invoke(app, options[:2]).exit_code == 2
 
 
-def test_annotations_are_not_calibrated(runs, tmp_path):
-    human = make_shards(tmp_path / "run", [scene(str(n), [(0, "near", 1)]) for n in range(60)])
-    result = CliRunner().invoke(app, ["calibrate", str(human), "--truth", str(runs[1])])
-    assert result.exit_code == 2
-    assert "there is nothing to calibrate" in result.output
-    others = make_shards(tmp_path / "others", [scene(f"x{n}", [(0, "near", 1, 0.5)]) for n in range(60)])
-    result = CliRunner().invoke(app, ["calibrate", str(others), "--truth", str(runs[1])])
-    assert "have no image in common" in result.output
-    assert not (tmp_path / "calibration.json").exists()
-
-
 def test_the_file_is_strict_json_that_a_person_can_read(calibrated):
     text = calibrated[1].read_text(encoding="utf-8")
     json.loads(text, parse_constant=lambda name: pytest.fail(name))

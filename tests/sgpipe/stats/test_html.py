@@ -4,11 +4,9 @@ import unicodedata
 
 import pytest
 
-from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT, Box
-from sgpipe.stats.audit import compare, find, share_text
+from sgpipe.stats.audit import compare, find
 from sgpipe.stats.gallery import make_card
-from sgpipe.stats.html import save_page
 from sgpipe.stats.measures import measure
 from sgpipe.viz.svg import columns, ranks, short
 from tests.sgpipe.stats.agreement import Texts, assert_forms_agree, invoke
@@ -68,26 +66,6 @@ def test_two_runs_are_compared(tmp_path):
     assert [(row.name, row.after) for row in changes.health] == [("objects related to themselves", 1 / 3)]
 
 
-def test_what_changed_is_in_all_three_forms(tmp_path):
-    before = make_shards(tmp_path / "a", [scene("0", [(0, "on", 1), (0, "near", 2)])])
-    after = make_shards(tmp_path / "b", [scene("0", [(0, "on", 1), (2, "at", 0), (1, "at", 1)])])
-    result = invoke(after, "--compare", before, "--json", "--html", tmp_path / "r.html")
-    report = json.loads(result.stdout)["comparison"]
-    [relations] = [row for row in report["counts"] if row["name"] == "relations"]
-    assert (relations["before"], relations["after"], relations["text"]) == (2, 3, "+1 (+50%)")
-    rows = [[cell.strip() for cell in row] for row in Texts((tmp_path / "r.html").read_text(encoding="utf-8")).rows]
-    terminal = [
-        [cell.strip() for cell in line.split("│")] for line in invoke(after, "--compare", before).stdout.splitlines()
-    ]
-    for row in (
-        ["relations", "2", "3", "+1 (+50%)"],
-        ["at", "0.0%", "66.7%"],
-        ["objects related to themselves", "0.0%", "33.3%"],
-    ):
-        assert any(cells[: len(row)] == row for cells in rows)
-        assert any(cells[1 : 1 + len(row)] == row for cells in terminal)
-
-
 def test_a_run_without_labels_says_so_in_all_forms(tmp_path):
     failed = [scene(str(n)) for n in range(3)]
     for record in failed:
@@ -129,12 +107,6 @@ def test_plots_have_room_for_their_values():
     assert [short(n) for n in (3, 1200, 5_828_544)] == ["3", "1.2 k", "5.83 M"]
 
 
-def test_a_page_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
-        save_page(tmp_path / "file" / "page.html", "")
-
-
 TURNED = "on \u202edeppils\u202c"
 HEBREW = "על"
 
@@ -165,64 +137,3 @@ def test_terminals_get_no_text_that_they_would_act_on(tmp_path):
         out = invoke(tmp_path / "run", *options).stdout
         assert not [letter for letter in out if unicodedata.category(letter) in ("Cc", "Cf", "Cs") and letter != "\n"]
     assert json.loads(out)["predicates"] == {evil: 2}
-
-
-def test_long_names_are_cut_in_tables_and_whole_in_pages(tmp_path):
-    long = "a very long predicate " * 20
-    make_run(tmp_path / "run", [scene("0", [(0, long, 1, 0.9)])])
-    lines = invoke(tmp_path / "run", "--html", tmp_path / "r.html").stdout.splitlines()
-    rows = [line for line in lines if "│" in line and "a very long predicate" in line and "filler" not in line]
-    assert rows
-    assert all("…" in line and len(line) < 110 for line in rows)
-    assert long.strip() in " ".join((tmp_path / "r.html").read_text(encoding="utf-8").split())
-
-
-def test_images_without_relations_show_their_boxes(tmp_path):
-    card = make_card(scene("0"), None, [])
-    assert [node.name for node in card.nodes] == ["person", "dog", "cup"]
-    make_run(tmp_path / "run", [scene("0")])
-    invoke(tmp_path / "run", "--html", tmp_path / "r.html")
-    tags = Texts((tmp_path / "r.html").read_text(encoding="utf-8")).tags
-    assert [given["data-object"] for tag, given in tags if given.get("class") == "node"] == ["0", "1", "2"]
-    assert not any(given.get("class") == "graph" for _, given in tags)
-
-
-def test_sentences_on_odd_runs(tmp_path):
-    failed = scene("0", captions=["a man"])
-    failed.fail("load", "gone")
-    runs = {
-        "failed": ([failed], {"No relations.", "1 caption."}),
-        "bare": ([scene("0", objects=[])], {"1 image of drawn (val 1) with 0 boxes.", "No relations."}),
-        "weak": ([scene("0", [(0, "on", 1, 0.1)])], {"1 relation with 1 predicate; none of confidence 0.20 or more."}),
-        "annotated": (
-            [scene("0", [(0, "on", 1)])],
-            {
-                "1 relation with 1 predicate, in 1 image, 1.0 per image that has any.",
-                "1 relation has no confidence: people annotated it.",
-            },
-        ),
-    }
-    for name, (records, sentences) in runs.items():
-        texts = {finding.text for finding in find(measure(make_shards(tmp_path / name, records)))}
-        assert sentences <= texts, name
-        assert not any(text == "All 15 health checks passed." for text in texts) or name == "annotated"
-        table = invoke(tmp_path / name).stdout
-        assert "the 1 most" not in table
-        assert ("All relations have the same predicate." in table) == (name in ("weak", "annotated"))
-    assert [share_text(share) for share in (0, 0.001, 0.5, 0.999, 1)] == [
-        "0%", "less than 1%", "50%", "more than 99%", "100%",
-    ]  # fmt: skip
-
-
-def test_a_page_gets_the_folder_that_it_is_written_to(tmp_path):
-    save_page(tmp_path / "new" / "folder" / "page.html", "page")
-    assert (tmp_path / "new" / "folder" / "page.html").read_text() == "page"
-
-
-@pytest.mark.parametrize(("confidence", "told"), [(None, False), (0.5, True)])
-def test_annotations_without_confidence_are_not_counted_by_threshold(tmp_path, confidence, told):
-    make_shards(tmp_path / "run", [scene(relations=[(0, "near", 1, confidence)])])
-    result = invoke(tmp_path / "run", "--html", tmp_path / "report.html")
-    assert ("relations by threshold" in result.stdout) is told
-    assert ("without a confidence" in result.stdout) is not told
-    assert ("What a threshold keeps" in (tmp_path / "report.html").read_text()) is told

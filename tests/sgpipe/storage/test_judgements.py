@@ -74,11 +74,6 @@ def test_the_latest_answer_of_each_person_counts_and_undoing_it_brings_back_the_
     assert not log.state("val", "8")
 
 
-def test_an_answer_that_is_taken_back_before_any_other_leaves_nothing(log):
-    log.append(line("anna", undoes=log.append(line()).id))
-    assert states(log) == {}
-
-
 @pytest.mark.parametrize(
     ("answers", "state", "majority", "latest"),
     [
@@ -121,15 +116,6 @@ def test_a_torn_last_line_is_named_and_does_not_spoil_the_next_one(log, torn):
     assert len(list(log.state("val", "7")[0].judgements)) == 2
 
 
-def test_a_last_line_without_its_end_counts(log):
-    kept = line()
-    log.file.write_text(kept.to_json())
-    assert log.reload()
-    new = log.append(line("ben"))
-    assert [bool(JudgementLog(log.file, RUN).find(each.id)) for each in (kept, new)] == [True, True]
-    assert not log.problems
-
-
 def test_lines_of_other_runs_and_lines_that_are_none_are_named(log):
     other = line(run="another")
     with pytest.raises(UserError, match="another run"):
@@ -140,12 +126,6 @@ def test_lines_of_other_runs_and_lines_that_are_none_are_named(log):
     assert [problem.partition(" of ")[0] for problem in log.problems[1:]] == [f"line {n}" for n in range(3, 7)]
     assert "1 line of another run (fingerprint another)" in log.problems[0]
     assert states(log) == {KEY: "right"}
-
-
-def test_many_bad_lines_are_named_by_the_first_ones(log):
-    log.file.write_text("x\n" * 100)
-    log.reload()
-    assert log.problems[-1] == "80 further lines left out"
 
 
 def test_a_file_that_was_replaced_is_read_anew(log):

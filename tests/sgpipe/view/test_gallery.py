@@ -8,8 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
-from sgpipe.view.gallery import PAGE, draw
-from sgpipe.view.search import Hit
+from sgpipe.view.gallery import PAGE
 from tests.sgpipe.training.data.runs import make_run
 from tests.sgpipe.view.gallery_run import EVIL, attributes, make_gallery_run, open_client, record
 
@@ -93,25 +92,11 @@ def test_nothing_from_the_data_is_read_as_html(client: TestClient, path: str) ->
     assert re.sub(r'<script (type="module" )?src="/static/\w+\.js">', "", page).count("<script") == 0
 
 
-def test_long_captions_and_crowds_stay_small(client: TestClient) -> None:
-    assert len(get(client, '/?q="very+long"')) < 30_000
-    assert len(get(client, "/?predicate=behind")) < 200_000
-
-
-def test_error_rows_say_why(client: TestClient) -> None:
-    [text] = cards(get(client, "/?status=error"))
-    assert text == f"caption: image cannot be read {EVIL}"
-
-
 def test_a_sample_of_the_search_can_be_judged(client: TestClient) -> None:
     [address] = attributes(get(client, "/?q=riding&low=0.5"), r'<a class="button" href="([^"]+)"[^>]*>Judge a sample')
     assert address == "/judge?q=riding&low=0.5"
     assert client.get(address).status_code == 200
     assert "Judge a sample" not in get(client, "/?status=error")
-
-
-def test_a_search_without_hits_says_so(client: TestClient) -> None:
-    assert "Nothing fits all of these filters." in get(client, "/?predicate=riding&low=0.95")
 
 
 @pytest.mark.parametrize("path", ["/?low=much", "/?order=size", "/?after=nonsense", "/?queue=nonsense", "/?seed=x"])
@@ -120,10 +105,6 @@ def test_parameters_without_sense_are_refused_in_one_line(client: TestClient, pa
     assert answer.status_code == 422
     [message] = re.findall(r"<p><bdi>([^<]+)</bdi></p>", answer.text)
     assert message
-
-
-def test_the_size_of_a_run_in_progress_is_told(client: TestClient) -> None:
-    assert client.get("/api/status").json() == {"images": 105, "relations": 603, "problems": []}
 
 
 def test_a_bug_is_one_line_for_the_browser(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,27 +121,6 @@ def test_a_bug_is_one_line_for_the_browser(client: TestClient, monkeypatch: pyte
         True,
     )
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
-
-
-def test_a_full_disk_is_called_one(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device", "index")
-
-    monkeypatch.setattr("sgpipe.view.gallery.search", fail)
-    answer = client.get("/")
-    assert (answer.status_code, "No space left on device: index" in answer.text) == (507, True)
-
-
-def test_a_relation_of_a_box_with_itself_has_no_arrow() -> None:
-    plain = Hit("val", "a", "drawn", "a.png", 100, 50, "ok")
-    assert draw(plain).arrow == ""
-    box, other = (10.0, 10.0, 20.0, 20.0), (60.0, 10.0, 20.0, 20.0)
-    values = {**vars(plain), "subject": 0, "predicate": "on", "subject_box": box}
-    assert draw(Hit(**{**values, "object": 0, "object_box": box})).arrow == ""
-    assert draw(Hit(**{**values, "object": 1, "object_box": (0.0, 0.0, 0.0, 0.0)})).arrow == ""  # V-COCO's "nothing"
-    drawn = draw(Hit(**{**values, "object": 1, "object_box": other}))
-    assert drawn.arrow.startswith("20.0,20.0 ")
-    assert drawn.arrow.endswith(" 70.0,20.0")
 
 
 def test_judgements_of_another_server_are_in_the_next_search(client: TestClient) -> None:

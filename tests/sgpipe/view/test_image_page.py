@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, Triplet
+from sgpipe.records import NO_OBJECT, Box, Pair, Record, Relation, Triplet
 from sgpipe.storage.index import RecordView
 from sgpipe.view.image_page import (
     MOST_RELATIONS,
@@ -80,12 +80,6 @@ def test_strange_rows_have_values(record: Record) -> None:
     assert values(record)["total"] == len(record.relations)
 
 
-def test_the_boxes_of_a_detector_have_scores() -> None:
-    record = scene()
-    record.box_scores = [0.9, 0.8, 0.7]
-    assert [item["score"] for item in values(record)["objects"]] == [0.9, 0.8, 0.7]
-
-
 def test_it_says_why_there_is_no_relation() -> None:
     failed = scene()
     failed.fail("caption", "no")
@@ -118,11 +112,6 @@ def test_boxes_of_two_runs_are_the_same_if_they_overlap_and_have_one_class() -> 
     assert match_objects([], first) == match_objects(first, []) == {}
 
 
-def test_missing_objects_of_two_runs_are_the_same() -> None:
-    nothing = Box(NO_OBJECT, 0, (0, 0, 0, 0))
-    assert match_objects([PERSON, nothing], [nothing, PERSON]) == {0: 1, 1: 0}
-
-
 def test_relations_of_two_runs_are_sorted_by_where_they_are() -> None:
     here = [Relation(0, 1, "on", 0.5), Relation(0, 1, "near", 0.5), Relation(2, 0, "by", 0.1)]
     there = [Relation(1, 0, "on", 0.7), Relation(0, 1, "near", 0.2)]
@@ -130,12 +119,6 @@ def test_relations_of_two_runs_are_sorted_by_where_they_are() -> None:
     assert found.both == [(here[0], there[0])]
     assert (found.here, found.there) == (here[1:], there[1:])
     assert found.objects == {0: 1, 1: 0}
-
-
-def test_a_caption_of_a_box_says_of_which() -> None:
-    record = scene(captions=["a man"])
-    record.captions = [Caption("a man", "box", [0])]
-    assert values(record)["captions"] == [{"text": "a man", "scope": "box", "boxes": [0]}]
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +143,6 @@ def test_a_page_leads_on_within_its_search(client: TestClient) -> None:
     assert found["gallery"] == "/?q=person+riding+%2A"
     beside = client.get("/api/neighbours/val/gone?q=person+riding+*&relation=0-1-riding").json()
     assert beside["previous"] == "/image/val/a?q=person+riding+%2A&relation=0-1-riding"
-
-
-def test_a_relation_that_the_run_does_not_have_is_not_chosen(client: TestClient) -> None:
-    assert page_values(client, "/val/a?relation=0-1-eating")["chosen"] is None
-    assert client.get("/image/val/a?relation=nonsense").status_code == 400
 
 
 def test_names_with_markup_are_text_and_reach_their_page(client: TestClient) -> None:

@@ -163,14 +163,6 @@ def test_a_damaged_shard_is_named_and_the_rest_is_shown(tmp_path: Path, damage: 
     assert (index.images, index.problems) == (9, [])
 
 
-def test_a_shard_that_is_damaged_after_it_was_indexed_is_refused(tmp_path: Path) -> None:
-    make_run(tmp_path, [plain_record("a")])
-    index = Index.open(tmp_path, QUIET)
-    _cut(tmp_path / shard_name("train", 0, 1))
-    with pytest.raises(UserError, match="cannot be read"):
-        read_record(index, "train", "a")
-
-
 def test_a_damaged_line_of_the_manifest_is_named(tmp_path: Path) -> None:
     make_run(tmp_path, make_records(9, seed=5), rows=3)
     lines = (tmp_path / MANIFEST).read_bytes().splitlines(keepends=True)
@@ -331,17 +323,6 @@ def test_a_second_opinion_orders_relations_and_lists_those_that_it_doubts(tmp_pa
     assert [hit.opinion for hit in search(index, Filters(order="opinion")).hits[-2:]] == [None, None]
     other = Index.open(tmp_path, QUIET)
     assert content(other) == content(index)
-
-
-def test_predicates_are_completed(tmp_path: Path) -> None:
-    predicates = ["on", "on", "On top of", "under", "ON"]
-    make_run(tmp_path, [plain_record(str(number), predicate) for number, predicate in enumerate(predicates)])
-    index = Index.open(tmp_path, QUIET)
-    assert index.predicates("o") == [("on", 2), ("ON", 1), ("On top of", 1)]
-    assert index.predicates("", limit=1) == [("on", 2)]
-    assert index.predicates("%") == []
-    assert not index.scored
-    assert index.annotated
 
 
 def test_an_interrupted_query_interrupts_the_program() -> None:

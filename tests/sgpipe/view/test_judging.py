@@ -78,17 +78,6 @@ def test_an_answer_is_in_the_file_with_what_the_run_says(client, tmp_path):
     assert len(lines(tmp_path)) == 1
 
 
-def test_confidences_that_are_none_and_repeated_relations_are_no_hindrance(client, tmp_path):
-    stored = [
-        send(client, predicate, {**RELATION, "image_id": "odd", "predicate": predicate})
-        for predicate in ("above", "below")
-    ]
-    assert [each["confidence"] for each in stored] == [1.5, None]
-    made = plan(client, count=100)
-    assert sum(stratum["sampled"] for stratum in made["strata"]) == 46
-    assert not JudgementLog(tmp_path / JUDGEMENTS, "drawn").problems
-
-
 def test_people_and_what_they_say_of_an_image(client, tmp_path):
     send(client, "1", verdict="right")
     send(client, "2", verdict="wrong", by=" ben\n")
@@ -266,11 +255,3 @@ def test_the_page_of_plans(client, tmp_path):
     assert client.get(question.headers["location"]).status_code == 200
     assert client.get('/judge?q="unfinished').status_code == 422
     assert "cannot be sampled" in client.get('/judge?q="a caption"').text
-
-
-def test_the_page_survives_a_log_of_another_run(client, tmp_path):
-    stored = send(client)
-    (tmp_path / JUDGEMENTS).write_text(json.dumps({**stored, "run": "other"}) + "\n")
-    page = client.get("/judge").text
-    assert "of another run" in page
-    assert "0 relations judged" in page

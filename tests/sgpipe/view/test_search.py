@@ -16,7 +16,6 @@ from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.stats.measures import measure
 from sgpipe.storage.index import Index
 from sgpipe.view import search as facets_module
-from sgpipe.view.query import QueryError
 from sgpipe.view.search import ORDERS, Filters, Hit, facets, neighbours, queues, search, select_relations
 from tests.sgpipe.training.data.runs import SIZE, make_records, make_run
 
@@ -182,11 +181,6 @@ def test_a_facet_counts_without_its_own_filter(index: Index, records: list[Recor
     assert found.total == expected["on"]
 
 
-def test_the_chosen_value_is_shown_even_if_nothing_has_it(index: Index) -> None:
-    found = facets(index, filters(index, ("predicate", "swallowing")))
-    assert [(value.value, value.count) for value in found.values["predicate"] if value.chosen] == [("swallowing", 0)]
-
-
 def test_triplets_are_exact_where_only_the_frequent_ones_are_counted_first(
     index: Index, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,16 +247,6 @@ def test_walking_ends_though_an_image_has_a_relation_several_times(index: Index)
         hit, steps = after, steps + 1
         assert steps <= len(hits)
     assert hit == hits[-1]
-
-
-def test_the_largest_cursor_is_no_fault(index: Index) -> None:
-    assert search(index, filters(index, ("order", "shuffle")), "9" * 30 + "_1_1").hits == []
-
-
-def test_from_an_image_without_hits_the_walk_starts_at_the_first(index: Index) -> None:
-    chosen = filters(index, ("q", "dog on *"))
-    assert neighbours(index, chosen, "val", "empty") == (None, search(index, chosen).hits[0])
-    assert neighbours(index, chosen, "val", "nowhere") == (None, search(index, chosen).hits[0])
 
 
 def test_a_hit_says_where_the_relation_is(index: Index, records: list[Record]) -> None:
@@ -343,11 +327,6 @@ def test_judgements_can_be_searched(index: Index) -> None:
     assert {queue.key: queue.count for queue in queues(index)}["not_judged"] == len(open_) + 1
 
 
-def test_judgements_of_what_the_run_does_not_have_are_ignored(index: Index) -> None:
-    index.set_judged([("val", "nowhere", 0, 1, "on", "right"), ("val", "empty", 0, 0, "swallowing", "right")])
-    assert all_hits(index, filters(index, ("judged", "right"))) == []
-
-
 def test_all_hits_as_sql(index: Index, records: list[Record]) -> None:
     params, wanted = SEARCHES["captions"]
     query, values = select_relations(index, filters(index, *params))
@@ -376,20 +355,10 @@ def test_parameters_without_sense_are_refused(index: Index, name: str, value: st
         filters(index, (name, value))
 
 
-def test_queries_are_refused_with_their_place(index: Index) -> None:
-    with pytest.raises(QueryError, match="'unicorn'"):
-        filters(index, ("q", "unicorn on *"))
-
-
 @pytest.mark.parametrize("after", ["x", "1_2", "1e999_1_1", "nan_1_1", "0.5_1_1; drop", "9" * 31 + "_1_1"])
 def test_cursors_that_are_none_are_refused(index: Index, after: str) -> None:
     with pytest.raises(UserError, match="after="):
         search(index, filters(index), after)
-
-
-def test_an_unknown_queue_is_refused(index: Index) -> None:
-    with pytest.raises(UserError, match="no such queue"):
-        search(index, filters(index, ("queue", "nonsense")))
 
 
 def test_hostile_values_find_nothing(index: Index) -> None:
