@@ -32,7 +32,11 @@ def test_commands_are_understood(block: Block) -> None:
             known = {option for parameter in command.params for option in parameter.opts}
             assert {word for word in words if word.startswith("--")} <= known
         else:
-            command.make_context(str(command.name), words)
+            try:
+                command.make_context(str(command.name), words)
+            except Exception as error:  # unknown options are found before paths, which need not exist here
+                if not str(error).endswith("does not exist."):
+                    raise
 
 
 @pytest.fixture(scope="module")
