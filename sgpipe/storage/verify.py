@@ -96,7 +96,10 @@ def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) 
         _check_place(manifest, repair)
         found.problems += [Problem(MANIFEST, f"line {number} has changed since it was written") for number in lines]
         bad = _check_shards(manifest, found, advance or (lambda images, counts: None))
-        if repair and found.problems:
+        if not stored and not found.at_work:
+            unlisted = "the manifest does not list it: the next run deletes it"
+            found.problems += [Problem(file, unlisted) for file in folder.unlisted(manifest)]
+        if repair and (bad or lines):
             manifest.rewrite(bad)
             found.repaired = True
     return found
