@@ -91,15 +91,6 @@ def test_files_in_another_format_are_refused_by_name(folder, kind, file):
     assert not (folder / "out").exists()
 
 
-def test_bad_input_is_one_line_and_exit_code_2(folder):
-    (folder / "cut_train.json").write_text(json.dumps([GRAPH] * 3)[:-9])
-    for file, reason in (("cut", "cut_train.json"), ("none", "none_train.json")):
-        result = invoke(*options(folder, "vg", file), "--out", folder / "out")
-        assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
-        assert result.stderr.startswith("error: ")
-        assert reason in result.stderr
-
-
 def test_options_reach_the_import(folder):
     out = folder / "out"
     result = invoke(*options(folder, "vg"), "--out", out, "--split", "mine", "--no-preprocess", "--limit", "1")

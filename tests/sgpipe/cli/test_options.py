@@ -40,20 +40,12 @@ def refused(*words: object) -> str:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["stats", "nowhere"], "nowhere"),
         (["stats", ".", "--html", "."], "--html"),
         (["stats", ".", "--html", "s3://bucket/x"], "s3://bucket/x is not on this machine"),
         (["generate", "--out", "s3://bucket/x"], "--out"),
         (["generate", "--truth", "nowhere"], "--truth"),
-        (["generate", "--limit", "0"], "--limit"),
-        (["generate", "--from", "nowhere", "--out", "x"], "--from"),
-        (["import", "vg", "--annotations", "no.json", "--images", ".", "--out", "x"], "--annotations"),
-        (["import", "hf", "--annotations", "nowhere", "--out", "x"], "--annotations"),
         (["eval", "hico", "--predictions", "."], "--predictions"),
         (["calibrate", ".", "--judgements", "nowhere"], "--judgements"),
-        (["convert", "nowhere", "--out", "x"], "nowhere"),
-        (["label", "nowhere"], "nowhere"),
-        (["nosuch"], "nosuch"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_the_option(
@@ -62,26 +54,6 @@ def test_a_bad_value_is_one_line_that_names_the_option(
     monkeypatch.chdir(tmp_path)
     assert named in refused(*words)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("command", [("generate",), ("train", "--out", "new")])
-@pytest.mark.parametrize(
-    ("recipe", "reason"),
-    [
-        ("nowhere.yaml", "no such file: nowhere.yaml"),
-        ("my/recipe", "no such file: my/recipe"),
-        ("docs", "docs is a folder, not a file"),
-        ("nowhere", "no recipe 'nowhere': it is neither a file nor one of the packaged recipes"),
-    ],
-)
-def test_a_missing_recipe_is_called_what_it_is(
-    command: tuple[str, ...], recipe: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").mkdir()
-    result = CliRunner().invoke(app, [*command, recipe])
-    assert (result.exit_code, reason in result.stderr) == (2, True), result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["docs"]
 
 
 def test_what_typer_refuses_reaches_the_terminal_without_controls() -> None:

@@ -97,11 +97,3 @@ def test_two_servers_open_one_run_and_a_second_run_beside_it(start: Start, root:
 def test_what_cannot_be_is_refused_in_one_line(root: Path, options: list[str], reason: str) -> None:
     result = CliRunner().invoke(app, ["view", str(root), "--no-browser", *options])
     assert (result.exit_code, reason in result.stderr.splitlines()[-1]) == (2, True), result.stderr
-
-
-def test_a_folder_that_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["view", str(tmp_path), "--no-browser"])
-    assert result.exit_code == 2
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
