@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, JsonValue, ValidationError
 
 from sgpipe.errors import UserError
+from sgpipe.files.locations import Location
 from sgpipe.files.text_files import read_text
 from sgpipe.recipe import SERVED, UNSCORED, Config, PairConfig, TagConfig
 from sgpipe.records import Record
@@ -133,7 +134,7 @@ class Calibration(Config):
         write_text(file, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
-def load_calibration(file: Path) -> Calibration:
+def load_calibration(file: Location) -> Calibration:
     """Read a file of `sgpipe calibrate`. Raises UserError: it cannot be read, or is something else."""
     text = read_text(file, "calibration")
     try:
@@ -143,7 +144,7 @@ def load_calibration(file: Path) -> Calibration:
         raise UserError(f"{file} is not a file of `sgpipe calibrate` ({place or 'the file'}: {reason})") from None
 
 
-def choose_threshold(calibration: Path | None, threshold: float, precision: float | None = None) -> float:
+def choose_threshold(calibration: Location | None, threshold: float, precision: float | None = None) -> float:
     """Return the minimum confidence that settings ask for, rounded as shards store confidences.
 
     Args:
@@ -172,7 +173,7 @@ def threshold_of_recipe(tag: TagConfig, pair: PairConfig) -> float:
     return choose_threshold(tag.calibration, tag.threshold, tag.precision)
 
 
-def probability_for(calibration: Path | None, precision: float, threshold: float | None) -> float:
+def probability_for(calibration: Location | None, precision: float, threshold: float | None) -> float:
     """The minimum probability for an expected precision. Raises UserError: a threshold is given, or no calibration."""
     if threshold is not None:
         raise UserError("threshold and precision both choose the relations; pass one of them")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
-_SHORT_URI = re.compile(r"\b(s3|gs|gcs|abfs|abfss):/(?=[^/\s])")
 
 
 class UserError(Exception):
@@ -41,11 +39,6 @@ class MachinesLostError(WorkersLostError):
 
 class StoreError(OSError):
     """An object store refused an operation; the message is one line that names the store."""
-
-
-def with_whole_uris(message: str) -> str:
-    """Return the message with URIs as users write them: `Path` drops a slash."""
-    return _SHORT_URI.sub(r"\1://", message)
 
 
 @contextmanager

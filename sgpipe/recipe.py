@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, StringConstraints, field_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, StringConstraints, field_validator
 
 from sgpipe.files.image_roots import located
+from sgpipe.files.locations import Location, below, location, text_of
 from sgpipe.files.model_cache import pin_model
 from sgpipe.files.object_store import is_uri
-from sgpipe.files.stored_files import joined, shown_path
 from sgpipe.hub_config import HubConfig
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import Config as Config
@@ -54,12 +54,18 @@ class Requests(Config):
     )
 
 
-def _as_text(location: Any) -> Any:
-    return located(location) if isinstance(location, str | Path) else location
+def _as_text(place: Any) -> Any:
+    return located(place) if isinstance(place, str | Location) else place
+
+
+def _as_location(place: Any) -> Location:
+    if not isinstance(place, str | Location):
+        raise ValueError("expected a path or a URI")
+    return location(place)
 
 
 ImageLocation = Annotated[str, BeforeValidator(_as_text)]
-StoredPath = Annotated[Path, PlainSerializer(lambda path: str(shown_path(path)), when_used="json")]
+StoredPath = Annotated[Location, PlainValidator(_as_location), PlainSerializer(text_of, when_used="json")]
 
 
 class SplitConfig(Config):
@@ -115,9 +121,9 @@ class SourceConfig(Config):
         """The settings of a source that generates its own images; None for any other."""
         return self.miniworld.model_dump() if self.format == "miniworld" else None
 
-    def path(self, path: Path) -> Path:
+    def path(self, path: Location) -> Location:
         """`path` below `root`, unless it is a URI."""
-        return joined(self.root, path)
+        return below(self.root, path)
 
     def images(self, split: str) -> str:
         """Where the images of a split are: a URI, or a path below `root`."""

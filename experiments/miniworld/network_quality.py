@@ -73,7 +73,7 @@ def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: i
             quality = run_quality(run)
             rows += [PipelineQuality(split, captions, name, quality[name]) for name in (LABELS, ALL_PAIRS)]
             truth = RunFolder(run).ground_truth
-            if captions == "oracle" and truth:
+            if captions == "oracle" and truth and isinstance(truth.relations, Path):
                 given_pairs[split] = measure_network(tagger, recipe, truth.relations)["ap"]
     for split in ("val", COMPOSITIONAL):
         with _labelled(captioner, tagger, split, images, seed, "image") as run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from sgpipe.cli.options import (
     ImageData,
     InferenceOptions,
     Json,
+    as_location,
     reads_file,
     reads_stored,
     stored,
@@ -51,7 +52,7 @@ class ReportOptions:
     """How a result is printed, the files that it is written to, and what it is compared with."""
 
     compare: Annotated[
-        Path | None,
+        Any | None,
         reads_stored(
             "Predictions, model or run of the same kind and images: print the differences with 95% intervals."
         ),
@@ -70,12 +71,12 @@ class ReportOptions:
         Args:
             evaluate: takes what is evaluated instead of the first, if anything.
         """
-        from sgpipe.files.stored_files import shown_path
+        from sgpipe.files.locations import text_of
 
         result = evaluate(None)
         if self.compare is not None:
             other = evaluate(self.compare)
-            result = result.compared_with(other, str(shown_path(self.compare)), self.resamples, self.seed)
+            result = result.compared_with(other, text_of(self.compare), self.resamples, self.seed)
         if self.json:
             print(result.as_json())
         else:
@@ -94,9 +95,9 @@ class InputOptions(InferenceOptions):
 
     predictions: Annotated[Path | None, reads_file("Predictions file; docs/formats.md describes the formats.")] = None
     model: Annotated[
-        Path | None, reads_stored("Folder or store of a trained model, instead of predictions.", panel=MODELS)
+        Any | None, reads_stored("Folder or store of a trained model, instead of predictions.", panel=MODELS)
     ] = None
-    data: Annotated[Path | None, reads_stored("With --model: folder of shards, or their object store.")] = None
+    data: Annotated[Any | None, reads_stored("With --model: folder of shards, or their object store.")] = None
 
     def given(
         self, annotations: Path | None, classes: Path | None = None, other: Path | None = None
@@ -160,7 +161,7 @@ def vcoco(
     annotations: Annotated[Path, reads_file("V-COCO's own annotations: vcoco_test.json.")],
     coco: Annotated[Path, reads_file("The COCO instances they refer to: instances_vcoco_all_2014.json.")],
     possible: Annotated[
-        Path | None, reads_stored("With --model: training shards; what never occurs in them is scored 0.")
+        Any | None, reads_stored("With --model: training shards; what never occurs in them is scored 0.")
     ] = None,
     inputs: InputOptions,
     report: ReportOptions,
@@ -245,10 +246,10 @@ def vg(
 @with_option_groups
 def labels(
     *,
-    pred: Annotated[Path, reads_stored("Folder of a run of `sgpipe generate`, or its object store.")],
+    pred: Annotated[Any, reads_stored("Folder of a run of `sgpipe generate`, or its object store.")],
     truth: GroundTruthFolder = None,
     wanted: Annotated[
-        Path | None, reads_stored("Shards with the target relations for recall. Default: all of the ground truth.")
+        Any | None, reads_stored("Shards with the target relations for recall. Default: all of the ground truth.")
     ] = None,
     source: Annotated[
         Literal["relations", "candidates"],
@@ -269,7 +270,7 @@ def labels(
     """
     from sgpipe.evaluation.label_quality.comparison import label_quality, label_report
     from sgpipe.evaluation.label_quality.synonyms import load_predicate_synonyms
-    from sgpipe.files.stored_files import shown_path
+    from sgpipe.files.locations import text_of
     from sgpipe.storage.run_folder import GroundTruth
 
     own = _ground_truth(pred, truth)
@@ -281,7 +282,7 @@ def labels(
         quality = label_quality(run, ground_truth, source=source, threshold=threshold, synonyms=texts, iou=iou)
         truths = {"truth": ground_truth.relations, "wanted": ground_truth.required}
         paths = {"pred": run, **truths, "synonyms": synonyms, "image_data": ground_truth.image_data}
-        return label_report(quality, iou=iou, **{name: str(shown_path(path)) for name, path in paths.items() if path})
+        return label_report(quality, iou=iou, **{name: text_of(path) for name, path in paths.items() if path})
 
     report.run_and_report(evaluate, plot)
 
@@ -291,15 +292,16 @@ def labels(
 def boxes(
     *,
     pred: Annotated[
-        Path,
+        Any,
         typer.Argument(
             metavar="RUN",
             help="Run of `sgpipe generate` or its object store, COCO results file, or predictions.",
+            parser=as_location,
             callback=stored,
         ),
     ],
     truth: Annotated[
-        Path | None, reads_stored("Run or import with boxes, or COCO instances file. Default: the run's own, if any.")
+        Any | None, reads_stored("Run or import with boxes, or COCO instances file. Default: the run's own, if any.")
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Minimum score for precision and recall. Default: the run's own.")
@@ -324,9 +326,9 @@ def boxes(
 
 def _ground_truth(run: Path, truth: Path | None = None) -> GroundTruth:
     """The ground truth that is given, or the run's own. Raises UserError: there is neither."""
-    from sgpipe.storage.run_folder import GroundTruth, RunFolder
+    from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
-    own = RunFolder(run).ground_truth if truth is None else GroundTruth(truth)
+    own = ground_truth_of(run) if truth is None else GroundTruth(truth)
     if own is None:
         raise UserError(f"{run} has no ground truth of its own: pass --truth")
     return own

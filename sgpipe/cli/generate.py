@@ -10,7 +10,7 @@ from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,6 +29,7 @@ from sgpipe.cli.options import (
     Seed,
     Settings,
     Tagger,
+    as_location,
     reads_file,
     reads_stored,
     say,
@@ -56,7 +57,7 @@ _NOTE = "the packaged miniworld models know only synthetic images; for photograp
 class SourceOptions:
     """The images to label, and what is known of them, instead of those of the recipe."""
 
-    root: Annotated[Path | None, reads_stored("Folder or object store that the recipe's paths are relative to.")] = None
+    root: Annotated[Any | None, reads_stored("Folder or object store that the recipe's paths are relative to.")] = None
     images: Annotated[
         str | None,
         typer.Option(
@@ -71,13 +72,16 @@ class SourceOptions:
             rich_help_panel=DATA,
         ),
     ] = None
-    annotations: Annotated[Path | None, typer.Option(help="Annotation file for --images.", rich_help_panel=DATA)] = None
+    annotations: Annotated[
+        Any | None, typer.Option(help="Annotation file for --images.", parser=as_location, rich_help_panel=DATA)
+    ] = None
     captions: Annotated[
-        Path | None, typer.Option(help="COCO captions file; the captioner does not run.", rich_help_panel=DATA)
+        Any | None,
+        typer.Option(help="COCO captions file; the captioner does not run.", parser=as_location, rich_help_panel=DATA),
     ] = None
     split: GuessedSplit = None
     truth: Annotated[
-        Path | None,
+        Any | None,
         reads_stored(
             "Run or import with ground truth of the same images, also in a store; prints precision and recall."
         ),
@@ -86,7 +90,7 @@ class SourceOptions:
 
     def applied_to(self, source: SourceConfig, out: Path) -> SourceConfig:
         """Return the source with these settings. Raises UserError: an option needs another one, or another recipe."""
-        from sgpipe.files.stored_files import joined
+        from sgpipe.files.locations import absolute_location
         from sgpipe.utils.config_file import changed
 
         if self.dataset is not None and source.format != "hub":
@@ -98,8 +102,8 @@ class SourceOptions:
             source,
             root=self.root,
             hub=changed(source.hub, dataset=self.dataset, split=self.split if self.dataset else None),
-            ground_truth=self.truth and joined(Path.cwd(), self.truth),
-            image_data=self.image_data and joined(Path.cwd(), self.image_data),
+            ground_truth=self.truth and absolute_location(self.truth),
+            image_data=self.image_data and absolute_location(self.image_data),
         )
         if self.images is None:
             return source
@@ -109,14 +113,14 @@ class SourceOptions:
     def _split_name(self, source: SourceConfig, out: Path) -> str:
         """Name the split of --images. Raises UserError: a path is missing, or nothing names the split."""
         from sgpipe.files.image_roots import check_images, located
-        from sgpipe.files.stored_files import stamp_stored
+        from sgpipe.files.locations import content_id
         from sgpipe.recipe import WHOLE
         from sgpipe.sources.formats import infer_split, run_split
 
         if self.split is not None or self.images is None or self.annotations is None or source.format == "folder":
             return self.split or WHOLE
         check_images(located(self.images, source.root))
-        stamp_stored(source.path(self.annotations))
+        content_id(source.path(self.annotations))
         return infer_split(self.annotations, self.images, run_split(out))
 
 

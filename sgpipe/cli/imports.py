@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from sgpipe.cli.options import (
     Json,
     Limit,
     reads_file,
+    reads_images,
     reads_stored,
     with_option_groups,
     writes_folder,
@@ -24,10 +25,10 @@ from sgpipe.utils import console
 if TYPE_CHECKING:
     from sgpipe.sources.annotated import AnnotationSource
 
-Annotations = Annotated[Path, reads_stored("Annotation file, also in a store: s3://….")]
+Annotations = Annotated[Any, reads_stored("Annotation file, also in a store: s3://….")]
 Images = Annotated[
     str,
-    reads_stored(
+    reads_images(
         "Images: a folder, .zip or .tar, a folder of these, or s3://…. Some may be missing if the annotations "
         "contain their sizes."
     ),
@@ -91,7 +92,7 @@ class RetryOptions(ImportOptions):
 def vg(
     *,
     data: AnnotationOptions,
-    image_data: Annotated[Path | None, reads_stored("image_data.json, for the sizes of the images.")] = None,
+    image_data: Annotated[Any | None, reads_stored("image_data.json, for the sizes of the images.")] = None,
     object_aliases: Annotated[
         Path | None, reads_file("File of object names with the same meaning, one group per line.")
     ] = None,
@@ -182,7 +183,7 @@ def rlipv2(
     *,
     data: AnnotationOptions,
     image_paths: Annotated[
-        Path | None, reads_stored("Objects365's image_id_to_filepath.json; required for its images.")
+        Any | None, reads_stored("Objects365's image_id_to_filepath.json; required for its images.")
     ] = None,
     options: RetryOptions,
 ) -> None:
@@ -206,7 +207,7 @@ def coco_rel(
     *,
     data: AnnotationOptions,
     relations: Annotated[
-        Path | None,
+        Any | None,
         reads_stored(
             "RelTR's rel.json: rel_categories, and triplets by split and image. Default: the rel_annotations of "
             "--annotations."
@@ -233,7 +234,7 @@ def coco_rel(
 def coco(
     *,
     data: AnnotationOptions,
-    captions: Annotated[Path | None, reads_stored("COCO captions file of the same images.")] = None,
+    captions: Annotated[Any | None, reads_stored("COCO captions file of the same images.")] = None,
     options: RetryOptions,
 ) -> None:
     """Import COCO's objects and captions.
@@ -294,7 +295,7 @@ def hf(
             rich_help_panel=DATA,
         ),
     ],
-    images: Annotated[str | None, reads_stored("Where the images are, if the rows do not contain them.")] = None,
+    images: Annotated[str | None, reads_images("Where the images are, if the rows do not contain them.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to import, if there are several.")] = None,
     options: ImportOptions,
 ) -> None:

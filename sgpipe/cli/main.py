@@ -27,7 +27,7 @@ from sgpipe.cli.predict import predict, score
 from sgpipe.cli.runs import calibrate, export, fetch, push, stats, verify
 from sgpipe.cli.train import convert, train
 from sgpipe.cli.view import correct, view
-from sgpipe.errors import DivergedError, EngineError, UserError, format_os_error, with_whole_uris
+from sgpipe.errors import DivergedError, EngineError, UserError, format_os_error
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 
@@ -142,7 +142,7 @@ def _exit_at_once(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    console.errors().print(with_whole_uris(message), soft_wrap=True)
+    console.errors().print(message, soft_wrap=True)
     sys.exit(code)
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import inspect
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,12 @@ def reads_file(text: str, panel: str | None = DATA) -> Any:
 
 def reads_stored(text: str, panel: str | None = DATA) -> Any:
     """Return an option for a file or folder, also in an object store."""
-    return typer.Option(help=text, callback=stored, rich_help_panel=panel)
+    return typer.Option(help=text, parser=as_location, callback=stored, rich_help_panel=panel)
+
+
+def reads_images(text: str) -> Any:
+    """Return an option for where images are: a folder, archives or a store."""
+    return typer.Option(help=text, callback=stored, rich_help_panel=DATA)
 
 
 def writes_file(text: str) -> Any:
@@ -45,10 +49,19 @@ def writes_folder(text: str) -> Any:
     return typer.Option(help=text, file_okay=False, callback=local)
 
 
+def as_location(text: str) -> Any:
+    """Return a path, or the URI of a store, which `Path` would mangle."""
+    if "://" not in text:
+        return Path(text)
+    from sgpipe.files.locations import location
+
+    return location(text)
+
+
 def stored(value: Any) -> Any:
     """Check that paths exist; the callback of an option that also takes a URI, which is not contacted."""
     for path in value if isinstance(value, list) else [value]:
-        if path is not None and not re.match(r"\w{2,}:/", str(path)) and not Path(path).exists():
+        if path is not None and "://" not in str(path) and not Path(path).exists():
             raise typer.BadParameter(f"{path} does not exist.")
     return value
 
@@ -56,15 +69,16 @@ def stored(value: Any) -> Any:
 def local(path: Path | None) -> Path | None:
     """Refuse a place that cannot be written, also the URI of a store, which as a `Path` would be a folder "s3:"."""
     if path is not None:
-        if re.match(r"\w{2,}:/", str(path)):
-            raise typer.BadParameter(f"{path} is not on this machine.")
+        scheme, colon, rest = str(path).partition(":/")  # as `Path` leaves it
+        if colon and len(scheme) > 1 and scheme.isalnum():
+            raise typer.BadParameter(f"{scheme}://{rest} is not on this machine.")
         nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
         if not os.access(nearest, os.W_OK) or (nearest != path.absolute() and nearest.is_file()):
             raise typer.BadParameter(f"{path} cannot be written: {nearest} is read-only, or a file.")
     return path
 
 
-def judged_file(run: Path, file: Path | None) -> Path | None:
+def judged_file(run: Any, file: Path | None) -> Path | None:
     """Return the file of judgements that is meant: "own" is the run's. Raises UserError: it is missing."""
     if file is not None and str(file) == _OWN:
         from sgpipe.storage.run_files import RunFiles
@@ -83,9 +97,11 @@ def say(message: str) -> None:
 
 
 StoredRun = Annotated[
-    Path,
+    Any,
     typer.Argument(
-        help="Folder of a run or an import, or its object store, such as s3://bucket/labels.", callback=stored
+        help="Folder of a run or an import, or its object store, such as s3://bucket/labels.",
+        parser=as_location,
+        callback=stored,
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N images.", rich_help_panel=DATA)]
@@ -110,7 +126,7 @@ Tagger = Annotated[
     ),
 ]
 CalibrationFile = Annotated[
-    Path | None,
+    Any | None,
     reads_stored("File of `sgpipe calibrate`, also in a store; minimum confidences are probabilities then."),
 ]
 ExpectedPrecision = Annotated[
@@ -127,16 +143,16 @@ RayAddress = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=COMPUTE)]
 MovedImages = Annotated[
-    str | None, reads_stored("Where the images are, if they have moved: folder, archives or store.")
+    str | None, reads_images("Where the images are, if they have moved: folder, archives or store.")
 ]
 GroundTruthFolder = Annotated[
-    Path | None,
+    Any | None,
     reads_stored(
         "Shards with the ground truth, such as `sgpipe import` writes, also in a store. Default: the run's own, if any."
     ),
 ]
 ImageData = Annotated[
-    Path | None,
+    Any | None,
     reads_stored("Visual Genome's image_data.json, if Visual Genome is the ground truth for COCO; also in a store."),
 ]
 GuessedSplit = Annotated[

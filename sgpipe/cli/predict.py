@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from sgpipe.cli.options import (
     Json,
     MovedImages,
     StoredRun,
+    as_location,
     reads_stored,
     stored,
     with_option_groups,
@@ -41,9 +42,14 @@ PredictionFormat = Literal["hico", "vcoco", "openimages", "vg"]  # the benchmark
 def predict(
     *,
     model: Annotated[
-        Path, typer.Argument(help="Folder or store of a ParSeDA or ParSeD model, or of its training.", callback=stored)
+        Any,
+        typer.Argument(
+            help="Folder or store of a ParSeDA or ParSeD model, or of its training.",
+            parser=as_location,
+            callback=stored,
+        ),
     ],
-    data: Annotated[Path, reads_stored("Folder of shards, or their object store.")],
+    data: Annotated[Any, reads_stored("Folder of shards, or their object store.")],
     out: Annotated[Path, writes_file("File to write: .json for `sgpipe eval`, or .parquet.")],
     form: Annotated[
         PredictionFormat | None,

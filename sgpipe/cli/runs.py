@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -85,7 +85,7 @@ def stats(
     chosen: ThresholdOptions,
     images: MovedImages = None,
     compare: Annotated[
-        Path | None, reads_stored("Earlier run, or its store; shows what has changed since then.")
+        Any | None, reads_stored("Earlier run, or its store; shows what has changed since then.")
     ] = None,
     truth: GroundTruthFolder = None,
     image_data: ImageData = None,
@@ -102,7 +102,7 @@ def stats(
     from sgpipe.stats.gallery import cards, write_sheet
     from sgpipe.stats.measures import measure
     from sgpipe.storage.index import open_run
-    from sgpipe.storage.run_folder import GroundTruth, RunFolder
+    from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
     if image_data is not None and truth is None:
         raise UserError("--image-data needs --truth")
@@ -110,7 +110,7 @@ def stats(
     calibration, threshold, target = chosen.load()
     before = measure(compare, threshold, calibration) if compare else None
     with open_run(run) as database:
-        ground_truth = GroundTruth(truth, None, image_data) if truth else RunFolder(run).ground_truth
+        ground_truth = GroundTruth(truth, None, image_data) if truth else ground_truth_of(run)
         report = audit(database, threshold, ground_truth, judgements, target, before, calibration)
         gallery = list(cards(database, shown, threshold, images, calibration)) if html else []
     _print_report(report, json_)
@@ -164,7 +164,7 @@ def calibrate(
     from sgpipe.cli.evaluate import print_result
     from sgpipe.stats.calibrate import calibrate as learn
     from sgpipe.stats.calibrate import judge_by_people, judge_by_truth
-    from sgpipe.storage.run_folder import GroundTruth, RunFolder
+    from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
     judgements = judged_file(run, judgements)
     if judgements is not None and (truth is not None or image_data is not None):
@@ -172,7 +172,7 @@ def calibrate(
     if judgements is not None:
         judged = judge_by_people(run, judgements)
     else:
-        own = RunFolder(run).ground_truth if truth is None else GroundTruth(truth)
+        own = ground_truth_of(run) if truth is None else GroundTruth(truth)
         if own is None:
             raise UserError(f"{run} has no ground truth of its own: pass --truth or --judgements")
         judged = judge_by_truth(run, GroundTruth(own.relations, own.required, image_data or own.image_data))

@@ -22,7 +22,7 @@ from sgpipe.evaluation.boxes import BoxSet, ImageBoxes, is_run, listed, read_det
 from sgpipe.evaluation.label_quality.arrays import NO_IMAGE, ImageFinder, ImageName
 from sgpipe.evaluation.label_quality.comparison import NOTES
 from sgpipe.evaluation.result import RECALLS, EvaluationResult, Resampling, count_notes
-from sgpipe.files.stored_files import shown_path, uri_of
+from sgpipe.files.locations import Location, text_of
 from sgpipe.recipe import DetectConfig, load_recipe
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
@@ -150,7 +150,7 @@ class BoxQuality:
     missed_classes: list[str]
 
 
-def compare_boxes(detected: Path, truth: Path) -> BoxQuality:
+def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
     """Compare the boxes of a run, a COCO results file or predictions with ground truth.
 
     Args:
@@ -214,7 +214,7 @@ def _resized(image: ImageBoxes, size: tuple[int, int]) -> ImageBoxes:
 
 
 def _classes(
-    detected: Path, truth: Path, target: BoxSet, pairs: Sequence[tuple[ImageBoxes, ImageBoxes]]
+    detected: Location, truth: Location, target: BoxSet, pairs: Sequence[tuple[ImageBoxes, ImageBoxes]]
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """The classes of the ground truth that occur, and the boxes of other classes, counted by name."""
     known = tuple(sorted({name for own, _ in pairs for name in own.classes}))
@@ -311,7 +311,7 @@ _BEST = "best F1"
 _PLOTTED = {"IoU 0.5": 0, "IoU 0.75": 5}  # index of the IoU
 
 
-def evaluate_boxes(detected: Path, truth: Path, threshold: float | None = None) -> EvaluationResult:
+def evaluate_boxes(detected: Location, truth: Location, threshold: float | None = None) -> EvaluationResult:
     """COCO's box AP and AR, and precision and recall at a score.
 
     Args:
@@ -342,7 +342,7 @@ def evaluate_boxes(detected: Path, truth: Path, threshold: float | None = None) 
     threshold_row = {f"threshold of {_BEST}": best.threshold, "precision there": best.precision}
     return EvaluationResult(
         "Box quality (COCO)",
-        {"pred": str(shown_path(detected)), "truth": str(shown_path(truth)), "threshold": level},
+        {"pred": text_of(detected), "truth": text_of(truth), "threshold": level},
         {**summary(), **threshold_row, "recall there": best.recall},
         scores.per_class,
         _notes(quality),
@@ -352,13 +352,13 @@ def evaluate_boxes(detected: Path, truth: Path, threshold: float | None = None) 
     )
 
 
-def own_threshold(detected: Path) -> float:
+def own_threshold(detected: Location) -> float:
     """The score above which the run kept boxes; of other files that of `sgpipe label`.
 
     Raises UserError: there is no such run.
     """
-    if uri_of(detected) and is_run(detected):
-        made = Manifest.load(detected).run.get("identity", {}).get("detect", {})
+    if not isinstance(detected, Path):
+        made = Manifest.load(detected).run.get("identity", {}).get("detect", {}) if is_run(detected) else {}
         return float(made.get("threshold", DetectConfig().threshold))
     recipe = detected / "recipe.yaml"
     return (load_recipe(recipe).detect if recipe.is_file() else DetectConfig()).threshold

@@ -15,7 +15,7 @@ from sgpipe.errors import UserError, existing_file
 from sgpipe.evaluation.benchmarks.pairs import listed_schema, prediction_table
 from sgpipe.evaluation.label_quality.arrays import ImageName, image_base_name
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.files.stored_files import uri_of
+from sgpipe.files.locations import Location
 from sgpipe.inference.writers import CLASSES
 from sgpipe.recipe import DetectConfig
 from sgpipe.sources.annotated import (
@@ -98,17 +98,17 @@ class BoxSet:
         self.images.setdefault(name, boxes)
 
 
-def read_truth(path: Path) -> BoxSet:
+def read_truth(path: Location) -> BoxSet:
     """The ground truth: shards, or a COCO instances file. Raises UserError: missing, damaged, or of another form."""
     return _shard_boxes(path) if is_run(path) else _coco_instances(path)
 
 
-def is_run(path: Path) -> bool:
+def is_run(path: Location) -> bool:
     """Whether there are shards: a store is not asked, but the names of files say what they are."""
-    return path.is_dir() if uri_of(path) is None else not path.name.endswith((".json", ".gz", ".parquet"))
+    return path.is_dir() if isinstance(path, Path) else not path.name.endswith((".json", ".gz", ".parquet"))
 
 
-def read_detected(path: Path, truth: BoxSet) -> BoxSet:
+def read_detected(path: Location, truth: BoxSet) -> BoxSet:
     """The boxes to evaluate; COCO results have the class numbers of the ground truth.
 
     Raises UserError: missing, damaged, of another form, without boxes, or with values that would falsify the result.
@@ -120,10 +120,10 @@ def read_detected(path: Path, truth: BoxSet) -> BoxSet:
     return found
 
 
-def _read_detected(path: Path, truth: BoxSet) -> BoxSet:
+def _read_detected(path: Location, truth: BoxSet) -> BoxSet:
     if is_run(path):
         return _shard_boxes(path)
-    if path.suffix == ".parquet":
+    if isinstance(path, Path) and path.suffix == ".parquet":
         return _parquet_predictions(existing_file(path))
     first = next((item for _, item in JsonStream(path)), None)
     if isinstance(first, dict) and first.keys() >= _RESULT:
@@ -133,7 +133,7 @@ def _read_detected(path: Path, truth: BoxSet) -> BoxSet:
     raise UserError(f"{path} has no boxes to evaluate: {_FORMS}")
 
 
-def _shard_boxes(root: Path) -> BoxSet:
+def _shard_boxes(root: Location) -> BoxSet:
     found = BoxSet()
     unscored = 0
     for record in iter_records(root):
@@ -156,7 +156,7 @@ def _shard_boxes(root: Path) -> BoxSet:
     return found
 
 
-def _coco_instances(path: Path) -> BoxSet:
+def _coco_instances(path: Location) -> BoxSet:
     found = BoxSet()
     images: dict[str, tuple[ImageName, tuple[int, int]]] = {}
     rows: dict[str, list[Any]] = {}
@@ -187,7 +187,7 @@ def _coco_instances(path: Path) -> BoxSet:
     return found
 
 
-def _class_name(path: Path, names: Mapping[int, str], number: int) -> str:
+def _class_name(path: Location, names: Mapping[int, str], number: int) -> str:
     if number not in names:
         raise UserError(
             f"{path}: category_id {number} is not a class of the ground truth; it has {listed(names.values())}"
@@ -201,7 +201,7 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, first[:8])) + (" …" if len(first) > 8 else "")
 
 
-def _coco_results(path: Path, truth: BoxSet) -> BoxSet:
+def _coco_results(path: Location, truth: BoxSet) -> BoxSet:
     rows: dict[str, list[Any]] = {}
     for _, item in JsonStream(path):
         try:
@@ -224,7 +224,7 @@ def _coco_results(path: Path, truth: BoxSet) -> BoxSet:
     return found
 
 
-def _hoia_predictions(path: Path) -> BoxSet:
+def _hoia_predictions(path: Location) -> BoxSet:
     """Predictions in HOIA format."""
     found = BoxSet(scored=True)
     schema: HoiaSchema | None = None

@@ -21,7 +21,7 @@ from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.sources.annotated import to_single_line
 from sgpipe.stats.measures import Measures, measure_database, use_probabilities
 from sgpipe.storage.index import open_run
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import source_images
 from sgpipe.storage.shards import DATA
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count
@@ -136,7 +136,7 @@ def _left_out(rows: ExportRows) -> Iterator[str]:
             f"{count(before['relations'], 'relation')} of the run."
         )
     run = rows.manifest.run
-    total = RunFolder(rows.root).source_images or run.get("source_images")
+    total = source_images(rows.root) or run.get("source_images")
     if total is not None and before["images"] < total:
         yield f"The run has {before['images']:,} of the {count(total, 'image')} of its source."
     elif run.get("finished") is False:

@@ -19,8 +19,8 @@ from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.export.card import README
 from sgpipe.export.run import HUGGING_FACE, Exported, export_run
 from sgpipe.files.hub import naming_hub
+from sgpipe.files.locations import Location, content_sha256
 from sgpipe.files.model_cache import cache_folder
-from sgpipe.files.stored_files import stored_sha256, uri_of
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.utils.atomic import write_text
@@ -141,10 +141,11 @@ def _exported(manifest: Manifest, to: str, options: Mapping[str, Any]) -> Iterat
         shutil.rmtree(place)
 
 
-def _place(root: Path) -> Path:
+def _place(root: Location) -> Path:
     """Where the export waits: in the run, or of a run in a store in this machine's cache."""
-    uri = uri_of(root)
-    return RunFolder(root).private / "push" if uri is None else cache_folder() / "push" / fingerprint({"run": uri})
+    if isinstance(root, Path):
+        return RunFolder(root).private / "push"
+    return cache_folder() / "push" / fingerprint({"run": root.uri})
 
 
 def _left(folder: Path, described: Path, state: str) -> Exported | None:
@@ -166,7 +167,7 @@ def _state(manifest: Manifest, to: str, options: Mapping[str, Any]) -> str:
         {
             "to": to,
             "options": {name: str(value) for name, value in options.items()},
-            "calibration": calibration and stored_sha256(calibration),
+            "calibration": calibration and content_sha256(calibration),
             "run": manifest.run,
             "shards": [[shard.file, shard.sha256] for shard in manifest.shards],
         }

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from sgpipe.calibration import load_calibration, stored
 from sgpipe.errors import UserError, add_filename
-from sgpipe.files.stored_files import stored_sha256
+from sgpipe.files.locations import Location, content_sha256
 from sgpipe.records import NO_OBJECT, SCHEMA, Record, Relation, from_table
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import open_shard
@@ -34,7 +34,7 @@ class ExportRows:
         note: what the user is told: how to use the files.
     """
 
-    def __init__(self, root: Path, threshold: float, calibration: Path | None = None) -> None:
+    def __init__(self, root: Location, threshold: float, calibration: Location | None = None) -> None:
         """Raises UserError: the folder is not a run, or is an empty one, or the calibration is of another tagger."""
         self.root = root
         self.threshold = stored(threshold)
@@ -74,7 +74,7 @@ class ExportRows:
         relations = self.census.predicates.total()
         exported: dict[str, Any] = {"threshold": self.threshold, "relations": relations, "of": of}
         if self.calibration_file is not None:
-            exported["calibration"] = stored_sha256(self.calibration_file)
+            exported["calibration"] = content_sha256(self.calibration_file)
         return {"exported": exported}
 
     @property
@@ -156,7 +156,7 @@ class Census:
         self.numbered &= all(isinstance(as_number(image_id), int) for image_id in table["image_id"].to_pylist())
 
 
-def iter_groups(path: Path, columns: Iterable[str] = ()) -> Iterator[pa.Table]:
+def iter_groups(path: Location, columns: Iterable[str] = ()) -> Iterator[pa.Table]:
     """The row groups of a shard with these columns (none: all). Raises UserError: as `open_shard`."""
     names = list(columns)
     with open_shard(path, names or SCHEMA.names) as file:

@@ -20,6 +20,7 @@ from sgpipe.export.label_studio import write_label_studio
 from sgpipe.export.rows import ExportRows
 from sgpipe.export.scene_graphs import write_rlipv2, write_visual_genome
 from sgpipe.files.image_roots import ImagePlace, check_images
+from sgpipe.files.locations import Location, location
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.utils.locking import only_process
 
@@ -58,12 +59,12 @@ class Exported:
 
 
 def export_run(
-    root: Path,
+    root: str | Location,
     to: str,
     out: Path,
     *,
     threshold: float | None = None,
-    calibration: Path | None = None,
+    calibration: Location | None = None,
     precision: float | None = None,
     images: ImagePlace | None = None,
     images_url: str | None = None,
@@ -96,7 +97,7 @@ def export_run(
     default = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE
     if precision is not None:
         threshold = probability_for(calibration, precision, threshold)
-    rows = ExportRows(root, threshold if threshold is not None else default, calibration)
+    rows = ExportRows(location(root), threshold if threshold is not None else default, calibration)
     with new_folder(out) as folder:
         if to == HUGGING_FACE:
             write_hugging_face(rows, folder, images, embed=embed)

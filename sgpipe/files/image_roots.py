@@ -17,7 +17,7 @@ from sgpipe.errors import ImageError, UserError, existing_folder
 from sgpipe.files import archives
 from sgpipe.files.archives import ArchiveRoot, is_archive, refuse_compressed
 from sgpipe.files.index import IndexFolder, copy_index, forget_unused
-from sgpipe.files.locations import Location, info_of
+from sgpipe.files.locations import Location, below, info_of, text_of
 from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
 from sgpipe.files.roots import (
     FolderRoot,
@@ -31,12 +31,11 @@ from sgpipe.files.roots import (
     safe_name,
     write_listing,
 )
-from sgpipe.files.stored_files import joined, shown_path, uri_of
 
 __all__ = ["AnywhereRoot", "ImageEntry", "ImageFile", "ImagePlace", "ImageRoot", "ImageRoots", "IndexFolder"]
 __all__ += ["absolute", "check_images", "existing_images", "image_root", "located"]
 
-ImagePlace = str | Path | ImageRoot
+ImagePlace = str | Path | StorePath | ImageRoot
 _LOCAL_THREADS, _STORE_THREADS = 2, 8  # which open images ahead
 _SHARDS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # WebDataset's way to name many: train-{000000..000127}.tar
 _PROBED = 1000  # objects of a prefix that tell what is in it: those of one answer
@@ -45,11 +44,12 @@ _made: dict[tuple[str, IndexFolder], ImageRoot] = {}
 _making = Lock()
 
 
-def located(location: ImagePlace, base: Path | None = None) -> str:
+def located(location: ImagePlace, base: Location | None = None) -> str:
     """The text of a location, a path relative to `base`."""
-    if not isinstance(location, str | Path):
+    if not isinstance(location, str | Path | StorePath):
         return location.location
-    return uri_of(location) or str(location if base is None else shown_path(joined(base, location)))
+    text = text_of(location)
+    return text if base is None or is_uri(text) else text_of(below(base, text))
 
 
 def image_root(location: ImagePlace, indexes: IndexFolder | None = None) -> ImageRoot:
@@ -60,7 +60,7 @@ def image_root(location: ImagePlace, indexes: IndexFolder | None = None) -> Imag
         StoreError: a store cannot be reached.
         OSError: an index cannot be written.
     """
-    if not isinstance(location, str | Path):
+    if not isinstance(location, str | Path | StorePath):
         return location
     indexes = indexes or IndexFolder()
     key = (located(location), indexes)

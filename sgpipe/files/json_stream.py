@@ -11,10 +11,10 @@ import codecs
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.files.locations import Location
 from sgpipe.files.text_files import TextFile, open_text
 
 _CHUNK = 4 << 20
@@ -32,7 +32,7 @@ class JsonStream:
     and an object of a store.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Location | str) -> None:
         self.path = path
         self.scalars: dict[str, Any] = {}
         self.arrays: set[str] = set()

@@ -1,23 +1,60 @@
-"""A location: a file or folder of this machine, as a `Path`, or in a store, as a `StorePath`."""
+"""Locations: files and folders of this machine, as a `Path`, or in a store or on the hub, as a `StorePath`.
+
+`location` makes one of what a user typed, once; from then on `location / name` works for both.
+"""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import file_digest
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import pyarrow as pa
 
-from sgpipe.errors import StoreError, add_filename
-from sgpipe.files.object_store import CutError, ObjectInfo, ReplacedError, StorePath
+from sgpipe.errors import StoreError, UserError, add_filename, existing_file
+from sgpipe.files.hub import DATASETS, HubDataset
+from sgpipe.files.object_store import AccessError, CutError, ObjectInfo, ReplacedError, StorePath, is_uri
+from sgpipe.utils.prefetch import prefetch
 
 Location: TypeAlias = Path | StorePath
 
 _BUFFER = 256 << 10  # bytes that are read at least, of an object of which parts are needed
+_WHOLE = 4 << 20  # bytes: smaller shards are read at once
+_OPENED_AHEAD = 16  # shards
+_ON_HUB = re.compile(rf"{DATASETS}(?P<dataset>[^/]+/[^/]+)/(?P<file>.+)")
+
+
+def location(place: str | Location) -> Location:
+    """Return the location that a text names. Raises UserError: a URI contains keys."""
+    if isinstance(place, str):
+        return StorePath(place) if is_uri(place) else Path(place)
+    return place
+
+
+def text_of(place: str | Location) -> str:
+    """Return the text that `location` makes the same location of."""
+    return place.uri if isinstance(place, StorePath) else str(place)
+
+
+def below(base: Location | None, place: str | Location) -> Location:
+    """Return a place below `base`, unless it is absolute or a URI itself."""
+    place = location(place)
+    if base is None or isinstance(place, StorePath) or place.is_absolute():
+        return place
+    return base / str(place)
+
+
+def absolute_location(place: str | Location) -> Location:
+    """Return a location that does not depend on the working folder."""
+    place = location(place)
+    return place.expanduser().absolute() if isinstance(place, Path) else place
 
 
 @contextmanager
@@ -31,9 +68,13 @@ def open_file(path: Location) -> Iterator[Any]:
         yield pa.PythonFile(file, "r")
 
 
-def open_stream(path: Location) -> BinaryIO:
-    """Open a file to be read from its beginning to its end. Raises OSError."""
-    return path.open("rb") if isinstance(path, Path) else path.open()
+def open_stream(path: str | Location) -> io.BufferedReader:
+    """Open a file to be read from its beginning to its end.
+
+    Raises OSError: it is missing or cannot be read; StoreError: its store cannot be reached.
+    """
+    local = _local(path)
+    return local.open("rb") if isinstance(local, Path) else cast(io.BufferedReader, local.open())
 
 
 def read_range(path: Location, start: int, length: int, version: str | None = None) -> bytes:
@@ -75,6 +116,47 @@ def _version(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
+def content_id(path: str | Location) -> list[str | int | None]:
+    """What identifies the content of a file without reading it: where it is, its size, its time or version.
+
+    Raises UserError: it is missing, or may not be read; StoreError: its store cannot be reached.
+    """
+    local = _local(path)
+    if isinstance(local, Path):
+        status = existing_file(local).stat()
+        return [str(local.resolve()), status.st_size, status.st_mtime_ns]
+    try:
+        info = local.head()
+    except AccessError as error:
+        raise UserError(f"{error}; the keys in the environment must be allowed to read it") from None
+    if info is None:
+        local.check()
+        raise UserError(f"no such file: {local.uri}")
+    return [local.uri, info.size, info.state]
+
+
+def content_sha256(path: str | Location) -> str:
+    """SHA-256 of a file's bytes. Raises as `open_stream`."""
+    with open_stream(path) as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _local(path: str | Location) -> Location:
+    """A location that can be read: a file of the hub in its cache. Raises UserError: there is no such file."""
+    path = location(path)
+    if isinstance(path, Path):
+        return path
+    if ".." in path.uri.partition("?")[0].split("/"):
+        raise UserError(f"no such file: {path.uri}: objects have no .. in their names")
+    if not path.uri.startswith("hf://"):
+        return path
+    found = _ON_HUB.fullmatch(path.uri)
+    dataset = HubDataset.parse(found["dataset"]) if found else None
+    if found is None or dataset is None:
+        raise UserError(f"{path.uri} is not a file of the hub: expected {DATASETS}USER/NAME/FILE")
+    return dataset.fetch(found["file"])
+
+
 def read_bytes(path: Location) -> bytes:
     """Return the content of a file. Raises OSError, which names it."""
     if isinstance(path, Path):
@@ -113,3 +195,33 @@ def _present(path: StorePath) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
+
+
+def open_shard_file(path: Location) -> Path | BinaryIO:
+    """A Parquet file of a run as pyarrow reads it; in a store large ones are read by ranges.
+
+    Raises FileNotFoundError: there is no such object; StoreError: the store cannot be reached.
+    """
+    if isinstance(path, Path):
+        return path
+    info = path.head()
+    if info is None:
+        raise FileNotFoundError(str(path))
+    if info.size > _WHOLE:
+        return path.open(buffer=1)  # who reads Parquet knows what it needs
+    return io.BytesIO(path.read_range("", 0, info.size, info.version))
+
+
+def opened_ahead(paths: Sequence[Location]) -> Generator[BinaryIO | None, None, None]:
+    """Shards in a store as `open_shard_file` opens them, while threads open the next ones; None: missing, or a file."""
+    if not paths or isinstance(paths[0], Path):
+        yield from [None] * len(paths)
+        return
+    with prefetch(_opened_or_none, paths, _OPENED_AHEAD, _OPENED_AHEAD + 1) as opened:
+        yield from opened
+
+
+def _opened_or_none(path: Location) -> BinaryIO | None:
+    with suppress(FileNotFoundError):  # whoever opens it again says so
+        return cast(BinaryIO, open_shard_file(path))
+    return None

@@ -101,7 +101,6 @@ class StorePath:
             raise UserError(f"{uri} is not an object store: {_EXPECTED}")
         self._bucket, self._options = f"{scheme}://{bucket}", mark + options
         self._prefix = "/".join(part for part in key.split("/") if part not in ("", "."))
-        self._connections: dict[float, Connection] = {}
 
     @property
     def location(self) -> str:
@@ -119,9 +118,7 @@ class StorePath:
         return self.location.rpartition("/")[2]
 
     def __truediv__(self, name: str) -> StorePath:
-        below = StorePath(f"{self.location}/{name}{self._options}")
-        below._connections = self._connections
-        return below
+        return StorePath(f"{self.location}/{name}{self._options}")
 
     def __str__(self) -> str:
         return self.location
@@ -296,16 +293,11 @@ class StorePath:
 
     @property
     def _reads(self) -> Connection:
-        return self._connection(_READ_SECONDS, _READ_RETRIES)
+        return connect(self._bucket + self._options, _READ_SECONDS, _READ_RETRIES)
 
     @property
     def _writes(self) -> Connection:
-        return self._connection(_WRITE_SECONDS, _WRITE_RETRIES)
-
-    def _connection(self, seconds: float, retries: int) -> Connection:
-        if seconds not in self._connections:
-            self._connections[seconds] = connect(self._bucket + self._options, seconds, retries)
-        return self._connections[seconds]
+        return connect(self._bucket + self._options, _WRITE_SECONDS, _WRITE_RETRIES)
 
 
 class _ObjectFile(io.RawIOBase):
@@ -342,8 +334,9 @@ def refuse_keys(uri: str) -> None:
         raise UserError("the URI of an object store must not contain keys; set them in the environment")
 
 
+@cache
 def connect(uri: str, seconds: float, retries: int) -> Connection:
-    """Return obstore's store of a bucket by its URI; a request ends after `seconds`.
+    """Return this process's connection to a bucket by its URI; a request ends after `seconds`.
 
     Raises UserError: it is not the URI of a store; StoreError: it cannot be reached.
     """

@@ -11,11 +11,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
-from pathlib import Path
 from typing import TypeAlias
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.stored_files import open_stored
+from sgpipe.files.locations import Location, open_stream
 
 TextFile: TypeAlias = BufferedReader | gzip.GzipFile
 
@@ -24,7 +23,7 @@ _GZIP = b"\x1f\x8b"
 
 
 @contextmanager
-def open_text(path: Path | str) -> Iterator[TextFile]:
+def open_text(path: Location | str) -> Iterator[TextFile]:
     """Open a text file, decompressed as it is read; it may be an object of a store.
 
     Raises:
@@ -38,10 +37,10 @@ def open_text(path: Path | str) -> Iterator[TextFile]:
 
 
 @contextmanager
-def _decompressed(path: Path | str) -> Iterator[TextFile]:
+def _decompressed(path: Location | str) -> Iterator[TextFile]:
     """The bytes of any file, decompressed if they are gzip data."""
     try:
-        with open_stored(path) as raw:
+        with open_stream(path) as raw:
             compressed = raw.peek(len(_GZIP)).startswith(_GZIP)
             with gzip.GzipFile(fileobj=raw) if compressed else raw as file:
                 yield file
@@ -51,7 +50,7 @@ def _decompressed(path: Path | str) -> Iterator[TextFile]:
         raise UserError(f"{path} is corrupt: its gzip data are damaged ({error}); copy or download it again") from None
 
 
-def read_text(path: Path, what: str) -> str:
+def read_text(path: Location, what: str) -> str:
     """The content of a small text file, without a byte order mark. `what` names the file in messages.
 
     Raises UserError: it cannot be read, or is not text in UTF-8.
@@ -67,7 +66,7 @@ def read_text(path: Path, what: str) -> str:
         raise UserError(f"{what} {path} is not UTF-8 text (plain or gzip)") from None
 
 
-def text_sha256(path: Path) -> str:
+def text_sha256(path: Location) -> str:
     """SHA-256 of a file's content, decompressed if it is compressed by gzip, so that both are the same file.
 
     Raises OSError: it cannot be read. Raises UserError: its gzip data are cut short or corrupt.
@@ -79,7 +78,7 @@ def text_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_ends(path: Path, length: int) -> tuple[bytes, bytes]:
+def read_ends(path: Location, length: int) -> tuple[bytes, bytes]:
     """Return the first and the last `length` bytes of a text file; of a compressed one only the first.
 
     Raises as `open_text`. Raises UserError: it is a pipe, which cannot be read again.

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
-from sgpipe.files.stored_files import stamp_stored, stored_sha256
+from sgpipe.files.locations import content_id, content_sha256
 from sgpipe.recipe import SERVED, CaptionConfig, Recipe, TagConfig
 from sgpipe.stages.caption.captioner import settings_of
 from sgpipe.stages.parse.stage import parser_identity
@@ -61,13 +61,13 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
     elif recipe.tag.calibration is None:
         del parts["tag"]["calibration"], parts["tag"]["precision"]
     else:
-        stamp_stored(recipe.tag.calibration)
-        parts["tag"]["calibration"] = stored_sha256(recipe.tag.calibration)
+        content_id(recipe.tag.calibration)
+        parts["tag"]["calibration"] = content_sha256(recipe.tag.calibration)
     for name in ("synonyms", "prior"):
         path, parts["pair"][name] = getattr(recipe.pair, name), None
         if path is not None:
             with suppress(FileNotFoundError, IsADirectoryError):  # a pair stage that does not run needs no file
-                parts["pair"][name] = stored_sha256(path)
+                parts["pair"][name] = content_sha256(path)
     return parts
 
 

@@ -14,9 +14,8 @@ from typing import Any
 from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError, existing_folder, existing_model
 from sgpipe.files.image_roots import ImageRoot, check_images
-from sgpipe.files.locations import delete
+from sgpipe.files.locations import content_id, delete
 from sgpipe.files.object_store import StorePath
-from sgpipe.files.stored_files import stamp_stored, uri_of
 from sgpipe.generation.engine import Engine, StageBuilder, Utilization, runs_locally, share_gpus, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, source_identity
 from sgpipe.generation.local_engine import LocalEngine
@@ -213,12 +212,12 @@ def _check_paths(recipe: Recipe, stages: Sequence[str]) -> None:
     files = [path for split in source.splits.values() for path in (split.annotations, split.captions)]
     for path in (*files, source.image_data):
         if path is not None:
-            stamp_stored(source.path(path))
+            content_id(source.path(path))
     for path in (pair.synonyms, pair.prior):
         if path is not None and "pair" in stages:
-            stamp_stored(path)
+            content_id(path)
     choose_threshold(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
-    if source.ground_truth is not None and uri_of(truth := source.path(source.ground_truth)) is None:
+    if source.ground_truth is not None and isinstance(truth := source.path(source.ground_truth), Path):
         existing_folder(truth)
     models = {"detect": recipe.detect.detector}
     if recipe.caption.endpoint is None:

@@ -26,7 +26,7 @@ from sgpipe.stages.score.clip import ClipModel, TextEmbeddings, load_clip
 from sgpipe.stages.score.scorer import is_directed, relation_text
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import RunFolder, source_images
 from sgpipe.storage.shards import AGREEMENT, embedded_images, read_file, write_copy
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import pick_device
@@ -227,7 +227,7 @@ def _open(source: Manifest, folder: RunFolder, identity: dict[str, Any]) -> Mani
     parts = {"scored": source.run.get("fingerprint"), **identity}
     run = {name: value for name, value in source.run.items() if name != "store"}
     images = dict(source.image_roots.locations)
-    origin = {"origin": Manifest.identities(source.run), "source_images": RunFolder(source.root).source_images}
+    origin = {"origin": Manifest.identities(source.run), "source_images": source_images(source.root)}
     return folder.open({**run, **origin, "images": images, "identity": parts})
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from rlip_model.evaluation.inputs import PredictedPairs
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.files.remote import opened_ahead
+from sgpipe.files.locations import Location, opened_ahead
 from sgpipe.images import open_row_image
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.manifest import Manifest
@@ -57,7 +57,7 @@ class PredictConfig(InferenceConfig):
             left out; "scene graph": subjects of any class.
     """
 
-    model: Path
+    model: Location
     classes: DatasetClasses
     task: Task
 

@@ -11,10 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.files.locations import Location
 from sgpipe.records import Box, Record, Relation
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.console import count
@@ -49,7 +50,7 @@ class AnnotationSource:
     dataset: str
     split: str
     read: Reader
-    files: Mapping[str, Path]
+    files: Mapping[str, Location]
     options: Mapping[str, Any] = field(default_factory=dict)
     classes: DatasetClasses | None = None
     image: Callable[[Record], bytes | None] | None = None

@@ -19,6 +19,7 @@ from typing import Any
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.locations import Location
 from sgpipe.images import image_exists
 from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.sources.annotated import (
@@ -51,8 +52,8 @@ from sgpipe.utils.console import count
 
 
 def read_coco(
-    annotations: Path | str,
-    captions: Path | str | None,
+    annotations: Location | str,
+    captions: Location | str | None,
     *,
     dataset: str,
     split: str,
@@ -78,7 +79,7 @@ def read_coco(
     return detections, {"annotations": str(annotations), "captions": str(captions or ""), **hashes}
 
 
-def _read_instances(path: Path | str, detections: Detections) -> str:
+def _read_instances(path: Location | str, detections: Detections) -> str:
     readers = {
         "images": detections.add_image,
         "annotations": detections.add_box,
@@ -106,7 +107,7 @@ def _read_instances(path: Path | str, detections: Detections) -> str:
     return stream.sha256
 
 
-def _add_captions(path: Path | str, detections: Detections) -> str:
+def _add_captions(path: Location | str, detections: Detections) -> str:
     stream, captions = JsonStream(path), 0
     for key, item in stream:
         if key == "annotations":

@@ -22,7 +22,7 @@ from sgpipe.files.locations import Location
 from sgpipe.storage.judgements import Conflicts, JudgementLog, RelationState
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.row_checks import count_rows
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import RunFolder, source_images
 from sgpipe.storage.shards import SCORES, read_file, write_copy
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.hashing import fingerprint
@@ -233,7 +233,7 @@ def _header(
     return {
         **run,
         "origin": Manifest.identities(source.run),
-        "source_images": RunFolder(source.root).source_images,
+        "source_images": source_images(source.root),
         "images": {split: absolute(images or place) for split, place in source.image_roots.locations.items()},
         "labels": labels and {**labels, "relations": [*labels["relations"], *new]},
         "identity": {"corrected": source.run.get("fingerprint"), **corrections.identity},

@@ -14,7 +14,7 @@ from typing import Any
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, located
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.files.stored_files import name_of
+from sgpipe.files.locations import Location
 from sgpipe.files.text_files import read_ends
 from sgpipe.recipe import WHOLE
 from sgpipe.storage.manifest import Manifest
@@ -63,7 +63,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def require_format(path: Path, *accepted: str) -> str:
+def require_format(path: Location, *accepted: str) -> str:
     """Return the format of a file, which must be one of those accepted.
 
     Raises UserError: it is missing, cut short, not JSON, or of another format, which the message names if it is known.
@@ -76,7 +76,7 @@ def require_format(path: Path, *accepted: str) -> str:
     raise UserError(f"{path} {found} {expected}")
 
 
-def detect_format(path: Path) -> str | None:
+def detect_format(path: Location) -> str | None:
     """Return the format of a file by its first items, or None if it is unknown.
 
     Raises UserError: the file is missing, cut short, or not JSON.
@@ -112,7 +112,7 @@ def _hoia_format_by_name(file_name: str) -> str:
     return VCOCO_HOIA if file_name.startswith("COCO_") else HOIA
 
 
-def _check_ends(path: Path) -> None:
+def _check_ends(path: Location) -> None:
     """Refuse a file that is cut short before its first half is used. A missing file is left to the reader."""
     try:
         head, tail = read_ends(path, _TAIL)
@@ -141,7 +141,7 @@ _ALONE = re.compile(rf"{_WORD}[-_]?(\d{{4}})?")
 _WHOLE = re.compile(r"(^|[^a-z])all$")  # "instances_all.json", as `sgpipe export` names what is not split
 
 
-def infer_split(annotations: Path, images: ImagePlace | None, default: str | None = None) -> str:
+def infer_split(annotations: Location, images: ImagePlace | None, default: str | None = None) -> str:
     """The split that the names of an annotation file and of its image folder say: "instances_val2017.json" is "val".
 
     "valid" and "validation" are "val", "test-dev2017" is "test", "trainval" is "train". If neither says a split, the
@@ -155,21 +155,22 @@ def infer_split(annotations: Path, images: ImagePlace | None, default: str | Non
         is not JSON.
     """
     images = None if images is None else Path(located(images).rstrip("/"))
-    stem = name_of(annotations).removesuffix(".gz").removesuffix(".json")
+    stem = annotations.name.removesuffix(".gz").removesuffix(".json")
     by_file, by_folder = _last_split(stem), images and _folder_split(images, _IN_FOLDER_NAME)
     if by_file and by_folder and by_file != by_folder:
         raise UserError(
-            f"{name_of(annotations)} is named after the split {by_file!r}, the image folder {images} after "
+            f"{annotations.name} is named after the split {by_file!r}, the image folder {images} after "
             f"{by_folder!r}: give --split {by_file} or --split {by_folder}, or the folder of these annotations"
         )
     if split := by_file or (WHOLE if _WHOLE.search(stem.lower()) else by_folder):
         return split
-    around = {_folder_split(path.resolve().parent, _ALONE) for path in (annotations, images) if path} - {None}
-    if annotations.resolve().parent.name == WHOLE:  # "all/_annotations.coco.json", likewise
+    file = Path(str(annotations)).resolve()  # of a store, the names alone
+    around = {_folder_split(folder.parent, _ALONE) for folder in (file, images and images.resolve()) if folder} - {None}
+    if file.parent.name == WHOLE:  # "all/_annotations.coco.json", likewise
         around.add(WHOLE)
     if split := around.pop() if len(around) == 1 else default:
         return split
-    if annotations.exists():
+    if isinstance(annotations, Path) and annotations.exists():
         detect_format(annotations)  # a file that is not JSON is to be called that
     beside = f" nor of the image folder {images}" if images else ""
     raise UserError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, check_images
-from sgpipe.files.stored_files import name_of, shown_path
+from sgpipe.files.locations import Location
 from sgpipe.files.text_files import text_sha256
 from sgpipe.images import ImageError, read_image, read_size
 from sgpipe.records import Record
@@ -109,7 +109,7 @@ def _open_manifest(
     source: AnnotationSource, images: ImagePlace, folder: RunFolder, embed: bool, progress: Progress
 ) -> Manifest:
     """Return the folder's manifest, if it belongs to this import; a new one if the folder is empty."""
-    progress.say(f"reading {shown_path(source.files['annotations'])}")
+    progress.say(f"reading {source.files['annotations']}")
     identity = {
         "sgpipe": __version__,
         "import": source.dataset,
@@ -138,7 +138,7 @@ def _finish(manifest: Manifest, limit: int | None) -> None:
         manifest.rewrite()
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Location) -> str:
     try:
         return text_sha256(path)
     except StoreError:
@@ -246,7 +246,7 @@ def _complete(
 
 
 def _write_readme(source: AnnotationSource, folder: RunFolder, manifest: Manifest) -> None:
-    origin = f"Imported from {name_of(source.files['annotations'])}; human-annotated relations have no confidence."
+    origin = f"Imported from {source.files['annotations'].name}; human-annotated relations have no confidence."
     folder.write_readme(f"{source.dataset}: imported by sgpipe", origin, manifest)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, existing_images
-from sgpipe.files.stored_files import shown_path, stamp_stored
+from sgpipe.files.locations import content_id
 from sgpipe.recipe import SourceConfig
 from sgpipe.sources import miniworld
 from sgpipe.sources.coco import locate_images, read_coco
@@ -49,7 +49,7 @@ def prepare_source(
     )
     Manifest.load(ground_truth.relations)  # fails now, not at the end of a long run
     if ground_truth.image_data:
-        stamp_stored(ground_truth.image_data)
+        content_id(ground_truth.image_data)
     return source, ground_truth
 
 
@@ -87,8 +87,8 @@ def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any], 
         detections, meta = read_folder(images, split=split)
     else:
         detections, meta = read_coco(
-            shown_path(source.path(config.annotations)),
-            shown_path(source.path(config.captions)) if config.captions else None,
+            source.path(config.annotations),
+            source.path(config.captions) if config.captions else None,
             dataset=source.format,
             split=split,
             names=category_names("objects365") if source.format == "objects365" else None,
@@ -111,5 +111,5 @@ def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, An
         path = getattr(config, name)
         if path is None:
             continue
-        stamps[name] = stamp_stored(source.path(path))
+        stamps[name] = content_id(source.path(path))
     return stamps

@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.files.locations import Location
 from sgpipe.files.text_files import read_text
 
 Synonyms = Mapping[str, tuple[str, ...]]
@@ -63,7 +63,7 @@ def packaged_synonyms(dataset: str) -> Synonyms:
     return {name: (name, *common.get(name, ()), *own.get(name, ())) for name in category_names(dataset).values()}
 
 
-def load_synonyms(path: Path) -> Synonyms:
+def load_synonyms(path: Location) -> Synonyms:
     """Read a synonym table `{class name: [phrases]}` from a JSON file.
 
     Raises:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from sgpipe.calibration import Calibration
+from sgpipe.files.locations import Location
 from sgpipe.stats.precision import (
     CalibrationBin,
     JudgedRelations,
@@ -62,7 +62,7 @@ class GroundTruthMeasures:
 
 
 def measure_against_ground_truth(
-    run: Path,
+    run: Location,
     ground_truth: GroundTruth,
     threshold: float,
     target: float,
@@ -114,7 +114,7 @@ def measure_against_ground_truth(
     )
 
 
-def _opinion(run: Path, ground_truth: GroundTruth, confidence: JudgedRelations) -> ScoreQuality:
+def _opinion(run: Location, ground_truth: GroundTruth, confidence: JudgedRelations) -> ScoreQuality:
     from sgpipe.evaluation.label_quality.comparison import label_quality
 
     relations = label_quality(run, ground_truth, source="opinion").relations

@@ -28,6 +28,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from sgpipe.errors import UserError
+from sgpipe.files.locations import Location, location
 from sgpipe.records import Record, from_table
 from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index, configure, interruptible
 from sgpipe.storage.run_files import RunFiles, store_errors_named
@@ -116,9 +117,9 @@ class Index:
         version: changes with judgements.
     """
 
-    def __init__(self, root: Path | str, files: RunFiles, opened: _Opened) -> None:
+    def __init__(self, root: str | Location, files: RunFiles, opened: _Opened) -> None:
         """Use `open`."""
-        self.root, self.files, self.cache = root, files, files.cache
+        self.root, self.files, self.cache = location(root), files, files.cache
         self.version = 0
         self._judging = threading.Lock()
         self._judged: dict[Key, str] = {}
@@ -135,7 +136,7 @@ class Index:
         self.problems = [*files.problems, *(problem for (problem,) in damaged)]
 
     @classmethod
-    def open(cls, root: Path | str, progress: Progress | None = None) -> Index:
+    def open(cls, root: str | Location, progress: Progress | None = None) -> Index:
         """Open the index of a run; build it first if there is none or the run has changed.
 
         Args:
@@ -295,7 +296,7 @@ class Database:
     """
 
     def __init__(self, index: Index) -> None:
-        self.index, self.root = index, Path(index.root)
+        self.index, self.root = index, index.root
         self.run, self.image_roots = index.run, index.image_roots
         self.scored, self.has_opinion = index.scored, index.has_opinion
         self.measure = "confidence"
@@ -326,7 +327,7 @@ class Database:
 
 
 @contextmanager
-def open_run(root: Path | str) -> Iterator[Database]:
+def open_run(root: str | Location) -> Iterator[Database]:
     """The database of the run in `root`.
 
     Raises UserError: it is not a run, or a shard is missing or damaged.

@@ -21,8 +21,8 @@ from typing import Any
 
 from sgpipe.errors import UserError, existing_folder
 from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFolder, image_root, located
+from sgpipe.files.locations import Location, absolute_location, location
 from sgpipe.files.object_store import StorePath
-from sgpipe.files.remote import name_of, uri_of
 from sgpipe.files.roots import FolderRoot
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.storage.segments import MANIFEST as MANIFEST
@@ -72,7 +72,7 @@ class ShardEntry:
 class Manifest:
     """The manifest of one run, read from and appended to its folder."""
 
-    def __init__(self, root: Path, run: dict[str, Any], shards: list[ShardEntry], end: int) -> None:
+    def __init__(self, root: Location, run: dict[str, Any], shards: list[ShardEntry], end: int) -> None:
         self.root = root
         self.run = run
         self._end = end  # bytes of whole lines; anything after them is a torn write
@@ -84,9 +84,17 @@ class Manifest:
         return sorted(self._shards.values(), key=lambda shard: (shard.split, shard.start))
 
     @property
+    def folder(self) -> Path:
+        """The folder of the run, which is not in a store."""
+        assert isinstance(self.root, Path), self.root
+        return self.root
+
+    @property
     def image_roots(self) -> ImageRoots:
         """Where the images of each split were when the run was made; folders within the run move with it."""
-        places = {split: located(place, self.root.absolute()) for split, place in self.run.get("images", {}).items()}
+        places = {
+            split: located(place, absolute_location(self.root)) for split, place in self.run.get("images", {}).items()
+        }
         return ImageRoots(places, image_indexes(self.root))
 
     def image_root(self, split: str, images: ImagePlace | None = None) -> ImageRoot:
@@ -105,35 +113,36 @@ class Manifest:
         return cls(root, run, [], replace_manifest(root, _line({"run": run})))
 
     @classmethod
-    def load(cls, root: Path) -> Manifest:
+    def load(cls, root: str | Location) -> Manifest:
         """Read the manifest of `root`, a folder or a store; a last line cut short is ignored.
 
         Raises:
             UserError: it is missing, damaged, or of another schema version.
             StoreError: the store cannot be reached.
         """
-        manifest, bad = cls.salvage(root)
+        manifest, bad = cls.salvage(root := location(root))
         # Only what follows the last newline can be a torn write; a bad line before it is damage.
         if bad:
-            repair = "" if uri_of(root) else f", or drop what is damaged: `sgpipe verify {root} --repair`"
-            raise UserError(
-                f"{name_of(root)}/{MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy{repair}"
+            repair = (
+                "" if isinstance(root, StorePath) else f", or drop what is damaged: `sgpipe verify {root} --repair`"
             )
+            raise UserError(f"{root}/{MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy{repair}")
         return manifest
 
     @classmethod
-    def salvage(cls, root: Path) -> tuple[Manifest, list[int]]:
+    def salvage(cls, root: str | Location) -> tuple[Manifest, list[int]]:
         """As `load`, but without damaged lines, whose numbers are returned too; `rewrite` it before `commit`.
 
         Raises:
             UserError: it is missing, its first line is damaged, or it is of another schema version.
             StoreError: the store cannot be reached.
         """
-        if uri := uri_of(root):
-            content = read_manifest(StorePath(uri))
+        root = location(root)
+        if isinstance(root, StorePath):
+            content = read_manifest(root)
             if content is None:
-                raise UserError(f"{name_of(root)} is not an sgpipe run: it has no {MANIFEST}")
-            return cls.parse(content, root, f"{name_of(root)}/{MANIFEST}")
+                raise UserError(f"{root} is not an sgpipe run: it has no {MANIFEST}")
+            return cls.parse(content, root, f"{root}/{MANIFEST}")
         path = root / MANIFEST
         try:
             data = path.read_bytes()
@@ -145,7 +154,7 @@ class Manifest:
         return cls.parse(data, root, path)
 
     @classmethod
-    def parse(cls, data: bytes, root: Path, path: Path | str) -> tuple[Manifest, list[int]]:
+    def parse(cls, data: bytes, root: Location, path: Path | str) -> tuple[Manifest, list[int]]:
         """As `salvage`, of what was read from `path`; `root`: the folder of the run, if it is in one."""
         end = data.rfind(b"\n") + 1
         first, *others = data[:end].splitlines(keepends=True) or [b""]
@@ -169,7 +178,7 @@ class Manifest:
         if dropped and self.run.get("finished"):  # of an import: which rows there were is no longer known
             self.run["finished"] = False
         lines = [_line({"run": self.run}), *(_line({"shard": asdict(shard)}) for shard in self.shards)]
-        self._end = replace_manifest(self.root, b"".join(lines))
+        self._end = replace_manifest(self.folder, b"".join(lines))
 
     def commit(self, shard: ShardEntry) -> ShardEntry | None:
         """Append a shard that is already in place; returns the shard it supersedes, if any.
@@ -178,7 +187,7 @@ class Manifest:
         """
         line = _line({"shard": asdict(shard)})
         fault_point("before manifest entry")
-        with (self.root / MANIFEST).open("r+b", buffering=0) as file:
+        with (self.folder / MANIFEST).open("r+b", buffering=0) as file:
             file.truncate(self._end)
             file.seek(self._end)
             try:
@@ -234,20 +243,20 @@ def _shard(entry: dict[str, Any]) -> ShardEntry | None:
         return None
 
 
-def run_images(run: Path | str, split: str, location: ImagePlace | None) -> ImageRoot:
+def run_images(run: str | Location, split: str, images: ImagePlace | None) -> ImageRoot:
     """Return the images of a split of a run. Raises UserError: where they are is unknown, or they are missing."""
-    if location is None:
+    if images is None:
         raise UserError(f"{run} does not say where the images of {split} are: give --images")
-    root = image_root(location, image_indexes(run))
+    root = image_root(images, image_indexes(run))
     if isinstance(root, FolderRoot) and not root.folder.is_dir():
         raise UserError(f"the image folder {root.folder} of {run} is missing; if the images moved, give --images")
     return root
 
 
-def image_indexes(run: Path | str) -> IndexFolder:
+def image_indexes(run: str | Location) -> IndexFolder:
     """Return the indexes of images that a run has in its folder or store; others are made in the cache."""
-    uri = uri_of(run)
-    return IndexFolder(look=Path(run) / ".sgpipe") if uri is None else IndexFolder(uri=uri)
+    run = location(run)
+    return IndexFolder(look=run / ".sgpipe") if isinstance(run, Path) else IndexFolder(uri=run.uri)
 
 
 def replace_manifest(root: Path, content: bytes) -> int:
@@ -278,7 +287,7 @@ class Summary:
         parent: the run that some columns come from, and what they are, such as {"run": …, "reused": ["captions"]}.
     """
 
-    root: Path
+    root: Location
     planned: int
     counts: Counter[str]
     seconds: Counter[str]

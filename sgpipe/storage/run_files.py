@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -14,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import Location, open_file, sizes
+from sgpipe.files.locations import Location, absolute_location, location, open_file, sizes
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import SCHEMA
@@ -22,7 +21,6 @@ from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import DATA, open_shard
 
-_STORE = re.compile(r"(\w{2,}):/+(?=[^/])")  # also as `Path` leaves it
 _CACHE = ".sgpipe/cache"
 
 
@@ -34,15 +32,14 @@ class RunFiles:
         storage: where the shards are.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: str | Location) -> None:
         """Raises UserError: there is no run, or its manifest is damaged.
         StoreError: the store cannot be reached."""
-        found = _STORE.match(str(root))
-        self.store = StorePath(_STORE.sub(r"\g<1>://", str(root), count=1)) if found else None
-        self.root = self.store.location if self.store else str(root)
-        self._folder = None if self.store else Path(root)
+        self._place = location(root)
+        self.root = str(self._place)
+        self._folder = self._place if isinstance(self._place, Path) else None
         self.manifest, self.problems = self._read_manifest()
-        self.storage: Location = self.store or Path(root).absolute()
+        self.storage = absolute_location(self._place)
         mirror = self.manifest.run.get("store")
         if isinstance(self.storage, Path) and mirror and not self._is_fetched(self.storage):
             self.storage = StorePath(mirror)
@@ -112,7 +109,7 @@ class RunFiles:
         return place
 
     def _read_manifest(self) -> tuple[Manifest, list[str]]:
-        manifest, bad = Manifest.salvage(self._folder or Path(self.store.uri if self.store else ""))
+        manifest, bad = Manifest.salvage(self._place)
         advice = f"`sgpipe verify {self.root} --repair`"
         return manifest, [f"{self.root}/{MANIFEST}: line {line} is damaged; {advice}" for line in bad]
 

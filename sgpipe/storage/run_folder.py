@@ -13,9 +13,8 @@ from typing import Any
 import yaml
 
 from sgpipe.errors import UserError, add_filename
-from sgpipe.files.locations import Location, delete, sizes
+from sgpipe.files.locations import Location, absolute_location, below, delete, sizes, text_of
 from sgpipe.files.object_store import StorePath
-from sgpipe.files.stored_files import joined, shown_path, uri_of
 from sgpipe.recipe import UNSCORED, Recipe
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.segments import WriterClaim
@@ -42,9 +41,9 @@ class GroundTruth:
     (None: all). image_data: Visual Genome's image_data.json, if the ground truth is Visual Genome's and the run COCO's.
     """
 
-    relations: Path
-    required: Path | None = None
-    image_data: Path | None = None
+    relations: Location
+    required: Location | None = None
+    image_data: Location | None = None
 
 
 class RunFolder:
@@ -97,7 +96,7 @@ class RunFolder:
         if not file.is_file():
             return None
         named = json.loads(file.read_text(encoding="utf-8"))
-        return GroundTruth(**{role: joined(self.private.absolute(), path) for role, path in named.items()})
+        return GroundTruth(**{role: below(self.private.absolute(), path) for role, path in named.items()})
 
     def set_ground_truth(self, ground_truth: GroundTruth | None) -> None:
         """Keep where the ground truth is, or that there is none."""
@@ -105,12 +104,14 @@ class RunFolder:
         if ground_truth is None:
             file.unlink(missing_ok=True)
             return
-        private = self.private.absolute()
-        named = {role: path if uri_of(path) else path.absolute() for role, path in vars(ground_truth).items() if path}
-        relative = {
-            role: path.relative_to(private) if path.is_relative_to(private) else path for role, path in named.items()
-        }
-        write_text(file, json.dumps({role: str(shown_path(path)) for role, path in relative.items()}))
+        named: dict[str, str] = {}
+        for role, path in vars(ground_truth).items():
+            if path is not None:
+                path, private = absolute_location(path), self.private.absolute()
+                if isinstance(path, Path) and path.is_relative_to(private):
+                    path = path.relative_to(private)
+                named[role] = text_of(path)
+        write_text(file, json.dumps(named))
 
     @property
     def is_locked(self) -> bool:
@@ -228,6 +229,16 @@ class RunFolder:
         """Listed shards whose file is missing or of another size."""
         there = self._shards()
         return [shard for shard in manifest.shards if there.get(shard.file) != shard.bytes]
+
+
+def source_images(root: Location) -> int | None:
+    """Return how many images the sources of a generated run have; None: unknown, as of a run in a store."""
+    return RunFolder(root).source_images if isinstance(root, Path) else None
+
+
+def ground_truth_of(root: Location) -> GroundTruth | None:
+    """Return the ground truth of a run; None: it has none, or is in a store."""
+    return RunFolder(root).ground_truth if isinstance(root, Path) else None
 
 
 def settings_changed(

@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError, add_filename
-from sgpipe.files.locations import Location
+from sgpipe.files.locations import Location, open_shard_file
 from sgpipe.files.object_store import StorePath
-from sgpipe.files.remote import name_of, open_object, uri_of
 from sgpipe.records import BOX_SCORES, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
 from sgpipe.storage.row_checks import count_rows
@@ -153,19 +152,20 @@ def read_file(
         return file.read(columns=[*columns, *present] if columns else None)
 
 
-def iter_tables(root: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def iter_tables(root: str | Location, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield the shards of a run, by split and position, one in memory at a time."""
-    for shard in Manifest.load(root).shards:
-        yield read_file(root / shard.file, columns)
+    manifest = Manifest.load(root)
+    for shard in manifest.shards:
+        yield read_file(manifest.root / shard.file, columns)
 
 
-def iter_records(root: str | Path) -> Iterator[Record]:
+def iter_records(root: str | Location) -> Iterator[Record]:
     """Return every record of a run, by split and position, one shard without its images in memory at a time.
 
     Raises UserError: not the folder of a run; while reading, a shard that is missing or damaged.
     """
-    root = Path(root)
-    files = [root / shard.file for shard in Manifest.load(root).shards]
+    manifest = Manifest.load(root)
+    files = [manifest.root / shard.file for shard in manifest.shards]
     return (record for file in files for record in from_table(read_file(file, SCHEMA.names, optional=(BOX_SCORES,))))
 
 
@@ -182,9 +182,9 @@ def open_shard(
         UserError: missing, damaged (also while it is read), of another schema version, or without a column.
         StoreError: the store cannot be reached.
     """
-    name = name_of(path)
+    name = str(path)
     try:
-        with pq.ParquetFile(content or open_object(path) or path, pre_buffer=True) as file:
+        with pq.ParquetFile(content or open_shard_file(path), pre_buffer=True) as file:
             _check(name, file.schema_arrow, columns)
             yield file
     except FileNotFoundError:
@@ -196,9 +196,8 @@ def open_shard(
 
 
 def _remedy(path: Location) -> str:
-    if uri_of(path):
+    if isinstance(path, StorePath):
         return "; the command that wrote the run makes it again"
-    assert isinstance(path, Path)
     root = path.parent.parent
     try:
         store = Manifest.load(root).run.get("store")
@@ -216,7 +215,7 @@ def _check(path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
         raise UserError(f"shard {path} has no column {absent[0]!r}: it is not an sgpipe shard")
 
 
-def read_row_group(path: Path, group: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+def read_row_group(path: Location, group: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
     """One row group, with the optional columns where the shard has them.
 
     Raises UserError: as `open_shard`, or there is no such row group.

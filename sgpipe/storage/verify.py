@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.remote import name_of, open_object, uri_of
+from sgpipe.files.locations import Location, location
+from sgpipe.files.object_store import StorePath
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.row_checks import count_rows, row_faults
@@ -49,7 +50,7 @@ class Verification:
         repairable: whether a repair can do that.
     """
 
-    root: Path
+    root: Location
     shards: int = 0
     images: int = 0
     at_work: bool = False
@@ -60,17 +61,17 @@ class Verification:
     @property
     def name(self) -> str:
         """The run, as messages name it."""
-        return name_of(self.root)
+        return str(self.root)
 
     @property
     def ok(self) -> bool:
         return self.repaired or not self.problems
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "root": self.name, "ok": self.ok}
+        return {**vars(self), "problems": [asdict(each) for each in self.problems], "root": self.name, "ok": self.ok}
 
 
-def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) -> Verification:
+def verify(root: str | Location, *, repair: bool = False, advance: Advance | None = None) -> Verification:
     """Check every byte and row of the shards of a run in a folder or a store, a few shards in memory at a time.
 
     Args:
@@ -82,13 +83,14 @@ def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) 
             repaired in a store or while in progress.
         StoreError: the store cannot be reached.
     """
-    stored = uri_of(root) is not None
+    root = location(root)
+    stored = isinstance(root, StorePath)
     if stored and repair:
         raise UserError(
-            f"--repair is for folders; delete what is damaged from {name_of(root)}, and the command that wrote the run "
+            f"--repair is for folders; delete what is damaged from {root}, and the command that wrote the run "
             "makes it again"
         )
-    folder = RunFolder(root)
+    folder = RunFolder(root if isinstance(root, Path) else Path())
     Manifest.salvage(root)  # refuses what is not a run before `lock` makes a folder of it
     with folder.lock() if repair else nullcontext():
         found = Verification(root, at_work=not stored and not repair and folder.is_locked, repairable=not stored)
@@ -108,7 +110,7 @@ def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) 
 def _check_place(manifest: Manifest, repair: bool) -> None:
     """Raises UserError: all shards are in an object store, or they are to be repaired and come from one."""
     store, root = manifest.run.get("store"), manifest.root
-    if store and uri_of(root) is None and manifest.shards:
+    if store and isinstance(root, Path) and manifest.shards:
         again = f"sgpipe fetch {store} --out {root}"
         if repair:
             raise UserError(f"the shards of {root} come from {store}; fetch them again: {again}")
@@ -120,7 +122,7 @@ def _check_shards(manifest: Manifest, found: Verification, advance: Advance) -> 
     """Return the bad shards; their problems are added to `found`."""
     faults: dict[str, list[str]] = {shard.file: [] for shard in manifest.shards}
     ids: dict[str, np.ndarray] = {}
-    threads = _FETCHED if uri_of(manifest.root) else 1
+    threads = _FETCHED if isinstance(manifest.root, StorePath) else 1
     with prefetch(partial(_check_shard, manifest.root), manifest.shards, threads, 2 * threads) as checked:
         for (shard, overlaps), (further, images) in zip(_with_overlaps(manifest.shards), checked, strict=True):
             faults[shard.file] += ["its rows overlap those of an earlier shard"] * overlaps + further
@@ -146,16 +148,17 @@ def _with_overlaps(shards: Sequence[ShardEntry]) -> Iterator[tuple[ShardEntry, b
             at = max(at, shard.stop)
 
 
-def _check_shard(root: Path, shard: ShardEntry) -> tuple[list[str], np.ndarray]:
+def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], np.ndarray]:
     """Return the faults of a shard, and a number for each of its images."""
     path, nothing = root / shard.file, np.array([], np.uint64)
     try:
-        remote = open_object(path)
-        content = None if remote is None else remote.read()
-        size = path.stat().st_size if content is None else len(content)
+        content = None if isinstance(path, Path) else path.read()
+        if isinstance(path, StorePath) and content is None:
+            raise FileNotFoundError
+        size = path.stat().st_size if isinstance(path, Path) else len(content or b"")
         if size != shard.bytes:
             return [f"{count(size, 'byte')}, the manifest says {shard.bytes:,}: truncated, or another file"], nothing
-        digest = file_sha256(path) if content is None else hashlib.sha256(content).hexdigest()
+        digest = file_sha256(path) if isinstance(path, Path) else hashlib.sha256(content or b"").hexdigest()
         if digest != shard.sha256:
             return ["its content has changed: the checksum differs from the manifest's"], nothing
         return _check_content(path, shard, content and pa.BufferReader(content))
@@ -169,7 +172,7 @@ def _check_shard(root: Path, shard: ShardEntry) -> tuple[list[str], np.ndarray]:
         return [str(error)], nothing
 
 
-def _check_content(path: Path, shard: ShardEntry, content: pa.NativeFile | None) -> tuple[list[str], np.ndarray]:
+def _check_content(path: Location, shard: ShardEntry, content: pa.NativeFile | None) -> tuple[list[str], np.ndarray]:
     faults: dict[str, str] = {}  # the first of each kind
     counts, ids = Counter[str](), list[int]()
     with open_shard(path, SCHEMA.names, content) as file:

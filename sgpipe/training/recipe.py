@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_serializer
+from pydantic import Field
 
 from rlip_model.settings import Augmentation, LossWeights, MatchingCosts, Optimisation, Strategy
 from sgpipe.errors import UserError
-from sgpipe.files.remote import uri_of
 from sgpipe.recipe import Config, ImageLocation, SplitName, StoredPath
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import load, recipe_folder
@@ -47,7 +46,7 @@ class ModelConfig(Config):
 class ShardsConfig(Config):
     """A folder of shards, or some of its splits."""
 
-    shards: Path = Field(description="folder of a run or an import, or the object store of one")
+    shards: StoredPath = Field(description="folder of a run or an import, or the object store of one")
     splits: tuple[SplitName, ...] | None = Field(None, description="splits to use; null: all")
     images: ImageLocation | None = Field(
         None, description="where the images are, if they moved: a folder, archives or a store; null: as the run says"
@@ -59,11 +58,6 @@ class ShardsConfig(Config):
     limit_seed: int | None = Field(
         None, ge=0, le=LARGEST_SEED, description="with limit: N random images, as data.limit_seed; null: the first N"
     )
-
-    @field_serializer("shards", when_used="json")
-    def _shards_as_text(self, shards: Path) -> str:
-        """A URI with all its slashes."""
-        return uri_of(shards) or str(shards)
 
 
 class DataConfig(Config):

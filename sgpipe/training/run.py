@@ -20,7 +20,7 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.state import BEST, LAST, Position, read_position
 from sgpipe.errors import DivergedError, UserError
-from sgpipe.files.stored_files import stored_sha256
+from sgpipe.files.locations import content_sha256
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
 from sgpipe.training.benchmark import check_benchmark
@@ -165,7 +165,7 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
         del part["images"]
         part["shards"] = _content(Path(part["shards"]))
     if job.recipe.data.calibration is not None:
-        recipe["data"]["calibration"] = stored_sha256(job.recipe.data.calibration)
+        recipe["data"]["calibration"] = content_sha256(job.recipe.data.calibration)
     sets = {"training": job.training_set, "validation": job.validation_set}
     rows = {name: each.rows if each else 0 for name, each in sets.items()}
     recipe["optimisation"] = _without_length(recipe["optimisation"])

@@ -46,8 +46,8 @@ from sgpipe.evaluation.benchmarks.pairs import (
 )
 from sgpipe.evaluation.result import EvaluationResult, Resampling, Rows, ScoredImages, class_curve, class_rows
 from sgpipe.files.image_roots import ImagePlace
+from sgpipe.files.locations import location, text_of
 from sgpipe.files.model_cache import pin_model
-from sgpipe.files.stored_files import shown_path, uri_of
 from sgpipe.files.text_files import read_text
 from sgpipe.inference.rows import (
     ImageRow,
@@ -133,7 +133,7 @@ class ModelRun(InferenceConfig):
     @property
     def name(self) -> str:
         """What is evaluated, as results name it."""
-        return str(shown_path(self.model))
+        return text_of(self.model)
 
     def hoia_schema(self) -> HoiaSchema | None:
         """Return the HOIA schema of `classes`, if set. Raises UserError: as `read_classes`."""
@@ -144,7 +144,7 @@ class ModelRun(InferenceConfig):
         schema = self.hoia_schema()
         classes = schema.classes if schema else data_classes(self.data)
         how = {each.name: getattr(self, each.name) for each in fields(InferenceConfig)}
-        model = Path(pin_model(uri_of(self.model) or str(self.model)))  # one version on all machines
+        model = location(pin_model(text_of(self.model)))  # one version on all machines
         return PredictConfig(model, classes, task, **how)
 
     def row_groups(self) -> list[RowGroup]:

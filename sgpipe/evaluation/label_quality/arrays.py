@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.measures import NO_MATCH, best_pairs
 from sgpipe.evaluation.label_quality.synonyms import ClassTable, Vocabulary
 from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.locations import Location
 from sgpipe.sources.annotated import parse_id
 from sgpipe.sources.formats import VG_IMAGES, require_format
 from sgpipe.storage.shards import OPINION, iter_tables
@@ -70,7 +71,7 @@ class Graphs:
 
 
 def iter_graphs(
-    root: Path, classes: Vocabulary, predicates: Vocabulary, source: Source, calibration: Calibration | None = None
+    root: Location, classes: Vocabulary, predicates: Vocabulary, source: Source, calibration: Calibration | None = None
 ) -> Iterator[Graphs]:
     """The shards of a run, one at a time.
 
@@ -104,7 +105,7 @@ def joined(parts: list[Graphs]) -> Graphs:
     return Graphs(**columns)
 
 
-def class_names(root: Path) -> set[str]:
+def class_names(root: Location) -> set[str]:
     """The class names of all objects. Raises UserError: as `iter_graphs`."""
     names: set[str] = set()
     for table in iter_tables(root, ("objects.list.element.category",)):
@@ -113,7 +114,7 @@ def class_names(root: Path) -> set[str]:
 
 
 def _graphs(
-    root: Path,
+    root: Location,
     table: pa.Table,
     classes: Vocabulary,
     predicates: Vocabulary,
@@ -171,7 +172,7 @@ def image_base_name(file_name: str) -> str:
     return _COCO_PREFIX.sub("", PurePosixPath(file_name).stem)
 
 
-def _boxes(root: Path, objects: pa.Array, table: pa.Table, image: Array) -> Array:
+def _boxes(root: Location, objects: pa.Array, table: pa.Table, image: Array) -> Array:
     """`[objects, 4]` xyxy as shares of the image, whose size may differ between datasets."""
     boxes = _numbers(_member(objects, "bbox").flatten(), np.float64)
     if len(boxes) != 4 * len(objects) or not np.isfinite(boxes).all():
@@ -181,7 +182,7 @@ def _boxes(root: Path, objects: pa.Array, table: pa.Table, image: Array) -> Arra
     return boxes / np.maximum(np.tile(sides, 2), 1)[image]
 
 
-def _confidence(root: Path, relations: pa.Array) -> Array:
+def _confidence(root: Location, relations: pa.Array) -> Array:
     confidence = _numbers(pc.fill_null(_member(relations, "confidence"), 1.0), np.float32)
     if not np.isfinite(confidence).all():
         raise UserError(f"{root}: a confidence is NaN or infinite; regenerate the shards")
@@ -215,7 +216,7 @@ class GroundTruthIndex:
     """Annotated images, all in memory as arrays."""
 
     def __init__(
-        self, root: Path, classes: Vocabulary, predicates: Vocabulary, coco_ids: Mapping[str, str] | None = None
+        self, root: Location, classes: Vocabulary, predicates: Vocabulary, coco_ids: Mapping[str, str] | None = None
     ) -> None:
         """
         Args:
@@ -333,7 +334,7 @@ class ImageFinder:
         return row if row != NO_IMAGE else max(self._by_base_name.get(name.base_name, NO_IMAGE), NO_IMAGE)
 
 
-def read_coco_ids(image_data: Path) -> dict[str, str]:
+def read_coco_ids(image_data: Location) -> dict[str, str]:
     """COCO's image ids by Visual Genome's, for the images that come from COCO.
 
     Raises UserError: the file is missing or is not Visual Genome's image_data.json.

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,9 +58,10 @@ from sgpipe.evaluation.label_quality.measures import (
 )
 from sgpipe.evaluation.label_quality.synonyms import ClassTable, PredicateSynonyms, Vocabulary, predicate_vocabulary
 from sgpipe.evaluation.result import EvaluationResult, Resampling, Rows, count_notes, mean_curve, precision_at
+from sgpipe.files.locations import Location
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stages.pair.matching import normalise_predicate
-from sgpipe.storage.run_folder import GroundTruth, RunFolder
+from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.utils.console import count, single_line
 
 CURVE = tuple(round(0.05 * step, 2) for step in range(20))
@@ -134,7 +134,7 @@ class LabelQuality:
 
 
 def label_quality(
-    run: Path,
+    run: Location,
     ground_truth: GroundTruth,
     *,
     source: Source = "relations",
@@ -239,7 +239,7 @@ class _Comparison:
             self.images[name] += int(number)
         return np.where(usable, images, NO_IMAGE)
 
-    def why_nothing_was_compared(self, run: Path, truth: Path) -> str:
+    def why_nothing_was_compared(self, run: Location, truth: Location) -> str:
         if self.images["images failed"] == self.images["images"]:
             return f"{run} contains only failed images; `sgpipe stats` shows why they failed"
         return (
@@ -453,7 +453,7 @@ _SOURCES: dict[str, Source] = {LABELS: "relations", ALL_PAIRS: "candidates"}
 
 
 def run_quality(
-    run: Path, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None
+    run: Location, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None
 ) -> dict[str, LabelQuality]:
     """Compare a run's relations and, as a baseline, all its candidates with its ground truth; empty if it has none.
 
@@ -461,7 +461,7 @@ def run_quality(
 
     Raises UserError: as `label_quality`.
     """
-    ground_truth = RunFolder(run).ground_truth
+    ground_truth = ground_truth_of(run)
     if ground_truth is None:
         return {}
     return {

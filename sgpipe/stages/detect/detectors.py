@@ -30,8 +30,8 @@ from rlip_model.model import ParSeD, ParSeDA, TripletDetector
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import NO_OBJECTS, TokenizerError
 from sgpipe.errors import UserError
+from sgpipe.files.locations import Location, text_of
 from sgpipe.files.model_cache import local_model
-from sgpipe.files.stored_files import uri_of
 from sgpipe.recipe import DetectConfig, network_folder
 from sgpipe.sources.vocabulary import category_names
 
@@ -39,7 +39,7 @@ _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parse
 _DEFAULT_SIDES = (800, 1333)
 
 
-def load_detector(model: Path) -> TripletDetector:
+def load_detector(model: Location) -> TripletDetector:
     """Load a ParSeDA or ParSeD from its folder or store, or the best checkpoint from the folder of a training.
 
     Raises UserError: there is no such network. Raises EngineError: the store cannot be reached.
@@ -59,7 +59,7 @@ def load_detector(model: Path) -> TripletDetector:
         raise UserError(str(reason)) from None
 
 
-def trained_sides(model: Path) -> tuple[int, int]:
+def trained_sides(model: Location) -> tuple[int, int]:
     """Short and long side in pixels of the images in validation; 800 and 1333 if the recipe is missing."""
     checkpoint = network_folder(local := _local(model)).resolve()
     for folder in (checkpoint, *checkpoint.parents[:2], local):
@@ -71,8 +71,8 @@ def trained_sides(model: Path) -> tuple[int, int]:
     return _DEFAULT_SIDES
 
 
-def _local(model: Path) -> Path:
-    return Path(local_model(uri_of(model) or str(model)))
+def _local(model: Location) -> Path:
+    return Path(local_model(text_of(model)))
 
 
 _RLIP_MODEL_TYPES = ("rlip_parseda", "rlip_parsed")

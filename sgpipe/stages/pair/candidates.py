@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.locations import Location
 from sgpipe.records import Box, Pair
 from sgpipe.stages.pair.matching import Matcher, normalise_predicate
 
@@ -136,7 +136,7 @@ def _product(first: Indices, second: Indices) -> Indices:
 Prior: TypeAlias = dict[tuple[str, str], list[str]]
 
 
-def read_prior(path: Path, matcher: Matcher, *, verbatim: bool = False) -> Prior:
+def read_prior(path: Location, matcher: Matcher, *, verbatim: bool = False) -> Prior:
     """Collect the prior from a Visual Genome JSON file, one image at a time.
 
     All of VG's layouts are accepted: `scene_graphs.json` and RLIP's preprocessed files (objects, and relationships

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -21,7 +20,7 @@ from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.calibration import Calibration, choose_threshold, load_calibration, stored
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import absolute
-from sgpipe.files.remote import absolute_run, name_of, opened_ahead
+from sgpipe.files.locations import Location, absolute_location, location, opened_ahead, text_of
 from sgpipe.storage.manifest import Manifest, ShardEntry, run_images
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_file
 from sgpipe.training.recipe import DataConfig, ShardsConfig
@@ -122,7 +121,7 @@ def shard_folder(manifest: Manifest, config: ShardsConfig, splits: Iterable[str]
     """The folder with the images of these splits, as far as they are known."""
     places = {split: config.images or manifest.image_roots.locations.get(split) for split in splits}
     images = {split: absolute(os.path.expanduser(place)) for split, place in places.items() if place}
-    return ShardFolder(absolute_run(config.shards), config.weight, images)
+    return ShardFolder(text_of(absolute_location(config.shards)), config.weight, images)
 
 
 def read_closed_labels(manifest: Manifest, config: ShardsConfig) -> ClosedLabels:
@@ -372,7 +371,7 @@ class _Scanner:
         self.folders.append(folder)
         for split, entries in shards.items():
             usable, rows, errors = len(self.row_groups), self.rows, self.errors
-            paths = [Path(folder.root) / entry.file for entry in entries]
+            paths = [location(folder.root) / entry.file for entry in entries]
             with closing(opened_ahead(paths)) as contents:
                 for path in paths:
                     if self.left == 0:
@@ -388,15 +387,15 @@ class _Scanner:
         wanted = f"confidence >= {self.threshold:.4g}"
         return UserError(f"no image of {split} has a relation with {wanted}; lower data.threshold or data.precision")
 
-    def _scan_shard(self, folder: ShardFolder, split: str, path: Path, content: BinaryIO | None) -> None:
+    def _scan_shard(self, folder: ShardFolder, split: str, path: Location, content: BinaryIO | None) -> None:
         for group, table in self._read_row_groups(folder, split, path, content):
             try:
-                self._add(str(path), group, table)
+                self._add(text_of(path), group, table)
             except UserError as error:
-                raise UserError(f"shard {name_of(path)}: {error}") from None
+                raise UserError(f"shard {path}: {error}") from None
 
     def _read_row_groups(
-        self, folder: ShardFolder, split: str, path: Path, content: BinaryIO | None
+        self, folder: ShardFolder, split: str, path: Location, content: BinaryIO | None
     ) -> Iterator[tuple[int, pa.Table]]:
         with open_shard(path, COLUMNS, content) as file:
             if IMAGE_COLUMN not in file.schema_arrow.names:

@@ -17,7 +17,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,8 @@ from rlip_model.text import NO_OBJECTS
 from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
 from rlip_model.training.sampling import LabelVocabulary, NegativeSampling, Texts, extend, union
 from sgpipe.errors import UserError
-from sgpipe.files.remote import uri_of
+from sgpipe.files.locations import location
+from sgpipe.files.object_store import is_uri
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
 from sgpipe.training.data.scan import COLUMNS, ClosedLabels, TrainingFilter, TrainingSet, UsableRowGroup
 from sgpipe.training.recipe import DataConfig
@@ -203,14 +203,14 @@ def _read_windows(
 ) -> Generator[tuple[list[UsableRowGroup], list[pa.Table]], None, None]:
     """The row groups of each window from this one on. Threads read those in a store while the last window is used."""
     groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits[window * epoch.window :]]
-    threads = _FETCHED if any(uri_of(folder.root) for folder in training_set.folders) else 0
+    threads = _FETCHED if any(is_uri(folder.root) for folder in training_set.folders) else 0
     with prefetch(_read, groups, threads, epoch.window + 1) as tables:
         for start in range(0, len(groups), epoch.window):
             yield groups[start : start + epoch.window], list(islice(tables, epoch.window))
 
 
 def _read(group: UsableRowGroup) -> pa.Table:
-    return read_row_group(Path(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
+    return read_row_group(location(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
 
 
 def _usable_rows(table: pa.Table, row_group: UsableRowGroup, threshold: float) -> list[int]:

@@ -15,7 +15,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.object_store import StorePath, connect
 from sgpipe.storage.manifest import MANIFEST, Manifest
 
 
@@ -42,6 +42,7 @@ def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "none")
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    connect.cache_clear()
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     bucket = re.sub("[^a-z0-9]+", "-", request.node.name)[:50].strip("-") + f"-{uuid.uuid4().hex[:8]}"
     urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT"))

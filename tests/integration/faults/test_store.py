@@ -79,7 +79,7 @@ def test_a_killed_run_resumes_on_another_machine(store: StorePath, tmp_path: Pat
     assert run.wait_for(lambda: run.committed > 6), run.said
     run.process.kill()
     run.process.join()
-    assert 0 < len(Manifest.load(Path(store.uri)).shards) <= run.committed
+    assert 0 < len(Manifest.load(store).shards) <= run.committed
     again = Run(dataset, tmp_path / "again", options, keys)
     again.start()
     assert again.wait() == 0, again.said

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from sgpipe.calibration import scoring_of_recipe
 from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
+from sgpipe.files.locations import content_id
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.roots import FolderRoot
-from sgpipe.files.stored_files import stamp_stored
 from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import Record
 from sgpipe.sources.opening import open_source
@@ -94,12 +94,12 @@ def test_a_root_may_be_a_store(stored, tmp_path, monkeypatch):
 def test_what_goes_wrong_with_the_store_is_said(stored, tmp_path, faults: Faults):
     source = recipe(f"{stored.uri}/a.json", f"{stored.uri}/c.json.gz", tmp_path).source
     with pytest.raises(UserError, match="keys"):
-        stamp_stored("s3://key:secret@bucket/a.json")
+        content_id("s3://key:secret@bucket/a.json")
     with pytest.raises(UserError, match=r"NoSuchBucket|no such file"):
-        stamp_stored("s3://no-such-bucket-here/a.json")
+        content_id("s3://no-such-bucket-here/a.json")
     faults.fault = lambda method, path: "403 AccessDenied"
     with pytest.raises(UserError, match="keys in the environment must be allowed to read"):
-        stamp_stored(f"{stored.uri}/a.json")
+        content_id(f"{stored.uri}/a.json")
     faults.fault = lambda method, path: "403 AccessDenied" if method == "GET" and path.endswith("a.json") else None
     with pytest.raises(StoreError, match="AccessDenied"):
         records(source, tmp_path / "index.arrow")

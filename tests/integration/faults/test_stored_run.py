@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files import remote
+from sgpipe.files import locations
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.scoring import AGREEMENT_COLUMN, Agreement, score_run
 from sgpipe.records import Record
@@ -67,7 +67,7 @@ def folder(tmp_path: Path, store: StorePath) -> Path:
 def test_commands_print_and_write_the_same(
     folder: Path, store: StorePath, whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_WHOLE", 1 << 20 if whole else 0)
+    monkeypatch.setattr(locations, "_WHOLE", 1 << 20 if whole else 0)
     commands = [
         "stats PLACE/run --json",
         "verify PLACE/run",
@@ -99,7 +99,7 @@ def test_of_large_shards_only_what_is_needed_is_read(
         lengths.append(length)
         return read_range(self, name, start, length, *rest)
 
-    monkeypatch.setattr(remote, "_WHOLE", 0)
+    monkeypatch.setattr(locations, "_WHOLE", 0)
     monkeypatch.setattr(StorePath, "read_range", counted)
     sgpipe("export", store.uri, "--to", "coco-rel", "--out", tmp_path / "export")
     assert 0 < sum(lengths) < 1 << 20
@@ -153,7 +153,7 @@ def test_scores_are_those_of_the_folder(tmp_path: Path, store: StorePath) -> Non
     def scorer(record: Record, image: Image.Image) -> list[Agreement | None]:
         return [Agreement(image.getpixel((0, 0))[0] / 255, None, 1, 1) for _ in record.relations]
 
-    for place, out in ((tmp_path / "run", "by_folder"), (Path(store.uri), "by_store")):
+    for place, out in ((tmp_path / "run", "by_folder"), (store, "by_store")):
         score_run(place, tmp_path / out, AGREEMENT_COLUMN, lambda: scorer, {}, Progress())
     copies = [Manifest.load(tmp_path / out) for out in ("by_folder", "by_store")]
     assert [shard.sha256 for shard in copies[0].shards] == [shard.sha256 for shard in copies[1].shards]
@@ -230,8 +230,8 @@ def test_models_and_trainings_are_those_of_the_folder(
     with monkeypatch.context() as patched:
         patched.setattr(StorePath, "read_range", failing_after(3))  # the scan, and the first epoch
         with pytest.raises(StoreError):
-            trainings.training(Path(f"{store.uri}/run"), tmp_path / "stored", "pretrain", **stored)
-    trainings.training(Path(f"{store.uri}/run"), tmp_path / "stored", "pretrain", **stored)
+            trainings.training(store / "run", tmp_path / "stored", "pretrain", **stored)
+    trainings.training(store / "run", tmp_path / "stored", "pretrain", **stored)
     assert not trainings.different(trainings.weights(tmp_path / "stored"), trainings.weights(tmp_path / "local"))
     assert f"{store.uri}/run" in (tmp_path / "stored" / "recipe.yaml").read_text()
 

@@ -130,7 +130,7 @@ def test_threads_read_row_groups_of_a_store_one_window_in_advance(tmp_path, monk
     expected = [row.values() for row in iter_epoch(found, epoch, 13)]
     assert len(read) == 20 - 2 * 3
     read.clear()
-    monkeypatch.setattr(data_stream, "uri_of", lambda path: f"s3://{path}")
+    monkeypatch.setattr(data_stream, "is_uri", lambda path: True)
     fetched = iter_epoch(found, epoch, 13)
     assert next(fetched).values() == expected[0]
     wait_until(lambda: len(read) == 2 * 3)
