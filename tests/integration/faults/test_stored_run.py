@@ -181,7 +181,7 @@ def test_steps_of_a_training_are_those_of_the_folder(tmp_path: Path, store: Stor
     upload(tmp_path / "run", store)
 
     def steps(place: Path | str, epoch: int, step: int) -> list[object]:
-        settings = data(ShardsConfig(shards=Path(place)), val=(), limit=11, limit_seed=3)
+        settings = data(ShardsConfig(shards=place), val=(), limit=11, limit_seed=3)
         stream = StepStream(scan_training(settings), settings, batch=2, seed=7, most_relations=5)
         with closing(stream.steps(epoch, step)) as found:
             return [
