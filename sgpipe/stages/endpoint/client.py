@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from functools import cached_property
@@ -90,24 +90,11 @@ class ChatEndpoint:
         """
         self._start(self._check(example)).result()
 
-    def ask(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        sampling: ChatSampling,
-        n: int = 1,
-        seed: int = 0,
-        schema: Mapping[str, Any] | None = None,
-        logprobs: bool = False,
-    ) -> Answer | Refusal:
-        """Return the answer to one question, see `ChatRequest`. Raises UserError, EngineError."""
-        (answer,) = self.ask_all([ChatRequest(messages, sampling, seed, n, schema, logprobs)])
-        return answer
-
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[Answer | Refusal]:
         """Yield the answer to each request, in their order. `requests.in_flight` of them are under way at once.
 
-        Requests are taken from the iterable as they are needed. Raises like `ask`; what is under way is cut then.
+        Requests are taken from the iterable as they are needed. Raises UserError or EngineError, which cut what is
+        under way.
         """
         most = _AHEAD * self.requests.in_flight
         started = start_early(lambda each: self._start(self._answer(each)), requests, most, cancel=Future.cancel)

@@ -10,18 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
-from sgpipe.errors import UserError, existing_model
+from sgpipe.errors import UserError
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
-from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_weights, options, quiet
+from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_weights, options, quiet, read_config
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.grounding import Texts, ground
 from sgpipe.stages.parse.rules import analyse, load_model
@@ -112,18 +111,9 @@ def read_graph(text: str) -> list[Texts]:
 
 
 def _check_config(source: str) -> None:
-    existing_model(source)
-    try:
-        config = AutoConfig.from_pretrained(source, **options(source))
-    except UNREADABLE as reason:
-        if Path(source).is_dir():
-            raise UserError(f"parser {source!r}: config.json: {first_line(reason)}") from None
-        raise UserError(
-            f"parser {source!r}: no such folder, and no such model in the local Hugging Face cache or (unless "
-            "offline) on the hub"
-        ) from None
-    if not config.is_encoder_decoder or config.model_type not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(f"parser {source!r} is a {config.model_type}, not a sequence-to-sequence language model")
+    kind = read_config(source, "parser").get("model_type")
+    if kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(f"parser {source!r} is a {kind}, not a sequence-to-sequence language model")
 
 
 def _load(source: str) -> tuple[Any, Any]:

@@ -6,7 +6,6 @@ Texts are padded to the model's own length.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from sgpipe.errors import UserError, existing_model
 from sgpipe.records import Box, Relation
-from sgpipe.stages.checkpoint import UNREADABLE, first_line, options, quiet
+from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_weights, options, quiet, read_config
 from sgpipe.stages.score.scorer import NO_AREA, Unscored, contrast_texts, marked_crop, relation_text
 from sgpipe.utils.devices import pick_device
 
@@ -141,18 +140,12 @@ def load_clip(model: str, weights: str | None, device: torch.device) -> ClipMode
 
 
 def check_clip(model: str, weights: str | None) -> None:
-    """Raises UserError: there is no such folder, or it has a model of another kind."""
-    if weights is not None or model.startswith("hf-hub:"):
-        return
-    existing_model(model)
-    file = Path(model) / "config.json"
-    if Path(model).is_dir() and not _is_open_clip(model, weights):
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise _unusable(model, error) from None
-        if not (isinstance(config, dict) and {"text_config", "vision_config"} <= config.keys()):
-            raise UserError(f"{model} is no CLIP model: its config.json has no text_config and vision_config")
+    """Raise UserError if there is no such folder, or it has a model of another kind."""
+    if not _is_open_clip(model, weights):
+        existing_model(model)
+        parts = {"text_config", "vision_config"}
+        if Path(model).is_dir() and not parts <= read_config(model, "CLIP model").keys():
+            raise UserError(f"{model} is not a CLIP model: its config.json has no text_config and vision_config")
 
 
 def _is_open_clip(model: str, weights: str | None) -> bool:
@@ -192,16 +185,14 @@ class TransformersClip:
         """Raises UserError: as `load_clip`."""
         from transformers import AutoModel, AutoProcessor
 
+        network = load_weights(AutoModel, model, "CLIP model")
+        if not (hasattr(network, "get_image_features") and hasattr(network, "logit_scale")):
+            raise UserError(f"{model} is not a CLIP model: it does not compare images with texts")
         try:
             with quiet():
-                network, loaded = AutoModel.from_pretrained(model, output_loading_info=True, **options(model))
                 self._processor: Any = AutoProcessor.from_pretrained(model, **options(model))
         except (ImportError, *UNREADABLE) as error:
             raise _unusable(model, error) from None
-        if not (hasattr(network, "get_image_features") and hasattr(network, "logit_scale")):
-            raise UserError(f"{model} is no CLIP model: it does not compare images with texts")
-        if loaded["missing_keys"]:  # they would be random
-            raise UserError(f"{model} is no whole CLIP model: it has no weights for {min(loaded['missing_keys'])}")
         self._network: Any = network.eval().to(device)
         self._device = device
         config = network.config

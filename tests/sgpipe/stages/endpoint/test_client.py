@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sgpipe.errors import EngineError, UserError
+from sgpipe.stages.endpoint.client import ChatEndpoint
 from sgpipe.stages.endpoint.messages import Answer, ChatRequest, ChatSampling, Refusal, conversation
 from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
 from tests.sgpipe.stages.endpoint.conftest import Connect
@@ -19,6 +21,11 @@ SCHEMA = {"type": "object", "properties": {}, "additionalProperties": False}
 
 def question(number: int, n: int = 1) -> ChatRequest:
     return ChatRequest(conversation(f"What is in image {number}?"), SAMPLING, seed=number, n=n)
+
+
+def ask(endpoint: ChatEndpoint, request: ChatRequest) -> Answer | Refusal:
+    (answer,) = endpoint.ask_all([request])
+    return answer
 
 
 def echo(body: dict) -> list[str]:
@@ -59,7 +66,7 @@ def test_a_passing_fault_changes_no_answer(connect: Connect, fault: Fault) -> No
 
 def test_silence_ends_at_the_timeout(connect: Connect) -> None:
     with EndpointServer(faults=scripted("silent")) as server:
-        assert isinstance(connect(server.url, timeout=0.5).ask(question(1).messages, sampling=SAMPLING), Answer)
+        assert isinstance(ask(connect(server.url, timeout=0.5), question(1)), Answer)
         assert len(server.requests) >= 2  # on a busy machine the next answer may come too late, too
 
 
@@ -104,13 +111,13 @@ def test_an_endpoint_without_quota_ends_the_run(connect: Connect) -> None:
     """It would answer another request now and then."""
     error = pytest.raises(EngineError, match="HTTP 429: Rate limit reached, 4 attempts")
     with EndpointServer(faults=scripted(*["limited"] * 4)) as server, error:
-        connect(server.url).ask(question(1).messages, sampling=SAMPLING)
+        ask(connect(server.url), question(1))
 
 
 def test_a_server_with_few_choices_is_asked_for_the_rest_with_other_seeds(connect: Connect) -> None:
     with EndpointServer() as server:
         server.most_choices = 1  # llama.cpp
-        answer = connect(server.url).ask(question(7).messages, sampling=SAMPLING, n=4, seed=7)
+        answer = ask(connect(server.url), question(7, n=4))
         assert isinstance(answer, Answer)
         assert len(answer.texts) == 4
         assert [body.get("n", 1) for body in server.requests] == [4, 3, 2, 1]
@@ -148,12 +155,12 @@ def test_a_server_that_calls_the_limit_by_its_newer_name(connect: Connect, tmp_p
 
 def test_only_usable_samples_are_kept(connect: Connect) -> None:
     with EndpointServer(lambda body: ["one", " ", "three"]) as server:
-        assert connect(server.url).ask(question(1).messages, sampling=SAMPLING, n=3) == Answer(("one", "three"))
+        assert ask(connect(server.url), question(1, n=3)) == Answer(("one", "three"))
 
 
 def test_log_probabilities(connect: Connect) -> None:
     with EndpointServer(lambda body: ["Yes"]) as server:
-        answer = connect(server.url).ask(question(1).messages, sampling=SAMPLING, logprobs=True)
+        answer = ask(connect(server.url), replace(question(1), logprobs=True))
         assert answer == Answer(("Yes",), (((("Yes", -0.25), ("No", -1.5)),),))
         assert (server.requests[0]["logprobs"], server.requests[0]["top_logprobs"]) == (True, 20)
 
@@ -168,8 +175,8 @@ def test_a_server_without_log_probabilities_is_named(connect: Connect) -> None:
 def test_what_is_sent(connect: Connect) -> None:
     sampling = ChatSampling(max_tokens=5, temperature=0.5, top_p=0.9, top_k=50, repetition_penalty=1.1)
     with EndpointServer() as server:
-        endpoint = connect(server.url)
-        endpoint.ask(conversation("Hello", system="Be brief."), sampling=sampling, n=2, seed=1 << 62, schema=SCHEMA)
+        messages = conversation("Hello", system="Be brief.")
+        ask(connect(server.url), ChatRequest(messages, sampling, seed=1 << 62, n=2, schema=SCHEMA))
         (body,) = server.requests
     assert 0 <= body.pop("seed") < 1 << 31
     assert body == {

@@ -108,7 +108,7 @@ def test_redirects_are_not_followed(connect: Connect, monkeypatch: pytest.Monkey
 
 def test_an_account_without_money_ends_the_run(connect: Connect) -> None:
     with EndpointServer(faults=scripted("unpaid")) as server, pytest.raises(EngineError, match="payment is required"):
-        connect(server.url).ask(EXAMPLE.messages, sampling=SAMPLING)
+        list(connect(server.url).ask_all([EXAMPLE]))
 
 
 def test_certificates(connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,26 +104,23 @@ def test_a_named_model_of_open_clip_has_weights(name: str, expected: tuple[str, 
     assert split_name(name) == expected
 
 
-def test_models_that_are_no_clip_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_models_that_are_not_clip_are_refused(tmp_path: Path) -> None:
     make_clip(tmp_path / "clip")
     (tmp_path / "clip" / "model.safetensors").write_bytes(b"damaged")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
-    (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "config.json").write_text("{", encoding="utf-8")
-    for folder, message in (("missing", "no such folder"), ("other", "is no CLIP model"), ("torn", "cannot be loaded")):
-        with pytest.raises(UserError, match=message) as caught:
+    for folder, message in (("missing", "no such folder"), ("other", "is not a CLIP model")):
+        with pytest.raises(UserError, match=message):
             ClipScorer(str(tmp_path / folder)).check()
-        assert "\n" not in str(caught.value)
-    scorer = ClipScorer(str(tmp_path / "clip"))
-    scorer.check()
-    with pytest.raises(UserError, match="cannot be loaded"):
-        scorer.load()
-    with pytest.raises(UserError, match="is no whole CLIP model: it has no weights for "):
-        ClipScorer(str(packaged_model("captioner")), "cpu").load()
+    for damaged in (str(tmp_path / "clip"), str(packaged_model("captioner"))):
+        with pytest.raises(UserError, match="weight"):
+            ClipScorer(damaged, "cpu").load()
+
+
+def test_weights_that_are_nan_are_refused(tmp_path: Path, image: Image.Image) -> None:
     make_clip(tmp_path / "nan")
     scorer = scorer_of(tmp_path / "nan")
     with torch.no_grad():
         scorer.clip._network.visual_projection.weight.fill_(torch.nan)
     with pytest.raises(UserError, match="returns NaN"):
-        scorer.scores(Image.new("RGB", (120, 90)), OBJECTS, RELATIONS[:1])
+        scorer.scores(image, OBJECTS, RELATIONS)
