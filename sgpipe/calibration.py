@@ -201,7 +201,7 @@ def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"run": run.get("fingerprint")}
 
 
-def why_assumed(run: Mapping[str, Any]) -> str | None:
+def unscored_reason(run: Mapping[str, Any]) -> str | None:
     """Why the candidates of a run are relations, by its header, if nothing scored them; None: they have scores."""
     method = scoring_of_run(run).get("method")
     return UNSCORED.get(method) if isinstance(method, str) else None

@@ -28,7 +28,7 @@ from sgpipe.calibration import (
     log_odds,
     rounded,
     scoring_of_run,
-    why_assumed,
+    unscored_reason,
 )
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.comparison import label_quality
@@ -110,7 +110,7 @@ def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, Evaluatio
         correct from incorrect relations.
     """
     header = Manifest.load(run).run
-    if assumed := why_assumed(header):
+    if assumed := unscored_reason(header):
         raise UserError(f"{run} has no scores to calibrate: {assumed}")
     _check(run, judgements)
     held_out = judgements.held_out

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from sgpipe.calibration import NEAREST, Calibration, why_assumed
+from sgpipe.calibration import NEAREST, Calibration, unscored_reason
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import RULES, HealthRule, prepare_checks
 from sgpipe.storage.index import Database, open_run
@@ -409,7 +409,7 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         health=check_health(database, threshold),
         agreement=measure_agreement(database),
         opinion=measure_opinion(database),
-        assumed=why_assumed(run),
+        assumed=unscored_reason(run),
         threshold_of=database.measure,
     )
 

@@ -335,7 +335,7 @@ _DOUBTED = 0.5  # probability of a second opinion
 
 
 @dataclass(frozen=True)
-class Mark:
+class IndexMark:
     """A queue whose hits have the bit `bit` in their flags; `query` finds them by the columns `finds`."""
 
     bit: int
@@ -368,13 +368,13 @@ class Mark:
         return f"{found} select kept.image, kept.number, {1 << self.bit} from kept semi join found {by}"
 
 
-def _of_rule(bit: int, rule: HealthRule) -> Mark:
-    return Mark(bit, rule.name, rule.title, rule.advice, rule.query, rule.finds)
+def _of_rule(bit: int, rule: HealthRule) -> IndexMark:
+    return IndexMark(bit, rule.name, rule.title, rule.advice, rule.query, rule.finds)
 
 
 MARKS = (
     *(_of_rule(bit, rule) for bit, rule in enumerate(RULES)),
-    Mark(
+    IndexMark(
         len(RULES),
         "low_agreement",
         "relations that CLIP finds less fitting than half of the contrast texts",
@@ -382,7 +382,7 @@ MARKS = (
         "select image, number from raw_relations where 2 * (rank - 1) > contrasts",
         ("number",),
     ),
-    Mark(
+    IndexMark(
         len(RULES) + 2,
         "low_opinion",
         f"relations that the second opinion finds less probable than {_DOUBTED:.0%}",
@@ -390,7 +390,7 @@ MARKS = (
         f"select image, number from raw_relations where opinion < {_DOUBTED}",
         ("number",),
     ),
-    Mark(
+    IndexMark(
         len(RULES) + 1,
         "confident_but_rare",
         f"relations of confidence ≥ {_CONFIDENT:.2f} whose triplet occurs at most {_RARE} times",
