@@ -48,7 +48,6 @@ from sgpipe.sources.formats import (
     RELATION_TRIPLETS,
     require_format,
 )
-from sgpipe.utils.console import count
 
 
 def read_coco(
@@ -93,17 +92,10 @@ def _read_instances(path: Location | str, detections: Detections) -> str:
                 readers[key](item)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
-    missing = [key for key in ("images", "categories") if not seen[key]]
-    if missing:
-        raise UserError(
-            f"{path} is not a COCO instances file: it has no {' and no '.join(missing)} "
-            "(expected the arrays images, annotations and categories)"
-        )
+    if missing := [key for key in ("images", "categories") if not seen[key]]:
+        raise UserError(f"{path} is not a COCO instances file: it has no {' and no '.join(missing)}")
     if seen["annotations"] and not detections.boxes:
-        raise UserError(
-            f"{path} is not a COCO instances file: it has {count(seen['annotations'], 'annotation')}, none with "
-            "image_id, category_id and bbox [x, y, width, height]"
-        )
+        raise UserError(f"{path} is not a COCO instances file: no annotation has image_id, category_id and bbox")
     return stream.sha256
 
 

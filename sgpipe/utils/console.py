@@ -170,7 +170,7 @@ class Progress:
             if done == total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
                 part = count(done, "image") if total is None else f"{done:,}/{count(total, 'image')}"
-                rate = f"{done / max(last - began, 1e-9):.2g} images/s"
+                rate = f"{done / max(last - began, 1e-9):,.2f} images/s"
                 self.say(", ".join(filter(None, (part, rate, _note(tally)))))
 
         return advance
