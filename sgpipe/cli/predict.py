@@ -99,7 +99,7 @@ def _sides(short_side: int | None, long_side: int | None) -> tuple[int, int] | N
     if short_side is None and long_side is None:
         return None
     if short_side is None or long_side is None or short_side > long_side:
-        raise UserError("give --short-side and --long-side together, with the short side no longer than the long side")
+        raise UserError("pass --short-side and --long-side together, with the short side no longer than the long side")
     return short_side, long_side
 
 

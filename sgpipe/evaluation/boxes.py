@@ -215,7 +215,7 @@ def _coco_results(path: Location, truth: BoxSet) -> BoxSet:
     by_number = {name.image_id: name for name in truth.images}
     if unknown := rows.keys() - by_number.keys():
         raise UserError(
-            f"{path}: image_id {min(unknown)} is not in the ground truth; give --truth of the images of the results"
+            f"{path}: image_id {min(unknown)} is not in the ground truth; pass --truth of the images of the results"
         )
     found = BoxSet(classes=truth.classes, lists_images=False, scored=True)
     for number, own in rows.items():

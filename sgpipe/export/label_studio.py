@@ -78,7 +78,7 @@ def write_label_studio(
 def _folder(images: ImageRoot) -> Path:
     """Raises UserError: the images are in archives or a store, where Label Studio does not see them."""
     if not isinstance(images, FolderRoot):
-        raise UserError(f"the images are in {images.location}, not in a folder: give --embed or --images-url")
+        raise UserError(f"the images are in {images.location}, not in a folder: pass --embed or --images-url")
     return images.folder
 
 

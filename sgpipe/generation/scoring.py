@@ -110,7 +110,7 @@ class ClipAgreement:
 
 def _load(model: str, weights: str | None, device: str) -> ClipModel:
     if weights is None and not Path(model).is_dir() and ":" not in model and "/" not in model:
-        raise UserError(f"--model {model}: give its --weights, or a folder or hub id of a CLIP model")
+        raise UserError(f"--model {model}: pass its --weights, or a folder or hub id of a CLIP model")
     return load_clip(model, weights, pick_device(device))
 
 

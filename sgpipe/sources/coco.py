@@ -222,7 +222,7 @@ class CocoRelations:
         splits = {key: value for key, value in stream.scalars.items() if isinstance(value, dict)}
         if self.split not in splits:
             choices = " or ".join(map(to_single_line, sorted(splits))) or "NAME"
-            raise UserError(f"{self.relations} has no split {self.split!r}: give --split {choices}")
+            raise UserError(f"{self.relations} has no split {self.split!r}: pass --split {choices}")
         return names, splits[self.split]
 
 

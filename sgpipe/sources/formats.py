@@ -160,7 +160,7 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
     if by_file and by_folder and by_file != by_folder:
         raise UserError(
             f"{annotations.name} is named after the split {by_file!r}, the image folder {images} after "
-            f"{by_folder!r}: give --split {by_file} or --split {by_folder}, or the folder of these annotations"
+            f"{by_folder!r}: pass --split {by_file} or --split {by_folder}, or the folder of these annotations"
         )
     if split := by_file or (WHOLE if _WHOLE.search(stem.lower()) else by_folder):
         return split
@@ -174,7 +174,7 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
         detect_format(annotations)  # a file that is not JSON is to be called that
     beside = f" nor of the image folder {images}" if images else ""
     raise UserError(
-        f"the split is unknown: neither the name of {annotations}{beside} says train, val or test; give --split NAME"
+        f"the split is unknown: neither the name of {annotations}{beside} says train, val or test; pass --split NAME"
     )
 
 

@@ -140,7 +140,7 @@ def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: 
     title = classes or _TITLES[dataset]
     beside = annotations.with_name(f"{annotations.name.removesuffix('.gz').removesuffix('.json')}_classes.json")
     if classes is None and beside.is_file() and not _lists(beside, schema):
-        raise UserError(f"{annotations} has the classes of {beside}, not those of {title}: give --classes {beside}")
+        raise UserError(f"{annotations} has the classes of {beside}, not those of {title}: pass --classes {beside}")
     possible = hico_interactions() if dataset == "hico" else None
     items = islice(JsonStream(annotations), _IMAGES_CHECKED)
     faults = [fault for _, item in items for fault in _faults(item, schema, possible)]
@@ -148,7 +148,7 @@ def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: 
     if len(wrong) >= _ENOUGH and 2 * len(wrong) > len(faults):
         raise UserError(
             f"the classes of {annotations} are not those of {title}: {len(wrong):,} of {len(faults):,} relations are "
-            f"impossible ({wrong[0]}); list its classes in a file and give --classes FILE"
+            f"impossible ({wrong[0]}); list its classes in a file and pass --classes FILE"
         )
 
 

@@ -61,10 +61,10 @@ class HuggingFace:
         if not splits:
             raise UserError(f"{self.folder} has no {DATA}/SPLIT-00000-of-00001.parquet: it is not an exported dataset")
         if self.split is None and len(splits) > 1:
-            raise UserError(f"{self.folder} has several splits: give --split {' or '.join(splits)}")
+            raise UserError(f"{self.folder} has several splits: pass --split {' or '.join(splits)}")
         split = self.split or next(iter(splits))
         if split not in splits:
-            raise UserError(f"{self.folder} has no split {split!r}: give --split {' or '.join(splits)}")
+            raise UserError(f"{self.folder} has no split {split!r}: pass --split {' or '.join(splits)}")
         return split, splits[split]
 
     def _records(self, split: str, files: Sequence[Path], problems: ProblemCounts) -> Iterator[Record]:

@@ -85,10 +85,10 @@ class LabelStudio:
         splits = sorted({split for _, task in JsonStream(self.annotations) if (split := _split(task)) is not None})
         if splits and (self.split or splits[0]) not in splits:
             raise UserError(
-                f"{self.annotations} has no task of split {self.split!r}: give --split {' or '.join(splits)}"
+                f"{self.annotations} has no task of split {self.split!r}: pass --split {' or '.join(splits)}"
             )
         if len(splits) > 1 and self.split is None:
-            raise UserError(f"{self.annotations} has tasks of several splits: give --split {' or '.join(splits)}")
+            raise UserError(f"{self.annotations} has tasks of several splits: pass --split {' or '.join(splits)}")
         return self.split or (splits[0] if splits else infer_split(self.annotations, self.images, WHOLE))
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:

@@ -185,7 +185,7 @@ class PseudoLabels:
             if not paths:
                 raise UserError(
                     f"{self.annotations}: image {record.image_id} is of Objects365, whose image ids do not give file "
-                    "names: give --image-paths image_id_to_filepath.json"
+                    "names: pass --image-paths image_id_to_filepath.json"
                 )
             if record.image_id not in paths:
                 return mark_failed(record, f"{self.image_paths} has no path for the image")

@@ -246,10 +246,10 @@ def _shard(entry: dict[str, Any]) -> ShardEntry | None:
 def run_images(run: str | Location, split: str, images: ImagePlace | None) -> ImageRoot:
     """Return the images of a split of a run. Raises UserError: where they are is unknown, or they are missing."""
     if images is None:
-        raise UserError(f"{run} does not say where the images of {split} are: give --images")
+        raise UserError(f"{run} does not say where the images of {split} are: pass --images")
     root = image_root(images, image_indexes(run))
     if isinstance(root, FolderRoot) and not root.folder.is_dir():
-        raise UserError(f"the image folder {root.folder} of {run} is missing; if the images moved, give --images")
+        raise UserError(f"the image folder {root.folder} of {run} is missing; if the images moved, pass --images")
     return root
 
 

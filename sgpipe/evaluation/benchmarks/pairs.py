@@ -353,7 +353,7 @@ def data_classes(root: Path) -> DatasetClasses:
             values = pc.struct_field(pc.list_flatten(rows[column]), key)
             names.update({item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()})
     if not objects or not relations:
-        raise UserError(f"{root} has no objects or no relations from which to list the classes; give --classes")
+        raise UserError(f"{root} has no objects or no relations from which to list the classes; pass --classes")
     return DatasetClasses(_most_frequent_first(objects), _most_frequent_first(relations))
 
 

@@ -244,7 +244,7 @@ class _Comparison:
             return f"{run} contains only failed images; `sgpipe stats` shows why they failed"
         return (
             f"{run} and {truth} have no image in common: one has {self._example!r}, the other "
-            f"{self._truth.graphs.names[0].base_name!r}; if they are COCO and Visual Genome, give --image-data"
+            f"{self._truth.graphs.names[0].base_name!r}; if they are COCO and Visual Genome, pass --image-data"
         )
 
     def result(self, predicates: Vocabulary, threshold: float, source: Source) -> LabelQuality:

@@ -63,6 +63,6 @@ def choose_form(
     if shares[best] < _LEAST:
         raise UserError(
             f"{name}: in no form do its boxes lie in their images (as {best}, {shares[best]:.0%} do): "
-            f"give --set source.hub.boxes=FORM, one of {', '.join(_FORMS)}"
+            f"pass --set source.hub.boxes=FORM, one of {', '.join(_FORMS)}"
         )
     return best, shares[best]

@@ -84,7 +84,7 @@ def find_files(config: HubConfig) -> HubFiles:
         raise _not_parquet(dataset, names)
     splits = _chosen(dataset, config.subset, subsets)
     if config.split is not None and config.split not in splits:
-        raise UserError(f"{dataset} has no split {config.split!r}: give --split {' or '.join(splits)}")
+        raise UserError(f"{dataset} has no split {config.split!r}: pass --split {' or '.join(splits)}")
     if bad := [name for name in splits if not re.fullmatch(r"\w{1,64}", name)]:
         raise UserError(f"{dataset}: the split {bad[0]!r} is no name of letters and digits")
     chosen = splits if config.split is None else {config.split: splits[config.split]}
@@ -178,7 +178,7 @@ def _chosen(dataset: str, subset: str | None, subsets: _Subsets) -> dict[str, li
         return subsets[name]
     what = "no such subset" if subset else "several subsets"
     shown = ", ".join(to_single_line(each) for each in subsets)
-    raise UserError(f"{dataset} has {what}: give --set source.hub.subset=NAME, one of {shown}")
+    raise UserError(f"{dataset} has {what}: pass --set source.hub.subset=NAME, one of {shown}")
 
 
 def _not_parquet(dataset: str, names: Sequence[str]) -> UserError:
@@ -188,7 +188,7 @@ def _not_parquet(dataset: str, names: Sequence[str]) -> UserError:
     converted = (
         ""
         if Path(dataset).is_dir() or is_uri(dataset)
-        else (f"; the hub may have converted it: give --dataset {dataset.partition('@')[0]}@refs/convert/parquet")
+        else (f"; the hub may have converted it: pass --dataset {dataset.partition('@')[0]}@refs/convert/parquet")
     )
     return UserError(
         f"{dataset} has no Parquet files with the name of a split (train-00000-of-00001.parquet){converted}"

@@ -76,7 +76,7 @@ def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
 
 def test_what_others_made_of_it_is_checked(tmp_path):
     out = export_run(make_shards(tmp_path / "run", records(20)), "hf", tmp_path / "out").root
-    with pytest.raises(UserError, match="several splits: give --split train or val"):
+    with pytest.raises(UserError, match="several splits: pass --split train or val"):
         HuggingFace(out).source()
     with pytest.raises(UserError, match="no split 'test'"):
         HuggingFace(out, "test").source()

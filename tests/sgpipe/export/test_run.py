@@ -86,7 +86,7 @@ def test_images_that_are_nowhere_are_asked_for(run, tmp_path):
     """And not left out of every row."""
     result = invoke(run, "--to", "hf", "--embed", "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr.endswith("does not say where the images of train are: give --images\n")
+    assert result.stderr.endswith("does not say where the images of train are: pass --images\n")
     assert not list(tmp_path.iterdir())
 
 

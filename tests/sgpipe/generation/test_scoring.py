@@ -142,7 +142,7 @@ def test_a_run_is_not_scored_into_itself(model, run):
 
 
 def test_models_that_cannot_be_had(run, tmp_path):
-    with pytest.raises(UserError, match="give its --weights"):
+    with pytest.raises(UserError, match="pass its --weights"):
         ClipAgreement("ViT-B-32", None, [])
     with pytest.raises(UserError, match="cannot be loaded"):
         ClipAgreement(str(tmp_path), None, [])

@@ -138,7 +138,7 @@ def test_instances_without_relations_are_refused_unless_their_list_is_empty(tmp_
 
 def test_an_unknown_split_is_refused(tmp_path):
     source = write(tmp_path, [box(7, 0)], {})
-    with pytest.raises(UserError, match=r"rel\.json has no split 'test': give --split train or val"):
+    with pytest.raises(UserError, match=r"rel\.json has no split 'test': pass --split train or val"):
         CocoRelations(source.annotations, source.relations, "test").source()
     with pytest.raises(UserError, match=r"is a COCO instances file .*, not relation triplets"):
         CocoRelations(source.annotations, source.annotations, "val").source()

@@ -108,13 +108,13 @@ def test_the_split_is_what_file_and_folder_are_named_after(annotations, images, 
     "images", ["images", "interval", "my_tests", "trainers", "test_of_a_camera", "data/test_photos/images"]
 )
 def test_a_split_that_nothing_is_named_after_is_asked_for(images):
-    with pytest.raises(UserError, match=r"of boxes.json nor of the image folder .* says .*; give --split NAME"):
+    with pytest.raises(UserError, match=r"of boxes.json nor of the image folder .* says .*; pass --split NAME"):
         infer_split(Path("boxes.json"), Path(images))
     assert infer_split(Path("boxes.json"), Path(images), default="other") == "other"
 
 
 def test_a_split_that_file_and_folder_name_differently_is_asked_for():
-    with pytest.raises(UserError, match="give --split train or --split val"):
+    with pytest.raises(UserError, match="pass --split train or --split val"):
         infer_split(Path("instances_train2017.json"), Path("images_val2017"))
     assert infer_split(Path("instances_vcoco_test.json"), None) == "test"
 

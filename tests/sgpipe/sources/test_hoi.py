@@ -247,7 +247,7 @@ OWN = {"objects": {"1": "person", "37": "kite"}, "relations": ["holding", "flyin
     ],
 )
 def test_a_file_of_other_classes_than_hico_det_is_refused(tmp_path, relations, objects, reason):
-    with pytest.raises(UserError, match=rf"are not those of HICO-DET: .*({reason}).*give --classes FILE"):
+    with pytest.raises(UserError, match=rf"are not those of HICO-DET: .*({reason}).*pass --classes FILE"):
         hico_source(drawn(tmp_path, relations, objects), "train")
 
 
@@ -255,7 +255,7 @@ def test_a_class_list_beside_the_file_is_named(tmp_path):
     path = drawn(tmp_path, (37,), (1, 38))
     hico_source(path, "train")
     (tmp_path / "own_classes.json").write_text(json.dumps(OWN))
-    with pytest.raises(UserError, match=r"give --classes .*own_classes\.json"):
+    with pytest.raises(UserError, match=r"pass --classes .*own_classes\.json"):
         hico_source(path, "train")
 
 

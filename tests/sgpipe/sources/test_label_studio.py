@@ -164,12 +164,12 @@ def test_tasks_of_several_splits_are_read_one_at_a_time(tmp_path):
     tasks = [task(id=n, data={"image": "1.jpg", "split": split}) for n, split in enumerate(["val", "train", "?"])]
     for made in tasks:
         made["data"] |= {"width": 8, "height": 8}
-    with pytest.raises(UserError, match="has tasks of several splits: give --split train or val"):
+    with pytest.raises(UserError, match="has tasks of several splits: pass --split train or val"):
         read(tmp_path, *tasks)
     found, problems = read(tmp_path, *tasks, split="val")
     assert [(record.image_id, record.split) for record in found] == [("0", "val"), ("2", "val")]
     assert problems == {"other_splits": 1}
-    with pytest.raises(UserError, match="has no task of split 'test': give --split train or val"):
+    with pytest.raises(UserError, match="has no task of split 'test': pass --split train or val"):
         read(tmp_path, *tasks, split="test")
 
 

@@ -246,13 +246,13 @@ def test_splits_and_subsets_of_the_readme(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "README.md").write_text(CARD_WITH_SUBSETS)
-    with pytest.raises(UserError, match=r"several subsets: give --set source\.hub\.subset=NAME, one of first, second"):
+    with pytest.raises(UserError, match=r"several subsets: pass --set source\.hub\.subset=NAME, one of first, second"):
         find_files(HubConfig(dataset=str(tmp_path)))
     first = find_files(HubConfig(dataset=str(tmp_path), subset="first"))
     assert first.splits == {"train": ["a/x.parquet"], "held": ["a/y.parquet"]}
     assert find_files(HubConfig(dataset=str(tmp_path), subset="second")).splits == {"train": ["b/x.parquet"]}
     assert list(find_files(HubConfig(dataset=str(tmp_path), subset="first", split="held")).splits) == ["held"]
-    with pytest.raises(UserError, match="no split 'test': give --split train or held"):
+    with pytest.raises(UserError, match="no split 'test': pass --split train or held"):
         find_files(HubConfig(dataset=str(tmp_path), subset="first", split="test"))
 
 

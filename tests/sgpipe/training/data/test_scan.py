@@ -284,8 +284,8 @@ def images_moved(root: Path) -> None:
         (without_relations, "has no column 'relations'"),
         (remove_manifest, "is not an sgpipe run"),
         (no_shard, "has no shards yet"),
-        (no_images, "does not say where the images of train are: give --images"),
-        (images_moved, "if the images moved, give --images"),
+        (no_images, "does not say where the images of train are: pass --images"),
+        (images_moved, "if the images moved, pass --images"),
     ],
 )
 def test_an_unusable_folder_is_named(tmp_path, harm, message):
