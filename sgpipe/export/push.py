@@ -1,12 +1,11 @@
 """`sgpipe push`: a run to the Hugging Face hub, as `export --to hf` writes it, resumably.
 
-The export is made in a folder of the run and stays there until everything is uploaded. So the same command continues an
-interrupted upload: huggingface_hub sends only what the hub does not have.
+The same command continues an interrupted upload: the same run is exported to the same files, of which huggingface_hub
+sends only what the hub does not have.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,6 @@ from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.export.card import README
 from sgpipe.export.run import HUGGING_FACE, Exported, export_run
 from sgpipe.files.hub import naming_hub
-from sgpipe.files.locations import Location, content_sha256
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
@@ -124,51 +122,17 @@ def _files_there(api: HfApi, to: str) -> list[str] | None:
 
 @contextmanager
 def _exported(manifest: Manifest, to: str, options: Mapping[str, Any]) -> Iterator[Exported]:
-    """The export of the run as it is now: made, or left by an upload that was interrupted; deleted once it is done."""
-    place = _place(manifest.root)
-    folder, described, lock = place / "files", place / "export.json", place.with_name(f"{place.name}.lock")
-    place.mkdir(parents=True, exist_ok=True)
-    with only_process(lock, place):
-        state = _state(manifest, to, options)
-        exported = _left(folder, described, state)
-        if exported is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            exported = export_run(manifest.root, HUGGING_FACE, folder, **options)
-            card = folder / README
+    """Export a run in its folder, or a run in a store in this machine's cache; delete the files at the end."""
+    root = manifest.root
+    own = RunFolder(root).private if isinstance(root, Path) else cache_folder() / fingerprint({"run": root.uri})
+    place = own / "push"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with only_process(place.with_name(f"{place.name}.lock"), place):
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            exported = export_run(root, HUGGING_FACE, place, **options)
+            card = exported.root / README
             write_text(card, card.read_text(encoding="utf-8").replace("FOLDER_OR_ID", to))
-            write_text(described, json.dumps({"state": state, **exported.as_json(), "note": exported.note}))
-        yield exported
-        shutil.rmtree(place)
-
-
-def _place(root: Location) -> Path:
-    """Where the export waits: in the run, or of a run in a store in this machine's cache."""
-    if isinstance(root, Path):
-        return RunFolder(root).private / "push"
-    return cache_folder() / "push" / fingerprint({"run": root.uri})
-
-
-def _left(folder: Path, described: Path, state: str) -> Exported | None:
-    """The export that is there, if it is whole and of this state."""
-    try:
-        values = json.loads(described.read_text(encoding="utf-8"))
-        files = [name for name in values["files"] if (folder / name).is_file()]
-        if values["state"] != state or files != values["files"]:
-            return None
-        return Exported(folder, files, values["left_out"], values["relations"], values["note"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _state(manifest: Manifest, to: str, options: Mapping[str, Any]) -> str:
-    """What decides the files of an export: the shards, the name of the dataset, and the options."""
-    calibration = options.get("calibration")
-    return fingerprint(
-        {
-            "to": to,
-            "options": {name: str(value) for name, value in options.items()},
-            "calibration": calibration and content_sha256(calibration),
-            "run": manifest.run,
-            "shards": [[shard.file, shard.sha256] for shard in manifest.shards],
-        }
-    )
+            yield exported
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
