@@ -21,8 +21,7 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.comparison import label_quality
 from sgpipe.evaluation.label_quality.measures import Relations, area, precision_recall
 from sgpipe.generation.run import generate
-from sgpipe.generation.scoring import score_run
-from sgpipe.generation.second_opinion import OPINION_COLUMN, opinion_identity, opinion_scorer
+from sgpipe.generation.scoring import OPINION_COLUMN, opinion_identity, opinion_scorer, score_run
 from sgpipe.recipe import load_recipe
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stages.score.scorer import ScorerSettings

@@ -222,8 +222,7 @@ def _by_vlm(
     run: Path, out: Path, model: str | None, endpoint: str | None, images: str | None, device: str
 ) -> dict[str, int]:
     from sgpipe.files.model_cache import local_model
-    from sgpipe.generation.scoring import score_run
-    from sgpipe.generation.second_opinion import OPINION_COLUMN, opinion_identity, opinion_scorer
+    from sgpipe.generation.scoring import OPINION_COLUMN, opinion_identity, opinion_scorer, score_run
     from sgpipe.stages.score.scorer import ScorerSettings
 
     if model is None:

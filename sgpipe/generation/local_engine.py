@@ -22,8 +22,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from sgpipe.errors import EngineError, UserError, format_os_error
-from sgpipe.generation.engine import StageBuilder, usable_cpus
-from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units
+from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units, usable_cpus
 from sgpipe.recipe import Recipe
 from sgpipe.stages.base import IsolatedRunner, StageRunner
 from sgpipe.storage.manifest import ShardEntry

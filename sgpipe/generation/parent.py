@@ -15,9 +15,8 @@ import pyarrow as pa
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.locations import Location, read_bytes, sizes
 from sgpipe.files.object_store import StorePath
-from sgpipe.generation.engine import stages_sharing_gpus
+from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
-from sgpipe.generation.work_units import UnitReader, WorkUnit
 from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import BOX_SCORES, Record, from_table
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry

@@ -1,4 +1,4 @@
-"""The engine: stages and work units become one Ray Data graph.
+"""The engine on Ray: stages and work units become one Ray Data graph.
 
 One row of the graph is one work unit and becomes one shard. The actors of the first pool read a unit from the source
 index, those of the last pool write its shard, and only the driver commits shards to the manifest, in the order in which
@@ -15,31 +15,33 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Any, cast
 from uuid import uuid4
 
 import pyarrow as pa
+
+import sgpipe.utils.ray_cluster  # noqa: F401 - before Ray
 
 # isort: split
 import ray
 import ray.data
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util import list_named_actors, remove_placement_group
+from ray.util import list_named_actors, placement_group, placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError, format_os_error
-from sgpipe.generation.engine import StageBuilder
-from sgpipe.generation.pools import Pool, is_placed, plan_pools, reserve
-from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units
+from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units
+from sgpipe.recipe import Resources
 from sgpipe.records import Record, from_table, to_table
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import Progress, count
-from sgpipe.utils.devices import hide_gpus
+from sgpipe.utils.devices import hide_gpus, room_for
 from sgpipe.utils.ray_cluster import on_driver_node, software, start_ray, worker_failure
 
 _UNIT, _USAGE, _RECORDS, _ENTRY, _REFUSAL, _FAILURE = "unit", "usage", "records", "entry", "refusal", "failure"
@@ -47,6 +49,7 @@ _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assign
 _UNITS_PER_ONLY_ACTOR = 16  # where there is one pool: units that wait have cost nothing yet, and quick stages want more
 _UNITS_PER_BLOCK, _UNITS_AT_ONCE = 512, 64  # before the entrance, and through it
 _POLL_SECONDS, _POLLS_WITHOUT_ROOM, _LEAVE_SECONDS = 5, 6, 10
+_ROUNDING, _GIB, _PLACING_SECONDS = 1e-6, 1 << 30, 10.0
 _WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
 
 
@@ -388,3 +391,101 @@ def _unit(block: pa.Table) -> WorkUnit:
 
 def _records(block: pa.Table) -> list[Record]:
     return from_table(pa.Table.from_struct_array(block[_RECORDS].combine_chunks().flatten()))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Stages that run in the same actors."""
+
+    stages: tuple[Stage, ...]
+    resources: Resources
+    actors: int
+
+    @property
+    def name(self) -> str:
+        return " + ".join(stage.name for stage in self.stages)
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """What each actor takes, by Ray's names of resources."""
+        amounts = {
+            "CPU": self.resources.cpus,
+            "GPU": self.resources.gpus or 0,
+            "memory": self.resources.memory * _GIB,
+        }
+        return {name: amount for name, amount in amounts.items() if amount}
+
+
+def plan_pools(stages: Sequence[Stage], units: int, nodes: Sequence[Mapping[str, Any]] | None = None) -> list[Pool]:
+    """Group consecutive stages of equal resources, and size their pools to the cluster.
+
+    Pools without a fixed number of actors share what the others leave, so that all pools run at once.
+
+    Args:
+        nodes: by default, `ray.nodes()`.
+
+    Raises UserError: the actors do not fit.
+    """
+    machines = [node["Resources"] for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]]
+    groups = [(resources, tuple(group)) for resources, group in groupby(stages, key=lambda stage: stage.resources)]
+    pools = [Pool(members, resources, resources.actors or 1) for resources, members in groups]
+    if not _fit(pools, machines):
+        raise too_large(pools, machines)
+    while grown := _grow(pools, machines, units):
+        pools = grown
+    return pools
+
+
+def reserve(pools: Sequence[Pool]) -> tuple[list[Pool], PlacementGroup]:
+    """Place all actors; where machines are cut unfavourably, fewer of them. Raises UserError: they do not fit."""
+    planned = list(pools)
+    while True:
+        placed = placement_group([pool.needs for pool in planned for _ in range(pool.actors)], strategy="PACK")
+        if placed.wait(_PLACING_SECONDS):
+            return planned, placed
+        remove_placement_group(placed)
+        most = max(planned, key=lambda pool: 0 if pool.resources.actors else pool.actors)
+        if most.resources.actors or most.actors == 1:
+            raise too_large(planned, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        planned[planned.index(most)] = replace(most, actors=most.actors - 1)
+
+
+def is_placed(group: PlacementGroup) -> bool:
+    """Whether all actors have a place, which those of a lost machine lack until there is room elsewhere."""
+    return bool(placement_group_table(group)["state"] == "CREATED")
+
+
+def too_large(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> UserError:
+    """The error for actors that do not fit on the machines."""
+    asked = ", ".join(f"{pool.actors} × {_amounts(pool.needs)} ({pool.name})" for pool in pools)
+    there = "; ".join(_amounts(machine) for machine in machines)
+    most = max(pools, key=lambda pool: [pool.needs.get(name, 0) * pool.actors for name in ("GPU", "CPU", "memory")])
+    setting = f"{most.stages[0].name}.resources"
+    return UserError(f"the actors do not fit on the machines of Ray: {asked} on {there}; lower {setting}")
+
+
+def _grow(pools: list[Pool], machines: Sequence[Mapping[str, float]], units: int) -> list[Pool] | None:
+    """One more actor for the smallest growable pool that leaves room for all; None if there is no such pool."""
+    for pool in sorted(pools, key=lambda pool: pool.actors):
+        grown = [replace(each, actors=each.actors + 1) if each is pool else each for each in pools]
+        if not pool.resources.actors and pool.actors < units and _fit(grown, machines):
+            return grown
+    return None
+
+
+def _fit(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the machines have room for each pool, and together as much as all pools need."""
+    rooms = (sum(room_for(pool.needs, machine) for machine in machines) for pool in pools)
+    totals = {name: sum(pool.needs.get(name, 0) * pool.actors for pool in pools) for name in ("CPU", "GPU", "memory")}
+    enough = (
+        total <= sum(machine.get(name, 0) for machine in machines) + _ROUNDING * max(total, 1)
+        for name, total in totals.items()
+        if total
+    )
+    return all(room >= pool.actors for room, pool in zip(rooms, pools, strict=True)) and all(enough)
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    """Such as "4 CPUs and 1 GPU"."""
+    amounts = ((name, resources.get(name, 0)) for name in ("CPU", "GPU"))
+    return " and ".join(f"{number:g} {name}{'' if number == 1 else 's'}" for name, number in amounts if number)

@@ -1,7 +1,7 @@
 """`sgpipe score`: a copy of a run with an additional column, a score of each relation.
 
-CLIP agreement is how well a relation, as a text, fits its image: an opinion independent of the tagger. Another score is
-`second_opinion`.
+CLIP agreement is how well a relation, as a text, fits its image: an opinion independent of the tagger. Another score
+is how probable a vision-language model finds each relation.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
+from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.stages.score.build import make_scorer
 from sgpipe.stages.score.clip import ClipModel, TextEmbeddings, load_clip
-from sgpipe.stages.score.scorer import is_directed, relation_text
+from sgpipe.stages.score.scorer import ScorerSettings, is_directed, relation_text
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder, source_images
-from sgpipe.storage.shards import AGREEMENT, embedded_images, read_file, write_copy
+from sgpipe.storage.shards import AGREEMENT, OPINION, embedded_images, read_file, write_copy
 from sgpipe.utils.console import Progress, count
-from sgpipe.utils.devices import pick_device
-from sgpipe.utils.hashing import file_sha256, fingerprint
+from sgpipe.utils.devices import pick_device, pick_dtype
+from sgpipe.utils.hashing import file_sha256, fingerprint, model_sha256
 
 _CROPS = 64  # of one image, encoded together
 
@@ -273,3 +275,34 @@ def _scores(
         except ImageError:
             pass
     return [None] * len(record.relations)
+
+
+OPINION_COLUMN: ScoreColumn[float] = ScoreColumn(OPINION, pa.float32(), float, "a second opinion")
+
+
+def opinion_identity(settings: ScorerSettings) -> dict[str, Any]:
+    """What decides the opinion: not where a server is, but what it serves."""
+    if settings.endpoint is not None:
+        return {"by": settings.kind, "model": settings.model, "served": True}
+    dtype = str(pick_dtype(settings.dtype, pick_device(settings.device, settings.gpus))).removeprefix("torch.")
+    return {"by": settings.kind, "model": model_sha256(settings.model), "dtype": dtype}
+
+
+def opinion_scorer(settings: ScorerSettings, out: Path) -> Callable[[], Scorer[float]]:
+    """Makes the scorer; `out`: the scored copy, which keeps the answers of a server.
+
+    What it makes raises UserError: the scorer cannot be used.
+    """
+
+    def make() -> Scorer[float]:
+        scorer = make_scorer(settings, CacheFolder(RunFolder(out).private))
+        scorer.check()
+        scorer.load()
+
+        def score(record: Record, image: Image.Image) -> Sequence[float | None]:
+            found = scorer.scores(image, record.objects, record.relations)
+            return [each if isinstance(each, float) else None for each in found]
+
+        return score
+
+    return make

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgpipe.export.run import FORMATS, export_run
-from sgpipe.generation.scoring import AGREEMENT_COLUMN, score_run
-from sgpipe.generation.second_opinion import OPINION_COLUMN
+from sgpipe.generation.scoring import AGREEMENT_COLUMN, OPINION_COLUMN, score_run
 from sgpipe.records import Record
 from sgpipe.sources.coco import CocoRelations
 from sgpipe.sources.hugging_face import ORIGIN, HuggingFace

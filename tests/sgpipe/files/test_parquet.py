@@ -14,7 +14,7 @@ from sgpipe.errors import ImageError, UserError
 from sgpipe.files.hub import HubDataset, MissingFileError
 from sgpipe.files.image_roots import image_root
 from sgpipe.files.roots import HubRoot
-from sgpipe.generation.run_images import open_image_roots
+from sgpipe.generation.run import open_image_roots
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder

@@ -10,8 +10,7 @@ import spacy
 from spacy.language import Language
 
 from sgpipe.generation import run
-from sgpipe.generation.engine import StageBuilder
-from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units
+from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units
 from sgpipe.stages.base import StageRunner
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import Progress

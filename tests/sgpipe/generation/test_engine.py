@@ -8,7 +8,7 @@ from benchmarks.bench_pipeline import utilization_line
 from sgpipe.generation import engine
 from sgpipe.generation.engine import Utilization, share_gpus, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES
-from sgpipe.generation.pools import plan_pools
+from sgpipe.generation.ray_engine import plan_pools
 from sgpipe.recipe import Recipe, Resources
 from sgpipe.storage.manifest import ShardEntry
 from tests.sgpipe.generation.test_pools import Stub, node

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import EngineError, UserError
-from sgpipe.generation.engine import StageBuilder, runs_locally
+from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, runs_locally
 from sgpipe.generation.local_engine import LocalEngine
-from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.records import Record
 from sgpipe.stages.endpoint.cache import CacheFolder

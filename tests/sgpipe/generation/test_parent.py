@@ -14,10 +14,10 @@ from sgpipe.errors import UserError
 from sgpipe.export.provenance import describe_origin
 from sgpipe.generation import engine
 from sgpipe.generation import run as generation
+from sgpipe.generation.engine import UnitReader, WorkUnit
 from sgpipe.generation.parent import ParentReader, parent_recipe
 from sgpipe.generation.run import generate
 from sgpipe.generation.summary import print_summary
-from sgpipe.generation.work_units import UnitReader, WorkUnit
 from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.records import Box, Caption, Pair, Record, Relation
 from sgpipe.storage.manifest import Manifest, Summary

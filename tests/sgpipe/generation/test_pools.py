@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sgpipe.errors import UserError
-from sgpipe.generation.pools import plan_pools
+from sgpipe.generation.ray_engine import plan_pools
 from sgpipe.recipe import Resources
 
 

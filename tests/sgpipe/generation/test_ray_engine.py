@@ -11,9 +11,8 @@ import pytest
 import ray
 
 from sgpipe.errors import UserError
-from sgpipe.generation import pools, ray_engine
-from sgpipe.generation.pools import Pool, is_placed, reserve
-from sgpipe.generation.ray_engine import UnitLimit, kill_actors
+from sgpipe.generation import ray_engine
+from sgpipe.generation.ray_engine import Pool, UnitLimit, is_placed, kill_actors, reserve
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 from sgpipe.utils.ray_cluster import start_ray
@@ -155,7 +154,7 @@ class Occupant:
 
 @pytest.mark.slow
 def test_actors_that_cannot_be_placed_are_fewer_or_refused(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "_PLACING_SECONDS", 5.0)
+    monkeypatch.setattr(ray_engine, "_PLACING_SECONDS", 5.0)
     pool = Pool((OnGpu(resources=Resources()),), Resources(), 3)  # more than the two CPUs have room for
     [smaller], placed = reserve([pool])
     assert smaller.actors == 2
