@@ -18,7 +18,7 @@ from sgpipe.records import Record
 from sgpipe.stages.endpoint.cache import CacheFolder
 from sgpipe.storage.shards import read_file
 from sgpipe.utils.console import Progress
-from tests.integration.faults.runs import Run, assert_whole, descendants, make_dataset, rows, title
+from tests.integration.faults.runs import Run, assert_whole, descendants, make_dataset, rows, title_of
 from tests.integration.faults.stage import SECONDS, Stub
 
 IMAGES = 8
@@ -67,7 +67,7 @@ def test_an_image_that_crashes_its_worker_is_an_error_row(tmp_path: Path) -> Non
     errors = label(tmp_path, names)
     assert errors.pop("fatal-5.png") == "worker: the worker crashed twice on this image"
     assert set(errors.values()) == {None}
-    assert not [pid for pid in descendants(os.getpid()) if "local_engine" in title(pid)]
+    assert not [pid for pid in descendants(os.getpid()) if "local_engine" in title_of(pid)]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_run_killed_at_random_moments_gives_the_same_rows(tmp_path: Path) -> N
             run.process.kill()
         run.wait()
         end = time.monotonic() + 30
-        while any("local_engine" in title(pid) for pid in workers):
+        while any("local_engine" in title_of(pid) for pid in workers):
             assert time.monotonic() < end
             time.sleep(0.05)
     run.start()
