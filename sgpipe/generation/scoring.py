@@ -183,6 +183,8 @@ def score_run(
     """
     source, folder = Manifest.load(root), RunFolder(out)
     scorer, counts = None, {"scored": 0, "unscored": 0}
+    if source.shards and column.name in read_file(root / source.shards[0].file).column_names:
+        raise UserError(f"{root} already has {column.what} (column {column.name}): score the run that it was made from")
     with folder.lock():
         manifest = _open(source, folder, identity)
         done = {shard.file for shard in manifest.shards}  # the name of a shard that was processed again is another one
@@ -193,7 +195,6 @@ def score_run(
                     _add_earlier(out / shard.file, column.name, counts)
                     continue
                 table = read_file(root / shard.file)
-                _refuse_second(root, table, column)
                 scorer = scorer or make_scorer()
                 manifest.commit(write_copy(out, shard, _scored(source, table, column, scorer, images, counts)))
                 advance(shard.rows, shard.counts)
@@ -231,11 +232,6 @@ def _open(source: Manifest, folder: RunFolder, identity: dict[str, Any]) -> Mani
     images = dict(source.image_roots.locations)
     origin = {"origin": Manifest.identities(source.run), "source_images": source_images(source.root)}
     return folder.open({**run, **origin, "images": images, "identity": parts})
-
-
-def _refuse_second(root: Path, table: pa.Table, column: ScoreColumn[Score]) -> None:
-    if column.name in table.column_names:
-        raise UserError(f"{root} already has {column.what} (column {column.name}): score the run that it was made from")
 
 
 def _add_earlier(file: Path, column: str, counts: dict[str, int]) -> None:

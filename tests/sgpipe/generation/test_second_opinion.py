@@ -88,7 +88,7 @@ def test_a_run_can_have_both_scores_but_none_twice(run: Path, tmp_path: Path) ->
     assert column(tmp_path / "both")[0] == [pytest.approx(YES)] * 2
     assert (second.exit_code, len(second.stderr.splitlines())) == (2, 1)
     assert "already has a second opinion (column opinion): score the run that it was made from" in second.stderr
-    assert not any((tmp_path / "twice").glob("[!.]*"))
+    assert not any((tmp_path / "twice").glob("data/*"))
     again = score(tmp_path / "both", tmp_path / "twice", "--model", clip)
     assert "already has CLIP's agreement (column agreement)" in again.stderr
 
@@ -118,10 +118,10 @@ def test_a_local_model_gives_the_same_opinion_every_time(run: Path, tmp_path: Pa
         (["--by", "vlm", "--model", "m", "--endpoint", "http://127.0.0.1:1/v1"], "does not answer"),
     ],
 )
-def test_wrong_options_are_one_line_and_leave_no_folder(
+def test_wrong_options_are_one_line_and_leave_no_shards(
     run: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
     result = score(run, tmp_path / "scored", *options)
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
     assert message in result.stderr
-    assert not any((tmp_path / "scored").glob("[!.]*"))
+    assert not any((tmp_path / "scored").glob("data/*"))
