@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -272,22 +272,16 @@ def write_json_list(
         schema: what the numbers in the items mean; the first item lists its names under `CLASSES`, so that an
             evaluation can map them to its own.
     """
-    summary = WriteSummary()
+    summary, separator = WriteSummary(), "[\n"
+    first: dict[str, Any] = {CLASSES: schema.class_list} if schema else {}
     with output_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        _write_items(predictions, file, items, summary, {CLASSES: schema.class_list} if schema else {})
+        for prediction in predictions:
+            summary.add(prediction)
+            for item in items(prediction, prediction.pairs) if prediction.pairs is not None else ():
+                file.write(separator + json.dumps(item | first, allow_nan=False))
+                separator, first = ",\n", {}
+        file.write("\n]\n" if separator != "[\n" else "[]\n")
     return summary
-
-
-def _write_items(
-    predictions: Iterable[ImagePrediction], file: TextIO, items: Items, summary: WriteSummary, first: dict[str, Any]
-) -> None:
-    separator = "[\n"
-    for prediction in predictions:
-        summary.add(prediction)
-        for item in items(prediction, prediction.pairs) if prediction.pairs is not None else ():
-            file.write(separator + json.dumps(item | first, allow_nan=False))
-            separator, first = ",\n", {}
-    file.write("\n]\n" if separator != "[\n" else "[]\n")
 
 
 _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height")  # as in shards

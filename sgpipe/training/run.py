@@ -88,19 +88,21 @@ def _all_texts(training: TrainingSet, recipe: TrainRecipe) -> list[str]:
     return texts + [wording for wordings in recipe.data.wordings.values() for wording in wordings]
 
 
-def _position(checkpoint: Path) -> Position:
-    """Raises UserError: the checkpoint is damaged."""
+def _position(job: TrainingJob) -> Position:
+    """Return the position of the latest checkpoint, or the start. Raises UserError: the checkpoint is damaged."""
+    latest = job.checkpoints.latest()
     try:
-        return read_position(checkpoint)
+        return read_position(latest) if latest else Position()
     except CheckpointError as error:
         raise UserError(str(error)) from None
 
 
 def _run(job: TrainingJob, progress: Progress) -> None:
-    if _is_done(job):
-        progress.say(f"nothing left to do: {job.out} has trained {_trained(job)}")
+    options, position = job.recipe.optimisation, _position(job)
+    if options.is_done(position.step, position.epoch):
+        trained = count(position.epoch, "epoch") if options.steps is None else count(position.step, "step")
+        progress.say(f"nothing left to do: {job.out} has trained {trained}")
         return
-    options = job.recipe.optimisation
     by_steps = options.steps is not None or job.recipe.output.validate_every_steps is not None
     with TrainingDisplay(progress.console, None if by_steps else options.epochs) as display:
         if job.recipe.workers.count > 1:
@@ -112,21 +114,6 @@ def _run(job: TrainingJob, progress: Progress) -> None:
             run_job(job, display.show)
         except DivergenceError as error:
             raise DivergedError(str(error)) from None
-
-
-def _is_done(job: TrainingJob) -> bool:
-    latest = job.checkpoints.latest()
-    position = _position(latest) if latest else Position()
-    return job.recipe.optimisation.is_done(position.step, position.epoch)
-
-
-def _trained(job: TrainingJob) -> str:
-    """How long a training is that is done: in epochs, or in steps."""
-    latest = job.checkpoints.latest()
-    assert latest is not None
-    position = _position(latest)
-    by_epochs = job.recipe.optimisation.steps is None
-    return count(position.epoch, "epoch") if by_epochs else count(position.step, "step")
 
 
 def _make_folder(out: Path) -> None:
@@ -188,10 +175,7 @@ def _content(run: Path) -> str:
 
 
 def _summarise(job: TrainingJob) -> TrainSummary:
-    rows = read_metrics(job.out)
-    latest = job.checkpoints.latest()
-    assert latest is not None
-    position = _position(latest)
+    rows, position = read_metrics(job.out), _position(job)
     steps = [row for row in rows if row["event"] == "step"]
     validations = [row for row in rows if row["event"] == "validation"]
     best_by = position.best_by or job.recipe.output.best  # of a finished training, the measure that chose

@@ -88,7 +88,7 @@ def test_a_finished_training_says_its_steps(drawn_run: Path, whole: Path, tmp_pa
     assert (json.loads(result.stdout)["epochs"], json.loads(result.stdout)["steps"]) == (1, 5)
     both = CliRunner().invoke(app, ["train", "tagger", "--out", str(tmp_path), "--epochs", "1", "--steps", "2"])
     assert both.exit_code == 2
-    assert "--epochs and --steps both say when the training ends; give one of them" in both.stderr
+    assert "--epochs and --steps both say when the training ends; pass one of them" in both.stderr
 
 
 def test_matching_costs_are_those_of_the_recipe() -> None:
