@@ -118,7 +118,7 @@ class SourceConfig(Config):
 
     @property
     def synthetic(self) -> dict[str, Any] | None:
-        """The settings of a source that generates its own images; None for any other."""
+        """Return the settings of a source that generates its own images, or None."""
         return self.miniworld.model_dump() if self.format == "miniworld" else None
 
     def path(self, path: Location) -> Location:
@@ -283,7 +283,7 @@ class TagConfig(Config):
 
     @property
     def scores(self) -> bool:
-        """Whether relations are scored; otherwise they have confidence 1."""
+        """Return whether relations are scored; otherwise they have confidence 1."""
         return self.method not in UNSCORED
 
 
@@ -319,7 +319,7 @@ class Recipe(Config):
 
 
 def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe of a packaged name ("coco") or a YAML file, with `{"tag.threshold": 0.1}`-style overrides.
+    """Return the recipe of a packaged name ("coco") or a YAML file, with `{"tag.threshold": 0.1}`-style overrides.
 
     Raises UserError: as `config_file.load`.
     """
@@ -333,18 +333,18 @@ PackagedModel = Literal["captioner", "tagger", "parseda"]
 
 
 def packaged_model(name: PackagedModel) -> Path:
-    """The folder of a packaged model, for `from_pretrained`; its README says how it was made and how good it is."""
+    """Return the folder of a packaged model, for `from_pretrained`; its README says how it was made."""
     return Path(__file__).parent / "miniworld" / "weights" / name
 
 
 def network_folder(model: Path) -> Path:
-    """The folder itself, or the best or last checkpoint in the folder of a training."""
+    """Return the folder itself, or the best or last checkpoint in the folder of a training."""
     folders = (model, model / "best", model / "last")
     return next((folder for folder in folders if (folder / "config.json").is_file()), model)
 
 
 def with_model_folders(recipe: Recipe) -> Recipe:
-    """The recipe with the folders of networks in place of MINIWORLD, and of trainings whose detector or tagger it uses.
+    """Return the recipe with folders of networks in place of MINIWORLD and of trainings.
 
     A training may go on during a run: what its `best` or `last` is now is used throughout. So are the files that a
     model of an object store has now.
@@ -365,7 +365,7 @@ def with_model_folders(recipe: Recipe) -> Recipe:
 
 
 def _model_folder(model: str | None, packaged: PackagedModel) -> str | None:
-    """A folder of a network, a pinned model of a store, or a hub id unchanged."""
+    """Return a folder of a network, a pinned model of a store, or a hub id unchanged."""
     if model == MINIWORLD:
         return str(packaged_model(packaged))
     if model is not None and is_uri(model):

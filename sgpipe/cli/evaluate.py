@@ -325,7 +325,7 @@ def boxes(
 
 
 def _ground_truth(run: Path, truth: Path | None = None) -> GroundTruth:
-    """The ground truth that is given, or the run's own. Raises UserError: there is neither."""
+    """Return the given ground truth, or the run's own. Raises UserError: there is neither."""
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
     own = ground_truth_of(run) if truth is None else GroundTruth(truth)

@@ -345,7 +345,7 @@ def label(
 
 
 def _files(images: list[Path], out: Path) -> Iterator[Path]:
-    """The images, and those in the folders, without earlier drawings in `out`, which may be one of the folders.
+    """Yield the images, and those in the folders, without earlier drawings in `out`, which may be one of the folders.
 
     Raises UserError: a path does not exist, or a folder contains no images.
     """
@@ -370,7 +370,7 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
 
 
 def _names(files: list[Path]) -> Iterator[str]:
-    """File names for the drawings: no two the same, and none that of an image."""
+    """Yield file names for the drawings: no two the same, and none that of an image."""
     taken: set[str] = set()
     for file in files:
         name, number = f"{file.name}.relations.png", 1

@@ -54,7 +54,7 @@ class AnnotationOptions:
     split: GuessedSplit = None
 
     def split_name(self, out: Path, *, unsplit: bool = False, own_splits: bool = False) -> str:
-        """The split that is given, or the one that the annotation file or the image folder is named after.
+        """Return the given split, or the one that the annotation file or the image folder is named after.
 
         Args:
             out: an unfinished import in it keeps its split, if neither says another.

@@ -95,7 +95,7 @@ def predict(
 
 
 def _sides(short_side: int | None, long_side: int | None) -> tuple[int, int] | None:
-    """Raises UserError: only one is given, or the short side is the longer one."""
+    """Return both sides, or None. Raises UserError: only one is given, or the short side is the longer one."""
     if short_side is None and long_side is None:
         return None
     if short_side is None or long_side is None or short_side > long_side:
@@ -132,7 +132,7 @@ def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, z
 
 
 def _write_whole_pairs(run: ModelRun, out: Path, form: PredictionFormat, most: int) -> WriteSummary:
-    """For evaluators that need the scores of all predicates of a pair."""
+    """Write predictions for evaluators that need the scores of all predicates of a pair."""
     from sgpipe.inference.predictor import predict as predict_images
     from sgpipe.inference.writers import PeopleConverter, vcoco_actions, write_graphs, write_vcoco
 

@@ -59,7 +59,7 @@ class ThresholdOptions:
     ] = None
 
     def load(self) -> tuple[Calibration | None, float, float]:
-        """The calibration, the minimum confidence or probability, and the target precision.
+        """Return the calibration, the minimum confidence or probability, and the target precision.
 
         Raises UserError: the file is no calibration, or both options choose the relations.
         """

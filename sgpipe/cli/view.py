@@ -105,7 +105,7 @@ def _open_index(root: str) -> Index:
 
 
 def _judge(name: str | None) -> str:
-    """The name in judgements. Raises UserError: --as is too long, or blank."""
+    """Return the name in judgements. Raises UserError: --as is too long, or blank."""
     import getpass
 
     if name is None:
@@ -159,7 +159,7 @@ def correct(
 
 
 def _open_judged(run: str, judgements: Path | None) -> tuple[Manifest, Location, JudgementLog]:
-    """The run, where its shards are, and its judgements."""
+    """Return the run, where its shards are, and its judgements."""
     from sgpipe.storage.judgements import JudgementLog
     from sgpipe.storage.run_files import RunFiles, store_errors_named
 

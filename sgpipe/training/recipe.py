@@ -222,14 +222,14 @@ class TrainRecipe(Config):
 
 
 def train_recipe_folder() -> Path:
-    """The folder of the packaged training recipes."""
+    """Return the folder of the packaged training recipes."""
     return recipe_folder() / "train"
 
 
 def load_train_recipe(
     name: str | Path, overrides: Mapping[str, Any] | None = None, *, miniature: bool = False
 ) -> TrainRecipe:
-    """The training recipe of a packaged name ("tagger") or a YAML file, with overrides by dotted key.
+    """Return the training recipe of a packaged name ("tagger") or a YAML file, with overrides by dotted key.
 
     Args:
         miniature: override the recipe with settings for a laptop: a small network and small images.
@@ -242,7 +242,7 @@ def load_train_recipe(
 
 
 def shards_options(folders: Sequence[str], images: str | None) -> list[dict[str, Any]]:
-    """The recipe's form of `--data FOLDER` and `--data FOLDER@WEIGHT`. Raises UserError: a weight is not a number."""
+    """Return the recipe's form of `--data FOLDER[@WEIGHT]`. Raises UserError: a weight is not a number."""
     return [_shards_option(folder, images) for folder in folders]
 
 

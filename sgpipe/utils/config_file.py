@@ -36,7 +36,7 @@ class Config(BaseModel):
 
 
 def recipe_folder() -> Path:
-    """The folder of the packaged recipes: in the wheel, or next to the packages in a checkout."""
+    """Return the folder of the packaged recipes: in the wheel, or next to the packages in a checkout."""
     here = Path(__file__).parents[1]
     return here / "pipelines" if (here / "pipelines").is_dir() else here.parent / "pipelines"
 
