@@ -62,10 +62,3 @@ def test_pairs_agree_with_a_plain_count_on_random_boxes():
     for most in (1, 7, 30, 66, 500):
         expected = sorted(rank.boxes for rank in sorted(ranks)[:most])
         assert pairs(regions(record(*boxes), ("pair",), most)) == expected
-
-
-def test_a_hundred_thousand_boxes():
-    rng = np.random.default_rng(0)
-    boxes = np.concatenate([rng.uniform(0, 60, (100_000, 2)), rng.uniform(1, 30, (100_000, 2))], axis=1).tolist()
-    boxes[70_000] = boxes[80_000] = [0, 0, 100, 80]
-    assert pairs(regions(record(*boxes), ("pair",), 1)) == [(70_000, 80_000)]

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig, Requests
 from sgpipe.records import Caption, Record
 from sgpipe.stages.endpoint.cache import CacheFolder, RequestCache
@@ -133,19 +132,6 @@ def test_a_refused_caption_is_parsed_by_the_rules() -> None:
         parser = LlmParser(config(server))
         assert texts(parser, CAPTIONS[1:2]) == texts(CaptionParser(), CAPTIONS[1:2])
         assert parser.by_rules == 1
-
-
-def test_captions_without_words_are_not_asked_about() -> None:
-    with served() as server:
-        assert texts(LlmParser(config(server)), ["", "  "]) == [[], []]
-        assert not server.requests
-
-
-@pytest.mark.parametrize("setting", ["endpoint", "model"])
-def test_what_is_not_set_is_named(setting: str) -> None:
-    values: dict[str, Any] = {"endpoint": "http://localhost:1/v1", "model": "tiny-llm"} | {setting: None}
-    with pytest.raises(UserError, match=rf"^parse\.{setting} is not set: "):
-        LlmParser(ParseConfig(parser="llm", **values))
 
 
 def test_gold_graphs_of_many_captions(oracle: Path) -> None:

@@ -32,12 +32,6 @@ def test_the_subject_is_red_and_the_object_blue_where_they_are(image: Image.Imag
     assert (swapped.getpixel((10, 30)), swapped.getpixel((60, 40))) == (OBJECT_COLOUR, SUBJECT_COLOUR)
 
 
-def test_a_large_image_is_reduced_and_its_outlines_with_it() -> None:
-    marked = marked_image(Image.new("RGB", (2400, 600), GREY), [Box("dog", 0, (240, 60, 480, 360)), CAT], CHASING, 240)
-    assert marked.size == (240, 60)
-    assert marked.getpixel((24, 20)) == marked.getpixel((71, 20)) == SUBJECT_COLOUR
-
-
 def test_a_crop_is_square_and_shows_both_boxes_with_a_margin(image: Image.Image) -> None:
     crop = marked_crop(image, [DOG, CAT], CHASING, 232)
     assert crop.size == (232, 232)

@@ -81,11 +81,6 @@ def test_overlapping_boxes_share_some_area() -> None:
     assert statements(tagged) == [(0, 1, "holding"), (0, 1, "next to"), (0, 2, "sitting on")]
 
 
-def test_a_repeated_candidate_is_one_relation() -> None:
-    [tagged] = AssumedStage(TagConfig(method="all"), {})([record(0, [Pair(0, 1, ["on", "on"]), Pair(0, 1, ["on"])])])
-    assert statements(tagged) == [(0, 1, "on")]
-
-
 def test_a_scorer_keeps_what_is_above_the_threshold(folder: Path) -> None:
     [tagged] = scored(folder)([record(0)])
     assert tagged.ok
