@@ -161,10 +161,9 @@ def correct(
 def _open_judged(run: str, judgements: Path | None) -> tuple[Manifest, Location, JudgementLog]:
     """Return the run, where its shards are, and its judgements."""
     from sgpipe.storage.judgements import JudgementLog
-    from sgpipe.storage.run_files import RunFiles, store_errors_named
+    from sgpipe.storage.run_files import RunFiles
 
-    with store_errors_named():
-        files = RunFiles(run)
+    files = RunFiles(run)
     if files.problems:
         raise UserError(files.problems[0])
     fingerprint = str(files.manifest.run.get("fingerprint", ""))

@@ -31,7 +31,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, location
 from sgpipe.records import Record, from_table
 from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index, configure, interruptible
-from sgpipe.storage.run_files import RunFiles, store_errors_named
+from sgpipe.storage.run_files import RunFiles
 from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, embedded_images
 from sgpipe.utils.console import Progress
 from sgpipe.utils.locking import temporary_folder
@@ -142,22 +142,22 @@ class Index:
         Args:
             root: a run's folder, or the URI of one in an object store.
 
-        Raises UserError: not a run, the manifest is damaged, the store cannot be reached, or the disk is full.
+        Raises:
+            UserError: not a run, the manifest is damaged, or the disk is full.
+            StoreError: the store cannot be reached.
         """
-        with store_errors_named():
-            files = RunFiles(root)
-            return cls(root, files, _make(files, progress or Progress()))
+        files = RunFiles(root)
+        return cls(root, files, _make(files, progress or Progress()))
 
     def newer(self) -> Index | None:
         """Index what was committed since, without judgements; None, quickly, if nothing has changed.
 
-        Raises UserError: as `open`; this state stays usable.
+        Raises UserError or StoreError: as `open`; this state stays usable.
         """
-        with store_errors_named():
-            files = self.files.read_again()
-            if self._opened.path == _path(files, files.states()):
-                return None
-            return Index(self.root, files, _make(files, Progress(Console(quiet=True))))
+        files = self.files.read_again()
+        if self._opened.path == _path(files, files.states()):
+            return None
+        return Index(self.root, files, _make(files, Progress(Console(quiet=True))))
 
     @cached_property
     def vocabulary(self) -> RunNames:
@@ -213,14 +213,14 @@ class Index:
         Args:
             images: their numbers. only, without: a column.
 
-        Raises UserError: a shard is missing or damaged, or the store cannot be reached.
+        Raises UserError: a shard is missing or damaged. StoreError: the store cannot be reached.
         """
         wanted = list(images)
         query = """select image, file, row from run.images join run.shards using (shard)
             where image in (select unnest(?::int[]))"""
         places = {image: (file, row) for image, file, row in self.rows(query, [wanted])}
         for file, members in groupby((places[image] for image in wanted), key=lambda place: place[0]):
-            with store_errors_named(), self.files.open(file) as shard:
+            with self.files.open(file) as shard:
                 names = [name for name in shard.schema_arrow.names if name != without and only in (None, name)]
                 sizes = [shard.metadata.row_group(number).num_rows for number in range(shard.num_row_groups)]
                 starts = np.cumsum([0, *sizes])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from sgpipe.errors import StoreError, UserError
+from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, absolute_location, location, open_file, sizes
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.object_store import StorePath
@@ -112,12 +112,3 @@ class RunFiles:
         manifest, bad = Manifest.salvage(self._place)
         advice = f"`sgpipe verify {self.root} --repair`"
         return manifest, [f"{self.root}/{MANIFEST}: line {line} is damaged; {advice}" for line in bad]
-
-
-@contextmanager
-def store_errors_named() -> Iterator[None]:
-    """A store that cannot be reached is something that users can see and change, not a fault of the server."""
-    try:
-        yield
-    except StoreError as error:
-        raise UserError(str(error)) from None
