@@ -34,7 +34,7 @@ from sgpipe.generation.identity import STAGES, identity, source_identity
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.parent import Reuse
 from sgpipe.recipe import WHOLE, Recipe, SourceConfig, with_model_folders
-from sgpipe.sources.hub.source import check_hub
+from sgpipe.sources.hub import check_hub
 from sgpipe.sources.miniworld import recipe_warnings, remove_unused
 from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.stages.build import build_stages

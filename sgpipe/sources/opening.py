@@ -14,7 +14,7 @@ from sgpipe.sources import miniworld
 from sgpipe.sources.coco import locate_images, read_coco
 from sgpipe.sources.detections import write_detections
 from sgpipe.sources.folder import fingerprint_folder, read_folder
-from sgpipe.sources.hub.source import prepare_hub, read_split, stamp_split
+from sgpipe.sources.hub import prepare_hub, read_split, stamp_split
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth

@@ -15,13 +15,10 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError
 from sgpipe.files.image_roots import image_root
-from sgpipe.hub_config import HubConfig
-from sgpipe.recipe import SourceConfig
+from sgpipe.recipe import HubConfig, SourceConfig
 from sgpipe.records import Record
 from sgpipe.sources.detections import write_detections
-from sgpipe.sources.hub.files import find_files
-from sgpipe.sources.hub.reader import class_table, read_hub
-from sgpipe.sources.hub.source import prepare_hub, read_split, stamp_split
+from sgpipe.sources.hub import class_table, find_files, prepare_hub, read_hub, read_split, stamp_split
 from sgpipe.storage.source_index import SourceIndex
 from tests.sgpipe.export.hub_stub import COMMIT, TOKEN, HubStub, serving
 from tests.sgpipe.sources.hub.parquet_files import BOXES, HEIGHT, NAMES, WIDTH, features, jpeg, row, write
