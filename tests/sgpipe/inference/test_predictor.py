@@ -153,13 +153,6 @@ def test_the_folder_of_a_training_stands_for_its_best_network_and_image_size(tra
     assert trained_sides(trained_tagger) == trained_sides(trained_tagger / "best") == (48, 64)
 
 
-def test_only_known_file_types_are_written(drawn_run: Path, network: Path, tmp_path: Path) -> None:
-    arguments = ["predict", str(network), "--data", str(drawn_run), "--out", str(tmp_path / "predictions.txt")]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2
-    assert "ends in .json or .parquet" in result.output + str(result.stderr)
-
-
 def test_classes_from_a_file_are_predicted(drawn_run: Path, network: Path, tmp_path: Path) -> None:
     classes, out = tmp_path / "classes.json", tmp_path / "predictions.json"
     classes.write_text(json.dumps({"objects": {"1": "person", "19": "horse"}, "relations": ["riding"]}))
@@ -193,16 +186,3 @@ def test_progress_is_told_in_plain_lines(drawn_run: Path, network: Path, tmp_pat
     assert re.search(rf"^{rows}/{rows} images, [\d.]+ (images/s|s/image)(, .* left)?$", loud.stderr, re.MULTILINE)
     assert "images" not in quiet.stderr
     assert quiet.stdout == loud.stdout
-
-
-def test_gpus_that_are_not_there_are_refused(drawn_run: Path, network: Path, tmp_path: Path) -> None:
-    arguments = ["predict", str(network), "--data", str(drawn_run), "--out", str(tmp_path / "found.json")]
-    for options, message in (
-        (["--gpus", "4"], "--gpus is 4, but a worker computes on one GPU"),
-        (["--workers", "2", "--device", "cuda"], "--device is cuda, but --gpus is 0"),
-        (["--device", "cuda:77"], "--device 'cuda:77': PyTorch sees"),
-    ):
-        result = CliRunner().invoke(app, [*arguments, *options])
-        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
-        assert message in result.stderr
-        assert not list(tmp_path.iterdir())

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -155,15 +154,6 @@ def test_processes_with_fewer_images_wait_for_the_others(monkeypatch: pytest.Mon
     others = iter([True, True, True, False])
     monkeypatch.setattr(benchmark, "gather", lambda more: [more, next(others)])
     assert list(_lockstep(iter("ab"))) == ["a", "b", None]
-
-
-def test_a_blank_image_stands_in_for_none(hico_run: Path) -> None:
-    recipe = still(hico_run)
-    validation = scan_validation(recipe.data, scan_training(recipe.data))
-    assert validation is not None
-    target = make_objective(_packaged(), recipe)
-    found = Benchmark("hico", target, recipe.data, validation, 4)._forward(torch.zeros(1, 3, 64, 64), torch.ones(1, 2))
-    assert len(found) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from rlip_model.presets import tiny_sizes
 from sgpipe.errors import UserError
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.recipe import ModelConfig
-from tests.factories import make_tagger
 from tests.sgpipe.training.trainings import SIZES
 
 TEXTS = ["person", "traffic light", "riding", "in front of", "kite", "dog", "holding"]
@@ -58,15 +57,6 @@ def test_single_settings_of_the_text_encoder_can_change(tmp_path: Path) -> None:
     changes = {"text_config": {"attention_probs_dropout_prob": 0.3}}
     again = made(tmp_path / "again", init=str(tmp_path / "new"), config=changes).config.text_config
     assert (again.hidden_dropout_prob, again.attention_probs_dropout_prob, again.hidden_size) == (0.25, 0.3, 64)
-
-
-def test_an_existing_network_keeps_its_weights_and_takes_settings(tmp_path: Path) -> None:
-    old = make_tagger(tmp_path / "old", [*TEXTS, "no objects a b c d e f"])
-    new = made(tmp_path / "start", init=str(tmp_path / "old"), config={"box_noise": 0.1, "fusion_dropout": 0.0})
-    assert (new.config.box_noise, old.config.box_noise) == (0.1, 0.4)
-    weights = new.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in old.state_dict().items())
-    assert len(new.tokenizer) == len(old.tokenizer)
 
 
 def test_queries_are_dropped_pair_by_pair(tmp_path: Path) -> None:

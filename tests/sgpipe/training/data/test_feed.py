@@ -137,11 +137,6 @@ def test_the_parts_of_all_workers_make_up_the_step(config, world, accumulate):
             assert all(map(torch.equal, cut, uncut))
 
 
-def test_unequal_parts_are_refused(config):
-    with pytest.raises(UserError, match="2 images per step cannot be divided into 3 equal parts"):
-        feed(config, share=WorkerShare(0, 2, 3))
-
-
 def test_images_are_flipped_together_with_their_boxes(tmp_path):
     """Without other augmentation, flipping an image and its boxes back gives the originals."""
     plain_size = {"width": 48, "height": 32}
@@ -182,17 +177,6 @@ def test_an_unreadable_image_is_skipped_and_counted(tmp_path, embedded):
     assert set(batch.image_ids) == {str(n) for n in range(12)} - {"3", "5", "7"}
     kinds = sorted(reason.split(":")[0] for reason in fed.reader.reasons)
     assert kinds == ["image cannot be read", "image cannot be read", "image file not found"]
-
-
-def test_a_batch_may_lose_all_its_images(tmp_path):
-    config = make_run(tmp_path, [plain_record(str(n)) for n in range(40)])
-    whole = training(feed(config, threads=1), 10)
-    for image_id in whole[1][0].image_ids:
-        (tmp_path / "images" / f"{image_id}.png").unlink()
-    again = training(feed(config, threads=1), 10)
-    assert [len(batch) for [batch] in again] == [4, 0, *[4] * 8]
-    assert (again[1][0].skipped, again[1][0].texts) == (4, whole[1][0].texts)
-    assert plain_steps(again[2:]) == plain_steps(whole[2:])
 
 
 @pytest.mark.parametrize("count", [5, 60])

@@ -1,13 +1,12 @@
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.training.data.scan import ShardFolder, TrainingSet, UsableRowGroup
-from sgpipe.training.data.stream import Epoch, one_pass, shuffled_epoch
+from sgpipe.training.data.stream import Epoch, shuffled_epoch
 
 Sizes = list[list[int]]
 
@@ -86,12 +85,6 @@ def test_epochs_and_seeds_differ_and_are_reproducible():
     assert orders[3] == rows(found, shuffled_epoch(found, 2, 1, 1))
 
 
-def test_the_order_of_row_groups_differs_between_epochs():
-    found = training_set([[1] * 20, [1] * 20])
-    orders = {shuffled_epoch(found, 2, seed, epoch).visits for seed in (0, 1) for epoch in (0, 1)}
-    assert len(orders) == 4
-
-
 @given(sizes, st.lists(st.floats(0.01, 3.5), min_size=3, max_size=3), st.integers(0, 5))
 def test_a_folder_is_visited_as_often_as_its_weight_says(sizes: Sizes, weights: list[float], number: int) -> None:
     found = training_set(sizes, weights)
@@ -110,12 +103,6 @@ def test_a_fraction_has_different_rows_in_every_epoch():
     assert all(len(share) == 10 for share in shares)
     assert len(set(shares)) > 30
     assert frozenset.union(*shares) == set(every_row(found))
-
-
-@pytest.mark.parametrize("weights", [[1.0, 1.0], [3.0, 0.2]])
-def test_one_pass_ignores_weights(weights):
-    found = training_set([[3, 2], [4]], weights)
-    assert rows(found, one_pass(found)) == every_row(found)
 
 
 @given(sizes, st.lists(st.floats(0.01, 3.5), min_size=3, max_size=3), st.integers(1, 4), st.integers(1, 7))

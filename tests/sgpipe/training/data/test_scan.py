@@ -105,21 +105,6 @@ def test_random_limits_are_nested_and_do_not_depend_on_row_groups(tmp_path, rows
     assert chosen[12] != images(scan([config], 0.2, limit=12, limit_seed=4))
 
 
-def test_a_random_limit_draws_every_image_equally_often(tmp_path):
-    config = make_run(tmp_path, [plain_record(str(number)) for number in range(8)])
-    drawn = Counter(name for seed in range(200) for name in images(scan([config], 0.2, limit=2, limit_seed=seed)))
-    assert min(drawn[str(number)] for number in range(8)) > 30  # 50 are expected
-
-
-def test_the_counts_of_a_random_limit_are_those_of_its_images(tmp_path):
-    records = [plain_record(str(number), "on" if number % 2 else "under") for number in range(40)]
-    found = scan([make_run(tmp_path, records)], 0.2, limit=7, limit_seed=0)
-    predicates = Counter("on" if int(name) % 2 else "under" for name in images(found))
-    assert dict(zip(found.relations.names, found.relations.counts, strict=True)) == predicates
-    assert dict(zip(found.objects.names, found.objects.counts, strict=True)) == {"person": 7, "dog": 7}
-    assert (found.rows, found.error_rows, found.rows_without_relations) == (7, 0, 0)
-
-
 def test_threads_read_row_groups_of_a_store_one_window_in_advance(tmp_path, monkeypatch):
     config = data(make_run(tmp_path, [plain_record(str(n)) for n in range(40)], rows=2))
     found = scan_training(config)
@@ -189,20 +174,6 @@ def test_a_training_set_is_plain_and_its_size_does_not_depend_on_the_rows(tmp_pa
     assert len(pickle.dumps(large)) - len(pickle.dumps(small)) < 20
 
 
-def test_only_the_named_splits_are_read(tmp_path):
-    make_run(tmp_path, [plain_record("a"), plain_record("b", split="val"), plain_record("c", split="val")])
-    assert scan([ShardsConfig(shards=tmp_path)], 0.2).rows == 3
-    assert scan([ShardsConfig(shards=tmp_path, splits=("val",))], 0.2).rows == 2
-
-
-def test_the_image_folder_of_the_recipe_takes_precedence(tmp_path):
-    make_run(tmp_path / "run", [plain_record("a")], images=tmp_path / "images")
-    config = ShardsConfig(shards=tmp_path / "run")
-    assert scan([config], 0.2).folders[0].images == {"train": str(tmp_path / "images")}
-    named = config.model_copy(update={"images": tmp_path})
-    assert scan([named], 0.2).folders[0].images == {"train": str(tmp_path)}
-
-
 LABELS = {"objects": ["person", "dog"], "relations": ["on", "left of"]}
 
 
@@ -248,16 +219,8 @@ def rewrite(root: Path, change) -> None:
     pq.write_table(change(pq.read_table(path, partitioning=None)), path)
 
 
-def other_version(root: Path) -> None:
-    rewrite(root, lambda table: table.replace_schema_metadata({"sgpipe.schema_version": "7"}))
-
-
 def without_relations(root: Path) -> None:
     rewrite(root, lambda table: table.drop_columns("relations"))
-
-
-def remove_manifest(root: Path) -> None:
-    (root / "manifest.jsonl").unlink()
 
 
 def no_shard(root: Path) -> None:
@@ -280,9 +243,7 @@ def images_moved(root: Path) -> None:
     [
         (remove_shard, "is listed in the manifest but missing"),
         (cut_shard, "cannot be read"),
-        (other_version, "has schema version 7, this sgpipe reads version 1"),
         (without_relations, "has no column 'relations'"),
-        (remove_manifest, "is not an sgpipe run"),
         (no_shard, "has no shards yet"),
         (no_images, "does not say where the images of train are: pass --images"),
         (images_moved, "if the images moved, pass --images"),

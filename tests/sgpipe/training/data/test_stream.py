@@ -179,28 +179,6 @@ def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, 
                 at += len(part.items)
 
 
-def test_groups_of_the_last_short_step_of_a_validation(config):
-    rows = scan_training(data(config)).rows
-    assert 4 < rows % 10 < 10
-    for world in (1, 2, 3):
-        shares = [
-            list(stream(config, batch=10, rank=rank, world=world, training=False, text_group=4).epoch(0))
-            for rank in range(world)
-        ]
-        last = [share[-1] for share in shares]
-        assert len({len(step.parts) for step in last}) == 1
-        parts = [part for step in last for part in step.parts if part.items]
-        items = [item for part in parts for item in part.items]
-        whole_epoch = [item.image_id for step in stream(config, training=False).epoch(0) for item in step.items]
-        assert [item.image_id for item in items] == whole_epoch[rows - rows % 10 :]
-        at = 0
-        for part in parts:
-            group = at // 4 * 4
-            own = {name for item in items[group : group + 4] for name in relations(item)}
-            assert own <= set(part.texts.relations)
-            at += len(part.items)
-
-
 def test_with_a_group_for_the_whole_step_texts_stay_as_in_earlier_versions(config):
     """Otherwise a training that was interrupted before an update would not resume exactly."""
     steps = list(islice(stream(config, negative_texts=9).steps(), 2))
@@ -209,15 +187,6 @@ def test_with_a_group_for_the_whole_step_texts_stay_as_in_earlier_versions(confi
     for group in (4, 5, None):
         same = islice(stream(config, negative_texts=9, text_group=group).steps(), 2)
         assert [plain_step(step) for step in same] == [plain_step(step) for step in steps]
-
-
-def test_negative_texts_are_sampled_for_every_step(tmp_path):
-    records = [plain_record(f"{n}", f"relation {n % 30}") for n in range(60)]
-    config = make_run(tmp_path, records, rows=30)
-    drawn = {step.parts[0].texts.relations for step in stream(config, batch=1, negative_texts=6).epoch(0)}
-    assert len(drawn) > 50
-    unextended = stream(config, batch=1, negative_texts=0).epoch(0)
-    assert {len(step.parts[0].texts.relations) for step in unextended} == {1}
 
 
 def test_flips_are_random_per_image_and_change_names(tmp_path):
@@ -251,12 +220,6 @@ def test_closed_labels_are_the_texts_and_flips_stay_within_them(tmp_path):
         for item in step.items:
             flips[relations(item)[0]].add(item.flip)
     assert flips == {"on": {True, False}, "left of": {False}}
-
-
-def test_an_image_has_at_most_as_many_relations_as_queries(config):
-    cut, whole = stream(config, most_relations=2, augment=None), stream(config, augment=None)
-    for few, all_ in zip(cut.epoch(0), whole.epoch(0), strict=True):
-        assert [relations(item) for item in few.items] == [relations(item)[:2] for item in all_.items]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
