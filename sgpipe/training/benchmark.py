@@ -27,6 +27,7 @@ from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import Objective
 from rlip_model.training.validation import PERSON
 from sgpipe.errors import UserError
+from sgpipe.files.locations import location
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record
 from sgpipe.sources.annotated import DatasetClasses
@@ -137,7 +138,7 @@ class Benchmark:
         own = places[len(places) * rank // world_size : len(places) * (rank + 1) // world_size]
         with ThreadPoolExecutor(self.data.threads, thread_name_prefix="images") as pool:
             for place in own:
-                table = read_row_group(Path(place.file), place.group, COLUMNS, (IMAGE_COLUMN,))
+                table = read_row_group(location(place.file), place.group, COLUMNS, (IMAGE_COLUMN,))
                 kept = np.ones(len(table), np.uint8)
                 if place.kept is not None:
                     kept = np.unpackbits(np.frombuffer(place.kept, np.uint8), count=len(table))
@@ -150,9 +151,8 @@ class Benchmark:
         values = row.values()
         if values["status"] != "ok":
             return None
-        folders = {split: Path(path) for split, path in self.validation.folders[row.folder].images.items()}
         try:
-            image = open_row_image(folders, _record(values), row.embedded())
+            image = open_row_image(self.validation.folders[row.folder].images, _record(values), row.embedded())
         except ImageError:
             return values, None
         return values, to_pixel_values(image, self.data.short_side, self.data.long_side)

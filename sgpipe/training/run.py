@@ -150,7 +150,7 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
         del recipe["data"][name]
     for part in (*recipe["data"]["train"], *recipe["data"]["val"]):
         del part["images"]
-        part["shards"] = _content(Path(part["shards"]))
+        part["shards"] = _content(part["shards"])
     if job.recipe.data.calibration is not None:
         recipe["data"]["calibration"] = content_sha256(job.recipe.data.calibration)
     sets = {"training": job.training_set, "validation": job.validation_set}
@@ -169,7 +169,7 @@ def _without_length(optimisation: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in optimisation.items() if name not in unused}
 
 
-def _content(run: Path) -> str:
+def _content(run: str) -> str:
     """A hash of a folder of shards that does not change when the folder moves."""
     return fingerprint({shard.file: shard.sha256 for shard in Manifest.load(run).shards})
 

@@ -112,11 +112,11 @@ def test_damage_in_a_store_is_found_and_named(folder: Path, store: StorePath) ->
     place.delete(shards[0])
     place.put(shards[1], content[:100] + bytes([content[100] ^ 1]) + content[101:])
     place.put(shards[2], content[:50])
-    assert {problem.file for problem in verify(Path(place.uri)).problems} == set(shards)
+    assert {problem.file for problem in verify(place).problems} == set(shards)
     sgpipe("verify", place.uri, code=1)
     assert shards[0] in sgpipe("export", place.uri, "--to", "coco", "--out", folder / "out", code=2).replace("\n", "")
     with pytest.raises(UserError):
-        verify(Path(place.uri), repair=True)
+        verify(place, repair=True)
     for command in ("stats", "verify"):
         assert f"{store.uri}/nothing" in sgpipe(command, f"{store.uri}/nothing", code=2).replace("\n", " ")
 
