@@ -26,7 +26,6 @@ from sgpipe.utils.locking import is_locked, only_process
 PRIVATE, _NEW = ".sgpipe", "new-"
 _GROUND_TRUTH = "ground_truth.json"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
-_URI = re.compile(r"\w{2,}:/")  # as `Path` leaves it
 RECIPE, _README = "recipe.yaml", "README.md"
 REQUESTS = "requests.sqlite"  # the answers of served models
 # Another command may be writing a file of its own next to these, such as a report: its temporary files are left alone.
@@ -141,7 +140,7 @@ class RunFolder:
             self._claim.check()
 
     def _refuse_other_content(self) -> None:
-        if _URI.match(str(self.root)):
+        if str(self.root).startswith(("s3:/", "gs:/", "abfs:/", "abfss:/")):
             raise UserError(f"--out {self.root} is not a folder; name one, and the store with --store s3://bucket/name")
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"--out {self.root} is a file, not a folder")

@@ -124,7 +124,7 @@ def test_damage_in_a_store_is_found_and_named(folder: Path, store: StorePath) ->
 def test_a_store_that_fails_while_it_is_read_is_one_line(folder: Path, store: StorePath, faults: Faults) -> None:
     """Also in the middle of a query, where the error passes through DuckDB."""
     faults.fault = lambda method, path: "403 AccessDenied" if "labels/run/data/" in path and method == "GET" else None
-    assert "AccessDenied" in sgpipe("stats", f"{store.uri}/run", code=2)
+    assert "AccessDenied" in sgpipe("stats", f"{store.uri}/run", code=1)
 
 
 def test_the_viewer_indexes_and_reads_a_run_that_grows(tmp_path: Path, store: StorePath) -> None:
