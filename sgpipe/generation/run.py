@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.endpoint.cache import CacheFolder, RequestCache
 from sgpipe.stages.tag.methods import check_tagger, tag_notes
-from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import REQUESTS, GroundTruth, RunFolder
 from sgpipe.storage.source_index import SourceIndex
@@ -79,59 +79,137 @@ def generate(
     for warning in (*recipe_warnings(recipe), *tag_notes(recipe.tag)):
         progress.say(f"NOTE: {warning}")
     folder = RunFolder(out, StorePath(recipe.engine.store) if recipe.engine.store else None)
-    with folder.lock(), ExitStack() as engines:
+    with folder.lock(), closing(_Run(recipe, folder, reuse, progress)) as run:
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
-            before = _identity_there(folder)
-            _check_parent(folder, before, reuse)
-            stages = StageBuilder(
-                build_stages, recipe, {}, (), *_names(recipe, reuse), CacheFolder(folder.private.absolute())
-            )
-            local = None
-            if not before and runs_locally(recipe, stages, math.inf):
-                local = engines.enter_context(closing(LocalEngine(stages)))
-                local.warm_up(stages)
-            source, ground_truth = _prepare(recipe, before, folder, progress, reuse)
-            recipe = with_model_folders(recipe.model_copy(update={"source": source}))
-            roots = open_image_roots(recipe.source, folder, progress)
-            indexes = _open_sources(recipe, roots, folder, progress)
-            manifest = folder.open(_description(recipe, before, folder, indexes, roots, reuse))
-            folder.set_ground_truth(ground_truth)
-        _keep_sources(indexes, folder)
-        rows = _planned_rows(recipe, indexes)
-        units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
-        if units and reuse:
-            reuse.parent.check_rows(rows)
-        check_names(roots, indexes, units if reuse is None and not manifest.shards else ())
-        engine: Engine | None = None
+            run.plan()
+        units = run.missing_units(retry_failed)
         if units:
-            stages = replace(
-                stages, recipe=_with_gpus(recipe, before, reuse), roots=roots, classes=_classes(recipe, indexes)
-            )
-            engine = _engine(stages, local, sum(unit.rows for unit in units))
-            engines.callback(engine.close)
-            units = engine.start(stages, units, progress)
-        _ask_again(folder, retry_failed)
-        folder.sweep(manifest)
-        remove_unused(recipe.source, folder.private)
-        if units or not folder.is_described:  # a finished run is not described by a smaller --limit
-            folder.describe(recipe, manifest)
+            units = run.start_engine(units)
+        run.tidy(units, retry_failed)
         mirror.copy()
-        if engine is None:
-            progress.say(_nothing_left(folder, manifest, rows, retry_failed))
+        if units:
+            run.label(units, mirror)
         else:
-            _copy_indexes(indexes, roots, folder, mirror)
-            with mirror:
-                _run(engine, units, recipe, folder, manifest, progress, mirror, reuse)
-            folder.sweep(manifest)
-        return summarise(manifest, sum(rows.values()), indexes)
+            progress.say(_nothing_left(folder, run.manifest, run.rows, retry_failed))
+        return summarise(run.manifest, sum(run.rows.values()), run.indexes)
 
 
-def _names(recipe: Recipe, reuse: Reuse | None) -> tuple[list[str], Sequence[str]]:
-    """The stages that run, and those whose columns are taken over."""
-    reused = reuse.reused if reuse else ()
-    here = STAGES if recipe.source.format == "folder" else STAGES[1:]
-    return [name for name in here if name not in reused], reused
+class _Run:
+    """A run from its plan to its last shard.
+
+    Attributes:
+        recipe: once planned, with its images and models in place.
+        before: the identity of the shards in the folder; empty: there are none.
+        roots, indexes: the images and annotations of each split. rows: how many of its rows are asked for.
+    """
+
+    rows: dict[str, int]
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, reuse: Reuse | None, progress: Progress) -> None:
+        self.recipe, self.folder, self.reuse, self.progress = recipe, folder, reuse, progress
+        self._local: LocalEngine | None = None
+        self._engine: Engine | None = None
+
+    def plan(self) -> None:
+        """Put the source in place, and open the manifest. Raises UserError: the folder contains another run."""
+        folder, reuse, progress = self.folder, self.reuse, self.progress
+        self.before = _identity_there(folder)
+        _check_parent(folder, self.before, reuse)
+        self._stages = self._stage_builder()
+        if not self.before and runs_locally(self._stages.recipe, self._stages, math.inf):
+            self._local = LocalEngine(self._stages)
+            self._local.warm_up(self._stages)
+        source, ground_truth = _prepare(self.recipe, self.before, folder, progress, reuse)
+        self.recipe = with_model_folders(self.recipe.model_copy(update={"source": source}))
+        self.roots = open_image_roots(source, folder, progress)
+        self.indexes = _open_sources(self.recipe, self.roots, folder, progress)
+        self.manifest = folder.open(_description(self.recipe, self.before, folder, self.indexes, self.roots, reuse))
+        folder.set_ground_truth(ground_truth)
+
+    def missing_units(self, retry_failed: bool) -> list[WorkUnit]:
+        """Return what is left to do. Raises UserError: no image is there, or the parent lacks rows."""
+        _keep_sources(self.indexes, self.folder)
+        self.rows = _planned_rows(self.recipe, self.indexes)
+        units = plan_units(self.folder, self.manifest, self.rows, self.progress.say, retry_failed=retry_failed)
+        if units and self.reuse:
+            self.reuse.parent.check_rows(self.rows)
+        if not self.reuse and not self.manifest.shards:
+            check_names(self.roots, self.indexes, units)
+        return units
+
+    def start_engine(self, units: Sequence[WorkUnit]) -> list[WorkUnit]:
+        """Start the engine; returns the units, cut for its workers. Raises as `Engine.start`."""
+        recipe = _with_gpus(self.recipe, self.before, self.reuse)
+        stages = replace(self._stages, recipe=recipe, roots=self.roots, classes=_classes(recipe, self.indexes))
+        if runs_locally(recipe, stages, sum(unit.rows for unit in units)):
+            self._engine = self._local or LocalEngine(stages)
+        else:
+            from sgpipe.generation.ray_engine import RayEngine
+
+            self._engine = RayEngine()
+        return self._engine.start(stages, units, self.progress)
+
+    def tidy(self, units: Sequence[WorkUnit], retry_failed: bool) -> None:
+        """Delete what earlier runs left behind, and describe this one."""
+        if retry_failed:  # served models are asked again about images that they have refused
+            RequestCache(self.folder.private / REQUESTS).forget_refusals()
+        self.folder.sweep(self.manifest)
+        remove_unused(self.recipe.source, self.folder.private)
+        if units or not self.folder.is_described:  # a finished run is not described by a smaller --limit
+            self.folder.describe(self.recipe, self.manifest)
+
+    def label(self, units: Sequence[WorkUnit], mirror: ManifestMirror) -> None:
+        """Run the units, and commit each shard as soon as it is written."""
+        assert self._engine is not None
+        for split in self.indexes:
+            mirror.copy_index(self.folder.index(split))
+        keep_indexes(self.roots, self.folder)
+        self._described = {shard.split for shard in self.manifest.shards}
+        storage, names = self.folder.storage, {split: self.folder.index_name(split) for split in self.indexes}
+        reader, utilization = UnitReader(storage, names), Utilization(self._engine.workers)
+        if self.reuse is not None:
+            reader = self.reuse.reader(reader)
+        with (
+            mirror,
+            self.progress.images(sum(unit.rows for unit in units)) as advance,
+            closing(self._engine.run(units, reader, UnitWriter(storage))) as shards,
+        ):
+            for shard in shards:
+                written = time.time() if self.folder.store else (self.folder.root / shard.file).stat().st_mtime
+                for note in utilization.add(written, shard):
+                    self.progress.say(note)
+                self._commit(shard)
+                mirror.copy_soon()
+                advance(shard.rows, shard.counts)
+        self.progress.say(str(utilization))
+        if by_rules := RequestCache(self.folder.private / REQUESTS).count_by_rules():
+            fallen = count(by_rules, "caption")
+            self.progress.say(f"NOTE: {fallen} fell back to the rule parser: the model's answers were unusable")
+        self.folder.sweep(self.manifest)
+
+    def _commit(self, shard: ShardEntry) -> None:
+        superseded = self.manifest.commit(shard)
+        # The copy of the manifest in a store may still list it; `sweep` deletes it there.
+        if superseded is not None and superseded.file != shard.file and not self.folder.store:
+            delete(self.folder.storage / superseded.file)
+        if shard.split not in self._described:
+            self._described.add(shard.split)
+            self.folder.describe(self.recipe, self.manifest)
+
+    def close(self) -> None:
+        """End the workers."""
+        for engine in (self._local, self._engine):
+            if engine is not None:
+                engine.close()
+
+    def _stage_builder(self) -> StageBuilder:
+        """The stages that run, before images and classes are known."""
+        reused = self.reuse.reused if self.reuse else ()
+        here = STAGES if self.recipe.source.format == "folder" else STAGES[1:]
+        names = [name for name in here if name not in reused]
+        recipe, cache = _with_gpus(self.recipe, self.before, self.reuse), CacheFolder(self.folder.private.absolute())
+        return StageBuilder(build_stages, recipe, {}, (), names, reused, cache)
 
 
 def _classes(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> list[str] | None:
@@ -142,33 +220,9 @@ def _classes(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> list[str] | 
     return [name for split in sorted(indexes) for name in indexes[split].meta["categories"]]
 
 
-def _engine(stages: StageBuilder, local: LocalEngine | None, images: int) -> Engine:
-    """The engine for so many images; `local`: one that is warm."""
-    if runs_locally(stages.recipe, stages, images):
-        return local or LocalEngine(stages)
-    from sgpipe.generation.ray_engine import RayEngine
-
-    return RayEngine()
-
-
 def _with_gpus(recipe: Recipe, before: Mapping[str, Any], reuse: Reuse | None) -> Recipe:
     shared = stages_sharing_gpus(recipe, reuse.before if reuse else before)
     return share_gpus(recipe, shared & set(reuse.stages if reuse else STAGES))
-
-
-def _copy_indexes(
-    indexes: Iterable[str], roots: Mapping[str, ImageRoot], folder: RunFolder, mirror: ManifestMirror
-) -> None:
-    """Copy what workers on other machines need besides the units into the store."""
-    for split in indexes:
-        mirror.copy_index(folder.index(split))
-    keep_indexes(roots, folder)
-
-
-def _ask_again(folder: RunFolder, retry_failed: bool) -> None:
-    """Forget what served models have refused, if the images of error rows are labelled again."""
-    if retry_failed:
-        RequestCache(folder.private / REQUESTS).forget_refusals()
 
 
 def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
@@ -328,43 +382,6 @@ def _planned_rows(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[st
         rows[split] = min(len(index), left)
         left -= rows[split]
     return rows
-
-
-def _run(
-    engine: Engine,
-    units: Sequence[WorkUnit],
-    recipe: Recipe,
-    folder: RunFolder,
-    manifest: Manifest,
-    progress: Progress,
-    mirror: ManifestMirror,
-    reuse: Reuse | None,
-) -> None:
-    reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in recipe.source.splits})
-    if reuse is not None:
-        reader = reuse.reader(reader)
-    utilization = Utilization(engine.workers)
-    with (
-        progress.images(sum(unit.rows for unit in units)) as advance,
-        closing(engine.run(units, reader, UnitWriter(folder.storage))) as shards,
-    ):
-        described = {shard.split for shard in manifest.shards}
-        for shard in shards:
-            written = time.time() if folder.store else (folder.root / shard.file).stat().st_mtime
-            for note in utilization.add(written, shard):
-                progress.say(note)
-            superseded = manifest.commit(shard)
-            mirror.copy_soon()
-            # The copy of the manifest in a store may still list it; `sweep` deletes it there.
-            if superseded is not None and superseded.file != shard.file and not folder.store:
-                delete(folder.storage / superseded.file)
-            if shard.split not in described:
-                described.add(shard.split)
-                folder.describe(recipe, manifest)
-            advance(shard.rows, shard.counts)
-    progress.say(str(utilization))
-    if by_rules := RequestCache(folder.private / REQUESTS).count_by_rules():
-        progress.say(f"NOTE: the rules parsed {count(by_rules, 'caption')} whose answers could not be used")
 
 
 def summarise(manifest: Manifest, planned: int, indexes: Mapping[str, SourceIndex] | None = None) -> Summary:

@@ -133,16 +133,16 @@ def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(parent, coco, mo
     run(captioned(coco, models), out)
     there = Manifest.load(out).run["identity"]
     assert (there["caption"]["dtype"], there["tag"]["dtype"]) == ("auto on a GPU", "auto on a GPU")
-    assert lent == [{"caption", "tag"}]
+    assert lent[-1] == {"caption", "tag"}
     _, lines = run(load_recipe(out / "recipe.yaml"), out)
     assert any(line.startswith("nothing left to do") for line in lines)
     ran.clear()
     run(captioned(coco, models, **{"tag.threshold": 0.02}), tmp_path / "child", out)
     assert ran == ["tag"]
-    assert lent[1:] == [{"tag"}]
+    assert lent[-1] == {"tag"}
     run(captioned(coco, models, **{"tag.threshold": 0.02}), tmp_path / "of a CPU", parent)
     assert Manifest.load(tmp_path / "of a CPU").run["identity"]["tag"]["dtype"] == "auto on a CPU"
-    assert lent[2:] == [set()]
+    assert lent[-1] == set()
     monkeypatch.setattr(engine, "usable_gpus", lambda: 0)
     with pytest.raises(UserError, match=r"caption\.dtype: 'auto on a GPU' then, 'auto on a CPU' now"):
         run(captioned(coco, models), out)

@@ -107,7 +107,7 @@ def test_captions_that_the_rules_had_to_parse_are_counted(coco: Files, tmp_path:
     with EndpointServer(answer, models=["tiny-llm"]) as server:
         llm = {"parse.parser": "llm", "parse.model": "tiny-llm", "parse.endpoint": server.url, "source.splits": split}
         said = run(coco, tmp_path / "run", server, **captions, **llm)
-    assert "NOTE: the rules parsed 1 caption whose answers could not be used" in said
+    assert "NOTE: 1 caption fell back to the rule parser" in said
     parsed = [row for row in iter_records(tmp_path / "run") if any(t.predicate == "near" for t in row.triplets)]
     assert len(parsed) > 2
 
