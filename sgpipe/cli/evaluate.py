@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from sgpipe.cli.options import (
     ImageData,
     InferenceOptions,
     Json,
+    Place,
     as_location,
     reads_file,
     reads_stored,
@@ -52,7 +53,7 @@ class ReportOptions:
     """How a result is printed, the files that it is written to, and what it is compared with."""
 
     compare: Annotated[
-        Any | None,
+        Place | None,
         reads_stored(
             "Predictions, model or run of the same kind and images: print the differences with 95% intervals."
         ),
@@ -95,9 +96,9 @@ class InputOptions(InferenceOptions):
 
     predictions: Annotated[Path | None, reads_file("Predictions file; docs/formats.md describes the formats.")] = None
     model: Annotated[
-        Any | None, reads_stored("Folder or store of a trained model, instead of predictions.", panel=MODELS)
+        Place | None, reads_stored("Folder or store of a trained model, instead of predictions.", panel=MODELS)
     ] = None
-    data: Annotated[Any | None, reads_stored("With --model: folder of shards, or their object store.")] = None
+    data: Annotated[Place | None, reads_stored("With --model: folder of shards, or their object store.")] = None
 
     def given(
         self, annotations: Path | None, classes: Path | None = None, other: Path | None = None
@@ -161,7 +162,7 @@ def vcoco(
     annotations: Annotated[Path, reads_file("V-COCO's own annotations: vcoco_test.json.")],
     coco: Annotated[Path, reads_file("The COCO instances they refer to: instances_vcoco_all_2014.json.")],
     possible: Annotated[
-        Any | None, reads_stored("With --model: training shards; what never occurs in them is scored 0.")
+        Place | None, reads_stored("With --model: training shards; what never occurs in them is scored 0.")
     ] = None,
     inputs: InputOptions,
     report: ReportOptions,
@@ -246,10 +247,10 @@ def vg(
 @with_option_groups
 def labels(
     *,
-    pred: Annotated[Any, reads_stored("Folder of a run of `sgpipe generate`, or its object store.")],
+    pred: Annotated[Place, reads_stored("Folder of a run of `sgpipe generate`, or its object store.")],
     truth: GroundTruthFolder = None,
     wanted: Annotated[
-        Any | None, reads_stored("Shards with the target relations for recall. Default: all of the ground truth.")
+        Place | None, reads_stored("Shards with the target relations for recall. Default: all of the ground truth.")
     ] = None,
     source: Annotated[
         Literal["relations", "candidates"],
@@ -292,7 +293,7 @@ def labels(
 def boxes(
     *,
     pred: Annotated[
-        Any,
+        Place,
         typer.Argument(
             metavar="RUN",
             help="Run of `sgpipe generate` or its object store, COCO results file, or predictions.",
@@ -301,7 +302,7 @@ def boxes(
         ),
     ],
     truth: Annotated[
-        Any | None, reads_stored("Run or import with boxes, or COCO instances file. Default: the run's own, if any.")
+        Place | None, reads_stored("Run or import with boxes, or COCO instances file. Default: the run's own, if any.")
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Minimum score for precision and recall. Default: the run's own.")

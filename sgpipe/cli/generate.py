@@ -10,7 +10,7 @@ from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,6 +25,7 @@ from sgpipe.cli.options import (
     ImageData,
     Json,
     Limit,
+    Place,
     RayAddress,
     Seed,
     Settings,
@@ -57,7 +58,9 @@ _NOTE = "the packaged miniworld models know only synthetic images; for photograp
 class SourceOptions:
     """The images to label, and what is known of them, instead of those of the recipe."""
 
-    root: Annotated[Any | None, reads_stored("Folder or object store that the recipe's paths are relative to.")] = None
+    root: Annotated[Place | None, reads_stored("Folder or object store that the recipe's paths are relative to.")] = (
+        None
+    )
     images: Annotated[
         str | None,
         typer.Option(
@@ -73,15 +76,15 @@ class SourceOptions:
         ),
     ] = None
     annotations: Annotated[
-        Any | None, typer.Option(help="Annotation file for --images.", parser=as_location, rich_help_panel=DATA)
+        Place | None, typer.Option(help="Annotation file for --images.", parser=as_location, rich_help_panel=DATA)
     ] = None
     captions: Annotated[
-        Any | None,
+        Place | None,
         typer.Option(help="COCO captions file; the captioner does not run.", parser=as_location, rich_help_panel=DATA),
     ] = None
     split: GuessedSplit = None
     truth: Annotated[
-        Any | None,
+        Place | None,
         reads_stored(
             "Run or import with ground truth of the same images, also in a store; prints precision and recall."
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from sgpipe.cli.options import (
     GuessedSplit,
     Json,
     Limit,
+    Place,
     reads_file,
     reads_images,
     reads_stored,
@@ -25,7 +26,7 @@ from sgpipe.utils import console
 if TYPE_CHECKING:
     from sgpipe.sources.annotated import AnnotationSource
 
-Annotations = Annotated[Any, reads_stored("Annotation file, also in a store: s3://….")]
+Annotations = Annotated[Place, reads_stored("Annotation file, also in a store: s3://….")]
 Images = Annotated[
     str,
     reads_images(
@@ -92,7 +93,7 @@ class RetryOptions(ImportOptions):
 def vg(
     *,
     data: AnnotationOptions,
-    image_data: Annotated[Any | None, reads_stored("image_data.json, for the sizes of the images.")] = None,
+    image_data: Annotated[Place | None, reads_stored("image_data.json, for the sizes of the images.")] = None,
     object_aliases: Annotated[
         Path | None, reads_file("File of object names with the same meaning, one group per line.")
     ] = None,
@@ -183,7 +184,7 @@ def rlipv2(
     *,
     data: AnnotationOptions,
     image_paths: Annotated[
-        Any | None, reads_stored("Objects365's image_id_to_filepath.json; required for its images.")
+        Place | None, reads_stored("Objects365's image_id_to_filepath.json; required for its images.")
     ] = None,
     options: RetryOptions,
 ) -> None:
@@ -207,7 +208,7 @@ def coco_rel(
     *,
     data: AnnotationOptions,
     relations: Annotated[
-        Any | None,
+        Place | None,
         reads_stored(
             "RelTR's rel.json: rel_categories, and triplets by split and image. Default: the rel_annotations of "
             "--annotations."
@@ -234,7 +235,7 @@ def coco_rel(
 def coco(
     *,
     data: AnnotationOptions,
-    captions: Annotated[Any | None, reads_stored("COCO captions file of the same images.")] = None,
+    captions: Annotated[Place | None, reads_stored("COCO captions file of the same images.")] = None,
     options: RetryOptions,
 ) -> None:
     """Import COCO's objects and captions.

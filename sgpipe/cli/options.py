@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -22,6 +22,12 @@ from sgpipe.utils import console
 
 DATA, MODELS, COMPUTE = "Data", "Models", "Compute"  # headings of `--help`
 _OWN = "own"
+if TYPE_CHECKING:
+    Place = Any
+else:
+
+    class Place:
+        """A file or folder, or the URI of a store, as `--help` names the type."""
 
 
 def reads_file(text: str, panel: str | None = DATA) -> Any:
@@ -97,7 +103,7 @@ def say(message: str) -> None:
 
 
 StoredRun = Annotated[
-    Any,
+    Place,
     typer.Argument(
         help="Folder of a run or an import, or its object store, such as s3://bucket/labels.",
         parser=as_location,
@@ -126,7 +132,7 @@ Tagger = Annotated[
     ),
 ]
 CalibrationFile = Annotated[
-    Any | None,
+    Place | None,
     reads_stored("File of `sgpipe calibrate`, also in a store; minimum confidences are probabilities then."),
 ]
 ExpectedPrecision = Annotated[
@@ -146,13 +152,13 @@ MovedImages = Annotated[
     str | None, reads_images("Where the images are, if they have moved: folder, archives or store.")
 ]
 GroundTruthFolder = Annotated[
-    Any | None,
+    Place | None,
     reads_stored(
         "Shards with the ground truth, such as `sgpipe import` writes, also in a store. Default: the run's own, if any."
     ),
 ]
 ImageData = Annotated[
-    Any | None,
+    Place | None,
     reads_stored("Visual Genome's image_data.json, if Visual Genome is the ground truth for COCO; also in a store."),
 ]
 GuessedSplit = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from sgpipe.cli.options import (
     InferenceOptions,
     Json,
     MovedImages,
+    Place,
     StoredRun,
     as_location,
     reads_stored,
@@ -42,14 +43,14 @@ PredictionFormat = Literal["hico", "vcoco", "openimages", "vg"]  # the benchmark
 def predict(
     *,
     model: Annotated[
-        Any,
+        Place,
         typer.Argument(
             help="Folder or store of a ParSeDA or ParSeD model, or of its training.",
             parser=as_location,
             callback=stored,
         ),
     ],
-    data: Annotated[Any, reads_stored("Folder of shards, or their object store.")],
+    data: Annotated[Place, reads_stored("Folder of shards, or their object store.")],
     out: Annotated[Path, writes_file("File to write: .json for `sgpipe eval`, or .parquet.")],
     form: Annotated[
         PredictionFormat | None,

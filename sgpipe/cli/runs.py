@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from sgpipe.cli.options import (
     Json,
     JudgedFile,
     MovedImages,
+    Place,
     StoredRun,
     judged_file,
     reads_stored,
@@ -85,7 +86,7 @@ def stats(
     chosen: ThresholdOptions,
     images: MovedImages = None,
     compare: Annotated[
-        Any | None, reads_stored("Earlier run, or its store; shows what has changed since then.")
+        Place | None, reads_stored("Earlier run, or its store; shows what has changed since then.")
     ] = None,
     truth: GroundTruthFolder = None,
     image_data: ImageData = None,

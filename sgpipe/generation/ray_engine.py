@@ -156,7 +156,7 @@ class RayEngine:
 
     def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
         self._stages, engine = stages(), stages.recipe.engine
-        progress.say("starting Ray")
+        progress.say(f"joining Ray at {engine.address}" if engine.address else "starting Ray")
         start_ray(engine.address, engine.cpus)
         actors = max(pool.actors for pool in plan_pools(self._stages, sum(unit.rows for unit in units)))
         units = cut_units(units, engine.unit_size, actors)
@@ -300,6 +300,7 @@ def _graph(
     isolated: bool,
 ) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # more than units, if few are left
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -232,6 +232,8 @@ def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
         stages: those that run; models of others need not be there.
     """
     _check_data(recipe)
+    if recipe.engine.kind == "local" and recipe.engine.address:
+        raise UserError("engine.kind=local does not join a Ray cluster: omit engine.address (--ray-address)")
     for name in (name for name in ("detect", "caption", "tag") if name in stages):
         stage = getattr(recipe, name)
         names = (f"{name}.device", f"{name}.resources.gpus")

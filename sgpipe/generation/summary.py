@@ -95,6 +95,5 @@ def _add_problems(table: Table, summary: Summary) -> None:
 
 def _print_errors(summary: Summary, console: Console) -> None:
     if errors := summary.counts["errors"]:
-        console.print(
-            f"{count(errors, 'error row')}: `sgpipe stats {summary.root}` lists the reasons, --retry-failed tries again"
-        )
+        reasons = f"`sgpipe stats {summary.root}` lists the reasons"
+        console.print(f"{count(errors, 'error row')}: {reasons}, --retry-failed tries again", soft_wrap=True)

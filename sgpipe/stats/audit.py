@@ -428,7 +428,7 @@ def compare(other: Measures, this: Measures) -> Comparison:
     shares.sort(key=lambda change: (-abs(change.after - change.before), change.name))
     health = [Change(a.title, a.share, b.share) for a, b in zip(other.health, this.health, strict=True)]
     return Comparison(
-        other=other.run or other.fingerprint,
+        other="other run" if other.run in (None, "", this.run) else other.run,
         counts=[Change(name, before, _counts(this)[name]) for name, before in _counts(other).items()],
         predicates=[change for change in shares if change.before != change.after][:_PREDICATES],
         gained=len(this.predicates.keys() - other.predicates.keys()),

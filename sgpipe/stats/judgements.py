@@ -80,7 +80,7 @@ class JudgementSummary:
         states = ("right", "wrong", "changed", "unsure", "conflict", "added")
         parts = [f"{self.counts[name]:,} {'in conflict' if name == 'conflict' else name}" for name in states]
         judged = count(self.counts["relations"], "relation")
-        return f"{judged} judged ({', '.join(parts)}); {self.outside:,} of them not because a plan asked."
+        return f"{judged} judged ({', '.join(parts)}); {self.outside:,} of them outside the plan."
 
 
 @dataclass(frozen=True)

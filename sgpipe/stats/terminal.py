@@ -131,7 +131,11 @@ def _levels(measures: Measures) -> Table:
 def _ranking(what: str, unit: str, counts: Mapping[str, int], longest: int | None = None) -> Table:
     total, first = sum(counts.values()), list(counts.items())[:_TOP]
     rows = [(single_line(name, longest), f"{number:,}", f"{number / total:.1%}") for name, number in first]
-    return table(f"most frequent of {count(len(counts), what)}", [what, f">{unit}", ">share"], rows)
+    return table(_frequent(len(counts), what, _TOP), [what, f">{unit}", ">share"], rows)
+
+
+def _frequent(number: int, what: str, shown: int) -> str:
+    return f"most frequent of {count(number, what)}" if number > shown else count(number, what)
 
 
 def _triplets(measures: Measures) -> Table:
@@ -140,7 +144,7 @@ def _triplets(measures: Measures) -> Table:
         names = (single_line(name or "(missing)", _LONGEST) for name in (t.subject, t.predicate, t.object))
         rows.append((*names, f"{t.relations:,}", "-" if t.confidence is None else f"{t.confidence:.2f}"))
     heads = ["subject", "predicate", "object", ">relations", ">mean confidence"]
-    return table(f"most frequent of {count(measures.triplet_kinds, 'triplet')}", heads, rows)
+    return table(_frequent(measures.triplet_kinds, "triplet", _TRIPLETS), heads, rows)
 
 
 def _health(measures: Measures) -> Table | str:

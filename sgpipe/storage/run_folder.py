@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,13 +122,21 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Create the folder if needed, and keep every other run out of it.
 
+        A command that is refused before its first shard removes the folder that it made.
+
         Raises UserError: it is a file, contains something else, or another run is writing into it.
         """
         self._refuse_other_content()
+        is_new = not self.root.exists() and self.store is None
         with add_filename(self.root):
             (self.root / DATA).mkdir(parents=True, exist_ok=True)
             with only_process(self._lock, self.root):
-                yield
+                try:
+                    yield
+                except UserError:
+                    if is_new and not any((self.root / DATA).iterdir()) and not (self.private / REQUESTS).exists():
+                        shutil.rmtree(self.root, ignore_errors=True)
+                    raise
 
     def claim_store(self) -> None:
         """Make the store, if there is one, this run's own. Raises UserError: another run does so at this moment."""

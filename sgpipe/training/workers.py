@@ -50,7 +50,7 @@ def run_workers(job: TrainingJob, display: TrainingDisplay, progress: Progress) 
     config = job.recipe.workers
     refusal = job.private / _REFUSAL
     refusal.unlink(missing_ok=True)
-    progress.say("starting Ray")
+    progress.say(f"joining Ray at {config.address}" if config.address else "starting Ray")
     start_ray(config.address)
     lower = {"CPU": "workers.count (--workers) or workers.cpus", "GPU": "workers.count (--workers) or workers.gpus"}
     if note := check_workers(ray.cluster_resources(), config.count, config.cpus, _gpus(config), lower, ray.nodes()):

@@ -22,6 +22,7 @@ if "ray" not in sys.modules and (any(_TOKENS) or Path("~/.ray/auth_token").expan
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data makes every driver report an error that is none
 
 import ray  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402

@@ -93,7 +93,7 @@ def test_more_cpus_than_there_are_are_refused(tmp_path: Path) -> None:
     [
         ({}, 10**6, True),
         ({"engine.address": "auto"}, 1, False),
-        ({"engine.kind": "local", "engine.address": "auto"}, 10**6, True),
+        ({"engine.kind": "local"}, 10**6, True),
         ({"engine.kind": "ray"}, 1, False),
         ({"tag.resources.gpus": 1}, 100, True),
         ({"tag.resources.gpus": 1}, 10**6, False),

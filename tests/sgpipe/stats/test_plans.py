@@ -246,7 +246,7 @@ def test_stats_and_calibrate_use_the_judgements_of_the_run(judged, tmp_path):
     text = invoke("stats", judged, "--judgements", "own", "--html", tmp_path / "report.html")
     assert "People judged 196 relations: the precision of the run is" in text
     assert "210 relations judged" in text
-    assert "10 of them not because a plan asked" in text
+    assert "10 of them outside the plan" in text
     assert "cut short" in text
     assert "the search q=<b>" in text
     page = (tmp_path / "report.html").read_text()
