@@ -25,9 +25,7 @@ _OWN = "own"
 if TYPE_CHECKING:
     Place = Any
 else:
-
-    class Place:
-        """A file or folder, or the URI of a store, as `--help` names the type."""
+    Place = type("path", (), {})  # a file, folder or URI of a store: `--help` shows the name of the type
 
 
 def reads_file(text: str, panel: str | None = DATA) -> Any:
