@@ -64,8 +64,10 @@ class WorkerProcess:
         with suppress(OSError):
             self.pipe.send(message)
 
-    def end(self) -> int:
-        """Kill the process, unless it has ended; returns its exit code."""
+    def end(self, patience: float = 0) -> int:
+        """Kill the process, unless it ends within `patience` seconds; returns its exit code."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
         self.process.kill()
         self.pipe.close()
         os.close(self.lifeline)
@@ -122,7 +124,7 @@ class LocalEngine:
                 except (EOFError, OSError):
                     unit, isolated = process.job[0], True  # type: ignore[index]
                     self._processes.remove(process)
-                    code = process.end()
+                    code = process.end(_PATIENCE)
                     crashes[unit] += 1
                     if crashes[unit] == _TRIES:
                         raise EngineError(f"a worker crashed {_TRIES} times (exit code {code})") from None

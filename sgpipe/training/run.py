@@ -53,23 +53,35 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
     disable_progress_bar()
     workers = recipe.workers
     check_devices(workers.device, workers.gpus, workers.count, ("workers.device", "workers.gpus"))
+    is_new = not out.exists()
     _make_folder(out)
     with only_process(out / PRIVATE / "lock", out):
-        progress.say("reading the shards")
-        training = scan_training(recipe.data)
-        validation = scan_validation(recipe.data, training)
-        check_benchmark(recipe, validation)
-        for warning in data_warnings(training, recipe.data, miniature=recipe.model.backbone == "miniature"):
-            progress.say(f"NOTE: {warning}")
-        if workers.compile and not _on_gpus(workers):
-            progress.say("NOTE: workers.compile is ignored: the training runs on CPUs")
-        job = TrainingJob(recipe, out.resolve(), training, validation)
-        _check_identity(job)
-        if not (job.initial_model / "config.json").exists():
-            progress.say("creating the network")
-            make_initial_model(recipe.model, _all_texts(training, recipe), recipe.seed, job.initial_model)
+        try:
+            job = _prepare(recipe, out.resolve(), progress)
+        except UserError:
+            if is_new:
+                shutil.rmtree(out, ignore_errors=True)
+            raise
         _run(job, progress)
         return _summarise(job)
+
+
+def _prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
+    """Read the shards and create the network. Raises UserError."""
+    progress.say("reading the shards")
+    training = scan_training(recipe.data)
+    validation = scan_validation(recipe.data, training)
+    check_benchmark(recipe, validation)
+    for warning in data_warnings(training, recipe.data, miniature=recipe.model.backbone == "miniature"):
+        progress.say(f"NOTE: {warning}")
+    if recipe.workers.compile and not _on_gpus(recipe.workers):
+        progress.say("NOTE: workers.compile is ignored: the training runs on CPUs")
+    job = TrainingJob(recipe, out, training, validation)
+    _check_identity(job)
+    if not (job.initial_model / "config.json").exists():
+        progress.say("creating the network")
+        make_initial_model(recipe.model, _all_texts(training, recipe), recipe.seed, job.initial_model)
+    return job
 
 
 def _on_gpus(workers: WorkersConfig) -> bool:

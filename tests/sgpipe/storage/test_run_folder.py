@@ -1,3 +1,4 @@
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,24 @@ def test_what_is_not_a_run_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="is a file"), RunFolder(tmp_path / "file").lock():
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_a_refused_command_removes_only_a_folder_that_it_made(tmp_path, was_there):
+    root = tmp_path / "run"
+    if was_there:
+        root.mkdir()
+    with pytest.raises(UserError, match="in vain"), RunFolder(root).lock():
+        raise UserError("in vain")
+    assert root.exists() == was_there
+
+
+def test_a_refused_command_keeps_shards(tmp_path):
+    root = tmp_path / "run"
+    with suppress(UserError), RunFolder(root).lock():
+        (root / shard_name("val", 0, 1)).touch()
+        raise UserError("later")
+    assert (root / shard_name("val", 0, 1)).exists()
 
 
 def test_leftovers_of_a_killed_run_are_swept(tmp_path):

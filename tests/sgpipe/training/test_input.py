@@ -57,7 +57,7 @@ def test_folders_without_shards(drawn_run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "missing", tmp_path / "empty", drawn_run.parent / "drawn" / SCENE_GRAPHS):
         assert str(folder) in refused(invoke(folder, tmp_path / "out"))
-    assert not (tmp_path / "out" / "last").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_networks_of_another_kind_are_refused(drawn_run: Path, trained_tagger: Path, tmp_path: Path) -> None:
