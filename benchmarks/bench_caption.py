@@ -24,8 +24,7 @@ from torch import Tensor
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration
 
 from benchmarks.measure import matrix_rate, medians, operations, report
-from sgpipe.stages.caption.blip import fuse_vision_attention
-from sgpipe.stages.caption.blip_decoder import BlipDecoder, sample_captions
+from sgpipe.stages.caption.blip import BlipDecoder, fuse_vision_attention, sample_captions
 from sgpipe.stages.caption.captioner import PROMPT as PROMPT_TEXT
 from sgpipe.stages.caption.decoding import NucleusSampling
 

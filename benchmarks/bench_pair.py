@@ -24,7 +24,7 @@ from benchmarks.measure import report
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Box, Pair, Record, Triplet
 from sgpipe.sources.vocabulary import category_names, packaged_synonyms
-from sgpipe.stages.pair.stage import PairStage
+from sgpipe.stages.pair import PairStage
 
 NOUNS = ("man", "woman", "people", "street", "field", "room", "tree", "hair", "carpet", "kitchen", "group", "wall")
 VERBS = ("on", "in", "near", "with", "holding", "riding", "sitting on", "wearing", "behind", "above", "under")

@@ -56,11 +56,10 @@ from rlip_model.training.objective import Objective
 from rlip_model.training.optimisation import make_optimizer
 from sgpipe.recipe import CaptionConfig, PairConfig, ParseConfig, Resources, TagConfig
 from sgpipe.records import Box, Caption, Pair, Record
-from sgpipe.stages.caption.blip import fuse_vision_attention
-from sgpipe.stages.caption.blip_decoder import BlipDecoder, sample_captions
+from sgpipe.stages.caption.blip import BlipDecoder, fuse_vision_attention, sample_captions
 from sgpipe.stages.caption.decoding import NucleusSampling
 from sgpipe.stages.caption.stage import CaptionStage
-from sgpipe.stages.pair.stage import PairStage
+from sgpipe.stages.pair import PairStage
 from sgpipe.stages.parse.stage import ParseStage
 from sgpipe.stages.tag.stage import TagStage
 from sgpipe.utils.compiling import one_line

@@ -36,8 +36,7 @@ from sgpipe.sources.annotated import replace_surrogates
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import Stage
 from sgpipe.stages.build import build_stages, with_classes
-from sgpipe.stages.detect.detectors import detector_classes
-from sgpipe.stages.detect.stage import DetectStage, GivenBoxes, GivenBoxesStage, parse_boxes
+from sgpipe.stages.detect import DetectStage, GivenBoxes, GivenBoxesStage, detector_classes, parse_boxes
 from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.utils.console import count
 from sgpipe.utils.devices import check_devices

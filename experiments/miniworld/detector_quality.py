@@ -26,7 +26,7 @@ from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import MiniworldConfig, load_recipe, packaged_model
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.sources.miniworld import MiniworldFiles
-from sgpipe.stages.detect import detectors
+from sgpipe.stages import detect
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils.console import Progress, run_command
 
@@ -82,10 +82,10 @@ def _label(network: Path, world: Path, run: Path) -> Path:
 def _detect(network: Path, world: Path, out: Path) -> Path:
     """Write all boxes that are not quite improbable as COCO results."""
     config = load_recipe("miniworld", {"detect.detector": str(network)}).detect
-    detector = detectors.load(config, torch.device("cpu"))
+    detector = detect.load(config, torch.device("cpu"))
     truth = json.loads((world / INSTANCES).read_text(encoding="utf-8"))
     numbers = {category["name"]: category["id"] for category in truth["categories"]}
-    classes = [numbers[name] for name in detectors.detector_classes(config)]
+    classes = [numbers[name] for name in detect.detector_classes(config)]
     results = []
     for item in truth["images"]:
         with Image.open(world / IMAGES / item["file_name"]) as image:

@@ -16,7 +16,7 @@ from spacy.language import Language
 from experiments.parser.gold import Aligned, GoldCaption, align, learn_synonyms
 from experiments.parser.network import Batch
 from sgpipe.stages.parse.grammar.tree import NOUN_TAGS
-from sgpipe.stages.parse.learned.features import (
+from sgpipe.stages.parse.learned.network import (
     Sentence,
     Tables,
     before_head,

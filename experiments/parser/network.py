@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgpipe.stages.parse.learned.features import DISTANCES, NEIGHBOURS, PATHS, PLACES, SUFFIXES, Tables
+from sgpipe.stages.parse.learned.network import DISTANCES, NEIGHBOURS, PATHS, PLACES, SUFFIXES, Tables
 
 
 class Sizes(NamedTuple):

@@ -110,7 +110,7 @@ def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, z
     from sgpipe.inference.predictor import predict as predict_images
     from sgpipe.inference.writers import write_hoia, write_parquet
     from sgpipe.sources.hoi import HICO
-    from sgpipe.stages.detect.detectors import load_detector
+    from sgpipe.stages.detect import load_detector
 
     parquet = out.suffix == ".parquet"
     if form in ("vg", "vcoco"):

@@ -18,7 +18,7 @@ from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
 from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Resources, TagConfig
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import CachingStage, ModelStage, Stage, Usage
-from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import read_file, revision_of, shard_name, write_shard
@@ -158,8 +158,7 @@ class StageBuilder:
         stages: list[Stage] = []
         classes = self.classes
         if classes is None:
-            from sgpipe.stages.detect.detectors import detector_classes
-            from sgpipe.stages.detect.stage import DetectStage
+            from sgpipe.stages.detect import DetectStage, detector_classes
 
             classes = detector_classes(self.recipe.detect)
             stages.append(DetectStage(self.recipe.detect, self.roots))

@@ -38,7 +38,7 @@ from sgpipe.sources.hub import check_hub
 from sgpipe.sources.miniworld import recipe_warnings, remove_unused
 from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.stages.build import build_stages
-from sgpipe.stages.endpoint.cache import CacheFolder, RequestCache
+from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.tag.methods import check_tagger, tag_notes
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror

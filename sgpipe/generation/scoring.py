@@ -22,7 +22,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
-from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.score.build import make_scorer
 from sgpipe.stages.score.clip import ClipModel, TextEmbeddings, load_clip
 from sgpipe.stages.score.scorer import ScorerSettings, is_directed, relation_text

@@ -20,7 +20,7 @@ from rlip_model.training.objective import detect
 from sgpipe.errors import EngineError, UserError
 from sgpipe.images import ImageError
 from sgpipe.inference.rows import PERSON, ImagePrediction, ImageRow, PredictConfig, RowGroup, iter_rows
-from sgpipe.stages.detect.detectors import load_detector, trained_sides
+from sgpipe.stages.detect import load_detector, trained_sides
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
 from sgpipe.utils.gpu_memory import enough_memory

@@ -18,7 +18,7 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
-from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.stages.endpoint import CacheFolder
 
 COMPILATION = "compilation"  # beside the names of stages
 

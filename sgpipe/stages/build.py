@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import Recipe
 from sgpipe.stages.base import LoadStage, Stage
-from sgpipe.stages.pair.stage import PairStage
+from sgpipe.stages.pair import PairStage
 
 
 def build_stages(recipe: Recipe, roots: Mapping[str, ImagePlace], names: Iterable[str]) -> list[Stage]:
@@ -40,7 +40,7 @@ def _tag_stage(recipe: Recipe, roots: Mapping[str, ImagePlace], names: Sequence[
 
         return AssumedStage(recipe.tag, roots)
     if recipe.tag.method != "rtagger":
-        from sgpipe.stages.tag.scored import ScoredStage
+        from sgpipe.stages.tag.stage import ScoredStage
 
         return ScoredStage(recipe.tag, roots, recipe.pair)
     from sgpipe.stages.tag.stage import TagStage

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from sgpipe.records import Record, Relation, Triplet
-from sgpipe.stages.pair.matching import normalise_predicate, split_words
+from sgpipe.stages.pair import normalise_predicate, split_words
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
 

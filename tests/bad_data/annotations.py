@@ -14,7 +14,7 @@ from sgpipe.recipe import PairConfig, Resources, SourceConfig, SplitConfig
 from sgpipe.records import Triplet
 from sgpipe.sources.opening import open_source
 from sgpipe.stages.base import LoadStage
-from sgpipe.stages.pair.stage import PairStage
+from sgpipe.stages.pair import PairStage
 from tests.bad_data.case import Case, Outcome, outcome
 
 IMAGE = {"id": 1, "file_name": "1.png", "width": 100, "height": 80}

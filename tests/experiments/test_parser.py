@@ -15,8 +15,7 @@ from experiments.parser.examples import annotate, collate, make_example, make_ta
 from experiments.parser.gold import _gold, captions_to_exclude, learn_names, read_gold
 from experiments.parser.network import ParserNetwork, Sizes, loss
 from sgpipe.errors import UserError
-from sgpipe.stages.parse.learned.features import Tables
-from sgpipe.stages.parse.learned.network import Network
+from sgpipe.stages.parse.learned.network import Network, Tables
 from sgpipe.stages.parse.rules import load_model
 
 ROWS = [

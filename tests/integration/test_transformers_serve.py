@@ -22,9 +22,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig, Requests
 from sgpipe.records import Record
 from sgpipe.stages.caption.stage import CaptionStage
-from sgpipe.stages.endpoint.cache import CacheFolder
-from sgpipe.stages.endpoint.client import ChatEndpoint
-from sgpipe.stages.endpoint.messages import ChatRequest, ChatSampling, conversation
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, conversation
 from tests.vlm_checkpoints import make_vlm
 
 PYTHON = Path(__file__).parents[2] / ".serving/bin/python"

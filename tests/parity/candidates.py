@@ -19,10 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.records import Box, Pair, Record, Relation, Triplet, deduplicate
-from sgpipe.stages.pair.candidates import Prior, candidate_pairs, collect_prior
-from sgpipe.stages.pair.matching import SubstringMatcher
-from sgpipe.stages.pair.stage import assign_categories, stated_predicates
-from sgpipe.stages.tag.groups import PairGroup, reference_groups, reference_prior_groups
+from sgpipe.stages.pair import (
+    Prior,
+    SubstringMatcher,
+    assign_categories,
+    candidate_pairs,
+    collect_prior,
+    stated_predicates,
+)
+from sgpipe.stages.tag.stage import PairGroup, reference_groups, reference_prior_groups
 from tests.parity.refinement import NameFrequencies, keep_known, top_per_pair
 
 PUBLISHED = "RLIPv2_train2017_threshold20_Top2_Tagger2_Noi24_20e_keep_names_freq.json"

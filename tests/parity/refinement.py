@@ -32,7 +32,7 @@ def keep_known(
 
     Args:
         objects: the boxes that the relations index.
-        known: predicates by (subject class, object class), such as `sgpipe.stages.pair.candidates.read_prior` returns.
+        known: predicates by (subject class, object class), such as `sgpipe.stages.pair.read_prior` returns.
     """
     return [
         relation

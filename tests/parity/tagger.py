@@ -16,8 +16,7 @@ from rlip_model.queries import EntityQueries, GivenPairs, PairQueries
 from rlip_model.text import NO_OBJECTS, load_tokenizer
 from sgpipe.records import Relation
 from sgpipe.sources.vocabulary import category_names
-from sgpipe.stages.tag.groups import PairGroup, reference_batches
-from sgpipe.stages.tag.stage import given_pairs, relations_above
+from sgpipe.stages.tag.stage import PairGroup, given_pairs, reference_batches, relations_above
 from tests.parity.forward import layer_outputs
 from tests.parity.golden import Golden, Report
 

@@ -8,7 +8,7 @@ from experiments.miniworld.network_quality import ANY_PAIR, measure_tagger, netw
 from sgpipe.miniworld.captions import WORDINGS
 from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import MINIWORLD, load_recipe, packaged_model, with_model_folders
-from sgpipe.stages.detect.detectors import trained_sides
+from sgpipe.stages.detect import trained_sides
 from sgpipe.training.initial_model import CLASSES
 from tests.sgpipe.generation.in_process import without_ray
 

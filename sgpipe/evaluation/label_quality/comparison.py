@@ -60,7 +60,7 @@ from sgpipe.evaluation.label_quality.synonyms import ClassTable, PredicateSynony
 from sgpipe.evaluation.result import EvaluationResult, Resampling, Rows, count_notes, mean_curve, precision_at
 from sgpipe.files.locations import Location
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.stages.pair.matching import normalise_predicate
+from sgpipe.stages.pair import normalise_predicate
 from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.utils.console import count, single_line
 

@@ -16,7 +16,7 @@ from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError
 from sgpipe.files.text_files import read_text
 from sgpipe.sources.vocabulary import category_names, packaged_synonyms
-from sgpipe.stages.pair.matching import HeadMatcher, normalise_predicate
+from sgpipe.stages.pair import HeadMatcher, normalise_predicate
 from sgpipe.utils.lemmas import verb_lemma
 
 PredicateSynonyms: TypeAlias = Mapping[str, Iterable[str]]  # the other texts that count as each predicate

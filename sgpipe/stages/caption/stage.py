@@ -27,7 +27,7 @@ from sgpipe.records import Caption, Record, Scope
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput, Refused, settings_of
 from sgpipe.stages.checkpoint import read_config
-from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.gpu_memory import gpu_use
 
@@ -125,7 +125,7 @@ def load_captioner(config: CaptionConfig, cache_folder: CacheFolder | None = Non
     Raises UserError if there is no such model.
     """
     if config.endpoint is not None:
-        from sgpipe.stages.caption.served import ServedCaptioner
+        from sgpipe.stages.caption.captioner import ServedCaptioner
 
         return ServedCaptioner(settings_of(config), cache_folder)
     config = config.model_copy(update={"captioner": local_model(str(config.captioner))})

@@ -12,12 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
-from sgpipe.stages.endpoint.cache import CacheFolder
-from sgpipe.stages.endpoint.client import ChatEndpoint
-from sgpipe.stages.endpoint.messages import Answer, ChatRequest, ChatSampling, Refusal, conversation
+from sgpipe.stages.endpoint import Answer, CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Refusal, conversation
 from sgpipe.stages.parse.grammar.tree import Tree, clean
-from sgpipe.stages.parse.grounding import Texts, ground
-from sgpipe.stages.parse.rules import analyse, load_model, triplets
+from sgpipe.stages.parse.rules import Texts, analyse, ground, load_model, triplets
 
 INSTRUCTIONS = """\
 You read image captions and list the relations between things that a caption states.

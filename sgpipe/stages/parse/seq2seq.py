@@ -22,8 +22,7 @@ from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
 from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_weights, options, quiet, read_config
 from sgpipe.stages.parse.grammar.tree import Tree, clean
-from sgpipe.stages.parse.grounding import Texts, ground
-from sgpipe.stages.parse.rules import analyse, load_model
+from sgpipe.stages.parse.rules import Texts, analyse, ground, load_model
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.gpu_memory import enough_memory
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Record, Triplet
-from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.utils.hashing import model_sha256
 

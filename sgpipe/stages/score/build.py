@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sgpipe.files.model_cache import local_model
-from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.score.scorer import RelationScorer, ScorerSettings
 
 

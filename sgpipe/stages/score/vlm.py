@@ -17,9 +17,16 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import Requests
 from sgpipe.records import Box, Relation
 from sgpipe.stages.checkpoint import MISFITS, first_line, load_weights, options, quiet, read_config
-from sgpipe.stages.endpoint.cache import CacheFolder
-from sgpipe.stages.endpoint.client import ChatEndpoint
-from sgpipe.stages.endpoint.messages import Answer, ChatRequest, ChatSampling, Refusal, conversation, image_url
+from sgpipe.stages.endpoint import (
+    Answer,
+    CacheFolder,
+    ChatEndpoint,
+    ChatRequest,
+    ChatSampling,
+    Refusal,
+    conversation,
+    image_url,
+)
 from sgpipe.stages.score.scorer import NO_AREA, Unscored, marked_image, visible_boxes
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu_memory import enough_memory

@@ -14,7 +14,7 @@ from sgpipe.errors import UserError, existing_model
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import UNSCORED, PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
-from sgpipe.stages.pair.candidates import overlapping
+from sgpipe.stages.pair import overlapping
 
 ASSUMED = 1.0  # so that no threshold drops them; without a confidence they would be annotations
 _NEEDED = {

@@ -1,4 +1,4 @@
-"""The tag stage: the R-Tagger scores the predicates of every candidate pair; scores above a threshold are relations."""
+"""The tag stages: the R-Tagger or another scorer scores candidates; scores above a threshold are relations."""
 
 from __future__ import annotations
 
@@ -29,11 +29,99 @@ from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.stages.base import image_threads
-from sgpipe.stages.tag.groups import Batch, own_batches, reference_batches, reference_groups, reference_prior_groups
+from sgpipe.stages.endpoint import CacheFolder
+from sgpipe.stages.score.build import make_scorer
+from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings, Unscored
+from sgpipe.stages.tag.methods import candidates, check_tagger
 from sgpipe.utils.compiling import Compiled, compile_forward
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu_memory import GPU_THREADS, GpuMemory, enough_memory, gpu_use
 from sgpipe.utils.prefetch import prefetch
+
+REFERENCE_SIZE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class PairGroup:
+    """A group as in RLIPv2: one box pair per entry, and the distinct predicates of all entries.
+
+    Which pair had which predicate is lost: the tagger scores every pair with every predicate.
+    """
+
+    pairs: list[tuple[int, int]]
+    predicates: list[str]
+
+
+def group_pairs(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
+    """Consecutive groups of at most `size` pairs; no group is empty."""
+    return [list(pairs[start : start + size]) for start in range(0, len(pairs), size)]
+
+
+def reference_groups(pairs: Sequence[Pair], size: int = REFERENCE_SIZE) -> list[PairGroup]:
+    """RLIPv2's groups of caption candidates: an entry is a pair with one of its predicates.
+
+    N entries form N // size + 1 groups, so the last group is empty if `size` divides N.
+    """
+    entries = [((pair.subject, pair.object), [text]) for pair in pairs for text in pair.predicates]
+    return _cut(entries, len(entries) // size + 1, size)
+
+
+def reference_prior_groups(pairs: Sequence[Pair], boxes: int, size: int = REFERENCE_SIZE) -> list[PairGroup]:
+    """RLIPv2's groups of prior candidates: an entry is a pair with all of its predicates.
+
+    The number of groups follows from all ordered pairs of the non-crowd `boxes`, whether or not they are candidates,
+    so the last groups are often empty.
+    """
+    entries = [((pair.subject, pair.object), pair.predicates) for pair in pairs]
+    return _cut(entries, boxes * (boxes - 1) // size + 1, size)
+
+
+def _cut(entries: list[tuple[tuple[int, int], list[str]]], groups: int, size: int) -> list[PairGroup]:
+    chunks = [entries[size * index : size * (index + 1)] for index in range(groups)]
+    return [
+        PairGroup([pair for pair, _ in chunk], list(dict.fromkeys(text for _, texts in chunk for text in texts)))
+        for chunk in chunks
+    ]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Groups of pairs of one image that are scored together against the same predicates."""
+
+    groups: list[list[tuple[int, int]]]
+    predicates: list[str]
+
+
+def own_batches(pairs: Sequence[Pair], size: int, chunk: int) -> list[Batch]:
+    """`restrict: pair`: groups of at most `size` pairs, each against the predicates of its own pairs.
+
+    Groups with the same predicates share a batch, up to `chunk` of them.
+    """
+    by_predicates: dict[tuple[str, ...], list[list[tuple[int, int]]]] = {}
+    with_predicates = [pair for pair in pairs if pair.predicates]
+    for group in group_pairs(with_predicates, size):
+        predicates = tuple(sorted({text for pair in group for text in pair.predicates}))
+        by_predicates.setdefault(predicates, []).append([(pair.subject, pair.object) for pair in group])
+    return [
+        Batch(groups[start : start + chunk], list(predicates))
+        for predicates, groups in by_predicates.items()
+        for start in range(0, len(groups), chunk)
+    ]
+
+
+def reference_batches(groups: Sequence[PairGroup], chunk: int) -> list[Batch]:
+    """`restrict: group`: each `chunk` of groups against all of their predicates, as in RLIPv2.
+
+    Groups without pairs count towards a chunk but are not scored.
+    """
+    batches = []
+    for start in range(0, len(groups), chunk):
+        part = groups[start : start + chunk]
+        predicates = list(dict.fromkeys(text for group in part for text in group.predicates))
+        if predicates:
+            batches.append(Batch([group.pairs for group in part if group.pairs], predicates))
+    return batches
+
 
 _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"
 GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_size says how many
@@ -314,3 +402,89 @@ def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]])
     indices = torch.tensor(pairs, dtype=torch.long).view(-1, 2).to(boxes.device)
     subjects, objects = indices.unbind(1)
     return GivenPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects])
+
+
+class ScoredStage:
+    """Keeps the candidates that a scorer finds more probable than the threshold; that is their confidence.
+
+    A candidate with a box that has no area in the image is no relation.
+    """
+
+    name = "tag"
+    fills = ("relations",)
+    threads = 0  # that open images; set up with the scorer
+
+    def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace], pair: PairConfig | None = None) -> None:
+        """
+        Args:
+            roots: where the images of each split are.
+            pair: the configuration of the pair stage.
+        """
+        self.config, self.roots, self.pair = config, roots, pair or PairConfig()
+        self.resources = config.resources
+        self.cache_folder: CacheFolder | None = None
+
+    def check(self) -> None:
+        """Raises UserError: the model cannot score, or the calibration belongs to other scores."""
+        check_tagger(self.config)
+        threshold_of_recipe(self.config, self.pair)
+        self._scorer().check()
+
+    def _scorer(self) -> RelationScorer:
+        config = self.config
+        assert config.tagger is not None
+        kind: ScorerKind = "clip" if config.method == "clip" else "vlm"
+        where = (config.endpoint, config.requests, config.device, config.dtype, config.resources.gpus or 0)
+        return make_scorer(ScorerSettings(kind, config.tagger, *where), self.cache_folder)
+
+    def setup(self) -> None:
+        """Load the scorer. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
+        check_tagger(self.config)
+        self.threshold = threshold_of_recipe(self.config, self.pair)
+        torch.set_num_threads(max(1, int(self.resources.cpus)))
+        self.scorer = self._scorer()
+        if self.config.endpoint is None:
+            self.scorer.check()
+        self.scorer.load()
+        here = self.config.endpoint is None
+        self.device = pick_device(self.config.device, self.resources.gpus) if here else None
+        self.threads = image_threads(self.resources, elsewhere=self.device != torch.device("cpu"))
+
+    def gpu_use(self) -> dict[str, Any]:
+        """See `GpuStage`."""
+        return gpu_use(self.device)
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        shown = (record for record in records if record.pairs)
+        with ImageFeed(self.roots, shown, lambda image, file: image, self.threads) as images:
+            for record in records:
+                if record.ok:
+                    self._fill(record, images)
+        return records
+
+    def _fill(self, record: Record, images: ImageFeed[Image.Image]) -> None:
+        record.relations = []
+        asked = candidates(record.pairs, None)
+        if not asked:
+            return
+        try:
+            image = images.open(record)
+        except ImageError as reason:
+            record.fail(self.name, str(reason))
+            return
+        found = self.scorer.scores(image, record.objects, asked)
+        failed = [each for each in found if isinstance(each, Unscored) and each is not NO_AREA]
+        if failed:
+            record.fail(self.name, failed[0].reason)
+            return
+        scored = [(relation, each) for relation, each in zip(asked, found, strict=True) if isinstance(each, float)]
+        record.relations = deduplicate(self._kept(scored))
+
+    def _kept(self, scored: list[tuple[Relation, float]]) -> list[Relation]:
+        """The relations above the threshold, in shards' precision, as those of an R-Tagger."""
+        confidences = torch.tensor([each for _, each in scored], dtype=torch.float32).tolist()
+        return [
+            Relation(relation.subject, relation.object, relation.predicate, confidence)
+            for (relation, _), confidence in zip(scored, confidences, strict=True)
+            if confidence > self.threshold
+        ]

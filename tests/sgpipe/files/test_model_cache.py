@@ -18,7 +18,7 @@ from sgpipe.files import model_cache
 from sgpipe.files.model_cache import local_model, pin_model
 from sgpipe.files.object_store import ObjectInfo
 from sgpipe.recipe import DetectConfig, load_recipe, packaged_model, with_model_folders
-from sgpipe.stages.detect.detectors import RLIPDetector, load
+from sgpipe.stages.detect import RLIPDetector, load
 from sgpipe.utils.console import Reminder
 from sgpipe.utils.hashing import model_sha256
 

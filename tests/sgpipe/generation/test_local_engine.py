@@ -15,7 +15,7 @@ from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkU
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.records import Record
-from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.storage.shards import read_file
 from sgpipe.utils.console import Progress
 from tests.integration.faults.runs import Run, assert_whole, descendants, make_dataset, rows, title_of

@@ -23,7 +23,7 @@ from sgpipe.evaluation.benchmarks.pairs import data_classes
 from sgpipe.inference.predictor import predict
 from sgpipe.inference.rows import ImagePrediction, PredictConfig, list_row_groups
 from sgpipe.recipe import network_folder
-from sgpipe.stages.detect.detectors import load_detector, trained_sides
+from sgpipe.stages.detect import load_detector, trained_sides
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.training.trainings import IMAGES
 

@@ -9,7 +9,7 @@ from sgpipe.miniworld.relations import PREDICATES, SPLITS, Statement
 from sgpipe.miniworld.scene import Fact, Scene, random_scene
 from sgpipe.recipe import PairConfig, ParseConfig
 from sgpipe.records import Box, Caption, Record
-from sgpipe.stages.pair.stage import PairStage
+from sgpipe.stages.pair import PairStage
 from sgpipe.stages.parse.stage import CaptionParser
 from sgpipe.utils.lemmas import verb_lemma
 

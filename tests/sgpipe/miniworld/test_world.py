@@ -22,8 +22,7 @@ from sgpipe.miniworld.scene import random_scene
 from sgpipe.records import from_table
 from sgpipe.sources.coco import read_coco
 from sgpipe.sources.vocabulary import category_names
-from sgpipe.stages.pair.candidates import read_prior
-from sgpipe.stages.pair.matching import HeadMatcher
+from sgpipe.stages.pair import HeadMatcher, read_prior
 
 ANNOTATIONS = ("captions.json", "hico.json", "hico_classes.json", "instances.json", "scene_graphs.json")
 

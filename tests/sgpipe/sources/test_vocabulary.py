@@ -13,7 +13,7 @@ from sgpipe.sources.vocabulary import (
     packaged_synonyms,
     relation_names,
 )
-from sgpipe.stages.pair.matching import split_words
+from sgpipe.stages.pair import split_words
 
 
 def test_coco_ids_have_the_gaps_of_the_annotation_files() -> None:

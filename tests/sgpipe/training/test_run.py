@@ -23,7 +23,7 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.recipe import DetectConfig, TagConfig
 from sgpipe.records import Pair
-from sgpipe.stages.detect.detectors import load
+from sgpipe.stages.detect import load
 from sgpipe.stages.tag.stage import TagStage
 from sgpipe.storage.shards import iter_records
 from sgpipe.training.job import _BOX_PARTS

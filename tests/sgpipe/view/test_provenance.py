@@ -9,7 +9,7 @@ import pytest
 
 from sgpipe.recipe import PairConfig
 from sgpipe.records import NO_OBJECT, Box, Caption, Record, Relation, Triplet
-from sgpipe.stages.pair.stage import PairStage
+from sgpipe.stages.pair import PairStage
 from sgpipe.view.provenance import PairSettings, explain, how_matched, mark_words
 
 MAN = Triplet("young man", "riding", "horses", "man", "horse", "ride", 0)

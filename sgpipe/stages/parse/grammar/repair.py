@@ -10,7 +10,6 @@ part resolves most cases that are ambiguous to the parser but not to a reader.
 
 from __future__ import annotations
 
-from sgpipe.stages.parse.grammar.clauses import singular
 from sgpipe.stages.parse.grammar.lexicon import (
     ANIMALS,
     ANIMATE_VERBS,
@@ -28,6 +27,7 @@ from sgpipe.stages.parse.grammar.lexicon import (
     STRANDED_PREPOSITIONS,
     TRANSITIVE_VERBS,
 )
+from sgpipe.stages.parse.grammar.relations import singular
 from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.utils.lemmas import verb_lemma
 

@@ -15,14 +15,12 @@ from spacy.language import Language
 
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
-from sgpipe.stages.parse.grammar.clauses import mention_word, person_meant, singular
 from sgpipe.stages.parse.grammar.lexicon import SPELLINGS
-from sgpipe.stages.parse.grammar.relations import relations
+from sgpipe.stages.parse.grammar.relations import mention_word, person_meant, relations, singular
 from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.learned import WEIGHTS
-from sgpipe.stages.parse.learned.features import Sentence, Tables, before_head
-from sgpipe.stages.parse.learned.network import CaptionScores, Floats, Network
+from sgpipe.stages.parse.learned.network import CaptionScores, Floats, Network, Sentence, Tables, before_head
 from sgpipe.stages.parse.rules import analyse, load_model
 from sgpipe.utils.lemmas import gerund, verb_lemma
 

@@ -4,7 +4,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.synonyms import ClassTable, Vocabulary, load_predicate_synonyms, predicate_lemma
-from sgpipe.stages.pair.matching import normalise_predicate
+from sgpipe.stages.pair import normalise_predicate
 
 
 def test_predicate_lemmas() -> None:

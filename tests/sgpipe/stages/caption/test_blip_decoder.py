@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import BlipForConditionalGeneration
 
-from sgpipe.stages.caption.blip_decoder import BlipDecoder
+from sgpipe.stages.caption.blip import BlipDecoder
 from tests.factories import make_blip
 
 SHAPES = (

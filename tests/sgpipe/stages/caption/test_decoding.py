@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import BlipForConditionalGeneration
 
-from sgpipe.stages.caption.blip_decoder import BlipDecoder, beam_captions, sample_captions
+from sgpipe.stages.caption.blip import BlipDecoder, beam_captions, sample_captions
 from sgpipe.stages.caption.decoding import (
     NucleusSampling,
     gumbel,

@@ -15,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sgpipe.stages.caption.blip_decoder import BlipDecoder, sample_captions
+from sgpipe.stages.caption.blip import BlipDecoder, sample_captions
 from sgpipe.stages.caption.decoding import NucleusSampling, nucleus, process
 from tests.factories import make_blip
 

@@ -8,8 +8,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.recipe import DetectConfig, packaged_model
 from sgpipe.records import Record
-from sgpipe.stages.detect.detectors import DetectedBoxes, ZeroShotDetector, detector_classes, load
-from sgpipe.stages.detect.stage import DetectStage
+from sgpipe.stages.detect import DetectedBoxes, DetectStage, ZeroShotDetector, detector_classes, load
 from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino, make_owl
 
 CPU = torch.device("cpu")

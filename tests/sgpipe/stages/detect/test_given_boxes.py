@@ -3,7 +3,7 @@ import json
 import pytest
 
 from sgpipe.records import Record
-from sgpipe.stages.detect.stage import GivenBoxesStage
+from sgpipe.stages.detect import GivenBoxesStage
 
 SIZE = (40, 30)
 

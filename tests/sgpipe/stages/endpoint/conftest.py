@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.recipe import Requests
-from sgpipe.stages.endpoint.cache import CacheFolder
-from sgpipe.stages.endpoint.client import ChatEndpoint
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint
 
 Connect = Callable[..., ChatEndpoint]
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import EngineError, UserError
-from sgpipe.stages.endpoint.client import ChatEndpoint
-from sgpipe.stages.endpoint.messages import Answer, ChatRequest, ChatSampling, Refusal, conversation
+from sgpipe.stages.endpoint import Answer, ChatEndpoint, ChatRequest, ChatSampling, Refusal, conversation
 from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
 from tests.sgpipe.stages.endpoint.conftest import Connect
 

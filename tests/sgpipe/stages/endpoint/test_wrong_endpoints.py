@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import EngineError, UserError
-from sgpipe.stages.endpoint.client import ChatEndpoint, endpoint_url
-from sgpipe.stages.endpoint.messages import ChatRequest, ChatSampling, conversation
+from sgpipe.stages.endpoint import ChatEndpoint, ChatRequest, ChatSampling, conversation, endpoint_url
 from tests.endpoint_server import EndpointServer, scripted
 from tests.sgpipe.stages.endpoint.conftest import Connect
 

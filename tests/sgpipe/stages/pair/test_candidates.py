@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.records import Box, Pair
-from sgpipe.stages.pair import candidates
-from sgpipe.stages.pair.candidates import candidate_pairs, overlapping
+from sgpipe.stages import pair
+from sgpipe.stages.pair import candidate_pairs, overlapping
 
 CLASSES = st.sampled_from(["person", "dog", "kite"])
 SIDES = st.integers(1, 12).map(float)
@@ -55,7 +55,7 @@ def test_limit_keeps_pairs_of_the_largest_boxes(
 ) -> None:
     every = by_hand(objects, predicates, overlaps)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "_PAIRS_PER_BLOCK", block)
+        patch.setattr(pair, "_PAIRS_PER_BLOCK", block)
         found = candidate_pairs(objects, predicates, require_overlap=overlaps, limit=limit)
     order = sorted(range(len(objects)), key=lambda i: -objects[i].bbox[2] * objects[i].bbox[3])
     rank = {index: position for position, index in enumerate(order)}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 
 from sgpipe.sources.vocabulary import category_names, packaged_synonyms
-from sgpipe.stages.pair.matching import HeadMatcher, SubstringMatcher, split_words
+from sgpipe.stages.pair import HeadMatcher, SubstringMatcher, split_words
 
 COCO = HeadMatcher(packaged_synonyms("coco"))
 OBJECTS365 = HeadMatcher(packaged_synonyms("objects365"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Box, Record, Triplet
-from sgpipe.stages.pair.stage import PairStage
+from sgpipe.stages.pair import PairStage
 
 
 def stage(categories: tuple[str, ...] = (), dataset: str = "coco", **settings: Any) -> PairStage:

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.stages.pair.candidates import collect_prior, read_prior
-from sgpipe.stages.pair.matching import HeadMatcher, SubstringMatcher
+from sgpipe.stages.pair import HeadMatcher, SubstringMatcher, collect_prior, read_prior
 
 TABLE = {"person": ["man", "woman"], "horse": ["pony"], "dog": []}
 

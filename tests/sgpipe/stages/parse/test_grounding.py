@@ -6,8 +6,7 @@ import pytest
 from spacy.language import Language
 
 from sgpipe.stages.parse.grammar.tree import Tree
-from sgpipe.stages.parse.grounding import Texts, ground
-from sgpipe.stages.parse.rules import analyse, load_model
+from sgpipe.stages.parse.rules import Texts, analyse, ground, load_model
 from sgpipe.stages.parse.seq2seq import read_graph
 
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from sgpipe.recipe import ParseConfig
-from sgpipe.stages.parse.learned.features import FARTHEST, pair_features
+from sgpipe.stages.parse.learned.network import FARTHEST, pair_features
 from sgpipe.stages.parse.learned.parser import LearnedParser, read_sentences
 from sgpipe.stages.parse.stage import CaptionParser, load_parser, parser_identity
 from tests.sgpipe.stages.parse.test_parse import CAPTIONS, HOSTILE, RANDOM_WORDS

@@ -12,7 +12,7 @@ import pytest
 
 from sgpipe.recipe import ParseConfig, Requests
 from sgpipe.records import Caption, Record
-from sgpipe.stages.endpoint.cache import CacheFolder, RequestCache
+from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.parse import llm, rules
 from sgpipe.stages.parse.grammar.tree import clean
 from sgpipe.stages.parse.llm import LlmParser

@@ -12,7 +12,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.recipe import Requests
 from sgpipe.records import NO_OBJECT, Box, Relation
-from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.score.scorer import NO_AREA, OBJECT_COLOUR, SUBJECT_COLOUR, Unscored
 from sgpipe.stages.score.vlm import NEITHER, ServedScorer, VlmScorer, ask_about, mean_of_orders, share_of_yes
 from tests.endpoint_server import EndpointServer, shown_image

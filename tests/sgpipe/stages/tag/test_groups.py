@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.records import Pair
-from sgpipe.stages.tag.groups import (
+from sgpipe.stages.tag.stage import (
     Batch,
     PairGroup,
     group_pairs,

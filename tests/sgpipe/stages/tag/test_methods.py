@@ -11,10 +11,10 @@ from sgpipe.calibration import scoring_of_recipe
 from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, Requests, TagConfig
 from sgpipe.records import NO_OBJECT, Box, Pair, Record
-from sgpipe.stages.endpoint.cache import CacheFolder
+from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.score.scorer import Unscored
 from sgpipe.stages.tag.methods import AssumedStage, check_tagger, tag_notes
-from sgpipe.stages.tag.scored import ScoredStage
+from sgpipe.stages.tag.stage import ScoredStage
 from tests.clip_checkpoints import make_clip
 from tests.endpoint_server import EndpointServer
 from tests.factories import make_calibration

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sgpipe.stages.parse.grammar.clauses import coordinated, phrase, singular
+from sgpipe.stages.parse.grammar.relations import coordinated, phrase, singular
 from sgpipe.stages.parse.grammar.tree import Tree
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from sgpipe.stages.parse.grammar import lexicon
-from sgpipe.stages.parse.grammar.clauses import singular
 from sgpipe.stages.parse.grammar.lexicon import EXPRESSIONS, SPELLINGS, STAND_INS
+from sgpipe.stages.parse.grammar.relations import singular
 from sgpipe.utils.lemmas import gerund, verb_lemma
 
 NOUNS = ("PEOPLE", "ANIMALS", "CLOTHES", "BODY_PARTS", "PLACES", "CONTAINERS_IN", "CONTAINERS_ON", "DEPICTIONS")

@@ -1,43 +1,338 @@
 """Ask one model of a server with the OpenAI chat API: many requests at once, each until it is answered.
 
 What an answer is never depends on which requests are under way beside it, on retries or on the order of arrival, as
-far as the server keeps to the seed of a request. The key is read from the environment; no message contains it.
+far as the server keeps to the seed of a request. The key is read from the environment; no message contains it. Answers
+are cached on disk: a run that is killed and started again pays for none of them twice.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import json
 import os
 import re
+import socket
+import sqlite3
 import threading
 import weakref
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from PIL import ExifTags, Image
+
 from sgpipe.errors import EngineError, UserError
+from sgpipe.files.model_cache import cache_folder
 from sgpipe.recipe import Requests
-from sgpipe.stages.endpoint.cache import CacheFolder, RequestCache
-from sgpipe.stages.endpoint.messages import (
-    MAX_COMPLETION_TOKENS,
-    MAX_TOKENS,
-    Answer,
-    ChatRequest,
-    ChatSampling,
-    Choice,
-    Refusal,
-    conversation,
-    quote,
-    read_choices,
-)
+from sgpipe.storage.run_folder import REQUESTS
 from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import start_early
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
+
+MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
+TOP_LOGPROBS = 20  # the most that OpenAI and, unless started otherwise, vLLM return
+_SEED_BITS = 31  # llama.cpp and PyTorch take 32 bits
+_LONGEST_QUOTE = 200
+
+TokenLogprobs = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class ChatSampling:
+    """How the text of an answer is drawn. A server is sent `top_k` only if it is not 0.
+
+    The OpenAI API knows neither `top_k` nor `repetition_penalty`; vLLM and SGLang take both.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """Messages, and how they are answered.
+
+    n: number of answers. seed: selects the noise of all of them; servers get 31 bits that are derived from it and from
+    `first`, the number of answers that there are already. schema: JSON schema that the text must follow, which the
+    server enforces. logprobs: also return the likeliest tokens.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    sampling: ChatSampling
+    seed: int = 0
+    n: int = 1
+    schema: Mapping[str, Any] | None = None
+    logprobs: bool = False
+    first: int = 0
+
+    def rest(self, first: int) -> ChatRequest:
+        """Return what is asked once `first` answers have come: the rest, with other noise."""
+        return replace(self, first=first, n=self.n - first)
+
+    def alone(self) -> ChatRequest:
+        """Return the same request for one answer, for servers that do not support `n`."""
+        return replace(self, n=1)
+
+    def fields(self, model: str, limit: str = MAX_TOKENS) -> dict[str, Any]:
+        """Return the fields of the HTTP request; `limit`: what the server calls the largest number of tokens."""
+        how, digest = self.sampling, hashlib.blake2b(f"{self.seed} {self.first}".encode(), digest_size=8).digest()
+        fields: dict[str, Any] = {"model": model, "messages": list(self.messages)}
+        fields |= {"seed": int.from_bytes(digest, "big") >> (64 - _SEED_BITS)}
+        fields |= {limit: how.max_tokens, "temperature": how.temperature, "top_p": how.top_p}
+        if how.top_k:
+            fields["top_k"] = how.top_k
+        if how.repetition_penalty != 1:
+            fields["repetition_penalty"] = how.repetition_penalty
+        if self.n > 1:
+            fields["n"] = self.n
+        if self.schema is not None:
+            schema = {"name": "answer", "strict": True, "schema": self.schema}
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if self.logprobs:
+            fields |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        return fields
+
+    def body(self, model: str) -> bytes:
+        """Return what identifies the request: equal requests have equal bytes, whatever a server calls the limit."""
+        return json.dumps(self.fields(model), sort_keys=True).encode()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the answers to a request. fault: why it cannot be used."""
+
+    text: str
+    fault: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+    def to_json(self) -> list[Any]:
+        """Return what `from_json` reads."""
+        return [self.text, self.fault, self.logprobs]
+
+    @classmethod
+    def from_json(cls, values: list[Any]) -> Choice:
+        """Raises ValueError or TypeError if `values` are not those of `to_json`."""
+        text, fault, logprobs = values
+        tokens = None if logprobs is None else tuple(tuple((str(a), float(b)) for a, b in token) for token in logprobs)
+        return cls(text, fault, tokens)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The texts that can be used, at least one and at most as many as were asked for.
+
+    logprobs: per text and per token of it, the likeliest tokens there with their natural log-probabilities, likeliest
+    first, the chosen one among them; None if they were not asked for.
+    """
+
+    texts: tuple[str, ...]
+    logprobs: tuple[tuple[TokenLogprobs, ...], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The server answers, but not this request: its content is filtered, the answer is empty, the prompt too long."""
+
+    reason: str
+
+
+def read_choices(completion: Any, logprobs: bool) -> list[Choice]:
+    """Return the choices of a chat completion, in the order of their index.
+
+    Raises ValueError if it is not a chat completion, or has no log-probabilities although they were asked for.
+    """
+    if not isinstance(completion, Mapping):
+        raise ValueError("the answer is not JSON; the URL of an API often ends in /v1")
+    if error := completion.get("error"):
+        raise ValueError(f"the server answers with an error: {quote(str(error))}")
+    try:
+        choices = sorted(completion["choices"], key=lambda choice: choice.get("index") or 0)
+        if not choices:
+            raise ValueError("the answer has no choices")
+        return [_read(choice, logprobs) for choice in choices]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("the answer is not a chat completion") from None
+
+
+def _read(choice: Mapping[str, Any], logprobs: bool) -> Choice:
+    message, reason = choice["message"], choice.get("finish_reason")
+    if refusal := message.get("refusal"):
+        return Choice("", f"the model refused: {quote(str(refusal))}")
+    if reason == "content_filter":
+        return Choice("", "a content filter withheld the answer")
+    text = message.get("content") or ""
+    if isinstance(text, list):  # some servers return it in parts
+        text = "".join(str(part.get("text", "")) for part in text)
+    if logprobs:  # which tell more than the text: a token that is a space has some, too
+        tokens = (choice.get("logprobs") or {}).get("content")
+        if not tokens:
+            raise ValueError("the answer has no log-probabilities")
+        return Choice(text, None, tuple(map(_likeliest, tokens)))
+    if not text.strip():
+        return Choice("", "the answer is empty" + (": max_tokens are used up" if reason == "length" else ""))
+    return Choice(text)
+
+
+def _likeliest(token: Mapping[str, Any]) -> TokenLogprobs:
+    found = {str(each["token"]): float(each["logprob"]) for each in [token, *(token.get("top_logprobs") or ())]}
+    return tuple(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def quote(text: str) -> str:
+    """Return a text of a server for use within a message: one line, not too long."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return line if len(line) <= _LONGEST_QUOTE else line[: _LONGEST_QUOTE - 1] + "…"
+
+
+def conversation(text: str, image: str | None = None, system: str | None = None) -> list[dict[str, Any]]:
+    """Return the messages of one question.
+
+    Args:
+        image: a data URL, shown before the text.
+    """
+    content: Any = text
+    if image is not None:
+        content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def image_url(image: Image.Image, longest_side: int | None = None) -> str:
+    """Return an image as the data URL of a PNG, which changes no pixel.
+
+    Args:
+        longest_side: in pixels; a larger image is resized to it.
+    """
+    if longest_side is not None and max(image.size) > longest_side:
+        scale = longest_side / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    buffer = BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return file_url(buffer.getvalue(), "image/png")
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Return whether a server that opens this image's file sees it as it is: 8-bit, opaque, and not turned by EXIF."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L")
+    return plain and not turned and "transparency" not in image.info
+
+
+def file_url(content: bytes, media_type: str) -> str:
+    """Return the bytes of a file as a data URL."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+_PATIENCE = 60  # seconds to wait for other processes that are writing
+_TABLES = """
+CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, choices TEXT NOT NULL, usable INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS by_rules (caption BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class CacheFolder:
+    """The private folder of a run, and the machine that made this object, which is that of the run."""
+
+    path: Path
+    host: str = field(default_factory=socket.gethostname)
+
+    @property
+    def file(self) -> Path:
+        """The cache; on other machines in the user's own folder: SQLite files cannot be shared over a network."""
+        here = self.path.is_dir() and self.host == socket.gethostname()
+        return (self.path if here else cache_folder()) / REQUESTS
+
+
+class RequestCache:
+    """Choices by request. Several threads and processes may use the file at once. The first answer creates it.
+
+    A request is known by the hash of its body: model, messages with their images, sampling, seed and number of answers.
+    Neither the address of the server nor the key is part of it.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+
+    def get(self, body: bytes) -> list[Choice] | None:
+        """Return the choices of a request, or None. Raises UserError if the file is damaged, or EngineError."""
+        with self._opened(create=False) as connection:
+            if connection is None:
+                return None
+            row = connection.execute("SELECT choices FROM answers WHERE request = ?", [_key(body)]).fetchone()
+            return None if row is None else [Choice.from_json(each) for each in json.loads(row[0])]
+
+    def put(self, body: bytes, choices: Sequence[Choice]) -> None:
+        """Keep the choices of a request. Raises like `get`, and EngineError if the disk is full."""
+        usable = any(choice.fault is None for choice in choices)
+        row = (_key(body), json.dumps([choice.to_json() for choice in choices]), usable)
+        self._insert("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", row)
+
+    def put_by_rules(self, caption: bytes) -> None:
+        """Note that the rules parsed a caption because the model's answer was unusable. Raises like `put`."""
+        self._insert("INSERT OR IGNORE INTO by_rules VALUES (?)", [_key(caption)])
+
+    def count_by_rules(self) -> int:
+        """Return the number of captions that the rules parsed. Raises like `get`."""
+        with self._opened(create=False) as connection:
+            return connection.execute("SELECT COUNT(*) FROM by_rules").fetchone()[0] if connection else 0
+
+    def forget_refusals(self) -> None:
+        """Forget what has only been refused so far, so that it is requested again. Raises like `put`."""
+        with self._opened(create=False) as connection:
+            if connection:
+                connection.execute("DELETE FROM answers WHERE NOT usable")
+
+    def _insert(self, statement: str, row: Sequence[object]) -> None:
+        with self._opened(create=True) as connection:
+            assert connection is not None
+            connection.execute(statement, row)
+
+    @contextmanager
+    def _opened(self, create: bool) -> Iterator[sqlite3.Connection | None]:
+        try:
+            with self._lock:
+                if self._connection is None and (create or self.file.exists()):
+                    self._connection = _connect(self.file)
+                yield self._connection
+        except sqlite3.OperationalError as error:
+            raise EngineError(f"the request cache {self.file} cannot be used: {error}") from None
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            raise UserError(f"the request cache {self.file} is damaged; delete it ({error})") from None
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Without isolation level each statement is a transaction.
+    connection = sqlite3.connect(file, _PATIENCE, isolation_level=None, check_same_thread=False)
+    with suppress(sqlite3.OperationalError):  # some network folders cannot; the cache is slower there
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.executescript(_TABLES)
+    return connection
+
+
+def _key(content: bytes) -> bytes:
+    return sha256(content).digest()
+
 
 _CHAT, _MODELS = "/chat/completions", "/models"
 _CONNECT_SECONDS, _PAUSE = 15, 0.5

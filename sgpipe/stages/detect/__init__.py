@@ -1,1 +1,0 @@
-"""Find the boxes of images that have no annotations."""

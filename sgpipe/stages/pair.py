@@ -1,0 +1,452 @@
+"""The pair stage: from triplets and boxes to the candidate pairs that the tagger scores.
+
+Noun phrases of captions are matched to classes. `HeadMatcher` is ours: it compares whole words, and the head noun
+decides. `SubstringMatcher` is RLIPv2's procedure, kept for parity: a synonym anywhere in the phrase is a match, so
+"chair" is a person because it contains "hair". A candidate is an ordered pair of boxes whose classes have predicates,
+from the captions of the image or from a prior: the predicates that relate two classes in Visual Genome. In images with
+very many boxes only the largest pairs are kept, block by block, so that memory grows with the pairs kept and not with
+the square of the boxes.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import product
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sgpipe.errors import UserError
+from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.locations import Location
+from sgpipe.recipe import PairConfig
+from sgpipe.records import Box, Pair, Record, Triplet
+from sgpipe.sources.vocabulary import category_names, load_synonyms, packaged_synonyms
+from sgpipe.utils.lemmas import lemmas
+
+_POSSESSIVE = re.compile(r"\s*['’]s\b|['’]")
+_WORD = re.compile(r"[^\W_]+")
+_CACHED_PHRASES = 1 << 17
+
+
+class Matcher(Protocol):
+    """Finds the classes that a noun phrase can refer to."""
+
+    def classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
+        """All matching classes, best match first."""
+        ...
+
+    def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
+        """The best match among the classes of an image: the keys of `present`, in order of first appearance."""
+        ...
+
+
+class HeadMatcher:
+    """Matches the longest known phrase around the head noun.
+
+    Whole words are compared, in singular, plural or possessive form ("men", "knives", "people's"), with or without
+    spaces ("surf board"). A class is known by its name and its synonyms. The longest known phrase that contains the
+    head noun decides, even if its class is absent from the image: a hot dog is never a dog, a license plate
+    ("!license plate" in the table) is not a plate, and a car seat is not a car. If several classes share the phrase,
+    the class with this name comes first, then the order of the table decides.
+    """
+
+    def __init__(self, synonyms: Mapping[str, Iterable[str]], names: Iterable[str] = ()) -> None:
+        """`names` are additional class names without synonyms."""
+        self._exact: dict[str, dict[str, int]] = {}
+        self._inflected: dict[str, dict[str, int]] = {}
+        self._longest = 1
+        for name in dict.fromkeys((*synonyms, *names)):
+            self._learn(name, name, 0)
+            for phrase in synonyms.get(name, ()):
+                self._learn(name, phrase, 1)
+        self.classes = lru_cache(_CACHED_PHRASES)(self._classes)
+
+    def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
+        for name in self.classes(phrase, head):
+            if name in present:
+                return name
+        return None
+
+    def _learn(self, name: str, phrase: str, rank: int) -> None:
+        excluded = phrase.startswith("!")
+        words = split_words(phrase)
+        if not words:
+            return
+        self._longest = max(self._longest, len(words))
+        tables = [(self._exact, "".join(words))]
+        if not excluded:
+            stem = "".join(words[:-1])
+            tables += [(self._inflected, stem + lemma) for lemma in noun_lemmas(words[-1])]
+        for table, key in tables:
+            ranks = table.setdefault(key, {})
+            if excluded:
+                ranks[name] = -1
+            else:
+                ranks.setdefault(name, rank)
+
+    def _classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
+        words, at = _locate_head(split_words(phrase), split_words(head))
+        for length in range(min(self._longest, len(words)), 0, -1):
+            for start in range(max(0, at - length + 1), min(at, len(words) - length) + 1):
+                ranks = self._look_up(words[start:at], words[at], words[at + 1 : start + length])
+                if ranks is not None:
+                    matching = [name for name, rank in ranks.items() if rank >= 0]
+                    return tuple(sorted(matching, key=ranks.__getitem__))
+        return ()
+
+    def _look_up(self, before: list[str], noun: str, after: list[str]) -> dict[str, int] | None:
+        """Classes and ranks of the phrase; its written form takes precedence over other inflections."""
+        left, right = "".join(before), "".join(after)
+        keys = [left + form + right for form in (noun, *noun_lemmas(noun))]
+        for table in (self._exact, self._inflected):
+            for key in keys:
+                if key in table:
+                    return table[key]
+        return None
+
+
+class SubstringMatcher:
+    """RLIPv2's matching: a class matches if one of its synonyms is a substring of the lower-cased phrase.
+
+    If several classes of an image match, the last one in order of first appearance is chosen. A class without
+    synonyms is known by its name.
+    """
+
+    def __init__(self, synonyms: Mapping[str, Iterable[str]], names: Iterable[str] = ()) -> None:
+        self._synonyms = {
+            name: tuple(phrase for phrase in synonyms.get(name, (name,)) if not phrase.startswith("!"))
+            for name in dict.fromkeys((*synonyms, *names))
+        }
+        self.classes = lru_cache(_CACHED_PHRASES)(self._classes)
+
+    def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
+        matching = self.classes(phrase)
+        return next((name for name in reversed(present) if name in matching), None) if matching else None
+
+    def _classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
+        text = phrase.lower()
+        return tuple(name for name, phrases in self._synonyms.items() if any(part in text for part in phrases))
+
+
+def split_words(phrase: str) -> list[str]:
+    """The lower-case words of a phrase, without punctuation or possessive endings."""
+    return _WORD.findall(_POSSESSIVE.sub("", unicodedata.normalize("NFKC", phrase).casefold()))
+
+
+def normalise_predicate(text: str) -> str:
+    """A predicate in lower case with single spaces."""
+    return " ".join(text.lower().split())
+
+
+@lru_cache(1 << 16)
+def noun_lemmas(word: str) -> tuple[str, ...]:
+    """Other forms of a noun that a table may list: singulars, most likely first ("mens" → men, man)."""
+    forms: dict[str, None] = {}
+    for form in (word, *lemmas(word, "NOUN")):
+        forms |= dict.fromkeys((form, *lemmas(form, "NOUN")))
+    forms.pop(word)
+    return tuple(forms)
+
+
+def _locate_head(words: list[str], head: list[str]) -> tuple[list[str], int]:
+    """The words and the index of the head noun, by default the last word."""
+    if not head:
+        return words, len(words) - 1
+    noun = head[-1]
+    for test in (lambda word: word == noun, lambda word: not _forms(word).isdisjoint(_forms(noun))):
+        for at in range(len(words) - 1, -1, -1):
+            if test(words[at]):
+                return words, at
+    return head, len(head) - 1
+
+
+def _forms(noun: str) -> set[str]:
+    return {noun, *noun_lemmas(noun)}
+
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+ClassPair: TypeAlias = tuple[str, str]
+Predicates: TypeAlias = Mapping[ClassPair, Sequence[str]]
+
+_PAIRS_PER_BLOCK = 1 << 18
+
+
+def candidate_pairs(
+    objects: Sequence[Box],
+    predicates: Predicates,
+    *,
+    require_overlap: bool = False,
+    limit: int | None = None,
+) -> list[Pair]:
+    """All ordered pairs of distinct non-crowd boxes whose (subject class, object class) has predicates.
+
+    Args:
+        objects: boxes of one image; the pairs index them.
+        predicates: possible predicates by (subject class, object class).
+        require_overlap: keep only pairs of boxes that share some area.
+        limit: maximum number of pairs. Boxes are visited by descending area, each adding its pairs with the boxes
+            visited before it, until the limit is reached.
+
+    Returns:
+        pairs sorted by subject index, then object index, each with its own copy of the predicates.
+    """
+    related = {pair: texts for pair, texts in predicates.items() if texts}
+    classes = {name for pair in related for name in pair}
+    usable = [i for i, box in enumerate(objects) if box.category in classes and not box.iscrowd]
+    if not usable:
+        return []
+    boxes = np.array([objects[i].bbox for i in usable], np.float64)
+    names = [objects[i].category for i in usable]
+    chosen = _choose(boxes, names, related, require_overlap, limit)
+    return [
+        Pair(usable[i], usable[j], list(related[names[i], names[j]]))
+        for i, j in chosen[np.lexsort((chosen[:, 1], chosen[:, 0]))].tolist()
+    ]
+
+
+def overlapping(boxes: npt.NDArray[np.float64], pairs: Indices) -> npt.NDArray[np.bool_]:
+    """Which pairs [n, 2] of the pixel xywh boxes [m, 4] share some area; boxes that only touch do not."""
+    first, second = boxes[pairs[:, 0]], boxes[pairs[:, 1]]
+    centres = first[:, :2] + first[:, 2:] / 2 - second[:, :2] - second[:, 2:] / 2
+    return np.logical_and.reduce(np.abs(centres) < (first[:, 2:] + second[:, 2:]) / 2, axis=1)
+
+
+def _choose(
+    boxes: npt.NDArray[np.float64],
+    names: list[str],
+    related: Collection[ClassPair],
+    require_overlap: bool,
+    limit: int | None,
+) -> Indices:
+    """At most `limit` index pairs [n, 2], in no particular order, collected in blocks of descending box area."""
+    order = np.argsort(-boxes[:, 2] * boxes[:, 3], kind="stable")
+    members: dict[str, list[int]] = {}
+    for rank, index in enumerate(order.tolist()):
+        members.setdefault(names[index], []).append(rank)
+    ranks = {name: np.array(own) for name, own in members.items()}
+    class_pairs = [(ranks[s], ranks[o]) for s, o in related if s in ranks and o in ranks]
+    blocks, count, start = [np.zeros((0, 2), np.int64)], 0, 0
+    while start < len(boxes) and (limit is None or count < limit):
+        stop = _block_end(class_pairs, start, len(boxes))
+        pairs = _pairs_of_block(class_pairs, start, stop)
+        if require_overlap:
+            pairs = pairs[overlapping(boxes, order[pairs])]
+        if limit is not None and count + len(pairs) > limit:
+            late, early = pairs.max(1), pairs.min(1)
+            pairs = pairs[np.lexsort((pairs[:, 0], early, late))][: limit - count]
+        blocks.append(pairs)
+        count, start = count + len(pairs), stop
+    chosen: Indices = order[np.concatenate(blocks)]
+    return chosen
+
+
+def _block_end(class_pairs: list[tuple[Indices, Indices]], start: int, end: int) -> int:
+    """The largest end rank for which a block from `start` has at most `_PAIRS_PER_BLOCK` pairs, or one box."""
+
+    def count(stop: int) -> int:
+        """Pairs among the boxes of rank below `stop`, including pairs of a box with itself."""
+        return sum(int(np.searchsorted(s, stop) * np.searchsorted(o, stop)) for s, o in class_pairs)
+
+    if sum(len(s) * len(o) for s, o in class_pairs) <= _PAIRS_PER_BLOCK:
+        return end
+    allowed = count(start) + _PAIRS_PER_BLOCK
+    low, high = start + 1, end
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if count(middle) <= allowed else (low, middle - 1)
+    return low
+
+
+def _pairs_of_block(class_pairs: list[tuple[Indices, Indices]], start: int, stop: int) -> Indices:
+    """Rank pairs [n, 2] whose higher rank is in [start, stop)."""
+    blocks = [np.zeros((0, 2), np.int64)]
+    for subjects, objects in class_pairs:
+        old, end = np.searchsorted(subjects, (start, stop))
+        old_objects, end_objects = np.searchsorted(objects, (start, stop))
+        blocks.append(_product(subjects[old:end], objects[:end_objects]))
+        blocks.append(_product(subjects[:old], objects[old_objects:end_objects]))
+    pairs = np.concatenate(blocks)
+    return pairs[pairs[:, 0] != pairs[:, 1]]
+
+
+def _product(first: Indices, second: Indices) -> Indices:
+    pairs = np.empty((len(first), len(second), 2), np.int64)
+    pairs[:, :, 0] = first[:, None]
+    pairs[:, :, 1] = second
+    return pairs.reshape(-1, 2)
+
+
+Prior: TypeAlias = dict[tuple[str, str], list[str]]
+
+
+def read_prior(path: Location, matcher: Matcher, *, verbatim: bool = False) -> Prior:
+    """Collect the prior from a Visual Genome JSON file, one image at a time.
+
+    All of VG's layouts are accepted: `scene_graphs.json` and RLIP's preprocessed files (objects, and relationships
+    with `subject_id` and `object_id`), or `relationships.json` (subject and object within the relationship).
+
+    Raises:
+        UserError: the file cannot be read, is not JSON or not in a VG layout, or relates none of the classes.
+    """
+    try:
+        prior = collect_prior((item for _, item in JsonStream(path)), matcher, verbatim=verbatim)
+    except ValueError as error:
+        raise UserError(f"prior {path} is not a Visual Genome scene graph file: {error}") from None
+    if not prior:
+        raise UserError(f"prior {path}: no relationship is between classes of the dataset")
+    return prior
+
+
+def collect_prior(graphs: Iterable[Any], matcher: Matcher, *, verbatim: bool = False) -> Prior:
+    """For each (subject class, object class) the distinct predicates of the graphs, in order of appearance.
+
+    If a name matches several classes, its relationships count for each of them. Unless `verbatim`, predicates are
+    lower-cased with single spaces, and empty ones are dropped.
+
+    Raises:
+        ValueError: a graph is not in a VG layout; the message says which and why.
+    """
+    predicates: dict[tuple[str, str], dict[str, None]] = {}
+    for graph in graphs:
+        for subject, predicate, object_ in _relationships(graph):
+            text = predicate if verbatim else normalise_predicate(predicate)
+            if not text and not verbatim:
+                continue
+            for pair in product(matcher.classes(subject), matcher.classes(object_)):
+                predicates.setdefault(pair, {})[text] = None
+    return {pair: list(texts) for pair, texts in predicates.items()}
+
+
+def _relationships(graph: Any) -> list[tuple[str, str, str]]:
+    """(subject name, predicate, object name) of every relationship of an image."""
+    if not isinstance(graph, dict) or not isinstance(graph.get("relationships"), list):
+        raise ValueError("expected images with relationships")
+    try:
+        names = {item["object_id"]: _name(item) for item in graph.get("objects", ())}
+        return [
+            (_entity(relation, "subject", names), str(relation["predicate"]), _entity(relation, "object", names))
+            for relation in graph["relationships"]
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"image {graph.get('image_id')!r} has a malformed relationship ({error})") from None
+
+
+def _entity(relation: Mapping[str, Any], role: str, names: Mapping[Any, str]) -> str:
+    """The name of a relationship's subject or object, given inline or by the id of an object of the image."""
+    return _name(relation[role]) if role in relation else names[relation[f"{role}_id"]]
+
+
+def _name(item: Mapping[str, Any]) -> str:
+    """VG names an object by `name` or by `names`: a list, or a single string in RLIP's preprocessed files."""
+    value = item["names"] if "names" in item else item["name"]
+    return str(value if isinstance(value, str) else next(iter(value), ""))
+
+
+class PairStage:
+    """Matches the nouns of triplets to classes, and lists the ordered box pairs that may be related.
+
+    The predicates of a pair are those that the captions state for its two classes, without repetition and in order
+    of appearance (`candidates: captions`), those that they state for whatever classes (`candidates: image`), or those
+    between the two classes in Visual Genome (`candidates: prior`).
+    """
+
+    name = "pair"
+    fills: tuple[str, ...] = ("triplets", "pairs")
+
+    def __init__(self, config: PairConfig, dataset: str, categories: Iterable[str]) -> None:
+        """
+        Args:
+            dataset: selects the synonym table unless the recipe names one: "coco", "objects365", or any other
+                dataset, whose classes are then known by their names only.
+            categories: every class name of the dataset, including classes that an image lacks, so that a noun
+                phrase matches the same classes in every image.
+
+        Raises:
+            UserError: the recipe uses a prior but names no file.
+        """
+        if config.candidates == "prior" and config.prior is None:
+            raise UserError("pair.candidates is 'prior': set pair.prior to a Visual Genome JSON file")
+        self.config = config
+        self.resources = config.resources
+        self._names = tuple(dict.fromkeys((*categories, *category_names(dataset).values())))
+        self._dataset = dataset
+
+    def setup(self) -> None:
+        """Read the synonym table and the prior.
+
+        Raises:
+            UserError: a file is missing or has the wrong format.
+        """
+        path = self.config.synonyms
+        synonyms = load_synonyms(path) if path else packaged_synonyms(self._dataset)
+        matcher = HeadMatcher if self.config.match == "head" else SubstringMatcher
+        self._matcher: Matcher = matcher(synonyms, self._names)
+        self._prior: Prior = {}
+        if self.config.candidates == "prior" and self.config.prior:
+            self._prior = read_prior(self.config.prior, self._matcher, verbatim=self._verbatim)
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        for record in records:
+            if record.ok:
+                self._fill(record)
+        return records
+
+    @property
+    def _verbatim(self) -> bool:
+        """Whether predicates keep the spelling of the parser or of VG, as in RLIPv2."""
+        return self.config.match == "substring"
+
+    def _text(self, triplet: Triplet) -> str:
+        return triplet.predicate if self._verbatim else normalise_predicate(triplet.predicate)
+
+    def _fill(self, record: Record) -> None:
+        present = dict.fromkeys(box.category for box in record.objects)
+        assign_categories(self._matcher, record.triplets, present)
+        if self.config.candidates == "prior":
+            predicates: Predicates = {(s, o): self._prior.get((s, o), []) for s in present for o in present}
+        elif self.config.candidates == "image":
+            texts = list(dict.fromkeys(self._text(triplet) for triplet in record.triplets))
+            predicates = {(s, o): texts for s in present for o in present}
+        else:
+            predicates = stated_predicates(record.triplets, verbatim=self._verbatim)
+        record.pairs = candidate_pairs(
+            record.objects,
+            predicates,
+            require_overlap=self.config.require_overlap,
+            limit=self.config.max_pairs,
+        )
+
+
+def assign_categories(matcher: Matcher, triplets: Iterable[Triplet], present: dict[str, None]) -> None:
+    """Set the categories of the triplets' subjects and objects; None if the image has no such class.
+
+    Args:
+        present: the class names of the image's boxes, including crowds, in order of first appearance.
+    """
+    for triplet in triplets:
+        triplet.subject_category = matcher.choose(triplet.subject, triplet.subject_head, present)
+        triplet.object_category = matcher.choose(triplet.object, triplet.object_head, present)
+
+
+def stated_predicates(triplets: Sequence[Triplet], *, verbatim: bool = False, repeats: bool = False) -> Predicates:
+    """The predicates that the triplets state for each pair of classes, in order, without repetition.
+
+    Args:
+        verbatim: keep case and spacing of predicates.
+        repeats: list a predicate as often as it is stated.
+    """
+    stated: dict[tuple[str, str], list[str]] = {}
+    for triplet in triplets:
+        subject, object_ = triplet.subject_category, triplet.object_category
+        if subject is None or object_ is None:
+            continue
+        text = triplet.predicate if verbatim else normalise_predicate(triplet.predicate)
+        texts = stated.setdefault((subject, object_), [])
+        if repeats or text not in texts:
+            texts.append(text)
+    return stated

@@ -1,1 +1,0 @@
-"""Find the pairs of boxes that a triplet may be about."""
