@@ -157,8 +157,7 @@ def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
         truth: a run or import, or a COCO instances file. Its crowds are ignored, as COCO does: boxes inside them are
             neither correct nor wrong.
 
-    Raises:
-        UserError: as `read_truth` and `read_detected`; no image or no class in common; nothing to detect.
+    Raises UserError: as `read_truth` and `read_detected`; no image or no class in common; nothing to detect.
     """
     target = read_truth(truth)
     found = read_detected(detected, target)
@@ -318,8 +317,7 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
         detected, truth: as for `compare_boxes`.
         threshold: minimum score of boxes for precision and recall; None: that of the run, or else of `sgpipe label`.
 
-    Raises:
-        UserError: as `compare_boxes`.
+    Raises UserError: as `compare_boxes`.
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"threshold {threshold}: expected a number from 0 to 1")

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,7 @@ def paired_bootstrap(
     Returns:
         the measures that both have; the order of the images does not matter.
 
-    Raises:
-        UserError: the images differ, or there are none.
+    Raises UserError: the images differ, or there are none.
     """
     _refuse_different(first, second)
     places = [np.argsort(np.array(each.images)) for each in (first, second)]
@@ -300,6 +299,22 @@ class ScoredImages:
             self.predicted += 1
         else:
             self.empty += 1
+
+    def miss(self, annotated: Collection[Any], predicted: Collection[Any]) -> list[str]:
+        """Count images without predictions as missed; return a note about them."""
+        self.missing = len(annotated) - len(predicted)
+        self.unpredicted = frozenset(name for name in annotated if name not in predicted)
+        return self._note(self.missing, len(annotated), "counted as missed")
+
+    def leave_out(self, annotated: Collection[Any], predicted: Collection[Any]) -> list[str]:
+        """Leave images without predictions out; return a note about them."""
+        self.left_out = len(annotated) - len(predicted)
+        return self._note(self.left_out, len(annotated), "left out (official protocol)")
+
+    @staticmethod
+    def _note(missing: int, annotated: int, what: str) -> list[str]:
+        total = count(annotated, "annotated image")
+        return [f"no predictions for {missing:,} of {total}: {what}"] if missing else []
 
     @property
     def scored(self) -> int:

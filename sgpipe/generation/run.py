@@ -120,7 +120,7 @@ class _Run:
         if not self.before and runs_locally(self._stages.recipe, self._stages, math.inf):
             self._local = LocalEngine(self._stages)
             self._local.warm_up(self._stages)
-        source, ground_truth = _prepare(self.recipe, self.before, folder, progress, reuse)
+        source, ground_truth = _prepare(self.recipe, self.before, folder, progress)
         self.recipe = with_model_folders(self.recipe.model_copy(update={"source": source}))
         self.roots = open_image_roots(source, folder, progress)
         self.indexes = _open_sources(self.recipe, self.roots, folder, progress)
@@ -327,7 +327,7 @@ def _check_parent(folder: RunFolder, before: Mapping[str, Any], reuse: Reuse | N
 
 
 def _prepare(
-    recipe: Recipe, there: Mapping[str, Any], folder: RunFolder, progress: Progress, reuse: Reuse | None
+    recipe: Recipe, there: Mapping[str, Any], folder: RunFolder, progress: Progress
 ) -> tuple[SourceConfig, GroundTruth | None]:
     """The source with its images in place, and its ground truth.
 
@@ -336,7 +336,7 @@ def _prepare(
     now = {"miniworld": recipe.source.synthetic}
     if there and (before := {"miniworld": there.get("miniworld")}) != now:
         raise folder.changed(before, now)
-    return prepare_source(recipe.source, folder.private, progress.say, reuse.parent.private if reuse else None)
+    return prepare_source(recipe.source, folder.private, progress.say)
 
 
 def _open_sources(

@@ -132,9 +132,8 @@ def list_row_groups(root: Path, split: str | None = None, images: ImagePlace | N
     Args:
         images: where the images are, if they moved since the shards were written.
 
-    Raises:
-        UserError: the folder is not a run, has no shards or no such split, a shard is damaged, or there is no image
-            folder.
+    Raises UserError: the folder is not a run, has no shards or no such split, a shard is damaged, or there is no image
+    folder.
     """
     manifest = Manifest.load(root)
     splits = sorted({shard.split for shard in manifest.shards})

@@ -171,6 +171,30 @@ def check_object_index(index: float, objects: int, what: str) -> None:
         raise FieldError(f"{what} is out of range: the image has {count(objects, 'object')}")
 
 
+def triplet_relations(triplets: Any, names: Mapping[int, str], objects: Sequence[int]) -> list[Relation]:
+    """Return relations given as [subject, object, number of the predicate].
+
+    Args:
+        objects: the indices of the record's objects by those of the triplets.
+
+    Raises FieldError: a triplet refers to no object or no predicate.
+    """
+    relations = []
+    for triplet in triplets if isinstance(triplets, list) else [triplets]:
+        subject, object_, label = parse_numbers(triplet, 3)
+        for index in (subject, object_):
+            check_object_index(index, len(objects), f"object {index:g} of a relation")
+        relations.append(Relation(objects[int(subject)], objects[int(object_)], predicate_of(names, label)))
+    return relations
+
+
+def predicate_of(names: Mapping[int, str], number: float) -> str:
+    """Return the predicate of a number. Raises FieldError: there is none."""
+    if number not in names:
+        raise FieldError(f"label {number:g} of a relation is not a predicate of the dataset")
+    return names[int(number)]
+
+
 def add_name(names: dict[int, str], number: int, name: str) -> None:
     """Add a category. Raises UserError: its id is already that of another name, so that boxes of both would get one."""
     if names.setdefault(number, name) != name:

@@ -28,17 +28,18 @@ from sgpipe.sources.annotated import (
     FieldError,
     ProblemCounts,
     add_name,
-    check_object_index,
     integer_field,
     mark_failed,
     parse_confidence,
     parse_id,
     parse_numbers,
     parse_side,
+    predicate_of,
     replace_surrogates,
     required_field,
     text_field,
     to_single_line,
+    triplet_relations,
 )
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.formats import (
@@ -66,8 +67,7 @@ def read_coco(
     Returns:
         the detections, and their origin (paths and hashes).
 
-    Raises:
-        UserError: a file is missing, cut short, or of another format.
+    Raises UserError: a file is missing, cut short, or of another format.
     """
     detections = Detections(dataset, split)
     hashes = {"annotations_sha256": _read_instances(annotations, detections)}
@@ -122,7 +122,12 @@ def locate_images(detections: Detections, root: ImagePlace) -> bool:
     "patch8/objects365_v1_00420917.jpg", and mirrors use other layouts. The layout that finds most of the first images
     is used for all; if none finds any, the layout of the downloads.
     """
-    layouts: list[Callable[[str], str]] = [_below_patch, str, _without_images, _name_only]
+    layouts: list[Callable[[str], str]] = [
+        _below_patch,
+        str,
+        lambda name: name.removeprefix("images/"),
+        lambda name: PurePosixPath(name).name,
+    ]
     sample = detections.file_names[:_PROBES]
     found = {layout: sum(image_exists(root, layout(name)) for name in sample) for layout in layouts}
     best = max(layouts, key=found.__getitem__)
@@ -135,14 +140,6 @@ def _below_patch(name: str) -> str:
     parts = PurePosixPath(name).parts
     start = next((i for i, part in enumerate(parts) if part.startswith("patch")), 0)
     return "/".join(parts[start:])
-
-
-def _without_images(name: str) -> str:
-    return name.removeprefix("images/")
-
-
-def _name_only(name: str) -> str:
-    return PurePosixPath(name).name
 
 
 NO_RELATION = "__background__"  # RelTR's relation category 0; at any other position it is a predicate like others
@@ -201,7 +198,7 @@ class CocoRelations:
         if self.relations is None:
             return self._instances.related(number, self._predicates)
         annotated = [index for index, box in enumerate(record.objects) if not box.iscrowd]
-        return _relations(self._triplets[1][number], self._predicates, annotated)
+        return triplet_relations(self._triplets[1][number], self._predicates, annotated)
 
     @cached_property
     def _instances(self) -> CocoInstances:
@@ -224,25 +221,6 @@ class CocoRelations:
             choices = " or ".join(map(to_single_line, sorted(splits))) or "NAME"
             raise UserError(f"{self.relations} has no split {self.split!r}: pass --split {choices}")
         return names, splits[self.split]
-
-
-def _relations(triplets: Any, names: Mapping[int, str], annotated: list[int]) -> list[Relation]:
-    """Relations of an image; `annotated`: the indices of the objects that triplets refer to."""
-    relations = []
-    for triplet in triplets if isinstance(triplets, list) else [triplets]:
-        subject, object_, label = parse_numbers(triplet, 3)
-        for index in (subject, object_):
-            check_object_index(index, len(annotated), f"object {index:g} of a relation")
-        name = _predicate(names, label)
-        relations.append(Relation(annotated[int(subject)], annotated[int(object_)], name))
-    return relations
-
-
-def _predicate(names: Mapping[int, str], number: float) -> str:
-    """Return the predicate of a number. Raises FieldError: there is none."""
-    if number not in names:
-        raise FieldError(f"label {number:g} of a relation is not in the file's rel_categories")
-    return names[int(number)]
 
 
 _PER_BOX, _PER_RELATION = 7, 4  # numbers of a box in `CocoInstances.boxes`, and of a relation
@@ -301,7 +279,7 @@ class CocoInstances:
                 if end not in indices:
                     raise FieldError(f"object {end:g} of a relation is not the id of an annotation of the image")
             score = None if math.isnan(confidence) else confidence
-            relations.append(Relation(indices[subject], indices[object_], _predicate(predicates, label), score))
+            relations.append(Relation(indices[subject], indices[object_], predicate_of(predicates, label), score))
         return relations
 
 
@@ -311,9 +289,9 @@ def load_coco_instances(path: Path) -> CocoInstances:
     add = {
         "images": _add_image,
         "annotations": _add_box,
-        "categories": _add_category,
+        "categories": lambda instances, item: _add_name(instances.names, item),
         "rel_annotations": _add_relation,
-        "rel_categories": _add_predicate,
+        "rel_categories": lambda instances, item: _add_name(instances.predicates, item),
     }
     stream = JsonStream(path)
     for key, item in stream:
@@ -356,8 +334,8 @@ def _add_box(instances: CocoInstances, item: Any) -> None:
     boxes.extend((integer_field(item, "category_id"), *values, bool(item.get("iscrowd")), number))
 
 
-def _add_category(instances: CocoInstances, item: Any) -> None:
-    add_name(instances.names, integer_field(item, "id"), text_field(item, "name"))
+def _add_name(names: dict[int, str], item: Any) -> None:
+    add_name(names, integer_field(item, "id"), text_field(item, "name"))
 
 
 def _add_relation(instances: CocoInstances, item: Any) -> None:
@@ -366,10 +344,6 @@ def _add_relation(instances: CocoInstances, item: Any) -> None:
     confidence = parse_confidence(item.get("confidence"))
     relations = instances.relations.setdefault(parse_id(required_field(item, "image_id")) or "", array("d"))
     relations.extend((*values, math.nan if confidence is None else confidence))
-
-
-def _add_predicate(instances: CocoInstances, item: Any) -> None:
-    add_name(instances.predicates, integer_field(item, "id"), text_field(item, "name"))
 
 
 def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:

@@ -72,15 +72,15 @@ def correct_run(
         conflicts: what counts where people differ; see `RelationState.resolve`.
         images: the image folder, if the images have moved.
 
-    Raises:
-        UserError: there are no judgements, `out` is another run, a shard cannot be read, or another process writes to
-            `out`.
+    Raises UserError: there are no judgements, `out` is another run, a shard cannot be read, or another process writes
+    to `out`.
     """
     states = list(log.current())
     if not states:
         raise UserError(f"{log.file} has no judgements of this run: judge relations with `sgpipe view` first")
     corrections = Corrections(states, conflicts)
-    new = _new_predicates(source, corrections)
+    labels = source.run.get("labels")  # closed class lists
+    new = sorted(corrections.predicates - set(labels["relations"])) if labels else []
     folder, found = RunFolder(out), Counter[str]()
     with folder.lock():
         manifest = folder.open(_header(source, corrections, new, images))
@@ -238,9 +238,3 @@ def _header(
         "labels": labels and {**labels, "relations": [*labels["relations"], *new]},
         "identity": {"corrected": source.run.get("fingerprint"), **corrections.identity},
     }
-
-
-def _new_predicates(source: Manifest, corrections: Corrections) -> list[str]:
-    """Return the predicates of corrections that are not in the closed class list of the run, if it has one."""
-    labels = source.run.get("labels")
-    return sorted(corrections.predicates - set(labels["relations"])) if labels else []

@@ -101,15 +101,9 @@ def _format_of_item(array: str, item: Any) -> str | None:
     file_format = next((match for keys, match in rules if keys <= item.keys()), None)
     # Only files that sgpipe exported have image ids as well as names, and they may be of any dataset.
     if file_format is HOIA and "image_id" not in item:
-        return _hoia_format_by_name(str(item.get("file_name")))
+        # HICO-DET and V-COCO number their verbs differently; only the image names tell their files apart.
+        return {"HICO": HICO_HOIA, "COCO": VCOCO_HOIA}.get(str(item.get("file_name")).partition("_")[0], HOIA)
     return file_format
-
-
-def _hoia_format_by_name(file_name: str) -> str:
-    """HICO-DET and V-COCO number their verbs differently; only the image names tell their files apart."""
-    if file_name.startswith("HICO_"):
-        return HICO_HOIA
-    return VCOCO_HOIA if file_name.startswith("COCO_") else HOIA
 
 
 def _check_ends(path: Location) -> None:

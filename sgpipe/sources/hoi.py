@@ -37,6 +37,7 @@ from sgpipe.sources.annotated import (
     replace_surrogates,
     required_field,
     text_field,
+    triplet_relations,
     xyxy_to_xywh,
 )
 from sgpipe.sources.formats import (
@@ -452,18 +453,10 @@ def _vrd_record(item: Any, split: str) -> Record | None:
         record.width, record.height = parse_side(width), parse_side(height)
         pairs = zip(required_field(item, "bbox"), required_field(item, "det_labels"), strict=True)
         record.objects = [Box(OPEN_IMAGES.objects[label], int(label), xyxy_to_xywh(bbox)) for bbox, label in pairs]
-        record.relations = [_vrd_relation(entry, len(record.objects)) for entry in required_field(item, "rel")]
+        objects = range(len(record.objects))
+        record.relations = triplet_relations(required_field(item, "rel"), OPEN_IMAGES.relations, objects)
     except FieldError as error:
         return mark_failed(record, str(error))
     except (TypeError, ValueError, KeyError):
         return mark_failed(record, "the labels are not one of the 601 classes per box")
     return record
-
-
-def _vrd_relation(entry: Any, objects: int) -> Relation:
-    subject, object_, label = parse_numbers(entry, 3)
-    for index in (subject, object_):
-        check_object_index(index, objects, f"object {index:g} of a relation")
-    if label not in OPEN_IMAGES.relations:
-        raise FieldError(f"label {label:g} of a relation is not a relation of the dataset")
-    return Relation(int(subject), int(object_), OPEN_IMAGES.relations[int(label)])

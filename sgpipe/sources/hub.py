@@ -315,7 +315,9 @@ class _Reading:
 
     def add_file(self, file: _File, by_number: bool) -> None:
         """Add the rows of a file; `by_number`: their ids are their numbers in the split."""
-        of, column = file.columns, _named_image(file)
+        of = file.columns
+        only = image_columns(file.parquet.schema_arrow) == [of.image]
+        column = None if only else of.image  # names of rows state it if there are others
         read = [of.boxes, of.classes, of.crowd, of.captions, of.width, of.height, None if by_number else of.id]
         at = 0
         for batch in file.batches([name for name in read if name]):
@@ -323,8 +325,13 @@ class _Reading:
             ids = numbers if by_number or of.id is None else value_in_each(batch, of.id)
             names = [row_name(file.name, row, column) for row in range(at, at + len(batch))]
             rows = np.array([self._add_image(*each) for each in zip(ids, names, _sizes(batch, of), strict=True)])
-            with _naming(file.name, of):
+            try:
                 self._add_boxes(batch, of, rows)
+            except (pa.ArrowException, ValueError) as error:
+                raise UserError(
+                    f"{file.name}: {of.boxes} and {of.classes} are not boxes of four numbers and their classes "
+                    f"({str(error).splitlines()[0]})"
+                ) from None
             self._add_captions(batch, of, rows)
             at, self.rows = at + len(batch), self.rows + len(batch)
             self.reminder.say(f"{file.name}: {at:,} of {file.parquet.metadata.num_rows:,} rows are read")
@@ -368,7 +375,11 @@ class _Reading:
         self.detections.problems.malformed += int((~whole & kept).sum())
         chosen = kept & whole
         classes = _class_numbers(classes, self.detections.categories)[kept_class][whole[kept]]
-        crowd = np.zeros(int(kept.sum()), bool) if crowds is None else _truths(crowds)[kept_crowd]
+        crowd = (
+            np.zeros(int(kept.sum()), bool)
+            if crowds is None
+            else np.asarray(crowds.cast(pa.bool_()).fill_null(False))[kept_crowd]
+        )
         self.detections.add_boxes(np.repeat(rows, lengths)[chosen], classes, crowd[whole[kept]], numbers[chosen])
 
     def _add_captions(self, batch: pa.RecordBatch, of: Columns, rows: np.ndarray) -> None:
@@ -378,23 +389,6 @@ class _Reading:
         for row, text in zip(np.repeat(rows, lengths).tolist(), texts.to_pylist(), strict=True):
             if row >= 0:
                 self.detections.add_text(row, text)
-
-
-@contextmanager
-def _naming(file: str, of: Columns) -> Iterator[None]:
-    """Raises UserError: the columns of boxes and classes have other types."""
-    try:
-        yield
-    except (pa.ArrowException, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{file}: {of.boxes} and {of.classes} are not boxes of four numbers and their classes ({reason})"
-        ) from None
-
-
-def _named_image(file: _File) -> str | None:
-    """The column of images as names of rows state it: only if it is not the one that is read without a name."""
-    return None if image_columns(file.parquet.schema_arrow) == [file.columns.image] else file.columns.image
 
 
 def _sizes(batch: pa.RecordBatch, of: Columns) -> Iterator[tuple[Any, Any] | None]:
@@ -419,10 +413,6 @@ def _class_numbers(classes: pa.Array, names: Mapping[int, str]) -> np.ndarray:
         numbers = {name: number for number, name in names.items()}
         return np.array([numbers.get(replace_surrogates(name or ""), -1) for name in classes.to_pylist()], np.int64)
     return np.asarray(classes.cast(pa.int64(), safe=False).fill_null(-1)).astype(np.int64)
-
-
-def _truths(values: pa.Array) -> np.ndarray:
-    return np.asarray(values.cast(pa.bool_()).fill_null(False)).astype(bool)
 
 
 def _settle_boxes(detections: Detections, form: BoxForm | Literal["auto"], name: str) -> list[str]:
@@ -463,10 +453,7 @@ def check_hub(recipe: Recipe) -> None:
 
 
 def prepare_hub(source: SourceConfig) -> SourceConfig:
-    """The source with its splits, and with the dataset at the commit that it has now.
-
-    Raises as `find_files`.
-    """
+    """The source with its splits, and with the dataset at the commit that it has now. Raises as `find_files`."""
     files = find_files(source.hub)
     splits = {split: SplitConfig(images=files.root) for split in files.splits}
     hub = source.hub.model_copy(update={"dataset": files.root})

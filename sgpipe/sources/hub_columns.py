@@ -115,11 +115,7 @@ def _dotted(field: pa.Field) -> Iterator[str]:
 
 def _first(schema: pa.Schema, parents: Sequence[str], names: Sequence[str]) -> str | None:
     dotted = (f"{parent}.{name}" if parent else name for parent in parents for name in names)
-    return next((name for name in dotted if _has(schema, name)), None)
-
-
-def _has(schema: pa.Schema, dotted: str) -> bool:
-    return _kind(schema, dotted) is not None
+    return next((name for name in dotted if _kind(schema, name) is not None), None)
 
 
 def _kind(schema: pa.Schema, dotted: str) -> pa.DataType | None:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from sgpipe.errors import StoreError, UserError
@@ -54,8 +55,7 @@ def import_annotations(
         limit: import only the first `limit` images.
         retry_failed: import shards with error rows again.
 
-    Raises:
-        UserError: a file or folder cannot be used; committed shards remain.
+    Raises UserError: a file or folder cannot be used; committed shards remain.
     """
     check_images(images)
     if not re.fullmatch(r"\w{1,64}", source.split):
@@ -186,7 +186,7 @@ def _read_units(source: AnnotationSource, schedule: _Schedule, limit: int | None
     problems: ProblemCounts = Counter()
     seen: ProblemCounts = Counter()
     unit = _ImportUnit(0, schedule.stop(0))
-    for record in _take(_distinct(source.read(problems), problems), limit):
+    for record in islice(_distinct(source.read(problems), problems), limit):
         if unit.start + len(unit.records) == unit.stop:
             yield unit
             unit = _ImportUnit(unit.stop, schedule.stop(unit.stop))
@@ -207,14 +207,6 @@ def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Re
         else:
             seen.add(record.image_id)
             yield record
-
-
-def _take(records: Iterable[Record], limit: int | None) -> Iterator[Record]:
-    """Yield the first `limit` records; the source is not read any further."""
-    for number, record in enumerate(records, 1):
-        yield record
-        if number == limit:
-            return
 
 
 def _write(

@@ -71,29 +71,19 @@ class MiniworldFiles:
         composed.unlink()
         write_text(self._settings, json.dumps(config.model_dump()))
 
-    def copy(self, other: MiniworldFiles) -> None:
-        """Copy the files of another run; what the folder held before is removed.
-
-        Raises OSError: the disk is full, or a folder cannot be read or written.
-        """
-        shutil.rmtree(self.root, ignore_errors=True)
-        shutil.copytree(other.root, self.root, ignore=shutil.ignore_patterns(self._settings.name))
-        write_text(self._settings, json.dumps(other.settings))
-
     @property
     def _settings(self) -> Path:
         return self.root / "drawn.json"
 
 
 def prepare(
-    config: MiniworldConfig | None, private: Path, say: Callable[[str], None], parent: Path | None = None
+    config: MiniworldConfig | None, private: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, SplitConfig], GroundTruth] | None:
     """Return the splits and the ground truth of a run's miniworld, generated unless they are already there.
 
     Args:
         config: which images; None: the run has another source.
         private: the run's folder for files of its own.
-        parent: the same folder of a run that may have these images; they are copied then.
 
     Raises OSError: the disk is full, or the folder cannot be written.
     """
@@ -101,13 +91,8 @@ def prepare(
         return None
     files = MiniworldFiles(private / _FOLDER)
     if files.settings != config.model_dump():
-        others = MiniworldFiles(parent / _FOLDER) if parent else None
-        if others and others.settings == config.model_dump():
-            say(f"copying {count(config.images, 'image')}")
-            files.copy(others)
-        else:
-            say(f"generating {count(config.images, 'image')}")
-            files.make(config)
+        say(f"generating {count(config.images, 'image')}")
+        files.make(config)
     world = files.world
     split = SplitConfig(annotations=world / INSTANCES, images=world / IMAGES, captions=world / CAPTIONS)
     return {split_name(config.split): split}, files.ground_truth

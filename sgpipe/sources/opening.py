@@ -23,20 +23,19 @@ from sgpipe.utils import __version__
 
 
 def prepare_source(
-    source: SourceConfig, private: Path, say: Callable[[str], None], parent: Path | None = None
+    source: SourceConfig, private: Path, say: Callable[[str], None]
 ) -> tuple[SourceConfig, GroundTruth | None]:
     """Return the source with its images in place, and their ground truth if there is any.
 
     Args:
         private: the run's folder for files of its own; a source that makes its images puts them there.
-        parent: the same folder of a run of the same images, if there is one.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
         UserError: the ground truth is not a run or an import, image_data is missing, or there is no such dataset.
         StoreError: the hub or a store cannot be reached.
     """
-    made = miniworld.prepare(source.miniworld if source.synthetic else None, private, say, parent)
+    made = miniworld.prepare(source.miniworld if source.synthetic else None, private, say)
     if made is not None:
         splits, ground_truth = made
         return source.model_copy(update={"root": None, "splits": splits}), ground_truth
@@ -63,8 +62,7 @@ def open_source(
         new: where it is built, by default in its place; `SourceIndex.move` then replaces the one at `path`.
         images: where the images are; by default, what the source says.
 
-    Raises:
-        UserError: the annotation file or the image folder is missing or not of the source's format.
+    Raises UserError: the annotation file or the image folder is missing or not of the source's format.
     """
     images = images or existing_images(source.images(split))
     files = _stamp(source, split, images)

@@ -66,7 +66,8 @@ def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -
     name = replace_surrogates(str(item.get("file_name") or f"{image_id}.jpg"))
     record = Record(image_id, dataset, split, name, parse_side(item.get("width")), parse_side(item.get("height")))
     relationships = _items(item, "relationships", problems)
-    inline = (end for entry in relationships for end in _inline_objects(entry))
+    ends = (entry.get(end) for entry in relationships if isinstance(entry, Mapping) for end in ("subject", "object"))
+    inline = (end for end in ends if isinstance(end, Mapping))
     indices: dict[int, int] = {}
     for thing in (*_items(item, "objects", problems), *inline):
         _add_object(record, indices, thing, problems)
@@ -93,12 +94,6 @@ def _items(item: Mapping[str, Any], key: str, problems: ProblemCounts) -> list[A
         return items
     problems["malformed"] += 1
     return []
-
-
-def _inline_objects(entry: Any) -> Iterator[Any]:
-    """Yield the objects that a relation contains."""
-    if isinstance(entry, Mapping):
-        yield from (entry[end] for end in ("subject", "object") if isinstance(entry.get(end), Mapping))
 
 
 def _add_object(record: Record, indices: dict[int, int], thing: Any, problems: ProblemCounts) -> None:
@@ -260,12 +255,9 @@ class VisualGenome:
                 remove_redundant(record, aliases, problems)
             drop_nameless(record, problems)
             record.width, record.height = sizes.get(record.image_id, (record.width, record.height))
-            record.file_name = self._locate(record.file_name)
+            names = (record.file_name, *(f"{folder}/{record.file_name}" for folder in _FOLDERS))
+            record.file_name = next((name for name in names if image_exists(self.images, name)), names[0])
             yield record
-
-    def _locate(self, name: str) -> str:
-        names = (name, *(f"{folder}/{name}" for folder in _FOLDERS))
-        return next((name for name in names if image_exists(self.images, name)), name)
 
 
 def _sizes(image_data: Path | None) -> dict[str, tuple[int, int]]:

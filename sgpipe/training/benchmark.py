@@ -34,7 +34,7 @@ from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import HICO
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group
-from sgpipe.training.data.scan import COLUMNS, ClosedLabels, TrainingSet, UsableRowGroup, shards_by_split
+from sgpipe.training.data.scan import COLUMNS, TrainingSet, UsableRowGroup, shards_by_split
 from sgpipe.training.data.stream import TrainingRow
 from sgpipe.training.recipe import BENCHMARKS, DataConfig, TrainRecipe
 from sgpipe.utils.devices import pick_dtype
@@ -74,8 +74,7 @@ class Benchmark:
         batch: images per process that are read together.
         share: index of this process, and number of processes.
 
-    Raises:
-        UserError: the network does not classify the subjects of scene graphs.
+    Raises UserError: the network does not classify the subjects of scene graphs.
     """
 
     name: str
@@ -90,7 +89,7 @@ class Benchmark:
             raise UserError("output.best: openimages needs a network that classifies subjects; use output.best: ap")
 
     @property
-    def labels(self) -> ClosedLabels:
+    def labels(self) -> DatasetClasses:
         assert self.validation.closed_labels is not None
         return self.validation.closed_labels
 
@@ -116,21 +115,19 @@ class Benchmark:
             return evaluate_open_images(
                 self._images(), OpenImagesSettings(len(objects), len(relations))
             ).weighted_score()
-        official = DatasetClasses(objects, relations) == HICO.classes
+        official = self.labels == HICO.classes
         possible = possible_interactions() if official else np.ones((len(relations), len(objects)))
         return evaluate_hico(self._images(), HicoSettings(possible)).per_class.mean()
 
     def _images(self) -> Iterator[EvaluationImage]:
         nothing = ImageGroundTruth.from_lists([], [], [])
-        empty = PredictedPairs(nothing.boxes, nothing.boxes, nothing.labels, nothing.labels, self._no_scores())
+        scores = np.zeros((0, len(self.labels.relations)), dtype=np.float32)
+        empty = PredictedPairs(nothing.boxes, nothing.boxes, nothing.labels, nothing.labels, scores)
         with prefetch_generator(self._batches()) as batches:
             for batch in _lockstep(batches):
                 found = self._detect(batch or [])
                 for index, (values, _) in enumerate(batch or []):
                     yield EvaluationImage(values["image_id"], self._targets(values), found.get(index, empty))
-
-    def _no_scores(self) -> np.ndarray:
-        return np.zeros((0, len(self.labels.relations)), dtype=np.float32)
 
     def _batches(self) -> Generator[list[_Image], None, None]:
         rank, world_size = self.share

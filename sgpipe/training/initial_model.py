@@ -65,8 +65,7 @@ def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLI
 
     With another `fusion`, the parameters of the old one are dropped, and those of the new one are random.
 
-    Raises:
-        CheckpointError: a setting does not exist, or the parameters do not fit it.
+    Raises CheckpointError: a setting does not exist, or the parameters do not fit it.
     """
     queries = changes.get("num_queries", network.config.num_queries)
     if queries != network.config.num_queries:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from sgpipe.training.recipe import BENCHMARKS
 from sgpipe.utils.atomic import write_text
+from sgpipe.utils.console import count
 
 METRICS = "metrics.jsonl"
 _NOT_MEASURES = {"event", "epoch", "step", "steps", "compile_error"}
@@ -112,10 +113,7 @@ class TrainSummary:
         last: the last line of step metrics.
         validation: the last line of validation metrics.
         best: the best score of a validation, by the measure `best_by`.
-        network: the folder of the network to use: that of the best validation if one is better than others, otherwise
-            the last one.
-        tied: the value of `best_by` that all validations have, to three decimals, so that none of them is best; None if
-            they differ.
+        network: the folder of the network to use: that of the best validation, or without validations the last one.
     """
 
     out: Path
@@ -128,7 +126,6 @@ class TrainSummary:
     best: float | None
     best_by: str
     network: Path
-    tied: float | None = None
 
 
 class TrainingDisplay:
@@ -186,19 +183,15 @@ class TrainingDisplay:
 
 
 def _step_note(row: dict[str, Any]) -> str:
-    images = "1 unreadable image" if row["skipped"] == 1 else f"{row['skipped']} unreadable images"
-    skipped = f", {images}" if row["skipped"] else ""
+    skipped = f", {count(row['skipped'], 'unreadable image')}" if row["skipped"] else ""
+    gpu = ""
+    if "gpu_memory" in row:
+        utilization = f" {row['gpu_utilization']:.0%} used," if "gpu_utilization" in row else ""
+        gpu = f", GPU{utilization} {row['gpu_memory'] / 1e9:.1f} GB"
     return (
         f"epoch {row['epoch']}, loss {row['loss']:.3f}, {row['images_per_second']:.1f} images/s, "
-        f"waiting for images {row['waited']:.0%}{_gpu_note(row)}{skipped}"
+        f"waiting for images {row['waited']:.0%}{gpu}{skipped}"
     )
-
-
-def _gpu_note(row: dict[str, Any]) -> str:
-    if "gpu_memory" not in row:
-        return ""
-    utilization = f" {row['gpu_utilization']:.0%} used," if "gpu_utilization" in row else ""
-    return f", GPU{utilization} {row['gpu_memory'] / 1e9:.1f} GB"
 
 
 def print_training(summary: TrainSummary, use: str, console: Console) -> None:
@@ -218,13 +211,7 @@ def print_training(summary: TrainSummary, use: str, console: Console) -> None:
     for name in MEASURES:
         if name in summary.validation:
             table.add_row(f"validation {name}", f"{summary.validation[name]:.3f}")
-    if summary.best is not None and summary.tied is None:
+    if summary.best is not None:
         table.add_row(f"best validation {summary.best_by}", f"{abs(summary.best):.3f}")
     console.print(table)
-    if summary.tied is not None:
-        console.print(
-            f"NOTE: validation {summary.best_by} was {summary.tied:.3f} each time, so no checkpoint is better than "
-            "another: use the last one",
-            soft_wrap=True,
-        )
     console.print(use, soft_wrap=True)

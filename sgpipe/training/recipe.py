@@ -243,14 +243,14 @@ def load_train_recipe(
 
 def shards_options(folders: Sequence[str], images: str | None) -> list[dict[str, Any]]:
     """Return the recipe's form of `--data FOLDER[@WEIGHT]`. Raises UserError: a weight is not a number."""
-    return [_shards_option(folder, images) for folder in folders]
-
-
-def _shards_option(text: str, images: str | None) -> dict[str, Any]:
-    folder, at, weight = text.rpartition("@")
-    if not at or Path(text).exists():
-        return {"shards": text, "images": images}
-    try:
-        return {"shards": folder, "images": images, "weight": float(weight)}
-    except ValueError:
-        raise UserError(f"--data {text}: {weight!r} is not a number; expected FOLDER or FOLDER@WEIGHT") from None
+    options: list[dict[str, Any]] = []
+    for text in folders:
+        folder, at, weight = text.rpartition("@")
+        if not at or Path(text).exists():
+            options.append({"shards": text, "images": images})
+            continue
+        try:
+            options.append({"shards": folder, "images": images, "weight": float(weight)})
+        except ValueError:
+            raise UserError(f"--data {text}: {weight!r} is not a number; expected FOLDER or FOLDER@WEIGHT") from None
+    return options

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,36 +161,22 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
         del recipe["data"][name]
     for part in (*recipe["data"]["train"], *recipe["data"]["val"]):
         del part["images"]
-        part["shards"] = _content(part["shards"])
+        part["shards"] = fingerprint({shard.file: shard.sha256 for shard in Manifest.load(part["shards"]).shards})
     if job.recipe.data.calibration is not None:
         recipe["data"]["calibration"] = content_sha256(job.recipe.data.calibration)
     sets = {"training": job.training_set, "validation": job.validation_set}
     rows = {name: each.rows if each else 0 for name, each in sets.items()}
-    recipe["optimisation"] = _without_length(recipe["optimisation"])
+    options = recipe["optimisation"]  # a step schedule can be extended; the length of a cosine is that of its decay
+    unused = ("epochs", "steps") if options["schedule"] == "step" else ("epochs",) if options["steps"] else ()
+    for name in unused:
+        del options[name]
     return {"sgpipe": __version__, **recipe, "images": rows}
-
-
-def _without_length(optimisation: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings without how long the training is, unless that decides more.
-
-    With the step schedule, a training can be extended; with cosine, its length is that of the decay.
-    """
-    by_steps = optimisation["schedule"] == "step"
-    unused = {"epochs", "steps"} if by_steps else {"epochs"} if optimisation["steps"] else set()
-    return {name: value for name, value in optimisation.items() if name not in unused}
-
-
-def _content(run: str) -> str:
-    """A hash of a folder of shards that does not change when the folder moves."""
-    return fingerprint({shard.file: shard.sha256 for shard in Manifest.load(run).shards})
 
 
 def _summarise(job: TrainingJob) -> TrainSummary:
     rows, position = read_metrics(job.out), _position(job)
     steps = [row for row in rows if row["event"] == "step"]
     validations = [row for row in rows if row["event"] == "validation"]
-    best_by = position.best_by or job.recipe.output.best  # of a finished training, the measure that chose
-    tied = _tied([row[best_by] for row in validations if best_by in row])
     return TrainSummary(
         job.out,
         job.recipe.model.kind,
@@ -201,14 +186,6 @@ def _summarise(job: TrainingJob) -> TrainSummary:
         steps[-1] if steps else {},
         validations[-1] if validations else {},
         position.best,
-        best_by,
-        job.out / (BEST if tied is None and (job.out / BEST).exists() else LAST),
-        tied,
+        position.best_by or job.recipe.output.best,  # of a finished training, the measure that chose
+        job.out / (BEST if (job.out / BEST).exists() else LAST),
     )
-
-
-def _tied(scores: Sequence[float]) -> float | None:
-    """The score that all validations have as they are shown; None if they differ, or if only one is above 0."""
-    if len({f"{score:.3f}" for score in scores}) != 1 or (len(scores) == 1 and round(scores[0], 3)):
-        return None
-    return scores[-1]

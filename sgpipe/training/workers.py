@@ -62,8 +62,8 @@ def run_workers(job: TrainingJob, display: TrainingDisplay, progress: Progress) 
     except (RayError, RuntimeError, ray.train.TrainingFailedError) as error:
         if not refusal.exists():
             raise EngineError(worker_failure(error)) from None
-    if refused := _read_refusal(refusal):
-        kind, message = refused
+    if refusal.exists():
+        kind, message = json.loads(refusal.read_text(encoding="utf-8"))
         raise _REFUSALS.get(kind, EngineError)(message)
 
 
@@ -179,10 +179,3 @@ def _following(path: Path, show: Callable[[dict[str, Any]], None]) -> Iterator[N
         stop.set()
         follower.join()
         show_new()
-
-
-def _read_refusal(refusal: Path) -> tuple[str, str] | None:
-    if not refusal.exists():
-        return None
-    kind, message = json.loads(refusal.read_text(encoding="utf-8"))
-    return kind, message

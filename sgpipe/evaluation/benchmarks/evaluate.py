@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -100,20 +99,6 @@ class PredictionFiles:
     def name(self) -> str:
         return str(self.predictions)
 
-    def advice(self, benchmark: str, coco: Path | None = None) -> str:
-        """Return the two commands that predict and evaluate the classes of the annotations."""
-        predictions, annotations = self.predictions, self.annotations
-        beside = annotations.with_name(f"{annotations.stem}_classes.json")  # as `sgpipe miniworld` writes it
-        names = self.classes or (beside if beside.is_file() else Path("CLASSES.json"))
-        files = f"--predictions {quote(str(predictions))} --annotations {quote(str(annotations))}"
-        files += f" --coco {quote(str(coco))}" if coco else ""
-        what, option = "list its classes for both commands", f" --classes {quote(str(names))}"
-        if benchmark in ("openimages", "vcoco"):
-            what, option = f"predict on shards of `sgpipe import {benchmark}`", ""
-        predict = f"sgpipe predict MODEL --data SHARDS --form {benchmark}{option} --out {quote(str(predictions))}"
-        mode = " --mode sgdet" if benchmark == "vg" else ""
-        return f"{what}: `{predict}`, then `sgpipe eval {benchmark}{mode} {files}{option}`"
-
 
 @dataclass(frozen=True)
 class ModelRun(InferenceConfig):
@@ -163,7 +148,7 @@ def score_hico(given: PredictionFiles | ModelRun, options: HicoOptions, *, zero_
     if isinstance(given, PredictionFiles):
         schema = read_classes(given.classes) if given.classes else HICO
         classes, source = schema.classes, _hico_source(given.annotations, given.classes)
-        images = PairFiles(source, given.predictions, schema, "hoi_prediction", given.advice("hico"))
+        images = PairFiles(source, given.predictions, schema, "hoi_prediction")
     else:
         config = given.config("zero-shot hoi" if zero_shot else "hoi")
         classes = config.classes
@@ -224,7 +209,7 @@ def score_open_images(given: PredictionFiles | ModelRun, suppression: Suppressio
     if isinstance(given, PredictionFiles):
         assert source is not None
         classes = OPEN_IMAGES.classes
-        images = PairFiles(source, given.predictions, OPEN_IMAGES, "rel_prediction", given.advice("openimages"))
+        images = PairFiles(source, given.predictions, OPEN_IMAGES, "rel_prediction")
     else:
         config = given.config("scene graph")
         classes = config.classes
@@ -268,16 +253,14 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
     actions, people = read_vcoco(given.annotations, coco)
     notes: list[str] = []
     if isinstance(given, PredictionFiles):
-        predicted = _read_predicted(given, actions, coco)
+        predicted = _read_predicted(given, actions)
     else:
         predicted = _predict_people(given, actions, people, possible, notes)
     scored: list[str] = []
     with _explained(given.name):
         scores = evaluate_vcoco(_noting(people_images(people, predicted, actions), scored), actions)
-    counts = ScoredImages(len(predicted), missing=len(people) - len(predicted))
-    if counts.missing:
-        total = count(len(people), "annotated image")
-        notes.append(f"no predictions for {counts.missing:,} of {total}: counted as missed")
+    counts = ScoredImages(len(predicted))
+    notes += counts.miss(people, predicted)
     curves = {f"role, scenario {number}": class_curve(part) for number, part in scores.roles.items()}
     curves["agent"] = class_curve(scores.agents)
     # Its format has no item for an image without persons, so which images lack predictions is not known.
@@ -294,15 +277,17 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
     )
 
 
-def _read_predicted(given: PredictionFiles, actions: Actions, coco: Path) -> dict[int, PredictedPeople]:
+def _read_predicted(given: PredictionFiles, actions: Actions) -> dict[int, PredictedPeople]:
     predictions, annotations = given.predictions, given.annotations
     detections = _read_json(predictions)
     if not isinstance(detections, list) or not detections:
         raise UserError(f"{predictions} contains no predictions: expected a list of detections")
     own = [key for key in detections[0] if str(key).endswith(f"_{AGENT}")] if isinstance(detections[0], dict) else []
     if own and (missing := {f"{name}_{AGENT}" for name in actions.names} - set(own)):
-        action = f"{predictions} has no {min(missing)!r}, which is an action of {annotations}"
-        raise UserError(f"{action}; {given.advice('vcoco', coco)}")
+        raise UserError(
+            f"{predictions} has no {min(missing)!r}, which is an action of {annotations}; predict on shards of "
+            "`sgpipe import vcoco`"
+        )
     with _explained(predictions):
         try:
             return read_predicted_people(detections, actions)
@@ -361,7 +346,7 @@ def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> Eva
     images: GraphFiles | ModelGraphs
     if isinstance(given, PredictionFiles):
         classes = GraphClasses.of(read_classes(given.classes).classes) if given.classes else VG150_CLASSES
-        images = GraphFiles(given.annotations, given.predictions, classes, given.advice("vg"))
+        images = GraphFiles(given.annotations, given.predictions, classes)
     else:
         config = given.config("scene graph")
         classes = GraphClasses.of(config.classes)
@@ -480,8 +465,7 @@ class ModelImages:
     def images(self) -> Iterator[EvaluationImage]:
         """All annotated images; those that the shards lack or that cannot be read have no predictions.
 
-        Raises:
-            UserError: an input is missing or invalid, an image is not annotated, or no image can be read.
+        Raises UserError: an input is missing or invalid, an image is not annotated, or no image can be read.
         """
         annotated, seen = read_annotations(self.source), set[str]()
         for row, pairs in predict_readable(self.config, self.row_groups, self.notes):
@@ -489,13 +473,10 @@ class ModelImages:
             _check_name(name, annotated, seen, self.source.files["annotations"])
             self.counts.add(pairs)
             yield EvaluationImage(name, annotated[name], pairs)
-        self.counts.unpredicted = frozenset(annotated.keys() - seen)
-        self.counts.missing = missing = len(annotated) - len(seen)
-        if missing:
-            self.notes.append(
-                f"no predictions for {missing:,} of {count(len(annotated), 'annotated image')}: counted as missed"
-            )
-        nothing = _nothing(len(self.config.classes.relations))
+        self.notes += self.counts.miss(annotated, seen)
+        boxes, objects = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=int)
+        scores = np.zeros((0, len(self.config.classes.relations)), dtype=np.float32)
+        nothing = PredictedPairs(boxes, boxes, objects, objects, scores)
         yield from (
             EvaluationImage(name, ground_truth, nothing) for name, ground_truth in annotated.items() if name not in seen
         )
@@ -525,12 +506,6 @@ def predict_readable(
         notes.append(f"{count(len(failed), 'image')} could not be read; the first: {failed[0]}")
 
 
-def _nothing(num_predicates: int) -> PredictedPairs:
-    boxes, objects = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=int)
-    scores: Array = np.zeros((0, num_predicates), dtype=np.float32)
-    return PredictedPairs(boxes, boxes, objects, objects, scores)
-
-
 @dataclass
 class ModelGraphs:
     """As `ModelImages`, for scene graphs. Images without predictions are left out."""
@@ -547,10 +522,7 @@ class ModelGraphs:
             _check_name(row.image_id, self.annotated, seen, "the annotations")
             self.counts.add(pairs)
             yield GraphImage(f"image {row.image_id}", self.annotated[row.image_id], predicted_graph(pairs, MOST_PAIRS))
-        self.counts.left_out = missing = len(self.annotated) - len(seen)
-        if missing:
-            total = count(len(self.annotated), "annotated image")
-            self.notes.append(f"no predictions for {missing:,} of {total}: left out (official protocol)")
+        self.notes += self.counts.leave_out(self.annotated, seen)
 
 
 def _check_name(name: str, annotated: Collection[str], seen: set[str], place: object) -> None:

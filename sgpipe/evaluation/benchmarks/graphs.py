@@ -12,7 +12,7 @@ import numpy as np
 from rlip_model.evaluation.inputs import Array, EvaluationError, table
 from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GraphImage, GroundTruthGraph, PredictedGraph
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.pairs import listed_schema
+from sgpipe.evaluation.benchmarks.pairs import OTHER_CLASS, listed_schema
 from sgpipe.evaluation.result import ScoredImages
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.inference.writers import CLASSES
@@ -41,23 +41,18 @@ VG150_CLASSES = GraphClasses(150, VG150_PREDICATES)
 
 @dataclass
 class GraphFiles:
-    """An annotation file and a prediction file; reading fills `notes` and `counts`.
-
-    advice: what to do about predictions of other classes.
-    """
+    """An annotation file and a prediction file; reading fills `notes` and `counts`."""
 
     annotations: Path
     predictions: Path
     classes: GraphClasses
-    advice: str
     notes: list[str] = field(default_factory=list)
     counts: ScoredImages = field(default_factory=ScoredImages)
 
     def images(self) -> Iterator[GraphImage]:
         """The annotated images that have predictions, in the order of the predictions.
 
-        Raises:
-            UserError: a file is missing or invalid, or a predicted image is not annotated.
+        Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
         """
         annotated = read_graphs(self.annotations)
         seen: set[str] = set()
@@ -74,12 +69,7 @@ class GraphFiles:
             yield GraphImage(f"image {name}", annotated[name], predicted)
         if not seen:
             raise UserError(f"{self.predictions} contains no predictions")
-        self.counts.left_out = missing = len(annotated) - len(seen)
-        if missing:
-            self.notes.append(
-                f"no predictions for {missing:,} of {count(len(annotated), 'annotated image')}: "
-                "left out (official protocol)"
-            )
+        self.notes += self.counts.leave_out(annotated, seen)
 
     def _prediction(self, name: str, item: Mapping[str, Any], numbers: _Numbers) -> PredictedGraph:
         try:
@@ -106,10 +96,10 @@ class GraphFiles:
         unknown = [each for each in listed.relations if each not in self.classes.predicates]
         unknown += [each for each in listed.objects if each not in objects]
         if unknown:
-            raise UserError(f"{self.predictions}: {unknown[0]!r} is not a class of the dataset; {self.advice}")
+            raise UserError(f"{self.predictions}: {unknown[0]!r} {OTHER_CLASS}")
         if len(objects) != self.classes.num_objects:
             counts = f"{count(len(objects), 'object class', 'object classes')}, the dataset {self.classes.num_objects}"
-            raise UserError(f"{self.predictions} has {counts}; {self.advice}")
+            raise UserError(f"{self.predictions} has {counts}")
         return _Numbers(
             tuple(1 + objects.index(each) for each in listed.objects),
             tuple(1 + self.classes.predicates.index(each) for each in listed.relations),

@@ -42,37 +42,33 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_tables, read_file
 from sgpipe.utils.console import count
 
+OTHER_CLASS = (
+    "is not a class of the dataset; predict with its classes: --classes FILE, or shards of its `sgpipe import`"
+)
+
 
 @dataclass
 class PairFiles:
     """An annotation file and a prediction file; reading fills `notes` and `counts`.
 
-    schema: the classes, and the category ids of predictions that do not list their own. key: the key of their list of
-    relations. advice: what to do about predictions of other classes.
+    schema: the classes, and the category ids of predictions that do not list their own. key: of their relations.
     """
 
     source: AnnotationSource
     predictions: Path
     schema: HoiaSchema
     key: str
-    advice: str
     notes: list[str] = field(default_factory=list)
     counts: ScoredImages = field(default_factory=ScoredImages)
 
     def images(self) -> Iterator[EvaluationImage]:
         """All annotated images in the order of the annotations, with their predictions.
 
-        Raises:
-            UserError: a file is missing or invalid, or a predicted image is not annotated.
+        Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
         """
-        annotated = read_annotations(self.source, self.advice)
+        annotated = read_annotations(self.source)
         predicted = self._read_predictions(annotated)
-        if missing := len(annotated) - len(predicted):
-            self.notes.append(
-                f"no predictions for {missing:,} of {count(len(annotated), 'annotated image')}: counted as missed"
-            )
-            self.counts.missing = missing
-            self.counts.unpredicted = frozenset(annotated.keys() - predicted.keys())
+        self.notes += self.counts.miss(annotated, predicted)
         for prediction in predicted.values():
             self.counts.add(prediction.scores)
         nothing = Prediction(np.zeros((0, 4)), np.zeros(0, dtype=int), np.zeros((0, 3), dtype=int), np.zeros(0))
@@ -101,9 +97,9 @@ class PairFiles:
     def _predictions(self) -> Iterator[tuple[str, Prediction]]:
         """The predictions of each image, with its file name."""
         if self.predictions.suffix == ".parquet":
-            yield from read_prediction_table(self.predictions, self.schema.classes, self.advice)
+            yield from read_prediction_table(self.predictions, self.schema.classes)
             return
-        reader = _PredictionReader(self.predictions, self.schema.classes, self.key, self.advice)
+        reader = _PredictionReader(self.predictions, self.schema.classes, self.key)
         reader.use(self.schema)
         for _, item in JsonStream(self.predictions):
             yield reader.read(item)
@@ -122,7 +118,6 @@ class _PredictionReader:
     path: Path
     classes: DatasetClasses
     key: str
-    advice: str
     has_own_list: bool = False
 
     def use(self, schema: HoiaSchema) -> None:
@@ -172,7 +167,7 @@ class _PredictionReader:
         other = f"category_id {category!r} of {what}" if index is None else repr(index)
         if index is None and self.has_own_list:
             raise FieldError(f"{other} is not in the class list of the file itself")
-        raise FieldError(f"{other} is not a class of the dataset; {self.advice}")
+        raise FieldError(f"{other} {OTHER_CLASS}")
 
 
 def listed_schema(content: Any) -> HoiaSchema:
@@ -185,16 +180,10 @@ def listed_schema(content: Any) -> HoiaSchema:
         ) from None
 
 
-def read_annotations(
-    source: AnnotationSource, advice: str = "list its classes in --classes"
-) -> dict[str, ImageGroundTruth]:
+def read_annotations(source: AnnotationSource) -> dict[str, ImageGroundTruth]:
     """The annotations by file name of the image.
 
-    Args:
-        advice: what to do about annotations of other classes.
-
-    Raises:
-        UserError: an image cannot be used or occurs twice, or there are no images.
+    Raises UserError: an image cannot be used or occurs twice, or there are no images.
     """
     assert source.classes is not None
     objects = {name: index for index, name in enumerate(source.classes.objects)}
@@ -203,8 +192,8 @@ def read_annotations(
     annotated: dict[str, ImageGroundTruth] = {}
     for record in source.read(problems):
         if not record.ok:
-            other = f"; if the file has other classes, {advice}" if "category_id" in str(record.error) else ""
-            raise UserError(f"{path}: image {record.file_name!r}: {record.error}{other}")
+            hint = "; --classes lists other classes" if "category_id" in str(record.error) else ""
+            raise UserError(f"{path}: image {record.file_name!r}: {record.error}{hint}")
         if record.file_name in annotated:
             raise UserError(f"{path}: image {record.file_name!r} occurs twice")
         corners = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
@@ -243,19 +232,19 @@ class Prediction:
         )
 
 
-def read_prediction_table(
-    path: Path, classes: DatasetClasses, advice: str = "predict with its classes"
-) -> Iterator[tuple[str, Prediction]]:
+def read_prediction_table(path: Path, classes: DatasetClasses) -> Iterator[tuple[str, Prediction]]:
     """The file name and prediction of each image, except for images that could not be read.
-
-    Args:
-        advice: what to do about predictions of other classes.
 
     Raises UserError: the file is missing, damaged or of another kind, or has missing values or unknown names.
     """
     with prediction_table(path) as batches:
-        for batch in batches:
-            yield from _images(path, batch, classes, advice)
+        for row in (row for batch in batches for row in batch.to_pylist()):
+            if row["triplets"] is None:
+                continue
+            try:
+                yield row["file_name"], _named_prediction(row["triplets"], classes)
+            except FieldError as error:
+                raise UserError(f"{path}: image {row['file_name']!r}: {error}") from None
 
 
 @contextmanager
@@ -276,65 +265,36 @@ def prediction_table(path: Path) -> Iterator[Iterator[pa.RecordBatch]]:
         ) from None
 
 
-def _images(
-    path: Path, batch: pa.RecordBatch, classes: DatasetClasses, advice: str
-) -> Iterator[tuple[str, Prediction]]:
-    names = batch.column("file_name").to_pylist()
-    lists = batch.column("triplets")
-    counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    images = np.repeat(np.array(names, dtype=object), counts)
-    columns = _columns(path, pc.list_flatten(lists), images, classes, advice)
-    starts = np.cumsum(counts) - counts
-    for name, start, length, valid in zip(names, starts, counts, lists.is_valid().to_pylist(), strict=True):
-        if valid:
-            yield name, _prediction(path, name, [column[start : start + length] for column in columns])
-
-
-def _columns(path: Path, triplets: pa.StructArray, images: Array, classes: DatasetClasses, advice: str) -> list[Array]:
-    """Columns of all triplets: pair, score, numbers of subject, predicate and object, and both boxes."""
-    arrays = {name: triplets.field(name) for name in (field.name for field in triplets.type)}
-    for name, array in arrays.items():
-        if array.null_count:
-            raise UserError(f"{path}: image {images[array.is_null().index(True).as_py()]!r}: a triplet has no {name!r}")
-    known = {"subject": classes.objects, "predicate": classes.relations, "object": classes.objects}
-    numbers = [_numbers(path, arrays[name], images, names, advice) for name, names in known.items()]
-    boxes = [_boxes(path, arrays[name], images) for name in ("subject_box", "object_box")]
-    return [arrays["pair"].to_numpy(), arrays["score"].to_numpy(), *numbers, *boxes]
-
-
-def _numbers(path: Path, names: pa.Array, images: Array, known: Sequence[str], advice: str) -> Array:
-    numbers = pc.index_in(names, pa.array(known, names.type))
-    if numbers.null_count:
-        place = numbers.is_null().index(True).as_py()
-        other = f"{names[place].as_py()!r} is not a class of the dataset"
-        raise UserError(f"{path}: image {images[place]!r}: {other}; {advice}")
-    return np.asarray(numbers.to_numpy(), dtype=int)
-
-
-def _boxes(path: Path, boxes: pa.ListArray, images: Array) -> Array:
-    corners = pc.list_flatten(boxes)
-    wrong = pc.list_value_length(boxes).to_numpy() != _BOX
-    wrong[pc.list_parent_indices(boxes).to_numpy()[corners.is_null().to_numpy(zero_copy_only=False)]] = True
-    if wrong.any():
-        raise UserError(f"{path}: image {images[wrong.argmax()]!r}: a box is not four numbers")
-    return np.asarray(corners.to_numpy(), dtype=np.float32).reshape(-1, _BOX)
-
-
-def _prediction(path: Path, image: str, columns: list[Array]) -> Prediction:
-    pair, scores, subjects, predicates, objects, subject_boxes, object_boxes = columns
-    if not np.isfinite(scores).all():
-        raise UserError(f"{path}: image {image!r}: a score is NaN or infinite")
-    kept, first, place = np.unique(pair, return_index=True, return_inverse=True)
-    ends = np.column_stack((subjects, objects, subject_boxes, object_boxes))
-    differs = (ends != ends[first][place]).any(1)
-    if differs.any():
-        raise UserError(f"{path}: image {image!r}: pair {pair[differs][0]} has more than one subject or object")
+def _named_prediction(triplets: Sequence[Mapping[str, Any]], classes: DatasetClasses) -> Prediction:
+    """Number triplets of names; their pairs keep the order of their numbers. Raises FieldError."""
+    pairs: dict[int, tuple[Any, Any]] = {}
+    for item in triplets:
+        if missing := [key for key, value in item.items() if value is None]:
+            raise FieldError(f"a triplet has no {missing[0]!r}")
+        subject, object_ = ((item[end], item[f"{end}_box"]) for end in ("subject", "object"))
+        if pairs.setdefault(item["pair"], (subject, object_)) != (subject, object_):
+            raise FieldError(f"pair {item['pair']} has more than one subject or object")
+    places = {pair: place for place, pair in enumerate(sorted(pairs))}
+    ends = [pairs[pair][side] for side in (0, 1) for pair in places]
+    if any(len(box) != _BOX or None in box for _, box in ends):
+        raise FieldError("a box is not four numbers")
+    boxes = np.array([box for _, box in ends], dtype=np.float32).reshape(-1, _BOX)
+    scores = np.array([item["score"] for item in triplets], dtype=np.float32)
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise FieldError("a box or score is NaN or infinite")
+    rows = [(places[one["pair"]], _named_index(one["predicate"], classes.relations)) for one in triplets]
     return Prediction(
-        np.concatenate((subject_boxes[first], object_boxes[first])),
-        np.concatenate((subjects[first], objects[first])),
-        np.column_stack((place, place + len(kept), predicates)),
+        boxes,
+        np.array([_named_index(name, classes.objects) for name, _ in ends], dtype=int),
+        np.array([(at, at + len(places), predicate) for at, predicate in rows], dtype=int).reshape(-1, 3),
         scores,
     )
+
+
+def _named_index(name: str, names: Sequence[str]) -> int:
+    if name not in names:
+        raise FieldError(f"{name!r} {OTHER_CLASS}")
+    return names.index(name)
 
 
 PERSON = "person"
@@ -380,8 +340,7 @@ def shard_annotations(
     Args:
         persons_only: leave out relations whose subject is not a person, which HICO-DET does not have.
 
-    Raises:
-        UserError, also while reading: the folder is not a run, is damaged, or has names that are not classes.
+    Raises UserError, also while reading: the folder is not a run, is damaged, or has names that are not classes.
     """
     Manifest.load(root)
     read = partial(_records, root, classes, split, persons_only)

@@ -80,8 +80,7 @@ def iter_graphs(
             have a second opinion, with its probability as their confidence.
         calibration: of the tagger; confidences are its probabilities then. Annotations keep 1.
 
-    Raises:
-        UserError: the folder is not a run, a shard is missing or damaged, or a value is out of range.
+    Raises UserError: the folder is not a run, a shard is missing or damaged, or a value is out of range.
     """
     column = "pairs" if source == "candidates" else "relations"
     for table in iter_tables(root, (*_COLUMNS, column, *([OPINION] if source == "opinion" else []))):
@@ -218,12 +217,10 @@ class GroundTruthIndex:
     def __init__(
         self, root: Location, classes: Vocabulary, predicates: Vocabulary, coco_ids: Mapping[str, str] | None = None
     ) -> None:
-        """
-        Args:
+        """Args:
             coco_ids: COCO's image ids by those of the ground truth; if given, images are found only by these.
 
-        Raises:
-            UserError: the folder is not a run, or contains no images or no relations.
+        Raises UserError: the folder is not a run, or contains no images or no relations.
         """
         parts = list(iter_graphs(root, classes, predicates, "relations"))
         if not any(len(part.subject) for part in parts):

@@ -36,8 +36,7 @@ def predicate_lemma(text: str) -> str:
 def load_predicate_synonyms(path: Path) -> PredicateSynonyms:
     """Read a table `{predicate: [other texts]}` from a YAML or JSON file.
 
-    Raises:
-        UserError: the file is missing or is not such a table.
+    Raises UserError: the file is missing or is not such a table.
     """
     try:
         table = yaml.safe_load(read_text(path, "synonyms file"))

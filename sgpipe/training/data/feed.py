@@ -48,9 +48,8 @@ class ShardFeed:
         most_pairs: see `ExamplePreparation`.
         pinned: images are in memory from which a GPU copies without waiting for the CPU.
 
-    Raises:
-        UserError: a batch cannot be divided evenly, or an epoch has fewer images than a batch. While batches are read:
-            no image can be read, or shards have changed since the scan.
+    Raises UserError: a batch cannot be divided evenly, or an epoch has fewer images than a batch. While batches are
+    read: no image can be read, or shards have changed since the scan.
     """
 
     training_set: TrainingSet
@@ -188,13 +187,11 @@ def _pinned(steps: Generator[list[TrainingBatch], None, None]) -> Generator[list
 
 
 def _collated(parts: Sequence[_StartedPart]) -> list[TrainingBatch]:
-    return [_batch(*part) for part in parts]
-
-
-def _batch(part: StepPart, futures: Sequence[Future[TrainingExample | None]]) -> TrainingBatch:
-    examples = [future.result() for future in futures]
-    readable = [example for example in examples if example is not None]
-    return collate(readable, part.network_texts, skipped=len(examples) - len(readable))
+    batches = []
+    for part, futures in parts:
+        readable = [example for future in futures if (example := future.result()) is not None]
+        batches.append(collate(readable, part.network_texts, skipped=len(futures) - len(readable)))
+    return batches
 
 
 _MOST_REASONS = 5

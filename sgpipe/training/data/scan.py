@@ -6,7 +6,7 @@ The scan reads every annotation once, before the training; its result is small p
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ from sgpipe.calibration import Calibration, choose_threshold, load_calibration, 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import absolute
 from sgpipe.files.locations import Location, absolute_location, location, opened_ahead, text_of
+from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.manifest import Manifest, ShardEntry, run_images
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_file
 from sgpipe.training.recipe import DataConfig, ShardsConfig
@@ -64,14 +65,6 @@ class UsableRowGroup:
 
 
 @dataclass(frozen=True)
-class ClosedLabels:
-    """The object classes and predicates of a dataset with closed class lists."""
-
-    objects: tuple[str, ...]
-    relations: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class TrainingSet:
     """Where the usable rows are, and which names occur in them.
 
@@ -92,7 +85,7 @@ class TrainingSet:
     threshold: float
     objects: LabelVocabulary
     relations: LabelVocabulary
-    closed_labels: ClosedLabels | None
+    closed_labels: DatasetClasses | None
     error_rows: int
     rows_without_relations: int
 
@@ -124,16 +117,16 @@ def shard_folder(manifest: Manifest, config: ShardsConfig, splits: Iterable[str]
     return ShardFolder(text_of(absolute_location(config.shards)), config.weight, images)
 
 
-def read_closed_labels(manifest: Manifest, config: ShardsConfig) -> ClosedLabels:
+def read_closed_labels(manifest: Manifest, config: ShardsConfig) -> DatasetClasses:
     """The closed class lists of the run's dataset. Raises UserError: the run has none."""
     lists = manifest.run.get("labels")
     if not lists:
         raise UserError(f"{config.shards} has no closed class lists; train on it with data.labels=sampled")
-    return ClosedLabels(tuple(lists["objects"]), tuple(lists["relations"]))
+    return DatasetClasses(tuple(lists["objects"]), tuple(lists["relations"]))
 
 
 def check_closed_labels(
-    config: ShardsConfig, labels: ClosedLabels, objects: Iterable[str], relations: Iterable[str]
+    config: ShardsConfig, labels: DatasetClasses, objects: Iterable[str], relations: Iterable[str]
 ) -> None:
     """Raises UserError: a name that occurs in the folder is not in the class lists."""
     for kind, names, known in (("object", objects, labels.objects), ("relation", relations, labels.relations)):
@@ -150,37 +143,17 @@ def data_warnings(training_set: TrainingSet, data: DataConfig, *, miniature: boo
 
     The data of `miniature` networks always has few texts.
     """
-    sampled = training_set.closed_labels is None and not miniature
-    return [*_left_out(training_set), *(_small_vocabularies(training_set, data.negative_texts) if sampled else [])]
-
-
-def _left_out(training_set: TrainingSet) -> list[str]:
     errors, without = training_set.error_rows, training_set.rows_without_relations
-    total = training_set.rows + errors + without
-    lines = []
-    if errors:
-        lines.append(
-            f"{errors:,} of {count(total, 'row')} {'is an error row' if errors == 1 else 'are error rows'}: left out"
-        )
-    if without:
-        relation = f"relation with confidence >= {training_set.threshold:.4g}"
-        lines.append(
-            f"{without:,} of {count(total, 'row')} {'has' if without == 1 else 'have'} no {relation}: left out"
-        )
-    return lines
-
-
-def _small_vocabularies(training_set: TrainingSet, texts: int) -> list[str]:
-    """Of a list of texts, two thirds are object classes; see `data.negative_texts`."""
+    total = count(training_set.rows + errors + without, "row")
+    reasons = {"error rows": errors, f"no relation with confidence >= {training_set.threshold:.4g}": without}
+    lines = [f"left out {rows:,} of {total}: {why}" for why, rows in reasons.items() if rows]
     objects, predicates = len(training_set.objects.names), len(training_set.relations.names)
-    wanted = int(texts * 2 / 3)
-    few = [
-        *([count(objects, "object class", "object classes")] if objects < wanted else []),
-        *([count(predicates, "predicate")] if predicates < texts - wanted else []),
-    ]
-    if not few:
-        return []
-    return [f"the data has only {' and '.join(few)}, so every step compares its images with all of them"]
+    wanted = int(data.negative_texts * 2 / 3)  # of object classes
+    few = objects < wanted or predicates < data.negative_texts - wanted
+    if few and training_set.closed_labels is None and not miniature:
+        names = f"{count(objects, 'object class', 'object classes')} and {count(predicates, 'predicate')}"
+        lines.append(f"the data has only {names}: a step may compare its images with all of them")
+    return lines
 
 
 class FlatColumn:
@@ -321,10 +294,8 @@ def scan(
         closed: use the closed class lists of the datasets, which must agree.
         limit: number of usable rows of all folders, after the limits of folders; see `DataConfig`.
 
-    Raises:
-        UserError: a folder is not a run, a shard is missing or damaged, a split does not exist or has no usable row, or
-            an image folder is unknown. With `closed`: class lists are missing or differ, or do not have a name that
-            occurs.
+    Raises UserError: a folder is not a run, a shard is missing or damaged, a split does not exist or has no usable row,
+    or an image folder is unknown. With `closed`: class lists are missing or differ, or do not have a name that occurs.
     """
     threshold = stored(threshold)
     if not configs:
@@ -333,7 +304,7 @@ def scan(
     if (limit and limit_seed is not None) or any(config.limit for config in configs):
         kept = _choose_rows(configs, threshold, limit, limit_seed)
     scanner = _Scanner(threshold, limit if kept is None else None, kept)
-    labels: ClosedLabels | None = None
+    labels: DatasetClasses | None = None
     for config in configs:
         manifest = Manifest.load(config.shards)
         scanner.scan_folder(manifest, config)
@@ -351,10 +322,7 @@ _Rows = dict[_Place, np.ndarray]  # [rows of the row group]: a bool each
 
 
 class _Scanner:
-    """Collects what the scanned shards contain.
-
-    left: usable rows until the limit; only: rows to scan, None: all.
-    """
+    """Collects what the scanned shards contain. left: usable rows until the limit; only: rows to scan, None: all."""
 
     def __init__(self, threshold: float, limit: int | None = None, only: _Rows | None = None) -> None:
         self.threshold = threshold
@@ -378,37 +346,30 @@ class _Scanner:
                         break  # no further shard is fetched
                     self._scan_shard(folder, split, path, next(contents))
             if self.left != 0 and self.only is None and len(self.row_groups) == usable:
-                only_errors = self.rows - rows == self.errors - errors
-                raise self._nothing_usable(f"split {split} of {config.shards}", only_errors)
-
-    def _nothing_usable(self, split: str, only_errors: bool) -> UserError:
-        if only_errors:
-            return UserError(f"{split} has only error rows; `sgpipe stats` lists the errors")
-        wanted = f"confidence >= {self.threshold:.4g}"
-        return UserError(f"no image of {split} has a relation with {wanted}; lower data.threshold or data.precision")
+                name = f"split {split} of {config.shards}"
+                if self.rows - rows == self.errors - errors:
+                    raise UserError(f"{name} has only error rows; `sgpipe stats` lists the errors")
+                raise UserError(
+                    f"no image of {name} has a relation with confidence >= {self.threshold:.4g}; lower data.threshold "
+                    "or data.precision"
+                )
 
     def _scan_shard(self, folder: ShardFolder, split: str, path: Location, content: BinaryIO | None) -> None:
-        for group, table in self._read_row_groups(folder, split, path, content):
-            try:
-                self._add(text_of(path), group, table)
-            except UserError as error:
-                raise UserError(f"shard {path}: {error}") from None
-
-    def _read_row_groups(
-        self, folder: ShardFolder, split: str, path: Location, content: BinaryIO | None
-    ) -> Iterator[tuple[int, pa.Table]]:
         with open_shard(path, COLUMNS, content) as file:
             if IMAGE_COLUMN not in file.schema_arrow.names:
                 run_images(folder.root, split, folder.images.get(split))
             for group in range(file.num_row_groups):
-                if self.left != 0 and self._wanted(self._place(str(path), group)):
-                    yield group, file.read_row_group(group, columns=list(COLUMNS))
+                place = self._place(str(path), group)
+                if self.left == 0 or not (self.only is None or self.only.get(place, np.zeros(0, bool)).any()):
+                    continue
+                table = file.read_row_group(group, columns=list(COLUMNS))
+                try:
+                    self._add(text_of(path), group, table)
+                except UserError as error:
+                    raise UserError(f"shard {path}: {error}") from None
 
     def _place(self, file: str, group: int) -> _Place:
         return len(self.folders) - 1, file, group
-
-    def _wanted(self, place: _Place) -> bool:
-        return self.only is None or bool(self.only.get(place, np.zeros(0, bool)).any())
 
     def _add(self, file: str, group: int, table: pa.Table) -> None:
         kept = None if self.only is None else self.only[self._place(file, group)]
@@ -434,7 +395,7 @@ class _Scanner:
         if row_group.rows:
             self.row_groups.append(row_group)
 
-    def result(self, labels: ClosedLabels | None) -> TrainingSet:
+    def result(self, labels: DatasetClasses | None) -> TrainingSet:
         usable = sum(row_group.rows for row_group in self.row_groups)
         return TrainingSet(
             tuple(self.folders),
@@ -479,7 +440,9 @@ class _Survey(_Scanner):
             return
         kept = np.concatenate([self.kept[place] for place in places])
         usable = np.concatenate([self.usable[place] for place in places]) & kept
-        order = np.arange(len(usable)) if seed is None else _permutation(len(usable), seed)
+        order = np.arange(len(usable))
+        if seed is not None:  # numpy promises that a permutation of a RandomState never changes
+            order = np.random.RandomState(np.random.MT19937(seed)).permutation(len(usable))
         last = int(np.searchsorted(usable[order].cumsum(), limit))
         kept[order[last + 1 :]] = False
         ends = np.cumsum([len(self.kept[place]) for place in places])
@@ -493,8 +456,3 @@ def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int |
         survey.scan_folder(Manifest.load(config.shards), config)
     survey.limit(limit, limit_seed, list(survey.kept))
     return survey.kept
-
-
-def _permutation(count: int, seed: int) -> np.ndarray:
-    """A permutation of `range(count)`; numpy promises that that of a RandomState never changes."""
-    return np.random.RandomState(np.random.MT19937(seed)).permutation(count)

@@ -30,8 +30,9 @@ from rlip_model.training.sampling import LabelVocabulary, NegativeSampling, Text
 from sgpipe.errors import UserError
 from sgpipe.files.locations import location
 from sgpipe.files.object_store import is_uri
+from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
-from sgpipe.training.data.scan import COLUMNS, ClosedLabels, TrainingFilter, TrainingSet, UsableRowGroup
+from sgpipe.training.data.scan import COLUMNS, TrainingFilter, TrainingSet, UsableRowGroup
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.prefetch import prefetch
 
@@ -326,8 +327,7 @@ class StepStream:
         training: False: visit all images once per epoch, in the order of the shards, unchanged.
         accumulate: parts into which a worker cuts its share, besides those of different groups.
 
-    Raises:
-        UserError: the batch cannot be divided evenly between the workers, or an epoch has fewer images than a batch.
+    Raises UserError: the batch cannot be divided evenly between the workers, or an epoch has fewer images than a batch.
     """
 
     training_set: TrainingSet
@@ -361,7 +361,12 @@ class StepStream:
 
     @cached_property
     def _texts(self) -> ClosedTexts | SampledTexts:
-        return make_text_choice(self.training_set, self.data)
+        """From closed lists, if the training set has them, or by sampling."""
+        found, data = self.training_set, self.data
+        if found.closed_labels is not None:
+            return ClosedTexts(found.closed_labels)
+        strategies = data.object_strategy, data.relation_strategy
+        return SampledTexts(NegativeSampling(found.objects, found.relations, data.negative_texts, *strategies))
 
     def _order(self, epoch: int) -> Epoch:
         if not self.training:
@@ -447,7 +452,7 @@ def _cut(images: int, group: int, rank: int, world_size: int, accumulate: int) -
 class ClosedTexts:
     """The texts of every group are all classes of the dataset."""
 
-    labels: ClosedLabels
+    labels: DatasetClasses
 
     def contain(self, graph: SceneAnnotation) -> bool:
         """Whether all names of an image are classes."""
@@ -476,21 +481,6 @@ class SampledTexts:
         objects = _extended(objects, sampling.objects, sampling.num_objects, sampling.object_strategy, rng)
         relations = _extended(relations, sampling.relations, sampling.num_relations, sampling.relation_strategy, rng)
         return Texts((*objects, NO_OBJECTS), tuple(relations))
-
-
-def make_text_choice(training_set: TrainingSet, data: DataConfig) -> ClosedTexts | SampledTexts:
-    """How the texts of a group are chosen: from closed lists, if the training set has them, or by sampling."""
-    if training_set.closed_labels is not None:
-        return ClosedTexts(training_set.closed_labels)
-    return SampledTexts(
-        NegativeSampling(
-            training_set.objects,
-            training_set.relations,
-            data.negative_texts,
-            data.object_strategy,
-            data.relation_strategy,
-        )
-    )
 
 
 def reworded(texts: Texts, wordings: Mapping[str, Sequence[str]], rng: random.Random) -> Texts:

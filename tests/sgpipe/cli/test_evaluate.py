@@ -145,19 +145,18 @@ def test_predictions_with_a_class_list_are_mapped_by_name(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("listed", "advice"),
+    "listed",
     [
-        ({**NAMED, "relations": {"3": "fly over"}}, "`sgpipe predict MODEL --data SHARDS --form hico --classes"),
-        ({**NAMED, "objects": {"1": "unicorn", "2": "person"}}, "--classes CLASSES.json`"),
-        ({**NAMED, "objects": ["bicycle"]}, ""),
-        ({"objects": ["person"]}, ""),
-        ({"objects": ["person", "person"], "relations": ["ride"]}, ""),
-        (7, ""),
+        {**NAMED, "relations": {"3": "fly over"}},
+        {**NAMED, "objects": {"1": "unicorn", "2": "person"}},
+        {**NAMED, "objects": ["bicycle"]},
+        {"objects": ["person"]},
+        {"objects": ["person", "person"], "relations": ["ride"]},
+        7,
     ],
 )
-def test_other_classes_are_refused_with_the_commands_to_use(tmp_path: Path, listed: Any, advice: str) -> None:
-    item = {**predicted(verb=3), "predictions": SWAPPED, "classes": listed}
-    assert advice in refused(hico(tmp_path, [annotated()], [item]))
+def test_other_classes_are_refused(tmp_path: Path, listed: Any) -> None:
+    refused(hico(tmp_path, [annotated()], [{**predicted(verb=3), "predictions": SWAPPED, "classes": listed}]))
 
 
 def test_the_number_of_scored_images_is_told(tmp_path: Path) -> None:
@@ -273,7 +272,7 @@ def test_scene_graphs_with_a_class_list_are_mapped_by_name(tmp_path: Path) -> No
         found["classes"] = changed
         result = run(tmp_path, "vg", {"annotations": [true], "predictions": [found]}, *options)
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-        assert ("sgpipe predict MODEL --data SHARDS --form vg --classes" in result.stderr) == ("relations" in changed)
+        assert ("--classes" in result.stderr) == ("relations" in changed)
     result = run(tmp_path, "vg", {"annotations": [GRAPH], "predictions": [found | {"classes": listed}]}, *options[:2])
     assert "has 2 object classes, the dataset 150; list its classes" in result.stderr
 

@@ -1,6 +1,5 @@
 """Trainings with one process: their files, how they resume, and which folders they refuse."""
 
-import json
 import random
 import shutil
 import signal
@@ -15,11 +14,9 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from rlip_model.model import ParSeDA, RTagger
 from rlip_model.training.loop import Trainer
-from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.recipe import DetectConfig, TagConfig
 from sgpipe.records import Pair
@@ -198,27 +195,6 @@ def test_a_finished_training_is_left_alone(trained_tagger: Path, drawn_run: Path
     assert summary.best == best
     summary = training(drawn_run, tmp_path / "out", **settings, output__best="loss")
     assert (summary.best, summary.best_by) == (best, "ap")  # not a loss of this value
-
-
-@pytest.mark.parametrize(
-    ("scores", "tied", "name"),
-    [([0.0, 0.0], 0.0, "last"), ([0.0003, 0.0], 0.0, "last"), ([0.2, 0.1], None, "best"), ([0.0], 0.0, "last")],
-)
-def test_a_measure_that_never_moved_recommends_the_last_epoch(
-    trained_tagger: Path, drawn_run: Path, tmp_path: Path, scores: list[float], tied: float | None, name: str
-) -> None:
-    """Also of a training by an older version, in which the first of equal epochs is the best."""
-    out = tmp_path / "out"
-    shutil.copytree(trained_tagger, out, symlinks=True)
-    rows = [*steps(out), *({"event": "validation", "epoch": 1, "step": 3, "ap": score} for score in scores)]
-    (out / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    summary = training(drawn_run, out, data__val=validated(drawn_run), output__tensorboard=True)
-    assert (summary.tied, summary.network) == (tied, out / name)
-    arguments = command(drawn_run, out, data__val=validated(drawn_run), output__tensorboard=True)
-    result = CliRunner().invoke(app, arguments[arguments.index("train") :])
-    assert f"use it with --tagger {out}/{name}" in result.stdout
-    assert ("was 0.000 each time" in result.stdout) == ("best validation" not in result.stdout) == (tied is not None)
-    assert "nothing left to do" in result.stderr
 
 
 def test_other_settings_in_the_same_folder_are_refused_and_named(drawn_run: Path, trained_tagger: Path) -> None:

@@ -303,9 +303,9 @@ def test_warnings_name_left_out_rows_and_small_vocabularies(tmp_path):
     records = [plain_record("a"), plain_record("b", confidence=0.1), failed("c"), failed("d")]
     settings = data(make_run(tmp_path, records), negative_texts=500)
     assert data_warnings(scan_training(settings), settings) == [
-        "2 of 4 rows are error rows: left out",
-        "1 of 4 rows has no relation with confidence >= 0.2: left out",
-        "the data has only 2 object classes and 1 predicate, so every step compares its images with all of them",
+        "left out 2 of 4 rows: error rows",
+        "left out 1 of 4 rows: no relation with confidence >= 0.2",
+        "the data has only 2 object classes and 1 predicate: a step may compare its images with all of them",
     ]
     assert len(data_warnings(scan_training(settings), settings, miniature=True)) == 2
     settings = data(make_run(tmp_path / "whole", [plain_record("a")]), negative_texts=0)
