@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from rlip_model.evaluation.inputs import PredictedPairs
-from rlip_model.heads import LayerOutput
 from rlip_model.image import to_pixel_values
 from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
 from rlip_model.text import NO_OBJECTS
@@ -108,12 +107,10 @@ class Predictor:
         with enough_memory(self._device, f"lower --batch {self.config.batch}"):
             texts = [*classes.objects, NO_OBJECTS], classes.relations
             output = detect(self._network, pixels.to(self._device), *texts, precision)
-        return self._postprocess(output, torch.ones(len(pixels), 2))
-
-    def _postprocess(self, output: LayerOutput, sizes: Tensor) -> list[TripletDetections]:
+        sizes = torch.ones(len(pixels), 2)
         if self.config.task == "scene graph":
             return scene_graph_detections(output, sizes)
-        person = self.config.classes.objects.index(PERSON)
+        person = classes.objects.index(PERSON)
         detections = hoi_detections if self.config.task == "hoi" else zero_shot_hoi_detections
         return detections(output, sizes, person)
 

@@ -133,7 +133,8 @@ def write_graphs(predictions: Iterable[ImagePrediction], out: Path, classes: Dat
     schema = HoiaSchema(HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1)))
 
     def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
-        return [_graph_item(prediction.row.image_id, predicted_graph(pairs, most))]
+        graph = {name: values.tolist() for name, values in vars(predicted_graph(pairs, most)).items()}
+        return [{"image_id": prediction.row.image_id, **graph}]
 
     return write_json_list(predictions, out, items, schema)
 
@@ -154,17 +155,6 @@ def predicted_graph(pairs: PredictedPairs, most: int) -> PredictedGraph:
         np.stack((np.arange(count), count + np.arange(count)), -1),
         np.concatenate((np.zeros((count, 1), dtype=scores.dtype), scores), 1),
     )
-
-
-def _graph_item(image_id: str, graph: PredictedGraph) -> dict[str, Any]:
-    return {
-        "image_id": image_id,
-        "boxes": graph.boxes.tolist(),
-        "labels": graph.labels.tolist(),
-        "scores": graph.scores.tolist(),
-        "pairs": graph.pairs.tolist(),
-        "predicate_scores": graph.predicate_scores.tolist(),
-    }
 
 
 def write_vcoco(predictions: Iterable[ImagePrediction], out: Path, converter: PeopleConverter) -> WriteSummary:

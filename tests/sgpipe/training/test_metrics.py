@@ -117,13 +117,6 @@ def test_a_gpu_and_a_failed_compilation_are_shown() -> None:
     ]
 
 
-def test_validations_by_steps() -> None:
-    console = Console(record=True, width=60, force_terminal=False)
-    with TrainingDisplay(console, epochs=None) as display:
-        display.show({"event": "validation", "epoch": 1, "step": 4, "loss": 1.0})
-    assert console.export_text() == "step 4 validation: loss 1.000\n"
-
-
 def test_the_final_summary() -> None:
     measured = {"ap": 0.25, "loss": 1.0}
     best = Path("out[1]/best")

@@ -123,9 +123,6 @@ def test_folders_of_shards_have_weights(tmp_path):
         {"shards": "coco", "images": images, "weight": 0.5},
         {"shards": "a@b", "images": images, "weight": 2.0},
     ]
-
-
-def test_a_folder_may_have_an_at_sign_in_its_name(tmp_path):
     (tmp_path / "vg@2").mkdir()
     assert shards_options([f"{tmp_path}/vg@2", f"{tmp_path}/vg@2@3"], None) == [
         {"shards": f"{tmp_path}/vg@2", "images": None},

@@ -10,9 +10,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from sgpipe.cli.main import app
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError
 from sgpipe.files.image_roots import image_root
 from sgpipe.recipe import HubConfig, SourceConfig
@@ -305,24 +303,6 @@ def test_a_dataset_of_the_hub_is_read_from_its_cache_without_the_hub(tmp_path, m
     assert meta["annotations"] == location
     with pytest.raises(UserError, match="not in the hub's cache"):
         prepare_hub(SourceConfig(format="hub", hub=HubConfig(dataset="anna/set@other")))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["hub"], "source.hub.dataset is not set"),
-        (["coco", "--dataset", "."], "--dataset is for the recipe hub"),
-        (["hub", "--dataset", "./nowhere"], "no such folder: ./nowhere"),
-        (
-            ["hub", "--dataset", ".", "--set", "caption.captioner=null"],
-            "no captions: set caption.captioner",
-        ),
-    ],
-)
-def test_what_the_command_refuses(words, message, tmp_path):
-    done = CliRunner().invoke(app, ["generate", *words, "--tagger", "MINIWORLD", "--out", str(tmp_path / "run")])
-    assert done.exit_code == 2
-    assert message in done.stderr
 
 
 def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch):
