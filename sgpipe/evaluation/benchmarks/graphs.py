@@ -99,7 +99,7 @@ class GraphFiles:
             raise UserError(f"{self.predictions}: {unknown[0]!r} {OTHER_CLASS}")
         if len(objects) != self.classes.num_objects:
             counts = f"{count(len(objects), 'object class', 'object classes')}, the dataset {self.classes.num_objects}"
-            raise UserError(f"{self.predictions} has {counts}")
+            raise UserError(f"{self.predictions} has {counts}; --classes lists other classes")
         return _Numbers(
             tuple(1 + objects.index(each) for each in listed.objects),
             tuple(1 + self.classes.predicates.index(each) for each in listed.relations),

@@ -13,10 +13,10 @@ import pytest
 
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError
 from sgpipe.files.image_roots import image_root
-from sgpipe.recipe import HubConfig, SourceConfig
+from sgpipe.recipe import HubConfig, SourceConfig, load_recipe
 from sgpipe.records import Record
 from sgpipe.sources.detections import write_detections
-from sgpipe.sources.hub import class_table, find_files, prepare_hub, read_hub, read_split, stamp_split
+from sgpipe.sources.hub import check_hub, class_table, find_files, prepare_hub, read_hub, read_split, stamp_split
 from sgpipe.storage.source_index import SourceIndex
 from tests.sgpipe.export.hub_stub import COMMIT, TOKEN, HubStub, serving
 from tests.sgpipe.sources.hub.parquet_files import BOXES, HEIGHT, NAMES, WIDTH, features, jpeg, row, write
@@ -374,3 +374,9 @@ def test_boxes_of_another_type_are_refused_by_the_names_of_their_columns(tmp_pat
     write(tmp_path / TRAIN, [row(0) | {"objects": {"bbox": boxes, "category": [0] * len(boxes)}}], kinds)
     with pytest.raises(UserError, match=r"objects\.bbox and objects\.category are not boxes of four numbers"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"source.hub.dataset": None}, {"caption.captioner": None}])
+def test_a_recipe_without_a_dataset_or_captions_is_refused(change):
+    with pytest.raises(UserError, match="not set|no captions"):
+        check_hub(load_recipe("hub", {"source.hub.dataset": "a/b", **change}))
