@@ -378,5 +378,5 @@ def test_boxes_of_another_type_are_refused_by_the_names_of_their_columns(tmp_pat
 
 @pytest.mark.parametrize("change", [{"source.hub.dataset": None}, {"caption.captioner": None}])
 def test_a_recipe_without_a_dataset_or_captions_is_refused(change):
-    with pytest.raises(UserError, match="not set|no captions"):
+    with pytest.raises(UserError, match=r"not set|no captions"):
         check_hub(load_recipe("hub", {"source.hub.dataset": "a/b", **change}))
