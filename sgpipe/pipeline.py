@@ -50,7 +50,7 @@ _ON_DEVICES = ("detect", "caption", "tag")  # the stages with a model
 _SPLIT = "all"
 _GIVEN = "coco"  # dataset of images with given boxes, which refer to the stored image as COCO's do
 _ROOTS = {_SPLIT: AnywhereRoot()}
-_WIDTH, _WIDEST, _MAX_RELATIONS = 960, 16_384, 30
+_WIDEST = 16_384
 
 
 class RelationTriplet(NamedTuple):
@@ -94,9 +94,7 @@ class SceneGraph:
         relations = shown(self.record.relations, threshold, len(self.record.relations))
         return [RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
 
-    def draw(
-        self, threshold: float = TRAINING_CONFIDENCE, width: int = _WIDTH, most: int = _MAX_RELATIONS
-    ) -> Image.Image:
+    def draw(self, threshold: float = TRAINING_CONFIDENCE, width: int = 960, most: int = 30) -> Image.Image:
         """The image with at most `most` relations drawn on it and listed below, the most confident first.
 
         The image is grey if its file can no longer be read.
@@ -147,8 +145,7 @@ class Pipeline:
             device: where the models compute: auto, cpu, cuda or cuda:N; None: as the recipe says.
             settings: other settings of the recipe, such as {"tag.threshold": 0.1}.
 
-        Raises:
-            UserError: the recipe or a file is invalid, or a model or the device is missing.
+        Raises UserError: the recipe or a file is invalid, or a model or the device is missing.
         """
         models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
         if not isinstance(settings, Mapping | None):
@@ -234,12 +231,10 @@ class Pipeline:
     def _label(self, images: Iterable[ImageInput], given: Iterable[GivenBoxes | None]) -> Iterator[SceneGraph]:
         for image, boxes in zip(images, given, strict=False):
             try:
-                file = _to_file(image)
-                yield (
-                    SceneGraph(self._label_file(file, boxes))
-                    if isinstance(file, Path)
-                    else self._label_memory(file, boxes)
-                )
+                if isinstance(file := _to_file(image), Path):
+                    yield SceneGraph(self._label_file(file, boxes))
+                else:
+                    yield self._label_memory(file, boxes)
             except ImageError as error:
                 yield SceneGraph(_failed(Record("", FOLDER_DATASET, _SPLIT, "", 0, 0), error))
 

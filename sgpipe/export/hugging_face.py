@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from sgpipe.errors import add_filename
 from sgpipe.export.card import write_card
-from sgpipe.export.rows import ExportRows, iter_groups
+from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, read_image
 from sgpipe.records import Record, from_table
@@ -23,7 +23,6 @@ from sgpipe.storage.shards import DATA, IMAGE_COLUMN, SCORES, open_shard, with_i
 
 _ROWS_PER_GROUP = 512
 _IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
-_IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
 
 def write_hugging_face(rows: ExportRows, out: Path, images: ImagePlace | None, *, embed: bool) -> None:
@@ -55,7 +54,7 @@ def _tables(rows: ExportRows, shard: ShardEntry, images: ImagePlace | None, *, e
     for table in iter_groups(path, columns):
         table = _confident(rows, table)
         if folder is not None:
-            records = from_table(table.select(_IMAGE))
+            records = from_table(table.select(IMAGE_FIELDS))
             table = with_images(table, [_image(rows, folder, record) for record in records])
         yield table
 

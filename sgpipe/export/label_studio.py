@@ -15,7 +15,7 @@ from xml.sax.saxutils import quoteattr
 from PIL import Image
 
 from sgpipe.errors import UserError
-from sgpipe.export.rows import ExportRows, iter_groups, write_json
+from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups, write_json
 from sgpipe.files.image_roots import ImagePlace, ImageRoot
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import ImageError, open_header, read_image
@@ -25,7 +25,6 @@ from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
 
 CONFIGURATION = "labeling_config.xml"
 
-_COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 _NESTED = ("objects", "captions", "relations")
 # What a name in the configuration cannot contain: characters that XML forbids, and variables, which are replaced.
 _UNHELD = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|\$[\w\[\].{}]")
@@ -122,7 +121,7 @@ class _Tasks:
                 present = [name for name in (BOX_SCORES, IMAGE_COLUMN) if name in file.schema_arrow.names]
             if self._prefix is not None:
                 present = [name for name in present if name != IMAGE_COLUMN]
-            for table in iter_groups(path, (*_COLUMNS, *_NESTED, *present)):
+            for table in iter_groups(path, (*IMAGE_FIELDS, *_NESTED, *present)):
                 contents = embedded_images(table)
                 records = from_table(table.drop_columns(IMAGE_COLUMN) if IMAGE_COLUMN in present else table)
                 yield from (self._task(*pair) for pair in zip(records, contents, strict=True) if pair[0].ok)
@@ -130,7 +129,7 @@ class _Tasks:
     def _task(self, record: Record, content: bytes | None) -> dict[str, Any]:
         data: dict[str, Any] = {
             "image": self._address(record, content),
-            **{key: getattr(record, key) for key in ("image_id", "dataset", "split", "file_name", "width", "height")},
+            **{key: getattr(record, key) for key in IMAGE_FIELDS[:-1]},
         }
         captions = [caption.text for caption in record.captions if caption.scope == "image"]
         self._rows.left_out["captions that the format cannot hold"] += len(record.captions) - len(captions)
@@ -183,7 +182,7 @@ def _region(record: Record, index: int, number: int) -> dict[str, Any]:
     sides = zip(("x", "y", "width", "height"), box.bbox, (record.width, record.height) * 2, strict=True)
     value: dict[str, Any] = {key: 100 * length / side for key, length, side in sides}
     region = {
-        "id": _region_id(number),
+        "id": f"object{number}",
         "type": "rectanglelabels",
         "from_name": "objects",
         "to_name": "image",
@@ -197,10 +196,6 @@ def _region(record: Record, index: int, number: int) -> dict[str, Any]:
     return region | ({"meta": {"text": [CROWD]}} if box.iscrowd else {})
 
 
-def _region_id(number: int) -> str:
-    return f"object{number}"
-
-
 def _links(relations: Iterable[Relation]) -> Iterator[dict[str, Any]]:
     """One link for all relations of a pair: Label Studio's editor drops a second one."""
     pairs: dict[tuple[int, int], list[Relation]] = {}
@@ -209,8 +204,8 @@ def _links(relations: Iterable[Relation]) -> Iterator[dict[str, Any]]:
     for (subject, object_), stated in pairs.items():
         link: dict[str, Any] = {
             "type": "relation",
-            "from_id": _region_id(subject),
-            "to_id": _region_id(object_),
+            "from_id": f"object{subject}",
+            "to_id": f"object{object_}",
             "direction": "right",
             "labels": [relation.predicate for relation in stated],
         }

@@ -21,7 +21,7 @@ from sgpipe.records import NO_OBJECT, SCHEMA, Record, Relation, from_table
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import open_shard
 
-_IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
+IMAGE_FIELDS = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
 
 class ExportRows:
@@ -87,7 +87,7 @@ class ExportRows:
     def records(self, split: str, *columns: str) -> Iterator[Record]:
         """The images of a split without error rows; of the nested columns, only these are read."""
         for shard in self.shards(split):
-            for table in iter_groups(self.root / shard.file, (*_IMAGE, *columns)):
+            for table in iter_groups(self.root / shard.file, (*IMAGE_FIELDS, *columns)):
                 yield from (record for record in from_table(table) if record.ok)
 
     def keeps(self, confidence: float | None) -> bool:

@@ -12,13 +12,18 @@ from typing import Any
 
 from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError
+from sgpipe.export.annotation_files import (
+    write_coco,
+    write_coco_relations,
+    write_hico,
+    write_rlipv2,
+    write_sgg_benchmark,
+    write_visual_genome,
+)
 from sgpipe.export.card import exported_relations, write_readme
-from sgpipe.export.coco import write_coco, write_coco_relations, write_sgg_benchmark
-from sgpipe.export.hico import write_hico
 from sgpipe.export.hugging_face import write_hugging_face
 from sgpipe.export.label_studio import write_label_studio
 from sgpipe.export.rows import ExportRows
-from sgpipe.export.scene_graphs import write_rlipv2, write_visual_genome
 from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.files.locations import Location, location
 from sgpipe.records import TRAINING_CONFIDENCE
@@ -79,8 +84,7 @@ def export_run(
         images, embed: as for `write_hugging_face` and `write_label_studio`; only for these.
         images_url: as for `write_label_studio`; only for it.
 
-    Raises:
-        UserError: the folder is not a run, a shard cannot be read, or `out` exists; nothing is written.
+    Raises UserError: the folder is not a run, a shard cannot be read, or `out` exists; nothing is written.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")

@@ -57,8 +57,7 @@ def first_line(reason: BaseException) -> str:
 def read_config(source: str, role: str = "captioner") -> dict[str, Any]:
     """Return the settings in config.json of a folder or a hub id (from the local cache when offline).
 
-    Args:
-        role: what the model is for, in messages.
+    `role`: what the model is for, in messages.
 
     Raises UserError if there is no such model, or its config.json is missing or damaged.
     """

@@ -65,14 +65,11 @@ def load_detector(model: Location) -> TripletDetector:
     folder = network_folder(_local(model))
     if not folder.exists():  # otherwise the name would be looked up on the hub
         raise UserError(f"no such folder: {model}; expected the folder of a trained network")
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        kind = None
+    kind = _model_type(folder)
     if kind == "rlip_tagger":
         raise UserError(f"{model} is an R-Tagger, which needs boxes: use it as tag.tagger (--tagger)")
     try:
-        return _KINDS.get(str(kind), ParSeDA).from_pretrained(folder).eval()
+        return _KINDS.get(kind, ParSeDA).from_pretrained(folder).eval()
     except (CheckpointError, TokenizerError) as reason:
         raise UserError(str(reason)) from None
 
@@ -93,7 +90,6 @@ def _local(model: Location) -> Path:
     return Path(local_model(text_of(model)))
 
 
-_RLIP_MODEL_TYPES = ("rlip_parseda", "rlip_parsed")
 # Zero-shot detectors that return the index of a class, and those that return a phrase of the prompt.
 _RETURN_INDEX, _RETURN_PHRASE = ("owlvit", "owlv2"), ("grounding-dino", "mm-grounding-dino")
 _DETECTION_PREDICATE = ("next to",)  # the network needs a predicate; boxes hardly depend on which
@@ -121,7 +117,7 @@ def detector_classes(config: DetectConfig) -> tuple[str, ...]:
     """The classes a detector can detect, without loading its weights. Raises UserError: not a detector."""
     requested = config.classes or tuple(category_names("coco").values())
     name = local_model(str(config.detector))
-    if _is_rlip_model(name):
+    if _model_type(Path(name)) in _KINDS:
         return requested
     settings = _settings(name)
     if type(settings) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING:
@@ -135,7 +131,7 @@ def load(config: DetectConfig, device: torch.device) -> Detector:
     """Load the detector of a recipe. Raises UserError: no such model, or not a detector."""
     classes = detector_classes(config)
     name = local_model(str(config.detector))
-    if _is_rlip_model(name):
+    if _model_type(Path(name)) in _KINDS:
         return RLIPDetector(load_detector(Path(name)), classes, trained_sides(Path(name)), device)
     settings = _settings(name)
     try:
@@ -241,13 +237,12 @@ def _select(boxes: Mapping[str, Tensor], labels: Tensor, kept: Tensor) -> Detect
     return DetectedBoxes(boxes["boxes"].cpu()[kept], boxes["scores"].cpu()[kept], labels[kept])
 
 
-def _is_rlip_model(name: str | None) -> bool:
-    """Whether a folder holds a ParSeDA or ParSeD."""
+def _model_type(folder: Path) -> str:
+    """Return what config.json says of a model's type, or "None"."""
     try:
-        settings = json.loads((Path(str(name)) / "config.json").read_text(encoding="utf-8"))
-        return isinstance(settings, dict) and settings.get("model_type") in _RLIP_MODEL_TYPES
-    except (OSError, ValueError):
-        return False
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError, AttributeError):
+        return "None"
 
 
 def _settings(name: str | None) -> PretrainedConfig:

@@ -199,11 +199,7 @@ def quote(text: str) -> str:
 
 
 def conversation(text: str, image: str | None = None, system: str | None = None) -> list[dict[str, Any]]:
-    """Return the messages of one question.
-
-    Args:
-        image: a data URL, shown before the text.
-    """
+    """Return the messages of one question. `image`: a data URL, shown before the text."""
     content: Any = text
     if image is not None:
         content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]
@@ -214,8 +210,7 @@ def conversation(text: str, image: str | None = None, system: str | None = None)
 def image_url(image: Image.Image, longest_side: int | None = None) -> str:
     """Return an image as the data URL of a PNG, which changes no pixel.
 
-    Args:
-        longest_side: in pixels; a larger image is resized to it.
+    `longest_side`: in pixels; a larger image is resized to it.
     """
     if longest_side is not None and max(image.size) > longest_side:
         scale = longest_side / max(image.size)
@@ -380,8 +375,7 @@ class ChatEndpoint:
     def check(self, example: ChatRequest | None = None) -> None:
         """Raise UserError if the server does not answer, does not serve the model, or refuses the key or `example`.
 
-        Args:
-            example: a request like those that will follow. It is sent once, for one answer, which is not cached.
+        `example`: a request like those that will follow. It is sent once, for one answer, which is not cached.
         """
         self._start(self._check(example)).result()
 

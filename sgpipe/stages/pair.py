@@ -290,8 +290,7 @@ def read_prior(path: Location, matcher: Matcher, *, verbatim: bool = False) -> P
     All of VG's layouts are accepted: `scene_graphs.json` and RLIP's preprocessed files (objects, and relationships
     with `subject_id` and `object_id`), or `relationships.json` (subject and object within the relationship).
 
-    Raises:
-        UserError: the file cannot be read, is not JSON or not in a VG layout, or relates none of the classes.
+    Raises UserError: the file cannot be read, is not JSON or not in a VG layout, or relates none of the classes.
     """
     try:
         prior = collect_prior((item for _, item in JsonStream(path)), matcher, verbatim=verbatim)
@@ -308,8 +307,7 @@ def collect_prior(graphs: Iterable[Any], matcher: Matcher, *, verbatim: bool = F
     If a name matches several classes, its relationships count for each of them. Unless `verbatim`, predicates are
     lower-cased with single spaces, and empty ones are dropped.
 
-    Raises:
-        ValueError: a graph is not in a VG layout; the message says which and why.
+    Raises ValueError: a graph is not in a VG layout; the message says which and why.
     """
     predicates: dict[tuple[str, str], dict[str, None]] = {}
     for graph in graphs:
@@ -366,8 +364,7 @@ class PairStage:
             categories: every class name of the dataset, including classes that an image lacks, so that a noun
                 phrase matches the same classes in every image.
 
-        Raises:
-            UserError: the recipe uses a prior but names no file.
+        Raises UserError: the recipe uses a prior but names no file.
         """
         if config.candidates == "prior" and config.prior is None:
             raise UserError("pair.candidates is 'prior': set pair.prior to a Visual Genome JSON file")
@@ -377,11 +374,7 @@ class PairStage:
         self._dataset = dataset
 
     def setup(self) -> None:
-        """Read the synonym table and the prior.
-
-        Raises:
-            UserError: a file is missing or has the wrong format.
-        """
+        """Read the synonym table and the prior. Raises UserError: a file is missing or has the wrong format."""
         path = self.config.synonyms
         synonyms = load_synonyms(path) if path else packaged_synonyms(self._dataset)
         matcher = HeadMatcher if self.config.match == "head" else SubstringMatcher
@@ -425,8 +418,7 @@ class PairStage:
 def assign_categories(matcher: Matcher, triplets: Iterable[Triplet], present: dict[str, None]) -> None:
     """Set the categories of the triplets' subjects and objects; None if the image has no such class.
 
-    Args:
-        present: the class names of the image's boxes, including crowds, in order of first appearance.
+    `present`: the class names of the image's boxes, including crowds, in order of first appearance.
     """
     for triplet in triplets:
         triplet.subject_category = matcher.choose(triplet.subject, triplet.subject_head, present)

@@ -63,8 +63,7 @@ def process(scores: Tensor, tokens: Tensor, sampling: NucleusSampling) -> Tensor
     Applies in this order, as transformers does: repetition penalty (Keskar et al., 2019, as CTRL's code), minimum
     length, temperature, top_k. Tokens that tie with the last of the top_k stay.
 
-    Args:
-        tokens: all tokens so far, int64 [rows, length], with [DEC] and the prompt; the penalty counts each once.
+    `tokens`: all tokens so far, int64 [rows, length], with [DEC] and the prompt; the penalty counts each once.
     """
     if sampling.repetition_penalty != 1:
         seen, penalty = scores.gather(1, tokens), sampling.repetition_penalty

@@ -119,8 +119,7 @@ class CaptionStage:
 def load_captioner(config: CaptionConfig, cache_folder: CacheFolder | None = None) -> Captioner:
     """Return the captioner of a recipe, which is not set up yet.
 
-    Args:
-        cache_folder: where a served captioner keeps its answers, or None.
+    `cache_folder`: where a served captioner keeps its answers, or None.
 
     Raises UserError if there is no such model.
     """

@@ -183,8 +183,7 @@ class ImagePrompt:
     """The prompt of a recipe, ready for images, by the processor and chat template of a checkpoint."""
 
     def __init__(self, config: CaptionConfig) -> None:
-        """
-        Raises UserError if the processor is missing, damaged or needs a package, or if its chat template fails, or
+        """Raises UserError if the processor is missing, damaged or needs a package, or if its chat template fails, or
         leaves out the prompt or the system message.
         """
         self._name = f"captioner {str(config.captioner)!r}"

@@ -68,12 +68,9 @@ class LlmParser:
     """Parses captions with a served language model; names and heads are found as the rules find them."""
 
     def __init__(self, config: ParseConfig, cache_folder: CacheFolder | None = None) -> None:
-        """
-        Args:
-            cache_folder: where answers are kept; None: nowhere.
+        """`cache_folder`: where answers are kept; None: nowhere.
 
-        Raises:
-            UserError: no endpoint or model is named; see also `ChatEndpoint`.
+        Raises UserError: no endpoint or model is named; see also `ChatEndpoint`.
         """
         if config.endpoint is None or config.model is None:
             unset = "endpoint" if config.endpoint is None else "model"

@@ -61,8 +61,7 @@ def _package_version(name: str) -> str:
 def load_model(name: str | None = None) -> Language:
     """Load the spaCy pipeline `name` (a package or folder), or by default `default_model()`.
 
-    Raises:
-        UserError: it is not installed, cannot be read, or has no tagger and dependency parser.
+    Raises UserError: it is not installed, cannot be read, or has no tagger and dependency parser.
     """
     import spacy
 
@@ -91,10 +90,7 @@ class RuleParser:
     """Parses captions by rules. The triplets of a caption do not depend on the captions parsed with it."""
 
     def __init__(self, config: ParseConfig) -> None:
-        """
-        Raises:
-            UserError: the spaCy model is not installed, or has no tagger and dependency parser.
-        """
+        """Raises UserError: the spaCy model is not installed, or has no tagger and dependency parser."""
         self._batch_size = config.batch_size
         self._nlp = load_model(config.model)
 

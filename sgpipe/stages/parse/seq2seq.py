@@ -36,10 +36,7 @@ class Seq2SeqParser:
     """Parses captions with a sequence-to-sequence model; names and heads are found as the rules find them."""
 
     def __init__(self, config: ParseConfig) -> None:
-        """
-        Raises:
-            UserError: there is no such model, it is of another kind, or its files are missing or damaged.
-        """
+        """Raises UserError: there is no such model, it is of another kind, or its files are missing or damaged."""
         self._batch_size = config.batch_size
         self._device = pick_device(config.device, config.resources.gpus, "parse.device")
         source = named_model(config)

@@ -29,11 +29,9 @@ class Parser(Protocol):
 def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) -> Parser:
     """The parser of a recipe, without a cache. Modules of other parsers are not imported.
 
-    Args:
-        cache_folder: where a served model's answers are kept; None: nowhere.
+    `cache_folder`: where a served model's answers are kept; None: nowhere.
 
-    Raises:
-        UserError: its model is not installed, or cannot be read.
+    Raises UserError: its model is not installed, or cannot be read.
     """
     if config.parser == "rules":
         from sgpipe.stages.parse.rules import RuleParser
@@ -90,10 +88,6 @@ class CaptionParser:
         return [
             [replace(triplet, caption=number) for triplet in known[caption]] for number, caption in enumerate(captions)
         ]
-
-    def clear_cache(self) -> None:
-        """Drop the triplets of earlier captions."""
-        self._cache.clear()
 
 
 class ParseStage:

@@ -112,7 +112,8 @@ def marked_crop(image: Image.Image, objects: Sequence[Box], relation: Relation, 
     boxes = visible_boxes(image, objects, relation)
     if boxes is None:
         return None
-    left, top, right, bottom = _around(boxes)
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    left, top, right, bottom = min(lefts), min(tops), max(rights), max(bottoms)
     length = max(right - left, bottom - top, 1.0) * (1 + 2 * _MARGIN)
     x, y, scale = (left + right - length) / 2, (top + bottom - length) / 2, side / length
     square = Image.new("RGB", (side, side), _SURROUNDING)
@@ -147,11 +148,6 @@ def visible_boxes(image: Image.Image, objects: Sequence[Box], relation: Relation
 def _clipped(box: Box, size: tuple[int, int]) -> Corners:
     x, y, width, height = box.bbox
     return max(x, 0.0), max(y, 0.0), min(x + width, float(size[0])), min(y + height, float(size[1]))
-
-
-def _around(boxes: Sequence[Corners]) -> Corners:
-    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
-    return min(lefts), min(tops), max(rights), max(bottoms)
 
 
 def _moved(box: Corners, x: float, y: float, scale: float) -> Corners:

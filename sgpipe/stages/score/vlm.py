@@ -141,10 +141,7 @@ class ServedScorer:
     """Asks a model whether a relation holds, in two requests of one token. The server must return log-probabilities."""
 
     def __init__(self, url: str, model: str, requests: Requests, cache: CacheFolder | None = None) -> None:
-        """
-        Args:
-            cache: the folder in which answers are kept; None: nowhere.
-        """
+        """`cache`: the folder in which answers are kept; None: nowhere."""
         self._url, self._model, self._requests, self._cache = url, model, requests, cache
 
     def check(self) -> None:
@@ -209,11 +206,7 @@ def mean_of_orders(shares: Iterable[float | Unscored]) -> float | Unscored:
 
 
 def share_of_yes(tokens: Mapping[str, float]) -> float | Unscored:
-    """The probability of "yes" among "yes" and "no".
-
-    Args:
-        tokens: the probabilities of the likeliest first tokens.
-    """
+    """The probability of "yes" among "yes" and "no". `tokens`: the probabilities of the likeliest first tokens."""
     mass = {"yes": 0.0, "no": 0.0}
     for token, probability in tokens.items():
         word = token.strip(' \n\t"*.,!▁Ġ').lower()

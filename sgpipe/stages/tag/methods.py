@@ -35,8 +35,7 @@ def tag_notes(tag: TagConfig) -> list[str]:
 def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
     """Raises UserError: the model that the method needs is not named or not there, or a setting is for another method.
 
-    Args:
-        pair: the configuration of the pair stage, if it is to be checked, too.
+    `pair`: the configuration of the pair stage, if it is to be checked, too.
     """
     if tag.tagger is None and tag.method in _NEEDED:
         raise UserError(_NEEDED[tag.method])
@@ -59,10 +58,7 @@ class AssumedStage:
     fills = ("relations",)
 
     def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace]) -> None:
-        """
-        Args:
-            roots: where the images of each split are; not used, as no image is opened.
-        """
+        """`roots`: where the images of each split are; not used, as no image is opened."""
         self.config, self.roots, self.resources = config, roots, config.resources
 
     def check(self) -> None:

@@ -130,8 +130,7 @@ GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_si
 def relations_above(batch: Batch, scores: Tensor, threshold: float) -> Iterator[Relation]:
     """Every pair and predicate with a score strictly above the threshold, ordered by group, pair and predicate.
 
-    Args:
-        scores: `[groups, pairs, predicates]`; rows beyond a group's pairs are padding.
+    `scores`: `[groups, pairs, predicates]`; rows beyond a group's pairs are padding.
     """
     for group, group_scores in zip(batch.groups, scores, strict=True):
         above = (group_scores[: len(group)] > threshold).nonzero().tolist()
@@ -233,9 +232,8 @@ class TagStage:
     def setup(self) -> None:
         """Load the tagger.
 
-        Raises:
-            UserError: no tagger is set, it cannot be loaded, its tokenizer has no words, or the device is missing; or
-                the calibration cannot be used.
+        Raises UserError: no tagger is set, it cannot be loaded, its tokenizer has no words, or the device is missing;
+        or the calibration cannot be used.
         """
         if self.config.tagger is None:
             raise UserError("tag.tagger is not set: expected the folder of a converted R-Tagger")

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from sgpipe.export.coco import number_categories
+from sgpipe.export.annotation_files import number_categories
 from sgpipe.export.run import export_run
 from sgpipe.records import NO_OBJECT, Box, Record
 from tests.sgpipe.export.runs import COCO_IDS, only, records

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.export.provenance import describe_origin
+from sgpipe.export.card import describe_origin
 from sgpipe.generation import engine
 from sgpipe.generation import run as generation
 from sgpipe.generation.engine import UnitReader, WorkUnit

@@ -47,10 +47,7 @@ class LearnedParser:
     """Parses captions with the packaged network. A caption's triplets do not depend on the captions parsed with it."""
 
     def __init__(self, config: ParseConfig, folder: Path = WEIGHTS) -> None:
-        """
-        Raises:
-            UserError: the spaCy model is not installed, or has no tagger and dependency parser.
-        """
+        """Raises UserError: the spaCy model is not installed, or has no tagger and dependency parser."""
         self._batch_size = config.batch_size
         self._nlp = load_model(config.model)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))

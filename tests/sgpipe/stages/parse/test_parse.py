@@ -53,7 +53,7 @@ def test_triplets_do_not_depend_on_the_batch(parser, batch_size):
     other = CaptionParser(ParseConfig(batch_size=batch_size))
     for seed in range(3):
         shuffled = random.Random(seed).sample(CAPTIONS, len(CAPTIONS))
-        other.clear_cache()
+        other._cache.clear()
         for caption, found in zip(shuffled, other.parse(shuffled), strict=True):
             assert [t.predicate for t in found] == [t.predicate for t in alone[CAPTIONS.index(caption)]]
             assert [(t.subject, t.object) for t in found] == [
@@ -87,7 +87,7 @@ def test_each_distinct_caption_is_analysed_once(parser, monkeypatch):
         return parse(self, captions)
 
     monkeypatch.setattr(RuleParser, "parse", spy)
-    parser.clear_cache()
+    parser._cache.clear()
     parser.parse(["a dog on a bed"] * 3 + ["a cat on a bed"])
     parser.parse(["a cat on a bed", "a bird on a bed"])
     assert seen == ["a dog on a bed", "a cat on a bed", "a bird on a bed"]

@@ -1,0 +1,327 @@
+"""A run as annotation files: COCO with or without relations, Visual Genome, RLIPv2's pseudo-labels, and HICO-DET.
+
+COCO: instances and captions, RelTR's file of triplets, and SGG-Benchmark's form. HICO-DET: HOIA's form, interactions of
+persons with COCO's objects in HICO-DET's verbs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from rlip_model.evaluation.hico_classes import CLASSES, PERSON, class_numbers
+from sgpipe.evaluation.label_quality.synonyms import predicate_lemma
+from sgpipe.export.rows import ExportRows, Members, as_number, plain, write_json
+from sgpipe.records import Box, Record, Relation
+from sgpipe.sources.coco import NO_RELATION
+from sgpipe.sources.vocabulary import category_names, relation_names
+
+
+def write_coco(rows: ExportRows, out: Path) -> None:
+    """Write instances_SPLIT.json and, if the images have captions, captions_SPLIT.json; no relations."""
+    _Instances(rows, with_nothing=False).write(out, "instances_{}.json")
+    rows.left_out["relations that the format cannot hold"] += sum(
+        shard.counts.get("relations", 0) for shard in rows.manifest.shards
+    )
+    for split in rows.splits:
+        captions = _captions(rows, split)
+        if (first := next(captions, None)) is not None:
+            images = (image for image, _ in _images(rows, split))
+            pairs = [("images", images), ("annotations", chain([first], captions))]
+            write_json(out / f"captions_{split}.json", Members(pairs))
+
+
+def write_coco_relations(rows: ExportRows, out: Path) -> None:
+    """Write SPLIT.json (instances) and rel.json: triplets by split and image; their object indices skip crowds."""
+    _Instances(rows, with_nothing=True).write(out, "{}.json")
+    numbers = _number_predicates(rows)
+    splits = [(split, Members(_triplets(rows, split, numbers))) for split in rows.splits]
+    write_json(out / "rel.json", Members([*splits, ("rel_categories", [NO_RELATION, *numbers])]))
+
+
+def write_sgg_benchmark(rows: ExportRows, out: Path) -> None:
+    """Write SPLIT/_annotations.coco.json: instances with `rel_annotations`, which refer to the ids of `annotations`.
+
+    SGG-Benchmark takes class and predicate 0 for the background, so numbers of both begin at 1. It ignores confidences.
+    """
+    numbers = _number_predicates(rows)
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    instances = _Instances(rows, with_nothing=True, positive=True)
+    for split in rows.splits:
+        (out / split).mkdir()
+        members = instances.members(split)
+        members.insert(2, ("rel_annotations", _rel_annotations(rows, split, numbers)))
+        write_json(out / split / "_annotations.coco.json", Members([*members, ("rel_categories", categories)]))
+
+
+def _number_predicates(rows: ExportRows) -> dict[str, int]:
+    """The numbers of all predicates, from 1; those of a closed list in its order."""
+    names = rows.manifest.run.get("labels")
+    predicates = names["relations"] if names else sorted(rows.census.predicates)
+    return {name: number for number, name in enumerate(predicates, 1)}
+
+
+class _Instances:
+    """Instances files of all splits with the same class ids."""
+
+    def __init__(self, rows: ExportRows, *, with_nothing: bool, positive: bool = False) -> None:
+        """Args:
+        with_nothing: include the placeholder for the missing object of a relation.
+        positive: number the classes from 1 if the run has a number below that.
+        """
+        names = rows.manifest.run.get("labels")
+        self._rows = rows
+        self._with_nothing = with_nothing
+        seen = rows.census.categories
+        if not with_nothing:
+            rows.left_out["objects that the format cannot hold"] += rows.census.nothing.total()
+            seen = seen - rows.census.nothing
+        self._numbers = number_categories(seen, names and names["objects"], positive=positive)
+        self._categories = [{"id": number, "name": name} for name, number in self._numbers.items()]
+
+    def write(self, out: Path, file_name: str) -> None:
+        for split in self._rows.splits:
+            write_json(out / file_name.format(split), Members(self.members(split)))
+
+    def members(self, split: str) -> list[tuple[str, Any]]:
+        """The content of the file of a split."""
+        images = (image for image, _ in _images(self._rows, split))
+        return [("images", images), ("annotations", self._annotations(split)), ("categories", self._categories)]
+
+    def _annotations(self, split: str) -> Iterator[dict[str, Any]]:
+        numbers = count(1)
+        for image, record in _images(self._rows, split, "objects"):
+            for box in record.objects:
+                if self._with_nothing or not box.is_nothing:
+                    yield {
+                        "id": next(numbers),
+                        "image_id": image["id"],
+                        "category_id": self._numbers[box.category],
+                        "bbox": [plain(value) for value in box.bbox],
+                        "area": plain(box.bbox[2] * box.bbox[3]),
+                        "iscrowd": int(box.iscrowd),
+                        "segmentation": [],
+                    }
+
+
+def _images(rows: ExportRows, split: str, *columns: str) -> Iterator[tuple[dict[str, Any], Record]]:
+    """COCO's entry of each image, and its record. Ids that are not numbers go to `image_id`, and `id` counts."""
+    for number, record in enumerate(rows.records(split, *columns), 1):
+        image: dict[str, Any] = {"id": as_number(record.image_id)}
+        if not rows.census.numbered:
+            image = {"id": number, "image_id": record.image_id}
+        yield image | {"file_name": record.file_name, "width": record.width, "height": record.height}, record
+
+
+def _captions(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
+    numbers = count(1)
+    for image, record in _images(rows, split, "captions"):
+        for caption in record.captions:
+            if caption.scope == "image":
+                yield {"id": next(numbers), "image_id": image["id"], "caption": caption.text}
+            else:
+                rows.left_out["captions that the format cannot hold"] += 1
+
+
+def _triplets(rows: ExportRows, split: str, numbers: dict[str, int]) -> Iterator[tuple[str, list[list[int]]]]:
+    for image, record in _images(rows, split, "objects", "relations"):
+        counted = (index for index, box in enumerate(record.objects) if not box.iscrowd)
+        indices = {index: new for new, index in enumerate(counted)}
+        relations = rows.relations(record, indices)
+        yield str(image["id"]), [[item.subject, item.object, numbers[item.predicate]] for item in relations]
+
+
+def _rel_annotations(rows: ExportRows, split: str, predicates: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """Relations between the annotations of a split, which are numbered from 1 in the order of `_Instances`."""
+    numbers, before = count(1), 1
+    for image, record in _images(rows, split, "objects", "relations"):
+        indices = {index: before + index for index in range(len(record.objects))}
+        for item in rows.relations(record, indices):
+            relation: dict[str, Any] = {
+                "id": next(numbers),
+                "image_id": image["id"],
+                "subject_id": item.subject,
+                "predicate_id": predicates[item.predicate],
+                "object_id": item.object,
+            }
+            yield relation if item.confidence is None else relation | {"confidence": item.confidence}
+        before += len(record.objects)
+
+
+_OFFICIAL = ("coco", "objects365", "open_images")
+
+
+def number_categories(
+    seen: Collection[tuple[int, str]], names: Sequence[str] | None, *, positive: bool = False
+) -> dict[str, int]:
+    """An id for each class, including classes without objects.
+
+    Classes keep the ids of the run if these are unambiguous and cover all classes; otherwise they get the ids of the
+    dataset that they belong to; otherwise they count from 1.
+
+    Args:
+        seen: the id and the class name of every object.
+        names: all classes in order, if the run knows them; classes without objects have no known id.
+        positive: the form has no ids below 1.
+    """
+    known = {name: number for number, name in sorted(seen)}
+    classes = list(dict.fromkeys([*(names or ()), *known]))
+    if len({number for number, _ in seen}) == len(known) == len(seen):
+        official = ({name: number for number, name in category_names(dataset).items()} for dataset in _OFFICIAL)
+        for ids in (known, *official):
+            kept = {name: number for name, number in ids.items() if name in classes}
+            fits = not positive or all(number > 0 for number in kept.values())
+            if fits and known.items() <= kept.items() and len(kept) == len(classes):
+                return kept
+    return {name: number for number, name in enumerate(classes if names else sorted(classes), 1)}
+
+
+# RLIPv2's name of a dataset, and its first object and relation ids, which keep files of several datasets apart.
+_PUBLISHED = {"coco": ("coco2017", 10_000_000), "objects365": ("o365", 20_000_000)}
+_OBJECTS365 = "o365"
+
+
+class _Numbers:
+    """Consecutive ids of objects and relations."""
+
+    def __init__(self, first: int) -> None:
+        self.objects, self.relations = count(first), count(first)
+
+
+def write_visual_genome(rows: ExportRows, out: Path) -> None:
+    """scene_graphs_SPLIT.json and image_data_SPLIT.json; each relation also has its confidence."""
+    numbers = _Numbers(1)
+    for split in rows.splits:
+        write_json(out / f"scene_graphs_{split}.json", _graphs(rows, split, numbers))
+        images = (
+            {"image_id": as_number(r.image_id), "width": r.width, "height": r.height} for r in rows.records(split)
+        )
+        write_json(out / f"image_data_{split}.json", images)
+
+
+def write_rlipv2(rows: ExportRows, out: Path) -> None:
+    """SPLIT.json and, for Objects365, image_id_to_filepath.json, which locates its images."""
+    datasets: dict[str, _Numbers] = {}
+    for split in rows.splits:
+        write_json(out / f"{split}.json", _pseudo_labels(rows, split, datasets))
+    if _OBJECTS365 in datasets:
+        records = (record for split in rows.splits for record in rows.records(split))
+        paths = ((r.image_id, r.file_name) for r in records if _published(r.dataset)[0] == _OBJECTS365)
+        write_json(out / "image_id_to_filepath.json", Members(paths))
+
+
+def _graphs(rows: ExportRows, split: str, numbers: _Numbers) -> Iterator[dict[str, Any]]:
+    for record in rows.records(split, "objects", "relations"):
+        graph = _graph(rows, record, numbers)
+        for thing in graph["objects"]:
+            thing["names"] = [thing["names"]]
+        yield _image(record) | graph
+
+
+def _pseudo_labels(rows: ExportRows, split: str, datasets: dict[str, _Numbers]) -> Iterator[dict[str, Any]]:
+    for record in rows.records(split, "objects", "relations"):
+        name, first = _published(record.dataset)
+        numbers = datasets.setdefault(name, _Numbers(first))
+        origin = {"dataset": name, "data_split": _data_split(record, name)}
+        yield _image(record) | origin | _graph(rows, record, numbers)
+
+
+def _published(dataset: str) -> tuple[str, int]:
+    return _PUBLISHED.get(dataset, (dataset, 1))
+
+
+def _data_split(record: Record, dataset: str) -> str:
+    """For COCO the folder of the image, where the published training looks for it; otherwise the split."""
+    folder = record.file_name.rpartition("/")[0].rpartition("/")[2]
+    return (folder or f"{record.split}2017") if dataset == "coco2017" else record.split
+
+
+def _image(record: Record) -> dict[str, Any]:
+    return {
+        "image_id": as_number(record.image_id),
+        "file_name": record.file_name,
+        "width": record.width,
+        "height": record.height,
+    }
+
+
+def _graph(rows: ExportRows, record: Record, numbers: _Numbers) -> dict[str, Any]:
+    """The objects and relations of an image, without crowds and without blank names, which readers drop."""
+    indices = rows.renumber(record, [not box.iscrowd and bool(box.category.strip()) for box in record.objects])
+    things = [_thing(record.objects[index], next(numbers.objects)) for index in indices]
+    relations = rows.relations(record, indices)
+    named = [relation for relation in relations if relation.predicate.strip()]
+    rows.left_out["relations that the format cannot hold"] += len(relations) - len(named)
+    return {"objects": things, "relationships": [_relationship(r, things, next(numbers.relations)) for r in named]}
+
+
+def _thing(box: Box, number: int) -> dict[str, Any]:
+    return {"object_id": number, **dict(zip("xywh", map(plain, box.bbox), strict=True)), "names": box.category}
+
+
+def _relationship(relation: Relation, things: list[dict[str, Any]], number: int) -> dict[str, Any]:
+    ends = {"subject_id": relation.subject, "object_id": relation.object}
+    named = {key: things[index]["object_id"] for key, index in ends.items()}
+    confidence = {} if relation.confidence is None else {"confidence": relation.confidence}
+    return {"relationship_id": number, "predicate": relation.predicate, **named, **confidence}
+
+
+def write_hico(rows: ExportRows, out: Path) -> None:
+    """Write hico_SPLIT.json, without objects of other classes and relations other than the 600 interactions."""
+    for split in rows.splits:
+        write_json(out / f"hico_{split}.json", _items(rows, split))
+
+
+def _items(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
+    numbers = {name: number for number, name in category_names("coco").items()}
+    for record in rows.records(split, "objects", "relations"):
+        usable = [box.category in numbers and not box.iscrowd for box in record.objects]
+        indices = rows.renumber(record, usable)
+        boxes = [record.objects[index] for index in indices]
+        yield {
+            "image_id": record.image_id,
+            "file_name": record.file_name,
+            "width": record.width,
+            "height": record.height,
+            "annotations": [
+                {"bbox": [plain(x), plain(y), plain(x + w), plain(y + h)], "category_id": numbers[box.category]}
+                for box in boxes
+                for x, y, w, h in [box.bbox]
+            ],
+            "hoi_annotation": list(_interactions(rows, record, boxes, indices)),
+        }
+
+
+def _interactions(
+    rows: ExportRows, record: Record, boxes: list[Box], indices: dict[int, int]
+) -> Iterator[dict[str, int]]:
+    for relation in rows.relations(record, indices):
+        verb = _verb(relation.predicate)
+        number = verb and _interaction(boxes[relation.subject].category, boxes[relation.object].category, verb)
+        if verb and number:
+            ends = {"subject_id": relation.subject, "object_id": relation.object}
+            yield {**ends, "category_id": verb, "hoi_category_id": number}
+        else:
+            rows.left_out["relations that the format cannot hold"] += 1
+
+
+@cache
+def _verb(predicate: str) -> int | None:
+    """HICO-DET's number of a verb in any inflection: "riding" is "ride"."""
+    names = {name: number for number, name in relation_names("hico").items()}
+    lemmas = {predicate_lemma(name): number for name, number in names.items()}
+    return names.get(predicate) or lemmas.get(predicate_lemma(predicate))
+
+
+@cache
+def _interaction(subject: str, object_: str, verb: int) -> int | None:
+    """The number of an interaction, 1 to 600; None if HICO-DET does not have it."""
+    objects = list(category_names("coco").values())
+    if subject != objects[PERSON]:
+        return None
+    interactions = CLASSES.labels(class_numbers())[:, 1:].tolist()
+    interaction = [objects.index(object_), verb - 1]
+    return interactions.index(interaction) + 1 if interaction in interactions else None
