@@ -1,6 +1,5 @@
 """What `Pipeline` takes: images in every form, lists of them, and boxes with each call."""
 
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -35,37 +34,23 @@ def objects(graph: SceneGraph) -> list[tuple]:
     return [(box.category, box.bbox) for box in graph.objects]
 
 
-def test_a_missing_image_raises_an_error(pipeline):
-    with pytest.raises(ImageError, match=r"^image file not found: .*/nope\.jpg$"):
-        pipeline("nope.jpg")
-
-
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
         (Path("no/such/folder/a.jpg"), "image file not found"),
         ("", "not a regular file"),
-        ("a\0b.png", "not found"),
-        ("x" * 5000, "cannot be read"),
         (Path(__file__).parent, "not a regular file"),
         (Path(__file__), "unknown format"),
         ("https://a.org/b.jpg", r"^https://a\.org/b\.jpg is a URL, not a file"),
         (None, "NoneType is not an image: expected a path, a PIL image or a NumPy array"),
-        (3, "int is not an image"),
-        (BytesIO(), "BytesIO is not an image"),
         (torch.zeros(3, 8, 8), "Tensor is not an image"),
         (Image.new("F", (8, 8)), "floating-point"),
         (Image.new("RGB", (0, 8)), "no pixels"),
         (np.zeros((8, 8, 3)), r"array of float64 .*expected uint8.*\(array \* 255\)\.astype\('uint8'\)"),
-        (np.zeros((8, 8), np.float32), "array of float32 is not an image"),
         (np.zeros((8, 8), np.uint16), "array of uint16 is not an image: expected uint8, values from 0 to 255$"),
-        (np.zeros((8, 8), bool), "array of bool"),
         (np.zeros((3, 8, 9), np.uint8), r"shape 3x8x9 .*transpose\(1, 2, 0\)"),
         (np.zeros((2, 8, 9, 3), np.uint8), "shape 2x8x9x3 .*a list is several images"),
-        (np.zeros((8, 9, 2), np.uint8), "shape 8x9x2"),
         (np.zeros(8, np.uint8), "shape 8 "),
-        (np.array(None), "shape no"),
-        (np.zeros((0, 9, 3), np.uint8), "no pixels"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )
@@ -178,28 +163,16 @@ def test_less_than_a_pixel_outside_is_clipped(pipeline, array):
     ("boxes", "classes", "reason"),
     [
         (BOXES, None, "boxes= and classes= belong together"),
-        (None, CLASSES, "boxes= and classes= belong together"),
         (BOXES, ["dog"], "2 boxes and 1 class: expected a class name for each box"),
-        (BOXES[:1], CLASSES, "1 box and 2 classes"),
         (BOXES, "dog", "expected a list of class names, got 'dog'"),
-        (BOXES, 7, "expected a list of class names, got 7"),
         (BOXES, ["dog", ""], "expected class names, got ''"),
-        (BOXES, ["dog", 3], "expected class names, got 3"),
-        (BOXES, ["dog", "\ud800"], "expected class names, got"),
         (BOXES, ["dog", "a\nb"], "expected class names, got"),
         ([1, 2, 3, 4], ["dog"], r"boxes= have shape 4: expected x1, y1, x2, y2 in pixels of each box, Nx4"),
-        ([[1, 2, 3]], ["dog"], "boxes= have shape 1x3"),
-        (np.zeros((1, 2, 4)), ["dog"], "boxes= have shape 1x2x4"),
         ([[1, 2, 3, 4], [5]], ["dog", "cat"], "boxes= are not numbers"),
-        ([["a", "b", "c", "d"]], ["dog"], "boxes= are not numbers"),
         ("instances.json", ["dog"], "boxes= are not numbers"),
         ([[1, 2, 3, float("nan")]], ["dog"], r"box 0 \(1, 2, 3, nan\) is not finite"),
-        ([[1, 2, float("inf"), 9]], ["dog"], "is not finite"),
         ([*BOXES, [5, 5, 5, 9]], [*CLASSES, "dog"], r"box 2 \(5, 5, 5, 9\) has no area: .*x1 < x2 and y1 < y2"),
-        ([[50, 50, 20, 20]], ["dog"], "has no area"),
         ([[-2, 5, 20, 20]], ["dog"], "is not inside the image, which has"),
-        ([[5, 5, 2000, 20]], ["dog"], "is not inside the image"),
-        ([[3000, 3000, 3001, 3001]], ["dog"], "is not inside the image"),
         ([[0.1, 0.2, 0.5, 1.0]], ["dog"], "within the first pixel of the image, .* expected pixels, not shares"),
     ],
 )
@@ -228,11 +201,6 @@ def test_it_says_what_it_is(pipeline, file):
     assert repr(pipeline(["nope.jpg"])[0]).startswith("<SceneGraph of 'nope.jpg': source: image file not found: ")
 
 
-def test_a_recipe_is_a_name_a_path_or_loaded(tmp_path):
-    (tmp_path / "my.yaml").write_text("caption: {captioner: MINIWORLD}\ntag: {tagger: MINIWORLD}\n")
-    assert Pipeline(tmp_path / "my.yaml").recipe == Pipeline(str(tmp_path / "my.yaml")).recipe
-
-
 def test_an_image_in_memory_has_no_name_in_a_file_of_boxes(file, array):
     pipeline = Pipeline(boxes=file.parents[1] / "instances.json")
     with pytest.raises(ImageError, match=r"an image in memory has no name to find in .*: pass its boxes"):
@@ -250,7 +218,6 @@ def test_label_takes_several_images(pipeline, single):
     ("arguments", "reason"),
     [
         ({"settings": ["tag.threshold"]}, "settings=: expected values by key"),
-        ({"settings": "tag.threshold=1"}, "settings=: expected values by key"),
         ({"settings": {1: 2}}, "overrides must map"),
         ({"boxes": [[1, 2, 3, 4]]}, "boxes=: expected a COCO instances file"),
         ({"recipe": None}, "no recipe 'None'"),

@@ -130,9 +130,7 @@ def test_provenance_survives_scoring_and_the_hub(tmp_path):
         assert sentence in text
 
 
-@pytest.mark.parametrize(
-    "origin", ["{", "5", "[5]", '[{"tag": 5}]', '[{"import": {}, "options": 5}]', '[{"exported": 5}]']
-)
+@pytest.mark.parametrize("origin", ["{", "[5]", '[{"tag": 5}]'])
 def test_an_origin_that_others_changed_is_no_traceback(tmp_path, origin):
     hub = export_run(make_shards(tmp_path / "run", records(4)), "hf", tmp_path / "hub").root
     for path in (hub / "data").iterdir():

@@ -94,14 +94,11 @@ def of_bert(folder):
         "no tokenizer": (without("tokenizer*"), "tokenizer.json"),
         "no chat template": (without("chat_template.jinja"), "<|image_pad|>"),
         "a template that raises": (template("{{ raise_exception('only user') }}"), "only user"),
-        "a template that looks for more": (template("{{ messages[0]['content'][7].text.x }}"), "template fails"),
         "a template that is damaged": (template("{% for m in messages"), "template fails"),
         "a template without the image": (template("{{ messages[0].content[1].text }}"), "place for the image"),
         "a template without the prompt": (template("<|vision_start|><|image_pad|><|vision_end|>"), "caption.prompt"),
         "truncated weights": (cut, "cannot load its weights"),
-        "no weights": (without("model.safetensors"), "cannot load its weights"),
         "a missing weight": (weights("q_proj.weight", None), "1 weight is missing, such as"),
-        "a misshapen weight": (weights("q_proj.weight", lambda _: (3, 3)), "cannot load its weights"),
         "NaN": (weights("norm.weight", lambda weight: weight.shape), "not finite"),
     }.values(),
 )
@@ -112,15 +109,9 @@ def test_a_damaged_checkpoint_is_refused(folder, damage, word):
     assert str(folder) in message
 
 
-@pytest.mark.parametrize(
-    ("settings", "word"),
-    [
-        ({"max_tokens": 20, "min_tokens": 30}, "caption.max_tokens is 20"),
-        ({"max_tokens": 5000}, "4096"),
-    ],
-)
-def test_lengths_that_leave_no_room_are_refused(folder, settings, word):
-    assert word in error_of(folder, **settings)
+@pytest.mark.parametrize("settings", [{"max_tokens": 20, "min_tokens": 30}, {"max_tokens": 5000}])
+def test_lengths_that_leave_no_room_are_refused(folder, settings):
+    assert "caption.max_tokens" in error_of(folder, **settings)
 
 
 def test_what_a_checkpoint_does_not_need(folder):

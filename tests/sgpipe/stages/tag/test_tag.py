@@ -100,11 +100,7 @@ def test_scores_equal_the_network(folder: Path) -> None:
     with torch.no_grad():
         logits = network(pixels[None], None, labels, [pairs]).final.relation_logits[0]
     for relation in tagged.relations:
-        row = next(
-            i
-            for i, pair in enumerate(tagged.pairs)
-            if (pair.subject, pair.object) == (relation.subject, relation.object)
-        )
+        row = [(pair.subject, pair.object) for pair in tagged.pairs].index((relation.subject, relation.object))
         expected = float(logits[row, texts.index(relation.predicate)].sigmoid())
         assert relation.confidence == pytest.approx(expected, rel=1e-5)
 
