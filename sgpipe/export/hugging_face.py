@@ -96,20 +96,19 @@ def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows) -> None:
 
 def _metadata(schema: pa.Schema, rows: ExportRows) -> dict[bytes | str, bytes | str]:
     """The metadata of the shard, a description for `datasets`, and the class lists and origin of the run."""
+    features = {
+        field.name: {"_type": "Image"} if field.name == IMAGE_COLUMN else _of_type(field.type) for field in schema
+    }
     described = {
-        "huggingface": json.dumps({"info": {"features": {field.name: _feature(field) for field in schema}}}),
+        "huggingface": json.dumps({"info": {"features": features}}),
         CLASSES: json.dumps(rows.manifest.run.get("labels")),
         ORIGIN: json.dumps([*filter(None, Manifest.identities(rows.manifest.run)), rows.identity]),
     }
     return {**(schema.metadata or {}), **described}
 
 
-def _feature(field: pa.Field) -> Any:
-    """The description of a column for `datasets`; lists in the notation that all its versions read."""
-    return {"_type": "Image"} if field.name == IMAGE_COLUMN else _of_type(field.type)
-
-
 def _of_type(kind: pa.DataType) -> Any:
+    """Describe a column for `datasets`; lists in the notation that all its versions read."""
     if pa.types.is_list(kind):
         return [_of_type(kind.value_type)]
     if pa.types.is_struct(kind):

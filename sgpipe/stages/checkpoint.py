@@ -103,3 +103,23 @@ def check_architecture(source: str, config: dict[str, Any], expected: str) -> No
     if architectures and expected not in architectures:
         names = ", ".join(map(str, architectures))
         raise UserError(f"captioner {source!r} cannot caption: it is a {names}, expected {expected}")
+
+
+def load_part(kind: Any, source: str, role: str = "captioner") -> Any:
+    """Load a processor or tokenizer by one of transformers' classes. Raises UserError if that fails."""
+    what = "tokenizer" if "Tokenizer" in kind.__name__ else "processor"
+    try:
+        with quiet():
+            return kind.from_pretrained(source, **options(source))
+    except (ImportError, *MISFITS) as reason:
+        raise UserError(f"{role} {source!r}: cannot load its {what}: {' '.join(str(reason).split())}") from None
+
+
+def check_vocabulary(name: str, tokens: int, expected: tuple[float, float]) -> None:
+    """Raise UserError unless a tokenizer fits the model; without its files it has special tokens only."""
+    least, most = expected
+    if not least <= tokens <= most:
+        raise UserError(
+            f"{name}: its tokenizer has {tokens} tokens, which does not fit the model; tokenizer.json or "
+            "vocab.txt is missing or belongs to another model"
+        )

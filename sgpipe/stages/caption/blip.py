@@ -38,11 +38,11 @@ from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import MAX_TOKENS, CaptionInput
 from sgpipe.stages.caption.decoding import NucleusSampling, draw, process
 from sgpipe.stages.checkpoint import (
-    UNREADABLE,
     check_architecture,
+    check_vocabulary,
     first_line,
+    load_part,
     load_weights,
-    options,
     quiet,
     read_config,
 )
@@ -249,17 +249,12 @@ def _load_tokenizer(source: str, text_config: Any) -> PreTrainedTokenizerBase:
     try:
         if fast.is_file():
             json.loads(fast.read_text(encoding="utf-8"))  # the tokenizers library raises a bare Exception
-        tokenizer = AutoTokenizer.from_pretrained(source, **options(source))
-    except UNREADABLE as reason:
+    except (OSError, ValueError) as reason:
         raise UserError(f"captioner {source!r}: cannot load its tokenizer: {first_line(reason)}") from None
+    tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, source)
     vocabulary = text_config.vocab_size
-    # Without its files transformers returns a tokenizer of special tokens only. The tolerance allows for [DEC] and
-    # [ENC], which only the model may know, and for a padded vocabulary of the model.
-    if not 0.9 * vocabulary - 2 <= len(tokenizer) <= vocabulary + 2:
-        raise UserError(
-            f"captioner {source!r}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary {vocabulary}; "
-            "tokenizer.json or vocab.txt is missing or belongs to another model"
-        )
+    # Only the model may know [DEC] and [ENC], and its vocabulary may be padded.
+    check_vocabulary(f"captioner {source!r}", len(tokenizer), (0.9 * vocabulary - 2, vocabulary + 2))
     for name in ("bos_token_id", "sep_token_id"):
         token = getattr(text_config, name)
         if token is None or not 0 <= token < vocabulary:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +30,10 @@ from sgpipe.stages.caption.decoding import NucleusSampling, draw, process
 from sgpipe.stages.checkpoint import (
     MISFITS,
     check_architecture,
+    check_vocabulary,
     first_line,
+    load_part,
     load_weights,
-    options,
     quiet,
     read_config,
 )
@@ -151,12 +153,8 @@ class VisionLanguageCaptioner:
                 f"caption.max_tokens is {most}: expected at least caption.min_tokens ({least}) and at most the "
                 f"positions of this captioner ({positions or 'unknown'})"
             )
-        # Without its files transformers makes a tokenizer of special tokens only.
-        if isinstance(vocabulary, int) and (tokens := len(self.prompt.tokenizer)) < vocabulary / 2:
-            raise UserError(
-                f"{self.name}: the tokenizer has {tokens} tokens, the model's vocabulary {vocabulary}; tokenizer.json "
-                "is missing or belongs to another model"
-            )
+        if isinstance(vocabulary, int):
+            check_vocabulary(self.name, len(self.prompt.tokenizer), (vocabulary / 2, math.inf))
 
     def _generation(self) -> GenerationConfig:
         """Return the checkpoint's tokens and constraints, with the recipe's settings of decoding."""
@@ -229,11 +227,7 @@ class ImagePrompt:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _load(self, source: str) -> Any:
-        try:
-            with quiet():
-                processor = AutoProcessor.from_pretrained(source, **options(source))
-        except (ImportError, *MISFITS) as reason:
-            raise UserError(f"{self._name}: cannot load its processor: {' '.join(str(reason).split())}") from None
+        processor = load_part(AutoProcessor, source)
         missing = [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]
         if missing:
             raise UserError(

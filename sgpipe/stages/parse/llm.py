@@ -139,13 +139,9 @@ def _read(answer: Answer | Refusal) -> list[Texts] | None:
     """The graph of an answer, or None if it is none."""
     if isinstance(answer, Refusal):
         return None
+    text = answer.texts[0].strip().removeprefix("```json").removeprefix("```").removesuffix("```")
     try:
-        relations = _Graph.model_validate_json(_without_fence(answer.texts[0])).relations
+        relations = _Graph.model_validate_json(text.strip()).relations
     except ValidationError:
         return None
     return [(each.subject, each.predicate, each.object) for each in relations]
-
-
-def _without_fence(text: str) -> str:
-    """JSON without the Markdown around it that some models write."""
-    return text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()

@@ -20,7 +20,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
-from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_weights, options, quiet, read_config
+from sgpipe.stages.checkpoint import check_vocabulary, load_part, load_weights, quiet, read_config
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.rules import Texts, analyse, ground, load_model
 from sgpipe.utils.devices import pick_device
@@ -114,15 +114,7 @@ def _check_config(source: str) -> None:
 
 def _load(source: str) -> tuple[Any, Any]:
     model = load_weights(AutoModelForSeq2SeqLM, source, "parser", dtype=torch.float32)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options(source))
-    except UNREADABLE as reason:
-        raise UserError(f"parser {source!r}: cannot load its tokenizer: {first_line(reason)}") from None
-    # Without its files transformers returns a tokenizer of special tokens only; models pad their vocabulary to 128.
-    vocabulary = model.config.vocab_size
-    if not vocabulary - 256 <= len(tokenizer) <= vocabulary:
-        raise UserError(
-            f"parser {source!r}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary {vocabulary}; its "
-            "files are missing or belong to another model"
-        )
+    tokenizer = load_part(AutoTokenizer, source, "parser")
+    vocabulary = model.config.vocab_size  # models pad it to 128
+    check_vocabulary(f"parser {source!r}", len(tokenizer), (vocabulary - 256, vocabulary))
     return model.eval(), tokenizer

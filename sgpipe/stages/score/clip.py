@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from sgpipe.errors import UserError, existing_model
 from sgpipe.records import Box, Relation
-from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_weights, options, quiet, read_config
+from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_part, load_weights, read_config
 from sgpipe.stages.score.scorer import NO_AREA, Unscored, contrast_texts, marked_crop, relation_text
 from sgpipe.utils.devices import pick_device
 
@@ -188,11 +188,7 @@ class TransformersClip:
         network = load_weights(AutoModel, model, "CLIP model")
         if not (hasattr(network, "get_image_features") and hasattr(network, "logit_scale")):
             raise UserError(f"{model} is not a CLIP model: it does not compare images with texts")
-        try:
-            with quiet():
-                self._processor: Any = AutoProcessor.from_pretrained(model, **options(model))
-        except (ImportError, *UNREADABLE) as error:
-            raise _unusable(model, error) from None
+        self._processor: Any = load_part(AutoProcessor, model, "CLIP model")
         self._network: Any = network.eval().to(device)
         self._device = device
         config = network.config
@@ -231,8 +227,5 @@ def _load_open_clip(model: str, weights: str | None, device: torch.device) -> tu
         network, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=weights, device=device)
         return network.eval(), preprocess, open_clip.get_tokenizer(model)
     except UNREADABLE as error:
-        raise _unusable(model, error) from None
-
-
-def _unusable(model: str, error: Exception) -> UserError:
-    return UserError(f"CLIP model {model} cannot be loaded ({first_line(error) or type(error).__name__})")
+        reason = first_line(error) or type(error).__name__
+        raise UserError(f"CLIP model {model} cannot be loaded ({reason})") from None

@@ -16,7 +16,7 @@ from torch import Tensor
 from sgpipe.errors import UserError
 from sgpipe.recipe import Requests
 from sgpipe.records import Box, Relation
-from sgpipe.stages.checkpoint import MISFITS, first_line, load_weights, options, quiet, read_config
+from sgpipe.stages.checkpoint import MISFITS, first_line, load_part, load_weights, read_config
 from sgpipe.stages.endpoint import (
     Answer,
     CacheFolder,
@@ -68,11 +68,7 @@ class VlmScorer:
         self.check()
         self._device = pick_device(self._device_name, self._gpus)
         dtype = pick_dtype(self._dtype_name, self._device)
-        try:
-            with quiet():
-                self._processor: Any = AutoProcessor.from_pretrained(self.model, **options(self.model))
-        except (ImportError, *MISFITS) as error:
-            raise UserError(f"scorer {self.model} cannot be loaded ({first_line(error)})") from None
+        self._processor: Any = load_part(AutoProcessor, self.model, "scorer")
         network = load_weights(AutoModelForImageTextToText, self.model, "scorer", dtype=dtype)
         if not getattr(self._processor, "chat_template", None):
             raise UserError(f"scorer {self.model} has no chat template, so it cannot be asked")

@@ -235,15 +235,14 @@ class TagStage:
         Raises UserError: no tagger is set, it cannot be loaded, its tokenizer has no words, or the device is missing;
         or the calibration cannot be used.
         """
-        if self.config.tagger is None:
-            raise UserError("tag.tagger is not set: expected the folder of a converted R-Tagger")
+        check_tagger(self.config)
         self.threshold = threshold_of_recipe(self.config, self.pair)
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         self.device = pick_device(self.config.device, self.config.resources.gpus)
         self.dtype = pick_dtype(self.config.dtype, self.device)
         disable_progress_bar()
         try:
-            self.tagger = RTagger.from_pretrained(local_model(self.config.tagger)).eval()
+            self.tagger = RTagger.from_pretrained(local_model(str(self.config.tagger))).eval()
         except (CheckpointError, TokenizerError) as reason:
             raise UserError(str(reason)) from reason
         nn.Module.to(self.tagger, self.device)
