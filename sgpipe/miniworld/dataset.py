@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from sgpipe.errors import UserError, add_filename
+from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.miniworld.captions import SceneCaption, scene_captions
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
@@ -319,5 +319,5 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _save(path: Path, content: bytes) -> None:
-    with add_filename(path), atomic_write(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)

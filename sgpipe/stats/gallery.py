@@ -114,7 +114,7 @@ def write_sheet(
     Returns:
         the number of images on the sheet, and how many of them could not be opened.
 
-    Raises UserError: the folder is not a run or has no image, a shard cannot be read, or the file cannot be written.
+    Raises UserError: the folder is not a run or has no image, or a shard cannot be read.
     """
     with open_run(root) as database:
         if calibration is not None:
@@ -154,12 +154,9 @@ def _grid(cards: Sequence[Image.Image], title: str) -> Image.Image:
 
 
 def _save(sheet: Image.Image, file: Path) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as temporary:
-            sheet.save(temporary, "PNG", optimize=True)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file) as temporary:
+        sheet.save(temporary, "PNG", optimize=True)
 
 
 WIDTH = 480  # of an image and of a graph, in units of their SVG

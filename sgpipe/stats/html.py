@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from sgpipe.errors import UserError
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.audit import Audit, judgement_caveats, level_at, percent
 from sgpipe.stats.gallery import Card
@@ -43,15 +42,9 @@ def render(page: str, values: dict[str, Any]) -> str:
 
 
 def save_page(file: Path, page: str) -> None:
-    """Write a page atomically, and make its folder.
-
-    Raises UserError: the file cannot be written.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, page)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from None
+    """Write a page atomically, and make its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, page)
 
 
 def _source(environment: jinja2.Environment, name: str) -> str:
@@ -70,8 +63,6 @@ def write_report(
     Args:
         cards: the images of the gallery.
         threshold: initial value of the gallery's confidence filter.
-
-    Raises UserError: the file cannot be written.
     """
     measures = audit.measures
     values = {

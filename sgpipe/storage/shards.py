@@ -15,7 +15,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgpipe.errors import StoreError, UserError, add_filename
+from sgpipe.errors import StoreError, UserError
 from sgpipe.files.locations import Location, open_shard_file
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import BOX_SCORES, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
@@ -91,8 +91,7 @@ def _write_file(path: Path, table: pa.Table) -> tuple[str, int]:
     """Write a file whole or not at all; return its SHA-256 and its size."""
     fault_point("before write")
     with atomic_write(path) as temporary:
-        with add_filename(path):
-            write_table(temporary, table)
+        write_table(temporary, table)
         fault_point("after write")
         digest, size = file_sha256(temporary), temporary.stat().st_size
         fault_point("before rename")

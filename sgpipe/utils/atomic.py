@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sgpipe.errors import StoreError
+
 FAULT_VARIABLE = "SGPIPE_FAULT"
 _LEFT_SECONDS = 24 * 3600
 
@@ -23,7 +25,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Its name starts with a dot and ends in `.tmp`. Two writers never share one, on whichever machines they run. A link
     stays: what it points to is replaced. A device or a pipe, such as /dev/stdout, stays too, and receives the content.
 
-    Raises OSError: the disk is full, or the folder is missing or cannot be written.
+    Raises OSError, which names `path`: the disk is full, or the folder is missing or cannot be written.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         with tempfile.TemporaryDirectory() as folder:
@@ -36,6 +38,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, target)
+    except OSError as error:
+        if error.filename in (None, temporary, str(temporary)) and not isinstance(error, StoreError):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, add_filename
 
 _PATIENCE = 0.5  # seconds: `is_locked` takes the lock for a moment
 _TEMPORARY, _LOCK, _YOUNG = "sgpipe-", ".lock", 60  # seconds
@@ -33,7 +33,8 @@ def only_process(file: Path, folder: Path) -> Iterator[None]:
         owner = file.read_text(errors="replace") or "another process"
         raise UserError(f"{folder} is in use by {owner}; wait for it to finish") from None
     try:
-        file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        with add_filename(file):
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         lock.release()
