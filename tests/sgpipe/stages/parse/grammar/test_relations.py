@@ -1,9 +1,19 @@
-"""Relations of whole captions, by grammatical construction."""
+"""Relations of whole captions, by grammatical construction, pronouns and known parsing errors among them."""
 
 import pytest
 
 from sgpipe.stages.parse.grammar.relations import relations
+from sgpipe.stages.parse.grammar.repair import correct_attachments
 from sgpipe.stages.parse.grammar.tree import Tree
+from sgpipe.stages.parse.stage import CaptionParser
+
+
+@pytest.fixture(scope="module")
+def triples():
+    """(subject, predicate, object) of a caption's triplets, sorted."""
+    parser = CaptionParser()
+    return lambda caption: sorted((t.subject, t.predicate, t.object) for t in parser.parse([caption])[0])
+
 
 # caption: its relations, "subject | predicate | object", separated by semicolons
 VERBS = {
@@ -83,6 +93,30 @@ PLACES = {
     "a man wearing a tie with stripes": "man | wearing | tie; tie | with | stripes",
     "a man putting a cake on a plate": "man | putting | cake; cake | on | plate",
 }
+PRONOUNS = {
+    "a plate with a knife on it": "knife | on | plate",
+    "the couch has a blanket on it": "blanket | on | couch",
+    "pots with flowers in them": "flowers | in | pots",
+    "a pole with a sign attached to it": "sign | attached to | pole",
+    "girls posing with donuts with bites in them": "bites | in | donuts; girls | posing with | donuts",
+    "he is riding a horse": "man | riding | horse",
+    "she is on a bus": "woman | on | bus",
+    "they are playing baseball": "people | playing | baseball",
+    "a girl smiling while she eats a donut": "girl | eats | donut",
+    "a bird with a fish in its beak": "bird | has | beak; bird | with | fish; fish | in | beak",
+    "it is on the table": "",
+}
+REPAIRED = {
+    "a man in a white shirt playing tennis": "man | playing | tennis; man | wearing | shirt",
+    "a dog sleep on a bed": "dog | sleep on | bed",
+    "metal fence surrounding sheep": "fence | surrounding | sheep",
+    "pillows on the couches": "pillows | on | couches",
+    "planes pulled up to a terminal": "planes | pulled up to | terminal",
+    "giraffe standing between bushes": "giraffe | standing between | bushes",
+    "garbage can filled with garbage": "garbage can | filled with | garbage",
+    "a train traveling down train tracks": "train | traveling down | train tracks",
+    "four people out in the snow": "people | in | snow",
+}
 ISSUE = {
     "a man riding a horse next to a dog on the beach": "man | riding | horse; man | next to | dog; dog | on | beach",
 }
@@ -92,18 +126,11 @@ def expected(text: str) -> list[tuple[str, ...]]:
     return sorted(tuple(part.strip().split(" | ")) for part in text.split(";") if part.strip())
 
 
-@pytest.mark.parametrize(
-    ("caption", "text"),
-    [item for table in (VERBS, PASSIVES, COORDINATION, RELATIVE_CLAUSES) for item in table.items()],
-)
-def test_clauses(triples, caption, text):
-    assert triples(caption) == expected(text)
+TABLES = (VERBS, PASSIVES, COORDINATION, RELATIVE_CLAUSES, PREPOSITIONS, NOUNS, PLACES, PRONOUNS, REPAIRED, ISSUE)
 
 
-@pytest.mark.parametrize(
-    ("caption", "text"), [item for table in (PREPOSITIONS, NOUNS, PLACES, ISSUE) for item in table.items()]
-)
-def test_phrases(triples, caption, text):
+@pytest.mark.parametrize(("caption", "text"), [item for table in TABLES for item in table.items()])
+def test_relations_of_a_caption(triples, caption, text):
     assert triples(caption) == expected(text)
 
 
@@ -117,3 +144,34 @@ def test_lemma_is_that_of_the_verb_only():
 def test_nothing_is_related_to_itself():
     tree = Tree.build(["dog", "on", "it"], ["NN", "IN", "PRP"], ["ROOT", "prep", "pobj"], [0, 0, 1])
     assert relations(tree) == []
+
+
+def tree(*rows: str) -> Tree:
+    """From rows "word tag label head"."""
+    words, tags, deps, heads = zip(*(row.split() for row in rows), strict=True)
+    return Tree.build(list(words), list(tags), list(deps), [int(head) for head in heads])
+
+
+@pytest.mark.parametrize(
+    ("caption", "relation"),
+    [
+        ("a man in a black coat standing on a corner", ("man", "standing on", "corner")),
+        ("a woman with long hair sitting on a bus", ("woman", "sitting on", "bus")),
+        ("a person on a snowboard jumping over a fence", ("person", "jumping over", "fence")),
+        ("some people in a field working with animals", ("people", "working with", "animals")),
+        ("a man wearing a white lab coat holding a bone", ("man", "holding", "bone")),
+        ("a tower with a flag flying over it", ("flag", "flying over", "tower")),
+        ("a man with a hat on his head", ("hat", "on", "head")),
+        ("a bathroom with a toilet and a sink", ("bathroom", "with", "sink")),
+        ("a table with a lamp standing on it", ("lamp", "standing on", "table")),
+    ],
+)
+def test_attachment(triples, caption, relation):
+    assert relation in triples(caption)
+
+
+@pytest.mark.parametrize(("joined", "head"), [("woman", 0), ("bone", 2)])
+def test_people_are_joined_to_people_and_things_to_things(joined, head):
+    found = tree("man NN ROOT 0", "with IN prep 0", "dog NN pobj 1", "and CC cc 0", f"{joined} NN conj 0")
+    correct_attachments(found)
+    assert found.heads[4] == head
