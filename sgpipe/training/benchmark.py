@@ -148,8 +148,9 @@ class Benchmark:
         values = row.values()
         if values["status"] != "ok":
             return None
+        record = Record(*(values[name] for name in ("image_id", "dataset", "split", "file_name", "width", "height")))
         try:
-            image = open_row_image(self.validation.folders[row.folder].images, _record(values), row.embedded())
+            image = open_row_image(self.validation.folders[row.folder].images, record, row.embedded())
         except ImageError:
             return values, None
         return values, to_pixel_values(image, self.data.short_side, self.data.long_side)
@@ -189,11 +190,6 @@ class Benchmark:
                 raise UserError(f"output.best: {self.name}: image {values['image_id']}: {name!r} is not a listed class")
         triplets = [(item["subject"], item["object"], relations.index(item["predicate"])) for item in kept]
         return ImageGroundTruth.from_lists(corners, [objects.index(name) for name in names], triplets)
-
-
-def _record(values: Mapping[str, Any]) -> Record:
-    """The image of a row, without its annotations."""
-    return Record(*(values[name] for name in ("image_id", "dataset", "split", "file_name", "width", "height")))
 
 
 def _row_groups(data: DataConfig, validation: TrainingSet) -> Iterator[UsableRowGroup]:

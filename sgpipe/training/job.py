@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,22 @@ def run_job(
             with enough_memory(device, _REMEDY):
                 if compiled is not None:
                     compiled.compile(objective, recipe.optimisation.batch // share[1] // recipe.optimisation.accumulate)
-                trainer = make_trainer(objective, job, report, wrap, benchmark, partial(_compilation, compiled))
+                output = recipe.output
+                trainer = Trainer(
+                    objective,
+                    recipe.optimisation,
+                    checkpoints,
+                    seed=recipe.seed,
+                    wrap=wrap,
+                    report=report,
+                    extra_metrics=partial(_compilation, compiled),
+                    benchmark=benchmark,
+                    best_by=output.best,
+                    log_every=output.log_every,
+                    checkpoint_every=output.checkpoint_every,
+                    validate_every=output.validate_every,
+                    validate_every_steps=output.validate_every_steps,
+                )
                 if latest:
                     trainer.restore(latest)
                 trainer.fit(make_feed(job, network, *share, pinned=device.type == "cuda"))
@@ -151,32 +166,6 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
             no_object_weight=loss.no_object_weight,
         )
     return Objective(network, criterion, options.precision, loss.mask_by_sum, loss.dense)
-
-
-def make_trainer(
-    objective: Objective,
-    job: TrainingJob,
-    report: Callable[[dict[str, Any]], None],
-    wrap: Callable[[Objective], nn.Module] | None,
-    benchmark: Callable[[], Mapping[str, float]] | None = None,
-    extra_metrics: Callable[[], Mapping[str, float | str]] = dict,
-) -> Trainer:
-    recipe, output = job.recipe, job.recipe.output
-    return Trainer(
-        objective,
-        recipe.optimisation,
-        job.checkpoints,
-        seed=recipe.seed,
-        wrap=wrap,
-        report=report,
-        extra_metrics=extra_metrics,
-        benchmark=benchmark,
-        best_by=output.best,
-        log_every=output.log_every,
-        checkpoint_every=output.checkpoint_every,
-        validate_every=output.validate_every,
-        validate_every_steps=output.validate_every_steps,
-    )
 
 
 def make_feed(job: TrainingJob, network: RLIPModel, rank: int, world_size: int, *, pinned: bool = False) -> ShardFeed:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,15 @@ from rlip_model.evaluation.open_images import OpenImagesSettings, PhraseOrder, e
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
-from rlip_model.evaluation.vcoco import Actions, People, PredictedPeople, Scenario, VcocoScores, evaluate_vcoco
+from rlip_model.evaluation.vcoco import (
+    Actions,
+    People,
+    PeopleImage,
+    PredictedPeople,
+    Scenario,
+    VcocoScores,
+    evaluate_vcoco,
+)
 from rlip_model.evaluation.vcoco_files import AGENT, people_images, read_actions, read_people, read_predicted_people
 from rlip_model.evaluation.visual_genome import (
     GraphImage,
@@ -429,12 +437,7 @@ def _explained(predictions: Path | str) -> Iterator[None]:
         raise UserError(f"{predictions}: {error}") from None
 
 
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-_AnyImage = TypeVar("_AnyImage", bound=_Named)
+_AnyImage = TypeVar("_AnyImage", EvaluationImage, GraphImage, PeopleImage)
 
 
 def _noting(images: Iterable[_AnyImage], names: list[str]) -> Iterator[_AnyImage]:
