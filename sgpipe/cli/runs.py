@@ -164,7 +164,8 @@ def calibrate(
     """
     from sgpipe.cli.evaluate import print_result
     from sgpipe.stats.calibrate import calibrate as learn
-    from sgpipe.stats.calibrate import judge_by_people, judge_by_truth
+    from sgpipe.stats.calibrate import judge_by_truth
+    from sgpipe.stats.judgements import judge_by_people
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
     judgements = judged_file(run, judgements)

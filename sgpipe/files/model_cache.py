@@ -104,10 +104,7 @@ class _Cached:
         return files is not None and files == _stats(self._root / sha256)
 
     def _listed(self) -> dict[str, ObjectInfo]:
-        """The files of the model, by their names in its folder.
-
-        Raises UserError: there is none.
-        """
+        """The files of the model, by their names in its folder. Raises UserError: there is none."""
         self._reader.check()
         infos = {info.name: info for info in self._reader.list()}
         place = next((place for place in _PLACES if f"{place}{_CONFIG}" in infos), None)

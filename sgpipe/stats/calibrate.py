@@ -10,11 +10,8 @@ relations at the same precision.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +30,7 @@ from sgpipe.calibration import (
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.comparison import label_quality
 from sgpipe.evaluation.result import EvaluationResult, Rows
-from sgpipe.stats.judgements import read_judged
-from sgpipe.storage.index import open_run
+from sgpipe.stats.judgements import Judgements
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count
@@ -46,46 +42,8 @@ _BINS = 10
 _STEPS, _CLOSE = 100, 1e-9  # of Newton's method
 
 
-@dataclass(frozen=True, eq=False)
-class Judgements:
-    """Judged relations with a confidence; arrays `[relations]`.
-
-    Attributes:
-        by: who judged them.
-        images: the images. held_out: whether the image is of the half that evaluates.
-        weight: how many relations each stands for. Errors, precisions and what is kept are weighted. The curve is not:
-            a sample by confidence does not change how probable a confidence is, and in simulated samples a weighted
-            curve has a larger error.
-    """
-
-    by: Literal["ground truth", "people"]
-    images: NDArray[np.object_]
-    confidence: Floats
-    correct: NDArray[np.bool_]
-    weight: Floats
-
-    def __len__(self) -> int:
-        return len(self.correct)
-
-    def __getitem__(self, chosen: NDArray[np.bool_]) -> Judgements:
-        return replace(
-            self,
-            images=self.images[chosen],
-            confidence=self.confidence[chosen],
-            correct=self.correct[chosen],
-            weight=self.weight[chosen],
-        )
-
-    @property
-    def held_out(self) -> NDArray[np.bool_]:
-        return np.array([hashlib.sha256(image.encode()).digest()[0] % 2 for image in self.images], bool)
-
-
 def judge_by_truth(run: Path, ground_truth: GroundTruth) -> Judgements:
-    """Every relation of a run, judged by ground truth: it is correct if that has it.
-
-    Raises UserError: as `label_quality`.
-    """
+    """Judge every relation of a run by ground truth: it is correct if that has it."""
     quality = label_quality(run, ground_truth)
     relations = quality.relations[~quality.relations.annotated]
     images = np.array([quality.images[number].image_id for number in relations.image.tolist()], object)
@@ -93,18 +51,8 @@ def judge_by_truth(run: Path, ground_truth: GroundTruth) -> Judgements:
     return Judgements("ground truth", images, confidence, relations.true_positive, weight)
 
 
-def judge_by_people(run: Path, file: Path) -> Judgements:
-    """The relations of a run that people judged, as a plan of the whole run asked.
-
-    Raises UserError: the file has no such judgements.
-    """
-    with open_run(run) as database:
-        sample = read_judged(database, file)
-    return Judgements("people", sample.images, sample.confidence, sample.correct, sample.weight)
-
-
 def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, EvaluationResult]:
-    """The calibration of a run's tagger, and the report on how one of half of the images does on the other half.
+    """Return the calibration of a run's tagger, and the report on how one of half of the images does on the other half.
 
     Raises UserError: there are too few judgements, or of one kind only, or confidences are out of range or do not tell
         correct from incorrect relations.
@@ -118,10 +66,10 @@ def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, Evaluatio
     for part in (half, other):
         _check_both(part.correct, f"of {run} in one half of the images")
     by_half = _fit(header, half)
-    errors = [_calibration_error(each, other) for each in (other.confidence, by_half.probabilities(other.confidence))]
-    measured = HeldOut(
-        images=len(set(other.images)), judged=len(other), ece_before=rounded(errors[0]), ece_after=rounded(errors[1])
+    before, after = (
+        rounded(_calibration_error(each, other)) for each in (other.confidence, by_half.probabilities(other.confidence))
     )
+    measured = HeldOut(images=len(set(other.images)), judged=len(other), ece_before=before, ece_after=after)
     calibration = _fit(header, judgements).model_copy(update={"held_out": measured})
     return calibration, _report(calibration, by_half, half, other)
 

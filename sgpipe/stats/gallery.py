@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -36,6 +37,7 @@ from sgpipe.viz.draw_relations import (
     font,
     middle,
     object_names,
+    polyline,
     shown,
 )
 
@@ -61,34 +63,17 @@ def sample_images(database: Database, count: int, threshold: float) -> list[int]
 
 
 def open_records(
-    database: Database,
-    numbers: Iterable[int],
-    images: ImagePlace | None = None,
-    calibration: Calibration | None = None,
+    database: Database, numbers: Iterable[int], images: ImagePlace | None = None, calibration: Calibration | None = None
 ) -> Iterator[tuple[Record, Image.Image | None]]:
-    """The records at these positions with their images; None for an image that cannot be opened.
-
-    Args:
-        images: where the images are, if they have moved since the run.
-        calibration: of the tagger; confidences are its probabilities then.
-
-    Raises UserError: a shard cannot be read.
-    """
+    """Yield the records at these positions with their images; None for an image that cannot be opened."""
     for table in database.index.read_rows(numbers):
         [record], [embedded] = from_table(table), embedded_images(table)
         if calibration is not None:
             calibration.replace_confidences(record)
-        yield record, _open_image(database.image_roots, record, embedded, images)
-
-
-def _open_image(
-    roots: Mapping[str, ImagePlace], record: Record, embedded: bytes | None = None, images: ImagePlace | None = None
-) -> Image.Image | None:
-    """The image, or None if it cannot be opened."""
-    try:
-        return open_row_image(roots, record, embedded, images)
-    except ImageError:
-        return None
+        image = None
+        with suppress(ImageError):
+            image = open_row_image(database.image_roots, record, embedded, images)
+        yield record, image
 
 
 _CARD, _GAP, _TITLE = 480, 16, 26
@@ -131,7 +116,9 @@ def write_sheet(
         title = f"{database.run.get('name') or root.name}: {count_noun(len(cards), 'image')}"
         measure = "confidence" if calibration is None else "probability"
         title += f", {related:,} with relations of {measure} {threshold:.2f} or more"
-    _save(_grid(cards, title), file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file) as temporary:
+        _grid(cards, title).save(temporary, "PNG", optimize=True)
     return len(cards), lost
 
 
@@ -151,12 +138,6 @@ def _grid(cards: Sequence[Image.Image], title: str) -> Image.Image:
     for card, corner in zip(cards, corners, strict=True):
         sheet.paste(card, corner)
     return sheet
-
-
-def _save(sheet: Image.Image, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as temporary:
-        sheet.save(temporary, "PNG", optimize=True)
 
 
 WIDTH = 480  # of an image and of a graph, in units of their SVG
@@ -316,9 +297,9 @@ def _edges(relations: Sequence[Relation], nodes: dict[int, Node], height: float)
         same = relation.subject == relation.object or not any(object_.box)
         over = [middle(subject.box)] if same else curve(subject.box, object_.box, 24)
         edges.append(
-            Edge(number, subject, object_, relation.predicate, relation.confidence, _points(over),
-                 "" if same else _points(arrow_head(over, 13)), _points(linked),
-                 "" if same else _points(arrow_head(linked, 11)), label, text)
+            Edge(number, subject, object_, relation.predicate, relation.confidence, polyline(over),
+                 "" if same else polyline(arrow_head(over, 13)), polyline(linked),
+                 "" if same else polyline(arrow_head(linked, 11)), label, text)
         )  # fmt: skip
     return edges
 
@@ -327,7 +308,3 @@ def _outside(points: list[Point], *pills: Rectangle) -> list[Point]:
     """The part of the curve that no pill covers, or all of it if little would remain."""
     seen = [p for p in points if not any(a - 2 <= p[0] <= c + 2 and b - 2 <= p[1] <= d + 2 for a, b, c, d in pills)]
     return seen if len(seen) > 5 else points
-
-
-def _points(points: Sequence[Point]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)

@@ -88,7 +88,10 @@ def measure_against_ground_truth(
     relations = result.relations
     judged = JudgedRelations(relations.confidence.astype(np.float32), relations.true_positive)
     numbers = {name: number for number, name in enumerate(result.names)}
-    rows = []
+    opinion, rows = None, []
+    if has_opinion:
+        scored = label_quality(run, ground_truth, source="opinion").relations
+        opinion = score_quality(JudgedRelations(scored.confidence.astype(np.float32), scored.true_positive), judged)
     for row in result.predicates:
         own = relations.predicate == numbers[row.predicate]
         part = JudgedRelations(judged.confidence[own], judged.correct[own])
@@ -106,20 +109,12 @@ def measure_against_ground_truth(
         average_precision=_without_nan(result.average_precision),
         calibration_error=judged.calibration_error(),
         reliability=judged.reliability(),
-        curve=judged.curve(thresholds),
+        curve=[judged.at(each) for each in thresholds],
         target=target,
         suggested=judged.suggest(target),
         predicates=sorted(rows, key=lambda row: -row.relations),
-        opinion=_opinion(run, ground_truth, judged) if has_opinion else None,
+        opinion=opinion,
     )
-
-
-def _opinion(run: Location, ground_truth: GroundTruth, confidence: JudgedRelations) -> ScoreQuality:
-    from sgpipe.evaluation.label_quality.comparison import label_quality
-
-    relations = label_quality(run, ground_truth, source="opinion").relations
-    judged = JudgedRelations(relations.confidence.astype(np.float32), relations.true_positive)
-    return score_quality(judged, confidence)
 
 
 def _without_nan(value: float) -> float | None:

@@ -41,29 +41,13 @@ def render(page: str, values: dict[str, Any]) -> str:
     return environment.get_template(f"{page}.html.jinja").render(values | own)
 
 
-def save_page(file: Path, page: str) -> None:
-    """Write a page atomically, and make its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, page)
-
-
 def _source(environment: jinja2.Environment, name: str) -> str:
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
 
 
-def write_report(
-    file: Path,
-    audit: Audit,
-    cards: list[Card],
-    threshold: float = TRAINING_CONFIDENCE,
-) -> None:
-    """Write the report page.
-
-    Args:
-        cards: the images of the gallery.
-        threshold: initial value of the gallery's confidence filter.
-    """
+def write_report(file: Path, audit: Audit, cards: list[Card], threshold: float = TRAINING_CONFIDENCE) -> None:
+    """Write the report page; `threshold` is the initial value of the gallery's confidence filter."""
     measures = audit.measures
     values = {
         "title": measures.run or file.stem,
@@ -88,7 +72,8 @@ def write_report(
         "trained_on": TRAINING_CONFIDENCE,
         "percent": percent,
     }
-    save_page(file, render("report", values))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, render("report", values))
 
 
 def _tiles(measures: Measures) -> list[tuple[str, str]]:

@@ -6,10 +6,12 @@ Each stands for as many relations as its stratum has per judgement.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote_plus
 
 import numpy as np
@@ -27,7 +29,7 @@ from sgpipe.stats.precision import (
     estimate_stratified,
     score_quality,
 )
-from sgpipe.storage.index import Database
+from sgpipe.storage.index import Database, open_run
 from sgpipe.storage.judgements import JudgementLog, Kind, PlannedQuestion, PlanStratum, SamplingPlan
 from sgpipe.utils.console import count
 
@@ -195,31 +197,42 @@ def measure_judgements(
 
 
 @dataclass(frozen=True, eq=False)
-class JudgedSample:
-    """The relations with a confidence that people judged right or wrong, arrays `[relations]`.
+class Judgements:
+    """Judged relations with a confidence; arrays `[relations]`.
 
     Attributes:
-        images: ids. predicates: texts.
-        weight: how many relations of its stratum each stands for.
+        images: ids. held_out: whether the image is of the half that evaluates a calibration.
+        weight: how many relations each stands for. Errors, precisions and what is kept are weighted. The curve of a
+            calibration is not: a sample by confidence does not change how probable a confidence is, and in simulated
+            samples a weighted curve has a larger error.
     """
 
+    by: Literal["ground truth", "people"]
     images: NDArray[np.object_]
-    predicates: list[str]
     confidence: NDArray[np.float64]
     correct: NDArray[np.bool_]
     weight: NDArray[np.float64]
 
+    def __len__(self) -> int:
+        return len(self.correct)
 
-def read_judged(database: Database, file: Path) -> JudgedSample:
-    """The judged relations of an open run.
+    def __getitem__(self, chosen: NDArray[np.bool_]) -> Judgements:
+        arrays = (self.images, self.confidence, self.correct, self.weight)
+        return Judgements(self.by, *(each[chosen] for each in arrays))
 
-    Raises UserError: as `measure_judgements`, or no plan of the whole run has judgements.
-    """
-    log = _open_log(database, file)
-    _, plan = _summarise(log)
-    if plan is None:
-        raise UserError(f"{file}: {NO_PLAN}")
-    return _Sample(database, plan, log).scored()
+    @property
+    def held_out(self) -> NDArray[np.bool_]:
+        return np.array([hashlib.sha256(image.encode()).digest()[0] % 2 for image in self.images], bool)
+
+
+def judge_by_people(run: Path, file: Path) -> Judgements:
+    """Return the relations that people judged as a plan of the whole run asked. Raises UserError if there is none."""
+    with open_run(run) as database:
+        log = _open_log(database, file)
+        _, plan = _summarise(log)
+        if plan is None:
+            raise UserError(f"{file}: {NO_PLAN}")
+        return _Sample(database, plan, log).scored()
 
 
 def _open_log(database: Database, file: Path) -> JudgementLog:
@@ -289,21 +302,33 @@ class _Sample:
             self._confidence = np.where(self._has_confidence, found, 1).astype(np.float32)
         self.judged = JudgedRelations(self._confidence[self.is_judged], self._right[self.is_judged])
 
-    def scored(self) -> JudgedSample:
-        """The judged relations that have a confidence."""
+    def scored(self) -> Judgements:
+        """Return the judged relations that have a confidence."""
         chosen = self.is_judged & self._has_confidence
-        weight = self.weights / np.maximum(self._tally(chosen), 1)
-        return JudgedSample(
-            np.array([question.image_id for question in self._questions], object)[chosen],
-            self.names[chosen].tolist(),
-            self._confidence[chosen].astype(np.float64),
-            self._right[chosen],
-            weight[self._at[chosen]],
-        )
+        images = np.array([question.image_id for question in self._questions], object)[chosen]
+        weight = (self.weights / np.maximum(self._tally(chosen), 1))[self._at[chosen]]
+        confidence = self._confidence[chosen].astype(np.float64)
+        return Judgements("people", images, confidence, self._right[chosen], weight)
 
     def opinion(self) -> ScoreQuality | None:
-        """How good the second opinion on the judged relations is; None without one."""
-        found = np.array(_opinions_on(self._database, self._questions), np.float64)  # NaN where there is none
+        """Return how good the second opinion on the judged relations is (its mean if repeated); None without one."""
+        if not self._database.has_opinion or not self._questions:
+            return None
+        self._database.execute(
+            "create or replace table asked (number int, split varchar, image_id varchar, subject int, object int, "
+            "predicate varchar)"
+        )
+        self._database.insert("asked", [(number, *question.key) for number, question in enumerate(self._questions)])
+        rows = self._database.rows(
+            """select asked.number, avg(opinion)::double
+            from asked join images on images.image_id = asked.image_id and images.split::varchar = asked.split
+            join relations r on r.image = images.image and r.subject = asked.subject and r.object = asked.object
+                and r.predicate::varchar = asked.predicate
+            group by 1 having avg(opinion) is not null"""
+        )
+        found = np.full(len(self._questions), np.nan)
+        for number, opinion in rows:
+            found[number] = opinion
         known = self.is_judged & ~np.isnan(found)
         if not known.any():
             return None
@@ -376,23 +401,3 @@ class _Sample:
         for cut, stratum, number in self._database.rows(query):
             counts[np.searchsorted(cuts, np.float32(cut)), stratum] = number
         return np.cumsum(counts[::-1], axis=0)[::-1][np.searchsorted(cuts, thresholds)]
-
-
-def _opinions_on(database: Database, questions: Sequence[PlannedQuestion]) -> list[float | None]:
-    """The second opinion on relations; None where there is none, the mean of repeated relations."""
-    if not database.has_opinion or not questions:
-        return [None] * len(questions)
-    database.execute(
-        "create or replace table asked (number int, split varchar, image_id varchar, subject int, object int, "
-        "predicate varchar)"
-    )
-    database.insert("asked", [(number, *question.key) for number, question in enumerate(questions)])
-    found = database.rows(
-        """select asked.number, avg(opinion)::double
-        from asked join images on images.image_id = asked.image_id and images.split::varchar = asked.split
-        join relations r on r.image = images.image and r.subject = asked.subject and r.object = asked.object
-            and r.predicate::varchar = asked.predicate
-        group by 1"""
-    )
-    opinions = dict(found)
-    return [opinions.get(number) for number in range(len(questions))]

@@ -134,14 +134,6 @@ _AGREEMENT = """
 """
 
 
-def measure_agreement(database: Database) -> AgreementMeasures | None:
-    """The agreement that `sgpipe score` wrote into the run; None without it."""
-    if not database.scored:
-        return None
-    [row] = database.rows(_AGREEMENT)
-    return AgreementMeasures(*row)
-
-
 AGREES = 0.5  # probability
 
 
@@ -170,14 +162,6 @@ _OPINION = f"""
         (select corr(a, b) from ranks)
     from relations
 """
-
-
-def measure_opinion(database: Database) -> OpinionMeasures | None:
-    """The second opinion that `sgpipe score` wrote into the run; None without it."""
-    if not database.has_opinion:
-        return None
-    [row] = database.rows(_OPINION)
-    return OpinionMeasures(*row)
 
 
 _EXAMPLES = 5
@@ -386,17 +370,20 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
     run = database.run
     predicates = _counts(database, "select predicate, relations from predicates")
     levels = _levels(database)
-    kept = next(level.relations for level in levels if level.threshold == TRAINING_CONFIDENCE)
-    [(kinds,)] = database.rows("select count(*) from triplet_counts")
+    [(kinds, person_share)] = database.rows(
+        "select count(*), coalesce(sum(relations) filter (list_contains(?, lower(subject_category))) / sum(relations), "
+        "0) from triplet_counts",
+        list(PEOPLE),
+    )
     return Measures(
         run=str(run.get("name", "")),
         fingerprint=str(run.get("fingerprint", "")),
         images=_counts(database, "select split, count(*) from images group by 1"),
         datasets=_counts(database, "select dataset, count(*) from images group by 1"),
         errors=_counts(database, _ERRORS),
-        totals=_totals(database) | {"kept_relations": kept},
-        in_error_rows=_totals(database, "where status = 'error'") | {"kept_relations": _kept_in_error_rows(database)},
-        without_relations=_counts(database, _WITHOUT),
+        totals=_totals(database, "true"),
+        in_error_rows=_totals(database, "status = 'error'"),
+        without_relations=_counts(database, "select why, count(*) from images where why is not null group by 1"),
         predicates=predicates,
         categories=_counts(database, "select category, count(*) from objects group by 1"),
         thresholds=levels,
@@ -404,11 +391,11 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         tail=measure_long_tail(list(predicates.values())),
         triplets=[TripletCount(*row) for row in database.rows(f"{_TRIPLET_TABLE} limit {_TRIPLETS}")],
         triplet_kinds=kinds,
-        person_subject_share=_person_share(database),
+        person_subject_share=float(person_share),
         confidence=measure_confidence(database),
         health=check_health(database, threshold),
-        agreement=measure_agreement(database),
-        opinion=measure_opinion(database),
+        agreement=AgreementMeasures(*database.rows(_AGREEMENT)[0]) if database.scored else None,
+        opinion=OpinionMeasures(*database.rows(_OPINION)[0]) if database.has_opinion else None,
         assumed=unscored_reason(run),
         threshold_of=database.measure,
     )
@@ -432,8 +419,6 @@ _ERRORS = r"""
     from images where status = 'error' group by 1
 """
 
-_WITHOUT = "select why, count(*) from images where why is not null group by 1"
-
 _TRIPLET_TABLE = """
     select subject_category, predicate, object_category, relations, confidence
     from triplet_counts order by relations desc, subject_category, predicate, object_category
@@ -446,23 +431,18 @@ def _counts(database: Database, query: str) -> dict[str, int]:
     return dict(rows)
 
 
-def _totals(database: Database, where: str = "") -> dict[str, int]:
+def _totals(database: Database, where: str) -> dict[str, int]:
     names = ("objects", "captions", "different_captions", "triplets", "matched_triplets", "pairs", "candidate_texts",
              "relations")  # fmt: skip
     sums = ", ".join(f"coalesce(sum({name}), 0)::bigint" for name in names)
     [row] = database.rows(
         f"""select {sums}, count(*) filter (status = 'ok' and relations = 0),
-        (select count(distinct caption) from captions join images using (image) {where}) from images {where}"""
+        (select count(distinct caption) from captions join images using (image) where {where}),
+        (select count(*) from relations join images using (image)
+            where {where} and certainty >= {TRAINING_CONFIDENCE}::float)
+        from images where {where}"""
     )
-    return dict(zip((*names, "images_without_relations", "distinct_captions"), row, strict=True))
-
-
-def _kept_in_error_rows(database: Database) -> int:
-    [(kept,)] = database.rows(
-        f"""select count(*) from relations join images using (image)
-        where status = 'error' and certainty >= {TRAINING_CONFIDENCE}::float"""
-    )
-    return int(kept)
+    return dict(zip((*names, "images_without_relations", "distinct_captions", "kept_relations"), row, strict=True))
 
 
 def _levels(database: Database) -> list[Level]:
@@ -485,12 +465,3 @@ def _relations_per_image(database: Database) -> dict[str, int]:
     )
     counts = dict(rows)
     return {name: counts.get(at, 0) for at, name in enumerate(names)}
-
-
-def _person_share(database: Database) -> float:
-    [(share,)] = database.rows(
-        "select coalesce(sum(relations) filter (list_contains(?, lower(subject_category))) / sum(relations), 0) "
-        "from triplet_counts",
-        list(PEOPLE),
-    )
-    return float(share)

@@ -96,7 +96,8 @@ def draw(
         raise UserError("there are no relations to ask about")
     sizes = {number: stratum.relations for number, stratum in strata.items()}
     shares = {number: share for number, share in equal_shares(sizes, count).items() if share}
-    bounds = [_bound(share, sizes[number]) for number, share in shares.items()]
+    # A number that is below all but about twice as many hashes as are asked for.
+    bounds = [min(int((2 * share + 100) / sizes[n] * _HASHES), _HASHES - 1) for n, share in shares.items()]
     rows = population.rows(
         _SAMPLE.format(select=population.hits, stratum=expression),
         *population.values, *values, seed, list(shares), list(shares.values()), bounds,
@@ -159,11 +160,6 @@ def equal_shares(sizes: Mapping[int, int], count: int) -> dict[int, int]:
         shares[stratum] = min(size, left // (len(sizes) - done))
         left -= shares[stratum]
     return shares
-
-
-def _bound(quota: int, relations: int) -> int:
-    """A number that is below all but about twice as many hashes as are asked for."""
-    return min(int((2 * quota + 100) / relations * _HASHES), _HASHES - 1)
 
 
 @dataclass(frozen=True)
@@ -263,17 +259,16 @@ def judgements_needed(plan: SamplingPlan, log: JudgementLog) -> int | None:
     given = judgements_of(plan, log)
     sizes, judged, correct = _tally(plan, given)
     [whole] = estimate_stratified(sizes[None], judged[None], correct[None])
-    return 0 if _is_narrow(whole) else _more(sizes, judged, correct, given.count("unsure"))
-
-
-def _more(sizes: NDArray[np.float64], judged: NDArray[np.int64], correct: NDArray[np.int64], unsure: int) -> int | None:
+    if _is_narrow(whole):
+        return 0
     done, total = int(judged.sum()), min(int(sizes.sum()), MOST_QUESTIONS)
     mean = (correct.sum() + 1) / (done + 2)
     share = (correct + mean) / (judged + 1)
     first, last = min(done, total), total
     while True:
         tries = np.unique(np.linspace(first, last, _GRID).astype(int))
-        planned = np.array([_shares(sizes, number) for number in tries.tolist()])
+        shares = (equal_shares(dict(enumerate(sizes.astype(int).tolist())), number) for number in tries.tolist())
+        planned = np.array([[each[stratum] for stratum in range(len(sizes))] for each in shares])
         planned = np.minimum(np.maximum(planned, judged), sizes.astype(int))
         right = np.clip(np.rint(share * planned).astype(int), correct, planned - (judged - correct))
         right = np.where(planned == judged, correct, right)
@@ -284,17 +279,12 @@ def _more(sizes: NDArray[np.float64], judged: NDArray[np.int64], correct: NDArra
         at, counts = enough[0], planned.sum(1)
         if at == 0 or tries[at] - tries[at - 1] <= 1:
             needed = int(counts[at]) - done
-            return round(needed * (done + unsure) / done) if done else needed
+            return round(needed * (done + given.count("unsure")) / done) if done else needed
         first, last = int(tries[at - 1]), int(tries[at])
 
 
 def _is_narrow(estimate: StratifiedEstimate) -> bool:
     return estimate.value is not None and estimate.high - estimate.low <= 2 * MARGIN
-
-
-def _shares(sizes: NDArray[np.float64], count: int) -> list[int]:
-    shares = equal_shares({number: int(size) for number, size in enumerate(sizes)}, count)
-    return [shares[number] for number in range(len(sizes))]
 
 
 def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQuestion | None:

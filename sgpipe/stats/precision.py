@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 from typing import TypeAlias
@@ -197,10 +196,6 @@ class JudgedRelations:
         count = int(kept.sum())
         return ThresholdChoice(threshold, count, PrecisionEstimate(int(self.correct[kept].sum()), count))
 
-    def curve(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:
-        """The relations that each threshold keeps."""
-        return [self.at(threshold) for threshold in thresholds]
-
     def candidates(self) -> list[float]:
         """Thresholds of three significant digits that keep ten relations or more, each other ones; the lowest first."""
         values = np.sort(self.confidence)[::-1][FEWEST - 1 :]
@@ -214,9 +209,8 @@ class JudgedRelations:
             inside = index == at
             if count := int(inside.sum()):
                 precision = PrecisionEstimate(int(self.correct[inside].sum()), count)
-                bins.append(
-                    CalibrationBin(at / _BINS, (at + 1) / _BINS, float(self.confidence[inside].mean()), precision)
-                )
+                mean = float(self.confidence[inside].mean())
+                bins.append(CalibrationBin(at / _BINS, (at + 1) / _BINS, mean, precision))
         return bins
 
     def calibration_error(self) -> float | None:

@@ -13,17 +13,18 @@ from sgpipe.stats.audit import Audit, Comparison, is_checked, percent, share_tex
 from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.judgements import JudgementMeasures
 from sgpipe.stats.measures import TOTALS, Check, Measures
-from sgpipe.stats.precision import ScoreQuality
+from sgpipe.stats.precision import CalibrationBin, ScoreQuality
 from sgpipe.utils.console import count, json_text, single_line
 
 _TOP, _TAIL, _TRIPLETS = 15, 5, 10
 _LONGEST = 48  # letters of a name in a table
+_PRECISION = ">precision (95% interval, judged)"
 
 
 def print_tables(audit: Audit, console: Console) -> None:
     """Print the audit for a person."""
     measures = audit.measures
-    console.print(_overview(measures))
+    console.print(table(f"run {measures.run or '(unnamed)'}", ["", ">", ""], overview(measures)))
     if not _is_annotated(measures):
         console.print(_levels(measures))
     if measures.predicates:
@@ -106,13 +107,7 @@ def tail_sentence(measures: Measures) -> str:
 
 def rarest(measures: Measures) -> list[str]:
     """A few of the least frequent predicates; none if there is only one."""
-    if measures.tail.kinds < 2:
-        return []
-    return list(measures.predicates)[: -_TAIL - 1 : -1]
-
-
-def _overview(measures: Measures) -> Table:
-    return table(f"run {measures.run or '(unnamed)'}", ["", ">", ""], overview(measures))
+    return list(measures.predicates)[: -_TAIL - 1 : -1] if measures.tail.kinds > 1 else []
 
 
 def _levels(measures: Measures) -> Table:
@@ -167,9 +162,6 @@ def _example(check: Check) -> str:
     return f"{text} (image {image})"
 
 
-_ROWS = 15
-
-
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table of plain text. Columns whose name starts with `>` are right-aligned; without names there is no header."""
     names = [name.removeprefix(">") for name in columns]
@@ -203,7 +195,7 @@ def ground_truth_tables(truth: GroundTruthMeasures | None, threshold_of: str) ->
     if truth is None:
         return
     choices = [("all", truth.relations, truth.precision, truth.suggested)]
-    choices += [(row.predicate, row.relations, row.at_threshold, row.suggested) for row in truth.predicates[:_ROWS]]
+    choices += [(row.predicate, row.relations, row.at_threshold, row.suggested) for row in truth.predicates[:_TOP]]
     rows = []
     for predicate, relations, precision, suggested in choices:
         choice = ("none", "0") if suggested is None else (suggested.text, f"{suggested.kept:,}")
@@ -214,41 +206,37 @@ def ground_truth_tables(truth: GroundTruthMeasures | None, threshold_of: str) ->
         names,
         rows,
     )
-    error = "" if truth.calibration_error is None else f" (calibration error {truth.calibration_error:.3f})"
-    title = f"calibration{error}"
-    bins = [
-        (f"{part.start:.1f} to {part.stop:.1f}", f"{part.confidence:.2f}", str(part.precision))
-        for part in truth.reliability
-    ]
-    yield table(title, [threshold_of, ">mean", ">precision (95% interval, judged)"], bins)
+    yield _bins(f"calibration{_error(truth.calibration_error)}", threshold_of, truth.reliability)
     yield from _opinion_table(truth.opinion)
 
 
 def _opinion_table(opinion: ScoreQuality | None) -> Iterator[Table]:
-    """The calibration of the second opinion."""
     if opinion is not None and opinion.reliability:
-        bins = [
-            (f"{part.start:.1f} to {part.stop:.1f}", f"{part.confidence:.2f}", str(part.precision))
-            for part in opinion.reliability
-        ]
-        yield table("second opinion", ["probability", ">mean", ">precision (95% interval, judged)"], bins)
+        yield _bins("second opinion", "probability", opinion.reliability)
+
+
+def _bins(title: str, of: str, bins: Sequence[CalibrationBin]) -> Table:
+    rows = [(f"{part.start:.1f} to {part.stop:.1f}", f"{part.confidence:.2f}", str(part.precision)) for part in bins]
+    return table(title, [of, ">mean", _PRECISION], rows)
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else f" (calibration error {error:.3f})"
 
 
 def judgement_tables(judged: JudgementMeasures | None, threshold_of: str) -> Iterator[Table]:
     """People's judgements by stratum, and what thresholds keep of the judged relations."""
     if judged is None:
         return
-    error = "" if judged.calibration_error is None else f" (calibration error {judged.calibration_error:.3f})"
-    precision = ">precision (95% interval, judged)"
     plans = [(each.title, f"{each.open:,}", str(each.precision)) for each in judged.judgements.plans]
-    yield table("plans", ["sample of", ">open", precision], plans)
+    yield table("plans", ["sample of", ">open", _PRECISION], plans)
     if not judged.judged:
         return
     first = "predicate" if judged.strata == "predicates" else "confidence"
     strata = [(row.band.name, f"{row.band.relations:,}", str(row.precision)) for row in judged.bands]
-    title = f"people judged {count(judged.judged, 'relation')}{error}"
-    yield table(title, [first, ">relations", precision], strata)
+    title = f"people judged {count(judged.judged, 'relation')}{_error(judged.calibration_error)}"
+    yield table(title, [first, ">relations", _PRECISION], strata)
     rows = [(f"{choice.threshold:.2f}", f"{choice.relations or 0:,}", str(choice.precision)) for choice in judged.curve]
     title = f"precision by threshold, weighted by the relations of {judged.strata}"
-    yield table(title, [f"{threshold_of} ≥", ">relations", precision], rows)
+    yield table(title, [f"{threshold_of} ≥", ">relations", _PRECISION], rows)
     yield from _opinion_table(judged.opinion)

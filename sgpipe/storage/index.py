@@ -328,10 +328,7 @@ class Database:
 
 @contextmanager
 def open_run(root: str | Location) -> Iterator[Database]:
-    """The database of the run in `root`.
-
-    Raises UserError: it is not a run, or a shard is missing or damaged.
-    """
+    """The database of the run in `root`. Raises UserError: it is not a run, or a shard is missing or damaged."""
     index = Index.open(root, Progress(Console(quiet=True)))
     try:
         if index.problems:

@@ -33,8 +33,7 @@ class RunFiles:
     """
 
     def __init__(self, root: str | Location) -> None:
-        """Raises UserError: there is no run, or its manifest is damaged.
-        StoreError: the store cannot be reached."""
+        """Raises UserError: there is no run, or its manifest is damaged. StoreError: the store cannot be reached."""
         self._place = location(root)
         self.root = str(self._place)
         self._folder = self._place if isinstance(self._place, Path) else None

@@ -27,12 +27,12 @@ class Queue:
 
 
 _MARK = {mark.key: mark for mark in MARKS}
-_JUDGED = "(select 1 from judged where judged.image = hit.image and judged.number = hit.number"
+_JUDGED = "exists (select 1 from judged where judged.image = hit.image and judged.number = hit.number{})"
 _CONDITIONS: dict[str, tuple[Of, str]] = {
     _WITHOUT: ("images", "why is not null"),
     _ERRORS: ("images", "status = 'error'"),
-    _NOT_JUDGED: ("relations", f"not exists {_JUDGED})"),
-    _CONFLICTS: ("relations", f"exists {_JUDGED} and state = 'conflict')"),
+    _NOT_JUDGED: ("relations", f"not {_JUDGED.format('')}"),
+    _CONFLICTS: ("relations", _JUDGED.format(" and state = 'conflict'")),
 }
 
 
@@ -51,18 +51,10 @@ def queue_condition(key: str) -> tuple[Of, str, list[Any]]:
 
 
 def count_queues(rows: Callable[[str], list[tuple[Any, ...]]], relations: int) -> list[Queue]:
-    """The queues that have hits; see `sgpipe.view.search.queues`.
-
-    Args:
-        rows: the result of a query over the index.
-        relations: how many the run has.
-    """
+    """Return the queues that have hits; `rows` queries the index of a run with so many relations."""
     hits = dict(rows("from run.marks"))
-    found = [
-        Queue(mark.key, mark.title, hits[1 << mark.bit], mark.advice, mark.of)
-        for mark in MARKS
-        if 1 << mark.bit in hits
-    ]
+    marks = [(mark, hits[1 << mark.bit]) for mark in MARKS if 1 << mark.bit in hits]
+    found = [Queue(mark.key, mark.title, times, mark.advice, mark.of) for mark, times in marks]
     reasons = rows("select why, count(*) from run.images where why is not null group by 1 order by 2 desc, 1")
     if len(reasons) > 1:
         found.append(Queue(_WITHOUT, "images without relations", sum(n for _, n in reasons), "", "images"))
@@ -128,15 +120,9 @@ class Filters:
 
     @classmethod
     def from_params(cls, params: Sequence[tuple[str, str]], vocabulary: RunNames) -> Filters:
-        """Read the parameters of a URL (q, subject, predicate, object, dataset, split, status, judged, low, high,
-        queue, order, seed); others are ignored.
+        """Read the parameters of a URL; others are ignored.
 
-        Args:
-            vocabulary: `index.vocabulary`.
-
-        Raises:
-            QueryError: `q` cannot be understood.
-            UserError: another parameter has no valid value.
+        Raises QueryError: `q` cannot be understood; UserError: another parameter has no valid value.
         """
         single = dict(params)
         several = {
@@ -256,9 +242,8 @@ class Where:
 
     def _add_judged(self, states: Sequence[str]) -> None:
         known = [state for state in states if state != "none"]
-        judged = "exists (select 1 from judged where judged.image = hit.image and judged.number = hit.number{})"
-        clauses = [judged.format(f" and state in ({_marks(known)})")] if known else []
-        clauses += [f"not {judged.format('')}"] if "none" in states else []
+        clauses = [_JUDGED.format(f" and state in ({_marks(known)})")] if known else []
+        clauses += [f"not {_JUDGED.format('')}"] if "none" in states else []
         if clauses:
             self.add(" or ".join(clauses), known)
 

@@ -9,11 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sgpipe.storage.index import Index
 from sgpipe.view.query import QueryError
-from sgpipe.view.search import ORDERS, Box, Filters, Hit, Page, facets, queues, search
+from sgpipe.view.search import Box, Filters, Hit, Page, facets, queues, search
 from sgpipe.view.web import freshness_of, gallery_url, image_url, json_response, relation_key, render, viewer_of
-from sgpipe.viz.draw_relations import Rectangle, arrow_head, curve
+from sgpipe.viz.draw_relations import arrow_head, curve, polyline
 
 PAGE = 48  # hits
 _FACETS = {
@@ -35,11 +34,6 @@ _ORDERS = {
     "shuffle": "shuffled",
 }
 Pairs = list[tuple[str, str]]
-
-
-def _has_order(index: Index, order: str) -> bool:
-    """Whether the run has what an order is by."""
-    return {"agreement": index.scored, "opinion": index.has_opinion}.get(order, True)
 
 
 def routes() -> list[Route]:
@@ -88,9 +82,10 @@ def gallery(request: Request) -> Response:
     viewer = viewer_of(request)
     pairs = [(name, value) for name, value in request.query_params.multi_items() if value]
     worth_a_look = queues(viewer.index)
+    has = {"agreement": viewer.index.scored, "opinion": viewer.index.has_opinion}
     values = {
         "queues": worth_a_look,
-        "orders": {order: _ORDERS[order] for order in ORDERS if _has_order(viewer.index, order)},
+        "orders": {order: title for order, title in _ORDERS.items() if has.get(order, True)},
         "facet_titles": _FACETS,
         "problems": [*viewer.index.problems, *viewer.judgements.problems, *filter(None, [freshness.failure])],
     }
@@ -141,18 +136,10 @@ def draw(hit: Hit) -> Drawing:
     arrow = head = ""
     if hit.subject_box and hit.object_box and hit.subject != hit.object and any(hit.object_box):
         size = max(hit.width, hit.height)
-        points = curve(_corners(hit.subject_box), _corners(hit.object_box), size / 12)
-        arrow, head = _points(points), _points(arrow_head(points, size / 22))
+        (x, y, w, h), (left, top, width, height) = hit.subject_box, hit.object_box
+        points = curve((x, y, x + w, y + h), (left, top, left + width, top + height), size / 12)
+        arrow, head = polyline(points), polyline(arrow_head(points, size / 22))
     return Drawing(hit.width, hit.height, hit.subject_box, hit.object_box, arrow, head)
-
-
-def _corners(box: Box) -> Rectangle:
-    left, top, width, height = box
-    return left, top, left + width, top + height
-
-
-def _points(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
 def _bins(histogram: Sequence[int], filters: Filters, state: Pairs) -> list[Bin]:

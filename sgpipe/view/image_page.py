@@ -32,6 +32,7 @@ from sgpipe.view.web import (
     json_response,
     parse_relation,
     photo_url,
+    place_of,
     relation_key,
     render,
     viewer_of,
@@ -128,7 +129,7 @@ def image_answer(request: Request) -> Response:
 
 def neighbours_answer(request: Request) -> Response:
     """The addresses of the hits before and after the relation in the request's search: `{"previous", "next"}`."""
-    return json_response(_neighbours(viewer_of(request).index, *_place(request), request.query_params))
+    return json_response(_neighbours(viewer_of(request).index, *place_of(request), request.query_params))
 
 
 def predicates_answer(request: Request) -> Response:
@@ -137,13 +138,9 @@ def predicates_answer(request: Request) -> Response:
     return json_response([{"predicate": predicate, "count": count} for predicate, count in found])
 
 
-def _place(request: Request) -> tuple[str, str]:
-    return request.path_params["split"], request.path_params["image_id"]
-
-
 def _values(request: Request) -> Values:
     viewer, params = viewer_of(request), request.query_params
-    split, image_id = _place(request)
+    split, image_id = place_of(request)
     view = read_record(viewer.index, split, image_id)
     if view is None:
         raise HTTPException(404, f"the run has no image {single_line(image_id, 80)!r} in {single_line(split, 80)!r}")
@@ -249,12 +246,6 @@ def _doubt(relation: Relation) -> float:
     return -1.0 if relation.confidence is None else -relation.confidence
 
 
-def _agreement_of_two(relations: tuple[Relation, Relation]) -> float:
-    """Low where the confidences of two runs differ most."""
-    first, second = map(_doubt, relations)
-    return -abs(first - second)
-
-
 def _key(relation: Relation) -> str:
     return relation_key(relation.subject, relation.object, relation.predicate)
 
@@ -272,6 +263,7 @@ def _image(view: RecordView) -> Values:
 
 def _objects(record: Record) -> list[Values]:
     scores: Sequence[float | None] = record.box_scores or [None] * len(record.objects)
+    rows = zip(record.objects, object_names(record.objects), scores, strict=True)
     return [
         {
             "name": name,
@@ -282,19 +274,14 @@ def _objects(record: Record) -> list[Values]:
             "crowd": box.iscrowd,
             "missing": box.is_nothing,
         }
-        for index, (box, name, score) in enumerate(
-            zip(record.objects, object_names(record.objects), scores, strict=True)
-        )
+        for index, (box, name, score) in enumerate(rows)
     ]
 
 
 def _relation(relation: Relation, provenance: Provenance, agreement: Values, opinion: Values) -> Values:
     own, others = provenance.stating(relation)
-    found = next(
-        found
-        for found in provenance.candidates[relation.subject, relation.object]
-        if found.predicate == relation.predicate
-    )
+    candidates = provenance.candidates[relation.subject, relation.object]
+    found = next(found for found in candidates if found.predicate == relation.predicate)
     return {
         "key": _key(relation),
         **asdict(relation),
@@ -342,11 +329,13 @@ def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> 
     found = compare_images(
         record.objects, existing_relations(record), view.record.objects, existing_relations(view.record)
     )
+    # Where the confidences of the runs differ most comes first.
+    both = sorted(found.both, key=lambda pair: -abs(_doubt(pair[0]) - _doubt(pair[1])))
     return {
         "title": title,
         "lacks": None,
         **{name: values[name] for name in ("image", "objects", "relations", "total", "why")},
-        "both": [[_key(first), _key(second)] for first, second in sorted(found.both, key=_agreement_of_two)],
+        "both": [[_key(first), _key(second)] for first, second in both],
         "here": [_key(relation) for relation in sorted(found.here, key=_doubt)],
         "there": [_key(relation) for relation in sorted(found.there, key=_doubt)],
     }

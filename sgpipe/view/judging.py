@@ -28,7 +28,7 @@ from sgpipe.errors import format_os_error
 from sgpipe.records import Record
 from sgpipe.stats.plans import MARGIN, Population, count_states, draw, judgements_needed, measure_plan, next_question
 from sgpipe.storage.index import read_record
-from sgpipe.storage.judgements import Judgement, Kind, PlannedQuestion, SamplingPlan, describe_invalid, utc_now
+from sgpipe.storage.judgements import Judgement, Kind, SamplingPlan, describe_invalid, utc_now
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import single_line
 from sgpipe.view.search import Filters, select_relations
@@ -71,7 +71,10 @@ def _judge(viewer: Viewer, values: dict[str, Any]) -> Response:
         complete = {**values, "at": utc_now(), "run": log.fingerprint, "by": who}
         if values.get("undoes") is not None:
             complete |= _undone(viewer, str(values["undoes"]), who)
-        line = _valid(complete)
+        try:
+            line = Judgement.model_validate(complete)
+        except ValidationError as error:
+            raise HTTPException(400, f"not a judgement: {single_line(describe_invalid(error), 200)}") from None
         stored = _saved(viewer, line if line.undoes else _checked(viewer, _placed(viewer, line)))
     return json_response(stored.model_dump(mode="json"))
 
@@ -81,13 +84,6 @@ def _check_writable(viewer: Viewer, values: dict[str, Any]) -> None:
         raise HTTPException(403, "this server only shows the run: nothing is saved")
     if values.get("run", viewer.judgements.fingerprint) != viewer.judgements.fingerprint:
         raise HTTPException(409, "this page is about another run than the server: reload it; nothing is saved")
-
-
-def _valid(values: dict[str, Any]) -> Judgement:
-    try:
-        return Judgement.model_validate(values)
-    except ValidationError as error:
-        raise HTTPException(400, f"not a judgement: {single_line(describe_invalid(error), 200)}") from None
 
 
 def _undone(viewer: Viewer, undoes: str, who: str) -> dict[str, Any]:
@@ -121,7 +117,9 @@ def _checked(viewer: Viewer, line: Judgement) -> Judgement:
     action = line.change and line.change.action
     if action == "add":
         _check_addition(record, line, there=bool(found))
-    elif not found and not _is_added(viewer, line):
+    elif not found and not any(
+        state.key == line.key and state.is_added for state in viewer.judgements.state(line.split, line.image_id)
+    ):
         raise HTTPException(404, "the run has no such relation")
     if action == "swap" and record.objects[line.object].is_nothing:
         raise HTTPException(400, "a relation without an object cannot be swapped")
@@ -144,11 +142,6 @@ def _check_addition(record: Record, line: Judgement, *, there: bool) -> None:
 
 def _is_clean(predicate: str) -> bool:
     return bool(predicate) and predicate == single_line(predicate)
-
-
-def _is_added(viewer: Viewer, line: Judgement) -> bool:
-    states = viewer.judgements.state(line.split, line.image_id)
-    return any(state.key == line.key and state.is_added for state in states)
 
 
 def _saved(viewer: Viewer, line: Judgement | SamplingPlan) -> Judgement | SamplingPlan:
@@ -256,7 +249,10 @@ def ask_next(request: Request) -> Response:
     viewer.judgements.reload()
     plan = _plan(viewer, request.path_params["plan"])
     question = next_question(plan, viewer.judgements, _person(request))
-    return RedirectResponse(_question_url(plan, question) if question else f"/judge#{plan.plan}", 303)
+    if question is None:
+        return RedirectResponse(f"/judge#{plan.plan}", 303)
+    key = relation_key(question.subject, question.object, question.predicate)
+    return RedirectResponse(image_url(question.split, question.image_id, [("plan", plan.plan)], key), 303)
 
 
 def plans_page(request: Request) -> Response:
@@ -292,8 +288,3 @@ def _person(request: Request) -> str:
 
 def _who(viewer: Viewer, name: str) -> str:
     return single_line(name) or single_line(viewer.name) or NOBODY
-
-
-def _question_url(plan: SamplingPlan, question: PlannedQuestion) -> str:
-    key = relation_key(question.subject, question.object, question.predicate)
-    return image_url(question.split, question.image_id, [("plan", plan.plan)], key)

@@ -180,24 +180,13 @@ def explain(record: Record, run: Mapping[str, Any]) -> Provenance:
 
 def _statement(triplet: Triplet, record: Record, substring: bool) -> Statement:
     known = triplet.caption in range(len(record.captions))
-    return Statement(
-        triplet.caption,
-        Noun(
-            triplet.subject,
-            triplet.subject_head,
-            triplet.subject_category,
-            how_matched(triplet.subject, triplet.subject_head, triplet.subject_category, substring),
-        ),
-        triplet.predicate,
-        triplet.predicate_lemma,
-        Noun(
-            triplet.object,
-            triplet.object_head,
-            triplet.object_category,
-            how_matched(triplet.object, triplet.object_head, triplet.object_category, substring),
-        ),
-        mark_words(record.captions[triplet.caption].text, triplet) if known else [],
+    ends = (
+        (triplet.subject, triplet.subject_head, triplet.subject_category),
+        (triplet.object, triplet.object_head, triplet.object_category),
     )
+    subject, object_ = (Noun(*end, how_matched(*end, substring)) for end in ends)
+    marks = mark_words(record.captions[triplet.caption].text, triplet) if known else []
+    return Statement(triplet.caption, subject, triplet.predicate, triplet.predicate_lemma, object_, marks)
 
 
 def _candidates(record: Record) -> dict[tuple[int, int], list[Candidate]]:
@@ -214,13 +203,7 @@ def _candidates(record: Record) -> dict[tuple[int, int], list[Candidate]]:
         ordered = sorted(related, key=lambda text: 1.0 if (score := related[text]) is None else -score)
         ranks = {text: rank for rank, text in enumerate(ordered, 1) if related[text] is not None}
         found[pair] = [
-            Candidate(
-                text,
-                related.get(text),
-                ranks.get(text),
-                text in related,
-                text in texts,
-            )
+            Candidate(text, related.get(text), ranks.get(text), text in related, text in texts)
             for text in dict.fromkeys((*ordered, *texts))
         ]
     return found

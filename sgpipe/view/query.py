@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from typing import Literal
 
 from sgpipe.errors import UserError
 from sgpipe.storage.index import RunNames, name_form
@@ -76,19 +77,14 @@ def parse(text: str, vocabulary: RunNames) -> Query:
     if len(tokens) > _MOST_TOKENS:
         raise QueryError(f"the query has more than {_MOST_TOKENS} words", tokens[_MOST_TOKENS].position)
     terms = _Parser(tokens, vocabulary, len(text)).terms()
-
-    def patterns(wanted: type[_Relation] | type[_Mention], negated: bool) -> Iterator[tuple[Pattern, ...]]:
-        return (term.patterns for term in terms if isinstance(term, wanted) and term.negated == negated)
-
-    captions = [term for term in terms if isinstance(term, _Caption)]
-    without = [*patterns(_Relation, True), *patterns(_Mention, True)]
+    wanted, without = ([term for term in terms if term.negated == negated] for negated in (False, True))
     return Query(
         text=text,
-        patterns=tuple(pattern for [pattern] in patterns(_Relation, False)),
-        mentions=tuple(patterns(_Mention, False)),
-        without=tuple(pattern for several in without for pattern in several),
-        captions=tuple(term.text for term in captions if not term.negated),
-        without_captions=tuple(term.text for term in captions if term.negated),
+        patterns=tuple(term.patterns[0] for term in wanted if term.kind == "relation"),
+        mentions=tuple(term.patterns for term in wanted if term.kind == "mention"),
+        without=tuple(pattern for term in without for pattern in term.patterns),
+        captions=tuple(term.caption for term in wanted if term.kind == "caption"),
+        without_captions=tuple(term.caption for term in without if term.kind == "caption"),
     )
 
 
@@ -100,24 +96,13 @@ class _Token:
 
 
 @dataclass(frozen=True)
-class _Relation:
-    patterns: tuple[Pattern, ...]
+class _Term:
+    kind: Literal["relation", "mention", "caption"]
     negated: bool
+    patterns: tuple[Pattern, ...] = ()
+    caption: str = ""
 
 
-@dataclass(frozen=True)
-class _Mention:
-    patterns: tuple[Pattern, ...]
-    negated: bool
-
-
-@dataclass(frozen=True)
-class _Caption:
-    text: str
-    negated: bool
-
-
-_Term = _Relation | _Mention | _Caption
 _TOKEN = re.compile(
     r"""\s*(?:(?P<quoted>["“”]) (?P<caption>[^"“”]*) (?P<closed>["“”]?)
     | '(?P<name>[^']+)'(?=[\s|,]|$)
@@ -158,7 +143,6 @@ class _Parser:
         self._terms_from = cache(self._find_terms)
 
     def terms(self) -> tuple[_Term, ...]:
-        """Raises QueryError: there is no way."""
         terms = self._terms_from(0)
         if terms is None:
             raise self._error()
@@ -179,17 +163,17 @@ class _Parser:
         negated = self._tokens[at].kind == "-"
         at += negated
         if self._tokens[at].kind == "caption":
-            yield _Caption(self._tokens[at].text, negated), at + 1
+            yield _Term("caption", negated, caption=self._tokens[at].text), at + 1
             return
         is_relation = False
         for subject, then in self._names(at, "class"):
             for predicate, later in self._names(then, "predicate"):
                 for object_, after in self._names(later, "class"):
                     is_relation = True
-                    yield _Relation((Pattern(subject, predicate, object_),), negated), after
+                    yield _Term("relation", negated, (Pattern(subject, predicate, object_),)), after
         if not is_relation:
             for patterns, after in self._mentions(at):
-                yield _Mention(patterns, negated), after
+                yield _Term("mention", negated, patterns), after
 
     def _mentions(self, at: int) -> Iterator[tuple[tuple[Pattern, ...], int]]:
         """Names that stand alone, which may be predicates, classes, or both; the longest first."""
@@ -216,8 +200,9 @@ class _Parser:
                 continue
             for more, end in self._names(after + 1, kind):
                 yield None if more is None else (*names, *more), end
-        if not any_found:
-            self._fail(at, kind)
+        if not any_found and at >= self._furthest:
+            self._expected = {kind} if at > self._furthest else self._expected | {kind}
+            self._furthest = at
 
     def _name(self, at: int, kind: str) -> Iterator[tuple[tuple[str, ...], int]]:
         known, first = self._vocabulary.names[kind], self._tokens[at]
@@ -230,14 +215,11 @@ class _Parser:
             last += 1
         for after in range(last, at, -1):
             form = name_form(" ".join(token.text for token in self._tokens[at:after]))
-            if names := known.get(form) or _starting(known, form):
+            names = known.get(form, ())
+            if not names and len(form) > 1 and form.endswith("*"):
+                names = tuple(name for other, own in known.items() if other.startswith(form[:-1]) for name in own)
+            if names:
                 yield names, after
-
-    def _fail(self, at: int, kind: str) -> None:
-        if at > self._furthest:
-            self._furthest, self._expected = at, set()
-        if at == self._furthest:
-            self._expected.add(kind)
 
     def _error(self) -> QueryError:
         token = self._tokens[self._furthest]
@@ -251,10 +233,3 @@ class _Parser:
         return QueryError(
             f"the run has no {' or '.join(kinds)} {single_line(token.text, 60)!r}{advice}", token.position
         )
-
-
-def _starting(known: dict[str, tuple[str, ...]], form: str) -> tuple[str, ...]:
-    """The names that start with the form, if it ends in an asterisk."""
-    if len(form) < 2 or not form.endswith("*"):
-        return ()
-    return tuple(name for other, names in known.items() if other.startswith(form[:-1]) for name in names)

@@ -15,7 +15,6 @@ from sgpipe.storage.index import Index
 from sgpipe.storage.index_build import BINS, FACETS, HEAD, LOTS
 from sgpipe.utils.console import single_line
 from sgpipe.view.filters import FIELDS, Filters, Where, count_queues
-from sgpipe.view.filters import ORDERS as ORDERS
 from sgpipe.view.filters import Order as Order
 from sgpipe.view.filters import Queue as Queue
 
@@ -54,12 +53,6 @@ class Facets:
     total_images: int
     histogram: tuple[int, ...]
     unscored: int
-
-
-def count_facets(index: Index, filters: Filters, limit: int) -> Facets:
-    """See `sgpipe.view.search.facets`."""
-    plain = replace(filters, order="confidence", seed=0)
-    return index.remember(("facets", plain, limit), lambda: _count(index, plain, limit))
 
 
 def _count(index: Index, filters: Filters, limit: int) -> Facets:
@@ -303,14 +296,9 @@ def neighbours(
 
 
 def facets(index: Index, filters: Filters, limit: int = 12) -> Facets:
-    """Count the hits of a search by what they are.
-
-    Args:
-        limit: values of each facet.
-
-    Raises UserError: as `search`.
-    """
-    return count_facets(index, filters, limit)
+    """Count the hits of a search by what they are: `limit` values of each facet, and those chosen."""
+    plain = replace(filters, order="confidence", seed=0)
+    return index.remember(("facets", plain, limit), lambda: _count(index, plain, limit))
 
 
 def queues(index: Index) -> list[Queue]:
@@ -383,20 +371,12 @@ def _columns(filters: Filters) -> tuple[str, str, str]:
     if filters.finds_images:
         return "images", "0::int", ", ".join(["null"] * (len(fields(_Found)) - 1))
     names = "predicate::varchar, subject_category::varchar, object_category::varchar"
-    return (
-        "relations",
-        "number",
-        f"subject, object, {names}, if(annotated, null, certainty), agreement, opinion, triplet",
-    )
+    scores = "if(annotated, null, certainty), agreement, opinion"
+    return "relations", "number", f"subject, object, {names}, {scores}, triplet"
 
 
 def _place(
-    index: Index,
-    filters: Filters,
-    split: str,
-    image_id: str,
-    relation: tuple[int, int, str] | None,
-    last: bool = False,
+    index: Index, filters: Filters, split: str, image_id: str, relation: tuple[int, int, str] | None, last: bool = False
 ) -> Place | None:
     """The first place of a relation in the order of a search, or its last; or else that of the image's first hit."""
     key, _, falling = _order(filters)

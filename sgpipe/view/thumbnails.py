@@ -26,7 +26,7 @@ from sgpipe.images import ImageReference, decode, image_file, is_upright, open_h
 from sgpipe.storage.index import IndexedImage, find_image, read_embedded
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import single_line
-from sgpipe.view.web import Viewer, viewer_of
+from sgpipe.view.web import Viewer, place_of, viewer_of
 
 _FAULTS = (UserError, StoreError, EngineError)  # of the image, or of the shard that holds it
 WIDTHS = (160, 320, 640, 1280)  # in pixels; others are rounded up, so that nobody fills the disk with sizes
@@ -110,7 +110,7 @@ def thumbnail(request: Request) -> Response:
     if not (wanted.isascii() and wanted.isdigit() and len(wanted) < 6):
         raise HTTPException(400, "width is not a number of pixels")
     width = next((fixed for fixed in WIDTHS if fixed >= int(wanted)), WIDTHS[-1])
-    viewer, (split, image_id) = viewer_of(request), _names(request)
+    viewer, (split, image_id) = viewer_of(request), place_of(request)
     cache: ThumbnailCache = request.app.state.thumbnails
     of_row = _key(viewer.index.fingerprint, split, image_id, width)
     data = None if viewer.images else cache.get(of_row)
@@ -133,7 +133,7 @@ def thumbnail(request: Request) -> Response:
 def photo(request: Request) -> Response:
     """An image in its annotated size and orientation: the file itself, if browsers show it like that."""
     viewer = viewer_of(request)
-    row = _row(viewer, *_names(request))
+    row = _row(viewer, *place_of(request))
     try:
         file, name = _file(viewer, row)
         kind = _shown_as(file, name, row)
@@ -144,10 +144,6 @@ def photo(request: Request) -> Response:
         return Response(read_bytes(file), media_type=kind, headers=_KEPT)
     except _FAULTS as error:
         return _placeholder(row, str(error))
-
-
-def _names(request: Request) -> tuple[str, str]:
-    return request.path_params["split"], request.path_params["image_id"]
 
 
 def _row(viewer: Viewer, split: str, image_id: str) -> IndexedImage:

@@ -121,6 +121,11 @@ def viewer_of(request: Request) -> Viewer:
     return viewer
 
 
+def place_of(request: Request) -> tuple[str, str]:
+    """Return the split and the id of the image that the address names."""
+    return request.path_params["split"], request.path_params["image_id"]
+
+
 def freshness_of(request: Request) -> Freshness:
     """What keeps the application up to date."""
     freshness: Freshness = request.app.state.freshness

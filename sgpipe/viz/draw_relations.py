@@ -64,6 +64,11 @@ def middle(box: Rectangle, height: float = 0.5) -> Point:
     return ((left + right) / 2, top + height * (bottom - top))
 
 
+def polyline(points: Sequence[Point]) -> str:
+    """Return points as SVG has them."""
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
 def curve(subject: Rectangle, object_: Rectangle, short: float = 0.0, bend: float = 0.2) -> list[Point]:
     """25 points from the middle of the subject to that of the object, bent to the left, so that opposite arrows differ.
 

@@ -16,7 +16,8 @@ from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.stats.measures import measure
 from sgpipe.storage.index import Index
 from sgpipe.view import search as facets_module
-from sgpipe.view.search import ORDERS, Filters, Hit, facets, neighbours, queues, search, select_relations
+from sgpipe.view.filters import ORDERS
+from sgpipe.view.search import Filters, Hit, facets, neighbours, queues, search, select_relations
 from tests.sgpipe.training.data.runs import SIZE, make_records, make_run
 
 Key = tuple[str, str, int | None, int | None, str | None]
