@@ -19,9 +19,8 @@ from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
 from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import BOX_SCORES, Record, from_table
-from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
 from sgpipe.storage.run_folder import RECIPE, RunFolder, kind_of
-from sgpipe.storage.segments import read_manifest
 from sgpipe.storage.shards import DATA, read_file
 from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences

@@ -21,9 +21,8 @@ from sgpipe.files.image_roots import ImagePlace, absolute
 from sgpipe.files.locations import Location
 from sgpipe.storage.judgements import Conflicts, JudgementLog, RelationState
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.row_checks import count_rows
 from sgpipe.storage.run_folder import RunFolder, source_images
-from sgpipe.storage.shards import SCORES, read_file, write_copy
+from sgpipe.storage.shards import SCORES, count_rows, read_file, write_copy
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.hashing import fingerprint
 

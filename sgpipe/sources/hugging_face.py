@@ -15,8 +15,7 @@ import pyarrow as pa
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA, Record, from_table
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts
-from sgpipe.storage.row_checks import row_faults
-from sgpipe.storage.shards import DATA, IMAGE_COLUMN, open_shard, read_row_group
+from sgpipe.storage.shards import DATA, IMAGE_COLUMN, open_shard, read_row_group, row_faults
 
 # Keys of the file metadata: the closed class lists, or null; and the identities of the runs that the rows come from.
 CLASSES, ORIGIN = "sgpipe.classes", "sgpipe.origin"

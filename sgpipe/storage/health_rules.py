@@ -368,12 +368,8 @@ class IndexMark:
         return f"{found} select kept.image, kept.number, {1 << self.bit} from kept semi join found {by}"
 
 
-def _of_rule(bit: int, rule: HealthRule) -> IndexMark:
-    return IndexMark(bit, rule.name, rule.title, rule.advice, rule.query, rule.finds)
-
-
 MARKS = (
-    *(_of_rule(bit, rule) for bit, rule in enumerate(RULES)),
+    *(IndexMark(bit, each.name, each.title, each.advice, each.query, each.finds) for bit, each in enumerate(RULES)),
     IndexMark(
         len(RULES),
         "low_agreement",

@@ -246,19 +246,14 @@ class Index:
         """Replace what is known of judgements; relations that the run does not have are ignored."""
         with self._judging:
             self._judged = {row[:5]: row[5] for row in rows}
-            self._write_judged(self._opened.connection)
+            columns = [list(column) for column in zip(*((*k, state) for k, state in self._judged.items()), strict=True)]
+            cursor = self._opened.connection.cursor()
+            cursor.execute("begin")
+            cursor.execute("delete from judged")
+            if columns:
+                cursor.execute(f"insert into judged select distinct * from ({_RESOLVED})", columns)
+            cursor.execute("commit")
             self.version += 1
-
-    def _write_judged(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Let the table `judged` of an opened index hold what is known of judgements."""
-        rows = ((*key, state) for key, state in self._judged.items())
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        cursor = connection.cursor()
-        cursor.execute("begin")
-        cursor.execute("delete from judged")
-        if columns:
-            cursor.execute(f"insert into judged select distinct * from ({_RESOLVED})", columns)
-        cursor.execute("commit")
 
 
 _FOR_MEASURES = (
@@ -356,7 +351,11 @@ def _make(files: RunFiles, progress: Progress) -> _Opened:
     with _one_builder(files.cache, progress):
         opened = _open(path)
         if opened is None:
-            earlier = next(filter(_is_readable, files.cache.glob(f"index-{_digest(DEFINITION)}-*.duckdb")), None)
+            earlier = None
+            for other in files.cache.glob(f"index-{_digest(DEFINITION)}-*.duckdb"):
+                if readable := _open(other):
+                    readable.close()
+                    earlier = other
             with temporary_folder(files.cache) as folder:
                 os.replace(build_index(files, states, folder, earlier, progress), path)
             opened = _open(path)
@@ -382,12 +381,6 @@ def _open(path: Path) -> _Opened | None:
         return None
     connection.execute("create table judged (image int, number int, state varchar)")
     return _Opened(path, connection, opened)
-
-
-def _is_readable(path: Path) -> bool:
-    if opened := _open(path):
-        opened.close()
-    return opened is not None
 
 
 @contextmanager

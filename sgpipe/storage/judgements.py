@@ -51,7 +51,6 @@ class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     def to_json(self) -> str:
-        """Strict JSON on one line."""
         return self.model_dump_json()
 
 
@@ -428,7 +427,11 @@ class JudgementLog:
         while True:
             descriptor = os.open(self.file, flags | os.O_CLOEXEC, 0o666)
             try:
-                _wait_for_lock(descriptor, kind)
+                try:
+                    fcntl.flock(descriptor, kind)
+                except OSError as error:  # without locks a single server is safe
+                    if error.errno not in _NO_FLOCK:
+                        raise
                 if _is_file(descriptor, self.file):
                     yield descriptor
                     return
@@ -498,15 +501,6 @@ class JudgementLog:
             self._images.setdefault((line.split, line.image_id), []).append(line)
             if line.plan is not None:
                 self._of_plans[line.plan].append(line)
-
-
-def _wait_for_lock(descriptor: int, kind: int) -> None:
-    """Where the file system has no locks, none is taken: a single server is safe there."""
-    try:
-        fcntl.flock(descriptor, kind)
-    except OSError as error:
-        if error.errno not in _NO_FLOCK:
-            raise
 
 
 def _is_file(descriptor: int, file: Path) -> bool:

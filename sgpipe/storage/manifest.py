@@ -8,27 +8,30 @@ disk is recognised and dropped. A regenerated shard (`--retry-failed`) supersede
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
+import socket
+import uuid
 import zlib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from sys import intern
 from typing import Any
 
-from sgpipe.errors import UserError, existing_folder
+from sgpipe.errors import StoreError, UserError, existing_folder
 from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFolder, image_root, located
 from sgpipe.files.locations import Location, absolute_location, location
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.object_store import ConditionsError, StorePath
 from sgpipe.files.roots import FolderRoot
 from sgpipe.records import SCHEMA_VERSION
-from sgpipe.storage.segments import MANIFEST as MANIFEST
-from sgpipe.storage.segments import read_manifest
 from sgpipe.utils.atomic import atomic_write, fault_point
 
+MANIFEST = "manifest.jsonl"
 _COUNTERS = {"counts", "seconds"}
 
 
@@ -315,3 +318,140 @@ def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Sum
         seconds.update(shard.seconds)
     parent = manifest.run.get("parent")
     return Summary(manifest.root, planned, counts, seconds, Counter(problems), len(manifest.shards), parent)
+
+
+# Objects cannot be appended to. So while a run is at work with a store, it puts what it has committed since the last
+# time as one more object, a segment. Its first line has the hash of all bytes of the manifest before it: a segment
+# counts only where it continues what is there, and never what another run left. When a run begins and ends, and after
+# many segments, `manifest.jsonl` is written whole and the segments are deleted.
+_FOLDER = ".sgpipe"
+WRITER = f"{_FOLDER}/writer"
+_SEGMENT = re.compile(r"manifest-(\d{15})\.jsonl")
+_MOST_SEGMENTS = 100  # 50 minutes; reading them takes a second
+_REQUESTS = 8  # at once
+_TRIES = 5
+
+
+def whole_lines(data: bytes) -> bytes:
+    """Return the content of a manifest without a last line that was cut short."""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def read_manifest(store: StorePath) -> bytes | None:
+    """Return the manifest of a run in a store, with all segments; None: there is none."""
+    for _ in range(_TRIES):
+        starts = _starts(store)  # before the whole manifest: that is written before segments are deleted
+        content = store.read(MANIFEST)
+        if content is None:
+            return None
+        if (found := _continued(store, whole_lines(content), starts)) is not None:
+            return found
+    raise StoreError(f"{store.location}: {MANIFEST} changes too often to be read; try again")
+
+
+class WriterClaim:
+    """Which run writes into a store: the one that claimed it last. An earlier one ends at its next `check`.
+
+    A claim needs no renewal, so a run that was killed never keeps the next one waiting.
+    """
+
+    def __init__(self, store: StorePath) -> None:
+        self._store = store
+        owner = {"process": os.getpid(), "host": socket.gethostname(), "token": uuid.uuid4().hex}
+        self._content = json.dumps(owner).encode()
+
+    def make(self) -> None:
+        """Claim the store. Raises UserError: another run does so at the same moment."""
+        try:
+            self._store.put_if(WRITER, self._content, self._store.version(WRITER))
+        except ConditionsError:
+            self._store.put(WRITER, self._content)
+        if self._store.read(WRITER) != self._content:  # also right if only the answer to the request was lost
+            raise UserError(f"another run has just started writing into {self._store.location}; wait for it to finish")
+
+    def check(self) -> None:
+        """Raises StoreError: another run has claimed the store."""
+        if self._store.read(WRITER) != self._content:
+            raise StoreError(f"{self._store.location}: another run took over; what this one committed there is kept")
+
+
+class StoredManifest:
+    """Writes the manifest of a run that is at work.
+
+    Every method raises StoreError if the store cannot be reached, or if another run has taken it over.
+    """
+
+    def __init__(self, store: StorePath, check_claim: Callable[[], None]) -> None:
+        self.store, self._check_claim = store, check_claim
+        self._digest = hashlib.sha256()  # of what is in the store
+        self._end = 0
+        self._segments = 0
+
+    def write(self, path: Path) -> None:
+        """Put the whole manifest, which is in `path`, in the place of all segments."""
+        content = whole_lines(path.read_bytes())
+        merged = [start for start in _starts(self.store) if start < len(content)]
+        self._put(MANIFEST, content)
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            list(pool.map(self.store.delete, map(_segment_name, merged)))
+        self._digest, self._end, self._segments = hashlib.sha256(content), len(content), 0
+
+    def append(self, path: Path) -> None:
+        """Put what has been appended to the manifest in `path` since it was written."""
+        with path.open("rb") as file:
+            file.seek(self._end)
+            lines = whole_lines(file.read())
+        if not lines:
+            return
+        if self._segments >= _MOST_SEGMENTS:
+            self.write(path)
+            return
+        self._put(_segment_name(self._end), _continues(self._digest.hexdigest()) + lines)
+        self._digest.update(lines)
+        self._end += len(lines)
+        self._segments += 1
+
+    def _put(self, name: str, data: bytes) -> None:
+        """Write an object, unless another run has taken over the store, even between two requests of this one."""
+        for _ in range(_TRIES):
+            version = self.store.version(name)
+            self._check_claim()
+            try:
+                if self.store.put_if(name, data, version) is not None or self.store.read(name) == data:
+                    return
+            except ConditionsError:
+                return self.store.put(name, data)
+        raise StoreError(f"{self.store.location}: {name} changes too often to be written; try again")
+
+
+def _continued(store: StorePath, content: bytes, starts: list[int]) -> bytes | None:
+    """Return the content with the segments that continue it; None: one was deleted meanwhile."""
+    parts, end, digest = [content], len(content), hashlib.sha256(content)
+    starts = [start for start in starts if start >= end]
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        segments = list(pool.map(store.read, map(_segment_name, starts)))
+    for start, segment in zip(starts, segments, strict=True):
+        if start != end:
+            continue
+        if segment is None:
+            return None
+        header, newline, lines = segment.partition(b"\n")
+        if header + newline == _continues(digest.hexdigest()):
+            parts.append(lines)
+            end += len(lines)
+            digest.update(lines)
+    return b"".join(parts)
+
+
+def _starts(store: StorePath) -> list[int]:
+    """Where the segments start, counted in bytes of the manifest, in order."""
+    names = map(_SEGMENT.fullmatch, store.sizes(_FOLDER))
+    return sorted(int(found[1]) for found in names if found)
+
+
+def _segment_name(start: int) -> str:
+    return f"{_FOLDER}/manifest-{start:015d}.jsonl"
+
+
+def _continues(digest: str) -> bytes:
+    return json.dumps({"continues": digest}).encode() + b"\n"

@@ -9,9 +9,16 @@ from pathlib import Path
 
 from sgpipe.errors import StoreError, UserError, add_filename
 from sgpipe.files.object_store import StorePath
-from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest
+from sgpipe.storage.manifest import (
+    MANIFEST,
+    Manifest,
+    ShardEntry,
+    StoredManifest,
+    read_manifest,
+    replace_manifest,
+    whole_lines,
+)
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.segments import StoredManifest, read_manifest, whole_lines
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.hashing import file_sha256
 
@@ -70,9 +77,10 @@ class ManifestMirror:
     def copy_index(self, index: Path) -> None:
         """Copy a source index into the store unless it is already there; its description is copied last."""
         description = index.with_suffix(".json")
-        if self.store and self.store.read(self._name(description)) != description.read_bytes():
-            for path in (index, description):
-                self.store.put(self._name(path), path)
+        names = {path: path.relative_to(self.folder.root).as_posix() for path in (index, description)}
+        if self.store and self.store.read(names[description]) != description.read_bytes():
+            for path, name in names.items():
+                self.store.put(name, path)
 
     def copy(self) -> None:
         """Copy everything but the index into the store, the manifest last."""
@@ -106,9 +114,6 @@ class ManifestMirror:
                 self.folder.check_claim()
                 self.store.put(name, content)
                 self._described[name] = content
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.folder.root).as_posix()
 
 
 def _local(manifest: Path) -> bytes:

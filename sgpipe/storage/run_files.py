@@ -40,7 +40,8 @@ class RunFiles:
         self.manifest, self.problems = self._read_manifest()
         self.storage = absolute_location(self._place)
         mirror = self.manifest.run.get("store")
-        if isinstance(self.storage, Path) and mirror and not self._is_fetched(self.storage):
+        fetched = self._folder and all((self._folder / shard.file).is_file() for shard in self.manifest.shards)
+        if mirror and self._folder and not fetched:
             self.storage = StorePath(mirror)
 
     def read_again(self) -> RunFiles:
@@ -48,9 +49,6 @@ class RunFiles:
         again = copy(self)
         again.manifest, again.problems = self._read_manifest()
         return again
-
-    def _is_fetched(self, folder: Path) -> bool:
-        return all((folder / shard.file).is_file() for shard in self.manifest.shards)
 
     def states(self) -> dict[str, str]:
         """What tells whether each shard of the manifest is still the same file; "missing" where there is none.

@@ -17,8 +17,7 @@ from sgpipe.errors import UserError, add_filename
 from sgpipe.files.locations import Location, absolute_location, below, delete, sizes, text_of
 from sgpipe.files.object_store import StorePath
 from sgpipe.recipe import UNSCORED, Recipe
-from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.storage.segments import WriterClaim
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, WriterClaim
 from sgpipe.storage.shards import DATA
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.hashing import differences, fingerprint

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from sgpipe.files.locations import Location, location
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.storage.row_checks import count_rows, row_faults
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import open_shard
+from sgpipe.storage.shards import count_rows, open_shard, row_faults
 from sgpipe.utils.console import count
 from sgpipe.utils.hashing import file_sha256
 from sgpipe.utils.prefetch import prefetch
@@ -77,11 +75,6 @@ def verify(root: str | Location, *, repair: bool = False, advance: Advance | Non
     Args:
         repair: remove bad shards from the manifest; the command that wrote the run then makes them again.
         advance: called with the number of images checked.
-
-    Raises:
-        UserError: it is not a run, its shards are in an object store that `root` does not name, or it is to be
-            repaired in a store or while in progress.
-        StoreError: the store cannot be reached.
     """
     root = location(root)
     stored = isinstance(root, StorePath)
@@ -124,9 +117,9 @@ def _check_shards(manifest: Manifest, found: Verification, advance: Advance) -> 
     ids: dict[str, np.ndarray] = {}
     threads = _FETCHED if isinstance(manifest.root, StorePath) else 1
     with prefetch(partial(_check_shard, manifest.root), manifest.shards, threads, 2 * threads) as checked:
-        for (shard, overlaps), (further, images) in zip(_with_overlaps(manifest.shards), checked, strict=True):
-            faults[shard.file] += ["its rows overlap those of an earlier shard"] * overlaps + further
-            if not faults[shard.file]:
+        for shard, (found_here, images) in zip(manifest.shards, checked, strict=True):
+            faults[shard.file] += found_here
+            if not found_here:
                 ids[shard.file] = images
             advance(shard.rows, shard.counts)
     for file, repeated in _repeated(ids):
@@ -137,15 +130,6 @@ def _check_shards(manifest: Manifest, found: Verification, advance: Advance) -> 
     found.images = sum(shard.rows for shard in manifest.shards if shard.file in faults)
     found.problems += [Problem(file, fault) for file, own in faults.items() for fault in own]
     return [shard for shard in manifest.shards if faults.get(shard.file)]
-
-
-def _with_overlaps(shards: Sequence[ShardEntry]) -> Iterator[tuple[ShardEntry, bool]]:
-    """Yield shards by split and position, and whether they overlap an earlier one of their split."""
-    for _, members in groupby(shards, key=lambda shard: shard.split):
-        at = 0
-        for shard in members:
-            yield shard, shard.start < at
-            at = max(at, shard.stop)
 
 
 def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], np.ndarray]:
@@ -186,15 +170,12 @@ def _check_content(path: Location, shard: ShardEntry, content: pa.NativeFile | N
             counts.update(count_rows(table))
             for fault in row_faults(table, shard.split):
                 faults.setdefault(fault.partition(" (")[0], fault)
-            ids += [_number(shard.split, image) for image in table["image_id"].to_pylist()]
+            names = (f"{shard.split}\0{image}".encode() for image in table["image_id"].to_pylist())
+            ids += [int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") for name in names]
     for name, number in shard.counts.items():
         if name in counts and counts[name] != number:
             faults[name] = f"{name}: {counts[name]:,}, the manifest says {number:,}"
     return list(faults.values()), np.array(ids, np.uint64)
-
-
-def _number(split: str, image_id: str | None) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{split}\0{image_id}".encode(), digest_size=8).digest(), "little")
 
 
 def _repeated(ids: dict[str, np.ndarray]) -> Iterator[tuple[str, int]]:

@@ -26,8 +26,7 @@ from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.opening import open_source
 from sgpipe.stages.parse.stage import CaptionParser
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.storage.row_checks import row_faults
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.shards import iter_records, row_faults
 from sgpipe.utils.console import Progress
 from tests.bad_data.annotations import BOX, GOOD
 from tests.sgpipe.cli.test_imports import TRIPLETS

@@ -8,10 +8,9 @@ import pytest
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.object_store import StorePath
 from sgpipe.recipe import Recipe
-from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.manifest import MANIFEST, Manifest, WriterClaim
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.segments import WriterClaim
 
 
 def test_a_run_that_was_taken_over_changes_nothing_in_the_store(store: StorePath, tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from obstore.store import MemoryStore
 
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.object_store import ConditionsError
-from sgpipe.storage import segments
-from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.storage.segments import WRITER, StoredManifest, WriterClaim, read_manifest
+from sgpipe.storage import manifest as segments
+from sgpipe.storage.manifest import MANIFEST, WRITER, Manifest, ShardEntry, StoredManifest, WriterClaim, read_manifest
 
 LINES = 6
 

@@ -93,16 +93,7 @@ def test_a_flipped_byte_is_found_wherever_it_is(run):
         (lambda root: flip(root / SECOND, 100), SECOND, "checksum"),
         (lambda root: shutil.copy(root / FIRST, root / shard_name("val", 5, 8)), shard_name("val", 5, 8), "not list"),
         (lambda root: flip(root / MANIFEST, -40), MANIFEST, "line 3 has changed"),
-        (
-            lambda root: commit(root, 4, [full_record(9)]),
-            shard_name("val", 4, 5),
-            "rows overlap those of an earlier shard",
-        ),
-        (
-            lambda root: commit(root, 5, [full_record(1)]),
-            shard_name("val", 5, 6),
-            "1 image already in the run",
-        ),
+        (lambda root: commit(root, 5, [full_record(1)]), shard_name("val", 5, 6), "1 image already in the run"),
         (lambda root: commit(root, 5, [full_record(7)] * 2), shard_name("val", 5, 7), "1 image already in the run"),
     ],
 )
