@@ -60,9 +60,8 @@ def view(
     """
     import secrets
 
-    from sgpipe.view.app import create_app
+    from sgpipe.view.app import LOCAL, create_app, listen, machine_names, open_browser, serve
     from sgpipe.view.security import Access
-    from sgpipe.view.serve import LOCAL, listen, machine_names, open_browser, serve
 
     viewer = _open(run, other, _judge(name), read_only, images)
     address = listen(host or LOCAL, port)

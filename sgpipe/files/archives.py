@@ -42,15 +42,8 @@ _COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".zst")
 _COMPRESSED_MARKS = (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5")
 
 # What zipfile and tarfile raise for damaged archives, as fuzzing shows; the last two for headers that ask for too much.
-_DAMAGED = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    ValueError,
-    OverflowError,
-    NotImplementedError,
-    RecursionError,
-    MemoryError,
-)
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, ValueError, OverflowError, NotImplementedError, RecursionError,
+            MemoryError)  # fmt: skip
 _NO_FILE, _OUTSIDE = "link or device", "name that leaves the archive"
 _LAYOUT = 2  # of the index
 _ARCHIVE = "archive"
@@ -218,11 +211,8 @@ def _last_of_a_name(table: pa.Table) -> tuple[pa.Table, int]:
     """Rows sorted by name without those that a later row of the same archive replaces, and the number of these."""
     if len(table) < 2:
         return table, 0
-    same = [
-        pc.equal(column.slice(0, len(column) - 1), column.slice(1))
-        for column in (table[name].combine_chunks() for name in (NAME, _ARCHIVE))
-    ]
-    replaced = pc.and_(*same)
+    columns = (table[name].combine_chunks() for name in (NAME, _ARCHIVE))
+    replaced = pc.and_(*(pc.equal(column.slice(0, len(column) - 1), column.slice(1)) for column in columns))
     keep = pa.concat_arrays([pc.invert(replaced), pa.array([True])])
     return table.filter(keep), pc.sum(replaced).as_py() or 0
 

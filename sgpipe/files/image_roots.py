@@ -16,7 +16,7 @@ from threading import Lock
 from sgpipe.errors import ImageError, UserError, existing_folder
 from sgpipe.files import archives
 from sgpipe.files.archives import ArchiveRoot, is_archive, refuse_compressed
-from sgpipe.files.index import IndexFolder, copy_index, forget_unused
+from sgpipe.files.index import IndexFolder, copy_index, forget_unused, write_index
 from sgpipe.files.locations import Location, below, info_of, text_of
 from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
 from sgpipe.files.roots import (
@@ -29,7 +29,6 @@ from sgpipe.files.roots import (
     is_image,
     list_objects,
     safe_name,
-    write_listing,
 )
 
 __all__ = ["AnywhereRoot", "ImageEntry", "ImageFile", "ImagePlace", "ImageRoot", "ImageRoots", "IndexFolder"]
@@ -78,7 +77,9 @@ def existing_images(location: ImagePlace, indexes: IndexFolder | None = None) ->
     if located(location).startswith("hf://"):
         return HubRoot(HubRoot(located(location)).dataset.list()[0].uri)
     check_images(location)
-    _forget(located(location))
+    with _making:  # the archives or objects may have been replaced since the root was made
+        for key in [key for key in _made if key[0] == located(location)]:
+            del _made[key]
     return image_root(location, indexes)
 
 
@@ -118,13 +119,6 @@ class ImageRoots(Mapping[str, ImageRoot]):
 
     def __len__(self) -> int:
         return len(self.locations)
-
-
-def _forget(location: str) -> None:
-    """Forget the roots of a location, whose archives or objects may have been replaced since these were made."""
-    with _making:
-        for key in [key for key in _made if key[0] == location]:
-            del _made[key]
 
 
 def _local(text: str, indexes: IndexFolder) -> ImageRoot:
@@ -238,7 +232,7 @@ def _indexed(root: ObjectRoot, indexes: IndexFolder) -> ObjectRoot:
     stamp, listed = list_objects(root.files, indexes.progress)
     reference = indexes.reference(stamp)
     if not reference.exists:
-        write_listing(reference, listed)
+        write_index(reference.path, listed, {"notes": []})
     return ObjectRoot(root.location, root.files, root.threads, reference)
 
 

@@ -42,7 +42,8 @@ class FileIndex:
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
         self.meta: dict[str, Any] = json.loads(table.schema.metadata[_META])
-        self._columns = dict(zip(table.column_names, map(_chunk, table.columns), strict=True))
+        chunks = (each.chunk(0) if each.num_chunks else each.combine_chunks() for each in table.columns)
+        self._columns = dict(zip(table.column_names, chunks, strict=True))
         self._names = self._columns[NAME]
 
     def __len__(self) -> int:
@@ -64,10 +65,6 @@ class FileIndex:
 
     def _row(self, position: int) -> dict[str, Any]:
         return {name: column[position].as_py() for name, column in self._columns.items()}
-
-
-def _chunk(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks else column.combine_chunks()
 
 
 class FileIndexRows:

@@ -217,11 +217,11 @@ def opened_ahead(paths: Sequence[Location]) -> Generator[BinaryIO | None, None, 
     if not paths or isinstance(paths[0], Path):
         yield from [None] * len(paths)
         return
-    with prefetch(_opened_or_none, paths, _OPENED_AHEAD, _OPENED_AHEAD + 1) as opened:
+
+    def opened_or_none(path: Location) -> BinaryIO | None:
+        with suppress(FileNotFoundError):  # whoever opens it again says so
+            return cast(BinaryIO, open_shard_file(path))
+        return None
+
+    with prefetch(opened_or_none, paths, _OPENED_AHEAD, _OPENED_AHEAD + 1) as opened:
         yield from opened
-
-
-def _opened_or_none(path: Location) -> BinaryIO | None:
-    with suppress(FileNotFoundError):  # whoever opens it again says so
-        return cast(BinaryIO, open_shard_file(path))
-    return None

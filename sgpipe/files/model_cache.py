@@ -6,15 +6,15 @@ So every worker uses the same files, and a run with a model of a store is that w
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+
+from filelock import FileLock
 
 from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
@@ -26,7 +26,6 @@ _PLACES = ("", "best/", "last/")  # of a model: a folder of its own, or the chec
 _CONFIG, _OPEN_CLIP = "config.json", "open_clip_config.json"
 _RECIPE = "recipe.yaml"  # of a training, which says at which sizes of images
 _CHUNK = 8 << 20
-_SECONDS_BETWEEN_TRIES = 0.2
 
 
 def cache_folder() -> Path:
@@ -87,16 +86,10 @@ class _Cached:
     def folder(self, sha256: str) -> Path:
         """The folder of the files with this hash."""
         if not self._is_here(sha256):
-            with self._lock():
-                if not self._is_here(sha256):
-                    self._fetch_these(sha256)
+            with self._lock(), _as_engine_errors():
+                if not self._is_here(sha256) and self._fetch(self._listed()) != sha256:
+                    raise UserError(f"the model {self._uri} is not the one that the run started with: it has changed")
         return self._root / sha256
-
-    def _fetch_these(self, sha256: str) -> None:
-        with _as_engine_errors():
-            fetched = self._fetch(self._listed())
-        if fetched != sha256:
-            raise UserError(f"the model {self._uri} is not the one that the run started with: its files have changed")
 
     def _is_here(self, sha256: str) -> bool:
         """Whether the files are here, unchanged since their hash was computed."""
@@ -148,27 +141,10 @@ class _Cached:
                 words.say(f"{self._uri}: {start / 1e6:,.0f} of {info.size / 1e6:,.0f} MB of {info.name}")
         os.replace(temporary, file)
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Wait for other processes of this machine that fetch the same model."""
+    def _lock(self) -> FileLock:
+        """Return the lock that lets one process of this machine fetch the model."""
         self._root.mkdir(parents=True, exist_ok=True)
-        with (self._root / ".lock").open("a") as file:
-            words = console.Reminder()
-            while not _locked(file.fileno()):
-                words.say(f"waiting for another process that fetches {self._uri}")
-                time.sleep(_SECONDS_BETWEEN_TRIES)
-            yield
-
-
-def _locked(descriptor: int) -> bool:
-    """Lock a file until it is closed; False: another process has it. Without such locks, files are renamed whole."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+        return FileLock(self._root / ".lock", thread_local=False)
 
 
 @contextmanager

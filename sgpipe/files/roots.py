@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError, os_error_reason
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
-from sgpipe.files.index import NAME, FileIndexRows, IndexReference, by_name, write_index
+from sgpipe.files.index import NAME, FileIndexRows, IndexReference, by_name
 from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath
 from sgpipe.files.parquet_images import ParquetImages, file_of, parse_row_name
 from sgpipe.utils.console import Progress
@@ -279,11 +279,6 @@ def list_objects(files: StorePath, progress: Progress) -> tuple[str, pa.Table]:
     for batch in table.to_batches():
         digest.update(batch.serialize())
     return digest.hexdigest(), table
-
-
-def write_listing(reference: IndexReference, objects: pa.Table) -> None:
-    """Write the index of objects. Raises OSError."""
-    write_index(reference.path, objects, {"notes": []})
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from pydantic import BaseModel
 
 from sgpipe.calibration import Calibration
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.stats.ground_truth import GroundTruthMeasures, measure_against_ground_truth
 from sgpipe.stats.judgements import NO_PLAN, JudgementMeasures, measure_judgements
 from sgpipe.stats.measures import (
     AGREES,
@@ -27,7 +26,13 @@ from sgpipe.stats.measures import (
     measure_database,
     use_probabilities,
 )
-from sgpipe.stats.precision import FEWEST, ScoreQuality, ThresholdChoice
+from sgpipe.stats.precision import (
+    FEWEST,
+    GroundTruthMeasures,
+    ScoreQuality,
+    ThresholdChoice,
+    measure_against_ground_truth,
+)
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count, isolated, single_line

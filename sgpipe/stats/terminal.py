@@ -10,10 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sgpipe.stats.audit import Audit, Comparison, is_checked, percent, share_text
-from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.judgements import JudgementMeasures
 from sgpipe.stats.measures import TOTALS, Check, Measures
-from sgpipe.stats.precision import CalibrationBin, ScoreQuality
+from sgpipe.stats.precision import CalibrationBin, GroundTruthMeasures, ScoreQuality
 from sgpipe.utils.console import count, json_text, single_line
 
 _TOP, _TAIL, _TRIPLETS = 15, 5, 10

@@ -1,10 +1,20 @@
-"""The Starlette application of `sgpipe view`: the pages of all modules behind one set of checks."""
+"""The Starlette application of `sgpipe view`: the pages of all modules behind one set of checks, and its server."""
 
 from __future__ import annotations
 
 import errno
+import ipaddress
+import os
+import signal
+import socket
 import sys
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -13,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from sgpipe.errors import UserError, format_os_error
 from sgpipe.view import gallery, image_page, judging, thumbnails
@@ -60,3 +71,104 @@ def _describe(error: Exception) -> tuple[int, str]:
         return 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503, format_os_error(error)
     sys.excepthook(type(error), error, error.__traceback__)  # as for the commands: one line, or with --verbose all
     return 500, f"internal error: {type(error).__name__}; the terminal of `sgpipe view` says more"
+
+
+LOCAL = "127.0.0.1"
+_PORTS = 50  # that are tried, from the one asked for on
+_GRACE_SECONDS = 3
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens.
+
+    Attributes:
+        socket: bound and listening, so that the first request waits instead of failing.
+        host: as the user can write it into a browser.
+    """
+
+    socket: socket.socket
+    host: str
+    port: int
+
+    def url(self, token: str | None = None) -> str:
+        """The first page, with the token that it needs."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}/{f'?token={token}' if token else ''}"
+
+
+def listen(host: str, port: int) -> Address:
+    """Listen at the first free port from `port` on; 0: any.
+
+    Raises UserError: the host is not of this machine, or no port is free or allowed.
+    """
+    try:
+        family, _, _, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError):
+        raise UserError(f"--host {host} is not an address of this machine") from None
+    for number in range(port, min(port + _PORTS, 65536) if port else 1):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((found[0], number))
+            listener.listen(128)
+        except OSError as error:
+            listener.close()
+            if error.errno != errno.EADDRINUSE:
+                raise UserError(f"--host {host} --port {number} cannot be used: {error.strerror}") from None
+            continue
+        listener.setblocking(False)
+        return Address(listener, _reachable(host), listener.getsockname()[1])
+    raise UserError(f"no port from {port} to {number} is free; choose another --port, or --port 0 for any")
+
+
+def _reachable(host: str) -> str:
+    """A name for the host that a browser accepts: 0.0.0.0 and :: stand for all addresses of the machine."""
+    try:
+        return socket.gethostname() if ipaddress.ip_address(host).is_unspecified else host
+    except ValueError:
+        return host
+
+
+def machine_names(host: str) -> set[str]:
+    """The names by which browsers may call a server whose address has this host."""
+    return {host, socket.gethostname(), socket.getfqdn()}
+
+
+def serve(app: ASGIApp, address: Address) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",  # the application says itself what went wrong
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    with _ending_quietly():
+        uvicorn.Server(config).run(sockets=[address.socket])
+
+
+@contextmanager
+def _ending_quietly() -> Iterator[None]:
+    """uvicorn, once it has stopped, raises the signals again that stopped it; here they have done what they should."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def open_browser(url: str, opened: Callable[[str], bool] = webbrowser.open) -> bool:
+    """Open a page in the user's browser, without waiting for it; False: this machine shows no windows.
+
+    There, Python would start a browser for terminals, which takes the terminal from the server.
+    """
+    if sys.platform.startswith("linux") and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))):
+        return False
+    threading.Thread(target=opened, args=(url,), daemon=True).start()
+    return True

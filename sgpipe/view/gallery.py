@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sgpipe.view.query import QueryError
+from sgpipe.view.filters import QueryError
 from sgpipe.view.search import Box, Filters, Hit, Page, facets, queues, search
 from sgpipe.view.web import freshness_of, gallery_url, image_url, json_response, relation_key, render, viewer_of
 from sgpipe.viz.draw_relations import arrow_head, curve, polyline

@@ -81,17 +81,20 @@ def curve(subject: Rectangle, object_: Rectangle, short: float = 0.0, bend: floa
         start, end = middle(subject, 0.25), middle(object_, 0.75)
     across, down = end[0] - start[0], end[1] - start[1]
     control = ((start[0] + end[0]) / 2 + bend * down, (start[1] + end[1]) / 2 - bend * across)
-    return [_bezier(start, control, end, step / _STEPS) for step in range(_STEPS + 1)]
+    points = []
+    for t in (step / _STEPS for step in range(_STEPS + 1)):
+        weights = ((1 - t) ** 2, 2 * t * (1 - t), t**2)
+        x, y = (sum(w * p[axis] for w, p in zip(weights, (start, control, end), strict=True)) for axis in (0, 1))
+        points.append((x, y))
+    return points
 
 
 def arrow_head(points: Sequence[Point], length: float) -> list[Point]:
     """The triangle at the end of a curve."""
     (tip_x, tip_y), (from_x, from_y) = points[-1], points[max(-5, -len(points))]
     angle = math.atan2(tip_y - from_y, tip_x - from_x)
-    wings = [
-        (tip_x - length * math.cos(angle + turn), tip_y - length * math.sin(angle + turn)) for turn in (0.45, -0.45)
-    ]
-    return [(tip_x, tip_y), *wings]
+    turned = (angle + 0.45, angle - 0.45)
+    return [(tip_x, tip_y), *((tip_x - length * math.cos(at), tip_y - length * math.sin(at)) for at in turned)]
 
 
 def along(points: Sequence[Point], size: Point) -> list[Point]:
@@ -100,12 +103,6 @@ def along(points: Sequence[Point], size: Point) -> list[Point]:
     steps = [half + aside * len(points) // _STEPS for aside in (0, -2, 2, -4, 4, -6, 6)]
     spots = [points[step] for step in steps]
     return spots + [(x + a * size[0] / 2, y + b * size[1]) for x, y in spots[:5] for a, b in _AROUND]
-
-
-def _bezier(start: Point, control: Point, end: Point, t: float) -> Point:
-    weights = ((1 - t) ** 2, 2 * t * (1 - t), t**2)
-    x, y = (sum(w * p[axis] for w, p in zip(weights, (start, control, end), strict=True)) for axis in (0, 1))
-    return (x, y)
 
 
 Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
@@ -160,14 +157,8 @@ def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relat
 
 
 def draw_card(image: Image.Image | None, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """The image with its relations, `width` pixels wide, and a list of the relations below.
-
-    Without an image, a grey placeholder is drawn.
-    """
-    if image is None:
-        top = _no_image(record, width)
-    else:
-        top = draw_relations(image, record, relations, width)
+    """Draw the image, or a grey placeholder, `width` pixels wide, and a list of the relations below."""
+    top = _no_image(record, width) if image is None else draw_relations(image, record, relations, width)
     bottom = _listing(record, relations, width)
     card = Image.new("RGB", (width, top.height + bottom.height), _PAPER)
     card.paste(top, ((width - top.width) // 2, 0))
@@ -297,12 +288,9 @@ def _listing(record: Record, relations: Sequence[Relation], width: int) -> Image
     step, margin = _TEXT + 6, 8
     canvas = Image.new("RGB", (width * _SCALE, (step * (len(relations) + 1) + 2 * margin) * _SCALE), _PAPER)
     pen, letters = ImageDraw.Draw(canvas), font(_TEXT * _SCALE)
-    total = (
-        ""
-        if len(relations) == len(record.relations)
-        else f" · {len(relations)} of {count(len(record.relations), 'relation')}"
-    )
-    title = fit(f"{record.image_id}{total}", letters, (width - 2 * margin) * _SCALE)
+    total = f" · {len(relations)} of {count(len(record.relations), 'relation')}"
+    title = f"{record.image_id}{'' if len(relations) == len(record.relations) else total}"
+    title = fit(title, letters, (width - 2 * margin) * _SCALE)
     pen.text((margin * _SCALE, (margin + step / 2) * _SCALE), title, fill=_QUIET, font=letters, anchor="lm")
     names = object_names(record.objects)
     for number, relation in enumerate(relations, 1):

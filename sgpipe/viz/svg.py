@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape as escape_markup
 
 from sgpipe.utils.console import single_line
-from sgpipe.viz.draw_relations import Point
+from sgpipe.viz.draw_relations import Point, polyline
 
 WIDTH, HEIGHT = 560, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 46
@@ -83,9 +83,7 @@ class Plot:
             f'<g transform="translate(0 {_TITLE})">',
             *_body(self, _COLOURS),
             *_legend(self),
-            "</g>",
-            "</svg>",
-            "",
+            "</g>\n</svg>\n",
         ]
         return "\n".join(parts)
 
@@ -106,8 +104,7 @@ def _body(plot: Plot, colours: Sequence[str] = ()) -> Iterator[str]:
     yield "</g>"
     for number, line in enumerate(plot.lines):
         stroke = f' stroke="{colours[number % len(colours)]}"' if colours else ""
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in line.points)
-        yield f'<polyline class="{line.kind}" points="{points}"{stroke}/>'
+        yield f'<polyline class="{line.kind}" points="{polyline(line.points)}"{stroke}/>'
         for (x, y), text in zip(line.points, line.texts, strict=False):
             tooltip = f"<title>{escape(text)}</title>"
             yield f'<circle class="{line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{tooltip}</circle>'
@@ -173,16 +170,11 @@ def unit_square(
     size: tuple[int, int] = (WIDTH, HEIGHT),
     x_end: float = 1,
 ) -> Plot:
-    """Lines between 0 and 1 on the y axis, and 0 and `x_end` on the x axis, each with its kind, name, points and
-    tooltips; `size` is in pixels.
-    """
+    """Return lines of a kind, name, points and tooltips: y from 0 to 1, x to `x_end`; `size` is in pixels."""
     width, height = size
     right, bottom = width - _RIGHT, height - _BOTTOM
     x, y = _Scale(0, x_end, _LEFT, right), _Scale(0, 1, bottom, _TOP)
-    drawn = [
-        Line([(x(a), y(b)) for a, b in points], list(texts), kind, line_name)
-        for kind, line_name, points, texts in lines
-    ]
+    drawn = [Line([(x(a), y(b)) for a, b in points], list(texts), kind, own) for kind, own, points, texts in lines]
     marks = [step / 5 for step in range(6)]
     x_ticks = [Tick(x(mark * x_end), f"{mark:.1f}" if x_end == 1 else short(mark * x_end)) for mark in marks]
     y_ticks = [Tick(y(mark), f"{mark:.1f}") for mark in marks]

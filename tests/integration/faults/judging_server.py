@@ -14,9 +14,8 @@ from rich.console import Console
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.utils.console import Progress
-from sgpipe.view.app import create_app
+from sgpipe.view.app import LOCAL, create_app, listen, serve
 from sgpipe.view.security import Access
-from sgpipe.view.serve import LOCAL, listen, serve
 from sgpipe.view.web import Viewer
 
 

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.view.serve import Address
+from sgpipe.view.app import Address
 from tests.sgpipe.training.data.runs import make_run
 from tests.sgpipe.view.gallery_run import record
 
@@ -35,9 +35,9 @@ def start(root: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         served.append(application)
         address.socket.close()
 
-    monkeypatch.setattr("sgpipe.view.serve.serve", serve)
+    monkeypatch.setattr("sgpipe.view.app.serve", serve)
     opened: list[str] = []
-    monkeypatch.setattr("sgpipe.view.serve.open_browser", opened.append)
+    monkeypatch.setattr("sgpipe.view.app.open_browser", opened.append)
 
     def start_(*options: str) -> tuple[Result, TestClient]:
         result = CliRunner().invoke(app, ["view", str(root), "--no-browser", *options], catch_exceptions=False)

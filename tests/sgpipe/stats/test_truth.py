@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.stats.ground_truth import measure_against_ground_truth
+from sgpipe.stats.precision import measure_against_ground_truth
 from sgpipe.storage.run_folder import GroundTruth
 from tests.sgpipe.stats.runs import make_shards, scene
 

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 
-from sgpipe.view.query import Pattern, Query, QueryError, RunNames, parse
+from sgpipe.view.filters import Pattern, Query, QueryError, RunNames, parse
 
 VOCABULARY = RunNames(
     predicates=("on", "riding", "sitting on", "next to", "to", "holding", "Riding", "a|b"),

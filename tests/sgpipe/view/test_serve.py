@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.view.serve import Address, listen
+from sgpipe.view.app import Address, listen
 
 
 def test_the_next_free_port_is_taken() -> None:
