@@ -78,14 +78,9 @@ def test_gzip_is_never_decompressed_as_a_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (GZIP[:-1], "cut short: its gzip data end in the middle"),
-        (GZIP[:-9], "cut short: its gzip data end in the middle"),
-        (GZIP[: len(GZIP) // 2], "cut short: its gzip data end in the middle"),
-        (GZIP[:3], "cut short: its gzip data end in the middle"),
-        (flipped(-5), "corrupt: its gzip data are damaged"),
-        (flipped(2), "corrupt: its gzip data are damaged"),
-        (flipped(len(GZIP) // 2), "corrupt: its gzip data are damaged|not valid|cut short"),
-        (GZIP + b"rest", "corrupt: its gzip data are damaged"),
+        *((GZIP[:end], "cut short") for end in (-1, -9, len(GZIP) // 2, 3)),
+        *((damaged, "corrupt") for damaged in (flipped(-5), flipped(2), GZIP + b"rest")),
+        (flipped(len(GZIP) // 2), "corrupt|not valid|cut short"),
         (gzip.compress(TEXT[:-5], mtime=0), "cut short"),
         (gzip.compress(b"", mtime=0), "is empty"),
         (b"", "is empty"),

@@ -6,7 +6,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Pair, Triplet
-from sgpipe.stats.measures import measure
+from sgpipe.stats.measures import measure, measure_long_tail
 from sgpipe.stats.terminal import overview
 from tests.sgpipe.stats.agreement import assert_thresholds_are_numpys, assert_totals_are_pyarrows, column, read
 from tests.sgpipe.stats.runs import labelled_records, make_shards, scene
@@ -24,11 +24,8 @@ def rows(root):
     return read(root)
 
 
-def test_totals_are_what_pyarrow_counts(root, rows):
+def test_totals_are_what_pyarrow_counts_and_thresholds_what_numpy_counts(root, rows):
     assert_totals_are_pyarrows(root, rows)
-
-
-def test_thresholds_are_what_numpy_counts(root, rows):
     assert_thresholds_are_numpys(root, rows)
 
 
@@ -62,7 +59,7 @@ def test_images_without_relations_say_what_they_lack(tmp_path):
     for number, (noun, _) in enumerate(_LACKING):
         record = scene(str(number), captions=["a dog on a cup"])
         record.triplets = [_triplet("dog", "cup")]
-        record.pairs = [_pair()]
+        record.pairs = [Pair(0, 1, ["on"])]
         if noun == "objects":
             record.objects = []
         elif noun == "match":
@@ -90,10 +87,6 @@ _LACKING = [
 
 def _triplet(subject, object_):
     return Triplet("a dog", "on", "a cup", "dog", "cup", "on", 0, subject, object_)
-
-
-def _pair():
-    return Pair(0, 1, ["on"])
 
 
 def test_errors_are_told_apart_by_kind_not_by_image(tmp_path):
@@ -141,3 +134,27 @@ def test_yields_leave_out_what_no_stage_has_finished(tmp_path):
     for record in records:
         record.fail("caption", "no image")
     assert set(measure(make_shards(tmp_path / "failed", records)).yields.values()) == {None}
+
+
+def test_equal_counts_have_no_inequality():
+    tail = measure_long_tail([7] * 16)
+    assert (tail.kinds, tail.total, tail.half) == (16, 112, 8)
+    assert tail.gini == pytest.approx(0)
+    assert tail.entropy == pytest.approx(4)
+    assert tail.effective_kinds == pytest.approx(16)
+    assert tail.head_share == pytest.approx(10 / 16)
+
+
+def test_one_that_has_nearly_everything():
+    tail = measure_long_tail([1, 1, 1, 997])
+    # Mean absolute difference over all ordered pairs, divided by twice the mean: the definition of the coefficient.
+    counts = [1, 1, 1, 997]
+    gini = sum(abs(a - b) for a in counts for b in counts) / 16 / (2 * 250)
+    assert tail.gini == pytest.approx(gini)
+    assert (tail.half, tail.singletons) == (1, 3)
+    assert str(measure_long_tail([5]).entropy) == "0.0"
+    assert tail.entropy < 0.05
+
+
+def test_nothing():
+    assert measure_long_tail([]).kinds == measure_long_tail([]).total == 0
