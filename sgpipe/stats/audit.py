@@ -213,23 +213,18 @@ def _quality(measures: Measures, precision_unknown: bool) -> Iterator[Finding]:
     yield from _agreement(measures.agreement)
     yield from _opinion(measures.opinion)
     ill = [check for check in measures.health if check.count]
+    usable = measures.rows > sum(measures.errors.values())
     if ill:
         worst = max(ill, key=lambda check: check.share)
         grade = "fair" if worst.share < _ILL else "bad"
         yield Finding(QUALITY, grade, f"{len(ill)} of {len(measures.health)} health checks found problems, most often: "
                       f"{worst.title} ({worst.share:.1%} of {worst.of}).")  # fmt: skip
-    elif is_checked(measures):
+    elif usable and any(check.total for check in measures.health if check.of != "boxes"):
         yield Finding(QUALITY, "good", f"All {len(measures.health)} health checks passed.")
-    elif measures.totals["relations"] and measures.rows > sum(measures.errors.values()):
+    elif usable and measures.totals["relations"]:
         yield Finding(QUALITY, "plain", "There are no captions to check, and the relations are below the threshold.")
     else:
         yield Finding(QUALITY, "plain", "There are no relations or captions to check.")
-
-
-def is_checked(measures: Measures) -> bool:
-    """Whether there is anything that the health checks could find wrong, besides boxes and error rows."""
-    usable = measures.rows > sum(measures.errors.values())
-    return usable and any(check.total for check in measures.health if check.of != "boxes")
 
 
 def _agreement(agreement: AgreementMeasures | None) -> Iterator[Finding]:
@@ -276,19 +271,14 @@ def _to_drop(measures: Measures) -> Iterator[Finding]:
     for check in sorted(measures.health, key=lambda check: -check.share):
         if check.count:
             yield Finding(DROP, "fair", f"{check.count:,} × {check.title}. {check.advice}")
-    if (
-        measures.rows > sum(measures.errors.values())
-        and not below
-        and not any(check.count for check in measures.health)
-    ):
+    usable = measures.rows > sum(measures.errors.values())
+    if usable and not below and not any(check.count for check in measures.health):
         yield Finding(DROP, "good", "Nothing.")
 
 
 def _training(measures: Measures) -> Iterator[Finding]:
-    obstacles = list(_obstacles(measures))
-    if not obstacles:
-        yield Finding(TRAINING, "good", "No problems found.")
-    yield from (Finding(TRAINING, grade, text) for grade, text in obstacles)
+    obstacles = [Finding(TRAINING, grade, text) for grade, text in _obstacles(measures)]
+    yield from obstacles or [Finding(TRAINING, "good", "No problems found.")]
 
 
 def _obstacles(measures: Measures) -> Iterator[tuple[Grade, str]]:

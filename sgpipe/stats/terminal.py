@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgpipe.stats.audit import Audit, Comparison, is_checked, percent, share_text
+from sgpipe.stats.audit import Audit, Comparison, percent, share_text
 from sgpipe.stats.judgements import JudgementMeasures
 from sgpipe.stats.measures import TOTALS, Check, Measures
 from sgpipe.stats.precision import CalibrationBin, GroundTruthMeasures, ScoreQuality
@@ -35,7 +35,8 @@ def print_tables(audit: Audit, console: Console) -> None:
         console.print(_ranking("reason", "images without relations", measures.without_relations))
     if measures.errors:
         console.print(_ranking("error", "images", measures.errors))
-    console.print(_health(measures))
+    if any(check.count for check in measures.health):
+        console.print(_health(measures))
     for extra in (
         *comparison_tables(audit.comparison),
         *ground_truth_tables(audit.ground_truth, measures.threshold_of),
@@ -141,14 +142,8 @@ def _triplets(measures: Measures) -> Table:
     return table(_frequent(measures.triplet_kinds, "triplet", _TRIPLETS), heads, rows)
 
 
-def _health(measures: Measures) -> Table | str:
+def _health(measures: Measures) -> Table:
     failed = [check for check in measures.health if check.count]
-    if not failed and not any(check.total for check in measures.health):
-        return "There are no relations, boxes or captions to check."
-    if not failed and not is_checked(measures):
-        return "The boxes passed the health checks; there are no relations or captions to check."
-    if not failed:
-        return f"All {len(measures.health)} health checks passed."
     rows = [(check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", _example(check)) for check in failed]
     title = f"health: {len(failed)} of {len(measures.health)} checks found problems"
     return table(title, ["problem", ">count", ">share", "example"], rows)

@@ -309,16 +309,14 @@ def _take_over(
     return {file for (file,) in connection.execute("select file from unchanged").fetchall()}
 
 
+@dataclass(frozen=True)
 class _Reader:
     """Reads shards into the temporary database."""
 
-    def __init__(
-        self, files: RunFiles, states: Mapping[str, str], connection: duckdb.DuckDBPyConnection, folder: Path
-    ) -> None:
-        self._files = files
-        self._states = states
-        self._connection = connection
-        self._folder = folder
+    _files: RunFiles
+    _states: Mapping[str, str]
+    _connection: duckdb.DuckDBPyConnection
+    _folder: Path
 
     def read(self, names: Sequence[str], progress: Progress) -> None:
         """Read these shards, several at once."""

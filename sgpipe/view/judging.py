@@ -52,12 +52,7 @@ def routes() -> list[Route]:
 
 
 async def judge(request: Request) -> Response:
-    """Write a judgement into the file of the run before it is acknowledged; one that is there already is not repeated.
-
-    Status 400: it is not a judgement; 403: the run is read-only; 404: the run has no such relation, or there is no such
-    plan or judgement to take back; 409: the page is about another run, the one to take back is somebody else's, or the
-    relation to add is there; 507: the disk is full; 503: it cannot be written for another reason.
-    """
+    """Write a judgement into the file of the run before it is acknowledged; a repeated one is not written again."""
     values = await posted(request)
     return await run_in_threadpool(_judge, viewer_of(request), values)
 
@@ -164,10 +159,7 @@ def judgements_of_image(request: Request) -> Response:
 
 
 async def draw_plan(request: Request) -> Response:
-    """Draw a stratified sample and write it into the file of judgements.
-
-    Status 400: a value is none; 422: there are no such relations, or the search cannot be understood; else as `judge`.
-    """
+    """Draw a stratified sample and write it into the file of judgements."""
     values = await posted(request)
     return await run_in_threadpool(_draw_plan, request, values)
 
@@ -228,10 +220,7 @@ def _summary(plan: SamplingPlan) -> dict[str, Any]:
 
 
 def plan_progress(request: Request) -> Response:
-    """One plan: precision with its 95% interval, how many more judgements until ±3%, and the next open question.
-
-    Status 404: there is no such plan.
-    """
+    """Return a plan's precision, how many more judgements it takes until ±3%, and the next open question."""
     viewer = viewer_of(request)
     viewer.judgements.reload()
     plan = _plan(viewer, request.path_params["plan"])

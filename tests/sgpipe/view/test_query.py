@@ -40,7 +40,7 @@ def test_terms_are_combined() -> None:
     query = read('person riding horse, dog on * "a red umbrella" -holding -"no dog" -cat * *')
     assert query.patterns == (Pattern(("person",), ("riding", "Riding"), ("horse",)), Pattern(("dog",), ("on",)))
     assert query.captions == ("a red umbrella",)
-    assert query.without == (Pattern(subject=("cat",)), Pattern(predicate=("holding",)))
+    assert query.without == (Pattern(predicate=("holding",)), Pattern(subject=("cat",)))
     assert query.without_captions == ("no dog",)
 
 
