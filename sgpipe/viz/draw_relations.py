@@ -81,7 +81,7 @@ def curve(subject: Rectangle, object_: Rectangle, short: float = 0.0, bend: floa
         start, end = middle(subject, 0.25), middle(object_, 0.75)
     across, down = end[0] - start[0], end[1] - start[1]
     control = ((start[0] + end[0]) / 2 + bend * down, (start[1] + end[1]) / 2 - bend * across)
-    points = []
+    points: list[Point] = []
     for t in (step / _STEPS for step in range(_STEPS + 1)):
         weights = ((1 - t) ** 2, 2 * t * (1 - t), t**2)
         x, y = (sum(w * p[axis] for w, p in zip(weights, (start, control, end), strict=True)) for axis in (0, 1))
