@@ -217,8 +217,8 @@ class Judgements:
         return len(self.correct)
 
     def __getitem__(self, chosen: NDArray[np.bool_]) -> Judgements:
-        arrays = (self.images, self.confidence, self.correct, self.weight)
-        return Judgements(self.by, *(each[chosen] for each in arrays))
+        images, confidence = self.images[chosen], self.confidence[chosen]
+        return Judgements(self.by, images, confidence, self.correct[chosen], self.weight[chosen])
 
     @property
     def held_out(self) -> NDArray[np.bool_]:
