@@ -22,10 +22,6 @@ from typing import Any, cast
 from uuid import uuid4
 
 import pyarrow as pa
-
-import sgpipe.utils.ray_cluster  # noqa: F401 - before Ray
-
-# isort: split
 import ray
 import ray.data
 from ray.actor import ActorHandle
@@ -215,6 +211,7 @@ def run_units(
 def _run_once(
     stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
 ) -> Generator[ShardEntry, None, None]:
+    _configure()  # first: a dataset keeps the context that it is made in
     blocks = [_entering(units[at : at + _UNITS_PER_BLOCK]) for at in range(0, len(units), _UNITS_PER_BLOCK)]
     entering = ray.data.from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU
     pools, placed = reserve(plan_pools(stages, len(units)))
@@ -289,6 +286,16 @@ def kill_actors(name: str) -> None:
                 ray.kill(ray.get_actor(each))
 
 
+def _configure() -> None:
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # more than units, if few are left
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1  # byte: every row is a block of its own
+    context._max_num_blocks_in_streaming_gen_buffer = _UNITS_AT_ONCE  # else two: Ray then passes on 20 units a second
+
+
 def _graph(
     name: str,
     entering: ray.data.Dataset,
@@ -299,13 +306,6 @@ def _graph(
     limit: ActorHandle,
     isolated: bool,
 ) -> ray.data.Dataset:
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # more than units, if few are left
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = 1  # byte: every row is a block of its own
-    context._max_num_blocks_in_streaming_gen_buffer = _UNITS_AT_ONCE  # else two: Ray then passes on 20 units a second
     runner = IsolatedRunner if isolated else StageRunner
     on_driver: Callable[[], dict[str, Any]] = partial(dict, scheduling_strategy=on_driver_node())
     dataset = _mapped(entering, name, Entrance, (limit,), 1, {}, on_driver)

@@ -47,6 +47,7 @@ from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count, single_line
 from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
+from sgpipe.utils.ray_cluster import prepare_ray
 
 _MOST_LOOKED_FOR, _AT_ONCE = 100_000, 1000  # images of a split
 
@@ -145,6 +146,7 @@ class _Run:
         if runs_locally(recipe, stages, sum(unit.rows for unit in units)):
             self._engine = self._local or LocalEngine(stages)
         else:
+            prepare_ray(recipe.engine.address)
             from sgpipe.generation.ray_engine import RayEngine
 
             self._engine = RayEngine()

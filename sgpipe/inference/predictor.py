@@ -24,6 +24,7 @@ from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
 from sgpipe.utils.gpu_memory import enough_memory
 from sgpipe.utils.prefetch import prefetch
+from sgpipe.utils.ray_cluster import prepare_ray, start_ray, worker_failure
 
 _PREFETCH = 2  # batches
 
@@ -145,11 +146,10 @@ class _Worker:
 
 
 def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
+    prepare_ray()
     import ray  # takes a second to import, and only several workers need it
     from ray.exceptions import RayError, RayTaskError
     from ray.util import ActorPool
-
-    from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
     progress = Progress()
     progress.say("starting Ray")

@@ -35,6 +35,7 @@ from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import check_devices, pick_device
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.locking import only_process
+from sgpipe.utils.ray_cluster import prepare_ray
 
 _RUN, _RECIPE = "run.json", "recipe.yaml"
 
@@ -117,6 +118,7 @@ def _run(job: TrainingJob, progress: Progress) -> None:
     by_steps = options.steps is not None or job.recipe.output.validate_every_steps is not None
     with TrainingDisplay(progress.console, None if by_steps else options.epochs) as display:
         if job.recipe.workers.count > 1:
+            prepare_ray(job.recipe.workers.address)
             from sgpipe.training.workers import run_workers
 
             run_workers(job, display, progress)

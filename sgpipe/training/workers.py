@@ -11,9 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import sgpipe.utils.ray_cluster  # noqa: F401 - before Ray
-
-# isort: split
 import ray
 import ray.train
 import torch

@@ -1,7 +1,7 @@
-"""Starting or joining Ray. Import this module before Ray, which reads its environment once.
+"""Starting or joining Ray, which reads its environment when it is imported: here, only by the functions that need it.
 
-From 2.59 on, `ray start --head` requires a token of everyone who joins as soon as its machine has one, such as the one
-that a local run writes to ~/.ray/auth_token; but Ray presents a token only if RAY_AUTH_MODE=token is set.
+Ray can require a token of everyone who joins. From 2.59 on, `ray start --head` does so as soon as its machine has one,
+but Ray presents it only if RAY_AUTH_MODE=token is set, and with that an open cluster cannot answer.
 """
 
 from __future__ import annotations
@@ -10,31 +10,57 @@ import logging
 import os
 import platform
 import re
+import secrets
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_TOKENS = (os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH"))
-if "ray" not in sys.modules and (any(_TOKENS) or Path("~/.ray/auth_token").expanduser().exists()):
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+from sgpipe.errors import EngineError
+from sgpipe.utils import __version__
+
+if TYPE_CHECKING:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_MODE, _TOKEN, _TOKEN_PATH, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"
+_CONNECT_SECONDS = 5
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data makes every driver report an error that is none
 
-import ray  # noqa: E402
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
-from sgpipe.errors import EngineError  # noqa: E402
-from sgpipe.utils import __version__  # noqa: E402
+def prepare_ray(address: str | None = None) -> None:
+    """Choose how Ray authenticates at `address` (None: on this machine alone). Call it before Ray is imported.
 
-_CONNECT_SECONDS = 5
+    A local Ray gets a token in memory. In ~/.ray/auth_token, where Ray would write one, it would also lock the clusters
+    that are started here later.
+    """
+    if "ray" in sys.modules or _MODE in os.environ:
+        return
+    has_token = any(map(os.environ.get, (_TOKEN, _TOKEN_PATH))) or Path(_TOKEN_FILE).expanduser().exists()
+    if address is None:
+        os.environ[_MODE] = "token"
+        if not has_token:
+            os.environ[_TOKEN] = secrets.token_hex(32)
+    elif has_token:
+        os.environ[_MODE] = "disabled" if _is_open(address) else "token"
+
+
+def _is_open(address: str) -> bool:
+    """Return whether the cluster answers without a token. Only a process of its own can find out."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status"]
+    command += [] if address == "auto" else ["--address", address]
+    environment = {**os.environ, _MODE: "disabled", "RAY_gcs_rpc_server_connect_timeout_s": str(_CONNECT_SECONDS)}
+    return not subprocess.run(command, env=environment, capture_output=True, check=False).returncode
 
 
 def start_ray(address: str | None = None, cpus: int | None = None) -> None:
     """Join the cluster at `address`, or start one on this machine with `cpus` CPUs (None: all). Raises EngineError."""
+    import ray
+
     if ray.is_initialized():
         return
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -59,6 +85,9 @@ def software() -> str:
 
 def on_driver_node() -> NodeAffinitySchedulingStrategy:
     """Schedule an actor on the driver's machine, so that it is lost only together with the driver."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 

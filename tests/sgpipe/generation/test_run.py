@@ -110,7 +110,8 @@ def test_a_folder_without_a_single_image_is_refused(coco, tagger, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "ray"])
 def test_rows_do_not_depend_on_units_or_the_engine(finished, coco, tagger, tmp_path, kind):
-    run(coco, tagger, tmp_path / "out", engine__unit_size=5, engine__kind=kind, engine__cpus=2)
+    """With more units than may be in progress at once."""
+    run(coco, tagger, tmp_path / "out", engine__unit_size=1, engine__kind=kind, engine__cpus=2)
     assert rows(tmp_path / "out") == rows(finished)
 
 
