@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -118,7 +119,9 @@ class StorePath:
         return self.location.rpartition("/")[2]
 
     def __truediv__(self, name: str) -> StorePath:
-        return StorePath(f"{self.location}/{name}{self._options}")
+        child = copy(self)  # not parsed again: a name may have a "?", which must not become an option
+        child._prefix = "/".join(part for part in f"{self._prefix}/{name}".split("/") if part not in ("", "."))
+        return child
 
     def __str__(self) -> str:
         return self.location
@@ -131,9 +134,6 @@ class StorePath:
 
     def __hash__(self) -> int:
         return hash(self.uri)
-
-    def __reduce__(self) -> tuple[type[StorePath], tuple[str]]:
-        return StorePath, (self.uri,)
 
     def check(self) -> None:
         """Raises UserError: there is no such bucket, or it may not be listed; StoreError: it cannot be reached."""

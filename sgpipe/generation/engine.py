@@ -19,7 +19,7 @@ from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Reso
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import CachingStage, ModelStage, Stage, Usage
 from sgpipe.stages.endpoint import CacheFolder
-from sgpipe.storage.manifest import Manifest, ShardEntry
+from sgpipe.storage.manifest import Manifest, ShardEntry, WriterClaim
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import read_file, revision_of, shard_name, write_shard
 from sgpipe.storage.source_index import read_records
@@ -72,9 +72,10 @@ class UnitReader:
 
 @dataclass(frozen=True)
 class UnitWriter:
-    """The finished records of a work unit → its shard."""
+    """The finished records of a work unit → its shard. Raises StoreError: another run has claimed the store."""
 
     storage: Location
+    claim: WriterClaim | None = None
 
     def __call__(self, unit: WorkUnit, records: list[Record], usage: Usage) -> ShardEntry:
         if unit.errors_only and unit.replaces:
@@ -83,6 +84,8 @@ class UnitWriter:
             records = [record if record.ok else next(redone) for record in earlier]
         name = shard_name(unit.split, unit.start, unit.stop, unit.revision)
         seconds = {name: round(value, 3) for name, value in usage.seconds.items()}
+        if self.claim:  # or a run that was taken over would replace shards of the later one
+            self.claim.check()
         entry = write_shard(self.storage, name, unit.split, unit.start, records, seconds)
         return replace(entry, gpus=usage.gpus)
 

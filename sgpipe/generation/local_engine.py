@@ -8,6 +8,7 @@ process each (`IsolatedRunner`), which finds the image responsible.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -65,10 +66,11 @@ class WorkerProcess:
             self.pipe.send(message)
 
     def end(self, patience: float = 0) -> int:
-        """Kill the process, unless it ends within `patience` seconds; returns its exit code."""
+        """Kill the process, unless it ends within `patience` seconds, and what it started; returns its exit code."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(patience)
-        self.process.kill()
+        with suppress(ProcessLookupError):  # the session of the worker, which isolates images in another process
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.pipe.close()
         os.close(self.lifeline)
         return self.process.wait()
@@ -182,7 +184,7 @@ def serve(pipe: int, lifeline: int) -> None:
 
 def _end_with_driver(lifeline: int) -> None:
     os.read(lifeline, 1)  # returns when the other end is closed
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)  # of this session, with the process that isolates images
 
 
 class _Work:

@@ -84,11 +84,13 @@ def generate(
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
             run.plan()
-        units = run.missing_units(retry_failed)
-        if units:
-            units = run.start_engine(units)
-        run.tidy(units, retry_failed)
-        mirror.copy()
+            units = run.missing_units(retry_failed)
+            if units:
+                units = run.start_engine(units)
+            mirror.has_work = bool(units)
+        if mirror.is_owner:
+            run.tidy(units, retry_failed)
+            mirror.copy()
         if units:
             run.label(units, mirror)
         else:
@@ -175,7 +177,7 @@ class _Run:
         with (
             mirror,
             self.progress.images(sum(unit.rows for unit in units)) as advance,
-            closing(self._engine.run(units, reader, UnitWriter(storage))) as shards,
+            closing(self._engine.run(units, reader, UnitWriter(storage, self.folder.claim))) as shards,
         ):
             for shard in shards:
                 written = time.time() if self.folder.store else (self.folder.root / shard.file).stat().st_mtime

@@ -330,7 +330,7 @@ def _key(content: bytes) -> bytes:
 
 
 _CHAT, _MODELS = "/chat/completions", "/models"
-_CONNECT_SECONDS, _PAUSE = 15, 0.5
+_CONNECT_SECONDS, _PAUSE, _LONGEST_PAUSE, _LONGEST_RETRY_AFTER = 15, 0.5, 8.0, 300.0
 _AHEAD = 4  # requests that are prepared, or answered out of order, per request under way
 _CONTROL = ChatRequest(conversation("Say yes."), ChatSampling(max_tokens=8))
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
@@ -342,11 +342,14 @@ Result = TypeVar("Result")
 
 
 class RequestError(Exception):
-    """A request without an answer. status: of HTTP, or 0 if there is none or the answer cannot be read."""
+    """A request without an answer.
 
-    def __init__(self, reason: str, status: int = _NO_ANSWER) -> None:
+    status: of HTTP, or 0 if there is none or the answer cannot be read. wait: seconds that the server wants.
+    """
+
+    def __init__(self, reason: str, status: int = _NO_ANSWER, wait: str = "") -> None:
         super().__init__(reason)
-        self.status = status
+        self.status, self.wait = status, int(wait) if wait.isdecimal() else 0
 
 
 class ChatEndpoint:
@@ -418,7 +421,7 @@ class ChatEndpoint:
             names = [str(each["id"]) for each in (await self._send(_MODELS))["data"]]
         except RequestError as error:
             raise UserError(f"the endpoint {self.url} does not answer: {error}") from None
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             raise UserError(f"{self.url} does not answer like the OpenAI chat API: it lists no models") from None
         # Servers append a date, a revision or a tag.
         served = re.compile(rf"{re.escape(self.model)}(-\d{{4}}-?\d\d-?\d\d|[@:].+)?")
@@ -465,45 +468,45 @@ class ChatEndpoint:
 
         Raises RequestError if the server answers, but not this request, or UserError, EngineError: see the class.
         """
-        attempts = self.requests.retries + 1
-        try:
-            return await self._attempt(request, self.requests.retries)
-        except RequestError as error:
-            if error.status in _REJECTED:
-                raise
-            if error.status == _NOT_FOUND:
+        for failures in range(self.requests.retries + 1):
+            try:
+                return await self._attempt(request)
+            except RequestError as error:
+                failed = error
+            if failed.status in _REJECTED:
+                raise failed
+            if failed.status == _NOT_FOUND:
                 await self._check_models()
-                raise UserError(f"{self.url} has no chat API ({error}); the URL often ends in /v1") from None
-            reason = f"{error}, {count(attempts, 'attempt')}"
-            if error.status != _LIMITED and await self._answers_others():
-                raise RequestError(reason) from None
-            raise EngineError(f"the endpoint {self.url} does not answer: {reason}") from None
+                raise UserError(f"{self.url} has no chat API ({failed}); the URL often ends in /v1")
+            if failures < self.requests.retries:
+                pause = max(failed.wait, min(_PAUSE * 2**failures, _LONGEST_PAUSE))
+                await asyncio.sleep(min(pause, _LONGEST_RETRY_AFTER))
+        reason = f"{failed}, {count(self.requests.retries + 1, 'attempt')}"
+        if failed.status != _LIMITED and await self._answers_others():
+            raise RequestError(reason)
+        raise EngineError(f"the endpoint {self.url} does not answer: {reason}")
 
     async def _answers_others(self) -> bool:
         """Return whether the server answers another, short request: then it cannot cope with the one that failed."""
         try:
-            await self._attempt(_CONTROL, 0)
+            await self._attempt(_CONTROL)
         except (RequestError, EngineError):
             return False
         return True
 
-    async def _attempt(self, request: ChatRequest, retries: int) -> list[Choice]:
+    async def _attempt(self, request: ChatRequest) -> list[Choice]:
         limit = self._limit
         try:
-            completion = await self._send(_CHAT, request.fields(self.model, limit), retries)
-            return read_choices(completion, request.logprobs)
-        except ValueError as error:  # openai tries again what fails, but not what cannot be read
-            if retries == 0:
-                raise RequestError(self._hidden(str(error))) from None
-            await asyncio.sleep(_PAUSE)
-            return await self._attempt(request, retries - 1)
+            return read_choices(await self._send(_CHAT, request.fields(self.model, limit)), request.logprobs)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(self._hidden(str(error))) from None
         except RequestError as error:
             if limit == MAX_COMPLETION_TOKENS or MAX_COMPLETION_TOKENS not in str(error):
                 raise
             self._limit = MAX_COMPLETION_TOKENS  # newer models of OpenAI require this name
-            return await self._attempt(request, retries)
+            return await self._attempt(request)
 
-    async def _send(self, path: str, fields: Mapping[str, Any] | None = None, retries: int = 0) -> Any:
+    async def _send(self, path: str, fields: Mapping[str, Any] | None = None) -> Any:
         """Return the JSON of an answer to POST with `fields`, or to GET.
 
         Raises RequestError, or what ends the run: UserError if the key is refused or this is not such an API,
@@ -511,14 +514,20 @@ class ChatEndpoint:
         """
         import openai
 
-        options: openai.RequestOptions = {"max_retries": retries}
-        if not self._key:
-            options["headers"] = {"Authorization": openai.Omit()}
+        # Of OPENAI_… variables, which may be meant for another server, nothing but the key is sent.
+        own = dict.fromkeys(("OpenAI-Organization", "OpenAI-Project"), openai.Omit())
+        headers = {"Authorization": f"Bearer {self._key}" if self._key else openai.Omit(), **own}
+        options: openai.RequestOptions = {"max_retries": 0, "headers": headers}
         try:
-            if fields is None:
-                return await self._client.get(path, cast_to=object, options=options)
-            return await self._client.post(path, cast_to=object, body=fields, options=options)
-        except openai.APITimeoutError:
+            async with asyncio.timeout(self.requests.timeout):  # openai's limits each read, not all of them
+                if fields is None:
+                    answer = await self._client.get(path, cast_to=object, options=options)
+                else:
+                    answer = await self._client.post(path, cast_to=object, body=fields, options=options)
+            with suppress(ValueError):  # text: of another content type
+                return json.loads(answer) if isinstance(answer, str) else answer
+            return answer
+        except (openai.APITimeoutError, TimeoutError):
             raise RequestError(f"no answer within {self.requests.timeout:g} seconds") from None
         except openai.APIConnectionError as error:
             reason = self._hidden(str(error.__cause__ or error))
@@ -551,7 +560,7 @@ class ChatEndpoint:
         if status == _UNPAID:
             return EngineError(f"{self.url} reports that payment is required ({said})")
         if status in (*_REJECTED, *_LATER, _LIMITED, _NOT_FOUND) or status >= 500:
-            return RequestError(said, status)
+            return RequestError(said, status, error.response.headers.get("retry-after", ""))
         if location := error.response.headers.get("location"):
             return UserError(f"{self.url} redirects to {self._hidden(location)}; set the final URL")
         return UserError(f"{self.url} does not answer like the OpenAI chat API ({said})")
@@ -570,7 +579,8 @@ def endpoint_url(url: str) -> str:
         parts = urlsplit(url.strip())
         valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
     except ValueError:
-        raise UserError(f"{quote(url)!r} is not a URL, such as http://localhost:8000/v1") from None
+        shown = "the endpoint" if "@" in url else repr(quote(url))
+        raise UserError(f"{shown} is not a URL, such as http://localhost:8000/v1") from None
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UserError(
             "the URL of an endpoint has a name, a password, '?' or '#' in it, which would be stored in the run: put "

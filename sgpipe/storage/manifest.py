@@ -65,7 +65,7 @@ class ShardEntry:
         entry = cls(**known)
         numbers = (entry.start, entry.stop, entry.bytes, *entry.counts.values())
         texts = (entry.split, entry.sha256)
-        if not re.fullmatch(r"data/[^/]+\.parquet", entry.file) or not all(isinstance(n, int) for n in numbers):
+        if not re.fullmatch(r"data/[^/?]+\.parquet", entry.file) or not all(isinstance(n, int) for n in numbers):
             raise ValueError(entry.file)
         if not 0 <= entry.start < entry.stop or not all(isinstance(text, str) for text in texts):
             raise ValueError(entry.file)

@@ -35,13 +35,15 @@ class ManifestMirror:
         self._manifest = folder.root / MANIFEST
         self._stored = StoredManifest(folder.store, folder.check_claim) if folder.store else None
         self._described: dict[str, bytes] = {}  # as they are in the store
+        self.has_work, self.is_owner = True, True
         self._copied = -_SECONDS_BETWEEN_COPIES
 
     @contextmanager
     def reconciled(self) -> Iterator[None]:
         """Keep the later of the manifests in the folder and in the store, where one continues the other.
 
-        At the end of the block the store is this run's own. A UserError within restores the folder's manifest.
+        At the end of the block the store is this run's own (`is_owner`), unless there is no work and nothing to copy:
+        another run may be at work. A UserError within restores the folder's manifest.
 
         Raises UserError: neither continues the other, the shards are stored elsewhere, or another run is at work there.
         """
@@ -53,13 +55,19 @@ class ManifestMirror:
             replace_manifest(self.folder.root, latest)
         try:
             yield
-            if self._remote() != remote:
-                raise UserError(f"another run is writing into {self.folder.location}; wait for it to finish")
-            self.folder.claim_store()
+            self._refuse_newer(remote)
+            self.is_owner = self.store is None or self.has_work or remote != latest
+            if self.is_owner:
+                self.folder.claim_store()
+                self._refuse_newer(remote)  # from the claim on, nobody else writes
         except UserError:
             if latest != local:
                 replace_manifest(self.folder.root, local) if local else self._manifest.unlink()
             raise
+
+    def _refuse_newer(self, manifest: bytes) -> None:
+        if self._remote() != manifest:
+            raise UserError(f"another run is writing into {self.folder.location}; wait for it to finish")
 
     def _remote(self) -> bytes:
         return (self.store and read_manifest(self.store)) or b""
@@ -156,7 +164,8 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
             advance(shard.rows, shard.counts)
         for name in DESCRIPTIONS:
             if (description := store.read(name)) is not None:
-                (out / name).write_bytes(description)
+                with atomic_write(out / name) as temporary:
+                    temporary.write_bytes(description)
         replace_manifest(out, content)
         folder.sweep(manifest)
     return manifest

@@ -56,7 +56,7 @@ class RunFolder:
         self.root = root
         self.store = store
         self.storage: Location = store or root.absolute()
-        self._claim = WriterClaim(store) if store else None
+        self.claim = WriterClaim(store) if store else None
         self.private = root / PRIVATE
         self._lock = self.private / "lock"
 
@@ -128,7 +128,8 @@ class RunFolder:
         self._refuse_other_content()
         is_new = not self.root.exists() and self.store is None
         with add_filename(self.root):
-            (self.root / DATA).mkdir(parents=True, exist_ok=True)
+            self.private.mkdir(parents=True, exist_ok=True)  # first: by it the next run knows the folder
+            (self.root / DATA).mkdir(exist_ok=True)
             with only_process(self._lock, self.root):
                 try:
                     yield
@@ -139,13 +140,13 @@ class RunFolder:
 
     def claim_store(self) -> None:
         """Make the store, if there is one, this run's own. Raises UserError: another run does so at this moment."""
-        if self._claim:
-            self._claim.make()
+        if self.claim:
+            self.claim.make()
 
     def check_claim(self) -> None:
         """Raises StoreError: another run has taken over the store."""
-        if self._claim:
-            self._claim.check()
+        if self.claim:
+            self.claim.check()
 
     def _refuse_other_content(self) -> None:
         if str(self.root).startswith(("s3:/", "gs:/", "abfs:/", "abfss:/")):

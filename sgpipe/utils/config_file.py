@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, ValidationInfo, field_validator
@@ -63,8 +63,9 @@ def load(kind: type[Kind], name: str | Path, folder: Path, overrides: Mapping[st
     config = OmegaConf.merge(*(read_yaml(file) for file in (path, *overlays)))
     for key, value in overrides.items():
         try:
-            OmegaConf.update(config, key, value, merge=False, force_add=True)
-        except OmegaConfBaseException as error:
+            plain = str(value) if isinstance(value, PurePath) else value
+            OmegaConf.update(config, key, plain, merge=False, force_add=True)
+        except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
             raise UserError(f"{key}: {' '.join(str(error).split())}") from None
     with _explained(f"recipe {path}: "):
         return kind.model_validate(OmegaConf.to_container(config))
@@ -124,7 +125,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())})") from None
     except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"recipe {path} cannot be read: {error.strerror or error}") from None
     values: Any = OmegaConf.to_container(config)
     if not isinstance(values, dict):
         raise UserError(f"recipe {path}: expected keys and values, found a list")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _MODE, _TOKEN, _TOKEN_PATH, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"
-_CONNECT_SECONDS = 5
+_CONNECT_SECONDS, _PROBE_SECONDS = 5, 60
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data makes every driver report an error that is none
@@ -40,13 +40,14 @@ def prepare_ray(address: str | None = None) -> None:
     """
     if "ray" in sys.modules or _MODE in os.environ:
         return
-    has_token = any(map(os.environ.get, (_TOKEN, _TOKEN_PATH))) or Path(_TOKEN_FILE).expanduser().exists()
+    file = Path(_TOKEN_FILE).expanduser()
+    has_token = any(map(os.environ.get, (_TOKEN, _TOKEN_PATH))) or (file.is_file() and file.stat().st_size > 0)
     if address is None:
         os.environ[_MODE] = "token"
         if not has_token:
             os.environ[_TOKEN] = secrets.token_hex(32)
     elif has_token:
-        os.environ[_MODE] = "disabled" if _is_open(address) else "token"
+        os.environ[_MODE] = "token" if address.startswith("ray://") or not _is_open(address) else "disabled"
 
 
 def _is_open(address: str) -> bool:
@@ -54,7 +55,10 @@ def _is_open(address: str) -> bool:
     command = [sys.executable, "-m", "ray.scripts.scripts", "status"]
     command += [] if address == "auto" else ["--address", address]
     environment = {**os.environ, _MODE: "disabled", "RAY_gcs_rpc_server_connect_timeout_s": str(_CONNECT_SECONDS)}
-    return not subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+    try:
+        return not subprocess.run(command, env=environment, capture_output=True, timeout=_PROBE_SECONDS).returncode
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def start_ray(address: str | None = None, cpus: int | None = None) -> None:

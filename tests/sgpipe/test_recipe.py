@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,9 @@ def test_overrides_replace_only_their_key():
     assert recipe.caption.samples == 3
     assert recipe.caption.captioner == load_recipe("coco").caption.captioner
     assert recipe.tag.resources.cpus == 2
+    assert load_recipe("coco", {"caption.captioner": Path("blip")}).caption.captioner == "blip"
+    with pytest.raises(UserError, match=r"caption\.scopes\.foo"):
+        load_recipe("coco", {"caption.scopes": ["image"], "caption.scopes.foo": 1})
     split = {"annotations": "a.json", "images": "images"}
     assert list(load_recipe("coco", {"source.splits": {"mine": split}}).source.splits) == ["mine"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,3 +40,11 @@ def test_a_whole_file_is_read_by_few_requests(monkeypatch: pytest.MonkeyPatch, o
     assert reader.asked == [(0, 10), (10, 10), (20, 5)]
     file.seek(-3, io.SEEK_END)
     assert file.read() == CONTENT[-3:]
+
+
+def test_a_name_is_never_read_as_options() -> None:
+    """It may come from a manifest or an archive of somebody else."""
+    child = StorePath("s3://bucket/run?region=eu") / "data/a?endpoint_override=elsewhere&z=.parquet"
+    assert child._options == "?region=eu"
+    assert child._prefix == "run/data/a?endpoint_override=elsewhere&z=.parquet"
+    assert pickle.loads(pickle.dumps(child)) == child  # noqa: S301

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import EngineError, UserError
+from sgpipe.stages import endpoint
 from sgpipe.stages.endpoint import Answer, ChatEndpoint, ChatRequest, ChatSampling, Refusal, conversation
 from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
 from tests.sgpipe.stages.endpoint.conftest import Connect
@@ -107,6 +108,22 @@ def test_a_request_that_always_breaks_is_refused_if_others_are_answered(connect:
 def test_an_endpoint_that_answers_nothing_ends_the_run(connect: Connect, fault: Fault, reason: str) -> None:
     with EndpointServer(faults=lambda body, attempt: fault) as server, pytest.raises(EngineError, match=reason):
         list(connect(server.url).ask_all([question(1), question(2)]))
+
+
+def test_a_server_that_wants_a_long_pause_is_asked_again(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "_LONGEST_RETRY_AFTER", 0.01)
+    with EndpointServer(faults=lambda body, attempt: "limited" if attempt == 1 else None) as server:
+        server.retry_after = "180"
+        assert isinstance(ask(connect(server.url), question(1)), Answer)
+        assert len(server.requests) == 2
+
+
+def test_nothing_but_the_key_comes_from_the_environment(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer of-another-server")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-another-server")
+    with EndpointServer() as server:
+        assert isinstance(ask(connect(server.url), question(1)), Answer)
+    assert "of-another-server" not in repr([dict(each) for each in server.headers])
 
 
 def test_a_server_with_few_choices_is_asked_for_the_rest_with_other_seeds(connect: Connect) -> None:
