@@ -232,7 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
                 server.at_once -= 1
 
     def _answer(self, raw: bytes) -> None:
-        server, body, name = self.endpoint, json.loads(raw), hashlib.sha256(raw).hexdigest()
+        server, body = self.endpoint, json.loads(raw)
+        name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()  # as in the cache of requests
         with server.lock:
             server.requests.append(body)
             server.attempts[name] += 1

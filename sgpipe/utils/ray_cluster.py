@@ -37,6 +37,8 @@ def prepare_ray(address: str | None = None) -> None:
 
     A local Ray gets a token in memory. In ~/.ray/auth_token, where Ray would write one, it would also lock the clusters
     that are started here later.
+
+    Raises EngineError: nothing answers at the address, or no cluster that this machine may join.
     """
     if "ray" in sys.modules or _MODE in os.environ:
         return
@@ -46,15 +48,26 @@ def prepare_ray(address: str | None = None) -> None:
         os.environ[_MODE] = "token"
         if not has_token:
             os.environ[_TOKEN] = secrets.token_hex(32)
-    elif has_token:
-        os.environ[_MODE] = "token" if address.startswith("ray://") or not _is_open(address) else "disabled"
+        return
+    try:
+        _check_port(address.removeprefix("ray://"))
+    except OSError as error:
+        raise EngineError(f"the Ray cluster at {address} cannot be joined: {error.strerror or error}") from None
+    modes = ("disabled", "token") if has_token else ("disabled",)
+    mode = (
+        modes[-1] if address.startswith("ray://") else next((each for each in modes if _answers(address, each)), None)
+    )
+    if mode is None:
+        token = "the token of this machine is not its own" if has_token else f"it requires a token ({_TOKEN_FILE})"
+        raise EngineError(f"the Ray cluster at {address} cannot be joined: it does not answer, or {token}")
+    os.environ[_MODE] = mode
 
 
-def _is_open(address: str) -> bool:
-    """Return whether the cluster answers without a token. Only a process of its own can find out."""
+def _answers(address: str, mode: str) -> bool:
+    """Return whether a cluster answers in this mode. Only a process of its own can find out."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "status"]
     command += [] if address == "auto" else ["--address", address]
-    environment = {**os.environ, _MODE: "disabled", "RAY_gcs_rpc_server_connect_timeout_s": str(_CONNECT_SECONDS)}
+    environment = {**os.environ, _MODE: mode, "RAY_gcs_rpc_server_connect_timeout_s": str(_CONNECT_SECONDS)}
     try:
         return not subprocess.run(command, env=environment, capture_output=True, timeout=_PROBE_SECONDS).returncode
     except subprocess.TimeoutExpired:

@@ -35,7 +35,7 @@ def test_the_lines_of_a_version_mismatch_become_one():
     [
         (None, False, None, "token", True),
         (None, True, None, "token", False),
-        ("head:6379", False, None, None, False),
+        ("head:6379", False, True, "disabled", False),
         ("head:6379", True, True, "disabled", False),
         ("head:6379", True, False, "token", False),
     ],
@@ -49,7 +49,8 @@ def test_a_token_is_presented_only_where_one_is_needed(
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delitem(sys.modules, "ray", raising=False)
-    monkeypatch.setattr(ray_cluster, "_is_open", lambda address: is_open)
+    monkeypatch.setattr(ray_cluster, "_check_port", lambda address: None)
+    monkeypatch.setattr(ray_cluster, "_answers", lambda address, mode: (mode == "disabled") == is_open)
     if has_token:
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("a" * 64)
