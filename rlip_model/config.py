@@ -65,6 +65,7 @@ class RLIPConfig(PretrainedConfig):
         subject_class: classify subjects too, not only objects.
         dense_head: also detect boxes in the feature maps (see `rlip_model.dense_head`).
         proposals: ParSeDA only: number of boxes of the dense head whose pairs are the queries; 0: learned anchors.
+        image_sides: short and maximum long side, in pixels, of the images that the network was validated on.
         drop_path: rate of the last Swin block; it grows linearly from 0 at the first.
         text_config: sizes of the RoBERTa label encoder (also used by the fusion's label layers).
 
@@ -103,6 +104,7 @@ class RLIPConfig(PretrainedConfig):
         subject_class: bool = True,
         dense_head: bool = False,
         proposals: int = 0,
+        image_sides: Sequence[int] | None = None,
         text_config: RobertaConfig | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -131,6 +133,7 @@ class RLIPConfig(PretrainedConfig):
         self.verb_query = verb_query
         self.subject_class = subject_class
         self.dense_head, self.proposals = dense_head, proposals
+        self.image_sides = image_sides and list(image_sides)
         self.text_config = _roberta_config(text_config)
         self._check()
         super().__init__(**kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, St
 
 from sgpipe.files.image_roots import located
 from sgpipe.files.locations import Location, below, location, text_of
-from sgpipe.files.model_cache import pin_model
+from sgpipe.files.model_cache import local_model, pin_model
 from sgpipe.files.object_store import is_uri
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import Config as Config
@@ -368,6 +369,7 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 MINIWORLD = "MINIWORLD"  # in a recipe: the packaged model of the miniworld
 WHOLE = "all"  # the split of images that have no other
+DEFAULT_SIDES = (800, 1333)  # short and maximum long side, in pixels, of the images that a network reads, as published
 
 PackagedModel = Literal["captioner", "tagger", "parseda"]
 
@@ -381,6 +383,50 @@ def network_folder(model: Path) -> Path:
     """Return the folder itself, or the best or last checkpoint in the folder of a training."""
     folders = (model, model / "best", model / "last")
     return next((folder for folder in folders if (folder / "config.json").is_file()), model)
+
+
+def trained_sides(model: str) -> tuple[int, int] | None:
+    """Return the short and maximum long side, in pixels, of a network's validation images; None: it does not state any.
+
+    Raises UserError, EngineError: see `local_model`.
+    """
+    return _image_sides(_config_json(model))
+
+
+def size_notes(detector: str | None, tag: TagConfig | None = None) -> list[str]:
+    """Return what users should know of the sizes at which networks read images, whose training may have had others."""
+    notes = []
+    settings = _config_json(_model_folder(detector, "parseda")) if detector else {}
+    if str(settings.get("model_type")).startswith("rlip") and _image_sides(settings) is None:
+        short, long = DEFAULT_SIDES
+        notes.append(
+            f"{detector}: its config.json has no image_sides, so images are resized to {short} and at most {long} "
+            'pixels; if it was trained on other sizes, add them, such as "image_sides": [480, 800]'
+        )
+    if tag is not None and tag.method == "rtagger" and tag.tagger:
+        sides = _image_sides(_config_json(_model_folder(tag.tagger, "tagger")))
+        if sides and sides != (tag.short_side, tag.long_side):
+            notes.append(
+                f"{tag.tagger} was trained on images of {sides[0]} and at most {sides[1]} pixels: set tag.short_side "
+                f"({tag.short_side} now) and tag.long_side ({tag.long_side})"
+            )
+    return notes
+
+
+def _config_json(model: str | None) -> dict[str, Any]:
+    """Return the settings of a network in a folder or store; of any other name, {}."""
+    try:
+        settings = json.loads((network_folder(Path(local_model(str(model)))) / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _image_sides(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    match settings.get("image_sides"):
+        case [int(short), int(long)]:
+            return short, long
+    return None
 
 
 def with_model_folders(recipe: Recipe) -> Recipe:

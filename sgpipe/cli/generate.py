@@ -321,6 +321,7 @@ def label(
       sgpipe label a.jpg --boxes boxes.json
     """
     from sgpipe.pipeline import Pipeline
+    from sgpipe.recipe import size_notes
     from sgpipe.stages.tag.methods import tag_notes
     from sgpipe.utils.config_file import parse_set
 
@@ -330,7 +331,8 @@ def label(
     models = {"detector": detector, "captioner": captioner, "tagger": tagger}
     pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
     notes = [_NOTE] if pipeline.uses_miniworld_models else []
-    for note in notes + tag_notes(pipeline.recipe.tag):
+    detector = None if boxes else pipeline.recipe.detect.detector
+    for note in notes + tag_notes(pipeline.recipe.tag) + size_notes(detector, pipeline.recipe.tag):
         say(f"NOTE: {note}")
     out.mkdir(parents=True, exist_ok=True)
     failed = 0

@@ -24,7 +24,6 @@ from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256
 
 _PLACES = ("", "best/", "last/")  # of a model: a folder of its own, or the checkpoints of a training
 _CONFIG, _OPEN_CLIP = "config.json", "open_clip_config.json"
-_RECIPE = "recipe.yaml"  # of a training, which says at which sizes of images
 _CHUNK = 8 << 20
 
 
@@ -106,8 +105,6 @@ class _Cached:
         if place is None:
             raise UserError(f"{self._uri} is no model: it has no {_CONFIG}")
         files = {name.removeprefix(place): info for name, info in infos.items() if name.startswith(place)}
-        if place and _RECIPE in infos:
-            files.setdefault(_RECIPE, infos[_RECIPE])
         hidden = [name for name in files if any(re.match(r"\.[^.]", part) for part in name.split("/"))]
         return {name: files[name] for name in sorted(files.keys() - {*hidden})}
 

@@ -33,7 +33,7 @@ from sgpipe.generation.engine import (
 from sgpipe.generation.identity import STAGES, identity, source_identity
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.parent import Reuse
-from sgpipe.recipe import WHOLE, Recipe, SourceConfig, with_model_folders
+from sgpipe.recipe import WHOLE, Recipe, SourceConfig, size_notes, with_model_folders
 from sgpipe.sources.hub import check_hub
 from sgpipe.sources.miniworld import recipe_warnings, remove_unused
 from sgpipe.sources.opening import open_source, prepare_source
@@ -77,7 +77,7 @@ def generate(
         recipe = reuse.recipe
         progress.say(str(reuse))
     _check_recipe(recipe, reuse.stages if reuse else STAGES)
-    for warning in (*recipe_warnings(recipe), *tag_notes(recipe.tag)):
+    for warning in (*recipe_warnings(recipe), *tag_notes(recipe.tag), *size_notes(recipe.detect.detector, recipe.tag)):
         progress.say(f"NOTE: {warning}")
     folder = RunFolder(out, StorePath(recipe.engine.store) if recipe.engine.store else None)
     with folder.lock(), closing(_Run(recipe, folder, reuse, progress)) as run:

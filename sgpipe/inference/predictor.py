@@ -17,9 +17,11 @@ from rlip_model.postprocess import TripletDetections, hoi_detections, scene_grap
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import detect
 from sgpipe.errors import EngineError, UserError
+from sgpipe.files.locations import text_of
 from sgpipe.images import ImageError
 from sgpipe.inference.rows import PERSON, ImagePrediction, ImageRow, PredictConfig, RowGroup, iter_rows
-from sgpipe.stages.detect import load_detector, trained_sides
+from sgpipe.recipe import DEFAULT_SIDES, size_notes, trained_sides
+from sgpipe.stages.detect import load_detector
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
 from sgpipe.utils.gpu_memory import enough_memory
@@ -37,6 +39,9 @@ def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[I
         EngineError: workers could not be started, or were lost.
     """
     check_devices(config.device, config.gpus, config.workers, ("--device", "--gpus"))
+    if config.sides is None:
+        for note in size_notes(text_of(config.model)):
+            Progress().say(f"NOTE: {note}")
     if config.workers > 1:
         predictions = _predict_on_ray(config, row_groups)
     else:
@@ -56,7 +61,7 @@ class Predictor:
         self.config = config
         self._device = pick_device(config.device, config.gpus)
         self._dtype = pick_dtype(config.dtype, self._device)
-        self._sides = config.sides or trained_sides(config.model)
+        self._sides = config.sides or trained_sides(text_of(config.model)) or DEFAULT_SIDES
         self._network = load_detector(config.model)
         if config.task != "hoi" and not self._network.config.subject_class:
             raise UserError(f"{config.model} does not classify subjects, so it can predict only what persons do")

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.locations import Location, text_of
 from sgpipe.files.model_cache import local_model
 from sgpipe.image_feed import ImageFeed
-from sgpipe.recipe import DetectConfig, Resources, network_folder
+from sgpipe.recipe import DEFAULT_SIDES, DetectConfig, Resources, network_folder, trained_sides
 from sgpipe.records import BOX_SCORES, Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects, to_single_line
 from sgpipe.sources.coco import load_coco_instances
@@ -54,7 +53,6 @@ from sgpipe.utils.devices import pick_device
 from sgpipe.utils.gpu_memory import gpu_use
 
 _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
-_DEFAULT_SIDES = (800, 1333)
 
 
 def load_detector(model: Location) -> TripletDetector:
@@ -62,7 +60,7 @@ def load_detector(model: Location) -> TripletDetector:
 
     Raises UserError: there is no such network. Raises EngineError: the store cannot be reached.
     """
-    folder = network_folder(_local(model))
+    folder = network_folder(Path(local_model(text_of(model))))
     if not folder.exists():  # otherwise the name would be looked up on the hub
         raise UserError(f"no such folder: {model}; expected the folder of a trained network")
     kind = _model_type(folder)
@@ -72,22 +70,6 @@ def load_detector(model: Location) -> TripletDetector:
         return _KINDS.get(kind, ParSeDA).from_pretrained(folder).eval()
     except (CheckpointError, TokenizerError) as reason:
         raise UserError(str(reason)) from None
-
-
-def trained_sides(model: Location) -> tuple[int, int]:
-    """Short and long side in pixels of the images in validation; 800 and 1333 if the recipe is missing."""
-    checkpoint = network_folder(local := _local(model)).resolve()
-    for folder in (checkpoint, *checkpoint.parents[:2], local):
-        try:
-            data = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["data"]
-            return int(data["short_side"]), int(data["long_side"])
-        except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
-            continue
-    return _DEFAULT_SIDES
-
-
-def _local(model: Location) -> Path:
-    return Path(local_model(text_of(model)))
 
 
 # Zero-shot detectors that return the index of a class, and those that return a phrase of the prompt.
@@ -132,7 +114,7 @@ def load(config: DetectConfig, device: torch.device) -> Detector:
     classes = detector_classes(config)
     name = local_model(str(config.detector))
     if _model_type(Path(name)) in _KINDS:
-        return RLIPDetector(load_detector(Path(name)), classes, trained_sides(Path(name)), device)
+        return RLIPDetector(load_detector(Path(name)), classes, trained_sides(name) or DEFAULT_SIDES, device)
     settings = _settings(name)
     try:
         if type(settings) in MODEL_FOR_OBJECT_DETECTION_MAPPING:

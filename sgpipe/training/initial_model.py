@@ -27,11 +27,14 @@ CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "
 FUSION_PARAMETERS = ("encoder.fusion_layers.", "encoder.label_layers.", "late_fusion.")
 
 
-def make_initial_model(config: ModelConfig, texts: Sequence[str], seed: int, folder: Path) -> None:
+def make_initial_model(
+    config: ModelConfig, texts: Sequence[str], seed: int, folder: Path, image_sides: tuple[int, int] | None = None
+) -> None:
     """Save the network in `folder`, for `from_pretrained`.
 
     Args:
         texts: the names in the data; a new network without RoBERTa gets a tokenizer that knows their words.
+        image_sides: of validation images; config.json states them, so that a copied network is used at their size.
 
     Raises:
         UserError: the network does not exist or is of another kind, or a setting is invalid.
@@ -39,6 +42,7 @@ def make_initial_model(config: ModelConfig, texts: Sequence[str], seed: int, fol
     """
     try:
         network = _existing(config, folder, seed) if config.init else _new(config, texts, seed)
+        network.config.image_sides = image_sides and list(image_sides)
         save_atomically(network.eval(), folder)
     except (CheckpointError, TokenizerError, ValueError, TypeError) as reason:
         raise UserError(f"model: {reason}") from None

@@ -80,7 +80,8 @@ def _prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     _check_identity(job)
     if not (job.initial_model / "config.json").exists():
         progress.say("creating the network")
-        make_initial_model(recipe.model, _all_texts(training, recipe), recipe.seed, job.initial_model)
+        sides = recipe.data.short_side, recipe.data.long_side
+        make_initial_model(recipe.model, _all_texts(training, recipe), recipe.seed, job.initial_model, sides)
     return job
 
 

@@ -1,14 +1,15 @@
 """The models that ship with sgpipe match their recipes, are small, can be loaded, and have a model card."""
 
+import json
 import re
+import shutil
 
 import pytest
 
 from experiments.miniworld.network_quality import ANY_PAIR, measure_tagger, network_recipe, quality_rows
 from sgpipe.miniworld.captions import WORDINGS
 from sgpipe.miniworld.relations import COMPOSITIONAL
-from sgpipe.recipe import MINIWORLD, load_recipe, packaged_model, with_model_folders
-from sgpipe.stages.detect import trained_sides
+from sgpipe.recipe import MINIWORLD, load_recipe, packaged_model, size_notes, trained_sides, with_model_folders
 from sgpipe.training.initial_model import CLASSES
 from tests.sgpipe.generation.in_process import without_ray
 
@@ -31,9 +32,30 @@ def test_a_packaged_network_matches_its_recipe(name):
     model = network_recipe(name).model
     network = CLASSES[model.kind].from_pretrained(packaged_model(name))
     assert {key: getattr(network.config, key) for key in model.config} == model.config
-    assert trained_sides(packaged_model(name)) == (96, 144)
+    assert trained_sides(str(packaged_model(name))) == (96, 144)
     words = network.tokenizer.get_vocab()
     assert {word for name in WORDINGS for word in name.split()} <= words.keys()
+
+
+def test_a_copied_network_states_its_image_sides_and_one_that_does_not_is_noted(tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(packaged_model("parseda"), copy, ignore=shutil.ignore_patterns("recipe.yaml"))
+    assert trained_sides(str(copy)) == (96, 144)
+    assert size_notes(str(copy)) == []
+    settings = json.loads((copy / "config.json").read_text())
+    del settings["image_sides"]
+    (copy / "config.json").write_text(json.dumps(settings))
+    assert trained_sides(str(copy)) is None
+    [note] = size_notes(str(copy))
+    assert "no image_sides, so images are resized to 800 and at most 1333 pixels" in note
+
+
+def test_a_tagger_that_would_read_images_of_another_size_is_noted():
+    tag = load_recipe("miniworld").tag
+    assert size_notes(None, tag) == []
+    [note] = size_notes(None, tag.model_copy(update={"short_side": 800}))
+    assert "set tag.short_side (800 now)" in note
+    assert size_notes("someone/detector", tag.model_copy(update={"tagger": "someone/tagger"})) == []
 
 
 def test_packaged_models_are_small_and_have_cards():

@@ -136,9 +136,9 @@ def test_processes_of_a_machine_wait_for_each_other(store):
 
 
 def test_the_folder_of_a_training_stands_for_its_best_checkpoint(store):
-    store.files = {"last/config.json": b"1", "best/config.json": b"2", "recipe.yaml": b"data:", "log.txt": b""}
+    store.files = {"last/config.json": b"1", "best/config.json": b"2", "log.txt": b""}
     folder = Path(local_model(URI))
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"config.json": b"2", "recipe.yaml": b"data:"}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"config.json": b"2"}
 
 
 def test_a_model_of_open_clip_has_another_configuration(store):

@@ -22,8 +22,8 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.pairs import data_classes
 from sgpipe.inference.predictor import predict
 from sgpipe.inference.rows import ImagePrediction, PredictConfig, list_row_groups
-from sgpipe.recipe import network_folder
-from sgpipe.stages.detect import load_detector, trained_sides
+from sgpipe.recipe import network_folder, trained_sides
+from sgpipe.stages.detect import load_detector
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.training.trainings import IMAGES
 
@@ -148,9 +148,12 @@ def test_a_batch_that_does_not_fit_into_memory_is_refused(
         predicted(drawn_run, network)
 
 
-def test_the_folder_of_a_training_stands_for_its_best_network_and_image_size(trained_tagger: Path) -> None:
+def test_a_training_stands_for_its_best_network_whose_copy_keeps_the_image_size(
+    trained_tagger: Path, tmp_path: Path
+) -> None:
     assert network_folder(trained_tagger) == trained_tagger / "best"
-    assert trained_sides(trained_tagger) == trained_sides(trained_tagger / "best") == (48, 64)
+    copy = shutil.copytree(trained_tagger / "best", tmp_path / "copy")
+    assert trained_sides(str(trained_tagger)) == trained_sides(str(copy)) == (48, 64)
 
 
 def test_classes_from_a_file_are_predicted(drawn_run: Path, network: Path, tmp_path: Path) -> None:
