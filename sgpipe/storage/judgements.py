@@ -115,6 +115,10 @@ class Judgement(_Line):
         return RelationKey(self.split, self.image_id, self.subject, self.object, self.predicate)
 
     @property
+    def is_addition(self) -> bool:
+        return self.change is not None and self.change.action == "add"
+
+    @property
     def outcome(self) -> frozenset[RelationKey] | None:
         """What the judgement leaves of the relation: itself, what it was changed into, or nothing; None: unsure."""
         if self.change is None:
@@ -244,10 +248,13 @@ class RelationState(NamedTuple):
 
     Attributes:
         judgements: in the order of the file, without skipped questions.
+        addition: people added the relation, which the run lacks: whether somebody's addition stands, even if the same
+            person has judged the relation since, or all were taken back. None: nobody added it.
     """
 
     key: RelationKey
     judgements: tuple[Judgement, ...]
+    addition: bool | None = None
 
     @property
     def is_conflict(self) -> bool:
@@ -256,8 +263,8 @@ class RelationState(NamedTuple):
 
     @property
     def is_added(self) -> bool:
-        """Whether people say that the run lacks it."""
-        return any(each.change is not None and each.change.action == "add" for each in self.judgements)
+        """Whether it is a relation that the run lacks: added, and neither deleted nor wrong."""
+        return self.addition is not None and self.state != "wrong" and (self.addition or self.state != "unsure")
 
     @property
     def state(self) -> Literal["right", "wrong", "unsure", "changed", "conflict"]:
@@ -272,13 +279,17 @@ class RelationState(NamedTuple):
     def resolve(self, conflicts: Conflicts = "majority") -> frozenset[RelationKey] | None:
         """What is left of the relation; None: it stays as it is in the run.
 
+        An added relation of which nobody is sure stays added.
+
         Args:
             conflicts: where persons differ, what most of them say, and with a tie it stays; what the latest judgement
                 says; or nothing is left.
         """
         outcomes = [each.outcome for each in self.judgements if each.outcome is not None]
-        if not outcomes or len(set(outcomes)) == 1 or conflicts == "latest":
-            return outcomes[-1] if outcomes else None
+        if not outcomes:
+            return frozenset({self.key}) if self.addition else None
+        if len(set(outcomes)) == 1 or conflicts == "latest":
+            return outcomes[-1]
         if conflicts == "drop":
             return frozenset()
         counts = sorted(((outcomes.count(outcome), outcome) for outcome in set(outcomes)), key=lambda item: -item[0])
@@ -287,7 +298,9 @@ class RelationState(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
         judgements = [each.model_dump(mode="json") for each in self.judgements]
-        return {**self.key._asdict(), "state": self.state, "added": self.is_added, "judgements": judgements}
+        changed = next(iter(self.resolve() or ()), None) if self.state == "changed" else None
+        values = {"state": self.state, "added": self.is_added, "changed": changed and changed._asdict()}
+        return {**self.key._asdict(), **values, "judgements": judgements}
 
 
 JUDGEMENTS = "judgements.jsonl"
@@ -373,11 +386,18 @@ class JudgementLog:
         """What people say now about the relations of an image, in the order in which they were first judged."""
         with self._mutex:
             latest: dict[RelationKey, dict[str, Judgement]] = defaultdict(dict)
+            additions: dict[RelationKey, bool] = {}
             for line in self._images.get((split, image_id), ()):
+                if line.is_addition:
+                    additions[line.key] = additions.get(line.key, False) or self._counts(line)
                 if self._counts(line):
                     latest[line.key].pop(line.by, None)  # so that judgements stay in the order of the file
                     latest[line.key][line.by] = line
-            return [RelationState(key, tuple(persons.values())) for key, persons in latest.items()]
+            return [RelationState(key, tuple(each.values()), additions.get(key)) for key, each in latest.items()]
+
+    def was_added(self, key: RelationKey) -> bool:
+        """Whether people added a relation, even if they took it back: the run lacks it."""
+        return any(line.is_addition and line.key == key for line in self._images.get((key.split, key.image_id), ()))
 
     def current(self) -> Iterator[RelationState]:
         """What people say now about all judged relations."""

@@ -112,9 +112,7 @@ def _checked(viewer: Viewer, line: Judgement) -> Judgement:
     action = line.change and line.change.action
     if action == "add":
         _check_addition(record, line, there=bool(found))
-    elif not found and not any(
-        state.key == line.key and state.is_added for state in viewer.judgements.state(line.split, line.image_id)
-    ):
+    elif not found and not viewer.judgements.was_added(line.key):
         raise HTTPException(404, "the run has no such relation")
     if action == "swap" and record.objects[line.object].is_nothing:
         raise HTTPException(400, "a relation without an object cannot be swapped")

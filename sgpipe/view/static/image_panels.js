@@ -257,7 +257,7 @@ export function showProvenance(section, values, relation, judged, { name, undo }
 
 // One line of a list; a listbox, of which one option can be reached by Tab, and the others from there by arrow keys.
 function option(relation, values, { chosen, judged, mark = "" }) {
-  const state = judged?.get(relation.key)?.state;
+  const { state, changed } = judged?.get(relation.key) ?? {};
   return html(
     "li",
     {
@@ -268,6 +268,7 @@ function option(relation, values, { chosen, judged, mark = "" }) {
     },
     sentence(relation, values.objects),
     state ? html("span", { class: `chip ${state}` }, `${SIGNS[state]} ${state}`) : "",
+    changed ? [" → ", sentence(changed, values.objects)] : "",
     relation.added ? html("span", { class: "chip" }, "added") : "",
     mark,
     html("span", { class: "number quiet" }, score(relation.confidence)),

@@ -92,13 +92,15 @@ def test_the_latest_answer_of_each_person_counts_and_undoing_it_brings_back_the_
     ],
 )
 def test_what_is_left_of_a_relation(answers, state, majority, latest):
-    found = RelationState(KEY, tuple(line(f"person {number}", **each) for number, each in enumerate(answers)))
+    added = answers == [change("add")]
+    judgements = tuple(line(f"person {number}", **each) for number, each in enumerate(answers))
+    found = RelationState(KEY, judgements, True if added else None)
     assert found.state == state
     assert found.resolve() == majority
     assert found.resolve("latest") == (majority if latest is ... else latest)
     assert found.resolve("drop") == (set() if state == "conflict" else majority)
     assert found.is_conflict == (state == "conflict")
-    assert found.is_added == (answers == [change("add")])
+    assert found.is_added == added
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"id":"x', '{"by":"ä'.encode()[:-1], b"\xff\xfe"])

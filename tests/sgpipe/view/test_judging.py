@@ -2,17 +2,22 @@ import errno
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 from starlette.testclient import TestClient
 
-from sgpipe.records import NO_OBJECT, Box
+from sgpipe.records import NO_OBJECT, Box, from_table
+from sgpipe.sources.corrected import Corrections
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+from sgpipe.storage.shards import read_file
 from sgpipe.utils.console import Progress
 from sgpipe.view.app import create_app
 from sgpipe.view.security import Access
@@ -92,6 +97,96 @@ def test_people_and_what_they_say_of_an_image(client, tmp_path):
     assert found["problems"] == []
     assert client.get("/api/judgements", params={"split": "val", "image_id": "b"}).json()["relations"] == []
     assert client.get("/api/judgements").status_code == 400
+
+
+LEADING = {**RELATION, "predicate": "leading"}  # which the run lacks
+ANSWERS = {
+    "A": {"change": {"action": "add"}},
+    "R": {"verdict": "right"},
+    "W": {"verdict": "wrong"},
+    "U": {"verdict": "unsure"},
+    "C": {"change": {"action": "predicate", "predicate": "beside"}},
+    "X": {"change": {"action": "swap"}},
+    "D": {"change": {"action": "delete"}},
+}
+Place = tuple[int, int, str]
+
+
+def place_of(relation: dict) -> Place:
+    return relation["subject"], relation["object"], relation["predicate"]
+
+
+def left_by(key: str, place: Place) -> set[Place]:
+    """What an answer of somebody who is sure leaves of a relation."""
+    subject, object_, predicate = place
+    return {"C": {(subject, object_, "beside")}, "X": {(object_, subject, predicate)}, "A": {place}, "R": {place}}.get(
+        key, set()
+    )
+
+
+def expected_relations(history: list[tuple[str, str, Place, str]], run: set[Place]) -> tuple[set[Place], set[Place]]:
+    """What the image has by all answers `(id, person, place, key)` that count, and which additions a page shows."""
+    found, shown = set(), set()
+    for place in run | {place for _, _, place, _ in history}:
+        of_place = [(by, key) for _, by, at, key in history if at == place]
+        sure = [left_by(key, place) for key in dict(of_place).values() if key != "U"]
+        stands = place in run or any(key == "A" for _, key in of_place)
+        if sure and sure[0] == sure[-1]:
+            found |= sure[0]
+        elif sure:  # the two people differ: the run stays as it is
+            found |= {place} & run
+        elif stands:
+            found.add(place)
+        if place not in run and (any(sure) or (not sure and stands)):
+            shown.add(place)
+    return found, shown
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["anna", "ben"]), st.booleans(), st.sampled_from([*ANSWERS, "Z", "A"])), max_size=12
+    )
+)
+@example(steps=[("anna", True, "A"), ("anna", True, "R")])
+@example(steps=[("anna", True, "A"), ("anna", True, "U"), ("ben", True, "U")])
+@example(steps=[("anna", True, "A"), ("anna", True, "C")])
+@example(steps=[("anna", True, "A"), ("anna", True, "X"), ("ben", True, "X")])
+@example(steps=[("anna", True, "A"), ("ben", True, "R"), ("anna", True, "Z")])
+def test_an_added_relation_stays_until_it_is_deleted_undone_or_wrong(index, tmp_path_factory, steps):
+    folder = tmp_path_factory.mktemp("keys")
+    client = open_client(index, folder)
+    run = {place_of(RELATION), place_of(OTHER)}
+    history: list[tuple[str, str, Place, str]] = []
+    was_added = False
+    for number, (by, new, key) in enumerate(steps):
+        relation = LEADING if new else RELATION
+        if key == "Z":
+            mine = [entry for entry in history if entry[1] == by]
+            if mine:
+                send(client, f"z{number}", by=by, undoes=mine[-1][0])
+                history.remove(mine[-1])
+            continue
+        status = 200 if (key == "A") == new or (new and was_added) else 409 if key == "A" else 404
+        send(client, str(number), relation, status, by=by, **ANSWERS[key])
+        was_added |= new and key == "A"
+        if status == 200:
+            history.append((str(number), by, place_of(relation), key))
+    found, shown = expected_relations(history, run)
+    states = client.get("/api/judgements", params={"split": "val", "image_id": "a"}).json()["relations"]
+    assert {place_of(each) for each in states if each["added"]} == shown
+    log = JudgementLog(folder / JUDGEMENTS, index.fingerprint)
+    table = read_file(index.files.storage / index.files.manifest.shards[0].file)
+    [record, *_] = from_table(Corrections(log.current(), "majority").apply(table, Counter()))
+    assert {(each.subject, each.object, each.predicate) for each in record.relations} == found
+
+
+def test_a_changed_relation_is_shown_as_it_is_now(client):
+    send(client, "1", LEADING, change={"action": "add"})
+    send(client, "2", LEADING, change={"action": "swap"})
+    [state] = client.get("/api/judgements", params={"split": "val", "image_id": "a"}).json()["relations"]
+    assert (state["state"], state["added"]) == ("changed", True)
+    assert place_of(state["changed"]) == (1, 0, "leading")
 
 
 def test_an_answer_is_taken_back_by_its_person_only(client):
