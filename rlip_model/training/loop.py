@@ -1,7 +1,9 @@
 """The training loop: batches in, checkpoints and metrics out. It is independent of data files and clusters.
 
-A step is a function of the parameters, its batches and its number: random numbers are seeded per step. A run that was
-killed therefore repeats the lost steps exactly, and continues as if it had not been interrupted.
+A step is a function of the parameters, its batches and its number: random numbers are seeded per step. On a CPU with
+one process and the same number of threads, a run that was killed therefore repeats the lost steps exactly. Otherwise it
+repeats them except for rounding: a GPU adds gradients in the order in which its threads finish, and other numbers of
+threads or processes add in another order.
 """
 
 from __future__ import annotations
