@@ -22,7 +22,7 @@ from sgpipe.files.text_files import read_text
 from sgpipe.recipe import SERVED, UNSCORED, Config, PairConfig, TagConfig
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
-from sgpipe.utils.atomic import write_text
+from sgpipe.storage.outputs import write_result_text
 from sgpipe.utils.console import json_text
 from sgpipe.utils.hashing import differences, model_sha256
 
@@ -131,7 +131,7 @@ class Calibration(Config):
         """Write the file: one line for each threshold."""
         values = self.model_dump(mode="json")
         parts = [f"{json_text(name)}: {_text(value)}" for name, value in values.items()]
-        write_text(file, "{\n" + ",\n".join(parts) + "\n}\n")
+        write_result_text(file, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def load_calibration(file: Location) -> Calibration:

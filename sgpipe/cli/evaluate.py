@@ -18,10 +18,10 @@ from sgpipe.cli.options import (
     Json,
     Place,
     as_location,
+    command,
     reads_file,
     reads_stored,
     stored,
-    with_option_groups,
     writes_file,
 )
 from sgpipe.errors import UserError
@@ -117,8 +117,6 @@ class InputOptions(InferenceOptions):
         return ModelRun(model=other or self.model, data=self.data, annotations=annotations, classes=classes, **how)
 
 
-@app.command()
-@with_option_groups
 def hico(
     *,
     annotations: Annotations = None,
@@ -155,8 +153,6 @@ def hico(
     report.run_and_report(evaluate, plot)
 
 
-@app.command()
-@with_option_groups
 def vcoco(
     *,
     annotations: Annotated[Path, reads_file("V-COCO's own annotations: vcoco_test.json.")],
@@ -182,8 +178,6 @@ def vcoco(
     report.run_and_report(evaluate, plot)
 
 
-@app.command()
-@with_option_groups
 def openimages(
     *,
     annotations: Annotations = None,
@@ -209,8 +203,6 @@ def openimages(
     report.run_and_report(evaluate, plot)
 
 
-@app.command()
-@with_option_groups
 def vg(
     *,
     mode: Annotated[
@@ -243,8 +235,6 @@ def vg(
     report.run_and_report(evaluate)
 
 
-@app.command()
-@with_option_groups
 def labels(
     *,
     pred: Annotated[Place, reads_stored("Folder of a run of `sgpipe generate`, or its object store.")],
@@ -288,8 +278,6 @@ def labels(
     report.run_and_report(evaluate, plot)
 
 
-@app.command()
-@with_option_groups
 def boxes(
     *,
     pred: Annotated[
@@ -323,6 +311,10 @@ def boxes(
     known = truth or _ground_truth(pred).relations
     level = own_threshold(pred) if threshold is None else threshold  # the same for what it is compared with
     report.run_and_report(lambda run: evaluate_boxes(run or pred, known, level), plot, per_class=per_class)
+
+
+for _benchmark in (hico, vcoco, openimages, vg, labels, boxes):
+    app.command()(command(_benchmark))
 
 
 def _ground_truth(run: Path, truth: Path | None = None) -> GroundTruth:

@@ -35,7 +35,6 @@ from sgpipe.cli.options import (
     reads_stored,
     say,
     stored,
-    with_option_groups,
     writes_folder,
 )
 from sgpipe.errors import UserError
@@ -127,7 +126,6 @@ class SourceOptions:
         return infer_split(self.annotations, self.images, run_split(out))
 
 
-@with_option_groups
 def generate(
     *,
     recipe: Annotated[

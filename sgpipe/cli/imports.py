@@ -15,10 +15,10 @@ from sgpipe.cli.options import (
     Json,
     Limit,
     Place,
+    command,
     reads_file,
     reads_images,
     reads_stored,
-    with_option_groups,
     writes_folder,
 )
 from sgpipe.utils import console
@@ -88,8 +88,6 @@ class RetryOptions(ImportOptions):
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Redo the shards with error rows.")] = False
 
 
-@app.command()
-@with_option_groups
 def vg(
     *,
     data: AnnotationOptions,
@@ -122,8 +120,6 @@ def vg(
     _import(genome.source(), data.images, options)
 
 
-@app.command()
-@with_option_groups
 def hico(*, data: AnnotationOptions, classes: Classes = None, options: RetryOptions) -> None:
     """Import HICO-DET.
 
@@ -138,8 +134,6 @@ def hico(*, data: AnnotationOptions, classes: Classes = None, options: RetryOpti
     _import(hico_source(data.annotations, data.split_name(options.out), classes), data.images, options)
 
 
-@app.command()
-@with_option_groups
 def vcoco(*, data: AnnotationOptions, classes: Classes = None, options: RetryOptions) -> None:
     """Import V-COCO.
 
@@ -155,8 +149,6 @@ def vcoco(*, data: AnnotationOptions, classes: Classes = None, options: RetryOpt
     _import(vcoco_source(data.annotations, split, classes), data.images, options)
 
 
-@app.command()
-@with_option_groups
 def openimages(
     *,
     data: AnnotationOptions,
@@ -178,8 +170,6 @@ def openimages(
     _import(OpenImages(data.annotations, data.split_name(options.out), categories).source(), data.images, options)
 
 
-@app.command()
-@with_option_groups
 def rlipv2(
     *,
     data: AnnotationOptions,
@@ -202,8 +192,6 @@ def rlipv2(
     _import(labels.source(), data.images, options)
 
 
-@app.command(name="coco-rel")
-@with_option_groups
 def coco_rel(
     *,
     data: AnnotationOptions,
@@ -230,8 +218,6 @@ def coco_rel(
     _import(CocoRelations(data.annotations, relations, data.split_name(options.out)).source(), data.images, options)
 
 
-@app.command()
-@with_option_groups
 def coco(
     *,
     data: AnnotationOptions,
@@ -251,8 +237,6 @@ def coco(
     _import(coco_source(data.annotations, data.split_name(options.out), captions), data.images, options)
 
 
-@app.command(name="label-studio")
-@with_option_groups
 def label_studio(
     *,
     annotations: Annotations,
@@ -283,8 +267,6 @@ def label_studio(
     _import(project.source(), images, options)
 
 
-@app.command()
-@with_option_groups
 def hf(
     *,
     annotations: Annotated[
@@ -311,6 +293,16 @@ def hf(
     from sgpipe.sources.hugging_face import HuggingFace
 
     _import(HuggingFace(annotations, split).source(), images or str(annotations), options)
+
+
+for _name, _function in {
+    **{each.__name__: each for each in (vg, hico, vcoco, openimages, rlipv2)},
+    "coco-rel": coco_rel,
+    "coco": coco,
+    "label-studio": label_studio,
+    "hf": hf,
+}.items():
+    app.command(name=_name)(command(_function))
 
 
 def _import(source: AnnotationSource, images: str, options: ImportOptions) -> None:

@@ -23,6 +23,7 @@ from sgpipe.cli.doctor import doctor
 from sgpipe.cli.evaluate import app as eval_app
 from sgpipe.cli.generate import generate, label, miniworld, parse
 from sgpipe.cli.imports import app as import_app
+from sgpipe.cli.options import command
 from sgpipe.cli.predict import predict, score
 from sgpipe.cli.runs import calibrate, export, fetch, push, stats, verify
 from sgpipe.cli.train import convert, train
@@ -90,7 +91,7 @@ for _title, _functions in {
     _TOOLS: (doctor, convert, parse),
 }.items():
     for _function in _functions:
-        app.command(rich_help_panel=_title)(_function)
+        app.command(rich_help_panel=_title)(command(_function, writes_beside=_function is label))
 app.add_typer(import_app, name="import", rich_help_panel=_EXCHANGE)
 app.add_typer(eval_app, name="eval", rich_help_panel=_TRAIN)
 

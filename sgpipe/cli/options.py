@@ -1,7 +1,7 @@
 """The options that several commands share, each declared once.
 
-A group of options is a dataclass of such types. A command that `with_option_groups` decorates takes the group as one
-parameter, and the command line shows the options in it.
+A group of options is a dataclass of such types: the function of a `command` takes the group as one parameter, and the
+command line shows the options in it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -43,6 +43,11 @@ def reads_images(text: str) -> Any:
     return typer.Option(help=text, callback=stored, rich_help_panel=DATA)
 
 
+def reads_model(text: str) -> Any:
+    """Return an option for a model: a folder, or its name on the hub or at an endpoint."""
+    return typer.Option(help=text, callback=maybe_path, rich_help_panel=MODELS)
+
+
 def writes_file(text: str) -> Any:
     """Return an option for a file to write on this machine."""
     return typer.Option(help=text, dir_okay=False, callback=local)
@@ -51,6 +56,11 @@ def writes_file(text: str) -> Any:
 def writes_folder(text: str) -> Any:
     """Return an option for a folder to write on this machine."""
     return typer.Option(help=text, file_okay=False, callback=local)
+
+
+def maybe_path(value: Any) -> Any:
+    """Return the value, which may name a file or folder."""
+    return value
 
 
 def as_location(text: str) -> Any:
@@ -113,21 +123,13 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Random seed.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Change any setting of the recipe: KEY=VALUE. Repeatable.")
 ]
-Detector = Annotated[
-    str | None, typer.Option(help="Object detector of transformers: folder or hub id.", rich_help_panel=MODELS)
-]
+Detector = Annotated[str | None, reads_model("Object detector of transformers: folder or hub id.")]
 Captioner = Annotated[
-    str | None,
-    typer.Option(
-        help="Image-text-to-text model of transformers, such as BLIP: folder or hub id.", rich_help_panel=MODELS
-    ),
+    str | None, reads_model("Image-text-to-text model of transformers, such as BLIP: folder or hub id.")
 ]
 Tagger = Annotated[
     str | None,
-    typer.Option(
-        help="R-Tagger: folder made by `sgpipe convert` or `sgpipe train`. With tag.method clip or vlm: its model.",
-        rich_help_panel=MODELS,
-    ),
+    reads_model("R-Tagger: folder made by `sgpipe convert` or `sgpipe train`. With tag.method clip or vlm: its model."),
 ]
 CalibrationFile = Annotated[
     Place | None,
@@ -199,14 +201,17 @@ class InferenceOptions:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(InferenceOptions)}
 
 
-def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter whose type is a dataclass by the options in that dataclass.
+def command(function: Callable[..., None], *, writes_beside: bool = False) -> Callable[..., None]:
+    """Return a function as a command of typer, which sees the options in a group instead of the group.
 
-    The command still receives the dataclass; typer sees only the options.
+    What the command writes must not be anything that it reads.
+
+    Args:
+        writes_beside: it may write into a folder that it reads, by names that no image has.
     """
     parameters: dict[str, inspect.Parameter] = {}
     groups: dict[str, tuple[type, list[str]]] = {}
-    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
         group = parameter.annotation
         if isinstance(group, type) and dataclasses.is_dataclass(group):
             options = _options_of(group)
@@ -215,15 +220,37 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
         else:
             parameters[parameter.name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
 
-    @functools.wraps(command)
+    @functools.wraps(function)
     def run(**values: Any) -> None:
+        _check_outputs(values, parameters, writes_beside)
         for name, (group, options) in groups.items():
             values[name] = group(**{option: values.pop(option) for option in options})
-        command(**values)
+        function(**values)
 
     vars(run)["__signature__"] = inspect.Signature(list(parameters.values()))
     run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     return run
+
+
+def _check_outputs(values: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], beside: bool) -> None:
+    """Raises UserError: an output is an input, another output, or belongs to a run or a model."""
+    inputs: list[str | Path] = []
+    outputs: dict[Path, str] = {}
+    for name, value in values.items():
+        callbacks = {
+            getattr(each, "callback", None) for each in getattr(parameters[name].annotation, "__metadata__", ())
+        }
+        if local in callbacks and value is not None:
+            if value in outputs:
+                raise UserError(f"--{outputs[value]} and --{name} are the same file".replace("_", "-"))
+            outputs[value] = name
+        elif isinstance(value, Path | list) or callbacks & {stored, maybe_path}:
+            inputs += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str | Path)]
+    if outputs:
+        from sgpipe.storage.outputs import check_output
+
+        for path in outputs:
+            check_output(path, () if beside else [each for each in inputs if "://" not in str(each)])
 
 
 def _options_of(group: type) -> dict[str, inspect.Parameter]:

@@ -18,9 +18,9 @@ from sgpipe.cli.options import (
     Place,
     StoredRun,
     as_location,
+    reads_model,
     reads_stored,
     stored,
-    with_option_groups,
     writes_file,
     writes_folder,
 )
@@ -39,7 +39,6 @@ _CLIP = "ViT-B-32"
 PredictionFormat = Literal["hico", "vcoco", "openimages", "vg"]  # the benchmark whose evaluator reads the file
 
 
-@with_option_groups
 def predict(
     *,
     model: Annotated[
@@ -154,12 +153,12 @@ def score(
     ] = "clip",
     model: Annotated[
         str | None,
-        typer.Option(
-            help="clip: open_clip name, hf-hub:ID, hub id or folder; default ViT-B-32. vlm: hub id or folder of an "
+        reads_model(
+            "clip: open_clip name, hf-hub:ID, hub id or folder; default ViT-B-32. vlm: hub id or folder of an "
             "image-text-to-text model; with --endpoint its name there."
         ),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="clip: weights of a named model: file or tag.")] = None,
+    weights: Annotated[str | None, reads_model("clip: weights of a named model: file or tag.")] = None,
     contrasts: Annotated[int, typer.Option(min=1, help="clip: number of other predicates to compare with.")] = 8,
     endpoint: Annotated[
         str | None, typer.Option(help="vlm: URL of a server with the OpenAI chat API that returns log-probabilities.")

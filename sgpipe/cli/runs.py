@@ -23,7 +23,6 @@ from sgpipe.cli.options import (
     judged_file,
     reads_stored,
     say,
-    with_option_groups,
     writes_file,
     writes_folder,
 )
@@ -75,7 +74,6 @@ class ThresholdOptions:
         return loaded, TRAINING_CONFIDENCE if threshold is None else threshold, target
 
 
-@with_option_groups
 def stats(
     *,
     run: StoredRun,

@@ -21,7 +21,7 @@ from sgpipe.cli.options import (
     RayAddress,
     Seed,
     Settings,
-    with_option_groups,
+    reads_model,
     writes_folder,
 )
 from sgpipe.errors import UserError
@@ -65,7 +65,6 @@ class ShardsOptions:
         )
 
 
-@with_option_groups
 def train(
     *,
     recipe: Annotated[str, typer.Argument(help="Packaged recipe (tagger, pretrain, hico …) or YAML file.")],
@@ -73,7 +72,7 @@ def train(
     shards: ShardsOptions,
     init: Annotated[
         str | None,
-        typer.Option(help="Model to start from: folder, store, hub id or official .pth.", rich_help_panel=MODELS),
+        reads_model("Model to start from: folder, store, hub id or official .pth."),
     ] = None,
     miniature: Annotated[
         bool, typer.Option("--miniature", help="Train a small model that fits a laptop.", rich_help_panel=MODELS)
@@ -142,7 +141,7 @@ def convert(
     ],
     out: Annotated[Path, writes_folder("Folder for config.json, model.safetensors and the tokenizer.")],
     tokenizer: Annotated[
-        str, typer.Option(help="RoBERTa tokenizer, or RoBERTa itself with --as: folder, store or hub id.")
+        str, reads_model("RoBERTa tokenizer, or RoBERTa itself with --as: folder, store or hub id.")
     ] = "roberta-base",
     gating: Annotated[
         str | None, typer.Option(help="Fusion gate (VXAc or GLIP), if the checkpoint does not name it.")

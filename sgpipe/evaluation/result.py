@@ -23,7 +23,7 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import curve, monotone
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
-from sgpipe.utils.atomic import write_text
+from sgpipe.storage.outputs import write_result_text
 from sgpipe.utils.console import count, single_line
 from sgpipe.viz.draw_relations import Point
 from sgpipe.viz.svg import unit_square
@@ -254,7 +254,7 @@ class EvaluationResult:
         return json.dumps(_without_nan(content), indent=1, allow_nan=False)
 
     def write_json(self, path: Path) -> None:
-        _write(path, f"{self.as_json()}\n")
+        write_result_text(path, f"{self.as_json()}\n")
 
     def write_csv(self, path: Path) -> None:
         """One row per class; NaN becomes an empty cell."""
@@ -262,7 +262,7 @@ class EvaluationResult:
         writer = csv.DictWriter(text, list(self.per_class[0]) if self.per_class else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(_without_nan(self.per_class))
-        _write(path, text.getvalue())
+        write_result_text(path, text.getvalue())
 
     def write_plot(self, path: Path) -> None:
         """Precision over recall of the class groups, as SVG; the legend gives the mean precision of each."""
@@ -275,7 +275,7 @@ class EvaluationResult:
             )
             for name, precision in self.curves.items()
         ]
-        _write(path, unit_square(self.benchmark, lines, "recall", "precision", (400, 400)).file())
+        write_result_text(path, unit_square(self.benchmark, lines, "recall", "precision", (400, 400)).file())
 
 
 @dataclass
@@ -408,10 +408,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _write(path: Path, text: str) -> None:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)

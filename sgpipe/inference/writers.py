@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +25,7 @@ from sgpipe.records import NO_OBJECT
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import HICO, HoiaSchema
 from sgpipe.sources.vocabulary import official_relation_names
-from sgpipe.utils.atomic import atomic_write, delete_leftovers
+from sgpipe.storage.outputs import write_result
 
 CLASSES = "classes"  # key of the class list in the first item of a file
 
@@ -70,17 +69,6 @@ class TopTriplets:
         chosen = chosen[flat[chosen] != NOT_PREDICTED]
         pair, predicate = np.divmod(chosen, max(scores.shape[1], 1))
         return cls(pair, predicate, flat[chosen])
-
-
-@contextmanager
-def output_file(out: Path) -> Iterator[Path]:
-    """A temporary file that replaces `out` when it is complete. Raises UserError: `out` is a folder."""
-    if out.is_dir():
-        raise UserError(f"{out} is a folder, not a file")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    delete_leftovers(out)
-    with atomic_write(out) as temporary:
-        yield temporary
 
 
 Items = Callable[[ImagePrediction, PredictedPairs], list[dict[str, Any]]]
@@ -264,7 +252,7 @@ def write_json_list(
     """
     summary, separator = WriteSummary(), "[\n"
     first: dict[str, Any] = {CLASSES: schema.class_list} if schema else {}
-    with output_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with write_result(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for prediction in predictions:
             summary.add(prediction)
             for item in items(prediction, prediction.pairs) if prediction.pairs is not None else ():
@@ -309,7 +297,7 @@ def write_parquet(
         possible: see `TopTriplets.of`.
     """
     summary, rows = WriteSummary(), list[dict[str, Any]]()
-    with output_file(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+    with write_result(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for prediction in predictions:
             summary.add(prediction)
             image = {name: getattr(prediction.row, name) for name in _IMAGE}

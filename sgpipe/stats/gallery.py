@@ -20,8 +20,8 @@ from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record, Relation, from_table
 from sgpipe.stats.measures import use_probabilities
 from sgpipe.storage.index import Database, open_run
+from sgpipe.storage.outputs import write_result
 from sgpipe.storage.shards import embedded_images
-from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import count as count_noun
 from sgpipe.viz.draw_relations import (
     Point,
@@ -116,8 +116,7 @@ def write_sheet(
         title = f"{database.run.get('name') or root.name}: {count_noun(len(cards), 'image')}"
         measure = "confidence" if calibration is None else "probability"
         title += f", {related:,} with relations of {measure} {threshold:.2f} or more"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as temporary:
+    with write_result(file) as temporary:
         _grid(cards, title).save(temporary, "PNG", optimize=True)
     return len(cards), lost
 

@@ -18,8 +18,8 @@ from sgpipe.stats.gallery import Card
 from sgpipe.stats.measures import Measures
 from sgpipe.stats.precision import ThresholdChoice
 from sgpipe.stats.terminal import overview, rarest, tail_sentence
+from sgpipe.storage.outputs import write_result_text
 from sgpipe.utils import __version__
-from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count, isolated
 from sgpipe.viz.svg import Plot, columns, curve, ranks, unit_square
 
@@ -72,8 +72,7 @@ def write_report(file: Path, audit: Audit, cards: list[Card], threshold: float =
         "trained_on": TRAINING_CONFIDENCE,
         "percent": percent,
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, render("report", values))
+    write_result_text(file, render("report", values))
 
 
 def _tiles(measures: Measures) -> list[tuple[str, str]]:

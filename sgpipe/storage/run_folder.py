@@ -26,10 +26,10 @@ from sgpipe.utils.locking import is_locked, only_process
 PRIVATE, _NEW = ".sgpipe", "new-"
 _GROUND_TRUTH = "ground_truth.json"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
-RECIPE, _README = "recipe.yaml", "README.md"
+RECIPE, README = "recipe.yaml", "README.md"
 REQUESTS = "requests.sqlite"  # the answers of served models
 # Another command may be writing a file of its own next to these, such as a report: its temporary files are left alone.
-_ROOT_FILES = (MANIFEST, RECIPE, _README)
+_ROOT_FILES = (MANIFEST, RECIPE, README)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class RunFolder:
     @property
     def is_described(self) -> bool:
         """Whether the recipe and the README are there."""
-        return all((self.root / name).is_file() for name in (RECIPE, _README))
+        return all((self.root / name).is_file() for name in (RECIPE, README))
 
     def describe(self, recipe: Recipe, manifest: Manifest) -> None:
         """Write the resolved recipe and the README."""
@@ -204,7 +204,7 @@ class RunFolder:
         configs = [{"split": split, "path": f"{DATA}/{split}-[0-9]*.parquet"} for split in splits]
         header = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": configs}]}, sort_keys=False)
         write_text(
-            self.root / _README,
+            self.root / README,
             f"---\n{header}---\n\n# {title}\n\n"
             f"One row per image. {origin} `manifest.jsonl` lists the shards in\n"
             "`data/`; a run in progress may have others. Statistics: `sgpipe stats` on this folder.\n",
