@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 NO_OBJECT = "missing objects"
 TRAINING_CONFIDENCE = 0.2  # RLIPv2 trains on relations of at least this confidence
@@ -22,6 +22,13 @@ LABEL_STUDIO_DATASET = "label_studio"  # the dataset of images that were annotat
 
 Scope = Literal["image", "box", "pair"]
 Status = Literal["ok", "error"]
+# What a row can lack, and why.
+LEFT_OUT = {
+    "boxes": "boxes beyond detect.max_boxes",
+    "captions": "captions that are blank or too many",
+    "regions": "regions beyond caption.max_crops",
+    "pairs": "pairs beyond pair.max_pairs",
+}
 
 
 @dataclass(slots=True)
@@ -41,6 +48,11 @@ class Box:
     def is_nothing(self) -> bool:
         """Whether it stands for the object that a relation does not have."""
         return self.category == NO_OBJECT and not any(self.bbox)
+
+    @property
+    def rank(self) -> tuple[float, tuple[float, float, float, float], str]:
+        """A key that sorts boxes, the largest first, by what they are: never by their order in a file."""
+        return -self.bbox[2] * self.bbox[3], self.bbox, self.category
 
 
 @dataclass(slots=True)
@@ -95,7 +107,8 @@ class Relation:
 class Record:
     """One image and everything the pipeline knows about it; `file_name` is relative to the image root.
 
-    `box_scores` has the detector's score of each of `objects`; it is None where no detector found them.
+    `box_scores` has the detector's score of each of `objects`; it is None where no detector found them. `left_out`
+    has the number of each of `LEFT_OUT` that are missing from the row, if there are any.
     """
 
     image_id: str
@@ -112,6 +125,7 @@ class Record:
     status: Status = "ok"
     error: str | None = None
     box_scores: list[float] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -166,6 +180,7 @@ SCHEMA = pa.schema(
         ),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
+        pa.field("left_out", pa.struct([(name, pa.int64()) for name in LEFT_OUT])),
     ],
     metadata={"sgpipe.schema_version": str(SCHEMA_VERSION)},
 )
@@ -194,7 +209,8 @@ def to_table(records: Iterable[Record]) -> pa.Table:
 def _to_row(record: Record) -> dict[str, Any]:
     """As `dataclasses.asdict`, without its deep copies, which would take most of the time."""
     row = _values(record)
-    return row | {name: [_values(item) for item in row[name]] for name in _NESTED}
+    nested = {name: [_values(item) for item in row[name]] for name in _NESTED}
+    return row | nested | {"left_out": {name: record.left_out.get(name, 0) for name in LEFT_OUT}}
 
 
 def _values(noun: Any) -> dict[str, Any]:
@@ -213,6 +229,7 @@ def _from_row(row: dict[str, Any], known: set[str]) -> Record:
         values[name] = [noun(**item) for item in values.get(name, [])]
     for box in values["objects"]:
         box.bbox = tuple(box.bbox)
+    values["left_out"] = {name: number for name, number in values.get("left_out", {}).items() if number}
     return Record(**values)
 
 

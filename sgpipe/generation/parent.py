@@ -28,7 +28,8 @@ from sgpipe.utils.locking import temporary_folder
 
 _FILLS = {"detect": ("objects", BOX_SCORES), "caption": ("captions",), "parse": ("triplets",), "pair": ("pairs",)}
 _NOUNS = {"detect": "boxes", "caption": "captions", "parse": "triplets", "pair": "pairs"}
-_EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error")
+_LIMITED = {"detect": "boxes", "caption": "regions", "pair": "pairs"}  # that a stage leaves out beyond a limit
+_EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error", "left_out")
 _FILES = ("detector", "captioner", "model", "synonyms", "prior")  # settings that an identity has the content of
 _KINDS = {"parse": "parser", "tag": "method"}
 _SOURCE = ("format", "miniworld", "source")
@@ -287,6 +288,8 @@ class ParentReader(UnitReader):
         for stage in self.reused:
             for column in _FILLS[stage]:
                 setattr(record, column, getattr(row, column))
+        limited = {_LIMITED[stage] for stage in self.reused if stage in _LIMITED}
+        record.left_out |= {what: number for what, number in row.left_out.items() if what in limited}
         stage = (row.error or "").partition(":")[0]
         crashed_before = stage == "worker" and not self._has_passed(row)
         if not row.ok and (crashed_before or stage in ("source", "load", *self.reused)):

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sgpipe.records import LEFT_OUT
 from sgpipe.storage.manifest import Summary
 from sgpipe.utils.console import count, listed
 
@@ -91,6 +92,9 @@ def _add_problems(table: Table, summary: Summary) -> None:
     for name, number in summary.problems.items():
         if number:
             table.add_row(f"source: {_PROBLEMS[name]}", f"{number:,}")
+    for name, what in LEFT_OUT.items():
+        if number := summary.counts[f"{name}_left_out"]:
+            table.add_row(f"left out: {what}", f"{number:,}")
 
 
 def _print_errors(summary: Summary, console: Console) -> None:

@@ -283,24 +283,25 @@ class DetectStage:
         except ImageError as reason:
             record.fail(self.name, str(reason))
             return
-        record.objects, scores = self._boxes(detected)
+        record.objects, scores, record.left_out["boxes"] = self._boxes(detected)
         inside = [clip_box(box.bbox, record.width, record.height) is not None for box in record.objects]
         record.box_scores = list(compress(scores, inside))
         clip_objects(record, Counter())
 
-    def _boxes(self, detected: DetectedBoxes) -> tuple[list[Box], list[float]]:
-        """The boxes that remain after non-maximum suppression within each class, and their scores."""
+    def _boxes(self, detected: DetectedBoxes) -> tuple[list[Box], list[float], int]:
+        """The boxes that remain after non-maximum suppression within each class, their scores, and how many more."""
         boxes, scores, labels = detected.boxes, detected.scores, detected.labels
         if not bool(scores.isfinite().all()):
             raise UserError(f"detector {self.config.detector} returns NaN scores: its weights are damaged")
-        kept = batched_nms(boxes, scores, labels, self.config.overlap)[: self.config.max_boxes]
+        remaining = batched_nms(boxes, scores, labels, self.config.overlap)
+        kept = remaining[: self.config.max_boxes]
         found = [
             Box(self.classes[label], label + 1, (left, top, right - left, bottom - top))
             for label, (left, top, right, bottom) in zip(
                 labels[kept].tolist(), boxes[kept].double().tolist(), strict=True
             )
         ]
-        return found, scores[kept].tolist()
+        return found, scores[kept].tolist(), len(remaining) - len(kept)
 
 
 class GivenBoxesStage:

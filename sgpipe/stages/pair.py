@@ -4,17 +4,18 @@ Noun phrases of captions are matched to classes. `HeadMatcher` is ours: it compa
 decides. `SubstringMatcher` is RLIPv2's procedure, kept for parity: a synonym anywhere in the phrase is a match, so
 "chair" is a person because it contains "hair". A candidate is an ordered pair of boxes whose classes have predicates,
 from the captions of the image or from a prior: the predicates that relate two classes in Visual Genome. In images with
-very many boxes only the largest pairs are kept, block by block, so that memory grows with the pairs kept and not with
-the square of the boxes.
+very many boxes only pairs of the largest boxes are kept, and the others are counted; memory grows with the pairs kept
+and not with the square of the boxes.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import product
+from itertools import compress, product
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -169,11 +170,7 @@ def _forms(noun: str) -> set[str]:
     return {noun, *noun_lemmas(noun)}
 
 
-Indices: TypeAlias = npt.NDArray[np.int64]
-ClassPair: TypeAlias = tuple[str, str]
-Predicates: TypeAlias = Mapping[ClassPair, Sequence[str]]
-
-_PAIRS_PER_BLOCK = 1 << 18
+Predicates: TypeAlias = Mapping[tuple[str, str], Sequence[str]]
 
 
 def candidate_pairs(
@@ -182,103 +179,57 @@ def candidate_pairs(
     *,
     require_overlap: bool = False,
     limit: int | None = None,
-) -> list[Pair]:
+) -> tuple[list[Pair], int]:
     """All ordered pairs of distinct non-crowd boxes whose (subject class, object class) has predicates.
 
     Args:
         objects: boxes of one image; the pairs index them.
         predicates: possible predicates by (subject class, object class).
         require_overlap: keep only pairs of boxes that share some area.
-        limit: maximum number of pairs. Boxes are visited by descending area, each adding its pairs with the boxes
-            visited before it, until the limit is reached.
+        limit: maximum number of pairs. Boxes are visited by `Box.rank`, the largest first, each adding its pairs with
+            the boxes visited before it, until the limit is reached.
 
     Returns:
-        pairs sorted by subject index, then object index, each with its own copy of the predicates.
+        pairs sorted by subject index, then object index, each with its own copy of the predicates; and the number of
+        pairs beyond the limit, among which those of boxes that were not visited count as overlapping.
     """
-    related = {pair: texts for pair, texts in predicates.items() if texts}
+    present = {box.category for box in objects}
+    related = [(s, o) for (s, o), texts in predicates.items() if texts and s in present and o in present]
+    subjects, partners = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for subject, object_ in related:
+        subjects[object_].append(subject)
+        partners[subject].append(object_)
     classes = {name for pair in related for name in pair}
-    usable = [i for i, box in enumerate(objects) if box.category in classes and not box.iscrowd]
-    if not usable:
-        return []
-    boxes = np.array([objects[i].bbox for i in usable], np.float64)
-    names = [objects[i].category for i in usable]
-    chosen = _choose(boxes, names, related, require_overlap, limit)
-    return [
-        Pair(usable[i], usable[j], list(related[names[i], names[j]]))
-        for i, j in chosen[np.lexsort((chosen[:, 1], chosen[:, 0]))].tolist()
-    ]
+    usable = [index for index, box in enumerate(objects) if box.category in classes and not box.iscrowd]
+    usable.sort(key=lambda index: objects[index].rank)
+    boxes = np.array([objects[index].bbox for index in usable], np.float64)
+    names = [objects[index].category for index in usable]
+    number = Counter(names)
+    beyond = sum(number[s] * (number[o] - (s == o)) for s, o in related)
+    visited = defaultdict[str, list[int]](list)
+    chosen: list[tuple[int, int]] = []
+    for late, name in enumerate(names):
+        pairs = [(early, late) for subject in subjects[name] for early in visited[subject]]
+        pairs += [(late, early) for object_ in partners[name] for early in visited[object_]]
+        beyond -= len(pairs)
+        if require_overlap and pairs:
+            pairs = list(compress(pairs, overlapping(boxes, np.array(pairs))))
+        if limit is not None and len(chosen) + len(pairs) >= limit:
+            pairs.sort(key=lambda pair: (min(pair), pair))
+            beyond += len(chosen) + len(pairs) - limit
+            chosen += pairs[: limit - len(chosen)]
+            break
+        chosen += pairs
+        visited[name].append(late)
+    pairs = sorted((usable[subject], usable[object_]) for subject, object_ in chosen)
+    return [Pair(s, o, list(predicates[objects[s].category, objects[o].category])) for s, o in pairs], beyond
 
 
-def overlapping(boxes: npt.NDArray[np.float64], pairs: Indices) -> npt.NDArray[np.bool_]:
+def overlapping(boxes: npt.NDArray[np.float64], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Which pairs [n, 2] of the pixel xywh boxes [m, 4] share some area; boxes that only touch do not."""
     first, second = boxes[pairs[:, 0]], boxes[pairs[:, 1]]
     centres = first[:, :2] + first[:, 2:] / 2 - second[:, :2] - second[:, 2:] / 2
     return np.logical_and.reduce(np.abs(centres) < (first[:, 2:] + second[:, 2:]) / 2, axis=1)
-
-
-def _choose(
-    boxes: npt.NDArray[np.float64],
-    names: list[str],
-    related: Collection[ClassPair],
-    require_overlap: bool,
-    limit: int | None,
-) -> Indices:
-    """At most `limit` index pairs [n, 2], in no particular order, collected in blocks of descending box area."""
-    order = np.argsort(-boxes[:, 2] * boxes[:, 3], kind="stable")
-    members: dict[str, list[int]] = {}
-    for rank, index in enumerate(order.tolist()):
-        members.setdefault(names[index], []).append(rank)
-    ranks = {name: np.array(own) for name, own in members.items()}
-    class_pairs = [(ranks[s], ranks[o]) for s, o in related if s in ranks and o in ranks]
-    blocks, count, start = [np.zeros((0, 2), np.int64)], 0, 0
-    while start < len(boxes) and (limit is None or count < limit):
-        stop = _block_end(class_pairs, start, len(boxes))
-        pairs = _pairs_of_block(class_pairs, start, stop)
-        if require_overlap:
-            pairs = pairs[overlapping(boxes, order[pairs])]
-        if limit is not None and count + len(pairs) > limit:
-            late, early = pairs.max(1), pairs.min(1)
-            pairs = pairs[np.lexsort((pairs[:, 0], early, late))][: limit - count]
-        blocks.append(pairs)
-        count, start = count + len(pairs), stop
-    chosen: Indices = order[np.concatenate(blocks)]
-    return chosen
-
-
-def _block_end(class_pairs: list[tuple[Indices, Indices]], start: int, end: int) -> int:
-    """The largest end rank for which a block from `start` has at most `_PAIRS_PER_BLOCK` pairs, or one box."""
-
-    def count(stop: int) -> int:
-        """Pairs among the boxes of rank below `stop`, including pairs of a box with itself."""
-        return sum(int(np.searchsorted(s, stop) * np.searchsorted(o, stop)) for s, o in class_pairs)
-
-    if sum(len(s) * len(o) for s, o in class_pairs) <= _PAIRS_PER_BLOCK:
-        return end
-    allowed = count(start) + _PAIRS_PER_BLOCK
-    low, high = start + 1, end
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if count(middle) <= allowed else (low, middle - 1)
-    return low
-
-
-def _pairs_of_block(class_pairs: list[tuple[Indices, Indices]], start: int, stop: int) -> Indices:
-    """Rank pairs [n, 2] whose higher rank is in [start, stop)."""
-    blocks = [np.zeros((0, 2), np.int64)]
-    for subjects, objects in class_pairs:
-        old, end = np.searchsorted(subjects, (start, stop))
-        old_objects, end_objects = np.searchsorted(objects, (start, stop))
-        blocks.append(_product(subjects[old:end], objects[:end_objects]))
-        blocks.append(_product(subjects[:old], objects[old_objects:end_objects]))
-    pairs = np.concatenate(blocks)
-    return pairs[pairs[:, 0] != pairs[:, 1]]
-
-
-def _product(first: Indices, second: Indices) -> Indices:
-    pairs = np.empty((len(first), len(second), 2), np.int64)
-    pairs[:, :, 0] = first[:, None]
-    pairs[:, :, 1] = second
-    return pairs.reshape(-1, 2)
 
 
 Prior: TypeAlias = dict[tuple[str, str], list[str]]
@@ -407,12 +358,9 @@ class PairStage:
             predicates = {(s, o): texts for s in present for o in present}
         else:
             predicates = stated_predicates(record.triplets, verbatim=self._verbatim)
-        record.pairs = candidate_pairs(
-            record.objects,
-            predicates,
-            require_overlap=self.config.require_overlap,
-            limit=self.config.max_pairs,
-        )
+        overlap, limit = self.config.require_overlap, self.config.max_pairs
+        record.pairs, beyond = candidate_pairs(record.objects, predicates, require_overlap=overlap, limit=limit)
+        record.left_out["pairs"] = beyond
 
 
 def assign_categories(matcher: Matcher, triplets: Iterable[Triplet], present: dict[str, None]) -> None:

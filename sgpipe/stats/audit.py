@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from sgpipe.calibration import Calibration
-from sgpipe.records import TRAINING_CONFIDENCE
+from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
 from sgpipe.stats.judgements import NO_PLAN, JudgementMeasures, measure_judgements
 from sgpipe.stats.measures import (
     AGREES,
@@ -35,7 +35,7 @@ from sgpipe.stats.precision import (
 )
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import GroundTruth
-from sgpipe.utils.console import count, isolated, single_line
+from sgpipe.utils.console import count, isolated, listed, single_line
 
 Grade = Literal["good", "fair", "bad", "plain"]
 
@@ -167,6 +167,9 @@ def _content(measures: Measures) -> Iterator[Finding]:
         distinct = f", of which {totals['different_captions']:,} are distinct within their image"
         yield Finding(CONTENT, "plain", f"{count(totals['captions'], 'caption')}"
                       f"{distinct if totals['different_captions'] > 1 else ''}.")  # fmt: skip
+    if left_out := [f"{totals[f'{name}_left_out']:,} {what}" for name, what in LEFT_OUT.items()
+                    if totals[f"{name}_left_out"]]:  # fmt: skip
+        yield Finding(CONTENT, "fair", f"Left out: {listed(left_out)}.")
     if measures.tail.kinds:
         most = count(measures.tail.half, "predicate accounts", "predicates account")
         half = f"{most} for half of the relations" if measures.tail.kinds > 1 else _ONE_PREDICATE

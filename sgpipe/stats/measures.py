@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from sgpipe.calibration import NEAREST, Calibration, unscored_reason
-from sgpipe.records import TRAINING_CONFIDENCE
+from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import RULES, HealthRule, prepare_checks
 from sgpipe.storage.index import Database, open_run
 from sgpipe.storage.shards import iter_tables
@@ -283,7 +283,8 @@ class Measures:
         images: by split. `datasets`: images by dataset. `errors`: error rows by kind.
         totals: objects, captions, different_captions (of one image, summed), distinct_captions (of all), triplets,
             matched_triplets, pairs, candidate_texts, relations, kept_relations (that training uses),
-            images_without_relations. All rows count, also error rows.
+            images_without_relations, and what was left out (`records.LEFT_OUT`): pairs_left_out. All rows count, also
+            error rows.
         in_error_rows: how much of the totals is in error rows, which the stages did not finish.
         without_relations: images without relations, by the first stage that left nothing.
         predicates, categories: relations by predicate and objects by class, the most frequent first.
@@ -433,7 +434,7 @@ def _counts(database: Database, query: str) -> dict[str, int]:
 
 def _totals(database: Database, where: str) -> dict[str, int]:
     names = ("objects", "captions", "different_captions", "triplets", "matched_triplets", "pairs", "candidate_texts",
-             "relations")  # fmt: skip
+             "relations", *(f"{name}_left_out" for name in LEFT_OUT))  # fmt: skip
     sums = ", ".join(f"coalesce(sum({name}), 0)::bigint" for name in names)
     [row] = database.rows(
         f"""select {sums}, count(*) filter (status = 'ok' and relations = 0),

@@ -28,7 +28,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from sgpipe.errors import UserError
-from sgpipe.records import SCHEMA, TRAINING_CONFIDENCE
+from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import MARKS, PLACED, prepare_checks
 from sgpipe.storage.run_files import RunFiles
 from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, read_file
@@ -53,12 +53,12 @@ _WRONG_VALUES = (duckdb.InvalidInputException, duckdb.ConversionException, duckd
 _THREADS = 8  # more do not fit into the memory
 _SHARDS = 16  # read at once
 
-_SCRATCH = """
+_SCRATCH = f"""
     create table shards (shard int, file varchar, state varchar, problem varchar);
     create table raw_images (image int, shard int, row int, image_id varchar, dataset varchar, split varchar,
         file_name varchar, width int, height int, status varchar, error varchar, embedded bool, lot uinteger,
         objects int, captions int, different_captions int, triplets int, matched_triplets int, pairs int,
-        candidate_texts int, relations int);
+        candidate_texts int, relations int, {", ".join(f"{name}_left_out bigint" for name in LEFT_OUT)});
     create table raw_objects (image int, number int, category varchar, iscrowd bool,
         x double, y double, w double, h double);
     create table captions (image int, number int, caption varchar, scope varchar, boxes int[]);
@@ -77,7 +77,7 @@ _FROM_SHARDS = (
         coalesce(len(list_filter(triplets,
             lambda t: t.subject_category is not null and t.object_category is not null)), 0),
         coalesce(len(pairs), 0), coalesce(list_sum(list_transform(pairs, lambda p: len(p.predicates))), 0),
-        coalesce(len(relations), 0)
+        coalesce(len(relations), 0), {", ".join(f"coalesce(left_out.{name}, 0)" for name in LEFT_OUT)}
     from rows""",
     """insert into raw_objects select image, number, object.category, object.iscrowd,
         object.bbox[1], object.bbox[2], object.bbox[3], object.bbox[4]

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.locations import Location, open_shard_file
 from sgpipe.files.object_store import StorePath
-from sgpipe.records import BOX_SCORES, NO_OBJECT, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
+from sgpipe.records import BOX_SCORES, LEFT_OUT, NO_OBJECT, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
 from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.hashing import file_sha256
@@ -257,6 +257,8 @@ def count_rows(table: pa.Table) -> dict[str, int]:
     triplets = _flat(table["triplets"])[1]
     matched = pc.and_(*(pc.is_valid(pc.struct_field(triplets, f"{end}_category")) for end in ("subject", "object")))
     totals = {name: len(_flat(table[name])[1]) for name in _NESTED}
+    missing = table["left_out"].combine_chunks()
+    left_out = {f"{name}_left_out": pc.sum(pc.struct_field(missing, name)).as_py() or 0 for name in LEFT_OUT}
     return {
         "images": table.num_rows,
         "errors": int(np.sum(_text(table["status"]) != "ok")),
@@ -267,6 +269,7 @@ def count_rows(table: pa.Table) -> dict[str, int]:
         "pairs": totals["pairs"],
         "relations": totals["relations"],
         "images_with_relations": int(np.sum(_lengths(table["relations"]) > 0)),
+        **{name: number for name, number in left_out.items() if number},
     }
 
 

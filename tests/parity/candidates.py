@@ -138,7 +138,7 @@ def prior_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
     ours = {}
     for image_id in (str(image["id"]) for image in train["images"]):
         objects = images[image_id][1] if image_id in images else []
-        pairs, boxes = number_boxes(candidate_pairs(objects, prior), objects)
+        pairs, boxes = number_boxes(candidate_pairs(objects, prior)[0], objects)
         ours[image_id] = as_json(reference_prior_groups(pairs, boxes))
     yield "coco candidates by prior", describe(ours), ours, expected["expected_candidates_train2017"]
 
@@ -226,7 +226,7 @@ def caption_candidates(
         triplets = [triplet for graph in graphs[image_id] for triplet in graph_triplets(graph)]
         assign_categories(matcher, triplets, present)
         predicates = stated_predicates(triplets, verbatim=True, repeats=repeats)
-        pairs = candidate_pairs(objects, predicates, require_overlap=require_overlap)
+        pairs, _ = candidate_pairs(objects, predicates, require_overlap=require_overlap)
         candidates[image_id] = as_json(reference_groups(number_boxes(pairs, objects)[0]))
     return candidates
 

@@ -107,7 +107,8 @@ class CaptionStage:
                 except ImageError as reason:
                     record.fail(self.name, str(reason))
                     continue
-                for region in regions(record, self.config.scopes, self.config.max_crops):
+                chosen, record.left_out["regions"] = regions(record, self.config.scopes, self.config.max_crops)
+                for region in chosen:
                     if not record.ok:
                         break
                     open_.append((record, region))
@@ -143,32 +144,37 @@ def _opened(image: Image.Image, file: ImageFile) -> tuple[Image.Image, ImageFile
 
 
 def _noise_key(seed: int, record: Record, region: Region) -> int:
-    """63 bits that select the noise of a region, the same in every process."""
-    name = [seed, record.dataset, record.split, record.image_id, region.scope, list(region.boxes)]
+    """63 bits that select the noise of a region, the same in every process and for every order of the boxes."""
+    boxes = sorted(record.objects[index].bbox for index in region.boxes)
+    name = [seed, record.dataset, record.split, record.image_id, region.scope, boxes]
     digest = hashlib.blake2b(json.dumps(name).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
-def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> list[Region]:
-    """The regions of each scope, ordered by box index, without crowd boxes.
+def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> tuple[list[Region], int]:
+    """The regions of each scope, ordered by box index, without crowd boxes; and how many more there are.
 
     Scope "box" has the `max_crops` largest boxes. Scope "pair" has at most `max_crops` unordered pairs of the 1,000
-    largest boxes: overlapping pairs by size of the overlap, then the nearest pairs. The region of a pair is the
-    smallest rectangle around both boxes. (RLIPv2's dense captions take the first pairs instead.)
+    largest boxes: overlapping pairs by size of the overlap, then the nearest pairs, then by `Box.rank`. The region of a
+    pair is the smallest rectangle around both boxes. (RLIPv2's dense captions take the first pairs instead.)
     """
+    single = [index for index, box in enumerate(record.objects) if not box.iscrowd]
+    single.sort(key=lambda index: record.objects[index].rank)
     selected: list[Region] = []
+    beyond = 0
     for scope in dict.fromkeys(scopes):
         if scope == "image":
             selected.append(Region("image"))
-        else:
-            pairs = scope == "pair"
-            groups = _pairs(record, max_crops) if pairs else [(box,) for box in _largest(record, max_crops)]
-            selected += [Region(scope, boxes, _window(record, boxes)) for boxes in groups]
-    return selected
+            continue
+        of_scope = [(index,) for index in single[:max_crops]]
+        if scope == "pair":
+            of_scope = _pairs(record, single[:_MAX_PAIRED_BOXES], max_crops)
+        selected += [Region(scope, boxes, _window(record, boxes)) for boxes in sorted(of_scope)]
+        beyond += (math.comb(len(single), 2) if scope == "pair" else len(single)) - len(of_scope)
+    return selected, beyond
 
 
-def _pairs(record: Record, max_crops: int) -> list[tuple[int, ...]]:
-    single = np.array(_largest(record, _MAX_PAIRED_BOXES), dtype=int)
+def _pairs(record: Record, single: Sequence[int], most: int) -> list[tuple[int, ...]]:
     boxes = np.array([record.objects[index].bbox for index in single]).reshape(-1, 4)
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     first, second = np.triu_indices(len(single), k=1)
@@ -176,19 +182,9 @@ def _pairs(record: Record, max_crops: int) -> list[tuple[int, ...]]:
     shared = np.minimum(high[first], high[second]) - np.maximum(low[first], low[second])
     gap = np.hypot(*np.maximum(-shared, 0).T)
     overlap = np.maximum(shared, 0).prod(axis=1)
-    nearest = np.lexsort((second, first, -overlap, gap))[:max_crops]
-    return sorted(zip(single[first[nearest]].tolist(), single[second[nearest]].tolist(), strict=True))
-
-
-def _largest(record: Record, most: int) -> list[int]:
-    """The largest non-crowd boxes, ordered by index; of equally large boxes the first is preferred."""
-
-    def area(index: int) -> float:
-        _, _, width, height = record.objects[index].bbox
-        return width * height
-
-    single = [index for index, box in enumerate(record.objects) if not box.iscrowd]
-    return sorted(sorted(single, key=area, reverse=True)[:most])
+    nearest = np.lexsort((second, first, -overlap, gap))[:most]
+    pairs = np.sort(np.array(single, int)[np.column_stack([first[nearest], second[nearest]])])
+    return [tuple(pair) for pair in pairs.tolist()]
 
 
 def _window(record: Record, boxes: Sequence[int]) -> Window:

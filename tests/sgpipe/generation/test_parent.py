@@ -331,6 +331,7 @@ def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, kept)
         for n, (error, columns) in enumerate(FAILED.items())
     ]
     fine = Record(str(len(FAILED)), "folder", "all", f"{len(FAILED)}.png", 9, 9, **FAILED["tag: no image"])
+    fine.left_out = {"boxes": 5, "regions": 6, "pairs": 7}
     fine.relations = [Relation(0, 0, "near", 0.5)]
     reader, shards = made_shards(tmp_path, source, [*made, fine])
     taken = ParentReader(reader.storage, reader.indexes, str(tmp_path), reader.storage, tuple(shards), reused)(
@@ -341,6 +342,7 @@ def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, kept)
     assert taken[-1].box_scores == [0.5]
     assert taken[-1].captions == (CAPTION if "caption" in reused else [])
     assert taken[-1].pairs == taken[-1].relations == []
+    assert taken[-1].left_out == ({"boxes": 5, "regions": 6} if "caption" in reused else {"boxes": 5})
 
 
 def test_retrying_takes_what_the_parent_has_made_good_since(models, tmp_path):

@@ -1,13 +1,21 @@
+import io
 from collections import Counter
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.records import Pair, Triplet
+from sgpipe.generation.summary import print_summary
+from sgpipe.recipe import PairConfig
+from sgpipe.records import Box, Pair, Triplet
+from sgpipe.stages.pair import PairStage
+from sgpipe.stats.audit import find
 from sgpipe.stats.measures import measure, measure_long_tail
 from sgpipe.stats.terminal import overview
+from sgpipe.storage.manifest import Manifest, add_up
+from sgpipe.storage.shards import iter_records
 from tests.sgpipe.stats.agreement import assert_thresholds_are_numpys, assert_totals_are_pyarrows, column, read
 from tests.sgpipe.stats.runs import labelled_records, make_shards, scene
 
@@ -83,6 +91,27 @@ _LACKING = [
     ("pairs", "no candidate pair"),
     (None, "nothing above the threshold of the tagger"),
 ]
+
+
+def test_pairs_beyond_the_limit_are_counted_in_the_row_the_summary_and_the_findings(tmp_path):
+    people = [Box("person", 1, (10.0 * (n % 15), 10.0 * (n // 15), 9, 9)) for n in range(150)]
+    crowded = scene("1", objects=people)
+    crowded.triplets = [Triplet("a man", "near", "a man", "man", "man", "near", 0)]
+    stage = PairStage(PairConfig(), "coco", ["person"])
+    stage.setup()
+    [crowded] = stage([crowded])
+    beyond = 150 * 149 - 10_000
+    assert (len(crowded.pairs), crowded.left_out) == (10_000, {"pairs": beyond})
+    crowded.pairs = []
+    root = make_shards(tmp_path / "run", [scene("0"), crowded])
+    assert [record.left_out for record in iter_records(root)] == [{}, {"pairs": beyond}]
+    manifest = Manifest.load(root)
+    screen = Console(file=io.StringIO(), width=100)
+    print_summary(add_up(manifest, 2, {}), screen)
+    assert "pairs beyond pair.max_pairs │ 12,350" in screen.file.getvalue()
+    measures = measure(root)
+    assert measures.totals["pairs_left_out"] == beyond
+    assert "Left out: 12,350 pairs beyond pair.max_pairs." in [finding.text for finding in find(measures)]
 
 
 def _triplet(subject, object_):

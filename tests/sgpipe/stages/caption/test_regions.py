@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sgpipe.records import Box, Record
-from sgpipe.stages.caption.stage import regions
+from sgpipe.stages.caption.stage import _noise_key, regions
 
 
 def record(*boxes, crowd=(), size=(100, 80)):
@@ -17,7 +17,7 @@ def pairs(found):
 
 
 def test_regions_are_ordered_by_scope_and_box():
-    found = regions(record((0, 0, 10, 10), (20, 20, 30, 30), (5, 5, 9, 9)), ("image", "box", "pair"), 100)
+    found, _ = regions(record((0, 0, 10, 10), (20, 20, 30, 30), (5, 5, 9, 9)), ("image", "box", "pair"), 100)
     assert [(region.scope, region.boxes) for region in found] == [
         ("image", ()),
         ("box", (0,)),
@@ -31,13 +31,13 @@ def test_regions_are_ordered_by_scope_and_box():
 
 
 def test_windows_cover_the_boxes_and_stay_in_the_image():
-    found = regions(record((0.4, 1.2, 10.5, 10.3), (88.5, 70.1, 20, 20)), ("box", "pair"), 100)
+    found, _ = regions(record((0.4, 1.2, 10.5, 10.3), (88.5, 70.1, 20, 20)), ("box", "pair"), 100)
     assert [region.window for region in found] == [(0, 1, 11, 12), (88, 70, 100, 80), (0, 1, 100, 80)]
 
 
 @pytest.mark.parametrize("box", [(3, 4, 0, 0), (99.9, 79.9, 0.05, 0.05), (100, 80, 5, 5), (-9, -9, 4, 4)])
 def test_degenerate_boxes_still_have_a_pixel(box):
-    left, top, right, bottom = regions(record(box), ("box",), 100)[0].window
+    left, top, right, bottom = regions(record(box), ("box",), 100)[0][0].window
     assert 0 <= left < right <= 100
     assert 0 <= top < bottom <= 80
 
@@ -61,4 +61,18 @@ def test_pairs_agree_with_a_plain_count_on_random_boxes():
             ranks.append(Rank(gap, -max(wide, 0) * max(high, 0), (i, j)))
     for most in (1, 7, 30, 66, 500):
         expected = sorted(rank.boxes for rank in sorted(ranks)[:most])
-        assert pairs(regions(record(*boxes), ("pair",), most)) == expected
+        found, beyond = regions(record(*boxes), ("pair",), most)
+        assert (pairs(found), beyond) == (expected, 66 - len(expected))
+
+
+def test_which_regions_are_captioned_and_how_does_not_depend_on_the_order_of_boxes():
+    boxes = [(10.0 * (n % 4), 20.0 * (n // 4), 8.0, 8.0) for n in range(8)]  # of equal size, at equal distances
+
+    def noise(boxes):
+        made = record(*boxes)
+        found, beyond = regions(made, ("box", "pair"), 5)
+        return sorted((region.window, _noise_key(3, made, region)) for region in found), beyond
+
+    first, beyond = noise(boxes)
+    assert (len(first), beyond) == (10, 3 + 23)
+    assert noise(boxes[::-1]) == noise(boxes[3:] + boxes[:3]) == (first, beyond)

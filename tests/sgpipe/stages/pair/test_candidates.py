@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.records import Box, Pair
-from sgpipe.stages import pair
 from sgpipe.stages.pair import candidate_pairs, overlapping
 
 CLASSES = st.sampled_from(["person", "dog", "kite"])
@@ -46,18 +45,16 @@ def by_hand(objects: list[Box], predicates: dict[tuple[str, str], list[str]], ov
 @given(OBJECTS, PREDICATES, st.booleans())
 def test_equals_a_loop_over_all_pairs(objects: list[Box], predicates: dict, overlaps: bool) -> None:
     found = candidate_pairs(objects, predicates, require_overlap=overlaps)
-    assert found == by_hand(objects, predicates, overlaps)
+    assert found == (by_hand(objects, predicates, overlaps), 0)
 
 
-@given(OBJECTS, PREDICATES, st.booleans(), st.integers(1, 40), st.integers(1, 30))
-def test_limit_keeps_pairs_of_the_largest_boxes(
-    objects: list[Box], predicates: dict, overlaps: bool, limit: int, block: int
+@given(OBJECTS, PREDICATES, st.booleans(), st.integers(1, 40))
+def test_limit_keeps_pairs_of_the_largest_boxes_and_counts_the_others(
+    objects: list[Box], predicates: dict, overlaps: bool, limit: int
 ) -> None:
     every = by_hand(objects, predicates, overlaps)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pair, "_PAIRS_PER_BLOCK", block)
-        found = candidate_pairs(objects, predicates, require_overlap=overlaps, limit=limit)
-    order = sorted(range(len(objects)), key=lambda i: -objects[i].bbox[2] * objects[i].bbox[3])
+    found, beyond = candidate_pairs(objects, predicates, require_overlap=overlaps, limit=limit)
+    order = sorted(range(len(objects)), key=lambda i: objects[i].rank)
     rank = {index: position for position, index in enumerate(order)}
 
     def smaller_box(pair: Pair) -> tuple[int, int, int]:
@@ -66,17 +63,29 @@ def test_limit_keeps_pairs_of_the_largest_boxes(
 
     kept = sorted(every, key=smaller_box)[:limit]
     assert found == sorted(kept, key=lambda pair: (pair.subject, pair.object))
+    assert beyond == len(every) - len(kept) or (overlaps and len(kept) == limit and beyond > len(every) - limit)
+
+
+@given(st.data(), OBJECTS, PREDICATES, st.integers(1, 40))
+def test_the_order_of_boxes_does_not_decide_which_pairs_the_limit_keeps(
+    data: st.DataObject, objects: list[Box], predicates: dict, limit: int
+) -> None:
+    def kept(objects: list[Box]) -> tuple[list[str], int]:
+        pairs, beyond = candidate_pairs(objects, predicates, limit=limit)
+        return sorted(f"{objects[p.subject]} {p.predicates} {objects[p.object]}" for p in pairs), beyond
+
+    assert kept(data.draw(st.permutations(objects))) == kept(objects)
 
 
 def test_each_pair_owns_its_predicates() -> None:
     objects = [Box("dog", 1, (0, 0, 1, 1)) for _ in range(3)]
-    pairs = candidate_pairs(objects, {("dog", "dog"): ["near"]})
+    pairs, _ = candidate_pairs(objects, {("dog", "dog"): ["near"]})
     pairs[0].predicates.append("on")
     assert [pair.predicates for pair in pairs[1:]] == [["near"]] * 5
 
 
 def test_a_single_box_is_never_paired_with_itself() -> None:
-    assert candidate_pairs([Box("dog", 1, (0, 0, 5, 5))], {("dog", "dog"): ["near"]}) == []
+    assert candidate_pairs([Box("dog", 1, (0, 0, 5, 5))], {("dog", "dog"): ["near"]}) == ([], 0)
 
 
 def test_boxes_that_touch_do_not_overlap() -> None:
@@ -95,7 +104,7 @@ def test_a_hundred_thousand_boxes_need_little_memory(overlaps: bool) -> None:
         for index, box in enumerate(np.hstack([corners, sides]).tolist())
     ]
     tracemalloc.start()
-    pairs = candidate_pairs(
+    pairs, beyond = candidate_pairs(
         objects,
         {("person", "person"): ["near"], ("person", "dog"): ["walking"]},
         require_overlap=overlaps,
@@ -104,5 +113,6 @@ def test_a_hundred_thousand_boxes_need_little_memory(overlaps: bool) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(pairs) == 10_000
+    assert beyond == 80_000 * 79_999 + 80_000 * 20_000 - 10_000 or overlaps
     assert len({(pair.subject, pair.object) for pair in pairs}) == 10_000
     assert peak < 300 << 20
