@@ -16,7 +16,7 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.training.validation import RelationScores
 from sgpipe.evaluation.benchmarks.evaluate import HicoOptions, ModelRun, PredictionFiles, score_hico
 from sgpipe.evaluation.label_quality.comparison import label_quality
-from sgpipe.evaluation.result import Interval, Resampling, paired_bootstrap
+from sgpipe.evaluation.result import Interval, Resampling, compare_paired
 from sgpipe.inference.predictor import predict
 from sgpipe.inference.writers import write_hoia
 from sgpipe.recipe import MiniworldConfig
@@ -70,7 +70,7 @@ def of_pairs(scores: RelationScores, measure: str) -> Resampling:
 
 def image_interval(first: Sequence[Resampling], second: Sequence[Resampling], measure: str) -> Interval:
     """The 95 % interval over images of the difference between the means of a measure over two groups of networks."""
-    return paired_bootstrap(_mean(first), _mean(second)).measures[measure].difference_interval
+    return compare_paired(_mean(first), _mean(second)).measures[measure].difference_interval
 
 
 def _mean(parts: Sequence[Resampling]) -> Resampling:

@@ -88,7 +88,7 @@ def compare_labels(workshop: Workshop, results: Results, name: str, labels: str)
 
 
 def compare_arms(workshop: Workshop, results: Results, name: str, item: tuple[str, ...]) -> None:
-    """Write a line with the bootstrap interval over images of the difference between two arms, averaged over seeds."""
+    """Write a line with the interval over images of the difference between two arms, averaged over seeds."""
     stage, measure, better, worse = item
     experiment = workshop.plan.experiments[name]
     before, sides = workshop.cpu_seconds(), []

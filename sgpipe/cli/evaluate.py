@@ -58,7 +58,7 @@ class ReportOptions:
             "Predictions, model or run of the same kind and images: print the differences with 95% intervals."
         ),
     ] = None
-    resamples: Annotated[int, typer.Option(min=1, help="With --compare: bootstrap resamples of the images.")] = 1000
+    resamples: Annotated[int, typer.Option(min=10, help="With --compare: random halves of the images.")] = 1000
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="With --compare: random seed.")] = 0
     json: Json = False
     json_file: Annotated[Path | None, writes_file("Write the full result as JSON to this file.")] = None

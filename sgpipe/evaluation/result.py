@@ -1,8 +1,7 @@
 """The result of an evaluation: printed, as JSON, CSV and plot; and how sure its difference to another one is.
 
-Paired bootstrap over images: a resample draws as many images as there are, with replacement (Efron and Tibshirani,
-1993), the same for both evaluations, and computes the measures of each anew. Intervals contain the middle 95%.
-"""
+Intervals come from half samples of the images (McCarthy, 1969): the measures of many random halves, the same ones for
+both"""
 
 from __future__ import annotations
 
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.special import stdtrit
 
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import curve, monotone
@@ -34,14 +34,15 @@ CountWords = Mapping[str, tuple[str, str]]  # what a count of one and of several
 RECALLS = np.linspace(0, 1, 101)
 _LONGEST = 60  # letters of a name in a table
 RESAMPLES = 1000
-_TAILS = (0.025, 0.975)
+_ROUNDING = 1e-9
 
 Interval = tuple[float, float]
+_UNKNOWN: Interval = (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """The measures of an evaluation as a function of how often each image occurs.
+    """The measures of an evaluation, each from 0 to 1, as a function of how often each image occurs.
 
     images: names of the scored images. summary: takes `[images]` integers in their order. unpredicted: those of them
     without predictions, where a file can tell them from images in which nothing was detected.
@@ -102,7 +103,7 @@ class PairedComparison:
         return {**vars(self), "measures": measures}
 
 
-def paired_bootstrap(
+def compare_paired(
     first: Resampling, second: Resampling, *, other: str = "other", resamples: int = RESAMPLES, seed: int = 0
 ) -> PairedComparison:
     """Compare two evaluations of the same images.
@@ -110,6 +111,7 @@ def paired_bootstrap(
     Args:
         first, second: `EvaluationResult.resampling` of each.
         other: the name of the second, for the reader.
+        resamples: half samples of the images, two or more.
 
     Returns:
         the measures that both have; the order of the images does not matter.
@@ -117,20 +119,37 @@ def paired_bootstrap(
     Raises UserError: the images differ, or there are none.
     """
     _refuse_different(first, second)
-    places = [np.argsort(np.array(each.images)) for each in (first, second)]
     images = len(first.images)
-    rng = np.random.default_rng(seed)
-    names = _common_measures(first, second)
-    samples = np.empty((2, resamples + 1, len(names)))
-    for row in range(resamples + 1):
-        drawn = rng.integers(0, images, images) if row else np.arange(images)  # row 0: the images themselves
-        counts = np.bincount(drawn, minlength=images)
-        for side, (each, order) in enumerate(zip((first, second), places, strict=True)):
-            own = np.empty_like(counts)
-            own[order] = counts
-            summary = each.summary(own)
-            samples[side, row] = [summary[name] for name in names]
-    return PairedComparison(other, images, resamples, seed, _differences(names, samples))
+    everything = np.ones(images, dtype=int)
+    known = second.summary(everything)
+    names = [name for name in first.summary(everything) if name in known]
+    sides = [(each.summary, np.argsort(np.array(each.images))) for each in (first, second)]
+
+    def measure(kept: Array) -> Array:
+        """`[3, measures]` of images by the rank of their names: first, second, difference."""
+        values = []
+        for summary, order in sides:
+            counts = np.zeros(images, dtype=int)
+            counts[order[kept]] = 1
+            found = summary(counts)
+            values.append([found[name] for name in names])
+        return np.array([*values, np.subtract(*values)])
+
+    whole, rng = measure(np.arange(images)), np.random.default_rng(seed)
+    kept = images - images // 2
+    halves = np.array([measure(rng.permutation(images)[:kept]) for _ in range(resamples)])
+    measures = {}
+    for column, name in enumerate(names):
+        own, others, differences = zip(whole[:, column].tolist(), halves[:, :, column].T, strict=True)
+        measures[name] = Difference(
+            own[0],
+            _share_interval(*own, images),
+            others[0],
+            _share_interval(*others, images),
+            differences[0],
+            _difference_interval(*differences, images),
+        )
+    return PairedComparison(other, images, resamples, seed, measures)
 
 
 def _refuse_different(first: Resampling, second: Resampling) -> None:
@@ -148,36 +167,37 @@ def _refuse_different(first: Resampling, second: Resampling) -> None:
             )
 
 
-def _common_measures(first: Resampling, second: Resampling) -> list[str]:
-    ones = np.ones(len(first.images), dtype=int)
-    others = second.summary(ones)
-    return [name for name in first.summary(ones) if name in others]
+def _share_interval(share: float, halves: Array, images: int) -> Interval:
+    """Wilson's interval with as many observations as a share of this standard error has, which contains the share.
+
+    Unknown where the halves do not vary, as at 0 and 1.
+    """
+    error, spread = _standard_error(halves, images), share * (1 - share)
+    if not (error > _ROUNDING and spread > 0):
+        return _UNKNOWN
+    squared = (_quantile(images) * error) ** 2 / spread
+    centre, half = share + squared / 2, math.sqrt(squared * (spread + squared / 4))
+    return (centre - half) / (1 + squared), (centre + half) / (1 + squared)
 
 
-def _differences(names: Sequence[str], samples: Array) -> dict[str, Difference]:
-    """`samples`: `[2, 1 + resamples, measures]`."""
-    table = np.concatenate((samples, samples[:1] - samples[1:]))
-    result = {}
-    for column, name in enumerate(names):
-        first, second, difference = table[:, :, column]
-        result[name] = Difference(
-            value=float(first[0]),
-            interval=_interval(first[1:]),
-            other=float(second[0]),
-            other_interval=_interval(second[1:]),
-            difference=float(difference[0]),
-            difference_interval=_interval(difference[1:]),
-        )
-    return result
+def _difference_interval(difference: float, halves: Array, images: int) -> Interval:
+    error = _standard_error(halves, images)
+    if not error > _ROUNDING:
+        return (0.0, 0.0) if error == difference == 0 else _UNKNOWN
+    half = _quantile(images) * error
+    return max(difference - half, -1.0), min(difference + half, 1.0)
 
 
-def _interval(values: Array) -> Interval:
-    """The middle 95%; resamples in which the measure is undefined are left out."""
-    defined = values[~np.isnan(values)]
-    if not len(defined):
-        return float("nan"), float("nan")
-    low, high = np.quantile(defined, _TAILS)
-    return float(low), float(high)
+def _standard_error(halves: Array, images: int) -> float:
+    """Of a measure of all images, from its values in half samples; those in which it is undefined are left out."""
+    defined, left_out = halves[~np.isnan(halves)], images // 2
+    if not left_out or len(defined) < 2:
+        return math.nan
+    return float(defined.std(ddof=1)) * math.sqrt((images - left_out) / left_out)
+
+
+def _quantile(images: int) -> float:
+    return float(stdtrit(images - 1, 0.975))
 
 
 def _text(interval: Interval) -> str:
@@ -216,11 +236,11 @@ class EvaluationResult:
     def compared_with(self, other: EvaluationResult, name: str, resamples: int, seed: int) -> EvaluationResult:
         """This result with the differences to another one of the same images, which is called `name`, and its notes.
 
-        Raises UserError: as `paired_bootstrap`.
+        Raises UserError: as `compare_paired`.
         """
         assert self.resampling is not None
         assert other.resampling is not None
-        comparison = paired_bootstrap(self.resampling, other.resampling, other=name, resamples=resamples, seed=seed)
+        comparison = compare_paired(self.resampling, other.resampling, other=name, resamples=resamples, seed=seed)
         notes = [f"{name}: {note}" for note in other.notes if note not in self.notes]
         return replace(self, comparison=comparison, notes=[*self.notes, *notes])
 
