@@ -12,11 +12,20 @@ Schedule = Literal["step", "cosine"]
 Strategy = Literal["frequency", "uniform"]
 
 
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the parts of a loss. Defaults: as published."""
+class _Weights:
+    """Numbers that are not negative. Raises ValueError: one is."""
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}, expected a non-negative number")
+
+
+@dataclass(frozen=True)
+class LossWeights(_Weights):
+    """Weights of the parts of a loss. Defaults: as published."""
 
     entity: float = 1.0
     relation: float = 1.0
@@ -25,10 +34,8 @@ class LossWeights:
 
 
 @dataclass(frozen=True)
-class MatchingCosts:
+class MatchingCosts(_Weights):
     """Weights of the parts of the matching cost. Defaults: as published."""
-
-    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
     label: float = 1.0
     relation: float = 1.0

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, JsonValue, ValidationError
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, check_share
 from sgpipe.files.locations import Location
 from sgpipe.files.text_files import read_text
 from sgpipe.recipe import SERVED, UNSCORED, Config, PairConfig, TagConfig
@@ -154,6 +154,7 @@ def choose_threshold(calibration: Location | None, threshold: float, precision: 
     """
     if precision is not None:
         threshold = probability_for(calibration, precision, None)
+    check_share("threshold", threshold)
     return stored(threshold) if calibration is None else load_calibration(calibration).threshold(threshold)
 
 
@@ -179,7 +180,7 @@ def probability_for(calibration: Location | None, precision: float, threshold: f
         raise UserError("threshold and precision both choose the relations; pass one of them")
     if calibration is None:
         raise UserError("precision needs a calibration (--calibration), which `sgpipe calibrate` writes")
-    return load_calibration(calibration).probability_for(precision)
+    return load_calibration(calibration).probability_for(check_share("precision", precision))
 
 
 def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:

@@ -41,6 +41,13 @@ class StoreError(OSError):
     """An object store refused an operation; the message is one line that names the store."""
 
 
+def check_share(name: str, value: float) -> float:
+    """Return `value`. Raises UserError: it is not a number from 0 to 1, or NaN, which no comparison would refuse."""
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} {value}: expected a number from 0 to 1")
+    return value
+
+
 @contextmanager
 def add_filename(path: Path) -> Iterator[None]:
     """Name `path` in system errors that name no file, such as those of a full disk."""

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from sgpipe.errors import ImageError, UserError, existing_file, existing_model
+from sgpipe.errors import ImageError, UserError, check_share, existing_file, existing_model
 from sgpipe.files.image_roots import AnywhereRoot
 from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
 from sgpipe.recipe import MINIWORLD, Recipe, load_recipe, with_model_folders
@@ -89,7 +89,8 @@ class SceneGraph:
         return self.record.error
 
     def triplets(self, threshold: float = TRAINING_CONFIDENCE) -> list[RelationTriplet]:
-        """The relations with at least this confidence, the most confident first."""
+        """The relations with at least this confidence, the most confident first. Raises UserError: it is not 0 to 1."""
+        check_share("threshold", threshold)
         names = object_names(self.record.objects)
         relations = shown(self.record.relations, threshold, len(self.record.relations))
         return [RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
@@ -99,8 +100,9 @@ class SceneGraph:
 
         The image is grey if its file can no longer be read.
 
-        Raises UserError: `width` is not 1 to 16,384 pixels, or `most` is negative.
+        Raises UserError: the threshold is not 0 to 1, `width` not 1 to 16,384 pixels, or `most` is negative.
         """
+        check_share("threshold", threshold)
         if not 1 <= width <= _WIDEST:
             raise UserError(f"width={width}: expected 1 to {_WIDEST:,} pixels")
         if most < 0:

@@ -17,7 +17,7 @@ import numpy as np
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import coco_point
 from rlip_model.evaluation.scores import ClassScores, Tally
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, check_share
 from sgpipe.evaluation.boxes import BoxSet, ImageBoxes, is_run, listed, read_detected, read_truth
 from sgpipe.evaluation.label_quality.arrays import NO_IMAGE, ImageFinder, ImageName
 from sgpipe.evaluation.label_quality.comparison import NOTES
@@ -319,8 +319,8 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
 
     Raises UserError: as `compare_boxes`.
     """
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"threshold {threshold}: expected a number from 0 to 1")
+    if threshold is not None:
+        check_share("threshold", threshold)
     quality = compare_boxes(detected, truth)
     level = own_threshold(detected) if threshold is None else threshold
     scores = quality.scores

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.calibration import probability_for
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, check_share
 from sgpipe.export.annotation_files import (
     write_coco,
     write_coco_relations,
@@ -96,8 +96,8 @@ def export_run(
         raise UserError("--images-url is for --to label-studio, without --embed and --images")
     if images:
         check_images(images)
-    if threshold is not None and not 0 <= threshold <= 1:  # also refuses NaN, which passes the check of the option
-        raise UserError(f"--threshold {threshold}: expected a number from 0 to 1")
+    if threshold is not None:
+        check_share("threshold", threshold)
     default = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE
     if precision is not None:
         threshold = probability_for(calibration, precision, threshold)

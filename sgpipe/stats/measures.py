@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from sgpipe.calibration import NEAREST, Calibration, unscored_reason
+from sgpipe.errors import check_share
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import RULES, HealthRule, prepare_checks
 from sgpipe.storage.index import Database, open_run
@@ -367,7 +368,8 @@ def measure(root: Path, threshold: float = TRAINING_CONFIDENCE, calibration: Cal
 
 
 def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE) -> Measures:
-    """Measure an open run."""
+    """Measure an open run. Raises UserError: the threshold is not 0 to 1."""
+    check_share("threshold", threshold)
     run = database.run
     predicates = _counts(database, "select predicate, relations from predicates")
     levels = _levels(database)

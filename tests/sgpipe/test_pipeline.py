@@ -71,6 +71,10 @@ def test_a_graph_gives_triplets_drawings_and_json():
     relations = [Relation(0, 1, "next to", 0.3), Relation(1, 0, "chasing", 0.9), Relation(0, 1, "on", 0.1)]
     graph = SceneGraph(Record("a", "d", "all", "nowhere.png", 60, 40, objects, relations=relations))
     assert graph.triplets() == [("dog 2", "chasing", "dog 1", 0.9), ("dog 1", "next to", "dog 2", 0.3)]
+    for threshold in (float("nan"), float("inf"), -1):
+        for method in (graph.triplets, graph.draw):
+            with pytest.raises(UserError, match="expected a number from 0 to 1"):
+                method(threshold)
     assert graph.draw(width=300).width == 300
     assert graph.as_json()["relations"][1]["predicate"] == "chasing"
 

@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
+from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError
 from sgpipe.generation.summary import print_summary
 from sgpipe.recipe import PairConfig
@@ -35,6 +36,14 @@ def rows(root):
 def test_totals_are_what_pyarrow_counts_and_thresholds_what_numpy_counts(root, rows):
     assert_totals_are_pyarrows(root, rows)
     assert_thresholds_are_numpys(root, rows)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), -0.1])
+def test_a_threshold_is_a_number_from_0_to_1(root, threshold):
+    with pytest.raises(UserError, match="expected a number from 0 to 1"):
+        measure(root, threshold)
+    with pytest.raises(UserError, match="expected a number from 0 to 1"):
+        choose_threshold(None, threshold)
 
 
 def test_confidences_triplets_and_relations_per_image(root, rows):

@@ -107,6 +107,11 @@ def test_a_miniature_keeps_the_settings_of_its_recipe(name):
         ("optimisation.batch=0", "optimisation: batch"),
         ("optimisation.schedule=linear", "optimisation.schedule: .*got 'linear'"),
         ("data.augment.flip=2", "data.augment: flip"),
+        ("data.threshold=.nan", "data.threshold"),
+        ("optimisation.lr=.nan", "optimisation: lr"),
+        ("loss.weights.box=.nan", "loss.weights: box"),
+        ("loss.costs.giou=.inf", "loss.costs: giou"),
+        ("workers.cpus=.inf", "workers.cpus"),
         ("data.train=[{shards: a, weigth: 2}]", "data.train.0.weigth"),
     ],
 )
