@@ -454,6 +454,8 @@ def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
         return None
     [table] = index.read_rows([image.number], without=IMAGE_COLUMN)
     [record] = from_table(table)
+    if (record.split, record.image_id) != (split, image_id):
+        raise UserError(f"shard {image.shard} has changed since it was indexed: `sgpipe verify {index.root}`")
     scores = {name: table[name][0].as_py() for name in (AGREEMENT, OPINION) if name in table.column_names}
     return RecordView(record, scores.get(AGREEMENT), image.shard, image.row, scores.get(OPINION))
 

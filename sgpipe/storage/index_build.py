@@ -52,6 +52,7 @@ FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.SerializationE
 _WRONG_VALUES = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.OutOfRangeException)  # in a shard
 _THREADS = 8  # more do not fit into the memory
 _SHARDS = 16  # read at once
+_MANY = 10_000  # images, which take seconds to index
 
 _SCRATCH = f"""
     create table shards (shard int, file varchar, state varchar, problem varchar);
@@ -326,7 +327,10 @@ class _Reader:
         for number, entry in enumerate(self._files.manifest.shards):
             places[entry.file] = (number, first, entry.rows)
             first += entry.rows
-        with progress.images(sum(places[name][2] for name in names), "indexing") as advance:
+        images = sum(places[name][2] for name in names)
+        if images > _MANY:
+            progress.say(f"indexing {images:,} images; later starts only add new shards")
+        with progress.images(images, "indexing") as advance:
             for start in range(0, len(names), _SHARDS):
                 batch = names[start : start + _SHARDS]
                 shards = [shard for name in batch if (shard := self._open(name, *places[name]))]
@@ -364,9 +368,9 @@ class _Reader:
     def _insert(self, shards: Sequence[_Shard]) -> None:
         if not shards:
             return
-        self._view_rows(shards)
         self._connection.execute("begin")
         try:
+            self._view_rows(shards)
             for statement in _FROM_SHARDS:
                 self._connection.execute(statement)
         except duckdb.Error as error:

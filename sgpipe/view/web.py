@@ -91,7 +91,7 @@ class Freshness:
         """Index what was committed since the last look, in the background."""
         seconds = self._seconds * (_AFTER_FAILURE if self.failure else 1)
         if time.monotonic() - self._looked >= seconds and self._looking.acquire(blocking=False):
-            threading.Thread(target=self._look, daemon=True).start()
+            threading.Thread(target=self._look).start()
 
     def _judge(self, index: Index) -> None:
         self._indexed = self.viewer.judgements.version
