@@ -30,7 +30,7 @@ from PIL import Image
 from sgpipe.errors import ImageError, UserError, check_share, existing_file, existing_model
 from sgpipe.files.image_roots import AnywhereRoot
 from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
-from sgpipe.recipe import MINIWORLD, Recipe, load_recipe, with_model_folders
+from sgpipe.recipe import Recipe, load_recipe, with_model_folders
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record
 from sgpipe.sources.annotated import replace_surrogates
 from sgpipe.sources.vocabulary import category_names
@@ -166,8 +166,6 @@ class Pipeline:
             recipe = load_recipe(recipe, changes)
         elif changes:
             raise UserError("models and settings cannot be given with a loaded recipe: change the recipe instead")
-        tagger = recipe.tag.tagger if recipe.tag.scores else None
-        self.uses_miniworld_models = MINIWORLD in (recipe.caption.captioner, tagger)
         self.recipe = with_model_folders(recipe)
         for name in _ON_DEVICES:
             stage = getattr(self.recipe, name)

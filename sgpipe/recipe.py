@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from filecmp import cmp
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, StringConstraints, field_validator
 
@@ -371,6 +373,7 @@ MINIWORLD = "MINIWORLD"  # in a recipe: the packaged model of the miniworld
 WHOLE = "all"  # the split of images that have no other
 DEFAULT_SIDES = (800, 1333)  # short and maximum long side, in pixels, of the images that a network reads, as published
 
+_WEIGHTS = "model.safetensors"
 PackagedModel = Literal["captioner", "tagger", "parseda"]
 
 
@@ -391,6 +394,40 @@ def trained_sides(model: str) -> tuple[int, int] | None:
     Raises UserError, EngineError: see `local_model`.
     """
     return _image_sides(_config_json(model))
+
+
+def is_miniworld(model: str | None) -> bool:
+    """Return whether a model is one of the packaged ones, by its name, its folder, or as a copy."""
+    packaged = [packaged_model(name) / _WEIGHTS for name in get_args(PackagedModel)]
+    with suppress(OSError):
+        weights = network_folder(Path(str(model))) / _WEIGHTS
+        return model == MINIWORLD or any(cmp(weights, each, shallow=False) for each in packaged)
+    return False
+
+
+def miniworld_notes(models: Iterable[str | None], source: SourceConfig | None = None) -> list[str]:
+    """Return what users should know if some of the models are the packaged ones; source: of the images, if known."""
+    if not any(map(is_miniworld, models)):
+        return []
+    if source is None or source.synthetic is None:
+        return ["the packaged miniworld models know only synthetic images: for photographs, pass other models"]
+    if source.miniworld.split == "train":
+        return ["the miniworld models were trained on this split: label quality on it is too optimistic"]
+    return []
+
+
+def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None = None) -> list[str]:
+    """Return what users should know of a recipe's models, before they run.
+
+    Args:
+        detects: whether its detector runs. source: of the images, if known.
+    """
+    detector, tag = recipe.detect.detector if detects else None, recipe.tag
+    notes = miniworld_notes([detector, recipe.caption.captioner, tag.tagger if tag.scores else None], source)
+    if not tag.scores:
+        kept = UNSCORED[tag.method]
+        notes.append(f"{kept}: nothing looks at the image, and confidence 1 means only that nothing scored them")
+    return notes + size_notes(detector, tag)
 
 
 def size_notes(detector: str | None, tag: TagConfig | None = None) -> list[str]:

@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from sgpipe.storage.manifest import Summary
 
 _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
-_NOTE = "the packaged miniworld models know only synthetic images; for photographs pass --captioner and --tagger"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,8 +318,7 @@ def label(
       sgpipe label a.jpg --boxes boxes.json
     """
     from sgpipe.pipeline import Pipeline
-    from sgpipe.recipe import size_notes
-    from sgpipe.stages.tag.methods import tag_notes
+    from sgpipe.recipe import recipe_notes
     from sgpipe.utils.config_file import parse_set
 
     screen = console.output()
@@ -328,9 +326,7 @@ def label(
     chosen = recipe or ("folder" if detector or captioner or tagger else "miniworld")
     models = {"detector": detector, "captioner": captioner, "tagger": tagger}
     pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
-    notes = [_NOTE] if pipeline.uses_miniworld_models else []
-    detector = None if boxes else pipeline.recipe.detect.detector
-    for note in notes + tag_notes(pipeline.recipe.tag) + size_notes(detector, pipeline.recipe.tag):
+    for note in recipe_notes(pipeline.recipe, detects=boxes is None):
         say(f"NOTE: {note}")
     out.mkdir(parents=True, exist_ok=True)
     failed = 0

@@ -33,13 +33,13 @@ from sgpipe.generation.engine import (
 from sgpipe.generation.identity import STAGES, identity, source_identity
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.parent import Reuse
-from sgpipe.recipe import WHOLE, Recipe, SourceConfig, size_notes, with_model_folders
+from sgpipe.recipe import WHOLE, Recipe, SourceConfig, recipe_notes, with_model_folders
 from sgpipe.sources.hub import check_hub
-from sgpipe.sources.miniworld import recipe_warnings, remove_unused
+from sgpipe.sources.miniworld import remove_unused
 from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.endpoint import CacheFolder, RequestCache
-from sgpipe.stages.tag.methods import check_tagger, tag_notes
+from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import REQUESTS, GroundTruth, RunFolder
@@ -77,8 +77,8 @@ def generate(
         recipe = reuse.recipe
         progress.say(str(reuse))
     _check_recipe(recipe, reuse.stages if reuse else STAGES)
-    for warning in (*recipe_warnings(recipe), *tag_notes(recipe.tag), *size_notes(recipe.detect.detector, recipe.tag)):
-        progress.say(f"NOTE: {warning}")
+    for note in recipe_notes(recipe, detects=recipe.source.format == "folder", source=recipe.source):
+        progress.say(f"NOTE: {note}")
     folder = RunFolder(out, StorePath(recipe.engine.store) if recipe.engine.store else None)
     with folder.lock(), closing(_Run(recipe, folder, reuse, progress)) as run:
         mirror = ManifestMirror(folder)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES, SCENE_GRAPHS, render_dataset
-from sgpipe.recipe import MINIWORLD, MiniworldConfig, Recipe, SourceConfig, SplitConfig
+from sgpipe.recipe import MiniworldConfig, SourceConfig, SplitConfig
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import VisualGenome
 from sgpipe.storage.run_folder import GroundTruth
@@ -21,9 +21,7 @@ from sgpipe.utils.console import Progress, count
 
 _FOLDER = "drawn"  # within a run's private folder
 
-__all__ = [
-    *("MiniworldFiles", "import_graphs", "prepare", "recipe_warnings", "remove_unused", "render_dataset", "split_name")
-]
+__all__ = [*("MiniworldFiles", "import_graphs", "prepare", "remove_unused", "render_dataset", "split_name")]
 
 
 @dataclass(frozen=True)
@@ -105,17 +103,6 @@ def remove_unused(source: SourceConfig, private: Path) -> None:
     """
     if source.synthetic is None:
         shutil.rmtree(private / _FOLDER, ignore_errors=True)
-
-
-def recipe_warnings(recipe: Recipe) -> list[str]:
-    """Warnings about using the miniworld's models: labels that mean nothing, or that look better than they are."""
-    if MINIWORLD not in (recipe.caption.captioner, recipe.tag.tagger):
-        return []
-    if recipe.source.synthetic is None:
-        return ["the miniworld's models know only miniworld images: on other images their labels mean nothing"]
-    if recipe.source.miniworld.split == "train":
-        return ["the miniworld's models were trained on this split: label quality on it is too optimistic"]
-    return []
 
 
 def import_graphs(graphs: Path, split: str, out: Path, images: Path | None = None) -> None:

@@ -9,7 +9,17 @@ import pytest
 from experiments.miniworld.network_quality import ANY_PAIR, measure_tagger, network_recipe, quality_rows
 from sgpipe.miniworld.captions import WORDINGS
 from sgpipe.miniworld.relations import COMPOSITIONAL
-from sgpipe.recipe import MINIWORLD, load_recipe, packaged_model, size_notes, trained_sides, with_model_folders
+from sgpipe.recipe import (
+    MINIWORLD,
+    TagConfig,
+    load_recipe,
+    miniworld_notes,
+    packaged_model,
+    recipe_notes,
+    size_notes,
+    trained_sides,
+    with_model_folders,
+)
 from sgpipe.training.initial_model import CLASSES
 from tests.sgpipe.generation.in_process import without_ray
 
@@ -48,6 +58,24 @@ def test_a_copied_network_states_its_image_sides_and_one_that_does_not_is_noted(
     assert trained_sides(str(copy)) is None
     [note] = size_notes(str(copy))
     assert "no image_sides, so images are resized to 800 and at most 1333 pixels" in note
+
+
+def test_packaged_models_are_noted_on_other_images_whatever_names_them(tmp_path):
+    copied, trained = tmp_path / "copy", tmp_path / "training"
+    shutil.copytree(packaged_model("tagger"), copied)
+    shutil.copytree(packaged_model("parseda"), trained / "best")
+    coco, drawn = load_recipe("coco"), load_recipe("miniworld")
+    for tagger in (MINIWORLD, str(packaged_model("tagger")), str(copied), str(trained)):
+        tag = coco.tag.model_copy(update={"tagger": tagger, "short_side": 96, "long_side": 144})
+        recipe = coco.model_copy(update={"tag": tag})
+        [note] = recipe_notes(recipe, detects=False, source=recipe.source)
+        assert "know only synthetic images" in note
+        assert recipe_notes(recipe.model_copy(update={"tag": TagConfig(tagger="someone/tagger")}), detects=False) == []
+    assert recipe_notes(drawn, detects=True, source=drawn.source) == []
+    assert "know only synthetic images" in recipe_notes(drawn, detects=True)[0]
+    for model in (str(trained), str(packaged_model("captioner"))):
+        assert miniworld_notes([None, model])
+    assert not miniworld_notes([None, "facebook/detr-resnet-50", str(tmp_path)])
 
 
 def test_a_tagger_that_would_read_images_of_another_size_is_noted():

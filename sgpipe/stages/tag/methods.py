@@ -12,7 +12,7 @@ import numpy as np
 
 from sgpipe.errors import UserError, existing_model
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.recipe import UNSCORED, PairConfig, TagConfig
+from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.stages.pair import overlapping
 
@@ -23,13 +23,6 @@ _NEEDED = {
     "clip": "tag.tagger is not set (--tagger): tag.method clip needs a CLIP model of transformers or open_clip",
     "vlm": "tag.tagger is not set (--tagger): tag.method vlm needs a vision-language model",
 }
-
-
-def tag_notes(tag: TagConfig) -> list[str]:
-    """What users should know of relations that nothing scored."""
-    if tag.scores:
-        return []
-    return [f"{UNSCORED[tag.method]}: nothing looks at the image, and confidence 1 means only that nothing scored them"]
 
 
 def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:

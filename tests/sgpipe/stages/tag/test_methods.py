@@ -9,11 +9,11 @@ from PIL import Image
 
 from sgpipe.calibration import scoring_of_recipe
 from sgpipe.errors import UserError
-from sgpipe.recipe import PairConfig, Requests, TagConfig
+from sgpipe.recipe import PairConfig, Recipe, Requests, TagConfig, recipe_notes
 from sgpipe.records import NO_OBJECT, Box, Pair, Record
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.score.scorer import Unscored
-from sgpipe.stages.tag.methods import AssumedStage, check_tagger, tag_notes
+from sgpipe.stages.tag.methods import AssumedStage, check_tagger
 from sgpipe.stages.tag.stage import ScoredStage
 from tests.clip_checkpoints import make_clip
 from tests.endpoint_server import EndpointServer
@@ -130,11 +130,11 @@ def test_what_a_method_needs(settings: dict[str, object]) -> None:
 def test_methods_without_a_model_need_none() -> None:
     for method in ("all", "overlap"):
         check_tagger(TagConfig(method=method, tagger="./no/such/folder"), PairConfig())
-        assert "confidence 1" in tag_notes(TagConfig(method=method))[0]
+        assert "confidence 1" in recipe_notes(Recipe(tag=TagConfig(method=method)), detects=False)[0]
     check_tagger(TagConfig(method="vlm", tagger="any/name/there", endpoint="http://localhost:1/v1"))
     with pytest.raises(UserError, match=r"pair\.restrict=group is for rtagger"):
         check_tagger(TagConfig(method="all"), PairConfig(restrict="group"))
-    assert tag_notes(TagConfig(tagger="a")) == []
+    assert recipe_notes(Recipe(tag=TagConfig(tagger="a")), detects=False) == []
 
 
 def test_a_calibration_is_of_the_same_method_and_model(folder: Path, tmp_path: Path) -> None:
