@@ -15,7 +15,7 @@ from sgpipe.files.image_roots import located
 from sgpipe.files.locations import Location, below, location, text_of
 from sgpipe.files.model_cache import local_model, pin_model
 from sgpipe.files.object_store import is_uri
-from sgpipe.utils import LARGEST_SEED
+from sgpipe.utils import LARGEST_SEED, BoxForm
 from sgpipe.utils.config_file import Config as Config
 from sgpipe.utils.config_file import load, recipe_folder
 
@@ -95,9 +95,6 @@ class MiniworldConfig(Config):
     )
 
 
-BoxForm = Literal["xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn"]
-
-
 class HubColumns(Config):
     """The columns of the Parquet files; a dot leads into a column of columns: objects.bbox."""
 
@@ -125,11 +122,6 @@ class HubConfig(Config):
         None, description="subset (configuration) of the dataset; null: the only one, or default"
     )
     split: str | None = Field(None, description="split to label; null: all")
-    boxes: Literal["auto"] | BoxForm = Field(
-        "auto",
-        description="what the four numbers of a box are; with an n they are parts of the image's width and height; "
-        "auto: the form in which the boxes lie in their images",
-    )
     classes: tuple[str, ...] | None = Field(
         None, min_length=1, description="class names by number; null: those that the dataset states"
     )
@@ -149,6 +141,11 @@ class SourceConfig(Config):
     )
     splits: dict[SplitName, SplitConfig] = Field(
         default_factory=dict, description="the files of each split, by its name"
+    )
+    boxes: BoxForm | None = Field(
+        None,
+        description="what the four numbers of a box are; with an n they are parts of the image's width and height; "
+        "null: xywh, or for hub the form in which the boxes lie in their images",
     )
     hub: HubConfig = HubConfig()
     miniworld: MiniworldConfig = MiniworldConfig()

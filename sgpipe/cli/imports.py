@@ -21,7 +21,7 @@ from sgpipe.cli.options import (
     reads_stored,
     writes_folder,
 )
-from sgpipe.utils import console
+from sgpipe.utils import BoxForm, console
 
 if TYPE_CHECKING:
     from sgpipe.sources.annotated import AnnotationSource
@@ -72,6 +72,19 @@ class AnnotationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoxOptions(AnnotationOptions):
+    """The input of an import of boxes that exporters write in several forms."""
+
+    boxes: Annotated[
+        BoxForm | None,
+        typer.Option(
+            help="What the four numbers of a box are, if not what the format says; with an n, parts of the image.",
+            rich_help_panel=DATA,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImportOptions:
     """Options of every import."""
 
@@ -117,10 +130,10 @@ def vg(
     genome = VisualGenome(
         data.annotations, data.images, data.split_name(options.out, unsplit=True), image_data, *aliases, preprocess
     )
-    _import(genome.source(), data.images, options)
+    _import(genome.source(), data, options)
 
 
-def hico(*, data: AnnotationOptions, classes: Classes = None, options: RetryOptions) -> None:
+def hico(*, data: BoxOptions, classes: Classes = None, options: RetryOptions) -> None:
     """Import HICO-DET.
 
     Reads trainval_hico.json (HOIA format) or instances_train2015.json.
@@ -131,10 +144,10 @@ def hico(*, data: AnnotationOptions, classes: Classes = None, options: RetryOpti
     """
     from sgpipe.sources.hoi import hico_source
 
-    _import(hico_source(data.annotations, data.split_name(options.out), classes), data.images, options)
+    _import(hico_source(data.annotations, data.split_name(options.out), classes), data, options)
 
 
-def vcoco(*, data: AnnotationOptions, classes: Classes = None, options: RetryOptions) -> None:
+def vcoco(*, data: BoxOptions, classes: Classes = None, options: RetryOptions) -> None:
     """Import V-COCO.
 
     Reads trainval_vcoco.json (HOIA format) or instances_vcoco_train.json.
@@ -146,12 +159,12 @@ def vcoco(*, data: AnnotationOptions, classes: Classes = None, options: RetryOpt
     from sgpipe.sources.hoi import vcoco_source
 
     split = data.split_name(options.out, own_splits=True)
-    _import(vcoco_source(data.annotations, split, classes), data.images, options)
+    _import(vcoco_source(data.annotations, split, classes), data, options)
 
 
 def openimages(
     *,
-    data: AnnotationOptions,
+    data: BoxOptions,
     categories: Annotated[
         Path | None, reads_file("OI_SGG_trainval_test_categories_dict.json: the classes. Default: all 601.")
     ] = None,
@@ -167,7 +180,7 @@ def openimages(
     """
     from sgpipe.sources.hoi import OpenImages
 
-    _import(OpenImages(data.annotations, data.split_name(options.out), categories).source(), data.images, options)
+    _import(OpenImages(data.annotations, data.split_name(options.out), categories).source(), data, options)
 
 
 def rlipv2(
@@ -189,12 +202,12 @@ def rlipv2(
     from sgpipe.sources.scene_graphs import PseudoLabels
 
     labels = PseudoLabels(data.annotations, data.images, data.split_name(options.out), image_paths)
-    _import(labels.source(), data.images, options)
+    _import(labels.source(), data, options)
 
 
 def coco_rel(
     *,
-    data: AnnotationOptions,
+    data: BoxOptions,
     relations: Annotated[
         Place | None,
         reads_stored(
@@ -215,12 +228,12 @@ def coco_rel(
     """
     from sgpipe.sources.coco import CocoRelations
 
-    _import(CocoRelations(data.annotations, relations, data.split_name(options.out)).source(), data.images, options)
+    _import(CocoRelations(data.annotations, relations, data.split_name(options.out)).source(), data, options)
 
 
 def coco(
     *,
-    data: AnnotationOptions,
+    data: BoxOptions,
     captions: Annotated[Place | None, reads_stored("COCO captions file of the same images.")] = None,
     options: RetryOptions,
 ) -> None:
@@ -234,7 +247,7 @@ def coco(
     """
     from sgpipe.sources.coco import coco_source
 
-    _import(coco_source(data.annotations, data.split_name(options.out), captions), data.images, options)
+    _import(coco_source(data.annotations, data.split_name(options.out), captions), data, options)
 
 
 def label_studio(
@@ -305,7 +318,8 @@ for _name, _function in {
     app.command(name=_name)(command(_function))
 
 
-def _import(source: AnnotationSource, images: str, options: ImportOptions) -> None:
+def _import(source: AnnotationSource, data: AnnotationOptions | str, options: ImportOptions) -> None:
+    """`data`: or where the images are."""
     import json
 
     from sgpipe.generation.summary import print_import
@@ -314,12 +328,13 @@ def _import(source: AnnotationSource, images: str, options: ImportOptions) -> No
 
     summary = import_annotations(
         source,
-        images,
+        data if isinstance(data, str) else data.images,
         options.out,
         console.Progress(console.progress()),
         embed=options.embed,
         limit=options.limit,
         retry_failed=isinstance(options, RetryOptions) and options.retry_failed,
+        boxes=data.boxes if isinstance(data, BoxOptions) else None,
     )
     if options.json_:
         print(json.dumps(summary.as_json(), indent=2))

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location
@@ -45,6 +45,7 @@ class AnnotationSource:
             record whose image size is not annotated has width and height 0.
         image: returns the image file of a record that was read, if the source contains images.
         origin: identities of the runs that the rows come from, if the source records them.
+        boxes: the form of boxes in the files, where other exporters may write another; None: it is fixed.
     """
 
     dataset: str
@@ -55,6 +56,7 @@ class AnnotationSource:
     classes: DatasetClasses | None = None
     image: Callable[[Record], bytes | None] | None = None
     origin: Sequence[Mapping[str, Any]] = ()
+    boxes: Literal["xywh", "xyxy"] | None = None
 
 
 def image_id_from_name(file_name: str) -> str:

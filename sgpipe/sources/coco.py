@@ -177,6 +177,7 @@ class CocoRelations:
             read=self.records,
             files=files,
             classes=DatasetClasses(tuple(name for _, name in sorted(self._instances.names.items())), tuple(names)),
+            boxes="xywh",
         )
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
@@ -353,7 +354,7 @@ def coco_source(annotations: Path, split: str, captions: Path | None = None) -> 
     if captions:
         require_format(captions, COCO_CAPTIONS)
         files["captions"] = captions
-    return AnnotationSource("coco", split, partial(_records, annotations, captions, split), files)
+    return AnnotationSource("coco", split, partial(_records, annotations, captions, split), files, boxes="xywh")
 
 
 def _records(annotations: Path, captions: Path | None, split: str, problems: ProblemCounts) -> Iterator[Record]:

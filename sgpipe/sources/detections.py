@@ -146,7 +146,7 @@ class Detections:
 
     def tables(self) -> Iterator[pa.Table]:
         """The records in file order, in tables of at most 8,192 rows. Call it once, after everything has been added."""
-        self._settle_pending()
+        self.settle_rows()
         ids = list(self.position)
         self.position.clear()  # it takes more than the ids, and all rows are known
         order, rows = self._sorted_by_image()
@@ -159,12 +159,15 @@ class Detections:
             offsets = np.searchsorted(own.image, np.arange(part.start, part.stop + 1))
             yield self._table(range(part.start, part.stop), ids[part], sizes[part], self._objects(own, offsets))
 
-    def _settle_pending(self) -> None:
+    def settle_rows(self) -> None:
         """Replace the provisional rows of boxes that were read before their images; of unlisted ones by -1."""
+        if not self.pending_ids:
+            return
         rows = np.asarray(self.box_rows)
         pending = np.flatnonzero(rows < 0)
         listed = np.array([self.position.get(image_id, -1) for image_id in self.pending_ids], np.int64)
         rows[pending] = listed[-1 - rows[pending]]
+        self.pending_ids.clear()
 
     def _sorted_by_image(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the boxes of known images and categories, sorted by image, and the image row of each.

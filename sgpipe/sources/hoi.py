@@ -220,7 +220,9 @@ def _source(
         if classes is not None:
             raise UserError(f"{annotations} names its classes itself; omit --classes")
         pairs = read_hico_pairs if file_format is HICO_PAIRS else read_vcoco_pairs
-        return AnnotationSource(dataset, split, partial(pairs, annotations, split), files, classes=schema.classes)
+        return AnnotationSource(
+            dataset, split, partial(pairs, annotations, split), files, classes=schema.classes, boxes="xyxy"
+        )
     if classes is None:
         check_classes(annotations, schema, dataset)
     else:
@@ -229,7 +231,7 @@ def _source(
         check_classes(annotations, schema, dataset, classes)
         files["classes"] = classes
     read = partial(read_hoia, annotations, schema, dataset, split)
-    return AnnotationSource(dataset, split, read, files, classes=schema.classes)
+    return AnnotationSource(dataset, split, read, files, classes=schema.classes, boxes="xyxy")
 
 
 def read_hoia(
@@ -402,6 +404,7 @@ class OpenImages:
             read=self.records,
             files={role: path for role, path in files.items() if path},
             classes=self._classes(),
+            boxes="xyxy",
         )
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:

@@ -6,14 +6,13 @@ import fnmatch
 import hashlib
 import json
 import re
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import repeat
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +25,13 @@ from sgpipe.files.hub import DATASETS, HubDataset
 from sgpipe.files.object_store import StorePath, is_uri
 from sgpipe.files.parquet_images import ParquetImages, has_images, image_columns, row_name
 from sgpipe.images import ImageError, open_header, upright_size
-from sgpipe.recipe import BoxForm, HubConfig, Recipe, SourceConfig, SplitConfig
+from sgpipe.recipe import HubConfig, Recipe, SourceConfig, SplitConfig
 from sgpipe.records import HUB_DATASET
 from sgpipe.sources.annotated import parse_id, replace_surrogates, to_single_line
 from sgpipe.sources.detections import Detections
-from sgpipe.sources.hub_columns import Columns, choose_form, class_names, is_text, to_xywh, value_in_each, values_of
+from sgpipe.sources.doubts import settle_boxes
+from sgpipe.sources.hub_columns import Columns, class_names, is_text, value_in_each, values_of
+from sgpipe.utils import BoxForm
 from sgpipe.utils.console import Reminder, count
 
 # data/train-00000-of-00002.parquet, and default/train/0000.parquet, as the hub converts other forms
@@ -266,9 +267,13 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
 
 
 def read_hub(
-    files: HubFiles, split: str, config: HubConfig, names: dict[int, str]
+    files: HubFiles, split: str, config: HubConfig, names: dict[int, str], boxes: BoxForm | None = None
 ) -> tuple[Detections, dict[str, Any]]:
     """The images and boxes of a split, in the order of its files, and where they come from.
+
+    Args:
+        names: the classes by number.
+        boxes: the form of the boxes; None: the one that fits.
 
     Raises UserError: a file is not readable, a column is missing, or the boxes lie in no form in their images.
     """
@@ -280,7 +285,7 @@ def read_hub(
     detections = reading.detections
     if not detections.file_names:
         raise UserError(f"{files.root} has no rows in the split {split}")
-    notes = _settle_boxes(detections, config.boxes, f"{config.dataset} ({split})") if detections.boxes else []
+    notes = settle_boxes(detections, boxes, f"{config.dataset} ({split})", choose=True)
     return detections, {
         "annotations": config.dataset,
         "captions": config.columns.captions or "",
@@ -415,20 +420,6 @@ def _class_numbers(classes: pa.Array, names: Mapping[int, str]) -> np.ndarray:
     return np.asarray(classes.cast(pa.int64(), safe=False).fill_null(-1)).astype(np.int64)
 
 
-def _settle_boxes(detections: Detections, form: BoxForm | Literal["auto"], name: str) -> list[str]:
-    """Turn the boxes into those that the rest of sgpipe knows; returns what they were, in a line, if it was found out.
-
-    Raises UserError: see `choose_form`.
-    """
-    boxes = np.asarray(detections.boxes).reshape(-1, 4)
-    sizes = np.asarray(detections.sizes, np.float64).reshape(-1, 2)[np.asarray(detections.box_rows)]
-    chosen, share = choose_form(boxes, sizes, form, name)
-    detections.boxes = array("d", to_xywh(boxes, sizes, chosen).tobytes())
-    if form == chosen:
-        return []
-    return [f"boxes are read as {chosen}: {share:.1%} lie in their images; --set source.hub.boxes=FORM reads others"]
-
-
 def _digest(detections: Detections) -> str:
     """A hash of everything that decides the records of a split but its captions."""
     digest = _hash(detections.categories, list(detections.position), detections.file_names)
@@ -463,10 +454,10 @@ def prepare_hub(source: SourceConfig) -> SourceConfig:
 def stamp_split(source: SourceConfig, split: str) -> dict[str, Any]:
     """What identifies the files and settings that the records of a split are read with."""
     settings = source.hub.model_dump(mode="json", exclude={"split"})
-    return {"hub": settings, "contents": find_files(source.hub).stamp(split)}
+    return {"hub": settings, "boxes": source.boxes, "contents": find_files(source.hub).stamp(split)}
 
 
 def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, Any]]:
     """The records of a split, and where they come from. Raises as `read_hub`."""
     files = find_files(source.hub)
-    return read_hub(files, split, source.hub, class_table(files, source.hub))
+    return read_hub(files, split, source.hub, class_table(files, source.hub), source.boxes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from sgpipe.files.text_files import text_sha256
 from sgpipe.images import ImageError, read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, mark_failed
+from sgpipe.sources.doubts import change_form, doubt_records
 from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
-from sgpipe.utils import __version__
+from sgpipe.utils import BoxForm, __version__
 from sgpipe.utils.console import Progress, count
 
 ROWS_PER_SHARD = 512
@@ -45,6 +46,7 @@ def import_annotations(
     embed: bool = False,
     limit: int | None = None,
     retry_failed: bool = False,
+    boxes: BoxForm | None = None,
 ) -> Summary:
     """Write the annotated images into `out`, and resume if an earlier import of the same files was interrupted.
 
@@ -54,8 +56,9 @@ def import_annotations(
         embed: store the image files in the shards. Those that the source itself contains are always stored.
         limit: import only the first `limit` images.
         retry_failed: import shards with error rows again.
+        boxes: the form of the boxes, if it is not that of the format.
 
-    Raises UserError: a file or folder cannot be used; committed shards remain.
+    Raises UserError: a file or folder cannot be used, or boxes certainly have another form; committed shards remain.
     """
     check_images(images)
     if not re.fullmatch(r"\w{1,64}", source.split):
@@ -63,6 +66,8 @@ def import_annotations(
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected at least 1")
     embed = embed or source.image is not None
+    if boxes is not None:
+        source = replace(source, options={**source.options, "boxes": boxes})
     folder = RunFolder(out)
     with folder.lock():
         manifest = _open_manifest(source, images, folder, embed, progress)
@@ -76,6 +81,11 @@ def import_annotations(
             for unit in units:
                 read += len(unit.records)
                 if schedule.needs(unit.start):
+                    for record in unit.records:
+                        _set_size(record, images)
+                    if unit.start == 0:
+                        for note in doubt_records(unit.records, source, boxes):
+                            progress.say(f"NOTE: {note}")
                     shard = _write(unit, source, images, folder.root, embed, schedule.revision(unit.start))
                     schedule.commit(shard)
                     written += 1
@@ -220,19 +230,27 @@ def _write(
     return shard
 
 
-def _complete(
-    record: Record, source: AnnotationSource, images: ImagePlace, embed: bool, problems: ProblemCounts
-) -> bytes | None:
-    """Set the size of the record, clip its boxes, and return its image file if it is to be embedded."""
-    image = None
+def _set_size(record: Record, images: ImagePlace) -> None:
     try:
         if record.ok and not (record.width and record.height):
             record.width, record.height = read_size(images, record.file_name)
+    except ImageError as error:
+        mark_failed(record, str(error))
+
+
+def _complete(
+    record: Record, source: AnnotationSource, images: ImagePlace, embed: bool, problems: ProblemCounts
+) -> bytes | None:
+    """Clip the boxes of a record, and return its image file if it is to be embedded."""
+    image = None
+    try:
         if record.ok and embed:
             image = source.image(record) if source.image else read_image(images, record)
     except ImageError as error:
         mark_failed(record, str(error))
     if record.ok:
+        if form := source.options.get("boxes"):
+            change_form(record, source.boxes, form)
         clip_objects(record, problems)
     return image
 

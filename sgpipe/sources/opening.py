@@ -13,6 +13,7 @@ from sgpipe.recipe import SourceConfig
 from sgpipe.sources import miniworld
 from sgpipe.sources.coco import locate_images, read_coco
 from sgpipe.sources.detections import write_detections
+from sgpipe.sources.doubts import doubt_detections, settle_boxes
 from sgpipe.sources.folder import fingerprint_folder, read_folder
 from sgpipe.sources.hub import prepare_hub, read_split, stamp_split
 from sgpipe.sources.vocabulary import category_names
@@ -91,6 +92,11 @@ def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any], 
             split=split,
             names=category_names("objects365") if source.format == "objects365" else None,
         )
+        meta["notes"] = settle_boxes(detections, source.boxes, str(config.annotations))
+        if source.boxes not in (None, "xywh"):
+            meta["annotations_sha256"] += f" as {source.boxes}"
+    notes = doubt_detections(detections, meta["captions"] or meta["annotations"])
+    meta["notes"] = [*meta.get("notes", ()), *notes]
     located = True
     if source.format == "objects365":
         located = locate_images(detections, images)
@@ -103,6 +109,7 @@ def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, An
     if source.format == "hub":
         return {"version": __version__, **stamp_split(source, split)}
     stamps: dict[str, Any] = {"version": __version__, "format": source.format, "images": absolute(images)}
+    stamps["boxes"] = source.boxes
     if config.annotations is None:
         stamps["contents"] = fingerprint_folder(images)
     for name in ("annotations", "captions"):

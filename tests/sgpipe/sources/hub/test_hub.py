@@ -59,11 +59,13 @@ configs:
 """
 
 
-def read(folder: Path, split: str = "train", **settings: Any) -> tuple[list[Record], dict[str, Any]]:
-    """The records of a split, and the description of its index."""
+def read(
+    folder: Path, split: str = "train", form: str | None = None, **settings: Any
+) -> tuple[list[Record], dict[str, Any]]:
+    """The records of a split, with boxes of this form, and the description of its index."""
     config = HubConfig.model_validate({"dataset": str(folder), **settings})
     files = find_files(config)
-    detections, meta = read_hub(files, split, config, class_table(files, config))
+    detections, meta = read_hub(files, split, config, class_table(files, config), form)
     path = folder / "index.arrow"
     write_detections(path, detections, meta)
     index = SourceIndex(path)
@@ -105,7 +107,7 @@ def as_form(box: list[float], form: str) -> list[float]:
 def test_every_form_of_boxes_gives_the_same_boxes(tmp_path, form, given):
     objects = {"bbox": [as_form(box, form) for box in BOXES], "category": [0, 1, 2, 1]}
     write(tmp_path / TRAIN, [row(0) | {"objects": objects}])
-    records, meta = read(tmp_path, boxes=form if given else "auto")
+    records, meta = read(tmp_path, form=form if given else None)
     assert boxes_of(records[0]) == BOXES
     assert bool(meta["notes"]) is not given
 
@@ -113,7 +115,7 @@ def test_every_form_of_boxes_gives_the_same_boxes(tmp_path, form, given):
 def test_boxes_that_lie_in_no_image_are_refused(tmp_path):
     objects = {"bbox": [[900.0, 900.0, 5.0, 5.0]], "category": [0]}
     write(tmp_path / TRAIN, [row(0) | {"objects": objects}])
-    with pytest.raises(UserError, match=r"in no form .*--set source\.hub\.boxes=FORM"):
+    with pytest.raises(UserError, match=r"in no form .*--set source\.boxes=FORM"):
         read(tmp_path)
 
 
@@ -162,7 +164,7 @@ def write_with_columns_of_columns(folder: Path) -> None:
 def test_columns_within_columns_have_ids_and_sizes(tmp_path):
     write_with_columns_of_columns(tmp_path)
     names = {"id": "meta.number", "width": "meta.wide", "height": "meta.high", "image": "thumbnail"}
-    (record,), _ = read(tmp_path, columns=names, boxes="xywh")
+    (record,), _ = read(tmp_path, columns=names, form="xywh")
     assert (record.image_id, record.width, record.height) == ("5", 40, 30)
     assert record.file_name == f"{TRAIN}#thumbnail:0"
 

@@ -1,0 +1,215 @@
+"""Wrong data that reads well: each fault is named before anything runs, and right data is passed in silence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sgpipe.errors import UserError
+from sgpipe.miniworld.dataset import render_dataset
+from sgpipe.recipe import SourceConfig, SplitConfig
+from sgpipe.records import Record
+from sgpipe.sources.coco import coco_source
+from sgpipe.sources.hoi import hico_source
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.sources.opening import open_source
+from sgpipe.storage.shards import iter_records
+from sgpipe.storage.source_index import SourceIndex
+from sgpipe.utils.console import Progress
+
+IMAGES = 60
+
+
+@dataclass
+class Dataset:
+    """The contents of an instances file and a captions file."""
+
+    instances: dict[str, Any]
+    captions: dict[str, Any]
+
+    @classmethod
+    def load(cls, instances: Path, captions: Path) -> Dataset:
+        return cls(json.loads(instances.read_text()), json.loads(captions.read_text()))
+
+    def change_boxes(self, change: Callable[[list[float], dict[str, Any]], list[float]]) -> None:
+        images = {image["id"]: image for image in self.instances["images"]}
+        for box in self.instances["annotations"]:
+            box["bbox"] = change(box["bbox"], images[box["image_id"]])
+
+    def part(self, start: int, stop: int) -> Dataset:
+        images = self.instances["images"][start:stop]
+        ids = {image["id"] for image in images}
+        mine = [[each for each in part["annotations"] if each["image_id"] in ids] for part in vars(self).values()]
+        return Dataset(
+            {**self.instances, "images": images, "annotations": mine[0]}, {**self.captions, "annotations": mine[1]}
+        )
+
+    def save(self, folder: Path) -> tuple[Path, Path]:
+        for name, content in (("instances.json", self.instances), ("captions.json", self.captions)):
+            (folder / name).write_text(json.dumps(content))
+        return folder / "instances.json", folder / "captions.json"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "set"
+    render_dataset(folder, IMAGES, seed=1)
+    return folder
+
+
+@pytest.fixture
+def dataset(world) -> Dataset:
+    return Dataset.load(world / "instances.json", world / "captions.json")
+
+
+def opened(dataset: Dataset, folder: Path, boxes: str | None = None) -> SourceIndex:
+    instances, captions = dataset.save(folder)
+    split = SplitConfig(annotations=instances, images=str(folder), captions=captions)
+    return open_source(SourceConfig(splits={"val": split}, boxes=boxes), "val", folder / "index.arrow")
+
+
+def boxes_of(records: list[Record]) -> list[list[float]]:
+    return [[round(side, 6) for side in box.bbox] for record in records for box in record.objects]
+
+
+def corners(box: list[float], image: dict[str, Any]) -> list[float]:
+    x, y, width, height = box
+    return [x, y, x + width, y + height]
+
+
+def centres(box: list[float], image: dict[str, Any]) -> list[float]:
+    x, y, width, height = box
+    return [x + width / 2, y + height / 2, width, height]
+
+
+def parts(box: list[float], image: dict[str, Any]) -> list[float]:
+    return [side / length for side, length in zip(box, [image["width"], image["height"]] * 2, strict=True)]
+
+
+FORMS = {"xyxy": corners, "cxcywh": centres, "xywhn": parts}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_boxes_of_another_form_are_refused_and_read_as_what_the_message_names(dataset, tmp_path, form):
+    right = opened(dataset, tmp_path)
+    dataset.change_boxes(FORMS[form])
+    with pytest.raises(UserError, match=f"instances.json: .* boxes .*: pass --set source.boxes={form}, or"):
+        opened(dataset, tmp_path)
+    index = opened(dataset, tmp_path, form)
+    assert index.meta["notes"] == []
+    assert boxes_of(index.records(0, IMAGES)) == boxes_of(right.records(0, IMAGES))
+    assert index.meta["annotations_sha256"] != right.meta["annotations_sha256"]  # another run
+    assert "source.boxes" in opened(dataset, tmp_path, "xywh").meta["notes"][0]  # as the user insists
+
+
+def next_image(dataset: Dataset) -> None:
+    ids = [image["id"] for image in dataset.instances["images"]]
+    following = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
+    for caption in dataset.captions["annotations"]:
+        caption["image_id"] = following[caption["image_id"]]
+
+
+def next_category(dataset: Dataset) -> None:
+    ids = [category["id"] for category in dataset.instances["categories"]]
+    following = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
+    for box in dataset.instances["annotations"]:
+        box["category_id"] = following[box["category_id"]]
+
+
+def category_plus_one(dataset: Dataset) -> None:
+    for box in dataset.instances["annotations"]:
+        box["category_id"] += 1
+
+
+def mirrored(dataset: Dataset) -> None:
+    for caption in dataset.captions["annotations"]:
+        first, last = (dataset.instances["images"][end]["id"] for end in (0, -1))
+        caption["image_id"] = first + last - caption["image_id"]
+
+
+def turned(dataset: Dataset) -> None:
+    for image in dataset.instances["images"]:
+        image["width"], image["height"] = image["height"], image["width"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "note"),
+    [
+        (next_image, "would have one if each caption were of the image before"),
+        (mirrored, "do they belong together"),
+        (next_category, "if each box had the previous category of the list"),
+        (category_plus_one, "all would be listed if they were smaller by one"),
+        (turned, "are width and height those of the images"),
+    ],
+)
+def test_a_fault_is_named_once(dataset, tmp_path, fault, note):
+    fault(dataset)
+    (found,) = opened(dataset, tmp_path).meta["notes"]
+    assert note in found
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 5, IMAGES])
+def test_right_data_is_passed_in_silence(dataset, tmp_path, images):
+    for start in range(0, IMAGES - images + 1, 7):
+        assert opened(dataset.part(start, start + images), tmp_path).meta["notes"] == []
+
+
+@pytest.mark.parametrize("name", ["coco_mini val", "coco_mini train", "vcoco_captions"])
+@pytest.mark.parametrize("images", [1, 3, 5, 500])
+def test_human_annotations_are_passed_in_silence(oracle, tmp_path, name, images):
+    folder, _, split = name.partition(" ")
+    files = (f"{kind}_{split}2017.json" if split else f"{kind}.json" for kind in ("instances", "captions"))
+    dataset = Dataset.load(*(oracle / "data" / folder / file for file in files))
+    for start in range(0, 75, max(images, 10)):
+        assert opened(dataset.part(start, start + images), tmp_path).meta["notes"] == []
+
+
+class Said(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.notes: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.notes += [text] * text.startswith("NOTE: ")
+
+
+def test_an_import_is_doubted_likewise(dataset, tmp_path):
+    instances, captions = dataset.save(tmp_path)
+    said = Said()
+    import_annotations(coco_source(instances, "val", captions), str(tmp_path), tmp_path / "right", said)
+    assert said.notes == []
+    dataset.change_boxes(corners)
+    next_image(dataset)
+    dataset.save(tmp_path)
+    source, out = coco_source(instances, "val", captions), tmp_path / "out"
+    with pytest.raises(UserError, match="pass --boxes xyxy, or --boxes xywh if they are right"):
+        import_annotations(source, str(tmp_path), out, said)
+    import_annotations(source, str(tmp_path), out, said, boxes="xyxy")
+    assert boxes_of(list(iter_records(out))) == boxes_of(list(iter_records(tmp_path / "right")))
+    (note,) = said.notes
+    assert "if each caption were of the image before" in note
+
+
+def test_interactions_with_widths_for_corners_are_refused(world, tmp_path):
+    content, out = json.loads((world / "hico.json").read_text()), tmp_path / "out"
+    file, classes, said = tmp_path / "hico.json", world / "hico_classes.json", Said()
+    source = hico_source(world / "hico.json", "val", classes)
+    import_annotations(source, world / "images", tmp_path / "right", said)
+    assert said.notes == []
+    for image in content:
+        for box in image["annotations"]:
+            left, top, right, bottom = box["bbox"]
+            box["bbox"] = [left, top, right - left, bottom - top]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="as corners, none as x, y, width, height: pass --boxes xywh"):
+        import_annotations(hico_source(file, "val", classes), world / "images", out, said)
+    import_annotations(hico_source(file, "val", classes), world / "images", out, said, boxes="xywh")
+    assert boxes_of(list(iter_records(out))) == boxes_of(list(iter_records(tmp_path / "right")))
