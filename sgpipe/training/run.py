@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.pretrained import CheckpointError
@@ -30,7 +29,7 @@ from sgpipe.training.metrics import TrainingDisplay, TrainSummary, read_metrics
 from sgpipe.training.recipe import TrainRecipe, WorkersConfig
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.config_file import require_loaded
+from sgpipe.utils.config_file import dump_yaml, require_loaded
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import check_devices, pick_device
 from sgpipe.utils.hashing import fingerprint
@@ -154,7 +153,7 @@ def _check_identity(job: TrainingJob) -> None:
             for folder in job.private.glob(f"{job.initial_model.name}*"):
                 shutil.rmtree(folder)
     write_text(path, json.dumps(now))
-    write_text(job.out / _RECIPE, yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False))
+    write_text(job.out / _RECIPE, dump_yaml(job.recipe.model_dump(mode="json")))
 
 
 def _identity(job: TrainingJob) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from yaml.constructor import ConstructorError
 
 from sgpipe.errors import UserError, existing_file
 
@@ -35,6 +39,50 @@ class Config(BaseModel):
         return value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 (core schema), of which PyYAML reads 1.1: 010 is 10 and not 8, 1:30, yes and off are texts."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own attribute
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping. Raises YAMLError: two of its keys are the same."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((name for name, times in Counter(names).items() if times > 1), None):
+            raise ConstructorError(None, None, f"duplicate key {twice}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that YAML 1.1 or 1.2 would read as something else."""
+
+
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+    ("merge", r"<<", "<"),
+):
+    for _class in (_Loader, _Dumper):
+        first: list[Any] = ["" if letter == "\0" else letter for letter in _first]
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), first)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int",
+    lambda _, node: int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10)),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return plain values. Raises YAMLError, ValueError, RecursionError: it is not YAML 1.2."""
+    return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Return values as the text of a file that `parse_yaml` reads."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+
+
 def recipe_folder() -> Path:
     """Return the folder of the packaged recipes: in the wheel, or next to the packages in a checkout."""
     here = Path(__file__).parents[1]
@@ -51,24 +99,39 @@ def load(kind: type[Kind], name: str | Path, folder: Path, overrides: Mapping[st
 
     Raises:
         UserError: no such recipe, not YAML, or a setting that is unknown or of the wrong type; the message names the
-            file, the setting and what was expected.
+            file unless an override is wrong, the setting and what was expected.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     path = _find(str(name), folder)
     if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
         example = "{'tag.threshold': 0.1}"
         raise UserError(f"overrides must map dotted keys to values, such as {example}; got {_shown.repr(overrides)}")
-    config = OmegaConf.merge(*(read_yaml(file) for file in (path, *overlays)))
+    config: Any = {}
+    for file in (path, *overlays):
+        config = _merged(config, read_yaml(file))
     for key, value in overrides.items():
-        try:
-            plain = str(value) if isinstance(value, PurePath) else value
-            OmegaConf.update(config, key, plain, merge=False, force_add=True)
-        except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
-            raise UserError(f"{key}: {' '.join(str(error).split())}") from None
-    with _explained(f"recipe {path}: "):
-        return kind.model_validate(OmegaConf.to_container(config))
+        config = _replaced(config, key.split("."), str(value) if isinstance(value, PurePath) else value, key)
+    with _explained(f"recipe {path}: ", overrides):
+        return kind.model_validate(config)
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """Return `above`, with what only `below` has in its mappings."""
+    if isinstance(below, Mapping) and isinstance(above, Mapping):
+        return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
+    return above
+
+
+def _replaced(values: Any, path: Sequence[str], value: Any, key: str) -> Any:
+    """Return a copy of nested mappings and lists with another value at a path; `key`: the path, for messages."""
+    if not path:
+        return value
+    first, *rest = path
+    if isinstance(values, list) and first.isdecimal() and int(first) < len(values):
+        at = int(first)
+        return [*values[:at], _replaced(values[at], rest, value, key), *values[at + 1 :]]
+    if isinstance(values, Mapping) or values is None:
+        return {**(values or {}), first: _replaced((values or {}).get(first), rest, value, key)}
+    raise UserError(f"{key}: there is no {first!r} in {_shown.repr(values)}")
 
 
 def changed(section: Section, **settings: Any) -> Section:
@@ -92,44 +155,31 @@ def parse_set(assignments: list[str]) -> dict[str, Any]:
 
     Raises UserError: an assignment is not of the form key=value.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     overrides: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not all(part.strip() for part in key.split(".")):
             raise UserError(f"--set {assignment!r}: expected key=value, such as tag.threshold=0.1")
         try:
-            read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
-        except (YAMLError, OmegaConfBaseException, ValueError):
+            overrides[key.strip()] = parse_yaml(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise UserError(f"--set {assignment!r}: the value is not valid YAML; put it in quotes") from None
-        overrides[key.strip()] = read["value"]
     return overrides
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a file. Interpolations such as `${oc.env:HOME}` are never resolved.
-
-    Raises UserError: it cannot be read, or contains something else.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
+    """Return the keys and values of a file. Raises UserError: it cannot be read, or contains something else."""
     try:
-        config = OmegaConf.load(path)
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise UserError(f"recipe {path}: not UTF-8 text") from None
-    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())})") from None
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read: {error.strerror or error}") from None
-    values: Any = OmegaConf.to_container(config)
-    if not isinstance(values, dict):
-        raise UserError(f"recipe {path}: expected keys and values, found a list")
-    return values
+    if not isinstance(values, dict | None):
+        raise UserError(f"recipe {path}: expected keys and values, found {_shown.repr(values)}")
+    return values or {}
 
 
 def _find(name: str, folder: Path) -> Path:
@@ -143,13 +193,19 @@ def _find(name: str, folder: Path) -> Path:
 
 
 @contextmanager
-def _explained(where: str = "") -> Iterator[None]:
-    """Turn a `ValidationError` into one line: the setting, pydantic's message, and the value."""
+def _explained(where: str = "", overrides: Iterable[str] = ()) -> Iterator[None]:
+    """Turn a `ValidationError` into one line: where, the setting, pydantic's message, and the value.
+
+    Args:
+        where: the file that the settings are from, but for `overrides`, dotted keys.
+    """
     try:
         yield
     except ValidationError as error:
         first, *others = error.errors()
         key = ".".join(map(str, first["loc"]))
+        if any(f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.") for each in overrides):
+            where = ""
         more = f" (and {len(others)} more)" if others else ""
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             raise UserError(f"{where}unknown setting {key!r}{more}") from None

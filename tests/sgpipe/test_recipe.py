@@ -5,7 +5,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import Recipe, TagConfig, load_recipe
-from sgpipe.utils.config_file import changed, parse_set, recipe_folder
+from sgpipe.utils.config_file import changed, dump_yaml, parse_set, read_yaml, recipe_folder
 
 
 @pytest.mark.parametrize("path", sorted(recipe_folder().glob("*.yaml")), ids=lambda path: path.stem)
@@ -40,13 +40,16 @@ def test_overrides_replace_only_their_key():
         ("tag: {tagger: 3, threshold: x}", r"tag.tagger.*\(and 1 more\)"),
         ("source: {splits: {val: {annotations: a}}}", "source.splits.val.images"),
         ("source: {splits: {../x: {annotations: a, images: b}}}", "source.splits"),
-        ("- a", "a list"),
+        ("- a", "expected keys and values"),
         ("a: [", "not valid YAML"),
-        ("a: ${b", "not valid YAML"),
         ("tag:\n\tthreshold: 1", "not valid YAML .*line 2"),
         ("name: !!python/object/apply:os.getcwd []", "not valid YAML"),
-        ("limit: yes", "limit: .*got True"),
-        ("tag: {threshold: off}", "tag.threshold: .*got False"),
+        ("limit: true", "limit: .*got True"),
+        ("limit: yes", "limit: .*got 'yes'"),
+        ("tag: {threshold: False}", "tag.threshold: .*got False"),
+        ("engine: {unit_size: 1:30}", "engine.unit_size: .*got '1:30'"),
+        ("seed: 0b1", "seed: .*got '0b1'"),
+        ("a: &a {b: *a}", "a"),
     ],
 )
 def test_errors_name_the_file_and_the_setting(tmp_path, text, setting):
@@ -92,14 +95,34 @@ def test_an_unknown_recipe_is_refused_with_the_list_of_packaged_ones(tmp_path):
         load_recipe(str(tmp_path / "no.yaml"))
 
 
-def test_values_of_set_are_yaml():
-    assert parse_set(["a.b=1", "c=[x, y]", "d=null", "e=a=b", "f="]) == {
-        "a.b": 1,
-        "c": ["x", "y"],
-        "d": None,
-        "e": "a=b",
-        "f": None,
-    }
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("1", 1), ("010", 10), ("-07", -7), ("0o10", 8), ("0x1F", 31), ("1:30", "1:30"), ("1_000", "1_000")),
+        *(("1e-4", 1e-4), ("1.", 1.0), (".5", 0.5), ("0.10", 0.1), ("-.inf", float("-inf")), ("1e", "1e")),
+        *(("yes", "yes"), ("off", "off"), ("n", "n"), ("True", True), ("false", False), ("2020-01-01", "2020-01-01")),
+        *(("null", None), ("~", None), ("", None), ("'010'", "010"), ("[x, 010]", ["x", 10]), ("a=b", "a=b")),
+    ],
+)
+def test_values_are_read_as_yaml_1_2_in_files_and_on_the_command_line(text, value, tmp_path):
+    assert parse_set([f"a.b={text}"]) == {"a.b": value}
+    (tmp_path / "a.yaml").write_text(f"a: {text}")
+    assert read_yaml(tmp_path / "a.yaml") == {"a": value}
+    assert type(read_yaml(tmp_path / "a.yaml")["a"]) is type(value)
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    texts = ["1e5", "0o17", "010", "1:30", "yes", "null", "", "2020-01-01", "a: b", ".inf", "<<"]
+    (tmp_path / "a.yaml").write_text(dump_yaml({"classes": texts, "values": [1e-5, 10, None, True]}))
+    assert read_yaml(tmp_path / "a.yaml") == {"classes": texts, "values": [1e-5, 10, None, True]}
+
+
+def test_an_override_is_blamed_itself_and_not_the_file():
+    for key, value in (("tag.threshold", 3), ("caption", 1), ("source.splits", {"val": {"images": 1}}), ("tag.no", 1)):
+        with pytest.raises(UserError) as refused:
+            load_recipe("coco", {key: value, "seed": 1})
+        assert "coco" not in str(refused.value)
+        assert key in str(refused.value)
 
 
 @pytest.mark.parametrize("bad", ["a", "=1", "a..b=1", "a=[1"])

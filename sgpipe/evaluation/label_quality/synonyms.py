@@ -17,6 +17,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.text_files import read_text
 from sgpipe.sources.vocabulary import category_names, packaged_synonyms
 from sgpipe.stages.pair import HeadMatcher, normalise_predicate
+from sgpipe.utils.config_file import parse_yaml
 from sgpipe.utils.lemmas import verb_lemma
 
 PredicateSynonyms: TypeAlias = Mapping[str, Iterable[str]]  # the other texts that count as each predicate
@@ -39,7 +40,7 @@ def load_predicate_synonyms(path: Path) -> PredicateSynonyms:
     Raises UserError: the file is missing or is not such a table.
     """
     try:
-        table = yaml.safe_load(read_text(path, "synonyms file"))
+        table = parse_yaml(read_text(path, "synonyms file"))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"synonyms file {path} is neither YAML nor JSON ({reason})") from None
@@ -49,8 +50,8 @@ def load_predicate_synonyms(path: Path) -> PredicateSynonyms:
         texts_are = isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)
         if not isinstance(name, str) or not name.strip() or not texts_are:
             raise UserError(
-                f"synonyms file {path}: key {name!r}: expected a predicate and a list of texts (put yes, no, on and "
-                f"off in quotes), found {json.dumps(texts, default=str)[:60]}"
+                f"synonyms file {path}: key {name!r}: expected a predicate and a list of texts, "
+                f"found {json.dumps(texts, default=str)[:60]}"
             )
     return table
 
