@@ -104,6 +104,7 @@ class Experiment(Config):
     compared_sets: tuple[str, ...] = Field((), description="sets whose labels are compared with the ground truth")
     arms: dict[str, tuple[Stage, ...]]
     expected: tuple[Expected, ...]
+    limits: str | None = Field(None, description="what the miniature cannot show")
 
 
 class Plan(Config):

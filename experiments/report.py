@@ -1,8 +1,8 @@
 """The report of the experiments: `python -m experiments.report` writes docs/experiments.md and its plots.
 
 The page answers each question; experiments/results/README.md has the tables of all arms. A difference between two arms
-is shown if two intervals of 95 % exclude 0: the t-interval over the seeds, in pairs of equal seeds, and the bootstrap
-over the images, with the seeds averaged.
+is shown if two intervals of 95 % exclude 0: the t-interval over the seeds, in pairs of equal seeds, and that
+of half samples of the images, with the seeds averaged.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean, stdev
 
 from scipy.stats import t
 
 from experiments.plan import Experiment, Plan, load_plan
-from experiments.results import Results, Row
+from experiments.results import ROOT, Results, Row
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count
 from sgpipe.viz.svg import unit_square
 
-ROOT = Path(__file__).parents[1]
 PAGE, TABLES, PLOTS = "docs/experiments.md", "experiments/results/README.md", "experiments"
 _LEVEL = 0.95
+WIDENED = 1.2  # half samples against percentiles, where classes have few targets
 
 INTRODUCTION = """\
 # What the labels are worth
@@ -35,7 +34,7 @@ one. The expected orders were written down before the experiments ran
 
 *Seen* and *unseen*: 500 test images each of combinations that occur in training and that do not. *mAP* follows
 HICO-DET's protocol; *AP* is a tagger's average precision on given pairs. A difference is *shown* if two 95 % intervals
-exclude 0, over the seeds (± here) and over the images (paired bootstrap), and *open* otherwise.
+exclude 0, over the seeds (± here) and over the images (half samples), and *open* otherwise.
 [All arms, seeds and intervals](../experiments/results/README.md).\
 """
 
@@ -45,7 +44,11 @@ TABLES_INTRODUCTION = """\
 The tables behind [What the labels are worth](../../docs/experiments.md), by `python -m experiments.report`. ± is the
 95 % interval over the seeds, which decide new weights, the order of the images, and which random images are used.
 Pseudo-labels, and networks from which several arms start, were made once. A difference is *incomplete* if an arm has
-not been trained with all seeds or has diverged.\
+not been trained with all seeds or has diverged.
+
+Intervals over images come from half samples. Those marked * are older: only the percentiles of a bootstrap were
+stored, which are biased. They are moved to the difference and widened by a fifth, as much as half samples are wider in
+simulations where classes have few targets.\
 """
 
 
@@ -65,14 +68,29 @@ def report(plan: Plan, results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     for name, experiment in plan.experiments.items():
         answers += ["", *_answers(experiment, results[name])]
         tables += ["", *_tables(experiment, results[name])]
+        if commits := sorted({row["commit"] for row in results[name] if row.get("commit")}):
+            tables.append(f"\nCode of {', '.join(f'`{each}`' for each in commits)}.")
         if plot := _curves(experiment, results[name]):
             files[f"docs/{PLOTS}/{name}.svg"] = plot
             answers.append(f"\n![{experiment.title}]({PLOTS}/{name}.svg)")
+    for names in same_networks(plan):
+        note = f"\nThe same networks under several names: {', '.join(f'*{name}*' for name in names)}."
+        answers.append(note)
+        tables.append(note)
     return {PAGE: "\n".join(answers) + "\n", TABLES: "\n".join(tables) + "\n", **files}
 
 
+def same_networks(plan: Plan) -> list[list[str]]:
+    """The names of arms that have the same networks, also of several experiments."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for experiment in plan.experiments.values():
+        for arm, stages in experiment.arms.items():
+            names.setdefault(tuple(plan.stage_keys(stages, 0)), []).append(arm)
+    return [each for each in names.values() if len(each) > 1]
+
+
 def _answers(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
-    yield f"## {experiment.title}\n\n{experiment.question}"
+    yield f"## {experiment.title}\n\n{experiment.question}{f' {experiment.limits}' if experiment.limits else ''}"
     for stage, measure in dict.fromkeys((expected.stage, expected.measure) for expected in experiment.expected):
         yield f"\n| expected | {measure}, {stage} | outcome |"
         yield "|---|---|---|"
@@ -93,7 +111,7 @@ def outcome(rows: Sequence[Row], stage: str, measure: str, better: str, worse: s
     if len(differences) < 2:
         return "not measured"
     mean, half = fmean(differences), interval(differences)
-    low, high = image_interval(rows, stage, measure, better, worse)
+    low, high, _ = image_interval(rows, stage, measure, better, worse)
     if math.isnan(low):
         return "incomplete"
     if mean - half > 0 and low > 0:
@@ -109,13 +127,19 @@ def paired(rows: Sequence[Row], stage: str, measure: str, better: str, worse: st
     return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
 
 
-def image_interval(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> tuple[float, float]:
-    """The bootstrap interval over images of the difference between two arms; NaN if it was not computed."""
+def image_interval(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> tuple[float, float, bool]:
+    """The interval over images of the difference between two arms, NaN if it was not computed; and whether it is exact.
+
+    Of older results only percentiles of a bootstrap are known, which are biased and too narrow.
+    """
     for row in rows:
         if row.get("compared") == [better, worse] and (row["stage"], row["measure"]) == (stage, measure):
             low, high = row["interval"]
-            return low, high
-    return math.nan, math.nan
+            if "method" in row:
+                return low, high, True
+            middle, half = fmean(paired(rows, stage, measure, better, worse)), WIDENED * (high - low) / 2
+            return middle - half, middle + half, False
+    return math.nan, math.nan, False
 
 
 def _by_seed(rows: Sequence[Row], arm: str, stage: str, measure: str) -> dict[int, float]:
@@ -177,8 +201,8 @@ def _differences(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     for expected in experiment.expected:
         for better, worse in pairwise(expected.order):
             at = (rows, expected.stage, expected.measure, better, worse)
-            low, high = image_interval(*at)
-            images = "" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+            low, high, exact = image_interval(*at)
+            images = "" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}{'' if exact else ' *'}"
             measure = f"{expected.measure}, {expected.stage}"
             yield f"| {better} > {worse} | {measure} | {_difference(*at)} | {images} | {outcome(*at)} |"
 

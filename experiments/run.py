@@ -26,7 +26,7 @@ from rich.console import Console
 
 from experiments.measures import curve, image_interval, measure, measure_labels, resampling
 from experiments.plan import PLAN, Stage, load_plan
-from experiments.results import RESULTS, Results, Row
+from experiments.results import RESULTS, Results, Row, changed_code
 from experiments.workshop import Network, Workshop, turn
 from sgpipe.errors import DivergedError, UserError
 from sgpipe.utils.console import run_command
@@ -96,7 +96,8 @@ def compare_arms(workshop: Workshop, results: Results, name: str, item: tuple[st
         networks = [_network(workshop, experiment.arms[arm], seed, stage) for seed in range(experiment.seeds)]
         sides.append([resampling(workshop, measure, *network) for network in networks])
     row: Row = {"compared": [better, worse], "stage": stage, "measure": measure}
-    row |= {"key": results.comparison_key(experiment, item), "interval": image_interval(sides[0], sides[1], measure)}
+    interval = image_interval(sides[0], sides[1], measure)
+    row |= {"key": results.comparison_key(experiment, item), "interval": interval, "method": "half samples"}
     results.append(name, {**row, "cpu_seconds": round(workshop.cpu_seconds() - before, 1)})
 
 
@@ -218,6 +219,11 @@ def main(
     if unknown := [name for name in chosen if name not in loaded.experiments]:
         raise UserError(f"no experiment {unknown[0]!r}; there are {', '.join(loaded.experiments)}")
     console, stop_at = Console(markup=False, highlight=False, soft_wrap=True), time.monotonic() + 60 * minutes
+    for name in chosen:
+        for made, what in changed_code(lines.current(name)):
+            console.print(
+                f"NOTE: {name}: code has changed since the results of {made} ({what}); delete lines to repeat them"
+            )
     runner, left = Runner(plan, work, results, processes, console), 0
     while not left and (tasks := open_tasks(lines, chosen)):  # arms are compared after they were trained
         left = runner.run(tasks, stop_at)

@@ -135,7 +135,7 @@ class Workshop:
         def make(out: Path) -> None:
             train(self._recipe(stage, seed, start), out, _QUIET)
 
-        return Network(self._once("networks", f"{stage.name}-{seed}-{key}", make) / "last", key)
+        return Network(self._once("networks", key, make) / "last", key)
 
     def _recipe(self, stage: Stage, seed: int, start: Network | None) -> TrainRecipe:
         """The training recipe of a stage; what it needs is made."""
