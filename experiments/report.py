@@ -28,13 +28,12 @@ INTRODUCTION = """\
 # What the labels are worth
 
 The claims of RLIPv2 in miniature: small networks, trained and measured on the [miniworld](concepts.md), whose ground
-truth is exact. `make experiments` repeats everything, in pieces of any length; `make experiment NAME=assignment` runs
-one. The expected orders were written down before the experiments ran
-([experiments.yaml](https://github.com/sgpipe/sgpipe/blob/main/experiments/experiments.yaml)).
+truth is exact. `make experiments` repeats everything, `make experiment NAME=assignment` one. The expected orders were
+[written down](https://github.com/sgpipe/sgpipe/blob/main/experiments/experiments.yaml) before the experiments ran.
 
 *Seen* and *unseen*: 500 test images each of combinations that occur in training and that do not. *mAP* follows
-HICO-DET's protocol; *AP* is a tagger's average precision on given pairs. A difference is *shown* if two 95 % intervals
-exclude 0, over the seeds (± here) and over the images (half samples), and *open* otherwise.
+HICO-DET's protocol, *AP* is a tagger's on given pairs. A difference is *shown* if two 95 % intervals exclude 0, over
+the seeds (± here) and over the images, and *open* otherwise.
 [All arms, seeds and intervals](../experiments/results/README.md).\
 """
 
