@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import ImageError, UserError
 from sgpipe.files.index import NAME, FileIndex, FileIndexRows, IndexReference, by_name, write_index
-from sgpipe.files.locations import Location, open_stream, read_range
+from sgpipe.files.locations import DamagedError, Location, open_stream, read_range, read_twice
 from sgpipe.files.object_store import ObjectInfo, StorePath
 from sgpipe.files.roots import ImageEntry, checked_size, is_image, reading, safe_name
 from sgpipe.utils.console import Progress, count
@@ -55,6 +55,10 @@ _COLUMNS = {
 _OF_MACOS = "__MACOSX/"  # what its zips have beside each file
 _SCANS = 4  # archives that are read at once
 _MEMBERS_PER_STEP = 1000  # of the progress
+
+
+class _DamagedImageError(ImageError, DamagedError):
+    """A member whose bytes are damaged."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,13 @@ class ArchiveRoot:
         archive = self._archives[found[0].pop(_ARCHIVE)]
         member = Member(**found[0])
         checked_size(max(member.size, member.length) if member.size else 0, where)
-        with reading(where, self.folder.check if isinstance(self.folder, StorePath) else lambda: None):
-            data = read_range(self.folder / archive["name"], member.offset, member.length, archive["version"])
-        return BytesIO(unpack(member, data, where))
+
+        def read() -> bytes:
+            with reading(where, self.folder.check if isinstance(self.folder, StorePath) else lambda: None):
+                data = read_range(self.folder / archive["name"], member.offset, member.length, archive["version"])
+            return unpack(member, data, where)
+
+        return BytesIO(read_twice(self.folder, read))
 
     def peek(self, name: str) -> BytesIO:
         return self.open(name)
@@ -271,7 +279,7 @@ def scan(name: str, file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
                 left_out[_OUTSIDE] += 1
     except _DAMAGED as error:
         why = str(error) or type(error).__name__
-        raise UserError(
+        raise DamagedError(
             f"{name} is not a {name[-3:].lower()} archive, or is truncated or damaged ({why}); copy it again"
         ) from None
 
@@ -327,5 +335,5 @@ def unpack(member: Member, data: bytes, where: str) -> bytes:
         except zlib.error:
             content = b""
     if signature != b"PK\3\4" or len(content) != member.size:
-        raise ImageError(f"image cannot be read: {where} (its part of the archive is damaged)")
+        raise _DamagedImageError(f"image cannot be read: {where} (its part of the archive is damaged)")
     return content

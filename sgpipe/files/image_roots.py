@@ -17,7 +17,7 @@ from sgpipe.errors import ImageError, UserError, existing_folder
 from sgpipe.files import archives
 from sgpipe.files.archives import ArchiveRoot, is_archive, refuse_compressed
 from sgpipe.files.index import IndexFolder, copy_index, forget_unused, write_index
-from sgpipe.files.locations import Location, below, info_of, text_of
+from sgpipe.files.locations import Location, below, info_of, read_twice, text_of
 from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
 from sgpipe.files.roots import (
     FolderRoot,
@@ -209,7 +209,7 @@ def _archive_root(
     if not reference.exists:
         if not cached.exists:  # it stays if the run is refused later
             forget_unused()
-            archives.build_index(cached, location, folder, infos, indexes.progress)
+            read_twice(folder, lambda: archives.build_index(cached, location, folder, infos, indexes.progress))
         if cached != reference:
             copy_index(cached, reference)
     return ArchiveRoot(location, folder, reference, threads)

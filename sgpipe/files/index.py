@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import StoreError
 from sgpipe.files import model_cache
+from sgpipe.files.locations import DamagedError, read_twice
 from sgpipe.files.object_store import StorePath
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress
@@ -118,27 +119,31 @@ class IndexReference:
 
     @cached_property
     def opened(self) -> FileIndex:
-        """Raises StoreError: it cannot be read or fetched."""
+        """Raises StoreError: it cannot be read or fetched; DamagedError: the copy in the run's store is damaged."""
         for path in (self.path, cache_folder() / self.path.name):
             with suppress(OSError, ValueError, pa.ArrowException):
                 return FileIndex(path)
         if self.uri is None:
             raise StoreError(f"the index {self.path} is missing or damaged; the same command makes it again")
         cache_folder().mkdir(parents=True, exist_ok=True)
-        with (
-            StorePath(self.uri).open(f".sgpipe/{self.path.name}") as source,
-            atomic_write(cache_folder() / self.path.name) as temporary,
-            temporary.open("wb") as target,
-        ):
-            shutil.copyfileobj(source, target)
-        return FileIndex(cache_folder() / self.path.name)
+        stored = StorePath(self.uri) / f".sgpipe/{self.path.name}"
+
+        def fetched() -> FileIndex:
+            with atomic_write(cache_folder() / self.path.name) as temporary:
+                stored.get_file("", temporary)
+                try:
+                    return FileIndex(temporary)
+                except (OSError, ValueError, pa.ArrowException) as error:
+                    raise DamagedError(f"{stored} cannot be read ({error}); delete it, and run again") from None
+
+        return read_twice(stored, fetched)
 
     @property
     def exists(self) -> bool:
         """Whether it can be opened; fetches it from the run's store."""
         try:
             return bool(self.opened.meta)
-        except OSError:
+        except (OSError, DamagedError):
             return False
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.locations import Location
+from sgpipe.files.locations import DamagedError, Location
 from sgpipe.files.text_files import TextFile, open_text
 
 _CHUNK = 4 << 20
@@ -57,7 +57,7 @@ class JsonStream:
         except PermissionError:
             raise UserError(f"no permission to read {self.path}") from None
         except UnicodeDecodeError:
-            raise UserError(f"{self.path} is not UTF-8 JSON (plain or gzip)") from None
+            raise DamagedError(f"{self.path} is not UTF-8 JSON (plain or gzip)") from None
         except RecursionError:
             raise UserError(f"{self.path} is nested too deeply to be an annotation file") from None
         self.sha256 = self._hash.hexdigest()
@@ -72,7 +72,7 @@ class JsonStream:
                 raise self._malformed("there is text after the end of the array")
             return
         if self._peek() != "{":
-            raise UserError(f"{self.path} is not UTF-8 JSON (plain or gzip)")
+            raise DamagedError(f"{self.path} is not UTF-8 JSON (plain or gzip)")
         self._at += 1
         while self._peek() != "}":
             key = self._value()
@@ -145,8 +145,8 @@ class JsonStream:
         self._at = 0
         return bool(data)
 
-    def _malformed(self, reason: str) -> UserError:
+    def _malformed(self, reason: str) -> DamagedError:
         rest = self._text[self._at : self._at + 40]
         if self._eof and not rest.strip():
-            return UserError(f"{self.path} is cut short: the JSON ends in the middle; copy or download it again")
-        return UserError(f"{self.path} is not valid JSON{' or is cut short' * self._eof} ({reason} near {rest!r})")
+            return DamagedError(f"{self.path} is cut short: the JSON ends in the middle; copy or download it again")
+        return DamagedError(f"{self.path} is not valid JSON{' or is cut short' * self._eof} ({reason} near {rest!r})")

@@ -8,22 +8,31 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError, add_filename, existing_file
 from sgpipe.files.hub import DATASETS, HubDataset
-from sgpipe.files.object_store import AccessError, CutError, ObjectInfo, ReplacedError, StorePath, is_uri
+from sgpipe.files.object_store import (
+    AccessError,
+    CutError,
+    ObjectInfo,
+    ReplacedError,
+    StorePath,
+    is_uri,
+    warn_of_answer,
+)
 from sgpipe.utils.prefetch import prefetch
 
 Location: TypeAlias = Path | StorePath
+Result = TypeVar("Result")
 
 _BUFFER = 256 << 10  # bytes that are read at least, of an object of which parts are needed
 _WHOLE = 4 << 20  # bytes: smaller shards are read at once
@@ -55,6 +64,28 @@ def absolute_location(place: str | Location) -> Location:
     """Return a location that does not depend on the working folder."""
     place = location(place)
     return place.expanduser().absolute() if isinstance(place, Path) else place
+
+
+class DamagedError(UserError):
+    """A file is damaged; in a store, it has been read twice."""
+
+
+def read_twice(path: Location | str, read: Callable[[], Result]) -> Result:
+    """Return what `read` makes of a file, or raise its DamagedError.
+
+    A damaged file in a store is read once more, since a proxy or a cache may have answered with other bytes.
+    """
+    try:
+        return read()
+    except DamagedError:
+        if isinstance(location(path), Path):
+            raise
+    try:
+        result = read()
+    except DamagedError as error:
+        raise type(error)(f"{error} (read twice, so the object itself is damaged)") from None
+    warn_of_answer(str(path))
+    return result
 
 
 @contextmanager

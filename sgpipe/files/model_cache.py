@@ -24,7 +24,6 @@ from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256
 
 _PLACES = ("", "best/", "last/")  # of a model: a folder of its own, or the checkpoints of a training
 _CONFIG, _OPEN_CLIP = "config.json", "open_clip_config.json"
-_CHUNK = 8 << 20
 
 
 def cache_folder() -> Path:
@@ -131,11 +130,11 @@ class _Cached:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}.tmp")
-        with temporary.open("wb") as target:
-            for start in range(0, info.size, _CHUNK):
-                length = min(_CHUNK, info.size - start)
-                target.write(self._reader.read_range(info.name, start, length, info.version))
-                words.say(f"{self._uri}: {start / 1e6:,.0f} of {info.size / 1e6:,.0f} MB of {info.name}")
+
+        def advance(start: int) -> None:
+            words.say(f"{self._uri}: {start / 1e6:,.0f} of {info.size / 1e6:,.0f} MB of {info.name}")
+
+        self._reader.get_file(info.name, temporary, info, advance)
         os.replace(temporary, file)
 
     def _lock(self) -> FileLock:

@@ -6,18 +6,19 @@ appending. Keys come from the environment alone.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from shutil import copyfileobj
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from urllib.parse import parse_qs
 
 import obstore
@@ -36,15 +37,19 @@ _CONNECT_SECONDS = 5
 _READ_SECONDS, _READ_RETRIES = 20.0, 8  # of one request
 _WRITE_SECONDS, _WRITE_RETRIES = 1800.0, 2
 _MOST_AT_ONCE = 256 << 20  # bytes; what is uploaded in parts stays in the bucket if its process is killed
-_ATTEMPTS = 3  # to read a body that is truncated
+_ATTEMPTS = 3  # to read a body that is truncated or not that of the object
 _BUFFER = 8 << 20  # of a file: a request takes so long that small ones cost more
 _REFUSED = re.compile(
     r"<Code>(AccessDenied|AllAccessDisabled|AccountProblem|ExpiredToken|InvalidAccessKeyId|InvalidToken|"
     r"RequestTimeTooSkewed|SignatureDoesNotMatch|TokenRefreshRequired)</Code>"
 )
+_MD5 = re.compile('"([0-9a-f]{32})"')  # as S3 has it in the ETag of an object that KMS has not encrypted
 _NOT_IMPLEMENTED = re.compile(r"\b501 Not Implemented|<Code>NotImplemented</Code>")
 _ANONYMOUS = ("s3://anonymous@", "gs://anonymous@")  # what the public may read
 _NO_KEYS = "169.254.169.254"  # where a machine of a cloud gets its keys, asked if the environment has none
+
+Result = TypeVar("Result")
+_has_md5: dict[str, bool] = {}  # whether the ETags of a bucket are MD5s; missing: unknown yet
 
 
 class ReplacedError(StoreError):
@@ -159,10 +164,34 @@ class StorePath:
             return _version(obstore.head(self._reads, self._key(name)))
         return None
 
-    def get_file(self, name: str, path: Path) -> None:
-        """Download an object into a file. Raises FileNotFoundError."""
-        with self.open(name) as source, path.open("wb") as target:
-            copyfileobj(source, target, _BUFFER)
+    def get_file(
+        self,
+        name: str,
+        path: Path,
+        info: ObjectInfo | None = None,
+        advance: Callable[[int], None] = lambda position: None,
+    ) -> None:
+        """Download an object into a file. Raises FileNotFoundError; ReplacedError: it is not the one of `info`.
+
+        Args:
+            advance: called with the position of each part.
+        """
+        info = info or self.head(name)
+        if info is None:
+            raise FileNotFoundError(self._at(name))
+        size, version = info.size, info.version
+
+        def download() -> tuple[None, str | None, str]:
+            digest = hashlib.md5(usedforsecurity=False)
+            with path.open("wb") as target:
+                for start in range(0, size, _BUFFER):
+                    advance(start)
+                    part = self.read_range(name, start, min(_BUFFER, size - start), version)
+                    digest.update(part)
+                    target.write(part)
+            return None, self._md5(version), digest.hexdigest()
+
+        self._confirmed(name, download)
 
     def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes:
         """Return `length` bytes of an object.
@@ -190,7 +219,24 @@ class StorePath:
         return None
 
     def list(self, folder: str = "") -> Iterator[ObjectInfo]:
-        """Yield the objects of a folder, those in folders of it included, as the store sends them."""
+        """Yield the objects of a folder, those in folders of it included, as the store sends them.
+
+        A listing that is empty or cannot be read, as that of a broken proxy, is requested once more.
+        """
+        for attempt in (1, 2):
+            infos = self._list(folder)
+            try:
+                first = next(infos, None)
+            except StoreError as error:
+                if attempt == 2 or "invalid list response" not in str(error):
+                    raise
+                continue
+            if first:
+                yield first
+                yield from infos
+                return
+
+    def _list(self, folder: str) -> Iterator[ObjectInfo]:
         with self._naming():
             for chunk in obstore.list(self._reads, self._key(folder), chunk_size=1000):
                 infos = (self._info(meta) for meta in chunk)
@@ -198,9 +244,8 @@ class StorePath:
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Return the size in bytes of each object directly in a folder, by its last name."""
-        with self._naming():
-            found = obstore.list_with_delimiter(self._reads, self._key(folder))["objects"]
-        return {PurePosixPath(meta["path"]).name: meta["size"] for meta in found}
+        paths = {PurePosixPath(info.name): info.size for info in self.list(folder)}
+        return {path.name: size for path, size in paths.items() if path.parent == PurePosixPath(folder)}
 
     def open(self, name: str = "", buffer: int = _BUFFER) -> BinaryIO:
         """Open an object as a file, read in ranges of at least `buffer` bytes of the version that it has now.
@@ -246,19 +291,59 @@ class StorePath:
 
     def _get(self, name: str, options: GetOptions) -> bytes:
         """Large objects are read in parts, so that a truncated part is all that is read again."""
+
+        def answer() -> tuple[bytes, str | None, str]:
+            data, meta = self._answer(name, options)
+            stated = self._md5(meta["e_tag"]) if len(data) == meta["size"] else None
+            return data, stated, hashlib.md5(data, usedforsecurity=False).hexdigest() if stated else ""
+
+        return self._confirmed(name, answer)
+
+    def _answer(self, name: str, options: GetOptions) -> tuple[bytes, ObjectMeta]:
+        version = options.get("if_match")
         for attempt in range(1, _ATTEMPTS + 1):
             with self._naming(name):
                 found = obstore.get(self._reads, self._key(name), options=options)
-                if not options and found.meta["size"] > _BUFFER:
+                meta = found.meta
+                if version is not None and meta["e_tag"] != version:
+                    if attempt == _ATTEMPTS:
+                        raise ReplacedError(f"{self._at(name)} was replaced while it was in use")
+                    continue
+                if not options and meta["size"] > _BUFFER:
                     with self.open(name) as file:
-                        return b"".join(iter(partial(file.read, _BUFFER), b""))
+                        return b"".join(iter(partial(file.read, _BUFFER), b"")), meta
                 try:
-                    return bytes(found.bytes())
+                    return bytes(found.bytes()), meta
                 except refused.BaseError as error:
                     if attempt == _ATTEMPTS:
                         why = f"is truncated, or the connection dropped: {failure(error)}"
                         raise CutError(f"{self._at(name)} {why}") from None
         raise AssertionError("unreachable")
+
+    def _md5(self, tag: str | None) -> str | None:
+        """Return the MD5 of an object, if its ETag is one."""
+        found = _MD5.fullmatch(tag or "") if _has_md5.get(self._bucket) is not False else None
+        return found and found[1]
+
+    def _confirmed(self, name: str, read: Callable[[], tuple[Result, str | None, str]]) -> Result:
+        """Return what was read of an object if it has its MD5, or, as not every ETag is one, if two readings agree.
+
+        Args:
+            read: returns what it reads, the MD5 that the store states, and the MD5 of what was read.
+
+        Raises StoreError: no two of the answers are the same.
+        """
+        seen: list[str] = []
+        for _ in range(_ATTEMPTS):
+            result, stated, actual = read()
+            if stated is None or actual == stated or actual in seen:
+                if stated:
+                    _has_md5[self._bucket] = _has_md5.get(self._bucket, actual == stated)
+                if seen and actual not in seen:
+                    warn_of_answer(self._at(name))
+                return result
+            seen.append(actual)
+        raise StoreError(f"{self._at(name)} is answered differently each time: is a proxy or a cache broken?")
 
     @contextmanager
     def _naming(self, name: str = "", writes: bool = False) -> Iterator[None]:
@@ -325,6 +410,11 @@ class _ObjectFile(io.RawIOBase):
         buffer[:length] = self._store.read_range(self._info.name, self._at, length, self._info.version)
         self._at += length
         return length
+
+
+def warn_of_answer(name: str) -> None:
+    """Warn that an answer of a store was wrong, and the next one right."""
+    warnings.warn(f"{name}: the store answered with other bytes once, a second time with the right ones", stacklevel=3)
 
 
 def refuse_keys(uri: str) -> None:

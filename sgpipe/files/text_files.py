@@ -14,7 +14,7 @@ from io import BufferedReader
 from typing import TypeAlias
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import Location, open_stream
+from sgpipe.files.locations import DamagedError, Location, open_stream
 
 TextFile: TypeAlias = BufferedReader | gzip.GzipFile
 
@@ -45,9 +45,11 @@ def _decompressed(path: Location | str) -> Iterator[TextFile]:
             with gzip.GzipFile(fileobj=raw) if compressed else raw as file:
                 yield file
     except EOFError:
-        raise UserError(f"{path} is cut short: its gzip data end in the middle; copy or download it again") from None
+        raise DamagedError(f"{path} is cut short: its gzip data end in the middle; copy or download it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is corrupt: its gzip data are damaged ({error}); copy or download it again") from None
+        raise DamagedError(
+            f"{path} is corrupt: its gzip data are damaged ({error}); copy or download it again"
+        ) from None
 
 
 def read_text(path: Location, what: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sgpipe.files.image_roots import ImageRoot
-from sgpipe.files.locations import Location, open_file
+from sgpipe.files.locations import Location, open_file, read_twice
 from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
 from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Resources, TagConfig
 from sgpipe.records import Record, from_table
@@ -66,8 +66,12 @@ class UnitReader:
     def read(self, unit: WorkUnit) -> list[Record]:
         """All records of a unit, as they are before the first stage."""
         name = self.indexes[unit.split]
-        with open_file(self.storage / name) as index:
-            return read_records(index, unit.start, unit.stop, name)
+
+        def read() -> list[Record]:
+            with open_file(self.storage / name) as index:
+                return read_records(index, unit.start, unit.stop, self.storage / name)
+
+        return read_twice(self.storage, read)
 
 
 @dataclass(frozen=True)

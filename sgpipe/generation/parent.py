@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import Location, read_bytes, sizes
+from sgpipe.files.locations import DamagedError, Location, read_bytes, sizes
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
@@ -21,7 +20,7 @@ from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import BOX_SCORES, Record, from_table
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
 from sgpipe.storage.run_folder import RECIPE, RunFolder, kind_of
-from sgpipe.storage.shards import DATA, read_file
+from sgpipe.storage.shards import DATA, checked_content, read_file
 from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences
 from sgpipe.utils.locking import temporary_folder
@@ -310,12 +309,10 @@ class ParentReader(UnitReader):
         """The columns of a shard that are taken over, if every byte of it is as it was written."""
         columns = [column for stage in self.reused for column in _FILLS[stage] if column != BOX_SCORES]
         try:
-            data = read_bytes(self.place / shard.file)
+            content = checked_content(self.place, shard)
         except StoreError:
             raise
-        except OSError:
+        except (OSError, DamagedError):
             raise damaged(self.parent, shard.file) from None
-        if hashlib.sha256(data).hexdigest() != shard.sha256:
-            raise damaged(self.parent, shard.file)
-        path = Path(self.parent) / shard.file
-        return read_file(path, [*_EVERY_ROW, *columns], pa.BufferReader(data), (BOX_SCORES,))
+        path = self.place / shard.file
+        return read_file(path, [*_EVERY_ROW, *columns], content and pa.BufferReader(content), (BOX_SCORES,))

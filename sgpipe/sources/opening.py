@@ -8,7 +8,8 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, existing_images
-from sgpipe.files.locations import content_id
+from sgpipe.files.locations import content_id, read_twice
+from sgpipe.files.object_store import StorePath
 from sgpipe.recipe import SourceConfig
 from sgpipe.sources import miniworld
 from sgpipe.sources.coco import locate_images, read_coco
@@ -73,7 +74,10 @@ def open_source(
         index = None
     if index is None or index.meta.get("files") != files or not index.meta.get("located") or not index.is_whole():
         path = new or path
-        _build(source, split, path, files, images)
+        config = source.splits[split]
+        places = [source.path(file) for file in (config.annotations, config.captions) if file]
+        stored = next((place for place in places if isinstance(place, StorePath)), path)
+        read_twice(stored, lambda: _build(source, split, path, files, images))
         index = SourceIndex(path)
     return index
 

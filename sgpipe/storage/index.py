@@ -346,11 +346,11 @@ def _make(files: RunFiles, progress: Progress) -> _Opened:
     """The index of a run as it is now; built if there is none."""
     states = files.states()
     path = _path(files, states)
-    if opened := _open(path):
+    if (opened := _open(path)) and not _may_be_whole(files, opened):
         return opened
     with _one_builder(files.cache, progress):
         opened = _open(path)
-        if opened is None:
+        if opened is None or _may_be_whole(files, opened):
             earlier = None
             for other in files.cache.glob(f"index-{_digest(DEFINITION)}-*.duckdb"):
                 if readable := _open(other):
@@ -365,6 +365,12 @@ def _make(files: RunFiles, progress: Progress) -> _Opened:
     if opened is None:
         raise UserError(f"{path} cannot be read, though it was just written: is the disk damaged?")
     return opened
+
+
+def _may_be_whole(files: RunFiles, opened: _Opened) -> bool:
+    """Whether shards that the index calls damaged are in a store, where the same size says nothing of the content."""
+    damaged = "select count(*) from run.shards where problem is not null"
+    return not isinstance(files.storage, Path) and opened.connection.execute(damaged).fetchall() != [(0,)]
 
 
 def _open(path: Path) -> _Opened | None:

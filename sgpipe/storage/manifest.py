@@ -26,7 +26,7 @@ from typing import Any
 from sgpipe.errors import StoreError, UserError, existing_folder
 from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFolder, image_root, located
 from sgpipe.files.locations import Location, absolute_location, location
-from sgpipe.files.object_store import ConditionsError, StorePath
+from sgpipe.files.object_store import ConditionsError, StorePath, warn_of_answer
 from sgpipe.files.roots import FolderRoot
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.utils.atomic import atomic_write, fault_point
@@ -126,10 +126,10 @@ class Manifest:
         manifest, bad = cls.salvage(root := location(root))
         # Only what follows the last newline can be a torn write; a bad line before it is damage.
         if bad:
-            repair = (
-                "" if isinstance(root, StorePath) else f", or drop what is damaged: `sgpipe verify {root} --repair`"
-            )
-            raise UserError(f"{root}/{MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy{repair}")
+            damage = f"{root}/{MANIFEST} is damaged (line {bad[0]} has changed"
+            if isinstance(root, StorePath):
+                raise UserError(f"{damage}; read twice); restore it from a copy")
+            raise UserError(f"{damage}); restore it from a copy, or drop that line: `sgpipe verify {root} --repair`")
         return manifest
 
     @classmethod
@@ -163,7 +163,8 @@ class Manifest:
         first, *others = data[:end].splitlines(keepends=True) or [b""]
         run = (_parse(first) or {}).get("run")
         if not isinstance(run, dict):
-            raise UserError(f"{path} is damaged (its first line has changed); restore it from a copy")
+            read = "" if isinstance(path, Path) else "; read twice"
+            raise UserError(f"{path} is damaged (its first line has changed{read}); restore it from a copy")
         if run.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{path} was written with schema version {run.get('schema_version')}, "
@@ -339,13 +340,21 @@ def whole_lines(data: bytes) -> bytes:
 
 def read_manifest(store: StorePath) -> bytes | None:
     """Return the manifest of a run in a store, with all segments; None: there is none."""
+    seen = None
     for _ in range(_TRIES):
         starts = _starts(store)  # before the whole manifest: that is written before segments are deleted
         content = store.read(MANIFEST)
         if content is None:
             return None
-        if (found := _continued(store, whole_lines(content), starts)) is not None:
+        found = _continued(store, whole_lines(content), starts)
+        if found is None:
+            continue
+        whole = bool(found) and all(map(_parse, found.splitlines(keepends=True)))
+        if whole and seen is not None:
+            warn_of_answer(f"{store.location}/{MANIFEST}")
+        if whole or found == seen:  # a damaged one is read twice
             return found
+        seen = found
     raise StoreError(f"{store.location}: {MANIFEST} changes too often to be read; try again")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from sgpipe.errors import StoreError, UserError, add_filename
+from sgpipe.errors import StoreError, UserError
+from sgpipe.files.locations import DamagedError
 from sgpipe.files.object_store import StorePath
 from sgpipe.storage.manifest import (
     MANIFEST,
@@ -19,6 +20,7 @@ from sgpipe.storage.manifest import (
     whole_lines,
 )
 from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import checked_content
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.hashing import file_sha256
 
@@ -175,12 +177,12 @@ def _fetch_shard(store: StorePath, out: Path, shard: ShardEntry) -> None:
     path = out / shard.file
     if path.is_file() and file_sha256(path) == shard.sha256:
         return
-    if store.head(shard.file) is None:
-        raise StoreError(f"{store.location}: {shard.file} is missing; resuming the run regenerates it")
+    try:
+        content = checked_content(store, shard)
+    except FileNotFoundError:
+        raise StoreError(f"{store.location}: {shard.file} is missing; resuming the run regenerates it") from None
+    except DamagedError as error:
+        again = "delete the object, and the command that wrote the run makes it again"
+        raise StoreError(f"{store}/{shard.file}: {error}; {again}") from None
     with atomic_write(path) as temporary:
-        with add_filename(path):
-            store.get_file(shard.file, temporary)
-        if file_sha256(temporary) != shard.sha256:
-            raise StoreError(
-                f"{store.location}: {shard.file} differs from the manifest; resuming the run regenerates it"
-            )
+        temporary.write_bytes(content or b"")

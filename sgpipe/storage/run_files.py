@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from sgpipe.errors import UserError
-from sgpipe.files.locations import Location, absolute_location, location, open_file, sizes
+from sgpipe.files.locations import Location, absolute_location, location, sizes
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import SCHEMA
@@ -75,11 +75,7 @@ class RunFiles:
             UserError: it is missing, damaged (also while it is read), of another version, or not of sgpipe.
             StoreError: the store cannot be reached.
         """
-        if isinstance(self.storage, Path):
-            with open_shard(self.storage / file, SCHEMA.names) as shard:
-                yield shard
-            return
-        with open_file(self.storage / file) as content, open_shard(Path(file), SCHEMA.names, content) as shard:
+        with open_shard(self.storage / file, SCHEMA.names) as shard:
             yield shard
 
     @property

@@ -6,11 +6,11 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import Location, open_shard_file
+from sgpipe.files.locations import DamagedError, Location, open_shard_file, read_twice
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import BOX_SCORES, LEFT_OUT, NO_OBJECT, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
 from sgpipe.utils.atomic import atomic_write, fault_point
+from sgpipe.utils.console import count
 from sgpipe.utils.hashing import file_sha256
 
 DATA = "data"
@@ -152,6 +153,28 @@ def read_file(
         return file.read(columns=[*columns, *present] if columns else None)
 
 
+def checked_content(root: Location, shard: ShardEntry) -> bytes | None:
+    """Return the content of a shard in a store; None for a local one. Both are what the manifest lists.
+
+    Raises DamagedError: they are not; FileNotFoundError or another OSError; StoreError: the store cannot be reached.
+    """
+    path = root / shard.file
+
+    def read() -> bytes | None:
+        content = path.read() if isinstance(path, StorePath) else None
+        if isinstance(path, StorePath) and content is None:
+            raise FileNotFoundError(str(path))
+        size = path.stat().st_size if isinstance(path, Path) else len(content or b"")
+        if size != shard.bytes:
+            raise DamagedError(f"{count(size, 'byte')}, the manifest says {shard.bytes:,}: truncated, or another file")
+        digest = file_sha256(path) if isinstance(path, Path) else hashlib.sha256(content or b"").hexdigest()
+        if digest != shard.sha256:
+            raise DamagedError("its content has changed: the checksum differs from the manifest's")
+        return content
+
+    return read_twice(path, read)
+
+
 def iter_tables(root: str | Location, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield the shards of a run, by split and position, one in memory at a time."""
     manifest = Manifest.load(root)
@@ -182,17 +205,50 @@ def open_shard(
         UserError: missing, damaged (also while it is read), of another schema version, or without a column.
         StoreError: the store cannot be reached.
     """
-    name = str(path)
+    contents = [content] if content else []  # of the first reading
+
+    def opened() -> pq.ParquetFile:
+        with _naming(path):
+            source = contents.pop() if contents else open_shard_file(path)
+            return (_StoredShard if isinstance(path, StorePath) else pq.ParquetFile)(source, pre_buffer=True)
+
+    with read_twice(path, opened) as file, _naming(path):
+        if isinstance(file, _StoredShard):
+            file.path = path
+        _check(str(path), file.schema_arrow, columns)
+        yield file
+
+
+class _StoredShard(pq.ParquetFile):
+    """A shard in a store: rows that are damaged are read once more."""
+
+    path: Location
+
+    def read(self, *args: Any, **options: Any) -> pa.Table:
+        return self._again(super().read, *args, **options)
+
+    def read_row_group(self, *args: Any, **options: Any) -> pa.Table:
+        return self._again(super().read_row_group, *args, **options)
+
+    def _again(self, read: Callable[..., pa.Table], *args: Any, **options: Any) -> pa.Table:
+        def named() -> pa.Table:
+            with _naming(self.path):
+                return read(*args, **options)
+
+        return read_twice(self.path, named)
+
+
+@contextmanager
+def _naming(path: Location) -> Iterator[None]:
+    """Name the shard in errors, of which those that come from its content are DamagedErrors."""
     try:
-        with pq.ParquetFile(content or open_shard_file(path), pre_buffer=True) as file:
-            _check(name, file.schema_arrow, columns)
-            yield file
+        yield
     except FileNotFoundError:
-        raise UserError(f"shard {name} is listed in the manifest but missing{_remedy(path)}") from None
+        raise UserError(f"shard {path} is listed in the manifest but missing{_remedy(path)}") from None
     except StoreError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"shard {name} cannot be read ({str(error).splitlines()[0]})") from None
+        raise DamagedError(f"shard {path} cannot be read ({str(error).splitlines()[0]})") from None
 
 
 def _remedy(path: Location) -> str:

@@ -17,7 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from sgpipe.errors import UserError
+from sgpipe.errors import StoreError, UserError
+from sgpipe.files.locations import DamagedError, Location
+from sgpipe.files.object_store import StorePath
 from sgpipe.records import Record, from_table
 from sgpipe.utils.atomic import atomic_write, write_text
 from sgpipe.utils.hashing import file_sha256
@@ -59,17 +61,21 @@ class SourceIndex:
         return read_records(self._file, start, stop, self._path)
 
 
-def read_records(index: pa.NativeFile, start: int, stop: int, name: Path | str) -> list[Record]:
+def read_records(index: pa.NativeFile, start: int, stop: int, name: Location) -> list[Record]:
     """Records `start` up to, not including, `stop` of the Arrow file of an index, and nothing else of it.
 
-    Raises UserError: it is damaged; the message calls it `name`.
+    Raises DamagedError; the message calls it `name`.
     """
     first, last = start // _ROWS_PER_BATCH, -(-stop // _ROWS_PER_BATCH)
     try:
         reader = pa.ipc.open_file(index)
         table = pa.Table.from_batches([reader.get_batch(i) for i in range(first, last)], schema=reader.schema)
-    except pa.ArrowException as error:
-        raise UserError(f"the source index {name} cannot be read ({error})") from None
+    except StoreError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        why = f"the source index {name} cannot be read ({error})"
+        again = f"; delete it and {name.name.replace('.arrow', '.json')}, and run the same command again"
+        raise DamagedError(why + again * isinstance(name, StorePath)) from None
     return from_table(table.slice(start - first * _ROWS_PER_BATCH, stop - start))
 
 

@@ -20,9 +20,8 @@ from sgpipe.files.object_store import StorePath
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import count_rows, open_shard, row_faults
+from sgpipe.storage.shards import checked_content, count_rows, open_shard, row_faults
 from sgpipe.utils.console import count
-from sgpipe.utils.hashing import file_sha256
 from sgpipe.utils.prefetch import prefetch
 
 Advance = Callable[[int, dict[str, int]], None]
@@ -134,18 +133,10 @@ def _check_shards(manifest: Manifest, found: Verification, advance: Advance) -> 
 
 def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], np.ndarray]:
     """Return the faults of a shard, and a number for each of its images."""
-    path, nothing = root / shard.file, np.array([], np.uint64)
+    nothing = np.array([], np.uint64)
     try:
-        content = None if isinstance(path, Path) else path.read()
-        if isinstance(path, StorePath) and content is None:
-            raise FileNotFoundError
-        size = path.stat().st_size if isinstance(path, Path) else len(content or b"")
-        if size != shard.bytes:
-            return [f"{count(size, 'byte')}, the manifest says {shard.bytes:,}: truncated, or another file"], nothing
-        digest = file_sha256(path) if isinstance(path, Path) else hashlib.sha256(content or b"").hexdigest()
-        if digest != shard.sha256:
-            return ["its content has changed: the checksum differs from the manifest's"], nothing
-        return _check_content(path, shard, content and pa.BufferReader(content))
+        content = checked_content(root, shard)
+        return _check_content(root / shard.file, shard, content and pa.BufferReader(content))
     except FileNotFoundError:
         return ["listed in the manifest but missing"], nothing
     except StoreError:
