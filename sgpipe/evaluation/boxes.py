@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 
 from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError, existing_file
-from sgpipe.evaluation.benchmarks.pairs import listed_schema, prediction_table
+from sgpipe.evaluation.benchmarks.pairs import listed_schema, prediction_columns
 from sgpipe.evaluation.label_quality.arrays import ImageName, image_base_name
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
@@ -100,37 +100,47 @@ class BoxSet:
 
 def read_truth(path: Location) -> BoxSet:
     """The ground truth: shards, or a COCO instances file. Raises UserError: missing, damaged, or of another form."""
-    return _shard_boxes(path) if is_run(path) else _coco_instances(path)
-
-
-def is_run(path: Location) -> bool:
-    """Whether there are shards: a store is not asked, but the names of files say what they are."""
-    return path.is_dir() if isinstance(path, Path) else not path.name.endswith((".json", ".gz", ".parquet"))
+    return _checked(path, _shard_boxes(path) if is_run(path) else _coco_instances(path))
 
 
 def read_detected(path: Location, truth: BoxSet) -> BoxSet:
     """The boxes to evaluate; COCO results have the class numbers of the ground truth.
 
+    Predictions of relations have a box for each relation: those of one class suppress each other as a detector's do.
+
     Raises UserError: missing, damaged, of another form, without boxes, or with values that would falsify the result.
     """
-    found = _read_detected(path, truth)
-    for name, image in found.images.items():
-        if not (np.isfinite(image.boxes).all() and np.isfinite(image.scores).all()):
-            raise UserError(f"{path}: image {name.image_id or name.base_name}: a box or score is NaN or infinite")
+    if is_run(path):
+        return _checked(path, _shard_boxes(path))
+    if isinstance(path, Path) and path.suffix == ".parquet":
+        found = _checked(path, _parquet_predictions(existing_file(path)))
+    else:
+        first = next((item for _, item in JsonStream(path)), None)
+        if isinstance(first, dict) and first.keys() >= _RESULT:
+            return _checked(path, _coco_results(path, truth))
+        if not (isinstance(first, dict) and "predictions" in first):
+            raise UserError(f"{path} has no boxes to evaluate: {_FORMS}")
+        found = _checked(path, _hoia_predictions(path))
+    found.images = {name: _suppressed(image) for name, image in found.images.items()}
     return found
 
 
-def _read_detected(path: Location, truth: BoxSet) -> BoxSet:
-    if is_run(path):
-        return _shard_boxes(path)
-    if isinstance(path, Path) and path.suffix == ".parquet":
-        return _parquet_predictions(existing_file(path))
-    first = next((item for _, item in JsonStream(path)), None)
-    if isinstance(first, dict) and first.keys() >= _RESULT:
-        return _coco_results(path, truth)
-    if isinstance(first, dict) and "predictions" in first:
-        return _hoia_predictions(path)
-    raise UserError(f"{path} has no boxes to evaluate: {_FORMS}")
+def _checked(path: Location, found: BoxSet) -> BoxSet:
+    for name, image in found.images.items():
+        place = f"{path}: image {name.image_id or name.base_name}"
+        wrong = ~np.isfinite(image.boxes).all(1) | (image.boxes[:, 2:] < 0).any(1)
+        if wrong.any():
+            box = [round(side, 3) for side in image.boxes[wrong.argmax()].tolist()]
+            raise UserError(f"{place}: box {box} (x, y, width, height) has a negative size, or is NaN or infinite")
+        wrong = ~((image.scores >= 0) & (image.scores <= 1))
+        if wrong.any():
+            raise UserError(f"{place}: score {image.scores[wrong.argmax()]:g}, expected 0 to 1")
+    return found
+
+
+def is_run(path: Location) -> bool:
+    """Whether there are shards: a store is not asked, but the names of files say what they are."""
+    return path.is_dir() if isinstance(path, Path) else not path.name.endswith((".json", ".gz", ".parquet"))
 
 
 def _shard_boxes(root: Location) -> BoxSet:
@@ -245,39 +255,33 @@ def _hoia_predictions(path: Location) -> BoxSet:
             ends = [(boxes[place], classes[place], score) for place, score in relations if place >= 0]
         except (FieldError, IndexError) as error:
             raise UserError(f"{path}: an item: {error}; {_FORMS}") from None
-        found.add(ImageName("", "", image_base_name(name)), _ends_of_relations(ends))
+        columns = zip(*ends, strict=True) if ends else ([], [], [])
+        found.add(ImageName("", "", image_base_name(name)), ImageBoxes.of((0, 0), *columns))
     return found
 
 
 def _parquet_predictions(path: Path) -> BoxSet:
     found = BoxSet(scored=True)
-    with prediction_table(path) as batches:
-        for row in (row for batch in batches for row in batch.to_pylist()):
-            if row["triplets"] is None:
-                found.failed += 1
-                continue
-            ends = [
-                (xyxy_to_xywh(triplet[f"{end}_box"]), triplet[end], triplet["score"])
-                for triplet in row["triplets"]
-                for end in ("subject", "object")
-            ]
-            found.add(ImageName("", "", image_base_name(row["file_name"])), _ends_of_relations(ends))
+    for name, columns in prediction_columns(path):
+        if columns is None:
+            found.failed += 1
+            continue
+        corners = np.concatenate((columns["subject_box"], columns["object_box"])).astype(float)
+        boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1)
+        names = [*columns["subject"], *columns["object"]]
+        found.add(
+            ImageName("", "", image_base_name(name)), ImageBoxes.of((0, 0), boxes, names, [*columns["score"]] * 2)
+        )
     return found
 
 
-def _ends_of_relations(ends: Sequence[tuple[Sequence[float], str, float]]) -> ImageBoxes:
-    """Subjects and objects (box xywh, class, score) as boxes: each has the score of its best relation.
-
-    A network predicts a thing once for each of its relations, so boxes of one class suppress each other as those of a
-    detector do.
-    """
+def _suppressed(ends: ImageBoxes) -> ImageBoxes:
+    """Subjects and objects of relations without those that overlap a better one of their class."""
     import torch
     from torchvision.ops import batched_nms
 
-    boxes = torch.tensor([box for box, _, _ in ends], dtype=torch.float64).reshape(-1, 4)
-    scores = torch.tensor([score for _, _, score in ends], dtype=torch.float64)
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(name for _, name, _ in ends))}
-    corners = torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1)
-    kept = batched_nms(corners, scores, torch.tensor([numbers[name] for _, name, _ in ends]), DetectConfig().overlap)
-    names = [ends[place][1] for place in kept.tolist()]
-    return ImageBoxes.of((0, 0), boxes[kept].numpy(), names, scores[kept].numpy())
+    corners = np.concatenate((ends.boxes[:, :2], ends.boxes[:, :2] + ends.boxes[:, 2:]), axis=1)
+    _, numbers = np.unique(ends.classes, return_inverse=True)
+    tensors = (torch.from_numpy(each) for each in (corners, ends.scores, numbers.reshape(-1)))
+    kept = batched_nms(*tensors, DetectConfig().overlap).numpy()
+    return ImageBoxes.of(ends.size, ends.boxes[kept], [ends.classes[place] for place in kept], ends.scores[kept])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -235,27 +234,46 @@ class Prediction:
 def read_prediction_table(path: Path, classes: DatasetClasses) -> Iterator[tuple[str, Prediction]]:
     """The file name and prediction of each image, except for images that could not be read.
 
-    Raises UserError: the file is missing, damaged or of another kind, or has missing values or unknown names.
+    Raises UserError: as `prediction_columns`; a name is not a class, or a pair has several subjects or objects.
     """
-    with prediction_table(path) as batches:
-        for row in (row for batch in batches for row in batch.to_pylist()):
-            if row["triplets"] is None:
-                continue
-            try:
-                yield row["file_name"], _named_prediction(row["triplets"], classes)
-            except FieldError as error:
-                raise UserError(f"{path}: image {row['file_name']!r}: {error}") from None
+    objects, predicates = ({name: number for number, name in enumerate(each)} for each in vars(classes).values())
+    for name, columns in prediction_columns(path):
+        if columns is None:
+            continue
+        try:
+            pairs, first, row = np.unique(columns["pair"], return_index=True, return_inverse=True)
+            ends = [(columns[end], columns[f"{end}_box"]) for end in ("subject", "object")]
+            for own, boxes in ends:
+                other = (own[first][row] != own) | (boxes[first][row] != boxes).any(1)
+                if other.any():
+                    raise FieldError(f"pair {pairs[row[other.argmax()]]} has more than one subject or object")
+            numbers = [_class_number(objects, each) for own, _ in ends for each in own[first]]
+            named = [_class_number(predicates, each) for each in columns["predicate"]]
+        except FieldError as error:
+            raise UserError(f"{path}: image {name!r}: {error}") from None
+        yield (
+            name,
+            Prediction(
+                np.concatenate([boxes[first] for _, boxes in ends]),
+                np.array(numbers, dtype=int),
+                np.stack((row, row + len(pairs), np.array(named, dtype=int)), axis=1),
+                columns["score"],
+            ),
+        )
 
 
-@contextmanager
-def prediction_table(path: Path) -> Iterator[Iterator[pa.RecordBatch]]:
-    """The columns `file_name` and `triplets` of a file of `sgpipe predict --out FILE.parquet`, a few rows at a time.
+def prediction_columns(path: Path) -> Iterator[tuple[str, dict[str, Array] | None]]:
+    """The file name of each image, and its triplets by column; None of an image that could not be read.
 
-    Raises UserError, also from the block: the file is missing, damaged or of another kind.
+    The file is that of `sgpipe predict --out FILE.parquet`. Columns `[triplets]`: pair, subject, predicate, object,
+    score; subject_box and object_box `[triplets, 4]` pixel xyxy.
+
+    Raises UserError: the file is missing, damaged or of another kind, or a value is missing or not finite.
     """
     try:
         with pq.ParquetFile(path) as file:
-            yield file.iter_batches(_ROWS_AT_ONCE, columns=["file_name", "triplets"])
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["file_name", "triplets"]):
+                yield from _prediction_columns(path, batch)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read: {reason}") from None
@@ -265,36 +283,38 @@ def prediction_table(path: Path) -> Iterator[Iterator[pa.RecordBatch]]:
         ) from None
 
 
-def _named_prediction(triplets: Sequence[Mapping[str, Any]], classes: DatasetClasses) -> Prediction:
-    """Number triplets of names; their pairs keep the order of their numbers. Raises FieldError."""
-    pairs: dict[int, tuple[Any, Any]] = {}
-    for item in triplets:
-        if missing := [key for key, value in item.items() if value is None]:
-            raise FieldError(f"a triplet has no {missing[0]!r}")
-        subject, object_ = ((item[end], item[f"{end}_box"]) for end in ("subject", "object"))
-        if pairs.setdefault(item["pair"], (subject, object_)) != (subject, object_):
-            raise FieldError(f"pair {item['pair']} has more than one subject or object")
-    places = {pair: place for place, pair in enumerate(sorted(pairs))}
-    ends = [pairs[pair][side] for side in (0, 1) for pair in places]
-    if any(len(box) != _BOX or None in box for _, box in ends):
-        raise FieldError("a box is not four numbers")
-    boxes = np.array([box for _, box in ends], dtype=np.float32).reshape(-1, _BOX)
-    scores = np.array([item["score"] for item in triplets], dtype=np.float32)
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise FieldError("a box or score is NaN or infinite")
-    rows = [(places[one["pair"]], _named_index(one["predicate"], classes.relations)) for one in triplets]
-    return Prediction(
-        boxes,
-        np.array([_named_index(name, classes.objects) for name, _ in ends], dtype=int),
-        np.array([(at, at + len(places), predicate) for at, predicate in rows], dtype=int).reshape(-1, 3),
-        scores,
-    )
+def _prediction_columns(path: Path, batch: pa.RecordBatch) -> Iterator[tuple[str, dict[str, Array] | None]]:
+    names, lists = batch["file_name"].to_pylist(), batch["triplets"]
+    lengths = np.array(pc.fill_null(pc.list_value_length(lists), 0))
+    image, rows = np.repeat(np.arange(len(names)), lengths), lists.flatten()
+
+    def check(wrong: Array, what: str) -> None:
+        if wrong.any():
+            raise UserError(f"{path}: image {names[image[wrong.argmax()]]!r}: {what}")
+
+    columns = {}
+    for key in ("pair", "subject", "predicate", "object", "score", "subject_box", "object_box"):
+        column = pc.struct_field(rows, key)
+        check(np.array(column.is_null()), f"a triplet has no {key!r}")
+        if key.endswith("_box"):
+            values = column.flatten()
+            check(np.array(pc.list_value_length(column)) != _BOX, "a box is not four numbers")
+            boxes = np.array(values, dtype=np.float32).reshape(-1, _BOX)
+            check(np.array(values.is_null()).reshape(-1, _BOX).any(1), "a box is not four numbers")
+            check(~np.isfinite(boxes).all(1), "a box or score is NaN or infinite")
+            columns[key] = boxes
+        else:
+            columns[key] = np.array(column, dtype=np.float32 if key == "score" else None)
+    check(~np.isfinite(columns["score"]), "a box or score is NaN or infinite")
+    ends = np.cumsum(lengths)
+    for name, start, end, known in zip(names, ends - lengths, ends, lists.is_valid().to_pylist(), strict=True):
+        yield name, {key: column[start:end] for key, column in columns.items()} if known else None
 
 
-def _named_index(name: str, names: Sequence[str]) -> int:
-    if name not in names:
+def _class_number(numbers: Mapping[str, int], name: str) -> int:
+    if name not in numbers:
         raise FieldError(f"{name!r} {OTHER_CLASS}")
-    return names.index(name)
+    return numbers[name]
 
 
 PERSON = "person"

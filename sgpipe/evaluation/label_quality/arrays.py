@@ -130,7 +130,7 @@ def _graphs(
     if any(((end < 0) | (end >= counts[owner])).any() for end in ends):
         raise UserError(f"{root}: {column} refer to objects that do not exist; regenerate the shards")
     if column == "relations":
-        texts, confidence = _member(relations, "predicate"), _confidence(root, relations)
+        texts, confidence = _member(relations, "predicate"), _confidence(root, relations, table, owner)
         annotated = _numbers(pc.is_null(_member(relations, "confidence")), bool)
         if calibration is not None:
             confidence = np.where(annotated, 1, calibration.probabilities(confidence)).astype(np.float32)
@@ -173,19 +173,22 @@ def image_base_name(file_name: str) -> str:
 
 def _boxes(root: Location, objects: pa.Array, table: pa.Table, image: Array) -> Array:
     """`[objects, 4]` xyxy as shares of the image, whose size may differ between datasets."""
-    boxes = _numbers(_member(objects, "bbox").flatten(), np.float64)
-    if len(boxes) != 4 * len(objects) or not np.isfinite(boxes).all():
-        raise UserError(f"{root}: a bbox is not four finite numbers; regenerate the shards")
-    boxes = xywh_to_xyxy(boxes.reshape(-1, 4))
+    boxes = _numbers(_member(objects, "bbox").flatten(), np.float64).reshape(-1, 4)
+    _refuse(root, table, image, ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < 0).any(1), "x, y, width, height", boxes)
     sides = np.stack([_numbers(table[side], np.float64) for side in ("width", "height")], axis=1)
-    return boxes / np.maximum(np.tile(sides, 2), 1)[image]
+    return xywh_to_xyxy(boxes) / np.maximum(np.tile(sides, 2), 1)[image]
 
 
-def _confidence(root: Location, relations: pa.Array) -> Array:
+def _confidence(root: Location, relations: pa.Array, table: pa.Table, image: Array) -> Array:
     confidence = _numbers(pc.fill_null(_member(relations, "confidence"), 1.0), np.float32)
-    if not np.isfinite(confidence).all():
-        raise UserError(f"{root}: a confidence is NaN or infinite; regenerate the shards")
+    _refuse(root, table, image, ~((confidence >= 0) & (confidence <= 1)), "a confidence from 0 to 1", confidence)
     return confidence
+
+
+def _refuse(root: Location, table: pa.Table, image: Array, wrong: Array, expected: str, values: Array) -> None:
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise UserError(f"{root}: image {table['image_id'][image[row]]}: {values[row].tolist()} is not {expected}")
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:

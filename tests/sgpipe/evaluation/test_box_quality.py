@@ -195,6 +195,14 @@ def test_boxes_of_predicted_relations_have_their_best_score_and_suppress_each_ot
     assert quality.scores.correct.all()
 
 
+RELATION = {
+    "classes": {"objects": {"1": "dog"}, "relations": {"1": "near"}},
+    "file_name": "1.jpg",
+    "predictions": [{"bbox": [0, 0, 9, 9], "category_id": 1}],
+    "rel_prediction": [{"subject_id": 0, "object_id": 0, "score": 1}],
+}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -203,7 +211,17 @@ def test_boxes_of_predicted_relations_have_their_best_score_and_suppress_each_ot
         ([{"image_id": 1, "category_id": 18, "bbox": [0, 0, 1], "score": 1}], "expected 4 numbers"),
         ([{"image_id": 1, "category_id": 5, "bbox": [0, 0, 1, 1], "score": 1}], "category_id 5 is not a class"),
         ([{"image_id": 7, "category_id": 18, "bbox": [0, 0, 1, 1], "score": 1}], "image_id 7 is not in the ground"),
-        ([{"image_id": 1, "category_id": 18, "bbox": [0, 0, 1, 1], "score": float("nan")}], "is NaN or infinite"),
+        ([{"image_id": 1, "category_id": 18, "bbox": [0, 0, 1, 1], "score": float("nan")}], "score nan, expected 0"),
+        ([{"image_id": 1, "category_id": 18, "bbox": [0, 0, 1, 1], "score": 5}], "image 1: score 5, expected 0 to 1"),
+        (
+            [{"image_id": 1, "category_id": 18, "bbox": [0, 0, -1, 1], "score": 1}],
+            r"image 1: box \[0.0, 0.0, -1.0, 1.0\] \(x, y, width, height\) has a negative size",
+        ),
+        (
+            [{**RELATION, "predictions": [{"bbox": [9, 0, 1, 9], "category_id": 1}]}],
+            r"image 1: box \[9.0, 0.0, -8.0, 9.0",
+        ),
+        ([{**RELATION, "rel_prediction": [{"subject_id": 0, "object_id": -1, "score": 5}]}], "image 1: score 5, expec"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: list[Any], message: str) -> None:
@@ -211,3 +229,15 @@ def test_other_files_are_refused(tmp_path: Path, content: list[Any], message: st
     (tmp_path / "found.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         evaluate_boxes(tmp_path / "found.json", truth)
+
+
+def test_wrong_boxes_of_the_ground_truth_are_refused(tmp_path: Path) -> None:
+    run = make_shards(tmp_path / "run", [record(1, DOG)])
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg"}],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, -9]}],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"truth.json: image 1: box .* has a negative size"):
+        evaluate_boxes(run, tmp_path / "truth.json")

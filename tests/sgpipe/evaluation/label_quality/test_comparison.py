@@ -291,3 +291,16 @@ def plain_average_precision(best: Mapping[Any, float], correct: set[Any], asked:
         area += (recall - before) * max(precision for _, precision in points[place:])
         before = recall
     return area
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (record([(0, 1, "near", 5.0)], "7"), "image 7: 5.0 is not a confidence from 0 to 1"),
+        (record([], "7", [("dog", (6, 4, -5, 4))]), r"image 7: \[6.0, 4.0, -5.0, 4.0\] is not x, y, width, height"),
+    ],
+)
+def test_values_out_of_range_are_refused_with_their_image(tmp_path: Path, wrong: Record, message: str) -> None:
+    truth = run(tmp_path, "truth", record([(0, 1, "near")], "7"))
+    with pytest.raises(UserError, match=message):
+        label_quality(run(tmp_path, "run", wrong), GroundTruth(truth))
