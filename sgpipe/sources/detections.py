@@ -209,14 +209,18 @@ class Detections:
         return _Boxes(boxes.image, boxes.category, boxes.crowd, clipped.xywh).take(np.flatnonzero(clipped.inside))
 
     def _distinct(self, boxes: _Boxes) -> _Boxes:
-        """The boxes without those that equal an earlier one of their image and category, to a hundredth of a pixel."""
+        """The boxes without those that equal another one of their image and category, to a hundredth of a pixel.
+
+        The smallest of equal ones stays, whatever their order.
+        """
         if not len(boxes.image):
             return boxes
+        order = np.lexsort(boxes.xywh.T)
         cents = np.round(boxes.xywh * 100).astype(np.int64)
         key = np.column_stack([boxes.image, boxes.category, boxes.crowd, cents])
-        _, first = np.unique(key, axis=0, return_index=True)
+        _, first = np.unique(key[order], axis=0, return_index=True)
         self.problems.duplicate_boxes += len(boxes.image) - len(first)
-        return boxes.take(np.sort(first))
+        return boxes.take(np.sort(order[first]))
 
     def _table(self, rows: range, ids: list[str], sizes: np.ndarray, objects: pa.Array) -> pa.Table:
         errors = [self.errors.get(row) for row in rows]
@@ -278,7 +282,7 @@ def write_detections(path: Path, detections: Detections, meta: Mapping[str, Any]
         detections.tables(),
         lambda: {
             **meta,
-            "categories": list(detections.categories.values()),
+            "categories": [name for _, name in sorted(detections.categories.items())],
             "problems": asdict(detections.problems),  # complete only after the last table
         },
     )

@@ -150,6 +150,40 @@ def test_captions_are_attached_to_their_images(tmp_path):
     assert index.meta["problems"]["malformed"] == 1
 
 
+@pytest.mark.parametrize("part", ["images", "annotations", "categories", "captions"])
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_the_order_of_entries_changes_only_the_order_of_rows_and_boxes(tmp_path, part, seed):
+    rng = np.random.default_rng(7)
+    boxes = [
+        box([round(float(x), 3), round(float(y), 3), 9, 9], image_id=int(image), category_id=int(category))
+        for x, y, image, category in zip(
+            *rng.random((2, 60)) * 40, rng.integers(0, 5, 60), rng.integers(1, 4, 60), strict=True
+        )
+    ]
+    boxes += [{**each, "bbox": [each["bbox"][0], each["bbox"][1], 9, 9.001]} for each in boxes[:20]]
+    parts = {
+        "images": [IMAGE | {"id": i, "file_name": f"{i}.jpg"} for i in range(5)],
+        "annotations": boxes,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(("dog", "cat", "cup"), start=1)],
+        "captions": [{"image_id": i % 5, "caption": f"caption {i}"} for i in range(20)],
+    }
+
+    def content() -> tuple:
+        index = index_of(tmp_path, **parts)
+        return index.meta["categories"], index.meta["problems"], {
+            record.image_id: (
+                record.file_name,
+                sorted((b.category, b.category_id, *b.bbox) for b in record.objects),
+                sorted(caption.text for caption in record.captions),
+            )
+            for record in index.records(0, len(index))
+        }  # fmt: skip
+
+    before = content()
+    parts[part] = parts[part][::-1] if seed is None else np.random.default_rng(seed).permutation(parts[part]).tolist()
+    assert content() == before
+
+
 def test_any_range_of_rows_can_be_read(tmp_path):
     images = [IMAGE | {"id": i} for i in range(1000)]
     index = index_of(tmp_path, [box([1, 1, 5, 5], image_id=i) for i in range(1000)], images=images)
