@@ -6,7 +6,9 @@ sorts them by image, clips and filters them; they become Arrow records, a slice 
 
 from __future__ import annotations
 
+import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,6 +47,7 @@ class Problems:
     unknown_image: int = 0
     unsized_image: int = 0
     malformed: int = 0
+    unlisted_captions: int = 0
     unread_files: int = 0
 
 
@@ -60,6 +63,7 @@ class Detections:
     file_names: list[str] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     captions: dict[int, list[str]] = field(default_factory=dict)
+    blank_captions: Counter[int] = field(default_factory=Counter)
     sizes: array[int] = field(default_factory=lambda: array("i"))
     box_rows: array[int] = field(default_factory=lambda: array("i"))
     pending_ids: dict[str, int] = field(default_factory=dict)
@@ -129,20 +133,25 @@ class Detections:
             self.problems.malformed += 1
 
     def add_caption(self, item: Any) -> None:
-        """Add an entry of a COCO captions file; captions of unlisted images are ignored."""
+        """Add an entry of a COCO captions file; captions of unlisted images are counted."""
         try:
             row, text = self.position.get(parse_id(item["image_id"]) or ""), item["caption"]
         except (KeyError, TypeError):
             self.problems.malformed += 1
             return
-        self.add_text(row, text)
+        if row is None:
+            self.problems.unlisted_captions += 1
+        else:
+            self.add_text(row, text)
 
-    def add_text(self, row: int | None, text: Any) -> None:
-        """Add a caption of the image in a row, unless there is none."""
+    def add_text(self, row: int, text: Any) -> None:
+        """Add a caption of the image in a row; blank ones are counted."""
         if not isinstance(text, str):
             self.problems.malformed += 1
-        elif row is not None and (cleaned := to_single_line(text)):
+        elif cleaned := to_single_line(text):
             self.captions.setdefault(row, []).append(cleaned)
+        else:
+            self.blank_captions[row] += 1
 
     def tables(self) -> Iterator[pa.Table]:
         """The records in file order, in tables of at most 8,192 rows. Call it once, after everything has been added."""
@@ -224,8 +233,11 @@ class Detections:
 
     def _table(self, rows: range, ids: list[str], sizes: np.ndarray, objects: pa.Array) -> pa.Table:
         errors = [self.errors.get(row) for row in rows]
-        captions = [
-            [{"text": text, "scope": "image", "boxes": []} for text in self.captions.get(row, [])] for row in rows
+        texts = [limit_captions(self.captions.get(row, [])) for row in rows]
+        captions = [[{"text": text, "scope": "image", "boxes": []} for text in own] for own in texts]
+        left_out = [
+            {"captions": self.blank_captions[row] + len(self.captions.get(row, [])) - len(own)}
+            for row, own in zip(rows, texts, strict=True)
         ]
         return pa.table(
             {
@@ -239,6 +251,7 @@ class Detections:
                 "captions": pa.array(captions, SCHEMA.field("captions").type),
                 "status": pa.array(["error" if error else "ok" for error in errors], pa.string()),
                 "error": pa.array(errors, pa.string()),
+                "left_out": pa.array(left_out, SCHEMA.field("left_out").type),
             }
         )
 
@@ -255,6 +268,21 @@ class Detections:
             [column.cast(struct.field(i).type) for i, column in enumerate(fields)], fields=list(struct)
         )
         return pa.ListArray.from_arrays(offsets.astype(np.int32), items)
+
+
+MAX_CAPTIONS = 1000  # of an image; a hundred thousand would keep a worker for minutes
+
+
+def limit_captions(texts: list[str]) -> list[str]:
+    """Return at most `MAX_CAPTIONS` different captions of an image, in their order.
+
+    The hash of a text decides whether it stays, so that the choice does not depend on the order.
+    """
+    if len(texts) <= MAX_CAPTIONS:
+        return texts
+    different = sorted(set(texts), key=lambda text: hashlib.sha256(text.encode()).digest())
+    kept = set(different[:MAX_CAPTIONS])
+    return [text for text in dict.fromkeys(texts) if text in kept]
 
 
 @dataclass

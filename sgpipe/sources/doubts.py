@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.detections import Detections
+from sgpipe.sources.detections import MAX_CAPTIONS, Detections
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.utils import BoxForm
 from sgpipe.utils.boxes import xywh_to_xyxy
@@ -119,17 +119,23 @@ def _words(form: BoxForm) -> str:
 
 def doubt_detections(detections: Detections, captions: object) -> list[str]:
     """Return what is doubtful about the categories and captions of a split; `captions` names where they come from."""
+    notes = []
+    if long := [row for row, texts in detections.captions.items() if len(texts) > MAX_CAPTIONS]:
+        name = detections.file_names[min(long)]
+        images = count(len(long), "image")
+        notes.append(f"{captions}: {images}, such as {name}, exceed {MAX_CAPTIONS:,} captions; the rest is left out")
     rows, used = (np.asarray(values)[:BOXES] for values in (detections.box_rows, detections.box_categories))
-    notes = doubt_categories(used[rows >= 0], detections.categories)
-    if notes or not detections.captions:
-        return notes
+    categories = doubt_categories(used[rows >= 0], detections.categories)
+    if categories or not detections.captions:
+        return [*notes, *categories]
     captioned = list(islice(sorted(detections.captions), IMAGES))
     boxed: dict[int, set[str]] = {row: set() for row in captioned}
     rows = np.asarray(detections.box_rows)
     for index in np.flatnonzero(np.isin(rows, captioned)).tolist():
         boxed[rows[index]].add(detections.categories.get(detections.box_categories[index], ""))
     classes = [name for _, name in sorted(detections.categories.items())]
-    return doubt_captions([detections.captions[row] for row in captioned], list(boxed.values()), classes, str(captions))
+    texts = [detections.captions[row] for row in captioned]
+    return [*notes, *doubt_captions(texts, list(boxed.values()), classes, str(captions))]
 
 
 def doubt_categories(used: NDArray[np.int32], listed: Collection[int]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources.coco import read_coco
-from sgpipe.sources.detections import write_detections
+from sgpipe.sources.detections import MAX_CAPTIONS, write_detections
 from sgpipe.sources.opening import open_source
 from sgpipe.storage.source_index import SourceIndex
 
@@ -146,8 +146,22 @@ def test_captions_are_attached_to_their_images(tmp_path):
         {"image_id": 1},
     ]
     index = index_of(tmp_path, [], captions=captions)
-    assert [c.text for c in index.records(0, 1)[0].captions] == ["a dog runs"]
-    assert index.meta["problems"]["malformed"] == 1
+    (record,) = index.records(0, 1)
+    assert [c.text for c in record.captions] == ["a dog runs"]
+    assert record.left_out == {"captions": 1}
+    assert (index.meta["problems"]["malformed"], index.meta["problems"]["unlisted_captions"]) == (1, 1)
+
+
+def test_captions_beyond_a_limit_are_counted_whatever_their_order(tmp_path):
+    captions = [{"image_id": 1, "caption": f"dog {i}"} for i in range(MAX_CAPTIONS + 50)]
+    kept = []
+    for order in (captions, captions[::-1]):
+        index = index_of(tmp_path, [], captions=order)
+        (record,) = index.records(0, 1)
+        assert record.left_out == {"captions": 50}
+        kept.append(sorted(c.text for c in record.captions))
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == MAX_CAPTIONS
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories", "captions"])
