@@ -23,7 +23,7 @@ from sgpipe.recipe import SERVED, UNSCORED, Config, PairConfig, TagConfig
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.outputs import write_result_text
-from sgpipe.utils.console import json_text
+from sgpipe.utils.console import count, json_text
 from sgpipe.utils.hashing import differences, model_sha256
 
 Floats = NDArray[np.float64]
@@ -33,20 +33,26 @@ _ANY = 1e-6  # a probability that everything has but what is below the lowest ju
 
 
 class ExpectedPrecision(Config):
-    """What a minimum probability keeps: the expected precision, and the share of the relations."""
+    """What a minimum probability keeps: the precision, expected and at least (95% confidence), and the share kept."""
 
     threshold: float = Field(ge=0, le=1)
     precision: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
     kept: float = Field(ge=0, le=1)
 
 
 class HeldOut(Config):
-    """What a calibration by half of the images is worth on the other half; ECE: expected calibration error."""
+    """What a calibration by half of the images is worth on the other half.
+
+    The expected calibration error (ECE) of few judgements is large in any case: `ece_exact` is what exact probabilities
+    would show on average with these judgements.
+    """
 
     images: int
     judged: int
     ece_before: float
     ece_after: float
+    ece_exact: float
 
 
 class Calibration(Config):
@@ -95,24 +101,20 @@ class Calibration(Config):
         return stored(max(least, self.lowest) if least > NEAREST else self.lowest)  # below NEAREST, odds are the same
 
     def probability_for(self, precision: float) -> float:
-        """Return the lowest probability such that relations of at least this one have the expected precision.
+        """Return the lowest probability such that the judged relations of at least this one show the precision.
 
-        Raises UserError: no threshold has it.
+        They show it with 95% confidence. Raises UserError: they show it of no threshold.
         """
-        reached = np.maximum.accumulate([level.precision for level in self.levels])
         if not 0 < precision <= 1:
             raise UserError(f"precision is {precision}; it must be greater than 0 and at most 1")
-        if reached[-1] < precision:
-            raise UserError(
-                f"precision {precision:g}: by the calibration no threshold has this precision; the highest is "
-                f"{reached[-1]:.3f}"
-            )
-        at = int(np.searchsorted(reached, precision))
-        if not at:
-            return _ANY
-        share = (precision - reached[at - 1]) / (reached[at] - reached[at - 1])
-        low, high = self.levels[at - 1].threshold, self.levels[at].threshold
-        return float(low + share * (high - low))
+        for level in self.levels:
+            if level.low >= precision:
+                return level.threshold or _ANY
+        judged, highest = count(self.judged, "judged relation"), max(level.low for level in self.levels)
+        raise UserError(
+            f"precision {precision:g}: by {judged}, no threshold has this precision with 95% confidence (the highest "
+            f"is {highest:.3f}); judge more relations, or set a minimum probability (threshold)"
+        )
 
     def check_run(self, run: Mapping[str, Any], place: object) -> None:
         """Raises UserError: the confidences of the run in `place`, by its header, are of another tagger."""
@@ -148,7 +150,7 @@ def choose_threshold(calibration: Location | None, threshold: float, precision: 
     """Return the minimum confidence that settings ask for, rounded as shards store confidences.
 
     Args:
-        calibration: with it `threshold` is a probability, or instead of it `precision` the expected one.
+        calibration: with it `threshold` is a probability, or instead of it `precision` the one to reach.
 
     Raises UserError: the file is not a calibration, or the precision is given without one or cannot be reached.
     """
@@ -175,7 +177,7 @@ def threshold_of_recipe(tag: TagConfig, pair: PairConfig) -> float:
 
 
 def probability_for(calibration: Location | None, precision: float, threshold: float | None) -> float:
-    """The minimum probability for an expected precision. Raises UserError: a threshold is given, or no calibration."""
+    """The minimum probability for a precision. Raises UserError: a threshold is given, or no calibration."""
     if threshold is not None:
         raise UserError("threshold and precision both choose the relations; pass one of them")
     if calibration is None:

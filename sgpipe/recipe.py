@@ -307,7 +307,10 @@ class TagConfig(Config):
     )
     calibration: StoredPath | None = Field(None, description="file of `sgpipe calibrate` for this tagger; null: none")
     precision: float | None = Field(
-        None, gt=0, le=1, description="with a calibration, keep relations with this expected precision; null: threshold"
+        None,
+        gt=0,
+        le=1,
+        description="with a calibration, keep relations with this precision (95% confidence); null: threshold",
     )
     short_side: int = Field(800, ge=32, description="resize images to this shorter side, in pixels")
     long_side: int = Field(1333, ge=32, description="and to at most this longer side, in pixels")

@@ -24,9 +24,9 @@ WORDS = """
 
 
 def make_calibration(file: Path, tagger: dict[str, Any], slope: float = 1.0, offset: float = 0.0) -> Path:
-    """A calibration; by it, thresholds of 0, 0.5 and 0.9 keep 60, 80 and 95% right."""
+    """A calibration; by it, thresholds of 0, 0.5 and 0.9 keep 60, 80 and 95% right, surely."""
     levels = tuple(
-        ExpectedPrecision(threshold=threshold, precision=precision, kept=1 - threshold)
+        ExpectedPrecision(threshold=threshold, precision=precision, low=precision, kept=1 - threshold)
         for threshold, precision in ((0.0, 0.6), (0.5, 0.8), (0.9, 0.95))
     )
     Calibration(

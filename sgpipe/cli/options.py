@@ -138,7 +138,7 @@ CalibrationFile = Annotated[
 ExpectedPrecision = Annotated[
     float | None,
     typer.Option(
-        min=0, max=1, help="With --calibration: keep the relations with this expected precision, such as 0.9."
+        min=0, max=1, help="With --calibration: keep the relations with this precision (95% confidence), such as 0.9."
     ),
 ]
 JudgedFile = Annotated[

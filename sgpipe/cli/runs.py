@@ -53,8 +53,8 @@ class ThresholdOptions:
         typer.Option(
             min=0,
             max=1,
-            help="Target precision of the suggested thresholds, by default 0.8. With --calibration, also the expected "
-            "precision of the relations that are checked and drawn, instead of --threshold.",
+            help="Target precision of the suggested thresholds, by default 0.8. With --calibration, also the "
+            "precision (95% confidence) of the relations that are checked and drawn, instead of --threshold.",
         ),
     ] = None
 

@@ -133,7 +133,7 @@ def _relations(tag: Mapping[str, Any]) -> str:
     scorer = {"clip": "CLIP model", "vlm": "vision-language model"}.get(tag.get("method", ""), "Relation Tagger")
     kept = f"{'probability' if tag.get('calibration') else 'confidence'} above {tag.get('threshold', 0):g}"
     if tag.get("precision") is not None:
-        kept = f"an expected precision of {tag['precision']:g}"
+        kept = f"a precision of {tag['precision']:g} (95% confidence)"
     by = f", by calibration `{tag['calibration'][:16]}`" if tag.get("calibration") else ""
     return f"those of {kept}{by}, scored by a {scorer} (`{tag['tagger']}`)"
 

@@ -30,7 +30,6 @@ from sgpipe.stats.precision import (
     FEWEST,
     GroundTruthMeasures,
     ScoreQuality,
-    ThresholdChoice,
     measure_against_ground_truth,
 )
 from sgpipe.storage.index import Database
@@ -68,20 +67,26 @@ def find_precision(
         yield Finding(QUALITY, grade, f"Ground truth of {count(ground_truth.images, 'image')}: the precision of "
                       f"relations of {threshold_of} {ground_truth.threshold:.2f} or more is "
                       f"{ground_truth.precision}.")  # fmt: skip
-        yield Finding(QUALITY, "plain", _advice(ground_truth.suggested, ground_truth.target))
+        yield Finding(QUALITY, "plain", _advice(ground_truth, ground_truth.relations))
         yield from _opinion_quality(ground_truth.opinion, "ground truth")
     if judgements is not None:
         yield from _judged(judgements)
         yield from _opinion_quality(judgements.opinion, "people")
 
 
-def _advice(suggested: ThresholdChoice | None, target: float) -> str:
-    if suggested is None:
-        return f"No threshold reaches a precision of {percent(target)}."
-    return (
-        f"A threshold of {suggested.text} reaches a precision of {percent(target)} and keeps "
-        f"{count(suggested.kept, 'judged relation')}."
-    )
+def _advice(found: GroundTruthMeasures | JudgementMeasures, judged: int) -> str:
+    target, choice = percent(found.target), found.suggested
+    if judged < FEWEST:
+        return f"A suggested threshold needs at least {FEWEST} judged relations."
+    if choice is None:
+        return f"{count(judged, 'judged relation')} do not show a threshold with a precision of {target}."
+    kept = count(choice.kept, "judged relation")
+    if choice.relations is not None and isinstance(found, JudgementMeasures):
+        kept = f"{choice.relations:,} of {count(found.relations_now, 'relation')}"
+    if found.sure:
+        return f"A threshold of {choice.text} keeps {kept}; at least {target} of them are correct: {choice.precision}."
+    return (f"No threshold is shown to reach a precision of {target}. One of {choice.text} keeps {kept} and may reach "
+            f"it: {choice.precision}.")  # fmt: skip
 
 
 def _judged(judged: JudgementMeasures) -> Iterator[Finding]:
@@ -98,25 +103,8 @@ def _judged(judged: JudgementMeasures) -> Iterator[Finding]:
     text = f"People judged {count(judged.judged, 'relation')}: {text}"
     strata = judged.strata.capitalize()
     yield Finding(QUALITY, grade, f"{text}. {strata} are weighted by their number of relations.")
-    yield Finding(QUALITY, "plain", _weighted_advice(judged))
+    yield Finding(QUALITY, "plain", _advice(judged, judged.judged))
     yield from (Finding(QUALITY, "fair", text) for text in judgement_caveats(judged))
-
-
-def _weighted_advice(judged: JudgementMeasures) -> str:
-    target, choice = percent(judged.target), judged.suggested
-    if choice is not None and judged.sure:
-        return (f"A threshold of {choice.text} keeps {_kept(choice, judged)}; at least {target} of them are correct: "
-                f"{choice.precision}.")  # fmt: skip
-    if judged.judged < FEWEST:
-        return f"A suggested threshold needs at least {FEWEST} judged relations."
-    if choice is None:
-        return f"No threshold reaches a precision of {target}."
-    return (f"No threshold is sure to reach a precision of {target}. One of {choice.text} keeps "
-            f"{_kept(choice, judged)} and may reach it: {choice.precision}.")  # fmt: skip
-
-
-def _kept(choice: ThresholdChoice, judged: JudgementMeasures) -> str:
-    return f"{choice.relations or 0:,} of {count(judged.relations_now, 'relation')}"
 
 
 def judgement_caveats(judged: JudgementMeasures) -> Iterator[str]:
@@ -145,6 +133,11 @@ def share_text(share: float) -> str:
 def percent(share: float) -> str:
     """A target with all its digits: 80%, 99.5%."""
     return f"{100 * share:.6g}%"
+
+
+def error_text(error: float, perfect: float | None) -> str:
+    """A calibration error beside that of exact confidences, as few judgements show a large one in any case."""
+    return f"{error:.3f}" + ("" if perfect is None else f" (exact ones would show {perfect:.3f})")
 
 
 def level_at(measures: Measures, threshold: float = TRAINING_CONFIDENCE) -> Level:
@@ -263,7 +256,8 @@ def _opinion_quality(quality: ScoreQuality | None, by: str) -> Iterator[Finding]
     )
     if quality.confidence_auc is not None:
         text += f"; of the confidence that is {quality.confidence_auc:.1%}"
-    yield Finding(QUALITY, "plain", f"{text}. Its calibration error is {quality.calibration_error:.3f}.")
+    error = error_text(quality.calibration_error, quality.perfect_error)
+    yield Finding(QUALITY, "plain", f"{text}. Its calibration error is {error}.")
 
 
 def _to_drop(measures: Measures) -> Iterator[Finding]:

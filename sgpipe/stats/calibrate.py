@@ -11,6 +11,7 @@ relations at the same precision.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.comparison import label_quality
 from sgpipe.evaluation.result import EvaluationResult, Rows
 from sgpipe.stats.judgements import Judgements
+from sgpipe.stats.precision import design_effect, perfect_error, stratified_interval
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count
@@ -66,10 +68,14 @@ def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, Evaluatio
     for part in (half, other):
         _check_both(part.correct, f"of {run} in one half of the images")
     by_half = _fit(header, half)
-    before, after = (
-        rounded(_calibration_error(each, other)) for each in (other.confidence, by_half.probabilities(other.confidence))
+    probabilities = by_half.probabilities(other.confidence)
+    measured = HeldOut(
+        images=len(set(other.images)),
+        judged=len(other),
+        ece_before=rounded(_calibration_error(other.confidence, other)),
+        ece_after=rounded(_calibration_error(probabilities, other)),
+        ece_exact=rounded(_exact_error(probabilities, other)),
     )
-    measured = HeldOut(images=len(set(other.images)), judged=len(other), ece_before=before, ece_after=after)
     calibration = _fit(header, judgements).model_copy(update={"held_out": measured})
     return calibration, _report(calibration, by_half, half, other)
 
@@ -111,9 +117,9 @@ def _fit(header: dict[str, object], judgements: Judgements) -> Calibration:
         slope=rounded(slope),
         offset=rounded(offset),
         lowest=math.floor(1e6 * judgements.confidence.min()) / 1e6,
-        levels=(ExpectedPrecision(threshold=0, precision=1, kept=1),),
+        levels=(ExpectedPrecision(threshold=0, precision=1, low=1, kept=1),),
     )
-    levels = _levels(fitted.probabilities(judgements.confidence), judgements.weight)
+    levels = _levels(fitted.probabilities(judgements.confidence), judgements)
     return fitted.model_copy(update={"levels": levels})
 
 
@@ -134,35 +140,64 @@ def _platt(judgements: Judgements) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
 
-def _levels(probability: Floats, weight: Floats) -> tuple[ExpectedPrecision, ...]:
-    """What thresholds keep, without those that keep nothing."""
+def _levels(probability: Floats, judgements: Judgements) -> tuple[ExpectedPrecision, ...]:
+    """What thresholds keep, without those that keep nothing.
+
+    The lower end is what the judgements show without the curve, which is too high if no relation is that precise.
+    Relations of one weight are a stratum.
+    """
+    weight, correct = judgements.weight, judgements.correct
+    design = design_effect(correct - probability, np.unique(judgements.images, return_inverse=True)[1])
+    weights, stratum = np.unique(weight, return_inverse=True)
     levels = []
     for threshold in _LEVELS:
-        kept = np.where(probability >= threshold, weight, 0)
+        kept = probability >= threshold
         if kept.any():
-            precision, share = (kept * probability).sum() / kept.sum(), kept.sum() / weight.sum()
-            levels.append(ExpectedPrecision(threshold=threshold, precision=rounded(precision), kept=rounded(share)))
+            judged, right = (np.bincount(stratum[chosen], minlength=len(weights)) for chosen in (kept, kept & correct))
+            many = 1e9 * weights * judged  # like data to come, of which nothing is judged
+            [low], _ = stratified_interval(many[None], judged[None], right[None], design)
+            precision, share = np.average(probability[kept], weights=weight[kept]), weight[kept].sum() / weight.sum()
+            values = {"precision": precision, "low": min(low, precision), "kept": share}
+            rounds = {name: rounded(value) for name, value in values.items()}
+            levels.append(ExpectedPrecision(threshold=threshold, **rounds))
     return tuple(levels)
 
 
-def _bins(probability: Floats, judgements: Judgements) -> list[tuple[int, float, float, float, int]]:
-    """The number of each bin of equal width, its weight, mean probability, precision and judged relations."""
+@dataclass(frozen=True)
+class _Bin:
+    """Judged relations of similar probability; `weight`, `mean` and `precision` are weighted."""
+
+    start: float
+    weight: float
+    mean: float
+    precision: float
+    judged: int
+    effective: float  # judged relations of equal weight that say as much
+
+
+def _bins(probability: Floats, judgements: Judgements) -> list[_Bin]:
+    """Ten bins of equal width, without empty ones."""
     index = np.minimum((probability * _BINS).astype(int), _BINS - 1)
-    rows = []
-    for at in range(_BINS):
-        weight = judgements.weight[index == at]
-        if total := float(weight.sum()):
-            mean, precision = (
-                float((weight * values[index == at]).sum() / total) for values in (probability, judgements.correct)
-            )
-            rows.append((at, total, mean, precision, len(weight)))
-    return rows
+    bins = []
+    for at in np.unique(index).tolist():
+        own = index == at
+        weight = judgements.weight[own]
+        mean, precision = (np.average(values[own], weights=weight) for values in (probability, judgements.correct))
+        effective = weight.sum() ** 2 / (weight**2).sum()
+        bins.append(_Bin(at / _BINS, weight.sum(), mean, precision, len(weight), effective))
+    return bins
 
 
 def _calibration_error(probability: Floats, judgements: Judgements) -> float:
-    """Expected calibration error (ECE) in ten bins of equal width."""
+    """Expected calibration error (ECE)."""
     bins = _bins(probability, judgements)
-    return sum(weight * abs(mean - precision) for _, weight, mean, precision, _ in bins) / judgements.weight.sum()
+    return float(np.average([abs(each.mean - each.precision) for each in bins], weights=[each.weight for each in bins]))
+
+
+def _exact_error(probability: Floats, judgements: Judgements) -> float:
+    """The ECE that these probabilities would show on average with these judgements if they were exact."""
+    rows = [(each.mean, each.effective, each.weight) for each in _bins(probability, judgements)]
+    return perfect_error(*np.array(rows).T)
 
 
 def _report(calibration: Calibration, by_half: Calibration, half: Judgements, other: Judgements) -> EvaluationResult:
@@ -173,12 +208,14 @@ def _report(calibration: Calibration, by_half: Calibration, half: Judgements, ot
         ("confidence", other.confidence),
         ("probability", by_half.probabilities(other.confidence)),
     ):
-        for at, weight, mean, precision, judged in _bins(probability, other):
-            row = {"value": name, "from": at / _BINS, "to": (at + 1) / _BINS, "mean": mean, "precision": precision}
-            reliability.append(row | {"share": weight / other.weight.sum(), "judged": judged})
+        for each in _bins(probability, other):
+            row = {"value": name, "from": each.start, "to": each.start + 1 / _BINS, "mean": each.mean}
+            share = each.weight / other.weight.sum()
+            reliability.append(row | {"precision": each.precision, "share": share, "judged": each.judged})
     summary = {
         "ECE of confidences": measured.ece_before,
         "ECE of probabilities": measured.ece_after,
+        "ECE that exact probabilities would show": measured.ece_exact,
         "slope": calibration.slope,
         "offset": calibration.offset,
     }

@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.stats.audit import Audit, judgement_caveats, level_at, percent
+from sgpipe.stats.audit import Audit, error_text, judgement_caveats, level_at, percent
 from sgpipe.stats.gallery import Card
 from sgpipe.stats.measures import Measures
 from sgpipe.stats.precision import ThresholdChoice
@@ -71,6 +71,7 @@ def write_report(file: Path, audit: Audit, cards: list[Card], threshold: float =
         "threshold": threshold,
         "trained_on": TRAINING_CONFIDENCE,
         "percent": percent,
+        "error_text": error_text,
     }
     write_result_text(file, render("report", values))
 

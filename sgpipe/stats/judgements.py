@@ -27,6 +27,7 @@ from sgpipe.stats.precision import (
     ThresholdChoice,
     check_target,
     estimate_stratified,
+    perfect_error,
     score_quality,
 )
 from sgpipe.storage.index import Database, open_run
@@ -115,7 +116,7 @@ class JudgementMeasures:
         strata: "bands" (of confidence) or "predicates".
         bands: the strata.
         calibration_error: mean distance between the mean confidence and the precision of each band; None: it has none,
-            or the sample is one by predicates.
+            or the sample is one by predicates. `perfect_error`: what exact confidences would show on average.
         suggested: the lowest threshold whose 95% interval is not below the `target`, which then is `sure`; without one,
             the lowest threshold whose precision is not below it.
         opinion: how good the second opinion on the judged relations is, not weighted; None: the run has none.
@@ -136,6 +137,7 @@ class JudgementMeasures:
     bands: list[StratumPrecision]
     predicates: list[PredicatePrecision]
     calibration_error: float | None
+    perfect_error: float | None
     curve: list[ThresholdChoice]
     target: float
     suggested: ThresholdChoice | None
@@ -170,6 +172,7 @@ def measure_judgements(
     candidates = sample.judged.candidates()
     choices = sample.choices([*thresholds, *candidates])
     curve, candidate_choices = choices[: len(thresholds)], choices[len(thresholds) :]
+    error, perfect = sample.calibration_errors(bands)
     sure = next((choice for choice in candidate_choices if choice.precision.low >= target), None)
     return JudgementMeasures(
         judged=whole.judged,
@@ -186,7 +189,8 @@ def measure_judgements(
         strata=sample.kind,
         bands=[StratumPrecision(*pair) for pair in zip(sample.strata, bands, strict=True)],
         predicates=[PredicatePrecision(*pair) for pair in zip(names, predicates, strict=True)],
-        calibration_error=sample.calibration_error(bands),
+        calibration_error=error,
+        perfect_error=perfect,
         curve=curve,
         target=target,
         suggested=sure or next((c for c in candidate_choices if (c.precision.value or 0) >= target), None),
@@ -367,15 +371,20 @@ class _Sample:
             for threshold, estimate, counts in zip(thresholds, estimates, above, strict=True)
         ]
 
-    def calibration_error(self, estimates: Sequence[StratifiedEstimate]) -> float | None:
-        """The mean over bands, weighted by their relations, without those that are not judged or have no confidence."""
+    def calibration_errors(self, estimates: Sequence[StratifiedEstimate]) -> tuple[float | None, float | None]:
+        """The mean over bands, weighted by their relations, without those that are not judged or have no confidence.
+
+        And the mean that exact confidences would show.
+        """
         rows = [
-            (weight, abs(mean - estimate.value))
+            (weight, mean, estimate.value, estimate.judged)
             for weight, mean, estimate in zip(self.weights, self._means, estimates, strict=False)
             if estimate.value is not None and mean is not None and self.kind == "bands"
         ]
-        total = sum(weight for weight, _ in rows)
-        return sum(weight * distance for weight, distance in rows) / total if total else None
+        if not rows:
+            return None, None
+        weight, mean, value, judged = np.array(rows, np.float64).T
+        return float(np.average(abs(mean - value), weights=weight)), perfect_error(mean, judged, weight)
 
     def _tally(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.bincount(self._at[chosen], minlength=len(self.weights))

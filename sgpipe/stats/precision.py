@@ -1,4 +1,7 @@
-"""Relations judged correct or not, also by ground truth: precision with intervals, calibration, thresholds."""
+"""Relations judged correct or not, also by ground truth: precision with intervals, calibration, thresholds.
+
+benchmarks/interval_coverage.py measures how often the intervals contain the truth.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
-from typing import TypeAlias
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +19,8 @@ from sgpipe.errors import UserError
 from sgpipe.files.locations import Location
 from sgpipe.storage.run_folder import GroundTruth
 
+Floats = NDArray[np.float64]
+
 _Z, _TAIL = 1.959964, 0.025  # 95%
 FEWEST = 10  # judged relations that a suggested threshold needs
 _BINS = 10
@@ -23,51 +28,9 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class PrecisionEstimate:
-    """How many judged relations are correct; `low` and `high` are Wilson's 95% interval of their share."""
+    """How many judged relations are correct, and the precision that they show, with its 95% interval.
 
-    correct: int
-    judged: int
-
-    @property
-    def value(self) -> float | None:
-        return self.correct / self.judged if self.judged else None
-
-    @property
-    def low(self) -> float:
-        return self._interval(-1)
-
-    @property
-    def high(self) -> float:
-        return self._interval(1)
-
-    def _interval(self, side: int) -> float:
-        return wilson(self.correct / self.judged, self.judged, side) if self.judged else (side + 1) / 2
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return "–"
-        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%}, of {self.judged:,})"
-
-
-def wilson(share: float, count: float, side: int) -> float:
-    """Return the lower (side -1) or upper (side 1) end of Wilson's interval for a share of `count`.
-
-    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
-    """
-    middle = share + _Z**2 / (2 * count)
-    half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    return min(max((middle + side * half) / (1 + _Z**2 / count), 0.0), 1.0)
-
-
-@dataclass(frozen=True)
-class StratifiedEstimate:
-    """The precision of relations of which a stratified sample was judged, each stratum weighted by its relations.
-
-    Attributes:
-        correct, judged: in the sample, not weighted.
-        value: of the strata with a judged relation; None if there is none.
-        low, high: the 95% interval of all relations; those of strata without a judged one may be correct or not.
-        covered: share of the relations that are in strata with a judged one.
+    `value` is None if nothing is judged.
     """
 
     correct: int
@@ -75,7 +38,6 @@ class StratifiedEstimate:
     value: float | None
     low: float
     high: float
-    covered: float
 
     def __str__(self) -> str:
         if self.value is None:
@@ -83,7 +45,34 @@ class StratifiedEstimate:
         return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%}, of {self.judged:,})"
 
 
-Precision: TypeAlias = PrecisionEstimate | StratifiedEstimate
+@dataclass(frozen=True)
+class StratifiedEstimate(PrecisionEstimate):
+    """The precision of relations of which a stratified sample was judged, each stratum weighted by its relations.
+
+    `correct` and `judged` are not weighted. `value` is of the strata with a judged relation; the interval is of all
+    relations: those of other strata may be correct or not. `covered`: share of the relations in judged strata.
+    """
+
+    covered: float
+
+
+def estimate(correct: int, judged: int, design: float = 1.0) -> PrecisionEstimate:
+    """Return the precision with Wilson's interval; `design`: as of `JudgedRelations`."""
+    if not judged:
+        return PrecisionEstimate(correct, judged, None, 0.0, 1.0)
+    share = correct / judged
+    low, high = (float(wilson(share, judged / design, side)) for side in (-1, 1))
+    return PrecisionEstimate(correct, judged, share, low, high)
+
+
+def wilson(share: ArrayLike, count: ArrayLike, side: int) -> Floats:
+    """Return the lower (side -1) or upper (side 1) ends of Wilson's intervals for shares of `count`.
+
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
+    """
+    share, count = np.asarray(share, np.float64), np.asarray(count, np.float64)
+    half = _Z * np.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    return np.clip((share + _Z**2 / (2 * count) + side * half) / (1 + _Z**2 / count), 0, 1)
 
 
 def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: ArrayLike) -> list[StratifiedEstimate]:
@@ -100,22 +89,16 @@ def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: Array
     share = covered / np.where(total > 0, total, 1)
     low, high = stratified_interval(known, seen, right)
     values = (known * right / np.maximum(seen, 1)).sum(1) / np.where(covered > 0, covered, 1)
+    rows = zip(right.sum(1), seen.sum(1), values, low * share, 1 - share * (1 - high), share, covered, strict=True)
     return [
-        StratifiedEstimate(
-            int(right[at].sum()),
-            int(seen[at].sum()),
-            float(values[at]) if covered[at] else None,
-            float(low[at] * share[at]) if covered[at] else 0.0,
-            float(1 - share[at] * (1 - high[at])) if covered[at] else 1.0,
-            float(share[at]),
-        )
-        for at in range(len(size))
+        StratifiedEstimate(int(r), int(n), *((float(v), float(a), float(b)) if c else (None, 0.0, 1.0)), float(s))
+        for r, n, v, a, b, s, c in rows
     ]
 
 
 def stratified_interval(
-    population: NDArray[np.float64], judged: NDArray[np.int64], correct: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    population: Floats, judged: NDArray[np.int64], correct: NDArray[np.int64], design: float = 1.0
+) -> tuple[Floats, Floats]:
     """Return both ends of the 95% interval of the share that is correct, `[sets]`; arguments `[sets, strata]`.
 
     The exact interval (Clopper and Pearson 1934) of the effective sample size: as many simple judgements as have the
@@ -132,7 +115,7 @@ def stratified_interval(
     spread = np.maximum((variance**2 / np.maximum(judged - 1, 1)).sum(1), 1e-30)
     freedom = np.clip(variance.sum(1) ** 2 / spread, 1, 1e6)  # Satterthwaite's
     middle = (weight * share).sum(1)
-    size = middle * (1 - middle) / np.maximum(variance.sum(1), 1e-12) * (_Z / stdtrit(freedom, 1 - _TAIL)) ** 2
+    size = middle * (1 - middle) / np.maximum(variance.sum(1), 1e-12) * (_Z / stdtrit(freedom, 1 - _TAIL)) ** 2 / design
     mean = (weight * correct / seen).sum(1)
     right, wrong = size * mean, size * (1 - mean)
     low = np.where(right > 1e-9, betaincinv(np.maximum(right, 1e-9), wrong + 1, _TAIL), 0)
@@ -151,6 +134,20 @@ class CalibrationBin:
     precision: PrecisionEstimate
 
 
+def perfect_error(confidence: ArrayLike, judged: ArrayLike, weight: ArrayLike) -> float:
+    """Return the expected calibration error that so few judgements show on average if the confidences are exact.
+
+    The mean distance of a binomial share from its chance is De Moivre's (1730). Arguments `[bins]`: mean confidence,
+    judged relations (with unequal weights, as many equal ones as have the same variance), and weight.
+    """
+    from scipy.stats import binom
+
+    chance, number = np.asarray(confidence, np.float64), np.maximum(np.rint(judged), 1)
+    least = np.floor(number * chance) + 1
+    distance = 2 * least * (1 - chance) * binom.pmf(least, number, chance) / number
+    return float(np.average(distance, weights=weight))
+
+
 @dataclass(frozen=True)
 class ThresholdChoice:
     """A threshold and the precision of what it keeps.
@@ -161,7 +158,7 @@ class ThresholdChoice:
 
     threshold: float
     kept: int
-    precision: Precision
+    precision: PrecisionEstimate
     relations: int | None = None
 
     @property
@@ -189,16 +186,37 @@ def short_threshold(confidence: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class JudgedRelations:
-    """The confidences of judged relations, and whether they are correct; both `[relations]`."""
+    """The confidences of judged relations, whether they are correct, and numbers of their images; all `[relations]`.
+
+    Without images, judgements are independent of each other.
+    """
 
     confidence: NDArray[np.float32]
     correct: NDArray[np.bool_]
+    images: NDArray[np.int64] | None = None
+
+    @cached_property
+    def design(self) -> float:
+        """How many judgements say as little as one independent one: relations of an image are often alike."""
+        if self.images is None or not len(self.correct):
+            return 1.0
+        at = self._bin
+        mean = np.bincount(at, self.correct, _BINS) / np.maximum(np.bincount(at, minlength=_BINS), 1)
+        return design_effect(self.correct - mean[at], self.images)
+
+    @cached_property
+    def _bin(self) -> NDArray[np.int64]:
+        return np.clip((self.confidence.astype(np.float64) * _BINS).astype(int), 0, _BINS - 1)
+
+    def __getitem__(self, chosen: NDArray[np.bool_]) -> JudgedRelations:
+        images = None if self.images is None else self.images[chosen]
+        return JudgedRelations(self.confidence[chosen], self.correct[chosen], images)
 
     def at(self, threshold: float) -> ThresholdChoice:
         """The relations that a threshold keeps."""
         kept = self.confidence >= np.float32(threshold)
         count = int(kept.sum())
-        return ThresholdChoice(threshold, count, PrecisionEstimate(int(self.correct[kept].sum()), count))
+        return ThresholdChoice(threshold, count, estimate(int(self.correct[kept].sum()), count, self.design))
 
     def candidates(self) -> list[float]:
         """Thresholds of three significant digits that keep ten relations or more, each other ones; the lowest first."""
@@ -207,27 +225,31 @@ class JudgedRelations:
 
     def reliability(self) -> list[CalibrationBin]:
         """Ten bins of equal width, without the empty ones."""
-        index = np.minimum((self.confidence.astype(np.float64) * _BINS).astype(int), _BINS - 1)
         bins = []
-        for at in range(_BINS):
-            inside = index == at
-            if count := int(inside.sum()):
-                precision = PrecisionEstimate(int(self.correct[inside].sum()), count)
-                mean = float(self.confidence[inside].mean())
-                bins.append(CalibrationBin(at / _BINS, (at + 1) / _BINS, mean, precision))
+        for at in np.unique(self._bin).tolist():
+            inside = self._bin == at
+            precision = estimate(int(self.correct[inside].sum()), int(inside.sum()), self.design)
+            mean = float(self.confidence[inside].mean())
+            bins.append(CalibrationBin(at / _BINS, (at + 1) / _BINS, mean, precision))
         return bins
 
     def calibration_error(self) -> float | None:
         """Expected calibration error (ECE): mean distance between confidence and precision, weighted by bin size."""
         bins = self.reliability()
-        total = sum(part.precision.judged for part in bins)
         distances = (abs(part.confidence * part.precision.judged - part.precision.correct) for part in bins)
-        return sum(distances) / total if total else None
+        return sum(distances) / len(self.correct) if bins else None
 
-    def suggest(self, target: float) -> ThresholdChoice | None:
-        """The lowest threshold with a precision of at least `target`, based on ten relations or more; None without any.
+    def perfect_error(self) -> float | None:
+        """The calibration error that exact confidences would show on average with as many judgements."""
+        judged = np.array([part.precision.judged for part in self.reliability()])
+        confidence = [part.confidence for part in self.reliability()]
+        return perfect_error(confidence, judged / self.design, judged) if len(judged) else None
 
-        The threshold has three significant digits.
+    def suggest(self, target: float) -> tuple[ThresholdChoice | None, bool]:
+        """Return the lowest threshold with a precision of at least `target`, and whether that is sure.
+
+        It is if the whole interval reaches the target; only without a sure one it is the lowest that may reach it. The
+        threshold has three significant digits and keeps ten relations or more. None without any.
 
         Raises UserError: the target is not above 0 and at most 1.
         """
@@ -235,9 +257,18 @@ class JudgedRelations:
         thresholds = np.array(self.candidates())
         order = np.argsort(self.confidence, kind="stable")
         first = np.searchsorted(self.confidence[order], thresholds.astype(np.float32))
-        correct = np.append(np.cumsum(self.correct[order][::-1])[::-1], 0)
-        enough = correct[first] >= target * (len(order) - first)
-        return self.at(float(thresholds[np.argmax(enough)])) if enough.any() else None
+        correct, kept = np.append(np.cumsum(self.correct[order][::-1])[::-1], 0)[first], len(order) - first
+        sure = wilson(correct / kept, kept / self.design, -1) >= target
+        for enough in (sure, correct >= target * kept):
+            if enough.any():
+                return self.at(float(thresholds[np.argmax(enough)])), enough is sure
+        return None, False
+
+
+def design_effect(residuals: Floats, images: NDArray[np.int64]) -> float:
+    """Return the variance of a sum of residuals over that without correlation inside images, at least 1."""
+    squares = float((residuals**2).sum())
+    return max(float((np.bincount(images, residuals) ** 2).sum()) / squares, 1.0) if squares else 1.0
 
 
 @dataclass(frozen=True)
@@ -248,25 +279,22 @@ class ScoreQuality:
         judged: relations that are judged and have a score.
         auc: how probable it is that a correct relation has a higher score than an incorrect one (area under the ROC
             curve); None without either kind. `confidence_auc`: the same of the confidence, of all judged relations.
-        calibration_error: mean distance between score and precision.
+        calibration_error, perfect_error: see `JudgedRelations`.
     """
 
     judged: int
     auc: float | None
     confidence_auc: float | None
     calibration_error: float | None
+    perfect_error: float | None
     reliability: list[CalibrationBin]
 
 
 def score_quality(scored: JudgedRelations, confidence: JudgedRelations) -> ScoreQuality:
     """Compare scores of judged relations with their confidences; some of the relations may lack a score."""
-    return ScoreQuality(
-        judged=len(scored.correct),
-        auc=area_under_roc(scored.confidence, scored.correct),
-        confidence_auc=area_under_roc(confidence.confidence, confidence.correct),
-        calibration_error=scored.calibration_error(),
-        reliability=scored.reliability(),
-    )
+    areas = (area_under_roc(each.confidence, each.correct) for each in (scored, confidence))
+    errors = scored.calibration_error(), scored.perfect_error()
+    return ScoreQuality(len(scored.correct), *areas, *errors, scored.reliability())
 
 
 def area_under_roc(scores: NDArray[np.float32], correct: NDArray[np.bool_]) -> float | None:
@@ -291,11 +319,11 @@ def check_target(target: float) -> None:
 
 @dataclass(frozen=True)
 class PredicateThreshold:
-    """A predicate: its precision at the threshold in use, and the threshold that reaches the target, if any does."""
+    """A predicate: its precision at the threshold in use, and the threshold that surely reaches the target, if any."""
 
     predicate: str
     relations: int
-    at_threshold: Precision
+    at_threshold: PrecisionEstimate
     suggested: ThresholdChoice | None
 
 
@@ -308,7 +336,7 @@ class GroundTruthMeasures:
         threshold, precision, recall: at the threshold in use. `related_precision` counts only pairs that the ground
             truth relates in some way; it is more telling where the ground truth is incomplete.
         average_precision: of all relations in one ranking.
-        calibration_error: mean distance between confidence and precision.
+        calibration_error, perfect_error, suggested, sure: see `JudgedRelations`.
         target: the precision for which thresholds are suggested.
         opinion: how good the second opinion is; None: the run has none.
     """
@@ -316,15 +344,17 @@ class GroundTruthMeasures:
     images: int
     relations: int
     threshold: float
-    precision: Precision
+    precision: PrecisionEstimate
     recall: float | None
     related_precision: float | None
     average_precision: float | None
     calibration_error: float | None
+    perfect_error: float | None
     reliability: list[CalibrationBin]
     curve: list[ThresholdChoice]
     target: float
     suggested: ThresholdChoice | None
+    sure: bool
     predicates: list[PredicateThreshold]
     opinion: ScoreQuality | None = None
 
@@ -350,36 +380,41 @@ def measure_against_ground_truth(
     Raises UserError: a folder is not a run, the two have no image in common, or a number is out of range.
     """
     # Imports torch and spaCy, which takes seconds that other audits need not spend.
-    from sgpipe.evaluation.label_quality.comparison import label_quality
+    from sgpipe.evaluation.label_quality.comparison import LabelQuality, label_quality
+
+    def judged_by(found: LabelQuality) -> JudgedRelations:
+        rows = found.relations
+        return JudgedRelations(rows.confidence.astype(np.float32), rows.true_positive, rows.image)
 
     result = label_quality(run, ground_truth, threshold=threshold, calibration=calibration)
-    relations = result.relations
-    judged = JudgedRelations(relations.confidence.astype(np.float32), relations.true_positive)
-    numbers = {name: number for number, name in enumerate(result.names)}
-    opinion, rows = None, []
+    judged, opinion = judged_by(result), None
     if has_opinion:
-        scored = label_quality(run, ground_truth, source="opinion").relations
-        opinion = score_quality(JudgedRelations(scored.confidence.astype(np.float32), scored.true_positive), judged)
+        opinion = score_quality(judged_by(label_quality(run, ground_truth, source="opinion")), judged)
+    suggested, sure = judged.suggest(target)
+    numbers = {name: number for number, name in enumerate(result.names)}
+    rows = []
     for row in result.predicates:
-        own = relations.predicate == numbers[row.predicate]
-        part = JudgedRelations(judged.confidence[own], judged.correct[own])
+        own = result.relations.predicate == numbers[row.predicate]
         if own.any():
-            rows.append(
-                PredicateThreshold(row.predicate, int(own.sum()), part.at(threshold).precision, part.suggest(target))
-            )
+            part = judged[own]
+            choice, is_sure = part.suggest(target)
+            precision = part.at(threshold).precision
+            rows.append(PredicateThreshold(row.predicate, int(own.sum()), precision, choice if is_sure else None))
     return GroundTruthMeasures(
         images=result.counts["images compared"],
-        relations=len(relations),
+        relations=len(result.relations),
         threshold=threshold,
         precision=judged.at(threshold).precision,
         recall=_without_nan(result.at_threshold.recall),
         related_precision=_without_nan(result.related_precision),
         average_precision=_without_nan(result.average_precision),
         calibration_error=judged.calibration_error(),
+        perfect_error=judged.perfect_error(),
         reliability=judged.reliability(),
         curve=[judged.at(each) for each in thresholds],
         target=target,
-        suggested=judged.suggest(target),
+        suggested=suggested,
+        sure=sure,
         predicates=sorted(rows, key=lambda row: -row.relations),
         opinion=opinion,
     )

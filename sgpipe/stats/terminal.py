@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgpipe.stats.audit import Audit, Comparison, percent, share_text
+from sgpipe.stats.audit import Audit, Comparison, error_text, percent, share_text
 from sgpipe.stats.judgements import JudgementMeasures
 from sgpipe.stats.measures import TOTALS, Check, Measures
 from sgpipe.stats.precision import CalibrationBin, GroundTruthMeasures, ScoreQuality
@@ -188,11 +188,11 @@ def ground_truth_tables(truth: GroundTruthMeasures | None, threshold_of: str) ->
     """Thresholds that reach the target precision, and the calibration of the confidences."""
     if truth is None:
         return
-    choices = [("all", truth.relations, truth.precision, truth.suggested)]
+    choices = [("all", truth.relations, truth.precision, truth.suggested if truth.sure else None)]
     choices += [(row.predicate, row.relations, row.at_threshold, row.suggested) for row in truth.predicates[:_TOP]]
     rows = []
     for predicate, relations, precision, suggested in choices:
-        choice = ("none", "0") if suggested is None else (suggested.text, f"{suggested.kept:,}")
+        choice = ("not shown", "0") if suggested is None else (suggested.text, f"{suggested.kept:,}")
         rows.append((single_line(predicate, _LONGEST), f"{relations:,}", str(precision), *choice))
     names = ["predicate", ">relations", f">precision at {truth.threshold:.2f}", ">threshold", ">keeps"]
     yield table(
@@ -200,7 +200,7 @@ def ground_truth_tables(truth: GroundTruthMeasures | None, threshold_of: str) ->
         names,
         rows,
     )
-    yield _bins(f"calibration{_error(truth.calibration_error)}", threshold_of, truth.reliability)
+    yield _bins(f"calibration{_error(truth)}", threshold_of, truth.reliability)
     yield from _opinion_table(truth.opinion)
 
 
@@ -214,8 +214,9 @@ def _bins(title: str, of: str, bins: Sequence[CalibrationBin]) -> Table:
     return table(title, [of, ">mean", _PRECISION], rows)
 
 
-def _error(error: float | None) -> str:
-    return "" if error is None else f" (calibration error {error:.3f})"
+def _error(found: GroundTruthMeasures | JudgementMeasures) -> str:
+    error = found.calibration_error
+    return "" if error is None else f" (calibration error {error_text(error, found.perfect_error)})"
 
 
 def judgement_tables(judged: JudgementMeasures | None, threshold_of: str) -> Iterator[Table]:
@@ -228,7 +229,7 @@ def judgement_tables(judged: JudgementMeasures | None, threshold_of: str) -> Ite
         return
     first = "predicate" if judged.strata == "predicates" else "confidence"
     strata = [(row.band.name, f"{row.band.relations:,}", str(row.precision)) for row in judged.bands]
-    title = f"people judged {count(judged.judged, 'relation')}{_error(judged.calibration_error)}"
+    title = f"people judged {count(judged.judged, 'relation')}{_error(judged)}"
     yield table(title, [first, ">relations", _PRECISION], strata)
     rows = [(f"{choice.threshold:.2f}", f"{choice.relations or 0:,}", str(choice.precision)) for choice in judged.curve]
     title = f"precision by threshold, weighted by the relations of {judged.strata}"

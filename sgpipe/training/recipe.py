@@ -76,7 +76,10 @@ class DataConfig(Config):
         None, description="file of `sgpipe calibrate` for the tagger that labelled the shards; null: none"
     )
     precision: float | None = Field(
-        None, gt=0, le=1, description="with a calibration, use relations with this expected precision; null: threshold"
+        None,
+        gt=0,
+        le=1,
+        description="with a calibration, use relations with this precision (95% confidence); null: threshold",
     )
     labels: Literal["sampled", "full"] = Field(
         "sampled",

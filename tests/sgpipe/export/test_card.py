@@ -73,7 +73,7 @@ EXACT = {"tagger": TAGGER, "precision": 0.9, "calibration": "8" * 64}
             "(`sha256:11`, above score 0.3)",
             "annotations of the source",
         ),
-        ({"tag": EXACT}, "an expected precision of 0.9, by calibration `8888888888888888`", "confidence above"),
+        ({"tag": EXACT}, "a precision of 0.9 (95% confidence), by calibration `8888888888888888`", "confidence above"),
         ({"tag": {"tagger": None}}, "all candidates; no tagger ran", "scored by"),
         ({"tag": {"method": "overlap"}}, "all candidates whose boxes overlap", "scored by"),
         ({"tag": CLIP}, "scored by a CLIP model (`c`)", "Tagger ("),

@@ -4,8 +4,9 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.stats.precision import (
     JudgedRelations,
-    PrecisionEstimate,
+    estimate,
     estimate_stratified,
+    perfect_error,
     short_threshold,
     stratified_interval,
     threshold_text,
@@ -22,8 +23,8 @@ def test_wilson_is_the_published_interval():
     for correct, total, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
         assert wilson(correct / total, total, -1) == pytest.approx(low, abs=1e-4)
         assert wilson(correct / total, total, 1) == pytest.approx(high, abs=1e-4)
-    assert str(PrecisionEstimate(1, 29)) == "3.4% (0.6% to 17.2%, of 29)"
-    nothing = PrecisionEstimate(0, 0)
+    assert str(estimate(1, 29)) == "3.4% (0.6% to 17.2%, of 29)"
+    nothing = estimate(0, 0)
     assert (nothing.value, nothing.low, nothing.high, str(nothing)) == (None, 0.0, 1.0, "–")
 
 
@@ -32,18 +33,41 @@ def test_thresholds_compare_as_shards_store():
     assert (kept.kept, kept.precision.correct) == (1, 1)
 
 
-def test_the_lowest_threshold_that_reaches_the_target():
-    above = [(0.9, True)] * 9 + [(0.8, False)]  # 90 %
-    below = [(0.5, True)] * 6 + [(0.5, False)] * 4  # together 75 %
-    relations = judged(*above, *below, (0.1, False))
-    choice = relations.suggest(0.9)
-    assert (choice.threshold, choice.kept) == (pytest.approx(0.8), 10)
-    assert relations.suggest(0.75).threshold == pytest.approx(0.5)
-    assert relations.suggest(0.75).kept == 20  # equal confidences stay together
-    assert relations.suggest(0.95) is None  # nine are too few to rest on
-    assert judged().suggest(0.5) is None
+def test_the_lowest_threshold_that_surely_reaches_the_target():
+    relations = judged(*[(0.9, True)] * 40, (0.8, False), *[(0.5, True)] * 12, *[(0.5, False)] * 8, *[(0.1, False)] * 9)
+    choice, sure = relations.suggest(0.85)  # 40 of 41: at least 87 %
+    assert (choice.threshold, choice.kept, sure) == (pytest.approx(0.8), 41, True)
+    choice, sure = relations.suggest(0.7)
+    assert (choice.threshold, choice.kept, sure) == (pytest.approx(0.5), 61, True)  # equal confidences stay together
+    choice, sure = relations.suggest(0.95)  # 40 of 40 show 91 %
+    assert (choice.kept, sure) == (41, False)
+    assert judged(*[(0.9, True)] * 9).suggest(0.5) == (None, False)  # nine are too few to rest on
     with pytest.raises(UserError, match="expected a number above 0"):
         relations.suggest(0)
+
+
+def test_few_judgements_show_an_error_although_confidences_are_exact():
+    rng = np.random.default_rng(0)
+    confidence, number = np.array([0.05, 0.3, 0.55, 0.92]), np.array([3, 10, 40, 15])
+    shares = rng.binomial(number, confidence, (20_000, 4)) / number
+    simulated = np.average(abs(shares - confidence), weights=number, axis=1).mean()
+    assert perfect_error(confidence, number, number) == pytest.approx(simulated, abs=0.001)
+    relations = JudgedRelations(np.repeat(confidence, number), np.zeros(number.sum(), bool))
+    assert relations.perfect_error() == pytest.approx(simulated, abs=0.001)
+    assert judged().perfect_error() is None
+
+
+def test_relations_of_an_image_that_are_alike_widen_the_interval():
+    rng = np.random.default_rng(0)
+    inside = {True: 0, False: 0}
+    for _ in range(300):
+        correct = np.repeat(rng.random(40) < 0.7, 6) ^ (rng.random(240) < 0.1)
+        for known in inside:
+            images = np.repeat(np.arange(40), 6) if known else None
+            found = JudgedRelations(np.full(240, 0.5, np.float32), correct, images).at(0).precision
+            inside[known] += found.low <= 0.66 <= found.high
+    assert inside[True] / 300 > 0.92
+    assert inside[False] / 300 < 0.75
 
 
 def test_calibration_is_measured_by_bins():
