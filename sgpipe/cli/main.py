@@ -6,6 +6,7 @@ A command parses its arguments, calls one function and prints the result. It imp
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import os
@@ -18,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from sgpipe.cli import stop_while_importing
+from sgpipe.cli import is_importing, stop_while_importing
 from sgpipe.cli.doctor import doctor
 from sgpipe.cli.evaluate import app as eval_app
 from sgpipe.cli.generate import generate, label, miniworld, parse
@@ -118,22 +119,24 @@ def root(
         print(__version__)
         raise typer.Exit()
     if signal.getsignal(signal.SIGINT) is stop_while_importing:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
     if ctx.invoked_subcommand in _STOPPED_IN_ORDER:
-        _handle_signals()
-
-
-def _handle_signals() -> None:
-    """Stop in order on Ctrl-C and on SIGTERM, which schedulers send; stop at once on the second signal."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM):  # schedulers send the latter
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _interrupt_in_order)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    if is_importing(frame):
+        stop_while_importing(number, frame)
+    raise KeyboardInterrupt
+
+
+def _interrupt_in_order(number: int, frame: FrameType | None) -> None:
+    """Stop in order; stop at once on the second signal."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _exit_at_once)
-    raise KeyboardInterrupt
+    _interrupt(number, frame)
 
 
 def _exit_at_once(number: int, frame: FrameType | None) -> None:
@@ -164,6 +167,7 @@ def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
 def main() -> None:
     """Entry point of the `sgpipe` command."""
     gc.set_threshold(*_COLLECT_SELDOM)
+    atexit.register(gc.freeze)  # or Python looks for garbage among all modules several times before it ends
     sys.excepthook = _report_bug
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they also appear for files that are already there
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # hides the output of Ray's workers; their errors reach us

@@ -106,3 +106,23 @@ def test_ctrl_c_while_the_command_is_imported_is_one_line(program, then, code, s
     assert process.returncode == code
     assert process.stderr.endswith(said)
     assert code < 0 or process.stderr == said
+
+
+def test_ctrl_c_in_an_import_of_a_command_is_one_line(tmp_path):
+    """A library that is imported may turn what Ctrl-C raises into another error."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    list(range(9))\n"
+        "except BaseException:\n    raise ImportError('broken') from None\n"
+    )
+    script = "import sys; sys.argv[0] = 'sgpipe'; from sgpipe.cli.main import main; main()"
+    places = os.pathsep.join([str(tmp_path), *sys.path])
+    (tmp_path / "image.png").touch()
+    for command in (["label", "image.png"], ["train", "tagger", "--data", ".", "--out", "out"]):
+        process = subprocess.run(
+            [sys.executable, "-c", script, *command],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": places},
+        )
+        assert (process.returncode, process.stderr) == (130, "interrupted. Run the same command again.\n")
