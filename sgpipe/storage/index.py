@@ -36,7 +36,7 @@ from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, embedded_ima
 from sgpipe.utils.console import Progress
 from sgpipe.utils.locking import temporary_folder
 
-_REMEMBERED = 64
+_REMEMBERED, _MEMORY = 64, "800MB"
 
 # split, image_id, subject, object, predicate, state: right | wrong | unsure | changed | conflict
 JudgedRow = tuple[str, str, int, int, str, str]
@@ -179,10 +179,12 @@ class Index:
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The result of a query over the tables of `run`; `values` replace its `?`.
 
-        Raises UserError: the file of the index is damaged.
+        Raises UserError: the file of the index is damaged, or the query needs too much memory.
         """
         try:
             return self._opened.connection.cursor().execute(query, list(values)).fetchall()
+        except duckdb.OutOfMemoryException:
+            raise UserError(f"a query over {self.root} needs more than {_MEMORY} of memory: ask for less") from None
         except FAULTS as error:
             reason = str(error).splitlines()[0]
             raise UserError(
@@ -378,7 +380,7 @@ def _open(path: Path) -> _Opened | None:
     if not path.exists():
         return None
     opened, connection = ExitStack(), duckdb.connect()
-    configure(connection, opened.enter_context(temporary_folder()), "800MB")
+    configure(connection, opened.enter_context(temporary_folder()), _MEMORY)
     try:
         connection.execute("attach '" + str(path).replace("'", "''") + "' as run (read_only)")
     except duckdb.Error:

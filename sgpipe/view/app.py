@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import os
@@ -14,16 +15,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sgpipe.errors import UserError, format_os_error
 from sgpipe.view import gallery, image_page, judging, thumbnails
@@ -45,7 +48,7 @@ def create_app(viewer: Viewer, access: Access) -> Starlette:
             Middleware(Guard, access),
             Middleware(RequestBodyLimitMiddleware, LARGEST_BODY),
         ],
-        exception_handlers=dict.fromkeys((UserError, HTTPException, OSError, Exception), _refuse),
+        exception_handlers=dict.fromkeys((UserError, HTTPException, OSError, ClientDisconnect, Exception), _refuse),
     )
     app.state.freshness = Freshness(viewer)
     app.state.thumbnails = thumbnails.ThumbnailCache(viewer.index.cache / "thumbnails")
@@ -67,6 +70,8 @@ def _describe(error: Exception) -> tuple[int, str]:
         return error.status_code, str(error.detail)
     if isinstance(error, UserError):
         return 422, str(error)
+    if isinstance(error, ClientDisconnect):
+        return 400, "the connection ended before the request did"  # nobody reads it
     if isinstance(error, OSError):
         return 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503, format_os_error(error)
     sys.excepthook(type(error), error, error.__traceback__)  # as for the commands: one line, or with --verbose all
@@ -76,6 +81,7 @@ def _describe(error: Exception) -> tuple[int, str]:
 LOCAL = "127.0.0.1"
 _PORTS = 50  # that are tried, from the one asked for on
 _GRACE_SECONDS = 3
+_REQUEST_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -135,21 +141,53 @@ def machine_names(host: str) -> set[str]:
     return {host, socket.gethostname(), socket.getfqdn()}
 
 
-def serve(app: ASGIApp, address: Address) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
+class _Protocol(H11Protocol):
+    """HTTP/1.1 of requests that arrive within `_REQUEST_SECONDS`; connections of slower ones are closed."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._timer:
+            self._timer.cancel()
+
+    def _watch(self) -> None:
+        arriving = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        if self._timer and not arriving:
+            self._timer.cancel()
+            self._timer = None
+        elif arriving and not self._timer:
+            self._timer = self.loop.call_later(_REQUEST_SECONDS, self.transport.close)
+
+
+def server_of(app: ASGIApp) -> uvicorn.Server:
+    """The server of the application, which says itself what goes wrong."""
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="critical",  # the application says itself what went wrong
+        log_level="critical",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+    return uvicorn.Server(config)
+
+
+def serve(app: ASGIApp, address: Address) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
     with _ending_quietly():
-        uvicorn.Server(config).run(sockets=[address.socket])
+        server_of(app).run(sockets=[address.socket])
 
 
 @contextmanager

@@ -85,8 +85,8 @@ def parse(text: str, vocabulary: RunNames) -> Query:
         patterns=tuple(term.patterns[0] for term in wanted if term.kind == "relation"),
         mentions=tuple(term.patterns for term in wanted if term.kind == "mention"),
         without=tuple(pattern for term in without for pattern in term.patterns),
-        captions=tuple(term.caption for term in wanted if term.kind == "caption"),
-        without_captions=tuple(term.caption for term in without if term.kind == "caption"),
+        captions=tuple(dict.fromkeys(term.caption for term in wanted if term.kind == "caption")),
+        without_captions=tuple(dict.fromkeys(term.caption for term in without if term.kind == "caption")),
     )
 
 
@@ -313,6 +313,7 @@ FIELDS = {
 _OF_RELATIONS = {"subjects": "subject_category", "predicates": "predicate", "objects": "object_category"}
 _OF_BOTH = {"datasets": "dataset", "splits": "split", "statuses": "status"}
 _LARGEST_SEED = 2**31
+_MOST_VALUES, _MOST_CHARACTERS = 100, 5000  # of a search: each of the hundreds of links of a page repeats them
 
 
 @dataclass(frozen=True)
@@ -347,8 +348,11 @@ class Filters:
     def from_params(cls, params: Sequence[tuple[str, str]], vocabulary: RunNames) -> Filters:
         """Read the parameters of a URL; others are ignored.
 
-        Raises QueryError: `q` cannot be understood; UserError: another parameter has no valid value.
+        Raises QueryError: `q` cannot be understood; UserError: another parameter has no valid value, or there are too
+        many.
         """
+        if len(params) > _MOST_VALUES or sum(len(name) + len(value) for name, value in params) > _MOST_CHARACTERS:
+            raise UserError(f"a search has at most {_MOST_VALUES} values and {_MOST_CHARACTERS:,} characters")
         single = dict(params)
         several = {
             name: tuple(dict.fromkeys(value for key, value in params if key == parameter and value))

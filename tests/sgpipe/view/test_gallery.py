@@ -138,3 +138,10 @@ def test_a_run_without_relations_leads_to_the_reasons(tmp_path: Path) -> None:
     page = get(client, "/")
     assert "The run has 2 images, but no relation:" in page
     assert "2</span> images" in get(client, "/?queue=without_relations")
+
+
+@pytest.mark.parametrize("path", ["/", "/judge", "/image/val/a", "/api/neighbours/val/a"])
+@pytest.mark.parametrize("values", [[str(number) for number in range(2000)], ["x" * 20_000]])
+def test_a_search_of_very_many_values_is_refused(client: TestClient, path: str, values: list[str]) -> None:
+    answer = client.get(path, params=[("predicate", value) for value in values])
+    assert (answer.status_code, len(answer.content) < 10_000) == (422, True)

@@ -1,11 +1,18 @@
-"""The address at which the server listens."""
+"""The address at which the server listens, and connections that are slow or end early."""
 
 import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.view.app import Address, listen
+from sgpipe.view.app import Address, listen, server_of
+from tests.sgpipe.training.data.runs import make_run
+from tests.sgpipe.view.gallery_run import open_client, record
 
 
 def test_the_next_free_port_is_taken() -> None:
@@ -34,3 +41,58 @@ def test_the_address_that_is_printed_works_in_a_browser() -> None:
     everywhere = listen("0.0.0.0", 0)
     everywhere.socket.close()
     assert everywhere.host == socket.gethostname()
+
+
+HEADERS = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: 999"
+POST = b"POST /api/judgements HTTP/1.1\r\n" + HEADERS + b"\r\n\r\n{"
+
+
+@pytest.fixture
+def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a running server, whose requests must arrive within a second."""
+    monkeypatch.setattr("sgpipe.view.app._REQUEST_SECONDS", 1.0)
+    make_run(tmp_path / "run", [record("a", (0, "riding", 1, 0.9))])
+    server, address = server_of(open_client(tmp_path / "run").app), listen("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [address.socket]})
+    thread.start()
+    yield address.port
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nX: ", POST])
+def test_a_connection_whose_request_does_not_arrive_is_closed(port: int, start: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(start)
+        connection.settimeout(0.2)
+        for _ in range(150):
+            try:
+                assert connection.recv(100) == b""
+                break
+            except TimeoutError:
+                connection.sendall(b"1" if start else b"")
+            except ConnectionError:
+                break
+        else:
+            raise AssertionError("it stays open")
+
+
+def test_a_whole_request_is_answered_and_its_connection_serves_the_next(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        for part in (b"GET /api/status HTTP/1.1\r\n", b"Host: localhost\r\n\r\n") * 2:
+            connection.sendall(part)
+            time.sleep(0.6)
+            assert b"Host" not in part or connection.recv(10_000).startswith(b"HTTP/1.1 200")
+
+
+def test_a_browser_that_goes_away_while_it_sends_is_not_a_bug(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    bugs: list[object] = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: bugs.append(error))
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(POST)
+        time.sleep(0.3)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(b"GET /api/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 200")
+    time.sleep(0.5)  # errors are described in a thread
+    assert not bugs
