@@ -113,10 +113,13 @@ def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[s
     root = image_root(location)
     detections, files = Detections(FOLDER_DATASET, split), list_folder(root)
     for name, (size, reason) in zip(files.images, _sizes(root, files.images), strict=True):
+        shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        if shown != name:
+            size, reason = (0, 0), f"the file name is not UTF-8: {shown}; rename the file"
         width, height = size
-        detections.add_image({"id": name, "file_name": name, "width": width, "height": height})
+        detections.add_image({"id": shown, "file_name": shown, "width": width, "height": height})
         if reason:
-            detections.errors[detections.position[replace_surrogates(name)]] = f"source: {replace_surrogates(reason)}"
+            detections.errors[detections.position[shown]] = f"source: {replace_surrogates(reason)}"
     if not detections.file_names:
         raise UserError(no_images(root.location, files.notes))
     detections.problems.unread_files = len(files.unread)

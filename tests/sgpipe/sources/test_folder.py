@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from PIL import Image
 
@@ -47,6 +49,16 @@ def test_images_are_found_with_their_displayed_size(photos, tmp_path):
     assert [record.ok for record in found] == [True, True, False, True, False, False]
     assert "source: image cannot be read" in found[2].error
     assert {(record.dataset, record.split) for record in found} == {("folder", "all")}
+
+
+def test_names_that_are_not_utf8_are_called_so(tmp_path):
+    root = tmp_path / "photos"
+    for name in (b"caf\xe9.png", b"caf\xe8.png", "café.png".encode()):
+        save(root / os.fsdecode(name))
+    first, second, third = index(root, tmp_path).records(0, 3)
+    assert [first.image_id, second.image_id, third.image_id] == ["café.png", "caf\\xe8.png", "caf\\xe9.png"]
+    assert first.ok
+    assert "not UTF-8: caf\\xe9.png; rename" in third.error
 
 
 def test_a_changed_folder_is_read_again(photos, tmp_path):
