@@ -300,11 +300,11 @@ class EvaluationResult:
 
 @dataclass
 class ScoredImages:
-    """Counts of annotated images.
+    """The annotated images that were scored, filled while they are read.
 
     predicted: with predictions. empty: whose predictions are an empty list. missing: without predictions, which the
     benchmark counts as missed. left_out: without predictions, which the benchmark leaves out. unpredicted: the names of
-    those missing.
+    those missing. names: of those scored, in order. notes: remarks for the reader.
     """
 
     predicted: int = 0
@@ -312,6 +312,14 @@ class ScoredImages:
     missing: int = 0
     left_out: int = 0
     unpredicted: frozenset[str] = frozenset()
+    names: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def named(self, images: Iterable[Any]) -> Iterator[Any]:
+        """The images; their names are kept."""
+        for image in images:
+            self.names.append(image.name)
+            yield image
 
     def add(self, predictions: Sized) -> None:
         """Count an image that has predictions, or an empty list of them."""
@@ -320,48 +328,56 @@ class ScoredImages:
         else:
             self.empty += 1
 
-    def miss(self, annotated: Collection[Any], predicted: Collection[Any]) -> list[str]:
-        """Count images without predictions as missed; return a note about them."""
-        self.missing = len(annotated) - len(predicted)
+    def miss(self, annotated: Collection[Any], predicted: Collection[Any]) -> None:
+        """Count images without predictions as missed, with a note."""
         self.unpredicted = frozenset(name for name in annotated if name not in predicted)
-        return self._note(self.missing, len(annotated), "counted as missed")
+        self.missing = self._note(annotated, predicted, "counted as missed")
 
-    def leave_out(self, annotated: Collection[Any], predicted: Collection[Any]) -> list[str]:
-        """Leave images without predictions out; return a note about them."""
-        self.left_out = len(annotated) - len(predicted)
-        return self._note(self.left_out, len(annotated), "left out (official protocol)")
+    def leave_out(self, annotated: Collection[Any], predicted: Collection[Any]) -> None:
+        """Leave images without predictions out, with a note."""
+        self.left_out = self._note(annotated, predicted, "left out (official protocol)")
 
-    @staticmethod
-    def _note(missing: int, annotated: int, what: str) -> list[str]:
-        total = count(annotated, "annotated image")
-        return [f"no predictions for {missing:,} of {total}: {what}"] if missing else []
+    def _note(self, annotated: Collection[Any], predicted: Collection[Any], what: str) -> int:
+        lacking = len(annotated) - len(predicted)
+        if lacking:
+            self.notes.append(f"no predictions for {lacking:,} of {count(len(annotated), 'annotated image')}: {what}")
+        return lacking
 
-    @property
-    def scored(self) -> int:
-        return self.predicted + self.empty + self.missing
-
-    def __str__(self) -> str:
+    def result(
+        self,
+        benchmark: str,
+        settings: Mapping[str, Any],
+        scores: Any,
+        summary: Callable[[Any], Mapping[str, float]],
+        per_class: Rows,
+        curves: Mapping[str, Array] | None = None,
+    ) -> EvaluationResult:
+        """The result of a benchmark on these images, of `scores`, which have a method `resampled`."""
+        scored = self.predicted + self.empty + self.missing
+        counts = {
+            "images": scored,
+            "images with predictions": self.predicted,
+            "images with an empty list": self.empty,
+            "images without predictions": self.missing,
+            "images left out": self.left_out,
+        }
         parts = {
             f"{self.predicted:,} with predictions": True,
             f"{self.empty:,} with an empty list of predictions": self.empty,
             f"{self.missing:,} without predictions": self.missing,
             f"{self.left_out:,} without predictions left out": self.left_out,
         }
-        return f"scored {count(self.scored, 'image')}: {', '.join(part for part, shown in parts.items() if shown)}"
-
-    def as_counts(self) -> dict[str, int]:
-        """As in the JSON of a result."""
-        return {
-            "images": self.scored,
-            "images with predictions": self.predicted,
-            "images with an empty list": self.empty,
-            "images without predictions": self.missing,
-            "images left out": self.left_out,
-        }
-
-    def as_result(self) -> dict[str, Any]:
-        """The arguments of `EvaluationResult` that tell the counts."""
-        return {"counts": self.as_counts(), "scored": str(self)}
+        return EvaluationResult(
+            benchmark,
+            settings,
+            summary(scores),
+            per_class,
+            self.notes,
+            counts=counts,
+            curves=curves or {},
+            scored=f"scored {count(scored, 'image')}: {', '.join(part for part, shown in parts.items() if shown)}",
+            resampling=Resampling(self.names, lambda counts: summary(scores.resampled(counts)), self.unpredicted),
+        )
 
 
 def precision_at(recall: Array, precision: Array) -> Array:

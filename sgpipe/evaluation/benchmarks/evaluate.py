@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import SETTINGS, Setting, possible_interactions, split
-from rlip_model.evaluation.inputs import Array, EvaluationError, EvaluationImage, PredictedPairs
-from rlip_model.evaluation.open_images import OpenImagesSettings, PhraseOrder, evaluate_open_images
+from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage, PredictedPairs
+from rlip_model.evaluation.open_images import OpenImagesScores, OpenImagesSettings, PhraseOrder, evaluate_open_images
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
 from rlip_model.evaluation.vcoco import (
     Actions,
     People,
-    PeopleImage,
     PredictedPeople,
-    Scenario,
     VcocoScores,
     evaluate_vcoco,
 )
@@ -43,15 +41,16 @@ from rlip_model.evaluation.visual_genome import (
     vg150_zero_shot,
 )
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.graphs import VG150_CLASSES, GraphClasses, GraphFiles, read_graphs
+from sgpipe.evaluation.benchmarks.graphs import VG150_CLASSES, GraphClasses, read_graph_files, read_graphs
 from sgpipe.evaluation.benchmarks.pairs import (
-    PairFiles,
+    Prediction,
     data_classes,
     read_annotations,
     read_classes,
+    read_pairs,
     shard_annotations,
 )
-from sgpipe.evaluation.result import EvaluationResult, Resampling, Rows, ScoredImages, class_curve, class_rows
+from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class_curve, class_rows
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.locations import location, text_of
 from sgpipe.files.model_cache import pin_model
@@ -152,11 +151,11 @@ def score_hico(given: PredictionFiles | ModelRun, options: HicoOptions, *, zero_
         zero_shot: with a model, leave out pairs whose subject looks like another class, as for models that were not
             fine-tuned.
     """
-    images: PairFiles | ModelImages
+    found = ScoredImages()
     if isinstance(given, PredictionFiles):
         schema = read_classes(given.classes) if given.classes else HICO
         classes, source = schema.classes, _hico_source(given.annotations, given.classes)
-        images = PairFiles(source, given.predictions, schema, "hoi_prediction")
+        images = read_pairs(source, given.predictions, schema, "hoi_prediction", found)
     else:
         config = given.config("zero-shot hoi" if zero_shot else "hoi")
         classes = config.classes
@@ -168,37 +167,31 @@ def score_hico(given: PredictionFiles | ModelRun, options: HicoOptions, *, zero_
             )
         else:
             source = _hico_source(given.annotations, given.classes)
-        images = ModelImages(source, config, given.row_groups())
+        images = _predicted_pairs(source, config, given.row_groups(), found)
     official = classes == HICO.classes
     if not official and options.setting != "default":
         raise UserError(f"--setting {options.setting} groups HICO-DET's classes, but these are others")
     possible = possible_interactions() if official else np.ones((len(classes.relations), len(classes.objects)))
     settings = HicoSettings(possible, PairSuppression() if options.pair_nms else None, options.known_object)
-    scored: list[str] = []
     with _explained(given.name):
-        scores = evaluate_hico(_noting(images.images(), scored), settings)
-    groups, names = _hico_groups(options.setting) if official else ({}, {})
+        scores = evaluate_hico(found.named(images), settings)
+    parts = split(options.setting)
+    names = ("rare", "non-rare") if options.setting in ("default", "NF") else ("unseen", "seen")
+    groups = dict(zip(names, (parts.rare, parts.non_rare), strict=True)) if official else {}
+    renamed = {"mAP rare": f"mAP {names[0]}", "mAP non-rare": f"mAP {names[1]}"}
 
     def summary(scores: HicoScores) -> dict[str, float]:
-        measures = scores.summary(split(options.setting))
+        measures = scores.summary(parts)
         kept = measures if official else ("mAP", "mean max recall")
-        return {names.get(name, name): measures[name] for name in kept}
+        return {renamed.get(name, name): measures[name] for name in kept}
 
-    per_class = scores.per_class
-    curves = {name: class_curve(per_class, group) for name, group in {"all classes": None, **groups}.items()}
-    rows = class_rows(per_class, _triplet_names(per_class, settings.classes, classes))
-    settings_row = {"setting": options.setting, "known_object": options.known_object, "pair_nms": options.pair_nms}
-    title = "HICO-DET" if official else "HICO-DET's protocol"
-    resampling = Resampling(scored, lambda counts: summary(scores.resampled(counts)), images.counts.unpredicted)
-    return EvaluationResult(
-        title,
-        settings_row,
-        summary(scores),
-        rows,
-        images.notes,
-        curves=curves,
-        resampling=resampling,
-        **images.counts.as_result(),
+    return found.result(
+        "HICO-DET" if official else "HICO-DET's protocol",
+        {"setting": options.setting, "known_object": options.known_object, "pair_nms": options.pair_nms},
+        scores,
+        summary,
+        class_rows(scores.per_class, _triplet_names(scores.per_class, settings.classes, classes)),
+        {name: class_curve(scores.per_class, group) for name, group in {"all classes": None, **groups}.items()},
     )
 
 
@@ -212,42 +205,32 @@ def _hico_source(annotations: Path, classes: Path | None) -> AnnotationSource:
 
 def score_open_images(given: PredictionFiles | ModelRun, suppression: Suppression = "none") -> EvaluationResult:
     """Evaluate scene graphs by Open Images' protocol."""
-    images: PairFiles | ModelImages
+    found = ScoredImages()
     source = OpenImages(given.annotations, SPLIT).source() if given.annotations else None
     if isinstance(given, PredictionFiles):
         assert source is not None
         classes = OPEN_IMAGES.classes
-        images = PairFiles(source, given.predictions, OPEN_IMAGES, "rel_prediction")
+        images = read_pairs(source, given.predictions, OPEN_IMAGES, "rel_prediction", found)
     else:
         config = given.config("scene graph")
         classes = config.classes
         source = source or shard_annotations(given.data, classes, given.split, persons_only=False)
         if source.classes != classes:
             raise UserError(f"{given.data} has other classes than {given.annotations}; omit --annotations")
-        images = ModelImages(source, config, given.row_groups())
+        images = _predicted_pairs(source, config, given.row_groups(), found)
     order: PhraseOrder = "repaired" if suppression == "repaired" else "published"
-    settings = OpenImagesSettings(
-        len(classes.objects),
-        len(classes.relations),
-        PairSuppression() if suppression != "none" else None,
-        order,
-    )
-    scored: list[str] = []
+    nms = PairSuppression() if suppression != "none" else None
+    settings = OpenImagesSettings(len(classes.objects), len(classes.relations), nms, order)
     with _explained(given.name):
-        scores = evaluate_open_images(_noting(images.images(), scored), settings)
+        scores = evaluate_open_images(found.named(images), settings)
     relations, phrases = scores.relations[100], scores.phrases[100]
-    rows = class_rows(relations, _triplet_names(relations, settings.classes, classes))
-    curves = {"relations": class_curve(relations), "phrases": class_curve(phrases)}
-    title = "Open Images V6" if classes == OPEN_IMAGES.classes else "Open Images' protocol"
-    return EvaluationResult(
-        title,
+    return found.result(
+        "Open Images V6" if classes == OPEN_IMAGES.classes else "Open Images' protocol",
         {"nms": suppression},
-        scores.summary(),
-        rows,
-        images.notes,
-        curves=curves,
-        resampling=Resampling(scored, lambda counts: scores.resampled(counts).summary(), images.counts.unpredicted),
-        **images.counts.as_result(),
+        scores,
+        OpenImagesScores.summary,
+        class_rows(relations, _triplet_names(relations, settings.classes, classes)),
+        {"relations": class_curve(relations), "phrases": class_curve(phrases)},
     )
 
 
@@ -255,37 +238,42 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
     """Evaluate by V-COCO's protocol, with its own vcoco_test.json and the COCO instances of its images.
 
     Args:
-        possible: with a model, as for `occurring`; by default all combinations are possible.
+        possible: with a model, a run such as the training set: what never occurs in it is scored 0. By default all
+            combinations are possible.
     """
     assert given.annotations is not None
-    actions, people = read_vcoco(given.annotations, coco)
-    notes: list[str] = []
+    found = ScoredImages()
+    actions, people = _read_vcoco(given.annotations, coco)
     if isinstance(given, PredictionFiles):
-        predicted = _read_predicted(given, actions)
+        predicted = _read_people(given, actions)
     else:
-        predicted = _predict_people(given, actions, people, possible, notes)
-    scored: list[str] = []
+        predicted = _predicted_people(given, actions, people, possible, found)
     with _explained(given.name):
-        scores = evaluate_vcoco(_noting(people_images(people, predicted, actions), scored), actions)
-    counts = ScoredImages(len(predicted))
-    notes += counts.miss(people, predicted)
+        scores = evaluate_vcoco(found.named(people_images(people, predicted, actions)), actions)
+    found.predicted = len(predicted)
+    found.miss(people, predicted)
+    found.unpredicted = frozenset()  # its format has no item for an image without persons
     curves = {f"role, scenario {number}": class_curve(part) for number, part in scores.roles.items()}
     curves["agent"] = class_curve(scores.agents)
-    # Its format has no item for an image without persons, so which images lack predictions is not known.
-    resampling = Resampling(scored, lambda counts: _vcoco_summary(scores.resampled(counts)))
-    return EvaluationResult(
-        "V-COCO",
-        {},
-        _vcoco_summary(scores),
-        _vcoco_rows(scores),
-        notes,
-        curves=curves,
-        resampling=resampling,
-        **counts.as_result(),
-    )
+    parts = [(f"role, scenario {number}", part, actions.role_names()) for number, part in scores.roles.items()]
+    parts.append(("agent", scores.agents, list(actions.names)))
+    rows = [
+        row
+        for kind, part, names in parts
+        for row in class_rows(part, [{"kind": kind, "class": names[number]} for number in part.classes.tolist()])
+    ]
+    return found.result("V-COCO", {}, scores, _vcoco_summary, rows, curves)
 
 
-def _read_predicted(given: PredictionFiles, actions: Actions) -> dict[int, PredictedPeople]:
+def _vcoco_summary(scores: VcocoScores) -> dict[str, float]:
+    summary = {}
+    for scenario in scores.roles:
+        summary[f"role AP, scenario {scenario}"] = scores.role_mean(scenario)
+        summary[f"role AP, scenario {scenario}, with point"] = scores.role_mean(scenario, without_point=False)
+    return {**summary, "agent AP": scores.agent_mean()}
+
+
+def _read_people(given: PredictionFiles, actions: Actions) -> dict[int, PredictedPeople]:
     predictions, annotations = given.predictions, given.annotations
     detections = _read_json(predictions)
     if not isinstance(detections, list) or not detections:
@@ -303,13 +291,20 @@ def _read_predicted(given: PredictionFiles, actions: Actions) -> dict[int, Predi
             raise UserError(f"{predictions}: expected detections in V-COCO's format: {error!r}") from None
 
 
-def _predict_people(
-    given: ModelRun, actions: Actions, people: Collection[int], possible: Path | None, notes: list[str]
+def _predicted_people(
+    given: ModelRun, actions: Actions, people: Collection[int], possible: Path | None, found: ScoredImages
 ) -> dict[int, PredictedPeople]:
     config = given.config("hoi")
-    converter = PeopleConverter(config.classes, actions, occurring(possible, config.classes) if possible else None)
+    objects, relations = config.classes.objects, config.classes.relations
+    occurs = np.zeros((len(relations), len(objects)), dtype=bool) if possible else None
+    for record in iter_records(possible) if possible else ():
+        for relation in record.relations:
+            object_ = record.objects[relation.object].category
+            if occurs is not None and relation.predicate in relations and object_ in objects:
+                occurs[relations.index(relation.predicate), objects.index(object_)] = True
+    converter = PeopleConverter(config.classes, actions, occurs)
     predicted: dict[int, PredictedPeople] = {}
-    for row, pairs in predict_readable(config, given.row_groups(), notes):
+    for row, pairs in _readable(config, given.row_groups(), found):
         number = coco_image_id(row)
         if number not in people:
             raise UserError(f"image {number} is not in {given.annotations}; choose a split with --split")
@@ -317,7 +312,7 @@ def _predict_people(
     return predicted
 
 
-def read_vcoco(annotations: Path, coco: Path) -> tuple[Actions, dict[int, People]]:
+def _read_vcoco(annotations: Path, coco: Path) -> tuple[Actions, dict[int, People]]:
     """The actions, and the persons of each annotated image. Raises UserError: a file is missing or invalid."""
     verbs, instances = _read_json(annotations), _read_json(coco)
     try:
@@ -335,47 +330,21 @@ def read_vcoco(annotations: Path, coco: Path) -> tuple[Actions, dict[int, People
         ) from None
 
 
-def occurring(root: Path, classes: DatasetClasses) -> Array:
-    """`[relations, objects]`, True for combinations that occur in a run, such as the training set.
-
-    Raises UserError: the folder is not a run.
-    """
-    occurs = np.zeros((len(classes.relations), len(classes.objects)), dtype=bool)
-    for record in iter_records(root):
-        for relation in record.relations:
-            object_ = record.objects[relation.object].category
-            if relation.predicate in classes.relations and object_ in classes.objects:
-                occurs[classes.relations.index(relation.predicate), classes.objects.index(object_)] = True
-    return occurs
-
-
 def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> EvaluationResult:
     """Evaluate scene graphs by Visual Genome's protocol, of VG150 or other classes; those of a model in mode sgdet."""
-    images: GraphFiles | ModelGraphs
+    found = ScoredImages()
     if isinstance(given, PredictionFiles):
         classes = GraphClasses.of(read_classes(given.classes).classes) if given.classes else VG150_CLASSES
-        images = GraphFiles(given.annotations, given.predictions, classes)
+        images = read_graph_files(given.annotations, given.predictions, classes, found)
     else:
         config = given.config("scene graph")
         classes = GraphClasses.of(config.classes)
-        if given.annotations is not None:
-            annotated = read_graphs(given.annotations)
-        else:
-            source = shard_annotations(given.data, config.classes, given.split, persons_only=False)
-            annotated = _shard_graphs(source, config.classes)
-        images = ModelGraphs(annotated, config, given.row_groups())
+        images = _predicted_graphs(given, config, found)
     names = classes.predicates
     official = classes == VG150_CLASSES
-    zero_shot = vg150_zero_shot() if official else None
-    scored: list[str] = []
+    sizes = {"num_objects": classes.num_objects, "num_predicates": len(names)}
     with _explained(given.name):
-        scores = evaluate_graphs(
-            _noting(images.images(), scored),
-            mode,
-            zero_shot=zero_shot,
-            num_objects=classes.num_objects,
-            num_predicates=len(names),
-        )
+        scores = evaluate_graphs(found.named(images), mode, zero_shot=vg150_zero_shot() if official else None, **sizes)
     rows: Rows = [{"predicate": name} for name in names]
     for prefix, recall in (("", scores.constrained), ("ng-", scores.unconstrained)):
         for most, shares in recall.per_predicate.items():
@@ -386,31 +355,8 @@ def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> Eva
         return {key: value for key, value in scores.summary().items() if official or "zR@" not in key}
 
     title = "Visual Genome" if official else "Visual Genome's protocol"
-    resampling = Resampling(scored, lambda counts: summary(scores.resampled(counts)))
-    return EvaluationResult(
-        title, {"mode": mode}, summary(scores), rows, images.notes, resampling=resampling, **images.counts.as_result()
-    )
-
-
-def _vcoco_summary(scores: VcocoScores) -> dict[str, float]:
-    summary = {}
-    for scenario in scores.roles:
-        summary[f"role AP, scenario {scenario}"] = scores.role_mean(scenario)
-        summary[f"role AP, scenario {scenario}, with point"] = scores.role_mean(scenario, without_point=False)
-    return {**summary, "agent AP": scores.agent_mean()}
-
-
-def _vcoco_rows(scores: VcocoScores) -> Rows:
-    parts: list[tuple[str, ClassScores, list[str]]] = []
-    scenarios: list[Scenario] = list(scores.roles)
-    for scenario in scenarios:
-        parts.append((f"role, scenario {scenario}", scores.roles[scenario], scores.actions.role_names()))
-    parts.append(("agent", scores.agents, list(scores.actions.names)))
-    return [
-        row
-        for kind, part, names in parts
-        for row in class_rows(part, [{"kind": kind, "class": names[number]} for number in part.classes.tolist()])
-    ]
+    found.unpredicted = frozenset()
+    return found.result(title, {"mode": mode}, scores, summary, rows)
 
 
 def _triplet_names(scores: ClassScores, numbers: TripletClasses, classes: DatasetClasses) -> list[dict[str, str]]:
@@ -437,62 +383,12 @@ def _explained(predictions: Path | str) -> Iterator[None]:
         raise UserError(f"{predictions}: {error}") from None
 
 
-_AnyImage = TypeVar("_AnyImage", EvaluationImage, GraphImage, PeopleImage)
-
-
-def _noting(images: Iterable[_AnyImage], names: list[str]) -> Iterator[_AnyImage]:
-    """The images; their names are added to `names` as they are read."""
-    for image in images:
-        names.append(image.name)
-        yield image
-
-
-def _hico_groups(setting: Setting) -> tuple[dict[str, Array], dict[str, str]]:
-    """The classes by group, and the names of measures that are renamed."""
-    names = ("rare", "non-rare") if setting in ("default", "NF") else ("unseen", "seen")
-    parts = split(setting)
-    renamed = {f"mAP {old}": f"mAP {new}" for old, new in zip(("rare", "non-rare"), names, strict=True)}
-    return dict(zip(names, (parts.rare, parts.non_rare), strict=True)), renamed
-
-
-@dataclass
-class ModelImages:
-    """Annotated images with predictions that a model makes while they are read; reading fills `notes` and `counts`."""
-
-    source: AnnotationSource
-    config: PredictConfig
-    row_groups: Sequence[RowGroup]
-    notes: list[str] = field(default_factory=list)
-    counts: ScoredImages = field(default_factory=ScoredImages)
-
-    def images(self) -> Iterator[EvaluationImage]:
-        """All annotated images; those that the shards lack or that cannot be read have no predictions.
-
-        Raises UserError: an input is missing or invalid, an image is not annotated, or no image can be read.
-        """
-        annotated, seen = read_annotations(self.source), set[str]()
-        for row, pairs in predict_readable(self.config, self.row_groups, self.notes):
-            name = row.file_name
-            _check_name(name, annotated, seen, self.source.files["annotations"])
-            self.counts.add(pairs)
-            yield EvaluationImage(name, annotated[name], pairs)
-        self.notes += self.counts.miss(annotated, seen)
-        boxes, objects = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=int)
-        scores = np.zeros((0, len(self.config.classes.relations)), dtype=np.float32)
-        nothing = PredictedPairs(boxes, boxes, objects, objects, scores)
-        yield from (
-            EvaluationImage(name, ground_truth, nothing) for name, ground_truth in annotated.items() if name not in seen
-        )
-
-
-def predict_readable(
-    config: PredictConfig, row_groups: Sequence[RowGroup], notes: list[str]
+def _readable(
+    config: PredictConfig, row_groups: Sequence[RowGroup], found: ScoredImages
 ) -> Iterator[tuple[ImageRow, PredictedPairs]]:
     """Predictions for the images that can be read; the number of others is noted.
 
-    Raises:
-        UserError: no image can be read; also as `predict`.
-        EngineError: as `predict`.
+    Raises UserError, EngineError: no image can be read; as `predict`.
     """
     from sgpipe.inference.predictor import predict  # it imports PyTorch
 
@@ -506,26 +402,37 @@ def predict_readable(
     if not readable:
         raise UserError(f"no image could be read: {failed[0] if failed else 'the data has no images'}")
     if failed:
-        notes.append(f"{count(len(failed), 'image')} could not be read; the first: {failed[0]}")
+        found.notes.append(f"{count(len(failed), 'image')} could not be read; the first: {failed[0]}")
 
 
-@dataclass
-class ModelGraphs:
-    """As `ModelImages`, for scene graphs. Images without predictions are left out."""
+def _predicted_pairs(
+    source: AnnotationSource, config: PredictConfig, row_groups: Sequence[RowGroup], found: ScoredImages
+) -> Iterator[EvaluationImage]:
+    """All annotated images; those that the shards lack or that cannot be read have no predictions."""
+    annotated, seen = read_annotations(source), set[str]()
+    for row, pairs in _readable(config, row_groups, found):
+        _check_name(row.file_name, annotated, seen, source.files["annotations"])
+        found.add(pairs)
+        yield EvaluationImage(row.file_name, annotated[row.file_name], pairs)
+    found.miss(annotated, seen)
+    for name, ground_truth in annotated.items():
+        if name not in seen:
+            yield EvaluationImage(name, ground_truth, Prediction.nothing().pairs(len(config.classes.relations)))
 
-    annotated: dict[str, GroundTruthGraph]
-    config: PredictConfig
-    row_groups: Sequence[RowGroup]
-    notes: list[str] = field(default_factory=list)
-    counts: ScoredImages = field(default_factory=ScoredImages)
 
-    def images(self) -> Iterator[GraphImage]:
-        seen: set[str] = set()
-        for row, pairs in predict_readable(self.config, self.row_groups, self.notes):
-            _check_name(row.image_id, self.annotated, seen, "the annotations")
-            self.counts.add(pairs)
-            yield GraphImage(f"image {row.image_id}", self.annotated[row.image_id], predicted_graph(pairs, MOST_PAIRS))
-        self.notes += self.counts.leave_out(self.annotated, seen)
+def _predicted_graphs(given: ModelRun, config: PredictConfig, found: ScoredImages) -> Iterator[GraphImage]:
+    """The annotated images that have predictions."""
+    if given.annotations is not None:
+        annotated = read_graphs(given.annotations)
+    else:
+        source = shard_annotations(given.data, config.classes, given.split, persons_only=False)
+        annotated = dict(_shard_graphs(source, config.classes))
+    seen: set[str] = set()
+    for row, pairs in _readable(config, given.row_groups(), found):
+        _check_name(row.image_id, annotated, seen, "the annotations")
+        found.add(pairs)
+        yield GraphImage(f"image {row.image_id}", annotated[row.image_id], predicted_graph(pairs, MOST_PAIRS))
+    found.leave_out(annotated, seen)
 
 
 def _check_name(name: str, annotated: Collection[str], seen: set[str], place: object) -> None:
@@ -537,13 +444,11 @@ def _check_name(name: str, annotated: Collection[str], seen: set[str], place: ob
     seen.add(name)
 
 
-def _shard_graphs(source: AnnotationSource, classes: DatasetClasses) -> dict[str, GroundTruthGraph]:
+def _shard_graphs(source: AnnotationSource, classes: DatasetClasses) -> Iterator[tuple[str, GroundTruthGraph]]:
     """The annotated scene graphs by image id."""
-    indices = [{name: index for index, name in enumerate(names, 1)} for names in (classes.objects, classes.relations)]
-    graphs = {}
+    objects, predicates = ({name: index for index, name in enumerate(names, 1)} for names in vars(classes).values())
     for record in source.read(Counter()):
         boxes = xywh_to_xyxy(np.array([box.bbox for box in record.objects], dtype=np.float32).reshape(-1, 4))
-        objects = np.array([indices[0][box.category] for box in record.objects], dtype=int)
-        relations = [(item.subject, item.object, indices[1][item.predicate]) for item in record.relations]
-        graphs[record.image_id] = GroundTruthGraph(boxes, objects, np.array(relations, dtype=int).reshape(-1, 3))
-    return graphs
+        labels = np.array([objects[box.category] for box in record.objects], dtype=int)
+        relations = [(item.subject, item.object, predicates[item.predicate]) for item in record.relations]
+        yield record.image_id, GroundTruthGraph(boxes, labels, np.array(relations, dtype=int).reshape(-1, 3))

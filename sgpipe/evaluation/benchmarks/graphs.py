@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,95 +39,75 @@ class GraphClasses:
 VG150_CLASSES = GraphClasses(150, VG150_PREDICATES)
 
 
-@dataclass
-class GraphFiles:
-    """An annotation file and a prediction file; reading fills `notes` and `counts`."""
+def read_graph_files(
+    annotations: Path, predictions: Path, classes: GraphClasses, found: ScoredImages
+) -> Iterator[GraphImage]:
+    """The annotated images that have predictions, in the order of the predictions.
 
-    annotations: Path
-    predictions: Path
-    classes: GraphClasses
-    notes: list[str] = field(default_factory=list)
-    counts: ScoredImages = field(default_factory=ScoredImages)
+    Args:
+        found: filled with counts and notes.
 
-    def images(self) -> Iterator[GraphImage]:
-        """The annotated images that have predictions, in the order of the predictions.
-
-        Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
-        """
-        annotated = read_graphs(self.annotations)
-        seen: set[str] = set()
-        numbers = _Numbers.own(self.classes)
-        for name, item in _items(self.predictions):
-            if name not in annotated:
-                raise UserError(f"{self.predictions}: image {name} is not in {self.annotations}")
-            if name in seen:
-                raise UserError(f"{self.predictions}: image {name} occurs twice; remove one")
-            seen.add(name)
-            numbers = self._listed(name, item[CLASSES]) if CLASSES in item else numbers
-            predicted = self._prediction(name, item, numbers)
-            self.counts.add(predicted.pairs)
-            yield GraphImage(f"image {name}", annotated[name], predicted)
-        if not seen:
-            raise UserError(f"{self.predictions} contains no predictions")
-        self.notes += self.counts.leave_out(annotated, seen)
-
-    def _prediction(self, name: str, item: Mapping[str, Any], numbers: _Numbers) -> PredictedGraph:
+    Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
+    """
+    annotated = read_graphs(annotations)
+    seen: set[str] = set()
+    numbers = _Numbers(np.arange(classes.num_objects + 1), np.arange(len(classes.predicates) + 1))
+    for name, item in _items(predictions):
+        if name not in annotated:
+            raise UserError(f"{predictions}: image {name} is not in {annotations}")
+        if name in seen:
+            raise UserError(f"{predictions}: image {name} occurs twice; remove one")
+        seen.add(name)
         try:
-            boxes = table(required_field(item, "boxes"), (-1, 4), np.float32)
-            labels = table(required_field(item, "labels"), (-1,), int)
-            scores = table(required_field(item, "predicate_scores"), (-1, 1 + len(numbers.predicates)), np.float32)
-            return PredictedGraph(
-                boxes,
-                numbers.labels(labels),
-                table(required_field(item, "scores"), (-1,), np.float32),
-                table(required_field(item, "pairs"), (-1, 2), int),
-                numbers.scores(scores, len(self.classes.predicates)),
-            )
+            numbers = _listed(classes, item[CLASSES]) if CLASSES in item else numbers
+            predicted = _prediction(item, numbers, len(classes.predicates))
         except (FieldError, EvaluationError) as error:
-            raise UserError(f"{self.predictions}: image {name}: {error}") from None
-
-    def _listed(self, name: str, content: Any) -> _Numbers:
-        """The numbers of predictions with a class list. Raises UserError: a class is none of the dataset."""
-        try:
-            listed = listed_schema(content).classes
-        except FieldError as error:
-            raise UserError(f"{self.predictions}: image {name}: {error}") from None
-        objects = self.classes.objects or listed.objects  # the names of VG150's object classes are not known here
-        unknown = [each for each in listed.relations if each not in self.classes.predicates]
-        unknown += [each for each in listed.objects if each not in objects]
-        if unknown:
-            raise UserError(f"{self.predictions}: {unknown[0]!r} {OTHER_CLASS}")
-        if len(objects) != self.classes.num_objects:
-            counts = f"{count(len(objects), 'object class', 'object classes')}, the dataset {self.classes.num_objects}"
-            raise UserError(f"{self.predictions} has {counts}; --classes lists other classes")
-        return _Numbers(
-            tuple(1 + objects.index(each) for each in listed.objects),
-            tuple(1 + self.classes.predicates.index(each) for each in listed.relations),
-        )
+            raise UserError(f"{predictions}: image {name}: {error}") from None
+        found.add(predicted.pairs)
+        yield GraphImage(f"image {name}", annotated[name], predicted)
+    if not seen:
+        raise UserError(f"{predictions} contains no predictions")
+    found.leave_out(annotated, seen)
 
 
-@dataclass(frozen=True)
-class _Numbers:
-    """The dataset's numbers, from 1, of the classes that predictions number from 1."""
+class _Numbers(NamedTuple):
+    """The dataset's numbers by those of the predictions, from 1; number 0 is 0."""
 
-    objects: tuple[int, ...]
-    predicates: tuple[int, ...]
+    objects: Array
+    predicates: Array
 
-    @classmethod
-    def own(cls, classes: GraphClasses) -> _Numbers:
-        return cls(tuple(range(1, 1 + classes.num_objects)), tuple(range(1, 1 + len(classes.predicates))))
 
-    def labels(self, labels: Array) -> Array:
-        """`[boxes]`; labels that are out of range stay, for the evaluator to refuse."""
-        valid = (labels >= 1) & (labels <= len(self.objects))
-        mapped: Array = np.where(valid, np.array((0, *self.objects))[np.where(valid, labels, 0)], labels)
-        return mapped
+def _listed(classes: GraphClasses, content: Any) -> _Numbers:
+    """The numbers of predictions with a class list. Raises FieldError: a class is not one of the dataset."""
+    listed = listed_schema(content).classes
+    objects = classes.objects or listed.objects  # the names of VG150's object classes are not known here
+    unknown = [each for each in listed.relations if each not in classes.predicates]
+    unknown += [each for each in listed.objects if each not in objects]
+    if unknown:
+        raise FieldError(f"{unknown[0]!r} {OTHER_CLASS}")
+    if len(objects) != classes.num_objects:
+        counts = f"{count(len(objects), 'object class', 'object classes')}, the dataset {classes.num_objects}"
+        raise FieldError(f"the file has {counts}; --classes lists other classes")
+    return _Numbers(
+        np.array([0, *(1 + objects.index(each) for each in listed.objects)]),
+        np.array([0, *(1 + classes.predicates.index(each) for each in listed.relations)]),
+    )
 
-    def scores(self, scores: Array, num_predicates: int) -> Array:
-        """`[pairs, 1 + predicates]`, the background first; a predicate that was not predicted has score 0."""
-        mapped: Array = np.zeros((len(scores), 1 + num_predicates), dtype=scores.dtype)
-        mapped[:, (0, *self.predicates)] = scores
-        return mapped
+
+def _prediction(item: Mapping[str, Any], numbers: _Numbers, num_predicates: int) -> PredictedGraph:
+    """Raises FieldError, EvaluationError: a value is missing or has another form."""
+    labels = table(required_field(item, "labels"), (-1,), int)
+    given = table(required_field(item, "predicate_scores"), (-1, len(numbers.predicates)), np.float32)
+    scores = np.zeros((len(given), 1 + num_predicates), dtype=given.dtype)  # a predicate that is not listed has score 0
+    scores[:, numbers.predicates] = given
+    valid = (labels >= 1) & (labels < len(numbers.objects))  # the evaluator refuses others
+    return PredictedGraph(
+        table(required_field(item, "boxes"), (-1, 4), np.float32),
+        np.where(valid, numbers.objects[np.where(valid, labels, 0)], labels),
+        table(required_field(item, "scores"), (-1,), np.float32),
+        table(required_field(item, "pairs"), (-1, 2), int),
+        scores,
+    )
 
 
 def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:

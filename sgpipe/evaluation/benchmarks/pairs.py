@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from rlip_model.evaluation.inputs import (
 from sgpipe.errors import UserError
 from sgpipe.evaluation.result import ScoredImages
 from sgpipe.files.json_stream import JsonStream
+from sgpipe.inference.rows import PERSON
 from sgpipe.inference.writers import CLASSES
 from sgpipe.records import Record, from_table
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, FieldError, ProblemCounts, list_field, text_field
@@ -46,127 +46,101 @@ OTHER_CLASS = (
 )
 
 
-@dataclass
-class PairFiles:
-    """An annotation file and a prediction file; reading fills `notes` and `counts`.
+def read_pairs(
+    source: AnnotationSource, predictions: Path, schema: HoiaSchema, key: str, found: ScoredImages
+) -> Iterator[EvaluationImage]:
+    """All annotated images in the order of the annotations, with the predictions of a file.
 
-    schema: the classes, and the category ids of predictions that do not list their own. key: of their relations.
+    Args:
+        schema: the classes, and the category ids of predictions that do not list their own. key: of their relations.
+        found: filled with counts and notes.
+
+    Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
     """
-
-    source: AnnotationSource
-    predictions: Path
-    schema: HoiaSchema
-    key: str
-    notes: list[str] = field(default_factory=list)
-    counts: ScoredImages = field(default_factory=ScoredImages)
-
-    def images(self) -> Iterator[EvaluationImage]:
-        """All annotated images in the order of the annotations, with their predictions.
-
-        Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
-        """
-        annotated = read_annotations(self.source)
-        predicted = self._read_predictions(annotated)
-        self.notes += self.counts.miss(annotated, predicted)
-        for prediction in predicted.values():
-            self.counts.add(prediction.scores)
-        nothing = Prediction(np.zeros((0, 4)), np.zeros(0, dtype=int), np.zeros((0, 3), dtype=int), np.zeros(0))
-        for name, ground_truth in annotated.items():
-            yield EvaluationImage(name, ground_truth, predicted.get(name, nothing).pairs(len(self.schema.relations)))
-
-    def _read_predictions(self, annotated: Mapping[str, ImageGroundTruth]) -> dict[str, Prediction]:
-        predicted: dict[str, Prediction] = {}
-        repeated = 0
-        for name, prediction in self._predictions():
-            if name not in annotated:
-                raise UserError(
-                    f"{self.predictions}: image {name!r} is not in {self.source.files['annotations']}; "
-                    "give the annotation file of the predicted images"
-                )
-            repeated += name in predicted
-            predicted.setdefault(name, prediction)
-        if not predicted:
-            raise UserError(f"{self.predictions} contains no predictions")
-        if repeated:
-            self.notes.append(
-                f"{count(repeated, 'prediction')} of an image that already had one: only the first counts"
+    annotated = read_annotations(source)
+    if predictions.suffix == ".parquet":
+        read = read_prediction_table(predictions, schema.classes)
+    else:
+        read = _read_prediction_list(predictions, schema, key, found)
+    predicted: dict[str, Prediction] = {}
+    repeated = 0
+    for name, prediction in read:
+        if name not in annotated:
+            raise UserError(
+                f"{predictions}: image {name!r} is not in {source.files['annotations']}; "
+                "pass the annotation file of the predicted images"
             )
-        return predicted
-
-    def _predictions(self) -> Iterator[tuple[str, Prediction]]:
-        """The predictions of each image, with its file name."""
-        if self.predictions.suffix == ".parquet":
-            yield from read_prediction_table(self.predictions, self.schema.classes)
-            return
-        reader = _PredictionReader(self.predictions, self.schema.classes, self.key)
-        reader.use(self.schema)
-        for _, item in JsonStream(self.predictions):
-            yield reader.read(item)
-        if not reader.has_own_list:
-            number, name = next(iter(self.schema.relations.items()))
-            self.notes.append(
-                f"{self.predictions} lists no classes: its numbers are taken for the annotations', such as {number} "
-                f"for the relation {name!r}; a model of other numbers would be scored wrongly"
-            )
+        repeated += name in predicted
+        predicted.setdefault(name, prediction)
+    if not predicted:
+        raise UserError(f"{predictions} contains no predictions")
+    if repeated:
+        found.notes.append(f"{count(repeated, 'prediction')} of an image that already had one: only the first counts")
+    found.miss(annotated, predicted)
+    for prediction in predicted.values():
+        found.add(prediction.scores)
+    for name, ground_truth in annotated.items():
+        prediction = predicted.get(name) or Prediction.nothing()
+        yield EvaluationImage(name, ground_truth, prediction.pairs(len(schema.relations)))
 
 
-@dataclass
-class _PredictionReader:
-    """Reads the items of a file. Items from one with a class list on have the category ids of that list."""
-
-    path: Path
-    classes: DatasetClasses
-    key: str
-    has_own_list: bool = False
-
-    def use(self, schema: HoiaSchema) -> None:
-        """Map the category ids of a schema to the classes: to an index, or to the name of another class."""
-        self.objects, self.predicates = (
-            {number: names.index(name) if name in names else name for number, name in listed.items()}
-            for listed, names in ((schema.objects, self.classes.objects), (schema.relations, self.classes.relations))
-        )
-
-    def read(self, item: Any) -> tuple[str, Prediction]:
-        """Raises UserError."""
+def _read_prediction_list(
+    path: Path, schema: HoiaSchema, key: str, found: ScoredImages
+) -> Iterator[tuple[str, Prediction]]:
+    """The file name and prediction of each image of a JSON list."""
+    numbers, has_own_list = _class_indices(schema, schema.classes), False
+    for _, item in JsonStream(path):
         try:
             name = text_field(item, "file_name")
         except FieldError as error:
-            raise UserError(f"{self.path}: an item: {error}; expected one list with an object per image") from None
+            raise UserError(f"{path}: an item: {error}; expected one list with an object per image") from None
         try:
             if CLASSES in item:
-                self.use(listed_schema(item[CLASSES]))
-                self.has_own_list = True
-            return name, self._prediction(name, list_field(item, "predictions"), list_field(item, self.key))
+                numbers, has_own_list = _class_indices(listed_schema(item[CLASSES]), schema.classes), True
+            yield name, _listed_prediction(list_field(item, "predictions"), list_field(item, key), *numbers)
         except (FieldError, EvaluationError) as error:
-            raise UserError(f"{self.path}: image {name!r}: {error}") from None
+            raise UserError(f"{path}: image {name!r}: {error}") from None
         except (KeyError, TypeError, OverflowError) as error:
             raise UserError(
-                f"{self.path}: image {name!r}: expected boxes with 'bbox' and 'category_id' and relations with "
+                f"{path}: image {name!r}: expected boxes with 'bbox' and 'category_id' and relations with "
                 f"'subject_id', 'object_id', 'category_id' and 'score', but {error!r}"
             ) from None
+    if not has_own_list:
+        number, name = next(iter(schema.relations.items()))
+        found.notes.append(
+            f"{path} lists no classes: its numbers are taken for the annotations', such as {number} for the relation "
+            f"{name!r}; a model of other numbers would be scored wrongly"
+        )
 
-    def _prediction(self, name: str, boxes: Sequence[Any], relations: Sequence[Any]) -> Prediction:
-        classes = [self._index(self.objects, box["category_id"], "an object") for box in boxes]
-        triplets = [
-            (item["subject_id"], item["object_id"], self._index(self.predicates, item["category_id"], "a relation"))
-            for item in relations
-        ]
-        ends = table(triplets, (-1, 3), int)
-        check_range("its predictions", "a box of a relation", ends[:, :2], 0, len(boxes))
-        scores = table([item["score"] for item in relations], (-1,), np.float32)
-        if not np.isfinite(scores).all():
-            raise FieldError("a 'score' is NaN or infinite; remove the relation or fix the model's output")
-        corners = table([box["bbox"] for box in boxes], (-1, 4), np.float32)
-        return Prediction(corners, table(classes, (-1,), int), ends, scores)
 
-    def _index(self, indices: Mapping[int, int | str], category: Any, what: str) -> int:
-        index = indices.get(category)
-        if isinstance(index, int):
-            return index
-        other = f"category_id {category!r} of {what}" if index is None else repr(index)
-        if index is None and self.has_own_list:
-            raise FieldError(f"{other} is not in the class list of the file itself")
-        raise FieldError(f"{other} {OTHER_CLASS}")
+def _class_indices(schema: HoiaSchema, classes: DatasetClasses) -> tuple[dict[int, int | str], ...]:
+    """By category id of objects and of relations: the index among the classes, or the name of another class."""
+    return tuple(
+        {number: names.index(name) if name in names else name for number, name in listed.items()}
+        for listed, names in ((schema.objects, classes.objects), (schema.relations, classes.relations))
+    )
+
+
+def _listed_prediction(
+    boxes: Sequence[Any],
+    relations: Sequence[Any],
+    objects: Mapping[int, int | str],
+    predicates: Mapping[int, int | str],
+) -> Prediction:
+    def index(indices: Mapping[int, int | str], category: Any) -> int:
+        known = indices.get(category, f"category_id {category}")
+        if isinstance(known, str):
+            raise FieldError(f"{known!r} {OTHER_CLASS}")
+        return known
+
+    classes = [index(objects, box["category_id"]) for box in boxes]
+    triplets = [(item["subject_id"], item["object_id"], index(predicates, item["category_id"])) for item in relations]
+    ends = table(triplets, (-1, 3), int)
+    check_range("its predictions", "a box of a relation", ends[:, :2], 0, len(boxes))
+    scores = table([item["score"] for item in relations], (-1,), np.float32)
+    if not np.isfinite(scores).all():
+        raise FieldError("a 'score' is NaN or infinite; remove the relation or fix the model's output")
+    return Prediction(table([box["bbox"] for box in boxes], (-1, 4), np.float32), np.array(classes, int), ends, scores)
 
 
 def listed_schema(content: Any) -> HoiaSchema:
@@ -220,6 +194,10 @@ class Prediction:
     triplets: Array
     scores: Array
 
+    @classmethod
+    def nothing(cls) -> Prediction:
+        return cls(np.zeros((0, 4)), np.zeros(0, dtype=int), np.zeros((0, 3), dtype=int), np.zeros(0))
+
     def pairs(self, num_predicates: int) -> PredictedPairs:
         """One row for each pair of boxes. A repeated triplet counts once, with its best score."""
         ends, number = np.unique(self.triplets[:, :2], axis=0, return_inverse=True)
@@ -251,15 +229,9 @@ def read_prediction_table(path: Path, classes: DatasetClasses) -> Iterator[tuple
             named = [_class_number(predicates, each) for each in columns["predicate"]]
         except FieldError as error:
             raise UserError(f"{path}: image {name!r}: {error}") from None
-        yield (
-            name,
-            Prediction(
-                np.concatenate([boxes[first] for _, boxes in ends]),
-                np.array(numbers, dtype=int),
-                np.stack((row, row + len(pairs), np.array(named, dtype=int)), axis=1),
-                columns["score"],
-            ),
-        )
+        boxes = np.concatenate([boxes[first] for _, boxes in ends])
+        triplets = np.stack((row, row + len(pairs), np.array(named, dtype=int)), axis=1)
+        yield name, Prediction(boxes, np.array(numbers, dtype=int), triplets, columns["score"])
 
 
 def prediction_columns(path: Path) -> Iterator[tuple[str, dict[str, Array] | None]]:
@@ -317,9 +289,6 @@ def _class_number(numbers: Mapping[str, int], name: str) -> int:
     return numbers[name]
 
 
-PERSON = "person"
-
-
 def data_classes(root: Path) -> DatasetClasses:
     """All classes of a run: its closed lists, or else the names that occur, the most frequent first.
 
@@ -334,11 +303,9 @@ def data_classes(root: Path) -> DatasetClasses:
             names.update({item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()})
     if not objects or not relations:
         raise UserError(f"{root} has no objects or no relations from which to list the classes; pass --classes")
-    return DatasetClasses(_most_frequent_first(objects), _most_frequent_first(relations))
-
-
-def _most_frequent_first(names: Counter[str]) -> tuple[str, ...]:
-    return tuple(sorted(names, key=lambda name: (-names[name], name)))
+    return DatasetClasses(
+        *(tuple(sorted(names, key=lambda name: (-names[name], name))) for names in (objects, relations))
+    )
 
 
 def hoia_schema_of(classes: DatasetClasses) -> HoiaSchema:
@@ -362,32 +329,18 @@ def shard_annotations(
 
     Raises UserError, also while reading: the folder is not a run, is damaged, or has names that are not classes.
     """
-    Manifest.load(root)
-    read = partial(_records, root, classes, split, persons_only)
-    return AnnotationSource("shards", split or "all", read, {"annotations": root}, classes=classes)
+    shards = [shard for shard in Manifest.load(root).shards if split in (None, shard.split)]
 
-
-def _records(
-    root: Path, classes: DatasetClasses, split: str | None, persons_only: bool, problems: ProblemCounts
-) -> Iterator[Record]:
-    known = {"object": set(classes.objects), "relation": set(classes.relations)}
-    for shard in Manifest.load(root).shards:
-        if split not in (None, shard.split):
-            continue
-        for record in from_table(read_file(root / shard.file, _COLUMNS)):
-            if not record.ok:
-                continue
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        for record in (one for shard in shards for one in from_table(read_file(root / shard.file, _COLUMNS)) if one.ok):
             if persons_only:
                 persons = [box.category == PERSON for box in record.objects]
                 record = replace(record, relations=[item for item in record.relations if persons[item.subject]])
-            names = {
-                "object": {box.category for box in record.objects},
-                "relation": {item.predicate for item in record.relations},
-            }
-            for kind, own in names.items():
-                if unknown := sorted(own - known[kind]):
-                    raise UserError(
-                        f"{root}: image {record.image_id}: {kind} {unknown[0]!r} is not a listed class; "
-                        "list all classes in --classes"
-                    )
+            names = {box.category for box in record.objects} - {*classes.objects}
+            if unknown := names | {item.predicate for item in record.relations} - {*classes.relations}:
+                raise UserError(
+                    f"{root}: image {record.image_id}: {min(unknown)!r} is not a listed class; list all in --classes"
+                )
             yield record
+
+    return AnnotationSource("shards", split or "all", read, {"annotations": root}, classes=classes)
