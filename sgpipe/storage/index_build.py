@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from sgpipe.errors import UserError
 from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import MARKS, PLACED, prepare_checks
+from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_files import RunFiles
 from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, read_file
 from sgpipe.utils.console import Progress
@@ -154,12 +155,12 @@ _CHECKED = (
 # Why a row of `images` without relations has none: the first stage that left nothing.
 _WHY = """case
     when objects = 0 then 'no objects'
-    when (select sum(captions) from images) = 0 then 'nothing annotated'
+    when (select sum(captions) from images) = 0 then 'nothing annotated' || (select removed from run_header)
     when captions = 0 then 'no captions'
     when triplets = 0 then 'no triplet in the captions'
     when matched_triplets = 0 then 'no triplet matches the objects'
     when pairs = 0 then 'no candidate pair'
-    else 'nothing above the threshold of the tagger' end"""
+    else 'nothing above the threshold of the tagger' || (select removed from run_header) end"""
 _FLAGS = (
     """create table run.marks as
     select bit, count(*) as hits from (select bit from relations_marks union all select bit from images_marks)
@@ -243,6 +244,8 @@ def build_index(
         try:
             configure(connection, folder / "spill")
             execute(_SCRATCH)
+            corrected = any("corrected" in (each or {}) for each in Manifest.identities(files.manifest.run))
+            execute("create table run_header as select ? as removed", ", or removed by people" if corrected else "")
             taken = _take_over(connection, files, states, earlier) if earlier else set()
             _Reader(files, states, connection, folder).read([name for name in states if name not in taken], progress)
             execute(f"attach {_text(path)} as run")

@@ -201,7 +201,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         "candidates": {f"{s}-{o}": [asdict(found) for found in provenance.candidates[s, o]] for s, o in pairs},
         "threshold": provenance.settings.threshold,
         "graph": _graph(record, _most_confident(relations, _IN_GRAPH, chosen)),
-        "why": None if relations else without_relations(record),
+        "why": None if relations else without_relations(record, corrected=provenance.settings.corrected),
     }
     return {name: _finite(value) for name, value in values.items()}
 
@@ -221,17 +221,18 @@ def existing_relations(record: Record) -> list[Relation]:
     return deduplicate(found for found in record.relations if found.subject in objects and found.object in objects)
 
 
-def without_relations(record: Record) -> str:
-    """Why an image has no relation."""
+def without_relations(record: Record, *, corrected: bool = False) -> str:
+    """Why an image of a run has no relation; `corrected`: by people."""
+    removed = " People may have removed its relations." if corrected else ""
     matched = any(found.subject_category and found.object_category for found in record.triplets)
     reasons = (
         (record.status == "error", "The image failed."),
         (not record.objects, "It has no objects."),
-        (not record.captions and not record.pairs, "It has no captions and no candidate pairs."),
+        (not record.captions and not record.pairs, f"It has no captions and no candidate pairs.{removed}"),
         (not record.triplets and not record.pairs, "Its captions state no relation."),
         (not matched and not record.pairs, "The nouns of its captions match none of its objects."),
         (not record.pairs, "It has no candidate pair."),
-        (True, "No candidate scored above the threshold of the tagger."),
+        (True, f"No candidate scored above the threshold of the tagger.{removed}"),
     )
     return next(reason for holds, reason in reasons if holds)
 

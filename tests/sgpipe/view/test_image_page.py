@@ -97,6 +97,7 @@ def test_it_says_why_there_is_no_relation() -> None:
         "It has no candidate pair.",
         "No candidate scored above the threshold of the tagger.",
     ]
+    assert without_relations(scored, corrected=True) == f"{reasons[-1]} People may have removed its relations."
 
 
 def moved(box: Box, by: float) -> Box:
