@@ -270,7 +270,9 @@ class PairConfig(Config):
         "head", description="match nouns with classes by head nouns and synonyms, or by substrings as RLIPv2's code"
     )
     restrict: Literal["pair", "group"] = Field(
-        "pair", description="keep only a pair's own predicates, or those of its whole group, as RLIPv2's code"
+        "pair",
+        description="keep only a pair's own predicates, or those of its whole group, which is cut in the order of the "
+        "annotations, as RLIPv2's code",
     )
     synonyms: StoredPath | None = Field(None, description="JSON {class name: [synonyms]}; null: the packaged table")
     prior: StoredPath | None = Field(None, description="scene graphs (VG JSON) for `candidates: prior`")

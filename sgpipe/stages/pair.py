@@ -321,7 +321,7 @@ class PairStage:
             raise UserError("pair.candidates is 'prior': set pair.prior to a Visual Genome JSON file")
         self.config = config
         self.resources = config.resources
-        self._names = tuple(dict.fromkeys((*categories, *category_names(dataset).values())))
+        self._names = sorted({*categories, *category_names(dataset).values()})
         self._dataset = dataset
 
     def setup(self) -> None:

@@ -184,8 +184,10 @@ class TagStage:
     On a CPU one image at a time, so that results do not depend on the batch. On a GPU images of equal size together;
     while it computes, the next ones are opened and the relations of the last ones are chosen.
 
-    With `restrict: pair` a pair is scored against the predicates of its group and keeps its own candidates; with
-    `restrict: group` it can get any predicate of its chunk of groups, as in RLIPv2.
+    The scores of a pair depend on its position among the pairs. With `restrict: pair` pairs are sorted by their boxes,
+    so that the order in a file does not matter; each is scored against the predicates of its group and keeps its own
+    candidates. With `restrict: group` they are in the order of the file, and a pair can get any predicate of its chunk
+    of groups, as in RLIPv2.
     """
 
     name = "tag"
@@ -210,7 +212,7 @@ class TagStage:
         self._set_classes(object_names)
 
     def _set_classes(self, object_names: Sequence[str]) -> None:
-        self.object_names = list(dict.fromkeys(object_names))
+        self.object_names = sorted(set(object_names))  # their order decides the last bits of scores
         self._labels = {name: index for index, name in enumerate(self.object_names)}
 
     def with_classes(self, object_names: Sequence[str]) -> TagStage:
@@ -327,7 +329,9 @@ class TagStage:
 
     def _batches(self, record: Record) -> list[Batch]:
         if self.pair.restrict == "pair":
-            return own_batches(record.pairs, self.group_size, self.config.chunk)
+            ranks = [box.rank for box in record.objects]
+            pairs = sorted(record.pairs, key=lambda pair: (ranks[pair.subject], ranks[pair.object]))
+            return own_batches(pairs, self.group_size, self.config.chunk)
         if self.pair.candidates == "captions":
             groups = reference_groups(record.pairs, self.group_size)
         else:
@@ -386,6 +390,7 @@ class TagStage:
             relations += relations_above(batch, of_batch, self.threshold)
         if self.pair.restrict == "pair":
             relations = keep_own(relations, given.record.pairs)
+            relations.sort(key=lambda relation: (relation.subject, relation.object))
         return deduplicate(relations)
 
     def _autocast(self) -> AbstractContextManager[object]:

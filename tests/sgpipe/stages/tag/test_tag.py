@@ -1,13 +1,17 @@
 """The tag stage: predicates a pair is scored against, relations that are kept, and error rows."""
 
 import copy
+import dataclasses
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from rlip_model.image import to_pixel_values
@@ -58,8 +62,8 @@ def stage(folder: Path, pair: PairConfig | None = None, **changes: object) -> Ta
 
 @cache
 def _loaded(folder: Path, pair: PairConfig | None, changes: tuple[tuple[str, object], ...]) -> TagStage:
-    settings = {"tagger": str(folder / "tagger"), "short_side": 64, "long_side": 128, "threshold": 0.0, **dict(changes)}
-    made = TagStage(TagConfig.model_validate(settings), {"val": folder}, NAMES, pair)
+    values = {"tagger": str(folder / "tagger"), "short_side": 64, "long_side": 128, "threshold": 0.0, **dict(changes)}
+    made = TagStage(TagConfig.model_validate(values), {"val": folder}, NAMES, pair)
     made.setup()
     return made
 
@@ -87,20 +91,21 @@ def test_a_group_shares_its_predicates(folder: Path) -> None:
 
 
 def test_scores_equal_the_network(folder: Path) -> None:
-    """By hand: the reduced image, all class names and the group's predicates, through the network."""
+    """By hand: the reduced image, all class names, the group's predicates, and pairs with the largest boxes first."""
     made = stage(folder)
     [tagged] = made([record(0)])
     network = RTagger.from_pretrained(folder / "tagger")
     texts = sorted(PREDICATES)
-    labels = network.encode_labels([*NAMES, "no objects"], texts)
+    labels = network.encode_labels(["bench", "dog", "person", "no objects"], texts)
     pixels = to_pixel_values(Image.open(folder / "0.png"), 64, 128)
-    boxes, classes = normalised_boxes(tagged), torch.tensor([0, 1, 2, 0])
-    subjects, objects = torch.tensor([[pair.subject, pair.object] for pair in tagged.pairs]).T
+    boxes, classes = normalised_boxes(tagged), torch.tensor([2, 1, 0, 2])
+    rows = [(3, 2), (3, 1), (0, 2), (0, 1), (1, 2)]
+    subjects, objects = torch.tensor(rows).T
     pairs = GivenPairs(boxes[subjects], boxes[objects], classes[subjects], classes[objects])
     with torch.no_grad():
         logits = network(pixels[None], None, labels, [pairs]).final.relation_logits[0]
     for relation in tagged.relations:
-        row = [(pair.subject, pair.object) for pair in tagged.pairs].index((relation.subject, relation.object))
+        row = rows.index((relation.subject, relation.object))
         expected = float(logits[row, texts.index(relation.predicate)].sigmoid())
         assert relation.confidence == pytest.approx(expected, rel=1e-5)
 
@@ -172,6 +177,30 @@ def test_labels_do_not_depend_on_other_records(folder: Path) -> None:
     assert together == alone == backwards
 
 
+def in_order(tagged: Record, order: Sequence[int]) -> Record:
+    """The same record with its boxes in another order."""
+    place = {old: new for new, old in enumerate(order)}
+    moved = sorted((place[p.subject], place[p.object], p.predicates) for p in tagged.pairs)
+    objects = [tagged.objects[old] for old in order]
+    return dataclasses.replace(tagged, objects=objects, pairs=[Pair(*values) for values in moved])
+
+
+@settings(max_examples=12, deadline=None)
+@given(order=st.permutations(range(4)), group_size=st.sampled_from([2, 100]))
+def test_the_order_of_boxes_changes_the_order_of_relations_and_nothing_else(
+    folder: Path, order: list[int], group_size: int
+) -> None:
+    def confidences(one: Record) -> list[tuple[str, str, str, float]]:
+        [tagged] = stage(folder, group_size=group_size)([one])
+        assert [(r.subject, r.object) for r in tagged.relations] == sorted(
+            (r.subject, r.object) for r in tagged.relations
+        )
+        boxes = [str(box) for box in tagged.objects]
+        return sorted((boxes[r.subject], r.predicate, boxes[r.object], r.confidence) for r in tagged.relations)
+
+    assert confidences(in_order(record(0), order)) == confidences(record(0))
+
+
 def test_the_image_and_each_text_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = stage(folder, group_size=1)
     images: list[int] = []
@@ -230,7 +259,7 @@ def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_pat
     kept = stage(folder, calibration=file, threshold=0.5)([record(0)])[0].relations
     assert kept == [item for item in scored if item.confidence > half]
     assert stage(folder, calibration=file, precision=0.8).threshold == half
-    with pytest.raises(UserError, match=r"precision 0\.99: by the calibration no threshold"):
+    with pytest.raises(UserError, match=r"precision 0\.99: .*no threshold has this precision"):
         stage(folder, calibration=file, precision=0.99)
     other = make_calibration(tmp_path / "o.json", tagger | {"short_side": 7})
     with pytest.raises(UserError, match="short_side: 7 in the calibration, "):
