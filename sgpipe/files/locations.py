@@ -41,7 +41,7 @@ _ON_HUB = re.compile(rf"{DATASETS}(?P<dataset>[^/]+/[^/]+)/(?P<file>.+)")
 
 
 def location(place: str | Location) -> Location:
-    """Return the location that a text names. Raises UserError: a URI contains keys."""
+    """Return the location that a text names. Raises UserError: a URI is not of a store, or contains keys."""
     if isinstance(place, str):
         return StorePath(place) if is_uri(place) else Path(place)
     return place

@@ -84,9 +84,8 @@ class ObjectInfo:
 
 
 def is_uri(text: str) -> bool:
-    """Whether the text is a URI of a store or the hub, and not a path."""
-    scheme, separator, _ = text.partition("://")
-    return bool(separator) and scheme in _SCHEMES
+    """Whether the text is a URI, of a store or the hub if `StorePath` accepts it, and not a path."""
+    return "://" in text
 
 
 class StorePath:
@@ -103,8 +102,10 @@ class StorePath:
         scheme, separator, rest = uri.partition("://")
         path, mark, options = rest.partition("?")
         bucket, _, key = path.partition("/")
-        if not separator or scheme not in _SCHEMES or not bucket:
+        if not separator or scheme not in _SCHEMES:
             raise UserError(f"{uri} is not an object store: {_EXPECTED}")
+        if not bucket:
+            raise UserError(f"{uri} names no bucket: expected {scheme}://BUCKET/FOLDER")
         self._bucket, self._options = f"{scheme}://{bucket}", mark + options
         self._prefix = "/".join(part for part in key.split("/") if part not in ("", "."))
 

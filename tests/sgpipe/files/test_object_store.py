@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from sgpipe.errors import UserError
 from sgpipe.files import object_store
+from sgpipe.files.image_roots import check_images
+from sgpipe.files.locations import content_id
+from sgpipe.files.model_cache import pin_model
 from sgpipe.files.object_store import ObjectInfo, StorePath
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_files import RunFiles
 
 CONTENT = bytes(range(25))
 
@@ -40,6 +47,25 @@ def test_a_whole_file_is_read_by_few_requests(monkeypatch: pytest.MonkeyPatch, o
     assert reader.asked == [(0, 10), (10, 10), (20, 5)]
     file.seek(-3, io.SEEK_END)
     assert file.read() == CONTENT[-3:]
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("s3://", "s3:// names no bucket: expected s3://BUCKET"),
+        ("gs:///folder", "gs:///folder names no bucket: expected gs://BUCKET"),
+        ("gcs://bucket/x", "expected s3://, gs:// or abfs://"),
+        ("file:///tmp/x", "expected s3://, gs:// or abfs://"),
+        ("s3://bucket:x:y/z", "expected s3://, gs:// or abfs://"),
+    ],
+)
+def test_what_is_no_store_is_refused_wherever_a_place_is_named(uri: str, expected: str) -> None:
+    readers: list[Callable[[str], Any]] = [RunFiles, Manifest.load, pin_model, check_images, content_id]
+    for read in readers:
+        with pytest.raises(UserError) as caught:
+            read(uri)
+        assert expected in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_name_is_never_read_as_options() -> None:
