@@ -368,7 +368,7 @@ def _notes(quality: BoxQuality) -> list[str]:
         f"compared {count(counts['boxes'], 'box', 'boxes')} in {count(counts['images'], 'image')} with "
         f"{counts['ground truth boxes']:,} of the ground truth; crowds left out: {counts['ground truth crowds']:,}"
     ]
-    notes += count_notes(counts, {name: words for name, words in NOTES.items() if name in counts})
+    notes += count_notes(counts, NOTES)
     if quality.other_classes:
         boxes = count(sum(quality.other_classes.values()), "box", "boxes")
         notes.append(f"left out {boxes} of classes without ground truth here: {listed(quality.other_classes)}")

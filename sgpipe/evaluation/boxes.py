@@ -255,8 +255,8 @@ def _hoia_predictions(path: Location) -> BoxSet:
             ends = [(boxes[place], classes[place], score) for place, score in relations if place >= 0]
         except (FieldError, IndexError) as error:
             raise UserError(f"{path}: an item: {error}; {_FORMS}") from None
-        columns = zip(*ends, strict=True) if ends else ([], [], [])
-        found.add(ImageName("", "", image_base_name(name)), ImageBoxes.of((0, 0), *columns))
+        own, names, scores = ([end[place] for end in ends] for place in range(3))
+        found.add(ImageName("", "", image_base_name(name)), ImageBoxes.of((0, 0), own, names, scores))
     return found
 
 

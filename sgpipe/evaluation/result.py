@@ -29,7 +29,6 @@ from sgpipe.viz.draw_relations import Point
 from sgpipe.viz.svg import unit_square
 
 Rows = list[dict[str, Any]]
-CountWords = Mapping[str, tuple[str, str]]  # what a count of one and of several says, by the name of the count
 
 RECALLS = np.linspace(0, 1, 101)
 _LONGEST = 60  # letters of a name in a table
@@ -133,7 +132,8 @@ def compare_paired(
             counts[order[kept]] = 1
             found = summary(counts)
             values.append([found[name] for name in names])
-        return np.array([*values, np.subtract(*values)])
+        table = np.array(values)
+        return np.concatenate((table, table[:1] - table[1:]))
 
     whole, rng = measure(np.arange(images)), np.random.default_rng(seed)
     kept = images - images // 2
@@ -204,11 +204,9 @@ def _text(interval: Interval) -> str:
     return "–" if np.isnan(interval[0]) else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
-def count_notes(counts: Mapping[str, int], words: CountWords) -> list[str]:
-    """A note for each count that is not 0."""
-    return [
-        f"{counts[name]:,} {one if counts[name] == 1 else many}" for name, (one, many) in words.items() if counts[name]
-    ]
+def count_notes(counts: Mapping[str, int], words: Mapping[str, tuple[str, str]]) -> list[str]:
+    """A note for each count that is not 0; words: what is counted (in the singular) and the rest, by name."""
+    return [f"{count(counts[name], what)} {rest}" for name, (what, rest) in words.items() if counts.get(name)]
 
 
 @dataclass(frozen=True)

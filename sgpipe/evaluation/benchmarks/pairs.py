@@ -260,7 +260,7 @@ def _prediction_columns(path: Path, batch: pa.RecordBatch) -> Iterator[tuple[str
     lengths = np.array(pc.fill_null(pc.list_value_length(lists), 0))
     image, rows = np.repeat(np.arange(len(names)), lengths), lists.flatten()
 
-    def check(wrong: Array, what: str) -> None:
+    def check(wrong: Any, what: str) -> None:
         if wrong.any():
             raise UserError(f"{path}: image {names[image[wrong.argmax()]]!r}: {what}")
 

@@ -185,7 +185,7 @@ def _confidence(root: Location, relations: pa.Array, table: pa.Table, image: Arr
     return confidence
 
 
-def _refuse(root: Location, table: pa.Table, image: Array, wrong: Array, expected: str, values: Array) -> None:
+def _refuse(root: Location, table: pa.Table, image: Array, wrong: Any, expected: str, values: Array) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         raise UserError(f"{root}: image {table['image_id'][image[row]]}: {values[row].tolist()} is not {expected}")

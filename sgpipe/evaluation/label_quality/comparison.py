@@ -1,16 +1,5 @@
 """Label quality: the relations of a run compared with ground truth for the same images.
 
-    from sgpipe.evaluation.label_quality.comparison import label_quality
-    from sgpipe.evaluation.label_quality.comparison import label_report
-    from sgpipe.storage.run_folder import GroundTruth
-
-    ground_truth = GroundTruth(relations=Path("truth"), required=Path("targets"))
-    result = label_quality(Path("run"), ground_truth, threshold=0.2)
-    result.at_threshold.precision, result.at_threshold.recall, result.average_precision
-    label_report(result).print(Console())  # also .write_json, .write_csv and .write_plot
-
-    baseline = label_quality(Path("run"), ground_truth, source="candidates")  # all candidate pairs
-
 * A relation is a true positive if the ground truth has it: same subject, predicate and object. Objects are the same
   if they have the same class (or, in the ground truth, a synonym of it) and the same box; predicates if their verbs
   have the same lemma.
@@ -157,127 +146,99 @@ def label_quality(
     """
     if not 0 <= threshold <= 1 or not 0 < iou <= 1:
         raise UserError(f"threshold {threshold} and iou {iou}: expected numbers up to 1, iou above 0")
-    classes, predicates = Vocabulary(normalise_predicate), predicate_vocabulary(synonyms)
+    words, predicates = Vocabulary(normalise_predicate), predicate_vocabulary(synonyms)
     coco_ids = None if ground_truth.image_data is None else read_coco_ids(ground_truth.image_data)
     folders = [root for root in (ground_truth.relations, ground_truth.required) if root is not None]
-    indexes = [GroundTruthIndex(root, classes, predicates, coco_ids) for root in folders]
-    comparison = _Comparison(indexes[0], indexes[-1], ClassTable(classes, class_names(run)), iou)
-    for graphs in iter_graphs(run, classes, predicates, source, calibration):
-        comparison.add(graphs)
-    if not comparison.images["images"]:
-        raise UserError(f"{run} contains no images; is the run finished?")
-    if not comparison.images["images compared"]:
-        raise UserError(comparison.why_nothing_was_compared(run, ground_truth.relations))
-    return comparison.result(predicates, threshold, source)
-
-
-class _Comparison:
-    """Compares a run with ground truth, shard by shard."""
-
-    def __init__(self, truth: GroundTruthIndex, targets: GroundTruthIndex, classes: ClassTable, iou: float) -> None:
-        self._truth, self._targets, self._classes, self._iou = truth, targets, classes, iou
-        self._seen = np.zeros(len(truth.graphs.names), dtype=bool)
-        self._image_of_target = np.full(len(targets.graphs.names), NO_IMAGE)
-        self._covered = np.zeros(len(targets.graphs.image), dtype=bool)
-        self._parts: list[Relations] = []
-        self._compared: list[Array] = []
-        self._example = ""
-        names = (
-            "images",
-            "images compared",
-            "images without ground truth",
-            "images failed",
-            "images failed in ground truth",
-        )
-        self.images = dict.fromkeys((*names, "images repeated"), 0)
-        self._others = dict.fromkeys(("objects", "objects matched", "relations", "relations not compared"), 0)
-
-    def add(self, graphs: Graphs) -> None:
-        images = self._choose(graphs)
-        target_images = np.where(images == NO_IMAGE, NO_IMAGE, self._targets.find(graphs.names))
+    indexes = [GroundTruthIndex(root, words, predicates, coco_ids) for root in folders]
+    truth, targets = indexes[0], indexes[-1]
+    classes = ClassTable(words, class_names(run))
+    seen = np.zeros(len(truth.graphs.names), dtype=bool)
+    image_of_target = np.full(len(targets.graphs.names), NO_IMAGE)
+    covered = np.zeros(len(targets.graphs.image), dtype=bool)
+    counts = dict.fromkeys(_COUNTS, 0)
+    parts: list[Relations] = []
+    compared: list[Array] = []
+    for graphs in iter_graphs(run, words, predicates, source, calibration):
+        images = _images_to_compare(graphs, truth, seen, counts)
+        target_images = np.where(images == NO_IMAGE, NO_IMAGE, targets.find(graphs.names))
         has_targets = target_images != NO_IMAGE
-        self._image_of_target[target_images[has_targets]] = images[has_targets]
-        self._compared.append(images[images != NO_IMAGE])
-        matches = self._truth.match(graphs, images, self._classes, self._iou)
-        target_matches = matches
-        if self._targets is not self._truth:
-            target_matches = self._targets.match(graphs, target_images, self._classes, self._iou)
-        self._covered[target_matches[target_matches != NO_MATCH]] = True
-        compared = images[graphs.relation_image] != NO_IMAGE
-        rows = _distinct(graphs, np.flatnonzero(compared))
+        image_of_target[target_images[has_targets]] = images[has_targets]
+        compared.append(images[images != NO_IMAGE])
+        matches = truth.match(graphs, images, classes, iou)
+        target_matches = matches if targets is truth else targets.match(graphs, target_images, classes, iou)
+        covered[target_matches[target_matches != NO_MATCH]] = True
+        usable = images[graphs.relation_image] != NO_IMAGE
+        rows = _distinct(graphs, np.flatnonzero(usable))
         subject, object_, predicate = graphs.subject[rows], graphs.object[rows], graphs.predicate[rows]
-        true, related = self._truth.judge(matches[subject], matches[object_], predicate)
-        matched, _ = self._targets.judge(target_matches[subject], target_matches[object_], predicate)
+        true, related = truth.judge(matches[subject], matches[object_], predicate)
+        matched, _ = targets.judge(target_matches[subject], target_matches[object_], predicate)
         facts = (true | matched, matched, related | matched)
         image, annotated = images[graphs.relation_image[rows]], graphs.annotated[rows]
-        self._parts.append(Relations(predicate, graphs.confidence[rows], *facts, image, annotated))
-        self._others["objects"] += int((images[graphs.image] != NO_IMAGE).sum())
-        self._others["objects matched"] += int((matches != NO_MATCH).sum())
-        self._others["relations"] += len(rows)
-        self._others["relations not compared"] += int((~compared).sum())
-
-    def _choose(self, graphs: Graphs) -> Array:
-        """`[images]` of the ground truth, or `NO_IMAGE` for those that cannot be compared, which are counted."""
-        images = self._truth.find(graphs.names)
-        known = images != NO_IMAGE
-        sound = self._truth.graphs.ok[images]
-        first = np.zeros(len(images), dtype=bool)
-        first[np.unique(images, return_index=True)[1]] = True
-        new = first & ~self._seen[images]
-        usable = graphs.ok & known & sound & new
-        self._seen[images[known]] = True
-        self._example = self._example or graphs.names[0].base_name
-        counts = {
-            "images": len(images),
-            "images failed": (~graphs.ok).sum(),
-            "images without ground truth": (graphs.ok & ~known).sum(),
-            "images failed in ground truth": (graphs.ok & known & ~sound).sum(),
-            "images repeated": (graphs.ok & known & sound & ~new).sum(),
-            "images compared": usable.sum(),
-        }
-        for name, number in counts.items():
-            self.images[name] += int(number)
-        return np.where(usable, images, NO_IMAGE)
-
-    def why_nothing_was_compared(self, run: Location, truth: Location) -> str:
-        if self.images["images failed"] == self.images["images"]:
-            return f"{run} contains only failed images; `sgpipe stats` shows why they failed"
-        return (
-            f"{run} and {truth} have no image in common: one has {self._example!r}, the other "
-            f"{self._truth.graphs.names[0].base_name!r}; if they are COCO and Visual Genome, pass --image-data"
+        parts.append(Relations(predicate, graphs.confidence[rows], *facts, image, annotated))
+        counts["objects"] += int((images[graphs.image] != NO_IMAGE).sum())
+        counts["objects matched"] += int((matches != NO_MATCH).sum())
+        counts["relations"] += len(rows)
+        counts["relations not compared"] += int((~usable).sum())
+    if counts["images failed"] == counts["images"]:
+        why = "only failed images; `sgpipe stats` shows why they failed" if parts else "no images; is the run finished?"
+        raise UserError(f"{run} contains {why}")
+    if not counts["images compared"]:
+        raise UserError(
+            f"{run} and {ground_truth.relations} have no image in common: one has {graphs.names[0].base_name!r}, the "
+            f"other {truth.graphs.names[0].base_name!r}; if they are COCO and Visual Genome, pass --image-data"
         )
+    unseen = ~seen
+    counts["ground truth images not in run"] = int((unseen & truth.graphs.ok).sum()) - truth.repeated
+    counts["ground truth images failed"] = int((~truth.graphs.ok).sum())
+    counts["ground truth images repeated"] = truth.repeated
+    lost = unseen[truth.graphs.relation_image[truth.statements]]
+    counts["ground truth relations not in run"] = int(lost.sum())
+    columns = [np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Relations)]
+    statements, graphs = targets.statements, targets.graphs
+    image = image_of_target[graphs.relation_image[statements]]
+    statements, image = statements[image != NO_IMAGE], image[image != NO_IMAGE]
+    reachable = covered[graphs.subject[statements]] & covered[graphs.object[statements]]
+    required = Targets(graphs.predicate[statements], image, reachable)
+    return LabelQuality(
+        threshold=threshold,
+        source=source,
+        counts=counts,
+        names=tuple(predicates.names),
+        wordings=predicates.wordings,
+        images=truth.graphs.names,
+        compared=np.concatenate(compared),
+        **_measures(Relations(*columns), required, predicates.names, threshold),
+    )
 
-    def result(self, predicates: Vocabulary, threshold: float, source: Source) -> LabelQuality:
-        names, columns = predicates.names, [each.name for each in fields(Relations)]
-        relations = Relations(*(np.concatenate([getattr(part, name) for part in self._parts]) for name in columns))
-        graphs, statements = self._targets.graphs, self._targets.statements
-        image = self._image_of_target[graphs.relation_image[statements]]
-        statements, image = statements[image != NO_IMAGE], image[image != NO_IMAGE]
-        reachable = self._covered[graphs.subject[statements]] & self._covered[graphs.object[statements]]
-        required = Targets(graphs.predicate[statements], image, reachable)
-        return LabelQuality(
-            threshold=threshold,
-            source=source,
-            counts=self._counts(relations),
-            names=tuple(names),
-            wordings=predicates.wordings,
-            images=self._truth.graphs.names,
-            compared=np.concatenate(self._compared),
-            **_measures(relations, required, names, threshold),
-        )
 
-    def _counts(self, relations: Relations) -> dict[str, int]:
-        truth = self._truth
-        unseen = ~self._seen
-        lost = unseen[truth.graphs.relation_image[truth.statements]]
-        return {
-            **self.images,
-            "ground truth images not in run": int((unseen & truth.graphs.ok).sum()) - truth.repeated,
-            "ground truth images failed": int((~truth.graphs.ok).sum()),
-            "ground truth images repeated": truth.repeated,
-            **self._others,
-            "ground truth relations not in run": int(lost.sum()),
-        }
+_COUNTS = (
+    *("images", "images compared", "images without ground truth", "images failed", "images failed in ground truth"),
+    *("images repeated", "ground truth images not in run", "ground truth images failed"),
+    *("ground truth images repeated", "objects", "objects matched", "relations", "relations not compared"),
+    "ground truth relations not in run",
+)
+
+
+def _images_to_compare(graphs: Graphs, truth: GroundTruthIndex, seen: Array, counts: dict[str, int]) -> Array:
+    """`[images]` of the ground truth, or `NO_IMAGE` for those that cannot be compared; updates `seen` and `counts`."""
+    images = truth.find(graphs.names)
+    known = images != NO_IMAGE
+    sound = truth.graphs.ok[images]
+    first = np.zeros(len(images), dtype=bool)
+    first[np.unique(images, return_index=True)[1]] = True
+    new = first & ~seen[images]
+    usable = graphs.ok & known & sound & new
+    seen[images[known]] = True
+    counts["images"] += len(images)
+    for name, which in {
+        "images failed": ~graphs.ok,
+        "images without ground truth": graphs.ok & ~known,
+        "images failed in ground truth": graphs.ok & known & ~sound,
+        "images repeated": graphs.ok & known & sound & ~new,
+        "images compared": usable,
+    }.items():
+        counts[name] += int(which.sum())
+    return np.where(usable, images, NO_IMAGE)
 
 
 def _distinct(graphs: Graphs, rows: Array) -> Array:
@@ -293,6 +254,11 @@ def _measures(relations: Relations, required: Targets, names: Sequence[str], thr
     targets = np.bincount(required.predicate, minlength=len(names))
     rows = _by_predicate(relations, targets, names, threshold)
     total, kept = len(required.predicate), relations.above(threshold)
+    bands = []
+    for name in BANDS:
+        own = [row for row in rows if row.band == name]
+        sums = Quality(*(sum(getattr(row.quality, each.name) for row in own) for each in fields(Quality)))
+        bands.append(BandQuality(name, len(own), sums, mean([row.average_precision for row in own])))
     return {
         "at_threshold": quality(kept, total),
         "average_precision": area(*precision_recall(relations, total), total),
@@ -301,7 +267,7 @@ def _measures(relations: Relations, required: Targets, names: Sequence[str], thr
         "reachable": mean(required.reachable),
         "curve": {level: quality(relations.above(level), total) for level in sorted({*CURVE, threshold})},
         "predicates": rows,
-        "bands": tuple(_band(name, rows) for name in BANDS),
+        "bands": tuple(bands),
         "relations": relations,
         "targets": targets,
         "required": required,
@@ -326,71 +292,42 @@ def _by_predicate(
     return tuple(rows)
 
 
-def _band(name: FrequencyBand, rows: tuple[PredicateQuality, ...]) -> BandQuality:
-    own = [row for row in rows if row.band == name]
-    total = Quality(*(sum(getattr(row.quality, field.name) for row in own) for field in fields(Quality)))
-    return BandQuality(name, len(own), total, mean([row.average_precision for row in own]))
-
-
-NOTES = {  # by the count they report
-    "images failed": ("image failed in the run: left out", "images failed in the run: left out"),
-    "images without ground truth": (
-        "image of the run has no ground truth: left out",
-        "images of the run have no ground truth: left out",
-    ),
-    "images failed in ground truth": (
-        "image of the run failed in the ground truth: left out",
-        "images of the run failed in the ground truth: left out",
-    ),
-    "images repeated": (
-        "image occurs again in the run: only its first occurrence counts",
-        "images occur again in the run: only their first occurrences count",
-    ),
-    "relations not compared": (
-        "relation is in an image that was left out",
-        "relations are in images that were left out",
-    ),
-    "ground truth images not in run": (
-        "image of the ground truth is not in the run: left out, not counted as missed",
-        "images of the ground truth are not in the run: left out, not counted as missed",
-    ),
-    "ground truth images failed": ("image failed in the ground truth", "images failed in the ground truth"),
-    "ground truth images repeated": (
-        "image occurs again in the ground truth: only its first occurrence counts",
-        "images occur again in the ground truth: only their first occurrences count",
-    ),
-    "ground truth relations not in run": (
-        "relation of the ground truth is in an image that is not in the run",
-        "relations of the ground truth are in images that are not in the run",
-    ),
+NOTES = {  # by the count they report: what is counted, and what became of it
+    "images failed": ("image", "that failed in the run: left out"),
+    "images without ground truth": ("image", "of the run without ground truth: left out"),
+    "images failed in ground truth": ("image", "that failed in the ground truth: left out"),
+    "images repeated": ("image", "repeated in the run: only the first counts"),
+    "relations not compared": ("relation", "in images that were left out"),
+    "ground truth images not in run": ("image", "of the ground truth not in the run: left out, not counted as missed"),
+    "ground truth images failed": ("image", "that failed in the ground truth"),
+    "ground truth images repeated": ("image", "repeated in the ground truth: only the first counts"),
+    "ground truth relations not in run": ("relation", "of the ground truth in images not in the run"),
 }
 
 
 def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
     """The full report; `settings` are added to those in the JSON."""
-    threshold = result.threshold
     tables: dict[str, Rows] = {
         "by threshold": [{"threshold": f"{level:g}", **_row(own)} for level, own in result.curve.items()],
         "by frequency": [
-            {
-                "band": band.band,
-                "predicates": band.predicates,
-                **_row(band.quality),
-                "mean_AP": band.mean_average_precision,
-            }
-            for band in result.bands
+            {"band": own.band, "predicates": own.predicates, **_row(own.quality), "mean_AP": own.mean_average_precision}
+            for own in result.bands
         ],
     }
-    rows: Rows = [
+    rows = [
         {
-            "predicate": row.predicate,
-            "band": row.band or "no targets",
-            **_row(row.quality),
-            "average_precision": row.average_precision,
+            "predicate": own.predicate,
+            "band": own.band or "no targets",
+            **_row(own.quality),
+            "average_precision": own.average_precision,
         }
-        for row in result.predicates
+        for own in result.predicates
     ]
-    options = {"source": result.source, "threshold": threshold, **settings}
+    by_band: dict[str, list[Array]] = {}
+    for predicate in (each for each in result.predicates if each.band):
+        by_band.setdefault(str(predicate.band), []).append(precision_at(*predicate.curve))
+    curves = {f"{band} ({count(len(own), 'predicate')})": mean_curve(own) for band, own in by_band.items()}
+    options = {"source": result.source, "threshold": result.threshold, **settings}
     return EvaluationResult(
         f"Label quality ({result.source})",
         options,
@@ -399,7 +336,7 @@ def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
         _notes(result),
         tables,
         result.counts,
-        _curves(result),
+        curves,
         resampling=Resampling(
             [f"{image.dataset} {image.image_id}" for image in (result.images[place] for place in result.compared)],
             lambda counts: _summary(result.resampled(counts)),
@@ -421,15 +358,6 @@ def _summary(result: LabelQuality) -> dict[str, float]:
     }
 
 
-def _curves(result: LabelQuality) -> dict[str, Array]:
-    """One curve per frequency band: the mean over its predicates."""
-    by_band: dict[str, list[Array]] = {}
-    for row in result.predicates:
-        if row.band:
-            by_band.setdefault(row.band, []).append(precision_at(*row.curve))
-    return {f"{band} ({count(len(curves), 'predicate')})": mean_curve(curves) for band, curves in by_band.items()}
-
-
 def _row(quality: Quality) -> dict[str, Any]:
     return {**asdict(quality), "precision": quality.precision, "recall": quality.recall, "F1": quality.f1}
 
@@ -438,9 +366,9 @@ def _notes(result: LabelQuality) -> list[str]:
     counts = result.counts
     notes = [
         f"compared {count(counts['relations'], 'relation')} in {count(counts['images compared'], 'image')}; "
-        f"{counts['objects matched']:,} of {count(counts['objects'], 'object')} match the ground truth"
+        f"{counts['objects matched']:,} of {count(counts['objects'], 'object')} match the ground truth",
+        *count_notes(counts, NOTES),
     ]
-    notes += count_notes(counts, NOTES)
     if not counts["relations"]:
         notes.append(f"the run has no {result.source} in these images: precision is undefined")
     elif (lowest := float(result.relations.confidence.min())) >= 0.01 and result.source == "relations":

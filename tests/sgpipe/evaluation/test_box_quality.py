@@ -171,7 +171,7 @@ def test_what_is_not_compared_is_said(tmp_path: Path) -> None:
     notes = " ".join(evaluate_boxes(run, truth).notes)
     assert "left out 1 box of classes without ground truth here: 'cup'" in notes
     assert "nothing was detected of 'bird'" in notes
-    assert "1 image of the run has no ground truth" in notes
+    assert "1 image of the run without ground truth" in notes
     assert "the lowest score is 0.800" in notes
     given = make_shards(tmp_path / "given", [record(1, DOG)])
     assert "the boxes have no scores" in " ".join(evaluate_boxes(given, truth).notes)

@@ -170,7 +170,7 @@ def test_images_that_cannot_be_compared_are_counted(tmp_path: Path) -> None:
     }
     assert result.counts["relations not compared"] == 3
     assert result.counts["ground truth relations not in run"] == 2
-    assert any(note.startswith("2 images of the run have no ground truth") for note in label_report(result).notes)
+    assert any(note.startswith("2 images of the run without ground truth") for note in label_report(result).notes)
 
 
 def test_datasets_that_name_images_differently_share_file_names(tmp_path: Path) -> None:
