@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -10,45 +9,14 @@ import numpy as np
 from numpy.random import Generator
 
 from sgpipe.miniworld import animals, things
-from sgpipe.miniworld.animals import AnimalLook, draw_animal, draw_bird, random_animal
+from sgpipe.miniworld.animals import AnimalLook, draw_animal, random_animal
 from sgpipe.miniworld.people import PersonLook, draw_person, random_person
 from sgpipe.miniworld.shapes import Point, Shapes, moved
-from sgpipe.miniworld.things import (
-    ThingLook,
-    draw_ball,
-    draw_bench,
-    draw_bicycle,
-    draw_car,
-    draw_chair,
-    draw_cup,
-    draw_kite,
-    draw_skateboard,
-    draw_table,
-    draw_umbrella,
-    random_thing,
-)
+from sgpipe.miniworld.things import ThingLook, draw_thing, random_thing
 
 Look: TypeAlias = PersonLook | AnimalLook | ThingLook
 
-_ANIMALS: dict[str, Callable[[AnimalLook, str], Shapes]] = {
-    "dog": draw_animal,
-    "cat": draw_animal,
-    "horse": draw_animal,
-    "bird": draw_bird,
-}
-_THINGS: dict[str, Callable[[ThingLook, str], Shapes]] = {
-    "bicycle": draw_bicycle,
-    "umbrella": draw_umbrella,
-    "chair": draw_chair,
-    "dining table": draw_table,
-    "cup": draw_cup,
-    "sports ball": draw_ball,
-    "bench": draw_bench,
-    "kite": draw_kite,
-    "skateboard": draw_skateboard,
-    "car": draw_car,
-}
-KINDS: tuple[str, ...] = ("person", *_ANIMALS, *_THINGS)
+KINDS: tuple[str, ...] = ("person", *animals.ANIMALS, *things.THINGS)
 
 
 class Top(NamedTuple):
@@ -157,30 +125,19 @@ class Actor:
         """The shapes of the current pose, cached until the pose changes."""
         pose = (self.look, self.posture, self.at, self.facing, self.tilt, self.hands, self.feet)
         if self._drawn is None or self._drawn.pose != pose:
-            shapes = [self._moved(part) for part in self._parts()]
+            shapes = [moved(part, self.at, self.tilt, flip=self.facing < 0) for part in self._parts()]
             self._drawn = _Drawn(pose, shapes, extent_of([shape for part in shapes for shape in part]))
         return self._drawn
 
     def _parts(self) -> list[Shapes]:
         """The parts in the thing's own coordinates, from far to near."""
-        if not isinstance(self.look, PersonLook):
-            return [self._shapes()]
-        hands = tuple(self._own(hand) for hand in self.hands)
-        feet = (self._inside(self.feet[0]), self._inside(self.feet[1])) if self.feet else None
-        body = draw_person(self.look, self.posture, (hands[0], hands[1]), feet)
-        return [body.behind, body.front]
-
-    def _shapes(self) -> Shapes:
         if isinstance(self.look, AnimalLook):
-            return _ANIMALS[self.kind](self.look, self.posture)
-        assert isinstance(self.look, ThingLook)
-        return _THINGS[self.kind](self.look, self.posture)
-
-    def _moved(self, shapes: Shapes) -> Shapes:
-        return moved(shapes, self.at, self.tilt, flip=self.facing < 0)
-
-    def _own(self, point: Point | None) -> Point | None:
-        return self._inside(point) if point else None
+            return [draw_animal(self.look, self.posture)]
+        if isinstance(self.look, ThingLook):
+            return [draw_thing(self.look, self.posture)]
+        near, far = (self._inside(hand) if hand else None for hand in self.hands)
+        feet = (self._inside(self.feet[0]), self._inside(self.feet[1])) if self.feet else None
+        return draw_person(self.look, self.posture, (near, far), feet)
 
     def _inside(self, point: Point) -> Point:
         """A point of the group in the thing's own coordinates."""
@@ -219,7 +176,7 @@ def random_actor(kind: str, rng: Generator) -> Actor:
     look: Look
     if kind == "person":
         look = random_person(rng)
-    elif kind in _ANIMALS:
+    elif kind in animals.ANIMALS:
         look = random_animal(kind, rng)
     else:
         look = random_thing(kind, rng)

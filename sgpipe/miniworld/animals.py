@@ -67,16 +67,17 @@ class AnimalLook:
 
 
 _COATS = {
-    "dog": ("brown", "brown", "black", "white", "gray"),
-    "cat": ("orange", "orange", "black", "white", "gray"),
-    "horse": ("brown", "black", "white", "gray"),
-    "bird": ("blue", "red", "yellow", "green", "white", "black", "orange"),
+    "dog": "brown brown black white gray",
+    "cat": "orange orange black white gray",
+    "horse": "brown black white gray",
+    "bird": "blue red yellow green white black orange",
 }
+ANIMALS = tuple(_COATS)
 
 
 def random_animal(kind: str, rng: Generator) -> AnimalLook:
     """The look of a dog, cat, horse or bird."""
-    coat = pick_colour(rng, _COATS[kind])
+    coat = pick_colour(rng, _COATS[kind].split())
     light = sum(coat.rgb) > 420
     mark = shade(coat.rgb, 0.68 if light else 1.7)
     return AnimalLook(kind, coat, mark, float(rng.uniform(0.92, 1.1)), bool(rng.random() < 0.5))
@@ -89,17 +90,16 @@ def back_of(kind: str) -> float:
 
 
 def draw_animal(look: AnimalLook, posture: str) -> Shapes:
-    """Draw a dog, cat or horse in world units. The origin is on the ground below the middle of its trunk."""
+    """Draw an animal in world units. The origin is on the ground below its trunk, or in the middle of a flying bird."""
+    if look.kind == "bird":
+        return moved(_bird(look, posture), (0, 0), scale=look.size)
     frame = FRAMES[look.kind]
     hip_rise, shoulder_rise, feet = POSTURES[posture]
     height = frame.leg + frame.girth * 0.3
     hip = (-frame.length / 2, height + hip_rise * frame.leg)
     shoulder = (frame.length / 2, height + shoulder_rise * frame.leg)
     if posture in ("sitting", "looking"):
-        hip, shoulder = (
-            (hip[0] + frame.length * 0.18, hip[1]),
-            (shoulder[0] - frame.length * 0.12, shoulder[1]),
-        )
+        hip, shoulder = ((hip[0] + frame.length * 0.18, hip[1]), (shoulder[0] - frame.length * 0.12, shoulder[1]))
     coat = look.coat.rgb
     far, near = shade(coat, 0.72), shade(coat, 0.95)
     shapes = _leg(frame, hip, feet[1], far, look, hind=True) + _leg(frame, shoulder, feet[3], far, look, hind=False)
@@ -109,20 +109,13 @@ def draw_animal(look: AnimalLook, posture: str) -> Shapes:
     if posture in ("sitting", "lying", "looking"):
         shapes.append(
             ellipse(
-                near,
-                (hip[0] + frame.girth * 0.18, hip[1] - frame.girth * 0.08),
-                frame.girth * 0.48,
-                frame.girth * 0.42,
+                near, (hip[0] + frame.girth * 0.18, hip[1] - frame.girth * 0.08), frame.girth * 0.48, frame.girth * 0.42
             )
         )
     shapes += _leg(frame, shoulder, feet[2], near, look, hind=False)
     angle = frame.neck_angle + {"running": -22, "jumping": -10, "lying": -34, "looking": 10}.get(posture, 0)
     shapes += _neck_and_head(look, frame, shoulder, angle, 22 if posture == "looking" else 0)
-    return grounded(moved(shapes, (0, 0), scale=look.size))
-
-
-def grounded(shapes: Shapes) -> Shapes:
-    """The shapes, moved vertically until the lowest point touches the ground."""
+    shapes = moved(shapes, (0, 0), scale=look.size)
     lowest = min(float(shape.points[:, 1].min()) for shape in shapes)
     return moved(shapes, (0, -lowest))
 
@@ -134,12 +127,7 @@ def _leg(frame: Frame, start: Point, foot: Point, colour: RGB, look: AnimalLook,
     width = frame.limb_width
     target = (target[0], target[1] + width * 0.4)
     shapes, _, end = limb(
-        colour,
-        start,
-        target,
-        (length * 0.5, length * 0.5),
-        (width * 1.5, width, width * 0.8),
-        -1 if hind else 1,
+        colour, start, target, (length * 0.5, length * 0.5), (width * 1.5, width, width * 0.8), -1 if hind else 1
     )
     paw = (50, 42, 40) if look.kind == "horse" else shade(colour, 0.9)
     shapes.append(ellipse(paw, (end[0] + width * 0.2, end[1] - width * 0.02), width * 0.62, width * 0.42, corners=12))
@@ -149,13 +137,7 @@ def _leg(frame: Frame, start: Point, foot: Point, colour: RGB, look: AnimalLook,
 def _trunk(look: AnimalLook, frame: Frame, hip: Point, shoulder: Point) -> Shapes:
     coat, girth = look.coat.rgb, frame.girth
     shapes = [
-        capsule(
-            coat,
-            (hip[0], hip[1] + girth * 0.08),
-            (shoulder[0], shoulder[1] + girth * 0.04),
-            girth,
-            girth * 1.06,
-        )
+        capsule(coat, (hip[0], hip[1] + girth * 0.08), (shoulder[0], shoulder[1] + girth * 0.04), girth, girth * 1.06)
     ]
     middle = ((hip[0] + shoulder[0]) / 2, (hip[1] + shoulder[1]) / 2 - girth * 0.2)
     if look.marked and look.kind == "dog":
@@ -169,11 +151,7 @@ def _trunk(look: AnimalLook, frame: Frame, hip: Point, shoulder: Point) -> Shape
             y = middle[1] + girth * 0.72 + (x - middle[0]) * slope
             shapes.append(
                 capsule(
-                    look.mark,
-                    (x, y - girth * 0.04),
-                    (x + girth * 0.06, y - girth * 0.36),
-                    girth * 0.16,
-                    girth * 0.05,
+                    look.mark, (x, y - girth * 0.04), (x + girth * 0.06, y - girth * 0.36), girth * 0.16, girth * 0.05
                 )
             )
     return shapes
@@ -212,11 +190,7 @@ def _neck_and_head(look: AnimalLook, frame: Frame, shoulder: Point, angle: float
         mane = shade(look.coat.rgb, 0.5)
         shapes += path(
             mane,
-            [
-                (base[0] - 0.14, base[1] + 0.16),
-                (top[0] - 0.14, top[1] - 0.02),
-                (top[0] - 0.02, top[1] + 0.12),
-            ],
+            [(base[0] - 0.14, base[1] + 0.16), (top[0] - 0.14, top[1] - 0.02), (top[0] - 0.02, top[1] + 0.12)],
             0.22,
             0.16,
         )
@@ -226,10 +200,7 @@ def _neck_and_head(look: AnimalLook, frame: Frame, shoulder: Point, angle: float
 
 
 def _eye(at: Point, radius: float) -> Shapes:
-    return [
-        disc((252, 252, 248), at, radius * 1.5, 12),
-        disc((30, 26, 26), (at[0] + radius * 0.3, at[1]), radius, 10),
-    ]
+    return [disc((252, 252, 248), at, radius * 1.5, 12), disc((30, 26, 26), (at[0] + radius * 0.3, at[1]), radius, 10)]
 
 
 def _dog_head(look: AnimalLook, r: float) -> Shapes:
@@ -289,8 +260,7 @@ def _horse_head(look: AnimalLook, r: float) -> Shapes:
     return shapes
 
 
-def draw_bird(look: AnimalLook, posture: str) -> Shapes:
-    """Draw a bird that stands on the origin, or flies with the middle of its body at the origin."""
+def _bird(look: AnimalLook, posture: str) -> Shapes:
     coat, belly, beak = look.coat.rgb, shade(look.coat.rgb, 1.7), (240, 160, 40)
     dark = shade(coat, 0.72)
     flying = posture == "flying"
@@ -307,10 +277,7 @@ def draw_bird(look: AnimalLook, posture: str) -> Shapes:
     head = (0.2, lift + 0.13)
     shapes.append(
         polygon(
-            beak,
-            (head[0] + 0.07, head[1] + 0.05),
-            (head[0] + 0.23, head[1] - 0.02),
-            (head[0] + 0.07, head[1] - 0.05),
+            beak, (head[0] + 0.07, head[1] + 0.05), (head[0] + 0.23, head[1] - 0.02), (head[0] + 0.07, head[1] - 0.05)
         )
     )
     shapes.append(disc(coat, head, 0.105))
@@ -319,4 +286,4 @@ def draw_bird(look: AnimalLook, posture: str) -> Shapes:
         shapes.append(blob(dark, (0.1, 0.06), (-0.02, 0.34), (-0.22, 0.5), (-0.26, 0.3), (-0.16, 0.04)))
     else:
         shapes.append(blob(dark, (0.1, lift + 0.04), (-0.04, lift + 0.08), (-0.26, lift + 0.0), (-0.06, lift - 0.07)))
-    return moved(shapes, (0, 0), scale=look.size)
+    return shapes

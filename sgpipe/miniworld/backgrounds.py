@@ -24,20 +24,8 @@ _GRASS: tuple[RGB, ...] = ((126, 176, 92), (150, 186, 104), (106, 158, 94), (172
 _SAND: tuple[RGB, ...] = ((232, 212, 166), (222, 198, 150), (240, 222, 182))
 _STREET: tuple[RGB, ...] = ((164, 164, 170), (150, 154, 162), (180, 176, 172))
 _SNOW: tuple[RGB, ...] = ((224, 232, 240), (232, 236, 242))
-_HOUSES: tuple[RGB, ...] = (
-    (206, 162, 132),
-    (186, 182, 190),
-    (222, 202, 164),
-    (166, 128, 116),
-    (160, 178, 190),
-)
-_WALLS: tuple[RGB, ...] = (
-    (224, 214, 198),
-    (196, 214, 216),
-    (222, 204, 210),
-    (206, 216, 192),
-    (214, 208, 226),
-)
+_HOUSES: tuple[RGB, ...] = ((206, 162, 132), (186, 182, 190), (222, 202, 164), (166, 128, 116), (160, 178, 190))
+_WALLS: tuple[RGB, ...] = ((224, 214, 198), (196, 214, 216), (222, 204, 210), (206, 216, 192), (214, 208, 226))
 _FLOORS: tuple[RGB, ...] = ((186, 148, 108), (166, 130, 100), (176, 176, 180), (200, 170, 132))
 
 
@@ -47,13 +35,7 @@ def paint_background(
     """A background of `size` with its horizon in pixels from the top, and the colour of the ground."""
     if indoors:
         return _room(size, horizon, rng)
-    places: tuple[Callable[[Image.Image, float, Generator], RGB], ...] = (
-        _park,
-        _park,
-        _beach,
-        _street,
-        _snow,
-    )
+    places: tuple[Callable[[Image.Image, float, Generator], RGB], ...] = (_park, _park, _beach, _street, _snow)
     sky = _gradient(size, *_SKIES[rng.integers(len(_SKIES))])
     place = places[rng.integers(len(places))]
     _clouds(ImageDraw.Draw(sky), size, horizon, rng)
@@ -94,11 +76,7 @@ def _park(image: Image.Image, horizon: float, rng: Generator) -> RGB:
         draw.ellipse((x - reach, horizon - rise, x + reach, horizon + rise), fill=colour)
     for _ in range(rng.integers(0, 5)):
         _tree(
-            draw,
-            rng.uniform(0, width),
-            horizon + rng.uniform(0, 0.04) * height,
-            height * rng.uniform(0.16, 0.36),
-            rng,
+            draw, rng.uniform(0, width), horizon + rng.uniform(0, 0.04) * height, height * rng.uniform(0.16, 0.36), rng
         )
     _ground(image, horizon, grass)
     draw = ImageDraw.Draw(image)
@@ -146,18 +124,10 @@ def _snow(image: Image.Image, horizon: float, rng: Generator) -> RGB:
     draw, (width, height) = ImageDraw.Draw(image), image.size
     snow = vary(rng, pick(rng, _SNOW), 4)
     for _ in range(rng.integers(2, 5)):
-        x, reach, rise = (
-            rng.uniform(0, width),
-            rng.uniform(0.15, 0.35) * width,
-            rng.uniform(0.2, 0.6) * horizon,
-        )
+        x, reach, rise = (rng.uniform(0, width), rng.uniform(0.15, 0.35) * width, rng.uniform(0.2, 0.6) * horizon)
         rock = vary(rng, (136, 150, 172), 12)
         draw.polygon([(x - reach, horizon), (x, horizon - rise), (x + reach, horizon)], fill=rock)
-        cap = [
-            (x - reach * 0.3, horizon - rise * 0.7),
-            (x, horizon - rise),
-            (x + reach * 0.3, horizon - rise * 0.7),
-        ]
+        cap = [(x - reach * 0.3, horizon - rise * 0.7), (x, horizon - rise), (x + reach * 0.3, horizon - rise * 0.7)]
         draw.polygon(
             [*cap, (x + reach * 0.1, horizon - rise * 0.62), (x - reach * 0.12, horizon - rise * 0.6)],
             fill=(244, 246, 250),

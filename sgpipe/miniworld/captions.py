@@ -65,6 +65,9 @@ _NOUNS: dict[str, tuple[str, ...]] = {
 }
 _BALLS = {0: "soccer ball", 2: "beach ball"}
 
+_PLAIN = "{0} {1.participle} {2}"
+_TEMPLATES = [_PLAIN, _PLAIN, _PLAIN, "{0} {1.finite} {2}", "{0} is {1.participle} {2}", f"there is {_PLAIN}"]
+
 
 @dataclass(frozen=True)
 class SceneCaption:
@@ -115,32 +118,11 @@ def _phrase_fact(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption:
         compound = _compound(scene, fact, rng)
         if compound is not None:
             return compound
-    templates = [_plain, _plain, _plain, _finite, _progressive, _there_is]
-    if WORDINGS[fact.predicate].passive:
-        templates.append(_passive)
+    wording = WORDINGS[fact.predicate]
+    templates = [*_TEMPLATES, "{2} {1.passive} {0}"] if wording.passive else _TEMPLATES
     template = templates[rng.integers(len(templates))]
     subject, object_ = _pair(scene, fact, rng)
-    return SceneCaption(template(subject, WORDINGS[fact.predicate], object_), (fact,))
-
-
-def _plain(subject: str, wording: Wording, object_: str) -> str:
-    return f"{subject} {wording.participle} {object_}"
-
-
-def _finite(subject: str, wording: Wording, object_: str) -> str:
-    return f"{subject} {wording.finite} {object_}"
-
-
-def _progressive(subject: str, wording: Wording, object_: str) -> str:
-    return f"{subject} is {wording.participle} {object_}"
-
-
-def _there_is(subject: str, wording: Wording, object_: str) -> str:
-    return f"there is {subject} {wording.participle} {object_}"
-
-
-def _passive(subject: str, wording: Wording, object_: str) -> str:
-    return f"{object_} {wording.passive} {subject}"
+    return SceneCaption(template.format(subject, wording, object_), (fact,))
 
 
 def _compound(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption | None:
@@ -157,8 +139,7 @@ def _compound(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption | None:
         return SceneCaption(f"{subject} {first.participle} {object_}{joint}{second.participle} {third}", (fact, other))
     other_subject, other_object = _pair(scene, other, rng)
     return SceneCaption(
-        f"{subject} {first.participle} {object_} while {other_subject} {second.finite} {other_object}",
-        (fact, other),
+        f"{subject} {first.participle} {object_} while {other_subject} {second.finite} {other_object}", (fact, other)
     )
 
 
@@ -193,7 +174,10 @@ def _noun_phrase(thing: Actor, rng: Generator) -> str:
     """A name of the thing, sometimes with its colour."""
     names = _names(thing)
     name = names[rng.integers(len(names))]
-    colour = _colour(thing)
+    look = thing.look
+    colour = (
+        None if isinstance(look, PersonLook) else look.coat.name if isinstance(look, AnimalLook) else look.colour.name
+    )
     return f"{colour} {name}" if colour and rng.random() < 0.2 else name
 
 
@@ -204,13 +188,6 @@ def _names(thing: Actor) -> tuple[str, ...]:
     if thing.kind == "sports ball" and isinstance(look, ThingLook) and look.style in _BALLS:
         return ("ball", "ball", _BALLS[look.style])
     return _NOUNS.get(thing.kind, (thing.kind,))
-
-
-def _colour(thing: Actor) -> str | None:
-    look = thing.look
-    if isinstance(look, AnimalLook):
-        return look.coat.name
-    return look.colour.name if isinstance(look, ThingLook) else None
 
 
 def _article(phrase: str) -> str:

@@ -11,14 +11,7 @@ from numpy.random import Generator
 from sgpipe.miniworld.actors import TOPS, Actor, SceneGroup
 from sgpipe.miniworld.people import PersonLook, shoulder_of
 from sgpipe.miniworld.shapes import Point, Shapes, capsule, path
-from sgpipe.miniworld.things import (
-    BALL_RADIUS,
-    CAR_HALF,
-    CHAIR_HALF,
-    HANDLE,
-    PEDALS,
-    SADDLE,
-)
+from sgpipe.miniworld.things import BALL_RADIUS, CAR_HALF, CHAIR_HALF, HANDLE, PEDALS, SADDLE
 
 _ROPE = (92, 70, 56)
 _STRING = (84, 84, 92)
@@ -237,10 +230,7 @@ def fly(group: SceneGroup, flyer: Actor, kite: Actor, rng: Generator) -> None:
     hand = _hand(flyer, (0.2, 0.06))
     flyer.hands = (hand, (hand[0] + 0.02, hand[1] - 0.1))
     kite.posture, kite.airborne, kite.depth = "flying", True, flyer.depth - 0.2
-    kite.at = (
-        hand[0] + float(rng.uniform(0.8, 1.3)),
-        hand[1] + float(rng.uniform(1.05, 1.4)),
-    )
+    kite.at = (hand[0] + float(rng.uniform(0.8, 1.3)), hand[1] + float(rng.uniform(1.05, 1.4)))
     middle = ((hand[0] * 2 + kite.at[0]) / 3, (hand[1] * 2 + kite.at[1]) / 3 - 0.08)
     group.extras.append((flyer.depth - 0.3, path(_STRING, [hand, middle, kite.at], 0.03)))
 

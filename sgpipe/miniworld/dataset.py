@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from sgpipe.errors import UserError
-from sgpipe.files.json_stream import JsonStream
 from sgpipe.miniworld.captions import SceneCaption, scene_captions
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
 from sgpipe.miniworld.render import RenderedScene, render
@@ -31,8 +27,7 @@ INTERACTIONS = "hico.json"
 INTERACTION_CLASSES = "hico_classes.json"
 _ANNOTATIONS = (INSTANCES, CAPTIONS, SCENE_GRAPHS, INTERACTIONS, INTERACTION_CLASSES)
 
-_UNFINISHED = ".unfinished.json"  # which set the folder is for, until it is complete
-_LOCK = ".lock"
+_SETTINGS, _LOCK = ".miniworld.json", ".lock"
 _DESCRIPTION = "sgpipe miniworld: drawn scenes with exact truth"
 
 _MAX_IMAGES = 1_000_000
@@ -89,21 +84,38 @@ def render_dataset(
         OSError: the disk is full, or the folder cannot be written.
     """
     settings = SetSettings(images, seed, split, captions)
-    _check(settings)
+    if split not in SPLITS:
+        raise UserError(f"the miniworld has no split {split!r}: expected one of {', '.join(SPLITS)}")
+    if not 1 <= images <= _MAX_IMAGES:
+        raise UserError(f"cannot render {images} images: expected 1 to {_MAX_IMAGES:,}")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed {seed}: expected a number from 0 to {LARGEST_SEED}")
     if _is_complete(out, settings):
         return False
-    with _writing(out, settings):
-        annotations = Annotations(seed, split)
-        for number in range(images):
-            scene = random_scene(seed, split, number)
-            rendered = render(scene)
-            sentences = scene_captions(scene, scene_generator(seed, split, number, _CAPTION_PURPOSE), captions)
-            annotations.add(scene, rendered, sentences)
-            _save(out / IMAGES / file_name(split, number), _jpeg(rendered.image))
-            if progress:
-                progress()
-        for name, content in annotations.files().items():
-            _save(out / name, json.dumps(content).encode())
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with only_process(out / _LOCK, out):
+            _is_complete(out, settings)  # refuses what another call wrote in the meantime
+            _save(out / _SETTINGS, json.dumps(asdict(settings)).encode())
+            (out / IMAGES).mkdir(exist_ok=True)
+            for path in (*out.iterdir(), *(out / IMAGES).iterdir()):
+                if _is_temporary(path.name) or path.name in _ANNOTATIONS:
+                    path.unlink()
+            annotations = Annotations(seed, split)
+            for number in range(images):
+                scene = random_scene(seed, split, number)
+                rendered = render(scene)
+                sentences = scene_captions(scene, scene_generator(seed, split, number, _CAPTION_PURPOSE), captions)
+                annotations.add(scene, rendered, sentences)
+                buffer = io.BytesIO()
+                rendered.image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+                _save(out / IMAGES / file_name(split, number), buffer.getvalue())
+                if progress:
+                    progress()
+            for name, content in annotations.files().items():
+                _save(out / name, json.dumps(content).encode())
+    finally:
+        (out / _LOCK).unlink(missing_ok=True)
     return True
 
 
@@ -162,11 +174,7 @@ class Annotations:
 
     def files(self) -> dict[str, Any]:
         """Contents by file name."""
-        info = {
-            "description": _DESCRIPTION,
-            "seed": self.seed,
-            "split": self.split,
-        }
+        info = {"description": _DESCRIPTION, "seed": self.seed, "split": self.split}
         categories = [{"id": number, "name": name, "supercategory": name} for name, number in _CATEGORY_IDS.items()]
         common = {"info": info, "licenses": [], "images": self.images}
         return {
@@ -212,24 +220,11 @@ def _interactions(scene: Scene, rendered: RenderedScene) -> dict[str, Any]:
             for thing, (x, y, w, h) in zip(scene.things, rendered.boxes.tolist(), strict=True)
         ],
         "hoi_annotation": [
-            {
-                "subject_id": fact.subject,
-                "object_id": fact.object,
-                "category_id": 1 + PREDICATES.index(fact.predicate),
-            }
+            {"subject_id": fact.subject, "object_id": fact.object, "category_id": 1 + PREDICATES.index(fact.predicate)}
             for fact in scene.facts
             if scene.things[fact.subject].kind == "person"
         ],
     }
-
-
-def _check(settings: SetSettings) -> None:
-    if settings.split not in SPLITS:
-        raise UserError(f"the miniworld has no split {settings.split!r}: expected one of {', '.join(SPLITS)}")
-    if not 1 <= settings.images <= _MAX_IMAGES:
-        raise UserError(f"cannot render {settings.images} images: expected 1 to {_MAX_IMAGES:,}")
-    if not 0 <= settings.seed <= LARGEST_SEED:
-        raise UserError(f"seed {settings.seed}: expected a number from 0 to {LARGEST_SEED}")
 
 
 def _is_complete(out: Path, settings: SetSettings) -> bool:
@@ -238,20 +233,14 @@ def _is_complete(out: Path, settings: SetSettings) -> bool:
     Raises UserError: it is a file, or contains another set or other files.
     """
     names = _entries(out)
-    if strangers := sorted(names - {IMAGES, *_ANNOTATIONS}):
+    there = SetSettings(**json.loads((out / _SETTINGS).read_text("utf-8"))) if _SETTINGS in names else None
+    if strangers := sorted(names - {IMAGES, *_ANNOTATIONS, _SETTINGS} if there else names):
         raise UserError(f"{out} contains other files ({strangers[0]}); use an empty or new folder")
-    there = _unfinished(out) or _finished(out, settings)
-    if there is None and (annotations := sorted(names - {IMAGES})):
-        raise UserError(f"{out} contains other files ({annotations[0]}); use an empty or new folder")
-    if there is None and _entries(out / IMAGES):
-        raise UserError(f"{out} contains images of an unknown set; delete it, or use an empty or new folder")
     if there not in (None, settings):
         raise UserError(
             f"{out} contains another set of the miniworld ({there}), not this one ({settings}); "
             "delete it, or use an empty or new folder"
         )
-    if there is None or (out / _UNFINISHED).exists():
-        return False
     images = {file_name(settings.split, number) for number in range(settings.images)}
     return names >= set(_ANNOTATIONS) and _entries(out / IMAGES) >= images
 
@@ -259,63 +248,15 @@ def _is_complete(out: Path, settings: SetSettings) -> bool:
 def _entries(folder: Path) -> set[str]:
     """The names in a folder, without those that a killed call may leave behind; none if there is no such folder."""
     try:
-        names = {path.name for path in folder.iterdir()}
+        return {path.name for path in folder.iterdir() if path.name != _LOCK and not _is_temporary(path.name)}
     except FileNotFoundError:
         return set()
     except NotADirectoryError:
         raise UserError(f"{folder} is a file; expected a folder for images and annotations") from None
-    return {name for name in names if not (name in (_UNFINISHED, _LOCK) or _is_temporary(name))}
 
 
 def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
-
-
-def _unfinished(out: Path) -> SetSettings | None:
-    """The set that an interrupted call began."""
-    try:
-        return SetSettings(**json.loads((out / _UNFINISHED).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-
-
-def _finished(out: Path, settings: SetSettings) -> SetSettings | None:
-    """The set that the instances of `out` belong to; None if there are none, or they are not the miniworld's."""
-    if not (out / INSTANCES).exists():
-        return None
-    stream = JsonStream(out / INSTANCES)
-    images = sum(array == "images" for array, _ in stream)
-    info = stream.scalars.get("info")
-    if not isinstance(info, dict) or info.get("description") != _DESCRIPTION:
-        return None
-    return SetSettings(images, info.get("seed", -1), info.get("split", ""), settings.captions)
-
-
-@contextmanager
-def _writing(out: Path, settings: SetSettings) -> Iterator[None]:
-    """Keep other calls out of `out`, and mark it as unfinished until the block has ended.
-
-    Raises UserError: `out` cannot be written, or another call is writing it.
-    """
-    (out / IMAGES).mkdir(parents=True, exist_ok=True)
-    with only_process(out / _LOCK, out):
-        try:
-            _is_complete(out, settings)  # refuses what another call wrote in the meantime
-            _save(out / _UNFINISHED, json.dumps(asdict(settings)).encode())
-            for path in (*out.iterdir(), *(out / IMAGES).iterdir()):
-                if _is_temporary(path.name) or path.name in _ANNOTATIONS:
-                    path.unlink()
-            yield
-            (out / _LOCK).unlink()
-            (out / _UNFINISHED).unlink()
-        finally:
-            (out / _LOCK).unlink(missing_ok=True)
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
 
 
 def _save(path: Path, content: bytes) -> None:

@@ -5,7 +5,7 @@ A person is drawn from the side, facing right. Lengths are fractions of the pers
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from numpy.random import Generator
@@ -18,7 +18,6 @@ from sgpipe.miniworld.shapes import (
     TROUSERS,
     Colour,
     Point,
-    Shape,
     Shapes,
     blob,
     capsule,
@@ -129,18 +128,10 @@ def random_person(rng: Generator) -> PersonLook:
     )
 
 
-@dataclass
-class Body:
-    """The shapes of a person: those behind a held thing, and the near arm in front of it."""
-
-    behind: Shapes = field(default_factory=list)
-    front: Shapes = field(default_factory=list)
-
-
-def shoulder_of(look: PersonLook, posture: str, hip: float | None = None) -> Point:
-    """The position of the shoulder as a fraction of the height; `hip` overrides the hip height of the posture."""
+def shoulder_of(look: PersonLook, posture: str) -> Point:
+    """The position of the shoulder as a fraction of the height."""
     pose, build = POSTURES[posture], look.build
-    base = (0.0, build.hip + pose.hip if hip is None else hip)
+    base = (0.0, build.hip + pose.hip)
     return turn((0.0, base[1] + build.shoulder - build.hip - 0.02), -pose.lean, base)
 
 
@@ -149,8 +140,8 @@ def draw_person(
     posture: str,
     hands: tuple[Point | None, Point | None] = (None, None),
     feet: tuple[Point, Point] | None = None,
-) -> Body:
-    """Draw a person in world units. The origin is the ground below the hip.
+) -> list[Shapes]:
+    """Draw a person in world units: what is behind a held thing, and the near arm. The origin is below the hip.
 
     Args:
         hands: points that the near and the far hand reach for; None keeps the hand of the posture.
@@ -159,30 +150,25 @@ def draw_person(
     pose, build, scale = POSTURES[posture], look.build, look.height
     hip = (0.0, build.hip + pose.hip)
     shoulder = shoulder_of(look, posture)
+    ratio = build.hip / MAN.hip  # postures are defined for the legs of a man
     near_foot, far_foot = (
         [(foot[0] / scale, foot[1] / scale) for foot in feet]
         if feet
-        else [(hip[0] + x, hip[1] + y) for x, y in _fitted(pose.feet, build)]
+        else [(hip[0] + x * ratio, hip[1] + y * ratio) for x, y in pose.feet]
     )
     near_hand, far_hand = (
         (target[0] / scale, target[1] / scale) if target else (shoulder[0] + rest[0], shoulder[1] + rest[1])
         for target, rest in zip(hands, pose.hands, strict=True)
     )
-    body = Body()
-    body.behind += _arm(look, shoulder, far_hand, 0.82)
-    body.behind += _leg(look, (hip[0] + 0.02, hip[1]), far_foot, 0.8)
-    body.behind += _leg(look, (hip[0] - 0.01, hip[1]), near_foot, 1.0)
-    body.behind += _torso(look, hip, shoulder, posture)
     neck = turn((shoulder[0], shoulder[1] + 0.03), -pose.lean, shoulder)
-    body.behind += _head(look, neck, -pose.lean * 0.6 + pose.gaze)
-    body.front += _arm(look, shoulder, near_hand, 1.0)
-    return Body(moved(body.behind, (0, 0), scale=scale), moved(body.front, (0, 0), scale=scale))
-
-
-def _fitted(feet: tuple[Point, Point], build: Build) -> list[Point]:
-    """The feet of a posture, which is defined for a man, adapted to another leg length."""
-    ratio = build.hip / MAN.hip
-    return [(x * ratio, y * ratio) for x, y in feet]
+    behind = [
+        *_arm(look, shoulder, far_hand, 0.82),
+        *_leg(look, (hip[0] + 0.02, hip[1]), far_foot, 0.8),
+        *_leg(look, (hip[0] - 0.01, hip[1]), near_foot, 1.0),
+        *_torso(look, hip, shoulder, posture),
+        *_head(look, neck, -pose.lean * 0.6 + pose.gaze),
+    ]
+    return [moved(part, (0, 0), scale=scale) for part in (behind, _arm(look, shoulder, near_hand, 1.0))]
 
 
 def _leg(look: PersonLook, hip: Point, foot: Point, light: float) -> Shapes:
@@ -204,37 +190,16 @@ def _torso(look: PersonLook, hip: Point, shoulder: Point, posture: str) -> Shape
     top, girth = look.top.rgb, look.build.girth
     collar = (shoulder[0], shoulder[1] - girth * 0.18)
     shapes = [capsule(top, collar, (hip[0], hip[1] + 0.04), girth * 0.96, girth * 0.98)]
-    if look.dress:
-        reach = 0.24 if posture in ("sitting", "straddling") else 0.0
-        hem = hip[1] - 0.17 + reach * 0.5
-        shapes.append(
-            blob(
-                top,
-                (hip[0] - girth * 0.5, hip[1] + 0.1),
-                (hip[0] - girth * 0.95, hem),
-                (hip[0], hem - 0.02),
-                (hip[0] + girth * 0.95 + reach * 0.6, hem),
-                (hip[0] + girth * 0.5, hip[1] + 0.1),
-            )
-        )
-        shapes.append(
-            capsule(
-                shade(top, 0.8),
-                (hip[0] - girth * 0.45, hip[1] + 0.1),
-                (hip[0] + girth * 0.45, hip[1] + 0.1),
-                0.03,
-            )
-        )
-    else:
-        shapes.append(
-            capsule(
-                look.bottom,
-                (hip[0] - girth * 0.22, hip[1] + 0.02),
-                (hip[0] + girth * 0.22, hip[1] + 0.02),
-                0.1,
-            )
-        )
-    return shapes
+    if not look.dress:
+        ends = [(hip[0] + side * girth * 0.22, hip[1] + 0.02) for side in (-1, 1)]
+        return [*shapes, capsule(look.bottom, *ends, 0.1)]
+    reach = 0.24 if posture in ("sitting", "straddling") else 0.0
+    hem = hip[1] - 0.17 + reach * 0.5
+    left, right = (hip[0] - girth * 0.95, hem), (hip[0] + girth * 0.95 + reach * 0.6, hem)
+    waist = [(hip[0] + side * girth * 0.5, hip[1] + 0.1) for side in (-1, 1)]
+    belt = [(hip[0] + side * girth * 0.45, hip[1] + 0.1) for side in (-1, 1)]
+    shapes.append(blob(top, waist[0], left, (hip[0], hem - 0.02), right, waist[1]))
+    return [*shapes, capsule(shade(top, 0.8), *belt, 0.03)]
 
 
 def _arm(look: PersonLook, shoulder: Point, hand: Point, light: float) -> Shapes:
@@ -249,64 +214,29 @@ def _arm(look: PersonLook, shoulder: Point, hand: Point, light: float) -> Shapes
 
 
 def _head(look: PersonLook, neck: Point, tilt: float) -> Shapes:
-    radius = look.build.head
-    skin, hair = look.skin, look.hair
-    head = (0.012, radius * 1.0)
+    radius, skin = look.build.head, look.skin
+    x, y = 0.012, radius
+
+    def at(*places: Point) -> list[Point]:
+        """Points relative to the middle of the head, in radii."""
+        return [(x + radius * right, y + radius * up) for right, up in places]
+
     shapes: Shapes = []
     if look.long_hair:
-        shapes.append(
-            blob(
-                hair,
-                (-radius * 0.2, radius * 2.05),
-                (-radius * 1.2, radius * 1.3),
-                (-radius * 1.28, radius * 0.2),
-                (-radius * 0.95, -radius * 0.75),
-                (-radius * 0.25, -radius * 0.5),
-                (radius * 0.3, radius * 1.2),
-            )
-        )
-    shapes.append(capsule(shade(skin, 0.86), (0, -0.03), head, 0.07))
-    shapes.append(ellipse(skin, head, radius * 0.92, radius))
-    shapes.append(disc(skin, (head[0] + radius * 0.92, head[1] - radius * 0.12), radius * 0.15, 10))
-    shapes.append(_hair(look, head))
-    shapes.append(
-        ellipse(
-            shade(skin, 0.88),
-            (head[0] - radius * 0.2, head[1] - radius * 0.1),
-            radius * 0.15,
-            radius * 0.2,
-            corners=10,
-        )
-    )
-    shapes.append(disc((40, 34, 34), (head[0] + radius * 0.5, head[1] + radius * 0.08), radius * 0.115, 10))
-    mouth = [(head[0] + radius * x, head[1] + radius * y) for x, y in ((0.3, -0.4), (0.48, -0.54), (0.7, -0.42))]
-    shapes += path(shade(skin, 0.6), mouth, radius * 0.1)
+        fall = ((-0.2, 2.05), (-1.2, 1.3), (-1.28, 0.2), (-0.95, -0.75), (-0.25, -0.5), (0.3, 1.2))
+        shapes.append(blob(look.hair, *((radius * right, radius * up) for right, up in fall)))
+    nape = -0.9 if look.long_hair else -0.62
+    cap = ((0.75, 0.72), (0.5, 1.0), (0, 1.13), (-0.55, 0.98), (-0.98, 0.45), (-1.02, -0.2), (-0.82, nape))
+    shapes += [
+        capsule(shade(skin, 0.86), (0, -0.03), (x, y), 0.07),
+        ellipse(skin, (x, y), radius * 0.92, radius),
+        disc(skin, *at((0.92, -0.12)), radius * 0.15, 10),
+        polygon(look.hair, *at(*cap, (-0.5, -0.25), (-0.4, 0.32), (0.15, 0.52))),
+        ellipse(shade(skin, 0.88), *at((-0.2, -0.1)), radius * 0.15, radius * 0.2, corners=10),
+        disc((40, 34, 34), *at((0.5, 0.08)), radius * 0.115, 10),
+        *path(shade(skin, 0.6), at((0.3, -0.4), (0.48, -0.54), (0.7, -0.42)), radius * 0.1),
+    ]
     if look.hat:
-        shapes.append(sector(look.hat, (head[0], head[1] + radius * 0.3), radius * 1.02, 0, 180))
-        shapes.append(
-            capsule(
-                shade(look.hat, 0.8),
-                (head[0] - radius * 0.8, head[1] + radius * 0.32),
-                (head[0] + radius * 1.5, head[1] + radius * 0.3),
-                radius * 0.18,
-            )
-        )
+        shapes.append(sector(look.hat, *at((0, 0.3)), radius * 1.02, 0, 180))
+        shapes.append(capsule(shade(look.hat, 0.8), *at((-0.8, 0.32), (1.5, 0.3)), radius * 0.18))
     return moved(shapes, neck, tilt)
-
-
-def _hair(look: PersonLook, head: Point) -> Shape:
-    """The cap of hair on top of a head."""
-    radius, (x, y) = look.build.head, head
-    return polygon(
-        look.hair,
-        (x + radius * 0.75, y + radius * 0.72),
-        (x + radius * 0.5, y + radius * 1.0),
-        (x, y + radius * 1.13),
-        (x - radius * 0.55, y + radius * 0.98),
-        (x - radius * 0.98, y + radius * 0.45),
-        (x - radius * 1.02, y - radius * 0.2),
-        (x - radius * 0.82, y - radius * (0.62 if not look.long_hair else 0.9)),
-        (x - radius * 0.5, y - radius * 0.25),
-        (x - radius * 0.4, y + radius * 0.32),
-        (x + radius * 0.15, y + radius * 0.52),
-    )

@@ -48,11 +48,7 @@ class CompositionRule(NamedTuple):
 CONVERSE = {"next to": "next to", "behind": "in front of", "in front of": "behind"}
 
 _NO_ROOM: frozenset[Statement] = frozenset(
-    {
-        ("dog", "under", "chair"),
-        ("skateboard", "on", "chair"),
-        ("skateboard", "under", "chair"),
-    }
+    {("dog", "under", "chair"), ("skateboard", "on", "chair"), ("skateboard", "under", "chair")}
 )
 
 

@@ -103,10 +103,7 @@ def limb(
         the shapes, and the positions of the joint and the end.
     """
     joint, end = reach(start, target, lengths, side)
-    shapes = [
-        capsule(colour, start, joint, widths[0], widths[1]),
-        capsule(colour, joint, end, widths[1], widths[2]),
-    ]
+    shapes = [capsule(colour, start, joint, widths[0], widths[1]), capsule(colour, joint, end, widths[1], widths[2])]
     return shapes, joint, end
 
 
@@ -182,23 +179,9 @@ _TONES: dict[str, tuple[RGB, ...]] = {
 }
 
 SKIN: tuple[RGB, ...] = ((248, 212, 180), (232, 184, 146), (198, 144, 104), (146, 98, 68), (104, 68, 48))
-HAIR: tuple[RGB, ...] = (
-    (44, 34, 32),
-    (92, 60, 38),
-    (164, 108, 56),
-    (222, 182, 98),
-    (176, 76, 40),
-    (120, 120, 124),
-)
+HAIR: tuple[RGB, ...] = ((44, 34, 32), (92, 60, 38), (164, 108, 56), (222, 182, 98), (176, 76, 40), (120, 120, 124))
 CLOTHES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
-TROUSERS: tuple[RGB, ...] = (
-    (52, 62, 92),
-    (74, 96, 140),
-    (58, 56, 60),
-    (104, 92, 76),
-    (70, 84, 70),
-    (120, 62, 58),
-)
+TROUSERS: tuple[RGB, ...] = ((52, 62, 92), (74, 96, 140), (58, 56, 60), (104, 92, 76), (70, 84, 70), (120, 62, 58))
 
 
 class Colour(NamedTuple):

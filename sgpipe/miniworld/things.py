@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,36 +47,10 @@ class ThingLook:
     style: int
 
 
-_COLOURS = {
-    "chair": ("red", "blue", "green", "brown", "yellow", "white", "purple"),
-    "dining table": ("brown", "white", "gray", "green", "red"),
-    "bench": ("brown", "green", "gray", "red", "blue"),
-    "cup": ("red", "blue", "white", "yellow", "pink", "orange"),
-    "bicycle": ("red", "blue", "green", "black", "yellow", "pink"),
-    "umbrella": ("red", "blue", "yellow", "green", "purple", "pink", "black", "orange"),
-    "sports ball": ("red", "orange", "blue", "white", "yellow"),
-    "kite": ("red", "yellow", "blue", "green", "purple", "pink", "orange"),
-    "skateboard": ("red", "blue", "green", "purple", "orange", "black"),
-    "car": ("red", "blue", "yellow", "white", "green", "gray", "black", "orange"),
-}
-_SECOND = ("yellow", "white", "blue", "red", "green", "orange")
-
-
-def random_thing(kind: str, rng: Generator) -> ThingLook:
-    """A random look of an inanimate class."""
-    colour = pick_colour(rng, _COLOURS[kind])
-    second = pick_colour(rng, [name for name in _SECOND if name != colour.name]).rgb
-    return ThingLook(kind, colour, second, float(rng.uniform(0.94, 1.08)), int(rng.integers(3)))
-
-
-def draw_chair(look: ThingLook, posture: str = "standing") -> Shapes:
+def _chair(look: ThingLook, posture: str) -> Shapes:
     """Draw a chair from the side, with its back on the left."""
     wood = look.colour.rgb
     dark, half, seat = shade(wood, 0.7), CHAIR_HALF, SEAT_HEIGHT
-    shapes = [
-        capsule(dark, (-half + 0.1, seat), (-half + 0.12, 0.03), 0.06),
-        capsule(dark, (half - 0.1, seat), (half - 0.12, 0.03), 0.06),
-    ]
     if look.style == 0:
         back = [rectangle(shade(wood, 0.9), -half - 0.02, seat, -half + 0.1, seat + 0.66)]
         back.append(rectangle(wood, -half - 0.06, seat + 0.36, -half + 0.12, seat + 0.7))
@@ -84,14 +59,17 @@ def draw_chair(look: ThingLook, posture: str = "standing") -> Shapes:
     else:
         back = [capsule(wood, (-half + 0.04, seat), (-half - 0.04, seat + 0.64), 0.07)]
         back.append(capsule(look.second, (-half + 0.05, seat + 0.22), (-half, seat + 0.58), 0.13))
-    shapes += back
-    shapes.append(capsule(dark, (-half, seat), (-half, 0.03), 0.065))
-    shapes.append(capsule(dark, (half, seat), (half, 0.03), 0.065))
-    shapes.append(capsule(wood, (-half, seat - 0.03), (half, seat - 0.03), 0.11))
-    return moved(shapes, (0, 0), scale=look.size)
+    return [
+        capsule(dark, (-half + 0.1, seat), (-half + 0.12, 0.03), 0.06),
+        capsule(dark, (half - 0.1, seat), (half - 0.12, 0.03), 0.06),
+        *back,
+        capsule(dark, (-half, seat), (-half, 0.03), 0.065),
+        capsule(dark, (half, seat), (half, 0.03), 0.065),
+        capsule(wood, (-half, seat - 0.03), (half, seat - 0.03), 0.11),
+    ]
 
 
-def draw_table(look: ThingLook, posture: str = "standing") -> Shapes:
+def _table(look: ThingLook, posture: str) -> Shapes:
     wood, half, top = look.colour.rgb, TABLE_HALF, TABLE_HEIGHT
     dark = shade(wood, 0.66)
     shapes = [rectangle(shade(dark, 0.85), x - 0.035, 0.1, x + 0.035, top) for x in (-half + 0.26, half - 0.26)]
@@ -105,18 +83,12 @@ def draw_table(look: ThingLook, posture: str = "standing") -> Shapes:
         cloth = shade(look.second, 1.25)
         shapes.append(rectangle(cloth, -half * 0.55, top - 0.02, half * 0.55, top))
         shapes.append(
-            polygon(
-                cloth,
-                (-half * 0.55, top),
-                (half * 0.55, top),
-                (half * 0.5, top - 0.18),
-                (-half * 0.5, top - 0.18),
-            )
+            polygon(cloth, (-half * 0.55, top), (half * 0.55, top), (half * 0.5, top - 0.18), (-half * 0.5, top - 0.18))
         )
-    return moved(shapes, (0, 0), scale=look.size)
+    return shapes
 
 
-def draw_bench(look: ThingLook, posture: str = "standing") -> Shapes:
+def _bench(look: ThingLook, posture: str) -> Shapes:
     """Draw a bench from the front, with a seat and a back of planks."""
     wood, half, seat = look.colour.rgb, BENCH_HALF, BENCH_HEIGHT
     metal = (72, 74, 80) if look.style else shade(wood, 0.55)
@@ -126,17 +98,15 @@ def draw_bench(look: ThingLook, posture: str = "standing") -> Shapes:
         for rise, tone in ((0.16, 0.92), (0.3, 0.98), (0.44, 1.06))
     ]
     shapes += [
-        polygon(metal, (x - 0.05, seat), (x + 0.05, seat), (x + 0.09, 0.0), (x + 0.01, 0.0))
-        if x > 0
-        else polygon(metal, (x - 0.05, seat), (x + 0.05, seat), (x - 0.01, 0.0), (x - 0.09, 0.0))
-        for x in (-half + 0.14, half - 0.14)
+        polygon(metal, (x - 0.05, seat), (x + 0.05, seat), (x + outer, 0.0), (x + inner, 0.0))
+        for x, outer, inner in ((-half + 0.14, -0.01, -0.09), (half - 0.14, 0.09, 0.01))
     ]
     shapes.append(capsule(shade(wood, 0.78), (-half + 0.03, seat - 0.09), (half - 0.03, seat - 0.09), 0.08))
     shapes.append(capsule(wood, (-half + 0.02, seat - 0.04), (half - 0.02, seat - 0.04), 0.09))
-    return moved(shapes, (0, 0), scale=look.size)
+    return shapes
 
 
-def draw_cup(look: ThingLook, posture: str = "standing") -> Shapes:
+def _cup(look: ThingLook, posture: str) -> Shapes:
     body, height = look.colour.rgb, CUP_HEIGHT
     shapes = [
         ring(shade(body, 0.85), (0.15, height * 0.54), 0.1, 0.055, 18),
@@ -149,7 +119,7 @@ def draw_cup(look: ThingLook, posture: str = "standing") -> Shapes:
     elif look.style == 1:
         heart = blob(look.second, (0.0, 0.19), (-0.05, 0.23), (-0.08, 0.17), (0.0, 0.07), (0.08, 0.17), (0.05, 0.23))
         shapes.insert(2, heart)
-    return moved(shapes, (0, 0), scale=look.size)
+    return shapes
 
 
 WHEEL = 0.4
@@ -166,7 +136,7 @@ BALL_RADIUS = 0.22
 UMBRELLA_LENGTH = 1.0
 
 
-def draw_bicycle(look: ThingLook, posture: str = "standing") -> Shapes:
+def _bicycle(look: ThingLook, posture: str) -> Shapes:
     paint, metal, tyre = look.colour.rgb, (150, 152, 158), (44, 44, 48)
     rear, front = (-0.56, WHEEL), (0.56, WHEEL)
     crank, head, seat = (-0.04, 0.4), (0.42, 0.9), (-0.22, 0.86)
@@ -188,10 +158,10 @@ def draw_bicycle(look: ThingLook, posture: str = "standing") -> Shapes:
     for pedal in PEDALS:
         shapes.append(capsule((60, 60, 66), crank, pedal, 0.035))
         shapes.append(capsule((40, 40, 44), (pedal[0] - 0.05, pedal[1]), (pedal[0] + 0.05, pedal[1]), 0.04))
-    return moved(shapes, (0, 0), scale=look.size)
+    return shapes
 
 
-def draw_skateboard(look: ThingLook, posture: str = "standing") -> Shapes:
+def _skateboard(look: ThingLook, posture: str) -> Shapes:
     deck, half = look.colour.rgb, DECK_HALF
     line = [
         (-half, DECK_HEIGHT + 0.05),
@@ -206,21 +176,13 @@ def draw_skateboard(look: ThingLook, posture: str = "standing") -> Shapes:
         shapes.append(disc((90, 90, 96), (x, 0.08), 0.032, 10))
     shapes += path(deck, line, 0.085)
     shapes.append(capsule(shade(deck, 0.6), (-half + 0.16, DECK_HEIGHT), (half - 0.16, DECK_HEIGHT), 0.03))
-    return moved(shapes, (0, 0), scale=look.size)
+    return shapes
 
 
-def draw_car(look: ThingLook, posture: str = "standing") -> Shapes:
+def _car(look: ThingLook, posture: str) -> Shapes:
     paint, glass, half = look.colour.rgb, (176, 212, 232), CAR_HALF
     shapes: Shapes = [
-        blob(
-            shade(paint, 0.94),
-            (-1.12, 0.72),
-            (-0.84, 1.18),
-            (-0.4, 1.28),
-            (0.2, 1.27),
-            (0.5, 1.12),
-            (0.82, 0.74),
-        ),
+        blob(shade(paint, 0.94), (-1.12, 0.72), (-0.84, 1.18), (-0.4, 1.28), (0.2, 1.27), (0.5, 1.12), (0.82, 0.74)),
         blob(glass, (-0.92, 0.76), (-0.74, 1.08), (-0.5, 1.18), (-0.24, 1.18), (-0.22, 0.76)),
         blob(glass, (-0.1, 0.76), (-0.1, 1.18), (0.16, 1.17), (0.38, 1.06), (0.62, 0.76)),
         blob(
@@ -245,19 +207,19 @@ def draw_car(look: ThingLook, posture: str = "standing") -> Shapes:
         shapes.append(disc((42, 42, 46), (x, 0.27), 0.27, 24))
         shapes.append(disc((188, 190, 196), (x, 0.27), 0.15, 18))
         shapes.append(disc((110, 112, 118), (x, 0.27), 0.05, 10))
-    return moved(shapes, (0, 0), scale=look.size)
+    return shapes
 
 
-def draw_ball(look: ThingLook, posture: str = "standing") -> Shapes:
+def _ball(look: ThingLook, posture: str) -> Shapes:
     """Draw a football, a basketball or a beach ball that rests on the origin."""
     main, r, centre = look.colour.rgb, BALL_RADIUS, (0.0, BALL_RADIUS)
     dark = (44, 44, 48)
     shapes: Shapes = [disc(shade(main, 0.82), centre, r, 26), disc(main, (-0.012, r + 0.014), r * 0.93, 26)]
     if look.style == 0:
-        shapes.append(_pentagon(dark, centre, r * 0.36))
-        for turn in range(5):
-            angle = math.radians(90 + 72 * turn)
-            shapes.append(disc(dark, (math.cos(angle) * r * 0.82, r + math.sin(angle) * r * 0.82), r * 0.15, 8))
+        angles = np.radians(90 + 72 * np.arange(5))
+        corners = np.column_stack([np.cos(angles), np.sin(angles)])
+        shapes.append(Shape(corners * (r * 0.36) + centre, dark))
+        shapes += [disc(dark, (x * r * 0.82, r + y * r * 0.82), r * 0.15, 8) for x, y in corners.tolist()]
     elif look.style == 1:
         shapes.append(capsule(dark, (-r * 0.95, r), (r * 0.95, r), 0.022))
         shapes.append(capsule(dark, (0, r * 0.05), (0, r * 1.95), 0.022))
@@ -268,11 +230,11 @@ def draw_ball(look: ThingLook, posture: str = "standing") -> Shapes:
         for start in (20, 140, 260):
             shapes.append(sector(look.second, centre, r * 0.97, start, start + 60))
         shapes.append(disc((250, 250, 250), centre, r * 0.2, 12))
-    return moved(shapes, (0, 0), scale=look.size)
+    return shapes
 
 
-def draw_kite(look: ThingLook, posture: str = "standing") -> Shapes:
-    """Draw a kite with its centre at the origin; when flown it leans and its tail waves."""
+def _kite(look: ThingLook, posture: str) -> Shapes:
+    """Draw a kite with its centre at the origin."""
     main, second = look.colour.rgb, look.second
     left, right, top, bottom = (-0.38, 0.1), (0.38, 0.1), (0.0, 0.52), (0.0, -0.56)
     shapes: Shapes = []
@@ -289,10 +251,10 @@ def draw_kite(look: ThingLook, posture: str = "standing") -> Shapes:
         capsule(shade(main, 0.5), top, bottom, 0.02),
         capsule(shade(main, 0.5), left, right, 0.02),
     ]
-    return moved(shapes, (0, 0), tilt=-14 if posture == "flying" else 0, scale=look.size)
+    return shapes
 
 
-def draw_umbrella(look: ThingLook, posture: str = "standing") -> Shapes:
+def _umbrella(look: ThingLook, posture: str) -> Shapes:
     """Draw an open umbrella with the end of its stick at the origin; a standing one is larger than a held one."""
     large = posture == "standing"
     length, half = (2.05, 1.0) if large else (UMBRELLA_LENGTH, 0.66)
@@ -307,10 +269,10 @@ def draw_umbrella(look: ThingLook, posture: str = "standing") -> Shapes:
     shapes.append(_canopy(second, canopy, half, rise, -0.62, -0.2))
     shapes.append(_canopy(second, canopy, half, rise, 0.2, 0.62))
     shapes.append(capsule(wood, (0.0, length + rise - 0.06), (0.0, length + rise + 0.05), 0.045))
-    return moved(shapes, (0, 0), scale=look.size)
+    return shapes
 
 
-def _canopy(colour: tuple[int, int, int], centre: Point, half: float, rise: float, start: float, stop: float) -> Shape:
+def _canopy(colour: RGB, centre: Point, half: float, rise: float, start: float, stop: float) -> Shape:
     """The part of a dome between two points of its scalloped rim, given as fractions of its half width."""
     rim = np.linspace(start, stop, 25)
     edge = np.column_stack([rim * half, 0.07 * half * np.abs(np.sin(rim * math.pi * 2.5))])
@@ -324,6 +286,31 @@ def _canopy(colour: tuple[int, int, int], centre: Point, half: float, rise: floa
     return Shape(np.vstack([edge, dome]) + centre, colour)
 
 
-def _pentagon(colour: tuple[int, int, int], centre: Point, radius: float) -> Shape:
-    angles = np.radians(90 + 72 * np.arange(5))
-    return Shape(np.column_stack([np.cos(angles), np.sin(angles)]) * radius + centre, colour)
+# How each class is drawn, and the colours that it has.
+_THINGS: dict[str, tuple[Callable[[ThingLook, str], Shapes], str]] = {
+    "bicycle": (_bicycle, "red blue green black yellow pink"),
+    "umbrella": (_umbrella, "red blue yellow green purple pink black orange"),
+    "chair": (_chair, "red blue green brown yellow white purple"),
+    "dining table": (_table, "brown white gray green red"),
+    "cup": (_cup, "red blue white yellow pink orange"),
+    "sports ball": (_ball, "red orange blue white yellow"),
+    "bench": (_bench, "brown green gray red blue"),
+    "kite": (_kite, "red yellow blue green purple pink orange"),
+    "skateboard": (_skateboard, "red blue green purple orange black"),
+    "car": (_car, "red blue yellow white green gray black orange"),
+}
+THINGS = tuple(_THINGS)
+_SECOND = ("yellow", "white", "blue", "red", "green", "orange")
+
+
+def random_thing(kind: str, rng: Generator) -> ThingLook:
+    """A random look of an inanimate class."""
+    colour = pick_colour(rng, _THINGS[kind][1].split())
+    second = pick_colour(rng, [name for name in _SECOND if name != colour.name]).rgb
+    return ThingLook(kind, colour, second, float(rng.uniform(0.94, 1.08)), int(rng.integers(3)))
+
+
+def draw_thing(look: ThingLook, posture: str) -> Shapes:
+    """Draw a thing, which may be "standing", "held" (an umbrella) or "flying" (a kite, which then leans)."""
+    tilt = -14 if posture == "flying" else 0
+    return moved(_THINGS[look.kind][0](look, posture), (0, 0), tilt, look.size)
