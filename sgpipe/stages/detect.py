@@ -147,7 +147,7 @@ class ZeroShotDetector:
     """A detector that takes class names as text, such as OWLv2 or Grounding DINO."""
 
     def __init__(self, model: PreTrainedModel, processor: Any, classes: Sequence[str], device: torch.device) -> None:
-        """Raises UserError: the model type is not supported."""
+        """Raises UserError: the model type is not supported, or the model cannot read that many or such long names."""
         self._kind = model.config.model_type
         if self._kind not in (*_RETURN_INDEX, *_RETURN_PHRASE):
             supported = ", ".join((*_RETURN_INDEX, *_RETURN_PHRASE))
@@ -155,6 +155,16 @@ class ZeroShotDetector:
         self._model, self._processor, self._device = model.eval(), processor, device
         nn.Module.to(model, device)
         self._classes = list(classes)
+        together = self._kind in _RETURN_PHRASE
+        prompts = [". ".join(classes) + "."] if together else self._classes
+        tokens = max(len(processor.tokenizer(prompt)["input_ids"]) for prompt in prompts)
+        limit = model.config.max_text_len if together else model.config.text_config.max_position_embeddings
+        if tokens > limit:
+            names = f"the {count(len(classes), 'class name')}" if together else "the longest class name"
+            raise UserError(
+                f"detect.classes: {names} would be {tokens} tokens, and this {self._kind} reads {limit}; name "
+                f"{'fewer classes, or choose an OWLv2' if together else 'it in fewer words'}"
+            )
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:

@@ -6,6 +6,7 @@ Texts are padded to the model's own length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,10 +27,11 @@ _KEPT_TEXTS = 100_000
 
 
 class ClipScorer:
-    """The probability of a relation's text among that text and its contrast texts; see `contrast_texts`.
+    """The probability of a relation's text against the mean of its contrast texts; see `contrast_texts`.
 
-    It is a softmax over cosines, scaled as the checkpoint was trained. The other relations of a pair are no contrasts,
-    as several may hold, so that the probability of a relation does not depend on what else is asked.
+    It is a softmax over cosines, scaled as the checkpoint was trained; by chance it is 0.5, however many contrast texts
+    there are. The other relations of a pair are not among them, as several may hold, so that the probability of a
+    relation does not depend on what else is asked.
     """
 
     def __init__(self, model: str, device: str = "auto", gpus: float = 0) -> None:
@@ -68,7 +70,8 @@ class ClipScorer:
         """How probable a relation is; `seen`: the embedding of its crop. Raises UserError: it is NaN."""
         subject, object_ = objects[relation.subject], objects[relation.object]
         texts = [relation_text(subject, relation.predicate, object_), *contrast_texts(objects, relation)]
-        share = float((self.clip.scale * (self._embed(texts) @ seen).double()).softmax(0)[0])
+        logits = self.clip.scale * (self._embed(texts) @ seen).double()
+        share = float((logits[0] - logits[1:].logsumexp(0) + math.log(len(texts) - 1)).sigmoid())
         if share != share:
             raise UserError(f"CLIP model {self.model} returns NaN: its weights are damaged")
         return share

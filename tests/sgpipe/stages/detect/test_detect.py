@@ -89,6 +89,18 @@ def test_zero_shot_detectors_get_class_names(tmp_path, image, make):
 
 
 @pytest.mark.parametrize(
+    ("make", "classes", "reason"),
+    [
+        (make_grounding_dino, [f"thing {n}" for n in range(150)], r"the 150 class names would be \d+ tokens, .* 256;"),
+        (make_owl, ["a dog", "a dog " * 9], r"the longest class name would be \d+ tokens, and this owlv2 reads 16;"),
+    ],
+)
+def test_class_names_that_a_zero_shot_detector_cannot_read_are_refused(tmp_path, make, classes, reason):
+    with pytest.raises(UserError, match=f"detect.classes: {reason}"):
+        load(DetectConfig(detector=str(make(tmp_path / "d")), classes=classes), CPU)
+
+
+@pytest.mark.parametrize(
     ("phrase", "place"), [("dog", 0), ("dining", 2), ("table", 2), ("", -1), ("do", -1), ("dog cup", -1)]
 )
 def test_phrases_map_to_classes(phrase, place):

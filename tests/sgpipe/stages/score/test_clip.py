@@ -51,7 +51,9 @@ def scorer_of(folder: Path) -> ClipScorer:
     return scorer
 
 
-def test_the_probability_is_the_share_of_the_text_among_its_contrasts(folder: Path, image: Image.Image) -> None:
+def test_the_probability_is_that_of_the_text_against_the_mean_of_its_contrasts(
+    folder: Path, image: Image.Image
+) -> None:
     found = scorer_of(folder).scores(image, OBJECTS, RELATIONS)
     clip = load_clip(str(folder), None, torch.device("cpu"))
     for relation, probability in zip(RELATIONS, found, strict=True):
@@ -63,9 +65,19 @@ def test_the_probability_is_the_share_of_the_text_among_its_contrasts(folder: Pa
         subject, object_ = OBJECTS[relation.subject], OBJECTS[relation.object]
         texts = [relation_text(subject, relation.predicate, object_), *contrast_texts(OBJECTS, relation)]
         cosines = clip.embed_texts(texts) @ clip.embed_images([crop])[0]
-        expected = (clip.scale * cosines.double()).softmax(0)[0].item()
+        own, *others = (clip.scale * cosines.double()).exp().tolist()
+        expected = own / (own + sum(others) / len(others))
         assert 0 < probability < 1
         assert probability == pytest.approx(expected, rel=1e-3)
+
+
+def test_chance_is_one_half_for_symmetric_and_directed_relations_alike(folder: Path, image: Image.Image) -> None:
+    scorer = scorer_of(folder)
+    scorer.clip.scale = 0.0  # all texts fit equally
+    numbers = {len(contrast_texts(OBJECTS, relation)) for relation in RELATIONS}
+    assert numbers == {1, 2}
+    found = scorer.scores(image, OBJECTS, RELATIONS)
+    assert {each for each in found if each is not NO_AREA} == {0.5}
 
 
 def test_a_probability_does_not_depend_on_what_else_is_asked(folder: Path, image: Image.Image) -> None:
