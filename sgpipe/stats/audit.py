@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
+from sgpipe.stats.health import DOUBTS
 from sgpipe.stats.judgements import NO_PLAN, JudgementMeasures, measure_judgements
 from sgpipe.stats.measures import (
     AGREES,
@@ -41,7 +42,7 @@ Grade = Literal["good", "fair", "bad", "plain"]
 CONTENT, QUALITY = "What does it contain?", "How good is it?"
 DROP, TRAINING = "What should I drop?", "Can I train on it?"
 _ONE_PREDICATE = "All relations have the same predicate"
-_MANY_ERRORS, _MANY_BARE, _ILL = 0.05, 0.5, 0.05
+_MANY_ERRORS, _MANY_BARE, _ILL, _ILL_DATA = 0.05, 0.5, 0.05, 0.25
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,10 @@ def judgement_caveats(judged: JudgementMeasures) -> Iterator[str]:
 
 def share_text(share: float) -> str:
     """A share as a whole percentage that says 0% and 100% only of none and all."""
-    if 0 < share < 0.005:
+    rounded = f"{share:.0%}"
+    if rounded == "0%" and share:
         return "less than 1%"
-    return "more than 99%" if 0.995 <= share < 1 else f"{share:.0%}"
+    return "more than 99%" if rounded == "100%" and share < 1 else rounded
 
 
 def percent(share: float) -> str:
@@ -291,8 +293,9 @@ def _obstacles(measures: Measures) -> Iterator[tuple[Grade, str]]:
             f"{share_text(errors / measures.rows)} of the images are error rows: fix the cause, then --retry-failed.",
         )
     for check in measures.health:
-        if check.share > _ILL and check.of in ("relations", "pairs"):
-            yield "fair", f"Check this first: {check.title} ({check.share:.1%} of {check.of})."
+        if check.share > (_ILL if check.of in ("relations", "pairs") else _ILL_DATA):
+            grade: Grade = "bad" if check.name in DOUBTS else "fair"
+            yield grade, f"Check this first: {check.title} ({check.share:.1%} of {check.of})."
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from sgpipe.calibration import NEAREST, Calibration, unscored_reason
 from sgpipe.errors import check_share
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
-from sgpipe.storage.health_rules import RULES, HealthRule, prepare_checks
+from sgpipe.stats.health import Check, check_health
 from sgpipe.storage.index import Database, open_run
 from sgpipe.storage.shards import iter_tables
 
@@ -163,59 +163,6 @@ _OPINION = f"""
         (select corr(a, b) from ranks)
     from relations
 """
-
-
-_EXAMPLES = 5
-
-
-@dataclass(frozen=True)
-class Example:
-    """One of the things that a check found, and its image."""
-
-    image_id: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result of a check: it found `count` of `total` relations, pairs, boxes or captions (`of`)."""
-
-    name: str
-    title: str
-    count: int
-    total: int
-    of: str
-    advice: str
-    examples: list[Example] = field(default_factory=list)
-
-    @property
-    def share(self) -> float:
-        return self.count / self.total if self.total else 0.0
-
-
-def check_health(database: Database, threshold: float) -> list[Check]:
-    """Run all checks on the relations of at least `threshold` and on all boxes and captions."""
-    prepare_checks(database.execute, threshold)
-    sources = {
-        "relations": "kept",
-        "pairs": f"related_pairs where certainty >= {float(threshold)}::float",
-        "boxes": "objects",
-        "captions": "captions",
-    }
-    totals = {name: database.rows(f"select count(*) from {source}")[0][0] for name, source in sources.items()}
-    return [_run(database, rule, totals[rule.of]) for rule in RULES]
-
-
-def _run(database: Database, rule: HealthRule, total: int) -> Check:
-    rows = database.rows(
-        f"""with found as materialized ({rule.query}),
-        first as (select * from found order by image, text limit {_EXAMPLES})
-        select (select coalesce(sum(number), 0)::bigint from found), image_id, text
-        from first join images using (image) order by image, text"""
-    )
-    count = rows[0][0] if rows else 0
-    examples = [Example(image_id, text) for _, image_id, text in rows]
-    return Check(rule.name, rule.title, count, total, rule.of, rule.advice, examples)
 
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)

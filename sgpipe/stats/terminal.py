@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sgpipe.stats.audit import Audit, Comparison, error_text, percent, share_text
+from sgpipe.stats.health import Check
 from sgpipe.stats.judgements import JudgementMeasures
-from sgpipe.stats.measures import TOTALS, Check, Measures
+from sgpipe.stats.measures import TOTALS, Measures
 from sgpipe.stats.precision import CalibrationBin, GroundTruthMeasures, ScoreQuality
 from sgpipe.utils.console import count, json_text, single_line
 

@@ -1,13 +1,20 @@
 import json
 import re
+from collections.abc import Callable
 from operator import attrgetter
 
+import pytest
+
+from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.records import NO_OBJECT, Box, Caption, Record
-from sgpipe.stats.measures import Check, check_health, measure
+from sgpipe.stats.audit import find
+from sgpipe.stats.health import DOUBTS, Check, check_health
+from sgpipe.stats.measures import measure
 from sgpipe.storage.health_rules import RULES
 from sgpipe.storage.index import open_run
 from sgpipe.storage.shards import iter_records
+from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.config_file import parse_set
 from tests.sgpipe.stats.runs import CUP, PERSON, make_shards, scene
 
@@ -148,3 +155,107 @@ def test_every_setting_that_an_advice_names_is_accepted_by_the_recipe():
         default = attrgetter(key)(Recipe())
         changed = load_recipe("coco", parse_set([setting]) if value else {key: default})
         assert not value or attrgetter(key)(changed) != default
+
+
+REAL = {"COCO": ("coco_mini", "{}_val2017"), "V-COCO": ("vcoco_captions", "{}")}
+
+
+@pytest.fixture(scope="module")
+def annotated(oracle, tmp_path_factory) -> Callable[[str], tuple[dict, dict]]:
+    """The instances and captions of real and of synthetic images."""
+    drawn = tmp_path_factory.mktemp("drawn")
+    render_dataset(drawn, 60, 0, "val")
+    folders = {name: (oracle / "data" / folder, form) for name, (folder, form) in REAL.items()}
+    folders["drawn"] = (drawn, "{}")
+
+    def load(name: str) -> tuple[dict, dict]:
+        folder, form = folders[name]
+        return tuple(
+            json.loads((folder / f"{form.format(each)}.json").read_text()) for each in ("instances", "captions")
+        )
+
+    return load
+
+
+def records_of(instances: dict, captions: dict, shift: int = 0) -> list[Record]:
+    """Records as a source makes them of COCO's files, with the captions of other images if there is a `shift`."""
+    names = {each["id"]: each["name"] for each in instances["categories"]}
+    records = {
+        each["id"]: Record(str(each["id"]), "coco", "val", "a.jpg", each["width"], each["height"])
+        for each in instances["images"]
+    }
+    for each in instances["annotations"]:
+        record, name = records[each["image_id"]], names.get(each["category_id"])
+        box = clip_box(tuple(each["bbox"]), record.width, record.height)
+        if box and name:
+            record.objects.append(Box(name, each["category_id"], box, bool(each.get("iscrowd"))))
+    order = list(records)
+    owner = dict(zip(order, [*order[shift:], *order[:shift]], strict=True))
+    for each in captions["annotations"]:
+        if each["image_id"] in owner:
+            records[owner[each["image_id"]]].captions.append(Caption(each["caption"]))
+    return list(records.values())
+
+
+def corners(box, image):
+    return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+
+
+def parts(box, image):
+    return [value / image[side] for value, side in zip(box, ("width", "height") * 2, strict=True)]
+
+
+def centres(box, image):
+    return [box[0] + box[2] / 2, box[1] + box[3] / 2, *box[2:]]
+
+
+@pytest.mark.parametrize("name", ["drawn", *REAL])
+def test_right_data_is_not_doubted_nor_a_few_images_of_it(annotated, tmp_path, name):
+    records = records_of(*annotated(name))
+    for number in (1, 2, 5, 12, len(records)):
+        assert not DOUBTS & found(tmp_path / str(number), records[:number]).keys()
+    for record in records:
+        record.captions = []
+    assert not DOUBTS & found(tmp_path / "without captions", records).keys()
+
+
+@pytest.mark.parametrize("name", ["drawn", *REAL])
+@pytest.mark.parametrize(
+    ("change", "fault"), [(corners, "clipped_boxes"), (centres, "clipped_boxes"), (parts, "boxes_in_parts")]
+)
+def test_boxes_of_another_form_are_named(annotated, tmp_path, name, change, fault):
+    instances, captions = annotated(name)
+    images = {each["id"]: each for each in instances["images"]}
+    for each in instances["annotations"]:
+        each["bbox"] = change(each["bbox"], images[each["image_id"]])
+    checks = found(tmp_path, records_of(instances, captions))
+    assert checks.keys() & DOUBTS == {fault}
+    assert checks[fault].share > 0.25
+    assert find(measure(tmp_path / "run"))[-1].text != "No problems found."
+
+
+@pytest.mark.parametrize("name", ["drawn", *REAL])
+def test_captions_of_other_images_are_named(annotated, tmp_path, name):
+    for shift in (1, 2, -1):
+        check = found(tmp_path / str(shift), records_of(*annotated(name), shift))["foreign_captions"]
+        place = {1: " in the image before it", -1: " in the image after it"}.get(shift, " in any other image")
+        assert check.examples[0].text.endswith(place)
+    assert find(measure(tmp_path / "1" / "run"))[-1].grade == "bad"
+
+
+@pytest.mark.parametrize("name", ["drawn", *REAL])
+@pytest.mark.parametrize("step", ["next of the list", "plus one"])
+def test_boxes_with_the_names_of_other_classes_are_named(annotated, tmp_path, name, step):
+    instances, captions = annotated(name)
+    ids = [each["id"] for each in instances["categories"]]
+    following = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
+    for each in instances["annotations"]:
+        number = each["category_id"]
+        each["category_id"] = following[number] if step == "next of the list" else number + 1
+    checks = found(tmp_path, records_of(instances, captions))
+    if name == "COCO":  # 79 images are too few to tell which of 80 classes is which
+        assert checks.keys() & DOUBTS == {"foreign_captions"}
+        return
+    check = checks["foreign_classes"]
+    assert (check.count, check.share) == (check.total, 1)
+    assert all(re.fullmatch("captions name “.*” where boxes are “.*”", each.text) for each in check.examples)
