@@ -71,15 +71,18 @@ class Detections:
     box_crowds: array[int] = field(default_factory=lambda: array("b"))
     boxes: array[float] = field(default_factory=lambda: array("d"))
 
-    def add_image(self, item: Any) -> None:
-        """Add an entry of `images`: malformed without a valid id, an error row without a file name or size."""
+    def add_image(self, item: Any) -> int | None:
+        """Add an entry of `images`, an error row without a file name or size; returns its row.
+
+        One without a valid id, or with the id of another one, is counted and left out.
+        """
         image_id = parse_id(item.get("id")) if isinstance(item, dict) else None
         if image_id is None:
             self.problems.malformed += 1
-            return
+            return None
         if image_id in self.position:
             self.problems.duplicate_images += 1
-            return
+            return None
         row = self.position[image_id] = len(self.file_names)
         name = item.get("file_name")
         width, height = parse_side(item.get("width")), parse_side(item.get("height"))
@@ -89,33 +92,33 @@ class Detections:
             self.errors[row] = "source: the annotation has no valid width and height"
         self.file_names.append(replace_surrogates(name) if isinstance(name, str) else "")
         self.sizes.extend((width, height))
+        return row
 
     def add_box(self, item: Any) -> None:
         """Add an entry of `annotations`; an unreadable one is counted as malformed."""
-        try:
-            image_id, category, bbox = parse_id(item["image_id"]), parse_integer(item["category_id"]), item["bbox"]
-            if image_id is None or not isinstance(bbox, list):
-                raise TypeError
-            x, y, width, height = (float(value) for value in bbox)
-            crowd = bool(int(item.get("iscrowd") or 0))
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        image_id = parse_id(item.get("image_id")) if isinstance(item, dict) else None
+        if image_id is None:
             self.problems.malformed += 1
             return
         row = self.position.get(image_id)
         if row is None:  # the file may list annotations before images: use a provisional row below zero
             row = -1 - self.pending_ids.setdefault(image_id, len(self.pending_ids))
-        self.box_rows.append(row)
-        self.box_categories.append(category)
-        self.box_crowds.append(crowd)
-        self.boxes.extend((x, y, width, height))
+        self.add_row_box(row, item.get("category_id"), item.get("bbox"), item.get("iscrowd"))
 
-    def add_boxes(self, rows: np.ndarray, categories: np.ndarray, crowds: np.ndarray, boxes: np.ndarray) -> None:
-        """Add boxes `[boxes, 4]` of images by their rows."""
-        self.box_rows.frombytes(rows.astype(np.int32).tobytes())
-        bounds = np.iinfo(np.int32)  # a larger number is none of a class
-        self.box_categories.frombytes(np.clip(categories, bounds.min, bounds.max).astype(np.int32).tobytes())
-        self.box_crowds.frombytes(crowds.astype(np.int8).tobytes())
-        self.boxes.frombytes(boxes.astype(np.float64).tobytes())
+    def add_row_box(self, row: int, category: Any, bbox: Any, crowd: Any) -> None:
+        """Add a box of the image in a row; an unreadable one is counted as malformed."""
+        try:
+            number, is_crowd = parse_integer(category), bool(int(crowd or 0))
+            if not isinstance(bbox, list):
+                raise TypeError
+            x, y, width, height = (float(value) for value in bbox)
+        except (TypeError, ValueError, OverflowError):
+            self.problems.malformed += 1
+            return
+        self.box_rows.append(row)
+        self.box_categories.append(number)
+        self.box_crowds.append(is_crowd)
+        self.boxes.extend((x, y, width, height))
 
     def add_category(self, item: Any) -> None:
         """Add an entry of `categories`, by its exact name, so that results can be joined with the annotations.

@@ -10,34 +10,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from itertools import repeat
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
 from sgpipe.errors import UserError
 from sgpipe.files.hub import DATASETS, HubDataset
 from sgpipe.files.object_store import StorePath, is_uri
-from sgpipe.files.parquet_images import ParquetImages, has_images, image_columns, row_name
+from sgpipe.files.parquet_images import ParquetImages, has_images, holds_images, image_columns, row_name
 from sgpipe.images import ImageError, open_header, upright_size
-from sgpipe.recipe import HubConfig, Recipe, SourceConfig, SplitConfig
+from sgpipe.recipe import HubColumns, HubConfig, Recipe, SourceConfig, SplitConfig
 from sgpipe.records import HUB_DATASET
 from sgpipe.sources.annotated import parse_id, replace_surrogates, to_single_line
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.doubts import settle_boxes
-from sgpipe.sources.hub_columns import Columns, class_names, is_text, value_in_each, values_of
-from sgpipe.utils import BoxForm
 from sgpipe.utils.console import Reminder, count
 
 # data/train-00000-of-00002.parquet, and default/train/0000.parquet, as the hub converts other forms
 _SHARD = re.compile(r"(?:(?P<subset>[^/]+)/)?(?:[^/]+/)*(?P<split>\w+?)-\d+-of-\d+(?:-\w+)?\.parquet")
 _FOLDER = re.compile(r"(?:(?P<subset>[^/]+)/)?(?:partial-)?(?P<split>[A-Za-z]\w*)/\d+\.parquet")
-_KEYWORDS = {  # of the names of other files, and the split that they are of, as `datasets` has it
+_KEYWORDS = {  # in the names of other files, and the split that `datasets` takes them for
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
@@ -69,7 +64,7 @@ class HubFiles:
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def stamp(self, split: str) -> list[Any]:
-        """What identifies the files of a split without reading them."""
+        """Return what identifies the files of a split without reading them."""
         if self.root.startswith(DATASETS):  # whose commits do not change
             return [self.root, list(self.splits[split])]
         if is_uri(self.root):
@@ -80,14 +75,14 @@ class HubFiles:
         return [[name, status.st_size, status.st_mtime_ns] for name, status in stats]
 
     def open(self, name: str) -> Path | BinaryIO:
-        """A file of the dataset; one of the hub is downloaded into its cache."""
+        """Return a file of the dataset; one of the hub is downloaded into its cache."""
         if self.root.startswith(DATASETS) and (dataset := HubDataset.parse(self.root)):
             return dataset.fetch(name)
         return StorePath(self.root).open(name) if is_uri(self.root) else Path(self.root) / name
 
 
 def find_files(config: HubConfig) -> HubFiles:
-    """The Parquet files of the dataset that the recipe names.
+    """Return the Parquet files of the dataset that the recipe names.
 
     Raises:
         UserError: there is no such dataset, subset or split, or it is of another form.
@@ -98,18 +93,29 @@ def find_files(config: HubConfig) -> HubFiles:
     card = _card(HubFiles(root, {}), names)
     subsets = _of_card(card, names) or _of_names(names)
     if not subsets:
-        raise _not_parquet(dataset, names)
-    splits = _chosen(dataset, config.subset, subsets)
+        other = next((why for name in names if (why := _OTHER_FORMS.get(PurePosixPath(name).name))), None)
+        if other:
+            raise UserError(f"{dataset} has no Parquet files: it {other}")
+        on_hub = root.startswith(DATASETS)
+        converted = f"; try --dataset {dataset.partition('@')[0]}@refs/convert/parquet" if on_hub else ""
+        raise UserError(
+            f"{dataset} has no Parquet files with the name of a split (train-00000-of-00001.parquet){converted}"
+        )
+    name = config.subset or (_DEFAULT if _DEFAULT in subsets else next(iter(subsets)))
+    if name not in subsets or not (config.subset or len(subsets) == 1 or _DEFAULT in subsets):
+        what = "no such subset" if config.subset else "several subsets"
+        shown = ", ".join(map(to_single_line, subsets))
+        raise UserError(f"{dataset} has {what}: pass --set source.hub.subset=NAME, one of {shown}")
+    splits = subsets[name]
     if config.split is not None and config.split not in splits:
         raise UserError(f"{dataset} has no split {config.split!r}: pass --split {' or '.join(splits)}")
-    if bad := [name for name in splits if not re.fullmatch(r"\w{1,64}", name)]:
-        raise UserError(f"{dataset}: the split {bad[0]!r} is no name of letters and digits")
-    chosen = splits if config.split is None else {config.split: splits[config.split]}
-    return HubFiles(root, chosen, card)
+    if bad := [split for split in splits if not re.fullmatch(r"\w{1,64}", split)]:
+        raise UserError(f"{dataset}: the split {bad[0]!r} is not a name of letters and digits")
+    return HubFiles(root, splits if config.split is None else {config.split: splits[config.split]}, card)
 
 
 def _listed(dataset: str) -> tuple[str, list[str]]:
-    """Where the files are, and their names."""
+    """Return where the files are, and their names."""
     if Path(dataset).is_dir():
         root = Path(dataset).resolve()
         files = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
@@ -125,7 +131,7 @@ def _listed(dataset: str) -> tuple[str, list[str]]:
 
 
 def _card(files: HubFiles, names: Iterable[str]) -> dict[str, Any]:
-    """The metadata at the beginning of README.md; empty if there are none."""
+    """Return the metadata at the beginning of README.md, if any."""
     if "README.md" not in names:
         return {}
     source = files.open("README.md")
@@ -142,108 +148,248 @@ _Subsets = dict[str, dict[str, list[str]]]
 
 
 def _of_card(card: Mapping[str, Any], names: Sequence[str]) -> _Subsets:
-    """The files by subset and split, as patterns of the card's `configs` name them."""
+    """Return the files by subset and split, as patterns of the card's `configs` name them."""
     subsets: _Subsets = {}
-    configs = card.get("configs")
-    for config in configs if isinstance(configs, list) else ():
-        files = config.get("data_files") if isinstance(config, dict) else None
-        for each in files if isinstance(files, list) else [files]:
+    for config in _as_list(card.get("configs")):
+        for each in _as_list(config.get("data_files") if isinstance(config, dict) else None):
             item = each if isinstance(each, dict) else {"path": each}
-            paths = item.get("path")
-            found = _matching(paths if isinstance(paths, list) else [paths], names)
-            if found:
+            patterns = [str(path).removeprefix("./").replace("**/", "*") for path in _as_list(item.get("path"))]
+            parquet = [name for name in names if name.endswith(".parquet")]
+            if found := [name for name in parquet if any(fnmatch.fnmatchcase(name, each) for each in patterns)]:
                 subset = subsets.setdefault(str(config.get("config_name") or _DEFAULT), {})
                 subset.setdefault(str(item.get("split", "train")), []).extend(found)
     return subsets
 
 
-def _matching(patterns: Iterable[Any], names: Sequence[str]) -> list[str]:
-    texts = [str(pattern).removeprefix("./") for pattern in patterns]
-    return [
-        name
-        for name in names
-        if name.endswith(".parquet") and any(fnmatch.fnmatchcase(name, text.replace("**/", "*")) for text in texts)
-    ]
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _of_names(names: Iterable[str]) -> _Subsets:
-    """The same by the names of the files alone."""
+    """Return the files by subset and split, by their names alone."""
     subsets: _Subsets = {}
     for name in names:
-        if PurePosixPath(name).suffix != ".parquet":
+        if not name.endswith(".parquet"):
             continue
-        folder, split = _of_name(name)
+        found = _SHARD.fullmatch(name) or _FOLDER.fullmatch(name)
+        if found and found["split"] not in _FOLDERS:
+            folder, split = found["subset"], found["split"]
+        else:
+            words = re.split(r"[^a-z]+", name.removesuffix(".parquet").lower())
+            folder = PurePosixPath(name).parts[0] if "/" in name else None
+            folder = None if folder == "train" or folder in _KEYWORDS else folder
+            split = next((_KEYWORDS[word] for word in words if word in _KEYWORDS), "train")
         subset = _DEFAULT if folder is None or folder in _FOLDERS else folder
         subsets.setdefault(subset, {}).setdefault(split, []).append(name)
     return subsets
 
 
-def _of_name(name: str) -> tuple[str | None, str]:
-    """The folder of the subset, if any, and the split."""
-    found = _SHARD.fullmatch(name) or _FOLDER.fullmatch(name)
-    if found and found["split"] not in _FOLDERS:
-        return found["subset"], found["split"]
-    words = re.split(r"[^a-z]+", name.removesuffix(".parquet").lower())
-    folder = PurePosixPath(name).parts[0] if "/" in name else None
-    of_split = folder == "train" or folder in _KEYWORDS
-    return None if of_split else folder, next((_KEYWORDS[word] for word in words if word in _KEYWORDS), "train")
+_PARENTS = ("objects", "annotations", "object", "annotation", "")
+_BOXES = ("bbox", "bboxes", "boxes", "box")
+_CLASSES = (
+    *("category", "categories", "category_id", "category_ids", "label", "labels", "class", "classes"),
+    *("class_label", "class_labels", "class_id", "class_ids", "category_name", "name", "names"),
+)
+_CROWDS = ("iscrowd", "is_crowd", "crowd")
+_IDS = ("image_id", "id")
 
 
-def _chosen(dataset: str, subset: str | None, subsets: _Subsets) -> dict[str, list[str]]:
-    name = subset or (_DEFAULT if _DEFAULT in subsets else next(iter(subsets)))
-    if name in subsets and (subset or len(subsets) == 1 or _DEFAULT in subsets):
-        return subsets[name]
-    what = "no such subset" if subset else "several subsets"
-    shown = ", ".join(to_single_line(each) for each in subsets)
-    raise UserError(f"{dataset} has {what}: pass --set source.hub.subset=NAME, one of {shown}")
+class Columns(NamedTuple):
+    """The columns that are read, by dotted names."""
+
+    image: str
+    boxes: str
+    classes: str
+    crowd: str | None
+    id: str | None
+    width: str | None
+    height: str | None
+    captions: str | None
 
 
-def _not_parquet(dataset: str, names: Sequence[str]) -> UserError:
-    for name in names:
-        if why := _OTHER_FORMS.get(PurePosixPath(name).name):
-            return UserError(f"{dataset} has no Parquet files: it {why}")
-    converted = (
-        ""
-        if Path(dataset).is_dir() or is_uri(dataset)
-        else (f"; the hub may have converted it: pass --dataset {dataset.partition('@')[0]}@refs/convert/parquet")
+def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> Columns:
+    """Return the columns of a file that are named, or have the usual names.
+
+    Raises UserError: a column is missing, contains something else, or cannot be told from others.
+    """
+
+    def fault(what: str, advice: str) -> UserError:
+        return UserError(f"{file} {what}: {advice}; it has {', '.join(n for each in schema for n in _dotted(each))}")
+
+    def unnamed(what: str, setting: str) -> UserError:
+        return fault(what, f"name it with --set source.hub.columns.{setting}=NAME")
+
+    for setting, name in named:
+        if name is None:
+            continue
+        kind = _kind(schema, name)
+        fits, what = _CONTENTS.get(setting, (lambda kind: True, ""))
+        if kind is None or not fits(kind) or (setting == "image" and "." in name):
+            contents = f" with {what}" if kind else ""
+            raise fault(f"has no column {name}{contents}", f"see source.hub.columns.{setting}")
+    boxes = named.boxes or _first(schema, _PARENTS, _BOXES)
+    if boxes is None:
+        raise unnamed("has no column of boxes", "boxes")
+    beside = (boxes.rpartition(".")[0],)
+    classes = named.classes or _first(schema, beside, _CLASSES) or _first(schema, _PARENTS, _CLASSES)
+    if classes is None:
+        raise unnamed("has no column of classes", "classes")
+    numbers = _kind(schema, boxes)
+    if not (numbers and _is_list(numbers) and _is_list(numbers.value_type) and _is_number(_innermost(numbers))):
+        raise fault(f"has other values than boxes of four numbers in {boxes}", "see source.hub.columns.boxes")
+    images = image_columns(schema)
+    if named.image is None and len(images) != 1:
+        raise unnamed(f"has {'several columns' if images else 'no column'} of images", "image")
+    width, height = (getattr(named, side) or _first(schema, ("",), (side,)) for side in ("width", "height"))
+    return Columns(
+        image=named.image or images[0],
+        boxes=boxes,
+        classes=classes,
+        crowd=named.crowd or _first(schema, beside, _CROWDS),
+        id=named.id or _first(schema, ("",), _IDS),
+        width=width if height else None,
+        height=height if width else None,
+        captions=named.captions,
     )
-    return UserError(
-        f"{dataset} has no Parquet files with the name of a split (train-00000-of-00001.parquet){converted}"
-    )
+
+
+def _dotted(column: pa.Field) -> list[str]:
+    """Return the name of a column, or of those within it."""
+    kind = _innermost(column.type)
+    if pa.types.is_struct(kind) and not image_columns(pa.schema([column])):
+        return [f"{column.name}.{name}" for inner in kind for name in _dotted(inner)]
+    return [column.name]
+
+
+def _first(schema: pa.Schema, parents: Sequence[str], names: Sequence[str]) -> str | None:
+    dotted = (f"{parent}.{name}" if parent else name for parent in parents for name in names)
+    return next((name for name in dotted if _kind(schema, name) is not None), None)
+
+
+def _kind(schema: pa.Schema, dotted: str) -> pa.DataType | None:
+    """Return the type of a column, a list if there are lists on the way to it, or None."""
+    first, *rest = dotted.split(".")
+    if first not in schema.names:
+        return None
+    kind, in_lists = schema.field(first).type, False
+    for name in rest:
+        in_lists, kind = in_lists or _is_list(kind), _innermost(kind)
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
+    return pa.list_(kind) if in_lists else kind
+
+
+def _innermost(kind: pa.DataType) -> pa.DataType:
+    while _is_list(kind):
+        kind = kind.value_type
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(_innermost(kind)) or pa.types.is_large_string(_innermost(kind))
+
+
+def _is_single(kind: pa.DataType) -> bool:
+    return not pa.types.is_nested(kind)
+
+
+_CONTENTS = {
+    "image": (holds_images, "images"),
+    "captions": (_is_text, "texts"),
+    **dict.fromkeys(("id", "width", "height"), (_is_single, "one value in each row")),
+}
+
+
+def class_names(schema: pa.Schema, card: Mapping[str, Any], dotted: str) -> list[str] | None:
+    """Return the names of a column of classes, by number, which the file states, or else the card of the dataset."""
+    try:
+        stated = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        stated = None
+    for features in (stated, *_as_list(card.get("dataset_info"))):
+        if (names := _class_label(_by_path(features, dotted.split(".")))) is not None:
+            return names
+    return None
+
+
+def _by_path(features: Any, path: Sequence[str]) -> Any:
+    """Return the description of a column: `{name: …}` as files have it, or `[{name:, dtype:, …}]` as cards do."""
+    if isinstance(features, Mapping) and path and path[0] in features and path[0] != "features":
+        return _by_path(features[path[0]], path[1:])
+    if not path:
+        return features
+    for each in features.values() if isinstance(features, Mapping) else _as_list(features):
+        if isinstance(each, Mapping) and each.get("name") == path[0]:
+            return _by_path({key: value for key, value in each.items() if key != "name"}, path[1:])
+        if isinstance(each, Mapping | list) and (found := _by_path(each, path)) is not None:
+            return found
+    return None
+
+
+def _class_label(feature: Any) -> list[str] | None:
+    """Return the names of the first list of classes within a description."""
+    if isinstance(feature, Mapping):
+        label = feature if feature.get("_type") == "ClassLabel" else feature.get("class_label")
+        names = label.get("names") if isinstance(label, Mapping) else None
+        if isinstance(names, Mapping):  # {"0": "cat"}, as cards have it
+            names = [names[key] for key in sorted(names, key=lambda key: int(key) if str(key).isdigit() else 0)]
+        if isinstance(names, list):
+            return [str(name) for name in names]
+    inner = feature.values() if isinstance(feature, Mapping) else feature if isinstance(feature, list) else ()
+    return next((found for each in inner if (found := _class_label(each))), None)
 
 
 _ROWS_PER_BATCH = 256
 
 
-@dataclass(frozen=True)
-class _File:
-    """An open Parquet file, its name, and its columns."""
+@contextmanager
+def _open_file(files: HubFiles, name: str, config: HubConfig) -> Iterator[tuple[pq.ParquetFile, Columns]]:
+    """Open a Parquet file; also returns its columns.
 
-    name: str
-    parquet: pq.ParquetFile
-    columns: Columns
+    Raises UserError: it is not a Parquet file, a column is missing, or there are no images in it.
+    """
+    try:
+        with pq.ParquetFile(files.open(name), pre_buffer=False) as parquet:
+            columns = find_columns(parquet.schema_arrow, config.columns, name)
+            if not has_images(parquet, columns.image):
+                raise UserError(f"{name} has only the paths of its images, in {columns.image}: {EMBED}")
+            yield parquet, columns
+    except pa.ArrowException as error:
+        raise UserError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 
-    @classmethod
-    @contextmanager
-    def open(cls, files: HubFiles, name: str, config: HubConfig) -> Iterator[_File]:
-        """Raises UserError: it is not a Parquet file, a column is missing, or there are no images in it."""
-        try:
-            with pq.ParquetFile(files.open(name), pre_buffer=False) as parquet:
-                columns = Columns.find(parquet.schema_arrow, config.columns, name)
-                if not has_images(parquet, columns.image):
-                    raise UserError(f"{name} has only the paths of its images, in {columns.image}: {EMBED}")
-                yield cls(name, parquet, columns)
-        except pa.ArrowException as error:
-            raise UserError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 
-    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The columns that hold these; a column of columns is read whole, as Parquet's names of its parts vary."""
-        columns = dict.fromkeys(name.partition(".")[0] for name in names)
-        return self.parquet.iter_batches(_ROWS_PER_BATCH, columns=list(columns), use_threads=False)
+def _rows(parquet: pq.ParquetFile, columns: Iterable[str | None]) -> Iterator[dict[str, Any]]:
+    """Yield the rows, with these columns. One within others is read with them, as Parquet's names of parts vary."""
+    names = list(dict.fromkeys(name.partition(".")[0] for name in columns if name))
+    for batch in parquet.iter_batches(_ROWS_PER_BATCH, columns=names, use_threads=False):
+        yield from batch.to_pylist()
+
+
+def _value(row: Any, dotted: str | None) -> Any:
+    """Return the value of a column in a row, or None; of columns within a list, a list."""
+    for name in dotted.split(".") if dotted else ():
+        if isinstance(row, list):
+            row = [each and each.get(name) for each in row]
+        else:
+            row = row and row.get(name)
+    return row if dotted else None
+
+
+def _values(row: Any, dotted: str | None) -> list[Any]:
+    return _as_list(_value(row, dotted))
 
 
 def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
-    """Class names by number. Of classes that are names in the files, the numbers are those of the sorted names.
+    """Return class names by number. Of classes that are names in the files, the numbers are those of the sorted names.
 
     Raises UserError: classes are numbers without names.
     """
@@ -251,187 +397,117 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
         return dict(enumerate(config.classes))
     names: set[str] = set()
     for name in (name for split in files.splits.values() for name in split):
-        with _File.open(files, name, config) as file:
-            stated = class_names(file.parquet.schema_arrow, files.card, file.columns.classes)
+        with _open_file(files, name, config) as (parquet, of):
+            schema = parquet.schema_arrow
+            stated = class_names(schema, files.card, of.classes)
             if stated is not None:
                 return dict(enumerate(map(replace_surrogates, stated)))
-            for batch in file.batches([file.columns.classes]):
-                values = values_of(batch, file.columns.classes)[1]
-                if not is_text(values.type):
-                    raise UserError(
-                        f"{name}: the classes in {file.columns.classes} are numbers without names: give "
-                        "--set 'source.hub.classes=[NAME, …]', in their order"
-                    )
-                names.update(pc.unique(values).drop_null().to_pylist())
+            if not _is_text(_kind(schema, of.classes)):
+                raise UserError(
+                    f"{name}: the classes in {of.classes} are numbers without names: pass "
+                    "--set 'source.hub.classes=[NAME, …]', in their order"
+                )
+            names.update(each for row in _rows(parquet, [of.classes]) for each in _values(row, of.classes) if each)
     return dict(enumerate(sorted(replace_surrogates(name) for name in names if name.strip())))
 
 
-def read_hub(
-    files: HubFiles, split: str, config: HubConfig, names: dict[int, str], boxes: BoxForm | None = None
-) -> tuple[Detections, dict[str, Any]]:
-    """The images and boxes of a split, in the order of its files, and where they come from.
-
-    Args:
-        names: the classes by number.
-        boxes: the form of the boxes; None: the one that fits.
+def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, Any]]:
+    """Return the images and boxes of a split, in the order of its files, and where they come from.
 
     Raises UserError: a file is not readable, a column is missing, or the boxes lie in no form in their images.
     """
-    reading = _Reading(Detections(HUB_DATASET, split, dict(names)), ParquetImages(files.open))
-    by_number = not _have_ids(files, split, config)
-    for name in files.splits[split]:
-        with _File.open(files, name, config) as file:
-            reading.add_file(file, by_number)
-    detections = reading.detections
-    if not detections.file_names:
+    config = source.hub
+    files = find_files(config)
+    names = class_table(files, config)
+    detections, images = Detections(HUB_DATASET, split, dict(names)), ParquetImages(files.open)
+    numbers: dict[Any, int] = {name: number for number, name in names.items()}
+    by_number, total, reminder = not _have_ids(files, split, config), 0, Reminder()
+    for file in files.splits[split]:
+        with _open_file(files, file, config) as (parquet, of):
+            only = image_columns(parquet.schema_arrow) == [of.image]
+            read = [of.boxes, of.classes, of.crowd, of.captions, of.width, of.height, None if by_number else of.id]
+            for number, row in enumerate(_rows(parquet, read)):
+                name = row_name(file, number, None if only else of.image)  # states the column if there are others
+                image_id = total if by_number else _value(row, of.id)
+                _add_row(detections, row, of, image_id, name, images, numbers)
+                total += 1
+                reminder.say(f"{file}: {number:,} of {parquet.metadata.num_rows:,} rows are read")
+    if not total:
         raise UserError(f"{files.root} has no rows in the split {split}")
-    notes = settle_boxes(detections, boxes, f"{config.dataset} ({split})", choose=True)
+    notes = settle_boxes(detections, source.boxes, f"{config.dataset} ({split})", choose=True)
+    digest = _hash(detections.categories, list(detections.position), detections.file_names)
+    for values in ("sizes", "box_rows", "box_categories", "box_crowds", "boxes"):
+        digest.update(getattr(detections, values).tobytes())
     return detections, {
         "annotations": config.dataset,
         "captions": config.columns.captions or "",
-        "annotations_sha256": _digest(detections),
+        "annotations_sha256": digest.hexdigest(),
         **({"captions_sha256": _hash(detections.captions).hexdigest()} if config.columns.captions else {}),
         "notes": notes,
     }
 
 
+def _hash(*values: Any) -> Any:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+
+
 def _have_ids(files: HubFiles, split: str, config: HubConfig) -> bool:
-    """Whether a column has the ids of the images: one that the user names, or one in which no two are the same."""
+    """Return whether a column has ids of the images: one that the user names, or one in which no two are the same."""
     seen: set[Any] = set()
     rows = 0
     for name in files.splits[split]:
-        with _File.open(files, name, config) as file:
-            if file.columns.id is None or file.columns.surely_ids:
-                return file.columns.id is not None
-            for batch in file.batches([file.columns.id]):
-                seen.update(map(parse_id, value_in_each(batch, file.columns.id)))
-                rows += len(batch)
+        with _open_file(files, name, config) as (parquet, of):
+            if of.id is None or config.columns.id is not None:
+                return of.id is not None
+            for row in _rows(parquet, [of.id]):
+                seen.add(parse_id(_value(row, of.id)))
+                rows += 1
     return len(seen) == rows and None not in seen
 
 
-@dataclass
-class _Reading:
-    """Detections of a split, whose boxes are still in the form of the files."""
+def _add_row(
+    detections: Detections,
+    row: Mapping[str, Any],
+    of: Columns,
+    image_id: Any,
+    name: str,
+    images: ParquetImages,
+    numbers: Mapping[Any, int],
+) -> None:
+    """Add an image with its boxes and captions; one without an id, or with that of another one, is left out.
 
-    detections: Detections
-    images: ParquetImages
-    rows: int = 0
-    reminder: Reminder = field(default_factory=Reminder)
-
-    def add_file(self, file: _File, by_number: bool) -> None:
-        """Add the rows of a file; `by_number`: their ids are their numbers in the split."""
-        of = file.columns
-        only = image_columns(file.parquet.schema_arrow) == [of.image]
-        column = None if only else of.image  # names of rows state it if there are others
-        read = [of.boxes, of.classes, of.crowd, of.captions, of.width, of.height, None if by_number else of.id]
-        at = 0
-        for batch in file.batches([name for name in read if name]):
-            numbers = range(self.rows, self.rows + len(batch))
-            ids = numbers if by_number or of.id is None else value_in_each(batch, of.id)
-            names = [row_name(file.name, row, column) for row in range(at, at + len(batch))]
-            rows = np.array([self._add_image(*each) for each in zip(ids, names, _sizes(batch, of), strict=True)])
-            try:
-                self._add_boxes(batch, of, rows)
-            except (pa.ArrowException, ValueError) as error:
-                raise UserError(
-                    f"{file.name}: {of.boxes} and {of.classes} are not boxes of four numbers and their classes "
-                    f"({str(error).splitlines()[0]})"
-                ) from None
-            self._add_captions(batch, of, rows)
-            at, self.rows = at + len(batch), self.rows + len(batch)
-            self.reminder.say(f"{file.name}: {at:,} of {file.parquet.metadata.num_rows:,} rows are read")
-
-    def _add_image(self, image_id: Any, name: str, size: tuple[Any, Any] | None) -> int:
-        """The row of an image in the detections; -1: it is left out, as it has no id, or that of another one."""
-        row, why = len(self.detections.file_names), ""
-        if size is None:
-            size, why = self._size_of(name)
-        self.detections.add_image({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
-        if row == len(self.detections.file_names):
-            return -1
-        if why:
-            self.detections.errors[row] = f"source: {why}"
-        return row
-
-    def _size_of(self, name: str) -> tuple[tuple[int, int], str]:
-        """Width and height that an image states itself, and why it has none."""
+    Args:
+        name: of the image.
+        numbers: of the classes, if they are names.
+    """
+    why, width, height = "", _value(row, of.width), _value(row, of.height)
+    if of.width is None:
         try:
-            with open_header(BytesIO(self.images.read_name(name)), name) as image:
-                return upright_size(image), ""
+            with open_header(BytesIO(images.read_name(name)), name) as image:
+                width, height = upright_size(image)
         except FileNotFoundError:
-            return (0, 0), f"the row has no image: {name}"
+            why = f"the row has no image: {name}"
         except ImageError as error:
-            return (0, 0), replace_surrogates(str(error))
-
-    def _add_boxes(self, batch: pa.RecordBatch, of: Columns, rows: np.ndarray) -> None:
-        (lengths, boxes), (classes_of, classes) = values_of(batch, of.boxes), values_of(batch, of.classes)
-        crowds_of, crowds = values_of(batch, of.crowd) if of.crowd else (lengths, None)
-        for i in np.flatnonzero((lengths != classes_of) | (lengths != crowds_of)):
-            if rows[i] >= 0:
-                others = count(classes_of[i], "class", "classes")
-                if lengths[i] == classes_of[i]:
-                    others = f"{count(crowds_of[i], 'value')} of {of.crowd}"
-                self.detections.errors.setdefault(
-                    int(rows[i]), f"source: it has {count(lengths[i], 'box', 'boxes')} and {others}"
-                )
-            rows[i] = -1
-        kept, kept_class, kept_crowd = (np.repeat(rows, each) >= 0 for each in (lengths, classes_of, crowds_of))
-        numbers, whole = _fours(boxes)
-        self.detections.problems.malformed += int((~whole & kept).sum())
-        chosen = kept & whole
-        classes = _class_numbers(classes, self.detections.categories)[kept_class][whole[kept]]
-        crowd = (
-            np.zeros(int(kept.sum()), bool)
-            if crowds is None
-            else np.asarray(crowds.cast(pa.bool_()).fill_null(False))[kept_crowd]
-        )
-        self.detections.add_boxes(np.repeat(rows, lengths)[chosen], classes, crowd[whole[kept]], numbers[chosen])
-
-    def _add_captions(self, batch: pa.RecordBatch, of: Columns, rows: np.ndarray) -> None:
-        if of.captions is None:
-            return
-        lengths, texts = values_of(batch, of.captions)
-        for row, text in zip(np.repeat(rows, lengths).tolist(), texts.to_pylist(), strict=True):
-            if row >= 0:
-                self.detections.add_text(row, text)
-
-
-def _sizes(batch: pa.RecordBatch, of: Columns) -> Iterator[tuple[Any, Any] | None]:
-    """Width and height of each row as its columns state them; None: they state none."""
-    if of.width is None or of.height is None:
-        return repeat(None, len(batch))
-    return zip(value_in_each(batch, of.width), value_in_each(batch, of.height), strict=True)
-
-
-def _fours(boxes: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of each box, `[boxes, 4]`, and whether it has four."""
-    numbers = np.full((len(boxes), 4), np.nan)
-    whole = np.asarray(pc.equal(pc.list_value_length(boxes), 4).fill_null(False), bool)
-    flat = boxes.filter(pa.array(whole)).flatten().cast(pa.float64())
-    numbers[whole] = flat.to_numpy(zero_copy_only=False).reshape(-1, 4)
-    return numbers, whole
-
-
-def _class_numbers(classes: pa.Array, names: Mapping[int, str]) -> np.ndarray:
-    """The number of each class; -1, which no class has: it has none."""
-    if is_text(classes.type):
-        numbers = {name: number for number, name in names.items()}
-        return np.array([numbers.get(replace_surrogates(name or ""), -1) for name in classes.to_pylist()], np.int64)
-    return np.asarray(classes.cast(pa.int64(), safe=False).fill_null(-1)).astype(np.int64)
-
-
-def _digest(detections: Detections) -> str:
-    """A hash of everything that decides the records of a split but its captions."""
-    digest = _hash(detections.categories, list(detections.position), detections.file_names)
-    categories = np.asarray(detections.box_categories, np.int64)  # as digests have been made since the first
-    for values in (detections.sizes, detections.box_rows, categories, detections.box_crowds):
-        digest.update(values.tobytes())
-    digest.update(detections.boxes.tobytes())
-    return digest.hexdigest()
-
-
-def _hash(*values: Any) -> Any:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+            why = replace_surrogates(str(error))
+    at = detections.add_image({"id": image_id, "file_name": name, "width": width, "height": height})
+    if at is None:
+        return
+    if why:
+        detections.errors[at] = f"source: {why}"
+    boxes, classes = _values(row, of.boxes), _values(row, of.classes)
+    crowds = _values(row, of.crowd) if of.crowd else [False] * len(boxes)
+    if len(classes) == len(boxes) == len(crowds):
+        for box, kind, crowd in zip(boxes, classes, crowds, strict=True):
+            if kind is None or isinstance(kind, str):
+                kind = numbers.get(replace_surrogates(kind or ""), -1)
+            detections.add_row_box(at, kind, box, crowd)
+    else:
+        others = count(len(classes), "class", "classes")
+        if of.crowd:
+            others += f", {count(len(crowds), 'value')} of {of.crowd}"
+        detections.errors.setdefault(at, f"source: it has {count(len(boxes), 'box', 'boxes')} and {others}")
+    for text in _values(row, of.captions):
+        detections.add_text(at, text)
 
 
 def check_hub(recipe: Recipe) -> None:
@@ -444,7 +520,7 @@ def check_hub(recipe: Recipe) -> None:
 
 
 def prepare_hub(source: SourceConfig) -> SourceConfig:
-    """The source with its splits, and with the dataset at the commit that it has now. Raises as `find_files`."""
+    """Return the source with its splits, and with the dataset at the commit that it has now. Raises as `find_files`."""
     files = find_files(source.hub)
     splits = {split: SplitConfig(images=files.root) for split in files.splits}
     hub = source.hub.model_copy(update={"dataset": files.root})
@@ -452,12 +528,6 @@ def prepare_hub(source: SourceConfig) -> SourceConfig:
 
 
 def stamp_split(source: SourceConfig, split: str) -> dict[str, Any]:
-    """What identifies the files and settings that the records of a split are read with."""
+    """Return what identifies the files and settings that the records of a split are read with."""
     settings = source.hub.model_dump(mode="json", exclude={"split"})
     return {"hub": settings, "boxes": source.boxes, "contents": find_files(source.hub).stamp(split)}
-
-
-def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, Any]]:
-    """The records of a split, and where they come from. Raises as `read_hub`."""
-    files = find_files(source.hub)
-    return read_hub(files, split, source.hub, class_table(files, source.hub), source.boxes)

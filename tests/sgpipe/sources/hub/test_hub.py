@@ -16,7 +16,7 @@ from sgpipe.files.image_roots import image_root
 from sgpipe.recipe import HubConfig, SourceConfig, load_recipe
 from sgpipe.records import Record
 from sgpipe.sources.detections import write_detections
-from sgpipe.sources.hub import check_hub, class_table, find_files, prepare_hub, read_hub, read_split, stamp_split
+from sgpipe.sources.hub import check_hub, find_files, prepare_hub, read_split, stamp_split
 from sgpipe.storage.source_index import SourceIndex
 from tests.sgpipe.export.hub_stub import COMMIT, TOKEN, HubStub, serving
 from tests.sgpipe.sources.hub.parquet_files import BOXES, HEIGHT, NAMES, WIDTH, features, jpeg, row, write
@@ -64,8 +64,7 @@ def read(
 ) -> tuple[list[Record], dict[str, Any]]:
     """The records of a split, with boxes of this form, and the description of its index."""
     config = HubConfig.model_validate({"dataset": str(folder), **settings})
-    files = find_files(config)
-    detections, meta = read_hub(files, split, config, class_table(files, config), form)
+    detections, meta = read_split(SourceConfig(format="hub", hub=config, boxes=form), split)
     path = folder / "index.arrow"
     write_detections(path, detections, meta)
     index = SourceIndex(path)
@@ -143,7 +142,7 @@ def test_columns_of_other_names_are_mapped_and_others_listed(tmp_path):
         UserError, match=r"several columns of images: name it with .*columns\.image=NAME; it has image, "
     ):
         read(tmp_path)
-    with pytest.raises(UserError, match=r"no column size \(source\.hub\.columns\.width\): it has .*objects\.bbox"):
+    with pytest.raises(UserError, match=r"no column size: see source\.hub\.columns\.width; it has .*objects\.bbox"):
         read(tmp_path, columns={"image": "frame", "width": "size"})
     columns = {"image": "image", "id": "when", "captions": "says"}
     records, meta = read(tmp_path, columns=columns)
@@ -179,7 +178,7 @@ def test_columns_within_columns_have_ids_and_sizes(tmp_path):
 )
 def test_columns_that_hold_something_else_are_refused(tmp_path, setting, name, what):
     write_with_columns_of_columns(tmp_path)
-    with pytest.raises(UserError, match=rf"{name} does not hold {what} \(source\.hub\.columns\.{setting}\)"):
+    with pytest.raises(UserError, match=rf"no column {name} with {what}: see source\.hub\.columns\.{setting}"):
         read(tmp_path, columns={setting: name})
 
 
@@ -374,7 +373,7 @@ def test_boxes_of_another_type_are_refused_by_the_names_of_their_columns(tmp_pat
     kinds["objects"]["bbox"] = kind
     boxes = [1.0, 2.0, 3.0, 4.0] if kind.feature.dtype == "float32" else ["a", "b"]
     write(tmp_path / TRAIN, [row(0) | {"objects": {"bbox": boxes, "category": [0] * len(boxes)}}], kinds)
-    with pytest.raises(UserError, match=r"objects\.bbox and objects\.category are not boxes of four numbers"):
+    with pytest.raises(UserError, match=r"other values than boxes of four numbers in objects\.bbox"):
         read(tmp_path)
 
 
