@@ -7,7 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from sgpipe.errors import UserError
@@ -21,9 +21,7 @@ from sgpipe.view.filters import Queue as Queue
 _OF_IMAGES = ("dataset", "split", "status")
 # Among very many hits only the triplets that the run has most often are counted, unless another may be among the first.
 _MANY = 500_000
-_FEW = f"triplet <= {HEAD} or (select count(*) from hits) <= {_MANY}"
-
-_Counts = dict[str, list[tuple[str, int]]]  # values of each part with their counts
+_TABLE = {True: "images", False: "relations"}  # of hits
 
 
 @dataclass(frozen=True)
@@ -55,112 +53,95 @@ class Facets:
     unscored: int
 
 
-def _count(index: Index, filters: Filters, limit: int) -> Facets:
-    counts: _Counts = {}
-    for (variant, of_images), parts in _variants(index, filters).items():
-        counts |= _Hits(index, variant, of_images, filters, limit).count(parts)
-    histogram = dict(counts["confidence"])
+def facets(index: Index, filters: Filters, limit: int = 12) -> Facets:
+    """Count the hits of a search by what they are: `limit` values of each facet, and those chosen."""
+    plain = replace(filters, order="confidence", seed=0)
+    return index.remember(("facets", plain, limit), lambda: _facets(index, plain, limit))
+
+
+def _facets(index: Index, filters: Filters, limit: int) -> Facets:
+    images = filters.finds_images
+    searches: dict[tuple[Filters, bool], list[str]] = defaultdict(list)  # what is counted over the hits of which search
+    for part in (*FACETS, "triplet", "confidence", *(["judged"] if index.has_judgements else [])):
+        searches[filters.without(part), images and part in _OF_IMAGES].append(part)
+    searches[filters, images].append("total")
+    counts: dict[str, dict[str, int]] = {}
+    for (variant, of_images), parts in searches.items():
+        counts |= _count(index, variant, of_images, parts, filters, limit)
+    values = {}
+    for part, name in FIELDS.items():
+        chosen = getattr(filters, name)
+        found = {**counts.get(part, {}), **{value: 0 for value in chosen if value not in counts.get(part, {})}}
+        values[part] = [FacetValue(value, n, value in chosen, ((part, value),)) for value, n in found.items()]
     return Facets(
-        values={name: _values(name, counts.get(name, []), filters) for name in FIELDS}
-        | {"triplet": _triplets(index, counts["triplet"], filters)},
-        total=dict(counts["total"])["hits"],
-        total_images=dict(counts["total"])["images"],
-        histogram=tuple(histogram.get(str(number), 0) for number in range(BINS)),
-        unscored=histogram.get(str(BINS), 0),
+        values={**values, "triplet": _triplets(index, counts["triplet"], filters)},
+        total=counts["total"]["hits"],
+        total_images=counts["total"]["images"],
+        histogram=tuple(counts["confidence"].get(str(number), 0) for number in range(BINS)),
+        unscored=counts["confidence"].get(str(BINS), 0),
     )
 
 
-def _variants(index: Index, filters: Filters) -> dict[tuple[Filters, bool], list[str]]:
-    """What is to be counted over the hits of which search, and whether these are images."""
-    images = filters.finds_images
-    parts: dict[tuple[Filters, bool], list[str]] = defaultdict(list)
-    for name in (*FACETS, "triplet", "confidence", *(["judged"] if index.has_judgements else [])):
-        parts[filters.without(name), images and name in _OF_IMAGES].append(name)
-    parts[filters, images].append("total")
-    return parts
+def _count(
+    index: Index, variant: Filters, of_images: bool, parts: Sequence[str], filters: Filters, limit: int
+) -> dict[str, dict[str, int]]:
+    """The most frequent values of each part among the hits of a search, which are read once, and those chosen."""
+    where = Where(variant, of_images)
+    everything = not of_images and where.sql == "true"  # which was counted when the index was built
+    hits = f"with hits as materialized (select hit.* from run.{_TABLE[of_images]} hit where {where.sql})"
 
-
-class _Hits:
-    """The hits of a search to be counted, which are read once."""
-
-    def __init__(self, index: Index, search: Filters, of_images: bool, chosen: Filters, limit: int) -> None:
-        where = Where(search, of_images)
-        table = "images" if of_images else "relations"
-        self._all = not of_images and where.sql == "true"
-        hits = f"with hits as materialized (select hit.* from run.{table} hit where {where.sql})"
-        self._hits = "" if self._all else hits
-        self._index, self._values, self._chosen, self._limit = index, where.values, chosen, limit
-
-    def count(self, parts: Sequence[str]) -> _Counts:
-        """The most frequent values of each part and those chosen, most frequent first."""
-        counts = self._count([*parts, "total"], _FEW)
-        if "triplet" in parts and not self._all and dict(counts["total"])["hits"] > _MANY:
-            last = counts["triplet"][self._limit - 1][1] if len(counts["triplet"]) >= self._limit else 0
-            if last < self._index.times_of_triplet(HEAD + 1):
-                counts |= self._count(["triplet"], "true")
-        return counts if "total" in parts else {part: counts[part] for part in parts}
-
-    def _count(self, parts: Sequence[str], triplets: str) -> _Counts:
-        selects = [self._select_everything(part) if self._all else self._select(part, triplets) for part in parts]
-        values = [*self._values, *(value for _, values in selects for value in values)]
-        counts: _Counts = {part: [] for part in parts}
-        for part, value, times in self._index.rows(f"{self._hits} {' union all '.join(s for s, _ in selects)}", values):
+    def count(parts: Iterable[str], triplets: str) -> dict[str, dict[str, int]]:
+        selects, values = [], list(where.values)
+        for part in parts:
+            chosen = getattr(filters, FIELDS[part]) if part in FACETS else ()
+            first = f"value in ({', '.join('?' * len(chosen))}) desc, " if chosen else ""
+            most = limit + len(chosen) if part in (*FACETS, "triplet") else 100
+            source = _of_everything(part) if everything else _of_hits(part, triplets)
+            selects.append(f"(select '{part}', * from ({source}) order by {first}times desc, value limit {most})")
+            values += chosen
+        counts: dict[str, dict[str, int]] = {part: {} for part in parts}
+        found = index.rows(f"{'' if everything else hits} {' union all '.join(selects)}", values)
+        for part, value, times in sorted(found, key=lambda row: (-row[2], row[1] or "")):
             if value is not None:
-                counts[part].append((value, times))
-        return {part: sorted(rows, key=lambda row: (-row[1], row[0])) for part, rows in counts.items()}
+                counts[part][value] = times
+        return counts
 
-    def _select_everything(self, part: str) -> tuple[str, Sequence[Any]]:
-        """As `_select`, from what was counted when the index was built."""
-        if part == "judged":
-            open_ = "(select relations from run.about) - (select count(*) from judged)"
-            judged = "select 'judged', state, count(*) from judged group by state"
-            return f"{judged} union all select 'judged', 'none', {open_}", ()
-        chosen = getattr(self._chosen, FIELDS[part]) if part in FIELDS else ()
-        first = f"value in ({', '.join('?' * len(chosen))}) desc, " if chosen else ""
-        limit = "" if part == "confidence" else f"limit {self._limit + len(chosen)}"
-        return f"(select * from run.everything where part = '{part}' order by {first}times desc, value {limit})", chosen
-
-    def _select(self, part: str, triplets: str) -> tuple[str, Sequence[Any]]:
-        if part == "total":
-            images = "select 'total', 'images', count(distinct image) from hits"
-            return f"select 'total', 'hits', count(*) from hits union all {images}", ()
-        if part == "confidence":
-            return "select 'confidence', bin::varchar, count(*) from hits group by bin", ()
-        if part == "judged":
-            return (
-                "select 'judged', coalesce(state, 'none'), count(*) "
-                "from hits left join judged using (image, number) group by 2",
-                (),
-            )
-        if part == "triplet":
-            column, first, chosen, where = "triplet", "", (), f"where {triplets}"
-        else:
-            column, where, chosen = FACETS[part], "", getattr(self._chosen, FIELDS[part])
-            first = f"{column} in ({', '.join('?' * len(chosen))}) desc, " if chosen else ""
-        return (
-            f"(select '{part}', {column}::varchar, count(*) as times from hits {where} group by {column} "
-            f"order by {first}times desc, {column} limit {self._limit + len(chosen)})",
-            chosen,
-        )
+    counts = count(dict.fromkeys((*parts, "total")), f"triplet <= {HEAD} or (select count(*) from hits) <= {_MANY}")
+    if "triplet" in parts and not everything and counts["total"]["hits"] > _MANY:
+        last = list(counts["triplet"].values())[limit - 1] if len(counts["triplet"]) >= limit else 0
+        if last < index.times_of_triplet(HEAD + 1):
+            counts |= count(["triplet"], "true")
+    return {part: counts[part] for part in parts}
 
 
-def _values(name: str, counts: Sequence[tuple[str, int]], filters: Filters) -> list[FacetValue]:
-    chosen = getattr(filters, FIELDS[name])
-    absent = [(value, 0) for value in chosen if value not in dict(counts)]
-    return [FacetValue(value, times, value in chosen, ((name, value),)) for value, times in (*counts, *absent)]
+def _of_everything(part: str) -> str:
+    """SQL for the values of a part and how often they occur, over all relations."""
+    if part != "judged":
+        return f"select value, times from run.everything where part = '{part}'"
+    return """select state as value, count(*) as times from judged group by state
+        union all select 'none', (select relations from run.about) - (select count(*) from judged)"""
 
 
-def _triplets(index: Index, counts: Sequence[tuple[str, int]], filters: Filters) -> list[FacetValue]:
+def _of_hits(part: str, triplets: str) -> str:
+    if part == "total":
+        return """select 'hits' as value, count(*) as times from hits
+            union all select 'images', count(distinct image) from hits"""
+    if part == "judged":
+        return """select coalesce(state, 'none') as value, count(*) as times
+            from hits left join judged using (image, number) group by 1"""
+    column = {"triplet": "triplet", "confidence": "bin"}.get(part) or FACETS[part]
+    only = f"where {triplets}" if part == "triplet" else ""
+    return f"select {column}::varchar as value, count(*) as times from hits {only} group by {column}"
+
+
+def _triplets(index: Index, counts: Mapping[str, int], filters: Filters) -> list[FacetValue]:
     chosen = (filters.subjects, filters.predicates, filters.objects)
-    numbers = [int(number) for number, _ in counts]
-    names = {
-        number: words
-        for number, *words in index.rows(
-            f"""select triplet, subject_category::varchar, predicate::varchar, object_category::varchar
-            from run.triplets where triplet in ({", ".join(map(str, numbers)) or "null"})"""
-        )
-        if None not in words
-    }
+    rows = index.rows(
+        """select triplet::varchar, subject_category::varchar, predicate::varchar, object_category::varchar
+        from run.triplets where triplet in (select unnest(?::int[]))""",
+        [list(counts)],
+    )
+    names = {number: words for number, *words in rows if None not in words}
     return [
         FacetValue(
             value=" ".join(names[number]),
@@ -168,15 +149,43 @@ def _triplets(index: Index, counts: Sequence[tuple[str, int]], filters: Filters)
             chosen=tuple((word,) for word in names[number]) == chosen,
             params=tuple(zip(("subject", "predicate", "object"), names[number], strict=True)),
         )
-        for number, (_, times) in zip(numbers, counts, strict=True)
+        for number, times in counts.items()
         if number in names
     ]
+
+
+def queues(index: Index) -> list[Queue]:
+    """The queues that have hits: what the health checks of the audit found (at its default threshold), low agreement,
+    a second opinion against them, confident but rare, images without relations by reason, error rows, conflicting
+    judgements, not judged."""
+    return index.remember("queues", lambda: count_queues(index.rows, index.relations))
 
 
 Box = tuple[float, float, float, float]  # xywh in pixels
 
 _BACK = "~"  # before a cursor whose page lies before it; values may be negative
 _CURSOR = re.compile(r"(?P<back>~?)(?P<value>[0-9.e+-]{1,30})_(?P<image>\d{1,9})_(?P<number>\d{1,9})", re.ASCII)
+
+
+# What a hit says of a relation, and its columns.
+_OF_RELATION = {
+    "subject": "subject",
+    "object": "object",
+    "predicate": "predicate::varchar",
+    "subject_category": "subject_category::varchar",
+    "object_category": "object_category::varchar",
+    "confidence": "if(annotated, null, certainty)",
+    "agreement": "agreement",
+    "opinion": "opinion",
+}
+
+
+class Place(NamedTuple):
+    """Of a hit in an order: the value that is ordered by, the image, and the relation's number in the image."""
+
+    value: Any
+    image: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -215,36 +224,7 @@ class Hit:
     subject_box: Box | None = None
     object_box: Box | None = None
     caption: str | None = None
-
-
-_OF_RELATION = (
-    *("subject", "object", "predicate", "subject_category", "object_category"),
-    *("confidence", "agreement", "opinion"),
-)
-
-
-class Place(NamedTuple):
-    """Of a hit in an order: the value that is ordered by, the image, and the relation's number in the image."""
-
-    value: Any
-    image: int
-    number: int
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A row of relations; without a relation, of images."""
-
-    place: Place
-    subject: int | None
-    object: int | None
-    predicate: str | None
-    subject_category: str | None
-    object_category: str | None
-    confidence: float | None
-    agreement: float | None
-    opinion: float | None
-    triplet: int | None
+    place: Place | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -262,18 +242,18 @@ def search(index: Index, filters: Filters, after: str | None = None, limit: int 
     Raises UserError: `after` is no cursor, the queue does not exist, or the index cannot be read.
     """
     back, place = _read_cursor(after) if after else (False, None)
-    found = _found(index, filters, place, limit + 1, back)
-    if back and len(found) <= limit:  # the start: a whole page is worth more than its rest
+    hits = _hits(index, filters, place, limit + 1, back)
+    if back and len(hits) <= limit:  # the start: a whole page is worth more than its rest
         back, place = False, None
-        found = _found(index, filters, None, limit + 1)
-    more, found = len(found) > limit, found[:limit]
+        hits = _hits(index, filters, None, limit + 1)
+    more, hits = len(hits) > limit, hits[:limit]
     if back:
-        found.reverse()
+        hits.reverse()
     before, later = (more, True) if back else (place is not None, more)
     return Page(
-        hits=_hits(index, filters, found),
-        next=_cursor(found[-1].place) if later and found else None,
-        previous=f"{_BACK}{_cursor(found[0].place)}" if before and found else None,
+        hits=hits,
+        next=_cursor(hits[-1]) if later and hits else None,
+        previous=f"{_BACK}{_cursor(hits[0])}" if before and hits else None,
     )
 
 
@@ -289,23 +269,9 @@ def neighbours(
     """
     first = _place(index, filters, split, image_id, relation)
     last = _place(index, filters, split, image_id, relation, last=True) if relation else first
-    before = _found(index, filters, first, 1, back=True) if first else []
-    later = _found(index, filters, last, 1)
-    hits = iter(_hits(index, filters, [*before, *later]))
-    return next(hits) if before else None, next(hits) if later else None
-
-
-def facets(index: Index, filters: Filters, limit: int = 12) -> Facets:
-    """Count the hits of a search by what they are: `limit` values of each facet, and those chosen."""
-    plain = replace(filters, order="confidence", seed=0)
-    return index.remember(("facets", plain, limit), lambda: _count(index, plain, limit))
-
-
-def queues(index: Index) -> list[Queue]:
-    """The queues that have hits: what the health checks of the audit found (at its default threshold), low agreement,
-    a second opinion against them, confident but rare, images without relations by reason, error rows, conflicting
-    judgements, not judged."""
-    return index.remember("queues", lambda: count_queues(index.rows, index.relations))
+    before = _hits(index, filters, first, 1, back=True) if first else []
+    later = _hits(index, filters, last, 1)
+    return next(iter(before), None), next(iter(later), None)
 
 
 def select_relations(index: Index, filters: Filters) -> tuple[str, list[Any]]:
@@ -345,11 +311,40 @@ def _order(filters: Filters) -> tuple[str, str, bool]:
     }[filters.order]
 
 
-def _found(index: Index, filters: Filters, start: Place | None, limit: int, back: bool = False) -> list[_Found]:
+def _place(
+    index: Index, filters: Filters, split: str, image_id: str, relation: tuple[int, int, str] | None, last: bool = False
+) -> Place | None:
+    """The first place of a relation in the order of a search, or its last; or else that of the image's first hit."""
+    key, _, falling = _order(filters)
+    of_images = filters.finds_images
+    found = index.rows("select image from run.images where image_id = ? and split = ?", [image_id, split])
+    if not found:
+        return None
+    tries = [Where(filters, of_images)]
+    if relation is not None or of_images:
+        tries.insert(0, Where(Filters(), of_images))
+        if relation is not None and not of_images:
+            tries[0].add("subject = ? and object = ? and predicate = ?", relation)
+    for where in tries:
+        where.add("image = ?", found[0])
+        backwards = last and where is tries[0]
+        rows = index.rows(
+            f"""select {key}, image, {"0::int" if of_images else "number"} as number from run.{_TABLE[of_images]} hit
+            where {where.sql} order by {key} {"desc" if falling != backwards else "asc"},
+            number {"desc" if backwards else "asc"} limit 1""",
+            where.values,
+        )
+        if rows:
+            return Place(*rows[0])
+    return None
+
+
+def _hits(index: Index, filters: Filters, start: Place | None, limit: int, back: bool = False) -> list[Hit]:
     """The hits after a place, or before it, the nearest first."""
     key, kind, falling = _order(filters)
-    where = Where(filters, filters.finds_images)
-    table, number, columns = _columns(filters)
+    of_images = filters.finds_images
+    where = Where(filters, of_images)
+    number = "0::int" if of_images else "number"
     if start is not None:
         less, least = ("<", "<=") if falling != back else (">", ">=")
         later, at = "<" if back else ">", f"try_cast(? as {kind})"
@@ -358,54 +353,12 @@ def _found(index: Index, filters: Filters, start: Place | None, limit: int, back
             [start.value, start.value, start.image, start.image, start.number],
         )
     first, rest = ("desc" if falling != back else "asc"), ("desc" if back else "asc")
-    rows = index.rows(
-        f"""select {key}, image, {number}, {columns} from run.{table} hit where {where.sql}
+    columns = "" if of_images else f", triplet, {', '.join(_OF_RELATION.values())}"
+    found = index.rows(
+        f"""select {key}, image, {number}{columns} from run.{_TABLE[of_images]} hit where {where.sql}
         order by {key} {first}, image {rest}, {number} {rest} limit {int(limit)}""",
         where.values,
     )
-    return [_Found(Place(*row[:3]), *row[3:]) for row in rows]
-
-
-def _columns(filters: Filters) -> tuple[str, str, str]:
-    """The table of the hits, their number in the image, and the further columns of `_Found`, as SQL."""
-    if filters.finds_images:
-        return "images", "0::int", ", ".join(["null"] * (len(fields(_Found)) - 1))
-    names = "predicate::varchar, subject_category::varchar, object_category::varchar"
-    scores = "if(annotated, null, certainty), agreement, opinion"
-    return "relations", "number", f"subject, object, {names}, {scores}, triplet"
-
-
-def _place(
-    index: Index, filters: Filters, split: str, image_id: str, relation: tuple[int, int, str] | None, last: bool = False
-) -> Place | None:
-    """The first place of a relation in the order of a search, or its last; or else that of the image's first hit."""
-    key, _, falling = _order(filters)
-    table, number, _ = _columns(filters)
-    found = index.rows("select image from run.images where image_id = ? and split = ?", [image_id, split])
-    if not found:
-        return None
-    any_of = Where(Filters(), filters.finds_images)
-    if relation is not None and not filters.finds_images:
-        any_of.add("subject = ? and object = ? and predicate = ?", relation)
-    tries = [Where(filters, filters.finds_images)]
-    if relation is not None or filters.finds_images:
-        tries.insert(0, any_of)
-    for where in tries:
-        where.add("image = ?", found[0])
-        backwards = last and where is any_of
-        rows = index.rows(
-            f"""select {key}, image, {number} from run.{table} hit where {where.sql}
-            order by {key} {"desc" if falling != backwards else "asc"}, {number} {"desc" if backwards else "asc"}
-            limit 1""",
-            where.values,
-        )
-        if rows:
-            return Place(*rows[0])
-    return None
-
-
-def _hits(index: Index, filters: Filters, found: Sequence[_Found]) -> list[Hit]:
-    """What was found, with what other tables say of it."""
     if not found:
         return []
     images = {
@@ -413,60 +366,46 @@ def _hits(index: Index, filters: Filters, found: Sequence[_Found]) -> list[Hit]:
         for image, *values in index.rows(
             """select image, first_object, objects,
                 split::varchar, image_id, dataset::varchar, file_name, width, height, status::varchar, error, why
-            from run.images join (select distinct unnest(?) as image) using (image)""",
-            [[each.place.image for each in found]],
+            from run.images join (select distinct unnest(?::int[]) as image) using (image)""",
+            [[row[1] for row in found]],
         )
     }
-    boxes, times = _boxes(index, images, found), _times(index, found)
-    captions = _captions(index, filters.query.captions[0], images) if filters.query.captions else {}
-    hits = []
-    for each in found:
-        image = each.place.image
-        hit = replace(Hit(*images[image][2:]), caption=captions.get(image))
-        if each.subject is not None and each.object is not None and each.predicate is not None:
-            hit = replace(
-                hit,
-                **{name: getattr(each, name) for name in _OF_RELATION},
-                subject_box=boxes.get((image, each.subject)),
-                object_box=boxes.get((image, each.object)),
-                times=times.get(each.triplet),
-                judged=index.judgement(hit.split, hit.image_id, each.subject, each.object, each.predicate),
+    captions: dict[int, str] = {}
+    if filters.query.captions:  # the first one that contains the text
+        chosen = ", ".join(map(str, images))
+        captions = dict(
+            index.rows(
+                f"""select image, arg_min(caption, number) from run.captions
+                where image in ({chosen}) and contains(folded, lower(?)) group by 1""",
+                [filters.query.captions[0]],
             )
-        hits.append(hit)
-    return hits
-
-
-def _boxes(index: Index, images: Mapping[int, Sequence[Any]], found: Sequence[_Found]) -> dict[tuple[int, int], Box]:
-    """The boxes of relations by image and number."""
-    ends = {(each.place.image, end) for each in found for end in (each.subject, each.object) if end is not None}
-    rows = [images[image][0] + end for image, end in ends if 0 <= end < images[image][1]]
-    boxes = index.rows(
+        )
+    shown = [replace(Hit(*images[row[1]][2:]), caption=captions.get(row[1]), place=Place(*row[:3])) for row in found]
+    if of_images:
+        return shown
+    ends = {(row[1], end) for row in found for end in row[4:6]}
+    objects = index.rows(
         "select image, number, x, y, w, h from run.objects join (select unnest(?::bigint[]) as row) on rowid = row",
-        [rows],
+        [[images[image][0] + end for image, end in ends if 0 <= end < images[image][1]]],
     )
-    return {(image, number): (x, y, w, h) for image, number, x, y, w, h in boxes}
+    boxes: dict[tuple[int, int], Box] = {(image, number): (x, y, w, h) for image, number, x, y, w, h in objects}
+    query = "select triplet, times from run.triplets where triplet in (select unnest(?::int[]))"
+    times = dict(index.rows(query, [[row[3] for row in found]]))
+    return [
+        replace(
+            hit,
+            **dict(zip(_OF_RELATION, row[4:], strict=True)),
+            subject_box=boxes.get((row[1], row[4])),
+            object_box=boxes.get((row[1], row[5])),
+            times=times.get(row[3]),
+            judged=index.judgement(hit.split, hit.image_id, *row[4:7]),
+        )
+        for hit, row in zip(shown, found, strict=True)
+    ]
 
 
-def _times(index: Index, found: Sequence[_Found]) -> dict[int | None, int]:
-    """How often the run has the triplets of relations."""
-    rows = sorted({each.triplet - 1 for each in found if each.triplet is not None})
-    query = "select triplet, times from run.triplets join (select unnest(?::bigint[]) as row) on rowid = row"
-    return dict(index.rows(query, [rows]))
-
-
-def _captions(index: Index, text: str, images: Iterable[int]) -> dict[int, str]:
-    """The first caption of each image that contains the text."""
-    chosen = ", ".join(str(int(image)) for image in set(images))
-    rows = index.rows(
-        f"""select image, arg_min(caption, number) from run.captions
-        where image in ({chosen}) and contains(folded, lower(?)) group by 1""",
-        [text],
-    )
-    return dict(rows)
-
-
-def _cursor(place: Place) -> str:
-    return "_".join(map(str, place))
+def _cursor(hit: Hit) -> str:
+    return "_".join(map(str, hit.place or ()))
 
 
 def _read_cursor(text: str) -> tuple[bool, Place]:

@@ -186,7 +186,6 @@ def test_triplets_are_exact_where_only_the_frequent_ones_are_counted_first(
     index: Index, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(facets_module, "_MANY", 10)
-    monkeypatch.setattr(facets_module, "_FEW", "triplet <= 4 or (select count(*) from hits) <= 10")
     monkeypatch.setattr(facets_module, "HEAD", 4)
     index.set_judged([])  # forgets what was counted
     for params, wanted in SEARCHES.values():
