@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,7 +88,9 @@ def format_os_error(error: OSError) -> str:
     """Return a system error in one line: what and where, without the words that libraries put around it."""
     if isinstance(error, StoreError):
         return str(error)
-    return f"{os.strerror(error.errno) if error.errno else error}: {error.filename or _unnamed()}"
+    advice = {errno.ENOSPC: "; free some space there", errno.EDQUOT: "; free some space there"}
+    reason = os.strerror(error.errno) if error.errno else error
+    return f"{reason}: {error.filename or _unnamed()}{advice.get(error.errno or 0, '')}"
 
 
 def os_error_reason(error: OSError) -> str:

@@ -236,12 +236,12 @@ def build_index(
         StoreError: the store cannot be reached.
     """
     path = folder / "index.duckdb"
-    with interruptible(), duckdb.connect(folder / "scratch.duckdb") as connection:
+    try:
+        with interruptible(), duckdb.connect(folder / "scratch.duckdb") as connection:
 
-        def execute(statement: str, *values: object) -> None:
-            connection.execute(statement, values)
+            def execute(statement: str, *values: object) -> None:
+                connection.execute(statement, values)
 
-        try:
             configure(connection, folder / "spill")
             execute(_SCRATCH)
             corrected = any("corrected" in (each or {}) for each in Manifest.identities(files.manifest.run))
@@ -256,8 +256,8 @@ def build_index(
                 execute(statement)
             execute("checkpoint run")
             execute("detach run")
-        except FAULTS as error:
-            raise UserError(f"the index of {files.root} cannot be built ({str(error).splitlines()[0]})") from None
+    except FAULTS as error:
+        raise UserError(f"the index of {files.root} cannot be built ({str(error).splitlines()[0]})") from None
     return path
 
 

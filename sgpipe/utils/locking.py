@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from sgpipe.errors import UserError, add_filename
 
+_OWNER = "process "
 _PATIENCE = 0.5  # seconds: `is_locked` takes the lock for a moment
 _TEMPORARY, _LOCK, _YOUNG = "sgpipe-", ".lock", 60  # seconds
 
@@ -30,11 +31,14 @@ def only_process(file: Path, folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        owner = file.read_text(errors="replace") or "another process"
+        owner = file.read_text(errors="replace")
+        owner = owner if owner.startswith(_OWNER) else "another process"
         raise UserError(f"{folder} is in use by {owner}; wait for it to finish") from None
     try:
         with add_filename(file):
-            file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            # Where the system has no locks, filelock keeps a record of its own there.
+            if (there := file.read_text(errors="replace")).startswith(_OWNER) or not there:
+                file.write_text(f"{_OWNER}{os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         lock.release()

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from sgpipe.cli.main import app
 from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
+from tests.sgpipe.stats.runs import make_shards, scene
 
 IMAGES = 80
 FULL = "error: No space left on device: "
@@ -82,3 +85,11 @@ def test_a_disk_that_is_full_from_the_start(disk: Disk, tmp_path: Path) -> None:
     run.log = tmp_path / "log"
     disk.fill(but=4)
     assert failed(run).startswith(FULL)
+
+
+def test_a_run_on_a_full_disk_is_not_indexed_and_says_why(disk: Disk, tmp_path: Path) -> None:
+    make_shards(disk.place / "run", [scene(str(n), [(0, "on", 1, 0.5)]) for n in range(9)])
+    disk.fill(but=0)
+    done = CliRunner().invoke(app, ["stats", str(disk.place / "run")])
+    assert done.exit_code == 2, done.exception
+    assert "No space left on device" in done.stderr.replace("\n", " ")
