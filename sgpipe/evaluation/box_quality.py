@@ -6,6 +6,8 @@ Classes are matched by name, images by id or file name.
 from __future__ import annotations
 
 import io
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import coco_point
 from rlip_model.evaluation.scores import ClassScores, Tally
 from sgpipe.errors import UserError, check_share
-from sgpipe.evaluation.boxes import BoxSet, ImageBoxes, is_run, listed, read_detected, read_truth
+from sgpipe.evaluation.boxes import ImageBoxes, is_run, listed, read_detected, read_truth
 from sgpipe.evaluation.label_quality.arrays import NO_IMAGE, ImageFinder, ImageName
 from sgpipe.evaluation.label_quality.comparison import NOTES
 from sgpipe.evaluation.result import RECALLS, EvaluationResult, Resampling, count_notes
@@ -79,7 +81,9 @@ class BoxScores:
         weights, targets = self._weights(counts)
         kept = self.scores >= min(threshold, float(np.float32(threshold)))  # shards have float32, other files float64
         predicted, matched = int(weights[kept].sum()), int(weights[kept & self.correct].sum())
-        return _point(threshold, matched, predicted, targets)
+        precision = matched / predicted if predicted else math.nan
+        recall = matched / targets if targets else math.nan
+        return OperatingPoint(threshold, precision, recall, 2 * matched / max(predicted + targets, 1))
 
     def best(self, counts: Array | None = None) -> OperatingPoint:
         """The score with the highest F1; of equal ones the highest."""
@@ -87,10 +91,7 @@ class BoxScores:
         predicted, matched = np.cumsum(weights), np.cumsum(weights * self.correct)
         last = np.append(self.scores[1:] != self.scores[:-1], True)[: len(self.scores)]  # of equal scores
         f1 = np.where(last, 2 * matched / np.maximum(predicted + targets, 1), -1)
-        if not len(f1):
-            return _point(float("nan"), 0, 0, targets)
-        place = int(f1.argmax())
-        return _point(float(self.scores[place]), int(matched[place]), int(predicted[place]), targets)
+        return self.at(float(self.scores[f1.argmax()]) if len(f1) else math.nan, counts)
 
     def _weights(self, counts: Array | None) -> tuple[Array, int]:
         counts = np.ones(len(self.targets), dtype=int) if counts is None else counts
@@ -101,36 +102,25 @@ class BoxScores:
         """One row for each class that the ground truth has."""
         at_50 = self.matches.classes < len(self.names)  # IoU 0.5
         counts = (self.matches.targets, self.matches.detections, self.matches.true_positives)
-        columns = zip(*(each[at_50].tolist() for each in counts), strict=True)
-        by_class = dict(zip(self.matches.classes[at_50].tolist(), columns, strict=True))
         rows = []
-        for row, name in enumerate(self.names):
-            if row in by_class:
-                precision = self.precision[:, :, row].mean(1)
-                rows.append(
-                    {
-                        "class": name,
-                        **dict(zip(("ground_truth", "detections", "hits"), by_class[row], strict=True)),
-                        "AP": float(precision.mean()),
-                        "AP50": float(precision[_IOU_50]),
-                        "AP75": float(precision[_IOU_75]),
-                        "AR@100": float(self.recall[:, row].mean()),
-                    }
-                )
+        for number, *own in zip(*(each[at_50].tolist() for each in (self.matches.classes, *counts)), strict=True):
+            precision = self.precision[:, :, number].mean(1)
+            rows.append(
+                {
+                    "class": self.names[number],
+                    **dict(zip(("ground_truth", "detections", "hits"), own, strict=True)),
+                    "AP": float(precision.mean()),
+                    "AP50": float(precision[_IOU_50]),
+                    "AP75": float(precision[_IOU_75]),
+                    "AR@100": float(self.recall[:, number].mean()),
+                }
+            )
         return rows
 
     def curve(self, iou: int) -> Array:
         """Return the precision `[101]` at `RECALLS`, the mean over the classes that the ground truth has."""
         known = self.precision[iou][:, self.recall[iou] >= 0]
         return known.mean(1) if known.size else np.zeros(len(RECALLS))
-
-
-def _point(threshold: float, matched: int, predicted: int, targets: int) -> OperatingPoint:
-    nothing = float("nan")
-    precision = matched / predicted if predicted else nothing
-    recall = matched / targets if targets else nothing
-    f1 = 2 * matched / (predicted + targets) if predicted + targets else nothing
-    return OperatingPoint(threshold, precision, recall, f1)
 
 
 @dataclass(frozen=True)
@@ -161,7 +151,7 @@ def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
     """
     target = read_truth(truth)
     found = read_detected(detected, target)
-    names = sorted(target.images, key=_by_number)
+    names = sorted(target.images, key=_as_pycocotools)
     finder = ImageFinder(names)
     if not any(len(each.classes) for each in found.images.values()):
         raise UserError(f"{detected} has no boxes")
@@ -173,8 +163,16 @@ def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
         )
     compared = [name for name in names if name in places or not found.lists_images]
     nothing = ImageBoxes.of((0, 0), [], [])
-    pairs = [(target.images[name], _resized(places.get(name, nothing), target.images[name].size)) for name in compared]
-    known, others = _classes(detected, truth, target, pairs)
+    pairs = [(target.images[name], places.get(name, nothing).resized(target.images[name].size)) for name in compared]
+    known = tuple(sorted({name for own, _ in pairs for name in own.classes}))
+    detected_classes = Counter(name for _, own in pairs for name in own.classes)
+    if not known:
+        raise UserError(f"{truth} has no boxes in the images that {detected} has")
+    if detected_classes and not detected_classes.keys() & {*known}:
+        raise UserError(
+            f"{detected} and {truth} have no class in common: one has {listed(sorted(detected_classes))}, the other "
+            f"{listed(known)}; classes are matched by name, so rename those of one of them"
+        )
     scores = _scores(pairs, known)
     counts = {
         "images": len(compared),
@@ -182,51 +180,25 @@ def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
         "images without ground truth": len(found.images) - len(places),
         "images repeated": found.repeated,
         "ground truth images not in run": len(names) - len(compared),
-        "boxes": sum(len(own.classes) for _, own in pairs),
+        "boxes": detected_classes.total(),
         "ground truth boxes": int(scores.targets.sum()),
         "ground truth crowds": sum(int(own.crowd.sum()) for own, _ in pairs),
     }
-    detected_classes = {name for _, own in pairs for name in own.classes}
-    lowest = min((float(own.scores.min()) for _, own in pairs if len(own.scores)), default=float("nan"))
+    lowest = min((float(own.scores.min()) for _, own in pairs if len(own.scores)), default=math.nan)
     return BoxQuality(
         scores,
         [f"{name.dataset} {name.image_id} {name.base_name}" for name in compared],
         counts,
-        lowest if found.scored else float("nan"),
-        others,
+        lowest if found.scored else math.nan,
+        {name: detected_classes[name] for name in sorted(detected_classes) if name not in known},
         [name for name in known if name not in detected_classes],
     )
 
 
-def _by_number(name: ImageName) -> tuple[bool, int, str]:
-    """The order of pycocotools, in which boxes of equal scores count."""
+def _as_pycocotools(name: ImageName) -> tuple[bool, int, str]:
+    """Its order of images, in which boxes of equal scores count."""
     number = int(name.image_id) if name.image_id.isdecimal() else 0
     return not name.image_id.isdecimal(), number, name.image_id
-
-
-def _resized(image: ImageBoxes, size: tuple[int, int]) -> ImageBoxes:
-    """The boxes in pixels of an image of this size, which may differ between datasets."""
-    if image.size == size or not all((*image.size, *size)):
-        return image
-    factors = np.tile(np.array(size) / np.array(image.size), 2)
-    return ImageBoxes.of(size, image.boxes * factors, image.classes, image.scores, image.crowd)
-
-
-def _classes(
-    detected: Location, truth: Location, target: BoxSet, pairs: Sequence[tuple[ImageBoxes, ImageBoxes]]
-) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The classes of the ground truth that occur, and the boxes of other classes, counted by name."""
-    known = tuple(sorted({name for own, _ in pairs for name in own.classes}))
-    if not known:
-        raise UserError(f"{truth} has no boxes in the images that {detected} has")
-    names, counts = np.unique([name for _, own in pairs for name in own.classes], return_counts=True)
-    others = {name: number for name, number in zip(names.tolist(), counts.tolist(), strict=True) if name not in known}
-    if len(names) and len(others) == len(names):
-        raise UserError(
-            f"{detected} and {truth} have no class in common: one has {listed(names.tolist())}, the other "
-            f"{listed(known)}; classes are matched by name, so rename those of one of them"
-        )
-    return known, others
 
 
 def _scores(pairs: Sequence[tuple[ImageBoxes, ImageBoxes]], names: tuple[str, ...]) -> BoxScores:
@@ -238,7 +210,7 @@ def _scores(pairs: Sequence[tuple[ImageBoxes, ImageBoxes]], names: tuple[str, ..
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    values = [float("nan") if value < 0 else float(value) for value in evaluation.stats]
+    values = [math.nan if value < 0 else float(value) for value in evaluation.stats]
     precision, recall = (evaluation.eval[name][..., _ALL, -1] for name in ("precision", "recall"))
     tally, targets = Tally(), np.zeros(len(pairs), dtype=int)
     points: list[tuple[Array, Array, Array]] = []
@@ -306,10 +278,6 @@ def _coco(images: Sequence[ImageBoxes], names: Sequence[str]) -> Any:
     return coco
 
 
-_BEST = "best F1"
-_PLOTTED = {"IoU 0.5": 0, "IoU 0.75": 5}  # index of the IoU
-
-
 def evaluate_boxes(detected: Location, truth: Location, threshold: float | None = None) -> EvaluationResult:
     """COCO's box AP and AR, and precision and recall at a score.
 
@@ -332,16 +300,16 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
             f"precision at {level:g}": point.precision,
             f"recall at {level:g}": point.recall,
             f"F1 at {level:g}": point.f1,
-            _BEST: best.f1,
+            "best F1": best.f1,
         }
 
     best = scores.best()
-    curves = {name: scores.curve(place) for name, place in _PLOTTED.items()}
-    threshold_row = {f"threshold of {_BEST}": best.threshold, "precision there": best.precision}
+    curves = {"IoU 0.5": scores.curve(_IOU_50), "IoU 0.75": scores.curve(_IOU_75)}
+    there = {"threshold of best F1": best.threshold, "precision there": best.precision, "recall there": best.recall}
     return EvaluationResult(
         "Box quality (COCO)",
         {"pred": text_of(detected), "truth": text_of(truth), "threshold": level},
-        {**summary(), **threshold_row, "recall there": best.recall},
+        {**summary(), **there},
         scores.per_class,
         _notes(quality),
         counts=quality.counts,

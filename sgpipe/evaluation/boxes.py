@@ -11,25 +11,22 @@ from typing import Any
 import numpy as np
 
 from rlip_model.evaluation.inputs import Array
-from sgpipe.errors import UserError, existing_file
-from sgpipe.evaluation.benchmarks.pairs import listed_schema, prediction_columns
+from sgpipe.errors import UserError
+from sgpipe.evaluation.benchmarks.pairs import read_triplets
 from sgpipe.evaluation.label_quality.arrays import ImageName, image_base_name
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
-from sgpipe.inference.writers import CLASSES
 from sgpipe.recipe import DetectConfig
 from sgpipe.sources.annotated import (
     FieldError,
     integer_field,
-    list_field,
     parse_id,
     parse_numbers,
     parse_side,
     required_field,
     text_field,
-    xyxy_to_xywh,
 )
-from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema
+from sgpipe.sources.hoi import HICO, OPEN_IMAGES
 from sgpipe.storage.shards import iter_records
 
 _RESULT = {"image_id", "category_id", "bbox", "score"}
@@ -75,6 +72,13 @@ class ImageBoxes:
             xywh[:, 2] * xywh[:, 3] if areas is None else np.array(areas, dtype=np.float64),
         )
 
+    def resized(self, size: tuple[int, int]) -> ImageBoxes:
+        """The boxes in pixels of an image of this size, which may differ between datasets."""
+        if self.size == size or not all((*self.size, *size)):
+            return self
+        factors = np.tile(np.array(size) / np.array(self.size), 2)
+        return ImageBoxes.of(size, self.boxes * factors, self.classes, self.scores, self.crowd)
+
 
 @dataclass
 class BoxSet:
@@ -112,15 +116,13 @@ def read_detected(path: Location, truth: BoxSet) -> BoxSet:
     """
     if is_run(path):
         return _checked(path, _shard_boxes(path))
-    if isinstance(path, Path) and path.suffix == ".parquet":
-        found = _checked(path, _parquet_predictions(existing_file(path)))
-    else:
+    if not (isinstance(path, Path) and path.suffix == ".parquet"):
         first = next((item for _, item in JsonStream(path)), None)
         if isinstance(first, dict) and first.keys() >= _RESULT:
             return _checked(path, _coco_results(path, truth))
         if not (isinstance(first, dict) and "predictions" in first):
             raise UserError(f"{path} has no boxes to evaluate: {_FORMS}")
-        found = _checked(path, _hoia_predictions(path))
+    found = _checked(path, _ends_of_relations(path))
     found.images = {name: _suppressed(image) for name, image in found.images.items()}
     return found
 
@@ -234,44 +236,17 @@ def _coco_results(path: Location, truth: BoxSet) -> BoxSet:
     return found
 
 
-def _hoia_predictions(path: Location) -> BoxSet:
-    """Predictions in HOIA format."""
+def _ends_of_relations(path: Location) -> BoxSet:
+    """Subjects and objects of predicted relations, with their scores."""
     found = BoxSet(scored=True)
-    schema: HoiaSchema | None = None
-    for _, item in JsonStream(path):
-        try:
-            key = "hoi_prediction" if isinstance(item, dict) and "hoi_prediction" in item else "rel_prediction"
-            if isinstance(item, dict) and CLASSES in item:
-                schema = listed_schema(item[CLASSES])
-            schema = schema or (HICO if key == "hoi_prediction" else OPEN_IMAGES)
-            name, predicted = text_field(item, "file_name"), list_field(item, "predictions")
-            boxes = [xyxy_to_xywh(required_field(box, "bbox")) for box in predicted]
-            classes = [_class_name(path, schema.objects, integer_field(box, "category_id")) for box in predicted]
-            relations = [
-                (integer_field(each, end), parse_numbers([required_field(each, "score")], 1)[0])
-                for each in list_field(item, key)
-                for end in ("subject_id", "object_id")
-            ]
-            ends = [(boxes[place], classes[place], score) for place, score in relations if place >= 0]
-        except (FieldError, IndexError) as error:
-            raise UserError(f"{path}: an item: {error}; {_FORMS}") from None
-        own, names, scores = ([end[place] for end in ends] for place in range(3))
-        found.add(ImageName("", "", image_base_name(name)), ImageBoxes.of((0, 0), own, names, scores))
-    return found
-
-
-def _parquet_predictions(path: Path) -> BoxSet:
-    found = BoxSet(scored=True)
-    for name, columns in prediction_columns(path):
-        if columns is None:
+    for name, triplets in read_triplets(path, {"hoi_prediction": HICO, "rel_prediction": OPEN_IMAGES}, []):
+        if triplets is None:
             found.failed += 1
             continue
-        corners = np.concatenate((columns["subject_box"], columns["object_box"])).astype(float)
+        corners = np.concatenate((triplets.subject_box, triplets.object_box)).astype(float)
         boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1)
-        names = [*columns["subject"], *columns["object"]]
-        found.add(
-            ImageName("", "", image_base_name(name)), ImageBoxes.of((0, 0), boxes, names, [*columns["score"]] * 2)
-        )
+        names = [triplets.objects[number] for number in (*triplets.subject, *triplets.object)]
+        found.add(ImageName("", "", image_base_name(name)), ImageBoxes.of((0, 0), boxes, names, [*triplets.score] * 2))
     return found
 
 

@@ -43,8 +43,8 @@ from rlip_model.evaluation.visual_genome import (
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.graphs import VG150_CLASSES, GraphClasses, read_graph_files, read_graphs
 from sgpipe.evaluation.benchmarks.pairs import (
-    Prediction,
     data_classes,
+    no_pairs,
     read_annotations,
     read_classes,
     read_pairs,
@@ -155,7 +155,7 @@ def score_hico(given: PredictionFiles | ModelRun, options: HicoOptions, *, zero_
     if isinstance(given, PredictionFiles):
         schema = read_classes(given.classes) if given.classes else HICO
         classes, source = schema.classes, _hico_source(given.annotations, given.classes)
-        images = read_pairs(source, given.predictions, schema, "hoi_prediction", found)
+        images = read_pairs(source, given.predictions, {"hoi_prediction": schema}, found)
     else:
         config = given.config("zero-shot hoi" if zero_shot else "hoi")
         classes = config.classes
@@ -210,7 +210,7 @@ def score_open_images(given: PredictionFiles | ModelRun, suppression: Suppressio
     if isinstance(given, PredictionFiles):
         assert source is not None
         classes = OPEN_IMAGES.classes
-        images = read_pairs(source, given.predictions, OPEN_IMAGES, "rel_prediction", found)
+        images = read_pairs(source, given.predictions, {"rel_prediction": OPEN_IMAGES}, found)
     else:
         config = given.config("scene graph")
         classes = config.classes
@@ -417,7 +417,7 @@ def _predicted_pairs(
     found.miss(annotated, seen)
     for name, ground_truth in annotated.items():
         if name not in seen:
-            yield EvaluationImage(name, ground_truth, Prediction.nothing().pairs(len(config.classes.relations)))
+            yield EvaluationImage(name, ground_truth, no_pairs(config.classes))
 
 
 def _predicted_graphs(given: ModelRun, config: PredictConfig, found: ScoredImages) -> Iterator[GraphImage]:

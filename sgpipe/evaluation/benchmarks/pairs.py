@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from rlip_model.evaluation.inputs import (
 from sgpipe.errors import UserError
 from sgpipe.evaluation.result import ScoredImages
 from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.locations import Location
 from sgpipe.inference.rows import PERSON
 from sgpipe.inference.writers import CLASSES
 from sgpipe.records import Record, from_table
@@ -47,57 +49,125 @@ OTHER_CLASS = (
 
 
 def read_pairs(
-    source: AnnotationSource, predictions: Path, schema: HoiaSchema, key: str, found: ScoredImages
+    source: AnnotationSource, predictions: Path, forms: Mapping[str, HoiaSchema], found: ScoredImages
 ) -> Iterator[EvaluationImage]:
     """All annotated images in the order of the annotations, with the predictions of a file.
 
     Args:
-        schema: the classes, and the category ids of predictions that do not list their own. key: of their relations.
-        found: filled with counts and notes.
+        forms: as for `read_triplets`, of one key. found: filled with counts and notes.
 
     Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
     """
-    annotated = read_annotations(source)
-    if predictions.suffix == ".parquet":
-        read = read_prediction_table(predictions, schema.classes)
-    else:
-        read = _read_prediction_list(predictions, schema, key, found)
-    predicted: dict[str, Prediction] = {}
+    annotated, classes = read_annotations(source), next(iter(forms.values())).classes
+    predicted: dict[str, Triplets] = {}
     repeated = 0
-    for name, prediction in read:
+    for name, triplets in read_triplets(predictions, forms, found.notes):
+        if triplets is None:
+            continue
         if name not in annotated:
             raise UserError(
                 f"{predictions}: image {name!r} is not in {source.files['annotations']}; "
                 "pass the annotation file of the predicted images"
             )
         repeated += name in predicted
-        predicted.setdefault(name, prediction)
+        predicted.setdefault(name, triplets)
     if not predicted:
         raise UserError(f"{predictions} contains no predictions")
     if repeated:
         found.notes.append(f"{count(repeated, 'prediction')} of an image that already had one: only the first counts")
     found.miss(annotated, predicted)
-    for prediction in predicted.values():
-        found.add(prediction.scores)
+    for triplets in predicted.values():
+        found.add(triplets.score)
     for name, ground_truth in annotated.items():
-        prediction = predicted.get(name) or Prediction.nothing()
-        yield EvaluationImage(name, ground_truth, prediction.pairs(len(schema.relations)))
+        try:
+            pairs = predicted[name].pairs(classes) if name in predicted else no_pairs(classes)
+        except FieldError as error:
+            raise UserError(f"{predictions}: image {name!r}: {error}") from None
+        yield EvaluationImage(name, ground_truth, pairs)
 
 
-def _read_prediction_list(
-    path: Path, schema: HoiaSchema, key: str, found: ScoredImages
-) -> Iterator[tuple[str, Prediction]]:
-    """The file name and prediction of each image of a JSON list."""
-    numbers, has_own_list = _class_indices(schema, schema.classes), False
+class Triplets(NamedTuple):
+    """The triplets that a file predicts for an image, by its own lists of classes.
+
+    `[triplets]`: pair, equal where subject and object are the same boxes; subject, object and predicate, indices into
+    the lists; score. `[triplets, 4]` pixel xyxy: subject_box, object_box.
+    """
+
+    objects: tuple[str, ...]
+    predicates: tuple[str, ...]
+    pair: Array
+    subject: Array
+    object: Array
+    predicate: Array
+    score: Array
+    subject_box: Array
+    object_box: Array
+
+    def pairs(self, classes: DatasetClasses) -> PredictedPairs:
+        """One row for each pair. A repeated triplet counts once, with its best score.
+
+        Raises FieldError: a name is not a class.
+        """
+        numbers = []
+        for names, own, known in (
+            (self.objects, self.subject, classes.objects),
+            (self.objects, self.object, classes.objects),
+            (self.predicates, self.predicate, classes.relations),
+        ):
+            numbers.append(_class_numbers(names, known)[own])
+            if (numbers[-1] < 0).any():
+                raise FieldError(f"{names[own[numbers[-1].argmin()]]!r} {OTHER_CLASS}")
+        subjects, objects, predicates = numbers
+        pairs, first, row = np.unique(self.pair, return_index=True, return_inverse=True)
+        scores = np.full((len(pairs), len(classes.relations)), NOT_PREDICTED, dtype=np.float32)
+        np.maximum.at(scores, (row, predicates), self.score)
+        return PredictedPairs(self.subject_box[first], self.object_box[first], subjects[first], objects[first], scores)
+
+
+@lru_cache(maxsize=8)
+def _class_numbers(names: tuple[str, ...], classes: tuple[str, ...]) -> Array:
+    """`[names]`, the index of each among the classes, or -1."""
+    known = {name: number for number, name in enumerate(classes)}
+    return np.array([known.get(name, -1) for name in names], dtype=int)
+
+
+def no_pairs(classes: DatasetClasses) -> PredictedPairs:
+    boxes, numbers = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=int)
+    return PredictedPairs(boxes, boxes, numbers, numbers, np.zeros((0, len(classes.relations)), dtype=np.float32))
+
+
+def read_triplets(
+    path: Location, forms: Mapping[str, HoiaSchema], notes: list[str]
+) -> Iterator[tuple[str, Triplets | None]]:
+    """The file name of each image and its triplets; None for an image that could not be read.
+
+    Args:
+        path: a HOIA file, or one of `sgpipe predict --out FILE.parquet`.
+        forms: of a HOIA file, the classes of predictions that do not list their own, by the key of the relations.
+        notes: added to, for the reader.
+
+    Raises UserError: the file is missing or damaged, or a value is missing, not finite or of another kind.
+    """
+    if isinstance(path, Path) and path.suffix == ".parquet":
+        yield from _parquet_triplets(path)
+        return
+    schema: HoiaSchema | None = None
+    has_own_list, places = False, dict[str, dict[int, int]]()
     for _, item in JsonStream(path):
         try:
             name = text_field(item, "file_name")
         except FieldError as error:
             raise UserError(f"{path}: an item: {error}; expected one list with an object per image") from None
+        key = next((each for each in forms if each in item), next(iter(forms)))
         try:
-            if CLASSES in item:
-                numbers, has_own_list = _class_indices(listed_schema(item[CLASSES]), schema.classes), True
-            yield name, _listed_prediction(list_field(item, "predictions"), list_field(item, key), *numbers)
+            if CLASSES in item or schema is None:
+                has_own_list |= CLASSES in item
+                schema = listed_schema(item[CLASSES]) if CLASSES in item else forms[key]
+                places = {
+                    what: {number: place for place, number in enumerate(numbers)}
+                    for what, numbers in (("an object", schema.objects), ("a relation", schema.relations))
+                }
+            yield name, _hoia_triplets(schema, places, list_field(item, "predictions"), list_field(item, key))
         except (FieldError, EvaluationError) as error:
             raise UserError(f"{path}: image {name!r}: {error}") from None
         except (KeyError, TypeError, OverflowError) as error:
@@ -105,42 +175,90 @@ def _read_prediction_list(
                 f"{path}: image {name!r}: expected boxes with 'bbox' and 'category_id' and relations with "
                 f"'subject_id', 'object_id', 'category_id' and 'score', but {error!r}"
             ) from None
-    if not has_own_list:
+    if schema is not None and not has_own_list:
         number, name = next(iter(schema.relations.items()))
-        found.notes.append(
+        notes.append(
             f"{path} lists no classes: its numbers are taken for the annotations', such as {number} for the relation "
             f"{name!r}; a model of other numbers would be scored wrongly"
         )
 
 
-def _class_indices(schema: HoiaSchema, classes: DatasetClasses) -> tuple[dict[int, int | str], ...]:
-    """By category id of objects and of relations: the index among the classes, or the name of another class."""
-    return tuple(
-        {number: names.index(name) if name in names else name for number, name in listed.items()}
-        for listed, names in ((schema.objects, classes.objects), (schema.relations, classes.relations))
-    )
+def _hoia_triplets(
+    schema: HoiaSchema, places: Mapping[str, Mapping[int, int]], boxes: Sequence[Any], relations: Sequence[Any]
+) -> Triplets:
+    def place(what: str, category: Any) -> int:
+        if category not in places[what]:
+            raise FieldError(f"category_id {category!r} of {what} {OTHER_CLASS}")
+        return places[what][category]
 
-
-def _listed_prediction(
-    boxes: Sequence[Any],
-    relations: Sequence[Any],
-    objects: Mapping[int, int | str],
-    predicates: Mapping[int, int | str],
-) -> Prediction:
-    def index(indices: Mapping[int, int | str], category: Any) -> int:
-        known = indices.get(category, f"category_id {category}")
-        if isinstance(known, str):
-            raise FieldError(f"{known!r} {OTHER_CLASS}")
-        return known
-
-    classes = [index(objects, box["category_id"]) for box in boxes]
-    triplets = [(item["subject_id"], item["object_id"], index(predicates, item["category_id"])) for item in relations]
-    ends = table(triplets, (-1, 3), int)
-    check_range("its predictions", "a box of a relation", ends[:, :2], 0, len(boxes))
+    classes = np.array([place("an object", box["category_id"]) for box in boxes], dtype=int)
+    predicates = np.array([place("a relation", item["category_id"]) for item in relations], dtype=int)
+    ends = table([(item["subject_id"], item["object_id"]) for item in relations], (-1, 2), int)
+    check_range("its predictions", "a box of a relation", ends, 0, len(boxes))
     scores = table([item["score"] for item in relations], (-1,), np.float32)
     if not np.isfinite(scores).all():
         raise FieldError("a 'score' is NaN or infinite; remove the relation or fix the model's output")
-    return Prediction(table([box["bbox"] for box in boxes], (-1, 4), np.float32), np.array(classes, int), ends, scores)
+    corners = table([box["bbox"] for box in boxes], (-1, 4), np.float32)
+    pair, (subject, object_) = ends[:, 0] * len(boxes) + ends[:, 1], ends.T
+    names = tuple(schema.objects.values()), tuple(schema.relations.values())
+    return Triplets(
+        *names, pair, classes[subject], classes[object_], predicates, scores, corners[subject], corners[object_]
+    )
+
+
+_ROWS_AT_ONCE = 512
+
+
+def _parquet_triplets(path: Path) -> Iterator[tuple[str, Triplets | None]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["file_name", "triplets"]):
+                yield from _batch_triplets(path, batch)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read: {reason}") from None
+    except (pa.ArrowException, KeyError) as error:
+        raise UserError(
+            f"{path} was not written by `sgpipe predict --out FILE.parquet` ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def _batch_triplets(path: Path, batch: pa.RecordBatch) -> Iterator[tuple[str, Triplets | None]]:
+    names, lists = batch["file_name"].to_pylist(), batch["triplets"]
+    lengths = np.array(pc.fill_null(pc.list_value_length(lists), 0))
+    image, rows = np.repeat(np.arange(len(names)), lengths), lists.flatten()
+
+    def check(wrong: Any, what: str) -> None:
+        if wrong.any():
+            raise UserError(f"{path}: image {names[image[wrong.argmax()]]!r}: {what}")
+
+    columns = {}
+    for key in ("pair", "subject", "object", "predicate", "score", "subject_box", "object_box"):
+        column = pc.struct_field(rows, key)
+        check(np.array(column.is_null()), f"a triplet has no {key!r}")
+        if key.endswith("_box"):
+            check(np.array(pc.list_value_length(column)) != 4, "a box is not four numbers")
+            values = column.flatten()
+            check(np.array(values.is_null()).reshape(-1, 4).any(1), "a box is not four numbers")
+            column = np.array(values, dtype=np.float32).reshape(-1, 4)
+            check(~np.isfinite(column).all(1), "a box or score is NaN or infinite")
+        columns[key] = column
+    ends = pa.chunked_array([columns["subject"], columns["object"]]).combine_chunks().dictionary_encode()
+    columns["subject"], columns["object"] = np.split(np.array(ends.indices), 2)
+    predicates = columns["predicate"].dictionary_encode()
+    columns["predicate"], columns["pair"] = np.array(predicates.indices), np.array(columns["pair"])
+    columns["score"] = np.array(columns["score"], dtype=np.float32)
+    check(~np.isfinite(columns["score"]), "a box or score is NaN or infinite")
+    _, first, row = np.unique(image * (columns["pair"].max(initial=0) + 1) + columns["pair"], True, True)
+    for end in ("subject", "object"):
+        other = columns[end][first][row] != columns[end]
+        other |= (columns[f"{end}_box"][first][row] != columns[f"{end}_box"]).any(1)
+        if other.any():
+            check(other, f"pair {columns['pair'][other.argmax()]} has more than one subject or object")
+    lists_of_names = tuple(ends.dictionary.to_pylist()), tuple(predicates.dictionary.to_pylist())
+    stops = np.cumsum(lengths)
+    for name, start, stop, known in zip(names, stops - lengths, stops, lists.is_valid().to_pylist(), strict=True):
+        yield name, Triplets(*lists_of_names, *(each[start:stop] for each in columns.values())) if known else None
 
 
 def listed_schema(content: Any) -> HoiaSchema:
@@ -179,114 +297,6 @@ def read_annotations(source: AnnotationSource) -> dict[str, ImageGroundTruth]:
     if not annotated:
         raise UserError(f"{path} contains no images")
     return annotated
-
-
-_ROWS_AT_ONCE = 512
-_BOX = 4  # numbers per box
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for one image: boxes and their classes `[boxes]`, and triplets `[triplets, 3]` with scores."""
-
-    boxes: Array
-    classes: Array
-    triplets: Array
-    scores: Array
-
-    @classmethod
-    def nothing(cls) -> Prediction:
-        return cls(np.zeros((0, 4)), np.zeros(0, dtype=int), np.zeros((0, 3), dtype=int), np.zeros(0))
-
-    def pairs(self, num_predicates: int) -> PredictedPairs:
-        """One row for each pair of boxes. A repeated triplet counts once, with its best score."""
-        ends, number = np.unique(self.triplets[:, :2], axis=0, return_inverse=True)
-        scores = np.full((len(ends), num_predicates), NOT_PREDICTED, dtype=np.float32)
-        np.maximum.at(scores, (number.reshape(-1), self.triplets[:, 2]), self.scores)
-        subjects, objects = ends.T
-        return PredictedPairs(
-            self.boxes[subjects], self.boxes[objects], self.classes[subjects], self.classes[objects], scores
-        )
-
-
-def read_prediction_table(path: Path, classes: DatasetClasses) -> Iterator[tuple[str, Prediction]]:
-    """The file name and prediction of each image, except for images that could not be read.
-
-    Raises UserError: as `prediction_columns`; a name is not a class, or a pair has several subjects or objects.
-    """
-    objects, predicates = ({name: number for number, name in enumerate(each)} for each in vars(classes).values())
-    for name, columns in prediction_columns(path):
-        if columns is None:
-            continue
-        try:
-            pairs, first, row = np.unique(columns["pair"], return_index=True, return_inverse=True)
-            ends = [(columns[end], columns[f"{end}_box"]) for end in ("subject", "object")]
-            for own, boxes in ends:
-                other = (own[first][row] != own) | (boxes[first][row] != boxes).any(1)
-                if other.any():
-                    raise FieldError(f"pair {pairs[row[other.argmax()]]} has more than one subject or object")
-            numbers = [_class_number(objects, each) for own, _ in ends for each in own[first]]
-            named = [_class_number(predicates, each) for each in columns["predicate"]]
-        except FieldError as error:
-            raise UserError(f"{path}: image {name!r}: {error}") from None
-        boxes = np.concatenate([boxes[first] for _, boxes in ends])
-        triplets = np.stack((row, row + len(pairs), np.array(named, dtype=int)), axis=1)
-        yield name, Prediction(boxes, np.array(numbers, dtype=int), triplets, columns["score"])
-
-
-def prediction_columns(path: Path) -> Iterator[tuple[str, dict[str, Array] | None]]:
-    """The file name of each image, and its triplets by column; None of an image that could not be read.
-
-    The file is that of `sgpipe predict --out FILE.parquet`. Columns `[triplets]`: pair, subject, predicate, object,
-    score; subject_box and object_box `[triplets, 4]` pixel xyxy.
-
-    Raises UserError: the file is missing, damaged or of another kind, or a value is missing or not finite.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["file_name", "triplets"]):
-                yield from _prediction_columns(path, batch)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read: {reason}") from None
-    except (pa.ArrowException, KeyError) as error:
-        raise UserError(
-            f"{path} was not written by `sgpipe predict --out FILE.parquet` ({str(error).splitlines()[0]})"
-        ) from None
-
-
-def _prediction_columns(path: Path, batch: pa.RecordBatch) -> Iterator[tuple[str, dict[str, Array] | None]]:
-    names, lists = batch["file_name"].to_pylist(), batch["triplets"]
-    lengths = np.array(pc.fill_null(pc.list_value_length(lists), 0))
-    image, rows = np.repeat(np.arange(len(names)), lengths), lists.flatten()
-
-    def check(wrong: Any, what: str) -> None:
-        if wrong.any():
-            raise UserError(f"{path}: image {names[image[wrong.argmax()]]!r}: {what}")
-
-    columns = {}
-    for key in ("pair", "subject", "predicate", "object", "score", "subject_box", "object_box"):
-        column = pc.struct_field(rows, key)
-        check(np.array(column.is_null()), f"a triplet has no {key!r}")
-        if key.endswith("_box"):
-            values = column.flatten()
-            check(np.array(pc.list_value_length(column)) != _BOX, "a box is not four numbers")
-            boxes = np.array(values, dtype=np.float32).reshape(-1, _BOX)
-            check(np.array(values.is_null()).reshape(-1, _BOX).any(1), "a box is not four numbers")
-            check(~np.isfinite(boxes).all(1), "a box or score is NaN or infinite")
-            columns[key] = boxes
-        else:
-            columns[key] = np.array(column, dtype=np.float32 if key == "score" else None)
-    check(~np.isfinite(columns["score"]), "a box or score is NaN or infinite")
-    ends = np.cumsum(lengths)
-    for name, start, end, known in zip(names, ends - lengths, ends, lists.is_valid().to_pylist(), strict=True):
-        yield name, {key: column[start:end] for key, column in columns.items()} if known else None
-
-
-def _class_number(numbers: Mapping[str, int], name: str) -> int:
-    if name not in numbers:
-        raise FieldError(f"{name!r} {OTHER_CLASS}")
-    return numbers[name]
 
 
 def data_classes(root: Path) -> DatasetClasses:

@@ -199,7 +199,7 @@ RELATION = {
     "classes": {"objects": {"1": "dog"}, "relations": {"1": "near"}},
     "file_name": "1.jpg",
     "predictions": [{"bbox": [0, 0, 9, 9], "category_id": 1}],
-    "rel_prediction": [{"subject_id": 0, "object_id": 0, "score": 1}],
+    "rel_prediction": [{"subject_id": 0, "object_id": 0, "category_id": 1, "score": 1}],
 }
 
 
@@ -221,7 +221,10 @@ RELATION = {
             [{**RELATION, "predictions": [{"bbox": [9, 0, 1, 9], "category_id": 1}]}],
             r"image 1: box \[9.0, 0.0, -8.0, 9.0",
         ),
-        ([{**RELATION, "rel_prediction": [{"subject_id": 0, "object_id": -1, "score": 5}]}], "image 1: score 5, expec"),
+        (
+            [{**RELATION, "rel_prediction": [{"subject_id": 0, "object_id": 0, "category_id": 1, "score": 5}]}],
+            "image 1: score 5, expec",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: list[Any], message: str) -> None:

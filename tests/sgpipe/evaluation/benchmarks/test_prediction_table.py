@@ -12,10 +12,10 @@ import pytest
 
 from rlip_model.evaluation.inputs import NOT_PREDICTED, PredictedPairs
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.pairs import read_prediction_table
+from sgpipe.evaluation.benchmarks.pairs import read_triplets
 from sgpipe.inference.rows import ImagePrediction, ImageRow
 from sgpipe.inference.writers import SCHEMA, write_parquet
-from sgpipe.sources.annotated import DatasetClasses
+from sgpipe.sources.annotated import DatasetClasses, FieldError
 
 CLASSES = DatasetClasses(("person", "horse", "dog"), ("riding", "next to"))
 TRIPLET = {
@@ -49,26 +49,26 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         pairs = PredictedPairs(*boxes, *rng.integers(0, 3, (2, count)), scores)
         written.append(predicted(f"{number}.jpg", None if number % 10 == 9 else pairs))
     write_parquet(written, tmp_path / "found.parquet", CLASSES, 100)
-    found = dict(read_prediction_table(tmp_path / "found.parquet", CLASSES))
-    assert list(found) == [one.row.file_name for one in written if one.pairs is not None]
+    found = dict(read_triplets(tmp_path / "found.parquet", {}, []))
+    assert [(name, each is None) for name, each in found.items()] == [
+        (one.row.file_name, one.pairs is None) for one in written
+    ]
     for one in written:
         if one.pairs is not None:
-            pairs = found[one.row.file_name].pairs(2)
+            pairs = found[one.row.file_name].pairs(CLASSES)
             for name in ("subject_boxes", "object_boxes", "subject_labels", "object_labels", "scores"):
                 assert np.array_equal(getattr(pairs, name), getattr(one.pairs, name)), name
 
 
 def test_what_is_not_listed_is_not_found(tmp_path: Path) -> None:
-    ((name, prediction),) = read_prediction_table(table(tmp_path / "found.parquet", TRIPLET), CLASSES)
+    ((name, triplets),) = read_triplets(table(tmp_path / "found.parquet", TRIPLET), {}, [])
     assert name == "a.jpg"
-    assert prediction.pairs(2).scores.tolist() == [[0.5, NOT_PREDICTED]]
+    assert triplets.pairs(CLASSES).scores.tolist() == [[0.5, NOT_PREDICTED]]
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"pair": 1, "object": "unicorn"}, "'unicorn' is not a class"),
-        ({"predicate": "horse"}, "'horse' is not a class"),
         ({"score": float("nan")}, "a box or score is NaN or infinite"),
         ({"score": None}, "a triplet has no 'score'"),
         ({"pair": 1, "subject_box": [0.0, 1.0, 2.0]}, "a box is not four numbers"),
@@ -80,16 +80,24 @@ def test_what_is_not_listed_is_not_found(tmp_path: Path) -> None:
 def test_what_would_make_numbers_wrong_is_one_line(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     path = table(tmp_path / "found.parquet", TRIPLET, {**TRIPLET, "predicate": "next to", **change})
     with pytest.raises(UserError, match=rf"found.parquet: image 'a.jpg': {told}"):
-        list(read_prediction_table(path, CLASSES))
+        list(read_triplets(path, {}, []))
+
+
+@pytest.mark.parametrize("change", [{"object": "unicorn"}, {"predicate": "unicorn"}])
+def test_other_classes_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = table(tmp_path / "found.parquet", TRIPLET, {**TRIPLET, "pair": 1, **change})
+    ((_, triplets),) = read_triplets(path, {}, [])
+    with pytest.raises(FieldError, match="'unicorn' is not a class"):
+        triplets.pairs(CLASSES)
 
 
 def test_other_files_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "found.parquet"
     with pytest.raises(UserError, match=r"found.parquet cannot be read: No such file or directory$"):
-        list(read_prediction_table(path, CLASSES))
+        list(read_triplets(path, {}, []))
     pq.write_table(pa.table({"file_name": ["a.jpg"]}), path)
     with pytest.raises(UserError, match="not written by `sgpipe predict"):
-        list(read_prediction_table(path, CLASSES))
+        list(read_triplets(path, {}, []))
     path.write_bytes(b"PAR1 but not really")
     with pytest.raises(UserError, match="not written by `sgpipe predict"):
-        list(read_prediction_table(path, CLASSES))
+        list(read_triplets(path, {}, []))
