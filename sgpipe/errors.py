@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,13 +91,29 @@ def format_os_error(error: OSError) -> str:
     if isinstance(error, StoreError):
         return str(error)
     advice = {errno.ENOSPC: "; free some space there", errno.EDQUOT: "; free some space there"}
-    reason = os.strerror(error.errno) if error.errno else error
+    reason = os_error_reason(error) if error.errno else error
     return f"{reason}: {error.filename or _unnamed()}{advice.get(error.errno or 0, '')}"
 
 
 def os_error_reason(error: OSError) -> str:
     """Return why the system or a library refuses, in one line that names no file."""
-    return os.strerror(error.errno) if error.errno else (str(error).strip() or type(error).__name__).splitlines()[0]
+    if error.errno is None:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    limit = memory_limit(error)
+    if error.errno == errno.EMFILE:
+        limit = f"`ulimit -n` is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
+    return os.strerror(error.errno) + (f" ({limit})" if limit else "")
+
+
+def memory_limit(error: BaseException) -> str:
+    """Return which limit of its memory this process has reached; "": it has no limit, or `error` is not due to it.
+
+    What a library cannot load within the limit, it calls anything from a MemoryError to an ImportError.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or not re.search("memory|alloc|map segment", f"{error!r}", re.IGNORECASE):
+        return ""
+    return f"not enough memory: `ulimit -v` is {limit >> 10}"
 
 
 def _unnamed() -> str:

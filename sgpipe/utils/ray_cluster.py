@@ -10,11 +10,13 @@ import logging
 import os
 import platform
 import re
+import resource
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _MODE, _TOKEN, _TOKEN_PATH, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"
+_FILES, _MEMORY = 256, 15 << 30  # of address space, most of which Ray only reserves
 _CONNECT_SECONDS, _PROBE_SECONDS = 5, 60
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
@@ -76,6 +79,8 @@ def _answers(address: str, mode: str) -> bool:
 
 def start_ray(address: str | None = None, cpus: int | None = None) -> None:
     """Join the cluster at `address`, or start one on this machine with `cpus` CPUs (None: all). Raises EngineError."""
+    if not address:
+        _check_limits()
     import ray
 
     if ray.is_initialized():
@@ -93,6 +98,20 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
         raise EngineError(f"{what}: {getattr(error, 'strerror', None) or _first_line(error)}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
+
+
+def _check_limits() -> None:
+    """Raises EngineError: under a limit of this process Ray would wait forever, or crash."""
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= files < _FILES != most:
+        files = min(most, _FILES) if most >= 0 else _FILES
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    memory = resource.getrlimit(resource.RLIMIT_AS)[0]
+    for option, value, needed in (("n", files, _FILES), ("v", memory >> 10, _MEMORY >> 10)):
+        if 0 <= value < needed:
+            raise EngineError(f"Ray cannot start here: `ulimit -{option}` is {value}, and it needs {needed}")
+    if "TMPDIR" in os.environ:  # which Ray takes even if nothing can be written there
+        os.environ.setdefault("RAY_TMPDIR", tempfile.gettempdir())
 
 
 def software() -> str:

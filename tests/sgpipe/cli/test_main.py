@@ -52,6 +52,30 @@ def test_streams_that_cannot_be_used_are_named(command, code, said):
     assert (result.returncode, result.stderr[: len(said)]) == (code, said), result.stderr
 
 
+NOT_LOADED = 'ImportError("a.so: failed to map segment from shared object")'
+
+
+@pytest.mark.parametrize(
+    ("limit", "raised", "said"),
+    [
+        ("v 900000", NOT_LOADED, "error: not enough memory: `ulimit -v` is 900000\n"),
+        ("v 900000", "MemoryError()", "error: not enough memory: `ulimit -v` is 900000\n"),
+        ("c 0", "MemoryError()", "error: not enough memory\n"),
+        ("c 0", NOT_LOADED, "internal error: ImportError"),
+        ("n 20", 'OSError(24, "", "a")', "error: Too many open files (`ulimit -n` is 20): a\n"),
+    ],
+)
+def test_a_limit_of_the_system_is_named(limit, raised, said):
+    script = f"""
+from sgpipe.cli import main
+main.app.command(name="fail", rich_help_panel="Tools")(lambda: (_ for _ in ()).throw({raised}))
+main.main()
+"""
+    command = f"ulimit -{limit}; exec {sys.executable} -c '{script}' fail"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (result.returncode, result.stderr[: len(said)]) == (1, said), result.stderr
+
+
 def test_a_terminal_that_is_not_utf_8_gets_escapes():
     script = """
 import atexit
