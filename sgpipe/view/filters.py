@@ -12,12 +12,13 @@ sit*                     all names that start like this
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from sgpipe.errors import UserError
 from sgpipe.storage.health_rules import MARKS, Of
@@ -39,8 +40,7 @@ class QueryError(UserError):
         self.position = position
 
 
-@dataclass(frozen=True)
-class Pattern:
+class Pattern(NamedTuple):
     """What a relation is to be like."""
 
     subject: Names = None
@@ -78,31 +78,19 @@ def parse(text: str, vocabulary: RunNames) -> Query:
     tokens = list(_tokens(text))
     if len(tokens) > _MOST_TOKENS:
         raise QueryError(f"the query has more than {_MOST_TOKENS} words", tokens[_MOST_TOKENS].position)
-    terms = _Parser(tokens, vocabulary, len(text)).terms()
-    wanted, without = ([term for term in terms if term.negated == negated] for negated in (False, True))
-    return Query(
-        text=text,
-        patterns=tuple(term.patterns[0] for term in wanted if term.kind == "relation"),
-        mentions=tuple(term.patterns for term in wanted if term.kind == "mention"),
-        without=tuple(pattern for term in without for pattern in term.patterns),
-        captions=tuple(dict.fromkeys(term.caption for term in wanted if term.kind == "caption")),
-        without_captions=tuple(dict.fromkeys(term.caption for term in without if term.kind == "caption")),
-    )
+    found: dict[str, list[Any]] = defaultdict(list)
+    for name, values in _Parser(tokens, vocabulary, len(text)).terms():
+        found[name] += values
+    return Query(text, **{name: tuple(dict.fromkeys(values)) for name, values in found.items()})
 
 
-@dataclass(frozen=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str  # word, name, caption, or one of * | , -
     text: str
     position: int
 
 
-@dataclass(frozen=True)
-class _Term:
-    kind: Literal["relation", "mention", "caption"]
-    negated: bool
-    patterns: tuple[Pattern, ...] = ()
-    caption: str = ""
+_Term = tuple[str, tuple[Any, ...]]  # a field of a query, and what is added to it
 
 
 _TOKEN = re.compile(
@@ -119,18 +107,14 @@ def _tokens(text: str) -> Iterator[_Token]:
     while position < end:
         found = _TOKEN.match(text, position)
         assert found is not None  # a word is whatever is nothing else
-        kind = found.lastgroup if found.lastgroup != "closed" else "caption"
         if found["quoted"]:
-            if not found["closed"]:
-                raise QueryError("the quotation does not end", found.start("quoted"))
-            if not found["caption"].strip():
-                raise QueryError("the quotation is empty", found.start("quoted"))
+            if not found["closed"] or not found["caption"].strip():
+                fault = "is empty" if found["closed"] else "does not end"
+                raise QueryError(f"the quotation {fault}", found.start("quoted"))
             yield _Token("caption", found["caption"].strip(), found.start("quoted"))
-        elif found["sign"]:
-            yield _Token(found["sign"], found["sign"], found.start("sign"))
         else:
-            assert kind is not None
-            yield _Token(kind, found[kind], found.start(kind))
+            kind = found.lastgroup or ""
+            yield _Token(found["sign"] or kind, found[kind], found.start(kind))
         position = found.end()
 
 
@@ -165,29 +149,27 @@ class _Parser:
         negated = self._tokens[at].kind == "-"
         at += negated
         if self._tokens[at].kind == "caption":
-            yield _Term("caption", negated, caption=self._tokens[at].text), at + 1
+            yield ("without_captions" if negated else "captions", (self._tokens[at].text,)), at + 1
             return
         is_relation = False
         for subject, then in self._names(at, "class"):
             for predicate, later in self._names(then, "predicate"):
                 for object_, after in self._names(later, "class"):
                     is_relation = True
-                    yield _Term("relation", negated, (Pattern(subject, predicate, object_),)), after
-        if not is_relation:
-            for patterns, after in self._mentions(at):
-                yield _Term("mention", negated, patterns), after
-
-    def _mentions(self, at: int) -> Iterator[tuple[tuple[Pattern, ...], int]]:
-        """Names that stand alone, which may be predicates, classes, or both; the longest first."""
-        found: dict[int, list[Pattern]] = {}
+                    pattern = Pattern(subject, predicate, object_)
+                    yield ("without" if negated else "patterns", (pattern,)), after
+        if is_relation:
+            return
+        # Names that stand alone, which may be predicates, classes, or both; the longest first.
+        found: dict[int, list[Pattern]] = defaultdict(list)
         for names, after in self._names(at, "predicate"):
-            if names is not None:
-                found.setdefault(after, []).append(Pattern(predicate=names))
+            found[after] += [Pattern(predicate=names)] if names else []
         for names, after in self._names(at, "class"):
-            if names is not None:
-                found.setdefault(after, []).extend([Pattern(subject=names), Pattern(object=names)])
+            found[after] += [Pattern(subject=names), Pattern(object=names)] if names else []
         for after in sorted(found, reverse=True):
-            yield tuple(found[after]), after
+            patterns = tuple(found[after])
+            if patterns:
+                yield ("without", patterns) if negated else ("mentions", (patterns,)), after
 
     def _names(self, at: int, kind: str) -> Iterator[tuple[Names, int]]:
         """`*`, or names joined by `|`, and the token after them; the longest first."""
@@ -312,7 +294,7 @@ FIELDS = {
 }
 _OF_RELATIONS = {"subjects": "subject_category", "predicates": "predicate", "objects": "object_category"}
 _OF_BOTH = {"datasets": "dataset", "splits": "split", "statuses": "status"}
-_LARGEST_SEED = 2**31
+_LARGEST_SEED = 2**31 - 1
 _MOST_VALUES, _MOST_CHARACTERS = 100, 5000  # of a search: each of the hundreds of links of a page repeats them
 
 
@@ -354,6 +336,14 @@ class Filters:
         if len(params) > _MOST_VALUES or sum(len(name) + len(value) for name, value in params) > _MOST_CHARACTERS:
             raise UserError(f"a search has at most {_MOST_VALUES} values and {_MOST_CHARACTERS:,} characters")
         single = dict(params)
+
+        def number(name: str, kind: Callable[[str], Any], most: int) -> Any:
+            text = single.get(name, "").strip()
+            with suppress(ValueError):
+                if not text or 0 <= kind(text) <= most:
+                    return kind(text) if text else None
+            raise UserError(f"{name}={single_line(text, 40)}: expected a number from 0 to {most}")
+
         several = {
             name: tuple(dict.fromkeys(value for key, value in params if key == parameter and value))
             for parameter, name in FIELDS.items()
@@ -361,16 +351,15 @@ class Filters:
         order = single.get("order") or "confidence"
         if order not in ORDERS:
             raise UserError(f"order={single_line(order, 40)}: expected one of {', '.join(ORDERS)}")
-        for state in several["judged"]:
-            if state not in JUDGED:
-                raise UserError(f"judged={single_line(state, 40)}: expected one of {', '.join(JUDGED)}")
+        if unknown := set(several["judged"]) - set(JUDGED):
+            raise UserError(f"judged={single_line(min(unknown), 40)}: expected one of {', '.join(JUDGED)}")
         return cls(
             query=parse(single.get("q", ""), vocabulary),
-            low=_number("low", single),
-            high=_number("high", single),
+            low=number("low", float, 1),
+            high=number("high", float, 1),
             queue=single.get("queue") or None,
             order=order,
-            seed=_seed(single.get("seed") or "0"),
+            seed=number("seed", int, _LARGEST_SEED) or 0,
             **several,
         )
 
@@ -404,23 +393,6 @@ class Filters:
         return replace(self, **{FIELDS[one]: () for one in names})  # type: ignore[arg-type]
 
 
-def _number(name: str, params: dict[str, str]) -> float | None:
-    text = params.get(name, "").strip()
-    if not text:
-        return None
-    with suppress(ValueError):
-        number = float(text)
-        if 0 <= number <= 1:
-            return number
-    raise UserError(f"{name}={single_line(text, 40)}: expected a number from 0 to 1")
-
-
-def _seed(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:12]) < _LARGEST_SEED):
-        raise UserError(f"seed={single_line(text, 40)}: expected a whole number from 0 to {_LARGEST_SEED - 1}")
-    return int(text)
-
-
 class Where:
     """The condition of a search on a row `hit` of `run.relations` or `run.images`; `values` replace its `?`."""
 
@@ -428,9 +400,32 @@ class Where:
         """Raises UserError: there is no such queue."""
         self._clauses: list[str] = []
         self.values: list[Any] = []
+        query = filters.query
         if not of_images:
-            self._add_relations(filters)
-        self._add_images(filters, of_images)
+            self._add_patterns(query.patterns, "{}")
+            for pattern in query.patterns if len(query.patterns) > 1 else ():
+                self._add_patterns([pattern], "image in (select image from run.relations where {})")
+            for patterns in query.mentions:
+                self._add_patterns(patterns, "{}")
+            self._add_patterns(query.without, "({}) is not true")
+            for bound, sign in ((filters.low, ">="), (filters.high, "<=")):
+                if bound is not None:
+                    self.add(f"certainty {sign} ?::float", [bound])
+            known = [state for state in filters.judged if state != "none"]
+            clauses = [_JUDGED.format(f" and state in ({_marks(known)})")] if known else []
+            clauses += [f"not {_JUDGED.format('')}"] if "none" in filters.judged else []
+            if clauses:
+                self.add(" or ".join(clauses), known)
+        for name, column in (_OF_BOTH if of_images else _OF_RELATIONS | _OF_BOTH).items():
+            if names := getattr(filters, name):
+                self.add(f"{column} in ({_marks(names)})", names)
+        for texts, named in ((query.captions, "in"), (query.without_captions, "not in")):
+            for text in texts:
+                self.add(f"image {named} (select image from run.captions where contains(folded, lower(?)))", [text])
+        if filters.queue is not None:
+            of, condition, values = queue_condition(filters.queue)
+            inside = of == "images" and not of_images
+            self.add(f"image in (select image from run.images hit where {condition})" if inside else condition, values)
 
     @property
     def sql(self) -> str:
@@ -441,60 +436,15 @@ class Where:
         self._clauses.append(f"({clause})")
         self.values += values
 
-    def _add_relations(self, filters: Filters) -> None:
-        query = filters.query
-        if query.patterns:
-            self._add_any(query.patterns, "{}")
-        if len(query.patterns) > 1:
-            for pattern in query.patterns:
-                self._add_any([pattern], "image in (select image from run.relations where {})")
-        for patterns in query.mentions:
-            self._add_any(patterns, "{}")
-        if query.without:
-            self._add_any(query.without, "({}) is not true")
-        for name, column in _OF_RELATIONS.items():
-            self._add_names(column, getattr(filters, name))
-        if filters.low is not None:
-            self.add("certainty >= ?::float", [filters.low])
-        if filters.high is not None:
-            self.add("certainty <= ?::float", [filters.high])
-        self._add_judged(filters.judged)
-
-    def _add_any(self, patterns: Sequence[Pattern], form: str) -> None:
-        conditions = [_condition(pattern) for pattern in patterns]
-        sql = " or ".join(f"({clause})" for clause, _ in conditions)
-        self.add(form.format(sql), [value for _, values in conditions for value in values])
-
-    def _add_names(self, column: str, names: Sequence[str]) -> None:
-        if names:
-            self.add(f"{column} in ({_marks(names)})", names)
-
-    def _add_judged(self, states: Sequence[str]) -> None:
-        known = [state for state in states if state != "none"]
-        clauses = [_JUDGED.format(f" and state in ({_marks(known)})")] if known else []
-        clauses += [f"not {_JUDGED.format('')}"] if "none" in states else []
-        if clauses:
-            self.add(" or ".join(clauses), known)
-
-    def _add_images(self, filters: Filters, of_images: bool) -> None:
-        for name, column in _OF_BOTH.items():
-            self._add_names(column, getattr(filters, name))
-        named = "image {} (select image from run.captions where contains(folded, lower(?)))"
-        for text in filters.query.captions:
-            self.add(named.format("in"), [text])
-        for text in filters.query.without_captions:
-            self.add(named.format("not in"), [text])
-        if filters.queue is not None:
-            of, condition, values = queue_condition(filters.queue)
-            inside = of == "images" and not of_images
-            self.add(f"image in (select image from run.images hit where {condition})" if inside else condition, values)
-
-
-def _condition(pattern: Pattern) -> tuple[str, list[str]]:
-    columns = {"subject_category": pattern.subject, "predicate": pattern.predicate, "object_category": pattern.object}
-    said = {column: names for column, names in columns.items() if names is not None}
-    sql = " and ".join(f"{column} in ({_marks(names)})" for column, names in said.items())
-    return sql or "true", [name for names in said.values() for name in names]
+    def _add_patterns(self, patterns: Sequence[Pattern], form: str) -> None:
+        """A relation is like one of the patterns."""
+        conditions, values = [], []
+        for pattern in patterns:
+            named = [(column, names) for column, names in zip(_OF_RELATIONS.values(), pattern, strict=True) if names]
+            conditions.append(" and ".join(f"{column} in ({_marks(names)})" for column, names in named) or "true")
+            values += [name for _, names in named for name in names]
+        if patterns:
+            self.add(form.format(" or ".join(f"({condition})" for condition in conditions)), values)
 
 
 def _marks(values: Sequence[Any]) -> str:

@@ -7,7 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from sgpipe.errors import UserError
@@ -162,6 +162,7 @@ def queues(index: Index) -> list[Queue]:
 
 
 Box = tuple[float, float, float, float]  # xywh in pixels
+Row = tuple[Any, ...]
 
 _BACK = "~"  # before a cursor whose page lies before it; values may be negative
 _CURSOR = re.compile(r"(?P<back>~?)(?P<value>[0-9.e+-]{1,30})_(?P<image>\d{1,9})_(?P<number>\d{1,9})", re.ASCII)
@@ -224,7 +225,6 @@ class Hit:
     subject_box: Box | None = None
     object_box: Box | None = None
     caption: str | None = None
-    place: Place | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -242,18 +242,18 @@ def search(index: Index, filters: Filters, after: str | None = None, limit: int 
     Raises UserError: `after` is no cursor, the queue does not exist, or the index cannot be read.
     """
     back, place = _read_cursor(after) if after else (False, None)
-    hits = _hits(index, filters, place, limit + 1, back)
-    if back and len(hits) <= limit:  # the start: a whole page is worth more than its rest
+    found = _found(index, filters, place, limit + 1, back)
+    if back and len(found) <= limit:  # the start: a whole page is worth more than its rest
         back, place = False, None
-        hits = _hits(index, filters, None, limit + 1)
-    more, hits = len(hits) > limit, hits[:limit]
+        found = _found(index, filters, None, limit + 1)
+    more, found = len(found) > limit, found[:limit]
     if back:
-        hits.reverse()
+        found.reverse()
     before, later = (more, True) if back else (place is not None, more)
     return Page(
-        hits=hits,
-        next=_cursor(hits[-1]) if later and hits else None,
-        previous=f"{_BACK}{_cursor(hits[0])}" if before and hits else None,
+        hits=_hits(index, filters, found),
+        next=_cursor(found[-1]) if later and found else None,
+        previous=f"{_BACK}{_cursor(found[0])}" if before and found else None,
     )
 
 
@@ -269,9 +269,10 @@ def neighbours(
     """
     first = _place(index, filters, split, image_id, relation)
     last = _place(index, filters, split, image_id, relation, last=True) if relation else first
-    before = _hits(index, filters, first, 1, back=True) if first else []
-    later = _hits(index, filters, last, 1)
-    return next(iter(before), None), next(iter(later), None)
+    before = _found(index, filters, first, 1, back=True) if first else []
+    later = _found(index, filters, last, 1)
+    hits = iter(_hits(index, filters, [*before, *later]))
+    return next(hits) if before else None, next(hits) if later else None
 
 
 def select_relations(index: Index, filters: Filters) -> tuple[str, list[Any]]:
@@ -339,8 +340,8 @@ def _place(
     return None
 
 
-def _hits(index: Index, filters: Filters, start: Place | None, limit: int, back: bool = False) -> list[Hit]:
-    """The hits after a place, or before it, the nearest first."""
+def _found(index: Index, filters: Filters, start: Place | None, limit: int, back: bool = False) -> list[Row]:
+    """The hits after a place, or before it, the nearest first: their places, triplets and `_OF_RELATION`."""
     key, kind, falling = _order(filters)
     of_images = filters.finds_images
     where = Where(filters, of_images)
@@ -354,11 +355,14 @@ def _hits(index: Index, filters: Filters, start: Place | None, limit: int, back:
         )
     first, rest = ("desc" if falling != back else "asc"), ("desc" if back else "asc")
     columns = "" if of_images else f", triplet, {', '.join(_OF_RELATION.values())}"
-    found = index.rows(
+    return index.rows(
         f"""select {key}, image, {number}{columns} from run.{_TABLE[of_images]} hit where {where.sql}
         order by {key} {first}, image {rest}, {number} {rest} limit {int(limit)}""",
         where.values,
     )
+
+
+def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
     if not found:
         return []
     images = {
@@ -380,8 +384,8 @@ def _hits(index: Index, filters: Filters, start: Place | None, limit: int, back:
                 [filters.query.captions[0]],
             )
         )
-    shown = [replace(Hit(*images[row[1]][2:]), caption=captions.get(row[1]), place=Place(*row[:3])) for row in found]
-    if of_images:
+    shown = [replace(Hit(*images[row[1]][2:]), caption=captions.get(row[1])) for row in found]
+    if filters.finds_images:
         return shown
     ends = {(row[1], end) for row in found for end in row[4:6]}
     objects = index.rows(
@@ -404,8 +408,8 @@ def _hits(index: Index, filters: Filters, start: Place | None, limit: int, back:
     ]
 
 
-def _cursor(hit: Hit) -> str:
-    return "_".join(map(str, hit.place or ()))
+def _cursor(row: Row) -> str:
+    return "_".join(map(str, row[:3]))
 
 
 def _read_cursor(text: str) -> tuple[bool, Place]:
