@@ -284,15 +284,10 @@ class EvaluationResult:
 
     def write_plot(self, path: Path) -> None:
         """Precision over recall of the class groups, as SVG; the legend gives the mean precision of each."""
-        lines: list[tuple[str, str, list[Point], list[str]]] = [
-            (
-                "main",
-                f"{name}: {precision.mean():.3f}",
-                list(zip(RECALLS.tolist(), precision.tolist(), strict=True)),
-                [],
-            )
-            for name, precision in self.curves.items()
-        ]
+        lines: list[tuple[str, str, list[Point], list[str]]] = []
+        for name, precision in self.curves.items():
+            points = list(zip(RECALLS.tolist(), precision.tolist(), strict=True))
+            lines.append(("main", f"{name}: {precision.mean():.3f}", points, []))
         write_result_text(path, unit_square(self.benchmark, lines, "recall", "precision", (400, 400)).file())
 
 
@@ -351,29 +346,23 @@ class ScoredImages:
         curves: Mapping[str, Array] | None = None,
     ) -> EvaluationResult:
         """The result of a benchmark on these images, of `scores`, which have a method `resampled`."""
+        kinds = {
+            "with predictions": self.predicted,
+            "with an empty list": self.empty,
+            "without predictions": self.missing,
+            "left out": self.left_out,
+        }
         scored = self.predicted + self.empty + self.missing
-        counts = {
-            "images": scored,
-            "images with predictions": self.predicted,
-            "images with an empty list": self.empty,
-            "images without predictions": self.missing,
-            "images left out": self.left_out,
-        }
-        parts = {
-            f"{self.predicted:,} with predictions": True,
-            f"{self.empty:,} with an empty list of predictions": self.empty,
-            f"{self.missing:,} without predictions": self.missing,
-            f"{self.left_out:,} without predictions left out": self.left_out,
-        }
+        listed = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number)
         return EvaluationResult(
             benchmark,
             settings,
             summary(scores),
             per_class,
             self.notes,
-            counts=counts,
+            counts={"images": scored, **{f"images {kind}": number for kind, number in kinds.items()}},
             curves=curves or {},
-            scored=f"scored {count(scored, 'image')}: {', '.join(part for part, shown in parts.items() if shown)}",
+            scored=f"scored {count(scored, 'image')}: {listed}",
             resampling=Resampling(self.names, lambda counts: summary(scores.resampled(counts)), self.unpredicted),
         )
 
@@ -396,15 +385,12 @@ def mean_curve(curves: Iterable[Array]) -> Array:
 
 def class_curve(scores: ClassScores, classes: Array | None = None) -> Array:
     """`[101]`, the mean over the given classes (None: all) that occur in the ground truth."""
-    return mean_curve(_class_curves(scores, classes))
-
-
-def _class_curves(scores: ClassScores, classes: Array | None) -> Iterator[Array]:
+    curves = []
     for number, targets in zip(scores.classes.tolist(), scores.targets.tolist(), strict=True):
         if classes is None or number in classes:
-            _, correct = scores.of_class(number)
-            recall, precision = curve(correct, targets)
-            yield precision_at(recall, monotone(precision))
+            recall, precision = curve(scores.of_class(number)[1], targets)
+            curves.append(precision_at(recall, monotone(precision)))
+    return mean_curve(curves)
 
 
 def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -151,8 +151,24 @@ def write_vcoco(predictions: Iterable[ImagePrediction], out: Path, converter: Pe
     Raises UserError: an image id is not an integer.
     """
 
+    actions = converter.actions
+    agents = [f"{name}_{AGENT}" for name in actions.names]
+    roles = [f"{actions.names[role.action]}_{role.name}" for role in actions.roles]
+
     def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
-        return _people_items(coco_image_id(prediction.row), converter.convert(pairs), converter.actions)
+        people, image = converter.convert(pairs), coco_image_id(prediction.row)
+        boxes = np.append(people.role_boxes, people.role_scores[..., None], axis=2).tolist()
+        columns = zip(people.boxes.tolist(), people.agent_scores.tolist(), boxes, strict=True)
+        return [
+            {
+                "image_id": image,
+                "person_box": box,
+                **dict(zip(agents, scores, strict=True)),
+                # a missing object has no box: null, as JSON has no NaN
+                **{role: [None if x != x else x for x in own] for role, own in zip(roles, found, strict=True)},
+            }
+            for box, scores, found in columns
+        ]
 
     return write_json_list(predictions, out, items)
 
@@ -187,49 +203,21 @@ class PeopleConverter:
 
     def convert(self, pairs: PredictedPairs) -> PredictedPeople:
         """One person per pair. The score of an action is the best score of its roles."""
-        scores = self._scores(pairs)
+        objects = self.classes.objects
+        objectless = pairs.object_labels == (objects.index(NO_OBJECT) if NO_OBJECT in objects else -1)
+        scores = pairs.scores
+        if self.possible is not None:
+            allowed = (self.possible.T[pairs.object_labels] != 0) | objectless[:, None]
+            scores = np.where(allowed, scores, np.float32(0))
         parts = [_official_role(name) for name in self.classes.relations]
         agents = np.full((len(pairs), len(self.actions.names)), -np.inf)
         for column, (action, _) in enumerate(parts):
             index = self.actions.names.index(action)
             agents[:, index] = np.maximum(agents[:, index], scores[:, column])
         columns = [parts.index((self.actions.names[role.action], role.name)) for role in self.actions.roles]
-        boxes = np.where(self._objectless(pairs)[:, None], np.nan, pairs.object_boxes.astype(float))
+        boxes = np.where(objectless[:, None], np.nan, pairs.object_boxes.astype(float))
         role_boxes = np.repeat(boxes[:, None], len(columns), axis=1)
         return PredictedPeople(pairs.subject_boxes.astype(float), agents, scores[:, columns].astype(float), role_boxes)
-
-    def _objectless(self, pairs: PredictedPairs) -> Array:
-        """`[pairs]`: whether the object of a pair is the class "no object"."""
-        objects = self.classes.objects
-        no_object = objects.index(NO_OBJECT) if NO_OBJECT in objects else -1
-        return pairs.object_labels == no_object
-
-    def _scores(self, pairs: PredictedPairs) -> Array:
-        if self.possible is None:
-            return pairs.scores
-        allowed = (self.possible.T[pairs.object_labels] != 0) | self._objectless(pairs)[:, None]
-        return np.where(allowed, pairs.scores, np.float32(0))
-
-
-def _people_items(image_id: int, people: PredictedPeople, actions: Actions) -> list[dict[str, Any]]:
-    """Records in the format of V-COCO's evaluator; nulls stand for the box of a missing object."""
-    keys = [f"{actions.names[role.action]}_{role.name}" for role in actions.roles]
-    items = []
-    for person in range(len(people.boxes)):
-        boxes = np.append(people.role_boxes[person], people.role_scores[person][:, None], 1)
-        values = [[None if value != value else value for value in row] for row in boxes.tolist()]
-        items.append(
-            {
-                "image_id": image_id,
-                "person_box": people.boxes[person].tolist(),
-                **{
-                    f"{name}_{AGENT}": score
-                    for name, score in zip(actions.names, people.agent_scores[person].tolist(), strict=True)
-                },
-                **dict(zip(keys, values, strict=True)),
-            }
-        )
-    return items
 
 
 @cache
@@ -300,28 +288,24 @@ def write_parquet(
     with write_result(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for prediction in predictions:
             summary.add(prediction)
-            image = {name: getattr(prediction.row, name) for name in _IMAGE}
-            pairs = prediction.pairs
-            triplets = None if pairs is None else list(_named_triplets(pairs, classes, most, possible))
-            rows.append({**image, "triplets": triplets, "error": prediction.error})
+            row = {name: getattr(prediction.row, name) for name in _IMAGE}
+            if (pairs := prediction.pairs) is not None:
+                top = TopTriplets.of(pairs, most, possible)
+                columns = {
+                    "pair": top.pair.tolist(),
+                    "subject": [classes.objects[number] for number in pairs.subject_labels[top.pair]],
+                    "predicate": [classes.relations[number] for number in top.predicate],
+                    "object": [classes.objects[number] for number in pairs.object_labels[top.pair]],
+                    "score": top.score.tolist(),
+                    "subject_box": pairs.subject_boxes[top.pair].tolist(),
+                    "object_box": pairs.object_boxes[top.pair].tolist(),
+                }
+                row["triplets"] = [
+                    dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+                ]
+            rows.append({**row, "error": prediction.error})
             if len(rows) == _ROWS_PER_WRITE:
                 writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
                 rows.clear()
         writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
     return summary
-
-
-def _named_triplets(
-    pairs: PredictedPairs, classes: DatasetClasses, most: int, possible: Array | None
-) -> Iterator[dict[str, Any]]:
-    top = TopTriplets.of(pairs, most, possible)
-    for pair, predicate, score in zip(top.pair.tolist(), top.predicate, top.score.tolist(), strict=True):
-        yield {
-            "pair": pair,
-            "subject": classes.objects[pairs.subject_labels[pair]],
-            "predicate": classes.relations[predicate],
-            "object": classes.objects[pairs.object_labels[pair]],
-            "score": score,
-            "subject_box": pairs.subject_boxes[pair].tolist(),
-            "object_box": pairs.object_boxes[pair].tolist(),
-        }

@@ -108,7 +108,7 @@ def class_names(root: Location) -> set[str]:
     """The class names of all objects. Raises UserError: as `iter_graphs`."""
     names: set[str] = set()
     for table in iter_tables(root, ("objects.list.element.category",)):
-        names.update(pc.unique(_member(_flat(table["objects"]), "category")).to_pylist())
+        names.update(pc.unique(pc.struct_field(_flat(table["objects"]), "category")).to_pylist())
     return names
 
 
@@ -126,12 +126,12 @@ def _graphs(
     image = np.repeat(np.arange(table.num_rows), counts)
     owner = np.repeat(np.arange(table.num_rows), _lengths(table[column]))
     relations = _flat(table[column])
-    ends = [_numbers(_member(relations, end), np.int64) for end in ("subject", "object")]
+    ends = [_numbers(pc.struct_field(relations, end), np.int64) for end in ("subject", "object")]
     if any(((end < 0) | (end >= counts[owner])).any() for end in ends):
         raise UserError(f"{root}: {column} refer to objects that do not exist; regenerate the shards")
     if column == "relations":
-        texts, confidence = _member(relations, "predicate"), _confidence(root, relations, table, owner)
-        annotated = _numbers(pc.is_null(_member(relations, "confidence")), bool)
+        texts, confidence = pc.struct_field(relations, "predicate"), _confidence(root, relations, table, owner)
+        annotated = _numbers(pc.is_null(pc.struct_field(relations, "confidence")), bool)
         if calibration is not None:
             confidence = np.where(annotated, 1, calibration.probabilities(confidence)).astype(np.float32)
         if OPINION in table.column_names:
@@ -140,7 +140,7 @@ def _graphs(
             owner, ends, texts = owner[known], [end[known] for end in ends], texts.filter(pa.array(known))
             confidence, annotated = _numbers(opinions.drop_null(), np.float32), np.zeros(known.sum(), dtype=bool)
     else:
-        lists = _member(relations, "predicates")
+        lists = pc.struct_field(relations, "predicates")
         owner, ends = np.repeat(owner, _lengths(lists)), [np.repeat(end, _lengths(lists)) for end in ends]
         texts = lists.flatten()
         confidence = np.ones(len(texts), dtype=np.float32)
@@ -150,8 +150,8 @@ def _graphs(
         ok=_numbers(pc.equal(table["status"], "ok"), bool),
         starts=starts,
         image=image,
-        category=classes.numbers(_member(objects, "category")),
-        crowd=_numbers(pc.fill_null(_member(objects, "iscrowd"), False), bool),
+        category=classes.numbers(pc.struct_field(objects, "category")),
+        crowd=_numbers(pc.fill_null(pc.struct_field(objects, "iscrowd"), False), bool),
         boxes=_boxes(root, objects, table, image),
         subject=starts[owner] + ends[0],
         object=starts[owner] + ends[1],
@@ -173,14 +173,14 @@ def image_base_name(file_name: str) -> str:
 
 def _boxes(root: Location, objects: pa.Array, table: pa.Table, image: Array) -> Array:
     """`[objects, 4]` xyxy as shares of the image, whose size may differ between datasets."""
-    boxes = _numbers(_member(objects, "bbox").flatten(), np.float64).reshape(-1, 4)
+    boxes = _numbers(pc.struct_field(objects, "bbox").flatten(), np.float64).reshape(-1, 4)
     _refuse(root, table, image, ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < 0).any(1), "x, y, width, height", boxes)
     sides = np.stack([_numbers(table[side], np.float64) for side in ("width", "height")], axis=1)
     return xywh_to_xyxy(boxes) / np.maximum(np.tile(sides, 2), 1)[image]
 
 
 def _confidence(root: Location, relations: pa.Array, table: pa.Table, image: Array) -> Array:
-    confidence = _numbers(pc.fill_null(_member(relations, "confidence"), 1.0), np.float32)
+    confidence = _numbers(pc.fill_null(pc.struct_field(relations, "confidence"), 1.0), np.float32)
     _refuse(root, table, image, ~((confidence >= 0) & (confidence <= 1)), "a confidence from 0 to 1", confidence)
     return confidence
 
@@ -194,10 +194,6 @@ def _refuse(root: Location, table: pa.Table, image: Array, wrong: Any, expected:
 def _flat(column: pa.ChunkedArray) -> pa.Array:
     flat = pc.list_flatten(column)
     return flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
-
-
-def _member(structs: pa.Array, name: str) -> pa.Array:
-    return pc.struct_field(structs, name)
 
 
 def _lengths(column: pa.Array | pa.ChunkedArray) -> Array:
@@ -231,7 +227,7 @@ class GroundTruthIndex:
         self.graphs = joined(parts)
         self._find = ImageFinder(self.graphs.names, coco_ids)
         self.repeated = self._find.repeated
-        places = self._pair_places(self.graphs.subject, self.graphs.object)
+        places = self.graphs.subject * len(self.graphs.image) + self.graphs.object
         self._pairs, pair = np.unique(places, return_inverse=True)
         keys = pair.reshape(-1) * _MOST_PREDICATES + self.graphs.predicate
         self._keys, self.statements = np.unique(keys, return_index=True)  # one row per distinct relation
@@ -250,7 +246,16 @@ class GroundTruthIndex:
         Returns:
             `[objects]`, an object of the ground truth or `NO_MATCH`.
         """
-        entries, kinds = self._entries(images[images >= 0], classes)
+        own = images[images >= 0]
+        objects = _ranges(self.graphs.starts[own], self.graphs.starts[own + 1])
+        objects = objects[~self.graphs.crowd[objects]]
+        distinct, kind = np.unique(self.graphs.category[objects], return_inverse=True)
+        meanings = [classes.classes(number) for number in distinct.tolist()]  # an object may be of several classes
+        counts = np.array([len(each) for each in meanings], dtype=np.int64)
+        firsts = np.cumsum(counts) - counts
+        entries = np.repeat(objects, counts[kind])
+        flat = np.array([number for each in meanings for number in each], dtype=np.int64)
+        kinds = flat[_ranges(firsts[kind], (firsts + counts)[kind])]
         usable = np.flatnonzero((images[graphs.image] >= 0) & ~graphs.crowd)
         count = 1 + max(kinds.max(initial=0), graphs.category.max(initial=0))
         left, right = equal_rows(
@@ -260,19 +265,6 @@ class GroundTruthIndex:
         overlap = box_iou(graphs.boxes[left], self.graphs.boxes[right])
         same = overlap >= iou
         return best_pairs(left[same], right[same], overlap[same], len(graphs.image))
-
-    def _entries(self, images: Array, classes: ClassTable) -> tuple[Array, Array]:
-        """Objects of these images and a class for each; an object that may be of several classes is repeated."""
-        starts, ends = self.graphs.starts[images], self.graphs.starts[images + 1]
-        objects = _ranges(starts, ends)
-        objects = objects[~self.graphs.crowd[objects]]
-        distinct, kind = np.unique(self.graphs.category[objects], return_inverse=True)
-        meanings = [classes.classes(number) for number in distinct.tolist()]
-        counts = np.array([len(own) for own in meanings], dtype=np.int64)
-        flat = np.array([number for own in meanings for number in own], dtype=np.int64)
-        firsts = np.cumsum(counts) - counts
-        kind = kind.reshape(-1)
-        return np.repeat(objects, counts[kind]), flat[_ranges(firsts[kind], (firsts + counts)[kind])]
 
     def judge(self, subjects: Array, objects: Array, predicates: Array) -> tuple[Array, Array]:
         """Look up relations between objects of the ground truth.
@@ -284,13 +276,10 @@ class GroundTruthIndex:
             `[relations]`: whether the ground truth has this relation, and whether it has any relation of the pair.
         """
         matched = (subjects != NO_MATCH) & (objects != NO_MATCH)
-        pair, related = _look_up(self._pairs, self._pair_places(subjects, objects))
+        pair, related = _look_up(self._pairs, subjects * len(self.graphs.image) + objects)
         related &= matched
         _, true = _look_up(self._keys, pair * _MOST_PREDICATES + predicates)
         return true & related, related
-
-    def _pair_places(self, subjects: Array, objects: Array) -> Array:
-        return subjects * len(self.graphs.image) + objects
 
 
 def _look_up(table: Array, keys: Array) -> tuple[Array, Array]:

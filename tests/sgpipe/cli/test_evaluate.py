@@ -163,7 +163,7 @@ def test_the_number_of_scored_images_is_told(tmp_path: Path) -> None:
     images = [f"HICO_test2015_{number:08}.jpg" for number in range(1, 5)]
     empty = {"file_name": images[2], "predictions": [], "hoi_prediction": []}
     result = hico(tmp_path, [annotated(name) for name in images], [predicted(images[0]), predicted(images[1]), empty])
-    told = "scored 4 images: 2 with predictions, 1 with an empty list of predictions, 1 without predictions"
+    told = "scored 4 images: 2 with predictions, 1 with an empty list, 1 without predictions"
     assert told in result.stdout
     counts = written(tmp_path)["counts"]
     assert (counts["images"], counts["images with predictions"], counts["images without predictions"]) == (4, 2, 1)
@@ -234,7 +234,7 @@ FOUND = {**GRAPH, "scores": [1, 1], "pairs": [[0, 1]], "predicate_scores": [[0.1
 def test_scene_graphs(tmp_path: Path) -> None:
     contents = {"annotations": [GRAPH, {**GRAPH, "image_id": "4x"}], "predictions": [FOUND]}
     result = run(tmp_path, "vg", contents, "--mode", "sgdet")
-    assert "scored 1 image: 1 with predictions, 1 without predictions left out" in result.output
+    assert "scored 1 image: 1 with predictions, 1 left out" in result.output
     assert written(tmp_path)["summary"]["R@20"] == 1
 
 
