@@ -187,6 +187,7 @@ def score_run(
         raise UserError(f"{root} already has {column.what} (column {column.name}): score the run that it was made from")
     with folder.lock():
         manifest = _open(source, folder, identity)
+        manifest.drop_outdated(source)
         done = {shard.file for shard in manifest.shards}  # the name of a shard that was processed again is another one
         folder.sweep(manifest)
         with progress.images(None, "scoring") as advance:

@@ -83,6 +83,7 @@ def correct_run(
     folder, found = RunFolder(out), Counter[str]()
     with folder.lock():
         manifest = folder.open(_header(source, corrections, new, images))
+        manifest.drop_outdated(source)
         done = {shard.file for shard in manifest.shards}
         folder.sweep(manifest)
         with progress.images(None, "correcting") as advance:

@@ -184,6 +184,19 @@ class Manifest:
         lines = [_line({"run": self.run}), *(_line({"shard": asdict(shard)}) for shard in self.shards)]
         self._end = replace_manifest(self.folder, b"".join(lines))
 
+    def drop_outdated(self, source: Manifest) -> None:
+        """Drop the copies of shards that `source` does not list any more, or that it has made again."""
+
+        def made(shard: ShardEntry) -> tuple[Any, ...]:
+            return shard.file, shard.stop, shard.seconds, shard.gpus
+
+        there = {(shard.split, shard.start): made(shard) for shard in source.shards}
+        outdated = [key for key, shard in self._shards.items() if there.get(key) != made(shard)]
+        for key in outdated:
+            del self._shards[key]
+        if outdated:
+            self.rewrite()
+
     def commit(self, shard: ShardEntry) -> ShardEntry | None:
         """Append a shard that is already in place; returns the shard it supersedes, if any.
 
