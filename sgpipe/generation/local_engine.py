@@ -1,12 +1,13 @@
 """The local engine: worker processes on this machine, without Ray.
 
 The driver plans and commits, and imports no model code. A worker builds the stages, then reads, labels and writes one
-unit after the other, and ends when the driver does. After a worker has crashed, the others run the stages in a child
-process each (`IsolatedRunner`), which finds the image responsible.
+unit after the other, and ends when the driver does. The stages of a unit whose worker has crashed run in a process of
+their own (`IsolatedRunner`), which finds the image responsible.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -16,9 +17,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from functools import cache as cached
-from multiprocessing import Pipe
+from dataclasses import dataclass, replace
+from multiprocessing import Pipe, active_children
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -108,7 +108,7 @@ class LocalEngine:
     ) -> Generator[ShardEntry, None, None]:
         left, crashes = deque(units), Counter[WorkUnit]()
         work = ("work", (self._stages, reader, writer))
-        isolated, target, patience_ends = False, min(self._first, len(units)), float("inf")
+        target, patience_ends = min(self._first, len(units)), float("inf")
         for process in self._processes:
             process.send(work)
         while left or any(process.job for process in self._processes):
@@ -116,7 +116,8 @@ class LocalEngine:
                 self._add().send(work)
             for process in self._processes:
                 if process.job is None and left:
-                    process.job = left.popleft(), isolated
+                    unit = left.popleft()
+                    process.job = unit, unit in crashes
                     process.send(("unit", process.job))
             busy = {process.pipe: process for process in self._processes if process.job}
             for pipe in wait(list(busy), timeout=1.0):
@@ -124,7 +125,7 @@ class LocalEngine:
                 try:
                     kind, value = process.pipe.recv()
                 except (EOFError, OSError):
-                    unit, isolated = process.job[0], True  # type: ignore[index]
+                    unit = process.job[0]  # type: ignore[index]
                     self._processes.remove(process)
                     code = process.end(_PATIENCE)
                     crashes[unit] += 1
@@ -187,17 +188,27 @@ def _end_with_driver(lifeline: int) -> None:
     os.killpg(0, signal.SIGKILL)  # of this session, with the process that isolates images
 
 
+@dataclass
 class _Work:
-    """Reads, labels and writes units. Stages are built, and models loaded, with the first one."""
+    """Reads, labels and writes units. Stages are built, and models loaded, with the first one.
 
-    def __init__(self, stages: StageBuilder, reader: UnitReader, writer: UnitWriter) -> None:
-        self._reader, self._writer = reader, writer
-        self._plain = cached(lambda: StageRunner(stages()))
-        self._isolated = cached(lambda: IsolatedRunner(stages()))
+    A unit whose worker has crashed runs in a process of its own. The models are then in one of both, never in two.
+    """
+
+    stages: StageBuilder
+    reader: UnitReader
+    writer: UnitWriter
+    runner: StageRunner | IsolatedRunner | None = None
 
     def __call__(self, unit: WorkUnit, isolated: bool) -> ShardEntry:
-        runner = self._isolated() if isolated else self._plain()
-        return self._writer(unit, *runner(self._reader(unit)))
+        kind = IsolatedRunner if isolated else StageRunner
+        if not isinstance(self.runner, kind):
+            self.runner = None
+            gc.collect()
+            for child in active_children():  # which ends as the pipe to it is closed
+                child.join()
+            self.runner = kind(self.stages())
+        return self.writer(unit, *self.runner(self.reader(unit)))
 
 
 def _outcome(work: _Work, unit: WorkUnit, isolated: bool) -> tuple[str, ShardEntry | str]:

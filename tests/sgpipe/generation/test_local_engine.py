@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import EngineError, UserError
+from sgpipe.generation import local_engine
 from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, runs_locally
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.recipe import Recipe, load_recipe
@@ -68,6 +69,35 @@ def test_an_image_that_crashes_its_worker_is_an_error_row(tmp_path: Path) -> Non
     assert errors.pop("fatal-5.png") == "worker: the worker crashed twice on this image"
     assert set(errors.values()) == {None}
     assert not [pid for pid in descendants(os.getpid()) if "local_engine" in title_of(pid)]
+
+
+@dataclass
+class Counting(Stub):
+    """Notes in which processes the models are while an image is labelled."""
+
+    def setup(self) -> None:
+        (Path(os.environ["LOADED"]) / str(os.getpid())).touch()
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        time.sleep(0.2)
+        loaded = Path(os.environ["LOADED"])
+        alive = sum(title_of(int(each.name)) != "" for each in loaded.glob("[0-9]*"))
+        (loaded / f"copies-{alive}").touch()
+        return super().__call__(records)
+
+
+def counting(recipe: Recipe, roots: Mapping[str, object], classes: Sequence[str]) -> list[Stub]:
+    return [Counting()]
+
+
+def test_after_a_crash_the_models_are_loaded_once_for_each_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_engine, "_IMAGES_PER_WORKER", 1)
+    monkeypatch.setenv("LOADED", str(tmp_path))
+    errors = label(tmp_path, [f"{'fatal-' * (number == 3)}{number}.png" for number in range(3 * IMAGES)], counting)
+    assert sum(error is not None for error in errors.values()) == 1
+    assert {each.name for each in tmp_path.glob("copies-*")} <= {"copies-1", "copies-2"}
 
 
 @pytest.mark.parametrize(
