@@ -293,11 +293,11 @@ def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQues
     Each person gets them in another random order, so that several seldom judge the same one. What this person skipped
     comes last, the latest at the very end.
     """
-    asked, skipped = log.judged(plan.plan), log.skipped(plan.plan)
+    asked, skipped = log.judged(plan.plan), log.skipped(plan.plan, by)
     left = [question for question in plan.questions if question.key not in asked]
 
     def order(question: PlannedQuestion) -> tuple[int, str]:
         text = "\0".join(map(str, (by, *question.key)))
-        return skipped.get(question.key, {}).get(by, -1), hashlib.sha256(text.encode()).hexdigest()
+        return skipped.get(question.key, -1), hashlib.sha256(text.encode()).hexdigest()
 
     return min(left, key=order, default=None)

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -47,21 +47,16 @@ class RelationKey(NamedTuple):
     predicate: str
 
 
-class _Line(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    def to_json(self) -> str:
-        return self.model_dump_json()
 
-
-class Correction(BaseModel):
+class Correction(_Strict):
     """What a person changes about a relation.
 
     `predicate`: it has another one; `swap`: subject and object change places; `delete`: it is not there; `add`: the run
     lacks the relation of the line.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     action: Literal["predicate", "swap", "delete", "add"]
     predicate: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
@@ -73,7 +68,7 @@ class Correction(BaseModel):
         return self
 
 
-class Judgement(_Line):
+class Judgement(_Strict):
     """One person's judgement of one relation: a verdict, a change, or that an earlier judgement is taken back.
 
     Attributes:
@@ -132,7 +127,7 @@ class Judgement(_Line):
         return frozenset(changed[self.change.action])
 
 
-class PlanStratum(BaseModel):
+class PlanStratum(_Strict):
     """A part of the relations that a plan is about.
 
     Attributes:
@@ -140,8 +135,6 @@ class PlanStratum(BaseModel):
         start, stop: of a band of confidence; both None: relations without one.
         predicate: of a plan by predicates; None: all that have no stratum of their own.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
     relations: Annotated[int, Field(ge=0)]
@@ -169,7 +162,7 @@ class PlannedQuestion(NamedTuple):
         return RelationKey(*self[:5])
 
 
-class SamplingPlan(_Line):
+class SamplingPlan(_Strict):
     """A stratified random sample of relations, in the random order in which they are asked.
 
     Attributes:
@@ -190,15 +183,10 @@ class SamplingPlan(_Line):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> SamplingPlan:
-        sampled = [0] * len(self.strata)
-        for question in self.questions:
-            if question.stratum not in range(len(self.strata)):
-                raise ValueError("a question is in a stratum that the plan does not have")
-            sampled[question.stratum] += 1
-        if sampled != [stratum.sampled for stratum in self.strata]:
-            raise ValueError("the strata do not have as many questions as they say")
-        if any(stratum.sampled > stratum.relations for stratum in self.strata):
-            raise ValueError("a stratum has more questions than relations")
+        asked = Counter(question.stratum for question in self.questions)
+        sampled = {number: stratum.sampled for number, stratum in enumerate(self.strata) if stratum.sampled}
+        if asked != sampled or any(stratum.sampled > stratum.relations for stratum in self.strata):
+            raise ValueError("the questions are not those that the strata say")
         return self
 
     @property
@@ -216,16 +204,16 @@ class SamplingPlan(_Line):
         return self.kind != "search"
 
 
-def parse_line(data: bytes) -> Judgement | SamplingPlan:
+Line = Judgement | SamplingPlan
+
+
+def parse_line(data: bytes) -> Line:
     """A line of the file. Raises ValueError, whose text is one line: it is none."""
+    kind: type[Line] = SamplingPlan if b'"strata":' in data else Judgement
     try:
-        text = data.decode()
-        kind: type[Judgement] | type[SamplingPlan] = SamplingPlan if '"strata":' in text else Judgement
-        return kind.model_validate_json(text)
+        return kind.model_validate_json(data)
     except ValidationError as error:
         raise ValueError(describe_invalid(error)) from None
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8") from None
 
 
 def describe_invalid(error: ValidationError) -> str:
@@ -257,9 +245,14 @@ class RelationState(NamedTuple):
     addition: bool | None = None
 
     @property
+    def outcomes(self) -> list[frozenset[RelationKey]]:
+        """What those who are sure leave of the relation."""
+        return [each.outcome for each in self.judgements if each.outcome is not None]
+
+    @property
     def is_conflict(self) -> bool:
         """Whether persons differ; who is unsure does not."""
-        return len({each.outcome for each in self.judgements} - {None}) > 1
+        return len(set(self.outcomes)) > 1
 
     @property
     def is_added(self) -> bool:
@@ -271,10 +264,9 @@ class RelationState(NamedTuple):
         """In one word; an added relation is right, a deleted one wrong."""
         if self.is_conflict:
             return "conflict"
-        outcome = next((each.outcome for each in self.judgements if each.outcome is not None), None)
-        if outcome is None:
+        if not self.outcomes:
             return "unsure"
-        return "right" if self.key in outcome else "changed" if outcome else "wrong"
+        return "right" if self.key in self.outcomes[0] else "changed" if self.outcomes[0] else "wrong"
 
     def resolve(self, conflicts: Conflicts = "majority") -> frozenset[RelationKey] | None:
         """What is left of the relation; None: it stays as it is in the run.
@@ -285,15 +277,14 @@ class RelationState(NamedTuple):
             conflicts: where persons differ, what most of them say, and with a tie it stays; what the latest judgement
                 says; or nothing is left.
         """
-        outcomes = [each.outcome for each in self.judgements if each.outcome is not None]
-        if not outcomes:
+        if not self.outcomes:
             return frozenset({self.key}) if self.addition else None
-        if len(set(outcomes)) == 1 or conflicts == "latest":
-            return outcomes[-1]
+        (first, most), *others = Counter(self.outcomes).most_common(2)
+        if not others or conflicts == "latest":
+            return self.outcomes[-1]
         if conflicts == "drop":
             return frozenset()
-        counts = sorted(((outcomes.count(outcome), outcome) for outcome in set(outcomes)), key=lambda item: -item[0])
-        return counts[0][1] if counts[0][0] > counts[1][0] else None
+        return first if most > others[0][1] else None
 
     def as_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -305,7 +296,6 @@ class RelationState(NamedTuple):
 
 JUDGEMENTS = "judgements.jsonl"
 _PROBLEMS_NAMED = 20
-_NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # of file systems without locks
 _COMPARED = 2048  # bytes, by which a file that others have changed is recognised
 
 
@@ -340,10 +330,11 @@ class JudgementLog:
             f"{self.file} has {count(lines, 'line')} of another run (fingerprint {run[:80]}): left out"
             for run, lines in self._others.items()
         ]
-        more = self._bad - len(self._named)
-        return [*others, *self._named, *([f"{count(more, 'further line')} left out"] if more else []), *torn]
+        more = self._bad[_PROBLEMS_NAMED:]
+        further = [f"{count(len(more), 'further line')} left out"] if more else []
+        return [*others, *self._bad[:_PROBLEMS_NAMED], *further, *torn]
 
-    def append(self, line: Judgement | SamplingPlan) -> Judgement | SamplingPlan:
+    def append(self, line: Line) -> Line:
         """Write a line and sync it; if its id is there already, nothing is written.
 
         Returns:
@@ -360,7 +351,7 @@ class JudgementLog:
         with self._mutex, add_filename(self.file), self._opened(os.O_RDWR | os.O_APPEND | os.O_CREAT) as descriptor:
             self._read(descriptor)
             if (stored := self._lines.get(line.id)) is None:
-                self._write(descriptor, line.to_json().encode() + b"\n")
+                self._write(descriptor, line.model_dump_json().encode() + b"\n")
                 self._read(descriptor)
                 stored = self._lines[line.id]
         return stored
@@ -378,7 +369,7 @@ class JudgementLog:
             raise UserError(f"{self.file} cannot be read: {error.strerror}") from None
         return self.version != before
 
-    def find(self, id: str) -> Judgement | SamplingPlan | None:
+    def find(self, id: str) -> Line | None:
         """The line with this id."""
         return self._lines.get(id)
 
@@ -404,23 +395,16 @@ class JudgementLog:
         for split, image_id in list(self._images):
             yield from self.state(split, image_id)
 
-    def judged(self, plan: str) -> dict[RelationKey, set[str]]:
-        """Return the relations judged when a plan asked, each with who judged it; judgements may have changed since."""
+    def judged(self, plan: str) -> set[RelationKey]:
+        """The relations that were judged when a plan asked; judgements may have changed since."""
         with self._mutex:
-            persons: dict[RelationKey, set[str]] = defaultdict(set)
-            for line in self._of_plans.get(plan, ()):
-                if self._counts(line):
-                    persons[line.key].add(line.by)
-            return persons
+            return {line.key for line in self._of_plans.get(plan, ()) if self._counts(line)}
 
-    def skipped(self, plan: str) -> dict[RelationKey, dict[str, int]]:
-        """The relations that were skipped when a plan asked, each with who skipped it and when, as a number."""
+    def skipped(self, plan: str, by: str) -> dict[RelationKey, int]:
+        """The relations that a person skipped when a plan asked, each with when, as a number."""
         with self._mutex:
-            persons: dict[RelationKey, dict[str, int]] = defaultdict(dict)
-            for number, line in enumerate(self._of_plans.get(plan, ())):
-                if line.verdict == "skip":
-                    persons[line.key][line.by] = number
-            return persons
+            lines = enumerate(self._of_plans.get(plan, ()))
+            return {line.key: number for number, line in lines if (line.verdict, line.by) == ("skip", by)}
 
     def _counts(self, line: Judgement) -> bool:
         """Whether it is a judgement that its person has not taken back; a skipped question is not one."""
@@ -429,13 +413,12 @@ class JudgementLog:
     def _forget(self) -> None:
         self.version += 1
         self.plans: dict[str, SamplingPlan] = {}
-        self._lines: dict[str, Judgement | SamplingPlan] = {}
+        self._lines: dict[str, Line] = {}
         self._images: dict[tuple[str, str], list[Judgement]] = {}
         self._of_plans: dict[str, list[Judgement]] = defaultdict(list)
         self._undone: set[tuple[str, str]] = set()  # lines that were taken back, and by whom
-        self._others: dict[str, int] = {}
-        self._named: list[str] = []
-        self._bad = 0
+        self._others = Counter[str]()
+        self._bad: list[str] = []
         self._offset, self._number, self._torn = 0, 1, False  # of what follows the last whole line
         self._file: os.stat_result | None = None
         self._before = b""  # the bytes before the offset
@@ -447,12 +430,9 @@ class JudgementLog:
         while True:
             descriptor = os.open(self.file, flags | os.O_CLOEXEC, 0o666)
             try:
-                try:
+                with suppress(OSError):  # on a file system without locks a single server is safe
                     fcntl.flock(descriptor, kind)
-                except OSError as error:  # without locks a single server is safe
-                    if error.errno not in _NO_FLOCK:
-                        raise
-                if _is_file(descriptor, self.file):
+                if self.file.exists() and os.path.samestat(os.fstat(descriptor), self.file.stat()):
                     yield descriptor
                     return
             finally:
@@ -502,12 +482,10 @@ class JudgementLog:
         try:
             line = parse_line(data)
         except ValueError as error:
-            self._bad += 1
-            if len(self._named) < _PROBLEMS_NAMED:
-                self._named.append(f"{name} of {self.file} cannot be read, so it is left out ({error})")
+            self._bad.append(f"{name} of {self.file} cannot be read, so it is left out ({error})")
             return
         if line.run != self.fingerprint:
-            self._others[line.run] = self._others.get(line.run, 0) + 1
+            self._others[line.run] += 1
             return
         if line.id in self._lines:
             return
@@ -521,10 +499,3 @@ class JudgementLog:
             self._images.setdefault((line.split, line.image_id), []).append(line)
             if line.plan is not None:
                 self._of_plans[line.plan].append(line)
-
-
-def _is_file(descriptor: int, file: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), file.stat())
-    except FileNotFoundError:
-        return False

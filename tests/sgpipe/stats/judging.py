@@ -24,11 +24,11 @@ def judge(root: Path, number: int, decide: Decide, kind: str = "bands", seed: in
         run = str(database.run["fingerprint"])
         strata, questions = draw(Population(lambda query, *v: database.rows(query, *v), RELATIONS), kind, number, seed)
     values = {"kind": kind, "seed": seed, "strata": strata, "questions": questions}
-    lines = [SamplingPlan(plan="p", at="", by="anna", run=run, **values).to_json()]
+    lines = [SamplingPlan(plan="p", at="", by="anna", run=run, **values).model_dump_json()]
     for question in questions:
         if verdict := decide(question):
             said = {"id": uuid.uuid4().hex, "at": "", "by": "anna", "run": run, "verdict": verdict, "plan": "p"}
-            lines.append(Judgement.model_validate({**question.key._asdict(), **said}).to_json())
+            lines.append(Judgement.model_validate({**question.key._asdict(), **said}).model_dump_json())
     file = root / JUDGEMENTS
     file.write_text("\n".join([*lines, ""]), encoding="utf-8")
     return file

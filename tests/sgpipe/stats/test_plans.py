@@ -136,8 +136,10 @@ def test_the_number_of_further_answers_narrows_the_interval_to_the_margin(log):
     lines = list(map(answer, questions[:100]))
 
     def write(lines: list[dict]) -> float:
-        texts = [Judgement.model_validate({**line, "at": "", "by": "anna", "run": RUN}).to_json() for line in lines]
-        log.file.write_text("\n".join([plan.to_json(), *texts, ""]))
+        texts = [
+            Judgement.model_validate({**line, "at": "", "by": "anna", "run": RUN}).model_dump_json() for line in lines
+        ]
+        log.file.write_text("\n".join([plan.model_dump_json(), *texts, ""]))
         estimate = measure_plan(plan, JudgementLog(log.file, RUN)).precision
         return (estimate.high - estimate.low) / 2
 
@@ -219,7 +221,7 @@ def judged(run, population, tmp_path):
         )
         values = {"id": str(number), "at": "", "by": "anna", "run": RUN, "verdict": verdict}
         values["plan"] = "p" if number < 200 else None
-        lines.append(Judgement.model_validate({**question.key._asdict(), **values}).to_json())
+        lines.append(Judgement.model_validate({**question.key._asdict(), **values}).model_dump_json())
     with log.file.open("a") as file:
         file.write("\n".join([*lines, "torn"]))
     return folder
