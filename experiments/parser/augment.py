@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from spacy.language import Language
 
@@ -22,14 +21,6 @@ from sgpipe.stages.parse.learned.parser import read_sentences
 
 _SIDE_BY_SIDE = (",", ".", "and", ", and", "while", "as", "with")
 _LONGEST = 24
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Tokens of a caption: where they were, and their texts."""
-
-    source: int  # 0 or 1
-    places: range
 
 
 class Joiner:
@@ -154,8 +145,3 @@ def _last_noun(item: Annotated) -> int | None:
 def _starts_with_verb(item: Annotated, rest: range) -> bool:
     """Whether a finite verb follows the first noun."""
     return bool(rest) and item.sentence.tree.tags[rest.start] in ("VBZ", "VBP", "VBD")
-
-
-def join_captions(annotated: Sequence[Annotated], count: int, seed: int, model: Language) -> Iterator[Annotated]:
-    """Long captions made of annotated ones."""
-    return iter(Joiner(annotated, seed).join(count, model))

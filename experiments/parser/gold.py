@@ -11,7 +11,7 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,8 +191,3 @@ def _heads(name: str, tree: Tree, nouns: list[str], synonyms: Synonyms) -> list[
     texts = tree.texts
     full = [i for i in found if words[:-1] and all(w in (texts[k] for k in before_head(tree, i)) for w in words[:-1])]
     return full or found
-
-
-def iterate_heads(aligned: Aligned) -> Iterator[int]:
-    """The tokens that stand for the subject or object of a relation."""
-    return iter(dict.fromkeys(index for pair in aligned.relations for index in pair))

@@ -35,7 +35,7 @@ _MEASURES = (
     *("AR@1", "AR@10", "AR@100", "AR small", "AR medium", "AR large"),
 )  # in the order of `COCOeval.stats`
 _IOU_50, _IOU_75 = 0, 5  # of 0.50, 0.55, … 0.95
-_ALL, _MOST = 0, 100  # areas; boxes per image and class
+_ALL = 0  # areas
 
 
 class OperatingPoint(NamedTuple):
@@ -212,44 +212,39 @@ def _scores(pairs: Sequence[tuple[ImageBoxes, ImageBoxes]], names: tuple[str, ..
         evaluation.summarize()
     values = [math.nan if value < 0 else float(value) for value in evaluation.stats]
     precision, recall = (evaluation.eval[name][..., _ALL, -1] for name in ("precision", "recall"))
-    tally, targets = Tally(), np.zeros(len(pairs), dtype=int)
-    points: list[tuple[Array, Array, Array]] = []
-    per_class = len(AREAS) * len(pairs)
+    tally, per_class = Tally(), len(AREAS) * len(pairs)
     for row in range(len(names)):
-        of_all_areas = evaluation.evalImgs[row * per_class : row * per_class + len(pairs)]
-        for image, matched in enumerate(of_all_areas):
+        numbers = row + len(names) * np.arange(len(precision))  # of the class at all IoUs
+        for image, matched in enumerate(evaluation.evalImgs[row * per_class :][: len(pairs)]):  # of all areas
             if matched is None:
                 continue
-            _add(tally, matched, row + len(names) * np.arange(len(precision)), image)
-            kept = ~matched["dtIgnore"][_IOU_50].astype(bool)
-            correct = matched["dtMatches"][_IOU_50][kept] > 0
-            points.append((np.array(matched["dtScores"])[kept], correct, np.full(len(correct), image)))
-            targets[image] += int((~matched["gtIgnore"].astype(bool)).sum())
-    scores, correct, images = (np.concatenate(part) for part in zip(*points, strict=True))
-    order = np.argsort(-scores, kind="stable")
+            ious, places = np.nonzero(~matched["dtIgnore"].astype(bool))
+            correct = matched["dtMatches"][ious, places] > 0
+            targets = np.repeat(numbers, int((~matched["gtIgnore"].astype(bool)).sum()))
+            tally.add(
+                targets,
+                numbers[ious],
+                np.array(matched["dtScores"], dtype=np.float64)[places],
+                np.where(correct, np.cumsum(correct) - 1, -1),  # pycocotools matches no target twice
+                (np.full(len(targets), image), np.full(len(ious), image)),
+            )
+    matches = tally.class_scores(coco_point)
+    at_50 = matches.classes < len(names)
+    boxes = int(matches.detections[at_50].sum())
+    order = np.argsort(-matches.scores[:boxes], kind="stable")
+    occurrences = matches.occurrences
+    assert occurrences is not None
     return BoxScores(
         names,
         dict(zip(_MEASURES, values, strict=True)),
         precision,
         recall,
-        tally.class_scores(coco_point),
-        scores[order],
-        correct[order].astype(bool),
-        images[order],
-        targets,
+        matches,
+        matches.scores[:boxes][order],
+        matches.correct[:boxes][order],
+        occurrences.detections[:boxes][order],
+        np.bincount(occurrences.targets[occurrences.target_rows < at_50.sum()], minlength=len(pairs)),
     )
-
-
-def _add(tally: Tally, matched: Mapping[str, Any], numbers: Array, image: int) -> None:
-    """Add the boxes of an image and class at all IoUs, whose class numbers are `numbers`."""
-    kept = ~matched["dtIgnore"].astype(bool)[:, :_MOST]
-    ious, places = np.nonzero(kept)
-    correct = matched["dtMatches"][:, :_MOST][ious, places] > 0
-    matches = np.where(correct, np.cumsum(correct) - 1, -1)  # pycocotools matches no target twice
-    target_classes = np.repeat(numbers, int((~matched["gtIgnore"].astype(bool)).sum()))
-    scores = np.array(matched["dtScores"], dtype=np.float64)[places]
-    images = np.full(len(target_classes), image), np.full(len(ious), image)
-    tally.add(target_classes, numbers[ious], scores, matches, images)
 
 
 def _coco(images: Sequence[ImageBoxes], names: Sequence[str]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import replace
 from importlib.resources import files
@@ -179,13 +178,3 @@ def test_classes_from_a_file_are_predicted(drawn_run: Path, network: Path, tmp_p
     items = json.loads(out.read_text())
     assert {box["category_id"] for item in items for box in item["predictions"]} <= {1, 19}
     assert {relation["category_id"] for item in items for relation in item["hoi_prediction"]} == {1}
-
-
-def test_progress_is_told_in_plain_lines(drawn_run: Path, network: Path, tmp_path: Path) -> None:
-    arguments = ["predict", str(network), "--data", str(drawn_run), "--out", str(tmp_path / "found.json")]
-    arguments += ["--short-side", "48", "--long-side", "64", "--device", "cpu"]
-    rows = Manifest.load(drawn_run).shards[0].rows
-    loud, quiet = (CliRunner().invoke(app, [*first, *arguments]) for first in ([], ["--quiet"]))
-    assert re.search(rf"^{rows}/{rows} images, [\d.]+ (images/s|s/image)(, .* left)?$", loud.stderr, re.MULTILINE)
-    assert "images" not in quiet.stderr
-    assert quiet.stdout == loud.stdout

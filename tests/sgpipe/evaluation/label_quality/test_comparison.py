@@ -64,26 +64,6 @@ def test_precision_recall_and_curve_by_hand(tmp_path: Path) -> None:
     assert result.related_precision == 1  # the ground truth does not relate the man and the horse behind
 
 
-def test_true_positives_that_are_no_targets_count_for_precision_and_are_not_ranked(tmp_path: Path) -> None:
-    truth = run(tmp_path, "truth", record([(0, 1, "riding"), (0, 1, "on")]))
-    targets = run(tmp_path, "targets", record([(0, 1, "riding")]))
-    pred = run(tmp_path, "pred", record([(0, 1, "on", 0.9), (0, 1, "riding", 0.8), (1, 0, "on", 0.7)]))
-    result = label_quality(pred, GroundTruth(truth, targets))
-    assert result.at_threshold.precision == 2 / 3
-    assert result.at_threshold.recall == 1
-    assert result.average_precision == 1
-    without = label_quality(pred, GroundTruth(truth))
-    assert without.at_threshold.recall == 1
-    assert without.at_threshold.targets == 2
-
-
-def test_equal_confidences_are_one_step_whatever_their_order(tmp_path: Path) -> None:
-    predicted = [(0, 1, "riding", 0.5), (1, 0, "riding", 0.5), (2, 0, "riding", 0.5), (0, 2, "riding", 0.5)]
-    truth = [record([(0, 1, "riding")])]
-    for number, order in enumerate((predicted, predicted[::-1])):
-        assert compared(tmp_path / str(number), [record(order)], truth).average_precision == 1 / 4
-
-
 @pytest.mark.parametrize("text", ["rides", "is riding", "Riding ", "ride", "rode"])
 def test_predicates_are_compared_by_their_verb(tmp_path: Path, text: str) -> None:
     assert compared(tmp_path, [record([(0, 1, text, 0.9)])], [record([(0, 1, "riding")])]).average_precision == 1
@@ -96,13 +76,6 @@ def test_synonyms_of_predicates(tmp_path: Path) -> None:
     result = compared(folders[1], pred, truth, synonyms={"next to": ["beside", "by"]})
     assert result.at_threshold.recall == 1
     assert [row.predicate for row in result.predicates] == ["next to"]
-
-
-def test_repeated_relations_count_once_with_its_best_confidence(tmp_path: Path) -> None:
-    predicted = [(0, 1, "rides", 0.3), (0, 1, "riding", 0.8), (0, 1, "ride", 0.1)]
-    result = compared(tmp_path, [record(predicted)], [record([(0, 1, "riding"), (0, 1, "rides")])])
-    assert result.at_threshold.predicted == result.at_threshold.targets == 1
-    assert result.curve[0.8].recall == 1
 
 
 def test_equal_boxes_find_each_other_though_others_overlap(tmp_path: Path) -> None:
