@@ -91,6 +91,7 @@ def render_dataset(
     if not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"seed {seed}: expected a number from 0 to {LARGEST_SEED}")
     if _is_complete(out, settings):
+        (out / _LOCK).unlink(missing_ok=True)  # of a call that was killed at its end
         return False
     out.mkdir(parents=True, exist_ok=True)
     try:
