@@ -79,6 +79,10 @@ class SceneAnnotation:
         kept = (item for item in self.relations if item.confidence is None or item.confidence >= threshold)
         return replace(self, relations=tuple(kept))
 
+    def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The names of the objects, and the predicates."""
+        return tuple(item.name for item in self.objects), tuple(item.predicate for item in self.relations)
+
     def with_flipped_texts(self) -> SceneAnnotation:
         """Swap left and right in all texts, as for a flipped image. `SceneTargets.flipped` flips the boxes."""
         return replace(

@@ -10,6 +10,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -105,6 +106,8 @@ def batch_texts(
     relations: Iterable[Iterable[str]],
     sampling: NegativeSampling | None = None,
     rng: random.Random | None = None,
+    *,
+    whole: bool = False,
 ) -> Texts:
     """The union of the texts of all images in order of first appearance, then negative samples.
 
@@ -112,6 +115,7 @@ def batch_texts(
         objects, relations: the texts of each image.
         sampling: how to sample negative texts; None for none.
         rng: draws objects first, then relations; the same state gives the same texts.
+        whole: see `extend`.
 
     Raises:
         ValueError: `sampling` is given without `rng`.
@@ -120,9 +124,10 @@ def batch_texts(
     if sampling is not None:
         if rng is None:
             raise ValueError("sampling negative texts needs rng")
-        object_texts = extend(object_texts, sampling.objects, sampling.num_objects, sampling.object_strategy, rng)
-        relation_texts = extend(
-            relation_texts, sampling.relations, sampling.num_relations, sampling.relation_strategy, rng
+        extended = partial(extend, rng=rng, whole=whole)
+        object_texts = extended(object_texts, sampling.objects, sampling.num_objects, sampling.object_strategy)
+        relation_texts = extended(
+            relation_texts, sampling.relations, sampling.num_relations, sampling.relation_strategy
         )
     return Texts((*object_texts, NO_OBJECTS), tuple(relation_texts))
 
@@ -133,13 +138,24 @@ def union(lists: Iterable[Iterable[str]]) -> list[str]:
 
 
 def extend(
-    names: Sequence[str], vocabulary: LabelVocabulary, total: int, strategy: Strategy, rng: random.Random
+    names: Sequence[str],
+    vocabulary: LabelVocabulary,
+    total: int,
+    strategy: Strategy,
+    rng: random.Random,
+    *,
+    whole: bool = False,
 ) -> list[str]:
     """Draw new names until there are `total`, or until none is left in the vocabulary.
 
     As in the reference, names are drawn until one is new. If almost the whole vocabulary is known, this could take very
     long, so after many repeats only new names are drawn, which gives the same distribution.
+
+    Args:
+        whole: if no name is left out, take them as they are: drawing rare names takes long.
     """
+    if whole and len(everything := union((names, vocabulary.names))) <= total:
+        return everything
     extended = list(names)
     known = set(names)
     new = len(set(vocabulary.names) - known)

@@ -6,21 +6,20 @@ The scan reads every annotation once, before the training; its result is small p
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlip_model.training.sampling import LabelVocabulary
-from sgpipe.calibration import Calibration, choose_threshold, load_calibration, stored
+from sgpipe.calibration import choose_threshold, load_calibration, stored
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import absolute
-from sgpipe.files.locations import Location, absolute_location, location, opened_ahead, text_of
+from sgpipe.files.locations import absolute_location, location, opened_ahead, text_of
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.manifest import Manifest, ShardEntry, run_images
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_file
@@ -108,34 +107,6 @@ def shards_by_split(manifest: Manifest, config: ShardsConfig) -> dict[str, list[
         raise UserError(f"{config.shards} has no split {unknown[0]!r}; it has {', '.join(splits)}")
     chosen = splits if config.splits is None else list(dict.fromkeys(config.splits))
     return {split: [shard for shard in manifest.shards if shard.split == split] for split in chosen}
-
-
-def shard_folder(manifest: Manifest, config: ShardsConfig, splits: Iterable[str]) -> ShardFolder:
-    """The folder with the images of these splits, as far as they are known."""
-    places = {split: config.images or manifest.image_roots.locations.get(split) for split in splits}
-    images = {split: absolute(os.path.expanduser(place)) for split, place in places.items() if place}
-    return ShardFolder(text_of(absolute_location(config.shards)), config.weight, images)
-
-
-def read_closed_labels(manifest: Manifest, config: ShardsConfig) -> DatasetClasses:
-    """The closed class lists of the run's dataset. Raises UserError: the run has none."""
-    lists = manifest.run.get("labels")
-    if not lists:
-        raise UserError(f"{config.shards} has no closed class lists; train on it with data.labels=sampled")
-    return DatasetClasses(tuple(lists["objects"]), tuple(lists["relations"]))
-
-
-def check_closed_labels(
-    config: ShardsConfig, labels: DatasetClasses, objects: Iterable[str], relations: Iterable[str]
-) -> None:
-    """Raises UserError: a name that occurs in the folder is not in the class lists."""
-    for kind, names, known in (("object", objects, labels.objects), ("relation", relations, labels.relations)):
-        unknown = sorted(set(names) - set(known))
-        if unknown:
-            raise UserError(
-                f"{config.shards}: {kind} {unknown[0]!r} is not one of the {len(known)} classes of its dataset; "
-                "train on it with data.labels=sampled, or import it again"
-            )
 
 
 def data_warnings(training_set: TrainingSet, data: DataConfig, *, miniature: bool = False) -> list[str]:
@@ -250,18 +221,14 @@ def minimum_confidence(data: DataConfig) -> float:
     if data.calibration is not None:
         calibration = load_calibration(data.calibration)
         for config in (*data.train, *data.val):
-            _check_tagger(calibration, Manifest.load(config.shards), config)
+            manifest = Manifest.load(config.shards)
+            for shard in manifest.shards:
+                column = read_file(manifest.root / shard.file, ["relations.list.element.confidence"])["relations"]
+                confidence = pc.struct_field(pc.list_flatten(column), "confidence")
+                if confidence.null_count < len(confidence):
+                    calibration.check_run(manifest.run, config.shards)
+                    break
     return choose_threshold(data.calibration, data.threshold, data.precision)
-
-
-def _check_tagger(calibration: Calibration, manifest: Manifest, config: ShardsConfig) -> None:
-    """Raises UserError: the shards have confidences of another tagger."""
-    for shard in manifest.shards:
-        column = read_file(manifest.root / shard.file, ["relations.list.element.confidence"])["relations"]
-        confidence = pc.struct_field(pc.list_flatten(column), "confidence")
-        if confidence.null_count < len(confidence):
-            calibration.check_run(manifest.run, config.shards)
-            return
 
 
 def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | None:
@@ -300,159 +267,154 @@ def scan(
     threshold = stored(threshold)
     if not configs:
         raise UserError("data.train is not set (--data)")
-    kept = None
+    kept: _Rows | None = None
     if (limit and limit_seed is not None) or any(config.limit for config in configs):
         kept = _choose_rows(configs, threshold, limit, limit_seed)
-    scanner = _Scanner(threshold, limit if kept is None else None, kept)
+        limit = None
+    folders: list[ShardFolder] = []
+    row_groups: list[UsableRowGroup] = []
+    objects: dict[str, float] = {}
+    relations: dict[str, float] = {}
     labels: DatasetClasses | None = None
+    rows = errors = 0
     for config in configs:
-        manifest = Manifest.load(config.shards)
-        scanner.scan_folder(manifest, config)
+        folder = ScannedFolder.open(len(folders), config)
+        folders.append(folder.folder)
+        with closing(folder.row_groups(threshold, kept)) as found:
+            for place, filtered in () if limit == 0 else found:
+                usable = len(filtered.usable_rows)
+                if limit is not None:
+                    if usable >= limit:
+                        usable, end = limit, int(filtered.usable_rows[limit - 1]) + 1
+                        filtered = TrainingFilter(filtered.table.slice(0, end), threshold)
+                    limit -= usable
+                for total, names in ((objects, filtered.object_names()), (relations, filtered.relation_names())):
+                    for name, times in names.items():
+                        total[name] = total.get(name, 0) + config.weight * times
+                rows, errors = rows + len(filtered.ok), errors + int((~filtered.ok).sum())
+                bits = None if kept is None or kept[place].all() else np.packbits(kept[place]).tobytes()
+                if usable:
+                    row_groups.append(UsableRowGroup(*place, usable, bits))
+                if limit == 0:
+                    break  # no further shard is fetched
         if closed:
-            own = read_closed_labels(manifest, config)
+            own = folder.closed_labels(objects, relations)
             if labels not in (None, own):
                 raise UserError(f"{config.shards} has other classes than {configs[0].shards}; train on them separately")
-            check_closed_labels(config, own, scanner.objects, scanner.relations)
             labels = own
-    return scanner.result(labels)
+    return TrainingSet(
+        tuple(folders),
+        tuple(row_groups),
+        threshold,
+        LabelVocabulary.from_counts(objects),
+        LabelVocabulary.from_counts(relations),
+        labels,
+        error_rows=errors,
+        rows_without_relations=rows - errors - sum(row_group.rows for row_group in row_groups),
+    )
 
 
 _Place = tuple[int, str, int]  # folder, file, row group
 _Rows = dict[_Place, np.ndarray]  # [rows of the row group]: a bool each
 
 
-class _Scanner:
-    """Collects what the scanned shards contain. left: usable rows until the limit; only: rows to scan, None: all."""
+@dataclass(frozen=True)
+class ScannedFolder:
+    """A folder of shards while it is scanned; `number` is its index in the training set."""
 
-    def __init__(self, threshold: float, limit: int | None = None, only: _Rows | None = None) -> None:
-        self.threshold = threshold
-        self.left, self.only = limit, only
-        self.folders: list[ShardFolder] = []
-        self.row_groups: list[UsableRowGroup] = []
-        self.objects: dict[str, float] = {}
-        self.relations: dict[str, float] = {}
-        self.rows = self.errors = 0
+    number: int
+    config: ShardsConfig
+    manifest: Manifest
+    folder: ShardFolder
+    shards: dict[str, list[ShardEntry]]
 
-    def scan_folder(self, manifest: Manifest, config: ShardsConfig) -> None:
+    @classmethod
+    def open(cls, number: int, config: ShardsConfig) -> ScannedFolder:
+        """Raises UserError: the folder is not a run, or has no such split."""
+        manifest = Manifest.load(config.shards)
         shards = shards_by_split(manifest, config)
-        folder = shard_folder(manifest, config, shards)
-        self.folders.append(folder)
-        for split, entries in shards.items():
-            usable, rows, errors = len(self.row_groups), self.rows, self.errors
-            paths = [location(folder.root) / entry.file for entry in entries]
+        places = {split: config.images or manifest.image_roots.locations.get(split) for split in shards}
+        images = {split: absolute(os.path.expanduser(place)) for split, place in places.items() if place}
+        folder = ShardFolder(text_of(absolute_location(config.shards)), config.weight, images)
+        return cls(number, config, manifest, folder, shards)
+
+    def row_groups(self, threshold: float, only: _Rows | None) -> Generator[tuple[_Place, TrainingFilter], None, None]:
+        """The row groups, one in memory at a time; `only`: those rows of them.
+
+        Raises UserError: a shard is damaged, an image folder is unknown, or without `only` no row of a split is usable.
+        """
+        for split, entries in self.shards.items():
+            has_usable = has_ok = False
+            paths = [location(self.folder.root) / entry.file for entry in entries]
             with closing(opened_ahead(paths)) as contents:
                 for path in paths:
-                    if self.left == 0:
-                        break  # no further shard is fetched
-                    self._scan_shard(folder, split, path, next(contents))
-            if self.left != 0 and self.only is None and len(self.row_groups) == usable:
-                name = f"split {split} of {config.shards}"
-                if self.rows - rows == self.errors - errors:
+                    with open_shard(path, COLUMNS, next(contents)) as file:
+                        if IMAGE_COLUMN not in file.schema_arrow.names:
+                            run_images(self.folder.root, split, self.folder.images.get(split))
+                        for group in range(file.num_row_groups):
+                            place = self.number, text_of(path), group
+                            if only is not None and not only.get(place, np.zeros(0, bool)).any():
+                                continue
+                            table = file.read_row_group(group, columns=list(COLUMNS))
+                            filtered = TrainingFilter(table if only is None else table.filter(only[place]), threshold)
+                            try:
+                                has_usable |= len(filtered.usable_rows) > 0
+                            except UserError as error:
+                                raise UserError(f"shard {path}: {error}") from None
+                            has_ok |= bool(filtered.ok.any())
+                            yield place, filtered
+            if only is None and not has_usable:
+                name = f"split {split} of {self.config.shards}"
+                if not has_ok:
                     raise UserError(f"{name} has only error rows; `sgpipe stats` lists the errors")
                 raise UserError(
-                    f"no image of {name} has a relation with confidence >= {self.threshold:.4g}; lower data.threshold "
+                    f"no image of {name} has a relation with confidence >= {threshold:.4g}; lower data.threshold "
                     "or data.precision"
                 )
 
-    def _scan_shard(self, folder: ShardFolder, split: str, path: Location, content: BinaryIO | None) -> None:
-        with open_shard(path, COLUMNS, content) as file:
-            if IMAGE_COLUMN not in file.schema_arrow.names:
-                run_images(folder.root, split, folder.images.get(split))
-            for group in range(file.num_row_groups):
-                place = self._place(str(path), group)
-                if self.left == 0 or not (self.only is None or self.only.get(place, np.zeros(0, bool)).any()):
-                    continue
-                table = file.read_row_group(group, columns=list(COLUMNS))
-                try:
-                    self._add(text_of(path), group, table)
-                except UserError as error:
-                    raise UserError(f"shard {path}: {error}") from None
-
-    def _place(self, file: str, group: int) -> _Place:
-        return len(self.folders) - 1, file, group
-
-    def _add(self, file: str, group: int, table: pa.Table) -> None:
-        kept = None if self.only is None else self.only[self._place(file, group)]
-        if kept is not None:
-            table = table.filter(pa.array(kept))
-        filtered = TrainingFilter(table, self.threshold)
-        usable = len(filtered.usable_rows)
-        if self.left is not None:
-            if usable >= self.left:
-                usable = self.left
-                filtered = TrainingFilter(table.slice(0, int(filtered.usable_rows[usable - 1]) + 1), self.threshold)
-            self.left -= usable
-        weight = self.folders[-1].weight
-        for total, names in ((self.objects, filtered.object_names()), (self.relations, filtered.relation_names())):
-            for name, times in names.items():
-                total[name] = total.get(name, 0) + weight * times
-        bits = None if kept is None or kept.all() else np.packbits(kept).tobytes()
-        self._count(filtered, UsableRowGroup(len(self.folders) - 1, file, group, usable, bits))
-
-    def _count(self, filtered: TrainingFilter, row_group: UsableRowGroup) -> None:
-        self.rows += len(filtered.ok)
-        self.errors += int((~filtered.ok).sum())
-        if row_group.rows:
-            self.row_groups.append(row_group)
-
-    def result(self, labels: DatasetClasses | None) -> TrainingSet:
-        usable = sum(row_group.rows for row_group in self.row_groups)
-        return TrainingSet(
-            tuple(self.folders),
-            tuple(self.row_groups),
-            self.threshold,
-            LabelVocabulary.from_counts(self.objects),
-            LabelVocabulary.from_counts(self.relations),
-            labels,
-            error_rows=self.errors,
-            rows_without_relations=self.rows - self.errors - usable,
-        )
-
-
-class _Survey(_Scanner):
-    """Finds out which rows are usable, and which of them the limits keep."""
-
-    def __init__(self, threshold: float) -> None:
-        super().__init__(threshold)
-        self.usable: _Rows = {}
-        self.kept: _Rows = {}
-
-    def scan_folder(self, manifest: Manifest, config: ShardsConfig) -> None:
-        """Also apply the limit of the folder."""
-        self.left = config.limit if config.limit_seed is None else None
-        before = len(self.usable)
-        super().scan_folder(manifest, config)
-        self.limit(config.limit, config.limit_seed, list(self.usable)[before:])
-
-    def _add(self, file: str, group: int, table: pa.Table) -> None:
-        filtered, place = TrainingFilter(table, self.threshold), self._place(file, group)
-        rows = filtered.usable_rows
-        self.usable[place] = np.zeros(len(table), bool)
-        self.usable[place][rows] = True
-        self.kept[place] = np.ones(len(table), bool)
-        self._count(filtered, UsableRowGroup(*place, len(rows)))
-        if self.left is not None:
-            self.left = max(self.left - len(rows), 0)
-
-    def limit(self, limit: int | None, seed: int | None, places: Sequence[_Place]) -> None:
-        """Of these row groups, keep only rows up to the `limit`-th usable one: in order, or shuffled by the seed."""
-        if limit is None:
-            return
-        kept = np.concatenate([self.kept[place] for place in places])
-        usable = np.concatenate([self.usable[place] for place in places]) & kept
-        order = np.arange(len(usable))
-        if seed is not None:  # numpy promises that a permutation of a RandomState never changes
-            order = np.random.RandomState(np.random.MT19937(seed)).permutation(len(usable))
-        last = int(np.searchsorted(usable[order].cumsum(), limit))
-        kept[order[last + 1 :]] = False
-        ends = np.cumsum([len(self.kept[place]) for place in places])
-        self.kept.update(zip(places, np.split(kept, ends[:-1]), strict=True))
+    def closed_labels(self, objects: Iterable[str], relations: Iterable[str]) -> DatasetClasses:
+        """The closed class lists of the dataset. Raises UserError: there are none, or they lack one of these names."""
+        shards, lists = self.config.shards, self.manifest.run.get("labels")
+        if not lists:
+            raise UserError(f"{shards} has no closed class lists; train on it with data.labels=sampled")
+        labels = DatasetClasses(tuple(lists["objects"]), tuple(lists["relations"]))
+        for kind, names, known in (("object", objects, labels.objects), ("relation", relations, labels.relations)):
+            if unknown := sorted(set(names) - set(known)):
+                raise UserError(
+                    f"{shards}: {kind} {unknown[0]!r} is not one of the {len(known)} classes of its dataset; "
+                    "train on it with data.labels=sampled, or import it again"
+                )
+        return labels
 
 
 def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int | None, limit_seed: int | None) -> _Rows:
     """The rows that the limits of the folders, and then that of all of them, keep."""
-    survey = _Survey(threshold)
-    for config in configs:
-        survey.scan_folder(Manifest.load(config.shards), config)
-    survey.limit(limit, limit_seed, list(survey.kept))
-    return survey.kept
+    kept: _Rows = {}
+    usable: _Rows = {}
+
+    def keep(places: Sequence[_Place], limit: int | None, seed: int | None) -> None:
+        """Of these row groups, keep only rows up to the `limit`-th usable one: in order, or shuffled by the seed."""
+        if limit is None:
+            return
+        all_kept = np.concatenate([kept[place] for place in places])
+        all_usable = np.concatenate([usable[place] for place in places]) & all_kept
+        order = np.arange(len(all_usable))
+        if seed is not None:  # numpy promises that a permutation of a RandomState never changes
+            order = np.random.RandomState(np.random.MT19937(seed)).permutation(len(all_usable))
+        last = int(np.searchsorted(all_usable[order].cumsum(), limit))
+        all_kept[order[last + 1 :]] = False
+        ends = np.cumsum([len(kept[place]) for place in places])
+        kept.update(zip(places, np.split(all_kept, ends[:-1]), strict=True))
+
+    for number, config in enumerate(configs):
+        before, found = len(kept), 0
+        with closing(ScannedFolder.open(number, config).row_groups(threshold, None)) as row_groups:
+            for place, filtered in row_groups:
+                kept[place] = np.ones(len(filtered.table), bool)
+                usable[place] = np.isin(np.arange(len(filtered.table)), filtered.usable_rows)
+                found += len(filtered.usable_rows)
+                if config.limit is not None and config.limit_seed is None and found >= config.limit:
+                    break
+        keep(list(kept)[before:], config.limit, config.limit_seed)
+    keep(list(kept), limit, limit_seed)
+    return kept

@@ -23,14 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlip_model.settings import Strategy
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
-from rlip_model.training.sampling import LabelVocabulary, NegativeSampling, Texts, extend, union
+from rlip_model.training.sampling import NegativeSampling, Texts, batch_texts
 from sgpipe.errors import UserError
 from sgpipe.files.locations import location
 from sgpipe.files.object_store import is_uri
-from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
 from sgpipe.training.data.scan import COLUMNS, TrainingFilter, TrainingSet, UsableRowGroup
 from sgpipe.training.recipe import DataConfig
@@ -359,15 +357,6 @@ class StepStream:
         rows = len(self._order(0))
         return rows // self.batch if self.training else -(-rows // self.batch)
 
-    @cached_property
-    def _texts(self) -> ClosedTexts | SampledTexts:
-        """From closed lists, if the training set has them, or by sampling."""
-        found, data = self.training_set, self.data
-        if found.closed_labels is not None:
-            return ClosedTexts(found.closed_labels)
-        strategies = data.object_strategy, data.relation_strategy
-        return SampledTexts(NegativeSampling(found.objects, found.relations, data.negative_texts, *strategies))
-
     def _order(self, epoch: int) -> Epoch:
         if not self.training:
             return one_pass(self.training_set)
@@ -410,19 +399,28 @@ class StepStream:
     def _choose(self, group: Sequence[TrainingItem], epoch: int, number: int) -> tuple[Texts, Texts]:
         """The texts of a group, the `number`-th of the epoch, and how the network reads them."""
         rng = generator("texts", self.seed, epoch, number)
-        texts = self._texts.choose([item.graph for item in group], rng)
+        found, data = self.training_set, self.data
+        if found.closed_labels is not None:
+            texts = Texts((*found.closed_labels.objects, NO_OBJECTS), found.closed_labels.relations)
+        else:
+            strategies = data.object_strategy, data.relation_strategy
+            sampling = NegativeSampling(found.objects, found.relations, data.negative_texts, *strategies)
+            names = [item.graph.names() for item in group]
+            objects, relations = ([each[kind] for each in names] for kind in (0, 1))
+            texts = batch_texts(objects, relations, sampling, rng, whole=True)
         return texts, reworded(texts, self.data.wordings, rng) if self.training else texts
 
     def _item(self, row: TrainingRow, rng: random.Random) -> TrainingItem:
-        values = row.values()
+        values, labels = row.values(), self.training_set.closed_labels
         graph = scene_graph(values, self.training_set.threshold)
-        if self.training_set.closed_labels is None:
+        if labels is None:
             graph = replace(graph, relations=graph.relations[: self.most_relations])
         augment = self.data.augment if self.training else None
         flip = rng.random() < (augment.flip if augment else 0)
         if flip:
             flipped = graph.with_flipped_texts()
-            flip = self._texts.contain(flipped)  # a closed list may have "left of", but not "right of"
+            objects, relations = flipped.names()  # a closed list may have "left of", but not "right of"
+            flip = labels is None or ({*objects} <= {*labels.objects} and {*relations} <= {*labels.relations})
             graph = flipped if flip else graph
         size = values["width"], values["height"]
         image = (values["image_id"], values["dataset"], row.folder, values["split"], values["file_name"])
@@ -448,41 +446,6 @@ def _cut(images: int, group: int, rank: int, world_size: int, accumulate: int) -
     return [range(*ends) for ends in pairwise([*starts, stop])]
 
 
-@dataclass(frozen=True)
-class ClosedTexts:
-    """The texts of every group are all classes of the dataset."""
-
-    labels: DatasetClasses
-
-    def contain(self, graph: SceneAnnotation) -> bool:
-        """Whether all names of an image are classes."""
-        objects, relations = set(self.labels.objects), set(self.labels.relations)
-        return objects.issuperset(_objects(graph)) and relations.issuperset(_relations(graph))
-
-    def choose(self, images: Sequence[SceneAnnotation], rng: random.Random) -> Texts:
-        return Texts((*self.labels.objects, NO_OBJECTS), self.labels.relations)
-
-
-@dataclass(frozen=True)
-class SampledTexts:
-    """The texts of a group are the names of its images by first occurrence, then names sampled from the vocabulary."""
-
-    sampling: NegativeSampling
-
-    def contain(self, graph: SceneAnnotation) -> bool:
-        """Any name can be a text."""
-        return True
-
-    def choose(self, images: Sequence[SceneAnnotation], rng: random.Random) -> Texts:
-        """Samples objects first, then relations."""
-        sampling = self.sampling
-        objects = union(map(_objects, images))
-        relations = union(map(_relations, images))
-        objects = _extended(objects, sampling.objects, sampling.num_objects, sampling.object_strategy, rng)
-        relations = _extended(relations, sampling.relations, sampling.num_relations, sampling.relation_strategy, rng)
-        return Texts((*objects, NO_OBJECTS), tuple(relations))
-
-
 def reworded(texts: Texts, wordings: Mapping[str, Sequence[str]], rng: random.Random) -> Texts:
     """The same relations, each in one of its wordings (all equally likely), but never as another relation's text."""
     relations = list(texts.relations)
@@ -491,19 +454,3 @@ def reworded(texts: Texts, wordings: Mapping[str, Sequence[str]], rng: random.Ra
         if alternatives:
             relations[index] = rng.choice([text, *alternatives])
     return Texts(texts.objects, tuple(relations))
-
-
-def _objects(graph: SceneAnnotation) -> Iterator[str]:
-    return (item.name for item in graph.objects)
-
-
-def _relations(graph: SceneAnnotation) -> Iterator[str]:
-    return (item.predicate for item in graph.relations)
-
-
-def _extended(
-    names: Sequence[str], vocabulary: LabelVocabulary, target: int, strategy: Strategy, rng: random.Random
-) -> list[str]:
-    """As `extend`, but if the target covers all names they are taken as they are: sampling rare names takes long."""
-    all_names = list(dict.fromkeys([*names, *vocabulary.names]))
-    return all_names if len(all_names) <= target else extend(names, vocabulary, target, strategy, rng)
