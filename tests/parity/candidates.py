@@ -27,7 +27,7 @@ from sgpipe.stages.pair import (
     collect_prior,
     stated_predicates,
 )
-from sgpipe.stages.tag.stage import PairGroup, reference_groups, reference_prior_groups
+from sgpipe.stages.tag.stage import Group, reference_groups
 from tests.parity.refinement import NameFrequencies, keep_known, top_per_pair
 
 PUBLISHED = "RLIPv2_train2017_threshold20_Top2_Tagger2_Noi24_20e_keep_names_freq.json"
@@ -139,7 +139,7 @@ def prior_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
     for image_id in (str(image["id"]) for image in train["images"]):
         objects = images[image_id][1] if image_id in images else []
         pairs, boxes = number_boxes(candidate_pairs(objects, prior)[0], objects)
-        ours[image_id] = as_json(reference_prior_groups(pairs, boxes))
+        ours[image_id] = as_json(reference_groups(pairs, boxes=boxes))
     yield "coco candidates by prior", describe(ours), ours, expected["expected_candidates_train2017"]
 
 
@@ -260,8 +260,8 @@ def labelled_records(images: list[Any]) -> tuple[list[Record], dict[int, int]]:
     return records, ids
 
 
-def as_json(groups: list[PairGroup]) -> list[Any]:
-    return [[[list(pair) for pair in group.pairs], group.predicates] for group in groups]
+def as_json(groups: list[Group]) -> list[Any]:
+    return [[[list(pair) for pair in pairs], predicates] for pairs, predicates in groups]
 
 
 def in_order(value: Mapping[str, Any]) -> list[Any]:

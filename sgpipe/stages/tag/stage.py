@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.attention import gpu_sampling
-from rlip_model.backbone import ImageFeatures
 from rlip_model.image import enlarge, normalise, resized, to_pixel_values, to_pixels
 from rlip_model.model import RTagger
 from rlip_model.pretrained import CheckpointError
@@ -38,58 +36,33 @@ from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu_memory import GPU_THREADS, GpuMemory, enough_memory, gpu_use
 from sgpipe.utils.prefetch import prefetch
 
-REFERENCE_SIZE = 100
+Group = tuple[list[tuple[int, int]], list[str]]  # box pairs, and the distinct predicates of all of them
 
 
-@dataclass(frozen=True, slots=True)
-class PairGroup:
-    """A group as in RLIPv2: one box pair per entry, and the distinct predicates of all entries.
-
-    Which pair had which predicate is lost: the tagger scores every pair with every predicate.
-    """
-
-    pairs: list[tuple[int, int]]
-    predicates: list[str]
-
-
-def group_pairs(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
-    """Consecutive groups of at most `size` pairs; no group is empty."""
-    return [list(pairs[start : start + size]) for start in range(0, len(pairs), size)]
-
-
-def reference_groups(pairs: Sequence[Pair], size: int = REFERENCE_SIZE) -> list[PairGroup]:
-    """RLIPv2's groups of caption candidates: an entry is a pair with one of its predicates.
-
-    N entries form N // size + 1 groups, so the last group is empty if `size` divides N.
-    """
-    entries = [((pair.subject, pair.object), [text]) for pair in pairs for text in pair.predicates]
-    return _cut(entries, len(entries) // size + 1, size)
-
-
-def reference_prior_groups(pairs: Sequence[Pair], boxes: int, size: int = REFERENCE_SIZE) -> list[PairGroup]:
-    """RLIPv2's groups of prior candidates: an entry is a pair with all of its predicates.
-
-    The number of groups follows from all ordered pairs of the non-crowd `boxes`, whether or not they are candidates,
-    so the last groups are often empty.
-    """
-    entries = [((pair.subject, pair.object), pair.predicates) for pair in pairs]
-    return _cut(entries, boxes * (boxes - 1) // size + 1, size)
-
-
-def _cut(entries: list[tuple[tuple[int, int], list[str]]], groups: int, size: int) -> list[PairGroup]:
-    chunks = [entries[size * index : size * (index + 1)] for index in range(groups)]
-    return [
-        PairGroup([pair for pair, _ in chunk], list(dict.fromkeys(text for _, texts in chunk for text in texts)))
-        for chunk in chunks
-    ]
-
-
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Groups of pairs of one image that are scored together against the same predicates."""
 
     groups: list[list[tuple[int, int]]]
     predicates: list[str]
+
+
+def reference_groups(pairs: Sequence[Pair], size: int = 100, boxes: int | None = None) -> list[Group]:
+    """RLIPv2's groups, in which it is lost which pair had which predicate.
+
+    An entry of a group is a pair with one of its predicates; with `boxes`, the number of non-crowd boxes, it is a prior
+    candidate: a pair with all of its predicates. N entries form N // size + 1 groups, so the last group is empty if
+    `size` divides N; N counts all ordered pairs of the boxes, whether or not they are candidates.
+    """
+    if boxes is None:
+        entries = [((pair.subject, pair.object), [text]) for pair in pairs for text in pair.predicates]
+    else:
+        entries = [((pair.subject, pair.object), pair.predicates) for pair in pairs]
+    number = len(entries) if boxes is None else boxes * (boxes - 1)
+    chunks = [entries[size * index : size * (index + 1)] for index in range(number // size + 1)]
+    return [
+        ([pair for pair, _ in chunk], list(dict.fromkeys(text for _, texts in chunk for text in texts)))
+        for chunk in chunks
+    ]
 
 
 def own_batches(pairs: Sequence[Pair], size: int, chunk: int) -> list[Batch]:
@@ -99,7 +72,8 @@ def own_batches(pairs: Sequence[Pair], size: int, chunk: int) -> list[Batch]:
     """
     by_predicates: dict[tuple[str, ...], list[list[tuple[int, int]]]] = {}
     with_predicates = [pair for pair in pairs if pair.predicates]
-    for group in group_pairs(with_predicates, size):
+    for start in range(0, len(with_predicates), size):
+        group = with_predicates[start : start + size]
         predicates = tuple(sorted({text for pair in group for text in pair.predicates}))
         by_predicates.setdefault(predicates, []).append([(pair.subject, pair.object) for pair in group])
     return [
@@ -109,7 +83,7 @@ def own_batches(pairs: Sequence[Pair], size: int, chunk: int) -> list[Batch]:
     ]
 
 
-def reference_batches(groups: Sequence[PairGroup], chunk: int) -> list[Batch]:
+def reference_batches(groups: Sequence[Group], chunk: int) -> list[Batch]:
     """`restrict: group`: each `chunk` of groups against all of their predicates, as in RLIPv2.
 
     Groups without pairs count towards a chunk but are not scored.
@@ -117,33 +91,13 @@ def reference_batches(groups: Sequence[PairGroup], chunk: int) -> list[Batch]:
     batches = []
     for start in range(0, len(groups), chunk):
         part = groups[start : start + chunk]
-        predicates = list(dict.fromkeys(text for group in part for text in group.predicates))
-        if predicates:
-            batches.append(Batch([group.pairs for group in part if group.pairs], predicates))
+        if predicates := list(dict.fromkeys(text for _, texts in part for text in texts)):
+            batches.append(Batch([pairs for pairs, _ in part if pairs], predicates))
     return batches
 
 
 _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"
 GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_size says how many
-
-
-def relations_above(batch: Batch, scores: Tensor, threshold: float) -> Iterator[Relation]:
-    """Every pair and predicate with a score strictly above the threshold, ordered by group, pair and predicate.
-
-    `scores`: `[groups, pairs, predicates]`; rows beyond a group's pairs are padding.
-    """
-    for group, group_scores in zip(batch.groups, scores, strict=True):
-        above = (group_scores[: len(group)] > threshold).nonzero().tolist()
-        for row, column in above:
-            subject, object_ = group[row]
-            confidence = float(group_scores[row, column])
-            yield Relation(subject, object_, batch.predicates[column], confidence)
-
-
-def keep_own(relations: Iterable[Relation], pairs: Sequence[Pair]) -> list[Relation]:
-    """The relations whose predicate is a candidate of their own pair."""
-    own = {(pair.subject, pair.object, predicate) for pair in pairs for predicate in pair.predicates}
-    return [item for item in relations if (item.subject, item.object, item.predicate) in own]
 
 
 @dataclass(frozen=True)
@@ -159,15 +113,6 @@ class TaggerInput:
     boxes: Tensor
     labels: Tensor
     texts: list[LabelFeatures]
-
-
-@dataclass(frozen=True)
-class ImageBatch:
-    """A batch of groups of pairs and its texts. image: its number among the images that are computed together."""
-
-    image: int
-    batch: Batch
-    texts: LabelFeatures
 
 
 def normalised_boxes(record: Record) -> Tensor:
@@ -332,54 +277,46 @@ class TagStage:
             ranks = [box.rank for box in record.objects]
             pairs = sorted(record.pairs, key=lambda pair: (ranks[pair.subject], ranks[pair.object]))
             return own_batches(pairs, self.group_size, self.config.chunk)
-        if self.pair.candidates == "captions":
-            groups = reference_groups(record.pairs, self.group_size)
-        else:
-            boxes = sum(not box.iscrowd for box in record.objects)
-            groups = reference_prior_groups(record.pairs, boxes, self.group_size)
-        return reference_batches(groups, self.config.chunk)
+        boxes = None if self.pair.candidates == "captions" else sum(not box.iscrowd for box in record.objects)
+        return reference_batches(reference_groups(record.pairs, self.group_size, boxes), self.config.chunk)
 
     def _compute(self, inputs: list[TaggerInput]) -> tuple[list[TaggerInput], list[list[Tensor]]]:
-        """The inputs, and for each the scores `[groups, pairs, predicates]` of its batches, float32 on the CPU."""
         return inputs, self.memory.compute(self._forward, inputs)
 
     @torch.no_grad()
     def _forward(self, inputs: Sequence[TaggerInput]) -> list[list[Tensor]]:
-        with self._autocast():
-            pixels = [self._on_device(each) for each in inputs]
+        """For each input the scores `[groups, pairs, predicates]` of its batches, float32 on the CPU."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            pixels = [each.pixels.to(self.device, non_blocking=True) for each in inputs]
+            if pixels[0].dtype == torch.uint8:
+                sizes = [self._size(each.record) for each in inputs]
+                pixels = [normalise(enlarge(each, size)) for each, size in zip(pixels, sizes, strict=True)]
             images = self.tagger.encode_image(torch.stack(pixels) if len(inputs) > 1 else pixels[0].unsqueeze(0))
             rows = [
-                ImageBatch(number, *of_batch)
-                for number, each in enumerate(inputs)
-                for of_batch in zip(each.batches, each.texts, strict=True)
+                (image, batch, texts)
+                for image, each in enumerate(inputs)
+                for batch, texts in zip(each.batches, each.texts, strict=True)
             ]
             scores: list[list[Tensor]] = [[] for _ in inputs]
             for start in range(0, len(rows), len(inputs)):
                 part = rows[start : start + len(inputs)]
-                for row, of_row in zip(part, self._score(images, inputs, part), strict=True):
-                    scores[row.image].append(of_row)
+                memory = self.tagger.fuse(
+                    images.of([image for image, _, _ in part]), pad_labels([texts for _, _, texts in part])
+                )
+                groups: list[GivenPairs] = []
+                owners: list[int] = []
+                for number, (image, batch, _) in enumerate(part):
+                    boxes, labels = inputs[image].boxes.to(self.device), inputs[image].labels.to(self.device)
+                    groups += [given_pairs(boxes, labels, group) for group in batch.groups]
+                    owners += [number] * len(batch.groups)
+                found = self.tagger.score_pairs(memory, groups, owners if len(part) > 1 else None).float().cpu()
+                of_rows = found.split([len(batch.groups) for _, batch, _ in part])
+                for (image, batch, _), of_row in zip(part, of_rows, strict=True):
+                    scores[image].append(of_row[:, :, : len(batch.predicates)])
         return scores
 
-    def _on_device(self, given: TaggerInput) -> Tensor:
-        pixels = given.pixels.to(self.device, non_blocking=True)
-        return normalise(enlarge(pixels, self._size(given.record))) if pixels.dtype == torch.uint8 else pixels
-
-    def _score(
-        self, images: ImageFeatures, inputs: Sequence[TaggerInput], rows: Sequence[ImageBatch]
-    ) -> Iterator[Tensor]:
-        """The scores `[groups, pairs, predicates]` of each row."""
-        memory = self.tagger.fuse(images.of([row.image for row in rows]), pad_labels([row.texts for row in rows]))
-        groups, owners = [], []
-        for number, row in enumerate(rows):
-            given = inputs[row.image]
-            boxes, labels = given.boxes.to(self.device), given.labels.to(self.device)
-            groups += [given_pairs(boxes, labels, group) for group in row.batch.groups]
-            owners += [number] * len(row.batch.groups)
-        scores = self.tagger.score_pairs(memory, groups, owners if len(rows) > 1 else None).float().cpu()
-        of_rows = scores.split([len(row.batch.groups) for row in rows])
-        return (each[:, :, : len(row.batch.predicates)] for each, row in zip(of_rows, rows, strict=True))
-
     def _relations(self, given: TaggerInput, scores: Sequence[Tensor]) -> list[Relation]:
+        """Every pair and predicate with a score strictly above the threshold, ordered by group, pair and predicate."""
         relations: list[Relation] = []
         for batch, of_batch in zip(given.batches, scores, strict=True):
             if not bool(of_batch.isfinite().all()):  # a threshold would silently drop NaN
@@ -387,16 +324,15 @@ class TagStage:
                     f"tagger {self.config.tagger} returns NaN scores in {given.record.file_name!r}: its training "
                     "diverged, or its weights are damaged"
                 )
-            relations += relations_above(batch, of_batch, self.threshold)
+            for group, of_group in zip(batch.groups, of_batch, strict=True):
+                for row, column in (of_group[: len(group)] > self.threshold).nonzero().tolist():
+                    confidence = float(of_group[row, column])
+                    relations.append(Relation(*group[row], batch.predicates[column], confidence))
         if self.pair.restrict == "pair":
-            relations = keep_own(relations, given.record.pairs)
+            own = {(pair.subject, pair.object, text) for pair in given.record.pairs for text in pair.predicates}
+            relations = [each for each in relations if (each.subject, each.object, each.predicate) in own]
             relations.sort(key=lambda relation: (relation.subject, relation.object))
         return deduplicate(relations)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
 
 
 def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]]) -> GivenPairs:
@@ -475,18 +411,10 @@ class ScoredStage:
             record.fail(self.name, str(reason))
             return
         found = self.scorer.scores(image, record.objects, asked)
-        failed = [each for each in found if isinstance(each, Unscored) and each is not NO_AREA]
-        if failed:
+        if failed := [each for each in found if isinstance(each, Unscored) and each is not NO_AREA]:
             record.fail(self.name, failed[0].reason)
             return
-        scored = [(relation, each) for relation, each in zip(asked, found, strict=True) if isinstance(each, float)]
-        record.relations = deduplicate(self._kept(scored))
-
-    def _kept(self, scored: list[tuple[Relation, float]]) -> list[Relation]:
-        """The relations above the threshold, in shards' precision, as those of an R-Tagger."""
-        confidences = torch.tensor([each for _, each in scored], dtype=torch.float32).tolist()
-        return [
-            Relation(relation.subject, relation.object, relation.predicate, confidence)
-            for (relation, _), confidence in zip(scored, confidences, strict=True)
-            if confidence > self.threshold
-        ]
+        scores = [0.0 if isinstance(each, Unscored) else each for each in found]
+        for relation, score in zip(asked, torch.tensor(scores, dtype=torch.float32).tolist(), strict=True):
+            relation.confidence = score  # in the precision of shards
+        record.relations = deduplicate(each for each in asked if (each.confidence or 0) > self.threshold)

@@ -4,15 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.records import Pair
-from sgpipe.stages.tag.stage import (
-    Batch,
-    PairGroup,
-    group_pairs,
-    own_batches,
-    reference_batches,
-    reference_groups,
-    reference_prior_groups,
-)
+from sgpipe.stages.tag.stage import Batch, own_batches, reference_batches, reference_groups
 
 TEXTS = st.lists(st.sampled_from(["on", "near", "in", "by"]), min_size=1, max_size=3)
 PAIRS = st.lists(st.builds(Pair, st.integers(0, 9), st.integers(0, 9), TEXTS), max_size=30)
@@ -31,25 +23,21 @@ def test_own_batches_join_groups_with_equal_predicates() -> None:
 
 
 def test_reference_batches_merge_the_predicates_of_a_chunk() -> None:
-    groups = [
-        PairGroup([(0, 1)], ["b", "a"]),
-        PairGroup([(1, 0)], ["c", "a"]),
-        PairGroup([(2, 0)], ["d"]),
-        PairGroup([], []),
-    ]
+    groups = [([(0, 1)], ["b", "a"]), ([(1, 0)], ["c", "a"]), ([(2, 0)], ["d"]), ([], [])]
     assert reference_batches(groups, 2) == [
         Batch([[(0, 1)], [(1, 0)]], ["b", "a", "c"]),
         Batch([[(2, 0)]], ["d"]),
     ]
-    assert reference_batches([PairGroup([], [])], 16) == []
+    assert reference_batches([([], [])], 16) == []
 
 
 @given(PAIRS, SIZES)
 def test_own_groups_keep_every_pair_and_are_never_empty(pairs: list[Pair], size: int) -> None:
-    groups = group_pairs(pairs, size)
-    assert [pair for group in groups for pair in group] == pairs
-    assert all(0 < len(group) <= size for group in groups)
-    assert all(len(group) == size for group in groups[:-1])
+    groups = [group for batch in own_batches(pairs, size, 100) for group in batch.groups]
+    assert sorted(pair for group in groups for pair in group) == sorted((p.subject, p.object) for p in pairs)
+    assert sorted(map(len, groups)) == sorted(
+        [size] * (len(pairs) // size) + [len(pairs) % size] * (len(pairs) % size > 0)
+    )
 
 
 @given(PAIRS, SIZES)
@@ -57,18 +45,13 @@ def test_reference_has_one_entry_per_text_and_one_group_too_many(pairs: list[Pai
     entries = [((pair.subject, pair.object), text) for pair in pairs for text in pair.predicates]
     groups = reference_groups(pairs, size)
     assert len(groups) == len(entries) // size + 1
-    assert [pair for group in groups for pair in group.pairs] == [pair for pair, _ in entries]
-    for index, group in enumerate(groups):
+    assert [pair for group, _ in groups for pair in group] == [pair for pair, _ in entries]
+    for index, (_, predicates) in enumerate(groups):
         texts = [text for _, text in entries[index * size : (index + 1) * size]]
-        assert group.predicates == list(dict.fromkeys(texts))
-
-
-def test_reference_ends_with_an_empty_group_when_the_size_divides() -> None:
-    assert [len(g.pairs) for g in reference_groups([Pair(0, 1, ["on"])] * 100)] == [100, 0]
-    assert [(g.pairs, g.predicates) for g in reference_groups([])] == [([], [])]
+        assert predicates == list(dict.fromkeys(texts))
 
 
 def test_reference_prior_counts_all_pairs_before_it_drops_any() -> None:
-    groups = reference_prior_groups([Pair(0, 1, ["on", "by"]), Pair(2, 0, ["by", "in"])], boxes=15)
-    assert [group.pairs for group in groups] == [[(0, 1), (2, 0)], [], []]
-    assert groups[0].predicates == ["on", "by", "in"]
+    groups = reference_groups([Pair(0, 1, ["on", "by"]), Pair(2, 0, ["by", "in"])], boxes=15)
+    assert [pairs for pairs, _ in groups] == [[(0, 1), (2, 0)], [], []]
+    assert groups[0][1] == ["on", "by", "in"]
