@@ -7,7 +7,7 @@ Texts are padded to the model's own length.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,9 +43,13 @@ class ClipScorer:
         self.model, self._device_name, self._gpus = model, device, gpus
 
     def check(self) -> None:
-        """Raises UserError: there is no such model, or it is another kind of model."""
+        """Raises UserError: there is no such folder, or it has a model of another kind."""
         name, weights = split_name(self.model)
-        check_clip(name, weights)
+        if not _is_open_clip(name, weights):
+            existing_model(name)
+            parts = {"text_config", "vision_config"}
+            if Path(name).is_dir() and not parts <= read_config(name, "CLIP model").keys():
+                raise UserError(f"{name} is not a CLIP model: its config.json has no text_config and vision_config")
 
     def load(self) -> None:
         """Raises UserError: the model cannot be loaded, or the device is missing."""
@@ -57,13 +61,15 @@ class ClipScorer:
         self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
     ) -> list[float | Unscored]:
         """See `RelationScorer`."""
-        found: list[float | Unscored] = [NO_AREA] * len(relations)
-        for numbers in _by_pair(relations):
-            crop = marked_crop(image, objects, relations[numbers[0]], self.clip.side)
-            if crop is not None:
-                seen = self.clip.embed_images([crop])[0]
-                for number in numbers:
-                    found[number] = self.probability(seen, objects, relations[number])
+        seen: dict[tuple[int, int], Tensor | None] = {}
+        found: list[float | Unscored] = []
+        for relation in relations:
+            pair = (relation.subject, relation.object)
+            if pair not in seen:
+                crop = marked_crop(image, objects, relation, self.clip.side)
+                seen[pair] = None if crop is None else self.clip.embed_images([crop])[0]
+            features = seen[pair]
+            found.append(NO_AREA if features is None else self.probability(features, objects, relation))
         return found
 
     def probability(self, seen: Tensor, objects: Sequence[Box], relation: Relation) -> float:
@@ -81,14 +87,6 @@ def split_name(model: str) -> tuple[str, str | None]:
     """The name and the weights of "NAME:WEIGHTS"; a folder or a hub id has no weights."""
     name, found, weights = model.partition(":")
     return (name, weights) if found and name != "hf-hub" and "/" not in name else (model, None)
-
-
-def _by_pair(relations: Iterable[Relation]) -> Iterable[list[int]]:
-    """The numbers of the relations of each pair."""
-    pairs: dict[tuple[int, int], list[int]] = {}
-    for number, relation in enumerate(relations):
-        pairs.setdefault((relation.subject, relation.object), []).append(number)
-    return pairs.values()
 
 
 class ClipModel(Protocol):
@@ -117,16 +115,14 @@ class TextEmbeddings:
         self._clip = clip
         self._known: dict[str, Tensor] = {}
 
-    def __call__(self, texts: Iterable[str]) -> Tensor:
+    def __call__(self, texts: Sequence[str]) -> Tensor:
         """`[texts, width]`."""
-        return torch.stack([self._embed(text) for text in texts])
-
-    def _embed(self, text: str) -> Tensor:
-        if text not in self._known:
-            if len(self._known) >= _KEPT_TEXTS:
-                self._known.clear()
-            self._known[text] = self._clip.embed_texts([text])[0]
-        return self._known[text]
+        if len(self._known) >= _KEPT_TEXTS:
+            self._known.clear()
+        for text in texts:
+            if text not in self._known:
+                self._known[text] = self._clip.embed_texts([text])[0]
+        return torch.stack([self._known[text] for text in texts])
 
 
 def load_clip(model: str, weights: str | None, device: torch.device) -> ClipModel:
@@ -142,15 +138,6 @@ def load_clip(model: str, weights: str | None, device: torch.device) -> ClipMode
     return OpenClip(model, weights, device) if _is_open_clip(model, weights) else TransformersClip(model, device)
 
 
-def check_clip(model: str, weights: str | None) -> None:
-    """Raise UserError if there is no such folder, or it has a model of another kind."""
-    if not _is_open_clip(model, weights):
-        existing_model(model)
-        parts = {"text_config", "vision_config"}
-        if Path(model).is_dir() and not parts <= read_config(model, "CLIP model").keys():
-            raise UserError(f"{model} is not a CLIP model: its config.json has no text_config and vision_config")
-
-
 def _is_open_clip(model: str, weights: str | None) -> bool:
     folder = Path(model)
     if weights is not None or model.startswith("hf-hub:") or (folder / "open_clip_config.json").is_file():
@@ -163,7 +150,19 @@ class OpenClip:
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
         """Raises UserError: as `load_clip`."""
-        self._network, self._preprocess, self._tokenize = _load_open_clip(model, weights, device)
+        try:
+            import open_clip
+        except ImportError:
+            raise UserError("this model needs open_clip: pip install 'sgpipe[clip]'") from None
+        name = f"local-dir:{model}" if Path(model).is_dir() else model
+        try:
+            network, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights, device=device)
+            self._tokenize: Any = open_clip.get_tokenizer(name)
+        except UNREADABLE as error:
+            reason = first_line(error) or type(error).__name__
+            raise UserError(f"CLIP model {model} cannot be loaded ({reason})") from None
+        self._network: Any = network.eval()
+        self._preprocess: Any = preprocess
         self._device = device
         size = getattr(getattr(self._network, "visual", None), "image_size", None)
         self.side = int(size[0] if isinstance(size, tuple | list) else size or _DEFAULT_SIDE)
@@ -217,18 +216,3 @@ def _unit(features: Any) -> Tensor:
     """Features `[count, width]` of unit length; newer versions of transformers wrap them."""
     found: Tensor = features if isinstance(features, Tensor) else features.pooler_output
     return functional.normalize(found.float(), dim=-1).cpu()
-
-
-def _load_open_clip(model: str, weights: str | None, device: torch.device) -> tuple[Any, Callable[..., Tensor], Any]:
-    try:
-        import open_clip
-    except ImportError:
-        raise UserError("this model needs open_clip: pip install 'sgpipe[clip]'") from None
-    if Path(model).is_dir():
-        model = f"local-dir:{model}"
-    try:
-        network, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=weights, device=device)
-        return network.eval(), preprocess, open_clip.get_tokenizer(model)
-    except UNREADABLE as error:
-        reason = first_line(error) or type(error).__name__
-        raise UserError(f"CLIP model {model} cannot be loaded ({reason})") from None

@@ -11,8 +11,10 @@ from typing import Literal, Protocol
 
 from PIL import Image, ImageDraw
 
+from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import Requests
 from sgpipe.records import Box, Relation
+from sgpipe.stages.endpoint import CacheFolder
 
 ScorerKind = Literal["clip", "vlm"]
 
@@ -85,7 +87,7 @@ def with_article(name: str) -> str:
 
 
 def is_directed(subject: Box, object_: Box) -> bool:
-    """Whether swapping subject and object changes the text."""
+    """Return whether swapping subject and object changes the text."""
     return not object_.is_nothing and subject.category != object_.category
 
 
@@ -121,7 +123,7 @@ def marked_crop(image: Image.Image, objects: Sequence[Box], relation: Relation, 
     place = [round((value - start) * scale) for value, start in zip(shown, (x, y, x, y), strict=True)]
     size = (max(place[2] - place[0], 1), max(place[3] - place[1], 1))
     square.paste(image.resize(size, Image.Resampling.BICUBIC, shown, reducing_gap=3), (place[0], place[1]))
-    _outline(square, [_moved(box, x, y, scale) for box in boxes], max(side // 48, 1))
+    _outline(square, boxes, (x, y), scale, max(side // 48, 1))
     return square
 
 
@@ -133,31 +135,43 @@ def marked_image(image: Image.Image, objects: Sequence[Box], relation: Relation,
     scale = min(longest / max(image.size), 1.0)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     copy = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3) if scale < 1 else image.copy()
-    _outline(copy, [_moved(box, 0, 0, scale) for box in boxes], max(max(size) // 200, 2))
+    _outline(copy, boxes, (0, 0), scale, max(max(size) // 200, 2))
     return copy
 
 
 def visible_boxes(image: Image.Image, objects: Sequence[Box], relation: Relation) -> list[Corners] | None:
     """The subject's box and the object's, if there is one, within the image; None if one has no area there."""
     ends = [objects[index] for index in (relation.subject, relation.object)]
-    boxes = [_clipped(box, image.size) for box in ends if not box.is_nothing]
+    corners = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in ends if not box.is_nothing)]
+    most = tuple(map(float, image.size))
+    boxes = [
+        (max(left, 0.0), max(top, 0.0), min(right, most[0]), min(low, most[1])) for left, top, right, low in corners
+    ]
     have_area = all(right > left and bottom > top for left, top, right, bottom in boxes)
     return boxes if boxes and have_area else None
 
 
-def _clipped(box: Box, size: tuple[int, int]) -> Corners:
-    x, y, width, height = box.bbox
-    return max(x, 0.0), max(y, 0.0), min(x + width, float(size[0])), min(y + height, float(size[1]))
-
-
-def _moved(box: Corners, x: float, y: float, scale: float) -> Corners:
-    left, top, right, bottom = box
-    return (left - x) * scale, (top - y) * scale, (right - x) * scale, (bottom - y) * scale
-
-
-def _outline(image: Image.Image, boxes: Sequence[Corners], width: int) -> None:
-    """The object's outline first: where they meet, the subject's is seen."""
-    pen = ImageDraw.Draw(image)
+def _outline(
+    image: Image.Image, boxes: Sequence[Corners], origin: tuple[float, float], scale: float, width: int
+) -> None:
+    """Draw the object's outline first: where they meet, the subject's is seen."""
+    pen, (x, y) = ImageDraw.Draw(image), origin
     for box, colour in reversed(list(zip(boxes, (SUBJECT_COLOUR, OBJECT_COLOUR), strict=False))):
-        left, top, right, bottom = box
+        left, top, right, bottom = ((side - start) * scale for side, start in zip(box, (x, y, x, y), strict=True))
         pen.rectangle((left, top, max(right - 1, left), max(bottom - 1, top)), outline=colour, width=width)
+
+
+def make_scorer(settings: ScorerSettings, cache: CacheFolder | None = None) -> RelationScorer:
+    """Return a scorer, which is not loaded yet; `cache`: where a served one keeps its answers, or None.
+
+    Only its module is imported, since others may need what is not installed.
+    """
+    if settings.kind == "clip":
+        from sgpipe.stages.score.clip import ClipScorer
+
+        return ClipScorer(local_model(settings.model), settings.device, settings.gpus)
+    from sgpipe.stages.score.vlm import ServedScorer, VlmScorer
+
+    if settings.endpoint is not None:
+        return ServedScorer(settings.endpoint, settings.model, settings.requests, cache)
+    return VlmScorer(local_model(settings.model), settings.device, settings.dtype, settings.gpus)

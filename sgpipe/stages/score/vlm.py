@@ -118,19 +118,18 @@ def _answer_tokens(tokenizer: Any, model: str) -> tuple[Tensor, Tensor]:
 
     Raises UserError: the tokenizer does not tell them apart.
     """
-    yes, no = ({_first_token(tokenizer, text, word) for text in answer_texts(word)} - {None} for word in ("yes", "no"))
-    if not (yes - no and no - yes):
+    found: dict[str, set[int]] = {"yes": set(), "no": set()}
+    for word, tokens in found.items():
+        for spelling in (word, word.capitalize(), word.upper()):
+            for variant in _VARIANTS:
+                for token in tokenizer.encode(variant.format(spelling), add_special_tokens=False):
+                    if said := tokenizer.decode([token]).strip().lower():  # not only white space
+                        tokens |= {int(token)} if word.startswith(said) else set()
+                        break
+    yes, no = found["yes"] - found["no"], found["no"] - found["yes"]
+    if not (yes and no):
         raise UserError(f"scorer {model}: its tokenizer does not tell the answers yes and no apart")
-    return torch.tensor(sorted(yes - no)), torch.tensor(sorted(no - yes))
-
-
-def _first_token(tokenizer: Any, text: str, word: str) -> int | None:
-    """The token with which a text begins to spell a word; None if one before it is more than white space."""
-    for token in tokenizer.encode(text, add_special_tokens=False):
-        said = tokenizer.decode([token]).strip().lower()
-        if said:
-            return int(token) if word.startswith(said) else None
-    return None
+    return torch.tensor(sorted(yes)), torch.tensor(sorted(no))
 
 
 class ServedScorer:
@@ -185,20 +184,12 @@ def ask_about(objects: Sequence[Box], relation: Relation) -> tuple[str, ...]:
     return tuple(f"{question} Answer with one word: {order}." for order in _ORDERS)
 
 
-def answer_texts(word: str) -> list[str]:
-    """How an answer may begin."""
-    spellings = (word, word.capitalize(), word.upper())
-    return [variant.format(spelling) for variant in _VARIANTS for spelling in spellings]
-
-
 def mean_of_orders(shares: Iterable[float | Unscored]) -> float | Unscored:
     """The mean of the probabilities of all orders, or the first reason why there is none."""
-    found = []
-    for share in shares:
-        if isinstance(share, Unscored):
-            return share
-        found.append(share)
-    return sum(found) / len(found)
+    found = list(shares)
+    numbers = [each for each in found if isinstance(each, float)]
+    unscored = [each for each in found if isinstance(each, Unscored)]
+    return unscored[0] if unscored else sum(numbers) / len(numbers)
 
 
 def share_of_yes(tokens: Mapping[str, float]) -> float | Unscored:
