@@ -19,13 +19,13 @@ import threading
 import weakref
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from PIL import ExifTags, Image
@@ -79,20 +79,17 @@ class ChatRequest:
     logprobs: bool = False
     first: int = 0
 
-    def rest(self, first: int) -> ChatRequest:
-        """Return what is asked once `first` answers have come: the rest, with other noise."""
-        return replace(self, first=first, n=self.n - first)
-
-    def alone(self) -> ChatRequest:
-        """Return the same request for one answer, for servers that do not support `n`."""
-        return replace(self, n=1)
-
     def fields(self, model: str, limit: str = MAX_TOKENS) -> dict[str, Any]:
         """Return the fields of the HTTP request; `limit`: what the server calls the largest number of tokens."""
         how, digest = self.sampling, hashlib.blake2b(f"{self.seed} {self.first}".encode(), digest_size=8).digest()
-        fields: dict[str, Any] = {"model": model, "messages": list(self.messages)}
-        fields |= {"seed": int.from_bytes(digest, "big") >> (64 - _SEED_BITS)}
-        fields |= {limit: how.max_tokens, "temperature": how.temperature, "top_p": how.top_p}
+        fields = {
+            "model": model,
+            "messages": list(self.messages),
+            "seed": int.from_bytes(digest, "big") >> (64 - _SEED_BITS),
+            limit: how.max_tokens,
+            "temperature": how.temperature,
+            "top_p": how.top_p,
+        }
         if how.top_k:
             fields["top_k"] = how.top_k
         if how.repetition_penalty != 1:
@@ -111,24 +108,12 @@ class ChatRequest:
         return json.dumps(self.fields(model), sort_keys=True).encode()
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """One of the answers to a request. fault: why it cannot be used."""
 
     text: str
     fault: str | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
-
-    def to_json(self) -> list[Any]:
-        """Return what `from_json` reads."""
-        return [self.text, self.fault, self.logprobs]
-
-    @classmethod
-    def from_json(cls, values: list[Any]) -> Choice:
-        """Raises ValueError or TypeError if `values` are not those of `to_json`."""
-        text, fault, logprobs = values
-        tokens = None if logprobs is None else tuple(tuple((str(a), float(b)) for a, b in token) for token in logprobs)
-        return cls(text, fault, tokens)
 
 
 @dataclass(frozen=True)
@@ -181,15 +166,14 @@ def _read(choice: Mapping[str, Any], logprobs: bool) -> Choice:
         tokens = (choice.get("logprobs") or {}).get("content")
         if not tokens:
             raise ValueError("the answer has no log-probabilities")
-        return Choice(text, None, tuple(map(_likeliest, tokens)))
+        likeliest = []
+        for token in tokens:
+            found = {str(each["token"]): float(each["logprob"]) for each in [token, *(token.get("top_logprobs") or ())]}
+            likeliest.append(tuple(sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))))
+        return Choice(text, None, tuple(likeliest))
     if not text.strip():
         return Choice("", "the answer is empty" + (": max_tokens are used up" if reason == "length" else ""))
     return Choice(text)
-
-
-def _likeliest(token: Mapping[str, Any]) -> TokenLogprobs:
-    found = {str(each["token"]): float(each["logprob"]) for each in [token, *(token.get("top_logprobs") or ())]}
-    return tuple(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def quote(text: str) -> str:
@@ -269,64 +253,53 @@ class RequestCache:
 
     def get(self, body: bytes) -> list[Choice] | None:
         """Return the choices of a request, or None. Raises UserError if the file is damaged, or EngineError."""
-        with self._opened(create=False) as connection:
-            if connection is None:
-                return None
-            row = connection.execute("SELECT choices FROM answers WHERE request = ?", [_key(body)]).fetchone()
-            return None if row is None else [Choice.from_json(each) for each in json.loads(row[0])]
+        rows = self._execute("SELECT choices FROM answers WHERE request = ?", [sha256(body).digest()])
+        try:
+            return [
+                Choice(text, fault, logprobs and tuple(tuple((str(a), float(b)) for a, b in each) for each in logprobs))
+                for row in rows
+                for text, fault, logprobs in json.loads(row[0])
+            ] or None
+        except (ValueError, TypeError) as error:
+            raise UserError(f"the request cache {self.file} is damaged; delete it ({error})") from None
 
     def put(self, body: bytes, choices: Sequence[Choice]) -> None:
         """Keep the choices of a request. Raises like `get`, and EngineError if the disk is full."""
         usable = any(choice.fault is None for choice in choices)
-        row = (_key(body), json.dumps([choice.to_json() for choice in choices]), usable)
-        self._insert("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", row)
+        row = (sha256(body).digest(), json.dumps(choices), usable)
+        self._execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", row, create=True)
 
     def put_by_rules(self, caption: bytes) -> None:
         """Note that the rules parsed a caption because the model's answer was unusable. Raises like `put`."""
-        self._insert("INSERT OR IGNORE INTO by_rules VALUES (?)", [_key(caption)])
+        self._execute("INSERT OR IGNORE INTO by_rules VALUES (?)", [sha256(caption).digest()], create=True)
 
     def count_by_rules(self) -> int:
         """Return the number of captions that the rules parsed. Raises like `get`."""
-        with self._opened(create=False) as connection:
-            return connection.execute("SELECT COUNT(*) FROM by_rules").fetchone()[0] if connection else 0
+        return sum(number for (number,) in self._execute("SELECT COUNT(*) FROM by_rules"))
 
     def forget_refusals(self) -> None:
         """Forget what has only been refused so far, so that it is requested again. Raises like `put`."""
-        with self._opened(create=False) as connection:
-            if connection:
-                connection.execute("DELETE FROM answers WHERE NOT usable")
+        self._execute("DELETE FROM answers WHERE NOT usable")
 
-    def _insert(self, statement: str, row: Sequence[object]) -> None:
-        with self._opened(create=True) as connection:
-            assert connection is not None
-            connection.execute(statement, row)
-
-    @contextmanager
-    def _opened(self, create: bool) -> Iterator[sqlite3.Connection | None]:
+    def _execute(self, statement: str, values: Sequence[object] = (), create: bool = False) -> list[Any]:
         try:
             with self._lock:
-                if self._connection is None and (create or self.file.exists()):
-                    self._connection = _connect(self.file)
-                yield self._connection
+                if self._connection is None:
+                    if not (create or self.file.exists()):
+                        return []
+                    self.file.parent.mkdir(parents=True, exist_ok=True)
+                    # Without isolation level each statement is a transaction.
+                    opened = sqlite3.connect(self.file, _PATIENCE, isolation_level=None, check_same_thread=False)
+                    with suppress(sqlite3.OperationalError):  # some network folders cannot; the cache is slower there
+                        opened.execute("PRAGMA journal_mode = WAL")
+                    opened.execute("PRAGMA synchronous = NORMAL")
+                    opened.executescript(_TABLES)
+                    self._connection = opened
+                return self._connection.execute(statement, values).fetchall()
         except sqlite3.OperationalError as error:
             raise EngineError(f"the request cache {self.file} cannot be used: {error}") from None
-        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+        except sqlite3.DatabaseError as error:
             raise UserError(f"the request cache {self.file} is damaged; delete it ({error})") from None
-
-
-def _connect(file: Path) -> sqlite3.Connection:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Without isolation level each statement is a transaction.
-    connection = sqlite3.connect(file, _PATIENCE, isolation_level=None, check_same_thread=False)
-    with suppress(sqlite3.OperationalError):  # some network folders cannot; the cache is slower there
-        connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.executescript(_TABLES)
-    return connection
-
-
-def _key(content: bytes) -> bytes:
-    return sha256(content).digest()
 
 
 _CHAT, _MODELS = "/chat/completions", "/models"
@@ -409,7 +382,7 @@ class ChatEndpoint:
         await self._check_models()
         try:
             if example is not None:
-                await self._completion(example.alone())
+                await self._completion(replace(example, n=1))
         except RequestError as error:
             raise UserError(f"{self.model!r} at {self.url} refuses such requests ({error})") from None
         except EngineError as error:
@@ -432,8 +405,15 @@ class ChatEndpoint:
         choices: list[Choice] = []
         async with self._slots:
             try:
-                while len(choices) < request.n:
-                    choices += await self._some(request.rest(len(choices)))
+                while (first := len(choices)) < request.n:
+                    rest = replace(request, first=first, n=request.n - first)  # with other noise
+                    asked = replace(rest, n=1) if self._one_by_one else rest
+                    try:
+                        choices += await self._kept(asked)
+                    except RequestError as error:
+                        if asked.n == 1 or not _NAMES_N.search(str(error)):
+                            raise
+                        self._one_by_one = True  # `transformers serve` does not support `n`
             except RequestError as error:
                 return Refusal(str(error))
         usable = [choice for choice in choices[: request.n] if choice.fault is None]
@@ -441,17 +421,6 @@ class ChatEndpoint:
             return Refusal(str(choices[0].fault))
         logprobs = tuple(choice.logprobs or () for choice in usable) if request.logprobs else None
         return Answer(tuple(choice.text for choice in usable), logprobs)
-
-    async def _some(self, request: ChatRequest) -> list[Choice]:
-        """Return at least one choice, at most as many as asked for. Raises RequestError if it is refused."""
-        if request.n > 1 and not self._one_by_one:
-            try:
-                return await self._kept(request)
-            except RequestError as error:
-                if not _NAMES_N.search(str(error)):
-                    raise
-            self._one_by_one = True  # `transformers serve` does not support `n`
-        return await self._kept(request.alone())
 
     async def _kept(self, request: ChatRequest) -> list[Choice]:
         """Return the choices from the cache, or from the server and then into the cache."""
@@ -482,17 +451,14 @@ class ChatEndpoint:
                 pause = max(failed.wait, min(_PAUSE * 2**failures, _LONGEST_PAUSE))
                 await asyncio.sleep(min(pause, _LONGEST_RETRY_AFTER))
         reason = f"{failed}, {count(self.requests.retries + 1, 'attempt')}"
-        if failed.status != _LIMITED and await self._answers_others():
-            raise RequestError(reason)
+        if failed.status != _LIMITED:
+            try:
+                await self._attempt(_CONTROL)
+            except (RequestError, EngineError):
+                pass
+            else:
+                raise RequestError(reason)  # it answers another, short request: it cannot cope with this one
         raise EngineError(f"the endpoint {self.url} does not answer: {reason}")
-
-    async def _answers_others(self) -> bool:
-        """Return whether the server answers another, short request: then it cannot cope with the one that failed."""
-        try:
-            await self._attempt(_CONTROL)
-        except (RequestError, EngineError):
-            return False
-        return True
 
     async def _attempt(self, request: ChatRequest) -> list[Choice]:
         limit = self._limit
