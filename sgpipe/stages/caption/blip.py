@@ -85,7 +85,14 @@ class BlipCaptioner:
         # transformers' beam search is not known to be safe for threads
         self.gpu_threads = (GPU_THREADS if config.decoding == "nucleus" else 1) if on_gpu else 0
         self.memory = GpuMemory(self.device, _REMEDY, max(self.gpu_threads, 1), _GPU_GROUP if on_gpu else 1)
-        self._check_lengths()
+        most, least, positions = self.max_tokens, config.min_tokens, self.blip.text_config.max_position_embeddings
+        if most > positions:
+            raise UserError(f"caption.max_tokens is {most}, but this captioner has only {positions} positions")
+        if most <= len(self.prompt) or most < least:
+            raise UserError(
+                f"caption.max_tokens is {most}: expected at least min_tokens ({least}) and more than the "
+                f"{len(self.prompt)} tokens of [DEC] and the prompt, which are included"
+            )
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str]]:
         """See `Captioner.caption`."""
@@ -113,40 +120,29 @@ class BlipCaptioner:
         padded = [*group, *[group[-1]] * (self.memory.batch_size - len(group))]
         return self.memory.compute(self._caption, padded)[: len(group)]
 
-    def _check_lengths(self) -> None:
-        most, least = self.max_tokens, self.config.min_tokens
-        positions = self.blip.text_config.max_position_embeddings
-        if most > positions:
-            raise UserError(f"caption.max_tokens is {most}, but this captioner has only {positions} positions")
-        if most <= len(self.prompt) or most < least:
-            raise UserError(
-                f"caption.max_tokens is {most}: expected at least min_tokens ({least}) and more than the "
-                f"{len(self.prompt)} tokens of [DEC] and the prompt, which are included"
-            )
-
     def _caption(self, group: Sequence[_Prepared]) -> list[list[str]]:
-        pixels = self.blip.to_device([pixels for pixels, _ in group])
-        decoded = self._decode(self.blip.encode(pixels), [key for _, key in group])
-        return [[self.blip.text(tokens) for tokens in samples] for samples in decoded]
-
-    def _decode(self, states: torch.Tensor, keys: list[int]) -> list[list[list[int]]]:
         config = self.config
+        states = self.blip.encode(self.blip.to_device([pixels for pixels, _ in group]))
         if config.decoding == "beam":
-            return beam_captions(self.blip.model, states, self.prompt, config.beams, config.min_tokens, self.max_tokens)
-        sampling = NucleusSampling(
-            config.samples,
-            config.top_p,
-            config.temperature,
-            config.min_tokens,
-            self.max_tokens,
-            end=self.blip.text_config.sep_token_id,
-            repetition_penalty=config.repetition_penalty,
-            top_k=config.top_k,
-        )
-        try:
-            return sample_captions(self.decoder, states, self.prompt, keys, sampling)
-        except FloatingPointError as reason:
-            raise UserError(f"captioner {config.captioner!r}: {reason}") from None
+            decoded = beam_captions(
+                self.blip.model, states, self.prompt, config.beams, config.min_tokens, self.max_tokens
+            )
+        else:
+            sampling = NucleusSampling(
+                config.samples,
+                config.top_p,
+                config.temperature,
+                config.min_tokens,
+                self.max_tokens,
+                end=self.blip.text_config.sep_token_id,
+                repetition_penalty=config.repetition_penalty,
+                top_k=config.top_k,
+            )
+            try:
+                decoded = sample_captions(self.decoder, states, self.prompt, [key for _, key in group], sampling)
+            except FloatingPointError as reason:
+                raise UserError(f"captioner {config.captioner!r}: {reason}") from None
+        return [[self.blip.text(tokens) for tokens in samples] for samples in decoded]
 
 
 @dataclass(frozen=True)
@@ -228,10 +224,35 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
     belong to the model, or an `image_size` that is not a multiple of the patch size.
     """
     _check_config(source)
+    name = f"captioner {source!r}"
     model = load_weights(BlipForConditionalGeneration, source, dtype=torch.float32)
+    text, vision = model.config.text_config, model.config.vision_config
+    for token in ("bos_token_id", "sep_token_id"):
+        if (number := getattr(text, token)) is None or not 0 <= number < text.vocab_size:
+            raise UserError(f"{name}: text_config.{token} is {number}, outside the vocabulary")
+    side = image_size or vision.image_size
+    if side % vision.patch_size:
+        raise UserError(f"{name}: image_size {side} is not a multiple of its patch size {vision.patch_size}")
     with quiet():
-        tokenizer = _load_tokenizer(source, model.config.text_config)
-        prepare = _load_image_preparation(source, model.config.vision_config, image_size)
+        fast = Path(source) / "tokenizer.json"
+        try:
+            if fast.is_file():
+                json.loads(fast.read_text(encoding="utf-8"))  # the tokenizers library raises a bare Exception
+        except (OSError, ValueError) as reason:
+            raise UserError(f"{name}: cannot load its tokenizer: {first_line(reason)}") from None
+        tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, source)
+        # Only the model may know [DEC] and [ENC], and its vocabulary may be padded.
+        check_vocabulary(name, len(tokenizer), (0.9 * text.vocab_size - 2, text.vocab_size + 2))
+        prepare = ImagePreparation(side)
+        try:
+            values, _ = BlipImageProcessor.get_image_processor_dict(source, local_files_only=Path(source).is_dir())
+            mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
+            if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+                raise UserError(f"{name}: image_mean {mean} and image_std {std} are not values for RGB")
+            prepare = ImagePreparation(side, tuple(mean), tuple(std), Image.Resampling(values.get("resample") or 3))
+        except OSError as reason:
+            if "JSON" in str(reason):
+                raise UserError(f"{name}: {first_line(reason)}") from None
     fuse_vision_attention(model)
     torch.nn.Module.to(model, device=device, dtype=dtype)
     return Blip(model.eval(), tokenizer, prepare)
@@ -242,40 +263,6 @@ def _check_config(source: str) -> None:
     if (model_type := config.get("model_type")) != "blip":
         raise UserError(f"captioner {source!r} is not BLIP: model_type is {model_type!r}, expected 'blip'")
     check_architecture(source, config, "BlipForConditionalGeneration")
-
-
-def _load_tokenizer(source: str, text_config: Any) -> PreTrainedTokenizerBase:
-    fast = Path(source) / "tokenizer.json"
-    try:
-        if fast.is_file():
-            json.loads(fast.read_text(encoding="utf-8"))  # the tokenizers library raises a bare Exception
-    except (OSError, ValueError) as reason:
-        raise UserError(f"captioner {source!r}: cannot load its tokenizer: {first_line(reason)}") from None
-    tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, source)
-    vocabulary = text_config.vocab_size
-    # Only the model may know [DEC] and [ENC], and its vocabulary may be padded.
-    check_vocabulary(f"captioner {source!r}", len(tokenizer), (0.9 * vocabulary - 2, vocabulary + 2))
-    for name in ("bos_token_id", "sep_token_id"):
-        token = getattr(text_config, name)
-        if token is None or not 0 <= token < vocabulary:
-            raise UserError(f"captioner {source!r}: text_config.{name} is {token}, outside the vocabulary")
-    return tokenizer
-
-
-def _load_image_preparation(source: str, vision_config: Any, image_size: int | None) -> ImagePreparation:
-    size, patch = image_size or vision_config.image_size, vision_config.patch_size
-    if size % patch:
-        raise UserError(f"captioner {source!r}: image_size {size} is not a multiple of its patch size {patch}")
-    try:
-        values, _ = BlipImageProcessor.get_image_processor_dict(source, local_files_only=Path(source).is_dir())
-    except OSError as reason:
-        if "JSON" in str(reason):
-            raise UserError(f"captioner {source!r}: {first_line(reason)}") from None
-        return ImagePreparation(size)
-    mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise UserError(f"captioner {source!r}: image_mean {mean} and image_std {std} are not values for RGB")
-    return ImagePreparation(size, tuple(mean), tuple(std), Image.Resampling(values.get("resample") or 3))
 
 
 class FusedAttention(nn.Module):
@@ -363,15 +350,12 @@ class BlipDecoder:
         return self._step(ids, state) if ids.shape[1] == 1 else self._next_scores(ids, state)
 
     def _next_scores(self, ids: Tensor, state: DecoderState) -> Tensor:
-        hidden = self._embed(ids, state.length)
+        positions = self.embeddings.position_embeddings.weight[state.length : state.length + ids.shape[1]]
+        hidden = self.embeddings.LayerNorm(self.embeddings.word_embeddings(ids) + positions)
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, state, index)
         state.length += ids.shape[1]
         return self.head(hidden[:, -1]).float()
-
-    def _embed(self, ids: Tensor, start: int) -> Tensor:
-        positions = self.embeddings.position_embeddings.weight[start : start + ids.shape[1]]
-        return self.embeddings.LayerNorm(self.embeddings.word_embeddings(ids) + positions)
 
 
 class _Layer:
@@ -391,11 +375,6 @@ class _Layer:
 
     def __call__(self, hidden: Tensor, state: DecoderState, index: int) -> Tensor:
         """[rows, tokens, width] to the same shape; adds the tokens' keys and values to `state`."""
-        hidden = self.layer.attention.output(self._attend_text(hidden, state, index), hidden)
-        hidden = self.layer.crossattention.output(self._attend_image(hidden, state, index), hidden)
-        return self.layer.output(self.layer.intermediate(hidden), hidden)
-
-    def _attend_text(self, hidden: Tensor, state: DecoderState, index: int) -> Tensor:
         query, key, value = map(self._split, F.linear(hidden, *self.query_key_value).chunk(3, dim=-1))
         start, stop = state.length, state.length + hidden.shape[1]
         keys, values = state.keys[index], state.values[index]
@@ -404,14 +383,14 @@ class _Layer:
         # Several tokens are the start of the sequence and need a mask; a single token attends to all before it.
         causal = hidden.shape[1] > 1
         attended = F.scaled_dot_product_attention(query, keys[:, :, :stop], values[:, :, :stop], is_causal=causal)
-        return attended.transpose(1, 2).flatten(2)
+        hidden = self.layer.attention.output(attended.transpose(1, 2).flatten(2), hidden)
 
-    def _attend_image(self, hidden: Tensor, state: DecoderState, index: int) -> Tensor:
         keys, values = state.image_keys[index], state.image_values[index]
         query = self.layer.crossattention.self.query(hidden)
         by_image = self._split(query.reshape(len(keys), -1, query.shape[-1]))
         attended = F.scaled_dot_product_attention(by_image, keys, values)
-        return attended.transpose(1, 2).reshape(query.shape)
+        hidden = self.layer.crossattention.output(attended.transpose(1, 2).reshape(query.shape), hidden)
+        return self.layer.output(self.layer.intermediate(hidden), hidden)
 
     def _split(self, states: Tensor) -> Tensor:
         """[batch, tokens, width] to [batch, heads, tokens, head width]."""

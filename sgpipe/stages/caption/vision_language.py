@@ -59,9 +59,30 @@ class VisionLanguageCaptioner:
     def check(self) -> None:
         """Raise UserError if this is not a model that takes images, or its processor or chat template do not fit."""
         config = read_config(self.source)
-        self._check_family(config)
+        family = str(config.get("model_type"))
+        if family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            check_architecture(self.source, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])
+        elif config.get("auto_map"):
+            raise UserError(
+                f"{self.name} needs the code in its own repository (trust_remote_code), which is never run; choose a "
+                "checkpoint of a family that transformers has"
+            )
+        else:
+            kinds = ", ".join(map(str, config.get("architectures") or ())) or "model of an unknown architecture"
+            raise UserError(f"{self.name} cannot caption images: it is a {kinds} (model_type {family!r})")
+        if "next_sequence_length" not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
+            raise UserError(f"{self.name} needs a newer transformers: pip install --upgrade transformers")
         self.prompt = ImagePrompt(self.config)
-        self._check_sizes({**config, **(config.get("text_config") or {})})
+        text = {**config, **(config.get("text_config") or {})}
+        least, most = self.config.min_tokens, self.config.max_tokens or 0
+        positions, vocabulary = (text.get(key) for key in ("max_position_embeddings", "vocab_size"))
+        if most < least or (isinstance(positions, int) and most > positions):
+            raise UserError(
+                f"caption.max_tokens is {most}: expected at least caption.min_tokens ({least}) and at most the "
+                f"positions of this captioner ({positions or 'unknown'})"
+            )
+        if isinstance(vocabulary, int):
+            check_vocabulary(self.name, len(self.prompt.tokenizer), (vocabulary / 2, math.inf))
         self.prompt.check()
 
     def setup(self) -> None:
@@ -73,9 +94,31 @@ class VisionLanguageCaptioner:
         with enough_memory(self.device, _REMEDY):
             model = load_weights(AutoModelForImageTextToText, self.source, dtype=self.dtype)
             self.model = torch.nn.Module.to(model, self.device).eval()
-            self.generation = self._generation()
-            with quiet():
-                self._try()
+            self.generation = copy.deepcopy(self.model.generation_config)
+            self.generation.update(
+                do_sample=False,
+                num_beams=config.beams if config.decoding == "beam" else 1,
+                num_return_sequences=1,
+                max_length=None,
+                min_length=None,
+                max_new_tokens=config.max_tokens,
+                min_new_tokens=config.min_tokens,
+                repetition_penalty=1.0,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                cache_implementation=None,
+                return_dict_in_generate=False,
+            )
+            short = copy.deepcopy(self.generation)
+            short.update(max_new_tokens=2, min_new_tokens=2)
+            try:
+                with quiet():
+                    self._decode(self.prompt(_EXAMPLE), 0, short)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except MISFITS as reason:
+                raise UserError(f"{self.name} cannot caption an example image: {first_line(reason)}") from None
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refused]:
         """See `Captioner.caption`."""
@@ -93,17 +136,6 @@ class VisionLanguageCaptioner:
             return Refused(f"the captioner cannot process the image: {first_line(reason)}")
         captions = [one_line(self.prompt.decode(row)) for row in rows]
         return [caption for caption in captions if caption] or Refused("the captions are empty")
-
-    def _try(self) -> None:
-        """Raise UserError if the model fails on an example."""
-        short = copy.deepcopy(self.generation)
-        short.update(max_new_tokens=2, min_new_tokens=2)
-        try:
-            self._decode(self.prompt(_EXAMPLE), 0, short)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except MISFITS as reason:
-            raise UserError(f"{self.name} cannot caption an example image: {first_line(reason)}") from None
 
     @torch.inference_mode()
     def _decode(self, inputs: Any, key: int, generation: GenerationConfig) -> list[list[int]]:
@@ -130,52 +162,6 @@ class VisionLanguageCaptioner:
         except FloatingPointError as reason:
             raise UserError(f"{self.name}: {reason}") from None
 
-    def _check_family(self, config: dict[str, Any]) -> None:
-        family = str(config.get("model_type"))
-        if family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-            check_architecture(self.source, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])
-        elif config.get("auto_map"):
-            raise UserError(
-                f"{self.name} needs the code in its own repository (trust_remote_code), which is never run; choose a "
-                "checkpoint of a family that transformers has"
-            )
-        else:
-            kinds = ", ".join(map(str, config.get("architectures") or ())) or "model of an unknown architecture"
-            raise UserError(f"{self.name} cannot caption images: it is a {kinds} (model_type {family!r})")
-        if "next_sequence_length" not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
-            raise UserError(f"{self.name} needs a newer transformers: pip install --upgrade transformers")
-
-    def _check_sizes(self, text_config: dict[str, Any]) -> None:
-        least, most = self.config.min_tokens, self.config.max_tokens or 0
-        positions, vocabulary = (text_config.get(key) for key in ("max_position_embeddings", "vocab_size"))
-        if most < least or (isinstance(positions, int) and most > positions):
-            raise UserError(
-                f"caption.max_tokens is {most}: expected at least caption.min_tokens ({least}) and at most the "
-                f"positions of this captioner ({positions or 'unknown'})"
-            )
-        if isinstance(vocabulary, int):
-            check_vocabulary(self.name, len(self.prompt.tokenizer), (vocabulary / 2, math.inf))
-
-    def _generation(self) -> GenerationConfig:
-        """Return the checkpoint's tokens and constraints, with the recipe's settings of decoding."""
-        config, own = self.config, copy.deepcopy(self.model.generation_config)
-        own.update(
-            do_sample=False,
-            num_beams=config.beams if config.decoding == "beam" else 1,
-            num_return_sequences=1,
-            max_length=None,
-            min_length=None,
-            max_new_tokens=config.max_tokens,
-            min_new_tokens=config.min_tokens,
-            repetition_penalty=1.0,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            cache_implementation=None,
-            return_dict_in_generate=False,
-        )
-        return own
-
 
 class ImagePrompt:
     """The prompt of a recipe, ready for images, by the processor and chat template of a checkpoint."""
@@ -186,7 +172,13 @@ class ImagePrompt:
         """
         self._name = f"captioner {str(config.captioner)!r}"
         self._size = config.image_size
-        self.processor: Any = self._load(str(config.captioner))
+        self.processor: Any = load_part(AutoProcessor, str(config.captioner))
+        missing = [part for part in ("image_processor", "tokenizer") if getattr(self.processor, part, None) is None]
+        if missing:
+            raise UserError(
+                f"{self._name} has no processor for images (no {' and no '.join(missing)}): processor_config.json or "
+                "preprocessor_config.json is missing"
+            )
         self.tokenizer: Any = self.processor.tokenizer
         self._template = getattr(self.processor, "chat_template", None) is not None
         self.text = self._write(config.prompt or "", config.system)
@@ -225,16 +217,6 @@ class ImagePrompt:
     def decode(self, tokens: list[int]) -> str:
         """Return the text of generated tokens, without special ones."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def _load(self, source: str) -> Any:
-        processor = load_part(AutoProcessor, source)
-        missing = [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]
-        if missing:
-            raise UserError(
-                f"{self._name} has no processor for images (no {' and no '.join(missing)}): processor_config.json or "
-                "preprocessor_config.json is missing"
-            )
-        return processor
 
     def _write(self, prompt: str, system: str | None) -> str:
         """Return the prompt as the model reads it: as it is, or in the chat template."""
@@ -287,8 +269,15 @@ class SharedPrefix:
         """`input_ids` [1, prompt] and `inputs` of one image. Raises FloatingPointError if scores are not finite."""
         samples, prompt = self.sampling.samples, input_ids.shape[1]
         scores, inputs = _forward(model, input_ids, inputs, is_first_iteration=True)
-        input_ids, inputs = _copied(model, samples, input_ids, inputs)
+        input_ids, inputs = model._expand_inputs_for_generation(
+            samples, model.config.is_encoder_decoder, input_ids, **inputs
+        )
+        if samples > 1:
+            cache: Any = inputs.get("cache", inputs.get("past_key_values"))
+            cache.batch_repeat_interleave(samples)
         scores = scores.expand(samples, -1)
+        ends = generation_config.eos_token_id
+        ends = torch.as_tensor([] if ends is None else ends, device=scores.device, dtype=input_ids.dtype).reshape(-1)
         numbers = torch.arange(samples, device=scores.device)
         keys = torch.full_like(numbers, self.key)
         lengths = torch.full_like(numbers, self.sampling.max_tokens)
@@ -296,7 +285,7 @@ class SharedPrefix:
             scores = process(logits_processor(input_ids, scores), input_ids[:, prompt:], self.sampling)
             tokens = draw(scores, self.sampling.top_p, keys, numbers, step)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
-            ended = _at_end(tokens, generation_config) & (lengths > step)
+            ended = torch.isin(tokens, ends) & (lengths > step)
             lengths = lengths.where(~ended, step)
             if step + 1 == self.sampling.max_tokens or bool((lengths <= step).all()):
                 break
@@ -311,20 +300,3 @@ def _forward(model: Any, input_ids: Tensor, inputs: dict[str, Any], **step: Any)
     later = {name: value for name, value in inputs.items() if name not in _PREFIX_ONLY}
     later = model._update_model_kwargs_for_generation(output, later, is_encoder_decoder=model.config.is_encoder_decoder)
     return output.logits[:, -1].to(copy=True, dtype=torch.float32), later
-
-
-def _copied(model: Any, samples: int, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """Repeat one row and its cache `samples` times."""
-    input_ids, inputs = model._expand_inputs_for_generation(
-        samples, model.config.is_encoder_decoder, input_ids, **inputs
-    )
-    cache: Any = inputs.get("cache", inputs.get("past_key_values"))
-    if samples > 1:
-        cache.batch_repeat_interleave(samples)
-    return input_ids, inputs
-
-
-def _at_end(tokens: Tensor, generation_config: Any) -> Tensor:
-    ends = generation_config.eos_token_id
-    ends = [] if ends is None else torch.as_tensor(ends, device=tokens.device).reshape(-1)
-    return torch.isin(tokens, torch.as_tensor(ends, device=tokens.device, dtype=tokens.dtype))
