@@ -11,10 +11,8 @@ from typing import Literal, Protocol
 
 from PIL import Image, ImageDraw
 
-from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import Requests
 from sgpipe.records import Box, Relation
-from sgpipe.stages.endpoint import CacheFolder
 
 ScorerKind = Literal["clip", "vlm"]
 
@@ -159,19 +157,3 @@ def _outline(
     for box, colour in reversed(list(zip(boxes, (SUBJECT_COLOUR, OBJECT_COLOUR), strict=False))):
         left, top, right, bottom = ((side - start) * scale for side, start in zip(box, (x, y, x, y), strict=True))
         pen.rectangle((left, top, max(right - 1, left), max(bottom - 1, top)), outline=colour, width=width)
-
-
-def make_scorer(settings: ScorerSettings, cache: CacheFolder | None = None) -> RelationScorer:
-    """Return a scorer, which is not loaded yet; `cache`: where a served one keeps its answers, or None.
-
-    Only its module is imported, since others may need what is not installed.
-    """
-    if settings.kind == "clip":
-        from sgpipe.stages.score.clip import ClipScorer
-
-        return ClipScorer(local_model(settings.model), settings.device, settings.gpus)
-    from sgpipe.stages.score.vlm import ServedScorer, VlmScorer
-
-    if settings.endpoint is not None:
-        return ServedScorer(settings.endpoint, settings.model, settings.requests, cache)
-    return VlmScorer(local_model(settings.model), settings.device, settings.dtype, settings.gpus)

@@ -28,7 +28,8 @@ from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.endpoint import CacheFolder
-from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings, Unscored, make_scorer
+from sgpipe.stages.score.build import make_scorer
+from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings, Unscored
 from sgpipe.stages.tag.methods import candidates, check_tagger
 from sgpipe.utils.compiling import Compiled, compile_forward
 from sgpipe.utils.devices import pick_device, pick_dtype
