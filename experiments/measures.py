@@ -14,7 +14,7 @@ from experiments.plan import SPLITS, Stage
 from experiments.workshop import Drawn, Network, Workshop
 from rlip_model.evaluation.inputs import Array
 from rlip_model.training.validation import RelationScores
-from sgpipe.evaluation.benchmarks.evaluate import HicoOptions, ModelRun, PredictionFiles, score_hico
+from sgpipe.evaluation.benchmarks.evaluate import ModelRun, PredictionFiles, score_hico
 from sgpipe.evaluation.label_quality.comparison import label_quality
 from sgpipe.evaluation.result import Interval, Resampling, compare_paired
 from sgpipe.inference.predictor import predict
@@ -45,7 +45,7 @@ def resampling(workshop: Workshop, measure: str, stage: Stage, network: Network)
     if stage.kind == "tagger":
         return of_pairs(score_network(network.folder, stage.load_recipe({}), drawn.all_relations), measure)
     written = predictions(workshop, network, drawn)
-    result = score_hico(PredictionFiles(written, drawn.annotations, drawn.classes), HicoOptions())
+    result = score_hico(PredictionFiles(written, drawn.annotations, drawn.classes))
     assert result.resampling is not None
     summary = result.resampling.summary
     return replace(result.resampling, summary=lambda counts: {measure: summary(counts)["mAP"]})

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.miniworld.network_quality import measure_network, network_recipe
-from sgpipe.evaluation.benchmarks.evaluate import HicoOptions, ModelRun, score_hico
+from sgpipe.evaluation.benchmarks.evaluate import ModelRun, score_hico
 from sgpipe.evaluation.box_quality import evaluate_boxes
 from sgpipe.evaluation.label_quality.comparison import label_quality
 from sgpipe.evaluation.label_quality.measures import Quality
@@ -58,7 +58,7 @@ def measure_detector(network: Path, recipe: TrainRecipe, split: str, images: int
         files = MiniworldFiles(Path(folder) / "drawn")
         files.make(MiniworldConfig.model_validate({"images": images, "seed": seed, "split": split}))
         model = ModelRun(model=network, data=files.all_relations, classes=files.world / INTERACTION_CLASSES)
-        interactions = score_hico(model, HicoOptions(), zero_shot=True)
+        interactions = score_hico(model, zero_shot=True)
         threshold = load_recipe("miniworld").detect.threshold
         boxes = _detect(network, files.world, Path(folder) / "boxes.json")
         run = _label(network, files.world, Path(folder) / "run")

@@ -22,13 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from experiments.miniworld.cards import TrainingCost
-from experiments.miniworld.judge import (
-    JudgeConfig,
-    build_judge,
-    normalised,
-    save_judge,
-    save_tokenizer,
-)
+from experiments.miniworld.judge import JudgeConfig, build_judge, normalised, save_judge, save_tokenizer
 from experiments.miniworld.judge_data import NO_TEXT, JudgeData, claim_texts, render_judge_data
 from experiments.miniworld.optimisation import Optimisation
 from sgpipe.utils.console import Progress, run_command

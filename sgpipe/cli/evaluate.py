@@ -142,13 +142,12 @@ def hico(
 
       sgpipe eval hico --predictions predictions.json --annotations test_hico.json --json
     """
-    from sgpipe.evaluation.benchmarks.evaluate import HicoOptions, score_hico
-
-    options = HicoOptions(setting, known_object, pair_nms)
+    from sgpipe.evaluation.benchmarks.evaluate import score_hico
 
     def evaluate(other: Path | None) -> EvaluationResult:
         given = inputs.given(annotations, classes, other)
-        return score_hico(given, options, zero_shot=zero_shot)
+        how = {"known_object": known_object, "pair_nms": pair_nms, "zero_shot": zero_shot}
+        return score_hico(given, setting=setting, **how)
 
     report.run_and_report(evaluate, plot)
 

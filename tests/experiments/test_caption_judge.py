@@ -2,12 +2,7 @@
 
 import pytest
 
-from experiments.miniworld.caption_quality import (
-    CaptionJudge,
-    ObjectsOnlyGuess,
-    correct_rate,
-    truth_of,
-)
+from experiments.miniworld.caption_quality import CaptionJudge, ObjectsOnlyGuess, correct_rate, truth_of
 from sgpipe.miniworld.captions import canonical_caption, scene_captions
 from sgpipe.miniworld.scene import random_scene, scene_generator
 

@@ -18,19 +18,13 @@ from typing import Any, Literal
 import numpy as np
 
 from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
-from rlip_model.evaluation.hico_classes import SETTINGS, Setting, possible_interactions, split
+from rlip_model.evaluation.hico_classes import Setting, possible_interactions, split
 from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage, PredictedPairs
 from rlip_model.evaluation.open_images import OpenImagesScores, OpenImagesSettings, PhraseOrder, evaluate_open_images
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
-from rlip_model.evaluation.vcoco import (
-    Actions,
-    People,
-    PredictedPeople,
-    VcocoScores,
-    evaluate_vcoco,
-)
+from rlip_model.evaluation.vcoco import Actions, People, PredictedPeople, VcocoScores, evaluate_vcoco
 from rlip_model.evaluation.vcoco_files import AGENT, people_images, read_actions, read_people, read_predicted_people
 from rlip_model.evaluation.visual_genome import (
     GraphImage,
@@ -75,23 +69,6 @@ SPLIT = "test"  # the split of records that are only evaluated
 MOST_PAIRS = 100  # per image of a scene graph, as the evaluator considers 100 triplets
 
 Suppression = Literal["none", "published", "repaired"]
-
-
-@dataclass(frozen=True)
-class HicoOptions:
-    """HICO-DET's protocol.
-
-    setting: how classes are grouped. known_object: evaluate a class only on images with its object.
-    pair_nms: suppress overlapping pairs.
-    """
-
-    setting: Setting = "default"
-    known_object: bool = False
-    pair_nms: bool = False
-
-    def __post_init__(self) -> None:
-        if self.setting not in SETTINGS:
-            raise UserError(f"unknown setting {self.setting!r}: expected one of {', '.join(SETTINGS)}")
 
 
 @dataclass(frozen=True)
@@ -144,10 +121,19 @@ class ModelRun(InferenceConfig):
         return list_row_groups(self.data, self.split, self.images)
 
 
-def score_hico(given: PredictionFiles | ModelRun, options: HicoOptions, *, zero_shot: bool = False) -> EvaluationResult:
+def score_hico(
+    given: PredictionFiles | ModelRun,
+    *,
+    setting: Setting = "default",
+    known_object: bool = False,
+    pair_nms: bool = False,
+    zero_shot: bool = False,
+) -> EvaluationResult:
     """Evaluate interactions of persons by HICO-DET's protocol, also of other classes.
 
     Args:
+        setting: how classes are grouped. known_object: evaluate a class only on images with its object.
+        pair_nms: suppress overlapping pairs.
         zero_shot: with a model, leave out pairs whose subject looks like another class, as for models that were not
             fine-tuned.
     """
@@ -169,14 +155,14 @@ def score_hico(given: PredictionFiles | ModelRun, options: HicoOptions, *, zero_
             source = _hico_source(given.annotations, given.classes)
         images = _predicted_pairs(source, config, given.row_groups(), found)
     official = classes == HICO.classes
-    if not official and options.setting != "default":
-        raise UserError(f"--setting {options.setting} groups HICO-DET's classes, but these are others")
+    if not official and setting != "default":
+        raise UserError(f"--setting {setting} groups HICO-DET's classes, but these are others")
     possible = possible_interactions() if official else np.ones((len(classes.relations), len(classes.objects)))
-    settings = HicoSettings(possible, PairSuppression() if options.pair_nms else None, options.known_object)
+    settings = HicoSettings(possible, PairSuppression() if pair_nms else None, known_object)
     with _explained(given.name):
         scores = evaluate_hico(found.named(images), settings)
-    parts = split(options.setting)
-    names = ("rare", "non-rare") if options.setting in ("default", "NF") else ("unseen", "seen")
+    parts = split(setting)
+    names = ("rare", "non-rare") if setting in ("default", "NF") else ("unseen", "seen")
     groups = dict(zip(names, (parts.rare, parts.non_rare), strict=True)) if official else {}
     renamed = {"mAP rare": f"mAP {names[0]}", "mAP non-rare": f"mAP {names[1]}"}
 
@@ -187,7 +173,7 @@ def score_hico(given: PredictionFiles | ModelRun, options: HicoOptions, *, zero_
 
     return found.result(
         "HICO-DET" if official else "HICO-DET's protocol",
-        {"setting": options.setting, "known_object": options.known_object, "pair_nms": options.pair_nms},
+        {"setting": setting, "known_object": known_object, "pair_nms": pair_nms},
         scores,
         summary,
         class_rows(scores.per_class, _triplet_names(scores.per_class, settings.classes, classes)),

@@ -13,17 +13,7 @@ from typer.testing import CliRunner, Result
 from sgpipe.cli.main import app
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Box, Record, Relation
-from tests.sgpipe.cli.test_evaluate import (
-    COCO,
-    DETECTION,
-    FOUND,
-    GRAPH,
-    HOLD,
-    RIDE,
-    VERB,
-    annotated,
-    predicted,
-)
+from tests.sgpipe.cli.test_evaluate import COCO, DETECTION, FOUND, GRAPH, HOLD, RIDE, VERB, annotated, predicted
 from tests.sgpipe.stats.runs import make_shards
 
 IMAGES = 12
