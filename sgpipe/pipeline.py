@@ -95,19 +95,19 @@ class SceneGraph:
         relations = shown(self.record.relations, threshold, len(self.record.relations))
         return [RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
 
-    def draw(self, threshold: float = TRAINING_CONFIDENCE, width: int = 960, most: int = 30) -> Image.Image:
-        """The image with at most `most` relations drawn on it and listed below, the most confident first.
+    def draw(self, threshold: float = TRAINING_CONFIDENCE, width: int = 960, limit: int = 30) -> Image.Image:
+        """The image with at most `limit` relations drawn on it and listed below, the most confident first.
 
         The image is grey if its file can no longer be read.
 
-        Raises UserError: the threshold is not 0 to 1, `width` not 1 to 16,384 pixels, or `most` is negative.
+        Raises UserError: the threshold is not 0 to 1, `width` not 1 to 16,384 pixels, or `limit` is negative.
         """
         check_share("threshold", threshold)
         if not 1 <= width <= _WIDEST:
             raise UserError(f"width={width}: expected 1 to {_WIDEST:,} pixels")
-        if most < 0:
-            raise UserError(f"most={most}: expected a number of relations, 0 or more")
-        relations = shown(self.record.relations, threshold, most)
+        if limit < 0:
+            raise UserError(f"limit={limit}: expected a number of relations, 0 or more")
+        relations = shown(self.record.relations, threshold, limit)
         return draw_card(self.image or self._open(), self.record, relations, width)
 
     def _open(self) -> Image.Image | None:

@@ -238,7 +238,7 @@ def labels(
     *,
     pred: Annotated[Place, reads_stored("Folder of a run of `sgpipe generate`, or its object store.")],
     truth: GroundTruthFolder = None,
-    wanted: Annotated[
+    targets: Annotated[
         Place | None, reads_stored("Shards with the target relations for recall. Default: all of the ground truth.")
     ] = None,
     source: Annotated[
@@ -264,13 +264,13 @@ def labels(
     from sgpipe.storage.run_folder import GroundTruth
 
     own = _ground_truth(pred, truth)
-    ground_truth = GroundTruth(own.relations, wanted or own.required, image_data or own.image_data)
+    ground_truth = GroundTruth(own.relations, targets or own.required, image_data or own.image_data)
     texts = load_predicate_synonyms(synonyms) if synonyms else None
 
     def evaluate(other: Path | None) -> EvaluationResult:
         run = other or pred
         quality = label_quality(run, ground_truth, source=source, threshold=threshold, synonyms=texts, iou=iou)
-        truths = {"truth": ground_truth.relations, "wanted": ground_truth.required}
+        truths = {"truth": ground_truth.relations, "targets": ground_truth.required}
         paths = {"pred": run, **truths, "synonyms": synonyms, "image_data": ground_truth.image_data}
         return label_report(quality, iou=iou, **{name: text_of(path) for name, path in paths.items() if path})
 

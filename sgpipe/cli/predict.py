@@ -57,7 +57,9 @@ def predict(
             help="Benchmark whose evaluator reads the file. Default: hico; for .parquet, what fits the model."
         ),
     ] = None,
-    most: Annotated[int, typer.Option(min=1, help="Triplets to keep per image (vg: pairs), best first.")] = 100,
+    limit: Annotated[
+        int, typer.Option("--per-image", min=1, help="Triplets to keep per image (vg: pairs), best first.")
+    ] = 100,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="hico: drop pairs whose subject is not classified as a person.")
     ] = False,
@@ -81,7 +83,7 @@ def predict(
         raise UserError(f"--out {out}: expected a file that ends in .json or .parquet")
     sides = _sides(short_side, long_side)
     run = ModelRun(model=model, data=data, classes=classes, sides=sides, **inference.as_arguments())
-    written = _write(run, out, form, most, zero_shot)
+    written = _write(run, out, form, limit, zero_shot)
     if not written.images:
         raise UserError(f"no image could be read: {written.reason}")
     if json_:
@@ -103,7 +105,7 @@ def _sides(short_side: int | None, long_side: int | None) -> tuple[int, int] | N
     return short_side, long_side
 
 
-def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, zero_shot: bool) -> WriteSummary:
+def _write(run: ModelRun, out: Path, form: PredictionFormat | None, limit: int, zero_shot: bool) -> WriteSummary:
     import rlip_model.evaluation.hico_classes as hico
     from sgpipe.evaluation.benchmarks.pairs import hoia_schema_of
     from sgpipe.inference.predictor import predict as predict_images
@@ -115,7 +117,7 @@ def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, z
     if form in ("vg", "vcoco"):
         if parquet:
             raise UserError(f"--form {form} needs every score of a pair, which .parquet lacks: write .json")
-        return _write_whole_pairs(run, out, form, most)
+        return _write_whole_pairs(run, out, form, limit)
     if form is None and parquet:
         subjects = load_detector(run.model).config.subject_class
         form = "openimages" if subjects else "hico"
@@ -126,19 +128,19 @@ def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, z
     hico_det = form != "openimages" and config.classes == HICO.classes
     possible = hico.possible_interactions() if hico_det else None
     if parquet:
-        return write_parquet(predict_images(config, run.row_groups()), out, config.classes, most, possible)
+        return write_parquet(predict_images(config, run.row_groups()), out, config.classes, limit, possible)
     schema = run.hoia_schema() or hoia_schema_of(config.classes)
-    return write_hoia(predict_images(config, run.row_groups()), out, schema, key, most, possible)
+    return write_hoia(predict_images(config, run.row_groups()), out, schema, key, limit, possible)
 
 
-def _write_whole_pairs(run: ModelRun, out: Path, form: PredictionFormat, most: int) -> WriteSummary:
+def _write_whole_pairs(run: ModelRun, out: Path, form: PredictionFormat, limit: int) -> WriteSummary:
     """Write predictions for evaluators that need the scores of all predicates of a pair."""
     from sgpipe.inference.predictor import predict as predict_images
     from sgpipe.inference.writers import PeopleConverter, vcoco_actions, write_graphs, write_vcoco
 
     if form == "vg":
         graphs = run.config("scene graph")
-        return write_graphs(predict_images(graphs, run.row_groups()), out, graphs.classes, most)
+        return write_graphs(predict_images(graphs, run.row_groups()), out, graphs.classes, limit)
     config = run.config("hoi")
     converter = PeopleConverter(config.classes, vcoco_actions(config.classes.relations))
     return write_vcoco(predict_images(config, run.row_groups()), out, converter)

@@ -77,7 +77,7 @@ class WorkerProcess:
 
 
 class LocalEngine:
-    """See `Engine`. `most`: the number of workers that the CPUs or GPUs of this machine allow."""
+    """See `Engine`. `max_workers`: the number of workers that the CPUs or GPUs of this machine allow."""
 
     def __init__(self, stages: StageBuilder) -> None:
         resources, cpus = stages.resources, stages.recipe.engine.cpus or usable_cpus()
@@ -87,7 +87,7 @@ class LocalEngine:
         share, name = max((each.cpus, name) for each, name in zip(resources, stages.names, strict=True))
         if share > cpus:
             raise UserError(f"{name} takes {share:g} CPUs, but only {cpus} can be used: lower {name}.resources.cpus")
-        self.most = min([*actors, self._gpus or int(cpus // share)])
+        self.max_workers = min([*actors, self._gpus or int(cpus // share)])
         self.workers: Mapping[tuple[str, ...], int] = {}
         self._processes: list[WorkerProcess] = []
 
@@ -98,10 +98,10 @@ class LocalEngine:
     def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
         rows = sum(unit.rows for unit in units)
         self._stages = replace(stages, recipe=_without_hidden_gpus(stages.recipe))
-        self._first = min(self.most, max(1, rows // _IMAGES_PER_WORKER))
-        self.workers = {tuple(stages.names): self.most}
+        self._first = min(self.max_workers, max(1, rows // _IMAGES_PER_WORKER))
+        self.workers = {tuple(stages.names): self.max_workers}
         progress.say(f"{count(self._first, 'worker process', 'worker processes')}: {' + '.join(stages.names)}")
-        return cut_units(units, stages.recipe.engine.unit_size, self.most)
+        return cut_units(units, stages.recipe.engine.unit_size, self.max_workers)
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
@@ -139,7 +139,7 @@ class LocalEngine:
                 patience_ends = min(patience_ends, time.monotonic() + _PATIENCE)
                 yield value
             if left and time.monotonic() > patience_ends:
-                target, patience_ends = min(2 * target, self.most), time.monotonic() + _PATIENCE
+                target, patience_ends = min(2 * target, self.max_workers), time.monotonic() + _PATIENCE
 
     def close(self) -> None:
         """End all workers."""

@@ -55,8 +55,8 @@ class TopTriplets:
     score: Array
 
     @classmethod
-    def of(cls, pairs: PredictedPairs, most: int, possible: Array | None = None) -> TopTriplets:
-        """The `most` best triplets.
+    def of(cls, pairs: PredictedPairs, limit: int, possible: Array | None = None) -> TopTriplets:
+        """The `limit` best triplets.
 
         Args:
             possible: `[predicates, objects]`, 0 for impossible combinations, which get score 0, as in evaluators.
@@ -65,7 +65,7 @@ class TopTriplets:
         if possible is not None:
             scores = np.where(possible.T[pairs.object_labels] == 0, np.float32(0), scores)
         flat = scores.reshape(-1)
-        chosen = largest(flat, most)
+        chosen = largest(flat, limit)
         chosen = chosen[flat[chosen] != NOT_PREDICTED]
         pair, predicate = np.divmod(chosen, max(scores.shape[1], 1))
         return cls(pair, predicate, flat[chosen])
@@ -80,7 +80,7 @@ def write_hoia(
     out: Path,
     schema: HoiaSchema,
     key: str,
-    most: int,
+    limit: int,
     possible: Array | None = None,
 ) -> WriteSummary:
     """Write the best triplets of each image in the HOIA format, for `sgpipe eval hico` and `sgpipe eval openimages`.
@@ -90,13 +90,13 @@ def write_hoia(
     Args:
         schema: category ids, in the order of the classes.
         key: name of the list of relations in the file.
-        most: triplets per image.
+        limit: triplets per image.
         possible: see `TopTriplets.of`.
     """
     objects, relations = list(schema.objects), list(schema.relations)
 
     def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
-        top = TopTriplets.of(pairs, most, possible)
+        top = TopTriplets.of(pairs, limit, possible)
         kept, index = np.unique(top.pair, return_inverse=True)  # in the order of the queries, which breaks ties
         boxes = [
             {"bbox": box, "category_id": objects[label]}
@@ -116,24 +116,26 @@ def write_hoia(
     return write_json_list(predictions, out, items, schema)
 
 
-def write_graphs(predictions: Iterable[ImagePrediction], out: Path, classes: DatasetClasses, most: int) -> WriteSummary:
-    """Write the `most` best pairs of each image with the scores of all predicates, for `sgpipe eval vg`."""
+def write_graphs(
+    predictions: Iterable[ImagePrediction], out: Path, classes: DatasetClasses, limit: int
+) -> WriteSummary:
+    """Write the `limit` best pairs of each image with the scores of all predicates, for `sgpipe eval vg`."""
     schema = HoiaSchema(HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1)))
 
     def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
-        graph = {name: values.tolist() for name, values in vars(predicted_graph(pairs, most)).items()}
+        graph = {name: values.tolist() for name, values in vars(predicted_graph(pairs, limit)).items()}
         return [{"image_id": prediction.row.image_id, **graph}]
 
     return write_json_list(predictions, out, items, schema)
 
 
-def predicted_graph(pairs: PredictedPairs, most: int) -> PredictedGraph:
-    """The `most` best pairs by the score of their best predicate, each pair with two boxes of its own.
+def predicted_graph(pairs: PredictedPairs, limit: int) -> PredictedGraph:
+    """The `limit` best pairs by the score of their best predicate, each pair with two boxes of its own.
 
     Labels start at 1. The scores of predicates already include those of the boxes (subject x object x predicate), so
     boxes have score 1.
     """
-    order = largest(pairs.scores.max(1, initial=0.0), most)
+    order = largest(pairs.scores.max(1, initial=0.0), limit)
     count = len(order)
     scores = pairs.scores[order]
     return PredictedGraph(
@@ -274,14 +276,18 @@ _ROWS_PER_WRITE = 512
 
 
 def write_parquet(
-    predictions: Iterable[ImagePrediction], out: Path, classes: DatasetClasses, most: int, possible: Array | None = None
+    predictions: Iterable[ImagePrediction],
+    out: Path,
+    classes: DatasetClasses,
+    limit: int,
+    possible: Array | None = None,
 ) -> WriteSummary:
     """Write the best triplets of each image by name, with boxes as pixel xyxy.
 
     `pair` is the index of a triplet's pair in the image; `error` says why an image has no triplets.
 
     Args:
-        most: triplets per image.
+        limit: triplets per image.
         possible: see `TopTriplets.of`.
     """
     summary, rows = WriteSummary(), list[dict[str, Any]]()
@@ -290,7 +296,7 @@ def write_parquet(
             summary.add(prediction)
             row = {name: getattr(prediction.row, name) for name in _IMAGE}
             if (pairs := prediction.pairs) is not None:
-                top = TopTriplets.of(pairs, most, possible)
+                top = TopTriplets.of(pairs, limit, possible)
                 columns = {
                     "pair": top.pair.tolist(),
                     "subject": [classes.objects[number] for number in pairs.subject_labels[top.pair]],

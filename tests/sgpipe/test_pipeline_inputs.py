@@ -228,16 +228,16 @@ def test_arguments_of_another_kind_are_refused(arguments, reason):
         Pipeline(**arguments)
 
 
-def test_missing_models_and_files_are_refused_when_a_pipeline_is_made():
+def test_missing_models_and_files_are_refused_when_a_pipeline_is_made(tmp_path):
     for name in ("detector", "captioner", "tagger", "boxes"):
-        with pytest.raises(UserError, match=r"^no such (folder|file): /nowhere$"):
-            Pipeline(**{name: "/nowhere"})
+        with pytest.raises(UserError, match=rf"^no such (folder|file): {tmp_path}/nowhere$"):
+            Pipeline(**{name: f"{tmp_path}/nowhere"})
 
 
 def test_drawings_have_a_size_that_fits_in_memory(pipeline, file):
     graph = pipeline(file)
-    for options in ({"width": 0}, {"width": -1}, {"width": 10**9}, {"most": -1}):
+    for options in ({"width": 0}, {"width": -1}, {"width": 10**9}, {"limit": -1}):
         [(name, value)] = options.items()
         with pytest.raises(UserError, match=f"^{name}={value}: expected"):
             graph.draw(**options)
-    assert graph.draw(most=0, width=1).width == 1
+    assert graph.draw(limit=0, width=1).width == 1

@@ -90,7 +90,7 @@ def test_unreadable_images_are_reported(drawn_run: Path, network: Path, tmp_path
 
 def test_a_parquet_file_holds_the_best_triplets_by_name(drawn_run: Path, network: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "predictions.parquet"
-    options = ["--most", "7", "--short-side", "48", "--long-side", "64", "--device", "cpu"]
+    options = ["--per-image", "7", "--short-side", "48", "--long-side", "64", "--device", "cpu"]
     result = CliRunner().invoke(app, ["predict", str(network), "--data", str(drawn_run), "--out", str(out), *options])
     assert result.exit_code == 0, result.output
     rows = pq.read_table(out).to_pylist()
