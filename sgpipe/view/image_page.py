@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,7 +23,7 @@ from sgpipe.stats.gallery import make_card
 from sgpipe.storage.index import Index, RecordView, read_record
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.console import single_line
-from sgpipe.view.provenance import Provenance, explain
+from sgpipe.view.provenance import Provenance, Values
 from sgpipe.view.search import Filters, Hit, neighbours
 from sgpipe.view.web import (
     Viewer,
@@ -42,41 +42,30 @@ from sgpipe.viz.draw_relations import colour_of, object_names
 SAME_OBJECT = 0.5  # IoU from which on boxes of a class are the same object
 
 
-@dataclass(frozen=True)
-class ImageComparison:
-    """The relations of an image in two runs, each in their order.
-
-    Attributes:
-        objects: the objects that both have: index in the first, index in the second.
-        both: relations with the same predicate between the same objects.
-        here: only in the first. there: only in the second.
-    """
-
-    objects: dict[int, int]
-    both: list[tuple[Relation, Relation]]
-    here: list[Relation]
-    there: list[Relation]
+Compared: TypeAlias = tuple[list[tuple[Relation, Relation]], list[Relation], list[Relation]]
 
 
 def compare_images(
     objects: Sequence[Box], relations: Sequence[Relation], others: Sequence[Box], other_relations: Sequence[Relation]
-) -> ImageComparison:
+) -> Compared:
     """Compare an image's relations in two runs, whose boxes may differ.
 
     Args:
         relations, other_relations: without repetition, between existing objects.
+
+    Returns:
+        relations with the same predicate between the same objects; those that are only here, and only there.
     """
     same = match_objects(objects, others)
     waiting = {(found.subject, found.object, found.predicate): found for found in other_relations}
     both, here = [], []
     for relation in relations:
-        key = (same.get(relation.subject, -1), same.get(relation.object, -1), relation.predicate)
-        other = waiting.pop(key, None)
+        other = waiting.pop((same.get(relation.subject, -1), same.get(relation.object, -1), relation.predicate), None)
         if other is None:
             here.append(relation)
         else:
             both.append((relation, other))
-    return ImageComparison(same, both, here, list(waiting.values()))
+    return both, here, list(waiting.values())
 
 
 def match_objects(first: Sequence[Box], second: Sequence[Box]) -> dict[int, int]:
@@ -98,8 +87,6 @@ def match_objects(first: Sequence[Box], second: Sequence[Box]) -> dict[int, int]
             taken.add(column)
     return matches
 
-
-Values: TypeAlias = dict[str, Any]
 
 MOST_RELATIONS = 1000  # of an image that a page lists
 _IN_GRAPH = 20
@@ -185,20 +172,58 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         `total` (how many there are), `captions`, `statements` (one per triplet), `candidates` (by "subject-object"),
         `graph` (a `Card`), and `why` (why there is no relation, or None).
     """
-    record = view.record
+    record, provenance = view.record, Provenance(view.record, run)
     relations = existing_relations(record)
     shown = _most_confident(relations, MOST_RELATIONS, chosen)
-    provenance = explain(record, run)
-    agreement, opinion = _by_relation(view, view.agreement), _by_relation(view, view.opinion)
-    pairs = dict.fromkeys((relation.subject, relation.object) for relation in shown)
+    names = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
+    box_scores: Sequence[float | None] = record.box_scores or [None] * len(record.objects)
+    scores = {  # the last of a repeated relation
+        name: {_key(relation): score for relation, score in zip(record.relations, values or [], strict=False)}
+        for name, values in (("agreement", view.agreement), ("opinion", view.opinion))
+    }
+
+    def values_of(relation: Relation) -> Values:
+        pair, key = provenance.candidates[relation.subject, relation.object], _key(relation)
+        own, others = provenance.stating(relation)
+        return {
+            "key": key,
+            **asdict(relation),
+            "rank": next(found["rank"] for found in pair if found["predicate"] == relation.predicate),
+            **{name: found.get(key) for name, found in scores.items()},
+            "origin": provenance.origin(relation),
+            "stated": own,
+            "elsewhere": others,
+        }
+
     values = {
-        "image": _image(view),
-        "objects": _objects(record),
-        "relations": [_relation(relation, provenance, agreement, opinion) for relation in shown],
+        "image": {
+            **{name: getattr(record, name) for name in names},
+            "photo": photo_url(record.split, record.image_id),
+            "shard": view.shard,
+            "row": view.row,
+        },
+        "objects": [
+            {
+                "name": name,
+                "category": box.category,
+                "box": box.bbox,
+                "score": score,
+                "colour": colour_of(index),
+                "crowd": box.iscrowd,
+                "missing": box.is_nothing,
+            }
+            for index, (box, name, score) in enumerate(
+                zip(record.objects, object_names(record.objects), box_scores, strict=True)
+            )
+        ],
+        "relations": [values_of(relation) for relation in shown],
         "total": len(relations),
         "captions": [asdict(caption) for caption in record.captions],
-        "statements": [asdict(statement) for statement in provenance.statements],
-        "candidates": {f"{s}-{o}": [asdict(found) for found in provenance.candidates[s, o]] for s, o in pairs},
+        "statements": provenance.statements,
+        "candidates": {
+            f"{subject}-{object_}": provenance.candidates[subject, object_]
+            for subject, object_ in dict.fromkeys((relation.subject, relation.object) for relation in shown)
+        },
         "threshold": provenance.settings.threshold,
         "graph": _graph(record, _most_confident(relations, _IN_GRAPH, chosen)),
         "why": None if relations else without_relations(record, corrected=provenance.settings.corrected),
@@ -251,54 +276,6 @@ def _key(relation: Relation) -> str:
     return relation_key(relation.subject, relation.object, relation.predicate)
 
 
-def _image(view: RecordView) -> Values:
-    record = view.record
-    names = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
-    return {
-        **{name: getattr(record, name) for name in names},
-        "photo": photo_url(record.split, record.image_id),
-        "shard": view.shard,
-        "row": view.row,
-    }
-
-
-def _objects(record: Record) -> list[Values]:
-    scores: Sequence[float | None] = record.box_scores or [None] * len(record.objects)
-    rows = zip(record.objects, object_names(record.objects), scores, strict=True)
-    return [
-        {
-            "name": name,
-            "category": box.category,
-            "box": box.bbox,
-            "score": score,
-            "colour": colour_of(index),
-            "crowd": box.iscrowd,
-            "missing": box.is_nothing,
-        }
-        for index, (box, name, score) in enumerate(rows)
-    ]
-
-
-def _relation(relation: Relation, provenance: Provenance, agreement: Values, opinion: Values) -> Values:
-    own, others = provenance.stating(relation)
-    candidates = provenance.candidates[relation.subject, relation.object]
-    found = next(found for found in candidates if found.predicate == relation.predicate)
-    return {
-        "key": _key(relation),
-        **asdict(relation),
-        "rank": found.rank,
-        "agreement": agreement.get(_key(relation)),
-        "opinion": opinion.get(_key(relation)),
-        "origin": provenance.origin(relation),
-        "stated": own,
-        "elsewhere": others,
-    }
-
-
-def _by_relation(view: RecordView, scores: Sequence[Any] | None) -> Values:
-    return {_key(relation): score for relation, score in zip(view.record.relations, scores or [], strict=False)}
-
-
 def _graph(record: Record, relations: Sequence[Relation]) -> Values:
     """The scene graph, laid out; edges have the keys of their relations."""
     card = make_card(record, None, relations)
@@ -327,16 +304,16 @@ def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> 
     if view is None:
         return {"title": title, "lacks": "It does not have this image."}
     values = image_values(view, viewer.other.run)
-    found = compare_images(
+    both, here, there = compare_images(
         record.objects, existing_relations(record), view.record.objects, existing_relations(view.record)
     )
     # Where the confidences of the runs differ most comes first.
-    both = sorted(found.both, key=lambda pair: -abs(_doubt(pair[0]) - _doubt(pair[1])))
+    both.sort(key=lambda pair: -abs(_doubt(pair[0]) - _doubt(pair[1])))
     return {
         "title": title,
         "lacks": None,
         **{name: values[name] for name in ("image", "objects", "relations", "total", "why")},
         "both": [[_key(first), _key(second)] for first, second in both],
-        "here": [_key(relation) for relation in sorted(found.here, key=_doubt)],
-        "there": [_key(relation) for relation in sorted(found.there, key=_doubt)],
+        "here": [_key(relation) for relation in sorted(here, key=_doubt)],
+        "there": [_key(relation) for relation in sorted(there, key=_doubt)],
     }

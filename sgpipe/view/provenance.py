@@ -7,8 +7,9 @@ pair stage. Where a triplet's words stand in its caption is not stored; `mark_wo
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from sgpipe.records import Record, Relation, Triplet
@@ -16,7 +17,7 @@ from sgpipe.stages.pair import normalise_predicate, split_words
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
 
-Role: TypeAlias = Literal["subject", "predicate", "object"]
+Values: TypeAlias = dict[str, Any]
 Match: TypeAlias = Literal["none", "same name", "other form", "head noun", "synonym", "substring"]
 
 _WRONG_SIDE = 40  # characters of distance that a subject after its predicate counts as
@@ -61,80 +62,39 @@ def _settings(identity: Any, name: str) -> Mapping[str, Any]:
     return part if isinstance(part, Mapping) else {}
 
 
-@dataclass(frozen=True)
-class Mark:
-    """Characters `start` to `stop` of a caption, in UTF-16 units as JavaScript counts them."""
-
-    role: Role
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Noun:
-    """A noun phrase of a triplet, its head noun, and how it met the class of a box."""
-
-    phrase: str
-    head: str
-    category: str | None
-    match: Match
-
-
-@dataclass(frozen=True)
-class Statement:
-    """A triplet as its caption states it; no marks where its words are not found."""
-
-    caption: int
-    subject: Noun
-    predicate: str
-    lemma: str
-    object: Noun
-    marks: list[Mark]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A predicate that a pair of boxes may carry.
-
-    Attributes:
-        confidence: None if it is not known: not a relation of the run, or one without confidence.
-        rank: 1 for the highest confidence of the pair; None without one.
-        relation: whether it is a relation of the run.
-        own: whether it is among the pair's candidates; False for what an annotation or another pair brought in.
-    """
-
-    predicate: str
-    confidence: float | None
-    rank: int | None
-    relation: bool
-    own: bool
-
-
-@dataclass(frozen=True)
 class Provenance:
-    """Where the relations of one image come from.
+    """Where the relations of one image come from, as plain values.
 
     Attributes:
-        statements: one for each triplet of the record.
-        candidates: of each pair that has candidates or relations, by descending confidence, then as in the shard.
+        settings: of the run.
+        statements: one for each triplet of the record as its caption states it: the number of the `caption`, `subject`
+            and `object` (the phrase, its head noun, and how it met the class of a box), `predicate` and its lemma, and
+            `marks`, which are missing where the words are not found.
+        candidates: the predicates of each pair that has candidates or relations, by descending confidence, then as in
+            the shard: `confidence` (None: unknown), `rank` by it, whether it is a `relation` of the run, and whether it
+            is the pair's `own` candidate, and not what an annotation or another pair brought in.
     """
 
-    statements: list[Statement]
-    candidates: dict[tuple[int, int], list[Candidate]]
-    settings: PairSettings
-    _stated: dict[str, list[int]] = field(repr=False)
-    _categories: list[str] = field(repr=False)
-    _captions: int = 0
+    def __init__(self, record: Record, run: Mapping[str, Any]) -> None:
+        """run: the header of the run's manifest."""
+        self.settings = PairSettings.of(run)
+        substring = self.settings.match == "substring"
+        self.statements = [_statement(triplet, record, substring) for triplet in record.triplets]
+        self.candidates = _candidates(record)
+        self._categories = [box.category for box in record.objects]
+        self._captions = len(record.captions)
+        self._stated: dict[str, list[int]] = defaultdict(list)  # the numbers of statements, by predicate
+        for number, triplet in enumerate(record.triplets):
+            self._stated[triplet.predicate if substring else normalise_predicate(triplet.predicate)].append(number)
 
     def stating(self, relation: Relation) -> tuple[list[int], list[int]]:
         """The statements with the relation's predicate: those about its two classes, and those about others."""
-        classes = tuple(self._categories[index] for index in (relation.subject, relation.object))
-        own: list[int] = []
-        others: list[int] = []
+        classes = [self._categories[index] for index in (relation.subject, relation.object)]
+        found: tuple[list[int], list[int]] = ([], [])
         for number in self._stated.get(relation.predicate, ()):
-            found = self.statements[number]
-            (own if (found.subject.category, found.object.category) == classes else others).append(number)
-        return own, others
+            own = [self.statements[number][end]["category"] for end in ("subject", "object")] == classes
+            found[not own].append(number)
+        return found
 
     def origin(self, relation: Relation) -> str:
         """One sentence: why the pair has this predicate."""
@@ -143,7 +103,7 @@ class Provenance:
             return f"It {annotated}was confirmed, changed or added by a person (sgpipe correct)."
         own, others = self.stating(relation)
         candidates = self.candidates[relation.subject, relation.object]
-        is_candidate = any(found.own and found.predicate == relation.predicate for found in candidates)
+        is_candidate = any(found["own"] and found["predicate"] == relation.predicate for found in candidates)
         if is_candidate and self.settings.candidates == "prior":
             return "The prior dataset relates these two classes like this (pair.candidates: prior)."
         if own:
@@ -161,35 +121,31 @@ class Provenance:
 
     def _captions_of(self, statements: list[int]) -> str:
         """How many captions make these statements, as the beginning of a sentence."""
-        stating = len({self.statements[number].caption for number in statements})
+        stating = len({self.statements[number]["caption"] for number in statements})
         return f"{stating} of {count(self._captions, 'caption')} {'states' if stating == 1 else 'state'}"
 
 
-def explain(record: Record, run: Mapping[str, Any]) -> Provenance:
-    """The provenance of the record's relations. `run` is the header of the run's manifest."""
-    settings = PairSettings.of(run)
-    substring = settings.match == "substring"
-    statements = [_statement(triplet, record, substring) for triplet in record.triplets]
-    stated: dict[str, list[int]] = {}
-    for number, triplet in enumerate(record.triplets):
-        text = triplet.predicate if substring else normalise_predicate(triplet.predicate)
-        stated.setdefault(text, []).append(number)
-    categories = [box.category for box in record.objects]
-    return Provenance(statements, _candidates(record), settings, stated, categories, len(record.captions))
-
-
-def _statement(triplet: Triplet, record: Record, substring: bool) -> Statement:
+def _statement(triplet: Triplet, record: Record, substring: bool) -> Values:
     known = triplet.caption in range(len(record.captions))
     ends = (
         (triplet.subject, triplet.subject_head, triplet.subject_category),
         (triplet.object, triplet.object_head, triplet.object_category),
     )
-    subject, object_ = (Noun(*end, how_matched(*end, substring)) for end in ends)
-    marks = mark_words(record.captions[triplet.caption].text, triplet) if known else []
-    return Statement(triplet.caption, subject, triplet.predicate, triplet.predicate_lemma, object_, marks)
+    subject, object_ = (
+        {"phrase": phrase, "head": head, "category": category, "match": how_matched(phrase, head, category, substring)}
+        for phrase, head, category in ends
+    )
+    return {
+        "caption": triplet.caption,
+        "subject": subject,
+        "predicate": triplet.predicate,
+        "lemma": triplet.predicate_lemma,
+        "object": object_,
+        "marks": mark_words(record.captions[triplet.caption].text, triplet) if known else [],
+    }
 
 
-def _candidates(record: Record) -> dict[tuple[int, int], list[Candidate]]:
+def _candidates(record: Record) -> dict[tuple[int, int], list[Values]]:
     own = {(pair.subject, pair.object): dict.fromkeys(pair.predicates) for pair in record.pairs}
     scores: dict[tuple[int, int], dict[str, float | None]] = {}
     for relation in record.relations:
@@ -203,7 +159,13 @@ def _candidates(record: Record) -> dict[tuple[int, int], list[Candidate]]:
         ordered = sorted(related, key=lambda text: 1.0 if (score := related[text]) is None else -score)
         ranks = {text: rank for rank, text in enumerate(ordered, 1) if related[text] is not None}
         found[pair] = [
-            Candidate(text, related.get(text), ranks.get(text), text in related, text in texts)
+            {
+                "predicate": text,
+                "confidence": related.get(text),
+                "rank": ranks.get(text),
+                "relation": text in related,
+                "own": text in texts,
+            }
             for text in dict.fromkeys((*ordered, *texts))
         ]
     return found
@@ -238,28 +200,34 @@ def _is_form(word: str, noun: str) -> bool:
     return long in (short, f"{short}s", f"{short}es")
 
 
-def mark_words(text: str, triplet: Triplet) -> list[Mark]:
+def mark_words(text: str, triplet: Triplet) -> list[Values]:
     """Return where a caption has the words of a triplet, in order; a part that it lacks ("he" for "man") has no mark.
 
     Of several places, those count that are nearest to the predicate, on the side where they are expected.
+
+    Returns:
+        `role` (subject, predicate, object), and `start` and `stop` in UTF-16 units as JavaScript counts them.
     """
     subjects = _places(text, triplet.subject, triplet.subject_head)
     predicates = _places(text, triplet.predicate, triplet.predicate.partition(" ")[0])
     objects = _places(text, triplet.object, triplet.object_head)
 
-    def around(place: _Place) -> list[tuple[int, _Place]]:
-        others = ((_distance(each, place), each) for each in subjects if each != place)
-        after = ((_distance(place, each), each) for each in objects if each != place)
-        return [min(found) for found in (list(others), list(after)) if found]
+    def far(place: _Place) -> int:
+        before = [_distance(each, place) for each in subjects if each != place]
+        after = [_distance(place, each) for each in objects if each != place]
+        return sum(min(distances) for distances in (before, after) if distances)
 
-    middle = min(predicates or subjects, key=lambda place: sum(far for far, _ in around(place)), default=(0, 0))
-    marks: dict[_Place, Role] = {middle: "predicate"} if predicates else {}
+    middle = min(predicates or subjects, key=far, default=(0, 0))
+    marks = {middle: "predicate"} if predicates else {}
     for role, places, before in (("subject", subjects, True), ("object", objects, False)):
         free = [place for place in places if place not in marks]
         if free:
             near = min(free, key=lambda place: _distance(place, middle) if before else _distance(middle, place))
-            marks[near] = role  # type: ignore[assignment]
-    return [Mark(role, _utf16(text, start), _utf16(text, stop)) for (start, stop), role in sorted(marks.items())]
+            marks[near] = role
+    return [
+        {"role": role, "start": _utf16(text, start), "stop": _utf16(text, stop)}
+        for (start, stop), role in sorted(marks.items())
+    ]
 
 
 _Place: TypeAlias = tuple[int, int]  # characters

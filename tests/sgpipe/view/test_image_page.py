@@ -117,9 +117,7 @@ def test_relations_of_two_runs_are_sorted_by_where_they_are() -> None:
     here = [Relation(0, 1, "on", 0.5), Relation(0, 1, "near", 0.5), Relation(2, 0, "by", 0.1)]
     there = [Relation(1, 0, "on", 0.7), Relation(0, 1, "near", 0.2)]
     found = compare_images([PERSON, DOG, CUP], here, [moved(DOG, 1), moved(PERSON, 1)], there)
-    assert found.both == [(here[0], there[0])]
-    assert (found.here, found.there) == (here[1:], there[1:])
-    assert found.objects == {0: 1, 1: 0}
+    assert found == ([(here[0], there[0])], here[1:], there[1:])
 
 
 @pytest.fixture(scope="module")

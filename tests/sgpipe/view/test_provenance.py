@@ -10,7 +10,7 @@ import pytest
 from sgpipe.recipe import PairConfig
 from sgpipe.records import NO_OBJECT, Box, Caption, Record, Relation, Triplet
 from sgpipe.stages.pair import PairStage
-from sgpipe.view.provenance import PairSettings, explain, how_matched, mark_words
+from sgpipe.view.provenance import PairSettings, Provenance, how_matched, mark_words
 
 MAN = Triplet("young man", "riding", "horses", "man", "horse", "ride", 0)
 BOXES = [Box("person", 1, (0, 0, 9, 9)), Box("horse", 2, (5, 5, 9, 9)), Box("dog", 3, (7, 7, 9, 9))]
@@ -33,16 +33,15 @@ def paired(triplets: list[Triplet], **settings: Any) -> Record:
 
 def marked(text: str, triplet: Triplet) -> list[tuple[str, str]]:
     units = text.encode("utf-16-le")
-    return [
-        (mark.role, units[2 * mark.start : 2 * mark.stop].decode("utf-16-le")) for mark in mark_words(text, triplet)
-    ]
+    marks = mark_words(text, triplet)
+    return [(mark["role"], units[2 * mark["start"] : 2 * mark["stop"]].decode("utf-16-le")) for mark in marks]
 
 
 @pytest.mark.parametrize("match", ["head", "substring"])
 def test_a_candidate_leads_back_to_the_triplets_that_state_it(match: str) -> None:
     spelled = replace(MAN, predicate="Riding  On")
     record = paired([MAN, spelled, replace(MAN, caption=1)], match=match)
-    provenance = explain(record, header(candidates="captions", match=match))
+    provenance = Provenance(record, header(candidates="captions", match=match))
     stated = {}
     for pair in record.pairs:
         for predicate in pair.predicates:
@@ -55,7 +54,7 @@ def test_a_candidate_leads_back_to_the_triplets_that_state_it(match: str) -> Non
 
 def test_with_candidates_of_the_whole_image_a_pair_may_carry_what_is_said_of_others() -> None:
     record = paired([MAN], candidates="image")
-    provenance = explain(record, header(candidates="image", match="head"))
+    provenance = Provenance(record, header(candidates="image", match="head"))
     own, other = Relation(0, 1, "riding", 0.9), Relation(2, 1, "riding", 0.1)
     assert provenance.stating(own) == ([0], [])
     assert provenance.stating(other) == ([], [0])
@@ -73,10 +72,11 @@ def test_with_candidates_of_the_whole_image_a_pair_may_carry_what_is_said_of_oth
 )
 def test_a_relation_that_no_caption_states_says_so(run: dict[str, Any], confidence: float | None, origin: str) -> None:
     record = Record("0", "vg", "val", "0.jpg", 20, 20, list(BOXES), relations=[Relation(0, 1, "on", confidence)])
-    provenance = explain(record, run)
+    provenance = Provenance(record, run)
     assert origin in provenance.origin(record.relations[0])
     [candidate] = provenance.candidates[0, 1]
-    assert (candidate.own, candidate.relation, candidate.rank) == (False, True, None if confidence is None else 1)
+    values = {"own": False, "relation": True, "rank": None if confidence is None else 1}
+    assert candidate == {"predicate": "on", "confidence": confidence, **values}
 
 
 def test_candidates_are_ranked_by_confidence_and_those_without_come_last() -> None:
@@ -84,8 +84,8 @@ def test_candidates_are_ranked_by_confidence_and_those_without_come_last() -> No
     record.relations = [
         Relation(0, 1, "on", 0.2), Relation(0, 1, "near", 0.7), Relation(0, 1, "near", 0.6), Relation(0, 1, "by", None)
     ]  # fmt: skip
-    found = explain(record, header(candidates="captions")).candidates[0, 1]
-    assert [(c.predicate, c.confidence, c.rank, c.relation, c.own) for c in found] == [
+    found = Provenance(record, header(candidates="captions")).candidates[0, 1]
+    assert [tuple(candidate.values()) for candidate in found] == [
         ("near", 0.7, 1, True, True),
         ("on", 0.2, 2, True, True),
         ("by", None, None, True, False),
@@ -109,7 +109,7 @@ def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:
 @pytest.mark.parametrize(("imported", "annotated"), [(None, False), ("vg", True)])
 def test_people_confirmed_what_has_no_confidence_in_a_corrected_run(imported: str | None, annotated: bool) -> None:
     made = {"import": imported} if imported else header(candidates="captions")["identity"]
-    provenance = explain(paired([MAN]), {"origin": [made], "identity": {"corrected": "x"}})
+    provenance = Provenance(paired([MAN]), {"origin": [made], "identity": {"corrected": "x"}})
     origin = provenance.origin(Relation(0, 1, "riding", None))
     assert "by a person" in origin
     assert ("annotated" in origin) == annotated
@@ -173,4 +173,4 @@ def test_an_object_that_is_missing_has_provenance() -> None:
     """V-COCO annotates "smile" without an object."""
     boxes = [BOXES[0], Box(NO_OBJECT, 0, (0, 0, 0, 0))]
     record = Record("0", "vcoco", "val", "0.jpg", 20, 20, boxes, relations=[Relation(0, 1, "smile")])
-    assert "annotated" in explain(record, header(imported="vcoco")).origin(record.relations[0])
+    assert "annotated" in Provenance(record, header(imported="vcoco")).origin(record.relations[0])
