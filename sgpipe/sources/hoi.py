@@ -8,7 +8,9 @@ box, object box and names. Open Images: HOIA with `rel_annotations`, as RLIPv2 h
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
@@ -31,13 +33,11 @@ from sgpipe.sources.annotated import (
     list_field,
     mark_failed,
     parse_id,
-    parse_numbers,
     parse_side,
     replace_objects,
     replace_surrogates,
     required_field,
     text_field,
-    triplet_relations,
     xyxy_to_xywh,
 )
 from sgpipe.sources.formats import (
@@ -140,11 +140,16 @@ def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: 
     """
     title = classes or _TITLES[dataset]
     beside = annotations.with_name(f"{annotations.name.removesuffix('.gz').removesuffix('.json')}_classes.json")
-    if classes is None and beside.is_file() and not _lists(beside, schema):
+    if classes is None and beside.is_file() and read_classes(beside).class_list != schema.class_list:
         raise UserError(f"{annotations} has the classes of {beside}, not those of {title}: pass --classes {beside}")
-    possible = hico_interactions() if dataset == "hico" else None
-    items = islice(JsonStream(annotations), _IMAGES_CHECKED)
-    faults = [fault for _, item in items for fault in _faults(item, schema, possible)]
+    faults: list[str] = []
+    for _, item in islice(JsonStream(annotations), _IMAGES_CHECKED):
+        with suppress(FieldError):  # it makes an error row
+            boxes, relations = (list_field(item, key) for key in ("annotations", schema.key))
+            for relation in relations:
+                index, verb = (integer_field(relation, key) for key in ("object_id", "category_id"))
+                object_ = integer_field(boxes[index], "category_id") if 0 <= index < len(boxes) else None
+                faults.append(_fault(verb, object_, schema, dataset))
     wrong = list(filter(None, faults))
     if len(wrong) >= _ENOUGH and 2 * len(wrong) > len(faults):
         raise UserError(
@@ -153,37 +158,22 @@ def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: 
         )
 
 
-def _lists(path: Path, schema: HoiaSchema) -> bool:
-    """Return whether a file lists these classes."""
-    try:
-        return read_classes(path).class_list == schema.class_list
-    except UserError:
-        return False
-
-
-def _faults(item: Any, schema: HoiaSchema, possible: frozenset[tuple[int, int]] | None) -> Iterator[str]:
-    """Yield why it is impossible, or "", for each relation of an image that can be read."""
-    parts: list[Any] = [item.get(key) if isinstance(item, Mapping) else None for key in ("annotations", schema.key)]
-    boxes, relations = parts if all(isinstance(part, list) for part in parts) else ([], [])
-    for relation in relations:
-        try:
-            index, verb = (integer_field(relation, key) for key in ("object_id", "category_id"))
-            object_ = integer_field(boxes[index], "category_id") if 0 <= index < len(boxes) else None
-        except FieldError:  # it makes an error row
-            continue
-        if verb not in schema.relations:
-            yield f"relation {verb!r} does not exist"
-        elif object_ is not None and object_ not in schema.objects:
-            yield f"object class {object_!r} does not exist"
-        elif possible is not None and object_ is not None and (verb, object_) not in possible:
-            yield f"{schema.relations[verb]!r} of {schema.objects[object_]!r} is not an interaction of HICO-DET"
-        else:
-            yield ""
+def _fault(verb: int, object_: int | None, schema: HoiaSchema, dataset: str) -> str:
+    """Return why a relation is impossible, or nothing."""
+    if verb not in schema.relations:
+        return f"relation {verb!r} does not exist"
+    if object_ is None:
+        return ""
+    if object_ not in schema.objects:
+        return f"object class {object_!r} does not exist"
+    if dataset == "hico" and (verb, object_) not in hico_interactions():
+        return f"{schema.relations[verb]!r} of {schema.objects[object_]!r} is not an interaction of HICO-DET"
+    return ""
 
 
 @cache
 def hico_interactions() -> frozenset[tuple[int, int]]:
-    """HICO-DET's 600 pairs of verb and object, by their numbers."""
+    """Return HICO-DET's 600 pairs of verb and object, by their numbers."""
     objects, verbs = list(HICO.objects), list(HICO.relations)
     pairs = CLASSES.labels(class_numbers())[:, 1:].tolist()
     return frozenset((verbs[verb], objects[object_]) for object_, verb in pairs)
@@ -194,7 +184,7 @@ _NOTHING = -1  # object_id of a relation without an object, and category_id of t
 
 
 def hico_source(annotations: Path, split: str, classes: Path | None = None) -> AnnotationSource:
-    """HICO-DET in HOIA format or as box pairs, or a file in HOIA format with the classes of another file.
+    """Return HICO-DET in HOIA format or as box pairs, or a file in HOIA format with the classes of another file.
 
     Raises UserError: the file is of another format, or of other classes.
     """
@@ -202,7 +192,7 @@ def hico_source(annotations: Path, split: str, classes: Path | None = None) -> A
 
 
 def vcoco_source(annotations: Path, split: str, classes: Path | None = None) -> AnnotationSource:
-    """V-COCO in HOIA format or as box pairs; otherwise as `hico_source`."""
+    """Return V-COCO in HOIA format or as box pairs; otherwise as `hico_source`."""
     return _source(annotations, split, classes, "vcoco", VCOCO, (VCOCO_HOIA, VCOCO_PAIRS, HOIA))
 
 
@@ -214,134 +204,112 @@ def _source(
     schema: HoiaSchema,
     formats: tuple[str, ...],
 ) -> AnnotationSource:
-    file_format = require_format(annotations, *formats)
     files = {"annotations": annotations}
-    if file_format in (HICO_PAIRS, VCOCO_PAIRS):
+    if require_format(annotations, *formats) in (HICO_PAIRS, VCOCO_PAIRS):
         if classes is not None:
             raise UserError(f"{annotations} names its classes itself; omit --classes")
-        pairs = read_hico_pairs if file_format is HICO_PAIRS else read_vcoco_pairs
-        return AnnotationSource(
-            dataset, split, partial(pairs, annotations, split), files, classes=schema.classes, boxes="xyxy"
-        )
-    if classes is None:
-        check_classes(annotations, schema, dataset)
+        read = partial(read_pairs, annotations, dataset, split)
     else:
-        own = replace(read_classes(classes), objectless=schema.objectless)
-        dataset, schema = (dataset, schema) if own == schema else (OTHER_CLASSES, own)
+        if classes is not None:
+            own = replace(read_classes(classes), objectless=schema.objectless)
+            dataset, schema = (dataset, schema) if own == schema else (OTHER_CLASSES, own)
+            files["classes"] = classes
         check_classes(annotations, schema, dataset, classes)
-        files["classes"] = classes
-    read = partial(read_hoia, annotations, schema, dataset, split)
+        read = partial(read_hoia, annotations, schema, dataset, split)
     return AnnotationSource(dataset, split, read, files, classes=schema.classes, boxes="xyxy")
 
 
 def read_hoia(
     annotations: Path, schema: HoiaSchema, dataset: str, split: str, problems: ProblemCounts
 ) -> Iterator[Record]:
-    """The images of a HOIA file. One with an invalid index or box is an error row: none of its indices can be trusted.
+    """Yield the images of a HOIA file. One with an invalid index or box is an error row: its indices are not reliable.
 
     Raises UserError: the file is missing, cut short or not JSON.
     """
     for _, item in JsonStream(annotations):
-        try:
-            name = text_field(item, "file_name")
-        except FieldError:
-            problems["malformed"] += 1
-            continue
-        number = parse_id(item.get("image_id")) or image_id_from_name(name)
-        record = Record(number, dataset, split, name, parse_side(item.get("width")), parse_side(item.get("height")))
-        try:
-            record.objects = [_box(entry, schema.objects) for entry in list_field(item, "annotations")]
-            record.relations = _relations(list_field(item, schema.key), record, schema)
-        except FieldError as error:
-            mark_failed(record, str(error))
-        yield record
+        if record := _named_record(item, dataset, split, problems):
+            yield _filled(record, item, schema)
 
 
-def _box(entry: Any, names: Mapping[int, str]) -> Box:
-    category = integer_field(entry, "category_id")
-    if category not in names:
-        raise FieldError(f"category_id {category} of an object is not a category of the dataset")
-    return Box(names[category], category, xyxy_to_xywh(required_field(entry, "bbox")))
+def _named_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -> Record | None:
+    """Return an image without content; None: it has no name, which is counted."""
+    try:
+        name = text_field(item, "file_name")
+    except FieldError:
+        problems["malformed"] += 1
+        return None
+    number = parse_id(item.get("image_id")) or image_id_from_name(name)
+    return Record(number, dataset, split, name, parse_side(item.get("width")), parse_side(item.get("height")))
 
 
-def _relations(entries: list[Any], record: Record, schema: HoiaSchema) -> list[Relation]:
-    """Return the relations of an image; a box that stands for missing objects is added to the record if needed."""
-    annotated = len(record.objects)
-    relations = []
-    for entry in entries:
-        subject, object_, verb = (integer_field(entry, key) for key in ("subject_id", "object_id", "category_id"))
-        if verb not in schema.relations:
-            raise FieldError(f"category_id {verb} of a relation is not a category of the dataset")
-        if object_ == _NOTHING and schema.objectless:
-            if len(record.objects) == annotated:
-                record.objects.append(Box(NO_OBJECT, _NOTHING, (0.0, 0.0, 0.0, 0.0)))
-            object_ = annotated
-        else:
-            check_object_index(object_, annotated, f"object_id {object_} of a relation")
-        check_object_index(subject, annotated, f"subject_id {subject} of a relation")
-        relations.append(Relation(subject, object_, schema.relations[verb]))
-    return relations
+def _filled(record: Record, item: Any, schema: HoiaSchema) -> Record:
+    """Return the record with its objects and relations, or as an error row."""
+    try:
+        for entry in list_field(item, "annotations"):
+            category = integer_field(entry, "category_id")
+            if category not in schema.objects:
+                raise FieldError(f"category_id {category} of an object is not a category of the dataset")
+            box = Box(schema.objects[category], category, xyxy_to_xywh(required_field(entry, "bbox")))
+            record.objects.append(box)
+        annotated = len(record.objects)
+        for entry in list_field(item, schema.key):
+            subject, object_, verb = (integer_field(entry, key) for key in ("subject_id", "object_id", "category_id"))
+            if verb not in schema.relations:
+                raise FieldError(f"category_id {verb} of a relation is not a category of the dataset")
+            if object_ == _NOTHING and schema.objectless:
+                if len(record.objects) == annotated:
+                    record.objects.append(Box(NO_OBJECT, _NOTHING, (0.0, 0.0, 0.0, 0.0)))
+                object_ = annotated
+            else:
+                check_object_index(object_, annotated, f"object_id {object_} of a relation")
+            check_object_index(subject, annotated, f"subject_id {subject} of a relation")
+            record.relations.append(Relation(subject, object_, schema.relations[verb]))
+    except FieldError as error:
+        return mark_failed(record, str(error))
+    return record
 
 
 _BACKGROUND = "background"  # the first object name in V-COCO's file
 _OBJECTS = {name.replace(" ", "_"): name for name in (_BACKGROUND, *category_names("coco").values())}
+# By dataset: the keys of an image's objects and verbs, and of the lists of images and of verb names.
+_PAIR_KEYS = {
+    "hico": ("object", "verb", "annotation", "verbs"),
+    "vcoco": ("objects", "actions", "annotations", "classes"),
+}
 
 
-@dataclass(frozen=True)
-class _PairLists:
-    """The keys of an image's parallel lists, and the names that their indices refer to."""
+def read_pairs(annotations: Path, dataset: str, split: str, problems: ProblemCounts) -> Iterator[Record]:
+    """Yield the images of HICO-DET's instances_train2015.json, V-COCO's instances_vcoco_train.json, or a similar file.
 
-    objects: str
-    relations: str
-    object_names: Sequence[str]
-    relation_names: Sequence[str]
-
-
-def read_hico_pairs(annotations: Path, split: str, problems: ProblemCounts) -> Iterator[Record]:
-    """Yield the images of HICO-DET's instances_train2015.json, or a file of the same format.
-
-    Raises UserError: the file is missing, not JSON, or its names are not HICO-DET's.
+    Raises UserError: the file is missing, not JSON, or its names are not those of the dataset.
     """
-    arrays = _load_arrays(annotations)
-    images, names, sizes = (arrays.get(key, []) for key in ("annotation", "filenames", "size"))
-    if not len(images) == len(names) == len(sizes):
-        raise UserError(f"{annotations}: 'annotation', 'filenames' and 'size' differ in length; the file is damaged")
-    verbs = _names(annotations, arrays, "verbs", official_relation_names("hico"))
-    lists = _PairLists("object", "verb", _names(annotations, arrays, "objects", _OBJECTS), verbs)
-    for image, name, size in zip(images, names, sizes, strict=True):
-        width, height = size if isinstance(size, list) and len(size) == 2 else (0, 0)
-        name = replace_surrogates(str(name))
-        record = Record(image_id_from_name(name), "hico", split, name, parse_side(width), parse_side(height))
-        yield _add_pairs(record, image, lists)
+    arrays: dict[str, list[Any]] = defaultdict(list)
+    for key, item in JsonStream(annotations):
+        arrays[key].append(item)
+    objects, verbs, images, verb_names = _PAIR_KEYS[dataset]
+    names = {
+        objects: _pair_names(annotations, arrays, "objects", _OBJECTS),
+        verbs: _pair_names(annotations, arrays, verb_names, official_relation_names(dataset)),
+    }
+    items = arrays[images]
+    if dataset == "hico":  # V-COCO's images have their names, and no sizes
+        if not len(items) == len(arrays["filenames"]) == len(arrays["size"]):
+            raise UserError(
+                f"{annotations}: 'annotation', 'filenames' and 'size' differ in length; the file is damaged"
+            )
+        sizes = (size if isinstance(size, list) and len(size) == 2 else (0, 0) for size in arrays["size"])
+        items = [
+            {"content": item, "file_name": str(name), "width": width, "height": height}
+            for item, name, (width, height) in zip(items, arrays["filenames"], sizes, strict=True)
+        ]
+    for item in items:
+        if record := _named_record(item, dataset, split, problems):
+            yield _with_pairs(record, item.get("content", item), names)
 
 
-def read_vcoco_pairs(annotations: Path, split: str, problems: ProblemCounts) -> Iterator[Record]:
-    """Yield the images of V-COCO's instances_vcoco_train.json, or a file of the same format, which has no image sizes.
-
-    Raises UserError: the file is missing, not JSON, or its names are not V-COCO's.
-    """
-    arrays = _load_arrays(annotations)
-    verbs = _names(annotations, arrays, "classes", official_relation_names("vcoco"))
-    lists = _PairLists("objects", "actions", _names(annotations, arrays, "objects", _OBJECTS), verbs)
-    for image in arrays.get("annotations", []):
-        try:
-            name = text_field(image, "file_name")
-        except FieldError:
-            problems["malformed"] += 1
-            continue
-        yield _add_pairs(Record(image_id_from_name(name), "vcoco", split, name, 0, 0), image, lists)
-
-
-def _load_arrays(path: Path) -> dict[str, list[Any]]:
-    arrays: dict[str, list[Any]] = {}
-    for key, item in JsonStream(path):
-        arrays.setdefault(key, []).append(item)
-    return arrays
-
-
-def _names(path: Path, arrays: Mapping[str, list[Any]], key: str, known: Mapping[str, str]) -> list[str]:
+def _pair_names(path: Path, arrays: Mapping[str, list[Any]], key: str, known: Mapping[str, str]) -> list[str]:
     """Return the names of a list of the file in sgpipe's spelling; `known`: by the file's, with underscores."""
-    names = [str(name).replace(" ", "_") for name in arrays.get(key, [])]
+    names = [str(name).replace(" ", "_") for name in arrays[key]]
     if not names:
         raise UserError(f"{path} has no list {key!r}: the file is damaged or of another version")
     if unknown := [name for name in names if name not in known]:
@@ -349,10 +317,14 @@ def _names(path: Path, arrays: Mapping[str, list[Any]], key: str, known: Mapping
     return [known[name] for name in names]
 
 
-def _add_pairs(record: Record, image: Any, lists: _PairLists) -> Record:
-    """Add the box pairs of an image to its record; equal boxes of one class become one object."""
+def _with_pairs(record: Record, image: Any, names: Mapping[str, Sequence[str]]) -> Record:
+    """Return the record with the box pairs of an image; equal boxes of one class become one object.
+
+    Args:
+        names: those that the indices of the image's lists refer to, by the keys of these lists: objects, then verbs.
+    """
     ids = {name: number for number, name in category_names("coco").items()}
-    indices: dict[tuple[Any, ...], int] = {}
+    indices: dict[Box | tuple[Any, ...], int] = {}
 
     def add_box(name: str, bbox: Any) -> int:
         box = Box(name, ids[name], xyxy_to_xywh(bbox))
@@ -362,22 +334,18 @@ def _add_pairs(record: Record, image: Any, lists: _PairLists) -> Record:
         return index
 
     try:
-        values = [required_field(image, key) for key in ("boxes_h", "boxes_o", lists.objects, lists.relations)]
-        for human, thing, category, verb in zip(*values, strict=True):
-            name = _name_at(lists.object_names, category, lists.objects)
-            ends = add_box("person", human), add_box(name, thing)
-            record.relations.append(Relation(*ends, _name_at(lists.relation_names, verb, lists.relations)))
+        humans, things, *labels = (required_field(image, key) for key in ("boxes_h", "boxes_o", *names))
+        for human, thing, *indexed in zip(humans, things, *labels, strict=True):
+            for (key, known), index in zip(names.items(), indexed, strict=True):
+                if not isinstance(index, int) or not 0 <= index < len(known) or known[index] == _BACKGROUND:
+                    raise FieldError(f"{key!r} contains {index!r}, which is not the index of a name")
+            name, verb = (known[index] for known, index in zip(names.values(), indexed, strict=True))
+            record.relations.append(Relation(add_box("person", human), add_box(name, thing), verb))
     except FieldError as error:
         return mark_failed(record, str(error))
     except (TypeError, ValueError):
         return mark_failed(record, "the lists of pairs differ in length")
     return record
-
-
-def _name_at(names: Sequence[str], index: Any, key: str) -> str:
-    if not isinstance(index, int) or not 0 <= index < len(names) or names[index] == _BACKGROUND:
-        raise FieldError(f"{key!r} contains {index!r}, which is not the index of a name")
-    return names[index]
 
 
 @dataclass(frozen=True)
@@ -395,7 +363,7 @@ class OpenImages:
 
     def source(self) -> AnnotationSource:
         """Raises UserError: a file is missing or of another format."""
-        if require_format(self.annotations, OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD) is OPEN_IMAGES_HOIA:
+        if self._is_hoia():
             check_classes(self.annotations, OPEN_IMAGES, "open_images")
         files = {"annotations": self.annotations, "categories": self.categories}
         return AnnotationSource(
@@ -409,24 +377,19 @@ class OpenImages:
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
         """Yield the images in file order, with the objects of the classes to keep."""
-        classes = self._classes()
-        for record in self._read(problems):
-            boxes = [box if box.category in classes.objects else None for box in record.objects]
-            if dropped := boxes.count(None):
-                problems["unknown_category"] += dropped
-            replace_objects(record, boxes, problems)
-            yield record
-
-    def _read(self, problems: ProblemCounts) -> Iterator[Record]:
-        if require_format(self.annotations, OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD) is OPEN_IMAGES_HOIA:
-            yield from read_hoia(self.annotations, OPEN_IMAGES, "open_images", self.split, problems)
-            return
+        classes, as_hoia = self._classes(), (lambda item: item) if self._is_hoia() else _vrd_as_hoia
         for _, item in JsonStream(self.annotations):
-            record = _vrd_record(item, self.split)
-            if record is None:
-                problems["malformed"] += 1
-            else:
+            item = as_hoia(item)
+            if record := _named_record(item, "open_images", self.split, problems):
+                record = _filled(record, item, OPEN_IMAGES)
+                boxes = [box if box.category in classes.objects else None for box in record.objects]
+                if dropped := boxes.count(None):
+                    problems["unknown_category"] += dropped
+                replace_objects(record, boxes, problems)
                 yield record
+
+    def _is_hoia(self) -> bool:
+        return require_format(self.annotations, OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD) is OPEN_IMAGES_HOIA
 
     def _classes(self) -> DatasetClasses:
         everything = OPEN_IMAGES.classes
@@ -444,22 +407,17 @@ class OpenImages:
         return chosen
 
 
-def _vrd_record(item: Any, split: str) -> Record | None:
-    """Return an image given as parallel lists of boxes and labels; None if it has no name."""
-    try:
-        name = text_field(item, "img_fn")
-    except FieldError:
+def _vrd_as_hoia(item: Any) -> Any:
+    """Return an image of vrd-train-anno.json, with parallel lists of boxes and labels, as in HOIA format."""
+    if not isinstance(item, dict) or not isinstance(name := item.get("img_fn"), str):
         return None
-    record = Record(name, "open_images", split, f"{name}.jpg", 0, 0)
-    try:
-        width, height = parse_numbers(required_field(item, "img_size"), 2)
-        record.width, record.height = parse_side(width), parse_side(height)
-        pairs = zip(required_field(item, "bbox"), required_field(item, "det_labels"), strict=True)
-        record.objects = [Box(OPEN_IMAGES.objects[label], int(label), xyxy_to_xywh(bbox)) for bbox, label in pairs]
-        objects = range(len(record.objects))
-        record.relations = triplet_relations(required_field(item, "rel"), OPEN_IMAGES.relations, objects)
-    except FieldError as error:
-        return mark_failed(record, str(error))
-    except (TypeError, ValueError, KeyError):
-        return mark_failed(record, "the labels are not one of the 601 classes per box")
-    return record
+    size, boxes, labels, relations = (item.get(key) for key in ("img_size", "bbox", "det_labels", "rel"))
+    width, height = size if isinstance(size, list) and len(size) == 2 else (0, 0)
+    hoia = {"file_name": f"{name}.jpg", "image_id": name, "width": width, "height": height}
+    if isinstance(boxes, list) and isinstance(labels, list) and len(boxes) == len(labels):
+        hoia["annotations"] = [{"bbox": box, "category_id": label} for box, label in zip(boxes, labels, strict=True)]
+    if isinstance(relations, list):
+        keys = ("subject_id", "object_id", "category_id")
+        triplets = (each if isinstance(each, list) else () for each in relations)
+        hoia["rel_annotations"] = [dict(zip(keys, each, strict=False)) for each in triplets]
+    return hoia

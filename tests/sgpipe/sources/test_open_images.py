@@ -68,7 +68,6 @@ def test_only_the_given_classes_are_kept(tmp_path, item):
         {**VRD, "rel": [[0, 1, 30]]},
         {**VRD, "rel": [[0.5, 1, 3]]},
         {**VRD, "rel": [3]},
-        {**VRD, "img_size": 7},
         {**HOIA, "rel_annotations": [{"subject_id": 0, "object_id": -1, "category_id": 7}]},
         {**HOIA, "annotations": [{"bbox": [1, 2, 11, 22], "category_id": 601}]},
     ],
