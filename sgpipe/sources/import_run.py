@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, check_images
-from sgpipe.files.locations import Location
 from sgpipe.files.text_files import text_sha256
 from sgpipe.images import ImageError, read_image, read_size
 from sgpipe.records import Record
@@ -25,16 +25,6 @@ from sgpipe.utils.console import Progress, count
 
 ROWS_PER_SHARD = 512
 _PROBLEM = "problem."  # prefix of the problem counts of a shard
-
-
-@dataclass
-class _ImportUnit:
-    """Consecutive records of the source, and the problems found while reading them."""
-
-    start: int
-    stop: int
-    records: list[Record] = field(default_factory=list)
-    problems: ProblemCounts = field(default_factory=Counter)
 
 
 def import_annotations(
@@ -70,142 +60,98 @@ def import_annotations(
         source = replace(source, options={**source.options, "boxes": boxes})
     folder = RunFolder(out)
     with folder.lock():
-        manifest = _open_manifest(source, images, folder, embed, progress)
-        schedule = _Schedule(folder, manifest, retry_failed)
-        if _is_finished(manifest, limit) and not schedule.repeats:
-            return _nothing_left(manifest, limit, progress)
-        folder.sweep(manifest)
-        _write_readme(source, folder, manifest)
-        units, read, written = _read_units(source, schedule, limit), 0, 0
-        with progress.images(None, "importing") as advance:
-            for unit in units:
-                read += len(unit.records)
-                if schedule.needs(unit.start):
-                    for record in unit.records:
-                        _set_size(record, images)
-                    if unit.start == 0:
-                        for note in doubt_records(unit.records, source, boxes):
-                            progress.say(f"NOTE: {note}")
-                    shard = _write(unit, source, images, folder.root, embed, schedule.revision(unit.start))
-                    schedule.commit(shard)
+        progress.say(f"reading {source.files['annotations']}")
+        manifest = folder.open(_description(source, images, embed))
+        shards = {shard.start: shard for shard in manifest.shards}
+        redo = {shard.start for shard in folder.lost(manifest)}
+        redo |= {start for start, shard in shards.items() if retry_failed and shard.counts.get("errors")}
+        known = manifest.run.get("limit")  # of a finished import
+        is_finished = manifest.run["finished"] and (known is None or (limit is not None and limit <= known))
+        read = written = 0
+        if not is_finished or redo:
+            folder.sweep(manifest)
+            _write_readme(source, folder, manifest)
+            with progress.images(None, "importing") as advance:
+                for start, records, problems in _read_units(source, shards, limit):
+                    read += len(records)
+                    if start in shards and start not in redo:
+                        continue
+                    revision = revision_of(shards[start].file) + 1 if start in shards else 0
+                    shard = _write(start, records, problems, source, images, folder, embed, revision, progress)
+                    superseded = manifest.commit(shard)
+                    if superseded is not None and superseded.file != shard.file:
+                        (folder.root / superseded.file).unlink(missing_ok=True)
                     written += 1
                     advance(shard.rows, shard.counts)
-        if not read:
-            raise UserError(f"{source.files['annotations']} contains no image that can be imported")
-        folder.sweep(manifest)
-        _write_readme(source, folder, manifest)
-        _finish(manifest, limit if read == limit else None)
-        if not written:
-            _nothing_left(manifest, limit, progress)
-    return _summarise(manifest, read)
+            if not read:
+                raise UserError(f"{source.files['annotations']} contains no image that can be imported")
+            folder.sweep(manifest)
+            _write_readme(source, folder, manifest)
+            finished = {"finished": True, "limit": limit if read == limit else None}
+            if manifest.run | finished != manifest.run:
+                manifest.run |= finished
+                manifest.rewrite()
+    rows = sum(shard.rows for shard in manifest.shards)
+    if not written:
+        asked = f"; the first {limit:,} were asked for" if limit is not None and limit < rows else ""
+        have = "has" if rows == 1 else "have"
+        progress.say(f"nothing left to do: {count(rows, 'image')} in {manifest.root} {have} been imported{asked}")
+    summary = add_up(manifest, read or rows, {})
+    for key in [key for key in summary.counts if key.startswith(_PROBLEM)]:
+        summary.problems[key.removeprefix(_PROBLEM)] = summary.counts.pop(key)
+    return summary
 
 
-def _is_finished(manifest: Manifest, limit: int | None) -> bool:
-    """Return whether the import is complete, up to `limit` images, so that the source need not be read again."""
-    whole = manifest.run.get("limit")
-    return manifest.run.get("finished") is True and (whole is None or (limit is not None and limit <= whole))
-
-
-def _nothing_left(manifest: Manifest, limit: int | None, progress: Progress) -> Summary:
-    """Say where the finished import is, and how much of it was asked for."""
-    there = sum(shard.rows for shard in manifest.shards)
-    asked = f"; the first {limit:,} were asked for" if limit is not None and limit < there else ""
-    have = "has" if there == 1 else "have"
-    progress.say(f"nothing left to do: {count(there, 'image')} in {manifest.root} {have} been imported{asked}")
-    return _summarise(manifest, there)
-
-
-def _open_manifest(
-    source: AnnotationSource, images: ImagePlace, folder: RunFolder, embed: bool, progress: Progress
-) -> Manifest:
-    """Return the folder's manifest, if it belongs to this import; a new one if the folder is empty."""
-    progress.say(f"reading {source.files['annotations']}")
-    identity = {
-        "sgpipe": __version__,
-        "import": source.dataset,
-        "split": source.split,
-        "embed": embed,
-        "files": {role: _sha256(path) for role, path in source.files.items()},
-        "options": dict(source.options),
-    }
+def _description(source: AnnotationSource, images: ImagePlace, embed: bool) -> dict[str, Any]:
+    """Return what the manifest says of the import."""
+    files = {}
+    for role, path in source.files.items():
+        try:
+            files[role] = text_sha256(path)
+        except StoreError:
+            raise
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
     classes = source.classes
-    run = {
+    return {
         "name": source.dataset,
-        "identity": identity,
+        "identity": {
+            "sgpipe": __version__,
+            "import": source.dataset,
+            "split": source.split,
+            "embed": embed,
+            "files": files,
+            "options": dict(source.options),
+        },
         "images": {source.split: absolute(images)},
         "labels": classes and {"objects": list(classes.objects), "relations": list(classes.relations)},
         "origin": [dict(identity) for identity in source.origin],
         "finished": False,
     }
-    return folder.open(run)
 
 
-def _finish(manifest: Manifest, limit: int | None) -> None:
-    """Keep that the import is complete, up to `limit` images."""
-    finished = {"finished": True, "limit": limit}
-    if manifest.run | finished != manifest.run:
-        manifest.run |= finished
-        manifest.rewrite()
+def _read_units(
+    source: AnnotationSource, shards: Mapping[int, ShardEntry], limit: int | None
+) -> Iterator[tuple[int, list[Record], ProblemCounts]]:
+    """Yield all records in units: their start, records, and the problems found since the previous one.
 
-
-def _sha256(path: Location) -> str:
-    try:
-        return text_sha256(path)
-    except StoreError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
-class _Schedule:
-    """The ranges of rows to write: those without a shard, and those whose shard is lost or to be retried."""
-
-    def __init__(self, folder: RunFolder, manifest: Manifest, retry_failed: bool) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self._shards = {shard.start: shard for shard in manifest.shards}
-        repeat = folder.lost(manifest)
-        repeat += [shard for shard in manifest.shards if retry_failed and shard.counts.get("errors")]
-        self._repeat = {shard.start for shard in repeat}
-
-    @property
-    def repeats(self) -> bool:
-        """Whether there is a shard to write again."""
-        return bool(self._repeat)
-
-    def stop(self, start: int) -> int:
-        """Return the end of the range that begins at row `start`."""
-        if start in self._shards:
-            return self._shards[start].stop
-        return min([start + ROWS_PER_SHARD, *(other for other in self._shards if other > start)])
-
-    def needs(self, start: int) -> bool:
-        return start not in self._shards or start in self._repeat
-
-    def revision(self, start: int) -> int:
-        return revision_of(self._shards[start].file) + 1 if start in self._shards else 0
-
-    def commit(self, shard: ShardEntry) -> None:
-        superseded = self.manifest.commit(shard)
-        if superseded is not None and superseded.file != shard.file:
-            (self.folder.root / superseded.file).unlink(missing_ok=True)
-
-
-def _read_units(source: AnnotationSource, schedule: _Schedule, limit: int | None) -> Iterator[_ImportUnit]:
-    """Yield all records of the source in units, each with the problems found since the previous one."""
+    A unit ends where its shard does, and before the next shard. What follows the last record belongs to its unit.
+    """
     problems: ProblemCounts = Counter()
-    seen: ProblemCounts = Counter()
-    unit = _ImportUnit(0, schedule.stop(0))
-    for record in islice(_distinct(source.read(problems), problems), limit):
-        if unit.start + len(unit.records) == unit.stop:
-            yield unit
-            unit = _ImportUnit(unit.stop, schedule.stop(unit.stop))
-        unit.records.append(record)
-        unit.problems += problems - seen
-        seen = problems.copy()
-    unit.problems += problems - seen
-    if unit.records:
-        yield unit
+    start, seen, before = 0, problems.copy(), None
+    records = islice(_distinct(source.read(problems), problems), limit)
+    while True:
+        later = [other for other in shards if other > start]
+        stop = shards[start].stop if start in shards else min([start + ROWS_PER_SHARD, *later])
+        unit = list(islice(records, stop - start))
+        found, seen = problems - seen, problems.copy()
+        if not unit and before:
+            before[2].update(found)
+        if before:
+            yield before
+        if not unit:
+            return
+        before, start = (start, unit, found), stop
 
 
 def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Record]:
@@ -220,48 +166,42 @@ def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Re
 
 
 def _write(
-    unit: _ImportUnit, source: AnnotationSource, images: ImagePlace, root: Path, embed: bool, revision: int
+    start: int,
+    records: list[Record],
+    problems: ProblemCounts,
+    source: AnnotationSource,
+    images: ImagePlace,
+    folder: RunFolder,
+    embed: bool,
+    revision: int,
+    progress: Progress,
 ) -> ShardEntry:
-    contents = [_complete(record, source, images, embed, unit.problems) for record in unit.records]
-    stop = unit.start + len(unit.records)
-    name = shard_name(source.split, unit.start, stop, revision)
-    shard = write_shard(root, name, source.split, unit.start, unit.records, {}, contents if embed else None)
-    shard.counts.update({f"{_PROBLEM}{key}": count for key, count in unit.problems.items() if count})
+    """Write a shard: with image sizes, clipped boxes and, if they are to be embedded, image files."""
+    contents: list[bytes | None] = []
+    for record in records:
+        image = None
+        try:
+            if record.ok and not (record.width and record.height):
+                record.width, record.height = read_size(images, record.file_name)
+            if record.ok and embed:
+                image = source.image(record) if source.image else read_image(images, record)
+        except ImageError as error:
+            mark_failed(record, str(error))
+        contents.append(image)
+    if start == 0:
+        for note in doubt_records(records, source, source.options.get("boxes")):
+            progress.say(f"NOTE: {note}")
+    for record in records:
+        if record.ok:
+            if form := source.options.get("boxes"):
+                change_form(record, source.boxes, form)
+            clip_objects(record, problems)
+    name = shard_name(source.split, start, start + len(records), revision)
+    shard = write_shard(folder.root, name, source.split, start, records, {}, contents if embed else None)
+    shard.counts.update({f"{_PROBLEM}{key}": number for key, number in problems.items() if number})
     return shard
-
-
-def _set_size(record: Record, images: ImagePlace) -> None:
-    try:
-        if record.ok and not (record.width and record.height):
-            record.width, record.height = read_size(images, record.file_name)
-    except ImageError as error:
-        mark_failed(record, str(error))
-
-
-def _complete(
-    record: Record, source: AnnotationSource, images: ImagePlace, embed: bool, problems: ProblemCounts
-) -> bytes | None:
-    """Clip the boxes of a record, and return its image file if it is to be embedded."""
-    image = None
-    try:
-        if record.ok and embed:
-            image = source.image(record) if source.image else read_image(images, record)
-    except ImageError as error:
-        mark_failed(record, str(error))
-    if record.ok:
-        if form := source.options.get("boxes"):
-            change_form(record, source.boxes, form)
-        clip_objects(record, problems)
-    return image
 
 
 def _write_readme(source: AnnotationSource, folder: RunFolder, manifest: Manifest) -> None:
     origin = f"Imported from {source.files['annotations'].name}; human-annotated relations have no confidence."
     folder.write_readme(f"{source.dataset}: imported by sgpipe", origin, manifest)
-
-
-def _summarise(manifest: Manifest, read: int) -> Summary:
-    summary = add_up(manifest, read, {})
-    for key in [key for key in summary.counts if key.startswith(_PROBLEM)]:
-        summary.problems[key.removeprefix(_PROBLEM)] = summary.counts.pop(key)
-    return summary

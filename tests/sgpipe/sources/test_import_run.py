@@ -88,6 +88,12 @@ def test_the_summary_counts_rows_and_problems(annotations, tmp_path):
     assert run(annotations, tmp_path / "out").problems == expected
 
 
+def test_what_follows_the_last_record_of_a_full_shard_is_counted(tmp_path):
+    file = tmp_path / "scene_graphs_val.json"
+    file.write_text(json.dumps([*(graph(number) for number in range(10, 10 + import_run.ROWS_PER_SHARD)), None]))
+    assert run(file, tmp_path / "out", tmp_path).problems["malformed"] == 1
+
+
 def test_repeating_a_finished_import_changes_nothing(finished, annotations):
     before = state(finished)
     run(annotations, finished)
