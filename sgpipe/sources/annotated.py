@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location
-from sgpipe.records import Box, Caption, Record, Relation
+from sgpipe.records import Box, Record, Relation
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.console import count
 
@@ -86,13 +86,6 @@ def replace_objects(record: Record, boxes: list[Box | None], problems: ProblemCo
         problems["relations_of_dropped_boxes"] += dropped
     record.objects = [box for box in boxes if box is not None]
     record.relations = relations
-
-
-def set_captions(record: Record, texts: Sequence[str]) -> None:
-    """Set the captions of the image; blank ones are left out and counted."""
-    record.captions = [Caption(text) for text in texts if text.strip()]
-    if blank := len(texts) - len(record.captions):
-        record.left_out["captions"] = blank
 
 
 def clip_objects(record: Record, problems: ProblemCounts) -> None:

@@ -21,7 +21,7 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.images import image_exists
-from sgpipe.records import Box, Record, Relation
+from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.sources.annotated import (
     AnnotationSource,
     DatasetClasses,
@@ -37,7 +37,6 @@ from sgpipe.sources.annotated import (
     predicate_of,
     replace_surrogates,
     required_field,
-    set_captions,
     text_field,
     to_single_line,
     triplet_relations,
@@ -368,18 +367,17 @@ def _records(annotations: Path, captions: Path | None, split: str, problems: Pro
     problems["unlisted_captions"] += sum(len(texts[number]) for number in texts.keys() - instances.images.keys())
     for number in instances.images:
         record = instances.record(number, "coco", split)
-        if record.ok:
-            set_captions(record, texts.get(number, []))
+        record.captions = texts.get(number, []) if record.ok else []
         yield record
 
 
-def _read_captions(path: Path, problems: ProblemCounts) -> dict[str, list[str]]:
+def _read_captions(path: Path, problems: ProblemCounts) -> dict[str, list[Caption]]:
     """Return the captions by the image ids of the file."""
-    captions: dict[str, list[str]] = {}
+    captions: dict[str, list[Caption]] = {}
     for key, item in JsonStream(path):
         if key == "annotations":
             try:
-                caption = text_field(item, "caption")
+                caption = Caption(text_field(item, "caption"))
                 captions.setdefault(parse_id(required_field(item, "image_id")) or "", []).append(caption)
             except FieldError:
                 problems["malformed"] += 1

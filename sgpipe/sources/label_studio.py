@@ -19,7 +19,7 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.images import ImageError, image_exists, read_upright_size
 from sgpipe.recipe import WHOLE
-from sgpipe.records import LABEL_STUDIO_DATASET, Box, Record, Relation, deduplicate
+from sgpipe.records import LABEL_STUDIO_DATASET, Box, Caption, Record, Relation, deduplicate
 from sgpipe.sources.annotated import (
     AnnotationSource,
     FieldError,
@@ -35,7 +35,6 @@ from sgpipe.sources.annotated import (
     replace_objects,
     replace_surrogates,
     required_field,
-    set_captions,
     text_field,
 )
 from sgpipe.sources.formats import LABEL_STUDIO, infer_split, require_format
@@ -160,7 +159,7 @@ class LabelStudio:
         record.width, record.height = size or read_upright_size(self.images, record.file_name)
         captions = data.get("captions")
         texts = captions if isinstance(captions, list) else []
-        set_captions(record, [replace_surrogates(text) for text in texts if isinstance(text, str)])
+        record.captions = [Caption(replace_surrogates(text)) for text in texts if isinstance(text, str)]
 
 
 def _split(task: Any) -> str | None:

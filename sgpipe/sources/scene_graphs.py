@@ -9,7 +9,7 @@ a hundred relations.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,50 +65,37 @@ def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -
         return None
     name = replace_surrogates(str(item.get("file_name") or f"{image_id}.jpg"))
     record = Record(image_id, dataset, split, name, parse_side(item.get("width")), parse_side(item.get("height")))
-    relationships = _items(item, "relationships", problems)
+    objects, relationships = (item.get(key) or [] for key in ("objects", "relationships"))
+    problems["malformed"] += sum(not isinstance(items, list) for items in (objects, relationships))
+    objects, relationships = (items if isinstance(items, list) else [] for items in (objects, relationships))
     ends = (entry.get(end) for entry in relationships if isinstance(entry, Mapping) for end in ("subject", "object"))
-    inline = (end for end in ends if isinstance(end, Mapping))
-    indices: dict[int, int] = {}
-    for thing in (*_items(item, "objects", problems), *inline):
-        _add_object(record, indices, thing, problems)
+    boxes: dict[int, Box] = {}  # the last object of an id counts, as in RLIPv2's preprocessing
+    for thing in (*objects, *(end for end in ends if isinstance(end, Mapping))):
+        try:
+            number = integer_field(thing, "object_id")
+            x, y, width, height = parse_numbers([required_field(thing, key) for key in "xywh"], 4)
+            boxes[number] = Box(_name(thing), _NO_CATEGORY_ID, (x, y, width, height))
+        except FieldError:
+            problems["malformed"] += 1
+    record.objects = list(boxes.values())
+    indices = {number: index for index, number in enumerate(boxes)}
     for entry in relationships:
-        _add_relation(record, indices, entry, problems)
+        try:
+            predicate, confidence = text_field(entry, "predicate"), parse_confidence(entry.get("confidence"))
+            subject, object_ = (
+                integer_field(inline, "object_id")
+                if isinstance(inline := entry.get(end), Mapping)
+                else integer_field(entry, f"{end}_id")
+                for end in ("subject", "object")
+            )
+        except FieldError:
+            problems["malformed"] += 1
+            continue
+        if subject in indices and object_ in indices:
+            record.relations.append(Relation(indices[subject], indices[object_], predicate, confidence))
+        else:
+            problems["unknown_object"] += 1
     return record
-
-
-def drop_nameless(record: Record, problems: ProblemCounts) -> None:
-    """Drop relations with a blank predicate and objects with a blank name."""
-    named = [relation for relation in record.relations if relation.predicate.strip()]
-    if nameless := len(record.relations) - len(named):
-        problems["nameless"] += nameless
-    record.relations = named
-    boxes = [box if box.category.strip() else None for box in record.objects]
-    if nameless := boxes.count(None):
-        problems["nameless"] += nameless
-        replace_objects(record, boxes, problems)
-
-
-def _items(item: Mapping[str, Any], key: str, problems: ProblemCounts) -> list[Any]:
-    items = item.get(key) or []
-    if isinstance(items, list):
-        return items
-    problems["malformed"] += 1
-    return []
-
-
-def _add_object(record: Record, indices: dict[int, int], thing: Any, problems: ProblemCounts) -> None:
-    try:
-        number = integer_field(thing, "object_id")
-        x, y, width, height = parse_numbers([required_field(thing, key) for key in "xywh"], 4)
-        box = Box(_name(thing), _NO_CATEGORY_ID, (x, y, width, height))
-    except FieldError:
-        problems["malformed"] += 1
-        return
-    if number in indices:  # the last object of an id counts, as in RLIPv2's preprocessing
-        record.objects[indices[number]] = box
-    else:
-        indices[number] = len(record.objects)
-        record.objects.append(box)
 
 
 def _name(thing: Any) -> str:
@@ -119,22 +106,14 @@ def _name(thing: Any) -> str:
     return text_field({"names": names[0]} if isinstance(names, list) and names else thing, "names")
 
 
-def _add_relation(record: Record, indices: dict[int, int], entry: Any, problems: ProblemCounts) -> None:
-    try:
-        predicate, confidence = text_field(entry, "predicate"), parse_confidence(entry.get("confidence"))
-        ends = [_object_id(entry, end) for end in ("subject", "object")]
-    except FieldError:
-        problems["malformed"] += 1
-        return
-    if all(end in indices for end in ends):
-        record.relations.append(Relation(indices[ends[0]], indices[ends[1]], predicate, confidence))
-    else:
-        problems["unknown_object"] += 1
-
-
-def _object_id(entry: Any, end: str) -> int:
-    inline = entry.get(end)
-    return integer_field(inline, "object_id") if isinstance(inline, Mapping) else integer_field(entry, f"{end}_id")
+def drop_nameless(record: Record, problems: ProblemCounts) -> None:
+    """Drop relations with a blank predicate and objects with a blank name."""
+    named = [relation for relation in record.relations if relation.predicate.strip()]
+    boxes = [box if box.category.strip() else None for box in record.objects]
+    problems["nameless"] += len(record.relations) - len(named) + boxes.count(None)
+    record.relations = named
+    if None in boxes:
+        replace_objects(record, boxes, problems)
 
 
 @dataclass(frozen=True)
@@ -155,27 +134,27 @@ class PseudoLabels:
         require_format(self.annotations, PSEUDO_LABELS, SCENE_GRAPHS)
         files = {"annotations": self.annotations, "image_paths": self.image_paths}
         return AnnotationSource(
-            dataset="rlipv2",
-            split=self.split,
-            read=self.records,
-            files={role: path for role, path in files.items() if path},
+            "rlipv2", self.split, self.records, {role: path for role, path in files.items() if path}
         )
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
         """Yield the images in file order, with unchanged relations."""
-        paths = _image_paths(self.image_paths)
+        paths: Mapping[str, Any] = {}
+        if self.image_paths is not None:
+            stream = JsonStream(self.image_paths)
+            if any(True for _ in stream) or not all(isinstance(name, str) for name in stream.scalars.values()):
+                raise UserError(
+                    f"{self.image_paths} is not an image_id_to_filepath.json: expected an object {{image id: path}}"
+                )
+            paths = stream.scalars
         for item in iter_graphs(self.annotations):
             dataset = replace_surrogates(str(item.get("dataset") or "rlipv2")) if isinstance(item, Mapping) else ""
-            record = graph_record(item, dataset, self.split, problems)
-            if record is None:
-                continue
-            drop_nameless(record, problems)
-            yield self._located(record, item, paths)
+            if record := graph_record(item, dataset, self.split, problems):
+                drop_nameless(record, problems)
+                yield record if "file_name" in item else self._located(record, item, paths)
 
     def _located(self, record: Record, item: Mapping[str, Any], paths: Mapping[str, Any]) -> Record:
         """Return the record with the file name of its image, which depends on the dataset."""
-        if "file_name" in item:
-            return record
         if record.dataset in ("o365", "objects365"):
             if not paths:
                 raise UserError(
@@ -189,16 +168,6 @@ class PseudoLabels:
             name, folder = f"{record.image_id:0>12}.jpg", replace_surrogates(str(item.get("data_split") or "train2017"))
             record.file_name = next((n for n in (f"{folder}/{name}", name) if image_exists(self.images, n)), name)
         return record
-
-
-def _image_paths(path: Path | None) -> Mapping[str, Any]:
-    """Raises UserError: the file is missing or not an object {image id: path}."""
-    if path is None:
-        return {}
-    stream = JsonStream(path)
-    if any(True for _ in stream) or not all(isinstance(name, str) for name in stream.scalars.values()):
-        raise UserError(f"{path} is not an image_id_to_filepath.json: expected an object {{image id: path}}")
-    return stream.scalars
 
 
 _FOLDERS = ("VG_100K", "VG_100K_2")  # folders of the two downloads of images
@@ -223,64 +192,40 @@ class VisualGenome:
 
     def source(self) -> AnnotationSource:
         """Raises UserError: a file is missing or of another format, or aliases are given without preprocessing."""
-        aliases = (self.object_aliases, self.predicate_aliases)
-        if any(aliases) and not self.preprocess:
+        if (self.object_aliases or self.predicate_aliases) and not self.preprocess:
             raise UserError("aliases are used only by the preprocessing: omit --no-preprocess or the alias files")
         require_format(self.annotations, SCENE_GRAPHS, RELATIONSHIPS)
         if self.image_data:
             require_format(self.image_data, VG_IMAGES)
-        files = {
-            "annotations": self.annotations,
-            "image_data": self.image_data,
-            "object_aliases": self.object_aliases,
-            "predicate_aliases": self.predicate_aliases,
-        }
+        roles = ("annotations", "image_data", "object_aliases", "predicate_aliases")
         return AnnotationSource(
             dataset="visual_genome",
             split=self.split,
             read=self.records,
-            files={role: path for role, path in files.items() if path},
+            files={role: path for role in roles if (path := getattr(self, role))},
             options={"preprocess": self.preprocess},
         )
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
         """Yield the images in file order."""
-        aliases = AliasTables(load_aliases(self.object_aliases), load_aliases(self.predicate_aliases))
-        sizes = _sizes(self.image_data)
+        objects, predicates = load_aliases(self.object_aliases), load_aliases(self.predicate_aliases)
+        sizes = {}
+        for _, item in JsonStream(self.image_data) if self.image_data else ():
+            if isinstance(item, dict) and (image_id := parse_id(item.get("image_id"))):
+                sizes[image_id] = parse_side(item.get("width")), parse_side(item.get("height"))
         for item in iter_graphs(self.annotations):
-            record = graph_record(item, "visual_genome", self.split, problems)
-            if record is None:
-                continue
-            if self.preprocess:
-                remove_redundant(record, aliases, problems)
-            drop_nameless(record, problems)
-            record.width, record.height = sizes.get(record.image_id, (record.width, record.height))
-            names = (record.file_name, *(f"{folder}/{record.file_name}" for folder in _FOLDERS))
-            record.file_name = next((name for name in names if image_exists(self.images, name)), names[0])
-            yield record
-
-
-def _sizes(image_data: Path | None) -> dict[str, tuple[int, int]]:
-    """Return width and height by image id."""
-    if image_data is None:
-        return {}
-    sizes = {}
-    for _, item in JsonStream(image_data):
-        if isinstance(item, dict) and (image_id := parse_id(item.get("image_id"))):
-            sizes[image_id] = parse_side(item.get("width")), parse_side(item.get("height"))
-    return sizes
+            if record := graph_record(item, "visual_genome", self.split, problems):
+                if self.preprocess:
+                    remove_redundant(record, objects, predicates, problems)
+                drop_nameless(record, problems)
+                record.width, record.height = sizes.get(record.image_id, (record.width, record.height))
+                names = (record.file_name, *(f"{folder}/{record.file_name}" for folder in _FOLDERS))
+                record.file_name = next((name for name in names if image_exists(self.images, name)), names[0])
+                yield record
 
 
 MAX_RELATIONS = 100  # the number of query pairs of RLIPv2
 _SAME_BOX_IOU = 0.7
-
-
-@dataclass(frozen=True)
-class AliasTables:
-    """Words with the same meaning, mapped to one of them."""
-
-    objects: Mapping[str, str] = field(default_factory=dict)
-    predicates: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_aliases(path: Path | None) -> dict[str, str]:
@@ -296,50 +241,40 @@ def load_aliases(path: Path | None) -> dict[str, str]:
     return {word: group[0] for group in groups for word in group}
 
 
-def remove_redundant(record: Record, aliases: AliasTables, problems: ProblemCounts) -> None:
+def remove_redundant(
+    record: Record, objects: Mapping[str, str], predicates: Mapping[str, str], problems: ProblemCounts
+) -> None:
     """Convert names to lower case, remove repeated and redundant relations, and keep the first `MAX_RELATIONS`.
 
     A relation is repeated if an earlier one equals it. It is redundant if an earlier one has the same predicate,
     subject class and object class, taking aliases as equal, and an IoU of at least 0.7 with it for both boxes.
+
+    Args:
+        objects, predicates: words with the same meaning, mapped to one of them.
     """
     for box in record.objects:
         box.category = box.category.lower()
-    for relation in record.relations:
-        relation.predicate = relation.predicate.lower()
-    relations = _distinct(record.relations)
-    problems["repeated_relations"] += len(record.relations) - len(relations)
-    record.relations = _without_redundant(record, relations, aliases)
-    problems["redundant_relations"] += len(relations) - len(record.relations)
-    problems["relations_beyond_100"] += max(0, len(record.relations) - MAX_RELATIONS)
-    record.relations = record.relations[:MAX_RELATIONS]
-
-
-def _distinct(relations: list[Relation]) -> list[Relation]:
     first: dict[tuple[int, int, str], Relation] = {}
-    for item in relations:
+    for item in record.relations:
+        item.predicate = item.predicate.lower()
         first.setdefault((item.subject, item.object, item.predicate), item)
-    return list(first.values())
-
-
-def _without_redundant(record: Record, relations: list[Relation], aliases: AliasTables) -> list[Relation]:
+    problems["repeated_relations"] += len(record.relations) - len(first)
     kept: list[Relation] = []
-    by_meaning: dict[tuple[str, str, str], list[Relation]] = {}
-    for item in relations:
-        subject, object_ = record.objects[item.subject], record.objects[item.object]
-        meaning = (
-            aliases.objects.get(subject.category, subject.category),
-            aliases.predicates.get(item.predicate, item.predicate),
-            aliases.objects.get(object_.category, object_.category),
-        )
-        others = by_meaning.setdefault(meaning, [])
-        if not any(
-            pixel_iou(subject, record.objects[other.subject]) >= _SAME_BOX_IOU
-            and pixel_iou(object_, record.objects[other.object]) >= _SAME_BOX_IOU
-            for other in others
-        ):
-            others.append(item)
+    by_meaning: dict[tuple[str, ...], list[tuple[Box, Box]]] = {}
+    for item in first.values():
+        ends = record.objects[item.subject], record.objects[item.object]
+        names = (objects.get(end.category, end.category) for end in ends)
+        others = by_meaning.setdefault((*names, predicates.get(item.predicate, item.predicate)), [])
+        if not any(all(map(_are_same, ends, other)) for other in others):
+            others.append(ends)
             kept.append(item)
-    return kept
+    problems["redundant_relations"] += len(first) - len(kept)
+    problems["relations_beyond_100"] += max(0, len(kept) - MAX_RELATIONS)
+    record.relations = kept[:MAX_RELATIONS]
+
+
+def _are_same(a: Box, b: Box) -> bool:
+    return pixel_iou(a, b) >= _SAME_BOX_IOU
 
 
 def pixel_iou(a: Box, b: Box) -> float:

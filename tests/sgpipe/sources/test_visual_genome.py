@@ -7,7 +7,6 @@ from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.scene_graphs import (
     MAX_RELATIONS,
-    AliasTables,
     VisualGenome,
     load_aliases,
     pixel_iou,
@@ -96,9 +95,9 @@ def record(objects, relations) -> Record:
     return Record("1", "d", "val", "1.jpg", 500, 500, objects=boxes, relations=[Relation(*r) for r in relations])
 
 
-def removed(image: Record, aliases: AliasTables | None = None) -> tuple[list, dict]:
+def removed(image: Record, aliases: tuple[dict, dict] = ({}, {})) -> tuple[list, dict]:
     problems: Counter[str] = Counter()
-    remove_redundant(image, aliases or AliasTables(), problems)
+    remove_redundant(image, *aliases, problems)
     return [(r.subject, r.object, r.predicate) for r in image.relations], dict(+problems)
 
 
@@ -119,7 +118,7 @@ def test_redundant_relations_of_overlapping_boxes_are_removed():
 
 def test_aliases_compare_as_equal_but_keep_their_words():
     objects = [("man", HERE), ("men", NEARLY), ("hat", THERE), ("cap", THERE)]
-    aliases = AliasTables({"man": "man", "men": "man", "cap": "hat"}, {"wearing": "wears"})
+    aliases = ({"man": "man", "men": "man", "cap": "hat"}, {"wearing": "wears"})
     kept, problems = removed(record(objects, [(1, 3, "wearing"), (0, 2, "wears"), (0, 2, "has")]), aliases)
     assert kept == [(1, 3, "wearing"), (0, 2, "has")]
     assert problems == {"redundant_relations": 1}
