@@ -9,19 +9,10 @@ import torch
 from torchvision.models import ResNet, resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
-from rlip_model.backbone import ImageEncoder, ResNet50
-from rlip_model.config import ParSeDConfig
+from rlip_model.backbone import ResNet50
 from rlip_model.model import RTagger
 from rlip_model.official import renamed
 from rlip_model.swin import Swin
-
-
-def test_levels_are_concatenated_from_fine_to_coarse(tagger: RTagger) -> None:
-    image = tagger.encode_image(torch.randn(2, 3, 100, 132))
-    assert image.shapes == ((13, 17), (7, 9), (4, 5), (2, 3))
-    assert image.tokens.shape == image.positions.shape == (2, 13 * 17 + 7 * 9 + 4 * 5 + 2 * 3, 64)
-    assert not image.padding.any()
-    assert image.valid_ratios.eq(1).all()
 
 
 def test_padding_is_known_to_every_level(tagger: RTagger) -> None:
@@ -46,12 +37,6 @@ def test_resnet_maps_and_frozen_stem() -> None:
     trained = {name.split(".")[0] for name, parameter in resnet.named_parameters() if parameter.requires_grad}
     assert trained == {"layer2", "layer3", "layer4"}
     assert not any("bn" in name for name, _ in resnet.named_parameters())
-
-
-def test_position_offset_differs_between_backbones() -> None:
-    with torch.device("meta"):
-        assert ImageEncoder(ParSeDConfig(backbone="resnet50")).position_offset == 0
-        assert ImageEncoder(ParSeDConfig(backbone="swin")).position_offset == 0.5
 
 
 @pytest.mark.parametrize(("model", "keys"), [("tagger_vxac", "keys_swint"), ("parsed", "keys_r50")])

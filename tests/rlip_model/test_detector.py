@@ -83,28 +83,6 @@ def test_layers_and_heads(kind: type[ParSeD], anchored: bool) -> None:
 PARTS_WITHOUT_DETECTOR = ("text_encoder", "encoder", "label_resizer", "scorer", "queries")
 
 
-def test_anchors_and_their_content() -> None:
-    network, state = tiny_network(ParSeDA), detector(anchored=True)
-    initialise_from_detector(network, state)
-    assert torch.equal(network.queries.anchors.weight, state["refpoint_embed.weight"][:40])
-    assert torch.equal(network.queries.content.weight, state["tgt_embed.weight"][:40])
-    assert torch.equal(network.queries.verb_content.weight, state["tgt_embed.weight"][:40])
-    scale = state["transformer.decoder.query_scale.layers.0.weight"]
-    for decoder in (network.entity_decoder, network.relation_decoder):
-        assert torch.equal(decoder.anchor_positions.query_scale.layers[0].weight, scale)
-
-
-@pytest.mark.parametrize(("width", "parts"), [(2 * DIM, (0, 1, 1)), (DIM, (0, 0, 0)), (3 * DIM, (0, 1, 2))])
-def test_learned_queries_get_a_third_part(width: int, parts: tuple[int, int, int]) -> None:
-    network, state = tiny_network(ParSeD), detector(anchored=False, query_width=width)
-    initialise_from_detector(network, state)
-    given = state["query_embed.weight"][:40].split(DIM, dim=1)
-    assert torch.equal(network.queries.query_embed.weight, torch.cat([given[part] for part in parts], dim=1))
-    points = network.queries.reference_points
-    for role in (points.subject, points.object):
-        assert torch.equal(role.weight, state["transformer.reference_points.weight"])
-
-
 @pytest.mark.parametrize(("kind", "anchored"), [(ParSeDA, True), (ParSeD, False)])
 def test_files_of_the_published_conversion_give_the_same(kind: type[ParSeD], anchored: bool) -> None:
     """In them the relation decoder's heads have two names with different values; the one read last counts."""

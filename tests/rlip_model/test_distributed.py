@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from rlip_model.distributed import counting_nothing, gather, global_mean, rank, without_collectives, world_size
+from rlip_model.distributed import gather, rank, without_collectives, world_size
 from rlip_model.heads import LayerOutput, RelationOutput
 from rlip_model.losses import DetectionCriterion, TaggerCriterion
 from tests.rlip_model.samples import random_output, random_triplets
@@ -55,16 +55,3 @@ losses_alone = losses(slice(None))  # in every process, before it meets the othe
 @pytest.mark.slow
 def test_two_processes_lose_as_much_as_one(tmp_path: Path) -> None:
     multiprocessing.spawn(_one_of_two, args=(str(tmp_path / "meeting"),), nprocs=2)
-
-
-def test_alone_an_average_is_a_mean() -> None:
-    assert global_mean(torch.tensor(6.0), torch.tensor(4)) == 1.5
-    assert global_mean(torch.tensor(6.0), torch.tensor(0)) == 6
-    assert global_mean(torch.tensor(6.0), torch.tensor(0.5), least=0.0) == 12
-    assert gather("x") == ["x"]
-
-
-def test_a_stand_in_is_not_counted() -> None:
-    with counting_nothing():
-        assert global_mean(torch.tensor(6.0), torch.tensor(4.0), least=0.0) == 6
-    assert global_mean(torch.tensor(6.0), torch.tensor(4), total=torch.tensor(12.0)) == 0.5

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rlip_model import embedding_bag_sampling
-from rlip_model.attention import sample, sample_by_grid
+from rlip_model.attention import sample_by_grid
 from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
 
 SHAPES = ((7, 9), (4, 5), (2, 2))
@@ -78,17 +78,6 @@ def test_slopes_at_the_borders_of_pixels_and_maps() -> None:
     check_equal((value, places, weights), shapes)
 
 
-def test_single_precision_at_the_size_of_an_image() -> None:
-    shapes = ((50, 67), (25, 34))
-    value, places, weights = random_case(shapes, batch=1, queries=300, dtype=torch.float32)
-    case = (value, places, weights.flatten(3).softmax(-1).view(weights.shape))
-    sampled, *found = with_gradients(sample_by_embedding_bags, case, shapes)
-    expected_sampled, *expected = with_gradients(sample_by_grid, case, shapes)
-    torch.testing.assert_close(sampled, expected_sampled, rtol=0, atol=1e-5)
-    for gradient, other in zip(found, expected, strict=True):
-        assert (gradient - other).norm() < 1e-5 * other.norm()
-
-
 def test_gradcheck() -> None:
     value, places, weights = random_case(((3, 4), (2, 2)), batch=2, queries=2, heads=2, points=2, dim=3)
     inputs = [tensor.requires_grad_() for tensor in (value, places, weights)]
@@ -105,19 +94,3 @@ def test_under_activation_checkpoints() -> None:
         with_gradients(recomputed, case), with_gradients(sample_by_embedding_bags, case), strict=True
     ):
         assert torch.equal(found, expected)
-
-
-def test_half_precision_is_computed_in_single() -> None:
-    """Also where the backward pass runs under autocast."""
-    case = tuple(tensor.bfloat16() for tensor in random_case(dtype=torch.float32))
-    exact = with_gradients(sample, tuple(tensor.float() for tensor in case))
-    with torch.autocast("cpu", torch.bfloat16):
-        found = with_gradients(sample, case)
-    for half, single in zip(found, exact, strict=True):
-        assert half.dtype == torch.bfloat16
-        torch.testing.assert_close(half.float(), single, rtol=2**-7, atol=0.1)
-    single_case = random_case(dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = with_gradients(sample, single_case)
-    for under, without in zip(found, with_gradients(sample, single_case), strict=True):
-        assert torch.equal(under, without)

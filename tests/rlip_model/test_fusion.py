@@ -1,6 +1,5 @@
 """ALIF's parts: both directions of attention, every gate by its formula, and what masks do and don't."""
 
-import math
 from typing import get_args
 
 import pytest
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from rlip_model.config import Gating, RLIPConfig
 from rlip_model.fusion import (
-    BidirectionalAttention,
     Gate,
     LabelLayer,
     MultiBranchFusion,
@@ -24,23 +22,6 @@ def randomised(module: torch.nn.Module) -> torch.nn.Module:
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return module.eval()
-
-
-def test_attention_both_ways_by_hand() -> None:
-    attention = randomised(BidirectionalAttention(16, 24, 32, heads=4, dropout=0.1))
-    vision, positions, labels = torch.randn(2, 7, 16), torch.randn(2, 7, 16), torch.randn(2, 5, 24)
-    found_vision, found_labels = attention(vision, positions, labels)
-    query, key = attention.v_proj(vision + positions), attention.l_proj(labels)
-    heads_vision, heads_labels = [], []
-    for head in range(4):
-        part = slice(8 * head, 8 * head + 8)
-        scores = query[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(8)
-        heads_vision.append(scores.softmax(2) @ attention.values_l_proj(labels)[..., part])
-        heads_labels.append(scores.transpose(1, 2).softmax(2) @ attention.values_v_proj(vision)[..., part])
-    expected_vision = attention.out_v_proj(torch.cat(heads_vision, dim=-1))
-    expected_labels = attention.out_l_proj(torch.cat(heads_labels, dim=-1))
-    torch.testing.assert_close(found_vision, expected_vision)
-    torch.testing.assert_close(found_labels, expected_labels)
 
 
 def expected_gate(gate: Gate, gating: Gating, base: Tensor, update: Tensor) -> Tensor:
@@ -82,12 +63,6 @@ def test_every_gate(gating: Gating) -> None:
     elif hasattr(gate, "down"):
         assert gate.up.out_features == 64
         assert gate.down.out_features == 16
-
-
-def test_gates_start_at_one_over_the_number_of_levels() -> None:
-    fusion = VisionLanguageFusion(tiny_config(100))
-    assert fusion.vision_gate.gamma.eq(0.25).all()
-    assert fusion.label_gate.gamma.eq(0.25).all()
 
 
 def test_updates_are_added_to_the_normalised_input() -> None:

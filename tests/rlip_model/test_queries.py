@@ -8,30 +8,10 @@ from torch import Tensor
 
 from rlip_model.model import RTagger
 from rlip_model.noise import TorchNoise
-from rlip_model.position import inverse_sigmoid
 from rlip_model.queries import GivenPairs
 from tests.rlip_model.conftest import random_pairs
 
 LABELS = torch.randn(1, 5, 64)
-
-
-def test_slots_hold_subjects_then_objects(tagger: RTagger) -> None:
-    groups = [random_pairs(2), random_pairs(3)]
-    made = tagger.queries.entities(groups, LABELS)
-    slots = tagger.config.num_pairs
-    for image, group in enumerate(groups):
-        for pair in range(len(group)):
-            for slot, boxes, labels in (
-                (pair, group.subject_boxes, group.subject_labels),
-                (slots + pair, group.object_boxes, group.object_labels),
-            ):
-                position = tagger.queries.coord_proj(inverse_sigmoid(boxes[pair]))
-                torch.testing.assert_close(made.positions[image, slot], position)
-                assert torch.equal(made.content[image, slot], LABELS[0, labels[pair]])
-                assert not made.padding[image, slot]
-    assert made.padding.sum() == 2 * 2 * slots - 2 * 5
-    assert made.positions[made.padding].eq(0).all()
-    assert made.attention_mask is None
 
 
 def test_labels_get_no_gradient_through_queries(tagger: RTagger) -> None:

@@ -9,36 +9,8 @@ from torchvision.models.swin_transformer import SwinTransformer
 from rlip_model.swin import (
     Swin,
     attend,
-    from_windows,
     relative_position_index,
-    shift_mask,
-    to_windows,
 )
-
-
-def test_windows_are_cut_and_joined() -> None:
-    maps = torch.arange(2 * 6 * 9 * 4).view(2, 6, 9, 4)
-    windows = to_windows(maps, 3)
-    assert torch.equal(windows[1].view(3, 3, 4), maps[0, :3, 3:6])
-    assert torch.equal(from_windows(windows, 3, 6, 9), maps)
-
-
-def test_relative_positions_by_hand() -> None:
-    index = relative_position_index(3)
-    for first in range(9):
-        for second in range(9):
-            rows, columns = first // 3 - second // 3 + 2, first % 3 - second % 3 + 2
-            assert index[first, second] == 5 * rows + columns
-
-
-def test_shift_mask_parts_what_the_roll_joined() -> None:
-    height, width, window = 6, 9, 3
-    rows = torch.arange(height).roll(-1)
-    columns = torch.arange(width).roll(-1)
-    place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).unsqueeze(0)
-    places = to_windows(place, window).float()
-    far = (places.unsqueeze(1) - places.unsqueeze(2)).abs().amax(-1) >= window
-    assert torch.equal(shift_mask(height, width, window, torch.device("cpu")) < 0, far)
 
 
 @pytest.mark.parametrize("windows", [1, 3])

@@ -79,14 +79,6 @@ def test_new_weights_are_not_answered_from_the_cache(tagger: RTagger) -> None:
     assert not torch.equal(tagger.encode_texts(["person"]), before)
 
 
-def test_labels_put_objects_first_and_are_not_masked(tagger: RTagger) -> None:
-    labels = tagger.encode_labels(["dog", "no objects"], ["riding"])
-    assert labels.features.shape == (1, 3, 64)
-    assert labels.num_objects == 2
-    assert labels.masked is None
-    assert torch.equal(labels.features[0, 2], tagger.encode_texts(["riding"])[0])
-
-
 def test_the_training_mask_hides_what_does_not_sum_above_zero() -> None:
     features = torch.tensor([[[1.0, -2.0], [0.0, 0.0], [2.0, -1.0]]])
     assert masked_by_sum(features).tolist() == [[True, True, False]]

@@ -21,18 +21,6 @@ def scores(
     return evaluate_open_images(images, OpenImagesSettings(6, 3, suppression, order))
 
 
-def test_found() -> None:
-    found = scores(scene([(0, 1, HOLDS)], [RIGHT]))
-    assert all(value == pytest.approx(1) for value in found.summary().values())
-
-
-@pytest.mark.parametrize(("bottom", "hits"), [(29, 1), (28, 0)])
-def test_phrases_overlap_by_half(bottom: float, hits: int) -> None:
-    boxes = [PERSON, [0, 50, 59, 59]]
-    found = scores(scene([(0, 1, HOLDS)], [(PERSON, [0, 20, 59, bottom], 1, {HOLDS: 0.9})], boxes=boxes))
-    assert found.phrases[100].true_positives.tolist() == [hits]
-
-
 def test_the_weighted_score() -> None:
     missed = scene([(0, 1, WEARS)] * 3, [], labels=[0, 2])
     found = scores(scene([(0, 1, HOLDS)], [RIGHT]), missed)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rlip_model.evaluation.overlap import hull, pixel_iou
+from rlip_model.evaluation.overlap import pixel_iou
 
 
 def boxes(*corners: float) -> np.ndarray:
@@ -18,16 +18,3 @@ def test_a_box_is_one_pixel_wider_than_the_difference_of_its_corners(touching: b
 def test_a_single_pixel_overlaps_itself_only_where_touching_counts() -> None:
     assert pixel_iou(boxes(3, 3, 3, 3), boxes(3, 3, 3, 3), touching=True) == 1
     assert pixel_iou(boxes(3, 3, 3, 3), boxes(3, 3, 3, 3), touching=False) == 0
-
-
-def test_tables_of_boxes_broadcast() -> None:
-    many = np.random.default_rng(0).uniform(0, 50, (7, 1, 4)).cumsum(-1)
-    few = many[:3, 0]
-    overlap = pixel_iou(many, few, touching=True)
-    assert overlap.shape == (7, 3)
-    assert overlap[:3].diagonal() == pytest.approx(1)
-    assert overlap[5, 2] == pixel_iou(many[5, 0], few[2], touching=True)
-
-
-def test_the_hull_holds_both() -> None:
-    np.testing.assert_array_equal(hull(boxes(5, 0, 9, 3), boxes(0, 2, 6, 9)), [0, 0, 9, 9])

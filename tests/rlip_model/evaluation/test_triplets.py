@@ -1,21 +1,7 @@
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
 
-from rlip_model.evaluation.triplets import IMAGES_AT_ONCE, TripletClasses, best_triplets, blocks, largest
+from rlip_model.evaluation.triplets import IMAGES_AT_ONCE, best_triplets, blocks
 from tests.rlip_model.evaluation.scenes import FAR, PERSON, THING, image
-
-
-@given(st.lists(st.integers(0, 4), max_size=30), st.integers(1, 12))
-def test_the_largest_are_the_start_of_a_stable_sort(values: list[int], most: int) -> None:
-    scores = np.array(values, dtype=np.float32)
-    assert largest(scores, most).tolist() == np.argsort(-scores, kind="stable")[:most].tolist()
-
-
-def test_class_numbers_can_be_read_back() -> None:
-    classes = TripletClasses(num_objects=7, num_predicates=5)
-    labels = np.array([[0, 0, 0], [6, 6, 4], [3, 1, 2]])
-    np.testing.assert_array_equal(classes.labels(classes.number(*labels.T)), labels)
 
 
 def test_a_stream_is_read_a_block_at_a_time() -> None:

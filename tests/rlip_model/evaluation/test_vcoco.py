@@ -48,30 +48,6 @@ def hold(*images: PeopleImage) -> list[float]:
     return [*(float(found.role_precisions(scenario)[0]) for scenario in (1, 2)), float(found.agent_precisions()[0])]
 
 
-@pytest.mark.parametrize(
-    ("true", "found", "expected"),
-    [
-        (THING, THING, [1, 1, 1]),
-        (THING, [50, 50, 89, 69], [1, 1, 1]),  # half of its rows
-        (THING, [50, 50, 89, 68], [0, 0, 1]),
-        (THING, NOTHING, [0, 0, 1]),
-        (NOTHING, NOTHING, [1, 1, 1]),
-        (NOTHING, ZEROS, [1, 1, 1]),
-        (NOTHING, THING, [0, 1, 1]),
-        (NOTHING, [0, 0, 0, math.nan], [0, 1, 1]),
-    ],
-)
-def test_roles(true: list[float], found: list[float], expected: list[float]) -> None:
-    assert hold(scene([(PERSON, found, 0.9)], role=true)) == expected
-
-
-@pytest.mark.parametrize(("does", "expected"), [([-1, -1, -1], 1), ([0, 0, 0], 0.5), ([1, -1, 1], 1)])
-def test_what_is_found_at_a_person_without_annotation_is_ignored(does: list[int], expected: float) -> None:
-    found = [(OTHER, THING, 0.95), (PERSON, THING, 0.9)]
-    both = scene(found, persons=[PERSON, OTHER], does=[[1, 0, 1], does])
-    assert hold(both)[0] * scores(both).positives[0] == expected
-
-
 def test_equal_scores_are_turned_round_in_an_image_and_again_in_the_data_set() -> None:
     wrong, right = (PERSON, FAR, 0.9), (PERSON, THING, 0.9)
     assert hold(scene([right, wrong]))[0] == 1

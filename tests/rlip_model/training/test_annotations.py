@@ -38,27 +38,6 @@ def graph(**changes: Any) -> SceneAnnotation:
     return SceneAnnotation.from_json(annotation(**changes))
 
 
-def test_relations_of_the_same_objects_become_one_triplet() -> None:
-    found = label_scene(graph(), WIDTH, HEIGHT, 100).labelled_triplets(WIDTH, HEIGHT)
-    assert found.object_texts == ("man", "horse")
-    assert found.relation_texts == ("riding", "near", "on")
-    assert found.triplets.relation_labels.tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]
-    assert found.triplets.subject_labels.tolist() == [0, 0, 0]
-    assert found.triplets.object_labels.tolist() == [1, 1, 0]
-
-
-def test_boxes_are_cut_off_and_normalised() -> None:
-    triplets = label_scene(graph(), WIDTH, HEIGHT, 100).labelled_triplets(WIDTH, HEIGHT).triplets
-    torch.testing.assert_close(triplets.subject_boxes[0], torch.tensor([0.2, 0.5, 0.2, 0.6]))
-    torch.testing.assert_close(triplets.object_boxes[0], torch.tensor([0.7, 0.6, 0.6, 0.4]))
-
-
-def test_only_the_first_relations_and_their_names() -> None:
-    found = label_scene(graph(), WIDTH, HEIGHT, 2).labelled_triplets(WIDTH, HEIGHT)
-    assert found.relation_texts == ("riding", "near")
-    assert len(found.triplets) == 2
-
-
 def test_doubtful_relations_go_and_annotated_ones_stay() -> None:
     assert [item.predicate for item in graph().confident(0.2).relations] == ["riding", "near", "on"]
     assert [item.predicate for item in graph().confident(1.0).relations] == ["riding"]
@@ -82,13 +61,6 @@ def test_objects_outside_the_image_are_dropped() -> None:
     scene = label_scene(SceneAnnotation.from_json(moved), WIDTH, HEIGHT, 100)
     assert scene.boxes.shape == (2, 4)
     assert scene.relations[:, :2].max() == 1
-
-
-def test_resizing_moves_boxes_with_the_image() -> None:
-    scene = label_scene(graph(), WIDTH, HEIGHT, 100)
-    before = scene.labelled_triplets(WIDTH, HEIGHT).triplets
-    after = scene.resized(3, 5).labelled_triplets(3 * WIDTH, 5 * HEIGHT).triplets
-    torch.testing.assert_close(after.subject_boxes, before.subject_boxes)
 
 
 def test_wrong_annotations_are_named() -> None:

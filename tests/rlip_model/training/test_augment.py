@@ -76,16 +76,6 @@ def test_the_generator_decides_alone(scene: Scene, seed: int, flip: bool) -> Non
     assert torch.equal(first[1].boxes, again[1].boxes)
 
 
-@given(scenes(), st.integers(0, 2**32))
-@settings(deadline=None, max_examples=20)
-def test_sizes_are_those_asked_for(scene: Scene, seed: int) -> None:
-    part, _ = augment(*scene, replace(SMALL, crop_probability=1), random.Random(seed), False)
-    assert min(part.size) in SMALL.short_sides
-    assert max(part.size) <= min(part.size) * 60 / 38
-    whole, _ = augment(*scene, replace(SMALL, crop_probability=0), random.Random(seed), False)
-    assert whole.size in {resized(*scene[0].size, side, SMALL.long_side) for side in SMALL.short_sides}
-
-
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (50, 20), (3000, 3), (1, 5000)])
 def test_windows_as_drawn_by_detr(size: tuple[int, int]) -> None:
     """Least and greatest size of the part, whatever the image; less only where the image is smaller."""

@@ -22,27 +22,3 @@ def test_the_average_of_parameters_follows_them() -> None:
         expected = decay * expected + (1 - decay) * value
         torch.testing.assert_close(ema.values["weight"].item(), expected)
     assert ema.updates == 5
-
-
-def test_swapping_twice_changes_nothing() -> None:
-    network = nn.Linear(2, 2)
-    ema = EMA(network, decay=0.9)
-    moved(network, 5.0)
-    ema.swap()
-    assert not (network.weight == 5).any()
-    assert (ema.values["weight"] == 5).all()
-    ema.swap()
-    assert (network.weight == 5).all()
-
-
-def test_an_average_goes_on_from_what_was_stored() -> None:
-    network = nn.Linear(1, 1, bias=False)
-    whole, cut = EMA(network, decay=0.99), EMA(network, decay=0.99)
-    for value in (1.0, 2.0):
-        moved(network, value)
-        whole.update()
-    cut.load(whole.values, whole.updates)
-    moved(network, 7.0)
-    whole.update()
-    cut.update()
-    assert torch.equal(whole.values["weight"], cut.values["weight"])

@@ -74,14 +74,6 @@ def test_killed_and_gone_on_ends_in_the_same_weights(tmp_path: Path, kind: str, 
     ]
 
 
-def test_training_learns(tmp_path: Path) -> None:
-    rows: list[Metrics] = []
-    trainer = Trainer(objective(), options(epochs=3), folder(tmp_path), report=rows.append, log_every=4)
-    trainer.fit(ToyFeed(4, batch=3))
-    losses = [float(row["loss"]) for row in rows]
-    assert losses[-1] < 0.8 * losses[0]
-
-
 CRITERIA = {
     "tagger": TaggerCriterion(),
     "pre-training": DetectionCriterion(),

@@ -3,7 +3,7 @@
 import pytest
 
 from rlip_model.settings import Optimisation
-from rlip_model.training.optimisation import freeze, group_of, make_optimizer, set_rates
+from rlip_model.training.optimisation import freeze, make_optimizer, set_rates
 from tests.rlip_model.training.worlds import network
 
 
@@ -33,17 +33,6 @@ def test_epochs_or_steps_decide_the_end(steps: int | None, ends: int) -> None:
     assert options.total(3) == ends
     assert not options.is_done(ends - 1, (ends - 1) // 3)
     assert options.is_done(ends, ends // 3)
-
-
-def test_warmup_grows_to_the_full_rate() -> None:
-    factors = rates(Optimisation(epochs=1, warmup=4), steps=8)
-    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
-
-
-def test_groups_are_those_of_the_published_training() -> None:
-    assert group_of("image_encoder.backbone.layers.0.weight") == "backbone"
-    assert group_of("text_encoder.roberta.pooler.dense.weight") == "text"
-    assert group_of("encoder.label_layers.0.attention.self.query.weight") == "rest"
 
 
 def test_every_trainable_parameter_has_one_group() -> None:

@@ -53,13 +53,6 @@ def test_names_and_boxes_have_to_be_right() -> None:
     assert [hit for _, hit in hits(found(*rows[1:]))] == [False] * 8
 
 
-def test_a_true_triplet_is_found_once_by_the_most_confident() -> None:
-    twice = found((LEFT, RIGHT, 1, 2, [0.3, 0.0]), (LEFT, RIGHT, 1, 2, [0.9, 0.0]))
-    assert hits(twice) == [(0.9, True), (0.3, False), (0.0, False), (0.0, False)]
-    two = true((LEFT, RIGHT, 1, 2, [1.0, 0.0]), (LEFT, RIGHT, 1, 2, [1.0, 0.0]))
-    assert [hit for _, hit in hits(twice, two)] == [True, True, False, False]
-
-
 def area_under_the_curve(confidences: list[float], right: list[bool], total: int) -> float:
     """By the definition: over every threshold, what recall gains times the best precision at that recall or more."""
     order = sorted(range(len(right)), key=lambda i: -confidences[i])

@@ -44,19 +44,6 @@ def test_an_incomplete_line_is_ignored_and_then_removed(tmp_path: Path, torn: st
     assert torn + "{" not in (tmp_path / METRICS).read_text()
 
 
-def test_every_line_is_written_at_once(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path, 0, tensorboard=False) as log:
-        log.write(row(1))
-        assert [r["step"] for r in read_metrics(tmp_path)] == [1]
-
-
-def test_other_workers_write_nothing(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path, 0, tensorboard=True, enabled=False) as log:
-        log.write(row(1))
-    assert not list(tmp_path.iterdir())
-    assert read_metrics(tmp_path) == []
-
-
 def events(file: Path) -> list[Event]:
     """Read TFRecords: length, its checksum, an event, its checksum."""
     content, found = file.read_bytes(), []

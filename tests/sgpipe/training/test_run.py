@@ -1,6 +1,5 @@
 """Trainings with one process: their files, how they resume, and which folders they refuse."""
 
-import random
 import shutil
 import signal
 import subprocess
@@ -144,24 +143,6 @@ def wait_for_steps(process: subprocess.Popen[str], out: Path, count: int) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in (1, 2))])
-def test_a_process_killed_at_a_random_moment_resumes_exactly(drawn_run: Path, tmp_path: Path, seed: int) -> None:
-    rng, settings = random.Random(seed), {"output__checkpoint_every": 2, "optimisation__epochs": 6}
-    training(drawn_run, tmp_path / "whole", **settings)
-    out = tmp_path / "cut"
-    killed = subprocess.Popen(command(drawn_run, out, **settings), stderr=subprocess.PIPE, text=True)
-    wait_for_steps(killed, out, rng.randint(1, 14))
-    time.sleep(rng.uniform(0, 0.2))
-    killed.kill()
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    again = subprocess.run(command(drawn_run, out, **settings), capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert not different(weights(out), weights(tmp_path / "whole"))
-    assert curve(out) == curve(tmp_path / "whole")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_training_can_be_resumed(
     drawn_run: Path, trained_tagger: Path, tmp_path: Path, number: signal.Signals
@@ -277,8 +258,3 @@ def test_a_detector_trained_on_boxes_alone_starts_a_training_on_relations(drawn_
     assert len(found.boxes) > SIZES["num_queries"]  # those of the dense head, not of queries
     training(drawn_run, tmp_path / "relations", "pretrain", model__init=str(tmp_path / "boxes"), **sizes)
     assert "relation" in read_metrics(tmp_path / "relations")[0]
-
-
-def test_boxes_alone_need_a_dense_head(drawn_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"set model\.config\.dense_head: true"):
-        training(drawn_run, tmp_path / "out", "pretrain", loss__only_boxes=True)

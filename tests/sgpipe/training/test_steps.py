@@ -1,15 +1,12 @@
 """Trainings by steps: where they end, when they validate, and that they resume and go on exactly."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from rlip_model.losses import DetectionCriterion
 from rlip_model.settings import MatchingCosts
-from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.training.job import make_objective
 from sgpipe.training.metrics import read_metrics
@@ -79,16 +76,6 @@ def test_with_cosine_the_steps_decide_the_weights_and_the_epochs_do_not(drawn_ru
         train(recipe(drawn_run, **by_steps(drawn_run, optimisation__steps=6)), whole, QUIET)
     training(drawn_run, whole, **by_steps(drawn_run, optimisation__epochs=7))
     assert not different(weights(whole), before)
-
-
-def test_a_finished_training_says_its_steps(drawn_run: Path, whole: Path, tmp_path: Path) -> None:
-    recipe_file = str(whole / "recipe.yaml")
-    result = CliRunner().invoke(app, ["train", recipe_file, "--out", str(whole), "--json"])
-    assert f"nothing left to do: {whole.resolve()} has trained 5 steps" in " ".join(result.stderr.split())
-    assert (json.loads(result.stdout)["epochs"], json.loads(result.stdout)["steps"]) == (1, 5)
-    both = CliRunner().invoke(app, ["train", "tagger", "--out", str(tmp_path), "--epochs", "1", "--steps", "2"])
-    assert both.exit_code == 2
-    assert "--epochs and --steps both say when the training ends; pass one of them" in both.stderr
 
 
 def test_matching_costs_are_those_of_the_recipe() -> None:

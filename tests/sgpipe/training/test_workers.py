@@ -60,21 +60,6 @@ def test_two_workers_have_the_same_losses_as_one(
     assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=LOSS_TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["tagger", "pretrain"])
-def test_parts_of_a_step_change_nothing_on_one_worker_and_on_two(
-    ray_engine: None, equal_images: Path, tmp_path: Path, kind: str
-) -> None:
-    config = {**SIZES, **DETERMINED, **TEXTS, **(NOISELESS if kind == "tagger" else {})}
-    settings = {"model__config": config, "data__long_side": 96, "data__text_group": 3, "data__negative_texts": 30}
-    curves = []
-    for count, accumulate in ((1, 1), (1, 2), (2, 2)):
-        out = tmp_path / f"{count}-{accumulate}"
-        training(equal_images, out, kind, **settings, workers__count=count, optimisation__accumulate=accumulate)
-        curves.append([loss for _, loss in curve(out)])
-    for other in curves[1:]:
-        assert other == pytest.approx(curves[0], rel=LOSS_TOLERANCE)
-
-
 def descendants(process: int) -> Iterator[tuple[int, str]]:
     """Ids and names of all descendants of a process."""
     for entry in Path("/proc").iterdir():

@@ -46,13 +46,6 @@ def plain_steps(steps: list[list[TrainingBatch]]) -> list[list[tuple]]:
 
 
 @pytest.mark.parametrize("most_pairs", [None, 3])
-def test_batches_do_not_depend_on_threads(config, most_pairs):
-    one = training(feed(config, threads=1, prefetch=1, most_pairs=most_pairs), 20)
-    many = training(feed(config, threads=7, prefetch=5, most_pairs=most_pairs), 20)
-    assert plain_steps(one) == plain_steps(many)
-
-
-@pytest.mark.parametrize("most_pairs", [None, 3])
 def test_resuming_from_a_step_gives_the_same_batches(config, most_pairs):
     fed = feed(config, most_pairs=most_pairs)
     whole = training(fed, fed.steps_per_epoch + 4)
@@ -67,23 +60,6 @@ def test_a_tagger_learns_from_unrelated_pairs_too(tmp_path):
         assert (len(one), len(more)) == (1, 2)
         assert torch.equal(more.subject_boxes[1], one.object_boxes[0])
         assert more.relation_labels.sum(1).tolist() == [1, 0]
-
-
-def test_relations_of_a_pair_are_merged_before_pairs_are_cut(tmp_path):
-    """As published with closed class lists; the predicates of the first pairs all stay."""
-    pairs = [(0, 1), (1, 0), (0, 2), (2, 0)]
-    records = [plain_record(str(n)) for n in range(4)]
-    for record in records:
-        record.objects.append(Box("cat", 3, (1, 1, 6, 6)))
-        record.relations = [Relation(*ends, name) for name in ("on", "under", "left of") for ends in pairs]
-    labels = {"objects": ["person", "dog", "cat"], "relations": ["on", "under", "left of"]}
-    config = make_run(tmp_path, records, run={"labels": labels})
-    fed = feed(config, augment=None, labels="full", val=())
-    for most, kept in ((2, 2), (3, 3), (4, 4), (9, 4)):
-        [[batch]] = training(replace(fed, most_relations=most), 1)
-        for triplets in batch.triplets:
-            assert triplets.relation_labels.tolist() == [[1, 1, 1]] * kept
-            assert triplets.object_labels.tolist() == [1, 0, 2, 0][:kept]
 
 
 def test_every_group_is_a_batch_with_texts_of_its_own(config):

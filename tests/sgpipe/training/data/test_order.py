@@ -78,13 +78,6 @@ def test_the_row_groups_of_a_window_are_mixed():
         assert 10 < sum(row_group == window[0][0] for row_group, _ in window[:50]) < 40
 
 
-def test_epochs_and_seeds_differ_and_are_reproducible():
-    found = training_set([[20] * 5])
-    orders = [rows(found, shuffled_epoch(found, 2, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
-    assert all(one != other for n, one in enumerate(orders) for other in orders[:n])
-    assert orders[3] == rows(found, shuffled_epoch(found, 2, 1, 1))
-
-
 @given(sizes, st.lists(st.floats(0.01, 3.5), min_size=3, max_size=3), st.integers(0, 5))
 def test_a_folder_is_visited_as_often_as_its_weight_says(sizes: Sizes, weights: list[float], number: int) -> None:
     found = training_set(sizes, weights)
@@ -123,13 +116,3 @@ def test_similar_rows_are_the_same_rows_in_whole_steps(
         for outside in (slice(start, inner.start), slice(inner.stop, end)):
             assert after[outside] == before[outside]  # steps of two windows
         start = end
-
-
-def test_steps_of_similar_rows_come_in_random_order():
-    found = training_set([[60] * 4])
-    orders = [rows(found, shuffled_epoch(found, 4, 0, epoch, 8)) for epoch in (0, 1)]
-    for order in orders:
-        shapes = [[shape(row) for row in part] for part in cut_into(order, 8)]
-        assert sum(len(set(part)) == 1 for part in shapes) > 20
-        assert [part[0] for part in shapes] != sorted(part[0] for part in shapes)
-    assert {frozenset(part) for part in cut_into(orders[0], 8)}.isdisjoint(map(frozenset, cut_into(orders[1], 8)))

@@ -1,5 +1,3 @@
-import json
-import pickle
 import random
 from collections import Counter
 from dataclasses import asdict
@@ -17,7 +15,6 @@ from rlip_model.training.sampling import extend
 from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import read_row_group
 from sgpipe.training.data import stream as data_stream
 from sgpipe.training.data.scan import TrainingSet, data_warnings, scan, scan_training, scan_validation
 from sgpipe.training.data.stream import iter_epoch, one_pass, scene_graph, shuffled_epoch
@@ -147,31 +144,9 @@ def test_a_split_of_which_no_image_is_chosen_is_no_error_but_an_unusable_one_is(
         scan([make_run(tmp_path / "unsure", unsure)], 0.2, limit=1, limit_seed=0)
 
 
-def test_a_scene_graph_has_only_usable_objects_and_relations(tmp_path):
-    records = make_records(40)
-    found = scan([make_run(tmp_path, records, rows=40)], 0.2)
-    table = read_row_group(Path(found.row_groups[0].file), 0, ["image_id", "objects", "relations"])
-    for record, values in zip(records, table.to_pylist(), strict=True):
-        graph = scene_graph(values, 0.2)
-        assert len(graph.objects) == sum(not box.iscrowd for box in record.objects)
-        if record.ok:
-            assert [(item.subject_id, item.object_id, item.predicate) for item in graph.relations] == [
-                (item.subject, item.object, item.predicate) for item in usable_relations(record, 0.2)
-            ]
-
-
 def test_a_confidence_equal_to_the_threshold_is_usable_although_stored_as_float32(tmp_path):
     config = make_run(tmp_path, [plain_record("a", confidence=0.7), plain_record("b", confidence=0.69)])
     assert scan([config], 0.7).rows == 1  # the float32 nearest to 0.7 is less than 0.7
-
-
-def test_a_training_set_is_plain_and_its_size_does_not_depend_on_the_rows(tmp_path):
-    few, many = ([plain_record(str(number)) for number in range(count)] for count in (2, 200))
-    small, large = (scan([make_run(tmp_path / name, rows, rows=200)], 0.2) for name, rows in (("a", few), ("b", many)))
-    limited = scan([ShardsConfig(shards=tmp_path / "b", limit=100, limit_seed=0)], 0.2)
-    assert len(pickle.dumps(limited)) - len(pickle.dumps(large)) < 100  # 200 bits
-    assert len(json.dumps(asdict(large))) - len(json.dumps(asdict(small))) < 20
-    assert len(pickle.dumps(large)) - len(pickle.dumps(small)) < 20
 
 
 LABELS = {"objects": ["person", "dog"], "relations": ["on", "left of"]}

@@ -16,12 +16,6 @@ from sgpipe.training.data.scan import scan_training
 from sgpipe.training.data.stream import StepPart, StepStream, TrainingItem, TrainingStep
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
-TEXTS_OF_0_1 = [
-    ("car", "dog", "tree", "cup", "right hand", "left hand"),
-    ("under", "left of", "holding", "next to", "on"),
-    ("cup", "car", "dog", "tree", "left hand", "person"),
-    ("holding", "left of", "on", "under"),
-]
 LABELS = {"objects": ["person", "dog", "cat"], "relations": ["on", "left of"]}
 
 
@@ -124,19 +118,6 @@ def test_random_choices_stay_as_in_earlier_versions(config):
     ]
 
 
-def test_no_two_images_share_their_random_numbers(config):
-    found = stream(config)
-    states = {item.rng.getstate() for epoch in (0, 1) for step in found.epoch(epoch) for item in step.items}
-    assert len(states) == 2 * 4 * found.steps_per_epoch
-
-
-@pytest.mark.parametrize("limit", [11, 13, 14])
-def test_a_limit_keeps_the_first_images(config, limit):
-    whole = [item.image_id for step in stream(config, training=False).epoch(0) for item in step.items]
-    limited = stream(config, limit=limit, batch=1)
-    assert {item.image_id for step in limited.epoch(0) for item in step.items} == set(whole[:limit])
-
-
 def test_texts_are_the_names_of_the_step_then_sampled_ones(config):
     for [part] in (step.parts for step in stream(config, negative_texts=9).epoch(0)):
         check_texts(part, part.items)
@@ -179,16 +160,6 @@ def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, 
                 at += len(part.items)
 
 
-def test_with_a_group_for_the_whole_step_texts_stay_as_in_earlier_versions(config):
-    """Otherwise a training that was interrupted before an update would not resume exactly."""
-    steps = list(islice(stream(config, negative_texts=9).steps(), 2))
-    texts = [step.parts[0].texts for step in steps]
-    assert [names for each in texts for names in (each.objects[:-1], each.relations)] == TEXTS_OF_0_1
-    for group in (4, 5, None):
-        same = islice(stream(config, negative_texts=9, text_group=group).steps(), 2)
-        assert [plain_step(step) for step in same] == [plain_step(step) for step in steps]
-
-
 def test_flips_are_random_per_image_and_change_names(tmp_path):
     record = plain_record("a", "left of")
     record.objects[1].category = "right hand"
@@ -202,11 +173,6 @@ def test_flips_are_random_per_image_and_change_names(tmp_path):
         mirrored = tuple(tuple(map(flip_text, part)) for part in plain_names)
         assert names == (mirrored if item.flip else plain_names)
     assert 8 < sum(item.flip for item in items) < 32
-
-
-@pytest.mark.parametrize("changes", [{"augment": None}, {"training": False}])
-def test_nothing_is_flipped_without_augmentation_or_training(config, changes):
-    assert not any(item.flip for step in stream(config, **changes).epoch(0) for item in step.items)
 
 
 def test_closed_labels_are_the_texts_and_flips_stay_within_them(tmp_path):
