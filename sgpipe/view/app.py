@@ -11,8 +11,8 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import h11
@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -31,7 +31,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from sgpipe.errors import UserError, format_os_error
 from sgpipe.view import gallery, image_page, judging, thumbnails
 from sgpipe.view.security import HEADERS, LARGEST_BODY, Access, Guard
-from sgpipe.view.web import FOLDER, Freshness, Viewer, json_response, render
+from sgpipe.view.web import FOLDER, Freshness, Viewer, render
 
 
 def create_app(viewer: Viewer, access: Access) -> Starlette:
@@ -60,7 +60,7 @@ def _refuse(request: Request, error: Exception) -> Response:
     status, message = _describe(error)
     is_api = request.url.path.startswith("/api/")
     values = {"message": message, "status": status}
-    response = json_response({"error": message}, status) if is_api else render(request, "error", values, status)
+    response = JSONResponse({"error": message}, status) if is_api else render(request, "error", values, status)
     response.headers.update(HEADERS)  # Starlette answers unexpected errors outside of all middleware
     return response
 
@@ -124,16 +124,11 @@ def listen(host: str, port: int) -> Address:
                 raise UserError(f"--host {host} --port {number} cannot be used: {error.strerror}") from None
             continue
         listener.setblocking(False)
-        return Address(listener, _reachable(host), listener.getsockname()[1])
+        with suppress(ValueError):  # a name
+            if ipaddress.ip_address(host).is_unspecified:  # 0.0.0.0 and :: are all addresses; browsers accept a name
+                host = socket.gethostname()
+        return Address(listener, host, listener.getsockname()[1])
     raise UserError(f"no port from {port} to {number} is free; choose another --port, or --port 0 for any")
-
-
-def _reachable(host: str) -> str:
-    """A name for the host that a browser accepts: 0.0.0.0 and :: stand for all addresses of the machine."""
-    try:
-        return socket.gethostname() if ipaddress.ip_address(host).is_unspecified else host
-    except ValueError:
-        return host
 
 
 def machine_names(host: str) -> set[str]:
@@ -186,16 +181,10 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
 
 def serve(app: ASGIApp, address: Address) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    with _ending_quietly():
-        server_of(app).run(sockets=[address.socket])
-
-
-@contextmanager
-def _ending_quietly() -> Iterator[None]:
-    """uvicorn, once it has stopped, raises the signals again that stopped it; here they have done what they should."""
+    # uvicorn, once it has stopped, raises the signals again that stopped it; here they have done what they should.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        server_of(app).run(sockets=[address.socket])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

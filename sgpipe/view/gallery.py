@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sgpipe.view.filters import QueryError
 from sgpipe.view.search import Box, Filters, Hit, Page, facets, queues, search
-from sgpipe.view.web import freshness_of, gallery_url, image_url, json_response, relation_key, render, viewer_of
+from sgpipe.view.web import freshness_of, gallery_url, image_url, relation_key, render, viewer_of
 from sgpipe.viz.draw_relations import arrow_head, curve, polyline
 
 PAGE = 48  # hits
@@ -118,7 +118,7 @@ def status(request: Request) -> Response:
     index, freshness = viewer_of(request).index, freshness_of(request)
     freshness.look_for_shards()
     counts = {"images": index.images, "relations": index.relations}
-    return json_response({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
+    return JSONResponse({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
 
 
 def _cards(page: Page, state: Pairs) -> list[HitCard]:

@@ -15,7 +15,7 @@ import numpy as np
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sgpipe.records import Box, Record, Relation, deduplicate
@@ -29,7 +29,6 @@ from sgpipe.view.web import (
     Viewer,
     gallery_url,
     image_url,
-    json_response,
     parse_relation,
     photo_url,
     place_of,
@@ -111,18 +110,18 @@ def image_page(request: Request) -> Response:
 
 def image_answer(request: Request) -> Response:
     """The values of an image as JSON. Status 404: the run does not have it."""
-    return json_response(_values(request))
+    return JSONResponse(_values(request))
 
 
 def neighbours_answer(request: Request) -> Response:
     """The addresses of the hits before and after the relation in the request's search: `{"previous", "next"}`."""
-    return json_response(_neighbours(viewer_of(request).index, *place_of(request), request.query_params))
+    return JSONResponse(_neighbours(viewer_of(request).index, *place_of(request), request.query_params))
 
 
 def predicates_answer(request: Request) -> Response:
     """The run's predicates that start with `prefix`, the most frequent first: `[{"predicate", "count"}]`."""
     found = viewer_of(request).index.predicates(request.query_params.get("prefix", ""), _SUGGESTIONS)
-    return json_response([{"predicate": predicate, "count": count} for predicate, count in found])
+    return JSONResponse([{"predicate": predicate, "count": count} for predicate, count in found])
 
 
 def _values(request: Request) -> Values:

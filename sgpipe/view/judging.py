@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import random
 import uuid
+from collections.abc import Awaitable, Callable
 from math import isfinite
 from typing import Any
 from urllib.parse import parse_qsl
@@ -21,18 +22,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from sgpipe.errors import format_os_error
-from sgpipe.records import Record
 from sgpipe.stats.plans import MARGIN, Population, count_states, draw, judgements_needed, measure_plan, next_question
 from sgpipe.storage.index import read_record
-from sgpipe.storage.judgements import Judgement, Kind, SamplingPlan, describe_invalid, utc_now
+from sgpipe.storage.judgements import (
+    Judgement,
+    JudgementLog,
+    Kind,
+    PlannedQuestion,
+    SamplingPlan,
+    describe_invalid,
+    utc_now,
+)
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import single_line
 from sgpipe.view.search import Filters, select_relations
-from sgpipe.view.web import Viewer, freshness_of, image_url, json_response, posted, relation_key, render, viewer_of
+from sgpipe.view.web import Viewer, freshness_of, image_url, posted, relation_key, render, viewer_of
 
 NOBODY = "anonymous"
 _QUESTIONS = 200
@@ -42,48 +50,48 @@ _CONFLICTS_SHOWN = 100
 def routes() -> list[Route]:
     """The routes of this module."""
     return [
-        Route("/api/judgements", judge, methods=["POST"]),
+        Route("/api/judgements", _writing(judge), methods=["POST"]),
         Route("/api/judgements", judgements_of_image),
-        Route("/api/plans", draw_plan, methods=["POST"]),
+        Route("/api/plans", _writing(draw_plan), methods=["POST"]),
         Route("/api/plans/{plan}", plan_progress),
         Route("/judge", plans_page),
         Route("/judge/{plan}", ask_next),
     ]
 
 
-async def judge(request: Request) -> Response:
+def _writing(handler: Callable[[Request, dict[str, Any]], Response]) -> Callable[[Request], Awaitable[Response]]:
+    """A handler that gets the body too, and runs in a thread. Status 409: it is about another run."""
+
+    async def handle(request: Request) -> Response:
+        values, log = await posted(request), viewer_of(request).judgements
+        if values.get("run", log.fingerprint) != log.fingerprint:
+            raise HTTPException(409, "this page is about another run than the server: reload it; nothing is saved")
+        return await run_in_threadpool(handler, request, values)
+
+    return handle
+
+
+def judge(request: Request, values: dict[str, Any]) -> Response:
     """Write a judgement into the file of the run before it is acknowledged; a repeated one is not written again."""
-    values = await posted(request)
-    return await run_in_threadpool(_judge, viewer_of(request), values)
-
-
-def _judge(viewer: Viewer, values: dict[str, Any]) -> Response:
+    viewer = viewer_of(request)
     log = viewer.judgements
-    _check_writable(viewer, values)
     log.reload()
     if (stored := log.find(str(values.get("id")))) is None:
         who = _who(viewer, str(values.get("by") or ""))
         complete = {**values, "at": utc_now(), "run": log.fingerprint, "by": who}
         if values.get("undoes") is not None:
-            complete |= _undone(viewer, str(values["undoes"]), who)
+            complete |= _undone(log, str(values["undoes"]), who)
         try:
             line = Judgement.model_validate(complete)
         except ValidationError as error:
             raise HTTPException(400, f"not a judgement: {single_line(describe_invalid(error), 200)}") from None
-        stored = _saved(viewer, line if line.undoes else _checked(viewer, _placed(viewer, line)))
-    return json_response(stored.model_dump(mode="json"))
+        stored = _saved(viewer, line if line.undoes else _checked(viewer, line))
+    return JSONResponse(stored.model_dump(mode="json"))
 
 
-def _check_writable(viewer: Viewer, values: dict[str, Any]) -> None:
-    if viewer.read_only:
-        raise HTTPException(403, "this server only shows the run: nothing is saved")
-    if values.get("run", viewer.judgements.fingerprint) != viewer.judgements.fingerprint:
-        raise HTTPException(409, "this page is about another run than the server: reload it; nothing is saved")
-
-
-def _undone(viewer: Viewer, undoes: str, who: str) -> dict[str, Any]:
+def _undone(log: JudgementLog, undoes: str, who: str) -> dict[str, Any]:
     """The relation of the judgement that is taken back."""
-    before = viewer.judgements.find(undoes)
+    before = log.find(undoes)
     if not isinstance(before, Judgement) or before.undoes is not None:
         raise HTTPException(404, "there is no such judgement to take back")
     if before.by != who:
@@ -92,49 +100,36 @@ def _undone(viewer: Viewer, undoes: str, who: str) -> dict[str, Any]:
     return before.model_dump(include={*before.key._asdict(), *of_relation, "plan", "stratum"})
 
 
-def _placed(viewer: Viewer, line: Judgement) -> Judgement:
-    """The line with its stratum. What a plan did not ask about does not count for it."""
-    if line.plan is None:
-        return line.model_copy(update={"stratum": None})
-    plan = _plan(viewer, line.plan)
-    strata = {question.key: question.stratum for question in reversed(plan.questions)}  # of repeated ones, the first
-    asked = line.key in strata
-    return line.model_copy(update={"plan": line.plan if asked else None, "stratum": strata.get(line.key)})
-
-
 def _checked(viewer: Viewer, line: Judgement) -> Judgement:
-    """The line with what the run says of its relation."""
+    """The line with what the run says of its relation, and its stratum. What no plan asked about counts for none."""
     view = read_record(viewer.index, line.split, line.image_id)
-    record = None if view is None else view.record
-    if record is None or max(line.subject, line.object) >= len(record.objects):
+    if view is None or max(line.subject, line.object) >= len(view.record.objects):
         raise HTTPException(404, "the run has no such image or boxes")
-    found = [each for each in record.relations if (each.subject, each.object, each.predicate) == line.key[2:]]
+    subject, object_ = (view.record.objects[end] for end in (line.subject, line.object))
+    found = [each for each in view.record.relations if (each.subject, each.object, each.predicate) == line.key[2:]]
     action = line.change and line.change.action
-    if action == "add":
-        _check_addition(record, line, there=bool(found))
-    elif not found and not viewer.judgements.was_added(line.key):
+    if action != "add" and not found and not viewer.judgements.was_added(line.key):
         raise HTTPException(404, "the run has no such relation")
-    if action == "swap" and record.objects[line.object].is_nothing:
-        raise HTTPException(400, "a relation without an object cannot be swapped")
-    if action == "predicate" and not _is_clean(line.change.predicate or ""):  # type: ignore[union-attr]
-        raise HTTPException(400, "a predicate is one line of text without outer spaces")
-    confidences = [each.confidence for each in found if each.confidence is not None and isfinite(each.confidence)]
-    names = (record.objects[line.subject].category, record.objects[line.object].category)
-    update = {"subject_category": names[0], "object_category": names[1], "confidence": max(confidences, default=None)}
-    return line.model_copy(update=update)
-
-
-def _check_addition(record: Record, line: Judgement, *, there: bool) -> None:
-    if there:
+    if action == "add" and found:
         raise HTTPException(409, "the run has this relation already: judge it instead")
-    if line.subject == line.object or record.objects[line.subject].is_nothing:
+    if action == "add" and (line.subject == line.object or subject.is_nothing):
         raise HTTPException(400, "a relation needs a subject and another object")
-    if not _is_clean(line.predicate) or len(line.predicate) > 200:
+    if action == "swap" and object_.is_nothing:
+        raise HTTPException(400, "a relation without an object cannot be swapped")
+    new = line.predicate if action == "add" else line.change.predicate if line.change else None
+    if new is not None and (new != single_line(new) or not 0 < len(new) <= 200):
         raise HTTPException(400, "a predicate is one line of at most 200 characters without outer spaces")
-
-
-def _is_clean(predicate: str) -> bool:
-    return bool(predicate) and predicate == single_line(predicate)
+    questions = _plan(viewer, line.plan).questions if line.plan else []
+    strata = {question.key: question.stratum for question in reversed(questions)}  # of repeated ones, the first
+    confidences = [each.confidence for each in found if each.confidence is not None and isfinite(each.confidence)]
+    update = {
+        "plan": line.plan if line.key in strata else None,
+        "stratum": strata.get(line.key),
+        "subject_category": subject.category,
+        "object_category": object_.category,
+        "confidence": max(confidences, default=None),
+    }
+    return line.model_copy(update=update)
 
 
 def _saved(viewer: Viewer, line: Judgement | SamplingPlan) -> Judgement | SamplingPlan:
@@ -153,27 +148,7 @@ def judgements_of_image(request: Request) -> Response:
         raise HTTPException(400, "give split and image_id")
     log.reload()
     states = log.state(params["split"], params["image_id"])
-    return json_response({"relations": [state.as_json() for state in states], "problems": log.problems})
-
-
-async def draw_plan(request: Request) -> Response:
-    """Draw a stratified sample and write it into the file of judgements."""
-    values = await posted(request)
-    return await run_in_threadpool(_draw_plan, request, values)
-
-
-def _draw_plan(request: Request, values: dict[str, Any]) -> Response:
-    viewer = viewer_of(request)
-    log = viewer.judgements
-    _check_writable(viewer, values)
-    try:
-        wanted = _NewPlan.model_validate(values)
-    except ValidationError as error:
-        raise HTTPException(400, f"not a plan: {single_line(describe_invalid(error), 200)}") from None
-    log.reload()
-    if wanted.id not in log.plans:
-        _saved(viewer, _drawn(request, wanted))
-    return json_response(_summary(_plan(viewer, wanted.id)), 201)
+    return JSONResponse({"relations": [state.as_json() for state in states], "problems": log.problems})
 
 
 class _NewPlan(BaseModel):
@@ -190,26 +165,36 @@ class _NewPlan(BaseModel):
     run: str = ""
 
 
-def _drawn(request: Request, wanted: _NewPlan) -> SamplingPlan:
+def draw_plan(request: Request, values: dict[str, Any]) -> Response:
+    """Draw a stratified sample and write it into the file of judgements."""
     viewer = viewer_of(request)
-    search = wanted.search if wanted.kind == "search" else None
-    filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
-    if filters.judged or filters.queue:
-        freshness_of(request).update_judgements()
-    select, parameters = select_relations(viewer.index, filters)
-    population = Population(lambda query, *rest: viewer.index.rows(query, rest), select, parameters)
-    strata, questions = draw(population, wanted.kind, wanted.count, wanted.seed)
-    return SamplingPlan(
-        plan=wanted.id,
-        at=utc_now(),
-        by=_who(viewer, wanted.by),
-        run=viewer.judgements.fingerprint,
-        kind=wanted.kind,
-        seed=wanted.seed,
-        search=search,
-        strata=strata,
-        questions=questions,
-    )
+    log = viewer.judgements
+    try:
+        wanted = _NewPlan.model_validate(values)
+    except ValidationError as error:
+        raise HTTPException(400, f"not a plan: {single_line(describe_invalid(error), 200)}") from None
+    log.reload()
+    if wanted.id not in log.plans:
+        search = wanted.search if wanted.kind == "search" else None
+        filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
+        if filters.judged or filters.queue:
+            freshness_of(request).update_judgements()
+        select, parameters = select_relations(viewer.index, filters)
+        population = Population(lambda query, *rest: viewer.index.rows(query, rest), select, parameters)
+        strata, questions = draw(population, wanted.kind, wanted.count, wanted.seed)
+        plan = SamplingPlan(
+            plan=wanted.id,
+            at=utc_now(),
+            by=_who(viewer, wanted.by),
+            run=log.fingerprint,
+            kind=wanted.kind,
+            seed=wanted.seed,
+            search=search,
+            strata=strata,
+            questions=questions,
+        )
+        _saved(viewer, plan)
+    return JSONResponse(_summary(_plan(viewer, wanted.id)), 201)
 
 
 def _summary(plan: SamplingPlan) -> dict[str, Any]:
@@ -219,27 +204,27 @@ def _summary(plan: SamplingPlan) -> dict[str, Any]:
 
 def plan_progress(request: Request) -> Response:
     """Return a plan's precision, how many more judgements it takes until ±3%, and the next open question."""
-    viewer = viewer_of(request)
-    viewer.judgements.reload()
-    plan = _plan(viewer, request.path_params["plan"])
-    progress = measure_plan(plan, viewer.judgements)
-    question = next_question(plan, viewer.judgements, _person(request))
-    values = _summary(plan) | progress.as_json()
-    return json_response(
-        {**values, "more": judgements_needed(plan, viewer.judgements), "question": question and question._asdict()}
-    )
+    plan, question = _asked(request)
+    log = viewer_of(request).judgements
+    values = {"more": judgements_needed(plan, log), "question": question and question._asdict()}
+    return JSONResponse(_summary(plan) | measure_plan(plan, log).as_json() | values)
 
 
 def ask_next(request: Request) -> Response:
     """Go to the image page of the plan's next open question, or back to the page of plans if there is none."""
-    viewer = viewer_of(request)
-    viewer.judgements.reload()
-    plan = _plan(viewer, request.path_params["plan"])
-    question = next_question(plan, viewer.judgements, _person(request))
+    plan, question = _asked(request)
     if question is None:
         return RedirectResponse(f"/judge#{plan.plan}", 303)
     key = relation_key(question.subject, question.object, question.predicate)
     return RedirectResponse(image_url(question.split, question.image_id, [("plan", plan.plan)], key), 303)
+
+
+def _asked(request: Request) -> tuple[SamplingPlan, PlannedQuestion | None]:
+    """The plan that the address names, and its next open question for whoever asks."""
+    viewer = viewer_of(request)
+    viewer.judgements.reload()
+    plan = _plan(viewer, request.path_params["plan"])
+    return plan, next_question(plan, viewer.judgements, _who(viewer, request.query_params.get("by", "")))
 
 
 def plans_page(request: Request) -> Response:
@@ -267,10 +252,6 @@ def _plan(viewer: Viewer, name: str) -> SamplingPlan:
         return viewer.judgements.plans[name]
     except KeyError:
         raise HTTPException(404, "there is no such plan") from None
-
-
-def _person(request: Request) -> str:
-    return _who(viewer_of(request), request.query_params.get("by", ""))
 
 
 def _who(viewer: Viewer, name: str) -> str:

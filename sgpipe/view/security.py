@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from sgpipe.view.web import json_response
 
 LARGEST_BODY = 64 * 1024  # bytes
 _READS = ("GET", "HEAD")
@@ -57,13 +55,20 @@ class Access:
         host = request.headers.get("host", "")
         if not self._knows(host):
             return HTTPStatus.MISDIRECTED_REQUEST, "this server was called by a name that it does not have"
-        if self.token is not None and not self._is_admitted(request):
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        shown = (request.query_params.get("token"), request.cookies.get(_cookie(request)))
+        if self.token is not None and not any(
+            map(self.is_token, (*shown, bearer if scheme.lower() == "bearer" else None))
+        ):
             return HTTPStatus.UNAUTHORIZED, "open the address that `sgpipe view` printed: its token is needed here"
         if request.method in _READS:
             return None
         if self.read_only:
             return HTTPStatus.FORBIDDEN, "the server is read-only"
-        if not _is_same_site(request.headers, host):
+        # A page of this server, or a program, which sends neither header.
+        origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
+        own = site in ("same-origin", "none") if origin is None else origin in (f"http://{host}", f"https://{host}")
+        if not own:
             return HTTPStatus.FORBIDDEN, "writes are only accepted from the pages of this server"
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json"
@@ -74,19 +79,11 @@ class Access:
         try:
             parts = urlsplit(f"//{host}")
             name, _ = parts.hostname or "", parts.port
-        except ValueError:  # of either
-            return False
-        if name == "localhost" or name.endswith(".localhost") or name in (known.lower() for known in self.names):
-            return True
-        try:
+            if name == "localhost" or name.endswith(".localhost") or name in (known.lower() for known in self.names):
+                return True
             return bool(ipaddress.ip_address(name))
-        except ValueError:
+        except ValueError:  # of any of them
             return False
-
-    def _is_admitted(self, request: Request) -> bool:
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        shown = (request.query_params.get("token"), request.cookies.get(_cookie(request)))
-        return any(map(self.is_token, (*shown, bearer if scheme.lower() == "bearer" else None)))
 
     def is_token(self, shown: str | None) -> bool:
         """Whether this is the token, compared in constant time."""
@@ -107,7 +104,10 @@ class Guard:
         request = Request(scope)
         refused = self.access.refusal(request)
         if refused is not None:
-            await _refusal(request, *refused)(scope, receive, _with_headers(send))
+            status, message = refused
+            is_api = request.url.path.startswith("/api/")
+            answer = JSONResponse({"error": message}, status) if is_api else PlainTextResponse(f"{message}\n", status)
+            await answer(scope, receive, _with_headers(send))
         elif self.access.token is not None and "token" in request.query_params and request.method in _READS:
             await self._admit(request)(scope, receive, _with_headers(send))
         else:
@@ -128,20 +128,6 @@ class Guard:
 def _cookie(request: Request) -> str:
     """The name of the cookie: browsers keep cookies by host, so those of two servers would replace each other."""
     return f"sgpipe-view-{request.url.port or 80}"
-
-
-def _is_same_site(headers: Headers, host: str) -> bool:
-    """Whether a write comes from a page of this server, or from no page at all, as that of a program."""
-    origin = headers.get("origin")
-    if origin is not None:
-        return origin in (f"http://{host}", f"https://{host}")
-    return headers.get("sec-fetch-site", "none") in ("same-origin", "none")
-
-
-def _refusal(request: Request, status: HTTPStatus, message: str) -> Response:
-    if request.url.path.startswith("/api/"):
-        return json_response({"error": message}, status)
-    return PlainTextResponse(f"{message}\n", status)
 
 
 def _with_headers(send: Send) -> Send:

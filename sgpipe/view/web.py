@@ -12,6 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePath
@@ -21,7 +22,7 @@ from urllib.parse import quote, urlencode
 import jinja2
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import HTMLResponse
 
 from sgpipe.errors import UserError, format_os_error
 from sgpipe.files.image_roots import ImagePlace
@@ -143,24 +144,13 @@ def render(request: Request, template: str, values: Mapping[str, Any] | None = N
     return HTMLResponse(page.render({**shared, **(values or {})}), status)
 
 
-def json_response(value: Any, status: int = 200) -> JSONResponse:
-    """Strict JSON."""
-    return JSONResponse(value, status)
-
-
 async def posted(request: Request) -> dict[str, Any]:
     """The JSON object in the request's body. Raises HTTPException: 400, it is none."""
-    try:
-        value = json.loads(await request.body(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise HTTPException(400, "the body is not strict JSON") from None
-    if not isinstance(value, dict):
-        raise HTTPException(400, "the body is not a JSON object")
-    return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
+    with suppress(ValueError, RecursionError):
+        value = json.loads(await request.body())
+        if isinstance(value, dict) and json.dumps(value, allow_nan=False):
+            return value
+    raise HTTPException(400, "the body is not a JSON object")
 
 
 def gallery_url(params: Params = (), **changes: str | None) -> str:
