@@ -7,7 +7,6 @@ EngineError as `predict`.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -62,7 +61,6 @@ from sgpipe.inference.writers import PeopleConverter, predicted_graph
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, OpenImages, hico_source, read_hoia
 from sgpipe.storage.shards import iter_records
-from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import count
 
 SPLIT = "test"  # the split of records that are only evaluated
@@ -341,7 +339,6 @@ def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> Eva
         return {key: value for key, value in scores.summary().items() if official or "zR@" not in key}
 
     title = "Visual Genome" if official else "Visual Genome's protocol"
-    found.unpredicted = frozenset()
     return found.result(title, {"mode": mode}, scores, summary, rows)
 
 
@@ -412,7 +409,10 @@ def _predicted_graphs(given: ModelRun, config: PredictConfig, found: ScoredImage
         annotated = read_graphs(given.annotations)
     else:
         source = shard_annotations(given.data, config.classes, given.split, persons_only=False)
-        annotated = dict(_shard_graphs(source, config.classes))
+        annotated = {
+            name: GroundTruthGraph(own.boxes, own.labels + 1, np.add(own.triplets, (0, 0, 1)))
+            for name, own in read_annotations(source, "image_id").items()
+        }
     seen: set[str] = set()
     for row, pairs in _readable(config, given.row_groups(), found):
         _check_name(row.image_id, annotated, seen, "the annotations")
@@ -428,13 +428,3 @@ def _check_name(name: str, annotated: Collection[str], seen: set[str], place: ob
     if name in seen:
         raise UserError(f"image {name!r} occurs twice; choose a split with --split")
     seen.add(name)
-
-
-def _shard_graphs(source: AnnotationSource, classes: DatasetClasses) -> Iterator[tuple[str, GroundTruthGraph]]:
-    """The annotated scene graphs by image id."""
-    objects, predicates = ({name: index for index, name in enumerate(names, 1)} for names in vars(classes).values())
-    for record in source.read(Counter()):
-        boxes = xywh_to_xyxy(np.array([box.bbox for box in record.objects], dtype=np.float32).reshape(-1, 4))
-        labels = np.array([objects[box.category] for box in record.objects], dtype=int)
-        relations = [(item.subject, item.object, predicates[item.predicate]) for item in record.relations]
-        yield record.image_id, GroundTruthGraph(boxes, labels, np.array(relations, dtype=int).reshape(-1, 3))

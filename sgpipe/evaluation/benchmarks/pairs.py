@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -271,26 +271,28 @@ def listed_schema(content: Any) -> HoiaSchema:
         ) from None
 
 
-def read_annotations(source: AnnotationSource) -> dict[str, ImageGroundTruth]:
-    """The annotations by file name of the image.
+def read_annotations(
+    source: AnnotationSource, key: Literal["file_name", "image_id"] = "file_name"
+) -> dict[str, ImageGroundTruth]:
+    """The annotations by file name or id of the image.
 
     Raises UserError: an image cannot be used or occurs twice, or there are no images.
     """
     assert source.classes is not None
-    objects = {name: index for index, name in enumerate(source.classes.objects)}
-    predicates = {name: index for index, name in enumerate(source.classes.relations)}
+    objects, predicates = ({name: number for number, name in enumerate(each)} for each in vars(source.classes).values())
     path, problems = source.files["annotations"], Counter[str]()
     annotated: dict[str, ImageGroundTruth] = {}
     for record in source.read(problems):
+        name = getattr(record, key)
         if not record.ok:
             hint = "; --classes lists other classes" if "category_id" in str(record.error) else ""
-            raise UserError(f"{path}: image {record.file_name!r}: {record.error}{hint}")
-        if record.file_name in annotated:
-            raise UserError(f"{path}: image {record.file_name!r} occurs twice")
+            raise UserError(f"{path}: image {name!r}: {record.error}{hint}")
+        if name in annotated:
+            raise UserError(f"{path}: image {name!r} occurs twice")
         corners = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
         classes = [objects[box.category] for box in record.objects]
         triplets = [(item.subject, item.object, predicates[item.predicate]) for item in record.relations]
-        annotated[record.file_name] = ImageGroundTruth.from_lists(corners, classes, triplets)
+        annotated[name] = ImageGroundTruth.from_lists(corners, classes, triplets)
     if problems:
         counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in problems.items())
         raise UserError(f"{path} cannot be used for evaluation: {counts}")

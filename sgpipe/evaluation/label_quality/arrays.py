@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -86,22 +86,6 @@ def iter_graphs(
     for table in iter_tables(root, (*_COLUMNS, column, *([OPINION] if source == "opinion" else []))):
         if table.num_rows:
             yield _graphs(root, table.combine_chunks(), classes, predicates, column, calibration)
-
-
-def joined(parts: list[Graphs]) -> Graphs:
-    """The images of all parts, in order."""
-    images = np.cumsum([0, *(len(part.names) for part in parts)])
-    objects = np.cumsum([0, *(len(part.image) for part in parts)])
-    shifts = {"image": images, "starts": objects, "subject": objects, "object": objects}
-    columns: dict[str, Any] = {"names": [name for part in parts for name in part.names]}
-    for name in (field.name for field in fields(Graphs) if field.name != "names"):
-        arrays = [getattr(part, name)[: -1 if name == "starts" else None] for part in parts]
-        shift = shifts.get(name, np.zeros(len(parts), dtype=int))
-        columns[name] = np.concatenate(
-            [array + by if name in shifts else array for array, by in zip(arrays, shift, strict=False)]
-        )
-    columns["starts"] = np.append(columns["starts"], objects[-1])
-    return Graphs(**columns)
 
 
 def class_names(root: Location) -> set[str]:
@@ -221,10 +205,10 @@ class GroundTruthIndex:
 
         Raises UserError: the folder is not a run, or contains no images or no relations.
         """
-        parts = list(iter_graphs(root, classes, predicates, "relations"))
-        if not any(len(part.subject) for part in parts):
+        tables = list(iter_tables(root, (*_COLUMNS, "relations")))
+        if not any(pc.sum(pc.list_value_length(table["relations"])).as_py() for table in tables):
             raise UserError(f"{root} contains no relations to compare with")
-        self.graphs = joined(parts)
+        self.graphs = _graphs(root, pa.concat_tables(tables).combine_chunks(), classes, predicates, "relations", None)
         self._find = ImageFinder(self.graphs.names, coco_ids)
         self.repeated = self._find.repeated
         places = self.graphs.subject * len(self.graphs.image) + self.graphs.object

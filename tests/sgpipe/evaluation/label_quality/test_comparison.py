@@ -178,7 +178,8 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
         "no such folder": (tmp_path / "missing", truth),
         "contains no relations to compare with": (truth, nothing),
         "contains only failed images": (run(tmp_path, "failed", failed), truth),
-        "contains no images": (run(tmp_path, "empty"), truth),
+        "contains no images": (empty := run(tmp_path, "empty"), truth),
+        "empty contains no relations to compare with": (truth, empty),
     }
     for message, (pred, true) in cases.items():
         with pytest.raises(UserError, match=message) as refused:
