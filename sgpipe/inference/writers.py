@@ -46,29 +46,19 @@ class WriteSummary:
             self.images += 1
 
 
-@dataclass(frozen=True)
-class TopTriplets:
-    """The best triplets of an image by descending score: indices of pairs and predicates, and scores `[triplets]`."""
+def top_triplets(pairs: PredictedPairs, limit: int, possible: Array | None = None) -> tuple[Array, Array, Array]:
+    """The best triplets of an image by descending score: indices of pairs and predicates, and scores `[triplets]`.
 
-    pair: Array
-    predicate: Array
-    score: Array
-
-    @classmethod
-    def of(cls, pairs: PredictedPairs, limit: int, possible: Array | None = None) -> TopTriplets:
-        """The `limit` best triplets.
-
-        Args:
-            possible: `[predicates, objects]`, 0 for impossible combinations, which get score 0, as in evaluators.
-        """
-        scores = pairs.scores
-        if possible is not None:
-            scores = np.where(possible.T[pairs.object_labels] == 0, np.float32(0), scores)
-        flat = scores.reshape(-1)
-        chosen = largest(flat, limit)
-        chosen = chosen[flat[chosen] != NOT_PREDICTED]
-        pair, predicate = np.divmod(chosen, max(scores.shape[1], 1))
-        return cls(pair, predicate, flat[chosen])
+    Args:
+        possible: `[predicates, objects]`, 0 for impossible combinations, which get score 0, as in evaluators.
+    """
+    scores = pairs.scores
+    if possible is not None:
+        scores = np.where(possible.T[pairs.object_labels] == 0, np.float32(0), scores)
+    flat = scores.reshape(-1)
+    chosen = largest(flat, limit)
+    chosen = chosen[flat[chosen] != NOT_PREDICTED]
+    return *np.divmod(chosen, max(scores.shape[1], 1)), flat[chosen]
 
 
 Items = Callable[[ImagePrediction, PredictedPairs], list[dict[str, Any]]]
@@ -91,13 +81,13 @@ def write_hoia(
         schema: category ids, in the order of the classes.
         key: name of the list of relations in the file.
         limit: triplets per image.
-        possible: see `TopTriplets.of`.
+        possible: see `top_triplets`.
     """
     objects, relations = list(schema.objects), list(schema.relations)
 
     def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
-        top = TopTriplets.of(pairs, limit, possible)
-        kept, index = np.unique(top.pair, return_inverse=True)  # in the order of the queries, which breaks ties
+        pair, predicate, score = top_triplets(pairs, limit, possible)
+        kept, index = np.unique(pair, return_inverse=True)  # in the order of the queries, which breaks ties
         boxes = [
             {"bbox": box, "category_id": objects[label]}
             for side, labels in (
@@ -106,10 +96,9 @@ def write_hoia(
             )
             for box, label in zip(side[kept].tolist(), labels[kept].tolist(), strict=True)
         ]
-        triplets = zip(index.reshape(-1).tolist(), top.predicate.tolist(), top.score.tolist(), strict=True)
         listed = [
-            {"subject_id": pair, "object_id": pair + len(kept), "category_id": relations[predicate], "score": score}
-            for pair, predicate, score in triplets
+            {"subject_id": place, "object_id": place + len(kept), "category_id": relations[number], "score": value}
+            for place, number, value in zip(index.tolist(), predicate.tolist(), score.tolist(), strict=True)
         ]
         return [{"file_name": prediction.row.file_name, "predictions": boxes, key: listed}]
 
@@ -288,7 +277,7 @@ def write_parquet(
 
     Args:
         limit: triplets per image.
-        possible: see `TopTriplets.of`.
+        possible: see `top_triplets`.
     """
     summary, rows = WriteSummary(), list[dict[str, Any]]()
     with write_result(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
@@ -296,15 +285,15 @@ def write_parquet(
             summary.add(prediction)
             row = {name: getattr(prediction.row, name) for name in _IMAGE}
             if (pairs := prediction.pairs) is not None:
-                top = TopTriplets.of(pairs, limit, possible)
+                pair, predicate, score = top_triplets(pairs, limit, possible)
                 columns = {
-                    "pair": top.pair.tolist(),
-                    "subject": [classes.objects[number] for number in pairs.subject_labels[top.pair]],
-                    "predicate": [classes.relations[number] for number in top.predicate],
-                    "object": [classes.objects[number] for number in pairs.object_labels[top.pair]],
-                    "score": top.score.tolist(),
-                    "subject_box": pairs.subject_boxes[top.pair].tolist(),
-                    "object_box": pairs.object_boxes[top.pair].tolist(),
+                    "pair": pair.tolist(),
+                    "subject": [classes.objects[number] for number in pairs.subject_labels[pair]],
+                    "predicate": [classes.relations[number] for number in predicate],
+                    "object": [classes.objects[number] for number in pairs.object_labels[pair]],
+                    "score": score.tolist(),
+                    "subject_box": pairs.subject_boxes[pair].tolist(),
+                    "object_box": pairs.object_boxes[pair].tolist(),
                 }
                 row["triplets"] = [
                     dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
