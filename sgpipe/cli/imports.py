@@ -8,28 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli.options import (
-    DATA,
-    Classes,
-    GuessedSplit,
-    Json,
-    Limit,
-    Place,
-    command,
-    reads_file,
-    reads_images,
-    reads_stored,
-    writes_folder,
-)
+from sgpipe.cli import options as cli
 from sgpipe.utils import BoxForm, console
 
 if TYPE_CHECKING:
     from sgpipe.sources.annotated import AnnotationSource
 
-Annotations = Annotated[Place, reads_stored("Annotation file, also in a store: s3://….")]
+Annotations = Annotated[cli.Place, cli.reads_stored("Annotation file, also in a store: s3://….")]
 Images = Annotated[
     str,
-    reads_images(
+    cli.reads_images(
         "Images: a folder, .zip or .tar, a folder of these, or s3://…. Some may be missing if the annotations "
         "contain their sizes."
     ),
@@ -52,7 +40,7 @@ class AnnotationOptions:
 
     annotations: Annotations
     images: Images
-    split: GuessedSplit = None
+    split: cli.GuessedSplit = None
 
     def split_name(self, out: Path, *, unsplit: bool = False, own_splits: bool = False) -> str:
         """Return the given split, or the one that the annotation file or the image folder is named after.
@@ -77,9 +65,9 @@ class BoxOptions(AnnotationOptions):
 
     boxes: Annotated[
         BoxForm | None,
-        typer.Option(
-            help="What the four numbers of a box are, if not what the format says; with an n, parts of the image.",
-            rich_help_panel=DATA,
+        cli.option(
+            "What the four numbers of a box are, if not what the format says; with an n, parts of the image.",
+            panel=cli.DATA,
         ),
     ] = None
 
@@ -88,31 +76,31 @@ class BoxOptions(AnnotationOptions):
 class ImportOptions:
     """Options of every import."""
 
-    out: Annotated[Path, writes_folder("Folder for the shards; an unfinished import in it is resumed.")]
-    limit: Limit = None
-    embed: Annotated[bool, typer.Option("--embed", help="Store the image files in the shards.")] = False
-    json_: Json = False
+    out: Annotated[Path, cli.writes_folder("Folder for the shards; an unfinished import in it is resumed.")]
+    limit: cli.Limit = None
+    embed: Annotated[bool, cli.option("Store the image files in the shards.", "--embed")] = False
+    json_: cli.Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryOptions(ImportOptions):
     """Options of imports from files in which individual images may be invalid."""
 
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Redo the shards with error rows.")] = False
+    retry_failed: Annotated[bool, cli.option("Redo the shards with error rows.", "--retry-failed")] = False
 
 
 def vg(
     *,
     data: AnnotationOptions,
-    image_data: Annotated[Place | None, reads_stored("image_data.json, for the sizes of the images.")] = None,
+    image_data: Annotated[cli.Place | None, cli.reads_stored("image_data.json, for the sizes of the images.")] = None,
     object_aliases: Annotated[
-        Path | None, reads_file("File of object names with the same meaning, one group per line.")
+        Path | None, cli.reads_file("File of object names with the same meaning, one group per line.")
     ] = None,
     predicate_aliases: Annotated[
-        Path | None, reads_file("File of predicates with the same meaning, one group per line.")
+        Path | None, cli.reads_file("File of predicates with the same meaning, one group per line.")
     ] = None,
     preprocess: Annotated[
-        bool, typer.Option(help="As RLIPv2: lower case, no duplicates, at most 100 relations per image.")
+        bool, cli.option("As RLIPv2: lower case, no duplicates, at most 100 relations per image.")
     ] = True,
     options: RetryOptions,
 ) -> None:
@@ -133,7 +121,7 @@ def vg(
     _import(genome.source(), data, options)
 
 
-def hico(*, data: BoxOptions, classes: Classes = None, options: RetryOptions) -> None:
+def hico(*, data: BoxOptions, classes: cli.Classes = None, options: RetryOptions) -> None:
     """Import HICO-DET.
 
     Reads trainval_hico.json (HOIA format) or instances_train2015.json.
@@ -147,7 +135,7 @@ def hico(*, data: BoxOptions, classes: Classes = None, options: RetryOptions) ->
     _import(hico_source(data.annotations, data.split_name(options.out), classes), data, options)
 
 
-def vcoco(*, data: BoxOptions, classes: Classes = None, options: RetryOptions) -> None:
+def vcoco(*, data: BoxOptions, classes: cli.Classes = None, options: RetryOptions) -> None:
     """Import V-COCO.
 
     Reads trainval_vcoco.json (HOIA format) or instances_vcoco_train.json.
@@ -166,7 +154,7 @@ def openimages(
     *,
     data: BoxOptions,
     categories: Annotated[
-        Path | None, reads_file("OI_SGG_trainval_test_categories_dict.json: the classes. Default: all 601.")
+        Path | None, cli.reads_file("OI_SGG_trainval_test_categories_dict.json: the classes. Default: all 601.")
     ] = None,
     options: RetryOptions,
 ) -> None:
@@ -187,7 +175,7 @@ def rlipv2(
     *,
     data: AnnotationOptions,
     image_paths: Annotated[
-        Place | None, reads_stored("Objects365's image_id_to_filepath.json; required for its images.")
+        cli.Place | None, cli.reads_stored("Objects365's image_id_to_filepath.json; required for its images.")
     ] = None,
     options: RetryOptions,
 ) -> None:
@@ -209,8 +197,8 @@ def coco_rel(
     *,
     data: BoxOptions,
     relations: Annotated[
-        Place | None,
-        reads_stored(
+        cli.Place | None,
+        cli.reads_stored(
             "RelTR's rel.json: rel_categories, and triplets by split and image. Default: the rel_annotations of "
             "--annotations."
         ),
@@ -234,7 +222,7 @@ def coco_rel(
 def coco(
     *,
     data: BoxOptions,
-    captions: Annotated[Place | None, reads_stored("COCO captions file of the same images.")] = None,
+    captions: Annotated[cli.Place | None, cli.reads_stored("COCO captions file of the same images.")] = None,
     options: RetryOptions,
 ) -> None:
     """Import COCO's objects and captions.
@@ -255,15 +243,15 @@ def label_studio(
     annotations: Annotations,
     images: Images,
     split: Annotated[
-        str | None, typer.Option(help="Split to import, if there are several. Default: what the tasks name, or all.")
+        str | None, cli.option("Split to import, if there are several. Default: what the tasks name, or all.")
     ] = None,
     predictions: Annotated[
-        bool, typer.Option("--predictions", help="Also import tasks without annotation, by their prediction.")
+        bool, cli.option("Also import tasks without annotation, by their prediction.", "--predictions")
     ] = False,
     annotator: Annotated[
-        str | None, typer.Option(help="Import only the annotations of this person: e-mail address or id.")
+        str | None, cli.option("Import only the annotations of this person: e-mail address or id.")
     ] = None,
-    image_field: Annotated[str, typer.Option(help="Key of a task's data with the address of its image.")] = "image",
+    image_field: Annotated[str, cli.option("Key of a task's data with the address of its image.")] = "image",
     options: RetryOptions,
 ) -> None:
     """Import a project of Label Studio.
@@ -284,15 +272,12 @@ def hf(
     *,
     annotations: Annotated[
         Path,
-        typer.Option(
-            help="Folder with data/SPLIT-00000-of-00001.parquet and so on.",
-            exists=True,
-            file_okay=False,
-            rich_help_panel=DATA,
+        cli.option(
+            "Folder with data/SPLIT-00000-of-00001.parquet and so on.", exists=True, file_okay=False, panel=cli.DATA
         ),
     ],
-    images: Annotated[str | None, reads_images("Where the images are, if the rows do not contain them.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split to import, if there are several.")] = None,
+    images: Annotated[str | None, cli.reads_images("Where the images are, if the rows do not contain them.")] = None,
+    split: Annotated[str | None, cli.option("Split to import, if there are several.")] = None,
     options: ImportOptions,
 ) -> None:
     """Import what `sgpipe export --to hf` wrote.
@@ -315,7 +300,7 @@ for _name, _function in {
     "label-studio": label_studio,
     "hf": hf,
 }.items():
-    app.command(name=_name)(command(_function))
+    app.command(name=_name)(cli.command(_function))
 
 
 def _import(source: AnnotationSource, data: AnnotationOptions | str, options: ImportOptions) -> None:

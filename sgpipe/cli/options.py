@@ -28,34 +28,39 @@ else:
     Place = type("path", (), {})  # a file, folder or URI of a store: `--help` shows the name of the type
 
 
+def option(text: str, *names: str, panel: str | None = None, **settings: Any) -> Any:
+    """Return an option of typer; `names`: if they are not that of the parameter."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
+
+
 def reads_file(text: str, panel: str | None = DATA) -> Any:
     """Return an option for a file of this machine."""
-    return typer.Option(help=text, exists=True, dir_okay=False, rich_help_panel=panel)
+    return option(text, panel=panel, exists=True, dir_okay=False)
 
 
 def reads_stored(text: str, panel: str | None = DATA) -> Any:
     """Return an option for a file or folder, also in an object store."""
-    return typer.Option(help=text, parser=as_location, callback=stored, rich_help_panel=panel)
+    return option(text, panel=panel, parser=as_location, callback=stored)
 
 
 def reads_images(text: str) -> Any:
     """Return an option for where images are: a folder, archives or a store."""
-    return typer.Option(help=text, callback=stored, rich_help_panel=DATA)
+    return option(text, panel=DATA, callback=stored)
 
 
 def reads_model(text: str) -> Any:
     """Return an option for a model: a folder, or its name on the hub or at an endpoint."""
-    return typer.Option(help=text, callback=maybe_path, rich_help_panel=MODELS)
+    return option(text, panel=MODELS, callback=maybe_path)
 
 
 def writes_file(text: str) -> Any:
     """Return an option for a file to write on this machine."""
-    return typer.Option(help=text, dir_okay=False, callback=local)
+    return option(text, dir_okay=False, callback=local)
 
 
 def writes_folder(text: str) -> Any:
     """Return an option for a folder to write on this machine."""
-    return typer.Option(help=text, file_okay=False, callback=local)
+    return option(text, file_okay=False, callback=local)
 
 
 def maybe_path(value: Any) -> Any:
@@ -118,11 +123,9 @@ StoredRun = Annotated[
         callback=stored,
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N images.", rich_help_panel=DATA)]
-Seed = Annotated[int | None, typer.Option(min=0, help="Random seed.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Change any setting of the recipe: KEY=VALUE. Repeatable.")
-]
+Limit = Annotated[int | None, option("Use only the first N images.", min=1, panel=DATA)]
+Seed = Annotated[int | None, option("Random seed.", min=0)]
+Settings = Annotated[list[str] | None, option("Change any setting of the recipe: KEY=VALUE. Repeatable.", "--set")]
 Detector = Annotated[str | None, reads_model("Object detector of transformers: folder or hub id.")]
 Captioner = Annotated[
     str | None, reads_model("Image-text-to-text model of transformers, such as BLIP: folder or hub id.")
@@ -137,17 +140,13 @@ CalibrationFile = Annotated[
 ]
 ExpectedPrecision = Annotated[
     float | None,
-    typer.Option(
-        min=0, max=1, help="With --calibration: keep the relations with this precision (95% confidence), such as 0.9."
-    ),
+    option("With --calibration: keep the relations with this precision (95% confidence), such as 0.9.", min=0, max=1),
 ]
 JudgedFile = Annotated[
-    Path | None, typer.Option("--judgements", help=f"File of judgements of `sgpipe view`; {_OWN}: that of the run.")
+    Path | None, option(f"File of judgements of `sgpipe view`; {_OWN}: that of the run.", "--judgements")
 ]
-RayAddress = Annotated[
-    str | None, typer.Option(help="Ray cluster to connect to, such as auto.", rich_help_panel=COMPUTE)
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=COMPUTE)]
+RayAddress = Annotated[str | None, option("Ray cluster to connect to, such as auto.", panel=COMPUTE)]
+Device = Annotated[str, option("auto, cpu, cuda or cuda:N.", panel=COMPUTE)]
 MovedImages = Annotated[
     str | None, reads_images("Where the images are, if they have moved: folder, archives or store.")
 ]
@@ -163,37 +162,27 @@ ImageData = Annotated[
 ]
 GuessedSplit = Annotated[
     str | None,
-    typer.Option(
-        help="Name of the split. Default: what --annotations or --images are named after (val2017).",
-        rich_help_panel=DATA,
-    ),
+    option("Name of the split. Default: what --annotations or --images are named after (val2017).", panel=DATA),
 ]
 Classes = Annotated[Path | None, reads_file("JSON: the names of objects and relations, if not the data's.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Json = Annotated[bool, option("Print JSON instead of text.", "--json")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
     """How a trained model runs on the images of shards."""
 
-    split: Annotated[str | None, typer.Option(help="Use only this split of the shards.", rich_help_panel=DATA)] = None
+    split: Annotated[str | None, option("Use only this split of the shards.", panel=DATA)] = None
     images: MovedImages = None
-    batch: Annotated[int, typer.Option(min=1, help="Images per batch.", rich_help_panel=COMPUTE)] = 4
+    batch: Annotated[int, option("Images per batch.", min=1, panel=COMPUTE)] = 4
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        typer.Option(help="Number format. auto: bfloat16 on GPUs that support it.", rich_help_panel=COMPUTE),
+        option("Number format. auto: bfloat16 on GPUs that support it.", panel=COMPUTE),
     ] = "auto"
     device: Device = "auto"
-    workers: Annotated[
-        int, typer.Option(min=1, help="Worker processes; Ray starts them if more than one.", rich_help_panel=COMPUTE)
-    ] = 1
+    workers: Annotated[int, option("Worker processes; Ray starts them if more than one.", min=1, panel=COMPUTE)] = 1
     gpus: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="GPUs per worker, 0 to 1. A single worker uses a GPU if one is available.",
-            rich_help_panel=COMPUTE,
-        ),
+        float, option("GPUs per worker, 0 to 1. A single worker uses a GPU if one is available.", min=0, panel=COMPUTE)
     ] = 0
 
     def as_arguments(self) -> dict[str, Any]:

@@ -9,21 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sgpipe.cli.options import (
-    Classes,
-    Device,
-    InferenceOptions,
-    Json,
-    MovedImages,
-    Place,
-    StoredRun,
-    as_location,
-    reads_model,
-    reads_stored,
-    stored,
-    writes_file,
-    writes_folder,
-)
+from sgpipe.cli import options as cli
 from sgpipe.errors import UserError, existing_model
 from sgpipe.utils import console
 from sgpipe.utils.console import count
@@ -42,34 +28,32 @@ PredictionFormat = Literal["hico", "vcoco", "openimages", "vg"]  # the benchmark
 def predict(
     *,
     model: Annotated[
-        Place,
+        cli.Place,
         typer.Argument(
             help="Folder or store of a ParSeDA or ParSeD model, or of its training.",
-            parser=as_location,
-            callback=stored,
+            parser=cli.as_location,
+            callback=cli.stored,
         ),
     ],
-    data: Annotated[Place, reads_stored("Folder of shards, or their object store.")],
-    out: Annotated[Path, writes_file("File to write: .json for `sgpipe eval`, or .parquet.")],
+    data: Annotated[cli.Place, cli.reads_stored("Folder of shards, or their object store.")],
+    out: Annotated[Path, cli.writes_file("File to write: .json for `sgpipe eval`, or .parquet.")],
     form: Annotated[
         PredictionFormat | None,
-        typer.Option(
-            help="Benchmark whose evaluator reads the file. Default: hico; for .parquet, what fits the model."
-        ),
+        cli.option("Benchmark whose evaluator reads the file. Default: hico; for .parquet, what fits the model."),
     ] = None,
     limit: Annotated[
-        int, typer.Option("--per-image", min=1, help="Triplets to keep per image (vg: pairs), best first.")
+        int, cli.option("Triplets to keep per image (vg: pairs), best first.", "--per-image", min=1)
     ] = 100,
     zero_shot: Annotated[
-        bool, typer.Option("--zero-shot", help="hico: drop pairs whose subject is not classified as a person.")
+        bool, cli.option("hico: drop pairs whose subject is not classified as a person.", "--zero-shot")
     ] = False,
-    classes: Classes = None,
+    classes: cli.Classes = None,
     short_side: Annotated[
-        int | None, typer.Option(min=32, help="Short side of the resized image, in pixels. Default: as in training.")
+        int | None, cli.option("Short side of the resized image, in pixels. Default: as in training.", min=32)
     ] = None,
-    long_side: Annotated[int | None, typer.Option(min=32, help="Maximum long side, in pixels.")] = None,
-    inference: InferenceOptions,
-    json_: Json = False,
+    long_side: Annotated[int | None, cli.option("Maximum long side, in pixels.", min=32)] = None,
+    inference: cli.InferenceOptions,
+    json_: cli.Json = False,
 ) -> None:
     """Predict relations in the images of shards with a trained model.
 
@@ -147,27 +131,27 @@ def _write_whole_pairs(run: ModelRun, out: Path, form: PredictionFormat, limit: 
 
 
 def score(
-    run: StoredRun,
-    out: Annotated[Path, writes_folder("Folder for the shards with scores; an unfinished scoring is resumed.")],
+    run: cli.StoredRun,
+    out: Annotated[Path, cli.writes_folder("Folder for the shards with scores; an unfinished scoring is resumed.")],
     by: Annotated[
         Literal["clip", "vlm"],
-        typer.Option(help="clip: how well the text of a relation fits. vlm: ask a vision-language model."),
+        cli.option("clip: how well the text of a relation fits. vlm: ask a vision-language model."),
     ] = "clip",
     model: Annotated[
         str | None,
-        reads_model(
+        cli.reads_model(
             "clip: open_clip name, hf-hub:ID, hub id or folder; default ViT-B-32. vlm: hub id or folder of an "
             "image-text-to-text model; with --endpoint its name there."
         ),
     ] = None,
-    weights: Annotated[str | None, reads_model("clip: weights of a named model: file or tag.")] = None,
-    contrasts: Annotated[int, typer.Option(min=1, help="clip: number of other predicates to compare with.")] = 8,
+    weights: Annotated[str | None, cli.reads_model("clip: weights of a named model: file or tag.")] = None,
+    contrasts: Annotated[int, cli.option("clip: number of other predicates to compare with.", min=1)] = 8,
     endpoint: Annotated[
-        str | None, typer.Option(help="vlm: URL of a server with the OpenAI chat API that returns log-probabilities.")
+        str | None, cli.option("vlm: URL of a server with the OpenAI chat API that returns log-probabilities.")
     ] = None,
-    images: MovedImages = None,
-    device: Device = "auto",
-    json_: Json = False,
+    images: cli.MovedImages = None,
+    device: cli.Device = "auto",
+    json_: cli.Json = False,
 ) -> None:
     """Score how well relations fit their images, by CLIP or by asking a vision-language model.
 

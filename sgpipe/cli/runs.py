@@ -10,22 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli.options import (
-    CalibrationFile,
-    ExpectedPrecision,
-    GroundTruthFolder,
-    ImageData,
-    Json,
-    JudgedFile,
-    MovedImages,
-    Place,
-    StoredRun,
-    judged_file,
-    reads_stored,
-    say,
-    writes_file,
-    writes_folder,
-)
+from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count
@@ -43,18 +28,16 @@ class ThresholdOptions:
 
     threshold: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=1, help="Minimum confidence of the relations that are checked and drawn. Default: 0.2."
-        ),
+        cli.option("Minimum confidence of the relations that are checked and drawn. Default: 0.2.", min=0, max=1),
     ] = None
-    calibration: CalibrationFile = None
+    calibration: cli.CalibrationFile = None
     precision: Annotated[
         float | None,
-        typer.Option(
+        cli.option(
+            "Target precision of the suggested thresholds, by default 0.8. With --calibration, also the "
+            "precision (95% confidence) of the relations that are checked and drawn, instead of --threshold.",
             min=0,
             max=1,
-            help="Target precision of the suggested thresholds, by default 0.8. With --calibration, also the "
-            "precision (95% confidence) of the relations that are checked and drawn, instead of --threshold.",
         ),
     ] = None
 
@@ -76,19 +59,19 @@ class ThresholdOptions:
 
 def stats(
     *,
-    run: StoredRun,
-    json_: Json = False,
-    html: Annotated[Path | None, writes_file("Write the full report, with a gallery, to this file.")] = None,
-    sheet: Annotated[Path | None, writes_file("Draw images with their relations into this PNG file.")] = None,
-    shown: Annotated[int, typer.Option("--shown", min=1, help="Images in the gallery or on the sheet.")] = 20,
+    run: cli.StoredRun,
+    json_: cli.Json = False,
+    html: Annotated[Path | None, cli.writes_file("Write the full report, with a gallery, to this file.")] = None,
+    sheet: Annotated[Path | None, cli.writes_file("Draw images with their relations into this PNG file.")] = None,
+    shown: Annotated[int, cli.option("Images in the gallery or on the sheet.", "--shown", min=1)] = 20,
     chosen: ThresholdOptions,
-    images: MovedImages = None,
+    images: cli.MovedImages = None,
     compare: Annotated[
-        Place | None, reads_stored("Earlier run, or its store; shows what has changed since then.")
+        cli.Place | None, cli.reads_stored("Earlier run, or its store; shows what has changed since then.")
     ] = None,
-    truth: GroundTruthFolder = None,
-    image_data: ImageData = None,
-    judgements: JudgedFile = None,
+    truth: cli.GroundTruthFolder = None,
+    image_data: cli.ImageData = None,
+    judgements: cli.JudgedFile = None,
 ) -> None:
     """Count what a run contains, check its health, and show samples.
 
@@ -105,7 +88,7 @@ def stats(
 
     if image_data is not None and truth is None:
         raise UserError("--image-data needs --truth")
-    judgements = judged_file(run, judgements)
+    judgements = cli.judged_file(run, judgements)
     calibration, threshold, target = chosen.load()
     before = measure(compare, threshold, calibration) if compare else None
     with open_run(run) as database:
@@ -117,7 +100,7 @@ def stats(
         _write_report(html, report, gallery, threshold)
     if sheet is not None:
         drawn, lost = write_sheet(run, sheet, shown, threshold, images, calibration)
-        say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
+        cli.say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
 
 
 def _print_report(report: Audit, json_: bool) -> None:
@@ -134,7 +117,7 @@ def _write_report(file: Path, report: Audit, gallery: list[Card], threshold: flo
 
     write_report(file, report, gallery, threshold)
     lost = sum(card.image is None for card in gallery)
-    say(f"wrote {file} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}")
+    cli.say(f"wrote {file} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}")
 
 
 def _missing(lost: int) -> str:
@@ -142,12 +125,12 @@ def _missing(lost: int) -> str:
 
 
 def calibrate(
-    run: StoredRun,
-    truth: GroundTruthFolder = None,
-    judgements: JudgedFile = None,
-    image_data: ImageData = None,
-    out: Annotated[Path, writes_file("File for the calibration.")] = Path("calibration.json"),
-    json_: Json = False,
+    run: cli.StoredRun,
+    truth: cli.GroundTruthFolder = None,
+    judgements: cli.JudgedFile = None,
+    image_data: cli.ImageData = None,
+    out: Annotated[Path, cli.writes_file("File for the calibration.")] = Path("calibration.json"),
+    json_: cli.Json = False,
 ) -> None:
     """Learn from judged relations how probable it is that a relation is correct.
 
@@ -166,7 +149,7 @@ def calibrate(
     from sgpipe.stats.judgements import judge_by_people
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
-    judgements = judged_file(run, judgements)
+    judgements = cli.judged_file(run, judgements)
     if judgements is not None and (truth is not None or image_data is not None):
         raise UserError("pass --truth or --judgements, not both")
     if judgements is not None:
@@ -186,11 +169,11 @@ def calibrate(
 
 
 def verify(
-    run: StoredRun,
+    run: cli.StoredRun,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Drop what is damaged from the manifest; the next run regenerates it.")
+        bool, cli.option("Drop what is damaged from the manifest; the next run regenerates it.", "--repair")
     ] = False,
-    json_: Json = False,
+    json_: cli.Json = False,
 ) -> None:
     """Check every byte and every row of a run.
 
@@ -234,7 +217,7 @@ def _size(images: int, shards: int) -> str:
 
 def fetch(
     store: Annotated[str, typer.Argument(help="Object store of a run, such as s3://bucket/labels.")],
-    out: Annotated[Path, writes_folder("Folder for the run; files that are already there are kept.")],
+    out: Annotated[Path, cli.writes_folder("Folder for the run; files that are already there are kept.")],
 ) -> None:
     """Download a run from an object store.
 
@@ -255,32 +238,29 @@ def fetch(
 
 
 def export(
-    run: StoredRun,
+    run: cli.StoredRun,
     to: Annotated[
         str,
-        typer.Option(
-            help="Format: hf (Hugging Face), coco, coco-rel (RelTR), sgg-benchmark, vg, rlipv2, hico or label-studio."
+        cli.option(
+            "Format: hf (Hugging Face), coco, coco-rel (RelTR), sgg-benchmark, vg, rlipv2, hico or label-studio."
         ),
     ],
-    out: Annotated[Path, writes_folder("New folder for the files.")],
+    out: Annotated[Path, cli.writes_folder("New folder for the files.")],
     threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Minimum confidence of relations. Default: 0.2; all relations for hf."),
+        float | None, cli.option("Minimum confidence of relations. Default: 0.2; all relations for hf.", min=0, max=1)
     ] = None,
-    calibration: CalibrationFile = None,
-    precision: ExpectedPrecision = None,
-    embed: Annotated[
-        bool, typer.Option("--embed", help="Store the images in the rows (hf) or tasks (label-studio).")
-    ] = False,
-    images: MovedImages = None,
+    calibration: cli.CalibrationFile = None,
+    precision: cli.ExpectedPrecision = None,
+    embed: Annotated[bool, cli.option("Store the images in the rows (hf) or tasks (label-studio).", "--embed")] = False,
+    images: cli.MovedImages = None,
     images_url: Annotated[
         str | None,
-        typer.Option(
-            help="What the addresses of images begin with (label-studio), such as https://example.org/images/. "
+        cli.option(
+            "What the addresses of images begin with (label-studio), such as https://example.org/images/. "
             "Default: Label Studio's local files."
         ),
     ] = None,
-    json_: Json = False,
+    json_: cli.Json = False,
 ) -> None:
     """Convert a run to another format.
 
@@ -307,30 +287,30 @@ def export(
         embed=embed,
     )
     if written.note:
-        say(f"NOTE: {written.note}")
+        cli.say(f"NOTE: {written.note}")
     if json_:
         print(json.dumps(written.as_json(), indent=2))
         return
     screen = console.output()
     screen.print(f"wrote {count(len(written.files), 'file')} to {out}", soft_wrap=True)
     if written.is_bare:
-        say("NOTE: no relation is above the threshold; lower --threshold or --precision")
+        cli.say("NOTE: no relation is above the threshold; lower --threshold or --precision")
     for what, number in written.left_out.items():
         screen.print(f"left out: {what} ({number:,})", soft_wrap=True)
 
 
 def push(
-    run: StoredRun,
-    to: Annotated[str, typer.Option(help="Dataset on the hub: USER/NAME or ORGANISATION/NAME.")],
-    public: Annotated[bool, typer.Option("--public", help="Make a new dataset public. Default: private.")] = False,
+    run: cli.StoredRun,
+    to: Annotated[str, cli.option("Dataset on the hub: USER/NAME or ORGANISATION/NAME.")],
+    public: Annotated[bool, cli.option("Make a new dataset public. Default: private.", "--public")] = False,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Minimum confidence of relations. Default: all relations.")
+        float | None, cli.option("Minimum confidence of relations. Default: all relations.", min=0, max=1)
     ] = None,
-    calibration: CalibrationFile = None,
-    precision: ExpectedPrecision = None,
-    embed: Annotated[bool, typer.Option("--embed", help="Store the images in the rows.")] = False,
-    images: MovedImages = None,
-    json_: Json = False,
+    calibration: cli.CalibrationFile = None,
+    precision: cli.ExpectedPrecision = None,
+    embed: Annotated[bool, cli.option("Store the images in the rows.", "--embed")] = False,
+    images: cli.MovedImages = None,
+    json_: cli.Json = False,
 ) -> None:
     """Upload a run to the Hugging Face hub as a dataset, with a dataset card.
 
@@ -359,7 +339,7 @@ def push(
         print(json.dumps(pushed.as_json(), indent=2))
         return
     if pushed.exported.note:
-        say(f"NOTE: {pushed.exported.note}")
+        cli.say(f"NOTE: {pushed.exported.note}")
     seen = "private: only you or your organisation can see it" if pushed.private else "public"
     screen = console.output()
     screen.print(f"pushed {count(len(pushed.exported.files), 'file')} to {pushed.url} ({seen})", soft_wrap=True)

@@ -9,21 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli.options import (
-    COMPUTE,
-    DATA,
-    MODELS,
-    CalibrationFile,
-    ExpectedPrecision,
-    Json,
-    Limit,
-    MovedImages,
-    RayAddress,
-    Seed,
-    Settings,
-    reads_model,
-    writes_folder,
-)
+from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 
@@ -37,18 +23,16 @@ class ShardsOptions:
 
     data: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Folder of shards to train on, or their object store, or FOLDER@WEIGHT. Repeatable.",
-            rich_help_panel=DATA,
+        cli.option(
+            "Folder of shards to train on, or their object store, or FOLDER@WEIGHT. Repeatable.", panel=cli.DATA
         ),
     ] = None
     val: Annotated[
-        list[str] | None,
-        typer.Option(help="Folder or object store of shards to validate on. Repeatable.", rich_help_panel=DATA),
+        list[str] | None, cli.option("Folder or object store of shards to validate on. Repeatable.", panel=cli.DATA)
     ] = None
-    images: MovedImages = None
-    calibration: CalibrationFile = None
-    precision: ExpectedPrecision = None
+    images: cli.MovedImages = None
+    calibration: cli.CalibrationFile = None
+    precision: cli.ExpectedPrecision = None
 
     def applied_to(self, data: DataConfig, limit: int | None) -> DataConfig:
         """Return the settings of the data with these. Raises UserError: a weight is not a number."""
@@ -68,35 +52,29 @@ class ShardsOptions:
 def train(
     *,
     recipe: Annotated[str, typer.Argument(help="Packaged recipe (tagger, pretrain, hico …) or YAML file.")],
-    out: Annotated[Path, writes_folder("Folder for the model; an unfinished training in it is resumed.")],
+    out: Annotated[Path, cli.writes_folder("Folder for the model; an unfinished training in it is resumed.")],
     shards: ShardsOptions,
-    init: Annotated[
-        str | None,
-        reads_model("Model to start from: folder, store, hub id or official .pth."),
-    ] = None,
+    init: Annotated[str | None, cli.reads_model("Model to start from: folder, store, hub id or official .pth.")] = None,
     miniature: Annotated[
-        bool, typer.Option("--miniature", help="Train a small model that fits a laptop.", rich_help_panel=MODELS)
+        bool, cli.option("Train a small model that fits a laptop.", "--miniature", panel=cli.MODELS)
     ] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps to train, instead of --epochs.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images per step, over all workers.")] = None,
-    limit: Limit = None,
-    seed: Seed = None,
+    epochs: Annotated[int | None, cli.option("Passes over the training data.", min=1)] = None,
+    steps: Annotated[int | None, cli.option("Steps to train, instead of --epochs.", min=1)] = None,
+    batch: Annotated[int | None, cli.option("Images per step, over all workers.", min=1)] = None,
+    limit: cli.Limit = None,
+    seed: cli.Seed = None,
     workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Training processes; Ray starts them if more than one.", rich_help_panel=COMPUTE),
+        int | None, cli.option("Training processes; Ray starts them if more than one.", min=1, panel=cli.COMPUTE)
     ] = None,
     gpus: Annotated[
         float | None,
-        typer.Option(
-            min=0,
-            help="GPUs per worker, 0 to 1. A single worker uses a GPU if one is available.",
-            rich_help_panel=COMPUTE,
+        cli.option(
+            "GPUs per worker, 0 to 1. A single worker uses a GPU if one is available.", min=0, panel=cli.COMPUTE
         ),
     ] = None,
-    ray_address: RayAddress = None,
-    assign: Settings = None,
-    json_: Json = False,
+    ray_address: cli.RayAddress = None,
+    assign: cli.Settings = None,
+    json_: cli.Json = False,
 ) -> None:
     """Train a tagger or a detector on shards.
 
@@ -139,25 +117,21 @@ def convert(
     checkpoint: Annotated[
         Path, typer.Argument(help="Official RLIP checkpoint (.pth); with --as, a detector's.", exists=True)
     ],
-    out: Annotated[Path, writes_folder("Folder for config.json, model.safetensors and the tokenizer.")],
+    out: Annotated[Path, cli.writes_folder("Folder for config.json, model.safetensors and the tokenizer.")],
     tokenizer: Annotated[
-        str, reads_model("RoBERTa tokenizer, or RoBERTa itself with --as: folder, store or hub id.")
+        str, cli.reads_model("RoBERTa tokenizer, or RoBERTa itself with --as: folder, store or hub id.")
     ] = "roberta-base",
-    gating: Annotated[
-        str | None, typer.Option(help="Fusion gate (VXAc or GLIP), if the checkpoint does not name it.")
-    ] = None,
-    verb_query: Annotated[
-        str | None, typer.Option(help="Type of relation query, if the checkpoint does not name it.")
-    ] = None,
+    gating: Annotated[str | None, cli.option("Fusion gate (VXAc or GLIP), if the checkpoint does not name it.")] = None,
+    verb_query: Annotated[str | None, cli.option("Type of relation query, if the checkpoint does not name it.")] = None,
     kind: Annotated[
         str | None,
-        typer.Option("--as", help="Type of model to initialise from a detector: parseda, parsed, tagger or rlipv1."),
+        cli.option("Type of model to initialise from a detector: parseda, parsed, tagger or rlipv1.", "--as"),
     ] = None,
-    queries: Annotated[int | None, typer.Option(help="Keep only the first N queries, such as 128.")] = None,
+    queries: Annotated[int | None, cli.option("Keep only the first N queries, such as 128.")] = None,
     first_rows: Annotated[
-        bool, typer.Option("--first-rows", help="With --queries: cut by row, as the official code does, not by pair.")
+        bool, cli.option("With --queries: cut by row, as the official code does, not by pair.", "--first-rows")
     ] = False,
-    json_: Json = False,
+    json_: cli.Json = False,
 ) -> None:
     """Convert an official checkpoint or a detector to a model.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sgpipe.cli.options import Json, MovedImages, reads_file, say, stored, writes_folder
+from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count, single_line
@@ -26,26 +26,24 @@ _LONGEST_NAME = 200
 
 
 def view(
-    run: Annotated[str, typer.Argument(help=f"Folder of a run or an import, {_STORE}", callback=stored)],
+    run: Annotated[str, typer.Argument(help=f"Folder of a run or an import, {_STORE}", callback=cli.stored)],
     other: Annotated[
         str | None,
-        typer.Argument(help=f"A second one, to compare with on the same images: folder, {_STORE}", callback=stored),
+        typer.Argument(help=f"A second one, to compare with on the same images: folder, {_STORE}", callback=cli.stored),
     ] = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port; the next free one, if it is in use. 0: any free one.")
+        int, cli.option("Port; the next free one, if it is in use. 0: any free one.", min=0, max=65535)
     ] = 8765,
     host: Annotated[
         str | None,
-        typer.Option(
-            help="Address to listen at, such as 0.0.0.0; needs a token, which is printed. Default: 127.0.0.1."
-        ),
+        cli.option("Address to listen at, such as 0.0.0.0; needs a token, which is printed. Default: 127.0.0.1."),
     ] = None,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Accept no judgements.")] = False,
+    no_browser: Annotated[bool, cli.option("Do not open a browser.", "--no-browser")] = False,
+    read_only: Annotated[bool, cli.option("Accept no judgements.", "--read-only")] = False,
     name: Annotated[
-        str | None, typer.Option("--as", help="Your name in judgements. Default: the name of your account.")
+        str | None, cli.option("Your name in judgements. Default: the name of your account.", "--as")
     ] = None,
-    images: MovedImages = None,
+    images: cli.MovedImages = None,
 ) -> None:
     """Search, see, judge and correct relations in the browser.
 
@@ -70,15 +68,17 @@ def view(
     url = address.url(token)
     console.output().print(url, soft_wrap=True)
     if token is not None:
-        say("keep this address secret: whoever has it can see the run" + ("" if read_only else " and judge relations"))
+        cli.say(
+            "keep this address secret: whoever has it can see the run" + ("" if read_only else " and judge relations")
+        )
     if port and address.port != port:
-        say(f"port {port} is in use")
-    say("Ctrl-C ends the server")
+        cli.say(f"port {port} is in use")
+    cli.say("Ctrl-C ends the server")
     if not no_browser:
         open_browser(url)
     serve(app, address)
     file = viewer.judgements.file
-    say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
+    cli.say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
 
 
 def _open(run: str, other: str | None, name: str, read_only: bool, images: str | None) -> Viewer:
@@ -97,9 +97,9 @@ def _open_index(root: str) -> Index:
     from sgpipe.storage.index import Index
 
     index = Index.open(root if "://" in root else Path(root), console.Progress(console.progress()))
-    say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
+    cli.say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
     for problem in index.problems:
-        say(f"left out: {problem}")
+        cli.say(f"left out: {problem}")
     return index
 
 
@@ -119,20 +119,20 @@ def _judge(name: str | None) -> str:
 
 
 def correct(
-    run: Annotated[str, typer.Argument(help=f"Folder of a run or an import, {_STORE}", callback=stored)],
-    out: Annotated[Path, writes_folder("Folder for the corrected run; an unfinished one is resumed.")],
+    run: Annotated[str, typer.Argument(help=f"Folder of a run or an import, {_STORE}", callback=cli.stored)],
+    out: Annotated[Path, cli.writes_folder("Folder for the corrected run; an unfinished one is resumed.")],
     judgements: Annotated[
-        Path | None, reads_file("File of judgements. Default: what `sgpipe view` wrote for the run.")
+        Path | None, cli.reads_file("File of judgements. Default: what `sgpipe view` wrote for the run.")
     ] = None,
     conflicts: Annotated[
         Literal["majority", "latest", "drop"],
-        typer.Option(
-            help="Conflicting judgements: majority keeps what most people say, in a tie the relation as it is; latest "
+        cli.option(
+            "Conflicting judgements: majority keeps what most people say, in a tie the relation as it is; latest "
             "keeps the latest judgement; drop leaves the relation out."
         ),
     ] = "majority",
-    images: MovedImages = None,
-    json_: Json = False,
+    images: cli.MovedImages = None,
+    json_: cli.Json = False,
 ) -> None:
     """Apply the judgements of `sgpipe view` to a run.
 
@@ -148,7 +148,7 @@ def correct(
 
     manifest, storage, log = _open_judged(run, judgements)
     for problem in log.problems:
-        say(f"NOTE: {problem}")
+        cli.say(f"NOTE: {problem}")
     progress = console.Progress(console.progress())
     corrected = correct_run(manifest, storage, log, out, progress, conflicts, images)
     if json_:
@@ -183,4 +183,4 @@ def _report(corrected: CorrectedRun) -> None:
         named = ", ".join(map(repr, corrected.new_predicates[:5]))
         notes.append(f"{count(len(corrected.new_predicates), 'predicate')} added to the run's list of classes: {named}")
     for note in notes:
-        say(f"NOTE: {note}")
+        cli.say(f"NOTE: {note}")
