@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,8 +78,7 @@ _DETECTION_PREDICATE = ("next to",)  # the network needs a predicate; boxes hard
 _UNUSED_COCO_CLASS = "N/A"
 
 
-@dataclass(frozen=True)
-class DetectedBoxes:
+class DetectedBoxes(NamedTuple):
     """Boxes `[boxes, 4]` in pixel xyxy, scores `[boxes]`, and labels `[boxes]`: indices into the detector's classes."""
 
     boxes: Tensor
@@ -87,12 +86,7 @@ class DetectedBoxes:
     labels: Tensor
 
 
-class Detector(Protocol):
-    """A loaded detector."""
-
-    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
-        """Boxes with a score above the threshold."""
-        ...
+Detector = Callable[[Image.Image, float], DetectedBoxes]  # the boxes of an image with a score above a threshold
 
 
 def detector_classes(config: DetectConfig) -> tuple[str, ...]:
@@ -289,29 +283,24 @@ class DetectStage:
 
     def _fill(self, record: Record, images: ImageFeed[Image.Image]) -> None:
         try:
-            detected = self.detector(images.open(record), self.config.threshold)
+            boxes, scores, labels = self.detector(images.open(record), self.config.threshold)
         except ImageError as reason:
             record.fail(self.name, str(reason))
             return
-        record.objects, scores, record.left_out["boxes"] = self._boxes(detected)
-        inside = [clip_box(box.bbox, record.width, record.height) is not None for box in record.objects]
-        record.box_scores = list(compress(scores, inside))
-        clip_objects(record, Counter())
-
-    def _boxes(self, detected: DetectedBoxes) -> tuple[list[Box], list[float], int]:
-        """The boxes that remain after non-maximum suppression within each class, their scores, and how many more."""
-        boxes, scores, labels = detected.boxes, detected.scores, detected.labels
         if not bool(scores.isfinite().all()):
             raise UserError(f"detector {self.config.detector} returns NaN scores: its weights are damaged")
         remaining = batched_nms(boxes, scores, labels, self.config.overlap)
         kept = remaining[: self.config.max_boxes]
-        found = [
+        record.left_out["boxes"] = len(remaining) - len(kept)
+        record.objects = [
             Box(self.classes[label], label + 1, (left, top, right - left, bottom - top))
             for label, (left, top, right, bottom) in zip(
                 labels[kept].tolist(), boxes[kept].double().tolist(), strict=True
             )
         ]
-        return found, scores[kept].tolist(), len(remaining) - len(kept)
+        inside = [clip_box(box.bbox, record.width, record.height) is not None for box in record.objects]
+        record.box_scores = list(compress(scores[kept].tolist(), inside))
+        clip_objects(record, Counter())
 
 
 class GivenBoxesStage:
@@ -400,20 +389,6 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
         return None
     if boxes is None or classes is None:
         raise UserError(f"boxes= and classes={where} belong together: give a class name for each box")
-    corners = _corners(boxes, where)
-    if isinstance(classes, str) or not isinstance(classes, Iterable):
-        raise UserError(f"classes={where}: expected a list of class names, got {classes!r}")
-    names = tuple(classes)
-    for name in names:
-        if not isinstance(name, str) or not name.strip() or to_single_line(name) != name.strip():
-            raise UserError(f"classes={where}: expected class names, got {name!r}")
-    if len(names) != len(corners):
-        found = f"{count(len(corners), 'box', 'boxes')} and {count(len(names), 'class', 'classes')}"
-        raise UserError(f"{found}{where}: expected a class name for each box")
-    return GivenBoxes(corners, tuple(map(str, names)), where)
-
-
-def _corners(boxes: Any, where: str) -> NDArray[np.float64]:
     expected = "expected x1, y1, x2, y2 in pixels of each box"
     try:
         corners = np.asarray(boxes, dtype=np.float64)
@@ -424,11 +399,19 @@ def _corners(boxes: Any, where: str) -> NDArray[np.float64]:
     if corners.ndim != 2 or corners.shape[1] != 4:
         raise UserError(f"boxes={where} have shape {'x'.join(map(str, corners.shape)) or 'no'}: {expected}, Nx4")
     for index, (left, top, right, bottom) in enumerate(corners.tolist()):
-        if not all(map(math.isfinite, (left, top, right, bottom))):
-            raise UserError(f"{_box(index, where, corners[index])} is not finite")
-        if left >= right or top >= bottom:
-            raise UserError(f"{_box(index, where, corners[index])} has no area: {expected}, with x1 < x2 and y1 < y2")
-    return corners
+        if not (left < right < math.inf and top < bottom < math.inf):
+            box = _box(index, where, corners[index])
+            raise UserError(f"{box} is not finite or has no area: {expected}, with x1 < x2 and y1 < y2")
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise UserError(f"classes={where}: expected a list of class names, got {classes!r}")
+    names = tuple(classes)
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or to_single_line(name) != name.strip():
+            raise UserError(f"classes={where}: expected class names, got {name!r}")
+    if len(names) != len(corners):
+        found = f"{count(len(corners), 'box', 'boxes')} and {count(len(names), 'class', 'classes')}"
+        raise UserError(f"{found}{where}: expected a class name for each box")
+    return GivenBoxes(corners, names, where)
 
 
 def _box(index: int, where: str, corners: Iterable[float]) -> str:
