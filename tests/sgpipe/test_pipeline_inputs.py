@@ -171,7 +171,11 @@ def test_less_than_a_pixel_outside_is_clipped(pipeline, array):
         ([[1, 2, 3, 4], [5]], ["dog", "cat"], "boxes= are not numbers"),
         ("instances.json", ["dog"], "boxes= are not numbers"),
         ([[1, 2, 3, float("nan")]], ["dog"], r"box 0 \(1, 2, 3, nan\) is not finite"),
-        ([*BOXES, [5, 5, 5, 9]], [*CLASSES, "dog"], r"box 2 \(5, 5, 5, 9\) is not finite or has no area: .*x1 < x2 and y1 < y2"),
+        (
+            [*BOXES, [5, 5, 5, 9]],
+            [*CLASSES, "dog"],
+            r"box 2 \(5, 5, 5, 9\) is not finite or has no area: .*x1 < x2 and y1 < y2",
+        ),
         ([[-2, 5, 20, 20]], ["dog"], "is not inside the image, which has"),
         ([[0.1, 0.2, 0.5, 1.0]], ["dog"], "within the first pixel of the image, .* expected pixels, not shares"),
     ],

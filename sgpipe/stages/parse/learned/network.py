@@ -125,6 +125,11 @@ class PairFeatures(NamedTuple):
     features: Ints  # [pairs, 7], see `pair_features`
     places: list[Ints]  # of each caption: [pairs, tokens]
 
+    @property
+    def rows(self) -> list[slice]:
+        """The pairs of each caption."""
+        return [slice(a, b) for a, b in pairwise(np.cumsum([0, *self.counts]))]
+
 
 def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int]], tables: Tables) -> PairFeatures:
     """Features of the ordered pairs of the mentions of captions, and the place of every token relative to them.
@@ -207,25 +212,6 @@ Weights = Mapping[str, Floats]
 _EPSILON = 1e-5
 
 
-class Captions(NamedTuple):
-    """The tokens of captions, one after the other; token 0 is padding."""
-
-    starts: Ints  # [captions + 1] the first token of each, and the end
-    tokens: Ints  # [tokens, 5]
-    neighbours: Ints  # [tokens, 6]
-    hidden: Floats  # [tokens, width]
-
-
-class Pairs(NamedTuple):
-    """The ordered pairs of mentions of captions, one after the other."""
-
-    starts: Ints  # [captions + 1] the first pair of each, and the end
-    first: Ints  # [pairs] token of the subject
-    second: Ints  # [pairs] token of the object
-    features: Ints  # [pairs, 7]
-    places: list[Ints]  # by caption: [pairs, tokens]
-
-
 @dataclass(frozen=True, slots=True)
 class CaptionScores:
     """What the network computes of a caption; logits, not normalised."""
@@ -250,83 +236,81 @@ class Network:
         self._mention_logit, self._relation_logit = np.float32(mention_logit), np.float32(relation_logit)
         self._weights = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}
         self._gemm = NumpyOps().gemm
-        self._layers = sum(name.startswith("layers.") and name.endswith(".weight") for name in weights)
-        layers = (self._weights[f"layers.{layer}.weight"] for layer in range(self._layers))
+        count = sum(name.startswith("layers.") and name.endswith(".weight") for name in weights)
+        layers = (self._weights[f"layers.{layer}.weight"] for layer in range(count))
         parts = (np.split(weight, NEIGHBOURS + 1, axis=1) for weight in layers)
         self._split = [[np.ascontiguousarray(part) for part in own] for own in parts]
 
     def __call__(self, sentences: Sequence[Sentence]) -> list[CaptionScores]:
         """Scores of captions, whose token counts may differ."""
-        captions = _tokens(sentences, self._tables)
-        states = self._encode(captions)
+        starts = np.cumsum([1, *(len(sentence.tree) for sentence in sentences)])  # of each caption; token 0 is padding
+        tokens, neighbours = map(_padded, token_features(sentences, self._tables))
+        hidden = _padded(np.concatenate([sentence.hidden for sentence in sentences]))
+        states = self._encode(tokens, neighbours, hidden)
         head, named = self._linear("token_out", states).T
-        spans = [slice(a, b) for a, b in pairwise(captions.starts)]
-        mentions = [np.flatnonzero(head[span] > self._mention_logit) for span in spans]
-        pairs = _pairs(sentences, captions.starts, mentions, self._tables)
-        mixed, copies = self._relate(states, pairs, captions.starts)
+        spans = [slice(a, b) for a, b in pairwise(starts)]
+        mentions = [np.flatnonzero(head[span] > self._mention_logit).tolist() for span in spans]
+        pairs = pair_features(sentences, mentions, self._tables)
+        mixed, copies = self._relate(states, pairs, spans)
         related = self._linear("related", mixed)[:, 0] > self._relation_logit
         verb, rest = self._linear("verb", mixed[related]), self._linear("rest", mixed[related])
         found, end = [], 0
-        for span, rows, copy in zip(spans, (slice(a, b) for a, b in pairwise(pairs.starts)), copies, strict=True):
+        for span, rows, copy in zip(spans, pairs.rows, copies, strict=True):
             chosen = related[rows]
             start, end = end, end + int(chosen.sum())
-            tokens = pairs.features[rows, :2][chosen]
-            found.append(CaptionScores(named[span], tokens, verb[start:end], rest[start:end], copy[chosen]))
+            ends = pairs.features[rows, :2][chosen]
+            found.append(CaptionScores(named[span], ends, verb[start:end], rest[start:end], copy[chosen]))
         return found
 
-    def _encode(self, captions: Captions) -> Floats:
-        """States of the tokens, [tokens, width]."""
-        weights, columns = self._weights, captions.tokens.T
-        tables = (weights[f"{name}.weight"] for name in ("word", "suffix", "tag", "dep", "role"))
-        parts = [table[numbers] for table, numbers in zip(tables, columns, strict=True)]
-        states = self._linear("enter", np.concatenate([captions.hidden, *parts], axis=1))
-        for layer in range(self._layers):
-            states = states + self._look_around(layer, self._norm(f"norms.{layer}", states), captions.neighbours)
-        return self._norm(f"norms.{self._layers}", states)
-
-    def _look_around(self, layer: int, read: Floats, neighbours: Ints) -> Floats:
-        """A layer over each token and its neighbours; products for neighbours that are not there are left out."""
-        own, *others = self._split[layer]
-        total = self._gemm(read, own, trans2=True) + self._weights[f"layers.{layer}.bias"]
-        for column, weight in zip(neighbours.T, others, strict=True):
-            there = np.flatnonzero(column)
-            total[there] += self._gemm(read[column[there]], weight, trans2=True)
-        return np.maximum(total, 0)
-
-    def _relate(self, states: Floats, pairs: Pairs, starts: Ints) -> tuple[Floats, list[Floats]]:
-        """States of the pairs, and by caption the scores of copying each token. `starts`: see `Captions`."""
+    def _encode(self, tokens: Ints, neighbours: Ints, hidden: Floats) -> Floats:
+        """States of the tokens, [tokens, width]. Products for neighbours that are not there are left out."""
         weights = self._weights
-        hidden = self._linear("subject", states)[pairs.first] + self._linear("object", states)[pairs.second]
+        names = ("word", "suffix", "tag", "dep", "role")
+        parts = [weights[f"{name}.weight"][numbers] for name, numbers in zip(names, tokens.T, strict=True)]
+        states = self._linear("enter", np.concatenate([hidden, *parts], axis=1))
+        for layer, (own, *others) in enumerate(self._split):
+            read = self._norm(f"norms.{layer}", states)
+            total = self._gemm(read, own, trans2=True) + weights[f"layers.{layer}.bias"]
+            for column, weight in zip(neighbours.T, others, strict=True):
+                there = np.flatnonzero(column)
+                total[there] += self._gemm(read[column[there]], weight, trans2=True)
+            states = states + np.maximum(total, 0)
+        return self._norm(f"norms.{len(self._split)}", states)
+
+    def _relate(self, states: Floats, pairs: PairFeatures, spans: Sequence[slice]) -> tuple[Floats, list[Floats]]:
+        """States of the pairs, and by caption, whose tokens are a span, the scores of copying each token."""
+        weights = self._weights
+        starts = np.repeat([span.start for span in spans], pairs.counts).astype(np.int64)
+        first, second = pairs.features[:, 0] + starts, pairs.features[:, 1] + starts
+        hidden = self._linear("subject", states)[first] + self._linear("object", states)[second]
         for column, name in enumerate(("distance", "path", "rule", "rule_verb", "rule_rest"), start=2):
             hidden += weights[f"{name}.weight"][pairs.features[:, column]]
         hidden = np.maximum(hidden, 0)
-        context, copies = self._attend(self._linear("query", hidden), self._linear("key", states), pairs, starts)
+        context, copies = self._attend(self._linear("query", hidden), self._linear("key", states), pairs, spans)
         mixed = self._relu("mix", np.concatenate([hidden, context], axis=1)) + hidden
-        mixed = mixed + self._relu("compare", np.concatenate([mixed, *self._rivals(mixed, pairs)], axis=1))
-        return mixed, copies
+        # The greatest offers of the pairs that have one of a pair's tokens, as subject or as object.
+        offers = self._relu("offer", mixed)
+        by_subject, by_object = _greatest(offers, first), _greatest(offers, second)
+        rivals = [by_subject[first], by_object[second], by_subject[second], by_object[first]]
+        return mixed + self._relu("compare", np.concatenate([mixed, *rivals], axis=1)), copies
 
-    def _attend(self, queries: Floats, keys: Floats, pairs: Pairs, starts: Ints) -> tuple[Floats, list[Floats]]:
+    def _attend(
+        self, queries: Floats, keys: Floats, pairs: PairFeatures, spans: Sequence[slice]
+    ) -> tuple[Floats, list[Floats]]:
         """Of every pair: a weighted mean of its caption's tokens, and the scores of copying each token."""
         size = keys.shape[1] // 3
         bias = self._weights["place.weight"]
         context, copies = np.empty((len(queries), size), np.float32), []
-        for number, place in enumerate(pairs.places):
-            rows = slice(pairs.starts[number], pairs.starts[number + 1])
+        for rows, span, place in zip(pairs.rows, spans, pairs.places, strict=True):
             count, length = place.shape
             query = queries[rows].reshape(count, 1, 2, size)
-            own = keys[starts[number] : starts[number + 1]].reshape(1, length, 3, size)
+            own = keys[span].reshape(1, length, 3, size)
             scores = (query * own[:, :, :2]).sum(-1) / np.float32(size**0.5) + bias[place]
             attention = np.exp(scores[..., 0] - scores[..., 0].max(-1, keepdims=True))
             attention /= attention.sum(-1, keepdims=True)
             context[rows] = (attention[..., None] * own[:, :, 2]).sum(1)
             copies.append(scores[..., 1])
         return context, copies
-
-    def _rivals(self, mixed: Floats, pairs: Pairs) -> list[Floats]:
-        """Of every pair: the greatest offers of the pairs that have one of its tokens, as subject or as object."""
-        offers = self._relu("offer", mixed)
-        by_subject, by_object = _greatest(offers, pairs.first), _greatest(offers, pairs.second)
-        return [by_subject[pairs.first], by_object[pairs.second], by_subject[pairs.second], by_object[pairs.first]]
 
     def _linear(self, name: str, rows: Floats) -> Floats:
         product: Floats = self._gemm(np.ascontiguousarray(rows), self._weights[f"{name}.weight"], trans2=True)
@@ -342,21 +326,9 @@ class Network:
         return centred / scale * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
 
 
-def _tokens(sentences: Sequence[Sentence], tables: Tables) -> Captions:
-    starts = np.cumsum([1, *(len(sentence.tree) for sentence in sentences)])
-    tokens, neighbours = (_padded(rows) for rows in token_features(sentences, tables))
-    return Captions(starts, tokens, neighbours, _padded(np.concatenate([sentence.hidden for sentence in sentences])))
-
-
 def _padded(rows: NDArray[Any]) -> NDArray[Any]:
-    """The rows after one of zeros."""
+    """Prepend a row of zeros."""
     return np.concatenate([np.zeros((1, rows.shape[1]), rows.dtype), rows])
-
-
-def _pairs(sentences: Sequence[Sentence], starts: Ints, mentions: Sequence[Ints], tables: Tables) -> Pairs:
-    counts, features, places = pair_features(sentences, [chosen.tolist() for chosen in mentions], tables)
-    tokens = features[:, :2] + np.repeat(starts[:-1], counts)[:, None]
-    return Pairs(np.cumsum([0, *counts]), tokens[:, 0], tokens[:, 1], features, places)
 
 
 def _greatest(rows: Floats, numbers: Ints) -> Floats:
