@@ -21,31 +21,19 @@ def build_stages(recipe: Recipe, roots: Mapping[str, ImagePlace], names: Iterabl
     from sgpipe.stages.parse.stage import ParseStage
 
     names = list(dict.fromkeys(names))
-    first: Stage
-    if recipe.caption.captioner is None:
-        first = LoadStage(roots, recipe.parse.resources)
-    else:
+    first: Stage = LoadStage(roots, recipe.parse.resources)
+    if recipe.caption.captioner is not None:
         first = CaptionStage(recipe.caption, roots, recipe.seed)
-    return [
-        first,
-        ParseStage(recipe.parse),
-        PairStage(recipe.pair, _synonyms(recipe), names),
-        _tag_stage(recipe, roots, names),
-    ]
-
-
-def _tag_stage(recipe: Recipe, roots: Mapping[str, ImagePlace], names: Sequence[str]) -> Stage:
+    stages = [first, ParseStage(recipe.parse), PairStage(recipe.pair, _synonyms(recipe), names)]
     if not recipe.tag.scores:
         from sgpipe.stages.tag.methods import AssumedStage
 
-        return AssumedStage(recipe.tag, roots)
-    if recipe.tag.method != "rtagger":
-        from sgpipe.stages.tag.stage import ScoredStage
+        return [*stages, AssumedStage(recipe.tag, roots)]
+    from sgpipe.stages.tag.stage import ScoredStage, TagStage
 
-        return ScoredStage(recipe.tag, roots, recipe.pair)
-    from sgpipe.stages.tag.stage import TagStage
-
-    return TagStage(recipe.tag, roots, names, recipe.pair)
+    if recipe.tag.method == "rtagger":
+        return [*stages, TagStage(recipe.tag, roots, names, recipe.pair)]
+    return [*stages, ScoredStage(recipe.tag, roots, recipe.pair)]
 
 
 def with_classes(stages: Sequence[Stage], recipe: Recipe, names: Sequence[str]) -> list[Stage]:
@@ -54,12 +42,8 @@ def with_classes(stages: Sequence[Stage], recipe: Recipe, names: Sequence[str]) 
 
     pair = PairStage(recipe.pair, _synonyms(recipe), names)
     pair.setup()
-    replaced: list[Stage] = []
-    for stage in stages:
-        if isinstance(stage, TagStage):
-            stage = stage.with_classes(names)
-        replaced.append(pair if isinstance(stage, PairStage) else stage)
-    return replaced
+    tagged = [stage.with_classes(names) if isinstance(stage, TagStage) else stage for stage in stages]
+    return [pair if isinstance(stage, PairStage) else stage for stage in tagged]
 
 
 def _synonyms(recipe: Recipe) -> str:

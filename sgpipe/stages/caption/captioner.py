@@ -92,11 +92,6 @@ def settings_of(config: CaptionConfig) -> CaptionConfig:
     return config.model_copy(update={name: value for name, value in own.items() if getattr(config, name) is None})
 
 
-def is_blip(config: CaptionConfig) -> bool:
-    """Return whether the captioner is BLIP on this machine; one that cannot be read yet counts as BLIP."""
-    return _family(config) == "blip"
-
-
 def _family(config: CaptionConfig) -> str:
     if config.endpoint is not None:
         return "chat"

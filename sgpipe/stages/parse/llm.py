@@ -5,9 +5,9 @@ An answer that is no graph all the same is asked for once more; then the rules p
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from dataclasses import replace
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
@@ -27,41 +27,16 @@ front of"). A thing that owns or has another is its subject, with the predicate 
 - Do not infer what the caption does not state. A caption without relations has an empty list.
 Example: "two young women in hats are sitting on a bench, and a dog lies under it" has (women, in, hats), (women, \
 sitting on, bench) and (dog, lies under, bench)."""
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "relations": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {name: {"type": "string"} for name in ("subject", "predicate", "object")},
-                "required": ["subject", "predicate", "object"],
-                "additionalProperties": False,
-            },
-        }
-    },
-    "required": ["relations"],
-    "additionalProperties": False,
-}
+_TEXTS = ("subject", "predicate", "object")
+_STRICT = {"additionalProperties": False}
+_RELATION = {"type": "object", "properties": {name: {"type": "string"} for name in _TEXTS}, "required": [*_TEXTS]}
+_RELATIONS = {"type": "array", "items": _RELATION | _STRICT}
+SCHEMA = {"type": "object", "properties": {"relations": _RELATIONS}, "required": ["relations"], **_STRICT}
 _ONCE_MORE = (
     'This is not JSON of the form {"relations": [{"subject": …, "predicate": …, "object": …}]}. Answer with it.'
 )
 _SAMPLING = ChatSampling(max_tokens=1024)
 _LONGEST_ANSWER = 4000  # characters of an answer that is sent back
-
-
-class _Relation(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    subject: str
-    predicate: str
-    object: str
-
-
-class _Graph(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    relations: list[_Relation]
 
 
 class LlmParser:
@@ -103,17 +78,16 @@ class LlmParser:
     def _graphs(self, captions: list[str]) -> dict[int, list[Texts]]:
         """The graphs by number of the caption, as far as the model writes some."""
         graphs: dict[int, list[Texts]] = {}
-        again: dict[int, ChatRequest] = {}
         spoken = [number for number, caption in enumerate(captions) if clean(caption)]
-        answers = self._endpoint.ask_all(_request(captions[number]) for number in spoken)
-        for number, answer in zip(spoken, answers, strict=True):
-            if (graph := _read(answer)) is not None:
-                graphs[number] = graph
-            elif isinstance(answer, Answer):
-                again[number] = _once_more(captions[number], answer.texts[0])
-        for number, answer in zip(again, self._endpoint.ask_all(again.values()), strict=True):
-            if (graph := _read(answer)) is not None:
-                graphs[number] = graph
+        asked = {number: _request(captions[number]) for number in spoken}
+        for _ in range(2):
+            again: dict[int, ChatRequest] = {}
+            for number, answer in zip(asked, self._endpoint.ask_all(asked.values()), strict=True):
+                if (graph := _read(answer)) is not None:
+                    graphs[number] = graph
+                elif isinstance(answer, Answer):
+                    again[number] = _once_more(asked[number], answer.texts[0])
+            asked = again
         for number in spoken:
             if number not in graphs:
                 self.by_rules += 1
@@ -126,13 +100,13 @@ def _request(caption: str) -> ChatRequest:
     return ChatRequest(conversation(clean(caption), system=INSTRUCTIONS), _SAMPLING, schema=SCHEMA)
 
 
-def _once_more(caption: str, answer: str) -> ChatRequest:
+def _once_more(request: ChatRequest, answer: str) -> ChatRequest:
     dialogue = [
-        *_request(caption).messages,
+        *request.messages,
         {"role": "assistant", "content": answer[:_LONGEST_ANSWER]},
         {"role": "user", "content": _ONCE_MORE},
     ]
-    return ChatRequest(dialogue, _SAMPLING, schema=SCHEMA)
+    return replace(request, messages=dialogue)
 
 
 def _read(answer: Answer | Refusal) -> list[Texts] | None:
@@ -141,7 +115,9 @@ def _read(answer: Answer | Refusal) -> list[Texts] | None:
         return None
     text = answer.texts[0].strip().removeprefix("```json").removeprefix("```").removesuffix("```")
     try:
-        relations = _Graph.model_validate_json(text.strip()).relations
-    except ValidationError:
+        relations = json.loads(text.strip())["relations"]
+        graph = [(each.pop("subject"), each.pop("predicate"), each.pop("object")) for each in relations]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return [(each.subject, each.predicate, each.object) for each in relations]
+    is_whole = not any(relations) and all(isinstance(text, str) for texts in graph for text in texts)
+    return graph if is_whole else None
