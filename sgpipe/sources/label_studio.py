@@ -113,21 +113,18 @@ class LabelStudio:
             raise UserError(f"none of {count(tasks, 'task')} in {self.annotations} has an annotation{whose}; {advice}")
 
     def _results(self, task: Mapping[str, Any], problems: ProblemCounts) -> list[Any] | None:
-        """What counts of a task: an annotation, or a prediction; None: neither. Raises FieldError: it is not a list."""
+        """Return what counts of a task: an annotation, or a prediction, if any. Raises FieldError: it is not a list."""
         annotations = _dicts(task.get("annotations"))
         if self.annotator is not None:
             annotations = [each for each in annotations if self.annotator in _names(each.get("completed_by"))]
-        submitted = [each for each in annotations if not each.get("was_cancelled")]
-        if submitted:
-            problems["further_annotations"] += len(submitted) - 1
-            return list_field(max(enumerate(submitted), key=_precedence)[1], "result")
-        if annotations:
-            problems["skipped_tasks"] += 1
-        elif self.predictions and (predictions := _dicts(task.get("predictions"))):
-            problems["further_predictions"] += len(predictions) - 1
-            return list_field(max(enumerate(predictions), key=_precedence)[1], "result")
-        else:
-            problems["unannotated_tasks"] += 1
+        found = [each for each in annotations if not each.get("was_cancelled")]
+        further = "further_annotations"
+        if not annotations and self.predictions:
+            found, further = _dicts(task.get("predictions")), "further_predictions"
+        if found:
+            problems[further] += len(found) - 1
+            return list_field(max(enumerate(found), key=_precedence)[1], "result")
+        problems["skipped_tasks" if annotations else "unannotated_tasks"] += 1
         return None
 
     def _record(
@@ -136,30 +133,24 @@ class LabelStudio:
         """Return a task as a record, or as an error row."""
         record = Record(parse_id(task.get("id")) or "", LABEL_STUDIO_DATASET, split, "", 0, 0)
         try:
-            self._describe(record, data, results)
-            regions = [item for item in results if _is_rectangle(item)]
-            links = [item for item in results if isinstance(item, dict) and item.get("type") == "relation"]
-            problems["other_results"] += len(results) - len(regions) - len(links)
-            _add_objects(record, _merge(regions), _dict(data.get("category_ids")), problems, links)
+            address = text_field(data, self.image_field)
+            record.file_name = (
+                text_field(data, "file_name") if "file_name" in data else _file_name(address, self.images)
+            )
+            known = (parse_id(data.get("image_id")), record.image_id or None, image_id_from_name(record.file_name))
+            record.image_id = next(name for name in known if name is not None)
+            record.dataset = text_field(data, "dataset") if "dataset" in data else record.dataset
+            sizes = [(data.get("width"), data.get("height"))]
+            sizes += [(item.get("original_width"), item.get("original_height")) for item in _dicts(results)]
+            parsed = ((parse_side(width), parse_side(height)) for width, height in sizes)
+            size = next((size for size in parsed if all(size)), None)
+            record.width, record.height = size or read_upright_size(self.images, record.file_name)
+            texts = data.get("captions") if isinstance(data.get("captions"), list) else []
+            record.captions = [Caption(replace_surrogates(text)) for text in texts if isinstance(text, str)]
+            _add_objects(record, results, _dict(data.get("category_ids")), problems)
         except (FieldError, ImageError) as error:
             mark_failed(record, str(error))
         return record
-
-    def _describe(self, record: Record, data: Any, results: Sequence[Any]) -> None:
-        """Set what the task says of its image. Raises FieldError, ImageError: its file or size is unknown."""
-        address = text_field(data, self.image_field)
-        record.file_name = text_field(data, "file_name") if "file_name" in data else _file_name(address, self.images)
-        known = (parse_id(data.get("image_id")), record.image_id or None, image_id_from_name(record.file_name))
-        record.image_id = next(name for name in known if name is not None)
-        record.dataset = text_field(data, "dataset") if "dataset" in data else record.dataset
-        sizes = [(data.get("width"), data.get("height"))]
-        sizes += [(item.get("original_width"), item.get("original_height")) for item in _dicts(results)]
-        parsed = ((parse_side(width), parse_side(height)) for width, height in sizes)
-        size = next((size for size in parsed if all(size)), None)
-        record.width, record.height = size or read_upright_size(self.images, record.file_name)
-        captions = data.get("captions")
-        texts = captions if isinstance(captions, list) else []
-        record.captions = [Caption(replace_surrogates(text)) for text in texts if isinstance(text, str)]
 
 
 def _split(task: Any) -> str | None:
@@ -213,21 +204,6 @@ def _file_name(address: str, images: ImagePlace) -> str:
     return next((tail for tail in tails if image_exists(images, tail)), tails[-1])
 
 
-def _is_rectangle(item: Any) -> bool:
-    """Return whether a result is a rectangle in the only, or the first, image of a task."""
-    item = _dict(item)
-    return item.get("type") in _RECTANGLES and "x" in _dict(item.get("value")) and not item.get("item_index")
-
-
-def _merge(regions: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Mapping[str, Any], list[str]]]:
-    """Return the rectangles with their labels by the id of the region. Raises FieldError: the labels are not names."""
-    merged: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
-    for number, item in enumerate(regions):
-        key = parse_id(item.get("id")) or f"\0{number}"  # without an id, no relation refers to it
-        merged.setdefault(key, (item, []))[1].extend(_labels(item["value"], "rectanglelabels", "labels"))
-    return merged
-
-
 def _labels(item: Mapping[str, Any], *keys: str) -> list[str]:
     """Return the labels under the first of the keys. Raises FieldError: they are not names."""
     labels: Any = next((item[key] for key in keys if item.get(key) is not None), [])
@@ -236,14 +212,22 @@ def _labels(item: Mapping[str, Any], *keys: str) -> list[str]:
     return [replace_surrogates(label) for label in labels]
 
 
-def _add_objects(
-    record: Record,
-    regions: Mapping[str, tuple[Mapping[str, Any], list[str]]],
-    numbers: Mapping[str, Any],
-    problems: ProblemCounts,
-    links: Sequence[Mapping[str, Any]],
-) -> None:
-    """Fill the objects and relations. Raises FieldError: a region or a relation cannot be read."""
+def _add_objects(record: Record, results: Sequence[Any], numbers: Mapping[str, Any], problems: ProblemCounts) -> None:
+    """Fill the objects and relations. Raises FieldError: a region or a relation cannot be read.
+
+    Several rectangles with one id are one, with the labels of all. Those in further images of the task do not count.
+    """
+    regions: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    links, others = [], 0
+    for number, item in enumerate(map(_dict, results)):
+        if item.get("type") == "relation":
+            links.append(item)
+        elif item.get("type") in _RECTANGLES and "x" in _dict(item.get("value")) and not item.get("item_index"):
+            key = parse_id(item.get("id")) or f"\0{number}"  # without an id, no relation refers to it
+            regions.setdefault(key, (item, []))[1].extend(_labels(item["value"], "rectanglelabels", "labels"))
+        else:
+            others += 1
+    problems["other_results"] += others
     boxes: list[Box | None] = []
     for item, labels in regions.values():
         named = [label for label in labels if label.strip()]
@@ -264,44 +248,37 @@ def _box(
     if item.get("image_rotation"):
         raise FieldError(f"its image was rotated in Label Studio by {item['image_rotation']} degrees")
     value = item["value"]
-    x, y, width, height = parse_numbers([value.get(key) for key in ("x", "y", "width", "height")], 4)
-    wide, high = record.width, record.height
-    bbox = x * wide / 100, y * high / 100, width * wide / 100, height * high / 100
+    percent = parse_numbers([value.get(key) for key in ("x", "y", "width", "height")], 4)
+    x, y, width, height = (
+        number * side / 100 for number, side in zip(percent, (record.width, record.height) * 2, strict=True)
+    )
     (rotation,) = parse_numbers([value.get("rotation") or 0], 1)
-    if rotation:
+    if rotation:  # about its upper left corner, clockwise
         problems["rotated"] += 1
-        bbox = _around(*bbox, math.radians(rotation))
+        cosine, sine = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
+        xs = [x + right * cosine - down * sine for right in (0, width) for down in (0, height)]
+        ys = [y + right * sine + down * cosine for right in (0, width) for down in (0, height)]
+        x, y, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
     try:
         number = parse_integer(numbers.get(name, 0))
     except (TypeError, ValueError, OverflowError):
         number = 0
-    crowd = CROWD in _texts(_dict(item.get("meta")).get("text"))
-    return Box(name, number, bbox, crowd)
+    return Box(name, number, (x, y, width, height), CROWD in _listed(_dict(item.get("meta")).get("text")))
 
 
-def _texts(value: Any) -> list[Any]:
+def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _around(x: float, y: float, width: float, height: float, angle: float) -> tuple[float, float, float, float]:
-    """The box around a rectangle that is turned about its upper left corner, clockwise, by an angle in radians."""
-    cosine, sine = math.cos(angle), math.sin(angle)
-    xs = [x + right * cosine - down * sine for right in (0, width) for down in (0, height)]
-    ys = [y + right * sine + down * cosine for right in (0, width) for down in (0, height)]
-    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
 def _relations(link: Mapping[str, Any], indices: Mapping[str, int], problems: ProblemCounts) -> list[Relation]:
     """Return the relations that a link between two regions states; one for each label and direction."""
     named = _labels(link, "labels")
     scores = link.get("scores")  # written by `sgpipe export`; Label Studio keeps it in predictions only
-    confidences = [None] * len(named) if scores is None else [parse_confidence(score) for score in _texts(scores)]
+    confidences = [None] * len(named) if scores is None else [parse_confidence(score) for score in _listed(scores)]
     if len(confidences) != len(named):
         raise FieldError(f"a relation has {count(len(named), 'label')} and {count(len(confidences), 'score')}")
     labels = [(label, score) for label, score in zip(named, confidences, strict=True) if label.strip()]
-    if not labels:
-        problems["nameless"] += 1
-        return []
+    problems["nameless"] += not labels
     first, second = (indices.get(parse_id(link.get(key)) or "") for key in ("from_id", "to_id"))
     if first is None or second is None:
         problems["unknown_object"] += len(labels)
