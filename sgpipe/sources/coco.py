@@ -9,10 +9,11 @@ images in patch folders.
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -70,46 +71,33 @@ def read_coco(
     Raises UserError: a file is missing, cut short, or of another format.
     """
     detections = Detections(dataset, split)
-    hashes = {"annotations_sha256": _read_instances(annotations, detections)}
-    if names:
-        detections.categories.update({k: v for k, v in names.items() if k in detections.categories})
-    if captions is not None:
-        hashes["captions_sha256"] = _add_captions(captions, detections)
-    return detections, {"annotations": str(annotations), "captions": str(captions or ""), **hashes}
-
-
-def _read_instances(path: Location | str, detections: Detections) -> str:
-    readers = {
-        "images": detections.add_image,
-        "annotations": detections.add_box,
-        "categories": detections.add_category,
-    }
-    stream, seen = JsonStream(path), dict.fromkeys(readers, 0)
+    add = {"images": detections.add_image, "annotations": detections.add_box, "categories": detections.add_category}
+    stream, seen = JsonStream(annotations), dict.fromkeys(add, 0)
     for key, item in stream:
-        if key in readers:
+        if key in add:
             seen[key] += 1
             try:
-                readers[key](item)
+                add[key](item)
             except UserError as error:
-                raise UserError(f"{path}: {error}") from None
+                raise UserError(f"{annotations}: {error}") from None
     if missing := [key for key in ("images", "categories") if not seen[key]]:
-        raise UserError(f"{path} is not a COCO instances file: it has no {' and no '.join(missing)}")
+        raise UserError(f"{annotations} is not a COCO instances file: it has no {' and no '.join(missing)}")
     if seen["annotations"] and not detections.boxes:
-        raise UserError(f"{path} is not a COCO instances file: no annotation has image_id, category_id and bbox")
-    return stream.sha256
-
-
-def _add_captions(path: Location | str, detections: Detections) -> str:
-    stream, captions = JsonStream(path), 0
-    for key, item in stream:
-        if key == "annotations":
-            captions += isinstance(item, dict) and "caption" in item
-            detections.add_caption(item)
-    if not captions:
-        raise UserError(f"{path} is not a COCO captions file: no annotation has image_id and caption")
-    if not detections.captions:
-        raise UserError(f"{path} has no caption for any annotated image: is it of another split?")
-    return stream.sha256
+        raise UserError(f"{annotations} is not a COCO instances file: no annotation has image_id, category_id and bbox")
+    detections.categories.update({k: v for k, v in (names or {}).items() if k in detections.categories})
+    origin = {"annotations": str(annotations), "captions": str(captions or ""), "annotations_sha256": stream.sha256}
+    if captions is not None:
+        stream, found = JsonStream(captions), False
+        for key, item in stream:
+            if key == "annotations":
+                found = found or (isinstance(item, dict) and "caption" in item)
+                detections.add_caption(item)
+        if not found:
+            raise UserError(f"{captions} is not a COCO captions file: no annotation has image_id and caption")
+        if not detections.captions:
+            raise UserError(f"{captions} has no caption for any annotated image: is it of another split?")
+        origin["captions_sha256"] = stream.sha256
+    return detections, origin
 
 
 _PROBES = 200  # file names tried to choose a layout
@@ -123,7 +111,7 @@ def locate_images(detections: Detections, root: ImagePlace) -> bool:
     is used for all; if none finds any, the layout of the downloads.
     """
     layouts: list[Callable[[str], str]] = [
-        _below_patch,
+        lambda name: re.sub(r"^.*?(?=(?<![^/])patch)", "", name),
         str,
         lambda name: name.removeprefix("images/"),
         lambda name: PurePosixPath(name).name,
@@ -133,13 +121,6 @@ def locate_images(detections: Detections, root: ImagePlace) -> bool:
     best = max(layouts, key=found.__getitem__)
     detections.file_names = [best(name) for name in detections.file_names]
     return found[best] > 0
-
-
-def _below_patch(name: str) -> str:
-    """Return the patch folder and the file, without the prefix of the annotations."""
-    parts = PurePosixPath(name).parts
-    start = next((i for i, part in enumerate(parts) if part.startswith("patch")), 0)
-    return "/".join(parts[start:])
 
 
 NO_RELATION = "__background__"  # RelTR's relation category 0; at any other position it is a predicate like others
@@ -164,64 +145,44 @@ class CocoRelations:
     def source(self) -> AnnotationSource:
         """Raises UserError: a file is missing or of another format."""
         require_format(self.annotations, COCO_INSTANCES, COCO_RELATIONS)
-        files = {"annotations": self.annotations}
+        files, instances = {"annotations": self.annotations}, load_coco_instances(self.annotations)
+        names: Mapping[int, str] = instances.predicates
+        related: Mapping[str, Any] = instances.relations
         if self.relations is not None:
             require_format(self.relations, RELATION_TRIPLETS)
             files["relations"] = self.relations
-        elif not self._instances.with_relations:
+            names, related = self._triplets(self.relations)
+        elif not instances.with_relations:
             raise UserError(f"{self.annotations} has no rel_annotations: give its relations by --relations rel.json")
-        names = [name for _, name in sorted(self._predicates.items())]
-        return AnnotationSource(
-            dataset="coco_rel",
-            split=self.split,
-            read=self.records,
-            files=files,
-            classes=DatasetClasses(tuple(name for _, name in sorted(self._instances.names.items())), tuple(names)),
-            boxes="xywh",
-        )
+        names = {number: name for number, name in sorted(names.items()) if (number, name) != (0, NO_RELATION)}
 
-    def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """Yield the images in file order, including those without relations."""
-        instances = self._instances
-        related = instances.relations if self.relations is None else self._triplets[1]
-        problems.update(instances.problems)
-        problems["unlisted_images"] += len(related.keys() - instances.images.keys())
-        for number in instances.images:
-            record = instances.record(number, "coco_rel", self.split)
-            try:
-                if record.ok and number in related:
-                    record.relations = self._relations(record, number)
-            except FieldError as error:
-                mark_failed(record, str(error))
-            yield record
+        def records(problems: ProblemCounts) -> Iterator[Record]:
+            problems.update(instances.problems)
+            problems["unlisted_images"] += len(related.keys() - instances.images.keys())
+            for number in instances.images:
+                record = instances.record(number, "coco_rel", self.split)
+                try:
+                    if record.ok and number in related and self.relations is None:
+                        record.relations = instances.related(number, names)
+                    elif record.ok and number in related:
+                        annotated = [index for index, box in enumerate(record.objects) if not box.iscrowd]
+                        record.relations = triplet_relations(related[number], names, annotated)
+                except FieldError as error:
+                    mark_failed(record, str(error))
+                yield record
 
-    def _relations(self, record: Record, number: str) -> list[Relation]:
-        if self.relations is None:
-            return self._instances.related(number, self._predicates)
-        annotated = [index for index, box in enumerate(record.objects) if not box.iscrowd]
-        return triplet_relations(self._triplets[1][number], self._predicates, annotated)
+        classes = DatasetClasses(tuple(name for _, name in sorted(instances.names.items())), tuple(names.values()))
+        return AnnotationSource("coco_rel", self.split, records, files, classes=classes, boxes="xywh")
 
-    @cached_property
-    def _instances(self) -> CocoInstances:
-        return load_coco_instances(self.annotations)
-
-    @cached_property
-    def _predicates(self) -> dict[int, str]:
-        """The predicates by their number, without the background."""
-        own = self._instances.predicates if self.relations is None else dict(enumerate(self._triplets[0]))
-        return {number: name for number, name in own.items() if (number, name) != (0, NO_RELATION)}
-
-    @cached_property
-    def _triplets(self) -> tuple[list[str], Mapping[str, Any]]:
-        """RelTR's predicates, and the triplets of the split by image id."""
-        assert self.relations is not None
-        stream = JsonStream(self.relations)
+    def _triplets(self, relations: Path) -> tuple[dict[int, str], Mapping[str, Any]]:
+        """Return RelTR's predicates by number, and the triplets of the split by image id."""
+        stream = JsonStream(relations)
         names = [replace_surrogates(str(item)) for key, item in stream if key == "rel_categories"]
         splits = {key: value for key, value in stream.scalars.items() if isinstance(value, dict)}
         if self.split not in splits:
             choices = " or ".join(map(to_single_line, sorted(splits))) or "NAME"
-            raise UserError(f"{self.relations} has no split {self.split!r}: pass --split {choices}")
-        return names, splits[self.split]
+            raise UserError(f"{relations} has no split {self.split!r}: pass --split {choices}")
+        return dict(enumerate(names)), splits[self.split]
 
 
 _PER_BOX, _PER_RELATION = 7, 4  # numbers of a box in `CocoInstances.boxes`, and of a relation
@@ -249,6 +210,35 @@ class CocoInstances:
     with_relations: bool = False
     broken: set[str] = field(default_factory=set)
     problems: ProblemCounts = field(default_factory=ProblemCounts)
+
+    def add(self, key: str, item: Any) -> None:
+        """Add an item of an array of the file. Raises FieldError: it is malformed; UserError: an id has two names."""
+        match key:
+            case "images":
+                number = parse_id(required_field(item, "id"))
+                if number is None:
+                    raise FieldError("'id' is not a number or text")
+                if number in self.images:
+                    self.problems["duplicate_images"] += 1
+                    return
+                size = parse_side(item.get("width")), parse_side(item.get("height"))
+                self.images[number] = text_field(item, "file_name"), *size
+                if "image_id" in item:
+                    self.ids[number] = text_field(item, "image_id")
+            case "annotations":
+                values, box_id = parse_numbers(required_field(item, "bbox"), 4), item.get("id")
+                boxes = self.boxes.setdefault(parse_id(required_field(item, "image_id")) or "", array("d"))
+                box_id = box_id if isinstance(box_id, int | float) else math.nan
+                boxes.extend((integer_field(item, "category_id"), *values, bool(item.get("iscrowd")), box_id))
+            case "rel_annotations":
+                keys = ("subject_id", "object_id", "predicate_id")
+                values = parse_numbers([required_field(item, key) for key in keys], len(keys))
+                confidence = parse_confidence(item.get("confidence"))
+                relations = self.relations.setdefault(parse_id(required_field(item, "image_id")) or "", array("d"))
+                relations.extend((*values, math.nan if confidence is None else confidence))
+            case "categories" | "rel_categories":
+                names = self.names if key == "categories" else self.predicates
+                add_name(names, integer_field(item, "id"), text_field(item, "name"))
 
     def record(self, number: str, dataset: str, split: str) -> Record:
         """Return an image with its objects, or an error row; `number` is its id in the file."""
@@ -287,64 +277,20 @@ class CocoInstances:
 def load_coco_instances(path: Path) -> CocoInstances:
     """Raises UserError: the file is missing, cut short, not JSON, or gives an id two names."""
     instances = CocoInstances()
-    add = {
-        "images": _add_image,
-        "annotations": _add_box,
-        "categories": lambda instances, item: _add_name(instances.names, item),
-        "rel_annotations": _add_relation,
-        "rel_categories": lambda instances, item: _add_name(instances.predicates, item),
-    }
     stream = JsonStream(path)
     for key, item in stream:
-        if key in add:
-            try:
-                add[key](instances, item)
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from None
-            except FieldError:
-                instances.problems["malformed"] += 1
-                if key == "annotations" and isinstance(item, Mapping):
-                    instances.broken.add(parse_id(item.get("image_id")) or "")
+        try:
+            instances.add(key, item)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        except FieldError:
+            instances.problems["malformed"] += 1
+            if key == "annotations" and isinstance(item, Mapping):
+                instances.broken.add(parse_id(item.get("image_id")) or "")
     instances.with_relations = "rel_annotations" in stream.arrays
     unlisted = instances.boxes.keys() - instances.images.keys()
     instances.problems["unknown_image"] = sum(len(instances.boxes[number]) // _PER_BOX for number in unlisted)
     return instances
-
-
-def _add_image(instances: CocoInstances, item: Any) -> None:
-    number = parse_id(required_field(item, "id"))
-    if number is None:
-        raise FieldError("'id' is not a number or text")
-    if number in instances.images:
-        instances.problems["duplicate_images"] += 1
-        return
-    instances.images[number] = (
-        text_field(item, "file_name"),
-        parse_side(item.get("width")),
-        parse_side(item.get("height")),
-    )
-    if "image_id" in item:
-        instances.ids[number] = text_field(item, "image_id")
-
-
-def _add_box(instances: CocoInstances, item: Any) -> None:
-    values = parse_numbers(required_field(item, "bbox"), 4)
-    boxes = instances.boxes.setdefault(parse_id(required_field(item, "image_id")) or "", array("d"))
-    number = item.get("id")
-    number = number if isinstance(number, int | float) else math.nan
-    boxes.extend((integer_field(item, "category_id"), *values, bool(item.get("iscrowd")), number))
-
-
-def _add_name(names: dict[int, str], item: Any) -> None:
-    add_name(names, integer_field(item, "id"), text_field(item, "name"))
-
-
-def _add_relation(instances: CocoInstances, item: Any) -> None:
-    keys = ("subject_id", "object_id", "predicate_id")
-    values = parse_numbers([required_field(item, key) for key in keys], len(keys))
-    confidence = parse_confidence(item.get("confidence"))
-    relations = instances.relations.setdefault(parse_id(required_field(item, "image_id")) or "", array("d"))
-    relations.extend((*values, math.nan if confidence is None else confidence))
 
 
 def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
