@@ -40,9 +40,9 @@ from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.tag.methods import check_tagger
-from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, Summary, add_up
+from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
-from sgpipe.storage.run_folder import REQUESTS, GroundTruth, RunFolder
+from sgpipe.storage.run_folder import REQUESTS, RunFolder
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count, single_line
@@ -95,7 +95,10 @@ def generate(
             run.label(units, mirror)
         else:
             progress.say(_nothing_left(folder, run.manifest, run.rows, retry_failed))
-        return summarise(run.manifest, sum(run.rows.values()), run.indexes)
+        problems: Counter[str] = Counter()
+        for index in run.indexes.values():
+            problems.update(index.meta["problems"])
+        return add_up(run.manifest, sum(run.rows.values()), problems)
 
 
 class _Run:
@@ -107,33 +110,64 @@ class _Run:
         roots, indexes: the images and annotations of each split. rows: how many of its rows are asked for.
     """
 
-    rows: dict[str, int]
-
     def __init__(self, recipe: Recipe, folder: RunFolder, reuse: Reuse | None, progress: Progress) -> None:
         self.recipe, self.folder, self.reuse, self.progress = recipe, folder, reuse, progress
+        self.before: Mapping[str, Any] = {}
+        self.indexes: dict[str, SourceIndex] = {}
+        self.rows: dict[str, int] = {}
         self._local: LocalEngine | None = None
         self._engine: Engine | None = None
 
     def plan(self) -> None:
         """Put the source in place, and open the manifest. Raises UserError: the folder contains another run."""
         folder, reuse, progress = self.folder, self.reuse, self.progress
-        self.before = _identity_there(folder)
-        _check_parent(folder, self.before, reuse)
-        self._stages = self._stage_builder()
+        if (folder.root / MANIFEST).exists() and (there := Manifest.load(folder.root)).shards:
+            self.before, parent = there.run["identity"], there.run.get("parent", {}).get("run")
+            if reuse is None and "parent" in self.before:
+                raise UserError(
+                    f"{folder.root} was started with --from {parent}: pass it again, or choose another --out"
+                )
+            if reuse is not None and "tag" in self.before and "parent" not in self.before:
+                raise UserError(f"{folder.root} was started without --from: omit it, or choose another --out")
+        reused = reuse.reused if reuse else ()
+        names = [name for name in STAGES if name not in reused]
+        if self.recipe.source.format != "folder":
+            names = [name for name in names if name != "detect"]
+        cache = CacheFolder(folder.private.absolute())
+        self._stages = StageBuilder(build_stages, self._with_gpus(), {}, (), names, reused, cache)
         if not self.before and runs_locally(self._stages.recipe, self._stages, math.inf):
             self._local = LocalEngine(self._stages)
             self._local.warm_up(self._stages)
-        source, ground_truth = _prepare(self.recipe, self.before, folder, progress)
+        made, now = {"miniworld": self.before.get("miniworld")}, {"miniworld": self.recipe.source.synthetic}
+        if self.before and made != now:  # labels of other images that the source made, which are not touched
+            raise folder.changed(made, now)
+        source, ground_truth = prepare_source(self.recipe.source, folder.private, progress.say)
         self.recipe = with_model_folders(self.recipe.model_copy(update={"source": source}))
         self.roots = open_image_roots(source, folder, progress)
-        self.indexes = _open_sources(self.recipe, self.roots, folder, progress)
-        self.manifest = folder.open(_description(self.recipe, self.before, folder, self.indexes, self.roots, reuse))
+        for split, root in self.roots.items():
+            progress.say(f"reading the annotations of {split}")
+            index = open_source(source, split, folder.index(split), folder.new_index(split), root)
+            self.indexes[split] = index
+            for note in index.meta.get("notes", ()):
+                progress.say(f"NOTE: {note}")
+        run: dict[str, Any] = {"name": self.recipe.name}
+        if reuse is None:
+            run["identity"] = identity(self.recipe, self.indexes, stages_sharing_gpus(self.recipe, self.before))
+        else:
+            run |= {"identity": reuse.with_source(source_identity(self.indexes)), "parent": reuse.header}
+        run["images"] = {split: _as_named(root, folder) for split, root in self.roots.items()}
+        if folder.store:
+            run["store"] = folder.store.location
+        self.manifest = folder.open(run)
         folder.set_ground_truth(ground_truth)
 
     def missing_units(self, retry_failed: bool) -> list[WorkUnit]:
         """Return what is left to do. Raises UserError: no image is there, or the parent lacks rows."""
-        _keep_sources(self.indexes, self.folder)
-        self.rows = _planned_rows(self.recipe, self.indexes)
+        left = self.recipe.limit if self.recipe.limit is not None else sum(map(len, self.indexes.values()))
+        for split, index in self.indexes.items():
+            index.move(self.folder.index(split))
+            self.rows[split] = min(len(index), left)
+            left -= self.rows[split]
         units = plan_units(self.folder, self.manifest, self.rows, self.progress.say, retry_failed=retry_failed)
         if units and self.reuse:
             self.reuse.parent.check_rows(self.rows)
@@ -143,8 +177,11 @@ class _Run:
 
     def start_engine(self, units: Sequence[WorkUnit]) -> list[WorkUnit]:
         """Start the engine; returns the units, cut for its workers. Raises as `Engine.start`."""
-        recipe = _with_gpus(self.recipe, self.before, self.reuse)
-        stages = replace(self._stages, recipe=recipe, roots=self.roots, classes=_classes(recipe, self.indexes))
+        recipe, classes = self._with_gpus(), None  # those of the detector
+        if recipe.source.format != "folder":
+            # Sorted, so that the order of splits in the recipe does not matter: the tagger reads all names together.
+            classes = [name for _, index in sorted(self.indexes.items()) for name in index.meta["categories"]]
+        stages = replace(self._stages, recipe=recipe, roots=self.roots, classes=classes)
         if runs_locally(recipe, stages, sum(unit.rows for unit in units)):
             self._engine = self._local or LocalEngine(stages)
         else:
@@ -166,40 +203,38 @@ class _Run:
     def label(self, units: Sequence[WorkUnit], mirror: ManifestMirror) -> None:
         """Run the units, and commit each shard as soon as it is written."""
         assert self._engine is not None
+        folder, manifest = self.folder, self.manifest
         for split in self.indexes:
-            mirror.copy_index(self.folder.index(split))
-        keep_indexes(self.roots, self.folder)
-        self._described = {shard.split for shard in self.manifest.shards}
-        storage, names = self.folder.storage, {split: self.folder.index_name(split) for split in self.indexes}
-        reader, utilization = UnitReader(storage, names), Utilization(self._engine.workers)
+            mirror.copy_index(folder.index(split))
+        keep_indexes(self.roots, folder)
+        described = {shard.split for shard in manifest.shards}
+        reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in self.indexes})
+        utilization = Utilization(self._engine.workers)
         if self.reuse is not None:
             reader = self.reuse.reader(reader)
         with (
             mirror,
             self.progress.images(sum(unit.rows for unit in units)) as advance,
-            closing(self._engine.run(units, reader, UnitWriter(storage, self.folder.claim))) as shards,
+            closing(self._engine.run(units, reader, UnitWriter(folder.storage, folder.claim))) as shards,
         ):
             for shard in shards:
-                written = time.time() if self.folder.store else (self.folder.root / shard.file).stat().st_mtime
+                written = time.time() if folder.store else (folder.root / shard.file).stat().st_mtime
                 for note in utilization.add(written, shard):
                     self.progress.say(note)
-                self._commit(shard)
+                superseded = manifest.commit(shard)
+                # The copy of the manifest in a store may still list it; `sweep` deletes it there.
+                if superseded is not None and superseded.file != shard.file and not folder.store:
+                    delete(folder.storage / superseded.file)
+                if shard.split not in described:
+                    described.add(shard.split)
+                    folder.describe(self.recipe, manifest)
                 mirror.copy_soon()
                 advance(shard.rows, shard.counts)
         self.progress.say(str(utilization))
-        if by_rules := RequestCache(self.folder.private / REQUESTS).count_by_rules():
+        if by_rules := RequestCache(folder.private / REQUESTS).count_by_rules():
             fallen = count(by_rules, "caption")
             self.progress.say(f"NOTE: {fallen} fell back to the rule parser: the model's answers were unusable")
-        self.folder.sweep(self.manifest)
-
-    def _commit(self, shard: ShardEntry) -> None:
-        superseded = self.manifest.commit(shard)
-        # The copy of the manifest in a store may still list it; `sweep` deletes it there.
-        if superseded is not None and superseded.file != shard.file and not self.folder.store:
-            delete(self.folder.storage / superseded.file)
-        if shard.split not in self._described:
-            self._described.add(shard.split)
-            self.folder.describe(self.recipe, self.manifest)
+        folder.sweep(manifest)
 
     def close(self) -> None:
         """End the workers."""
@@ -207,35 +242,34 @@ class _Run:
             if engine is not None:
                 engine.close()
 
-    def _stage_builder(self) -> StageBuilder:
-        """The stages that run, before images and classes are known."""
-        reused = self.reuse.reused if self.reuse else ()
-        here = STAGES if self.recipe.source.format == "folder" else STAGES[1:]
-        names = [name for name in here if name not in reused]
-        recipe, cache = _with_gpus(self.recipe, self.before, self.reuse), CacheFolder(self.folder.private.absolute())
-        return StageBuilder(build_stages, recipe, {}, (), names, reused, cache)
-
-
-def _classes(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> list[str] | None:
-    """Every class that a box can have; None: those of the detector."""
-    if recipe.source.format == "folder":
-        return None
-    # Sorted, so that the order of splits in the recipe does not matter: the tagger reads all class names together.
-    return [name for split in sorted(indexes) for name in indexes[split].meta["categories"]]
-
-
-def _with_gpus(recipe: Recipe, before: Mapping[str, Any], reuse: Reuse | None) -> Recipe:
-    shared = stages_sharing_gpus(recipe, reuse.before if reuse else before)
-    return share_gpus(recipe, shared & set(reuse.stages if reuse else STAGES))
+    def _with_gpus(self) -> Recipe:
+        shared = stages_sharing_gpus(self.recipe, self.reuse.before if self.reuse else self.before)
+        return share_gpus(self.recipe, shared & set(self.reuse.stages if self.reuse else STAGES))
 
 
 def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
-    """Raises UserError: data or a model is missing, or options contradict each other; the message names the option.
+    """Check everything that a recipe names, before a folder is made for what comes of it.
 
     Args:
         stages: those that run; models of others need not be there.
+
+    Raises UserError: data or a model is missing, or options contradict each other; the message names the option.
     """
-    _check_data(recipe)
+    source, pair, caption = recipe.source, recipe.pair, recipe.caption
+    if source.format == "hub":
+        check_hub(recipe)
+    elif source.splits and source.synthetic is not None:
+        raise UserError("the miniworld generates its own images; to label others, use another recipe, such as coco")
+    elif not source.splits and source.synthetic is None:
+        raise UserError(
+            "the recipe names no data: set source.splits (--images and --annotations) or source.root (--root)"
+        )
+    else:
+        without = [name for name, split in source.splits.items() if split.annotations is None]
+        if without and source.format != "folder":
+            raise UserError(f"no boxes{_of_splits(without)}: pass --annotations, or use the recipe folder")
+        if len(without) < len(source.splits) and source.format == "folder":
+            raise UserError("the recipe is for images without annotations (source.format: folder); omit --annotations")
     if recipe.engine.kind == "local" and recipe.engine.address:
         raise UserError("engine.kind=local does not join a Ray cluster: omit engine.address (--ray-address)")
     for name in (name for name in ("detect", "caption", "tag") if name in stages):
@@ -243,31 +277,29 @@ def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
         names = (f"{name}.device", f"{name}.resources.gpus")
         shared = usable_gpus() if recipe.engine.address is None and stage.resources.gpus is None else 0
         check_devices(stage.device, stage.resources.gpus or min(shared, 1), ANY_NUMBER, names)
-    if recipe.source.format == "folder" and recipe.detect.detector is None:
+    if source.format == "folder" and recipe.detect.detector is None:
         raise UserError("detect.detector is not set (--detector)")
-    check_tagger(recipe.tag, recipe.pair)
-    named = {} if recipe.source.format == "hub" else recipe.source.splits  # the hub's are found later
+    check_tagger(recipe.tag, pair)
+    named = {} if source.format == "hub" else source.splits  # the hub's are found later
     without = [name for name, split in named.items() if split.captions is None]
-    if without and recipe.caption.captioner is None and recipe.pair.candidates != "prior":
+    if without and caption.captioner is None and pair.candidates != "prior":
         raise UserError(f"no captions{_of_splits(without)}: set caption.captioner (--captioner) or pass --captions")
-    _check_paths(recipe, stages)
-
-
-def _check_data(recipe: Recipe) -> None:
-    splits = recipe.source.splits
-    if recipe.source.format == "hub":
-        return check_hub(recipe)
-    if splits and recipe.source.synthetic is not None:
-        raise UserError("the miniworld generates its own images; to label others, use another recipe, such as coco")
-    if not splits and recipe.source.synthetic is None:
-        raise UserError(
-            "the recipe names no data: set source.splits (--images and --annotations) or source.root (--root)"
-        )
-    unannotated = [name for name, split in splits.items() if split.annotations is None]
-    if unannotated and recipe.source.format != "folder":
-        raise UserError(f"no boxes{_of_splits(unannotated)}: pass --annotations, or use the recipe folder")
-    if len(unannotated) < len(splits) and recipe.source.format == "folder":
-        raise UserError("the recipe is for images without annotations (source.format: folder); omit --annotations")
+    for name, split in source.splits.items():
+        check_images(source.images(name))
+        for path in (split.annotations, split.captions):
+            if path is not None:
+                content_id(source.path(path))
+    if source.image_data is not None:
+        content_id(source.path(source.image_data))
+    for path in (pair.synonyms, pair.prior):
+        if path is not None and "pair" in stages:
+            content_id(path)
+    choose_threshold(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
+    if source.ground_truth is not None and isinstance(truth := source.path(source.ground_truth), Path):
+        existing_folder(truth)
+    for stage, model in (("detect", recipe.detect.detector), ("caption", caption.captioner)):
+        if model is not None and stage in stages and not (stage == "caption" and caption.endpoint):
+            existing_model(model)
 
 
 def _of_splits(splits: Sequence[str]) -> str:
@@ -275,29 +307,6 @@ def _of_splits(splits: Sequence[str]) -> str:
     if list(splits) == [WHOLE]:
         return ""
     return f" for the {'split' if len(splits) == 1 else 'splits'} {', '.join(splits)}"
-
-
-def _check_paths(recipe: Recipe, stages: Sequence[str]) -> None:
-    """Everything that the recipe names, before a folder is made for what comes of it."""
-    source, pair = recipe.source, recipe.pair
-    for name in source.splits:
-        check_images(source.images(name))
-    files = [path for split in source.splits.values() for path in (split.annotations, split.captions)]
-    for path in (*files, source.image_data):
-        if path is not None:
-            content_id(source.path(path))
-    for path in (pair.synonyms, pair.prior):
-        if path is not None and "pair" in stages:
-            content_id(path)
-    choose_threshold(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
-    if source.ground_truth is not None and isinstance(truth := source.path(source.ground_truth), Path):
-        existing_folder(truth)
-    models = {"detect": recipe.detect.detector}
-    if recipe.caption.endpoint is None:
-        models["caption"] = recipe.caption.captioner
-    for stage, model in models.items():
-        if model is not None and stage in stages:
-            existing_model(model)
 
 
 def _nothing_left(folder: RunFolder, manifest: Manifest, rows: Mapping[str, int], retry_failed: bool) -> str:
@@ -311,91 +320,6 @@ def _nothing_left(folder: RunFolder, manifest: Manifest, rows: Mapping[str, int]
     if retry_failed and not errors:
         parts.append("none failed")
     return "; ".join(parts)
-
-
-def _identity_there(folder: RunFolder) -> Mapping[str, Any]:
-    """The identity of the run in the folder; empty if it has no shards yet."""
-    if (folder.root / MANIFEST).exists() and (manifest := Manifest.load(folder.root)).shards:
-        there: Mapping[str, Any] = manifest.run["identity"]
-        return there
-    return {}
-
-
-def _check_parent(folder: RunFolder, before: Mapping[str, Any], reuse: Reuse | None) -> None:
-    """Raises UserError: the run in the folder was started with --from, and this is without, or the reverse."""
-    if reuse is None and "parent" in before:
-        place = Manifest.load(folder.root).run.get("parent", {}).get("run")
-        raise UserError(f"{folder.root} was started with --from {place}: pass it again, or choose another --out")
-    if reuse is not None and "tag" in before and "parent" not in before:
-        raise UserError(f"{folder.root} was started without --from: omit it, or choose another --out")
-
-
-def _prepare(
-    recipe: Recipe, there: Mapping[str, Any], folder: RunFolder, progress: Progress
-) -> tuple[SourceConfig, GroundTruth | None]:
-    """The source with its images in place, and its ground truth.
-
-    Raises UserError: the folder contains labels of other images that the source made; they are not touched.
-    """
-    now = {"miniworld": recipe.source.synthetic}
-    if there and (before := {"miniworld": there.get("miniworld")}) != now:
-        raise folder.changed(before, now)
-    return prepare_source(recipe.source, folder.private, progress.say)
-
-
-def _open_sources(
-    recipe: Recipe, roots: Mapping[str, ImageRoot], folder: RunFolder, progress: Progress
-) -> dict[str, SourceIndex]:
-    indexes = {}
-    for split in recipe.source.splits:
-        progress.say(f"reading the annotations of {split}")
-        indexes[split] = open_source(recipe.source, split, folder.index(split), folder.new_index(split), roots[split])
-        for note in indexes[split].meta.get("notes", ()):
-            progress.say(f"NOTE: {note}")
-    return indexes
-
-
-def _keep_sources(indexes: Mapping[str, SourceIndex], folder: RunFolder) -> None:
-    for split, index in indexes.items():
-        index.move(folder.index(split))
-
-
-def _description(
-    recipe: Recipe,
-    before: Mapping[str, Any],
-    folder: RunFolder,
-    indexes: Mapping[str, SourceIndex],
-    roots: Mapping[str, ImageRoot],
-    reuse: Reuse | None,
-) -> dict[str, object]:
-    """Return what the manifest says of the run."""
-    if reuse is None:
-        now = identity(recipe, indexes, stages_sharing_gpus(recipe, before))
-    else:
-        now = reuse.with_source(source_identity(indexes))
-    images = {split: as_named(root, folder) for split, root in roots.items()}
-    run: dict[str, object] = {"name": recipe.name, "identity": now, "images": images}
-    if reuse is not None:
-        run["parent"] = reuse.header
-    return run | ({"store": folder.store.location} if folder.store else {})
-
-
-def _planned_rows(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, int]:
-    """How many rows of each split are asked for: all, or the first `limit` in the order of the splits."""
-    left = recipe.limit if recipe.limit is not None else sum(len(index) for index in indexes.values())
-    rows = {}
-    for split, index in indexes.items():
-        rows[split] = min(len(index), left)
-        left -= rows[split]
-    return rows
-
-
-def summarise(manifest: Manifest, planned: int, indexes: Mapping[str, SourceIndex] | None = None) -> Summary:
-    """Add up the counts of the committed shards and the problems of their sources."""
-    problems: Counter[str] = Counter()
-    for index in (indexes or {}).values():
-        problems.update(index.meta["problems"])
-    return add_up(manifest, planned, problems)
 
 
 def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress) -> dict[str, ImageRoot]:
@@ -446,7 +370,7 @@ def check_names(roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceInde
 
 def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
     """Copy the indexes of the roots into the run's store, and delete those of earlier states of its images."""
-    used = {index for root in roots.values() if (index := _index(root)) is not None}
+    used = {root.index.path for root in roots.values() if isinstance(root, ArchiveRoot | ObjectRoot) and root.index}
     for path in used:
         name = path.relative_to(folder.root.absolute()).as_posix()
         if folder.store and not folder.store.head(name):
@@ -456,13 +380,7 @@ def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
             path.unlink()
 
 
-def _index(root: ImageRoot) -> Path | None:
-    if isinstance(root, ArchiveRoot | ObjectRoot) and root.index:
-        return root.index.path
-    return None
-
-
-def as_named(root: ImageRoot, folder: RunFolder) -> str:
+def _as_named(root: ImageRoot, folder: RunFolder) -> str:
     """A location as the manifest names it: a folder within the run is relative, so that both can be moved."""
     if is_uri(root.location) or folder.store:
         return root.location
