@@ -251,7 +251,12 @@ class EvaluationResult:
             console.print(_table("by class", self.per_class))
         if self.comparison:
             title = f"Compared with {single_line(self.comparison.other)}: {count(self.comparison.images, 'image')}"
-            console.print(_table(f"{title}, {count(self.comparison.resamples, 'resample')}", self.comparison.rows()))
+            console.print(
+                _table(
+                    f"{title}, {count(self.comparison.resamples, 'random half', 'random halves')}",
+                    self.comparison.rows(),
+                )
+            )
         if self.scored:
             console.print(self.scored, soft_wrap=True)
         for note in self.notes:

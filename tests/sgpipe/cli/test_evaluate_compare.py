@@ -57,7 +57,7 @@ def test_hico_compared_as_table_and_json(tmp_path: Path) -> None:
     options = ["hico", "--predictions", files["new"], "--annotations", files["annotations"], "--compare", files["old"]]
     printed = evaluate(*options)
     assert printed.exit_code == 0, printed.output
-    assert f"Compared with {files['old']}: 12 images, 40 resamples" in " ".join(printed.output.split())
+    assert f"Compared with {files['old']}: 12 images, 40 random halves" in " ".join(printed.output.split())
     result = json.loads(evaluate(*options, "--json").stdout)
     assert [files["old"] in note for note in result["notes"]] == [False, True]  # each side lists no classes
     content = result["comparison"]
