@@ -153,13 +153,10 @@ class Pipeline:
         if not isinstance(settings, Mapping | None):
             raise UserError(f"settings=: expected values by key, such as {{'tag.threshold': 0.1}}, got {settings!r}")
         if not isinstance(boxes, str | os.PathLike | None):
-            raise UserError(
-                "boxes=: expected a COCO instances file; give the boxes of an image together with the image"
-            )
+            raise UserError("boxes=: expected a COCO instances file; pass the boxes of an image with the image")
         changes = {key: str(value) for key, value in models.items() if value is not None} | dict(settings or {})
         if device is not None:
             changes = {f"{stage}.device": device for stage in _ON_DEVICES} | changes
-        self._described = _describe(recipe, changes, boxes)
         if detector is not None:
             changes.setdefault("detect.classes", None)  # the classes in the recipe are those of its detector
         if not isinstance(recipe, Recipe):
@@ -181,7 +178,7 @@ class Pipeline:
         self._loaded: dict[tuple[str, ...], list[Stage]] = {}
 
     def __repr__(self) -> str:
-        return f"Pipeline({self._described})"
+        return f"Pipeline({self.recipe.name!r})"
 
     @overload
     def __call__(
@@ -236,7 +233,9 @@ class Pipeline:
                 else:
                     yield self._label_memory(file, boxes)
             except ImageError as error:
-                yield SceneGraph(_failed(Record("", FOLDER_DATASET, _SPLIT, "", 0, 0), error))
+                record = Record("", FOLDER_DATASET, _SPLIT, "", 0, 0)
+                record.fail("source", str(error))
+                yield SceneGraph(record)
 
     def _label_memory(self, image: Image.Image, boxes: GivenBoxes | None) -> SceneGraph:
         """Label an image in memory, from a temporary file: stages read files."""
@@ -260,7 +259,7 @@ class Pipeline:
             for stage in self._stages(record, boxes):
                 [record] = stage([record])
         except ImageError as error:
-            _failed(record, error)
+            record.fail("source", str(error))
         record.file_name = str(file)
         return record
 
@@ -274,21 +273,17 @@ class Pipeline:
     @cached_property
     def _finder(self) -> DetectStage | GivenBoxesStage:
         """Finds boxes where none are given. Raises UserError: there are no boxes, or the detector cannot be loaded."""
-        stage = self._boxes_file or DetectStage(self.recipe.detect, _ROOTS)
-        if self._boxes_file is None and self.recipe.detect.detector is None:
+        if self._boxes is None and self.recipe.detect.detector is None:
             raise UserError("detect.detector is not set (--detector), and no boxes are given (--boxes)")
+        stage = GivenBoxesStage(self._boxes) if self._boxes else DetectStage(self.recipe.detect, _ROOTS)
         stage.setup()
         return stage
 
     @cached_property
-    def _boxes_file(self) -> GivenBoxesStage | None:
-        return GivenBoxesStage(self._boxes) if self._boxes else None
-
-    @cached_property
     def _classes(self) -> tuple[str, ...]:
         """The classes of boxes without other ones: of the file, of the detector, or else of the recipe's dataset."""
-        if self._boxes_file:
-            return self._boxes_file.classes
+        if self._boxes:
+            return self._finder.classes
         if self.recipe.detect.detector is not None:
             return detector_classes(self.recipe.detect)
         return tuple(category_names(self.recipe.source.format).values())
@@ -307,17 +302,6 @@ class Pipeline:
         return self._loaded[classes]
 
 
-def _describe(recipe: object, changes: Mapping[str, Any], boxes: object) -> str:
-    """The arguments of a pipeline that are not the default, as they are written."""
-    names = {"detect.detector": "detector", "caption.captioner": "captioner", "tag.tagger": "tagger"}
-    arguments = {names[key]: value for key, value in changes.items() if key in names}
-    arguments |= {"boxes": str(boxes)} if boxes else {}
-    settings = {key: value for key, value in changes.items() if key not in names}
-    arguments |= {"settings": settings} if settings else {}
-    first = f"<Recipe {recipe.name!r}>" if isinstance(recipe, Recipe) else repr(str(recipe))
-    return ", ".join([first, *(f"{name}={value!r}" for name, value in arguments.items())])
-
-
 def _parse_lists(boxes: Any, classes: Any, images: int) -> list[GivenBoxes | None]:
     """The boxes of each image of a list. Raises UserError: see `parse_boxes`."""
     lists = []
@@ -331,29 +315,19 @@ def _parse_lists(boxes: Any, classes: Any, images: int) -> list[GivenBoxes | Non
 
 
 def _to_file(image: ImageInput) -> Path | Image.Image:
-    """An input as the absolute path of a file, or as an upright RGB image. Raises ImageError: it is neither."""
+    """An input as the absolute path of a file, or as an upright RGB image. Raises ImageError: it is neither.
+
+    The path has no "..", which file names of records must not contain; a symbolic link keeps its name.
+    """
     if isinstance(image, Image.Image):
         return upright_rgb(image)
     if isinstance(image, np.ndarray):
         return upright_rgb(from_array(image))
-    if isinstance(image, str | os.PathLike):
-        return _absolute_path(os.fsdecode(image))
-    raise ImageError(f"{type(image).__name__} is not an image: expected a path, a PIL image or a NumPy array")
-
-
-def _absolute_path(name: str) -> Path:
-    """The absolute path without "..", which file names of records must not contain; a symbolic link keeps its name.
-
-    Raises ImageError: no file can have this name.
-    """
+    if not isinstance(image, str | os.PathLike):
+        raise ImageError(f"{type(image).__name__} is not an image: expected a path, a PIL image or a NumPy array")
+    name = os.fsdecode(image)
     if re.match(r"\w+://", name):
         raise ImageError(f"{name} is a URL, not a file: download the image first")
-    file = Path(name)
     if "\0" in name:
         raise ImageError(f"image file not found: {name!r}, which contains a null character")
-    return Path(os.path.realpath(file.parent)) / file.name
-
-
-def _failed(record: Record, error: ImageError) -> Record:
-    record.fail("source", str(error))
-    return record
+    return Path(os.path.realpath(Path(name).parent)) / Path(name).name

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,7 +26,7 @@ from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import Objective
 from rlip_model.training.validation import PERSON
 from sgpipe.errors import UserError
-from sgpipe.files.locations import location
+from sgpipe.files.locations import location, text_of
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record
 from sgpipe.sources.annotated import DatasetClasses
@@ -198,9 +197,9 @@ def _row_groups(data: DataConfig, validation: TrainingSet) -> Iterator[UsableRow
     for number, (config, folder) in enumerate(zip(data.val, validation.folders, strict=True)):
         for entries in shards_by_split(Manifest.load(config.shards), config).values():
             for entry in entries:
-                path = Path(folder.root) / entry.file
+                path = location(folder.root) / entry.file
                 with open_shard(path, COLUMNS) as file:
-                    places = [(number, str(path), group) for group in range(file.num_row_groups)]
+                    places = [(number, text_of(path), group) for group in range(file.num_row_groups)]
                 for place in places:
                     if place in usable:
                         yield usable[place]

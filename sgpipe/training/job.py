@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from sgpipe.training.benchmark import make_benchmark
 from sgpipe.training.data.feed import ShardFeed, WorkerShare
 from sgpipe.training.data.scan import TrainingSet
 from sgpipe.training.initial_model import CLASSES
-from sgpipe.training.metrics import MetricsLog
+from sgpipe.training.metrics import metrics_log
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils.compiling import one_line, refusals
 from sgpipe.utils.devices import pick_device
@@ -91,11 +92,12 @@ def run_job(
         objective = make_objective(network, recipe)
         nn.Module.to(objective, device)
         step = read_position(latest).step if latest else 0
-        with MetricsLog(job.out, step, recipe.output.tensorboard, enabled=share[0] == 0) as log:
+        first = share[0] == 0
+        with metrics_log(job.out, step, recipe.output.tensorboard) if first else nullcontext() as write:
 
             def report(row: dict[str, Any]) -> None:
-                if share[0] == 0:
-                    log.write(row)
+                if write is not None:
+                    write(row)
                     show(row)
 
             benchmark = make_benchmark(recipe, objective, job.validation_set, share)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -25,46 +33,28 @@ _SECONDS_BETWEEN_LINES = 10.0
 MEASURES = (*BENCHMARKS, "ap", "recall@20", "recall@50", "recall@100", "precision", "recall")
 
 
-class MetricsLog:
-    """Appends lines of metrics; use it in a `with` statement.
+@contextmanager
+def metrics_log(out: Path, step: int, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that appends a line of metrics, for TensorBoard too if asked for.
 
     Args:
         step: the step from which the training resumes; lines of later steps, which are repeated, are removed.
-        enabled: False in workers that do not write metrics.
     """
+    rows = [row for row in read_metrics(out) if row["step"] <= step]
+    write_text(out / METRICS, "".join(f"{json.dumps(row)}\n" for row in rows))
+    with ExitStack() as stack:
+        file = stack.enter_context((out / METRICS).open("a", encoding="utf-8"))
+        events = stack.enter_context(closing(ScalarEvents(out / "tensorboard", step))) if tensorboard else None
 
-    def __init__(self, out: Path, step: int, tensorboard: bool, enabled: bool = True) -> None:
-        self.path, self.step = out / METRICS, step
-        self.tensorboard = out / "tensorboard" if tensorboard else None
-        self.enabled = enabled
-        self._file: TextIO | None = None
-        self._events: ScalarEvents | None = None
+        def write(row: dict[str, Any]) -> None:
+            file.write(f"{json.dumps(row)}\n")
+            file.flush()
+            if events:
+                group = "validation" if row["event"] == "validation" else "train"
+                measures = {f"{group}/{name}": value for name, value in row.items() if name not in _NOT_MEASURES}
+                events.write(measures, row["step"])
 
-    def __enter__(self) -> MetricsLog:
-        if self.enabled:
-            rows = [row for row in read_metrics(self.path.parent) if row["step"] <= self.step]
-            write_text(self.path, "".join(f"{json.dumps(row)}\n" for row in rows))
-            self._file = self.path.open("a", encoding="utf-8")
-            if self.tensorboard:
-                self._events = ScalarEvents(self.tensorboard, self.step)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in (self._file, self._events):
-            if file:
-                file.close()
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one line."""
-        if self._file:
-            self._file.write(f"{json.dumps(row)}\n")
-            self._file.flush()
-        if self._events:
-            group = "validation" if row["event"] == "validation" else "train"
-            measures = {f"{group}/{name}": value for name, value in row.items() if name not in _NOT_MEASURES}
-            self._events.write(measures, row["step"])
+        yield write
 
 
 class ScalarEvents:
@@ -82,17 +72,14 @@ class ScalarEvents:
         folder.mkdir(parents=True, exist_ok=True)
         self._event, self._scalar = Event, scalar
         self._writer = EventsWriter(str(folder / "events"), f".{step}")
+        self.close = self._writer.close
         start = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            event = self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value))
-            self._writer.write_event(event)
+            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
         self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
@@ -128,58 +115,39 @@ class TrainSummary:
     network: Path
 
 
-class TrainingDisplay:
-    """Shows metrics as they arrive; use it in a `with` statement.
+@contextmanager
+def training_display(console: Console, epochs: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that shows a line of metrics.
 
     Args:
         epochs: epochs of the whole training; None: a training, or its validations, by steps.
     """
+    last, compile_error = float("-inf"), ""
+    columns: list[str | ProgressColumn] = ["training", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}"]
+    columns += [TimeElapsedColumn(), "left", TimeRemainingColumn(elapsed_when_finished=False)]
+    bar = Progress(*columns, console=console) if console.is_terminal else None
+    task = bar.add_task("training", total=None, note="") if bar else TaskID(0)
 
-    def __init__(self, console: Console, epochs: int | None) -> None:
-        self.console, self.epochs = console, epochs
-        self._last = float("-inf")
-        self._compile_error = ""
-        self._bar: Progress | None = None
+    def say(line: str) -> None:
+        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
-    def __enter__(self) -> TrainingDisplay:
-        if self.console.is_terminal:
-            columns = (
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=False),
-            )
-            self._bar = Progress(*columns, console=self.console)
-            self._bar.start()
-            self._task = self._bar.add_task("training", total=None, note="")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def show(self, row: dict[str, Any]) -> None:
-        """Show one line of metrics."""
-        if (error := row.get("compile_error", self._compile_error)) != self._compile_error:
-            self._compile_error = error
-            self._print(f"NOTE: training continues without torch.compile: {error}")
+    def show(row: dict[str, Any]) -> None:
+        nonlocal last, compile_error
+        if (error := row.get("compile_error", compile_error)) != compile_error:
+            compile_error = error
+            say(f"NOTE: training continues without torch.compile: {error}")
         if row["event"] == "validation":
             measures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row)
-            when = f"step {row['step']}" if self.epochs is None else f"epoch {row['epoch']}/{self.epochs}"
-            self._print(f"{when} validation: {measures or 'no images'}")
-        elif self._bar:
-            self._bar.update(self._task, total=row["steps"], completed=row["step"], note=_step_note(row))
-        elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES or row["step"] == row["steps"]:
-            self._last = time.monotonic()
-            self._print(f"step {row['step']}/{row['steps']}, {_step_note(row)}")
+            when = f"step {row['step']}" if epochs is None else f"epoch {row['epoch']}/{epochs}"
+            say(f"{when} validation: {measures or 'no images'}")
+        elif bar:
+            bar.update(task, total=row["steps"], completed=row["step"], note=_step_note(row))
+        elif time.monotonic() - last >= _SECONDS_BETWEEN_LINES or row["step"] == row["steps"]:
+            last = time.monotonic()
+            say(f"step {row['step']}/{row['steps']}, {_step_note(row)}")
 
-    def _print(self, line: str) -> None:
-        self.console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+    with bar or nullcontext():
+        yield show
 
 
 def _step_note(row: dict[str, Any]) -> str:
@@ -199,19 +167,17 @@ def print_training(summary: TrainSummary, use: str, console: Console) -> None:
     table = Table(title=Text(str(summary.out)), show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("network", summary.kind)
-    table.add_row("images", f"{summary.images:,}")
-    table.add_row("complete epochs", f"{summary.epochs:,}")
-    table.add_row("steps", f"{summary.steps:,}")
-    if summary.last:
-        table.add_row("loss", f"{summary.last['loss']:.3f}")
-        table.add_row("time spent waiting for images", f"{summary.last['waited']:.1%}")
-        if "gpu_utilization" in summary.last:
-            table.add_row("GPU utilization", f"{summary.last['gpu_utilization']:.1%}")
-    for name in MEASURES:
-        if name in summary.validation:
-            table.add_row(f"validation {name}", f"{summary.validation[name]:.3f}")
+    last, validation = summary.last, summary.validation
+    counts = {"images": summary.images, "complete epochs": summary.epochs, "steps": summary.steps}
+    rows = {"network": summary.kind, **{name: f"{count:,}" for name, count in counts.items()}}
+    if last:
+        rows |= {"loss": f"{last['loss']:.3f}", "time spent waiting for images": f"{last['waited']:.1%}"}
+    if "gpu_utilization" in last:
+        rows["GPU utilization"] = f"{last['gpu_utilization']:.1%}"
+    rows |= {f"validation {name}": f"{validation[name]:.3f}" for name in MEASURES if name in validation}
     if summary.best is not None:
-        table.add_row(f"best validation {summary.best_by}", f"{abs(summary.best):.3f}")
+        rows[f"best validation {summary.best_by}"] = f"{abs(summary.best):.3f}"
+    for row in rows.items():
+        table.add_row(*row)
     console.print(table)
     console.print(use, soft_wrap=True)

@@ -22,11 +22,11 @@ from sgpipe.files.locations import content_sha256
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
 from sgpipe.training.benchmark import check_benchmark
-from sgpipe.training.data.scan import TrainingSet, data_warnings, scan_training, scan_validation
+from sgpipe.training.data.scan import data_warnings, scan_training, scan_validation
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, run_job
-from sgpipe.training.metrics import TrainingDisplay, TrainSummary, read_metrics
-from sgpipe.training.recipe import TrainRecipe, WorkersConfig
+from sgpipe.training.metrics import TrainSummary, read_metrics, training_display
+from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.config_file import dump_yaml, require_loaded
@@ -53,7 +53,14 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
     workers = recipe.workers
     check_devices(workers.device, workers.gpus, workers.count, ("workers.device", "workers.gpus"))
     is_new = not out.exists()
-    _make_folder(out)
+    if not is_new and not out.is_dir():
+        raise UserError(f"--out {out} is a file, not a folder")
+    if not is_new and not (out / PRIVATE).is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {out} contains something that is not an sgpipe training; name an empty or new folder")
+    try:
+        (out / PRIVATE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
     with only_process(out / PRIVATE / "lock", out):
         try:
             job = _prepare(recipe, out.resolve(), progress)
@@ -73,31 +80,22 @@ def _prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     check_benchmark(recipe, validation)
     for warning in data_warnings(training, recipe.data, miniature=recipe.model.backbone == "miniature"):
         progress.say(f"NOTE: {warning}")
-    if recipe.workers.compile and not _on_gpus(recipe.workers):
+    workers = recipe.workers
+    on_gpus = workers.gpus > 0 and workers.device != "cpu"  # of several workers; a single one takes what there is
+    if workers.count == 1:
+        on_gpus = pick_device(workers.device, workers.gpus).type == "cuda"
+    if workers.compile and not on_gpus:
         progress.say("NOTE: workers.compile is ignored: the training runs on CPUs")
     job = TrainingJob(recipe, out, training, validation)
     _check_identity(job)
     if not (job.initial_model / "config.json").exists():
         progress.say("creating the network")
         sides = recipe.data.short_side, recipe.data.long_side
-        make_initial_model(recipe.model, _all_texts(training, recipe), recipe.seed, job.initial_model, sides)
+        known = training.closed_labels
+        names = (known.objects, known.relations) if known else (training.objects.names, training.relations.names)
+        texts = [text for each in (*names, *recipe.data.wordings.values()) for text in each]
+        make_initial_model(recipe.model, texts, recipe.seed, job.initial_model, sides)
     return job
-
-
-def _on_gpus(workers: WorkersConfig) -> bool:
-    if workers.count > 1:
-        return workers.gpus > 0 and workers.device != "cpu"
-    return pick_device(workers.device, workers.gpus).type == "cuda"
-
-
-def _all_texts(training: TrainingSet, recipe: TrainRecipe) -> list[str]:
-    """Every text that may label a batch."""
-    labels = training.closed_labels
-    if labels:
-        texts = [*labels.objects, *labels.relations]
-    else:
-        texts = [*training.objects.names, *training.relations.names]
-    return texts + [wording for wordings in recipe.data.wordings.values() for wording in wordings]
 
 
 def _position(job: TrainingJob) -> Position:
@@ -116,29 +114,17 @@ def _run(job: TrainingJob, progress: Progress) -> None:
         progress.say(f"nothing left to do: {job.out} has trained {trained}")
         return
     by_steps = options.steps is not None or job.recipe.output.validate_every_steps is not None
-    with TrainingDisplay(progress.console, None if by_steps else options.epochs) as display:
+    with training_display(progress.console, None if by_steps else options.epochs) as show:
         if job.recipe.workers.count > 1:
             prepare_ray(job.recipe.workers.address)
             from sgpipe.training.workers import run_workers
 
-            run_workers(job, display, progress)
+            run_workers(job, show, progress)
             return
         try:
-            run_job(job, display.show)
+            run_job(job, show)
         except DivergenceError as error:
             raise DivergedError(str(error)) from None
-
-
-def _make_folder(out: Path) -> None:
-    """Raises UserError: `out` is a file, contains something else, or cannot be written."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file, not a folder")
-    if out.is_dir() and not (out / PRIVATE).is_dir() and any(out.iterdir()):
-        raise UserError(f"--out {out} contains something that is not an sgpipe training; name an empty or new folder")
-    try:
-        (out / PRIVATE).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
 
 
 def _check_identity(job: TrainingJob) -> None:

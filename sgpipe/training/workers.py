@@ -25,7 +25,7 @@ from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.objective import HEAVY, Objective
 from sgpipe.errors import DivergedError, EngineError, UserError
 from sgpipe.training.job import TrainingJob, run_job
-from sgpipe.training.metrics import METRICS, TrainingDisplay
+from sgpipe.training.metrics import METRICS
 from sgpipe.training.recipe import WorkersConfig
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
@@ -37,7 +37,7 @@ _REFUSALS = {UserError.__name__: UserError, DivergenceError.__name__: DivergedEr
 _POLL_SECONDS = 0.5
 
 
-def run_workers(job: TrainingJob, display: TrainingDisplay, progress: Progress) -> None:
+def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progress: Progress) -> None:
     """Run the job in `workers.count` processes.
 
     Raises:
@@ -54,7 +54,7 @@ def run_workers(job: TrainingJob, display: TrainingDisplay, progress: Progress) 
         progress.say(note)
     progress.say(f"{config.count} workers, {config.parallel}")
     try:
-        with _following(job.out / METRICS, display.show):
+        with _following(job.out / METRICS, show):
             _fit(_trainer(job, config), refusal)
     except (RayError, RuntimeError, ray.train.TrainingFailedError) as error:
         if not refusal.exists():

@@ -8,7 +8,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from sgpipe.training.metrics import METRICS, MetricsLog, TrainingDisplay, TrainSummary, print_training, read_metrics
+from sgpipe.training.metrics import METRICS, TrainSummary, metrics_log, print_training, read_metrics, training_display
 
 
 def row(step: int, loss: float = 1.0, event: str = "step") -> dict[str, Any]:
@@ -16,9 +16,9 @@ def row(step: int, loss: float = 1.0, event: str = "step") -> dict[str, Any]:
 
 
 def written(out: Path, start: int, *rows: dict[str, Any], tensorboard: bool = False) -> None:
-    with MetricsLog(out, start, tensorboard) as log:
+    with metrics_log(out, start, tensorboard) as write:
         for each in rows:
-            log.write(each)
+            write(each)
 
 
 def test_lines_after_the_checkpoint_are_replaced(tmp_path: Path) -> None:
@@ -80,9 +80,9 @@ def step_row(step: int, **changes: Any) -> dict[str, Any]:
 
 def shown(*rows: dict[str, Any]) -> list[str]:
     console = Console(record=True, width=60, force_terminal=False)
-    with TrainingDisplay(console, epochs=3) as display:
+    with training_display(console, epochs=3) as show:
         for each in rows:
-            display.show(each)
+            show(each)
     return console.export_text().splitlines()
 
 
