@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,8 @@ def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
     target = path.resolve()
     for place in map(Path, inputs):
         source = place.resolve()
-        if target == source or (target.exists() and source.exists() and target.samefile(source)):
+        # os.path.exists: a value that is not a path, such as of --set, may be too long for one
+        if target == source or (target.exists() and os.path.exists(source) and target.samefile(source)):
             raise UserError(f"{path} is read by this command: write to another place")
         if target.is_file() and is_image(target.name) and target.is_relative_to(source):
             raise UserError(f"{path} is an image in {place}, which this command reads: write to another place")
