@@ -1,16 +1,21 @@
 """Nothing lost, nothing twice, nothing else, whenever whichever process of a run is killed."""
 
+import os
 import random
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from sgpipe.files.object_store import StorePath
 from sgpipe.records import Record
 from sgpipe.storage.manifest import MANIFEST
+from sgpipe.storage.mirror import fetch
 from tests.integration.faults.kills import POINTS, VICTIMS, Killer
 from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
 from tests.integration.faults.stage import SECONDS
+from tests.integration.faults.stub import COPIES
 
 IMAGES, KILLS, RUNS = 80, 200, 20
 ENGINES = ("local", "ray")
@@ -60,3 +65,29 @@ def test_two_hundred_kills_over_twenty_runs(tmp_path: Path, engine: str) -> None
         runs += 1
         print(runs, "runs", kills.total(), "kills", dict(kills), flush=True)
     assert set(kills) == {*POINTS, *VICTIMS[engine]} - {"point"}
+
+
+@pytest.mark.soak
+def test_fifty_kills_over_a_store(store: StorePath, tmp_path: Path) -> None:
+    """Every second run resumes in a new folder, from the store alone."""
+    dataset, expected = uninterrupted(tmp_path)
+    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    kills: Counter[str] = Counter()
+    for seed in count():
+        rng, place = random.Random(seed), f"{store.uri}/{seed}"
+        stored = (*options("local"), "--store", place)
+        run = Run(dataset, tmp_path / f"run{seed}", stored, {SECONDS: "0.1", COPIES: "0.1", **keys})
+        killer = Killer(run, rng, VICTIMS["local"])
+        killer.kill(10)
+        kills += killer.kills
+        if seed % 2:
+            run.out = tmp_path / f"again{seed}"
+        run.environment = {SECONDS: "0", **keys}
+        run.start()
+        assert run.wait() == 0, run.said
+        assert "Traceback" not in run.said
+        fetch(StorePath(place), tmp_path / f"fetched{seed}", lambda images, counts: None)
+        assert_whole(tmp_path / f"fetched{seed}", expected)
+        print(seed + 1, "runs", kills.total(), "kills", dict(kills), flush=True)
+        if kills.total() >= 50:
+            return
