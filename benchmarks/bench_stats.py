@@ -58,7 +58,7 @@ def _table(rng: np.random.Generator, start: int, rows: int, captions: int) -> pa
         "relations": _relations(rng, rows),
         "status": _same("ok", rows),
         "error": pa.nulls(rows, pa.string()),
-        "left_out": pa.array([{name: 0 for name in SCHEMA.field("left_out").type.names}] * rows),
+        "left_out": pa.array([dict.fromkeys(SCHEMA.field("left_out").type.names, 0)] * rows),
     }
     return pa.Table.from_arrays([columns[name].cast(SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA)
 

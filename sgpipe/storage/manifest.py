@@ -8,7 +8,6 @@ disk is recognised and dropped. A regenerated shard (`--retry-failed`) supersede
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,6 @@ import uuid
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from sys import intern
@@ -334,15 +332,6 @@ def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Sum
     return Summary(manifest.root, planned, counts, seconds, Counter(problems), len(manifest.shards), parent)
 
 
-# Objects cannot be appended to. So while a run is at work with a store, it puts what it has committed since the last
-# time as one more object, a segment. Its first line has the hash of all bytes of the manifest before it: a segment
-# counts only where it continues what is there, and never what another run left. When a run begins and ends, and after
-# many segments, `manifest.jsonl` is written whole and the segments are deleted.
-_FOLDER = ".sgpipe"
-WRITER = f"{_FOLDER}/writer"
-_SEGMENT = re.compile(r"manifest-(\d{15})\.jsonl")
-_MOST_SEGMENTS = 100  # 50 minutes; reading them takes a second
-_REQUESTS = 8  # at once
 _TRIES = 5
 
 
@@ -352,23 +341,37 @@ def whole_lines(data: bytes) -> bytes:
 
 
 def read_manifest(store: StorePath) -> bytes | None:
-    """Return the manifest of a run in a store, with all segments; None: there is none."""
-    seen = None
-    for _ in range(_TRIES):
-        starts = _starts(store)  # before the whole manifest: that is written before segments are deleted
-        content = store.read(MANIFEST)
-        if content is None:
-            return None
-        found = _continued(store, whole_lines(content), starts)
+    """Return the manifest of a run in a store, a damaged one after a second reading; None: it does not exist."""
+    content = b""
+    for attempt in (1, 2):
+        found = store.read(MANIFEST)
         if found is None:
-            continue
-        whole = bool(found) and all(map(_parse, found.splitlines(keepends=True)))
-        if whole and seen is not None:
-            warn_of_answer(f"{store.location}/{MANIFEST}")
-        if whole or found == seen:  # a damaged one is read twice
-            return found
-        seen = found
-    raise StoreError(f"{store.location}: {MANIFEST} changes too often to be read; try again")
+            return None
+        content = whole_lines(found)
+        if content and all(map(_parse, content.splitlines(keepends=True))):
+            if attempt == 2:
+                warn_of_answer(f"{store.location}/{MANIFEST}")
+            break
+    return content
+
+
+def put_manifest(store: StorePath, content: bytes, check_claim: Callable[[], None]) -> None:
+    """Write the manifest of a run in a store, unless another run has taken that over, even between two requests.
+
+    Raises StoreError: it has, or the store cannot be reached.
+    """
+    for _ in range(_TRIES):
+        version = store.version(MANIFEST)
+        check_claim()
+        try:
+            if store.put_if(MANIFEST, content, version) is not None or store.read(MANIFEST) == content:
+                return
+        except ConditionsError:
+            return store.put(MANIFEST, content)
+    raise StoreError(f"{store.location}: {MANIFEST} changes too often to be written; try again")
+
+
+WRITER = ".sgpipe/writer"
 
 
 class WriterClaim:
@@ -395,85 +398,3 @@ class WriterClaim:
         """Raises StoreError: another run has claimed the store."""
         if self._store.read(WRITER) != self._content:
             raise StoreError(f"{self._store.location}: another run took over; what this one committed there is kept")
-
-
-class StoredManifest:
-    """Writes the manifest of a run that is at work.
-
-    Every method raises StoreError if the store cannot be reached, or if another run has taken it over.
-    """
-
-    def __init__(self, store: StorePath, check_claim: Callable[[], None]) -> None:
-        self.store, self._check_claim = store, check_claim
-        self._digest = hashlib.sha256()  # of what is in the store
-        self._end = 0
-        self._segments = 0
-
-    def write(self, path: Path) -> None:
-        """Put the whole manifest, which is in `path`, in the place of all segments."""
-        content = whole_lines(path.read_bytes())
-        merged = [start for start in _starts(self.store) if start < len(content)]
-        self._put(MANIFEST, content)
-        with ThreadPoolExecutor(_REQUESTS) as pool:
-            list(pool.map(self.store.delete, map(_segment_name, merged)))
-        self._digest, self._end, self._segments = hashlib.sha256(content), len(content), 0
-
-    def append(self, path: Path) -> None:
-        """Put what has been appended to the manifest in `path` since it was written."""
-        with path.open("rb") as file:
-            file.seek(self._end)
-            lines = whole_lines(file.read())
-        if not lines:
-            return
-        if self._segments >= _MOST_SEGMENTS:
-            self.write(path)
-            return
-        self._put(_segment_name(self._end), _continues(self._digest.hexdigest()) + lines)
-        self._digest.update(lines)
-        self._end += len(lines)
-        self._segments += 1
-
-    def _put(self, name: str, data: bytes) -> None:
-        """Write an object, unless another run has taken over the store, even between two requests of this one."""
-        for _ in range(_TRIES):
-            version = self.store.version(name)
-            self._check_claim()
-            try:
-                if self.store.put_if(name, data, version) is not None or self.store.read(name) == data:
-                    return
-            except ConditionsError:
-                return self.store.put(name, data)
-        raise StoreError(f"{self.store.location}: {name} changes too often to be written; try again")
-
-
-def _continued(store: StorePath, content: bytes, starts: list[int]) -> bytes | None:
-    """Return the content with the segments that continue it; None: one was deleted meanwhile."""
-    parts, end, digest = [content], len(content), hashlib.sha256(content)
-    starts = [start for start in starts if start >= end]
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        segments = list(pool.map(store.read, map(_segment_name, starts)))
-    for start, segment in zip(starts, segments, strict=True):
-        if start != end:
-            continue
-        if segment is None:
-            return None
-        header, newline, lines = segment.partition(b"\n")
-        if header + newline == _continues(digest.hexdigest()):
-            parts.append(lines)
-            end += len(lines)
-            digest.update(lines)
-    return b"".join(parts)
-
-
-def _starts(store: StorePath) -> list[int]:
-    """Where the segments start, counted in bytes of the manifest, in order."""
-    names = map(_SEGMENT.fullmatch, store.sizes(_FOLDER))
-    return sorted(int(found[1]) for found in names if found)
-
-
-def _segment_name(start: int) -> str:
-    return f"{_FOLDER}/manifest-{start:015d}.jsonl"
-
-
-def _continues(digest: str) -> bytes:
-    return json.dumps({"continues": digest}).encode() + b"\n"

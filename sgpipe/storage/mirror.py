@@ -14,7 +14,7 @@ from sgpipe.storage.manifest import (
     MANIFEST,
     Manifest,
     ShardEntry,
-    StoredManifest,
+    put_manifest,
     read_manifest,
     replace_manifest,
     whole_lines,
@@ -25,7 +25,7 @@ from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.hashing import file_sha256
 
 DESCRIPTIONS = ("recipe.yaml", "README.md")
-_SECONDS_BETWEEN_COPIES = 30.0
+_SECONDS_BETWEEN_COPIES, _LONGER_THAN_COPIES = 30.0, 20.0
 
 
 class ManifestMirror:
@@ -35,10 +35,9 @@ class ManifestMirror:
         self.folder = folder
         self.store = folder.store
         self._manifest = folder.root / MANIFEST
-        self._stored = StoredManifest(folder.store, folder.check_claim) if folder.store else None
-        self._described: dict[str, bytes] = {}  # as they are in the store
+        self._copied: dict[str, bytes] = {}  # as they are in the store
+        self._next = 0.0  # time of the next copy
         self.has_work, self.is_owner = True, True
-        self._copied = -_SECONDS_BETWEEN_COPIES
 
     @contextmanager
     def reconciled(self) -> Iterator[None]:
@@ -93,18 +92,27 @@ class ManifestMirror:
                 self.store.put(name, path)
 
     def copy(self) -> None:
-        """Copy everything but the index into the store, the manifest last."""
-        if self._stored:
-            self._describe()
-            self._stored.write(self._manifest)
-        self._copied = time.monotonic()
+        """Copy everything but the index into the store, the manifest last. Raises StoreError: another run took over."""
+        if self.store is None:
+            return
+        began = time.monotonic()
+        for name in DESCRIPTIONS:
+            content = (self.folder.root / name).read_bytes()
+            if self._copied.get(name) != content:
+                self.folder.check_claim()
+                self.store.put(name, content)
+                self._copied[name] = content
+        content = _local(self._manifest)
+        if self._copied.get(MANIFEST) != content:
+            put_manifest(self.store, content, self.folder.check_claim)
+            self._copied[MANIFEST] = content
+        took = time.monotonic() - began
+        self._next = began + took + max(_SECONDS_BETWEEN_COPIES, _LONGER_THAN_COPIES * took)
 
     def copy_soon(self) -> None:
-        """Copy what is new, if the last copy is half a minute old. Raises StoreError: another run took over."""
-        if self._stored and time.monotonic() - self._copied > _SECONDS_BETWEEN_COPIES:
-            self._describe()
-            self._stored.append(self._manifest)
-            self._copied = time.monotonic()
+        """Copy what is new, half a minute after the last copy; later, if a long manifest takes its time."""
+        if time.monotonic() > self._next:
+            self.copy()
 
     def __enter__(self) -> ManifestMirror:
         return self
@@ -116,14 +124,6 @@ class ManifestMirror:
         except OSError:
             if kind is None:
                 raise
-
-    def _describe(self) -> None:
-        for name in DESCRIPTIONS:
-            content = (self.folder.root / name).read_bytes()
-            if self.store and self._described.get(name) != content:
-                self.folder.check_claim()
-                self.store.put(name, content)
-                self._described[name] = content
 
 
 def _local(manifest: Path) -> bytes:
