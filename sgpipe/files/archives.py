@@ -10,13 +10,12 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from io import BytesIO
 from itertools import groupby, pairwise
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from threading import Event, Lock
 from typing import Any, BinaryIO
 
@@ -24,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.errors import ImageError, UserError
-from sgpipe.files.index import NAME, FileIndex, FileIndexRows, IndexReference, by_name, write_index
+from sgpipe.files.index import NAME, FileIndex, IndexReference, index_table, write_index
 from sgpipe.files.locations import DamagedError, Location, open_stream, read_range, read_twice
 from sgpipe.files.object_store import ObjectInfo, StorePath
-from sgpipe.files.roots import ImageEntry, checked_size, is_image, reading, safe_name
+from sgpipe.files.roots import ImageEntry, ImageRoot, checked_size, is_image, safe_name
 from sgpipe.utils.console import Progress, count
 
 ARCHIVES = (".zip", ".tar")
@@ -62,12 +61,12 @@ class _DamagedImageError(ImageError, DamagedError):
 
 
 @dataclass(frozen=True)
-class ArchiveRoot:
+class ArchiveRoot(ImageRoot):
     """Archives in a place, and the index of their members.
 
     A member is named as in its archive, or as ARCHIVE/NAME: "patch8/1.jpg" may be "1.jpg" of patch8.tar. If several
-    archives have members of one name, only the latter names one. A folder that holds all images of an archive, such as
-    val2017 in COCO's val2017.zip, may be left out.
+    archives have members of one name, only the latter names one. A folder that contains all images of an archive, such
+    as val2017 in COCO's val2017.zip, may be left out.
     """
 
     location: str
@@ -78,31 +77,9 @@ class ArchiveRoot:
     def where(self, name: str) -> str:
         return f"{self.location}: {name}"
 
-    def contains(self, name: str) -> bool:
-        try:
-            return len(self._find(safe_name(name))) == 1
-        except ImageError:
-            return False
-
-    def open(self, name: str) -> BytesIO:
-        where, found = self.where(name), self._find(safe_name(name))
-        if not found:
-            raise ImageError(f"image file not found: {where}")
-        if len(found) > 1:
-            raise ImageError(f"image cannot be read: {where} ({len(found)} archives have it: name it ARCHIVE/NAME)")
-        archive = self._archives[found[0].pop(_ARCHIVE)]
-        member = Member(**found[0])
-        checked_size(max(member.size, member.length) if member.size else 0, where)
-
-        def read() -> bytes:
-            with reading(where, self.folder.check if isinstance(self.folder, StorePath) else lambda: None):
-                data = read_range(self.folder / archive["name"], member.offset, member.length, archive["version"])
-            return unpack(member, data, where)
-
-        return BytesIO(read_twice(self.folder, read))
-
-    def peek(self, name: str) -> BytesIO:
-        return self.open(name)
+    def check(self) -> None:
+        if isinstance(self.folder, StorePath):
+            self.folder.check()
 
     def entries(self) -> Iterator[ImageEntry]:
         for name, group in groupby(self.index.opened, key=lambda row: str(row[NAME])):
@@ -116,6 +93,25 @@ class ArchiveRoot:
     def notes(self) -> Sequence[str]:
         """What of the archives is not used, one line each."""
         return [str(note) for note in self.index.opened.meta["notes"]]
+
+    def _has(self, file: str) -> bool:
+        return len(self._find(file)) == 1
+
+    def _read(self, name: str, most: int) -> bytes:
+        where, found = self.where(name), self._find(name)
+        if not found:
+            raise FileNotFoundError
+        if len(found) > 1:
+            raise ImageError(f"image cannot be read: {where} ({len(found)} archives have it: name it ARCHIVE/NAME)")
+        archive = self._archives[found[0].pop(_ARCHIVE)]
+        member = Member(**found[0])
+        checked_size(max(member.size, member.length) if member.size else 0, where)
+
+        def read() -> bytes:
+            data = read_range(self.folder / archive["name"], member.offset, member.length, archive["version"])
+            return unpack(member, data, where)
+
+        return read_twice(self.folder, read)
 
     def _find(self, name: str) -> list[dict[str, Any]]:
         """The members that a name may mean."""
@@ -158,71 +154,58 @@ def stamp(archives: Sequence[ObjectInfo]) -> list[Any]:
 
 
 def build_index(
-    reference: IndexReference, location: str, folder: Location, archives: Sequence[ObjectInfo], progress: Progress
+    path: Path, location: str, folder: Location, archives: Sequence[ObjectInfo], progress: Progress
 ) -> None:
     """Read the members of archives, and write their index.
 
     Raises UserError: one is not an archive, or is truncated; OSError: it cannot be read, or the index not be written.
     """
     progress.say(f"reading the index of {location}, once: {count(len(archives), 'archive')}")
-    with progress.images(None, "reading the index") as advance:
-        lock = Lock()
-
-        def step(members: int) -> None:
-            with lock:
-                advance(members, {})
-
-        tables, folders, left_out = _scan_all(folder, archives, step)
-    table, repeated = _last_of_a_name(by_name(pa.concat_tables(tables)))
-    notes = [f"{location}: {count(number, 'member')} left out: {what}" for what, number in sorted(left_out.items())]
-    if repeated:
-        is_ = "has a name that comes again" if repeated == 1 else "have names that come again"
-        notes.append(f"{location}: {count(repeated, 'member')} {is_} in their archive; the last of a name counts")
-    named = [
-        {"name": info.name, "version": info.version, "folder": folder}
-        for info, folder in zip(archives, folders, strict=True)
-    ]
-    write_index(reference.path, table, {"archives": named, "notes": notes})
-
-
-def _scan_all(
-    folder: Location, archives: Sequence[ObjectInfo], step: Callable[[int], None]
-) -> tuple[list[pa.Table], list[str], Counter[str]]:
-    """A table of the members of each archive, the folder of all its images, and how many were left out, by what."""
     left_out: list[Counter[str]] = [Counter() for _ in archives]
-    stopped = Event()
+    lock, stopped = Lock(), Event()
 
     def scan_one(number: int) -> tuple[pa.Table, str]:
-        rows, name = FileIndexRows(_COLUMNS), archives[number].name
-        folders: set[str] = set()
-        with open_stream(folder / name) as file:
+        """Return the members of an archive, and the folder that contains all its images, if there is one."""
+        folders, name = set[str](), archives[number].name
+
+        def rows(file: BinaryIO) -> Iterator[tuple[Any, ...]]:
             for done, member in enumerate(scan(f"{folder}/{name}", file, left_out[number]), 1):
                 if is_image(member.name) and not member.name.startswith(_OF_MACOS):
                     folders.add(member.name.partition("/")[0] if "/" in member.name else "")
-                rows.add(member.name, number, member.offset, member.length, member.packed, member.size, member.method)
+                yield member.name, number, member.offset, member.length, member.packed, member.size, member.method
                 if not done % _MEMBERS_PER_STEP:
-                    step(_MEMBERS_PER_STEP)
+                    with lock:
+                        advance(_MEMBERS_PER_STEP, {})
                     if stopped.is_set():
-                        break
-        return rows.table(), folders.pop() if len(folders) == 1 else ""
+                        return
+
+        with open_stream(folder / name) as file:
+            table = index_table(_COLUMNS, rows(file))
+        return table, folders.pop() if len(folders) == 1 else ""
 
     pool = ThreadPoolExecutor(_SCANS, thread_name_prefix="index")
-    try:
-        tables, folders = zip(*pool.map(scan_one, range(len(archives))), strict=True)
-    finally:
-        stopped.set()
-        pool.shutdown(cancel_futures=True)
-    return list(tables), list(folders), sum(left_out, Counter())
-
-
-def _last_of_a_name(table: pa.Table) -> tuple[pa.Table, int]:
-    """Rows sorted by name without those that a later row of the same archive replaces, and the number of these."""
-    if len(table) < 2:
-        return table, 0
-    columns = (table[name].combine_chunks() for name in (NAME, _ARCHIVE))
-    replaced = pc.and_(*(pc.equal(column.slice(0, len(column) - 1), column.slice(1)) for column in columns))
-    keep = pa.concat_arrays([pc.invert(replaced), pa.array([True])])
-    return table.filter(keep), pc.sum(replaced).as_py() or 0
+    with progress.images(None, "reading the index") as advance:
+        try:
+            tables, folders = zip(*pool.map(scan_one, range(len(archives))), strict=True)
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+    table, repeated = pa.concat_tables(tables).sort_by(NAME), 0
+    if len(table) > 1:  # the last member of a name in an archive replaces the earlier ones
+        columns = (table[name].combine_chunks() for name in (NAME, _ARCHIVE))
+        replaced = pc.and_(*(pc.equal(column.slice(0, len(column) - 1), column.slice(1)) for column in columns))
+        repeated = pc.sum(replaced).as_py() or 0
+        table = table.filter(pa.concat_arrays([pc.invert(replaced), pa.array([True])]))
+    total = sum(left_out, Counter())
+    notes = [f"{location}: {count(number, 'member')} left out: {what}" for what, number in sorted(total.items())]
+    if repeated:
+        has = "has a name that comes again" if repeated == 1 else "have names that come again"
+        notes.append(f"{location}: {count(repeated, 'member')} {has} in their archive; the last of a name counts")
+    named = [
+        {"name": info.name, "version": info.version, "folder": inner}
+        for info, inner in zip(archives, folders, strict=True)
+    ]
+    write_index(path, table, {"archives": named, "notes": notes})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,13 +17,12 @@ from threading import Lock
 from sgpipe.errors import ImageError, UserError, existing_folder
 from sgpipe.files import archives
 from sgpipe.files.archives import ArchiveRoot, is_archive, refuse_compressed
-from sgpipe.files.index import IndexFolder, copy_index, forget_unused, write_index
+from sgpipe.files.index import IndexFolder, forget_unused, write_index
 from sgpipe.files.locations import Location, below, info_of, read_twice, text_of
 from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
 from sgpipe.files.roots import (
     FolderRoot,
     HubRoot,
-    ImageEntry,
     ImageFile,
     ImageRoot,
     ObjectRoot,
@@ -30,8 +30,9 @@ from sgpipe.files.roots import (
     list_objects,
     safe_name,
 )
+from sgpipe.utils.atomic import atomic_write
 
-__all__ = ["AnywhereRoot", "ImageEntry", "ImageFile", "ImagePlace", "ImageRoot", "ImageRoots", "IndexFolder"]
+__all__ = ["AnywhereRoot", "ImageFile", "ImagePlace", "ImageRoot", "ImageRoots", "IndexFolder"]
 __all__ += ["absolute", "check_images", "existing_images", "image_root", "located"]
 
 ImagePlace = str | Path | StorePath | ImageRoot
@@ -127,31 +128,19 @@ def _local(text: str, indexes: IndexFolder) -> ImageRoot:
     if _SHARDS.search(path.name) and not path.exists():
         names = _shards(path.name)
     elif path.is_dir():
-        folder, names = path, _archives_in(path)
-    if not names:
-        return FolderRoot(path)
-    return _archive_root(text, folder, _existing(folder, names), indexes, _LOCAL_THREADS)
-
-
-def _archives_in(folder: Path) -> list[str]:
-    """The archives of a folder that contains no images and no folders.
-
-    Raises UserError: there are archives that are compressed as a whole.
-    """
-    names = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    if is_image(entry.name) or entry.is_dir():
-                        return []
-                    names.append(entry.name)
-    except OSError:  # opening an image will say why
-        return []
-    return _only_archives(str(folder), names)
+        folder = path
+        try:
+            with os.scandir(path) as entries:
+                there = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
+        except OSError:  # opening an image will say why
+            there = {}
+        if not any(is_folder or is_image(name) for name, is_folder in there.items()):
+            names = _only_archives(text, there)
+    return _archive_root(text, folder, names, indexes, _LOCAL_THREADS) if names else FolderRoot(path)
 
 
 def _only_archives(location: str, names: Iterable[str]) -> list[str]:
+    """Raises UserError: there are archives that are compressed as a whole."""
     names = sorted(names)
     for name in names:
         refuse_compressed(f"{location}/{name}")
@@ -162,17 +151,24 @@ def _remote(text: str, indexes: IndexFolder) -> ImageRoot:
     if text.startswith("hf://"):
         return HubRoot(text)
     files, names = _place(text)
+    listed: dict[str, ObjectInfo] = {}
+    if not names:
+        found = [info.name for info in islice(files.list(), _PROBED)]
+        if not found:
+            raise UserError(f"{text} contains nothing")
+        if not any(map(is_image, found)) and _only_archives(text, found):
+            listed = {info.name: info for info in files.list()}
+            names = _only_archives(text, listed)
     if names:
-        return _archive_root(text, files, _existing(files, names), indexes, _STORE_THREADS)
-    found = [info.name for info in islice(files.list(), _PROBED)]
-    if not found:
-        raise UserError(f"{text} contains nothing")
-    if not any(map(is_image, found)) and _only_archives(text, found):
-        listed = {info.name: info for info in files.list()}
-        infos = [listed[name] for name in _only_archives(text, listed)]
-        return _archive_root(text, files, infos, indexes, _STORE_THREADS)
-    root = ObjectRoot(text, files, _STORE_THREADS)
-    return _indexed(root, indexes) if indexes.whole else root
+        return _archive_root(text, files, names, indexes, _STORE_THREADS, listed)
+    if not indexes.whole:
+        return ObjectRoot(text, files, _STORE_THREADS)
+    indexes.progress.say(f"listing {text}")
+    stamp, listed = list_objects(files, indexes.progress)
+    reference = indexes.reference(stamp)
+    if not reference.exists:
+        write_index(reference.path, listed, {"notes": []})
+    return ObjectRoot(text, files, _STORE_THREADS, reference)
 
 
 def _place(uri: str) -> tuple[StorePath, list[str]]:
@@ -202,46 +198,38 @@ def _shards(name: str) -> list[str]:
 
 
 def _archive_root(
-    location: str, folder: Location, infos: Sequence[ObjectInfo], indexes: IndexFolder, threads: int
+    location: str,
+    folder: Location,
+    names: Iterable[str],
+    indexes: IndexFolder,
+    threads: int,
+    listed: Mapping[str, ObjectInfo] | None = None,
 ) -> ArchiveRoot:
+    """Raises UserError: an archive does not exist, or is damaged."""
+    infos = []
+    for name in names:
+        info = (listed or {}).get(name) or info_of(folder / name)
+        if info is None:
+            raise UserError(f"no such file: {folder}/{name}")
+        infos.append(info)
     stamp = archives.stamp(infos)
     reference, cached = indexes.reference(stamp), IndexFolder().reference(stamp)
     if not reference.exists:
         if not cached.exists:  # it stays if the run is refused later
             forget_unused()
-            read_twice(folder, lambda: archives.build_index(cached, location, folder, infos, indexes.progress))
+            read_twice(folder, lambda: archives.build_index(cached.path, location, folder, infos, indexes.progress))
         if cached != reference:
-            copy_index(cached, reference)
+            reference.path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(reference.path) as temporary:
+                shutil.copyfile(cached.path, temporary)
     return ArchiveRoot(location, folder, reference, threads)
 
 
-def _existing(folder: Location, names: Iterable[str]) -> list[ObjectInfo]:
-    """What the files of these names are. Raises UserError: one does not exist."""
-    infos = []
-    for name in names:
-        info = info_of(folder / name)
-        if info is None:
-            raise UserError(f"no such file: {folder}/{name}")
-        infos.append(info)
-    return infos
-
-
-def _indexed(root: ObjectRoot, indexes: IndexFolder) -> ObjectRoot:
-    """The root of the objects that are there now. Raises StoreError: they cannot be listed."""
-    indexes.progress.say(f"listing {root.location}")
-    stamp, listed = list_objects(root.files, indexes.progress)
-    reference = indexes.reference(stamp)
-    if not reference.exists:
-        write_index(reference.path, listed, {"notes": []})
-    return ObjectRoot(root.location, root.files, root.threads, reference)
-
-
 @dataclass(frozen=True)
-class AnywhereRoot:
+class AnywhereRoot(ImageRoot):
     """All files of this machine; the name of one is its path, which may lead into an archive: "x.zip/1.jpg"."""
 
     location = "/"
-    threads = 0
 
     def where(self, name: str) -> str:
         root, inner = self._place(name)
@@ -257,14 +245,6 @@ class AnywhereRoot:
     def open(self, name: str) -> ImageFile:
         root, inner = self._place(name)
         return root.open(inner)
-
-    def peek(self, name: str) -> ImageFile:
-        root, inner = self._place(name)
-        return root.peek(inner)
-
-    def entries(self) -> Iterator[ImageEntry]:
-        """None: nobody needs all files."""
-        return iter(())
 
     def _place(self, name: str) -> tuple[ImageRoot, str]:
         path = Path("/", safe_name(name))

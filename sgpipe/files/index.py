@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import time
 from bisect import bisect_left
@@ -16,11 +15,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sgpipe.errors import StoreError
 from sgpipe.files import model_cache
@@ -68,35 +67,18 @@ class FileIndex:
         return {name: column[position].as_py() for name, column in self._columns.items()}
 
 
-class FileIndexRows:
-    """Collects rows in Arrow's memory, a fraction of what Python objects take."""
+def index_table(columns: Mapping[str, pa.DataType], rows: Iterator[tuple[Any, ...]]) -> pa.Table:
+    """Return rows of a name and values for `columns`, in Arrow's memory, which is a fraction of Python's.
 
-    def __init__(self, columns: Mapping[str, pa.DataType]) -> None:
-        self._schema = pa.schema({NAME: pa.large_string(), **columns})
-        self._batches: list[pa.RecordBatch] = []
-        self._rows: list[tuple[Any, ...]] = []
-
-    def add(self, name: str, *values: Any) -> None:
-        """Add a row; what UTF-8 has no form of in a name is written as question marks."""
-        self._rows.append((name.encode("utf-8", "replace").decode(), *values))
-        if len(self._rows) == _ROWS_PER_BATCH:
-            self._flush()
-
-    def table(self) -> pa.Table:
-        """The rows in the order in which they were added."""
-        self._flush()
-        return pa.Table.from_batches(self._batches, self._schema)
-
-    def _flush(self) -> None:
-        columns = list(zip(*self._rows, strict=True)) or [()] * len(self._schema)
-        arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
-        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
-        self._rows = []
-
-
-def by_name(table: pa.Table) -> pa.Table:
-    """The rows sorted by name; those of one name stay in their order."""
-    return table.take(pc.sort_indices(table[NAME])) if len(table) else table
+    What UTF-8 has no form of in a name is written as question marks.
+    """
+    schema, batches = pa.schema({NAME: pa.large_string(), **columns}), []
+    while chunk := list(islice(rows, _ROWS_PER_BATCH)):
+        names, *others = zip(*chunk, strict=True)
+        values = [[name.encode("utf-8", "replace").decode() for name in names], *others]
+        arrays = [pa.array(each, field.type) for each, field in zip(values, schema, strict=True)]
+        batches.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    return pa.Table.from_batches(batches, schema)
 
 
 def write_index(path: Path, table: pa.Table, meta: Mapping[str, Any]) -> None:
@@ -175,13 +157,6 @@ class IndexFolder:
             return IndexReference(self.look.absolute() / name)
         folder = self.folder or cache_folder()
         return IndexReference(folder.absolute() / name, self.uri)
-
-
-def copy_index(source: IndexReference, target: IndexReference) -> None:
-    """Raises OSError."""
-    target.path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target.path) as temporary:
-        shutil.copyfile(source.path, temporary)
 
 
 def forget_unused() -> None:

@@ -1,4 +1,4 @@
-"""Images by their names: the `ImageRoot` protocol, and roots that are folders, prefixes of a store or hub datasets."""
+"""Images by their names: `ImageRoot`, and roots that are folders, prefixes of a store or datasets of the hub."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError, os_error_reason
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
-from sgpipe.files.index import NAME, FileIndexRows, IndexReference, by_name
+from sgpipe.files.index import NAME, IndexReference, index_table
 from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath
 from sgpipe.files.parquet_images import ParquetImages, file_of, parse_row_name
 from sgpipe.utils.console import Progress
@@ -30,7 +30,6 @@ SUFFIXES = (  # of images that Pillow opens without a plug-in
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 MOST_BYTES = 512 << 20  # of an image file that is read into memory: the largest images that Pillow opens are smaller
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
-_HUB_THREADS = 8
 _COLUMNS = {"size": pa.int64(), "version": pa.large_string()}  # of the index of a prefix
 _HEADER = 64 << 10  # of an image file; headers are rarely longer
 _OBJECTS_PER_STEP = 1000  # of the progress
@@ -45,7 +44,7 @@ class ImageEntry:
     version: str
 
 
-class ImageRoot(Protocol):
+class ImageRoot:
     """Images by their names. It travels to workers; threads may share it.
 
     A StoreError of any method means that the place cannot be reached: the work ends, and can be resumed.
@@ -55,70 +54,96 @@ class ImageRoot(Protocol):
         threads: how many threads open its images ahead; 0: opening does not wait.
     """
 
-    @property
-    def location(self) -> str: ...
-
-    @property
-    def threads(self) -> int: ...
+    location: str
+    threads: int = 0
+    _parquet: ParquetImages | None = None
 
     def where(self, name: str) -> str:
         """Return what messages call an image."""
+        return f"{self.location}/{name}"
 
     def contains(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether there is such a file."""
+        try:
+            return self._has(file_of(safe_name(name)))
+        except ImageError:
+            return False
 
     def open(self, name: str) -> ImageFile:
         """Open an image to read the whole of it.
 
-        Raises ImageError: it is missing, truncated, replaced, or outside the root.
+        Raises ImageError: it is missing, truncated, replaced, or outside the root; EngineError: the store refuses
+        everything, or this machine has no room.
         """
+        return self._opened(name, MOST_BYTES + 1)
 
     def peek(self, name: str) -> ImageFile:
-        """As `open`, to read the header alone."""
+        """Open an image, or as much of it as its header may take."""
+        return self.open(name)
 
     def entries(self) -> Iterator[ImageEntry]:
         """Yield all files, in any order."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises UserError: the store refuses everything, as when keys have expired."""
+
+    def _has(self, file: str) -> bool:
+        raise NotImplementedError
+
+    def _read(self, name: str, most: int) -> Path | bytes:
+        """Return the file of an image, or up to `most` bytes of it. Raises OSError or ImageError."""
+        raise NotImplementedError
+
+    def _opened(self, name: str, most: int) -> ImageFile:
+        where = self.where(name)
+        with reading(where, self.check):
+            if self._parquet and (row := parse_row_name(name)):
+                file, column, number = row
+                found: Path | bytes = self._parquet.read(safe_name(file), column, number)
+            else:
+                found = self._read(safe_name(name), most)
+        if isinstance(found, Path):
+            return found
+        checked_size(len(found), where)
+        return BytesIO(found)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the files that are open."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is named like an image."""
+    """Return whether a file is named like an image."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES + HEIF_SUFFIXES
 
 
 def image_error(error: OSError, where: str) -> ImageError | EngineError:
-    """What to raise if an image cannot be read: an EngineError if this machine is the reason, which ends the work."""
+    """Return what to raise if an image cannot be read: an EngineError, which ends the work, if the machine is why."""
     if error.errno in _OF_THE_MACHINE:
         return EngineError(f"{where} cannot be read: {os_error_reason(error)}")
     return ImageError(f"image cannot be read: {where} ({os_error_reason(error)})")
 
 
 def safe_name(name: str) -> str:
-    """A file name with `/` between its parts. Raises ImageError: it is empty, absolute, or leaves the root."""
+    """Return a file name with `/` between its parts. Raises ImageError: it is empty, absolute, or leaves the root."""
     parts = name.replace("\\", "/")
     if not parts or "\0" in parts or PurePosixPath(parts).is_absolute() or ".." in PurePosixPath(parts).parts:
         raise ImageError(f"file_name {name!r} is not inside the image folder")
     return str(PurePosixPath(parts))
 
 
-def checked_size(size: int, where: str) -> int:
-    """The size in bytes of a file that is read into memory. Raises ImageError: it has none, or is no image's."""
+def checked_size(size: int, where: str) -> None:
+    """Raises ImageError: an image file of so many bytes is empty, or too large to be read into memory."""
     if size > MOST_BYTES:
         raise ImageError(f"image cannot be read: {where} (it has {size:,} bytes, more than any image)")
     if not size:
         raise ImageError(f"image cannot be read: {where} (the file is empty)")
-    return size
 
 
 @contextmanager
-def reading(where: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Errors of the body that are one image's are ImageErrors.
-
-    Args:
-        check: raises UserError if the store refuses everything, as keys have expired.
-
-    Raises StoreError: the store cannot be reached; EngineError: it refuses everything, or this machine has no room or
-    too many files open.
-    """
+def reading(where: str, check: Callable[[], None]) -> Iterator[None]:
+    """Raise errors of the body as ImageErrors, if they are one image's; see `ImageRoot.open`, and `check` there."""
     try:
         yield
     except FileNotFoundError:
@@ -139,48 +164,18 @@ def reading(where: str, check: Callable[[], None] = lambda: None) -> Iterator[No
         raise image_error(error, where) from None
 
 
-def open_row(images: ParquetImages, name: str, where: str) -> BytesIO | None:
-    """The image in a row of a Parquet file by the name that `row_name` makes; None: it is another name.
-
-    Raises ImageError: the file is outside the root, or has no such image; as `reading`, which must be around it.
-    """
-    parts = parse_row_name(name)
-    if parts is None:
-        return None
-    file, column, row = parts
-    data = images.read(safe_name(file), column, row)
-    checked_size(len(data), where)
-    return BytesIO(data)
-
-
 @dataclass(frozen=True)
-class FolderRoot:
+class FolderRoot(ImageRoot):
     """A folder, which may be missing. Symbolic links are followed: they come from its owner, not from annotations."""
 
     folder: Path
-    threads = 0
 
     @property
-    def location(self) -> str:
+    def location(self) -> str:  # type: ignore[override]
         return str(self.folder)
 
     def where(self, name: str) -> str:
         return str(self.folder / safe_name(name))
-
-    def contains(self, name: str) -> bool:
-        try:
-            file = self.open(name)
-            return not isinstance(file, Path) or file.is_file()
-        except (ImageError, OSError):
-            return False
-
-    def open(self, name: str) -> ImageFile:
-        where = self.where(name)
-        with reading(where):
-            return open_row(self._parquet, name, where) or Path(where)
-
-    def peek(self, name: str) -> ImageFile:
-        return self.open(name)
 
     def entries(self) -> Iterator[ImageEntry]:
         for folder, _, files in os.walk(self.folder):
@@ -188,17 +183,19 @@ class FolderRoot:
                 path = Path(folder, name)
                 yield ImageEntry(path.relative_to(self.folder).as_posix(), *size_and_time(path))
 
-    @cached_property
-    def _parquet(self) -> ParquetImages:
-        return ParquetImages(self.folder.joinpath)
+    def _has(self, file: str) -> bool:
+        return os.path.isfile(self.folder / file)
 
-    def __reduce__(self) -> tuple[type[FolderRoot], tuple[Path]]:
-        """It travels without the files that are open."""
-        return FolderRoot, (self.folder,)
+    def _read(self, name: str, most: int) -> Path:
+        return self.folder / name
+
+    @cached_property
+    def _parquet(self) -> ParquetImages:  # type: ignore[override]
+        return ParquetImages(self.folder.joinpath)
 
 
 def size_and_time(file: Path) -> tuple[int, str]:
-    """Size and modification time; (-1, "") for a broken link and the like, whose image cannot be opened."""
+    """Return size and modification time; (-1, "") for a broken link and the like, whose image cannot be opened."""
     try:
         status = file.stat()
     except OSError:
@@ -207,7 +204,7 @@ def size_and_time(file: Path) -> tuple[int, str]:
 
 
 @dataclass(frozen=True)
-class ObjectRoot:
+class ObjectRoot(ImageRoot):
     """A prefix of a store.
 
     Attributes:
@@ -223,70 +220,57 @@ class ObjectRoot:
     def where(self, name: str) -> str:
         return f"{self.files}/{name}"
 
-    def contains(self, name: str) -> bool:
-        try:
-            name = file_of(safe_name(name))
-        except ImageError:
-            return False
-        return bool(self.files.head(name) if self.index is None else self.index.opened.find(name))
+    def check(self) -> None:
+        self.files.check()
 
-    def open(self, name: str) -> BytesIO:
-        return self._read(name, MOST_BYTES + 1)
-
-    def peek(self, name: str) -> BytesIO:
-        """Return the beginning of an image."""
-        return self._read(name, _HEADER)
+    def peek(self, name: str) -> ImageFile:
+        return self._opened(name, _HEADER)
 
     def entries(self) -> Iterator[ImageEntry]:
         if self.index is None:
             return (ImageEntry(info.name, info.size, info.state) for info in self.files.list())
         return (ImageEntry(row[NAME], row["size"], row["version"]) for row in self.index.opened)
 
+    def _has(self, file: str) -> bool:
+        return bool(self.files.head(file) if self.index is None else self.index.opened.find(file))
+
+    def _read(self, name: str, most: int) -> bytes:
+        if self.index is None:
+            return self.files.read_start(name, most)
+        rows = self.index.opened.find(name)
+        if not rows:
+            raise FileNotFoundError
+        checked_size(rows[0]["size"], self.where(name))
+        return self.files.read_start(name, most, rows[0]["version"])
+
     @cached_property
-    def _parquet(self) -> ParquetImages:
+    def _parquet(self) -> ParquetImages:  # type: ignore[override]
         return ParquetImages(self.files.open)
-
-    def _read(self, name: str, most: int) -> BytesIO:
-        where, version = self.where(name), None
-        with reading(where, self.files.check):
-            if (row := open_row(self._parquet, name, where)) is not None:
-                return row
-            name = safe_name(name)
-            if self.index is not None:
-                rows = self.index.opened.find(name)
-                if not rows:
-                    raise ImageError(f"image file not found: {where}")
-                checked_size(rows[0]["size"], where)
-                version = rows[0]["version"]
-            data = self.files.read_start(name, most, version)
-        checked_size(len(data), where)
-        return BytesIO(data)
-
-    def __reduce__(self) -> tuple[type[ObjectRoot], tuple[Any, ...]]:
-        """It travels without the files that are open."""
-        return ObjectRoot, (self.location, self.files, self.threads, self.index)
 
 
 def list_objects(files: StorePath, progress: Progress) -> tuple[str, pa.Table]:
-    """The objects of a prefix, sorted by name, and a hash of them; as rows of Arrow, of which a million take 100 MB."""
-    rows = FileIndexRows(_COLUMNS)
+    """Return a hash of the objects of a prefix, and them, sorted by name; a million rows of Arrow take 100 MB."""
     with progress.images(None, "listing") as advance:
-        for done, info in enumerate(files.list(), 1):
-            rows.add(info.name, info.size, info.version)
-            if not done % _OBJECTS_PER_STEP:
-                advance(_OBJECTS_PER_STEP, {})
-    table, digest = by_name(rows.table()), hashlib.sha256()
+
+        def rows() -> Iterator[tuple[Any, ...]]:
+            for done, info in enumerate(files.list(), 1):
+                yield info.name, info.size, info.version
+                if not done % _OBJECTS_PER_STEP:
+                    advance(_OBJECTS_PER_STEP, {})
+
+        table = index_table(_COLUMNS, rows()).sort_by(NAME)
+    digest = hashlib.sha256()
     for batch in table.to_batches():
         digest.update(batch.serialize())
     return digest.hexdigest(), table
 
 
 @dataclass(frozen=True)
-class HubRoot:
+class HubRoot(ImageRoot):
     """A dataset such as `hf://datasets/USER/NAME@REVISION`; what is read of it is downloaded once per machine."""
 
     location: str
-    threads = _HUB_THREADS
+    threads = 8
 
     @cached_property
     def dataset(self) -> HubDataset:
@@ -296,45 +280,31 @@ class HubRoot:
             raise UserError(f"{self.location} is not a dataset of the hub: expected {DATASETS}USER/NAME")
         return found
 
-    def where(self, name: str) -> str:
-        return f"{self.location}/{name}"
-
-    def contains(self, name: str) -> bool:
-        try:
-            return file_of(safe_name(name)) in self._names
-        except ImageError:
-            return False
-
     def open(self, name: str) -> ImageFile:
-        """Raises ImageError: see `ImageRoot`; EngineError: the hub refuses the user, or this machine has no room.
-
-        Also raises UserError: see `dataset`.
-        """
-        name, where, dataset = safe_name(name), self.where(name), self.dataset
+        _ = self.dataset
         try:
-            with reading(where):
-                return open_row(self._parquet, name, where) or dataset.fetch(name)
+            return super().open(name)
         except ImageError:
             raise
         except MissingFileError as error:
             raise ImageError(str(error)) from None
-        except UserError as error:
+        except UserError as error:  # the hub refuses the user
             raise EngineError(str(error)) from None
-
-    def peek(self, name: str) -> ImageFile:
-        return self.open(name)
 
     def entries(self) -> Iterator[ImageEntry]:
         """The files of the dataset, whose sizes are not known before they are read; a commit does not change."""
         return (ImageEntry(name, 0, self.dataset.revision or "") for name in self._names)
+
+    def _has(self, file: str) -> bool:
+        return file in self._names
+
+    def _read(self, name: str, most: int) -> Path:
+        return self.dataset.fetch(name)
 
     @cached_property
     def _names(self) -> frozenset[str]:
         return frozenset(self.dataset.list()[1])
 
     @cached_property
-    def _parquet(self) -> ParquetImages:
+    def _parquet(self) -> ParquetImages:  # type: ignore[override]
         return ParquetImages(self.dataset.fetch)
-
-    def __reduce__(self) -> tuple[type[HubRoot], tuple[str]]:
-        return HubRoot, (self.location,)

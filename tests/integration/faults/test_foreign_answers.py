@@ -99,7 +99,7 @@ def test_one_foreign_answer_changes_no_result(
             code, out, _ = sgpipe(command, store.uri, tmp_path / f"{number}-{word[:4]}")
             foreign("", 0)
             assert (code, out) == (0, expected[1]), (command, word)
-            assert left[0] < 1 or (command, word) == ("export PLACE --to coco-rel --out OUT", "")
+            assert left[0] < 1 or (word == "" and not command.startswith("stats"))
             for path in (tmp_path / f"expected-{number}").rglob("*"):
                 found = tmp_path / f"{number}-{word[:4]}" / path.relative_to(tmp_path / f"expected-{number}")
                 assert not path.is_file() or path.parent.name == ".sgpipe" or found.read_bytes() == path.read_bytes()
