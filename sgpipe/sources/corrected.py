@@ -1,15 +1,14 @@
 """`sgpipe correct`: a copy of a run in which relations are as people judged them.
 
-Relations that people confirmed, changed or added have no confidence, as those that people annotated; what they called
-wrong is gone. All else stays: relations nobody judged, or is sure of, keep their confidences, and rows their captions,
-candidates and image files.
+Relations that people confirmed, changed or added have no confidence, like those that people annotated; what they called
+wrong is gone. All else stays: relations that nobody judged, or is sure of, keep their confidences.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -78,11 +77,24 @@ def correct_run(
     if not states:
         raise UserError(f"{log.file} has no judgements of this run: judge relations with `sgpipe view` first")
     corrections = Corrections(states, conflicts)
-    labels = source.run.get("labels")  # closed class lists
-    new = sorted(corrections.predicates - set(labels["relations"])) if labels else []
+    run = {name: value for name, value in source.run.items() if name != "store"}
+    labels, new = run.get("labels"), list[str]()  # closed class lists
+    if labels:
+        new = sorted(corrections.predicates - set(labels["relations"]))
+        run["labels"] = {**labels, "relations": [*labels["relations"], *new]}
+    run |= {
+        "origin": Manifest.identities(source.run),
+        "source_images": source_images(source.root),
+        "images": {split: absolute(images or place) for split, place in source.image_roots.locations.items()},
+        "identity": {
+            "corrected": source.run.get("fingerprint"),
+            "judgements": corrections.fingerprint,
+            "conflicts": conflicts,
+        },
+    }
     folder, found = RunFolder(out), Counter[str]()
     with folder.lock():
-        manifest = folder.open(_header(source, corrections, new, images))
+        manifest = folder.open(run)
         manifest.drop_outdated(source)
         done = {shard.file for shard in manifest.shards}
         folder.sweep(manifest)
@@ -112,34 +124,25 @@ _COUNTS = ("confirmed", "removed", "changed", "added", "unsure", "undecided")
 
 
 class Corrections:
-    """What people's judgements leave of the relations of each image."""
+    """What people's judgements leave of the relations of each image.
+
+    Attributes:
+        predicates: those of confirmed, changed and added relations.
+        fingerprint: of what decides the corrected relations.
+    """
 
     def __init__(self, states: Iterable[RelationState], conflicts: Conflicts) -> None:
-        self._conflicts = conflicts
-        self._images: dict[tuple[str, str], list[RelationState]] = defaultdict(list)
+        # What is left of each judged relation; None: it stays as it is.
+        self._images: dict[tuple[str, str], list[tuple[RelationState, frozenset[Place] | None]]] = defaultdict(list)
+        self.predicates: set[str] = set()
+        outcomes = {}
         for state in states:
-            self._images[state.key.split, state.key.image_id].append(state)
-
-    def left_of(self, state: RelationState) -> frozenset[Place] | None:
-        """Return what is left of a relation; None: it stays as it is."""
-        left = state.resolve(self._conflicts)
-        return None if left is None else frozenset(key[2:] for key in left)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What decides the corrected relations."""
-        outcomes = {
-            json.dumps(state.key): None if (left := self.left_of(state)) is None else sorted(left)
-            for states in self._images.values()
-            for state in states
-        }
-        return {"judgements": fingerprint(outcomes), "conflicts": self._conflicts}
-
-    @property
-    def predicates(self) -> set[str]:
-        """Those of confirmed, changed and added relations."""
-        states = (state for states in self._images.values() for state in states)
-        return {predicate for state in states for *_, predicate in self.left_of(state) or ()}
+            left = state.resolve(conflicts)
+            places = None if left is None else frozenset(key[2:] for key in left)
+            self._images[state.key.split, state.key.image_id].append((state, places))
+            self.predicates |= {predicate for *_, predicate in places or ()}
+            outcomes[json.dumps(state.key)] = None if places is None else sorted(places)
+        self.fingerprint = fingerprint(outcomes)
 
     def apply(self, table: pa.Table, found: Counter[str]) -> pa.Table:
         """Return the table of a shard with corrected relations; adds to `found` what was done, by relation."""
@@ -151,7 +154,7 @@ class Corrections:
         values = {name: table[name].to_pylist() for name in columns}
         for row in rows:
             relations, objects = values["relations"][row] or [], len(table["objects"][row].as_py() or ())
-            outcomes = self._outcomes(images[row], relations, objects, found)
+            outcomes = self._outcomes(images[row], {_place(relation) for relation in relations}, objects, found)
             values["relations"][row], before = correct_relations(relations, outcomes)
             for scores in (values[name] for name in columns[1:]):
                 scores[row] = [None if at is None else scores[row][at] for at in before]
@@ -161,26 +164,23 @@ class Corrections:
         return table
 
     def _outcomes(
-        self, image: tuple[str, str], relations: Sequence[_Row], objects: int, found: Counter[str]
+        self, image: tuple[str, str], there: Collection[Place], objects: int, found: Counter[str]
     ) -> dict[Place, frozenset[Place]]:
         """Return what is left of the judged relations that the image has or can have."""
-        there, outcomes = {_place(relation) for relation in relations}, {}
-        for state in self._images[image]:
-            place, left = state.key[2:], self.left_of(state)
-            possible = all(max(subject, object_) < objects for subject, object_, _ in left or ())
-            if possible and (place in there or state.is_added):
-                found[_what_is_done(place, left, state, place in there)] += 1
-                if left is not None:
-                    outcomes[place] = left
+        outcomes = {}
+        for state, left in self._images[image]:
+            place = state.key[2:]
+            if (place not in there and not state.is_added) or any(max(s, o) >= objects for s, o, _ in left or ()):
+                continue
+            if left is None:
+                found["undecided" if state.is_conflict else "unsure"] += 1
+                continue
+            outcomes[place] = left
+            if not left:
+                found["removed"] += 1
+            else:
+                found["added" if place not in there else "confirmed" if place in left else "changed"] += 1
         return outcomes
-
-
-def _what_is_done(place: Place, left: frozenset[Place] | None, state: RelationState, there: bool) -> str:
-    if left is None:
-        return "undecided" if state.is_conflict else "unsure"
-    if not there:
-        return "added" if left else "removed"
-    return "confirmed" if place in left else "changed" if left else "removed"
 
 
 def correct_relations(
@@ -222,19 +222,3 @@ def correct_relations(
 
 def _place(relation: _Row) -> Place:
     return relation["subject"], relation["object"], relation["predicate"]
-
-
-def _header(
-    source: Manifest, corrections: Corrections, new: Sequence[str], images: ImagePlace | None
-) -> dict[str, Any]:
-    """Return what the manifest of the copy says of it."""
-    run = {name: value for name, value in source.run.items() if name != "store"}
-    labels = run.get("labels")
-    return {
-        **run,
-        "origin": Manifest.identities(source.run),
-        "source_images": source_images(source.root),
-        "images": {split: absolute(images or place) for split, place in source.image_roots.locations.items()},
-        "labels": labels and {**labels, "relations": [*labels["relations"], *new]},
-        "identity": {"corrected": source.run.get("fingerprint"), **corrections.identity},
-    }
