@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -50,8 +50,13 @@ class FolderFiles:
     @property
     def notes(self) -> list[str]:
         """One line for each kind of files that are not read."""
-        kinds = ((self.unread, "file", "not read"), (self.closed, "folder", "not entered"))
-        notes = [f"{count(len(names), noun)} {why}: {_listed(names)}" for names, noun, why in kinds if names]
+        notes = []
+        for names, noun, why in ((self.unread, "file", "not read"), (self.closed, "folder", "not entered")):
+            if names:
+                others = len(names) - _MOST_NAMED
+                more = f" and {count(others, 'other')}" if others > 0 else ""
+                shown = ", ".join(map(to_single_line, names[:_MOST_NAMED]))
+                notes.append(f"{count(len(names), noun)} {why}: {shown}{more}")
         if any(_suffix(name) in HEIF_SUFFIXES for name in self.unread):
             notes.append("pip install 'sgpipe[heif]' reads .heic and .heif")
         return notes
@@ -63,7 +68,11 @@ def list_folder(location: ImagePlace) -> FolderFiles:
     images: list[str] = []
     others: list[str] = []
     closed: list[str] = []
-    for name in _walk(root.folder, closed) if isinstance(root, FolderRoot) else _visible(root):
+    if isinstance(root, FolderRoot):
+        found = _walk(root.folder, closed)
+    else:
+        found = (entry.name for entry in root.entries() if not any(map(_is_hidden, entry.name.split("/"))))
+    for name in found:
         known = _suffix(name) in SUFFIXES or (not _suffix(name) and is_image(root, name))
         (images if known else others).append(name)
     stems = {PurePosixPath(name).stem for name in images} | {PurePosixPath(name).name for name in images}
@@ -86,23 +95,12 @@ def _walk(root: Path, closed: list[str]) -> Iterator[str]:
         yield from ((below / name).as_posix() for name in (*visible, *named_like_images))
 
 
-def _visible(root: ImageRoot) -> Iterator[str]:
-    """Return the names in a root that is not a folder, without those that `_walk` leaves out."""
-    return (entry.name for entry in root.entries() if not any(map(_is_hidden, entry.name.split("/"))))
-
-
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX" or name.lower() in _SYSTEM_FILES
 
 
 def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
-
-
-def _listed(names: list[str]) -> str:
-    shown = [to_single_line(name) for name in names[:_MOST_NAMED]]
-    others = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {count(others, 'other')}" if others else "")
 
 
 def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[str, Any]]:
@@ -112,33 +110,28 @@ def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[s
     """
     root = image_root(location)
     detections, files = Detections(FOLDER_DATASET, split), list_folder(root)
-    for name, (size, reason) in zip(files.images, _sizes(root, files.images), strict=True):
-        shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        if shown != name:
-            size, reason = (0, 0), f"the file name is not UTF-8: {shown}; rename the file"
-        width, height = size
-        detections.add_image({"id": shown, "file_name": shown, "width": width, "height": height})
-        if reason:
-            detections.errors[detections.position[shown]] = f"source: {replace_surrogates(reason)}"
-    if not detections.file_names:
-        raise UserError(no_images(root.location, files.notes))
-    detections.problems.unread_files = len(files.unread)
-    hashed = _hash_listing(files.images, _sizes_and_times(root, files.images))
-    origin = {"annotations": root.location, "captions": "", "annotations_sha256": hashed}
-    return detections, origin | {"notes": files.notes}
-
-
-def _sizes(root: ImageRoot, names: Sequence[str]) -> Iterator[tuple[tuple[int, int], str]]:
-    """Yield width and height of each image, or zeros and why it has none."""
 
     def read(name: str) -> tuple[tuple[int, int], str]:
+        """Return width and height, or zeros and why there are none."""
         try:
             return read_upright_size(root, name), ""
         except ImageError as error:
             return (0, 0), str(error)
 
-    with prefetch(read, names, _HEADERS_PER_THREAD * root.threads, _HEADERS_AT_ONCE) as sizes:
-        yield from sizes
+    with prefetch(read, files.images, _HEADERS_PER_THREAD * root.threads, _HEADERS_AT_ONCE) as sizes:
+        for name, ((width, height), reason) in zip(files.images, sizes, strict=True):
+            shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            if shown != name:
+                reason = f"the file name is not UTF-8: {shown}; rename the file"
+            row = detections.add_image({"id": shown, "file_name": shown, "width": width, "height": height})
+            if reason and row is not None:
+                detections.errors[row] = f"source: {replace_surrogates(reason)}"
+    if not detections.file_names:
+        raise UserError(no_images(root.location, files.notes))
+    detections.problems.unread_files = len(files.unread)
+    hashed = _hash([[name, size] for name, size, _ in _states(root, files.images)])
+    origin = {"annotations": root.location, "captions": "", "annotations_sha256": hashed}
+    return detections, origin | {"notes": files.notes}
 
 
 def no_images(root: str | Path, notes: Iterable[str]) -> str:
@@ -147,28 +140,20 @@ def no_images(root: str | Path, notes: Iterable[str]) -> str:
     return f"{root} contains no images (expected files that end in {', '.join(SUFFIXES)}){instead}"
 
 
-def _hash_listing(images: Iterable[str], files: Mapping[str, tuple[int, str]]) -> str:
-    """Return a hash of the names and file sizes of images."""
-    return hashlib.sha256(json.dumps([[name, files[name][0]] for name in images]).encode()).hexdigest()
-
-
 def fingerprint_folder(location: ImagePlace) -> list[Any]:
-    """Detects changes of a root: a hash of its images, their last change or versions, a hash of its other files."""
+    """Detects changes of a root: a hash of its images, of their states, and of its other files."""
     root = image_root(location)
     files = list_folder(root)
-    stats = _sizes_and_times(root, files.images)
-    versions = {version for _, version in stats.values()}
-    if isinstance(root, FolderRoot):
-        last: Any = max((int(time or 0) for time in versions), default=0)
-    else:
-        last = hashlib.sha256(json.dumps(sorted(versions)).encode()).hexdigest()
-    others = hashlib.sha256(json.dumps([files.unread, files.closed]).encode()).hexdigest()
-    return [_hash_listing(files.images, stats), last, others]
+    return [_hash(_states(root, files.images)), _hash([files.unread, files.closed])]
 
 
-def _sizes_and_times(root: ImageRoot, names: Sequence[str]) -> dict[str, tuple[int, str]]:
-    """Return the size and version of the files of these names."""
+def _states(root: ImageRoot, names: Sequence[str]) -> list[tuple[str, int, str]]:
+    """Return name, size and version of files."""
     if isinstance(root, FolderRoot):
-        return {name: size_and_time(root.folder / name) for name in names}
-    wanted = set(names)
-    return {entry.name: (entry.size, entry.version) for entry in root.entries() if entry.name in wanted}
+        return [(name, *size_and_time(root.folder / name)) for name in names]
+    found = {entry.name: (entry.size, entry.version) for entry in root.entries()}
+    return [(name, *found[name]) for name in names]
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
