@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +23,19 @@ _FOLDER = "drawn"  # within a run's private folder
 __all__ = [*("MiniworldFiles", "import_graphs", "prepare", "remove_unused", "render_dataset", "split_name")]
 
 
-@dataclass(frozen=True)
 class MiniworldFiles:
-    """Generated images of a run, and shards with their ground truth, in one folder."""
+    """Generated images of a run, and shards with their ground truth, in one folder.
 
-    root: Path
+    Attributes:
+        world: what `sgpipe miniworld` writes: images and annotation files.
+        all_relations: shards with every relation that holds in an image.
+        composed_relations: shards with the relations that an image was composed of; the others follow from them.
+    """
 
-    @property
-    def world(self) -> Path:
-        """What `sgpipe miniworld` writes: images and annotation files."""
-        return self.root / "world"
-
-    @property
-    def all_relations(self) -> Path:
-        """Shards with every relation that holds in an image."""
-        return self.root / "true"
-
-    @property
-    def composed_relations(self) -> Path:
-        """Shards with the relations that an image was composed of; the others follow from them."""
-        return self.root / "composed"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.world, self.all_relations, self.composed_relations = root / "world", root / "true", root / "composed"
+        self._settings = root / "drawn.json"
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -63,30 +55,26 @@ class MiniworldFiles:
         render_dataset(self.world, config.images, config.seed, config.split)
         graphs = self.world / SCENE_GRAPHS
         import_graphs(graphs, config.split, self.all_relations)
+        scenes: list[dict[str, Any]] = json.loads(graphs.read_text(encoding="utf-8"))
+        for scene in scenes:
+            scene["relationships"] = [relation for relation in scene["relationships"] if not relation["implied"]]
         composed = self.root / "composed.json"
-        write_text(composed, json.dumps(_composed(graphs)))
+        write_text(composed, json.dumps(scenes))
         import_graphs(composed, config.split, self.composed_relations, self.world / IMAGES)
         composed.unlink()
         write_text(self._settings, json.dumps(config.model_dump()))
 
-    @property
-    def _settings(self) -> Path:
-        return self.root / "drawn.json"
-
 
 def prepare(
-    config: MiniworldConfig | None, private: Path, say: Callable[[str], None]
-) -> tuple[dict[str, SplitConfig], GroundTruth] | None:
+    config: MiniworldConfig, private: Path, say: Callable[[str], None]
+) -> tuple[dict[str, SplitConfig], GroundTruth]:
     """Return the splits and the ground truth of a run's miniworld, generated unless they are already there.
 
     Args:
-        config: which images; None: the run has another source.
         private: the run's folder for files of its own.
 
     Raises OSError: the disk is full, or the folder cannot be written.
     """
-    if config is None:
-        return None
     files = MiniworldFiles(private / _FOLDER)
     if files.settings != config.model_dump():
         say(f"generating {count(config.images, 'image')}")
@@ -115,11 +103,3 @@ def import_graphs(graphs: Path, split: str, out: Path, images: Path | None = Non
 def split_name(split: str) -> str:
     """Return the name of a miniworld split in shards."""
     return split.replace("-", "_")
-
-
-def _composed(graphs: Path) -> list[dict[str, Any]]:
-    """Return the scene graphs without relations that follow from others."""
-    scenes: list[dict[str, Any]] = json.loads(graphs.read_text(encoding="utf-8"))
-    for scene in scenes:
-        scene["relationships"] = [relation for relation in scene["relationships"] if not relation["implied"]]
-    return scenes

@@ -8,8 +8,7 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, existing_images
-from sgpipe.files.locations import content_id, read_twice
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.locations import content_id
 from sgpipe.recipe import SourceConfig
 from sgpipe.sources import miniworld
 from sgpipe.sources.coco import locate_images, read_coco
@@ -37,9 +36,8 @@ def prepare_source(
         UserError: the ground truth is not a run or an import, image_data is missing, or there is no such dataset.
         StoreError: the hub or a store cannot be reached.
     """
-    made = miniworld.prepare(source.miniworld if source.synthetic else None, private, say)
-    if made is not None:
-        splits, ground_truth = made
+    if source.synthetic:
+        splits, ground_truth = miniworld.prepare(source.miniworld, private, say)
         return source.model_copy(update={"root": None, "splits": splits}), ground_truth
     if source.format == "hub":
         source = prepare_hub(source)
@@ -70,20 +68,11 @@ def open_source(
     files = _stamp(source, split, images)
     try:
         index = SourceIndex(path)
+        if index.meta.get("files") == files and index.meta.get("located") and index.is_whole():
+            return index
     except UserError:  # missing or damaged: it is only a cache
-        index = None
-    if index is None or index.meta.get("files") != files or not index.meta.get("located") or not index.is_whole():
-        path = new or path
-        config = source.splits[split]
-        places = [source.path(file) for file in (config.annotations, config.captions) if file]
-        stored = next((place for place in places if isinstance(place, StorePath)), path)
-        read_twice(stored, lambda: _build(source, split, path, files, images))
-        index = SourceIndex(path)
-    return index
-
-
-def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any], images: ImagePlace) -> None:
-    config = source.splits[split]
+        pass
+    config, located, notes = source.splits[split], True, list[str]()
     if source.format == "hub":
         detections, meta = read_split(source, split)
     elif config.annotations is None:
@@ -96,15 +85,14 @@ def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any], 
             split=split,
             names=category_names("objects365") if source.format == "objects365" else None,
         )
-        meta["notes"] = settle_boxes(detections, source.boxes, str(config.annotations))
+        notes = settle_boxes(detections, source.boxes, str(config.annotations))
         if source.boxes not in (None, "xywh"):
             meta["annotations_sha256"] += f" as {source.boxes}"
-    notes = doubt_detections(detections, meta["captions"] or meta["annotations"])
-    meta["notes"] = [*meta.get("notes", ()), *notes]
-    located = True
-    if source.format == "objects365":
-        located = locate_images(detections, images)
-    write_detections(path, detections, meta | {"files": files, "located": located})
+        if source.format == "objects365":
+            located = locate_images(detections, images)
+    notes = [*meta.get("notes", ()), *notes, *doubt_detections(detections, meta["captions"] or meta["annotations"])]
+    write_detections(new or path, detections, meta | {"files": files, "located": located, "notes": notes})
+    return SourceIndex(new or path)
 
 
 def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, Any]:
@@ -112,13 +100,12 @@ def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, An
     config = source.splits[split]
     if source.format == "hub":
         return {"version": __version__, **stamp_split(source, split)}
-    stamps: dict[str, Any] = {"version": __version__, "format": source.format, "images": absolute(images)}
-    stamps["boxes"] = source.boxes
-    if config.annotations is None:
-        stamps["contents"] = fingerprint_folder(images)
-    for name in ("annotations", "captions"):
-        path = getattr(config, name)
-        if path is None:
-            continue
-        stamps[name] = content_id(source.path(path))
-    return stamps
+    named = {"annotations": config.annotations, "captions": config.captions}
+    return {
+        "version": __version__,
+        "format": source.format,
+        "images": absolute(images),
+        "boxes": source.boxes,
+        **({} if config.annotations else {"contents": fingerprint_folder(images)}),
+        **{name: content_id(source.path(path)) for name, path in named.items() if path is not None},
+    }
