@@ -23,7 +23,7 @@ from rlip_model.evaluation.open_images import OpenImagesScores, OpenImagesSettin
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
-from rlip_model.evaluation.vcoco import Actions, People, PredictedPeople, VcocoScores, evaluate_vcoco
+from rlip_model.evaluation.vcoco import Actions, PredictedPeople, VcocoScores, evaluate_vcoco
 from rlip_model.evaluation.vcoco_files import AGENT, people_images, read_actions, read_people, read_predicted_people
 from rlip_model.evaluation.visual_genome import (
     GraphImage,
@@ -227,7 +227,21 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
     """
     assert given.annotations is not None
     found = ScoredImages()
-    actions, people = _read_vcoco(given.annotations, coco)
+    verbs, instances = _read_json(given.annotations), _read_json(coco)
+    try:
+        annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
+        known = {image["id"] for image in instances["images"]}
+        if missing := [image for image in annotated if image not in known]:
+            raise UserError(
+                f"{coco} lacks image {missing[0]} of {given.annotations}; use instances_vcoco_all_2014.json"
+            )
+        actions = read_actions(verbs)
+        people = {image: own for image, own in read_people(instances, verbs).items() if image in annotated}
+    except (EvaluationError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{given.annotations} and {coco} are not V-COCO's annotations with the COCO instances of its images: "
+            f"{error!r}"
+        ) from None
     if isinstance(given, PredictionFiles):
         predicted = _read_people(given, actions)
     else:
@@ -294,24 +308,6 @@ def _predicted_people(
             raise UserError(f"image {number} is not in {given.annotations}; choose a split with --split")
         predicted[number] = converter.convert(pairs)
     return predicted
-
-
-def _read_vcoco(annotations: Path, coco: Path) -> tuple[Actions, dict[int, People]]:
-    """The actions, and the persons of each annotated image. Raises UserError: a file is missing or invalid."""
-    verbs, instances = _read_json(annotations), _read_json(coco)
-    try:
-        annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
-        known = {image["id"] for image in instances["images"]}
-        if missing := [image for image in annotated if image not in known]:
-            raise UserError(f"{coco} lacks image {missing[0]} of {annotations}; use instances_vcoco_all_2014.json")
-        people = read_people(instances, verbs)
-        return read_actions(verbs), {image: own for image, own in people.items() if image in annotated}
-    except EvaluationError as error:
-        raise UserError(f"{annotations} with {coco}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(
-            f"{annotations} and {coco} are not V-COCO's annotations with the COCO instances of its images: {error!r}"
-        ) from None
 
 
 def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> EvaluationResult:

@@ -158,14 +158,6 @@ def test_scene_graphs_of_a_network_equal_those_of_its_file(drawn_run: Path, tmp_
     assert by_file["summary"] == direct["summary"]
     again = evaluated(tmp_path, "vg", "--model", MODEL, "--data", drawn_run, *annotated)
     assert again["summary"] == direct["summary"]
-    backwards = {"objects": classes.objects[::-1], "relations": classes.relations[::-1]}
-    (tmp_path / "backwards.json").write_text(json.dumps(backwards))
-    invoke(
-        "predict", MODEL, "--data", drawn_run, "--out", out, "--form", "vg", "--classes", tmp_path / "backwards.json"
-    )
-    mapped = evaluated(tmp_path, "vg", "--predictions", out, *annotated, "--mode", "sgdet")
-    assert mapped["per_class"] != direct["per_class"]  # `clumsy` shakes other scores
-    assert 0.2 < mapped["summary"]["mR@50"] < 1
 
 
 def test_vcoco_of_a_network_equals_vcoco_of_its_file(tmp_path: Path) -> None:
