@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,9 +19,6 @@ from sgpipe.utils.console import count
 if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks.evaluate import ModelRun
     from sgpipe.inference.writers import WriteSummary
-
-
-_CLIP = "ViT-B-32"
 
 
 PredictionFormat = Literal["hico", "vcoco", "openimages", "vg"]  # the benchmark whose evaluator reads the file
@@ -65,7 +64,11 @@ def predict(
 
     if out.suffix not in (".json", ".parquet"):
         raise UserError(f"--out {out}: expected a file that ends in .json or .parquet")
-    sides = _sides(short_side, long_side)
+    sides = None
+    if short_side is not None or long_side is not None:
+        if short_side is None or long_side is None or short_side > long_side:
+            raise UserError("pass --short-side and --long-side together, the short side not longer than the long side")
+        sides = short_side, long_side
     run = ModelRun(model=model, data=data, classes=classes, sides=sides, **inference.as_arguments())
     written = _write(run, out, form, limit, zero_shot)
     if not written.images:
@@ -80,54 +83,33 @@ def predict(
         screen.print(f"NOTE: {failed} could not be read; first error: {written.reason}", soft_wrap=True)
 
 
-def _sides(short_side: int | None, long_side: int | None) -> tuple[int, int] | None:
-    """Return both sides, or None. Raises UserError: only one is given, or the short side is the longer one."""
-    if short_side is None and long_side is None:
-        return None
-    if short_side is None or long_side is None or short_side > long_side:
-        raise UserError("pass --short-side and --long-side together, with the short side no longer than the long side")
-    return short_side, long_side
-
-
 def _write(run: ModelRun, out: Path, form: PredictionFormat | None, limit: int, zero_shot: bool) -> WriteSummary:
+    """Predict, and write what the benchmark's evaluator reads."""
     import rlip_model.evaluation.hico_classes as hico
     from sgpipe.evaluation.benchmarks.pairs import hoia_schema_of
+    from sgpipe.inference import writers
     from sgpipe.inference.predictor import predict as predict_images
-    from sgpipe.inference.writers import write_hoia, write_parquet
     from sgpipe.sources.hoi import HICO
     from sgpipe.stages.detect import load_detector
 
     parquet = out.suffix == ".parquet"
-    if form in ("vg", "vcoco"):
-        if parquet:
-            raise UserError(f"--form {form} needs every score of a pair, which .parquet lacks: write .json")
-        return _write_whole_pairs(run, out, form, limit)
-    if form is None and parquet:
-        subjects = load_detector(run.model).config.subject_class
-        form = "openimages" if subjects else "hico"
-    if form == "openimages":
-        config, key = run.config("scene graph"), "rel_prediction"
-    else:
-        config, key = run.config("zero-shot hoi" if zero_shot else "hoi"), "hoi_prediction"
-    hico_det = form != "openimages" and config.classes == HICO.classes
-    possible = hico.possible_interactions() if hico_det else None
-    if parquet:
-        return write_parquet(predict_images(config, run.row_groups()), out, config.classes, limit, possible)
-    schema = run.hoia_schema() or hoia_schema_of(config.classes)
-    return write_hoia(predict_images(config, run.row_groups()), out, schema, key, limit, possible)
-
-
-def _write_whole_pairs(run: ModelRun, out: Path, form: PredictionFormat, limit: int) -> WriteSummary:
-    """Write predictions for evaluators that need the scores of all predicates of a pair."""
-    from sgpipe.inference.predictor import predict as predict_images
-    from sgpipe.inference.writers import PeopleConverter, vcoco_actions, write_graphs, write_vcoco
-
+    if parquet and form in ("vg", "vcoco"):
+        raise UserError(f"--form {form} needs every score of a pair, which .parquet lacks: write .json")
+    if form is None:
+        form = "openimages" if parquet and load_detector(run.model).config.subject_class else "hico"
+    graphs = form in ("vg", "openimages")
+    config = run.config("scene graph" if graphs else "zero-shot hoi" if zero_shot and form == "hico" else "hoi")
+    classes, predictions = config.classes, predict_images(config, run.row_groups())
     if form == "vg":
-        graphs = run.config("scene graph")
-        return write_graphs(predict_images(graphs, run.row_groups()), out, graphs.classes, limit)
-    config = run.config("hoi")
-    converter = PeopleConverter(config.classes, vcoco_actions(config.classes.relations))
-    return write_vcoco(predict_images(config, run.row_groups()), out, converter)
+        return writers.write_graphs(predictions, out, classes, limit)
+    if form == "vcoco":
+        converter = writers.PeopleConverter(classes, writers.vcoco_actions(classes.relations))
+        return writers.write_vcoco(predictions, out, converter)
+    possible = hico.possible_interactions() if form == "hico" and classes == HICO.classes else None
+    if parquet:
+        return writers.write_parquet(predictions, out, classes, limit, possible)
+    schema, key = run.hoia_schema() or hoia_schema_of(classes), "rel_prediction" if graphs else "hoi_prediction"
+    return writers.write_hoia(predictions, out, schema, key, limit, possible)
 
 
 def score(
@@ -162,59 +144,32 @@ def score(
       sgpipe score coco-relations/ --out scored/ --model ViT-B-32 --weights laion2b_s34b_b79k
       sgpipe score coco-relations/ --out judged/ --by vlm --model Qwen/Qwen2.5-VL-3B-Instruct
     """
+    from sgpipe.files.model_cache import local_model
+    from sgpipe.generation import scoring
+    from sgpipe.stages.score.scorer import ScorerSettings
+
+    column: Any
+    make: Callable[[], Any]
     if by == "vlm":
         if weights is not None:
             raise UserError("--weights is for --by clip")
-        counts = _by_vlm(run, out, model, endpoint, images, device)
-    elif endpoint is not None:
-        raise UserError("--endpoint is for --by vlm")
+        if model is None:
+            raise UserError("--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there")
+        name = local_model(existing_model(model)) if endpoint is None else model
+        settings = ScorerSettings("vlm", name, endpoint, device=device)
+        column, identity = scoring.OPINION_COLUMN, scoring.opinion_identity(settings)
+        make = scoring.opinion_scorer(settings, out)
     else:
-        counts = _by_clip(run, out, model or _CLIP, weights, contrasts, images, device)
+        if endpoint is not None:
+            raise UserError("--endpoint is for --by vlm")
+        name = local_model(existing_model(model or "ViT-B-32"))
+        predicates = scoring.frequent_predicates(run, contrasts)
+        identity = {each: scoring.model_identity(value) for each, value in (("model", name), ("weights", weights))}
+        column, identity = scoring.AGREEMENT_COLUMN, identity | {"contrasts": predicates}
+        make = partial(scoring.ClipAgreement, name, weights, predicates, device)
+    counts = scoring.score_run(run, out, column, make, identity, console.Progress(console.progress()), images)
     if json_:
         print(json.dumps(counts))
         return
     scored = f"{count(counts['scored'], 'relation')} scored"
     console.output().print(f"{scored}, {counts['unscored']:,} without an image or a box with an area")
-
-
-def _by_clip(
-    run: Path, out: Path, model: str, weights: str | None, contrasts: int, images: str | None, device: str
-) -> dict[str, int]:
-    from sgpipe.files.model_cache import local_model
-    from sgpipe.generation.scoring import (
-        AGREEMENT_COLUMN,
-        ClipAgreement,
-        frequent_predicates,
-        model_identity,
-        score_run,
-    )
-
-    model = local_model(existing_model(model))
-    predicates = frequent_predicates(run, contrasts)
-    identity = {"model": model_identity(model), "weights": model_identity(weights), "contrasts": predicates}
-    progress = console.Progress(console.progress())
-    return score_run(
-        run,
-        out,
-        AGREEMENT_COLUMN,
-        lambda: ClipAgreement(model, weights, predicates, device),
-        identity,
-        progress,
-        images,
-    )
-
-
-def _by_vlm(
-    run: Path, out: Path, model: str | None, endpoint: str | None, images: str | None, device: str
-) -> dict[str, int]:
-    from sgpipe.files.model_cache import local_model
-    from sgpipe.generation.scoring import OPINION_COLUMN, opinion_identity, opinion_scorer, score_run
-    from sgpipe.stages.score.scorer import ScorerSettings
-
-    if model is None:
-        raise UserError("--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there")
-    if endpoint is None:
-        model = local_model(existing_model(model))
-    settings = ScorerSettings("vlm", model, endpoint, device=device)
-    scorer, progress = opinion_scorer(settings, out), console.Progress(console.progress())
-    return score_run(run, out, OPINION_COLUMN, scorer, opinion_identity(settings), progress, images)

@@ -7,8 +7,8 @@ is how probable a vision-language model finds each relation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -24,7 +24,7 @@ from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.score.build import make_scorer
-from sgpipe.stages.score.clip import ClipModel, TextEmbeddings, load_clip
+from sgpipe.stages.score.clip import TextEmbeddings, load_clip
 from sgpipe.stages.score.scorer import ScorerSettings, is_directed, relation_text
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
@@ -65,64 +65,42 @@ class ClipAgreement:
     """
 
     def __init__(self, model: str, weights: str | None, predicates: Sequence[str], device: str = "auto") -> None:
-        self._clip = _load(model, weights, device)
+        if weights is None and not Path(model).is_dir() and ":" not in model and "/" not in model:
+            raise UserError(f"--model {model}: pass its --weights, or a folder or hub id of a CLIP model")
+        self._clip = load_clip(model, weights, pick_device(device))
         self._predicates = list(predicates)
         self._embed = TextEmbeddings(self._clip)
 
     @torch.inference_mode()
     def __call__(self, record: Record, image: Image.Image) -> list[Agreement | None]:
         """The agreement of each relation of the record, in its order; None where a box has no area in the image."""
-        features = self._crop_features(record, image)
-        if not features:
-            return [None] * len(record.relations)
-        texts = [self._relation_texts(record, relation) for relation in record.relations]
-        pairs = [(relation.subject, relation.object) for relation in record.relations]
-        return [
-            self._agreement(features[pair], own, _is_directed(record, relation)) if pair in features else None
-            for pair, own, relation in zip(pairs, texts, record.relations, strict=True)
-        ]
-
-    def _crop_features(self, record: Record, image: Image.Image) -> dict[tuple[int, int], Tensor]:
-        """The embedding of the crop of each related pair, without those that have no pixels; a few crops at a time."""
-        pairs = iter({(relation.subject, relation.object): relation for relation in record.relations}.items())
+        pairs = list(dict.fromkeys((relation.subject, relation.object) for relation in record.relations))
         features: dict[tuple[int, int], Tensor] = {}
-        while part := list(islice(pairs, _CROPS)):
-            crops = {pair: _union(image, record.objects, relation) for pair, relation in part}
+        for at in range(0, len(pairs), _CROPS):
+            crops = {pair: _union(image, [record.objects[end] for end in pair]) for pair in pairs[at : at + _CROPS]}
             present = {pair: crop for pair, crop in crops.items() if crop is not None}
             if present:
                 features |= zip(present, self._clip.embed_images(list(present.values())), strict=True)
-        return features
+        return [self._agreement(record, each, features.get((each.subject, each.object))) for each in record.relations]
 
-    def _relation_texts(self, record: Record, relation: Relation) -> list[str]:
-        """The text of a relation, the same with swapped roles if that differs, and those with other predicates."""
-        subject, object_ = record.objects[relation.subject], record.objects[relation.object]
-        ends = (relation.subject, relation.object)
-        same_pair = {r.predicate for r in record.relations if (r.subject, r.object) == ends}
-        others = [predicate for predicate in self._predicates if predicate not in same_pair]
-        relation_texts = [relation_text(subject, relation.predicate, object_)]
-        if is_directed(subject, object_):
-            relation_texts.append(relation_text(object_, relation.predicate, subject))
-        return relation_texts + [relation_text(subject, predicate, object_) for predicate in others]
-
-    def _agreement(self, image: Tensor, texts: list[str], directed: bool) -> Agreement:
+    def _agreement(self, record: Record, relation: Relation, image: Tensor | None) -> Agreement | None:
+        if image is None:
+            return None
+        ends = relation.subject, relation.object
+        subject, object_ = (record.objects[end] for end in ends)
+        said = {each.predicate for each in record.relations if (each.subject, each.object) == ends}
+        texts = [relation_text(subject, relation.predicate, object_)]
+        if directed := is_directed(subject, object_):
+            texts.append(relation_text(object_, relation.predicate, subject))
+        texts += [relation_text(subject, each, object_) for each in self._predicates if each not in said]
         scores = self._embed(texts) @ image
         rank = 1 + int((scores[1:] > scores[0]).sum())
         return Agreement(float(scores[0]), float(scores[1]) if directed else None, rank, len(texts) - 1)
 
 
-def _load(model: str, weights: str | None, device: str) -> ClipModel:
-    if weights is None and not Path(model).is_dir() and ":" not in model and "/" not in model:
-        raise UserError(f"--model {model}: pass its --weights, or a folder or hub id of a CLIP model")
-    return load_clip(model, weights, pick_device(device))
-
-
-def _is_directed(record: Record, relation: Relation) -> bool:
-    return is_directed(record.objects[relation.subject], record.objects[relation.object])
-
-
-def _union(image: Image.Image, objects: Sequence[Box], relation: Relation) -> Image.Image | None:
+def _union(image: Image.Image, objects: Sequence[Box]) -> Image.Image | None:
     """The smallest crop with both boxes; None if it has no pixels."""
-    boxes = [objects[end].bbox for end in (relation.subject, relation.object) if not objects[end].is_nothing]
+    boxes = [each.bbox for each in objects if not each.is_nothing]
     left, top = (int(min(box[axis] for box in boxes)) for axis in (0, 1))
     right, bottom = (round(max(box[axis] + box[axis + 2] for box in boxes)) for axis in (0, 1))
     corners = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
@@ -186,19 +164,23 @@ def score_run(
     if source.shards and column.name in read_file(root / source.shards[0].file).column_names:
         raise UserError(f"{root} already has {column.what} (column {column.name}): score the run that it was made from")
     with folder.lock():
-        manifest = _open(source, folder, identity)
+        parts = {"scored": source.run.get("fingerprint"), **identity}
+        run = {name: value for name, value in source.run.items() if name != "store"}
+        run |= {"origin": Manifest.identities(source.run), "source_images": source_images(source.root)}
+        manifest = folder.open({**run, "images": dict(source.image_roots.locations), "identity": parts})
         manifest.drop_outdated(source)
         done = {shard.file for shard in manifest.shards}  # the name of a shard that was processed again is another one
         folder.sweep(manifest)
         with progress.images(None, "scoring") as advance:
             for shard in source.shards:
-                if shard.file in done:
-                    _add_earlier(out / shard.file, column.name, counts)
-                    continue
-                table = read_file(root / shard.file)
-                scorer = scorer or make_scorer()
-                manifest.commit(write_copy(out, shard, _scored(source, table, column, scorer, images, counts)))
-                advance(shard.rows, shard.counts)
+                if shard.file not in done:
+                    scorer = scorer or make_scorer()
+                    table = _scored(source, read_file(root / shard.file), column, scorer, images)
+                    manifest.commit(write_copy(out, shard, table))
+                    advance(shard.rows, shard.counts)
+                scores = pc.list_flatten(read_file(out / shard.file, [column.name])[column.name])
+                counts["scored"] += len(scores) - scores.null_count
+                counts["unscored"] += scores.null_count
         if scorer is None:
             there = count(sum(shard.rows for shard in manifest.shards), "image")
             progress.say(f"nothing left to do: the relations of {there} in {out} have been scored")
@@ -227,51 +209,19 @@ def model_identity(name: str | None) -> str | None:
     return "sha256:" + fingerprint({file.name: file_sha256(file) for file in files})
 
 
-def _open(source: Manifest, folder: RunFolder, identity: dict[str, Any]) -> Manifest:
-    parts = {"scored": source.run.get("fingerprint"), **identity}
-    run = {name: value for name, value in source.run.items() if name != "store"}
-    images = dict(source.image_roots.locations)
-    origin = {"origin": Manifest.identities(source.run), "source_images": source_images(source.root)}
-    return folder.open({**run, **origin, "images": images, "identity": parts})
-
-
-def _add_earlier(file: Path, column: str, counts: dict[str, int]) -> None:
-    """Add the relations of a shard that an earlier call scored."""
-    scores = pc.list_flatten(read_file(file, [column])[column])
-    counts["scored"] += len(scores) - scores.null_count
-    counts["unscored"] += scores.null_count
-
-
 def _scored(
-    source: Manifest,
-    table: pa.Table,
-    column: ScoreColumn[Score],
-    scorer: Scorer[Score],
-    images: ImagePlace | None,
-    counts: dict[str, int],
+    source: Manifest, table: pa.Table, column: ScoreColumn[Score], scorer: Scorer[Score], images: ImagePlace | None
 ) -> pa.Table:
-    lists = []
+    """Return the table with the column: None for the relations of an image that cannot be opened, too."""
+    lists: list[list[Any]] = []
     for record, embedded in zip(from_table(table), embedded_images(table), strict=True):
-        scores = _scores(source, record, embedded, scorer, images)
-        missing = sum(score is None for score in scores)
-        counts["unscored"] += missing
-        counts["scored"] += len(scores) - missing
+        scores: Sequence[Score | None] = [None] * len(record.relations)
+        if record.ok and record.relations:
+            with suppress(ImageError):
+                scores = scorer(record, open_row_image(source.image_roots, record, embedded, images))
         lists.append([None if score is None else column.stored(score) for score in scores])
-    metadata = table.schema.metadata
     added = table.append_column(column.name, pa.array(lists, pa.list_(column.entry)))
-    return added.replace_schema_metadata(metadata)
-
-
-def _scores(
-    source: Manifest, record: Record, embedded: bytes | None, scorer: Scorer[Score], images: ImagePlace | None
-) -> Sequence[Score | None]:
-    """The score of each relation; None for all of them if the image cannot be opened."""
-    if record.ok and record.relations:
-        try:
-            return scorer(record, open_row_image(source.image_roots, record, embedded, images))
-        except ImageError:
-            pass
-    return [None] * len(record.relations)
+    return added.replace_schema_metadata(table.schema.metadata)
 
 
 OPINION_COLUMN: ScoreColumn[float] = ScoreColumn(OPINION, pa.float32(), float, "a second opinion")

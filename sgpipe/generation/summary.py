@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgpipe.records import LEFT_OUT
 from sgpipe.storage.manifest import Summary
 from sgpipe.utils.console import count, listed
 
@@ -41,16 +40,13 @@ _PROBLEMS = {
 }
 
 
+_COUNTED = ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations")
+
+
 def print_summary(summary: Summary, console: Console) -> None:
-    """What the run holds, what was dropped, and what to do about error rows."""
-    counts = summary.counts
-    table = _new_table(summary)
-    for name in ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations"):
-        table.add_row(name.replace("_", " "), f"{counts[name]:,}")
-    table.add_row("images with relations", f"{counts['images_with_relations']:,}")
-    _add_problems(table, summary)
-    table.add_row("shards", f"{summary.shards:,}")
-    console.print(table)
+    """Print what a run contains, what was dropped, and what to do about error rows."""
+    rows = {name.replace("_", " "): summary.counts[name] for name in _COUNTED}
+    _print_table(summary, rows | {"images with relations": summary.counts["images_with_relations"]}, console)
     if summary.parent:
         console.print(Text(f"{listed(summary.parent['reused'])} from {summary.parent['run']}"), soft_wrap=True)
     total = sum(summary.seconds.values())
@@ -61,40 +57,24 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 
 def print_import(summary: Summary, predicates: int, console: Console) -> None:
-    """What the import holds, and what was dropped; `predicates`: the number of different ones."""
+    """Print what an import contains, and what was dropped; `predicates`: the number of different ones."""
     counts = summary.counts
-    table = _new_table(summary)
-    rows = {
-        "error rows": counts["errors"],
-        "objects": counts["boxes"],
-        "relations": counts["relations"],
-        "different predicates": predicates,
-        "images with relations": counts["images_with_relations"],
-    }
-    for name, number in rows.items():
-        table.add_row(name, f"{number:,}")
-    _add_problems(table, summary)
-    table.add_row("shards", f"{summary.shards:,}")
-    console.print(table)
+    rows = {"error rows": counts["errors"], "objects": counts["boxes"], "relations": counts["relations"]}
+    rows |= {"different predicates": predicates, "images with relations": counts["images_with_relations"]}
+    _print_table(summary, rows, console)
     _print_errors(summary, console)
 
 
-def _new_table(summary: Summary) -> Table:
+def _print_table(summary: Summary, rows: dict[str, int], console: Console) -> None:
     table = Table(title=Text(str(summary.root)), show_header=False)
     table.add_column()
     table.add_column(justify="right")
     images = summary.counts["images"]
     table.add_row("images", f"{images:,} of {max(summary.planned, images):,}")
-    return table
-
-
-def _add_problems(table: Table, summary: Summary) -> None:
-    for name, number in summary.problems.items():
-        if number:
-            table.add_row(f"source: {_PROBLEMS[name]}", f"{number:,}")
-    for name, what in LEFT_OUT.items():
-        if number := summary.counts[f"{name}_left_out"]:
-            table.add_row(f"left out: {what}", f"{number:,}")
+    problems = {f"source: {_PROBLEMS[name]}": number for name, number in summary.problems.items() if number}
+    for name, number in {**rows, **problems, "shards": summary.shards}.items():
+        table.add_row(name, f"{number:,}")
+    console.print(table)
 
 
 def _print_errors(summary: Summary, console: Console) -> None:
