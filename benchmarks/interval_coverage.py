@@ -4,11 +4,17 @@ python -m benchmarks.interval_coverage
 
 Each row draws 1,000 data sets whose expected value is known, or is the mean over all of them, and counts the intervals
 that contain it. 93 to 97% is right, more is cautious.
+
+Rows of thresholds count the samples whose threshold keeps relations, of the whole run, with the precision that was
+asked for, or that show no threshold. With a wave, precision does not rise steadily with the confidence; on a plateau,
+no relation is more precise than 93%; if flat, confidence says nothing, and all relations have a precision of 79%.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import chain
 
 import numpy as np
 from rich.table import Table
@@ -16,7 +22,13 @@ from rich.table import Table
 from benchmarks.measure import report
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.scores import ClassScores, Tally
+from sgpipe.calibration import from_log_odds, log_odds
+from sgpipe.errors import UserError
 from sgpipe.evaluation.result import Resampling, compare_paired
+from sgpipe.stats.calibrate import fit
+from sgpipe.stats.judgements import Judgements
+from sgpipe.stats.plans import equal_shares
+from sgpipe.stats.precision import JudgedRelations, estimate_stratified
 
 SIMULATIONS = 1000
 RESAMPLES = 100  # instead of 1,000, which takes ten times as long
@@ -110,9 +122,119 @@ def evaluations() -> Iterator[Row]:
             yield f"eval --compare: difference of {name}", data, _covered(differences)
 
 
-def _covered(estimates: list[tuple[float, tuple[float, float]]]) -> float:
-    """The share of intervals that contain the mean of all estimates; those that are not printed do not count."""
-    expected = np.mean([value for value, _ in estimates])
+Curve = Callable[[Array], Array]  # the precision of relations of a confidence
+CURVES: dict[str, Curve] = {
+    "steep": lambda confidence: from_log_odds(2 * log_odds(confidence) + 1),
+    "gentle": lambda confidence: from_log_odds(0.7 * log_odds(confidence) + 0.5),
+    "plateau": lambda confidence: 0.93 * from_log_odds(2.5 * log_odds(confidence) + 1.5),
+    "wave": lambda confidence: np.clip(0.15 + 0.8 * confidence + 0.08 * np.sin(9 * confidence), 0, 1),
+    "flat": lambda confidence: np.full(len(confidence), 0.79),
+}
+EDGES = (0.1, 0.2, 0.3, 0.5, 0.7)  # of the bands of confidence
+TARGET = 0.8  # precision
+
+
+class Run:
+    """A run of 20,000 relations, most of low confidence, and random plans that sample its bands of confidence."""
+
+    def __init__(self, curve: Curve) -> None:
+        self.rng = np.random.default_rng(0)
+        self.confidence = np.sort(self.rng.beta(0.7, 1.3, 20_000) * 0.96 + 0.02)
+        self.correct = self.rng.random(len(self.confidence)) < curve(self.confidence)
+        self.predicate = self.rng.random(len(self.confidence)) < 0.2 + 0.3 * self.confidence  # of one, the others
+        self.band = np.digitize(self.confidence, EDGES)
+        self.sizes = np.bincount(self.band)
+        self.above = np.cumsum(self.correct[::-1])[::-1] / np.arange(len(self.correct), 0, -1)
+
+    def precision(self, threshold: float) -> float:
+        """The precision of the relations that a threshold keeps."""
+        first = np.searchsorted(self.confidence.astype(np.float32), np.float32(threshold))
+        return float(self.above[min(first, len(self.above) - 1)])
+
+    def judge(self, number: int) -> Array:
+        """The relations that people judge."""
+        shares = equal_shares(dict(enumerate(self.sizes.tolist())), number)
+        starts = np.cumsum(self.sizes) - self.sizes
+        return np.concatenate([
+            starts[band] + self.rng.choice(self.sizes[band], share, replace=False) for band, share in shares.items()
+        ])  # fmt: skip
+
+    def estimate(self, judged: Array, chosen: Array) -> tuple[float, tuple[float, float]]:
+        """The precision of some relations by the judged ones, as `sgpipe stats --judgements` estimates it."""
+        own = judged[chosen[judged]]
+        tallies = (np.bincount(self.band[rows], minlength=len(self.sizes)) for rows in (own, own[self.correct[own]]))
+        [found] = estimate_stratified(np.bincount(self.band[chosen], minlength=len(self.sizes))[None], *(
+            tally[None] for tally in tallies
+        ))  # fmt: skip
+        return 0.0, (found.low, found.high)
+
+
+def plans() -> Iterator[Row]:
+    """The page Judge of `sgpipe view`, and `sgpipe stats --judgements`."""
+    for name in ("steep", "gentle"):
+        run = Run(CURVES[name])
+        parts = {
+            "precision of the run": np.ones(len(run.band), bool),
+            "precision of a band": run.band == 3,
+            "precision of a predicate": run.predicate,
+            "precision at a threshold": run.confidence >= 0.6,
+        }
+        for number in (60, 300):
+            samples = [run.judge(number) for _ in range(SIMULATIONS)]
+            for part, chosen in parts.items():
+                found = [run.estimate(judged, chosen) for judged in samples]
+                yield f"plan: {part}", f"{name}, {number} judgements", _covered(found, run.correct[chosen].mean())
+
+
+def ground_truth() -> Iterator[Row]:
+    """`sgpipe stats --truth`: images may be alike or not; the expected precision is that of all such images."""
+    rng = np.random.default_rng(0)
+    for images, each, alike in ((200, 5, 0.0), (200, 5, 0.5), (40, 12, 0.5), (1000, 3, 0.2)):
+        found = []
+        for _ in range(SIMULATIONS):
+            chance = rng.beta(9 * (1 / alike - 1) / 10, (1 / alike - 1) / 10, images) if alike else np.full(images, 0.9)
+            correct = rng.random((images, each)) < chance[:, None]
+            judged = JudgedRelations(np.full(correct.size, 0.5), correct.reshape(-1), np.arange(images).repeat(each))
+            precision = judged.at(0).precision
+            found.append((0.0, (precision.low, precision.high)))
+        data = f"{images} images of {each} relations, precision 90%, correlation in an image {alike}"
+        yield "--truth: precision", data, _covered(found, 0.9)
+
+
+def thresholds() -> Iterator[Row]:
+    """Thresholds that are chosen for a precision: by `sgpipe stats`, and by a calibration with `--precision`."""
+    for name, curve in CURVES.items():
+        run = Run(curve)
+        for number in (100, 500):
+            names = np.arange(number).astype(str).astype(object)
+            found: dict[str, list[float]] = {"stats: suggested threshold": [], "calibrate: --precision": []}
+            for _ in range(SIMULATIONS):
+                plain = run.rng.choice(len(run.correct), number, replace=False)
+                relations = JudgedRelations(run.confidence[plain].astype(np.float32), run.correct[plain])
+                choice, sure = relations.suggest(TARGET)
+                if choice is not None and sure:
+                    found["stats: suggested threshold"].append(run.precision(choice.threshold))
+                judged = run.judge(number)
+                weight = (run.sizes / np.bincount(run.band[judged]))[run.band[judged]]
+                own = Judgements("people", names, run.confidence[judged], run.correct[judged], weight)
+                with suppress(UserError):
+                    calibration = fit({}, own)
+                    chosen = calibration.threshold(calibration.probability_for(TARGET))
+                    found["calibrate: --precision"].append(run.precision(chosen))
+            for what, precisions in found.items():
+                shown, missed = len(precisions) / SIMULATIONS, [each for each in precisions if each < TARGET]
+                worst = f", the worst has {min(missed):.1%}" if missed else ""
+                data = f"{name}, {number} judgements, {TARGET:.0%}; {shown:.0%} show a threshold{worst}"
+                yield what, data, 1 - len(missed) / SIMULATIONS
+
+
+def _covered(estimates: list[tuple[float, tuple[float, float]]], expected: float | None = None) -> float:
+    """The share of intervals that contain what is expected, by default the mean of all estimates.
+
+    Intervals that are not printed do not count.
+    """
+    if expected is None:
+        expected = float(np.mean([value for value, _ in estimates]))
     bounds = np.array([interval for _, interval in estimates])
     bounds = bounds[~np.isnan(bounds[:, 0])]
     return float(((bounds[:, 0] <= expected) & (expected <= bounds[:, 1])).mean())
@@ -120,7 +242,7 @@ def _covered(estimates: list[tuple[float, tuple[float, float]]]) -> float:
 
 def main() -> None:
     table = Table("interval", "data", "nominal", f"measured, of {SIMULATIONS:,}")
-    for name, data, covered in evaluations():
+    for name, data, covered in chain(plans(), ground_truth(), thresholds(), evaluations()):
         table.add_row(name, data, "95%", f"{covered:.1%}")
     report(str(__doc__), table)
 

@@ -67,7 +67,7 @@ def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, Evaluatio
     half, other = judgements[~held_out], judgements[held_out]
     for part in (half, other):
         _check_both(part.correct, f"of {run} in one half of the images")
-    by_half = _fit(header, half)
+    by_half = fit(header, half)
     probabilities = by_half.probabilities(other.confidence)
     measured = HeldOut(
         images=len(set(other.images)),
@@ -76,7 +76,7 @@ def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, Evaluatio
         ece_after=rounded(_calibration_error(probabilities, other)),
         ece_exact=rounded(_exact_error(probabilities, other)),
     )
-    calibration = _fit(header, judgements).model_copy(update={"held_out": measured})
+    calibration = fit(header, judgements).model_copy(update={"held_out": measured})
     return calibration, _report(calibration, by_half, half, other)
 
 
@@ -99,8 +99,11 @@ def _check_both(correct: NDArray[np.bool_], which: str) -> None:
         raise UserError(f"{found} {which}: a calibration needs correct and incorrect ones; judge more relations")
 
 
-def _fit(header: dict[str, object], judgements: Judgements) -> Calibration:
-    """Raises UserError: higher confidences are not more often correct."""
+def fit(header: dict[str, object], judgements: Judgements) -> Calibration:
+    """Return the calibration of a run with this header.
+
+    Raises UserError: higher confidences are not more often correct.
+    """
     slope, offset = _platt(judgements)
     if rounded(slope) <= 0:
         raise UserError(
@@ -155,7 +158,7 @@ def _levels(probability: Floats, judgements: Judgements) -> tuple[ExpectedPrecis
         if kept.any():
             judged, right = (np.bincount(stratum[chosen], minlength=len(weights)) for chosen in (kept, kept & correct))
             many = 1e9 * weights * judged  # like data to come, of which nothing is judged
-            [low], _ = stratified_interval(many[None], judged[None], right[None], design)
+            [low], _ = stratified_interval(many[None], judged[None], right[None], design, tail=0.05)
             precision, share = np.average(probability[kept], weights=weight[kept]), weight[kept].sum() / weight.sum()
             values = {"precision": precision, "low": min(low, precision), "kept": share}
             rounds = {name: rounded(value) for name, value in values.items()}

@@ -97,15 +97,17 @@ def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: Array
 
 
 def stratified_interval(
-    population: Floats, judged: NDArray[np.int64], correct: NDArray[np.int64], design: float = 1.0
+    population: Floats, judged: NDArray[np.int64], correct: NDArray[np.int64], design: float = 1.0, tail: float = _TAIL
 ) -> tuple[Floats, Floats]:
-    """Return both ends of the 95% interval of the share that is correct, `[sets]`; arguments `[sets, strata]`.
+    """Return both ends of the interval of the share that is correct, `[sets]`; arguments `[sets, strata]`.
+
+    `design`: as of `JudgedRelations`. `tail`: how often either end misses; the interval is one of 95% by default.
 
     The exact interval (Clopper and Pearson 1934) of the effective sample size: as many simple judgements as have the
     variance of the stratified ones, fewer where strata have few (Korn and Graubard 1998). For the variance, each
     stratum gets half a correct and half an incorrect judgement more, so that a unanimous one has some.
     """
-    from scipy.special import betaincinv, stdtrit
+    from scipy.special import betaincinv, ndtri, stdtrit
 
     total = np.maximum(population.sum(1), 1e-12)
     weight, seen = population / total[:, None], np.maximum(judged, 1)
@@ -115,11 +117,12 @@ def stratified_interval(
     spread = np.maximum((variance**2 / np.maximum(judged - 1, 1)).sum(1), 1e-30)
     freedom = np.clip(variance.sum(1) ** 2 / spread, 1, 1e6)  # Satterthwaite's
     middle = (weight * share).sum(1)
-    size = middle * (1 - middle) / np.maximum(variance.sum(1), 1e-12) * (_Z / stdtrit(freedom, 1 - _TAIL)) ** 2 / design
+    students = ndtri(1 - tail) / stdtrit(freedom, 1 - tail)
+    size = middle * (1 - middle) / np.maximum(variance.sum(1), 1e-12) * students**2 / design
     mean = (weight * correct / seen).sum(1)
     right, wrong = size * mean, size * (1 - mean)
-    low = np.where(right > 1e-9, betaincinv(np.maximum(right, 1e-9), wrong + 1, _TAIL), 0)
-    high = np.where(wrong > 1e-9, betaincinv(right + 1, np.maximum(wrong, 1e-9), 1 - _TAIL), 1)
+    low = np.where(right > 1e-9, betaincinv(np.maximum(right, 1e-9), wrong + 1, tail), 0)
+    high = np.where(wrong > 1e-9, betaincinv(right + 1, np.maximum(wrong, 1e-9), 1 - tail), 1)
     low = np.maximum(low, correct.sum(1) / total)
     return low, np.minimum(np.maximum(high, low), 1 - (judged - correct).sum(1) / total)
 
@@ -219,9 +222,18 @@ class JudgedRelations:
         return ThresholdChoice(threshold, count, estimate(int(self.correct[kept].sum()), count, self.design))
 
     def candidates(self) -> list[float]:
-        """Thresholds of three significant digits that keep ten relations or more, each other ones; the lowest first."""
+        """Thresholds of three significant digits that keep ten relations or more, each other ones; the lowest first.
+
+        Only the lowest, unless correct relations have higher confidences than incorrect ones (5% level): of many
+        thresholds that keep equally precise relations, one would look better by chance.
+        """
         values = np.sort(self.confidence)[::-1][FEWEST - 1 :]
-        return sorted({short_threshold(float(value)) for value in np.unique(values)})
+        thresholds = sorted({short_threshold(float(value)) for value in np.unique(values)})
+        area, right = area_under_roc(self.confidence, self.correct), int(self.correct.sum())
+        if area is None:
+            return thresholds[:1]
+        error = math.sqrt(self.design * (len(self.correct) + 1) / (12 * right * (len(self.correct) - right)))
+        return thresholds if area > 0.5 + 1.645 * error else thresholds[:1]
 
     def reliability(self) -> list[CalibrationBin]:
         """Ten bins of equal width, without the empty ones."""
@@ -266,9 +278,17 @@ class JudgedRelations:
 
 
 def design_effect(residuals: Floats, images: NDArray[np.int64]) -> float:
-    """Return the variance of a sum of residuals over that without correlation inside images, at least 1."""
-    squares = float((residuals**2).sum())
-    return max(float((np.bincount(images, residuals) ** 2).sum()) / squares, 1.0) if squares else 1.0
+    """Return the variance of a sum of residuals over that without correlation inside images, at least 1.
+
+    Few images tell little about it: Student's t makes up for that.
+    """
+    from scipy.special import stdtrit
+
+    squares, freedom = float((residuals**2).sum()), max(len(np.unique(images)) - 1, 1)
+    if not squares:
+        return 1.0
+    ratio = float((np.bincount(images, residuals) ** 2).sum()) / squares
+    return max(ratio * (1 + 1 / freedom) * (float(stdtrit(freedom, 1 - _TAIL)) / _Z) ** 2, 1.0)
 
 
 @dataclass(frozen=True)
