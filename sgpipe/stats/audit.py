@@ -16,32 +16,15 @@ from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
 from sgpipe.stats.health import DOUBTS
 from sgpipe.stats.judgements import NO_PLAN, JudgementMeasures, measure_judgements
-from sgpipe.stats.measures import (
-    AGREES,
-    THRESHOLDS,
-    TOTALS,
-    AgreementMeasures,
-    Level,
-    Measures,
-    OpinionMeasures,
-    measure_database,
-    use_probabilities,
-)
-from sgpipe.stats.precision import (
-    FEWEST,
-    GroundTruthMeasures,
-    ScoreQuality,
-    measure_against_ground_truth,
-)
+from sgpipe.stats.measures import AGREES, THRESHOLDS, TOTALS, Level, Measures, measure_database, use_probabilities
+from sgpipe.stats.precision import FEWEST, GroundTruthMeasures, ScoreQuality, measure_against_ground_truth
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count, isolated, listed, single_line
 
 Grade = Literal["good", "fair", "bad", "plain"]
+_Answers = Iterator[tuple[Grade, str]]
 
-CONTENT, QUALITY = "What does it contain?", "How good is it?"
-DROP, TRAINING = "What should I drop?", "Can I train on it?"
-_ONE_PREDICATE = "All relations have the same predicate"
 _MANY_ERRORS, _MANY_BARE, _ILL, _ILL_DATA = 0.05, 0.5, 0.05, 0.25
 
 
@@ -54,25 +37,127 @@ class Finding:
     text: str
 
 
-def find(measures: Measures, precision_unknown: bool = True) -> list[Finding]:
-    """The findings, by question; `precision_unknown`: say how the precision can be measured."""
-    return [*_content(measures), *_quality(measures, precision_unknown), *_to_drop(measures), *_training(measures)]
+def find(
+    measures: Measures,
+    ground_truth: GroundTruthMeasures | None = None,
+    judgements: JudgementMeasures | None = None,
+    calibrated: str | None = None,
+) -> list[Finding]:
+    """The findings, by question."""
+    answers = {
+        "What does it contain?": _content(measures),
+        "How good is it?": _quality(measures, ground_truth, judgements, calibrated),
+        "What should I drop?": _to_drop(measures),
+        "Can I train on it?": _obstacles(measures),
+    }
+    return [Finding(question, *answer) for question, found in answers.items() for answer in found]
 
 
-def find_precision(
-    ground_truth: GroundTruthMeasures | None, judgements: JudgementMeasures | None, threshold_of: str
-) -> Iterator[Finding]:
-    """The precision according to ground truth and to people's judgements; `threshold_of`: see `Measures`."""
+def _content(measures: Measures) -> _Answers:
+    totals, level, tail = measures.totals, level_at(measures), measures.tail
+    if not measures.rows:
+        yield "bad", "Nothing: the run has no images yet."
+        return
+    names = ", ".join(map(_name, measures.datasets))
+    splits = ", ".join(f"{_name(split)} {images:,}" for split, images in measures.images.items())
+    boxes = count(totals["objects"], "box", "boxes")
+    of_classes = f" of {count(len(measures.categories), 'class', 'classes')}" if measures.categories else ""
+    yield "plain", f"{count(measures.rows, 'image')} of {names} ({splits}) with {boxes}{of_classes}."
+    if totals["relations"]:
+        text = f"{count(totals['relations'], 'relation')} with {count(tail.kinds, 'predicate')}"
+        where = f"in {count(level.images, 'image')}, {level.per_image:.1f} per image that has any"
+        of = f"of {measures.threshold_of} {TRAINING_CONFIDENCE:.2f} or more"
+        if not measures.confidence.scored:
+            text += f", {where}"
+        else:
+            text += f"; {level.relations:,} {of}, {where}" if level.relations else f"; none {of}"
+        yield "plain", f"{text}."
+    else:
+        yield "plain", "No relations."
+    if totals["captions"]:
+        distinct = f", of which {totals['different_captions']:,} are distinct within their image"
+        more = distinct if totals["different_captions"] > 1 else ""
+        yield "plain", f"{count(totals['captions'], 'caption')}{more}."
+    if left_out := [f"{totals[f'{name}_left_out']:,} {what}" for name, what in LEFT_OUT.items()
+                    if totals[f"{name}_left_out"]]:  # fmt: skip
+        yield "fair", f"Left out: {listed(left_out)}."
+    if tail.kinds:
+        half = f"{count(tail.half, 'predicate accounts', 'predicates account')} for half of the relations"
+        half = half if tail.kinds > 1 else "All relations have the same predicate"
+        yield "plain", f"{half}; {share_text(measures.person_subject_share)} of the relations have a person as subject."
+
+
+def _name(name: str) -> str:
+    """A name of the data within a sentence; letters that are written from right to left may turn round what follows."""
+    return single_line(name) if name.isascii() else isolated(name)
+
+
+def _quality(
+    measures: Measures,
+    ground_truth: GroundTruthMeasures | None,
+    judgements: JudgementMeasures | None,
+    calibrated: str | None,
+) -> _Answers:
+    confidence, unknown = measures.confidence, not (ground_truth or judgements or calibrated)
+    if measures.assumed is not None:
+        yield "fair", f"Nothing scored the relations: {measures.assumed}. Confidence 1 says nothing."
+    elif confidence.median is not None and confidence.highest is not None:
+        grade: Grade = "bad" if confidence.highest < TRAINING_CONFIDENCE else "plain"
+        yield grade, f"The median confidence is {confidence.median:.2f}, the highest {confidence.highest:.2f}."
+    if confidence.unscored:
+        have, them = ("relation has", "it") if confidence.unscored == 1 else ("relations have", "them")
+        yield "plain", f"{confidence.unscored:,} {have} no confidence: people annotated {them}."
+    if confidence.scored and unknown and measures.assumed is None:
+        text = (
+            "A confidence says how sure the tagger is, not how often it is correct: judge a sample in `sgpipe view`, or"
+        )
+        yield "fair", f"{text} compare with annotations with --truth."
+    yield from _scores(measures)
+    if calibrated is not None:
+        yield "plain", calibrated
     if ground_truth is not None and ground_truth.precision.value is not None:
-        grade: Grade = "good" if ground_truth.precision.low >= ground_truth.target else "fair"
-        yield Finding(QUALITY, grade, f"Ground truth of {count(ground_truth.images, 'image')}: the precision of "
-                      f"relations of {threshold_of} {ground_truth.threshold:.2f} or more is "
-                      f"{ground_truth.precision}.")  # fmt: skip
-        yield Finding(QUALITY, "plain", _advice(ground_truth, ground_truth.relations))
+        grade = "good" if ground_truth.precision.low >= ground_truth.target else "fair"
+        what = f"relations of {measures.threshold_of} {ground_truth.threshold:.2f} or more"
+        images = count(ground_truth.images, "image")
+        yield grade, f"Ground truth of {images}: the precision of {what} is {ground_truth.precision}."
+        yield "plain", _advice(ground_truth, ground_truth.relations)
         yield from _opinion_quality(ground_truth.opinion, "ground truth")
     if judgements is not None:
         yield from _judged(judgements)
         yield from _opinion_quality(judgements.opinion, "people")
+    yield _health(measures)
+
+
+def _scores(measures: Measures) -> _Answers:
+    """What CLIP and the second opinion say."""
+    agreement, opinion = measures.agreement, measures.opinion
+    if agreement is not None and agreement.first is not None:
+        text = f"CLIP ranks the text of {agreement.first:.0%} of {count(agreement.scored, 'relation')} above all "
+        text += f"contrast texts (by chance {agreement.chance:.0%})"
+        if agreement.beats_swapped is not None:
+            text += f", and that of {agreement.beats_swapped:.0%} above the same text with the roles swapped"
+        yield "plain", f"{text}."
+    if opinion is not None and opinion.agrees is not None:
+        text = f"Second opinion: {opinion.agrees:.0%} of {count(opinion.scored, 'relation')} have a probability of "
+        text += f"{AGREES:.2f} or more, {opinion.mean:.2f} on average"
+        if opinion.correlation is not None and opinion.correlation == opinion.correlation:
+            text += f"; its rank correlation with the confidence is {opinion.correlation:.2f}"
+        yield "plain", f"{text}."
+
+
+def _health(measures: Measures) -> tuple[Grade, str]:
+    ill = [check for check in measures.health if check.count]
+    usable = measures.rows > sum(measures.errors.values())
+    if ill:
+        worst = max(ill, key=lambda check: check.share)
+        number, of = f"{len(ill)} of {len(measures.health)}", f"{worst.share:.1%} of {worst.of}"
+        text = f"{number} health checks found problems, most often: {worst.title} ({of})."
+        return ("fair" if worst.share < _ILL else "bad"), text
+    if usable and any(check.total for check in measures.health if check.of != "boxes"):
+        return "good", f"All {len(measures.health)} health checks passed."
+    if usable and measures.totals["relations"]:
+        return "plain", "There are no captions to check, and the relations are below the threshold."
+    return "plain", "There are no relations or captions to check."
 
 
 def _advice(found: GroundTruthMeasures | JudgementMeasures, judged: int) -> str:
@@ -82,30 +167,29 @@ def _advice(found: GroundTruthMeasures | JudgementMeasures, judged: int) -> str:
     if choice is None:
         return f"{count(judged, 'judged relation')} do not show a threshold with a precision of {target}."
     kept = count(choice.kept, "judged relation")
-    if choice.relations is not None and isinstance(found, JudgementMeasures):
-        kept = f"{choice.relations:,} of {count(found.relations_now, 'relation')}"
+    if isinstance(found, JudgementMeasures):
+        kept = f"{choice.relations or 0:,} of {count(found.relations_now, 'relation')}"
     if found.sure:
         return f"A threshold of {choice.text} keeps {kept}; at least {target} of them are correct: {choice.precision}."
-    return (f"No threshold is shown to reach a precision of {target}. One of {choice.text} keeps {kept} and may reach "
-            f"it: {choice.precision}.")  # fmt: skip
+    may = f"One of {choice.text} keeps {kept} and may reach it: {choice.precision}."
+    return f"No threshold is shown to reach a precision of {target}. {may}"
 
 
-def _judged(judged: JudgementMeasures) -> Iterator[Finding]:
+def _judged(judged: JudgementMeasures) -> _Answers:
     if judged.precision is None:
-        yield Finding(QUALITY, "fair", f"{NO_PLAN[0].upper()}{NO_PLAN[1:]}.")
+        yield "fair", f"{NO_PLAN[0].upper()}{NO_PLAN[1:]}."
         return
-    grade: Grade = "good" if (judged.low or 0) >= judged.target else "fair"
     value, interval = f"{judged.precision:.1%}", f"{judged.low:.1%} to {judged.high:.1%}"
     if judged.covered == 1:
         text = f"the precision of the run is {value} ({interval})"
     else:
         text = f"the precision of the judged {judged.strata}, {share_text(judged.covered)} of the run, is {value}; "
         text += f"that of the run is {interval}"
-    text = f"People judged {count(judged.judged, 'relation')}: {text}"
-    strata = judged.strata.capitalize()
-    yield Finding(QUALITY, grade, f"{text}. {strata} are weighted by their number of relations.")
-    yield Finding(QUALITY, "plain", _advice(judged, judged.judged))
-    yield from (Finding(QUALITY, "fair", text) for text in judgement_caveats(judged))
+    text = f"People judged {count(judged.judged, 'relation')}: {text}. {judged.strata.capitalize()} are weighted by "
+    yield ("good" if (judged.low or 0) >= judged.target else "fair"), f"{text}their number of relations."
+    yield "plain", _advice(judged, judged.judged)
+    for caveat in judgement_caveats(judged):
+        yield "fair", caveat
 
 
 def judgement_caveats(judged: JudgementMeasures) -> Iterator[str]:
@@ -114,14 +198,54 @@ def judgement_caveats(judged: JudgementMeasures) -> Iterator[str]:
     yield from judged.judgements.problems
     if judged.unsure and judged.if_unsure_wrong is not None:
         unsure = count(judged.unsure, "unsure judgement does", "unsure judgements do")
-        yield (f"{unsure} not count: with all of them wrong the precision would be {judged.if_unsure_wrong:.1%}, "
-               f"with all right {judged.if_unsure_right:.1%}.")  # fmt: skip
+        wrong, right = f"{judged.if_unsure_wrong:.1%}", f"{judged.if_unsure_right:.1%}"
+        yield f"{unsure} not count: with all of them wrong the precision would be {wrong}, with all right {right}."
     if judged.open:
-        yield (f"{count(judged.open, 'question is', 'questions are')} open. They come in random order, so the judged "
-               "ones are a random sample unless difficult ones were skipped.")  # fmt: skip
+        text = f"{count(judged.open, 'question is', 'questions are')} open. They come in random order, so the judged "
+        yield f"{text}ones are a random sample unless difficult ones were skipped."
     if judged.relations != judged.relations_now:
-        yield (f"The run had {count(judged.relations, 'relation')} when the plan was made and has "
-               f"{judged.relations_now:,} now: the figures are of those of then.")  # fmt: skip
+        text = f"The run had {count(judged.relations, 'relation')} when the plan was made and has "
+        yield f"{text}{judged.relations_now:,} now: the figures are of those of then."
+
+
+def _opinion_quality(quality: ScoreQuality | None, by: str) -> _Answers:
+    if quality is None or quality.auc is None or quality.calibration_error is None:
+        return
+    text = f"Second opinion, judged by {by} on {count(quality.judged, 'relation')}: a correct relation has a higher "
+    text += f"probability than an incorrect one in {quality.auc:.1%} of pairs (AUC)"
+    if quality.confidence_auc is not None:
+        text += f"; of the confidence that is {quality.confidence_auc:.1%}"
+    yield "plain", f"{text}. Its calibration error is {error_text(quality.calibration_error, quality.perfect_error)}."
+
+
+def _to_drop(measures: Measures) -> _Answers:
+    below = measures.totals["relations"] - level_at(measures).relations
+    ill = sorted((check for check in measures.health if check.count), key=lambda check: -check.share)
+    if below:
+        yield "plain", f"{count(below, 'relation')} below {TRAINING_CONFIDENCE:.2f}, which training ignores anyway."
+    for check in ill:
+        yield "fair", f"{check.count:,} × {check.title}. {check.advice}"
+    if measures.rows > sum(measures.errors.values()) and not below and not ill:
+        yield "good", "Nothing."
+
+
+def _obstacles(measures: Measures) -> _Answers:
+    level, errors = level_at(measures), sum(measures.errors.values())
+    usable = measures.rows - errors
+    found: list[tuple[Grade, str]] = []
+    if not level.relations:
+        found.append(("bad", f"No: no relation has a {measures.threshold_of} of {TRAINING_CONFIDENCE:.2f} or more."))
+    elif level.images < (1 - _MANY_BARE) * usable:
+        share = share_text(level.images / usable)
+        found.append(("fair", f"Only {share} of the images have a relation that training uses."))
+    if errors > _MANY_ERRORS * measures.rows:
+        share = share_text(errors / measures.rows)
+        found.append(("fair", f"{share} of the images are error rows: fix the cause, then --retry-failed."))
+    for check in measures.health:
+        if check.share > (_ILL if check.of in ("relations", "pairs") else _ILL_DATA):
+            text = f"Check this first: {check.title} ({check.share:.1%} of {check.of})."
+            found.append(("bad" if check.name in DOUBTS else "fair", text))
+    yield from found or [("good", "No problems found.")]
 
 
 def share_text(share: float) -> str:
@@ -147,155 +271,71 @@ def level_at(measures: Measures, threshold: float = TRAINING_CONFIDENCE) -> Leve
     return next(level for level in measures.thresholds if level.threshold == threshold)
 
 
-def _content(measures: Measures) -> Iterator[Finding]:
-    totals, level = measures.totals, level_at(measures)
-    if not measures.rows:
-        yield Finding(CONTENT, "bad", "Nothing: the run has no images yet.")
-        return
-    names = ", ".join(_name(name) for name in measures.datasets)
-    splits = ", ".join(f"{_name(split)} {images:,}" for split, images in measures.images.items())
-    boxes = count(totals["objects"], "box", "boxes")
-    of_classes = f" of {count(len(measures.categories), 'class', 'classes')}" if measures.categories else ""
-    yield Finding(CONTENT, "plain", f"{count(measures.rows, 'image')} of {names} ({splits}) with {boxes}{of_classes}.")
-    yield Finding(CONTENT, "plain", _relations(measures, level))
-    if totals["captions"]:
-        distinct = f", of which {totals['different_captions']:,} are distinct within their image"
-        yield Finding(CONTENT, "plain", f"{count(totals['captions'], 'caption')}"
-                      f"{distinct if totals['different_captions'] > 1 else ''}.")  # fmt: skip
-    if left_out := [f"{totals[f'{name}_left_out']:,} {what}" for name, what in LEFT_OUT.items()
-                    if totals[f"{name}_left_out"]]:  # fmt: skip
-        yield Finding(CONTENT, "fair", f"Left out: {listed(left_out)}.")
-    if measures.tail.kinds:
-        most = count(measures.tail.half, "predicate accounts", "predicates account")
-        half = f"{most} for half of the relations" if measures.tail.kinds > 1 else _ONE_PREDICATE
-        yield Finding(CONTENT, "plain", f"{half}; {share_text(measures.person_subject_share)} of the relations have a "
-                      "person as subject.")  # fmt: skip
+_PREDICATES = 15
 
 
-def _name(name: str) -> str:
-    """A name of the data within a sentence; letters that are written from right to left may turn round what follows."""
-    return single_line(name) if name.isascii() else isolated(name)
+@dataclass(frozen=True)
+class Change:
+    """A number in the other run and in this one."""
+
+    name: str
+    before: float
+    after: float
+
+    @property
+    def text(self) -> str:
+        """The difference, also relative to the number before."""
+        difference = self.after - self.before
+        if not difference:
+            return "–"
+        return f"{difference:+,}" + (f" ({difference / self.before:+.0%})" if self.before else "")
 
 
-def _relations(measures: Measures, level: Level) -> str:
-    """How many relations there are, and how many of them training uses."""
-    total = measures.totals["relations"]
-    if not total:
-        return "No relations."
-    text = f"{count(total, 'relation')} with {count(measures.tail.kinds, 'predicate')}"
-    where = f"in {count(level.images, 'image')}, {level.per_image:.1f} per image that has any"
-    if not measures.confidence.scored:
-        return f"{text}, {where}."
-    if not level.relations:
-        return f"{text}; none of {measures.threshold_of} {TRAINING_CONFIDENCE:.2f} or more."
-    of = f"of {measures.threshold_of} {TRAINING_CONFIDENCE:.2f} or more"
-    return f"{text}; {level.relations:,} {of}, {where}."
+@dataclass(frozen=True)
+class Comparison:
+    """What changed from the run `other` to this one.
+
+    Attributes:
+        counts: numbers of images, boxes, relations and so on.
+        predicates: the predicates whose share changed most. `gained` and `lost`: predicates only in one of the runs.
+        health: shares of the checks that found something in either run.
+    """
+
+    other: str
+    counts: list[Change]
+    predicates: list[Change]
+    gained: int
+    lost: int
+    health: list[Change]
 
 
-def _quality(measures: Measures, precision_unknown: bool) -> Iterator[Finding]:
-    confidence = measures.confidence
-    grade: Grade
-    if measures.assumed is not None:
-        yield Finding(QUALITY, "fair", f"Nothing scored the relations: {measures.assumed}. Confidence 1 says nothing.")
-    elif confidence.scored and confidence.median is not None:
-        grade = "bad" if (confidence.highest or 0) < TRAINING_CONFIDENCE else "plain"
-        yield Finding(QUALITY, grade, f"The median confidence is {confidence.median:.2f}, the highest "
-                      f"{confidence.highest:.2f}.")  # fmt: skip
-    if confidence.unscored:
-        have = count(confidence.unscored, "relation has", "relations have")
-        them = "it" if confidence.unscored == 1 else "them"
-        yield Finding(QUALITY, "plain", f"{have} no confidence: people annotated {them}.")
-    if confidence.scored and precision_unknown and measures.assumed is None:
-        yield Finding(QUALITY, "fair", "A confidence says how sure the tagger is, not how often it is correct: judge a "
-                      "sample in `sgpipe view`, or compare with annotations with --truth.")  # fmt: skip
-    yield from _agreement(measures.agreement)
-    yield from _opinion(measures.opinion)
-    ill = [check for check in measures.health if check.count]
-    usable = measures.rows > sum(measures.errors.values())
-    if ill:
-        worst = max(ill, key=lambda check: check.share)
-        grade = "fair" if worst.share < _ILL else "bad"
-        yield Finding(QUALITY, grade, f"{len(ill)} of {len(measures.health)} health checks found problems, most often: "
-                      f"{worst.title} ({worst.share:.1%} of {worst.of}).")  # fmt: skip
-    elif usable and any(check.total for check in measures.health if check.of != "boxes"):
-        yield Finding(QUALITY, "good", f"All {len(measures.health)} health checks passed.")
-    elif usable and measures.totals["relations"]:
-        yield Finding(QUALITY, "plain", "There are no captions to check, and the relations are below the threshold.")
-    else:
-        yield Finding(QUALITY, "plain", "There are no relations or captions to check.")
-
-
-def _agreement(agreement: AgreementMeasures | None) -> Iterator[Finding]:
-    if agreement is None or agreement.first is None or agreement.chance is None:
-        return
-    text = (
-        f"CLIP ranks the text of {agreement.first:.0%} of {count(agreement.scored, 'relation')} above all contrast "
-        f"texts (by chance {agreement.chance:.0%})"
+def compare(other: Measures, this: Measures) -> Comparison:
+    """Compare two runs."""
+    shares = []
+    for name in other.predicates | this.predicates:
+        before, after = (each.predicates.get(name, 0) / max(each.totals["relations"], 1) for each in (other, this))
+        shares.append(Change(name, before, after))
+    shares.sort(key=lambda change: (-abs(change.after - change.before), change.name))
+    health = [Change(a.title, a.share, b.share) for a, b in zip(other.health, this.health, strict=True)]
+    return Comparison(
+        other="other run" if other.run in (None, "", this.run) else other.run,
+        counts=[Change(name, before, _counts(this)[name]) for name, before in _counts(other).items()],
+        predicates=[change for change in shares if change.before != change.after][:_PREDICATES],
+        gained=len(this.predicates.keys() - other.predicates.keys()),
+        lost=len(other.predicates.keys() - this.predicates.keys()),
+        health=[change for change in health if change.before or change.after],
     )
-    if agreement.beats_swapped is not None:
-        text += f", and that of {agreement.beats_swapped:.0%} above the same text with the roles swapped"
-    yield Finding(QUALITY, "plain", f"{text}.")
 
 
-def _opinion(opinion: OpinionMeasures | None) -> Iterator[Finding]:
-    if opinion is None or opinion.agrees is None:
-        return
-    text = (
-        f"Second opinion: {opinion.agrees:.0%} of {count(opinion.scored, 'relation')} have a probability of "
-        f"{AGREES:.2f} or more, {opinion.mean:.2f} on average"
-    )
-    if opinion.correlation is not None and opinion.correlation == opinion.correlation:
-        text += f"; its rank correlation with the confidence is {opinion.correlation:.2f}"
-    yield Finding(QUALITY, "plain", f"{text}.")
-
-
-def _opinion_quality(quality: ScoreQuality | None, by: str) -> Iterator[Finding]:
-    if quality is None or quality.auc is None or quality.calibration_error is None:
-        return
-    text = (
-        f"Second opinion, judged by {by} on {count(quality.judged, 'relation')}: a correct relation has a higher "
-        f"probability than an incorrect one in {quality.auc:.1%} of pairs (AUC)"
-    )
-    if quality.confidence_auc is not None:
-        text += f"; of the confidence that is {quality.confidence_auc:.1%}"
-    error = error_text(quality.calibration_error, quality.perfect_error)
-    yield Finding(QUALITY, "plain", f"{text}. Its calibration error is {error}.")
-
-
-def _to_drop(measures: Measures) -> Iterator[Finding]:
-    below = measures.totals["relations"] - level_at(measures).relations
-    if below:
-        yield Finding(DROP, "plain", f"{count(below, 'relation')} below {TRAINING_CONFIDENCE:.2f}, which training "
-                      "ignores anyway.")  # fmt: skip
-    for check in sorted(measures.health, key=lambda check: -check.share):
-        if check.count:
-            yield Finding(DROP, "fair", f"{check.count:,} × {check.title}. {check.advice}")
-    usable = measures.rows > sum(measures.errors.values())
-    if usable and not below and not any(check.count for check in measures.health):
-        yield Finding(DROP, "good", "Nothing.")
-
-
-def _training(measures: Measures) -> Iterator[Finding]:
-    obstacles = [Finding(TRAINING, grade, text) for grade, text in _obstacles(measures)]
-    yield from obstacles or [Finding(TRAINING, "good", "No problems found.")]
-
-
-def _obstacles(measures: Measures) -> Iterator[tuple[Grade, str]]:
-    level, errors = level_at(measures), sum(measures.errors.values())
-    usable = measures.rows - errors
-    if not level.relations:
-        yield "bad", f"No: no relation has a {measures.threshold_of} of {TRAINING_CONFIDENCE:.2f} or more."
-    elif level.images < (1 - _MANY_BARE) * usable:
-        yield "fair", f"Only {share_text(level.images / usable)} of the images have a relation that training uses."
-    if errors > _MANY_ERRORS * measures.rows:
-        yield (
-            "fair",
-            f"{share_text(errors / measures.rows)} of the images are error rows: fix the cause, then --retry-failed.",
-        )
-    for check in measures.health:
-        if check.share > (_ILL if check.of in ("relations", "pairs") else _ILL_DATA):
-            grade: Grade = "bad" if check.name in DOUBTS else "fair"
-            yield grade, f"Check this first: {check.title} ({check.share:.1%} of {check.of})."
+def _counts(measures: Measures) -> dict[str, int]:
+    return {
+        "images": measures.rows,
+        "error rows": sum(measures.errors.values()),
+        **{name: measures.totals[key] for key, name in TOTALS.items()},
+        f"images with a relation of confidence ≥ {TRAINING_CONFIDENCE:.2f}": level_at(measures).images,
+        "predicates": measures.tail.kinds,
+        "triplet kinds": measures.triplet_kinds,
+    }
 
 
 @dataclass(frozen=True)
@@ -314,13 +354,7 @@ class Audit:
     @property
     def findings(self) -> list[Finding]:
         """The conclusions, by question."""
-        unknown = self.ground_truth is None and self.judgements is None and self.calibrated is None
-        findings = find(self.measures, precision_unknown=unknown)
-        precision = list(find_precision(self.ground_truth, self.judgements, self.measures.threshold_of))
-        if self.calibrated is not None:
-            precision.insert(0, Finding(QUALITY, "plain", self.calibrated))
-        at = max((index for index, finding in enumerate(findings) if finding.question == QUALITY), default=0)
-        return [*findings[:at], *precision, *findings[at:]]
+        return find(self.measures, self.ground_truth, self.judgements, self.calibrated)
 
     def as_dict(self) -> dict[str, Any]:
         """The audit as plain values; the measures are at the top level."""
@@ -376,73 +410,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, list) else value
-
-
-_PREDICATES = 15
-
-
-@dataclass(frozen=True)
-class Change:
-    """A number in the other run and in this one."""
-
-    name: str
-    before: float
-    after: float
-
-    @property
-    def text(self) -> str:
-        """The difference, also relative to the number before."""
-        difference = self.after - self.before
-        if not difference:
-            return "–"
-        return f"{difference:+,}" + (f" ({difference / self.before:+.0%})" if self.before else "")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What changed from the run `other` to this one.
-
-    Attributes:
-        counts: numbers of images, boxes, relations and so on.
-        predicates: the predicates whose share changed most. `gained` and `lost`: predicates only in one of the runs.
-        health: shares of the checks that found something in either run.
-    """
-
-    other: str
-    counts: list[Change]
-    predicates: list[Change]
-    gained: int
-    lost: int
-    health: list[Change]
-
-
-def compare(other: Measures, this: Measures) -> Comparison:
-    """Compare two runs."""
-    names = {**other.predicates, **this.predicates}
-    shares = [Change(name, _share(other, name), _share(this, name)) for name in names]
-    shares.sort(key=lambda change: (-abs(change.after - change.before), change.name))
-    health = [Change(a.title, a.share, b.share) for a, b in zip(other.health, this.health, strict=True)]
-    return Comparison(
-        other="other run" if other.run in (None, "", this.run) else other.run,
-        counts=[Change(name, before, _counts(this)[name]) for name, before in _counts(other).items()],
-        predicates=[change for change in shares if change.before != change.after][:_PREDICATES],
-        gained=len(this.predicates.keys() - other.predicates.keys()),
-        lost=len(other.predicates.keys() - this.predicates.keys()),
-        health=[change for change in health if change.before or change.after],
-    )
-
-
-def _counts(measures: Measures) -> dict[str, int]:
-    level = level_at(measures)
-    return {
-        "images": measures.rows,
-        "error rows": sum(measures.errors.values()),
-        **{name: measures.totals[key] for key, name in TOTALS.items()},
-        f"images with a relation of confidence ≥ {TRAINING_CONFIDENCE:.2f}": level.images,
-        "predicates": measures.tail.kinds,
-        "triplet kinds": measures.triplet_kinds,
-    }
-
-
-def _share(measures: Measures, predicate: str) -> float:
-    return measures.predicates.get(predicate, 0) / max(measures.totals["relations"], 1)
