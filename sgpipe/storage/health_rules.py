@@ -7,11 +7,13 @@ a predicate that is not listed claims nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from sgpipe.records import NO_OBJECT
+
+Marked = Literal["relations", "images"]
 
 _POSTURES = ("sitting", "standing", "walking", "running", "lying", "laying", "parked", "driving", "riding")
 
@@ -87,9 +89,9 @@ _DOMINANT, _UNEVEN, _ENOUGH = 0.4, 10, 50
 class HealthRule:
     """A check: what it finds (`title`), among which things (`of`), and what to do about it.
 
-    finds: the columns that name what a row is about: a relation by `subject`, `object` and `predicate`, a pair by
-    `subject` and `object` (in either direction), all relations of a `predicate`, all images with a `category`, or,
-    without columns, the image.
+    `finds`: the columns that name what a row is about: a relation by `subject`, `object` and `predicate` or by its
+    `number`, a pair by `subject` and `object` (in either direction), all relations of a `predicate`, all images with a
+    `category`, or, without columns, the image.
     """
 
     name: str
@@ -98,6 +100,10 @@ class HealthRule:
     advice: str
     query: str
     finds: tuple[str, ...] = ()
+
+    @property
+    def marked(self) -> Marked:
+        return "images" if self.finds in ((), ("category",)) else "relations"
 
 
 def _names(words: tuple[str, ...]) -> str:
@@ -312,84 +318,42 @@ def prepare_checks(execute: Callable[..., object], threshold: float) -> None:
         threshold: minimum certainty of the relations that are checked.
     """
     execute(f"create or replace view kept as select * from relations where certainty >= {float(threshold)}::float")
-    words, claims, signs = zip(*_claims(), strict=True)
+    claims = [(word, axis, sign) for (axis, sign), words in AXES.items() for word in words]
+    claims += [(word, claim, 0) for claim, words in {**GEOMETRY, "alive": ACTS}.items() for word in words]
     execute(
         "create or replace table claimed as select unnest(?) as word, unnest(?) as claim, unnest(?) as sign",
-        list(words), list(claims), list(signs),
-    )  # fmt: skip
+        *map(list, zip(*claims, strict=True)),
+    )
     execute("create or replace view claims as select predicate, claim, sign from predicates join claimed using (word)")
     execute(PLACED)
 
 
-def _claims() -> Iterator[tuple[str, str, int]]:
-    """Words, what they claim, and on which side of an axis (0 for claims without an axis)."""
-    for (axis, sign), words in AXES.items():
-        yield from ((word, axis, sign) for word in words)
-    for claim, words in {**GEOMETRY, "alive": ACTS}.items():
-        yield from ((word, claim, 0) for word in words)
-
-
-Of = Literal["relations", "images"]
 _CONFIDENT, _RARE = 0.5, 3
 _DOUBTED = 0.5  # probability of a second opinion
 
-
-@dataclass(frozen=True)
-class IndexMark:
-    """A queue whose hits have the bit `bit` in their flags; `query` finds them by the columns `finds`."""
-
-    bit: int
-    key: str
-    title: str
-    advice: str
-    query: str
-    finds: tuple[str, ...]
-
-    @property
-    def of(self) -> Of:
-        return "images" if self.finds in ((), ("category",)) else "relations"
-
-    @property
-    def statement(self) -> str:
-        """Inserts the marks of all hits."""
-        found = f"with found as materialized ({self.query}) insert into {self.of}_marks"
-        if self.of == "images":
-            source = "objects semi join found using (category)" if self.finds else "found"
-            return f"{found} select distinct image, {1 << self.bit} from {source}"
-        if self.finds == ("number",):
-            return f"{found} select image, number, {1 << self.bit} from found"
-        pair = (
-            "least(kept.subject, kept.object) = found.subject and greatest(kept.subject, kept.object) = found.object "
-        )
-        by = {
-            ("predicate",): "using (predicate)",
-            ("subject", "object"): f"on kept.image = found.image and {pair}",
-        }.get(self.finds, f"using (image, {', '.join(self.finds)})")
-        return f"{found} select kept.image, kept.number, {1 << self.bit} from kept semi join found {by}"
-
-
+# What an index marks: the hits of MARKS[bit] have this bit in their flags.
 MARKS = (
-    *(IndexMark(bit, each.name, each.title, each.advice, each.query, each.finds) for bit, each in enumerate(RULES)),
-    IndexMark(
-        len(RULES),
+    *RULES,
+    HealthRule(
         "low_agreement",
         "relations that CLIP finds less fitting than half of the contrast texts",
+        "relations",
         "Compare them with the image: CLIP knows nothing of the tagger's confidence.",
         "select image, number from raw_relations where 2 * (rank - 1) > contrasts",
         ("number",),
     ),
-    IndexMark(
-        len(RULES) + 2,
+    HealthRule(
         "low_opinion",
         f"relations that the second opinion finds less probable than {_DOUBTED:.0%}",
+        "relations",
         "Compare them with the image: the model that was asked does not know the tagger's confidence.",
         f"select image, number from raw_relations where opinion < {_DOUBTED}",
         ("number",),
     ),
-    IndexMark(
-        len(RULES) + 1,
+    HealthRule(
         "confident_but_rare",
         f"relations of confidence ≥ {_CONFIDENT:.2f} whose triplet occurs at most {_RARE} times",
+        "relations",
         "Rare triplets are either valuable or wrong: judge them first.",
         f"""select image, number from kept join (select predicate, subject_category, object_category
             from run.triplets where times <= {_RARE}) using (predicate, subject_category, object_category)
@@ -397,3 +361,21 @@ MARKS = (
         ("number",),
     ),
 )
+
+
+def mark_hits(bit: int) -> str:
+    """SQL that inserts the marks of all hits of MARKS[bit]."""
+    rule = MARKS[bit]
+    found = f"with found as materialized ({rule.query}) insert into {rule.marked}_marks"
+    if rule.marked == "images":
+        source = "objects semi join found using (category)" if rule.finds else "found"
+        return f"{found} select distinct image, {1 << bit} from {source}"
+    if rule.finds == ("number",):
+        return f"{found} select image, number, {1 << bit} from found"
+    by = f"using ({', '.join(('image', *rule.finds))})"
+    if rule.finds == ("predicate",):
+        by = "using (predicate)"
+    elif rule.finds == ("subject", "object"):
+        pair = "least(kept.subject, kept.object) = found.subject and greatest(kept.subject, kept.object) = found.object"
+        by = f"on kept.image = found.image and {pair}"
+    return f"{found} select kept.image, kept.number, {1 << bit} from kept semi join found {by}"

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from sgpipe.errors import UserError
 from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
-from sgpipe.storage.health_rules import MARKS, PLACED, prepare_checks
+from sgpipe.storage.health_rules import MARKS, PLACED, mark_hits, prepare_checks
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_files import RunFiles
 from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, read_file
@@ -252,7 +252,7 @@ def build_index(
             for statement in (*_NAMES, *_CHECKED):
                 execute(statement)
             prepare_checks(execute, TRAINING_CONFIDENCE)
-            for statement in (*(mark.statement for mark in MARKS), *_FLAGS, *_TABLES):
+            for statement in (*map(mark_hits, range(len(MARKS))), *_FLAGS, *_TABLES):
                 execute(statement)
             execute("checkpoint run")
             execute("detach run")

@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
 from sgpipe.errors import UserError
-from sgpipe.storage.health_rules import MARKS, Of
+from sgpipe.storage.health_rules import MARKS, Marked
 from sgpipe.storage.index import RunNames, name_form
 from sgpipe.utils.console import single_line
 
@@ -230,12 +230,12 @@ class Queue:
     title: str
     count: int
     advice: str
-    of: Of
+    of: Marked
 
 
-_MARK = {mark.key: mark for mark in MARKS}
+_BITS = {mark.name: bit for bit, mark in enumerate(MARKS)}
 _JUDGED = "exists (select 1 from judged where judged.image = hit.image and judged.number = hit.number{})"
-_CONDITIONS: dict[str, tuple[Of, str]] = {
+_CONDITIONS: dict[str, tuple[Marked, str]] = {
     _WITHOUT: ("images", "why is not null"),
     _ERRORS: ("images", "status = 'error'"),
     _NOT_JUDGED: ("relations", f"not {_JUDGED.format('')}"),
@@ -243,15 +243,16 @@ _CONDITIONS: dict[str, tuple[Of, str]] = {
 }
 
 
-def queue_condition(key: str) -> tuple[Of, str, list[Any]]:
+def queue_condition(key: str) -> tuple[Marked, str, list[Any]]:
     """What the hits of a queue are, and its condition on a row `hit` of their table, with the values of its `?`.
 
     Raises UserError: there is no such queue.
     """
     if key in _CONDITIONS:
         return *_CONDITIONS[key], []
-    if key in _MARK:
-        return _MARK[key].of, f"(flags & {1 << _MARK[key].bit}) <> 0", []
+    if key in _BITS:
+        bit = _BITS[key]
+        return MARKS[bit].marked, f"(flags & {1 << bit}) <> 0", []
     if key.startswith(f"{_WITHOUT}: "):
         return "images", "why = ?", [key.partition(": ")[2]]
     raise UserError(f"queue={single_line(key, 60)}: there is no such queue")
@@ -260,8 +261,8 @@ def queue_condition(key: str) -> tuple[Of, str, list[Any]]:
 def count_queues(rows: Callable[[str], list[tuple[Any, ...]]], relations: int) -> list[Queue]:
     """Return the queues that have hits; `rows` queries the index of a run with so many relations."""
     hits = dict(rows("from run.marks"))
-    marks = [(mark, hits[1 << mark.bit]) for mark in MARKS if 1 << mark.bit in hits]
-    found = [Queue(mark.key, mark.title, times, mark.advice, mark.of) for mark, times in marks]
+    marks = [(mark, hits[1 << bit]) for bit, mark in enumerate(MARKS) if 1 << bit in hits]
+    found = [Queue(mark.name, mark.title, times, mark.advice, mark.marked) for mark, times in marks]
     reasons = rows("select why, count(*) from run.images where why is not null group by 1 order by 2 desc, 1")
     if len(reasons) > 1:
         found.append(Queue(_WITHOUT, "images without relations", sum(n for _, n in reasons), "", "images"))
