@@ -20,10 +20,16 @@ from sgpipe.utils.console import count, single_line
 
 Point = tuple[float, float]
 Rectangle = tuple[float, float, float, float]
+Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 
 _STEPS = 24
 _LITTLE = 0.2  # weight of covering an object, relative to covering another text
 _AROUND = ((0, -1.1), (0, 1.1), (1.1, 0), (-1.1, 0), (1.1, -1.1), (-1.1, 1.1), (1.1, 1.1), (-1.1, -1.1))
+# Distinguishable for most colour-blind people, and readable on light and dark backgrounds.
+COLOURS = ("#e6194b", "#0b84d8", "#2a9d3f", "#f58231", "#911eb4", "#00a5a5", "#d63fc0", "#8a6d00", "#5566ff", "#a04030")
+_SCALE = 2  # drawn at twice the size and scaled down, which smooths lines and letters
+_TEXT = 13
+_PAPER, _INK, _QUIET = "#ffffff", "#1a1a1a", "#6b6b6b"
 
 
 @dataclass
@@ -37,15 +43,13 @@ class TextPlacer:
 
     def place(self, size: Point, spots: Iterable[Point]) -> Rectangle:
         """Place a text at the spot (a centre) where it covers least, inside the image; ties go to the first."""
-        choices = [self._inside(size, spot) for spot in spots]
-        best = min(choices, key=self._covered)
-        self.taken.append(best)
-        return best
-
-    def _inside(self, size: Point, centre: Point) -> Rectangle:
-        left = min(max(centre[0] - size[0] / 2, 0), max(self.width - size[0] - 1, 0))
-        top = min(max(centre[1] - size[1] / 2, 0), max(self.height - size[1] - 1, 0))
-        return (left, top, left + size[0], top + size[1])
+        choices = []
+        for x, y in spots:
+            left = min(max(x - size[0] / 2, 0), max(self.width - size[0] - 1, 0))
+            top = min(max(y - size[1] / 2, 0), max(self.height - size[1] - 1, 0))
+            choices.append((left, top, left + size[0], top + size[1]))
+        self.taken.append(min(choices, key=self._covered))
+        return self.taken[-1]
 
     def _covered(self, text: Rectangle) -> float:
         texts = sum(overlap(text, other) for other in self.taken)
@@ -100,19 +104,8 @@ def arrow_head(points: Sequence[Point], length: float) -> list[Point]:
 def along(points: Sequence[Point], size: Point) -> list[Point]:
     """Spots for a text of this size: on the curve, first at its middle, then next to it."""
     half = len(points) // 2
-    steps = [half + aside * len(points) // _STEPS for aside in (0, -2, 2, -4, 4, -6, 6)]
-    spots = [points[step] for step in steps]
+    spots = [points[half + aside * len(points) // _STEPS] for aside in (0, -2, 2, -4, 4, -6, 6)]
     return spots + [(x + a * size[0] / 2, y + b * size[1]) for x, y in spots[:5] for a, b in _AROUND]
-
-
-Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
-
-# Distinguishable for most colour-blind people, and readable on light and dark backgrounds.
-COLOURS = ("#e6194b", "#0b84d8", "#2a9d3f", "#f58231", "#911eb4", "#00a5a5", "#d63fc0", "#8a6d00", "#5566ff", "#a04030")
-
-_SCALE = 2  # drawn at twice the size and scaled down, which smooths lines and letters
-_TEXT = 13
-_PAPER, _INK, _QUIET = "#ffffff", "#1a1a1a", "#6b6b6b"
 
 
 def shown(relations: Iterable[Relation], threshold: float, limit: int) -> list[Relation]:
@@ -143,29 +136,6 @@ def colour_of(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """The image with the objects and arrows of these relations, `width` pixels wide, or narrower if it is very tall.
-
-    Other objects get a thin outline; without relations, all objects get their names. All text stays inside the image
-    and overlaps as little as possible.
-    """
-    scale = _SCALE * _fit_scale(record, width)
-    size = (max(_SCALE, round(record.width * scale)), max(_SCALE, round(record.height * scale)))
-    canvas = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    _Drawing(canvas, record, scale).draw(relations)
-    return canvas.resize((size[0] // _SCALE, size[1] // _SCALE), Image.Resampling.LANCZOS)
-
-
-def draw_card(image: Image.Image | None, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """Draw the image, or a grey placeholder, `width` pixels wide, and a list of the relations below."""
-    top = _no_image(record, width) if image is None else draw_relations(image, record, relations, width)
-    bottom = _listing(record, relations, width)
-    card = Image.new("RGB", (width, top.height + bottom.height), _PAPER)
-    card.paste(top, ((width - top.width) // 2, 0))
-    card.paste(bottom, (0, top.height))
-    return card
-
-
 @cache
 def font(size: float) -> Font:
     """Pillow's default font, `size` pixels high."""
@@ -187,85 +157,72 @@ def fit(text: str, letters: Font, width: float) -> str:
     return text[:low].rstrip() + "…"
 
 
-def label(relation: Relation) -> str:
-    """Predicate and confidence."""
-    return relation.predicate if relation.confidence is None else f"{relation.predicate} {relation.confidence:.2f}"
+def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
+    """The image with the objects and arrows of these relations, `width` pixels wide, or narrower if it is very tall.
 
+    Other objects get a thin outline; without relations, all objects get their names. All text stays inside the image
+    and overlaps as little as possible.
+    """
+    scale = _SCALE * _fit_scale(record, width)
+    size = (max(_SCALE, round(record.width * scale)), max(_SCALE, round(record.height * scale)))
+    canvas = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    pen, letters, room = ImageDraw.Draw(canvas, "RGBA"), font(_TEXT * _SCALE), TextPlacer(*size)
+    corners = [_corners(box.bbox, scale, size) for box in record.objects]
+    nothing = {index for index, box in enumerate(record.objects) if box.is_nothing}
+    used = [index for index in drawn_objects(record, relations) if index not in nothing]
+    for index in set(range(len(corners))) - {*used, *nothing}:
+        pen.rectangle(corners[index], outline=(255, 255, 255, 130), width=_SCALE)
+    for index in used:
+        pen.rectangle(corners[index], outline=colour_of(index), width=2 * _SCALE)
+    room.objects = [corners[index] for index in used]
 
-class _Drawing:
-    """Draws on a canvas that is `scale` times as large as the record's image."""
-
-    def __init__(self, canvas: Image.Image, record: Record, scale: float) -> None:
-        self._pen = ImageDraw.Draw(canvas, "RGBA")
-        self._record = record
-        self._scale = scale
-        self._placer = TextPlacer(*canvas.size)
-        self._font = font(_TEXT * _SCALE)
-        self._names = object_names(record.objects)
-
-    def draw(self, relations: Sequence[Relation]) -> None:
-        used = [index for index in drawn_objects(self._record, relations) if not self._record.objects[index].is_nothing]
-        for index, box in enumerate(self._record.objects):
-            if index not in used and not box.is_nothing:
-                self._pen.rectangle(self._corners(index), outline=(255, 255, 255, 130), width=_SCALE)
-        for index in used:
-            self._pen.rectangle(self._corners(index), outline=colour_of(index), width=2 * _SCALE)
-        self._placer.objects = [self._corners(index) for index in used]
-        pairs: dict[tuple[int, int], list[Relation]] = {}
-        for relation in relations:
-            pairs.setdefault((relation.subject, relation.object), []).append(relation)
-        links = {pair: self._curve(*pair) for pair in pairs}
-        for (subject, _), points in links.items():
-            self._arrow(points, colour_of(subject))
-        for index in used:
-            self._name(index)
-        for pair, group in pairs.items():
-            self._write_predicates([label(relation) for relation in group], links[pair], colour_of(pair[0]))
-
-    def _corners(self, index: int) -> Rectangle:
-        left, top, width, height = (value * self._scale for value in self._record.objects[index].bbox)
-        right, bottom = min(left + width, self._placer.width - 1), min(top + height, self._placer.height - 1)
-        left, top = max(left, 0), max(top, 0)
-        return (left, top, max(right, left), max(bottom, top))
-
-    def _curve(self, subject: int, object_: int) -> list[Point]:
-        if self._record.objects[object_].is_nothing or subject == object_:
-            return [middle(self._corners(subject))]
-        return curve(self._corners(subject), self._corners(object_), 24 * _SCALE)
-
-    def _arrow(self, points: list[Point], colour: str) -> None:
-        dot, width = 4 * _SCALE, 3 * _SCALE
-        x, y = points[0]
+    links: dict[tuple[int, int], tuple[list[Point], list[str]]] = {}
+    for relation in relations:
+        pair = (relation.subject, relation.object)
+        if pair not in links:
+            ends = [corners[index] for index in pair]
+            alone = relation.object in nothing or relation.subject == relation.object
+            links[pair] = [middle(ends[0])] if alone else curve(*ends, 24 * _SCALE), []
+        certainty = "" if relation.confidence is None else f" {relation.confidence:.2f}"
+        links[pair][1].append(fit(f"{relation.predicate}{certainty}", letters, size[0] - 12 * _SCALE))
+    for (subject, _), (points, _) in links.items():
+        colour, dot, (x, y) = colour_of(subject), 4 * _SCALE, points[0]
         if len(points) > 1:
-            self._pen.line(points, fill="#ffffffd0", width=width + 2 * _SCALE, joint="curve")
-            self._pen.line(points, fill=colour, width=width, joint="curve")
-            self._pen.polygon(arrow_head(points, 13 * _SCALE), fill=colour, outline="white", width=_SCALE // 2)
-        self._pen.ellipse((x - dot, y - dot, x + dot, y + dot), fill=colour, outline="white", width=_SCALE)
+            pen.line(points, fill="#ffffffd0", width=5 * _SCALE, joint="curve")
+            pen.line(points, fill=colour, width=3 * _SCALE, joint="curve")
+            pen.polygon(arrow_head(points, 13 * _SCALE), fill=colour, outline="white", width=_SCALE // 2)
+        pen.ellipse((x - dot, y - dot, x + dot, y + dot), fill=colour, outline="white", width=_SCALE)
 
-    def _name(self, index: int) -> None:
-        """The object's name on its colour, at a corner of its box."""
-        left, top, right, bottom = self._corners(index)
-        text = fit(self._names[index], self._font, self._placer.width - 12 * _SCALE)
-        width, height = self._font.getlength(text) + 8 * _SCALE, (_TEXT + 5) * _SCALE
-        xs, ys = (left + width / 2, right - width / 2), (top - height / 2, bottom + height / 2, top + height / 2)
-        spots = [(x, y) for y in (*ys, bottom - height / 2) for x in xs]
-        spot = self._placer.place((width, height), spots)
-        self._pen.rounded_rectangle(spot, 3 * _SCALE, fill=colour_of(index))
-        self._write(spot[0] + 4 * _SCALE, spot[1], height, text, "white")
+    def write(x: float, y: float, height: float, text: str, colour: str) -> None:
+        pen.text((x, y + height / 2), text, fill=colour, font=letters, anchor="lm")
 
-    def _write_predicates(self, lines: list[str], points: list[Point], colour: str) -> None:
-        """The relations of a pair, on white, somewhere along their arrow."""
-        lines = [fit(line, self._font, self._placer.width - 12 * _SCALE) for line in lines]
+    names = object_names(record.objects)
+    for index in used:  # its name on its colour, at a corner of its box
+        left, top, right, bottom = corners[index]
+        text = fit(names[index], letters, size[0] - 12 * _SCALE)
+        wide, high = letters.getlength(text) + 8 * _SCALE, (_TEXT + 5) * _SCALE
+        ys = (top - high / 2, bottom + high / 2, top + high / 2, bottom - high / 2)
+        spot = room.place((wide, high), [(x, y) for y in ys for x in (left + wide / 2, right - wide / 2)])
+        pen.rounded_rectangle(spot, 3 * _SCALE, fill=colour_of(index))
+        write(spot[0] + 4 * _SCALE, spot[1], high, text, "white")
+    for (subject, _), (
+        points,
+        lines,
+    ) in links.items():  # the relations of a pair, on white, somewhere along their arrow
         step = (_TEXT + 4) * _SCALE
-        width = max(self._font.getlength(line) for line in lines) + 8 * _SCALE
-        height = step * len(lines) + 2 * _SCALE
-        spot = self._placer.place((width, height), along(points, (width, height)))
-        self._pen.rounded_rectangle(spot, 4 * _SCALE, fill="#fffffff0", outline=colour, width=_SCALE)
+        block = (max(map(letters.getlength, lines)) + 8 * _SCALE, step * len(lines) + 2 * _SCALE)
+        spot = room.place(block, along(points, block))
+        pen.rounded_rectangle(spot, 4 * _SCALE, fill="#fffffff0", outline=colour_of(subject), width=_SCALE)
         for number, line in enumerate(lines):
-            self._write(spot[0] + 4 * _SCALE, spot[1] + _SCALE + number * step, step, line, _INK)
+            write(spot[0] + 4 * _SCALE, spot[1] + _SCALE + number * step, step, line, _INK)
+    return canvas.resize((size[0] // _SCALE, size[1] // _SCALE), Image.Resampling.LANCZOS)
 
-    def _write(self, x: float, y: float, height: float, text: str, colour: str) -> None:
-        self._pen.text((x, y + height / 2), text, fill=colour, font=self._font, anchor="lm")
+
+def _corners(bbox: Rectangle, scale: float, size: Point) -> Rectangle:
+    left, top, width, height = (value * scale for value in bbox)
+    right, bottom = min(left + width, size[0] - 1), min(top + height, size[1] - 1)
+    left, top = max(left, 0), max(top, 0)
+    return (left, top, max(right, left), max(bottom, top))
 
 
 def _fit_scale(record: Record, width: int) -> float:
@@ -273,49 +230,45 @@ def _fit_scale(record: Record, width: int) -> float:
     return min(width / max(record.width, 1), 1.5 * width / max(record.height, 1))
 
 
-def _no_image(record: Record, width: int) -> Image.Image:
-    height = round(record.height * _fit_scale(record, width))
-    grey = Image.new("RGB", (width, max(height, 4 * _TEXT)), "#c9ccd1")
-    pen, letters = ImageDraw.Draw(grey), font(_TEXT)
-    for number, text in enumerate(("no image", record.file_name)):
-        line = fit(text, letters, width - 12)
-        pen.text((width / 2, grey.height / 2 + (2 * number - 1) * _TEXT), line, fill=_INK, font=letters, anchor="mm")
-    return grey
+def draw_card(image: Image.Image | None, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
+    """Draw the image, or a grey placeholder, `width` pixels wide, and a list of the relations below."""
+    if image is not None:
+        top = draw_relations(image, record, relations, width)
+    else:
+        top = Image.new("RGB", (width, max(round(record.height * _fit_scale(record, width)), 4 * _TEXT)), "#c9ccd1")
+        pen, letters = ImageDraw.Draw(top), font(_TEXT)
+        for number, text in enumerate(("no image", record.file_name)):
+            at = (width / 2, top.height / 2 + (2 * number - 1) * _TEXT)
+            pen.text(at, fit(text, letters, width - 12), fill=_INK, font=letters, anchor="mm")
+    bottom = _listing(record, relations, width)
+    card = Image.new("RGB", (width, top.height + bottom.height), _PAPER)
+    card.paste(top, ((width - top.width) // 2, 0))
+    card.paste(bottom, (0, top.height))
+    return card
 
 
 def _listing(record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
     """The image id and its relations, one per line; each object has a dot of its colour."""
-    step, margin = _TEXT + 6, 8
-    canvas = Image.new("RGB", (width * _SCALE, (step * (len(relations) + 1) + 2 * margin) * _SCALE), _PAPER)
-    pen, letters = ImageDraw.Draw(canvas), font(_TEXT * _SCALE)
+    step, margin, dot = (_TEXT + 6) * _SCALE, 8 * _SCALE, 4 * _SCALE
+    canvas = Image.new("RGB", (width * _SCALE, step * (len(relations) + 1) + 2 * margin), _PAPER)
+    pen, letters, right = ImageDraw.Draw(canvas), font(_TEXT * _SCALE), canvas.width - margin
     total = f" · {len(relations)} of {count(len(record.relations), 'relation')}"
     title = f"{record.image_id}{'' if len(relations) == len(record.relations) else total}"
-    title = fit(title, letters, (width - 2 * margin) * _SCALE)
-    pen.text((margin * _SCALE, (margin + step / 2) * _SCALE), title, fill=_QUIET, font=letters, anchor="lm")
+    title = fit(title, letters, right - margin)
+    pen.text((margin, margin + step / 2), title, fill=_QUIET, font=letters, anchor="lm")
     names = object_names(record.objects)
     for number, relation in enumerate(relations, 1):
-        y = (margin + (number + 0.5) * step) * _SCALE
+        x, y = float(margin), margin + (number + 0.5) * step
         confidence = "" if relation.confidence is None else f"{relation.confidence:.2f}"
-        right = (width - margin) * _SCALE
         pen.text((right, y), confidence, fill=_QUIET, font=letters, anchor="rm")
-        room = right - letters.getlength(confidence) - 2 * margin * _SCALE
-        _sentence(pen, letters, relation, names, (margin * _SCALE, y), room)
+        end = right - letters.getlength(confidence) - 2 * margin
+        for index, text in ((relation.subject, ""), (None, relation.predicate), (relation.object, "")):
+            if index is not None:
+                pen.ellipse((x, y - dot, x + 2 * dot, y + dot), fill=colour_of(index))
+                x, text = x + 3 * dot, names[index]
+            if end - x < 2 * _TEXT * _SCALE:
+                break
+            text = fit(text, letters, end - x)
+            pen.text((x, y), text, fill=_INK, font=letters, anchor="lm")
+            x += letters.getlength(text) + 6 * _SCALE
     return canvas.resize((width, canvas.height // _SCALE), Image.Resampling.LANCZOS)
-
-
-def _sentence(
-    pen: ImageDraw.ImageDraw, letters: Font, relation: Relation, names: list[str], at: Point, right: float
-) -> None:
-    """Subject, predicate and object from left to right, shortened at `right`."""
-    x, y = at
-    for index, text in ((relation.subject, ""), (None, relation.predicate), (relation.object, "")):
-        if index is not None:
-            dot = 4 * _SCALE
-            pen.ellipse((x, y - dot, x + 2 * dot, y + dot), fill=colour_of(index))
-            x += 3 * dot
-            text = names[index]
-        if right - x < 2 * _TEXT * _SCALE:
-            return
-        text = fit(text, letters, right - x)
-        pen.text((x, y), text, fill=_INK, font=letters, anchor="lm")
-        x += letters.getlength(text) + 6 * _SCALE
