@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape as escape_markup
+from typing import NamedTuple
 
 from sgpipe.utils.console import single_line
 from sgpipe.viz.draw_relations import Point, polyline
@@ -17,16 +18,14 @@ _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 _TITLE, _LEGEND = 30, 220  # of a file: height of the title, width of the legend
 
 
-@dataclass(frozen=True)
-class Tick:
-    """A mark on an axis: its position and its text."""
+class Tick(NamedTuple):
+    """A mark on an axis."""
 
     at: float
     text: str
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """A bar and its tooltip."""
 
     x: float
@@ -36,8 +35,7 @@ class Bar:
     text: str
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A line through points, with tooltips. `kind`: its CSS class (main, second, guide). `name`: for the legend."""
 
     points: list[Point]
@@ -66,10 +64,10 @@ class Plot:
 
     def inline(self) -> str:
         """An `<svg>` element for a page, whose style sheet gives the colours."""
-        head = (
-            f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(self.name)}">'
+        box, name = f"0 0 {self.width} {self.height}", escape(self.name)
+        return "\n".join(
+            [f'<svg class="plot" viewBox="{box}" role="img" aria-label="{name}">', *self._body(), "</svg>"]
         )
-        return "\n".join([head, *_body(self), "</svg>"])
 
     def file(self) -> str:
         """A complete SVG file with a title, colours and a legend."""
@@ -81,36 +79,36 @@ class Plot:
             f'<rect width="{width}" height="{height}" fill="white"/>',
             f'<text x="{self.left}" y="22" font-size="15">{escape(self.name)}</text>',
             f'<g transform="translate(0 {_TITLE})">',
-            *_body(self, _COLOURS),
-            *_legend(self),
-            "</g>\n</svg>\n",
+            *self._body(_COLOURS),
         ]
-        return "\n".join(parts)
+        x = self.right + 16
+        for number, line in enumerate(self.lines):
+            colour, y = _COLOURS[number % len(_COLOURS)], self.top + 12 + 20 * number
+            parts.append(f'<line x1="{x}" y1="{y - 4}" x2="{x + 20}" y2="{y - 4}" stroke="{colour}" stroke-width="2"/>')
+            parts.append(f'<text x="{x + 26}" y="{y}">{escape(line.name)}</text>')
+        return "\n".join([*parts, "</g>\n</svg>\n"])
 
-
-def _body(plot: Plot, colours: Sequence[str] = ()) -> Iterator[str]:
-    """Axes, bars and lines; lines take `colours` in turn, or their colour from a style sheet if there are none."""
-    for tick in plot.y_ticks:
-        yield f'<line class="axis" x1="{plot.left}" x2="{plot.right}" y1="{tick.at:.1f}" y2="{tick.at:.1f}"/>'
-        yield _text(tick.text, plot.left - 7, tick.at + 4, "end")
-    for tick in plot.x_ticks:
-        yield _text(tick.text, tick.at, plot.bottom + 19)
-    yield '<g class="bars">'
-    for bar in plot.bars:
-        yield (
-            f'<rect x="{bar.x:.1f}" y="{bar.y:.1f}" width="{bar.width:.1f}" height="{bar.height:.1f}">'
-            f"<title>{escape(bar.text)}</title></rect>"
-        )
-    yield "</g>"
-    for number, line in enumerate(plot.lines):
-        stroke = f' stroke="{colours[number % len(colours)]}"' if colours else ""
-        yield f'<polyline class="{line.kind}" points="{polyline(line.points)}"{stroke}/>'
-        for (x, y), text in zip(line.points, line.texts, strict=False):
-            tooltip = f"<title>{escape(text)}</title>"
-            yield f'<circle class="{line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{tooltip}</circle>'
-    yield _text(plot.x_title, (plot.left + plot.right) / 2, plot.height - 6)
-    middle = (plot.top + plot.bottom) / 2
-    yield f'<text transform="translate(14 {middle:.1f}) rotate(-90)" text-anchor="middle">{escape(plot.y_title)}</text>'
+    def _body(self, colours: Sequence[str] = ()) -> Iterator[str]:
+        """Axes, bars and lines; lines take `colours` in turn, or their colour from a style sheet if there are none."""
+        for tick in self.y_ticks:
+            yield f'<line class="axis" x1="{self.left}" x2="{self.right}" y1="{tick.at:.1f}" y2="{tick.at:.1f}"/>'
+            yield _text(tick.text, self.left - 7, tick.at + 4, "end")
+        for tick in self.x_ticks:
+            yield _text(tick.text, tick.at, self.bottom + 19)
+        yield '<g class="bars">'
+        for x, y, width, height, text in self.bars:
+            place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+            yield f"<rect {place}><title>{escape(text)}</title></rect>"
+        yield "</g>"
+        for number, line in enumerate(self.lines):
+            stroke = f' stroke="{colours[number % len(colours)]}"' if colours else ""
+            yield f'<polyline class="{line.kind}" points="{polyline(line.points)}"{stroke}/>'
+            for (x, y), text in zip(line.points, line.texts, strict=False):
+                tooltip = f"<title>{escape(text)}</title>"
+                yield f'<circle class="{line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{tooltip}</circle>'
+        yield _text(self.x_title, (self.left + self.right) / 2, self.height - 6)
+        turned = f'transform="translate(14 {(self.top + self.bottom) / 2:.1f}) rotate(-90)"'
+        yield f'<text {turned} text-anchor="middle">{escape(self.y_title)}</text>'
 
 
 def escape(text: str) -> str:
@@ -120,14 +118,6 @@ def escape(text: str) -> str:
 
 def _text(text: str, x: float, y: float, anchor: str = "middle") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _legend(plot: Plot) -> Iterator[str]:
-    x = plot.right + 16
-    for number, line in enumerate(plot.lines):
-        colour, y = _COLOURS[number % len(_COLOURS)], plot.top + 12 + 20 * number
-        yield f'<line x1="{x}" y1="{y - 4}" x2="{x + 20}" y2="{y - 4}" stroke="{colour}" stroke-width="2"/>'
-        yield f'<text x="{x + 26}" y="{y}">{escape(line.name)}</text>'
 
 
 def columns(name: str, values: Mapping[str, int], x_title: str, y_title: str, every: int = 1) -> Plot:
@@ -147,7 +137,11 @@ def curve(name: str, points: Sequence[Point], x_title: str, y_title: str, texts:
     x = _Scale(min(p[0] for p in points), max(p[0] for p in points), _LEFT + 8, WIDTH - _RIGHT - 8)
     y = _Scale(0, _nice(max(p[1] for p in points)), HEIGHT - _BOTTOM, _TOP)
     line = Line([(x(a), y(b)) for a, b in points], list(texts))
-    return Plot(name, x_title, y_title, _apart([Tick(x(a), f"{a:g}") for a, _ in points]), y.ticks(), lines=[line])
+    ticks: list[Tick] = []
+    for a, _ in points:
+        if not ticks or x(a) - ticks[-1].at >= _TICK:  # texts do not run into each other
+            ticks.append(Tick(x(a), f"{a:g}"))
+    return Plot(name, x_title, y_title, ticks, y.ticks(), lines=[line])
 
 
 def ranks(name: str, counts: Sequence[int], x_title: str, y_title: str) -> Plot:
@@ -182,15 +176,6 @@ def unit_square(
         name, x_title, y_title, x_ticks, y_ticks,
         lines=drawn, width=width, height=height, right=right, bottom=bottom,
     )  # fmt: skip
-
-
-def _apart(ticks: Sequence[Tick]) -> list[Tick]:
-    """The ticks whose text does not run into the one before."""
-    kept: list[Tick] = []
-    for tick in ticks:
-        if not kept or tick.at - kept[-1].at >= _TICK:
-            kept.append(tick)
-    return kept
 
 
 def short(number: float) -> str:
