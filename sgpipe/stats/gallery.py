@@ -24,7 +24,6 @@ from sgpipe.storage.outputs import write_result
 from sgpipe.storage.shards import embedded_images
 from sgpipe.utils.console import count as count_noun
 from sgpipe.viz.draw_relations import (
-    Point,
     Rectangle,
     TextPlacer,
     along,
@@ -116,17 +115,9 @@ def write_sheet(
         title = f"{database.run.get('name') or root.name}: {count_noun(len(cards), 'image')}"
         measure = "confidence" if calibration is None else "probability"
         title += f", {related:,} with relations of {measure} {threshold:.2f} or more"
-    with write_result(file) as temporary:
-        _grid(cards, title).save(temporary, "PNG", optimize=True)
-    return len(cards), lost
-
-
-def _grid(cards: Sequence[Image.Image], title: str) -> Image.Image:
-    """The cards in columns, each added to the shortest column so far."""
     columns = min(len(cards), max(1, round(math.sqrt(len(cards)))))
-    bottoms = [_TITLE + 2 * _GAP] * columns
-    corners = []
-    for card in cards:
+    bottoms, corners = [_TITLE + 2 * _GAP] * columns, []
+    for card in cards:  # each is added to the shortest column so far
         column = bottoms.index(min(bottoms))
         corners.append((_GAP + column * (_CARD + _GAP), bottoms[column]))
         bottoms[column] += card.height + _GAP
@@ -136,7 +127,9 @@ def _grid(cards: Sequence[Image.Image], title: str) -> Image.Image:
     ImageDraw.Draw(sheet).text((_GAP, _GAP + _TITLE / 2), text, fill=_INK, font=letters, anchor="lm")
     for card, corner in zip(cards, corners, strict=True):
         sheet.paste(card, corner)
-    return sheet
+    with write_result(file) as temporary:
+        sheet.save(temporary, "PNG", optimize=True)
+    return len(cards), lost
 
 
 WIDTH = 480  # of an image and of a graph, in units of their SVG
@@ -147,7 +140,7 @@ _QUALITY = 76
 
 @dataclass(frozen=True)
 class Node:
-    """An object of the scene graph: its box on the image and its pill in the graph."""
+    """An object of the scene graph: its box and the tag with its name on the image, and its pill in the graph."""
 
     index: int
     name: str
@@ -209,12 +202,18 @@ def make_card(record: Record, image: Image.Image | None, relations: Sequence[Rel
     height = min(max(record.height * scale, 60), 2 * WIDTH)
     existing = range(len(record.objects))
     relations = [relation for relation in relations if relation.subject in existing and relation.object in existing]
+    uri = None
+    if image is not None:
+        small, file = image.convert("RGB"), BytesIO()
+        small.thumbnail((WIDTH, 2 * WIDTH), Image.Resampling.LANCZOS)
+        small.save(file, "JPEG", quality=_QUALITY, optimize=True)
+        uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
     nodes, graph_height = _nodes(record, relations, scale, height)
     return Card(
         image_id=record.image_id,
         split=record.split,
         file_name=record.file_name,
-        image=None if image is None else data_uri(image, WIDTH),
+        image=uri,
         height=height,
         graph_height=graph_height,
         nodes=list(nodes.values()),
@@ -224,86 +223,58 @@ def make_card(record: Record, image: Image.Image | None, relations: Sequence[Rel
     )
 
 
-def data_uri(image: Image.Image, width: int) -> str:
-    """The image as a JPEG inside a URI, scaled down to at most `width` pixels."""
-    small = image.convert("RGB")
-    small.thumbnail((width, 2 * width), Image.Resampling.LANCZOS)
-    file = BytesIO()
-    small.save(file, "JPEG", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
 def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: float) -> tuple[dict[int, Node], float]:
-    """The objects of the relations by index, and the height of the graph."""
+    """The objects of the relations by index, on an ellipse in the angular order of their boxes; the graph's height."""
     used = drawn_objects(record, relations)
     if not relations:
         used = [index for index in used if not record.objects[index].is_nothing]
-    boxes = {index: _corners(record.objects[index].bbox, scale, height) for index in used}
-    names = object_names(record.objects)
+    boxes: dict[int, Rectangle] = {}
+    for index in used:
+        left, top, width, tall = (value * scale for value in record.objects[index].bbox)
+        right, bottom = min(max(left + width, 0), WIDTH), min(max(top + tall, 0), height)
+        boxes[index] = (min(max(left, 0), right), min(max(top, 0), bottom), right, bottom)
+    middles = {index: middle(box) for index, box in boxes.items()}
+    centre = [sum(point[axis] for point in middles.values()) / max(len(middles), 1) for axis in (0, 1)]
+    order = sorted(middles, key=lambda i: math.atan2(middles[i][1] - centre[1], middles[i][0] - centre[0]))
+    names, letters = object_names(record.objects), font(_TEXT)
     graph_height = 110.0 + 34 * max(len(used) - 1, 0)
-    centres = _around(boxes, graph_height)
     room = TextPlacer(WIDTH, height, list(boxes.values()))
     nodes = {}
     for index in used:
-        letters = font(_TEXT)
         name = fit(names[index], letters, WIDTH / 3)
         width = letters.getlength(name) + 12
         left, top, right, bottom = boxes[index]
         spots = [
             (x, y) for y in (top - 9, bottom + 9, top + 9, bottom - 9) for x in (left + width / 2, right - width / 2)
         ]
-        x, y = centres[index]
+        angle = -math.pi + 2 * math.pi * order.index(index) / len(order)
+        x, y = WIDTH / 2 + 0.36 * WIDTH * math.cos(angle), graph_height / 2 + (graph_height / 2 - 20) * math.sin(angle)
         x = min(max(x, width / 2 + 1), WIDTH - width / 2 - 1)
         pill = (x - width / 2, y - _PILL / 2, x + width / 2, y + _PILL / 2)
-        tag = room.place((width, 18), spots)
-        category = record.objects[index].category
+        tag, category = room.place((width, 18), spots), record.objects[index].category
         nodes[index] = Node(index, name, category, colour_of(index), boxes[index], tag, pill)
     return nodes, graph_height
 
 
-def _corners(bbox: tuple[float, float, float, float], scale: float, height: float) -> Rectangle:
-    left, top, width, tall = (value * scale for value in bbox)
-    right, bottom = min(max(left + width, 0), WIDTH), min(max(top + tall, 0), height)
-    return (min(max(left, 0), right), min(max(top, 0), bottom), right, bottom)
-
-
-def _around(boxes: dict[int, Rectangle], height: float) -> dict[int, Point]:
-    """Positions on an ellipse, in the angular order of the boxes around their common centre."""
-    middles = {index: middle(box) for index, box in boxes.items()}
-    centre = [sum(point[axis] for point in middles.values()) / max(len(middles), 1) for axis in (0, 1)]
-    order = sorted(middles, key=lambda i: math.atan2(middles[i][1] - centre[1], middles[i][0] - centre[0]))
-    centres = {}
-    for number, index in enumerate(order):
-        angle = -math.pi + 2 * math.pi * number / len(order)
-        centres[index] = (WIDTH / 2 + 0.36 * WIDTH * math.cos(angle), height / 2 + (height / 2 - 20) * math.sin(angle))
-    return centres
-
-
 def _edges(relations: Sequence[Relation], nodes: dict[int, Node], height: float) -> list[Edge]:
     letters = font(_TEXT)
-    room = TextPlacer(WIDTH, height)
-    room.taken = [node.pill for node in nodes.values()]
+    room = TextPlacer(WIDTH, height, taken=[node.pill for node in nodes.values()])
     between, edges = Counter[tuple[int, int]](), []
     for number, relation in enumerate(relations):
         subject, object_ = nodes[relation.subject], nodes[relation.object]
         pair = (relation.subject, relation.object)
-        bend = 0.2 + 0.16 * between[pair]
+        linked = curve(subject.pill, object_.pill, bend=0.2 + 0.16 * between[pair])
         between[pair] += 1
-        linked = _outside(curve(subject.pill, object_.pill, bend=bend), subject.pill, object_.pill)
+        pills = (subject.pill, object_.pill)
+        seen = [p for p in linked if not any(a - 2 <= p[0] <= c + 2 and b - 2 <= p[1] <= d + 2 for a, b, c, d in pills)]
+        linked = seen if len(seen) > 5 else linked
         text = fit(relation.predicate, letters, WIDTH / 2)
         size = (letters.getlength(text) + 12, _TEXT + 4.0)
-        label = room.place(size, along(linked, size))
         same = relation.subject == relation.object or not any(object_.box)
         over = [middle(subject.box)] if same else curve(subject.box, object_.box, 24)
+        heads = ["" if same else polyline(arrow_head(points, size)) for points, size in ((over, 13), (linked, 11))]
         edges.append(
-            Edge(number, subject, object_, relation.predicate, relation.confidence, polyline(over),
-                 "" if same else polyline(arrow_head(over, 13)), polyline(linked),
-                 "" if same else polyline(arrow_head(linked, 11)), label, text)
+            Edge(number, subject, object_, relation.predicate, relation.confidence, polyline(over), heads[0],
+                 polyline(linked), heads[1], room.place(size, along(linked, size)), text)
         )  # fmt: skip
     return edges
-
-
-def _outside(points: list[Point], *pills: Rectangle) -> list[Point]:
-    """The part of the curve that no pill covers, or all of it if little would remain."""
-    seen = [p for p in points if not any(a - 2 <= p[0] <= c + 2 and b - 2 <= p[1] <= d + 2 for a, b, c, d in pills)]
-    return seen if len(seen) > 5 else points
