@@ -93,8 +93,9 @@ class ShardFeed:
         """The parts of endless steps, starting at a step of an epoch; use it in a `with` statement."""
         data = self.data
         preparation = self._preparation(self.reader, data.augment)
-        steps = batches(self.stream.steps(epoch, step), preparation, data.threads, data.prefetch)
-        return prefetch_generator(_pinned(steps) if self.pinned else steps)
+        return prefetch_generator(
+            batches(self.stream.steps(epoch, step), preparation, data.threads, data.prefetch, pinned=self.pinned)
+        )
 
     def _preparation(self, reader: ImageReader, augment: Augmentation | None) -> ExamplePreparation:
         data = self.data
@@ -142,7 +143,8 @@ class ExamplePreparation:
         image = self.reader.open(item)
         if image is None:
             return None
-        targets = label_scene(item.graph, *item.size, len(item.graph.relations))
+        size = item.width, item.height
+        targets = label_scene(item.graph, *size, len(item.graph.relations))
         pixel_values, targets = prepare(
             image, targets, self.augment, self.short_side, self.long_side, item.rng, item.flip
         )
@@ -154,14 +156,19 @@ class ExamplePreparation:
                 targets, width, height, self.most_pairs, item.rng, related_first=self.related_first
             )
         boxes = LabelledBoxes(*targets.boxes_and_labels(width, height, texts.objects))
-        return TrainingExample(item.image_id, pixel_values, relabelled(triplets, texts), item.size, boxes)
+        return TrainingExample(item.image_id, pixel_values, relabelled(triplets, texts), size, boxes)
 
 
 _StartedPart = tuple[StepPart, list[Future[TrainingExample | None]]]
 
 
 def batches(
-    steps: Iterator[TrainingStep], preparation: ExamplePreparation, threads: int, prefetch: int
+    steps: Iterator[TrainingStep],
+    preparation: ExamplePreparation,
+    threads: int,
+    prefetch: int,
+    *,
+    pinned: bool = False,
 ) -> Generator[list[TrainingBatch], None, None]:
     """The parts of each step, while threads read the next `prefetch` steps.
 
@@ -174,24 +181,15 @@ def batches(
             (part, [pool.submit(preparation.example, item, part.texts) for item in part.items]) for part in step.parts
         ]
 
-    try:
-        yield from map(_collated, start_early(start, steps, prefetch + 1))  # nothing here keeps the last step's images
+    def collated(part: StepPart, futures: Sequence[Future[TrainingExample | None]]) -> TrainingBatch:
+        readable = [example for future in futures if (example := future.result()) is not None]
+        batch = collate(readable, part.network_texts, skipped=len(futures) - len(readable))
+        return batch.pinned() if pinned else batch
+
+    try:  # nothing here keeps the last step's images
+        yield from ([collated(*each) for each in parts] for parts in start_early(start, steps, prefetch + 1))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _pinned(steps: Generator[list[TrainingBatch], None, None]) -> Generator[list[TrainingBatch], None, None]:
-    with closing(steps):
-        for parts in steps:
-            yield [part.pinned() for part in parts]
-
-
-def _collated(parts: Sequence[_StartedPart]) -> list[TrainingBatch]:
-    batches = []
-    for part, futures in parts:
-        readable = [example for future in futures if (example := future.result()) is not None]
-        batches.append(collate(readable, part.network_texts, skipped=len(futures) - len(readable)))
-    return batches
 
 
 _MOST_REASONS = 5
@@ -226,20 +224,17 @@ class ImageReader:
             image = open_row_image(self._images[item.folder], item, item.embedded)
         except ImageError as error:
             with self._lock:
-                self._skip(item, str(error))
+                self.skipped += 1
+                if len(self.reasons) < _MOST_REASONS and str(error) not in self.reasons:
+                    self.reasons.append(str(error))
+                if not self.read and self.skipped >= self._most_failures:
+                    place = self._images[item.folder].locations.get(item.split, self._roots[item.folder])
+                    failures = self._most_failures  # `skipped` may be more by now: several threads read
+                    images = f"first {failures} images" if failures > 1 else "first image"
+                    raise UserError(
+                        f"the {images} cannot be read from {place} ({self.reasons[0]}); if they moved, pass --images"
+                    ) from None
             return None
         with self._lock:
             self.read += 1
         return image
-
-    def _skip(self, item: TrainingItem, reason: str) -> None:
-        self.skipped += 1
-        if len(self.reasons) < _MOST_REASONS and reason not in self.reasons:
-            self.reasons.append(reason)
-        if not self.read and self.skipped >= self._most_failures:
-            place = self._images[item.folder].locations.get(item.split, self._roots[item.folder])
-            failures = self._most_failures  # `skipped` may be more by now: several threads read
-            images = f"first {failures} images" if failures > 1 else "first image"
-            raise UserError(
-                f"the {images} cannot be read from {place} ({self.reasons[0]}); if they moved, pass --images"
-            )

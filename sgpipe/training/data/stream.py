@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, islice, pairwise
@@ -142,16 +141,12 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
         own = [Visit(number, each.rows) for number, each in enumerate(training_set.row_groups) if each.folder == index]
         rng.shuffle(own)
         whole = int(folder.weight)
-        visits += own * whole + _fraction(own, folder.weight - whole)
+        # Rounded so that the sum is the fraction of all rows.
+        ends = [round(end * (folder.weight - whole)) for end in accumulate((each.rows for each in own), initial=0)]
+        parts = [Visit(each.row_group, end - start) for each, (start, end) in zip(own, pairwise(ends), strict=True)]
+        visits += own * whole + [part for part in parts if part.rows]
     rng.shuffle(visits)
     return Epoch(tuple(visits), window, f"{seed} {epoch}", step)
-
-
-def _fraction(visits: Sequence[Visit], fraction: float) -> list[Visit]:
-    """The same visits to a fraction of the rows, rounded so that the sum is the fraction of all rows."""
-    ends = [round(end * fraction) for end in accumulate((visit.rows for visit in visits), initial=0)]
-    parts = [Visit(visit.row_group, end - start) for visit, start, end in zip(visits, ends, ends[1:], strict=False)]
-    return [part for part in parts if part.rows]
 
 
 @dataclass(frozen=True)
@@ -186,30 +181,20 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
         StoreError: the store that it is in cannot be reached.
     """
     window, skipped = epoch.find(position)
-    with closing(_read_windows(training_set, epoch, window)) as windows:
-        for groups, tables in windows:
-            usable = [
-                _usable_rows(table, group, training_set.threshold) for table, group in zip(tables, groups, strict=True)
-            ]
+    groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits[window * epoch.window :]]
+    in_store = any(is_uri(folder.root) for folder in training_set.folders)  # threads read one window in advance
+
+    def read(group: UsableRowGroup) -> pa.Table:
+        return read_row_group(location(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
+
+    with prefetch(read, groups, _FETCHED if in_store else 0, epoch.window + 1) as read_tables:
+        for start in range(0, len(groups), epoch.window):
+            own, tables = groups[start : start + epoch.window], list(islice(read_tables, epoch.window))
+            usable = [_usable_rows(*each, training_set.threshold) for each in zip(tables, own, strict=True)]
             shapes = [_aspect_ratios(table) for table in tables] if epoch.step is not None else []
             for visit, index in epoch.order(window, usable, shapes)[skipped:]:
-                yield TrainingRow(tables[visit], index, groups[visit].folder)
+                yield TrainingRow(tables[visit], index, own[visit].folder)
             window, skipped = window + 1, 0
-
-
-def _read_windows(
-    training_set: TrainingSet, epoch: Epoch, window: int
-) -> Generator[tuple[list[UsableRowGroup], list[pa.Table]], None, None]:
-    """The row groups of each window from this one on. Threads read those in a store while the last window is used."""
-    groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits[window * epoch.window :]]
-    threads = _FETCHED if any(is_uri(folder.root) for folder in training_set.folders) else 0
-    with prefetch(_read, groups, threads, epoch.window + 1) as tables:
-        for start in range(0, len(groups), epoch.window):
-            yield groups[start : start + epoch.window], list(islice(tables, epoch.window))
-
-
-def _read(group: UsableRowGroup) -> pa.Table:
-    return read_row_group(location(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
 
 
 def _usable_rows(table: pa.Table, row_group: UsableRowGroup, threshold: float) -> list[int]:
@@ -258,30 +243,23 @@ class TrainingItem:
 
     Args:
         folder: index into the folders of the training set.
-        size: width and height of the original image, in pixels.
+        width, height: of the original image, in pixels.
         embedded: the image file, if the shard contains it.
         graph: annotations of the original image; if it is to be flipped, already with the names after the flip.
         rng: for all further random choices about the image.
     """
 
+    folder: int
     image_id: str
     dataset: str
-    folder: int
     split: str
     file_name: str
-    size: tuple[int, int]
+    width: int
+    height: int
     embedded: bytes | None
     graph: SceneAnnotation
     flip: bool
     rng: random.Random
-
-    @property
-    def width(self) -> int:
-        return self.size[0]
-
-    @property
-    def height(self) -> int:
-        return self.size[1]
 
 
 @dataclass(frozen=True)
@@ -422,9 +400,10 @@ class StepStream:
             objects, relations = flipped.names()  # a closed list may have "left of", but not "right of"
             flip = labels is None or ({*objects} <= {*labels.objects} and {*relations} <= {*labels.relations})
             graph = flipped if flip else graph
-        size = values["width"], values["height"]
-        image = (values["image_id"], values["dataset"], row.folder, values["split"], values["file_name"])
-        return TrainingItem(*image, size, None, graph, flip, rng)
+        names = ("image_id", "dataset", "split", "file_name", "width", "height")
+        return TrainingItem(
+            row.folder, *(values[name] for name in names), embedded=None, graph=graph, flip=flip, rng=rng
+        )
 
 
 def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1) -> list[range]:

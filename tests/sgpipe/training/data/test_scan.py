@@ -107,8 +107,8 @@ def test_threads_read_row_groups_of_a_store_one_window_in_advance(tmp_path, monk
     found = scan_training(config)
     epoch = shuffled_epoch(found, 3, 0, 0)
     read = []
-    original = data_stream._read
-    monkeypatch.setattr(data_stream, "_read", lambda group: read.append(group) or original(group))
+    original = data_stream.read_row_group
+    monkeypatch.setattr(data_stream, "read_row_group", lambda *place: read.append(place) or original(*place))
     expected = [row.values() for row in iter_epoch(found, epoch, 13)]
     assert len(read) == 20 - 2 * 3
     read.clear()

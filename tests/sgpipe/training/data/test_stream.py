@@ -104,8 +104,10 @@ def test_the_images_of_a_step_have_similar_shapes(tmp_path, world):
         for parts in zip(*(share.epoch(0) for share in shares), strict=True)
     ]
     assert sorted(int(item.image_id) for step in steps for item in step) == list(range(60))
-    assert all(len({item.size for item in step}) == 1 for step in steps)  # 20 of each are whole steps of 4
-    assert len({step[0].size for step in steps[:5]}) > 1
+    assert all(
+        len({(item.width, item.height) for item in step}) == 1 for step in steps
+    )  # 20 of each are whole steps of 4
+    assert len({step[0].width for step in steps[:5]}) > 1
 
 
 def test_random_choices_stay_as_in_earlier_versions(config):
