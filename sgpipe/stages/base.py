@@ -48,16 +48,13 @@ StageOutput = tuple[list[Record], Usage]
 class Stage(Protocol):
     """One step of the pipeline.
 
-    A stage fills the columns named in `fills` for every record whose `status` is "ok" and returns all records in
+    A stage fills columns of every record whose `status` is "ok" and returns all records in
     their original order. An unreadable image becomes an error row (`Record.fail`), never an exception; an exception
     means that the stage itself cannot run.
     """
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def fills(self) -> tuple[str, ...]: ...
 
     @property
     def resources(self) -> Resources: ...
@@ -109,7 +106,6 @@ class LoadStage:
     """
 
     name = "load"
-    fills: tuple[str, ...] = ("status", "error")
 
     def __init__(self, roots: Mapping[str, ImagePlace], resources: Resources) -> None:
         self.roots = roots

@@ -41,7 +41,7 @@ from sgpipe.files.locations import Location, text_of
 from sgpipe.files.model_cache import local_model
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import DEFAULT_SIDES, DetectConfig, Resources, network_folder, trained_sides
-from sgpipe.records import BOX_SCORES, Box, Record
+from sgpipe.records import Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects, to_single_line
 from sgpipe.sources.coco import load_coco_instances
 from sgpipe.sources.formats import COCO_INSTANCES, require_format
@@ -250,7 +250,6 @@ class DetectStage:
     """
 
     name = "detect"
-    fills: tuple[str, ...] = ("objects", BOX_SCORES, "status", "error")
     threads = 0  # that open images; set up with the detector
 
     def __init__(self, config: DetectConfig, roots: Mapping[str, ImagePlace]) -> None:
@@ -310,7 +309,6 @@ class GivenBoxesStage:
     """
 
     name = "boxes"
-    fills: tuple[str, ...] = ("width", "height", "objects", "status", "error")
     resources = Resources()
 
     def __init__(self, file: Path) -> None:

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import compress, product
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,18 +32,6 @@ from sgpipe.utils.lemmas import lemmas
 _POSSESSIVE = re.compile(r"\s*['’]s\b|['’]")
 _WORD = re.compile(r"[^\W_]+")
 _CACHED_PHRASES = 1 << 17
-
-
-class Matcher(Protocol):
-    """Finds the classes that a noun phrase can refer to."""
-
-    def classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
-        """All matching classes, best match first."""
-        ...
-
-    def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
-        """The best match among the classes of an image: the keys of `present`, in order of first appearance."""
-        ...
 
 
 class HeadMatcher:
@@ -68,10 +56,8 @@ class HeadMatcher:
         self.classes = lru_cache(_CACHED_PHRASES)(self._classes)
 
     def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
-        for name in self.classes(phrase, head):
-            if name in present:
-                return name
-        return None
+        """Return the best match among the classes of an image: the keys of `present`, in order of first appearance."""
+        return next((name for name in self.classes(phrase, head) if name in present), None)
 
     def _learn(self, name: str, phrase: str, rank: int) -> None:
         excluded = phrase.startswith("!")
@@ -126,12 +112,16 @@ class SubstringMatcher:
         self.classes = lru_cache(_CACHED_PHRASES)(self._classes)
 
     def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
+        """See `HeadMatcher.choose`."""
         matching = self.classes(phrase)
         return next((name for name in reversed(present) if name in matching), None) if matching else None
 
     def _classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
         text = phrase.lower()
         return tuple(name for name, phrases in self._synonyms.items() if any(part in text for part in phrases))
+
+
+Matcher: TypeAlias = HeadMatcher | SubstringMatcher
 
 
 def split_words(phrase: str) -> list[str]:
@@ -159,15 +149,10 @@ def _locate_head(words: list[str], head: list[str]) -> tuple[list[str], int]:
     if not head:
         return words, len(words) - 1
     noun = head[-1]
-    for test in (lambda word: word == noun, lambda word: not _forms(word).isdisjoint(_forms(noun))):
-        for at in range(len(words) - 1, -1, -1):
-            if test(words[at]):
-                return words, at
-    return head, len(head) - 1
-
-
-def _forms(noun: str) -> set[str]:
-    return {noun, *noun_lemmas(noun)}
+    forms = {noun, *noun_lemmas(noun)}
+    same = [at for at, word in enumerate(words) if word == noun]
+    similar = same or [at for at, word in enumerate(words) if not forms.isdisjoint((word, *noun_lemmas(word)))]
+    return (words, similar[-1]) if similar else (head, len(head) - 1)
 
 
 Predicates: TypeAlias = Mapping[tuple[str, str], Sequence[str]]
@@ -262,32 +247,22 @@ def collect_prior(graphs: Iterable[Any], matcher: Matcher, *, verbatim: bool = F
     """
     predicates: dict[tuple[str, str], dict[str, None]] = {}
     for graph in graphs:
-        for subject, predicate, object_ in _relationships(graph):
-            text = predicate if verbatim else normalise_predicate(predicate)
-            if not text and not verbatim:
-                continue
-            for pair in product(matcher.classes(subject), matcher.classes(object_)):
-                predicates.setdefault(pair, {})[text] = None
+        if not isinstance(graph, dict) or not isinstance(graph.get("relationships"), list):
+            raise ValueError("expected images with relationships")
+        try:
+            names = {item["object_id"]: _name(item) for item in graph.get("objects", ())}
+            for relation in graph["relationships"]:
+                subject, object_ = (
+                    _name(relation[role]) if role in relation else names[relation[f"{role}_id"]]
+                    for role in ("subject", "object")
+                )
+                text = str(relation["predicate"]) if verbatim else normalise_predicate(str(relation["predicate"]))
+                if text or verbatim:
+                    for pair in product(matcher.classes(subject), matcher.classes(object_)):
+                        predicates.setdefault(pair, {})[text] = None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"image {graph.get('image_id')!r} has a malformed relationship ({error})") from None
     return {pair: list(texts) for pair, texts in predicates.items()}
-
-
-def _relationships(graph: Any) -> list[tuple[str, str, str]]:
-    """(subject name, predicate, object name) of every relationship of an image."""
-    if not isinstance(graph, dict) or not isinstance(graph.get("relationships"), list):
-        raise ValueError("expected images with relationships")
-    try:
-        names = {item["object_id"]: _name(item) for item in graph.get("objects", ())}
-        return [
-            (_entity(relation, "subject", names), str(relation["predicate"]), _entity(relation, "object", names))
-            for relation in graph["relationships"]
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"image {graph.get('image_id')!r} has a malformed relationship ({error})") from None
-
-
-def _entity(relation: Mapping[str, Any], role: str, names: Mapping[Any, str]) -> str:
-    """The name of a relationship's subject or object, given inline or by the id of an object of the image."""
-    return _name(relation[role]) if role in relation else names[relation[f"{role}_id"]]
 
 
 def _name(item: Mapping[str, Any]) -> str:
@@ -305,7 +280,6 @@ class PairStage:
     """
 
     name = "pair"
-    fills: tuple[str, ...] = ("triplets", "pairs")
 
     def __init__(self, config: PairConfig, dataset: str, categories: Iterable[str]) -> None:
         """

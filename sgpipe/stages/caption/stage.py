@@ -54,7 +54,6 @@ class CaptionStage:
     """
 
     name = "caption"
-    fills: tuple[str, ...] = ("captions", "status", "error")
     cache_folder: CacheFolder | None = None  # where a served captioner keeps its answers; None: nowhere
     threads = 0  # that open images; set up with the captioner
 

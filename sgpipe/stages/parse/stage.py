@@ -94,7 +94,6 @@ class ParseStage:
     """Fills `Record.triplets` from the captions of each record."""
 
     name = "parse"
-    fills: tuple[str, ...] = ("triplets",)
     cache_folder: CacheFolder | None = None  # where a served model's answers are kept
 
     def __init__(self, config: ParseConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
@@ -89,22 +89,6 @@ def split_name(model: str) -> tuple[str, str | None]:
     return (name, weights) if found and name != "hf-hub" and "/" not in name else (model, None)
 
 
-class ClipModel(Protocol):
-    """Embeddings of unit length, `[count, width]`, float32 on the CPU.
-
-    Attributes:
-        side: pixels per side of the images that the model sees.
-        scale: what cosines are multiplied by before a softmax; `logit_scale` of the checkpoint.
-    """
-
-    side: int
-    scale: float
-
-    def embed_images(self, images: Sequence[Image.Image]) -> Tensor: ...
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor: ...
-
-
 class TextEmbeddings:
     """Embeddings of texts, `[width]`, the latest of which are kept.
 
@@ -146,7 +130,12 @@ def _is_open_clip(model: str, weights: str | None) -> bool:
 
 
 class OpenClip:
-    """A model of open_clip."""
+    """A model of open_clip. Embeddings have unit length, `[count, width]`, float32 on the CPU.
+
+    Attributes:
+        side: pixels per side of the images that the model sees.
+        scale: what cosines are multiplied by before a softmax; `logit_scale` of the checkpoint.
+    """
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
         """Raises UserError: as `load_clip`."""
@@ -181,7 +170,7 @@ class OpenClip:
 
 
 class TransformersClip:
-    """A dual encoder of transformers."""
+    """A dual encoder of transformers; see `OpenClip`."""
 
     def __init__(self, model: str, device: torch.device) -> None:
         """Raises UserError: as `load_clip`."""
@@ -216,3 +205,6 @@ def _unit(features: Any) -> Tensor:
     """Features `[count, width]` of unit length; newer versions of transformers wrap them."""
     found: Tensor = features if isinstance(features, Tensor) else features.pooler_output
     return functional.normalize(found.float(), dim=-1).cpu()
+
+
+ClipModel: TypeAlias = OpenClip | TransformersClip

@@ -48,7 +48,6 @@ class AssumedStage:
     """Makes candidates relations with confidence 1, without looking at the image."""
 
     name = "tag"
-    fills = ("relations",)
 
     def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace]) -> None:
         """`roots`: where the images of each split are; not used, as no image is opened."""

@@ -136,7 +136,6 @@ class TagStage:
     """
 
     name = "tag"
-    fills = ("relations",)
 
     def __init__(
         self,
@@ -349,7 +348,6 @@ class ScoredStage:
     """
 
     name = "tag"
-    fills = ("relations",)
     threads = 0  # that open images; set up with the scorer
 
     def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace], pair: PairConfig | None = None) -> None:

@@ -1,20 +1,32 @@
+"""Noise, nuclei, and captions by a BLIP decoder.
+
+The scores that tokens are drawn from equal those of transformers' processors and warpers, in the published order.
+"""
+
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import BlipForConditionalGeneration
+from scipy.stats import chisquare
+from transformers import (
+    BlipForConditionalGeneration,
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from sgpipe.stages.caption.blip import BlipDecoder, beam_captions, sample_captions
-from sgpipe.stages.caption.decoding import (
-    NucleusSampling,
-    gumbel,
-    nucleus,
-    philox,
-)
+from sgpipe.stages.caption.decoding import NucleusSampling, gumbel, nucleus, philox, process
 from tests.factories import make_blip
 
+END = 2
 PROMPT = [5, 6, 7]
+PUBLISHED = NucleusSampling(10, 0.9, 1.0, 5, 20, END, repetition_penalty=1.1, top_k=50)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +43,11 @@ def image_states(model, images=1):
 def sampling(model, **changes):
     defaults = {"samples": 4, "top_p": 0.9, "temperature": 1.0, "min_tokens": 5, "max_tokens": 12}
     return NucleusSampling(**defaults | changes, end=model.config.text_config.sep_token_id)
+
+
+def published(model, **changes):
+    small = {"end": model.config.text_config.sep_token_id, "samples": 4, "max_tokens": 12, "top_k": 6}
+    return replace(PUBLISHED, **small | changes)
 
 
 def words(values):
@@ -97,14 +114,13 @@ def test_lengths_and_greedy_choice_agree_with_transformers(model):
         assert ours == beam_captions(model, states, PROMPT, 1, least, most)
 
 
-def test_a_batch_gives_the_same_captions_as_single_images(model):
-    decoder, states = BlipDecoder(model), image_states(model, images=4)
-    keys = [11, 22, 33, 44]
-    together = sample_captions(decoder, states, PROMPT, keys, sampling(model, min_tokens=0))
-    alone = [
-        sample_captions(decoder, states[i : i + 1], PROMPT, keys[i : i + 1], sampling(model, min_tokens=0))[0]
-        for i in range(4)
-    ]
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_a_batch_or_more_samples_give_the_same_captions_as_single_images(model, penalty):
+    decoder, states, keys = BlipDecoder(model), image_states(model, images=4), [11, 22, 33, 44]
+    settings = sampling(model, min_tokens=0, repetition_penalty=penalty)
+    together = sample_captions(decoder, states, PROMPT, keys, settings)
+    more = replace(settings, samples=9)
+    alone = [sample_captions(decoder, states[i : i + 1], PROMPT, keys[i : i + 1], more)[0][:4] for i in range(4)]
     assert together == alone
     assert len({len(caption) for caption in itertools.chain(*alone)}) > 1
 
@@ -130,3 +146,113 @@ def test_damaged_weights_raise_an_error(model):
     states[0, 3] = torch.nan
     with pytest.raises(FloatingPointError, match="not finite"):
         sample_captions(BlipDecoder(model), states, PROMPT, [1], sampling(model))
+
+
+def expected_scores(scores, tokens, sampling):
+    steps = [MinLengthLogitsProcessor(sampling.min_tokens, sampling.end), TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.repetition_penalty != 1:
+        steps.insert(0, RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.top_k:
+        steps.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        steps.append(TopPLogitsWarper(sampling.top_p))
+    return LogitsProcessorList(steps)(tokens, scores.clone())
+
+
+def found_scores(scores, tokens, sampling):
+    processed = process(scores, tokens, sampling)
+    return processed.masked_fill(~nucleus(processed, sampling.top_p), -torch.inf)
+
+
+@pytest.mark.parametrize("length", [4, 5, 12])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"repetition_penalty": 1.0},
+        {"top_k": 0},
+        {"repetition_penalty": 1.0, "top_k": 0},
+        {"repetition_penalty": 2.5, "temperature": 0.7},
+        {"repetition_penalty": 0.6, "temperature": 1.4},
+        {"top_k": 1},
+        {"top_k": 400},
+        {"top_k": 10**12, "top_p": 1.0},
+        {"top_p": 0.3},
+    ],
+)
+def test_scores_equal_those_of_transformers(length, changes):
+    """Rows are flat to peaked; scores are of both signs; [DEC], prompt and repeated tokens are among the tokens."""
+    random = torch.manual_seed(length)
+    scores = torch.randn(64, 400, generator=random) * torch.linspace(0.2, 6, 64)[:, None]
+    scores[::2, END] = 9  # the end would be drawn if it were allowed
+    tokens = torch.randint(0, 12, (64, length), generator=random)
+    settings = replace(PUBLISHED, **changes)
+    before = scores.clone()
+    torch.testing.assert_close(
+        found_scores(scores, tokens, settings), expected_scores(scores, tokens, settings), rtol=0, atol=1e-6
+    )
+    assert torch.equal(scores, before)
+
+
+def test_all_tokens_that_tie_with_the_last_of_top_k_stay():
+    scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, -1.0]])
+    settings = replace(PUBLISHED, top_k=2, top_p=1.0, repetition_penalty=1.0, min_tokens=0)
+    tokens = torch.zeros(1, 1, dtype=torch.long)
+    assert process(scores, tokens, settings).isfinite().nonzero()[:, 1].tolist() == [1, 2, 3, 4]
+    assert torch.equal(process(scores, tokens, settings), expected_scores(scores, tokens, settings))
+
+
+def test_20000_first_tokens_of_a_captioner_follow_the_distribution_of_transformers(model):
+    states, count = image_states(model), 20_000
+    settings = published(model, samples=count, max_tokens=len(PROMPT) + 1, repetition_penalty=1.6)
+    found = sample_captions(BlipDecoder(model), states, PROMPT, [99], settings)[0]
+    ids = torch.tensor([PROMPT])
+    with torch.no_grad():
+        scores = model.text_decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False).logits[:, -1]
+    shares = expected_scores(scores, ids, settings).double().softmax(-1)[0]
+    assert not torch.equal(scores.argsort(), process(scores, ids, settings).argsort())  # the penalty matters
+    drawn = torch.tensor([caption[0] for caption in found]).bincount(minlength=len(shares))
+    kept = shares > 0
+    assert drawn[~kept].sum() == 0
+    assert kept.sum() > 2
+    assert chisquare(drawn[kept], count * shares[kept]).pvalue > 0.001
+
+
+@pytest.mark.parametrize("changes", [{}, {"top_k": 3}, {"repetition_penalty": 3.0}, {"repetition_penalty": 0.5}])
+def test_every_token_of_a_caption_is_drawn_from_the_scores_of_transformers(model, changes):
+    """Later tokens see the caption so far: a whole sequence without the cache gives the scores of each step."""
+    states, settings = image_states(model), published(model, samples=30, **changes)
+    for caption in sample_captions(BlipDecoder(model), states, PROMPT, [4], settings)[0]:
+        for length in range(len(caption)):
+            ids = torch.tensor([[*PROMPT, *caption[:length]]])
+            with torch.no_grad():
+                scores = model.text_decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False).logits[:, -1]
+            assert expected_scores(scores, ids, settings)[0, caption[length]].isfinite()
+
+
+def test_greedy_captions_with_a_penalty_equal_generate(model):
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.manual_seed(5))
+    end, begin = model.config.text_config.sep_token_id, model.config.text_config.bos_token_id
+    prompt = [begin, *PROMPT[1:]]
+    captions = {}
+    for penalty in (1.0, 1.1, 2.0):
+        with torch.no_grad():
+            states = model.vision_model(pixels).last_hidden_state
+            row = model.generate(
+                pixels,
+                input_ids=torch.tensor([[*prompt, 0]]),
+                do_sample=False,
+                repetition_penalty=penalty,
+                min_length=5,
+                max_length=12,
+            )[0].tolist()[len(prompt) :]
+        settings = published(model, samples=1, top_k=1, repetition_penalty=penalty)
+        [[captions[penalty]]] = sample_captions(BlipDecoder(model), states, prompt, [1], settings)
+        assert captions[penalty] == (row[: row.index(end)] if end in row else row)
+    assert captions[2.0] != captions[1.0]
+
+
+def test_settings_that_overflow_the_scores_are_an_error_not_a_caption(model):
+    for changes in ({"repetition_penalty": 1e-300}, {"temperature": 1e-300}):
+        with pytest.raises(FloatingPointError, match="close to 0"):
+            sample_captions(BlipDecoder(model), image_states(model), PROMPT, [1], published(model, **changes))

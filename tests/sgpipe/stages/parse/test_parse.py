@@ -136,25 +136,6 @@ def test_case_spacing_and_symbols_do_not_matter(parser):
         assert stated(parser, caption) == expected, caption
 
 
-RANDOM_WORDS = (
-    "man",
-    "dogs",
-    "it",
-    "them",
-    "his",
-    "riding",
-    "covered",
-    "with",
-    "to",
-    "that",
-    "the",
-    ",",
-    "and",
-    "'s",
-    "is",
-)
-
-
 def test_stage_fills_good_records_only():
     stage = ParseStage(ParseConfig())
     stage.setup()
