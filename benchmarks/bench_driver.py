@@ -33,6 +33,7 @@ from benchmarks.measure import report
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 from sgpipe.sources.opening import open_source
+from sgpipe.stages.base import Stage
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import shard_name
 from sgpipe.storage.source_index import write_index
@@ -45,14 +46,11 @@ _STAGES = ("caption", "parse", "pair", "tag")
 
 
 @dataclass
-class Idle:
+class Idle(Stage):
     """A stage that does nothing."""
 
     name: str = "idle"
-    fills: tuple[str, ...] = ("captions", "triplets", "pairs", "relations")
     resources: Resources = field(default_factory=Resources)
-
-    def setup(self) -> None: ...
 
     def __call__(self, records: list[Record]) -> list[Record]:
         return records

@@ -30,6 +30,7 @@ from rich.table import Table
 from benchmarks.measure import report
 from sgpipe.recipe import Recipe, Resources, load_recipe
 from sgpipe.records import Caption, Pair, Record, Relation, Triplet
+from sgpipe.stages.base import Stage
 
 BOXES, CAPTIONS, TRIPLETS, PAIRS = 8, 10, 10, 12
 _UNITS_BETWEEN_LOOKS = 4
@@ -37,11 +38,10 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
-class MadeUp:
+class MadeUp(Stage):
     """As many captions, triplets, pairs and relations as a real image has."""
 
     name: str = "made up"
-    fills: tuple[str, ...] = ("captions", "triplets", "pairs", "relations")
     resources: Resources = field(default_factory=Resources)
 
     def setup(self) -> None:

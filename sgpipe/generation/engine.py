@@ -17,7 +17,7 @@ from sgpipe.files.locations import Location, open_file, read_twice
 from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
 from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Resources, TagConfig
 from sgpipe.records import Record, from_table
-from sgpipe.stages.base import CachingStage, ModelStage, Stage, Usage
+from sgpipe.stages.base import Stage, Usage
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.storage.manifest import Manifest, ShardEntry, WriterClaim
 from sgpipe.storage.run_folder import RunFolder
@@ -172,10 +172,8 @@ class StageBuilder:
         stages += self.build(self.recipe, self.roots, classes)
         stages = [stage for stage in stages if stage.name.replace("load", "caption") not in self.reused]
         for stage in stages:
-            if isinstance(stage, ModelStage):
-                stage.check()
-            if isinstance(stage, CachingStage):
-                stage.cache_folder = self.cache_folder
+            stage.check()
+            stage.cache_folder = self.cache_folder
         return stages
 
     @property

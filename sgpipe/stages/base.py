@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from sgpipe.errors import ImageError
 from sgpipe.files.image_roots import ImagePlace
@@ -45,47 +45,35 @@ class Usage:
 StageOutput = tuple[list[Record], Usage]
 
 
-class Stage(Protocol):
+class Stage:
     """One step of the pipeline.
 
-    A stage fills columns of every record whose `status` is "ok" and returns all records in
-    their original order. An unreadable image becomes an error row (`Record.fail`), never an exception; an exception
-    means that the stage itself cannot run.
+    A stage fills columns of every record whose `status` is "ok" and returns all records in their original order. An
+    unreadable image becomes an error row (`Record.fail`), never an exception; an exception means that the stage itself
+    cannot run.
+
+    Attributes:
+        cache_folder: where the answers of a served model are kept; None: nowhere.
+        threads: that open images; set up with the model.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def resources(self) -> Resources: ...
-
-    def setup(self) -> None:
-        """Load models. Called once, in the process that runs the stage."""
-
-    def __call__(self, records: list[Record]) -> list[Record]: ...
-
-
-@runtime_checkable
-class ModelStage(Stage, Protocol):
-    """A stage whose model can be checked before workers are started."""
+    name: str
+    resources: Resources
+    cache_folder: CacheFolder | None = None
+    threads = 0
 
     def check(self) -> None:
-        """Raises UserError: there is no such model, or one of another kind, as far as its configuration tells."""
+        """Before workers start, raise UserError if there is no such model, as far as its configuration tells."""
 
-
-@runtime_checkable
-class CachingStage(Stage, Protocol):
-    """A stage that keeps the answers of a served model in `cache_folder`; None: nowhere."""
-
-    cache_folder: CacheFolder | None
-
-
-@runtime_checkable
-class GpuStage(Stage, Protocol):
-    """A stage that may compute on a GPU."""
+    def setup(self) -> None:
+        """Load models. Called once, in the process that runs the stage. Raises UserError: they cannot be loaded."""
 
     def gpu_use(self) -> dict[str, Any]:
-        """As by `utils.gpu_memory.gpu_use`, with "compilation", the seconds since the start that it compiled."""
+        """Return what `utils.gpu_memory.gpu_use` does, with "compilation", the seconds since the start that it took."""
+        return {}
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        raise NotImplementedError
 
 
 def image_threads(resources: Resources, *, elsewhere: bool) -> int:
@@ -99,7 +87,7 @@ def image_threads(resources: Resources, *, elsewhere: bool) -> int:
     return min(max(cpus, 2), 16) if elsewhere else min(cpus // 2, 1)
 
 
-class LoadStage:
+class LoadStage(Stage):
     """Opens each image once, so that unreadable images become error rows even in a run without a captioner.
 
     `roots` says where the images of each split are.
@@ -110,9 +98,6 @@ class LoadStage:
     def __init__(self, roots: Mapping[str, ImagePlace], resources: Resources) -> None:
         self.roots = roots
         self.resources = resources
-
-    def setup(self) -> None:
-        """Nothing to load."""
 
     def __call__(self, records: list[Record]) -> list[Record]:
         threads = image_threads(self.resources, elsewhere=False)
@@ -147,18 +132,15 @@ class StageRunner:
         for stage in self.stages:
             began = time.perf_counter()
             records = stage(records)
-            usage.add(self._usage(stage, time.perf_counter() - began))
+            seconds = time.perf_counter() - began
+            use = stage.gpu_use()
+            total = use.pop("compilation", 0.0)
+            compiled = total - self._compiled.get(stage.name, 0.0)
+            self._compiled[stage.name] = total
+            apart = {COMPILATION: compiled} if compiled else {}
+            gpus = {stage.name: use} if use else {}
+            usage.add(Usage({stage.name: max(seconds - compiled, 0.0), **apart}, gpus))
         return records, usage
-
-    def _usage(self, stage: Stage, seconds: float) -> Usage:
-        use = stage.gpu_use() if isinstance(stage, GpuStage) else {}
-        if not use:
-            return Usage({stage.name: seconds})
-        total = use.pop("compilation", 0.0)
-        compiled = total - self._compiled.get(stage.name, 0.0)
-        self._compiled[stage.name] = total
-        apart = {COMPILATION: compiled} if compiled else {}
-        return Usage({stage.name: max(seconds - compiled, 0.0), **apart}, {stage.name: use})
 
 
 class IsolatedRunner:

@@ -46,7 +46,7 @@ from sgpipe.sources.annotated import ProblemCounts, clip_objects, to_single_line
 from sgpipe.sources.coco import load_coco_instances
 from sgpipe.sources.formats import COCO_INSTANCES, require_format
 from sgpipe.sources.vocabulary import category_names
-from sgpipe.stages.base import image_threads
+from sgpipe.stages.base import Stage, image_threads
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.console import count
 from sgpipe.utils.devices import pick_device
@@ -243,14 +243,13 @@ def _settings(name: str | None) -> PretrainedConfig:
     return settings
 
 
-class DetectStage:
+class DetectStage(Stage):
     """Fills `objects` with detected boxes, highest score first, and `box_scores`. Images are processed one at a time.
 
     `roots` says where the images of each split are. `category_id` is the 1-based index of the detector's class.
     """
 
     name = "detect"
-    threads = 0  # that open images; set up with the detector
 
     def __init__(self, config: DetectConfig, roots: Mapping[str, ImagePlace]) -> None:
         self.config = config
@@ -269,7 +268,6 @@ class DetectStage:
         self.detector = load(self.config, self.device)
 
     def gpu_use(self) -> dict[str, Any]:
-        """See `GpuStage`."""
         return gpu_use(self.device)
 
     def __call__(self, records: list[Record]) -> list[Record]:
@@ -302,7 +300,7 @@ class DetectStage:
         clip_objects(record, Counter())
 
 
-class GivenBoxesStage:
+class GivenBoxesStage(Stage):
     """Fills `objects` and the size of each image from the entry of an instances file with the same file name.
 
     If several entries share the file name, the one that shares most of the parent folders is used.
@@ -321,9 +319,6 @@ class GivenBoxesStage:
             for suffix in _path_suffixes(name):
                 self._ids_by_suffix.setdefault(suffix, []).append(image_id)
         self.classes = tuple(name for _, name in sorted(self._instances.names.items()))
-
-    def setup(self) -> None:
-        """Nothing to load."""
 
     def __call__(self, records: list[Record]) -> list[Record]:
         for record in records:

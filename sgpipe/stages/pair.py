@@ -27,6 +27,7 @@ from sgpipe.files.locations import Location
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Box, Pair, Record, Triplet
 from sgpipe.sources.vocabulary import category_names, load_synonyms, packaged_synonyms
+from sgpipe.stages.base import Stage
 from sgpipe.utils.lemmas import lemmas
 
 _POSSESSIVE = re.compile(r"\s*['’]s\b|['’]")
@@ -271,7 +272,7 @@ def _name(item: Mapping[str, Any]) -> str:
     return str(value if isinstance(value, str) else next(iter(value), ""))
 
 
-class PairStage:
+class PairStage(Stage):
     """Matches the nouns of triplets to classes, and lists the ordered box pairs that may be related.
 
     The predicates of a pair are those that the captions state for its two classes, without repetition and in order

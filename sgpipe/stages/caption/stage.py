@@ -24,7 +24,7 @@ from sgpipe.files.model_cache import local_model
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
-from sgpipe.stages.base import image_threads
+from sgpipe.stages.base import Stage, image_threads
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput, Refused, settings_of
 from sgpipe.stages.checkpoint import read_config
 from sgpipe.stages.endpoint import CacheFolder
@@ -46,7 +46,7 @@ class Region:
     window: Window | None = None
 
 
-class CaptionStage:
+class CaptionStage(Stage):
     """Fills `captions` with `samples` nucleus samples (or one beam search result) for every region of the scopes.
 
     `roots` says where the images of each split are. Captions are ordered by scope, region and sample; duplicates are
@@ -54,8 +54,6 @@ class CaptionStage:
     """
 
     name = "caption"
-    cache_folder: CacheFolder | None = None  # where a served captioner keeps its answers; None: nowhere
-    threads = 0  # that open images; set up with the captioner
 
     def __init__(self, config: CaptionConfig, roots: Mapping[str, ImagePlace], seed: int) -> None:
         self.config = config
@@ -80,7 +78,6 @@ class CaptionStage:
         self.captioner.setup()
 
     def gpu_use(self) -> dict[str, Any]:
-        """See `GpuStage`."""
         return gpu_use(self.device, *getattr(self.captioner, "compiled", ()))
 
     def __call__(self, records: list[Record]) -> list[Record]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Record, Triplet
+from sgpipe.stages.base import Stage
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.utils.hashing import model_sha256
@@ -90,11 +91,10 @@ class CaptionParser:
         ]
 
 
-class ParseStage:
+class ParseStage(Stage):
     """Fills `Record.triplets` from the captions of each record."""
 
     name = "parse"
-    cache_folder: CacheFolder | None = None  # where a served model's answers are kept
 
     def __init__(self, config: ParseConfig) -> None:
         self.config = config
@@ -116,7 +116,6 @@ class ParseStage:
         self._parser = CaptionParser(self.config, self.cache_folder)
 
     def gpu_use(self) -> dict[str, Any]:
-        """See `GpuStage`."""
         if self.config.parser != "seq2seq":
             return {}
         from sgpipe.utils.devices import pick_device  # they import PyTorch, which the rules do not need

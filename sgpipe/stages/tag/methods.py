@@ -14,6 +14,7 @@ from sgpipe.errors import UserError, existing_model
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
+from sgpipe.stages.base import Stage
 from sgpipe.stages.pair import overlapping
 
 ASSUMED = 1.0  # so that no threshold drops them; without a confidence they would be annotations
@@ -44,7 +45,7 @@ def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
         existing_model(tag.tagger)
 
 
-class AssumedStage:
+class AssumedStage(Stage):
     """Makes candidates relations with confidence 1, without looking at the image."""
 
     name = "tag"
@@ -56,9 +57,6 @@ class AssumedStage:
     def check(self) -> None:
         """Raises UserError: a setting is for another method."""
         check_tagger(self.config)
-
-    def setup(self) -> None:
-        """Nothing to load."""
 
     def __call__(self, records: list[Record]) -> list[Record]:
         for record in records:

@@ -26,8 +26,7 @@ from sgpipe.files.model_cache import local_model
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
-from sgpipe.stages.base import image_threads
-from sgpipe.stages.endpoint import CacheFolder
+from sgpipe.stages.base import Stage, image_threads
 from sgpipe.stages.score.build import make_scorer
 from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings, Unscored
 from sgpipe.stages.tag.methods import candidates, check_tagger
@@ -123,7 +122,7 @@ def normalised_boxes(record: Record) -> Tensor:
     return (boxes / sides).float()
 
 
-class TagStage:
+class TagStage(Stage):
     """Scores the candidate pairs of each record.
 
     On a CPU one image at a time, so that results do not depend on the batch. On a GPU images of equal size together;
@@ -206,7 +205,6 @@ class TagStage:
             self.attention = str(gpu_sampling(next(self.tagger.parameters()).device)) if on_gpu else ""
 
     def gpu_use(self) -> dict[str, Any]:
-        """See `GpuStage`."""
         return gpu_use(self.device, *self.compiled, attention=self.attention)
 
     def __call__(self, records: list[Record]) -> list[Record]:
@@ -341,14 +339,13 @@ def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]])
     return GivenPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects])
 
 
-class ScoredStage:
+class ScoredStage(Stage):
     """Keeps the candidates that a scorer finds more probable than the threshold; that is their confidence.
 
     A candidate with a box that has no area in the image is no relation.
     """
 
     name = "tag"
-    threads = 0  # that open images; set up with the scorer
 
     def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace], pair: PairConfig | None = None) -> None:
         """
@@ -358,7 +355,6 @@ class ScoredStage:
         """
         self.config, self.roots, self.pair = config, roots, pair or PairConfig()
         self.resources = config.resources
-        self.cache_folder: CacheFolder | None = None
 
     def check(self) -> None:
         """Raises UserError: the model cannot score, or the calibration belongs to other scores."""
@@ -387,7 +383,6 @@ class ScoredStage:
         self.threads = image_threads(self.resources, elsewhere=self.device != torch.device("cpu"))
 
     def gpu_use(self) -> dict[str, Any]:
-        """See `GpuStage`."""
         return gpu_use(self.device)
 
     def __call__(self, records: list[Record]) -> list[Record]:

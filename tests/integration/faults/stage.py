@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sgpipe.recipe import Resources
 from sgpipe.records import Caption, Record, Relation
+from sgpipe.stages.base import Stage
 
 SECONDS = "SGPIPE_STUB_SECONDS"
 MARKS = "SGPIPE_STUB_MARKS"
@@ -19,7 +20,7 @@ CPUS = "SGPIPE_STUB_CPUS"
 
 
 @dataclass
-class Stub:
+class Stub(Stage):
     """Says of an image what its name alone decides, in `seconds`; one called `fatal` ends its process.
 
     Its caption is longer by `bytes`. In the folder `marks`, if there is one, it leaves a file for each image
@@ -30,7 +31,6 @@ class Stub:
     bytes: int = 0
     marks: str | None = None
     name: str = "stub"
-    fills: tuple[str, ...] = ("captions", "relations")
     resources: Resources = field(default_factory=Resources)
 
     def setup(self) -> None:

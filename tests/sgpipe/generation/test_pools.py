@@ -11,15 +11,13 @@ from pydantic import ValidationError
 from sgpipe.errors import UserError
 from sgpipe.generation.ray_engine import plan_pools
 from sgpipe.recipe import Resources
+from sgpipe.stages.base import Stage
 
 
 @dataclass(frozen=True)
-class Stub:
+class Stub(Stage):
     name: str
     resources: Resources = field(default_factory=Resources)
-    fills: tuple[str, ...] = ()
-
-    def setup(self) -> None: ...
 
     def __call__(self, records: list) -> list:
         return records

@@ -15,6 +15,7 @@ from sgpipe.generation import ray_engine
 from sgpipe.generation.ray_engine import Pool, UnitLimit, is_placed, kill_actors, reserve
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
+from sgpipe.stages.base import Stage
 from sgpipe.utils.ray_cluster import start_ray
 
 
@@ -165,12 +166,9 @@ def test_actors_that_cannot_be_placed_are_fewer_or_refused(local_ray: None, monk
 
 
 @dataclass
-class OnGpu:
+class OnGpu(Stage):
     name: str = "stub"
-    fills: tuple[str, ...] = ()
     resources: Resources = field(default_factory=lambda: Resources(gpus=0.5))
-
-    def setup(self) -> None: ...
 
     def __call__(self, records: list[Record]) -> list[Record]:
         return records

@@ -8,22 +8,18 @@ import pytest
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 from sgpipe.stages import base
-from sgpipe.stages.base import IsolatedRunner, StageRunner, Usage
+from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 
 
 @dataclass
-class Stage:
+class Clocked(Stage):
     """Takes a second of `clock` for a record; those on a GPU first compile for a minute."""
 
     name: str
     gpu: bool = False
     clock: list[float] = field(default_factory=lambda: [0.0])
     compiled: float = 0.0
-    fills: tuple[str, ...] = ()
     resources: Resources = field(default_factory=Resources)
-
-    def setup(self) -> None:
-        """Nothing to load."""
 
     def __call__(self, records: list[Record]) -> list[Record]:
         if self.gpu and not self.compiled:
@@ -43,7 +39,7 @@ def records(number: int) -> list[Record]:
 def test_compiling_is_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(base.time, "perf_counter", lambda: clock[0])
-    runner = StageRunner([Stage("parse", clock=clock), Stage("tag", gpu=True, clock=clock)])
+    runner = StageRunner([Clocked("parse", clock=clock), Clocked("tag", gpu=True, clock=clock)])
     use = {"tag": {"gpu": "H100", "memory": 5}}
     assert runner(records(3))[1] == Usage({"parse": 3.0, "tag": 3.0, "compilation": 60.0}, use)
     assert runner(records(2))[1] == Usage({"parse": 2.0, "tag": 2.0}, use)
@@ -59,14 +55,14 @@ def test_usage_adds_up() -> None:
 
 @pytest.mark.slow
 def test_a_process_of_its_own_reports_the_same() -> None:
-    runner = IsolatedRunner([Stage("tag", gpu=True)])
+    runner = IsolatedRunner([Clocked("tag", gpu=True)])
     _, usage = runner(records(2))
     assert usage.gpus == {"tag": {"gpu": "H100", "memory": 5}}
     assert set(usage.seconds) == {"tag", "compilation"}
 
 
 @dataclass
-class Raising(Stage):
+class Raising(Clocked):
     def __call__(self, records: list[Record]) -> list[Record]:
         if len(records) == 1:
             raise EOFError("the stage's own")
