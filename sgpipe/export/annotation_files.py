@@ -6,7 +6,7 @@ persons with COCO's objects in HICO-DET's verbs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain, count
 from pathlib import Path
@@ -15,31 +15,32 @@ from typing import Any
 from rlip_model.evaluation.hico_classes import CLASSES, PERSON, class_numbers
 from sgpipe.evaluation.label_quality.synonyms import predicate_lemma
 from sgpipe.export.rows import ExportRows, Members, as_number, plain, write_json
-from sgpipe.records import Box, Record, Relation
+from sgpipe.records import Record
 from sgpipe.sources.coco import NO_RELATION
 from sgpipe.sources.vocabulary import category_names, relation_names
 
 
 def write_coco(rows: ExportRows, out: Path) -> None:
     """Write instances_SPLIT.json and, if the images have captions, captions_SPLIT.json; no relations."""
-    _Instances(rows, with_nothing=False).write(out, "instances_{}.json")
+    numbers = _category_ids(rows, with_nothing=False)
     rows.left_out["relations that the format cannot hold"] += sum(
         shard.counts.get("relations", 0) for shard in rows.manifest.shards
     )
     for split in rows.splits:
+        write_json(out / f"instances_{split}.json", Members(_instances(rows, split, numbers, with_nothing=False)))
         captions = _captions(rows, split)
         if (first := next(captions, None)) is not None:
-            images = (image for image, _ in _images(rows, split))
-            pairs = [("images", images), ("annotations", chain([first], captions))]
+            pairs = [("images", _entries(rows, split)), ("annotations", chain([first], captions))]
             write_json(out / f"captions_{split}.json", Members(pairs))
 
 
 def write_coco_relations(rows: ExportRows, out: Path) -> None:
     """Write SPLIT.json (instances) and rel.json: triplets by split and image; their object indices skip crowds."""
-    _Instances(rows, with_nothing=True).write(out, "{}.json")
-    numbers = _number_predicates(rows)
-    splits = [(split, Members(_triplets(rows, split, numbers))) for split in rows.splits]
-    write_json(out / "rel.json", Members([*splits, ("rel_categories", [NO_RELATION, *numbers])]))
+    numbers, predicates = _category_ids(rows, with_nothing=True), _number_predicates(rows)
+    for split in rows.splits:
+        write_json(out / f"{split}.json", Members(_instances(rows, split, numbers, with_nothing=True)))
+    splits = [(split, Members(_triplets(rows, split, predicates))) for split in rows.splits]
+    write_json(out / "rel.json", Members([*splits, ("rel_categories", [NO_RELATION, *predicates])]))
 
 
 def write_sgg_benchmark(rows: ExportRows, out: Path) -> None:
@@ -47,13 +48,12 @@ def write_sgg_benchmark(rows: ExportRows, out: Path) -> None:
 
     SGG-Benchmark takes class and predicate 0 for the background, so numbers of both begin at 1. It ignores confidences.
     """
-    numbers = _number_predicates(rows)
-    categories = [{"id": number, "name": name} for name, number in numbers.items()]
-    instances = _Instances(rows, with_nothing=True, positive=True)
+    numbers, predicates = _category_ids(rows, with_nothing=True, positive=True), _number_predicates(rows)
+    categories = [{"id": number, "name": name} for name, number in predicates.items()]
     for split in rows.splits:
         (out / split).mkdir()
-        members = instances.members(split)
-        members.insert(2, ("rel_annotations", _rel_annotations(rows, split, numbers)))
+        members = _instances(rows, split, numbers, with_nothing=True)
+        members.insert(2, ("rel_annotations", _rel_annotations(rows, split, predicates)))
         write_json(out / split / "_annotations.coco.json", Members([*members, ("rel_categories", categories)]))
 
 
@@ -64,47 +64,41 @@ def _number_predicates(rows: ExportRows) -> dict[str, int]:
     return {name: number for number, name in enumerate(predicates, 1)}
 
 
-class _Instances:
-    """Instances files of all splits with the same class ids."""
+def _category_ids(rows: ExportRows, *, with_nothing: bool, positive: bool = False) -> dict[str, int]:
+    """The ids of all classes.
 
-    def __init__(self, rows: ExportRows, *, with_nothing: bool, positive: bool = False) -> None:
-        """Args:
+    Args:
         with_nothing: include the placeholder for the missing object of a relation.
         positive: number the classes from 1 if the run has a number below that.
-        """
-        names = rows.manifest.run.get("labels")
-        self._rows = rows
-        self._with_nothing = with_nothing
-        seen = rows.census.categories
-        if not with_nothing:
-            rows.left_out["objects that the format cannot hold"] += rows.census.nothing.total()
-            seen = seen - rows.census.nothing
-        self._numbers = number_categories(seen, names and names["objects"], positive=positive)
-        self._categories = [{"id": number, "name": name} for name, number in self._numbers.items()]
+    """
+    names, seen = rows.manifest.run.get("labels"), rows.census.categories
+    if not with_nothing:
+        rows.left_out["objects that the format cannot hold"] += rows.census.nothing.total()
+        seen = seen - rows.census.nothing
+    return number_categories(seen, names and names["objects"], positive=positive)
 
-    def write(self, out: Path, file_name: str) -> None:
-        for split in self._rows.splits:
-            write_json(out / file_name.format(split), Members(self.members(split)))
 
-    def members(self, split: str) -> list[tuple[str, Any]]:
-        """The content of the file of a split."""
-        images = (image for image, _ in _images(self._rows, split))
-        return [("images", images), ("annotations", self._annotations(split)), ("categories", self._categories)]
-
-    def _annotations(self, split: str) -> Iterator[dict[str, Any]]:
-        numbers = count(1)
-        for image, record in _images(self._rows, split, "objects"):
-            for box in record.objects:
-                if self._with_nothing or not box.is_nothing:
-                    yield {
-                        "id": next(numbers),
-                        "image_id": image["id"],
-                        "category_id": self._numbers[box.category],
-                        "bbox": [plain(value) for value in box.bbox],
-                        "area": plain(box.bbox[2] * box.bbox[3]),
-                        "iscrowd": int(box.iscrowd),
-                        "segmentation": [],
-                    }
+def _instances(
+    rows: ExportRows, split: str, numbers: Mapping[str, int], *, with_nothing: bool
+) -> list[tuple[str, Any]]:
+    """The content of the instances file of a split; `numbers`: of classes."""
+    ids = count(1)
+    annotations = (
+        {
+            "id": next(ids),
+            "image_id": image["id"],
+            "category_id": numbers[box.category],
+            "bbox": [plain(value) for value in box.bbox],
+            "area": plain(box.bbox[2] * box.bbox[3]),
+            "iscrowd": int(box.iscrowd),
+            "segmentation": [],
+        }
+        for image, record in _images(rows, split, "objects")
+        for box in record.objects
+        if with_nothing or not box.is_nothing
+    )
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    return [("images", _entries(rows, split)), ("annotations", annotations), ("categories", categories)]
 
 
 def _images(rows: ExportRows, split: str, *columns: str) -> Iterator[tuple[dict[str, Any], Record]]:
@@ -114,6 +108,10 @@ def _images(rows: ExportRows, split: str, *columns: str) -> Iterator[tuple[dict[
         if not rows.census.numbered:
             image = {"id": number, "image_id": record.image_id}
         yield image | {"file_name": record.file_name, "width": record.width, "height": record.height}, record
+
+
+def _entries(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
+    return (image for image, _ in _images(rows, split))
 
 
 def _captions(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
@@ -184,18 +182,13 @@ _PUBLISHED = {"coco": ("coco2017", 10_000_000), "objects365": ("o365", 20_000_00
 _OBJECTS365 = "o365"
 
 
-class _Numbers:
-    """Consecutive ids of objects and relations."""
-
-    def __init__(self, first: int) -> None:
-        self.objects, self.relations = count(first), count(first)
-
-
 def write_visual_genome(rows: ExportRows, out: Path) -> None:
     """scene_graphs_SPLIT.json and image_data_SPLIT.json; each relation also has its confidence."""
-    numbers = _Numbers(1)
+    ids = count(1), count(1)
     for split in rows.splits:
-        write_json(out / f"scene_graphs_{split}.json", _graphs(rows, split, numbers))
+        records = rows.records(split, "objects", "relations")
+        graphs = (_image(record) | _graph(rows, record, ids, lambda name: [name]) for record in records)
+        write_json(out / f"scene_graphs_{split}.json", graphs)
         images = (
             {"image_id": as_number(r.image_id), "width": r.width, "height": r.height} for r in rows.records(split)
         )
@@ -204,39 +197,29 @@ def write_visual_genome(rows: ExportRows, out: Path) -> None:
 
 def write_rlipv2(rows: ExportRows, out: Path) -> None:
     """SPLIT.json and, for Objects365, image_id_to_filepath.json, which locates its images."""
-    datasets: dict[str, _Numbers] = {}
+    ids: dict[str, tuple[Iterator[int], Iterator[int]]] = {}
     for split in rows.splits:
-        write_json(out / f"{split}.json", _pseudo_labels(rows, split, datasets))
-    if _OBJECTS365 in datasets:
+        write_json(out / f"{split}.json", _pseudo_labels(rows, split, ids))
+    if _OBJECTS365 in ids:
         records = (record for split in rows.splits for record in rows.records(split))
         paths = ((r.image_id, r.file_name) for r in records if _published(r.dataset)[0] == _OBJECTS365)
         write_json(out / "image_id_to_filepath.json", Members(paths))
 
 
-def _graphs(rows: ExportRows, split: str, numbers: _Numbers) -> Iterator[dict[str, Any]]:
-    for record in rows.records(split, "objects", "relations"):
-        graph = _graph(rows, record, numbers)
-        for thing in graph["objects"]:
-            thing["names"] = [thing["names"]]
-        yield _image(record) | graph
-
-
-def _pseudo_labels(rows: ExportRows, split: str, datasets: dict[str, _Numbers]) -> Iterator[dict[str, Any]]:
+def _pseudo_labels(
+    rows: ExportRows, split: str, ids: dict[str, tuple[Iterator[int], Iterator[int]]]
+) -> Iterator[dict[str, Any]]:
     for record in rows.records(split, "objects", "relations"):
         name, first = _published(record.dataset)
-        numbers = datasets.setdefault(name, _Numbers(first))
-        origin = {"dataset": name, "data_split": _data_split(record, name)}
-        yield _image(record) | origin | _graph(rows, record, numbers)
+        of_dataset = ids.setdefault(name, (count(first), count(first)))
+        # For COCO the folder of the image, where the published training looks for it.
+        folder = record.file_name.rpartition("/")[0].rpartition("/")[2] or f"{record.split}2017"
+        origin = {"dataset": name, "data_split": folder if name == "coco2017" else record.split}
+        yield _image(record) | origin | _graph(rows, record, of_dataset, lambda name: name)
 
 
 def _published(dataset: str) -> tuple[str, int]:
     return _PUBLISHED.get(dataset, (dataset, 1))
-
-
-def _data_split(record: Record, dataset: str) -> str:
-    """For COCO the folder of the image, where the published training looks for it; otherwise the split."""
-    folder = record.file_name.rpartition("/")[0].rpartition("/")[2]
-    return (folder or f"{record.split}2017") if dataset == "coco2017" else record.split
 
 
 def _image(record: Record) -> dict[str, Any]:
@@ -248,25 +231,33 @@ def _image(record: Record) -> dict[str, Any]:
     }
 
 
-def _graph(rows: ExportRows, record: Record, numbers: _Numbers) -> dict[str, Any]:
-    """The objects and relations of an image, without crowds and without blank names, which readers drop."""
+def _graph(
+    rows: ExportRows, record: Record, ids: tuple[Iterator[int], Iterator[int]], names: Callable[[str], Any]
+) -> dict[str, Any]:
+    """The objects and relations of an image, without crowds and without blank names, which readers drop.
+
+    Args:
+        ids: of objects and of relations. names: the form of an object's name.
+    """
     indices = rows.renumber(record, [not box.iscrowd and bool(box.category.strip()) for box in record.objects])
-    things = [_thing(record.objects[index], next(numbers.objects)) for index in indices]
+    things = []
+    for box in (record.objects[index] for index in indices):
+        sides = dict(zip("xywh", map(plain, box.bbox), strict=True))
+        things.append({"object_id": next(ids[0]), **sides, "names": names(box.category)})
     relations = rows.relations(record, indices)
     named = [relation for relation in relations if relation.predicate.strip()]
     rows.left_out["relations that the format cannot hold"] += len(relations) - len(named)
-    return {"objects": things, "relationships": [_relationship(r, things, next(numbers.relations)) for r in named]}
-
-
-def _thing(box: Box, number: int) -> dict[str, Any]:
-    return {"object_id": number, **dict(zip("xywh", map(plain, box.bbox), strict=True)), "names": box.category}
-
-
-def _relationship(relation: Relation, things: list[dict[str, Any]], number: int) -> dict[str, Any]:
-    ends = {"subject_id": relation.subject, "object_id": relation.object}
-    named = {key: things[index]["object_id"] for key, index in ends.items()}
-    confidence = {} if relation.confidence is None else {"confidence": relation.confidence}
-    return {"relationship_id": number, "predicate": relation.predicate, **named, **confidence}
+    relationships = [
+        {
+            "relationship_id": next(ids[1]),
+            "predicate": relation.predicate,
+            "subject_id": things[relation.subject]["object_id"],
+            "object_id": things[relation.object]["object_id"],
+            **({} if relation.confidence is None else {"confidence": relation.confidence}),
+        }
+        for relation in named
+    ]
+    return {"objects": things, "relationships": relationships}
 
 
 def write_hico(rows: ExportRows, out: Path) -> None:
@@ -278,9 +269,17 @@ def write_hico(rows: ExportRows, out: Path) -> None:
 def _items(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
     numbers = {name: number for number, name in category_names("coco").items()}
     for record in rows.records(split, "objects", "relations"):
-        usable = [box.category in numbers and not box.iscrowd for box in record.objects]
-        indices = rows.renumber(record, usable)
+        indices = rows.renumber(record, [box.category in numbers and not box.iscrowd for box in record.objects])
         boxes = [record.objects[index] for index in indices]
+        interactions = []
+        for relation in rows.relations(record, indices):
+            verb = _verb(relation.predicate)
+            number = verb and _interaction(boxes[relation.subject].category, boxes[relation.object].category, verb)
+            if number:
+                ends = {"subject_id": relation.subject, "object_id": relation.object}
+                interactions.append({**ends, "category_id": verb, "hoi_category_id": number})
+            else:
+                rows.left_out["relations that the format cannot hold"] += 1
         yield {
             "image_id": record.image_id,
             "file_name": record.file_name,
@@ -291,21 +290,8 @@ def _items(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
                 for box in boxes
                 for x, y, w, h in [box.bbox]
             ],
-            "hoi_annotation": list(_interactions(rows, record, boxes, indices)),
+            "hoi_annotation": interactions,
         }
-
-
-def _interactions(
-    rows: ExportRows, record: Record, boxes: list[Box], indices: dict[int, int]
-) -> Iterator[dict[str, int]]:
-    for relation in rows.relations(record, indices):
-        verb = _verb(relation.predicate)
-        number = verb and _interaction(boxes[relation.subject].category, boxes[relation.object].category, verb)
-        if verb and number:
-            ends = {"subject_id": relation.subject, "object_id": relation.object}
-            yield {**ends, "category_id": verb, "hoi_category_id": number}
-        else:
-            rows.left_out["relations that the format cannot hold"] += 1
 
 
 @cache
