@@ -181,10 +181,8 @@ class PlanProgress:
 
     def as_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        strata = [
-            {"name": name, "relations": relations, "sampled": sampled, "precision": vars(precision)}
-            for name, relations, sampled, precision in self.strata
-        ]
+        names = ("name", "relations", "sampled", "precision")
+        strata = [dict(zip(names, (*rest, vars(precision)), strict=True)) for *rest, precision in self.strata]
         return {**vars(self), "precision": vars(self.precision), "strata": strata, "margin": MARGIN}
 
 
@@ -194,21 +192,18 @@ def judgements_of(plan: SamplingPlan, log: JudgementLog) -> list[Judged | None]:
     A change of a relation says that it is wrong as it stands. Once a question is judged, later judgements count even if
     another page asked.
     """
-    asked = log.judged(plan.plan)
-    states = {key: state for key, state in _states(plan, log).items() if key in asked}
-    return [_judgement(question.key, states.get(question.key)) for question in plan.questions]
-
-
-def _judgement(key: RelationKey, state: RelationState | None) -> Judged | None:
-    if state is None:
-        return None
-    left = state.resolve()
-    return "unsure" if left is None else "right" if key in left else "wrong"
+    judged: dict[RelationKey, Judged] = {}
+    for key, state in _states(plan, log).items():
+        left = state.resolve()
+        judged[key] = "unsure" if left is None else "right" if key in left else "wrong"
+    return [judged.get(question.key) for question in plan.questions]
 
 
 def _states(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, RelationState]:
+    """What people say about the relations that were judged when the plan asked."""
+    asked = log.judged(plan.plan)
     images = dict.fromkeys((question.split, question.image_id) for question in plan.questions)
-    return {state.key: state for image in images for state in log.state(*image)}
+    return {state.key: state for image in images for state in log.state(*image) if state.key in asked}
 
 
 def count_states(states: Sequence[RelationState]) -> dict[str, int]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sgpipe.view.filters import QueryError
-from sgpipe.view.search import Box, Filters, Hit, Page, facets, queues, search
+from sgpipe.view.search import Filters, Hit, facets, queues, search
 from sgpipe.view.web import freshness_of, gallery_url, image_url, relation_key, render, viewer_of
 from sgpipe.viz.draw_relations import arrow_head, curve, polyline
 
@@ -39,39 +39,6 @@ Pairs = list[tuple[str, str]]
 def routes() -> list[Route]:
     """The routes of the gallery."""
     return [Route("/", gallery), Route("/api/status", status)]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A relation in the pixels of its image: boxes (x, y, width, height), and polylines as SVG has them."""
-
-    width: int
-    height: int
-    subject: Box | None
-    object: Box | None
-    arrow: str = ""
-    head: str = ""
-
-
-@dataclass(frozen=True)
-class HitCard:
-    """A hit, the page that it leads to, and its drawing."""
-
-    hit: Hit
-    url: str
-    drawing: Drawing
-
-
-@dataclass(frozen=True)
-class Bin:
-    """A bar of the histogram: its bounds, its count, its height from 0 to 1, and whether the filters hold it."""
-
-    low: float
-    high: float
-    count: int
-    height: float
-    chosen: bool
-    url: str
 
 
 def gallery(request: Request) -> Response:
@@ -106,7 +73,7 @@ def gallery(request: Request) -> Response:
         "found": found,
         "bins": _bins(found.histogram, filters, state),
         "chosen": _chosen(state, {queue.key: queue.title for queue in worth_a_look}),
-        "cards": _cards(page, state),
+        "cards": [_card(hit, state) for hit in page.hits],
         "page": page,
         "toggled": _toggled,
     }
@@ -121,36 +88,30 @@ def status(request: Request) -> Response:
     return JSONResponse({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
 
 
-def _cards(page: Page, state: Pairs) -> list[HitCard]:
-    cards = []
-    for hit in page.hits:
-        key = None
-        if hit.subject is not None and hit.object is not None and hit.predicate is not None:
-            key = relation_key(hit.subject, hit.object, hit.predicate)
-        cards.append(HitCard(hit, image_url(hit.split, hit.image_id, state, key), draw(hit)))
-    return cards
-
-
-def draw(hit: Hit) -> Drawing:
-    """The boxes of a hit and the arrow between them; one box, or none, has no arrow."""
+def _card(hit: Hit, state: Pairs) -> dict[str, Any]:
+    """A hit, the page that it leads to, and its drawing: boxes, and an arrow between two boxes as SVG has polylines."""
+    key = None
+    if hit.subject is not None and hit.object is not None and hit.predicate is not None:
+        key = relation_key(hit.subject, hit.object, hit.predicate)
     arrow = head = ""
     if hit.subject_box and hit.object_box and hit.subject != hit.object and any(hit.object_box):
         size = max(hit.width, hit.height)
-        (x, y, w, h), (left, top, width, height) = hit.subject_box, hit.object_box
-        points = curve((x, y, x + w, y + h), (left, top, left + width, top + height), size / 12)
+        first, second = ((x, y, x + w, y + h) for x, y, w, h in (hit.subject_box, hit.object_box))
+        points = curve(first, second, size / 12)
         arrow, head = polyline(points), polyline(arrow_head(points, size / 22))
-    return Drawing(hit.width, hit.height, hit.subject_box, hit.object_box, arrow, head)
+    return {"hit": hit, "url": image_url(hit.split, hit.image_id, state, key), "arrow": arrow, "head": head}
 
 
-def _bins(histogram: Sequence[int], filters: Filters, state: Pairs) -> list[Bin]:
-    """Bars as high as the square root of their counts, so that small ones are seen."""
+def _bins(histogram: Sequence[int], filters: Filters, state: Pairs) -> list[dict[str, Any]]:
+    """Bars of the histogram, as high as the square root of their counts, so that small ones are seen."""
     most, bins = max(*histogram, 1), []
     low, high = filters.low or 0.0, 1.0 if filters.high is None else filters.high
     for number, count in enumerate(histogram):
         start, stop = number / len(histogram), (number + 1) / len(histogram)
         url = gallery_url(state, low=f"{start:.2f}", high=f"{stop:.2f}")
         chosen = (stop > low and start < high) or (start == high == 1.0)
-        bins.append(Bin(start, stop, count, (count / most) ** 0.5, chosen, url))
+        height = (count / most) ** 0.5
+        bins.append({"low": start, "high": stop, "number": count, "height": height, "chosen": chosen, "url": url})
     return bins
 
 

@@ -6,6 +6,7 @@ Only images of rows are served, and only from where the run or `--images` names.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import textwrap
 import threading
@@ -54,15 +55,14 @@ class ThumbnailCache:
     def __init__(self, folder: Path, most: int = _MOST_BYTES) -> None:
         self._folder = folder
         self._most = most
-        self._bytes: int | None = None
+        self._bytes = math.inf  # not counted yet
         self._lock = threading.Lock()
 
     def get(self, key: str) -> bytes | None:
         """What is kept under a key, a hexadecimal number."""
-        path = self._path(key)
         with suppress(OSError):
-            data = path.read_bytes()
-            os.utime(path)
+            data = self._path(key).read_bytes()
+            os.utime(self._path(key))
             return data
         return None
 
@@ -73,26 +73,22 @@ class ThumbnailCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
                 temporary.write_bytes(data)
-            self._make_room(len(data))
+            with self._lock:
+                self._bytes += len(data)
+                if self._bytes > self._most:
+                    self._make_room()
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.jpg"
 
-    def _make_room(self, added: int) -> None:
-        with self._lock:
-            if self._bytes is None:
-                self._bytes = sum(size for _, size, _ in self._files())
-            else:
-                self._bytes += added
-            if self._bytes <= self._most:
-                return
-            files = sorted(self._files())
-            self._bytes = sum(size for _, size, _ in files)
-            for _, size, path in files:
-                if self._bytes <= 0.8 * self._most:
-                    break
-                path.unlink(missing_ok=True)
-                self._bytes -= size
+    def _make_room(self) -> None:
+        files = sorted(self._files())
+        self._bytes = sum(size for _, size, _ in files)
+        for _, size, path in files if self._bytes > self._most else ():
+            if self._bytes <= 0.8 * self._most:
+                break
+            path.unlink(missing_ok=True)
+            self._bytes -= size
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """Time of the last use, size and path of every file."""
@@ -119,8 +115,9 @@ def thumbnail(request: Request) -> Response:
         try:
             file, name = _file(viewer, row)
             key = _key(name, row.width, row.height, width) if viewer.images else of_row
-            if isinstance(file, Path):
-                key = _key(file, _version(file), row.width, row.height, width)
+            if isinstance(file, Path) and file.exists():  # opening a missing one says so
+                status = file.stat()
+                key = _key(file, status.st_mtime_ns, status.st_size, row.width, row.height, width)
             data = cache.get(key)
             if data is None:
                 data = _jpeg(file, name, row, width)
@@ -161,14 +158,6 @@ def _file(viewer: Viewer, row: IndexedImage) -> tuple[ImageFile, str]:
 
 def _key(*values: object) -> str:
     return hashlib.sha256(repr(values).encode("utf-8", "backslashreplace")).hexdigest()[:32]
-
-
-def _version(file: Path) -> tuple[int, int] | None:
-    """Changes with the file; None: it cannot be read, as opening it will say."""
-    with suppress(OSError):
-        status = file.stat()
-        return status.st_mtime_ns, status.st_size
-    return None
 
 
 def _jpeg(file: ImageFile, name: str, row: ImageReference, width: int) -> bytes:
