@@ -133,12 +133,10 @@ def hico(
     """
     from sgpipe.evaluation.benchmarks.evaluate import score_hico
 
-    def evaluate(other: Path | None) -> EvaluationResult:
-        given = inputs.given(annotations, classes, other)
-        how = {"known_object": known_object, "pair_nms": pair_nms, "zero_shot": zero_shot}
-        return score_hico(given, setting=setting, **how)
-
-    report.run_and_report(evaluate, plot)
+    how = {"known_object": known_object, "pair_nms": pair_nms, "zero_shot": zero_shot}
+    report.run_and_report(
+        lambda other: score_hico(inputs.given(annotations, classes, other), setting=setting, **how), plot
+    )
 
 
 def vcoco(
@@ -160,10 +158,7 @@ def vcoco(
     """
     from sgpipe.evaluation.benchmarks.evaluate import score_vcoco
 
-    def evaluate(other: Path | None) -> EvaluationResult:
-        return score_vcoco(inputs.given(annotations, other=other), coco, possible)
-
-    report.run_and_report(evaluate, plot)
+    report.run_and_report(lambda other: score_vcoco(inputs.given(annotations, other=other), coco, possible), plot)
 
 
 def openimages(
@@ -185,10 +180,7 @@ def openimages(
     """
     from sgpipe.evaluation.benchmarks.evaluate import score_open_images
 
-    def evaluate(other: Path | None) -> EvaluationResult:
-        return score_open_images(inputs.given(annotations, other=other), nms)
-
-    report.run_and_report(evaluate, plot)
+    report.run_and_report(lambda other: score_open_images(inputs.given(annotations, other=other), nms), plot)
 
 
 def vg(
@@ -208,19 +200,13 @@ def vg(
 
       sgpipe eval vg --predictions predictions.json --annotations vg150.json --mode sgdet
     """
-    from sgpipe.evaluation.benchmarks.evaluate import ModelRun, score_graphs
+    from sgpipe.evaluation.benchmarks.evaluate import score_graphs
 
-    def evaluate(other: Path | None) -> EvaluationResult:
-        given = inputs.given(annotations, classes, other)
-        if not isinstance(given, ModelRun):
-            if mode is None:
-                raise UserError("pass --mode predcls, sgcls or sgdet: what the model was given")
-            return score_graphs(given, mode)
-        if mode and mode != "sgdet":
-            raise UserError(f"--mode {mode}: with --model the mode is sgdet, as the model detects its own boxes")
-        return score_graphs(given)
-
-    report.run_and_report(evaluate)
+    if inputs.model is None and mode is None:
+        raise UserError("pass --mode predcls, sgcls or sgdet: what the model was given")
+    if inputs.model is not None and mode not in (None, "sgdet"):
+        raise UserError(f"--mode {mode}: with --model the mode is sgdet, as the model detects its own boxes")
+    report.run_and_report(lambda other: score_graphs(inputs.given(annotations, classes, other), mode or "sgdet"))
 
 
 def labels(
@@ -255,7 +241,7 @@ def labels(
     from sgpipe.files.locations import text_of
     from sgpipe.storage.run_folder import GroundTruth
 
-    own = _ground_truth(pred, truth)
+    own = ground_truth_for(pred, truth)
     ground_truth = GroundTruth(own.relations, targets or own.required, image_data or own.image_data)
     texts = load_predicate_synonyms(synonyms) if synonyms else None
 
@@ -273,12 +259,7 @@ def boxes(
     *,
     pred: Annotated[
         cli.Place,
-        typer.Argument(
-            metavar="RUN",
-            help="Run of `sgpipe generate` or its object store, COCO results file, or predictions.",
-            parser=cli.as_location,
-            callback=cli.stored,
-        ),
+        cli.stored_argument("Run of `sgpipe generate`, its object store, COCO results, or predictions.", "RUN"),
     ],
     truth: Annotated[
         cli.Place | None,
@@ -300,22 +281,18 @@ def boxes(
     """
     from sgpipe.evaluation.box_quality import evaluate_boxes, own_threshold
 
-    known = truth or _ground_truth(pred).relations
+    known = truth or ground_truth_for(pred, None).relations
     level = own_threshold(pred) if threshold is None else threshold  # the same for what it is compared with
     report.run_and_report(lambda run: evaluate_boxes(run or pred, known, level), plot, per_class=per_class)
 
 
-for _benchmark in (hico, vcoco, openimages, vg, labels, boxes):
-    app.command()(cli.command(_benchmark))
-
-
-def _ground_truth(run: Path, truth: Path | None = None) -> GroundTruth:
-    """Return the given ground truth, or the run's own. Raises UserError: there is neither."""
+def ground_truth_for(run: Path, truth: Path | None, otherwise: str = "--truth") -> GroundTruth:
+    """Return the given ground truth of a run, or its own. Raises UserError: there is neither."""
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
     own = ground_truth_of(run) if truth is None else GroundTruth(truth)
     if own is None:
-        raise UserError(f"{run} has no ground truth of its own: pass --truth")
+        raise UserError(f"{run} has no ground truth of its own: pass {otherwise}")
     return own
 
 
@@ -325,3 +302,7 @@ def print_result(result: EvaluationResult, *, per_class: bool = False) -> None:
     if not screen.is_terminal:
         screen.width = max(screen.width, _FILE_WIDTH)
     result.print(screen, per_class=per_class)
+
+
+for _benchmark in (hico, vcoco, openimages, vg, labels, boxes):
+    app.command()(cli.command(_benchmark))

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sgpipe.pipeline import SceneGraph
-    from sgpipe.recipe import Recipe, SourceConfig
-    from sgpipe.storage.manifest import Summary
+    from sgpipe.recipe import SourceConfig
 
 _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
 
@@ -170,36 +169,26 @@ def generate(
         tag=changed(loaded.tag, tagger=tagger, calibration=calibration, precision=precision),
         engine=changed(loaded.engine, address=ray_address, store=store),
     )
-    _run(loaded, out, retry_failed, json_, parent)
-
-
-def _run(recipe: Recipe, out: Path, retry_failed: bool, json_: bool, parent: str | None) -> None:
-    """Label, and print what the run contains."""
+    # Modules that take long to import come as late as possible.
     from sgpipe.generation.run import generate as run
+    from sgpipe.generation.summary import print_summary
     from sgpipe.records import TRAINING_CONFIDENCE
 
     with redirect_stdout(sys.stderr):  # Ray prints what happens to its machines; standard output is for results
-        summary = run(recipe, out, console.Progress(console.progress()), retry_failed=retry_failed, parent=parent)
-    least = max(TRAINING_CONFIDENCE, recipe.tag.threshold) if recipe.tag.calibration is None else 0.0
-    _report(summary, least, json_, recipe.engine.store)
-    if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
-        raise typer.Exit(console.EXIT_ALL_FAILED)
-
-
-def _report(summary: Summary, threshold: float, json_: bool, store: str | None) -> None:
-    """Print what the run contains and, if its images have ground truth and its shards are local, how good it is."""
+        summary = run(loaded, out, console.Progress(console.progress()), retry_failed=retry_failed, parent=parent)
     from sgpipe.evaluation.label_quality.comparison import print_run_quality, run_quality
-    from sgpipe.generation.summary import print_summary
 
-    quality = run_quality(summary.root, threshold) if store is None else {}
+    threshold = max(TRAINING_CONFIDENCE, loaded.tag.threshold) if loaded.tag.calibration is None else 0.0
+    quality = run_quality(summary.root, threshold) if loaded.engine.store is None else {}
     if json_:
         measured = {name: asdict(each.at_threshold) for name, each in quality.items()}
         print(json.dumps(summary.as_json() | ({"quality": measured} if measured else {}), indent=2))
-        return
-    screen = console.output()
-    print_summary(summary, screen)
-    if quality:
-        print_run_quality(quality, screen)
+    else:
+        print_summary(summary, console.output())
+        if quality:
+            print_run_quality(quality, console.output())
+    if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
+        raise typer.Exit(console.EXIT_ALL_FAILED)
 
 
 def miniworld(

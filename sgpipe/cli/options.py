@@ -43,6 +43,11 @@ def reads_stored(text: str, panel: str | None = DATA) -> Any:
     return option(text, panel=panel, parser=as_location, callback=stored)
 
 
+def stored_argument(text: str, metavar: str | None = None) -> Any:
+    """Return an argument for a file or folder, also in an object store."""
+    return typer.Argument(help=text, metavar=metavar, parser=as_location, callback=stored)
+
+
 def reads_images(text: str) -> Any:
     """Return an option for where images are: a folder, archives or a store."""
     return option(text, panel=DATA, callback=stored)
@@ -116,12 +121,7 @@ def say(message: str) -> None:
 
 
 StoredRun = Annotated[
-    Place,
-    typer.Argument(
-        help="Folder of a run or an import, or its object store, such as s3://bucket/labels.",
-        parser=as_location,
-        callback=stored,
-    ),
+    Place, stored_argument("Folder of a run or an import, or its object store, such as s3://bucket/labels.")
 ]
 Limit = Annotated[int | None, option("Use only the first N images.", min=1, panel=DATA)]
 Seed = Annotated[int | None, option("Random seed.", min=0)]

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError, existing_model
 from sgpipe.utils import console
@@ -27,12 +25,7 @@ PredictionFormat = Literal["hico", "vcoco", "openimages", "vg"]  # the benchmark
 def predict(
     *,
     model: Annotated[
-        cli.Place,
-        typer.Argument(
-            help="Folder or store of a ParSeDA or ParSeD model, or of its training.",
-            parser=cli.as_location,
-            callback=cli.stored,
-        ),
+        cli.Place, cli.stored_argument("Folder or store of a ParSeDA or ParSeD model, or of its training.")
     ],
     data: Annotated[cli.Place, cli.reads_stored("Folder of shards, or their object store.")],
     out: Annotated[Path, cli.writes_file("File to write: .json for `sgpipe eval`, or .parquet.")],

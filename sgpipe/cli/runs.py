@@ -17,8 +17,6 @@ from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
     from sgpipe.calibration import Calibration
-    from sgpipe.stats.audit import Audit
-    from sgpipe.stats.gallery import Card
     from sgpipe.storage.verify import Verification
 
 
@@ -82,7 +80,9 @@ def stats(
     """
     from sgpipe.stats.audit import audit
     from sgpipe.stats.gallery import cards, write_sheet
+    from sgpipe.stats.html import write_report
     from sgpipe.stats.measures import measure
+    from sgpipe.stats.terminal import print_json, print_tables
     from sgpipe.storage.index import open_run
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
@@ -95,29 +95,17 @@ def stats(
         ground_truth = GroundTruth(truth, None, image_data) if truth else ground_truth_of(run)
         report = audit(database, threshold, ground_truth, judgements, target, before, calibration)
         gallery = list(cards(database, shown, threshold, images, calibration)) if html else []
-    _print_report(report, json_)
-    if html is not None:
-        _write_report(html, report, gallery, threshold)
-    if sheet is not None:
-        drawn, lost = write_sheet(run, sheet, shown, threshold, images, calibration)
-        cli.say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
-
-
-def _print_report(report: Audit, json_: bool) -> None:
-    from sgpipe.stats.terminal import print_json, print_tables
-
     if json_:
         print_json(report)
     else:
         print_tables(report, console.output())
-
-
-def _write_report(file: Path, report: Audit, gallery: list[Card], threshold: float) -> None:
-    from sgpipe.stats.html import write_report
-
-    write_report(file, report, gallery, threshold)
-    lost = sum(card.image is None for card in gallery)
-    cli.say(f"wrote {file} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}")
+    if html is not None:
+        write_report(html, report, gallery, threshold)
+        lost = sum(card.image is None for card in gallery)
+        cli.say(f"wrote {html} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}")
+    if sheet is not None:
+        drawn, lost = write_sheet(run, sheet, shown, threshold, images, calibration)
+        cli.say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
 
 
 def _missing(lost: int) -> str:
@@ -143,11 +131,11 @@ def calibrate(
       sgpipe calibrate coco-relations/ --judgements own
       sgpipe calibrate coco-relations/ --truth vg/ --image-data image_data.json --out calibration.json
     """
-    from sgpipe.cli.evaluate import print_result
+    from sgpipe.cli.evaluate import ground_truth_for, print_result
     from sgpipe.stats.calibrate import calibrate as learn
     from sgpipe.stats.calibrate import judge_by_truth
     from sgpipe.stats.judgements import judge_by_people
-    from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
+    from sgpipe.storage.run_folder import GroundTruth
 
     judgements = cli.judged_file(run, judgements)
     if judgements is not None and (truth is not None or image_data is not None):
@@ -155,9 +143,7 @@ def calibrate(
     if judgements is not None:
         judged = judge_by_people(run, judgements)
     else:
-        own = ground_truth_of(run) if truth is None else GroundTruth(truth)
-        if own is None:
-            raise UserError(f"{run} has no ground truth of its own: pass --truth or --judgements")
+        own = ground_truth_for(run, truth, "--truth or --judgements")
         judged = judge_by_truth(run, GroundTruth(own.relations, own.required, image_data or own.image_data))
     calibration, report = learn(run, judged)
     calibration.save(out)
