@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sgpipe.files.locations import DamagedError, Location, read_bytes, sizes
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
-from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
+from sgpipe.recipe import Recipe, load_recipe, with_model_folders
 from sgpipe.records import BOX_SCORES, Record, from_table
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
 from sgpipe.storage.run_folder import RECIPE, RunFolder, kind_of
@@ -31,42 +31,14 @@ _LIMITED = {"detect": "boxes", "caption": "regions", "pair": "pairs"}  # that a 
 _EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error", "left_out")
 _FILES = ("detector", "captioner", "model", "synonyms", "prior")  # settings that an identity has the content of
 _KINDS = {"parse": "parser", "tag": "method"}
-_SOURCE = ("format", "miniworld", "source")
 
 
 def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe of a run with overrides, for another run that takes over a part of it and is stored elsewhere.
 
-    Raises UserError: it is not a run, or as `load_recipe`.
+    Raises UserError: as `Parent.open` and `load_recipe`.
     """
-    with _described(run) as folder:
-        _manifest(run, folder)
-        return load_recipe(folder / RECIPE, {"engine.store": None, "engine.address": None, **overrides})
-
-
-@contextmanager
-def _described(run: str) -> Iterator[Path]:
-    """A folder with the manifest and the recipe of a run, which may be in a store."""
-    if "://" not in run:
-        yield Path(run)
-        return
-    store = StorePath(run)
-    with temporary_folder() as folder:
-        for name in (MANIFEST, RECIPE):
-            content = read_manifest(store) if name == MANIFEST else store.read(name)
-            if content is None:
-                raise UserError(f"{store.location} is not a run of `sgpipe generate`: it has no {name}")
-            (folder / name).write_bytes(content)
-        yield folder
-
-
-def _manifest(run: str, folder: Path) -> Manifest:
-    """Raises UserError: `folder` is not a run, its manifest is damaged, or `sgpipe generate` did not make its rows."""
-    manifest = Manifest.load(folder)
-    kind = kind_of(manifest.run.get("identity", {}))
-    if kind != "a run" or "tag" not in manifest.run["identity"]:
-        raise UserError(f"--from {run}: expected a run of `sgpipe generate`, this is {kind}")
-    return manifest
+    return Parent.open(run, {"engine.store": None, "engine.address": None, **overrides}).recipe
 
 
 @dataclass(frozen=True)
@@ -88,49 +60,46 @@ class Parent:
     recipe: Recipe
 
     @classmethod
-    def open(cls, run: str) -> Parent:
+    def open(cls, run: str, overrides: Mapping[str, Any] | None = None) -> Parent:
         """Raises UserError: there is no run, its manifest is damaged, or `sgpipe generate` did not make its rows."""
-        with _described(run) as folder:
-            manifest, recipe = _manifest(run, folder), load_recipe(folder / RECIPE)
-        if "://" in run:
-            store = StorePath(run)
+        folder, store = Path(run), StorePath(run) if "://" in run else None
+        with ExitStack() as stack:
+            if store:
+                folder = stack.enter_context(temporary_folder())
+                for name, content in ((MANIFEST, read_manifest(store)), (RECIPE, store.read(RECIPE))):
+                    if content is None:
+                        raise UserError(f"{store.location} is not a run of `sgpipe generate`: it has no {name}")
+                    (folder / name).write_bytes(content)
+            manifest = Manifest.load(folder)
+            kind = kind_of(manifest.run.get("identity", {}))
+            if kind != "a run" or "tag" not in manifest.run["identity"]:
+                raise UserError(f"--from {run}: expected a run of `sgpipe generate`, this is {kind}")
+            recipe = load_recipe(folder / RECIPE, overrides)
+        if store:
             return cls(store.location, None, store, store, manifest, recipe)
         files, uri = folder.absolute(), manifest.run.get("store")
         fetched = all((folder / shard.file).is_file() for shard in manifest.shards)
         return cls(run, folder, files, StorePath(uri) if uri and not fetched else files, manifest, recipe)
 
-    @property
-    def private(self) -> Path | None:
-        """Its folder for files of its own."""
-        return self.folder and RunFolder(self.folder).private
-
     def adopted(self, recipe: Recipe) -> Recipe:
         """The recipe with the parent's images and annotations where they are now, unless it names others."""
-        source = recipe.source
+        source, changes = recipe.source, dict[str, Any]()
         if source.synthetic is not None and source.splits == self.recipe.source.splits:
-            source = source.model_copy(update={"root": None, "splits": {}})
+            changes = {"root": None, "splits": {}}
         elif source == self.recipe.source:
-            source = self._source()
-        return recipe.model_copy(update={"source": source})
-
-    def _source(self) -> SourceConfig:
-        source, images, splits = self.recipe.source, self.manifest.image_roots.locations, {}
-        for name, split in source.splits.items():
-            read = self._files_read(name)
-            paths = {kind: path and read.get(kind, source.path(path)) for kind, path in split if kind != "images"}
-            splits[name] = split.model_copy(update={**paths, "images": images.get(name, source.images(name))})
-        found: dict[str, Any] = {"root": None, "splits": splits}
-        if self.folder and (truth := RunFolder(self.folder).ground_truth):
-            found |= {"ground_truth": truth.relations, "image_data": truth.image_data}
-        return source.model_copy(update=found)
-
-    def _files_read(self, split: str) -> dict[str, Path]:
-        """The annotation and caption files from which the split was read, if they are still there."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            named = json.loads(read_bytes(self.files / f".sgpipe/index-{split}.json"))["files"]
-            paths = {kind: Path(named[kind][0]) for kind in ("annotations", "captions") if kind in named}
-            return {kind: path for kind, path in paths.items() if path.is_file()}
-        return {}
+            images, splits = self.manifest.image_roots.locations, {}
+            for name, split in source.splits.items():
+                read: dict[str, Path] = {}  # the files from which the split was read, if they are still there
+                with suppress(OSError, ValueError, KeyError, TypeError):
+                    named = json.loads(read_bytes(self.files / f".sgpipe/index-{name}.json"))["files"]
+                    read = {kind: Path(named[kind][0]) for kind in ("annotations", "captions") if kind in named}
+                    read = {kind: path for kind, path in read.items() if path.is_file()}
+                paths = {kind: path and read.get(kind, source.path(path)) for kind, path in split if kind != "images"}
+                splits[name] = split.model_copy(update={**paths, "images": images.get(name, source.images(name))})
+            changes = {"root": None, "splits": splits}
+            if self.folder and (truth := RunFolder(self.folder).ground_truth):
+                changes |= {"ground_truth": truth.relations, "image_data": truth.image_data}
+        return recipe.model_copy(update={"source": source.model_copy(update=changes)})
 
     def check_rows(self, rows: Mapping[str, int]) -> None:
         """Raises UserError: it is being written, lacks some of the first `rows` of a split, or has lost a shard."""
@@ -211,7 +180,7 @@ class Reuse:
         """
         before = self.before
         now = {**self.identity, "source": dict(source)}
-        _check_same(self.parent, before, now, _SOURCE)
+        _check_same(self.parent, before, now, ("format", "miniworld", "source"))
         reused = {stage: before[stage] for stage in self.reused}
         return {**now, **reused, "parent": self.parent.manifest.run.get("fingerprint")}
 
@@ -273,31 +242,24 @@ class ParentReader(UnitReader):
     reused: tuple[str, ...]
 
     def read(self, unit: WorkUnit) -> list[Record]:
-        """Raises UserError: a shard of the parent is damaged, or has other images."""
-        records = super().read(unit)
+        """As `UnitReader.read`. An error stays if it is of a stage that does not run again.
+
+        Raises UserError: a shard of the parent is damaged, or has other images.
+        """
+        records, columns = super().read(unit), [column for stage in self.reused for column in _FILLS[stage]]
+        limited, last = {_LIMITED.get(stage) for stage in self.reused}, _FILLS[self.reused[-1]][0]
         for record, row in zip(records, self._rows(unit), strict=True):
             if record.image_id != row.image_id:
                 images = f"{row.image_id!r} in place of {record.image_id!r}"
                 raise UserError(f"{self.parent} has image {images}; omit --from")
-            self._take_over(record, row)
-        return records
-
-    def _take_over(self, record: Record, row: Record) -> None:
-        """Copy the parent's columns; an error stays if it is of a stage that does not run again."""
-        for stage in self.reused:
-            for column in _FILLS[stage]:
+            for column in columns:
                 setattr(record, column, getattr(row, column))
-        limited = {_LIMITED[stage] for stage in self.reused if stage in _LIMITED}
-        record.left_out |= {what: number for what, number in row.left_out.items() if what in limited}
-        stage = (row.error or "").partition(":")[0]
-        crashed_before = stage == "worker" and not self._has_passed(row)
-        if not row.ok and (crashed_before or stage in ("source", "load", *self.reused)):
-            record.status, record.error = row.status, row.error
-
-    def _has_passed(self, row: Record) -> bool:
-        """Whether the last reused stage has filled its columns."""
-        last = self.reused[-1]
-        return row.box_scores is not None if last == "detect" else bool(getattr(row, _FILLS[last][0]))
+            record.left_out |= {what: number for what, number in row.left_out.items() if what in limited}
+            stage = (row.error or "").partition(":")[0]
+            passed = row.box_scores is not None if self.reused[-1] == "detect" else bool(getattr(row, last))
+            if not row.ok and (stage in ("source", "load", *self.reused) or (stage == "worker" and not passed)):
+                record.status, record.error = row.status, row.error
+        return records
 
     def _rows(self, unit: WorkUnit) -> Iterator[Record]:
         for shard in self.shards:
