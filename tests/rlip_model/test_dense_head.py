@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 from torchvision.ops import box_iou
 
@@ -38,30 +37,6 @@ def head_output(width: float = 1.0, height: float = 1.0) -> DenseOutput:
 
 def objects(*boxes: tuple[float, float, float, float]) -> LabelledBoxes:
     return LabelledBoxes(torch.tensor(boxes).reshape(-1, 4), torch.arange(len(boxes)))
-
-
-@pytest.mark.parametrize(("side", "level"), [(0.1, 0), (0.25, 0), (0.5, 1), (0.99, 2)])
-def test_boxes_belong_to_a_level_by_their_size(side: float, level: int) -> None:
-    """The finest map is 16 cells wide and 12 high, and a box is best about 4 cells large."""
-    output = head_output()
-    tokens, _ = assign(output, 0, objects((0.5, 0.5, side, side)))
-    assert output.levels[tokens].unique().tolist() == [level]
-
-
-def test_tokens_near_the_centre_stand_for_an_object() -> None:
-    output = head_output()
-    target = objects((0.5, 0.5, 0.2, 0.2))
-    tokens, chosen = assign(output, 0, target)
-    distances = (output.centres[0, tokens] - 0.5).abs() / output.cells[0, tokens]
-    assert float(distances.max()) <= 1
-    assert len(tokens) == 4
-    assert chosen.tolist() == [0] * 4
-
-
-def test_a_token_near_two_objects_stands_for_the_smaller() -> None:
-    output = head_output()
-    tokens, chosen = assign(output, 0, objects((0.5, 0.5, 0.25, 0.25), (0.5, 0.5, 0.1, 0.1)))
-    assert set(chosen[: len(tokens)].tolist()) == {1}
 
 
 def test_every_object_has_a_token_unless_another_takes_it() -> None:

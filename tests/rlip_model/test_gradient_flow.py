@@ -64,15 +64,6 @@ def test_gates_that_are_read_learn(gating: str) -> None:
             assert value.grad.ne(0).float().mean() > 0.9
 
 
-@pytest.mark.parametrize(("verb_query", "unused"), [("vanilla", "verb_fusion"), ("MBF", "verb_content")])
-def test_parts_of_the_relation_query_that_are_not_asked_for(verb_query: str, unused: str) -> None:
-    network = tiny_network(ParSeDA, verb_query=verb_query)
-    train_step(network)
-    found = without_gradient(network) - box_heads(network)
-    assert found
-    assert found == {name for name, _ in network.named_parameters() if unused in name}
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_without_triplets_trains(kind: type) -> None:
     network = tiny_network(kind)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from rlip_model.checkpoint import build_model
-from rlip_model.config import ParSeDAConfig, ParSeDConfig, RTaggerConfig
 from rlip_model.model import RTagger
 from rlip_model.presets import preset
 from tests.factories import make_tagger
@@ -34,21 +33,6 @@ UNREAD_QUERIES = 200 * 3 * 256  # the published R-Tagger holds ParSeD's queries,
 )
 def test_as_many_parameters_as_published(kind: str, backbone: str, published: int) -> None:
     assert parameters(kind, backbone) == published
-
-
-def test_what_is_particular_to_each() -> None:
-    resnet, large = preset("parseda", "resnet50"), preset("parseda", "swin_large")
-    assert isinstance(resnet, ParSeDAConfig)
-    assert (resnet.feedforward_dim, resnet.dropout, resnet.drop_path) == (2048, 0.0, 0.0)
-    assert (large.drop_path, large.swin_depths, large.gating) == (0.5, [2, 2, 18, 2], "VXAc")
-    narrow = preset("parsed", "resnet50")
-    assert isinstance(narrow, ParSeDConfig)
-    assert (narrow.feedforward_dim, narrow.dropout) == (1024, 0.1)
-    tagger = preset("tagger", "resnet50")
-    assert isinstance(tagger, RTaggerConfig)
-    assert (tagger.gating, tagger.verb_query, tagger.box_noise, tagger.label_noise) == ("GLIP", "vanilla", 0.6, 0.3)
-    assert preset("tagger", "swin_large").drop_path == 0.5
-    assert preset("rlipv1", "resnet50").fusion == "after_decoding"
 
 
 def test_the_tiny_network_is_small_and_tells_words_apart(tmp_path: Path) -> None:

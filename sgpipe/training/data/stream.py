@@ -400,10 +400,8 @@ class StepStream:
             objects, relations = flipped.names()  # a closed list may have "left of", but not "right of"
             flip = labels is None or ({*objects} <= {*labels.objects} and {*relations} <= {*labels.relations})
             graph = flipped if flip else graph
-        names = ("image_id", "dataset", "split", "file_name", "width", "height")
-        return TrainingItem(
-            row.folder, *(values[name] for name in names), embedded=None, graph=graph, flip=flip, rng=rng
-        )
+        image = {name: values[name] for name in ("image_id", "dataset", "split", "file_name", "width", "height")}
+        return TrainingItem(folder=row.folder, **image, embedded=None, graph=graph, flip=flip, rng=rng)
 
 
 def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1) -> list[range]:

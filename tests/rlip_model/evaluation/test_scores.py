@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 
@@ -23,16 +21,6 @@ def test_classes_that_are_true_nowhere_neither_count_nor_claim() -> None:
     assert scores.classes.tolist() == [3]
     assert scores.detections.tolist() == [1]
     assert scores.mean() == pytest.approx(1)
-
-
-def test_classes_without_detections_count_as_nothing_found() -> None:
-    scores = tally(([3, 3, 7], [(3, 0.9, 0), (3, 0.5, 1)])).class_scores()
-    np.testing.assert_allclose(scores.average_precision, [1, 0])
-    assert scores.mean() == pytest.approx(1 / 2)
-    assert scores.weighted_mean() == pytest.approx(2 / 3)
-    assert scores.mean_max_recall() == 1 / 2
-    assert scores.mean(np.array([7, 9])) == 0
-    assert math.isnan(scores.mean(np.array([9])))
 
 
 def test_equal_scores_stay_in_order_or_are_turned_round() -> None:

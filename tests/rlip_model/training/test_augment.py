@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from rlip_model.image import normalised, resized
+from rlip_model.image import resized
 from rlip_model.settings import Augmentation
 from rlip_model.training.annotations import MISSING_OBJECT, SceneTargets
 from rlip_model.training.augment import augment, cut, jittered, prepare, random_window
@@ -121,12 +121,3 @@ def test_colours_change_by_each_factor_once_in_any_order(monkeypatch: pytest.Mon
     factors = [factor for _, factor in changes]
     assert 0.6 <= min(factors) < 0.65
     assert 1.35 < max(factors) <= 1.4
-
-
-def test_training_images_are_normalised() -> None:
-    image = Image.new("RGB", (64, 48), (10, 200, 90))
-    nothing = SceneTargets(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0, 3).long(), (), ())
-    pixels, _ = prepare(image, nothing, SMALL, 1, 1, random.Random(0))
-    changed, _ = augment(image, nothing, SMALL, random.Random(0), False)
-    assert pixels.dtype == torch.float32
-    assert torch.equal(pixels, normalised(changed))

@@ -43,14 +43,6 @@ def test_means_since_the_last_reading() -> None:
 ONE = SGD([{"params": [torch.zeros(1)], "name": "rest"}], lr=1.0)
 
 
-def test_validations_and_checkpoints_do_not_count_as_time_of_steps() -> None:
-    steps = StepMeter(total=1)
-    began = steps.began
-    with steps.paused():
-        steps.add(parts(0), {"loss": torch.tensor(1.0)}, torch.tensor(1.0))
-    assert steps.began > began
-
-
 def test_a_gpu_has_metrics_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = {"loss": torch.tensor(1.0)}
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

@@ -29,8 +29,6 @@ def true(*rows: tuple[list[float], list[float], int, int, list[float]]) -> Tripl
     return Triplets(*centres, same.subject_labels, same.object_labels, same.relation_scores)
 
 
-NOTHING = torch.zeros(0, dtype=torch.long)
-EMPTY = Triplets(torch.zeros(0, 4), torch.zeros(0, 4), NOTHING, NOTHING, torch.zeros(0, 2))
 TRUTH = true((LEFT, RIGHT, 1, 2, [1.0, 0.0]))
 
 
@@ -89,16 +87,6 @@ def test_measures_of_two_images() -> None:
     assert measures["precision"] == pytest.approx(1 / 25)
     assert measures["recall"] == pytest.approx(1 / 3)
     assert measures["ap"] == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 26)
-
-
-def test_images_without_relations_only_cost_precision() -> None:
-    scores = RelationScores()
-    scores.add(found((LEFT, RIGHT, 1, 2, [0.9, 0.0])), EMPTY)
-    assert scores.measures() == {}
-    scores.add(found((LEFT, RIGHT, 1, 2, [0.8, 0.0])), TRUTH)
-    measures = scores.measures()
-    assert (measures["recall@20"], measures["recall"], measures["precision"]) == (1, 1, 0.5)
-    assert measures["ap"] == 0.5
 
 
 @pytest.mark.parametrize("kind", ["tagger", "parseda"])

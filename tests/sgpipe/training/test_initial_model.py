@@ -22,12 +22,6 @@ def made(folder: Path, seed: int = 0, **changes: Any) -> Any:
     return AutoModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("kind", ["tagger", "parseda", "parsed"])
-def test_a_new_network_is_of_its_kind_and_size(tmp_path: Path, kind: str) -> None:
-    network = made(tmp_path / "start", kind=kind)
-    assert {name: getattr(network.config, name) for name in SIZES} == SIZES
-
-
 def test_a_new_network_knows_all_words_and_distinguishes_all_texts(tmp_path: Path) -> None:
     network = made(tmp_path / "start").eval()
     assert "<unk>" not in network.tokenizer.convert_ids_to_tokens(network.tokenizer(" ".join(TEXTS))["input_ids"])

@@ -11,7 +11,6 @@ from typer.testing import CliRunner, Result
 
 from rlip_model.training import state
 from sgpipe.cli.main import app
-from sgpipe.miniworld.dataset import SCENE_GRAPHS
 from tests.sgpipe.training.trainings import command, different, make_run, steps, training, weights
 
 
@@ -51,13 +50,6 @@ def test_invalid_settings(drawn_run: Path, tmp_path: Path, changes: dict[str, An
     said = refused(invoke(drawn_run, tmp_path / "out", **changes))
     assert message in said
     assert len(said) < 600
-
-
-def test_folders_without_shards(drawn_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for folder in (tmp_path / "missing", tmp_path / "empty", drawn_run.parent / "drawn" / SCENE_GRAPHS):
-        assert str(folder) in refused(invoke(folder, tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
 
 
 def test_networks_of_another_kind_are_refused(drawn_run: Path, trained_tagger: Path, tmp_path: Path) -> None:

@@ -111,27 +111,6 @@ def test_a_killed_training_resumes_exactly(
     assert curve(tmp_path / "out") == curve(trained_tagger)
 
 
-@pytest.fixture(scope="module")
-def trained_detector(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete training of a detector without interruption; tests must not change it."""
-    out = tmp_path_factory.mktemp("detector") / "out"
-    training(drawn_run, out, "pretrain")
-    return out
-
-
-@pytest.mark.slow
-def test_a_killed_training_of_a_detector_resumes_exactly(
-    drawn_run: Path, trained_detector: Path, tmp_path: Path, killed_at: Callable[[int], None]
-) -> None:
-    killed_at(5)
-    with pytest.raises(KilledError):
-        training(drawn_run, tmp_path / "cut", "pretrain")
-    killed_at(0)
-    summary = training(drawn_run, tmp_path / "cut", "pretrain", workers__device="cpu", data__threads=1)
-    assert not different(weights(tmp_path / "cut"), weights(trained_detector))
-    assert isinstance(ParSeDA.from_pretrained(summary.out / "last"), ParSeDA)
-
-
 def wait_for_steps(process: subprocess.Popen[str], out: Path, count: int) -> None:
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
