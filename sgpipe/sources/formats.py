@@ -8,8 +8,8 @@ from __future__ import annotations
 import codecs
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, located
@@ -81,42 +81,29 @@ def detect_format(path: Location) -> str | None:
 
     Raises UserError: the file is missing, cut short, or not JSON.
     """
-    _check_ends(path)
+    with suppress(OSError):  # a file that is cut short is refused before it is used; a missing one by the reader
+        head, tail = read_ends(path, _TAIL)
+        head, tail = head.removeprefix(codecs.BOM_UTF8).lstrip(), tail.rstrip()
+        if head and tail and head[:1] + tail[-1:] not in (b"[]", b"{}"):
+            raise UserError(
+                f"{path} is not a JSON array or object, or is cut short: it does not begin and end with [ ] or {{ }}"
+            )
     stream, seen = JsonStream(path), Counter[str]()
     for array, item in stream:
         seen[array] += 1
         if array == "rel_categories" and isinstance(item, str):
             return RELATION_TRIPLETS
-        if seen[array] <= _ITEMS_EXAMINED and (file_format := _format_of_item(array, item)):
-            return file_format
+        if isinstance(item, dict) and seen[array] <= _ITEMS_EXAMINED:
+            for name, keys, file_format in _RULES:
+                if name == array and set(keys.split()) <= item.keys():
+                    # HICO-DET and V-COCO number their verbs differently; only the image names tell their files apart.
+                    # Only files that sgpipe exported have image ids as well as names, and they may be of any dataset.
+                    prefix = "" if "image_id" in item else str(item.get("file_name")).partition("_")[0]
+                    by_prefix = {"HICO": HICO_HOIA, "COCO": VCOCO_HOIA} if file_format is HOIA else {}
+                    return by_prefix.get(prefix, file_format)
         if array == "" and seen[array] > _ITEMS_EXAMINED:
             return None
     return None
-
-
-def _format_of_item(array: str, item: Any) -> str | None:
-    if not isinstance(item, dict):
-        return None
-    rules = ((set(keys.split()), match) for name, keys, match in _RULES if name == array)
-    file_format = next((match for keys, match in rules if keys <= item.keys()), None)
-    # Only files that sgpipe exported have image ids as well as names, and they may be of any dataset.
-    if file_format is HOIA and "image_id" not in item:
-        # HICO-DET and V-COCO number their verbs differently; only the image names tell their files apart.
-        return {"HICO": HICO_HOIA, "COCO": VCOCO_HOIA}.get(str(item.get("file_name")).partition("_")[0], HOIA)
-    return file_format
-
-
-def _check_ends(path: Location) -> None:
-    """Refuse a file that is cut short before its first half is used. A missing file is left to the reader."""
-    try:
-        head, tail = read_ends(path, _TAIL)
-    except OSError:
-        return
-    head, tail = head.removeprefix(codecs.BOM_UTF8).lstrip(), tail.rstrip()
-    if head and tail and head[:1] + tail[-1:] not in (b"[]", b"{}"):
-        raise UserError(
-            f"{path} is not a JSON array or object, or is cut short: it does not begin and end with [ ] or {{ }}"
-        )
 
 
 # Words for splits in the names of published files and folders, and the split that each means.
@@ -136,21 +123,22 @@ _WHOLE = re.compile(r"(^|[^a-z])all$")  # "instances_all.json", as `sgpipe expor
 
 
 def infer_split(annotations: Location, images: ImagePlace | None, default: str | None = None) -> str:
-    """The split that the names of an annotation file and of its image folder say: "instances_val2017.json" is "val".
+    """Return the split that an annotation file or its image folder is named after: "instances_val2017.json" is "val".
 
-    "valid" and "validation" are "val", "test-dev2017" is "test", "trainval" is "train". If neither says a split, the
-    folder that contains them does if it is named after nothing else ("val2017/labels.json").
+    If neither is, the folder that contains them counts, if it is named after nothing else ("val2017/labels.json").
 
     Args:
-        images: None: the image folder says nothing of the split, as V-COCO's, which are COCO's.
+        images: None: the name of the image folder does not count, as of V-COCO's, which are COCO's.
         default: the split of a dataset that is published without splits, or of the run that is to be resumed.
 
-    Raises UserError: the two names contradict each other, or neither says a split and there is no default; or the file
+    Raises UserError: the two names contradict each other, or neither is a split's and there is no default; or the file
         is not JSON.
     """
     images = None if images is None else Path(located(images).rstrip("/"))
     stem = annotations.name.removesuffix(".gz").removesuffix(".json")
-    by_file, by_folder = _last_split(stem), images and _folder_split(images, _IN_FOLDER_NAME)
+    words = _IN_FILE_NAME.findall(_lower(stem))
+    by_file = _SPLITS[words[-1]] if words else None
+    by_folder = images and _folder_split(images, _IN_FOLDER_NAME)
     if by_file and by_folder and by_file != by_folder:
         raise UserError(
             f"{annotations.name} is named after the split {by_file!r}, the image folder {images} after "
@@ -179,12 +167,6 @@ def run_split(root: Path) -> str | None:
     except (UserError, KeyError, OSError):
         return None
     return next(iter(splits)) if len(splits) == 1 else None
-
-
-def _last_split(name: str) -> str | None:
-    """Return the last split in the name of a file."""
-    words = _IN_FILE_NAME.findall(_lower(name))
-    return _SPLITS[words[-1]] if words else None
 
 
 def _folder_split(folder: Path, form: re.Pattern[str]) -> str | None:
