@@ -10,7 +10,7 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
 from sgpipe.sources.annotated import (
     CLIP_TOLERANCE,
+    ProblemCounts,
     add_name,
     parse_id,
     parse_integer,
@@ -32,23 +33,10 @@ from sgpipe.storage.source_index import write_index
 from sgpipe.utils.boxes import clip_xywh
 
 _SLICE = 8192
-
-
-@dataclass
-class Problems:
-    """How many annotations were dropped or corrected, by reason; shown in the summary of a run."""
-
-    crowd: int = 0
-    degenerate: int = 0
-    clipped: int = 0
-    duplicate_boxes: int = 0
-    duplicate_images: int = 0
-    unknown_category: int = 0
-    unknown_image: int = 0
-    unsized_image: int = 0
-    malformed: int = 0
-    unlisted_captions: int = 0
-    unread_files: int = 0
+_PROBLEMS = (
+    *("crowd", "degenerate", "clipped", "duplicate_boxes", "duplicate_images", "unknown_category", "unknown_image"),
+    *("unsized_image", "malformed", "unlisted_captions", "unread_files"),
+)
 
 
 @dataclass
@@ -58,7 +46,7 @@ class Detections:
     dataset: str
     split: str
     categories: dict[int, str] = field(default_factory=dict)
-    problems: Problems = field(default_factory=Problems)
+    problems: ProblemCounts = field(default_factory=Counter)
     position: dict[str, int] = field(default_factory=dict)
     file_names: list[str] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
@@ -78,10 +66,10 @@ class Detections:
         """
         image_id = parse_id(item.get("id")) if isinstance(item, dict) else None
         if image_id is None:
-            self.problems.malformed += 1
+            self.problems["malformed"] += 1
             return None
         if image_id in self.position:
-            self.problems.duplicate_images += 1
+            self.problems["duplicate_images"] += 1
             return None
         row = self.position[image_id] = len(self.file_names)
         name = item.get("file_name")
@@ -98,7 +86,7 @@ class Detections:
         """Add an entry of `annotations`; an unreadable one is counted as malformed."""
         image_id = parse_id(item.get("image_id")) if isinstance(item, dict) else None
         if image_id is None:
-            self.problems.malformed += 1
+            self.problems["malformed"] += 1
             return
         row = self.position.get(image_id)
         if row is None:  # the file may list annotations before images: use a provisional row below zero
@@ -113,7 +101,7 @@ class Detections:
                 raise TypeError
             x, y, width, height = (float(value) for value in bbox)
         except (TypeError, ValueError, OverflowError):
-            self.problems.malformed += 1
+            self.problems["malformed"] += 1
             return
         self.box_rows.append(row)
         self.box_categories.append(number)
@@ -128,29 +116,29 @@ class Detections:
         try:
             category, name = parse_integer(item["id"]), replace_surrogates(str(item["name"]))
         except (KeyError, TypeError, ValueError, OverflowError):
-            self.problems.malformed += 1
+            self.problems["malformed"] += 1
             return
         if name.strip():
             add_name(self.categories, category, name)
         else:
-            self.problems.malformed += 1
+            self.problems["malformed"] += 1
 
     def add_caption(self, item: Any) -> None:
         """Add an entry of a COCO captions file; captions of unlisted images are counted."""
         try:
             row, text = self.position.get(parse_id(item["image_id"]) or ""), item["caption"]
         except (KeyError, TypeError):
-            self.problems.malformed += 1
+            self.problems["malformed"] += 1
             return
         if row is None:
-            self.problems.unlisted_captions += 1
+            self.problems["unlisted_captions"] += 1
         else:
             self.add_text(row, text)
 
     def add_text(self, row: int, text: Any) -> None:
         """Add a caption of the image in a row; blank ones are counted."""
         if not isinstance(text, str):
-            self.problems.malformed += 1
+            self.problems["malformed"] += 1
         elif cleaned := to_single_line(text):
             self.captions.setdefault(row, []).append(cleaned)
         else:
@@ -163,13 +151,10 @@ class Detections:
         self.position.clear()  # it takes more than the ids, and all rows are known
         order, rows = self._sorted_by_image()
         starts = np.searchsorted(rows, np.arange(len(self.file_names) + 1))
-        sizes = np.asarray(self.sizes).reshape(-1, 2)
         for start in range(0, len(ids), _SLICE):
-            part = slice(start, min(start + _SLICE, len(ids)))
+            part = range(start, min(start + _SLICE, len(ids)))
             these = slice(starts[part.start], starts[part.stop])
-            own = self._cleaned(self._boxes(order[these], rows[these]))
-            offsets = np.searchsorted(own.image, np.arange(part.start, part.stop + 1))
-            yield self._table(range(part.start, part.stop), ids[part], sizes[part], self._objects(own, offsets))
+            yield self._table(part, ids[part.start : part.stop], self._objects(order[these], rows[these], part))
 
     def settle_rows(self) -> None:
         """Replace the provisional rows of boxes that were read before their images; of unlisted ones by -1."""
@@ -188,89 +173,73 @@ class Detections:
         """
         rows = np.asarray(self.box_rows)
         unlisted = rows < 0
-        self.problems.unknown_image = int(unlisted.sum())
+        self.problems["unknown_image"] = int(unlisted.sum())
         categories = np.fromiter(self.categories, np.int32, len(self.categories))
         unknown = np.isin(self.box_categories, categories, invert=True)
-        self.problems.unknown_category = int((unknown & ~unlisted).sum())
+        self.problems["unknown_category"] = int((unknown & ~unlisted).sum())
         unknown |= unlisted
         rows[unknown] = len(self.file_names)  # sorted behind all images
         kept = len(rows) - int(unknown.sum())
         order = np.argsort(rows, kind="stable")[:kept].astype(np.min_scalar_type(len(rows)))
         return order, rows[order]
 
-    def _boxes(self, which: np.ndarray, rows: np.ndarray) -> _Boxes:
-        categories, crowds = np.asarray(self.box_categories)[which], np.asarray(self.box_crowds)[which]
-        return _Boxes(rows, categories, crowds.astype(bool), np.asarray(self.boxes).reshape(-1, 4)[which])
+    def _objects(self, which: np.ndarray, rows: np.ndarray, part: range) -> pa.Array:
+        """Return a list of objects for each image of `part`: boxes clipped, without degenerate ones and duplicates.
 
-    def _cleaned(self, boxes: _Boxes) -> _Boxes:
-        """Return the boxes, clipped, without degenerate ones and duplicates."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            boxes = self._distinct(self._clipped(boxes))
-        self.problems.crowd += int(boxes.crowd.sum())
-        return boxes
-
-    def _clipped(self, boxes: _Boxes) -> _Boxes:
-        """Return the boxes, clipped to their image, without those that have no area inside it or are not finite."""
-        sizes = np.asarray(self.sizes).reshape(-1, 2)[boxes.image].astype(np.float64)
-        clipped = clip_xywh(boxes.xywh, sizes)
-        # An image that is an error row has no size to clip to: its boxes are not degenerate.
-        sized = (sizes > 0).all(1)
-        self.problems.unsized_image += int((~sized).sum())
-        self.problems.degenerate += int((~clipped.inside & sized).sum())
-        self.problems.clipped += int((clipped.inside & (clipped.overhang > CLIP_TOLERANCE)).sum())
-        return _Boxes(boxes.image, boxes.category, boxes.crowd, clipped.xywh).take(np.flatnonzero(clipped.inside))
-
-    def _distinct(self, boxes: _Boxes) -> _Boxes:
-        """The boxes without those that equal another one of their image and category, to a hundredth of a pixel.
-
-        The smallest of equal ones stays, whatever their order.
+        Args:
+            which: the indices of its boxes, by image. rows: the image of each.
         """
-        if not len(boxes.image):
-            return boxes
-        order = np.lexsort(boxes.xywh.T)
-        cents = np.round(boxes.xywh * 100).astype(np.int64)
-        key = np.column_stack([boxes.image, boxes.category, boxes.crowd, cents])
-        _, first = np.unique(key[order], axis=0, return_index=True)
-        self.problems.duplicate_boxes += len(boxes.image) - len(first)
-        return boxes.take(np.sort(order[first]))
+        category, crowd = np.asarray(self.box_categories)[which], np.asarray(self.box_crowds)[which].astype(bool)
+        sizes = np.asarray(self.sizes).reshape(-1, 2)[rows].astype(np.float64)
+        sized = (sizes > 0).all(1)  # an error row has no size to clip to: its boxes are not degenerate
+        with np.errstate(over="ignore", invalid="ignore"):
+            clipped = clip_xywh(np.asarray(self.boxes).reshape(-1, 4)[which], sizes)
+            inside = np.flatnonzero(clipped.inside)
+            self.problems["unsized_image"] += int((~sized).sum())
+            self.problems["degenerate"] += int((~clipped.inside & sized).sum())
+            self.problems["clipped"] += int((clipped.overhang[inside] > CLIP_TOLERANCE).sum())
+            rows, category, crowd, xywh = rows[inside], category[inside], crowd[inside], clipped.xywh[inside]
+            # Of boxes that are equal to a hundredth of a pixel, the smallest stays, whatever their order.
+            order = np.lexsort(xywh.T)
+            key = np.column_stack([rows, category, crowd, np.round(xywh * 100).astype(np.int64)])
+            _, first = np.unique(key[order], axis=0, return_index=True)
+        kept = np.sort(order[first])
+        self.problems["duplicate_boxes"] += len(rows) - len(kept)
+        rows, category, crowd, xywh = rows[kept], category[kept], crowd[kept], xywh[kept]
+        self.problems["crowd"] += int(crowd.sum())
+        struct = SCHEMA.field("objects").type.value_type
+        fields = [
+            pa.array([self.categories[number] for number in category.tolist()], pa.string()),
+            pa.array(category, pa.int32()),
+            pa.ListArray.from_arrays(np.arange(0, xywh.size + 1, 4, dtype=np.int32), xywh.ravel()),
+            pa.array(crowd),
+        ]
+        columns = [column.cast(struct.field(i).type) for i, column in enumerate(fields)]
+        offsets = np.searchsorted(rows, np.arange(part.start, part.stop + 1)).astype(np.int32)
+        return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=list(struct)))
 
-    def _table(self, rows: range, ids: list[str], sizes: np.ndarray, objects: pa.Array) -> pa.Table:
+    def _table(self, rows: range, ids: list[str], objects: pa.Array) -> pa.Table:
         errors = [self.errors.get(row) for row in rows]
         texts = [limit_captions(self.captions.get(row, [])) for row in rows]
-        captions = [[{"text": text, "scope": "image", "boxes": []} for text in own] for own in texts]
         left_out = [
             {"captions": self.blank_captions[row] + len(self.captions.get(row, [])) - len(own)}
             for row, own in zip(rows, texts, strict=True)
         ]
-        return pa.table(
-            {
-                "image_id": pa.array(ids, pa.string()),
-                "dataset": pa.array([self.dataset] * len(rows), pa.string()),
-                "split": pa.array([self.split] * len(rows), pa.string()),
-                "file_name": pa.array(self.file_names[rows.start : rows.stop], pa.string()),
-                "width": pa.array(sizes[:, 0]),
-                "height": pa.array(sizes[:, 1]),
-                "objects": objects,
-                "captions": pa.array(captions, SCHEMA.field("captions").type),
-                "status": pa.array(["error" if error else "ok" for error in errors], pa.string()),
-                "error": pa.array(errors, pa.string()),
-                "left_out": pa.array(left_out, SCHEMA.field("left_out").type),
-            }
-        )
-
-    def _objects(self, boxes: _Boxes, offsets: np.ndarray) -> pa.Array:
-        """Return a list of objects per image: `boxes[offsets[i] : offsets[i + 1]]`."""
-        struct = SCHEMA.field("objects").type.value_type
-        fields = [
-            pa.array([self.categories[category] for category in boxes.category.tolist()], pa.string()),
-            pa.array(boxes.category, pa.int32()),
-            pa.ListArray.from_arrays(np.arange(0, boxes.xywh.size + 1, 4, dtype=np.int32), boxes.xywh.ravel()),
-            pa.array(boxes.crowd),
-        ]
-        items = pa.StructArray.from_arrays(
-            [column.cast(struct.field(i).type) for i, column in enumerate(fields)], fields=list(struct)
-        )
-        return pa.ListArray.from_arrays(offsets.astype(np.int32), items)
+        columns = {
+            "image_id": ids,
+            "dataset": [self.dataset] * len(rows),
+            "split": [self.split] * len(rows),
+            "file_name": self.file_names[rows.start : rows.stop],
+            "width": self.sizes[2 * rows.start : 2 * rows.stop : 2],
+            "height": self.sizes[2 * rows.start + 1 : 2 * rows.stop : 2],
+            "objects": objects,
+            "captions": [[{"text": text, "scope": "image", "boxes": []} for text in own] for own in texts],
+            "status": ["error" if error else "ok" for error in errors],
+            "error": errors,
+            "left_out": left_out,
+        }
+        schema = pa.schema([SCHEMA.field(name) for name in columns])
+        return pa.table(columns, schema=schema)
 
 
 MAX_CAPTIONS = 1000  # of an image; a hundred thousand would keep a worker for minutes
@@ -288,19 +257,6 @@ def limit_captions(texts: list[str]) -> list[str]:
     return [text for text in dict.fromkeys(texts) if text in kept]
 
 
-@dataclass
-class _Boxes:
-    """Parallel arrays: image row, category id, crowd flag, xywh in pixels."""
-
-    image: np.ndarray
-    category: np.ndarray
-    crowd: np.ndarray
-    xywh: np.ndarray
-
-    def take(self, index: np.ndarray | slice) -> _Boxes:
-        return _Boxes(self.image[index], self.category[index], self.crowd[index], self.xywh[index])
-
-
 def write_detections(path: Path, detections: Detections, meta: Mapping[str, Any]) -> None:
     """Write the source index of a split, with `meta`, the categories and the problem counts.
 
@@ -314,6 +270,6 @@ def write_detections(path: Path, detections: Detections, meta: Mapping[str, Any]
         lambda: {
             **meta,
             "categories": [name for _, name in sorted(detections.categories.items())],
-            "problems": asdict(detections.problems),  # complete only after the last table
+            "problems": {name: detections.problems[name] for name in _PROBLEMS},  # complete only after the last table
         },
     )

@@ -128,7 +128,7 @@ def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[s
                 detections.errors[row] = f"source: {replace_surrogates(reason)}"
     if not detections.file_names:
         raise UserError(no_images(root.location, files.notes))
-    detections.problems.unread_files = len(files.unread)
+    detections.problems["unread_files"] = len(files.unread)
     hashed = _hash([[name, size] for name, size, _ in _states(root, files.images)])
     origin = {"annotations": root.location, "captions": "", "annotations_sha256": hashed}
     return detections, origin | {"notes": files.notes}
