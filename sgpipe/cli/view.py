@@ -6,30 +6,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count, single_line
 
 if TYPE_CHECKING:
-    from sgpipe.files.locations import Location
-    from sgpipe.sources.corrected import CorrectedRun
-    from sgpipe.storage.index import Index
-    from sgpipe.storage.judgements import JudgementLog
-    from sgpipe.storage.manifest import Manifest
-    from sgpipe.view.web import Viewer
+    pass
 
-_STORE = "or the object store of one, such as s3://bucket/labels."
 _LONGEST_NAME = 200
 
 
 def view(
-    run: Annotated[str, typer.Argument(help=f"Folder of a run or an import, {_STORE}", callback=cli.stored)],
+    run: cli.StoredRun,
     other: Annotated[
-        str | None,
-        typer.Argument(help=f"A second one, to compare with on the same images: folder, {_STORE}", callback=cli.stored),
+        cli.Place | None, cli.stored_argument("A second one, to compare with on the same images: a folder or a store.")
     ] = None,
     port: Annotated[
         int, cli.option("Port; the next free one, if it is in use. 0: any free one.", min=0, max=65535)
@@ -58,10 +49,22 @@ def view(
     """
     import secrets
 
+    from sgpipe.files.locations import absolute_location, text_of
+    from sgpipe.storage.index import Index
+    from sgpipe.storage.judgements import JudgementLog
     from sgpipe.view.app import LOCAL, create_app, listen, machine_names, open_browser, serve
     from sgpipe.view.security import Access
+    from sgpipe.view.web import Viewer
 
-    viewer = _open(run, other, _judge(name), read_only, images)
+    judge, opened = _judge(name), []
+    for root in (run, other) if other is not None else (run,):
+        opened.append(index := Index.open(root, console.Progress(console.progress())))
+        cli.say(f"{text_of(root)}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
+        for problem in index.problems:
+            cli.say(f"left out: {problem}")
+    judgements = JudgementLog(opened[0].files.judgements, opened[0].fingerprint, read_only=read_only)
+    title = str(opened[0].run.get("name") or absolute_location(run).name)
+    viewer = Viewer(title, opened[0], judgements, opened[1] if other else None, judge, read_only, images)
     address = listen(host or LOCAL, port)
     token = secrets.token_urlsafe(24) if host else None
     app = create_app(viewer, Access(machine_names(address.host), token, read_only))
@@ -81,28 +84,6 @@ def view(
     cli.say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
 
 
-def _open(run: str, other: str | None, name: str, read_only: bool, images: str | None) -> Viewer:
-    """Open the indexes and the judgements, and say how large they are."""
-    from sgpipe.storage.judgements import JudgementLog
-    from sgpipe.view.web import Viewer
-
-    opened = [_open_index(root) for root in (run, other) if root is not None]
-    index = opened[0]
-    judgements = JudgementLog(index.files.judgements, index.fingerprint, read_only=read_only)
-    title = str(index.run.get("name") or Path(run).absolute().name)
-    return Viewer(title, index, judgements, opened[1] if other else None, name, read_only, images)
-
-
-def _open_index(root: str) -> Index:
-    from sgpipe.storage.index import Index
-
-    index = Index.open(root if "://" in root else Path(root), console.Progress(console.progress()))
-    cli.say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
-    for problem in index.problems:
-        cli.say(f"left out: {problem}")
-    return index
-
-
 def _judge(name: str | None) -> str:
     """Return the name in judgements. Raises UserError: --as is too long, or blank."""
     import getpass
@@ -119,7 +100,7 @@ def _judge(name: str | None) -> str:
 
 
 def correct(
-    run: Annotated[str, typer.Argument(help=f"Folder of a run or an import, {_STORE}", callback=cli.stored)],
+    run: cli.StoredRun,
     out: Annotated[Path, cli.writes_folder("Folder for the corrected run; an unfinished one is resumed.")],
     judgements: Annotated[
         Path | None, cli.reads_file("File of judgements. Default: what `sgpipe view` wrote for the run.")
@@ -145,20 +126,6 @@ def correct(
       sgpipe correct coco-relations/ --judgements judgements.jsonl --conflicts latest --out corrected/
     """
     from sgpipe.sources.corrected import correct_run
-
-    manifest, storage, log = _open_judged(run, judgements)
-    for problem in log.problems:
-        cli.say(f"NOTE: {problem}")
-    progress = console.Progress(console.progress())
-    corrected = correct_run(manifest, storage, log, out, progress, conflicts, images)
-    if json_:
-        print(json.dumps(corrected.as_json(), indent=2))
-        return
-    _report(corrected)
-
-
-def _open_judged(run: str, judgements: Path | None) -> tuple[Manifest, Location, JudgementLog]:
-    """Return the run, where its shards are, and its judgements."""
     from sgpipe.storage.judgements import JudgementLog
     from sgpipe.storage.run_files import RunFiles
 
@@ -167,10 +134,13 @@ def _open_judged(run: str, judgements: Path | None) -> tuple[Manifest, Location,
         raise UserError(files.problems[0])
     fingerprint = str(files.manifest.run.get("fingerprint", ""))
     log = JudgementLog(judgements or files.judgements, fingerprint, read_only=True)
-    return files.manifest, files.storage, log
-
-
-def _report(corrected: CorrectedRun) -> None:
+    for problem in log.problems:
+        cli.say(f"NOTE: {problem}")
+    progress = console.Progress(console.progress())
+    corrected = correct_run(files.manifest, files.storage, log, out, progress, conflicts, images)
+    if json_:
+        print(json.dumps(corrected.as_json(), indent=2))
+        return
     size = f"{count(corrected.images, 'image')} in {count(corrected.shards, 'shard')}"
     done = ", ".join(f"{number:,} {what}" for what, number in corrected.counts.items() if number)
     console.output().print(f"{corrected.root}: {size}; relations: {done or 'none corrected'}", soft_wrap=True)
