@@ -306,49 +306,41 @@ def _graph(
     limit: ActorHandle,
     isolated: bool,
 ) -> ray.data.Dataset:
-    runner = IsolatedRunner if isolated else StageRunner
-    on_driver: Callable[[], dict[str, Any]] = partial(dict, scheduling_strategy=on_driver_node())
-    dataset = _mapped(entering, name, Entrance, (limit,), 1, {}, on_driver)
-    first = 0
-    for i, pool in enumerate(pools):
-        ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
-        arguments = (runner(pool.stages), *ends, software(), pool.resources.gpus or 0)
-        dataset = _mapped(
-            dataset, name, Worker, arguments, pool.actors, pool.needs, _InBundles(placed, first, pool.actors)
-        )
-        first += pool.actors
-    return dataset
-
-
-def _mapped(
-    dataset: ray.data.Dataset,
-    name: str,
-    worker: type[Worker] | type[Entrance],
-    arguments: tuple[Any, ...],
-    actors: int,
-    needs: Mapping[str, float],
-    options: Callable[[], dict[str, Any]],
-) -> ray.data.Dataset:
-    """The units, mapped by a pool of actors.
+    """The units, mapped by the entrance and then by a pool of actors after the other.
 
     Args:
         name: that all actors have at the start of their own.
-        options: called for each actor, further ones of Ray's.
     """
-    with warnings.catch_warnings():
-        # Ray offers no other way to limit the retries of a unit that kills its worker.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return dataset.map_batches(
-            worker,
-            fn_constructor_args=arguments,
-            batch_size=1,  # one unit; Ray requires a number where there are GPUs
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=needs.get("CPU", 0),
-            num_gpus=needs.get("GPU"),
-            memory=needs.get("memory"),
-            ray_remote_args_fn=lambda: {"name": name + uuid4().hex, **_WORKER_OPTIONS, **options()},
-        )
+    runner, first, dataset = IsolatedRunner if isolated else StageRunner, 0, entering
+    on_driver: Callable[[], dict[str, Any]] = partial(dict, scheduling_strategy=on_driver_node())
+    steps: list[tuple[Any, tuple[Any, ...], int, Mapping[str, float], Callable[[], dict[str, Any]]]]
+    steps = [(Entrance, (limit,), 1, {}, on_driver)]
+    for i, pool in enumerate(pools):
+        ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
+        arguments = (runner(pool.stages), *ends, software(), pool.resources.gpus or 0)
+        steps.append((Worker, arguments, pool.actors, pool.needs, _InBundles(placed, first, pool.actors)))
+        first += pool.actors
+    for worker, arguments, actors, needs, options in steps:
+        with warnings.catch_warnings():
+            # Ray offers no other way to limit the retries of a unit that kills its worker.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            dataset = dataset.map_batches(
+                worker,
+                fn_constructor_args=arguments,
+                batch_size=1,  # one unit; Ray requires a number where there are GPUs
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=actors),
+                num_cpus=needs.get("CPU", 0),
+                num_gpus=needs.get("GPU"),
+                memory=needs.get("memory"),
+                ray_remote_args_fn=partial(_actor_options, name, options),
+            )
+    return dataset
+
+
+def _actor_options(name: str, options: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Ray's options for one more actor."""
+    return {"name": name + uuid4().hex, **_WORKER_OPTIONS, **options()}
 
 
 class _InBundles:
