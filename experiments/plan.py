@@ -104,7 +104,11 @@ class Experiment(Config):
     compared_sets: tuple[str, ...] = Field((), description="sets whose labels are compared with the ground truth")
     arms: dict[str, tuple[Stage, ...]]
     expected: tuple[Expected, ...]
+    shared: tuple[str, ...] = Field((), description="arms of one network, from which all seeds of others start")
     limits: str | None = Field(None, description="what the miniature cannot show")
+
+    def seeds_of(self, arm: str) -> range:
+        return range(1 if arm in self.shared else self.seeds)
 
 
 class Plan(Config):

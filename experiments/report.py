@@ -88,7 +88,14 @@ def same_networks(plan: Plan) -> list[list[str]]:
     return [each for each in names.values() if len(each) > 1]
 
 
+def _for_every_seed(experiment: Experiment, rows: Sequence[Row]) -> list[Row]:
+    """The results, those of a shared network for every seed that starts from it."""
+    shared = [row for row in rows if row.get("arm") in experiment.shared]
+    return [*rows, *({**row, "seed": seed} for row in shared for seed in range(1, experiment.seeds))]
+
+
 def _answers(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
+    rows = _for_every_seed(experiment, rows)
     yield f"## {experiment.title}\n\n{experiment.question}{f' {experiment.limits}' if experiment.limits else ''}"
     for stage, measure in dict.fromkeys((expected.stage, expected.measure) for expected in experiment.expected):
         yield f"\n| expected | {measure}, {stage} | outcome |"
@@ -180,7 +187,7 @@ def _arm_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     yield f"|---|---|{'---|' * len(heads)}"
     for arm in experiment.arms:
         own = [row for row in rows if row.get("arm") == arm]
-        seeds = f"{len({row['seed'] for row in own})} of {experiment.seeds}"
+        seeds = f"{len({row['seed'] for row in own})} of {len(experiment.seeds_of(arm))}"
         if diverged := len({row["seed"] for row in own if "diverged" in row}):
             seeds += f", {diverged} diverged"
         cells = [_mean(list(_by_seed(rows, arm, *column).values())) for column in columns]
@@ -195,6 +202,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _differences(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
+    rows = _for_every_seed(experiment, rows)
     yield "\n| expected | measure | difference, over seeds | over images | |"
     yield "|---|---|---|---|---|"
     for expected in experiment.expected:

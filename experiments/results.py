@@ -67,12 +67,12 @@ class Results:
 
     def comparison_key(self, experiment: Experiment, item: tuple[str, ...]) -> str:
         """A hash of all networks of two arms; `item`: stage, measure and both arms."""
-        keys = [self._keys(experiment, arm, seed) for arm in item[2:] for seed in range(experiment.seeds)]
+        keys = [self._keys(experiment, arm, seed) for arm in item[2:] for seed in experiment.seeds_of(arm)]
         return fingerprint({"item": item, "networks": [list(own.values()) for own in keys]})
 
     def _keys(self, experiment: Experiment, arm: str, seed: int) -> dict[str, str]:
         """The hash of each stage of an arm by its name; none if the experiment has no such arm or seed."""
-        if arm not in experiment.arms or seed >= experiment.seeds:
+        if arm not in experiment.arms or seed not in experiment.seeds_of(arm):
             return {}
         stages = experiment.arms[arm]
         return dict(zip((stage.name for stage in stages), self.plan.stage_keys(stages, seed), strict=True))

@@ -93,7 +93,7 @@ def compare_arms(workshop: Workshop, results: Results, name: str, item: tuple[st
     experiment = workshop.plan.experiments[name]
     before, sides = workshop.cpu_seconds(), []
     for arm in (better, worse):
-        networks = [_network(workshop, experiment.arms[arm], seed, stage) for seed in range(experiment.seeds)]
+        networks = [_network(workshop, experiment.arms[arm], seed, stage) for seed in experiment.seeds_of(arm)]
         sides.append([resampling(workshop, measure, *network) for network in networks])
     row: Row = {"compared": [better, worse], "stage": stage, "measure": measure}
     interval = image_interval(sides[0], sides[1], measure)
@@ -123,6 +123,8 @@ def _open_tasks(results: Results, name: str) -> Iterator[Task]:
     unfinished, diverged = set(), {row["arm"] for row in rows if "diverged" in row}
     for seed in range(experiment.seeds):
         for arm, stages in experiment.arms.items():
+            if seed not in experiment.seeds_of(arm):
+                continue
             own = [row for row in rows if (row.get("arm"), row.get("seed")) == (arm, seed)]
             missing = {stage.name for stage in stages if stage.measured} - {row["stage"] for row in own}
             if missing and not any("diverged" in row for row in own):

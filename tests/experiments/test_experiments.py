@@ -153,6 +153,19 @@ def test_stored_percentiles_are_moved_to_the_difference_and_widened():
     assert not exact
 
 
+def test_a_shared_network_is_trained_once_and_compared_with_every_seed(tmp_path):
+    one = plan()
+    one["experiments"]["one"] |= {"shared": ["both"]}
+    shared = Plan.model_validate(one)
+    tasks = open_tasks(Results(shared, tmp_path), ["one"])
+    assert [task.item for task in tasks if task.kind == "arm" and task.item[0] == "both"] == [("both", "0")]
+    rows = [arm_row("both", 0, "first", measures={"seen mAP": 0.75})]
+    rows += [arm_row("other", seed, "first", measures={"seen mAP": value}) for seed, value in ((0, 0.5), (1, 0.25))]
+    files = report(shared, {"one": rows})
+    assert "| both | 1 of 1 | 0.750 |" in files[TABLES]
+    assert "| both > other | +0.375 ± 1.588 | incomplete |" in files[PAGE]
+
+
 def test_arms_of_equal_networks_are_named():
     one = plan()
     experiment = one["experiments"]["one"]
