@@ -1,15 +1,13 @@
 """Convert scene-graph annotations, from Visual Genome or the R-Tagger, to training targets.
 
-The steps: read (`SceneAnnotation.from_json`), drop relations of low confidence (`confident`), swap left and right in
-texts if the image will be flipped (`with_flipped_texts`), clip boxes and number the texts (`label_scene`), augment the
-image and its `SceneTargets` (`augment`), then make triplets (`labelled_triplets`).
+The steps: swap left and right in texts if the image will be flipped (`with_flipped_texts`), clip boxes and number the
+texts (`label_scene`), augment the image and its `SceneTargets` (`augment`), then make triplets (`labelled_triplets`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,32 +50,6 @@ class SceneAnnotation:
     image_id: int | str
     objects: tuple[SceneObject, ...]
     relations: tuple[SceneRelation, ...]
-
-    @classmethod
-    def from_json(cls, image: Mapping[str, Any]) -> SceneAnnotation:
-        """Read one entry of scene_graphs.json, with one name per object.
-
-        Raises:
-            AnnotationError: a key is missing.
-        """
-        name = image.get("image_id", "(no image_id)")
-        try:
-            objects = [
-                SceneObject(item["object_id"], item["names"], (item["x"], item["y"], item["w"], item["h"]))
-                for item in image["objects"]
-            ]
-            relations = [
-                SceneRelation(item["subject_id"], item["object_id"], item["predicate"], item.get("confidence"))
-                for item in image["relationships"]
-            ]
-        except KeyError as missing:
-            raise AnnotationError(f"scene graph of image {name} has no {missing.args[0]!r}") from missing
-        return cls(name, tuple(objects), tuple(relations))
-
-    def confident(self, threshold: float) -> SceneAnnotation:
-        """Drop relations with a confidence below the threshold; relations without a confidence stay."""
-        kept = (item for item in self.relations if item.confidence is None or item.confidence >= threshold)
-        return replace(self, relations=tuple(kept))
 
     def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The names of the objects, and the predicates."""

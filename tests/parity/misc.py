@@ -18,11 +18,12 @@ import torch
 from rlip_model.image import resized
 from rlip_model.settings import Strategy
 from rlip_model.targets import Triplets
-from rlip_model.training.annotations import SceneAnnotation, label_scene
+from rlip_model.training.annotations import label_scene
 from rlip_model.training.sampling import LabelledBatch, LabelledTriplets, LabelVocabulary, NegativeSampling, merge
 from tests.parity.evaluation import hico, open_images, vcoco
 from tests.parity.golden import NotGoldenError, Report
 from tests.parity.model import print_report
+from tests.parity.scene_graphs import scene_annotation
 
 STRATEGIES: dict[str, Strategy] = {"freq": "frequency", "random": "uniform"}
 CHECKED = ("label_merge_and_sampling.json", "vg_annotation_to_target.json", "evaluators.json")
@@ -86,7 +87,7 @@ def check_annotation(content: dict[str, Any], report: Report) -> None:
     width, height = content["image_size_wh"]
     new_width, new_height = resized(width, height)
     (annotation,) = content["annotation"]
-    graph = SceneAnnotation.from_json(annotation).confident(content["relation_threshold"])
+    graph = scene_annotation(annotation, content["relation_threshold"])
     for name, case in content["cases"].items():
         section, expected = f"annotation, {name}", case["target"]
         scene = label_scene(graph, width, height, case["num_queries"] // 2)
