@@ -95,8 +95,11 @@ def open_file(path: Location) -> Iterator[Any]:
         with add_filename(path), pa.memory_map(str(path)) as file:
             yield file
         return
-    with _present(path), path.open(buffer=_BUFFER) as file:
-        yield pa.PythonFile(file, "r")
+    try:
+        with path.open(buffer=_BUFFER) as file:
+            yield pa.PythonFile(file, "r")
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
 
 
 def open_stream(path: str | Location) -> io.BufferedReader:
@@ -115,19 +118,14 @@ def read_range(path: Location, start: int, length: int, version: str | None = No
     """
     if isinstance(path, StorePath):
         return path.read_range("", start, length, version)
-    parts = []
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if version not in (None, _version(os.fstat(descriptor))):
+    with path.open("rb") as file:
+        if version not in (None, _version(os.fstat(file.fileno()))):
             raise ReplacedError(f"{path} was replaced while it was in use")
-        while length and (part := os.pread(descriptor, length, start)):
-            parts.append(part)
-            start, length = start + len(part), length - len(part)
-    finally:
-        os.close(descriptor)
-    if length:
-        raise CutError(f"{path} is truncated: it ends at byte {start}")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        file.seek(start)
+        data = file.read(length)
+    if len(data) < length:
+        raise CutError(f"{path} is truncated: it ends at byte {start + len(data)}")
+    return data
 
 
 def info_of(path: Location) -> ObjectInfo | None:
@@ -188,17 +186,6 @@ def _local(path: str | Location) -> Location:
     return dataset.fetch(found["file"])
 
 
-def read_bytes(path: Location) -> bytes:
-    """Return the content of a file. Raises OSError, which names it."""
-    if isinstance(path, Path):
-        return path.read_bytes()
-    with _present(path):
-        content = path.read()
-        if content is None:
-            raise FileNotFoundError(str(path))
-        return content
-
-
 def sizes(folder: Location) -> dict[str, int]:
     """Return the size in bytes of each file in a folder, by its last name; of none where there is no folder."""
     if isinstance(folder, StorePath):
@@ -217,15 +204,6 @@ def delete(path: Location) -> None:
         path.delete()
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _present(path: StorePath) -> Iterator[None]:
-    """A missing object of a run is a StoreError, which ends the work, as those that cannot be read."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing") from None
 
 
 def open_shard_file(path: Location) -> Path | BinaryIO:

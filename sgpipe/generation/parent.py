@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import DamagedError, Location, read_bytes, sizes
+from sgpipe.files.locations import DamagedError, Location, sizes
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
@@ -91,7 +91,8 @@ class Parent:
             for name, split in source.splits.items():
                 read: dict[str, Path] = {}  # the files from which the split was read, if they are still there
                 with suppress(OSError, ValueError, KeyError, TypeError):
-                    named = json.loads(read_bytes(self.files / f".sgpipe/index-{name}.json"))["files"]
+                    place = self.files / f".sgpipe/index-{name}.json"
+                    named = json.loads(place.read_bytes() if isinstance(place, Path) else place.read() or b"")["files"]
                     read = {kind: Path(named[kind][0]) for kind in ("annotations", "captions") if kind in named}
                     read = {kind: path for kind, path in read.items() if path.is_file()}
                 paths = {kind: path and read.get(kind, source.path(path)) for kind, path in split if kind != "images"}

@@ -13,7 +13,6 @@ from sgpipe.files.object_store import StorePath
 from sgpipe.storage.manifest import (
     MANIFEST,
     Manifest,
-    ShardEntry,
     put_manifest,
     read_manifest,
     replace_manifest,
@@ -49,7 +48,13 @@ class ManifestMirror:
         Raises UserError: neither continues the other, the shards are stored elsewhere, or another run is at work there.
         """
         local = _local(self._manifest)
-        self._check_location(local)
+        if local and (manifest := Manifest.load(self.folder.root)).shards:
+            before, now = manifest.run.get("store"), self.store and self.store.location
+            if before != now:
+                raise UserError(
+                    f"the shards of {self.folder.root} are in {before or self.folder.root}; "
+                    + (f"resume with --store {before}" if before else "resume without --store, or choose another --out")
+                )
         remote = self._remote()
         latest = later(local, remote, self.folder)
         if latest != local:
@@ -72,16 +77,6 @@ class ManifestMirror:
 
     def _remote(self) -> bytes:
         return (self.store and read_manifest(self.store)) or b""
-
-    def _check_location(self, local: bytes) -> None:
-        if not local or not (manifest := Manifest.load(self.folder.root)).shards:
-            return
-        before, now = manifest.run.get("store"), self.store and self.store.location
-        if before != now:
-            raise UserError(
-                f"the shards of {self.folder.root} are in {before or self.folder.root}; "
-                + (f"resume with --store {before}" if before else "resume without --store, or choose another --out")
-            )
 
     def copy_index(self, index: Path) -> None:
         """Copy a source index into the store unless it is already there; its description is copied last."""
@@ -162,7 +157,18 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
                 f"{store.location}/{MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy"
             )
         for shard in manifest.shards:
-            _fetch_shard(store, out, shard)
+            path = out / shard.file
+            if not path.is_file() or file_sha256(path) != shard.sha256:
+                try:
+                    shard_content = checked_content(store, shard)
+                except FileNotFoundError:
+                    why = "is missing; resuming the run regenerates it"
+                    raise StoreError(f"{store.location}: {shard.file} {why}") from None
+                except DamagedError as error:
+                    again = "delete the object, and the command that wrote the run makes it again"
+                    raise StoreError(f"{store}/{shard.file}: {error}; {again}") from None
+                with atomic_write(path) as temporary:
+                    temporary.write_bytes(shard_content or b"")
             advance(shard.rows, shard.counts)
         for name in DESCRIPTIONS:
             if (description := store.read(name)) is not None:
@@ -171,18 +177,3 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
         replace_manifest(out, content)
         folder.sweep(manifest)
     return manifest
-
-
-def _fetch_shard(store: StorePath, out: Path, shard: ShardEntry) -> None:
-    path = out / shard.file
-    if path.is_file() and file_sha256(path) == shard.sha256:
-        return
-    try:
-        content = checked_content(store, shard)
-    except FileNotFoundError:
-        raise StoreError(f"{store.location}: {shard.file} is missing; resuming the run regenerates it") from None
-    except DamagedError as error:
-        again = "delete the object, and the command that wrote the run makes it again"
-        raise StoreError(f"{store}/{shard.file}: {error}; {again}") from None
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content or b"")

@@ -18,7 +18,7 @@ from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import SCHEMA
 from sgpipe.storage.judgements import JUDGEMENTS
-from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import DATA, open_shard
 
 _CACHE = ".sgpipe/cache"
@@ -55,17 +55,14 @@ class RunFiles:
 
         Raises StoreError: the store cannot be reached.
         """
-        shards, local = self.manifest.shards, isinstance(self.storage, Path)
-        found = {} if local else sizes(self.storage / DATA)
-        return {shard.file: f"{shard.sha256} {self._state(shard, found)}" for shard in shards}
-
-    def _state(self, shard: ShardEntry, sizes: dict[str, int]) -> str:
-        if not isinstance(self.storage, Path):
-            return str(sizes.get(Path(shard.file).name, "missing"))
-        with suppress(OSError):
-            status = (self.storage / shard.file).stat()
-            return f"{status.st_size} {status.st_mtime_ns}"
-        return "missing"
+        local, found = isinstance(self.storage, Path), {}
+        if not local:
+            found = {f"{DATA}/{name}": str(size) for name, size in sizes(self.storage / DATA).items()}
+        for shard in self.manifest.shards if local else ():
+            with suppress(OSError):
+                status = os.stat(f"{self.storage}/{shard.file}")
+                found[shard.file] = f"{status.st_size} {status.st_mtime_ns}"
+        return {shard.file: f"{shard.sha256} {found.get(shard.file, 'missing')}" for shard in self.manifest.shards}
 
     @contextmanager
     def open(self, file: str) -> Iterator[pq.ParquetFile]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -25,7 +24,6 @@ from sgpipe.utils.atomic import atomic_write, write_text
 from sgpipe.utils.hashing import file_sha256
 
 _ROWS_PER_BATCH = 256
-_CHECKSUM = "crc32"
 
 
 class SourceIndex:
@@ -34,7 +32,7 @@ class SourceIndex:
     def __init__(self, path: Path) -> None:
         """Raises UserError: the file is missing or not an index."""
         try:
-            self.meta: dict[str, Any] = _opened(_meta_path(path).read_text(encoding="utf-8"))
+            self.meta: dict[str, Any] = json.loads(_meta_path(path).read_text(encoding="utf-8"))
             self._file = pa.memory_map(str(path))
             pa.ipc.open_file(self._file)
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -80,44 +78,25 @@ def read_records(index: pa.NativeFile, start: int, stop: int, name: Location) ->
 
 
 def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mapping[str, Any]]) -> None:
-    """Write the records of a split, a table at a time.
+    """Write the records of a split, a table at a time, in batches of equal size.
 
     Args:
         tables: the records in the schema of shards; at least one table.
         meta: called after the last table; what it returns is kept with the counts of images and boxes.
     """
     _meta_path(path).unlink(missing_ok=True)
-    with atomic_write(path) as temporary:
-        counts = _write_tables(temporary, tables)
-        digest = file_sha256(temporary)
-    write_text(_meta_path(path), _sealed({**meta(), **counts, "sha256": digest}))
-
-
-def _write_tables(path: Path, tables: Iterable[pa.Table]) -> dict[str, int]:
-    """Write the records in batches of equal size; returns how many images and boxes there are."""
     images = boxes = 0
     tables = iter(tables)
     first = next(tables)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
-        for table in chain([first], tables):
-            images += table.num_rows
-            boxes += len(table["objects"].combine_chunks().flatten())
-            for batch in table.combine_chunks().to_batches(max_chunksize=_ROWS_PER_BATCH):
-                writer.write_batch(batch)
-    return {"images": images, "boxes": boxes}
-
-
-def _sealed(meta: dict[str, Any]) -> str:
-    """JSON with a checksum of the rest in it."""
-    return json.dumps(meta | {_CHECKSUM: zlib.crc32(json.dumps(meta).encode())})
-
-
-def _opened(text: str) -> dict[str, Any]:
-    """Read what `_sealed` wrote. Raises ValueError: it has changed."""
-    meta = json.loads(text)
-    if not isinstance(meta, dict) or _sealed({k: v for k, v in meta.items() if k != _CHECKSUM}) != text:
-        raise ValueError("it has changed since it was written")
-    return meta
+    with atomic_write(path) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+            for table in chain([first], tables):
+                images += table.num_rows
+                boxes += len(table["objects"].combine_chunks().flatten())
+                for batch in table.combine_chunks().to_batches(max_chunksize=_ROWS_PER_BATCH):
+                    writer.write_batch(batch)
+        digest = file_sha256(temporary)
+    write_text(_meta_path(path), json.dumps({**meta(), "images": images, "boxes": boxes, "sha256": digest}))
 
 
 def _meta_path(path: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -87,48 +87,48 @@ def verify(root: str | Location, *, repair: bool = False, advance: Advance | Non
     with folder.lock() if repair else nullcontext():
         found = Verification(root, at_work=not stored and not repair and folder.is_locked, repairable=not stored)
         manifest, lines = Manifest.salvage(root)
-        _check_place(manifest, repair)
+        store = manifest.run.get("store")
+        if store and isinstance(root, Path) and manifest.shards:
+            again = f"sgpipe fetch {store} --out {root}"
+            if repair:
+                raise UserError(f"the shards of {root} come from {store}; fetch them again: {again}")
+            if not any((root / shard.file).exists() for shard in manifest.shards):
+                raise UserError(f"the shards of {root} are in {store}; name it instead, or fetch them: {again}")
         found.problems += [Problem(MANIFEST, f"line {number} has changed since it was written") for number in lines]
-        bad = _check_shards(manifest, found, advance or (lambda images, counts: None))
+        faults = _faults(manifest, advance or (lambda images, counts: None))
+        listed = {shard.file for shard in Manifest.salvage(root)[0].shards}  # a run may have replaced some
+        checked = [shard for shard in manifest.shards if shard.file in listed]
+        found.shards, found.images = len(checked), sum(shard.rows for shard in checked)
+        found.problems += [Problem(shard.file, fault) for shard in checked for fault in faults[shard.file]]
         if not stored and not found.at_work:
             unlisted = "the manifest does not list it: the next run deletes it"
             found.problems += [Problem(file, unlisted) for file in folder.unlisted(manifest)]
+        bad = [shard for shard in checked if faults[shard.file]]
         if repair and (bad or lines):
             manifest.rewrite(bad)
             found.repaired = True
     return found
 
 
-def _check_place(manifest: Manifest, repair: bool) -> None:
-    """Raises UserError: all shards are in an object store, or they are to be repaired and come from one."""
-    store, root = manifest.run.get("store"), manifest.root
-    if store and isinstance(root, Path) and manifest.shards:
-        again = f"sgpipe fetch {store} --out {root}"
-        if repair:
-            raise UserError(f"the shards of {root} come from {store}; fetch them again: {again}")
-        if not any((root / shard.file).exists() for shard in manifest.shards):
-            raise UserError(f"the shards of {root} are in {store}; name it instead, or fetch them: {again}")
-
-
-def _check_shards(manifest: Manifest, found: Verification, advance: Advance) -> list[ShardEntry]:
-    """Return the bad shards; their problems are added to `found`."""
-    faults: dict[str, list[str]] = {shard.file: [] for shard in manifest.shards}
+def _faults(manifest: Manifest, advance: Advance) -> dict[str, list[str]]:
+    """Return what is wrong with each shard."""
+    faults: dict[str, list[str]] = {}
     ids: dict[str, np.ndarray] = {}
     threads = _FETCHED if isinstance(manifest.root, StorePath) else 1
     with prefetch(partial(_check_shard, manifest.root), manifest.shards, threads, 2 * threads) as checked:
-        for shard, (found_here, images) in zip(manifest.shards, checked, strict=True):
-            faults[shard.file] += found_here
-            if not found_here:
+        for shard, (own, images) in zip(manifest.shards, checked, strict=True):
+            faults[shard.file] = own
+            if not own:
                 ids[shard.file] = images
             advance(shard.rows, shard.counts)
-    for file, repeated in _repeated(ids):
-        faults[file].append(f"{count(repeated, 'image')} already in the run")
-    listed = {shard.file for shard in Manifest.salvage(manifest.root)[0].shards}  # a run may have replaced some
-    faults = {file: own for file, own in faults.items() if file in listed}
-    found.shards = len(faults)
-    found.images = sum(shard.rows for shard in manifest.shards if shard.file in faults)
-    found.problems += [Problem(file, fault) for file, own in faults.items() for fault in own]
-    return [shard for shard in manifest.shards if faults.get(shard.file)]
+    # Images that occur twice in a shard, or also in an earlier one.
+    numbers = np.concatenate([np.array([], np.uint64), *ids.values()])
+    order = np.argsort(numbers, kind="stable")
+    again = order[1:][numbers[order[1:]] == numbers[order[:-1]]]
+    shard_of = np.searchsorted(np.cumsum([len(each) for each in ids.values()]), again, side="right")
+    for position, images in zip(*np.unique(shard_of, return_counts=True), strict=True):
+        faults[list(ids)[position]].append(f"{count(int(images), 'image')} already in the run")
+    return faults
 
 
 def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], np.ndarray]:
@@ -167,13 +167,3 @@ def _check_content(path: Location, shard: ShardEntry, content: pa.NativeFile | N
         if name in counts and counts[name] != number:
             faults[name] = f"{name}: {counts[name]:,}, the manifest says {number:,}"
     return list(faults.values()), np.array(ids, np.uint64)
-
-
-def _repeated(ids: dict[str, np.ndarray]) -> Iterator[tuple[str, int]]:
-    """Yield shards with images that occur twice in them, or also in an earlier shard, and how many."""
-    numbers = np.concatenate([np.array([], np.uint64), *ids.values()])
-    order = np.argsort(numbers, kind="stable")
-    again = order[1:][numbers[order[1:]] == numbers[order[:-1]]]
-    shard_of = np.searchsorted(np.cumsum([len(each) for each in ids.values()]), again, side="right")
-    for shard, images in zip(*np.unique(shard_of, return_counts=True), strict=True):
-        yield list(ids)[shard], int(images)

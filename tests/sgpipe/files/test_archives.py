@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from rich.console import Console
@@ -162,10 +163,10 @@ def test_what_this_machine_lacks_is_no_fault_of_an_image(
     root = image_root(make_tar(folder, tmp_path / "packed.tar"))
     assert root.contains(NAMES[0])
 
-    def fail(*_: object) -> int:
+    def fail(*_: object) -> BinaryIO:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "open", fail)
+    monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(EngineError, match=f"cannot be read: .*{os.strerror(number)}"):
         root.open(NAMES[0])
 
