@@ -19,7 +19,7 @@ from sgpipe.generation.identity import STAGES, identity, settings_of_stage
 from sgpipe.recipe import Recipe, load_recipe, with_model_folders
 from sgpipe.records import BOX_SCORES, Record, from_table
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
-from sgpipe.storage.run_folder import RECIPE, RunFolder, kind_of
+from sgpipe.storage.run_folder import RECIPE, RunFolder, ground_truth_of, kind_of
 from sgpipe.storage.shards import DATA, checked_content, read_file
 from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences
@@ -98,7 +98,7 @@ class Parent:
                 paths = {kind: path and read.get(kind, source.path(path)) for kind, path in split if kind != "images"}
                 splits[name] = split.model_copy(update={**paths, "images": images.get(name, source.images(name))})
             changes = {"root": None, "splits": splits}
-            if self.folder and (truth := RunFolder(self.folder).ground_truth):
+            if self.folder and (truth := ground_truth_of(self.folder)):
                 changes |= {"ground_truth": truth.relations, "image_data": truth.image_data}
         return recipe.model_copy(update={"source": source.model_copy(update=changes)})
 

@@ -55,19 +55,20 @@ class ShardEntry:
         return self.stop - self.start
 
     @classmethod
-    def read(cls, values: dict[str, Any]) -> ShardEntry:
-        """Read an entry of the manifest. Raises KeyError, TypeError or ValueError: it is not one."""
-        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        for name in _COUNTERS.intersection(known):  # the same few keys in every shard
-            known[name] = {intern(key): value for key, value in known[name].items()}
-        entry = cls(**known)
-        numbers = (entry.start, entry.stop, entry.bytes, *entry.counts.values())
-        texts = (entry.split, entry.sha256)
-        if not re.fullmatch(r"data/[^/?]+\.parquet", entry.file) or not all(isinstance(n, int) for n in numbers):
-            raise ValueError(entry.file)
-        if not 0 <= entry.start < entry.stop or not all(isinstance(text, str) for text in texts):
-            raise ValueError(entry.file)
-        return entry
+    def read(cls, values: Any) -> ShardEntry | None:
+        """Return the entry that a line of the manifest describes; None if it describes none."""
+        try:
+            known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+            for name in _COUNTERS.intersection(known):  # the same few keys in every shard
+                known[name] = {intern(key): value for key, value in known[name].items()}
+            entry = cls(**known)
+            numbers = (entry.start, entry.stop, entry.bytes, *entry.counts.values())
+            texts = (entry.split, entry.sha256)
+            is_named = re.fullmatch(r"data/[^/?]+\.parquet", entry.file)
+            is_entry = all(isinstance(n, int) for n in numbers) and all(isinstance(text, str) for text in texts)
+            return entry if is_named and is_entry and 0 <= entry.start < entry.stop else None
+        except (TypeError, AttributeError):
+            return None
 
 
 class Manifest:
@@ -168,8 +169,7 @@ class Manifest:
                 f"{path} was written with schema version {run.get('schema_version')}, "
                 f"this sgpipe reads version {SCHEMA_VERSION}"
             )
-        entries = [_parse(line) for line in others]
-        shards = [None if entry is None else _shard(entry) for entry in entries]
+        shards = [ShardEntry.read((_parse(line) or {}).get("shard")) for line in others]
         bad = [number for number, shard in enumerate(shards, 2) if shard is None]
         return cls(root, run, [shard for shard in shards if shard], end), bad
 
@@ -247,14 +247,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
-        return None
-
-
-def _shard(entry: dict[str, Any]) -> ShardEntry | None:
-    """Return the shard that a line describes, or None if it describes none."""
-    try:
-        return ShardEntry.read(entry["shard"])
-    except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 

@@ -63,8 +63,8 @@ class ManifestMirror:
             yield
             self._refuse_newer(remote)
             self.is_owner = self.store is None or self.has_work or remote != latest
-            if self.is_owner:
-                self.folder.claim_store()
+            if self.is_owner and self.folder.claim:
+                self.folder.claim.make()
                 self._refuse_newer(remote)  # from the claim on, nobody else writes
         except UserError:
             if latest != local:

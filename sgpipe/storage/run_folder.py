@@ -74,29 +74,9 @@ class RunFolder:
         return self.private / f"{_NEW}index-{split}.arrow"
 
     @property
-    def source_images(self) -> int | None:
-        """How many images the sources of a generated run have; None: unknown, as in an import or a fetched run."""
-        counts = []
-        for meta in self.private.glob("index-*.json"):
-            try:
-                counts.append(int(json.loads(meta.read_text(encoding="utf-8"))["images"]))
-            except (OSError, ValueError, KeyError, TypeError):
-                return None
-        return sum(counts) if counts else None
-
-    @property
     def location(self) -> str:
         """Where the shards are stored, for messages."""
         return self.store.location if self.store else str(self.root)
-
-    @property
-    def ground_truth(self) -> GroundTruth | None:
-        """The ground truth of the run's images, if there is any; folders within the run move with it."""
-        file = self.private / _GROUND_TRUTH
-        if not file.is_file():
-            return None
-        named = json.loads(file.read_text(encoding="utf-8"))
-        return GroundTruth(**{role: below(self.private.absolute(), path) for role, path in named.items()})
 
     def set_ground_truth(self, ground_truth: GroundTruth | None) -> None:
         """Keep where the ground truth is, or that there is none."""
@@ -126,7 +106,13 @@ class RunFolder:
 
         Raises UserError: it is a file, contains something else, or another run is writing into it.
         """
-        self._refuse_other_content()
+        if str(self.root).startswith(("s3:/", "gs:/", "abfs:/", "abfss:/")):
+            raise UserError(f"--out {self.root} is not a folder; name one, and the store with --store s3://bucket/name")
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"--out {self.root} is a file, not a folder")
+        ours = self.private.is_dir() or (self.root / MANIFEST).is_file()
+        if self.root.is_dir() and not ours and any(self.root.iterdir()):
+            raise UserError(f"--out {self.root} is not empty and is not an sgpipe run; choose an empty or new folder")
         is_new = not self.root.exists() and self.store is None
         with add_filename(self.root):
             self.private.mkdir(parents=True, exist_ok=True)  # first: by it the next run knows the folder
@@ -139,24 +125,10 @@ class RunFolder:
                         shutil.rmtree(self.root, ignore_errors=True)
                     raise
 
-    def claim_store(self) -> None:
-        """Make the store, if there is one, this run's own. Raises UserError: another run does so at this moment."""
-        if self.claim:
-            self.claim.make()
-
     def check_claim(self) -> None:
         """Raises StoreError: another run has taken over the store."""
         if self.claim:
             self.claim.check()
-
-    def _refuse_other_content(self) -> None:
-        if str(self.root).startswith(("s3:/", "gs:/", "abfs:/", "abfss:/")):
-            raise UserError(f"--out {self.root} is not a folder; name one, and the store with --store s3://bucket/name")
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"--out {self.root} is a file, not a folder")
-        ours = self.private.is_dir() or (self.root / MANIFEST).is_file()
-        if self.root.is_dir() and not ours and any(self.root.iterdir()):
-            raise UserError(f"--out {self.root} is not empty and is not an sgpipe run; choose an empty or new folder")
 
     def open(self, run: Mapping[str, Any]) -> Manifest:
         """The manifest of the folder if it was made with the same identity; a new one where there are no shards yet.
@@ -240,13 +212,25 @@ class RunFolder:
 
 
 def source_images(root: Location) -> int | None:
-    """Return how many images the sources of a generated run have; None: unknown, as of a run in a store."""
-    return RunFolder(root).source_images if isinstance(root, Path) else None
+    """Return how many images the sources of a generated run have; None: unknown, as in an import or in a store."""
+    counts = []
+    for meta in (root / PRIVATE).glob("index-*.json") if isinstance(root, Path) else ():
+        try:
+            counts.append(int(json.loads(meta.read_text(encoding="utf-8"))["images"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return sum(counts) if counts else None
 
 
 def ground_truth_of(root: Location) -> GroundTruth | None:
-    """Return the ground truth of a run; None: it has none, or is in a store."""
-    return RunFolder(root).ground_truth if isinstance(root, Path) else None
+    """Return the ground truth of a run, of which folders within the run move with it.
+
+    None: it has none, or is in a store.
+    """
+    if not isinstance(root, Path) or not (file := root / PRIVATE / _GROUND_TRUTH).is_file():
+        return None
+    named = json.loads(file.read_text(encoding="utf-8"))
+    return GroundTruth(**{role: below(file.parent.absolute(), path) for role, path in named.items()})
 
 
 def settings_changed(

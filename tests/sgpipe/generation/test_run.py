@@ -25,7 +25,7 @@ from sgpipe.miniworld.scene import random_scene
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import GroundTruth, RunFolder
+from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
@@ -216,9 +216,9 @@ def test_a_refused_recipe_leaves_the_ground_truth_of_the_run_as_it_is(finished, 
     folder.set_ground_truth(GroundTruth(finished))
     with pytest.raises(UserError, match="made with other settings"):
         run(coco, tagger, finished, tag__threshold=0.3)
-    assert folder.ground_truth == GroundTruth(finished)
+    assert ground_truth_of(folder.root) == GroundTruth(finished)
     run(coco, tagger, finished)  # the same recipe, but no ground truth any more
-    assert folder.ground_truth is None
+    assert ground_truth_of(folder.root) is None
 
 
 def test_a_tagger_with_other_weights_is_another_recipe(finished, coco, tagger, tmp_path):

@@ -18,7 +18,7 @@ from sgpipe.recipe import MiniworldConfig, load_recipe
 from sgpipe.sources.miniworld import MiniworldFiles
 from sgpipe.sources.opening import prepare_source
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import GroundTruth, RunFolder
+from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
 from sgpipe.utils.console import Progress
 
@@ -93,7 +93,7 @@ def test_a_run_on_other_images_is_refused_and_nothing_is_changed(miniworld, tmp_
     other = {"source.splits": {"val": files}}
     with pytest.raises(UserError, match=r"\n  miniworld.* now"):
         generate(load_recipe("coco", {**other, "tag.tagger": "x"}), folder.root, QUIET)
-    assert facts(folder.ground_truth.relations) == true_facts(CONFIG, implied_too=True)
+    assert facts(ground_truth_of(folder.root).relations) == true_facts(CONFIG, implied_too=True)
 
 
 def test_commands_find_ground_truth_and_images_in_a_moved_run(miniworld, tmp_path):
