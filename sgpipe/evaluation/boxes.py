@@ -134,7 +134,7 @@ def _checked(path: Location, found: BoxSet) -> BoxSet:
         if wrong.any():
             box = [round(side, 3) for side in image.boxes[wrong.argmax()].tolist()]
             raise UserError(f"{place}: box {box} (x, y, width, height) has a negative size, or is NaN or infinite")
-        wrong = ~((image.scores >= 0) & (image.scores <= 1))
+        wrong = ~((image.scores >= 0) & (image.scores <= 1 + 1e-6))  # a softmax is rounded
         if wrong.any():
             raise UserError(f"{place}: score {image.scores[wrong.argmax()]:g}, expected 0 to 1")
     return found
