@@ -201,21 +201,17 @@ class IsolatedRunner:
 
 
 def _serve(stages: Sequence[Stage], pipe: Connection) -> None:
-    """Answer record lists until the parent closes the pipe."""
+    """Set up, then answer record lists until the parent closes the pipe."""
     runner = StageRunner(stages)
-    pipe.send(_outcome(runner.set_up))
+    work: Callable[[], Any] = runner.set_up
     while True:
         try:
-            records = pipe.recv()
+            outcome = work()
+        # The parent raises it again: a process that ended with it would be taken for one that crashed on an image.
+        except Exception as reason:  # noqa: BLE001
+            outcome = reason
+        pipe.send(outcome)
+        try:
+            work = partial(runner, pipe.recv())
         except EOFError:
             return
-        pipe.send(_outcome(partial(runner, records)))
-
-
-def _outcome(work: Callable[[], Any]) -> Any:
-    """What the work returns, or what it raises, which the parent process raises again."""
-    try:
-        return work()
-    # Not swallowed but passed on: a process that ended with it would be taken for one that crashed on an image.
-    except Exception as reason:  # noqa: BLE001
-        return reason

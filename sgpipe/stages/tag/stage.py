@@ -244,22 +244,21 @@ class TagStage(Stage):
         self, chosen: Iterable[tuple[Record, list[Batch]]], images: ImageFeed[Tensor]
     ) -> Iterator[list[TaggerInput]]:
         """At most `memory.batch_size` images of equal size at a time. Images that cannot be read become error rows."""
+        objects = [*self.object_names, NO_OBJECTS]
         for _, same in groupby(chosen, lambda each: self._size(each[0])):
             while some := list(islice(same, self.memory.batch_size)):
-                opened = (self._input(record, batches, images) for record, batches in some)
-                if inputs := [each for each in opened if each is not None]:
+                inputs = []
+                for record, batches in some:
+                    try:
+                        pixels = images.open(record)
+                    except ImageError as reason:
+                        record.fail(self.name, str(reason))
+                        continue
+                    labels = torch.tensor([self._labels[box.category] for box in record.objects])
+                    texts = [self.tagger.encode_labels(objects, batch.predicates) for batch in batches]
+                    inputs.append(TaggerInput(record, batches, pixels, normalised_boxes(record), labels, texts))
+                if inputs:
                     yield inputs
-
-    def _input(self, record: Record, batches: list[Batch], images: ImageFeed[Tensor]) -> TaggerInput | None:
-        try:
-            pixels = images.open(record)
-        except ImageError as reason:
-            record.fail(self.name, str(reason))
-            return None
-        labels = torch.tensor([self._labels[box.category] for box in record.objects])
-        objects = [*self.object_names, NO_OBJECTS]
-        texts = [self.tagger.encode_labels(objects, batch.predicates) for batch in batches]
-        return TaggerInput(record, batches, pixels, normalised_boxes(record), labels, texts)
 
     def _network_input(self, image: Image.Image, file: ImageFile) -> Tensor:
         """What is copied to the device: for a GPU bytes, which it enlarges and normalises, else normalised pixels."""

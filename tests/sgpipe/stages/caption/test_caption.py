@@ -1,6 +1,5 @@
 import dataclasses
 import os
-import pickle
 from collections import Counter, deque
 from itertools import count, islice
 
@@ -208,13 +207,6 @@ def test_an_unreadable_image_becomes_an_error_row(captioner, images, tmp_path):
     assert all(found[number].captions == [] for number in "1345")
     good = captions(make_stage(captioner, images))
     assert all(found[number].captions == good[number] for number in "026")
-
-
-def test_the_stage_can_be_pickled_before_setup(captioner, images):
-    config = CaptionConfig(captioner=str(captioner), device="cpu", samples=4)
-    stage = pickle.loads(pickle.dumps(CaptionStage(config, {"val": images}, 0)))  # noqa: S301
-    stage.setup()
-    assert captions(stage) == captions(make_stage(captioner, images))
 
 
 @pytest.mark.parametrize(

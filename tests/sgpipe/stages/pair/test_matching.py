@@ -1,7 +1,6 @@
 """Matching noun phrases to classes."""
 
 import pytest
-from hypothesis import strategies as st
 
 from sgpipe.sources.vocabulary import category_names, packaged_synonyms
 from sgpipe.stages.pair import HeadMatcher, SubstringMatcher, split_words
@@ -126,9 +125,6 @@ def test_every_synonym_of_the_packaged_tables_reaches_its_class(dataset: str) ->
         for phrase in phrases:
             found = name in matcher.classes(phrase.removeprefix("!"))
             assert found != phrase.startswith("!"), f"{phrase!r} under {name!r}"
-
-
-LATIN = st.characters(max_codepoint=0xFF)
 
 
 def test_substrings_count_and_the_last_class_of_the_image_wins() -> None:
