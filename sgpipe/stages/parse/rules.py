@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from importlib import metadata
-from itertools import chain
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,8 +138,8 @@ def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
     repair(tree)
     found: dict[Texts, Triplet] = {}
     for subject, predicate, thing in texts:
-        words = _predicate_words(predicate)
-        names = [_name(tree, _name_words(text)) for text in (subject, thing)]
+        words = list(dropwhile(BE.__contains__, _words(predicate)))  # if nothing else is left, it is an attribute
+        names = [_name(tree, text) for text in (subject, thing)]
         if words and all(name for name, _ in names):
             surface, lemma = _predicate(tree, words)
             (subject, subject_head), (thing, object_head) = names
@@ -151,23 +151,11 @@ def _words(text: str) -> list[str]:
     return list(chain.from_iterable(token.text.split() for token in tokenise(text) if token.text[0].isalnum()))
 
 
-def _name_words(text: str) -> list[str]:
+def _name(tree: Tree, text: str) -> tuple[str, str]:
+    """The name of a thing, and its head in the singular; empty if there are no words."""
     words = _words(text)
     while len(words) > 1 and (words[0] in _ARTICLES or words[0].isdigit()):
         words = words[1:]
-    return words
-
-
-def _predicate_words(text: str) -> list[str]:
-    """Without auxiliaries; empty if nothing else is left: then it is no relation, but an attribute."""
-    words = _words(text)
-    while words and words[0] in BE:
-        words = words[1:]
-    return words
-
-
-def _name(tree: Tree, words: list[str]) -> tuple[str, str]:
-    """The name of a thing, and its head in the singular; empty if there are no words."""
     if not words:
         return "", ""
     start = next((at for at in range(len(tree)) if tree.texts[at : at + len(words)] == words), None)
@@ -191,15 +179,12 @@ def _name_there(tree: Tree, inside: range) -> tuple[str, str]:
     head = tops[-1] if tops else inside[-1]
     named = phrase(tree, head)
     start = inside[0]
-    while start < head and _is_attribute(tree, start) and tree.texts[start] not in named.split():
+    while start < head and tree.tags[start] in _ATTRIBUTES and tree.texts[start] not in named.split():
+        if (tree.texts[start], singular(tree.texts[start + 1])) in NAMING_PAIRS:
+            break
         start += 1
     of_model = " ".join([*tree.texts[start:head], named.split()[-1]])
     return of_model, head_noun(tree, head)
-
-
-def _is_attribute(tree: Tree, index: int) -> bool:
-    pair = (tree.texts[index], singular(tree.texts[index + 1]))
-    return tree.tags[index] in _ATTRIBUTES and pair not in NAMING_PAIRS
 
 
 def _predicate(tree: Tree, words: list[str]) -> tuple[str, str]:

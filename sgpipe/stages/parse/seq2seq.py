@@ -8,8 +8,8 @@ a GPU captions with equally many tokens are parsed together, without padding, in
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterable
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -39,12 +39,14 @@ class Seq2SeqParser:
         """Raises UserError: there is no such model, it is of another kind, or its files are missing or damaged."""
         self._batch_size = config.batch_size
         self._device = pick_device(config.device, config.resources.gpus, "parse.device")
-        source = named_model(config)
+        source = check_seq2seq(config)
         with quiet():
-            _check_config(source)
-            self._model, self._tokenizer = _load(source)
+            model: Any = load_weights(AutoModelForSeq2SeqLM, source, "parser", dtype=torch.float32)
+            self._tokenizer: Any = load_part(AutoTokenizer, source, "parser")
+        vocabulary = model.config.vocab_size  # models pad it to 128
+        check_vocabulary(f"parser {source!r}", len(self._tokenizer), (vocabulary - 256, vocabulary))
         self._nlp = load_model()
-        self._model.to(self._device)
+        self._model = model.eval().to(self._device)
         # The checkpoint may sample, which would give a caption other triplets every time.
         self._generation = GenerationConfig.from_model_config(self._model.config)
         self._generation.update(
@@ -63,58 +65,42 @@ class Seq2SeqParser:
     def _graphs(self, captions: list[str]) -> list[str]:
         """What the model writes of each caption."""
         rows = [self._tokenizer(PREFIX + clean(caption))["input_ids"] for caption in captions]
+        size = _GPU_GROUP if self._device.type == "cuda" else 1
         graphs: dict[int, str] = {}
-        for group in self._groups(rows):
-            with enough_memory(self._device, "raise parse.resources.gpus so that fewer actors share the GPU"):
-                graphs.update(zip(group, self._generate([rows[index] for index in group]), strict=True))
+        by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        for _, same in groupby(by_length, lambda index: len(rows[index])):
+            while group := list(islice(same, size)):
+                padded = [rows[index] for index in [*group, *[group[-1]] * (size - len(group))]]
+                with enough_memory(self._device, "raise parse.resources.gpus so that fewer actors share the GPU"):
+                    graphs.update(zip(group, self._write(padded), strict=False))
         return [graphs[index] for index in range(len(captions))]
 
-    def _groups(self, rows: list[list[int]]) -> Iterator[list[int]]:
-        """The indices of captions that are parsed together."""
-        size = _GPU_GROUP if self._device.type == "cuda" else 1
-        for _, group in groupby(sorted(range(len(rows)), key=lambda index: len(rows[index])), lambda i: len(rows[i])):
-            members = list(group)
-            yield from (members[first : first + size] for first in range(0, len(members), size))
-
     @torch.inference_mode()
-    def _generate(self, rows: list[list[int]]) -> list[str]:
-        size = _GPU_GROUP if self._device.type == "cuda" else 1
-        ids = torch.tensor([*rows, *[rows[-1]] * (size - len(rows))], device=self._device)
+    def _write(self, rows: list[list[int]]) -> list[str]:
+        ids = torch.tensor(rows, device=self._device)
         written = self._model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=self._generation
         )
-        texts: list[str] = self._tokenizer.batch_decode(written[: len(rows)], skip_special_tokens=True)
+        texts: list[str] = self._tokenizer.batch_decode(written, skip_special_tokens=True)
         return texts
 
 
-def check_seq2seq(config: ParseConfig) -> None:
-    """Raises UserError: there is no such model, or one of another kind, as far as its configuration tells."""
-    with quiet():
-        _check_config(named_model(config))
+def check_seq2seq(config: ParseConfig) -> str:
+    """Return the model's hub id, or its folder on this machine.
 
-
-def named_model(config: ParseConfig) -> str:
-    """The model's hub id, or its folder on this machine. Raises UserError: no model is named."""
+    Raises UserError: no model is named, there is none, or it is of another kind, as far as its configuration tells.
+    """
     if config.model is None:
         raise UserError(f"parse.model is not set: parse.parser={config.parser} needs the name of a model")
-    return local_model(config.model)
+    source = local_model(config.model)
+    with quiet():
+        kind = read_config(source, "parser").get("model_type")
+    if kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(f"parser {source!r} is a {kind}, not a sequence-to-sequence language model")
+    return source
 
 
 def read_graph(text: str) -> list[Texts]:
     """The triplets that a model has written; what is not a triplet is left out, and the rest stays."""
     pieces = ([part.strip() for part in piece.split(",")] for piece in _PIECE.findall(text))
     return [(piece[0], piece[1], piece[2]) for piece in pieces if len(piece) == 3 and all(piece)]
-
-
-def _check_config(source: str) -> None:
-    kind = read_config(source, "parser").get("model_type")
-    if kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(f"parser {source!r} is a {kind}, not a sequence-to-sequence language model")
-
-
-def _load(source: str) -> tuple[Any, Any]:
-    model = load_weights(AutoModelForSeq2SeqLM, source, "parser", dtype=torch.float32)
-    tokenizer = load_part(AutoTokenizer, source, "parser")
-    vocabulary = model.config.vocab_size  # models pad it to 128
-    check_vocabulary(f"parser {source!r}", len(tokenizer), (vocabulary - 256, vocabulary))
-    return model.eval(), tokenizer

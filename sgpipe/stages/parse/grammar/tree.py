@@ -163,17 +163,13 @@ def clean(caption: str) -> str:
 
 def _token(match: re.Match[str]) -> Token:
     text = match[0]
-    if match["preposition"]:
-        return _place(match["preposition"], match["which"], match["part"])
+    if preposition := match["preposition"]:
+        which, part = match["which"], match["part"]
+        words = [preposition, *(["the"] if {which, part} & {"left", "right"} else []), which, part, "of"]
+        return Token("beside" if part in ("left", "right") else preposition, " ".join(filter(None, words)))
     if match["quantity"]:
         return Token("some", "some")
     if match["fixed"] in EXPRESSIONS:
         return Token(*EXPRESSIONS[text])
     text = SPELLINGS.get(text, text)
     return Token(STAND_INS.get(text, text), text)
-
-
-def _place(preposition: str, which: str | None, part: str) -> Token:
-    stand_in = "beside" if part in ("left", "right") else preposition
-    words = [preposition, *(["the"] if {which, part} & {"left", "right"} else []), which, part, "of"]
-    return Token(stand_in, " ".join(word for word in words if word))

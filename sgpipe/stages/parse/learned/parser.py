@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import tee
+from itertools import islice, tee
 from math import exp, log
 from pathlib import Path
 
@@ -60,17 +60,11 @@ class LearnedParser:
     def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
         """The triplets of each caption, in word order, with `caption` 0."""
         found: list[list[Triplet]] = []
-        batch: list[Sentence] = []
-        for sentence in read_sentences(self._nlp, captions, self._batch_size):
-            batch.append(sentence)
-            if len(batch) == self._batch_size:
-                found += self._decide(batch)
-                batch = []
-        return found + (self._decide(batch) if batch else [])
-
-    def _decide(self, sentences: list[Sentence]) -> list[list[Triplet]]:
-        scores = self._network(sentences)
-        return [self._decoder.triplets(s.caption, s.tree, score) for s, score in zip(sentences, scores, strict=True)]
+        sentences = read_sentences(self._nlp, captions, self._batch_size)
+        while batch := list(islice(sentences, self._batch_size)):
+            for sentence, scores in zip(batch, self._network(batch), strict=True):
+                found.append(self._decoder.triplets(sentence.caption, sentence.tree, scores))
+        return found
 
 
 def read_sentences(model: Language, captions: Iterable[str], batch_size: int) -> Iterator[Sentence]:
@@ -102,7 +96,9 @@ class Decoder:
 
     def triplets(self, caption: str, tree: Tree, scores: CaptionScores) -> list[Triplet]:
         """The triplets of a caption, in word order, with `caption` 0."""
-        spellings = {**_spellings(caption), **self._names}
+        text = clean(caption)
+        kept = [form for word in _KEPT for form in (word, f"{word}s") if word in text and form in SPELLINGS]
+        spellings = {SPELLINGS[form]: form for form in kept} | dict(self._names)
         found: dict[tuple[int, int], Triplet] = {}
         for row, named in enumerate(scores.pairs.tolist()):
             subject = person_meant(tree, named[0])
@@ -158,13 +154,6 @@ def _inflected(verb: str, rest: str, tree: Tree, source: int | None) -> str:
     if source is None or (not rest and tree.tags[source] in ("VBN", "VBD")):
         return gerund(verb)
     return tree.texts[source]
-
-
-def _spellings(caption: str) -> dict[str, str]:
-    """How a caption spells nouns that the tokeniser spells otherwise."""
-    text = clean(caption)
-    kept = [form for word in _KEPT for form in (word, f"{word}s") if word in text and form in SPELLINGS]
-    return {SPELLINGS[form]: form for form in kept}
 
 
 def _name(tree: Tree, head: int, scores: CaptionScores, spellings: Mapping[str, str]) -> tuple[str, str]:
