@@ -27,8 +27,8 @@ class ImageFeed(Generic[Prepared]):
     """Opens the images of records in their order, so that a model does not wait for them; a context manager.
 
     Args:
-        prepare: makes of an image, as by `open_image`, and its file what the model takes; of limited size, unless it is
-            the image itself. Called in several threads.
+        prepare: makes what the model takes of an image, as by `open_row_image`, and its file: the image itself, or
+            something of limited size. Called in several threads.
         threads: read, decode and prepare images. 0: images are decoded when they are requested, and only where opening
             a file waits, as in a store, do threads read files.
         batch: number of images that the model takes at once.

@@ -28,18 +28,9 @@ Kind = TypeVar("Kind")
 
 # What decoders raise for broken files besides OSError, as fuzzing shows and as Pillow's plug-ins are written.
 _UNDECODABLE = (
-    ValueError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    MemoryError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
+    ValueError, RuntimeError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError,
+    EOFError, struct.error, zlib.error,
+)  # fmt: skip
 
 # `decode` refuses such images itself, with a message that names them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -64,11 +55,6 @@ def reads_heif() -> bool:
 def image_exists(root: ImagePlace, file_name: str) -> bool:
     """Return whether `root` contains the file. Raises StoreError: it cannot be reached."""
     return image_root(root).contains(file_name)
-
-
-def open_image(roots: Mapping[str, ImagePlace], record: Record) -> Image.Image:
-    """Return the image of a record; see `open_row_image`."""
-    return open_row_image(roots, record)
 
 
 class ImageReference(Protocol):
@@ -200,22 +186,13 @@ def open_header(file: ImageFile, name: str) -> Iterator[Image.Image]:
         try:
             image = Image.open(file, formats=_FORMATS)
         except UnidentifiedImageError:
-            if _is_heif(file) and not reads_heif():
+            head = read_bytes(file, 12)
+            if head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS and not reads_heif():
                 raise ValueError("it is HEIC, which pip install 'sgpipe[heif]' reads") from None
             raise
         with image:
             _check_pixels(image)
             yield image
-
-
-def _is_heif(file: ImageFile) -> bool:
-    """Return whether the content of a file is HEIC or HEIF."""
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            return _is_heif(opened)
-    file.seek(0)
-    head = file.read(12)
-    return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
 
 
 @contextmanager
@@ -330,12 +307,13 @@ def read_image(root: ImagePlace, record: Record) -> bytes:
     return data
 
 
-def read_bytes(file: ImageFile) -> bytes:
-    """Return the whole content of an image file."""
+def read_bytes(file: ImageFile, number: int = -1) -> bytes:
+    """Return the content of an image file, or its first bytes."""
     if isinstance(file, Path):
-        return file.read_bytes()
+        with file.open("rb") as opened:
+            return opened.read(number)
     file.seek(0)
-    return file.read()
+    return file.read(number)
 
 
 def _is_sideways(image: Image.Image) -> bool:

@@ -199,18 +199,14 @@ _FIELDS = {noun: [f.name for f in fields(noun)] for noun in (Record, *_NESTED.va
 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
-    """Records as an Arrow table of `SCHEMA`, and of `BOX_SCORES` if a detector found the boxes of any."""
+    """Return records as an Arrow table of `SCHEMA`, and of `BOX_SCORES` if a detector found the boxes of any."""
     records = list(records)
+    rows = []
+    for record in records:  # not `dataclasses.asdict`, whose deep copies would take most of the time
+        row = _values(record) | {"left_out": {name: record.left_out.get(name, 0) for name in LEFT_OUT}}
+        rows.append(row | {name: [_values(item) for item in row[name]] for name in _NESTED})
     detected = any(record.box_scores is not None for record in records)
-    rows = [_to_row(record) for record in records]
     return pa.Table.from_pylist(rows, schema=_DETECTED_SCHEMA if detected else SCHEMA)
-
-
-def _to_row(record: Record) -> dict[str, Any]:
-    """As `dataclasses.asdict`, without its deep copies, which would take most of the time."""
-    row = _values(record)
-    nested = {name: [_values(item) for item in row[name]] for name in _NESTED}
-    return row | nested | {"left_out": {name: record.left_out.get(name, 0) for name in LEFT_OUT}}
 
 
 def _values(noun: Any) -> dict[str, Any]:
@@ -219,48 +215,37 @@ def _values(noun: Any) -> dict[str, Any]:
 
 def from_table(table: pa.Table) -> list[Record]:
     """Return the records stored in a table of `SCHEMA`; columns the table lacks keep their defaults."""
-    known = {f.name for f in fields(Record)}
-    return [_from_row(row, known) for row in table.to_pylist()]
-
-
-def _from_row(row: dict[str, Any], known: set[str]) -> Record:
-    values = {name: value for name, value in row.items() if name in known and value is not None}
-    for name, noun in _NESTED.items():
-        values[name] = [noun(**item) for item in values.get(name, [])]
-    for box in values["objects"]:
-        box.bbox = tuple(box.bbox)
-    values["left_out"] = {name: number for name, number in values.get("left_out", {}).items() if number}
-    return Record(**values)
+    records = []
+    for row in table.to_pylist():
+        values = {name: value for name, value in row.items() if name in _FIELDS[Record] and value is not None}
+        for name, noun in _NESTED.items():
+            values[name] = [noun(**item) for item in values.get(name, [])]
+        for box in values["objects"]:
+            box.bbox = tuple(box.bbox)
+        values["left_out"] = {name: number for name, number in values.get("left_out", {}).items() if number}
+        records.append(Record(**values))
+    return records
 
 
 def deduplicate(relations: Iterable[Relation], *, keep_ties: bool = False) -> list[Relation]:
-    """Of relations with the same subject, predicate and object, keep the one of highest confidence.
+    """Of relations with the same subject, predicate and object, keep the one of highest confidence, in their order.
+
+    Ground truth has a confidence of 1.
 
     Args:
         keep_ties: keep every relation that reaches the highest confidence, not only the first (RLIPv2).
-
-    Returns:
-        the relations kept, in their order.
     """
-    relations = list(relations)
     best: dict[tuple[int, str, int], float] = {}
+    stated = []
     for relation in relations:
-        key = _statement(relation)
-        best[key] = max(best.get(key, 0.0), _confidence(relation))
+        key = relation.subject, relation.predicate, relation.object
+        confidence = 1.0 if relation.confidence is None else relation.confidence
+        best[key] = max(best.get(key, 0.0), confidence)
+        stated.append((key, confidence, relation))
     kept: list[Relation] = []
-    for relation in relations:
-        key = _statement(relation)
-        if best.get(key) == _confidence(relation):
+    for key, confidence, relation in stated:
+        if best.get(key) == confidence:
             kept.append(relation)
             if not keep_ties:
                 del best[key]
     return kept
-
-
-def _statement(relation: Relation) -> tuple[int, str, int]:
-    return relation.subject, relation.predicate, relation.object
-
-
-def _confidence(relation: Relation) -> float:
-    """Return the confidence of a relation; ground truth counts as 1."""
-    return 1.0 if relation.confidence is None else relation.confidence

@@ -8,7 +8,6 @@ from PIL.PngImagePlugin import PngImageFile
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import (
     ImageError,
-    open_image,
     open_row_image,
     read_image,
     read_size,
@@ -50,7 +49,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
     else:
         image = image.convert(mode)
     image.save(tmp_path / f"a.{suffix}")
-    opened = open_image({"val": tmp_path}, record(f"a.{suffix}"))
+    opened = open_row_image({"val": tmp_path}, record(f"a.{suffix}"))
     assert (opened.mode, opened.size) == ("RGB", (8, 6))
     assert np.asarray(opened).min() > 250
 
@@ -59,8 +58,8 @@ def test_exif_rotation_follows_the_annotated_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # displayed after a turn of 90 degrees
     Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=exif)
-    assert open_image({"val": tmp_path}, record("a.jpg", 8, 6)).size == (8, 6)
-    assert open_image({"val": tmp_path}, record("a.jpg", 6, 8)).size == (6, 8)
+    assert open_row_image({"val": tmp_path}, record("a.jpg", 8, 6)).size == (8, 6)
+    assert open_row_image({"val": tmp_path}, record("a.jpg", 6, 8)).size == (6, 8)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -73,9 +72,9 @@ def test_images_of_a_folder_are_turned_as_exif_says(tmp_path, orientation, size)
     stored = Image.open(tmp_path / "a.png")
     expected = ImageOps.exif_transpose(stored)
     own = Record("1", "folder", "val", "a.png", *expected.size)
-    assert open_image({"val": tmp_path}, own).convert("L").tobytes() == expected.tobytes()
+    assert open_row_image({"val": tmp_path}, own).convert("L").tobytes() == expected.tobytes()
     assert upright_rgb(stored).tobytes() == expected.convert("RGB").tobytes()
-    annotated = open_image({"val": tmp_path}, record("a.png", *size))
+    annotated = open_row_image({"val": tmp_path}, record("a.png", *size))
     assert annotated.convert("L").tobytes() == stored.tobytes()
 
 
@@ -108,14 +107,14 @@ def test_broken_images_are_refused_with_a_reason(tmp_path, content, reason):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ImageError, match=reason) as caught:
-        open_image({"val": tmp_path}, record("a.jpg"))
+        open_row_image({"val": tmp_path}, record("a.jpg"))
     assert str(path) in str(caught.value)
 
 
 def test_a_size_that_differs_from_the_annotation_is_refused(tmp_path):
     Image.new("RGB", (16, 12)).save(tmp_path / "a.png")
     with pytest.raises(ImageError, match="it is 16x12, the annotation says 8x6"):
-        open_image({"val": tmp_path}, record("a.png"))
+        open_row_image({"val": tmp_path}, record("a.png"))
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("codec"), MemoryError(), struct.error("unpack"), KeyError("tag")])
@@ -127,7 +126,7 @@ def test_every_error_of_a_decoder_is_an_image_error(tmp_path, monkeypatch, fault
 
     monkeypatch.setattr(PngImageFile, "load", decode)
     with pytest.raises(ImageError, match="cannot be read"):
-        open_image({"val": tmp_path}, record("a.png"))
+        open_row_image({"val": tmp_path}, record("a.png"))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -136,7 +135,7 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(ImageError, match="safety limit"):
-        open_image({"val": tmp_path}, record("a.png"))
+        open_row_image({"val": tmp_path}, record("a.png"))
 
 
 def test_an_image_is_taken_from_the_given_folder_then_the_row_then_the_folder_of_the_run(tmp_path):
