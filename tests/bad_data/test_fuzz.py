@@ -20,17 +20,21 @@ from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.recipe import Recipe, SourceConfig, SplitConfig, load_recipe
 from sgpipe.records import Box, Record, Relation, to_table
-from sgpipe.sources.annotated import clip_objects
+from sgpipe.sources.annotated import AnnotationSource, clip_objects
+from sgpipe.sources.coco import CocoRelations
 from sgpipe.sources.detections import Detections
+from sgpipe.sources.hoi import OpenImages, hico_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.opening import open_source
+from sgpipe.sources.scene_graphs import PseudoLabels, VisualGenome
 from sgpipe.stages.parse.stage import CaptionParser
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import iter_records, row_faults
 from sgpipe.utils.console import Progress
 from tests.bad_data.annotations import BOX, GOOD
-from tests.sgpipe.cli.test_imports import TRIPLETS
-from tests.sgpipe.sources import test_odd_values as imports
+from tests.sgpipe.cli.test_imports import FILES, GRAPH, TRIPLETS
+from tests.sgpipe.sources.test_hoi import HICO_PAIRS, VCOCO_PAIRS
+from tests.sgpipe.sources.test_open_images import VRD
 
 QUIET = Progress(Console(quiet=True))
 TOKENS = (
@@ -107,21 +111,42 @@ def test_detections_become_rows_counts_or_a_one_line_error(tmp_path: Path, data:
         assert_valid(index.records(0, len(index)), "val")
 
 
-@pytest.mark.parametrize("kind", [*imports.CONTENTS, "rel.json"])
+INLINE = {
+    "image_id": 2,
+    "relationships": [{"predicate": "on", "subject": GRAPH["objects"][0], "object": GRAPH["objects"][1]}],
+}
+CONTENTS = {**FILES, "hico pairs": HICO_PAIRS, "vcoco pairs": VCOCO_PAIRS, "vrd": [VRD], "vg inline": [INLINE]}
+
+
+def source_of(kind: str, path: Path) -> AnnotationSource:
+    folder = path.parent
+    kind = kind.split()[0]
+    if kind == "coco-rel":
+        return CocoRelations(path, folder / "rel.json", "train").source()
+    if kind == "rlipv2":
+        return PseudoLabels(path, folder, "train").source()
+    if kind == "vg":
+        return VisualGenome(path, folder, "train").source()
+    if kind in ("openimages", "vrd"):
+        return OpenImages(path, "train").source()
+    return {"hico": hico_source, "vcoco": vcoco_source}[kind](path, "train")
+
+
+@pytest.mark.parametrize("kind", [*CONTENTS, "rel.json"])
 @fuzz(12)
 @given(data=st.data())
 def test_relations_become_rows_counts_or_a_one_line_error(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data
 ) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
-    content = imports.CONTENTS["coco-rel" if kind == "rel.json" else kind]
+    content = CONTENTS["coco-rel" if kind == "rel.json" else kind]
     files = {"a.json": json.dumps(content).encode(), "rel.json": json.dumps(TRIPLETS).encode()}
     target = "rel.json" if kind == "rel.json" else "a.json"
     files[target] = data.draw(damaged(files[target]))
     for name, text in files.items():
         (folder / name).write_bytes(text)
     try:
-        source = imports.open_source("coco-rel" if kind == "rel.json" else kind, folder / "a.json")
+        source = source_of("coco-rel" if kind == "rel.json" else kind, folder / "a.json")
         import_annotations(source, folder, folder / "out", QUIET)
     except UserError as error:
         assert_one_line(error)
@@ -202,8 +227,8 @@ def test_detections_and_imports_clip_identically(bboxes) -> None:
         expected.append([list(box.bbox) for box in record.objects])
     [table] = detections.tables()
     assert [[box["bbox"] for box in objects] for objects in table["objects"].to_pylist()] == expected
-    assert detections.problems.degenerate == problems["degenerate"]
-    assert detections.problems.clipped == problems["clipped"]
+    assert detections.problems["degenerate"] == problems["degenerate"]
+    assert detections.problems["clipped"] == problems["clipped"]
 
 
 @pytest.fixture(scope="module")
