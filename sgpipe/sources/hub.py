@@ -316,36 +316,32 @@ def class_names(schema: pa.Schema, card: Mapping[str, Any], dotted: str) -> list
     except (ValueError, KeyError, TypeError, RecursionError):
         stated = None
     for features in (stated, *_as_list(card.get("dataset_info"))):
-        if (names := _class_label(_by_path(features, dotted.split(".")))) is not None:
+        if (names := _class_label(features, dotted.split("."))) is not None:
             return names
     return None
 
 
-def _by_path(features: Any, path: Sequence[str]) -> Any:
-    """Return the description of a column: `{name: …}` as files have it, or `[{name:, dtype:, …}]` as cards do."""
-    if isinstance(features, Mapping) and path and path[0] in features and path[0] != "features":
-        return _by_path(features[path[0]], path[1:])
-    if not path:
-        return features
-    for each in features.values() if isinstance(features, Mapping) else _as_list(features):
-        if isinstance(each, Mapping) and each.get("name") == path[0]:
-            return _by_path({key: value for key, value in each.items() if key != "name"}, path[1:])
-        if isinstance(each, Mapping | list) and (found := _by_path(each, path)) is not None:
-            return found
-    return None
+def _class_label(described: Any, path: Sequence[str]) -> list[str] | None:
+    """Return the names of the first list of classes in the description of a column, by the names on the way to it.
 
-
-def _class_label(feature: Any) -> list[str] | None:
-    """Return the names of the first list of classes within a description."""
-    if isinstance(feature, Mapping):
-        label = feature if feature.get("_type") == "ClassLabel" else feature.get("class_label")
-        names = label.get("names") if isinstance(label, Mapping) else None
+    Files describe columns as `{name: …}`, cards as `[{name:, dtype:, …}]`.
+    """
+    inner: list[tuple[Any, Any]] = []
+    if isinstance(described, list):
+        inner = [(each.get("name") if isinstance(each, Mapping) else None, each) for each in described]
+    elif isinstance(described, Mapping):
+        label = described if described.get("_type") == "ClassLabel" else described.get("class_label")
+        names = label.get("names") if isinstance(label, Mapping) and not path else None
         if isinstance(names, Mapping):  # {"0": "cat"}, as cards have it
             names = [names[key] for key in sorted(names, key=lambda key: int(key) if str(key).isdigit() else 0)]
         if isinstance(names, list):
             return [str(name) for name in names]
-    inner = feature.values() if isinstance(feature, Mapping) else feature if isinstance(feature, list) else ()
-    return next((found for each in inner if (found := _class_label(each))), None)
+        inner = list(described.items())
+    for name, each in inner:
+        found = _class_label(each, path[1:] if path and name == path[0] != "features" else path)
+        if found is not None:
+            return found
+    return None
 
 
 _ROWS_PER_BATCH = 256
