@@ -159,6 +159,18 @@ class Run:
             starts[band] + self.rng.choice(self.sizes[band], share, replace=False) for band, share in shares.items()
         ])  # fmt: skip
 
+    def suggest(self, judged: Array) -> float | None:
+        """The threshold that `sgpipe stats --judgements` suggests."""
+        confidence, correct, band = self.confidence[judged], self.correct[judged], self.band[judged]
+        cuts = np.array(JudgedRelations(confidence.astype(np.float32), correct).candidates())
+        bands = np.arange(len(self.sizes))[None, :, None]
+        kept = (confidence >= cuts[:, None])[:, None] & (band == bands)
+        above = [
+            len(rows) - np.searchsorted(rows, cuts) for rows in np.split(self.confidence, self.sizes.cumsum()[:-1])
+        ]
+        found = estimate_stratified(np.stack(above, 1), kept.sum(2), (kept & correct).sum(2))
+        return next((float(cut) for cut, each in zip(cuts, found, strict=True) if each.low >= TARGET), None)
+
     def estimate(self, judged: Array, chosen: Array) -> tuple[float, tuple[float, float]]:
         """The precision of some relations by the judged ones, as `sgpipe stats --judgements` estimates it."""
         own = judged[chosen[judged]]
@@ -207,14 +219,20 @@ def thresholds() -> Iterator[Row]:
         run = Run(curve)
         for number in (100, 500):
             names = np.arange(number).astype(str).astype(object)
-            found: dict[str, list[float]] = {"stats: suggested threshold": [], "calibrate: --precision": []}
+            found: dict[str, list[float]] = {
+                "stats --truth: suggested threshold": [],
+                "stats --judgements: suggested threshold": [],
+                "calibrate: --precision": [],
+            }
             for _ in range(SIMULATIONS):
                 plain = run.rng.choice(len(run.correct), number, replace=False)
                 relations = JudgedRelations(run.confidence[plain].astype(np.float32), run.correct[plain])
                 choice, sure = relations.suggest(TARGET)
                 if choice is not None and sure:
-                    found["stats: suggested threshold"].append(run.precision(choice.threshold))
+                    found["stats --truth: suggested threshold"].append(run.precision(choice.threshold))
                 judged = run.judge(number)
+                if (low := run.suggest(judged)) is not None:
+                    found["stats --judgements: suggested threshold"].append(run.precision(low))
                 weight = (run.sizes / np.bincount(run.band[judged]))[run.band[judged]]
                 own = Judgements("people", names, run.confidence[judged], run.correct[judged], weight)
                 with suppress(UserError):

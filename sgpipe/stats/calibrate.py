@@ -11,11 +11,9 @@ relations at the same precision.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sgpipe.calibration import (
     Calibration,
@@ -62,25 +60,6 @@ def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, Evaluatio
     header = Manifest.load(run).run
     if assumed := unscored_reason(header):
         raise UserError(f"{run} has no scores to calibrate: {assumed}")
-    _check(run, judgements)
-    held_out = judgements.held_out
-    half, other = judgements[~held_out], judgements[held_out]
-    for part in (half, other):
-        _check_both(part.correct, f"of {run} in one half of the images")
-    by_half = fit(header, half)
-    probabilities = by_half.probabilities(other.confidence)
-    measured = HeldOut(
-        images=len(set(other.images)),
-        judged=len(other),
-        ece_before=rounded(_calibration_error(other.confidence, other)),
-        ece_after=rounded(_calibration_error(probabilities, other)),
-        ece_exact=rounded(_exact_error(probabilities, other)),
-    )
-    calibration = fit(header, judgements).model_copy(update={"held_out": measured})
-    return calibration, _report(calibration, by_half, half, other)
-
-
-def _check(run: Path, judgements: Judgements) -> None:
     if not len(judgements):
         raise UserError(f"no relation of {run} that was judged has a confidence: there is nothing to calibrate")
     outside = judgements.confidence[~((judgements.confidence >= 0) & (judgements.confidence <= 1))]
@@ -89,14 +68,37 @@ def _check(run: Path, judgements: Judgements) -> None:
     if len(judgements) < _FEWEST:
         judged = count(len(judgements), "judged relation")
         raise UserError(f"{run} has {judged}; a calibration needs at least {_FEWEST}: judge more, or label more images")
-    _check_both(judgements.correct, f"of {run}")
-
-
-def _check_both(correct: NDArray[np.bool_], which: str) -> None:
-    if correct.all() or not correct.any():
-        kind = "no judged relation" if not len(correct) else "only correct" if correct.all() else "only incorrect"
-        found = kind if not len(correct) else f"{kind} ones among {count(len(correct), 'judged relation')}"
-        raise UserError(f"{found} {which}: a calibration needs correct and incorrect ones; judge more relations")
+    half, other = judgements[~judgements.held_out], judgements[judgements.held_out]
+    for part, where in ((judgements, ""), (half, " in one half of the images"), (other, " in one half of the images")):
+        if not 0 < part.correct.sum() < len(part):
+            kind = f"only {'' if part.correct.any() else 'in'}correct ones among" if len(part) else "there are"
+            raise UserError(
+                f"{kind} {count(len(part), 'judged relation')} of {run}{where}: a calibration needs correct and "
+                "incorrect ones; judge more relations"
+            )
+    by_half, calibration = fit(header, half), fit(header, judgements)
+    before, ece_before, _ = _reliability("confidence", other.confidence, other)
+    after, ece_after, ece_exact = _reliability("probability", by_half.probabilities(other.confidence), other)
+    errors = {"ece_before": ece_before, "ece_after": ece_after, "ece_exact": ece_exact}
+    measured = HeldOut(images=len(set(other.images)), judged=len(other), **errors)
+    summary = {
+        "ECE of confidences": ece_before,
+        "ECE of probabilities": ece_after,
+        "ECE that exact probabilities would show": ece_exact,
+        "slope": calibration.slope,
+        "offset": calibration.offset,
+    }
+    note = (
+        f"the errors, and what is kept, are of the {count(measured.images, 'image')} of one half, by a calibration of "
+        f"the other half with {count(len(half), 'judged relation')}; the file is made from all "
+        f"{count(calibration.judged, 'judged relation')}"
+    )
+    kept = [_kept(target, by_half, other) for target in _TARGETS]
+    tables = {"reliability": [*before, *after], "kept for a target precision": kept}
+    settings = {"run": calibration.run, "judged_by": calibration.judged_by}
+    counts = {"images": calibration.images, "judged": calibration.judged, "judged held out": measured.judged}
+    report = EvaluationResult("Calibration", settings, summary, [], [note], tables, counts)
+    return calibration.model_copy(update={"held_out": measured}), report
 
 
 def fit(header: dict[str, object], judgements: Judgements) -> Calibration:
@@ -166,72 +168,20 @@ def _levels(probability: Floats, judgements: Judgements) -> tuple[ExpectedPrecis
     return tuple(levels)
 
 
-@dataclass(frozen=True)
-class _Bin:
-    """Judged relations of similar probability; `weight`, `mean` and `precision` are weighted."""
-
-    start: float
-    weight: float
-    mean: float
-    precision: float
-    judged: int
-    effective: float  # judged relations of equal weight that say as much
-
-
-def _bins(probability: Floats, judgements: Judgements) -> list[_Bin]:
-    """Ten bins of equal width, without empty ones."""
+def _reliability(value: str, probability: Floats, judgements: Judgements) -> tuple[Rows, float, float]:
+    """Rows of ten bins of equal width, without empty ones, the expected calibration error, and that of exact values."""
     index = np.minimum((probability * _BINS).astype(int), _BINS - 1)
-    bins = []
+    rows: Rows = []
+    effective = []  # judgements of equal weight that say as much
     for at in np.unique(index).tolist():
         own = index == at
         weight = judgements.weight[own]
         mean, precision = (np.average(values[own], weights=weight) for values in (probability, judgements.correct))
-        effective = weight.sum() ** 2 / (weight**2).sum()
-        bins.append(_Bin(at / _BINS, weight.sum(), mean, precision, len(weight), effective))
-    return bins
-
-
-def _calibration_error(probability: Floats, judgements: Judgements) -> float:
-    """Expected calibration error (ECE)."""
-    bins = _bins(probability, judgements)
-    return float(np.average([abs(each.mean - each.precision) for each in bins], weights=[each.weight for each in bins]))
-
-
-def _exact_error(probability: Floats, judgements: Judgements) -> float:
-    """The ECE that these probabilities would show on average with these judgements if they were exact."""
-    rows = [(each.mean, each.effective, each.weight) for each in _bins(probability, judgements)]
-    return perfect_error(*np.array(rows).T)
-
-
-def _report(calibration: Calibration, by_half: Calibration, half: Judgements, other: Judgements) -> EvaluationResult:
-    measured = calibration.held_out
-    assert measured is not None
-    reliability: Rows = []
-    for name, probability in (
-        ("confidence", other.confidence),
-        ("probability", by_half.probabilities(other.confidence)),
-    ):
-        for each in _bins(probability, other):
-            row = {"value": name, "from": each.start, "to": each.start + 1 / _BINS, "mean": each.mean}
-            share = each.weight / other.weight.sum()
-            reliability.append(row | {"precision": each.precision, "share": share, "judged": each.judged})
-    summary = {
-        "ECE of confidences": measured.ece_before,
-        "ECE of probabilities": measured.ece_after,
-        "ECE that exact probabilities would show": measured.ece_exact,
-        "slope": calibration.slope,
-        "offset": calibration.offset,
-    }
-    kept = [_kept(target, by_half, other) for target in _TARGETS]
-    tables = {"reliability": reliability, "kept for a target precision": kept}
-    settings = {"run": calibration.run, "judged_by": calibration.judged_by}
-    counts = {"images": calibration.images, "judged": calibration.judged, "judged held out": measured.judged}
-    note = (
-        f"the errors, and what is kept, are of the {count(measured.images, 'image')} of one half, by a calibration of "
-        f"the other half with {count(len(half), 'judged relation')}; the file is made from all "
-        f"{count(calibration.judged, 'judged relation')}"
-    )
-    return EvaluationResult("Calibration", settings, summary, [], [note], tables, counts)
+        row = {"value": value, "from": at / _BINS, "to": (at + 1) / _BINS, "mean": mean, "precision": precision}
+        rows.append(row | {"share": weight.sum() / judgements.weight.sum(), "judged": len(weight)})
+        effective.append(weight.sum() ** 2 / (weight**2).sum())
+    mean, precision, share = (np.array([row[name] for row in rows]) for name in ("mean", "precision", "share"))
+    return rows, rounded(share @ abs(mean - precision)), rounded(perfect_error(mean, effective, share))
 
 
 def _kept(target: float, by_half: Calibration, other: Judgements) -> dict[str, float]:
