@@ -168,8 +168,14 @@ class Run:
         above = [
             len(rows) - np.searchsorted(rows, cuts) for rows in np.split(self.confidence, self.sizes.cumsum()[:-1])
         ]
-        found = estimate_stratified(np.stack(above, 1), kept.sum(2), (kept & correct).sum(2))
-        return next((float(cut) for cut, each in zip(cuts, found, strict=True) if each.low >= TARGET), None)
+        population, tallies = np.stack(above, 1), (kept.sum(2), (kept & correct).sum(2))
+        for start in range(0, len(cuts), 20):  # the lowest first
+            part = slice(start, start + 20)
+            found = estimate_stratified(population[part], *(tally[part] for tally in tallies))
+            for cut, each in zip(cuts[part], found, strict=True):
+                if each.low >= TARGET:
+                    return float(cut)
+        return None
 
     def estimate(self, judged: Array, chosen: Array) -> tuple[float, tuple[float, float]]:
         """The precision of some relations by the judged ones, as `sgpipe stats --judgements` estimates it."""

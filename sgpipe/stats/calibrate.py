@@ -154,17 +154,19 @@ def _levels(probability: Floats, judgements: Judgements) -> tuple[ExpectedPrecis
     weight, correct = judgements.weight, judgements.correct
     design = design_effect(correct - probability, np.unique(judgements.images, return_inverse=True)[1])
     weights, stratum = np.unique(weight, return_inverse=True)
+    kept = [probability >= threshold for threshold in _LEVELS if threshold <= probability.max()]
+    judged, right = (
+        np.array([np.bincount(stratum[each & chosen], minlength=len(weights)) for each in kept])
+        for chosen in (np.ones(len(correct), bool), correct)
+    )
+    many = 1e9 * weights * judged  # like data to come, of which nothing is judged
+    lows, _ = stratified_interval(many, judged, right, design, tail=0.05)
     levels = []
-    for threshold in _LEVELS:
-        kept = probability >= threshold
-        if kept.any():
-            judged, right = (np.bincount(stratum[chosen], minlength=len(weights)) for chosen in (kept, kept & correct))
-            many = 1e9 * weights * judged  # like data to come, of which nothing is judged
-            [low], _ = stratified_interval(many[None], judged[None], right[None], design, tail=0.05)
-            precision, share = np.average(probability[kept], weights=weight[kept]), weight[kept].sum() / weight.sum()
-            values = {"precision": precision, "low": min(low, precision), "kept": share}
-            rounds = {name: rounded(value) for name, value in values.items()}
-            levels.append(ExpectedPrecision(threshold=threshold, **rounds))
+    for threshold, each, low in zip(_LEVELS, kept, lows, strict=False):
+        precision, share = np.average(probability[each], weights=weight[each]), weight[each].sum() / weight.sum()
+        values = {"precision": precision, "low": min(low, precision), "kept": share}
+        rounds = {name: rounded(value) for name, value in values.items()}
+        levels.append(ExpectedPrecision(threshold=threshold, **rounds))
     return tuple(levels)
 
 

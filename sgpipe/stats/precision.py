@@ -143,11 +143,13 @@ def perfect_error(confidence: ArrayLike, judged: ArrayLike, weight: ArrayLike) -
     The mean distance of a binomial share from its chance is De Moivre's (1730). Arguments `[bins]`: mean confidence,
     judged relations (with unequal weights, as many equal ones as have the same variance), and weight.
     """
-    from scipy.stats import binom
+    from scipy.special import gammaln, xlog1py, xlogy
 
     chance, number = np.asarray(confidence, np.float64), np.maximum(np.rint(judged), 1)
     least = np.floor(number * chance) + 1
-    distance = 2 * least * (1 - chance) * binom.pmf(least, number, chance) / number
+    ways = gammaln(number + 1) - gammaln(least + 1) - gammaln(np.maximum(number - least, 0) + 1)
+    likely = np.exp(ways + xlogy(least, chance) + xlog1py(number - least, -chance))
+    distance = np.where(least > number, 0, 2 * least * (1 - chance) * likely / number)
     return float(np.average(distance, weights=weight))
 
 
@@ -322,13 +324,13 @@ def area_under_roc(scores: NDArray[np.float32], correct: NDArray[np.bool_]) -> f
 
     Equal scores count half (Mann and Whitney 1947). None without such a pair.
     """
-    from scipy.stats import rankdata
-
     right = int(correct.sum())
     pairs = right * (len(correct) - right)
     if not pairs:
         return None
-    return float((rankdata(scores)[correct].sum() - right * (right + 1) / 2) / pairs)
+    _, at, times = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(times) - (times - 1) / 2  # equal scores share the mean of their ranks
+    return float((ranks[at][correct].sum() - right * (right + 1) / 2) / pairs)
 
 
 def check_target(target: float) -> None:
