@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,23 +37,6 @@ class Confidence:
     mean: float | None
     median: float | None
     highest: float | None
-
-
-def measure_confidence(database: Database) -> Confidence:
-    """Measure the confidences of all relations."""
-    rows = database.rows(
-        f"""select least(greatest(floor(confidence::double * {BINS}), 0), {BINS - 1})::int as bin, count(*)
-        from relations where confidence is not null group by 1"""
-    )
-    counts = dict(rows)
-    [values] = database.rows(
-        """select count(confidence), count(*) - count(confidence), avg(confidence)::double,
-        quantile_disc(confidence, 0.5)::double, max(confidence)::double from relations"""
-    )
-    return Confidence([counts.get(at, 0) for at in range(BINS)], *values)
-
-
-_HEAD = 10
 
 
 @dataclass(frozen=True)
@@ -91,7 +75,7 @@ def measure_long_tail(counts: Sequence[int]) -> LongTail:
     return LongTail(
         kinds=len(ordered),
         total=int(total),
-        head_share=float(shares[:_HEAD].sum()),
+        head_share=float(shares[:10].sum()),
         half=int(np.searchsorted(np.cumsum(shares), 0.5 - 1e-12)) + 1,
         singletons=int((ordered == 1).sum()),
         gini=float(gini),
@@ -124,17 +108,6 @@ class AgreementMeasures:
     correlation: float | None
 
 
-_AGREEMENT = """
-    with ranks as (
-        select rank() over (order by confidence) as a, rank() over (order by agreement) as b
-        from relations where agreement is not null and confidence is not null)
-    select count(agreement), count(*) - count(agreement), avg(agreement), avg((rank = 1)::int),
-        avg(1 / (contrasts + 1)) filter (agreement is not null), avg(1 / rank),
-        avg((agreement > swapped)::int), (select corr(a, b) from ranks)
-    from relations
-"""
-
-
 AGREES = 0.5  # probability
 
 
@@ -155,19 +128,24 @@ class OpinionMeasures:
     correlation: float | None
 
 
-_OPINION = f"""
+# Spearman's correlation between confidence and a score, and how many relations have the score.
+_SCORED = """
     with ranks as (
-        select rank() over (order by confidence) as a, rank() over (order by opinion) as b
-        from relations where opinion is not null and confidence is not null)
-    select count(opinion), count(*) - count(opinion), avg(opinion)::double, avg((opinion >= {AGREES})::int),
-        (select corr(a, b) from ranks)
+        select rank() over (order by confidence) as a, rank() over (order by {score}) as b
+        from relations where {score} is not null and confidence is not null)
+    select count({score}), count(*) - count({score}), avg({score})::double, {others}, (select corr(a, b) from ranks)
     from relations
 """
+_AGREEMENT = _SCORED.format(
+    score="agreement",
+    others="""avg((rank = 1)::int), avg(1 / (contrasts + 1)) filter (agreement is not null), avg(1 / rank),
+        avg((agreement > swapped)::int)""",
+)
+_OPINION = _SCORED.format(score="opinion", others=f"avg((opinion >= {AGREES})::int)")
 
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 PEOPLE = ("person", "people", "man", "men", "woman", "women", "boy", "girl", "child", "kid", "baby", "guy", "lady")
-_TRIPLETS = 50
 # The totals, in the order in which images become relations.
 TOTALS = {
     "objects": "boxes",
@@ -183,7 +161,8 @@ TOTALS = {
     "images_without_relations": "images without relations",
 }
 _STAGES = ("captions", "triplets", "matched_triplets", "candidate_texts", "relations", "kept_relations")
-_PER_IMAGE = (0, 1, 2, 5, 10, 20, 50, 100)
+# Ranges of the number of relations, and the last number of each.
+_PER_IMAGE = {"0": 0, "1": 1, "2-4": 4, "5-9": 9, "10-19": 19, "20-49": 49, "50-99": 99, "100+": math.inf}
 
 
 @dataclass(frozen=True)
@@ -317,14 +296,29 @@ def measure(root: Path, threshold: float = TRAINING_CONFIDENCE, calibration: Cal
 def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE) -> Measures:
     """Measure an open run. Raises UserError: the threshold is not 0 to 1."""
     check_share("threshold", threshold)
-    run = database.run
+    run, rows = database.run, database.rows
     predicates = _counts(database, "select predicate, relations from predicates")
-    levels = _levels(database)
-    [(kinds, person_share)] = database.rows(
-        "select count(*), coalesce(sum(relations) filter (list_contains(?, lower(subject_category))) / sum(relations), "
-        "0) from triplet_counts",
+    [(kinds, of_people)] = rows(
+        """select count(*), coalesce(sum(relations) filter (list_contains(?, lower(subject_category)))
+            / sum(relations), 0) from triplet_counts""",
         list(PEOPLE),
     )
+    above = ", ".join(f"count(*) filter (certainty >= {level}::float)" for level in THRESHOLDS)
+    kept = [
+        rows(f"select {above} from {name}")[0]
+        for name in ("relations", "related_images", "related_pairs", "predicates")
+    ]
+    bins = dict(rows(
+        f"""select least(greatest(floor(confidence::double * {BINS}), 0), {BINS - 1})::int, count(*)
+        from relations where confidence is not null group by 1"""
+    ))  # fmt: skip
+    [confidences] = rows(
+        """select count(confidence), count(*) - count(confidence), avg(confidence)::double,
+            quantile_disc(confidence, 0.5)::double, max(confidence)::double from relations"""
+    )
+    per_image = dict.fromkeys(_PER_IMAGE, 0)
+    for number, images in rows("select relations, count(*) from images where status = 'ok' group by 1"):
+        per_image[next(name for name, most in _PER_IMAGE.items() if number <= most)] += images
     return Measures(
         run=str(run.get("name", "")),
         fingerprint=str(run.get("fingerprint", "")),
@@ -336,16 +330,16 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         without_relations=_counts(database, "select why, count(*) from images where why is not null group by 1"),
         predicates=predicates,
         categories=_counts(database, "select category, count(*) from objects group by 1"),
-        thresholds=levels,
-        relations_per_image=_relations_per_image(database),
+        thresholds=[Level(*values) for values in zip(THRESHOLDS, *kept, strict=True)],
+        relations_per_image=per_image,
         tail=measure_long_tail(list(predicates.values())),
-        triplets=[TripletCount(*row) for row in database.rows(f"{_TRIPLET_TABLE} limit {_TRIPLETS}")],
+        triplets=[TripletCount(*row) for row in rows(_TRIPLETS)],
         triplet_kinds=kinds,
-        person_subject_share=float(person_share),
-        confidence=measure_confidence(database),
+        person_subject_share=float(of_people),
+        confidence=Confidence([bins.get(at, 0) for at in range(BINS)], *confidences),
         health=check_health(database, threshold),
-        agreement=AgreementMeasures(*database.rows(_AGREEMENT)[0]) if database.scored else None,
-        opinion=OpinionMeasures(*database.rows(_OPINION)[0]) if database.has_opinion else None,
+        agreement=AgreementMeasures(*rows(_AGREEMENT)[0]) if database.scored else None,
+        opinion=OpinionMeasures(*rows(_OPINION)[0]) if database.has_opinion else None,
         assumed=unscored_reason(run),
         threshold_of=database.measure,
     )
@@ -369,9 +363,9 @@ _ERRORS = r"""
     from images where status = 'error' group by 1
 """
 
-_TRIPLET_TABLE = """
+_TRIPLETS = """
     select subject_category, predicate, object_category, relations, confidence
-    from triplet_counts order by relations desc, subject_category, predicate, object_category
+    from triplet_counts order by relations desc, subject_category, predicate, object_category limit 50
 """
 
 
@@ -393,25 +387,3 @@ def _totals(database: Database, where: str) -> dict[str, int]:
         from images where {where}"""
     )
     return dict(zip((*names, "images_without_relations", "distinct_captions", "kept_relations"), row, strict=True))
-
-
-def _levels(database: Database) -> list[Level]:
-    counts = ", ".join(f"count(*) filter (certainty >= {threshold}::float)" for threshold in THRESHOLDS)
-    tables = ("relations", "related_images", "related_pairs", "predicates")
-    kept = [database.rows(f"select {counts} from {table}")[0] for table in tables]
-    return [Level(*values) for values in zip(THRESHOLDS, *kept, strict=True)]
-
-
-def _relations_per_image(database: Database) -> dict[str, int]:
-    ends = [*(above - 1 for above in _PER_IMAGE[1:]), None]
-    names = [
-        f"{start:,}" if start == end else f"{start:,}+" if end is None else f"{start:,}-{end:,}"
-        for start, end in zip(_PER_IMAGE, ends, strict=True)
-    ]
-    cases = " ".join(f"when number >= {start} then {at}" for at, start in reversed(list(enumerate(_PER_IMAGE))))
-    rows = database.rows(
-        f"""select case {cases} end as at, count(*)
-        from (select relations as number from images where status = 'ok') group by 1"""
-    )
-    counts = dict(rows)
-    return {name: counts.get(at, 0) for at, name in enumerate(names)}
