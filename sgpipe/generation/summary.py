@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sgpipe.records import LEFT_OUT
 from sgpipe.storage.manifest import Summary
 from sgpipe.utils.console import count, listed
 
@@ -72,6 +73,8 @@ def _print_table(summary: Summary, rows: dict[str, int], console: Console) -> No
     images = summary.counts["images"]
     table.add_row("images", f"{images:,} of {max(summary.planned, images):,}")
     problems = {f"source: {_PROBLEMS[name]}": number for name, number in summary.problems.items() if number}
+    beyond = {f"left out: {what}": summary.counts[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
+    problems |= {what: number for what, number in beyond.items() if number}
     for name, number in {**rows, **problems, "shards": summary.shards}.items():
         table.add_row(name, f"{number:,}")
     console.print(table)
