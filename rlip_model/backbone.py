@@ -97,11 +97,7 @@ class ImageEncoder(nn.Module):
             self.backbone, self.position_offset = ConvolutionalBackbone(config.conv_width), 0.0
         else:
             self.backbone = Swin(
-                config.swin_embed_dim,
-                config.swin_depths,
-                config.swin_heads,
-                config.swin_window,
-                config.drop_path,
+                config.swin_embed_dim, config.swin_depths, config.swin_heads, config.swin_window, config.drop_path
             )
             self.position_offset = 0.5
         self.dim = config.hidden_dim

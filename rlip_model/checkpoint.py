@@ -124,7 +124,7 @@ def convert(
             with the RoBERTa's config.json, the number of attention heads is taken from there.
         gating, verb_query: for checkpoints without stored options.
         num_queries: number of queries to keep; default: all.
-        pairwise: which queries to keep, see `prune_queries.kept_rows`.
+        pairwise: which queries to keep, see `prune_queries`.
 
     Raises:
         CheckpointError: the file is not an RLIP checkpoint, or `out` exists and is not an empty folder.
@@ -150,12 +150,7 @@ def convert(
 
 
 def convert_detector(
-    checkpoint: Path,
-    out: Path,
-    kind: str,
-    text_encoder: str = "roberta-base",
-    num_queries: int = 200,
-    seed: int = 0,
+    checkpoint: Path, out: Path, kind: str, text_encoder: str = "roberta-base", num_queries: int = 200, seed: int = 0
 ) -> Initialised:
     """Combine a detector and a RoBERTa into a network for pre-training, saved as a folder for `from_pretrained`.
 

@@ -30,20 +30,24 @@ Gating = Literal[
 
 SWIN_STAGES = 4
 CHANNELS_PER_NORM_GROUP = 8  # of the convolutional backbone
-_COUNTS = (
-    *(
-        "swin_embed_dim",
-        "swin_depths",
-        "swin_heads",
-        "swin_window",
-        "conv_width",
-        "hidden_dim",
-        "num_heads",
-        "feedforward_dim",
-    ),
-    *("num_queries", "encoder_layers", "decoder_layers", "num_levels", "num_points"),
-    *("fusion_interval", "fusion_dim", "fusion_heads"),
-)
+_COUNTS = [
+    "swin_embed_dim",
+    "swin_depths",
+    "swin_heads",
+    "swin_window",
+    "conv_width",
+    "hidden_dim",
+    "num_heads",
+    "feedforward_dim",
+    "num_queries",
+    "encoder_layers",
+    "decoder_layers",
+    "num_levels",
+    "num_points",
+    "fusion_interval",
+    "fusion_dim",
+    "fusion_heads",
+]
 
 
 class RLIPConfig(PretrainedConfig):

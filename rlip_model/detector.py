@@ -79,7 +79,8 @@ def initialise_from_detector(model: RLIPModel, state: State) -> Initialised:
         raise CheckpointError("the detector does not fit: " + ", ".join(problems))
     model.load_state_dict(loaded, strict=False)
     kept = tuple(name for name in parameters if name not in loaded)
-    return Initialised(tuple(loaded), kept, tuple(key for key in state if key not in used | _second_names(state)))
+    unused = tuple(key for key in state if key not in used and not _DUPLICATES.match(key))
+    return Initialised(tuple(loaded), kept, unused)
 
 
 def published_names(state: State) -> dict[str, Tensor]:
@@ -91,40 +92,24 @@ def published_names(state: State) -> dict[str, Tensor]:
     named = {name: state[key] for name, key in _sources(state).items()}
     queries, levels = named.get("query_embed.weight"), named.get("transformer.level_embed")
     if queries is not None and levels is not None:
-        named["query_embed.weight"] = _three_parts(queries, levels.shape[1])
+        dim = levels.shape[1]
+        if queries.shape[1] == dim:
+            named["query_embed.weight"] = queries.repeat(1, 3)
+        elif queries.shape[1] == 2 * dim:
+            named["query_embed.weight"] = torch.cat((queries, queries[:, dim:]), dim=1)
     return named
 
 
 def _sources(state: State) -> dict[str, str]:
-    """Map each published name to the name in the detector."""
-    keys = [key for key in state if key not in _second_names(state)]
-    if _is_converted(state):
+    """Map each published name to the name in the detector; the published conversion script has added its own names."""
+    keys = [key for key in state if not _DUPLICATES.match(key)]
+    if any(key.startswith("sub_bbox_embed.") for key in state):
         return {key: key for key in keys if not _LEFT_OVER.match(key)}
-    return {name: key for key in keys for name in _copies(key)}
-
-
-def _is_converted(state: State) -> bool:
-    """Whether the file was made by the published conversion script, which adds its names to the detector's."""
-    return any(key.startswith("sub_bbox_embed.") for key in state)
-
-
-def _second_names(state: State) -> set[str]:
-    return {key for key in state if _DUPLICATES.match(key)}
-
-
-def _copies(key: str) -> list[str]:
-    for pattern, prefixes in _COPIES:
-        if re.match(pattern, key):
-            return [re.sub(pattern, prefix, key) for prefix in prefixes]
-    return [key]
-
-
-def _three_parts(queries: Tensor, dim: int) -> Tensor:
-    if queries.shape[1] == dim:
-        return queries.repeat(1, 3)
-    if queries.shape[1] == 2 * dim:
-        return torch.cat((queries, queries[:, dim:]), dim=1)
-    return queries
+    sources: dict[str, str] = {}
+    for key in keys:
+        pattern, prefixes = next((copy for copy in _COPIES if re.match(copy[0], key)), ("^", ("",)))
+        sources |= {re.sub(pattern, prefix, key): key for prefix in prefixes}
+    return sources
 
 
 def detector_config(state: State, kind: str, args: Mapping[str, Any] | None = None, **changes: Any) -> RLIPConfig:

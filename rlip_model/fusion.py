@@ -141,10 +141,7 @@ class BidirectionalAttention(nn.Module):
         published networks, the masks of padding and labels have no effect here.
         """
         query, key = self._split(self.v_proj(vision + positions)), self._split(self.l_proj(labels))
-        vision_values, label_values = (
-            self._split(self.values_v_proj(vision)),
-            self._split(self.values_l_proj(labels)),
-        )
+        vision_values, label_values = (self._split(self.values_v_proj(vision)), self._split(self.values_l_proj(labels)))
         dropout = self.dropout if self.training else 0.0
         present = None if absent is None else ~absent[:, None, None]
         to_vision = F.scaled_dot_product_attention(query, key, label_values, present, dropout)

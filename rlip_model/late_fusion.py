@@ -66,24 +66,19 @@ class JointEncoder(nn.Module):
         """
         batch, count = queries.shape[:2]
         sequence = torch.cat((queries, labels.expand(batch, -1, -1)), dim=1)
-        hidden = _joint_mask(queries, labels, padding, masked)
+        hidden = None
+        if padding is not None or masked is not None:
+            hidden = torch.zeros(sequence.shape[:2], dtype=torch.bool, device=sequence.device)
+            if padding is not None:
+                hidden[:, :count] = padding
+            if masked is not None:
+                hidden[:, count:] = masked
         states = []
         for layer in self.layers:
             sequence = layer(sequence, src_key_padding_mask=hidden)
             states.append(self.norm(sequence))
         stacked = torch.stack(states)
         return stacked[:, :, :count], stacked[:, :, count:]
-
-
-def _joint_mask(queries: Tensor, labels: Tensor, padding: Tensor | None, masked: Tensor | None) -> Tensor | None:
-    if padding is None and masked is None:
-        return None
-    batch, count = queries.shape[:2]
-    if padding is None:
-        padding = torch.zeros(batch, count, dtype=torch.bool, device=queries.device)
-    if masked is None:
-        masked = torch.zeros(batch, labels.shape[1], dtype=torch.bool, device=queries.device)
-    return torch.cat((padding, masked.expand(batch, -1)), dim=1)
 
 
 class LateFusion(nn.Module):

@@ -53,33 +53,21 @@ def preset(kind: str, backbone: str, **changes: Any) -> RLIPConfig:
         raise ValueError(f"unknown network {kind!r}, expected one of {', '.join(KINDS)}")
     if backbone not in BACKBONES:
         raise ValueError(f"unknown backbone {backbone!r}, expected one of {', '.join(BACKBONES)}")
-    return KINDS[kind](**{**_backbone(backbone), **_of_kind(kind, backbone), **changes})
-
-
-def _backbone(name: str) -> dict[str, Any]:
-    if name == "resnet50":
-        return {"backbone": "resnet50", "drop_path": 0.0}
-    size = SWIN_SIZES[name]
-    return {
-        "backbone": "swin",
-        "swin_embed_dim": size.embed_dim,
-        "swin_depths": size.depths,
-        "swin_heads": size.heads,
-        "drop_path": size.drop_path,
-    }
-
-
-def _of_kind(kind: str, backbone: str) -> dict[str, Any]:
     resnet = backbone == "resnet50"
-    narrow = {"feedforward_dim": 1024, "dropout": 0.1} if resnet else {}
-    match kind:
-        case "parsed":
-            return {"dropout": 0.1, **narrow}
-        case "tagger" if resnet:
-            return {**narrow, "gating": "GLIP", "verb_query": "vanilla", "box_noise": 0.6, "label_noise": 0.3}
-        case "rlipv1":
-            return {"fusion": "after_decoding", "verb_query": "vanilla", "dropout": 0.1, **narrow}
-    return {}
+    settings: dict[str, Any] = {"backbone": "resnet50", "drop_path": 0.0}
+    if not resnet:
+        size = SWIN_SIZES[backbone]
+        settings = {"backbone": "swin", "swin_embed_dim": size.embed_dim, "drop_path": size.drop_path}
+        settings |= {"swin_depths": size.depths, "swin_heads": size.heads}
+    elif kind != "parseda":
+        settings |= {"feedforward_dim": 1024}
+    if kind in ("parsed", "rlipv1") or (kind == "tagger" and resnet):
+        settings["dropout"] = 0.1
+    if kind == "tagger" and resnet:
+        settings |= {"gating": "GLIP", "verb_query": "vanilla", "box_noise": 0.6, "label_noise": 0.3}
+    if kind == "rlipv1":
+        settings |= {"fusion": "after_decoding", "verb_query": "vanilla"}
+    return KINDS[kind](**{**settings, **changes})
 
 
 def tiny_sizes(vocabulary: int) -> dict[str, Any]:

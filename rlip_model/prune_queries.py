@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rlip_model.model import RLIPModel, build_model
 
@@ -16,20 +16,12 @@ _PER_QUERY = (
 _PER_PAIR = ("queries.relation_builder.verb_position.weight",)
 
 
-def kept_rows(total: int, kept: int, pairwise: bool = True) -> Tensor:
-    """`[kept]`: the rows of the queries that are kept of `total`.
-
-    Pairwise, the first pairs are kept: the first `kept / 2` subjects and their objects. Otherwise, as in the published
-    code, the first `kept` rows are kept, so that subject queries after the first `kept / 2` become objects.
-    """
-    if not pairwise:
-        return torch.arange(kept)
-    first = torch.arange(kept // 2)
-    return torch.cat((first, total // 2 + first))
-
-
 def prune_queries(model: RLIPModel, num_queries: int, pairwise: bool = True) -> RLIPModel:
-    """Copy a network with its first `num_queries` queries; see `kept_rows` for their order.
+    """Copy a network with fewer queries.
+
+    Args:
+        pairwise: keep the first pairs: the first `num_queries / 2` subjects and their objects. Otherwise, as in the
+            published code, keep the first rows, so that subjects after the first `num_queries / 2` become objects.
 
     Raises:
         ValueError: `num_queries` is odd, not positive, or more than the network has.
@@ -37,7 +29,9 @@ def prune_queries(model: RLIPModel, num_queries: int, pairwise: bool = True) -> 
     config = model.config
     if num_queries % 2 or not 0 < num_queries <= config.num_queries:
         raise ValueError(f"cannot keep {num_queries} of {config.num_queries} queries, expected an even number of them")
-    rows = kept_rows(config.num_queries, num_queries, pairwise)
+    rows = torch.arange(num_queries)
+    if pairwise:
+        rows = torch.cat((rows[: num_queries // 2], config.num_queries // 2 + rows[: num_queries // 2]))
     state = dict(model.state_dict())
     for name in _PER_QUERY:
         if name in state:

@@ -137,9 +137,7 @@ class LabelEncoder(nn.Module):
         """Encode labels `[labels, tokens]` without padding to `[labels, dim]`."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device) + self.first_position
         output = self.roberta(
-            input_ids=input_ids,
-            position_ids=positions.expand_as(input_ids),
-            token_type_ids=torch.zeros_like(input_ids),
+            input_ids=input_ids, position_ids=positions.expand_as(input_ids), token_type_ids=torch.zeros_like(input_ids)
         )
         return output.pooler_output
 

@@ -39,7 +39,9 @@ def read_people(coco: Mapping[str, Any], verbs: Sequence[Mapping[str, Any]]) -> 
     role_boxes = {image: np.full((len(owned), *shape), np.nan) for image, owned in persons.items()}
     for action, verb in enumerate(verbs):
         columns = [column for column, role in enumerate(actions.roles) if role.action == action]
-        objects = np.reshape(verb["role_object_id"], (len(verb["role_name"]), -1))[_object_roles(verb)]
+        objects = np.reshape(verb["role_object_id"], (len(verb["role_name"]), -1))[
+            [row for row, name in enumerate(verb["role_name"]) if name != AGENT]
+        ]
         for person, label, objects_of_person in zip(verb["ann_id"], verb["label"], objects.T, strict=True):
             if person not in images:
                 raise EvaluationError(
@@ -52,25 +54,18 @@ def read_people(coco: Mapping[str, Any], verbs: Sequence[Mapping[str, Any]]) -> 
                 image, row = images[person], rows[person]
                 performed[image][row, action] = label
                 for column, object_ in zip(columns, objects_of_person.tolist(), strict=True):
+                    if object_ and object_ not in boxes:
+                        raise EvaluationError(
+                            f"annotation {object_}, a role of person {person} of action {verb['action_name']!r}, has "
+                            "no box inside its image; set its role_object_id to 0 or use the COCO file that V-COCO "
+                            "was made for"
+                        )
                     if object_:
-                        role_boxes[image][row, column] = _role_box(boxes, object_, person, verb["action_name"])
+                        role_boxes[image][row, column] = boxes[object_]
     return {
         image: People(table([boxes[person] for person in owned], (-1, 4), float), performed[image], role_boxes[image])
         for image, owned in persons.items()
     }
-
-
-def _object_roles(verb: Mapping[str, Any]) -> list[int]:
-    return [row for row, name in enumerate(verb["role_name"]) if name != AGENT]
-
-
-def _role_box(boxes: Mapping[int, Array], number: int, person: int, action: str) -> Array:
-    if number not in boxes:
-        raise EvaluationError(
-            f"annotation {number}, a role of person {person} of action {action!r}, has no box inside its image; "
-            "set its role_object_id to 0 or use the COCO file that V-COCO was made for"
-        )
-    return boxes[number]
 
 
 def _boxes(coco: Mapping[str, Any]) -> tuple[dict[int, Array], dict[int, list[int]]]:
@@ -119,10 +114,7 @@ def _predicted(image: int, detections: Sequence[Mapping[str, Any]], actions: Act
         raise EvaluationError(f"image {image}: a detection has no {reason}") from reason
     values = table(role_values, (-1, len(roles), 5), float)
     return PredictedPeople(
-        table(boxes, (-1, 4), float),
-        table(agent_scores, (-1, len(agents)), float),
-        values[..., 4],
-        values[..., :4],
+        table(boxes, (-1, 4), float), table(agent_scores, (-1, len(agents)), float), values[..., 4], values[..., :4]
     )
 
 

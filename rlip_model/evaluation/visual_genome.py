@@ -16,14 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import (
-    Array,
-    EvaluationError,
-    check_boxes,
-    check_equal,
-    check_finite,
-    check_range,
-)
+from rlip_model.evaluation.inputs import Array, EvaluationError, check_boxes, check_equal, check_finite, check_range
 from rlip_model.evaluation.overlap import pixel_iou
 from rlip_model.evaluation.recall import NEVER, RECALL_AT, Recall, RecallTally
 from rlip_model.evaluation.scores import mean

@@ -96,8 +96,7 @@ class DataConfig(Config):
         "published: the images of one GPU; null: all",
     )
     object_strategy: Strategy = Field(
-        "frequency",
-        description="sampling of object classes: by their frequency in the data, or uniform",
+        "frequency", description="sampling of object classes: by their frequency in the data, or uniform"
     )
     relation_strategy: Strategy = Field("frequency", description="sampling of predicates")
     wordings: dict[str, tuple[str, ...]] = Field(
@@ -147,8 +146,7 @@ class LossConfig(Config):
     )
     pseudo_labels: bool = Field(True, description="give soft labels to texts of similar meaning (RPL)")
     pseudo_label_gradient: bool = Field(
-        False,
-        description="propagate gradients through the soft labels into the text encoder, as published",
+        False, description="propagate gradients through the soft labels into the text encoder, as published"
     )
     mask_by_sum: bool = Field(
         False,

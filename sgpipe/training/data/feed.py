@@ -163,12 +163,7 @@ _StartedPart = tuple[StepPart, list[Future[TrainingExample | None]]]
 
 
 def batches(
-    steps: Iterator[TrainingStep],
-    preparation: ExamplePreparation,
-    threads: int,
-    prefetch: int,
-    *,
-    pinned: bool = False,
+    steps: Iterator[TrainingStep], preparation: ExamplePreparation, threads: int, prefetch: int, *, pinned: bool = False
 ) -> Generator[list[TrainingBatch], None, None]:
     """The parts of each step, while threads read the next `prefetch` steps.
 
