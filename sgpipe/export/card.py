@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from sgpipe.evaluation.label_quality.comparison import LABELS, run_quality
 from sgpipe.export.rows import ExportRows
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.sources.annotated import to_single_line
-from sgpipe.stats.measures import Measures, measure_database, use_probabilities
+from sgpipe.stats.measures import measure_database, use_probabilities
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import source_images
@@ -30,8 +29,7 @@ from sgpipe.utils.console import count
 _UNREVIEWED = "**People have not reviewed them.**"
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """How rows came to be.
 
     Attributes:
@@ -47,21 +45,17 @@ class Origin:
 
 def describe_origin(run: Mapping[str, Any]) -> Origin:
     """Return the origin of a run by the header of its manifest."""
-    identities = [identity for identity in Manifest.identities(run) if identity]
-    steps = [step for identity in identities for step in _readable_steps(identity)]
+    identities, steps = [identity for identity in Manifest.identities(run) if identity], []
+    for identity in identities:
+        try:
+            steps += list(_steps(identity))
+        except (AttributeError, KeyError, TypeError, ValueError):  # changed by others, as in a dataset from the hub
+            steps.append("One step is recorded in a form that sgpipe does not know; see below.")
     first = identities[0] if identities else {}
     generated: bool | None = True if "tag" in first else None
     if first.get("import") not in (None, "hf", "rlipv2") and not first.get("options", {}).get("predictions"):
         generated = False
     return Origin(generated, steps or ["How the rows were made is not recorded."], identities)
-
-
-def _readable_steps(identity: Mapping[str, Any]) -> list[str]:
-    """Return the sentences of an identity; one sentence if others have changed it, as in a dataset from the hub."""
-    try:
-        return list(_steps(identity))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return ["One step is recorded in a form that sgpipe does not know; see below."]
 
 
 def _steps(identity: Mapping[str, Any]) -> Iterator[str]:
@@ -154,27 +148,18 @@ _SHORT = {"coco2017": "coco", "o365": "objects365"}
 _UNKNOWN = ("other", "unknown to sgpipe; check the source of the data before you publish this")
 
 
-class _Row(NamedTuple):
-    """How many of something the run has, and how many the export."""
-
-    what: str
-    before: int
-    after: int
-
-
 def write_readme(rows: ExportRows, out: Path, form: str) -> None:
     """Write the README of a form other than the hub's, after its files."""
-    before = totals(rows)
+    before, common = totals(rows), _common(rows)
     objects = rows.census.categories.total() - rows.left_out["objects that the format cannot hold"]
     unheld = ("triplets", "pairs") if form in ("coco", "label-studio") else ("captions", "triplets", "pairs")
-    table = [
-        _Row("images", before["images"], before["images"] - before["errors"]),
-        _Row("objects", before["boxes"], objects),
-        _Row("relations", before["relations"], exported_relations(rows)),
-    ]
-    common = _common(rows)
     if listed := ", ".join(f"{name} ({before[name]:,})" for name in unheld if before[name]):
         common["left_out"].append(f"What the format has no place for: {listed}.")
+    table = [
+        ("images", before["images"], before["images"] - before["errors"]),
+        ("objects", before["boxes"], objects),
+        ("relations", before["relations"], exported_relations(rows)),
+    ]
     text = _template("readme.md.jinja").render(common, form=form, table=table)
     (out / README).write_text(text, encoding="utf-8")
 
@@ -190,15 +175,25 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
         measures = measure_database(database)
         [(related,)] = database.rows("select count(*) from related_images where certainty >= ?::float", rows.threshold)
     before, exported = totals(rows), rows.census.predicates.total()
+    files = [{"split": split, "path": f"{DATA}/{split}-*.parquet"} for split in rows.splits]
     licences = {dataset: _LICENCES.get(_SHORT.get(dataset, dataset), _UNKNOWN) for dataset in measures.datasets}
     quality = run_quality(rows.root, max(TRAINING_CONFIDENCE, rows.threshold), rows.calibration)
+    names = {name for name, _ in licences.values()}
+    header = {
+        "license": names.pop() if len(names) == 1 else "other",
+        "pretty_name": f"{rows.manifest.run.get('name', 'sgpipe')} relations",
+        "task_categories": ["object-detection"],
+        "tags": ["scene-graph-generation", "visual-relationship-detection", "sgpipe"],
+        "size_categories": [next((name for limit, name in _SIZES.items() if measures.rows < limit), "n>10M")],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
     text = _template("card.md.jinja").render(
         _common(rows),
-        header=yaml.safe_dump(_header(rows, measures, {name for name, _ in licences.values()}), sort_keys=False),
+        header=yaml.safe_dump(header, sort_keys=False),  # which the hub reads
         table=[
-            _Row("images", before["images"], measures.rows),
-            _Row("images with relations", before["images_with_relations"], related),
-            _Row("relations", before["relations"], exported),
+            ("images", before["images"], measures.rows),
+            ("images with relations", before["images_with_relations"], related),
+            ("relations", before["relations"], exported),
         ],
         licences={dataset: sentence for dataset, (_, sentence) in licences.items()},
         measures=measures,
@@ -273,20 +268,6 @@ def _left_out(rows: ExportRows) -> Iterator[str]:
         yield f"Dropped or repaired while the source was read: {listed}."
 
 
-def _header(rows: ExportRows, measures: Measures, licences: set[str]) -> dict[str, object]:
-    """The metadata that the hub reads."""
-    files = [{"split": split, "path": f"{DATA}/{split}-*.parquet"} for split in rows.splits]
-    size = next((name for limit, name in _SIZES.items() if measures.rows < limit), "n>10M")
-    return {
-        "license": licences.pop() if len(licences) == 1 else "other",
-        "pretty_name": f"{rows.manifest.run.get('name', 'sgpipe')} relations",
-        "task_categories": ["object-detection"],
-        "tags": ["scene-graph-generation", "visual-relationship-detection", "sgpipe"],
-        "size_categories": [size],
-        "configs": [{"config_name": "default", "data_files": files}],
-    }
-
-
 def _template(name: str) -> jinja2.Template:
     # The README is Markdown: names are in backticks and need no HTML escapes.
     environment = jinja2.Environment(
@@ -295,10 +276,5 @@ def _template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["code"] = _code
+    environment.filters["code"] = lambda name: f"`{to_single_line(name).replace('`', chr(39)) or ' '}`"
     return environment.get_template(name)
-
-
-def _code(name: str) -> str:
-    """A name as Markdown's code, on one line."""
-    return f"`{to_single_line(name).replace('`', chr(39)) or ' '}`"

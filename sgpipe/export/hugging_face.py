@@ -16,7 +16,7 @@ from sgpipe.export.card import write_card
 from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, read_image
-from sgpipe.records import Record, from_table
+from sgpipe.records import from_table
 from sgpipe.sources.hugging_face import CLASSES, ORIGIN
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import DATA, IMAGE_COLUMN, SCORES, open_shard, with_images
@@ -54,8 +54,14 @@ def _tables(rows: ExportRows, shard: ShardEntry, images: ImagePlace | None, *, e
     for table in iter_groups(path, columns):
         table = _confident(rows, table)
         if folder is not None:
-            records = from_table(table.select(IMAGE_FIELDS))
-            table = with_images(table, [_image(rows, folder, record) for record in records])
+            contents: list[bytes | None] = []
+            for record in from_table(table.select(IMAGE_FIELDS)):
+                try:
+                    contents.append(read_image(folder, record) if record.ok else None)
+                except ImageError:
+                    rows.left_out["images that cannot be read"] += 1
+                    contents.append(None)
+            table = with_images(table, contents)
         yield table
 
 
@@ -71,14 +77,6 @@ def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
         column = table.schema.get_field_index(name)
         table = table.set_column(column, table.field(name), pa.array(kept, table.field(name).type))
     return table
-
-
-def _image(rows: ExportRows, images: ImagePlace, record: Record) -> bytes | None:
-    try:
-        return read_image(images, record) if record.ok else None
-    except ImageError:
-        rows.left_out["images that cannot be read"] += 1
-        return None
 
 
 def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from PIL import Image
 
 from sgpipe.errors import UserError
 from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups, write_json
-from sgpipe.files.image_roots import ImagePlace, ImageRoot
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import ImageError, open_header, read_image
-from sgpipe.records import BOX_SCORES, Box, Record, Relation, deduplicate, from_table
+from sgpipe.records import BOX_SCORES, Record, Relation, deduplicate, from_table
 from sgpipe.sources.label_studio import CROWD, LOCAL_FILES
 from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
 
@@ -61,10 +61,23 @@ def write_label_studio(
     """
     prefixes = dict.fromkeys(rows.splits, images_url)
     if images_url is None and not embed:
-        roots = {split: rows.manifest.image_root(split, images) for split in rows.splits}
-        prefixes |= _local_files(rows, {split: _folder(root) for split, root in roots.items()})
+        folders = {}
+        for split in rows.splits:
+            place = rows.manifest.image_root(split, images)
+            if not isinstance(place, FolderRoot):  # Label Studio sees neither archives nor stores
+                raise UserError(f"the images are in {place.location}, not in a folder: pass --embed or --images-url")
+            folders[split] = os.path.abspath(place.folder)
+        root = os.path.commonpath([os.path.dirname(folder) for folder in folders.values()])
+        rows.note = (
+            f"start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, and add {' and '.join(sorted(set(folders.values())))} "
+            "to the project as a source storage of local files"
+        )
+        prefixes |= {
+            split: f"{LOCAL_FILES}?d={quote(os.path.relpath(folder, root))}/" for split, folder in folders.items()
+        }
     for split in rows.splits:
-        write_json(out / f"{split}.json", _Tasks(rows, split, images, prefixes[split]).tasks())
+        write_json(out / f"{split}.json", _tasks(rows, split, images, prefixes[split]))
     names = rows.manifest.run.get("labels") or {"objects": [], "relations": []}
     classes = sorted({name for _, name in rows.census.categories - rows.census.nothing})
     text = _CONFIGURATION.format(
@@ -72,13 +85,6 @@ def write_label_studio(
         predicates=_tags("Relation", [*names["relations"], *sorted(rows.census.predicates)]),
     )
     (out / CONFIGURATION).write_text(text, encoding="utf-8")
-
-
-def _folder(images: ImageRoot) -> Path:
-    """Raises UserError: the images are in archives or a store, where Label Studio does not see them."""
-    if not isinstance(images, FolderRoot):
-        raise UserError(f"the images are in {images.location}, not in a folder: pass --embed or --images-url")
-    return images.folder
 
 
 def _tags(tag: str, names: Iterable[str]) -> str:
@@ -90,90 +96,62 @@ def _is_name(name: str) -> bool:
     return bool(name.strip()) and not _UNHELD.search(name)
 
 
-def _local_files(rows: ExportRows, folders: Mapping[str, Path]) -> dict[str, str]:
-    """What the addresses of each split's images begin with; tells the user how to serve them."""
-    places = {split: os.path.abspath(folder) for split, folder in folders.items()}
-    root = os.path.commonpath([os.path.dirname(place) for place in places.values()])
-    rows.say(
-        f"start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
-        f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, and add {' and '.join(sorted(set(places.values())))} "
-        "to the project as a source storage of local files"
-    )
-    return {split: f"{LOCAL_FILES}?d={quote(os.path.relpath(place, root))}/" for split, place in places.items()}
+def _tasks(rows: ExportRows, split: str, images: ImagePlace | None, prefix: str | None) -> Iterator[dict[str, Any]]:
+    """The tasks of a split; `prefix`: what the addresses of images begin with; None: the tasks contain the images."""
+    for shard in rows.shards(split):
+        path = rows.root / shard.file
+        with open_shard(path) as file:
+            optional = (BOX_SCORES, *([IMAGE_COLUMN] if prefix is None else []))
+            present = [name for name in optional if name in file.schema_arrow.names]
+        for table in iter_groups(path, (*IMAGE_FIELDS, *_NESTED, *present)):
+            contents = embedded_images(table)
+            records = from_table(table.drop_columns(IMAGE_COLUMN) if IMAGE_COLUMN in present else table)
+            for record, content in zip(records, contents, strict=True):
+                if record.ok:
+                    yield _task(rows, record, _address(rows, record, content, images, prefix))
 
 
-class _Tasks:
-    """The tasks of a split."""
+def _task(rows: ExportRows, record: Record, address: str) -> dict[str, Any]:
+    data: dict[str, Any] = {"image": address, **{key: getattr(record, key) for key in IMAGE_FIELDS[:-1]}}
+    captions = [caption.text for caption in record.captions if caption.scope == "image"]
+    rows.left_out["captions that the format cannot hold"] += len(record.captions) - len(captions)
+    indices = rows.renumber(record, [_is_name(box.category) and not box.is_nothing for box in record.objects])
+    kept = rows.relations(record, indices)
+    relations = [item for item in deduplicate(kept) if _is_name(item.predicate)]  # of repeated ones, the most confident
+    rows.left_out["relations that the format cannot hold"] += len(kept) - len(relations)
+    numbers: dict[str, int] = {}  # of the classes: one for each name
+    for box in (record.objects[index] for index in indices):
+        if numbers.setdefault(box.category, box.category_id) != box.category_id:
+            rows.left_out["class numbers that the format cannot hold"] += 1
+    data |= {"captions": captions} if captions else {}
+    data |= {"category_ids": numbers} if any(numbers.values()) else {}
+    run = rows.manifest.run
+    prediction: dict[str, Any] = {
+        "model_version": f"{run.get('name', 'sgpipe')} {run.get('fingerprint', '')[:12]}".strip()
+    }
+    scores = [item.confidence for item in relations if item.confidence is not None]
+    if scores:
+        prediction["score"] = sum(scores) / len(scores)
+    prediction["result"] = [_region(record, *pair) for pair in indices.items()] + list(_links(relations))
+    return {"data": data, "predictions": [prediction]}
 
-    def __init__(self, rows: ExportRows, split: str, images: ImagePlace | None, prefix: str | None) -> None:
-        """prefix: what the addresses of images begin with; None: the tasks contain the images."""
-        self._rows = rows
-        self._split = split
-        self._images = images
-        self._prefix = prefix
-        run = rows.manifest.run
-        self._model_version = f"{run.get('name', 'sgpipe')} {run.get('fingerprint', '')[:12]}".strip()
 
-    def tasks(self) -> Iterator[dict[str, Any]]:
-        for shard in self._rows.shards(self._split):
-            path = self._rows.root / shard.file
-            with open_shard(path) as file:
-                present = [name for name in (BOX_SCORES, IMAGE_COLUMN) if name in file.schema_arrow.names]
-            if self._prefix is not None:
-                present = [name for name in present if name != IMAGE_COLUMN]
-            for table in iter_groups(path, (*IMAGE_FIELDS, *_NESTED, *present)):
-                contents = embedded_images(table)
-                records = from_table(table.drop_columns(IMAGE_COLUMN) if IMAGE_COLUMN in present else table)
-                yield from (self._task(*pair) for pair in zip(records, contents, strict=True) if pair[0].ok)
-
-    def _task(self, record: Record, content: bytes | None) -> dict[str, Any]:
-        data: dict[str, Any] = {
-            "image": self._address(record, content),
-            **{key: getattr(record, key) for key in IMAGE_FIELDS[:-1]},
-        }
-        captions = [caption.text for caption in record.captions if caption.scope == "image"]
-        self._rows.left_out["captions that the format cannot hold"] += len(record.captions) - len(captions)
-        usable = [_is_name(box.category) and not box.is_nothing for box in record.objects]
-        indices = self._rows.renumber(record, usable)
-        relations = self._relations(record, indices)
-        numbers = self._category_ids([record.objects[index] for index in indices])
-        data |= {key: value for key, value in (("captions", captions), ("category_ids", numbers)) if value}
-        scores = [item.confidence for item in relations if item.confidence is not None]
-        prediction: dict[str, Any] = {"model_version": self._model_version}
-        if scores:
-            prediction["score"] = sum(scores) / len(scores)
-        prediction["result"] = [_region(record, *pair) for pair in indices.items()] + list(_links(relations))
-        return {"data": data, "predictions": [prediction]}
-
-    def _address(self, record: Record, content: bytes | None) -> str:
-        """The address of the image, or its content."""
-        if self._prefix is not None:
-            web = self._prefix.startswith(("/", "http:", "https:"))
-            return self._prefix + (quote(record.file_name) if web else record.file_name)
-        try:
-            if content is None:
-                content = read_image(self._rows.manifest.image_root(record.split, self._images), record)
-            with open_header(BytesIO(content), record.file_name) as image:
-                kind = Image.MIME[image.format or ""]
-        except ImageError:
-            self._rows.left_out["images that cannot be read"] += 1
-            return record.file_name
-        return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-    def _relations(self, record: Record, indices: Mapping[int, int]) -> list[Relation]:
-        """The relations to export, with new indices; of repeated ones, the most confident."""
-        kept = self._rows.relations(record, dict(indices))
-        held = [item for item in deduplicate(kept) if _is_name(item.predicate)]
-        self._rows.left_out["relations that the format cannot hold"] += len(kept) - len(held)
-        return held
-
-    def _category_ids(self, boxes: Iterable[Box]) -> dict[str, int]:
-        """The numbers of the classes, if the dataset has any: one for each name."""
-        numbers: dict[str, int] = {}
-        for box in boxes:
-            if numbers.setdefault(box.category, box.category_id) != box.category_id:
-                self._rows.left_out["class numbers that the format cannot hold"] += 1
-        return numbers if any(numbers.values()) else {}
+def _address(
+    rows: ExportRows, record: Record, content: bytes | None, images: ImagePlace | None, prefix: str | None
+) -> str:
+    """The address of the image, or its content."""
+    if prefix is not None:
+        is_web = prefix.startswith(("/", "http:", "https:"))
+        return prefix + (quote(record.file_name) if is_web else record.file_name)
+    try:
+        if content is None:
+            content = read_image(rows.manifest.image_root(record.split, images), record)
+        with open_header(BytesIO(content), record.file_name) as image:
+            kind = Image.MIME[image.format or ""]
+    except ImageError:
+        rows.left_out["images that cannot be read"] += 1
+        return record.file_name
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _region(record: Record, index: int, number: int) -> dict[str, Any]:

@@ -46,21 +46,10 @@ class ExportRows:
         self.calibration_file = calibration
         self.note: str | None = None
         self.confidence = self.threshold if self.calibration is None else self.calibration.threshold(threshold)
-        if self.calibration is not None and self._is_scored():
+        groups = (group for s in self.manifest.shards for group in iter_groups(root / s.file, ("relations",)))
+        scores = (pc.struct_field(pc.list_flatten(group["relations"]), "confidence") for group in groups)
+        if self.calibration is not None and any(score.null_count < len(score) for score in scores):
             self.calibration.check_run(self.manifest.run, root)
-
-    def _is_scored(self) -> bool:
-        """Whether any relation has a confidence."""
-        for shard in self.manifest.shards:
-            for table in iter_groups(self.root / shard.file, ("relations",)):
-                confidence = pc.struct_field(pc.list_flatten(table["relations"]), "confidence")
-                if confidence.null_count < len(confidence):
-                    return True
-        return False
-
-    def say(self, note: str) -> None:
-        """Add to what the user is told."""
-        self.note = f"{self.note}; {note}" if self.note else note
 
     @property
     def measure(self) -> str:
