@@ -290,7 +290,12 @@ class _Sample:
         self.strata = list(plan.strata) if plan else []
         self.kind = "predicates" if plan and plan.kind == "predicates" else "bands"
         self._stratum = stratum_sql(self.strata, self.kind)
-        self.counts, self._means = self._count_strata()
+        self.counts = np.zeros(len(self.strata) + 1, np.int64)
+        self._means: list[float | None] = [None] * len(self.counts)
+        query = f"""select {self._stratum} as stratum, count(*), avg(certainty) filter (confidence is not null)::double
+            from relations group by all"""
+        for stratum, number, mean in database.rows(query):
+            self.counts[stratum], self._means[stratum] = number, mean
         self.weights = np.array([*(stratum.relations for stratum in self.strata), self.counts[-1]], np.float64)
         self._scale = self.weights / np.maximum(self.counts, 1)
         self._at = np.array([question.stratum for question in self._questions], int)
@@ -388,15 +393,6 @@ class _Sample:
 
     def _tally(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.bincount(self._at[chosen], minlength=len(self.weights))
-
-    def _count_strata(self) -> tuple[NDArray[np.int64], list[float | None]]:
-        counts = np.zeros(len(self.strata) + 1, np.int64)
-        means: list[float | None] = [None] * len(counts)
-        mean = "avg(certainty) filter (confidence is not null)::double"
-        query = f"select {self._stratum} as stratum, count(*), {mean} from relations group by all"
-        for stratum, number, mean in self._database.rows(query):
-            counts[stratum], means[stratum] = number, mean
-        return counts, means
 
     def _count_above(self, thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
         """The run's relations of at least each threshold, `[thresholds, strata]`."""

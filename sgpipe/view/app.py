@@ -57,25 +57,22 @@ def create_app(viewer: Viewer, access: Access) -> Starlette:
 
 def _refuse(request: Request, error: Exception) -> Response:
     """One line about what is wrong, as a page, or as JSON below /api/."""
-    status, message = _describe(error)
+    if isinstance(error, HTTPException):
+        status, message = error.status_code, str(error.detail)
+    elif isinstance(error, UserError):
+        status, message = 422, str(error)
+    elif isinstance(error, ClientDisconnect):
+        status, message = 400, "the connection ended before the request did"  # nobody reads it
+    elif isinstance(error, OSError):
+        status, message = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503, format_os_error(error)
+    else:  # as for the commands: one line, or with --verbose all
+        sys.excepthook(type(error), error, error.__traceback__)
+        status, message = 500, f"internal error: {type(error).__name__}; the terminal of `sgpipe view` says more"
     is_api = request.url.path.startswith("/api/")
     values = {"message": message, "status": status}
     response = JSONResponse({"error": message}, status) if is_api else render(request, "error", values, status)
     response.headers.update(HEADERS)  # Starlette answers unexpected errors outside of all middleware
     return response
-
-
-def _describe(error: Exception) -> tuple[int, str]:
-    if isinstance(error, HTTPException):
-        return error.status_code, str(error.detail)
-    if isinstance(error, UserError):
-        return 422, str(error)
-    if isinstance(error, ClientDisconnect):
-        return 400, "the connection ended before the request did"  # nobody reads it
-    if isinstance(error, OSError):
-        return 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503, format_os_error(error)
-    sys.excepthook(type(error), error, error.__traceback__)  # as for the commands: one line, or with --verbose all
-    return 500, f"internal error: {type(error).__name__}; the terminal of `sgpipe view` says more"
 
 
 LOCAL = "127.0.0.1"

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import errno
 import random
 import uuid
 from collections.abc import Awaitable, Callable
@@ -25,7 +24,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from sgpipe.errors import format_os_error
 from sgpipe.stats.plans import MARGIN, Population, count_states, draw, judgements_needed, measure_plan, next_question
 from sgpipe.storage.index import read_record
 from sgpipe.storage.judgements import (
@@ -85,7 +83,7 @@ def judge(request: Request, values: dict[str, Any]) -> Response:
             line = Judgement.model_validate(complete)
         except ValidationError as error:
             raise HTTPException(400, f"not a judgement: {single_line(describe_invalid(error), 200)}") from None
-        stored = _saved(viewer, line if line.undoes else _checked(viewer, line))
+        stored = log.append(line if line.undoes else _checked(viewer, line))
     return JSONResponse(stored.model_dump(mode="json"))
 
 
@@ -130,15 +128,6 @@ def _checked(viewer: Viewer, line: Judgement) -> Judgement:
         "confidence": max(confidences, default=None),
     }
     return line.model_copy(update=update)
-
-
-def _saved(viewer: Viewer, line: Judgement | SamplingPlan) -> Judgement | SamplingPlan:
-    """Raises HTTPException: it is not saved. 507: the disk is full; 503: for another reason."""
-    try:
-        return viewer.judgements.append(line)
-    except OSError as error:
-        status = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503
-        raise HTTPException(status, f"not saved: {format_os_error(error)}") from None
 
 
 def judgements_of_image(request: Request) -> Response:
@@ -193,7 +182,7 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
             strata=strata,
             questions=questions,
         )
-        _saved(viewer, plan)
+        log.append(plan)
     return JSONResponse(_summary(_plan(viewer, wanted.id)), 201)
 
 

@@ -244,10 +244,10 @@ def test_a_full_disk_is_told_and_the_answer_can_be_sent_again(client, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", partial(fail, errno.ENOSPC))
         error = send(client, status=507)["error"]
-        assert error.startswith("not saved: No space left on device")
+        assert error.startswith("No space left on device")
         assert lines(tmp_path) == []
         patch.setattr(os, "fsync", partial(fail, errno.EIO))
-        assert send(client, status=503)["error"].startswith("not saved: Input/output error")
+        assert send(client, status=503)["error"].startswith("Input/output error")
         assert lines(tmp_path) == []
     stored = send(client)
     assert lines(tmp_path) == [stored]
