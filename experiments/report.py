@@ -47,7 +47,9 @@ not been trained with all seeds or has diverged.
 
 Intervals over images come from half samples. Those marked * are older: only the percentiles of a bootstrap were
 stored, which are biased. They are moved to the difference and widened by a fifth, as much as half samples are wider in
-simulations where classes have few targets.\
+simulations where classes have few targets.
+
+*1%, pre-trained*, seed 0, trained again by the code of `b41d3909ca`, has the same measures to the last digit.\
 """
 
 
