@@ -192,14 +192,14 @@ def _torso(look: PersonLook, hip: Point, shoulder: Point, posture: str) -> Shape
     shapes = [capsule(top, collar, (hip[0], hip[1] + 0.04), girth * 0.96, girth * 0.98)]
     if not look.dress:
         ends = [(hip[0] + side * girth * 0.22, hip[1] + 0.02) for side in (-1, 1)]
-        return [*shapes, capsule(look.bottom, *ends, 0.1)]
+        return [*shapes, capsule(look.bottom, ends[0], ends[1], 0.1)]
     reach = 0.24 if posture in ("sitting", "straddling") else 0.0
     hem = hip[1] - 0.17 + reach * 0.5
     left, right = (hip[0] - girth * 0.95, hem), (hip[0] + girth * 0.95 + reach * 0.6, hem)
     waist = [(hip[0] + side * girth * 0.5, hip[1] + 0.1) for side in (-1, 1)]
     belt = [(hip[0] + side * girth * 0.45, hip[1] + 0.1) for side in (-1, 1)]
     shapes.append(blob(top, waist[0], left, (hip[0], hem - 0.02), right, waist[1]))
-    return [*shapes, capsule(shade(top, 0.8), *belt, 0.03)]
+    return [*shapes, capsule(shade(top, 0.8), belt[0], belt[1], 0.03)]
 
 
 def _arm(look: PersonLook, shoulder: Point, hand: Point, light: float) -> Shapes:
@@ -230,13 +230,14 @@ def _head(look: PersonLook, neck: Point, tilt: float) -> Shapes:
     shapes += [
         capsule(shade(skin, 0.86), (0, -0.03), (x, y), 0.07),
         ellipse(skin, (x, y), radius * 0.92, radius),
-        disc(skin, *at((0.92, -0.12)), radius * 0.15, 10),
+        disc(skin, at((0.92, -0.12))[0], radius * 0.15, 10),
         polygon(look.hair, *at(*cap, (-0.5, -0.25), (-0.4, 0.32), (0.15, 0.52))),
-        ellipse(shade(skin, 0.88), *at((-0.2, -0.1)), radius * 0.15, radius * 0.2, corners=10),
-        disc((40, 34, 34), *at((0.5, 0.08)), radius * 0.115, 10),
+        ellipse(shade(skin, 0.88), at((-0.2, -0.1))[0], radius * 0.15, radius * 0.2, corners=10),
+        disc((40, 34, 34), at((0.5, 0.08))[0], radius * 0.115, 10),
         *path(shade(skin, 0.6), at((0.3, -0.4), (0.48, -0.54), (0.7, -0.42)), radius * 0.1),
     ]
     if look.hat:
-        shapes.append(sector(look.hat, *at((0, 0.3)), radius * 1.02, 0, 180))
-        shapes.append(capsule(shade(look.hat, 0.8), *at((-0.8, 0.32), (1.5, 0.3)), radius * 0.18))
+        shapes.append(sector(look.hat, at((0, 0.3))[0], radius * 1.02, 0, 180))
+        left, right = at((-0.8, 0.32), (1.5, 0.3))
+        shapes.append(capsule(shade(look.hat, 0.8), left, right, radius * 0.18))
     return moved(shapes, neck, tilt)

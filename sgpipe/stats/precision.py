@@ -91,7 +91,9 @@ def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: Array
     values = (known * right / np.maximum(seen, 1)).sum(1) / np.where(covered > 0, covered, 1)
     rows = zip(right.sum(1), seen.sum(1), values, low * share, 1 - share * (1 - high), share, covered, strict=True)
     return [
-        StratifiedEstimate(int(r), int(n), *((float(v), float(a), float(b)) if c else (None, 0.0, 1.0)), float(s))
+        StratifiedEstimate(int(r), int(n), float(v), float(a), float(b), float(s))
+        if c
+        else StratifiedEstimate(int(r), int(n), None, 0.0, 1.0, float(s))
         for r, n, v, a, b, s, c in rows
     ]
 
@@ -150,7 +152,7 @@ def perfect_error(confidence: ArrayLike, judged: ArrayLike, weight: ArrayLike) -
     ways = gammaln(number + 1) - gammaln(least + 1) - gammaln(np.maximum(number - least, 0) + 1)
     likely = np.exp(ways + xlogy(least, chance) + xlog1py(number - least, -chance))
     distance = np.where(least > number, 0, 2 * least * (1 - chance) * likely / number)
-    return float(np.average(distance, weights=weight))
+    return float(np.average(distance, weights=np.asarray(weight)))
 
 
 @dataclass(frozen=True)
@@ -314,9 +316,14 @@ class ScoreQuality:
 
 def score_quality(scored: JudgedRelations, confidence: JudgedRelations) -> ScoreQuality:
     """Compare scores of judged relations with their confidences; some of the relations may lack a score."""
-    areas = (area_under_roc(each.confidence, each.correct) for each in (scored, confidence))
-    errors = scored.calibration_error(), scored.perfect_error()
-    return ScoreQuality(len(scored.correct), *areas, *errors, scored.reliability())
+    return ScoreQuality(
+        len(scored.correct),
+        auc=area_under_roc(scored.confidence, scored.correct),
+        confidence_auc=area_under_roc(confidence.confidence, confidence.correct),
+        calibration_error=scored.calibration_error(),
+        perfect_error=scored.perfect_error(),
+        reliability=scored.reliability(),
+    )
 
 
 def area_under_roc(scores: NDArray[np.float32], correct: NDArray[np.bool_]) -> float | None:

@@ -180,9 +180,11 @@ def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relat
     for relation in relations:
         pair = (relation.subject, relation.object)
         if pair not in links:
-            ends = [corners[index] for index in pair]
             alone = relation.object in nothing or relation.subject == relation.object
-            links[pair] = [middle(ends[0])] if alone else curve(*ends, 24 * _SCALE), []
+            links[pair] = (
+                [middle(corners[pair[0]])] if alone else curve(corners[pair[0]], corners[pair[1]], 24 * _SCALE),
+                [],
+            )
         certainty = "" if relation.confidence is None else f" {relation.confidence:.2f}"
         links[pair][1].append(fit(f"{relation.predicate}{certainty}", letters, size[0] - 12 * _SCALE))
     for (subject, _), (points, _) in links.items():

@@ -162,7 +162,7 @@ def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> tuple[li
         if scope == "image":
             selected.append(Region("image"))
             continue
-        of_scope = [(index,) for index in single[:max_crops]]
+        of_scope: list[tuple[int, ...]] = [(index,) for index in single[:max_crops]]
         if scope == "pair":
             of_scope = _pairs(record, single[:_MAX_PAIRED_BOXES], max_crops)
         selected += [Region(scope, boxes, _window(record, boxes)) for boxes in sorted(of_scope)]

@@ -323,7 +323,8 @@ class TagStage(Stage):
             for group, of_group in zip(batch.groups, of_batch, strict=True):
                 for row, column in (of_group[: len(group)] > self.threshold).nonzero().tolist():
                     confidence = float(of_group[row, column])
-                    relations.append(Relation(*group[row], batch.predicates[column], confidence))
+                    subject, object_ = group[row]
+                    relations.append(Relation(subject, object_, batch.predicates[column], confidence))
         if self.pair.restrict == "pair":
             own = {(pair.subject, pair.object, text) for pair in given.record.pairs for text in pair.predicates}
             relations = [each for each in relations if (each.subject, each.object, each.predicate) in own]
