@@ -16,7 +16,7 @@ from rlip_model.queries import EntityQueries, GivenPairs, PairQueries
 from rlip_model.text import NO_OBJECTS, load_tokenizer
 from sgpipe.records import Relation
 from sgpipe.sources.vocabulary import category_names
-from sgpipe.stages.tag.stage import PairGroup, given_pairs, reference_batches, relations_above
+from sgpipe.stages.tag.stage import Group, given_pairs, reference_batches
 from tests.parity.forward import layer_outputs
 from tests.parity.golden import Golden, Report
 
@@ -130,7 +130,7 @@ class Case:
     """One generation run: candidate groups, groups per chunk, threshold, and what came out."""
 
     name: str
-    groups: list[PairGroup]
+    groups: list[Group]
     chunk: int
     threshold: float
     annotation: dict[str, Any]
@@ -146,7 +146,7 @@ def check_generation(model: RLIPModel, golden: Golden, report: Report) -> None:
     tagged = TaggedImage(content, golden.tensors("generation.safetensors"))
     model.set_tokenizer(load_tokenizer(golden.folder.parent.parent / "roberta_small"))
     for name, raw in content["cases"].items():
-        groups = [PairGroup([(s, o) for s, o in pairs], texts) for pairs, texts in raw["relation_candidates"]]
+        groups = [([(s, o) for s, o in pairs], texts) for pairs, texts in raw["relation_candidates"]]
         chunk, threshold = raw["img_inference_batch"], raw["relation_threshold"]
         case = Case(name, groups, chunk, threshold, raw["annotation"][0])
         check_relations(report, case, generate(model, case, tagged))
@@ -155,12 +155,14 @@ def check_generation(model: RLIPModel, golden: Golden, report: Report) -> None:
 
 
 def generate(model: RTagger, case: Case, tagged: TaggedImage) -> list[Relation]:
-    """The relations of the image, by the tag stage's own functions."""
+    """The relations of the image, in the batches of the tag stage."""
     relations: list[Relation] = []
     for batch in reference_batches(case.groups, case.chunk):
         memory = tagged.fuse(model, batch.predicates)
         scores = model.score_pairs(memory, [tagged.pairs(group) for group in batch.groups])
-        relations += relations_above(batch, scores, case.threshold)
+        for group, of_group in zip(batch.groups, scores, strict=True):
+            for row, column in (of_group[: len(group)] > case.threshold).nonzero().tolist():
+                relations.append(Relation(*group[row], batch.predicates[column], float(of_group[row, column])))
     return relations
 
 
@@ -202,8 +204,8 @@ def check_chunks(model: RTagger, report: Report, case: Case, tagged: TaggedImage
     """All predictions of every chunk, in all slots of the network."""
     for index, start in enumerate(range(0, len(case.groups), case.chunk)):
         part = case.groups[start : start + case.chunk]
-        memory = tagged.fuse(model, list(dict.fromkeys(text for group in part for text in group.predicates)))
-        pairs = [tagged.pairs(group.pairs) for group in part]
+        memory = tagged.fuse(model, list(dict.fromkeys(text for _, texts in part for text in texts)))
+        pairs = [tagged.pairs(group) for group, _ in part]
         queries = model.queries.entities(pairs, model.object_labels(memory))
         entities, relations = model.decode(queries, memory)
         found = model.read_out(entities, relations, memory).final
