@@ -84,17 +84,8 @@ def _by_form(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return forms
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """An index as `run`, and the table `judged` in memory."""
-
-    path: Path
-    connection: duckdb.DuckDBPyConnection
-    folder: ExitStack
-
-    def close(self) -> None:
-        self.connection.close()
-        self.folder.close()
+# An index that is open: its file; a connection that has it as `run`, and a table `judged` in memory; what ends both.
+_Opened = tuple[Path, duckdb.DuckDBPyConnection, Callable[[], None]]
 
 
 class Index:
@@ -115,6 +106,7 @@ class Index:
         cache: folder for whatever else is worth keeping, such as thumbnails: RUN/.sgpipe/cache, or one in the user's
             cache folder for a run in a store or one that cannot be written.
         version: changes with judgements.
+        connection: has the index as `run`, read-only; tables of its own are in memory.
     """
 
     def __init__(self, root: str | Location, files: RunFiles, opened: _Opened) -> None:
@@ -124,8 +116,8 @@ class Index:
         self._judging = threading.Lock()
         self._judged: dict[Key, str] = {}
         self._remembered: dict[Hashable, Any] = {}
-        self._opened = opened
-        self.close = weakref.finalize(self, opened.close)  # when the last request that reads it has ended
+        self._path, self.connection, close = opened
+        self.close = weakref.finalize(self, close)  # when the last request that reads it has ended
         self.run = files.manifest.run
         self.fingerprint = str(self.run.get("fingerprint", ""))
         self.image_roots = files.manifest.image_roots
@@ -155,7 +147,7 @@ class Index:
         Raises UserError or StoreError: as `open`; this state stays usable.
         """
         files = self.files.read_again()
-        if self._opened.path == _path(files, files.states()):
+        if self._path == _path(files, files.states()):
             return None
         return Index(self.root, files, _make(files, Progress(Console(quiet=True))))
 
@@ -171,25 +163,18 @@ class Index:
             )
         )
 
-    @property
-    def connection(self) -> duckdb.DuckDBPyConnection:
-        """Attached as `run`, read-only; tables of its own are in memory."""
-        return self._opened.connection
-
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The result of a query over the tables of `run`; `values` replace its `?`.
 
         Raises UserError: the file of the index is damaged, or the query needs too much memory.
         """
         try:
-            return self._opened.connection.cursor().execute(query, list(values)).fetchall()
+            return self.connection.cursor().execute(query, list(values)).fetchall()
         except duckdb.OutOfMemoryException:
             raise UserError(f"a query over {self.root} needs more than {_MEMORY} of memory: ask for less") from None
         except FAULTS as error:
             reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{self._opened.path} cannot be read ({reason}); delete it, and it is built again"
-            ) from None
+            raise UserError(f"{self._path} cannot be read ({reason}); delete it, and it is built again") from None
 
     def remember(self, key: Hashable, compute: Callable[[], Value]) -> Value:
         """What `compute` returns, kept until the judgements change or others were asked for since."""
@@ -249,7 +234,7 @@ class Index:
         with self._judging:
             self._judged = {row[:5]: row[5] for row in rows}
             columns = [list(column) for column in zip(*((*k, state) for k, state in self._judged.items()), strict=True)]
-            cursor = self._opened.connection.cursor()
+            cursor = self.connection.cursor()
             cursor.execute("begin")
             cursor.execute("delete from judged")
             if columns:
@@ -345,18 +330,30 @@ def _digest(text: str) -> str:
 
 
 def _make(files: RunFiles, progress: Progress) -> _Opened:
-    """The index of a run as it is now; built if there is none."""
+    """Open the index of a run as it is now; build it if there is none."""
     states = files.states()
     path = _path(files, states)
-    if (opened := _open(path)) and not _may_be_whole(files, opened):
+
+    def whole() -> _Opened | None:
+        """An index that calls shards of a store damaged is built again: the same size says nothing of the content."""
+        opened = _open(path)
+        if opened is None or isinstance(files.storage, Path):
+            return opened
+        damaged = "select 1 from run.shards where problem is not null limit 1"
+        if not opened[1].execute(damaged).fetchall():
+            return opened
+        opened[2]()
+        return None
+
+    if opened := whole():
         return opened
     with _one_builder(files.cache, progress):
-        opened = _open(path)
-        if opened is None or _may_be_whole(files, opened):
+        opened = whole()
+        if opened is None:
             earlier = None
             for other in files.cache.glob(f"index-{_digest(DEFINITION)}-*.duckdb"):
                 if readable := _open(other):
-                    readable.close()
+                    readable[2]()
                     earlier = other
             with temporary_folder(files.cache) as folder:
                 os.replace(build_index(files, states, folder, earlier, progress), path)
@@ -369,26 +366,20 @@ def _make(files: RunFiles, progress: Progress) -> _Opened:
     return opened
 
 
-def _may_be_whole(files: RunFiles, opened: _Opened) -> bool:
-    """Whether shards that the index calls damaged are in a store, where the same size says nothing of the content."""
-    damaged = "select count(*) from run.shards where problem is not null"
-    return not isinstance(files.storage, Path) and opened.connection.execute(damaged).fetchall() != [(0,)]
-
-
 def _open(path: Path) -> _Opened | None:
     """Open an index; None if there is none, or it is damaged."""
     if not path.exists():
         return None
     opened, connection = ExitStack(), duckdb.connect()
     configure(connection, opened.enter_context(temporary_folder()), _MEMORY)
+    opened.callback(connection.close)
     try:
         connection.execute("attach '" + str(path).replace("'", "''") + "' as run (read_only)")
     except duckdb.Error:
-        connection.close()
         opened.close()
         return None
     connection.execute("create table judged (image int, number int, state varchar)")
-    return _Opened(path, connection, opened)
+    return path, connection, opened.close
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -209,18 +208,6 @@ _TABLES = (
 DEFINITION = repr((_SCRATCH, _FROM_SHARDS, _NAMES, _CHECKED, MARKS, PLACED, _FLAGS, _TABLES))
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """A shard to be read: its number and that of its first image, and a file with its rows."""
-
-    number: int
-    first: int
-    name: str
-    path: Path
-    embedded: bool
-    scores: frozenset[str]
-
-
 def build_index(
     files: RunFiles, states: Mapping[str, str], folder: Path, earlier: Path | None, progress: Progress
 ) -> Path:
@@ -247,7 +234,8 @@ def build_index(
             corrected = any("corrected" in (each or {}) for each in Manifest.identities(files.manifest.run))
             execute("create table run_header as select ? as removed", ", or removed by people" if corrected else "")
             taken = _take_over(connection, files, states, earlier) if earlier else set()
-            _Reader(files, states, connection, folder).read([name for name in states if name not in taken], progress)
+            if names := [name for name in states if name not in taken]:
+                _read_shards(connection, files, states, folder, names, progress)
             execute(f"attach {_text(path)} as run")
             for statement in (*_NAMES, *_CHECKED):
                 execute(statement)
@@ -313,111 +301,96 @@ def _take_over(
     return {file for (file,) in connection.execute("select file from unchanged").fetchall()}
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads shards into the temporary database."""
+def _read_shards(
+    connection: duckdb.DuckDBPyConnection,
+    files: RunFiles,
+    states: Mapping[str, str],
+    folder: Path,
+    names: Sequence[str],
+    progress: Progress,
+) -> None:
+    """Read shards into the temporary database, several at once; note why one is left out."""
+    places, first = {}, 0  # of each shard: its number, that of its first image, how many it has
+    for number, entry in enumerate(files.manifest.shards):
+        places[entry.file] = (number, first, entry.rows)
+        first += entry.rows
 
-    _files: RunFiles
-    _states: Mapping[str, str]
-    _connection: duckdb.DuckDBPyConnection
-    _folder: Path
+    def note(name: str, problem: str | None) -> None:
+        connection.execute("insert into shards values (?, ?, ?, ?)", [places[name][0], name, states[name], problem])
 
-    def read(self, names: Sequence[str], progress: Progress) -> None:
-        """Read these shards, several at once."""
-        if not names:
-            return
-        places, first = {}, 0
-        for number, entry in enumerate(self._files.manifest.shards):
-            places[entry.file] = (number, first, entry.rows)
-            first += entry.rows
-        images = sum(places[name][2] for name in names)
-        if images > _MANY:
-            progress.say(f"indexing {images:,} images; later starts only add new shards")
-        with progress.images(images, "indexing") as advance:
-            for start in range(0, len(names), _SHARDS):
-                batch = names[start : start + _SHARDS]
-                shards = [shard for name in batch if (shard := self._open(name, *places[name]))]
-                self._insert(shards)
-                if not isinstance(self._files.storage, Path):
-                    for shard in shards:
-                        shard.path.unlink()
-                advance(sum(places[name][2] for name in batch), {})
+    def opened(name: str) -> tuple[str, Path, list[str]]:
+        """Return a shard's name, a file of this machine with its rows, and its columns. Raises UserError."""
+        if states[name].endswith("missing"):
+            raise UserError(f"shard {name} is listed in the manifest but missing: {files.root}")
+        number, _, rows = places[name]
+        with files.open(name) as file:
+            columns = file.schema_arrow.names
+            if file.metadata.num_rows != rows:
+                raise UserError(f"shard {name} has {file.metadata.num_rows} rows, the manifest says {rows}")
+            path = files.storage / name
+            if not isinstance(path, Path):
+                path = folder / f"{number}.parquet"
+                pq.write_table(file.read([column for column in columns if column != IMAGE_COLUMN]), path)
+        return name, path, columns
 
-    def _open(self, name: str, number: int, first: int, rows: int) -> _Shard | None:
-        """None if the shard cannot be read; its problem is noted."""
-        if self._states[name].endswith("missing"):
-            self._note(number, name, f"shard {name} is listed in the manifest but missing: {self._files.root}")
-            return None
-        try:
-            with self._files.open(name) as file:
-                columns = file.schema_arrow.names
-                if file.metadata.num_rows != rows:
-                    raise UserError(f"shard {name} has {file.metadata.num_rows} rows, the manifest says {rows}")
-                path = self._local(name, number, file)
-        except UserError as error:
-            self._note(number, name, str(error))
-            return None
-        scores = frozenset(columns) & _NOT_SCORED.keys()
-        return _Shard(number, first, name, path, IMAGE_COLUMN in columns, scores)
-
-    def _local(self, name: str, number: int, file: pq.ParquetFile) -> Path:
-        """A file of this machine with the rows of a shard, without images."""
-        if isinstance(self._files.storage, Path):
-            return self._files.storage / name
-        path = self._folder / f"{number}.parquet"
-        pq.write_table(file.read([column for column in file.schema_arrow.names if column != IMAGE_COLUMN]), path)
-        return path
-
-    def _insert(self, shards: Sequence[_Shard]) -> None:
-        if not shards:
-            return
-        self._connection.execute("begin")
-        try:
-            self._view_rows(shards)
-            for statement in _FROM_SHARDS:
-                self._connection.execute(statement)
-        except duckdb.Error as error:
-            self._connection.execute("rollback")
-            if len(shards) == 1:
-                self._note_damage(shards[0], error)
-            for shard in shards if len(shards) > 1 else ():
-                self._insert([shard])
-            return
-        for shard in shards:
-            self._note(shard.number, shard.name, None)
-        self._connection.execute("commit")
-
-    def _note_damage(self, shard: _Shard, error: duckdb.Error) -> None:
-        """Note why a shard could not be read. Raises the error if nothing is wrong with the shard."""
-        try:
-            read_file(shard.path)
-        except UserError as reason:
-            self._note(shard.number, shard.name, str(reason))
-            return
-        if not isinstance(error, _WRONG_VALUES):
-            raise error
-        self._note(shard.number, shard.name, f"shard {shard.name} cannot be read ({str(error).splitlines()[0]})")
-
-    def _view_rows(self, shards: Sequence[_Shard]) -> None:
-        values = [[str(shard.path) for shard in shards], *([getattr(shard, name) for shard in shards] for name in
-                  ("number", "first", "embedded"))]  # fmt: skip
-        self._connection.execute(
+    def insert(shards: Sequence[tuple[str, Path, list[str]]]) -> None:
+        connection.execute(
             "create or replace temp table reading as "
             "select unnest(?) as filename, unnest(?) as shard, unnest(?) as first, unnest(?) as embedded",
-            values,
+            [
+                [str(path) for _, path, _ in shards],
+                *([places[name][part] for name, _, _ in shards] for part in (0, 1)),
+                [IMAGE_COLUMN in columns for _, _, columns in shards],
+            ],
         )
         scores = ", ".join(
-            f"{name if any(name in shard.scores for shard in shards) else absent} as {name}"
+            f"{name if any(name in columns for _, _, columns in shards) else absent} as {name}"
             for name, absent in _NOT_SCORED.items()
         )
-        paths = ", ".join(quoted(str(shard.path)) for shard in shards)
-        self._connection.execute(
-            f"""create or replace temp view rows as
-            select (first + file_row_number)::int as image, shard, file_row_number::int as row, embedded,
-                {", ".join(SCHEMA.names)}, {scores}
-            from read_parquet([{paths}], filename = true, file_row_number = true, union_by_name = true)
-            join reading using (filename)"""
-        )
+        connection.execute("begin")
+        try:
+            connection.execute(
+                f"""create or replace temp view rows as
+                select (first + file_row_number)::int as image, shard, file_row_number::int as row, embedded,
+                    {", ".join(SCHEMA.names)}, {scores}
+                from read_parquet([{", ".join(quoted(str(path)) for _, path, _ in shards)}], filename = true,
+                    file_row_number = true, union_by_name = true)
+                join reading using (filename)"""
+            )
+            for statement in _FROM_SHARDS:
+                connection.execute(statement)
+        except duckdb.Error as error:
+            connection.execute("rollback")
+            if len(shards) > 1:  # which one is it?
+                for shard in shards:
+                    insert([shard])
+                return
+            [(name, path, _)] = shards
+            reason = f"shard {name} cannot be read ({str(error).splitlines()[0]})"
+            try:
+                read_file(path)
+                if not isinstance(error, _WRONG_VALUES):  # nothing is wrong with the shard
+                    raise error
+            except UserError as damage:
+                reason = str(damage)
+            note(name, reason)
+            return
+        for name, _, _ in shards:
+            note(name, None)
+        connection.execute("commit")
 
-    def _note(self, shard: int, name: str, problem: str | None) -> None:
-        self._connection.execute("insert into shards values (?, ?, ?, ?)", [shard, name, self._states[name], problem])
+    with progress.images(sum(places[name][2] for name in names), "indexing") as advance:
+        for start in range(0, len(names), _SHARDS):
+            batch = names[start : start + _SHARDS]
+            shards = []
+            for name in batch:
+                try:
+                    shards.append(opened(name))
+                except UserError as error:
+                    note(name, str(error))
+            if shards:
+                insert(shards)
+            for _, path, _ in shards:
+                if not isinstance(files.storage, Path):
+                    path.unlink()
+            advance(sum(places[name][2] for name in batch), {})

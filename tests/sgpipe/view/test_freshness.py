@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from sgpipe.storage.index_build import _Reader
+from sgpipe.storage import index_build
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import shard_name, write_shard
 from sgpipe.storage.verify import verify
@@ -52,14 +52,13 @@ def test_a_run_that_can_no_longer_be_read_is_shown_as_it_was(client: TestClient,
 
 def test_a_shard_that_is_damaged_while_it_is_indexed_is_left_out(tmp_path, monkeypatch):
     make_run(tmp_path / "run", [record(str(number), (0, "near", 1, 0.5)) for number in range(4)], rows=2)
-    insert = _Reader._insert
+    quoted, first = index_build.quoted, min((tmp_path / "run" / "data").iterdir())
 
-    def damage(reader, shards):
-        if shards[0].number == 0:
-            shards[0].path.write_bytes(b"PAR1 cut")
-        insert(reader, shards)
+    def damage(name: str) -> str:
+        first.write_bytes(b"PAR1 cut")
+        return quoted(name)
 
-    monkeypatch.setattr(_Reader, "_insert", damage)
+    monkeypatch.setattr(index_build, "quoted", damage)
     client = open_client(tmp_path / "run")
     assert client.get("/api/status").json()["images"] == 2
     assert "cannot be read" in client.get("/api/status").json()["problems"][0]
