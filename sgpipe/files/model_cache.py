@@ -114,7 +114,19 @@ class _Cached:
         console.progress().print(f"fetching the model {self._uri} ({what})", soft_wrap=True)
         partial, words = self._root / f"partial-{_listing(files)}", console.Reminder()
         for name, info in files.items():
-            self._download(info, _inside(partial, name), words)
+            if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+                raise UserError(f"the model has a file outside its folder: {name!r}")
+            file = partial / name
+            if file.is_file() and file.stat().st_size == info.size:
+                continue
+
+            def advance(start: int, info: ObjectInfo = info) -> None:
+                words.say(f"{self._uri}: {start / 1e6:,.0f} of {info.size / 1e6:,.0f} MB of {info.name}")
+
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f".{file.name}.tmp")
+            self._reader.get_file(info.name, temporary, info, advance)
+            os.replace(temporary, file)
         sha256 = str(model_sha256(str(partial))).removeprefix("sha256:")
         folder = self._root / sha256
         if not self._is_here(sha256):  # another process may be reading the same files, uploaded earlier
@@ -124,18 +136,6 @@ class _Cached:
         for left in self._root.glob("partial-*"):  # of files that are not in the store any more
             shutil.rmtree(left, ignore_errors=True)
         return sha256
-
-    def _download(self, info: ObjectInfo, file: Path, words: console.Reminder) -> None:
-        if file.is_file() and file.stat().st_size == info.size:
-            return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.tmp")
-
-        def advance(start: int) -> None:
-            words.say(f"{self._uri}: {start / 1e6:,.0f} of {info.size / 1e6:,.0f} MB of {info.name}")
-
-        self._reader.get_file(info.name, temporary, info, advance)
-        os.replace(temporary, file)
 
     def _lock(self) -> FileLock:
         """Return the lock that lets one process of this machine fetch the model."""
@@ -154,13 +154,6 @@ def _as_engine_errors() -> Iterator[None]:
 def _listing(files: Mapping[str, ObjectInfo]) -> str:
     """A hash of what the store says of files."""
     return fingerprint({name: [info.size, info.version, info.modified.isoformat()] for name, info in files.items()})
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """Raises UserError: the name of an object leaves the folder."""
-    if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
-        raise UserError(f"the model has a file outside its folder: {name!r}")
-    return folder / name
 
 
 def _stats(folder: Path) -> dict[str, list[int]]:

@@ -31,6 +31,7 @@ from sgpipe.utils.atomic import atomic_write, fault_point
 
 MANIFEST = "manifest.jsonl"
 _COUNTERS = {"counts", "seconds"}
+_CRC = b'{"crc32": "%08x", '  # of the rest of the line
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,17 +233,13 @@ class Manifest:
 def _line(entry: dict[str, Any]) -> bytes:
     """One line, which starts with the checksum of the rest."""
     rest = json.dumps(entry)[1:].encode() + b"\n"
-    return _header(rest) + rest
-
-
-def _header(rest: bytes) -> bytes:
-    return b'{"crc32": "%08x", ' % zlib.crc32(rest)
+    return _CRC % zlib.crc32(rest) + rest
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     """Return the entry of a line, or None if a byte of it changed."""
-    size = len(_header(b""))
-    if line[:size] != _header(line[size:]):
+    size = len(_CRC % 0)
+    if line[:size] != _CRC % zlib.crc32(line[size:]):
         return None
     try:
         return json.loads(line)

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -215,7 +215,12 @@ def open_shard(
     with read_twice(path, opened) as file, _naming(path):
         if isinstance(file, _StoredShard):
             file.path = path
-        _check(str(path), file.schema_arrow, columns)
+        schema = file.schema_arrow
+        version = (schema.metadata or {}).get(_VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()
+        if version != str(SCHEMA_VERSION):
+            raise UserError(f"shard {path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}")
+        if absent := [name for name in columns if name not in schema.names]:
+            raise UserError(f"shard {path} has no column {absent[0]!r}: it is not an sgpipe shard")
         yield file
 
 
@@ -244,31 +249,17 @@ def _naming(path: Location) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"shard {path} is listed in the manifest but missing{_remedy(path)}") from None
+        remedy = "; the command that wrote the run makes it again"
+        if isinstance(path, Path):
+            remedy, root = "", path.parent.parent
+            with suppress(UserError):
+                if store := Manifest.load(root).run.get("store"):
+                    remedy = f"; name {store} instead, or download it: `sgpipe fetch {store} --out {root}`"
+        raise UserError(f"shard {path} is listed in the manifest but missing{remedy}") from None
     except StoreError:
         raise
     except (OSError, pa.ArrowException) as error:
         raise DamagedError(f"shard {path} cannot be read ({str(error).splitlines()[0]})") from None
-
-
-def _remedy(path: Location) -> str:
-    if isinstance(path, StorePath):
-        return "; the command that wrote the run makes it again"
-    root = path.parent.parent
-    try:
-        store = Manifest.load(root).run.get("store")
-    except UserError:
-        return ""
-    return f"; name {store} instead, or download it: `sgpipe fetch {store} --out {root}`" if store else ""
-
-
-def _check(path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
-    version = (schema.metadata or {}).get(_VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()
-    if version != str(SCHEMA_VERSION):
-        raise UserError(f"shard {path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}")
-    absent = [name for name in columns if name not in schema.names]
-    if absent:
-        raise UserError(f"shard {path} has no column {absent[0]!r}: it is not an sgpipe shard")
 
 
 def read_row_group(path: Location, group: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
