@@ -74,7 +74,8 @@ WRITES = re.compile(r"\b(Write [^N]|Draw |(New )?[Ff]older for |File for |File t
 
 def commands(group: Any = None, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """The words of each command, and what is declared of each of its parameters."""
-    for name, each in (group or typer.main.get_command(app)).commands.items():
+    members: Any = group or typer.main.get_command(app)
+    for name, each in members.commands.items():
         if hasattr(each, "commands"):
             yield from commands(each, (*words, name))
         else:
