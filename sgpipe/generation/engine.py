@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from sgpipe.files.image_roots import ImageRoot
 from sgpipe.files.locations import Location, open_file, read_twice
 from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
-from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Resources, TagConfig
+from sgpipe.recipe import Recipe, Resources
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import Stage, Usage
 from sgpipe.stages.endpoint import CacheFolder
@@ -237,7 +237,14 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
     Args:
         before: the identity of the run that is resumed, or of its parent: if it began on CPUs, no stage shares GPUs.
     """
-    models = _local_models(recipe)
+    tag, caption = recipe.tag, recipe.caption
+    is_here = {  # whether the model of a stage runs in its actors
+        "detect": recipe.detect.detector is not None,
+        "caption": caption.captioner is not None and caption.endpoint is None,
+        "parse": recipe.parse.parser == "seq2seq",
+        "tag": tag.scores and tag.tagger is not None and tag.endpoint is None,
+    }
+    models = {name: getattr(recipe, name) for name, here in is_here.items() if here}
     able = {name for name, each in models.items() if each.resources.gpus is None and each.device in ("auto", "cuda")}
     asked = any(each.resources.gpus for each in models.values())
     if asked or recipe.engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:
@@ -271,18 +278,6 @@ def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None,
     return recipe.model_copy(update=changed)
 
 
-def _local_models(recipe: Recipe) -> dict[str, DetectConfig | CaptionConfig | ParseConfig | TagConfig]:
-    """The configuration of the stages whose models run in their actors."""
-    tag, caption = recipe.tag, recipe.caption
-    here: dict[str, tuple[bool, DetectConfig | CaptionConfig | ParseConfig | TagConfig]] = {
-        "detect": (recipe.detect.detector is not None, recipe.detect),
-        "caption": (caption.captioner is not None and caption.endpoint is None, caption),
-        "parse": (recipe.parse.parser == "seq2seq", recipe.parse),
-        "tag": (tag.scores and tag.tagger is not None and tag.endpoint is None, tag),
-    }
-    return {name: config for name, (is_here, config) in here.items() if is_here}
-
-
 class Utilization:
     """The share of time in which the workers of each stage compute, and their GPU memory, from what each shard took.
 
@@ -305,7 +300,10 @@ class Utilization:
         notes: list[str] = []
         for stage, use in shard.gpus.items():
             self.memory[stage] = max(self.memory.get(stage, 0), use["memory"])
-            notes += _notes(stage, use)
+            attention = f", deformable attention by {use['attention']}" if "attention" in use else ""
+            notes.append(f"{stage} computes on {use['gpu']}{attention}")
+            if "compile_error" in use:
+                notes.append(f"NOTE: {stage} continues without torch.compile: {use['compile_error']}")
         new = [note for note in notes if note not in self._told]
         self._told.update(new)
         return new
@@ -318,11 +316,3 @@ class Utilization:
             shares.append(f"{' + '.join(names)} {computed / (number * elapsed):.0%}")
         memory = ", ".join(f"{name} {peak / 1e9:.1f} GB" for name, peak in self.memory.items())
         return f"utilization: {', '.join(shares)}" + (f"; peak GPU memory: {memory}" if memory else "")
-
-
-def _notes(stage: str, use: Mapping[str, Any]) -> Iterator[str]:
-    """How a stage computes on its GPU."""
-    attention = f", deformable attention by {use['attention']}" if "attention" in use else ""
-    yield f"{stage} computes on {use['gpu']}{attention}"
-    if "compile_error" in use:
-        yield f"NOTE: {stage} continues without torch.compile: {use['compile_error']}"
