@@ -27,6 +27,7 @@ from sgpipe.export.rows import ExportRows
 from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.files.locations import Location, location
 from sgpipe.records import TRAINING_CONFIDENCE
+from sgpipe.storage.outputs import check_output
 from sgpipe.utils.locking import only_process
 
 HUGGING_FACE, LABEL_STUDIO = "hf", "label-studio"
@@ -122,9 +123,10 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     If the process is killed the folder remains; the next export of this name empties it.
 
-    Raises UserError: `out` exists and is not an empty folder, cannot be created, or another export is writing it.
+    Raises UserError: `out` exists and is not an empty folder, belongs to a run, cannot be created, or another export
+        is writing it.
     """
-    named, out = out, Path(os.path.realpath(out))
+    named, out = check_output(out), Path(os.path.realpath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {named} exists and is not overwritten; name a new folder")
     if out == Path.cwd():

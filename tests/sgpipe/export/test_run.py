@@ -38,6 +38,8 @@ def test_nothing_is_overwritten(run, tmp_path, form):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     with pytest.raises(UserError, match="exists and is not overwritten"):
         write(run, form, run)
+    with pytest.raises(UserError, match="belongs to the run"):
+        write(run, form, run / "data/new")
 
 
 @pytest.mark.parametrize("form", FORMATS)
