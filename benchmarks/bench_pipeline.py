@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.measure import medians, report
-from sgpipe.images import open_image
+from sgpipe.images import open_row_image
 from sgpipe.records import Record
 from sgpipe.storage.shards import iter_records
 
@@ -48,7 +48,7 @@ def utilization_line(notes: str) -> str:
 
 def decoding_seconds(records: list[Record], roots: dict[str, Path]) -> float:
     """CPU seconds of opening and decoding the images once."""
-    return medians({"decode": lambda: [open_image(roots, record) for record in records]}, 1)["decode"]
+    return medians({"decode": lambda: [open_row_image(roots, record) for record in records]}, 1)["decode"]
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from rlip_model.backbone import ImageFeatures
 from rlip_model.image import normalised, resized, to_pixels
 from rlip_model.text import LabelFeatures
 from sgpipe.calibration import threshold_of_recipe
-from sgpipe.images import open_image
+from sgpipe.images import open_row_image
 from sgpipe.recipe import CaptionConfig, PairConfig, Resources, TagConfig
 from sgpipe.records import Pair, Record
 from sgpipe.sources.coco import CocoInstances, load_coco_instances
@@ -142,10 +142,10 @@ def utilization(make: Callable[[Device, int], Stage], seconds: float, threads: i
 
 
 def host_table(roots: dict[str, Path], records: Sequence[Record], rounds: int) -> Table:
-    images = [open_image(roots, record) for record in records]
+    images = [open_row_image(roots, record) for record in records]
     enlarged = [image.resize(resized(*image.size), Image.Resampling.BILINEAR) for image in images]
     parts: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
-        "read and decode": (lambda record: open_image(roots, record), records),
+        "read and decode": (lambda record: open_row_image(roots, record), records),
         "resize": (lambda image: image.resize(resized(*image.size), Image.Resampling.BILINEAR), images),
         "normalise": (normalised, enlarged),
     }
@@ -160,7 +160,7 @@ def host_table(roots: dict[str, Path], records: Sequence[Record], rounds: int) -
 
 
 def _bytes(roots: dict[str, Path], record: Record) -> Tensor:
-    image = open_image(roots, record)
+    image = open_row_image(roots, record)
     return to_pixels(image, resized(*image.size))
 
 

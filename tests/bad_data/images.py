@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sgpipe.images import open_image
+from sgpipe.images import open_row_image
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 from sgpipe.stages.base import LoadStage
@@ -30,7 +30,7 @@ def process(folder: Path, made: Any) -> Outcome:
     LoadStage({"val": folder}, Resources())([record])
     if not record.ok:
         return Outcome("error row", str(record.error))
-    image = open_image({"val": folder}, record)
+    image = open_row_image({"val": folder}, record)
     mean = [round(value) for value in np.asarray(image).reshape(-1, 3).mean(0)]
     return Outcome("accepted", f"{image.mode} {image.width}x{image.height} {mean}")
 
