@@ -78,7 +78,7 @@ def _refuse(request: Request, error: Exception) -> Response:
 LOCAL = "127.0.0.1"
 _PORTS = 50  # that are tried, from the one asked for on
 _GRACE_SECONDS = 3
-_REQUEST_SECONDS = 20.0
+_REQUEST_SECONDS, _STALLED_SECONDS = 20.0, 60.0  # for a request, and for what waits to be sent
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,10 @@ def machine_names(host: str) -> set[str]:
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 of requests that arrive within `_REQUEST_SECONDS`; connections of slower ones are closed."""
+    """HTTP/1.1 that closes connections whose request arrives, or whose answer is read, too slowly."""
 
     _timer: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -150,6 +151,15 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
         if self._timer:
             self._timer.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(_STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled:
+            self._stalled.cancel()
 
     def _watch(self) -> None:
         arriving = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
