@@ -214,9 +214,9 @@ def coco_rel(
       sgpipe import coco-rel --annotations train.json --relations rel.json --images vg --out vg150/
       sgpipe import coco-rel --annotations train/_annotations.coco.json --images train --out psg/
     """
-    from sgpipe.sources.coco import CocoRelations
+    from sgpipe.sources.coco import coco_relations_source
 
-    _import(CocoRelations(data.annotations, relations, data.split_name(options.out)).source(), data, options)
+    _import(coco_relations_source(data.annotations, relations, data.split_name(options.out)), data, options)
 
 
 def coco(

@@ -1,6 +1,6 @@
 """COCO instances and captions files, and datasets in the same format, also with relations.
 
-`read_coco` reads them as columns, to be labelled. `CocoRelations` and `coco_source` read them as records, to be
+`read_coco` reads them as columns, to be labelled. `coco_relations_source` and `coco_source` read them as records, to be
 imported: they keep all boxes in file order, as RelTR's triplets (rel.json) refer to boxes by their position.
 SGG-Benchmark's files have `rel_annotations`. Objects365 v2 is in COCO's format, with misspelled class names and with
 images in patch folders.
@@ -126,63 +126,53 @@ def locate_images(detections: Detections, root: ImagePlace) -> bool:
 NO_RELATION = "__background__"  # RelTR's relation category 0; at any other position it is a predicate like others
 
 
-@dataclass(frozen=True)
-class CocoRelations:
-    """An instances file and the relations between its boxes.
+def coco_relations_source(annotations: Path, relations: Path | None, split: str) -> AnnotationSource:
+    """Return the images of an instances file, including those without relations, with the relations of their boxes.
 
-    Attributes:
+    Args:
         relations: rel.json, `{split: {image id: [[subject, object, relation], ...]}, "rel_categories": [names]}`.
             Subject and object are positions among the image's boxes in the order of the instances file, without crowds.
             None: the instances file has them, `"rel_annotations": [{"subject_id", "object_id", "predicate_id",
             "image_id"}]` with ids of its `annotations`, and `"rel_categories": [{"id", "name"}]`.
         split: the split of `relations` that the instances belong to.
+
+    Raises UserError: a file is missing or of another format.
     """
-
-    annotations: Path
-    relations: Path | None
-    split: str
-
-    def source(self) -> AnnotationSource:
-        """Raises UserError: a file is missing or of another format."""
-        require_format(self.annotations, COCO_INSTANCES, COCO_RELATIONS)
-        files, instances = {"annotations": self.annotations}, load_coco_instances(self.annotations)
-        names: Mapping[int, str] = instances.predicates
-        related: Mapping[str, Any] = instances.relations
-        if self.relations is not None:
-            require_format(self.relations, RELATION_TRIPLETS)
-            files["relations"] = self.relations
-            names, related = self._triplets(self.relations)
-        elif not instances.with_relations:
-            raise UserError(f"{self.annotations} has no rel_annotations: give its relations by --relations rel.json")
-        names = {number: name for number, name in sorted(names.items()) if (number, name) != (0, NO_RELATION)}
-
-        def records(problems: ProblemCounts) -> Iterator[Record]:
-            problems.update(instances.problems)
-            problems["unlisted_images"] += len(related.keys() - instances.images.keys())
-            for number in instances.images:
-                record = instances.record(number, "coco_rel", self.split)
-                try:
-                    if record.ok and number in related and self.relations is None:
-                        record.relations = instances.related(number, names)
-                    elif record.ok and number in related:
-                        annotated = [index for index, box in enumerate(record.objects) if not box.iscrowd]
-                        record.relations = triplet_relations(related[number], names, annotated)
-                except FieldError as error:
-                    mark_failed(record, str(error))
-                yield record
-
-        classes = DatasetClasses(tuple(name for _, name in sorted(instances.names.items())), tuple(names.values()))
-        return AnnotationSource("coco_rel", self.split, records, files, classes=classes, boxes="xywh")
-
-    def _triplets(self, relations: Path) -> tuple[dict[int, str], Mapping[str, Any]]:
-        """Return RelTR's predicates by number, and the triplets of the split by image id."""
+    require_format(annotations, COCO_INSTANCES, COCO_RELATIONS)
+    files, instances = {"annotations": annotations}, load_coco_instances(annotations)
+    names: Mapping[int, str] = instances.predicates
+    related: Mapping[str, Any] = instances.relations
+    if relations is not None:
+        require_format(relations, RELATION_TRIPLETS)
+        files["relations"] = relations
         stream = JsonStream(relations)
-        names = [replace_surrogates(str(item)) for key, item in stream if key == "rel_categories"]
+        names = dict(enumerate(replace_surrogates(str(item)) for key, item in stream if key == "rel_categories"))
         splits = {key: value for key, value in stream.scalars.items() if isinstance(value, dict)}
-        if self.split not in splits:
+        if split not in splits:
             choices = " or ".join(map(to_single_line, sorted(splits))) or "NAME"
-            raise UserError(f"{relations} has no split {self.split!r}: pass --split {choices}")
-        return dict(enumerate(names)), splits[self.split]
+            raise UserError(f"{relations} has no split {split!r}: pass --split {choices}")
+        related = splits[split]
+    elif not instances.with_relations:
+        raise UserError(f"{annotations} has no rel_annotations: give its relations by --relations rel.json")
+    names = {number: name for number, name in sorted(names.items()) if (number, name) != (0, NO_RELATION)}
+
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        problems.update(instances.problems)
+        problems["unlisted_images"] += len(related.keys() - instances.images.keys())
+        for number in instances.images:
+            record = instances.record(number, "coco_rel", split)
+            try:
+                if record.ok and number in related and relations is None:
+                    record.relations = instances.related(number, names)
+                elif record.ok and number in related:
+                    annotated = [index for index, box in enumerate(record.objects) if not box.iscrowd]
+                    record.relations = triplet_relations(related[number], names, annotated)
+            except FieldError as error:
+                mark_failed(record, str(error))
+            yield record
+
+    classes = DatasetClasses(tuple(name for _, name in sorted(instances.names.items())), tuple(names.values()))
+    return AnnotationSource("coco_rel", split, read, files, classes=classes, boxes="xywh")
 
 
 _PER_BOX, _PER_RELATION = 7, 4  # numbers of a box in `CocoInstances.boxes`, and of a relation

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.coco import CocoRelations
+from sgpipe.sources.coco import coco_relations_source
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import PseudoLabels, VisualGenome
@@ -31,7 +31,7 @@ HICO = "HICO_train2015_00000001.jpg"
 def source_of(kind: str, folder: Path) -> AnnotationSource:
     path = folder / "a.json"
     if kind == "coco-rel":
-        return CocoRelations(path, folder / "rel.json", "train").source()
+        return coco_relations_source(path, folder / "rel.json", "train")
     if kind == "hico":
         return hico_source(path, "train")
     if kind == "rlipv2":

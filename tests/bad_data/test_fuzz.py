@@ -21,7 +21,7 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.recipe import Recipe, SourceConfig, SplitConfig, load_recipe
 from sgpipe.records import Box, Record, Relation, to_table
 from sgpipe.sources.annotated import AnnotationSource, clip_objects
-from sgpipe.sources.coco import CocoRelations
+from sgpipe.sources.coco import coco_relations_source
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.hoi import OpenImages, hico_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
@@ -122,7 +122,7 @@ def source_of(kind: str, path: Path) -> AnnotationSource:
     folder = path.parent
     kind = kind.split()[0]
     if kind == "coco-rel":
-        return CocoRelations(path, folder / "rel.json", "train").source()
+        return coco_relations_source(path, folder / "rel.json", "train")
     if kind == "rlipv2":
         return PseudoLabels(path, folder, "train").source()
     if kind == "vg":

@@ -12,7 +12,7 @@ import pytest
 from sgpipe.export.run import FORMATS, export_run
 from sgpipe.generation.scoring import AGREEMENT_COLUMN, OPINION_COLUMN, score_run
 from sgpipe.records import Record
-from sgpipe.sources.coco import CocoRelations
+from sgpipe.sources.coco import coco_relations_source
 from sgpipe.sources.hugging_face import ORIGIN, HuggingFace
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.storage.manifest import Manifest
@@ -190,7 +190,7 @@ def test_imports_say_their_limit_and_what_was_dropped(tmp_path):
         (2, "limited to the first 2 images of its source (`--limit`)"),
         (None, ""),
     ):
-        source = CocoRelations(exported / "val.json", exported / "rel.json", "val").source()
+        source = coco_relations_source(exported / "val.json", exported / "rel.json", "val")
         import_annotations(source, exported, tmp_path / "in", QUIET, limit=limit)
         text = card(tmp_path / "in", tmp_path / f"out-{limit}")
         assert sentence in text

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sgpipe.export.run import export_run
 from sgpipe.records import NO_OBJECT, Box, Caption, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.coco import CocoRelations, coco_source
+from sgpipe.sources.coco import coco_relations_source, coco_source
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.hugging_face import HuggingFace
 from sgpipe.sources.scene_graphs import PseudoLabels, VisualGenome
@@ -44,9 +44,9 @@ def source_of(form: str, out: Path, split: str = "val") -> AnnotationSource:
         captions = out / f"captions_{split}.json"
         return coco_source(out / f"instances_{split}.json", split, captions if captions.exists() else None)
     if form == "coco-rel":
-        return CocoRelations(out / f"{split}.json", out / "rel.json", split).source()
+        return coco_relations_source(out / f"{split}.json", out / "rel.json", split)
     if form == "sgg-benchmark":
-        return CocoRelations(out / split / "_annotations.coco.json", None, split).source()
+        return coco_relations_source(out / split / "_annotations.coco.json", None, split)
     if form == "vg":
         return VisualGenome(out / f"scene_graphs_{split}.json", out, split, preprocess=False).source()
     if form == "rlipv2":

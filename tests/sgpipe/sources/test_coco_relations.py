@@ -5,7 +5,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
-from sgpipe.sources.coco import CocoRelations, coco_source, read_coco
+from sgpipe.sources.coco import coco_relations_source, coco_source, read_coco
 
 IMAGES = [
     {"id": 7, "file_name": "7.jpg", "width": 100, "height": 50},
@@ -23,12 +23,12 @@ def write(folder, annotations, relations, names=NAMES):
     content = {"images": IMAGES, "annotations": annotations, "categories": CATEGORIES}
     (folder / "val.json").write_text(json.dumps(content))
     (folder / "rel.json").write_text(json.dumps({"val": relations, "train": {}, "rel_categories": names}))
-    return CocoRelations(folder / "val.json", folder / "rel.json", "val")
+    return coco_relations_source(folder / "val.json", folder / "rel.json", "val")
 
 
 def read(*arguments):
     problems: Counter[str] = Counter()
-    source = write(*arguments).source()
+    source = write(*arguments)
     return list(source.read(problems)), +problems
 
 
@@ -76,7 +76,7 @@ def test_an_invalid_image_is_an_error_row(tmp_path, annotations, triplets, reaso
     ],
 )
 def test_only_category_0_is_no_relation(tmp_path, names, label, used):
-    source = write(tmp_path, [box(7, 0)], {"7": [[0, 0, label]]}, names).source()
+    source = write(tmp_path, [box(7, 0)], {"7": [[0, 0, label]]}, names)
     assert source.classes.relations == used
     assert next(iter(source.read(Counter()))).relations == [Relation(0, 0, names[label])]
 
@@ -97,7 +97,7 @@ def read_own(folder, annotations, relations, names=("on", "by")):
     }
     (folder / "val.json").write_text(json.dumps(content))
     problems: Counter[str] = Counter()
-    source = CocoRelations(folder / "val.json", None, "val").source()
+    source = coco_relations_source(folder / "val.json", None, "val")
     return list(source.read(problems)), +problems, source.classes
 
 
@@ -133,15 +133,15 @@ def test_instances_without_relations_are_refused_unless_their_list_is_empty(tmp_
     (first, _), problems, _ = read_own(tmp_path, [box(7, 0, id=1)], [])
     assert (first.relations, problems) == ([], {})
     with pytest.raises(UserError, match=r"has no rel_annotations: give its relations by --relations rel\.json"):
-        CocoRelations(write(tmp_path, [box(7, 0)], {}).annotations, None, "val").source()
+        coco_relations_source(write(tmp_path, [box(7, 0)], {}).files["annotations"], None, "val")
 
 
 def test_an_unknown_split_is_refused(tmp_path):
-    source = write(tmp_path, [box(7, 0)], {})
+    files = write(tmp_path, [box(7, 0)], {}).files
     with pytest.raises(UserError, match=r"rel\.json has no split 'test': pass --split train or val"):
-        CocoRelations(source.annotations, source.relations, "test").source()
+        coco_relations_source(files["annotations"], files["relations"], "test")
     with pytest.raises(UserError, match=r"is a COCO instances file .*, not relation triplets"):
-        CocoRelations(source.annotations, source.annotations, "val").source()
+        coco_relations_source(files["annotations"], files["annotations"], "val")
 
 
 def test_real_instances_keep_all_their_boxes(oracle, tmp_path):
@@ -151,7 +151,7 @@ def test_real_instances_keep_all_their_boxes(oracle, tmp_path):
     crowds = Counter(str(item["image_id"]) for item in instances["annotations"] if item["iscrowd"])
     triplets = {image_id: [[0, count - 1, 1]] for image_id, count in (boxes - crowds).items()}
     (tmp_path / "rel.json").write_text(json.dumps({"val": triplets, "rel_categories": NAMES}))
-    found = list(CocoRelations(path, tmp_path / "rel.json", "val").source().read(Counter()))
+    found = list(coco_relations_source(path, tmp_path / "rel.json", "val").read(Counter()))
     assert all(record.ok for record in found)
     assert {record.image_id: len(record.objects) for record in found if record.objects} == boxes
     assert sum(len(record.relations) for record in found) == len(triplets)
