@@ -166,9 +166,9 @@ def openimages(
 
       sgpipe import openimages --annotations OI_SGG_train_finetuning.json --images oi --out oi/
     """
-    from sgpipe.sources.hoi import OpenImages
+    from sgpipe.sources.hoi import open_images_source
 
-    _import(OpenImages(data.annotations, data.split_name(options.out), categories).source(), data, options)
+    _import(open_images_source(data.annotations, data.split_name(options.out), categories), data, options)
 
 
 def rlipv2(
@@ -187,10 +187,10 @@ def rlipv2(
 
       sgpipe import rlipv2 --annotations RLIPv2_train2017.json --images coco --out rlipv2-coco/
     """
-    from sgpipe.sources.scene_graphs import PseudoLabels
+    from sgpipe.sources.scene_graphs import pseudo_label_source
 
-    labels = PseudoLabels(data.annotations, data.images, data.split_name(options.out), image_paths)
-    _import(labels.source(), data, options)
+    labels = pseudo_label_source(data.annotations, data.images, data.split_name(options.out), image_paths)
+    _import(labels, data, options)
 
 
 def coco_rel(

@@ -348,63 +348,47 @@ def _with_pairs(record: Record, image: Any, names: Mapping[str, Sequence[str]]) 
     return record
 
 
-@dataclass(frozen=True)
-class OpenImages:
-    """The relations of a split of Open Images.
+def open_images_source(annotations: Path, split: str, categories: Path | None = None) -> AnnotationSource:
+    """Return the relations of a split of Open Images.
 
-    Attributes:
+    Args:
         categories: OI_SGG_trainval_test_categories_dict.json, `{"obj": [...], "rel": [...]}`: the classes to keep;
             None: all 601. The ids of the annotations always refer to all 601.
+
+    Raises UserError: a file is missing or of another format.
     """
+    is_hoia = require_format(annotations, OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD) is OPEN_IMAGES_HOIA
+    if is_hoia:
+        check_classes(annotations, OPEN_IMAGES, "open_images")
+    files, classes = {"annotations": annotations}, OPEN_IMAGES.classes
+    if categories is not None:
+        files["categories"] = categories
+        classes = _chosen_classes(categories, classes)
 
-    annotations: Path
-    split: str
-    categories: Path | None = None
-
-    def source(self) -> AnnotationSource:
-        """Raises UserError: a file is missing or of another format."""
-        if self._is_hoia():
-            check_classes(self.annotations, OPEN_IMAGES, "open_images")
-        files = {"annotations": self.annotations, "categories": self.categories}
-        return AnnotationSource(
-            dataset="open_images",
-            split=self.split,
-            read=self.records,
-            files={role: path for role, path in files.items() if path},
-            classes=self._classes(),
-            boxes="xyxy",
-        )
-
-    def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """Yield the images in file order, with the objects of the classes to keep."""
-        classes, as_hoia = self._classes(), (lambda item: item) if self._is_hoia() else _vrd_as_hoia
-        for _, item in JsonStream(self.annotations):
-            item = as_hoia(item)
-            if record := _named_record(item, "open_images", self.split, problems):
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        for _, item in JsonStream(annotations):
+            item = item if is_hoia else _vrd_as_hoia(item)
+            if record := _named_record(item, "open_images", split, problems):
                 record = _filled(record, item, OPEN_IMAGES)
                 boxes = [box if box.category in classes.objects else None for box in record.objects]
-                if dropped := boxes.count(None):
-                    problems["unknown_category"] += dropped
+                problems["unknown_category"] += boxes.count(None)
                 replace_objects(record, boxes, problems)
                 yield record
 
-    def _is_hoia(self) -> bool:
-        return require_format(self.annotations, OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD) is OPEN_IMAGES_HOIA
+    return AnnotationSource("open_images", split, read, files, classes=classes, boxes="xyxy")
 
-    def _classes(self) -> DatasetClasses:
-        everything = OPEN_IMAGES.classes
-        if self.categories is None:
-            return everything
-        try:
-            lists = json.loads(read_text(self.categories, "categories file"))
-            chosen = DatasetClasses(tuple(lists["obj"]), tuple(lists["rel"]))
-        except (ValueError, RecursionError, KeyError, TypeError):
-            raise UserError(f'{self.categories}: expected {{"obj": [names], "rel": [names]}}') from None
-        unknown = [name for name in chosen.objects if name not in everything.objects]
-        if unknown or chosen.relations != everything.relations:
-            what = f"its class {unknown[0]!r} is not one of the 601" if unknown else "its relations are not the 30"
-            raise UserError(f"{self.categories} does not belong to Open Images V6: {what}")
-        return chosen
+
+def _chosen_classes(path: Path, everything: DatasetClasses) -> DatasetClasses:
+    try:
+        lists = json.loads(read_text(path, "categories file"))
+        chosen = DatasetClasses(tuple(lists["obj"]), tuple(lists["rel"]))
+    except (ValueError, RecursionError, KeyError, TypeError):
+        raise UserError(f'{path}: expected {{"obj": [names], "rel": [names]}}') from None
+    unknown = [name for name in chosen.objects if name not in everything.objects]
+    if unknown or chosen.relations != everything.relations:
+        what = f"its class {unknown[0]!r} is not one of the 601" if unknown else "its relations are not the 30"
+        raise UserError(f"{path} does not belong to Open Images V6: {what}")
+    return chosen
 
 
 def _vrd_as_hoia(item: Any) -> Any:
@@ -418,6 +402,6 @@ def _vrd_as_hoia(item: Any) -> Any:
         hoia["annotations"] = [{"bbox": box, "category_id": label} for box, label in zip(boxes, labels, strict=True)]
     if isinstance(relations, list):
         keys = ("subject_id", "object_id", "category_id")
-        triplets = (each if isinstance(each, list) else () for each in relations)
+        triplets = (each if isinstance(each, list) and len(each) == len(keys) else () for each in relations)
         hoia["rel_annotations"] = [dict(zip(keys, each, strict=False)) for each in triplets]
     return hoia

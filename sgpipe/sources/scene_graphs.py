@@ -116,58 +116,51 @@ def drop_nameless(record: Record, problems: ProblemCounts) -> None:
         replace_objects(record, boxes, problems)
 
 
-@dataclass(frozen=True)
-class PseudoLabels:
-    """A file of pseudo-labels.
+def pseudo_label_source(
+    annotations: Path, images: ImagePlace, split: str, image_paths: Path | None = None
+) -> AnnotationSource:
+    """Return a file of pseudo-labels, with unchanged relations.
 
-    Attributes:
+    Args:
         image_paths: Objects365's image_id_to_filepath.json, required for its images: their ids do not give file names.
+
+    Raises UserError: a file is missing or of another format.
     """
+    require_format(annotations, PSEUDO_LABELS, SCENE_GRAPHS)
+    files, paths = {"annotations": annotations}, dict[str, Any]()
+    if image_paths is not None:
+        files["image_paths"] = image_paths
+        stream = JsonStream(image_paths)
+        paths = {} if any(True for _ in stream) else stream.scalars
+        if not paths or not all(isinstance(name, str) for name in paths.values()):
+            raise UserError(f"{image_paths} is not an image_id_to_filepath.json: expected an object {{image id: path}}")
 
-    annotations: Path
-    images: ImagePlace
-    split: str
-    image_paths: Path | None = None
-
-    def source(self) -> AnnotationSource:
-        """Raises UserError: a file is missing or of another format."""
-        require_format(self.annotations, PSEUDO_LABELS, SCENE_GRAPHS)
-        files = {"annotations": self.annotations, "image_paths": self.image_paths}
-        return AnnotationSource(
-            "rlipv2", self.split, self.records, {role: path for role, path in files.items() if path}
-        )
-
-    def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """Yield the images in file order, with unchanged relations."""
-        paths: Mapping[str, Any] = {}
-        if self.image_paths is not None:
-            stream = JsonStream(self.image_paths)
-            if any(True for _ in stream) or not all(isinstance(name, str) for name in stream.scalars.values()):
-                raise UserError(
-                    f"{self.image_paths} is not an image_id_to_filepath.json: expected an object {{image id: path}}"
-                )
-            paths = stream.scalars
-        for item in iter_graphs(self.annotations):
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        for item in iter_graphs(annotations):
             dataset = replace_surrogates(str(item.get("dataset") or "rlipv2")) if isinstance(item, Mapping) else ""
-            if record := graph_record(item, dataset, self.split, problems):
+            if record := graph_record(item, dataset, split, problems):
                 drop_nameless(record, problems)
-                yield record if "file_name" in item else self._located(record, item, paths)
+                if "file_name" not in item:
+                    locate(record, item)
+                yield record
 
-    def _located(self, record: Record, item: Mapping[str, Any], paths: Mapping[str, Any]) -> Record:
-        """Return the record with the file name of its image, which depends on the dataset."""
+    def locate(record: Record, item: Mapping[str, Any]) -> None:
+        """Set the file name of the image, which depends on the dataset."""
         if record.dataset in ("o365", "objects365"):
             if not paths:
                 raise UserError(
-                    f"{self.annotations}: image {record.image_id} is of Objects365, whose image ids do not give file "
+                    f"{annotations}: image {record.image_id} is of Objects365, whose image ids do not give file "
                     "names: pass --image-paths image_id_to_filepath.json"
                 )
-            if record.image_id not in paths:
-                return mark_failed(record, f"{self.image_paths} has no path for the image")
-            record.file_name = replace_surrogates(paths[record.image_id])
+            if record.image_id in paths:
+                record.file_name = replace_surrogates(paths[record.image_id])
+            else:
+                mark_failed(record, f"{image_paths} has no path for the image")
         elif record.dataset.startswith("coco"):
             name, folder = f"{record.image_id:0>12}.jpg", replace_surrogates(str(item.get("data_split") or "train2017"))
-            record.file_name = next((n for n in (f"{folder}/{name}", name) if image_exists(self.images, n)), name)
-        return record
+            record.file_name = next((n for n in (f"{folder}/{name}", name) if image_exists(images, n)), name)
+
+    return AnnotationSource("rlipv2", split, read, files)
 
 
 _FOLDERS = ("VG_100K", "VG_100K_2")  # folders of the two downloads of images

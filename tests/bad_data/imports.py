@@ -15,7 +15,7 @@ from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.coco import coco_relations_source
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.scene_graphs import PseudoLabels, VisualGenome
+from sgpipe.sources.scene_graphs import VisualGenome, pseudo_label_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
@@ -35,7 +35,7 @@ def source_of(kind: str, folder: Path) -> AnnotationSource:
     if kind == "hico":
         return hico_source(path, "train")
     if kind == "rlipv2":
-        return PseudoLabels(path, folder, "train").source()
+        return pseudo_label_source(path, folder, "train")
     return VisualGenome(path, folder, "train").source()
 
 

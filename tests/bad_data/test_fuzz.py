@@ -23,10 +23,10 @@ from sgpipe.records import Box, Record, Relation, to_table
 from sgpipe.sources.annotated import AnnotationSource, clip_objects
 from sgpipe.sources.coco import coco_relations_source
 from sgpipe.sources.detections import Detections
-from sgpipe.sources.hoi import OpenImages, hico_source, vcoco_source
+from sgpipe.sources.hoi import hico_source, open_images_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.opening import open_source
-from sgpipe.sources.scene_graphs import PseudoLabels, VisualGenome
+from sgpipe.sources.scene_graphs import VisualGenome, pseudo_label_source
 from sgpipe.stages.parse.stage import CaptionParser
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import iter_records, row_faults
@@ -124,11 +124,11 @@ def source_of(kind: str, path: Path) -> AnnotationSource:
     if kind == "coco-rel":
         return coco_relations_source(path, folder / "rel.json", "train")
     if kind == "rlipv2":
-        return PseudoLabels(path, folder, "train").source()
+        return pseudo_label_source(path, folder, "train")
     if kind == "vg":
         return VisualGenome(path, folder, "train").source()
     if kind in ("openimages", "vrd"):
-        return OpenImages(path, "train").source()
+        return open_images_source(path, "train")
     return {"hico": hico_source, "vcoco": vcoco_source}[kind](path, "train")
 
 

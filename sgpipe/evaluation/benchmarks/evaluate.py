@@ -59,7 +59,7 @@ from sgpipe.inference.rows import (
 )
 from sgpipe.inference.writers import PeopleConverter, predicted_graph
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
-from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, OpenImages, hico_source, read_hoia
+from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, hico_source, open_images_source, read_hoia
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import count
 
@@ -190,7 +190,7 @@ def _hico_source(annotations: Path, classes: Path | None) -> AnnotationSource:
 def score_open_images(given: PredictionFiles | ModelRun, suppression: Suppression = "none") -> EvaluationResult:
     """Evaluate scene graphs by Open Images' protocol."""
     found = ScoredImages()
-    source = OpenImages(given.annotations, SPLIT).source() if given.annotations else None
+    source = open_images_source(given.annotations, SPLIT) if given.annotations else None
     if isinstance(given, PredictionFiles):
         assert source is not None
         classes = OPEN_IMAGES.classes

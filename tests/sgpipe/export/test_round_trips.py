@@ -15,7 +15,7 @@ from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.coco import coco_relations_source, coco_source
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.hugging_face import HuggingFace
-from sgpipe.sources.scene_graphs import PseudoLabels, VisualGenome
+from sgpipe.sources.scene_graphs import VisualGenome, pseudo_label_source
 from sgpipe.storage.shards import iter_records
 from tests.sgpipe.export.runs import COCO_IDS, HEIGHT, WIDTH, draw_images, imported, only, records
 from tests.sgpipe.stats.runs import make_shards
@@ -50,7 +50,7 @@ def source_of(form: str, out: Path, split: str = "val") -> AnnotationSource:
     if form == "vg":
         return VisualGenome(out / f"scene_graphs_{split}.json", out, split, preprocess=False).source()
     if form == "rlipv2":
-        return PseudoLabels(out / f"{split}.json", out, split).source()
+        return pseudo_label_source(out / f"{split}.json", out, split)
     return HuggingFace(out, split).source()
 
 
@@ -109,7 +109,7 @@ def test_rlipv2_finds_the_images_of_objects365(made, tmp_path):
         replace(record, dataset="objects365", split="train", file_name=f"patch1/{record.file_name}") for record in made
     ]
     out = exported(make_shards(tmp_path / "run", renamed), "rlipv2", tmp_path / "out")
-    source = PseudoLabels(out / "train.json", tmp_path, "train", out / "image_id_to_filepath.json").source()
+    source = pseudo_label_source(out / "train.json", tmp_path, "train", out / "image_id_to_filepath.json")
     found = imported(source, tmp_path, tmp_path / "in")
     assert [record.file_name for record in found] == [record.file_name for record in renamed]
     assert {record.dataset for record in found} == {"o365"}

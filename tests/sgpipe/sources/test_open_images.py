@@ -5,7 +5,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
-from sgpipe.sources.hoi import OpenImages
+from sgpipe.sources.hoi import open_images_source
 from sgpipe.sources.vocabulary import category_names, relation_names
 
 NAMES, RELATIONS = category_names("open_images"), relation_names("open_images")
@@ -30,7 +30,7 @@ def read(folder, items, categories=None):
     if categories is not None:
         (folder / "categories.json").write_text(json.dumps(categories))
         categories = folder / "categories.json"
-    source = OpenImages(path, "test", categories).source()
+    source = open_images_source(path, "test", categories)
     problems: Counter[str] = Counter()
     return source, list(source.read(problems)), +problems
 

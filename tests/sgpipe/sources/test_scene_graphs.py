@@ -7,7 +7,7 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import clip_objects
-from sgpipe.sources.scene_graphs import PseudoLabels, drop_nameless, graph_record, iter_graphs
+from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs, pseudo_label_source
 
 
 def thing(number, **more):
@@ -122,7 +122,7 @@ def read_labels(folder, items, paths=None):
         (folder / "paths.json").write_text(json.dumps(paths))
         paths = folder / "paths.json"
     (folder / "images").mkdir(exist_ok=True)
-    return list(PseudoLabels(path, folder / "images", "train", paths).source().read(Counter()))
+    return list(pseudo_label_source(path, folder / "images", "train", paths).read(Counter()))
 
 
 def test_pseudo_labels_are_not_changed(tmp_path):

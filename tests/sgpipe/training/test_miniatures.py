@@ -15,9 +15,9 @@ from sgpipe.sources.hoi import (
     OPEN_IMAGES,
     VCOCO,
     HoiaSchema,
-    OpenImages,
     hico_interactions,
     hico_source,
+    open_images_source,
     vcoco_source,
 )
 from sgpipe.sources.import_run import import_annotations
@@ -82,7 +82,7 @@ def shards(tmp_path_factory) -> dict[str, Path]:
     for name, schema in (("hico", HICO), ("vcoco", VCOCO), ("openimages", OPEN_IMAGES)):
         path = root / f"trainval_{name}.json"
         path.write_text(json.dumps([hoia(scene, schema, random.Random(name)) for scene in scenes]))
-        make = {"hico": hico_source, "vcoco": vcoco_source, "openimages": lambda *a: OpenImages(*a).source()}[name]
+        make = {"hico": hico_source, "vcoco": vcoco_source, "openimages": open_images_source}[name]
         sources[name] = make(path, "train")
     for name, source in sources.items():
         import_annotations(source, images, root / name, QUIET)
