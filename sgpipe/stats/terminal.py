@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from rich.console import Console
@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from sgpipe.stats.audit import Audit, Comparison, error_text, percent, share_text
-from sgpipe.stats.health import Check
 from sgpipe.stats.judgements import JudgementMeasures
 from sgpipe.stats.measures import TOTALS, Measures
 from sgpipe.stats.precision import CalibrationBin, GroundTruthMeasures, ScoreQuality
@@ -23,27 +22,13 @@ _PRECISION = ">precision (95% interval, judged)"
 
 def print_tables(audit: Audit, console: Console) -> None:
     """Print the audit for a person."""
-    measures = audit.measures
-    console.print(table(f"run {measures.run or '(unnamed)'}", ["", ">", ""], overview(measures)))
-    if not _is_annotated(measures):
-        console.print(_levels(measures))
-    if measures.predicates:
-        console.print(_ranking("predicate", "relations", measures.predicates, _LONGEST))
-        rare = ", ".join(single_line(name, _LONGEST) for name in rarest(measures))
-        console.print(tail_sentence(measures) + (f" Rarest: {rare}." if rare else ""), soft_wrap=True)
-        console.print(_triplets(measures))
-    if measures.without_relations:
-        console.print(_ranking("reason", "images without relations", measures.without_relations))
-    if measures.errors:
-        console.print(_ranking("error", "images", measures.errors))
-    if any(check.count for check in measures.health):
-        console.print(_health(measures))
-    for extra in (
-        *comparison_tables(audit.comparison),
-        *ground_truth_tables(audit.ground_truth, measures.threshold_of),
-        *judgement_tables(audit.judgements, measures.threshold_of),
+    for part in (
+        *_measured(audit.measures),
+        *_compared(audit.comparison),
+        *_against_truth(audit.ground_truth, audit.measures.threshold_of),
+        *_judged(audit.judgements, audit.measures.threshold_of),
     ):
-        console.print(extra)
+        console.print(part, soft_wrap=isinstance(part, str))
     for question, group in groupby(audit.findings, lambda finding: finding.question):
         console.print(question, style="bold")
         for finding in group:
@@ -55,19 +40,6 @@ def print_json(audit: Audit) -> None:
     print(json_text(audit.as_dict(), indent=1))
 
 
-def overview(measures: Measures) -> list[tuple[str, str, str]]:
-    """The main counts, in the order in which images become relations, and the yield of each stage."""
-    images = [(f"images ({split})", f"{count:,}", "") for split, count in sorted(measures.images.items())]
-    errors = ("error rows", f"{sum(measures.errors.values()):,}", "")
-    counts = [(name, f"{measures.totals[key]:,}", _each(measures, key)) for key, name in TOTALS.items()]
-    return [
-        *images,
-        errors,
-        *counts,
-        ("relations with a person as subject", f"{measures.person_subject_share:.1%}", ""),
-    ]
-
-
 _BEFORE = {
     "triplets": "caption",
     "matched_triplets": "triplet",
@@ -77,14 +49,20 @@ _BEFORE = {
 }
 
 
-def _each(measures: Measures, key: str) -> str:
-    if key == "kept_relations" and _is_annotated(measures):
-        return "without a confidence"
-    share = measures.yields.get(key)
-    if share is not None:
-        return f"{share:.2f} per {_BEFORE[key]}"
-    lost = measures.in_error_rows[key]
-    return f"{lost:,} in error rows" if lost else ""
+def overview(measures: Measures) -> list[tuple[str, str, str]]:
+    """The main counts, in the order in which images become relations, and the yield of each stage."""
+    rows = [(f"images ({split})", f"{count:,}", "") for split, count in sorted(measures.images.items())]
+    rows.append(("error rows", f"{sum(measures.errors.values()):,}", ""))
+    for key, name in TOTALS.items():
+        share, lost = measures.yields.get(key), measures.in_error_rows[key]
+        if key == "kept_relations" and _is_annotated(measures):
+            each = "without a confidence"
+        elif share is not None:
+            each = f"{share:.2f} per {_BEFORE[key]}"
+        else:
+            each = f"{lost:,} in error rows" if lost else ""
+        rows.append((name, f"{measures.totals[key]:,}", each))
+    return [*rows, ("relations with a person as subject", f"{measures.person_subject_share:.1%}", "")]
 
 
 def _is_annotated(measures: Measures) -> bool:
@@ -111,50 +89,51 @@ def rarest(measures: Measures) -> list[str]:
     return list(measures.predicates)[: -_TAIL - 1 : -1] if measures.tail.kinds > 1 else []
 
 
-def _levels(measures: Measures) -> Table:
-    names = [
-        f"{measures.threshold_of} ≥",
-        *(f">{name}" for name in ("relations", "predicate kinds", "images", "per image", "per pair")),
+def _measured(measures: Measures) -> Iterator[Table | str]:
+    yield table(f"run {measures.run or '(unnamed)'}", ["", ">", ""], overview(measures))
+    if not _is_annotated(measures):
+        rows = []
+        for level in measures.thresholds:
+            counts = (f"{count:,}" for count in (level.relations, level.predicate_kinds, level.images))
+            means = (f"{mean:.2f}" if level.relations else "-" for mean in (level.per_image, level.per_pair))
+            rows.append((f"{level.threshold:.2f}", *counts, *means))
+        names = [">relations", ">predicate kinds", ">images", ">per image", ">per pair"]
+        yield table("relations by threshold", [f"{measures.threshold_of} ≥", *names], rows)
+    rankings = [
+        ("predicate", "relations", measures.predicates),
+        ("reason", "images without relations", measures.without_relations),
+        ("error", "images", measures.errors),
     ]
-    rows = []
-    for level in measures.thresholds:
-        means = (f"{mean:.2f}" if level.relations else "-" for mean in (level.per_image, level.per_pair))
-        counts = (f"{count:,}" for count in (level.relations, level.predicate_kinds, level.images))
-        rows.append((f"{level.threshold:.2f}", *counts, *means))
-    return table("relations by threshold", names, rows)
-
-
-def _ranking(what: str, unit: str, counts: Mapping[str, int], longest: int | None = None) -> Table:
-    total, first = sum(counts.values()), list(counts.items())[:_TOP]
-    rows = [(single_line(name, longest), f"{number:,}", f"{number / total:.1%}") for name, number in first]
-    return table(_frequent(len(counts), what, _TOP), [what, f">{unit}", ">share"], rows)
+    for what, unit, counts in rankings:
+        if counts:
+            total, first = sum(counts.values()), list(counts.items())[:_TOP]
+            longest = _LONGEST if what == "predicate" else None
+            rows = [(single_line(name, longest), f"{number:,}", f"{number / total:.1%}") for name, number in first]
+            yield table(_frequent(len(counts), what, _TOP), [what, f">{unit}", ">share"], rows)
+        if counts and what == "predicate":
+            rare = ", ".join(single_line(name, _LONGEST) for name in rarest(measures))
+            yield tail_sentence(measures) + (f" Rarest: {rare}." if rare else "")
+            rows = []
+            for t in measures.triplets[:_TRIPLETS]:
+                names = [single_line(name or "(missing)", _LONGEST) for name in (t.subject, t.predicate, t.object)]
+                rows.append((*names, f"{t.relations:,}", "-" if t.confidence is None else f"{t.confidence:.2f}"))
+            heads = ["subject", "predicate", "object", ">relations", ">mean confidence"]
+            yield table(_frequent(measures.triplet_kinds, "triplet", _TRIPLETS), heads, rows)
+    if failed := [check for check in measures.health if check.count]:
+        rows = []
+        for check in failed:
+            example = ""
+            if check.examples:
+                first = check.examples[0]
+                text, image = (single_line(part, 2 * _LONGEST) for part in (first.text, first.image_id))
+                example = f"{text} (image {image})"
+            rows.append((check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", example))
+        title = f"health: {len(failed)} of {len(measures.health)} checks found problems"
+        yield table(title, ["problem", ">count", ">share", "example"], rows)
 
 
 def _frequent(number: int, what: str, shown: int) -> str:
     return f"most frequent of {count(number, what)}" if number > shown else count(number, what)
-
-
-def _triplets(measures: Measures) -> Table:
-    rows = []
-    for t in measures.triplets[:_TRIPLETS]:
-        names = (single_line(name or "(missing)", _LONGEST) for name in (t.subject, t.predicate, t.object))
-        rows.append((*names, f"{t.relations:,}", "-" if t.confidence is None else f"{t.confidence:.2f}"))
-    heads = ["subject", "predicate", "object", ">relations", ">mean confidence"]
-    return table(_frequent(measures.triplet_kinds, "triplet", _TRIPLETS), heads, rows)
-
-
-def _health(measures: Measures) -> Table:
-    failed = [check for check in measures.health if check.count]
-    rows = [(check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", _example(check)) for check in failed]
-    title = f"health: {len(failed)} of {len(measures.health)} checks found problems"
-    return table(title, ["problem", ">count", ">share", "example"], rows)
-
-
-def _example(check: Check) -> str:
-    if not check.examples:
-        return ""
-    text, image = (single_line(part, 2 * _LONGEST) for part in (check.examples[0].text, check.examples[0].image_id))
-    return f"{text} (image {image})"
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -168,7 +147,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return made
 
 
-def comparison_tables(comparison: Comparison | None) -> Iterator[Table]:
+def _compared(comparison: Comparison | None) -> Iterator[Table]:
     """What changed compared with another run."""
     if comparison is None:
         return
@@ -176,16 +155,15 @@ def comparison_tables(comparison: Comparison | None) -> Iterator[Table]:
     counts = [(row.name, f"{row.before:,}", f"{row.after:,}", row.text) for row in comparison.counts]
     yield table("what changed", ["", *columns, ">change"], counts)
     only = f"{comparison.gained:,} only in this run, {comparison.lost:,} only in the other"
-    shares = [
-        (single_line(row.name, _LONGEST), f"{row.before:.1%}", f"{row.after:.1%}") for row in comparison.predicates
-    ]
-    yield table(f"predicates whose share changed most; {only}", ["predicate", *columns], shares)
+    parts = [("predicate", f"predicates whose share changed most; {only}", comparison.predicates)]
     if comparison.health:
-        shares = [(row.name, f"{row.before:.1%}", f"{row.after:.1%}") for row in comparison.health]
-        yield table("health of both runs", ["check", *columns], shares)
+        parts.append(("check", "health of both runs", comparison.health))
+    for what, title, changes in parts:
+        shares = [(row.name, f"{row.before:.1%}", f"{row.after:.1%}") for row in changes]
+        yield table(title, [what, *columns], shares)
 
 
-def ground_truth_tables(truth: GroundTruthMeasures | None, threshold_of: str) -> Iterator[Table]:
+def _against_truth(truth: GroundTruthMeasures | None, threshold_of: str) -> Iterator[Table]:
     """Thresholds that reach the target precision, and the calibration of the confidences."""
     if truth is None:
         return
@@ -196,31 +174,13 @@ def ground_truth_tables(truth: GroundTruthMeasures | None, threshold_of: str) ->
         choice = ("not shown", "0") if suggested is None else (suggested.text, f"{suggested.kept:,}")
         rows.append((single_line(predicate, _LONGEST), f"{relations:,}", str(precision), *choice))
     names = ["predicate", ">relations", f">precision at {truth.threshold:.2f}", ">threshold", ">keeps"]
-    yield table(
-        f"thresholds for a precision of {percent(truth.target)}, by the ground truth of {count(truth.images, 'image')}",
-        names,
-        rows,
-    )
+    target, images = percent(truth.target), count(truth.images, "image")
+    yield table(f"thresholds for a precision of {target}, by the ground truth of {images}", names, rows)
     yield _bins(f"calibration{_error(truth)}", threshold_of, truth.reliability)
     yield from _opinion_table(truth.opinion)
 
 
-def _opinion_table(opinion: ScoreQuality | None) -> Iterator[Table]:
-    if opinion is not None and opinion.reliability:
-        yield _bins("second opinion", "probability", opinion.reliability)
-
-
-def _bins(title: str, of: str, bins: Sequence[CalibrationBin]) -> Table:
-    rows = [(f"{part.start:.1f} to {part.stop:.1f}", f"{part.confidence:.2f}", str(part.precision)) for part in bins]
-    return table(title, [of, ">mean", _PRECISION], rows)
-
-
-def _error(found: GroundTruthMeasures | JudgementMeasures) -> str:
-    error = found.calibration_error
-    return "" if error is None else f" (calibration error {error_text(error, found.perfect_error)})"
-
-
-def judgement_tables(judged: JudgementMeasures | None, threshold_of: str) -> Iterator[Table]:
+def _judged(judged: JudgementMeasures | None, threshold_of: str) -> Iterator[Table]:
     """People's judgements by stratum, and what thresholds keep of the judged relations."""
     if judged is None:
         return
@@ -236,3 +196,18 @@ def judgement_tables(judged: JudgementMeasures | None, threshold_of: str) -> Ite
     title = f"precision by threshold, weighted by the relations of {judged.strata}"
     yield table(title, [f"{threshold_of} ≥", ">relations", _PRECISION], rows)
     yield from _opinion_table(judged.opinion)
+
+
+def _opinion_table(opinion: ScoreQuality | None) -> Iterator[Table]:
+    if opinion is not None and opinion.reliability:
+        yield _bins("second opinion", "probability", opinion.reliability)
+
+
+def _bins(title: str, of: str, bins: Sequence[CalibrationBin]) -> Table:
+    rows = [(f"{part.start:.1f} to {part.stop:.1f}", f"{part.confidence:.2f}", str(part.precision)) for part in bins]
+    return table(title, [of, ">mean", _PRECISION], rows)
+
+
+def _error(found: GroundTruthMeasures | JudgementMeasures) -> str:
+    error = found.calibration_error
+    return "" if error is None else f" (calibration error {error_text(error, found.perfect_error)})"
