@@ -34,25 +34,30 @@ def render(page: str, values: dict[str, Any]) -> str:
     environment.filters["count"] = count
     environment.filters["isolated"] = isolated
     environment.globals["svg"] = lambda plot: Markup(plot.inline())  # escapes its own texts
-    style, script = (_source(environment, name) for name in ("style.css", f"{page}.js"))
+    style, script = (loader.get_source(environment, name)[0] for name in ("style.css", f"{page}.js"))
     # The browser runs only this script, whatever a caption contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = {"style": Markup(style), "script": Markup(script), "script_hash": Markup(digest), "version": __version__}
     return environment.get_template(f"{page}.html.jinja").render(values | own)
 
 
-def _source(environment: jinja2.Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
-
-
 def write_report(file: Path, audit: Audit, cards: list[Card], threshold: float = TRAINING_CONFIDENCE) -> None:
     """Write the report page; `threshold` is the initial value of the gallery's confidence filter."""
-    measures = audit.measures
+    measures, level = audit.measures, level_at(audit.measures)
+    failed = sum(check.count > 0 for check in measures.health)
+    edges = [edge for card in cards for edge in card.edges]
+    categories = ({edge.subject.category, edge.object.category} for edge in edges)
     values = {
         "title": measures.run or file.stem,
         "measures": measures,
-        "tiles": _tiles(measures),
+        "tiles": [
+            ("images", f"{measures.rows:,}"),
+            ("relations", f"{measures.totals['relations']:,}"),
+            (f"of {measures.threshold_of} ≥ {TRAINING_CONFIDENCE:.2f}", f"{level.relations:,}"),
+            ("per image with relations", f"{level.per_image:.1f}"),
+            ("predicates", f"{measures.tail.kinds:,}"),
+            ("health checks that found problems", f"{failed} of {len(measures.health)}"),
+        ],
         "findings": [(question, list(group)) for question, group in groupby(audit.findings, lambda f: f.question)],
         "overview": overview(measures),
         "tail": tail_sentence(measures) if measures.predicates else "There are no relations.",
@@ -60,32 +65,20 @@ def write_report(file: Path, audit: Audit, cards: list[Card], threshold: float =
         "predicates": list(measures.predicates.items()),
         "categories": list(measures.categories.items()),
         "plots": _plots(measures),
-        "confidence_plots": [*_confidence_plots(measures), *_judged_plots(audit)],
+        "confidence_plots": _confidence_plots(audit),
         "ground_truth": audit.ground_truth,
         "caveats": [] if audit.judgements is None else list(judgement_caveats(audit.judgements)),
         "judged": audit.judgements,
         "comparison": audit.comparison,
         "cards": cards,
-        "shown_predicates": Counter(edge.predicate for card in cards for edge in card.edges).most_common(),
-        "shown_categories": _shown_categories(cards),
+        "shown_predicates": Counter(edge.predicate for edge in edges).most_common(),
+        "shown_categories": Counter(name for pair in categories for name in pair).most_common(),
         "threshold": threshold,
         "trained_on": TRAINING_CONFIDENCE,
         "percent": percent,
         "error_text": error_text,
     }
     write_result_text(file, render("report", values))
-
-
-def _tiles(measures: Measures) -> list[tuple[str, str]]:
-    level, failed = level_at(measures), sum(check.count > 0 for check in measures.health)
-    return [
-        ("images", f"{measures.rows:,}"),
-        ("relations", f"{measures.totals['relations']:,}"),
-        (f"of {measures.threshold_of} ≥ {TRAINING_CONFIDENCE:.2f}", f"{level.relations:,}"),
-        ("per image with relations", f"{level.per_image:.1f}"),
-        ("predicates", f"{measures.tail.kinds:,}"),
-        ("health checks that found problems", f"{failed} of {len(measures.health)}"),
-    ]
 
 
 def _plots(measures: Measures) -> list[Plot]:
@@ -105,17 +98,12 @@ def _plots(measures: Measures) -> list[Plot]:
     ]
 
 
-def _confidence_plots(measures: Measures) -> list[Plot]:
-    confidence = measures.confidence
-    if not confidence.scored:
-        return []
-    width = 1 / len(confidence.histogram)
-    bins = {f"{at * width:.2f}": count for at, count in enumerate(confidence.histogram)}
-    return [columns("Distribution of confidences", bins, "confidence from", "relations", every=2)]
-
-
-def _judged_plots(audit: Audit) -> list[Plot]:
+def _confidence_plots(audit: Audit) -> list[Plot]:
     plots, ground_truth, judged, of = [], audit.ground_truth, audit.judgements, audit.measures.threshold_of
+    if audit.measures.confidence.scored:
+        histogram = audit.measures.confidence.histogram
+        bins = {f"{at / len(histogram):.2f}": count for at, count in enumerate(histogram)}
+        plots.append(columns("Distribution of confidences", bins, "confidence from", "relations", every=2))
     if ground_truth is not None:
         points = [(part.confidence, part.precision.value or 0.0) for part in ground_truth.reliability]
         texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in ground_truth.reliability]
@@ -136,8 +124,3 @@ def _threshold_plot(name: str, curve: list[ThresholdChoice], of: str) -> Plot:
     counts = [f"keeps {size:,}" for size in sizes]
     lines = [("main", "precision", points, texts), ("second", "share kept", kept, counts)]
     return unit_square(name, lines, f"minimum {of}", "share")
-
-
-def _shown_categories(cards: list[Card]) -> list[tuple[str, int]]:
-    pairs = ({edge.subject.category, edge.object.category} for card in cards for edge in card.edges)
-    return Counter(name for pair in pairs for name in pair).most_common()

@@ -101,46 +101,22 @@ def simulated_coverage(sizes, precisions, number: int, samples: int, seed: int) 
 RISING = (0.1, 0.3, 0.45, 0.6, 0.75, 0.92)
 SKEWED = (50_000, 9_000, 5_000, 3_000, 1_500, 600)
 ORDINARY = {
-    "even, 20": ((5_000,) * 6, RISING, 20),
-    "even, 200": ((5_000,) * 6, RISING, 200),
-    "even, 500": ((5_000,) * 6, RISING, 500),
-    "skewed, 300": (SKEWED, RISING, 300),
-    "skewed, 500": (SKEWED, RISING, 500),
+    "even": ((5_000,) * 6, RISING, 20),
+    "skewed": (SKEWED, RISING, 300),
     "one band judged whole": ((500, 12, 8, 5), (0.6, 0.5, 0.5, 0.8), 60),
-    "one band": ((100_000,), (0.9,), 500),
     "one all right": ((1_000, 1_000), (1.0, 0.5), 40),
+    "nearly all judged": ((40, 30, 20, 10), (0.4, 0.5, 0.7, 0.8), 95),
+    "all right": ((3_000, 200, 40, 8), (1.0,) * 4, 60),
     "small run": ((116, 3, 2, 2), (0.4, 0.67, 1.0, 1.0), 30),
 }
-EXTREME = {
-    "few judged": ((116, 3, 2, 2), (0.4, 0.67, 1.0, 1.0), 12),
-    "very uneven, 20": ((1_000_000, 20_000, 3_000, 800, 90, 10), (0.3, 0.2, 0.4, 0.6, 0.8, 0.9), 20),
-    "very uneven, 200": ((1_000_000, 20_000, 3_000, 800, 90, 10), (0.05, 0.2, 0.4, 0.6, 0.8, 0.9), 200),
-    "all right": ((3_000, 200, 40, 8), (1.0,) * 4, 60),
-    "all wrong": ((3_000, 200, 40, 8), (0.0,) * 4, 60),
-    "mostly right, 100": (SKEWED[::-1], RISING, 100),
-    "nearly all right": ((3_000,) * 6, (0.97,) * 6, 100),
-    "one in two thousand wrong": ((100_000,), (0.9995,), 300),
-    "one judgement each": (SKEWED, RISING, 6),
-    "small bands": ((15, 12, 9, 8, 7, 6), (0.2, 0.4, 0.5, 0.6, 0.8, 0.9), 30),
-    "nearly all judged": ((40, 30, 20, 10), (0.4, 0.5, 0.7, 0.8), 95),
-}
 
 
-@pytest.mark.parametrize("name", ["even, 20", "skewed, 300", "one band judged whole", "small run"])
+@pytest.mark.parametrize("name", ORDINARY)
 def test_the_interval_of_a_stratified_sample_holds_the_truth_in_95_of_100_samples(name):
-    coverage, _ = simulated_coverage(*ORDINARY[name], samples=300, seed=1)
-    assert coverage > 0.93
-    assert simulated_coverage(*EXTREME["nearly all right"], samples=300, seed=1)[0] >= 0.91
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*ORDINARY, *EXTREME])
-def test_coverage_over_many_samples(name):
-    """Two standard errors of 1,000 samples are 1.4%."""
-    coverage, width = simulated_coverage(*(ORDINARY | EXTREME)[name], samples=1000, seed=5)
+    """benchmarks/interval_coverage.py has more cases."""
+    coverage, width = simulated_coverage(*ORDINARY[name], samples=300, seed=1)
     assert coverage >= 0.93
-    if name not in ("one judgement each", "very uneven, 20"):
-        assert width < 0.85
+    assert width < 0.6
 
 
 def test_the_interval_of_a_stratified_sample_in_known_cases():
