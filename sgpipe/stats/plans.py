@@ -58,32 +58,20 @@ _SAMPLE = """
 """
 
 
-@dataclass(frozen=True)
-class Population:
-    """The relations that a plan samples.
-
-    Attributes:
-        rows: runs SQL with its parameters, as `Database.rows`.
-        select: SQL with the columns split, image_id, subject, object, predicate, subject_category, object_category and
-            confidence. values: its parameters.
-    """
-
-    rows: Callable[..., list[tuple[Any, ...]]]
-    select: str
-    values: Sequence[Any] = ()
-
-    @property
-    def hits(self) -> str:
-        """SQL of the relations that can be shown: those between boxes that there are."""
-        return f"select * from ({self.select}) where subject_category is not null and object_category is not null"
-
-
 def draw(
-    population: Population, kind: Kind, count: int, seed: int = 0
+    rows: Callable[[str, Sequence[Any]], list[tuple[Any, ...]]],
+    select: str,
+    values: Sequence[Any],
+    kind: Kind,
+    count: int,
+    seed: int = 0,
 ) -> tuple[list[PlanStratum], list[PlannedQuestion]]:
     """Draw a stratified sample of `count` relations, in random order.
 
     Args:
+        rows: runs SQL with its values, as `Index.rows`.
+        select: SQL of the relations to sample, with the columns split, image_id, subject, object, predicate,
+            subject_category, object_category and confidence. values: its values.
         kind: strata by confidence, or, for `predicates`, the most frequent predicates, and one of all others.
         seed: decides the sample.
 
@@ -91,46 +79,38 @@ def draw(
     """
     if not 1 <= count <= MOST_QUESTIONS:
         raise UserError(f"{count} questions: expected 1 to {MOST_QUESTIONS:,}")
-    strata, expression, values = (_by_predicate if kind == "predicates" else _by_confidence)(population, count)
+    # Those that can be shown: between boxes that there are.
+    hits = f"select * from ({select}) where subject_category is not null and object_category is not null"
+    strata: dict[int, PlanStratum] = {}
+    stratum, own = _BAND, list[Any]()  # SQL for the number of a relation's stratum, and its values
+    if kind == "predicates":
+        query = f"with hits as ({hits}) select predicate, count(*) from hits group by 1 order by 2 desc, 1"
+        found = rows(query, values)
+        kept = min(max(count // _PER_PREDICATE - 1, 1), _MOST_PREDICATES, len(found))
+        for number, (name, relations) in enumerate(found[:kept]):
+            strata[number] = PlanStratum(name=name, relations=relations, sampled=0, predicate=name)
+        if others := sum(relations for _, relations in found[kept:]):
+            strata[kept] = PlanStratum(name=_OTHERS, relations=others, sampled=0)
+        stratum = f"(coalesce(list_position(?::varchar[], predicate), {kept + 1}) - 1)"
+        own = [[name for name, _ in found[:kept]]]
+    else:
+        query = f"with hits as ({hits}) select {_BAND} as band, count(*) from hits group by 1 order by 1"
+        for band, relations in rows(query, values):
+            start, stop = (None, None) if band < 0 else _EDGES[band : band + 2]
+            name = "none" if start is None else f"{start:.2f} to {stop:.2f}"
+            strata[band] = PlanStratum(name=name, relations=relations, sampled=0, start=start, stop=stop)
     if not strata:
         raise UserError("there are no relations to ask about")
-    sizes = {number: stratum.relations for number, stratum in strata.items()}
+    sizes = {number: each.relations for number, each in strata.items()}
     shares = {number: share for number, share in equal_shares(sizes, count).items() if share}
     # A number that is below all but about twice as many hashes as are asked for.
     bounds = [min(int((2 * share + 100) / sizes[n] * _HASHES), _HASHES - 1) for n, share in shares.items()]
-    rows = population.rows(
-        _SAMPLE.format(select=population.hits, stratum=expression),
-        *population.values, *values, seed, list(shares), list(shares.values()), bounds,
-    )  # fmt: skip
+    sample = [*values, *own, seed, list(shares), list(shares.values()), bounds]
     index = {number: at for at, number in enumerate(strata)}
-    questions = [PlannedQuestion._make([*row[:-1], index[row[-1]]]) for row in rows]
+    found = rows(_SAMPLE.format(select=hits, stratum=stratum), sample)
+    questions = [PlannedQuestion._make([*row[:-1], index[row[-1]]]) for row in found]
     asked = np.bincount([question.stratum for question in questions], minlength=len(strata)).tolist()
     return [s.model_copy(update={"sampled": n}) for s, n in zip(strata.values(), asked, strict=True)], questions
-
-
-def _by_confidence(population: Population, count: int) -> tuple[dict[int, PlanStratum], str, list[Any]]:
-    """The strata with their numbers, SQL for the number of a relation, and its parameters."""
-    query = f"with hits as ({population.hits}) select {_BAND} as band, count(*) from hits group by 1 order by 1"
-    strata = {}
-    for band, relations in population.rows(query, *population.values):
-        start, stop = (None, None) if band < 0 else _EDGES[band : band + 2]
-        name = "none" if start is None else f"{start:.2f} to {stop:.2f}"
-        strata[band] = PlanStratum(name=name, relations=relations, sampled=0, start=start, stop=stop)
-    return strata, _BAND, []
-
-
-def _by_predicate(population: Population, count: int) -> tuple[dict[int, PlanStratum], str, list[Any]]:
-    query = f"with hits as ({population.hits}) select predicate, count(*) from hits group by 1 order by 2 desc, 1"
-    found = population.rows(query, *population.values)
-    kept = min(max(count // _PER_PREDICATE - 1, 1), _MOST_PREDICATES, len(found))
-    strata = {
-        number: PlanStratum(name=predicate, relations=relations, sampled=0, predicate=predicate)
-        for number, (predicate, relations) in enumerate(found[:kept])
-    }
-    if others := sum(relations for _, relations in found[kept:]):
-        strata[kept] = PlanStratum(name=_OTHERS, relations=others, sampled=0)
-    names = [predicate for predicate, _ in found[:kept]]
-    return strata, f"(coalesce(list_position(?::varchar[], predicate), {kept + 1}) - 1)", [names]
 
 
 def stratum_sql(strata: Sequence[PlanStratum], kind: str) -> str:

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from sgpipe.stats.plans import MARGIN, Population, count_states, draw, judgements_needed, measure_plan, next_question
+from sgpipe.stats.plans import MARGIN, count_states, draw, judgements_needed, measure_plan, next_question
 from sgpipe.storage.index import read_record
 from sgpipe.storage.judgements import (
     Judgement,
@@ -169,8 +169,7 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
         if filters.judged or filters.queue:
             freshness_of(request).update_judgements()
         select, parameters = select_relations(viewer.index, filters)
-        population = Population(lambda query, *rest: viewer.index.rows(query, rest), select, parameters)
-        strata, questions = draw(population, wanted.kind, wanted.count, wanted.seed)
+        strata, questions = draw(viewer.index.rows, select, parameters, wanted.kind, wanted.count, wanted.seed)
         plan = SamplingPlan(
             plan=wanted.id,
             at=utc_now(),

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from sgpipe.stats.plans import Population, draw
+from sgpipe.stats.plans import draw
 from sgpipe.storage.index import open_run
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, PlannedQuestion, SamplingPlan
 
@@ -22,7 +22,7 @@ def judge(root: Path, number: int, decide: Decide, kind: str = "bands", seed: in
     """Make a plan of a run with this number of questions, and judge them; returns the file of judgements."""
     with open_run(root) as database:
         run = str(database.run["fingerprint"])
-        strata, questions = draw(Population(lambda query, *v: database.rows(query, *v), RELATIONS), kind, number, seed)
+        strata, questions = draw(database.index.rows, RELATIONS, (), kind, number, seed)
     values = {"kind": kind, "seed": seed, "strata": strata, "questions": questions}
     lines = [SamplingPlan(plan="p", at="", by="anna", run=run, **values).model_dump_json()]
     for question in questions:
