@@ -229,7 +229,11 @@ class CaptionConfig(Config):
     scopes: tuple[Literal["image", "box", "pair"], ...] = Field(
         ("image",), description="what is captioned: whole images, boxes, regions of box pairs"
     )
-    max_crops: int = Field(100, ge=1, description="maximum number of captioned box and pair regions per image")
+    max_crops: int = Field(
+        100,
+        ge=1,
+        description="maximum number of captioned regions per image and scope: of its largest boxes; others are counted",
+    )
     batch_size: int = Field(8, ge=1, description="images per forward pass; does not change the captions")
     compile: bool = Field(False, description="BLIP on a GPU: torch.compile for the decoder")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -277,7 +281,11 @@ class PairConfig(Config):
     synonyms: StoredPath | None = Field(None, description="JSON {class name: [synonyms]}; null: the packaged table")
     prior: StoredPath | None = Field(None, description="scene graphs (VG JSON) for `candidates: prior`")
     require_overlap: bool = Field(False, description="only pairs of overlapping boxes")
-    max_pairs: int = Field(10_000, ge=1, description="maximum number of candidate pairs per image")
+    max_pairs: int = Field(
+        10_000,
+        ge=1,
+        description="maximum number of candidate pairs per image: of its largest boxes; others are counted",
+    )
     resources: Resources = Resources()
 
 

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from sgpipe.errors import ImageError, UserError
-from sgpipe.files.image_roots import ImageFile, ImagePlace
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.model_cache import local_model
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import CaptionConfig
@@ -93,7 +92,7 @@ class CaptionStage(Stage):
 
     def _inputs(self, records: Sequence[Record], open_: deque[tuple[Record, Region]]) -> Iterator[CaptionInput]:
         """Every region to caption, noted in `open_`; images are opened on demand, unreadable ones become error rows."""
-        with ImageFeed(self.roots, records, _opened, self.threads, self.config.batch_size) as images:
+        with ImageFeed(self.roots, records, lambda *opened: opened, self.threads, self.config.batch_size) as images:
             for record in records:
                 if not record.ok:
                     continue
@@ -133,10 +132,6 @@ def load_captioner(config: CaptionConfig, cache_folder: CacheFolder | None = Non
     from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
 
     return VisionLanguageCaptioner(own)
-
-
-def _opened(image: Image.Image, file: ImageFile) -> tuple[Image.Image, ImageFile]:
-    return image, file
 
 
 def _noise_key(seed: int, record: Record, region: Region) -> int:
