@@ -93,10 +93,7 @@ def test_an_operator_is_tested_before_it_is_used(deformops: SimpleNamespace) -> 
     [
         (lambda *case: 1.01 * as_deformops(*case), "it differs from grid_sample by 0.0"),
         (lambda value, *case: as_deformops(value.detach(), *case) + 0 * value.sum(), "it differs from grid_sample by"),
-        (
-            failing(RuntimeError("no kernel image is available")),
-            "cannot be used on cpu: no kernel image is available",
-        ),
+        (failing(RuntimeError("no kernel image is available")), "cannot be used on cpu: no kernel image is available"),
         (half_wrong, "it differs from grid_sample by"),
         (failing(OSError()), "cannot be used on cpu: OSError"),
         (failing(TritonError("ptxas")), "cannot be used on cpu: ptxas"),

@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 
 from rlip_model.config import Gating, RLIPConfig
-from rlip_model.fusion import (
-    Gate,
-    LabelLayer,
-    MultiBranchFusion,
-    VisionLanguageFusion,
-)
+from rlip_model.fusion import Gate, LabelLayer, MultiBranchFusion, VisionLanguageFusion
 from tests.factories import tiny_config
 
 

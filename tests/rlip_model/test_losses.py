@@ -11,13 +11,7 @@ from torch import Tensor
 from rlip_model.heads import RelationOutput
 from rlip_model.losses import DetectionCriterion, LayerLosses, TaggerCriterion
 from rlip_model.targets import Triplets
-from tests.rlip_model.samples import (
-    RELATIONS,
-    perfect_layer,
-    random_layer,
-    random_output,
-    random_triplets,
-)
+from tests.rlip_model.samples import RELATIONS, perfect_layer, random_layer, random_output, random_triplets
 
 FEATURES = torch.randn(RELATIONS, 8, generator=torch.Generator().manual_seed(3))
 PLAIN = DetectionCriterion(quality_labels=False, pseudo_labels=False)

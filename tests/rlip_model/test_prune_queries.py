@@ -7,11 +7,7 @@ from rlip_model.model import ParSeD, ParSeDA, RTagger
 from rlip_model.prune_queries import prune_queries
 from tests.rlip_model.conftest import tiny_network
 
-QUERY_TABLES = {
-    ParSeD: ["query_embed"],
-    ParSeDA: ["content", "verb_content", "anchors"],
-    RTagger: ["verb_content"],
-}
+QUERY_TABLES = {ParSeD: ["query_embed"], ParSeDA: ["content", "verb_content", "anchors"], RTagger: ["verb_content"]}
 
 
 @pytest.mark.parametrize("kind", QUERY_TABLES)

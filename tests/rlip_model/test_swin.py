@@ -6,11 +6,7 @@ import pytest
 import torch
 from torchvision.models.swin_transformer import SwinTransformer
 
-from rlip_model.swin import (
-    Swin,
-    attend,
-    relative_position_index,
-)
+from rlip_model.swin import Swin, attend, relative_position_index
 
 
 @pytest.mark.parametrize("windows", [1, 3])
@@ -65,12 +61,7 @@ def test_equals_torchvision() -> None:
             torch.testing.assert_close(ours(images)[level], norm.permute(0, 3, 1, 2), atol=1e-4, rtol=1e-4)
 
 
-PATCH = [
-    ("proj", 0, "weight"),
-    ("proj", 0, "bias"),
-    ("norm", 2, "weight"),
-    ("norm", 2, "bias"),
-]
+PATCH = [("proj", 0, "weight"), ("proj", 0, "bias"), ("norm", 2, "weight"), ("norm", 2, "bias")]
 
 
 def test_drop_path_grows_from_zero_to_its_rate() -> None:

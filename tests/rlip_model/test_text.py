@@ -9,14 +9,7 @@ from transformers import RobertaConfig, RobertaModel
 
 from rlip_model.model import RTagger
 from rlip_model.presets import tiny_sizes
-from rlip_model.text import (
-    LabelCache,
-    LabelEncoder,
-    build_tokenizer,
-    load_tokenizer,
-    masked_by_sum,
-    spread,
-)
+from rlip_model.text import LabelCache, LabelEncoder, build_tokenizer, load_tokenizer, masked_by_sum, spread
 
 WORDS = "person dog horse on next to holding in front of a b c d e f g h i j k l"
 

@@ -44,10 +44,7 @@ class Detection:
 
     @property
     def phrase(self) -> Box:
-        return [
-            *np.minimum(self.subject[:2], self.object[:2]),
-            *np.maximum(self.subject[2:], self.object[2:]),
-        ]
+        return [*np.minimum(self.subject[:2], self.object[:2]), *np.maximum(self.subject[2:], self.object[2:])]
 
 
 @dataclass

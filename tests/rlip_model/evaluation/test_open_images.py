@@ -32,11 +32,7 @@ def test_the_weighted_score() -> None:
 def test_the_published_slip_looks_phrases_up_in_the_place_of_others(order: PhraseOrder, hits: list[int]) -> None:
     """By score: class 1 right, class 2 right, class 1 wrong; by class the last two change places."""
     boxes, labels = [PERSON, THING, FAR, [300, 300, 330, 330]], [0, 1, 0, 2]
-    found = [
-        RIGHT,
-        (FAR, boxes[3], 2, {WEARS: 0.8}),
-        ([100, 100, 120, 120], [140, 140, 160, 160], 1, {HOLDS: 0.7}),
-    ]
+    found = [RIGHT, (FAR, boxes[3], 2, {WEARS: 0.8}), ([100, 100, 120, 120], [140, 140, 160, 160], 1, {HOLDS: 0.7})]
     images = [scene([(0, 1, HOLDS), (2, 3, WEARS)], found, boxes=boxes, labels=labels)]
     slipped = scores(*images, suppression=PairSuppression(), order=order)
     assert slipped.phrases[100].true_positives.tolist() == hits

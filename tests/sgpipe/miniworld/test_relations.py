@@ -35,11 +35,7 @@ def gap(a: Extent, b: Extent) -> float:
 def test_compositions_bind_two_things_on_or_above_the_ground(rule: CompositionRule, statement: Statement) -> None:
     group, subject, object_ = compose(rule, statement, 1)
     (bond,) = group.bonds
-    assert (group.actors[bond.subject], bond.predicate, group.actors[bond.object]) == (
-        subject,
-        statement[1],
-        object_,
-    )
+    assert (group.actors[bond.subject], bond.predicate, group.actors[bond.object]) == (subject, statement[1], object_)
     lowest = group.extent().bottom
     assert lowest > -0.25
     assert subject.free <= SLOTS[subject.kind]

@@ -6,12 +6,7 @@ from rlip_model.settings import Augmentation, Optimisation
 from sgpipe.errors import UserError
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.job import TrainingJob
-from sgpipe.training.recipe import (
-    TrainRecipe,
-    load_train_recipe,
-    shards_options,
-    train_recipe_folder,
-)
+from sgpipe.training.recipe import TrainRecipe, load_train_recipe, shards_options, train_recipe_folder
 from sgpipe.training.run import _identity
 from sgpipe.utils.config_file import parse_set
 from sgpipe.utils.hashing import differences
