@@ -5,7 +5,7 @@ Unlike the batches of a validation, images are not padded, and those without rel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -211,14 +211,3 @@ def _lockstep(items: Iterator[Item]) -> Iterator[Item | None]:
     """The items; then None while other processes have more, so that sharded parameters serve equally many passes."""
     while any(gather((item := next(items, None)) is not None)):
         yield item
-
-
-def make_benchmark(
-    recipe: TrainRecipe, objective: Objective, validation: TrainingSet | None, share: tuple[int, int]
-) -> Callable[[], Mapping[str, float]] | None:
-    """The benchmark of `output.best`; None if it is none, or without validation data. Raises UserError."""
-    name = recipe.output.best
-    if name not in BENCHMARKS or validation is None:
-        return None
-    batch = max(recipe.optimisation.batch // (share[1] * recipe.optimisation.accumulate), 1)
-    return Benchmark(name, objective, recipe.data, validation, batch, share)
