@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -100,7 +101,7 @@ def relations(rng: np.random.Generator, *, images: int, per_image: float) -> tup
 def evaluations() -> Iterator[Row]:
     """`sgpipe eval … --compare`."""
     few = "20 classes, half with about 3 targets or fewer, 100 images"
-    scenes = {
+    scenes: dict[str, tuple[Callable[..., tuple[Resampling, Resampling]], dict[str, Any]]] = {
         f"{few}, equal detectors": (detections, {"images": 100, "classes": 20, "targets_per_image": 1.2, "gain": 0.0}),
         "60 classes, half with about 3 targets or fewer, 300 images": (
             detections,
@@ -148,7 +149,7 @@ class Run:
 
     def precision(self, threshold: float) -> float:
         """The precision of the relations that a threshold keeps."""
-        first = np.searchsorted(self.confidence.astype(np.float32), np.float32(threshold))
+        first = int(np.searchsorted(self.confidence.astype(np.float32), np.float32(threshold)))
         return float(self.above[min(first, len(self.above) - 1)])
 
     def judge(self, number: int) -> Array:

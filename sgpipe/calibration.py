@@ -132,8 +132,9 @@ class Calibration(Config):
     def save(self, file: Path) -> None:
         """Write the file: one line for each threshold."""
         values = self.model_dump(mode="json")
-        parts = [f"{json_text(name)}: {_text(value)}" for name, value in values.items()]
-        write_result_text(file, "{\n" + ",\n".join(parts) + "\n}\n")
+        levels = ",\n  ".join(map(json_text, values.pop("levels")))
+        parts = [f"{json_text(name)}: {json_text(value)}" for name, value in values.items()]
+        write_result_text(file, "{\n" + ",\n".join([*parts, f'"levels": [\n  {levels}\n ]']) + "\n}\n")
 
 
 def load_calibration(file: Location) -> Calibration:
@@ -235,9 +236,3 @@ def from_log_odds(odds: ArrayLike) -> Floats:
 def rounded(value: float) -> float:
     """A number as the file has it."""
     return round(float(value), _DIGITS)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return "[\n  " + ",\n  ".join(map(json_text, value)) + "\n ]"
-    return json_text(value)

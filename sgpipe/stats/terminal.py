@@ -94,9 +94,9 @@ def _measured(measures: Measures) -> Iterator[Table | str]:
     if not _is_annotated(measures):
         rows = []
         for level in measures.thresholds:
-            counts = (f"{count:,}" for count in (level.relations, level.predicate_kinds, level.images))
+            kept = (f"{number:,}" for number in (level.relations, level.predicate_kinds, level.images))
             means = (f"{mean:.2f}" if level.relations else "-" for mean in (level.per_image, level.per_pair))
-            rows.append((f"{level.threshold:.2f}", *counts, *means))
+            rows.append((f"{level.threshold:.2f}", *kept, *means))
         names = [">relations", ">predicate kinds", ">images", ">per image", ">per pair"]
         yield table("relations by threshold", [f"{measures.threshold_of} ≥", *names], rows)
     rankings = [
@@ -124,8 +124,8 @@ def _measured(measures: Measures) -> Iterator[Table | str]:
         for check in failed:
             example = ""
             if check.examples:
-                first = check.examples[0]
-                text, image = (single_line(part, 2 * _LONGEST) for part in (first.text, first.image_id))
+                shown = check.examples[0]
+                text, image = (single_line(part, 2 * _LONGEST) for part in (shown.text, shown.image_id))
                 example = f"{text} (image {image})"
             rows.append((check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", example))
         title = f"health: {len(failed)} of {len(measures.health)} checks found problems"
