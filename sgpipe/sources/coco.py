@@ -23,6 +23,7 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.images import image_exists
 from sgpipe.records import Box, Caption, Record, Relation
+from sgpipe.sources import formats
 from sgpipe.sources.annotated import (
     AnnotationSource,
     DatasetClasses,
@@ -43,13 +44,6 @@ from sgpipe.sources.annotated import (
     triplet_relations,
 )
 from sgpipe.sources.detections import Detections
-from sgpipe.sources.formats import (
-    COCO_CAPTIONS,
-    COCO_INSTANCES,
-    COCO_RELATIONS,
-    RELATION_TRIPLETS,
-    require_format,
-)
 
 
 def read_coco(
@@ -138,12 +132,12 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
 
     Raises UserError: a file is missing or of another format.
     """
-    require_format(annotations, COCO_INSTANCES, COCO_RELATIONS)
+    formats.require_format(annotations, formats.COCO_INSTANCES, formats.COCO_RELATIONS)
     files, instances = {"annotations": annotations}, load_coco_instances(annotations)
     names: Mapping[int, str] = instances.predicates
     related: Mapping[str, Any] = instances.relations
     if relations is not None:
-        require_format(relations, RELATION_TRIPLETS)
+        formats.require_format(relations, formats.RELATION_TRIPLETS)
         files["relations"] = relations
         stream = JsonStream(relations)
         names = dict(enumerate(replace_surrogates(str(item)) for key, item in stream if key == "rel_categories"))
@@ -285,10 +279,10 @@ def load_coco_instances(path: Path) -> CocoInstances:
 
 def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
     """COCO's objects and captions, without relations. Raises UserError: a file is missing or of another format."""
-    require_format(annotations, COCO_INSTANCES, COCO_RELATIONS)
+    formats.require_format(annotations, formats.COCO_INSTANCES, formats.COCO_RELATIONS)
     files = {"annotations": annotations}
     if captions:
-        require_format(captions, COCO_CAPTIONS)
+        formats.require_format(captions, formats.COCO_CAPTIONS)
         files["captions"] = captions
     return AnnotationSource("coco", split, partial(_records, annotations, captions, split), files, boxes="xywh")
 

@@ -22,6 +22,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.text_files import read_text
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
+from sgpipe.sources import formats
 from sgpipe.sources.annotated import (
     AnnotationSource,
     DatasetClasses,
@@ -39,16 +40,6 @@ from sgpipe.sources.annotated import (
     required_field,
     text_field,
     xyxy_to_xywh,
-)
-from sgpipe.sources.formats import (
-    HICO_HOIA,
-    HICO_PAIRS,
-    HOIA,
-    OPEN_IMAGES_HOIA,
-    OPEN_IMAGES_VRD,
-    VCOCO_HOIA,
-    VCOCO_PAIRS,
-    require_format,
 )
 from sgpipe.sources.vocabulary import category_names, official_relation_names, relation_names
 
@@ -188,12 +179,12 @@ def hico_source(annotations: Path, split: str, classes: Path | None = None) -> A
 
     Raises UserError: the file is of another format, or of other classes.
     """
-    return _source(annotations, split, classes, "hico", HICO, (HICO_HOIA, HICO_PAIRS, HOIA))
+    return _source(annotations, split, classes, "hico", HICO, (formats.HICO_HOIA, formats.HICO_PAIRS, formats.HOIA))
 
 
 def vcoco_source(annotations: Path, split: str, classes: Path | None = None) -> AnnotationSource:
     """Return V-COCO in HOIA format or as box pairs; otherwise as `hico_source`."""
-    return _source(annotations, split, classes, "vcoco", VCOCO, (VCOCO_HOIA, VCOCO_PAIRS, HOIA))
+    return _source(annotations, split, classes, "vcoco", VCOCO, (formats.VCOCO_HOIA, formats.VCOCO_PAIRS, formats.HOIA))
 
 
 def _source(
@@ -202,10 +193,10 @@ def _source(
     classes: Path | None,
     dataset: str,
     schema: HoiaSchema,
-    formats: tuple[str, ...],
+    accepted: tuple[str, ...],
 ) -> AnnotationSource:
     files = {"annotations": annotations}
-    if require_format(annotations, *formats) in (HICO_PAIRS, VCOCO_PAIRS):
+    if formats.require_format(annotations, *accepted) in (formats.HICO_PAIRS, formats.VCOCO_PAIRS):
         if classes is not None:
             raise UserError(f"{annotations} names its classes itself; omit --classes")
         read = partial(read_pairs, annotations, dataset, split)
@@ -357,7 +348,10 @@ def open_images_source(annotations: Path, split: str, categories: Path | None = 
 
     Raises UserError: a file is missing or of another format.
     """
-    is_hoia = require_format(annotations, OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD) is OPEN_IMAGES_HOIA
+    is_hoia = (
+        formats.require_format(annotations, formats.OPEN_IMAGES_HOIA, formats.OPEN_IMAGES_VRD)
+        is formats.OPEN_IMAGES_HOIA
+    )
     if is_hoia:
         check_classes(annotations, OPEN_IMAGES, "open_images")
     files, classes = {"annotations": annotations}, OPEN_IMAGES.classes
