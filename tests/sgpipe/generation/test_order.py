@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,7 @@ from tests.factories import make_blip, untrained_tagger
 SMALL = {"tag.short_side": 48, "tag.long_side": 64, "tag.threshold": 0.01, "tag.group_size": 3, "pair.max_pairs": 10}
 
 
-def labels(files: Files, folder: Path, **settings: object) -> dict[str, object]:
+def labels(files: Files, folder: Path, **settings: object) -> dict[str, Any]:
     """By image: the captions, and the relations between boxes as they are."""
     splits = {"val": {"annotations": files.annotations, "images": files.images, "captions": files.captions}}
     tagger = {"tag.tagger": str(folder.parent / "tagger")}
