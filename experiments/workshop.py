@@ -32,7 +32,7 @@ from sgpipe.sources.miniworld import MiniworldFiles, split_name
 from sgpipe.stages.tag.methods import candidates, overlapping_pairs
 from sgpipe.stats.calibrate import calibrate, judge_by_truth
 from sgpipe.storage.manifest import MANIFEST, Manifest
-from sgpipe.storage.run_folder import GroundTruth, RunFolder
+from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.storage.shards import iter_records
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.training.run import train
@@ -100,7 +100,7 @@ class Workshop:
         """What the images of a pseudo-labelled set show."""
         config = self.plan.sets[name]
         assert config.labels is not None
-        truth = RunFolder(self._run(config.drawn, config.labels)).ground_truth
+        truth = ground_truth_of(self._run(config.drawn, config.labels))
         assert truth is not None
         return truth
 
@@ -202,7 +202,7 @@ def _draw(config: MiniworldConfig, root: Path) -> None:
 
 def _derive(run: Path, keep: Kept, out: Path) -> None:
     """Write the candidates of a run, or some of them, as relations without confidence."""
-    truth = RunFolder(run).ground_truth
+    truth = ground_truth_of(run)
     assert truth is not None
     statements = {record.image_id: _statements(record) for record in iter_records(truth.relations)}
     [(split, images)] = Manifest.load(run).image_roots.locations.items()

@@ -13,9 +13,8 @@ import torch
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
-from experiments.miniworld.network_quality import measure_network, network_recipe
+from experiments.miniworld.network_quality import measure_network, network_recipe, print_tables
 from sgpipe.evaluation.benchmarks.evaluate import ModelRun, score_hico
 from sgpipe.evaluation.box_quality import evaluate_boxes
 from sgpipe.evaluation.label_quality.comparison import label_quality
@@ -113,14 +112,6 @@ def quality_rows(qualities: Mapping[str, DetectorQuality]) -> list[list[str]]:
     return rows
 
 
-def print_detector_quality(qualities: Mapping[str, DetectorQuality], console: Console) -> None:
-    head, *body = quality_rows(qualities)
-    table = Table(*head, box=None, padding=(0, 2, 0, 0))
-    for row in body:
-        table.add_row(*row)
-    console.print(table)
-
-
 def main(
     detector: Annotated[Path | None, typer.Option(help="folder of a ParSeDA; default: the packaged one")] = None,
     images: Annotated[int, typer.Option(min=1, help="number of images per split")] = 500,
@@ -129,7 +120,7 @@ def main(
     """Print the quality of a detector of the miniworld."""
     network, recipe = detector or packaged_model("parseda"), network_recipe("parseda")
     qualities = {split: measure_detector(network, recipe, split, images, seed) for split in SPLITS}
-    print_detector_quality(qualities, Console())
+    print_tables(Console(), quality_rows(qualities))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from experiments.miniworld.network_quality import print_tables
 from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.comparison import label_quality
@@ -26,7 +26,7 @@ from sgpipe.recipe import load_recipe
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stages.score.scorer import ScorerSettings
 from sgpipe.stats.precision import JudgedRelations, area_under_roc
-from sgpipe.storage.run_folder import GroundTruth, RunFolder
+from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.utils.console import Progress, run_command
 
 _RECALLS = (0.80, 0.84, 0.86)
@@ -157,16 +157,12 @@ def main(
             run = Path(folder) / "run"
             drawn = {"images": images, "seed": seed, "split": "val"}
             generate(load_recipe("miniworld", {"source.miniworld": drawn, "tag.threshold": 0}), run, progress)
-        truth = RunFolder(run).ground_truth
+        truth = ground_truth_of(run)
         if truth is None:
             raise UserError(f"{run} has no ground truth of its own")
         judge_run(run, judge, Path(folder) / "judged", progress)
         candidates = read_candidates(Path(folder) / "judged", truth)
-    for head, *body in (method_rows(measure_methods(candidates)), filtered_rows(candidates)):
-        table = Table(*head, box=None, padding=(0, 2, 0, 0))
-        for row in body:
-            table.add_row(*row)
-        console.print(table, "")
+    print_tables(console, method_rows(measure_methods(candidates)), filtered_rows(candidates))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import yaml
 from rich.console import Console
 
 from experiments.miniworld.cards import TrainingCost, write_parseda_card, write_tagger_card
-from experiments.miniworld.detector_quality import SPLITS, measure_detector, print_detector_quality
-from experiments.miniworld.network_quality import measure_tagger, network_recipe, print_tagger_quality
+from experiments.miniworld.detector_quality import SPLITS, measure_detector, quality_rows
+from experiments.miniworld.network_quality import measure_tagger, network_recipe, print_tables, print_tagger_quality
 from experiments.miniworld.train_captioner import captioner_recipe, make_captioner
 from sgpipe.errors import UserError
 from sgpipe.miniworld.dataset import SCENE_GRAPHS, render_dataset
@@ -80,7 +80,7 @@ def main(
     write_tagger_card(weights / "tagger", network_recipe("tagger"), train_images, costs["tagger"], tagger_quality)
     recipe = network_recipe("parseda")
     quality = {split: measure_detector(weights / "parseda", recipe, split, images) for split in SPLITS}
-    print_detector_quality(quality, console)
+    print_tables(console, quality_rows(quality))
     write_parseda_card(weights / "parseda", recipe, train_images, costs["parseda"], images, quality)
 
 

@@ -25,7 +25,7 @@ from sgpipe.evaluation.label_quality.comparison import ALL_PAIRS, LABELS, LabelQ
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.relations import COMPOSITIONAL, PREDICATES
 from sgpipe.recipe import PackagedModel, load_recipe, packaged_model
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import ground_truth_of
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.job import TrainingJob, make_feed, make_objective
@@ -72,7 +72,7 @@ def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: i
         with _labelled(captioner if captions == "BLIP" else None, tagger, split, images, seed) as run:
             quality = run_quality(run)
             rows += [PipelineQuality(split, captions, name, quality[name]) for name in (LABELS, ALL_PAIRS)]
-            truth = RunFolder(run).ground_truth
+            truth = ground_truth_of(run)
             if captions == "oracle" and truth and isinstance(truth.relations, Path):
                 given_pairs[split] = measure_network(tagger, recipe, truth.relations)["ap"]
     for split in ("val", COMPOSITIONAL):
@@ -150,14 +150,19 @@ def predicate_rows(quality: TaggerQuality) -> list[list[str]]:
     return rows
 
 
-def print_tagger_quality(quality: TaggerQuality, console: Console) -> None:
-    for head, *body in (quality_rows(quality), predicate_rows(quality)):
+def print_tables(console: Console, *tables: list[list[str]]) -> None:
+    """Print tables of cells, whose first rows are headers."""
+    for head, *body in tables:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for name in head:
             table.add_column(name, no_wrap=True)
         for row in body:
             table.add_row(*row)
         console.print(table, "")
+
+
+def print_tagger_quality(quality: TaggerQuality, console: Console) -> None:
+    print_tables(console, quality_rows(quality), predicate_rows(quality))
     for split, value in quality.given_pairs.items():
         console.print(f"{split}: average precision on given pairs: {value:.3f}", highlight=False)
 
