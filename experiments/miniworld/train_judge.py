@@ -2,7 +2,7 @@
 
 A tiny SigLIP, whose image encoder starts as the packaged captioner's, sees the crop of two things with their outlines.
 Of each predicate that the miniworld knows for their classes it learns whether it holds: the probability of the
-relation's text among that text and its contrast texts, as `ClipScorer` computes it, is trained by binary cross-entropy.
+relation's text against the mean of its contrast texts, as `ClipScorer` computes it, is trained by binary cross-entropy.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class JudgeTrainer:
         said = F.normalize(_features(model.get_text_features(**tokens)), dim=-1)
         cosines = model.logit_scale.exp() * (said[places] * seen[crop][:, None]).sum(-1)
         against = cosines[:, 1:].masked_fill(contrasts == NO_TEXT, -torch.inf)
-        return cosines[:, 0] - against.logsumexp(1), self.data.holds[rows][crop, predicate].float()
+        mean = against.logsumexp(1) - (contrasts != NO_TEXT).sum(1).log()
+        return cosines[:, 0] - mean, self.data.holds[rows][crop, predicate].float()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Indices of crops with a possible relation, and which are mirrored; each occurs once per epoch."""
