@@ -81,12 +81,6 @@ def has_images(parquet: pq.ParquetFile, column: str) -> bool:
     return not counts or any(stated is None or stated.null_count != rows for rows, stated in counts)
 
 
-def image_bytes(batch: pa.RecordBatch) -> pa.Array:
-    """The bytes in the only column of a batch that was read by `image_leaf`."""
-    column = batch.column(0)
-    return column.field(0) if pa.types.is_struct(column.type) else column
-
-
 class ParquetImages:
     """Reads the images of Parquet files by their names. Threads may share it."""
 
@@ -164,7 +158,8 @@ class _RowGroup:
         if row < self._next and not any(start <= row for start, _ in self._recent):
             self._restart()
         while row >= self._next:
-            images = image_bytes(next(self._batches))
+            column = next(self._batches).column(0)
+            images = column.field(0) if pa.types.is_struct(column.type) else column
             self._recent.append((self._next, images))
             self._next += len(images)
         start, images = next(each for each in reversed(self._recent) if each[0] <= row)

@@ -146,7 +146,7 @@ class Index:
 
         Raises UserError or StoreError: as `open`; this state stays usable.
         """
-        files = self.files.read_again()
+        files = RunFiles(self.root)
         if self._path == _path(files, files.states()):
             return None
         return Index(self.root, files, _make(files, Progress(Console(quiet=True))))

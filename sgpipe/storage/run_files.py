@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from copy import copy
 from functools import cached_property
 from pathlib import Path
 
@@ -37,18 +36,13 @@ class RunFiles:
         self._place = location(root)
         self.root = str(self._place)
         self._folder = self._place if isinstance(self._place, Path) else None
-        self.manifest, self.problems = self._read_manifest()
+        self.manifest, bad = Manifest.salvage(self._place)
+        advice = f"`sgpipe verify {self.root} --repair`" if self._folder else "read twice; restore it from a copy"
+        self.problems = [f"{self.root}/{MANIFEST}: line {line} is damaged; {advice}" for line in bad]
         self.storage = absolute_location(self._place)
         mirror = self.manifest.run.get("store")
-        fetched = self._folder and all((self._folder / shard.file).is_file() for shard in self.manifest.shards)
-        if mirror and self._folder and not fetched:
+        if mirror and self._folder and not all((self._folder / each.file).is_file() for each in self.manifest.shards):
             self.storage = StorePath(mirror)
-
-    def read_again(self) -> RunFiles:
-        """The files as the manifest lists them now. Raises UserError or StoreError: as for a new object."""
-        again = copy(self)
-        again.manifest, again.problems = self._read_manifest()
-        return again
 
     def states(self) -> dict[str, str]:
         """What tells whether each shard of the manifest is still the same file; "missing" where there is none.
@@ -97,8 +91,3 @@ class RunFiles:
         except OSError as error:
             raise UserError(f"{place} cannot be made: {error.strerror}; set SGPIPE_CACHE to a folder") from None
         return place
-
-    def _read_manifest(self) -> tuple[Manifest, list[str]]:
-        manifest, bad = Manifest.salvage(self._place)
-        advice = f"`sgpipe verify {self.root} --repair`"
-        return manifest, [f"{self.root}/{MANIFEST}: line {line} is damaged; {advice}" for line in bad]
