@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.special import stdtrit
 
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import curve, monotone
@@ -197,6 +196,8 @@ def _standard_error(halves: Array, images: int) -> float:
 
 
 def _quantile(images: int) -> float:
+    from scipy.special import stdtrit  # only where an interval is computed
+
     return float(stdtrit(images - 1, 0.975))
 
 

@@ -75,7 +75,11 @@ _Loader.add_constructor(
 
 def parse_yaml(text: str) -> Any:
     """Return plain values. Raises YAMLError, ValueError, RecursionError: it is not YAML 1.2."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
