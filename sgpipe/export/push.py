@@ -130,7 +130,7 @@ def _exported(manifest: Manifest, to: str, options: Mapping[str, Any]) -> Iterat
     with only_process(place.with_name(f"{place.name}.lock"), place):
         shutil.rmtree(place, ignore_errors=True)
         try:
-            exported = export_run(root, HUGGING_FACE, place, **options)
+            exported = export_run(root, HUGGING_FACE, place, inside=True, **options)
             card = exported.root / README
             write_text(card, card.read_text(encoding="utf-8").replace("FOLDER_OR_ID", to))
             yield exported

@@ -75,6 +75,7 @@ def export_run(
     images: ImagePlace | None = None,
     images_url: str | None = None,
     embed: bool = False,
+    inside: bool = False,
 ) -> Exported:
     """Write the run in `root` to the new folder `out`.
 
@@ -84,6 +85,7 @@ def export_run(
             is the expected one.
         images, embed: as for `write_hugging_face` and `write_label_studio`; only for these.
         images_url: as for `write_label_studio`; only for it.
+        inside: `out` may be in the run's own folder, as that of `sgpipe push`.
 
     Raises UserError: the folder is not a run, a shard cannot be read, or `out` exists; nothing is written.
     """
@@ -103,7 +105,7 @@ def export_run(
     if precision is not None:
         threshold = probability_for(calibration, precision, threshold)
     rows = ExportRows(location(root), threshold if threshold is not None else default, calibration)
-    with new_folder(out) as folder:
+    with new_folder(out if inside else check_output(out)) as folder:
         if to == HUGGING_FACE:
             write_hugging_face(rows, folder, images, embed=embed)
         else:
@@ -123,10 +125,9 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     If the process is killed the folder remains; the next export of this name empties it.
 
-    Raises UserError: `out` exists and is not an empty folder, belongs to a run, cannot be created, or another export
-        is writing it.
+    Raises UserError: `out` exists and is not an empty folder, cannot be created, or another export is writing it.
     """
-    named, out = check_output(out), Path(os.path.realpath(out))
+    named, out = out, Path(os.path.realpath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {named} exists and is not overwritten; name a new folder")
     if out == Path.cwd():
