@@ -22,6 +22,7 @@ from sgpipe.storage.run_folder import GroundTruth
 Floats = NDArray[np.float64]
 
 _Z, _TAIL = 1.959964, 0.025  # 95%
+_FEW = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469)  # Student's t for 95% with 1, 2, … degrees of freedom
 FEWEST = 10  # judged relations that a suggested threshold needs
 _BINS = 10
 
@@ -145,14 +146,20 @@ def perfect_error(confidence: ArrayLike, judged: ArrayLike, weight: ArrayLike) -
     The mean distance of a binomial share from its chance is De Moivre's (1730). Arguments `[bins]`: mean confidence,
     judged relations (with unequal weights, as many equal ones as have the same variance), and weight.
     """
-    from scipy.special import gammaln, xlog1py, xlogy
 
-    chance, number = np.asarray(confidence, np.float64), np.maximum(np.rint(judged), 1)
-    least = np.floor(number * chance) + 1
-    ways = gammaln(number + 1) - gammaln(least + 1) - gammaln(np.maximum(number - least, 0) + 1)
-    likely = np.exp(ways + xlogy(least, chance) + xlog1py(number - least, -chance))
-    distance = np.where(least > number, 0, 2 * least * (1 - chance) * likely / number)
-    return float(np.average(distance, weights=np.asarray(weight)))
+    def distance(chance: float, number: int) -> float:
+        least = math.floor(number * chance) + 1
+        if not 0 < chance < 1 or least > number:
+            return 0.0
+        ways = math.lgamma(number + 1) - math.lgamma(least + 1) - math.lgamma(number - least + 1)
+        likely = math.exp(ways + least * math.log(chance) + (number - least) * math.log1p(-chance))
+        return 2 * least * (1 - chance) * likely / number
+
+    counts = np.maximum(np.rint(judged), 1).astype(int)
+    distances = [
+        distance(*each) for each in zip(np.asarray(confidence, np.float64).tolist(), counts.tolist(), strict=True)
+    ]
+    return float(np.average(distances, weights=np.asarray(weight)))
 
 
 @dataclass(frozen=True)
@@ -286,13 +293,20 @@ def design_effect(residuals: Floats, images: NDArray[np.int64]) -> float:
 
     Few images tell little about it: Student's t makes up for that.
     """
-    from scipy.special import stdtrit
-
     squares, freedom = float((residuals**2).sum()), max(len(np.unique(images)) - 1, 1)
     if not squares:
         return 1.0
     ratio = float((np.bincount(images, residuals) ** 2).sum()) / squares
-    return max(ratio * (1 + 1 / freedom) * (float(stdtrit(freedom, 1 - _TAIL)) / _Z) ** 2, 1.0)
+    return max(ratio * (1 + 1 / freedom) * (_student(freedom) / _Z) ** 2, 1.0)
+
+
+def _student(freedom: int) -> float:
+    """Return Student's t for 95%, to 0.1%: Fisher's expansion (1941), which needs no import of scipy."""
+    if freedom <= len(_FEW):
+        return _FEW[freedom - 1]
+    z, n = _Z, freedom
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / n + second / n**2 + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
 
 
 @dataclass(frozen=True)

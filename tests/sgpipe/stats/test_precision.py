@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from sgpipe.errors import UserError
 from sgpipe.stats.precision import (
     JudgedRelations,
+    _student,
     estimate,
     estimate_stratified,
     perfect_error,
@@ -146,3 +148,12 @@ def test_a_short_threshold_keeps_its_confidence_and_is_shown_as_it_is(digits):
     assert short == pytest.approx(float(digits), rel=1e-2)
     assert float(threshold_text(short)) == short
     assert len(threshold_text(short).lstrip("0.")) <= 3 or short == 1
+
+
+def test_students_t_and_the_error_of_exact_confidences_are_those_of_scipy() -> None:
+    for freedom in (1, 2, 6, 7, 12, 40, 999):
+        assert _student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-3)
+    for chance, number in ((0.0, 5), (0.2, 1), (0.5, 10), (0.93, 40), (1.0, 3)):
+        shares = np.arange(number + 1) / number
+        expected = abs(shares - chance) @ stats.binom.pmf(np.arange(number + 1), number, chance)
+        assert perfect_error([chance], [number], [1]) == pytest.approx(expected, abs=1e-12)
