@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from sgpipe.errors import UserError as UserError
     from sgpipe.generation.run import generate as generate
     from sgpipe.pipeline import Pipeline as Pipeline
+    from sgpipe.pipeline import RelationAnnotator as RelationAnnotator
     from sgpipe.pipeline import SceneGraph as SceneGraph
     from sgpipe.recipe import load_recipe as load_recipe
+    from sgpipe.storage.shards import Run as Run
     from sgpipe.storage.shards import iter_records as iter_records
     from sgpipe.training.recipe import load_train_recipe as load_train_recipe
     from sgpipe.training.run import train as train
@@ -24,6 +26,8 @@ _PUBLIC = {
     "EngineError": "sgpipe.errors",
     "ImageError": "sgpipe.errors",
     "Pipeline": "sgpipe.pipeline",
+    "RelationAnnotator": "sgpipe.pipeline",
+    "Run": "sgpipe.storage.shards",
     "SceneGraph": "sgpipe.pipeline",
     "UserError": "sgpipe.errors",
     "generate": "sgpipe.generation.run",
@@ -37,6 +41,8 @@ __all__ = [
     "EngineError",
     "ImageError",
     "Pipeline",
+    "RelationAnnotator",
+    "Run",
     "SceneGraph",
     "UserError",
     "__version__",

@@ -8,7 +8,9 @@ import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 
@@ -49,6 +51,14 @@ def check_share(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise UserError(f"{name} {value}: expected a number from 0 to 1")
     return value
+
+
+def import_extra(name: str) -> Any:
+    """Return an optional library. Raises UserError: it is not installed; the extra of its name does that."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f'{name} is not installed: pip install "sgpipe[{name}]"') from error
 
 
 @contextmanager

@@ -17,34 +17,40 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from sgpipe.errors import ImageError, UserError, check_share, existing_file, existing_model
+from sgpipe.errors import ImageError, UserError, check_share, existing_file, existing_model, import_extra
 from sgpipe.files.image_roots import AnywhereRoot
 from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
 from sgpipe.recipe import Recipe, load_recipe, with_model_folders
-from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record
+from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record, Relation, deduplicate
 from sgpipe.sources.annotated import replace_surrogates
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import Stage
 from sgpipe.stages.build import build_stages, with_classes
 from sgpipe.stages.detect import DetectStage, GivenBoxes, GivenBoxesStage, detector_classes, parse_boxes
 from sgpipe.stages.tag.methods import check_tagger
+from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import count
 from sgpipe.utils.devices import check_devices
 from sgpipe.utils.locking import temporary_folder
-from sgpipe.viz.draw_relations import draw_card, object_names, shown
+from sgpipe.viz.draw_relations import draw_card, draw_relations, object_names, shown
+
+if TYPE_CHECKING:
+    import networkx as nx
+    import supervision as sv
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 ImageList: TypeAlias = "list[ImageInput] | tuple[ImageInput, ...]"
+Scene = TypeVar("Scene", Image.Image, NDArray[np.uint8])
 
 _ON_DEVICES = ("detect", "caption", "tag")  # the stages with a model
 _SPLIT = "all"
@@ -90,10 +96,20 @@ class SceneGraph:
 
     def triplets(self, threshold: float = TRAINING_CONFIDENCE) -> list[RelationTriplet]:
         """The relations with at least this confidence, the most confident first. Raises UserError: it is not 0 to 1."""
-        check_share("threshold", threshold)
         names = object_names(self.record.objects)
-        relations = shown(self.record.relations, threshold, len(self.record.relations))
-        return [RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
+        return [
+            RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence)
+            for r in self._relations(threshold)
+        ]
+
+    def _relations(self, threshold: float) -> list[Relation]:
+        check_share("threshold", threshold)
+        return shown(self.record.relations, threshold, len(self.record.relations))
+
+    @property
+    def _xyxy(self) -> NDArray[np.float64]:
+        """The boxes of the objects: `[objects, 4]`, in pixels."""
+        return xywh_to_xyxy(np.array([box.bbox for box in self.objects], float).reshape(-1, 4))
 
     def draw(self, threshold: float = TRAINING_CONFIDENCE, width: int = 960, limit: int = 30) -> Image.Image:
         """The image with at most `limit` relations drawn on it and listed below, the most confident first.
@@ -121,6 +137,76 @@ class SceneGraph:
     def as_json(self) -> dict[str, Any]:
         """The record as in shards; `file_name` is the full path of the image."""
         return asdict(self.record) | {"file_name": replace_surrogates(self.record.file_name)}
+
+    def to_networkx(self, threshold: float = TRAINING_CONFIDENCE) -> nx.MultiDiGraph:
+        """The graph, with an edge for each relation of at least this confidence, whose key is the predicate.
+
+        Nodes are the indices of `objects`, with `category`, `bbox` (xyxy in pixels) and, if a detector found the
+        boxes, `score`. Edges have `confidence`, None for ground truth. The graph has `file_name`, `width` and `height`.
+
+        Raises UserError: networkx is not installed, or the threshold is not 0 to 1.
+        """
+        record, name = self.record, replace_surrogates(self.record.file_name)
+        graph = import_extra("networkx").MultiDiGraph(file_name=name, width=record.width, height=record.height)
+        for index, (box, xyxy) in enumerate(zip(self.objects, self._xyxy.tolist(), strict=True)):
+            graph.add_node(index, category=box.category, bbox=tuple(xyxy))
+            if record.box_scores is not None:
+                graph.nodes[index]["score"] = record.box_scores[index]
+        for relation in deduplicate(self._relations(threshold)):
+            graph.add_edge(relation.subject, relation.object, relation.predicate, confidence=relation.confidence)
+        return graph
+
+    def to_supervision(self, threshold: float = TRAINING_CONFIDENCE) -> sv.Detections:
+        """The objects as detections of supervision, with the relations of at least this confidence in `metadata`.
+
+        `data` has the `class_name` of each detection and its `object_index` in `objects`. `metadata["relations"]` is a
+        list of `Relation`, whose ends are such indices, so that they stay valid when detections are filtered.
+        `confidence` is None if no detector found the boxes. The missing objects of V-COCO are left out.
+
+        Raises UserError: supervision is not installed, or the threshold is not 0 to 1.
+        """
+        kept = np.array([index for index, box in enumerate(self.objects) if not box.is_nothing], int)
+        scores = self.record.box_scores
+        return import_extra("supervision").Detections(
+            xyxy=self._xyxy[kept],
+            confidence=None if scores is None else np.array(scores, np.float32)[kept],
+            class_id=np.array([box.category_id for box in self.objects], int)[kept],
+            data={
+                "class_name": np.array([box.category for box in self.objects], str)[kept],
+                "object_index": kept,
+            },
+            metadata={"relations": self._relations(threshold)},
+        )
+
+
+class RelationAnnotator:
+    """Draws detections and the relations between them, as the annotators of supervision do."""
+
+    def annotate(self, scene: Scene, detections: sv.Detections, relations: Sequence[Relation] | None = None) -> Scene:
+        """Return a copy of the image with boxes and arrows.
+
+        Args:
+            scene: a PIL image, or an array of uint8 `[height, width, 3]` in BGR order, as OpenCV reads it.
+            detections: those of `SceneGraph.to_supervision`, or some of them; relations to others are not drawn.
+            relations: None: those in the metadata of the detections. For detections of other origin, their ends are
+                positions in `detections`.
+        """
+        image = scene if isinstance(scene, Image.Image) else Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
+        total = len(detections)
+        names = detections.data.get("class_name", [""] * total)
+        boxes = [
+            Box(str(name), 0, (x1, y1, x2 - x1, y2 - y1))
+            for name, (x1, y1, x2, y2) in zip(names, detections.xyxy.tolist(), strict=True)
+        ]
+        places = {int(index): place for place, index in enumerate(detections.data.get("object_index", range(total)))}
+        drawn = [
+            replace(relation, subject=places[relation.subject], object=places[relation.object])
+            for relation in (detections.metadata.get("relations", ()) if relations is None else relations)
+            if relation.subject in places and relation.object in places
+        ]
+        size = max(image.width, image.height / 1.5)  # where `draw_relations` keeps the size
+        result = draw_relations(image, Record("", "", "", "", *image.size, boxes), drawn, size)
+        return result if isinstance(scene, Image.Image) else np.ascontiguousarray(np.asarray(result)[:, :, ::-1])
 
 
 class Pipeline:

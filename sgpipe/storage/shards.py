@@ -8,23 +8,27 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sgpipe.errors import StoreError, UserError
+from sgpipe.errors import StoreError, UserError, check_share, import_extra
 from sgpipe.files.locations import DamagedError, Location, open_shard_file, read_twice
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import BOX_SCORES, LEFT_OUT, NO_OBJECT, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
 from sgpipe.utils.atomic import atomic_write, fault_point
+from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import count
 from sgpipe.utils.hashing import file_sha256
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DATA = "data"
 IMAGE_COLUMN = "image"
@@ -190,6 +194,71 @@ def iter_records(root: str | Location) -> Iterator[Record]:
     manifest = Manifest.load(root)
     files = [manifest.root / shard.file for shard in manifest.shards]
     return (record for file in files for record in from_table(read_file(file, SCHEMA.names, optional=(BOX_SCORES,))))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, in a folder or a store, read one shard at a time; iterating over it gives its records.
+
+    Attributes:
+        root: the folder of the run, or the URL of its place in a store, such as "s3://bucket/run".
+    """
+
+    root: str | Location
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter_records(self.root)
+
+    def relation_tables(self, threshold: float = 0.0) -> Iterator[pa.Table]:
+        """Yield an Arrow table for each shard, with a row for each relation of at least this confidence.
+
+        Ground truth has no confidence, and is always included. Columns: `image_id`, `split`, `file_name`; `subject`,
+        `object` (indices of the boxes in their image), each also with `_category` and, in pixels, `_x1`, `_y1`, `_x2`
+        and `_y2`; `predicate`, `confidence`.
+
+        Raises UserError: not a run, a shard is missing or damaged, or the threshold is not 0 to 1.
+        """
+        check_share("threshold", threshold)
+        for table in iter_tables(self.root, _RELATION_COLUMNS):
+            yield _relation_rows(table, threshold)
+
+    def to_pandas(self, threshold: float = 0.0) -> pd.DataFrame:
+        """Return all relations as a data frame, with the rows and columns of `relation_tables`.
+
+        Raises UserError: as `relation_tables`, or pandas is not installed.
+        """
+        import_extra("pandas")
+        tables = [_relation_rows(SCHEMA.empty_table(), threshold), *self.relation_tables(threshold)]
+        return pa.concat_tables(tables).to_pandas()
+
+
+_IMAGE_COLUMNS = ("image_id", "split", "file_name")
+_RELATION_COLUMNS = (
+    *_IMAGE_COLUMNS,
+    "objects.list.element.category",
+    "objects.list.element.bbox.list.element",
+    "relations",
+)
+
+
+def _relation_rows(table: pa.Table, threshold: float) -> pa.Table:
+    """Return the rows of `Run.relation_tables` of a shard."""
+    images, relations = _flat(table["relations"])
+    confidence = pc.struct_field(relations, "confidence")
+    confident = pc.fill_null(pc.greater_equal(confidence, pa.scalar(threshold, pa.float32())), True)
+    images, relations = images[confident.to_numpy(zero_copy_only=False)], relations.filter(confident)
+    objects = _flat(table["objects"])[1]
+    category, lengths = pc.struct_field(objects, "category"), _lengths(table["objects"])
+    bbox = pc.list_flatten(pc.struct_field(objects, "bbox")).to_numpy(zero_copy_only=False)
+    xyxy = xywh_to_xyxy(bbox.reshape(-1, 4))
+    first = (np.cumsum(lengths) - lengths)[images]  # of the objects of the image
+    columns = {name: table[name].take(images) for name in _IMAGE_COLUMNS}
+    for end in ("subject", "object"):
+        columns[end] = pc.struct_field(relations, end)
+        place = first + columns[end].to_numpy(zero_copy_only=False)
+        columns[f"{end}_category"] = category.take(place)
+        columns |= {f"{end}_{side}": xyxy[place, i] for i, side in enumerate(("x1", "y1", "x2", "y2"))}
+    return pa.table(columns | {name: pc.struct_field(relations, name) for name in ("predicate", "confidence")})
 
 
 _VERSION_KEY = b"sgpipe.schema_version"

@@ -157,7 +157,7 @@ def fit(text: str, letters: Font, width: float) -> str:
     return text[:low].rstrip() + "…"
 
 
-def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
+def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relation], width: float) -> Image.Image:
     """The image with the objects and arrows of these relations, `width` pixels wide, or narrower if it is very tall.
 
     Other objects get a thin outline; without relations, all objects get their names. All text stays inside the image
@@ -227,7 +227,7 @@ def _corners(bbox: Rectangle, scale: float, size: Point) -> Rectangle:
     return (left, top, max(right, left), max(bottom, top))
 
 
-def _fit_scale(record: Record, width: int) -> float:
+def _fit_scale(record: Record, width: float) -> float:
     """The scale at which the image is `width` pixels wide and at most 1.5 times as high."""
     return min(width / max(record.width, 1), 1.5 * width / max(record.height, 1))
 

@@ -1,16 +1,20 @@
 import json
+import sys
 from pathlib import Path
 
+import networkx as nx
+import numpy as np
 import pytest
+import supervision as sv
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
-from sgpipe import Pipeline, SceneGraph
+from sgpipe import Pipeline, RelationAnnotator, SceneGraph
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.miniworld.dataset import IMAGES, INSTANCES, render_dataset
-from sgpipe.records import Box, Record, Relation
+from sgpipe.records import NO_OBJECT, Box, Record, Relation
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +76,80 @@ def test_a_graph_gives_triplets_drawings_and_json():
     graph = SceneGraph(Record("a", "d", "all", "nowhere.png", 60, 40, objects, relations=relations))
     assert graph.triplets() == [("dog 2", "chasing", "dog 1", 0.9), ("dog 1", "next to", "dog 2", 0.3)]
     for threshold in (float("nan"), float("inf"), -1):
-        for method in (graph.triplets, graph.draw):
+        for method in (graph.triplets, graph.draw, graph.to_networkx, graph.to_supervision):
             with pytest.raises(UserError, match="expected a number from 0 to 1"):
                 method(threshold)
     assert graph.draw(width=300).width == 300
     assert graph.as_json()["relations"][1]["predicate"] == "chasing"
+
+
+@pytest.fixture
+def detected() -> SceneGraph:
+    """A dog that runs, and another one next to it; the annotation of V-COCO comes first."""
+    boxes = [(0, 0, 0, 0), (4, 5, 20, 30), (40, 6, 50, 80)]
+    objects = [Box(name, id, box) for name, id, box in zip((NO_OBJECT, "dog", "dog"), (0, 18, 18), boxes, strict=True)]
+    relations = [
+        Relation(1, 2, "next to", 0.3),
+        Relation(1, 2, "next to", 0.7),
+        Relation(1, 2, "chasing", 0.6),
+        Relation(2, 1, "on", 0.1),
+        Relation(1, 0, "run"),
+    ]
+    scores = [1.0, 0.5, 0.75]
+    return SceneGraph(Record("a", "d", "all", "a.png", 100, 200, objects, relations=relations, box_scores=scores))
+
+
+def test_a_graph_of_networkx_has_the_boxes_and_confident_relations(detected):
+    graph = detected.to_networkx()
+    assert graph.graph == {"file_name": "a.png", "width": 100, "height": 200}
+    assert graph.nodes[2] == {"category": "dog", "bbox": (40, 6, 90, 86), "score": 0.75}
+    assert set(graph.edges(keys=True, data="confidence")) == {
+        (1, 2, "next to", 0.7),
+        (1, 2, "chasing", 0.6),
+        (1, 0, "run", None),
+    }
+    assert detected.to_networkx(0).has_edge(2, 1, "on")
+    given = SceneGraph(Record("a", "d", "all", "a.png", 100, 200, detected.objects)).to_networkx()
+    assert list(given.nodes) == [0, 1, 2]
+    assert "score" not in given.nodes[1]
+    json.dumps(nx.node_link_data(graph))
+
+
+def test_detections_of_supervision_keep_their_relations_when_filtered(detected):
+    detections = detected.to_supervision(threshold=0.5)
+    assert detections.xyxy.tolist() == [[4, 5, 24, 35], [40, 6, 90, 86]]
+    assert detections.confidence.tolist() == [0.5, 0.75]
+    assert detections.class_id.tolist() == [18, 18]
+    assert detections["class_name"].tolist() == ["dog", "dog"]
+    assert [r.predicate for r in detections.metadata["relations"]] == ["run", "next to", "chasing"]
+    second = detections[detections.confidence > 0.6]
+    assert second["object_index"].tolist() == [2]
+    assert second.metadata == detections.metadata
+    empty = SceneGraph(Record("a", "d", "all", "a.png", 100, 200)).to_supervision()
+    assert (len(empty), empty.xyxy.shape, empty.confidence) == (0, (0, 4), None)
+
+
+@pytest.mark.parametrize("size", [(100, 200), (200, 100), (101, 151)])
+def test_an_annotator_draws_relations_between_the_detections_that_are_left(detected, size):
+    image, detections = Image.new("RGB", size, "#204060"), detected.to_supervision()
+    drawn = RelationAnnotator().annotate(image, detections)
+    assert drawn.size == size
+    bgr = np.asarray(image)[:, :, ::-1]
+    assert np.array_equal(RelationAnnotator().annotate(bgr, detections), np.asarray(drawn)[:, :, ::-1])
+    boxes = RelationAnnotator().annotate(image, detections, relations=[])
+    assert ImageChops.difference(drawn, boxes).getbbox()
+    dog = detections[[1]]
+    assert RelationAnnotator().annotate(image, dog) == RelationAnnotator().annotate(image, dog, relations=[])
+    others = sv.Detections(xyxy=np.array([[4.0, 5, 24, 35], [40, 6, 90, 86]]))
+    arrow = RelationAnnotator().annotate(image, others, [Relation(0, 1, "near", 0.5)])
+    assert arrow != RelationAnnotator().annotate(image, others)
+
+
+@pytest.mark.parametrize("library", ["networkx", "supervision"])
+def test_a_missing_library_is_named_with_its_extra(library, detected, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=rf'^{library} is not installed: pip install "sgpipe\[{library}\]"$'):
+        getattr(detected, f"to_{library}")()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sgpipe.generation.scoring import AGREEMENT_COLUMN, Agreement, score_run
 from sgpipe.records import Record
 from sgpipe.storage.index import Index, read_embedded, read_record
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from sgpipe.storage.shards import Run, iter_records, shard_name, write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.data.stream import StepStream
@@ -85,6 +85,7 @@ def test_commands_print_and_write_the_same(
     for path in (path for form in folder.glob("local-*") for path in form.rglob("*") if path.is_file()):
         assert Path(str(path).replace("local-", "stored-")).read_bytes() == path.read_bytes()
     assert list(iter_records(f"{store.uri}/run")) == list(iter_records(folder / "run"))
+    assert Run(f"{store.uri}/run").to_pandas().equals(Run(folder / "run").to_pandas())
 
 
 def test_of_large_shards_only_what_is_needed_is_read(

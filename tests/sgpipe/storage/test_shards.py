@@ -1,3 +1,6 @@
+import sys
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -6,7 +9,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA, Box, Caption, Pair, Record, Relation, Triplet, from_table, to_table
 from sgpipe.storage import shards as write_module
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records, open_shard, read_file, read_row_group, shard_name, write_shard
+from sgpipe.storage.shards import Run, iter_records, open_shard, read_file, read_row_group, shard_name, write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.utils.hashing import file_sha256
 
@@ -97,6 +100,61 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_shard(tmp_path, shard_name("val", 0, 1), "val", 0, [full_record(1)], {})
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def run_of(root: Path, *shards: list[Record]) -> Run:
+    root.mkdir(exist_ok=True)
+    manifest, start = Manifest.create(root, {}), 0
+    for records in shards:
+        name = shard_name("val", start, start + len(records))
+        manifest.commit(write_shard(root, name, "val", start, records, {}))
+        start += len(records)
+    return Run(root)
+
+
+def test_relations_of_a_run_are_rows_of_pandas(tmp_path: Path) -> None:
+    failed = full_record(2)
+    failed.objects, failed.relations = [], []
+    failed.fail("tag", "too dark")
+    bare = full_record(3)
+    bare.relations = []
+    run = run_of(tmp_path, [full_record(1), failed, bare, full_record(4)], [bare], [full_record(6)])
+    frame = run.to_pandas()
+    assert [record.image_id for record in run] == ["1", "2", "3", "4", "3", "6"]
+    assert list(zip(frame["image_id"], frame["subject"], frame["object"], strict=True)) == [
+        (image, *ends) for image in ("1", "4", "6") for ends in ((0, 1), (1, 0))
+    ]
+    assert frame.iloc[2].to_dict() == {
+        **{"image_id": "4", "split": "val", "file_name": "4.jpg"},
+        **{"subject": 0, "subject_category": "dog"},
+        **{"subject_x1": 1.5, "subject_y1": 2.25, "subject_x2": 4.5, "subject_y2": 6.25},
+        **{"object": 1, "object_category": "person", "object_x1": 0, "object_y1": 0, "object_x2": 9, "object_y2": 9},
+        **{"predicate": "near", "confidence": 0.25},
+    }
+    assert frame["confidence"].isna().tolist() == [False, True] * 3
+    assert run.to_pandas(threshold=0.3)["predicate"].tolist() == ["on"] * 3
+    assert [table.num_rows for table in run.relation_tables()] == [4, 0, 2]
+
+
+def test_the_rows_of_a_run_have_the_same_columns_if_there_are_none(tmp_path: Path) -> None:
+    empty, full = run_of(tmp_path / "empty").to_pandas(), run_of(tmp_path / "full", [full_record(1)]).to_pandas()
+    assert empty.empty
+    assert empty.dtypes.equals(full.dtypes)
+
+
+def test_a_confidence_is_compared_as_it_is_stored(tmp_path: Path) -> None:
+    record = full_record(1)
+    record.relations = [Relation(0, 1, "near", 0.7)]
+    assert len(run_of(tmp_path, [record]).to_pandas(threshold=0.7)) == 1
+
+
+def test_a_table_of_a_run_needs_pandas_and_a_valid_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path, [full_record(1)])
+    with pytest.raises(UserError, match="threshold nan: expected a number from 0 to 1"):
+        run.to_pandas(float("nan"))
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match=r'^pandas is not installed: pip install "sgpipe\[pandas\]"$'):
+        run.to_pandas()
 
 
 @pytest.fixture
