@@ -1,0 +1,179 @@
+"""The figures on photographs, of three invented images whose numbers are counted by hand."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.photographs import (
+    ANNOTATED,
+    BETWEEN,
+    BETWEEN_FOUND,
+    FOUND,
+    IN_SCOPE,
+    LABELLED,
+    REASONS,
+    VERBS,
+    VERBS_FOUND,
+    Measured,
+    Photographs,
+    compare,
+    count_found,
+    main,
+    measure,
+    read_photographs,
+)
+from sgpipe.errors import UserError
+from sgpipe.records import Box, Record, Relation
+
+CLASSES = ["person", "horse", "chair", "dog", "frisbee", "cup", "bottle"]
+# Boxes of 20 x 20 pixels by their left sides: only those of the person and the horse overlap.
+BOXES = {
+    1: [("person", 0), ("horse", 10)],
+    2: [("person", 0), ("chair", 30), ("dog", 60), ("frisbee", 90)],
+    3: [("person", 0), ("cup", 30), ("bottle", 60)],
+}
+CAPTIONS = {
+    1: ["A man riding a horse.", "A brown horse."],
+    2: ["A dog next to a man.", "A frisbee."],
+    3: ["A woman carrying a cup.", "A bottle on a table."],
+}
+RELATIONS = [
+    *((1, "person", "ride", "horse"), (1, "person", "look at", "horse")),
+    *((2, "person", "sit on", "chair"), (2, "person", "catch", "frisbee")),
+    *((3, "person", "hold", "cup"), (3, "person", "drink", "bottle")),
+]
+
+
+def rows() -> list[dict[str, Any]]:
+    keys = ("image_id", "subject_id", "predicate", "object_id")
+    return [
+        dict(zip(keys, (image, number(image, one), verb, number(image, other)), strict=True))
+        for image, one, verb, other in RELATIONS
+    ]
+
+
+def number(image: int, name: str) -> int:
+    return 10 * image + [box for box, _ in BOXES[image]].index(name)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    boxes = [
+        {
+            **{"id": number(image, name), "image_id": image, "category_id": 1 + CLASSES.index(name)},
+            **{"bbox": [left, 0, 20, 20], "area": 400, "iscrowd": 0},
+        }
+        for image, own in BOXES.items()
+        for name, left in own
+    ]
+    images = [{"id": image, "file_name": f"{image}.jpg", "width": 200, "height": 100} for image in BOXES]
+    categories = [{"id": 1 + place, "name": name} for place, name in enumerate(CLASSES)]
+    captions = [{"image_id": image, "caption": text} for image, texts in CAPTIONS.items() for text in texts]
+    for name, content in {
+        "instances": {"images": images, "annotations": boxes, "categories": categories},
+        "captions": {"images": images, "annotations": captions},
+        "relations": rows(),
+    }.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(folder: Path) -> Photographs:
+    return read_photographs(*(folder / f"{name}.json" for name in ("instances", "captions", "relations")))
+
+
+@pytest.fixture(scope="module")
+def measured(photographs: Photographs) -> Measured:
+    return measure(photographs)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "method", "labelled", "in_scope", "found", "verbs_found"),
+    [
+        ("captions", "all", 3, 2, 2, 2),  # man-horse, dog-man, woman-cup; carrying counts as hold
+        ("captions", "overlap", 1, 1, 1, 1),
+        ("image", "all", 2 + 12 + 6, 1 + 3 + 2, 5, 2),
+        ("image", "overlap", 2, 1, 1, 1),
+    ],
+)
+@pytest.mark.parametrize("parser", ["rules", "learned"])
+def test_pairs_and_verbs_are_counted_by_parser_candidates_and_method(
+    measured: Measured,
+    parser: str,
+    candidates: str,
+    method: str,
+    labelled: int,
+    in_scope: int,
+    found: int,
+    verbs_found: int,
+) -> None:
+    key = (parser, candidates, method, 2)
+    assert [measured.total(column, *key) for column in (ANNOTATED, VERBS)] == [5, 6]
+    assert [measured.total(column, *key) for column in (LABELLED, IN_SCOPE)] == [labelled, in_scope]
+    assert [measured.total(column, *key) for column in (FOUND, VERBS_FOUND)] == [found, verbs_found]
+
+
+def test_pairs_between_subjects_are_counted_apart() -> None:
+    """Two people, of whom one holds the other's hand: both orders are labelled, one is annotated."""
+    boxes = [Box("person", 1, (0, 0, 9, 9)), Box("person", 1, (5, 0, 9, 9)), Box("dog", 2, (9, 0, 9, 9))]
+    truth = Record("1", "coco", "all", "1.jpg", 50, 50, objects=boxes, relations=[Relation(0, 1, "hold")])
+    labels = [Relation(0, 1, "hugging", 1.0), Relation(1, 0, "hugging", 1.0), Relation(0, 2, "with", 1.0)]
+    [counts] = count_found(Photographs([truth], ("person", "dog")), [replace(truth, relations=labels)]).tolist()
+    assert counts[FOUND : IN_SCOPE + 1] == [1, 1, 3, 3]
+    assert (counts[BETWEEN_FOUND], counts[BETWEEN]) == (1, 2)
+
+
+def test_the_bound_says_why_pairs_are_missed(measured: Measured) -> None:
+    one, both = (measured.bounds["rules", captions] for captions in (1, 2))
+    assert (one.named, one.together) == (2, 2)  # the horse and the cup
+    assert (both.named, both.together) == (4, 2)  # and the frisbee and the bottle, beside no person
+    assert [both.missed[reason] for reason in REASONS] == [1, 1, 1]  # chair, frisbee, bottle
+    assert both.apart == 1
+    assert dict(both.unnamed) == {"chair": 1}
+
+
+def test_measures_have_intervals_over_images(photographs: Photographs, measured: Measured) -> None:
+    all_pairs, overlapping = (measured.counts["rules", "captions", method, 2] for method in ("all", "overlap"))
+    precision = compare(photographs, all_pairs, overlapping)["precision"]
+    assert (precision.value, precision.other) == (pytest.approx(2 / 3), 1)
+    low, high = precision.interval
+    assert low < precision.value < high
+
+
+def test_the_page_is_written_from_files_of_any_folder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.md"
+    main(truth=folder / "relations.json", out=out)
+    text = out.read_text()
+    assert "3 COCO photographs" in text
+    assert "| captions | all | 2 | rules | 40.0% (" in text
+    assert "| rules | 2 | 3 | 1 | 1 | 1 | 1 |" in text
+    assert "Classes not named: chair (1)." in text
+    assert "| hold | carry," in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"predicate": None}, "'predicate' is None"),
+        ({"image_id": 9}, "image 9 is not in"),
+        ({"object_id": 99}, "object 99 of a relation"),
+    ],
+)
+def test_relations_that_do_not_belong_to_the_instances_are_refused(
+    folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    first, *others = rows()
+    (tmp_path / "relations.json").write_text(json.dumps([first | change, *others]))
+    with pytest.raises(UserError, match=message):
+        main(folder=folder, truth=tmp_path / "relations.json", out=tmp_path / "page.md")
+
+
+def test_without_data_the_command_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SGPIPE_ORACLE", raising=False)
+    with pytest.raises(UserError, match=r"name the folder with instances\.json"):
+        main()
