@@ -116,7 +116,8 @@ def read_photographs(instances: Path, captions: Path, truth: Path) -> Photograph
     """Read COCO instances and captions, and relations between annotations of the instances file.
 
     Args:
-        truth: `[{"image_id", "subject_id", "predicate", "object_id"}]`, ids of images and annotations.
+        truth: `[{"image_id", "subject_id", "predicate", "object_id"}]`, ids of images and annotations. Images without
+            any are left out: nobody may have annotated them.
 
     Raises UserError: a file is missing or of another format, or they do not belong together.
     """
@@ -132,15 +133,18 @@ def read_photographs(instances: Path, captions: Path, truth: Path) -> Photograph
     if unknown := annotated.relations.keys() - annotated.images.keys():
         raise UserError(f"{truth}: image {min(unknown)} is not in {instances}: give the instances of the same images")
     names = {number: name for name, number in numbers.items()}
-    records = list(coco_source(instances, "all", captions).read(Counter()))
-    for image, record in zip(annotated.images, records, strict=True):
+    records = []
+    for image, record in zip(annotated.images, coco_source(instances, "all", captions).read(Counter()), strict=True):
+        if image not in annotated.relations:
+            continue
         if not record.ok:
             raise UserError(f"{instances}: image {image}: {record.error}")
         try:
-            record.relations = annotated.related(image, names) if image in annotated.relations else []
+            record.relations = annotated.related(image, names)
         except FieldError as error:
             raise UserError(f"{truth}: image {image}: {error}") from None
         clip_objects(record, Counter())
+        records.append(record)
     if not any(record.captions for record in records):
         raise UserError(f"{captions} has no captions of the images in {instances}")
     return Photographs(records, tuple(annotated.names.values()))

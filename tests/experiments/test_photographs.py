@@ -34,11 +34,13 @@ BOXES = {
     1: [("person", 0), ("horse", 10)],
     2: [("person", 0), ("chair", 30), ("dog", 60), ("frisbee", 90)],
     3: [("person", 0), ("cup", 30), ("bottle", 60)],
+    4: [("person", 0), ("dog", 10)],  # without relations: left out
 }
 CAPTIONS = {
     1: ["A man riding a horse.", "A brown horse."],
     2: ["A dog next to a man.", "A frisbee."],
     3: ["A woman carrying a cup.", "A bottle on a table."],
+    4: ["A man with a dog."],
 }
 RELATIONS = [
     *((1, "person", "ride", "horse"), (1, "person", "look at", "horse")),
