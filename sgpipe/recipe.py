@@ -497,6 +497,23 @@ def with_model_folders(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"detect": detect, "caption": caption, "parse": parse, "tag": tag})
 
 
+def hub_models(recipe: Recipe, *, detects: bool = True) -> list[str]:
+    """Return the hub ids of the models that a recipe loads; none if one is open_clip's, which downloads by itself.
+
+    `detects`: whether its detector runs.
+    """
+    tag, caption, parse = recipe.tag, recipe.caption, recipe.parse
+    names = [
+        recipe.detect.detector if detects else None,
+        None if caption.endpoint else caption.captioner,
+        parse.model if parse.parser == "seq2seq" else None,
+        tag.tagger if tag.scores and tag.endpoint is None else None,
+    ]
+    found = [name for name in dict.fromkeys(names) if name and name != MINIWORLD and not is_uri(name)]
+    found = [name for name in found if not Path(name).exists()]
+    return [] if any(":" in name for name in found) else found
+
+
 def _model_folder(model: str | None, packaged: PackagedModel) -> str | None:
     """Return a folder of a network, a pinned model of a store, or a hub id unchanged."""
     if model == MINIWORLD:

@@ -178,7 +178,7 @@ def write_parseda_card(
     """Write README.md into the detector's folder; `measured`: by split."""
     quality = PARSEDA_QUALITY.format(images=images, rows=markdown_table(detector_quality.quality_rows(measured)))
     what = "A tiny ParSeDA that detects the things in images of sgpipe's miniworld and their relations."
-    use = "It is the default detector of `sgpipe label` on such images, and a start for `sgpipe train --init`."
+    use = "It is the detector of `sgpipe label --recipe miniworld`, and a start for `sgpipe train --init`."
     _write(folder, "parseda", ("ParSeDA", what, use), recipe, train_images, cost, quality)
 
 

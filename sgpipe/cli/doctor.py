@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -34,6 +35,11 @@ class DoctorCheck(NamedTuple):
 
 def doctor(
     folder: Annotated[Path, typer.Argument(help="Folder that runs will be written to.")] = Path("."),
+    recipe: Annotated[
+        str | None, cli.option("Check only whether the cache has the hub models of this recipe, such as photos.")
+    ] = None,
+    fetch: Annotated[bool, cli.option("With --recipe: download those that are missing.", "--fetch")] = False,
+    assign: cli.Settings = None,
     json_: cli.Json = False,
 ) -> None:
     """Check that this machine has what sgpipe needs, and say how to fix what is missing.
@@ -44,10 +50,16 @@ def doctor(
 
       sgpipe doctor
       sgpipe doctor --json
+      sgpipe doctor --recipe photos --fetch
     """
-    names = ("packages", "gpu", "parser", "models", "captions", "disk", "memory", "ray", "hub")
-    found = (_packages(), _gpu(), _parser(), _models(), _captioners(), _disk(folder), _memory(), _ray(), _hub())
-    checks = dict(zip(names, found, strict=True))
+    if recipe is None and (fetch or assign):
+        raise UserError("--fetch and --set need --recipe, such as --recipe photos")
+    if recipe is not None:
+        checks = _hub_models(recipe, assign or [], fetch)
+    else:
+        names = ("packages", "gpu", "parser", "models", "captions", "disk", "memory", "ray", "hub")
+        found = (_packages(), _gpu(), _parser(), _models(), _captioners(), _disk(folder), _memory(), _ray(), _hub())
+        checks = dict(zip(names, found, strict=True))
     if json_:
         print(json.dumps([{"name": name, **check._asdict()} for name, check in checks.items()], indent=2))
     else:
@@ -55,9 +67,32 @@ def doctor(
         for name, (state, detail, fix) in checks.items():
             mark, colour = {"ok": ("✓", "green"), "note": ("•", "yellow"), "bad": ("✗", "red")}[state]
             screen.print(mark, style=colour, end=" ")
-            screen.print(f"{name:9}{detail}" + (f" → {fix}" if fix else ""), soft_wrap=True)
+            screen.print(f"{name:8} {detail}" + (f" → {fix}" if fix else ""), soft_wrap=True)
     if any(check.state == "bad" for check in checks.values()):
         raise typer.Exit(console.EXIT_FAILED)
+
+
+def _hub_models(recipe: str, assign: list[str], fetch: bool) -> dict[str, DoctorCheck]:
+    """Check each hub model of a recipe. Raises UserError, StoreError: with `fetch`, as `fetch_models`."""
+    from huggingface_hub import constants
+
+    from sgpipe.files.hub import fetch_models, missing_models
+    from sgpipe.recipe import hub_models, load_recipe
+    from sgpipe.utils.config_file import parse_set
+
+    models = hub_models(load_recipe(recipe, parse_set(assign)))
+    sets = [word for setting in assign for word in ("--set", setting)]
+    command, cache = shlex.join(["sgpipe", "doctor", "--recipe", recipe, *sets, "--fetch"]), constants.HF_HUB_CACHE
+    missing = missing_models(models)
+    if fetch and missing:
+        fetch_models(missing, command)
+        missing = missing_models(models)
+    states = {
+        True: DoctorCheck("bad", f"missing from {cache}", command),
+        False: DoctorCheck("ok", f"cached in {cache}"),
+    }
+    found = {name: states[name in missing] for name in models}
+    return found or {"hub": DoctorCheck("ok", f"the recipe {recipe} names no models of the hub")}
 
 
 def _packages() -> DoctorCheck:

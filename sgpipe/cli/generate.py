@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
@@ -261,11 +262,9 @@ def label(
     captioner: cli.Captioner = None,
     tagger: cli.Tagger = None,
     recipe: Annotated[
-        str | None,
-        cli.option(
-            "Recipe with models and settings. Default: folder if a model is given, else miniworld.", panel=cli.MODELS
-        ),
-    ] = None,
+        str,
+        cli.option("Recipe with models and settings; for synthetic images: miniworld.", panel=cli.MODELS),
+    ] = "photos",
     threshold: Annotated[float, cli.option("Minimum confidence of the relations shown.", min=0, max=1)] = 0.2,
     assign: cli.Settings = None,
     json_: Annotated[
@@ -274,34 +273,47 @@ def label(
 ) -> None:
     """Find the relations in images, print them, and draw them. No annotations are needed.
 
+    The default recipe uses models of the Hugging Face hub, downloaded on first
+    use. With it, --tagger replaces CLIP by an R-Tagger.
+
     Examples:
 
-      sgpipe label miniworld/images
+      sgpipe label photos/
       sgpipe label photos/ --tagger tagger/ --out labelled/
       sgpipe label a.jpg --boxes boxes.json
+      sgpipe label miniworld/images --recipe miniworld
     """
+    from sgpipe.files.hub import local_models
     from sgpipe.pipeline import Pipeline
-    from sgpipe.recipe import recipe_notes
+    from sgpipe.recipe import hub_models, recipe_notes
     from sgpipe.utils.config_file import parse_set
 
     screen = console.output()
     files = list(_files(images, out))
-    chosen = recipe or ("folder" if detector or captioner or tagger else "miniworld")
+    settings = parse_set(assign or [])
+    if tagger and recipe == "photos":
+        settings = {"tag.method": "rtagger"} | settings
     models = {"detector": detector, "captioner": captioner, "tagger": tagger}
-    pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
+    pipeline = Pipeline(recipe, **models, boxes=boxes, settings=settings)
     for note in recipe_notes(pipeline.recipe, detects=boxes is None):
         cli.say(f"NOTE: {note}")
-    out.mkdir(parents=True, exist_ok=True)
+    needed = hub_models(pipeline.recipe, detects=boxes is None)
+    named = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
+    changes = [*(f"{key}={model}" for key, model in named.items() if model), *(assign or [])]
+    sets = [word for change in changes for word in ("--set", change)]
+    fetch = shlex.join(["sgpipe", "doctor", "--recipe", recipe, *sets, "--fetch"])
     failed = 0
-    for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
-        failed += graph.error is not None
-        if graph.error is None:
-            with atomic_write(out / name) as temporary:
-                graph.draw(threshold).save(temporary, "PNG")
-        if json_:
-            print(console.json_text(graph.as_json()))
-        else:
-            _print(graph, file, out / name, threshold, screen)
+    with local_models(needed, fetch):
+        out.mkdir(parents=True, exist_ok=True)
+        for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
+            failed += graph.error is not None
+            if graph.error is None:
+                with atomic_write(out / name) as temporary:
+                    graph.draw(threshold).save(temporary, "PNG")
+            if json_:
+                print(console.json_text(graph.as_json()))
+            else:
+                _print(graph, file, out / name, threshold, screen)
     if failed == len(files):
         raise typer.Exit(console.EXIT_ALL_FAILED)
 

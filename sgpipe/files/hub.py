@@ -1,18 +1,22 @@
-"""What sgpipe asks of the Hugging Face hub, only if a user names a dataset there. huggingface_hub has the tokens."""
+"""What sgpipe asks of the Hugging Face hub: datasets that a user names, and models. huggingface_hub has the tokens."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sgpipe.errors import StoreError, UserError
+from sgpipe.utils import console
 
 DATASETS = "hf://datasets/"
 _ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+_SETTINGS = re.compile(r".+\.(json|txt|model|jinja)")
+_WEIGHTS = tuple(map(re.compile, (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin")))
 
 
 class MissingFileError(UserError):
@@ -60,6 +64,88 @@ class HubDataset:
 
         with naming_hub(f"{file} of the dataset {self.name}"):
             return Path(hf_hub_download(self.name, file, repo_type="dataset", revision=self.revision))
+
+
+def missing_models(names: Sequence[str]) -> list[str]:
+    """Return the models that are not, with all their weights, in the hub's cache on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    missing = []
+    for name in names:
+        with naming_hub(f"the model {name}"):
+            config = try_to_load_from_cache(name, "config.json")
+        if not isinstance(config, str):
+            missing.append(name)
+            continue
+        folder = Path(config).parent
+        files = {path.name for path in folder.iterdir() if path.exists()}  # not broken links
+        indices = [json.loads((folder / file).read_text("utf-8")) for file in files if file.endswith(".index.json")]
+        shards = [set(index["weight_map"].values()) for index in indices]
+        sharded = any(shard <= files for shard in shards) if shards else _weights(files)
+        if not (sharded or "model.safetensors" in files):
+            missing.append(name)
+    return missing
+
+
+def fetch_models(names: Sequence[str], command: str) -> None:
+    """Download models into the hub's cache: what `from_pretrained` reads, in safetensors where the hub has them.
+
+    Says first which models, how large they are, and where they go. The weights come last, so that a model with weights
+    is complete. `command`: how to fetch them on another machine.
+
+    Raises UserError: the hub cannot be asked, or a model is not there, or not for this user; StoreError: it breaks off.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    models, listed = ", ".join(names), {}
+    try:
+        for name in names:
+            with naming_hub(f"the model {name}"):
+                siblings = HfApi().model_info(name, files_metadata=True).siblings or ()
+            listed[name] = {each.rfilename: each.size or 0 for each in siblings}
+    except (MissingFileError, StoreError) as error:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error)
+        raise UserError(
+            f"not in the cache {constants.HF_HUB_CACHE}: {models} ({why}); fetch them on a machine with a network by "
+            f"`{command}`, and copy its cache here"
+        ) from None
+    wanted = {
+        name: [[file for file in files if _SETTINGS.fullmatch(file) and "/" not in file], _weights(files)]
+        for name, files in listed.items()
+    }
+    size = sum(listed[name][file] for name, parts in wanted.items() for part in parts for file in part)
+    text = f"downloading {models}: about {size / 1e9:,.1f} GB into {constants.HF_HUB_CACHE}"
+    console.progress().print(text, soft_wrap=True)
+    if console.progress().quiet:
+        disable_progress_bars()
+    for name, parts in wanted.items():
+        with naming_hub(f"the model {name}"):
+            for part in filter(None, parts):
+                snapshot_download(name, allow_patterns=part)
+
+
+@contextmanager
+def local_models(names: Sequence[str], command: str) -> Iterator[None]:
+    """Fetch the models that are missing (see `fetch_models`); then, until the end, load from the cache alone."""
+    if not names:
+        yield
+        return
+    from huggingface_hub import constants
+
+    if missing := missing_models(names):
+        fetch_models(missing, command)
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _weights(files: Collection[str]) -> list[str]:
+    """Return the files with weights that `from_pretrained` reads: the safetensors, or else those of PyTorch."""
+    found = ([file for file in files if pattern.fullmatch(file)] for pattern in _WEIGHTS)
+    return next(filter(None, found), [])
 
 
 @contextmanager

@@ -42,6 +42,6 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
     pages = {path.name for kind in ("templates", "static") for path in (ROOT / "sgpipe/view" / kind).iterdir()}
     assert pages <= set(run(python, "-c", list_pages, folder=tmp_path).split())
     images = sorted((tmp_path / "miniworld-relations").rglob("*.jpg"))[:2]
-    assert run(*sgpipe, "label", *images, folder=tmp_path).count(" objects, ") == 2
+    assert run(*sgpipe, "label", *images, "--recipe", "miniworld", folder=tmp_path).count(" objects, ") == 2
     run(*sgpipe, "export", "miniworld-relations", "--to", "hf", "--out", "hub", folder=tmp_path)
     assert "## Licence" in (tmp_path / "hub/README.md").read_text()

@@ -182,13 +182,29 @@ def test_labels_need_no_tagger(pipeline, miniworld, tmp_path):
     labelled = invoke(image, *options)
     assert labelled.exit_code == 0
     assert "confidence 1 means only that nothing scored them" in labelled.stderr
-    refused = invoke(image, "--detector", tmp_path, "--captioner", tmp_path, "--out", tmp_path / "no")
+    refused = invoke(
+        image, "--recipe", "folder", "--detector", tmp_path, "--captioner", tmp_path, "--out", tmp_path / "no"
+    )
     assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
     assert "set tag.method to all" in refused.stderr
 
 
+def test_a_tagger_replaces_the_clip_of_the_recipe_for_photographs(miniworld, tmp_path):
+    models = ("--captioner", "MINIWORLD", "--tagger", "MINIWORLD")
+    options = ("--recipe", "photos", "--boxes", miniworld / INSTANCES, "--out", tmp_path, "--json")
+    sides = ("--set", "tag.short_side=96", "--set", "tag.long_side=144")
+    labelled = invoke(miniworld / IMAGES, *models, *options, *sides)
+    assert labelled.exit_code == 0, labelled.stderr
+    assert any(json.loads(line)["relations"] for line in labelled.stdout.splitlines())
+    refused = invoke(miniworld / IMAGES, *options, "--captioner", "MINIWORLD")
+    assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 2)
+    assert "openai/clip-vit-base-patch32 (HF_HUB_OFFLINE is set)" in refused.stderr
+    assert "`sgpipe doctor --recipe photos --set caption.captioner=MINIWORLD --fetch`" in refused.stderr
+
+
 def invoke(*arguments: object):
-    return CliRunner().invoke(app, ["label", *(str(argument) for argument in arguments)])
+    words = map(str, arguments)
+    return CliRunner().invoke(app, ["label", *([] if "--recipe" in arguments else ["--recipe", "miniworld"]), *words])
 
 
 def test_the_command_draws_images_and_prints_relations(miniworld, tmp_path):
