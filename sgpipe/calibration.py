@@ -217,6 +217,8 @@ def _scoring(tag: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
         names = ["tagger", "short_side", "long_side", "group_size"]
         if pair.get("restrict") == "group":  # otherwise it decides only how much is computed together
             names.append("chunk")
+        if tag.get("vocabulary") == "image":
+            names += ["vocabulary", "vocabulary_others"]
     return {name: tag.get(name) for name in names} | {name: pair.get(name) for name in ("candidates", "restrict")}
 
 

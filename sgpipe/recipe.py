@@ -328,6 +328,14 @@ class TagConfig(Config):
     chunk: int = Field(
         16, ge=1, description="groups whose label texts are merged (restrict: group), as in RLIPv2's code"
     )
+    vocabulary: Literal["dataset", "image"] = Field(
+        "dataset",
+        description="rtagger: the class names that it reads with each image: all of the dataset, or, for thousands of "
+        "classes, those of the image's objects and a random sample of others",
+    )
+    vocabulary_others: int = Field(
+        20, ge=0, description="vocabulary image: size of that sample, fixed by seed and image"
+    )
     batch_size: int | None = Field(None, ge=1, description="rtagger: images that a GPU scores at once; null: 8")
     compile: bool = Field(False, description="rtagger on a GPU: torch.compile for backbone and encoder layers")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")

@@ -22,7 +22,7 @@ STAGES = ("detect", "caption", "parse", "pair", "tag")
 AUTO_ON_CPU = "auto on a CPU"
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
 _OF_SAMPLING = ("repetition_penalty", "top_k")
-_OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk"}
+_OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk", "vocabulary"}
 
 
 def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collection[str] = ()) -> dict[str, Any]:
@@ -52,6 +52,10 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
             for key in _OF_SAMPLING:
                 del parts["caption"][key]
     parts["tag"] |= {"tagger": _model(recipe.tag, "tagger"), "dtype": _dtype(recipe.tag, "tag" in sharing)}
+    if recipe.tag.method != "rtagger" or recipe.tag.vocabulary == "dataset":
+        del parts["tag"]["vocabulary_others"]
+    else:
+        parts["tag"]["seed"] = recipe.seed
     if recipe.tag.method != "rtagger":
         parts["tag"] = {name: value for name, value in parts["tag"].items() if name not in _OF_RTAGGER}
     if recipe.tag.method == "clip":  # which computes in float32

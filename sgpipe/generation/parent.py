@@ -215,7 +215,7 @@ def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then
     if (kind := _KINDS.get(stage)) and old.get(kind) != new.get(kind):  # others have other settings
         return differences({stage: {kind: old.get(kind)}}, {stage: {kind: new.get(kind)}})
     named_alike = settings_of_stage(then, stage) == settings_of_stage(recipe, stage)
-    if named_alike and all(_is_same(old.get(name), new.get(name)) for name in (*_FILES, "dtype")):
+    if named_alike and all(_is_same(old.get(name), new.get(name)) for name in (*_FILES, "dtype", "seed")):
         keys = keys[1:]
     return differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys})
 

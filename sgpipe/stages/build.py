@@ -32,7 +32,7 @@ def build_stages(recipe: Recipe, roots: Mapping[str, ImagePlace], names: Iterabl
     from sgpipe.stages.tag.stage import ScoredStage, TagStage
 
     if recipe.tag.method == "rtagger":
-        return [*stages, TagStage(recipe.tag, roots, names, recipe.pair)]
+        return [*stages, TagStage(recipe.tag, roots, names, recipe.pair, recipe.seed)]
     return [*stages, ScoredStage(recipe.tag, roots, recipe.pair)]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from hashlib import blake2b
+from heapq import nsmallest
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
@@ -99,6 +102,14 @@ _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors sha
 GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_size says how many
 
 
+class Chosen(NamedTuple):
+    """A record with pairs to score, its batches, and the sorted class names that the network reads with it."""
+
+    record: Record
+    batches: list[Batch]
+    classes: list[str]
+
+
 @dataclass(frozen=True)
 class TaggerInput:
     """A record whose pairs are scored, and what the network reads of it.
@@ -142,21 +153,22 @@ class TagStage(Stage):
         roots: Mapping[str, ImagePlace],
         object_names: Sequence[str],
         pair: PairConfig | None = None,
+        seed: int = 0,
     ) -> None:
         """
         Args:
             roots: where the images of each split are.
-            object_names: every class name of the dataset; the tagger reads all of them with every image.
+            object_names: every class name of the dataset.
             pair: the configuration of the pair stage.
+            seed: of the run; with `vocabulary: image` it decides, with the image, which other classes the tagger reads.
         """
-        self.config, self.roots = config, roots
+        self.config, self.roots, self.seed = config, roots, seed
         self.pair = pair or PairConfig()
         self.resources = config.resources
         self._set_classes(object_names)
 
     def _set_classes(self, object_names: Sequence[str]) -> None:
         self.object_names = sorted(set(object_names))  # their order decides the last bits of scores
-        self._labels = {name: index for index, name in enumerate(self.object_names)}
 
     def with_classes(self, object_names: Sequence[str]) -> TagStage:
         """The same stage, with the same loaded tagger, for boxes of other classes."""
@@ -208,11 +220,12 @@ class TagStage(Stage):
         return gpu_use(self.device, *self.compiled, attention=self.attention)
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        predicates = (text for record in records if record.ok for pair in record.pairs for text in pair.predicates)
-        self.tagger.encode_texts([*self.object_names, NO_OBJECTS, *dict.fromkeys(predicates)])
         chosen = self._choose(records)
+        classes = sorted(set[str]().union(*(each.classes for each in chosen)))
+        predicates = (text for each in chosen for pair in each.record.pairs for text in pair.predicates)
+        self.tagger.encode_texts([*classes, NO_OBJECTS, *dict.fromkeys(predicates)])
         images = ImageFeed(
-            self.roots, [each for each, _ in chosen], self._network_input, self.threads, self.memory.batch_size
+            self.roots, [each.record for each in chosen], self._network_input, self.threads, self.memory.batch_size
         )
         with (
             images,
@@ -223,38 +236,50 @@ class TagStage(Stage):
                     given.record.relations = self._relations(given, of_image)
         return records
 
-    def _choose(self, records: Sequence[Record]) -> list[tuple[Record, list[Batch]]]:
-        """The records that have something to score, and what; images of equal size in sequence if they go together."""
+    def _choose(self, records: Sequence[Record]) -> list[Chosen]:
+        """The records to score, and with what; those of equal batch key in sequence if they go together."""
         chosen = []
         for record in (record for record in records if record.ok):
             record.relations = []
             batches = self._batches(record)
-            unknown = {box.category for box in record.objects} - self._labels.keys()
+            unknown = {box.category for box in record.objects}.difference(self.object_names)
             if batches and unknown:
                 record.fail(self.name, f"{sorted(unknown)[0]!r} is not a class of the dataset")
             elif batches:
-                chosen.append((record, batches))
-        return sorted(chosen, key=lambda each: self._size(each[0])) if self.memory.batch_size > 1 else chosen
+                chosen.append(Chosen(record, batches, self._classes(record)))
+        return sorted(chosen, key=self._batch_key) if self.memory.batch_size > 1 else chosen
+
+    def _classes(self, record: Record) -> list[str]:
+        """The class names that the network reads with this image, sorted. They depend on no other image."""
+        if self.config.vocabulary == "dataset":
+            return self.object_names
+        own = {box.category for box in record.objects}
+        others = (name for name in self.object_names if name not in own)
+        key = f"{self.seed}\0{record.image_id}\0"
+        sample = nsmallest(self.config.vocabulary_others, others, lambda name: blake2b((key + name).encode()).digest())
+        return sorted(own.union(sample))
+
+    def _batch_key(self, each: Chosen) -> tuple[tuple[int, int], int]:
+        """Equal for images that can be a batch: their size, and how many class names the network reads with them."""
+        return self._size(each.record), len(each.classes)
 
     def _size(self, record: Record) -> tuple[int, int]:
         """The (width, height) that the network reads."""
         return resized(record.width, record.height, self.config.short_side, self.config.long_side)
 
-    def _inputs(
-        self, chosen: Iterable[tuple[Record, list[Batch]]], images: ImageFeed[Tensor]
-    ) -> Iterator[list[TaggerInput]]:
-        """At most `memory.batch_size` images of equal size at a time. Images that cannot be read become error rows."""
-        objects = [*self.object_names, NO_OBJECTS]
-        for _, same in groupby(chosen, lambda each: self._size(each[0])):
+    def _inputs(self, chosen: Iterable[Chosen], images: ImageFeed[Tensor]) -> Iterator[list[TaggerInput]]:
+        """At most `memory.batch_size` images of equal batch key at a time. Unreadable ones become error rows."""
+        for _, same in groupby(chosen, self._batch_key):
             while some := list(islice(same, self.memory.batch_size)):
                 inputs = []
-                for record, batches in some:
+                for record, batches, classes in some:
                     try:
                         pixels = images.open(record)
                     except ImageError as reason:
                         record.fail(self.name, str(reason))
                         continue
-                    labels = torch.tensor([self._labels[box.category] for box in record.objects])
+                    labels = torch.tensor([bisect_left(classes, box.category) for box in record.objects])
+                    objects = [*classes, NO_OBJECTS]
                     texts = [self.tagger.encode_labels(objects, batch.predicates) for batch in batches]
                     inputs.append(TaggerInput(record, batches, pixels, normalised_boxes(record), labels, texts))
                 if inputs:

@@ -97,13 +97,26 @@ def test_what_sampling_alone_uses_does_not_count_with_beam_search():
     ("method", "ignored"),
     [
         ("clip", {"tag__dtype": "bfloat16"}),
-        *((method, {"tag__short_side": 640, "tag__group_size": 10}) for method in ("clip", "vlm", "all", "overlap")),
+        *(
+            (method, {"tag__short_side": 640, "tag__vocabulary": "image"})
+            for method in ("clip", "vlm", "all", "overlap")
+        ),
         ("overlap", {"tag__tagger": "hub/other", "tag__threshold": 0.5}),
     ],
 )
 def test_settings_that_a_method_does_not_use_do_not_count(method, ignored):
     used = {"tag__tagger": "hub/model", "tag__method": method}
     assert fingerprint(parts(**used)) == fingerprint(parts(**used | ignored))
+
+
+def test_with_a_vocabulary_per_image_its_size_and_the_seed_decide_the_relations():
+    def of_tag(seed=0, **tag):
+        return identity(Recipe(seed=seed, tag={"tagger": "hub/model", **tag}), {})["tag"]
+
+    assert of_tag(seed=1, vocabulary_others=5) == of_tag()
+    per_image = of_tag(vocabulary="image")
+    others = of_tag(), of_tag(vocabulary="image", vocabulary_others=5), of_tag(seed=1, vocabulary="image")
+    assert all(each != per_image for each in others)
 
 
 def test_settings_that_a_judge_uses_count():

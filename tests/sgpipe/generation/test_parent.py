@@ -195,6 +195,15 @@ def test_captions_of_a_file_are_taken_over_too(coco, models, ran, tmp_path):
     assert [(row.image_id, row.error) for row in now if not row.ok] == [("4", before[4].error)]
 
 
+def test_the_tagger_runs_again_with_another_seed_if_that_decides_what_it_reads(coco, models, ran, tmp_path):
+    per_image = {"tag.vocabulary": "image", "tag.vocabulary_others": 1}
+    run(recipe(coco, models, **per_image), tmp_path / "parent")
+    ran.clear()
+    _, said = run(recipe(coco, models, seed=5, **per_image), tmp_path / "new", tmp_path / "parent")
+    assert ran == ["tag"]
+    assert said[0].endswith("tag to run (tag.seed: 0 then, 5 now)")
+
+
 def test_a_stopped_run_goes_on_also_with_other_units(parent, scratch, coco, models, tmp_path):
     run(captioned(coco, models, limit=3, **HIGHER), tmp_path / "new", parent)
     run(captioned(coco, models, **HIGHER, **{"engine.unit_size": 5}), tmp_path / "new", parent)

@@ -141,6 +141,67 @@ def test_images_in_batches_get_the_scores_that_they_get_alone(folder: Path, size
         assert [r.confidence for r in one.relations] == pytest.approx(expected_confidences, abs=1e-5)
 
 
+OTHERS = ("above", "near", "behind", "front", "objects")
+
+
+def per_image(folder: Path, others: int, names: Sequence[str] = (*NAMES, *OTHERS), **changes: object) -> TagStage:
+    made = stage(folder, vocabulary="image", vocabulary_others=others, group_size=2, chunk=2, **changes)
+    return made.with_classes(names)
+
+
+def test_a_vocabulary_of_the_image_that_has_all_classes_gives_the_same_bits(folder: Path) -> None:
+    names = (*NAMES, *OTHERS)
+    whole = stage(folder, group_size=2, chunk=2).with_classes(names)(of_equal_size())
+    assert per_image(folder, len(OTHERS))(of_equal_size()) == whole
+    assert per_image(folder, 0, NAMES)([record(0)]) == stage(folder, group_size=2, chunk=2)([record(0)])
+    assert per_image(folder, 2)(of_equal_size()) != whole
+
+
+def test_the_image_decides_its_vocabulary_with_the_seed(folder: Path) -> None:
+    made, records = per_image(folder, 2), of_equal_size()
+    lists = [made._classes(each) for each in records]
+    assert all(each == sorted(each) and set(NAMES) < set(each) and len(each) == 5 for each in lists)
+    assert len({tuple(each) for each in lists}) > 1
+    backwards = made.with_classes([*OTHERS, *reversed(NAMES)])
+    assert [backwards._classes(each) for each in records[::-1]] == lists[::-1]
+    made.seed = 1
+    assert [made._classes(each) for each in records] != lists
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_images_with_vocabularies_of_unequal_length_are_scored_as_alone(folder: Path, size: int) -> None:
+    def records() -> list[Record]:
+        made = of_equal_size()
+        for each in made[::3]:
+            each.objects[1].category = "bench"  # one class less
+        return made
+
+    made = per_image(folder, 2)
+    made.threads, made.gpu_threads, made.memory.batch_size = 2, 1, size
+    together, alone = made(records()), [per_image(folder, 2)([each])[0] for each in records()]
+    assert per_image(folder, 2)(records()[::-1])[::-1] == alone
+    for one, other in zip(together, alone, strict=True):
+        assert [r.predicate for r in one.relations] == [r.predicate for r in other.relations] != []
+        expected = pytest.approx([r.confidence for r in other.relations], abs=1e-5)
+        assert [r.confidence for r in one.relations] == expected
+
+
+def test_of_thousands_of_classes_an_image_reads_its_own_and_a_sample(folder: Path) -> None:
+    names = (*NAMES, *(f"thing {number}" for number in range(5_000)))
+    made, lengths = per_image(folder, 20, names), []
+    encode_labels = made.tagger.encode_labels
+
+    def encode(objects: Sequence[str], predicates: Sequence[str]) -> object:
+        lengths.append(len(objects))
+        return encode_labels(objects, predicates)
+
+    made.tagger.encode_labels = encode
+    tagged = made([record(index) for index in range(4)])
+    assert all(each.relations for each in tagged)
+    assert set(lengths) == {3 + 20 + 1}
+    assert len(made.tagger._label_cache.features) <= 3 + 4 * 20 + 1 + len(PREDICATES)
+
+
 def test_a_batch_has_images_of_one_size_and_does_without_those_that_cannot_be_read(folder: Path) -> None:
     records, made, shapes = of_equal_size(), in_batches(folder, 3), []
     records[2].file_name = "absent.png"
@@ -264,6 +325,8 @@ def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_pat
     other = make_calibration(tmp_path / "o.json", tagger | {"short_side": 7})
     with pytest.raises(UserError, match="short_side: 7 in the calibration, "):
         stage(folder, calibration=other)
+    with pytest.raises(UserError, match="vocabulary: None in the calibration, 'image' now"):
+        stage(folder, calibration=file, vocabulary="image")
     with pytest.raises(UserError, match="precision needs a calibration"):
         stage(folder, precision=0.9)
 
