@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,9 @@ def load_detector(model: Location) -> TripletDetector:
 
 # Zero-shot detectors that return the index of a class, and those that return a phrase of the prompt.
 _RETURN_INDEX, _RETURN_PHRASE = ("owlvit", "owlv2"), ("grounding-dino", "mm-grounding-dino")
+_OMDET = "omdet-turbo"  # returns the index, too, and reads all classes together
+_ZERO_SHOT = (*_RETURN_INDEX, _OMDET, *_RETURN_PHRASE)
+_QUERIES = 1000  # class names that an OWL-ViT reads at once, to bound memory
 _DETECTION_PREDICATE = ("next to",)  # the network needs a predicate; boxes hardly depend on which
 _UNUSED_COCO_CLASS = "N/A"
 
@@ -138,50 +142,78 @@ class ClosedDetector:
 
 
 class ZeroShotDetector:
-    """A detector that takes class names as text, such as OWLv2 or Grounding DINO."""
+    """A detector that takes any number of class names as text, such as OWLv2 or Grounding DINO.
+
+    Grounding DINO reads as many names at a time as fit in its text length, in their order. Its boxes depend on the
+    names read together, so this split follows from the classes alone.
+    """
 
     def __init__(self, model: PreTrainedModel, processor: Any, classes: Sequence[str], device: torch.device) -> None:
-        """Raises UserError: the model type is not supported, or the model cannot read that many or such long names."""
+        """Raises UserError: the model type is not supported, or the model cannot read a name that long."""
         self._kind = model.config.model_type
-        if self._kind not in (*_RETURN_INDEX, *_RETURN_PHRASE):
-            supported = ", ".join((*_RETURN_INDEX, *_RETURN_PHRASE))
+        if self._kind not in _ZERO_SHOT:
+            supported = ", ".join(_ZERO_SHOT)
             raise UserError(f"zero-shot detectors of type {self._kind!r} are not supported; use one of {supported}")
         self._model, self._processor, self._device = model.eval(), processor, device
         nn.Module.to(model, device)
-        self._classes = list(classes)
-        together = self._kind in _RETURN_PHRASE
-        prompts = [". ".join(classes) + "."] if together else self._classes
-        tokens = max(len(processor.tokenizer(prompt)["input_ids"]) for prompt in prompts)
-        limit = model.config.max_text_len if together else model.config.text_config.max_position_embeddings
-        if tokens > limit:
-            names = f"the {count(len(classes), 'class name')}" if together else "the longest class name"
-            raise UserError(
-                f"detect.classes: {names} would be {tokens} tokens, and this {self._kind} reads {limit}; name "
-                f"{'fewer classes, or choose an OWLv2' if together else 'it in fewer words'}"
-            )
+        names, limit = list(classes), model.config.text_config.max_position_embeddings
+        if together := self._kind in _RETURN_PHRASE:
+            names = [re.sub(r"[.?]", " ", name).lower() for name in names]  # both characters end a phrase
+            limit = model.config.max_text_len
+        texts = [f"{name}." if together else name for name in names]
+        special = processor.tokenizer.num_special_tokens_to_add()
+        most = limit - special if together else len(names) if self._kind == _OMDET else _QUERIES
+        self._prompts: list[list[str]] = []  # class names read together
+        room = 0
+        for name, text, given in zip(names, texts, classes, strict=True):
+            tokens = len(processor.tokenizer(text)["input_ids"])
+            if tokens > limit:
+                raise UserError(
+                    f"detect.classes: {given!r} would be {tokens} tokens, and this {self._kind} reads {limit}; "
+                    "name it in fewer words"
+                )
+            cost = tokens - special if together else 1
+            if cost > room:
+                self._prompts.append([])
+                room = most
+            self._prompts[-1].append(name)
+            room -= cost
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
-        texts = [self._classes]
-        inputs = self._processor(text=texts, images=image, return_tensors="pt").to(self._device)
-        output = self._model(**inputs)
         size = [(image.height, image.width)]
         process = self._processor.post_process_grounded_object_detection
-        if self._kind in _RETURN_INDEX:
-            [boxes] = process(output, threshold=threshold, target_sizes=size)
-            labels = boxes["labels"].cpu()
-        else:
-            ids = inputs["input_ids"]
-            [boxes] = process(output, ids, threshold=threshold, text_threshold=threshold, target_sizes=size)
-            labels = torch.tensor([self._class_index(phrase) for phrase in boxes["text_labels"]], dtype=torch.long)
-        return _select(boxes, labels, labels >= 0)
+        outputs, found, first = [], [], 0
+        for names in self._prompts:
+            inputs = self._processor(text=[names], images=image, return_tensors="pt").to(self._device)
+            output = self._model(**inputs)
+            if self._kind in _RETURN_INDEX:
+                outputs.append(output)
+                continue
+            if self._kind == _OMDET:
+                [boxes] = process(output, threshold=threshold, nms_threshold=1.0, target_sizes=size)
+                labels = boxes["labels"].cpu()
+            else:
+                ids = inputs["input_ids"]
+                [boxes] = process(output, ids, threshold=threshold, text_threshold=threshold, target_sizes=size)
+                tokenizer = self._processor.tokenizer  # it makes "t - shirt" of "t-shirt"
+                spelled = tokenizer.batch_decode(tokenizer(names, add_special_tokens=False)["input_ids"])
+                labels = torch.tensor([_phrase_index(phrase, spelled) for phrase in boxes["text_labels"]]).long()
+            found.append(_select(boxes, first + labels, labels >= 0))
+            first += len(names)
+        if outputs:  # the same boxes each time, of which each gets the best of all classes
+            outputs[0].logits = torch.cat([output.logits for output in outputs], dim=-1)
+            [boxes] = process(outputs[0], threshold=threshold, target_sizes=size)
+            found = [DetectedBoxes(*(boxes[part].cpu() for part in DetectedBoxes._fields))]
+        return DetectedBoxes(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
-    def _class_index(self, phrase: str) -> int:
-        """The class named by a phrase, or the only class that contains it ("dining" in "dining table"); else -1."""
-        if phrase in self._classes:
-            return self._classes.index(phrase)
-        containing = [index for index, name in enumerate(self._classes) if f" {phrase} " in f" {name} "]
-        return containing[0] if phrase and len(containing) == 1 else -1
+
+def _phrase_index(phrase: str, names: list[str]) -> int:
+    """Return the index of the name that is a phrase, or the only one that contains it ("dining"); else -1."""
+    if phrase in names:
+        return names.index(phrase)
+    containing = [index for index, name in enumerate(names) if f" {phrase} " in f" {name} "]
+    return containing[0] if phrase and len(containing) == 1 else -1
 
 
 class RLIPDetector:
@@ -286,7 +318,8 @@ class DetectStage(Stage):
             return
         if not bool(scores.isfinite().all()):
             raise UserError(f"detector {self.config.detector} returns NaN scores: its weights are damaged")
-        remaining = batched_nms(boxes, scores, labels, self.config.overlap)
+        # It moves the boxes of each label far apart, too far for float32 with many labels.
+        remaining = batched_nms(boxes.double(), scores.double(), labels, self.config.overlap)
         kept = remaining[: self.config.max_boxes]
         record.left_out["boxes"] = len(remaining) - len(kept)
         record.objects = [

@@ -8,10 +8,14 @@ import torch
 from transformers import (
     BertTokenizerFast,
     CLIPTokenizerFast,
+    DetrImageProcessor,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessor,
     GroundingDinoProcessor,
+    OmDetTurboConfig,
+    OmDetTurboForObjectDetection,
+    OmDetTurboProcessor,
     Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2ImageProcessor,
@@ -21,9 +25,16 @@ from transformers import (
     YolosImageProcessor,
 )
 
-from tests.factories import make_tokenizer
-
 SIZE = 32
+_SWIN = {
+    "model_type": "swin",
+    "image_size": SIZE,
+    "embed_dim": 8,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 1, 2, 2],
+    "window_size": 2,
+    "out_features": ["stage2", "stage3", "stage4"],
+}
 
 
 def make_closed(folder: Path, names: tuple[str, ...] = ("N/A", "dog", "cup")) -> Path:
@@ -46,24 +57,29 @@ def make_closed(folder: Path, names: tuple[str, ...] = ("N/A", "dog", "cup")) ->
     return folder
 
 
-def make_owl(folder: Path) -> Path:
-    torch.manual_seed(0)
-    folder.mkdir(parents=True, exist_ok=True)
+def _make_letters(length: int) -> tuple[CLIPTokenizerFast, dict[str, object]]:
+    """A tokenizer of letters that reads `length` tokens, and the settings of CLIP's text encoder for it."""
     letters = [chr(code) for code in range(33, 127)]
-    # A text that begins with token 0 is padding to these detectors.
+    # A text that begins with token 0 is padding to OWL-ViT.
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    text = {
+    tokenizer = CLIPTokenizerFast(vocab=vocabulary, merges=[], pad_token="<|endoftext|>", model_max_length=length)
+    return tokenizer, {
         "vocab_size": len(vocabulary),
         "hidden_size": 16,
         "intermediate_size": 16,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
-        "max_position_embeddings": 16,
+        "max_position_embeddings": length,
         "bos_token_id": len(vocabulary) - 2,
         "eos_token_id": len(vocabulary) - 1,
         "pad_token_id": len(vocabulary) - 1,
     }
+
+
+def make_owl(folder: Path) -> Path:
+    torch.manual_seed(0)
+    tokenizer, text = _make_letters(16)
     vision = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -75,14 +91,55 @@ def make_owl(folder: Path) -> Path:
     Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(
         folder
     )
-    tokenizer = CLIPTokenizerFast(vocab=vocabulary, merges=[], pad_token="<|endoftext|>", model_max_length=16)
     Owlv2Processor(Owlv2ImageProcessor(size={"height": SIZE, "width": SIZE}), tokenizer).save_pretrained(folder)
     return folder
 
 
+def make_omdet(folder: Path) -> Path:
+    torch.manual_seed(0)
+    tokenizer, text = _make_letters(77)
+    text |= {"hidden_size": 32, "model_type": "clip_text_model"}
+    config = OmDetTurboConfig(
+        backbone_config=_SWIN,
+        text_config=text,
+        apply_layernorm_after_vision_backbone=False,
+        image_size=128,
+        text_projection_in_dim=32,
+        text_projection_out_dim=32,
+        task_encoder_hidden_dim=16,
+        class_embed_dim=32,
+        num_queries=20,
+        encoder_hidden_dim=16,
+        vision_features_channels=[16, 16, 16],
+        encoder_in_channels=[16, 32, 64],
+        encoder_attention_heads=2,
+        encoder_dim_feedforward=16,
+        decoder_hidden_dim=16,
+        decoder_num_heads=2,
+        decoder_num_layers=1,
+        decoder_dim_feedforward=16,
+    )
+    OmDetTurboForObjectDetection(config).save_pretrained(folder)
+    OmDetTurboProcessor(DetrImageProcessor(size={"height": 128, "width": 128}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def _make_phrase_tokenizer(folder: Path) -> BertTokenizerFast:
+    """A tokenizer with BERT's ids of "[CLS]", "[SEP]", "." and "?", which are where Grounding DINO ends a phrase."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = [f"[unused{number}]" for number in range(1030)]
+    tokens[0], tokens[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens[1012], tokens[1029] = ".", "?"
+    tokens += ["dog", "cup", "dining", "table", "-", "t", "shirt", *(f"thing{number}" for number in range(1000))]
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
 def make_grounding_dino(folder: Path) -> Path:
     torch.manual_seed(0)
-    tokenizer: BertTokenizerFast = make_tokenizer(folder, blip_tokens=False)
+    tokenizer = _make_phrase_tokenizer(folder)
     text = {
         "model_type": "bert",
         "vocab_size": len(tokenizer),
@@ -92,17 +149,8 @@ def make_grounding_dino(folder: Path) -> Path:
         "num_attention_heads": 2,
         "max_position_embeddings": 300,
     }
-    backbone = {
-        "model_type": "swin",
-        "image_size": SIZE,
-        "embed_dim": 8,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 1, 2, 2],
-        "window_size": 2,
-        "out_features": ["stage2", "stage3", "stage4"],
-    }
     config = GroundingDinoConfig(
-        backbone_config=backbone,
+        backbone_config=_SWIN,
         text_config=text,
         d_model=32,
         encoder_layers=1,

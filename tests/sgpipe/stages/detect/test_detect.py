@@ -8,11 +8,13 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.recipe import DetectConfig, packaged_model
 from sgpipe.records import Record
-from sgpipe.stages.detect import DetectedBoxes, DetectStage, ZeroShotDetector, detector_classes, load
-from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino, make_owl
+from sgpipe.stages import detect
+from sgpipe.stages.detect import DetectedBoxes, DetectStage, detector_classes, load
+from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino, make_omdet, make_owl
 
 CPU = torch.device("cpu")
 ASKED = ("dog", "cup", "dining table")
+THOUSAND = tuple(f"thing{number}" for number in range(1000))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_classes_of_a_closed_detector_are_read_without_its_weights(tmp_path, ima
     assert found.boxes.abs().max() > 2  # pixels, no shares
 
 
-@pytest.mark.parametrize("make", [make_owl, make_grounding_dino])
+@pytest.mark.parametrize("make", [make_owl, make_omdet, make_grounding_dino])
 def test_zero_shot_detectors_get_class_names(tmp_path, image, make):
     config = DetectConfig(detector=str(make(tmp_path / "d")), classes=ASKED)
     assert detector_classes(config) == ASKED
@@ -88,25 +90,95 @@ def test_zero_shot_detectors_get_class_names(tmp_path, image, make):
     assert set(found.labels.tolist()) <= {0, 1, 2}
 
 
+def assert_same(one: DetectedBoxes, other: DetectedBoxes) -> None:
+    torch.testing.assert_close(one.boxes, other.boxes, atol=1e-3, rtol=0)
+    torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=0)
+    assert one.labels.tolist() == other.labels.tolist()
+
+
+def test_a_thousand_classes_of_grounding_dino_are_those_of_each_prompt_alone(tmp_path, image):
+    folder = str(make_grounding_dino(tmp_path / "d"))
+    found = load(DetectConfig(detector=folder, classes=THOUSAND), CPU)(image, 0.99)
+    size = 127  # two tokens each, of 256 with those at both ends
+    parts = []
+    for first in range(0, 1000, size):
+        part = load(DetectConfig(detector=folder, classes=THOUSAND[first : first + size]), CPU)(image, 0.99)
+        parts.append(part._replace(labels=part.labels + first))
+    assert sum(len(part.labels) > 0 for part in parts) > 4
+    assert_same(found, DetectedBoxes(*map(torch.cat, zip(*parts, strict=True))))
+    fewer = load(DetectConfig(detector=folder, classes=THOUSAND[: 2 * size]), CPU)(image, 0.99)
+    first_two = found.labels < 2 * size
+    assert_same(fewer, DetectedBoxes(*(part[first_two] for part in found)))  # classes to come change nothing
+
+
+def test_the_names_read_together_change_the_scores_of_grounding_dino(tmp_path, image):
+    """Why the split depends on the classes alone: a phrase's text features are its own, but the fused ones are not."""
+    model = load(DetectConfig(detector=str(make_grounding_dino(tmp_path / "d")), classes=ASKED), CPU)
+    texts, logits = [], []
+    model._model.model.text_projection.register_forward_hook(lambda module, inputs, output: texts.append(output))
+    for names in (ASKED[:1], ASKED):
+        inputs = model._processor(text=[list(names)], images=image, return_tensors="pt")
+        with torch.no_grad():
+            logits.append(model._model(**inputs).logits[0, :, 1])
+    torch.testing.assert_close(texts[0][0, 1], texts[1][0, 1])
+    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [7, 300])
+def test_boxes_of_owl_do_not_depend_on_how_many_classes_are_read_at_once(tmp_path, image, monkeypatch, size):
+    config = DetectConfig(detector=str(make_owl(tmp_path / "d")), classes=THOUSAND[::-1])  # the best come late
+    whole = load(config, CPU)(image, 0.05)
+    monkeypatch.setattr(detect, "_QUERIES", size)
+    pieces = load(config, CPU)
+    assert len(pieces._prompts) == -(-1000 // size)
+    assert whole.labels.max() > size
+    assert_same(pieces(image, 0.05), whole)
+
+
+def test_names_are_found_as_the_tokenizer_spells_them(tmp_path, image, monkeypatch):
+    config = DetectConfig(detector=str(make_grounding_dino(tmp_path / "d")), classes=("Cup", "T-Shirt", "Dog?"))
+    model = load(config, CPU)
+    assert model._prompts == [["cup", "t-shirt", "dog "]]
+    found = {
+        "boxes": torch.zeros(3, 4),
+        "scores": torch.ones(3),
+        "text_labels": ["t - shirt", "dog", "cup t - shirt"],
+    }
+    monkeypatch.setattr(model._processor, "post_process_grounded_object_detection", lambda *_, **__: [found])
+    assert model(image, 0.3).labels.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize(
-    ("make", "classes", "reason"),
+    ("make", "names", "reason"),
     [
-        (make_grounding_dino, [f"thing {n}" for n in range(150)], r"the 150 class names would be \d+ tokens, .* 256;"),
-        (make_owl, ["a dog", "a dog " * 9], r"the longest class name would be \d+ tokens, and this owlv2 reads 16;"),
+        (
+            make_grounding_dino,
+            ["cup", "dog " * 300],
+            r"'dog dog .* would be 303 tokens, and this grounding-dino reads 256",
+        ),
+        (make_owl, ["a dog", "a dog " * 9], r"'a dog .* would be 38 tokens, and this owlv2 reads 16;"),
     ],
 )
-def test_class_names_that_a_zero_shot_detector_cannot_read_are_refused(tmp_path, make, classes, reason):
+def test_a_name_that_a_zero_shot_detector_cannot_read_is_refused(tmp_path, make, names, reason):
     with pytest.raises(UserError, match=f"detect.classes: {reason}"):
-        load(DetectConfig(detector=str(make(tmp_path / "d")), classes=classes), CPU)
+        load(DetectConfig(detector=str(make(tmp_path / "d")), classes=names), CPU)
 
 
 @pytest.mark.parametrize(
     ("phrase", "place"), [("dog", 0), ("dining", 2), ("table", 2), ("", -1), ("do", -1), ("dog cup", -1)]
 )
 def test_phrases_map_to_classes(phrase, place):
-    detector = ZeroShotDetector.__new__(ZeroShotDetector)
-    detector._classes = list(ASKED)
-    assert detector._class_index(phrase) == place
+    assert detect._phrase_index(phrase, list(ASKED)) == place
+
+
+def test_boxes_of_late_classes_are_compared_exactly(folder):
+    """The IoU of the first two is 0.51; float32 would make it something else, far from the origin."""
+    boxes = torch.tensor([[10.0, 10, 24, 24], [10, 10, 20, 20], [3990, 2990, 4000, 3000]])
+    made = stage(folder, DetectedBoxes(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([999_999] * 3)))
+    made.classes = ["dog"] * 1_000_000
+    [done] = made([record(folder)])
+    assert done.left_out["boxes"] == 0
+    assert [box.bbox for box in done.objects] == [(10, 10, 14, 14)]  # the last one is outside
 
 
 @pytest.mark.parametrize(
