@@ -19,7 +19,7 @@ def test_a_run_that_was_taken_over_changes_nothing_in_the_store(store: StorePath
         manifest = Manifest.create(folder.root, {})
         folder.describe(Recipe(name="mine"), manifest)
         store.put(shard, b"the other run's")
-        folder.claim_store()
+        folder.claim.make()
         other = RunFolder(tmp_path / "other", store)
         with other.lock(), ManifestMirror(other).reconciled():
             pass
@@ -32,7 +32,7 @@ def test_a_run_that_was_taken_over_changes_nothing_in_the_store(store: StorePath
 
 def test_a_run_that_is_refused_takes_nothing_over(store: StorePath, tmp_path: Path) -> None:
     folder, other = RunFolder(tmp_path / "out", store), RunFolder(tmp_path / "other", store)
-    folder.claim_store()
+    folder.claim.make()
 
     def refused() -> None:
         with other.lock(), ManifestMirror(other).reconciled():
