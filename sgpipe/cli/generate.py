@@ -11,7 +11,7 @@ from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -153,7 +153,7 @@ def generate(
 
     if parent is not None and out is None:
         raise UserError("--from needs --out, the folder of the new run")
-    settings = parse_set(assign or [])
+    settings = _with_tagger(recipe, tagger, parse_set(assign or []))
     if recipe is None and parent is not None:
         loaded = parent_recipe(parent, {"source.root": None, **settings} if data.images else settings)
     else:
@@ -190,6 +190,11 @@ def generate(
             print_run_quality(quality, console.output())
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(console.EXIT_ALL_FAILED)
+
+
+def _with_tagger(recipe: str | None, tagger: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings; an R-Tagger replaces the CLIP of the recipe photos."""
+    return {"tag.method": "rtagger"} | settings if tagger and recipe == "photos" else settings
 
 
 def miniworld(
@@ -290,9 +295,7 @@ def label(
 
     screen = console.output()
     files = list(_files(images, out))
-    settings = parse_set(assign or [])
-    if tagger and recipe == "photos":
-        settings = {"tag.method": "rtagger"} | settings
+    settings = _with_tagger(recipe, tagger, parse_set(assign or []))
     models = {"detector": detector, "captioner": captioner, "tagger": tagger}
     pipeline = Pipeline(recipe, **models, boxes=boxes, settings=settings)
     for note in recipe_notes(pipeline.recipe, detects=boxes is None):

@@ -120,9 +120,12 @@ def fetch_models(names: Sequence[str], command: str) -> None:
     if console.progress().quiet:
         disable_progress_bars()
     for name, parts in wanted.items():
-        with naming_hub(f"the model {name}"):
-            for part in filter(None, parts):
-                snapshot_download(name, allow_patterns=part)
+        try:
+            with naming_hub(f"the model {name}"):
+                for part in filter(None, parts):
+                    snapshot_download(name, allow_patterns=part)
+        except StoreError as error:
+            raise StoreError(f"{error}; the same command resumes the download") from None
 
 
 @contextmanager

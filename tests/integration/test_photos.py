@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.clip_checkpoints import make_clip
 from tests.factories import make_blip
@@ -33,6 +35,7 @@ class HubStub(BaseHTTPRequestHandler):
 
     root: Path
     asked: list[str]
+    broken = ""  # a file that breaks off halfway
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -65,7 +68,8 @@ class HubStub(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             with suppress(ConnectionError):
-                self.wfile.write(content)
+                whole = not self.broken or not self.path.endswith(self.broken)
+                self.wfile.write(content if whole else content[: len(content) // 2])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -81,9 +85,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadingHTTPServe
     make_blip(root / BLIP)
     make_grounding_dino(root / DINO)
     make_clip(root / CLIP)
-    for name in (BLIP, DINO, CLIP):
+    for name in (BLIP, DINO):
         for other in ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"):  # nobody needs them
             (root / name / other).write_bytes(bytes(1000))
+    safetensors = root / CLIP / "model.safetensors"  # an old model has weights of PyTorch alone
+    torch.save(load_file(safetensors), safetensors.with_name("pytorch_model.bin"))
+    safetensors.unlink()
     HubStub.root, HubStub.asked = root, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), HubStub)
     Thread(target=server.serve_forever, daemon=True).start()
@@ -122,7 +129,8 @@ def test_photographs_are_labelled_with_models_of_the_hub(hub: ThreadingHTTPServe
     rows = [json.loads(line) for line in first.stdout.splitlines()]
     assert [(row["status"], len(row["captions"])) for row in rows] == [("ok", 10)] * 2
     assert {path.name for path in (tmp_path / "first").iterdir()} == {f"{n}.png.relations.png" for n in range(2)}
-    assert not [path for path in HubStub.asked if path.endswith((".bin", ".h5", ".msgpack"))]
+    others = [path for path in HubStub.asked if path.endswith((".bin", ".h5", ".msgpack"))]
+    assert {path.partition("/resolve/")[0] for path in others} == {CLIP}
 
     HubStub.asked.clear()
     for name, place in (("again", endpoint), ("offline", nowhere)):
@@ -136,6 +144,11 @@ def test_doctor_lists_and_fetches_the_models_of_a_recipe(hub: ThreadingHTTPServe
     where: dict[str, Any] = {"cache": tmp_path / "cache", "endpoint": f"http://127.0.0.1:{hub.server_port}"}
     listed = sgpipe("doctor", "--recipe", "photos", **where)
     assert (listed.returncode, listed.stdout.count("missing from")) == (1, 3), listed.stderr
+    HubStub.broken = f"{BLIP.split('/')[1]}/resolve/{COMMIT}/model.safetensors"
+    halfway = sgpipe("doctor", "--recipe", "photos", "--fetch", **where)
+    assert halfway.returncode == 1
+    assert halfway.stderr.splitlines()[-1].endswith("; the same command resumes the download")
+    HubStub.broken = ""
     fetched = sgpipe("doctor", "--recipe", "photos", "--fetch", **where)
     assert (fetched.returncode, fetched.stdout.count("cached in")) == (0, 3), fetched.stderr
     [weights] = (tmp_path / "cache/hub" / f"models--{BLIP.replace('/', '--')}").glob("snapshots/*/model.safetensors")
