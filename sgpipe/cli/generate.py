@@ -193,8 +193,11 @@ def generate(
 
 
 def _with_tagger(recipe: str | None, tagger: str | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings; an R-Tagger replaces the CLIP of the recipe photos."""
-    return {"tag.method": "rtagger"} | settings if tagger and recipe == "photos" else settings
+    """Return the settings; an R-Tagger, with its own threshold, replaces the CLIP of the recipe photos."""
+    from sgpipe.recipe import TagConfig
+
+    replaced = {"tag.method": "rtagger", "tag.threshold": TagConfig().threshold}
+    return replaced | settings if tagger and recipe == "photos" else settings
 
 
 def miniworld(
