@@ -293,8 +293,8 @@ def read_annotations(
         classes = [objects[box.category] for box in record.objects]
         triplets = [(item.subject, item.object, predicates[item.predicate]) for item in record.relations]
         annotated[name] = ImageGroundTruth.from_lists(corners, classes, triplets)
-    if problems:
-        counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in problems.items())
+    if wrong := +problems:  # not those counted as 0
+        counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in wrong.items())
         raise UserError(f"{path} cannot be used for evaluation: {counts}")
     if not annotated:
         raise UserError(f"{path} contains no images")
