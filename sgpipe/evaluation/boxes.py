@@ -237,9 +237,11 @@ def _coco_results(path: Location, truth: BoxSet) -> BoxSet:
 
 
 def _ends_of_relations(path: Location) -> BoxSet:
-    """Subjects and objects of predicted relations, with their scores."""
+    """Subjects and objects of predicted relations, with their scores; equal ones are suppressed later."""
     found = BoxSet(scored=True)
-    for name, triplets in read_triplets(path, {"hoi_prediction": HICO, "rel_prediction": OPEN_IMAGES}, []):
+    for name, triplets in read_triplets(
+        path, {"hoi_prediction": HICO, "rel_prediction": OPEN_IMAGES}, [], predicates=False
+    ):
         if triplets is None:
             found.failed += 1
             continue

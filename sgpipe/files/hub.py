@@ -16,6 +16,13 @@ DATASETS = "hf://datasets/"
 _ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 _SETTINGS = re.compile(r".+\.(json|txt|model|jinja)")
+_PREPARES = {
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocab.txt",
+}
 _WEIGHTS = tuple(map(re.compile, (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin")))
 
 
@@ -82,7 +89,7 @@ def missing_models(names: Sequence[str]) -> list[str]:
         indices = [json.loads((folder / file).read_text("utf-8")) for file in files if file.endswith(".index.json")]
         shards = [set(index["weight_map"].values()) for index in indices]
         sharded = any(shard <= files for shard in shards) if shards else _weights(files)
-        if not (sharded or "model.safetensors" in files):
+        if not (files & _PREPARES and (sharded or "model.safetensors" in files)):
             missing.append(name)
     return missing
 

@@ -131,11 +131,11 @@ def _local(text: str, indexes: IndexFolder) -> ImageRoot:
         folder = path
         try:
             with os.scandir(path) as entries:
-                there = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
+                there = [entry for entry in entries if not entry.name.startswith(".")]
+                if not any(is_image(entry.name) or entry.is_dir() for entry in there):
+                    names = _only_archives(text, [entry.name for entry in there])
         except OSError:  # opening an image will say why
-            there = {}
-        if not any(is_folder or is_image(name) for name, is_folder in there.items()):
-            names = _only_archives(text, there)
+            pass
     return _archive_root(text, folder, names, indexes, _LOCAL_THREADS) if names else FolderRoot(path)
 
 

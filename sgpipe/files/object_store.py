@@ -88,6 +88,11 @@ def is_uri(text: str) -> bool:
     return "://" in text
 
 
+def _bare(tag: str | None) -> str:
+    """Return an ETag without quotes: Azure lists it without, and answers with them."""
+    return (tag or "").removeprefix("W/").strip('"')
+
+
 class StorePath:
     """A folder or an object of a store by its URI, such as `s3://bucket/images`: to a store what `Path` is to a disk.
 
@@ -306,7 +311,7 @@ class StorePath:
             with self._naming(name):
                 found = obstore.get(self._reads, self._key(name), options=options)
                 meta = found.meta
-                if version is not None and meta["e_tag"] != version:
+                if version is not None and _bare(meta["e_tag"]) != _bare(version):
                     if attempt == _ATTEMPTS:
                         raise ReplacedError(f"{self._at(name)} was replaced while it was in use")
                     continue

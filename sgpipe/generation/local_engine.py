@@ -205,6 +205,8 @@ class _Work:
         if not isinstance(self.runner, kind):
             self.runner = None
             gc.collect()
+            if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
             for child in active_children():  # which ends as the pipe to it is closed
                 child.join()
             self.runner = kind(self.stages())

@@ -94,8 +94,8 @@ def render_dataset(
         (out / _LOCK).unlink(missing_ok=True)  # of a call that was killed at its end
         return False
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        with only_process(out / _LOCK, out):
+    with only_process(out / _LOCK, out):
+        try:
             _is_complete(out, settings)  # refuses what another call wrote in the meantime
             _save(out / _SETTINGS, json.dumps(asdict(settings)).encode())
             (out / IMAGES).mkdir(exist_ok=True)
@@ -115,8 +115,8 @@ def render_dataset(
                     progress()
             for name, content in annotations.files().items():
                 _save(out / name, json.dumps(content).encode())
-    finally:
-        (out / _LOCK).unlink(missing_ok=True)
+        finally:
+            (out / _LOCK).unlink(missing_ok=True)
     return True
 
 

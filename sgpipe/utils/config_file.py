@@ -78,6 +78,8 @@ def parse_yaml(text: str) -> Any:
     loader = _Loader(text)
     try:
         return loader.get_single_data()
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"a tag does not fit its value ({error})") from None
     finally:
         loader.dispose()
 

@@ -387,7 +387,7 @@ def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
     shown = [replace(Hit(*images[row[1]][2:]), caption=captions.get(row[1])) for row in found]
     if filters.finds_images:
         return shown
-    ends = {(row[1], end) for row in found for end in row[4:6]}
+    ends = {(row[1], end) for row in found for end in row[4:6] if end is not None}
     objects = index.rows(
         "select image, number, x, y, w, h from run.objects join (select unnest(?::bigint[]) as row) on rowid = row",
         [[images[image][0] + end for image, end in ends if 0 <= end < images[image][1]]],
@@ -402,7 +402,7 @@ def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
             subject_box=boxes.get((row[1], row[4])),
             object_box=boxes.get((row[1], row[5])),
             times=times.get(row[3]),
-            judged=index.judgement(hit.split, hit.image_id, *row[4:7]),
+            judged=None if None in row[4:7] else index.judgement(hit.split, hit.image_id, *row[4:7]),
         )
         for hit, row in zip(shown, found, strict=True)
     ]

@@ -115,9 +115,10 @@ def thumbnail(request: Request) -> Response:
         try:
             file, name = _file(viewer, row)
             key = _key(name, row.width, row.height, width) if viewer.images else of_row
-            if isinstance(file, Path) and file.exists():  # opening a missing one says so
-                status = file.stat()
-                key = _key(file, status.st_mtime_ns, status.st_size, row.width, row.height, width)
+            if isinstance(file, Path):
+                with suppress(OSError):  # opening it says why
+                    status = file.stat()
+                    key = _key(file, status.st_mtime_ns, status.st_size, row.width, row.height, width)
             data = cache.get(key)
             if data is None:
                 data = _jpeg(file, name, row, width)

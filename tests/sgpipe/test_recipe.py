@@ -117,6 +117,13 @@ def test_what_is_written_is_read_again(tmp_path):
     assert read_yaml(tmp_path / "a.yaml") == {"classes": texts, "values": [1e-5, 10, None, True]}
 
 
+def test_a_tag_that_does_not_fit_its_value_is_named(tmp_path):
+    for text in ("!!bool maybe", "!!timestamp x", "!!int x"):
+        (tmp_path / "a.yaml").write_text(f"a: {text}")
+        with pytest.raises(UserError, match=r"a\.yaml"):
+            read_yaml(tmp_path / "a.yaml")
+
+
 def test_an_override_is_blamed_itself_and_not_the_file():
     for key, value in (("tag.threshold", 3), ("caption", 1), ("source.splits", {"val": {"images": 1}}), ("tag.no", 1)):
         with pytest.raises(UserError) as refused:

@@ -137,7 +137,7 @@ def no_pairs(classes: DatasetClasses) -> PredictedPairs:
 
 
 def read_triplets(
-    path: Location, forms: Mapping[str, HoiaSchema], notes: list[str]
+    path: Location, forms: Mapping[str, HoiaSchema], notes: list[str], *, predicates: bool = True
 ) -> Iterator[tuple[str, Triplets | None]]:
     """The file name of each image and its triplets; None for an image that could not be read.
 
@@ -145,6 +145,8 @@ def read_triplets(
         path: a HOIA file, or one of `sgpipe predict --out FILE.parquet`.
         forms: of a HOIA file, the classes of predictions that do not list their own, by the key of the relations.
         notes: added to, for the reader.
+        predicates: False if only boxes count: then predicates are 0, and a relation without an object has its
+            subject as both ends.
 
     Raises UserError: the file is missing or damaged, or a value is missing, not finite or of another kind.
     """
@@ -167,7 +169,8 @@ def read_triplets(
                     what: {number: place for place, number in enumerate(numbers)}
                     for what, numbers in (("an object", schema.objects), ("a relation", schema.relations))
                 }
-            yield name, _hoia_triplets(schema, places, list_field(item, "predictions"), list_field(item, key))
+            boxes, relations = list_field(item, "predictions"), list_field(item, key)
+            yield name, _hoia_triplets(schema, places, boxes, relations, predicates)
         except (FieldError, EvaluationError) as error:
             raise UserError(f"{path}: image {name!r}: {error}") from None
         except (KeyError, TypeError, OverflowError) as error:
@@ -184,7 +187,11 @@ def read_triplets(
 
 
 def _hoia_triplets(
-    schema: HoiaSchema, places: Mapping[str, Mapping[int, int]], boxes: Sequence[Any], relations: Sequence[Any]
+    schema: HoiaSchema,
+    places: Mapping[str, Mapping[int, int]],
+    boxes: Sequence[Any],
+    relations: Sequence[Any],
+    named: bool,
 ) -> Triplets:
     def place(what: str, category: Any) -> int:
         if category not in places[what]:
@@ -192,8 +199,11 @@ def _hoia_triplets(
         return places[what][category]
 
     classes = np.array([place("an object", box["category_id"]) for box in boxes], dtype=int)
-    predicates = np.array([place("a relation", item["category_id"]) for item in relations], dtype=int)
+    numbers = [place("a relation", item["category_id"]) if named else 0 for item in relations]
+    predicates = np.array(numbers, dtype=int)
     ends = table([(item["subject_id"], item["object_id"]) for item in relations], (-1, 2), int)
+    if not named:
+        ends[:, 1] = np.where(ends[:, 1] < 0, ends[:, 0], ends[:, 1])
     check_range("its predictions", "a box of a relation", ends, 0, len(boxes))
     scores = table([item["score"] for item in relations], (-1,), np.float32)
     if not np.isfinite(scores).all():

@@ -157,7 +157,10 @@ def image_base_name(file_name: str) -> str:
 
 def _boxes(root: Location, objects: pa.Array, table: pa.Table, image: Array) -> Array:
     """`[objects, 4]` xyxy as shares of the image, whose size may differ between datasets."""
-    boxes = _numbers(pc.struct_field(objects, "bbox").flatten(), np.float64).reshape(-1, 4)
+    column = pc.struct_field(objects, "bbox")
+    lengths = _lengths(column)
+    _refuse(root, table, image, lengths != 4, "the number of values of a bbox, 4", lengths)
+    boxes = _numbers(column.flatten(), np.float64).reshape(-1, 4)
     _refuse(root, table, image, ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < 0).any(1), "x, y, width, height", boxes)
     sides = np.stack([_numbers(table[side], np.float64) for side in ("width", "height")], axis=1)
     return xywh_to_xyxy(boxes) / np.maximum(np.tile(sides, 2), 1)[image]

@@ -115,7 +115,10 @@ def _read(answer: Answer | Refusal) -> list[Texts] | None:
         return None
     text = answer.texts[0].strip().removeprefix("```json").removeprefix("```").removesuffix("```")
     try:
-        relations = json.loads(text.strip())["relations"]
+        answered = json.loads(text.strip())
+        relations = answered.pop("relations")
+        if answered or not isinstance(relations, list):
+            return None
         graph = [(each.pop("subject"), each.pop("predicate"), each.pop("object")) for each in relations]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

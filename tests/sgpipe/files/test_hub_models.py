@@ -9,6 +9,7 @@ from sgpipe.files.hub import missing_models
 from sgpipe.recipe import Recipe, hub_models
 
 NAME = "user/model"
+SETTINGS = ("config.json", "tokenizer_config.json")
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
 
@@ -19,14 +20,15 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
         (("model.safetensors",), False),
         (("config.json",), False),
         (("config.json", "tf_model.h5"), False),
-        (("config.json", "model.safetensors"), True),
-        (("config.json", "pytorch_model.bin"), True),
-        (("config.json", "model.safetensors.index.json", SHARDS[0]), False),
-        (("config.json", "model.safetensors.index.json", *SHARDS), True),
-        (("config.json", "pytorch_model.bin.index.json", "model.safetensors"), True),
+        (("config.json", "model.safetensors"), False),
+        ((*SETTINGS, "model.safetensors"), True),
+        ((*SETTINGS, "pytorch_model.bin"), True),
+        ((*SETTINGS, "model.safetensors.index.json", SHARDS[0]), False),
+        ((*SETTINGS, "model.safetensors.index.json", *SHARDS), True),
+        ((*SETTINGS, "pytorch_model.bin.index.json", "model.safetensors"), True),
     ],
 )
-def test_a_model_is_cached_with_all_its_weights(
+def test_a_model_is_cached_with_its_settings_and_all_its_weights(
     files: tuple[str, ...], complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

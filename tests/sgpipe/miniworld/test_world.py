@@ -22,6 +22,7 @@ from sgpipe.records import from_table
 from sgpipe.sources.coco import read_coco
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.pair import HeadMatcher, read_prior
+from sgpipe.utils.locking import only_process
 
 ANNOTATIONS = ("captions.json", "hico.json", "hico_classes.json", "instances.json", "scene_graphs.json")
 
@@ -264,3 +265,10 @@ def test_a_full_disk_is_named_by_its_file(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space left") as caught:
         render_dataset(tmp_path / "new", 1, 0)
     assert caught.value.filename == str(tmp_path / "new/images/2000000.jpg")
+
+
+def test_a_refused_call_leaves_the_lock_of_the_one_at_work(tmp_path):
+    with only_process(tmp_path / ".lock", tmp_path):
+        for _ in range(2):
+            with pytest.raises(UserError, match="in use"):
+                render_dataset(tmp_path, 1, seed=0)

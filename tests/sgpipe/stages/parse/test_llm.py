@@ -97,6 +97,8 @@ def test_the_stage_says_which_caption_states_a_relation() -> None:
         '{"relations": [{"subject": "man", "predicate": "on", "object": 3}]}',
         '{"relations": [{"subject": "man", "predicate": "on", "object": "horse", "score": 1}]}',
         '{"relations": [',
+        '{"relations": {}}',
+        '{"relations": [], "more": 1}',
     ],
 )
 def test_a_wrong_answer_is_asked_for_once_more(wrong: str) -> None:
