@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from sgpipe.errors import UserError
 from sgpipe.evaluation.box_quality import compare_boxes, evaluate_boxes
+from sgpipe.evaluation.boxes import BoxSet, read_detected
 from sgpipe.records import Box, Record
 from tests.sgpipe.stats.runs import make_shards
 
@@ -244,3 +245,13 @@ def test_wrong_boxes_of_the_ground_truth_are_refused(tmp_path: Path) -> None:
     (tmp_path / "truth.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"truth.json: image 1: box .* has a negative size"):
         evaluate_boxes(run, tmp_path / "truth.json")
+
+
+def test_boxes_of_relations_count_whatever_is_predicted_between_them(tmp_path: Path) -> None:
+    boxes = [{"bbox": [0, 0, 10, 20], "category_id": 1}, {"bbox": [50, 0, 70, 9], "category_id": 18}]
+    for relation in ({"object_id": -1, "category_id": 1}, {"object_id": 1, "category_id": 5000}, {"object_id": 1}):
+        relation = {"subject_id": 0, "score": 0.5, **relation}
+        item = {"file_name": "1.jpg", "predictions": boxes, "hoi_prediction": [relation]}
+        (tmp_path / "p.json").write_text(json.dumps([item]))
+        [image] = read_detected(tmp_path / "p.json", BoxSet()).images.values()
+        assert image.boxes.tolist() == [[0, 0, 10, 20], [50, 0, 20, 9]][: 1 + (relation["object_id"] > 0)]
