@@ -38,8 +38,8 @@ def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
         # os.path.exists: a value that is not a path, such as of --set, may be too long for one
         if target == source or (target.exists() and os.path.exists(source) and target.samefile(source)):
             raise UserError(f"{path} is read by this command: write to another place")
-        is_run = (source / MANIFEST).exists()  # whose own files are protected below
-        if target.is_file() and is_image(target.name) and target.is_relative_to(source) and not is_run:
+        inside = target.is_file() and is_image(target.name) and target.is_relative_to(source)
+        if inside and not os.path.exists(source / MANIFEST):  # a run's own files are protected below
             raise UserError(f"{path} is an image in {place}, which this command reads: write to another place")
     for folder in target.parents:
         for mark, (kind, names) in _OWNED.items():
