@@ -2,7 +2,7 @@
 
 python -m benchmarks.interval_coverage
 
-Each row draws 1,000 data sets whose expected value is known, or is the mean over all of them, and counts the intervals
+Each row draws 1,000 datasets whose expected value is known, or is the mean over all of them, and counts the intervals
 that contain it. 93 to 97% is right, more is cautious.
 
 Rows of thresholds count the samples whose threshold keeps relations, of the whole run, with the precision that was

@@ -74,7 +74,7 @@ class HubDataset:
 
 
 def missing_models(names: Sequence[str]) -> list[str]:
-    """Return the models that are not, with all their weights, in the hub's cache on this machine."""
+    """Return the models of which the hub's cache on this machine lacks weights, or what prepares their inputs."""
     from huggingface_hub import try_to_load_from_cache
 
     missing = []

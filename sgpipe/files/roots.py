@@ -134,7 +134,7 @@ def safe_name(name: str) -> str:
 
 
 def checked_size(size: int, where: str) -> None:
-    """Raises ImageError: an image file of so many bytes is empty, or too large to be read into memory."""
+    """Check the size of an image file in bytes. Raises ImageError: it is empty, or too large for memory."""
     if size > MOST_BYTES:
         raise ImageError(f"image cannot be read: {where} (it has {size:,} bytes, more than any image)")
     if not size:

@@ -79,7 +79,7 @@ def _run(database: Database, rule: HealthRule, total: int) -> Check:
 _DOUBTS = (
     (
         "clipped_boxes",
-        "boxes that end at the right or lower edge of their images, so many that they seem to be clipped",
+        "boxes at the right or lower edge of their images, unusually many",
         "boxes",
         "Are width and height read from corners or from centres, or do the sizes belong to other images? "
         "Run again with `source.boxes=xyxy` or `cxcywh`.",
@@ -92,7 +92,7 @@ _DOUBTS = (
     ),
     (
         "foreign_captions",
-        "captions that seem to be of other images: the classes that they name hardly have boxes",
+        "captions that seem to belong to other images: few of the classes that they name have boxes",
         "captions",
         "Check the image_id of captions and the category_id of boxes.",
     ),
