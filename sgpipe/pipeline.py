@@ -150,8 +150,8 @@ class SceneGraph:
         graph = import_extra("networkx").MultiDiGraph(file_name=name, width=record.width, height=record.height)
         for index, (box, xyxy) in enumerate(zip(self.objects, self._xyxy.tolist(), strict=True)):
             graph.add_node(index, category=box.category, bbox=tuple(xyxy))
-            if record.box_scores is not None:
-                graph.nodes[index]["score"] = record.box_scores[index]
+            if box.score is not None:
+                graph.nodes[index]["score"] = box.score
         for relation in deduplicate(self._relations(threshold)):
             graph.add_edge(relation.subject, relation.object, relation.predicate, confidence=relation.confidence)
         return graph
@@ -166,10 +166,10 @@ class SceneGraph:
         Raises UserError: supervision is not installed, or the threshold is not 0 to 1.
         """
         kept = np.array([index for index, box in enumerate(self.objects) if not box.is_nothing], int)
-        scores = self.record.box_scores
+        scores = [box.score for box in self.objects]
         return import_extra("supervision").Detections(
             xyxy=self._xyxy[kept],
-            confidence=None if scores is None else np.array(scores, np.float32)[kept],
+            confidence=np.array(scores, np.float32)[kept] if scores and None not in scores else None,
             class_id=np.array([box.category_id for box in self.objects], int)[kept],
             data={
                 "class_name": np.array([box.category for box in self.objects], str)[kept],

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 NO_OBJECT = "missing objects"
 TRAINING_CONFIDENCE = 0.2  # RLIPv2 trains on relations of at least this confidence
@@ -22,6 +22,8 @@ LABEL_STUDIO_DATASET = "label_studio"  # the dataset of images that were annotat
 
 Scope = Literal["image", "box", "pair"]
 Status = Literal["ok", "error"]
+BoxOrigin = Literal["annotation", "detector", "grounded"]
+RelationOrigin = Literal["annotated", "person", "tagger", "clip", "vlm", "marks", "captions"]
 # What a row can lack, and why.
 LEFT_OUT = {
     "boxes": "boxes beyond detect.max_boxes",
@@ -32,8 +34,19 @@ LEFT_OUT = {
 
 
 @dataclass(slots=True)
+class Attribute:
+    """What an object is like ("red", "two"); `caption` indexes the captions of its record, None: it was annotated."""
+
+    name: str
+    caption: int | None = None
+
+
+@dataclass(slots=True)
 class Box:
-    """One annotated object. `bbox` is xywh in pixels of the original image, already clipped to it.
+    """One object. `bbox` is xywh in pixels of the original image, already clipped to it.
+
+    `origin` says who put the box there; `score` is the detector's, None without one; `phrase` has the words of a
+    caption by which it was grounded; `segmentation` is the JSON of COCO's: polygons, or run lengths.
 
     V-COCO annotates what people do without an object: "smile". The relation then points to an object of category
     `NO_OBJECT` whose bbox is (0, 0, 0, 0), at most one in an image.
@@ -43,6 +56,11 @@ class Box:
     category_id: int
     bbox: tuple[float, float, float, float]
     iscrowd: bool = False
+    origin: BoxOrigin = "annotation"
+    score: float | None = None
+    phrase: str | None = None
+    attributes: list[Attribute] = field(default_factory=list)
+    segmentation: str | None = None
 
     @property
     def is_nothing(self) -> bool:
@@ -95,20 +113,24 @@ class Pair:
 
 @dataclass(slots=True)
 class Relation:
-    """A predicate between two boxes (indices into `Record.objects`); confidence is None for ground truth."""
+    """A predicate between two boxes (indices into `Record.objects`); confidence is None for ground truth.
+
+    `origin` says who stated it: the annotations, a person who judged the run, the model of `tag.method`, the direct
+    questions of `pair.candidates`, or the captions alone.
+    """
 
     subject: int
     object: int
     predicate: str
     confidence: float | None = None
+    origin: RelationOrigin = "annotated"
 
 
 @dataclass(slots=True)
 class Record:
     """One image and everything the pipeline knows about it; `file_name` is relative to the image root.
 
-    `box_scores` has the detector's score of each of `objects`; it is None where no detector found them. `left_out`
-    has the number of each of `LEFT_OUT` that are missing from the row, if there are any.
+    `left_out` has the number of each of `LEFT_OUT` that are missing from the row, if there are any.
     """
 
     image_id: str
@@ -124,7 +146,6 @@ class Record:
     relations: list[Relation] = field(default_factory=list)
     status: Status = "ok"
     error: str | None = None
-    box_scores: list[float] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -156,6 +177,11 @@ SCHEMA = pa.schema(
                 category_id=pa.int32(),
                 bbox=pa.list_(pa.float64()),
                 iscrowd=pa.bool_(),
+                origin=pa.string(),
+                score=pa.float32(),
+                phrase=pa.string(),
+                attributes=_list_of(name=pa.string(), caption=pa.int32()),
+                segmentation=pa.string(),
             ),
         ),
         pa.field("captions", _list_of(text=pa.string(), scope=pa.string(), boxes=pa.list_(pa.int32()))),
@@ -176,7 +202,13 @@ SCHEMA = pa.schema(
         pa.field("pairs", _list_of(subject=pa.int32(), object=pa.int32(), predicates=pa.list_(pa.string()))),
         pa.field(
             "relations",
-            _list_of(subject=pa.int32(), object=pa.int32(), predicate=pa.string(), confidence=pa.float32()),
+            _list_of(
+                subject=pa.int32(),
+                object=pa.int32(),
+                predicate=pa.string(),
+                confidence=pa.float32(),
+                origin=pa.string(),
+            ),
         ),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
@@ -185,9 +217,6 @@ SCHEMA = pa.schema(
     metadata={"sgpipe.schema_version": str(SCHEMA_VERSION)},
 )
 
-BOX_SCORES = "box_scores"  # a column only of shards with boxes from a detector
-_DETECTED_SCHEMA = SCHEMA.append(pa.field(BOX_SCORES, pa.list_(pa.float32())))
-
 _NESTED: dict[str, type] = {
     "objects": Box,
     "captions": Caption,
@@ -195,18 +224,18 @@ _NESTED: dict[str, type] = {
     "pairs": Pair,
     "relations": Relation,
 }
-_FIELDS = {noun: [f.name for f in fields(noun)] for noun in (Record, *_NESTED.values())}
+_FIELDS = {noun: [f.name for f in fields(noun)] for noun in (Record, Attribute, *_NESTED.values())}
 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
-    """Return records as an Arrow table of `SCHEMA`, and of `BOX_SCORES` if a detector found the boxes of any."""
-    records = list(records)
+    """Return records as an Arrow table of `SCHEMA`."""
     rows = []
     for record in records:  # not `dataclasses.asdict`, whose deep copies would take most of the time
         row = _values(record) | {"left_out": {name: record.left_out.get(name, 0) for name in LEFT_OUT}}
         rows.append(row | {name: [_values(item) for item in row[name]] for name in _NESTED})
-    detected = any(record.box_scores is not None for record in records)
-    return pa.Table.from_pylist(rows, schema=_DETECTED_SCHEMA if detected else SCHEMA)
+        for item in rows[-1]["objects"]:
+            item["attributes"] = [_values(attribute) for attribute in item["attributes"]]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def _values(noun: Any) -> dict[str, Any]:
@@ -222,6 +251,7 @@ def from_table(table: pa.Table) -> list[Record]:
             values[name] = [noun(**item) for item in values.get(name, [])]
         for box in values["objects"]:
             box.bbox = tuple(box.bbox)
+            box.attributes = [Attribute(**item) for item in box.attributes or ()]  # type: ignore[arg-type]
         values["left_out"] = {name: number for name, number in values.get("left_out", {}).items() if number}
         records.append(Record(**values))
     return records

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -152,16 +151,14 @@ def _shard_boxes(root: Location) -> BoxSet:
         if not record.ok:
             found.failed += 1
             continue
-        if record.box_scores is not None and len(record.box_scores) != len(record.objects):
-            raise UserError(f"{root}: image {record.image_id}: box_scores are not one for each box; regenerate the run")
-        unscored += record.box_scores is None
         objects = [box for box in record.objects if not box.is_nothing]
-        scores = record.box_scores and list(compress(record.box_scores, (not box.is_nothing for box in record.objects)))
+        scores = [box.score for box in objects if box.score is not None]
+        unscored += len(objects) - len(scores)
         found.classes.update((box.category_id, box.category) for box in objects)
         boxes, names = [box.bbox for box in objects], [box.category for box in objects]
         size, crowd = (record.width, record.height), [box.iscrowd for box in objects]
         name = ImageName(record.dataset, record.image_id, image_base_name(record.file_name))
-        found.add(name, ImageBoxes.of(size, boxes, names, scores or None, crowd))
+        found.add(name, ImageBoxes.of(size, boxes, names, scores if len(scores) == len(objects) else None, crowd))
     if not found.images:
         raise UserError(f"{root} contains no images with boxes; is the run finished?")
     found.scored = unscored == 0

@@ -19,7 +19,7 @@ from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups, write_json
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import ImageError, open_header, read_image
-from sgpipe.records import BOX_SCORES, Record, Relation, deduplicate, from_table
+from sgpipe.records import Record, Relation, deduplicate, from_table
 from sgpipe.sources.label_studio import CROWD, LOCAL_FILES
 from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
 
@@ -101,8 +101,7 @@ def _tasks(rows: ExportRows, split: str, images: ImagePlace | None, prefix: str 
     for shard in rows.shards(split):
         path = rows.root / shard.file
         with open_shard(path) as file:
-            optional = (BOX_SCORES, *([IMAGE_COLUMN] if prefix is None else []))
-            present = [name for name in optional if name in file.schema_arrow.names]
+            present = [IMAGE_COLUMN] if prefix is None and IMAGE_COLUMN in file.schema_arrow.names else []
         for table in iter_groups(path, (*IMAGE_FIELDS, *_NESTED, *present)):
             contents = embedded_images(table)
             records = from_table(table.drop_columns(IMAGE_COLUMN) if IMAGE_COLUMN in present else table)
@@ -169,8 +168,8 @@ def _region(record: Record, index: int, number: int) -> dict[str, Any]:
         "image_rotation": 0,
         "value": value | {"rotation": 0, "rectanglelabels": [box.category]},
     }
-    if record.box_scores is not None:
-        region["score"] = record.box_scores[index]
+    if box.score is not None:
+        region["score"] = box.score
     return region | ({"meta": {"text": [CROWD]}} if box.iscrowd else {})
 
 

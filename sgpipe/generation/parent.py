@@ -17,7 +17,7 @@ from sgpipe.files.object_store import StorePath
 from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
 from sgpipe.recipe import Recipe, load_recipe, with_model_folders
-from sgpipe.records import BOX_SCORES, Record, from_table
+from sgpipe.records import Record, from_table
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
 from sgpipe.storage.run_folder import RECIPE, RunFolder, ground_truth_of, kind_of
 from sgpipe.storage.shards import DATA, checked_content, read_file
@@ -25,7 +25,7 @@ from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences
 from sgpipe.utils.locking import temporary_folder
 
-_FILLS = {"detect": ("objects", BOX_SCORES), "caption": ("captions",), "parse": ("triplets",), "pair": ("pairs",)}
+_FILLS = {"detect": ("objects",), "caption": ("captions",), "parse": ("triplets",), "pair": ("pairs",)}
 _NOUNS = {"detect": "boxes", "caption": "captions", "parse": "triplets", "pair": "pairs"}
 _LIMITED = {"detect": "boxes", "caption": "regions", "pair": "pairs"}  # that a stage leaves out beyond a limit
 _EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error", "left_out")
@@ -257,8 +257,8 @@ class ParentReader(UnitReader):
                 setattr(record, column, getattr(row, column))
             record.left_out |= {what: number for what, number in row.left_out.items() if what in limited}
             stage = (row.error or "").partition(":")[0]
-            passed = row.box_scores is not None if self.reused[-1] == "detect" else bool(getattr(row, last))
-            if not row.ok and (stage in ("source", "load", *self.reused) or (stage == "worker" and not passed)):
+            unknown = stage == "worker" and not getattr(row, last)
+            if not row.ok and (stage in ("source", "load", *self.reused) or unknown):
                 record.status, record.error = row.status, row.error
         return records
 
@@ -270,7 +270,7 @@ class ParentReader(UnitReader):
 
     def _table(self, shard: ShardEntry) -> pa.Table:
         """The columns of a shard that are taken over, if every byte of it is as it was written."""
-        columns = [column for stage in self.reused for column in _FILLS[stage] if column != BOX_SCORES]
+        columns = [column for stage in self.reused for column in _FILLS[stage]]
         try:
             content = checked_content(self.place, shard)
         except StoreError:
@@ -278,4 +278,4 @@ class ParentReader(UnitReader):
         except (OSError, DamagedError):
             raise damaged(self.parent, shard.file) from None
         path = self.place / shard.file
-        return read_file(path, [*_EVERY_ROW, *columns], content and pa.BufferReader(content), (BOX_SCORES,))
+        return read_file(path, [*_EVERY_ROW, *columns], content and pa.BufferReader(content))

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -99,7 +99,7 @@ def clip_objects(record: Record, problems: ProblemCounts) -> None:
             continue
         if any(abs(a - b) > CLIP_TOLERANCE for a, b in zip(box.bbox, bbox, strict=True)):
             problems["clipped"] += 1
-        boxes.append(box if bbox is box.bbox else Box(box.category, box.category_id, bbox, box.iscrowd))
+        boxes.append(box if bbox is box.bbox else replace(box, bbox=bbox))
     replace_objects(record, boxes, problems)
 
 

@@ -191,7 +191,7 @@ def correct_relations(
     What one answer takes away and another adds stays. Each that is certain is there once, without a confidence.
 
     Args:
-        relations: rows with subject, object, predicate and confidence.
+        relations: rows with subject, object, predicate, confidence and origin.
         outcomes: what is left of each judged relation.
 
     Returns:
@@ -204,7 +204,10 @@ def correct_relations(
     def put(place: Place, index: int | None) -> None:
         if place in waiting:
             waiting.remove(place)
-            corrected.append(dict(zip(("subject", "object", "predicate", "confidence"), (*place, None), strict=True)))
+            subject, object_, predicate = place
+            corrected.append(
+                {"subject": subject, "object": object_, "predicate": predicate, "confidence": None, "origin": "person"}
+            )
             before.append(index)
 
     for index, relation in enumerate(relations):

@@ -208,13 +208,17 @@ class Detections:
         rows, category, crowd, xywh = rows[kept], category[kept], crowd[kept], xywh[kept]
         self.problems["crowd"] += int(crowd.sum())
         struct = SCHEMA.field("objects").type.value_type
-        fields = [
-            pa.array([self.categories[number] for number in category.tolist()], pa.string()),
-            pa.array(category, pa.int32()),
-            pa.ListArray.from_arrays(np.arange(0, xywh.size + 1, 4, dtype=np.int32), xywh.ravel()),
-            pa.array(crowd),
+        known = {
+            "category": pa.array([self.categories[number] for number in category.tolist()], pa.string()),
+            "category_id": pa.array(category, pa.int32()),
+            "bbox": pa.ListArray.from_arrays(np.arange(0, xywh.size + 1, 4, dtype=np.int32), xywh.ravel()),
+            "iscrowd": pa.array(crowd),
+            "origin": pa.array(["annotation"] * len(rows), pa.string()),
+        }
+        columns = [
+            known[each.name].cast(each.type) if each.name in known else pa.nulls(len(rows), each.type)
+            for each in struct
         ]
-        columns = [column.cast(struct.field(i).type) for i, column in enumerate(fields)]
         offsets = np.searchsorted(rows, np.arange(part.start, part.stop + 1)).astype(np.int32)
         return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=list(struct)))
 

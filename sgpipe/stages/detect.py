@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -276,7 +275,7 @@ def _settings(name: str | None) -> PretrainedConfig:
 
 
 class DetectStage(Stage):
-    """Fills `objects` with detected boxes, highest score first, and `box_scores`. Images are processed one at a time.
+    """Fills `objects` with detected boxes, highest score first. Images are processed one at a time.
 
     `roots` says where the images of each split are. `category_id` is the 1-based index of the detector's class.
     """
@@ -305,7 +304,6 @@ class DetectStage(Stage):
     def __call__(self, records: list[Record]) -> list[Record]:
         with ImageFeed(self.roots, records, lambda image, file: image, self.threads) as images:
             for record in records:
-                record.box_scores = []
                 if record.ok:
                     self._fill(record, images)
         return records
@@ -323,13 +321,11 @@ class DetectStage(Stage):
         kept = remaining[: self.config.max_boxes]
         record.left_out["boxes"] = len(remaining) - len(kept)
         record.objects = [
-            Box(self.classes[label], label + 1, (left, top, right - left, bottom - top))
-            for label, (left, top, right, bottom) in zip(
-                labels[kept].tolist(), boxes[kept].double().tolist(), strict=True
+            Box(self.classes[label], label + 1, (x1, y1, x2 - x1, y2 - y1), origin="detector", score=score)
+            for label, (x1, y1, x2, y2), score in zip(
+                labels[kept].tolist(), boxes[kept].double().tolist(), scores[kept].float().tolist(), strict=True
             )
         ]
-        inside = [clip_box(box.bbox, record.width, record.height) is not None for box in record.objects]
-        record.box_scores = list(compress(scores[kept].tolist(), inside))
         clip_objects(record, Counter())
 
 

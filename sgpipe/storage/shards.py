@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from sgpipe.errors import StoreError, UserError, check_share, import_extra
 from sgpipe.files.locations import DamagedError, Location, open_shard_file, read_twice
 from sgpipe.files.object_store import StorePath
-from sgpipe.records import BOX_SCORES, LEFT_OUT, NO_OBJECT, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
+from sgpipe.records import LEFT_OUT, NO_OBJECT, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
 from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.boxes import xywh_to_xyxy
@@ -138,23 +138,16 @@ def _encode(file: BinaryIO, table: pa.Table) -> None:
         fault_point("mid write")  # the footer is missing
 
 
-def read_file(
-    path: Location,
-    columns: Sequence[str] | None = None,
-    content: pa.NativeFile | None = None,
-    optional: Sequence[str] = (),
-) -> pa.Table:
+def read_file(path: Location, columns: Sequence[str] | None = None, content: pa.NativeFile | None = None) -> pa.Table:
     """One shard file as a table.
 
     Args:
         content: the file, if it is open or lies elsewhere; `path` only names it then.
-        optional: further columns, where the shard has them.
 
     Raises UserError: as `open_shard`.
     """
     with open_shard(path, [name.partition(".")[0] for name in columns or ()], content) as file:
-        present = [name for name in optional if name in file.schema_arrow.names]
-        return file.read(columns=[*columns, *present] if columns else None)
+        return file.read(columns=list(columns) if columns else None)
 
 
 def checked_content(root: Location, shard: ShardEntry) -> bytes | None:
@@ -193,7 +186,7 @@ def iter_records(root: str | Location) -> Iterator[Record]:
     """
     manifest = Manifest.load(root)
     files = [manifest.root / shard.file for shard in manifest.shards]
-    return (record for file in files for record in from_table(read_file(file, SCHEMA.names, optional=(BOX_SCORES,))))
+    return (record for file in files for record in from_table(read_file(file, SCHEMA.names)))
 
 
 @dataclass(frozen=True)
@@ -351,7 +344,10 @@ _POINTERS = (
     ("triplets", "caption", "captions"),
 )
 _NESTED = ("objects", "captions", "triplets", "pairs", "relations")
-_MAY_BE_NULL = {"subject_category", "object_category", "confidence"}
+_MAY_BE_NULL = {
+    *("subject_category", "object_category", "confidence"),
+    *("score", "phrase", "attributes", "segmentation"),
+}
 _TOLERANCE = 0.01  # pixels
 
 

@@ -175,7 +175,6 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
     relations = existing_relations(record)
     shown = _most_confident(relations, MOST_RELATIONS, chosen)
     names = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
-    box_scores: Sequence[float | None] = record.box_scores or [None] * len(record.objects)
     scores = {  # the last of a repeated relation
         name: {_key(relation): score for relation, score in zip(record.relations, values or [], strict=False)}
         for name, values in (("agreement", view.agreement), ("opinion", view.opinion))
@@ -189,7 +188,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
             **asdict(relation),
             "rank": next(found["rank"] for found in pair if found["predicate"] == relation.predicate),
             **{name: found.get(key) for name, found in scores.items()},
-            "origin": provenance.origin(relation),
+            "explanation": provenance.explain(relation),
             "stated": own,
             "elsewhere": others,
         }
@@ -206,14 +205,12 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
                 "name": name,
                 "category": box.category,
                 "box": box.bbox,
-                "score": score,
+                "score": box.score,
                 "colour": colour_of(index),
                 "crowd": box.iscrowd,
                 "missing": box.is_nothing,
             }
-            for index, (box, name, score) in enumerate(
-                zip(record.objects, object_names(record.objects), box_scores, strict=True)
-            )
+            for index, (box, name) in enumerate(zip(record.objects, object_names(record.objects), strict=True))
         ],
         "relations": [values_of(relation) for relation in shown],
         "total": len(relations),

@@ -96,7 +96,7 @@ class Provenance:
             found[not own].append(number)
         return found
 
-    def origin(self, relation: Relation) -> str:
+    def explain(self, relation: Relation) -> str:
         """One sentence: why the pair has this predicate."""
         if relation.confidence is None and self.settings.corrected:
             annotated = "was annotated, or " if self.settings.imported else ""

@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import networkx as nx
@@ -87,7 +88,8 @@ def test_a_graph_gives_triplets_drawings_and_json():
 def detected() -> SceneGraph:
     """A dog that runs, and another one next to it; the annotation of V-COCO comes first."""
     boxes = [(0, 0, 0, 0), (4, 5, 20, 30), (40, 6, 50, 80)]
-    objects = [Box(name, id, box) for name, id, box in zip((NO_OBJECT, "dog", "dog"), (0, 18, 18), boxes, strict=True)]
+    known = zip((NO_OBJECT, "dog", "dog"), (0, 18, 18), boxes, (1.0, 0.5, 0.75), strict=True)
+    objects = [Box(name, id, box, score=score) for name, id, box, score in known]
     relations = [
         Relation(1, 2, "next to", 0.3),
         Relation(1, 2, "next to", 0.7),
@@ -95,8 +97,7 @@ def detected() -> SceneGraph:
         Relation(2, 1, "on", 0.1),
         Relation(1, 0, "run"),
     ]
-    scores = [1.0, 0.5, 0.75]
-    return SceneGraph(Record("a", "d", "all", "a.png", 100, 200, objects, relations=relations, box_scores=scores))
+    return SceneGraph(Record("a", "d", "all", "a.png", 100, 200, objects, relations=relations))
 
 
 def test_a_graph_of_networkx_has_the_boxes_and_confident_relations(detected):
@@ -109,7 +110,8 @@ def test_a_graph_of_networkx_has_the_boxes_and_confident_relations(detected):
         (1, 0, "run", None),
     }
     assert detected.to_networkx(0).has_edge(2, 1, "on")
-    given = SceneGraph(Record("a", "d", "all", "a.png", 100, 200, detected.objects)).to_networkx()
+    objects = [replace(box, score=None) for box in detected.objects]
+    given = SceneGraph(Record("a", "d", "all", "a.png", 100, 200, objects)).to_networkx()
     assert list(given.nodes) == [0, 1, 2]
     assert "score" not in given.nodes[1]
     json.dumps(nx.node_link_data(graph))

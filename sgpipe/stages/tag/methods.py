@@ -13,7 +13,7 @@ import numpy as np
 from sgpipe.errors import UserError, existing_model
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import PairConfig, TagConfig
-from sgpipe.records import Pair, Record, Relation, deduplicate
+from sgpipe.records import Pair, Record, Relation, RelationOrigin, deduplicate
 from sgpipe.stages.base import Stage
 from sgpipe.stages.pair import overlapping
 
@@ -62,13 +62,13 @@ class AssumedStage(Stage):
         for record in records:
             if record.ok:
                 pairs = overlapping_pairs(record) if self.config.method == "overlap" else record.pairs
-                record.relations = deduplicate(candidates(pairs, ASSUMED))
+                record.relations = deduplicate(candidates(pairs, ASSUMED, "captions"))
         return records
 
 
-def candidates(pairs: list[Pair], confidence: float | None) -> list[Relation]:
+def candidates(pairs: list[Pair], confidence: float | None, origin: RelationOrigin) -> list[Relation]:
     """Every pair with each of its predicates."""
-    return [Relation(pair.subject, pair.object, text, confidence) for pair in pairs for text in pair.predicates]
+    return [Relation(pair.subject, pair.object, text, confidence, origin) for pair in pairs for text in pair.predicates]
 
 
 def overlapping_pairs(record: Record) -> list[Pair]:

@@ -349,7 +349,7 @@ class TagStage(Stage):
                 for row, column in (of_group[: len(group)] > self.threshold).nonzero().tolist():
                     confidence = float(of_group[row, column])
                     subject, object_ = group[row]
-                    relations.append(Relation(subject, object_, batch.predicates[column], confidence))
+                    relations.append(Relation(subject, object_, batch.predicates[column], confidence, "tagger"))
         if self.pair.restrict == "pair":
             own = {(pair.subject, pair.object, text) for pair in given.record.pairs for text in pair.predicates}
             relations = [each for each in relations if (each.subject, each.object, each.predicate) in own]
@@ -420,7 +420,7 @@ class ScoredStage(Stage):
 
     def _fill(self, record: Record, images: ImageFeed[Image.Image]) -> None:
         record.relations = []
-        asked = candidates(record.pairs, None)
+        asked = candidates(record.pairs, None, "clip" if self.config.method == "clip" else "vlm")
         if not asked:
             return
         try:

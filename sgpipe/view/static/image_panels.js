@@ -241,7 +241,7 @@ export function showProvenance(section, values, relation, judged, { name, undo }
     html("h2", {}, sentence(relation, values.objects)),
     facts(values, relation),
     answers(judged, name, undo),
-    html("p", {}, relation.origin),
+    html("p", {}, relation.explanation),
     ...few(stated, 3, "statement"),
     elsewhere.length
       ? html(

@@ -35,11 +35,11 @@ export function relations() {
   const isNew = (state) => state.added && !values.relations.some((relation) => relation.key === state.key);
   const exists = (state) => Math.max(state.subject, state.object) < values.objects.length;
   const unknown = { confidence: null, rank: null, agreement: null, opinion: null, stated: [], elsewhere: [] };
-  const origin = "It was added by hand: the run does not have it.";
+  const explanation = "It was added by hand: the run does not have it.";
   const added = [...judged.values()].filter((state) => isNew(state) && exists(state));
   return [
     ...values.relations,
-    ...added.map(({ key, subject, object, predicate }) => ({ key, subject, object, predicate, ...unknown, origin, added: true })),
+    ...added.map(({ key, subject, object, predicate }) => ({ key, subject, object, predicate, ...unknown, explanation, added: true })),
   ];
 }
 

@@ -103,9 +103,9 @@ def shards(folder: Path, correct: Callable[[int], bool], images: int = 12) -> Pa
         right = correct(number)
         boxes = [Box("dog", 18, (5.0, 5.0, 20.0, 20.0)), Box("cup", 47, (40.0 if right else 60.0, 5.0, 20.0, 20.0))]
         confidence = float(np.float32(rng.random() / 2 + 0.5))
+        boxes[0].score, boxes[1].score = 0.9, confidence
         relations = [Relation(0, 1, "near", confidence), Relation(1, 0, "on", 0.3)]
         image = Record(str(number), "coco", "val", f"{number}.jpg", 100, 50, boxes, relations=relations)
-        image.box_scores = [0.9, confidence]
         records.append(image)
     return make_shards(folder, records)
 

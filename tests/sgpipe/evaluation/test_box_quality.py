@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ def test_resampled_images_beside_files_in_which_they_are_repeated(tmp_path: Path
 
 
 def record(number: int, *boxes: Box, scores: list[float] | None = None, size: int = 100) -> Record:
-    return Record(str(number), "coco", "val", f"{number}.jpg", size, size, list(boxes), box_scores=scores)
+    found = [replace(box, score=score) for box, score in zip(boxes, scores or [None] * len(boxes), strict=True)]
+    return Record(str(number), "coco", "val", f"{number}.jpg", size, size, found)
 
 
 DOG, CUP = Box("dog", 18, (10.0, 10.0, 30.0, 30.0)), Box("cup", 47, (60.0, 60.0, 20.0, 20.0))
@@ -159,8 +161,8 @@ def test_precision_and_recall_at_a_score_and_the_best_f1(tmp_path: Path) -> None
 
 def test_images_are_matched_by_name_and_resized_and_those_not_run_are_left_out(tmp_path: Path) -> None:
     truth = make_shards(tmp_path / "truth", [record(1, DOG), record(2, DOG)])
-    half = Box("Dog", 1, (5.0, 5.0, 15.0, 15.0))
-    folder = Record("x", "folder", "all", "photos/1.jpg", 50, 50, [half], box_scores=[0.5])
+    half = Box("Dog", 1, (5.0, 5.0, 15.0, 15.0), score=0.5)
+    folder = Record("x", "folder", "all", "photos/1.jpg", 50, 50, [half])
     quality = compare_boxes(make_shards(tmp_path / "run", [folder]), truth)
     assert quality.scores.measures["AP"] == pytest.approx(1)
     assert quality.counts["ground truth images not in run"] == 1

@@ -321,14 +321,15 @@ def made_shards(folder: Path, source: Sequence[Record], records: Sequence[Record
     return UnitReader(folder, {"all": "index.arrow"}), [entry]
 
 
-BOXES, CAPTION, PAIR = [Box("dog", 1, (1, 1, 5, 5))], [Caption("a dog")], [Pair(0, 0, ["near"])]
+BOXES = [Box("dog", 1, (1, 1, 5, 5), origin="detector", score=0.5)]
+CAPTION, PAIR = [Caption("a dog")], [Pair(0, 0, ["near"])]
 FAILED = {
-    "source: no image": {"box_scores": []},
-    "detect: no image": {"box_scores": []},
-    "caption: no image": {"objects": BOXES, "box_scores": [0.5]},
-    "worker: crashed before captions": {"objects": BOXES, "box_scores": [0.5]},
-    "worker: crashed after captions": {"objects": BOXES, "box_scores": [0.5], "captions": CAPTION},
-    "tag: no image": {"objects": BOXES, "box_scores": [0.5], "captions": CAPTION, "pairs": PAIR},
+    "source: no image": {},
+    "detect: no image": {},
+    "caption: no image": {"objects": BOXES},
+    "worker: crashed before captions": {"objects": BOXES},
+    "worker: crashed after captions": {"objects": BOXES, "captions": CAPTION},
+    "tag: no image": {"objects": BOXES, "captions": CAPTION, "pairs": PAIR},
 }
 
 
@@ -348,7 +349,6 @@ def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, kept)
     )
     assert [row.error for row in taken] == [*list(FAILED)[1:kept], *[None] * (len(source) - kept)]
     assert taken[-1].objects == BOXES
-    assert taken[-1].box_scores == [0.5]
     assert taken[-1].captions == (CAPTION if "caption" in reused else [])
     assert taken[-1].pairs == taken[-1].relations == []
     assert taken[-1].left_out == ({"boxes": 5, "regions": 6} if "caption" in reused else {"boxes": 5})

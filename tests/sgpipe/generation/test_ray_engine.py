@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sgpipe.errors import UserError
 from sgpipe.generation import ray_engine
@@ -139,14 +140,21 @@ def local_ray() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_actors_of_a_graph_that_failed_make_room_for_the_next(local_ray: None) -> None:
+    pools = [Pool((OnGpu(resources=Resources(cpus=2)),), Resources(cpus=2), 1)]  # all CPUs
+    [pool], placed = reserve(pools)
+
     def start(name: str) -> ray.actor.ActorHandle:
-        return ray.remote(Occupant).options(name=name, num_cpus=2, max_restarts=8).remote()
+        there = PlacementGroupSchedulingStrategy(placed, 0)
+        return ray.remote(Occupant).options(name=name, num_cpus=2, max_restarts=8, scheduling_strategy=there).remote()
 
     kept = [start("old graph 1"), start("old graph 2")]  # one runs, one waits for room
     ray.get(kept[0].__ray_ready__.remote())
     kill_actors("old graph ")
-    ray.get(start("new graph 1").__ray_ready__.remote(), timeout=600)
+    ray.util.remove_placement_group(placed)
+    [_], placed = reserve([pool])
+    ray.get(start("new graph 1").__ray_ready__.remote())
     kill_actors("new graph ")
+    ray.util.remove_placement_group(placed)
 
 
 class Occupant:

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -6,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.records import SCHEMA, Box, Caption, Pair, Record, Relation, Triplet, from_table, to_table
+from sgpipe.records import SCHEMA, Attribute, Box, Caption, Pair, Record, Relation, Triplet, from_table, to_table
 from sgpipe.storage import shards as write_module
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import Run, iter_records, open_shard, read_file, read_row_group, shard_name, write_shard
@@ -40,15 +41,15 @@ def test_records_survive_the_table():
     assert (failed.status, failed.error) == ("error", "load: broken")
 
 
-def test_box_scores_are_a_column_only_of_shards_with_detected_boxes(tmp_path):
-    detected, empty, failed = full_record(1), Record("2", "coco", "val", "2.jpg", 1, 1), full_record(3)
-    detected.box_scores, empty.box_scores = [0.5, 0.25], []
-    records = [detected, empty, failed]
-    table = to_table(records)
-    assert table.column_names == [*SCHEMA.names, "box_scores"]
-    assert from_table(table) == records
+def test_boxes_keep_what_is_known_of_them(tmp_path):
+    given, found = full_record(1), full_record(2)
+    red = [Attribute("red", 0), Attribute("old")]
+    found.objects[0] = replace(found.objects[0], origin="grounded", score=0.25, phrase="the red dog", attributes=red)
+    found.objects[1] = replace(found.objects[1], origin="detector", score=0.5, segmentation="[[0, 0, 1, 0, 1, 1]]")
+    records = [given, found, Record("3", "coco", "val", "3.jpg", 1, 1)]
+    assert from_table(to_table(records)) == records
     Manifest.create(tmp_path, {}).commit(write_shard(tmp_path, shard_name("val", 0, 3), "val", 0, records, {}))
-    assert [record.box_scores for record in iter_records(tmp_path)] == [[0.5, 0.25], [], None]
+    assert list(iter_records(tmp_path)) == records
     assert verify(tmp_path).problems == []
 
 

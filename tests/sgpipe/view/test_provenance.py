@@ -48,7 +48,7 @@ def test_a_candidate_leads_back_to_the_triplets_that_state_it(match: str) -> Non
             relation = Relation(pair.subject, pair.object, predicate, 0.5)
             stated[predicate] = provenance.stating(relation)
             states = "2 of 2 captions state" if predicate == "riding" else "1 of 2 captions states"
-            assert provenance.origin(relation) == f"{states} it of these two classes."
+            assert provenance.explain(relation) == f"{states} it of these two classes."
     assert stated == {"riding": ([0, 2], []), "riding on" if match == "head" else "Riding  On": ([1], [])}
 
 
@@ -58,7 +58,7 @@ def test_with_candidates_of_the_whole_image_a_pair_may_carry_what_is_said_of_oth
     own, other = Relation(0, 1, "riding", 0.9), Relation(2, 1, "riding", 0.1)
     assert provenance.stating(own) == ([0], [])
     assert provenance.stating(other) == ([], [0])
-    assert "pair.candidates: image" in provenance.origin(other)
+    assert "pair.candidates: image" in provenance.explain(other)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_with_candidates_of_the_whole_image_a_pair_may_carry_what_is_said_of_oth
 def test_a_relation_that_no_caption_states_says_so(run: dict[str, Any], confidence: float | None, origin: str) -> None:
     record = Record("0", "vg", "val", "0.jpg", 20, 20, list(BOXES), relations=[Relation(0, 1, "on", confidence)])
     provenance = Provenance(record, run)
-    assert origin in provenance.origin(record.relations[0])
+    assert origin in provenance.explain(record.relations[0])
     [candidate] = provenance.candidates[0, 1]
     values = {"own": False, "relation": True, "rank": None if confidence is None else 1}
     assert candidate == {"predicate": "on", "confidence": confidence, **values}
@@ -110,11 +110,11 @@ def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:
 def test_people_confirmed_what_has_no_confidence_in_a_corrected_run(imported: str | None, annotated: bool) -> None:
     made = {"import": imported} if imported else header(candidates="captions")["identity"]
     provenance = Provenance(paired([MAN]), {"origin": [made], "identity": {"corrected": "x"}})
-    origin = provenance.origin(Relation(0, 1, "riding", None))
+    origin = provenance.explain(Relation(0, 1, "riding", None))
     assert "by a person" in origin
     assert ("annotated" in origin) == annotated
     assert provenance.settings.threshold is None  # people may have removed relations
-    assert provenance.origin(Relation(0, 1, "riding", 0.5)) == "1 of 2 captions states it of these two classes."
+    assert provenance.explain(Relation(0, 1, "riding", 0.5)) == "1 of 2 captions states it of these two classes."
 
 
 @pytest.mark.parametrize(
@@ -173,4 +173,4 @@ def test_an_object_that_is_missing_has_provenance() -> None:
     """V-COCO annotates "smile" without an object."""
     boxes = [BOXES[0], Box(NO_OBJECT, 0, (0, 0, 0, 0))]
     record = Record("0", "vcoco", "val", "0.jpg", 20, 20, boxes, relations=[Relation(0, 1, "smile")])
-    assert "annotated" in Provenance(record, header(imported="vcoco")).origin(record.relations[0])
+    assert "annotated" in Provenance(record, header(imported="vcoco")).explain(record.relations[0])

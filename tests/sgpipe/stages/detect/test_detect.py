@@ -50,7 +50,7 @@ def test_duplicate_boxes_are_removed_and_boxes_clipped(folder):
         ("cup", 2, (11, 10, 20, 20)),
         ("dog", 1, (0, 0, 20, 48)),
     ]
-    assert done.box_scores == pytest.approx([0.9, 0.4, 0.3])
+    assert [box.score for box in done.objects] == pytest.approx([0.9, 0.4, 0.3])
     [few] = stage(folder, DetectedBoxes(boxes, scores, labels), max_boxes=3)([record(folder)])
     assert [box.category for box in few.objects] == ["dog"]  # the others were no boxes
 
@@ -59,7 +59,7 @@ def test_missing_images_and_nan_scores_are_reported(folder):
     nothing = DetectedBoxes(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
     missing, there = stage(folder, nothing)([record(folder, "b.png"), record(folder)])
     assert "image file not found" in missing.error
-    assert (there.ok, there.objects, there.box_scores) == (True, [], [])
+    assert (there.ok, there.objects) == (True, [])
     broken = DetectedBoxes(torch.zeros(1, 4), torch.tensor([torch.nan]), torch.zeros(1, dtype=torch.long))
     with pytest.raises(UserError, match="NaN"):
         stage(folder, broken)([record(folder)])
