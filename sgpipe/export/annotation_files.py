@@ -6,6 +6,7 @@ persons with COCO's objects in HICO-DET's verbs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain, count
@@ -91,7 +92,7 @@ def _instances(
             "bbox": [plain(value) for value in box.bbox],
             "area": plain(box.bbox[2] * box.bbox[3]),
             "iscrowd": int(box.iscrowd),
-            "segmentation": [],
+            "segmentation": json.loads(box.segmentation or "[]"),
         }
         for image, record in _images(rows, split, "objects")
         for box in record.objects

@@ -43,7 +43,7 @@ from sgpipe.sources.annotated import (
     to_single_line,
     triplet_relations,
 )
-from sgpipe.sources.detections import Detections
+from sgpipe.sources.detections import Detections, Segmentations
 
 
 def read_coco(
@@ -154,7 +154,7 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
         problems.update(instances.problems)
         problems["unlisted_images"] += len(related.keys() - instances.images.keys())
         for number in instances.images:
-            record = instances.record(number, "coco_rel", split)
+            record = instances.record(number, "coco_rel", split, problems)
             try:
                 if record.ok and number in related and relations is None:
                     record.relations = instances.related(number, names)
@@ -169,7 +169,7 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
     return AnnotationSource("coco_rel", split, read, files, classes=classes, boxes="xywh")
 
 
-_PER_BOX, _PER_RELATION = 7, 4  # numbers of a box in `CocoInstances.boxes`, and of a relation
+_PER_BOX, _PER_RELATION = 8, 4  # numbers of a box in `CocoInstances.boxes`, and of a relation
 
 
 @dataclass
@@ -179,7 +179,8 @@ class CocoInstances:
     Attributes:
         images: file name, width and height.
         ids: image ids of sgpipe, where an exported file stores them under `image_id` because they are not numbers.
-        boxes: category, x, y, width, height, the crowd flag and the id (or NaN) of each box, one after the other.
+        boxes: category, x, y, width, height, the crowd flag, the number in `segmentations` and the id (or NaN) of each
+            box, one after the other.
         relations: subject, object (ids of boxes), predicate and confidence (or NaN) of each relation, likewise.
         with_relations: whether the file has relations, if only an empty list.
         broken: images with an unreadable box, whose relations would refer to the wrong boxes.
@@ -188,6 +189,7 @@ class CocoInstances:
     images: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
     boxes: dict[str, array[float]] = field(default_factory=dict)
+    segmentations: Segmentations = field(default_factory=Segmentations)
     relations: dict[str, array[float]] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     predicates: dict[int, str] = field(default_factory=dict)
@@ -213,7 +215,8 @@ class CocoInstances:
                 values, box_id = parse_numbers(required_field(item, "bbox"), 4), item.get("id")
                 boxes = self.boxes.setdefault(parse_id(required_field(item, "image_id")) or "", array("d"))
                 box_id = box_id if isinstance(box_id, int | float) else math.nan
-                boxes.extend((integer_field(item, "category_id"), *values, bool(item.get("iscrowd")), box_id))
+                mask = self.segmentations.append(item.get("segmentation"))
+                boxes.extend((integer_field(item, "category_id"), *values, bool(item.get("iscrowd")), mask, box_id))
             case "rel_annotations":
                 keys = ("subject_id", "object_id", "predicate_id")
                 values = parse_numbers([required_field(item, key) for key in keys], len(keys))
@@ -224,24 +227,26 @@ class CocoInstances:
                 names = self.names if key == "categories" else self.predicates
                 add_name(names, integer_field(item, "id"), text_field(item, "name"))
 
-    def record(self, number: str, dataset: str, split: str) -> Record:
+    def record(self, number: str, dataset: str, split: str, problems: ProblemCounts) -> Record:
         """Return an image with its objects, or an error row; `number` is its id in the file."""
         record = Record(self.ids.get(number, number), dataset, split, *self.images[number])
         try:
-            record.objects = list(self._objects(number))
+            record.objects = list(self._objects(number, problems))
         except FieldError as error:
             mark_failed(record, str(error))
         return record
 
-    def _objects(self, number: str) -> Iterator[Box]:
+    def _objects(self, number: str, problems: ProblemCounts) -> Iterator[Box]:
         if number in self.broken:
             raise FieldError("one of its annotations has no valid category_id and bbox")
         values = self.boxes.get(number, array("d"))
         for start in range(0, len(values), _PER_BOX):
-            category, x, y, width, height, crowd, _ = values[start : start + _PER_BOX]
+            category, x, y, width, height, crowd, mask, _ = values[start : start + _PER_BOX]
             if category not in self.names:
                 raise FieldError(f"category_id {int(category)} of an object is not in the file's categories")
-            yield Box(self.names[int(category)], int(category), (x, y, width, height), bool(crowd))
+            outline = self.segmentations.read(int(mask), self.images[number][1:], problems)
+            bbox = (x, y, width, height)
+            yield Box(self.names[int(category)], int(category), bbox, bool(crowd), segmentation=outline)
 
     def related(self, number: str, predicates: Mapping[int, str]) -> list[Relation]:
         """The relations of an image. Raises FieldError: one refers to another image's box, or to no predicate."""
@@ -296,7 +301,7 @@ def _records(annotations: Path, captions: Path | None, split: str, problems: Pro
         raise UserError(f"{captions} has no caption for any annotated image: is it of another split?")
     problems["unlisted_captions"] += sum(len(texts[number]) for number in texts.keys() - instances.images.keys())
     for number in instances.images:
-        record = instances.record(number, "coco", split)
+        record = instances.record(number, "coco", split, problems)
         record.captions = texts.get(number, []) if record.ok else []
         yield record
 

@@ -7,11 +7,14 @@ sorts them by image, clips and filters them; they become Arrow records, a slice 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -35,8 +38,44 @@ from sgpipe.utils.boxes import clip_xywh
 _SLICE = 8192
 _PROBLEMS = (
     *("crowd", "degenerate", "clipped", "duplicate_boxes", "duplicate_images", "unknown_category", "unknown_image"),
-    *("unsized_image", "malformed", "unlisted_captions", "unread_files"),
+    *("unsized_image", "malformed", "unlisted_captions", "unread_files", "segmentations"),
 )
+
+
+class Segmentations:
+    """The segmentation of each box of a COCO file, on disk if they are many."""
+
+    def __init__(self) -> None:
+        self._file, self._ends = SpooledTemporaryFile(max_size=64 << 20), array("q", [0])  # noqa: SIM115
+
+    def append(self, value: Any) -> int:
+        """Add that of the next box as the file has it (None or empty: it has none); return the number of the box."""
+        self._ends.append(self._ends[-1] + (self._file.write(json.dumps(value).encode()) if value else 0))
+        return len(self._ends) - 2
+
+    def read(self, box: int, size: Sequence[int], problems: ProblemCounts) -> str | None:
+        """Return the JSON of a box's polygons or run lengths, or None; what is neither, or of another size, is counted.
+
+        Args:
+            size: width and height of the image; 0: unknown.
+        """
+        start, stop = self._ends[box : box + 2]
+        if start == stop:
+            return None
+        self._file.seek(start)
+        text = self._file.read(stop - start).decode()
+        try:
+            value = json.loads(text)
+            if isinstance(value, dict):
+                counts, sides = value["counts"], value["size"]
+                good = sides == [*reversed(size)] or not size[0]
+                good &= isinstance(counts, str) or sum(map(int, counts)) == sides[0] * sides[1]
+            else:
+                good = all(len(ring) > 5 and len(ring) % 2 == 0 and all(map(math.isfinite, ring)) for ring in value)
+        except (TypeError, ValueError, LookupError, OverflowError):
+            good = False
+        problems["segmentations"] += not good
+        return text if good else None
 
 
 @dataclass
@@ -58,6 +97,7 @@ class Detections:
     box_categories: array[int] = field(default_factory=lambda: array("i"))
     box_crowds: array[int] = field(default_factory=lambda: array("b"))
     boxes: array[float] = field(default_factory=lambda: array("d"))
+    segmentations: Segmentations = field(default_factory=Segmentations)
 
     def add_image(self, item: Any) -> int | None:
         """Add an entry of `images`, an error row without a file name or size; returns its row.
@@ -91,9 +131,9 @@ class Detections:
         row = self.position.get(image_id)
         if row is None:  # the file may list annotations before images: use a provisional row below zero
             row = -1 - self.pending_ids.setdefault(image_id, len(self.pending_ids))
-        self.add_row_box(row, item.get("category_id"), item.get("bbox"), item.get("iscrowd"))
+        self.add_row_box(row, *map(item.get, ("category_id", "bbox", "iscrowd", "segmentation")))
 
-    def add_row_box(self, row: int, category: Any, bbox: Any, crowd: Any) -> None:
+    def add_row_box(self, row: int, category: Any, bbox: Any, crowd: Any, segmentation: Any = None) -> None:
         """Add a box of the image in a row; an unreadable one is counted as malformed."""
         try:
             number, is_crowd = parse_integer(category), bool(int(crowd or 0))
@@ -107,6 +147,7 @@ class Detections:
         self.box_categories.append(number)
         self.box_crowds.append(is_crowd)
         self.boxes.extend((x, y, width, height))
+        self.segmentations.append(segmentation)
 
     def add_category(self, item: Any) -> None:
         """Add an entry of `categories`, by its exact name, so that results can be joined with the annotations.
@@ -199,21 +240,27 @@ class Detections:
             self.problems["degenerate"] += int((~clipped.inside & sized).sum())
             self.problems["clipped"] += int((clipped.overhang[inside] > CLIP_TOLERANCE).sum())
             rows, category, crowd, xywh = rows[inside], category[inside], crowd[inside], clipped.xywh[inside]
+            which = which[inside]
             # Of boxes that are equal to a hundredth of a pixel, the smallest stays, whatever their order.
             order = np.lexsort(xywh.T)
             key = np.column_stack([rows, category, crowd, np.round(xywh * 100).astype(np.int64)])
             _, first = np.unique(key[order], axis=0, return_index=True)
         kept = np.sort(order[first])
         self.problems["duplicate_boxes"] += len(rows) - len(kept)
-        rows, category, crowd, xywh = rows[kept], category[kept], crowd[kept], xywh[kept]
+        rows, category, crowd, xywh, which = rows[kept], category[kept], crowd[kept], xywh[kept], which[kept]
         self.problems["crowd"] += int(crowd.sum())
         struct = SCHEMA.field("objects").type.value_type
+        places = zip(which.tolist(), rows.tolist(), strict=True)
+        outlines = [
+            self.segmentations.read(box, self.sizes[2 * row : 2 * row + 2], self.problems) for box, row in places
+        ]
         known = {
             "category": pa.array([self.categories[number] for number in category.tolist()], pa.string()),
             "category_id": pa.array(category, pa.int32()),
             "bbox": pa.ListArray.from_arrays(np.arange(0, xywh.size + 1, 4, dtype=np.int32), xywh.ravel()),
             "iscrowd": pa.array(crowd),
             "origin": pa.array(["annotation"] * len(rows), pa.string()),
+            "segmentation": pa.array(outlines, pa.string()),
         }
         columns = [
             known[each.name].cast(each.type) if each.name in known else pa.nulls(len(rows), each.type)

@@ -1,11 +1,15 @@
 import json
+import math
 
 import pytest
 
 from sgpipe.export.annotation_files import number_categories
 from sgpipe.export.run import export_run
-from sgpipe.records import NO_OBJECT, Box, Record
+from sgpipe.records import NO_OBJECT, Box, Record, from_table
+from sgpipe.sources.coco import coco_source, read_coco
+from sgpipe.sources.import_run import import_annotations
 from tests.sgpipe.export.runs import COCO_IDS, only, records
+from tests.sgpipe.sources.test_import_run import QUIET
 from tests.sgpipe.stats.runs import make_shards
 
 
@@ -59,6 +63,46 @@ def test_the_missing_object_of_a_relation_is_no_class(tmp_path):
     assert content["categories"] == [{"id": 3, "name": "dog"}]
     assert [item["category_id"] for item in content["annotations"]] == [3]
     assert "| objects | 2 | 1 |" in (tmp_path / "out/README.md").read_text()
+
+
+POLYGONS = [[1, 1, 5, 1, 5.5, 4.25], [1, 2, 3, 2, 3, 4, 1, 4]]
+RLE = {"counts": [6, 60, 134], "size": [10, 20]}
+COMPRESSED = {"size": [10, 20], "counts": "`0\\1Zü"}
+MASKS = [POLYGONS, RLE, COMPRESSED, [], None]
+BAD_MASKS = [
+    *(
+        [[1, 2, 3, 4]],
+        [[1, 2, 3, 4, 5, 6, 7]],
+        [[1, 2, 3, 4, 5, "6"]],
+        [[1, 2, 3, 4, 5, math.nan]],
+        [1, 2, 3, 4, 5, 6],
+        "x",
+    ),
+    *({"counts": [6, 60], "size": [10, 20]}, {**RLE, "size": [20, 10]}, {"counts": "ab"}, {**RLE, "counts": 7}, 7),
+]
+
+
+@pytest.mark.parametrize("labelled", [False, True], ids=["imported", "read to be labelled"])
+def test_segmentations_come_back_as_the_file_has_them(tmp_path, labelled):
+    """What is neither polygons nor run lengths of the image is left out and counted; its box stays."""
+    masks = [*MASKS, *BAD_MASKS]
+    boxes = [{"id": n, "image_id": 1 + n % 2, "category_id": 18, "bbox": [1, 1, 2 + n, 3]} for n in range(len(masks))]
+    written = [box | {"segmentation": mask} for box, mask in zip(boxes, masks, strict=True)]
+    images = [{"id": number, "file_name": f"{number}.jpg", "width": 20, "height": 10} for number in (2, 1)]
+    content = {"annotations": written, "images": images, "categories": [{"id": 18, "name": "dog"}]}
+    instances = tmp_path / "instances_val.json"
+    instances.write_text(json.dumps(content))
+    if labelled:
+        detections, _ = read_coco(instances, None, dataset="coco", split="val")
+        made, problems = [record for table in detections.tables() for record in from_table(table)], detections.problems
+        make_shards(tmp_path / "run", made)
+    else:
+        problems = import_annotations(coco_source(instances, "val"), tmp_path, tmp_path / "run", QUIET).problems
+    assert problems["segmentations"] == len(BAD_MASKS)
+    export_run(tmp_path / "run", "coco", tmp_path / "out")
+    found = json.loads((tmp_path / "out/instances_val.json").read_text())["annotations"]
+    expected = {(1 + n % 2, 2 + n): mask or [] for n, mask in enumerate([*MASKS, *([] for _ in BAD_MASKS)])}
+    assert {(item["image_id"], item["bbox"][2]): item["segmentation"] for item in found} == expected
 
 
 @pytest.mark.parametrize(
