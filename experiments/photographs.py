@@ -8,10 +8,11 @@ matched: a pair is found if the same two boxes are labelled.
 from __future__ import annotations
 
 import os
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import compress, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,8 +29,8 @@ from sgpipe.recipe import PairConfig, ParseConfig, TagConfig
 from sgpipe.records import Record
 from sgpipe.sources.annotated import FieldError, clip_objects, text_field
 from sgpipe.sources.coco import coco_source, load_coco_instances
-from sgpipe.sources.vocabulary import packaged_synonyms
-from sgpipe.stages.pair import HeadMatcher, PairStage, split_words
+from sgpipe.sources.vocabulary import loose_words, packaged_synonyms
+from sgpipe.stages.pair import HeadMatcher, PairStage, implied_triplets, split_words
 from sgpipe.stages.parse.stage import ParseStage
 from sgpipe.stages.tag.methods import AssumedStage
 from sgpipe.utils.atomic import write_text
@@ -158,16 +159,27 @@ def parse_captions(photographs: Photographs, parser: Parser) -> list[Record]:
 
 
 def label(
-    parsed: Sequence[Record], classes: Sequence[str], captions: int, candidates: Candidates, method: Method
+    parsed: Sequence[Record],
+    classes: Sequence[str],
+    captions: int,
+    candidates: Candidates,
+    method: Method,
+    *,
+    loose: bool = True,
 ) -> list[Record]:
-    """Label images by the triplets of their first captions."""
+    """Label images by their first captions and the triplets of these."""
     pair, tag = (
-        PairStage(PairConfig(candidates=candidates), "coco", classes),
+        PairStage(PairConfig(candidates=candidates, loose=loose), "coco", classes),
         AssumedStage(TagConfig(method=method), {}),
     )
     pair.setup()
     first = [
-        replace(record, triplets=[each for each in record.triplets if each.caption < captions], left_out={})
+        replace(
+            record,
+            captions=record.captions[:captions],
+            triplets=[replace(each) for each in record.triplets if each.caption < captions],
+            left_out={},
+        )
         for record in parsed
     ]
     return tag(pair(first))
@@ -240,15 +252,23 @@ class Bound:
 
 
 def bound_by_captions(photographs: Photographs, labelled: Sequence[Record], captions: int) -> Bound:
-    """Why annotated pairs are not among the labels. A word of a caption names the classes that it would in a phrase."""
-    matcher = HeadMatcher(packaged_synonyms("coco"), photographs.classes)
+    """Why annotated pairs are not among the labels.
+
+    A word of a caption names the classes that it would in a phrase; what a caption implies, it names, too.
+    """
+    matcher = HeadMatcher(packaged_synonyms("coco"), photographs.classes, loose_words())
     named = together = apart = 0
     missed, unnamed = Counter[str](), Counter[str]()
     for truth, record in zip(photographs.records, labelled, strict=True):
         texts = [caption.text for caption in record.captions[:captions]]
         classes = [{name for word in split_words(text) for name in matcher.classes(text, word)} for text in texts]
+        implied = implied_triplets(record)
+        for one in implied:
+            classes[one.caption].add(one.object)
         anywhere = set().union(*classes)
-        in_triplets = {each for one in record.triplets for each in (one.subject_category, one.object_category)}
+        in_triplets = {
+            each for one in (*record.triplets, *implied) for each in (one.subject_category, one.object_category)
+        }
         found = _verbs(record).keys()
         for pair in _verbs(truth):
             ends = {truth.objects[index].category for index in pair}
@@ -269,8 +289,12 @@ Key = tuple[Parser, Candidates, Method, int]
 
 @dataclass(frozen=True)
 class Measured:
-    """Counts and labels of every combination, and the bounds of `all` with `captions` by parser and captions."""
+    """Counts and labels of every combination, and the bounds of `all` with `captions` by parser and captions.
 
+    parsed: the images with the triplets of the rules.
+    """
+
+    parsed: list[Record]
     counts: Mapping[Key, Array]
     labelled: Mapping[Key, list[Record]]
     bounds: Mapping[tuple[Parser, int], Bound]
@@ -283,18 +307,17 @@ def measure(photographs: Photographs) -> Measured:
     """Label the images in every way. Raises UserError: a parser cannot be loaded."""
     labelled: dict[Key, list[Record]] = {}
     numbers = range(1, photographs.captions + 1)
-    for parser in PARSERS:
-        parsed = parse_captions(photographs, parser)
-        for (candidates, method), number in product(WAYS, numbers):
-            labelled[parser, candidates, method, number] = label(
-                parsed, photographs.classes, number, candidates, method
-            )
+    parsed = {parser: parse_captions(photographs, parser) for parser in PARSERS}
+    for parser, (candidates, method), number in product(PARSERS, WAYS, numbers):
+        labelled[parser, candidates, method, number] = label(
+            parsed[parser], photographs.classes, number, candidates, method
+        )
     counts = {key: count_found(photographs, records) for key, records in labelled.items()}
     bounds = {
         (parser, number): bound_by_captions(photographs, labelled[parser, "captions", "all", number], number)
         for parser, number in product(PARSERS, numbers)
     }
-    return Measured(counts, labelled, bounds)
+    return Measured(parsed["rules"], counts, labelled, bounds)
 
 
 HEAD = """\
@@ -328,6 +351,7 @@ def page(photographs: Photographs, measured: Measured) -> str:
         )
     ]
     parts += _quality(photographs, measured, most)
+    parts += _loose(photographs, measured, most)
     parts += _bound(photographs, measured, most)
     parts += ["## Which words count as a verb", _verb_table(photographs, measured, most)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -358,6 +382,40 @@ def _quality(photographs: Photographs, measured: Measured, most: int) -> list[st
         markdown_table(differences),
         "## Fewer captions",
         markdown_table(fewer),
+    ]
+
+
+def halves(photographs: Photographs) -> dict[str, list[bool]]:
+    """Which images belong to the random half that words and rules were written on, and to the other."""
+    names = sorted(record.image_id for record in photographs.records)
+    random.Random(32).shuffle(names)
+    first = set(names[: len(names) // 2])
+    own = [record.image_id in first for record in photographs.records]
+    return {"written on": own, "other": [not each for each in own], "both": [True] * len(own)}
+
+
+def _loose(photographs: Photographs, measured: Measured, most: int) -> list[str]:
+    """What loose words and implied things add, with one and all captions, by half of the images."""
+    rows = [["images", "method", "captions", "`pair.loose`", *MEASURES]]
+    methods: tuple[Method, ...] = ("all", "overlap")
+    for number, method in product((1, most), methods):
+        strict = label(measured.parsed, photographs.classes, number, "captions", method, loose=False)
+        sides = [measured.counts["rules", "captions", method, number], count_found(photographs, strict)]
+        for name, own in halves(photographs).items():
+            part = replace(photographs, records=list(compress(photographs.records, own)))
+            measures = compare(part, *(side[own] for side in sides)).values()
+            for loose in ("false", "true"):
+                cells = [
+                    _cell(*((one.value, one.interval) if loose == "true" else (one.other, one.other_interval)))
+                    for one in measures
+                ]
+                rows.append([name, f"`{method}`", str(number), loose, *cells])
+    return [
+        "## Words that imply a class",
+        "With `pair.loose` (on by default) words that may stand for a class match it if the image has a box of it "
+        "(beer: a bottle), and captions relate persons to what they imply (a skier: skis). The words were written on a "
+        "random half of the images; with the rules, candidates `captions`:",
+        markdown_table(rows),
     ]
 
 

@@ -278,6 +278,11 @@ class PairConfig(Config):
         description="keep only a pair's own predicates, or those of its whole group, which is cut in the order of the "
         "annotations, as RLIPv2's code",
     )
+    loose: bool = Field(
+        True,
+        description="head: also match words that may stand for a class (a beer: a bottle), and relate persons to what "
+        "captions imply (a skier: skis), if the image has a box of the class",
+    )
     synonyms: StoredPath | None = Field(None, description="JSON {class name: [synonyms]}; null: the packaged table")
     prior: StoredPath | None = Field(None, description="scene graphs (VG JSON) for `candidates: prior`")
     require_overlap: bool = Field(False, description="only pairs of overlapping boxes")

@@ -8,6 +8,7 @@ matched as plates. Plurals and possessives are not listed: the matcher derives t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -61,6 +62,26 @@ def packaged_synonyms(dataset: str) -> Synonyms:
     """
     common, own = (_packaged(f"{table}_synonyms.json") or {} for table in ("common", dataset))
     return {name: (name, *common.get(name, ()), *own.get(name, ())) for name in category_names(dataset).values()}
+
+
+def loose_words() -> dict[str, tuple[str, ...]]:
+    """Return words that may stand for a thing of some class although they do not name it, and the classes, best first.
+
+    "beer" may be a bottle, a cup or a wine glass, and "food" whatever food has a box. The classes are COCO's and those
+    of Objects365.
+    """
+    return {word: tuple(classes) for words, classes in _packaged("loose_words.json")["called"] for word in words}
+
+
+@cache
+def implied_things() -> tuple[re.Pattern[str], list[tuple[str, tuple[str, ...]]]]:
+    """Return a pattern of words that imply a thing, and for each of its groups the predicate and the thing's classes.
+
+    A "skier" is a person skiing on skis. Words are in lower case with single spaces.
+    """
+    rows = _packaged("loose_words.json")["implied"]
+    pattern = "|".join(f"({words})" for words, _, _ in rows)
+    return re.compile(rf"\b(?:{pattern})\b"), [(predicate, tuple(classes)) for _, predicate, classes in rows]
 
 
 def load_synonyms(path: Location) -> Synonyms:

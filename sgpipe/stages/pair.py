@@ -26,9 +26,9 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Box, Pair, Record, Triplet
-from sgpipe.sources.vocabulary import category_names, load_synonyms, packaged_synonyms
+from sgpipe.sources.vocabulary import category_names, implied_things, load_synonyms, loose_words, packaged_synonyms
 from sgpipe.stages.base import Stage
-from sgpipe.utils.lemmas import lemmas
+from sgpipe.utils.lemmas import lemmas, verb_lemma
 
 _POSSESSIVE = re.compile(r"\s*['’]s\b|['’]")
 _WORD = re.compile(r"[^\W_]+")
@@ -45,15 +45,31 @@ class HeadMatcher:
     the class with this name comes first, then the order of the table decides.
     """
 
-    def __init__(self, synonyms: Mapping[str, Iterable[str]], names: Iterable[str] = ()) -> None:
-        """`names` are additional class names without synonyms."""
+    def __init__(
+        self,
+        synonyms: Mapping[str, Iterable[str]],
+        names: Iterable[str] = (),
+        loose: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """
+        Args:
+            names: additional class names without synonyms.
+            loose: words that may stand for a thing of a class, and the classes, best first (`loose_words`). All other
+                matches take precedence, and no loose word relates a class to itself ("a pizza with a crust").
+        """
         self._exact: dict[str, dict[str, int]] = {}
         self._inflected: dict[str, dict[str, int]] = {}
         self._longest = 1
-        for name in dict.fromkeys((*synonyms, *names)):
+        known = dict.fromkeys((*synonyms, *names))
+        for name in known:
             self._learn(name, name, 0)
             for phrase in synonyms.get(name, ()):
                 self._learn(name, phrase, 1)
+        for word, classes in (loose or {}).items():
+            for rank, name in enumerate(classes, 2):
+                if name in known:
+                    self._learn(name, word, rank)
+        self.loose = frozenset(loose or ())
         self.classes = lru_cache(_CACHED_PHRASES)(self._classes)
 
     def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
@@ -106,6 +122,7 @@ class SubstringMatcher:
     """
 
     def __init__(self, synonyms: Mapping[str, Iterable[str]], names: Iterable[str] = ()) -> None:
+        self.loose = frozenset[str]()
         self._synonyms = {
             name: tuple(phrase for phrase in synonyms.get(name, (name,)) if not phrase.startswith("!"))
             for name in dict.fromkeys((*synonyms, *names))
@@ -303,8 +320,10 @@ class PairStage(Stage):
         """Read the synonym table and the prior. Raises UserError: a file is missing or has the wrong format."""
         path = self.config.synonyms
         synonyms = load_synonyms(path) if path else packaged_synonyms(self._dataset)
-        matcher = HeadMatcher if self.config.match == "head" else SubstringMatcher
-        self._matcher: Matcher = matcher(synonyms, self._names)
+        if self._verbatim:
+            self._matcher: Matcher = SubstringMatcher(synonyms, self._names)
+        else:
+            self._matcher = HeadMatcher(synonyms, self._names, loose_words() if self.config.loose else None)
         self._prior: Prior = {}
         if self.config.candidates == "prior" and self.config.prior:
             self._prior = read_prior(self.config.prior, self._matcher, verbatim=self._verbatim)
@@ -326,13 +345,14 @@ class PairStage(Stage):
     def _fill(self, record: Record) -> None:
         present = dict.fromkeys(box.category for box in record.objects)
         assign_categories(self._matcher, record.triplets, present)
+        triplets = [*record.triplets, *(implied_triplets(record) if self.config.loose and not self._verbatim else ())]
         if self.config.candidates == "prior":
             predicates: Predicates = {(s, o): self._prior.get((s, o), []) for s in present for o in present}
         elif self.config.candidates == "image":
-            texts = list(dict.fromkeys(self._text(triplet) for triplet in record.triplets))
+            texts = list(dict.fromkeys(self._text(triplet) for triplet in triplets))
             predicates = {(s, o): texts for s in present for o in present}
         else:
-            predicates = stated_predicates(record.triplets, verbatim=self._verbatim)
+            predicates = stated_predicates(triplets, verbatim=self._verbatim)
         overlap, limit = self.config.require_overlap, self.config.max_pairs
         record.pairs, beyond = candidate_pairs(record.objects, predicates, require_overlap=overlap, limit=limit)
         record.left_out["pairs"] = beyond
@@ -346,6 +366,26 @@ def assign_categories(matcher: Matcher, triplets: Iterable[Triplet], present: di
     for triplet in triplets:
         triplet.subject_category = matcher.choose(triplet.subject, triplet.subject_head, present)
         triplet.object_category = matcher.choose(triplet.object, triplet.object_head, present)
+        is_loose = not matcher.loose.isdisjoint((triplet.object, triplet.object_head))
+        if is_loose and triplet.subject_category == triplet.object_category:
+            triplet.object_category = None
+
+
+def implied_triplets(record: Record) -> list[Triplet]:
+    """What captions imply of persons and the classes of the image's boxes: a "skier" is skiing on skis."""
+    present = {box.category for box in record.objects}
+    pattern, rows = implied_things()
+    found: dict[tuple[int, int], Triplet] = {}
+    for number, caption in enumerate(record.captions if "person" in present else ()):
+        for match in pattern.finditer(" ".join(split_words(caption.text))):
+            predicate, classes = rows[(match.lastindex or 1) - 1]
+            if name := next((each for each in classes if each in present), None):
+                verb, _, rest = predicate.partition(" ")
+                lemma = f"{verb_lemma(verb)} {rest}".strip()
+                found[number, match.lastindex or 1] = Triplet(
+                    *("person", predicate, name, "person", name, lemma), number, "person", name
+                )
+    return list(found.values())
 
 
 def stated_predicates(triplets: Sequence[Triplet], *, verbatim: bool = False, repeats: bool = False) -> Predicates:

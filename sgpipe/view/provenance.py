@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from sgpipe.records import Record, Relation, Triplet
-from sgpipe.stages.pair import normalise_predicate, split_words
+from sgpipe.stages.pair import implied_triplets, normalise_predicate, split_words
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
 
@@ -28,7 +28,7 @@ class PairSettings:
     """What decides where a run's candidates come from; None where the run does not say.
 
     Attributes:
-        candidates, match, restrict: settings of the pair stage.
+        candidates, match, restrict, loose: settings of the pair stage.
         threshold: the confidence that the tagger's relations are above, if nothing removed relations since.
         imported: the format of imported files. corrected: whether people's judgements were applied to the run.
     """
@@ -39,6 +39,7 @@ class PairSettings:
     threshold: float | None = None
     imported: str | None = None
     corrected: bool = False
+    loose: bool = False
 
     @classmethod
     def of(cls, run: Mapping[str, Any]) -> PairSettings:
@@ -48,7 +49,8 @@ class PairSettings:
             pair, tag = (_settings(identity, name) for name in ("pair", "tag"))
             if pair or tag:
                 kept = None if tag.get("calibration") else tag.get("threshold")  # with one, it is a probability
-                found = cls(pair.get("candidates"), pair.get("match"), pair.get("restrict"), kept)
+                settings: dict[str, Any] = {name: pair.get(name) for name in ("candidates", "match", "restrict")}
+                found = cls(**settings, threshold=kept, loose=pair.get("loose") is True)
             elif isinstance(identity, Mapping) and "import" in identity:
                 found = cls(imported=str(identity["import"]))
             elif isinstance(identity, Mapping) and "scored" not in identity:
@@ -67,9 +69,9 @@ class Provenance:
 
     Attributes:
         settings: of the run.
-        statements: one for each triplet of the record as its caption states it: the number of the `caption`, `subject`
-            and `object` (the phrase, its head noun, and how it met the class of a box), `predicate` and its lemma, and
-            `marks`, which are missing where the words are not found.
+        statements: one for each triplet of the record as its caption states it, and for what captions imply: the number
+            of the `caption`, `subject` and `object` (the phrase, its head noun, and how it met the class of a box),
+            `predicate` and its lemma, and `marks`, which are missing where the words are not found.
         candidates: the predicates of each pair that has candidates or relations, by descending confidence, then as in
             the shard: `confidence` (None: unknown), `rank` by it, whether it is a `relation` of the run, and whether it
             is the pair's `own` candidate, and not what an annotation or another pair brought in.
@@ -79,12 +81,13 @@ class Provenance:
         """run: the header of the run's manifest."""
         self.settings = PairSettings.of(run)
         substring = self.settings.match == "substring"
-        self.statements = [_statement(triplet, record, substring) for triplet in record.triplets]
+        triplets = [*record.triplets, *(implied_triplets(record) if self.settings.loose and not substring else ())]
+        self.statements = [_statement(triplet, record, substring) for triplet in triplets]
         self.candidates = _candidates(record)
         self._categories = [box.category for box in record.objects]
         self._captions = len(record.captions)
         self._stated: dict[str, list[int]] = defaultdict(list)  # the numbers of statements, by predicate
-        for number, triplet in enumerate(record.triplets):
+        for number, triplet in enumerate(triplets):
             self._stated[triplet.predicate if substring else normalise_predicate(triplet.predicate)].append(number)
 
     def stating(self, relation: Relation) -> tuple[list[int], list[int]]:

@@ -30,6 +30,8 @@ PEOPLE = _words(
 )
 MALE_NAMES = _words("boy brother dad father gentleman groom guy husband king lad male man son")
 FEMALE_NAMES = _words("bride daughter female girl lady mom mother queen sister wife woman")
+# Pronouns of one or some of those named before: "two men, one holding a dog".
+SOME_OF = frozenset({"one", "another", "others"})
 PRONOUNS = {"he": "man", "him": "man", "she": "woman", "they": "people", "them": "people"}
 ANIMALS = _words(
     "bear bird bull calf cat cow deer dog donkey duck elephant giraffe goat goose horse kitten lamb lion "
@@ -123,9 +125,10 @@ COLOURS = _words("beige black blue brown gold gray green grey orange pink purple
 BE = _words("'m 're 's am are be been being is was were")
 # Verbs that only people and animals can be the subject of.
 ANIMATE_VERBS = _words(
-    "assemble brush carry catch chase clean climb cook cut do drink eat feed hit hold jump kick look paddle "
-    "perform pet play point pose prepare pull push read ride row run serve shop skate skateboard ski smile "
-    "snowboard surf swing take talk throw use wait walk watch wave wear work"
+    "assemble bite brush carry carve catch chase chew clean climb consume cook cut dance do drink drive eat enjoy feed "
+    "gaze grab hike hit hold hug jump kick kiss laugh look paddle perform pet pick play point pose prepare pull push "
+    "reach read ride row run serve shop sip skate skateboard ski slice smile smoke snowboard stare surf swim swing "
+    "take talk throw toss type use wait walk wash watch wave wear work write"
 )
 # Verbs that clothes and hair can be the subject of.
 PASSIVE_STATES = _words("blow cover dangle drape flow fly hang have match reach show tie")
@@ -180,6 +183,12 @@ _EXPRESSIONS = _table(
     "= towards, one another: them = each other, beneath: under = under, underneath: under = under, below: under = "
     "under, atop of: on = on top of, atop: on = on top of, on-top of: on = on top of"
 )
+_EXPRESSIONS |= {
+    f"{verb} {bite} {of}": f"{read} = {read}"
+    for verb, read in _pairs("take: bite, takes: bites, taking: biting, took: bit")
+    for bite in ("a bite", "a big bite", "bites")
+    for of in ("of", "from", "out of", "off of")
+}
 EXPRESSIONS = {
     text: (seen, read or text) for text, (seen, _, read) in ((k, v.partition(" = ")) for k, v in _EXPRESSIONS.items())
 }
@@ -211,5 +220,7 @@ STAND_INS = _table(
     "skateboarders: men, snowboarder: man, snowboarders: men, skier: man, skiers: men, surfer: man, surfers: men, "
     "skater: man, skaters: men, frisbee: ball, frisbees: balls, donut: cake, donuts: cakes, broccoli: rice, "
     "icing: sugar, frosting: sugar, scaffolding: metal, vest: shirt, vests: shirts, feeder: box, laying: sitting, "
-    "lying: sitting, grazing: eating, graze: eat"
+    "lying: sitting, grazing: eating, graze: eat, racquet: racket, racquets: rackets, batter: man, batters: men, "
+    "golfer: man, golfers: men, cyclist: man, cyclists: men, bicyclist: man, bicyclists: men, biker: man, bikers: "
+    "men, motorcyclist: man, motorcyclists: men, umpire: man, umpires: men, toddler: child, toddlers: children"
 )

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sgpipe.stages.parse.grammar.lexicon import (
+    ANIMALS,
     ATTRIBUTE_NOUNS,
     BE,
     BODY_PARTS,
@@ -30,6 +31,7 @@ from sgpipe.stages.parse.grammar.lexicon import (
     POSTURE_VERBS,
     PRONOUNS,
     SIDED_PARTS,
+    SOME_OF,
     STATIC_PREPOSITIONS,
 )
 from sgpipe.stages.parse.grammar.tree import Tree
@@ -135,11 +137,19 @@ def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
     for child in tree.dependents(verb, *SUBJECT_LABELS):
         if _is_relative(tree, child):
             return antecedents(tree, verb)
+        if tree.texts[child] in SOME_OF:
+            return some_of(tree, child)
         return coordinated(tree, child) if is_entity(tree, child) else []
     if tree.dependents(verb, "expl"):
         things = tree.dependents(verb, "attr", "dobj")
         return [noun for thing in things if is_entity(tree, thing) for noun in coordinated(tree, thing)]
     return [] if tree.heads[verb] == verb else _subjects_above(tree, verb, depth)
+
+
+def some_of(tree: Tree, pronoun: int) -> list[int]:
+    """The people or animals that "one" or "another" is of: the nearest before it, at most one."""
+    nouns = (noun for noun in range(pronoun - 1, -1, -1) if tree.is_noun(noun))
+    return next(([noun] for noun in nouns if singular(tree.texts[noun]) in PEOPLE | ANIMALS), [])
 
 
 def _subjects_above(tree: Tree, verb: int, depth: int) -> list[int]:
@@ -181,12 +191,22 @@ def objects(tree: Tree, verb: int) -> list[int]:
     for child in tree.dependents(verb, "dobj", "dative"):
         if _is_relative(tree, child):
             direct += antecedents(tree, verb)
+        elif tree.texts[child] == "it" and tree.deps[verb] == "conj":
+            direct += thing_meant(tree, child, verb)
         elif is_entity(tree, child):
             direct += coordinated(tree, child)
     if not direct and verb_lemma(tree.texts[verb]) in PERCEPTION:
         seen = [noun for clause in tree.dependents(verb, "ccomp") for noun in tree.dependents(clause, "nsubj")]
         direct = [member for noun in seen if is_entity(tree, noun) for member in coordinated(tree, noun)]
     return direct or relative_object(tree, verb)
+
+
+def thing_meant(tree: Tree, pronoun: int, verb: int) -> list[int]:
+    """What "it" refers to in "picks up a ball and throws it": the nearest object that is not a person, at most one."""
+    for noun in range(verb - 1, -1, -1):
+        if tree.is_noun(noun) and tree.deps[noun] in ("dobj", "pobj") and singular(tree.texts[noun]) not in PEOPLE:
+            return [noun]
+    return []
 
 
 def relative_object(tree: Tree, verb: int) -> list[int]:
@@ -368,7 +388,7 @@ class _Finder:
         """Relations of a preposition with the noun, verb, adjective or preposition that governs it."""
         tree = self.tree
         words, head = governor(tree, preposition)
-        if head == preposition:
+        if head == preposition or (words == ["of"] and tree.texts[tree.heads[preposition]] in SOME_OF):
             return
         if any(tree.texts[child] == "each other" for child in tree.dependents(preposition, "pobj")):
             self._each_other(head, words)
@@ -515,6 +535,8 @@ class _Finder:
             self.state_verb(coordinated(tree, owner), ["has"], [thing])
         elif tree.tags[owner] == "PRP$" and head_noun(tree, thing) in BODY_PARTS and tree.deps[thing] == "pobj":
             self.state_verb(owner_of(tree, thing), ["has"], [thing])
+        elif tree.tags[owner] == "PRP$" and tree.deps[thing] == "conj" and tree.is_noun(tree.heads[thing]):
+            self.state([tree.heads[thing]], ["with"], [thing])
 
     def having_adjective(self, adjective: int) -> None:
         """ "a black haired boy" has hair."""

@@ -105,9 +105,13 @@ def _free_final_participle(tree: Tree, index: int) -> None:
     participle = word.endswith("ing") and len(word) > 4 and word not in GERUND_NOUNS
     if not tree.is_noun(index) or tree.deps[index] == "compound" or not (participle or word in POSTURES):
         return
-    if noun < 0 or not tree.is_noun(noun) or tree.heads[noun] != index or tree.deps[noun] != "compound":
+    if noun < 0 or tree.heads[noun] != index:
+        return
+    person = participle and tree.deps[noun] == "amod" and tree.texts[noun] in PEOPLE  # "a female holding a bag"
+    if not (person or (tree.is_noun(noun) and tree.deps[noun] == "compound")):
         return
     tree.replace(index, noun)
+    tree.tags[noun] = "NN" if person else tree.tags[noun]
     tree.tags[index] = "VBG" if participle else "VBP"
     tree.attach(index, noun, "acl")
     _hand_over_premodifiers(tree, index, noun)
@@ -176,6 +180,7 @@ def correct_attachments(tree: Tree) -> None:
             _move_to_actor(tree, index)
         elif tree.deps[index] == "prep":
             _move_to_part(tree, index)
+            _move_to_owner(tree, index)
 
 
 def _join_modifier(tree: Tree, conjunct: int) -> None:
@@ -215,6 +220,10 @@ def _join_inside(tree: Tree, conjunct: int) -> None:
         return
     if singular(tree.texts[conjunct]) in _ANIMATE and singular(tree.texts[head]) in _ANIMATE:
         return
+    if singular(tree.texts[conjunct]) in PEOPLE and singular(tree.texts[head]) in CLOTHES:  # "men in hats and women"
+        people = (noun for noun in tree.ancestors(head) if tree.is_noun(noun) and singular(tree.texts[noun]) in PEOPLE)
+        tree.attach(conjunct, next(people, head), "conj")
+        return
     held = [thing for verb in tree.dependents(head, "acl") for thing in tree.dependents(verb, "dobj")]
     inside = _things_with(tree, head, conjunct) or [
         thing for thing in held if head < thing < conjunct and tree.is_noun(thing)
@@ -235,6 +244,23 @@ def _move_to_part(tree: Tree, preposition: int) -> None:
             tree.attach(preposition, things[-1], "prep")
 
 
+def _are_worn(tree: Tree, *nouns: int) -> bool:
+    return all(singular(tree.texts[noun]) in CLOTHES for noun in nouns)
+
+
+def _move_to_owner(tree: Tree, preposition: int) -> None:
+    """ "a man jumps over a fence with his skateboard": the man has the skateboard, not the fence."""
+    noun = tree.heads[preposition]
+    if tree.texts[preposition] != "with" or not tree.is_noun(noun) or singular(tree.texts[noun]) in _ANIMATE:
+        return
+    things = tree.dependents(preposition, "pobj")
+    if things and _are_worn(tree, noun, things[0]):  # "in a suit with a red tie"
+        tree.attach(things[0], noun, "conj")
+    elif any(tree.tags[owner] == "PRP$" for thing in things for owner in tree.dependents(thing, "poss")):
+        actors = (node for node in tree.ancestors(noun) if tree.is_verb(node) or singular(tree.texts[node]) in _ANIMATE)
+        tree.attach(preposition, next(actors, noun), "prep")
+
+
 def _things_with(tree: Tree, head: int, limit: int) -> list[int]:
     """Nouns attached to `head` by "with", before the token `limit`."""
     return [
@@ -250,6 +276,8 @@ def _move_to_actor(tree: Tree, participle: int) -> None:
     """ "a man in a shirt standing", "a girl on a skateboard jumping": the owner acts, not the thing."""
     noun = tree.heads[participle]
     if tree.tags[participle] != "VBG" or not tree.is_noun(noun):
+        return
+    if any(tree.tags[child] == "PRP" for child in tree.dependents(participle, "nsubj")):  # "the board he is riding"
         return
     while tree.deps[noun] == "conj" and tree.is_noun(tree.heads[noun]):
         noun = tree.heads[noun]

@@ -141,6 +141,8 @@ def tokenise(caption: str) -> list[Token]:
             tokens[index + 1] = Token("boxes" if after.text == "cans" else "box", after.text)
         elif before.text == "left" and after.text.rstrip("s") in SIDED_PARTS:
             tokens[index] = Token("big", "left")
+        elif before.text == "and" and after.text == "tie":  # "a suit and tie"
+            tokens[index + 1] = Token("shirt", "tie")
     while tokens and not tokens[-1].word[-1].isalnum():
         tokens.pop()
     return tokens

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sgpipe.sources.vocabulary import category_names, packaged_synonyms
+from sgpipe.sources.vocabulary import category_names, implied_things, loose_words, packaged_synonyms
 from sgpipe.stages.pair import HeadMatcher, SubstringMatcher, split_words
 
 COCO = HeadMatcher(packaged_synonyms("coco"))
@@ -125,6 +125,32 @@ def test_every_synonym_of_the_packaged_tables_reaches_its_class(dataset: str) ->
         for phrase in phrases:
             found = name in matcher.classes(phrase.removeprefix("!"))
             assert found != phrase.startswith("!"), f"{phrase!r} under {name!r}"
+
+
+@pytest.mark.parametrize("dataset", ["coco", "objects365"])
+def test_loose_words_never_change_what_names_and_synonyms_match(dataset: str) -> None:
+    table = packaged_synonyms(dataset)
+    strict, loose = HeadMatcher(table), HeadMatcher(table, loose=loose_words())
+    for phrase in {text.removeprefix("!") for phrases in table.values() for text in phrases}:
+        own = strict.classes(phrase)
+        assert loose.classes(phrase)[: len(own)] == own, phrase
+
+
+def test_a_loose_word_stands_for_the_best_class_with_a_box() -> None:
+    matcher = HeadMatcher(packaged_synonyms("coco"), loose=loose_words())
+    assert matcher.choose("cold beers", "beer", dict.fromkeys(["cup", "bottle"])) == "bottle"
+    assert matcher.choose("cold beers", "beer", {"cup": None}) == "cup"
+    assert matcher.choose("beer", "beer", {"person": None}) is None
+    assert matcher.choose("food truck", "truck", dict.fromkeys(["pizza", "truck"])) == "truck"
+    assert HeadMatcher({}, ["box"], {"crate": ("box", "cat")}).classes("crates") == ("box",)
+
+
+def test_loose_words_and_implied_things_are_of_known_classes() -> None:
+    known = {name for dataset in ("coco", "objects365") for name in category_names(dataset).values()}
+    pattern, implied = implied_things()
+    assert pattern.groups == len(implied)  # the number of a group is that of its row
+    listed = [*loose_words().values(), *(classes for _, classes in implied)]
+    assert all(classes and known.issuperset(classes) for classes in listed)
 
 
 def test_substrings_count_and_the_last_class_of_the_image_wins() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.recipe import PairConfig
-from sgpipe.records import Box, Record, Triplet
-from sgpipe.stages.pair import PairStage
+from sgpipe.records import Box, Caption, Record, Triplet
+from sgpipe.stages.pair import PairStage, implied_triplets
 
 
 def stage(categories: tuple[str, ...] = (), dataset: str = "coco", **settings: Any) -> PairStage:
@@ -70,6 +70,49 @@ def test_a_custom_synonym_table(tmp_path: Path) -> None:
     table.write_text('{"person": ["gondolier"]}')
     [found] = stage(synonyms=table)([record(["person", "boat"], [("gondolier", "in", "boat"), ("man", "on", "boat")])])
     assert pairs(found) == [(0, 1, ["in"])]
+
+
+def captioned(classes: list[str], *texts: str) -> Record:
+    made = record(classes, [])
+    made.captions = [Caption(text) for text in texts]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "expected"),
+    [
+        ("Two SKIERS go downhill.", ["person", "skis"], ["skiing on skis"]),
+        ("a snow-boarder", ["person", "snowboard", "skis"], ["snowboarding on snowboard"]),
+        ("a man rides a big blue wave", ["person", "surfboard"], ["surfing on surfboard"]),
+        ("a man rides a horse", ["person", "surfboard"], []),
+        ("a boy sitting at a table", ["person", "couch", "chair"], ["sitting on chair"]),
+        ("a boy sitting on a bench", ["person", "chair"], []),
+        ("a boy sitting down in the grass", ["person", "chair"], []),
+        ("a batter swings at a ball", ["person", "baseball bat"], ["holding baseball bat", "swinging baseball bat"]),
+        ("a skier", ["skis"], []),
+        ("a skier", ["person"], []),
+        ("skiers and a skier skiing", ["person", "skis"], ["skiing on skis"]),
+    ],
+)
+def test_a_caption_implies_things_that_have_a_box(text: str, classes: list[str], expected: list[str]) -> None:
+    found = implied_triplets(captioned(classes, "a photograph", text))
+    assert [f"{each.predicate} {each.object_category}" for each in found] == expected
+    assert all((each.subject_category, each.caption) == ("person", 1) for each in found)
+
+
+def test_implied_things_are_candidates_after_what_is_stated_unless_the_recipe_is_strict() -> None:
+    made = captioned(["person", "skis"], "a skier on skis")
+    made.triplets = record([], [("skier", "on", "skis")]).triplets
+    assert pairs(stage()([made])[0]) == [(0, 1, ["on", "skiing on"])]
+    assert len(made.triplets) == 1
+    for settings in ({"loose": False}, {"match": "substring"}):
+        assert pairs(stage(**settings)([made])[0]) == [(0, 1, ["on"])]
+
+
+def test_a_loose_word_never_relates_a_class_to_itself() -> None:
+    statements = [("pizza", "with", "crust"), ("woman", "eating", "crust"), ("pizza", "next to", "pizza")]
+    [found] = stage()([record(["pizza", "pizza", "person"], statements)])
+    assert pairs(found) == [(0, 1, ["next to"]), (1, 0, ["next to"]), (2, 0, ["eating"]), (2, 1, ["eating"])]
 
 
 def test_a_prior_needs_no_captions(tmp_path: Path) -> None:
