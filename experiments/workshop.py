@@ -234,5 +234,5 @@ def _named(box: Box) -> tuple[str, tuple[int, ...]]:
 
 
 def _kept(record: Record, keep: Kept, true: frozenset[Statement]) -> list[Relation]:
-    found = candidates(overlapping_pairs(record) if keep == "overlapping" else record.pairs, None)
+    found = candidates(overlapping_pairs(record) if keep == "overlapping" else record.pairs, None, "captions")
     return [item for item in found if keep != "true" or _statement(record, item) in true]

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
+from rlip_model.gpu_memory import is_out_of_memory
 from rlip_model.position import at_least_float32
 
 Operator: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -145,9 +146,9 @@ def _tested(device: torch.device) -> GpuSampling:
     expected = _samples(_sample_in_float32, device)
     try:
         found = _samples(partial(sample_by_operator, operator), device)
-    except torch.cuda.OutOfMemoryError:
-        raise
     except _kernel_errors() as reason:
+        if is_out_of_memory(reason):
+            raise
         words = " ".join(str(reason).split())  # of a compiler there may be pages
         return _without(f"deformops cannot be used on {device}: {words[:200] or type(reason).__name__}")
     for ours, theirs, largest in zip(found, expected, _LARGEST_DIFFERENCES, strict=False):

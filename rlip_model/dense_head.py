@@ -19,6 +19,7 @@ from rlip_model.boxes import to_corners
 from rlip_model.config import RLIPConfig
 from rlip_model.distributed import global_mean
 from rlip_model.heads import PRIOR_LOGIT
+from rlip_model.position import at_least_float32
 
 CELLS_PER_BOX = 4  # a box belongs to the level where its side is nearest to this many cells
 INITIAL_CELLS = 2.0  # size of an untrained box
@@ -123,12 +124,14 @@ class DenseHead(nn.Module):
         """`labels` `[1 or batch, objects, dim]`: resized features of the object texts, without "no objects"."""
         tokens = self._tokens(image)
         directions = F.normalize(self.labels(F.normalize(labels, dim=-1)), dim=-1) * self.scale
-        logits = self.classes(tokens) @ directions.transpose(-1, -2) + PRIOR_LOGIT
+        with torch.autocast(tokens.device.type, enabled=False):  # bfloat16 has few values: the best would be arbitrary
+            classes = self.classes(at_least_float32(tokens))
+            logits = classes @ at_least_float32(directions).transpose(-1, -2) + PRIOR_LOGIT
         centres, cells, levels = _grid(image)
         offset, size = self.boxes(tokens).float().chunk(2, dim=-1)
         size = (size.exp() * INITIAL_CELLS).clamp(max=MOST_CELLS)
         boxes = torch.cat((centres + offset * cells, size * cells), dim=-1)
-        return DenseOutput(tokens, logits.float(), boxes, centres, cells, levels, image.padding)
+        return DenseOutput(tokens, logits, boxes, centres, cells, levels, image.padding)
 
     def _tokens(self, image: ImageFeatures) -> Tensor:
         """Each level plus the coarser ones (FPN, CVPR 2017), through a convolution; `[batch, tokens, dim]`."""

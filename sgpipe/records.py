@@ -251,7 +251,7 @@ def from_table(table: pa.Table) -> list[Record]:
             values[name] = [noun(**item) for item in values.get(name, [])]
         for box in values["objects"]:
             box.bbox = tuple(box.bbox)
-            box.attributes = [Attribute(**item) for item in box.attributes or ()]  # type: ignore[arg-type]
+            box.attributes = [Attribute(**item) for item in box.attributes or ()]
         values["left_out"] = {name: number for name, number in values.get("left_out", {}).items() if number}
         records.append(Record(**values))
     return records

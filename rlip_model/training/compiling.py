@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
+from rlip_model.gpu_memory import is_out_of_memory
 from rlip_model.swin import FeedForward, WindowAttention
 from rlip_model.training.objective import Objective, autocast
 
@@ -89,9 +90,9 @@ class CompiledLayers:
             total = torch.stack([each.float().sum() for each in maps]).sum()
             if total.requires_grad:
                 total.backward()
-        except torch.cuda.OutOfMemoryError:
-            raise
         except (RuntimeError, OSError) as reason:
+            if is_out_of_memory(reason):
+                raise
             self._fail(reason, *self._layers)
         self._is_trial = False
         objective.zero_grad()

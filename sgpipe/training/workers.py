@@ -29,7 +29,7 @@ from sgpipe.training.metrics import METRICS
 from sgpipe.training.recipe import WorkersConfig
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
-from sgpipe.utils.devices import check_workers, hide_gpus, pick_device
+from sgpipe.utils.devices import check_workers, pick_device
 from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 _REFUSAL = "refusal.json"
@@ -120,14 +120,19 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(workers.cpus)))
     share = context.get_world_rank(), context.get_world_size()
     try:
-        gpus = _gpus(workers)
-        if not gpus:
-            hide_gpus()
-        device = get_device() if gpus and torch.cuda.is_available() else pick_device(workers.device, gpus)
-        run_job(job, device=device, share=share, wrap=wrap_fsdp if workers.parallel == "fsdp" else wrap_ddp)
+        run_job(
+            job, device=worker_device(workers), share=share, wrap=wrap_fsdp if workers.parallel == "fsdp" else wrap_ddp
+        )
     except (UserError, DivergenceError, EngineError, OSError) as error:
         write_text(refusal, json.dumps([type(error).__name__, str(error)]))
         raise
+
+
+def worker_device(config: WorkersConfig) -> torch.device:
+    """Return the GPU that Ray gave to this worker; without one the CPU, though Ray Train has chosen the first GPU."""
+    if _gpus(config) and torch.cuda.is_available():
+        return get_device()
+    return pick_device(config.device if _gpus(config) else "cpu", _gpus(config))
 
 
 def _gpus(config: WorkersConfig) -> float:

@@ -40,6 +40,9 @@ def pick_device(name: str, gpus: float | None = 0, setting: str = "device") -> t
         return torch.device("cpu")
     if name != "auto" and (number or 0) >= torch.cuda.device_count():
         raise UserError(f"{setting} {name!r}: {_visible_gpus()}")
+    # float32 is float32, as on a CPU; who wants speed takes bfloat16. Blocks of memory grow instead of being cut up.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     return torch.device("cuda") if number is None else torch.device("cuda", number)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from rlip_model.gpu_memory import is_out_of_memory
 from sgpipe.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,9 +58,11 @@ class GpuMemory:
     def compute(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
         """The result of each item of a batch. Raises UserError: an item alone is too large."""
         if not self._is_scarce:
-            with suppress(torch.cuda.OutOfMemoryError), self.shared():  # after it, what it holds is free
+            with _unless_full(), self.shared():  # after it, what it holds is free
                 return function(items)
             self._is_scarce = True
+            with self.alone():
+                torch.cuda.empty_cache()
         with self.alone():
             return self._compute_alone(function, items)
 
@@ -67,7 +70,7 @@ class GpuMemory:
         if len(items) == 1:
             with enough_memory(self._device, self._remedy):
                 return function(items)
-        with suppress(torch.cuda.OutOfMemoryError):
+        with _unless_full():
             return function(items)
         torch.cuda.empty_cache()
         half = len(items) // 2
@@ -82,11 +85,10 @@ class GpuMemory:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While no other thread computes, and PyTorch keeps nothing in reserve."""
+        """While no other thread computes."""
         with self._turn, ExitStack() as taken:
             for _ in range(self._threads):
                 taken.enter_context(self._places)
-            torch.cuda.empty_cache()
             yield
 
     def __reduce__(self) -> tuple[type[GpuMemory], tuple[torch.device, str, int, int]]:
@@ -97,7 +99,19 @@ class GpuMemory:
 @contextmanager
 def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
     """Raises UserError, with the remedy, if the GPU's memory is full."""
+    full = True
+    with _unless_full():
+        yield
+        full = False
+    if full:
+        raise UserError(f"the memory of {device} is full; {remedy}")
+
+
+@contextmanager
+def _unless_full() -> Iterator[None]:
+    """End the block, without an error, where the GPU's memory is full."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
-        raise UserError(f"the memory of {device} is full; {remedy}") from None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise

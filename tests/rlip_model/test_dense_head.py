@@ -136,3 +136,17 @@ def test_predictions_do_not_depend_on_the_padding_of_the_batch() -> None:
 def test_fsdp_can_divide_every_parameter() -> None:
     """It refuses scalars."""
     assert all(parameter.dim() for parameter in DenseHead(CONFIG).parameters())
+
+
+def test_scores_are_as_fine_in_bfloat16_as_in_float32() -> None:
+    """In bfloat16 hundreds of tokens share a score, and which of them are the best would be arbitrary."""
+    model = network("parseda", **DENSE).eval()
+    pixels = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    labels = model.encode_labels(TEXTS.objects, TEXTS.relations)
+    distinct = []
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = model.detect_boxes(model.encode_image(pixels), labels).logits
+        assert logits.dtype == torch.float32
+        distinct.append(len(logits.unique()) / logits.numel())
+    assert distinct[1] > 0.9 * distinct[0]

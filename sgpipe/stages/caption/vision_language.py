@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 from transformers.generation import utils
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from rlip_model.gpu_memory import is_out_of_memory
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.captioner import CaptionInput, Refused, one_line
@@ -115,9 +116,9 @@ class VisionLanguageCaptioner:
             try:
                 with quiet():
                     self._decode(self.prompt(_EXAMPLE), 0, short)
-            except torch.cuda.OutOfMemoryError:
-                raise
             except MISFITS as reason:
+                if is_out_of_memory(reason):
+                    raise
                 raise UserError(f"{self.name} cannot caption an example image: {first_line(reason)}") from None
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refused]:
@@ -130,9 +131,9 @@ class VisionLanguageCaptioner:
     def _caption(self, given: CaptionInput) -> list[str] | Refused:
         try:
             rows = self._decode(self.prompt(given.image), given.key, self.generation)
-        except torch.cuda.OutOfMemoryError:
-            raise
         except MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
+            if is_out_of_memory(reason):
+                raise
             return Refused(f"the captioner cannot process the image: {first_line(reason)}")
         captions = [one_line(self.prompt.decode(row)) for row in rows]
         return [caption for caption in captions if caption] or Refused("the captions are empty")

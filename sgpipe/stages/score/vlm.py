@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rlip_model.gpu_memory import is_out_of_memory
 from sgpipe.errors import UserError
 from sgpipe.recipe import Requests
 from sgpipe.records import Box, Relation
@@ -92,9 +93,9 @@ class VlmScorer:
         """The mean over the questions."""
         try:
             return mean_of_orders(self._share_of_yes(image, question) for question in questions)
-        except torch.cuda.OutOfMemoryError:
-            raise
         except MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
+            if is_out_of_memory(reason):
+                raise
             return Unscored(f"the scorer cannot process the image: {first_line(reason)}")
 
     @torch.inference_mode()

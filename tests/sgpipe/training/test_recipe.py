@@ -1,4 +1,5 @@
 import pytest
+import torch
 import yaml
 
 from rlip_model.presets import preset
@@ -6,7 +7,7 @@ from rlip_model.settings import Augmentation, Optimisation
 from sgpipe.errors import UserError
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.job import TrainingJob
-from sgpipe.training.recipe import TrainRecipe, load_train_recipe, shards_options, train_recipe_folder
+from sgpipe.training.recipe import TrainRecipe, WorkersConfig, load_train_recipe, shards_options, train_recipe_folder
 from sgpipe.training.run import _identity
 from sgpipe.utils.config_file import parse_set
 from sgpipe.utils.hashing import differences
@@ -172,3 +173,13 @@ def test_a_training_with_another_calibration_is_another_one(tmp_path):
     assert copy == first
     assert [line.partition(":")[0] for line in differences(first, second)] == ["data.calibration"]
     assert without["data"]["calibration"] is None
+
+
+def test_a_worker_without_gpus_computes_on_the_cpu_of_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train has chosen the first GPU by then, so that hiding it is too late."""
+    from sgpipe.training.workers import worker_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert worker_device(WorkersConfig(count=2)) == torch.device("cpu")
+    assert worker_device(WorkersConfig(count=2, gpus=1, device="cpu")) == torch.device("cpu")

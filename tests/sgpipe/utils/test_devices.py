@@ -9,7 +9,7 @@ import torch
 from sgpipe.errors import UserError
 from sgpipe.utils.compiling import Compiled
 from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
-from sgpipe.utils.gpu_memory import GpuMemory, gpu_use
+from sgpipe.utils.gpu_memory import GpuMemory, enough_memory, gpu_use
 
 
 def test_auto_takes_a_gpu_if_there_is_one(monkeypatch):
@@ -69,17 +69,26 @@ def test_memory_is_for_threads_together_or_for_one_alone(monkeypatch):
         go_on.set()
         for each in waiting:
             each.result(60)
-    assert said == ["together", "emptied", "alone", "emptied", "alone"]
+    assert said == ["together", "alone", "alone"]
 
 
-def test_a_batch_that_does_not_fit_is_computed_alone_then_in_halves(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+FULL = (
+    torch.cuda.OutOfMemoryError("CUDA out of memory"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+)
+
+
+@pytest.mark.parametrize("full", FULL, ids=lambda error: type(error).__name__)
+def test_a_batch_that_does_not_fit_is_computed_alone_then_in_halves(monkeypatch, full):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
     memory, tried, room = GpuMemory(torch.device("cpu"), "lower it", 2, batch_size=8), [], [4]
 
     def double(items):
         tried.append(len(items))
         if len(items) > room[0]:
-            raise torch.cuda.OutOfMemoryError
+            raise full
         room[0] = 8  # there was only the other thread's batch in the way
         return [2 * item for item in items]
 
@@ -87,10 +96,12 @@ def test_a_batch_that_does_not_fit_is_computed_alone_then_in_halves(monkeypatch)
     assert (tried, memory.batch_size) == ([8, 8, 4, 4], 4)
     tried.clear()
     assert memory.compute(double, range(8)) == [*range(0, 16, 2)]
-    assert (tried, memory.batch_size) == ([8], 4)
+    assert (tried, memory.batch_size, len(emptied)) == ([8], 4, 2)  # only where one did not fit
     room[0] = 0
     with pytest.raises(UserError, match="lower it"):
         memory.compute(double, range(3))
+    with pytest.raises(RuntimeError, match="a bug"), enough_memory(torch.device("cpu"), "lower it"):
+        raise RuntimeError("a bug")
 
 
 def test_dtypes(monkeypatch):
