@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -307,7 +308,8 @@ class TagStage(Stage):
     @torch.no_grad()
     def _forward(self, inputs: Sequence[TaggerInput]) -> list[list[Tensor]]:
         """For each input the scores `[groups, pairs, predicates]` of its batches, float32 on the CPU."""
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        half = self.dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext():
             pixels = [each.pixels.to(self.device, non_blocking=True) for each in inputs]
             if pixels[0].dtype == torch.uint8:
                 sizes = [self._size(each.record) for each in inputs]
