@@ -22,7 +22,6 @@ import typer
 from experiments.miniworld.cards import markdown_table
 from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.synonyms import predicate_lemma
 from sgpipe.evaluation.result import Difference, Resampling, compare_paired
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.recipe import PairConfig, ParseConfig, TagConfig
@@ -35,6 +34,7 @@ from sgpipe.stages.parse.stage import ParseStage
 from sgpipe.stages.tag.methods import AssumedStage
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import run_command
+from sgpipe.utils.lemmas import predicate_lemma
 
 PAGE = Path(__file__).parents[1] / "benchmarks" / "results" / "photographs.md"
 

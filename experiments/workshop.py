@@ -20,7 +20,6 @@ from typing import Any
 from rich.console import Console
 
 from experiments.plan import Kept, LabelsConfig, Part, Plan, Stage
-from sgpipe.evaluation.label_quality.synonyms import predicate_lemma
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.dataset import IMAGES, INTERACTION_CLASSES, INTERACTIONS
 from sgpipe.recipe import MiniworldConfig, load_recipe, packaged_model
@@ -39,6 +38,7 @@ from sgpipe.training.run import train
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
+from sgpipe.utils.lemmas import predicate_lemma
 
 _QUIET = Progress(Console(quiet=True))
 

@@ -131,10 +131,14 @@ class HubConfig(Config):
 class SourceConfig(Config):
     """The dataset to label."""
 
-    format: Literal["coco", "objects365", "folder", "hub", "miniworld"] = Field(
+    format: Literal["coco", "objects365", "folder", "hub", "miniworld", "run"] = Field(
         "coco",
         description="format of the annotations; folder: images without annotations; hub: Parquet files with images and "
-        "boxes; miniworld: synthetic images",
+        "boxes; miniworld: synthetic images; run: a run or import, whose relations are kept and extended",
+    )
+    run: StoredPath | None = Field(
+        None,
+        description="of format: run, also in a store (generate --extend); a path is relative to the working folder",
     )
     root: StoredPath | None = Field(
         None, description="folder or object store that the paths are relative to; null: the working folder"
@@ -284,6 +288,18 @@ class PairConfig(Config):
         "captions imply (a skier: skis), if the image has a box of the class",
     )
     synonyms: StoredPath | None = Field(None, description="JSON {class name: [synonyms]}; null: the packaged table")
+    known: int = Field(
+        20,
+        ge=0,
+        description="with --extend, so many of the predicates that the run has most often between two classes are "
+        "candidates beside those of the captions",
+    )
+    equivalents: StoredPath | None = Field(
+        None,
+        description="with --extend, YAML {synonyms: {predicate: [texts]}, inverses: {…}}: texts that say the same as a "
+        "known relation and are not proposed beside it, in addition to sgpipe/sources/data/equivalents.yaml; !text: no "
+        "longer by that table",
+    )
     prior: StoredPath | None = Field(None, description="scene graphs (VG JSON) for `candidates: prior`")
     require_overlap: bool = Field(False, description="only pairs of overlapping boxes")
     max_pairs: int = Field(

@@ -153,8 +153,8 @@ class Record:
         return self.status == "ok"
 
     def fail(self, stage: str, reason: str) -> None:
-        """Turn the record into an error row; later stages skip it."""
-        self.status = "error"
+        """Turn the record into an error row, which has no relations; later stages skip it."""
+        self.status, self.relations = "error", []
         self.error = f"{stage}: {reason}"
 
 

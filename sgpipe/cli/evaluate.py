@@ -237,8 +237,8 @@ def labels(
       sgpipe eval labels --pred coco-relations/ --truth vg/ --image-data image_data.json
     """
     from sgpipe.evaluation.label_quality.comparison import label_quality, label_report
-    from sgpipe.evaluation.label_quality.synonyms import load_predicate_synonyms
     from sgpipe.files.locations import text_of
+    from sgpipe.sources.equivalents import load_predicate_synonyms
     from sgpipe.storage.run_folder import GroundTruth
 
     own = ground_truth_for(pred, truth)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sgpipe.pipeline import SceneGraph
-    from sgpipe.recipe import SourceConfig
+    from sgpipe.recipe import Recipe, SourceConfig
 
 _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
 
@@ -64,11 +64,16 @@ class SourceOptions:
     ] = None
     image_data: cli.ImageData = None
 
-    def applied_to(self, source: SourceConfig, out: Path) -> SourceConfig:
-        """Return the source with these settings. Raises UserError: an option needs another one, or another recipe."""
+    def applied_to(self, source: SourceConfig, out: Path, extend: str | None = None) -> SourceConfig:
+        """Return the source with these settings; `extend`: the run that is extended.
+
+        Raises UserError: an option needs another one, or another recipe.
+        """
         from sgpipe.files.locations import absolute_location
         from sgpipe.utils.config_file import changed
 
+        if extend is not None:
+            source = self._run_source(source, extend)
         if self.dataset is not None and source.format != "hub":
             raise UserError("--dataset is for the recipe hub: sgpipe generate hub --dataset FOLDER_OR_ID")
         needy = (self.annotations, self.captions, None if self.dataset else self.split)
@@ -81,10 +86,22 @@ class SourceOptions:
             ground_truth=self.truth and absolute_location(self.truth),
             image_data=self.image_data and absolute_location(self.image_data),
         )
-        if self.images is None:
+        if self.images is None or extend is not None:
             return source
         split = {"annotations": self.annotations, "images": self.images, "captions": self.captions}
         return changed(source, splits={self._split_name(source, out): split})
+
+    def _run_source(self, source: SourceConfig, run: str) -> SourceConfig:
+        """Return the run as a source. Raises UserError: it is not a run, or an option is not for runs."""
+        from sgpipe.files.locations import absolute_location
+        from sgpipe.sources.run import open_parent
+
+        if any((self.root, self.dataset, self.annotations, self.captions, self.split)):
+            raise UserError(
+                "--extend takes the data from the run: omit --root, --dataset, --annotations, --captions and --split"
+            )
+        splits = {shard.split: {"images": self.images} for shard in open_parent(run).manifest.shards if self.images}
+        return type(source).model_validate({"format": "run", "run": absolute_location(run), "splits": splits})
 
     def _split_name(self, source: SourceConfig, out: Path) -> str:
         """Name the split of --images. Raises UserError: a path is missing, or nothing names the split."""
@@ -119,6 +136,15 @@ def generate(
             callback=cli.stored,
         ),
     ] = None,
+    extend: Annotated[
+        str | None,
+        cli.option(
+            "Run or import, also corrected or in a store: its images, boxes and relations are kept, and missing "
+            "relations are added. Without a recipe, with its own recipe and captions if it has any.",
+            "--extend",
+            callback=cli.stored,
+        ),
+    ] = None,
     data: SourceOptions,
     detector: cli.Detector = None,
     captioner: cli.Captioner = None,
@@ -146,25 +172,23 @@ def generate(
       sgpipe generate coco --tagger tagger/ --limit 100 --set tag.threshold=0.1
       sgpipe generate coco --root datasets/coco --tagger tagger/ --out run/ --store s3://bucket/coco
       sgpipe generate --from coco-relations/ --tagger other-tagger/ --out retagged/
+      sgpipe generate photos --extend vg/ --tagger tagger/ --out vg-extended/
     """
-    from sgpipe.generation.parent import parent_recipe
-    from sgpipe.recipe import load_recipe
     from sgpipe.utils.config_file import changed, parse_set
 
-    if parent is not None and out is None:
-        raise UserError("--from needs --out, the folder of the new run")
+    if out is None and (parent or extend):
+        raise UserError(f"{'--from' if parent else '--extend'} needs --out, the folder of the new run")
     settings = _with_tagger(recipe, tagger, parse_set(assign or []))
-    if recipe is None and parent is not None:
-        loaded = parent_recipe(parent, {"source.root": None, **settings} if data.images else settings)
-    else:
-        loaded = load_recipe(recipe or "miniworld", settings)
+    if data.images and recipe is None and parent is not None:
+        settings = {"source.root": None, **settings}
+    loaded = _load(recipe, parent, extend, settings)
     out = out or Path(f"{loaded.name}-relations")
     caption = changed(loaded.caption, captioner=captioner)
     loaded = changed(
         loaded,
         limit=limit,
         seed=seed,
-        source=data.applied_to(loaded.source, out),
+        source=data.applied_to(loaded.source, out, extend),
         detect=changed(loaded.detect, detector=detector),
         caption=caption.model_copy(update={"captioner": None}) if data.captions else caption,
         tag=changed(loaded.tag, tagger=tagger, calibration=calibration, precision=precision),
@@ -190,6 +214,23 @@ def generate(
             print_run_quality(quality, console.output())
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(console.EXIT_ALL_FAILED)
+
+
+def _load(recipe: str | None, parent: str | None, extend: str | None, settings: dict[str, Any]) -> Recipe:
+    """Return the recipe that is named, or that of the run that is taken over or extended; by default the miniworld's.
+
+    Raises UserError: there is no such recipe or run, or both runs are named.
+    """
+    from sgpipe.generation.parent import extended_recipe, parent_recipe
+    from sgpipe.recipe import load_recipe
+
+    if parent is not None and extend is not None:
+        raise UserError("--from takes stages over from a run, --extend relations: pass one of them")
+    if recipe is None and extend is not None:
+        return extended_recipe(extend, settings)
+    if recipe is None and parent is not None:
+        return parent_recipe(parent, settings)
+    return load_recipe(recipe or "miniworld", settings)
 
 
 def _with_tagger(recipe: str | None, tagger: str | None, settings: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rlip_model.evaluation.hico_classes import CLASSES, PERSON, class_numbers
-from sgpipe.evaluation.label_quality.synonyms import predicate_lemma
 from sgpipe.export.rows import ExportRows, Members, as_number, plain, write_json
 from sgpipe.records import Record
 from sgpipe.sources.coco import NO_RELATION
 from sgpipe.sources.vocabulary import category_names, relation_names
+from sgpipe.utils.lemmas import predicate_lemma
 
 
 def write_coco(rows: ExportRows, out: Path) -> None:

@@ -26,6 +26,7 @@ from sgpipe.files.roots import (
     ImageFile,
     ImageRoot,
     ObjectRoot,
+    RunRoot,
     is_image,
     list_objects,
     safe_name,
@@ -95,7 +96,7 @@ def check_images(location: ImagePlace) -> None:
         refuse_compressed(text)
         if not is_archive(text):
             raise UserError(f"{text} is a file, not a folder of images or an archive of them (.zip, .tar)")
-    elif not _SHARDS.search(Path(text).name):
+    elif not _SHARDS.search(Path(text).name) and not RunRoot.is_named(text):
         existing_folder(Path(text))
 
 
@@ -124,6 +125,8 @@ class ImageRoots(Mapping[str, ImageRoot]):
 
 def _local(text: str, indexes: IndexFolder) -> ImageRoot:
     path = Path(text)
+    if RunRoot.is_named(text):
+        return RunRoot(text)
     folder, names = path.parent, [path.name] if path.is_file() and is_archive(path.name) else []
     if _SHARDS.search(path.name) and not path.exists():
         names = _shards(path.name)

@@ -14,12 +14,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError, os_error_reason
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
 from sgpipe.files.index import NAME, IndexReference, index_table
 from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath
-from sgpipe.files.parquet_images import ParquetImages, file_of, parse_row_name
+from sgpipe.files.parquet_images import ParquetImages, file_of, parse_row_name, row_name
 from sgpipe.utils.console import Progress
 
 ImageFile = Path | BinaryIO
@@ -192,6 +194,46 @@ class FolderRoot(ImageRoot):
     @cached_property
     def _parquet(self) -> ParquetImages:  # type: ignore[override]
         return ParquetImages(self.folder.joinpath)
+
+
+@dataclass(frozen=True)
+class RunRoot(ImageRoot):
+    """The images in the shards of a split of a run; `location`: RUN/data/SPLIT, which the shards' names begin with."""
+
+    location: str
+
+    @staticmethod
+    def is_named(location: str) -> bool:
+        """Return whether a location is of this kind."""
+        path = Path(location)
+        return not path.exists() and path.parent.name == "data" and (path.parents[1] / "manifest.jsonl").is_file()
+
+    def entries(self) -> Iterator[ImageEntry]:
+        return (ImageEntry(name, 0, "") for name in self._rows)
+
+    def _has(self, file: str) -> bool:
+        return file in self._rows
+
+    def _opened(self, name: str, most: int) -> ImageFile:
+        return super()._opened(self._rows.get(name, name), most)
+
+    def _read(self, name: str, most: int) -> Path:
+        raise FileNotFoundError(name)
+
+    @cached_property
+    def _rows(self) -> dict[str, str]:
+        """The names of `ParquetImages` by those of the images."""
+        path, rows = Path(self.location), dict[str, str]()
+        for file in sorted(path.parent.glob(f"{path.name}-[0-9]*.parquet")):
+            table = pq.ParquetFile(file).read(columns=["file_name", "image.path"])
+            there = pc.is_valid(table["image"]).to_pylist()
+            names = zip(table["file_name"].to_pylist(), there, strict=True)
+            rows |= {name: row_name(file.name, row) for row, (name, has_image) in enumerate(names) if has_image}
+        return rows
+
+    @cached_property
+    def _parquet(self) -> ParquetImages:  # type: ignore[override]
+        return ParquetImages(Path(self.location).parent.joinpath)
 
 
 def size_and_time(file: Path) -> tuple[int, str]:

@@ -67,7 +67,9 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
     else:
         content_id(recipe.tag.calibration)
         parts["tag"]["calibration"] = content_sha256(recipe.tag.calibration)
-    for name in ("synonyms", "prior"):
+    if recipe.source.format != "run":
+        del parts["pair"]["equivalents"], parts["pair"]["known"]
+    for name in {"synonyms", "prior", "equivalents"} & parts["pair"].keys():
         path, parts["pair"][name] = getattr(recipe.pair, name), None
         if path is not None:
             with suppress(FileNotFoundError, IsADirectoryError):  # a pair stage that does not run needs no file
@@ -76,9 +78,10 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
 
 
 def source_identity(indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
-    """The content of the annotation and caption files of each split."""
+    """The content of the annotation and caption files of each split, or the run that is extended."""
     return {
         split: {key: index.meta.get(f"{key}_sha256") for key in ("annotations", "captions")}
+        | {key: index.meta[key] for key in ("run",) if key in index.meta}
         for split, index in indexes.items()
     }
 

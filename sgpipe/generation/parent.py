@@ -18,6 +18,7 @@ from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
 from sgpipe.recipe import Recipe, load_recipe, with_model_folders
 from sgpipe.records import Record, from_table
+from sgpipe.sources.run import open_parent
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
 from sgpipe.storage.run_folder import RECIPE, RunFolder, ground_truth_of, kind_of
 from sgpipe.storage.shards import DATA, checked_content, read_file
@@ -39,6 +40,19 @@ def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
     Raises UserError: as `Parent.open` and `load_recipe`.
     """
     return Parent.open(run, {"engine.store": None, "engine.address": None, **overrides}).recipe
+
+
+def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe by which a run is extended if the user names none: its own, with its captions if it has any.
+
+    Of an import, it is that of the miniworld. Raises UserError: as `Parent.open` and `load_recipe`.
+    """
+    manifest = open_parent(run).manifest
+    if any(shard.counts.get("captions") for shard in manifest.shards):
+        overrides = {"caption.captioner": None, **overrides}
+    if "tag" not in manifest.run.get("identity", {}):
+        return load_recipe("miniworld", overrides)
+    return parent_recipe(run, {"limit": None, **overrides})
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from sgpipe.recipe import WHOLE, Recipe, SourceConfig, recipe_notes, with_model_
 from sgpipe.sources.hub import check_hub
 from sgpipe.sources.miniworld import remove_unused
 from sgpipe.sources.opening import open_source, prepare_source
+from sgpipe.sources.run import check_run, open_parent
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.tag.methods import check_tagger
@@ -156,6 +158,8 @@ class _Run:
         else:
             run |= {"identity": reuse.with_source(source_identity(self.indexes)), "parent": reuse.header}
         run["images"] = {split: _as_named(root, folder) for split, root in self.roots.items()}
+        if source.format == "run":
+            run["origin"] = Manifest.identities(open_parent(source.run).manifest.run)
         if folder.store:
             run["store"] = folder.store.location
         self.manifest = folder.open(run)
@@ -182,6 +186,9 @@ class _Run:
             # Sorted, so that the order of splits in the recipe does not matter: the tagger reads all names together.
             classes = [name for _, index in sorted(self.indexes.items()) for name in index.meta["categories"]]
         stages = replace(self._stages, recipe=recipe, roots=self.roots, classes=classes)
+        if recipe.source.format == "run":
+            known = [triplet for _, index in sorted(self.indexes.items()) for triplet in index.meta["known"]]
+            stages = replace(stages, build=partial(build_stages, known=known))
         if runs_locally(recipe, stages, sum(unit.rows for unit in units)):
             self._engine = self._local or LocalEngine(stages)
         else:
@@ -258,6 +265,8 @@ def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
     source, pair, caption = recipe.source, recipe.pair, recipe.caption
     if source.format == "hub":
         check_hub(recipe)
+    elif source.format == "run":
+        check_run(recipe)
     elif source.splits and source.synthetic is not None:
         raise UserError("the miniworld generates its own images; to label others, use another recipe, such as coco")
     elif not source.splits and source.synthetic is None:
@@ -280,7 +289,7 @@ def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
     if source.format == "folder" and recipe.detect.detector is None:
         raise UserError("detect.detector is not set (--detector)")
     check_tagger(recipe.tag, pair)
-    named = {} if source.format == "hub" else source.splits  # the hub's are found later
+    named = {} if source.format in ("hub", "run") else source.splits  # these are found later
     without = [name for name, split in named.items() if split.captions is None]
     if without and caption.captioner is None and pair.candidates != "prior":
         raise UserError(f"no captions{_of_splits(without)}: set caption.captioner (--captioner) or pass --captions")
@@ -291,7 +300,7 @@ def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
                 content_id(source.path(path))
     if source.image_data is not None:
         content_id(source.path(source.image_data))
-    for path in (pair.synonyms, pair.prior):
+    for path in (pair.synonyms, pair.prior, pair.equivalents):
         if path is not None and "pair" in stages:
             content_id(path)
     choose_threshold(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)

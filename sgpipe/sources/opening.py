@@ -18,6 +18,7 @@ from sgpipe.sources.detections import write_detections
 from sgpipe.sources.doubts import doubt_detections, settle_boxes
 from sgpipe.sources.folder import fingerprint_folder, read_folder
 from sgpipe.sources.hub import prepare_hub, read_split, stamp_split
+from sgpipe.sources.run import index_run, prepare_run, stamp_run
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
@@ -43,6 +44,8 @@ def prepare_source(
         return source.model_copy(update={"root": None, "splits": splits}), ground_truth
     if source.format == "hub":
         source = prepare_hub(source)
+    if source.format == "run":
+        source = prepare_run(source)
     if source.ground_truth is None:
         return source, None
     ground_truth = GroundTruth(
@@ -74,6 +77,9 @@ def open_source(
             return index
     except UserError:  # missing or damaged: it is only a cache
         pass
+    if source.format == "run":
+        index_run(source, split, new or path, {"files": files})
+        return SourceIndex(new or path)
     config, located, notes = source.splits[split], True, list[str]()
     if source.format == "hub":
         detections, meta = read_split(source, split)
@@ -105,6 +111,8 @@ def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, An
     config = source.splits[split]
     if source.format == "hub":
         return {"version": __version__, **stamp_split(source, split)}
+    if source.format == "run":
+        return {"version": __version__, **stamp_run(source, split)}
     named = {"annotations": config.annotations, "captions": config.captions}
     return {
         "version": __version__,

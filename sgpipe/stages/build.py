@@ -6,16 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import Recipe
+from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import LoadStage, Stage
-from sgpipe.stages.pair import PairStage
+from sgpipe.stages.pair import PairStage, TripletCount
 
 
-def build_stages(recipe: Recipe, roots: Mapping[str, ImagePlace], names: Iterable[str]) -> list[Stage]:
+def build_stages(
+    recipe: Recipe, roots: Mapping[str, ImagePlace], names: Iterable[str], known: Iterable[TripletCount] | None = None
+) -> list[Stage]:
     """The stages that label records with boxes, in order.
 
     Args:
         roots: where the images of each split are.
         names: every class that a box can have.
+        known: the triplets of the run that is extended.
     """
     from sgpipe.stages.caption.stage import CaptionStage
     from sgpipe.stages.parse.stage import ParseStage
@@ -24,7 +28,7 @@ def build_stages(recipe: Recipe, roots: Mapping[str, ImagePlace], names: Iterabl
     first: Stage = LoadStage(roots, recipe.parse.resources)
     if recipe.caption.captioner is not None:
         first = CaptionStage(recipe.caption, roots, recipe.seed)
-    stages = [first, ParseStage(recipe.parse), PairStage(recipe.pair, _synonyms(recipe), names)]
+    stages = [first, ParseStage(recipe.parse), PairStage(recipe.pair, _synonyms(recipe, names), names, known)]
     if not recipe.tag.scores:
         from sgpipe.stages.tag.methods import AssumedStage
 
@@ -40,12 +44,16 @@ def with_classes(stages: Sequence[Stage], recipe: Recipe, names: Sequence[str]) 
     """The stages of `build_stages`, which are set up, for boxes of other classes; they share the loaded models."""
     from sgpipe.stages.tag.stage import TagStage
 
-    pair = PairStage(recipe.pair, _synonyms(recipe), names)
+    pair = PairStage(recipe.pair, _synonyms(recipe, names), names)
     pair.setup()
     tagged = [stage.with_classes(names) if isinstance(stage, TagStage) else stage for stage in stages]
     return [pair if isinstance(stage, PairStage) else stage for stage in tagged]
 
 
-def _synonyms(recipe: Recipe) -> str:
-    """The dataset whose synonyms are used."""
-    return "objects365" if recipe.source.format == "objects365" else "coco"
+def _synonyms(recipe: Recipe, names: Iterable[str]) -> str:
+    """The dataset whose synonyms are used: of a run, the one whose classes it has."""
+    is_objects365 = recipe.source.format == "objects365"
+    if recipe.source.format == "run":
+        coco, objects365 = (set(category_names(dataset).values()) for dataset in ("coco", "objects365"))
+        is_objects365 = not coco.issuperset(names) and objects365.issuperset(names)
+    return "objects365" if is_objects365 else "coco"

@@ -15,7 +15,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import compress, product
+from itertools import chain, compress, product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +26,7 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Box, Pair, Record, Triplet
+from sgpipe.sources.equivalents import Equivalents, load_equivalents
 from sgpipe.sources.vocabulary import category_names, implied_things, load_synonyms, loose_words, packaged_synonyms
 from sgpipe.stages.base import Stage
 from sgpipe.utils.lemmas import lemmas, verb_lemma
@@ -183,7 +184,7 @@ def candidate_pairs(
     require_overlap: bool = False,
     limit: int | None = None,
 ) -> tuple[list[Pair], int]:
-    """All ordered pairs of distinct non-crowd boxes whose (subject class, object class) has predicates.
+    """All ordered pairs of distinct boxes whose (subject class, object class) has predicates; without crowds.
 
     Args:
         objects: boxes of one image; the pairs index them.
@@ -203,7 +204,7 @@ def candidate_pairs(
         subjects[object_].append(subject)
         partners[subject].append(object_)
     classes = {name for pair in related for name in pair}
-    usable = [index for index, box in enumerate(objects) if box.category in classes and not box.iscrowd]
+    usable = [i for i, box in enumerate(objects) if box.category in classes and not (box.iscrowd or box.is_nothing)]
     usable.sort(key=lambda index: objects[index].rank)
     boxes = np.array([objects[index].bbox for index in usable], np.float64)
     names = [objects[index].category for index in usable]
@@ -236,6 +237,7 @@ def overlapping(boxes: npt.NDArray[np.float64], pairs: npt.NDArray[np.int64]) ->
 
 
 Prior: TypeAlias = dict[tuple[str, str], list[str]]
+TripletCount: TypeAlias = tuple[str, str, str, int]  # subject class, predicate, object class, how often
 
 
 def read_prior(path: Location, matcher: Matcher, *, verbatim: bool = False) -> Prior:
@@ -299,13 +301,20 @@ class PairStage(Stage):
 
     name = "pair"
 
-    def __init__(self, config: PairConfig, dataset: str, categories: Iterable[str]) -> None:
+    def __init__(
+        self,
+        config: PairConfig,
+        dataset: str,
+        categories: Iterable[str],
+        known: Iterable[TripletCount] | None = None,
+    ) -> None:
         """
         Args:
             dataset: selects the synonym table unless the recipe names one: "coco", "objects365", or any other
                 dataset, whose classes are then known by their names only.
             categories: every class name of the dataset, including classes that an image lacks, so that a noun
                 phrase matches the same classes in every image.
+            known: of the run that is extended, see `ExtendedRun`; None: no run is extended.
 
         Raises UserError: the recipe uses a prior but names no file.
         """
@@ -314,7 +323,7 @@ class PairStage(Stage):
         self.config = config
         self.resources = config.resources
         self._names = sorted({*categories, *category_names(dataset).values()})
-        self._dataset = dataset
+        self._dataset, self._known = dataset, known
 
     def setup(self) -> None:
         """Read the synonym table and the prior. Raises UserError: a file is missing or has the wrong format."""
@@ -324,6 +333,11 @@ class PairStage(Stage):
             self._matcher: Matcher = SubstringMatcher(synonyms, self._names)
         else:
             self._matcher = HeadMatcher(synonyms, self._names, loose_words() if self.config.loose else None)
+        self._extended: ExtendedRun | None = None
+        if self._known is not None:
+            kinds = HeadMatcher(synonyms, category_names(self._dataset).values())
+            equivalents = load_equivalents(self.config.equivalents)
+            self._extended = ExtendedRun(self._known, self._names, kinds, equivalents, self.config.known)
         self._prior: Prior = {}
         if self.config.candidates == "prior" and self.config.prior:
             self._prior = read_prior(self.config.prior, self._matcher, verbatim=self._verbatim)
@@ -345,6 +359,8 @@ class PairStage(Stage):
     def _fill(self, record: Record) -> None:
         present = dict.fromkeys(box.category for box in record.objects)
         assign_categories(self._matcher, record.triplets, present)
+        if self._extended is not None:
+            self._extended.assign_kinds(record.triplets, present)
         triplets = [*record.triplets, *(implied_triplets(record) if self.config.loose and not self._verbatim else ())]
         if self.config.candidates == "prior":
             predicates: Predicates = {(s, o): self._prior.get((s, o), []) for s in present for o in present}
@@ -353,9 +369,62 @@ class PairStage(Stage):
             predicates = {(s, o): texts for s in present for o in present}
         else:
             predicates = stated_predicates(triplets, verbatim=self._verbatim)
+        if self._extended is not None:
+            predicates = self._extended.predicates(predicates, present)
         overlap, limit = self.config.require_overlap, self.config.max_pairs
         record.pairs, beyond = candidate_pairs(record.objects, predicates, require_overlap=overlap, limit=limit)
+        if self._extended is not None:
+            record.pairs = self._extended.equivalents.without_known(record.pairs, record.relations)
         record.left_out["pairs"] = beyond
+
+
+class ExtendedRun:
+    """What is known of a run that is extended: its predicates are candidates beside others, its relations are none.
+
+    Its classes may be free names. Those that name the same class of the dataset (its synonyms: "lady", "young man") are
+    of one kind: a noun that is none of an image's classes matches one of its kind, and candidates are by kinds.
+    """
+
+    def __init__(
+        self,
+        known: Iterable[TripletCount],
+        names: Iterable[str],
+        kinds: HeadMatcher,
+        equivalents: Equivalents,
+        most: int,
+    ) -> None:
+        """`names`: its classes. kinds: matches names with the classes of the dataset. most: predicates of two kinds."""
+        self.equivalents, self._matcher = equivalents, kinds
+        self._kinds = {name: next(iter(kinds.classes(name, "")), name) for name in names}
+        counts = defaultdict[tuple[str, str], Counter[str]](Counter)
+        for subject, predicate, object_, times in known:
+            counts[self._kinds[subject], self._kinds[object_]][predicate] += times
+        self._frequent = {
+            pair: sorted(found, key=lambda text: (-found[text], text))[:most] for pair, found in counts.items()
+        }
+
+    def assign_kinds(self, triplets: Iterable[Triplet], present: Iterable[str]) -> None:
+        """Set the categories that `assign_categories` left empty to the first class of the image of their kind."""
+        classes = {self._kinds[name]: name for name in reversed(list(present))}
+
+        def of_kind(phrase: str, head: str) -> str | None:
+            return next((classes[kind] for kind in self._matcher.classes(phrase, head) if kind in classes), None)
+
+        for each in triplets:
+            each.subject_category = each.subject_category or of_kind(each.subject, each.subject_head)
+            each.object_category = each.object_category or of_kind(each.object, each.object_head)
+
+    def predicates(self, stated: Predicates, present: Iterable[str]) -> Predicates:
+        """Return the predicates of pairs of classes: those of the run, and those stated that say something else."""
+        pairs = {(s, o): (self._kinds[s], self._kinds[o]) for s, o in product(present, repeat=2)}
+        meant: dict[tuple[str, str], dict[Any, str]] = {kinds: {} for kinds in pairs.values()}
+        for kinds, texts in chain(
+            ((each, self._frequent.get(each, ())) for each in meant),
+            ((pairs[pair], texts) for pair, texts in stated.items()),
+        ):
+            for text in texts:
+                meant[kinds].setdefault(self.equivalents.key(0, text, 1), text)
+        return {pair: list(meant[kinds].values()) for pair, kinds in pairs.items()}
 
 
 def assign_categories(matcher: Matcher, triplets: Iterable[Triplet], present: dict[str, None]) -> None:

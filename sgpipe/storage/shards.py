@@ -213,7 +213,7 @@ class Run:
         """
         check_share("threshold", threshold)
         for table in iter_tables(self.root, _RELATION_COLUMNS):
-            yield _relation_rows(table, threshold)
+            yield relation_rows(table, threshold)
 
     def to_pandas(self, threshold: float = 0.0) -> pd.DataFrame:
         """Return all relations as a data frame, with the rows and columns of `relation_tables`.
@@ -221,7 +221,7 @@ class Run:
         Raises UserError: as `relation_tables`, or pandas is not installed.
         """
         import_extra("pandas")
-        tables = [_relation_rows(SCHEMA.empty_table(), threshold), *self.relation_tables(threshold)]
+        tables = [relation_rows(SCHEMA.empty_table(), threshold), *self.relation_tables(threshold)]
         return pa.concat_tables(tables).to_pandas()
 
 
@@ -234,7 +234,7 @@ _RELATION_COLUMNS = (
 )
 
 
-def _relation_rows(table: pa.Table, threshold: float) -> pa.Table:
+def relation_rows(table: pa.Table, threshold: float) -> pa.Table:
     """Return the rows of `Run.relation_tables` of a shard."""
     images, relations = _flat(table["relations"])
     confidence = pc.struct_field(relations, "confidence")

@@ -94,11 +94,15 @@ def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mappi
     first = next(tables)
     with atomic_write(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+            rest = first.slice(0, 0)
             for table in chain([first], tables):
                 images += table.num_rows
                 boxes += len(table["objects"].combine_chunks().flatten())
-                for batch in table.combine_chunks().to_batches(max_chunksize=_ROWS_PER_BATCH):
-                    writer.write_batch(batch)
+                rest = pa.concat_tables([rest, table]).combine_chunks()
+                whole = len(rest) - len(rest) % _ROWS_PER_BATCH
+                writer.write_table(rest.slice(0, whole), _ROWS_PER_BATCH)
+                rest = rest.slice(whole)
+            writer.write_table(rest, _ROWS_PER_BATCH)
         digest = file_sha256(temporary)
     described = {**meta(), "images": images, "boxes": boxes, "sha256": digest}
     write_text(_meta_path(path), json.dumps({**described, "crc32": _checksum(described)}))

@@ -26,6 +26,29 @@ def gerund(verb: str) -> str:
     return str(inflections[0]) if inflections else verb
 
 
+@lru_cache(maxsize=1 << 16)
+def is_participle(verb: str) -> bool:
+    """Return whether a form of a verb is its past participle: "held", "eaten"."""
+    return verb in _dictionaries()[1].getInflection(verb_lemma(verb), "VBN")
+
+
+_AUXILIARIES = frozenset({"am", "is", "are", "was", "were", "be", "been", "being"})
+
+
+def predicate_lemma(text: str) -> str:
+    """Return a predicate in lower case with its verb as a lemma: "is Sitting  on" and "sits on" become "sit on"."""
+    words = without_auxiliaries(text)
+    return " ".join([verb_lemma(words[0]), *words[1:]]) if words else ""
+
+
+def without_auxiliaries(text: str) -> list[str]:
+    """Return the words of a predicate in lower case: of "is held by", held and by."""
+    words = text.lower().split()
+    while len(words) > 1 and words[0] in _AUXILIARIES:
+        del words[0]
+    return words
+
+
 @lru_cache(maxsize=1)
 def _dictionaries() -> tuple[Any, Any]:
     """Return lemminflect's lemmatizer and inflector, without its `__init__`, which imports spaCy (seconds)."""

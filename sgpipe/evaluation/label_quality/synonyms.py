@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError
-from sgpipe.files.text_files import read_text
+from sgpipe.sources.equivalents import PredicateSynonyms
 from sgpipe.sources.vocabulary import category_names, packaged_synonyms
 from sgpipe.stages.pair import HeadMatcher, normalise_predicate
-from sgpipe.utils.config_file import parse_yaml
-from sgpipe.utils.lemmas import verb_lemma
+from sgpipe.utils.lemmas import predicate_lemma
 
-PredicateSynonyms: TypeAlias = Mapping[str, Iterable[str]]  # the other texts that count as each predicate
-
-_AUXILIARIES = frozenset({"am", "is", "are", "was", "were", "be", "been", "being"})
 _DATASETS = ("coco", "objects365")  # the datasets that have synonyms
-
-
-def predicate_lemma(text: str) -> str:
-    """A predicate in lower case with its verb as a lemma: "is Sitting  on" and "sits on" become "sit on"."""
-    words = normalise_predicate(text).split()
-    while len(words) > 1 and words[0] in _AUXILIARIES:
-        del words[0]
-    return " ".join([verb_lemma(words[0]), *words[1:]]) if words else ""
-
-
-def load_predicate_synonyms(path: Path) -> PredicateSynonyms:
-    """Read a table `{predicate: [other texts]}` from a YAML or JSON file.
-
-    Raises UserError: the file is missing or is not such a table.
-    """
-    try:
-        table = parse_yaml(read_text(path, "synonyms file"))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"synonyms file {path} is neither YAML nor JSON ({reason})") from None
-    if not isinstance(table, dict) or not table:
-        raise UserError(f"synonyms file {path}: expected {{predicate: [other texts]}}")
-    for name, texts in table.items():
-        texts_are = isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)
-        if not isinstance(name, str) or not name.strip() or not texts_are:
-            raise UserError(
-                f"synonyms file {path}: key {name!r}: expected a predicate and a list of texts, "
-                f"found {json.dumps(texts, default=str)[:60]}"
-            )
-    return table
 
 
 class Vocabulary:

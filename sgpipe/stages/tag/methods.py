@@ -62,7 +62,7 @@ class AssumedStage(Stage):
         for record in records:
             if record.ok:
                 pairs = overlapping_pairs(record) if self.config.method == "overlap" else record.pairs
-                record.relations = deduplicate(candidates(pairs, ASSUMED, "captions"))
+                record.relations += deduplicate(candidates(pairs, ASSUMED, "captions"))
         return records
 
 

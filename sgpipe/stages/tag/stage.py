@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from heapq import nsmallest
 from itertools import groupby, islice
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.attention import gpu_sampling
@@ -30,7 +32,9 @@ from sgpipe.files.model_cache import local_model
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
+from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.base import Stage, image_threads
+from sgpipe.stages.pair import HeadMatcher
 from sgpipe.stages.score.build import make_scorer
 from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings, Unscored
 from sgpipe.stages.tag.methods import candidates, check_tagger
@@ -126,6 +130,21 @@ class TaggerInput:
     texts: list[LabelFeatures]
 
 
+def text_to_read(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what a tagger reads for a class: its name, unless its tokenizer lacks a word of that.
+
+    Then it is a class of COCO or Objects365 of which the name is a synonym, if its tokenizer knows that: small taggers
+    know only the words of their training.
+    """
+    texts = (name, *(text for matcher in _matchers() for text in matcher.classes(name)))
+    return next((text for text in texts if tokenizer.unk_token_id not in tokenizer(text)["input_ids"]), name)
+
+
+@cache
+def _matchers() -> list[HeadMatcher]:
+    return [HeadMatcher(packaged_synonyms(dataset)) for dataset in ("coco", "objects365")]
+
+
 def normalised_boxes(record: Record) -> Tensor:
     """Normalised cxcywh `[objects, 4]`, float32."""
     boxes = torch.tensor([box.bbox for box in record.objects], dtype=torch.float64).view(-1, 4)
@@ -166,15 +185,17 @@ class TagStage(Stage):
         self.config, self.roots, self.seed = config, roots, seed
         self.pair = pair or PairConfig()
         self.resources = config.resources
-        self._set_classes(object_names)
+        self._set_texts({name: name for name in object_names})
 
-    def _set_classes(self, object_names: Sequence[str]) -> None:
-        self.object_names = sorted(set(object_names))  # their order decides the last bits of scores
+    def _set_texts(self, texts: Mapping[str, str]) -> None:
+        """`texts`: what the tagger reads for each class."""
+        self.texts = texts
+        self.object_names = sorted(set(texts.values()))  # their order decides the last bits of scores
 
     def with_classes(self, object_names: Sequence[str]) -> TagStage:
         """The same stage, with the same loaded tagger, for boxes of other classes."""
         other = copy(self)
-        other._set_classes(object_names)
+        other._set_texts({name: text_to_read(name, self.tagger.tokenizer) for name in object_names})
         return other
 
     def check(self) -> None:
@@ -204,6 +225,7 @@ class TagStage(Stage):
         except (CheckpointError, TokenizerError) as reason:
             raise UserError(str(reason)) from reason
         nn.Module.to(self.tagger, self.device)
+        self._set_texts({name: text_to_read(name, self.tagger.tokenizer) for name in self.texts})
         self.group_size = min(self.config.group_size, self.tagger.config.num_pairs)
         elsewhere = self.device.type != "cpu"
         self.threads = image_threads(self.resources, elsewhere=elsewhere)
@@ -234,16 +256,15 @@ class TagStage(Stage):
         ):
             for inputs, scores in computed:
                 for given, of_image in zip(inputs, scores, strict=True):
-                    given.record.relations = self._relations(given, of_image)
+                    given.record.relations += self._relations(given, of_image)
         return records
 
     def _choose(self, records: Sequence[Record]) -> list[Chosen]:
         """The records to score, and with what; those of equal batch key in sequence if they go together."""
         chosen = []
         for record in (record for record in records if record.ok):
-            record.relations = []
             batches = self._batches(record)
-            unknown = {box.category for box in record.objects}.difference(self.object_names)
+            unknown = {box.category for box in record.objects}.difference(self.texts)
             if batches and unknown:
                 record.fail(self.name, f"{sorted(unknown)[0]!r} is not a class of the dataset")
             elif batches:
@@ -254,7 +275,7 @@ class TagStage(Stage):
         """The class names that the network reads with this image, sorted. They depend on no other image."""
         if self.config.vocabulary == "dataset":
             return self.object_names
-        own = {box.category for box in record.objects}
+        own = {self.texts[box.category] for box in record.objects}
         others = (name for name in self.object_names if name not in own)
         key = f"{self.seed}\0{record.image_id}\0"
         sample = nsmallest(self.config.vocabulary_others, others, lambda name: blake2b((key + name).encode()).digest())
@@ -279,7 +300,7 @@ class TagStage(Stage):
                     except ImageError as reason:
                         record.fail(self.name, str(reason))
                         continue
-                    labels = torch.tensor([bisect_left(classes, box.category) for box in record.objects])
+                    labels = torch.tensor([bisect_left(classes, self.texts[box.category]) for box in record.objects])
                     objects = [*classes, NO_OBJECTS]
                     texts = [self.tagger.encode_labels(objects, batch.predicates) for batch in batches]
                     inputs.append(TaggerInput(record, batches, pixels, normalised_boxes(record), labels, texts))
@@ -421,7 +442,6 @@ class ScoredStage(Stage):
         return records
 
     def _fill(self, record: Record, images: ImageFeed[Image.Image]) -> None:
-        record.relations = []
         asked = candidates(record.pairs, None, "clip" if self.config.method == "clip" else "vlm")
         if not asked:
             return
@@ -437,4 +457,4 @@ class ScoredStage(Stage):
         scores = [0.0 if isinstance(each, Unscored) else each for each in found]
         for relation, score in zip(asked, torch.tensor(scores, dtype=torch.float32).tolist(), strict=True):
             relation.confidence = score  # in the precision of shards
-        record.relations = deduplicate(each for each in asked if (each.confidence or 0) > self.threshold)
+        record.relations += deduplicate(each for each in asked if (each.confidence or 0) > self.threshold)

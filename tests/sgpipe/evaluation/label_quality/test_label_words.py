@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.synonyms import ClassTable, Vocabulary, load_predicate_synonyms, predicate_lemma
+from sgpipe.evaluation.label_quality.synonyms import ClassTable, Vocabulary
+from sgpipe.sources.equivalents import load_predicate_synonyms
 from sgpipe.stages.pair import normalise_predicate
+from sgpipe.utils.lemmas import predicate_lemma
 
 
 def test_predicate_lemmas() -> None:

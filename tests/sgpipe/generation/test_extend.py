@@ -1,0 +1,324 @@
+"""`sgpipe generate --extend`: runs and imports whose relations are kept and completed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from rlip_model.text import build_tokenizer
+from sgpipe.export.run import export_run
+from sgpipe.miniworld.dataset import IMAGES, SCENE_GRAPHS, render_dataset
+from sgpipe.recipe import PairConfig
+from sgpipe.records import NO_OBJECT, Box, Record, Relation, Triplet
+from sgpipe.sources.corrected import correct_run
+from sgpipe.sources.equivalents import load_equivalents
+from sgpipe.sources.miniworld import import_graphs
+from sgpipe.stages.pair import PairStage
+from sgpipe.stages.tag.stage import text_to_read
+from sgpipe.storage.judgements import Judgement, JudgementLog
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import iter_records, write_shard
+from sgpipe.storage.verify import verify
+from sgpipe.utils.console import Progress
+from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
+from tests.sgpipe.cli.test_imports import FILES, TRIPLETS, invoke, options
+from tests.sgpipe.generation.in_process import RAN, without_ray
+
+COUNT = 6
+EQUIVALENTS = load_equivalents(None)
+ROOT = str(Path(__file__).parents[3])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_this_process() -> Iterator[None]:
+    with without_ray():
+        yield
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Images of the miniworld; `known`: an import of half of their relations, and of some that are odd."""
+    folder = tmp_path_factory.mktemp("world")
+    render_dataset(folder / "drawn", COUNT, 5, "val")
+    graphs = json.loads((folder / "drawn" / SCENE_GRAPHS).read_text())
+    for number, graph in enumerate(graphs):
+        graph["relationships"] = graph["relationships"][::2]
+        thing = graph["objects"][0]["object_id"]
+        if not number:
+            graph["relationships"].append({"predicate": "near", "subject_id": thing, "object_id": thing})
+            graph["relationships"].append({"predicate": "x" * 300, "subject_id": thing, "object_id": thing})
+            graph["objects"].append({"object_id": -1, "x": 0, "y": 0, "w": 9, "h": 9, "names": "n" * 300})
+    (folder / "known.json").write_text(json.dumps(graphs))
+    import_graphs(folder / "known.json", "val", folder / "known", folder / "drawn" / IMAGES)
+    return folder
+
+
+def extend(run: object, out: Path, *more: object, code: int = 0) -> str:
+    """What it says on standard error."""
+    done = invoke("generate", "--extend", run, "--out", out, "--set", "caption.samples=2", *more)
+    assert done.exit_code == code, done.output
+    return done.stderr
+
+
+def rows(out: object) -> list[Record]:
+    return list(iter_records(str(out)))
+
+
+def assert_kept(parent: Sequence[Record], child: Sequence[Record]) -> int:
+    """Boxes and relations are the parent's, and nothing added says what one of them says; how many were added."""
+    added = 0
+    for before, after in zip(parent, child, strict=True):
+        assert (after.image_id, after.split, after.file_name, after.objects) == (
+            before.image_id, before.split, before.file_name, before.objects,
+        )  # fmt: skip
+        if not after.ok:
+            continue
+        kept, new = after.relations[: len(before.relations)], after.relations[len(before.relations) :]
+        assert kept == before.relations
+        said = {EQUIVALENTS.key(each.subject, each.predicate, each.object) for each in kept}
+        assert not said & {EQUIVALENTS.key(each.subject, each.predicate, each.object) for each in new}
+        assert all(each.confidence is not None for each in new)
+        added += len(new)
+    return added
+
+
+@pytest.fixture(scope="module")
+def extended(world) -> Path:
+    extend(world / "known", world / "extended", "miniworld")
+    return world / "extended"
+
+
+def test_known_relations_stay_and_others_are_added(world, extended):
+    assert assert_kept(rows(world / "known"), rows(extended)) > 0
+    assert verify(extended).ok
+    before, now = (Manifest.load(each).run for each in (world / "known", extended))
+    assert now["identity"]["source"]["val"]["run"] == before["fingerprint"]
+    assert now["origin"] == [before["identity"]]
+
+
+def test_a_finished_run_is_not_made_again_and_another_parent_is_another_run(world, extended, tmp_path):
+    assert "nothing left to do" in extend(world / "known", extended, "miniworld")
+    import_graphs(world / "drawn" / SCENE_GRAPHS, "val", tmp_path / "all", world / "drawn" / IMAGES)
+    said = extend(tmp_path / "all", extended, "miniworld", code=2)
+    assert "source.val.run" in said
+
+
+def test_rows_do_not_depend_on_the_units(world, extended, tmp_path):
+    extend(world / "known", tmp_path / "out", "miniworld", "--set", "engine.unit_size=1")
+    assert rows(tmp_path / "out") == rows(extended)
+
+
+def test_a_run_is_extended_by_its_own_recipe_and_captions_unless_there_is_another_captioner(extended, tmp_path):
+    RAN.clear()
+    extend(extended, tmp_path / "a", "--set", "pair.candidates=image")
+    assert RAN == ["load", "parse", "pair", "tag"]
+    assert [row.captions for row in rows(tmp_path / "a")] == [row.captions for row in rows(extended)]
+    assert assert_kept(rows(extended), rows(tmp_path / "a")) > 0
+    RAN.clear()
+    extend(extended, tmp_path / "b", "--captioner", "MINIWORLD", "--seed", "3")
+    assert RAN[0] == "caption"
+    assert [row.captions for row in rows(tmp_path / "b")] != [row.captions for row in rows(extended)]
+
+
+def test_it_is_the_parent_of_another_run(extended, tmp_path):
+    done = invoke("generate", "--from", extended, "--out", tmp_path / "a", "--set", "tag.threshold=0.9")
+    assert done.exit_code == 0, done.output
+    known = [[each for each in row.relations if each.confidence is None] for row in rows(extended)]
+    assert [[each for each in row.relations if each.confidence is None] for row in rows(tmp_path / "a")] == known
+    assert (
+        0 < sum(len(row.relations) for row in rows(tmp_path / "a")) < sum(len(row.relations) for row in rows(extended))
+    )
+
+
+def test_a_corrected_run_is_extended(extended, world, tmp_path):
+    manifest, log = Manifest.load(extended), JudgementLog(tmp_path / "judgements.jsonl", "run")
+    row = next(row for row in rows(extended) if any(each.confidence is not None for each in row.relations))
+    guess = next(each for each in row.relations if each.confidence is not None)
+    key = {"split": "val", "image_id": row.image_id, "subject": guess.subject, "object": guess.object}
+    log.append(
+        Judgement.model_validate(
+            {**key, "predicate": guess.predicate, "id": "1", "at": "", "by": "me", "run": "run", "verdict": "right"}
+        )
+    )
+    correct_run(manifest, extended, log, tmp_path / "corrected", Progress(Console(quiet=True)))
+    extend(tmp_path / "corrected", tmp_path / "out", "miniworld", "--set", "pair.candidates=image")
+    assert assert_kept(rows(tmp_path / "corrected"), rows(tmp_path / "out")) > 0
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_each_import_is_extended(kind, tmp_path, world):
+    for other, content in FILES.items():
+        (tmp_path / f"{other}_train.json").write_text(json.dumps(content))
+    (tmp_path / "rel.json").write_text(json.dumps(TRIPLETS))
+    assert invoke(*options(tmp_path, kind), "--out", tmp_path / "run").exit_code == 0
+    [known] = rows(tmp_path / "run")
+    image = tmp_path / known.file_name
+    image.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (known.width, known.height)).save(image)
+    extend(tmp_path / "run", tmp_path / "out", "miniworld")
+    assert all(row.ok for row in rows(tmp_path / "out"))
+    assert_kept([known], rows(tmp_path / "out"))
+
+
+def test_images_in_the_shards_are_found_there(world, tmp_path):
+    graphs = ["import", "vg", "--annotations", world / "known.json", "--images", world / "drawn" / IMAGES]
+    assert invoke(*graphs, "--no-preprocess", "--split", "val", "--embed", "--out", tmp_path / "run").exit_code == 0
+    dataset = export_run(tmp_path / "run", "hf", tmp_path / "hub").root
+    assert invoke("import", "hf", "--annotations", dataset, "--out", tmp_path / "again").exit_code == 0
+    shutil.rmtree(dataset)
+    for run in ("run", "again"):
+        extend(tmp_path / run, tmp_path / f"{run}-out", "miniworld")
+        assert rows(tmp_path / f"{run}-out") == rows(world / "extended")
+
+
+def test_error_rows_stay_unless_a_stage_that_runs_again_made_them(world, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    records = rows(world / "known")
+    records[1].fail("import", "no size")
+    records[2].fail("tag", "once more")
+    with folder.lock():
+        manifest = folder.open({"identity": {"import": "vg"}, "images": {"val": str(world / "drawn" / IMAGES)}})
+        manifest.commit(write_shard(folder.root, "data/val-000000000-000000006.parquet", "val", 0, records, {}))
+    extend(folder.root, tmp_path / "out", "miniworld")
+    found = rows(tmp_path / "out")
+    assert [row.error for row in found if not row.ok] == ["import: no size"]
+    assert_kept([record for record in records if record.error != "tag: once more"], [found[0], *found[1:2], *found[3:]])
+
+
+def test_parent_and_run_may_be_in_stores(world, extended, tmp_path, store):  # noqa: F811
+    import_graphs(world / "known.json", "val", tmp_path / "known", world / "drawn" / IMAGES)
+    first, second = f"{store.uri}/first", f"{store.uri}/second"
+    assert invoke("generate", "miniworld", "--set", "source.miniworld.images=4", "--set", "caption.samples=2", "--out",
+                  tmp_path / "first", "--store", first).exit_code == 0  # fmt: skip
+    extend(first, tmp_path / "second", "miniworld", "--store", second)
+    extend(tmp_path / "first", tmp_path / "here", "miniworld")
+    assert invoke("fetch", second, "--out", tmp_path / "x").exit_code == 0
+    assert rows(tmp_path / "x") == rows(tmp_path / "here") != []
+    assert_kept(rows(first), rows(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_again_and_again_gives_the_rows_of_one_that_was_not(extended, tmp_path, kills):
+    """With the captions of the parent and without a tagger, so that a start costs little."""
+    settings = ["--set", "tag.method=all", "--set", "pair.candidates=image", "--set", "engine.unit_size=1"]
+    command = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", "generate", "--extend", str(extended),
+               "--set", "engine.cpus=1", *settings, "--out", str(tmp_path / "out")]  # fmt: skip
+    rng, killed = random.Random(0), 0
+    while killed < kills:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": ROOT})
+        time.sleep(rng.uniform(0.2, 2.5))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        shutil.rmtree(tmp_path / "out", ignore_errors=True) if process.returncode == 0 else None
+    assert subprocess.run(command, check=False).returncode == 0
+    extend(extended, tmp_path / "whole", *settings)
+    assert rows(tmp_path / "out") == rows(tmp_path / "whole")
+    assert verify(tmp_path / "out").ok
+    assert assert_kept(rows(extended), rows(tmp_path / "out")) > 0
+
+
+def test_bad_input_is_refused_in_one_line(world, extended, tmp_path):
+    (tmp_path / "own.yaml").write_text("synonyms: {holding: [held by]}\n")
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(world / "known", tmp_path / "moved")
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(world / "known", unfinished)
+    manifest = Manifest.load(unfinished)
+    manifest.run["finished"] = False
+    manifest.rewrite()
+    elsewhere = Manifest.load(tmp_path / "moved")
+    elsewhere.run["images"] = {"val": str(tmp_path / "gone")}
+    elsewhere.rewrite()
+    nowhere = tmp_path / "nowhere"
+    shutil.copytree(world / "known", nowhere)
+    without = Manifest.load(nowhere)
+    without.run["images"] = {}
+    without.rewrite()
+    coco = export_run(world / "known", "coco", tmp_path / "coco").root
+    damaged = tmp_path / "damaged"
+    shutil.copytree(world / "known", damaged)
+    shard = next((damaged / "data").glob("*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[200] ^= 1
+    shard.write_bytes(bytes(content))
+    known, new = world / "known", tmp_path / "new"
+    for run, out, more, expected in (
+        (known, known, (), "is read by this command"),
+        (known, new, ("--from", extended), "--from takes stages over from a run, --extend relations"),
+        (coco, new, (), "is not a run or an import: `sgpipe import` makes one"),
+        (coco / "instances_val.json", new, (), "is not a run or an import"),
+        (tmp_path / "empty", new, (), "is not a run or an import"),
+        (tmp_path / "none", new, (), "does not exist"),
+        (unfinished, new, (), "is not complete: finish it first"),
+        (tmp_path / "moved", new, (), "if the images moved, pass --images"),
+        (nowhere, new, (), "does not say where the images of val are: pass --images"),
+        (damaged, new, (), "is missing or damaged"),
+        (known, new, ("--annotations", world / "known.json"), "omit --root, --dataset, --annotations"),
+        (known, new, ("--set", "pair.restrict=group"), "not with --extend"),
+        (known, new, ("--set", f"pair.equivalents={tmp_path / 'own.yaml'}"), "'held by' is both the same as 'holding'"),
+        (known, new, ("--set", "caption.captioner=null", "--set", "pair.known=0"), "has no captions"),
+        (known, new, ("--images", tmp_path / "empty"), "has no image of the split val"),
+    ):
+        said = extend(run, out, "miniworld", *more, code=2).splitlines()
+        assert expected in " ".join(" ".join(said).replace("│", " ").split()), said
+        assert not any("Traceback" in line for line in said)
+        assert not new.exists()
+    done = invoke("generate", "miniworld", "--extend", known)
+    assert (done.exit_code, "--extend needs --out" in done.stderr) == (2, True)
+    with RunFolder(known).lock():
+        assert "another process is writing into" in extend(known, new, "miniworld", code=2)
+    extend(tmp_path / "moved", new, "miniworld", "--images", world / "drawn" / IMAGES)
+    assert rows(new) == rows(extended)
+
+
+def record(objects: Sequence[str], triplets: Sequence[Triplet] = (), relations: Sequence[Relation] = ()) -> Record:
+    boxes = [Box(name, 0, (10.0 * i, 0.0, 8.0, 8.0)) for i, name in enumerate(objects)]
+    return Record("1", "vg", "all", "1.jpg", 90, 60, boxes, triplets=list(triplets), relations=list(relations))
+
+
+def triplet(subject: str, predicate: str, object_: str) -> Triplet:
+    return Triplet(subject, predicate, object_, subject.split()[-1], object_.split()[-1], predicate, 0)
+
+
+def candidates(made: Record, triplets: list, **settings: object) -> dict[tuple[int, int], list[str]]:
+    stage = PairStage(
+        PairConfig(**settings), "coco", {box.category for box in made.objects} | {"lady", "dog", "bike"}, triplets
+    )
+    stage.setup()
+    [found] = stage([made])
+    return {(pair.subject, pair.object): pair.predicates for pair in found.pairs}
+
+
+def test_captions_and_the_runs_own_predicates_are_candidates_by_the_kind_of_a_name():
+    made = record(
+        ["young lady", "red bike"], [triplet("a man", "rides", "a bicycle"), triplet("a boy", "beside", "a bike")]
+    )
+    known = [("lady", "next to", "bike", 3), ("lady", "pushing", "bike", 2), ("lady", "leading", "dog", 1)]
+    assert candidates(made, known) == {(0, 1): ["next to", "pushing", "rides"]}
+    assert candidates(made, known, known=1) == {(0, 1): ["next to", "rides"]}
+    assert candidates(made, known, known=0) == {(0, 1): ["rides", "beside"]}
+
+
+def test_a_missing_object_and_what_is_known_are_no_candidates():
+    made = record(["person", "dog"], [triplet("a person", "near", "a dog")], [Relation(1, 0, "next to")])
+    made.objects.append(Box(NO_OBJECT, 2, (0.0, 0.0, 0.0, 0.0)))
+    known = [("person", "smile", NO_OBJECT, 5), ("person", "walking", "dog", 2), ("dog", "walked by", "person", 2)]
+    made.relations.append(Relation(0, 1, "is walking"))
+    assert candidates(made, known) == {}
+
+
+def test_a_tagger_reads_a_class_that_it_knows_in_place_of_words_that_it_does_not():
+    tokenizer = build_tokenizer(["person bicycle dining table cup dog chair bench horse kite car cat bird umbrella"])
+    names = {"lady": "person", "red bike": "bicycle", "mug": "cup", "dog": "dog", "lamp post": "lamp post"}
+    assert {name: text_to_read(name, tokenizer) for name in names} == names
