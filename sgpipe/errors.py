@@ -53,12 +53,12 @@ def check_share(name: str, value: float) -> float:
     return value
 
 
-def import_extra(name: str) -> Any:
-    """Return an optional library. Raises UserError: it is not installed; the extra of its name does that."""
+def import_extra(name: str, extra: str | None = None) -> Any:
+    """Return an optional library. Raises UserError: it is not installed; the extra, or one of its name, does that."""
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f'{name} is not installed: pip install "sgpipe[{name}]"') from error
+        raise UserError(f'{name} is not installed: pip install "sgpipe[{extra or name}]"') from error
 
 
 @contextmanager

@@ -59,17 +59,20 @@ class AnnotationOptions:
         return self.split or infer_split(self.annotations, None if own_splits else self.images, default)
 
 
+Boxes = Annotated[
+    BoxForm | None,
+    cli.option(
+        "What the four numbers of a box are, if not what the format says; with an n, parts of the image.",
+        panel=cli.DATA,
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BoxOptions(AnnotationOptions):
     """The input of an import of boxes that exporters write in several forms."""
 
-    boxes: Annotated[
-        BoxForm | None,
-        cli.option(
-            "What the four numbers of a box are, if not what the format says; with an n, parts of the image.",
-            panel=cli.DATA,
-        ),
-    ] = None
+    boxes: Boxes = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +241,51 @@ def coco(
     _import(coco_source(data.annotations, data.split_name(options.out), captions), data, options)
 
 
+def psg(
+    *,
+    data: BoxOptions,
+    masks: Annotated[
+        str | None, cli.reads_images("Where the panoptic PNGs of the file are; the objects get their segmentations.")
+    ] = None,
+    options: RetryOptions,
+) -> None:
+    """Import panoptic scene graphs (PSG).
+
+    Reads OpenPSG's psg.json. --split is train, test or, by default, all.
+
+    Examples:
+
+      sgpipe import psg --annotations psg.json --images coco --masks coco --split test --out psg/
+    """
+    from sgpipe.sources.benchmarks import psg_source
+
+    split = data.split_name(options.out, unsplit=True, own_splits=True)
+    _import(psg_source(data.annotations, split, masks), data, options)
+
+
+def vg150(
+    *,
+    data: AnnotationOptions,
+    dicts: Annotated[Path, cli.reads_file("VG-SGG-dicts.json or VG-SGG-dicts-with-attri.json: the names.")],
+    image_data: Annotated[Path, cli.reads_file("image_data.json: ids and sizes of the images.")],
+    options: RetryOptions,
+) -> None:
+    """Import VG150, the split of Visual Genome that benchmarks use.
+
+    Reads VG-SGG.h5 or VG-SGG-with-attri.h5. --split is train, val, test or, by
+    default, all.
+
+    Examples:
+
+      sgpipe import vg150 --annotations VG-SGG-with-attri.h5 --dicts VG-SGG-dicts-with-attri.json \
+        --image-data image_data.json --images VG_100K --split test --out vg150/
+    """
+    from sgpipe.sources.benchmarks import vg150_source
+
+    split = data.split_name(options.out, unsplit=True, own_splits=True)
+    _import(vg150_source(data.annotations, dicts, image_data, data.images, split), data, options)
+
+
 def label_studio(
     *,
     annotations: Annotations,
@@ -271,30 +319,46 @@ def label_studio(
 def hf(
     *,
     annotations: Annotated[
-        Path,
+        str,
         cli.option(
-            "Folder with data/SPLIT-00000-of-00001.parquet and so on.", exists=True, file_okay=False, panel=cli.DATA
+            "Folder or store with data/SPLIT-00000-of-00001.parquet and so on, or id of a dataset on the hub.",
+            panel=cli.DATA,
+            callback=cli.maybe_path,
         ),
     ],
     images: Annotated[str | None, cli.reads_images("Where the images are, if the rows do not contain them.")] = None,
     split: Annotated[str | None, cli.option("Split to import, if there are several.")] = None,
-    options: ImportOptions,
+    map_: Annotated[
+        list[str] | None,
+        cli.option("KEY=COLUMN: a column with an unusual name, such as objects.bbox=boxes.xywh. Repeatable.", "--map"),
+    ] = None,
+    classes: cli.Classes = None,
+    boxes: Boxes = None,
+    options: RetryOptions,
 ) -> None:
-    """Import what `sgpipe export --to hf` wrote.
+    """Import a dataset in the hub's form: Parquet files.
 
-    All columns are kept.
+    Reads what `sgpipe export --to hf` wrote, with all columns, and other datasets of
+    objects and relations, such as SGG-Benchmark's. Keys of --map: image, image_id,
+    file_name, width, height, objects.bbox, .category, .id, .iscrowd, and
+    relations.subject, .object, .predicate, .confidence.
 
     Examples:
 
       sgpipe import hf --annotations for-the-hub/ --split val --out imported/
+      sgpipe import hf --annotations maelic/PSG-coco-format --split val --out psg/
     """
-    from sgpipe.sources.hugging_face import HuggingFace
+    from sgpipe.sources.hugging_face import HuggingFace, is_exported, mapped_source
 
-    _import(HuggingFace(annotations, split).source(), images or str(annotations), options)
+    if not (map_ or classes or boxes) and is_exported(annotations):
+        _import(HuggingFace(Path(annotations), split).source(), images or annotations, options)
+    else:
+        source, root = mapped_source(annotations, split, map_ or (), classes, own_images=images is None)
+        _import(source, images or root, options, boxes)
 
 
 for _name, _function in {
-    **{each.__name__: each for each in (vg, hico, vcoco, openimages, rlipv2)},
+    **{each.__name__: each for each in (vg, hico, vcoco, openimages, psg, rlipv2, vg150)},
     "coco-rel": coco_rel,
     "coco": coco,
     "label-studio": label_studio,
@@ -303,7 +367,9 @@ for _name, _function in {
     app.command(name=_name)(cli.command(_function))
 
 
-def _import(source: AnnotationSource, data: AnnotationOptions | str, options: ImportOptions) -> None:
+def _import(
+    source: AnnotationSource, data: AnnotationOptions | str, options: ImportOptions, boxes: BoxForm | None = None
+) -> None:
     """`data`: or where the images are."""
     import json
 
@@ -319,7 +385,7 @@ def _import(source: AnnotationSource, data: AnnotationOptions | str, options: Im
         embed=options.embed,
         limit=options.limit,
         retry_failed=isinstance(options, RetryOptions) and options.retry_failed,
-        boxes=data.boxes if isinstance(data, BoxOptions) else None,
+        boxes=data.boxes if isinstance(data, BoxOptions) else boxes,
     )
     if options.json_:
         print(json.dumps(summary.as_json(), indent=2))

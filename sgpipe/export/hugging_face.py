@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgpipe.errors import add_filename
@@ -22,11 +24,14 @@ from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import DATA, IMAGE_COLUMN, SCORES, open_shard, with_images
 
 _ROWS_PER_GROUP = 512
+_LABEL = "label"
 _IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
 
 
 def write_hugging_face(rows: ExportRows, out: Path, images: ImagePlace | None, *, embed: bool) -> None:
     """Write all rows and columns, including error rows, one file per shard.
+
+    An object also has the number of its class as `label`, a `ClassLabel` of `datasets`.
 
     Args:
         images: where the images are, if they have moved since the run.
@@ -35,13 +40,35 @@ def write_hugging_face(rows: ExportRows, out: Path, images: ImagePlace | None, *
     Raises UserError: a shard cannot be read, or the image folder is unknown.
     """
     (out / DATA).mkdir()
+    tables = (group for shard in rows.manifest.shards for group in iter_groups(rows.root / shard.file, ("objects",)))
+    found = {name for table in tables for name in pc.unique(_categories(table)).to_pylist()}
+    listed = (rows.manifest.run.get("labels") or {}).get("objects", ())
+    names = [*listed, *sorted(found - {*listed, None})]
     for split in rows.splits:
         shards = rows.shards(split)
         for number, shard in enumerate(shards):
-            tables = _tables(rows, shard, images, embed=embed)
-            _write(out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", tables, rows)
+            tables = (_with_labels(table, names) for table in _tables(rows, shard, images, embed=embed))
+            _write(out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", tables, rows, names)
     written = pq.read_schema(out / DATA / f"{split}-00000-of-{len(shards):05d}.parquet")
     write_card(rows, out, embedded=IMAGE_COLUMN in written.names)
+
+
+def _categories(table: pa.Table) -> pa.Array:
+    return pc.struct_field(pc.list_flatten(table["objects"].combine_chunks()), "category")
+
+
+def _with_labels(table: pa.Table, names: list[str]) -> pa.Table:
+    """The table with the number of the class of each object."""
+    column = table["objects"].combine_chunks()
+    items, lengths = pc.list_flatten(column), pc.fill_null(pc.list_value_length(column), 0)
+    labels = pc.index_in(_categories(table), pa.array(names, pa.string())).cast(pa.int64())
+    kind = column.type.value_type
+    parts = [pc.struct_field(items, number) for number in range(kind.num_fields)]
+    structs = pa.StructArray.from_arrays([*parts, labels], fields=[*kind, pa.field(_LABEL, pa.int64())])
+    objects = pa.ListArray.from_arrays(
+        np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)]).astype(np.int32), structs
+    )
+    return table.set_column(table.schema.get_field_index("objects"), "objects", objects)
 
 
 def _tables(rows: ExportRows, shard: ShardEntry, images: ImagePlace | None, *, embed: bool) -> Iterator[pa.Table]:
@@ -79,10 +106,10 @@ def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
     return table
 
 
-def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows) -> None:
+def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows, names: list[str]) -> None:
     """Raises UserError: the shard behind the tables cannot be read."""
     first = next(tables)
-    schema = first.schema.with_metadata(_metadata(first.schema, rows))
+    schema = first.schema.with_metadata(_metadata(first.schema, rows, names))
     group_size = _IMAGES_PER_GROUP if IMAGE_COLUMN in schema.names else _ROWS_PER_GROUP
     with add_filename(path), path.open("xb") as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -92,17 +119,18 @@ def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows) -> None:
         os.fsync(file.fileno())
 
 
-def _metadata(schema: pa.Schema, rows: ExportRows) -> dict[bytes | str, bytes | str]:
+def _metadata(schema: pa.Schema, rows: ExportRows, names: list[str]) -> dict[bytes | str, bytes | str]:
     """The metadata of the shard, a description for `datasets`, and the class lists and origin of the run."""
-    features = {
+    features: dict[str, Any] = {
         field.name: {"_type": "Image"} if field.name == IMAGE_COLUMN else _of_type(field.type) for field in schema
     }
+    features["objects"][0][_LABEL] = {"names": names, "_type": "ClassLabel"}
     described = {
         "huggingface": json.dumps({"info": {"features": features}}),
         CLASSES: json.dumps(rows.manifest.run.get("labels")),
         ORIGIN: json.dumps([*filter(None, Manifest.identities(rows.manifest.run)), rows.identity]),
     }
-    return {**(schema.metadata or {}), **described}
+    return {**(schema.metadata or {}), **{key.encode(): value for key, value in described.items()}}
 
 
 def _of_type(kind: pa.DataType) -> Any:

@@ -20,6 +20,7 @@ from sgpipe.export.annotation_files import (
     write_sgg_benchmark,
     write_visual_genome,
 )
+from sgpipe.export.benchmarks import write_psg, write_vg150
 from sgpipe.export.card import exported_relations, write_readme
 from sgpipe.export.hugging_face import write_hugging_face
 from sgpipe.export.label_studio import write_label_studio
@@ -38,6 +39,8 @@ _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "vg": write_visual_genome,
     "rlipv2": write_rlipv2,
     "hico": write_hico,
+    "psg": write_psg,
+    "vg150": write_vg150,
 }
 FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO)
 

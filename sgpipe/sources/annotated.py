@@ -6,6 +6,7 @@ functions name the key that is missing or wrong.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -165,6 +166,44 @@ def xyxy_to_xywh(value: Any) -> tuple[float, float, float, float]:
     """Return a box given as two corners, as x, y, width, height. Raises FieldError: it is not four numbers."""
     left, top, right, bottom = parse_numbers(value, 4)
     return left, top, right - left, bottom - top
+
+
+def parse_segmentation(value: Any, width: int, height: int, problems: ProblemCounts) -> str | None:
+    """Return the JSON of an object's polygons or run lengths, or None; what is neither, or of another size, is counted.
+
+    Args:
+        width, height: of the image; 0: unknown.
+    """
+    if not value:
+        return None
+    try:
+        if isinstance(value, dict):
+            runs, sides = _run_lengths(value["counts"]), value["size"]
+            good = sides == [height, width] or not width
+            good &= min(runs) >= 0 and sum(runs) == sides[0] * sides[1]
+        else:
+            good = all(len(ring) > 5 and len(ring) % 2 == 0 and all(map(math.isfinite, ring)) for ring in value)
+    except (AttributeError, TypeError, ValueError, LookupError, OverflowError):
+        good = False
+    problems["segmentations"] += not good
+    return json.dumps(value) if good else None
+
+
+def _run_lengths(counts: str | list[int]) -> list[int]:
+    """Return the run lengths of a mask, also compressed: 5 bits in a character, as differences (COCO's maskApi.c)."""
+    if isinstance(counts, list):
+        return [int(length) for length in counts]
+    lengths: list[int] = []
+    bits = shift = 0
+    for code in counts.encode("ascii"):
+        code -= ord("0")
+        bits |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            bits -= (code & 16) << (shift - 4)
+            lengths.append(bits + (lengths[-2] if len(lengths) > 2 else 0))
+            bits = shift = 0
+    return lengths
 
 
 def check_object_index(index: float, objects: int, what: str) -> None:

@@ -231,12 +231,13 @@ class CocoInstances:
         """Return an image with its objects, or an error row; `number` is its id in the file."""
         record = Record(self.ids.get(number, number), dataset, split, *self.images[number])
         try:
-            record.objects = list(self._objects(number, problems))
+            record.objects = list(self.objects(number, problems))
         except FieldError as error:
             mark_failed(record, str(error))
         return record
 
-    def _objects(self, number: str, problems: ProblemCounts) -> Iterator[Box]:
+    def objects(self, number: str, problems: ProblemCounts) -> Iterator[Box]:
+        """Yield the objects of an image. Raises FieldError: one is unreadable."""
         if number in self.broken:
             raise FieldError("one of its annotations has no valid category_id and bbox")
         values = self.boxes.get(number, array("d"))

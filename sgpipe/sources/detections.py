@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from sgpipe.sources.annotated import (
     add_name,
     parse_id,
     parse_integer,
+    parse_segmentation,
     parse_side,
     replace_surrogates,
     to_single_line,
@@ -63,19 +63,7 @@ class Segmentations:
         if start == stop:
             return None
         self._file.seek(start)
-        text = self._file.read(stop - start).decode()
-        try:
-            value = json.loads(text)
-            if isinstance(value, dict):
-                counts, sides = value["counts"], value["size"]
-                good = sides == [*reversed(size)] or not size[0]
-                good &= isinstance(counts, str) or sum(map(int, counts)) == sides[0] * sides[1]
-            else:
-                good = all(len(ring) > 5 and len(ring) % 2 == 0 and all(map(math.isfinite, ring)) for ring in value)
-        except (TypeError, ValueError, LookupError, OverflowError):
-            good = False
-        problems["segmentations"] += not good
-        return text if good else None
+        return parse_segmentation(json.loads(self._file.read(stop - start)), size[0], size[1], problems)
 
 
 @dataclass

@@ -37,6 +37,7 @@ VG_IMAGES = "Visual Genome's image_data.json (for `sgpipe import vg --image-data
 PSEUDO_LABELS = "pseudo-labels in RLIPv2 format (for `sgpipe import rlipv2`)"
 RELATION_TRIPLETS = "relation triplets in RelTR format (for `sgpipe import coco-rel --relations`)"
 COCO_RELATIONS = "COCO instances with rel_annotations (for `sgpipe import coco-rel`)"
+PSG = "OpenPSG's psg.json (for `sgpipe import psg`)"
 COCO_INSTANCES = "a COCO instances file (for `sgpipe generate coco`)"
 COCO_CAPTIONS = "a COCO captions file (for `sgpipe generate coco --captions`)"
 LABEL_STUDIO = "a list of Label Studio's tasks, its JSON export (for `sgpipe import label-studio`)"
@@ -57,6 +58,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     ("relationships", "subject_id object_id predicate", SCENE_GRAPHS),
     ("annotation", "boxes_h boxes_o verb", HICO_PAIRS),
     ("annotations", "boxes_h boxes_o actions", VCOCO_PAIRS),
+    ("data", "image_id segments_info", PSG),
     ("annotations", "image_id caption", COCO_CAPTIONS),
     ("annotations", "image_id bbox category_id", COCO_INSTANCES),
     ("rel_annotations", "subject_id object_id predicate_id", COCO_RELATIONS),

@@ -80,6 +80,11 @@ class HubFiles:
             return dataset.fetch(name)
         return StorePath(self.root).open(name) if is_uri(self.root) else Path(self.root) / name
 
+    def read(self, name: str) -> bytes:
+        """Return the content of a file. Raises OSError: there is none."""
+        file = self.open(name)
+        return file.read_bytes() if isinstance(file, Path) else file.read()
+
 
 def find_files(config: HubConfig) -> HubFiles:
     """Return the Parquet files of the dataset that the recipe names.
@@ -89,7 +94,7 @@ def find_files(config: HubConfig) -> HubFiles:
         StoreError: the hub or the store cannot be reached.
     """
     dataset = config.dataset or ""
-    root, names = _listed(dataset)
+    root, names = list_files(dataset)
     card = _card(HubFiles(root, {}), names)
     subsets = _of_card(card, names) or _of_names(names)
     if not subsets:
@@ -114,7 +119,7 @@ def find_files(config: HubConfig) -> HubFiles:
     return HubFiles(root, splits if config.split is None else {config.split: splits[config.split]}, card)
 
 
-def _listed(dataset: str) -> tuple[str, list[str]]:
+def list_files(dataset: str) -> tuple[str, list[str]]:
     """Return where the files are, and their names."""
     if Path(dataset).is_dir():
         root = Path(dataset).resolve()
@@ -134,9 +139,7 @@ def _card(files: HubFiles, names: Iterable[str]) -> dict[str, Any]:
     """Return the metadata at the beginning of README.md, if any."""
     if "README.md" not in names:
         return {}
-    source = files.open("README.md")
-    text = source.read_bytes() if isinstance(source, Path) else source.read()
-    head = re.match(r"\ufeff?---\s*\n(.*?)\n---", text.decode("utf-8", "replace"), re.DOTALL)
+    head = re.match(r"\ufeff?---\s*\n(.*?)\n---", files.read("README.md").decode("utf-8", "replace"), re.DOTALL)
     try:
         card = yaml.safe_load(head[1]) if head else None
     except (yaml.YAMLError, ValueError):
@@ -184,14 +187,14 @@ def _of_names(names: Iterable[str]) -> _Subsets:
     return subsets
 
 
-_PARENTS = ("objects", "annotations", "object", "annotation", "")
-_BOXES = ("bbox", "bboxes", "boxes", "box")
-_CLASSES = (
+PARENTS = ("objects", "annotations", "object", "annotation", "")
+BOXES = ("bbox", "bboxes", "boxes", "box")
+CLASSES = (
     *("category", "categories", "category_id", "category_ids", "label", "labels", "class", "classes"),
     *("class_label", "class_labels", "class_id", "class_ids", "category_name", "name", "names"),
 )
-_CROWDS = ("iscrowd", "is_crowd", "crowd")
-_IDS = ("image_id", "id")
+CROWDS = ("iscrowd", "is_crowd", "crowd")
+IDS = ("image_id", "id")
 
 
 class Columns(NamedTuple):
@@ -214,7 +217,9 @@ def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> Columns:
     """
 
     def fault(what: str, advice: str) -> UserError:
-        return UserError(f"{file} {what}: {advice}; it has {', '.join(n for each in schema for n in _dotted(each))}")
+        return UserError(
+            f"{file} {what}: {advice}; it has {', '.join(n for each in schema for n in dotted_names(each))}"
+        )
 
     def unnamed(what: str, setting: str) -> UserError:
         return fault(what, f"name it with --set source.hub.columns.{setting}=NAME")
@@ -222,51 +227,51 @@ def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> Columns:
     for setting, name in named:
         if name is None:
             continue
-        kind = _kind(schema, name)
+        kind = kind_of(schema, name)
         fits, what = _CONTENTS.get(setting, (lambda kind: True, ""))
         if kind is None or not fits(kind) or (setting == "image" and "." in name):
             contents = f" with {what}" if kind else ""
             raise fault(f"has no column {name}{contents}", f"see source.hub.columns.{setting}")
-    boxes = named.boxes or _first(schema, _PARENTS, _BOXES)
+    boxes = named.boxes or first_of(schema, PARENTS, BOXES)
     if boxes is None:
         raise unnamed("has no column of boxes", "boxes")
     beside = (boxes.rpartition(".")[0],)
-    classes = named.classes or _first(schema, beside, _CLASSES) or _first(schema, _PARENTS, _CLASSES)
+    classes = named.classes or first_of(schema, beside, CLASSES) or first_of(schema, PARENTS, CLASSES)
     if classes is None:
         raise unnamed("has no column of classes", "classes")
-    numbers = _kind(schema, boxes)
+    numbers = kind_of(schema, boxes)
     if not (numbers and _is_list(numbers) and _is_list(numbers.value_type) and _is_number(_innermost(numbers))):
         raise fault(f"has other values than boxes of four numbers in {boxes}", "see source.hub.columns.boxes")
     images = image_columns(schema)
     if named.image is None and len(images) != 1:
         raise unnamed(f"has {'several columns' if images else 'no column'} of images", "image")
-    width, height = (getattr(named, side) or _first(schema, ("",), (side,)) for side in ("width", "height"))
+    width, height = (getattr(named, side) or first_of(schema, ("",), (side,)) for side in ("width", "height"))
     return Columns(
         image=named.image or images[0],
         boxes=boxes,
         classes=classes,
-        crowd=named.crowd or _first(schema, beside, _CROWDS),
-        id=named.id or _first(schema, ("",), _IDS),
+        crowd=named.crowd or first_of(schema, beside, CROWDS),
+        id=named.id or first_of(schema, ("",), IDS),
         width=width if height else None,
         height=height if width else None,
         captions=named.captions,
     )
 
 
-def _dotted(column: pa.Field) -> list[str]:
+def dotted_names(column: pa.Field) -> list[str]:
     """Return the name of a column, or of those within it."""
     kind = _innermost(column.type)
     if pa.types.is_struct(kind) and not image_columns(pa.schema([column])):
-        return [f"{column.name}.{name}" for inner in kind for name in _dotted(inner)]
+        return [f"{column.name}.{name}" for inner in kind for name in dotted_names(inner)]
     return [column.name]
 
 
-def _first(schema: pa.Schema, parents: Sequence[str], names: Sequence[str]) -> str | None:
+def first_of(schema: pa.Schema, parents: Sequence[str], names: Sequence[str]) -> str | None:
     dotted = (f"{parent}.{name}" if parent else name for parent in parents for name in names)
-    return next((name for name in dotted if _kind(schema, name) is not None), None)
+    return next((name for name in dotted if kind_of(schema, name) is not None), None)
 
 
-def _kind(schema: pa.Schema, dotted: str) -> pa.DataType | None:
+def kind_of(schema: pa.Schema, dotted: str) -> pa.DataType | None:
     """Return the type of a column, a list if there are lists on the way to it, or None."""
     first, *rest = dotted.split(".")
     if first not in schema.names:
@@ -294,7 +299,7 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(_innermost(kind)) or pa.types.is_large_string(_innermost(kind))
 
 
@@ -304,7 +309,7 @@ def _is_single(kind: pa.DataType) -> bool:
 
 _CONTENTS = {
     "image": (holds_images, "images"),
-    "captions": (_is_text, "texts"),
+    "captions": (is_text, "texts"),
     **dict.fromkeys(("id", "width", "height"), (_is_single, "one value in each row")),
 }
 
@@ -353,24 +358,31 @@ def _open_file(files: HubFiles, name: str, config: HubConfig) -> Iterator[tuple[
 
     Raises UserError: it is not a Parquet file, a column is missing, or there are no images in it.
     """
+    with open_parquet(files, name) as parquet:
+        columns = find_columns(parquet.schema_arrow, config.columns, name)
+        if not has_images(parquet, columns.image):
+            raise UserError(f"{name} has only the paths of its images, in {columns.image}: {EMBED}")
+        yield parquet, columns
+
+
+@contextmanager
+def open_parquet(files: HubFiles, name: str) -> Iterator[pq.ParquetFile]:
+    """Open a file of a dataset. Raises UserError, also while it is read: it is not a Parquet file."""
     try:
         with pq.ParquetFile(files.open(name), pre_buffer=False) as parquet:
-            columns = find_columns(parquet.schema_arrow, config.columns, name)
-            if not has_images(parquet, columns.image):
-                raise UserError(f"{name} has only the paths of its images, in {columns.image}: {EMBED}")
-            yield parquet, columns
+            yield parquet
     except pa.ArrowException as error:
         raise UserError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 
 
-def _rows(parquet: pq.ParquetFile, columns: Iterable[str | None]) -> Iterator[dict[str, Any]]:
+def iter_rows(parquet: pq.ParquetFile, columns: Iterable[str | None]) -> Iterator[dict[str, Any]]:
     """Yield the rows, with these columns. One within others is read with them, as Parquet's names of parts vary."""
     names = list(dict.fromkeys(name.partition(".")[0] for name in columns if name))
     for batch in parquet.iter_batches(_ROWS_PER_BATCH, columns=names, use_threads=False):
         yield from batch.to_pylist()
 
 
-def _value(row: Any, dotted: str | None) -> Any:
+def value_of(row: Any, dotted: str | None) -> Any:
     """Return the value of a column in a row, or None; of columns within a list, a list."""
     for name in dotted.split(".") if dotted else ():
         if isinstance(row, list):
@@ -380,8 +392,8 @@ def _value(row: Any, dotted: str | None) -> Any:
     return row if dotted else None
 
 
-def _values(row: Any, dotted: str | None) -> list[Any]:
-    return _as_list(_value(row, dotted))
+def values_of(row: Any, dotted: str | None) -> list[Any]:
+    return _as_list(value_of(row, dotted))
 
 
 def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
@@ -398,12 +410,14 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
             stated = class_names(schema, files.card, of.classes)
             if stated is not None:
                 return dict(enumerate(map(replace_surrogates, stated)))
-            if not _is_text(_kind(schema, of.classes)):
+            if not is_text(kind_of(schema, of.classes)):
                 raise UserError(
                     f"{name}: the classes in {of.classes} are numbers without names: pass "
                     "--set 'source.hub.classes=[NAME, …]', in their order"
                 )
-            names.update(each for row in _rows(parquet, [of.classes]) for each in _values(row, of.classes) if each)
+            names.update(
+                each for row in iter_rows(parquet, [of.classes]) for each in values_of(row, of.classes) if each
+            )
     return dict(enumerate(sorted(replace_surrogates(name) for name in names if name.strip())))
 
 
@@ -422,9 +436,9 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
         with _open_file(files, file, config) as (parquet, of):
             only = image_columns(parquet.schema_arrow) == [of.image]
             read = [of.boxes, of.classes, of.crowd, of.captions, of.width, of.height, None if by_number else of.id]
-            for number, row in enumerate(_rows(parquet, read)):
+            for number, row in enumerate(iter_rows(parquet, read)):
                 name = row_name(file, number, None if only else of.image)  # states the column if there are others
-                image_id = total if by_number else _value(row, of.id)
+                image_id = total if by_number else value_of(row, of.id)
                 _add_row(detections, row, of, image_id, name, images, numbers)
                 total += 1
                 reminder.say(f"{file}: {number:,} of {parquet.metadata.num_rows:,} rows are read")
@@ -455,8 +469,8 @@ def _have_ids(files: HubFiles, split: str, config: HubConfig) -> bool:
         with _open_file(files, name, config) as (parquet, of):
             if of.id is None or config.columns.id is not None:
                 return of.id is not None
-            for row in _rows(parquet, [of.id]):
-                seen.add(parse_id(_value(row, of.id)))
+            for row in iter_rows(parquet, [of.id]):
+                seen.add(parse_id(value_of(row, of.id)))
                 rows += 1
     return len(seen) == rows and None not in seen
 
@@ -476,7 +490,7 @@ def _add_row(
         name: of the image.
         numbers: of the classes, if they are names.
     """
-    why, width, height = "", _value(row, of.width), _value(row, of.height)
+    why, width, height = "", value_of(row, of.width), value_of(row, of.height)
     if of.width is None:
         try:
             with open_header(BytesIO(images.read_name(name)), name) as image:
@@ -490,8 +504,8 @@ def _add_row(
         return
     if why:
         detections.errors[at] = f"source: {why}"
-    boxes, classes = _values(row, of.boxes), _values(row, of.classes)
-    crowds = _values(row, of.crowd) if of.crowd else [False] * len(boxes)
+    boxes, classes = values_of(row, of.boxes), values_of(row, of.classes)
+    crowds = values_of(row, of.crowd) if of.crowd else [False] * len(boxes)
     if len(classes) == len(boxes) == len(crowds):
         for box, kind, crowd in zip(boxes, classes, crowds, strict=True):
             if kind is None or isinstance(kind, str):
@@ -502,7 +516,7 @@ def _add_row(
         if of.crowd:
             others += f", {count(len(crowds), 'value')} of {of.crowd}"
         detections.errors.setdefault(at, f"source: it has {count(len(boxes), 'box', 'boxes')} and {others}")
-    for text in _values(row, of.captions):
+    for text in values_of(row, of.captions):
         detections.add_text(at, text)
 
 

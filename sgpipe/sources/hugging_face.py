@@ -1,20 +1,44 @@
-"""Datasets written by `sgpipe export --to hf`, or derived from one: Parquet files with sgpipe's columns."""
+"""Datasets of Parquet files: those of `sgpipe export --to hf`, with sgpipe's columns, and those with columns of others.
+
+Of the others, SGG-Benchmark's are understood without a mapping (github.com/Maelic/SGG-Benchmark,
+sgg_benchmark/data/datasets/download.py): `image_id` `width` `height` `file_name`, `objects` (`id` `bbox` `category_id`
+`iscrowd`), `relations` (`subject_id` `object_id` `predicate_id`), and names in categories.json, by id.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from sgpipe.errors import UserError
-from sgpipe.records import SCHEMA, Record, from_table
-from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts
+from sgpipe.errors import ImageError, UserError
+from sgpipe.files.object_store import StorePath
+from sgpipe.files.parquet_images import has_images, image_columns, row_name
+from sgpipe.images import read_upright_size
+from sgpipe.recipe import HubConfig
+from sgpipe.records import HUB_DATASET, SCHEMA, Box, Record, Relation, from_table
+from sgpipe.sources import hub
+from sgpipe.sources.annotated import (
+    AnnotationSource,
+    DatasetClasses,
+    FieldError,
+    ProblemCounts,
+    integer_field,
+    mark_failed,
+    parse_id,
+    parse_side,
+    replace_surrogates,
+    text_field,
+)
+from sgpipe.sources.coco import CocoInstances
+from sgpipe.sources.hoi import read_classes
 from sgpipe.storage.shards import DATA, IMAGE_COLUMN, open_shard, read_row_group, row_faults
 
 # Keys of the file metadata: the closed class lists, or null; and the identities of the runs that the rows come from.
@@ -104,3 +128,150 @@ def _classes(file: Path, schema: pa.Schema) -> DatasetClasses | None:
     if not all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in names):
         raise UserError(f"{file}: the metadata {CLASSES!r} is not the lists of names objects and relations")
     return DatasetClasses(*map(tuple, names))
+
+
+_RELATIONS = ("relations", "relationships", "rel_annotations", "triplets")
+_COLUMNS: dict[str, Sequence[str]] = {  # the keys of --map, and the usual names
+    "image_id": hub.IDS,
+    "file_name": ("file_name", "filename", "image_path"),
+    "width": ("width",),
+    "height": ("height",),
+    "objects.bbox": hub.BOXES,
+    "objects.category": hub.CLASSES,
+    "objects.id": ("id", "object_id"),
+    "objects.iscrowd": hub.CROWDS,
+    "objects.segmentation": ("segmentation",),
+    "relations.subject": ("subject_id", "subject"),
+    "relations.object": ("object_id", "object"),
+    "relations.predicate": ("predicate_id", "predicate", "name", "label"),
+    "relations.confidence": ("confidence", "score"),
+}
+_REQUIRED = ("objects.bbox", "objects.category", "relations.subject", "relations.object", "relations.predicate")
+_ITEMS = {  # the columns of a group as COCO with rel_annotations calls them, and which of them is a name
+    "objects": ("annotations", ("bbox", "category_id", "id", "iscrowd", "segmentation"), "category_id"),
+    "relations": ("rel_annotations", ("subject_id", "object_id", "predicate_id", "confidence"), "predicate_id"),
+}
+
+
+def is_exported(dataset: str) -> bool:
+    """Return whether a dataset is a folder with sgpipe's columns, or one without data or that cannot be read."""
+    file = next(iter(sorted((Path(dataset) / DATA).glob("*.parquet"))), None)
+    try:
+        return Path(dataset).is_dir() if file is None else {"triplets", "status"} <= set(pq.read_schema(file).names)
+    except (pa.ArrowException, OSError):
+        return True
+
+
+def mapped_source(
+    dataset: str, split: str | None, mapping: Sequence[str], classes: Path | None, own_images: bool
+) -> tuple[AnnotationSource, str]:
+    """Return a dataset of objects and relations with any columns, and where its files are.
+
+    Subjects and objects are numbers in `objects.id`, or positions among the objects if there is no such column.
+
+    Args:
+        dataset: a folder, also in a store, or the id of a dataset on the hub.
+        mapping: `KEY=COLUMN`, for columns with unusual names; an empty column: it has none.
+        classes: JSON with the names of classes and predicates, as `read_classes` reads it.
+        own_images: take images from the rows, if they have them, not from files of the name in `file_name`.
+
+    Raises UserError: there is no such dataset, split or column, or numbers have no names.
+    """
+    files = hub.find_files(HubConfig(dataset=dataset, split=split))
+    if len(files.splits) > 1:
+        raise UserError(f"{dataset} has several splits: pass --split {' or '.join(files.splits)}")
+    ((split, names),) = files.splits.items()
+    with hub.open_parquet(files, names[0]) as parquet:
+        schema = parquet.schema_arrow
+        of = _map_columns(schema, dict(each.partition("=")[::2] for each in mapping), names[0])
+        images = image_columns(schema) if own_images else []
+        has_own = len(images) == 1 and has_images(parquet, images[0])
+    tables = [_names(files, schema, of[key], classes, key) for key in ("objects.category", "relations.predicate")]
+    closed = DatasetClasses(*(tuple(table.values()) for table in tables)) if all(tables) else None
+
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        total = 0
+        for name in names:
+            with hub.open_parquet(files, name) as parquet:
+                for number, row in enumerate(hub.iter_rows(parquet, of.values())):
+                    values = {key: hub.value_of(row, column) for key, column in of.items()}
+                    image_id, total = parse_id(values["image_id"]) if of["image_id"] else str(total), total + 1
+                    place = row_name(name, number) if has_own else replace_surrogates(str(values["file_name"]))
+                    if image_id is None:
+                        problems["malformed"] += 1
+                        continue
+                    kind = HUB_DATASET if has_own else "hf"  # the former's images are turned as EXIF says
+                    size = parse_side(values["width"]), parse_side(values["height"])
+                    record = Record(image_id, kind, split, place, *size)
+                    try:
+                        if has_own and not (record.width and record.height):
+                            record.width, record.height = read_upright_size(files.root, place)
+                        record.objects, record.relations = _graph(values, record, tables, problems)
+                    except (FieldError, ImageError) as error:
+                        mark_failed(record, str(error))
+                    yield record
+
+    opened = ((name, files.open(name)) for name in names)
+    paths = {name: file if isinstance(file, Path) else StorePath(files.root) / name for name, file in opened}
+    roles = {"annotations": paths.pop(names[0]), **paths, **({"classes": classes} if classes else {})}
+    return AnnotationSource("hf", split, read, roles, {"map": of}, closed, boxes="xywh"), files.root
+
+
+def _map_columns(schema: pa.Schema, named: Mapping[str, str], file: str) -> dict[str, str | None]:
+    """Return the column of each key. Raises UserError: there is no such column."""
+    there = ", ".join(name for column in schema for name in hub.dotted_names(column))
+    parents: dict[str, Sequence[str]] = {"": ("",), "objects": hub.PARENTS, "relations": _RELATIONS}
+    found: dict[str, str | None] = {}
+    for key in (*_COLUMNS, *named):
+        if key not in _COLUMNS:
+            raise UserError(f"--map {key}={named[key]}: expected one of {', '.join(_COLUMNS)}")
+        group = key.rpartition(".")[0]
+        column = named[key] or None if key in named else hub.first_of(schema, parents[group], _COLUMNS[key])
+        if column and hub.kind_of(schema, column) is None:
+            raise UserError(f"{file} has no column {column} (--map {key}={column}); it has {there}")
+        if not column and key in _REQUIRED:
+            raise UserError(f"{file} has no column of {key}: pass --map {key}=COLUMN; it has {there}")
+        if group and column:  # the others are beside it
+            parents[group] = (column.rpartition(".")[0] or "-",)
+        found[key] = column
+    return found
+
+
+def _names(
+    files: hub.HubFiles, schema: pa.Schema, column: str | None, classes: Path | None, key: str
+) -> dict[int, str]:
+    """Return the names of a column by number; empty if it has names. Raises UserError: its numbers have no names."""
+    if hub.is_text(hub.kind_of(schema, column or "")):
+        return {}
+    objects = key.startswith("objects")
+    if classes is not None:
+        given = read_classes(classes)
+        return dict(given.objects if objects else given.relations)
+    if (stated := hub.class_names(schema, files.card, column or "")) is not None:
+        return dict(enumerate(map(replace_surrogates, stated)))
+    try:
+        listed = json.loads(files.read("categories.json"))["categories" if objects else "rel_categories"]
+        return {integer_field(each, "id"): text_field(each, "name") for each in listed}
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        raise UserError(f"{key}: the numbers in {column} have no names: pass --classes FILE") from None
+
+
+def _graph(
+    values: Mapping[str, Any], record: Record, tables: Sequence[Mapping[int, str]], problems: ProblemCounts
+) -> tuple[list[Box], list[Relation]]:
+    """Return objects and relations of a row. Raises FieldError: lists differ in length, or a value is malformed."""
+    graph = CocoInstances({"0": ("", record.width, record.height)}, names=dict(tables[0]), predicates=dict(tables[1]))
+    for (group, (items, keys, named)), known in zip(_ITEMS.items(), (graph.names, graph.predicates), strict=True):
+        columns = [value for key, value in values.items() if key.startswith(group)]
+        count = len(columns[0] or ())
+        lists = [[None] * count if each is None else each for each in columns]
+        if any(not isinstance(each, list) or len(each) != count for each in lists):
+            raise FieldError(f"the columns of {group} are not lists of one length")
+        for index, each in enumerate(zip(*lists, strict=True)):
+            item = {key: value for key, value in zip(keys, each, strict=True) if value is not None}
+            if isinstance(name := item.get(named), str):  # which gets a number, for now
+                item[named] = next((number for number in known if known[number] == name), len(known))
+                known[item[named]] = name
+            graph.add(items, {"id": index, "image_id": 0} | item)
+    boxes = [box if tables[0] else replace(box, category_id=0) for box in graph.objects("0", problems)]
+    return boxes, graph.related("0", graph.predicates) if graph.relations else []

@@ -166,6 +166,12 @@ def pseudo_label_source(
 _FOLDERS = ("VG_100K", "VG_100K_2")  # folders of the two downloads of images
 
 
+def locate_image(images: ImagePlace, name: str) -> str:
+    """Return the name of an image of Visual Genome below `images`, which may be in one of two folders."""
+    names = (name, *(f"{folder}/{name}" for folder in _FOLDERS))
+    return next((each for each in names if image_exists(images, each)), name)
+
+
 @dataclass(frozen=True)
 class VisualGenome:
     """A file of Visual Genome's annotations, and whether its redundant relations are removed.
@@ -212,8 +218,7 @@ class VisualGenome:
                     remove_redundant(record, objects, predicates, problems)
                 drop_nameless(record, problems)
                 record.width, record.height = sizes.get(record.image_id, (record.width, record.height))
-                names = (record.file_name, *(f"{folder}/{record.file_name}" for folder in _FOLDERS))
-                record.file_name = next((name for name in names if image_exists(self.images, name)), names[0])
+                record.file_name = locate_image(self.images, record.file_name)
                 yield record
 
 

@@ -362,7 +362,7 @@ class GivenBoxesStage(Stage):
             count = f"{len(ids)} images" if ids else "no image"
             record.fail(self.name, f"{self._file} has {count} of this name")
             return
-        given = self._instances.record(ids[0], record.dataset, record.split)
+        given = self._instances.record(ids[0], record.dataset, record.split, self._instances.problems)
         if not given.ok:
             record.fail(self.name, str(given.error))
             return

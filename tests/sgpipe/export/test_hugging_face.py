@@ -36,7 +36,10 @@ def test_dataset_loaders_give_images_and_rows(tmp_path):
     for split, found in loaded.items():
         wanted = only(made, split)
         assert [row["image_id"] for row in found] == [record.image_id for record in wanted]
+        label = found.features["objects"].feature["label"]
         for row, record in zip(found, wanted, strict=True):
+            assert [item["category"] for item in row["objects"]] == [box.category for box in record.objects]
+            assert [label.int2str(item["label"]) for item in row["objects"]] == [box.category for box in record.objects]
             assert [item["predicate"] for item in row["relations"]] == [item.predicate for item in record.relations]
             if record is not made[-1] and record.image_id != made[-1].image_id:
                 assert row["image"].size == (WIDTH, HEIGHT)

@@ -1,0 +1,392 @@
+"""PSG and VG150, made here in the form of their loaders: read, refused if bad, and written and read again."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.export.run import export_run
+from sgpipe.records import Attribute, Box, Record, Relation
+from sgpipe.sources.annotated import AnnotationSource
+from sgpipe.sources.benchmarks import psg_source, vg150_source
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.verify import verify
+from tests.sgpipe.export.runs import imported
+from tests.sgpipe.stats.runs import make_shards
+
+WIDTH, HEIGHT = 12, 8
+
+
+def rle(mask: np.ndarray) -> dict[str, Any]:
+    runs = coco.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": runs["size"], "counts": runs["counts"].decode()}
+
+
+def pixels(*boxes: tuple[int, int, int, int]) -> np.ndarray:
+    """The ids 70,000, 70,001 … of boxes (xyxy), later ones on top of earlier ones."""
+    ids = np.zeros((HEIGHT, WIDTH), np.uint32)
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        ids[top:bottom, left:right] = 70_000 + number
+    return ids
+
+
+BOXES = (0, 0, 12, 8), (2, 1, 6, 4), (7, 3, 11, 8)
+IDS = pixels(*BOXES)
+
+
+def psg(folder: Path, **changes: Any) -> Path:
+    """A psg.json of two images in `folder`, the second a test image without relations; `changes`: of the first."""
+    item = {
+        "file_name": "val2017/1.jpg",
+        "height": HEIGHT,
+        "width": WIDTH,
+        "image_id": "1",
+        "pan_seg_file_name": "panoptic/1.png",
+        "segments_info": [
+            {"id": 70_000 + n, "category_id": c, "iscrowd": 0, "isthing": int(c < 2), "area": 9}
+            for n, c in enumerate((2, 0, 1))
+        ],
+        "annotations": [{"bbox": list(box), "category_id": c} for box, c in zip(BOXES, (2, 0, 1), strict=True)],
+        "relations": [[1, 2, 1], [2, 2, 0]],
+    }
+    content = {
+        "data": [item | changes, item | {"image_id": "2", "file_name": "val2017/2.jpg", "relations": []}],
+        "thing_classes": ["person", "dog"],
+        "stuff_classes": ["grass-merged"],
+        "predicate_classes": ["over", "in front of"],
+        "test_image_ids": ["2"],
+    }
+    (folder / "panoptic").mkdir(exist_ok=True)
+    colours = np.stack([IDS & 255, IDS >> 8 & 255, IDS >> 16], -1).astype(np.uint8)
+    Image.fromarray(colours).save(folder / "panoptic/1.png")
+    (folder / "psg.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return folder / "psg.json"
+
+
+def test_psg_is_read_with_its_splits_and_masks(tmp_path):
+    path = psg(tmp_path)
+    (record,) = imported(psg_source(path, "train", tmp_path), tmp_path, tmp_path / "train")
+    assert [box.category for box in record.objects] == ["grass-merged", "person", "dog"]
+    assert [box.bbox for box in record.objects] == [(0, 0, 12, 8), (2, 1, 4, 3), (7, 3, 4, 5)]
+    assert [json.loads(box.segmentation) for box in record.objects] == [rle(70_000 + n == IDS) for n in range(3)]
+    assert record.relations == [Relation(1, 2, "in front of"), Relation(2, 2, "over")]
+    (other,) = imported(psg_source(path, "test"), tmp_path, tmp_path / "test")
+    assert (other.image_id, other.relations, other.objects[0].segmentation) == ("2", [], None)
+    assert [r.image_id for r in imported(psg_source(path, "all"), tmp_path, tmp_path / "all")] == ["1", "2"]
+    with pytest.raises(UserError, match="has no split 'val': pass --split train, test or all"):
+        psg_source(path, "val")
+
+
+def test_boxes_of_segments_come_from_masks(tmp_path):
+    path = psg(tmp_path, annotations=[{"category_id": 0}] * 3)
+    (record,) = imported(psg_source(path, "train", tmp_path), tmp_path, tmp_path / "run")
+    assert [box.bbox for box in record.objects] == [(0, 0, 12, 8), (2, 1, 4, 3), (7, 3, 4, 5)]
+
+
+RUNS = rle(IDS == 70_001)
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no boxes": ({"annotations": [{}] * 3}, "segment 0 has neither a bbox nor pixels"),
+    "fewer annotations": ({"annotations": []}, "it has 3 segments_info and 0 annotations"),
+    "a segment that is no object": ({"segments_info": [None] * 3}, "'category_id' is missing"),
+    "an unknown class": ({"segments_info": [{"category_id": 3}] * 3}, "category_id 3 of segment 0 is not a class"),
+    "an index out of range": ({"relations": [[0, 3, 0]]}, "object 3 of a relation is out of range: the image has 3"),
+    "a negative index": ({"relations": [[-1, 0, 0]]}, "object -1 of a relation is out of range"),
+    "an unknown predicate": ({"relations": [[0, 1, 2]]}, "label 2 of a relation is not a predicate"),
+    "a triplet of two": ({"relations": [[0, 1]]}, "expected 3 numbers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_images_of_psg_are_error_rows(tmp_path, what):
+    changes, message = BAD[what]
+    first, second = imported(psg_source(psg(tmp_path, **changes), "all"), tmp_path, tmp_path / "run")
+    assert first.status == "error"
+    assert re.search(message, first.error or ""), first.error
+    assert second.ok
+    assert verify(tmp_path / "run").ok
+
+
+BAD_OUTLINES: dict[str, Any] = {
+    "run lengths of another size": RUNS | {"size": [12, 8]},
+    "too few run lengths": rle(IDS[:4] > 0) | {"size": [8, 12]},
+    "too many run lengths": RUNS | {"counts": "zzzz"},
+    "characters that are none": RUNS | {"counts": "é\u2028"},
+    "run lengths as a list": {"size": [8, 12], "counts": [9, 5, 80]},
+    "negative run lengths": {"size": [8, 12], "counts": [100, -4]},
+    "run lengths of nothing": {"size": [8, 12], "counts": None},
+    "a size of one number": RUNS | {"size": 96},
+    "a polygon of two points": [[0, 0, 1, 1]],
+    "NaN in a polygon": [[0, 0, 1, 1, 2, float("nan")]],
+    "half a point": [[0, 0, 1, 1, 2, 2, 3]],
+    "numbers for polygons": [0, 0, 1, 1, 2, 2],
+    "text": "mask",
+}
+
+
+@pytest.mark.parametrize("what", BAD_OUTLINES)
+def test_bad_segmentations_are_dropped_and_counted(tmp_path, what):
+    entries = [{"bbox": list(BOXES[0]), "segmentation": each} for each in (BAD_OUTLINES[what], RUNS, None)]
+    (record,) = imported(psg_source(psg(tmp_path, annotations=entries), "train"), tmp_path, tmp_path / "run")
+    assert [box.segmentation for box in record.objects] == [None, json.dumps(RUNS), None]
+    assert Manifest.load(tmp_path / "run").shards[0].counts["problem.segmentations"] == 1
+
+
+def test_a_missing_or_wrong_panoptic_png_is_an_error_row(tmp_path):
+    path = psg(tmp_path)
+    (tmp_path / "panoptic/1.png").unlink()
+    (record,) = imported(psg_source(path, "train", tmp_path), tmp_path, tmp_path / "a")
+    assert "1.png" in (record.error or "")
+    Image.new("RGB", (3, 3)).save(tmp_path / "panoptic/1.png")
+    (record,) = imported(psg_source(path, "train", tmp_path), tmp_path, tmp_path / "b")
+    assert "it is 3x3, the annotation says 12x8" in (record.error or "")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("predicate_classes", None), ("thing_classes", ["dog", "dog"]), ("stuff_classes", ["dog"])]
+)
+def test_class_lists_that_are_missing_or_ambiguous_are_refused(tmp_path, key, value):
+    path = psg(tmp_path)
+    path.write_text(json.dumps({k: v for k, v in (json.loads(path.read_text()) | {key: value}).items() if v}))
+    with pytest.raises(UserError, match="is missing, or has a name twice"):
+        psg_source(path, "train")
+
+
+NAMES = ("person", "dog", "grass", "n" * 300, 'ü "q", \u2028')
+_quarters = st.integers(0, 4 * HEIGHT).map(lambda number: number / 4)
+
+
+@st.composite
+def boxes(draw: Callable[..., Any]) -> Box:
+    x, y = (draw(st.integers(0, 4 * HEIGHT - 2)) / 4 for _ in "xy")
+    w, h = (draw(st.integers(1, int(4 * (HEIGHT - at)))) / 4 for at in (x, y))
+    outline = [x, y, x + w, y, x + w, y + h]
+    mask = np.array(draw(st.lists(st.booleans(), min_size=WIDTH * HEIGHT, max_size=WIDTH * HEIGHT))).reshape(HEIGHT, -1)
+    segmentation = draw(st.sampled_from([None, rle(mask), [outline], [outline, outline]]))
+    crowd = draw(st.booleans())
+    attributes = [Attribute(name) for name in draw(st.lists(st.sampled_from(["red", "a" * 300, "é"]), max_size=3))]
+    return Box(
+        draw(st.sampled_from(NAMES)),
+        0,
+        (x, y, w, h),
+        crowd,
+        attributes=attributes,
+        segmentation=segmentation and json.dumps(segmentation),
+    )
+
+
+@st.composite
+def graphs(draw: Callable[..., Any], splits: tuple[str, ...]) -> list[Record]:
+    """Images of random objects and relations, also from an object to itself; confidences are none."""
+    made = []
+    for number in range(draw(st.integers(1, 4))):
+        name = f"folder {number}/{number}.jpg"
+        record = Record(str(number), "psg", draw(st.sampled_from(splits)), name, WIDTH, HEIGHT)
+        record.objects = draw(st.lists(boxes(), max_size=4))
+        if record.objects:
+            ends = st.integers(0, len(record.objects) - 1)
+            relation = st.builds(Relation, ends, ends, st.sampled_from(["on", "p" * 300, "über"]))
+            record.relations = draw(st.lists(relation, max_size=4))
+        made.append(record)
+    return made
+
+
+def again(made: list[Record], form: str, source: Callable[[Path, str], AnnotationSource]) -> list[Record]:
+    """The records of each split, exported and imported again."""
+    with TemporaryDirectory() as folder:
+        run = make_shards(Path(folder) / "run", sorted(made, key=lambda record: record.split))
+        out = export_run(run, form, Path(folder) / "out").root
+        splits = sorted({record.split for record in made})
+        return [r for split in splits for r in imported(source(out, split), out, Path(folder) / split)]
+
+
+def bare(records: list[Record], **changes: Any) -> list[Record]:
+    """Records by split and id, with other values in their objects: what a form does not hold."""
+    made = [replace(each, objects=[replace(box, category_id=0, **changes) for box in each.objects]) for each in records]
+    return sorted(made, key=lambda record: (record.split, record.image_id))
+
+
+@given(graphs(("test", "train")))
+@settings(max_examples=40, deadline=None)
+def test_psg_comes_back_as_it_was(made):
+    found = again(made, "psg", lambda out, split: psg_source(out / "psg.json", split))
+    assert bare(found) == bare(made, attributes=[])
+
+
+def test_panoptic_pngs_and_stuff_come_back(tmp_path):
+    source = psg_source(psg(tmp_path), "train", tmp_path)
+    before = imported(source, tmp_path, tmp_path / "run")
+    exported = export_run(tmp_path / "run", "psg", tmp_path / "out")
+    content = json.loads((tmp_path / "out/psg.json").read_text())
+    assert (content["thing_classes"], content["stuff_classes"]) == (["person", "dog"], ["grass-merged"])
+    assert [each["isthing"] for each in content["data"][0]["segments_info"]] == [0, 1, 1]
+    assert [each["area"] for each in content["data"][0]["segments_info"]] == [96 - 12 - 20, 12, 20]
+    for entry in content["data"][0]["annotations"]:
+        del entry["segmentation"]
+    (tmp_path / "out/psg.json").write_text(json.dumps(content))
+    found = imported(psg_source(tmp_path / "out/psg.json", "train", tmp_path / "out"), tmp_path, tmp_path / "again")
+    assert found == before
+    assert exported.left_out == {}
+    assert Manifest.load(tmp_path / "again").run["labels"] == Manifest.load(tmp_path / "run").run["labels"]
+
+
+h5py = pytest.importorskip("h5py")
+
+
+def vg150(folder: Path, images: int = 8, **changes: Any) -> tuple[Path, Path, Path]:
+    """The files of VG150, with integers as published. `changes`: tables of the HDF5 file; None: without it.
+
+    Image 1 has no boxes, image 2 no relations; 5 to 7 are for testing. Each other has two boxes and a relation.
+    """
+    boxes = [index for index in range(images) if index != 1 for _ in range(2)]
+    related = [index for index in range(images) if index not in (1, 2)]
+    first = [boxes.index(index) if index in boxes else -1 for index in range(images)]
+    rel = [related.index(index) if index in related else -1 for index in range(images)]
+    tables = {
+        "split": [2 * (index > 4) for index in range(images)],
+        "img_to_first_box": first,
+        "img_to_last_box": [at + 1 if at >= 0 else -1 for at in first],
+        "img_to_first_rel": rel,
+        "img_to_last_rel": rel,
+        "boxes_1024": [[512, 512, 101, 200] if n % 2 else [100, 300, 200, 100] for n in range(len(boxes))],
+        "labels": [[1 + n % 2] for n in range(len(boxes))],
+        "attributes": [[2, 0, 1] if n % 2 else [0, 0, 0] for n in range(len(boxes))],
+        "relationships": [[first[index], first[index] + 1] for index in related],
+        "predicates": [[2] for _ in related],
+    }
+    with h5py.File(folder / "VG-SGG.h5", "w") as file:
+        for name, values in (tables | changes).items():
+            if values is not None:
+                file[name] = np.array(values, np.int32)
+    kinds = {"label": ["dog", "frisbee"], "predicate": ["near", "catching"], "attribute": ["red", "round"]}
+    dicts = {f"{kind}_to_idx": {name: n for n, name in enumerate(names, 1)} for kind, names in kinds.items()}
+    (folder / "dicts.json").write_text(json.dumps(dicts))
+    listed = [{"image_id": n, "width": 512, "height": 400, "url": "…"} for n in [*range(images), 1592, 1722]]
+    (folder / "image_data.json").write_text(json.dumps(listed))
+    return folder / "VG-SGG.h5", folder / "dicts.json", folder / "image_data.json"
+
+
+def test_vg150_is_read_as_its_loader_reads_it(tmp_path, monkeypatch):
+    files = vg150(tmp_path)
+    (tmp_path / "VG_100K_2").mkdir()
+    (tmp_path / "VG_100K_2/0.jpg").touch()
+    rows = imported(vg150_source(*files, tmp_path, "all"), tmp_path, tmp_path / "all")
+    assert [row.image_id for row in rows] == [str(n) for n in range(8)]
+    assert rows[0].objects == [
+        Box("dog", 1, (0.0, 125.0, 100.0, 50.0)),
+        Box("frisbee", 2, (230.5, 206.0, 50.5, 100.0), attributes=[Attribute("round"), Attribute("red")]),
+    ]
+    assert rows[0].relations == [Relation(0, 1, "catching")]
+    assert (rows[0].file_name, rows[3].file_name) == ("VG_100K_2/0.jpg", "3.jpg")
+    assert (rows[1].objects, rows[2].relations, len(rows[2].objects)) == ([], [], 2)
+    splits = {
+        split: [r.image_id for r in imported(vg150_source(*files, tmp_path, split), tmp_path, tmp_path / split)]
+        for split in ("val", "test")
+    }
+    assert splits == {"val": ["0", "3", "4"], "test": ["5", "6", "7"]}  # of 5,000, only these have relations
+    with h5py.File(files[0], "r+") as file:
+        file.attrs["validation_images"] = 1
+    train = imported(vg150_source(*files, tmp_path, "train"), tmp_path, tmp_path / "train")
+    assert [r.image_id for r in train] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"relationships": [[0, 2]] * 6}, "object 2 of a relation is out of range: the image has 2 objects"),
+        ({"predicates": [[3]] * 6}, "label 3 of a relation is not a predicate"),
+        ({"labels": [[0]] * 14}, r"label 0 or attributes \[\] of an object are not in the dictionaries"),
+        ({"attributes": [[9]] * 14}, r"label 1 or attributes \[9\] of an object are not in the dictionaries"),
+        ({"img_to_last_box": [99] * 8}, "img_to_first_box and img_to_last_box are 0 and 99: no rows of labels"),
+        ({"img_to_first_rel": [5] * 8}, "img_to_first_rel and img_to_last_rel are 5 and 0: no rows of predicates"),
+    ],
+)
+def test_bad_images_of_vg150_are_error_rows(tmp_path, changes, message):
+    source = vg150_source(*vg150(tmp_path, **changes), tmp_path, "all")
+    first, *_ = imported(source, tmp_path, tmp_path / "run")
+    assert re.search(message, first.error or ""), first.error
+    assert verify(tmp_path / "run").ok
+
+
+def test_bad_files_of_vg150_are_refused(tmp_path):
+    hdf5, dicts, image_data = files = vg150(tmp_path)
+    whole = hdf5.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:100], b"", b"[]" * 900):
+        hdf5.write_bytes(content)
+        with pytest.raises(UserError, match=r"VG-SGG.h5 is not a whole VG-SGG.h5 \("):
+            vg150_source(*files, tmp_path, "all")
+    for changes in ({"labels": None}, {"labels": [[1]] * 3}, {"attributes": [[1]]}, {"boxes_1024": [[1, 2, 3]] * 14}):
+        vg150(tmp_path, **changes)
+        with pytest.raises(UserError, match=rf"is not a whole VG-SGG.h5 \(.*{next(iter(changes))}"):
+            vg150_source(*files, tmp_path, "all")
+    vg150(tmp_path)
+    with pytest.raises(UserError, match="pass --split train, val, test or all"):
+        vg150_source(*files, tmp_path, "minival")
+    image_data.write_text('[{"image_id": 1}]')
+    with pytest.raises(UserError, match=r"lists 1 images, but .* has 8"):
+        vg150_source(*files, tmp_path, "all")
+    for content in ("[]", "{", '{"label_to_idx": {"dog": "x"}, "predicate_to_idx": {}}'):
+        dicts.write_text(content)
+        with pytest.raises(UserError, match=r"is not VG-SGG-dicts\.json"):
+            vg150_source(*files, tmp_path, "all")
+
+
+@given(graphs(("test", "train", "val")))
+@settings(max_examples=40, deadline=None)
+def test_vg150_comes_back_as_it_was(made):
+    def source(out: Path, split: str) -> AnnotationSource:
+        files = ("VG-SGG-with-attri.h5", "VG-SGG-dicts-with-attri.json", "image_data.json")
+        return vg150_source(*(out / name for name in files), out, split)
+
+    made = [replace(each, dataset="vg150", objects=[replace(b, iscrowd=False) for b in each.objects]) for each in made]
+    found = bare(again(made, "vg150", source))
+    for box in (box for record in found for box in record.objects):
+        box.bbox = tuple(round(number, 6) for number in box.bbox)  # 1024 is the longer side in the file
+    assert found == bare(made, segmentation=None)
+
+
+def test_crowds_confidences_and_many_attributes_are_left_out(tmp_path):
+    many = [Attribute(f"a{n}") for n in range(12)]
+    boxes = [Box("dog", 1, (0, 0, 4, 4), attributes=many), Box("dog", 1, (0, 0, 8, 8), True)]
+    relations = [Relation(0, 1, "on"), Relation(0, 0, "near", 0.1), Relation(0, 0, "by", 0.5)]
+    record = Record("a", "coco", "val", "a.jpg", WIDTH, HEIGHT, boxes, relations=relations)
+    written = export_run(make_shards(tmp_path / "run", [record]), "vg150", tmp_path / "out")
+    assert written.left_out == {
+        "objects that the format cannot hold": 1,
+        "attributes that the format cannot hold": 2,
+        "relations that the format cannot hold": 1,
+        "relations below the threshold": 1,
+    }
+    assert written.note == "the first 1 images are the split val: give num_val_im=1 to loaders"
+
+
+def test_both_are_imported_and_exported_by_commands(tmp_path, monkeypatch):
+    def invoke(*arguments: object) -> Any:
+        return CliRunner().invoke(app, list(map(str, arguments)))
+
+    hdf5, dicts, image_data = vg150(tmp_path)
+    given = ["--annotations", hdf5, "--dicts", dicts, "--image-data", image_data, "--images", tmp_path]
+    masks = ["--images", tmp_path, "--masks", tmp_path, "--split", "train"]
+    for form, options in (("vg150", given), ("psg", ["--annotations", psg(tmp_path), *masks])):
+        result = invoke("import", form, *options, "--out", tmp_path / f"{form}-run")
+        assert result.exit_code == 0, result.stderr
+        result = invoke("export", tmp_path / f"{form}-run", "--to", form, "--out", tmp_path / f"{form}-out")
+        assert result.exit_code == 0, result.stderr
+    assert "num_val_im=0" in invoke("export", tmp_path / "psg-run", "--to", "vg150", "--out", tmp_path / "x").stderr
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    result = invoke("import", "vg150", *given, "--out", tmp_path / "other")
+    assert (result.exit_code, "Traceback" in result.stderr) == (2, False)
+    assert 'h5py is not installed: pip install "sgpipe[vg150]"' in result.stderr

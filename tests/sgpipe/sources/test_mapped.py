@@ -1,0 +1,205 @@
+"""Datasets of objects and relations whose columns are not sgpipe's, as `sgpipe import hf --map` reads them."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.records import Box, Record, Relation
+from sgpipe.sources.hugging_face import is_exported, mapped_source
+from sgpipe.storage.shards import iter_records
+from sgpipe.storage.verify import verify
+from tests.sgpipe.export.runs import imported
+
+CATEGORIES = {
+    "categories": [{"id": 1, "name": "dog"}, {"id": 7, "name": "ü" * 300}],
+    "rel_categories": [{"id": 0, "name": "on"}, {"id": 3, "name": "near"}],
+}
+ROW = {  # as SGG-Benchmark publishes its datasets; ids of objects count over the whole split
+    "image_id": 42,
+    "width": 64,
+    "height": 48,
+    "file_name": "42.jpg",
+    "objects": [
+        {"id": 900, "category_id": 7, "bbox": [1.5, 2.0, 10.0, 20.0], "area": 200.0, "iscrowd": 0},
+        {"id": 901, "category_id": 1, "bbox": [0.0, 0.0, 64.0, 48.0], "area": 3072.0, "iscrowd": 1},
+    ],
+    "relations": [
+        {"id": 5, "subject_id": 901, "object_id": 900, "predicate_id": 3},
+        {"id": 6, "subject_id": 900, "object_id": 900, "predicate_id": 0},
+    ],
+}
+GRAPH = (
+    [Box("ü" * 300, 7, (1.5, 2, 10, 20)), Box("dog", 1, (0, 0, 64, 48), True)],
+    [
+        Relation(1, 0, "near"),
+        Relation(0, 0, "on"),
+    ],
+)
+
+
+def write(folder: Path, rows: list[dict[str, Any]], categories: Any = CATEGORIES, split: str = "train") -> Path:
+    (folder / "data").mkdir(exist_ok=True, parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / f"data/{split}-00000-of-00001.parquet")
+    if categories is not None:
+        (folder / "categories.json").write_text(json.dumps(categories))
+    return folder
+
+
+def read(folder: Path, *mapping: str, split: str | None = None, classes: Path | None = None) -> list[Record]:
+    source, root = mapped_source(str(folder), split, mapping, classes, own_images=True)
+    rows = imported(source, Path(root), folder / f"run{len(list(folder.glob('run*')))}")
+    assert verify(folder / "run0").ok
+    return rows
+
+
+def jpeg() -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "jpeg")
+    return {"bytes": file.getvalue(), "path": "42.jpg"}
+
+
+def test_sgg_benchmarks_form_is_read_without_a_mapping(tmp_path):
+    assert not is_exported(str(write(tmp_path, [ROW])))
+    assert read(tmp_path) == [Record("42", "hf", "train", "42.jpg", 64, 48, GRAPH[0], relations=GRAPH[1])]
+
+
+def test_images_of_rows_are_found_where_they_are(tmp_path):
+    plain = {key: value for key, value in ROW.items() if key not in ("width", "height", "file_name")}
+    (record,) = read(write(tmp_path, [plain | {"image": jpeg()}]))
+    assert (record.dataset, record.file_name) == ("hub", "data/train-00000-of-00001.parquet#0")
+    assert (record.width, record.height, record.objects) == (64, 48, GRAPH[0])
+
+
+def test_columns_of_any_name_are_mapped(tmp_path):
+    row = {
+        "path": "a.jpg",
+        "w": 64,
+        "h": 48,
+        "boxes": {"xywh": [[1.5, 2.0, 10.0, 20.0], [0.0, 0.0, 64.0, 48.0]], "what": ["ü" * 300, "dog"]},
+        "edges": [{"a": 1, "b": 0, "verb": "near", "p": 0.5}, {"a": 0, "b": 0, "verb": "on", "p": None}],
+    }
+    mapping = [
+        *("file_name=path", "width=w", "height=h", "objects.bbox=boxes.xywh", "objects.category=boxes.what"),
+        *("relations.subject=edges.a", "relations.object=edges.b", "relations.predicate=edges.verb"),
+        "relations.confidence=edges.p",
+    ]
+    (record,) = read(write(tmp_path, [row], None), *mapping)
+    assert (record.image_id, record.file_name, record.width) == ("0", "a.jpg", 64)
+    assert [(box.category, box.category_id, box.bbox) for box in record.objects] == [
+        (box.category, 0, box.bbox) for box in GRAPH[0]
+    ]
+    assert record.relations == [Relation(1, 0, "near", 0.5), Relation(0, 0, "on")]
+
+
+def test_class_labels_and_class_files_name_numbers(tmp_path):
+    label = datasets.ClassLabel(names=["dog", "cat"])
+    features = datasets.Features(
+        {
+            "file_name": datasets.Value("string"),
+            "objects": [{"bbox": [datasets.Value("float32")], "category": label}],
+            "relations": [{"subject": datasets.Value("int32"), "object": datasets.Value("int32"), "predicate": label}],
+        }
+    )
+    row = {
+        "file_name": "1.jpg",
+        "objects": [{"bbox": [0, 0, 5, 5], "category": 1}],
+        "relations": [{"subject": 0, "object": 0, "predicate": 0}],
+    }
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "1.jpg")
+    datasets.Dataset.from_list([row], features=features).to_parquet(tmp_path / "data/train-00000-of-00001.parquet")
+    (record,) = read(tmp_path)
+    assert (record.objects[0].category, record.relations, record.width) == ("cat", [Relation(0, 0, "dog")], 64)
+    classes = tmp_path / "classes.json"
+    classes.write_text(json.dumps({"objects": {"1": "bird"}, "relations": {"0": "over", "1": "under"}}))
+    (record,) = read(tmp_path, classes=classes)
+    assert (record.objects[0].category, record.relations[0].predicate) == ("bird", "over")
+
+
+THERE = "it has image_id, width, height, file_name, objects.id, objects.category_id, objects.bbox"
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        (["objects.bbox=objects.xyxy"], rf"no column objects.xyxy \(--map objects.bbox=objects.xyxy\); {THERE}"),
+        (
+            ["relations.subject="],
+            r"no column of relations.subject: pass --map relations.subject=COLUMN; it has image_id",
+        ),
+        (["objects.name=x"], r"--map objects.name=x: expected one of image_id, file_name, width"),
+        (["objects.bbox"], r"no column of objects.bbox: pass --map objects.bbox=COLUMN"),
+    ],
+)
+def test_a_mapping_that_names_no_column_lists_those_there_are(tmp_path, mapping, message):
+    write(tmp_path, [ROW])
+    arguments = [part for each in mapping for part in ("--map", each)]
+    result = CliRunner().invoke(
+        app, ["import", "hf", "--annotations", str(tmp_path), *arguments, "--out", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 2
+    assert "Traceback" not in result.stderr
+    assert re.search(message, result.stderr.replace("\n", " ")), result.stderr
+
+
+def test_numbers_without_names_several_splits_and_damage_are_refused(tmp_path):
+    write(tmp_path, [ROW], None)
+    with pytest.raises(UserError, match=r"the numbers in objects.category_id have no names: pass --classes FILE"):
+        read(tmp_path)
+    write(tmp_path, [ROW], split="val")
+    with pytest.raises(UserError, match="has several splits: pass --split train or val"):
+        read(tmp_path)
+    (tmp_path / "data/train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        read(tmp_path, split="train")
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return ROW | {"image_id": 43} | changes
+
+
+BAD = {
+    "a relation to another image's object": (
+        changed(relations=[ROW["relations"][0] | {"object_id": 17}]),
+        "object 17 of a relation is not the id of an annotation of the image",
+    ),
+    "an unknown class": (changed(objects=[ROW["objects"][0] | {"category_id": 2}], relations=[]), "category_id 2"),
+    "an unknown predicate": (changed(relations=[ROW["relations"][0] | {"predicate_id": 9}]), "label 9 of a relation"),
+    "a box of three numbers": (
+        changed(objects=[ROW["objects"][0] | {"bbox": [1.0, 2, 3]}], relations=[]),
+        "expected 4",
+    ),
+    "no objects for a relation": (changed(objects=[]), "is not the id of an annotation"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_rows_are_error_rows(tmp_path, what):
+    row, message = BAD[what]
+    good, bad = read(write(tmp_path, [ROW, row]))
+    assert good.ok
+    assert message in (bad.error or "")
+
+
+def test_the_command_takes_both_forms(tmp_path):
+    write(tmp_path / "in", [ROW, changed(relations=[])])
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, ["import", "hf", "--annotations", str(tmp_path / "in"), "--out", str(out)])
+    assert result.exit_code == 0, result.stderr
+    assert [len(record.relations) for record in iter_records(out)] == [2, 0]
+    exported, again = str(tmp_path / "hf"), str(tmp_path / "again")
+    assert CliRunner().invoke(app, ["export", str(out), "--to", "hf", "--out", exported]).exit_code == 0
+    assert is_exported(exported)
+    assert CliRunner().invoke(app, ["import", "hf", "--annotations", exported, "--out", again]).exit_code == 0
+    assert list(iter_records(Path(again))) == list(iter_records(out))
