@@ -37,6 +37,7 @@ from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import Stage
 from sgpipe.stages.build import build_stages, with_classes
 from sgpipe.stages.detect import DetectStage, GivenBoxes, GivenBoxesStage, detector_classes, parse_boxes
+from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import count
@@ -52,7 +53,7 @@ ImageInput: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8
 ImageList: TypeAlias = "list[ImageInput] | tuple[ImageInput, ...]"
 Scene = TypeVar("Scene", Image.Image, NDArray[np.uint8])
 
-_ON_DEVICES = ("detect", "caption", "tag")  # the stages with a model
+_ON_DEVICES = ("detect", "caption", "pair", "tag")  # the stages with a model
 _SPLIT = "all"
 _GIVEN = "coco"  # dataset of images with given boxes, which refer to the stored image as COCO's do
 _ROOTS = {_SPLIT: AnywhereRoot()}
@@ -253,8 +254,9 @@ class Pipeline:
         for name in _ON_DEVICES:
             stage = getattr(self.recipe, name)
             check_devices(stage.device, stage.resources.gpus or 0, 1, (f"{name}.device", f"{name}.resources.gpus"))
-        if self.recipe.caption.captioner is None:
+        if self.recipe.caption.captioner is None and self.recipe.pair.candidates in ("captions", "image"):
             raise UserError("caption.captioner is not set (--captioner)")
+        check_pair(self.recipe.pair)
         check_tagger(self.recipe.tag, self.recipe.pair)
         captioner = None if self.recipe.caption.endpoint else self.recipe.caption.captioner
         for model in (self.recipe.detect.detector, captioner):
@@ -383,7 +385,7 @@ class Pipeline:
             self._loaded[classes] = stages
         elif classes not in self._loaded:
             first = next(iter(self._loaded))
-            others = with_classes(self._loaded[first], self.recipe, classes)
+            others = with_classes(self._loaded[first], classes)
             self._loaded = {first: self._loaded[first], classes: others}
         return self._loaded[classes]
 

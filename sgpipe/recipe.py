@@ -268,12 +268,20 @@ class ParseConfig(Config):
 class PairConfig(Config):
     """From triplets and boxes to ordered pairs of boxes, each with its candidate predicates."""
 
-    candidates: Literal["captions", "image", "prior"] = Field(
+    candidates: Literal["captions", "image", "prior", "marks", "captions+marks"] = Field(
         "captions",
         description="predicates of a pair: those that the captions state for its classes, all that they state (image: "
-        "the tagger also sees combinations that a captioner does not say), or those that a prior dataset has for its "
-        "classes",
+        "the tagger also sees combinations that a captioner does not say), those that a prior dataset has for its "
+        "classes, or those that a vision-language model states for its two numbered boxes (marks)",
     )
+    model: str | None = Field(None, description="marks: image-text-to-text model, or the name of the endpoint's model")
+    endpoint: str | None = Field(None, description="marks: URL of a server with the OpenAI chat API; null: none")
+    requests: Requests = Requests()
+    max_marks: int = Field(30, ge=2, description="marks: numbered boxes per image: the largest; others are counted")
+    samples: int = Field(1, ge=1, description="marks: answers per image; a candidate is in at least one of them")
+    temperature: float = Field(0.7, gt=0, description="marks: temperature of nucleus sampling")
+    device: str = Field("auto", description="marks: auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="marks: number format of the model")
     match: Literal["head", "substring"] = Field(
         "head", description="match nouns with classes by head nouns and synonyms, or by substrings as RLIPv2's code"
     )
@@ -308,6 +316,11 @@ class PairConfig(Config):
         description="maximum number of candidate pairs per image: of its largest boxes; others are counted",
     )
     resources: Resources = Resources()
+
+    @property
+    def marks(self) -> bool:
+        """Return whether a vision-language model relates numbered boxes."""
+        return self.candidates in ("marks", "captions+marks")
 
 
 # Methods without scores, and what their relations are.
@@ -513,7 +526,7 @@ def with_model_folders(recipe: Recipe) -> Recipe:
 
     Raises UserError, EngineError: see `pin_model`.
     """
-    detect, caption, parse, tag = recipe.detect, recipe.caption, recipe.parse, recipe.tag
+    detect, caption, parse, pair, tag = recipe.detect, recipe.caption, recipe.parse, recipe.pair, recipe.tag
     detect = detect.model_copy(update={"detector": _model_folder(detect.detector, "parseda")})
     if caption.captioner == MINIWORLD:
         caption = caption.model_copy(update={"captioner": str(packaged_model("captioner"))})
@@ -521,9 +534,11 @@ def with_model_folders(recipe: Recipe) -> Recipe:
         caption = caption.model_copy(update={"captioner": pin_model(caption.captioner)})
     if parse.model and parse.parser == "seq2seq":
         parse = parse.model_copy(update={"model": pin_model(parse.model)})
+    if pair.model and pair.endpoint is None:
+        pair = pair.model_copy(update={"model": pin_model(pair.model)})
     if tag.endpoint is None:
         tag = tag.model_copy(update={"tagger": _model_folder(tag.tagger, "tagger")})
-    return recipe.model_copy(update={"detect": detect, "caption": caption, "parse": parse, "tag": tag})
+    return recipe.model_copy(update={"detect": detect, "caption": caption, "parse": parse, "pair": pair, "tag": tag})
 
 
 def hub_models(recipe: Recipe, *, detects: bool = True) -> list[str]:
@@ -536,6 +551,7 @@ def hub_models(recipe: Recipe, *, detects: bool = True) -> list[str]:
         recipe.detect.detector if detects else None,
         None if caption.endpoint else caption.captioner,
         parse.model if parse.parser == "seq2seq" else None,
+        recipe.pair.model if recipe.pair.marks and recipe.pair.endpoint is None else None,
         tag.tagger if tag.scores and tag.endpoint is None else None,
     ]
     found = [name for name in dict.fromkeys(names) if name and name != MINIWORLD and not is_uri(name)]

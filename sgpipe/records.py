@@ -30,6 +30,8 @@ LEFT_OUT = {
     "captions": "captions that are blank or too many",
     "regions": "regions beyond caption.max_crops",
     "pairs": "pairs beyond pair.max_pairs",
+    "marks": "boxes beyond pair.max_marks",
+    "answers": "answers of pair.model that are unusable, at least in part",
 }
 
 

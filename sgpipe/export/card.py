@@ -118,7 +118,11 @@ def _candidates(identity: Mapping[str, Any]) -> str:
         return f"the predicates of two classes in scene graphs of another dataset (`{pair.get('prior')}`)"
     if pair.get("candidates") == "image":
         return f"every predicate that the captions state (`{parser}`), for every pair of boxes"
-    return f"triplets parsed from the captions (`{parser}`) and matched with the boxes by class"
+    marks = f"what a vision-language model (`{pair.get('model')}`) states of numbered boxes"
+    if pair.get("candidates") == "marks":
+        return marks
+    beside = f"; and {marks}" if pair.get("candidates") == "captions+marks" else ""
+    return f"triplets parsed from the captions (`{parser}`) and matched with the boxes by class{beside}"
 
 
 def _relations(tag: Mapping[str, Any]) -> str:

@@ -237,11 +237,12 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
     Args:
         before: the identity of the run that is resumed, or of its parent: if it began on CPUs, no stage shares GPUs.
     """
-    tag, caption = recipe.tag, recipe.caption
+    tag, caption, pair = recipe.tag, recipe.caption, recipe.pair
     is_here = {  # whether the model of a stage runs in its actors
         "detect": recipe.detect.detector is not None,
         "caption": caption.captioner is not None and caption.endpoint is None,
         "parse": recipe.parse.parser == "seq2seq",
+        "pair": pair.marks and pair.endpoint is None,
         "tag": tag.scores and tag.tagger is not None and tag.endpoint is None,
     }
     models = {name: getattr(recipe, name) for name, here in is_here.items() if here}

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from sgpipe.files.locations import content_id, content_sha256
-from sgpipe.recipe import SERVED, CaptionConfig, Recipe, TagConfig
+from sgpipe.recipe import SERVED, CaptionConfig, PairConfig, Recipe, TagConfig
 from sgpipe.stages.caption.captioner import settings_of
 from sgpipe.stages.parse.stage import parser_identity
 from sgpipe.storage.source_index import SourceIndex
@@ -22,6 +22,7 @@ STAGES = ("detect", "caption", "parse", "pair", "tag")
 AUTO_ON_CPU = "auto on a CPU"
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
 _OF_SAMPLING = ("repetition_penalty", "top_k")
+_OF_MARKS = {"model", "endpoint", "max_marks", "samples", "temperature", "dtype"}
 _OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk", "vocabulary"}
 
 
@@ -67,6 +68,11 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
     else:
         content_id(recipe.tag.calibration)
         parts["tag"]["calibration"] = content_sha256(recipe.tag.calibration)
+    if recipe.pair.marks:
+        dtype = _dtype(recipe.pair, "pair" in sharing)
+        parts["pair"] |= {"model": _model(recipe.pair, "model"), "dtype": dtype, "seed": recipe.seed}
+    else:
+        parts["pair"] = {name: value for name, value in parts["pair"].items() if name not in _OF_MARKS}
     if recipe.source.format != "run":
         del parts["pair"]["equivalents"], parts["pair"]["known"]
     for name in {"synonyms", "prior", "equivalents"} & parts["pair"].keys():
@@ -94,13 +100,13 @@ def settings_of_stage(recipe: Recipe, stage: str) -> dict[str, Any]:
     return settings
 
 
-def _model(config: CaptionConfig | TagConfig, setting: str) -> str | None:
+def _model(config: CaptionConfig | PairConfig | TagConfig, setting: str) -> str | None:
     """The content of a model's files; of a served one its name."""
     name: str | None = getattr(config, setting)
     return model_sha256(name) if config.endpoint is None else name
 
 
-def _dtype(config: CaptionConfig | TagConfig, on_gpu: bool) -> str:
+def _dtype(config: CaptionConfig | PairConfig | TagConfig, on_gpu: bool) -> str:
     """What "auto" resolves to: half precision needs a GPU, and actors that ask for no GPU see none."""
     if config.endpoint is not None:
         return SERVED

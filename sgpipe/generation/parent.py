@@ -28,7 +28,7 @@ from sgpipe.utils.locking import temporary_folder
 
 _FILLS = {"detect": ("objects",), "caption": ("captions",), "parse": ("triplets",), "pair": ("pairs",)}
 _NOUNS = {"detect": "boxes", "caption": "captions", "parse": "triplets", "pair": "pairs"}
-_LIMITED = {"detect": "boxes", "caption": "regions", "pair": "pairs"}  # that a stage leaves out beyond a limit
+_LIMITED = {"detect": ["boxes"], "caption": ["regions"], "pair": ["pairs", "marks", "answers"]}  # what stages leave out
 _EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error", "left_out")
 _FILES = ("detector", "captioner", "model", "synonyms", "prior")  # settings that an identity has the content of
 _KINDS = {"parse": "parser", "tag": "method"}
@@ -262,7 +262,7 @@ class ParentReader(UnitReader):
         Raises UserError: a shard of the parent is damaged, or has other images.
         """
         records, columns = super().read(unit), [column for stage in self.reused for column in _FILLS[stage]]
-        limited, last = {_LIMITED.get(stage) for stage in self.reused}, _FILLS[self.reused[-1]][0]
+        limited, last = {name for stage in self.reused for name in _LIMITED.get(stage, ())}, _FILLS[self.reused[-1]][0]
         for record, row in zip(records, self._rows(unit), strict=True):
             if record.image_id != row.image_id:
                 images = f"{row.image_id!r} in place of {record.image_id!r}"

@@ -41,6 +41,7 @@ from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.sources.run import check_run, open_parent
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.endpoint import CacheFolder, RequestCache
+from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
@@ -281,7 +282,7 @@ def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
             raise UserError("the recipe is for images without annotations (source.format: folder); omit --annotations")
     if recipe.engine.kind == "local" and recipe.engine.address:
         raise UserError("engine.kind=local does not join a Ray cluster: omit engine.address (--ray-address)")
-    for name in (name for name in ("detect", "caption", "tag") if name in stages):
+    for name in (name for name in ("detect", "caption", "pair", "tag") if name in stages):
         stage = getattr(recipe, name)
         names = (f"{name}.device", f"{name}.resources.gpus")
         shared = usable_gpus() if recipe.engine.address is None and stage.resources.gpus is None else 0
@@ -289,9 +290,11 @@ def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
     if source.format == "folder" and recipe.detect.detector is None:
         raise UserError("detect.detector is not set (--detector)")
     check_tagger(recipe.tag, pair)
+    if "pair" in stages:
+        check_pair(pair)
     named = {} if source.format in ("hub", "run") else source.splits  # these are found later
     without = [name for name, split in named.items() if split.captions is None]
-    if without and caption.captioner is None and pair.candidates != "prior":
+    if without and caption.captioner is None and pair.candidates in ("captions", "image"):
         raise UserError(f"no captions{_of_splits(without)}: set caption.captioner (--captioner) or pass --captions")
     for name, split in source.splits.items():
         check_images(source.images(name))

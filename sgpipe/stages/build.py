@@ -28,11 +28,17 @@ def build_stages(
     first: Stage = LoadStage(roots, recipe.parse.resources)
     if recipe.caption.captioner is not None:
         first = CaptionStage(recipe.caption, roots, recipe.seed)
-    stages = [first, ParseStage(recipe.parse), PairStage(recipe.pair, _synonyms(recipe, names), names, known)]
+    of_pair = (recipe.pair, _synonyms(recipe, names), names, known)
+    pair = PairStage(*of_pair)
+    if recipe.pair.marks:
+        from sgpipe.stages.marks import MarksStage
+
+        pair = MarksStage(*of_pair, roots, recipe.seed)
+    stages = [first, ParseStage(recipe.parse), pair]
     if not recipe.tag.scores:
         from sgpipe.stages.tag.methods import AssumedStage
 
-        return [*stages, AssumedStage(recipe.tag, roots)]
+        return [*stages, AssumedStage(recipe.tag, roots, recipe.pair)]
     from sgpipe.stages.tag.stage import ScoredStage, TagStage
 
     if recipe.tag.method == "rtagger":
@@ -40,14 +46,11 @@ def build_stages(
     return [*stages, ScoredStage(recipe.tag, roots, recipe.pair)]
 
 
-def with_classes(stages: Sequence[Stage], recipe: Recipe, names: Sequence[str]) -> list[Stage]:
+def with_classes(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
     """The stages of `build_stages`, which are set up, for boxes of other classes; they share the loaded models."""
     from sgpipe.stages.tag.stage import TagStage
 
-    pair = PairStage(recipe.pair, _synonyms(recipe, names), names)
-    pair.setup()
-    tagged = [stage.with_classes(names) if isinstance(stage, TagStage) else stage for stage in stages]
-    return [pair if isinstance(stage, PairStage) else stage for stage in tagged]
+    return [stage.with_classes(names) if isinstance(stage, PairStage | TagStage) else stage for stage in stages]
 
 
 def _synonyms(recipe: Recipe, names: Iterable[str]) -> str:

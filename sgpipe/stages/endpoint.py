@@ -17,7 +17,7 @@ import socket
 import sqlite3
 import threading
 import weakref
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -44,6 +44,9 @@ MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
 TOP_LOGPROBS = 20  # the most that OpenAI and, unless started otherwise, vLLM return
 _SEED_BITS = 31  # llama.cpp and PyTorch take 32 bits
 _LONGEST_QUOTE = 200
+_LONGEST_ANSWER = 4000  # characters of an answer that is sent back
+
+Check = Callable[[str], str | None]
 
 TokenLogprobs = tuple[tuple[str, float], ...]
 
@@ -68,7 +71,8 @@ class ChatRequest:
 
     n: number of answers. seed: selects the noise of all of them; servers get 31 bits that are derived from it and from
     `first`, the number of answers that there are already. schema: JSON schema that the text must follow, which the
-    server enforces. logprobs: also return the likeliest tokens.
+    server enforces. logprobs: also return the likeliest tokens. check: says what is wrong with a text, which is then
+    requested once more, by this reply; None: nothing is.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -78,6 +82,7 @@ class ChatRequest:
     schema: Mapping[str, Any] | None = None
     logprobs: bool = False
     first: int = 0
+    check: Check | None = None
 
     def fields(self, model: str, limit: str = MAX_TOKENS) -> dict[str, Any]:
         """Return the fields of the HTTP request; `limit`: what the server calls the largest number of tokens."""
@@ -107,6 +112,11 @@ class ChatRequest:
         """Return what identifies the request: equal requests have equal bytes, whatever a server calls the limit."""
         return json.dumps(self.fields(model), sort_keys=True).encode()
 
+    def once_more(self, number: int, text: str, wrong: str) -> ChatRequest:
+        """Return the request for another text in place of the one of this number."""
+        reply = [{"role": "assistant", "content": text[:_LONGEST_ANSWER]}, {"role": "user", "content": wrong}]
+        return replace(self, messages=[*self.messages, *reply], n=1, first=number)
+
 
 class Choice(NamedTuple):
     """One of the answers to a request. fault: why it cannot be used."""
@@ -119,6 +129,8 @@ class Choice(NamedTuple):
 @dataclass(frozen=True)
 class Answer:
     """The texts that can be used, at least one and at most as many as were asked for.
+
+    One that was requested twice, as the request's `check` demanded, may be wrong again.
 
     logprobs: per text and per token of it, the likeliest tokens there with their natural log-probabilities, likeliest
     first, the chosen one among them; None if they were not asked for.
@@ -189,6 +201,13 @@ def conversation(text: str, image: str | None = None, system: str | None = None)
         content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def shown_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Return the image of a `conversation`."""
+    parts = [part for message in messages for part in message["content"] if not isinstance(message["content"], str)]
+    url = next(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
+    return Image.open(BytesIO(base64.b64decode(url.partition(",")[2])))
 
 
 def image_url(image: Image.Image, longest_side: int | None = None) -> str:
@@ -263,9 +282,9 @@ class RequestCache:
         except (ValueError, TypeError) as error:
             raise UserError(f"the request cache {self.file} is damaged; delete it ({error})") from None
 
-    def put(self, body: bytes, choices: Sequence[Choice]) -> None:
+    def put(self, body: bytes, choices: Sequence[Choice], check: Check | None = None) -> None:
         """Keep the choices of a request. Raises like `get`, and EngineError if the disk is full."""
-        usable = any(choice.fault is None for choice in choices)
+        usable = any(choice.fault is None and not (check and check(choice.text)) for choice in choices)
         row = (sha256(body).digest(), json.dumps(choices), usable)
         self._execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", row, create=True)
 
@@ -278,7 +297,7 @@ class RequestCache:
         return sum(number for (number,) in self._execute("SELECT COUNT(*) FROM by_rules"))
 
     def forget_refusals(self) -> None:
-        """Forget what has only been refused so far, so that it is requested again. Raises like `put`."""
+        """Forget what was refused or answered unusably, so that it is requested again. Raises like `put`."""
         self._execute("DELETE FROM answers WHERE NOT usable")
 
     def _execute(self, statement: str, values: Sequence[object] = (), create: bool = False) -> list[Any]:
@@ -416,11 +435,22 @@ class ChatEndpoint:
                         self._one_by_one = True  # `transformers serve` does not support `n`
             except RequestError as error:
                 return Refusal(str(error))
-        usable = [choice for choice in choices[: request.n] if choice.fault is None]
+            choices = [await self._mended(request, *each) for each in enumerate(choices[: request.n])]
+        usable = [choice for choice in choices if choice.fault is None]
         if not usable:
             return Refusal(str(choices[0].fault))
         logprobs = tuple(choice.logprobs or () for choice in usable) if request.logprobs else None
         return Answer(tuple(choice.text for choice in usable), logprobs)
+
+    async def _mended(self, request: ChatRequest, number: int, choice: Choice) -> Choice:
+        """Return the choice, or, if its text is wrong, the answer when it is requested once more."""
+        wrong = request.check(choice.text) if request.check and choice.fault is None else None
+        if wrong is None:
+            return choice
+        try:
+            return (await self._kept(request.once_more(number, choice.text, wrong)))[0]
+        except RequestError as error:
+            return Choice("", str(error))
 
     async def _kept(self, request: ChatRequest) -> list[Choice]:
         """Return the choices from the cache, or from the server and then into the cache."""
@@ -429,7 +459,7 @@ class ChatEndpoint:
         if choices is None:
             choices = await self._completion(request)
             if self.cache:
-                self.cache.put(body, choices)
+                self.cache.put(body, choices, request.check)
         return choices
 
     async def _completion(self, request: ChatRequest) -> list[Choice]:

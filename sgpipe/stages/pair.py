@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from functools import lru_cache
 from itertools import chain, compress, product
 from typing import Any, TypeAlias
@@ -21,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, existing_model
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.recipe import PairConfig
@@ -291,12 +292,24 @@ def _name(item: Mapping[str, Any]) -> str:
     return str(value if isinstance(value, str) else next(iter(value), ""))
 
 
+def check_pair(config: PairConfig) -> None:
+    """Raise UserError if the recipe uses a prior or a model but names none, or one that is not there."""
+    if config.candidates == "prior" and config.prior is None:
+        raise UserError("pair.candidates is 'prior': set pair.prior to a Visual Genome JSON file")
+    if config.marks and config.model is None:
+        raise UserError(f"pair.candidates is {config.candidates!r}: set pair.model to a vision-language model")
+    if not config.marks and config.endpoint is not None:
+        raise UserError(f"pair.candidates is {config.candidates!r}: pair.endpoint is for marks")
+    if config.marks and config.model is not None and config.endpoint is None:
+        existing_model(config.model)
+
+
 class PairStage(Stage):
     """Matches the nouns of triplets to classes, and lists the ordered box pairs that may be related.
 
     The predicates of a pair are those that the captions state for its two classes, without repetition and in order
     of appearance (`candidates: captions`), those that they state for whatever classes (`candidates: image`), or those
-    between the two classes in Visual Genome (`candidates: prior`).
+    between the two classes in Visual Genome (`candidates: prior`). `MarksStage` adds those of a model.
     """
 
     name = "pair"
@@ -316,10 +329,9 @@ class PairStage(Stage):
                 phrase matches the same classes in every image.
             known: of the run that is extended, see `ExtendedRun`; None: no run is extended.
 
-        Raises UserError: the recipe uses a prior but names no file.
+        Raises UserError: see `check_pair`.
         """
-        if config.candidates == "prior" and config.prior is None:
-            raise UserError("pair.candidates is 'prior': set pair.prior to a Visual Genome JSON file")
+        check_pair(config)
         self.config = config
         self.resources = config.resources
         self._names = sorted({*categories, *category_names(dataset).values()})
@@ -342,6 +354,13 @@ class PairStage(Stage):
         if self.config.candidates == "prior" and self.config.prior:
             self._prior = read_prior(self.config.prior, self._matcher, verbatim=self._verbatim)
 
+    def with_classes(self, categories: Iterable[str]) -> PairStage:
+        """The same stage, with the same loaded model, for boxes of other classes."""
+        other = copy(self)
+        other._names = sorted({*categories, *category_names(self._dataset).values()})
+        PairStage.setup(other)
+        return other
+
     def __call__(self, records: list[Record]) -> list[Record]:
         for record in records:
             if record.ok:
@@ -361,9 +380,11 @@ class PairStage(Stage):
         assign_categories(self._matcher, record.triplets, present)
         if self._extended is not None:
             self._extended.assign_kinds(record.triplets, present)
-        triplets = [*record.triplets, *(implied_triplets(record) if self.config.loose and not self._verbatim else ())]
+        triplets = told_triplets(record, self.config.match, self.config.loose)
         if self.config.candidates == "prior":
             predicates: Predicates = {(s, o): self._prior.get((s, o), []) for s in present for o in present}
+        elif self.config.candidates == "marks":
+            predicates = {}
         elif self.config.candidates == "image":
             texts = list(dict.fromkeys(self._text(triplet) for triplet in triplets))
             predicates = {(s, o): texts for s in present for o in present}
@@ -371,11 +392,15 @@ class PairStage(Stage):
             predicates = stated_predicates(triplets, verbatim=self._verbatim)
         if self._extended is not None:
             predicates = self._extended.predicates(predicates, present)
+        record.left_out["pairs"] = self._list_pairs(record, record.objects, predicates)
+
+    def _list_pairs(self, record: Record, objects: Sequence[Box], predicates: Predicates) -> int:
+        """Set the pairs by the classes of these objects, without known relations; returns how many are left out."""
         overlap, limit = self.config.require_overlap, self.config.max_pairs
-        record.pairs, beyond = candidate_pairs(record.objects, predicates, require_overlap=overlap, limit=limit)
+        record.pairs, beyond = candidate_pairs(objects, predicates, require_overlap=overlap, limit=limit)
         if self._extended is not None:
             record.pairs = self._extended.equivalents.without_known(record.pairs, record.relations)
-        record.left_out["pairs"] = beyond
+        return beyond
 
 
 class ExtendedRun:
@@ -438,6 +463,11 @@ def assign_categories(matcher: Matcher, triplets: Iterable[Triplet], present: di
         is_loose = not matcher.loose.isdisjoint((triplet.object, triplet.object_head))
         if is_loose and triplet.subject_category == triplet.object_category:
             triplet.object_category = None
+
+
+def told_triplets(record: Record, match: str | None, loose: bool | None) -> list[Triplet]:
+    """The triplets of a record, then those that its captions imply; `match`, `loose`: settings of the pair stage."""
+    return [*record.triplets, *(implied_triplets(record) if loose and match != "substring" else ())]
 
 
 def implied_triplets(record: Record) -> list[Triplet]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from sgpipe.records import Record, Relation, Triplet
-from sgpipe.stages.pair import implied_triplets, normalise_predicate, split_words
+from sgpipe.stages.pair import normalise_predicate, split_words, told_triplets
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
 
@@ -81,7 +81,7 @@ class Provenance:
         """run: the header of the run's manifest."""
         self.settings = PairSettings.of(run)
         substring = self.settings.match == "substring"
-        triplets = [*record.triplets, *(implied_triplets(record) if self.settings.loose and not substring else ())]
+        triplets = told_triplets(record, self.settings.match, self.settings.loose)
         self.statements = [_statement(triplet, record, substring) for triplet in triplets]
         self.candidates = _candidates(record)
         self._categories = [box.category for box in record.objects]
@@ -109,6 +109,8 @@ class Provenance:
         is_candidate = any(found["own"] and found["predicate"] == relation.predicate for found in candidates)
         if is_candidate and self.settings.candidates == "prior":
             return "The prior dataset relates these two classes like this (pair.candidates: prior)."
+        if is_candidate and self.settings.candidates in ("marks", *([] if own else ["captions+marks"])):
+            return f"A vision-language model states it of these boxes (pair.candidates: {self.settings.candidates})."
         if own:
             return f"{self._captions_of(own)} it of these two classes."
         if is_candidate and others:

@@ -28,7 +28,8 @@ _AROUND = ((0, -1.1), (0, 1.1), (1.1, 0), (-1.1, 0), (1.1, -1.1), (-1.1, 1.1), (
 # Distinguishable for most colour-blind people, and readable on light and dark backgrounds.
 COLOURS = ("#e6194b", "#0b84d8", "#2a9d3f", "#f58231", "#911eb4", "#00a5a5", "#d63fc0", "#8a6d00", "#5566ff", "#a04030")
 _SCALE = 2  # drawn at twice the size and scaled down, which smooths lines and letters
-_TEXT = 13
+_TEXT, _MARK = 13, 20  # heights of names and numbers
+_ROWS = 8  # of names around a box
 _PAPER, _INK, _QUIET = "#ffffff", "#1a1a1a", "#6b6b6b"
 
 
@@ -50,6 +51,23 @@ class TextPlacer:
             choices.append((left, top, left + size[0], top + size[1]))
         self.taken.append(min(choices, key=self._covered))
         return self.taken[-1]
+
+    def place_beside(self, box: Rectangle, size: Point) -> Rectangle:
+        """Place a text at a corner of a box, or, if other texts are there, around it as near as there is room."""
+        left, top, right, bottom = box
+        wide, high = size
+        ys = [top - high / 2, bottom + high / 2, top + high / 2, bottom - high / 2]
+        spots = corners = [(x, y) for y in ys for x in (left + wide / 2, right - wide / 2)]
+        for row in range(1, _ROWS):
+            spot = self.place(size, spots)
+            if not any(overlap(spot, other) for other in self.taken[:-1]):
+                return spot
+            self.taken.pop()
+            shares, out = [step / (2 * row) for step in range(2 * row + 1)], row - 0.5
+            xs = [left - out * wide + share * (right - left + 2 * out * wide) for share in shares]
+            ys = [top - out * high + share * (bottom - top + 2 * out * high) for share in shares]
+            spots = [(x, y) for y in (ys[0], ys[-1]) for x in xs] + [(x, y) for x in (xs[0], xs[-1]) for y in ys]
+        return self.place(size, corners)
 
     def _covered(self, text: Rectangle) -> float:
         texts = sum(overlap(text, other) for other in self.taken)
@@ -157,7 +175,9 @@ def fit(text: str, letters: Font, width: float) -> str:
     return text[:low].rstrip() + "…"
 
 
-def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relation], width: float) -> Image.Image:
+def draw_relations(
+    image: Image.Image, record: Record, relations: Sequence[Relation], width: float, text_height: int = _TEXT
+) -> Image.Image:
     """The image with the objects and arrows of these relations, `width` pixels wide, or narrower if it is very tall.
 
     Other objects get a thin outline; without relations, all objects get their names. All text stays inside the image
@@ -166,7 +186,7 @@ def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relat
     scale = _SCALE * _fit_scale(record, width)
     size = (max(_SCALE, round(record.width * scale)), max(_SCALE, round(record.height * scale)))
     canvas = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    pen, letters, room = ImageDraw.Draw(canvas, "RGBA"), font(_TEXT * _SCALE), TextPlacer(*size)
+    pen, letters, room = ImageDraw.Draw(canvas, "RGBA"), font(text_height * _SCALE), TextPlacer(*size)
     corners = [_corners(box.bbox, scale, size) for box in record.objects]
     nothing = {index for index, box in enumerate(record.objects) if box.is_nothing}
     used = [index for index in drawn_objects(record, relations) if index not in nothing]
@@ -199,25 +219,35 @@ def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relat
         pen.text((x, y + height / 2), text, fill=colour, font=letters, anchor="lm")
 
     names = object_names(record.objects)
-    for index in used:  # its name on its colour, at a corner of its box
+    texts = {index: fit(names[index], letters, size[0] - 12 * _SCALE) for index in used}
+    high = (text_height + 5) * _SCALE
+    spots = {i: room.place_beside(corners[i], (letters.getlength(texts[i]) + 8 * _SCALE, high)) for i in used}
+    for index, spot in spots.items():  # a line to its box, which is hidden if the name stands at it
         left, top, right, bottom = corners[index]
-        text = fit(names[index], letters, size[0] - 12 * _SCALE)
-        wide, high = letters.getlength(text) + 8 * _SCALE, (_TEXT + 5) * _SCALE
-        ys = (top - high / 2, bottom + high / 2, top + high / 2, bottom - high / 2)
-        spot = room.place((wide, high), [(x, y) for y in ys for x in (left + wide / 2, right - wide / 2)])
+        x, y = middle(spot)
+        nearest = (min(max(x, left), right), min(max(y, top), bottom))
+        pen.line(((x, y), nearest), fill=colour_of(index), width=_SCALE)
+    for index, spot in spots.items():  # its name on its colour
         pen.rounded_rectangle(spot, 3 * _SCALE, fill=colour_of(index))
-        write(spot[0] + 4 * _SCALE, spot[1], high, text, "white")
+        write(spot[0] + 4 * _SCALE, spot[1], high, texts[index], "white")
     for (subject, _), (
         points,
         lines,
     ) in links.items():  # the relations of a pair, on white, somewhere along their arrow
-        step = (_TEXT + 4) * _SCALE
+        step = (text_height + 4) * _SCALE
         block = (max(map(letters.getlength, lines)) + 8 * _SCALE, step * len(lines) + 2 * _SCALE)
         spot = room.place(block, along(points, block))
         pen.rounded_rectangle(spot, 4 * _SCALE, fill="#fffffff0", outline=colour_of(subject), width=_SCALE)
         for number, line in enumerate(lines):
             write(spot[0] + 4 * _SCALE, spot[1] + _SCALE + number * step, step, line, _INK)
     return canvas.resize((size[0] // _SCALE, size[1] // _SCALE), Image.Resampling.LANCZOS)
+
+
+def draw_marks(image: Image.Image, boxes: Sequence[Rectangle], side: int) -> Image.Image:
+    """The image, its longer side resized to `side` pixels, with a numbered outline around each box (xywh), from 1."""
+    record = Record("", "", "", "", *image.size, [Box(str(number), 0, bbox) for number, bbox in enumerate(boxes, 1)])
+    width = max(image.width, image.height / 1.5) * side / max(image.size)  # where `draw_relations` gives this size
+    return draw_relations(image, record, [], width, _MARK)
 
 
 def _corners(bbox: Rectangle, scale: float, size: Point) -> Rectangle:

@@ -58,15 +58,20 @@ class ServedRun:
     url: str
     settings: tuple[str, ...] = ()
     key: str = KEY
+    marks: bool = False  # the server relates numbered boxes, and there are no captions
     log: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.log = self.out.with_suffix(".log")
 
     def start(self) -> None:
-        settings = ("tag.method=all", "engine.unit_size=16", f"caption.endpoint={self.url}", *self.settings)
+        served = (f"caption.endpoint={self.url}", "caption.captioner=tiny-vlm")
+        if self.marks:
+            served = ("pair.candidates=marks", "pair.model=tiny-vlm", f"pair.endpoint={self.url}")
+            served += ("caption.captioner=null",)
+        settings = ("tag.method=all", "engine.unit_size=16", *served, *self.settings)
         options = [option for setting in settings for option in ("--set", setting)]
-        command = [*_COMMAND, *self.images, "--captioner", "tiny-vlm", "--out", str(self.out), *options]
+        command = [*_COMMAND, *self.images, "--out", str(self.out), *options]
         environment = os.environ | {"OPENAI_API_KEY": self.key, "RAY_TMPDIR": str(self.ray), "RAY_worker_niceness": "0"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)

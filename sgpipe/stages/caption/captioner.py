@@ -166,9 +166,11 @@ class ServedCaptioner:
         self.config = config
         self._endpoint = ChatEndpoint(config.endpoint, config.captioner, config.requests, cache_folder)
 
-    def check(self) -> None:
-        """Ask for a caption of a grey image. Raises UserError like `ChatEndpoint.check`."""
-        self._endpoint.check(self._request(CaptionInput(_EXAMPLE, key=0)))
+        self.ask_all = self._endpoint.ask_all
+
+    def check(self, example: ChatRequest | None = None) -> None:
+        """Ask for an example, or else for a caption of a grey image. Raises UserError like `ChatEndpoint.check`."""
+        self._endpoint.check(example or self._request(CaptionInput(_EXAMPLE, key=0)))
 
     def setup(self) -> None:
         """Load nothing."""

@@ -109,7 +109,7 @@ class CaptionStage(Stage):
                     open_.append((record, region))
                     whole = file if region.window is None else None
                     shown = image if region.window is None else image.crop(region.window)
-                    yield CaptionInput(shown, _noise_key(self.seed, record, region), whole)
+                    yield CaptionInput(shown, noise_key(self.seed, record, region.scope, region.boxes), whole)
 
 
 def load_captioner(config: CaptionConfig, cache_folder: CacheFolder | None = None) -> Captioner:
@@ -134,10 +134,10 @@ def load_captioner(config: CaptionConfig, cache_folder: CacheFolder | None = Non
     return VisionLanguageCaptioner(own)
 
 
-def _noise_key(seed: int, record: Record, region: Region) -> int:
+def noise_key(seed: int, record: Record, scope: str, boxes: Sequence[int] = ()) -> int:
     """63 bits that select the noise of a region, the same in every process and for every order of the boxes."""
-    boxes = sorted(record.objects[index].bbox for index in region.boxes)
-    name = [seed, record.dataset, record.split, record.image_id, region.scope, boxes]
+    corners = sorted(record.objects[index].bbox for index in boxes)
+    name = [seed, record.dataset, record.split, record.image_id, scope, corners]
     digest = hashlib.blake2b(json.dumps(name).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

@@ -1,4 +1,4 @@
-"""Any image-text-to-text checkpoint of transformers as a captioner.
+"""Any image-text-to-text checkpoint of transformers as a captioner, or asked what an endpoint can be asked.
 
 An image is computed alone, with all its samples, on every device: its vision features and the prompt once, then the
 samples together. No tensor's shape depends on another image, so `batch_size` changes nothing on a CPU or a GPU. As with
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ from sgpipe.stages.checkpoint import (
     quiet,
     read_config,
 )
+from sgpipe.stages.endpoint import Answer, ChatRequest, Refusal, conversation, shown_image
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu_memory import enough_memory
 
@@ -46,6 +47,7 @@ _REMEDY = (
     "lower caption.samples, caption.max_tokens or caption.image_size, or raise caption.resources.gpus so that fewer "
     "actors share the GPU"
 )
+_REMEDY_OF_PAIR = "lower pair.samples, or raise pair.resources.gpus so that fewer actors share the GPU"
 
 
 class VisionLanguageCaptioner:
@@ -74,6 +76,7 @@ class VisionLanguageCaptioner:
         if "next_sequence_length" not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
             raise UserError(f"{self.name} needs a newer transformers: pip install --upgrade transformers")
         self.prompt = ImagePrompt(self.config)
+        self.is_chat = self.prompt.is_chat
         text = {**config, **(config.get("text_config") or {})}
         least, most = self.config.min_tokens, self.config.max_tokens or 0
         positions, vocabulary = (text.get(key) for key in ("max_position_embeddings", "vocab_size"))
@@ -138,9 +141,33 @@ class VisionLanguageCaptioner:
         captions = [one_line(self.prompt.decode(row)) for row in rows]
         return [caption for caption in captions if caption] or Refused("the captions are empty")
 
+    def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[Answer | Refusal]:
+        """See `ChatEndpoint.ask_all`. The sampling is that of `config`; a schema is not enforced."""
+        for request in requests:
+            with enough_memory(self.device, _REMEDY_OF_PAIR), quiet():
+                answer = self._answer(request)
+            yield answer
+
+    def _answer(self, request: ChatRequest) -> Answer | Refusal:
+        try:
+            texts = self._texts(request)
+            for number, text in enumerate(texts):
+                if request.check and (wrong := request.check(text)):
+                    [texts[number]] = self._texts(request.once_more(number, text, wrong))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except MISFITS as reason:
+            return Refusal(f"the model cannot process the image: {first_line(reason)}")
+        return Answer(tuple(texts))
+
+    def _texts(self, request: ChatRequest) -> list[str]:
+        inputs = self.prompt(shown_image(request.messages), self.prompt.chat(request.messages))
+        rows = self._decode(inputs, request.seed ^ request.first, self.generation, request.n)
+        return [self.prompt.decode(row) for row in rows]
+
     @torch.inference_mode()
-    def _decode(self, inputs: Any, key: int, generation: GenerationConfig) -> list[list[int]]:
-        """Return the tokens of each caption. Raises UserError if the scores are not finite."""
+    def _decode(self, inputs: Any, key: int, generation: GenerationConfig, samples: int = 0) -> list[list[int]]:
+        """Return the tokens of each sample. Raises UserError if the scores are not finite."""
         inputs = inputs.to(self.device, self.dtype)
         if self.config.decoding == "beam":
             sequences = self.model.generate(**inputs, generation_config=generation)
@@ -148,7 +175,7 @@ class VisionLanguageCaptioner:
             return sequences[:, prompt:].tolist()
         config = self.config
         sampling = NucleusSampling(
-            samples=config.samples,
+            samples=samples or config.samples,
             top_p=config.top_p,
             temperature=config.temperature,
             min_tokens=0,  # which `generation` has, and the end
@@ -181,11 +208,13 @@ class ImagePrompt:
                 "preprocessor_config.json is missing"
             )
         self.tokenizer: Any = self.processor.tokenizer
-        self._template = getattr(self.processor, "chat_template", None) is not None
+        self.is_chat = getattr(self.processor, "chat_template", None) is not None
         self.text = self._write(config.prompt or "", config.system)
 
-    def __call__(self, image: Image.Image) -> Any:
+    def __call__(self, image: Image.Image, text: str | None = None) -> Any:
         """Return the tensors of the prompt and an image of any size, of which only the pixels are used, not EXIF.
+
+        `text`: of another prompt, by `chat`.
 
         Raises one of `MISFITS` if the processor refuses the image.
         """
@@ -193,15 +222,15 @@ class ImagePrompt:
         if self._size:
             plain.thumbnail((self._size, self._size), Image.Resampling.BICUBIC)
         # A chat template writes the start token itself.
-        start = getattr(self.tokenizer, "bos_token", None)
-        written = {"add_special_tokens": False} if start and self.text.startswith(start) else {}
-        return self.processor(text=[self.text], images=[plain], return_tensors="pt", **written)
+        text, start = text or self.text, getattr(self.tokenizer, "bos_token", None)
+        written = {"add_special_tokens": False} if start and text.startswith(start) else {}
+        return self.processor(text=[text], images=[plain], return_tensors="pt", **written)
 
     def check(self) -> None:
         """Prepare an example. Raises UserError if the prompt has no place for an image."""
         image, number = (getattr(self.processor, name, None) for name in ("image_token", "image_token_id"))
         where = "its chat template has no place for the image"
-        if not self._template:
+        if not self.is_chat:
             where = (
                 "its processor has no chat template, and caption.prompt has no place for the image; write the prompt "
                 f"as the model expects it{f', with {image}' if image else ''}"
@@ -221,22 +250,28 @@ class ImagePrompt:
 
     def _write(self, prompt: str, system: str | None) -> str:
         """Return the prompt as the model reads it: as it is, or in the chat template."""
-        if not self._template:
+        if not self.is_chat:
             if system is not None:
                 raise UserError(f"{self._name}: caption.system is set, but it has no chat template to put it in")
             return prompt
-        content: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": prompt}]
-        messages = [{"role": "user", "content": content}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         try:
-            text = str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            text = self.chat(conversation(prompt, "", system))
         except (TemplateError, *MISFITS) as reason:
             raise UserError(f"{self._name}: its chat template fails: {first_line(reason)}") from None
         for setting, value in (("caption.prompt", prompt), ("caption.system", system or "")):
             if value.strip() not in text:
                 raise UserError(f"{self._name}: its chat template leaves out {setting}")
         return text
+
+    def chat(self, messages: Iterable[Mapping[str, Any]]) -> str:
+        """Return messages of the OpenAI chat API, of which one has an image, in the chat template."""
+        written = []
+        for message in messages:
+            content = message["content"]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            parts = [{"type": "image"} if part["type"] == "image_url" else part for part in parts]
+            written.append({"role": message["role"], "content": parts})
+        return str(self.processor.apply_chat_template(written, add_generation_prompt=True, tokenize=False))
 
 
 # Inputs that only the prefix needs; text that follows must not repeat them.

@@ -6,13 +6,13 @@ An answer that is no graph all the same is asked for once more; then the rules p
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
-from sgpipe.stages.endpoint import Answer, CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Refusal, conversation
+from sgpipe.stages.endpoint import Answer, CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, conversation
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.rules import Texts, analyse, ground, load_model, triplets
 
@@ -27,16 +27,42 @@ front of"). A thing that owns or has another is its subject, with the predicate 
 - Do not infer what the caption does not state. A caption without relations has an empty list.
 Example: "two young women in hats are sitting on a bench, and a dog lies under it" has (women, in, hats), (women, \
 sitting on, bench) and (dog, lies under, bench)."""
-_TEXTS = ("subject", "predicate", "object")
-_STRICT = {"additionalProperties": False}
-_RELATION = {"type": "object", "properties": {name: {"type": "string"} for name in _TEXTS}, "required": [*_TEXTS]}
-_RELATIONS = {"type": "array", "items": _RELATION | _STRICT}
-SCHEMA = {"type": "object", "properties": {"relations": _RELATIONS}, "required": ["relations"], **_STRICT}
+_ENDS_AND_PREDICATE = ("subject", "predicate", "object")
 _ONCE_MORE = (
     'This is not JSON of the form {"relations": [{"subject": …, "predicate": …, "object": …}]}. Answer with it.'
 )
 _SAMPLING = ChatSampling(max_tokens=1024)
-_LONGEST_ANSWER = 4000  # characters of an answer that is sent back
+
+
+def relations_schema(end: Mapping[str, Any], predicate: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an answer that lists relations, from those of their ends and predicates."""
+    item = _object(dict(zip(_ENDS_AND_PREDICATE, (end, predicate, end), strict=True)))
+    return _object({"relations": {"type": "array", "items": item}})
+
+
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    closed = {"required": [*properties], "additionalProperties": False}
+    return {"type": "object", "properties": properties, **closed}
+
+
+def read_relations(text: str) -> list[tuple[Any, Any, Any]] | None:
+    """Return the subject, predicate and object of each relation in an answer, of any type, or None if it has none.
+
+    Reasoning, code fences and words around the JSON are passed over; other keys in it are not.
+    """
+    text = text.rpartition("</think>")[2]
+    try:
+        answered = json.loads(text[text.find("{") : text.rfind("}") + 1])
+        relations = answered.pop("relations")
+        if answered or not isinstance(relations, list):
+            return None
+        found = [(each.pop("subject"), each.pop("predicate"), each.pop("object")) for each in relations]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return None if any(relations) else found
+
+
+SCHEMA = relations_schema({"type": "string"}, {"type": "string"})
 
 
 class LlmParser:
@@ -79,48 +105,27 @@ class LlmParser:
         """The graphs by number of the caption, as far as the model writes some."""
         graphs: dict[int, list[Texts]] = {}
         spoken = [number for number, caption in enumerate(captions) if clean(caption)]
-        asked = {number: _request(captions[number]) for number in spoken}
-        for _ in range(2):
-            again: dict[int, ChatRequest] = {}
-            for number, answer in zip(asked, self._endpoint.ask_all(asked.values()), strict=True):
-                if (graph := _read(answer)) is not None:
-                    graphs[number] = graph
-                elif isinstance(answer, Answer):
-                    again[number] = _once_more(asked[number], answer.texts[0])
-            asked = again
-        for number in spoken:
-            if number not in graphs:
-                self.by_rules += 1
-                if self._endpoint.cache is not None:
-                    self._endpoint.cache.put_by_rules(captions[number].encode())
+        answers = self._endpoint.ask_all(_request(captions[number]) for number in spoken)
+        for number, answer in zip(spoken, answers, strict=True):
+            graph = _read(answer.texts[0]) if isinstance(answer, Answer) else None
+            if graph is not None:
+                graphs[number] = graph
+                continue
+            self.by_rules += 1
+            if self._endpoint.cache is not None:
+                self._endpoint.cache.put_by_rules(captions[number].encode())
         return graphs
 
 
 def _request(caption: str) -> ChatRequest:
-    return ChatRequest(conversation(clean(caption), system=INSTRUCTIONS), _SAMPLING, schema=SCHEMA)
+    return ChatRequest(conversation(clean(caption), system=INSTRUCTIONS), _SAMPLING, schema=SCHEMA, check=_check)
 
 
-def _once_more(request: ChatRequest, answer: str) -> ChatRequest:
-    dialogue = [
-        *request.messages,
-        {"role": "assistant", "content": answer[:_LONGEST_ANSWER]},
-        {"role": "user", "content": _ONCE_MORE},
-    ]
-    return replace(request, messages=dialogue)
+def _check(text: str) -> str | None:
+    return _ONCE_MORE if _read(text) is None else None
 
 
-def _read(answer: Answer | Refusal) -> list[Texts] | None:
+def _read(text: str) -> list[Texts] | None:
     """The graph of an answer, or None if it is none."""
-    if isinstance(answer, Refusal):
-        return None
-    text = answer.texts[0].strip().removeprefix("```json").removeprefix("```").removesuffix("```")
-    try:
-        answered = json.loads(text.strip())
-        relations = answered.pop("relations")
-        if answered or not isinstance(relations, list):
-            return None
-        graph = [(each.pop("subject"), each.pop("predicate"), each.pop("object")) for each in relations]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    is_whole = not any(relations) and all(isinstance(text, str) for texts in graph for text in texts)
-    return graph if is_whole else None
+    graph = read_relations(text)
+    return graph if graph is not None and all(isinstance(each, str) for texts in graph for each in texts) else None

@@ -138,13 +138,18 @@ def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
     repair(tree)
     found: dict[Texts, Triplet] = {}
     for subject, predicate, thing in texts:
-        words = list(dropwhile(BE.__contains__, _words(predicate)))  # if nothing else is left, it is an attribute
+        words = predicate_words(predicate)
         names = [_name(tree, text) for text in (subject, thing)]
         if words and all(name for name, _ in names):
             surface, lemma = _predicate(tree, words)
             (subject, subject_head), (thing, object_head) = names
             found[subject, surface, thing] = Triplet(subject, surface, thing, subject_head, object_head, lemma, 0)
     return list(found.values())
+
+
+def predicate_words(text: str) -> list[str]:
+    """The words of a predicate in lower case, without forms of "be"; if nothing else is left, it is an attribute."""
+    return list(dropwhile(BE.__contains__, _words(text)))
 
 
 def _words(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, RelationOrigin, deduplicate
 from sgpipe.stages.base import Stage
-from sgpipe.stages.pair import overlapping
+from sgpipe.stages.pair import overlapping, stated_predicates, told_triplets
 
 ASSUMED = 1.0  # so that no threshold drops them; without a confidence they would be annotations
 _NEEDED = {
@@ -50,9 +50,10 @@ class AssumedStage(Stage):
 
     name = "tag"
 
-    def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace]) -> None:
-        """`roots`: where the images of each split are; not used, as no image is opened."""
+    def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace], pair: PairConfig | None = None) -> None:
+        """`roots`: where the images of each split are; not used, as no image is opened. `pair`: of the pair stage."""
         self.config, self.roots, self.resources = config, roots, config.resources
+        self.pair = pair or PairConfig()
 
     def check(self) -> None:
         """Raises UserError: a setting is for another method."""
@@ -62,8 +63,21 @@ class AssumedStage(Stage):
         for record in records:
             if record.ok:
                 pairs = overlapping_pairs(record) if self.config.method == "overlap" else record.pairs
-                record.relations += deduplicate(candidates(pairs, ASSUMED, "captions"))
+                relations = deduplicate(candidates(pairs, ASSUMED, "captions"))
+                if self.pair.marks:
+                    self._name_marks(record, relations)
+                record.relations += relations
         return records
+
+    def _name_marks(self, record: Record, relations: list[Relation]) -> None:
+        """Give relations that no caption led to the origin "marks"."""
+        match, loose = self.pair.match, self.pair.loose
+        told = told_triplets(record, match, loose) if self.pair.candidates == "captions+marks" else ()
+        stated = stated_predicates(told, verbatim=match == "substring")
+        for relation in relations:
+            classes = record.objects[relation.subject].category, record.objects[relation.object].category
+            if relation.predicate not in stated.get(classes, ()):
+                relation.origin = "marks"
 
 
 def candidates(pairs: list[Pair], confidence: float | None, origin: RelationOrigin) -> list[Relation]:

@@ -320,7 +320,8 @@ class TagStage(Stage):
             ranks = [box.rank for box in record.objects]
             pairs = sorted(record.pairs, key=lambda pair: (ranks[pair.subject], ranks[pair.object]))
             return own_batches(pairs, self.group_size, self.config.chunk)
-        boxes = None if self.pair.candidates == "captions" else sum(not box.iscrowd for box in record.objects)
+        of_classes = self.pair.candidates in ("image", "prior")
+        boxes = sum(not box.iscrowd for box in record.objects) if of_classes else None
         return reference_batches(reference_groups(record.pairs, self.group_size, boxes), self.config.chunk)
 
     def _compute(self, inputs: list[TaggerInput]) -> tuple[list[TaggerInput], list[list[Tensor]]]:

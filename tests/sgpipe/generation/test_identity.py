@@ -46,6 +46,19 @@ def test_what_changes_labels_is_told_by_name(setting, line):
     assert told.startswith(line)
 
 
+def test_settings_of_marks_count_only_with_them_and_the_url_never():
+    asked = {"pair__candidates": "marks", "pair__model": "m", "pair__endpoint": "http://a/v1"}
+    more = {"pair__max_marks": 9, "pair__samples": 3, "pair__temperature": 1.0, "pair__model": "n"}
+    for key, value in more.items():
+        assert fingerprint(parts(**{key: value})) == fingerprint(parts())
+        assert fingerprint(parts(**(asked | {key: value}))) != fingerprint(parts(**asked))
+    seeded = [Recipe.model_validate({"seed": seed, "pair": {"candidates": "marks"}}) for seed in (0, 1)]
+    assert [identity(recipe, {})["pair"]["seed"] for recipe in seeded] == [0, 1]
+    moved = asked | {"pair__endpoint": "http://b/v1", "pair__requests": {"key": "OTHER"}, "pair__device": "cpu"}
+    assert parts(**moved) == parts(**asked)
+    assert "http" not in str(parts(**asked))
+
+
 def test_stages_that_share_a_gpu_are_as_those_that_ask_for_one():
     recipe = Recipe.model_validate({"caption": {"captioner": "c"}, "tag": {"tagger": "t"}})
     shared = identity(recipe, {}, {"caption"})

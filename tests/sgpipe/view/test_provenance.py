@@ -61,6 +61,15 @@ def test_with_candidates_of_the_whole_image_a_pair_may_carry_what_is_said_of_oth
     assert "pair.candidates: image" in provenance.explain(other)
 
 
+def test_what_a_model_states_of_marks_is_told_from_what_captions_state() -> None:
+    for candidates, words in (("marks", "model states"), ("captions+marks", "1 of 2 captions")):
+        record = paired([MAN])
+        record.pairs[0].predicates.append("near")
+        provenance = Provenance(record, header(candidates=candidates, match="head"))
+        assert words in provenance.explain(Relation(0, 1, "riding", 0.9))
+        assert "model states" in provenance.explain(Relation(0, 1, "near", 0.9))
+
+
 @pytest.mark.parametrize(
     ("run", "confidence", "origin"),
     [

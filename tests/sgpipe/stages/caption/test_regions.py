@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sgpipe.records import Box, Record
-from sgpipe.stages.caption.stage import _noise_key, regions
+from sgpipe.stages.caption.stage import noise_key, regions
 
 
 def record(*boxes, crowd=(), size=(100, 80)):
@@ -71,7 +71,7 @@ def test_which_regions_are_captioned_and_how_does_not_depend_on_the_order_of_box
     def noise(boxes):
         made = record(*boxes)
         found, beyond = regions(made, ("box", "pair"), 5)
-        return sorted((region.window, _noise_key(3, made, region)) for region in found), beyond
+        return sorted((region.window, noise_key(3, made, region.scope, region.boxes)) for region in found), beyond
 
     first, beyond = noise(boxes)
     assert (len(first), beyond) == (10, 3 + 23)

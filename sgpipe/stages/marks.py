@@ -1,0 +1,169 @@
+"""The pair stage that asks a vision-language model: it sees numbered boxes on the image, and relates their numbers."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+
+from sgpipe.errors import ImageError, UserError
+from sgpipe.files.image_roots import ImagePlace
+from sgpipe.image_feed import ImageFeed
+from sgpipe.recipe import CaptionConfig, PairConfig
+from sgpipe.records import Box, Record
+from sgpipe.stages.caption.stage import CaptionStage, load_captioner, noise_key
+from sgpipe.stages.endpoint import (
+    Answer,
+    ChatRequest,
+    ChatSampling,
+    Refusal,
+    conversation,
+    image_url,
+    quote,
+)
+from sgpipe.stages.pair import PairStage, TripletCount
+from sgpipe.stages.parse.llm import read_relations, relations_schema
+from sgpipe.stages.parse.rules import predicate_words
+from sgpipe.utils.console import single_line
+from sgpipe.viz.draw_relations import draw_marks
+
+PROMPT = (
+    "Things in this image are outlined and numbered. Which of them are visibly related, and how? A relation has the "
+    "numbers of a subject and an object, and a predicate between them: what the subject does to the object (such as "
+    "riding, holding, looking at), or where it is (such as sitting on, behind, next to). State every relation that can "
+    "be seen, and none that cannot."
+)
+_FORM = (
+    'Answer with JSON alone: {"relations": [{"subject": 1, "predicate": "riding", "object": 2}]} states that 1 is '
+    'riding 2; {"relations": []}, that nothing is related.'
+)
+_SIDE, _MAX_TOKENS, _TOP_P = 1024, 1024, 0.9  # the longer side of the image, in pixels
+_MOST_RELATIONS, _LONGEST_PREDICATE = 500, 80  # of an answer; characters
+
+Stated = tuple[int, str, int]  # the numbers of subject and object, and the predicate between them
+
+
+class MarksStage(PairStage):
+    """Adds what a model states of numbered boxes as candidates of exactly these pairs.
+
+    The boxes are the largest by `Box.rank`, numbered from 1 in each image. An answer that breaks the schema is
+    requested once more. Of the second, valid relations count all the same, and it is counted in `left_out`. Without any
+    usable answer the row becomes an error row, but for `captions+marks`, where captions may have candidates.
+    """
+
+    def __init__(
+        self,
+        config: PairConfig,
+        dataset: str,
+        categories: Iterable[str],
+        known: Iterable[TripletCount] | None,
+        roots: Mapping[str, ImagePlace],
+        seed: int,
+    ) -> None:
+        """See `PairStage`. `roots`: where the images of each split are; `seed`: of the run."""
+        super().__init__(config, dataset, categories, known)
+        same = ("endpoint", "requests", "samples", "temperature", "device", "dtype", "resources")
+        given = {name: getattr(config, name) for name in same} | {"top_p": _TOP_P, "max_tokens": _MAX_TOKENS}
+        asked = CaptionConfig(captioner=config.model, prompt=PROMPT, min_tokens=1, **given)
+        self._asked = CaptionStage(asked, roots, seed)  # whose captioner answers
+
+    def check(self) -> None:
+        """Raises UserError: there is no such model, it cannot be asked about images, or its server does not answer."""
+        model: Any = load_captioner(self._asked.config)
+        if self.config.endpoint is not None:
+            example = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
+            model.check(self._request(Image.new("RGB", (64, 64), "grey"), example, 0))
+        else:
+            model.check()
+            if not getattr(model, "is_chat", False):
+                raise UserError(f"pair.model {self.config.model} has no chat template, so it cannot be asked")
+
+    def setup(self) -> None:
+        """Load the model. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
+        super().setup()
+        self._asked.cache_folder = self.cache_folder
+        self._asked.setup()
+
+    def gpu_use(self) -> dict[str, Any]:
+        return self._asked.gpu_use()
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        super().__call__(records)
+        open_: deque[tuple[Record, list[int]]] = deque()
+        model: Any = self._asked.captioner
+        for answer in model.ask_all(self._requests(records, open_)):
+            self._add(*open_.popleft(), answer)
+        return records
+
+    def _requests(self, records: Sequence[Record], open_: deque[tuple[Record, list[int]]]) -> Iterator[ChatRequest]:
+        """A question about each image with several boxes, noted in `open_` with the indices of its numbered boxes."""
+        with ImageFeed(self._asked.roots, records, lambda image, file: image, self._asked.threads) as images:
+            for record in (record for record in records if record.ok):
+                boxes = [i for i, box in enumerate(record.objects) if not box.iscrowd and min(box.bbox[2:]) > 0]
+                boxes.sort(key=lambda index: record.objects[index].rank)
+                marked = boxes[: self.config.max_marks]
+                record.left_out["marks"] = len(boxes) - len(marked)
+                if len(marked) < 2:
+                    continue
+                try:
+                    image = images.open(record)
+                except ImageError as reason:
+                    record.fail(self.name, str(reason))
+                    continue
+                open_.append((record, marked))
+                key = noise_key(self._asked.seed, record, "marks", marked)
+                yield self._request(image, [record.objects[index] for index in marked], key)
+
+    def _request(self, image: Image.Image, objects: Sequence[Box], key: int) -> ChatRequest:
+        config, numbers = self.config, range(1, len(objects) + 1)
+        names = [f"{number}: {single_line(box.category)}" for number, box in zip(numbers, objects, strict=True)]
+        return ChatRequest(
+            conversation(
+                "\n".join([PROMPT, *names, _FORM]), image_url(draw_marks(image, [box.bbox for box in objects], _SIDE))
+            ),
+            ChatSampling(_MAX_TOKENS, config.temperature, _TOP_P),
+            seed=key,
+            n=config.samples,
+            schema=relations_schema({"type": "integer", "enum": [*numbers]}, {"type": "string"}),
+            check=lambda text: self._read(text, len(objects))[1],
+        )
+
+    def _read(self, text: str, boxes: int) -> tuple[list[Stated], str | None]:
+        """The valid relations of an answer, without repetition, and what is wrong with it, if anything is."""
+        stated = read_relations(text)
+        if stated is None:
+            return [], f"This is not JSON of that form. {_FORM}"
+        found, wrong = dict[Stated, None](), None
+        for subject, words, object_ in stated:
+            ends, predicate = (subject, object_), _normalised(words)
+            if predicate and subject != object_ and all(type(end) is int and 1 <= end <= boxes for end in ends):
+                found[subject, predicate, object_] = None
+            else:
+                wrong = f"{quote(json.dumps([subject, words, object_]))} does not relate two of the numbers. {_FORM}"
+        if len(found) > _MOST_RELATIONS:
+            wrong = f"These are more than {_MOST_RELATIONS} relations. {_FORM}"
+        return list(found)[:_MOST_RELATIONS], wrong
+
+    def _add(self, record: Record, marked: Sequence[int], answer: Answer | Refusal) -> None:
+        """Add what the answers state to the pairs of a record. `marked`: the indices of its numbered boxes."""
+        read = [self._read(text, len(marked)) for text in answer.texts] if isinstance(answer, Answer) else []
+        record.left_out["answers"] = self.config.samples - sum(wrong is None for _, wrong in read)
+        if self.config.candidates == "marks" and not any(found or wrong is None for found, wrong in read):
+            record.fail(self.name, answer.reason if isinstance(answer, Refusal) else "the model's answers are unusable")
+            return
+        stated = {(pair.subject, pair.object): dict.fromkeys(pair.predicates) for pair in record.pairs}
+        for subject, predicate, object_ in (each for found, _ in read for each in found):
+            stated.setdefault((marked[subject - 1], marked[object_ - 1]), {})[predicate] = None
+        boxes = [replace(box, category=f"{box.category} {index}") for index, box in enumerate(record.objects)]
+        predicates = {(boxes[s].category, boxes[o].category): list(texts) for (s, o), texts in stated.items()}
+        record.left_out["pairs"] += self._list_pairs(record, boxes, predicates)
+
+
+def _normalised(predicate: Any) -> str:
+    """A predicate as the parsers write it; "" if it is none."""
+    text = " ".join(predicate_words(predicate)) if isinstance(predicate, str) else ""
+    return text if text.isprintable() and len(text) <= _LONGEST_PREDICATE else ""

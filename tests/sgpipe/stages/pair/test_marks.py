@@ -1,0 +1,278 @@
+"""A vision-language model relates numbered boxes: what it is shown, and what becomes of each kind of answer."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from sgpipe.errors import UserError
+from sgpipe.pipeline import Pipeline
+from sgpipe.recipe import PairConfig, Requests, TagConfig
+from sgpipe.records import NO_OBJECT, Box, Record, Relation, Triplet
+from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
+from sgpipe.stages.endpoint import CacheFolder, RequestCache
+from sgpipe.stages.marks import MarksStage
+from sgpipe.stages.tag.methods import AssumedStage
+from sgpipe.viz.draw_relations import TextPlacer, draw_marks, overlap
+from tests.endpoint_server import Answerer, EndpointServer, scripted, shown_image
+from tests.factories import make_blip
+from tests.marked_model import NAMES, MarkedWorld
+from tests.vlm_checkpoints import make_vlm
+
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
+
+def make_stage(url: str | None, folder: Path, cache: Path | None = None, **settings: Any) -> MarksStage:
+    values = {"candidates": "marks", "model": "tiny-vlm", "endpoint": url, "requests": Requests(retries=1)}
+    stage = MarksStage(PairConfig(**(values | settings)), "coco", NAMES, None, {"val": folder}, seed=0)
+    stage.check()
+    stage.cache_folder = CacheFolder(cache) if cache else None
+    stage.setup()
+    return stage
+
+
+def pairs(record: Record) -> dict[tuple[int, int], list[str]]:
+    return {(pair.subject, pair.object): pair.predicates for pair in record.pairs}
+
+
+@pytest.mark.parametrize(("rate", "seed"), [(0.0, 0), (0.1, 1), (0.3, 2), (1.0, 3)])
+def test_pairs_and_predicates_are_exactly_those_that_the_model_states(tmp_path: Path, rate: float, seed: int) -> None:
+    world = MarkedWorld(tmp_path / "images", 12, rate, seed)
+    with EndpointServer(world) as server:
+        done = make_stage(server.url, world.folder)(copy.deepcopy(world.records))
+    found = [{ends: set(texts) for ends, texts in pairs(record).items()} for record in done]
+    assert found == [world.expected(record) for record in world.records]
+    assert any(found)
+    assert all(record.ok and not any(record.left_out.values()) for record in done)
+    wrong = sum(world.stated(record) != world.truth[record.image_id] for record in world.records)
+    assert (wrong == 0) == (rate == 0)
+
+
+DOG, CAT, MAN = Box("dog", 3, (0, 0, 60, 60)), Box("cat", 2, (30, 30, 30, 30)), Box("person", 1, (70, 10, 20, 20))
+
+
+def relations(*triples: tuple[Any, Any, Any]) -> str:
+    return json.dumps({"relations": [{"subject": s, "predicate": p, "object": o} for s, p, o in triples]})
+
+
+def one_image(folder: Path, *boxes: Box) -> Record:
+    Image.new("RGB", (100, 80), "grey").save(folder / "1.png")
+    return Record("1", "coco", "val", "1.png", 100, 80, list(boxes or (CAT, MAN, DOG)))  # numbered 2, 3, 1
+
+
+FINE = relations((1, "chasing", 2))
+MANY = relations(*((1, f"near {number}", 2) for number in range(10_000)))
+# what the server answers at first and when it is asked once more; the predicates by ends; asked how often; failed
+ANSWERS: dict[str, tuple[str, str, dict[tuple[int, int], list[str]], int, int]] = {
+    "prose around it": (f"Sure!\n```json\n{FINE}\n```\nAnything else?", "", {(2, 0): ["chasing"]}, 1, 0),
+    "reasoning": (f"<think>{{1}} and {{2}}?</think>{FINE}", "", {(2, 0): ["chasing"]}, 1, 0),
+    "empty list": (relations(), "", {}, 1, 0),
+    "spelling": (relations((1, " Is  Sitting ON", 3)), "", {(2, 1): ["sitting on"]}, 1, 0),
+    "repeated": (relations(*[(1, "on", 2), (1, "On ", 2), (1, "by", 2)] * 2), "", {(2, 0): ["on", "by"]}, 1, 0),
+    "prose alone": ("1 chases 2", FINE, {(2, 0): ["chasing"]}, 2, 0),
+    "another key": (FINE.replace("}]", ', "score": 1}]'), FINE, {(2, 0): ["chasing"]}, 2, 0),
+    "another key beside": ('{"more": 1, ' + FINE[1:], FINE, {(2, 0): ["chasing"]}, 2, 0),
+    "cut off": (FINE[:-5], FINE, {(2, 0): ["chasing"]}, 2, 0),
+    "out of range": (relations((1, "on", 4)), FINE, {(2, 0): ["chasing"]}, 2, 0),
+    "of range twice": (relations((1, "on", 4)), relations((1, "on", 0), (3, "by", 1)), {(1, 2): ["by"]}, 2, 1),
+    "itself": (relations((2, "on", 2)), relations((2, "on", 2), (2, "on", 1)), {(0, 2): ["on"]}, 2, 1),
+    "types": (relations((True, "on", 2), ("1", "on", 2), (1.0, "on", 2), (1, 7, 2)), FINE, {(2, 0): ["chasing"]}, 2, 0),
+    "no predicate": (relations((1, "is", 2), (1, "\ud800", 3), (1, "x" * 99, 3)), FINE, {(2, 0): ["chasing"]}, 2, 0),
+    "10,000": (MANY, MANY, {(2, 0): [f"near {number}" for number in range(500)]}, 2, 1),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("candidates", ["marks", "captions+marks"])
+def test_answers_are_checked_and_asked_for_once_more(tmp_path: Path, name: str, candidates: str) -> None:
+    first, second, expected, asked, failed = ANSWERS[name]
+    with EndpointServer(lambda body: [first if len(body["messages"]) == 1 else second]) as server:
+        stage = make_stage(server.url, tmp_path, candidates=candidates)
+        server.requests.clear()
+        [record] = stage([one_image(tmp_path)])
+        assert len(server.requests) == asked
+    assert (record.ok, pairs(record), record.left_out["answers"]) == (True, expected, failed)
+
+
+@pytest.mark.parametrize("text", ["No.", relations((1, "on", 9)), '{"relations": {}}', "[" * 9000, "{}"])
+def test_an_image_without_a_usable_answer_fails_and_is_asked_again_on_request(tmp_path: Path, text: str) -> None:
+    said = [text]
+    with EndpointServer(lambda body: said) as server:
+        stage = make_stage(server.url, tmp_path, tmp_path)
+        server.requests.clear()
+        for _ in range(2):  # the second time from the cache
+            [record] = stage([one_image(tmp_path)])
+            assert record.error == "pair: the model's answers are unusable"
+            assert record.left_out["answers"] == 1
+        assert len(server.requests) == 2
+        assert server.requests[1]["messages"][1] == {"role": "assistant", "content": text[:4000]}
+        RequestCache(CacheFolder(tmp_path).file).forget_refusals()
+        said[0] = FINE
+        [record] = stage([one_image(tmp_path)])
+    assert (record.ok, len(record.pairs)) == (True, 1)
+
+
+def test_samples_are_united_and_each_is_asked_once_more_by_itself(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any]) -> list[str]:
+        if len(body["messages"]) > 1:
+            return [relations((2, "by", 3)) if body["messages"][1]["content"] == "bad" else "worse"]
+        return [FINE, "bad", relations((1, "chasing", 2), (1, "on", 2)), "no"]
+
+    with EndpointServer(answer) as server:
+        [record] = make_stage(server.url, tmp_path, samples=4)([one_image(tmp_path)])
+        assert len({body["seed"] for body in server.requests[1:]}) == 3
+    assert pairs(record) == {(0, 1): ["by"], (2, 0): ["chasing", "on"]}
+    assert (record.ok, record.left_out["answers"]) == (True, 1)
+
+
+def test_what_captions_state_remains_beside_it(tmp_path: Path) -> None:
+    triplet = Triplet("cat", "on", "person", "cat", "person", "on", 0)
+    with EndpointServer(lambda body: [relations((2, "on", 3), (2, "by", 3), (1, "by", 2))]) as server:
+        for candidates, own in (("captions+marks", ["on", "by"]), ("marks", ["on", "by"])):
+            record = replace(one_image(tmp_path), triplets=[copy.copy(triplet)])
+            [record] = make_stage(server.url, tmp_path, candidates=candidates)([record])
+            assert pairs(record) == {(0, 1): own, (2, 0): ["by"]}
+            AssumedStage(TagConfig(method="all"), {}, PairConfig(candidates=candidates, model="m", endpoint="u"))(
+                [record]
+            )
+            origins = [(each.subject, each.predicate, each.origin) for each in record.relations]
+            on = "captions" if candidates == "captions+marks" else "marks"
+            assert origins == [(0, "on", on), (0, "by", "marks"), (2, "by", "marks")]
+    with EndpointServer(lambda body: ["no"]) as server:
+        record = replace(one_image(tmp_path), triplets=[triplet])
+        [record] = make_stage(server.url, tmp_path, candidates="captions+marks")([record])
+    assert (record.ok, pairs(record), record.left_out["answers"]) == (True, {(0, 1): ["on"]}, 1)
+
+
+def test_a_refused_image_is_an_error_row_and_one_box_is_no_question(tmp_path: Path) -> None:
+    with EndpointServer(lambda body: [FINE], scripted(None, "refusal")) as server:
+        stage = make_stage(server.url, tmp_path)
+        [record] = stage([one_image(tmp_path)])
+        assert record.error == "pair: the model refused: I cannot describe people."
+        crowd, nothing = Box("dog", 3, (0, 0, 50, 50), iscrowd=True), Box(NO_OBJECT, 0, (0, 0, 0, 0))
+        [record] = stage([one_image(tmp_path, DOG, crowd, nothing)])
+        assert (record.ok, record.pairs, len(server.requests)) == (True, [], 2)
+        missing = replace(one_image(tmp_path), file_name="no.png")
+        assert stage([missing])[0].error.startswith("pair: ")
+
+
+def test_the_largest_boxes_are_marked_whatever_their_order_and_others_counted(tmp_path: Path) -> None:
+    boxes = [Box("car", 5, (x, 5, 10 + x, 20)) for x in range(8)]
+    with EndpointServer(lambda body: [relations((1, "by", 2))]) as server:
+        stage = make_stage(server.url, tmp_path, max_marks=3)
+        server.requests.clear()
+        for order in (boxes, boxes[::-1]):
+            [record] = stage([one_image(tmp_path, *order)])
+            assert record.left_out["marks"] == 5
+            [(subject, object_)] = pairs(record)
+            assert (record.objects[subject], record.objects[object_]) == (boxes[7], boxes[6])
+        assert server.requests[0] == server.requests[1]
+        schema = server.requests[0]["response_format"]["json_schema"]["schema"]
+        assert schema["properties"]["relations"]["items"]["properties"]["subject"]["enum"] == [1, 2, 3]
+
+
+def test_overlap_and_limit_hold_for_marks_too(tmp_path: Path) -> None:
+    stated = relations((2, "on", 1), (1, "by", 3), (2, "by", 3))
+    with EndpointServer(lambda body: [stated]) as server:
+        [record] = make_stage(server.url, tmp_path, require_overlap=True)([one_image(tmp_path)])
+        assert pairs(record) == {(0, 2): ["on"]}
+        [record] = make_stage(server.url, tmp_path, max_pairs=2)([one_image(tmp_path)])
+    assert (pairs(record), record.left_out["pairs"]) == ({(0, 2): ["on"], (2, 1): ["by"]}, 1)
+
+
+def test_what_an_extended_run_already_has_is_no_candidate(tmp_path: Path) -> None:
+    stated = relations((1, "chasing", 2), (3, "next to", 1), (1, "under", 3))
+    with EndpointServer(lambda body: [stated]) as server:
+        config = PairConfig(candidates="marks", model="tiny-vlm", endpoint=server.url)
+        stage = MarksStage(config, "coco", NAMES, (), {"val": tmp_path}, seed=0)
+        stage.setup()
+        record = replace(one_image(tmp_path), relations=[Relation(2, 0, "chasing"), Relation(2, 1, "near")])
+        [record] = stage([record])
+    assert pairs(record) == {(2, 1): ["under"]}
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1, max_size=30), st.floats(0.4, 2.5), st.booleans())
+def test_numbers_hide_no_other_number(shares: list[tuple[float, ...]], aspect: float, alike: bool) -> None:
+    width, height = min(1024.0, 1024 * aspect), min(1024.0, 1024 / aspect)
+    room, spots = TextPlacer(width, height), []
+    for x, y, w, h in [shares[0]] * len(shares) if alike else shares:
+        box = (x * width, y * height, (x + w * (1 - x)) * width, (y + h * (1 - y)) * height)
+        spots.append(room.place_beside(box, (34, 25)))
+    for at, (left, top, right, bottom) in enumerate(spots):
+        assert left >= 0 <= top
+        assert right <= width
+        assert bottom <= height
+        assert not any(overlap(spots[at], other) for other in spots[:at])
+
+
+def test_small_and_huge_images_are_shown_at_one_size_with_every_number() -> None:
+    for size in ((40, 30), (3000, 4000), (100, 900)):
+        boxes = [(0.0, 0.0, size[0] / 2, size[1] / 2), (0.0, 0.0, size[0] / 2, size[1] / 2), (1.0, 1.0, 1.0, 1.0)]
+        shown = draw_marks(Image.new("RGB", size, "grey"), boxes, 1024)
+        assert abs(max(shown.size) - 1024) <= 1
+        assert {(230, 25, 75), (11, 132, 216), (42, 157, 63)} <= {colour for _, colour in shown.getcolors(1 << 20)}
+
+
+def test_a_local_model_is_asked_in_its_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_vlm(tmp_path / "vlm", "qwen2_vl")
+    stage = make_stage(None, tmp_path, model=str(model), samples=2)
+    [record] = stage([one_image(tmp_path)])  # random words
+    assert (record.error, record.left_out["answers"]) == ("pair: the model's answers are unusable", 2)
+    texts, prompts, decode = [["bad", FINE], [relations((3, "by", 1))]], [], VisionLanguageCaptioner._decode
+
+    def scripted_tokens(self: Any, inputs: Any, key: int, generation: Any, samples: int = 0) -> list[list[int]]:
+        assert len(decode(self, inputs, key, generation, samples)) == samples
+        prompts.append(self.prompt.tokenizer.decode(inputs["input_ids"][0]))
+        return [self.prompt.tokenizer.encode(text) for text in texts[len(prompts) - 1]]
+
+    monkeypatch.setattr(VisionLanguageCaptioner, "_decode", scripted_tokens)
+    [record] = stage([one_image(tmp_path)])
+    assert pairs(record) == {(1, 2): ["by"], (2, 0): ["chasing"]}
+    assert "\n1: dog\n2: cat\n3: person\n" in prompts[0]
+    assert "<|im_start|>assistant\nbad<|im_end|>" in prompts[1]
+    assert prompts[1].count("<|vision_start|>") == 1
+
+
+def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> None:
+    for settings, words in (
+        ({"model": None}, "set pair.model"),
+        ({"candidates": "captions", "endpoint": "http://localhost:1/v1"}, "pair.endpoint is for marks"),
+        ({"model": str(make_vlm(tmp_path / "blip-2", "blip-2"))}, "max_tokens is 1024"),
+        ({"model": str(make_blip(tmp_path / "blip"))}, "has no chat template"),
+        ({"model": str(tmp_path / "none")}, "none"),
+    ):
+        with pytest.raises(UserError, match=words):
+            make_stage(None, tmp_path, **settings)
+
+
+def test_label_needs_no_captioner_with_it(tmp_path: Path) -> None:
+    one_image(tmp_path)
+    with EndpointServer(lambda body: [FINE]) as server:
+        settings = {"caption.captioner": None, "pair.candidates": "marks", "pair.model": "tiny-vlm"}
+        settings["detect.detector"] = None
+        settings |= {"pair.endpoint": server.url, "tag.method": "all"}
+        pipeline = Pipeline("folder", settings=settings)
+        boxes = [[0, 0, 60, 60], [30, 30, 60, 60]]
+        for classes in (["dog", "cat"], ["zebu", "okapi"]):  # the second are no classes of the recipe
+            graph = pipeline(tmp_path / "1.png", boxes=boxes, classes=classes)
+            assert [tuple(each) for each in graph.triplets()] == [(classes[0], "chasing", classes[1], 1.0)]
+        shown = shown_image(server.requests[-1])
+        assert shown is not None
+        assert shown.size == (1024, 819)
+
+
+def test_answers_go_to_the_images_that_they_are_about(tmp_path: Path) -> None:
+    world = MarkedWorld(tmp_path / "images", 20)
+    delayed: Answerer = world
+    with EndpointServer(delayed, seconds=0.01) as server:
+        forwards = make_stage(server.url, world.folder)(copy.deepcopy(world.records))
+        backwards = make_stage(server.url, world.folder)(copy.deepcopy(world.records)[::-1])
+    assert [pairs(record) for record in forwards] == [pairs(record) for record in backwards[::-1]]
