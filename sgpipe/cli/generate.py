@@ -117,11 +117,60 @@ class SourceOptions:
         return infer_split(self.annotations, self.images, run_split(out))
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Models and settings, instead of those of the recipe."""
+
+    detector: cli.Detector = None
+    captioner: cli.Captioner = None
+    tagger: cli.Tagger = None
+    calibration: cli.CalibrationFile = None
+    precision: cli.ExpectedPrecision = None
+    limit: cli.Limit = None
+    seed: cli.Seed = None
+    ray_address: cli.RayAddress = None
+    assign: cli.Settings = None
+
+    def applied_to(
+        self,
+        recipe: str | None,
+        data: SourceOptions,
+        out: Path | None,
+        parent: str | None = None,
+        extend: str | None = None,
+    ) -> Recipe:
+        """Return the recipe of that name, or of the run that is taken over, with these settings and data."""
+        from sgpipe.utils.config_file import changed, parse_set
+
+        settings = _with_tagger(recipe, self.tagger, parse_set(self.assign or []))
+        if data.images and recipe is None and parent is not None:
+            settings = {"source.root": None, **settings}
+        loaded = _load(recipe, parent, extend, settings)
+        caption = changed(loaded.caption, captioner=self.captioner)
+        return changed(
+            loaded,
+            limit=self.limit,
+            seed=self.seed,
+            source=data.applied_to(loaded.source, out or _default_out(loaded), extend),
+            detect=changed(loaded.detect, detector=self.detector),
+            caption=caption.model_copy(update={"captioner": None}) if data.captions else caption,
+            tag=changed(loaded.tag, tagger=self.tagger, calibration=self.calibration, precision=self.precision),
+            engine=changed(loaded.engine, address=self.ray_address),
+        )
+
+
+def _default_out(recipe: Recipe) -> Path:
+    return Path(f"{recipe.name}-relations")
+
+
+_RecipeName = Annotated[
+    str | None, typer.Argument(help="Packaged recipe (miniworld: default, coco, folder, …) or YAML file.")
+]
+
+
 def generate(
     *,
-    recipe: Annotated[
-        str | None, typer.Argument(help="Packaged recipe (miniworld: default, coco, folder, …) or YAML file.")
-    ] = None,
+    recipe: _RecipeName = None,
     out: Annotated[
         Path | None, cli.writes_folder("Folder for the shards; a run in it is resumed. Default: NAME-relations.")
     ] = None,
@@ -146,16 +195,8 @@ def generate(
         ),
     ] = None,
     data: SourceOptions,
-    detector: cli.Detector = None,
-    captioner: cli.Captioner = None,
-    tagger: cli.Tagger = None,
-    calibration: cli.CalibrationFile = None,
-    precision: cli.ExpectedPrecision = None,
-    limit: cli.Limit = None,
-    seed: cli.Seed = None,
+    options: RecipeOptions,
     retry_failed: Annotated[bool, cli.option("Label the images of error rows again.", "--retry-failed")] = False,
-    ray_address: cli.RayAddress = None,
-    assign: cli.Settings = None,
     json_: cli.Json = False,
 ) -> None:
     """Label the images of a dataset or a folder with relations.
@@ -174,26 +215,13 @@ def generate(
       sgpipe generate --from coco-relations/ --tagger other-tagger/ --out retagged/
       sgpipe generate photos --extend vg/ --tagger tagger/ --out vg-extended/
     """
-    from sgpipe.utils.config_file import changed, parse_set
+    from sgpipe.utils.config_file import changed
 
     if out is None and (parent or extend):
         raise UserError(f"{'--from' if parent else '--extend'} needs --out, the folder of the new run")
-    settings = _with_tagger(recipe, tagger, parse_set(assign or []))
-    if data.images and recipe is None and parent is not None:
-        settings = {"source.root": None, **settings}
-    loaded = _load(recipe, parent, extend, settings)
-    out = out or Path(f"{loaded.name}-relations")
-    caption = changed(loaded.caption, captioner=captioner)
-    loaded = changed(
-        loaded,
-        limit=limit,
-        seed=seed,
-        source=data.applied_to(loaded.source, out, extend),
-        detect=changed(loaded.detect, detector=detector),
-        caption=caption.model_copy(update={"captioner": None}) if data.captions else caption,
-        tag=changed(loaded.tag, tagger=tagger, calibration=calibration, precision=precision),
-        engine=changed(loaded.engine, address=ray_address, store=store),
-    )
+    loaded = options.applied_to(recipe, data, out, parent, extend)
+    loaded = changed(loaded, engine=changed(loaded.engine, store=store))
+    out = out or _default_out(loaded)
     # Modules that take long to import come as late as possible.
     from sgpipe.generation.run import generate as run
     from sgpipe.generation.summary import print_summary
@@ -214,6 +242,37 @@ def generate(
             print_run_quality(quality, console.output())
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(console.EXIT_ALL_FAILED)
+
+
+def plan(
+    *,
+    recipe: _RecipeName = None,
+    data: SourceOptions,
+    options: RecipeOptions,
+    sample: Annotated[int, cli.option("Images to label; fewer if they take a minute.", min=1)] = 64,
+    machines: Annotated[int, cli.option("Number of machines like this one.", min=1)] = 1,
+    price: Annotated[float | None, cli.option("Price of a machine per hour.", "--price-per-hour", min=0)] = None,
+    json_: cli.Json = False,
+) -> None:
+    """Tell how long `generate` will take, and what for, from labelling a sample.
+
+    Takes the recipe and the options of `generate`; keeps nothing.
+
+    Examples:
+
+      sgpipe plan coco --root datasets/coco --tagger tagger/
+      sgpipe plan coco --root datasets/coco --tagger tagger/ --machines 8 --price-per-hour 2.5
+    """
+    from sgpipe.generation.plan import plan as measure
+    from sgpipe.generation.summary import print_plan
+
+    loaded = options.applied_to(recipe, data, None)
+    with redirect_stdout(sys.stderr):
+        found = measure(loaded, console.Progress(console.progress()), sample)
+    if json_:
+        print(json.dumps(found.as_json(machines, price), indent=2))
+    else:
+        print_plan(found, console.output(), machines, price)
 
 
 def _load(recipe: str | None, parent: str | None, extend: str | None, settings: dict[str, Any]) -> Recipe:

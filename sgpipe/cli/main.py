@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 from sgpipe.cli import is_importing, stop_while_importing
 from sgpipe.cli.doctor import doctor
 from sgpipe.cli.evaluate import app as eval_app
-from sgpipe.cli.generate import generate, label, miniworld, parse
+from sgpipe.cli.generate import generate, label, miniworld, parse, plan
 from sgpipe.cli.imports import app as import_app
 from sgpipe.cli.options import command
 from sgpipe.cli.predict import predict, score
@@ -37,7 +37,7 @@ _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 _RESUME = "Committed work is kept; run the same command again to resume."
 _START_AGAIN = "Run the same command again to start from the beginning."
 _RESUMABLE = ("generate", "import", "score", "correct", "push", "train")
-_STOPPED_IN_ORDER = ("generate", "train")
+_STOPPED_IN_ORDER = ("generate", "plan", "train")
 _HEADINGS = ("Label images", "Inspect runs", "Import and export", "Train and evaluate", "Tools")
 _LABEL, _INSPECT, _EXCHANGE, _TRAIN, _TOOLS = _HEADINGS
 
@@ -85,7 +85,7 @@ def _advice(ctx: typer.Context) -> str:
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 for _title, _functions in {
-    _LABEL: (label, generate, miniworld),
+    _LABEL: (label, generate, plan, miniworld),
     _INSPECT: (view, correct, stats, calibrate, score, verify),
     _EXCHANGE: (export, push, fetch),
     _TRAIN: (train, predict),

@@ -79,11 +79,11 @@ def generate(
     if reuse is not None:
         recipe = reuse.recipe
         progress.say(str(reuse))
-    _check_recipe(recipe, reuse.stages if reuse else STAGES)
+    check_recipe(recipe, reuse.stages if reuse else STAGES)
     for note in recipe_notes(recipe, detects=recipe.source.format == "folder", source=recipe.source):
         progress.say(f"NOTE: {note}")
     folder = RunFolder(out, StorePath(recipe.engine.store) if recipe.engine.store else None)
-    with folder.lock(), closing(_Run(recipe, folder, reuse, progress)) as run:
+    with folder.lock(), closing(LabellingRun(recipe, folder, reuse, progress)) as run:
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
             run.plan()
@@ -104,13 +104,14 @@ def generate(
         return add_up(run.manifest, sum(run.rows.values()), problems)
 
 
-class _Run:
+class LabellingRun:
     """A run from its plan to its last shard.
 
     Attributes:
         recipe: once planned, with its images and models in place.
         before: the identity of the shards in the folder; empty: there are none.
         roots, indexes: the images and annotations of each split. rows: how many of its rows are asked for.
+        engine: once it is started.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, reuse: Reuse | None, progress: Progress) -> None:
@@ -119,7 +120,7 @@ class _Run:
         self.indexes: dict[str, SourceIndex] = {}
         self.rows: dict[str, int] = {}
         self._local: LocalEngine | None = None
-        self._engine: Engine | None = None
+        self.engine: Engine | None = None
 
     def plan(self) -> None:
         """Put the source in place, and open the manifest. Raises UserError: the folder contains another run."""
@@ -191,13 +192,13 @@ class _Run:
             known = [triplet for _, index in sorted(self.indexes.items()) for triplet in index.meta["known"]]
             stages = replace(stages, build=partial(build_stages, known=known))
         if runs_locally(recipe, stages, sum(unit.rows for unit in units)):
-            self._engine = self._local or LocalEngine(stages)
+            self.engine = self._local or LocalEngine(stages)
         else:
             prepare_ray(recipe.engine.address)
             from sgpipe.generation.ray_engine import RayEngine
 
-            self._engine = RayEngine()
-        return self._engine.start(stages, units, self.progress)
+            self.engine = RayEngine()
+        return self.engine.start(stages, units, self.progress)
 
     def tidy(self, units: Sequence[WorkUnit], retry_failed: bool) -> None:
         """Delete what earlier runs left behind, and describe this one."""
@@ -210,20 +211,20 @@ class _Run:
 
     def label(self, units: Sequence[WorkUnit], mirror: ManifestMirror) -> None:
         """Run the units, and commit each shard as soon as it is written."""
-        assert self._engine is not None
+        assert self.engine is not None
         folder, manifest = self.folder, self.manifest
         for split in self.indexes:
             mirror.copy_index(folder.index(split))
         keep_indexes(self.roots, folder)
         described = {shard.split for shard in manifest.shards}
         reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in self.indexes})
-        utilization = Utilization(self._engine.workers)
+        utilization = Utilization(self.engine.workers)
         if self.reuse is not None:
             reader = self.reuse.reader(reader)
         with (
             mirror,
             self.progress.images(sum(unit.rows for unit in units)) as advance,
-            closing(self._engine.run(units, reader, UnitWriter(folder.storage, folder.claim))) as shards,
+            closing(self.engine.run(units, reader, UnitWriter(folder.storage, folder.claim))) as shards,
         ):
             for shard in shards:
                 written = time.time() if folder.store else (folder.root / shard.file).stat().st_mtime
@@ -246,7 +247,7 @@ class _Run:
 
     def close(self) -> None:
         """End the workers."""
-        for engine in (self._local, self._engine):
+        for engine in (self._local, self.engine):
             if engine is not None:
                 engine.close()
 
@@ -255,7 +256,7 @@ class _Run:
         return share_gpus(self.recipe, shared & set(self.reuse.stages if self.reuse else STAGES))
 
 
-def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
+def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
     """Check everything that a recipe names, before a folder is made for what comes of it.
 
     Args:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sgpipe.records import LEFT_OUT
 from sgpipe.storage.manifest import Summary
-from sgpipe.utils.console import count, listed
+from sgpipe.utils.console import count, duration, listed
+
+if TYPE_CHECKING:
+    from sgpipe.generation.plan import Plan
 
 _PROBLEMS = {
     "crowd": "crowd boxes kept out of pairs",
@@ -65,6 +70,32 @@ def print_import(summary: Summary, predicates: int, console: Console) -> None:
     rows |= {"different predicates": predicates, "images with relations": counts["images_with_relations"]}
     _print_table(summary, rows, console)
     _print_errors(summary, console)
+
+
+def print_plan(plan: Plan, console: Console, machines: int = 1, price_per_hour: float | None = None) -> None:
+    """Print what a run will take."""
+    values = plan.as_json(machines, price_per_hour)
+    expected, least, most = plan.errors
+    driver, worker = plan.memory
+    rows = {
+        "images": f"{plan.images:,}",
+        f"time on {count(machines, 'machine')} like this": duration(values["seconds"]),
+        "images per second": f"{values['images_per_second']:.3g}",
+        "time until models are loaded": duration(plan.start),
+        "seconds per image": ", ".join(f"{name} {each:.3g}" for name, each in plan.stages.items()),
+        "slowest stage": plan.bottleneck,
+        "disk": f"{values['disk_bytes'] / 1e6:,.1f} MB",
+        "memory": f"driver {driver / 1e9:.1f} GB" + ("" if worker is None else f", a worker {worker / 1e9:.1f} GB"),
+        "error rows": f"about {expected:,} ({least:,} to {most:,})",
+    }
+    if worker is None:
+        rows["balanced actors"] = ", ".join(f"{name} {number}" for name, number in values["balanced_actors"].items())
+    if price_per_hour is not None:
+        rows["price"] = f"{values['price']:,.2f}"
+    table = Table(title=Text(f"plan, from {count(plan.sampled, 'image')}"), show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
 
 
 def _print_table(summary: Summary, rows: dict[str, int], console: Console) -> None:

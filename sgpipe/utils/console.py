@@ -118,6 +118,14 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words, such as "3 h 5 min" or "12.3 s"."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
 def listed(words: Sequence[str]) -> str:
     """Words with commas and "and" between them."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

@@ -1,0 +1,182 @@
+"""`sgpipe plan`: what a run will take, measured by labelling a sample of its images with the same workers."""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import binomtest
+
+from sgpipe.errors import UserError
+from sgpipe.generation.engine import UnitReader, UnitWriter, WorkUnit
+from sgpipe.generation.local_engine import LocalEngine
+from sgpipe.generation.run import LabellingRun, check_recipe
+from sgpipe.recipe import Recipe
+from sgpipe.storage.manifest import ShardEntry
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.utils.console import Progress
+
+SAMPLE, PATIENCE = 64, 60.0  # images, and seconds after which fewer are enough
+_UNITS_PER_WORKER = 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What labelling all images of a recipe takes.
+
+    Attributes:
+        images: of the whole. sampled: those that were labelled to know.
+        start: seconds until models are loaded. rate: images per second of all workers of this machine.
+        stages: seconds per image of each stage. workers: how many processes run which stages.
+        row_bytes: of a row in its shard.
+        errors: the number of error rows to expect, with its 95 % interval.
+        memory: bytes of the driver and of the largest worker at their peak; None: not known on a cluster.
+    """
+
+    images: int
+    sampled: int
+    start: float
+    rate: float
+    stages: Mapping[str, float]
+    workers: Mapping[tuple[str, ...], int]
+    row_bytes: float
+    errors: tuple[int, int, int]
+    memory: tuple[int, int | None]
+
+    def seconds(self, machines: int = 1) -> float:
+        """Return the time for all images on as many machines like this one."""
+        return self.start + self.images / (self.rate * machines)
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that takes most of the time."""
+        return max(self.stages, key=lambda name: self.stages[name])
+
+    def actors(self, workers: int) -> dict[str, int]:
+        """Divide workers between the stages so that none waits for another: `resources.actors` of each, on Ray."""
+        whole = sum(self.stages.values())
+        return {name: max(1, round(workers * each / whole)) for name, each in self.stages.items()}
+
+    def as_json(self, machines: int = 1, price_per_hour: float | None = None) -> dict[str, Any]:
+        """Return everything as plain values."""
+        seconds, workers = self.seconds(machines), sum(self.workers.values())
+        driver, worker = self.memory
+        values = {
+            "images": self.images,
+            "sampled": self.sampled,
+            "machines": machines,
+            "seconds": seconds,
+            "start_seconds": self.start,
+            "images_per_second": self.rate * machines,
+            "seconds_per_image": dict(self.stages),
+            "bottleneck": self.bottleneck,
+            "workers": workers,
+            "balanced_actors": self.actors(workers),
+            "disk_bytes": round(self.row_bytes * self.images),
+            "driver_memory_bytes": driver,
+            "worker_memory_bytes": worker,
+            "error_rows": dict(zip(("expected", "least", "most"), self.errors, strict=True)),
+        }
+        return values | ({} if price_per_hour is None else {"price": price_per_hour * machines * seconds / 3600})
+
+
+def plan(recipe: Recipe, progress: Progress | None = None, images: int = SAMPLE, patience: float = PATIENCE) -> Plan:
+    """Label a seeded sample of the recipe's images, and tell from it what the whole takes. Nothing is kept.
+
+    Args:
+        images: of the sample.
+        patience: seconds of labelling after which fewer images are enough.
+
+    Raises UserError, EngineError: as `generate`.
+    """
+    progress = progress or Progress()
+    check_recipe(recipe)
+    with tempfile.TemporaryDirectory(prefix="sgpipe-plan-") as temporary:
+        folder = RunFolder(Path(temporary) / "run", None)
+        with folder.lock(), closing(LabellingRun(recipe, folder, None, progress)) as run:
+            began = time.monotonic()
+            run.plan()
+            units = run.missing_units(retry_failed=False)
+            whole = sum(unit.rows for unit in units)
+            if not whole:
+                raise UserError("the recipe has no images")
+            run.start_engine(units)
+            assert run.engine is not None
+            workers = run.engine.workers
+            sample = _sample(units, min(images, whole), sum(workers.values()), recipe.seed)
+            reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in run.indexes})
+            done: list[tuple[float, ShardEntry]] = []
+            with closing(run.engine.run(sample, reader, UnitWriter(folder.storage))) as shards:
+                for shard in shards:
+                    done.append((time.monotonic(), shard))
+                    if time.monotonic() - done[0][0] > patience and len(done) > 3 * sum(workers.values()):
+                        break
+        local = isinstance(run.engine, LocalEngine)
+        return _measured(whole, began, done, len(sample) - len(done), workers, local)
+
+
+def _sample(units: Sequence[WorkUnit], images: int, workers: int, seed: int) -> list[WorkUnit]:
+    """Choose images at random, in small units that keep all workers busy."""
+    size = max(1, images // (_UNITS_PER_WORKER * workers))
+    ends = list(accumulate(-(-unit.rows // size) for unit in units))
+    chosen = random.Random(seed).sample(range(ends[-1]), min(-(-images // size), ends[-1]))
+    sample = []
+    for number in chosen:
+        unit = next(unit for unit, end in zip(units, ends, strict=True) if number < end)
+        first = ends[units.index(unit)] - -(-unit.rows // size)
+        at = unit.start + (number - first) * size
+        sample.append(WorkUnit(unit.split, at, min(at + size, unit.stop)))
+    return sample
+
+
+def _measured(
+    whole: int,
+    began: float,
+    done: Sequence[tuple[float, ShardEntry]],
+    left: int,
+    workers: Mapping[tuple[str, ...], int],
+    local: bool,
+) -> Plan:
+    """Return what the shards of the sample tell, by the time at which each came.
+
+    The rate counts from when every worker has had its first unit, which loads models, until the first has none left.
+    """
+    number = sum(workers.values())
+    first, last = min(number, len(done)) - 1, len(done) - 1 - max(number - 1 - left, 0)
+    steady = done[first + 1 :] if len(done) > number else done
+    rows = sum(shard.rows for _, shard in steady)
+    seconds: Counter[str] = Counter()
+    for _, shard in steady:
+        seconds.update(shard.seconds)
+    stages = {name: each / rows for name, each in seconds.items()}
+    span = done[last][0] - done[first][0]
+    between = sum(shard.rows for _, shard in done[first + 1 : last + 1])
+    rate = between / span if last - first >= number and span > 0 else number / max(sum(stages.values()), 1e-9)
+    start = done[first][0] - began - sum(done[first][1].seconds.values())
+    sampled = sum(shard.rows for _, shard in done)
+    errors = sum(shard.counts.get("errors", 0) for _, shard in done)
+    interval = binomtest(errors, sampled).proportion_ci(method="wilson")
+    expected = tuple(round(share * whole) for share in (errors / sampled, interval.low, interval.high))
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return Plan(
+        whole,
+        sampled,
+        max(start, 0.0),
+        rate,
+        stages,
+        workers,
+        sum(shard.bytes for _, shard in done) / sampled,
+        expected,  # type: ignore[arg-type]
+        (peaks[0], peaks[1] if local else None),
+    )

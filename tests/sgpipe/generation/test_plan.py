@@ -1,0 +1,80 @@
+"""What `sgpipe plan` tells from the shards of a sample, against simulated workers and a run of this machine."""
+
+import heapq
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.generation.engine import WorkUnit
+from sgpipe.generation.plan import _measured, _sample
+from sgpipe.storage.manifest import ShardEntry
+
+
+def simulate(units: list[int], workers: int, load: float, cost: float, seed: int) -> list[tuple[float, ShardEntry]]:
+    """The shards of units of so many rows, and when each comes: workers load models, then take unit after unit."""
+    noise, done = random.Random(seed), []
+    free = [(load, worker) for worker in range(workers)]
+    for number, rows in enumerate(units):
+        began, worker = heapq.heappop(free)
+        seconds = sum(cost * noise.uniform(0.8, 1.2) for _ in range(rows))
+        heapq.heappush(free, (began + seconds, worker))
+        stages = {"caption": 0.75 * seconds, "tag": 0.25 * seconds}
+        counts = {"errors": rows // 5}
+        done.append((began + seconds, ShardEntry("all", 0, rows, f"{number}", "", 100 * rows, counts, stages)))
+    return sorted(done, key=lambda each: each[0])
+
+
+@given(
+    workers=st.integers(1, 8),
+    load=st.floats(0, 60),
+    cost=st.floats(0.01, 5),
+    whole=st.integers(2_000, 20_000),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_plan_of_simulated_workers_is_right(workers: int, load: float, cost: float, whole: int, seed: int) -> None:
+    units = _sample([WorkUnit("all", 0, whole)], 64, workers, seed)
+    rows = [unit.rows for unit in units]
+    plan = _measured(whole, 0.0, simulate(rows, workers, load, cost, seed), 0, {("caption", "tag"): workers}, True)
+    took = simulate([10] * (whole // 10), workers, load, cost, seed + 1)[-1][0]
+    assert abs(plan.seconds() / took - 1) < 0.15
+    assert abs(plan.stages["caption"] / plan.stages["tag"] - 3) < 1e-6
+    assert plan.bottleneck == "caption"
+    assert plan.seconds(2) - plan.start == pytest.approx((plan.seconds() - plan.start) / 2)
+    assert plan.as_json(price_per_hour=3600)["price"] == pytest.approx(plan.seconds())
+    assert plan.as_json()["disk_bytes"] == 100 * whole
+    expected, least, most = plan.errors
+    assert least <= expected <= most
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=5), st.integers(1, 200), st.integers(1, 8), st.integers(0, 9))
+def test_a_sample_has_different_images_of_the_units(rows: list[int], images: int, workers: int, seed: int) -> None:
+    units = [WorkUnit(str(number), 7, 7 + each) for number, each in enumerate(rows)]
+    images = min(images, sum(rows))
+    sample = _sample(units, images, workers, seed)
+    chosen = [(unit.split, row) for unit in sample for row in range(unit.start, unit.stop)]
+    assert len(set(chosen)) == len(chosen)
+    assert set(chosen) <= {(unit.split, row) for unit in units for row in range(unit.start, unit.stop)}
+    assert sample == _sample(units, images, workers, seed)
+    assert sum(unit.rows for unit in sample) >= images / 2
+
+
+def test_a_plan_keeps_nothing_and_says_what_generate_would_refuse(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SGPIPE_QUIET", "1")
+    runner = CliRunner()
+    done = runner.invoke(app, ["plan", "--limit", "4", "--sample", "2", "--machines", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["images"], found["machines"], found["error_rows"]["expected"]) == (4, 2, 0)
+    assert found["seconds"] > found["start_seconds"] > 0
+    assert found["worker_memory_bytes"] > found["driver_memory_bytes"] / 10
+    assert list(tmp_path.iterdir()) == []
+    refused = runner.invoke(app, ["plan", "coco", "--root", "nowhere"])
+    assert refused.exit_code == 2
+    assert "nowhere" in refused.output
