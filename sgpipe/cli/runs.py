@@ -228,8 +228,8 @@ def export(
     to: Annotated[
         str,
         cli.option(
-            "Format: hf (Hugging Face), coco, coco-rel (RelTR), sgg-benchmark, vg, vg150, psg, rlipv2, hico or "
-            "label-studio."
+            "Format: hf (Hugging Face), coco, coco-rel (RelTR), sgg-benchmark, vg, vg150, psg, rlipv2, hico, "
+            "label-studio or webdataset."
         ),
     ],
     out: Annotated[Path, cli.writes_folder("New folder for the files.")],

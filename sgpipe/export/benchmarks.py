@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,6 +136,8 @@ def write_vg150(rows: ExportRows, out: Path) -> None:
         file["boxes_512"] = file["boxes_1024"][()] / 2
         file["active_object_mask"] = np.ones_like(file["labels"], bool)
         file.attrs[VALIDATION_IMAGES] = validation
+    with path.open("rb+") as written:
+        os.fsync(written.fileno())
     rows.note = f"the first {validation:,} images are the split val: give num_val_im={validation} to loaders"
 
 

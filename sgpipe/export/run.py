@@ -22,7 +22,7 @@ from sgpipe.export.annotation_files import (
 )
 from sgpipe.export.benchmarks import write_psg, write_vg150
 from sgpipe.export.card import exported_relations, write_readme
-from sgpipe.export.hugging_face import write_hugging_face
+from sgpipe.export.hugging_face import write_hugging_face, write_webdataset
 from sgpipe.export.label_studio import write_label_studio
 from sgpipe.export.rows import ExportRows
 from sgpipe.files.image_roots import ImagePlace, check_images
@@ -31,7 +31,7 @@ from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.storage.outputs import check_output
 from sgpipe.utils.locking import only_process
 
-HUGGING_FACE, LABEL_STUDIO = "hf", "label-studio"
+HUGGING_FACE, LABEL_STUDIO, WEBDATASET = "hf", "label-studio", "webdataset"
 _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "coco": write_coco,
     "coco-rel": write_coco_relations,
@@ -42,7 +42,7 @@ _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "psg": write_psg,
     "vg150": write_vg150,
 }
-FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO)
+FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO, WEBDATASET)
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,12 @@ def export_run(
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")
-    if (embed or images) and to not in (HUGGING_FACE, LABEL_STUDIO):
+    if (embed and to not in (HUGGING_FACE, LABEL_STUDIO)) or (
+        images and to not in (HUGGING_FACE, LABEL_STUDIO, WEBDATASET)
+    ):
         raise UserError(
-            "--embed and --images are for --to hf and label-studio; the other formats refer to image files by name"
+            "--embed is for --to hf and label-studio, --images also for webdataset, which always has the images; "
+            "the other formats refer to image files by name"
         )
     if images_url is not None and (to != LABEL_STUDIO or embed or images):
         raise UserError("--images-url is for --to label-studio, without --embed and --images")
@@ -114,6 +117,8 @@ def export_run(
         else:
             if to == LABEL_STUDIO:
                 write_label_studio(rows, folder, images, images_url, embed=embed)
+            elif to == WEBDATASET:
+                write_webdataset(rows, folder, images)
             else:
                 _WRITERS[to](rows, folder)
             rows.left_out["error rows"] += sum(shard.counts.get("errors", 0) for shard in rows.manifest.shards)

@@ -186,6 +186,8 @@ def mapped_source(
         of = _map_columns(schema, dict(each.partition("=")[::2] for each in mapping), names[0])
         images = image_columns(schema) if own_images else []
         has_own = len(images) == 1 and has_images(parquet, images[0])
+    if not has_own and of["file_name"] is None:
+        raise UserError(f"{names[0]} has neither images nor their names: pass --map file_name=COLUMN")
     tables = [_names(files, schema, of[key], classes, key) for key in ("objects.category", "relations.predicate")]
     closed = DatasetClasses(*(tuple(table.values()) for table in tables)) if all(tables) else None
 
@@ -193,6 +195,7 @@ def mapped_source(
         total = 0
         for name in names:
             with hub.open_parquet(files, name) as parquet:
+                _map_columns(parquet.schema_arrow, {key: column or "" for key, column in of.items()}, name)
                 for number, row in enumerate(hub.iter_rows(parquet, of.values())):
                     values = {key: hub.value_of(row, column) for key, column in of.items()}
                     image_id, total = parse_id(values["image_id"]) if of["image_id"] else str(total), total + 1

@@ -9,18 +9,22 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.export import run as module
 from sgpipe.export.run import FORMATS, export_run, new_folder
-from tests.sgpipe.export.runs import records
+from tests.sgpipe.export.runs import draw_images, records
 from tests.sgpipe.stats.runs import make_shards
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("labels") / "run", records(8))
+    folder = tmp_path_factory.mktemp("labels")
+    draw_images(folder / "images", made := records(8))
+    return make_shards(folder / "run", made)
 
 
 def write(root: Path, form: str, out: Path) -> module.Exported:
-    """The run has no image folder, which tasks of Label Studio refer to."""
-    return export_run(root, form, out, images_url="https://example.org/" if form == "label-studio" else None)
+    """The run does not say where its images are, which tasks of Label Studio refer to, and WebDataset contains."""
+    images = root.parent / "images" if form == "webdataset" else None
+    url = "https://example.org/" if form == "label-studio" else None
+    return export_run(root, form, out, images=images, images_url=url)
 
 
 def invoke(*arguments: object):
@@ -69,7 +73,8 @@ def test_a_full_disk_is_named_by_its_file_and_leaves_nothing_behind(run, tmp_pat
 
     monkeypatch.setattr(os, "fsync", fail)
     url = ["--images-url", "https://example.org/"] if form == "label-studio" else []
-    result = invoke(run, "--to", form, "--out", tmp_path / "out", *url)
+    images = ["--images", run.parent / "images"] if form == "webdataset" else []
+    result = invoke(run, "--to", form, "--out", tmp_path / "out", *url, *images)
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: No space left on device: {tmp_path / '.out.tmp'}")
     assert len(result.stderr.splitlines()) == 1

@@ -3,13 +3,16 @@
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,6 +23,7 @@ from sgpipe.sources.hugging_face import is_exported, mapped_source
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from tests.sgpipe.export.runs import imported
+from tests.sgpipe.sources.test_benchmarks import graphs
 
 CATEGORIES = {
     "categories": [{"id": 1, "name": "dog"}, {"id": 7, "name": "ü" * 300}],
@@ -203,3 +207,60 @@ def test_the_command_takes_both_forms(tmp_path):
     assert is_exported(exported)
     assert CliRunner().invoke(app, ["import", "hf", "--annotations", exported, "--out", again]).exit_code == 0
     assert list(iter_records(Path(again))) == list(iter_records(out))
+
+
+def test_rows_need_images_or_names_and_all_files_the_columns(tmp_path):
+    write(tmp_path, [{key: value for key, value in ROW.items() if key != "file_name"}])
+    with pytest.raises(UserError, match="has neither images nor their names: pass --map file_name=COLUMN"):
+        read(tmp_path)
+    for number, row in enumerate((ROW, {key: value for key, value in ROW.items() if key != "relations"})):
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"data/train-0000{number}-of-00002.parquet")
+    (tmp_path / "data/train-00000-of-00001.parquet").unlink()
+    with pytest.raises(UserError, match=r"train-00001-of-00002.parquet has no column relations.subject_id"):
+        read(tmp_path)
+
+
+@given(graphs(("train",)))
+@settings(max_examples=30, deadline=None)
+def test_any_graph_in_sgg_benchmarks_form_is_read_field_by_field(made):
+    names = [sorted({box.category for record in made for box in record.objects} | {"-"})]
+    names.append(sorted({relation.predicate for record in made for relation in record.relations} | {"-"}))
+    rows, wanted = [], []
+    for number, record in enumerate(made):
+        objects = [
+            {
+                "id": 100 * number + index,
+                "category_id": names[0].index(box.category),
+                "bbox": list(box.bbox),
+                "iscrowd": int(box.iscrowd),
+            }
+            for index, box in enumerate(record.objects)
+        ]
+        relations = [
+            {
+                "subject_id": 100 * number + relation.subject,
+                "object_id": 100 * number + relation.object,
+                "predicate_id": names[1].index(relation.predicate),
+            }
+            for relation in record.relations
+        ]
+        size = {"file_name": record.file_name, "width": record.width, "height": record.height}
+        rows.append({"image_id": number, **size, "objects": objects, "relations": relations})
+        kept = [
+            replace(box, category_id=names[0].index(box.category), attributes=[], segmentation=None)
+            for box in record.objects
+        ]
+        wanted.append(replace(record, dataset="hf", objects=kept))
+    listed = [[{"id": number, "name": name} for number, name in enumerate(each)] for each in names]
+    kinds = pa.list_(
+        pa.struct(
+            [("id", pa.int64()), ("category_id", pa.int64()), ("bbox", pa.list_(pa.float64())), ("iscrowd", pa.int64())]
+        )
+    )
+    ends = pa.list_(pa.struct([(f"{name}_id", pa.int64()) for name in ("subject", "object", "predicate")]))
+    sides = [("image_id", pa.int64()), ("file_name", pa.string()), ("width", pa.int64()), ("height", pa.int64())]
+    with TemporaryDirectory() as folder:
+        write(Path(folder), [], dict(zip(("categories", "rel_categories"), listed, strict=True)))
+        table = pa.Table.from_pylist(rows, pa.schema([*sides, ("objects", kinds), ("relations", ends)]))
+        pq.write_table(table, Path(folder) / "data/train-00000-of-00001.parquet")
+        assert read(Path(folder)) == wanted
