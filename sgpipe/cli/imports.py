@@ -263,6 +263,32 @@ def psg(
     _import(psg_source(data.annotations, split, masks), data, options)
 
 
+def svg(*, data: BoxOptions, options: RetryOptions) -> None:
+    """Import the scene graphs of SVG (Synthetic Visual Genome).
+
+    Examples:
+
+      sgpipe import svg --annotations sg.json --images images --split train --out svg/
+    """
+    from sgpipe.sources.scene_graphs import svg_source
+
+    _import(svg_source(data.annotations, data.split_name(options.out, unsplit=True)), data, options)
+
+
+def gbc(*, data: AnnotationOptions, options: RetryOptions) -> None:
+    """Import GBC, graphs of captions and their boxes, as JSON or JSON lines.
+
+    The result has no relations; `sgpipe generate` takes them from the captions.
+
+    Examples:
+
+      sgpipe import gbc --annotations wiki_gbc_graphs.jsonl --images ml-gbc --out gbc/
+    """
+    from sgpipe.sources.scene_graphs import gbc_source
+
+    _import(gbc_source(data.annotations, data.images, data.split_name(options.out, unsplit=True)), data, options)
+
+
 def vg150(
     *,
     data: AnnotationOptions,
@@ -358,7 +384,7 @@ def hf(
 
 
 for _name, _function in {
-    **{each.__name__: each for each in (vg, hico, vcoco, openimages, psg, rlipv2, vg150)},
+    **{each.__name__: each for each in (vg, hico, vcoco, openimages, psg, rlipv2, svg, vg150, gbc)},
     "coco-rel": coco_rel,
     "coco": coco,
     "label-studio": label_studio,

@@ -32,8 +32,9 @@ class JsonStream:
     and an object of a store.
     """
 
-    def __init__(self, path: Location | str) -> None:
-        self.path = path
+    def __init__(self, path: Location | str, *, members: bool = False) -> None:
+        """`members`: also yield the values that are not arrays, instead of collecting them in `scalars`."""
+        self.path, self.members = path, members
         self.scalars: dict[str, Any] = {}
         self.arrays: set[str] = set()
         self.sha256 = ""
@@ -83,6 +84,8 @@ class JsonStream:
                 self.arrays.add(key)
                 for item in self._items():
                     yield key, item
+            elif self.members:
+                yield key, self._value()
             else:
                 self.scalars[key] = self._value()
             self._separator("}")
@@ -150,3 +153,13 @@ class JsonStream:
         if self._eof and not rest.strip():
             return DamagedError(f"{self.path} is cut short: the JSON ends in the middle; copy or download it again")
         return DamagedError(f"{self.path} is not valid JSON{' or is cut short' * self._eof} ({reason} near {rest!r})")
+
+
+def json_lines(path: Location) -> Iterator[Any]:
+    """Yield the values of a file with one in each line. Raises UserError: a line is not JSON."""
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError):
+                raise UserError(f"{path}: line {number:,} is not JSON, or is cut short") from None

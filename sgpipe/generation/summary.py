@@ -26,6 +26,7 @@ _PROBLEMS = {
     "unsized_image": "boxes of images without a size dropped",
     "malformed": "unreadable annotations dropped",
     "unread_files": "files that are not images left out",
+    "compositions": "captions of groups of objects left out",
     "segmentations": "segmentations that are neither polygons nor run lengths of the image dropped",
     "nameless": "objects and relations without a name dropped",
     "unknown_object": "relations of unlisted objects dropped",

@@ -1,4 +1,4 @@
-"""Scene graphs in Visual Genome's format, and RLIPv2's pseudo-labels of COCO and Objects365, which extend it.
+"""Scene graphs in Visual Genome's format, RLIPv2's pseudo-labels of COCO and Objects365, which extend it; SVG and GBC.
 
 A relation refers to its objects by id, or contains them. Pseudo-labels have confidences. Visual Genome's annotators
 saw one region at a time, so one fact about an image may be annotated several times, with different boxes and words.
@@ -8,31 +8,37 @@ a hundred relations.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import UserError
+from sgpipe.errors import ImageError, UserError
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.json_stream import JsonStream, json_lines
+from sgpipe.files.locations import Location
 from sgpipe.files.text_files import read_text
-from sgpipe.images import image_exists
-from sgpipe.records import Box, Record, Relation
+from sgpipe.images import image_exists, read_size
+from sgpipe.records import Attribute, Box, Caption, Record, Relation
 from sgpipe.sources.annotated import (
     AnnotationSource,
     FieldError,
     ProblemCounts,
+    image_id_from_name,
     integer_field,
+    list_field,
     mark_failed,
     parse_confidence,
     parse_id,
     parse_numbers,
+    parse_segmentation,
     parse_side,
     replace_objects,
     replace_surrogates,
     required_field,
     text_field,
+    xyxy_to_xywh,
 )
 from sgpipe.sources.formats import PSEUDO_LABELS, RELATIONSHIPS, SCENE_GRAPHS, VG_IMAGES, require_format
 
@@ -283,3 +289,100 @@ def pixel_iou(a: Box, b: Box) -> float:
         return 0.0
     intersection = (width + 1) * (height + 1)
     return intersection / ((aw + 1) * (ah + 1) + (bw + 1) * (bh + 1) - intersection)
+
+
+def svg_source(annotations: Location, split: str) -> AnnotationSource:
+    """Return SVG's scene graphs: `{image id: {"width", "height", "objects": {id: object}}}`.
+
+    An object has `name`, `bbox` (xyxy), `attributes`, `segmentation` and `relations`, [{"object": id, "name"}]
+    (github.com/jamespark3922/SyntheticVG: svg/datasets/sg.py).
+    """
+
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        for number, item in JsonStream(annotations, members=True):
+            things = item.get("objects") if isinstance(item, Mapping) else None
+            if not isinstance(things, Mapping):
+                raise UserError(
+                    f"{annotations}: {number!r} is not {{width, height, objects: {{id: {{name, bbox, …}}}}}}"
+                )
+            size, image_id = (parse_side(item.get("width")), parse_side(item.get("height"))), replace_surrogates(number)
+            record, indices = (
+                Record(image_id, "svg", split, f"{image_id}.jpg", *size),
+                {key: n for n, key in enumerate(things)},
+            )
+            try:
+                for index, thing in enumerate(things.values()):
+                    box = Box(text_field(thing, "name"), _NO_CATEGORY_ID, xyxy_to_xywh(required_field(thing, "bbox")))
+                    box.attributes = [
+                        Attribute(replace_surrogates(str(name))) for name in thing.get("attributes") or ()
+                    ]
+                    box.segmentation = parse_segmentation(thing.get("segmentation"), *size, problems)
+                    record.objects.append(box)
+                    for relation in thing.get("relations") or ():
+                        other = str(relation.get("object")) if isinstance(relation, Mapping) else ""
+                        if other in indices:
+                            record.relations.append(Relation(index, indices[other], text_field(relation, "name")))
+                        else:
+                            problems["unknown_object"] += 1
+                drop_nameless(record, problems)
+            except (FieldError, TypeError) as error:
+                mark_failed(record, str(error))
+            yield record
+
+    return AnnotationSource("svg", split, read, {"annotations": annotations}, boxes="xyxy")
+
+
+def gbc_source(annotations: Location, images: ImagePlace, split: str) -> AnnotationSource:
+    """Return GBC's graphs of captions, one in a line or in an array: boxes and captions, without relations.
+
+    Entities are objects named by the edge that leads to them. `descs` are captions: those of entities of the box, of
+    relations of the pair, others of the image; those of compositions are left out. Boxes are parts of the image
+    (github.com/apple/ml-gbc: src/gbc/data/graph/gbc_graph.py, bbox/bbox.py).
+    """
+
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        lines = ".jsonl" in annotations.name
+        for item in json_lines(annotations) if lines else (item for _, item in JsonStream(annotations)):
+            name = (item.get("img_path") or item.get("img_url")) if isinstance(item, Mapping) else None
+            if not isinstance(name, str) or not isinstance(item.get("vertices"), list):
+                problems["malformed"] += 1
+                continue
+            name = replace_surrogates(name if item.get("img_path") else name.partition("?")[0].rpartition("/")[2])
+            record = Record(image_id_from_name(name), "gbc", split, name, 0, 0)
+            try:
+                sides = [parse_side(side) for side in parse_numbers(item.get("img_size") or [0, 0], 2)]
+                record.width, record.height = sides if all(sides) else read_size(images, name)
+                _add_vertices(record, item["vertices"], problems)
+            except (FieldError, ImageError) as error:
+                record.captions = []
+                mark_failed(record, str(error))
+            yield record
+
+    return AnnotationSource("gbc", split, read, {"annotations": annotations})
+
+
+def _add_vertices(record: Record, vertices: list[Any], problems: ProblemCounts) -> None:
+    """Add objects and captions. Raises FieldError: a vertex is malformed."""
+    indices: dict[str, int] = {}
+    for vertex in (vertex for vertex in vertices if required_field(vertex, "label") == "entity"):
+        box, edges = required_field(vertex, "bbox"), list_field({"in_edges": [], **vertex}, "in_edges")
+        sides = [required_field(box, side) for side in ("left", "top", "right", "bottom")]
+        x, y, w, h = xyxy_to_xywh(sides)
+        phrase = text_field(edges[0], "text") if edges else text_field(vertex, "vertex_id")
+        bbox = (x * record.width, y * record.height, w * record.width, h * record.height)
+        name = re.sub(r"[ _]\d+$", "", phrase)  # of several, they are numbered
+        score = parse_confidence(box.get("confidence"))
+        indices[text_field(vertex, "vertex_id")] = len(record.objects)
+        record.objects.append(Box(name, _NO_CATEGORY_ID, bbox, origin="grounded", score=score, phrase=phrase))
+    for vertex in vertices:
+        texts = [text_field(each, "text") for each in list_field(vertex, "descs")]
+        edges = list_field({"out_edges": [], **vertex}, "out_edges")
+        ends = [indices[end] for edge in edges if (end := text_field(edge, "target")) in indices]
+        if vertex["label"] == "entity":
+            record.captions += [Caption(text, "box", [indices[vertex["vertex_id"]]]) for text in texts]
+        elif vertex["label"] == "relation" and len(ends) == 2:
+            record.captions += [Caption(text, "pair", ends) for text in texts]
+        elif vertex["label"] == "composition":
+            problems["compositions"] += len(texts)
+        else:
+            record.captions += [Caption(text) for text in texts]
