@@ -133,7 +133,10 @@ def label(folder: Path, limit: int, actors: int) -> None:
     from sgpipe.generation import run
 
     looks = Looks()
-    with mock.patch.object(run, "build_stages", return_value=[MadeUp()]):
+    with (
+        mock.patch.object(run, "check_names"),  # there are no images
+        mock.patch.object(run, "build_stages", return_value=[MadeUp()]),
+    ):
         run.generate(recipe_of(folder, limit, actors), folder / "out", looks)  # type: ignore[arg-type]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"points": looks.points, "peak": peak}))

@@ -16,6 +16,7 @@ import argparse
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice, permutations
@@ -125,7 +126,7 @@ def make_records(instances: CocoInstances, folder: Path, count: int) -> list[Rec
     """Records with candidate pairs; the images of the folder are repeated."""
     there = {path.name for path in folder.iterdir()}
     numbers = [number for number, (name, *_) in instances.images.items() if name in there]
-    records = [instances.record(numbers[index % len(numbers)], "coco", SPLIT) for index in range(count)]
+    records = [instances.record(numbers[index % len(numbers)], "coco", SPLIT, Counter()) for index in range(count)]
     for record in records:
         pairs = islice(permutations(range(len(record.objects)), 2), MOST_PAIRS)
         record.pairs = [Pair(first, second, PREDICATES) for first, second in pairs]
