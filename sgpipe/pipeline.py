@@ -254,7 +254,7 @@ class Pipeline:
         for name in _ON_DEVICES:
             stage = getattr(self.recipe, name)
             check_devices(stage.device, stage.resources.gpus or 0, 1, (f"{name}.device", f"{name}.resources.gpus"))
-        if self.recipe.caption.captioner is None and self.recipe.pair.candidates in ("captions", "image"):
+        if self.recipe.needs_captions:
             raise UserError("caption.captioner is not set (--captioner)")
         check_pair(self.recipe.pair)
         check_tagger(self.recipe.tag, self.recipe.pair)

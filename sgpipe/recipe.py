@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from filecmp import cmp
 from pathlib import Path
@@ -412,6 +412,11 @@ class Recipe(Config):
     tag: TagConfig = TagConfig()
     engine: EngineConfig = EngineConfig()
 
+    @property
+    def needs_captions(self) -> bool:
+        """Return whether captions must be given: nothing else states candidates, and no model captions."""
+        return self.caption.captioner is None and self.pair.candidates in ("captions", "image")
+
 
 def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Return the recipe of a packaged name ("coco") or a YAML file, with `{"tag.threshold": 0.1}`-style overrides.
@@ -541,20 +546,21 @@ def with_model_folders(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"detect": detect, "caption": caption, "parse": parse, "pair": pair, "tag": tag})
 
 
-def hub_models(recipe: Recipe, *, detects: bool = True) -> list[str]:
+def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
     """Return the hub ids of the models that a recipe loads; none if one is open_clip's, which downloads by itself.
 
-    `detects`: whether its detector runs.
+    `skipped`: stages that do not run.
     """
-    tag, caption, parse = recipe.tag, recipe.caption, recipe.parse
-    names = [
-        recipe.detect.detector if detects else None,
-        None if caption.endpoint else caption.captioner,
-        parse.model if parse.parser == "seq2seq" else None,
-        recipe.pair.model if recipe.pair.marks and recipe.pair.endpoint is None else None,
-        tag.tagger if tag.scores and tag.endpoint is None else None,
-    ]
-    found = [name for name in dict.fromkeys(names) if name and name != MINIWORLD and not is_uri(name)]
+    tag, caption, parse, pair = recipe.tag, recipe.caption, recipe.parse, recipe.pair
+    models = {
+        "detect": recipe.detect.detector,
+        "caption": None if caption.endpoint else caption.captioner,
+        "parse": parse.model if parse.parser == "seq2seq" else None,
+        "pair": pair.model if pair.marks and pair.endpoint is None else None,
+        "tag": tag.tagger if tag.scores and tag.endpoint is None else None,
+    }
+    names = dict.fromkeys(name for stage, name in models.items() if stage not in skipped)
+    found = [name for name in names if name and name != MINIWORLD and not is_uri(name)]
     found = [name for name in found if not Path(name).exists()]
     return [] if any(":" in name for name in found) else found
 

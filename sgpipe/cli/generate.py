@@ -403,7 +403,7 @@ def label(
     pipeline = Pipeline(recipe, **models, boxes=boxes, settings=settings)
     for note in recipe_notes(pipeline.recipe, detects=boxes is None):
         cli.say(f"NOTE: {note}")
-    needed = hub_models(pipeline.recipe, detects=boxes is None)
+    needed = hub_models(pipeline.recipe, () if boxes is None else ("detect",))
     named = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
     changes = [*(f"{key}={model}" for key, model in named.items() if model), *(assign or [])]
     sets = [word for change in changes for word in ("--set", change)]

@@ -15,6 +15,7 @@ from typing import Any
 from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError, existing_folder, existing_model
 from sgpipe.files.archives import ArchiveRoot
+from sgpipe.files.hub import fetch_models, missing_models
 from sgpipe.files.image_roots import ImageRoot, IndexFolder, absolute, check_images, existing_images
 from sgpipe.files.locations import content_id, delete
 from sgpipe.files.object_store import StorePath, is_uri
@@ -34,7 +35,7 @@ from sgpipe.generation.engine import (
 from sgpipe.generation.identity import STAGES, identity, source_identity
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.parent import Reuse
-from sgpipe.recipe import WHOLE, Recipe, SourceConfig, recipe_notes, with_model_folders
+from sgpipe.recipe import WHOLE, Recipe, SourceConfig, hub_models, recipe_notes, with_model_folders
 from sgpipe.sources.hub import check_hub
 from sgpipe.sources.miniworld import remove_unused
 from sgpipe.sources.opening import open_source, prepare_source
@@ -182,7 +183,10 @@ class LabellingRun:
         return units
 
     def start_engine(self, units: Sequence[WorkUnit]) -> list[WorkUnit]:
-        """Start the engine; returns the units, cut for its workers. Raises as `Engine.start`."""
+        """Fetch missing models and start the engine; returns the units, cut for its workers.
+
+        Raises as `Engine.start`; UserError, StoreError: see `fetch_models`.
+        """
         recipe, classes = self._with_gpus(), None  # those of the detector
         if recipe.source.format != "folder":
             # Sorted, so that the order of splits in the recipe does not matter: the tagger reads all names together.
@@ -191,6 +195,9 @@ class LabellingRun:
         if recipe.source.format == "run":
             known = [triplet for _, index in sorted(self.indexes.items()) for triplet in index.meta["known"]]
             stages = replace(stages, build=partial(build_stages, known=known))
+        skipped = set(STAGES) - set(stages.names)
+        if not recipe.engine.address and (missing := missing_models(hub_models(recipe, skipped))):
+            fetch_models(missing, " && ".join(f"hf download {name}" for name in missing))
         if runs_locally(recipe, stages, sum(unit.rows for unit in units)):
             self.engine = self._local or LocalEngine(stages)
         else:
@@ -295,7 +302,7 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
         check_pair(pair)
     named = {} if source.format in ("hub", "run") else source.splits  # these are found later
     without = [name for name, split in named.items() if split.captions is None]
-    if without and caption.captioner is None and pair.candidates in ("captions", "image"):
+    if without and recipe.needs_captions:
         raise UserError(f"no captions{_of_splits(without)}: set caption.captioner (--captioner) or pass --captions")
     for name, split in source.splits.items():
         check_images(source.images(name))

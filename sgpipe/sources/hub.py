@@ -525,11 +525,7 @@ def check_hub(recipe: Recipe) -> None:
     hub = recipe.source.hub
     if hub.dataset is None:
         raise UserError("source.hub.dataset is not set (--dataset)")
-    if (
-        hub.columns.captions is None
-        and recipe.caption.captioner is None
-        and recipe.pair.candidates in ("captions", "image")
-    ):
+    if hub.columns.captions is None and recipe.needs_captions:
         raise UserError("no captions: set caption.captioner (--captioner) or source.hub.columns.captions")
 
 

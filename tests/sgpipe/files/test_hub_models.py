@@ -53,4 +53,4 @@ def test_only_names_on_the_hub_are_looked_for(tmp_path: Path) -> None:
     assert models("a/b", "c/d", method="clip", tagger="ViT-B-32:openai") == []
     served = {"endpoint": "http://localhost:1/v1", "captioner": "c/d"}
     assert hub_models(Recipe.model_validate({"caption": served, "detect": {"detector": "a/b"}})) == ["a/b"]
-    assert hub_models(Recipe.model_validate({"detect": {"detector": "a/b"}}), detects=False) == []
+    assert hub_models(Recipe.model_validate({"detect": {"detector": "a/b"}}), ["detect"]) == []
