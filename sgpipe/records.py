@@ -160,7 +160,8 @@ class Record:
         self.error = f"{stage}: {reason}"
 
 
-def _list_of(**columns: pa.DataType) -> pa.DataType:
+def list_of(**columns: pa.DataType) -> pa.DataType:
+    """Return the type of a list of structs."""
     return pa.list_(pa.struct(list(columns.items())))
 
 
@@ -174,7 +175,7 @@ SCHEMA = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field(
             "objects",
-            _list_of(
+            list_of(
                 category=pa.string(),
                 category_id=pa.int32(),
                 bbox=pa.list_(pa.float64()),
@@ -182,14 +183,14 @@ SCHEMA = pa.schema(
                 origin=pa.string(),
                 score=pa.float32(),
                 phrase=pa.string(),
-                attributes=_list_of(name=pa.string(), caption=pa.int32()),
+                attributes=list_of(name=pa.string(), caption=pa.int32()),
                 segmentation=pa.string(),
             ),
         ),
-        pa.field("captions", _list_of(text=pa.string(), scope=pa.string(), boxes=pa.list_(pa.int32()))),
+        pa.field("captions", list_of(text=pa.string(), scope=pa.string(), boxes=pa.list_(pa.int32()))),
         pa.field(
             "triplets",
-            _list_of(
+            list_of(
                 subject=pa.string(),
                 predicate=pa.string(),
                 object=pa.string(),
@@ -201,10 +202,10 @@ SCHEMA = pa.schema(
                 object_category=pa.string(),
             ),
         ),
-        pa.field("pairs", _list_of(subject=pa.int32(), object=pa.int32(), predicates=pa.list_(pa.string()))),
+        pa.field("pairs", list_of(subject=pa.int32(), object=pa.int32(), predicates=pa.list_(pa.string()))),
         pa.field(
             "relations",
-            _list_of(
+            list_of(
                 subject=pa.int32(),
                 object=pa.int32(),
                 predicate=pa.string(),

@@ -229,7 +229,7 @@ def export(
         str,
         cli.option(
             "Format: hf (Hugging Face), coco, coco-rel (RelTR), sgg-benchmark, vg, vg150, psg, rlipv2, hico, "
-            "label-studio or webdataset."
+            "label-studio, webdataset or instructions (questions and answers for vision-language models)."
         ),
     ],
     out: Annotated[Path, cli.writes_folder("New folder for the files.")],
@@ -238,27 +238,34 @@ def export(
     ] = None,
     calibration: cli.CalibrationFile = None,
     precision: cli.ExpectedPrecision = None,
-    embed: Annotated[bool, cli.option("Store the images in the rows (hf) or tasks (label-studio).", "--embed")] = False,
+    embed: Annotated[
+        bool, cli.option("Store the images in the rows (hf, instructions) or tasks (label-studio).", "--embed")
+    ] = False,
     images: cli.MovedImages = None,
     images_url: Annotated[
         str | None,
         cli.option(
-            "What the addresses of images begin with (label-studio), such as https://example.org/images/. "
-            "Default: Label Studio's local files."
+            "What the addresses of images begin with (label-studio, instructions), such as "
+            "https://example.org/images/. Default: Label Studio's local files, or the paths of the images."
         ),
     ] = None,
+    coordinates: Annotated[str, cli.option("Of boxes in instructions: pixel, normalised or 0-1000.")] = "pixel",
+    templates: Annotated[Path | None, cli.reads_file("YAML: other templates of instructions.", panel=None)] = None,
+    seed: cli.Seed = None,
+    parquet: Annotated[bool, cli.option("Write instructions as Parquet, not JSON lines.", "--parquet")] = False,
     json_: cli.Json = False,
 ) -> None:
     """Convert a run to another format.
 
-    For the Hugging Face hub, COCO tools, scene-graph models, RLIPv2, HICO-DET or
-    Label Studio.
+    For the Hugging Face hub, COCO tools, scene-graph models, RLIPv2, HICO-DET,
+    Label Studio or the training of vision-language models.
 
     Examples:
 
       sgpipe export coco-relations/ --to hf --embed --out for-the-hub/
       sgpipe export coco-relations/ --to rlipv2 --threshold 0.2 --out rlipv2/
       sgpipe export coco-relations/ --to label-studio --out for-label-studio/
+      sgpipe export coco-relations/ --to instructions --calibration calibration.json --precision 0.9 --out instructions/
     """
     from sgpipe.export.run import export_run
 
@@ -272,6 +279,10 @@ def export(
         images=images,
         images_url=images_url,
         embed=embed,
+        coordinates=coordinates,
+        templates=templates,
+        seed=seed,
+        parquet=parquet,
     )
     if written.note:
         cli.say(f"NOTE: {written.note}")

@@ -152,11 +152,12 @@ _SHORT = {"coco2017": "coco", "o365": "objects365"}
 _UNKNOWN = ("other", "unknown to sgpipe; check the source of the data before you publish this")
 
 
-def write_readme(rows: ExportRows, out: Path, form: str) -> None:
-    """Write the README of a form other than the hub's, after its files."""
+def write_readme(rows: ExportRows, out: Path, form: str, coordinates: str) -> None:
+    """Write the README of a form other than the hub's, after its files; `coordinates`: of instructions."""
     before, common = totals(rows), _common(rows)
     objects = rows.census.categories.total() - rows.left_out["objects that the format cannot hold"]
-    unheld = ("triplets", "pairs") if form in ("coco", "label-studio") else ("captions", "triplets", "pairs")
+    held = {"coco": ("captions",), "label-studio": ("captions",), "instructions": ("pairs",)}.get(form, ())
+    unheld = [name for name in ("captions", "triplets", "pairs") if name not in held]
     if listed := ", ".join(f"{name} ({before[name]:,})" for name in unheld if before[name]):
         common["left_out"].append(f"What the format has no place for: {listed}.")
     table = [
@@ -164,7 +165,7 @@ def write_readme(rows: ExportRows, out: Path, form: str) -> None:
         ("objects", before["boxes"], objects),
         ("relations", before["relations"], exported_relations(rows)),
     ]
-    text = _template("readme.md.jinja").render(common, form=form, table=table)
+    text = _template("readme.md.jinja").render(common, form=form, table=table, note=rows.note, coordinates=coordinates)
     (out / README).write_text(text, encoding="utf-8")
 
 

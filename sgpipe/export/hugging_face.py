@@ -147,7 +147,7 @@ def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows, names: list
 def _metadata(schema: pa.Schema, rows: ExportRows, names: list[str]) -> dict[bytes | str, bytes | str]:
     """The metadata of the shard, a description for `datasets`, and the class lists and origin of the run."""
     features: dict[str, Any] = {
-        field.name: {"_type": "Image"} if field.name == IMAGE_COLUMN else _of_type(field.type) for field in schema
+        field.name: {"_type": "Image"} if field.name == IMAGE_COLUMN else feature_of(field.type) for field in schema
     }
     features["objects"][0][_LABEL] = {"names": names, "_type": "ClassLabel"}
     described = {
@@ -158,11 +158,11 @@ def _metadata(schema: pa.Schema, rows: ExportRows, names: list[str]) -> dict[byt
     return {**(schema.metadata or {}), **{key.encode(): value for key, value in described.items()}}
 
 
-def _of_type(kind: pa.DataType) -> Any:
+def feature_of(kind: pa.DataType) -> Any:
     """Describe a column for `datasets`; lists in the notation that all its versions read."""
     if pa.types.is_list(kind):
-        return [_of_type(kind.value_type)]
+        return [feature_of(kind.value_type)]
     if pa.types.is_struct(kind):
-        return {inner.name: _of_type(inner.type) for inner in kind}
+        return {inner.name: feature_of(inner.type) for inner in kind}
     names = {pa.float32(): "float32", pa.float64(): "float64"}
     return {"dtype": names.get(kind, str(kind)), "_type": "Value"}

@@ -15,13 +15,12 @@ from xml.sax.saxutils import quoteattr
 from PIL import Image
 
 from sgpipe.errors import UserError
-from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups, write_json
+from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, write_json
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import ImageError, open_header, read_image
-from sgpipe.records import Record, Relation, deduplicate, from_table
+from sgpipe.records import Record, Relation, deduplicate
 from sgpipe.sources.label_studio import CROWD, LOCAL_FILES
-from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
 
 CONFIGURATION = "labeling_config.xml"
 
@@ -98,16 +97,8 @@ def _is_name(name: str) -> bool:
 
 def _tasks(rows: ExportRows, split: str, images: ImagePlace | None, prefix: str | None) -> Iterator[dict[str, Any]]:
     """The tasks of a split; `prefix`: what the addresses of images begin with; None: the tasks contain the images."""
-    for shard in rows.shards(split):
-        path = rows.root / shard.file
-        with open_shard(path) as file:
-            present = [IMAGE_COLUMN] if prefix is None and IMAGE_COLUMN in file.schema_arrow.names else []
-        for table in iter_groups(path, (*IMAGE_FIELDS, *_NESTED, *present)):
-            contents = embedded_images(table)
-            records = from_table(table.drop_columns(IMAGE_COLUMN) if IMAGE_COLUMN in present else table)
-            for record, content in zip(records, contents, strict=True):
-                if record.ok:
-                    yield _task(rows, record, _address(rows, record, content, images, prefix))
+    for record, content in rows.records_with_images(split, *_NESTED, embed=prefix is None):
+        yield _task(rows, record, _address(rows, record, content, images, prefix))
 
 
 def _task(rows: ExportRows, record: Record, address: str) -> dict[str, Any]:

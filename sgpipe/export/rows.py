@@ -19,7 +19,7 @@ from sgpipe.errors import UserError, add_filename
 from sgpipe.files.locations import Location, content_sha256
 from sgpipe.records import NO_OBJECT, SCHEMA, Record, Relation, from_table
 from sgpipe.storage.manifest import Manifest, ShardEntry
-from sgpipe.storage.shards import open_shard
+from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
 
 IMAGE_FIELDS = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
@@ -75,9 +75,18 @@ class ExportRows:
 
     def records(self, split: str, *columns: str) -> Iterator[Record]:
         """The images of a split without error rows; of the nested columns, only these are read."""
+        return (record for record, _ in self.records_with_images(split, *columns, embed=False))
+
+    def records_with_images(self, split: str, *columns: str, embed: bool) -> Iterator[tuple[Record, bytes | None]]:
+        """As `records`, each with the image file that its shard holds, if any and if `embed`."""
         for shard in self.shards(split):
-            for table in iter_groups(self.root / shard.file, (*IMAGE_FIELDS, *columns)):
-                yield from (record for record in from_table(table) if record.ok)
+            path = self.root / shard.file
+            with open_shard(path) as file:
+                present = [IMAGE_COLUMN] if embed and IMAGE_COLUMN in file.schema_arrow.names else []
+            for table in iter_groups(path, (*IMAGE_FIELDS, *columns, *present)):
+                contents = embedded_images(table)
+                records = from_table(table.drop_columns(IMAGE_COLUMN) if IMAGE_COLUMN in present else table)
+                yield from (pair for pair in zip(records, contents, strict=True) if pair[0].ok)
 
     def keeps(self, confidence: float | None) -> bool:
         """Whether a relation is exported; human annotations, which have no confidence, always are."""

@@ -23,6 +23,8 @@ from sgpipe.export.annotation_files import (
 from sgpipe.export.benchmarks import write_psg, write_vg150
 from sgpipe.export.card import exported_relations, write_readme
 from sgpipe.export.hugging_face import write_hugging_face, write_webdataset
+from sgpipe.export.instruction_text import load_phrases
+from sgpipe.export.instructions import COORDINATES, LIKELY, Instructions, write_instructions
 from sgpipe.export.label_studio import write_label_studio
 from sgpipe.export.rows import ExportRows
 from sgpipe.files.image_roots import ImagePlace, check_images
@@ -31,7 +33,7 @@ from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.storage.outputs import check_output
 from sgpipe.utils.locking import only_process
 
-HUGGING_FACE, LABEL_STUDIO, WEBDATASET = "hf", "label-studio", "webdataset"
+HUGGING_FACE, LABEL_STUDIO, WEBDATASET, INSTRUCTIONS = "hf", "label-studio", "webdataset", "instructions"
 _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "coco": write_coco,
     "coco-rel": write_coco_relations,
@@ -42,7 +44,7 @@ _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "psg": write_psg,
     "vg150": write_vg150,
 }
-FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO, WEBDATASET)
+FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO, WEBDATASET, INSTRUCTIONS)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ def export_run(
     images: ImagePlace | None = None,
     images_url: str | None = None,
     embed: bool = False,
+    coordinates: str = "pixel",
+    templates: Path | None = None,
+    seed: int | None = None,
+    parquet: bool = False,
     inside: bool = False,
 ) -> Exported:
     """Write the run in `root` to the new folder `out`.
@@ -86,30 +92,42 @@ def export_run(
         threshold: minimum confidence of relations; by default 0 for the hub, and that of training for other formats.
         calibration: with this file of `sgpipe calibrate`, the threshold is a probability; or instead of it `precision`
             is the expected one.
-        images, embed: as for `write_hugging_face` and `write_label_studio`; only for these.
-        images_url: as for `write_label_studio`; only for it.
+        images, embed: as for `write_hugging_face`, `write_label_studio` and `write_instructions`; only for these.
+        images_url: as for `write_label_studio` and `write_instructions`; only for these.
+        coordinates, templates, seed, parquet: as for `Instructions`, `load_phrases` and `write_instructions`; only for
+            instructions.
         inside: `out` may be in the run's own folder, as that of `sgpipe push`.
 
     Raises UserError: the folder is not a run, a shard cannot be read, or `out` exists; nothing is written.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")
-    if (embed and to not in (HUGGING_FACE, LABEL_STUDIO)) or (
-        images and to not in (HUGGING_FACE, LABEL_STUDIO, WEBDATASET)
+    if (embed and to not in (HUGGING_FACE, LABEL_STUDIO, INSTRUCTIONS)) or (
+        images and to not in (HUGGING_FACE, LABEL_STUDIO, WEBDATASET, INSTRUCTIONS)
     ):
         raise UserError(
-            "--embed is for --to hf and label-studio, --images also for webdataset, which always has the images; "
-            "the other formats refer to image files by name"
+            "--embed is for --to hf, label-studio and instructions, --images also for webdataset, which always has the "
+            "images; the other formats refer to image files by name"
         )
-    if images_url is not None and (to != LABEL_STUDIO or embed or images):
-        raise UserError("--images-url is for --to label-studio, without --embed and --images")
+    if images_url is not None and (to not in (LABEL_STUDIO, INSTRUCTIONS) or embed or images):
+        raise UserError("--images-url is for --to label-studio and instructions, without --embed and --images")
+    if to != INSTRUCTIONS and (coordinates != "pixel" or templates or seed is not None or parquet):
+        raise UserError("--coordinates, --templates, --seed and --parquet are for --to instructions")
+    if embed and to == INSTRUCTIONS and not parquet:
+        raise UserError("--embed stores the images in Parquet files: pass --parquet, too")
+    if coordinates not in COORDINATES:
+        raise UserError(f"--coordinates {coordinates}: expected one of {', '.join(COORDINATES)}")
     if images:
         check_images(images)
     if threshold is not None:
         check_share("threshold", threshold)
     default = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE
+    if to == INSTRUCTIONS and calibration is not None:
+        default = LIKELY
     if precision is not None:
         threshold = probability_for(calibration, precision, threshold)
+        threshold = max(threshold, precision) if to == INSTRUCTIONS else threshold
+    phrases = load_phrases(templates)
     rows = ExportRows(location(root), threshold if threshold is not None else default, calibration)
     with new_folder(out if inside else check_output(out)) as folder:
         if to == HUGGING_FACE:
@@ -119,10 +137,13 @@ def export_run(
                 write_label_studio(rows, folder, images, images_url, embed=embed)
             elif to == WEBDATASET:
                 write_webdataset(rows, folder, images)
+            elif to == INSTRUCTIONS:
+                asked = Instructions(rows, phrases, coordinates, seed or 0)
+                write_instructions(rows, folder, asked, images, images_url, parquet=parquet, embed=embed)
             else:
                 _WRITERS[to](rows, folder)
             rows.left_out["error rows"] += sum(shard.counts.get("errors", 0) for shard in rows.manifest.shards)
-            write_readme(rows, folder, to)
+            write_readme(rows, folder, to, COORDINATES[coordinates])
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     return Exported(out, files, dict(+rows.left_out), exported_relations(rows), rows.note)
 

@@ -113,17 +113,17 @@ def load(kind: type[Kind], name: str | Path, folder: Path, overrides: Mapping[st
         raise UserError(f"overrides must map dotted keys to values, such as {example}; got {_shown.repr(overrides)}")
     config: Any = {}
     for file in (path, *overlays):
-        config = _merged(config, read_yaml(file))
+        config = merged(config, read_yaml(file))
     for key, value in overrides.items():
         config = _replaced(config, key.split("."), str(value) if isinstance(value, PurePath) else value, key)
     with _explained(f"recipe {path}: ", overrides):
         return kind.model_validate(config)
 
 
-def _merged(below: Any, above: Any) -> Any:
+def merged(below: Any, above: Any) -> Any:
     """Return `above`, with what only `below` has in its mappings."""
     if isinstance(below, Mapping) and isinstance(above, Mapping):
-        return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
+        return {**below, **{key: merged(below.get(key), value) for key, value in above.items()}}
     return above
 
 

@@ -49,6 +49,13 @@ def without_auxiliaries(text: str) -> list[str]:
     return words
 
 
+@lru_cache(maxsize=1 << 16)
+def plural(noun: str) -> str:
+    """Return the plural of a noun."""
+    inflections = _dictionaries()[1].getInflection(noun, "NNS")
+    return str(inflections[0]) if inflections else noun
+
+
 @lru_cache(maxsize=1)
 def _dictionaries() -> tuple[Any, Any]:
     """Return lemminflect's lemmatizer and inflector, without its `__init__`, which imports spaCy (seconds)."""

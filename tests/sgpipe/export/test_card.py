@@ -46,7 +46,7 @@ def run_of(root: Path, made: list[Record], identity: Mapping[str, Any], **header
 
 
 def card(root: Path, out: Path, form: str = "hf", **options: Any) -> str:
-    url = "https://example.org/" if form == "label-studio" else None
+    url = "https://example.org/" if form in ("label-studio", "instructions") else None
     return (export_run(root, form, out, images_url=url, **options).root / "README.md").read_text(encoding="utf-8")
 
 

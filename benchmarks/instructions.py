@@ -1,0 +1,333 @@
+"""Instructions of the miniworld, checked against its ground truth.
+
+python -m benchmarks.instructions
+
+500 drawn images (seed 0), labelled by the packaged models with `tag.threshold=0`, and a calibration from 500 others
+(seed 1). Every answer of `sgpipe export --to instructions --precision 0.9` is read from the text of question and answer
+and compared with the ground truth that the images were drawn by. What reads them knows the templates and nothing else
+of sgpipe.
+
+The guesses see the text alone, as a model without eyes: the most frequent answer to a template, and a logistic model
+of words and pairs of words, both fitted to the questions about the 500 other images. Chance is one of the answers that
+the same question has elsewhere, or one of its options.
+
+Coordinates are text, too, and tell where boxes are. A small network of the places of two boxes answers the yes or no
+questions about them (last line), as what is improbable here is mostly far apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from rich.table import Table
+
+from benchmarks.measure import report
+
+TEMPLATES = Path(__file__).parent.parent / "sgpipe/export/instructions.yaml"
+IMAGES, PRECISION = 500, 0.9
+BOX = r"\[\d+(?:, \d+){3}\]"
+FIELDS = {
+    "the_subject": rf"[Tt]he (?P<subject>[a-z ]+) at (?P<subject_box>{BOX})",
+    "the_object": rf"[Tt]he (?P<object>[a-z ]+) at (?P<object_box>{BOX})",
+    "a_subject": r"an? (?P<subject>[a-z ]+?)",
+    "a_object": r"(?:an?|another) (?P<object>[a-z ]+)",
+    "is": r"(?:[Ii]s)",
+    "verb": r"(?P<predicate>[a-z ]+?)",
+    "is_verb": r"is (?P<predicate>[a-z ]+?)",
+    "one_verb": r"is (?P<predicate>[a-z ]+?)",
+    "that_verb": r"(?P<predicate>[a-z ]+?)",
+    "plural": r"(?P<plural>[A-Za-z ]+)",
+    "options": r"(?P<options>(?:[A-E]\. .+\n?)+?)",
+    "relations": r"(?P<relations>\d) relations?",
+}
+NONE = "none of these"
+PLURALS = {"people": "person", "benches": "bench"}
+FORMS_OF_OPTIONS = {"choose_predicate": "predicate", "choose_object": "object", "choose_subject": "subject"}
+
+
+class World:
+    """The ground truth of drawn images: classes and boxes (corners in pixels) of objects, and all relations."""
+
+    def __init__(self, folder: Path) -> None:
+        self.objects: dict[str, dict[int, tuple[str, str]]] = {}
+        self.relations: dict[str, set[tuple[int, str, int]]] = {}
+        for graph in json.loads((folder / "scene_graphs.json").read_text("utf-8")):
+            image = str(graph["image_id"])
+            self.objects[image] = {
+                each["object_id"]: (
+                    each["names"],
+                    str([round(v) for v in (each["x"], each["y"], each["x"] + each["w"], each["y"] + each["h"])]),
+                )
+                for each in graph["objects"]
+            }
+            self.relations[image] = {
+                (each["subject_id"], each["predicate"], each["object_id"]) for each in graph["relationships"]
+            }
+
+    def holds(self, image: str, said: Mapping[str, str]) -> bool:
+        """Whether a relation of classes, and of boxes where they are given, is one of the image."""
+        objects = self.objects[image]
+
+        def fits(number: int, role: str) -> bool:
+            name, box = objects[number]
+            return name == said[role] and said.get(f"{role}_box", box) == box
+
+        for role in ("subject", "object"):
+            assert f"{role}_box" not in said or any(fits(number, role) for number in objects), (image, said)
+        return any(
+            predicate == said["predicate"] and fits(subject, "subject") and fits(object_, "object")
+            for subject, predicate, object_ in self.relations[image]
+        )
+
+    def number(self, image: str, name: str) -> int:
+        return sum(name == each for each, _ in self.objects[image].values())
+
+
+class Checked(NamedTuple):
+    """An item: whether its answer is right, whether each relation that it takes to be false is true, and what the
+    question shows besides coordinates."""
+
+    item: Mapping[str, Any]
+    right: bool
+    denied: list[bool]
+    shown: tuple[str, ...]
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """What a text of a template matches; a field that occurs twice is matched once."""
+    parts = re.split(r"\{(\w+)\}", text)
+    made, seen = "", set[str]()
+    for number, part in enumerate(parts):
+        if number % 2:
+            group = FIELDS[part]
+            for name in re.findall(r"\?P<(\w+)>", group):
+                if name in seen:
+                    group = group.replace(f"?P<{name}>", "?:")
+                seen.add(name)
+            made += group
+        else:
+            made += re.escape(part)
+    return re.compile(made + "$", re.IGNORECASE)
+
+
+def singular(plural: str) -> str:
+    return PLURALS.get(plural.lower(), plural.removesuffix("s"))
+
+
+def check(world: World, templates: Mapping[str, Sequence[Mapping[str, str]]], item: Mapping[str, Any]) -> Checked:
+    form, number = item["template"].split("/")
+    texts = templates[form][int(number) - 1]
+    question, answer = (message["content"][-1]["text"] for message in item["messages"])
+    images = item["image_ids"]
+    assert [part["type"] for part in item["messages"][0]["content"]] == ["image"] * len(images) + ["text"]
+    assert len(item["images"]) == len(images)
+    assert all(image in path for image, path in zip(images, item["images"], strict=True))
+    match = pattern(texts["question"]).match(question)
+    assert match, (texts["question"], question)
+    said = {name: value for name, value in match.groupdict().items() if value is not None}
+    named = tuple(value for name, value in sorted(said.items()) if name in ("subject", "predicate", "object", "plural"))
+    right, denied = False, list[bool]()
+    if form in ("verification", "existence"):
+        truth = world.holds(images[0], said)
+        right = answer == texts["yes" if truth else "no"]
+        denied = [truth] if answer == texts["no"] else []
+    elif form in ("relation", "which_object", "which_subject"):
+        full = pattern(texts["answer"]).match(answer)
+        assert full, (texts["answer"], answer)
+        for name, value in full.groupdict().items():
+            assert said.setdefault(name, value) == value
+        right = world.holds(images[0], said)
+    elif form == "counting":
+        right = world.number(images[0], singular(said["plural"])) == int(answer)
+    elif form == "compare_count":
+        first, second = (world.number(image, singular(said["plural"])) for image in images)
+        right = first != second and answer == texts["first" if first > second else "second"]
+    elif form == "compare_existence":
+        first, second = (world.holds(image, said) for image in images)
+        right = first != second and answer == texts["first" if first else "second"]
+        denied = [second if answer == texts["first"] else first]
+    elif form == "description":
+        sentences = re.findall(r"The .+?\[[\d, ]+\].+?\[[\d, ]+\]\.", answer)
+        assert len(sentences) == int(said["relations"])
+        assert " ".join(sentences) == answer
+        right = all(world.holds(images[0], found(texts["sentence"], sentence)) for sentence in sentences)
+        named = ()
+    else:
+        options = [line[3:] for line in said["options"].strip().splitlines()]
+        role = FORMS_OF_OPTIONS[form]
+        true = [option != NONE and world.holds(images[0], said | as_option(role, option)) for option in options]
+        place = "ABCDE".index(answer[0])
+        assert answer in (answer[0], f"{answer[0]}. {options[place]}")
+        if options[place] == NONE:
+            right, denied = not any(true), true[:-1]
+        else:
+            denied = [is_true for at, is_true in enumerate(true) if at != place and options[at] != NONE]
+            right = true[place] and not any(denied)
+        named = (*named, str(len(options)))
+    return Checked(item, right, denied, (form, *named))
+
+
+def found(text: str, sentence: str) -> dict[str, str]:
+    match = pattern(text).match(sentence)
+    assert match, (text, sentence)
+    return match.groupdict()
+
+
+def as_option(role: str, option: str) -> dict[str, str]:
+    if role == "predicate":
+        return {"predicate": option.removeprefix("is ")}
+    match = re.match(rf"the ([a-z ]+) at ({BOX})$", option)
+    assert match, option
+    return {role: match[1], f"{role}_box": match[2]}
+
+
+def guesses(train: Sequence[Checked], test: Sequence[Checked]) -> tuple[list[bool], list[bool]]:
+    """Whether the most frequent answer to a template is right, and that of a logistic model of words."""
+    answers = sorted({each.item["answer"] for each in train})
+    target = np.array([answers.index(each.item["answer"]) for each in train])
+    most = defaultdict[str, Counter[str]](Counter)
+    for each in train:
+        most[each.item["template"]][each.item["answer"]] += 1
+    common = [most[each.item["template"]].most_common(1)[:1] for each in test]
+    said = _logistic([_words(each.item) for each in train], target, [_words(each.item) for each in test])
+    return (
+        [bool(best) and best[0][0] == each.item["answer"] for best, each in zip(common, test, strict=True)],
+        [answers[at] == each.item["answer"] for at, each in zip(said, test, strict=True)],
+    )
+
+
+def _words(item: Mapping[str, Any]) -> set[str]:
+    tokens = re.findall(r"[a-z]+|\d+|[A-E](?=\. )", item["messages"][0]["content"][-1]["text"])
+    pairs = (" ".join(pair) for pair in pairwise(tokens))
+    return {item["template"], *tokens, *pairs, *(f"{item['template']} {token}" for token in tokens)}
+
+
+def _logistic(train: Sequence[set[str]], target: Any, test: Sequence[set[str]]) -> Any:
+    seen = Counter(word for words in train for word in words)
+    columns = {word: at for at, word in enumerate(word for word, number in seen.items() if number > 1)}
+    torch.manual_seed(0)
+
+    def matrix(rows: Sequence[set[str]]) -> torch.Tensor:
+        dense = torch.zeros(len(rows), len(columns))
+        for at, words in enumerate(rows):
+            dense[at, [columns[word] for word in words if word in columns]] = 1
+        return dense
+
+    inputs, classes = matrix(train), torch.tensor(target)
+    model = torch.nn.Linear(len(columns), int(classes.max()) + 1)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.03, weight_decay=0.02)
+    for _ in range(60):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(inputs), classes).backward()
+        optimiser.step()
+    with torch.no_grad():
+        return model(matrix(test)).argmax(1).numpy()
+
+
+def guesses_of_coordinates(train: Sequence[Checked], test: Sequence[Checked]) -> list[bool]:
+    """Whether a small network of the places of two boxes answers yes or no questions about them as is right."""
+    (inputs, target), (shown, answers) = _places(train), _places(test)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.01)
+    for _ in range(400):
+        optimiser.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(model(inputs)[:, 0], target).backward()
+        optimiser.step()
+    with torch.no_grad():
+        return ((model(shown)[:, 0] > 0) == (answers > 0)).tolist()
+
+
+def _places(checked: Sequence[Checked]) -> tuple[torch.Tensor, torch.Tensor]:
+    places, answers = [], []
+    for each in checked:
+        if each.shown[0] == "verification":
+            found = re.findall(BOX, each.item["messages"][0]["content"][-1]["text"])
+            (a, b, c, d), (e, f, g, h) = (map(int, re.findall(r"\d+", box)) for box in found)
+            areas, common = ((c - a) * (d - b), (g - e) * (h - f)), (min(c, g) - max(a, e), min(d, h) - max(b, f))
+            inside = max(0, common[0]) * max(0, common[1]) / min(areas)
+            apart = [max(0, -common[0]) / 100, max(0, -common[1]) / 100, float(common[0] > 0), float(common[1] > 0)]
+            middles = [(b + d - f - h) / 200, abs(a + c - e - g) / 200]
+            places.append([*apart, *middles, inside, np.log(areas[0] / areas[1])])
+            answers.append(float(each.item["answer"] == "yes"))
+    return torch.tensor(places, dtype=torch.float32), torch.tensor(answers)
+
+
+def chances(checked: Sequence[Checked]) -> list[float]:
+    """One of the answers that the same question has; one of the options."""
+    answers = defaultdict[tuple[str, ...], set[str]](set)
+    for each in checked:
+        answers[each.shown].add(each.item["answer"])
+    return [
+        1 / int(each.shown[-1])
+        if each.shown[0].startswith("choose")
+        else 1 / len(answers[each.shown])
+        if not each.shown[0].startswith("compare")
+        else 1 / 2
+        for each in checked
+    ]
+
+
+def sgpipe(*arguments: object) -> None:
+    command = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, help="keep the runs there, and use those that are")
+    folder = parser.parse_args().folder or Path(tempfile.mkdtemp())
+    runs = [folder / f"seed{seed}" for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        settings = {"source.miniworld.images": IMAGES, "source.miniworld.seed": seed, "tag.threshold": 0}
+        sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        sgpipe("generate", "miniworld", *sets, "--out", run)
+    sgpipe("calibrate", runs[1], "--out", folder / "calibration.json")
+    options = ("--to", "instructions", "--calibration", folder / "calibration.json", "--precision", PRECISION)
+    templates = yaml.safe_load(TEMPLATES.read_text("utf-8"))["templates"]
+    checked = []
+    for run in runs:
+        out = Path(tempfile.mkdtemp(dir=folder)) / "out"
+        sgpipe("export", run, *options, "--out", out)
+        world, lines = World(run / ".sgpipe/drawn/world"), (out / "val.jsonl").read_text("utf-8").splitlines()
+        checked.append([check(world, templates, json.loads(line)) for line in lines])
+    report(str(__doc__), *tables(*checked))
+
+
+def tables(checked: Sequence[Checked], others: Sequence[Checked]) -> Iterator[Table | str]:
+    answers = Table("kind", "questions", "right", "mean probability", "taken to be false", "of these true")
+    texts = Table("kind", "questions", "chance", "most frequent answer", "logistic model of words")
+    text_only = [each for each in checked if each.item["kind"] != "description"]
+    common, model = guesses([each for each in others if each.item["kind"] != "description"], text_only)
+    chance = chances(text_only)
+    for kind in [*sorted({each.item["kind"] for each in checked}), "all"]:
+        some = [each for each in checked if kind in ("all", each.item["kind"])]
+        denied = [is_true for each in some for is_true in each.denied]
+        right = np.mean([each.right for each in some])
+        probability = np.mean([each.item["probability"] for each in some])
+        share = f"{np.mean(denied):.1%}" if denied else ""
+        answers.add_row(kind, f"{len(some):,}", f"{right:.1%}", f"{probability:.1%}", f"{len(denied) or ''}", share)
+        if at := [number for number, each in enumerate(text_only) if kind in ("all", each.item["kind"])]:
+            rates = (np.mean([values[number] for number in at]) for values in (chance, common, model))
+            texts.add_row(kind, f"{len(at):,}", *(f"{rate:.1%}" for rate in rates))
+    yield answers
+    yield texts
+    guessed = guesses_of_coordinates(others, checked)
+    yield f"From coordinates alone: {np.mean(guessed):.1%} of {len(guessed):,} yes or no questions about two boxes."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,469 @@
+"""`--to instructions`: questions and answers about images, for training vision-language models.
+
+Two passes over the rows. The first counts what could be asked. Questions that read the same but for coordinates are a
+stratum; from each, as many items of every answer are drawn, so that the text alone does not tell the answer. The second
+pass draws and writes them. Memory grows with the number of strata, not of images.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sgpipe.errors import add_filename
+from sgpipe.export.hugging_face import feature_of
+from sgpipe.export.instruction_text import English, Phrases, filled, plain_name
+from sgpipe.export.rows import ExportRows
+from sgpipe.files.image_roots import ImagePlace
+from sgpipe.images import ImageError, read_image
+from sgpipe.records import Record, list_of
+from sgpipe.storage.manifest import Manifest
+
+COORDINATES = {"pixel": "in pixels", "normalised": "as shares of the sides", "0-1000": "as thousandths of the sides"}
+LIKELY = 0.5  # the lowest probability of an answer, unless a threshold is given
+_IMPROBABLE = 0.02  # the highest probability of what a question takes to be false
+_MOST = 4  # options, or sentences
+_WAITING = 1000  # images that wait for another one to be compared with
+_NONE, _ONE = "none", "one"  # answers to questions with options: none of them; or one, wherever it stands
+# Datasets whose annotators did not draw every object of a class, so that nothing can be counted.
+_PARTIAL = frozenset({"visual_genome", "vg150", "hico", "vcoco", "open_images", "hoia", "rlipv2"})
+_COLUMNS = ("objects", "relations", "pairs", "left_out")
+_TEXT, _NUMBER = pa.string(), pa.int32()
+_ROW: dict[str, pa.DataType] = {
+    "images": list_of(bytes=pa.binary(), path=_TEXT),
+    "messages": list_of(role=_TEXT, content=list_of(type=_TEXT, text=_TEXT)),
+    **dict.fromkeys(("kind", "template", "answer"), _TEXT),
+    "probability": pa.float64(),
+    "image_ids": pa.list_(_TEXT),
+    "objects": list_of(image_id=_TEXT, object=_NUMBER),
+    "relations": list_of(image_id=_TEXT, subject=_NUMBER, predicate=_TEXT, object=_NUMBER, holds=pa.bool_()),
+}
+
+Key: TypeAlias = tuple[int, str, int]  # subject, predicate, object
+Stratum: TypeAlias = tuple[str, ...]  # kind and form of a question, and what it shows besides coordinates
+
+
+class Item(NamedTuple):
+    """A question that an image can be asked.
+
+    Attributes:
+        answer: by which its stratum is balanced.
+        claims: relations that hold or not; of options the right one first. `counted`: the objects that it counts.
+        probability: that the answer is right; NaN if that is not known.
+    """
+
+    stratum: Stratum
+    answer: str
+    claims: tuple[tuple[Key, bool], ...]
+    probability: float
+    counted: tuple[int, ...] = ()
+
+
+class Facts(NamedTuple):
+    """What is known of an image.
+
+    Attributes:
+        names: of its objects; "" of those that are not asked about.
+        held: the probabilities of relations to export; `denied`: of those that are improbable; `unclear`: of others.
+        counted: the objects of each class of which every object in the image has a box.
+    """
+
+    names: list[str]
+    held: dict[Key, float]
+    denied: dict[Key, float]
+    unclear: dict[Key, float]
+    counted: dict[str, list[int]]
+
+    def classes(self, key: Key) -> tuple[str, str, str]:
+        return self.names[key[0]], key[1], self.names[key[2]]
+
+
+class Instructions:
+    """What images can be asked, in words.
+
+    Attributes:
+        least: the lowest probability of an answer; 0 without a calibration, where none is known.
+        absent: the highest probability of a candidate that the run does not have as a relation; 1 if it is not known.
+        written: the number of rows by kind.
+    """
+
+    def __init__(self, rows: ExportRows, phrases: Phrases, coordinates: str = "pixel", seed: int = 0) -> None:
+        self._rows, self._english, self._coordinates, self._seed = rows, English(phrases), coordinates, seed
+        self.least = 0.0 if rows.calibration is None else rows.threshold
+        self.absent = self._absent()
+        self.written, self._turns = Counter[str](), Counter[Any]()
+        self._orders: dict[Stratum, int] = {}
+        self._waiting: dict[Stratum, tuple[Item, dict[str, str], dict[str, Any]]] = {}
+
+    def _absent(self) -> float:
+        confidence, is_tagged = 0.0, False
+        for identity in Manifest.identities(self._rows.manifest.run):
+            for name in ("tag", "exported"):
+                if isinstance(step := identity.get(name), Mapping):
+                    if step.get("calibration") is not None:  # then the threshold is a probability, by another curve
+                        return 1.0
+                    confidence = max(confidence, float(step.get("threshold") or 0.0))
+                    is_tagged |= name == "tag"
+        return self._probabilities([confidence])[0] if is_tagged and self._rows.calibration is not None else 1.0
+
+    def items(self, record: Record) -> Iterator[Item]:
+        facts = self._facts(record)
+        found = [*_relations(facts), *_existence(facts), *_choices(facts), *_descriptions(facts, self.least, record)]
+        yield from (item for item in found if self._is_sure(item.probability))
+        # How many objects a detector misses is not calibrated.
+        probability = math.nan if any(box.origin == "detector" for box in record.objects) else 1.0
+        if max(map(len, facts.counted.values()), default=0) > 1 and self._is_sure(probability):
+            for name, objects in facts.counted.items():
+                if self._english.noun(name)[1]:
+                    yield Item(("counting", "counting", name), str(len(objects)), (), probability, tuple(objects))
+
+    def _is_sure(self, probability: float) -> bool:
+        return probability >= self.least or self._rows.calibration is None
+
+    def _facts(self, record: Record) -> Facts:
+        names, seen, partial = list[str](), set[Any](), set[str]()
+        for box in record.objects:
+            name = "" if box.is_nothing else plain_name(box.category)
+            is_unusable = box.iscrowd or (name, box.bbox) in seen
+            if is_unusable or box.origin == "grounded":
+                partial.add(name)
+            names.append("" if is_unusable else name)
+            seen.add((name, box.bbox))
+        counted: dict[str, list[int]] = {}
+        if record.dataset not in _PARTIAL and not record.left_out.get("boxes"):
+            for name in {*names}.difference(partial, [""]):
+                counted[name] = [index for index, each in enumerate(names) if each == name]
+        scored: dict[Key, float] = {}
+        for relation in record.relations:
+            key = relation.subject, plain_name(relation.predicate), relation.object
+            confidence = math.inf if relation.confidence is None else relation.confidence
+            scored[key] = max(scored.get(key, 0.0), confidence)
+        known = dict(zip(scored, self._probabilities(scored.values()), strict=True))
+        for pair in record.pairs:
+            for text in pair.predicates:
+                known.setdefault((pair.subject, plain_name(text), pair.object), self.absent)
+        facts = Facts(names, {}, {}, {}, dict(sorted(counted.items())))
+        for key, probability in known.items():
+            if key[0] != key[2] and all(facts.classes(key)) and self._english.predicate(key[1]):
+                is_held = key in scored and self._rows.keeps(scored[key])
+                part = facts.held if is_held else facts.denied if probability <= _IMPROBABLE else facts.unclear
+                part[key] = probability
+        return facts
+
+    def _probabilities(self, confidences: Collection[float]) -> list[float]:
+        """The probabilities of confidences (an annotation's is 1); below the lowest judged one, that of the lowest."""
+        calibration = self._rows.calibration
+        if calibration is None or not confidences:
+            return [1.0 if math.isinf(confidence) else math.nan for confidence in confidences]
+        given = np.maximum(list(confidences), calibration.lowest)
+        return list(np.where(np.isinf(given), 1.0, calibration.probabilities(np.minimum(given, 1))).tolist())
+
+    def rows(
+        self, record: Record, image: Any, left: dict[Stratum, Counter[str]], drawn: dict[Stratum, Counter[str]]
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of the items that are drawn of an image, and of comparisons with one before it.
+
+        Args:
+            image: as it is in rows.
+            left: number of items of each answer in this image and later ones. `drawn`: how many of them are drawn.
+        """
+        chance = random.Random(f"{self._seed} {record.split} {record.image_id}")
+        for item in self.items(record):
+            takes = chance.random() * left[item.stratum][item.answer] < drawn[item.stratum][item.answer]
+            left[item.stratum][item.answer] -= 1
+            if takes:
+                drawn[item.stratum][item.answer] -= 1
+                row, fields = self._row(item, record, image)
+                yield row
+                if item.stratum[0] in ("existence", "counting"):
+                    yield from self._comparison(item, fields, row)
+
+    def _turn(self, *key: Any) -> int:
+        self._turns[key] += 1
+        return self._turns[key] - 1
+
+    def _template(self, form: str, *key: Any) -> tuple[str, dict[str, str]]:
+        """The name and texts of the template whose turn it is."""
+        templates = self._english.phrases.templates[form]
+        number = (zlib.crc32(repr(key[:1]).encode()) + self._turn(form, *key)) % len(templates)
+        return f"{form}/{number + 1}", templates[number]
+
+    def _row(self, item: Item, record: Record, image: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        kind, form, *shown = item.stratum
+        name, texts = self._template(form, item.stratum, item.answer)
+        answer, text = item.answer, texts.get(item.answer, texts.get("answer", "{said}"))
+        claimed = [self._fields(record, key) for key, _ in item.claims]
+        fields = dict(claimed[0]) if claimed else {}
+        if kind == "counting":
+            fields = {"class": shown[0], "plural": self._english.noun(shown[0])[1], "count": answer}
+        elif kind == "description":
+            fields["relations"] = f"{len(claimed)} relation{'s' * (len(claimed) > 1)}"
+            fields["said"] = " ".join(filled(texts["sentence"], each) for each in claimed)
+        elif form.startswith("choose"):
+            part = {"choose_predicate": "is_verb", "choose_object": "the_object", "choose_subject": "the_subject"}[form]
+            options, place = [each[part] for each in claimed], len(claimed)
+            if item.answer != _NONE:
+                place = self._turn(kind, name, len(options)) % len(options)
+                options.insert(place, options.pop(0))
+            options += [self._english.phrases.none_of_these] * (kind == "none_of_these")
+            answer, lines = "ABCDE"[place], zip("ABCDE", options, strict=False)
+            fields["options"] = "\n".join(f"{letter}. {option}" for letter, option in lines)
+            fields |= {"letter": answer, "option": options[place]}
+        row = self._made(kind, name, [image], filled(texts["question"], fields), filled(text, fields), item.probability)
+        ends = {end for (subject, _, object_), _ in item.claims for end in (subject, object_)}
+        image_id = {"image_id": record.image_id}
+        row["objects"] = [image_id | {"object": end} for end in sorted(ends.union(item.counted))]
+        names = ("subject", "predicate", "object", "holds")
+        row["relations"] = [image_id | dict(zip(names, (*key, holds), strict=True)) for key, holds in item.claims]
+        return row | {"answer": answer, "image_ids": [record.image_id]}, fields
+
+    def _comparison(self, item: Item, fields: dict[str, str], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """A comparison with an image that waits, with another answer to the same question."""
+        other, _, its_row = self._waiting.pop(item.stratum, (item, {}, row))
+        probability = item.probability + other.probability - 1
+        if other.answer == item.answer:
+            self._waiting[item.stratum] = item, fields, row
+            if len(self._waiting) > _WAITING:
+                del self._waiting[next(iter(self._waiting))]
+        elif self._is_sure(probability):
+            is_count = item.stratum[0] == "counting"
+            name, texts = self._template("compare_count" if is_count else "compare_existence")
+            has_more = int(item.answer) > int(other.answer) if is_count else item.answer == "yes"
+            if item.stratum in self._orders:  # of two comparisons with one text, one in each order
+                order = 1 - self._orders.pop(item.stratum)
+            else:
+                order = self._orders[item.stratum] = self._turn("order") % 2
+            answer = ("first", "second")[order]
+            pair = (row, its_row) if has_more == (answer == "first") else (its_row, row)
+            both = {key: pair[0][key] + pair[1][key] for key in ("images", "image_ids", "objects", "relations")}
+            question = filled(texts["question"], fields)
+            made = self._made("comparison", name, both["images"], question, filled(texts[answer], fields), probability)
+            yield made | both | {"answer": answer}
+
+    def _made(
+        self, kind: str, template: str, images: list[Any], question: str, answer: str, probability: float
+    ) -> dict[str, Any]:
+        """A row without its short answer and provenance."""
+        self.written[kind] += 1
+        asked: list[dict[str, str]] = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
+        said = [{"type": "text", "text": answer}]
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        known = None if math.isnan(probability) else round(probability, 5)
+        return {"images": images, "messages": messages, "kind": kind, "template": template, "probability": known}
+
+    def _fields(self, record: Record, key: Key) -> dict[str, str]:
+        subject, object_ = (plain_name(record.objects[index].category) for index in (key[0], key[2]))
+        a_subject, _, is_many = self._english.noun(subject)
+        is_another = subject == object_ and a_subject != subject
+        fields = {"subject": subject, "object": object_, "a_subject": a_subject}
+        fields["a_object"] = f"another {object_}" if is_another else self._english.noun(object_)[0]
+        fields["the_subject"] = f"the {subject} at {self._box(record, key[0])}"
+        fields["the_object"] = f"the {object_} at {self._box(record, key[2])}"
+        return fields | (self._english.predicate(key[1], is_many) or {})
+
+    def _box(self, record: Record, index: int) -> str:
+        x, y, width, height = record.objects[index].bbox
+        corners = (x, y, x + width, y + height)
+        if self._coordinates == "pixel":
+            return str([round(corner) for corner in corners])
+        sides = (record.width, record.height) * 2
+        shares = [corner / side for corner, side in zip(corners, sides, strict=True)]
+        if self._coordinates == "0-1000":
+            return str([round(1000 * share) for share in shares])
+        return f"[{', '.join(f'{share:.3f}' for share in shares)}]"
+
+
+def _relations(facts: Facts) -> Iterator[Item]:
+    known = [*facts.held, *facts.unclear]
+    objects, subjects = Counter(key[:2] for key in known), Counter(key[1:] for key in known)
+    for key, probability in facts.held.items():
+        subject, predicate, object_ = facts.classes(key)
+        claims = ((key, True),)
+        yield Item(("relation", "relation", subject, object_), predicate, claims, probability)
+        yield Item(("relation", "verification", subject, predicate, object_), "yes", claims, probability)
+        if objects[key[:2]] == 1:
+            yield Item(("which_object", "which_object", subject, predicate), object_, claims, probability)
+        if subjects[key[1:]] == 1:
+            yield Item(("which_object", "which_subject", object_, predicate), subject, claims, probability)
+    for key, probability in facts.denied.items():
+        yield Item(("relation", "verification", *facts.classes(key)), "no", ((key, False),), 1 - probability)
+
+
+def _existence(facts: Facts) -> Iterator[Item]:
+    """Whether an image shows a relation of two classes: not, if it is improbable of all pairs of their boxes."""
+    best = {facts.classes(key): key for key in sorted(facts.held, key=lambda key: (facts.held[key], key))}
+    for shown, key in best.items():
+        yield Item(("existence", "existence", *shown), "yes", ((key, True),), facts.held[key])
+    absent = defaultdict[tuple[str, str, str], list[Key]](list)
+    for key in facts.denied:
+        absent[facts.classes(key)].append(key)
+    for shown, keys in absent.items():
+        subjects, objects = ({*facts.counted.get(name, ())} for name in (shown[0], shown[2]))
+        doubt = sum(facts.denied[key] for key in keys)
+        if len(keys) == len(subjects) * len(objects) - len(subjects & objects) and doubt <= _IMPROBABLE:
+            yield Item(("existence", "existence", *shown), "no", tuple((key, False) for key in keys), 1 - doubt)
+
+
+def _choices(facts: Facts) -> Iterator[Item]:
+    """Multiple choice, with and without "none of these": of predicates of two boxes, or of boxes of one class."""
+    for form, part in (("choose_predicate", 1), ("choose_object", 2), ("choose_subject", 0)):
+        groups = defaultdict[Any, tuple[list[Key], list[Key]]](lambda: ([], []))
+        for number, keys in enumerate((facts.held, facts.denied)):
+            for key in keys:
+                alike = "" if part == 1 else facts.classes(key)[part]
+                groups[(*key[:part], alike, *key[part + 1 :])][number].append(key)
+        for right, wrong in groups.values():
+            wrong = sorted(wrong)[:_MOST]
+            for size in range(1, min(len(wrong), _MOST - 1) + 1):
+                # Other predicates make another question; other boxes of a class do not.
+                for others in combinations(wrong, size) if part == 1 else [tuple(wrong[:size])]:
+                    yield from _options(facts, form, right, others)
+
+
+def _options(facts: Facts, form: str, right: list[Key], wrong: tuple[Key, ...]) -> Iterator[Item]:
+    doubt, claims = sum(facts.denied[key] for key in wrong), tuple((key, False) for key in wrong)
+    for keys in [(key, *wrong) for key in right] + [wrong] * (len(wrong) > 1):
+        subject, predicate, object_ = facts.classes(keys[0])
+        shown: Stratum = (form, subject, predicate, object_, str(len(keys)))
+        answer = predicate if form == "choose_predicate" else _ONE
+        if form == "choose_predicate":
+            shown = (form, subject, object_, *sorted(key[1] for key in keys))
+        if keys[0] in facts.held:
+            item = Item(("multiple_choice", *shown), answer, ((keys[0], True), *claims), facts.held[keys[0]] - doubt)
+            yield from (item, item._replace(stratum=("none_of_these", *shown)))
+        else:
+            yield Item(("none_of_these", *shown), _NONE, claims, 1 - doubt)
+
+
+def _descriptions(facts: Facts, least: float, record: Record) -> Iterator[Item]:
+    """Up to four relations of different pairs of objects, the most probable first; how many, the image decides."""
+    chosen: dict[frozenset[int], Key] = {}
+    for key in sorted(facts.held, key=lambda key: (-facts.held[key], key)):
+        chosen.setdefault(frozenset((key[0], key[2])), key)
+    doubts = np.cumsum([1 - facts.held[key] for key in islice(chosen.values(), _MOST)])
+    if possible := int(np.sum(~(1 - doubts < least))):
+        number = 1 + zlib.crc32(record.image_id.encode()) % possible
+        claims = tuple((key, True) for key in islice(chosen.values(), number))
+        yield Item(("description", "description"), str(number), claims, float(1 - doubts[number - 1]))
+
+
+def quotas(counts: Mapping[Stratum, Counter[str]]) -> dict[Stratum, Counter[str]]:
+    """How many items of each answer are drawn from each stratum.
+
+    Of each answer as many, or as often as a guess among the options is right. A predicate, or a class that is counted,
+    gets about twice the mean of its kind at most.
+    """
+    drawn = {stratum: _balanced(stratum, answers) for stratum, answers in counts.items()}
+    totals = defaultdict[str, Counter[str]](Counter)
+    for stratum, answers in drawn.items():
+        for answer, number in answers.items():
+            totals[stratum[0]][_topic(stratum, answer)] += number
+    for stratum, answers in drawn.items():
+        most = 2 * totals[stratum[0]].total() / max(len(totals[stratum[0]]), 1)
+        part = min([1.0, *(most / totals[stratum[0]][_topic(stratum, answer)] for answer in answers)])
+        unit = min(answers.values(), default=1)
+        drawn[stratum] = Counter({answer: math.ceil(unit * part) * (n // unit) for answer, n in answers.items()})
+    return drawn
+
+
+def _balanced(stratum: Stratum, answers: Counter[str]) -> Counter[str]:
+    kind, form, *shown = stratum
+    if form.startswith("choose"):
+        parts = dict.fromkeys(shown[2:], 1) if form == "choose_predicate" else {_ONE: int(shown[-1])}
+        parts |= {_NONE: 1} if kind == "none_of_these" else {}
+        unit = min(answers[answer] // part for answer, part in parts.items())
+        return Counter({answer: unit * part for answer, part in parts.items() if unit})
+    ranked = sorted(answers.items(), key=lambda item: (-item[1], item[0]))
+    best = max(range(len(ranked)), key=lambda at: (at + 1) * ranked[at][1] if at else 0)
+    return Counter({answer: ranked[best][1] for answer, _ in ranked[: best + 1] if best})
+
+
+def _topic(stratum: Stratum, answer: str) -> str:
+    """The predicate of an item, or the class that it counts."""
+    return answer if stratum[1] in ("relation", "choose_predicate", "description") else stratum[2:][:2][-1]
+
+
+def write_instructions(
+    rows: ExportRows,
+    out: Path,
+    asked: Instructions,
+    images: ImagePlace | None,
+    images_url: str | None,
+    *,
+    parquet: bool,
+    embed: bool,
+) -> None:
+    """Write SPLIT.jsonl or SPLIT.parquet.
+
+    Args:
+        images: where the images are, if they have moved since the run.
+        images_url: what their paths begin with, instead of where they are.
+        embed: store the images in the rows of Parquet.
+
+    Raises UserError: a shard cannot be read, or the image folder is unknown and there is no `images_url`.
+    """
+    for split in rows.splits:
+        path = out / f"{split}.{'parquet' if parquet else 'jsonl'}"
+        made = _rows(rows, split, asked, images, images_url, parquet=parquet, embed=embed)
+        with add_filename(path), path.open("xb") as file:
+            if parquet:
+                features = {name: feature_of(kind) for name, kind in _ROW.items()} | {"images": [{"_type": "Image"}]}
+                schema = pa.schema(_ROW, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+                with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                    while batch := list(islice(made, 100 if embed else 2000)):
+                        writer.write_table(pa.Table.from_pylist(batch, schema))
+            else:
+                file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in made)
+            file.flush()
+            os.fsync(file.fileno())
+    kinds = ", ".join(f"{kind} {number:,}" for kind, number in sorted(asked.written.items()))
+    rows.note = f"{asked.written.total():,} questions ({kinds})"
+    if asked.absent > _IMPROBABLE:
+        why = "without --calibration, nothing is known to be false"
+        if rows.calibration is not None:
+            why = "the run keeps too few improbable candidates; make it with a lower tag.threshold, such as 0"
+        rows.note += f"; few or no hard negatives, without which some kinds are missing: {why}"
+
+
+def _rows(
+    rows: ExportRows,
+    split: str,
+    asked: Instructions,
+    images: ImagePlace | None,
+    images_url: str | None,
+    *,
+    parquet: bool,
+    embed: bool,
+) -> Iterator[dict[str, Any]]:
+    root = rows.manifest.image_root(split, images) if images_url is None else None
+    counts = defaultdict[Stratum, Counter[str]](Counter)
+    for record in rows.records(split, *_COLUMNS):
+        rows.left_out["relations below the threshold"] += sum(
+            not rows.keeps(each.confidence) for each in record.relations
+        )
+        for item in asked.items(record):
+            counts[item.stratum][item.answer] += 1
+    drawn = quotas(counts)
+    for record, content in rows.records_with_images(split, *_COLUMNS, embed=embed):
+        image: Any = f"{images_url}{record.file_name}" if root is None else root.where(record.file_name)
+        if embed and root is not None:
+            try:
+                image = {"bytes": content or read_image(root, record), "path": record.file_name}
+            except ImageError:
+                rows.left_out["images that cannot be read"] += 1
+                continue
+        elif parquet:
+            image = {"path": image}
+        yield from asked.rows(record, image, counts, drawn)

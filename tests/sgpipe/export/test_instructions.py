@@ -1,0 +1,422 @@
+"""Questions and answers: right as often as promised, balanced, English, and safe in chat templates."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from benchmarks.instructions import TEMPLATES, Checked, World, check
+from sgpipe.calibration import Calibration, ExpectedPrecision, scoring_of_run
+from sgpipe.cli.main import app
+from sgpipe.export.instruction_text import English, load_phrases, plain_name
+from sgpipe.export.instructions import quotas
+from sgpipe.export.run import export_run
+from sgpipe.records import Box, Pair, Record, Relation
+from sgpipe.storage.manifest import Manifest
+from tests.sgpipe.export.runs import draw_images
+from tests.sgpipe.stats.runs import DOG, PERSON, make_shards, scene
+from tests.vlm_checkpoints import QWEN_TEMPLATE, make_tokenizer
+
+CLASSES = ("person", "person", "dog", "bench", "umbrella")
+PREDICATES = ("riding", "next to", "in front of", "sitting on")
+NO_CALIBRATION = "without --calibration, nothing is known to be false"
+
+
+def world_of(count: int, seed: int = 0) -> tuple[list[Record], World]:
+    """Images whose candidates are true with the probability of their confidence, and which of them are."""
+    rng, made, world = random.Random(seed), [], World.__new__(World)
+    world.objects, world.relations = {}, {}
+    for number in range(count):
+        name = f"1{number:05}"
+        boxes = [Box(rng.choice(CLASSES), 1, _corner(rng)) for _ in range(rng.randint(2, 5))]
+        record = Record(name, "drawn", "val", f"{name}.png", 320, 240, boxes)
+        stated = {(s, o): rng.sample(PREDICATES, rng.randint(0, 3)) for s in CLASSES for o in CLASSES}
+        true = set()
+        for subject in range(len(boxes)):
+            for object_ in set(range(len(boxes))) - {subject}:
+                if predicates := stated[boxes[subject].category, boxes[object_].category]:
+                    record.pairs.append(Pair(subject, object_, predicates))
+                for predicate in predicates:
+                    low, high = rng.choices([(0.001, 0.015), (0.93, 0.999), (0.02, 0.93)], (5, 4, 1))[0]
+                    confidence = rng.uniform(low, high)
+                    record.relations.append(Relation(subject, object_, predicate, confidence))
+                    if rng.random() < confidence:
+                        true.add((subject, predicate, object_))
+        made.append(record)
+        world.objects[name] = {
+            index: (box.category, str([round(v) for v in (box.bbox[0], box.bbox[1], *_far(box))]))
+            for index, box in enumerate(boxes)
+        }
+        world.relations[name] = true
+    return made, world
+
+
+def _corner(rng: random.Random) -> tuple[float, float, float, float]:
+    return rng.randint(0, 200), rng.randint(0, 140), rng.randint(10, 100), rng.randint(10, 100)
+
+
+def _far(box: Box) -> tuple[float, float]:
+    return box.bbox[0] + box.bbox[2], box.bbox[1] + box.bbox[3]
+
+
+def labelled(root: Path, made: Sequence[Record], *, threshold: float = 0.0, rows: int = 200) -> Path:
+    """A run whose candidates of at least `threshold` are relations."""
+    made = [
+        replace(each, relations=[r for r in each.relations if r.confidence is None or r.confidence >= threshold])
+        for each in made
+    ]
+    make_shards(root, made, rows)
+    manifest = Manifest.load(root)
+    manifest.run |= {"identity": {"tag": {"method": "rtagger", "tagger": "t", "threshold": threshold}}}
+    manifest.rewrite()
+    return root
+
+
+def calibrated(run: Path) -> Path:
+    """A file by which confidences are probabilities."""
+    level = ExpectedPrecision(threshold=0.9, precision=0.96, low=0.93, kept=0.4)
+    values: dict[str, Any] = {"images": 100, "judged": 1000, "correct": 500, "lowest": 0.0005, "levels": [level]}
+    tagger = scoring_of_run(Manifest.load(run).run)
+    Calibration(run="r", tagger=tagger, judged_by="people", slope=1, offset=0, **values).save(
+        run.parent / "calibration.json"
+    )
+    return run.parent / "calibration.json"
+
+
+def write(run: Path, name: str = "out", **options: Any) -> list[dict[str, Any]]:
+    options = {"images_url": "images/"} | options
+    out = export_run(run, "instructions", run.parent / name, **options).root
+    return [json.loads(line) for path in sorted(out.glob("*.jsonl")) for line in path.open(encoding="utf-8")]
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def templates() -> Any:
+    return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))["templates"]
+
+
+def test_answers_are_right_as_often_as_promised_by_kind(tmp_path, templates):
+    """Read from their text by a program that shares no code with the exporter, against the truth."""
+    made, world = world_of(350)
+    run = labelled(tmp_path / "run", made)
+    items = write(run, calibration=calibrated(run), precision=0.9)
+    by_kind = defaultdict[str, list[Checked]](list)
+    for item in items:
+        by_kind[item["kind"]].append(check(world, templates, item))
+    assert len(by_kind) == 8
+    assert {item["template"] for item in items} == {
+        f"{f}/{n + 1}" for f, listed in templates.items() for n in range(len(listed))
+    }
+    for kind, checked in by_kind.items():
+        assert len(checked) >= 40, kind
+        promised = [each.item["probability"] for each in checked]
+        assert min(promised) >= 0.9, kind
+        right = sum(each.right for each in checked) / len(checked)
+        spread = (sum(p * (1 - p) for p in promised)) ** 0.5 / len(checked)
+        assert right >= max(sum(promised) / len(checked) - 4 * spread - 0.01, 0.9), kind
+    denied = [is_true for each in by_kind.values() for one in each for is_true in one.denied]
+    assert len(denied) > 500
+    assert sum(denied) / len(denied) <= 0.02
+
+
+def test_the_text_alone_does_not_tell_the_answer(tmp_path, templates):
+    """Questions that differ only in coordinates have each answer as often, and by each template; so have letters."""
+    made, world = world_of(350)
+    run = labelled(tmp_path / "run", made)
+    answers, letters = defaultdict[Any, Counter[str]](Counter), defaultdict[Any, Counter[str]](Counter)
+    for item in write(run, calibration=calibrated(run)):
+        _, _, _, shown = check(world, templates, item)
+        if item["kind"] in ("multiple_choice", "none_of_these"):
+            letters[item["kind"], item["template"], shown[-1]][item["answer"]] += 1
+        elif item["kind"] == "comparison":
+            letters[item["kind"], item["template"]][item["answer"]] += 1
+        else:
+            answers[shown][item["answer"]] += 1
+    assert all(len(counts) > 1 and len({*counts.values()}) == 1 for counts in answers.values())
+    assert sum(map(len, answers.values())) > 100
+    for key, counts in letters.items():
+        assert max(counts.values()) - min(counts.values()) <= max(2, 0.06 * counts.total()), (key, counts)
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 50), min_size=1))
+def test_quotas_are_equal_and_as_large_as_they_can_be(numbers):
+    """Against all thresholds, tried one by one."""
+    [drawn] = quotas({("relation", "verification", "s", "p", "o"): Counter(numbers)}).values()
+    assert len({*drawn.values()}) <= 1
+    assert all(number <= numbers[answer] for answer, number in drawn.items())
+    best = max((n * k for n in range(1, 51) if (k := sum(v >= n for v in numbers.values())) > 1), default=0)
+    assert drawn.total() == best
+
+
+def test_no_predicate_gets_much_more_than_twice_the_mean():
+    common = {
+        ("relation", "verification", "a", p, "b"): Counter(yes=n, no=n)
+        for p, n in zip("pqrst", (5, 5, 5, 5, 900), strict=True)
+    }
+    drawn = quotas(common)
+    totals = {stratum[3]: answers.total() for stratum, answers in drawn.items()}
+    assert totals["p"] == 10
+    assert totals["t"] <= 2 * 1840 / 5 + 2
+    assert all(answers["yes"] == answers["no"] for answers in drawn.values())
+
+
+def test_what_is_merely_unlabelled_is_never_taken_to_be_false(tmp_path):
+    """Candidates of a run with a threshold are not known to be improbable; nothing is without a calibration."""
+    made, _ = world_of(200)
+    low, high = labelled(tmp_path / "a/run", made, threshold=0.01), labelled(tmp_path / "b/run", made, threshold=0.3)
+    for run, options in ((high, {"calibration": calibrated(high)}), (low, {})):
+        items = write(run, **options)
+        assert items
+        assert all(claim["holds"] for item in items for claim in item["relations"])
+        assert {item["kind"] for item in items}.isdisjoint({"existence", "multiple_choice", "none_of_these"})
+    absent = [
+        (claim["image_id"], claim["subject"], claim["predicate"], claim["object"])
+        for item in write(low, "calibrated", calibration=calibrated(low))
+        for claim in item["relations"]
+        if not claim["holds"]
+    ]
+    candidates = {(r.image_id, p.subject, text, p.object): None for r in made for p in r.pairs for text in p.predicates}
+    candidates |= {(r.image_id, x.subject, x.predicate, x.object): x.confidence for r in made for x in r.relations}
+    assert len(absent) > 100
+    assert max(candidates[each] for each in absent) <= 0.02
+    assert NO_CALIBRATION in invoke(low, "--to", "instructions", "--images-url", "i/", "--out", tmp_path / "o").stderr
+    note = export_run(high, "instructions", tmp_path / "n", images_url="i/", calibration=calibrated(high))
+    assert "lower tag.threshold" in note.note
+
+
+def test_only_what_is_annotated_exhaustively_is_counted(tmp_path):
+    two = (PERSON, DOG, replace(DOG, bbox=(1.0, 1.0, 9.0, 9.0)))
+
+    def counted(objects: Sequence[Box], dataset: str = "drawn", **options: Any) -> list[Any]:
+        others = [scene(f"x{n}", objects=[PERSON, replace(PERSON, bbox=(n, 1, 9, 9)), DOG]) for n in range(1, 5)]
+        run = tmp_path / str(len(list(tmp_path.iterdir()))) / "run"
+        labelled(run, [scene("0", objects=objects, dataset=dataset), *others])
+        items = write(run, **{key: value(run) if callable(value) else value for key, value in options.items()})
+        return [
+            (item["answer"], item["probability"])
+            for item in items
+            if item["kind"] == "counting" and "0" in item["image_ids"]
+        ]
+
+    # The other images have two people each and one dog: this one is needed for the other answers.
+    assert {answer for answer, _ in counted(two)} == {"1", "2"}
+    assert counted(two[:2]) == []  # one object of each of two classes
+    assert counted(two, "visual_genome") == []
+    assert {a for a, _ in counted([PERSON, *(replace(box, origin="grounded") for box in two[1:])])} <= {"1"}
+    assert {a for a, _ in counted([*two, replace(DOG, bbox=(5.0, 5.0, 9.0, 9.0), iscrowd=True)])} <= {"1"}
+    detected = [replace(box, origin="detector") for box in two]
+    assert {p for _, p in counted(detected)} == {None}  # how many a detector misses is not calibrated
+    assert counted(detected, calibration=calibrated) == []
+
+
+def test_equal_seeds_give_equal_rows_whatever_the_shards(tmp_path):
+    made, _ = world_of(120)
+    first, other = labelled(tmp_path / "a/run", made), labelled(tmp_path / "b/run", made, rows=7)
+    options: dict[str, Any] = {"calibration": calibrated(first)}
+    items = write(first, **options)
+    assert write(other, **options) == items
+    assert write(first, "again", seed=0, **options) == items
+    assert write(first, "other", seed=1, **options) != items
+
+
+@pytest.mark.parametrize("coordinates", ["pixel", "normalised", "0-1000"])
+def test_coordinates(tmp_path, coordinates):
+    made, _ = world_of(60)
+    run = labelled(tmp_path / "run", made)
+    [item, *_] = [item for item in write(run, coordinates=coordinates) if item["kind"] == "description"]
+    [record] = [record for record in made if record.image_id == item["image_ids"][0]]
+    claim = item["relations"][0]
+    x, y, width, height = record.objects[claim["subject"]].bbox
+    corners, sides = (x, y, x + width, y + height), (320, 240, 320, 240)
+    shown = {
+        "pixel": f"{[round(v) for v in corners]}",
+        "normalised": "[" + ", ".join(f"{v / side:.3f}" for v, side in zip(corners, sides, strict=True)) + "]",
+        "0-1000": f"{[round(1000 * v / side) for v, side in zip(corners, sides, strict=True)]}",
+    }[coordinates]
+    assert f" at {shown} is {claim['predicate']} the " in item["messages"][1]["content"][0]["text"]
+
+
+NASTY = (
+    "<image>",
+    "</s>",
+    "<|im_start|>",
+    "[INST]",
+    "{question}",
+    "<|vision_start|>",
+    "a\n### User:",
+    "x" * 300,
+    "＜image＞",
+)
+
+
+@given(st.text() | st.sampled_from(NASTY))
+def test_names_cannot_be_chat_tokens(name):
+    plain = plain_name(name)
+    assert not set("<>|[]{}\n\r`#_\\") & set(plain)
+    assert len(plain) <= 100
+    assert plain_name(plain) == plain
+
+
+def test_a_chat_template_sees_only_its_own_tokens(tmp_path):
+    """That of Qwen2-VL, through transformers: one image each, two turns."""
+    made, _ = world_of(150)
+    nasty = dict(zip(("person", "dog", "bench", "umbrella"), NASTY, strict=False))
+    for record in made:
+        record.objects = [replace(box, category=nasty[box.category]) for box in record.objects]
+        for relation in record.relations:
+            relation.predicate = {"riding": "<|im_end|>", "next to": "x" * 300}.get(
+                relation.predicate, relation.predicate
+            )
+        record.pairs = []
+    run = labelled(tmp_path / "run", made)
+    tokenizer = make_tokenizer(["<|im_start|>", "<|im_end|>", "<|image_pad|>"], eos_token="<|im_end|>")
+    tokenizer.chat_template = QWEN_TEMPLATE
+    items = write(run, calibration=calibrated(run))
+    assert len(items) > 100
+    for item in items:
+        text = tokenizer.apply_chat_template(item["messages"], tokenize=False)
+        assert text.count("<|im_start|>") == text.count("<|im_end|>") == 2
+        assert text.count("<|image_pad|>") == len(item["images"]) == len(item["image_ids"])
+        assert text.count("<") == 4 + 3 * len(item["images"])
+
+
+def test_datasets_reads_both_files(tmp_path):
+    made, _ = world_of(15)
+    images = draw_images(tmp_path / "images", made)
+    run = labelled(tmp_path / "run", made)
+    options = {"images": str(images), "images_url": None, "calibration": calibrated(run)}
+    items = write(run, **options)
+    for name, settings in (("embedded", {"embed": True}), ("paths", {})):
+        export_run(run, "instructions", tmp_path / name, parquet=True, **options, **settings)
+        [file] = (tmp_path / name).glob("*.parquet")
+        rows = datasets.load_dataset("parquet", data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
+        assert [row["answer"] for row in rows] == [item["answer"] for item in items]
+        assert all(image.size == (320, 240) for row in rows for image in row["images"])
+        assert [len(row["images"]) for row in rows] == [len(item["images"]) for item in items]
+        stored = pq.read_table(file)["images"].to_pylist()
+        assert all((image["bytes"] is not None) == bool(settings) for row in stored for image in row)
+    lines = datasets.load_dataset(
+        "json", data_files=str(tmp_path / "out/val.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert [row["messages"][1] for row in lines] == [
+        {"role": "assistant", "content": [part | {"text": part["text"]} for part in item["messages"][1]["content"]]}
+        for item in items
+    ]
+    assert all(Path(path).is_file() for row in lines for path in row["images"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "templates: {existence: [{question: 'Is {animal} there?', 'yes': 'Y', 'no': 'N'}]}",
+            "existence: expected question",
+        ),
+        ("templates: {existence: [{question: 'Is it?'}]}", "existence: expected question and yes and no"),
+        ("templates: {counting: []}", "counting: expected templates"),
+        ("templates: {riddles: [{question: a, answer: b}]}", "riddles: expected templates of"),
+        (
+            "templates: {counting: [{question: 'How many {plural', answer: '{count}'}]}",
+            "expected '}' before end of string",
+        ),
+        ("templates: {counting: [{question: '{0}', answer: '{plural.upper}'}]}", "counting: expected question"),
+        ("templates: 3", "templates: Input should be a valid dictionary"),
+        ("plural: {}", "plural: Extra inputs are not permitted"),
+        ("[", "not valid YAML"),
+    ],
+)
+def test_bad_templates_are_refused_in_one_line(tmp_path, text, message):
+    run, file = labelled(tmp_path / "run", world_of(3)[0]), tmp_path / "own.yaml"
+    file.write_text(text)
+    result = invoke(run, "--to", "instructions", "--templates", file, "--images-url", "i/", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "own.yaml" in result.stderr
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_own_templates_replace_those_of_their_form(tmp_path):
+    run, file = labelled(tmp_path / "run", world_of(60)[0]), tmp_path / "own.yaml"
+    file.write_text("templates: {counting: [{question: 'Wie viele {class}?', answer: 'Es sind {count}.'}]}\n")
+    counting = [item for item in write(run, templates=file) if item["kind"] == "counting"]
+    assert {item["template"] for item in counting} == {"counting/1"}
+    assert all(item["messages"][1]["content"][0]["text"] == f"Es sind {item['answer']}." for item in counting)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "instructions", "--precision", "0.9"], "needs a calibration"),
+        (["--to", "instructions", "--coordinates", "miles"], "expected one of pixel, normalised, 0-1000"),
+        (["--to", "instructions", "--embed"], "pass --parquet"),
+        (["--to", "instructions"], "does not say where the images of val are: pass --images"),
+        (["--to", "vg", "--seed", "1"], "are for --to instructions"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_in_one_line(tmp_path, options, message):
+    result = invoke(labelled(tmp_path / "run", world_of(3)[0]), *options, "--out", tmp_path / "out")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "forms"),
+    [
+        ("person", ("a person", "people", False)),
+        ("umbrella", ("an umbrella", "umbrellas", False)),
+        ("wine glass", ("a wine glass", "wine glasses", False)),
+        ("knife", ("a knife", "knives", False)),
+        ("unicycle", ("a unicycle", "unicycles", False)),
+        ("skis", ("skis", "skis", True)),
+        ("sheep", ("a sheep", "sheep", False)),
+        ("bus", ("a bus", "buses", False)),
+        ("TV", ("a TV", "TVs", False)),
+        ("grass", ("grass", "", False)),
+    ],
+)
+def test_class_names_as_english_has_them(name, forms):
+    assert English(load_phrases()).noun(name) == forms
+
+
+@pytest.mark.parametrize(
+    ("predicate", "is_many", "question", "statement"),
+    [
+        ("riding", False, "is riding", "is riding"),
+        ("rides", False, "is riding", "is riding"),
+        ("hold", True, "are holding", "are holding"),
+        ("on", True, "are on", "are on"),
+        ("has", False, "does have", "has"),
+        ("has", True, "do have", "have"),
+        ("made of", False, "is made of", "is made of"),
+        ("is riding", False, "is riding", "is riding"),
+        ("feed", False, "is feeding", "is feeding"),
+        ("in front of", False, "is in front of", "is in front of"),
+        ("sit on", False, "is sitting on", "is sitting on"),
+        ("about to hit", False, "is about to hit", "is about to hit"),
+    ],
+)
+def test_predicates_as_english_has_them(predicate, is_many, question, statement):
+    fields = English(load_phrases()).predicate(predicate, is_many)
+    assert fields is not None
+    assert (f"{fields['is']} {fields['verb']}", fields["is_verb"]) == (question, statement)
+
+
+def test_what_nobody_can_answer_is_not_asked():
+    assert English(load_phrases()).predicate("no interaction") is None
