@@ -53,7 +53,7 @@ ImageInput: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8
 ImageList: TypeAlias = "list[ImageInput] | tuple[ImageInput, ...]"
 Scene = TypeVar("Scene", Image.Image, NDArray[np.uint8])
 
-_ON_DEVICES = ("detect", "caption", "pair", "tag")  # the stages with a model
+_ON_DEVICES = ("detect", "caption", "ground", "pair", "tag")  # the stages with a model
 _SPLIT = "all"
 _GIVEN = "coco"  # dataset of images with given boxes, which refer to the stored image as COCO's do
 _ROOTS = {_SPLIT: AnywhereRoot()}
@@ -259,7 +259,7 @@ class Pipeline:
         check_pair(self.recipe.pair)
         check_tagger(self.recipe.tag, self.recipe.pair)
         captioner = None if self.recipe.caption.endpoint else self.recipe.caption.captioner
-        for model in (self.recipe.detect.detector, captioner):
+        for model in (self.recipe.detect.detector, captioner, self.recipe.ground.detector):
             if model is not None:
                 existing_model(model)
         self._boxes = existing_file(Path(boxes)) if boxes else None
@@ -354,38 +354,45 @@ class Pipeline:
     def _stages(self, record: Record, boxes: GivenBoxes | None) -> list[Stage]:
         """What is left to do for a record, which gets its boxes if they are given. Models are loaded once."""
         if boxes is None:
-            return [self._finder, *self._labellers(self._classes)]
+            return [*filter(None, [self._finder]), *self._labellers(self._classes)]
         record.objects = boxes.objects(record.width, record.height)
-        return self._labellers((*self._classes, *sorted(set(boxes.classes) - set(self._classes))))
+        others = sorted(set(boxes.classes) - set(self._classes))
+        return self._labellers(self._classes | {name: at for at, name in enumerate(others, len(self._classes) + 1)})
 
     @cached_property
-    def _finder(self) -> DetectStage | GivenBoxesStage:
-        """Finds boxes where none are given. Raises UserError: there are no boxes, or the detector cannot be loaded."""
+    def _finder(self) -> DetectStage | GivenBoxesStage | None:
+        """Finds boxes where none are given; None: only words get boxes.
+
+        Raises UserError: nothing finds boxes, or the detector cannot be loaded.
+        """
         if self._boxes is None and self.recipe.detect.detector is None:
+            if self.recipe.ground.detector is not None:
+                return None
             raise UserError("detect.detector is not set (--detector), and no boxes are given (--boxes)")
         stage = GivenBoxesStage(self._boxes) if self._boxes else DetectStage(self.recipe.detect, _ROOTS)
         stage.setup()
         return stage
 
     @cached_property
-    def _classes(self) -> tuple[str, ...]:
-        """The classes of boxes without other ones: of the file, of the detector, or else of the recipe's dataset."""
-        if self._boxes:
+    def _classes(self) -> dict[str, int]:
+        """The ids of the classes of boxes without other ones: of the file, the detector, or else the recipe's data."""
+        if self._boxes and isinstance(self._finder, GivenBoxesStage):
             return self._finder.classes
         if self.recipe.detect.detector is not None:
-            return detector_classes(self.recipe.detect)
-        return tuple(category_names(self.recipe.source.format).values())
+            return {name: number for number, name in enumerate(detector_classes(self.recipe.detect), 1)}
+        return {name: number for number, name in category_names(self.recipe.source.format).items()}
 
-    def _labellers(self, classes: tuple[str, ...]) -> list[Stage]:
+    def _labellers(self, numbered: dict[str, int]) -> list[Stage]:
         """The stages for boxes of these classes."""
+        classes = tuple(numbered)
         if not self._loaded:
-            stages = build_stages(self.recipe, _ROOTS, classes)
+            stages = build_stages(self.recipe, _ROOTS, numbered)
             for stage in stages:
                 stage.setup()
             self._loaded[classes] = stages
         elif classes not in self._loaded:
             first = next(iter(self._loaded))
-            others = with_classes(self._loaded[first], classes)
+            others = with_classes(self._loaded[first], numbered)
             self._loaded = {first: self._loaded[first], classes: others}
         return self._loaded[classes]
 

@@ -265,6 +265,23 @@ class ParseConfig(Config):
     resources: Resources = Resources()
 
 
+class GroundConfig(Config):
+    """Boxes for the words of captions that no box of the image carries; other boxes stay as they are."""
+
+    detector: str | None = Field(None, description="hub id or folder of a detector of texts, or MINIWORLD; null: none")
+    words: Literal["triplets", "all"] = Field("triplets", description="nouns to look for: those in triplets, or all")
+    ask: Literal["classes", "words"] = Field(
+        "classes", description="what the detector reads: the class that a word is a synonym of (dog), or it (puppy)"
+    )
+    threshold: float = Field(0.3, ge=0, lt=1, description="keep boxes above this score")
+    overlap: float = Field(0.5, gt=0, le=1, description="IoU above which boxes of one class are one, given or found")
+    overlap_across: float = Field(0.9, gt=0, le=1, description="the same for found boxes of different classes")
+    max_words: int = Field(30, ge=1, description="words per image: those in most captions; others are counted")
+    max_boxes: int = Field(50, ge=1, description="boxes of words per image; others are counted")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    resources: Resources = Resources()
+
+
 class PairConfig(Config):
     """From triplets and boxes to ordered pairs of boxes, each with its candidate predicates."""
 
@@ -364,8 +381,8 @@ class TagConfig(Config):
     )
     vocabulary: Literal["dataset", "image"] = Field(
         "dataset",
-        description="rtagger: the class names that it reads with each image: all of the dataset, or, for thousands of "
-        "classes, those of the image's objects and a random sample of others",
+        description="rtagger: the class names that it reads with each image: all of the dataset (and those of its "
+        "grounded boxes), or, for thousands of classes, those of the image's objects and a random sample of others",
     )
     vocabulary_others: int = Field(
         20, ge=0, description="vocabulary image: size of that sample, fixed by seed and image"
@@ -408,6 +425,7 @@ class Recipe(Config):
     detect: DetectConfig = DetectConfig()
     caption: CaptionConfig = CaptionConfig()
     parse: ParseConfig = ParseConfig()
+    ground: GroundConfig = GroundConfig()
     pair: PairConfig = PairConfig()
     tag: TagConfig = TagConfig()
     engine: EngineConfig = EngineConfig()
@@ -480,11 +498,12 @@ def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None =
         detects: whether its detector runs. source: of the images, if known.
     """
     detector, tag = recipe.detect.detector if detects else None, recipe.tag
-    notes = miniworld_notes([detector, recipe.caption.captioner, tag.tagger if tag.scores else None], source)
+    models = [detector, recipe.ground.detector, recipe.caption.captioner, tag.tagger if tag.scores else None]
+    notes = miniworld_notes(models, source)
     if not tag.scores:
         kept = UNSCORED[tag.method]
         notes.append(f"{kept}: nothing looks at the image, and confidence 1 means only that nothing scored them")
-    return notes + size_notes(detector, tag)
+    return list(dict.fromkeys([*notes, *size_notes(detector, tag), *size_notes(recipe.ground.detector)]))
 
 
 def size_notes(detector: str | None, tag: TagConfig | None = None) -> list[str]:
@@ -533,6 +552,7 @@ def with_model_folders(recipe: Recipe) -> Recipe:
     """
     detect, caption, parse, pair, tag = recipe.detect, recipe.caption, recipe.parse, recipe.pair, recipe.tag
     detect = detect.model_copy(update={"detector": _model_folder(detect.detector, "parseda")})
+    ground = recipe.ground.model_copy(update={"detector": _model_folder(recipe.ground.detector, "parseda")})
     if caption.captioner == MINIWORLD:
         caption = caption.model_copy(update={"captioner": str(packaged_model("captioner"))})
     if caption.captioner and caption.endpoint is None:
@@ -543,7 +563,8 @@ def with_model_folders(recipe: Recipe) -> Recipe:
         pair = pair.model_copy(update={"model": pin_model(pair.model)})
     if tag.endpoint is None:
         tag = tag.model_copy(update={"tagger": _model_folder(tag.tagger, "tagger")})
-    return recipe.model_copy(update={"detect": detect, "caption": caption, "parse": parse, "pair": pair, "tag": tag})
+    models = {"detect": detect, "caption": caption, "parse": parse, "ground": ground, "pair": pair, "tag": tag}
+    return recipe.model_copy(update=models)
 
 
 def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
@@ -556,6 +577,7 @@ def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
         "detect": recipe.detect.detector,
         "caption": None if caption.endpoint else caption.captioner,
         "parse": parse.model if parse.parser == "seq2seq" else None,
+        "ground": recipe.ground.detector,
         "pair": pair.model if pair.marks and pair.endpoint is None else None,
         "tag": tag.tagger if tag.scores and tag.endpoint is None else None,
     }

@@ -29,6 +29,8 @@ LEFT_OUT = {
     "boxes": "boxes beyond detect.max_boxes",
     "captions": "captions that are blank or too many",
     "regions": "regions beyond caption.max_crops",
+    "words": "words beyond ground.max_words",
+    "grounded": "boxes of words beyond ground.max_boxes",
     "pairs": "pairs beyond pair.max_pairs",
     "marks": "boxes beyond pair.max_marks",
     "answers": "answers of pair.model that are unusable, at least in part",

@@ -399,6 +399,8 @@ def label(
     screen = console.output()
     files = list(_files(images, out))
     settings = _with_tagger(recipe, tagger, parse_set(assign or []))
+    if boxes is not None and recipe == "photos":
+        settings = {"ground.detector": None, **settings}
     models = {"detector": detector, "captioner": captioner, "tagger": tagger}
     pipeline = Pipeline(recipe, **models, boxes=boxes, settings=settings)
     for note in recipe_notes(pipeline.recipe, detects=boxes is None):

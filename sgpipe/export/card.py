@@ -83,7 +83,8 @@ def _steps(identity: Mapping[str, Any]) -> Iterator[str]:
         yield f"sgpipe {identity.get('sgpipe', '')} made the relations, with seed {identity.get('seed', 0)}."
         if parent := identity.get("parent"):
             yield f"Its first stages did not run: their columns are those of another run (`{parent}`)."
-        yield f"Boxes: {_boxes(identity)}."
+        words = identity.get("ground", {}).get("detector")
+        yield f"Boxes: {_boxes(identity)}{f'; of words of captions, by a detector (`{words}`)' if words else ''}."
         yield f"Captions: {_captions(identity)}."
         yield f"Candidate relations: {_candidates(identity)}."
         yield f"Relations: {_relations(identity['tag'])}. {_UNREVIEWED}"

@@ -147,15 +147,15 @@ class StageBuilder:
 
     Attributes:
         build: `build_stages`.
-        classes: every class that a box can have; None: those of the detector.
+        classes: the id of every class that a box can have; None: those of the detector.
         names: the stages that run. reused: those that do not.
         cache_folder: for answers of served models.
     """
 
-    build: Callable[[Recipe, Mapping[str, ImageRoot], Sequence[str]], Sequence[Stage]]
+    build: Callable[[Recipe, Mapping[str, ImageRoot], Mapping[str, int]], Sequence[Stage]]
     recipe: Recipe
     roots: Mapping[str, ImageRoot]
-    classes: Sequence[str] | None
+    classes: Mapping[str, int] | None
     names: Sequence[str]
     reused: Sequence[str]
     cache_folder: CacheFolder
@@ -164,10 +164,12 @@ class StageBuilder:
         """Raises UserError: there is no such model, or one of another kind, as far as its configuration tells."""
         stages: list[Stage] = []
         classes = self.classes
-        if classes is None:
+        if classes is None and self.recipe.detect.detector is None:  # words of captions get the only boxes
+            classes = {}
+        elif classes is None:
             from sgpipe.stages.detect import DetectStage, detector_classes
 
-            classes = detector_classes(self.recipe.detect)
+            classes = {name: number for number, name in enumerate(detector_classes(self.recipe.detect), 1)}
             stages.append(DetectStage(self.recipe.detect, self.roots))
         stages += self.build(self.recipe, self.roots, classes)
         stages = [stage for stage in stages if stage.name.replace("load", "caption") not in self.reused]
@@ -242,6 +244,7 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
         "detect": recipe.detect.detector is not None,
         "caption": caption.captioner is not None and caption.endpoint is None,
         "parse": recipe.parse.parser == "seq2seq",
+        "ground": recipe.ground.detector is not None,
         "pair": pair.marks and pair.endpoint is None,
         "tag": tag.scores and tag.tagger is not None and tag.endpoint is None,
     }

@@ -18,7 +18,7 @@ from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
 from sgpipe.utils.hashing import model_sha256
 
-STAGES = ("detect", "caption", "parse", "pair", "tag")
+STAGES = ("detect", "caption", "parse", "ground", "pair", "tag")
 AUTO_ON_CPU = "auto on a CPU"
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
 _OF_SAMPLING = ("repetition_penalty", "top_k")
@@ -35,7 +35,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
     parts: dict[str, Any] = {"sgpipe": __version__, "seed": recipe.seed, "format": recipe.source.format}
     parts["source"] = source_identity(indexes)
     parts["miniworld"] = recipe.source.synthetic
-    if recipe.source.format == "folder":
+    if recipe.source.format == "folder" and recipe.detect.detector is not None:
         parts["detect"] = recipe.detect.model_dump(mode="json", exclude=_DISTRIBUTION)
         parts["detect"]["detector"] = model_sha256(recipe.detect.detector)
     recipe = recipe.model_copy(update={"caption": settings_of(recipe.caption)})
@@ -80,6 +80,10 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
         if path is not None:
             with suppress(FileNotFoundError, IsADirectoryError):  # a pair stage that does not run needs no file
                 parts["pair"][name] = content_sha256(path)
+    if recipe.ground.detector is not None:
+        parts["ground"] = settings_of_stage(recipe, "ground")
+        parts["ground"] |= {name: parts["pair"][name] for name in ("synonyms", "loose")}
+        parts["ground"]["detector"] = model_sha256(recipe.ground.detector)
     return parts
 
 

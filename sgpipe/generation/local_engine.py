@@ -33,7 +33,7 @@ from sgpipe.utils.devices import usable_gpus
 _IMAGES_PER_WORKER = 64  # a worker imports as long as the packaged models take for so many
 _PATIENCE = 4.0  # seconds after which the number of workers doubles if units wait
 _TRIES = 3  # of a unit whose worker crashes
-_MODELS = ("detect", "caption", "parse", "pair", "tag")
+_MODELS = ("detect", "caption", "parse", "ground", "pair", "tag")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 Job = tuple[WorkUnit, bool]  # and whether its stages run in a process of their own
 

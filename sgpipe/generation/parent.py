@@ -26,9 +26,12 @@ from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences
 from sgpipe.utils.locking import temporary_folder
 
-_FILLS = {"detect": ("objects",), "caption": ("captions",), "parse": ("triplets",), "pair": ("pairs",)}
-_NOUNS = {"detect": "boxes", "caption": "captions", "parse": "triplets", "pair": "pairs"}
-_LIMITED = {"detect": ["boxes"], "caption": ["regions"], "pair": ["pairs", "marks", "answers"]}  # what stages leave out
+_FILLS = {"detect": "objects", "caption": "captions", "parse": "triplets", "ground": "objects", "pair": "pairs"}
+_NOUNS = {**_FILLS, "detect": "boxes", "ground": "boxes of words"}
+_LIMITED = {  # what stages leave out
+    **{"detect": ["boxes"], "caption": ["regions"], "ground": ["words", "grounded"]},
+    "pair": ["pairs", "marks", "answers"],
+}
 _EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error", "left_out")
 _FILES = ("detector", "captioner", "model", "synonyms", "prior")  # settings that an identity has the content of
 _KINDS = {"parse": "parser", "tag": "method"}
@@ -162,7 +165,8 @@ class Reuse:
         before = parent.manifest.run["identity"]
         now = identity(recipe, {}, stages_sharing_gpus(recipe, before))
         _check_same(parent, before, now, ("format", "miniworld"))
-        changed = {stage: _changes(stage, before, now, parent.recipe, recipe) for stage in STAGES if stage in now}
+        stages = [stage for stage in STAGES if stage in now or stage in before]
+        changed = {stage: _changes(stage, before, now, parent.recipe, recipe) for stage in stages}
         first = next((stage for stage in changed if changed[stage]), None)
         if first is None:
             raise UserError(f"nothing differs from {run}: change a model or setting, such as tag.tagger (--tagger)")
@@ -225,8 +229,9 @@ def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then
     A model that is not here is the parent's if both recipes name the same one.
     """
     keys = ["caption", "seed"] if stage == "caption" and now["caption"]["captioner"] else [stage]
-    old, new = before.get(stage, {}), now[stage]
-    if (kind := _KINDS.get(stage)) and old.get(kind) != new.get(kind):  # others have other settings
+    old, new = before.get(stage, {}), now.get(stage, {})
+    kind = _KINDS.get(stage, "" if old and new else "detector")
+    if kind and old.get(kind) != new.get(kind):  # others have other settings
         return differences({stage: {kind: old.get(kind)}}, {stage: {kind: new.get(kind)}})
     named_alike = settings_of_stage(then, stage) == settings_of_stage(recipe, stage)
     if named_alike and all(_is_same(old.get(name), new.get(name)) for name in (*_FILES, "dtype", "seed")):
@@ -261,17 +266,22 @@ class ParentReader(UnitReader):
 
         Raises UserError: a shard of the parent is damaged, or has other images.
         """
-        records, columns = super().read(unit), [column for stage in self.reused for column in _FILLS[stage]]
-        limited, last = {name for stage in self.reused for name in _LIMITED.get(stage, ())}, _FILLS[self.reused[-1]][0]
+        records, columns = super().read(unit), [_FILLS[stage] for stage in self.reused]
+        limited = {name for stage in self.reused for name in _LIMITED.get(stage, ())}
         for record, row in zip(records, self._rows(unit), strict=True):
             if record.image_id != row.image_id:
                 images = f"{row.image_id!r} in place of {record.image_id!r}"
                 raise UserError(f"{self.parent} has image {images}; omit --from")
             for column in columns:
                 setattr(record, column, getattr(row, column))
+            if "ground" not in self.reused:
+                record.objects = [box for box in record.objects if box.origin != "grounded"]
             record.left_out |= {what: number for what, number in row.left_out.items() if what in limited}
             stage = (row.error or "").partition(":")[0]
-            unknown = stage == "worker" and not getattr(row, last)
+            filled = getattr(row, columns[-1])
+            if self.reused[-1] == "ground":
+                filled = [box for box in filled if box.origin == "grounded"]
+            unknown = stage == "worker" and not filled
             if not row.ok and (stage in ("source", "load", *self.reused) or unknown):
                 record.status, record.error = row.status, row.error
         return records
@@ -284,7 +294,7 @@ class ParentReader(UnitReader):
 
     def _table(self, shard: ShardEntry) -> pa.Table:
         """The columns of a shard that are taken over, if every byte of it is as it was written."""
-        columns = [column for stage in self.reused for column in _FILLS[stage]]
+        columns = list(dict.fromkeys(_FILLS[stage] for stage in self.reused))
         try:
             content = checked_content(self.place, shard)
         except StoreError:

@@ -54,6 +54,7 @@ from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
 from sgpipe.utils.ray_cluster import prepare_ray
 
 _MOST_LOOKED_FOR, _AT_ONCE = 100_000, 1000  # images of a split
+_CLASSES = ("categories", "category_ids")  # of an index
 
 
 def generate(
@@ -136,10 +137,13 @@ class LabellingRun:
                 raise UserError(f"{folder.root} was started without --from: omit it, or choose another --out")
         reused = reuse.reused if reuse else ()
         names = [name for name in STAGES if name not in reused]
-        if self.recipe.source.format != "folder":
+        recipe = self.recipe
+        if recipe.source.format != "folder" or recipe.detect.detector is None:
             names = [name for name in names if name != "detect"]
+        if recipe.ground.detector is None:
+            names = [name for name in names if name != "ground"]
         cache = CacheFolder(folder.private.absolute())
-        self._stages = StageBuilder(build_stages, self._with_gpus(), {}, (), names, reused, cache)
+        self._stages = StageBuilder(build_stages, self._with_gpus(), {}, {}, names, reused, cache)
         if not self.before and runs_locally(self._stages.recipe, self._stages, math.inf):
             self._local = LocalEngine(self._stages)
             self._local.warm_up(self._stages)
@@ -190,7 +194,8 @@ class LabellingRun:
         recipe, classes = self._with_gpus(), None  # those of the detector
         if recipe.source.format != "folder":
             # Sorted, so that the order of splits in the recipe does not matter: the tagger reads all names together.
-            classes = [name for _, index in sorted(self.indexes.items()) for name in index.meta["categories"]]
+            metas = (index.meta for _, index in sorted(self.indexes.items()))
+            classes = {name: number for meta in metas for name, number in zip(*map(meta.get, _CLASSES), strict=True)}
         stages = replace(self._stages, recipe=recipe, roots=self.roots, classes=classes)
         if recipe.source.format == "run":
             known = [triplet for _, index in sorted(self.indexes.items()) for triplet in index.meta["known"]]
@@ -290,12 +295,12 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
             raise UserError("the recipe is for images without annotations (source.format: folder); omit --annotations")
     if recipe.engine.kind == "local" and recipe.engine.address:
         raise UserError("engine.kind=local does not join a Ray cluster: omit engine.address (--ray-address)")
-    for name in (name for name in ("detect", "caption", "pair", "tag") if name in stages):
+    for name in (name for name in ("detect", "caption", "ground", "pair", "tag") if name in stages):
         stage = getattr(recipe, name)
         names = (f"{name}.device", f"{name}.resources.gpus")
         shared = usable_gpus() if recipe.engine.address is None and stage.resources.gpus is None else 0
         check_devices(stage.device, stage.resources.gpus or min(shared, 1), ANY_NUMBER, names)
-    if source.format == "folder" and recipe.detect.detector is None:
+    if source.format == "folder" and recipe.detect.detector is None and recipe.ground.detector is None:
         raise UserError("detect.detector is not set (--detector)")
     check_tagger(recipe.tag, pair)
     if "pair" in stages:
@@ -312,12 +317,13 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
     if source.image_data is not None:
         content_id(source.path(source.image_data))
     for path in (pair.synonyms, pair.prior, pair.equivalents):
-        if path is not None and "pair" in stages:
+        if path is not None and ("pair" in stages or "ground" in stages):
             content_id(path)
     choose_threshold(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
     if source.ground_truth is not None and isinstance(truth := source.path(source.ground_truth), Path):
         existing_folder(truth)
-    for stage, model in (("detect", recipe.detect.detector), ("caption", caption.captioner)):
+    models = (("detect", recipe.detect.detector), ("caption", caption.captioner), ("ground", recipe.ground.detector))
+    for stage, model in models:
         if model is not None and stage in stages and not (stage == "caption" and caption.endpoint):
             existing_model(model)
 

@@ -54,6 +54,7 @@ _COUNTED = ("errors", "boxes", "captions", "triplets", "matched_triplets", "pair
 def print_summary(summary: Summary, console: Console) -> None:
     """Print what a run contains, what was dropped, and what to do about error rows."""
     rows = {name.replace("_", " "): summary.counts[name] for name in _COUNTED}
+    rows |= {"boxes of words": summary.counts["grounded"]} if summary.counts["grounded"] else {}
     _print_table(summary, rows | {"images with relations": summary.counts["images_with_relations"]}, console)
     if summary.parent:
         console.print(Text(f"{listed(summary.parent['reused'])} from {summary.parent['run']}"), soft_wrap=True)

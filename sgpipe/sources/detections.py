@@ -309,6 +309,7 @@ def write_detections(path: Path, detections: Detections, meta: Mapping[str, Any]
         lambda: {
             **meta,
             "categories": [name for _, name in sorted(detections.categories.items())],
+            "category_ids": sorted(detections.categories),
             "problems": {name: detections.problems[name] for name in _PROBLEMS},  # complete only after the last table
         },
     )

@@ -95,7 +95,7 @@ def index_run(source: SourceConfig, split: str, path: Path, meta: Mapping[str, A
     Raises UserError: a shard is missing or damaged; StoreError: the store cannot be reached.
     """
     files = open_parent(source.run)
-    names = set((files.manifest.run.get("labels") or {}).get("objects", ()))
+    numbers = dict[str, int].fromkeys((files.manifest.run.get("labels") or {}).get("objects", ()), 0)
     known = Counter[tuple[str, ...]]()
 
     def tables() -> Iterator[pa.Table]:
@@ -111,7 +111,9 @@ def index_run(source: SourceConfig, split: str, path: Path, meta: Mapping[str, A
             for row in confident.aggregate([([], "count_all")]).to_pylist():
                 known[tuple(row[name] for name in _TRIPLET)] += row["count_all"]
             objects = pc.list_flatten(table["objects"].combine_chunks())
-            names.update(pc.unique(pc.struct_field(objects, "category")).to_pylist())
+            classes = pa.table({name: pc.struct_field(objects, name) for name in ("category", "category_id")})
+            distinct = classes.group_by(classes.column_names).aggregate([]).to_pylist()
+            numbers.update((row["category"], row["category_id"]) for row in distinct)
             errors = table["error"].to_pylist()
             errors = [None if error and error.partition(":")[0] in _ERRORS_OF else error for error in errors]
             for name, values in (("error", errors), ("status", ["error" if error else "ok" for error in errors])):
@@ -126,7 +128,8 @@ def index_run(source: SourceConfig, split: str, path: Path, meta: Mapping[str, A
         lambda: {
             **described,
             **stamp_run(source, split),
-            "categories": sorted(names),
+            "categories": sorted(numbers),
+            "category_ids": [number for _, number in sorted(numbers.items())],
             "known": [[*triplet, times] for triplet, times in sorted(known.items())],
         },
     )

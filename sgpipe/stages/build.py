@@ -12,29 +12,37 @@ from sgpipe.stages.pair import PairStage, TripletCount
 
 
 def build_stages(
-    recipe: Recipe, roots: Mapping[str, ImagePlace], names: Iterable[str], known: Iterable[TripletCount] | None = None
+    recipe: Recipe,
+    roots: Mapping[str, ImagePlace],
+    classes: Mapping[str, int],
+    known: Iterable[TripletCount] | None = None,
 ) -> list[Stage]:
     """The stages that label records with boxes, in order.
 
     Args:
         roots: where the images of each split are.
-        names: every class that a box can have.
+        classes: the id of every class that a box can have, but for those of words in captions.
         known: the triplets of the run that is extended.
     """
     from sgpipe.stages.caption.stage import CaptionStage
     from sgpipe.stages.parse.stage import ParseStage
 
-    names = list(dict.fromkeys(names))
+    names = list(classes)
     first: Stage = LoadStage(roots, recipe.parse.resources)
     if recipe.caption.captioner is not None:
         first = CaptionStage(recipe.caption, roots, recipe.seed)
+    stages = [first, ParseStage(recipe.parse)]
+    if recipe.ground.detector is not None:
+        from sgpipe.stages.ground import GroundStage
+
+        stages.append(GroundStage(recipe, roots, classes, _synonyms(recipe, names)))
     of_pair = (recipe.pair, _synonyms(recipe, names), names, known)
-    pair = PairStage(*of_pair)
     if recipe.pair.marks:
         from sgpipe.stages.marks import MarksStage
 
-        pair = MarksStage(*of_pair, roots, recipe.seed)
-    stages = [first, ParseStage(recipe.parse), pair]
+        stages.append(MarksStage(*of_pair, roots, recipe.seed))
+    else:
+        stages.append(PairStage(*of_pair))
     if not recipe.tag.scores:
         from sgpipe.stages.tag.methods import AssumedStage
 
@@ -46,11 +54,14 @@ def build_stages(
     return [*stages, ScoredStage(recipe.tag, roots, recipe.pair)]
 
 
-def with_classes(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
+def with_classes(stages: Sequence[Stage], classes: Mapping[str, int]) -> list[Stage]:
     """The stages of `build_stages`, which are set up, for boxes of other classes; they share the loaded models."""
+    from sgpipe.stages.ground import GroundStage
     from sgpipe.stages.tag.stage import TagStage
 
-    return [stage.with_classes(names) if isinstance(stage, PairStage | TagStage) else stage for stage in stages]
+    names = list(classes)
+    others = (stage.with_classes(classes) if isinstance(stage, GroundStage) else stage for stage in stages)
+    return [stage.with_classes(names) if isinstance(stage, PairStage | TagStage) else stage for stage in others]
 
 
 def _synonyms(recipe: Recipe, names: Iterable[str]) -> str:

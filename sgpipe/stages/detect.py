@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -110,15 +111,44 @@ def load(config: DetectConfig, device: torch.device) -> Detector:
     """Load the detector of a recipe. Raises UserError: no such model, or not a detector."""
     classes = detector_classes(config)
     name = local_model(str(config.detector))
+    if _model_type(Path(name)) not in _KINDS and type(_settings(name)) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
+        return ClosedDetector(*_open(name, device, AutoModelForObjectDetection, AutoImageProcessor), device)
+    return load_prompted(str(config.detector), classes, device)
+
+
+def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> PromptedDetector:
+    """Load a detector that reads the names of what it looks for. Raises UserError: no such model, or another kind."""
+    name = local_model(model)
     if _model_type(Path(name)) in _KINDS:
-        return RLIPDetector(load_detector(Path(name)), classes, trained_sides(name) or DEFAULT_SIDES, device)
-    settings = _settings(name)
+        key = name, str(device)
+        network = _MODELS[key] = _MODELS.get(key) or load_detector(Path(name))
+        return RLIPDetector(network, classes, trained_sides(name) or DEFAULT_SIDES, device)
+    zero_shot, processor = _open(name, device, AutoModelForZeroShotObjectDetection, AutoProcessor)
+    return ZeroShotDetector(zero_shot, processor, classes, device)
+
+
+def check_prompted(model: str, setting: str) -> None:
+    """Without loading its weights, raise UserError if a model is not a detector that reads the names of things."""
+    name = local_model(model)
+    kind = _model_type(Path(name))
+    if kind in _KINDS:
+        return
+    if kind == "rlip_tagger" or _settings(name, setting).model_type not in _ZERO_SHOT:
+        raise UserError(
+            f"{setting}: {model} cannot be asked for words; use a detector that reads text, such as Grounding DINO, "
+            "OWLv2, OmDet-Turbo or a ParSeDA"
+        )
+
+
+_MODELS: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()  # stages of a process share what is loaded
+
+
+def _open(name: str, device: torch.device, kind: Any, processor: Any) -> tuple[Any, Any]:
+    """Return a model of transformers and its processor. Raises UserError: one of them cannot be loaded."""
+    key = name, str(device)
     try:
-        if type(settings) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
-            closed = AutoModelForObjectDetection.from_pretrained(name, dtype=torch.float32)
-            return ClosedDetector(closed, AutoImageProcessor.from_pretrained(name), device)
-        zero_shot = AutoModelForZeroShotObjectDetection.from_pretrained(name, dtype=torch.float32)
-        return ZeroShotDetector(zero_shot, AutoProcessor.from_pretrained(name), classes, device)
+        model = _MODELS[key] = _MODELS.get(key) or kind.from_pretrained(name, dtype=torch.float32)
+        return model, processor.from_pretrained(name)
     except (OSError, ValueError, ImportError) as reason:
         raise UserError(f"detector {name} cannot be loaded: {str(reason).strip().splitlines()[0]}") from None
 
@@ -155,23 +185,35 @@ class ZeroShotDetector:
             raise UserError(f"zero-shot detectors of type {self._kind!r} are not supported; use one of {supported}")
         self._model, self._processor, self._device = model.eval(), processor, device
         nn.Module.to(model, device)
-        names, limit = list(classes), model.config.text_config.max_position_embeddings
-        if together := self._kind in _RETURN_PHRASE:
-            names = [re.sub(r"[.?]", " ", name).lower() for name in names]  # both characters end a phrase
-            limit = model.config.max_text_len
-        texts = [f"{name}." if together else name for name in names]
-        special = processor.tokenizer.num_special_tokens_to_add()
-        most = limit - special if together else len(names) if self._kind == _OMDET else _QUERIES
+        self._together = self._kind in _RETURN_PHRASE
+        positions = model.config.text_config.max_position_embeddings
+        self._limit: int = model.config.max_text_len if self._together else positions  # of tokens
+        self.ask(classes)
+
+    def reads(self, name: str) -> bool:
+        """Return whether the model can read a name that long."""
+        return self._tokens(self._spelled(name)) <= self._limit
+
+    def _spelled(self, name: str) -> str:
+        return re.sub(r"[.?]", " ", name).lower() if self._together else name  # both characters end a phrase
+
+    def _tokens(self, name: str) -> int:
+        return len(self._processor.tokenizer(f"{name}." if self._together else name)["input_ids"])
+
+    def ask(self, classes: Sequence[str]) -> None:
+        """Look for other classes. Raises UserError: as the constructor."""
+        names = [self._spelled(name) for name in classes]
+        special = self._processor.tokenizer.num_special_tokens_to_add()
+        most = self._limit - special if self._together else len(names) if self._kind == _OMDET else _QUERIES
         self._prompts: list[list[str]] = []  # class names read together
         room = 0
-        for name, text, given in zip(names, texts, classes, strict=True):
-            tokens = len(processor.tokenizer(text)["input_ids"])
-            if tokens > limit:
+        for name, given in zip(names, classes, strict=True):
+            if (tokens := self._tokens(name)) > self._limit:
                 raise UserError(
-                    f"detect.classes: {given!r} would be {tokens} tokens, and this {self._kind} reads {limit}; "
+                    f"detect.classes: {given!r} would be {tokens} tokens, and this {self._kind} reads {self._limit}; "
                     "name it in fewer words"
                 )
-            cost = tokens - special if together else 1
+            cost = tokens - special if self._together else 1
             if cost > room:
                 self._prompts.append([])
                 room = most
@@ -223,8 +265,16 @@ class RLIPDetector:
     ) -> None:
         self._model, self._sides, self._device = model, sides, device
         nn.Module.to(model, device)
-        with torch.no_grad():
-            self._labels = model.encode_labels([*classes, NO_OBJECTS], _DETECTION_PREDICATE)
+        self.ask(classes)
+
+    def reads(self, name: str) -> bool:
+        """Return whether it can read a name that long: it reads the beginning of any."""
+        return True
+
+    @torch.no_grad()
+    def ask(self, classes: Sequence[str]) -> None:
+        """Look for other classes."""
+        self._labels = self._model.encode_labels([*classes, NO_OBJECTS], _DETECTION_PREDICATE)
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
@@ -245,6 +295,9 @@ class RLIPDetector:
         return DetectedBoxes((to_corners(boxes) * sides)[kept], best.values[kept], best.indices[kept])
 
 
+PromptedDetector = ZeroShotDetector | RLIPDetector  # reads the names of what it looks for
+
+
 def _class_names(settings: PretrainedConfig) -> tuple[str, ...]:
     """Class names in the order of their ids, which start at 0."""
     return tuple(name for _, name in sorted((settings.id2label or {}).items()))
@@ -262,12 +315,12 @@ def _model_type(folder: Path) -> str:
         return "None"
 
 
-def _settings(name: str | None) -> PretrainedConfig:
+def _settings(name: str | None, setting: str = "detect.detector (--detector)") -> PretrainedConfig:
     try:
         settings = AutoConfig.from_pretrained(str(name))
     except (OSError, ValueError) as reason:
         cause = str(reason).strip().splitlines()[0].rstrip(".")
-        raise UserError(f"no detector {name}: {cause}; choose another detect.detector (--detector)") from None
+        raise UserError(f"no detector {name}: {cause}; choose another {setting}") from None
     mappings = (MODEL_FOR_OBJECT_DETECTION_MAPPING, MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING)
     if not any(type(settings) in mapping for mapping in mappings):
         raise UserError(f"{name} is not an object detector: its model_type is {settings.model_type!r}")
@@ -347,7 +400,7 @@ class GivenBoxesStage(Stage):
         for image_id, (name, _, _) in self._instances.images.items():
             for suffix in _path_suffixes(name):
                 self._ids_by_suffix.setdefault(suffix, []).append(image_id)
-        self.classes = tuple(name for _, name in sorted(self._instances.names.items()))
+        self.classes = {name: number for number, name in sorted(self._instances.names.items())}
 
     def __call__(self, records: list[Record]) -> list[Record]:
         for record in records:

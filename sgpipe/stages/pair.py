@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
 from itertools import chain, compress, product
@@ -28,7 +28,14 @@ from sgpipe.files.locations import Location
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Box, Pair, Record, Triplet
 from sgpipe.sources.equivalents import Equivalents, load_equivalents
-from sgpipe.sources.vocabulary import category_names, implied_things, load_synonyms, loose_words, packaged_synonyms
+from sgpipe.sources.vocabulary import (
+    Synonyms,
+    category_names,
+    implied_things,
+    load_synonyms,
+    loose_words,
+    packaged_synonyms,
+)
 from sgpipe.stages.base import Stage
 from sgpipe.utils.lemmas import lemmas, verb_lemma
 
@@ -96,7 +103,7 @@ class HeadMatcher:
                 ranks.setdefault(name, rank)
 
     def _classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
-        words, at = _locate_head(split_words(phrase), split_words(head))
+        words, at = locate_head(split_words(phrase), split_words(head))
         for length in range(min(self._longest, len(words)), 0, -1):
             for start in range(max(0, at - length + 1), min(at, len(words) - length) + 1):
                 ranks = self._look_up(words[start:at], words[at], words[at + 1 : start + length])
@@ -164,7 +171,7 @@ def noun_lemmas(word: str) -> tuple[str, ...]:
     return tuple(forms)
 
 
-def _locate_head(words: list[str], head: list[str]) -> tuple[list[str], int]:
+def locate_head(words: list[str], head: list[str]) -> tuple[list[str], int]:
     """The words and the index of the head noun, by default the last word."""
     if not head:
         return words, len(words) - 1
@@ -304,6 +311,11 @@ def check_pair(config: PairConfig) -> None:
         existing_model(config.model)
 
 
+def synonyms_of(config: PairConfig, dataset: str) -> Synonyms:
+    """Return the recipe's synonym table, or the packaged one of a dataset. Raises UserError: as `load_synonyms`."""
+    return load_synonyms(config.synonyms) if config.synonyms else packaged_synonyms(dataset)
+
+
 class PairStage(Stage):
     """Matches the nouns of triplets to classes, and lists the ordered box pairs that may be related.
 
@@ -339,8 +351,7 @@ class PairStage(Stage):
 
     def setup(self) -> None:
         """Read the synonym table and the prior. Raises UserError: a file is missing or has the wrong format."""
-        path = self.config.synonyms
-        synonyms = load_synonyms(path) if path else packaged_synonyms(self._dataset)
+        synonyms = synonyms_of(self.config, self._dataset)
         if self._verbatim:
             self._matcher: Matcher = SubstringMatcher(synonyms, self._names)
         else:
@@ -377,7 +388,8 @@ class PairStage(Stage):
 
     def _fill(self, record: Record) -> None:
         present = dict.fromkeys(box.category for box in record.objects)
-        assign_categories(self._matcher, record.triplets, present)
+        free = {box.category for box in record.objects if box.origin == "grounded"}.difference(self._names)
+        assign_categories(self._matcher, record.triplets, present, free)
         if self._extended is not None:
             self._extended.assign_kinds(record.triplets, present)
         triplets = told_triplets(record, self.config.match, self.config.loose)
@@ -430,7 +442,7 @@ class ExtendedRun:
 
     def assign_kinds(self, triplets: Iterable[Triplet], present: Iterable[str]) -> None:
         """Set the categories that `assign_categories` left empty to the first class of the image of their kind."""
-        classes = {self._kinds[name]: name for name in reversed(list(present))}
+        classes = {self._kinds.get(name, name): name for name in reversed(list(present))}
 
         def of_kind(phrase: str, head: str) -> str | None:
             return next((classes[kind] for kind in self._matcher.classes(phrase, head) if kind in classes), None)
@@ -441,7 +453,8 @@ class ExtendedRun:
 
     def predicates(self, stated: Predicates, present: Iterable[str]) -> Predicates:
         """Return the predicates of pairs of classes: those of the run, and those stated that say something else."""
-        pairs = {(s, o): (self._kinds[s], self._kinds[o]) for s, o in product(present, repeat=2)}
+        kinds_of = {name: self._kinds.get(name, name) for name in present}  # a free noun is of its own kind
+        pairs = {(s, o): (kinds_of[s], kinds_of[o]) for s, o in product(kinds_of, repeat=2)}
         meant: dict[tuple[str, str], dict[Any, str]] = {kinds: {} for kinds in pairs.values()}
         for kinds, texts in chain(
             ((each, self._frequent.get(each, ())) for each in meant),
@@ -452,17 +465,27 @@ class ExtendedRun:
         return {pair: list(meant[kinds].values()) for pair, kinds in pairs.items()}
 
 
-def assign_categories(matcher: Matcher, triplets: Iterable[Triplet], present: dict[str, None]) -> None:
+def assign_categories(
+    matcher: Matcher, triplets: Iterable[Triplet], present: dict[str, None], free: Collection[str] = ()
+) -> None:
     """Set the categories of the triplets' subjects and objects; None if the image has no such class.
 
-    `present`: the class names of the image's boxes, including crowds, in order of first appearance.
+    Args:
+        present: the class names of the image's boxes, including crowds, in order of first appearance.
+        free: those of them that are heads of nouns and no class that the matcher knows.
     """
     for triplet in triplets:
-        triplet.subject_category = matcher.choose(triplet.subject, triplet.subject_head, present)
-        triplet.object_category = matcher.choose(triplet.object, triplet.object_head, present)
-        is_loose = not matcher.loose.isdisjoint((triplet.object, triplet.object_head))
-        if is_loose and triplet.subject_category == triplet.object_category:
-            triplet.object_category = None
+        subject = _category(matcher, triplet.subject, triplet.subject_head, present, free)
+        object_ = _category(matcher, triplet.object, triplet.object_head, present, free)
+        is_loose = object_ not in free and not matcher.loose.isdisjoint((triplet.object, triplet.object_head))
+        triplet.subject_category = subject
+        triplet.object_category = None if is_loose and subject == object_ else object_
+
+
+def _category(matcher: Matcher, phrase: str, head: str, present: dict[str, None], free: Collection[str]) -> str | None:
+    """The class of a noun phrase; a free noun that is the head precedes a class that it may loosely stand for."""
+    name = matcher.choose(phrase, head, present)
+    return head if head in free and (name is None or not matcher.loose.isdisjoint((phrase, head))) else name
 
 
 def told_triplets(record: Record, match: str | None, loose: bool | None) -> list[Triplet]:

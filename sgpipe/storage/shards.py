@@ -369,6 +369,7 @@ def count_rows(table: pa.Table) -> dict[str, int]:
     triplets = _flat(table["triplets"])[1]
     matched = pc.and_(*(pc.is_valid(pc.struct_field(triplets, f"{end}_category")) for end in ("subject", "object")))
     totals = {name: len(_flat(table[name])[1]) for name in _NESTED}
+    grounded = pc.sum(pc.equal(pc.struct_field(_flat(table["objects"])[1], "origin"), "grounded")).as_py() or 0
     missing = table["left_out"].combine_chunks()
     left_out = {f"{name}_left_out": pc.sum(pc.struct_field(missing, name)).as_py() or 0 for name in LEFT_OUT}
     return {
@@ -381,7 +382,7 @@ def count_rows(table: pa.Table) -> dict[str, int]:
         "pairs": totals["pairs"],
         "relations": totals["relations"],
         "images_with_relations": int(np.sum(_lengths(table["relations"]) > 0)),
-        **{name: number for name, number in left_out.items() if number},
+        **{name: number for name, number in {"grounded": grounded, **left_out}.items() if number},
     }
 
 

@@ -206,6 +206,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
                 "category": box.category,
                 "box": box.bbox,
                 "score": box.score,
+                "phrase": box.phrase,
                 "colour": colour_of(index),
                 "crowd": box.iscrowd,
                 "missing": box.is_nothing,

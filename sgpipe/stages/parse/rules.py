@@ -22,7 +22,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
 from sgpipe.stages.parse.grammar.lexicon import BE, DETERMINERS, NAMING_PAIRS, PRONOUNS
-from sgpipe.stages.parse.grammar.relations import head_noun, phrase, relations, singular
+from sgpipe.stages.parse.grammar.relations import content, head_noun, phrase, relations, singular
 from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.tree import Token, Tree, tokenise
 from sgpipe.utils.lemmas import verb_lemma
@@ -114,6 +114,18 @@ def triplets(tree: Tree) -> list[Triplet]:
         )
         for relation in relations(tree)
     ]
+
+
+def nouns(tree: Tree) -> list[tuple[str, str]]:
+    """The names of the things in a caption, in word order, and their heads. The tree is repaired in place."""
+    repair(tree)
+    found = []
+    for index in range(len(tree)):
+        owner = tree.heads[index]
+        within = owner > index and tree.is_noun(owner) and tree.deps[index] in ("compound", "amod", "nmod")
+        if tree.is_noun(index) and not within and content(tree, index) == index:
+            found.append((phrase(tree, index), head_noun(tree, index)))
+    return found
 
 
 Texts = tuple[str, str, str]  # subject, predicate, object

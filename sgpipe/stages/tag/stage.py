@@ -187,7 +187,7 @@ class TagStage(Stage):
         self.resources = config.resources
         self._set_texts({name: name for name in object_names})
 
-    def _set_texts(self, texts: Mapping[str, str]) -> None:
+    def _set_texts(self, texts: dict[str, str]) -> None:
         """`texts`: what the tagger reads for each class."""
         self.texts = texts
         self.object_names = sorted(set(texts.values()))  # their order decides the last bits of scores
@@ -264,6 +264,8 @@ class TagStage(Stage):
         chosen = []
         for record in (record for record in records if record.ok):
             batches = self._batches(record)
+            for noun in {box.category for box in record.objects if box.origin == "grounded"}.difference(self.texts):
+                self.texts[noun] = text_to_read(noun, self.tagger.tokenizer)  # no class that other images read
             unknown = {box.category for box in record.objects}.difference(self.texts)
             if batches and unknown:
                 record.fail(self.name, f"{sorted(unknown)[0]!r} is not a class of the dataset")
@@ -273,9 +275,9 @@ class TagStage(Stage):
 
     def _classes(self, record: Record) -> list[str]:
         """The class names that the network reads with this image, sorted. They depend on no other image."""
-        if self.config.vocabulary == "dataset":
-            return self.object_names
         own = {self.texts[box.category] for box in record.objects}
+        if self.config.vocabulary == "dataset":
+            return self.object_names if own.issubset(self.object_names) else sorted(own.union(self.object_names))
         others = (name for name in self.object_names if name not in own)
         key = f"{self.seed}\0{record.image_id}\0"
         sample = nsmallest(self.config.vocabulary_others, others, lambda name: blake2b((key + name).encode()).digest())

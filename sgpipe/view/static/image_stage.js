@@ -99,7 +99,9 @@ export class Stage {
   box(index) {
     const object = this.objects[index],
       [x, y, width, height] = object.box;
-    const about = `${isolated(object.name)}${object.crowd ? " (crowd)" : ""}${object.score === null ? "" : `, detector ${object.score.toFixed(2)}`}`;
+    const finder = object.phrase === null ? "detector" : `found by “${isolated(object.phrase)}”`;
+    const score = object.score === null ? "" : `, ${finder} ${object.score.toFixed(2)}`;
+    const about = `${isolated(object.name)}${object.crowd ? " (crowd)" : ""}${score}`;
     return svg(
       "g",
       { class: "object", role: "button", tabindex: -1, "aria-label": about, "aria-pressed": "false", "data-object": index },

@@ -150,6 +150,22 @@ TRANSITIVE_VERBS = _words("carry cut eat have hit hold pull push ride throw use 
 # Nouns for actions, which are not things.
 EVENT_NOUNS = _words("flip handstand jump maneuver nothing something stunt trick wheelie")
 
+# Nouns of captions that are no things with a box: parts and kinds of images, times, activities, words for any thing.
+NON_THINGS = (
+    SCENERY
+    | EVENT_NOUNS
+    | DEPICTIONS
+    | _words(
+        "action activity afternoon angle anything area atmosphere bit bottom bunch center centre close-up closeup "
+        "color colour competition corner course dark darkness dawn day daylight daytime design direction dusk edge end "
+        "evening event everything exterior game half height inside interior it kind left light lighting lot match "
+        "midair morning motion movement nature night none number one other outdoors outside pair part photography "
+        "piece place point pose position process race rain rear rest right row season selfie series set setting shot "
+        "side sight sort spot stuff style summer sunlight sunset sunshine surroundings that them thing time top trip "
+        "turn type variety vicinity view way weather winter work"
+    )
+)
+
 # Prepositions.
 
 STATIC_PREPOSITIONS = _words("against at behind beside by in inside near on over under")

@@ -1,0 +1,195 @@
+"""The ground stage: words of captions that no box of the image carries become boxes, by a detector that reads text.
+
+The nouns of an image's captions are compared with its boxes as the pair stage does: by class names, synonyms and head
+nouns. What no box carries is looked for. A box that is found becomes an object of origin "grounded", after the others,
+which stay as they are. Its category is the class that its word names by the names of the dataset and the synonym table,
+or else the head of the word in the singular: a free noun, which need not be a class of the dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import copy
+from dataclasses import replace
+from hashlib import blake2b
+from itertools import compress
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torchvision.ops import batched_nms, box_iou, nms
+from transformers.utils.logging import disable_progress_bar
+
+from sgpipe.errors import ImageError, UserError
+from sgpipe.files.image_roots import ImagePlace
+from sgpipe.image_feed import ImageFeed
+from sgpipe.recipe import Recipe
+from sgpipe.records import Box, Record
+from sgpipe.sources.vocabulary import category_names, loose_words
+from sgpipe.stages.base import Stage, image_threads
+from sgpipe.stages.detect import check_prompted, load_prompted
+from sgpipe.stages.pair import HeadMatcher, locate_head, split_words, synonyms_of
+from sgpipe.stages.parse.grammar.lexicon import NON_THINGS
+from sgpipe.stages.parse.grammar.tree import Tree
+from sgpipe.stages.parse.rules import analyse, load_model, nouns
+from sgpipe.utils.boxes import clip_box
+from sgpipe.utils.devices import pick_device
+from sgpipe.utils.gpu_memory import gpu_use
+
+_FREE_IDS = 1 << 30  # from here on, beyond the ids of any dataset
+
+
+class Word(NamedTuple):
+    """What is looked for: `phrases`, as captions say them, name a thing of `category`, and maybe of other `classes`."""
+
+    phrases: dict[str, None]
+    category: str
+    classes: frozenset[str]
+
+
+class GroundStage(Stage):
+    """Adds boxes of words to `objects`, highest score first. Images are processed one at a time.
+
+    `category_id` is that of the dataset, if the category is a class of it; if the dataset has no classes, that of COCO
+    or Objects365; of free nouns a number of 2^30 or more that follows from the noun alone.
+    """
+
+    name = "ground"
+
+    def __init__(
+        self, recipe: Recipe, roots: Mapping[str, ImagePlace], classes: Mapping[str, int], dataset: str
+    ) -> None:
+        """
+        Args:
+            roots: where the images of each split are.
+            classes: the id of every class of the dataset.
+            dataset: selects the synonym table, see `PairStage`.
+        """
+        self.config, self.pair, self.parse = recipe.ground, recipe.pair, recipe.parse
+        self.resources = recipe.ground.resources
+        self.roots, self.classes, self.dataset = roots, classes, dataset
+
+    def with_classes(self, classes: Mapping[str, int]) -> GroundStage:
+        """Return the same stage, with the same loaded detector, for a dataset of other classes."""
+        other = copy(self)
+        other.classes = classes
+        other._learn_names()
+        return other
+
+    def check(self) -> None:
+        """Raises UserError: there is no such detector, or it does not read text."""
+        check_prompted(str(self.config.detector), "ground.detector")
+
+    def setup(self) -> None:
+        """Load the detector. Raises UserError: as `check`, or it cannot be loaded, or the synonyms are no table."""
+        self.check()
+        torch.set_num_threads(max(1, int(self.resources.cpus)))
+        disable_progress_bar()
+        self.device = pick_device(self.config.device, self.resources.gpus)
+        self.threads = image_threads(self.resources, elsewhere=self.device.type != "cpu")
+        self.detector = load_prompted(str(self.config.detector), ["thing"], self.device)
+        model = self.parse.model if self.parse.parser in ("rules", "learned") else None
+        self.language = load_model(model) if self.config.words == "all" else None
+        self._learn_names()
+
+    def _learn_names(self) -> None:
+        official = {name: number for number, name in category_names(self.dataset).items()}
+        self.ids = self.classes or official
+        known = synonyms_of(self.pair, self.dataset), sorted({*self.classes, *official})
+        self.matcher = HeadMatcher(*known)
+        self.carried = HeadMatcher(*known, loose_words()) if self.pair.loose else self.matcher
+
+    def gpu_use(self) -> dict[str, Any]:
+        return gpu_use(self.device)
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        words = [self.words(record) if record.ok else {} for record in records]
+        shown = (record for record, some in zip(records, words, strict=True) if some)
+        with ImageFeed(self.roots, shown, lambda image, file: image, self.threads) as images:
+            for record, some in zip(records, words, strict=True):
+                if some:
+                    self._fill(record, some, images)
+        return records
+
+    def words(self, record: Record) -> dict[str, Word]:
+        """What to look for in an image, by the text that the detector reads; first what most captions say.
+
+        What a box carries, and what is no thing, is left out. What is beyond `max_words`, or too long for the detector,
+        is left out and counted.
+        """
+        present = {box.category for box in record.objects}
+        words: dict[str, Word] = {}
+        said: dict[str, set[int]] = {}
+        for caption, phrase, head in self._nouns(record):
+            classes = self.matcher.classes(phrase, head)
+            if not present.isdisjoint(self.carried.classes(phrase, head)) or not (classes or _is_thing(head)):
+                continue
+            text = known = next((name for name in classes if name in self.classes), classes[0] if classes else head)
+            if not classes or self.config.ask == "words":
+                parts, at = locate_head(split_words(phrase), split_words(head))
+                parts[at : at + 1] = split_words(head)[-1:] or parts[at : at + 1]
+                text = " ".join(parts)
+            words.setdefault(text, Word({}, known, frozenset(classes))).phrases[phrase] = None
+            said.setdefault(text, set()).add(caption)
+        readable = sorted(filter(self.detector.reads, words), key=lambda text: -len(said[text]))
+        kept = readable[: self.config.max_words]
+        record.left_out["words"] = len(words) - len(kept)
+        return {text: words[text] for text in kept}
+
+    def _nouns(self, record: Record) -> Iterator[tuple[int, str, str]]:
+        """The index of a caption, a name in it, and the head of the name."""
+        for triplet in record.triplets:
+            yield triplet.caption, triplet.subject, triplet.subject_head
+            yield triplet.caption, triplet.object, triplet.object_head
+        if self.language is not None:
+            analysed = analyse(self.language, (caption.text for caption in record.captions), 256)
+            for number, (tokens, doc) in enumerate(analysed):
+                yield from ((number, name, head) for name, head in nouns(Tree.of(doc, tokens)))
+
+    def _fill(self, record: Record, words: Mapping[str, Word], images: ImageFeed[Image.Image]) -> None:
+        try:
+            found = self._find(images.open(record), words, record)
+        except ImageError as reason:
+            record.fail(self.name, str(reason))
+            return
+        names = [box.category for box in found]
+        # In turns, so that a word that is found everywhere leaves room for others.
+        turns = sorted(range(len(found)), key=lambda at: (names[:at].count(names[at]), at))
+        kept = sorted(turns[: self.config.max_boxes])
+        record.left_out["grounded"] = len(found) - len(kept)
+        record.objects += [found[at] for at in kept]
+
+    def _find(self, image: Image.Image, words: Mapping[str, Word], record: Record) -> list[Box]:
+        """Boxes of words, highest score first, without repetitions and those that the image has."""
+        detector = copy(self.detector)
+        detector.ask(list(words))
+        corners, scores, labels = detector(image, self.config.threshold)
+        corners, scores, asked = corners.double(), scores.float(), list(words.values())
+        if not bool(scores.isfinite().all()):
+            raise UserError(f"detector {self.config.detector} returns NaN scores: its weights are damaged")
+        categories = list(dict.fromkeys(word.category for word in asked))
+        meant = torch.tensor([categories.index(word.category) for word in asked])[labels]
+        kept = batched_nms(corners, scores.double(), meant, self.config.overlap)
+        kept = kept[nms(corners[kept], scores[kept].double(), self.config.overlap_across)]
+        given = [{box.category, *self.matcher.classes(box.category, "")} for box in record.objects]
+        sides = torch.tensor([box.bbox for box in record.objects], dtype=torch.float64).view(-1, 4)
+        sides[:, 2:] += sides[:, :2]
+        boxes = []
+        for index, close in zip(kept.tolist(), box_iou(corners[kept], sides) > self.config.overlap, strict=True):
+            word, (left, top, right, bottom) = asked[labels[index]], corners[index].tolist()
+            if any(names & {word.category, *word.classes} for names in compress(given, close)):
+                continue
+            bbox = clip_box((left, top, right - left, bottom - top), record.width, record.height)
+            if bbox is not None:
+                box = Box(word.category, self._number(word.category), bbox, origin="grounded")
+                boxes.append(replace(box, score=float(scores[index]), phrase=", ".join(word.phrases)))
+        return boxes
+
+    def _number(self, category: str) -> int:
+        """The id of a category; of a free noun one of 32 bits that hardly two nouns share."""
+        digest = int.from_bytes(blake2b(category.encode(), digest_size=4).digest(), "big")
+        return self.ids.get(category, _FREE_IDS + digest % _FREE_IDS)
+
+
+def _is_thing(head: str) -> bool:
+    return head not in NON_THINGS and sum(map(str.isalpha, head)) > 1

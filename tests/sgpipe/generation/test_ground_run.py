@@ -1,0 +1,171 @@
+"""Runs in which words of captions find their boxes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sgpipe import Pipeline
+from sgpipe.cli.main import app
+from sgpipe.generation.run import generate
+from sgpipe.miniworld.dataset import IMAGES, INSTANCES, render_dataset
+from sgpipe.recipe import load_recipe
+from sgpipe.records import Record
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records
+from sgpipe.storage.verify import verify
+from sgpipe.utils.config_file import recipe_folder
+from sgpipe.utils.console import Progress
+from tests.sgpipe.generation.in_process import RAN, without_ray
+from tests.sgpipe.stages.detect.detectors import make_closed
+
+GROUNDED = str(recipe_folder() / "miniworld" / "grounded.yaml")
+ON = {"ground.detector": "MINIWORLD", "ground.threshold": 0.45}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_this_process() -> Iterator[None]:
+    with without_ray():
+        yield
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("world") / "world"
+    render_dataset(out, 6, seed=3)
+    return out
+
+
+@pytest.fixture(scope="module")
+def half(world: Path) -> dict[str, Any]:
+    """A source that knows the boxes of every second class, and captions that also name things of no class."""
+    instances = json.loads((world / INSTANCES).read_text())
+    kept = {each["id"]: each for each in instances["categories"][::2]}
+    instances["annotations"] = [each for each in instances["annotations"] if each["category_id"] in kept]
+    (world / "half.json").write_text(json.dumps({**instances, "categories": list(kept.values())}))
+    captions = json.loads((world / "captions.json").read_text())
+    for number, each in enumerate(instances["images"]):
+        text = "a man next to a forklift in the background"
+        captions["annotations"].append({"id": 10**9 + number, "image_id": each["id"], "caption": text})
+    (world / "said.json").write_text(json.dumps(captions))
+    split = {"annotations": world / "half.json", "images": str(world / IMAGES), "captions": world / "said.json"}
+    return {"source.format": "coco", "source.splits": {"val": split}, "caption.captioner": None}
+
+
+def run(recipe: str, changes: dict[str, Any], out: Path, parent: Path | None = None) -> tuple[list[Record], list[str]]:
+    text = io.StringIO()
+    made = load_recipe(recipe, {"engine.unit_size": 2, **changes})
+    generate(made, out, Progress(Console(file=text, width=1000)), parent=parent)
+    return list(iter_records(out)), text.getvalue().splitlines()
+
+
+@pytest.fixture(scope="module")
+def plain(half: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
+    out = tmp_path_factory.mktemp("plain") / "run"
+    return out, run("miniworld", half, out)[0]
+
+
+# The last finds a box for any word: a forklift where the detector sees one most.
+EVERYWHERE = {**ON, "ground.threshold": 0.001, "ground.max_boxes": 9}
+
+
+@pytest.fixture(scope="module")
+def grounded(half: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
+    out = tmp_path_factory.mktemp("grounded") / "run"
+    return out, run("miniworld", {**half, **EVERYWHERE}, out)[0]
+
+
+def test_given_boxes_are_the_same_bit_for_bit(plain, grounded):
+    added = 0
+    for before, after in zip(plain[1], grounded[1], strict=True):
+        assert after.objects[: len(before.objects)] == before.objects
+        others = after.objects[len(before.objects) :]
+        given_classes = {box.category for box in before.objects}
+        assert all(box.origin == "grounded" and box.score is not None and box.phrase for box in others)
+        assert given_classes.isdisjoint(box.category for box in others)
+        added += len(others)
+    assert added
+    counts = Manifest.load(grounded[0]).shards
+    assert sum(shard.counts.get("grounded", 0) for shard in counts) == added
+    assert sum(shard.counts.get("grounded_left_out", 0) for shard in counts) > 0
+    assert verify(grounded[0]).ok
+
+
+def test_free_nouns_get_relations_and_go_into_exports(grounded, tmp_path):
+    out, records = grounded
+    forklifts = [box for record in records for box in record.objects if box.category == "forklift"]
+    assert len({box.category_id for box in forklifts}) == 1
+    assert any(
+        "forklift" in (record.objects[r.subject].category, record.objects[r.object].category)
+        for record in records
+        for r in record.relations
+    )
+    for form in ("coco", "vg", "hf"):
+        result = CliRunner().invoke(app, ["export", str(out), "--to", form, "--out", str(tmp_path / form)])
+        assert result.exit_code == 0, result.output
+    instances = json.loads((tmp_path / "coco" / "instances_val.json").read_text())
+    ids = {each["name"]: each["id"] for each in instances["categories"]}
+    assert ids["forklift"] == forklifts[0].category_id >= 2**30
+    given = {box.category: box.category_id for record in records for box in record.objects if box.origin != "grounded"}
+    assert {name: ids[name] for name in given} == given
+    assert CliRunner().invoke(app, ["stats", str(out)]).exit_code == 0
+
+
+def test_a_run_takes_the_captions_of_another_and_grounds_them(plain, grounded, half, tmp_path):
+    RAN.clear()
+    rows, said = run("miniworld", {**half, **EVERYWHERE}, tmp_path / "added", plain[0])
+    assert RAN == ["ground", "pair", "tag"]
+    assert rows == grounded[1]
+    assert said[0].startswith(
+        f"captions and triplets from {plain[0]}; ground, pair and tag to run (ground.detector: None"
+    )
+    RAN.clear()
+    rows, said = run("miniworld", half, tmp_path / "removed", grounded[0])
+    assert RAN == ["pair", "tag"]
+    assert rows == plain[1]
+    RAN.clear()
+    rows, said = run("miniworld", {**half, **EVERYWHERE, "tag.threshold": 0.5}, tmp_path / "tagged", grounded[0])
+    assert RAN == ["tag"]
+    assert "boxes of words" in said[0]
+    assert [row.objects for row in rows] == [row.objects for row in grounded[1]]
+    assert [row.left_out for row in rows] == [row.left_out for row in grounded[1]]
+
+
+def test_images_alone_are_labelled_without_a_class_list(world, tmp_path):
+    source = {"source.splits": {"all": {"images": str(world / IMAGES)}}}
+    rows, _ = run(GROUNDED, source, tmp_path / "run")
+    assert sum(len(row.relations) for row in rows) >= 3
+    assert {box.origin for row in rows for box in row.objects} == {"grounded"}
+    assert "person" in {box.category for row in rows for box in row.objects}
+    assert "detect" not in Manifest.load(tmp_path / "run").run["identity"]
+    pipeline = Pipeline(load_recipe(GROUNDED))
+    for row, graph in zip(rows, pipeline.label(sorted((world / IMAGES).iterdir())), strict=True):
+        assert graph.objects == row.objects
+        assert [(r.subject, r.predicate, r.object) for r in graph.record.relations] == [
+            (r.subject, r.predicate, r.object) for r in row.relations
+        ]
+    first = rows[0]
+    [x, y, w, h] = first.objects[0].bbox
+    image = world / IMAGES / first.file_name
+    graph = pipeline(image, boxes=[[x, y, x + w, y + h]], classes=[first.objects[0].category])
+    assert graph.objects[0].origin == "annotation"
+    assert first.objects[0].category not in {box.category for box in graph.objects[1:]}
+
+
+def test_wrong_detectors_are_refused_in_one_line(world, tmp_path):
+    closed = make_closed(tmp_path / "closed")
+    options = ["--images", str(world / IMAGES), "--out", str(tmp_path / "no")]
+    for model, message in ((closed, "cannot be asked for words"), (tmp_path / "none", "none")):
+        result = CliRunner().invoke(app, ["generate", GROUNDED, *options, "--set", f"ground.detector={model}"])
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert (result.exit_code, len(errors), result.stderr.splitlines()[-1:]) == (2, 1, errors)
+        assert message in errors[0]
+    result = CliRunner().invoke(app, ["generate", GROUNDED, *options, "--set", "ground.detector=null"])
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, "error: detect.detector is not set (--detector)")

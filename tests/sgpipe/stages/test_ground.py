@@ -1,0 +1,296 @@
+"""The ground stage: which words are looked for, and which of the boxes that are found become objects."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import Recipe, load_recipe, packaged_model
+from sgpipe.records import Box, Caption, Record, Triplet
+from sgpipe.sources.vocabulary import category_names
+from sgpipe.stages.detect import DetectedBoxes, DetectStage, load_prompted
+from sgpipe.stages.ground import GroundStage
+from sgpipe.stages.pair import PairStage
+from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino, make_omdet, make_owl
+
+SIZE = (64, 48)
+CPU = torch.device("cpu")
+Corners = tuple[float, float, float, float]
+Found = Mapping[str, Sequence[tuple[Corners, float]]]
+
+
+class Scripted:
+    """A detector that finds what a script says of each text, and keeps what it was asked for."""
+
+    def __init__(self, found: Found, limit: int = 99) -> None:
+        self.found, self.limit, self.asked = found, limit, list[list[str]]()
+
+    def reads(self, name: str) -> bool:
+        return len(name) <= self.limit
+
+    def ask(self, names: list[str]) -> None:
+        self.asked.append(names)
+        self.names = names
+
+    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
+        rows = [(*row, label) for label, name in enumerate(self.names) for row in self.found.get(name, ())]
+        rows = [row for row in rows if row[1] > threshold]
+        boxes, scores, labels = zip(*rows, strict=True) if rows else ((), (), ())
+        return DetectedBoxes(torch.tensor(boxes).view(-1, 4), torch.tensor(scores).float(), torch.tensor(labels).long())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ground")
+    Image.new("RGB", SIZE).save(folder / "a.png")
+    return folder
+
+
+def stage(folder: Path, found: Found | Scripted, classes: Sequence[str] = (), **changes: object) -> GroundStage:
+    changed = {f"ground.{key}": value for key, value in changes.items()}
+    recipe = load_recipe("folder", {"ground.detector": "d", **changed})
+    made = GroundStage(recipe, {"all": folder}, {name: at for at, name in enumerate(classes, 1)}, "coco")
+    made.detector = found if isinstance(found, Scripted) else Scripted(found)  # type: ignore[assignment]
+    made.threads, made.language = 0, None
+    made._learn_names()
+    return made
+
+
+def record(*stated: str | tuple[str, str], objects: Sequence[Box] = (), name: str = "a.png") -> Record:
+    """A record with a caption and a triplet for each two nouns, which are phrases, or phrases and their heads."""
+    nouns = [(each, each.split()[-1]) if isinstance(each, str) else each for each in stated]
+    nouns += [("view", "view")] * (len(nouns) % 2)
+    triplets = [
+        Triplet(nouns[at][0], "near", nouns[at + 1][0], nouns[at][1], nouns[at + 1][1], "near", at // 2)
+        for at in range(0, len(nouns), 2)
+    ]
+    captions = [Caption(f"{each.subject} near {each.object}") for each in triplets]
+    return Record("7", "folder", "all", name, *SIZE, list(objects), captions, triplets)
+
+
+def asked(folder: Path, *stated: str | tuple[str, str], objects: Sequence[Box] = (), **changes: object) -> list[str]:
+    return list(stage(folder, {}, **changes).words(record(*stated, objects=objects)))  # type: ignore[arg-type]
+
+
+PERSON = Box("person", 1, (1.0, 1.0, 9.0, 9.0))
+
+
+def test_only_things_that_no_box_carries_are_looked_for(folder: Path) -> None:
+    words = ("two men", "forklifts", "background", "left", "view", "it", "14", "hot dog", "traffic cone", "puppies")
+    singular = {"forklifts": "forklift", "puppies": "puppy", "two men": "man"}
+    nouns = [(each, singular.get(each, each.split()[-1])) for each in words]
+    assert asked(folder, *nouns) == ["person", "forklift", "hot dog", "traffic cone", "dog"]
+    assert asked(folder, *nouns, objects=[PERSON]) == ["forklift", "hot dog", "traffic cone", "dog"]
+    assert asked(folder, *nouns, ask="words") == ["two man", "forklift", "hot dog", "traffic cone", "puppy"]
+    crowd = Box("dog", 18, (0.0, 0.0, 9.0, 9.0), iscrowd=True)
+    assert asked(folder, *nouns, objects=[PERSON, crowd]) == ["forklift", "hot dog", "traffic cone"]
+
+
+def test_a_found_word_is_an_object_after_the_given_ones(folder: Path) -> None:
+    found = {"dog": [((10, 10, 30, 30), 0.75)], "traffic cone": [((40, 5, 70, 40), 0.875), ((-9, -9, 0, 0), 0.9)]}
+    made = record("puppy", "traffic cone", "woman", objects=[PERSON])
+    given_boxes = copy.deepcopy(made.objects)
+    stage(folder, found, ("person", "dog"))([made])
+    assert made.objects[:1] == given_boxes
+    cone, dog = made.objects[1:]
+    assert cone == Box("cone", cone.category_id, (40, 5, 24, 35), origin="grounded", score=0.875, phrase="traffic cone")
+    assert dog == Box("dog", 2, (10, 10, 20, 20), origin="grounded", score=0.75, phrase="puppy")
+    assert 2**30 <= cone.category_id < 2**31
+    [alone] = stage(folder, found)([record("puppy", "cone", "dog")])  # without any classes, ids of COCO
+    assert [(box.category, box.category_id, box.phrase) for box in alone.objects] == [("dog", 18, "puppy, dog")]
+
+
+def test_the_pair_stage_matches_free_nouns_by_their_heads(folder: Path) -> None:
+    found = {name: [((x, 0, x + 9, 9), 0.5)] for name, x in (("cone", 1), ("dog", 12), ("bun", 24))}
+    made = record("traffic cone", "cone", "hot dog", "bun", "puppy", "cones", objects=[])
+    made.triplets[2].object_head = "cone"
+    pairs = PairStage(load_recipe("folder").pair, "coco", ())
+    pairs.setup()
+    pairs(stage(folder, found)([made]))
+    assert [(t.subject_category, t.object_category) for t in made.triplets] == [
+        ("cone", "cone"),
+        (None, "bun"),  # a hot dog is no dog
+        ("dog", "cone"),
+    ]
+    given_cone = Box("cone", 5, (0.0, 0.0, 9.0, 9.0))  # a class that the dataset has is known by its name
+    assert asked(folder, "traffic cone", objects=[given_cone], words="triplets") == ["traffic cone"]
+
+
+def test_words_that_may_stand_for_a_class_are_carried_by_it_or_named_as_they_are(folder: Path) -> None:
+    bottle = Box("bottle", 44, (0.0, 0.0, 9.0, 9.0))
+    assert asked(folder, "beer", objects=[bottle]) == []
+    assert asked(folder, "beer") == ["beer"]
+    found = {"beer": [((1, 0, 9, 9), 0.5)], "bottle": [((20, 0, 29, 9), 0.5)]}
+    made = record("bottle", "beer", "beer", "beers")
+    made.triplets[1].object_head = "beer"
+    pairs = PairStage(load_recipe("folder").pair, "coco", ())
+    pairs.setup()
+    pairs(stage(folder, found)([made]))
+    assert [(t.subject_category, t.object_category) for t in made.triplets] == [("bottle", "beer"), ("beer", "beer")]
+
+
+def test_a_found_box_that_a_given_one_or_another_word_has_is_that_one(folder: Path) -> None:
+    square, moved, same = (10, 10, 30, 30), (12, 10, 32, 30), (10, 10, 30, 30.5)
+    given_box = Box("motorbike", 3, (10.0, 10.0, 20.0, 20.0))
+    found = {"motorcycle": [(moved, 0.9), ((40, 10, 60, 30), 0.5)]}
+    [made] = stage(folder, found, ("motorbike",))([record("motorcycle", objects=[given_box])])
+    assert [(box.category, box.bbox[0]) for box in made.objects] == [("motorbike", 10), ("motorcycle", 40)]
+    [across] = stage(folder, {"helmet": [(moved, 0.8)], "gear": [(moved, 0.6)]})([record("gear", "helmet")])
+    assert [box.category for box in across.objects] == ["helmet"]
+    [within] = stage(folder, {"dog": [(square, 0.5), (moved, 0.6), (same, 0.4)]})([record("dog")])
+    assert [(box.bbox, box.score) for box in within.objects] == [((12, 10, 20, 20), pytest.approx(0.6))]
+    [words] = stage(folder, {"dog": [(square, 0.5)], "puppy": [(moved, 0.6)]}, ask="words")([record("dog", "puppy")])
+    assert [box.phrase for box in words.objects] == ["puppy"]  # both name a dog
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_kept_boxes_are_those_of_a_greedy_search(folder: Path, data: st.DataObject) -> None:
+    corner = st.tuples(st.integers(0, 50), st.integers(0, 40), st.integers(1, 14), st.integers(1, 8))
+    texts = ("dog", "cone", "wheel", "motorcycle")
+    scores = iter(data.draw(st.permutations(range(1, 33))))
+    found = {
+        text: [((x, y, x + w, y + h), next(scores) / 40) for x, y, w, h in data.draw(st.lists(corner, max_size=8))]
+        for text in texts
+    }
+    objects = [
+        Box(name, 1, tuple(map(float, box)))
+        for name, box in data.draw(
+            st.lists(st.tuples(st.sampled_from(("motorbike", "cat", "cup")), corner), max_size=5)
+        )
+    ]
+    limit = data.draw(st.integers(1, 12))
+    made = record(*texts, objects=objects)
+    before = copy.deepcopy(made)
+    stage(folder, found, ("motorbike", "cat", "cup"), threshold=0.1, max_boxes=limit)([made])
+    assert (made.captions, made.triplets) == (before.captions, before.triplets)
+    assert made.objects[: len(objects)] == before.objects
+
+    kept: list[tuple[float, str, Corners]] = []
+    within: list[tuple[float, str, Corners]] = []
+    rows = sorted(
+        ((score, text, box) for text, some in found.items() for box, score in some if score > 0.1), reverse=True
+    )
+    for row in rows:
+        if not any(other == row[1] and iou(box, row[2]) > 0.5 for _, other, box in within):
+            within.append(row)
+    for row in within:
+        if not any(iou(box, row[2]) > 0.9 for _, _, box in kept):
+            kept.append(row)
+    bikes = [(x, y, x + w, y + h) for box in objects if box.category == "motorbike" for x, y, w, h in [box.bbox]]
+    kept = [row for row in kept if row[1] != "motorcycle" or all(iou(box, row[2]) <= 0.5 for box in bikes)]
+    turns = [sum(other[1] == row[1] for other in kept[:at]) for at, row in enumerate(kept)]
+    chosen = sorted(sorted(range(len(kept)), key=lambda at: (turns[at], at))[:limit])
+    grounded = made.objects[len(objects) :]
+    assert [(box.category, box.bbox) for box in grounded] == [
+        (kept[at][1], (x1, y1, x2 - x1, y2 - y1)) for at in chosen for x1, y1, x2, y2 in [kept[at][2]]
+    ]
+    assert made.left_out["grounded"] == len(kept) - len(chosen)
+
+
+def iou(first: Corners, second: Corners) -> float:
+    width, height = (min(first[at + 2], second[at + 2]) - max(first[at], second[at]) for at in (0, 1))
+    shared = max(width, 0) * max(height, 0)
+    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    return shared / (sum(areas) - shared)
+
+
+def test_many_words_and_boxes_are_cut_and_counted(folder: Path) -> None:
+    grid = [((x * 4, y * 3, x * 4 + 3, y * 3 + 2), 0.5 + (16 * y + x) / 1000) for y in range(15) for x in range(16)]
+    scripted = Scripted(
+        {"bird": grid + [((x * 4, 45, x * 4 + 3, 47.5), 0.9) for x in range(16)], "cone": [((1, 1, 60, 40), 0.4)]}
+    )
+    [made] = stage(folder, scripted)([record("bird", "cone")])
+    assert (len(made.objects), made.left_out) == (50, {"words": 0, "grounded": 207})
+    assert [box.category for box in made.objects].count("cone") == 1
+    words = [f"thing{'abcdefghij'[n % 10]}{n}" for n in range(2000)]
+    [many] = stage(folder, scripted)([record(*words, words[1500], "a" * 100)])
+    assert scripted.asked[-1] == [words[1500], *words[:29]]  # what most captions say comes first
+    assert (many.objects, many.left_out["words"]) == ([], 1971)
+
+
+def test_images_without_words_are_not_opened_and_bad_ones_are_error_rows(folder: Path) -> None:
+    scripted = Scripted({})
+    blank, missing = record("view", objects=[PERSON], name="no.png"), record("dog", name="no.png")
+    failed = record("dog")
+    failed.fail("caption", "why")
+    nothing = record("dog")
+    stage(folder, scripted)([blank, missing, failed, nothing])
+    assert (blank.ok, blank.objects, nothing.ok, nothing.objects) == (True, [PERSON], True, [])
+    assert missing.error is not None
+    assert missing.error.startswith("ground: image file not found")
+    assert failed.error == "caption: why"
+    assert scripted.asked == [["dog"]]
+    with pytest.raises(UserError, match="NaN"):
+        stage(folder, Broken({}))([record("dog")])
+
+
+class Broken(Scripted):
+    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
+        return DetectedBoxes(torch.ones(1, 4), torch.tensor([torch.nan]), torch.zeros(1, dtype=torch.long))
+
+
+def test_all_nouns_are_those_of_triplets_and_others(folder: Path) -> None:
+    recipe = load_recipe("folder", {"ground.detector": str(packaged_model("parseda")), "ground.words": "all"})
+    made = GroundStage(recipe, {"all": folder}, {}, "coco")
+    made.setup()
+    caption = "a red fire truck and a group of people in the background of a wooden barn"
+    each = Record("1", "folder", "all", "a.png", *SIZE, captions=[Caption(caption)])
+    assert [word.category for word in made.words(each).values()] == ["truck", "person", "barn"]
+    assert list(made.words(each)) == ["truck", "person", "barn"]
+
+
+@pytest.mark.parametrize("make", [make_grounding_dino, make_owl, make_omdet])
+def test_a_detector_asked_for_other_words_is_one_of_these_classes(make, tmp_path: Path) -> None:
+    image = Image.effect_mandelbrot(SIZE, (-2, -1, 1, 1), 60).convert("RGB")
+    folder = str(make(tmp_path / "d"))
+    names = ["cup", "dining table", "dog"]
+    first = load_prompted(folder, ["thing7"], CPU)
+    expected = load_prompted(folder, names, CPU)(image, 0.01)
+    assert len(expected.scores)
+    other = copy.copy(first)
+    other.ask(names)
+    for got, part in zip(other(image, 0.01), expected, strict=True):
+        assert torch.equal(got, part)
+    assert first.reads("dog")
+    long = "thing1 " * 400
+    assert not first.reads(long)
+    with pytest.raises(UserError, match="tokens"):
+        first.ask([long])
+    detect = DetectStage(load_recipe("folder", {"detect.detector": folder}).detect, {"all": tmp_path})
+    detect.setup()
+    assert detect.detector._model is first._model  # type: ignore[attr-defined] # loaded once
+
+
+def grounding(detector: object) -> Recipe:
+    return load_recipe("folder", {"ground.detector": str(detector)})
+
+
+def test_a_detector_that_reads_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
+    closed = make_closed(tmp_path / "d")
+    tagger = packaged_model("tagger")
+    for model in (closed, tagger):
+        with pytest.raises(UserError) as error:
+            GroundStage(grounding(model), {}, {}, "coco").check()
+        assert str(error.value) == (
+            f"ground.detector: {model} cannot be asked for words; use a detector that reads text, such as "
+            "Grounding DINO, OWLv2, OmDet-Turbo or a ParSeDA"
+        )
+    with pytest.raises(UserError, match=r"choose another ground\.detector$"):
+        GroundStage(grounding("no/such"), {}, {}, "coco").check()
+    GroundStage(grounding(packaged_model("parseda")), {}, {}, "coco").check()
+
+
+def test_ids_of_free_nouns_differ(folder: Path) -> None:
+    made = stage(folder, {})
+    numbers = {made._number(f"noun{n}") for n in range(5000)}
+    assert len(numbers) == 5000
+    assert made._number("dog") == {name: number for number, name in category_names("coco").items()}["dog"]
