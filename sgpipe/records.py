@@ -120,14 +120,20 @@ class Relation:
     """A predicate between two boxes (indices into `Record.objects`); confidence is None for ground truth.
 
     `origin` says who stated it: the annotations, a person who judged the run, the model of `tag.method`, the direct
-    questions of `pair.candidates`, or the captions alone.
+    questions of `pair.candidates`, or the captions alone. In a merged run it may be several `RelationOrigin`s, the
+    strongest first, joined by "+".
     """
 
     subject: int
     object: int
     predicate: str
     confidence: float | None = None
-    origin: RelationOrigin = "annotated"
+    origin: str = "annotated"
+
+    @property
+    def origins(self) -> list[str]:
+        """All that stated it, the strongest first."""
+        return self.origin.split("+")
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from sgpipe.cli.generate import generate, label, miniworld, parse, plan
 from sgpipe.cli.imports import app as import_app
 from sgpipe.cli.options import command
 from sgpipe.cli.predict import predict, score
-from sgpipe.cli.runs import calibrate, export, fetch, push, stats, verify
+from sgpipe.cli.runs import calibrate, export, fetch, merge, push, stats, verify
 from sgpipe.cli.train import convert, train
 from sgpipe.cli.view import correct, view
 from sgpipe.errors import DivergedError, EngineError, UserError, format_os_error, memory_limit
@@ -36,7 +36,7 @@ from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 _RESUME = "Committed work is kept; run the same command again to resume."
 _START_AGAIN = "Run the same command again to start from the beginning."
-_RESUMABLE = ("generate", "import", "score", "correct", "push", "train")
+_RESUMABLE = ("generate", "import", "score", "correct", "merge", "push", "train")
 _STOPPED_IN_ORDER = ("generate", "plan", "train")
 _HEADINGS = ("Label images", "Inspect runs", "Import and export", "Train and evaluate", "Tools")
 _LABEL, _INSPECT, _EXCHANGE, _TRAIN, _TOOLS = _HEADINGS
@@ -87,7 +87,7 @@ app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=Fal
 for _title, _functions in {
     _LABEL: (label, generate, plan, miniworld),
     _INSPECT: (view, correct, stats, calibrate, score, verify),
-    _EXCHANGE: (export, push, fetch),
+    _EXCHANGE: (merge, export, push, fetch),
     _TRAIN: (train, predict),
     _TOOLS: (doctor, convert, parse),
 }.items():

@@ -1,4 +1,4 @@
-"""Commands on existing runs: `sgpipe stats`, `calibrate`, `verify`, `fetch`, `export` and `push`."""
+"""Commands on existing runs: `sgpipe stats`, `calibrate`, `verify`, `fetch`, `merge`, `export` and `push`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -221,6 +221,59 @@ def fetch(
         manifest = download(StorePath(store), out, advance)
     images = sum(shard.rows for shard in manifest.shards)
     console.output().print(f"{out}: {_size(images, len(manifest.shards))}", soft_wrap=True)
+
+
+def merge(
+    runs: Annotated[list[cli.Place], cli.stored_argument("Folders of runs or imports, or their object stores.", "RUN")],
+    out: Annotated[Path, cli.writes_folder("Folder for the merged run; an unfinished one is resumed.")],
+    match: Annotated[
+        Literal["file", "id", "hash"],
+        cli.option("What rows of one image have in common: file name, id, or file (hash; reads all images)."),
+    ] = "file",
+    iou: Annotated[
+        float, cli.option("Overlap (IoU) from which boxes of one class are one object.", min=0.1, max=1)
+    ] = 0.6,
+    images: cli.MovedImages = None,
+    json_: cli.Json = False,
+) -> None:
+    """Merge runs: objects and relations of the same images are united.
+
+    Images of only one run are taken over. The order of the runs does not matter.
+
+    Examples:
+
+      sgpipe merge annotated/ coco-relations/ --out merged/
+      sgpipe merge vg/ coco/ s3://bucket/labels --match hash --out merged/
+    """
+    from sgpipe.generation.merging import MERGED, UNITED, merge_runs
+    from sgpipe.storage.manifest import add_up
+
+    if len(runs) < 2:
+        raise UserError("merge needs two runs or more: sgpipe merge RUN RUN --out NEW")
+    manifest = merge_runs(runs, out, console.Progress(console.progress()), match, iou, images)
+    counts = add_up(manifest, 0, {}).counts
+    found: dict[str, int] = manifest.run["matched"]
+    united = {what: counts[f"{MERGED}{what}"] for what in UNITED}
+    if json_:
+        print(json.dumps({"root": str(out), "shards": len(manifest.shards)} | found | united, indent=2))
+        return
+    counted = ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in united.items() if number)
+    size = f"{count(found['images'], 'image')}, {found['shared']:,} of them in several runs (by {match})"
+    console.output().print(f"{out}: {size}; {counted or 'nothing united'}", soft_wrap=True)
+    if not found["shared"]:
+        cli.say("NOTE: no image is in two runs, so they are only put together; --match says how images are compared")
+    if found["different"]:
+        cli.say(
+            f"NOTE: {count(found['different'], 'name')} of several images, whose sizes or files differ; all are kept"
+        )
+    if found["replaced"]:
+        cli.say(f"NOTE: {count(found['replaced'], 'error row')} left out, as another run has the image")
+    if found["unread"]:
+        cli.say(f"NOTE: {count(found['unread'], 'image file')} cannot be read, and could not be compared")
+    own = {split for run in manifest.run["runs"].values() for split in run["images"]}
+    for split, place in manifest.run["images"].items():
+        if split not in own:
+            cli.say(f"NOTE: split {split} has the images in {place}, and those with an id that the split has already")
 
 
 def export(

@@ -52,8 +52,12 @@ def describe_origin(run: Mapping[str, Any]) -> Origin:
         except (AttributeError, KeyError, TypeError, ValueError):  # changed by others, as in a dataset from the hub
             steps.append("One step is recorded in a form that sgpipe does not know; see below.")
     first = identities[0] if identities else {}
-    generated: bool | None = True if "tag" in first else None
-    if first.get("import") not in (None, "hf", "rlipv2") and not first.get("options", {}).get("predictions"):
+    generated: bool | None = True if any("tag" in each for each in identities) else None
+    if (
+        generated is None
+        and first.get("import") not in (None, "hf", "rlipv2")
+        and not first.get("options", {}).get("predictions")
+    ):
         generated = False
     return Origin(generated, steps or ["How the rows were made is not recorded."], identities)
 
@@ -73,6 +77,8 @@ def _steps(identity: Mapping[str, Any]) -> Iterator[str]:
             "Corrected by people in `sgpipe view`: relations that they confirmed, changed or added have no confidence; "
             f"those that they called wrong are left out (conflicts: {identity.get('conflicts')})."
         )
+    elif "merged" in identity:
+        yield f"These runs were merged, {len(identity['merged'])} in number: a relation names all that stated it."
     elif exported := identity.get("exported"):
         if threshold := exported.get("threshold"):
             sha256 = exported.get("calibration")

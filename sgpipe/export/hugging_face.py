@@ -23,7 +23,7 @@ from sgpipe.images import ImageError, open_header, read_image
 from sgpipe.records import from_table
 from sgpipe.sources.hugging_face import CLASSES, ORIGIN
 from sgpipe.storage.manifest import Manifest, ShardEntry
-from sgpipe.storage.shards import DATA, IMAGE_COLUMN, SCORES, open_shard, with_images
+from sgpipe.storage.shards import DATA, IMAGE_COLUMN, SCORES, SOURCES, open_shard, with_images
 
 _ROWS_PER_GROUP = 512
 _LABEL = "label"
@@ -100,7 +100,7 @@ def _tables(rows: ExportRows, shard: ShardEntry, images: ImagePlace | None, *, e
     """The row groups of a shard without relations below the threshold, and with images if they are embedded."""
     path = rows.root / shard.file
     with open_shard(path) as file:
-        columns = file.schema_arrow.names
+        columns = [name for name in file.schema_arrow.names if name != SOURCES]
     absent = embed and IMAGE_COLUMN not in columns
     folder = rows.manifest.image_root(shard.split, images) if absent else None
     for table in iter_groups(path, columns):

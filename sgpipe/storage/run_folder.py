@@ -247,4 +247,5 @@ def settings_changed(
 def kind_of(identity: Mapping[str, Any]) -> str:
     """Return what an identity is of."""
     kinds = {"import": "an import", "scored": "a scored copy of a run", "corrected": "a corrected copy of a run"}
+    kinds["merged"] = "a merged run"
     return next((kind for key, kind in kinds.items() if key in identity), "a run")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 DATA = "data"
 IMAGE_COLUMN = "image"
+SOURCES = "sources"  # of merged runs: the rows of single runs that a row was made from
 # Columns of `sgpipe score`, with one entry for each of `relations`: by CLIP, and by a vision-language model.
 AGREEMENT, OPINION = "agreement", "opinion"
 SCORES = (AGREEMENT, OPINION)

@@ -1,0 +1,472 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.export.run import export_run
+from sgpipe.generation import merging
+from sgpipe.generation.merging import are_synonyms, merge_runs, unite
+from sgpipe.records import NO_OBJECT, Attribute, Box, Caption, Pair, Record, Relation, Triplet, from_table
+from sgpipe.sources.corrected import correct_run
+from sgpipe.storage.judgements import JudgementLog
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import SOURCES, embedded_images, iter_records, iter_tables, shard_name, write_shard
+from sgpipe.storage.verify import verify
+from tests.sgpipe.sources import test_corrected
+from tests.sgpipe.sources.test_import_run import QUIET
+
+SIDE, IOU = 100, 0.6
+
+
+def make_run(
+    root: Path,
+    records: Sequence[Record],
+    rows: int = 3,
+    images: Any = "/nowhere",
+    embedded: bool = False,
+    **header: Any,
+) -> Path:
+    folder, splits = RunFolder(root), dict.fromkeys(record.split for record in records)
+    header = {"name": root.name, "identity": {"import": root.name}, **header}
+    header["images"] = images if isinstance(images, dict) else dict.fromkeys(splits, str(images))
+    with folder.lock():
+        manifest = folder.open(header)
+        for split in splits:
+            own = [record for record in records if record.split == split]
+            for start in range(0, len(own), rows):
+                part = own[start : start + rows]
+                files = [record.file_name.encode() for record in part] if embedded else None
+                name = shard_name(split, start, start + len(part))
+                manifest.commit(write_shard(root, name, split, start, part, {}, files))
+    return root
+
+
+def scene(name: str, *boxes: Box, relations: Sequence[Relation] = (), **values: Any) -> Record:
+    record = Record(name, "made", "train", f"{name}.png", SIDE, SIDE, list(boxes), relations=list(relations))
+    return replace(record, **values)
+
+
+def person(x: float = 10, y: float = 10, w: float = 20, h: float = 40, category: str = "person", **values: Any) -> Box:
+    return Box(category, 1, (x, y, w, h), **values)
+
+
+def detected(*args: float, score: float = 0.5, **values: Any) -> Box:
+    return person(*args, origin="detector", score=score, **values)
+
+
+def merged(out: Path, *runs: Path, **options: Any) -> list[Record]:
+    merge_runs(runs, out, QUIET, **options)
+    assert verify(out).problems == []
+    return list(iter_records(out))
+
+
+# A coarse grid, so that many boxes overlap by about the least.
+sides = st.sampled_from([10.0, 11.0, 13.0, 20.0])
+boxes = st.builds(
+    Box,
+    st.sampled_from(["person", "man", "woman", "Dog", "dogs", "ufo"]),
+    st.just(1),
+    st.tuples(st.sampled_from([0.0, 1.0, 4.0, 30.0]), st.sampled_from([0.0, 2.0]), sides, sides),
+    st.sampled_from([False, False, False, True]),
+    st.sampled_from(["annotation", "detector", "grounded"]),
+    st.sampled_from([None, 0.25, 0.5]),
+    st.sampled_from([None, "a phrase"]),
+    st.just([]),
+    st.sampled_from([None, "[[1,2,3,4,5,6]]"]),
+)
+
+
+@st.composite
+def records(draw: st.DrawFn, name: str = "0") -> Record:
+    objects = draw(st.lists(boxes, max_size=5))
+    record = scene(name, *(replace(box, attributes=[Attribute(f"of {n}")]) for n, box in enumerate(objects)))
+    record.captions = [Caption(text) for text in draw(st.lists(st.sampled_from(["a man", "a dog"]), max_size=2))]
+    if record.captions:
+        matched = draw(st.sampled_from([None, "person"]))
+        record.triplets = [Triplet("man", "on", "dog", "man", "dog", "on", len(record.captions) - 1, matched)]
+    if objects:
+        ends = st.integers(0, len(objects) - 1)
+        record.captions.append(Caption("a man", "box", [draw(ends)]))
+        record.objects[0].attributes.append(Attribute("red", len(record.captions) - 1))
+        predicates, origins = (
+            st.sampled_from(["on", "On", "left of", "right of"]),
+            st.sampled_from(["tagger", "annotated"]),
+        )
+        scores = st.sampled_from([None, 0.25, 0.75])
+        record.relations = draw(st.lists(st.builds(Relation, ends, ends, predicates, scores, origins), max_size=4))
+        record.pairs = [Pair(each.subject, each.object, [each.predicate]) for each in record.relations[:2]]
+    if draw(st.integers(0, 9)) == 0:
+        record.relations = []
+        record.fail("load", "missing")
+    return record
+
+
+runs = st.sets(st.integers(0, 4), min_size=1, max_size=4).flatmap(
+    lambda names: st.tuples(*(records(str(name)) for name in sorted(names)))
+)
+
+
+@settings(max_examples=15, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(runs, runs, runs)
+def test_the_result_depends_on_which_runs_there_are_alone(first, second, third):
+    """A ∪ B = B ∪ A, A ∪ A = A, and (A ∪ B) ∪ C = A ∪ (B ∪ C) = A ∪ B ∪ C, bit for bit, whatever the boxes."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        a, b, c = (make_run(root / name, own) for name, own in zip("abc", (first, second, third), strict=True))
+        assert merged(root / "aa", a, a) == list(iter_records(a))
+        ab = merged(root / "ab", a, b)
+        assert merged(root / "ba", b, a) == ab
+        abc = merged(root / "abc", a, b, c)
+        assert merged(root / "ab c", root / "ab", c) == merged(root / "a bc", a, merged_to(root / "bc", b, c)) == abc
+        assert merged(root / "again", root / "abc", c, root / "ab") == abc
+        copies = zip(sorted((root / "ab c/data").iterdir()), sorted((root / "abc/data").iterdir()), strict=True)
+        assert all(one.read_bytes() == other.read_bytes() for one, other in copies)
+
+
+def merged_to(out: Path, *runs: Path) -> Path:
+    merged(out, *runs)
+    return out
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(records(), min_size=1, max_size=4))
+def test_everything_is_there_once(made):
+    """An object's members are told by their attributes."""
+    made = [replace(record, status="ok", error=None) for record in made]
+    for run, record in enumerate(made):
+        for box in record.objects:
+            box.attributes[0].name = f"{run} {box.attributes[0].name}"
+    united, counts = unite(made, IOU)
+    at = {each.name: n for n, box in enumerate(united.objects) for each in box.attributes if "of" in each.name}
+    all_boxes = {box.attributes[0].name: (run, box) for run, record in enumerate(made) for box in record.objects}
+    assert at.keys() == all_boxes.keys()
+    members = [[all_boxes[name] for name, place in at.items() if place == n] for n in range(len(united.objects))]
+    assert all(joinable(one, other) for own in members for i, one in enumerate(own) for other in own[:i])
+    for i, own in enumerate(members):  # nothing more can be united
+        assert not any(all(joinable(x, y) for x in own for y in other) for other in members[:i])
+        strongest = min(own, key=lambda each: ("adg".index(each[1].origin[0]), -(each[1].score or 0), each[1].rank))[1]
+        found = united.objects[i]
+        assert (found.bbox, found.category, found.score) == (strongest.bbox, strongest.category, strongest.score)
+        for name in ("phrase", "segmentation"):
+            assert (getattr(found, name) is None) == all(getattr(box, name) is None for _, box in own)
+    assert counts["united_objects"] == sum(len(own) > 1 for own in members)
+
+    wanted: dict[Any, Counter[int]] = {}
+    for run, record in enumerate(made):
+        for each in record.relations:
+            ends = (at[record.objects[end].attributes[0].name] for end in (each.subject, each.object))
+            wanted.setdefault((*ends, each.predicate.lower()), Counter())[run] += 1
+    there = Counter((each.subject, each.object, each.predicate.lower()) for each in united.relations)
+    assert there == {key: max(runs.values()) for key, runs in wanted.items()}
+    texts = [Counter((each.text, each.scope) for each in record.captions if each.scope == "image") for record in made]
+    assert Counter((c.text, c.scope) for c in united.captions if c.scope == "image") == Counter(
+        {key: max(own[key] for own in texts) for own in texts for key in own}
+    )
+    for box in united.objects:  # the caption that an attribute is of, and the box that a caption is of
+        for each in box.attributes:
+            if each.caption is not None:
+                assert united.captions[each.caption].text in ("a man", "a dog")
+    for caption in united.captions:
+        assert all(0 <= box < len(united.objects) for box in caption.boxes)
+
+
+def joinable(first: tuple[int, Box], second: tuple[int, Box]) -> bool:
+    (run, one), (other_run, other) = first, second
+    (x, y, w, h), (a, b, c, d) = one.bbox, other.bbox
+    shared = max(0.0, min(x + w, a + c) - max(x, a)) * max(0.0, min(y + h, b + d) - max(y, b))
+    near = max(abs(x - a), abs(y - b), abs(x + w - a - c), abs(y + h - b - d)) <= 1
+    overlaps = near or shared / (w * h + c * d - shared) >= IOU
+    return run != other_run and one.iscrowd == other.iscrowd and overlaps and are_synonyms(one.category, other.category)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "objects"),
+    [
+        (person(), person(11, 9, 20, 40), 1),
+        (person(1, 1, 3, 3), person(2, 2, 3, 3), 1),  # a pixel is much for a small box
+        (person(), person(10, 10, 20, 20), 2),  # half of the area
+        (person(), person(10, 10, 40, 80), 2),
+        (person(), person(10, 10, 20, 32), 1),
+        (person(), person(category="man"), 1),
+        (person(category="man"), person(category="woman"), 2),
+        (person(category="window"), person(category="Windows "), 1),
+        (person(category="ufo"), person(category="person"), 2),
+        (person(), person(iscrowd=True), 2),
+        (Box(NO_OBJECT, -1, (0, 0, 0, 0)), Box(NO_OBJECT, -1, (0, 0, 0, 0)), 1),
+    ],
+)
+def test_boxes_of_one_object(first, second, objects):
+    united, counts = unite([scene("0", first), scene("0", second)], IOU)
+    assert len(united.objects) == objects
+    assert len(unite([scene("0", first, second)], IOU)[0].objects) == 2  # a run's own objects stay apart
+    assert counts["contradictory_classes"] == (objects == 2 and first.bbox == second.bbox and not second.iscrowd)
+
+
+def test_of_boxes_that_overlap_those_are_united_that_overlap_most():
+    near = [person(10), person(13)]
+    united, _ = unite([scene("0", *near), scene("0", *(detected(box.bbox[0] + 1, 10, 20, 40) for box in near))], IOU)
+    assert united.objects == near
+
+
+def test_given_boxes_win_over_detected_ones_and_those_over_grounded_ones():
+    given_, found = person(category="man"), detected(11, score=0.9, segmentation="[]x")
+    read = person(12, origin="grounded", phrase="a man", attributes=[Attribute("tall", 0)])
+    made = [
+        scene("0", read, captions=[Caption("a man")]),
+        scene("0", found),
+        scene("0", given_, captions=[Caption("x")]),
+    ]
+    [united] = unite(made, IOU)[0].objects
+    assert united == replace(given_, phrase="a man", segmentation="[]x", attributes=[Attribute("tall", 0)])
+    assert unite(made[:2], IOU)[0].objects[0].bbox == found.bbox
+    assert unite(made[1:], IOU)[0].objects[0].category == "man"
+    [best] = unite([scene("0", detected(11, score=0.9)), scene("0", detected(10, score=0.3))], IOU)[0].objects
+    assert best.score == 0.9
+
+
+def test_relations_keep_the_strongest_confidence_and_all_origins_and_contradictions_are_counted():
+    two = (person(), person(50, category="dog"))
+    made = [
+        scene("0", *two, relations=[Relation(0, 1, "Left of", 0.4, "clip"), Relation(1, 0, "on", 0.3, "tagger")]),
+        scene("0", *reversed(two), relations=[Relation(1, 0, "left of"), Relation(1, 0, "under", 0.2, "clip+vlm")]),
+        scene("0", *two, relations=[Relation(1, 0, "left of", 0.9, "tagger"), Relation(1, 0, "on", 0.8, "tagger")]),
+    ]
+    united, counts = unite(made, IOU)
+    assert united.relations == [
+        Relation(0, 1, "left of", None, "annotated+clip"),
+        Relation(1, 0, "on", 0.8, "tagger"),
+        Relation(0, 1, "under", 0.2, "clip+vlm"),
+        Relation(1, 0, "left of", 0.9, "tagger"),
+    ]
+    assert united.relations[0].origins == ["annotated", "clip"]
+    assert counts == {
+        "united_objects": 2,
+        "united_relations": 2,
+        "contradictory_relations": 1,
+        "contradictory_classes": 0,
+    }
+
+
+def test_images_are_matched_by_file_id_or_content(tmp_path):
+    draw = {name: Image.new("RGB", (SIDE, SIDE), colour) for name, colour in {"a": "red", "b": "blue"}.items()}
+    for place, names in {"one": ("a", "b"), "two": ("b", "a")}.items():  # the same names for other images
+        (tmp_path / place).mkdir()
+        for name, file in zip("01", names, strict=True):
+            draw[file].save(tmp_path / place / f"{name}.png")
+    made = [scene("0", person()), scene("1", person(50))]
+    renamed = [replace(made[1], image_id="0", file_name="0.png"), replace(made[0], image_id="1", file_name="1.png")]
+    one = make_run(tmp_path / "first", made, images=tmp_path / "one")
+    two = make_run(tmp_path / "second", renamed, images=tmp_path / "two")
+    assert [len(each.objects) for each in merged(tmp_path / "hash", one, two, match="hash")] == [1, 1]
+    assert [len(each.objects) for each in merged(tmp_path / "id", one, two, match="id")] == [2, 2]
+    apart = merged(tmp_path / "file", one, two)
+    assert [(each.split, each.image_id) for each in apart] == [(s, n) for s in ("train", "train_2") for n in "01"]
+    run = Manifest.load(tmp_path / "file").run
+    assert run["matched"] == {"images": 4, "shared": 0, "different": 2, "replaced": 0, "unread": 0}
+    assert run["images"] == {"train": str(tmp_path / "one"), "train_2": str(tmp_path / "two")}
+    moved = merged(tmp_path / "moved", one, two, images=tmp_path / "one")  # one place: one file of a name
+    assert [len(each.objects) for each in moved] == [2, 2]
+    embedded = [make_run(tmp_path / f"e{n}", own, embedded=True) for n, own in enumerate((made, renamed))]
+    assert len(merged(tmp_path / "embedded", *embedded, match="hash")) == 2
+    [table] = iter_tables(tmp_path / "embedded")
+    assert embedded_images(table) == [b"0.png", b"1.png"]
+
+
+def test_images_that_are_not_one_stay_apart(tmp_path):
+    """Of another size; of one name in two splits of a run; of one id. What is in one run alone stays as it is."""
+    one = [scene("0", person()), scene("1", person()), scene("x", file_name="val/0.png"), scene("2", split="val")]
+    one += [scene("3")]
+    other = [
+        scene("0", detected(), width=50),
+        scene("1", detected(), split="val"),
+        scene("1", detected(50), dataset="folder"),
+        scene("0", file_name="elsewhere/0.png"),
+    ]
+    made = [make_run(tmp_path / "one", one), make_run(tmp_path / "other", other)]
+    rows = {(each.split, each.image_id): each for each in merged(tmp_path / "out", *made)}
+    assert len(rows) == 8
+    assert rows["train", "1"].objects == [person(), detected(50)]
+    assert rows["val", "1"] == other[1]
+    assert rows["val", "2"] == one[3]
+    assert rows["train", "x"] == one[2]
+    zeros = [each for (split, name), each in rows.items() if name == "0"]
+    assert sorted(each.split for each in zeros) == ["train", "train_2", "train_3"]
+    matched = Manifest.load(tmp_path / "out").run["matched"]
+    assert matched == {"images": 8, "shared": 1, "different": 1, "replaced": 0, "unread": 0}
+
+
+def test_an_error_row_counts_only_where_no_run_has_the_image(tmp_path):
+    failed, lost, whole = scene("0", width=0), scene("1"), scene("0", person())
+    failed.fail("load", "truncated")
+    lost.fail("load", "missing")
+    made = [
+        make_run(tmp_path / "one", [failed, lost]),
+        make_run(tmp_path / "two", [whole, replace(lost, error="tag: x")]),
+    ]
+    found = merged(tmp_path / "out", *made)
+    assert found[0] == whole
+    assert not found[1].ok
+    assert len(found) == 2
+    assert merged(tmp_path / "again", tmp_path / "out", *made) == found
+    assert Manifest.load(tmp_path / "out").run["matched"]["replaced"] == 2
+
+
+def test_a_row_keeps_the_rows_of_single_runs_and_the_header_says_what_these_are(tmp_path):
+    labels = [{"objects": ["person", name], "relations": ["on"]} for name in ("dog", "cup")]
+    first, second = [scene("0", person())], [scene("0", detected(11)), scene("1")]
+    one = make_run(tmp_path / "one", first, labels=labels[0], origin=[{"import": "vg"}])
+    two = make_run(tmp_path / "two", second, labels=labels[1])
+    merged(tmp_path / "out", one, two)
+    run = Manifest.load(tmp_path / "out").run
+    names = {number: each["name"] for number, each in run["runs"].items()}
+    [table] = iter_tables(tmp_path / "out")
+    sources = table[SOURCES].to_pylist()
+    assert {names[each["run"]]: each["objects"][0]["bbox"][0] for each in sources[0]} == {"one": 10, "two": 11}
+    assert [(names[each["run"]], each["objects"]) for each in sources[1]] == [("two", None)]
+    assert set(run["labels"]["objects"]) == {"person", "dog", "cup"}
+    assert run["labels"]["relations"] == ["on"]
+    assert {json.dumps(each) for each in run["origin"]} == {f'{{"import": "{name}"}}' for name in ("vg", "one", "two")}
+
+
+def test_a_corrected_copy_of_a_merged_run_is_merged_as_it_is(tmp_path, monkeypatch):
+    relation = Relation(0, 1, "on", 0.5, "tagger")
+    record = scene("0", person(), person(50, category="dog"), relations=[relation])
+    one, two = make_run(tmp_path / "one", [record]), make_run(tmp_path / "two", [scene("0", person())])
+    merged(tmp_path / "out", one, two)
+    source = Manifest.load(tmp_path / "out")
+    monkeypatch.setattr(test_corrected, "RUN", source.run["fingerprint"])
+    test_corrected.judge(tmp_path / "out", "0", (0, 1, "on"), **test_corrected.change("delete"))
+    log = JudgementLog(tmp_path / "out/judgements.jsonl", source.run["fingerprint"], read_only=True)
+    correct_run(source, tmp_path / "out", log, tmp_path / "corrected", QUIET)
+    [found] = merged(tmp_path / "again", tmp_path / "corrected", two)
+    assert found.relations == []
+    assert len(found.objects) == 2
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    """Two runs of 40 images in many shards, of which 30 are the same ones."""
+    dog = person(50, category="dog")
+    on = [Relation(0, 1, "on")]
+    made = [scene(f"{n:02}", person(n), dog, relations=on, captions=[Caption("a man")]) for n in range(40)]
+    found = [
+        scene(f"{n:02}", detected(n + 1), detected(51, category="dog"), relations=[Relation(0, 1, "on", 0.5, "tagger")])
+        for n in range(49, 9, -1)
+    ]
+    return [make_run(tmp_path / "given", made), make_run(tmp_path / "found", found)]
+
+
+def test_the_output_is_an_ordinary_run(tmp_path, two):
+    out = str(tmp_path / "out")
+    done = CliRunner().invoke(app, ["merge", *map(str, two), "--out", out])
+    united = "60 united objects, 30 united relations"
+    assert done.stdout == f"{out}: 50 images, 30 of them in several runs (by file); {united}\n", done.output
+    assert json.loads(CliRunner().invoke(app, ["stats", out, "--json"]).stdout)["images"] == {"train": 50}
+    for form in ("hf", "coco", "coco-rel", "sgg-benchmark", "vg", "rlipv2"):
+        export_run(out, form, tmp_path / form)
+    assert "annotated+tagger" in {each.origin for record in iter_records(out) for each in record.relations}
+    [table] = iter_tables(tmp_path / "out")
+    assert len(from_table(table)) == 50
+    again = CliRunner().invoke(app, ["merge", *map(str, reversed(two)), "--out", out, "--json"])
+    assert "nothing left to do" in again.stderr
+    values = {"images": 50, "shared": 30, "different": 0, "replaced": 0, "unread": 0}
+    values |= {"united_objects": 60, "united_relations": 30, "contradictory_relations": 0, "contradictory_classes": 0}
+    assert json.loads(again.stdout) == {"root": out, "shards": 1, **values}
+    alone = CliRunner().invoke(
+        app, ["merge", str(two[0]), str(make_run(tmp_path / "x", [scene("x")])), "--out", out + "2"]
+    )
+    assert "NOTE: no image is in two runs" in alone.stderr
+    assert "41 images" in alone.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["given", "--out", "out"], "merge needs two runs or more"),
+        (["given", "found", "--out", "given"], "is read by this command"),
+        (["given", "found", "--out", "given/data"], "belongs to the run"),
+        (["given", "nothing", "--out", "out"], "does not exist"),
+        (["given", "empty", "--out", "out"], "is not a run or an import"),
+        (["given", "old", "--out", "out"], "was written with schema version 2"),
+        (["given", "cut", "--out", "out"], "cannot be read"),
+        (["given", "found", "--out", "found2"], "contains an import, not a merged run"),
+        (["given", "found", "--out", "out", "--iou", "0"], "--iou"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(tmp_path, two, monkeypatch, arguments, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    make_run(tmp_path / "found2", [scene("0")])
+    Manifest.create(make_run(tmp_path / "old", [scene("0")]), {"schema_version": 2, "name": "old"})
+    [file] = (make_run(tmp_path / "cut", [scene("0")]) / "data").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    result = CliRunner().invoke(app, ["merge", *arguments])
+    assert (result.exit_code, reason in result.stderr) == (2, True), result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_that_stopped_is_resumed_and_a_lost_shard_made_again(tmp_path, two, monkeypatch):
+    monkeypatch.setattr(merging, "ROWS_PER_SHARD", 4)
+    monkeypatch.setattr(merging, "_PLAN", merging._PLAN.replace("// 512", "// 4"))
+    whole = merged(tmp_path / "whole", *two)
+    write, left = merging.write_copy, [5]
+
+    def stop(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return write(*args)
+
+    monkeypatch.setattr(merging, "write_copy", stop)
+    with pytest.raises(KeyboardInterrupt):
+        merged(tmp_path / "out", *two)
+    assert len(Manifest.load(tmp_path / "out").shards) == 5
+    with pytest.raises(UserError, match="match: 'file' then, 'id' now"):
+        merged(tmp_path / "out", *two, match="id")
+    left[0] = 8
+    assert merged(tmp_path / "out", *reversed(two)) == whole
+    assert left == [0]
+    assert not (tmp_path / "out/.sgpipe/merging").exists()
+    sorted((tmp_path / "out/data").iterdir())[2].unlink()
+    left[0] = 1
+    assert merged(tmp_path / "out", *two) == whole
+    for one, other in zip(*(sorted((tmp_path / name / "data").iterdir()) for name in ("out", "whole")), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_merge_killed_at_every_step_of_a_commit_gives_the_same_files(tmp_path, two):
+    code = (
+        "import sys; from pathlib import Path; from sgpipe.generation import merging\n"
+        "merging.ROWS_PER_SHARD = 4; merging._PLAN = merging._PLAN.replace('// 512', '// 4')\n"
+        "from tests.sgpipe.generation.test_merging import QUIET\n"
+        "merging.merge_runs([Path(each) for each in sys.argv[2:]], Path(sys.argv[1]), QUIET)\n"
+    )
+    charge = tmp_path / "charge"
+    points = ("before write", "mid write", "after write", "before rename", "after rename")
+    for point in (*points, "before manifest entry", "after manifest entry", None):
+        environment = {**os.environ, "SGPIPE_FAULT": f"{point}:{charge}"}
+        if point:
+            charge.touch()
+        ended = subprocess.run([sys.executable, "-c", code, tmp_path / "out", *two], env=environment)
+        assert ended.returncode == (-signal.SIGKILL if point else 0), point
+    subprocess.run([sys.executable, "-c", code, tmp_path / "whole", *two], check=True)
+    for one, other in zip(*(sorted((tmp_path / name / "data").iterdir()) for name in ("out", "whole")), strict=True):
+        assert one.name == other.name
+        assert one.read_bytes() == other.read_bytes()
