@@ -85,6 +85,8 @@ class MarksStage(PairStage):
     def setup(self) -> None:
         """Load the model. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
         super().setup()
+        if self.config.endpoint is None:
+            self.check()
         self._asked.cache_folder = self.cache_folder
         self._asked.setup()
 

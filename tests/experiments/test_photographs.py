@@ -15,6 +15,7 @@ from experiments.photographs import (
     IN_SCOPE,
     LABELLED,
     REASONS,
+    TIMED,
     VERBS,
     VERBS_FOUND,
     Measured,
@@ -149,8 +150,11 @@ def test_measures_have_intervals_over_images(photographs: Photographs, measured:
 
 def test_the_page_is_written_from_files_of_any_folder(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.md"
+    out.write_text(f"earlier{TIMED}\nseconds\n")
     main(truth=folder / "relations.json", out=out)
     text = out.read_text()
+    assert "earlier" not in text
+    assert text.endswith(f"|\n{TIMED}\nseconds\n")
     assert "3 COCO photographs" in text
     assert "| captions | all | 2 | rules | 40.0% (" in text
     assert "| rules | 2 | 3 | 1 | 1 | 1 | 1 |" in text

@@ -251,6 +251,12 @@ def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> 
     ):
         with pytest.raises(UserError, match=words):
             make_stage(None, tmp_path, **settings)
+    settings = {"caption.captioner": None, "detect.detector": None, "tag.method": "all", "pair.candidates": "marks"}
+    one_image(tmp_path)
+    with pytest.raises(UserError, match="has no chat template"):
+        Pipeline("folder", settings=settings | {"pair.model": str(tmp_path / "blip")})(
+            tmp_path / "1.png", boxes=[[0, 0, 9, 9]] * 2, classes=["dog"] * 2
+        )
 
 
 def test_label_needs_no_captioner_with_it(tmp_path: Path) -> None:
