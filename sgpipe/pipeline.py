@@ -137,7 +137,9 @@ class SceneGraph:
 
     def as_json(self) -> dict[str, Any]:
         """The record as in shards; `file_name` is the full path of the image."""
-        return asdict(self.record) | {"file_name": replace_surrogates(self.record.file_name)}
+        record = asdict(replace(self.record, file_name=replace_surrogates(self.record.file_name)))
+        del record["mentions"]  # shards do not have them
+        return record
 
     def to_networkx(self, threshold: float = TRAINING_CONFIDENCE) -> nx.MultiDiGraph:
         """The graph, with an edge for each relation of at least this confidence, whose key is the predicate.

@@ -261,6 +261,11 @@ class ParseConfig(Config):
     endpoint: str | None = Field(None, description="llm: URL of a server with the OpenAI chat API")
     requests: Requests = Requests()
     device: str = Field("auto", description="of seq2seq: auto, cpu, cuda or cuda:N")
+    attributes: bool = Field(
+        True,
+        description="rules and learned: adjectives and numbers of captions become attributes of the objects that they "
+        "are of, if the image has one object of the class, or as many as the caption says",
+    )
     batch_size: int = Field(256, ge=1, description="captions parsed together")
     resources: Resources = Resources()
 

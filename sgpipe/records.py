@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -106,6 +106,18 @@ class Triplet:
     object_category: str | None = None
 
 
+class Mention(NamedTuple):
+    """A thing that a caption names: the name, its head noun, what it is like ("red", "two"), and the caption's number.
+
+    Mentions are not stored: the pair stage turns them into attributes of objects.
+    """
+
+    phrase: str
+    head: str
+    attributes: tuple[str, ...]
+    caption: int
+
+
 @dataclass(slots=True)
 class Pair:
     """An ordered pair of boxes (indices into `Record.objects`) and the predicates it may carry."""
@@ -140,7 +152,8 @@ class Relation:
 class Record:
     """One image and everything the pipeline knows about it; `file_name` is relative to the image root.
 
-    `left_out` has the number of each of `LEFT_OUT` that are missing from the row, if there are any.
+    `left_out` has the number of each of `LEFT_OUT` that are missing from the row, if there are any. `mentions` are not
+    stored: the parse stage leaves them to the pair stage; None: it did not run, and attributes stay.
     """
 
     image_id: str
@@ -157,6 +170,7 @@ class Record:
     status: Status = "ok"
     error: str | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    mentions: list[Mention] | None = None
 
     @property
     def ok(self) -> bool:

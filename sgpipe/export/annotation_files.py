@@ -7,7 +7,7 @@ persons with COCO's objects in HICO-DET's verbs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain, count
 from pathlib import Path
@@ -188,7 +188,7 @@ def write_visual_genome(rows: ExportRows, out: Path) -> None:
     ids = count(1), count(1)
     for split in rows.splits:
         records = rows.records(split, "objects", "relations")
-        graphs = (_image(record) | _graph(rows, record, ids, lambda name: [name]) for record in records)
+        graphs = (_image(record) | _graph(rows, record, ids, as_vg=True) for record in records)
         write_json(out / f"scene_graphs_{split}.json", graphs)
         images = (
             {"image_id": as_number(r.image_id), "width": r.width, "height": r.height} for r in rows.records(split)
@@ -216,7 +216,7 @@ def _pseudo_labels(
         # For COCO the folder of the image, where the published training looks for it.
         folder = record.file_name.rpartition("/")[0].rpartition("/")[2] or f"{record.split}2017"
         origin = {"dataset": name, "data_split": folder if name == "coco2017" else record.split}
-        yield _image(record) | origin | _graph(rows, record, of_dataset, lambda name: name)
+        yield _image(record) | origin | _graph(rows, record, of_dataset)
 
 
 def _published(dataset: str) -> tuple[str, int]:
@@ -233,18 +233,22 @@ def _image(record: Record) -> dict[str, Any]:
 
 
 def _graph(
-    rows: ExportRows, record: Record, ids: tuple[Iterator[int], Iterator[int]], names: Callable[[str], Any]
+    rows: ExportRows, record: Record, ids: tuple[Iterator[int], Iterator[int]], *, as_vg: bool = False
 ) -> dict[str, Any]:
     """The objects and relations of an image, without crowds and without blank names, which readers drop.
 
     Args:
-        ids: of objects and of relations. names: the form of an object's name.
+        ids: of objects and of relations. as_vg: list the names of an object, and its attributes if it has any.
     """
     indices = rows.renumber(record, [not box.iscrowd and bool(box.category.strip()) for box in record.objects])
     things = []
     for box in (record.objects[index] for index in indices):
         sides = dict(zip("xywh", map(plain, box.bbox), strict=True))
-        things.append({"object_id": next(ids[0]), **sides, "names": names(box.category)})
+        attributes = list(dict.fromkeys(each.name for each in box.attributes)) if as_vg else []
+        things.append(
+            {"object_id": next(ids[0]), **sides, "names": [box.category] if as_vg else box.category}
+            | ({"attributes": attributes} if attributes else {})
+        )
     relations = rows.relations(record, indices)
     named = [relation for relation in relations if relation.predicate.strip()]
     rows.left_out["relations that the format cannot hold"] += len(relations) - len(named)

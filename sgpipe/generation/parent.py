@@ -34,6 +34,7 @@ _LIMITED = {  # what stages leave out
 }
 _EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error", "left_out")
 _FILES = ("detector", "captioner", "model", "synonyms", "prior")  # settings that an identity has the content of
+_MATCHING = ("match", "synonyms", "loose")  # settings of the pair stage that decide whose attributes are whose
 _KINDS = {"parse": "parser", "tag": "method"}
 
 
@@ -172,6 +173,10 @@ class Reuse:
             raise UserError(f"nothing differs from {run}: change a model or setting, such as tag.tagger (--tagger)")
         changes, names = [line for lines in changed.values() for line in lines], list(changed)
         reused = names[: names.index(first)]
+        matched = [{name: made.get("pair", {}).get(name) for name in _MATCHING} for made in (before, now)]
+        described = recipe.parse.attributes and recipe.parse.parser in ("rules", "learned")
+        if "pair" not in reused and described and (first != "pair" or matched[0] != matched[1]):
+            reused = [stage for stage in reused if stage != "parse"]  # attributes depend on what rows do not have
         if not reused:
             named = "; ".join(changed[first])
             raise UserError(f"nothing of {run} can be reused, as its first stage differs ({named}); omit --from")
@@ -266,7 +271,7 @@ class ParentReader(UnitReader):
 
         Raises UserError: a shard of the parent is damaged, or has other images.
         """
-        records, columns = super().read(unit), [_FILLS[stage] for stage in self.reused]
+        records, columns = super().read(unit), self._columns
         limited = {name for stage in self.reused for name in _LIMITED.get(stage, ())}
         for record, row in zip(records, self._rows(unit), strict=True):
             if record.image_id != row.image_id:
@@ -286,6 +291,11 @@ class ParentReader(UnitReader):
                 record.status, record.error = row.status, row.error
         return records
 
+    @property
+    def _columns(self) -> list[str]:
+        """The columns that are taken over; attributes of objects with the captions' triplets."""
+        return [*(["objects"] if "parse" in self.reused else []), *(_FILLS[stage] for stage in self.reused)]
+
     def _rows(self, unit: WorkUnit) -> Iterator[Record]:
         for shard in self.shards:
             start, stop = max(shard.start, unit.start), min(shard.stop, unit.stop)
@@ -294,7 +304,6 @@ class ParentReader(UnitReader):
 
     def _table(self, shard: ShardEntry) -> pa.Table:
         """The columns of a shard that are taken over, if every byte of it is as it was written."""
-        columns = list(dict.fromkeys(_FILLS[stage] for stage in self.reused))
         try:
             content = checked_content(self.place, shard)
         except StoreError:
@@ -302,4 +311,4 @@ class ParentReader(UnitReader):
         except (OSError, DamagedError):
             raise damaged(self.parent, shard.file) from None
         path = self.place / shard.file
-        return read_file(path, [*_EVERY_ROW, *columns], content and pa.BufferReader(content))
+        return read_file(path, [*_EVERY_ROW, *dict.fromkeys(self._columns)], content and pa.BufferReader(content))

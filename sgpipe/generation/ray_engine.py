@@ -33,14 +33,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError, format_os_error
 from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units
 from sgpipe.recipe import Resources
-from sgpipe.records import Record, from_table, to_table
+from sgpipe.records import Mention, Record, from_table, to_table
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import hide_gpus, room_for
 from sgpipe.utils.ray_cluster import on_driver_node, software, start_ray, worker_failure
 
-_UNIT, _USAGE, _RECORDS, _ENTRY, _REFUSAL, _FAILURE = "unit", "usage", "records", "entry", "refusal", "failure"
+_UNIT, _USAGE, _RECORDS, _MENTIONS = "unit", "usage", "records", "mentions"
+_ENTRY, _REFUSAL, _FAILURE = "entry", "refusal", "failure"
 _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
 _UNITS_PER_ONLY_ACTOR = 16  # where there is one pool: units that wait have cost nothing yet, and quick stages want more
 _UNITS_PER_BLOCK, _UNITS_AT_ONCE = 512, 64  # before the entrance, and through it
@@ -374,6 +375,7 @@ def _block(unit: WorkUnit, usage: Usage, records: Sequence[Record]) -> pa.Table:
             _UNIT: [json.dumps(asdict(unit))],
             _USAGE: [json.dumps(asdict(usage))],
             _RECORDS: pa.ListArray.from_arrays([0, len(rows)], rows),
+            _MENTIONS: [json.dumps([record.mentions for record in records])],
         }
     )
 
@@ -383,7 +385,10 @@ def _unit(block: pa.Table) -> WorkUnit:
 
 
 def _records(block: pa.Table) -> list[Record]:
-    return from_table(pa.Table.from_struct_array(block[_RECORDS].combine_chunks().flatten()))
+    records = from_table(pa.Table.from_struct_array(block[_RECORDS].combine_chunks().flatten()))
+    for record, own in zip(records, json.loads(block[_MENTIONS][0].as_py()), strict=True):
+        record.mentions = own and [Mention(name, head, tuple(said), number) for name, head, said, number in own]
+    return records
 
 
 @dataclass(frozen=True)

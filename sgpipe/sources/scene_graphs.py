@@ -81,6 +81,7 @@ def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -
             number = integer_field(thing, "object_id")
             x, y, width, height = parse_numbers([required_field(thing, key) for key in "xywh"], 4)
             boxes[number] = Box(_name(thing), _NO_CATEGORY_ID, (x, y, width, height))
+            boxes[number].attributes = _attributes(thing, problems)
         except FieldError:
             problems["malformed"] += 1
     record.objects = list(boxes.values())
@@ -102,6 +103,14 @@ def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -
         else:
             problems["unknown_object"] += 1
     return record
+
+
+def _attributes(thing: Mapping[str, Any], problems: ProblemCounts) -> list[Attribute]:
+    """Return what an object is like, without repetitions; what is not text is counted as malformed."""
+    listed = thing.get("attributes") or []
+    texts = [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
+    problems["malformed"] += len(listed) - len(texts) if isinstance(listed, list) else 1
+    return [Attribute(text) for text in dict.fromkeys(replace_surrogates(text).strip() for text in texts) if text]
 
 
 def _name(thing: Any) -> str:
@@ -258,6 +267,7 @@ def remove_redundant(
     """
     for box in record.objects:
         box.category = box.category.lower()
+        box.attributes = [Attribute(name) for name in dict.fromkeys(each.name.lower() for each in box.attributes)]
     first: dict[tuple[int, int, str], Relation] = {}
     for item in record.relations:
         item.predicate = item.predicate.lower()

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
-from itertools import chain, compress, product
+from itertools import chain, compress, groupby, product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,7 +26,7 @@ from sgpipe.errors import UserError, existing_model
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.recipe import PairConfig
-from sgpipe.records import Box, Pair, Record, Triplet
+from sgpipe.records import Attribute, Box, Pair, Record, Triplet
 from sgpipe.sources.equivalents import Equivalents, load_equivalents
 from sgpipe.sources.vocabulary import (
     Synonyms,
@@ -37,6 +37,7 @@ from sgpipe.sources.vocabulary import (
     packaged_synonyms,
 )
 from sgpipe.stages.base import Stage
+from sgpipe.stages.parse.grammar.lexicon import NUMBERS
 from sgpipe.utils.lemmas import lemmas, verb_lemma
 
 _POSSESSIVE = re.compile(r"\s*['’]s\b|['’]")
@@ -392,6 +393,7 @@ class PairStage(Stage):
         assign_categories(self._matcher, record.triplets, present, free)
         if self._extended is not None:
             self._extended.assign_kinds(record.triplets, present)
+        assign_attributes(self._matcher, record)
         triplets = told_triplets(record, self.config.match, self.config.loose)
         if self.config.candidates == "prior":
             predicates: Predicates = {(s, o): self._prior.get((s, o), []) for s in present for o in present}
@@ -491,6 +493,34 @@ def _category(matcher: Matcher, phrase: str, head: str, present: dict[str, None]
 def told_triplets(record: Record, match: str | None, loose: bool | None) -> list[Triplet]:
     """The triplets of a record, then those that its captions imply; `match`, `loose`: settings of the pair stage."""
     return [*record.triplets, *(implied_triplets(record) if loose and match != "substring" else ())]
+
+
+def assign_attributes(matcher: Matcher, record: Record) -> None:
+    """Give objects the attributes of the mentions that mean them, in place of those that captions gave before.
+
+    A mention means the boxes that its phrase was grounded by, or else those of its class, if they are as many as it
+    says, or one if it says no number; and not if the caption names another thing of the class, or one by a loose word.
+    """
+    if record.mentions is None:
+        return
+    for box in record.objects:
+        box.attributes = [each for each in box.attributes if each.caption is None]
+    present = dict.fromkeys(box.category for box in record.objects)
+    for number, own in groupby(record.mentions, lambda mention: mention.caption):
+        named = [(mention, matcher.choose(mention.phrase, mention.head, present)) for mention in own]
+        often = Counter(category for _, category in named)
+        boxes = [record.objects[index] for index in record.captions[number].boxes] or record.objects
+        for mention, category in named:
+            if not mention.attributes or not matcher.loose.isdisjoint((mention.phrase, mention.head)):
+                continue
+            meant = [box for box in boxes if box.phrase and mention.phrase in box.phrase.split(", ")]
+            if not meant and often[category] == 1:
+                meant = [box for box in boxes if box.category == category]
+            counts = [NUMBERS.index(name) for name in mention.attributes if name in NUMBERS]
+            if len(meant) == (counts[0] if counts else 1) and not any(box.iscrowd for box in meant):
+                for box in meant:
+                    box.attributes += [Attribute(name, number) for name in mention.attributes]
+    record.mentions = None
 
 
 def implied_triplets(record: Record) -> list[Triplet]:

@@ -149,6 +149,7 @@ PEOPLE = ("person", "people", "man", "men", "woman", "women", "boy", "girl", "ch
 # The totals, in the order in which images become relations.
 TOTALS = {
     "objects": "boxes",
+    "described_objects": "boxes with attributes",
     "captions": "captions",
     "different_captions": "distinct captions per image, summed",
     "distinct_captions": "distinct captions",
@@ -208,13 +209,15 @@ class Measures:
 
     Attributes:
         images: by split. `datasets`: images by dataset. `errors`: error rows by kind.
-        totals: objects, captions, different_captions (of one image, summed), distinct_captions (of all), triplets,
-            matched_triplets, pairs, candidate_texts, relations, kept_relations (that training uses),
+        totals: objects, described_objects (with attributes), captions, different_captions (of one image, summed),
+            distinct_captions (of all), triplets, matched_triplets, pairs, candidate_texts, relations, kept_relations
+            (that training uses),
             images_without_relations, and what was left out (`records.LEFT_OUT`): pairs_left_out. All rows count, also
             error rows.
         in_error_rows: how much of the totals is in error rows, which the stages did not finish.
         without_relations: images without relations, by the first stage that left nothing.
-        predicates, categories: relations by predicate and objects by class, the most frequent first.
+        predicates, categories, attributes: relations by predicate, objects by class and by attribute, the most frequent
+            first.
         relations_per_image: images by number of relations, in ranges.
         triplets: the most frequent combinations of subject class, predicate and object class.
         triplet_kinds: number of distinct combinations.
@@ -234,6 +237,7 @@ class Measures:
     without_relations: dict[str, int]
     predicates: dict[str, int]
     categories: dict[str, int]
+    attributes: dict[str, int]
     thresholds: list[Level]
     relations_per_image: dict[str, int]
     tail: LongTail
@@ -330,6 +334,7 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         without_relations=_counts(database, "select why, count(*) from images where why is not null group by 1"),
         predicates=predicates,
         categories=_counts(database, "select category, count(*) from objects group by 1"),
+        attributes=_counts(database, "select unnest(attributes), count(*) from objects group by 1"),
         thresholds=[Level(*values) for values in zip(THRESHOLDS, *kept, strict=True)],
         relations_per_image=per_image,
         tail=measure_long_tail(list(predicates.values())),
@@ -383,7 +388,14 @@ def _totals(database: Database, where: str) -> dict[str, int]:
         f"""select {sums}, count(*) filter (status = 'ok' and relations = 0),
         (select count(distinct caption) from captions join images using (image) where {where}),
         (select count(*) from relations join images using (image)
-            where {where} and certainty >= {TRAINING_CONFIDENCE}::float)
+            where {where} and certainty >= {TRAINING_CONFIDENCE}::float),
+        (select count(attributes) from objects join images using (image) where {where})
         from images where {where}"""
     )
-    return dict(zip((*names, "images_without_relations", "distinct_captions", "kept_relations"), row, strict=True))
+    return dict(
+        zip(
+            (*names, "images_without_relations", "distinct_captions", "kept_relations", "described_objects"),
+            row,
+            strict=True,
+        )
+    )

@@ -57,6 +57,8 @@ def overview(measures: Measures) -> list[tuple[str, str, str]]:
         share, lost = measures.yields.get(key), measures.in_error_rows[key]
         if key == "kept_relations" and _is_annotated(measures):
             each = "without a confidence"
+        elif key == "described_objects":
+            each = share_text(measures.totals[key] / (measures.totals["objects"] or 1)) + " of the boxes"
         elif share is not None:
             each = f"{share:.2f} per {_BEFORE[key]}"
         else:
@@ -101,6 +103,7 @@ def _measured(measures: Measures) -> Iterator[Table | str]:
         yield table("relations by threshold", [f"{measures.threshold_of} ≥", *names], rows)
     rankings = [
         ("predicate", "relations", measures.predicates),
+        ("attribute", "boxes", measures.attributes),
         ("reason", "images without relations", measures.without_relations),
         ("error", "images", measures.errors),
     ]

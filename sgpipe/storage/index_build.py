@@ -7,7 +7,8 @@ Tables of the index:
     images: one row per image with its `shard` and `row`, names, `status`, `error`, how many `objects`, `captions`,
         `different_captions`, `triplets`, `matched_triplets`, `pairs`, `candidate_texts` and `relations` it has, `why`
         it has no relations, and `flags` (the marks of `sgpipe.storage.health_rules`).
-    objects: one row per box, with its `number` in the image and its box as `x`, `y`, `w`, `h` in pixels.
+    objects: one row per box, with its `number` in the image, its box as `x`, `y`, `w`, `h` in pixels, and its
+        `attributes` (null: none).
     captions: one row per caption; `folded`: in lower case.
     relations: one row per relation; `certainty`: its confidence, 1 if it is `annotated`; `agreement`, `swapped`, `rank`
         and `contrasts` of CLIP, the second `opinion`, `flags`, the number of its `triplet`.
@@ -61,7 +62,7 @@ _SCRATCH = f"""
         objects int, captions int, different_captions int, triplets int, matched_triplets int, pairs int,
         candidate_texts int, relations int, {", ".join(f"{name}_left_out bigint" for name in LEFT_OUT)});
     create table raw_objects (image int, number int, category varchar, iscrowd bool,
-        x double, y double, w double, h double);
+        x double, y double, w double, h double, attributes varchar[]);
     create table captions (image int, number int, caption varchar, scope varchar, boxes int[]);
     create table raw_relations (image int, number int, subject int, object int, predicate varchar,
         subject_category varchar, object_category varchar, confidence float, agreement double, swapped double,
@@ -81,7 +82,8 @@ _FROM_SHARDS = (
         coalesce(len(relations), 0), {", ".join(f"coalesce(left_out.{name}, 0)" for name in LEFT_OUT)}
     from rows""",
     """insert into raw_objects select image, number, object.category, object.iscrowd,
-        object.bbox[1], object.bbox[2], object.bbox[3], object.bbox[4]
+        object.bbox[1], object.bbox[2], object.bbox[3], object.bbox[4],
+        nullif(list_distinct(list_transform(object.attributes, lambda a: a.name)), [])
     from (select image, unnest(objects) as object, unnest(range(len(objects))) as number from rows)""",
     """insert into captions select image, number, caption.text, caption.scope, caption.boxes
     from (select image, unnest(captions) as caption, unnest(range(len(captions))) as number from rows)""",

@@ -207,6 +207,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
                 "box": box.bbox,
                 "score": box.score,
                 "phrase": box.phrase,
+                "attributes": list(dict.fromkeys(each.name for each in box.attributes)),
                 "colour": colour_of(index),
                 "crowd": box.iscrowd,
                 "missing": box.is_nothing,

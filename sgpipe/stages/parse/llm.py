@@ -11,10 +11,10 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
-from sgpipe.records import Triplet
+from sgpipe.records import Mention
 from sgpipe.stages.endpoint import Answer, CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, conversation
 from sgpipe.stages.parse.grammar.tree import Tree, clean
-from sgpipe.stages.parse.rules import Texts, analyse, ground, load_model, triplets
+from sgpipe.stages.parse.rules import Parsed, Parser, Texts, analyse, ground, load_model, triplets
 
 INSTRUCTIONS = """\
 You read image captions and list the relations between things that a caption states.
@@ -65,7 +65,7 @@ def read_relations(text: str) -> list[tuple[Any, Any, Any]] | None:
 SCHEMA = relations_schema({"type": "string"}, {"type": "string"})
 
 
-class LlmParser:
+class LlmParser(Parser):
     """Parses captions with a served language model; names and heads are found as the rules find them."""
 
     def __init__(self, config: ParseConfig, cache_folder: CacheFolder | None = None) -> None:
@@ -87,8 +87,8 @@ class LlmParser:
         """Parse a caption. Raises UserError: see `ChatEndpoint.check`."""
         self._endpoint.check(_request("a dog on a sofa"))
 
-    def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
-        """The triplets of each caption, in the order of the model, with `caption` 0.
+    def read(self, captions: Iterable[str]) -> list[Parsed]:
+        """The triplets of each caption, in the order of the model, with `caption` 0. No mentions.
 
         Raises UserError, EngineError: see `ChatEndpoint`.
         """
@@ -98,7 +98,7 @@ class LlmParser:
         for number, (tokens, doc) in enumerate(analyse(self._nlp, captions, self._batch_size)):
             tree = Tree.of(doc, tokens)
             graph = graphs.get(number)
-            parsed.append(triplets(tree) if graph is None else ground(tree, graph))
+            parsed.append((triplets(tree) if graph is None else ground(tree, graph), list[Mention]()))
         return parsed
 
     def _graphs(self, captions: list[str]) -> dict[int, list[Texts]]:

@@ -16,11 +16,12 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from itertools import chain, dropwhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
-from sgpipe.records import Triplet
+from sgpipe.records import Mention, Triplet
+from sgpipe.stages.parse.grammar.attributes import mentions
 from sgpipe.stages.parse.grammar.lexicon import BE, DETERMINERS, NAMING_PAIRS, PRONOUNS
 from sgpipe.stages.parse.grammar.relations import content, head_noun, phrase, relations, singular
 from sgpipe.stages.parse.grammar.repair import repair
@@ -86,17 +87,36 @@ def analyse(model: Language, captions: Iterable[str], batch_size: int) -> Iterat
     return zip(sentences, model.pipe(docs, batch_size=batch_size), strict=True)
 
 
-class RuleParser:
-    """Parses captions by rules. The triplets of a caption do not depend on the captions parsed with it."""
+Parsed: TypeAlias = tuple[list[Triplet], list[Mention]]
+
+
+class Parser:
+    """Turns captions into triplets. The triplets of a caption do not depend on the captions parsed with it."""
+
+    def read(self, captions: Iterable[str]) -> list[Parsed]:
+        """The triplets of each caption, in word order, and the things that it names, with `caption` 0.
+
+        Nothing is said to be named unless `parse.attributes` is set.
+        """
+        raise NotImplementedError
+
+    def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
+        """The triplets of each caption; `Triplet.caption` means nothing here, and the caller sets it."""
+        return [triplets for triplets, _ in self.read(captions)]
+
+
+class RuleParser(Parser):
+    """Parses captions by rules."""
 
     def __init__(self, config: ParseConfig) -> None:
         """Raises UserError: the spaCy model is not installed, or has no tagger and dependency parser."""
-        self._batch_size = config.batch_size
+        self._batch_size, self._attributes = config.batch_size, config.attributes
         self._nlp = load_model(config.model)
 
-    def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
-        """The triplets of each caption, in word order, with `caption` 0."""
-        return [triplets(Tree.of(doc, tokens)) for tokens, doc in analyse(self._nlp, captions, self._batch_size)]
+    def read(self, captions: Iterable[str]) -> list[Parsed]:
+        """See `Parser.read`."""
+        trees = (Tree.of(doc, tokens) for tokens, doc in analyse(self._nlp, captions, self._batch_size))
+        return [(triplets(tree), mentions(tree) if self._attributes else []) for tree in trees]
 
 
 def triplets(tree: Tree) -> list[Triplet]:

@@ -19,10 +19,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_L
 from sgpipe.errors import UserError
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import ParseConfig
-from sgpipe.records import Triplet
 from sgpipe.stages.checkpoint import check_vocabulary, load_part, load_weights, quiet, read_config
 from sgpipe.stages.parse.grammar.tree import Tree, clean
-from sgpipe.stages.parse.rules import Texts, analyse, ground, load_model
+from sgpipe.stages.parse.rules import Parsed, Parser, Texts, analyse, ground, load_model
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.gpu_memory import enough_memory
 
@@ -32,7 +31,7 @@ _GPU_GROUP = 16
 _PIECE = re.compile(r"\(([^()]*)\)")
 
 
-class Seq2SeqParser:
+class Seq2SeqParser(Parser):
     """Parses captions with a sequence-to-sequence model; names and heads are found as the rules find them."""
 
     def __init__(self, config: ParseConfig) -> None:
@@ -56,11 +55,13 @@ class Seq2SeqParser:
             max_length=None,
         )
 
-    def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
-        """The triplets of each caption, in the order of the model, with `caption` 0."""
+    def read(self, captions: Iterable[str]) -> list[Parsed]:
+        """The triplets of each caption, in the order of the model, with `caption` 0. No mentions."""
         captions = list(captions)
         trees = (Tree.of(doc, tokens) for tokens, doc in analyse(self._nlp, captions, self._batch_size))
-        return [ground(tree, read_graph(graph)) for tree, graph in zip(trees, self._graphs(captions), strict=True)]
+        return [
+            (ground(tree, read_graph(graph)), []) for tree, graph in zip(trees, self._graphs(captions), strict=True)
+        ]
 
     def _graphs(self, captions: list[str]) -> list[str]:
         """What the model writes of each caption."""

@@ -6,25 +6,18 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from sgpipe.recipe import ParseConfig
-from sgpipe.records import Record, Triplet
+from sgpipe.records import Record
 from sgpipe.stages.base import Stage
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.parse.learned import WEIGHTS
+from sgpipe.stages.parse.rules import Parsed, Parser, RuleParser, model_version
 from sgpipe.utils.hashing import model_sha256
 
 _CACHED_CAPTIONS = 1 << 16
 _TEXTS = ("subject", "predicate", "object", "subject_head", "object_head", "predicate_lemma")  # of a triplet
-
-
-class Parser(Protocol):
-    """Turns captions into triplets. The triplets of a caption do not depend on the captions parsed with it."""
-
-    def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
-        """The triplets of each caption, in order; `Triplet.caption` means nothing here, and the caller sets it."""
-        ...
 
 
 def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) -> Parser:
@@ -35,8 +28,6 @@ def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) ->
     Raises UserError: its model is not installed, or cannot be read.
     """
     if config.parser == "rules":
-        from sgpipe.stages.parse.rules import RuleParser
-
         return RuleParser(config)
     if config.parser == "seq2seq":
         from sgpipe.stages.parse.seq2seq import Seq2SeqParser
@@ -53,8 +44,6 @@ def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) ->
 
 def parser_identity(config: ParseConfig) -> Any:
     """What decides the triplets, besides the settings: the version of the spaCy model, the hash of the weights."""
-    from sgpipe.stages.parse.rules import model_version
-
     if config.parser in ("seq2seq", "llm"):  # spaCy finds the heads of what the model names
         model = config.model if config.parser == "llm" else model_sha256(config.model)
         return {config.parser: model, "spacy": model_version()}
@@ -63,16 +52,16 @@ def parser_identity(config: ParseConfig) -> Any:
     return model_version(config.model)
 
 
-class CaptionParser:
+class CaptionParser(Parser):
     """The parser of a recipe, with a cache: each distinct caption is parsed once."""
 
     def __init__(self, config: ParseConfig | None = None, cache_folder: CacheFolder | None = None) -> None:
         """See `load_parser`."""
         self._parser = load_parser(config or ParseConfig(), cache_folder)
-        self._cache: OrderedDict[str, list[Triplet]] = OrderedDict()
+        self._cache: OrderedDict[str, Parsed] = OrderedDict()
 
-    def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
-        """Return the triplets of each caption, in word order; `Triplet.caption` is the index in `captions`.
+    def read(self, captions: Iterable[str]) -> list[Parsed]:
+        """Return triplets and mentions of each caption, in word order; their `caption` is the index in `captions`.
 
         The most recent captions are cached between calls.
         """
@@ -80,19 +69,23 @@ class CaptionParser:
         distinct = dict.fromkeys(captions)
         known = {caption: self._cache[caption] for caption in distinct if caption in self._cache}
         if new := [caption for caption in distinct if caption not in known]:
-            known.update(zip(new, self._parser.parse(new), strict=True))
+            known.update(zip(new, self._parser.read(new), strict=True))
         for caption, parsed in known.items():
             self._cache[caption] = parsed
             self._cache.move_to_end(caption)
         while len(self._cache) > _CACHED_CAPTIONS:
             self._cache.popitem(last=False)
-        return [
-            [replace(triplet, caption=number) for triplet in known[caption]] for number, caption in enumerate(captions)
-        ]
+        return [_numbered(known[caption], number) for number, caption in enumerate(captions)]
+
+
+def _numbered(parsed: Parsed, caption: int) -> Parsed:
+    """The triplets and mentions of a caption with this number."""
+    triplets, mentions = parsed
+    return [replace(each, caption=caption) for each in triplets], [each._replace(caption=caption) for each in mentions]
 
 
 class ParseStage(Stage):
-    """Fills `Record.triplets` from the captions of each record."""
+    """Fills `Record.triplets` and `mentions` from the captions of each record."""
 
     name = "parse"
 
@@ -125,13 +118,11 @@ class ParseStage(Stage):
 
     def __call__(self, records: list[Record]) -> list[Record]:
         usable = [record for record in records if record.ok]
-        parsed = iter(self._parser.parse(c.text for record in usable for c in record.captions))
+        parsed = iter(self._parser.read(c.text for record in usable for c in record.captions))
         for record in usable:
-            record.triplets = [
-                replace(triplet, caption=number)
-                for number, caption_triplets in enumerate(islice(parsed, len(record.captions)))
-                for triplet in caption_triplets
-            ]
+            own = [_numbered(each, number) for number, each in enumerate(islice(parsed, len(record.captions)))]
+            record.triplets = [triplet for triplets, _ in own for triplet in triplets]
+            record.mentions = [mention for _, mentions in own for mention in mentions]
         return records
 
 

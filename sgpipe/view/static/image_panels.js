@@ -296,6 +296,7 @@ export function showRelations(section, values, { relations, chosen, pinned, judg
             `${counted(of.length, "relation")} of `,
             bdi(values.objects[pinned].name),
             " ",
+            ...values.objects[pinned].attributes.flatMap((name) => [html("span", { class: "quiet" }, bdi(shortened(name, 60))), " "]),
             html("button", { type: "button", class: "link", click: unpin }, "show all"),
           ],
     ),

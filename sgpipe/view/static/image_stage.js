@@ -100,8 +100,9 @@ export class Stage {
     const object = this.objects[index],
       [x, y, width, height] = object.box;
     const finder = object.phrase === null ? "detector" : `found by “${isolated(object.phrase)}”`;
-    const score = object.score === null ? "" : `, ${finder} ${object.score.toFixed(2)}`;
-    const about = `${isolated(object.name)}${object.crowd ? " (crowd)" : ""}${score}`;
+    const score = object.score === null ? [] : [`${finder} ${object.score.toFixed(2)}`];
+    const name = `${isolated(object.name)}${object.crowd ? " (crowd)" : ""}`;
+    const about = [name, ...object.attributes.map(isolated), ...score].join(", ");
     return svg(
       "g",
       { class: "object", role: "button", tabindex: -1, "aria-label": about, "aria-pressed": "false", "data-object": index },

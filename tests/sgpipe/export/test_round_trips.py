@@ -1,5 +1,6 @@
 """What was exported and imported again is what it was, as far as the form can hold it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sgpipe.export.run import export_run
-from sgpipe.records import NO_OBJECT, Box, Caption, Record, Relation
+from sgpipe.records import NO_OBJECT, Attribute, Box, Caption, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.coco import coco_relations_source, coco_source
 from sgpipe.sources.hoi import hico_source
@@ -253,3 +254,12 @@ def test_every_name_survives(form, classes, predicates, texts):
         "relations": len(record.relations) - len(found.relations),
     }
     assert {kind: written.left_out.get(f"{kind} that the format cannot hold", 0) for kind in lost} == lost
+
+
+def test_attributes_survive_as_visual_genome_has_them(tmp_path):
+    texts = [Attribute("red", 1), Attribute("red", 2), Attribute("two", 1), Attribute("shiny")]
+    boxes = [Box("car", 3, (1, 1, 9, 9), attributes=texts), Box("dog", 2, (3, 3, 9, 9))]
+    root = make_shards(tmp_path / "run", [Record("1", "d", "val", "1.jpg", WIDTH, HEIGHT, boxes)])
+    [record] = source_of("vg", exported(root, "vg", tmp_path / "vg")).read(Counter())
+    assert [box.attributes for box in record.objects] == [[Attribute("red"), Attribute("two"), Attribute("shiny")], []]
+    assert "attributes" not in (exported(root, "rlipv2", tmp_path / "rlipv2") / "val.json").read_text()

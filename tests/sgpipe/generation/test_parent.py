@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,7 @@ def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(parent, coco, mo
 def test_stages_after_the_first_that_differs_run_with_new_columns(parent, coco, models, ran, tmp_path):
     image = {"pair.candidates": "image", "pair.match": "substring"}
     run(captioned(coco, models, **image), tmp_path / "new", parent)
-    assert ran == ["pair", "tag"]
+    assert ran == ["parse", "pair", "tag"]  # whose attributes are whose depends on how words match
     run(captioned(coco, models, **image), tmp_path / "scratch")
     assert rows(tmp_path / "new") == rows(tmp_path / "scratch") != rows(parent)
     ran.clear()
@@ -159,6 +160,31 @@ def test_stages_after_the_first_that_differs_run_with_new_columns(parent, coco, 
     assert ran == ["tag"]
     run(captioned(coco, models, **image, **HIGHER), tmp_path / "both", parent)
     assert rows(tmp_path / "third") == rows(tmp_path / "both") != rows(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"pair.candidates": "image"}, ["pair", "tag"]),
+        ({"pair.loose": False}, ["parse", "pair", "tag"]),
+        ({"pair.loose": False, "parse.attributes": False}, ["parse", "pair", "tag"]),
+        (HIGHER, ["tag"]),
+    ],
+)
+def test_attributes_are_those_of_a_run_without_a_parent(coco, models, ran, tmp_path, changes, stages):
+    captions = tmp_path / "captions.json"
+    texts = ["a small dog and a red bike", "two wet dogs near two old bikes", "two tall people"]
+    listed = [{"image_id": image, "caption": text} for image in range(IMAGES) for text in texts]
+    captions.write_text(json.dumps({"annotations": listed}))
+    files = replace(coco, captions=captions)
+    run(recipe(files, models), tmp_path / "parent")
+    ran.clear()
+    run(recipe(files, models, **changes), tmp_path / "new", tmp_path / "parent")
+    assert ran == stages
+    run(recipe(files, models, **changes), tmp_path / "scratch")
+    assert rows(tmp_path / "new") == rows(tmp_path / "scratch")
+    found = {each.name for row in rows(tmp_path / "new") for box in row.objects for each in box.attributes}
+    assert found == (set() if "parse.attributes" in changes else {"small", "red", "two", "wet", "old", "tall"})
 
 
 def test_another_method_is_named_alone_without_the_settings_that_it_lacks(parent, coco, models, ran, tmp_path):

@@ -13,10 +13,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sgpipe.errors import UserError
 from sgpipe.generation import ray_engine
+from sgpipe.generation.engine import WorkUnit
 from sgpipe.generation.ray_engine import Pool, UnitLimit, is_placed, kill_actors, reserve
 from sgpipe.recipe import Resources
-from sgpipe.records import Record
-from sgpipe.stages.base import Stage
+from sgpipe.records import Mention, Record
+from sgpipe.stages.base import Stage, Usage
 from sgpipe.utils.ray_cluster import start_ray
 
 
@@ -180,3 +181,11 @@ class OnGpu(Stage):
 
     def __call__(self, records: list[Record]) -> list[Record]:
         return records
+
+
+def test_mentions_pass_from_pool_to_pool():
+    mentions = [Mention("dogs", "dog", ("two", "wet"), 1)]
+    records = [Record(str(number), "d", "val", "a.jpg", 9, 9) for number in range(3)]
+    records[0].mentions, records[1].mentions = mentions, []
+    block = ray_engine._block(WorkUnit("val", 0, 0, 3), Usage(), records)
+    assert [record.mentions for record in ray_engine._records(block)] == [mentions, [], None]

@@ -7,7 +7,13 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import clip_objects
-from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs, pseudo_label_source
+from sgpipe.sources.scene_graphs import (
+    drop_nameless,
+    graph_record,
+    iter_graphs,
+    pseudo_label_source,
+    remove_redundant,
+)
 
 
 def thing(number, **more):
@@ -52,6 +58,26 @@ def test_malformed_items_are_dropped_and_counted(broken, problem):
     assert problems == {problem: 1}
     assert len(record.objects) == 2
     assert not record.relations
+
+
+def test_annotated_attributes_are_kept_without_repetitions():
+    objects = [thing(1, attributes=["Shiny", " red ", "red", ""]), thing(2, attributes=[]), thing(3)]
+    record, problems = read({"image_id": 1, "objects": objects, "relationships": []})
+    assert not problems
+    assert [[(each.name, each.caption) for each in box.attributes] for box in record.objects] == [
+        [("Shiny", None), ("red", None)],
+        [],
+        [],
+    ]
+    remove_redundant(record, {}, {}, problems)
+    assert [each.name for each in record.objects[0].attributes] == ["shiny", "red"]
+
+
+@pytest.mark.parametrize(("attributes", "number"), [("red", 1), ({"a": 1}, 1), (["red", 3, None, ["x"]], 3), (7, 1)])
+def test_an_object_stays_if_its_attributes_are_unreadable(attributes, number):
+    record, problems = read({"image_id": 1, "objects": [thing(1, attributes=attributes)], "relationships": []})
+    assert problems == {"malformed": number}
+    assert [each.name for each in record.objects[0].attributes] == ["red"] * isinstance(attributes, list)
 
 
 def test_nameless_objects_and_relations_are_dropped():

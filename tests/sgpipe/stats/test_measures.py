@@ -1,5 +1,6 @@
 import io
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -10,7 +11,7 @@ from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError
 from sgpipe.generation.summary import print_summary
 from sgpipe.recipe import PairConfig
-from sgpipe.records import Box, Pair, Triplet
+from sgpipe.records import Attribute, Box, Pair, Triplet
 from sgpipe.stages.pair import PairStage
 from sgpipe.stats.audit import find
 from sgpipe.stats.measures import measure, measure_long_tail
@@ -18,7 +19,7 @@ from sgpipe.stats.terminal import overview
 from sgpipe.storage.manifest import Manifest, add_up
 from sgpipe.storage.shards import iter_records
 from tests.sgpipe.stats.agreement import assert_thresholds_are_numpys, assert_totals_are_pyarrows, column, read
-from tests.sgpipe.stats.runs import labelled_records, make_shards, scene
+from tests.sgpipe.stats.runs import CUP, DOG, PERSON, labelled_records, make_shards, scene
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,18 @@ def test_pairs_beyond_the_limit_are_counted_in_the_row_the_summary_and_the_findi
 
 def _triplet(subject, object_):
     return Triplet("a dog", "on", "a cup", "dog", "cup", "on", 0, subject, object_)
+
+
+def test_attributes_count_once_for_each_object(tmp_path):
+    dog, cup = (replace(box, attributes=[]) for box in (DOG, CUP))
+    dog.attributes = [Attribute("wet", 0), Attribute("wet", 1), Attribute("two", 0)]
+    cup.attributes = [Attribute("wet")]
+    broken = scene("2", objects=[dog])
+    broken.fail("tag", "broken")
+    measures = measure(make_shards(tmp_path / "run", [scene("0", objects=[PERSON, dog, cup]), scene("1"), broken]))
+    assert measures.attributes == {"wet": 3, "two": 2}
+    assert (measures.totals["described_objects"], measures.in_error_rows["described_objects"]) == (3, 1)
+    assert ("boxes with attributes", "3", "43% of the boxes") in overview(measures)
 
 
 def test_errors_are_told_apart_by_kind_not_by_image(tmp_path):

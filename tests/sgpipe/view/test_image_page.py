@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from sgpipe.records import NO_OBJECT, Box, Pair, Record, Relation, Triplet
+from sgpipe.records import NO_OBJECT, Attribute, Box, Pair, Record, Relation, Triplet
 from sgpipe.storage.index import RecordView
 from sgpipe.view.image_page import (
     MOST_RELATIONS,
@@ -47,6 +48,11 @@ def test_everything_that_the_page_shows_is_there() -> None:
     assert "1-0" not in found["candidates"]  # only pairs with relations
     assert {edge["key"] for edge in found["graph"]["edges"]} == {"2-1-under", "0-1-near", "0-1-on"}
     assert (found["total"], found["why"], found["threshold"]) == (3, None, 0.05)
+
+
+def test_an_object_has_its_attributes_once() -> None:
+    box = replace(DOG, attributes=[Attribute("<b>wet", 0), Attribute("<b>wet", 1), Attribute("two")])
+    assert [item["attributes"] for item in values(scene(objects=[box, CUP]))["objects"]] == [["<b>wet", "two"], []]
 
 
 def test_relations_without_their_boxes_and_repeated_ones_are_left_out() -> None:

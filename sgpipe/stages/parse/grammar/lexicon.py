@@ -93,6 +93,19 @@ ATTRIBUTE_NOUNS = _words(
     "plaid plastic porcelain purple red rubber sand section sheep silk silver steel stone straw stripe summer "
     "tan tile toddler top toy truck turquoise velvet white wicker wire woman wood wool yellow zebra"
 )
+# Those of them that name a whole, a place or another thing, which says nothing of the look.
+WHOLES = _words(
+    "bathroom bedroom beer bird bottom boy building car cat cheese child chocolate computer cow cream dog elephant end "
+    "father girl giraffe half horse kitchen lady man mother multi part section sheep top truck woman zebra"
+)
+# Words before a noun that count or point, and describe nothing.
+QUANTIFIERS = _words(
+    "additional another certain different double enough few first last least less many more most much multiple next "
+    "numerous only other own same second several similar single single-file such third various"
+)
+NUMBERS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+)
 # Adjectives that form a fixed name with their noun.
 NAMING_PAIRS = frozenset(
     _pairs(
@@ -119,6 +132,7 @@ HAVING_ADJECTIVES = _table(
     "haired: hair, sleeved: sleeve, framed: frame, legged: leg, eyed: eye, wheeled: wheel, tiled: tile, bearded: beard"
 )
 COLOURS = _words("beige black blue brown gold gray green grey orange pink purple red silver tan white yellow")
+SHADES = frozenset({"bright", "dark", "light", "pale"})
 
 # Verbs.
 

@@ -15,13 +15,14 @@ from spacy.language import Language
 
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
+from sgpipe.stages.parse.grammar.attributes import mentions
 from sgpipe.stages.parse.grammar.lexicon import SPELLINGS
 from sgpipe.stages.parse.grammar.relations import mention_word, person_meant, relations, singular
 from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.stages.parse.learned.network import CaptionScores, Floats, Network, Sentence, Tables, before_head
-from sgpipe.stages.parse.rules import analyse, load_model
+from sgpipe.stages.parse.rules import Parsed, Parser, analyse, load_model
 from sgpipe.utils.lemmas import gerund, verb_lemma
 
 _NEGLIGIBLE = 10.0  # verbs with logits so far below the best one do not count
@@ -43,12 +44,12 @@ _KEPT = (
 )
 
 
-class LearnedParser:
-    """Parses captions with the packaged network. A caption's triplets do not depend on the captions parsed with it."""
+class LearnedParser(Parser):
+    """Parses captions with the packaged network."""
 
     def __init__(self, config: ParseConfig, folder: Path = WEIGHTS) -> None:
         """Raises UserError: the spaCy model is not installed, or has no tagger and dependency parser."""
-        self._batch_size = config.batch_size
+        self._batch_size, self._attributes = config.batch_size, config.attributes
         self._nlp = load_model(config.model)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tables = settings["tables"]
@@ -57,13 +58,14 @@ class LearnedParser:
         self._network = Network(weights, Tables.of(tables), *logits)
         self._decoder = Decoder(tables["verbs"], tables["rests"], settings["predicates"], settings["names"])
 
-    def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
-        """The triplets of each caption, in word order, with `caption` 0."""
-        found: list[list[Triplet]] = []
+    def read(self, captions: Iterable[str]) -> list[Parsed]:
+        """See `Parser.read`."""
+        found: list[Parsed] = []
         sentences = read_sentences(self._nlp, captions, self._batch_size)
         while batch := list(islice(sentences, self._batch_size)):
             for sentence, scores in zip(batch, self._network(batch), strict=True):
-                found.append(self._decoder.triplets(sentence.caption, sentence.tree, scores))
+                triplets = self._decoder.triplets(sentence.caption, sentence.tree, scores)
+                found.append((triplets, mentions(sentence.tree) if self._attributes else []))
         return found
 
 

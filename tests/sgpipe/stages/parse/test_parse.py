@@ -80,13 +80,13 @@ def test_the_cache_returns_copies(parser):
 
 def test_each_distinct_caption_is_analysed_once(parser, monkeypatch):
     seen: list[str] = []
-    parse = RuleParser.parse
+    read = RuleParser.read
 
     def spy(self, captions):
         seen.extend(captions)
-        return parse(self, captions)
+        return read(self, captions)
 
-    monkeypatch.setattr(RuleParser, "parse", spy)
+    monkeypatch.setattr(RuleParser, "read", spy)
     parser._cache.clear()
     parser.parse(["a dog on a bed"] * 3 + ["a cat on a bed"])
     parser.parse(["a cat on a bed", "a bird on a bed"])
