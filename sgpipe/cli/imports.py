@@ -354,6 +354,7 @@ def hf(
     ],
     images: Annotated[str | None, cli.reads_images("Where the images are, if the rows do not contain them.")] = None,
     split: Annotated[str | None, cli.option("Split to import, if there are several.")] = None,
+    subset: Annotated[str | None, cli.option("Subset (configuration) of the dataset, if there are several.")] = None,
     map_: Annotated[
         list[str] | None,
         cli.option("KEY=COLUMN: a column with an unusual name, such as objects.bbox=boxes.xywh. Repeatable.", "--map"),
@@ -374,13 +375,10 @@ def hf(
       sgpipe import hf --annotations for-the-hub/ --split val --out imported/
       sgpipe import hf --annotations maelic/PSG-coco-format --split val --out psg/
     """
-    from sgpipe.sources.hugging_face import HuggingFace, is_exported, mapped_source
+    from sgpipe.sources.hugging_face import dataset_source
 
-    if not (map_ or classes or boxes) and is_exported(annotations):
-        _import(HuggingFace(Path(annotations), split).source(), images or annotations, options)
-    else:
-        source, root = mapped_source(annotations, split, map_ or (), classes, own_images=images is None)
-        _import(source, images or root, options, boxes)
+    source, root = dataset_source(annotations, split, map_ or (), classes, subset, own_images=images is None)
+    _import(source, images or root, options, boxes)
 
 
 for _name, _function in {

@@ -109,7 +109,7 @@ def find_files(config: HubConfig) -> HubFiles:
     name = config.subset or (_DEFAULT if _DEFAULT in subsets else next(iter(subsets)))
     if name not in subsets or not (config.subset or len(subsets) == 1 or _DEFAULT in subsets):
         what = "no such subset" if config.subset else "several subsets"
-        shown = ", ".join(map(to_single_line, subsets))
+        shown = ", ".join(map(to_single_line, subsets)) + " (import hf: --subset)"
         raise UserError(f"{dataset} has {what}: pass --set source.hub.subset=NAME, one of {shown}")
     splits = subsets[name]
     if config.split is not None and config.split not in splits:

@@ -8,17 +8,15 @@ sgg_benchmark/data/datasets/download.py): `image_id` `width` `height` `file_name
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sgpipe.errors import ImageError, UserError
+from sgpipe.files.locations import Location
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.parquet_images import has_images, image_columns, row_name
 from sgpipe.images import read_upright_size
@@ -39,63 +37,43 @@ from sgpipe.sources.annotated import (
 )
 from sgpipe.sources.coco import CocoInstances
 from sgpipe.sources.hoi import read_classes
-from sgpipe.storage.shards import DATA, IMAGE_COLUMN, open_shard, read_row_group, row_faults
+from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group, row_faults
 
 # Keys of the file metadata: the closed class lists, or null; and the identities of the runs that the rows come from.
 CLASSES, ORIGIN = "sgpipe.classes", "sgpipe.origin"
 
-_FILE = re.compile(r"(?P<split>\w+)-\d+-of-\d+\.parquet")
-
 
 @dataclass
-class HuggingFace:
-    """A folder with files named data/SPLIT-00000-of-00001.parquet.
+class _Exported:
+    """A split of what `sgpipe export --to hf` wrote, or of what others made of it."""
 
-    Attributes:
-        split: the split to read; None: the only one.
-    """
-
-    folder: Path
-    split: str | None = None
-    _locations: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
-    _group: tuple[tuple[Path, int], Sequence[Any]] | None = None
+    split: str
+    files: Mapping[str, Location]
+    _locations: dict[str, tuple[Location, int, int]] = field(default_factory=dict)
+    _group: tuple[tuple[Location, int], Sequence[Any]] | None = None
 
     def source(self) -> AnnotationSource:
-        """Raises UserError: the folder has no such files or several splits, or the files have other columns."""
-        split, files = self._files()
-        with open_shard(files[0], SCHEMA.names) as file:
+        """Raises UserError: the files have other columns."""
+        first, *others = self.files
+        with open_shard(self.files[first], SCHEMA.names) as file:
             schema = file.schema_arrow
-        classes, origin = _classes(files[0], schema), _metadata(schema, ORIGIN)
+        classes, origin = _classes(self.files[first], schema), _metadata(schema, ORIGIN)
         return AnnotationSource(
             dataset="hf",
-            split=split,
-            read=partial(self._records, split, files),
-            files={"annotations": files[0], **{file.name: file for file in files[1:]}},
+            split=self.split,
+            read=self._records,
+            files={"annotations": self.files[first], **{name: self.files[name] for name in others}},
             classes=classes,
             image=self._image if IMAGE_COLUMN in schema.names else None,
             origin=[each for each in origin if isinstance(each, dict)] if isinstance(origin, list) else (),
         )
 
-    def _files(self) -> tuple[str, list[Path]]:
-        splits: dict[str, list[Path]] = {}
-        for path in sorted((self.folder / DATA).glob("*.parquet")):
-            if name := _FILE.fullmatch(path.name):
-                splits.setdefault(name["split"], []).append(path)
-        if not splits:
-            raise UserError(f"{self.folder} has no {DATA}/SPLIT-00000-of-00001.parquet: it is not an exported dataset")
-        if self.split is None and len(splits) > 1:
-            raise UserError(f"{self.folder} has several splits: pass --split {' or '.join(splits)}")
-        split = self.split or next(iter(splits))
-        if split not in splits:
-            raise UserError(f"{self.folder} has no split {split!r}: pass --split {' or '.join(splits)}")
-        return split, splits[split]
-
-    def _records(self, split: str, files: Sequence[Path], problems: ProblemCounts) -> Iterator[Record]:
-        for file in files:
+    def _records(self, problems: ProblemCounts) -> Iterator[Record]:
+        for file in self.files.values():
             with open_shard(file, SCHEMA.names) as shard:
                 for group in range(shard.num_row_groups):
                     table = shard.read_row_group(group, columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
-                    for fault in row_faults(table, split):
+                    for fault in row_faults(table, self.split):
                         raise UserError(f"{file}: {fault}")
                     for row, record in enumerate(from_table(table)):
                         self._locations[record.image_id] = file, group, row
@@ -119,7 +97,7 @@ def _metadata(schema: pa.Schema, key: str) -> Any:
         return None
 
 
-def _classes(file: Path, schema: pa.Schema) -> DatasetClasses | None:
+def _classes(file: Location, schema: pa.Schema) -> DatasetClasses | None:
     """Raises UserError: the class lists are not lists of names."""
     lists = _metadata(schema, CLASSES)
     if lists is None:
@@ -153,19 +131,15 @@ _ITEMS = {  # the columns of a group as COCO with rel_annotations calls them, an
 }
 
 
-def is_exported(dataset: str) -> bool:
-    """Return whether a dataset is a folder with sgpipe's columns, or one without data or that cannot be read."""
-    file = next(iter(sorted((Path(dataset) / DATA).glob("*.parquet"))), None)
-    try:
-        return Path(dataset).is_dir() if file is None else {"triplets", "status"} <= set(pq.read_schema(file).names)
-    except (pa.ArrowException, OSError):
-        return True
-
-
-def mapped_source(
-    dataset: str, split: str | None, mapping: Sequence[str], classes: Path | None, own_images: bool
+def dataset_source(
+    dataset: str,
+    split: str | None = None,
+    mapping: Sequence[str] = (),
+    classes: Path | None = None,
+    subset: str | None = None,
+    own_images: bool = True,
 ) -> tuple[AnnotationSource, str]:
-    """Return a dataset of objects and relations with any columns, and where its files are.
+    """Return a split of what sgpipe exported, or of other objects and relations, and where the files are.
 
     Subjects and objects are numbers in `objects.id`, or positions among the objects if there is no such column.
 
@@ -177,12 +151,16 @@ def mapped_source(
 
     Raises UserError: there is no such dataset, split or column, or numbers have no names.
     """
-    files = hub.find_files(HubConfig(dataset=dataset, split=split))
+    files = hub.find_files(HubConfig(dataset=dataset, split=split, subset=subset))
     if len(files.splits) > 1:
         raise UserError(f"{dataset} has several splits: pass --split {' or '.join(files.splits)}")
     ((split, names),) = files.splits.items()
+    opened = ((name, files.open(name)) for name in names)
+    paths = {name: file if isinstance(file, Path) else StorePath(files.root) / name for name, file in opened}
     with hub.open_parquet(files, names[0]) as parquet:
         schema = parquet.schema_arrow
+        if not (mapping or classes) and {"triplets", "status"} <= set(schema.names):
+            return _Exported(split, paths).source(), files.root
         of = _map_columns(schema, dict(each.partition("=")[::2] for each in mapping), names[0])
         images = image_columns(schema) if own_images else []
         has_own = len(images) == 1 and has_images(parquet, images[0])
@@ -214,8 +192,6 @@ def mapped_source(
                         mark_failed(record, str(error))
                     yield record
 
-    opened = ((name, files.open(name)) for name in names)
-    paths = {name: file if isinstance(file, Path) else StorePath(files.root) / name for name, file in opened}
     roles = {"annotations": paths.pop(names[0]), **paths, **({"classes": classes} if classes else {})}
     return AnnotationSource("hf", split, read, roles, {"map": of}, closed, boxes="xywh"), files.root
 

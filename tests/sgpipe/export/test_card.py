@@ -13,7 +13,7 @@ from sgpipe.export.run import FORMATS, export_run
 from sgpipe.generation.scoring import AGREEMENT_COLUMN, OPINION_COLUMN, score_run
 from sgpipe.records import Record
 from sgpipe.sources.coco import coco_relations_source
-from sgpipe.sources.hugging_face import ORIGIN, HuggingFace
+from sgpipe.sources.hugging_face import ORIGIN, dataset_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
@@ -116,7 +116,7 @@ def test_provenance_survives_scoring_and_the_hub(tmp_path):
     ):
         score_run(before, tmp_path / out, column, lambda: _unscored, identity, QUIET)
     hub = export_run(tmp_path / "judged", "hf", tmp_path / "hub", threshold=0.5).root
-    imported(HuggingFace(hub, "val").source(), hub, tmp_path / "in")
+    imported(dataset_source(str(hub), "val")[0], hub, tmp_path / "in")
     text = card(tmp_path / "in", tmp_path / "again")
     total, kept = _counts(tmp_path / "run", 0.5)
     for sentence in (
@@ -137,7 +137,7 @@ def test_an_origin_that_others_changed_is_no_traceback(tmp_path, origin):
         table = pq.read_table(path)
         pq.write_table(table.replace_schema_metadata({**table.schema.metadata, ORIGIN: origin}), path)
     split = next(iter({record.split for record in records(4)}))
-    imported(HuggingFace(hub, split).source(), hub, tmp_path / "in")
+    imported(dataset_source(str(hub), split)[0], hub, tmp_path / "in")
     assert "of format `hf`" in card(tmp_path / "in", tmp_path / "out", "vg")
 
 

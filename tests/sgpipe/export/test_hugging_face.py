@@ -10,7 +10,7 @@ import yaml
 from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
 from sgpipe.generation.scoring import AGREEMENT_COLUMN
-from sgpipe.sources.hugging_face import HuggingFace
+from sgpipe.sources.hugging_face import dataset_source
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, only, records
 from tests.sgpipe.stats.runs import make_shards
@@ -82,17 +82,20 @@ def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
 def test_what_others_made_of_it_is_checked(tmp_path):
     out = export_run(make_shards(tmp_path / "run", records(20)), "hf", tmp_path / "out").root
     with pytest.raises(UserError, match="several splits: pass --split train or val"):
-        HuggingFace(out).source()
+        dataset_source(str(out))
     with pytest.raises(UserError, match="no split 'test'"):
-        HuggingFace(out, "test").source()
-    with pytest.raises(UserError, match="it is not an exported dataset"):
-        HuggingFace(tmp_path).source()
+        dataset_source(str(out), "test")
+    with pytest.raises(UserError, match=r"has several subsets: .* one of out, run \(import hf: --subset\)"):
+        dataset_source(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no Parquet files with the name of a split"):
+        dataset_source(str(tmp_path / "empty"))
     path = out / "data/val-00000-of-00001.parquet"
     table = pq.read_table(path)
     column = table.schema.get_field_index("width")
     pq.write_table(table.set_column(column, table.field("width"), pa.array([5] * len(table), pa.int32())), path)
     with pytest.raises(UserError, match=r"val-00000-of-00001.parquet: bbox is not inside its image"):
-        list(HuggingFace(out, "val").source().read({}))
+        list(dataset_source(str(out), "val")[0].read({}))
 
 
 def test_webdataset_has_each_image_with_its_row(tmp_path):

@@ -15,7 +15,7 @@ from sgpipe.records import NO_OBJECT, Attribute, Box, Caption, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.coco import coco_relations_source, coco_source
 from sgpipe.sources.hoi import hico_source
-from sgpipe.sources.hugging_face import HuggingFace
+from sgpipe.sources.hugging_face import dataset_source
 from sgpipe.sources.scene_graphs import VisualGenome, pseudo_label_source
 from sgpipe.storage.shards import iter_records
 from tests.sgpipe.export.runs import COCO_IDS, HEIGHT, WIDTH, draw_images, imported, only, records
@@ -52,7 +52,7 @@ def source_of(form: str, out: Path, split: str = "val") -> AnnotationSource:
         return VisualGenome(out / f"scene_graphs_{split}.json", out, split, preprocess=False).source()
     if form == "rlipv2":
         return pseudo_label_source(out / f"{split}.json", out, split)
-    return HuggingFace(out, split).source()
+    return dataset_source(str(out), split)[0]
 
 
 def without_crowds(record: Record) -> Record:
@@ -160,9 +160,9 @@ def test_the_hub_s_form_holds_error_rows(made, tmp_path):
 def test_the_hub_s_form_holds_images(made, run, tmp_path):
     images = draw_images(tmp_path / "images", made)
     out = exported(run, "hf", tmp_path / "out", images=images, embed=True)
-    assert imported(HuggingFace(out, "val").source(), out, tmp_path / "in") == only(made, "val")
+    assert imported(dataset_source(str(out), "val")[0], out, tmp_path / "in") == only(made, "val")
     again = exported(tmp_path / "in", "hf", tmp_path / "again")
-    files = imported(HuggingFace(again).source(), again, tmp_path / "third")
+    files = imported(dataset_source(str(again))[0], again, tmp_path / "third")
     assert files == only(made, "val")
 
 
@@ -192,7 +192,7 @@ def test_relations_below_the_threshold_are_left_out_by_default(made, run, tmp_pa
 def test_rows_of_people_have_no_threshold(tmp_path):
     made = records(20, confidences=False)
     out = export_run(make_shards(tmp_path / "run", made), "hf", tmp_path / "out", threshold=0.9).root
-    assert imported(HuggingFace(out, "val").source(), out, tmp_path / "in") == only(made, "val")
+    assert imported(dataset_source(str(out), "val")[0], out, tmp_path / "in") == only(made, "val")
     assert list(iter_records(tmp_path / "in"))
 
 
