@@ -20,11 +20,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,10 +36,12 @@ import torch
 import yaml
 from rich.table import Table
 
-from benchmarks.measure import report
+from benchmarks.measure import cost_of_sgpipe, report
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records, shard_name, write_shard
 
 TEMPLATES = Path(__file__).parent.parent / "sgpipe/export/instructions.yaml"
-IMAGES, PRECISION = 500, 0.9
+IMAGES, PRECISION, COPIES = 500, 0.9, (1, 4, 20)
 BOX = r"\[\d+(?:, \d+){3}\]"
 FIELDS = {
     "the_subject": rf"[Tt]he (?P<subject>[a-z ]+) at (?P<subject_box>{BOX})",
@@ -304,7 +308,27 @@ def main() -> None:
         sgpipe("export", run, *options, "--out", out)
         world, lines = World(run / ".sgpipe/drawn/world"), (out / "val.jsonl").read_text("utf-8").splitlines()
         checked.append([check(world, templates, json.loads(line)) for line in lines])
-    report(str(__doc__), *tables(*checked))
+    speed = Table("images", "questions", "CPU seconds", "peak MB")
+    for copies in COPIES:
+        out = folder / f"copies-{copies}"
+        repeat(runs[0], out, copies)
+        _, seconds, peak = cost_of_sgpipe("export", str(out), *map(str, options), "--out", str(out / "exported"))
+        with (out / "exported/val.jsonl").open("rb") as lines:
+            speed.add_row(f"{copies * IMAGES:,}", f"{sum(1 for _ in lines):,}", seconds, peak)
+        shutil.rmtree(out)
+    report(str(__doc__), *tables(*checked), "One process, with its start:", speed)
+
+
+def repeat(run: Path, out: Path, copies: int) -> None:
+    """Write a run with each image of another one several times."""
+    out.mkdir()
+    header = Manifest.load(run).run
+    manifest = Manifest.create(out, header | {"images": {"val": str((run / ".sgpipe/drawn/world/images").resolve())}})
+    records = list(iter_records(run))
+    for start in range(0, copies * len(records), len(records)):
+        part = [replace(record, image_id=f"{start}-{record.image_id}") for record in records]
+        name = shard_name("val", start, start + len(part))
+        manifest.commit(write_shard(out, name, "val", start, part, {}))
 
 
 def tables(checked: Sequence[Checked], others: Sequence[Checked]) -> Iterator[Table | str]:

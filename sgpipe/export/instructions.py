@@ -76,8 +76,8 @@ class Facts(NamedTuple):
 
     Attributes:
         names: of its objects; "" of those that are not asked about.
-        held: the probabilities of relations to export; `denied`: of those that are improbable; `unclear`: of others.
-        counted: the objects of each class of which every object in the image has a box.
+        held: the probabilities of relations to export. `denied`: of those that are improbable. `unclear`: of others.
+        counted: the objects of each class that has a box for every object in the image.
     """
 
     names: list[str]
@@ -104,7 +104,7 @@ class Instructions:
         self.least = 0.0 if rows.calibration is None else rows.threshold
         self.absent = self._absent()
         self.written, self._turns = Counter[str](), Counter[Any]()
-        self._orders: dict[Stratum, int] = {}
+        self._orders: dict[Stratum, tuple[int, str, dict[str, str]]] = {}
         self._waiting: dict[Stratum, tuple[Item, dict[str, str], dict[str, Any]]] = {}
 
     def _absent(self) -> float:
@@ -112,18 +112,18 @@ class Instructions:
         for identity in Manifest.identities(self._rows.manifest.run):
             for name in ("tag", "exported"):
                 if isinstance(step := identity.get(name), Mapping):
-                    if step.get("calibration") is not None:  # then the threshold is a probability, by another curve
-                        return 1.0
-                    confidence = max(confidence, float(step.get("threshold") or 0.0))
-                    is_tagged |= name == "tag"
+                    threshold = step.get("threshold") or 0.0
+                    if step.get("calibration") is not None or not isinstance(threshold, int | float):
+                        return 1.0  # the threshold is a probability, by a curve that may be another
+                    confidence, is_tagged = max(confidence, threshold), is_tagged or name == "tag"
         return self._probabilities([confidence])[0] if is_tagged and self._rows.calibration is not None else 1.0
 
     def items(self, record: Record) -> Iterator[Item]:
-        facts = self._facts(record)
-        found = [*_relations(facts), *_existence(facts), *_choices(facts), *_descriptions(facts, self.least, record)]
+        facts, is_detected = self._facts(record), any(box.origin == "detector" for box in record.objects)
+        found = [*_relations(facts), *_choices(facts), *_descriptions(facts, self.least, record)]
+        found += _existence(facts._replace(counted={}) if is_detected else facts)
         yield from (item for item in found if self._is_sure(item.probability))
-        # How many objects a detector misses is not calibrated.
-        probability = math.nan if any(box.origin == "detector" for box in record.objects) else 1.0
+        probability = math.nan if is_detected else 1.0  # how many objects a detector misses is not calibrated
         if max(map(len, facts.counted.values()), default=0) > 1 and self._is_sure(probability):
             for name, objects in facts.counted.items():
                 if self._english.noun(name)[1]:
@@ -194,15 +194,16 @@ class Instructions:
         self._turns[key] += 1
         return self._turns[key] - 1
 
-    def _template(self, form: str, *key: Any) -> tuple[str, dict[str, str]]:
-        """The name and texts of the template whose turn it is."""
+    def _template(self, form: str, number: int) -> tuple[str, dict[str, str]]:
         templates = self._english.phrases.templates[form]
-        number = (zlib.crc32(repr(key[:1]).encode()) + self._turn(form, *key)) % len(templates)
-        return f"{form}/{number + 1}", templates[number]
+        return f"{form}/{number % len(templates) + 1}", templates[number % len(templates)]
 
     def _row(self, item: Item, record: Record, image: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        """A row and the fields of its texts: each answer of a stratum in turn by each template, and at each letter."""
         kind, form, *shown = item.stratum
-        name, texts = self._template(form, item.stratum, item.answer)
+        turn = self._turn(item.stratum, item.answer)
+        number = turn // len(item.claims) if item.answer == _ONE else turn
+        name, texts = self._template(form, zlib.crc32(repr(item.stratum).encode()) + number)
         answer, text = item.answer, texts.get(item.answer, texts.get("answer", "{said}"))
         claimed = [self._fields(record, key) for key, _ in item.claims]
         fields = dict(claimed[0]) if claimed else {}
@@ -213,10 +214,11 @@ class Instructions:
             fields["said"] = " ".join(filled(texts["sentence"], each) for each in claimed)
         elif form.startswith("choose"):
             part = {"choose_predicate": "is_verb", "choose_object": "the_object", "choose_subject": "the_subject"}[form]
-            options, place = [each[part] for each in claimed], len(claimed)
-            if item.answer != _NONE:
-                place = self._turn(kind, name, len(options)) % len(options)
-                options.insert(place, options.pop(0))
+            # Predicates in order, boxes with the right one first; both turned, so that each is right in the same text.
+            order = sorted(range(len(claimed)), key=lambda at: item.claims[at][0][1])
+            order = order[turn % len(order) :] + order[: turn % len(order)]
+            options = [claimed[at][part] for at in order]
+            place = len(options) if item.answer == _NONE else order.index(0)
             options += [self._english.phrases.none_of_these] * (kind == "none_of_these")
             answer, lines = "ABCDE"[place], zip("ABCDE", options, strict=False)
             fields["options"] = "\n".join(f"{letter}. {option}" for letter, option in lines)
@@ -239,12 +241,14 @@ class Instructions:
                 del self._waiting[next(iter(self._waiting))]
         elif self._is_sure(probability):
             is_count = item.stratum[0] == "counting"
-            name, texts = self._template("compare_count" if is_count else "compare_existence")
             has_more = int(item.answer) > int(other.answer) if is_count else item.answer == "yes"
             if item.stratum in self._orders:  # of two comparisons with one text, one in each order
-                order = 1 - self._orders.pop(item.stratum)
+                order, name, texts = self._orders.pop(item.stratum)
             else:
-                order = self._orders[item.stratum] = self._turn("order") % 2
+                form = "compare_count" if is_count else "compare_existence"
+                name, texts = self._template(form, self._turn(form))
+                order = self._turn(name) % 2
+                self._orders[item.stratum] = (1 - order, name, texts)
             answer = ("first", "second")[order]
             pair = (row, its_row) if has_more == (answer == "first") else (its_row, row)
             both = {key: pair[0][key] + pair[1][key] for key in ("images", "image_ids", "objects", "relations")}
@@ -414,56 +418,44 @@ def write_instructions(
 
     Raises UserError: a shard cannot be read, or the image folder is unknown and there is no `images_url`.
     """
+
+    def made(split: str) -> Iterator[dict[str, Any]]:
+        root = None if embed or images_url is not None else rows.manifest.image_root(split, images)
+        counts = defaultdict[Stratum, Counter[str]](Counter)
+        for record in rows.records(split, *_COLUMNS):
+            kept = sum(rows.keeps(relation.confidence) for relation in record.relations)
+            rows.left_out["relations below the threshold"] += len(record.relations) - kept
+            for item in asked.items(record):
+                counts[item.stratum][item.answer] += 1
+        drawn = quotas(counts)
+        for record, content in rows.records_with_images(split, *_COLUMNS, embed=embed):
+            path = f"{images_url or ''}{record.file_name}" if root is None else root.where(record.file_name)
+            try:
+                if embed and content is None:
+                    content = read_image(rows.manifest.image_root(split, images), record)
+            except ImageError:
+                rows.left_out["images that cannot be read"] += 1
+                continue
+            yield from asked.rows(record, {"bytes": content, "path": path} if parquet else path, counts, drawn)
+
     for split in rows.splits:
         path = out / f"{split}.{'parquet' if parquet else 'jsonl'}"
-        made = _rows(rows, split, asked, images, images_url, parquet=parquet, embed=embed)
         with add_filename(path), path.open("xb") as file:
             if parquet:
                 features = {name: feature_of(kind) for name, kind in _ROW.items()} | {"images": [{"_type": "Image"}]}
                 schema = pa.schema(_ROW, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+                batches = made(split)
                 with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-                    while batch := list(islice(made, 100 if embed else 2000)):
+                    while batch := list(islice(batches, 100 if embed else 2000)):
                         writer.write_table(pa.Table.from_pylist(batch, schema))
             else:
-                file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in made)
+                file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in made(split))
             file.flush()
             os.fsync(file.fileno())
     kinds = ", ".join(f"{kind} {number:,}" for kind, number in sorted(asked.written.items()))
-    rows.note = f"{asked.written.total():,} questions ({kinds})"
+    rows.note = f"{asked.written.total():,} questions ({kinds or 'nothing to ask'})"
     if asked.absent > _IMPROBABLE:
         why = "without --calibration, nothing is known to be false"
         if rows.calibration is not None:
             why = "the run keeps too few improbable candidates; make it with a lower tag.threshold, such as 0"
         rows.note += f"; few or no hard negatives, without which some kinds are missing: {why}"
-
-
-def _rows(
-    rows: ExportRows,
-    split: str,
-    asked: Instructions,
-    images: ImagePlace | None,
-    images_url: str | None,
-    *,
-    parquet: bool,
-    embed: bool,
-) -> Iterator[dict[str, Any]]:
-    root = rows.manifest.image_root(split, images) if images_url is None else None
-    counts = defaultdict[Stratum, Counter[str]](Counter)
-    for record in rows.records(split, *_COLUMNS):
-        rows.left_out["relations below the threshold"] += sum(
-            not rows.keeps(each.confidence) for each in record.relations
-        )
-        for item in asked.items(record):
-            counts[item.stratum][item.answer] += 1
-    drawn = quotas(counts)
-    for record, content in rows.records_with_images(split, *_COLUMNS, embed=embed):
-        image: Any = f"{images_url}{record.file_name}" if root is None else root.where(record.file_name)
-        if embed and root is not None:
-            try:
-                image = {"bytes": content or read_image(root, record), "path": record.file_name}
-            except ImageError:
-                rows.left_out["images that cannot be read"] += 1
-                continue
-        elif parquet:
-            image = {"path": image}
-        yield from asked.rows(record, image, counts, drawn)
