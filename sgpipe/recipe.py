@@ -136,10 +136,7 @@ class SourceConfig(Config):
         description="format of the annotations; folder: images without annotations; hub: Parquet files with images and "
         "boxes; miniworld: synthetic images; run: a run or import, whose relations are kept and extended",
     )
-    run: StoredPath | None = Field(
-        None,
-        description="of format: run, also in a store (generate --extend); a path is relative to the working folder",
-    )
+    run: StoredPath | None = Field(None, description="the run or import of format: run, also in a store (--extend)")
     root: StoredPath | None = Field(
         None, description="folder or object store that the paths are relative to; null: the working folder"
     )
@@ -326,9 +323,8 @@ class PairConfig(Config):
     )
     equivalents: StoredPath | None = Field(
         None,
-        description="with --extend, YAML {synonyms: {predicate: [texts]}, inverses: {…}}: texts that say the same as a "
-        "known relation and are not proposed beside it, in addition to sgpipe/sources/data/equivalents.yaml; !text: no "
-        "longer by that table",
+        description="with --extend, YAML {synonyms: {predicate: [texts]}, inverses: {…}}: texts that say the same as "
+        "known relations, beside those of sgpipe/sources/data/equivalents.yaml; !text: no longer",
     )
     prior: StoredPath | None = Field(None, description="scene graphs (VG JSON) for `candidates: prior`")
     require_overlap: bool = Field(False, description="only pairs of overlapping boxes")

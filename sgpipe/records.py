@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow as pa
 
@@ -24,6 +24,7 @@ Scope = Literal["image", "box", "pair"]
 Status = Literal["ok", "error"]
 BoxOrigin = Literal["annotation", "detector", "grounded"]
 RelationOrigin = Literal["annotated", "person", "tagger", "clip", "vlm", "marks", "captions"]
+ORIGINS: tuple[RelationOrigin, ...] = get_args(RelationOrigin)
 # What a row can lack, and why.
 LEFT_OUT = {
     "boxes": "boxes beyond detect.max_boxes",

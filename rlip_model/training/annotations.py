@@ -35,12 +35,13 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class SceneRelation:
-    """One relation. confidence: from the R-Tagger; None for relations annotated by people."""
+    """One relation. confidence: from the R-Tagger; None for relations annotated by people. origin: who stated it."""
 
     subject_id: int
     object_id: int
     predicate: str
     confidence: float | None = None
+    origin: str = "annotated"
 
 
 @dataclass(frozen=True)

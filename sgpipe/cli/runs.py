@@ -291,6 +291,9 @@ def export(
     ] = None,
     calibration: cli.CalibrationFile = None,
     precision: cli.ExpectedPrecision = None,
+    origin: Annotated[
+        str | None, cli.option("Relations of these origins only, such as annotated,tagger. Default: all.")
+    ] = None,
     embed: Annotated[
         bool, cli.option("Store the images in the rows (hf, instructions) or tasks (label-studio).", "--embed")
     ] = False,
@@ -321,11 +324,13 @@ def export(
       sgpipe export coco-relations/ --to instructions --calibration calibration.json --precision 0.9 --out instructions/
     """
     from sgpipe.export.run import export_run
+    from sgpipe.records import ORIGINS
 
     written = export_run(
         run,
         to,
         out,
+        origins=ORIGINS if origin is None else origin.split(","),
         threshold=threshold,
         calibration=calibration,
         precision=precision,

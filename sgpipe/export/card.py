@@ -18,6 +18,7 @@ from sgpipe.evaluation.label_quality.comparison import LABELS, run_quality
 from sgpipe.export.rows import ExportRows
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.sources.annotated import to_single_line
+from sgpipe.stats.audit import origins_text
 from sgpipe.stats.measures import measure_database, use_probabilities
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
@@ -86,7 +87,8 @@ def _steps(identity: Mapping[str, Any]) -> Iterator[str]:
             kept = f"{exported.get('relations', 0):,} of {count(exported.get('of', 0), 'relation')}"
             yield f"Exported with {kept}: those of {measure} {threshold:g} or more{by}."
     elif "tag" in identity:
-        yield f"sgpipe {identity.get('sgpipe', '')} made the relations, with seed {identity.get('seed', 0)}."
+        made = "added relations to those known" if "known" in identity.get("pair", {}) else "made the relations"
+        yield f"sgpipe {identity.get('sgpipe', '')} {made}, with seed {identity.get('seed', 0)}."
         if parent := identity.get("parent"):
             yield f"Its first stages did not run: their columns are those of another run (`{parent}`)."
         words = identity.get("ground", {}).get("detector")
@@ -223,7 +225,7 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
 
 def exported_relations(rows: ExportRows) -> int:
     """How many relations an export has, once its files are written."""
-    lost = ("below the threshold", "that the format cannot hold")
+    lost = ("of other origins", "below the threshold", "that the format cannot hold")
     return totals(rows)["relations"] - sum(rows.left_out[f"relations {why}"] for why in lost)
 
 
@@ -243,6 +245,7 @@ def _common(rows: ExportRows) -> dict[str, Any]:
         "steps": origin.steps,
         "identities": [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True) for each in origin.identities],
         "left_out": list(_left_out(rows)),
+        "origins": origins_text(rows.census.origins),
     }
 
 

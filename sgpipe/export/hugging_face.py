@@ -20,7 +20,7 @@ from sgpipe.export.card import write_card
 from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_header, read_image
-from sgpipe.records import from_table
+from sgpipe.records import ORIGINS, from_table
 from sgpipe.sources.hugging_face import CLASSES, ORIGIN
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import DATA, IMAGE_COLUMN, SCORES, SOURCES, open_shard, with_images
@@ -118,11 +118,18 @@ def _tables(rows: ExportRows, shard: ShardEntry, images: ImagePlace | None, *, e
 
 
 def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
-    """The table without relations below the threshold and their scores."""
-    if not rows.threshold:
+    """The table without relations below the threshold or of other origins, and their scores."""
+    if not rows.threshold and len(rows.origins) == len(ORIGINS):
         return table
-    confident = [[rows.keeps(item["confidence"]) for item in row] for row in table["relations"].to_pylist()]
-    rows.left_out["relations below the threshold"] += sum(row.count(False) for row in confident)
+    relations = table["relations"].to_pylist()
+    own = [[item["origin"] in rows.origins for item in row] for row in relations]
+    confident = [
+        [is_own and rows.keeps(item["confidence"]) for item, is_own in zip(*each, strict=True)]
+        for each in zip(relations, own, strict=True)
+    ]
+    others = sum(row.count(False) for row in own)
+    rows.left_out["relations of other origins"] += others
+    rows.left_out["relations below the threshold"] += sum(row.count(False) for row in confident) - others
     for name in {"relations", *SCORES} & set(table.column_names):
         lists = table[name].to_pylist()
         kept = [[item for item, keep in zip(*pair, strict=True) if keep] for pair in zip(lists, confident, strict=True)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from sgpipe.calibration import load_calibration, stored
 from sgpipe.errors import UserError, add_filename
 from sgpipe.files.locations import Location, content_sha256
-from sgpipe.records import NO_OBJECT, SCHEMA, Record, Relation, from_table
+from sgpipe.records import NO_OBJECT, ORIGINS, SCHEMA, Record, Relation, from_table
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
 
@@ -34,9 +34,11 @@ class ExportRows:
         note: what the user is told: how to use the files.
     """
 
-    def __init__(self, root: Location, threshold: float, calibration: Location | None = None) -> None:
+    def __init__(
+        self, root: Location, threshold: float, calibration: Location | None = None, origins: Collection[str] = ORIGINS
+    ) -> None:
         """Raises UserError: the folder is not a run, or is an empty one, or the calibration is of another tagger."""
-        self.root = root
+        self.root, self.origins = root, origins
         self.threshold = stored(threshold)
         self.manifest = Manifest.load(root)
         self.left_out: Counter[str] = Counter()
@@ -62,6 +64,8 @@ class ExportRows:
         of = sum(shard.counts.get("relations", 0) for shard in self.manifest.shards)
         relations = self.census.predicates.total()
         exported: dict[str, Any] = {"threshold": self.threshold, "relations": relations, "of": of}
+        if len(self.origins) < len(ORIGINS):
+            exported["origins"] = sorted(self.origins)
         if self.calibration_file is not None:
             exported["calibration"] = content_sha256(self.calibration_file)
         return {"exported": exported}
@@ -100,13 +104,15 @@ class ExportRows:
 
     def relations(self, record: Record, indices: dict[int, int]) -> list[Relation]:
         """The relations to export, with new indices of their objects; those of other objects are left out."""
-        confident = [relation for relation in record.relations if self.keeps(relation.confidence)]
+        own = [relation for relation in record.relations if relation.origin in self.origins]
+        confident = [relation for relation in own if self.keeps(relation.confidence)]
         kept = [
-            Relation(indices[relation.subject], indices[relation.object], relation.predicate, relation.confidence)
+            replace(relation, subject=indices[relation.subject], object=indices[relation.object])
             for relation in confident
             if relation.subject in indices and relation.object in indices
         ]
-        self.left_out["relations below the threshold"] += len(record.relations) - len(confident)
+        self.left_out["relations of other origins"] += len(record.relations) - len(own)
+        self.left_out["relations below the threshold"] += len(own) - len(confident)
         self.left_out["relations that the format cannot hold"] += len(confident) - len(kept)
         return kept
 
@@ -116,7 +122,7 @@ class ExportRows:
         census = Census()
         for shard in self.manifest.shards:
             for table in iter_groups(self.root / shard.file, ("image_id", "objects", "relations", "status")):
-                census.add(table.filter(pc.equal(table["status"], "ok")), self.confidence)
+                census.add(table.filter(pc.equal(table["status"], "ok")), self.confidence, self.origins)
         return census
 
 
@@ -127,30 +133,35 @@ class Census:
     Attributes:
         categories: number of objects by (id, name) of their class.
         nothing: those of `categories` that stand for the missing object of a relation.
-        predicates: number of exported relations by predicate. `scored`: how many of them have a confidence.
+        predicates, origins: number of exported relations by predicate, and by origin. `scored`: with a confidence.
         numbered: whether all image ids are integers.
     """
 
     categories: Counter[tuple[int, str]] = field(default_factory=Counter)
     nothing: Counter[tuple[int, str]] = field(default_factory=Counter)
     predicates: Counter[str] = field(default_factory=Counter)
+    origins: Counter[str] = field(default_factory=Counter)
     scored: int = 0
     numbered: bool = True
 
-    def add(self, table: pa.Table, threshold: float) -> None:
+    def add(self, table: pa.Table, threshold: float, origins: Collection[str]) -> None:
         objects, relations = (pc.list_flatten(table[name].combine_chunks()) for name in ("objects", "relations"))
         classes = pa.table({name: pc.struct_field(objects, name) for name in ("category_id", "category")})
         for row in classes.group_by(["category_id", "category"]).aggregate([([], "count_all")]).to_pylist():
             self.categories[row["category_id"], row["category"]] += row["count_all"]
         for item in objects.filter(pc.equal(pc.struct_field(objects, "category"), NO_OBJECT)).to_pylist():
             self.nothing[item["category_id"], item["category"]] += not any(item["bbox"])
+        relations = relations.filter(
+            pc.is_in(pc.struct_field(relations, "origin"), pa.array(list(origins), pa.string()))
+        )
         confidences = pc.struct_field(relations, "confidence")
         predicates = pc.struct_field(relations, "predicate")
         confident = pc.greater_equal(confidences, pa.scalar(threshold, pa.float32()))
         self.scored += pc.sum(confident).as_py() or 0
-        predicates = predicates.filter(pc.fill_null(confident, True))
-        for row in pc.value_counts(predicates).to_pylist():
-            self.predicates[row["values"]] += row["counts"]
+        kept = pc.fill_null(confident, True)
+        for names, counts in ((predicates, self.predicates), (pc.struct_field(relations, "origin"), self.origins)):
+            for row in pc.value_counts(names.filter(kept)).to_pylist():
+                counts[row["values"]] += row["counts"]
         self.numbered &= all(isinstance(as_number(image_id), int) for image_id in table["image_id"].to_pylist())
 
 

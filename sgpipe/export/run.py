@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from sgpipe.export.label_studio import write_label_studio
 from sgpipe.export.rows import ExportRows
 from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.files.locations import Location, location
-from sgpipe.records import TRAINING_CONFIDENCE
+from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE
 from sgpipe.storage.outputs import check_output
 from sgpipe.utils.locking import only_process
 
@@ -85,6 +85,7 @@ def export_run(
     seed: int | None = None,
     parquet: bool = False,
     inside: bool = False,
+    origins: Collection[str] = ORIGINS,
 ) -> Exported:
     """Write the run in `root` to the new folder `out`.
 
@@ -96,6 +97,7 @@ def export_run(
         images_url: as for `write_label_studio` and `write_instructions`; only for these.
         coordinates, templates, seed, parquet: as for `Instructions`, `load_phrases` and `write_instructions`; only for
             instructions.
+        origins: of the relations to write; see `records.RelationOrigin`.
         inside: `out` may be in the run's own folder, as that of `sgpipe push`.
 
     Raises UserError: the folder is not a run, a shard cannot be read, or `out` exists; nothing is written.
@@ -121,6 +123,8 @@ def export_run(
         check_images(images)
     if threshold is not None:
         check_share("threshold", threshold)
+    if unknown := set(origins).difference(ORIGINS):
+        raise UserError(f"--origin {min(unknown)}: expected one or more of {','.join(ORIGINS)}")
     default = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE
     if to == INSTRUCTIONS and calibration is not None:
         default = LIKELY
@@ -128,7 +132,7 @@ def export_run(
         threshold = probability_for(calibration, precision, threshold)
         threshold = max(threshold, precision) if to == INSTRUCTIONS else threshold
     phrases = load_phrases(templates)
-    rows = ExportRows(location(root), threshold if threshold is not None else default, calibration)
+    rows = ExportRows(location(root), threshold if threshold is not None else default, calibration, origins)
     with new_folder(out if inside else check_output(out)) as folder:
         if to == HUGGING_FACE:
             write_hugging_face(rows, folder, images, embed=embed)

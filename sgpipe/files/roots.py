@@ -14,14 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError, os_error_reason
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
 from sgpipe.files.index import NAME, IndexReference, index_table
 from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath
-from sgpipe.files.parquet_images import ParquetImages, file_of, parse_row_name, row_name
+from sgpipe.files.parquet_images import ParquetImages, file_of, parse_row_name
 from sgpipe.utils.console import Progress
 
 ImageFile = Path | BinaryIO
@@ -208,31 +207,27 @@ class RunRoot(ImageRoot):
         path = Path(location)
         return not path.exists() and path.parent.name == "data" and (path.parents[1] / "manifest.jsonl").is_file()
 
-    def entries(self) -> Iterator[ImageEntry]:
-        return (ImageEntry(name, 0, "") for name in self._rows)
-
     def _has(self, file: str) -> bool:
         return file in self._rows
 
-    def _opened(self, name: str, most: int) -> ImageFile:
-        return super()._opened(self._rows.get(name, name), most)
-
-    def _read(self, name: str, most: int) -> Path:
-        raise FileNotFoundError(name)
+    def _read(self, name: str, most: int) -> bytes:
+        if name not in self._rows:
+            raise FileNotFoundError(name)
+        return self._images.read(*self._rows[name])
 
     @cached_property
-    def _rows(self) -> dict[str, str]:
-        """The names of `ParquetImages` by those of the images."""
-        path, rows = Path(self.location), dict[str, str]()
-        for file in sorted(path.parent.glob(f"{path.name}-[0-9]*.parquet")):
+    def _rows(self) -> dict[str, tuple[str, None, int]]:
+        """The shard and the row of each image."""
+        rows: dict[str, tuple[str, None, int]] = {}
+        for file in sorted(Path(self.location).parent.glob(f"{Path(self.location).name}-[0-9]*.parquet")):
             table = pq.ParquetFile(file).read(columns=["file_name", "image.path"])
-            there = pc.is_valid(table["image"]).to_pylist()
-            names = zip(table["file_name"].to_pylist(), there, strict=True)
-            rows |= {name: row_name(file.name, row) for row, (name, has_image) in enumerate(names) if has_image}
+            for row, (name, image) in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True)):
+                if image is not None:
+                    rows[name] = file.name, None, row
         return rows
 
     @cached_property
-    def _parquet(self) -> ParquetImages:  # type: ignore[override]
+    def _images(self) -> ParquetImages:
         return ParquetImages(Path(self.location).parent.joinpath)
 
 

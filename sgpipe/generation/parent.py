@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import DamagedError, Location, sizes
+from sgpipe.errors import UserError
+from sgpipe.files.locations import Location, sizes
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
@@ -21,7 +19,7 @@ from sgpipe.records import Record, from_table
 from sgpipe.sources.run import open_parent
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
 from sgpipe.storage.run_folder import RECIPE, RunFolder, ground_truth_of, kind_of
-from sgpipe.storage.shards import DATA, checked_content, read_file
+from sgpipe.storage.shards import DATA, damaged, read_checked
 from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences
 from sgpipe.utils.locking import temporary_folder
@@ -134,11 +132,6 @@ class Parent:
         for shard in self.manifest.shards:
             if found.get(Path(shard.file).name) != shard.bytes:
                 raise damaged(self.name, shard.file)
-
-
-def damaged(run: str, file: str) -> UserError:
-    """The error for a shard of a parent."""
-    return UserError(f"{file} of {run} is missing or damaged; the command that started {run} makes it again")
 
 
 @dataclass(frozen=True)
@@ -288,7 +281,7 @@ class ParentReader(UnitReader):
                 filled = [box for box in filled if box.origin == "grounded"]
             unknown = stage == "worker" and not filled
             if not row.ok and (stage in ("source", "load", *self.reused) or unknown):
-                record.status, record.error = row.status, row.error
+                record.status, record.error, record.relations = row.status, row.error, []
         return records
 
     @property
@@ -297,18 +290,9 @@ class ParentReader(UnitReader):
         return [*(["objects"] if "parse" in self.reused else []), *(_FILLS[stage] for stage in self.reused)]
 
     def _rows(self, unit: WorkUnit) -> Iterator[Record]:
+        columns = [*_EVERY_ROW, *dict.fromkeys(self._columns)]
         for shard in self.shards:
             start, stop = max(shard.start, unit.start), min(shard.stop, unit.stop)
             if shard.split == unit.split and start < stop:
-                yield from from_table(self._table(shard).slice(start - shard.start, stop - start))
-
-    def _table(self, shard: ShardEntry) -> pa.Table:
-        """The columns of a shard that are taken over, if every byte of it is as it was written."""
-        try:
-            content = checked_content(self.place, shard)
-        except StoreError:
-            raise
-        except (OSError, DamagedError):
-            raise damaged(self.parent, shard.file) from None
-        path = self.place / shard.file
-        return read_file(path, [*_EVERY_ROW, *dict.fromkeys(self._columns)], content and pa.BufferReader(content))
+                table = read_checked(self.place, shard, columns, self.parent)
+                yield from from_table(table.slice(start - shard.start, stop - start))

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import DamagedError, Location, location
+from sgpipe.errors import UserError
+from sgpipe.files.locations import Location, location
 from sgpipe.recipe import Recipe, SourceConfig, SplitConfig
 from sgpipe.records import SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.manifest import MANIFEST
 from sgpipe.storage.run_files import RunFiles
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import DATA, IMAGE_COLUMN, checked_content, read_file, relation_rows
+from sgpipe.storage.shards import DATA, IMAGE_COLUMN, read_checked, relation_rows
 from sgpipe.storage.source_index import write_index
 from sgpipe.utils.console import count
 from sgpipe.utils.hashing import fingerprint
@@ -57,7 +57,9 @@ def check_run(recipe: Recipe) -> None:
     shards = open_parent(recipe.source.run).manifest.shards
     if recipe.pair.restrict == "group":
         raise UserError("pair.restrict=group gives pairs the predicates of others, known or not: not with --extend")
-    needed = recipe.caption.captioner is None and recipe.pair.candidates != "prior" and not recipe.pair.known
+    pair, captioner = recipe.pair, recipe.caption.captioner
+    known = pair.known if recipe.tag.scores else 0
+    needed = captioner is None and pair.candidates in ("captions", "image") and not known
     if needed and not any(shard.counts.get("captions") for shard in shards):
         raise UserError(f"{recipe.source.run} has no captions: set caption.captioner (--captioner) or pair.known")
 
@@ -100,13 +102,7 @@ def index_run(source: SourceConfig, split: str, path: Path, meta: Mapping[str, A
 
     def tables() -> Iterator[pa.Table]:
         for shard in (shard for shard in files.manifest.shards if shard.split == split):
-            try:
-                content = checked_content(files.storage, shard)
-            except StoreError:
-                raise
-            except (OSError, DamagedError) as error:
-                raise UserError(f"{shard.file} of {source.run} is missing or damaged ({error})") from None
-            table = read_file(files.storage / shard.file, _COLUMNS, content and pa.BufferReader(content))
+            table = read_checked(files.storage, shard, _COLUMNS, source.run)
             confident = relation_rows(table, TRAINING_CONFIDENCE).group_by(list(_TRIPLET))
             for row in confident.aggregate([([], "count_all")]).to_pylist():
                 known[tuple(row[name] for name in _TRIPLET)] += row["count_all"]
@@ -122,14 +118,11 @@ def index_run(source: SourceConfig, split: str, path: Path, meta: Mapping[str, A
             yield table
 
     described = {"annotations": str(source.run), "captions": "", "problems": {}, "located": True, **meta}
-    write_index(
-        path,
-        tables(),
-        lambda: {
-            **described,
-            **stamp_run(source, split),
-            "categories": sorted(numbers),
-            "category_ids": [number for _, number in sorted(numbers.items())],
-            "known": [[*triplet, times] for triplet, times in sorted(known.items())],
-        },
-    )
+
+    def found() -> dict[str, Any]:
+        counts = [[*triplet, times] for triplet, times in sorted(known.items())]
+        ids = [number for _, number in sorted(numbers.items())]
+        stated = {"categories": sorted(numbers), "category_ids": ids, "known": counts}
+        return {**described, **stamp_run(source, split), **stated}
+
+    write_index(path, tables(), found)

@@ -36,7 +36,9 @@ def build_stages(
         from sgpipe.stages.ground import GroundStage
 
         stages.append(GroundStage(recipe, roots, classes, _synonyms(recipe, names)))
-    of_pair = (recipe.pair, _synonyms(recipe, names), names, known)
+    # Where nothing scores candidates, all of them become relations: no others then.
+    config = recipe.pair if recipe.tag.scores else recipe.pair.model_copy(update={"known": 0})
+    of_pair = (config, _synonyms(recipe, names), names, known)
     if recipe.pair.marks:
         from sgpipe.stages.marks import MarksStage
 
@@ -66,8 +68,7 @@ def with_classes(stages: Sequence[Stage], classes: Mapping[str, int]) -> list[St
 
 def _synonyms(recipe: Recipe, names: Iterable[str]) -> str:
     """The dataset whose synonyms are used: of a run, the one whose classes it has."""
-    is_objects365 = recipe.source.format == "objects365"
-    if recipe.source.format == "run":
-        coco, objects365 = (set(category_names(dataset).values()) for dataset in ("coco", "objects365"))
-        is_objects365 = not coco.issuperset(names) and objects365.issuperset(names)
-    return "objects365" if is_objects365 else "coco"
+    if recipe.source.format != "run":
+        return "objects365" if recipe.source.format == "objects365" else "coco"
+    datasets = ("coco", "objects365")
+    return next((name for name in datasets if set(category_names(name).values()).issuperset(names)), "coco")

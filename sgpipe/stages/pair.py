@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
-from itertools import chain, compress, groupby, product
+from itertools import compress, groupby, product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,7 +27,7 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Attribute, Box, Pair, Record, Triplet
-from sgpipe.sources.equivalents import Equivalents, load_equivalents
+from sgpipe.sources.equivalents import load_equivalents
 from sgpipe.sources.vocabulary import (
     Synonyms,
     category_names,
@@ -328,11 +328,7 @@ class PairStage(Stage):
     name = "pair"
 
     def __init__(
-        self,
-        config: PairConfig,
-        dataset: str,
-        categories: Iterable[str],
-        known: Iterable[TripletCount] | None = None,
+        self, config: PairConfig, dataset: str, categories: Iterable[str], known: Iterable[TripletCount] | None = None
     ) -> None:
         """
         Args:
@@ -360,8 +356,7 @@ class PairStage(Stage):
         self._extended: ExtendedRun | None = None
         if self._known is not None:
             kinds = HeadMatcher(synonyms, category_names(self._dataset).values())
-            equivalents = load_equivalents(self.config.equivalents)
-            self._extended = ExtendedRun(self._known, self._names, kinds, equivalents, self.config.known)
+            self._extended = ExtendedRun(self._known, self._names, kinds, self.config)
         self._prior: Prior = {}
         if self.config.candidates == "prior" and self.config.prior:
             self._prior = read_prior(self.config.prior, self._matcher, verbatim=self._verbatim)
@@ -425,22 +420,16 @@ class ExtendedRun:
     """
 
     def __init__(
-        self,
-        known: Iterable[TripletCount],
-        names: Iterable[str],
-        kinds: HeadMatcher,
-        equivalents: Equivalents,
-        most: int,
+        self, known: Iterable[TripletCount], names: Iterable[str], kinds: HeadMatcher, config: PairConfig
     ) -> None:
-        """`names`: its classes. kinds: matches names with the classes of the dataset. most: predicates of two kinds."""
-        self.equivalents, self._matcher = equivalents, kinds
+        """`known`: its triplets. names: its classes. kinds: matches them with the classes of the dataset."""
+        self.equivalents, self._matcher = load_equivalents(config.equivalents), kinds
         self._kinds = {name: next(iter(kinds.classes(name, "")), name) for name in names}
         counts = defaultdict[tuple[str, str], Counter[str]](Counter)
         for subject, predicate, object_, times in known:
             counts[self._kinds[subject], self._kinds[object_]][predicate] += times
-        self._frequent = {
-            pair: sorted(found, key=lambda text: (-found[text], text))[:most] for pair, found in counts.items()
-        }
+        most, texts = config.known, {pair: sorted(found) for pair, found in counts.items()}
+        self._frequent = {pair: sorted(own, key=lambda text: -counts[pair][text])[:most] for pair, own in texts.items()}
 
     def assign_kinds(self, triplets: Iterable[Triplet], present: Iterable[str]) -> None:
         """Set the categories that `assign_categories` left empty to the first class of the image of their kind."""
@@ -458,12 +447,9 @@ class ExtendedRun:
         kinds_of = {name: self._kinds.get(name, name) for name in present}  # a free noun is of its own kind
         pairs = {(s, o): (kinds_of[s], kinds_of[o]) for s, o in product(kinds_of, repeat=2)}
         meant: dict[tuple[str, str], dict[Any, str]] = {kinds: {} for kinds in pairs.values()}
-        for kinds, texts in chain(
-            ((each, self._frequent.get(each, ())) for each in meant),
-            ((pairs[pair], texts) for pair, texts in stated.items()),
-        ):
-            for text in texts:
-                meant[kinds].setdefault(self.equivalents.key(0, text, 1), text)
+        texts = [(each, text) for each in meant for text in self._frequent.get(each, ())]
+        for kinds, text in (*texts, *((pairs[pair], text) for pair, own in stated.items() for text in own)):
+            meant[kinds].setdefault(self.equivalents.key(0, text, 1), text)
         return {pair: list(meant[kinds].values()) for pair, kinds in pairs.items()}
 
 

@@ -5,7 +5,7 @@ Its findings answer in sentences what the run contains, how good it is, what to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +72,8 @@ def _content(measures: Measures) -> _Answers:
         else:
             text += f"; {level.relations:,} {of}, {where}" if level.relations else f"; none {of}"
         yield "plain", f"{text}."
+        if len(measures.origins) > 1:
+            yield "plain", f"{origins_text(measures.origins)}."
     else:
         yield "plain", "No relations."
     if totals["captions"]:
@@ -85,6 +87,11 @@ def _content(measures: Measures) -> _Answers:
         half = f"{count(tail.half, 'predicate accounts', 'predicates account')} for half of the relations"
         half = half if tail.kinds > 1 else "All relations have the same predicate"
         yield "plain", f"{half}; {share_text(measures.person_subject_share)} of the relations have a person as subject."
+
+
+def origins_text(origins: Mapping[str, int]) -> str:
+    """How many relations come from where."""
+    return f"Origin of the relations: {listed([f'{name} {number:,}' for name, number in origins.items()])}"
 
 
 def _name(name: str) -> str:

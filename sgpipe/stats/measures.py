@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -223,6 +223,7 @@ class Measures:
         triplet_kinds: number of distinct combinations.
         person_subject_share: share of the relations whose subject is a person.
         agreement: CLIP's agreement with the relations, if `sgpipe score` measured it. `opinion`: the second opinion.
+        origins: relations by where they come from, such as "annotated" and "tagger".
         assumed: why candidates are relations, if no model chose them; None: one did, or people annotated them.
         threshold_of: what thresholds are of: confidence, or by a calibration probability.
     """
@@ -249,6 +250,7 @@ class Measures:
     agreement: AgreementMeasures | None = None
     opinion: OpinionMeasures | None = None
     assumed: str | None = None
+    origins: dict[str, int] = field(default_factory=dict)
     threshold_of: str = "confidence"
 
     @property
@@ -346,6 +348,7 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         agreement=AgreementMeasures(*rows(_AGREEMENT)[0]) if database.scored else None,
         opinion=OpinionMeasures(*rows(_OPINION)[0]) if database.has_opinion else None,
         assumed=unscored_reason(run),
+        origins=_counts(database, "select origin, count(*) from relations group by 1"),
         threshold_of=database.measure,
     )
 

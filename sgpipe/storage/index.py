@@ -252,7 +252,7 @@ _FOR_MEASURES = (
 )
 _RELATIONS = """create or replace view relations as
     select image, number, subject, object, predicate, subject_category, object_category, confidence,
-        ({certainty})::float as certainty, agreement, swapped, rank, contrasts, opinion
+        ({certainty})::float as certainty, agreement, swapped, rank, contrasts, opinion, origin
     from (select *, if(annotated, null, certainty) as confidence from run.relations) raw"""
 _BY_CERTAINTY = (
     """create or replace table related_images as

@@ -45,6 +45,7 @@ FACETS = {
     "dataset": "dataset",
     "split": "split",
     "status": "status",
+    "origin": "origin",
 }
 HEAD = 4096  # triplets that the run has most often
 # Errors of DuckDB that come from a file or the disk; all others are bugs in a query.
@@ -66,7 +67,7 @@ _SCRATCH = f"""
     create table captions (image int, number int, caption varchar, scope varchar, boxes int[]);
     create table raw_relations (image int, number int, subject int, object int, predicate varchar,
         subject_category varchar, object_category varchar, confidence float, agreement double, swapped double,
-        rank int, contrasts int, opinion float);
+        rank int, contrasts int, opinion float, origin varchar);
 """
 
 # The view `rows` has the rows of some shards, with the number of each image.
@@ -89,7 +90,7 @@ _FROM_SHARDS = (
     from (select image, unnest(captions) as caption, unnest(range(len(captions))) as number from rows)""",
     """insert into raw_relations select image, number, relation.subject, relation.object, relation.predicate,
         objects[relation.subject + 1].category, objects[relation.object + 1].category, relation.confidence,
-        clip.score, clip.swapped, clip.rank, clip.contrasts, opinion
+        clip.score, clip.swapped, clip.rank, clip.contrasts, opinion, relation.origin
     from (select image, objects, unnest(relations) as relation, unnest(range(len(relations))) as number,
         unnest(agreement) as clip, unnest(opinion) as opinion from rows) where number is not null""",
 )
@@ -113,14 +114,15 @@ _FROM_EARLIER = (
     """insert into captions select m.image, e.* exclude (image, folded)
     from earlier.captions e join moved m on e.image = m.before""",
     """insert into raw_relations select m.image, number, subject, object, predicate, subject_category, object_category,
-        if(annotated, null, certainty), agreement, swapped, rank, contrasts, opinion
+        if(annotated, null, certainty), agreement, swapped, rank, contrasts, opinion, origin
     from earlier.relations e join moved m on e.image = m.before""",
 )
 
 _NAMES = (
     "create table run.shards as from shards order by shard",
     """create type run.name as enum (
-        select distinct name from (select unnest([dataset, split, status]) as name from raw_images) order by 1)""",
+        select distinct name from (select unnest([dataset, split, status]) as name from raw_images
+            union all select origin from raw_relations) order by 1)""",
     """create type run.category as enum (
         select distinct category from raw_objects where category is not null order by 1)""",
     """create type run.predicate as enum (
@@ -183,7 +185,7 @@ _TABLES = (
         if(annotated, {BINS}, greatest(least(floor(certainty * {BINS}), {BINS - 1}), 0))::utinyint as bin,
         r.agreement, swapped, rank, contrasts, opinion, triplet,
         ((lot::ubigint + 2654435761 * number::ubigint) % {LOTS})::uinteger as lot,
-        coalesce(f.flags, 0)::bigint as flags, dataset, split, status
+        coalesce(f.flags, 0)::bigint as flags, dataset, split, status, r.origin::run.name as origin
     from raw_relations r
     join run.triplets on triplets.subject_category is not distinct from r.subject_category::run.category
         and triplets.predicate is not distinct from r.predicate::run.predicate

@@ -173,6 +173,22 @@ def checked_content(root: Location, shard: ShardEntry) -> bytes | None:
     return read_twice(path, read)
 
 
+def read_checked(root: Location, shard: ShardEntry, columns: Sequence[str], run: object) -> pa.Table:
+    """One shard as a table, if every byte of it is as it was written. Raises UserError: it is missing or damaged."""
+    try:
+        content = checked_content(root, shard)
+    except StoreError:
+        raise
+    except (OSError, DamagedError):
+        raise damaged(run, shard.file) from None
+    return read_file(root / shard.file, columns, content and pa.BufferReader(content))
+
+
+def damaged(run: object, file: str) -> UserError:
+    """The error for a shard of a run that another one is made from."""
+    return UserError(f"{file} of {run} is missing or damaged; the command that started {run} makes it again")
+
+
 def iter_tables(root: str | Location, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield the shards of a run, by split and position, one in memory at a time."""
     manifest = Manifest.load(root)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from rlip_model.settings import Augmentation, LossWeights, MatchingCosts, Optimisation, Strategy
 from sgpipe.errors import UserError
 from sgpipe.recipe import Config, ImageLocation, SplitName, StoredPath
+from sgpipe.records import RelationOrigin
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import load, recipe_folder
 
@@ -71,6 +72,11 @@ class DataConfig(Config):
         le=1,
         description="minimum confidence of a relation, with a calibration: minimum probability; relations without "
         "confidence are always used",
+    )
+    origins: dict[RelationOrigin, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=dict,
+        description="weights of relations by origin, such as {annotated: 1, tagger: 0.5}: the share of the visits of "
+        "an image in which one is a label; of others: 1",
     )
     calibration: StoredPath | None = Field(
         None, description="file of `sgpipe calibrate` for the tagger that labelled the shards; null: none"

@@ -5,6 +5,7 @@ dog|cat * sofa           one of several names
 riding    umbrella       a predicate; a class at either end
 sit*                     all names that start like this
 -holding                 leave out
+origin:tagger            relations that the tagger added; -origin:annotated leaves out those of the annotations
 "a red umbrella"         images with a caption that contains this text, in any case
 'next to'                a name as it is, where it could be read otherwise
 """
@@ -21,6 +22,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
 from sgpipe.errors import UserError
+from sgpipe.records import ORIGINS
 from sgpipe.storage.health_rules import MARKS, Marked
 from sgpipe.storage.index import RunNames, name_form
 from sgpipe.utils.console import single_line
@@ -58,6 +60,7 @@ class Query:
         mentions: each is a list of patterns of which a relation must match one.
         without: a relation must match none of these patterns.
         captions: each must be in a caption of the image, in any case; `without_captions`: in none.
+        origins: a relation must have one of them; `without_origins`: none.
     """
 
     text: str = ""
@@ -66,6 +69,8 @@ class Query:
     without: tuple[Pattern, ...] = ()
     captions: tuple[str, ...] = ()
     without_captions: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    without_origins: tuple[str, ...] = ()
 
 
 def parse(text: str, vocabulary: RunNames) -> Query:
@@ -150,6 +155,13 @@ class _Parser:
         at += negated
         if self._tokens[at].kind == "caption":
             yield ("without_captions" if negated else "captions", (self._tokens[at].text,)), at + 1
+            return
+        field_, colon, origin = self._tokens[at].text.partition(":")
+        if colon and field_ == "origin" and self._tokens[at].kind == "word":
+            if origin not in ORIGINS:
+                place = self._tokens[at].position
+                raise QueryError(f"origin:{single_line(origin, 40)}: expected one of {', '.join(ORIGINS)}", place)
+            yield ("without_origins" if negated else "origins", (origin,)), at + 1
             return
         is_relation = False
         for subject, then in self._names(at, "class"):
@@ -292,6 +304,7 @@ FIELDS = {
     "split": "splits",
     "status": "statuses",
     "judged": "judged",
+    "origin": "origins",
 }
 _OF_RELATIONS = {"subjects": "subject_category", "predicates": "predicate", "objects": "object_category"}
 _OF_BOTH = {"datasets": "dataset", "splits": "split", "statuses": "status"}
@@ -321,6 +334,7 @@ class Filters:
     splits: tuple[str, ...] = ()
     statuses: tuple[str, ...] = ()
     judged: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
     queue: str | None = None
@@ -380,7 +394,11 @@ class Filters:
         asked for. Raises UserError: there is no such queue."""
         query = self.query
         of_relations = (query.patterns, query.mentions, query.without, self.subjects, self.predicates, self.objects)
-        if any(of_relations) or self.judged or (self.low, self.high) != (None, None):
+        if (
+            any((*of_relations, self.origins, query.origins, query.without_origins))
+            or self.judged
+            or (self.low, self.high) != (None, None)
+        ):
             return False
         if self.queue is not None:
             return queue_condition(self.queue)[0] == "images"
@@ -412,6 +430,9 @@ class Where:
             for bound, sign in ((filters.low, ">="), (filters.high, "<=")):
                 if bound is not None:
                     self.add(f"certainty {sign} ?::float", [bound])
+            for origins, named in ((filters.origins, "in"), (query.origins, "in"), (query.without_origins, "not in")):
+                if origins:
+                    self.add(f"origin {named} ({_marks(origins)})", origins)
             known = [state for state in filters.judged if state != "none"]
             clauses = [_JUDGED.format(f" and state in ({_marks(known)})")] if known else []
             clauses += [f"not {_JUDGED.format('')}"] if "none" in filters.judged else []

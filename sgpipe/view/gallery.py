@@ -24,6 +24,7 @@ _FACETS = {
     "split": "Split",
     "status": "Status",
     "judged": "Judged",
+    "origin": "Origin",
 }
 _ORDERS = {
     "confidence": "most confident",

@@ -178,6 +178,7 @@ _OF_RELATION = {
     "confidence": "if(annotated, null, certainty)",
     "agreement": "agreement",
     "opinion": "opinion",
+    "origin": "origin::varchar",
 }
 
 
@@ -222,6 +223,7 @@ class Hit:
     opinion: float | None = None
     times: int | None = None
     judged: str | None = None
+    origin: str | None = None
     subject_box: Box | None = None
     object_box: Box | None = None
     caption: str | None = None

@@ -131,11 +131,8 @@ class TaggerInput:
 
 
 def text_to_read(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what a tagger reads for a class: its name, unless its tokenizer lacks a word of that.
-
-    Then it is a class of COCO or Objects365 of which the name is a synonym, if its tokenizer knows that: small taggers
-    know only the words of their training.
-    """
+    """Return what a tagger reads for a class: its name or, if a small tokenizer lacks a word of it, a class of COCO or
+    Objects365 that it is a synonym of."""
     texts = (name, *(text for matcher in _matchers() for text in matcher.classes(name)))
     return next((text for text in texts if tokenizer.unk_token_id not in tokenizer(text)["input_ids"]), name)
 

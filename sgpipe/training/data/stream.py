@@ -228,7 +228,7 @@ def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
     )
     kept = {item.object_id for item in objects}
     relations = tuple(
-        SceneRelation(item["subject"], item["object"], item["predicate"], item["confidence"])
+        SceneRelation(item["subject"], item["object"], item["predicate"], item["confidence"], item["origin"])
         for item in values["relations"] or ()
         if item["subject"] in kept
         and item["object"] in kept
@@ -391,6 +391,10 @@ class StepStream:
     def _item(self, row: TrainingRow, rng: random.Random) -> TrainingItem:
         values, labels = row.values(), self.training_set.closed_labels
         graph = scene_graph(values, self.training_set.threshold)
+        weights: Mapping[Any, float] = self.data.origins if self.training else {}
+        if weights:
+            kept = [each for each in graph.relations if rng.random() < weights.get(each.origin, 1.0)]
+            graph = replace(graph, relations=tuple(kept))
         if labels is None:
             graph = replace(graph, relations=graph.relations[: self.most_relations])
         augment = self.data.augment if self.training else None

@@ -191,6 +191,7 @@ function facts(values, relation) {
     "dl",
     {},
     html("div", {}, html("dt", {}, "Confidence"), html("dd", { class: "number" }, confidence)),
+    relation.origin ? html("div", {}, html("dt", {}, "Origin"), html("dd", {}, relation.origin)) : "",
     agreement,
     opinion,
   );
@@ -278,7 +279,10 @@ function option(relation, values, { chosen, judged, mark = "" }) {
 export function showRelations(section, values, { relations, chosen, pinned, judged, all, showAll, unpin, choose }) {
   const of = pinned === null ? relations : relations.filter((r) => r.subject === pinned || r.object === pinned);
   const listed = all ? of : of.filter((relation, number) => number < LISTED || relation.key === chosen?.key);
-  const items = listed.map((relation) => option(relation, values, { chosen, judged }));
+  const several = new Set(values.relations.map((relation) => relation.origin)).size > 1;
+  const origin = ({ origin }) =>
+    several && origin ? html("span", { class: `chip origin ${origin}`, title: "Origin" }, origin) : "";
+  const items = listed.map((relation) => option(relation, values, { chosen, judged, mark: origin(relation) }));
   if (items.length && !items.some((item) => item.tabIndex === 0)) items[0].setAttribute("tabindex", 0);
   const missing = values.total - values.relations.length;
   const scrolled = section.querySelector(".options")?.scrollTop ?? 0;

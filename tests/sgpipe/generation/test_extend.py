@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from rich.console import Console
 
 from rlip_model.text import build_tokenizer
@@ -25,12 +27,18 @@ from sgpipe.sources.equivalents import load_equivalents
 from sgpipe.sources.miniworld import import_graphs
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.tag.stage import text_to_read
+from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import Judgement, JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import iter_records, write_shard
 from sgpipe.storage.verify import verify
+from sgpipe.training.data.scan import scan_training
+from sgpipe.training.data.stream import StepStream
+from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.console import Progress
+from sgpipe.view.filters import Filters, QueryError
+from sgpipe.view.search import facets, search
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
 from tests.sgpipe.cli.test_imports import FILES, TRIPLETS, invoke, options
 from tests.sgpipe.generation.in_process import RAN, without_ray
@@ -322,3 +330,63 @@ def test_a_tagger_reads_a_class_that_it_knows_in_place_of_words_that_it_does_not
     tokenizer = build_tokenizer(["person bicycle dining table cup dog chair bench horse kite car cat bird umbrella"])
     names = {"lady": "person", "red bike": "bicycle", "mug": "cup", "dog": "dog", "lamp post": "lamp post"}
     assert {name: text_to_read(name, tokenizer) for name in names} == names
+
+
+def counts(run: Path) -> Counter[str]:
+    return Counter(each.origin for row in rows(run) for each in row.relations)
+
+
+def test_origins_are_counted_and_exported(extended, world, tmp_path):
+    found = json.loads(invoke("stats", extended, "--json").stdout)
+    assert Counter(found["origins"]) == counts(extended)
+    assert set(counts(extended)) == {"annotated", "tagger"}
+    for form in ("hf", "vg"):
+        out = tmp_path / form
+        done = invoke("export", extended, "--to", form, "--origin", "annotated", "--out", out, "--threshold", "0")
+        assert done.exit_code == 0, done.output
+        assert f"left out: relations of other origins ({counts(extended)['tagger']})" in done.stdout
+        readme = (out / "README.md").read_text()
+        assert f"Origin of the relations: annotated {counts(extended)['annotated']}." in readme
+        assert "added relations to those known" in readme
+    assert invoke("import", "hf", "--annotations", tmp_path / "hf", "--images", world / "drawn" / IMAGES, "--out",
+                  tmp_path / "again").exit_code == 0  # fmt: skip
+    assert [row.relations for row in rows(tmp_path / "again")] == [row.relations for row in rows(world / "known")]
+    refused = invoke("export", extended, "--to", "vg", "--origin", "nobody", "--out", tmp_path / "x")
+    assert (refused.exit_code, "--origin nobody: expected one or more of annotated" in refused.stderr) == (2, True)
+
+
+def test_origins_are_searched(extended):
+    index = Index.open(extended)
+
+    def hits(text: str, **params: str) -> Counter[str]:
+        filters = Filters.from_params([("q", text), *params.items()], index.vocabulary)
+        page = search(index, filters, limit=1000)
+        return Counter(hit.origin for hit in page.hits)
+
+    assert hits("origin:tagger") == hits("-origin:annotated") == hits("", origin="tagger")
+    assert hits("") == counts(extended)
+    assert hits("origin:tagger") == {"tagger": counts(extended)["tagger"]}
+    assert hits("origin:tagger origin:annotated") == counts(extended)
+    found = facets(index, Filters.from_params([], index.vocabulary)).values["origin"]
+    assert {each.value: each.count for each in found} == counts(extended)
+    with pytest.raises(QueryError, match="origin:nobody: expected one of annotated"):
+        hits("origin:nobody")
+
+
+def test_relations_count_by_the_weight_of_their_origin_in_training(extended):
+    data = DataConfig.model_validate({"train": [{"shards": str(extended)}], "origins": {"tagger": 0.25}})
+    stream = StepStream(scan_training(data), data, batch=COUNT, seed=0, most_relations=100)
+
+    def labels(epochs: int) -> Counter[str]:
+        items = (item for epoch in range(epochs) for step in stream.epoch(epoch) for item in step.items)
+        return Counter(each.origin for item in items for each in item.graph.relations)
+
+    usable = Counter(
+        each.origin for row in rows(extended) for each in row.relations if (each.confidence or 1) >= data.threshold
+    )
+    seen = labels(200)
+    assert seen["annotated"] == 200 * usable["annotated"]
+    assert seen["tagger"] / (200 * usable["tagger"]) == pytest.approx(0.25, abs=0.06)
+    assert labels(3) == labels(3)
+    with pytest.raises(ValidationError):
+        DataConfig.model_validate({"origins": {"tagger": 1.5}})
