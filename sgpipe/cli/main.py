@@ -26,7 +26,7 @@ from sgpipe.cli.generate import generate, label, miniworld, parse, plan
 from sgpipe.cli.imports import app as import_app
 from sgpipe.cli.options import command
 from sgpipe.cli.predict import predict, score
-from sgpipe.cli.runs import calibrate, export, fetch, merge, push, stats, verify
+from sgpipe.cli.runs import calibrate, certify, export, fetch, merge, push, stats, verify
 from sgpipe.cli.train import convert, train
 from sgpipe.cli.view import correct, view
 from sgpipe.errors import DivergedError, EngineError, UserError, format_os_error, memory_limit
@@ -86,7 +86,7 @@ def _advice(ctx: typer.Context) -> str:
 app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 for _title, _functions in {
     _LABEL: (label, generate, plan, miniworld),
-    _INSPECT: (view, correct, stats, calibrate, score, verify),
+    _INSPECT: (view, correct, stats, calibrate, certify, score, verify),
     _EXCHANGE: (merge, export, push, fetch),
     _TRAIN: (train, predict),
     _TOOLS: (doctor, convert, parse),

@@ -115,6 +115,16 @@ def judged_file(run: Any, file: Path | None) -> Path | None:
     return file
 
 
+def certificate_of(run: Any) -> dict[str, Any]:
+    """Return the certificate of a run after computing it again. Raises UserError: there is none, or it is not valid."""
+    from sgpipe.stats.certify import check
+    from sgpipe.storage.judgements import CERTIFICATE
+    from sgpipe.storage.run_files import RunFiles
+
+    judgements = RunFiles(run).judgements
+    return check(run, judgements.parent / CERTIFICATE, judgements)
+
+
 def say(message: str) -> None:
     """Print a line beside the progress, which --quiet suppresses."""
     console.progress().print(message, soft_wrap=True)
@@ -141,6 +151,10 @@ CalibrationFile = Annotated[
 ExpectedPrecision = Annotated[
     float | None,
     option("With --calibration: keep the relations with this precision (95% confidence), such as 0.9.", min=0, max=1),
+]
+Certified = Annotated[
+    bool,
+    option("Keep the relations of the certificate that `sgpipe certify` wrote into the run.", "--certified"),
 ]
 JudgedFile = Annotated[
     Path | None, option(f"File of judgements of `sgpipe view`; {_OWN}: that of the run.", "--judgements")

@@ -1,4 +1,4 @@
-"""Commands on existing runs: `sgpipe stats`, `calibrate`, `verify`, `fetch`, `merge`, `export` and `push`."""
+"""Commands on existing runs: `sgpipe stats`, `calibrate`, `certify`, `verify`, `fetch`, `merge`, `export`, `push`."""
 
 from __future__ import annotations
 
@@ -154,6 +154,66 @@ def calibrate(
         console.output().print(f"wrote {out}; use it with --calibration {out}", soft_wrap=True)
 
 
+def certify(
+    run: cli.StoredRun,
+    precision: Annotated[float, cli.option("The precision to certify, such as 0.95.", min=0, max=1)],
+    confidence: Annotated[float, cli.option("How sure the certificate is.", min=0, max=1)] = 0.95,
+    by: Annotated[
+        Literal["predicate"] | None, cli.option("predicate: certify each by itself, each with this confidence.")
+    ] = None,
+    threshold: Annotated[
+        float | None, cli.option("Certify the relations with this confidence. Default: as many as possible.")
+    ] = None,
+    prediction: Annotated[
+        Literal["opinion", "agreement", "confidence", "none"] | None,
+        cli.option(
+            "What predicts wrong relations, which saves answers: opinion, agreement (columns of `sgpipe score`), "
+            "confidence or none. Default: the first that the run has."
+        ),
+    ] = None,
+    judgements: cli.JudgedFile = None,
+    out: Annotated[Path | None, cli.writes_file("File for the certificate. Default: certificate.json in RUN.")] = None,
+    json_: cli.Json = False,
+) -> None:
+    """Certify the precision of a run's relations from people's answers.
+
+    The first call makes a plan of questions. Answer them in `sgpipe view`, which
+    shows how many are left, and call it again at any time: looking costs nothing.
+    Exit code 1: not reached yet.
+
+    Examples:
+
+      sgpipe certify coco-relations/ --precision 0.95
+      sgpipe export coco-relations/ --to hf --certified --out for-the-hub/
+    """
+    from sgpipe.stats.certify import continue_plan, save
+    from sgpipe.storage.judgements import CERTIFICATE
+    from sgpipe.storage.run_files import RunFiles
+
+    own = RunFiles(run).judgements
+    certificate, groups, unanswered = continue_plan(
+        run,
+        cli.judged_file(run, judgements) or own,
+        precision=precision,
+        confidence=confidence,
+        by=by,
+        threshold=threshold,
+        prediction=prediction,
+    )
+    reached = bool(certificate["sets"])
+    if reached:
+        save(out or own.parent / CERTIFICATE, certificate)
+    if json_:
+        print(console.json_text({"certificate": certificate, "groups": groups, "open": unanswered}, 2))
+    else:
+        for line in (line for group in groups for line in group["lines"]):
+            console.output().print(line, soft_wrap=True)
+        if unanswered:
+            cli.say(f"{count(unanswered, 'open question')}: answer them in `sgpipe view {run}`, on the page Judge")
+    if not reached:
+        raise typer.Exit(console.EXIT_FAILED)
+
+
 def verify(
     run: cli.StoredRun,
     repair: Annotated[
@@ -170,10 +230,19 @@ def verify(
       sgpipe verify coco-relations/
       sgpipe verify coco-relations/ --repair
     """
+    from sgpipe.storage.judgements import CERTIFICATE
+    from sgpipe.storage.run_files import RunFiles
+    from sgpipe.storage.verify import Problem
     from sgpipe.storage.verify import verify as check
 
     with console.Progress(console.progress()).images(None, "verifying") as advance:
         verification = check(run, repair=repair, advance=advance)
+    certificate = RunFiles(run).judgements.with_name(CERTIFICATE)
+    if certificate.is_file() and not verification.problems:
+        try:
+            cli.certificate_of(run)
+        except UserError as error:
+            verification.problems.append(Problem(CERTIFICATE, str(error)))
     if json_:
         print(json.dumps(verification.as_json(), indent=2))
     else:
@@ -294,6 +363,7 @@ def export(
     origin: Annotated[
         str | None, cli.option("Relations of these origins only, such as annotated,tagger. Default: all.")
     ] = None,
+    certified: cli.Certified = False,
     embed: Annotated[
         bool, cli.option("Store the images in the rows (hf, instructions) or tasks (label-studio).", "--embed")
     ] = False,
@@ -334,6 +404,7 @@ def export(
         threshold=threshold,
         calibration=calibration,
         precision=precision,
+        certificate=cli.certificate_of(run) if certified else None,
         images=images,
         images_url=images_url,
         embed=embed,
@@ -364,6 +435,7 @@ def push(
     ] = None,
     calibration: cli.CalibrationFile = None,
     precision: cli.ExpectedPrecision = None,
+    certified: cli.Certified = False,
     embed: Annotated[bool, cli.option("Store the images in the rows.", "--embed")] = False,
     images: cli.MovedImages = None,
     json_: cli.Json = False,
@@ -388,6 +460,7 @@ def push(
         threshold=threshold,
         calibration=calibration,
         precision=precision,
+        certificate=cli.certificate_of(run) if certified else None,
         embed=embed,
         images=images,
     )

@@ -33,13 +33,17 @@ class ShardsOptions:
     images: cli.MovedImages = None
     calibration: cli.CalibrationFile = None
     precision: cli.ExpectedPrecision = None
+    certified: cli.Certified = False
 
     def applied_to(self, data: DataConfig, limit: int | None) -> DataConfig:
-        """Return the settings of the data with these. Raises UserError: a weight is not a number."""
+        """Return the settings of the data with these.
+
+        Raises UserError: a weight is not a number, or there is no certificate of one set for all shards.
+        """
         from sgpipe.training.recipe import shards_options
         from sgpipe.utils.config_file import changed
 
-        return changed(
+        settings = changed(
             data,
             train=shards_options(self.data, self.images) if self.data else None,
             val=shards_options(self.val, self.images) if self.val else None,
@@ -47,6 +51,16 @@ class ShardsOptions:
             precision=self.precision,
             limit=limit,
         )
+        if not self.certified:
+            return settings
+        sets = [each for part in settings.train for each in cli.certificate_of(part.shards)["sets"]]
+        kept = {(each["predicate"], each["threshold"]) for each in sets}
+        if len(kept) != 1 or sets[0]["predicate"] is not None or settings.calibration is not None:
+            raise UserError(
+                "--certified needs one threshold for all of --data: no certificates by predicate or of several "
+                "thresholds, and no --calibration"
+            )
+        return changed(settings, threshold=sets[0]["threshold"])
 
 
 def train(

@@ -86,6 +86,8 @@ def _steps(identity: Mapping[str, Any]) -> Iterator[str]:
             measure, by = ("probability", f", by calibration `{sha256[:16]}`") if sha256 else ("confidence", "")
             kept = f"{exported.get('relations', 0):,} of {count(exported.get('of', 0), 'relation')}"
             yield f"Exported with {kept}: those of {measure} {threshold:g} or more{by}."
+        if certificate := exported.get("certificate"):
+            yield certified_text(certificate)
     elif "tag" in identity:
         made = "added relations to those known" if "known" in identity.get("pair", {}) else "made the relations"
         yield f"sgpipe {identity.get('sgpipe', '')} {made}, with seed {identity.get('seed', 0)}."
@@ -96,6 +98,16 @@ def _steps(identity: Mapping[str, Any]) -> Iterator[str]:
         yield f"Captions: {_captions(identity)}."
         yield f"Candidate relations: {_candidates(identity)}."
         yield f"Relations: {_relations(identity['tag'])}. {_UNREVIEWED}"
+
+
+def certified_text(certificate: Mapping[str, Any]) -> str:
+    """Return what a certificate promises, and its limits, in a sentence."""
+    which = "of each predicate" if certificate["by"] else "of these relations"
+    return (
+        f"People's answers to a random sample certify a precision {which} of at least {certificate['precision']:g} "
+        f"(confidence {certificate['confidence']:g}{', of each by itself' if certificate['by'] else ''}; of relations "
+        "between two boxes, as these people see them; how many relations are missing was not measured)."
+    )
 
 
 def _boxes(identity: Mapping[str, Any]) -> str:
@@ -242,7 +254,7 @@ def _common(rows: ExportRows) -> dict[str, Any]:
         "name": rows.manifest.run.get("name", "sgpipe"),
         "version": __version__,
         "generated": origin.generated,
-        "steps": origin.steps,
+        "steps": [*origin.steps, *([certified_text(rows.certificate)] if rows.certificate else [])],
         "identities": [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True) for each in origin.identities],
         "left_out": list(_left_out(rows)),
         "origins": origins_text(rows.census.origins),
@@ -252,7 +264,9 @@ def _common(rows: ExportRows) -> dict[str, Any]:
 def _left_out(rows: ExportRows) -> Iterator[str]:
     """One sentence for each reason why something is missing."""
     before = totals(rows)
-    if rows.threshold:
+    if rows.certificate is not None and (below := rows.left_out["relations below the threshold"]):
+        yield f"What is not certified: {below:,} of {count(before['relations'], 'relation')} of the run."
+    elif rows.threshold:
         below = rows.left_out["relations below the threshold"]
         yield (
             f"Relations of {rows.measure} below {rows.threshold:g} (`--threshold`): {below:,} of "

@@ -119,12 +119,12 @@ def _tables(rows: ExportRows, shard: ShardEntry, images: ImagePlace | None, *, e
 
 def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
     """The table without relations below the threshold or of other origins, and their scores."""
-    if not rows.threshold and len(rows.origins) == len(ORIGINS):
+    if not rows.threshold and rows.certificate is None and len(rows.origins) == len(ORIGINS):
         return table
     relations = table["relations"].to_pylist()
     own = [[item["origin"] in rows.origins for item in row] for row in relations]
     confident = [
-        [is_own and rows.keeps(item["confidence"]) for item, is_own in zip(*each, strict=True)]
+        [is_own and rows.keeps(item["predicate"], item["confidence"]) for item, is_own in zip(*each, strict=True)]
         for each in zip(relations, own, strict=True)
     ]
     others = sum(row.count(False) for row in own)

@@ -157,7 +157,7 @@ class Instructions:
         facts = Facts(names, {}, {}, {}, dict(sorted(counted.items())))
         for key, probability in known.items():
             if key[0] != key[2] and all(facts.classes(key)) and self._english.predicate(key[1]):
-                is_held = key in scored and self._rows.keeps(scored[key])
+                is_held = key in scored and self._rows.keeps(key[1], scored[key])
                 part = facts.held if is_held else facts.denied if probability <= _IMPROBABLE else facts.unclear
                 part[key] = probability
         return facts
@@ -423,7 +423,7 @@ def write_instructions(
         root = None if embed or images_url is not None else rows.manifest.image_root(split, images)
         counts = defaultdict[Stratum, Counter[str]](Counter)
         for record in rows.records(split, *_COLUMNS):
-            kept = sum(rows.keeps(relation.confidence) for relation in record.relations)
+            kept = sum(rows.keeps(relation.predicate, relation.confidence) for relation in record.relations)
             rows.left_out["relations below the threshold"] += len(record.relations) - kept
             for item in asked.items(record):
                 counts[item.stratum][item.answer] += 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,12 @@ class ExportRows:
     """
 
     def __init__(
-        self, root: Location, threshold: float, calibration: Location | None = None, origins: Collection[str] = ORIGINS
+        self,
+        root: Location,
+        threshold: float,
+        calibration: Location | None = None,
+        certificate: Mapping[str, Any] | None = None,
+        origins: Collection[str] = ORIGINS,
     ) -> None:
         """Raises UserError: the folder is not a run, or is an empty one, or the calibration is of another tagger."""
         self.root, self.origins = root, origins
@@ -47,7 +53,11 @@ class ExportRows:
         self.calibration = None if calibration is None else load_calibration(calibration)
         self.calibration_file = calibration
         self.note: str | None = None
+        self.certificate = certificate
         self.confidence = self.threshold if self.calibration is None else self.calibration.threshold(threshold)
+        self.least: dict[str | None, float] = {None: self.confidence}  # confidence by predicate; None: of all
+        if certificate is not None:
+            self.least = {each["predicate"]: stored(each["threshold"]) for each in certificate["sets"]}
         groups = (group for s in self.manifest.shards for group in iter_groups(root / s.file, ("relations",)))
         scores = (pc.struct_field(pc.list_flatten(group["relations"]), "confidence") for group in groups)
         if self.calibration is not None and any(score.null_count < len(score) for score in scores):
@@ -66,6 +76,8 @@ class ExportRows:
         exported: dict[str, Any] = {"threshold": self.threshold, "relations": relations, "of": of}
         if len(self.origins) < len(ORIGINS):
             exported["origins"] = sorted(self.origins)
+        if self.certificate is not None:
+            exported["certificate"] = {name: self.certificate[name] for name in ("precision", "confidence", "by")}
         if self.calibration_file is not None:
             exported["calibration"] = content_sha256(self.calibration_file)
         return {"exported": exported}
@@ -92,9 +104,13 @@ class ExportRows:
                 records = from_table(table.drop_columns(IMAGE_COLUMN) if IMAGE_COLUMN in present else table)
                 yield from (pair for pair in zip(records, contents, strict=True) if pair[0].ok)
 
-    def keeps(self, confidence: float | None) -> bool:
-        """Whether a relation is exported; human annotations, which have no confidence, always are."""
-        return confidence is None or confidence >= self.confidence
+    def keeps(self, predicate: str, confidence: float | None) -> bool:
+        """Whether a relation is exported; human annotations, which have no confidence, are.
+
+        With a certificate by predicate, those of other predicates are not.
+        """
+        least = self.least.get(predicate, self.least.get(None))
+        return least is not None and (confidence is None or confidence >= least)
 
     def renumber(self, record: Record, usable: Sequence[bool]) -> dict[int, int]:
         """New indices of the usable objects by their index in the record; the others are left out."""
@@ -105,7 +121,7 @@ class ExportRows:
     def relations(self, record: Record, indices: dict[int, int]) -> list[Relation]:
         """The relations to export, with new indices of their objects; those of other objects are left out."""
         own = [relation for relation in record.relations if relation.origin in self.origins]
-        confident = [relation for relation in own if self.keeps(relation.confidence)]
+        confident = [relation for relation in own if self.keeps(relation.predicate, relation.confidence)]
         kept = [
             replace(relation, subject=indices[relation.subject], object=indices[relation.object])
             for relation in confident
@@ -122,7 +138,7 @@ class ExportRows:
         census = Census()
         for shard in self.manifest.shards:
             for table in iter_groups(self.root / shard.file, ("image_id", "objects", "relations", "status")):
-                census.add(table.filter(pc.equal(table["status"], "ok")), self.confidence, self.origins)
+                census.add(table.filter(pc.equal(table["status"], "ok")), self.least, self.origins)
         return census
 
 
@@ -144,7 +160,7 @@ class Census:
     scored: int = 0
     numbered: bool = True
 
-    def add(self, table: pa.Table, threshold: float, origins: Collection[str]) -> None:
+    def add(self, table: pa.Table, least: Mapping[str | None, float], origins: Collection[str]) -> None:
         objects, relations = (pc.list_flatten(table[name].combine_chunks()) for name in ("objects", "relations"))
         classes = pa.table({name: pc.struct_field(objects, name) for name in ("category_id", "category")})
         for row in classes.group_by(["category_id", "category"]).aggregate([([], "count_all")]).to_pylist():
@@ -156,7 +172,11 @@ class Census:
         )
         confidences = pc.struct_field(relations, "confidence")
         predicates = pc.struct_field(relations, "predicate")
-        confident = pc.greater_equal(confidences, pa.scalar(threshold, pa.float32()))
+        if None in least:
+            confident = pc.greater_equal(confidences, pa.scalar(least[None], pa.float32()))
+        else:
+            own = pa.array([least.get(name, math.inf) for name in predicates.to_pylist()], pa.float32())
+            confident = pc.and_kleene(pc.greater_equal(confidences, own), pc.is_finite(own))
         self.scored += pc.sum(confident).as_py() or 0
         kept = pc.fill_null(confident, True)
         for names, counts in ((predicates, self.predicates), (pc.struct_field(relations, "origin"), self.origins)):

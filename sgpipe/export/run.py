@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,7 @@ def export_run(
     threshold: float | None = None,
     calibration: Location | None = None,
     precision: float | None = None,
+    certificate: Mapping[str, Any] | None = None,
     images: ImagePlace | None = None,
     images_url: str | None = None,
     embed: bool = False,
@@ -93,6 +94,7 @@ def export_run(
         threshold: minimum confidence of relations; by default 0 for the hub, and that of training for other formats.
         calibration: with this file of `sgpipe calibrate`, the threshold is a probability; or instead of it `precision`
             is the expected one.
+        certificate: of the run, as `sgpipe.stats.certify.check` returns it; it decides what is kept.
         images, embed: as for `write_hugging_face`, `write_label_studio` and `write_instructions`; only for these.
         images_url: as for `write_label_studio` and `write_instructions`; only for these.
         coordinates, templates, seed, parquet: as for `Instructions`, `load_phrases` and `write_instructions`; only for
@@ -131,8 +133,15 @@ def export_run(
     if precision is not None:
         threshold = probability_for(calibration, precision, threshold)
         threshold = max(threshold, precision) if to == INSTRUCTIONS else threshold
+    if certificate is not None:
+        if threshold is not None or calibration is not None or len(set(origins)) < len(ORIGINS):
+            raise UserError(
+                "--certified chooses the relations: leave out --threshold, --calibration, --precision and --origin"
+            )
+        threshold = min(each["threshold"] for each in certificate["sets"])
     phrases = load_phrases(templates)
-    rows = ExportRows(location(root), threshold if threshold is not None else default, calibration, origins)
+    least = threshold if threshold is not None else default
+    rows = ExportRows(location(root), least, calibration, certificate, origins)
     with new_folder(out if inside else check_output(out)) as folder:
         if to == HUGGING_FACE:
             write_hugging_face(rows, folder, images, embed=embed)

@@ -250,12 +250,12 @@ def _open_log(database: Database, file: Path) -> JudgementLog:
 
 def _summarise(log: JudgementLog) -> tuple[JudgementSummary, SamplingPlan | None]:
     """What the file contains, and the plan whose precision is that of the run."""
-    progress = {name: measure_plan(plan, log) for name, plan in log.plans.items()}
+    progress = {name: measure_plan(plan, log) for name, plan in log.plans.items() if not plan.certificate}
     judged = [plan for plan in log.plans.values() if plan.is_of_run and progress[plan.plan].precision.judged]
     best = max(judged, key=lambda plan: progress[plan.plan].precision.judged, default=None)
     plans = [
         PlanSummary(plan.plan, plan.kind, plan.search, found.precision, found.unsure, found.open)
-        for plan, found in zip(log.plans.values(), progress.values(), strict=True)
+        for plan, found in ((log.plans[name], found) for name, found in progress.items())
     ]
     states = list(log.current())
     asked = {key for plan in log.plans for key in log.judged(plan)}

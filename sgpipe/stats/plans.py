@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ _OTHERS = "other predicates"
 _PER_PREDICATE, _MOST_PREDICATES = 10, 50
 _HASHES = 2**64
 _GRID = 20
+_NEAR = 4  # questions of a certificate that are asked in any order
 
 # In each stratum the relations of the lowest hashes. `bound` leaves out most of the others before they are sorted.
 _SAMPLE = """
@@ -265,14 +266,32 @@ def _is_narrow(estimate: StratifiedEstimate) -> bool:
 def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQuestion | None:
     """Return a question that nobody has judged; None: there is none left.
 
-    Each person gets them in another random order, so that several seldom judge the same one. What this person skipped
-    comes last, the latest at the very end.
+    Each person gets them in another random order, so that several seldom judge the same one; those of a certificate
+    nearly in the order of the plan, as an open one counts as wrong. What this person skipped comes last, the latest at
+    the very end.
     """
     asked, skipped = log.judged(plan.plan), log.skipped(plan.plan, by)
-    left = [question for question in plan.questions if question.key not in asked]
+    if plan.certificate:
+        images = dict.fromkeys((question.split, question.image_id) for question in plan.questions)
+        asked = {state.key for image in images for state in log.state(*image)}
+    left = [pair for pair in enumerate(plan.questions) if pair[1].key not in asked]
 
-    def order(question: PlannedQuestion) -> tuple[int, str]:
-        text = "\0".join(map(str, (by, *question.key)))
-        return skipped.get(question.key, -1), hashlib.sha256(text.encode()).hexdigest()
+    def order(pair: tuple[int, PlannedQuestion]) -> tuple[int, int, str]:
+        text = "\0".join(map(str, (by, *pair[1].key)))
+        block = pair[0] // _NEAR if plan.certificate else 0
+        return skipped.get(pair[1].key, -1), block, hashlib.sha256(text.encode()).hexdigest()
 
-    return min(left, key=order, default=None)
+    return min(left, key=order)[1] if left else None
+
+
+def agreement(states: Iterable[RelationState]) -> tuple[float | None, int]:
+    """Return how far people agree on whether relations are right, and on how many relations two or more are sure.
+
+    The first is Krippendorff's alpha: 1 if they always agree, 0 if as by chance; None: all said the same, or too few.
+    """
+    several = [[state.key in each for each in state.outcomes] for state in states if len(state.outcomes) > 1]
+    said = Counter(answer for answers in several for answer in answers)
+    total = said.total()
+    differing = sum(2 * sum(each) * (len(each) - sum(each)) / (len(each) - 1) for each in several)
+    expected = 2 * said[True] * said[False] / max(total - 1, 1)
+    return (1 - differing / expected if expected else None), len(several)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import threading
 from collections import Counter, defaultdict
@@ -29,7 +30,7 @@ from sgpipe.utils.console import count
 
 MOST_QUESTIONS = 10_000  # of a plan, which is one line
 Verdict = Literal["right", "wrong", "unsure", "skip"]
-Kind = Literal["bands", "predicates", "search"]
+Kind = Literal["bands", "predicates", "search", "certificate"]
 _Id = Annotated[str, StringConstraints(pattern=r"^[\w.:-]{1,64}$")]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 _Text = Annotated[str, StringConstraints(max_length=1000)]
@@ -134,6 +135,7 @@ class PlanStratum(_Strict):
         relations: how many there are. sampled: how many of them are asked about, at random.
         start, stop: of a band of confidence; both None: relations without one.
         predicate: of a plan by predicates; None: all that have no stratum of their own.
+        level, scores, weight: of a cell of a certificate's round, as `sgpipe.stats.certificates.Round` has them.
     """
 
     name: str
@@ -142,6 +144,51 @@ class PlanStratum(_Strict):
     start: float | None = None
     stop: float | None = None
     predicate: str | None = None
+    level: Annotated[int, Field(ge=0)] | None = None
+    scores: list[float] | None = None
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class CertifiedGroup(_Strict):
+    """The relations of a predicate, or all (None), in a round of a certificate.
+
+    Attributes:
+        thresholds, relations: minimum confidence and number of relations of each nested set, the strictest first.
+        start, capital: as `sgpipe.stats.certificates.Round` has them. odds: log odds of errors at scores of 0; slopes.
+    """
+
+    predicate: str | None
+    thresholds: Annotated[list[float], Field(min_length=1)]
+    relations: list[int]
+    odds: list[float]
+    start: int | None
+    capital: Annotated[float, Field(ge=0, le=1)]
+
+
+class CertificateSettings(_Strict):
+    """What is to be certified: the precision of relations with at least the threshold, with a confidence.
+
+    `by` predicate: of each predicate by itself. `prediction`: the column that predicts which relations are wrong.
+    """
+
+    precision: Annotated[float, Field(gt=0, le=1)]
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    by: Literal["predicate"] | None = None
+    threshold: _Confidence | None = None
+    prediction: Literal["opinion", "agreement", "confidence", "none"] = "confidence"
+
+    @property
+    def id(self) -> str:
+        """The name of the plan, which all of its rounds begin with."""
+        return "certificate-" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+class CertificateRound(_Strict):
+    """A round of questions of a certificate's plan, numbered from 0."""
+
+    settings: CertificateSettings
+    number: Annotated[int, Field(ge=0)]
+    groups: list[CertifiedGroup]
 
 
 class PlannedQuestion(NamedTuple):
@@ -167,7 +214,8 @@ class SamplingPlan(_Strict):
 
     Attributes:
         plan: the id of the plan, made by the server.
-        kind: by bands of confidence or by predicates of the whole run, or by bands of the relations of a search.
+        kind: by bands of confidence or by predicates of the whole run, by bands of the relations of a search, or one
+            round of a certificate.
         search: the parameters of the search, as in its URL.
     """
 
@@ -180,6 +228,7 @@ class SamplingPlan(_Strict):
     search: Annotated[str, StringConstraints(max_length=10_000)] | None = None
     strata: list[PlanStratum]
     questions: Annotated[list[PlannedQuestion], Field(max_length=MOST_QUESTIONS)]
+    certificate: CertificateRound | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> SamplingPlan:
@@ -187,6 +236,8 @@ class SamplingPlan(_Strict):
         sampled = {number: stratum.sampled for number, stratum in enumerate(self.strata) if stratum.sampled}
         if asked != sampled or any(stratum.sampled > stratum.relations for stratum in self.strata):
             raise ValueError("the questions are not those that the strata say")
+        if (self.kind == "certificate") != (self.certificate is not None):
+            raise ValueError("a round of a certificate, and no other plan, has a certificate")
         return self
 
     @property
@@ -201,7 +252,7 @@ class SamplingPlan(_Strict):
     @property
     def is_of_run(self) -> bool:
         """Whether it is a sample of the whole run."""
-        return self.kind != "search"
+        return self.kind in ("bands", "predicates")
 
 
 Line = Judgement | SamplingPlan
@@ -295,6 +346,7 @@ class RelationState(NamedTuple):
 
 
 JUDGEMENTS = "judgements.jsonl"
+CERTIFICATE = "certificate.json"  # beside it
 _PROBLEMS_NAMED = 20
 _COMPARED = 2048  # bytes, by which a file that others have changed is recognised
 

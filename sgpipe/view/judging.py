@@ -5,6 +5,8 @@
 - `GET /api/judgements?split=&image_id=`: `{"relations": [RelationState.as_json(), …], "problems": […]}` of an image.
 - `POST /api/plans` draws a sample: `{"id", "kind", "count", "seed", "search"}`, all but `kind` optional.
 - `GET /api/plans/{plan}?by=`: precision, how many more judgements until ±3%, and the next open `question`, or null.
+- Plans of kind `certificate` take `precision` and `by_predicate`, and tell how far their `groups` are. Whoever answers
+  the last open question makes the next round.
 - `GET /judge`: the page of plans. `GET /judge/{plan}?by=` leads to the image page of the plan's next open question.
 """
 
@@ -24,7 +26,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from sgpipe.stats.plans import MARGIN, count_states, draw, judgements_needed, measure_plan, next_question
+from sgpipe.stats.certify import extend, measure, rounds_of, settings_for
+from sgpipe.stats.plans import MARGIN, agreement, count_states, draw, judgements_needed, measure_plan, next_question
 from sgpipe.storage.index import read_record
 from sgpipe.storage.judgements import (
     Judgement,
@@ -84,6 +87,8 @@ def judge(request: Request, values: dict[str, Any]) -> Response:
         except ValidationError as error:
             raise HTTPException(400, f"not a judgement: {single_line(describe_invalid(error), 200)}") from None
         stored = log.append(line if line.undoes else _checked(viewer, line))
+        if line.plan is not None and (round_ := log.plans.get(line.plan)) and round_.certificate:
+            extend(viewer.index, round_.certificate.settings, log, who)
     return JSONResponse(stored.model_dump(mode="json"))
 
 
@@ -117,11 +122,12 @@ def _checked(viewer: Viewer, line: Judgement) -> Judgement:
     new = line.predicate if action == "add" else line.change.predicate if line.change else None
     if new is not None and (new != single_line(new) or not 0 < len(new) <= 200):
         raise HTTPException(400, "a predicate is one line of at most 200 characters without outer spaces")
-    questions = _plan(viewer, line.plan).questions if line.plan else []
+    plan = _plan(viewer, line.plan) if line.plan else None
+    questions = plan.questions if plan else []
     strata = {question.key: question.stratum for question in reversed(questions)}  # of repeated ones, the first
     confidences = [each.confidence for each in found if each.confidence is not None and isfinite(each.confidence)]
     update = {
-        "plan": line.plan if line.key in strata else None,
+        "plan": plan.plan if plan and line.key in strata else None,
         "stratum": strata.get(line.key),
         "subject_category": subject.category,
         "object_category": object_.category,
@@ -148,6 +154,8 @@ class _NewPlan(BaseModel):
     kind: Kind
     id: str = Field(default_factory=lambda: uuid.uuid4().hex, pattern=r"^[\w.:-]{1,64}$")
     count: int = _QUESTIONS
+    precision: float = 0.95
+    by_predicate: bool = False
     seed: int = Field(default_factory=lambda: random.randrange(2**31), ge=0, le=LARGEST_SEED)
     search: str = Field("", max_length=10_000)
     by: str = Field("", max_length=200)
@@ -163,6 +171,13 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
     except ValidationError as error:
         raise HTTPException(400, f"not a plan: {single_line(describe_invalid(error), 200)}") from None
     log.reload()
+    if wanted.kind == "certificate":
+        by = "predicate" if wanted.by_predicate else None
+        settings = settings_for(viewer.index, precision=wanted.precision, by=by)
+        plan = extend(viewer.index, settings, log, _who(viewer, wanted.by))
+        if plan is None:
+            raise HTTPException(400, "there is nothing left to ask")
+        return JSONResponse(_summary(plan), 201)
     if wanted.id not in log.plans:
         search = wanted.search if wanted.kind == "search" else None
         filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
@@ -194,6 +209,12 @@ def plan_progress(request: Request) -> Response:
     """Return a plan's precision, how many more judgements it takes until ±3%, and the next open question."""
     plan, question = _asked(request)
     log = viewer_of(request).judgements
+    if plan.certificate:
+        rounds, asked = rounds_of(log, plan.certificate.settings), question and question._asdict()
+        progress = measure(rounds, log)
+        groups = [own.as_json(name, plan.certificate.settings) for name, own in progress.items()]
+        open_ = sum(own.given.count(None) for own in progress.values())
+        return JSONResponse({"plan": plan.plan, "groups": groups, "open": open_, "question": asked})
     values = {"more": judgements_needed(plan, log), "question": question and question._asdict()}
     return JSONResponse(_summary(plan) | measure_plan(plan, log).as_json() | values)
 
@@ -211,8 +232,10 @@ def _asked(request: Request) -> tuple[SamplingPlan, PlannedQuestion | None]:
     """The plan that the address names, and its next open question for whoever asks."""
     viewer = viewer_of(request)
     viewer.judgements.reload()
-    plan = _plan(viewer, request.path_params["plan"])
-    return plan, next_question(plan, viewer.judgements, _who(viewer, request.query_params.get("by", "")))
+    log, plan = viewer.judgements, _plan(viewer, request.path_params["plan"])
+    rounds = rounds_of(log, plan.certificate.settings) if plan.certificate else [plan]
+    who = _who(viewer, request.query_params.get("by", ""))
+    return plan, next((question for each in rounds if (question := next_question(each, log, who))), None)
 
 
 def plans_page(request: Request) -> Response:
@@ -222,8 +245,16 @@ def plans_page(request: Request) -> Response:
     log.reload()
     filters = Filters.from_params(params, viewer.index.vocabulary)
     states = list(log.current())
+    certificates = {each.certificate.settings: each for each in log.plans.values() if each.certificate}
     values = {
-        "plans": [(plan, measure_plan(plan, log)) for plan in reversed(list(log.plans.values()))],
+        "plans": [
+            (each, measure_plan(each, log)) for each in reversed(list(log.plans.values())) if not each.certificate
+        ],
+        "certificates": [
+            (plan, [own.as_json(name, settings) for name, own in measure(rounds_of(log, settings), log).items()])
+            for settings, plan in certificates.items()
+        ],
+        "agreement": agreement(states),
         "search": filters.to_params(),
         "searches_images": filters.finds_images,
         "questions": _QUESTIONS,
@@ -237,7 +268,8 @@ def plans_page(request: Request) -> Response:
 
 def _plan(viewer: Viewer, name: str) -> SamplingPlan:
     try:
-        return viewer.judgements.plans[name]
+        plan = viewer.judgements.plans[name]
+        return rounds_of(viewer.judgements, plan.certificate.settings)[-1] if plan.certificate else plan
     except KeyError:
         raise HTTPException(404, "there is no such plan") from None
 

@@ -122,8 +122,15 @@ export class Walk {
   }
 
   showPlan(found) {
-    if (found) element("precision").textContent = `Plan: ${counted(found.open, "question")} open, ${precision(found)}`;
+    if (found) element("precision").textContent = `Plan: ${counted(found.open, "question")} open, ${(found.groups ? evidence : precision)(found)}`;
   }
+}
+
+// Of a certificate: how many groups have a test that is still open, and the answers that these take.
+function evidence({ groups }) {
+  const left = groups.filter((group) => group.share < 1),
+    more = left.reduce((sum, group) => sum + (group.more ?? Infinity), 0);
+  return left.length ? (Number.isFinite(more) ? `about ${more.toLocaleString("en")} more answers` : "no end in sight") : "all is certified";
 }
 
 // Short, so that the bar keeps its height: the buttons stay where the pointer is.

@@ -17,7 +17,29 @@ function more(found) {
   return `About ${number(found.more)} more until ±${100 * found.margin}%${enough}.`;
 }
 
+function showGroups(card, found) {
+  const list = card.querySelector("[data-show=groups]");
+  list.replaceChildren(...found.groups.map((group) => {
+    const item = document.createElement("li"), bar = document.createElement("progress");
+    bar.setAttribute("aria-label", "Evidence");
+    bar.value = group.share;
+    item.append(bar, ...group.lines.map((line) => Object.assign(document.createElement("bdi"), { textContent: `${line} ` })));
+    return item;
+  }));
+  card.querySelector("[data-show=more]").textContent = `${number(found.open)} open questions`;
+  go(card, found);
+}
+
+function go(card, found) {
+  const link = card.querySelector("[data-go]");
+  if (link) {
+    link.href = `/judge/${encodeURIComponent(card.dataset.plan)}?by=${encodeURIComponent(judge)}`;
+    link.hidden = !found.question;
+  }
+}
+
 function show(card, found) {
+  if (found.groups) return showGroups(card, found);
   const { value, low, high } = found.precision, asked = found.strata.reduce((sum, stratum) => sum + stratum.sampled, 0);
   const say = (name, text) => { card.querySelector(`[data-show=${name}]`).textContent = text; };
   say("value", value === null ? "–" : percent(value));
@@ -26,11 +48,7 @@ function show(card, found) {
   say("counts", `${number(asked - found.open)} judged, ${number(found.unsure)} unsure${conflicts}, ${number(found.open)} open`);
   say("more", more(found));
   card.querySelector("progress").value = asked - found.open;
-  const link = card.querySelector("[data-go]");
-  if (link) {
-    link.href = `/judge/${encodeURIComponent(card.dataset.plan)}?by=${encodeURIComponent(judge)}`;
-    link.hidden = !found.question;
-  }
+  go(card, found);
 }
 
 async function follow() {
@@ -51,13 +69,14 @@ async function drawSample(event) {
   const status = document.getElementById("drawing");
   const plan = { id: drawn ??= crypto.randomUUID?.() ?? `${Date.now()}-${Math.random().toString(36).slice(2)}`, kind, count: Number(values.get("count")), by: judge, run: form.dataset.run };
   if (kind === "search") plan.search = form.dataset.search;
+  if (kind === "certificate") Object.assign(plan, { precision: Number(values.get("precision")), by_predicate: values.has("by_predicate") });
   if (seed) plan.seed = Number(seed);
   button.disabled = true;
   status.className = "";
   status.textContent = "Drawing…";
   try {
-    await getJson("/api/plans", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(plan) });
-    location.assign(`/judge/${encodeURIComponent(plan.id)}?by=${encodeURIComponent(judge)}`);
+    const made = await getJson("/api/plans", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(plan) });
+    location.assign(`/judge/${encodeURIComponent(made.plan)}?by=${encodeURIComponent(judge)}`);
   } catch (error) {
     status.className = "bad";
     status.textContent = error.message;

@@ -350,3 +350,36 @@ def test_the_page_of_plans(client, tmp_path):
     assert client.get(question.headers["location"]).status_code == 200
     assert client.get('/judge?q="unfinished').status_code == 422
     assert "cannot be sampled" in client.get('/judge?q="a caption"').text
+
+
+def test_a_certificate_goes_on_round_after_round(client, index):
+    made = client.post("/api/plans", json={"kind": "certificate", "precision": 0.5, "by": "bob"})
+    assert made.status_code == 201
+    name, asked = made.json()["plan"], set()
+    for _ in range(60):
+        found = client.get(f"/api/plans/{name}?by=bob").json()
+        if (question := found["question"]) is None:
+            break
+        key = {field: question[field] for field in ("split", "image_id", "subject", "object", "predicate")}
+        assert tuple(key.values()) not in asked
+        asked.add(tuple(key.values()))
+        line = {**key, "id": f"q{len(asked)}", "by": "bob", "verdict": "right", "plan": name}
+        assert client.post("/api/judgements", json=line).json()["plan"] is not None
+    assert len(found["groups"]) == 1
+    assert found["groups"][0]["share"] == 1
+    page = client.get("/judge").text
+    assert "A certificate: precision 0.5" in page
+    assert "certified, all predicates" in page
+    assert client.post("/api/plans", json={"kind": "certificate", "precision": 2}).status_code in (400, 422)
+
+
+def test_people_who_agree(client):
+    for by, verdict, relation in (
+        ("anna", "right", RELATION),
+        ("bob", "right", RELATION),
+        ("anna", "wrong", OTHER),
+        ("bob", "wrong", OTHER),
+    ):
+        line = {**relation, "id": f"{by}{verdict}", "by": by, "verdict": verdict}
+        assert client.post("/api/judgements", json=line).status_code == 200
+    assert "their agreement (Krippendorff's alpha) is 1.00" in client.get("/judge").text

@@ -1,0 +1,288 @@
+"""Certificates of `sgpipe certify`: how often they are wrong, and how many answers they take, by simulation.
+
+python -m benchmarks.certificates
+
+Each row is 2,000 simulated sessions, 20 in each of 100 runs of 8,000 relations in 1,600 images, with confidence 95%.
+Some images are harder than others: errors cluster in them. People answer one question after another and stop as soon as
+the certificate is given, or after 1,000 answers. Predictions, weights and bets are those of the product, and so is the
+draw in law. A second opinion has the area under the ROC curve (AUC) that is named: 0.5 says nothing, 0.1 the opposite.
+"If known" is what a second opinion would save at most if the error rate of each of its bins were known beforehand.
+
+Where the threshold is chosen, 200 sessions go on until 600 answers; the certificate must hold for the largest set of
+the last round, and so for any earlier one. The best threshold is chosen with the truth known.
+
+A certificate is wrongly given if the precision of what it keeps is below the target. A fixed plan is the smallest
+simple random sample, chosen by somebody who knows the true precision, whose exact one-sided test succeeds with the
+power that is named. The present plan is that of `sgpipe view` before certificates: a fixed sample whose two-sided 95%
+interval (`estimate_stratified`) lies above the target, with the same power.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from scipy.special import bdtr, ndtri
+
+from benchmarks.measure import report
+from sgpipe.calibration import from_log_odds
+from sgpipe.stats import certificates
+from sgpipe.stats.certificates import (
+    BETS,
+    Round,
+    evaluate,
+    fit_errors,
+    most_errors,
+    place_bets,
+    plan_round,
+    settle_bets,
+    weigh,
+)
+from sgpipe.stats.certify import FIRST, QUESTIONS, Group
+from sgpipe.stats.precision import estimate_stratified
+
+RUNS, EACH, RELATIONS, IMAGES, MOST = 100, 20, 8000, 1600, 1000
+SESSIONS = RUNS * EACH
+CONFIDENCE = 0.95
+NOTHING = math.nan  # no second opinion
+
+settled = functools.lru_cache(maxsize=None)(certificates.gains)  # whole rounds do not change
+certificates.gains = settled
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def make_cells(rng: np.random.Generator, errors: int, auc: float, slips: float) -> tuple[Ints, Ints, Floats]:
+    """Return relations and wrong ones of each cell, and the scores of cells, of a run.
+
+    The difficulty of images has a standard deviation of 1 in log odds. People call a share of `slips` of the relations
+    what they are not.
+    """
+    image = rng.integers(0, IMAGES, RELATIONS)
+    luck = rng.logistic(0, 1, RELATIONS) + rng.normal(0, 1, IMAGES)[image]
+    wrong = np.zeros(RELATIONS, bool)
+    wrong[np.argsort(luck)[:errors]] = True
+    score = np.full(RELATIONS, np.nan)
+    if not math.isnan(auc):
+        score = rng.normal(0, 1, RELATIONS) - math.sqrt(2) * float(ndtri(auc)) * wrong
+    group = Group.divide(None, np.arange(RELATIONS), np.ones(RELATIONS), score, True)
+    said = wrong ^ (rng.random(RELATIONS) < slips)
+    return np.bincount(group.cells), np.bincount(group.cells, said).astype(np.int64), group.scores
+
+
+def sessions(target: float, precision: float, auc: float, slips: float = 0.0) -> Ints:
+    """Return the answers of each session until the certificate is given; one more than `MOST` if it is not."""
+    rng = np.random.default_rng(
+        [round(1e5 * precision), round(100 * (0 if math.isnan(auc) else auc)), round(100 * slips)]
+    )
+    runs = [make_cells(rng, round((1 - precision) * RELATIONS), auc, slips) for _ in range(RUNS)]
+    left, wrong, scores = (np.repeat(np.array(each), EACH, axis=0) for each in zip(*runs, strict=True))
+    limit = most_errors(RELATIONS, target) + 1
+    judged, found = np.zeros(left.shape), np.zeros(left.shape)
+    capital = np.full((len(left), BETS), -math.log(BETS))
+    until, rows = np.full(len(left), MOST + 1), np.arange(len(left))
+    for asked in range(0, MOST, QUESTIONS):
+        open_ = np.flatnonzero(until > MOST)
+        if not len(open_):
+            break
+        own = left[open_].astype(float)
+        odds = fit_errors(scores[open_], judged[open_], found[open_], 1 - target)
+        shape = (scores[open_] @ odds[:, 1:, None])[..., 0]
+        weight = weigh(from_log_odds(odds[:, :1] + shape), own)
+        bets = place_bets(shape, weight, own, limit / RELATIONS)
+        cells, answers = np.zeros((len(open_), QUESTIONS), np.int64), np.zeros((len(open_), QUESTIONS), bool)
+        needed = limit - found[open_].sum(1)
+        rows = np.arange(len(open_))
+        for number in range(QUESTIONS):
+            chance = np.cumsum(weight * left[open_], axis=1)
+            cell = (chance < rng.random((len(open_), 1)) * chance[:, -1:]).sum(1)
+            is_wrong = rng.random(len(open_)) * left[open_, cell] < wrong[open_, cell]
+            cells[rows, number], answers[rows, number] = cell, is_wrong
+            left[open_, cell] -= 1
+            wrong[open_, cell] -= is_wrong
+            judged[open_, cell] += 1
+            found[open_, cell] += is_wrong
+        paths = capital[open_][:, None] + np.cumsum(settle_bets(bets, weight, own, cells, answers, needed), axis=1)
+        enough = np.logaddexp.reduce(paths, axis=2) >= -math.log(1 - CONFIDENCE)
+        given = enough.any(1)
+        until[open_[given]] = asked + np.argmax(enough[given], axis=1) + 1
+        capital[open_] = paths[:, -1]
+    return until
+
+
+def named(auc: float) -> str:
+    return "none" if math.isnan(auc) else f"AUC {auc:g}"
+
+
+def share(count: int) -> str:
+    """A share of the sessions with its standard error."""
+    part = count / SESSIONS
+    return f"{part:.1%} ± {math.sqrt(part * (1 - part) / SESSIONS):.1%}"
+
+
+def validity() -> Table:
+    table = Table(
+        "target", "true precision", "second opinion", "wrong answers", "given", title="How often a certificate is given"
+    )
+    rows = []
+    for target in (0.95, 0.9):
+        below = 1 - (most_errors(RELATIONS, target) + 1) / RELATIONS  # one error too many
+        rows += [(target, below, auc, 0.0) for auc in (NOTHING, 0.9, 0.5, 0.1)]
+        rows += [(target, target - 0.01, NOTHING, 0.0), (target, target - 0.01, 0.9, 0.0)]
+        rows += [
+            (target, target + 0.01, NOTHING, 0.0),
+            (target, target + 0.01, 0.9, 0.0),
+            (target, below, NOTHING, 0.02),
+        ]
+        rows += [(target, below, 0.9, 0.02)]
+    for target, precision, auc, slips in rows:
+        given = int((sessions(target, precision, auc, slips) <= MOST).sum())
+        wrongly = "wrongly " if precision < target else "rightly "
+        table.add_row(f"{target:g}", f"{precision:.5g}", named(auc), f"{slips:.0%}", wrongly + share(given))
+    return table
+
+
+def fixed_plan(target: float, precision: float, power: float, tail: float) -> int:
+    """Return the size of the smallest sample whose exact test of the target succeeds with a power."""
+    for size in range(10, 20_000):
+        most = np.arange(size)
+        allowed = most[bdtr(most, size, 1 - target) <= tail]
+        if len(allowed) and bdtr(allowed[-1], size, 1 - precision) >= power:
+            return size
+    raise ValueError("no such plan")
+
+
+def present_plan(target: float, precision: float, power: float) -> int:
+    """Return the size of the smallest plan of `sgpipe view` whose interval lies above the target with a power."""
+    low, high = 10, 20_000
+    while high - low > 1:
+        size = (low + high) // 2
+        wrong = np.arange(size // 2 + 1)
+        found = estimate_stratified(
+            np.full((len(wrong), 1), 1e6), np.full((len(wrong), 1), size), (size - wrong)[:, None]
+        )
+        enough = [number for number, each in zip(wrong.tolist(), found, strict=True) if each.low >= target]
+        reaches = bool(enough) and bdtr(enough[-1], size, 1 - precision) >= power
+        low, high = (low, size) if reaches else (size, high)
+    return high
+
+
+def efficiency() -> Table:
+    table = Table(
+        "target", "true precision", "fixed plan, power 50 / 80 / 90%", "present plan, 80%", "second opinion",
+        "answers, median", "80% of sessions", "to no opinion", "if known", "given",
+        title="Answers that a certificate takes",
+    )  # fmt: skip
+    for target, precision in ((0.95, 0.98), (0.95, 0.97), (0.9, 0.95), (0.9, 0.935)):
+        fixed = " / ".join(str(fixed_plan(target, precision, power, 1 - CONFIDENCE)) for power in (0.5, 0.8, 0.9))
+        before = 0.0
+        for auc in (NOTHING, 0.9, 0.75, 0.5):
+            answers = sessions(target, precision, auc)
+            median = float(np.median(answers))
+            before = before or median
+            change = "" if math.isnan(auc) else f"{median / before - 1:+.0%}"
+            table.add_row(
+                f"{target:g}", f"{precision:g}", fixed, str(present_plan(target, precision, 0.8)), named(auc),
+                f"{median:.0f}", f"{np.quantile(answers, 0.8):.0f}", change,
+                "" if math.isnan(auc) else f"{known(target, precision, auc):+.0%}", share(int((answers <= MOST).sum())),
+            )  # fmt: skip
+    return table
+
+
+def known(target: float, precision: float, auc: float) -> float:
+    """Return how many more answers it takes with a second opinion whose error rates are known, on average."""
+    rng = np.random.default_rng(0)
+    runs = [make_cells(rng, round((1 - precision) * RELATIONS), auc, 0.0) for _ in range(RUNS)]
+    left, wrong = (np.sum([each[kind] for each in runs], axis=0).astype(float) for kind in (0, 1))
+    rates = wrong / left
+    speeds = []
+    for flat, weight in ((True, np.ones(len(left))), (False, weigh(rates, left))):
+        shape = np.zeros(len(left)) if flat else np.log(rates / (1 - rates))
+        stake, control = place_bets(shape, weight, left, 1 - target)
+        chance = weight * left / (weight @ left)
+        ratio = left / left.sum() / chance
+        right = np.log1p(stake[:, None] * control * ratio)
+        wrong_ = np.log1p(np.maximum(stake[:, None] * (control - 1) * ratio, -0.9999))
+        speeds.append(((right * (1 - rates) + wrong_ * rates) @ chance).max())
+    return float(speeds[0] / speeds[1] - 1)
+
+
+def choosing() -> Table:
+    """Sessions in which the threshold is chosen, too."""
+    table = Table(
+        "target", "errors at confidence c", "second opinion", "wrongly given", "given", "first given, median answers",
+        "kept after 600 answers, of the best threshold", title="Choosing the threshold, by 200 sessions",
+    )  # fmt: skip
+    for target, name, rate in (
+        (0.95, "(1 - c) / 2", lambda c: (1 - c) / 2),
+        (0.95, "0.08, whatever c", lambda c: np.full(len(c), 0.08)),
+        (0.9, "0.05 + 0.3 (1 - c)²", lambda c: 0.05 + 0.3 * (1 - c) ** 2),
+        (0.95, "0.051 from c = 0.5 on, else 0.4", lambda c: np.where(c >= 0.5, 0.051, 0.4)),
+    ):
+        for auc in (NOTHING, 0.9):
+            found = [choose(seed, target, rate, auc) for seed in range(200)]
+            firsts = [first for first, _, _ in found if first]
+            wrongly = sum(is_wrong for _, is_wrong, _ in found) / len(found)
+            kept = [part for _, _, part in found if not math.isnan(part)]
+            table.add_row(
+                f"{target:g}", name, named(auc), f"{wrongly:.1%} ± {math.sqrt(wrongly * (1 - wrongly) / 200):.1%}",
+                f"{len(firsts) / 200:.1%}", f"{np.median(firsts):.0f}" if firsts else "",
+                f"{np.median(kept):.0%}" if kept else "nothing has this precision",
+            )  # fmt: skip
+    return table
+
+
+def choose(seed: int, target: float, rate: Callable[[Floats], Floats], auc: float) -> tuple[int, bool, float]:
+    """Return the answers until a set is certified (0: none), whether one wrongly is, and the part of the best kept."""
+    rng = np.random.default_rng(seed)
+    confidence = rng.random(RELATIONS)
+    wrong = rng.random(RELATIONS) < rate(confidence)
+    score = np.full(RELATIONS, np.nan)
+    if not math.isnan(auc):
+        score = rng.normal(0, 1, RELATIONS) - math.sqrt(2) * float(ndtri(auc)) * wrong
+    group = Group.divide(None, np.arange(RELATIONS), confidence, score, False)
+    taken, rounds, answers, first = np.zeros(RELATIONS, bool), list[Round](), 0, 0
+    while answers < 600:
+        left = np.bincount(group.cells[~taken], minlength=len(group.level)).astype(float)
+        planned = plan_round(rounds, group.level, group.scores, left, group.sizes, target, CONFIDENCE)
+        if planned is None:
+            break
+        weight, place = np.zeros(len(left)), np.zeros(len(left), np.int64)
+        weight[planned[1]], place[planned[1]] = planned[0].weight, np.arange(len(planned[1]))
+        each = np.where(taken, 0, weight[group.cells])
+        arrival = np.where(each > 0, rng.exponential(size=RELATIONS) / np.where(each > 0, each, 1), np.inf)
+        asked = np.argsort(arrival)[: QUESTIONS if rounds else FIRST]
+        taken[asked] = True
+        cells, nothing_open = place[group.cells[asked]], np.zeros(len(asked), bool)
+        rounds.append(dataclasses.replace(planned[0], asked=cells, wrong=wrong[asked], is_open=nothing_open))
+        answers += len(asked)
+        reached = evaluate(rounds, group.sizes, target, CONFIDENCE).reached
+        first = first or (answers if reached is not None else 0)
+    settled.cache_clear()
+    order = np.argsort(-confidence)
+    precision = 1 - np.cumsum(wrong[order]) / np.arange(1, RELATIONS + 1)
+    best = np.flatnonzero(precision >= target)[-1] + 1 if (precision[100:] >= target).any() else 0
+    if reached is None:
+        return 0, False, 0.0 if best else math.nan
+    size = group.sizes[reached]
+    return (
+        first,
+        bool(wrong[group.level[group.cells] <= reached].sum() > most_errors(size, target)),
+        size / max(best, 1),
+    )
+
+
+def main() -> None:
+    tables = {"answers": efficiency, "validity": validity, "choosing": choosing}
+    report(__doc__ or "", *(tables[name]() for name in sys.argv[1:] or tables))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""Certificates: which sets of relations are shown to have a precision, valid at whatever moment people stop.
+
+The relations of a run are a finite population. A set contains those of a minimum confidence; `cells` divide it by
+confidence and by the bins of a second opinion. People answer round after round. In a round, each next relation is drawn
+without replacement with a chance in proportion to the weight of its cell. So whatever relations have in common, such as
+an image, the chance that the next one is wrong follows from the wrong ones left alone. If the set had too many, bets
+that answers are right would lose on average: capital, which starts at 1, exceeds 1/α with a chance of at most α, ever
+(Ville 1939; Waudby-Smith and Ramdas 2024, Estimating means of bounded random variables by betting).
+
+The bets are likelihood ratios of predicted error rates against the nearest rates of which the set breaks the promise
+(Grünwald, de Heide and Koolen 2024, Safe testing), and are fixed before a round. The second opinion decides what is
+predicted and asked: a bad one costs answers, never validity. An open, unsure or disputed answer counts as wrong. More
+right answers never mean less capital, so it does not matter in which order, by whom and when questions are answered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgpipe.calibration import from_log_odds
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_LEVELS = np.array([0.1, 0.35, 0.6])  # error rates that are bet on, as shares of the one that the promise allows
+BETS = len(_LEVELS)
+_SLOPE, _SPREAD = 0.7, 1.0  # expected change of the log odds of an error per standard deviation of a score
+_POWER, _LEAST = 0.25, 0.1  # of weights: near the optimum for errors of any rate, found numerically
+_CAPITAL = 0.8  # the share of the capital left that a new start takes
+_FEW, _MOST = 250, 3000  # answers that a set may take if a chain starts at it; those that are too many
+_ALL, _TINY = 1e3, 1e-9  # log capital if it is certain; what is taken for 0
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """A round of questions about a group of relations; cells that are not listed are not asked about.
+
+    Attributes:
+        level: the first set, counted from the strictest, that contains the cell, `[cells]`.
+        scores: what predicts that relations of the cell are wrong, standardised, `[cells, scores]`.
+        left: relations of the cell that were not asked before, `[cells]`. weight: of each of them, above 0, `[cells]`.
+        slopes: the predicted change of the log odds of an error per unit of each score, `[scores]`.
+        start: the set at which a new chain of tests starts, with `capital`; None: no chain starts.
+        asked: the cells of the questions in order, `[questions]`.
+        wrong: whether each answer is wrong, unsure, disputed or open, `[questions]`. is_open: whether it is open.
+    """
+
+    level: Ints
+    scores: Floats
+    left: Floats
+    weight: Floats
+    slopes: Floats
+    start: int | None
+    capital: float
+    asked: Ints
+    wrong: NDArray[np.bool_]
+    is_open: NDArray[np.bool_]
+
+    @property
+    def focus(self) -> int:
+        """The largest set that the round asks about."""
+        return int(self.level.max())
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the answers show so far.
+
+    Attributes:
+        reached: the largest set with the precision; None: no set has it.
+        tested: the set that is tested next; None: no test has started, or the set of all relations is reached.
+        evidence: the capital of this test, which needs 1. started: how many tests have started.
+        rest: the capital that is left for other starts.
+    """
+
+    reached: int | None
+    tested: int | None
+    evidence: float
+    started: int
+    rest: float
+
+
+def most_errors(relations: int, precision: float) -> int:
+    """Return how many relations of a set may be wrong."""
+    return math.floor((1 - precision) * relations + _TINY)
+
+
+def evaluate(rounds: Sequence[Round], sizes: Sequence[int], precision: float, confidence: float) -> Standing:
+    """Return which nested sets have the precision.
+
+    A chain of tests starts at some set and goes on to larger ones, each reached only after the one before it. Chains
+    share a capital of 1, so that the confidence holds for whichever set is the largest one reached.
+
+    Args:
+        sizes: the relations of each set, the strictest first.
+    """
+    needed, reached, rest = -math.log(1 - confidence), None, 1.0
+    tested, evidence, starts = None, 0.0, 0
+    for number, opening in enumerate(rounds):
+        if opening.start is None:
+            continue
+        rest, starts = rest - opening.capital, starts + 1
+        tested, evidence = opening.start, 0.0
+        while tested is not None:
+            found = math.log(opening.capital) + _best_capital(rounds, number, tested, sizes[tested], precision)
+            evidence = math.exp(min(found - needed, 0))
+            if found < needed:
+                break
+            reached = tested if reached is None else max(reached, tested)
+            tested = tested + 1 if tested + 1 < len(sizes) else None
+    return Standing(reached, tested, evidence, starts, rest)
+
+
+def _best_capital(rounds: Sequence[Round], first: int, number: int, size: int, precision: float) -> float:
+    """Return the highest log capital so far of the bets on a set from a round on."""
+    limit = most_errors(size, precision) + 1
+    capital = np.full(BETS, -math.log(BETS))
+    best, wrong, known = 0.0, 0, 0
+    for at, each in enumerate(rounds):
+        if at >= first and each.focus >= number and len(each.asked):
+            paths = capital + np.cumsum(gains(each, number, size, limit, limit - wrong), axis=0)
+            top = paths.max(axis=1)
+            best = max(best, float((top + np.log(np.exp(paths - top[:, None]).sum(axis=1))).max(initial=0)))
+            capital = paths[-1] if len(paths) else capital
+        asked = (each.level <= number)[each.asked]
+        wrong += int(each.wrong[asked].sum())
+        known += int((each.wrong & ~each.is_open)[asked].sum())
+    return best if known < limit else -math.inf  # answers that were changed may break the promise
+
+
+def gains(round_: Round, number: int, size: int, limit: int, needed: int) -> Floats:
+    """Return what each answer of a round about a set adds to the log capital of each bet, `[answers, bets]`.
+
+    Args:
+        number: of the set, which has `size` relations.
+        limit: with so many wrong ones the set breaks the promise; `needed`: of those not asked before the round.
+    """
+    inside = round_.level <= number
+    asked = inside[round_.asked]
+    weight, left = round_.weight[inside], round_.left[inside]
+    bets = place_bets(round_.scores[inside] @ round_.slopes, weight, left, limit / size)
+    cells = (np.cumsum(inside) - 1)[round_.asked[asked]]
+    return settle_bets(bets, weight, left, cells, round_.wrong[asked], np.array(needed))
+
+
+def place_bets(shape: Floats, weight: Floats, left: Floats, limit: float) -> tuple[Floats, Floats]:
+    """Return the stakes `[…, bets]` and the control variates of cells `[…, bets, cells]` of likelihood ratios.
+
+    They are of predicted error rates q against those rates θ with a mean of `limit` that are nearest in relative
+    entropy, where θ - q = μ r θ (1 - θ), with the stake μ, and r, the share of a cell over its chance to be drawn.
+
+    Args:
+        shape: predicted log odds of errors, but for a constant. weight, left: as `Round` has them. All `[…, cells]`.
+    """
+    share, chance = left / left.sum(-1, keepdims=True), weight * left / (weight * left).sum(-1, keepdims=True)
+    ratio = np.divide(share, chance, out=np.ones_like(share), where=chance > 0)[..., None, :]
+    share, goal = share[..., None, :], np.log(_LEVELS * limit / (1 - _LEVELS * limit))
+    shift = goal - (shape[..., None, :] * share).sum(-1)
+    for _ in range(8):  # Newton's method for the log odds of the mean, which are nearly linear
+        predicted = np.clip(from_log_odds(shift[..., None] + shape[..., None, :]), 1e-12, 1 - 1e-12)
+        mean = (predicted * share).sum(-1)
+        slope = (predicted * (1 - predicted) * share).sum(-1) / (mean * (1 - mean))
+        shift = shift + np.clip((goal - np.log(mean / (1 - mean))) / slope, -2, 2)
+
+    def nearest(stake: Floats) -> Floats:
+        x = stake[..., None] * ratio
+        return 2 * predicted / (np.sqrt((1 - x) ** 2 + 4 * x * predicted) + 1 - x)
+
+    low, high = np.full(shift.shape, -12.0), np.full(shift.shape, 12.0)
+    for _ in range(22):
+        middle = (low + high) / 2
+        below = (nearest(np.exp(middle)) * share).sum(-1) < limit
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    stake = np.exp(low)
+    right = (1 - predicted) / np.maximum(1 - nearest(stake), 1e-12)
+    return stake, (right - 1) / (stake[..., None] * ratio)
+
+
+def settle_bets(
+    bets: tuple[Floats, Floats], weight: Floats, left: Floats, cells: Ints, wrong: NDArray[np.bool_], needed: Ints
+) -> Floats:
+    """Return what each answer adds to the log capital of each bet, `[…, answers, bets]`.
+
+    Args:
+        bets, weight, left: as of `place_bets`. cells, wrong: of the answers, `[…, answers]`.
+        needed: how many wrong relations, of those that are left, break the promise, `[…]`.
+    """
+    stake, control = bets[0][..., None, :], bets[1]
+    taken = cells[..., None] == np.arange(left.shape[-1])
+    remain = left[..., None, :] - np.cumsum(taken, axis=-2) + taken  # before each answer
+    size = remain.sum(-1, keepdims=True)
+    errors = needed[..., None, None] - (np.cumsum(wrong, axis=-1) - wrong)[..., None]
+    ratio = (remain * weight[..., None, :]).sum(-1, keepdims=True) / size / weight[..., None, :]
+    own = np.take_along_axis(ratio, cells[..., None], -1)
+    expected = (errors - remain @ np.swapaxes(control, -1, -2)) / size
+    found = (wrong[..., None] - np.take_along_axis(np.swapaxes(control, -1, -2), cells[..., None], -2)) * own
+    worst = np.max(np.where(remain > 0, ratio, 0)[..., None, :] * (1 - control)[..., None, :, :], axis=-1)
+    room, gain = worst - expected, expected - found
+    part = np.minimum(stake, 0.999 / np.maximum(room, _TINY))
+    certain = np.where(gain > _TINY, _ALL, 0.0)  # so many wrong ones are no longer possible
+    logs: Floats = np.where(room > _TINY, np.log1p(np.maximum(part * gain, -0.9999)), certain)
+    return logs
+
+
+def fit_errors(scores: Floats, judged: Floats, wrong: Floats, allowed: float) -> Floats:
+    """Return the log odds of an error at scores of 0 and their slopes, `[…, 1 + scores]`, by logistic regression.
+
+    The prior: half of the allowed error rate, and scores that tell something; a few answers outweigh it.
+
+    Args:
+        scores: of cells, `[…, cells, scores]`. judged, wrong: how many of a cell's relations are, `[…, cells]`.
+    """
+    number = scores.shape[-1]
+    prior = np.array([math.log(0.5 * allowed / (1 - 0.5 * allowed)), *[_SLOPE] * number])
+    precision = np.array([1.0, *[_SPREAD**-2] * number])
+    inputs = np.concatenate([np.ones_like(scores[..., :1]), scores], axis=-1)
+    values = np.broadcast_to(prior, (*inputs.shape[:-2], number + 1)).copy()
+    for _ in range(8):  # Newton's method
+        chance = from_log_odds((inputs @ values[..., None])[..., 0])
+        curvature = np.swapaxes(inputs * (judged * chance * (1 - chance))[..., None], -1, -2) @ inputs
+        slope = (inputs * (wrong - judged * chance)[..., None]).sum(-2) - precision * (values - prior)
+        step = np.linalg.solve(curvature + np.diag(precision), slope[..., None])[..., 0]
+        values = values + step / np.maximum(1.0, np.abs(step).max(-1, keepdims=True))
+    return values
+
+
+def count_answers(rounds: Sequence[Round]) -> tuple[Floats, Floats, Floats]:
+    """Return the scores of the cells of rounds, and how many of their relations are judged and wrong."""
+    known = [(each.scores, each.asked[~each.is_open], each.wrong[~each.is_open]) for each in rounds]
+    judged = [np.bincount(at, minlength=len(own)) for own, at, _ in known]
+    wrong = [np.bincount(at, said, len(own)) for own, at, said in known]
+    scores = np.concatenate([np.zeros((0, 2)), *(own for own, _, _ in known)])
+    return scores, np.concatenate([np.zeros(0), *judged]), np.concatenate([np.zeros(0), *wrong])
+
+
+def plan_round(
+    rounds: Sequence[Round],
+    level: Ints,
+    scores: Floats,
+    left: Floats,
+    sizes: Sequence[int],
+    precision: float,
+    confidence: float,
+) -> tuple[Round, Ints, Floats] | None:
+    """Return the next round without questions, its cells, and the predicted log odds of errors; None: nothing to ask.
+
+    The first round explores if there are several sets. The next one starts a chain at the largest set that seems to
+    take few answers; a later one starts another if that takes half of the answers that going on would take.
+
+    Args:
+        level, scores, left: of all cells, as `Round` has them. sizes, precision, confidence: as for `evaluate`.
+    """
+    standing, last, allowed = evaluate(rounds, sizes, precision, confidence), len(sizes) - 1, 1 - precision + _TINY
+    if standing.reached == last:
+        return None
+    odds = np.round(fit_errors(*count_answers(rounds), allowed), 4)
+    capital = round(standing.rest * _CAPITAL, 6) if last else 1.0
+
+    def needed(number: int, evidence: float) -> int | None:
+        return answers_needed(odds, scores[level <= number], left[level <= number], allowed, evidence)
+
+    start, focus = None, last if standing.tested is None else standing.tested
+    if rounds and standing.reached is None and last:
+        each = [needed(number, capital * (1 - confidence)) for number in range(last + 1)]
+        few = [number for number, answers in enumerate(each) if (answers or _MOST) <= _FEW]
+        best = few[-1] if few else min(range(last + 1), key=lambda number: (each[number] or _MOST, -number))
+        more = (needed(focus, standing.evidence) or _MOST) if standing.started else math.inf
+        if not standing.started or (best < focus and 2 * (each[best] or _MOST) < more):
+            start = focus = best
+    elif not last and not rounds:
+        start = 0
+    cells = np.flatnonzero((level <= focus) & (left > 0))
+    if not len(cells):
+        return None
+    if rounds or not last:
+        weight = weigh(from_log_odds(odds[0] + scores[cells] @ odds[1:]), left[cells])
+    else:
+        weight = 1 / np.bincount(level[cells], left[cells])[level[cells]]  # as many of each level
+    weight = np.array([float(f"{each:.4g}") for each in weight / weight.max()])
+    own = (level[cells], scores[cells], left[cells], weight, odds[1:])
+    nothing = np.zeros(0, bool)
+    round_ = Round(*own, start, 0.0 if start is None else capital, np.zeros(0, np.int64), nothing, nothing)
+    return round_, cells, odds
+
+
+def weigh(rates: Floats, left: Floats) -> Floats:
+    """Return the weights with which relations of cells are drawn, by their predicted error rates, `[…, cells]`."""
+    mean = (rates * left).sum(-1, keepdims=True) / np.maximum(left.sum(-1, keepdims=True), 1)
+    weight: Floats = (rates + _LEAST * mean) ** _POWER
+    return weight
+
+
+def answers_needed(odds: Floats, scores: Floats, left: Floats, allowed: float, evidence: float) -> int | None:
+    """Return about how many answers a set takes until its evidence is 1, if as many are wrong as so far.
+
+    Args:
+        odds: log odds of errors, as `fit_errors` returns them. scores, left: of the set's cells, as `Round` has them.
+        allowed: the share of errors that the promise allows.
+
+    Returns:
+        None: too many.
+    """
+    if not left.sum() or allowed >= 1:
+        return None
+    shape, share = scores @ odds[1:], left / left.sum()
+    rates = from_log_odds(odds[0] + shape)
+    weight = weigh(rates, left)
+    stake, control = place_bets(shape, weight, left, allowed)
+    chance = weight * left / (weight @ left)
+    ratio = np.divide(share, chance, out=np.ones_like(share), where=chance > 0)
+    right = stake[:, None] * control * ratio
+    growth = np.log1p(right) * (1 - rates) + np.log1p(np.maximum(right - stake[:, None] * ratio, -0.9999)) * rates
+    speed, missing = float((growth @ chance).max()), -math.log(max(evidence, 1e-9))
+    return math.ceil(missing / speed) if speed > missing / _MOST else None

@@ -1,0 +1,536 @@
+"""`sgpipe certify`: rounds of questions about a run, and the certificate that their answers give.
+
+A round is a plan in the file of judgements; it depends on the answers before it, and its draw on nothing else than the
+run and the settings. The certificate contains nothing but what follows from the run and the first bytes of that file,
+so that it can be computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from sgpipe.errors import UserError
+from sgpipe.files.locations import Location
+from sgpipe.files.text_files import read_text
+from sgpipe.stats import certificates
+from sgpipe.stats.certificates import Floats, Ints, Round, Standing, plan_round
+from sgpipe.stats.precision import short_threshold
+from sgpipe.storage.index import Index, open_run
+from sgpipe.storage.judgements import (
+    CertificateRound,
+    CertificateSettings,
+    CertifiedGroup,
+    JudgementLog,
+    PlannedQuestion,
+    PlanStratum,
+    SamplingPlan,
+    describe_invalid,
+    utc_now,
+)
+from sgpipe.storage.outputs import write_result_text
+from sgpipe.utils.console import count, json_text, single_line
+
+_METHOD = "betting, sampling without replacement, valid at any time"
+_SETS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)  # shares of the relations that the nested sets contain
+_BINS = (0.03, 0.07, 0.13, 0.22, 0.35, 0.5, 0.7)  # shares of the relations, the most doubtful first, between bins
+_FEW_SETS, _FEW_BINS, _FEW = (0.25, 0.5, 0.75, 1.0), (0.1, 0.4), 500  # in groups of fewer relations
+_ONE_SET = 100  # groups of fewer relations are one set
+FIRST, QUESTIONS = 40, 25  # questions of a round; of the first one if it only explores
+_AT_ONCE, _GROUPS = 8, 200  # predicates in a round, and those that are certified at most: the most frequent ones
+_NORMAL = NormalDist()
+_CHANGED = "has changed since people were asked about its relations: their answers no longer certify it"
+
+_KEY = ("split", "image_id", "subject", "object", "predicate")
+_POPULATION = """
+    select hit.split::varchar as split, image_id, subject, object, predicate::varchar as predicate,
+        subject_category::varchar as subject_category, object_category::varchar as object_category,
+        max(if(annotated, 'infinity'::float, certainty)) as confidence, avg({prediction})::double as prediction
+    from run.relations hit join (select image, image_id from run.images) using (image)
+    where subject_category is not null and object_category is not null and certainty >= 0 and not isnan(certainty)
+    group by all
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The relations of a predicate, or all, divided into cells.
+
+    Attributes:
+        rows: of the table of all relations, `[relations]`. cells: their cells.
+        thresholds, sizes: of the nested sets. level, scores: of cells, as `Round` has them.
+    """
+
+    predicate: str | None
+    rows: Ints
+    cells: Ints
+    thresholds: list[float]
+    sizes: list[int]
+    level: Ints
+    scores: Floats
+
+    @classmethod
+    def divide(cls, predicate: str | None, rows: Ints, confidence: Floats, prediction: Floats, whole: bool) -> Group:
+        """Divide relations into cells; `whole`: only the set of all is of interest."""
+        few = len(rows) < _FEW
+        falling = np.sort(confidence)[::-1]
+        shares = (1.0,) if whole or len(rows) < _ONE_SET else _FEW_SETS if few else _SETS
+        chosen = [float(falling[math.ceil(share * len(rows)) - 1]) for share in shares]
+        cuts = sorted({short_threshold(each) for each in chosen if math.isfinite(each)}, reverse=True) or [0.0]
+        level = np.searchsorted(-np.array(cuts, np.float32), -confidence.astype(np.float32)).astype(np.int64)
+        kinds, doubt = _bins(-prediction, _FEW_BINS if few else _BINS)
+        above = np.bincount(level, minlength=len(cuts))
+        middle = (np.cumsum(above) - above / 2) / len(rows)
+        by_level = np.array([_NORMAL.inv_cdf(each) for each in middle]) if len(cuts) > 1 else np.zeros(1)
+        pairs, at = np.unique(level * len(doubt) + kinds, return_inverse=True)
+        own, bins = np.divmod(pairs, len(doubt))
+        scores = np.round(np.column_stack([own, by_level[own], doubt[bins]]), 4)
+        scores, cells = np.unique(scores, axis=0, return_inverse=True)
+        return cls(
+            predicate, rows, cells[at], cuts, np.cumsum(above).tolist(), scores[:, 0].astype(np.int64), scores[:, 1:]
+        )
+
+
+def _bins(doubt: Floats, shares: Sequence[float]) -> tuple[Ints, Floats]:
+    """Return the bins of relations, the most doubtful first, and the standardised score of each; the last: unknown."""
+    known = ~np.isnan(doubt)
+    edges = np.unique(-np.quantile(doubt[known], 1 - np.array(shares))) if known.any() else np.zeros(0)
+    found = np.where(known, np.searchsorted(edges, -doubt), len(edges) + 1)
+    sizes = np.bincount(found[known], minlength=len(edges) + 2)
+    used = np.flatnonzero(sizes)
+    middle = (np.cumsum(sizes) - sizes / 2)[used] / max(int(known.sum()), 1)
+    scores = np.zeros(len(edges) + 2)
+    if len(used) > 1:
+        scores[used] = [-_NORMAL.inv_cdf(each) for each in middle]
+    return found.astype(np.int64), scores
+
+
+class Population:
+    """The relations of a run that a certificate may be about, in an order of their own."""
+
+    def __init__(self, index: Index, settings: CertificateSettings) -> None:
+        """Raises UserError: there are none, or the prediction is missing."""
+        column = settings.prediction
+        if (column == "opinion" and not index.has_opinion) or (column == "agreement" and not index.scored):
+            raise UserError(f"{index.root} has no column {column}: `sgpipe score` makes one")
+        values = {"confidence": "if(annotated, null, certainty)", "none": "null"}.get(column, column)
+        query = _POPULATION.format(prediction=values)
+        table: pa.Table = pa.table(index.connection.cursor().sql(query)).sort_by([(name, "ascending") for name in _KEY])
+        if settings.threshold is not None:
+            least = pa.scalar(settings.threshold, pa.float32())
+            table = table.filter(pc.greater_equal(table["confidence"], least))
+        if not len(table):
+            raise UserError(f"{index.root} has no relations to certify")
+        self.table = table
+        self.root, self.run = index.root, index.fingerprint
+        self._settings = settings
+        [(self.relations, self.errors, self.unlabelled)] = index.rows(
+            """select (select count(*) from run.relations), count(*) filter (status <> 'ok'),
+            count(*) filter (status = 'ok' and relations = 0) from run.images"""
+        )
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """All relations, or those of each of the most frequent predicates."""
+        confidence = self.table["confidence"].to_numpy().astype(np.float64)
+        prediction = self.table["prediction"].to_numpy().astype(np.float64)
+        whole = self._settings.threshold is not None
+        if self._settings.prediction == "confidence" and not whole:
+            prediction = np.full(len(prediction), np.nan)  # the nested sets say as much
+        if self._settings.by is None:
+            return [Group.divide(None, np.arange(len(self.table)), confidence, prediction, whole)]
+        names = self.table["predicate"].combine_chunks().dictionary_encode()
+        codes = names.indices.to_numpy()
+        order = np.argsort(codes, kind="stable")
+        parts = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+        named = sorted(zip(names.dictionary.to_pylist(), parts, strict=True), key=lambda part: (-len(part[1]), part[0]))
+        return [Group.divide(n, rows, confidence[rows], prediction[rows], whole) for n, rows in named[:_GROUPS]]
+
+    def rows_of(self, plans: Sequence[SamplingPlan]) -> list[list[int]]:
+        """Return the rows of the questions of plans. Raises UserError: the run has changed and lacks one."""
+        keys = [[question.key for question in plan.questions] for plan in plans]
+        images = pa.array({key.image_id for each in keys for key in each}, pa.string())
+        near = np.flatnonzero(pc.is_in(self.table["image_id"], images).to_numpy(zero_copy_only=False))
+        found = dict(zip(map(tuple, _tuples(self.table.take(near).select(_KEY))), near.tolist(), strict=True))
+        try:
+            return [[found[tuple(key)] for key in each] for each in keys]
+        except KeyError:
+            raise UserError(f"{self.root} {_CHANGED}") from None
+
+
+def _tuples(table: pa.Table) -> list[tuple[Any, ...]]:
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class GroupProgress:
+    """How far a group is: its rounds, the latest settings, and what the answers show."""
+
+    latest: CertifiedGroup
+    rounds: list[Round]
+    given: list[str | None]
+    standing: Standing
+    more: int | None
+
+    def as_json(self, name: str | None, settings: CertificateSettings) -> dict[str, Any]:
+        """As plain values for JSON; `share`: how much of the evidence is there."""
+        needed, evidence = -math.log(1 - settings.confidence), math.log(max(self.standing.evidence, 1e-9))
+        share = 1.0 if self.standing.tested is None and self.standing.started else max(0.0, 1 + evidence / needed)
+        share = share if self.standing.started else 0.0
+        return {"predicate": name, "share": share, "more": self.more, "lines": list(self.describe(name, settings))}
+
+    def describe(self, name: str | None, settings: CertificateSettings) -> Iterator[str]:
+        """In sentences: which relations are certified, and which may be."""
+        named, standing = "all predicates" if name is None else single_line(name, 60), self.standing
+
+        def those(number: int) -> str:
+            size, of = self.latest.relations[number], count(self.latest.relations[-1], "relation")
+            return f"{size:,} of {of} (confidence {self.latest.thresholds[number]:g} or more)"
+
+        promise = f"a precision of {settings.precision:g} or more ({settings.confidence:.4g} confidence)"
+        judged, wrong = len(self.given) - self.given.count(None), self.given.count("wrong") + self.given.count("unsure")
+        if standing.reached is not None:
+            yield f"certified, {named}: {those(standing.reached)} have {promise}, by {count(judged, 'answer')}"
+        if standing.tested is not None:
+            more = "too many more answers" if self.more is None else f"about {count(self.more, 'more answer')}"
+            so_far = f"if as many are wrong as so far ({wrong} of {judged})"
+            yield f"not yet, {named}: {those(standing.tested)}; {more}, {so_far}"
+        elif standing.reached is None:
+            yield f"not yet, {named}: the first questions show where to start ({judged} of {len(self.given)} answered)"
+
+
+@lru_cache(maxsize=1)
+def population_of(index: Index, settings: CertificateSettings) -> Population:
+    """Return the population, and keep the latest. Raises UserError: as `Population`."""
+    return Population(index, settings)
+
+
+def rounds_of(log: JudgementLog, settings: CertificateSettings) -> list[SamplingPlan]:
+    """Return the rounds of a certificate's plan so far, in order."""
+    own = [plan for plan in log.plans.values() if plan.certificate and plan.certificate.settings == settings]
+    return sorted(own, key=lambda plan: plan.certificate.number if plan.certificate else 0)
+
+
+def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None, GroupProgress]:
+    """Return how far each group is that was asked about.
+
+    All judgements of these relations count, whoever and whatever asked: which relations are drawn is independent of
+    them. What people changed is wrong.
+    """
+    found: dict[str | None, tuple[list[CertifiedGroup], list[Round], list[str | None]]] = {}
+    settings = None
+    for plan in plans:
+        settings = cast(CertificateRound, plan.certificate).settings
+        images = dict.fromkeys((question.split, question.image_id) for question in plan.questions)
+        states = {state.key: state for image in images for state in log.state(*image)}
+        given: list[str | None] = []
+        for question in plan.questions:
+            state = states.get(question.key)
+            left = state and state.resolve()
+            given.append(
+                None if state is None else "unsure" if left is None else "right" if question.key in left else "wrong"
+            )
+        for group in cast(CertificateRound, plan.certificate).groups:
+            parts = found.setdefault(group.predicate, ([], [], []))
+            parts[0].append(group)
+            own, answers = _round(plan, group, given)
+            parts[1].append(own)
+            parts[2].extend(answers)
+    progress = {}
+    for name, (groups, rounds, answers) in found.items():
+        assert settings is not None
+        standing = certificates.evaluate(rounds, groups[-1].relations, settings.precision, settings.confidence)
+        last, allowed = rounds[-1], 1 - settings.precision
+        inside = last.level <= (len(groups[-1].relations) if standing.tested is None else standing.tested)
+        odds = certificates.fit_errors(*certificates.count_answers(rounds), allowed)
+        more = certificates.answers_needed(odds, last.scores[inside], last.left[inside], allowed, standing.evidence)
+        progress[name] = GroupProgress(groups[-1], rounds, answers, standing, more)
+    return progress
+
+
+def _round(plan: SamplingPlan, group: CertifiedGroup, given: Sequence[str | None]) -> tuple[Round, list[str | None]]:
+    numbers = [at for at, stratum in enumerate(plan.strata) if stratum.predicate == group.predicate]
+    cells = [plan.strata[at] for at in numbers]
+    places = {number: at for at, number in enumerate(numbers)}
+    pairs = [(places[q.stratum], each) for q, each in zip(plan.questions, given, strict=True) if q.stratum in places]
+    answers = [each for _, each in pairs]
+    return Round(
+        level=np.array([cell.level for cell in cells], np.int64),
+        scores=np.array([cell.scores for cell in cells], np.float64),
+        left=np.array([cell.relations for cell in cells], np.float64),
+        weight=np.array([cell.weight for cell in cells], np.float64),
+        slopes=np.array(group.odds[1:]),
+        start=group.start,
+        capital=group.capital,
+        asked=np.array([at for at, _ in pairs], np.int64),
+        wrong=np.array([each != "right" for each in answers], bool),
+        is_open=np.array([each is None for each in answers], bool),
+    ), answers
+
+
+def next_round(
+    population: Population, settings: CertificateSettings, log: JudgementLog, by: str
+) -> SamplingPlan | None:
+    """Return the next round of questions, which is not written yet; None: nothing is left to ask."""
+    plans = rounds_of(log, settings)
+    progress = measure(plans, log)
+    rows = [row for each in population.rows_of(plans) for row in each]
+    taken = np.zeros(len(population.table), bool)
+    taken[rows] = True
+
+    def urgency(group: Group) -> tuple[bool, int]:
+        own = progress.get(group.predicate)
+        return own is not None and own.more is None and own.standing.started > 0, -len(group.rows)
+
+    parts: list[tuple[Group, CertifiedGroup, list[PlanStratum], int]] = []
+    for group in sorted(population.groups, key=urgency):
+        if len(parts) < _AT_ONCE and (part := _plan_group(group, progress.get(group.predicate), settings, taken)):
+            parts.append((group, *part))
+    if not parts:
+        return None
+    number = len(plans)
+    strata, questions = _draw(population, [(g, cells, asked) for g, _, cells, asked in parts], settings, number, taken)
+    return SamplingPlan(
+        plan=f"{settings.id}-{number}",
+        at=utc_now(),
+        by=by,
+        run=population.run,
+        kind="certificate",
+        seed=0,
+        strata=strata,
+        questions=questions,
+        certificate=CertificateRound(settings=settings, number=number, groups=[each for _, each, _, _ in parts]),
+    )
+
+
+def _plan_group(
+    group: Group, progress: GroupProgress | None, settings: CertificateSettings, taken: NDArray[np.bool_]
+) -> tuple[CertifiedGroup, list[PlanStratum], int] | None:
+    """Return what the next round asks about a group: the settings, cells and number of questions; None: nothing."""
+    rounds = progress.rounds if progress else []
+    left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level)).astype(np.float64)
+    sizes, precision = group.sizes, settings.precision
+    planned = plan_round(rounds, group.level, group.scores, left, sizes, precision, settings.confidence)
+    if planned is None:
+        return None
+    round_, cells, odds = planned
+    strata = [
+        PlanStratum(
+            name=group.predicate or "all",
+            relations=int(left[cell]),
+            sampled=0,
+            start=group.thresholds[group.level[cell]],
+            predicate=group.predicate,
+            level=int(group.level[cell]),
+            scores=group.scores[cell].tolist(),
+            weight=weight,
+        )
+        for cell, weight in zip(cells.tolist(), round_.weight.tolist(), strict=True)
+    ]
+    own = CertifiedGroup(
+        predicate=group.predicate,
+        thresholds=group.thresholds,
+        relations=sizes,
+        odds=odds.tolist(),
+        start=round_.start,
+        capital=round_.capital,
+    )
+    asked = QUESTIONS if rounds or len(sizes) == 1 else FIRST
+    return own, strata, asked if settings.by is None else asked // 2
+
+
+def _draw(
+    population: Population,
+    parts: Sequence[tuple[Group, Sequence[PlanStratum], int]],
+    settings: CertificateSettings,
+    number: int,
+    taken: NDArray[np.bool_],
+) -> tuple[list[PlanStratum], list[PlannedQuestion]]:
+    """Draw relations without replacement, each with a chance in proportion to its weight, in random order.
+
+    They are those of the earliest arrivals of exponential clocks (Efraimidis and Spirakis 2006).
+
+    Args:
+        parts: groups, each with the cells to draw from and the number of relations.
+        number: of the round. taken: the rows that were asked about before.
+    """
+
+    def seeded(name: str) -> np.random.Generator:
+        text = f"{population.run}\0{settings.id}\0{number}\0{name}"
+        return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
+
+    strata: list[PlanStratum] = []
+    queues: list[list[PlannedQuestion]] = []
+    for group, cells, number_asked in parts:
+        numbers = {
+            cell: at for at, cell in enumerate(map(tuple, np.column_stack([group.level, group.scores]).tolist()))
+        }
+        own = [numbers[cell.level, *(cell.scores or ())] for cell in cells]
+        weight, stratum = np.zeros(len(numbers)), np.zeros(len(numbers), np.int64)
+        weight[own], stratum[own] = [cell.weight for cell in cells], np.arange(len(strata), len(strata) + len(own))
+        each = np.where(taken[group.rows], 0, weight[group.cells])
+        clocks = seeded(f"predicate {group.predicate}").exponential(size=len(group.rows))
+        arrival = np.divide(clocks, each, out=np.full(len(each), np.inf), where=each > 0)
+        most = min(number_asked, int((each > 0).sum()))
+        first = np.argpartition(arrival, most - 1)[:most]
+        first = first[np.argsort(arrival[first], kind="stable")]
+        found = _tuples(population.table.take(group.rows[first]).drop_columns("prediction"))
+        queues.append(
+            [
+                PlannedQuestion._make([*row[:-1], row[-1] if math.isfinite(row[-1]) else None, at])
+                for row, at in zip(found, stratum[group.cells[first]].tolist(), strict=True)
+            ]
+        )
+        asked = np.bincount(group.cells[first], minlength=len(numbers))[own].tolist()
+        strata += [cell.model_copy(update={"sampled": n}) for cell, n in zip(cells, asked, strict=True)]
+    turns = seeded("order").permutation(np.repeat(np.arange(len(queues)), [len(queue) for queue in queues]))
+    rest = [iter(queue) for queue in queues]
+    return strata, [next(rest[turn]) for turn in turns.tolist()]
+
+
+def certify(population: Population, settings: CertificateSettings, log: JudgementLog) -> dict[str, Any]:
+    """Return the certificate that the answers give so far, as plain values; `sets` is empty if none is reached.
+
+    Raises UserError: the rounds are not those that are drawn from this run.
+    """
+    plans = rounds_of(log, settings)
+    _check_rounds(population, settings, plans)
+    progress = measure(plans, log)
+    sets: list[dict[str, Any]] = []
+    for name, own in progress.items():
+        if (reached := own.standing.reached) is not None:
+            sizes, threshold = own.latest.relations, own.latest.thresholds[reached]
+            answers = {each: own.given.count(each) for each in ("right", "wrong", "unsure")}
+            kept = {"predicate": name, "threshold": threshold, "relations": sizes[reached], "of": sizes[-1]}
+            sets.append({**kept, "answers": answers})
+    asked = {question.key for plan in plans for question in plan.questions}
+    lines = [each for state in log.current() if state.key in asked for each in state.judgements]
+    dates = sorted(each.at for each in lines)
+    content = log.file.read_bytes() if plans else b""
+    return {
+        "format": 1,
+        "run": population.run,
+        "method": _METHOD,
+        **settings.model_dump(mode="json"),
+        "sets": sets,
+        "people": dict(sorted(Counter(each.by for each in lines).items())),
+        "dates": [dates[0], dates[-1]] if dates else [],
+        "plans_begun": len({p.certificate.settings.id for p in log.plans.values() if p.certificate}),
+        "not_covered": {
+            "error_rows": population.errors,
+            "images_without_relations": population.unlabelled,
+            "other_relations": population.relations - sum(each["relations"] for each in sets),
+            "recall": "not measured",
+        },
+        "judgements": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+    }
+
+
+def _check_rounds(population: Population, settings: CertificateSettings, plans: Sequence[SamplingPlan]) -> None:
+    """Draw the rounds of a plan again. Raises UserError: they differ."""
+    groups = {group.predicate: group for group in population.groups}
+    taken = np.zeros(len(population.table), bool)
+    for number, (plan, rows) in enumerate(zip(plans, population.rows_of(plans), strict=True)):
+        round_ = cast(CertificateRound, plan.certificate)
+        parts = []
+        for each in round_.groups:
+            group = groups.get(each.predicate)
+            if group is None or (each.thresholds, each.relations) != (group.thresholds, group.sizes):
+                raise UserError(f"{population.root} {_CHANGED}")
+            cells = [stratum for stratum in plan.strata if stratum.predicate == each.predicate]
+            parts.append((group, cells, sum(stratum.sampled for stratum in cells)))
+        strata, questions = _draw(population, parts, settings, number, taken)
+        if round_.number != number or strata != plan.strata or questions != plan.questions:
+            raise UserError(f"{plan.plan}: its questions are not those that are drawn from {population.root}")
+        taken[rows] = True
+
+
+def save(file: Path, certificate: dict[str, Any]) -> None:
+    """Write a certificate."""
+    write_result_text(file, json_text(certificate, 2) + "\n")
+
+
+def check(run: str | Location, file: Location, judgements: Path) -> dict[str, Any]:
+    """Return a certificate after computing it again from the run and its judgements.
+
+    Raises UserError: it is not what they give, or not any more.
+    """
+    try:
+        given: dict[str, Any] = json.loads(read_text(file, "certificate"))
+        settings = CertificateSettings(**{name: given[name] for name in CertificateSettings.model_fields})
+        end = int(given["judgements"]["bytes"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is not a file of `sgpipe certify`") from None
+    content = judgements.read_bytes() if judgements.is_file() else b""
+    with tempfile.TemporaryDirectory() as folder, open_run(run) as database:
+        then = Path(folder) / judgements.name
+        then.write_bytes(content[:end])
+        population = Population(database.index, settings)
+        found = certify(population, settings, JudgementLog(then, population.run, read_only=True))
+        log = JudgementLog(judgements, population.run, read_only=True)
+        now = measure(rounds_of(log, settings), log)
+    for name, value in found.items():
+        if given.get(name) != value:
+            raise UserError(f"{file}: {name} is not what {run} and its judgements give; run `sgpipe certify` again")
+    for each in given["sets"]:
+        own = now[each["predicate"]]
+        reached = own.standing.reached
+        if reached is None or own.latest.thresholds[reached] > each["threshold"]:
+            raise UserError(f"{file}: answers that were changed since no longer give it; run `sgpipe certify` again")
+    return given
+
+
+def continue_plan(
+    run: str | Location, judgements: Path, **values: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+    """Append the next round of questions if none is open.
+
+    Returns the certificate that the answers give, how far each group is, and how many questions are open.
+
+    Args:
+        values: as of `settings_for`.
+
+    Raises UserError: a setting is out of range, or the run has no such column, or has changed since.
+    """
+    with open_run(run) as database:
+        settings = settings_for(database.index, **values)
+        log = JudgementLog(judgements, database.index.fingerprint)
+        certificate = certify(population_of(database.index, settings), settings, log)
+        extend(database.index, settings, log, "sgpipe certify")
+        progress = measure(rounds_of(log, settings), log)
+    groups = [own.as_json(name, settings) for name, own in progress.items()]
+    return certificate, groups, sum(own.given.count(None) for own in progress.values())
+
+
+def settings_for(index: Index, **values: Any) -> CertificateSettings:
+    """Return settings; without a `prediction`, with the first column that the run has. Raises UserError: invalid."""
+    if values.get("prediction") is None:
+        values["prediction"] = "opinion" if index.has_opinion else "agreement" if index.scored else "confidence"
+    try:
+        return CertificateSettings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(describe_invalid(error)) from None
+
+
+def extend(index: Index, settings: CertificateSettings, log: JudgementLog, by: str) -> SamplingPlan | None:
+    """Append the next round of questions if none is open; return it, or the present one; None: nothing is left."""
+    plans = rounds_of(log, settings)
+    if plans and any(None in own.given for own in measure(plans[-1:], log).values()):
+        return plans[-1]
+    round_ = next_round(population_of(index, settings), settings, log, by)
+    return None if round_ is None else cast(SamplingPlan, log.append(round_))

@@ -1,0 +1,325 @@
+import dataclasses
+import json
+import random
+import shutil
+import uuid
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.stats.certificates import Round, evaluate, gains, most_errors, plan_round
+from sgpipe.stats.certify import Group
+from sgpipe.storage.judgements import CERTIFICATE, JUDGEMENTS, Judgement, JudgementLog
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import read_file, shard_name, write_shard
+from tests.sgpipe.stats.runs import make_shards, scene
+
+RUN = "drawn"  # the fingerprint of such a run
+
+
+def round_of(weight, left, slopes, asked, wrong, **changes) -> Round:
+    cells = len(weight)
+    values = {
+        "level": np.zeros(cells, np.int64),
+        "scores": np.linspace(-1, 1, cells)[:, None] * np.ones((1, 2)),
+        "left": np.array(left, float),
+        "weight": np.array(weight, float),
+        "slopes": np.array(slopes, float),
+        "start": 0,
+        "capital": 1.0,
+        "asked": np.array(asked, np.int64),
+        "wrong": np.array(wrong, bool),
+        "is_open": np.zeros(len(asked), bool),
+    }
+    return Round(**(values | changes))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    weight=st.lists(st.floats(0.2, 1), min_size=2, max_size=3),
+    left=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    slopes=st.lists(st.floats(-3, 3), min_size=2, max_size=2),
+    precision=st.sampled_from([0.4, 0.5, 0.7, 0.9]),
+)
+def test_capital_does_not_grow_on_average_where_the_promise_is_broken(weight, left, slopes, precision):
+    """All orders in which relations of each cell can be drawn, with their exact chances."""
+    left = left[: len(weight)]
+    cells = np.repeat(np.arange(len(weight)), left)
+    limit = most_errors(len(cells), precision) + 1
+    wrong = np.zeros(len(cells), bool)
+    for chosen in combinations(range(len(cells)), limit):
+        wrong[:] = np.isin(np.arange(len(cells)), chosen)
+
+        def mean(taken: tuple[int, ...]) -> float:
+            """The expected capital after three draws, given the first ones."""
+            rest = [number for number in range(len(cells)) if number not in taken]
+            if len(taken) == 3 or not rest:
+                own = list(taken)
+                found = gains(round_of(weight, left, slopes, cells[own], wrong[own]), 0, len(cells), limit, limit)
+                return float(np.exp(found.sum(axis=0)).mean())
+            chances = np.array([weight[cells[number]] for number in rest])
+            return float(chances @ [mean((*taken, number)) for number in rest] / chances.sum())
+
+        assert mean(()) <= 1 + 1e-6
+        if limit > 2 and len(cells) > 6:
+            break
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_an_answer_that_becomes_right_never_loses_capital(data):
+    number = data.draw(st.integers(1, 12))
+    asked = data.draw(st.lists(st.integers(0, 2), min_size=number, max_size=number))
+    wrong = data.draw(st.lists(st.booleans(), min_size=number, max_size=number))
+    changed = data.draw(st.integers(0, number - 1))
+    weight, left = data.draw(st.lists(st.floats(0.1, 1), min_size=3, max_size=3)), [40, 30, 20]
+    precision = data.draw(st.sampled_from([0.6, 0.9]))
+    better = [each and at != changed for at, each in enumerate(wrong)]
+    before, after = (
+        evaluate([round_of(weight, left, [1.0, 0.5], asked, each)], [90], precision, 0.95) for each in (wrong, better)
+    )
+    assert after.evidence >= before.evidence - 1e-9
+    assert (after.reached is not None) >= (before.reached is not None)
+
+
+def test_a_set_is_reached_only_after_the_stricter_ones():
+    level = np.array([0, 1, 2])
+    asked = np.tile([0, 1, 2], 120)
+    wrong = np.isin(asked, [1]) & (np.arange(360) % 6 == 1)  # half of the second level
+    round_ = round_of([1.0, 1.0, 1.0], [900, 900, 9000], [0.0, 0.0], asked, wrong, level=level)
+    assert evaluate([round_], [900, 1800, 10800], 0.9, 0.95).reached == 0
+    assert (
+        evaluate([dataclasses.replace(round_, start=None, capital=0.0)], [900, 1800, 10800], 0.9, 0.95).tested is None
+    )
+
+
+def test_three_relations_are_certain_once_all_are_right():
+    round_ = round_of([1.0], [3], [0.0, 0.0], [0, 0, 0], [0, 0, 0], scores=np.zeros((1, 2)))
+    assert evaluate([round_], [3], 0.95, 0.95).reached == 0
+    assert evaluate([dataclasses.replace(round_, wrong=np.array([1, 0, 0], bool))], [3], 0.95, 0.95).reached is None
+
+
+def test_answers_that_were_changed_end_a_certificate():
+    wrong = np.zeros(100, bool)
+    round_ = round_of([1.0], [400], [0.0, 0.0], [0] * 100, wrong, scores=np.zeros((1, 2)))
+    assert evaluate([round_], [400], 0.9, 0.95).reached == 0
+    late = dataclasses.replace(round_, wrong=np.arange(100) >= 55)  # after enough right ones
+    assert evaluate([late], [400], 0.9, 0.95).reached is None
+
+
+@pytest.mark.parametrize("kind", ["constant", "half", "none", "good"])
+def test_a_second_opinion_of_any_kind_divides_relations(kind):
+    rng = np.random.default_rng(0)
+    scores = {"constant": np.ones(900), "none": np.full(900, np.nan), "good": rng.random(900)}.get(
+        kind, rng.random(900)
+    )
+    if kind == "half":
+        scores[::2] = np.nan
+    group = Group.divide(None, np.arange(900), np.linspace(0, 1, 900), scores, True)
+    assert group.sizes == [900]
+    assert len(group.level) == {"constant": 1, "none": 1, "good": 8, "half": 9}[kind]
+    left = np.bincount(group.cells).astype(float)
+    assert left.sum() == 900
+    planned = plan_round([], group.level, group.scores, left, group.sizes, 0.95, 0.95)
+    assert planned is not None
+    weight = planned[0].weight
+    assert weight.min() > 0.3  # nothing is left out
+    assert (np.ptp(weight) == 0) == (kind in ("constant", "none"))
+
+
+def precise(predicate: str, confidence: float, rng: random.Random) -> bool:
+    return predicate != "near" and rng.random() < min(0.99, 0.5 + confidence)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run, and which of its relations are right: confident ones, but for all that are "near"."""
+    rng, records, right = random.Random(0), [], {}
+    for number in range(900):
+        relations = []
+        for subject, object_ in ((0, 1), (1, 0), (0, 2)):
+            predicate, confidence = rng.choice(["on", "on", "near"]), round(rng.random(), 3)
+            relations.append((subject, predicate, object_, confidence))
+            right[str(number), subject, object_, predicate] = precise(predicate, confidence, rng)
+        records.append(scene(str(number), relations))
+    for number in range(3):
+        records.append(scene(f"rare{number}", [(0, "riding", 1, 0.5)]))
+        right[f"rare{number}", 0, 1, "riding"] = True
+    return make_shards(tmp_path_factory.mktemp("certificates") / "run", records), right
+
+
+@pytest.fixture
+def copy(run, tmp_path: Path):
+    return shutil.copytree(run[0], tmp_path / "run"), run[1]
+
+
+def answer(root: Path, right, by: str = "anna", at: str = "2026-01-01T00:00:00Z", decide=None) -> int:
+    """Answer all open questions; returns how many."""
+    log, answered = JudgementLog(root / JUDGEMENTS, RUN), 0
+    known = {state.key for state in log.current()}
+    for plan in list(log.plans.values()):
+        for question in plan.questions:
+            if question.key in known:
+                continue
+            key = (question.image_id, question.subject, question.object, question.predicate)
+            verdict = decide(question) if decide else "right" if right[key] else "wrong"
+            values = {"id": uuid.uuid4().hex, "at": at, "by": by, "run": RUN, "verdict": verdict, "plan": plan.plan}
+            log.append(Judgement(**values, **question.key._asdict()))
+            answered += 1
+    return answered
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def certify(root: Path, right, *options: object, decide=None, rounds: int = 60):
+    """Call and answer until the certificate is reached; returns the last result."""
+    for number in range(rounds):
+        result = invoke("certify", root, *options)
+        if result.exit_code != 1:
+            return result
+        assert answer(root, right, decide=decide, at=f"20{40 - number % 20}-01-01T00:00:00Z"), "nothing is asked"
+    return result
+
+
+def test_certify_verify_and_export(copy, tmp_path):
+    root, right = copy
+    first = invoke("certify", root, "--precision", "0.9", "--by", "predicate")
+    assert first.exit_code == 1
+    assert not (root / CERTIFICATE).exists()
+    result = certify(root, right, "--precision", "0.9", "--by", "predicate")
+    assert result.exit_code == 0, result.output
+    certificate = json.loads((root / CERTIFICATE).read_text())
+    kept = {each["predicate"]: each["threshold"] for each in certificate["sets"]}
+    assert "near" not in kept
+    assert kept
+    assert certificate["people"].keys() == {"anna"}
+    assert certificate["dates"] == sorted(certificate["dates"])
+    assert invoke("verify", root).exit_code == 0
+    out = tmp_path / "out"
+    assert invoke("export", root, "--to", "hf", "--certified", "--out", out).exit_code == 0
+    rows = [row for file in sorted(out.glob("data/*.parquet")) for row in read_file(file)["relations"].to_pylist()]
+    exported = [(each["predicate"], each["confidence"]) for row in rows for each in row]
+    assert {predicate for predicate, _ in exported} == set(kept)
+    assert all(confidence >= np.float32(kept[predicate]) for predicate, confidence in exported)
+    assert len(exported) == sum(each["relations"] for each in certificate["sets"])
+    assert "certify a precision of each predicate of at least 0.9" in " ".join((out / "README.md").read_text().split())
+    assert "--certified needs one threshold" in invoke(
+        "train", "tagger", "--data", root, "--certified", "--out", tmp_path / "model"
+    ).output.replace("\n", " ")
+
+
+def test_a_predicate_of_three_relations(copy):
+    root, right = copy
+    for _ in range(12):
+        invoke("certify", root, "--precision", "0.95", "--by", "predicate")
+        answer(root, right)
+    invoke("certify", root, "--precision", "0.95", "--by", "predicate")
+    sets = json.loads((root / CERTIFICATE).read_text())["sets"]
+    [riding] = [each for each in sets if each["predicate"] == "riding"]
+    assert riding == {
+        "predicate": "riding",
+        "threshold": 0.5,
+        "relations": 3,
+        "of": 3,
+        "answers": {"right": 3, "wrong": 0, "unsure": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("precision", 0.99), ("people", {"bob": 3}), ("sets", []), ("prediction", "none")]
+)
+def test_an_edited_certificate_is_refused(copy, field, value):
+    root, right = copy
+    assert certify(root, right, "--precision", "0.9", "--threshold", "0.6", decide=lambda _: "right").exit_code == 0
+    file = root / CERTIFICATE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    result = invoke("verify", root)
+    assert result.exit_code == 1
+    assert f"{CERTIFICATE}: " in result.output
+    assert invoke("export", root, "--to", "hf", "--certified", "--out", root.parent / "out").exit_code == 2
+
+
+def test_changed_answers_and_changed_runs_end_a_certificate(copy):
+    root, right = copy
+    assert certify(root, right, "--precision", "0.9", "--threshold", "0.6", decide=lambda _: "right").exit_code == 0
+    log = JudgementLog(root / JUDGEMENTS, RUN)
+    for state in list(log.current()):
+        line = state.judgements[0]
+        log.append(line.model_copy(update={"id": uuid.uuid4().hex, "verdict": "wrong"}))
+    result = invoke("verify", root)
+    assert result.exit_code == 1
+    assert "answers that were changed since" in result.output.replace("\n", " ")
+    (root / JUDGEMENTS).write_bytes(b"")
+    assert "is not what" in invoke("verify", root).output.replace("\n", " ")
+
+
+def test_a_run_that_has_changed_since(copy):
+    root, right = copy
+    invoke("certify", root, "--precision", "0.9")
+    answer(root, right)
+    manifest = Manifest.load(root)
+    start = sum(shard.rows for shard in manifest.shards)
+    more = [scene(f"new{number}", [(0, "on", 1, 0.7)]) for number in range(50)]
+    manifest.commit(write_shard(root, shard_name("val", start, start + 50), "val", start, more, {}))
+    result = invoke("certify", root, "--precision", "0.9")
+    assert result.exit_code == 2
+    assert "has changed since" in result.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize("people", ["random", "unsure", "contradict"])
+def test_people_who_say_nothing_certify_nothing(copy, people):
+    root, right = copy
+    rng = random.Random(0)
+    decide = {"random": lambda _: rng.choice(["right", "wrong"]), "unsure": lambda _: "unsure"}.get(people)
+    for _ in range(4):
+        assert invoke("certify", root, "--precision", "0.9").exit_code == 1
+        answer(root, right, decide=decide)
+        if people == "contradict":
+            log = JudgementLog(root / JUDGEMENTS, RUN)
+            for state in list(log.current()):
+                line = state.judgements[0]
+                other = "wrong" if line.verdict == "right" else "right"
+                changes = {"id": uuid.uuid4().hex, "by": "bob", "verdict": other}
+                if len(state.judgements) == 1:
+                    log.append(line.model_copy(update=changes))
+    assert invoke("certify", root, "--precision", "0.9").exit_code == 1
+    assert not (root / CERTIFICATE).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--precision", "0"), "precision"),
+        (("--precision", "0.9", "--confidence", "1"), "confidence"),
+        (("--precision", "0.9", "--prediction", "opinion"), "has no column opinion"),
+        (("--precision", "0.9", "--threshold", "2"), "no relations to certify"),
+    ],
+)
+def test_bad_settings_are_one_line(copy, options, message):
+    result = invoke("certify", copy[0], *options)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (copy[0] / JUDGEMENTS).exists()
+
+
+def test_another_process_makes_the_same_round(copy):
+    """Rounds follow from the run and the answers alone; a round is appended once."""
+    root, right = copy
+    lines = []
+    for name in ("one", "other"):
+        shutil.copytree(root, root.parent / name)
+        certify(root.parent / name, right, "--precision", "0.9", rounds=4)
+        log = JudgementLog(root.parent / name / JUDGEMENTS, RUN)
+        lines.append([(plan.plan, plan.strata, plan.questions) for plan in log.plans.values()])
+    assert lines[0] == lines[1]
+    keys = [question.key for _, _, questions in lines[0] for question in questions]
+    assert len(set(keys)) == len(keys) > 100  # without replacement
