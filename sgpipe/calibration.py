@@ -197,12 +197,14 @@ def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
 
 
 def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What decided the confidences in a run, by its header; of a run without a tagger, its fingerprint."""
-    for identity in reversed(Manifest.identities(run)):
+    """What decided the confidences in a run, by its header; of a run without a tagger, or several, its fingerprint."""
+    found: list[dict[str, Any]] = []
+    for identity in Manifest.identities(run):
         tag, pair = (identity.get(name) if isinstance(identity, Mapping) else None for name in ("tag", "pair"))
         if isinstance(tag, Mapping):  # others may have changed what came from the hub
-            return _scoring(tag, pair if isinstance(pair, Mapping) else {})
-    return {"run": run.get("fingerprint")}
+            found.append(_scoring(tag, pair if isinstance(pair, Mapping) else {}))
+    is_mixed = run.get("runs") and any(scoring != found[0] for scoring in found)  # merged
+    return {"run": run.get("fingerprint")} if is_mixed or not found else found[-1]
 
 
 def unscored_reason(run: Mapping[str, Any]) -> str | None:

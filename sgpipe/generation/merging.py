@@ -47,7 +47,7 @@ Item = TypeVar("Item")
 
 MERGED = "merged."  # prefix of these counts of a shard:
 UNITED = ("united_objects", "united_relations", "contradictory_classes", "contradictory_relations")
-_MEMORY, _FILES_AT_ONCE = "400MB", 4096
+_MEMORY, _HELD_BYTES, _FILES_AT_ONCE = "500MB", 32 << 20, 4096
 _FILE_START = 64 << 10  # bytes of a file that tell it from another of the same name
 _PIXEL = 1.0  # boxes of which no edge differs by more are the same, however small they are
 _STRONGEST = {name: rank for kind in (BoxOrigin, RelationOrigin) for rank, name in enumerate(get_args(kind))}
@@ -107,7 +107,8 @@ _UNITS = """
 """
 _SORTED = """
     create table sorted as select unit, slot, place, leaves.* from leaves
-    join (from members join images using (number)) plan on leaves.rowid = leaf order by unit, slot, place
+    join (from members join images using (number)) plan on leaves.rowid = leaf order by unit, slot, place;
+    drop table leaves
 """
 _OF_UNIT = "from sorted where unit = ? order by slot, place"
 
@@ -149,6 +150,7 @@ def merge_runs(
         with interruptible(), duckdb.connect(scratch / "rows") as database:
             try:
                 configure(database, scratch / "spill", _MEMORY)
+                database.execute("set threads = 1")  # each would sort in memory of its own
                 progress.say("reading the runs")
                 _read(database, inputs, header["runs"])
                 _plan(database, match)
@@ -221,14 +223,18 @@ def _read(database: duckdb.DuckDBPyConnection, inputs: Mapping[str, RunFiles], r
             database.execute("insert into roots values (?, ?, ?)", (run, split, root))
     others = ", ".join(f"coalesce(source.{name}, {name}) as {name}" for name in SCHEMA.names if name != "split")
     for number, files in inputs.items():
-        for shard in files.manifest.shards:
-            table = read_file(files.storage / shard.file)
-            database.register("shard", table)
-            rows = f"'{number}' as run, {', '.join(SCHEMA.names)}", "shard"
-            if _is_merged(files):
-                rows = f"source.run, source.split, {others}", f"(select *, unnest({SOURCES}) as source from shard)"
-            image = ", image" if IMAGE_COLUMN in table.column_names else ""
-            database.execute(f"insert into leaves by name select {rows[0]}{image} from {rows[1]}")
+        rows = f"'{number}' as run, {', '.join(SCHEMA.names)}", "shards"
+        if _is_merged(files):
+            rows = f"source.run, source.split, {others}", f"(select *, unnest({SOURCES}) as source from shards)"
+        held: list[pa.Table] = []
+        for shard in [*files.manifest.shards, None]:
+            held += [read_file(files.storage / shard.file)] if shard else []
+            if held and (shard is None or sum(table.nbytes for table in held) > _HELD_BYTES):
+                table = pa.concat_tables(held, promote_options="default")
+                image = ", image" if IMAGE_COLUMN in table.column_names else ""
+                database.register("shards", table)
+                database.execute(f"insert into leaves by name select {rows[0]}{image} from {rows[1]}")
+                held.clear()
 
 
 def _plan(database: duckdb.DuckDBPyConnection, match: Match) -> None:

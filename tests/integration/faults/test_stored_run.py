@@ -162,6 +162,17 @@ def test_scores_are_those_of_the_folder(tmp_path: Path, store: StorePath) -> Non
     assert "store" not in copies[1].run  # its shards are in the folder
 
 
+def test_merged_runs_are_those_of_the_folders(tmp_path: Path, store: StorePath) -> None:
+    for name, seed, rows in (("one", 0, 5), ("two", 0, 7), ("three", 1, 5)):
+        make_run(tmp_path / name, make_records(20, seed), rows=rows)
+        upload(tmp_path / name, below(store, name))
+    names = ("one", "two", "three")
+    said = sgpipe("merge", *(tmp_path / name for name in names), "--out", tmp_path / "local")
+    assert "40 images" in said
+    sgpipe("merge", tmp_path / "one", *(below(store, name).uri for name in names[1:]), "--out", tmp_path / "out")
+    assert list(iter_records(tmp_path / "out")) == list(iter_records(tmp_path / "local"))
+
+
 def test_a_run_is_pushed_without_being_fetched(
     folder: Path, store: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from sgpipe.calibration import scoring_of_run
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
@@ -342,6 +343,19 @@ def test_a_row_keeps_the_rows_of_single_runs_and_the_header_says_what_these_are(
     assert set(run["labels"]["objects"]) == {"person", "dog", "cup"}
     assert run["labels"]["relations"] == ["on"]
     assert {json.dumps(each) for each in run["origin"]} == {f'{{"import": "{name}"}}' for name in ("vg", "one", "two")}
+
+
+def test_a_calibration_is_of_one_tagger(tmp_path):
+    taggers = [{"tag": {"method": "rtagger", "tagger": name}, "pair": {}} for name in ("x", "y")]
+    one, two, same = (
+        make_run(tmp_path / name, [scene(name)], identity={"import": name}, origin=[tagger])
+        for name, tagger in zip("abc", [*taggers, taggers[0]], strict=True)
+    )
+    merged(tmp_path / "alike", one, same)
+    assert scoring_of_run(Manifest.load(tmp_path / "alike").run) == scoring_of_run(Manifest.load(one).run)
+    merged(tmp_path / "mixed", one, two)
+    mixed = Manifest.load(tmp_path / "mixed").run
+    assert scoring_of_run(mixed) == {"run": mixed["fingerprint"]}
 
 
 def test_a_corrected_copy_of_a_merged_run_is_merged_as_it_is(tmp_path, monkeypatch):
