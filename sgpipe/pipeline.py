@@ -363,10 +363,7 @@ class Pipeline:
 
     @cached_property
     def _finder(self) -> DetectStage | GivenBoxesStage | None:
-        """Finds boxes where none are given; None: only words get boxes.
-
-        Raises UserError: nothing finds boxes, or the detector cannot be loaded.
-        """
+        """Finds boxes; None: only words get some. Raises UserError: nothing finds any, or it cannot be loaded."""
         if self._boxes is None and self.recipe.detect.detector is None:
             if self.recipe.ground.detector is not None:
                 return None

@@ -272,9 +272,7 @@ class GroundConfig(Config):
 
     detector: str | None = Field(None, description="hub id or folder of a detector of texts, or MINIWORLD; null: none")
     words: Literal["triplets", "all"] = Field("triplets", description="nouns to look for: those in triplets, or all")
-    ask: Literal["classes", "words"] = Field(
-        "classes", description="what the detector reads: the class that a word is a synonym of (dog), or it (puppy)"
-    )
+    ask: Literal["classes", "words"] = Field("classes", description="read the class of a word (dog), or it (puppy)")
     threshold: float = Field(0.3, ge=0, lt=1, description="keep boxes above this score")
     overlap: float = Field(0.5, gt=0, le=1, description="IoU above which boxes of one class are one, given or found")
     overlap_across: float = Field(0.9, gt=0, le=1, description="the same for found boxes of different classes")
@@ -583,8 +581,7 @@ def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
         "tag": tag.tagger if tag.scores and tag.endpoint is None else None,
     }
     names = dict.fromkeys(name for stage, name in models.items() if stage not in skipped)
-    found = [name for name in names if name and name != MINIWORLD and not is_uri(name)]
-    found = [name for name in found if not Path(name).exists()]
+    found = [name for name in names if name and name != MINIWORLD and not is_uri(name) and not Path(name).exists()]
     return [] if any(":" in name for name in found) else found
 
 

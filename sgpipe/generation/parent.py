@@ -276,9 +276,8 @@ class ParentReader(UnitReader):
                 record.objects = [box for box in record.objects if box.origin != "grounded"]
             record.left_out |= {what: number for what, number in row.left_out.items() if what in limited}
             stage = (row.error or "").partition(":")[0]
-            filled = getattr(row, columns[-1])
-            if self.reused[-1] == "ground":
-                filled = [box for box in filled if box.origin == "grounded"]
+            ground = self.reused[-1] == "ground"
+            filled = any(not ground or each.origin == "grounded" for each in getattr(row, columns[-1]))
             unknown = stage == "worker" and not filled
             if not row.ok and (stage in ("source", "load", *self.reused) or unknown):
                 record.status, record.error, record.relations = row.status, row.error, []

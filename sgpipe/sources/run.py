@@ -25,7 +25,7 @@ from sgpipe.utils.hashing import fingerprint
 _COLUMNS = [name for name in SCHEMA.names if name not in ("triplets", "pairs")]
 _TRIPLET = ("subject_category", "predicate", "object_category")
 # Stages that run again. The errors of others stay: there are no objects, or nobody knows how large the image is.
-_ERRORS_OF = ("load", "caption", "parse", "pair", "tag", "worker")
+_ERRORS_OF = ("load", "caption", "parse", "ground", "pair", "tag", "worker")
 
 
 def open_parent(place: str | Location | None) -> RunFiles:

@@ -116,24 +116,20 @@ def load(config: DetectConfig, device: torch.device) -> Detector:
     return load_prompted(str(config.detector), classes, device)
 
 
-def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> PromptedDetector:
+def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> ZeroShotDetector | RLIPDetector:
     """Load a detector that reads the names of what it looks for. Raises UserError: no such model, or another kind."""
     name = local_model(model)
-    if _model_type(Path(name)) in _KINDS:
-        key = name, str(device)
-        network = _MODELS[key] = _MODELS.get(key) or load_detector(Path(name))
-        return RLIPDetector(network, classes, trained_sides(name) or DEFAULT_SIDES, device)
-    zero_shot, processor = _open(name, device, AutoModelForZeroShotObjectDetection, AutoProcessor)
-    return ZeroShotDetector(zero_shot, processor, classes, device)
+    if _model_type(Path(name)) not in _KINDS:
+        zero_shot, processor = _open(name, device, AutoModelForZeroShotObjectDetection, AutoProcessor)
+        return ZeroShotDetector(zero_shot, processor, classes, device)
+    network = _MODELS[name, str(device)] = _MODELS.get((name, str(device))) or load_detector(Path(name))
+    return RLIPDetector(network, classes, trained_sides(name) or DEFAULT_SIDES, device)
 
 
 def check_prompted(model: str, setting: str) -> None:
     """Without loading its weights, raise UserError if a model is not a detector that reads the names of things."""
-    name = local_model(model)
-    kind = _model_type(Path(name))
-    if kind in _KINDS:
-        return
-    if kind == "rlip_tagger" or _settings(name, setting).model_type not in _ZERO_SHOT:
+    kind = _model_type(Path(name := local_model(model)))
+    if kind == "rlip_tagger" or (kind not in _KINDS and _settings(name, setting).model_type not in _ZERO_SHOT):
         raise UserError(
             f"{setting}: {model} cannot be asked for words; use a detector that reads text, such as Grounding DINO, "
             "OWLv2, OmDet-Turbo or a ParSeDA"
@@ -293,9 +289,6 @@ class RLIPDetector:
         best = logits.softmax(-1)[:, :-1].max(-1)  # "no objects" is the last class
         kept = best.values > threshold
         return DetectedBoxes((to_corners(boxes) * sides)[kept], best.values[kept], best.indices[kept])
-
-
-PromptedDetector = ZeroShotDetector | RLIPDetector  # reads the names of what it looks for
 
 
 def _class_names(settings: PretrainedConfig) -> tuple[str, ...]:

@@ -56,18 +56,15 @@ class GroundStage(Stage):
 
     name = "ground"
 
-    def __init__(
-        self, recipe: Recipe, roots: Mapping[str, ImagePlace], classes: Mapping[str, int], dataset: str
-    ) -> None:
+    def __init__(self, recipe: Recipe, roots: Mapping[str, ImagePlace], classes: Mapping[str, int], data: str) -> None:
         """
         Args:
             roots: where the images of each split are.
             classes: the id of every class of the dataset.
-            dataset: selects the synonym table, see `PairStage`.
+            data: whose synonym table is used, see `PairStage`.
         """
         self.config, self.pair, self.parse = recipe.ground, recipe.pair, recipe.parse
-        self.resources = recipe.ground.resources
-        self.roots, self.classes, self.dataset = roots, classes, dataset
+        self.resources, self.roots, self.classes, self.dataset = recipe.ground.resources, roots, classes, data
 
     def with_classes(self, classes: Mapping[str, int]) -> GroundStage:
         """Return the same stage, with the same loaded detector, for a dataset of other classes."""
@@ -114,15 +111,15 @@ class GroundStage(Stage):
     def words(self, record: Record) -> dict[str, Word]:
         """What to look for in an image, by the text that the detector reads; first what most captions say.
 
-        What a box carries, and what is no thing, is left out. What is beyond `max_words`, or too long for the detector,
-        is left out and counted.
+        What is beyond `max_words`, or too long for the detector, is left out and counted.
         """
         present = {box.category for box in record.objects}
         words: dict[str, Word] = {}
         said: dict[str, set[int]] = {}
         for caption, phrase, head in self._nouns(record):
             classes = self.matcher.classes(phrase, head)
-            if not present.isdisjoint(self.carried.classes(phrase, head)) or not (classes or _is_thing(head)):
+            is_thing = classes or (head not in NON_THINGS and sum(map(str.isalpha, head)) > 1)
+            if not is_thing or not present.isdisjoint(self.carried.classes(phrase, head)):
                 continue
             text = known = next((name for name in classes if name in self.classes), classes[0] if classes else head)
             if not classes or self.config.ask == "words":
@@ -152,19 +149,17 @@ class GroundStage(Stage):
         except ImageError as reason:
             record.fail(self.name, str(reason))
             return
-        names = [box.category for box in found]
-        # In turns, so that a word that is found everywhere leaves room for others.
-        turns = sorted(range(len(found)), key=lambda at: (names[:at].count(names[at]), at))
-        kept = sorted(turns[: self.config.max_boxes])
-        record.left_out["grounded"] = len(found) - len(kept)
-        record.objects += [found[at] for at in kept]
+        names = [box.category for box in found]  # they take turns, so that what is everywhere leaves room for others
+        turns = sorted(range(len(found)), key=lambda at: (names[:at].count(names[at]), at))[: self.config.max_boxes]
+        record.left_out["grounded"] = len(found) - len(turns)
+        record.objects += [found[at] for at in sorted(turns)]
 
     def _find(self, image: Image.Image, words: Mapping[str, Word], record: Record) -> list[Box]:
         """Boxes of words, highest score first, without repetitions and those that the image has."""
         detector = copy(self.detector)
         detector.ask(list(words))
         corners, scores, labels = detector(image, self.config.threshold)
-        corners, scores, asked = corners.double(), scores.float(), list(words.values())
+        corners, asked = corners.double(), list(words.values())
         if not bool(scores.isfinite().all()):
             raise UserError(f"detector {self.config.detector} returns NaN scores: its weights are damaged")
         categories = list(dict.fromkeys(word.category for word in asked))
@@ -189,7 +184,3 @@ class GroundStage(Stage):
         """The id of a category; of a free noun one of 32 bits that hardly two nouns share."""
         digest = int.from_bytes(blake2b(category.encode(), digest_size=4).digest(), "big")
         return self.ids.get(category, _FREE_IDS + digest % _FREE_IDS)
-
-
-def _is_thing(head: str) -> bool:
-    return head not in NON_THINGS and sum(map(str.isalpha, head)) > 1

@@ -28,14 +28,7 @@ from sgpipe.files.locations import Location
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Attribute, Box, Pair, Record, Triplet
 from sgpipe.sources.equivalents import load_equivalents
-from sgpipe.sources.vocabulary import (
-    Synonyms,
-    category_names,
-    implied_things,
-    load_synonyms,
-    loose_words,
-    packaged_synonyms,
-)
+from sgpipe.sources.vocabulary import category_names, implied_things, load_synonyms, loose_words, packaged_synonyms
 from sgpipe.stages.base import Stage
 from sgpipe.stages.parse.grammar.lexicon import NUMBERS
 from sgpipe.utils.lemmas import lemmas, verb_lemma
@@ -312,7 +305,7 @@ def check_pair(config: PairConfig) -> None:
         existing_model(config.model)
 
 
-def synonyms_of(config: PairConfig, dataset: str) -> Synonyms:
+def synonyms_of(config: PairConfig, dataset: str) -> Mapping[str, tuple[str, ...]]:
     """Return the recipe's synonym table, or the packaged one of a dataset. Raises UserError: as `load_synonyms`."""
     return load_synonyms(config.synonyms) if config.synonyms else packaged_synonyms(dataset)
 

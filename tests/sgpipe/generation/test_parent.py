@@ -20,7 +20,7 @@ from sgpipe.generation.parent import ParentReader, parent_recipe
 from sgpipe.generation.run import generate
 from sgpipe.generation.summary import print_summary
 from sgpipe.recipe import Recipe, load_recipe
-from sgpipe.records import Box, Caption, Pair, Record, Relation
+from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.storage.manifest import Manifest, Summary
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import iter_records, write_shard
@@ -378,6 +378,32 @@ def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, kept)
     assert taken[-1].captions == (CAPTION if "caption" in reused else [])
     assert taken[-1].pairs == taken[-1].relations == []
     assert taken[-1].left_out == ({"boxes": 5, "regions": 6} if "caption" in reused else {"boxes": 5})
+
+
+@pytest.mark.parametrize("with_words", [False, True])
+def test_boxes_of_words_are_taken_over_with_their_stage_alone(tmp_path, with_words):
+    word = Box("cone", 2**30, (2, 2, 3, 3), origin="grounded", score=0.5, phrase="cone")
+    parsed = {"captions": CAPTION, "triplets": [Triplet("dog", "near", "cone", "dog", "cone", "near", 0)]}
+    rows = {
+        "ground: no image": {"objects": BOXES},
+        "worker: crashed before or without words": {"objects": BOXES},
+        "worker: crashed after words": {"objects": [*BOXES, word]},
+        "tag: no image": {"objects": [*BOXES, word]},
+    }
+    made = [
+        Record(str(n), "folder", "all", f"{n}.png", 9, 9, status="error", error=error, **columns, **parsed)
+        for n, (error, columns) in enumerate(rows.items())
+    ]
+    made[-1].left_out = {"words": 3, "grounded": 4, "pairs": 7}
+    source = [Record(row.image_id, "folder", "all", row.file_name, 9, 9) for row in made]
+    reader, shards = made_shards(tmp_path, source, made)
+    reused = ("detect", "caption", "parse", *(["ground"] if with_words else []))
+    parent = ParentReader(reader.storage, reader.indexes, str(tmp_path), reader.storage, tuple(shards), reused)
+    taken = parent(WorkUnit("all", 0, len(source)))
+    kept = 2 if with_words else 0
+    assert [row.error for row in taken] == [*list(rows)[:kept], *[None] * (len(rows) - kept)]
+    assert [row.objects for row in taken[2:]] == [[*BOXES, word] if with_words else BOXES] * 2
+    assert taken[-1].left_out == ({"words": 3, "grounded": 4} if with_words else {})
 
 
 def test_retrying_takes_what_the_parent_has_made_good_since(models, tmp_path):
