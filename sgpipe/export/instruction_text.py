@@ -95,7 +95,8 @@ class English:
             is_many |= lemmas(noun, "NOUN")[0] != noun or (noun.endswith("s") and plural(noun) == noun)
         if is_many:
             return name, name, True
-        many = " ".join([*words[:-1], plural(noun) if is_word else f"{last}s"])
+        many = plural(noun).capitalize() if last[0].isupper() else plural(noun)
+        many = " ".join([*words[:-1], many if is_word else f"{last}s"])
         article = "an" if _VOWEL.match(name.lower()) else "a"
         return f"{article} {name}", self.phrases.plurals.get(name.lower(), many), False
 

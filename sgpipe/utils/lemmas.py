@@ -22,14 +22,13 @@ def verb_lemma(verb: str) -> str:
 @lru_cache(maxsize=1 << 16)
 def gerund(verb: str) -> str:
     """Return the -ing form of any form of a verb: the predicate of a passive clause that is turned active."""
-    inflections = _dictionaries()[1].getInflection(verb_lemma(verb), "VBG")
-    return str(inflections[0]) if inflections else verb
+    return next(iter(_inflections(verb_lemma(verb), "VBG")), verb)
 
 
 @lru_cache(maxsize=1 << 16)
 def is_participle(verb: str) -> bool:
     """Return whether a form of a verb is its past participle: "held", "eaten"."""
-    return verb in _dictionaries()[1].getInflection(verb_lemma(verb), "VBN")
+    return verb in _inflections(verb_lemma(verb), "VBN")
 
 
 _AUXILIARIES = frozenset({"am", "is", "are", "was", "were", "be", "been", "being"})
@@ -52,8 +51,14 @@ def without_auxiliaries(text: str) -> list[str]:
 @lru_cache(maxsize=1 << 16)
 def plural(noun: str) -> str:
     """Return the plural of a noun."""
-    inflections = _dictionaries()[1].getInflection(noun, "NNS")
-    return str(inflections[0]) if inflections else noun
+    return next(iter(_inflections(noun, "NNS")), noun)
+
+
+def _inflections(word: str, form: str) -> tuple[str, ...]:
+    try:
+        return tuple(_dictionaries()[1].getInflection(word, form))
+    except IndexError:  # lemminflect's rules fail for some words that it does not know, such as "cpg"
+        return ()
 
 
 @lru_cache(maxsize=1)
