@@ -179,6 +179,8 @@ def label(
             record,
             captions=record.captions[:captions],
             triplets=[replace(each) for each in record.triplets if each.caption < captions],
+            relations=[],
+            mentions=None,
             left_out={},
         )
         for record in parsed
