@@ -490,10 +490,10 @@ def assign_attributes(matcher: Matcher, record: Record) -> None:
         often = Counter(category for _, category in named)
         boxes = [record.objects[index] for index in record.captions[number].boxes] or record.objects
         for mention, category in named:
-            if not mention.attributes or not matcher.loose.isdisjoint((mention.phrase, mention.head)):
+            if not mention.attributes:
                 continue
             meant = [box for box in boxes if box.phrase and mention.phrase in box.phrase.split(", ")]
-            if not meant and often[category] == 1:
+            if not meant and often[category] == 1 and matcher.loose.isdisjoint((mention.phrase, mention.head)):
                 meant = [box for box in boxes if box.category == category]
             counts = [NUMBERS.index(name) for name in mention.attributes if name in NUMBERS]
             if len(meant) == (counts[0] if counts else 1) and not any(box.iscrowd for box in meant):

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from sgpipe.recipe import ParseConfig
-from sgpipe.records import Record
+from sgpipe.records import Mention, Record, Triplet
 from sgpipe.stages.base import Stage
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.parse.learned import WEIGHTS
@@ -60,10 +60,10 @@ class CaptionParser(Parser):
         self._parser = load_parser(config or ParseConfig(), cache_folder)
         self._cache: OrderedDict[str, Parsed] = OrderedDict()
 
-    def read(self, captions: Iterable[str]) -> list[Parsed]:
-        """Return triplets and mentions of each caption, in word order; their `caption` is the index in `captions`.
+    def read(self, captions: Iterable[str], numbers: Iterable[int] | None = None) -> list[Parsed]:
+        """Return triplets and mentions of each caption, in word order. The most recent captions are cached.
 
-        The most recent captions are cached between calls.
+        `numbers`: what their `caption` is; None: the index in `captions`.
         """
         captions = list(captions)
         distinct = dict.fromkeys(captions)
@@ -75,13 +75,14 @@ class CaptionParser(Parser):
             self._cache.move_to_end(caption)
         while len(self._cache) > _CACHED_CAPTIONS:
             self._cache.popitem(last=False)
-        return [_numbered(known[caption], number) for number, caption in enumerate(captions)]
+        numbered = zip(captions, range(len(captions)) if numbers is None else numbers, strict=True)
+        return [_numbered(*known[caption], number) for caption, number in numbered]
 
 
-def _numbered(parsed: Parsed, caption: int) -> Parsed:
+def _numbered(triplets: list[Triplet], mentions: list[Mention], caption: int) -> Parsed:
     """The triplets and mentions of a caption with this number."""
-    triplets, mentions = parsed
-    return [replace(each, caption=caption) for each in triplets], [each._replace(caption=caption) for each in mentions]
+    named = [Mention(phrase, head, attributes, caption) for phrase, head, attributes, _ in mentions]
+    return [replace(each, caption=caption) for each in triplets], named
 
 
 class ParseStage(Stage):
@@ -118,9 +119,11 @@ class ParseStage(Stage):
 
     def __call__(self, records: list[Record]) -> list[Record]:
         usable = [record for record in records if record.ok]
-        parsed = iter(self._parser.read(c.text for record in usable for c in record.captions))
+        texts = (caption.text for record in usable for caption in record.captions)
+        numbers = (number for record in usable for number in range(len(record.captions)))
+        parsed = iter(self._parser.read(texts, numbers))
         for record in usable:
-            own = [_numbered(each, number) for number, each in enumerate(islice(parsed, len(record.captions)))]
+            own = list(islice(parsed, len(record.captions)))
             record.triplets = [triplet for triplets, _ in own for triplet in triplets]
             record.mentions = [mention for _, mentions in own for mention in mentions]
         return records

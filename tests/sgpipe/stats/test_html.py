@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from sgpipe.records import NO_OBJECT, Box
+from sgpipe.records import NO_OBJECT, Attribute, Box
 from sgpipe.stats.audit import compare, find
 from sgpipe.stats.gallery import make_card
 from sgpipe.stats.measures import measure
@@ -23,6 +23,7 @@ def test_tables_json_and_page_say_the_same(tmp_path):
 
 def test_the_page_is_one_file_and_shows_markup_as_text(tmp_path):
     evil = scene("0", [(0, EVIL, 1, 0.9)], [PERSON, Box(EVIL, 2, (50, 50, 50, 50))], [EVIL], dataset=EVIL)
+    evil.objects[1].attributes = [Attribute(EVIL, 0)]
     make_run(tmp_path / "run", [evil], run={"name": EVIL})
     invoke(tmp_path / "run", "--html", tmp_path / "r.html", "--compare", tmp_path / "run")
     page = Texts((tmp_path / "r.html").read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sgpipe.records import Mention
 from sgpipe.stages.parse.grammar.lexicon import (
     ATTRIBUTE_NOUNS,
+    BE,
     COLOURS,
     HAVING_ADJECTIVES,
     NUMBERS,
@@ -12,7 +13,7 @@ from sgpipe.stages.parse.grammar.lexicon import (
     SHADES,
     WHOLES,
 )
-from sgpipe.stages.parse.grammar.relations import content, head_noun, is_copula, phrase, singular, subjects
+from sgpipe.stages.parse.grammar.relations import content, head_noun, phrase, singular, subjects
 from sgpipe.stages.parse.grammar.tree import NOUN_TAGS, Tree
 
 _MODIFIERS = ("amod", "nummod", "compound", "nmod")
@@ -25,8 +26,8 @@ def mentions(tree: Tree) -> list[Mention]:
     """The things that a repaired tree names, in word order, with `caption` 0. Pronouns and quantities are left out."""
     said = _said_with_be(tree)
     found = []
-    for index in range(len(tree)):
-        if not tree.is_noun(index) or tree.deps[index] in ("compound", "nmod") or content(tree, index) != index:
+    for index, (tag, dep) in enumerate(zip(tree.tags, tree.deps, strict=True)):
+        if tag not in NOUN_TAGS or dep in ("compound", "nmod") or content(tree, index) != index:
             continue
         words = [each for each in tree.dependents(index, *_MODIFIERS) if each < index]
         for word in words:
@@ -42,8 +43,8 @@ def mentions(tree: Tree) -> list[Mention]:
 def _said_with_be(tree: Tree) -> dict[int, list[int]]:
     """The adjectives of "the dog is brown and wet" by noun; not of "is ready to go" or "is full of water"."""
     said: dict[int, list[int]] = {}
-    for verb in range(len(tree)):
-        adjectives = tree.dependents(verb, "acomp") if is_copula(tree, verb) else []
+    for verb, text in enumerate(tree.texts):
+        adjectives = tree.dependents(verb, "acomp") if text in BE else []
         if adjectives and not tree.dependents(verb, "neg"):
             for word in adjectives:
                 adjectives += tree.dependents(word, "conj")

@@ -65,6 +65,13 @@ def test_a_grounded_box_is_described_by_its_phrase_beside_others_of_its_class() 
     assert described(made) == [[], [("small", 0)], []]
 
 
+def test_a_loose_word_describes_only_the_box_that_it_was_grounded_by() -> None:
+    made = record(["bottle", "beer"], "a cold beer")
+    assert described(made) == [[], []]
+    made.objects[1] = replace(made.objects[1], origin="grounded", phrase="beer")
+    assert described(made) == [[], [("cold", 0)]]
+
+
 def test_a_caption_of_a_region_describes_its_boxes_only() -> None:
     made = record(["car", "car"], Caption("a red car", "box", [1]), Caption("a blue car", "box", [0]))
     assert described(made) == [[("blue", 1)], [("red", 0)]]
