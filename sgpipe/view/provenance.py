@@ -30,6 +30,7 @@ class PairSettings:
     Attributes:
         candidates, match, restrict, loose: settings of the pair stage.
         threshold: the confidence that the tagger's relations are above, if nothing removed relations since.
+        known: `pair.known` of a run that extends another one.
         imported: the format of imported files. corrected: whether people's judgements were applied to the run.
     """
 
@@ -39,6 +40,7 @@ class PairSettings:
     threshold: float | None = None
     imported: str | None = None
     corrected: bool = False
+    known: int | None = None
     loose: bool = False
 
     @classmethod
@@ -49,7 +51,9 @@ class PairSettings:
             pair, tag = (_settings(identity, name) for name in ("pair", "tag"))
             if pair or tag:
                 kept = None if tag.get("calibration") else tag.get("threshold")  # with one, it is a probability
-                settings: dict[str, Any] = {name: pair.get(name) for name in ("candidates", "match", "restrict")}
+                settings: dict[str, Any] = {
+                    name: pair.get(name) for name in ("candidates", "match", "restrict", "known")
+                }
                 found = cls(**settings, threshold=kept, loose=pair.get("loose") is True)
             elif isinstance(identity, Mapping) and "import" in identity:
                 found = cls(imported=str(identity["import"]))
@@ -101,9 +105,10 @@ class Provenance:
 
     def explain(self, relation: Relation) -> str:
         """One sentence: why the pair has this predicate."""
-        if relation.confidence is None and self.settings.corrected:
-            annotated = "was annotated, or " if self.settings.imported else ""
-            return f"It {annotated}was confirmed, changed or added by a person (sgpipe correct)."
+        if relation.origin == "person":
+            return "It was confirmed, changed or added by a person (sgpipe correct)."
+        if relation.confidence is None:
+            return "It is annotated: it has no confidence."
         own, others = self.stating(relation)
         candidates = self.candidates[relation.subject, relation.object]
         is_candidate = any(found["own"] and found["predicate"] == relation.predicate for found in candidates)
@@ -113,13 +118,13 @@ class Provenance:
             return f"A vision-language model states it of these boxes (pair.candidates: {self.settings.candidates})."
         if own:
             return f"{self._captions_of(own)} it of these two classes."
-        if is_candidate and others:
+        if is_candidate and others and self.settings.candidates in (None, "image"):
             said = self._captions_of(others)
             return f"{said} it of other things, and every pair may carry it (pair.candidates: image)."
         if not is_candidate and self.settings.restrict == "group":
             return "It is a candidate of another pair, and was scored for the whole group (pair.restrict: group)."
-        if relation.confidence is None:
-            return "It is annotated: it has no confidence, and no caption led to it."
+        if is_candidate and self.settings.known:
+            return "The run that was extended often has it of these two classes (pair.known)."
         if self.settings.imported:
             return "It was imported with its confidence; no caption led to it."
         return "The run does not say where this predicate comes from."
