@@ -139,7 +139,6 @@ def export_run(
                 "--certified chooses the relations: leave out --threshold, --calibration, --precision and --origin"
             )
         threshold = min(each["threshold"] for each in certificate["sets"])
-    phrases = load_phrases(templates)
     least = threshold if threshold is not None else default
     rows = ExportRows(location(root), least, calibration, certificate, origins)
     with new_folder(out if inside else check_output(out)) as folder:
@@ -151,7 +150,7 @@ def export_run(
             elif to == WEBDATASET:
                 write_webdataset(rows, folder, images)
             elif to == INSTRUCTIONS:
-                asked = Instructions(rows, phrases, coordinates, seed or 0)
+                asked = Instructions(rows, load_phrases(templates), coordinates, seed or 0)
                 write_instructions(rows, folder, asked, images, images_url, parquet=parquet, embed=embed)
             else:
                 _WRITERS[to](rows, folder)
