@@ -160,7 +160,7 @@ def vg150_source(
         content = json.loads(read_text(dicts, "dictionaries"))
         kinds = (content["label_to_idx"], content["predicate_to_idx"], content.get("attribute_to_idx") or {})
         names = [{int(n): replace_surrogates(str(name)) for name, n in kind.items() if int(n) > 0} for kind in kinds]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{dicts} is not VG-SGG-dicts.json: expected label_to_idx and predicate_to_idx") from None
     tables, validation = _read_tables(annotations)
     group = tables["split"]
@@ -213,7 +213,7 @@ def _read_tables(path: Location) -> tuple[dict[str, Any], int]:
         if tables["attributes"].ndim != 2 or len(tables["attributes"]) != len(boxes):
             raise ValueError("attributes are not those of the boxes")
         boxes[:, :2] = boxes[:, :2] - boxes[:, 2:] / 2  # of integers, rounded as in the loader
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a whole VG-SGG.h5 ({str(error)[:120]})") from None
     return tables, validation
 

@@ -309,23 +309,23 @@ def svg_source(annotations: Location, split: str) -> AnnotationSource:
     """
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        for number, item in JsonStream(annotations, members=True):
+        for at, (number, item) in enumerate(JsonStream(annotations, members=True)):
             things = item.get("objects") if isinstance(item, Mapping) else None
             if not isinstance(things, Mapping):
+                problems["malformed"] += 1
+                if at:
+                    continue
                 raise UserError(
                     f"{annotations}: {number!r} is not {{width, height, objects: {{id: {{name, bbox, …}}}}}}"
                 )
             size, image_id = (parse_side(item.get("width")), parse_side(item.get("height"))), replace_surrogates(number)
-            record, indices = (
-                Record(image_id, "svg", split, f"{image_id}.jpg", *size),
-                {key: n for n, key in enumerate(things)},
-            )
+            record = Record(image_id, "svg", split, f"{image_id}.jpg", *size)
+            indices = {key: index for index, key in enumerate(things)}
             try:
                 for index, thing in enumerate(things.values()):
                     box = Box(text_field(thing, "name"), _NO_CATEGORY_ID, xyxy_to_xywh(required_field(thing, "bbox")))
-                    box.attributes = [
-                        Attribute(replace_surrogates(str(name))) for name in thing.get("attributes") or ()
-                    ]
+                    words = thing.get("attributes") or ()
+                    box.attributes = [Attribute(replace_surrogates(str(word))) for word in words]
                     box.segmentation = parse_segmentation(thing.get("segmentation"), *size, problems)
                     record.objects.append(box)
                     for relation in thing.get("relations") or ():

@@ -92,6 +92,12 @@ def test_bad_objects_of_svg_make_an_error_row(tmp_path, thing, message):
     assert good.objects == [Box("dog", 0, (1, 2, 4, 4))]
 
 
+def test_items_of_svg_that_are_no_graphs_are_counted(tmp_path):
+    (row,) = svg(tmp_path, {"a": {"width": 20, "height": 10, "objects": {}}, "b": 7, "c": {"objects": []}})
+    assert (row.image_id, row.objects) == ("a", [])
+    assert Manifest.load(tmp_path / "run").shards[0].counts["problem.malformed"] == 2
+
+
 def test_svg_counts_relations_of_unknown_objects_and_refuses_other_forms(tmp_path):
     relations = [{"object": "9", "name": "near"}, "near 1", {"object": 1, "name": "is"}]
     (row,) = svg(tmp_path, {"a": {"width": 20, "height": 10, "objects": {"1": THING | {"relations": relations}}}})
