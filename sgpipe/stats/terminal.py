@@ -110,6 +110,7 @@ def _measured(measures: Measures) -> Iterator[Table | str]:
     for what, unit, counts in rankings:
         if counts:
             total, first = sum(counts.values()), list(counts.items())[:_TOP]
+            total = measures.totals["objects"] if what == "attribute" else total
             longest = _LONGEST if what == "predicate" else None
             rows = [(single_line(name, longest), f"{number:,}", f"{number / total:.1%}") for name, number in first]
             yield table(_frequent(len(counts), what, _TOP), [what, f">{unit}", ">share"], rows)
