@@ -8,7 +8,7 @@ the certificate is given, or after 1,000 answers. Predictions, weights and bets 
 draw in law. A second opinion has the area under the ROC curve (AUC) that is named: 0.5 says nothing, 0.1 the opposite.
 "If known" is what a second opinion would save at most if the error rate of each of its bins were known beforehand.
 
-Where the threshold is chosen, 200 sessions go on until 600 answers; the certificate must hold for the largest set of
+Where the threshold is chosen, 120 sessions go on until 600 answers; the certificate must hold for the largest set of
 the last round, and so for any earlier one. The best threshold is chosen with the truth known.
 
 A certificate is wrongly given if the precision of what it keeps is below the target. A fixed plan is the smallest
@@ -218,7 +218,7 @@ def choosing() -> Table:
     """Sessions in which the threshold is chosen, too."""
     table = Table(
         "target", "errors at confidence c", "second opinion", "wrongly given", "given", "first given, median answers",
-        "kept after 600 answers, of the best threshold", title="Choosing the threshold, by 200 sessions",
+        "kept after 600 answers, of the best threshold", title="Choosing the threshold, by 120 sessions",
     )  # fmt: skip
     for target, name, rate in (
         (0.95, "(1 - c) / 2", lambda c: (1 - c) / 2),
@@ -227,13 +227,13 @@ def choosing() -> Table:
         (0.95, "0.051 from c = 0.5 on, else 0.4", lambda c: np.where(c >= 0.5, 0.051, 0.4)),
     ):
         for auc in (NOTHING, 0.9):
-            found = [choose(seed, target, rate, auc) for seed in range(200)]
+            found = [choose(seed, target, rate, auc) for seed in range(120)]
             firsts = [first for first, _, _ in found if first]
             wrongly = sum(is_wrong for _, is_wrong, _ in found) / len(found)
             kept = [part for _, _, part in found if not math.isnan(part)]
             table.add_row(
-                f"{target:g}", name, named(auc), f"{wrongly:.1%} ± {math.sqrt(wrongly * (1 - wrongly) / 200):.1%}",
-                f"{len(firsts) / 200:.1%}", f"{np.median(firsts):.0f}" if firsts else "",
+                f"{target:g}", name, named(auc), f"{wrongly:.1%} ± {math.sqrt(wrongly * (1 - wrongly) / 120):.1%}",
+                f"{len(firsts) / 120:.1%}", f"{np.median(firsts):.0f}" if firsts else "",
                 f"{np.median(kept):.0%}" if kept else "nothing has this precision",
             )  # fmt: skip
     return table
