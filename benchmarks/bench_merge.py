@@ -15,6 +15,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def scene(number: int, detected: bool) -> Record:
 def make_run(root: Path, images: int, detected: bool) -> None:
     """Write a run of `images` rows, those of a detected one in random order."""
     scenes = to_table(scene(number, detected) for number in range(SCENES))
-    root.mkdir(parents=True)
+    (root / "data").mkdir(parents=True)
     manifest = Manifest.create(root, {"name": root.name, "fingerprint": root.name, "images": {"train": "/images"}})
     order = np.random.default_rng(0).permutation(images) if detected else np.arange(images)
     for start in range(0, images, ROWS):
@@ -97,8 +98,12 @@ def killed(folder: Path, arguments: list[str], kills: int) -> tuple[int, int]:
     rng, times, later = random.Random(0), 0, 0
     while True:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = len(list((folder / "data").glob("*.parquet")))
         try:
-            if process.wait(None if times == kills else rng.uniform(1, 12)) == 0:
+            if times % 2:  # every second one waits for a shard first
+                while process.poll() is None and len(list((folder / "data").glob("*.parquet"))) == before:
+                    time.sleep(0.05)
+            if process.wait(None if times == kills else rng.uniform(0, 1 if times % 2 else 12)) == 0:
                 return times, later
         except subprocess.TimeoutExpired:
             process.kill()
