@@ -283,6 +283,11 @@ def from_table(table: pa.Table) -> list[Record]:
     return records
 
 
+def origins_pattern(origins: Iterable[str]) -> str:
+    """Return a regular expression that finds any of these origins in that of a relation."""
+    return rf"(^|\+)({'|'.join(origins)})(\+|$)"
+
+
 def deduplicate(relations: Iterable[Relation], *, keep_ties: bool = False) -> list[Relation]:
     """Of relations with the same subject, predicate and object, keep the one of highest confidence, in their order.
 

@@ -122,7 +122,7 @@ def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
     if not rows.threshold and rows.certificate is None and len(rows.origins) == len(ORIGINS):
         return table
     relations = table["relations"].to_pylist()
-    own = [[item["origin"] in rows.origins for item in row] for row in relations]
+    own = [[not set(item["origin"].split("+")).isdisjoint(rows.origins) for item in row] for row in relations]
     confident = [
         [is_own and rows.keeps(item["predicate"], item["confidence"]) for item, is_own in zip(*each, strict=True)]
         for each in zip(relations, own, strict=True)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from sgpipe.calibration import load_calibration, stored
 from sgpipe.errors import UserError, add_filename
 from sgpipe.files.locations import Location, content_sha256
-from sgpipe.records import NO_OBJECT, ORIGINS, SCHEMA, Record, Relation, from_table
+from sgpipe.records import NO_OBJECT, ORIGINS, SCHEMA, Record, Relation, from_table, origins_pattern
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
 
@@ -120,7 +120,7 @@ class ExportRows:
 
     def relations(self, record: Record, indices: dict[int, int]) -> list[Relation]:
         """The relations to export, with new indices of their objects; those of other objects are left out."""
-        own = [relation for relation in record.relations if relation.origin in self.origins]
+        own = [each for each in record.relations if not set(each.origins).isdisjoint(self.origins)]
         confident = [relation for relation in own if self.keeps(relation.predicate, relation.confidence)]
         kept = [
             replace(relation, subject=indices[relation.subject], object=indices[relation.object])
@@ -168,7 +168,7 @@ class Census:
         for item in objects.filter(pc.equal(pc.struct_field(objects, "category"), NO_OBJECT)).to_pylist():
             self.nothing[item["category_id"], item["category"]] += not any(item["bbox"])
         relations = relations.filter(
-            pc.is_in(pc.struct_field(relations, "origin"), pa.array(list(origins), pa.string()))
+            pc.match_substring_regex(pc.struct_field(relations, "origin"), origins_pattern(origins))
         )
         confidences = pc.struct_field(relations, "confidence")
         predicates = pc.struct_field(relations, "predicate")

@@ -22,7 +22,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
 from sgpipe.errors import UserError
-from sgpipe.records import ORIGINS
+from sgpipe.records import ORIGINS, origins_pattern
 from sgpipe.storage.health_rules import MARKS, Marked
 from sgpipe.storage.index import RunNames, name_form
 from sgpipe.utils.console import single_line
@@ -430,9 +430,11 @@ class Where:
             for bound, sign in ((filters.low, ">="), (filters.high, "<=")):
                 if bound is not None:
                     self.add(f"certainty {sign} ?::float", [bound])
-            for origins, named in ((filters.origins, "in"), (query.origins, "in"), (query.without_origins, "not in")):
+            if filters.origins:
+                self.add(f"origin in ({_marks(filters.origins)})", filters.origins)
+            for origins, no in ((query.origins, ""), (query.without_origins, "not ")):
                 if origins:
-                    self.add(f"origin {named} ({_marks(origins)})", origins)
+                    self.add(f"{no}regexp_matches(origin::varchar, ?)", [origins_pattern(origins)])
             known = [state for state in filters.judged if state != "none"]
             clauses = [_JUDGED.format(f" and state in ({_marks(known)})")] if known else []
             clauses += [f"not {_JUDGED.format('')}"] if "none" in filters.judged else []

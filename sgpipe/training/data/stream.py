@@ -393,7 +393,11 @@ class StepStream:
         graph = scene_graph(values, self.training_set.threshold)
         weights: Mapping[Any, float] = self.data.origins if self.training else {}
         if weights:
-            kept = [each for each in graph.relations if rng.random() < weights.get(each.origin, 1.0)]
+            kept = [
+                each
+                for each in graph.relations
+                if rng.random() < max(weights.get(origin, 1.0) for origin in each.origin.split("+"))
+            ]
             graph = replace(graph, relations=tuple(kept))
         if labels is None:
             graph = replace(graph, relations=graph.relations[: self.most_relations])

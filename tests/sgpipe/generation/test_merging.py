@@ -24,11 +24,13 @@ from sgpipe.generation import merging
 from sgpipe.generation.merging import are_synonyms, merge_runs, unite
 from sgpipe.records import NO_OBJECT, Attribute, Box, Caption, Pair, Record, Relation, Triplet, from_table
 from sgpipe.sources.corrected import correct_run
+from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import SOURCES, embedded_images, iter_records, iter_tables, shard_name, write_shard
 from sgpipe.storage.verify import verify
+from sgpipe.view.search import Filters, search
 from tests.sgpipe.sources import test_corrected
 from tests.sgpipe.sources.test_import_run import QUIET
 
@@ -394,6 +396,16 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
     assert json.loads(CliRunner().invoke(app, ["stats", out, "--json"]).stdout)["images"] == {"train": 50}
     for form in ("hf", "coco", "coco-rel", "sgg-benchmark", "vg", "rlipv2"):
         export_run(out, form, tmp_path / form)
+    for origin, relations in (("annotated", 40), ("tagger", 40), ("clip", 0), (None, 50)):
+        wanted = () if origin is None else ("--origin", origin)
+        place = tmp_path / f"of {origin}"
+        done = CliRunner().invoke(app, ["export", out, "--to", "coco-rel", "--out", str(place), *wanted])
+        found = json.loads((place / "rel.json").read_text())["train"]
+        assert sum(map(len, found.values())) == relations, done.output
+    index = Index.open(out)
+    for text, hits in (("origin:annotated", 40), ("origin:tagger", 40), ("-origin:tagger", 10), ("", 50)):
+        filters = Filters.from_params([("q", text)], index.vocabulary)
+        assert len(search(index, filters, limit=1000).hits) == hits
     assert "annotated+tagger" in {each.origin for record in iter_records(out) for each in record.relations}
     [table] = iter_tables(tmp_path / "out")
     assert len(from_table(table)) == 50
