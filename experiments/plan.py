@@ -135,8 +135,11 @@ class Plan(Config):
     def run_key(self, drawn: MiniworldConfig, labels: LabelsConfig) -> str:
         """A hash of all settings that decide the labels of a run, and of the packaged models."""
         tagger = _packaged("tagger") if labels.tagger is None else self.shared_key(labels.tagger)
+        settings = read_yaml(recipe_folder() / "miniworld.yaml")
+        if settings.get("pair") == {"loose": False}:  # which is as before there was that setting
+            del settings["pair"]
         recipe = {
-            "recipe": read_yaml(recipe_folder() / "miniworld.yaml"),
+            "recipe": settings,
             "set": labels.set,
             "drawn": drawn.model_dump(),
         }

@@ -578,7 +578,7 @@ def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
         "parse": parse.model if parse.parser == "seq2seq" else None,
         "ground": recipe.ground.detector,
         "pair": pair.model if pair.marks and pair.endpoint is None else None,
-        "tag": tag.tagger if tag.scores and tag.endpoint is None else None,
+        "tag": tag.tagger if tag.method in ("clip", "vlm") and tag.endpoint is None else None,
     }
     names = dict.fromkeys(name for stage, name in models.items() if stage not in skipped)
     found = [name for name in names if name and name != MINIWORLD and not is_uri(name) and not Path(name).exists()]

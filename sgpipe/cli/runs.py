@@ -378,7 +378,7 @@ def export(
     coordinates: Annotated[str, cli.option("Of boxes in instructions: pixel, normalised or 0-1000.")] = "pixel",
     templates: Annotated[Path | None, cli.reads_file("YAML: other templates of instructions.", panel=None)] = None,
     seed: cli.Seed = None,
-    parquet: Annotated[bool, cli.option("Write instructions as Parquet, not JSON lines.", "--parquet")] = False,
+    parquet: Annotated[bool, cli.option("Instructions as Parquet, not JSON lines.", "--parquet")] = False,
     json_: cli.Json = False,
 ) -> None:
     """Convert a run to another format.

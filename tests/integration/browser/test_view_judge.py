@@ -41,7 +41,7 @@ def test_a_search_is_sampled_and_judged_by_keyboard_and_its_precision_followed(v
     page.wait_for_url("**/judge?predicate=near")
     expect(page.get_by_label("this search: predicate near")).to_be_checked()
     page.get_by_label("Judging as").fill("ben")
-    page.get_by_label("Questions").fill("5")
+    page.get_by_label("Questions", exact=True).fill("5")
     page.get_by_label("Seed").fill("1")
     page.get_by_role("button", name="Draw the sample").click()
     page.wait_for_url("**/image/val/n**plan=**")

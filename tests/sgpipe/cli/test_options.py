@@ -103,12 +103,15 @@ def words_of(parameter: inspect.Parameter, value: object) -> list[str]:
     return [named[0] if named else f"--{parameter.name.replace('_', '-')}", str(value)]
 
 
+_VALUES = {"to": "hf", "precision": "0.9"}
+
+
 def required(parameters: dict[str, inspect.Parameter], run: Path, file: Path, *but: str) -> list[str]:
     """Words for what a command cannot do without."""
     found = []
     for name, each in parameters.items():
         if each.default is inspect.Parameter.empty and name not in but:
-            found += words_of(each, "hf" if name == "to" else run if info(each).dir_okay else file)
+            found += words_of(each, _VALUES.get(name, run if info(each).dir_okay else file))
     return found
 
 

@@ -70,6 +70,7 @@ def shared(number: int, cpus: int, **settings: Any) -> Recipe:
 def planned_on(number: int, cpus: int, **settings: Any) -> list[tuple[str, int]]:
     recipe = shared(number, cpus, **settings)
     names = ("caption", "parse", "pair", "tag") if recipe.detect.detector is None else STAGES
+    names = [name for name in names if name != "ground"]
     stages = [Stub(name, getattr(recipe, name).resources) for name in names]
     planned = plan_pools(stages, 100, [node(cpus, number)])
     return [("+".join(stage.name for stage in pool.stages), pool.actors) for pool in planned]
