@@ -15,6 +15,11 @@ A certificate is wrongly given if the precision of what it keeps is below the ta
 simple random sample, chosen by somebody who knows the true precision, whose exact one-sided test succeeds with the
 power that is named. The present plan is that of `sgpipe view` before certificates: a fixed sample whose two-sided 95%
 interval (`estimate_stratified`) lies above the target, with the same power.
+
+How to read it: the 5% bound is proved, and the rows with one error too many lie at it, within their standard error. A
+certificate takes fewer answers than a fixed plan of power 80% that knows the true precision, and more than one of power
+50%. The levels of the bets were chosen among some sixteen on these four settings, so the savings are those of settings
+that were looked at; with AUC 0.9 they are 30% or more in three of the four, and near what known error rates would save.
 """
 
 from __future__ import annotations
