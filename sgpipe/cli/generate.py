@@ -251,7 +251,7 @@ def plan(
     options: RecipeOptions,
     sample: Annotated[int, cli.option("Images to label; fewer if they take a minute.", min=1)] = 64,
     machines: Annotated[int, cli.option("Number of machines like this one.", min=1)] = 1,
-    price: Annotated[float | None, cli.option("Price of a machine per hour.", "--price-per-hour", min=0)] = None,
+    price: Annotated[float | None, cli.option("Price of a machine-hour.", "--price-per-hour", min=0, max=1e9)] = None,
     json_: cli.Json = False,
 ) -> None:
     """Tell how long `generate` will take, and what for, from labelling a sample.

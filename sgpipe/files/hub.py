@@ -86,8 +86,12 @@ def missing_models(names: Sequence[str]) -> list[str]:
             continue
         folder = Path(config).parent
         files = {path.name for path in folder.iterdir() if path.exists()}  # not broken links
-        indices = [json.loads((folder / file).read_text("utf-8")) for file in files if file.endswith(".index.json")]
-        shards = [set(index["weight_map"].values()) for index in indices]
+        indices = [folder / file for file in files if file.endswith(".index.json")]
+        try:
+            shards = [set(json.loads(index.read_text("utf-8"))["weight_map"].values()) for index in indices]
+        except (ValueError, TypeError, KeyError, AttributeError):  # damaged
+            missing.append(name)
+            continue
         sharded = any(shard <= files for shard in shards) if shards else _weights(files)
         if not (files & _PREPARES and (sharded or "model.safetensors" in files)):
             missing.append(name)

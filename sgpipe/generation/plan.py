@@ -64,7 +64,7 @@ class Plan:
 
     def actors(self, workers: int) -> dict[str, int]:
         """Divide workers between the stages so that none waits for another: `resources.actors` of each, on Ray."""
-        whole = sum(self.stages.values())
+        whole = sum(self.stages.values()) or 1.0
         return {name: max(1, round(workers * each / whole)) for name, each in self.stages.items()}
 
     def as_json(self, machines: int = 1, price_per_hour: float | None = None) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def plan(recipe: Recipe, progress: Progress | None = None, images: int = SAMPLE,
         images: of the sample.
         patience: seconds of labelling after which fewer images are enough.
 
-    Raises UserError, EngineError: as `generate`.
+    Raises UserError, EngineError: as `generate`; all images of the sample fail.
     """
     progress = progress or Progress()
     check_recipe(recipe)
@@ -165,6 +165,11 @@ def _measured(
     start = done[first][0] - began - sum(done[first][1].seconds.values())
     sampled = sum(shard.rows for _, shard in done)
     errors = sum(shard.counts.get("errors", 0) for _, shard in done)
+    if errors == sampled:
+        raise UserError(
+            f"all {sampled} images of the sample became error rows: `sgpipe generate --limit {sampled}`, then `sgpipe "
+            "stats`, tell why"
+        )
     interval = binomtest(errors, sampled).proportion_ci(method="wilson")
     expected = tuple(round(share * whole) for share in (errors / sampled, interval.low, interval.high))
     unit = 1 if sys.platform == "darwin" else 1024

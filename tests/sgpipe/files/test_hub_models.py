@@ -40,6 +40,9 @@ def test_a_model_is_cached_with_its_settings_and_all_its_weights(
     for file in files:
         (model / "snapshots/abc" / file).write_text(json.dumps({"weight_map": dict(enumerate(shards))}))
     assert missing_models([NAME]) == ([] if complete else [NAME])
+    for damaged in ("{", "{}", '{"weight_map": 5}'):
+        (model / "snapshots/abc/model.safetensors.index.json").write_text(damaged)
+        assert missing_models([NAME]) == [NAME]
 
 
 def test_only_names_on_the_hub_are_looked_for(tmp_path: Path) -> None:

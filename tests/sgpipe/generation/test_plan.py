@@ -12,7 +12,10 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.generation.engine import WorkUnit
 from sgpipe.generation.plan import _measured, _sample
+from sgpipe.recipe import recipe_folder
 from sgpipe.storage.manifest import ShardEntry
+
+GROUNDED = recipe_folder() / "miniworld" / "grounded.yaml"
 
 
 def simulate(units: list[int], workers: int, load: float, cost: float, seed: int) -> list[tuple[float, ShardEntry]]:
@@ -75,6 +78,11 @@ def test_a_plan_keeps_nothing_and_says_what_generate_would_refuse(tmp_path, monk
     assert found["seconds"] > found["start_seconds"] > 0
     assert found["worker_memory_bytes"] > found["driver_memory_bytes"] / 10
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "text.jpg").write_text("no image")
+    failed = runner.invoke(app, ["plan", str(GROUNDED), "--images", "bad"])
+    assert failed.exit_code == 2
+    assert "all 1 images of the sample became error rows" in failed.output
     refused = runner.invoke(app, ["plan", "coco", "--root", "nowhere"])
     assert refused.exit_code == 2
     assert "nowhere" in refused.output
