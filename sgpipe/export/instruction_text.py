@@ -48,9 +48,10 @@ def load_phrases(file: Path | None = None) -> Phrases:
                 raise ValueError(f"{form}: expected templates of {', '.join(packaged['templates'])}")
             texts, known = packaged["templates"][form][0], set(packaged["fields"][form])
             for template in listed:
-                fields = {field for text in template.values() for _, field, _, _ in Formatter().parse(text)} - {None}
-                if template.keys() != texts.keys() or fields - known:
-                    expected = f"{' and '.join(texts)}, with the fields {', '.join(sorted(known))}"
+                parts = [part for text in template.values() for part in Formatter().parse(text)]
+                fields, is_formatted = {part[1] for part in parts} - {None}, any(part[2] or part[3] for part in parts)
+                if template.keys() != texts.keys() or fields - known or is_formatted:
+                    expected = f"{' and '.join(texts)}, with the fields {', '.join(sorted(known))} as they are"
                     raise ValueError(f"{form}: expected {expected}; got {template}")
     except ValidationError as error:
         first = error.errors()[0]

@@ -28,7 +28,7 @@ from sgpipe.export.instruction_text import English, Phrases, filled, plain_name
 from sgpipe.export.rows import ExportRows
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, read_image
-from sgpipe.records import Record, list_of
+from sgpipe.records import HUB_DATASET, LABEL_STUDIO_DATASET, Record, list_of
 from sgpipe.storage.manifest import Manifest
 
 COORDINATES = {"pixel": "in pixels", "normalised": "as shares of the sides", "0-1000": "as thousandths of the sides"}
@@ -38,7 +38,8 @@ _MOST = 4  # options, or sentences
 _WAITING = 1000  # images that wait for another one to be compared with
 _NONE, _ONE = "none", "one"  # answers to questions with options: none of them; or one, wherever it stands
 # Datasets whose annotators did not draw every object of a class, so that nothing can be counted.
-_PARTIAL = frozenset({"visual_genome", "vg150", "hico", "vcoco", "open_images", "hoia", "rlipv2"})
+_PARTIAL = frozenset({"visual_genome", "vg150", "hico", "vcoco", "open_images", "hoia", "rlipv2", "svg"})
+_UNKNOWN = frozenset({"hf", HUB_DATASET, LABEL_STUDIO_DATASET})  # of these, nobody knows whether they did
 _COLUMNS = ("objects", "relations", "pairs", "left_out")
 _TEXT, _NUMBER = pa.string(), pa.int32()
 _ROW: dict[str, pa.DataType] = {
@@ -76,7 +77,8 @@ class Facts(NamedTuple):
 
     Attributes:
         names: of its objects; "" of those that are not asked about.
-        held: the probabilities of relations to export. `denied`: of those that are improbable. `unclear`: of others.
+        held: the probabilities of relations to export. `denied`: of those that are improbable. `unclear`: of others,
+            NaN of those of other origins.
         counted: the objects of each class that has a box for every object in the image.
     """
 
@@ -103,6 +105,8 @@ class Instructions:
         self._rows, self._english, self._coordinates, self._seed = rows, English(phrases), coordinates, seed
         self.least = 0.0 if rows.calibration is None else rows.threshold
         self.absent = self._absent()
+        # One object of two runs that place it differently is two objects of the merged one.
+        self._is_merged = any("merged" in identity for identity in Manifest.identities(rows.manifest.run))
         self.written, self._turns = Counter[str](), Counter[Any]()
         self._orders: dict[Stratum, tuple[int, str, dict[str, str]]] = {}
         self._waiting: dict[Stratum, tuple[Item, dict[str, str], dict[str, Any]]] = {}
@@ -119,11 +123,12 @@ class Instructions:
         return self._probabilities([confidence])[0] if is_tagged and self._rows.calibration is not None else 1.0
 
     def items(self, record: Record) -> Iterator[Item]:
-        facts, is_detected = self._facts(record), any(box.origin == "detector" for box in record.objects)
+        facts = self._facts(record)
+        is_incomplete = record.dataset in _UNKNOWN or any(box.origin == "detector" for box in record.objects)
         found = [*_relations(facts), *_choices(facts), *_descriptions(facts, self.least, record)]
-        found += _existence(facts._replace(counted={}) if is_detected else facts)
+        found += _existence(facts._replace(counted={}) if is_incomplete else facts)
         yield from (item for item in found if self._is_sure(item.probability))
-        probability = math.nan if is_detected else 1.0  # how many objects a detector misses is not calibrated
+        probability = math.nan if is_incomplete else 1.0  # how many objects are missed is not calibrated
         if max(map(len, facts.counted.values()), default=0) > 1 and self._is_sure(probability):
             for name, objects in facts.counted.items():
                 if self._english.noun(name)[1]:
@@ -142,23 +147,28 @@ class Instructions:
             names.append("" if is_unusable else name)
             seen.add((name, box.bbox))
         counted: dict[str, list[int]] = {}
-        if record.dataset not in _PARTIAL and not record.left_out.get("boxes"):
+        if not self._is_merged and record.dataset not in _PARTIAL and not record.left_out.get("boxes"):
             for name in {*names}.difference(partial, [""]):
                 counted[name] = [index for index, each in enumerate(names) if each == name]
-        scored: dict[Key, float] = {}
+        scored, kept, others = dict[Key, float](), set[Key](), dict[Key, float]()
         for relation in record.relations:
             key = relation.subject, plain_name(relation.predicate), relation.object
+            if set(relation.origins).isdisjoint(self._rows.origins):
+                others[key] = math.nan
+                continue
             confidence = math.inf if relation.confidence is None else relation.confidence
             scored[key] = max(scored.get(key, 0.0), confidence)
-        known = dict(zip(scored, self._probabilities(scored.values()), strict=True))
+            if self._rows.keeps(relation.predicate, relation.confidence):
+                kept.add(key)
+        known = others | dict(zip(scored, self._probabilities(scored.values()), strict=True))
         for pair in record.pairs:
             for text in pair.predicates:
                 known.setdefault((pair.subject, plain_name(text), pair.object), self.absent)
         facts = Facts(names, {}, {}, {}, dict(sorted(counted.items())))
         for key, probability in known.items():
             if key[0] != key[2] and all(facts.classes(key)) and self._english.predicate(key[1]):
-                is_held = key in scored and self._rows.keeps(key[1], scored[key])
-                part = facts.held if is_held else facts.denied if probability <= _IMPROBABLE else facts.unclear
+                is_denied = probability <= _IMPROBABLE and key not in others
+                part = facts.held if key in kept else facts.denied if is_denied else facts.unclear
                 part[key] = probability
         return facts
 
@@ -423,8 +433,10 @@ def write_instructions(
         root = None if embed or images_url is not None else rows.manifest.image_root(split, images)
         counts = defaultdict[Stratum, Counter[str]](Counter)
         for record in rows.records(split, *_COLUMNS):
-            kept = sum(rows.keeps(relation.predicate, relation.confidence) for relation in record.relations)
-            rows.left_out["relations below the threshold"] += len(record.relations) - kept
+            own = [each for each in record.relations if not set(each.origins).isdisjoint(rows.origins)]
+            kept = sum(rows.keeps(relation.predicate, relation.confidence) for relation in own)
+            rows.left_out["relations of other origins"] += len(record.relations) - len(own)
+            rows.left_out["relations below the threshold"] += len(own) - kept
             for item in asked.items(record):
                 counts[item.stratum][item.answer] += 1
         drawn = quotas(counts)

@@ -23,7 +23,8 @@ from benchmarks.instructions import BOX, TEMPLATES, Checked, World, check
 from sgpipe.calibration import Calibration, ExpectedPrecision, scoring_of_run
 from sgpipe.cli.main import app
 from sgpipe.export.instruction_text import English, load_phrases, plain_name
-from sgpipe.export.instructions import quotas
+from sgpipe.export.instructions import Instructions, quotas
+from sgpipe.export.rows import ExportRows
 from sgpipe.export.run import export_run
 from sgpipe.records import Box, Pair, Record, Relation
 from sgpipe.storage.manifest import Manifest
@@ -219,12 +220,73 @@ def test_only_what_is_annotated_exhaustively_is_counted(tmp_path):
     # The other images have two people each and one dog: this one is needed for the other answers.
     assert {answer for answer, _ in counted(two)} == {"1", "2"}
     assert counted(two[:2]) == []  # one object of each of two classes
-    assert counted(two, "visual_genome") == []
+    assert counted(two, "visual_genome") == counted(two, "svg") == []
+    for foreign in ("hf", "hub", "label_studio"):  # nobody knows
+        assert {p for _, p in counted(two, foreign)} == {None}
+        assert counted(two, foreign, calibration=calibrated) == []
     assert {a for a, _ in counted([PERSON, *(replace(box, origin="grounded") for box in two[1:])])} <= {"1"}
     assert {a for a, _ in counted([*two, replace(DOG, bbox=(5.0, 5.0, 9.0, 9.0), iscrowd=True)])} <= {"1"}
     detected = [replace(box, origin="detector") for box in two]
     assert {p for _, p in counted(detected)} == {None}  # how many a detector misses is not calibrated
     assert counted(detected, calibration=calibrated) == []
+
+
+def test_merged_runs_can_have_an_object_twice(tmp_path):
+    made, _ = world_of(60)
+    run = labelled(tmp_path / "run", made)
+    assert "counting" in {item["kind"] for item in write(run)}
+    for header in ({"identity": {"merged": {"1": {}}}}, {"identity": {}, "origin": [{"merged": {"1": {}}}]}):
+        manifest = Manifest.load(run)
+        manifest.run |= header
+        manifest.rewrite()
+        kinds = {item["kind"] for item in write(run, f"out{len(header)}")}
+        assert kinds
+        assert "counting" not in kinds
+
+
+def claimed(run: Path, **options: Any) -> set[tuple[int, str, int, bool]]:
+    """All that the images of a run could be asked about."""
+    rows = ExportRows(run, 0.0, **options)
+    asked = Instructions(rows, load_phrases())
+    items = [item for record in rows.records("val", "objects", "relations", "pairs") for item in asked.items(record)]
+    return {(*key, holds) for item in items for key, holds in item.claims}
+
+
+def test_relations_of_other_origins_neither_hold_nor_are_denied(tmp_path):
+    made = [
+        Relation(0, 1, "on", None, "annotated"),
+        Relation(0, 1, "near", 0.99, "tagger"),
+        Relation(1, 0, "under", 0.001, "tagger"),
+        Relation(1, 0, "under", None, "annotated"),
+        Relation(0, 2, "holding", 0.001, "tagger"),
+        Relation(0, 2, "beside", None, "annotated+tagger"),
+    ]
+    record = scene("0")
+    record.relations, record.pairs = made, [Pair(0, 1, ["near", "on"]), Pair(1, 0, ["under", "over"])]
+    run = labelled(tmp_path / "run", [record])
+    calibration = calibrated(run)
+    annotated = {(0, "on", 1, True), (1, "under", 0, True), (0, "beside", 2, True), (1, "over", 0, False)}
+    assert claimed(run, calibration=calibration, origins=["annotated"]) == annotated
+    tagged = {(0, "near", 1, True), (0, "beside", 2, True), (1, "under", 0, True), (0, "holding", 2, True)}
+    assert claimed(run, calibration=calibration, origins=["tagger"]) == tagged | {(1, "over", 0, False)}
+    out = export_run(run, "instructions", tmp_path / "out", images_url="i/", origins=["annotated"])
+    assert out.left_out == {"relations of other origins": 3}
+
+
+def test_an_improbable_relation_that_another_origin_states_is_not_denied(tmp_path):
+    record = scene("0")
+    record.relations = [Relation(0, 1, "on", 0.001, "tagger"), Relation(0, 1, "<on>", None, "annotated")]
+    run = labelled(tmp_path / "run", [record])
+    rows = ExportRows(run, 0.5, calibrated(run), origins=["tagger"])
+    assert not list(Instructions(rows, load_phrases()).items(record))
+
+
+def test_certificates_are_of_predicates_as_the_run_has_them(tmp_path):
+    relations = [(0, "looking_at", 1, 0.9), (1, "<near>", 0, 0.9), (0, "near", 2, 0.9), (2, "on", 1, 0.9)]
+    run = labelled(tmp_path / "run", [scene("0", relations)])
+    sets = [{"predicate": predicate, "threshold": 0.5} for predicate in ("looking_at", "near")]
+    certificate = {"precision": 0.9, "confidence": 0.95, "by": "predicate", "sets": sets}
+    assert claimed(run, certificate=certificate) == {(0, "looking at", 1, True), (0, "near", 2, True)}
 
 
 def test_a_detector_that_misses_objects_denies_nothing_of_an_image(tmp_path):
@@ -353,6 +415,18 @@ def test_datasets_reads_both_files(tmp_path):
             "expected '}' before end of string",
         ),
         ("templates: {counting: [{question: '{0}', answer: '{plural.upper}'}]}", "counting: expected question"),
+        (
+            "templates: {counting: [{question: '{plural!r}?', answer: '{count}'}]}",
+            "counting: expected question and answer",
+        ),
+        (
+            "templates: {counting: [{question: '{plural!z}?', answer: '{count}'}]}",
+            "counting: expected question and answer",
+        ),
+        (
+            "templates: {counting: [{question: '{plural}?', answer: '{count:d}'}]}",
+            "counting: expected question and answer",
+        ),
         ("templates: 3", "templates: Input should be a valid dictionary"),
         ("plural: {}", "plural: Extra inputs are not permitted"),
         ("[", "not valid YAML"),
