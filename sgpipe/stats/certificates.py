@@ -33,7 +33,7 @@ _SLOPE, _SPREAD = 0.7, 1.0  # expected change of the log odds of an error per st
 _POWER, _LEAST = 0.25, 0.1  # of weights: near the optimum for errors of any rate, found numerically
 _CAPITAL = 0.8  # the share of the capital left that a new start takes
 _FEW, _MOST = 250, 3000  # answers that a set may take if a chain starts at it; those that are too many
-_ALL, _TINY = 1e3, 1e-9  # log capital if it is certain; what is taken for 0
+_ALL, TINY = 1e3, 1e-9  # log capital if it is certain; what is taken for 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Standing:
 
 def most_errors(relations: int, precision: float) -> int:
     """Return how many relations of a set may be wrong."""
-    return math.floor((1 - precision) * relations + _TINY)
+    return math.floor((1 - precision) * relations + TINY)
 
 
 def evaluate(rounds: Sequence[Round], sizes: Sequence[int], precision: float, confidence: float) -> Standing:
@@ -201,9 +201,9 @@ def settle_bets(
     found = (wrong[..., None] - np.take_along_axis(np.swapaxes(control, -1, -2), cells[..., None], -2)) * own
     worst = np.max(np.where(remain > 0, ratio, 0)[..., None, :] * (1 - control)[..., None, :, :], axis=-1)
     room, gain = worst - expected, expected - found
-    part = np.minimum(stake, 0.999 / np.maximum(room, _TINY))
-    certain = np.where(gain > _TINY, _ALL, 0.0)  # so many wrong ones are no longer possible
-    logs: Floats = np.where(room > _TINY, np.log1p(np.maximum(part * gain, -0.9999)), certain)
+    part = np.minimum(stake, 0.999 / np.maximum(room, TINY))
+    certain = np.where(gain > TINY, _ALL, 0.0)  # so many wrong ones are no longer possible
+    logs: Floats = np.where(room > TINY, np.log1p(np.maximum(part * gain, -0.9999)), certain)
     return logs
 
 
@@ -255,7 +255,7 @@ def plan_round(
     Args:
         level, scores, left: of all cells, as `Round` has them. sizes, precision, confidence: as for `evaluate`.
     """
-    standing, last, allowed = evaluate(rounds, sizes, precision, confidence), len(sizes) - 1, 1 - precision + _TINY
+    standing, last, allowed = evaluate(rounds, sizes, precision, confidence), len(sizes) - 1, 1 - precision + TINY
     if standing.reached == last:
         return None
     odds = np.round(fit_errors(*count_answers(rounds), allowed), 4)

@@ -255,7 +255,7 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
     for name, (groups, rounds, answers) in found.items():
         assert settings is not None
         standing = certificates.evaluate(rounds, groups[-1].relations, settings.precision, settings.confidence)
-        last, allowed = rounds[-1], 1 - settings.precision
+        last, allowed = rounds[-1], 1 - settings.precision + certificates.TINY
         inside = last.level <= (len(groups[-1].relations) if standing.tested is None else standing.tested)
         odds = certificates.fit_errors(*certificates.count_answers(rounds), allowed)
         more = certificates.answers_needed(odds, last.scores[inside], last.left[inside], allowed, standing.evidence)
@@ -474,7 +474,7 @@ def check(run: str | Location, file: Location, judgements: Path) -> dict[str, An
         given: dict[str, Any] = json.loads(read_text(file, "certificate"))
         settings = CertificateSettings(**{name: given[name] for name in CertificateSettings.model_fields})
         end = int(given["judgements"]["bytes"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise UserError(f"{file} is not a file of `sgpipe certify`") from None
     content = judgements.read_bytes() if judgements.is_file() else b""
     with tempfile.TemporaryDirectory() as folder, open_run(run) as database:
@@ -487,6 +487,8 @@ def check(run: str | Location, file: Location, judgements: Path) -> dict[str, An
     for name, value in found.items():
         if given.get(name) != value:
             raise UserError(f"{file}: {name} is not what {run} and its judgements give; run `sgpipe certify` again")
+    if not given["sets"]:
+        raise UserError(f"{file} certifies nothing; run `sgpipe certify` again")
     for each in given["sets"]:
         own = now[each["predicate"]]
         reached = own.standing.reached

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import random
+import re
 import shutil
 import uuid
 from itertools import combinations
@@ -245,6 +246,37 @@ def test_an_edited_certificate_is_refused(copy, field, value):
     assert result.exit_code == 1
     assert f"{CERTIFICATE}: " in result.output
     assert invoke("export", root, "--to", "hf", "--certified", "--out", root.parent / "out").exit_code == 2
+
+
+def test_a_certificate_of_nothing_or_of_endless_bytes_is_refused(copy):
+    root, right = copy
+    assert certify(root, right, "--precision", "0.9", "--threshold", "0.6", decide=lambda _: "right").exit_code == 0
+    file = root / CERTIFICATE
+    text = file.read_text()
+    file.write_text(re.sub(r'"bytes": \d+', '"bytes": 1e400', text))
+    result = invoke("verify", root)
+    assert result.exit_code == 1
+    assert "is not a file of" in result.output.replace("\n", " ")
+    first = (root / JUDGEMENTS).read_bytes().splitlines(keepends=True)[0]
+    (root / JUDGEMENTS).write_bytes(first)
+    result = invoke("certify", root, "--precision", "0.9", "--threshold", "0.6", "--json")
+    assert result.exit_code == 1
+    file.write_text(json.dumps(json.loads(result.stdout)["certificate"]))
+    result = invoke("verify", root)
+    assert result.exit_code == 1
+    assert "certifies nothing" in result.output.replace("\n", " ")
+    result = invoke("export", root, "--to", "hf", "--certified", "--out", root.parent / "out")
+    assert result.exit_code == 2
+    assert "certifies nothing" in result.output.replace("\n", " ")
+
+
+def test_no_wrong_relation_at_all_can_be_promised(copy):
+    root, right = copy
+    for _ in range(3):
+        result = invoke("certify", root, "--precision", "1")
+        assert result.exit_code == 1, result.output
+        assert "not yet" in result.output
+        answer(root, right, decide=lambda _: "right")
 
 
 def test_changed_answers_and_changed_runs_end_a_certificate(copy):
