@@ -367,8 +367,8 @@ def hf(
 
     Reads what `sgpipe export --to hf` wrote, with all columns, and other datasets of
     objects and relations, such as SGG-Benchmark's. Keys of --map: image, image_id,
-    file_name, width, height, objects.bbox, .category, .id, .iscrowd, and
-    relations.subject, .object, .predicate, .confidence.
+    file_name, width, height, objects.bbox, .category, .id, .iscrowd, .segmentation,
+    and relations.subject, .object, .predicate, .confidence.
 
     Examples:
 

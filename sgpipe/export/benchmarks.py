@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from sgpipe.storage.manifest import Manifest
 def write_psg(rows: ExportRows, out: Path) -> None:
     """Write psg.json, and panoptic_SPLIT/NUMBER.png of each image whose objects have segmentations.
 
-    Images of other splits than train are the test images. Confidences are left out.
+    Images of other splits than train and all are the test images. Confidences are left out.
     """
     known = {name for each in Manifest.identities(rows.manifest.run) for name in each.get("options", {}).get(STUFF, ())}
     names, predicates = _names(rows)
@@ -33,6 +34,20 @@ def write_psg(rows: ExportRows, out: Path) -> None:
     lists = (("thing_classes", things), (STUFF, stuff), ("predicate_classes", predicates))
     data = _items(rows, out, things + stuff, len(things), predicates, test)
     write_json(out / "psg.json", Members([("data", data), *lists, ("test_image_ids", iter(test))]))
+
+
+def _part(split: str) -> str:
+    """The split as forms have it: `sgpipe merge` numbers further ones, such as train_2."""
+    return re.sub(r"_\d+$", "", split)
+
+
+def _unique(record: Record, seen: set[str]) -> str:
+    """The id of an image, with the name of its split if an image of another split has it; it is added to `seen`."""
+    image_id = record.image_id
+    while image_id in seen:
+        image_id += f"-{record.split}"
+    seen.add(image_id)
+    return image_id
 
 
 def _names(rows: ExportRows) -> tuple[list[str], list[str]]:
@@ -48,6 +63,7 @@ def _items(
 ) -> Iterator[dict[str, Any]]:
     """The item of each image; the ids of those that are not for training are added to `test`."""
     numbers, verbs = ({name: number for number, name in enumerate(each)} for each in (names, predicates))
+    seen = set[str]()
     for split in rows.splits:
         (out / f"panoptic_{split}").mkdir()
         for at, record in enumerate(rows.records(split, "objects", "relations")):
@@ -73,12 +89,13 @@ def _items(
                 Image.fromarray(colours).save(out / png)
             elif segments:
                 rows.left_out["panoptic PNGs of images without segmentations"] += 1
-            if split not in ("train", WHOLE):
-                test.append(as_number(record.image_id))
+            image_id = as_number(_unique(record, seen))
+            if _part(split) not in ("train", WHOLE):
+                test.append(image_id)
             found = rows.relations(record, indices)
             yield {
                 **{"file_name": record.file_name, "height": record.height, "width": record.width},
-                **{"image_id": as_number(record.image_id), "pan_seg_file_name": png},
+                **{"image_id": image_id, "pan_seg_file_name": png},
                 **{"segments_info": segments, "annotations": annotations},
                 "relations": [[item.subject, item.object, verbs[item.predicate]] for item in found],
             }
@@ -106,7 +123,7 @@ def write_vg150(rows: ExportRows, out: Path) -> None:
     The split val is the first images of the HDF5 file, where loaders look for it. Confidences are left out.
     """
     h5py = import_extra("h5py", "vg150")
-    order = sorted(rows.splits, key=lambda split: (split != "val", split == "test"))
+    order = sorted(rows.splits, key=lambda split: (_part(split) != "val", _part(split) == "test"))
     names, predicates = _names(rows)
     records = (record for split in order for record in rows.records(split, "objects"))
     attributes = Counter(each.name for record in records for box in record.objects for each in box.attributes)
@@ -120,15 +137,16 @@ def write_vg150(rows: ExportRows, out: Path) -> None:
         dicts[f"{counted}_count"] = {name: seen[name] for name in listed}
     write_json(out / "VG-SGG-dicts-with-attri.json", Members(dicts.items()))
     images = (record for split in order for record in rows.records(split))
-    fields = ("image_id", "width", "height", "file_name")
-    write_json(out / "image_data.json", ({name: getattr(record, name) for name in fields} for record in images))
+    fields, ids = ("width", "height", "file_name"), set[str]()
+    items = ({"image_id": _unique(image, ids)} | {name: getattr(image, name) for name in fields} for image in images)
+    write_json(out / "image_data.json", items)
     tables = {name: array("d" if name == "boxes_1024" else "q") for name in (*_OF_IMAGES, *_COLUMNS)}
     validation = 0
     for split in order:
         for record in rows.records(split, "objects", "relations"):
             is_usable = _add_image(rows, record, dicts, tables)  # loaders leave out the others
-            validation += split == "val" and is_usable
-            tables["split"].append(2 if split == "test" else int(split == "val" and not is_usable))
+            validation += _part(split) == "val" and is_usable
+            tables["split"].append(2 if _part(split) == "test" else int(_part(split) == "val" and not is_usable))
     path = out / "VG-SGG-with-attri.h5"
     with add_filename(path), h5py.File(path, "x") as file:
         for name, values in tables.items():

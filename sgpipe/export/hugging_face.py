@@ -69,7 +69,7 @@ def write_webdataset(rows: ExportRows, out: Path, images: ImagePlace | None) -> 
                     for key, row in enumerate(row for row in found if row["status"] == "ok" and row[IMAGE_COLUMN]):
                         image = row.pop(IMAGE_COLUMN)["bytes"]
                         with open_header(BytesIO(image), row["file_name"]) as header:
-                            suffix = str(header.format).lower()
+                            suffix = str(header.format).lower().replace("mpo", "jpeg")  # a JPEG with further images
                         for end, content in ((suffix, image), ("json", json.dumps(row).encode())):
                             member = tarfile.TarInfo(f"{key:06d}.{end}")
                             member.size = len(content)

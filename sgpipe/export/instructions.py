@@ -441,8 +441,8 @@ def write_instructions(
                 counts[item.stratum][item.answer] += 1
         drawn = quotas(counts)
         for record, content in rows.records_with_images(split, *_COLUMNS, embed=embed):
-            path = f"{images_url or ''}{record.file_name}" if root is None else root.where(record.file_name)
             try:
+                path = f"{images_url or ''}{record.file_name}" if root is None else root.where(record.file_name)
                 if embed and content is None:
                     content = read_image(rows.manifest.image_root(split, images), record)
             except ImageError:

@@ -129,11 +129,24 @@ def _segments(
             segmentation = json.dumps(value | {"counts": value["counts"].decode()})
         if isinstance(entry, Mapping) and "bbox" in entry:
             bbox = xyxy_to_xywh(entry["bbox"])
-        elif segmentation and not isinstance(value, list):
-            bbox = tuple(coco.toBbox(value).tolist())
+        elif segmentation:
+            bbox = _bounds(value)
         else:
             raise FieldError(f"segment {index} has neither a bbox nor pixels")
         yield Box(names[category], category, bbox, bool(segment.get("iscrowd")), segmentation=segmentation)
+
+
+def _bounds(value: Any) -> tuple[float, float, float, float]:
+    """Return the box of polygons or run lengths, as x, y, width, height."""
+    from pycocotools import mask as coco
+
+    if isinstance(value, list):
+        x, y = ([each for polygon in value for each in polygon[start::2]] for start in (0, 1))
+        return min(x), min(y), max(x) - min(x), max(y) - min(y)
+    if isinstance(value["counts"], list):
+        value = coco.frPyObjects(value, *map(int, value["size"]))
+    x, y, width, height = coco.toBbox(value).tolist()
+    return x, y, width, height
 
 
 BOX_SCALE, VALIDATION_IMAGES = 1024, "validation_images"  # the latter: an attribute of files that sgpipe wrote

@@ -37,6 +37,7 @@ from sgpipe.sources.annotated import (
 )
 from sgpipe.sources.coco import CocoInstances
 from sgpipe.sources.hoi import read_classes
+from sgpipe.sources.scene_graphs import drop_nameless
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group, row_faults
 
 # Keys of the file metadata: the closed class lists, or null; and the identities of the runs that the rows come from.
@@ -76,7 +77,7 @@ class _Exported:
                     for fault in row_faults(table, self.split):
                         raise UserError(f"{file}: {fault}")
                     for row, record in enumerate(from_table(table)):
-                        self._locations[record.image_id] = file, group, row
+                        self._locations.setdefault(record.image_id, (file, group, row))  # repeated ones are dropped
                         yield record
 
     def _image(self, record: Record) -> bytes | None:
@@ -177,17 +178,18 @@ def dataset_source(
                 for number, row in enumerate(hub.iter_rows(parquet, of.values())):
                     values = {key: hub.value_of(row, column) for key, column in of.items()}
                     image_id, total = parse_id(values["image_id"]) if of["image_id"] else str(total), total + 1
-                    place = row_name(name, number) if has_own else replace_surrogates(str(values["file_name"]))
-                    if image_id is None:
+                    place = row_name(name, number) if has_own else values["file_name"]
+                    if image_id is None or place in (None, ""):
                         problems["malformed"] += 1
                         continue
                     kind = HUB_DATASET if has_own else "hf"  # the former's images are turned as EXIF says
                     size = parse_side(values["width"]), parse_side(values["height"])
-                    record = Record(image_id, kind, split, place, *size)
+                    record = Record(image_id, kind, split, replace_surrogates(str(place)), *size)
                     try:
                         if has_own and not (record.width and record.height):
-                            record.width, record.height = read_upright_size(files.root, place)
+                            record.width, record.height = read_upright_size(files.root, record.file_name)
                         record.objects, record.relations = _graph(values, record, tables, problems)
+                        drop_nameless(record, problems)
                     except (FieldError, ImageError) as error:
                         mark_failed(record, str(error))
                     yield record

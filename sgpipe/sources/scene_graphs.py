@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgpipe.errors import ImageError, UserError
@@ -25,7 +25,6 @@ from sgpipe.sources.annotated import (
     AnnotationSource,
     FieldError,
     ProblemCounts,
-    image_id_from_name,
     integer_field,
     list_field,
     mark_failed,
@@ -324,7 +323,7 @@ def svg_source(annotations: Location, split: str) -> AnnotationSource:
             try:
                 for index, thing in enumerate(things.values()):
                     box = Box(text_field(thing, "name"), _NO_CATEGORY_ID, xyxy_to_xywh(required_field(thing, "bbox")))
-                    words = thing.get("attributes") or ()
+                    words = list_field({"attributes": thing.get("attributes") or []}, "attributes")
                     box.attributes = [Attribute(replace_surrogates(str(word))) for word in words]
                     box.segmentation = parse_segmentation(thing.get("segmentation"), *size, problems)
                     record.objects.append(box)
@@ -357,8 +356,13 @@ def gbc_source(annotations: Location, images: ImagePlace, split: str) -> Annotat
             if not isinstance(name, str) or not isinstance(item.get("vertices"), list):
                 problems["malformed"] += 1
                 continue
-            name = replace_surrogates(name if item.get("img_path") else name.partition("?")[0].rpartition("/")[2])
-            record = Record(image_id_from_name(name), "gbc", split, name, 0, 0)
+            image_id = replace_surrogates(name)  # names of files repeat in other folders
+            name = image_id
+            if item.get("img_path"):
+                image_id = name.removesuffix(PurePosixPath(name).suffix)
+            else:
+                name = name.partition("?")[0].rpartition("/")[2]
+            record = Record(image_id, "gbc", split, name, 0, 0)
             try:
                 sides = [parse_side(side) for side in parse_numbers(item.get("img_size") or [0, 0], 2)]
                 record.width, record.height = sides if all(sides) else read_size(images, name)
@@ -380,16 +384,20 @@ def _add_vertices(record: Record, vertices: list[Any], problems: ProblemCounts) 
         x, y, w, h = xyxy_to_xywh(sides)
         phrase = text_field(edges[0], "text") if edges else text_field(vertex, "vertex_id")
         bbox = (x * record.width, y * record.height, w * record.width, h * record.height)
-        name = re.sub(r"[ _]\d+$", "", phrase)  # of several, they are numbered
-        score = parse_confidence(box.get("confidence"))
-        indices[text_field(vertex, "vertex_id")] = len(record.objects)
+        name = re.sub(r"[ _]\d+$", "", phrase) or phrase  # of several, they are numbered
+        score, number = parse_confidence(box.get("confidence")), text_field(vertex, "vertex_id")
+        if not name.strip():
+            problems["nameless"] += 1
+            continue
+        indices[number] = len(record.objects)
         record.objects.append(Box(name, _NO_CATEGORY_ID, bbox, origin="grounded", score=score, phrase=phrase))
     for vertex in vertices:
         texts = [text_field(each, "text") for each in list_field(vertex, "descs")]
         edges = list_field({"out_edges": [], **vertex}, "out_edges")
         ends = [indices[end] for edge in edges if (end := text_field(edge, "target")) in indices]
         if vertex["label"] == "entity":
-            record.captions += [Caption(text, "box", [indices[vertex["vertex_id"]]]) for text in texts]
+            known = [indices[vertex["vertex_id"]]] if vertex["vertex_id"] in indices else []
+            record.captions += [Caption(text, "box", known) for text in texts if known]
         elif vertex["label"] == "relation" and len(ends) == 2:
             record.captions += [Caption(text, "pair", ends) for text in texts]
         elif vertex["label"] == "composition":

@@ -311,6 +311,18 @@ def test_equal_seeds_give_equal_rows_whatever_the_shards(tmp_path):
     assert write(first, "other", seed=1, **options) != items
 
 
+def test_file_names_outside_of_the_image_folder_are_left_out(tmp_path):
+    made, _ = world_of(15)
+    bad = replace(made[0], file_name="../secret.jpg")
+    run = labelled(tmp_path / "run", [bad, *made[1:]])
+    images = draw_images(tmp_path / "images", made)
+    written = export_run(run, "instructions", tmp_path / "out", images=images)
+    assert written.left_out["images that cannot be read"] == 1
+    text = (tmp_path / "out/val.jsonl").read_text()
+    assert text
+    assert "secret" not in text
+
+
 @pytest.mark.parametrize("coordinates", ["pixel", "normalised", "0-1000"])
 def test_coordinates(tmp_path, coordinates):
     made, _ = world_of(60)

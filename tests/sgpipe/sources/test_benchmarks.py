@@ -97,6 +97,13 @@ def test_boxes_of_segments_come_from_masks(tmp_path):
     assert [box.bbox for box in record.objects] == [(0, 0, 12, 8), (2, 1, 4, 3), (7, 3, 4, 5)]
 
 
+def test_boxes_of_segments_come_from_any_outline(tmp_path):
+    polygon, runs = [[2, 1, 6, 1, 6, 4], [3, 2, 7.5, 2, 4, 3]], {"size": [8, 12], "counts": [17, 3, 5, 3, 68]}
+    path = psg(tmp_path, annotations=[{"segmentation": each} for each in (polygon, runs, RUNS)])
+    (record,) = imported(psg_source(path, "train"), tmp_path, tmp_path / "run")
+    assert [box.bbox for box in record.objects] == [(2, 1, 5.5, 3), (2, 1, 2, 3), (2, 1, 4, 3)]
+
+
 RUNS = rle(IDS == 70_001)
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no boxes": ({"annotations": [{}] * 3}, "segment 0 has neither a bbox nor pixels"),
@@ -356,6 +363,26 @@ def test_vg150_comes_back_as_it_was(made):
     for box in (box for record in found for box in record.objects):
         box.bbox = tuple(round(number, 6) for number in box.bbox)  # 1024 is the longer side in the file
     assert found == bare(made, segmentation=None)
+
+
+def test_numbered_splits_of_merged_runs_stay_on_their_side(tmp_path):
+    graph = {"objects": [Box("dog", 0, (0, 0, 4, 4))], "relations": [Relation(0, 0, "on")]}
+    splits = ("all", "test", "test_2", "train", "train_2", "val", "val_2")
+    made = [Record("7", "coco", split, f"{split}.jpg", WIDTH, HEIGHT, **graph) for split in splits]
+    run = make_shards(tmp_path / "run", made)
+    content = json.loads((export_run(run, "psg", tmp_path / "psg").root / "psg.json").read_text())
+    ids = {each["file_name"]: each["image_id"] for each in content["data"]}
+    assert len(set(ids.values())) == len(splits)
+    test = [ids[f"{split}.jpg"] for split in ("test", "test_2", "val", "val_2")]
+    assert content["test_image_ids"] == test
+    out = export_run(run, "vg150", tmp_path / "vg150").root
+    listed = json.loads((out / "image_data.json").read_text())
+    assert len({each["image_id"] for each in listed}) == len(splits)
+    with h5py.File(out / "VG-SGG-with-attri.h5") as file:
+        sides = dict(zip((each["file_name"] for each in listed), file["split"][()].tolist(), strict=True))
+        assert file.attrs["validation_images"] == 2
+    assert [name for name in sides if sides[name] == 2] == ["test.jpg", "test_2.jpg"]
+    assert list(sides)[:2] == ["val.jpg", "val_2.jpg"]
 
 
 def test_crowds_confidences_and_many_attributes_are_left_out(tmp_path):

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.hugging_face import dataset_source
+from sgpipe.sources.hugging_face import _COLUMNS, dataset_source
+from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from tests.sgpipe.export.runs import imported
@@ -82,6 +83,15 @@ def test_images_of_rows_are_found_where_they_are(tmp_path):
     (record,) = read(write(tmp_path, [plain | {"image": jpeg()}]))
     assert (record.dataset, record.file_name) == ("hub", "data/train-00000-of-00001.parquet#0")
     assert (record.width, record.height, record.objects) == (64, 48, GRAPH[0])
+
+
+def test_rows_without_a_file_name_and_blank_predicates_are_dropped(tmp_path):
+    predicates = {**CATEGORIES, "rel_categories": [{"id": 0, "name": " "}, {"id": 3, "name": "near"}]}
+    rows = [ROW, ROW | {"image_id": 43, "file_name": None}, ROW | {"image_id": 44, "file_name": ""}]
+    (record,) = read(write(tmp_path, rows, predicates))
+    assert (record.image_id, record.relations) == ("42", GRAPH[1][:1])
+    counts = Manifest.load(tmp_path / "run0").shards[0].counts
+    assert (counts["problem.malformed"], counts["problem.nameless"]) == (2, 1)
 
 
 def test_columns_of_any_name_are_mapped(tmp_path):
@@ -262,3 +272,8 @@ def test_any_graph_in_sgg_benchmarks_form_is_read_field_by_field(made):
         table = pa.Table.from_pylist(rows, pa.schema([*sides, ("objects", kinds), ("relations", ends)]))
         pq.write_table(table, Path(folder) / "data/train-00000-of-00001.parquet")
         assert read(Path(folder)) == wanted
+
+
+def test_help_names_all_keys_of_map():
+    shown = CliRunner().invoke(app, ["import", "hf", "--help"], env={"COLUMNS": "200"}).stdout
+    assert all(f".{key.rpartition('.')[2]}" in shown or key in shown for key in _COLUMNS)

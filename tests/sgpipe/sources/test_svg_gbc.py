@@ -82,6 +82,7 @@ THING = {"name": "dog", "bbox": [1, 2, 5, 6]}
         (THING | {"bbox": [1, 2, 3]}, "expected 4 numbers"),
         (THING | {"relations": [{"object": "1"}]}, "'name' is missing"),
         (THING | {"relations": 7}, "not iterable"),
+        (THING | {"attributes": "red"}, "'attributes' is not a list"),
         ([1], "'name' is missing"),
     ],
 )
@@ -149,7 +150,7 @@ def test_gbc_gives_boxes_and_their_captions(tmp_path, lines):
     (row,) = gbc(tmp_path, GRAPH, lines=lines)
     at = {"bbox": (20, 20, 40, 20), "origin": "grounded", "score": 0.75}
     assert row == Record(
-        "horses",
+        "wiki/horses",
         "gbc",
         "all",
         "wiki/horses.jpg",
@@ -174,7 +175,22 @@ def test_gbc_takes_sizes_and_names_from_images_and_addresses(tmp_path):
     Image.new("RGB", (80, 40)).save(tmp_path / "7.png")
     bare = GRAPH | {"img_path": None, "img_url": "https://example.org/a/7.png?x=1", "img_size": None}
     (row,) = gbc(tmp_path, bare)
-    assert (row.image_id, row.file_name, row.objects[0].bbox) == ("7", "7.png", (20, 20, 40, 20))
+    assert (row.image_id, row.file_name, row.objects[0].bbox) == (bare["img_url"], "7.png", (20, 20, 40, 20))
+
+
+def test_images_of_gbc_with_one_base_name_are_all_kept(tmp_path):
+    paths = [GRAPH | {"img_path": path} for path in ("a/1.jpg", "b/1.jpg")]
+    urls = [f"https://example.org/{part}/image.jpg?x=1" for part in "pq"]
+    rows = gbc(tmp_path, *paths, *(GRAPH | {"img_path": None, "img_url": url} for url in urls))
+    assert [row.image_id for row in rows] == ["a/1", "b/1", *urls]
+
+
+def test_names_of_gbc_that_are_only_numbers_or_blank(tmp_path):
+    entities = [vertex(name, "entity", name, into=text) for name, text in (("a", " "), ("b", "_1"), ("c", "cat 2"))]
+    (row,) = gbc(tmp_path, GRAPH | {"vertices": entities})
+    assert [box.category for box in row.objects] == ["_1", "cat"]
+    assert row.captions == [Caption("b", "box", [0]), Caption("c", "box", [1])]
+    assert Manifest.load(tmp_path / "run").shards[0].counts["problem.nameless"] == 1
 
 
 @pytest.mark.parametrize(
