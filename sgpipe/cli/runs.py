@@ -191,9 +191,12 @@ def certify(
     from sgpipe.storage.run_files import RunFiles
 
     own = RunFiles(run).judgements
+    answers = cli.judged_file(run, judgements) or own
+    if out is None and answers.resolve() != own.resolve():
+        raise UserError(f"pass --out, too: a certificate in {run} is one of its own judgements")
     certificate, groups, unanswered = continue_plan(
         run,
-        cli.judged_file(run, judgements) or own,
+        answers,
         precision=precision,
         confidence=confidence,
         by=by,

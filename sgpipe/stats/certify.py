@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -445,6 +445,7 @@ def _check_rounds(population: Population, settings: CertificateSettings, plans: 
     """Draw the rounds of a plan again. Raises UserError: they differ."""
     groups = {group.predicate: group for group in population.groups}
     taken = np.zeros(len(population.table), bool)
+    spent: defaultdict[str | None, float] = defaultdict(float)
     for number, (plan, rows) in enumerate(zip(plans, population.rows_of(plans), strict=True)):
         round_ = cast(CertificateRound, plan.certificate)
         parts = []
@@ -454,10 +455,23 @@ def _check_rounds(population: Population, settings: CertificateSettings, plans: 
                 raise UserError(f"{population.root} {_CHANGED}")
             cells = [stratum for stratum in plan.strata if stratum.predicate == each.predicate]
             parts.append((group, cells, sum(stratum.sampled for stratum in cells)))
+            spent[each.predicate] += each.capital if each.start is not None else 0
+            asked = [(stratum.level, stratum.scores, stratum.relations) for stratum in cells]
+            if asked != _cells_asked(group, taken, max(stratum.level or 0 for stratum in cells)):
+                raise UserError(f"{plan.plan}: its strata are not those of {population.root}")
+            if spent[each.predicate] > 1 + certificates.TINY:
+                raise UserError(f"{plan.plan}: its tests have more capital than there is")
         strata, questions = _draw(population, parts, settings, number, taken)
         if round_.number != number or strata != plan.strata or questions != plan.questions:
             raise UserError(f"{plan.plan}: its questions are not those that are drawn from {population.root}")
         taken[rows] = True
+
+
+def _cells_asked(group: Group, taken: NDArray[np.bool_], focus: int) -> list[tuple[int, list[float], int]]:
+    """Return level, scores and remaining relations of the cells of a round that asks about a set."""
+    left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level))
+    cells = np.flatnonzero((group.level <= focus) & (left > 0))
+    return list(zip(group.level[cells].tolist(), group.scores[cells].tolist(), left[cells].tolist(), strict=True))
 
 
 def save(file: Path, certificate: dict[str, Any]) -> None:

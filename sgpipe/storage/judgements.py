@@ -145,7 +145,7 @@ class PlanStratum(_Strict):
     stop: float | None = None
     predicate: str | None = None
     level: Annotated[int, Field(ge=0)] | None = None
-    scores: list[float] | None = None
+    scores: Annotated[list[_Confidence], Field(min_length=2, max_length=2)] | None = None
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
@@ -159,10 +159,18 @@ class CertifiedGroup(_Strict):
 
     predicate: str | None
     thresholds: Annotated[list[float], Field(min_length=1)]
-    relations: list[int]
-    odds: list[float]
-    start: int | None
+    relations: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
+    odds: Annotated[list[_Confidence], Field(min_length=3, max_length=3)]
+    start: Annotated[int, Field(ge=0)] | None
     capital: Annotated[float, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> CertifiedGroup:
+        if len(self.thresholds) != len(self.relations):
+            raise ValueError("each set has a threshold and a number of relations")
+        if self.start is not None and (self.start >= len(self.relations) or not self.capital):
+            raise ValueError("a chain of tests starts at a set, with some capital")
+        return self
 
 
 class CertificateSettings(_Strict):
@@ -189,6 +197,15 @@ class CertificateRound(_Strict):
     settings: CertificateSettings
     number: Annotated[int, Field(ge=0)]
     groups: list[CertifiedGroup]
+
+    def has_cells(self, strata: list[PlanStratum]) -> bool:
+        """Whether each stratum is a cell of a group, and each group has one and appears once."""
+        sets = {group.predicate: len(group.relations) for group in self.groups}
+        complete = all(
+            None not in (each.level, each.scores, each.weight) and (each.level or 0) < sets.get(each.predicate, 0)
+            for each in strata
+        )
+        return complete and len(sets) == len(self.groups) and sets.keys() == {each.predicate for each in strata}
 
 
 class PlannedQuestion(NamedTuple):
@@ -238,6 +255,8 @@ class SamplingPlan(_Strict):
             raise ValueError("the questions are not those that the strata say")
         if (self.kind == "certificate") != (self.certificate is not None):
             raise ValueError("a round of a certificate, and no other plan, has a certificate")
+        if self.certificate is not None and not self.certificate.has_cells(self.strata):
+            raise ValueError("the strata are not cells of the groups that the round is about")
         return self
 
     @property

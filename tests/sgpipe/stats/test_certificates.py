@@ -279,6 +279,58 @@ def test_no_wrong_relation_at_all_can_be_promised(copy):
         answer(root, right, decide=lambda _: "right")
 
 
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("group", "capital", 0.0),
+        ("group", "capital", 1.0),
+        ("group", "start", 7),
+        ("group", "odds", []),
+        ("group", "relations", [0]),
+        ("stratum", "scores", None),
+        ("stratum", "scores", [9.0, 9.0]),
+        ("stratum", "level", 99),
+        ("stratum", "relations", 900),
+    ],
+)
+def test_an_edited_plan_is_one_line(copy, part, field, value):
+    """The second of two rounds that start tests, as if the first had spent its capital twice, and so on."""
+    root, right = copy
+    assert certify(root, right, "--precision", "0.9", rounds=2).exit_code == 1
+    file = root / JUDGEMENTS
+    lines = file.read_text().splitlines()
+    at = max(number for number, line in enumerate(lines) if '"strata":' in line)
+    plan = json.loads(lines[at])
+    [group] = plan["certificate"]["groups"]
+    assert group["start"] is not None
+    (group if part == "group" else plan["strata"][0])[field] = value
+    if (field, value) == ("capital", 1.0):
+        first = json.loads(lines[0])
+        first["certificate"]["groups"][0] |= {"start": 0, "capital": 0.8}
+        lines[0] = json.dumps(first, separators=(",", ":"))
+    lines[at] = json.dumps(plan, separators=(",", ":"))
+    file.write_text("\n".join(lines) + "\n")
+    result = invoke("certify", root, "--precision", "0.9")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    log = JudgementLog(file, RUN)
+    assert log.problems or result.exit_code == 2, result.output
+
+
+def test_a_certificate_of_other_judgements_is_not_written_into_the_run(copy):
+    root, right = copy
+    assert certify(root, right, "--precision", "0.9", "--threshold", "0.6", decide=lambda _: "right").exit_code == 0
+    (root / CERTIFICATE).unlink()
+    other, out = root.parent / "other.jsonl", root.parent / "other.json"
+    shutil.copy(root / JUDGEMENTS, other)
+    options = ("certify", root, "--precision", "0.9", "--threshold", "0.6", "--judgements", other)
+    result = invoke(*options)
+    assert result.exit_code == 2
+    assert "pass --out" in result.output
+    assert not (root / CERTIFICATE).exists()
+    assert invoke(*options, "--out", out).exit_code == 0
+    assert out.exists()
+
+
 def test_changed_answers_and_changed_runs_end_a_certificate(copy):
     root, right = copy
     assert certify(root, right, "--precision", "0.9", "--threshold", "0.6", decide=lambda _: "right").exit_code == 0
