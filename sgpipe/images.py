@@ -26,6 +26,8 @@ from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Re
 
 Kind = TypeVar("Kind")
 
+UPRIGHT_DATASETS = FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET
+
 # What decoders raise for broken files besides OSError, as fuzzing shows and as Pillow's plug-ins are written.
 _UNDECODABLE = (
     ValueError, RuntimeError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError,
@@ -114,7 +116,7 @@ def image_file(
 
 def is_upright(dataset: str) -> bool:
     """Return whether the boxes of this dataset refer to the image as displayed (turned as EXIF says), not as stored."""
-    return dataset in (FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET)
+    return dataset in UPRIGHT_DATASETS
 
 
 def decode(file: ImageFile, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
@@ -246,7 +248,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_SAME_SIZE = (2, 3, 4)  # EXIF orientations that turn an image but keep its width and height
+_SIDEWAYS = (5, 6, 7, 8)  # those that swap width and height
 
 
 def read_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
@@ -261,6 +264,27 @@ def read_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
 def read_upright_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
     """Return width and height as displayed, turned as EXIF says. Raises ImageError: as `read_size`."""
     return _of_header(image_root(root), file_name, upright_size)
+
+
+def has_two_frames(root: ImagePlace | None, file_name: str, content: bytes | None = None) -> bool:
+    """Return whether the image of this size as displayed is another one than as stored: upside down, mirrored, square.
+
+    Args:
+        root: where the file is, unless its `content` is given.
+
+    Raises ImageError: as `read_size`, or neither is given.
+    """
+
+    def read(image: Image.Image) -> bool:
+        turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return turn in _SAME_SIZE or (turn in _SIDEWAYS and image.width == image.height)
+
+    if content is not None:
+        with open_header(BytesIO(content), file_name) as image:
+            return read(image)
+    if not root:
+        raise ImageError(f"the image is neither in the shard nor in a known folder: {file_name}")
+    return _of_header(image_root(root), file_name, read)
 
 
 def is_image(root: ImagePlace, file_name: str) -> bool:

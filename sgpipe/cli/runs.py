@@ -332,11 +332,14 @@ def merge(
     counted = ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in united.items() if number)
     size = f"{count(found['images'], 'image')}, {found['shared']:,} of them in several runs (by {match})"
     console.output().print(f"{out}: {size}; {counted or 'nothing united'}", soft_wrap=True)
-    if not found["shared"]:
+    if len(manifest.run["runs"]) < 2:
+        cli.say("NOTE: this is one run, named more than once: there is nothing to unite")
+    elif not found["shared"]:
         cli.say("NOTE: no image is in two runs, so they are only put together; --match says how images are compared")
     if found["different"]:
         cli.say(
-            f"NOTE: {count(found['different'], 'name')} of several images, whose sizes or files differ; all are kept"
+            f"NOTE: {count(found['different'], 'name')} of several images, whose sizes, files or frames (EXIF) differ; "
+            "all are kept"
         )
     if found["replaced"]:
         cli.say(f"NOTE: {count(found['replaced'], 'error row')} left out, as another run has the image")

@@ -74,9 +74,9 @@ def _items(
                 x, y, w, h = box.bbox
                 category, area = {"category_id": numbers[box.category]}, plain(w * h)
                 annotations.append(category | {"bbox": [plain(x), plain(y), plain(x + w), plain(y + h)]})
-                if box.segmentation:
-                    annotations[-1]["segmentation"] = json.loads(box.segmentation)
-                    mask = _mask(annotations[-1]["segmentation"], record)
+                segmentation = box.segmentation and json.loads(box.segmentation)
+                if segmentation and (mask := _mask(segmentation, record)) is not None:
+                    annotations[-1]["segmentation"] = segmentation
                     area = int(mask.sum())
                     masks.append((-area, number, mask))
                 kind = {"iscrowd": int(box.iscrowd), "isthing": int(numbers[box.category] < things)}
@@ -102,13 +102,15 @@ def _items(
 
 
 def _mask(value: Any, record: Record) -> Any:
-    """The pixels [height, width] of an object, of its polygons or run lengths."""
+    """The pixels [height, width] of an object, of its polygons or run lengths; None: these are of another size."""
     from pycocotools import mask as coco
 
     size = record.height, record.width
     if isinstance(value, list):
         inside = [[min(max(x, 0), max(size)) for x in polygon] for polygon in value]
         return coco.decode(coco.merge(coco.frPyObjects(inside, *size))) != 0
+    if tuple(value["size"]) != size:
+        return None
     return coco.decode(coco.frPyObjects(value, *size) if isinstance(value["counts"], list) else value) != 0
 
 

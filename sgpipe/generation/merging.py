@@ -26,7 +26,7 @@ import pyarrow as pa
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, image_root
 from sgpipe.files.locations import Location
-from sgpipe.images import read_bytes
+from sgpipe.images import UPRIGHT_DATASETS, ImageError, has_two_frames, read_bytes
 from sgpipe.records import SCHEMA, Attribute, Box, BoxOrigin, Record, Relation, RelationOrigin, from_table, to_table
 from sgpipe.sources.import_run import ROWS_PER_SHARD
 from sgpipe.sources.run import open_parent
@@ -47,21 +47,29 @@ Item = TypeVar("Item")
 
 MERGED = "merged."  # prefix of these counts of a shard:
 UNITED = ("united_objects", "united_relations", "contradictory_classes", "contradictory_relations")
-_MEMORY, _HELD_BYTES, _FILES_AT_ONCE = "500MB", 32 << 20, 4096
+_MEMORY, _HELD_BYTES, _FILES_AT_ONCE, _IMAGES_AT_ONCE = "500MB", 32 << 20, 4096, 64
 _FILE_START = 64 << 10  # bytes of a file that tell it from another of the same name
 _PIXEL = 1.0  # boxes of which no edge differs by more are the same, however small they are
 _STRONGEST = {name: rank for kind in (BoxOrigin, RelationOrigin) for rank, name in enumerate(get_args(kind))}
 _CLAIMS = {text: claim for claim, texts in AXES.items() for text in texts}  # the axis and the side of a predicate
 
 # `names`: what identifies the rows. `files`: what tells files apart, read where it matters.
-_NAMES = """
+_NAMES = f"""
     create table names as
     select n.*, coalesce(root, '') as root from (
         select rowid as leaf, run, split, image_id, file_name, width, height, status <> 'ok' as failed,
-            if({hashed}, sha256(image.bytes), null) as content
+            dataset in {UPRIGHT_DATASETS} as upright, if({{hashed}}, sha256(image.bytes), null) as content
         from leaves qualify row_number() over (partition by run, split, image_id, file_name) = 1) n
     left join roots using (run, split);
-    create table files (root varchar, file_name varchar, digest varchar)
+    create table files (root varchar, file_name varchar, digest varchar);
+    create table turned (leaf bigint)
+"""
+# Rows of displayed images of which others are as stored: where EXIF turns the image, their boxes do not compare.
+_DISPLAYED = """
+    with keyed as (select *, {key} as key from names left join files using (root, file_name) where not failed),
+    compared as (select *, bool_and(upright) over (partition by key) as alike from keyed)
+    select leaf, compared.root, compared.file_name, image.bytes as bytes from compared
+    join leaves on leaves.rowid = leaf where upright and not alike
 """
 _WANTED = {
     "file": "file_name in (select file_name from names group by all having count(distinct root) > 1)",
@@ -69,17 +77,18 @@ _WANTED = {
     "hash": "content is null",
 }
 _KEYS = {"file": "file_name", "id": "image_id", "hash": "coalesce(content, digest, concat(run, split, image_id))"}
-# Rows of one key are of one image, unless sizes or files differ. Where a run has a key twice, split and id count, too.
-# Error rows come last. The run with the most rows comes first, and names the image and its split; images that this
-# would give the same split and id, or one split in two places, go to further splits.
+# Rows of one key are of one image, unless sizes, files or frames differ. Where a run has a key twice, split and id
+# count, too. Error rows come last. The run with the most rows comes first, and names the image and its split; images
+# that this would give the same split and id, or one split in two places, go to further splits.
 _PLAN = f"""
     create table members as
-    with keyed as (select *, {{key}} as key, count(*) over (partition by run, {{key}}) > 1 as twice
+    with keyed as (select *, {{key}} as key, count(*) over (partition by run, {{key}}) > 1 as twice,
+            leaf in (from turned) as turned
         from names left join files using (root, file_name)),
     told as (select * replace (
         if(bool_or(twice) over (partition by key), concat_ws(chr(10), key, split, image_id), key) as key) from keyed),
-    known as (select *, [width::varchar, height::varchar, coalesce(digest, max(digest) over (partition by key))] as look
-        from told),
+    known as (select *, [width::varchar, height::varchar, turned::varchar,
+        coalesce(digest, max(digest) over (partition by key))] as look from told),
     looked as (select * replace (if(failed, min(look) filter (where not failed) over (partition by key), look) as look)
         from known),
     numbered as (select *, dense_rank() over (order by key, look) as number from looked)
@@ -128,7 +137,7 @@ def merge_runs(
 
     Args:
         match: what rows of one image have in common. Images of one name but of other sizes or, in other places, other
-            files, are different ones.
+            files, or whose boxes refer to other frames (EXIF), are different ones.
         least: IoU from which boxes of one class are one object.
         images: where the images of all runs are, if they have moved.
 
@@ -222,13 +231,19 @@ def _read(database: duckdb.DuckDBPyConnection, inputs: Mapping[str, RunFiles], r
         for split, root in runs[run]["images"].items():
             database.execute("insert into roots values (?, ?, ?)", (run, split, root))
     others = ", ".join(f"coalesce(source.{name}, {name}) as {name}" for name in SCHEMA.names if name != "split")
+    places: dict[bool, str] = {}  # a run with images in its shards, and one without
     for number, files in inputs.items():
         rows = f"'{number}' as run, {', '.join(SCHEMA.names)}", "shards"
         if _is_merged(files):
             rows = f"source.run, source.split, {others}", f"(select *, unnest({SOURCES}) as source from shards)"
         held: list[pa.Table] = []
         for shard in [*files.manifest.shards, None]:
-            held += [read_file(files.storage / shard.file)] if shard else []
+            if shard is not None:
+                held.append(read_file(files.storage / shard.file))
+                places.setdefault(IMAGE_COLUMN in held[-1].column_names, files.root)
+            if len(places) > 1:
+                lacks = f"{places[True]} has images in its shards, {places[False]} has not"
+                raise UserError(f"{lacks}: embed the images of all runs or of none")
             if held and (shard is None or sum(table.nbytes for table in held) > _HELD_BYTES):
                 table = pa.concat_tables(held, promote_options="default")
                 image = ", image" if IMAGE_COLUMN in table.column_names else ""
@@ -246,6 +261,14 @@ def _plan(database: duckdb.DuckDBPyConnection, match: Match) -> None:
         digests = [_digest(each["root"], each["file_name"], most) for each in batch.to_pylist()]
         database.register("digests", batch.append_column("digest", pa.array(digests, pa.string())))
         database.execute("insert into files from digests")
+    turned = [
+        each["leaf"]
+        for batch in database.sql(_DISPLAYED.format(key=_KEYS[match])).to_arrow_reader(_IMAGES_AT_ONCE)
+        for each in batch.to_pylist()
+        if _is_turned(each["root"], each["file_name"], each["bytes"])
+    ]
+    database.register("found", pa.table({"leaf": pa.array(turned, pa.int64())}))
+    database.execute("insert into turned from found")
     database.execute(_PLAN.format(key=_KEYS[match]))
     database.execute(_SORTED)
 
@@ -258,6 +281,14 @@ def _digest(root: str, file_name: str, most: int) -> str | None:
         return hashlib.sha256(read_bytes(file, most)).hexdigest()
     except (UserError, FileNotFoundError):
         return None
+
+
+def _is_turned(root: str, file_name: str, content: bytes | None) -> bool:
+    """Whether boxes on the displayed image do not fit the stored one, of the same size; not if it cannot be read."""
+    try:
+        return has_two_frames(root, file_name, content)
+    except (UserError, ImageError, FileNotFoundError):
+        return False
 
 
 def _units(database: duckdb.DuckDBPyConnection) -> tuple[list[ShardEntry], dict[str, str]]:

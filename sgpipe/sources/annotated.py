@@ -189,6 +189,15 @@ def parse_segmentation(value: Any, width: int, height: int, problems: ProblemCou
     return json.dumps(value) if good else None
 
 
+def drop_unfit_masks(record: Record, problems: ProblemCounts) -> None:
+    """Drop and count run lengths of another size than that of the image, which was unknown when they were read."""
+    for box in record.objects:
+        value = json.loads(box.segmentation or "[]")
+        if isinstance(value, dict) and value["size"] != [record.height, record.width]:
+            box.segmentation = None
+            problems["segmentations"] += 1
+
+
 def _run_lengths(counts: str | list[int]) -> list[int]:
     """Return the run lengths of a mask, also compressed: 5 bits in a character, as differences (COCO's maskApi.c)."""
     if isinstance(counts, list):

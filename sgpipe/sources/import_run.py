@@ -15,7 +15,7 @@ from sgpipe.files.image_roots import ImagePlace, absolute, check_images
 from sgpipe.files.text_files import text_sha256
 from sgpipe.images import ImageError, read_image, read_size
 from sgpipe.records import Record
-from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, mark_failed
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, drop_unfit_masks, mark_failed
 from sgpipe.sources.doubts import change_form, doubt_records
 from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
@@ -183,6 +183,7 @@ def _write(
         try:
             if record.ok and not (record.width and record.height):
                 record.width, record.height = read_size(images, record.file_name)
+                drop_unfit_masks(record, problems)
             if record.ok and embed:
                 image = source.image(record) if source.image else read_image(images, record)
         except ImageError as error:

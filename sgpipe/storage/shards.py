@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from sgpipe.errors import StoreError, UserError, check_share, import_extra
 from sgpipe.files.locations import DamagedError, Location, open_shard_file, read_twice
 from sgpipe.files.object_store import StorePath
-from sgpipe.records import LEFT_OUT, NO_OBJECT, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
+from sgpipe.records import LEFT_OUT, NO_OBJECT, ORIGINS, SCHEMA, SCHEMA_VERSION, BoxOrigin, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
 from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.boxes import xywh_to_xyxy
@@ -372,7 +372,7 @@ def row_faults(table: pa.Table, split: str) -> Iterator[str]:
     """Yield what is wrong in rows of `SCHEMA` of a split: one line for each kind of fault.
 
     References (`objects` of relations, pairs and captions, `captions` of triplets), boxes, confidences, missing
-    values, and error rows without a reason.
+    values, origins, and error rows without a reason.
     """
     table = table.combine_chunks()
     for what, rows in _faults(table, split):
@@ -424,7 +424,18 @@ def _faults(table: pa.Table, split: str) -> Iterator[tuple[str, np.ndarray]]:
     rows, items = _flat(table["relations"])
     confidence = pc.fill_null(pc.struct_field(items, "confidence"), 1.0).to_numpy(zero_copy_only=False)
     yield "confidence is not from 0 to 1", rows[~((confidence >= 0) & (confidence <= 1))]
+    yield from _origins(table)
     yield from _boxes(table)
+
+
+def _origins(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
+    for name, known in (("objects", get_args(BoxOrigin)), ("relations", ORIGINS)):
+        rows, items = _flat(table[name])
+        origins = pc.struct_field(items, "origin")
+        texts = [text for text in pc.unique(origins).to_pylist() if text is not None]
+        unknown = [text for text in texts if not {*(text.split("+") if name == "relations" else [text])} <= {*known}]
+        bad = pc.is_in(origins, value_set=pa.array(unknown, origins.type)).to_numpy(zero_copy_only=False)
+        yield f"origin of {name} is unknown", rows[bad]
 
 
 def _status(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:

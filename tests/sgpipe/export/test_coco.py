@@ -2,12 +2,14 @@ import json
 import math
 
 import pytest
+from PIL import Image
 
 from sgpipe.export.annotation_files import number_categories
 from sgpipe.export.run import export_run
 from sgpipe.records import NO_OBJECT, Box, Record, from_table
 from sgpipe.sources.coco import coco_source, read_coco
 from sgpipe.sources.import_run import import_annotations
+from sgpipe.storage.shards import iter_records
 from tests.sgpipe.export.runs import COCO_IDS, only, records
 from tests.sgpipe.sources.test_import_run import QUIET
 from tests.sgpipe.stats.runs import make_shards
@@ -103,6 +105,19 @@ def test_segmentations_come_back_as_the_file_has_them(tmp_path, labelled):
     found = json.loads((tmp_path / "out/instances_val.json").read_text())["annotations"]
     expected = {(1 + n % 2, 2 + n): mask or [] for n, mask in enumerate([*MASKS, *([] for _ in BAD_MASKS)])}
     assert {(item["image_id"], item["bbox"][2]): item["segmentation"] for item in found} == expected
+
+
+def test_run_lengths_of_another_size_than_the_image_s_are_counted_where_it_is_read_from_the_file(tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "1.jpg")
+    masks = [RLE, {"counts": [6, 60, 84], "size": [10, 15]}, POLYGONS]
+    boxes = [{"id": n, "image_id": 1, "category_id": 18, "bbox": [1, 1, 2, 3]} for n in range(len(masks))]
+    written = [box | {"segmentation": mask} for box, mask in zip(boxes, masks, strict=True)]
+    content = {"annotations": written, "images": [{"id": 1, "file_name": "1.jpg"}]}
+    (tmp_path / "i_val.json").write_text(json.dumps(content | {"categories": [{"id": 18, "name": "dog"}]}))
+    summary = import_annotations(coco_source(tmp_path / "i_val.json", "val"), tmp_path, tmp_path / "run", QUIET)
+    [record] = iter_records(tmp_path / "run")
+    assert (record.width, record.height, summary.problems["segmentations"]) == (20, 10, 1)
+    assert [json.loads(box.segmentation or "null") for box in record.objects] == [RLE, None, POLYGONS]
 
 
 @pytest.mark.parametrize(

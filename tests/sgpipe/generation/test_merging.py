@@ -22,7 +22,18 @@ from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
 from sgpipe.generation import merging
 from sgpipe.generation.merging import are_synonyms, merge_runs, unite
-from sgpipe.records import NO_OBJECT, Attribute, Box, Caption, Pair, Record, Relation, Triplet, from_table
+from sgpipe.records import (
+    FOLDER_DATASET,
+    NO_OBJECT,
+    Attribute,
+    Box,
+    Caption,
+    Pair,
+    Record,
+    Relation,
+    Triplet,
+    from_table,
+)
 from sgpipe.sources.corrected import correct_run
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JudgementLog
@@ -42,7 +53,7 @@ def make_run(
     records: Sequence[Record],
     rows: int = 3,
     images: Any = "/nowhere",
-    embedded: bool = False,
+    embedded: bool | bytes | None = False,
     **header: Any,
 ) -> Path:
     folder, splits = RunFolder(root), dict.fromkeys(record.split for record in records)
@@ -54,7 +65,8 @@ def make_run(
             own = [record for record in records if record.split == split]
             for start in range(0, len(own), rows):
                 part = own[start : start + rows]
-                files = [record.file_name.encode() for record in part] if embedded else None
+                given = embedded if isinstance(embedded, bytes) else None
+                files = [given or record.file_name.encode() for record in part] if embedded else None
                 name = shard_name(split, start, start + len(part))
                 manifest.commit(write_shard(root, name, split, start, part, {}, files))
     return root
@@ -291,6 +303,21 @@ def test_images_are_matched_by_file_id_or_content(tmp_path):
     assert embedded_images(table) == [b"0.png", b"1.png"]
 
 
+@pytest.mark.parametrize("embedded", [False, True])
+@pytest.mark.parametrize(("orientation", "images"), [(1, 1), (3, 2), (6, 2)])
+def test_boxes_on_displayed_and_on_stored_images_are_not_united(tmp_path, orientation, images, embedded):
+    """EXIF turns the image, which has the same size both ways."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "0.png", exif=exif)
+    made = [scene("0", person()), scene("0", person(), dataset=FOLDER_DATASET)]
+    content = (tmp_path / "0.png").read_bytes() if embedded else None
+    images_at = tmp_path / "moved" if embedded else tmp_path
+    runs = [make_run(tmp_path / f"run{n}", [each], images=images_at, embedded=content) for n, each in enumerate(made)]
+    assert len(merged(tmp_path / "out", *runs)) == images
+    assert merged(tmp_path / "other", *runs[::-1], tmp_path / "out") == list(iter_records(tmp_path / "out"))
+
+
 def test_images_that_are_not_one_stay_apart(tmp_path):
     """Of another size; of one name in two splits of a run; of one id. What is in one run alone stays as it is."""
     one = [scene("0", person()), scene("1", person()), scene("x", file_name="val/0.png"), scene("2", split="val")]
@@ -419,6 +446,9 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
     )
     assert "NOTE: no image is in two runs" in alone.stderr
     assert "41 images" in alone.stdout
+    same = CliRunner().invoke(app, ["merge", str(two[0]), str(two[0]), "--out", out + "3"])
+    assert "NOTE: this is one run, named more than once" in same.stderr
+    assert "no image is in two runs" not in same.stderr
 
 
 @pytest.mark.parametrize(
@@ -431,6 +461,7 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
         (["given", "empty", "--out", "out"], "is not a run or an import"),
         (["given", "old", "--out", "out"], "was written with schema version 2"),
         (["given", "cut", "--out", "out"], "cannot be read"),
+        (["given", "embedded", "--out", "out"], "embed the images of all runs or of none"),
         (["given", "found", "--out", "found2"], "contains an import, not a merged run"),
         (["given", "found", "--out", "out", "--iou", "0"], "--iou"),
     ],
@@ -439,6 +470,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, two, monkeypatch, arguments,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     make_run(tmp_path / "found2", [scene("0")])
+    make_run(tmp_path / "embedded", [scene("0")], embedded=True)
     Manifest.create(make_run(tmp_path / "old", [scene("0")]), {"schema_version": 2, "name": "old"})
     [file] = (make_run(tmp_path / "cut", [scene("0")]) / "data").iterdir()
     file.write_bytes(file.read_bytes()[:100])

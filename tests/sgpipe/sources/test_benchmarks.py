@@ -250,6 +250,14 @@ def test_panoptic_pngs_and_stuff_come_back(tmp_path):
     assert Manifest.load(tmp_path / "again").run["labels"] == Manifest.load(tmp_path / "run").run["labels"]
 
 
+def test_masks_of_another_size_than_the_image_s_are_no_masks(tmp_path):
+    wrong = json.dumps({"size": [HEIGHT, WIDTH - 1], "counts": [HEIGHT * (WIDTH - 1)]})
+    record = Record("1", "coco", "train", "1.jpg", WIDTH, HEIGHT, [Box("dog", 1, (0, 0, 4, 4), segmentation=wrong)])
+    export_run(make_shards(tmp_path / "run", [record]), "psg", tmp_path / "out")
+    [item] = json.loads((tmp_path / "out/psg.json").read_text())["data"]
+    assert ("segmentation" in item["annotations"][0], item["segments_info"][0]["area"]) == (False, 16)
+
+
 h5py = pytest.importorskip("h5py")
 
 

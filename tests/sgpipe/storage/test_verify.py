@@ -165,6 +165,11 @@ TRIPLET = full_record(0).triplets[0]
         (spoilt(relations=[Relation(0, 1, None)]), "relations without predicate"),
         (spoilt(relations=[Relation(0, 1, "on", float("nan"))]), "confidence is not from 0 to 1"),
         (spoilt(relations=[Relation(0, 1, "on", 1.5)]), "confidence is not from 0 to 1"),
+        (spoilt(relations=[Relation(0, 1, "on", 0.5, "tagger+zzz")]), "origin of relations is unknown"),
+        (
+            spoilt(objects=[replace(box, origin="zzz") for box in full_record(0).objects]),
+            "origin of objects is unknown",
+        ),
         (spoilt(pairs=[Pair(0, 7, ["on"])]), "object of pairs points to none of the objects"),
         (spoilt(pairs=[Pair(0, 1, None)]), "pairs without predicates"),
         (spoilt(captions=[Caption("a", "pair", [0, 2])]), "boxes of captions point to none of the objects"),
