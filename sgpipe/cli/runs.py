@@ -189,11 +189,14 @@ def certify(
     from sgpipe.stats.certify import continue_plan, save
     from sgpipe.storage.judgements import CERTIFICATE
     from sgpipe.storage.run_files import RunFiles
+    from sgpipe.storage.run_folder import RunFolder
 
     own = RunFiles(run).judgements
     answers = cli.judged_file(run, judgements) or own
     if out is None and answers.resolve() != own.resolve():
         raise UserError(f"pass --out, too: a certificate in {run} is one of its own judgements")
+    if isinstance(run, Path) and RunFolder(run).is_locked:
+        raise UserError(f"{run} is being written: certify it when it is finished, as more relations need another plan")
     certificate, groups, unanswered = continue_plan(
         run,
         answers,
@@ -206,6 +209,9 @@ def certify(
     reached = bool(certificate["sets"])
     if reached:
         save(out or own.parent / CERTIFICATE, certificate)
+    if certificate["plans_begun"] > 1:
+        begun = f"{certificate['plans_begun']} plans of certificates have begun for this run"
+        cli.say(f"NOTE: {begun}: each holds with its own confidence, not all of them together")
     if json_:
         print(console.json_text({"certificate": certificate, "groups": groups, "open": unanswered}, 2))
     else:

@@ -103,10 +103,12 @@ def _steps(identity: Mapping[str, Any]) -> Iterator[str]:
 def certified_text(certificate: Mapping[str, Any]) -> str:
     """Return what a certificate promises, and its limits, in a sentence."""
     which = "of each predicate" if certificate["by"] else "of these relations"
+    begun = certificate.get("plans_begun", 1)
+    together = f"; {begun} such plans were begun, each with this chance to be wrong" if begun > 1 else ""
     return (
         f"People's answers to a random sample certify a precision {which} of at least {certificate['precision']:g} "
         f"(confidence {certificate['confidence']:g}{', of each by itself' if certificate['by'] else ''}; of relations "
-        "between two boxes, as these people see them; how many relations are missing was not measured)."
+        f"between two boxes, as these people see them; how many relations are missing was not measured{together})."
     )
 
 

@@ -161,6 +161,12 @@ class Population:
         named = sorted(zip(names.dictionary.to_pylist(), parts, strict=True), key=lambda part: (-len(part[1]), part[0]))
         return [Group.divide(n, rows, confidence[rows], prediction[rows], whole) for n, rows in named[:_GROUPS]]
 
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the sets of relations of each group."""
+        sets = [(group.predicate, group.sizes, group.thresholds) for group in self.groups]
+        return hashlib.sha256(json.dumps(sets).encode()).hexdigest()[:12]
+
     def rows_of(self, plans: Sequence[SamplingPlan]) -> list[list[int]]:
         """Return the rows of the questions of plans. Raises UserError: the run has changed and lacks one."""
         keys = [[question.key for question in plan.questions] for plan in plans]
@@ -209,14 +215,20 @@ class GroupProgress:
         if standing.tested is not None:
             more = "too many more answers" if self.more is None else f"about {count(self.more, 'more answer')}"
             so_far = f"if as many are wrong as so far ({wrong} of {judged})"
+            if self.more == 0:
+                more, so_far = "it cannot be reached", f"as nothing is left to ask ({wrong} of {judged} are wrong)"
             yield f"not yet, {named}: {those(standing.tested)}; {more}, {so_far}"
         elif standing.reached is None:
             yield f"not yet, {named}: the first questions show where to start ({judged} of {len(self.given)} answered)"
 
 
-@lru_cache(maxsize=1)
 def population_of(index: Index, settings: CertificateSettings) -> Population:
     """Return the population, and keep the latest. Raises UserError: as `Population`."""
+    return _keep_population(index, settings.model_copy(update={"population": None}))
+
+
+@lru_cache(maxsize=1)
+def _keep_population(index: Index, settings: CertificateSettings) -> Population:
     return Population(index, settings)
 
 
@@ -256,9 +268,13 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
         assert settings is not None
         standing = certificates.evaluate(rounds, groups[-1].relations, settings.precision, settings.confidence)
         last, allowed = rounds[-1], 1 - settings.precision + certificates.TINY
-        inside = last.level <= (len(groups[-1].relations) if standing.tested is None else standing.tested)
+        tested = len(groups[-1].relations) - 1 if standing.tested is None else standing.tested
+        inside = last.level <= tested
         odds = certificates.fit_errors(*certificates.count_answers(rounds), allowed)
         more = certificates.answers_needed(odds, last.scores[inside], last.left[inside], allowed, standing.evidence)
+        judged = sum(int((~each.is_open & (each.level[each.asked] <= tested)).sum()) for each in rounds)
+        rest = groups[-1].relations[tested] - judged
+        more = None if more is None and rest else min(more or 0, rest)
         progress[name] = GroupProgress(groups[-1], rounds, answers, standing, more)
     return progress
 
@@ -486,7 +502,9 @@ def check(run: str | Location, file: Location, judgements: Path) -> dict[str, An
     """
     try:
         given: dict[str, Any] = json.loads(read_text(file, "certificate"))
-        settings = CertificateSettings(**{name: given[name] for name in CertificateSettings.model_fields})
+        settings = CertificateSettings(
+            **{name: given[name] for name in CertificateSettings.model_fields if name in given}
+        )
         end = int(given["judgements"]["bytes"])
     except (ValueError, KeyError, TypeError, OverflowError):
         raise UserError(f"{file} is not a file of `sgpipe certify`") from None
@@ -534,19 +552,28 @@ def continue_plan(
 
 
 def settings_for(index: Index, **values: Any) -> CertificateSettings:
-    """Return settings; without a `prediction`, with the first column that the run has. Raises UserError: invalid."""
+    """Return settings; without a `prediction`, with the first column that the run has.
+
+    Raises UserError: invalid, or as `Population`.
+    """
     if values.get("prediction") is None:
         values["prediction"] = "opinion" if index.has_opinion else "agreement" if index.scored else "confidence"
     try:
-        return CertificateSettings.model_validate(values)
+        settings = CertificateSettings.model_validate(values)
     except ValidationError as error:
         raise UserError(describe_invalid(error)) from None
+    return settings.model_copy(update={"population": population_of(index, settings).digest})
 
 
 def extend(index: Index, settings: CertificateSettings, log: JudgementLog, by: str) -> SamplingPlan | None:
-    """Append the next round of questions if none is open; return it, or the present one; None: nothing is left."""
+    """Append the next round of questions if none is open; return it, or the present one; None: nothing is left.
+
+    Raises UserError: the run has changed since, or the rounds are not those that are drawn from it.
+    """
     plans = rounds_of(log, settings)
     if plans and any(None in own.given for own in measure(plans[-1:], log).values()):
         return plans[-1]
-    round_ = next_round(population_of(index, settings), settings, log, by)
+    population = population_of(index, settings)
+    _check_rounds(population, settings, plans)
+    round_ = next_round(population, settings, log, by)
     return None if round_ is None else cast(SamplingPlan, log.append(round_))

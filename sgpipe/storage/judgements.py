@@ -28,6 +28,7 @@ from sgpipe.storage.manifest import sync_folder
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import count
 
+CERTIFICATE_PLAN = "certificate-"  # what the ids of such plans, and of no others, begin with
 MOST_QUESTIONS = 10_000  # of a plan, which is one line
 Verdict = Literal["right", "wrong", "unsure", "skip"]
 Kind = Literal["bands", "predicates", "search", "certificate"]
@@ -177,6 +178,7 @@ class CertificateSettings(_Strict):
     """What is to be certified: the precision of relations with at least the threshold, with a confidence.
 
     `by` predicate: of each predicate by itself. `prediction`: the column that predicts which relations are wrong.
+    `population`: a digest of the sets of relations, so that a run that has changed has another plan.
     """
 
     precision: Annotated[float, Field(gt=0, le=1)]
@@ -184,11 +186,13 @@ class CertificateSettings(_Strict):
     by: Literal["predicate"] | None = None
     threshold: _Confidence | None = None
     prediction: Literal["opinion", "agreement", "confidence", "none"] = "confidence"
+    population: str | None = None
 
     @property
     def id(self) -> str:
         """The name of the plan, which all of its rounds begin with."""
-        return "certificate-" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        values = self.model_dump_json(exclude={"population"} if self.population is None else None)
+        return CERTIFICATE_PLAN + hashlib.sha256(values.encode()).hexdigest()[:12]
 
 
 class CertificateRound(_Strict):

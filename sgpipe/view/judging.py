@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from math import isfinite
 from typing import Any
 from urllib.parse import parse_qsl
@@ -26,10 +27,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from sgpipe.errors import UserError
 from sgpipe.stats.certify import extend, measure, rounds_of, settings_for
 from sgpipe.stats.plans import MARGIN, agreement, count_states, draw, judgements_needed, measure_plan, next_question
 from sgpipe.storage.index import read_record
 from sgpipe.storage.judgements import (
+    CERTIFICATE_PLAN,
     Judgement,
     JudgementLog,
     Kind,
@@ -88,7 +91,8 @@ def judge(request: Request, values: dict[str, Any]) -> Response:
             raise HTTPException(400, f"not a judgement: {single_line(describe_invalid(error), 200)}") from None
         stored = log.append(line if line.undoes else _checked(viewer, line))
         if line.plan is not None and (round_ := log.plans.get(line.plan)) and round_.certificate:
-            extend(viewer.index, round_.certificate.settings, log, who)
+            with suppress(UserError):  # the answer is saved; a run that has changed since gets no more questions
+                extend(viewer.index, round_.certificate.settings, log, who)
     return JSONResponse(stored.model_dump(mode="json"))
 
 
@@ -171,6 +175,8 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
     except ValidationError as error:
         raise HTTPException(400, f"not a plan: {single_line(describe_invalid(error), 200)}") from None
     log.reload()
+    if wanted.kind != "certificate" and wanted.id.startswith(CERTIFICATE_PLAN):
+        raise HTTPException(400, f"the id of a plan that begins with {CERTIFICATE_PLAN} is one of a certificate")
     if wanted.kind == "certificate":
         by = "predicate" if wanted.by_predicate else None
         settings = settings_for(viewer.index, precision=wanted.precision, by=by)

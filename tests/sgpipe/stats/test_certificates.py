@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.export.card import certified_text
 from sgpipe.stats.certificates import Round, evaluate, gains, most_errors, plan_round
-from sgpipe.stats.certify import Group
+from sgpipe.stats.certify import Group, extend
+from sgpipe.storage.index import open_run
 from sgpipe.storage.judgements import CERTIFICATE, JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import read_file, shard_name, write_shard
 from tests.sgpipe.stats.runs import make_shards, scene
 
@@ -353,9 +357,34 @@ def test_a_run_that_has_changed_since(copy):
     start = sum(shard.rows for shard in manifest.shards)
     more = [scene(f"new{number}", [(0, "on", 1, 0.7)]) for number in range(50)]
     manifest.commit(write_shard(root, shard_name("val", start, start + 50), "val", start, more, {}))
+    before = JudgementLog(root / JUDGEMENTS, RUN).plans
+    result = certify(root, right, "--precision", "0.9", rounds=2, decide=lambda _: "right")
+    assert result.exit_code == 1, result.output
+    after = JudgementLog(root / JUDGEMENTS, RUN).plans
+    assert {each.certificate.number for name, each in after.items() if name not in before} == {0, 1}
     result = invoke("certify", root, "--precision", "0.9")
-    assert result.exit_code == 2
-    assert "has changed since" in result.output.replace("\n", " ")
+    assert "2 plans of certificates have begun" in " ".join(result.output.split())
+    old = next(iter(before.values())).certificate
+    with open_run(root) as database, pytest.raises(UserError, match="has changed since"):
+        extend(database.index, old.settings, JudgementLog(root / JUDGEMENTS, RUN), "anna")
+
+
+def test_no_more_answers_are_promised_than_relations_are_left(copy):
+    root, right = copy
+    options = ("certify", root, "--precision", "0.95", "--by", "predicate", "--json")
+    invoke(*options)
+    by_name = {each["predicate"]: each for each in json.loads(invoke(*options).stdout)["groups"]}
+    assert by_name["riding"]["more"] == 3
+    answer(root, right, decide=lambda question: "unsure")
+    by_name = {each["predicate"]: each for each in json.loads(invoke(*options).stdout)["groups"]}
+    assert by_name["riding"]["more"] == 0
+    assert "it cannot be reached, as nothing is left to ask" in by_name["riding"]["lines"][0]
+
+
+def test_a_card_says_that_several_plans_were_begun():
+    certificate = {"by": None, "precision": 0.9, "confidence": 0.95, "plans_begun": 1}
+    assert "plans" not in certified_text(certificate)
+    assert "3 such plans were begun" in certified_text(certificate | {"plans_begun": 3})
 
 
 @pytest.mark.parametrize("people", ["random", "unsure", "contradict"])
@@ -407,3 +436,12 @@ def test_another_process_makes_the_same_round(copy):
     assert lines[0] == lines[1]
     keys = [question.key for _, _, questions in lines[0] for question in questions]
     assert len(set(keys)) == len(keys) > 100  # without replacement
+
+
+def test_a_run_that_is_being_written_is_not_certified(copy):
+    root, _ = copy
+    with RunFolder(root).lock():
+        result = invoke("certify", root, "--precision", "0.9")
+    assert result.exit_code == 2
+    assert "is being written" in result.output.replace("\n", " ")
+    assert not (root / JUDGEMENTS).exists()

@@ -315,6 +315,7 @@ def test_a_plan_of_a_search_samples_its_hits(client, tmp_path):
 @pytest.mark.parametrize(
     ("values", "status", "message"),
     [
+        ({"id": "certificate-0123456789ab-0"}, 400, "is one of a certificate"),
         ({"kind": "all"}, 400, "kind"),
         ({"count": "20"}, 400, "count"),
         ({"count": 0}, 422, "expected 1 to 10,000"),
