@@ -216,7 +216,8 @@ def test_parent_and_run_may_be_in_stores(world, extended, tmp_path, store):  # n
     assert_kept(rows(first), rows(tmp_path / "x"))
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 20])
 def test_a_run_killed_again_and_again_gives_the_rows_of_one_that_was_not(extended, tmp_path, kills):
     """With the captions of the parent and without a tagger, so that a start costs little."""
     settings = ["--set", "tag.method=all", "--set", "pair.candidates=image", "--set", "engine.unit_size=1"]

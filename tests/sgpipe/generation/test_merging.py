@@ -139,6 +139,7 @@ runs = st.sets(st.integers(0, 4), min_size=1, max_size=4).flatmap(
 
 @settings(max_examples=15, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(runs, runs, runs)
+@pytest.mark.slow
 def test_the_result_depends_on_which_runs_there_are_alone(first, second, third):
     """A ∪ B = B ∪ A, A ∪ A = A, and (A ∪ B) ∪ C = A ∪ (B ∪ C) = A ∪ B ∪ C, bit for bit, whatever the boxes."""
     with TemporaryDirectory() as folder:

@@ -67,6 +67,7 @@ def test_a_sample_has_different_images_of_the_units(rows: list[int], images: int
     assert sum(unit.rows for unit in sample) >= images / 2
 
 
+@pytest.mark.slow
 def test_a_plan_keeps_nothing_and_says_what_generate_would_refuse(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SGPIPE_QUIET", "1")

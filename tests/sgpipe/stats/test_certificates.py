@@ -52,6 +52,7 @@ def round_of(weight, left, slopes, asked, wrong, **changes) -> Round:
     slopes=st.lists(st.floats(-3, 3), min_size=2, max_size=2),
     precision=st.sampled_from([0.4, 0.5, 0.7, 0.9]),
 )
+@pytest.mark.slow
 def test_capital_does_not_grow_on_average_where_the_promise_is_broken(weight, left, slopes, precision):
     """All orders in which relations of each cell can be drawn, with their exact chances."""
     left = left[: len(weight)]
