@@ -316,7 +316,7 @@ class PairConfig(Config):
     known: int = Field(
         20,
         ge=0,
-        description="with --extend, so many of the predicates that the run has most often between two classes are "
+        description="with --extend: number of predicates, the most frequent of the run between two classes, that are "
         "candidates beside those of the captions",
     )
     equivalents: StoredPath | None = Field(

@@ -78,7 +78,7 @@ def prepare_run(source: SourceConfig) -> SourceConfig:
         with files.open(shards[split].file) as file:
             embedded = IMAGE_COLUMN in file.schema_arrow.names
         if embedded and not isinstance(files.storage, Path):
-            raise UserError(f"{source.run} holds its images in a store: `sgpipe fetch` it first, or pass --images")
+            raise UserError(f"{source.run} keeps its images in a store: `sgpipe fetch` it first, or pass --images")
         images = f"{files.storage / DATA}/{split}" if embedded else files.manifest.image_root(split).location
         splits[split] = SplitConfig(images=images)
     return source.model_copy(update={"splits": splits})

@@ -78,7 +78,7 @@ class GroundStage(Stage):
         check_prompted(str(self.config.detector), "ground.detector")
 
     def setup(self) -> None:
-        """Load the detector. Raises UserError: as `check`, or it cannot be loaded, or the synonyms are no table."""
+        """Load the detector. Raises UserError: as `check`, or it cannot be loaded, or the synonyms are not a table."""
         self.check()
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         disable_progress_bar()

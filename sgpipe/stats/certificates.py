@@ -138,7 +138,7 @@ def gains(round_: Round, number: int, size: int, limit: int, needed: int) -> Flo
 
     Args:
         number: of the set, which has `size` relations.
-        limit: with so many wrong ones the set breaks the promise; `needed`: of those not asked before the round.
+        limit: number of wrong relations that breaks the promise. needed: the same among those not asked before.
     """
     inside = round_.level <= number
     asked = inside[round_.asked]
@@ -202,7 +202,7 @@ def settle_bets(
     worst = np.max(np.where(remain > 0, ratio, 0)[..., None, :] * (1 - control)[..., None, :, :], axis=-1)
     room, gain = worst - expected, expected - found
     part = np.minimum(stake, 0.999 / np.maximum(room, TINY))
-    certain = np.where(gain > TINY, _ALL, 0.0)  # so many wrong ones are no longer possible
+    certain = np.where(gain > TINY, _ALL, 0.0)  # the number that would break the promise is out of reach
     logs: Floats = np.where(room > TINY, np.log1p(np.maximum(part * gain, -0.9999)), certain)
     return logs
 

@@ -164,7 +164,7 @@ TRANSITIVE_VERBS = _words("carry cut eat have hit hold pull push ride throw use 
 # Nouns for actions, which are not things.
 EVENT_NOUNS = _words("flip handstand jump maneuver nothing something stunt trick wheelie")
 
-# Nouns of captions that are no things with a box: parts and kinds of images, times, activities, words for any thing.
+# Nouns of captions that do not name a thing with a box: parts and kinds of images, times, activities, general words.
 NON_THINGS = (
     SCENERY
     | EVENT_NOUNS
