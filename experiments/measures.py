@@ -94,9 +94,9 @@ def predictions(workshop: Workshop, network: Network, drawn: Drawn) -> Path:
     return path
 
 
-def measure_labels(workshop: Workshop, name: str) -> dict[str, float]:
+def measure_labels(workshop: Workshop, name: str, seed: int) -> dict[str, float]:
     """Precision, recall and average precision of the relations of a pseudo-labelled set; see `label_quality`."""
-    result = label_quality(workshop.shards(name), workshop.ground_truth(name))
+    result = label_quality(workshop.shards(name, seed), workshop.ground_truth(name, seed))
     at = result.at_threshold
     measures = {"relations": float(at.predicted), "precision": at.precision, "recall": at.recall}
     return {**measures, "AP": result.average_precision}

@@ -42,6 +42,7 @@ class SetConfig(Config):
     drawn: MiniworldConfig
     labels: LabelsConfig | None = Field(None, description="null: the ground truth")
     interactions: bool = Field(False, description="of the ground truth only what persons do, in HICO-DET's form")
+    own: bool = Field(False, description="every seed of an arm has its own images, and its own tagger of such images")
 
 
 class Part(Config):
@@ -110,6 +111,11 @@ class Experiment(Config):
     def seeds_of(self, arm: str) -> range:
         return range(1 if arm in self.shared else self.seeds)
 
+    def label_sets(self, plan: Plan) -> list[tuple[str, int]]:
+        """Return the sets whose labels are compared with the ground truth, and the seeds for which they are made."""
+        seeds = {name: self.seeds if plan.sets[name].own else 1 for name in self.compared_sets}
+        return [(name, seed) for name in self.compared_sets for seed in range(seeds[name])]
+
 
 class Plan(Config):
     """All experiments, and what they share."""
@@ -125,16 +131,26 @@ class Plan(Config):
     networks: dict[str, Stage]
     experiments: dict[str, Experiment]
 
-    def set_key(self, name: str) -> str:
-        """A hash of all settings that decide the shards of a set."""
-        config = self.sets[name]
-        if config.labels is None:
-            return fingerprint({"drawn": config.drawn.model_dump(), "interactions": config.interactions})
-        return fingerprint({"run": self.run_key(config.drawn, config.labels), "keep": config.labels.keep})
+    def seed_of(self, name: str, seed: int) -> int:
+        """Return the seed for which a set is made: that of the arm if the set is its own, or else 0."""
+        return seed if self.sets[name].own else 0
 
-    def run_key(self, drawn: MiniworldConfig, labels: LabelsConfig) -> str:
+    def drawn(self, name: str, seed: int) -> MiniworldConfig:
+        """Return the images of a set for a seed of an arm."""
+        drawn = self.sets[name].drawn
+        return drawn.model_copy(update={"seed": drawn.seed + self.seed_of(name, seed)})
+
+    def set_key(self, name: str, seed: int = 0) -> str:
+        """A hash of all settings that decide the shards of a set for a seed of an arm."""
+        config, drawn = self.sets[name], self.drawn(name, seed)
+        if config.labels is None:
+            return fingerprint({"drawn": drawn.model_dump(), "interactions": config.interactions})
+        run = self.run_key(drawn, config.labels, self.seed_of(name, seed))
+        return fingerprint({"run": run, "keep": config.labels.keep})
+
+    def run_key(self, drawn: MiniworldConfig, labels: LabelsConfig, seed: int) -> str:
         """A hash of all settings that decide the labels of a run, and of the packaged models."""
-        tagger = _packaged("tagger") if labels.tagger is None else self.shared_key(labels.tagger)
+        tagger = _packaged("tagger") if labels.tagger is None else self.shared_key(labels.tagger, seed)
         settings = read_yaml(recipe_folder() / "miniworld.yaml")
         if settings.get("pair") == {"loose": False}:  # which is as before there was that setting
             del settings["pair"]
@@ -145,20 +161,24 @@ class Plan(Config):
         }
         return fingerprint({**recipe, "tagger": tagger, "captioner": _packaged("captioner")})
 
-    def shared_key(self, name: str) -> str:
-        """The hash of a network of the plan, which every seed of an arm starts from."""
-        stage = self.networks[name]
-        return self.network_key(stage, 0, None if stage.init is None else self.shared_key(stage.init))
+    def shared_seed(self, name: str, seed: int) -> int:
+        """Return the seed of a network of the plan: that of the arm if it learns from sets of its own, or else 0."""
+        return seed if any(self.sets[part.set].own for part in self.networks[name].data) else 0
+
+    def shared_key(self, name: str, seed: int) -> str:
+        """The hash of a network of the plan for a seed of an arm."""
+        stage, seed = self.networks[name], self.shared_seed(name, seed)
+        return self.network_key(stage, seed, None if stage.init is None else self.shared_key(stage.init, seed))
 
     def network_key(self, stage: Stage, seed: int, start: str | None) -> str:
         """A hash of all settings that decide the weights. `start`: that of the network from which it starts."""
         if stage.init is not None:
-            start = self.shared_key(stage.init)
+            start = self.shared_key(stage.init, seed)
         settings = stage.model_dump(include={"steps", "set", "validate_every"})
         settings["recipe"] = read_yaml(stage.recipe_file)
         if stage.calibrated_by is not None:
-            settings["calibrated_by"] = self.set_key(stage.calibrated_by)
-        data = [{**part.model_dump(exclude={"set"}), "shards": self.set_key(part.set)} for part in stage.data]
+            settings["calibrated_by"] = self.set_key(stage.calibrated_by, seed)
+        data = [{**part.model_dump(exclude={"set"}), "shards": self.set_key(part.set, seed)} for part in stage.data]
         return fingerprint({**settings, "data": data, "seed": seed, "start": start})
 
     def stage_keys(self, stages: Sequence[Stage], seed: int) -> list[str]:

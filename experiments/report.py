@@ -67,7 +67,8 @@ def report(plan: Plan, results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     answers, tables = [INTRODUCTION], [TABLES_INTRODUCTION, f"\n{count(len(rows), 'result')} in {hours:.1f} CPU-hours."]
     files = {}
     for name, experiment in plan.experiments.items():
-        answers += ["", *_answers(experiment, results[name])]
+        if results[name]:
+            answers += ["", *_answers(experiment, results[name])]
         tables += ["", *_tables(experiment, results[name])]
         if commits := sorted({row["commit"] for row in results[name] if row.get("commit")}):
             tables.append(f"\nCode of {', '.join(f'`{each}`' for each in commits)}.")
@@ -105,12 +106,18 @@ def _answers(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
         for expected in (each for each in experiment.expected if (each.stage, each.measure) == (stage, measure)):
             for pair in pairwise(expected.order):
                 at = (rows, stage, measure, *pair)
-                yield f"| {' > '.join(pair)} | {_difference(*at)} | {outcome(*at)} |"
+                yield f"| {' > '.join(pair)} | {_difference(*at)} | {_outcome(experiment, *at)} |"
 
 
 def _difference(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> str:
     differences = paired(rows, stage, measure, better, worse)
     return f"{fmean(differences):+.3f} ± {interval(differences):.3f}" if len(differences) > 1 else ""
+
+
+def _outcome(experiment: Experiment, rows: Sequence[Row], *at: str) -> str:
+    """Return the outcome, and of how many seeds it is if not of all."""
+    done = len(paired(rows, *at))
+    return outcome(rows, *at) + (f", {done} of {experiment.seeds} seeds" if 1 < done < experiment.seeds else "")
 
 
 def outcome(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> str:
@@ -124,9 +131,7 @@ def outcome(rows: Sequence[Row], stage: str, measure: str, better: str, worse: s
         return "incomplete"
     if mean - half > 0 and low > 0:
         return "shown"
-    if mean + half < 0 and high < 0:
-        return "**the opposite**"
-    return "open"
+    return "**the opposite**" if mean + half < 0 and high < 0 else "open"
 
 
 def paired(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> list[float]:
@@ -140,8 +145,10 @@ def image_interval(rows: Sequence[Row], stage: str, measure: str, better: str, w
 
     Of older results only percentiles of a bootstrap are known, which are biased and too narrow.
     """
+    seeds = len(paired(rows, stage, measure, better, worse))
     for row in rows:
-        if row.get("compared") == [better, worse] and (row["stage"], row["measure"]) == (stage, measure):
+        own = row.get("compared") == [better, worse] and (row["stage"], row["measure"]) == (stage, measure)
+        if own and row.get("seeds", seeds) == seeds:
             low, high = row["interval"]
             if "method" in row:
                 return low, high, True
@@ -167,11 +174,14 @@ def _tables(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _label_table(rows: Sequence[Row]) -> Iterator[str]:
+    """The measures of each set of labels, averaged over the seeds for which it was made."""
     names = list(rows[0]["measures"])
     yield f"| labels | {' | '.join(names)} |"
     yield f"|---|{'---|' * len(names)}"
-    for row in rows:
-        yield f"| {row['labels']} | {' | '.join(_figure(row['measures'][name]) for name in names)} |"
+    for labels in dict.fromkeys(row["labels"] for row in rows):
+        own = [row["measures"] for row in rows if row.get("labels") == labels]
+        seeds = f", {len(own)} seeds" if len(own) > 1 else ""
+        yield f"| {labels}{seeds} | {' | '.join(_figure(fmean(each[name] for each in own)) for name in names)} |"
     yield ""
 
 
@@ -213,7 +223,7 @@ def _differences(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
             low, high, exact = image_interval(*at)
             images = "" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}{'' if exact else ' *'}"
             measure = f"{expected.measure}, {expected.stage}"
-            yield f"| {better} > {worse} | {measure} | {_difference(*at)} | {images} | {outcome(*at)} |"
+            yield f"| {better} > {worse} | {measure} | {_difference(*at)} | {images} | {_outcome(experiment, *at)} |"
 
 
 def _speed_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:

@@ -52,22 +52,24 @@ class Results:
     def current(self, name: str) -> list[Row]:
         """The lines of an experiment that belong to the plan as it is now; of equal ones the last."""
         experiment = self.plan.experiments[name]
-        sets = {each: self.plan.set_key(each) for each in experiment.compared_sets}
+        sets = {(each, seed): self.plan.set_key(each, seed) for each, seed in experiment.label_sets(self.plan)}
         rows: dict[tuple[Any, ...], Row] = {}
         for row in self._lines(name):
-            if "labels" in row and sets.get(row["labels"]) == row["key"]:
-                rows["labels", row["labels"]] = row
+            if "labels" in row:
+                item = (row["labels"], row.get("seed", 0))
+                if sets.get(item) == row["key"]:
+                    rows["labels", *item] = row
             elif "compared" in row:
                 item = (row["stage"], row["measure"], *row["compared"])
-                if row["key"] == self.comparison_key(experiment, item):
-                    rows[item] = row
+                if row["key"] == self.comparison_key(experiment, item, row.get("seeds")):
+                    rows[*item, row.get("seeds")] = row
             elif "arm" in row and row["key"] == self._keys(experiment, row["arm"], row["seed"]).get(row["stage"]):
                 rows[row["arm"], row["seed"], row["stage"]] = row
         return list(rows.values())
 
-    def comparison_key(self, experiment: Experiment, item: tuple[str, ...]) -> str:
-        """A hash of all networks of two arms; `item`: stage, measure and both arms."""
-        keys = [self._keys(experiment, arm, seed) for arm in item[2:] for seed in experiment.seeds_of(arm)]
+    def comparison_key(self, experiment: Experiment, item: tuple[str, ...], seeds: int | None = None) -> str:
+        """A hash of all networks of two arms, or of the first `seeds`; `item`: stage, measure and both arms."""
+        keys = [self._keys(experiment, arm, seed) for arm in item[2:] for seed in experiment.seeds_of(arm)[:seeds]]
         return fingerprint({"item": item, "networks": [list(own.values()) for own in keys]})
 
     def _keys(self, experiment: Experiment, arm: str, seed: int) -> dict[str, str]:

@@ -37,8 +37,8 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work for one process: (set) to compare its labels with the ground truth, (arm, seed) to train and to
-    measure, or (stage, measure, arm, arm) to compare two arms image by image.
+    """A piece of work for one process: (set, seed) to compare its labels with the ground truth, (arm, seed) to train
+    and to measure, or (stage, measure, arm, arm, seeds) to compare two arms image by image.
     """
 
     experiment: str
@@ -78,26 +78,25 @@ def run_arm(workshop: Workshop, results: Results, name: str, arm: str, seed: int
             results.append(name, row)
 
 
-def compare_labels(workshop: Workshop, results: Results, name: str, labels: str) -> None:
+def compare_labels(workshop: Workshop, results: Results, name: str, labels: str, seed: int) -> None:
     """Write a line with the quality of a pseudo-labelled set."""
     before = workshop.cpu_seconds()
-    measures = measure_labels(workshop, labels)
-    key = workshop.plan.set_key(labels)
-    row = {"labels": labels, "key": key, "measures": measures, "cpu_seconds": round(workshop.cpu_seconds() - before, 1)}
-    results.append(name, row)
+    row: Row = {"labels": labels, "seed": seed, "key": workshop.plan.set_key(labels, seed)}
+    row["measures"] = measure_labels(workshop, labels, seed)
+    results.append(name, {**row, "cpu_seconds": round(workshop.cpu_seconds() - before, 1)})
 
 
 def compare_arms(workshop: Workshop, results: Results, name: str, item: tuple[str, ...]) -> None:
     """Write a line with the interval over images of the difference between two arms, averaged over seeds."""
-    stage, measure, better, worse = item
+    stage, measure, better, worse, seeds = *item[:4], int(item[4])
     experiment = workshop.plan.experiments[name]
     before, sides = workshop.cpu_seconds(), []
     for arm in (better, worse):
-        networks = [_network(workshop, experiment.arms[arm], seed, stage) for seed in experiment.seeds_of(arm)]
+        networks = [_network(workshop, experiment.arms[arm], seed, stage) for seed in experiment.seeds_of(arm)[:seeds]]
         sides.append([resampling(workshop, measure, *network) for network in networks])
-    row: Row = {"compared": [better, worse], "stage": stage, "measure": measure}
+    row: Row = {"compared": [better, worse], "stage": stage, "measure": measure, "seeds": seeds}
     interval = image_interval(sides[0], sides[1], measure)
-    row |= {"key": results.comparison_key(experiment, item), "interval": interval, "method": "half samples"}
+    row |= {"key": results.comparison_key(experiment, item[:4], seeds), "interval": interval, "method": "half samples"}
     results.append(name, {**row, "cpu_seconds": round(workshop.cpu_seconds() - before, 1)})
 
 
@@ -111,17 +110,24 @@ def _network(workshop: Workshop, stages: Sequence[Stage], seed: int, last: str) 
     raise UserError(f"no stage {last!r}")
 
 
-def open_tasks(results: Results, names: Sequence[str]) -> list[Task]:
-    """What has no line yet: labels, then the first seed of all arms, then the next; then arms that can be compared."""
-    return [task for name in names for task in _open_tasks(results, name)]
+def open_tasks(results: Results, names: Sequence[str], seeds: int | None = None) -> list[Task]:
+    """What has no line yet: labels, then the first seed of all arms, then the next; then arms that can be compared.
+
+    Args:
+        seeds: as many of each experiment; None: all.
+    """
+    return [task for name in names for task in _open_tasks(results, name, seeds)]
 
 
-def _open_tasks(results: Results, name: str) -> Iterator[Task]:
+def _open_tasks(results: Results, name: str, seeds: int | None) -> Iterator[Task]:
     experiment, rows = results.plan.experiments[name], results.current(name)
-    compared = {row["labels"] for row in rows if "labels" in row}
-    yield from (Task(name, "labels", (each,)) for each in experiment.compared_sets if each not in compared)
+    seeds = min(experiment.seeds, seeds or experiment.seeds)
+    compared = {(row["labels"], row.get("seed", 0)) for row in rows if "labels" in row}
+    for each, seed in experiment.label_sets(results.plan):
+        if seed < seeds and (each, seed) not in compared:
+            yield Task(name, "labels", (each, str(seed)))
     unfinished, diverged = set(), {row["arm"] for row in rows if "diverged" in row}
-    for seed in range(experiment.seeds):
+    for seed in range(seeds):
         for arm, stages in experiment.arms.items():
             if seed not in experiment.seeds_of(arm):
                 continue
@@ -130,11 +136,15 @@ def _open_tasks(results: Results, name: str) -> Iterator[Task]:
             if missing and not any("diverged" in row for row in own):
                 unfinished.add(arm)
                 yield Task(name, "arm", (arm, str(seed)))
-    known = {(row["stage"], row["measure"], *row["compared"]) for row in rows if "compared" in row}
+    known = {
+        (row["stage"], row["measure"], *row["compared"], str(row.get("seeds", experiment.seeds)))
+        for row in rows
+        if "compared" in row
+    }
     for expected in experiment.expected:
         for pair in pairwise(expected.order):
-            item = (expected.stage, expected.measure, *pair)
-            if item not in known and not (unfinished | diverged) & set(pair):
+            item = (expected.stage, expected.measure, *pair, str(seeds))
+            if seeds > 1 and item not in known and not (unfinished | diverged) & set(pair):
                 yield Task(name, "comparison", item)
 
 
@@ -142,10 +152,10 @@ def run_task(workshop: Workshop, results: Results, task: Task) -> None:
     """Do a piece of work in this process, on one thread, unless another runner does it meanwhile."""
     torch.set_num_threads(1)
     with turn(workshop.root / "tasks" / f"{task.file_name}.lock"):
-        if task not in open_tasks(results, [task.experiment]):
+        if task not in open_tasks(results, [task.experiment], int(task.item[4]) if task.kind == "comparison" else None):
             return
         if task.kind == "labels":
-            compare_labels(workshop, results, task.experiment, *task.item)
+            compare_labels(workshop, results, task.experiment, task.item[0], int(task.item[1]))
         elif task.kind == "arm":
             run_arm(workshop, results, task.experiment, task.item[0], int(task.item[1]))
         else:
@@ -204,6 +214,9 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help="experiments of the plan; default: all")] = None,
     processes: Annotated[int, typer.Option(min=1, help="trainings at a time, one thread each")] = os.cpu_count() or 1,
     minutes: Annotated[float, typer.Option(help="start nothing new after as many minutes")] = math.inf,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="seeds of each arm, which are also compared; default: as planned")
+    ] = None,
     work: Annotated[Path, typer.Option(help="folder for images, labels and networks")] = WORK,
     plan: Annotated[Path, typer.Option(help="YAML file of the experiments")] = PLAN,
     results: Annotated[Path, typer.Option(help="folder for the results")] = RESULTS,
@@ -227,7 +240,7 @@ def main(
                 f"NOTE: {name}: code has changed since the results of {made} ({what}); delete lines to repeat them"
             )
     runner, left = Runner(plan, work, results, processes, console), 0
-    while not left and (tasks := open_tasks(lines, chosen)):  # arms are compared after they were trained
+    while not left and (tasks := open_tasks(lines, chosen, seeds)):  # arms are compared after they were trained
         left = runner.run(tasks, stop_at)
     console.print(f"{left} left" if left else "all done")
     if left and time.monotonic() < stop_at:

@@ -85,29 +85,30 @@ class Workshop:
         key = fingerprint(config.model_dump())
         return Drawn(self._once("drawn", f"{config.split}-{key}", partial(_draw, config)))
 
-    def shards(self, name: str) -> Path:
-        """The shards of a set. Raises UserError, EngineError: as `generate`."""
+    def shards(self, name: str, seed: int = 0) -> Path:
+        """The shards of a set for a seed of an arm. Raises UserError, EngineError: as `generate`."""
         config = self.plan.sets[name]
         if config.labels is None:
-            drawn = self.drawn(config.drawn)
+            drawn = self.drawn(self.plan.drawn(name, seed))
             return drawn.interactions if config.interactions else drawn.all_relations
-        run = self._run(config.drawn, config.labels)
+        run = self._run(name, config.labels, seed)
         if config.labels.keep == "labels":
             return run
-        return self._once("sets", f"{name}-{self.plan.set_key(name)}", partial(_derive, run, config.labels.keep))
+        return self._once("sets", f"{name}-{self.plan.set_key(name, seed)}", partial(_derive, run, config.labels.keep))
 
-    def ground_truth(self, name: str) -> GroundTruth:
+    def ground_truth(self, name: str, seed: int = 0) -> GroundTruth:
         """What the images of a pseudo-labelled set show."""
         config = self.plan.sets[name]
         assert config.labels is not None
-        truth = ground_truth_of(self._run(config.drawn, config.labels))
+        truth = ground_truth_of(self._run(name, config.labels, seed))
         assert truth is not None
         return truth
 
-    def _run(self, drawn: MiniworldConfig, labels: LabelsConfig) -> Path:
+    def _run(self, name: str, labels: LabelsConfig, seed: int) -> Path:
+        drawn, seed = self.plan.drawn(name, seed), self.plan.seed_of(name, seed)
         tagger = packaged_model("tagger")
         if labels.tagger is not None:
-            tagger = self.network(self.plan.networks[labels.tagger], 0).folder
+            tagger = self.shared_network(labels.tagger, seed).folder
         source = {f"source.miniworld.{name}": value for name, value in drawn.model_dump().items()}
         overrides = {**source, "tag.tagger": str(tagger), "engine.cpus": 1, **labels.set}
 
@@ -115,8 +116,12 @@ class Workshop:
             summary = generate(load_recipe("miniworld", overrides), out, _QUIET)
             self._labelling += sum(summary.seconds.values())
 
-        key = self.plan.run_key(drawn, labels)
+        key = self.plan.run_key(drawn, labels, seed)
         return self._once("runs", f"{drawn.split}-{drawn.images}-{key}", make)
+
+    def shared_network(self, name: str, seed: int) -> Network:
+        """The network of the plan by this name, for a seed of an arm. Raises as `network`."""
+        return self.network(self.plan.networks[name], self.plan.shared_seed(name, seed))
 
     def network(self, stage: Stage, seed: int, before: Network | None = None) -> Network:
         """The network that a stage trains.
@@ -129,7 +134,7 @@ class Workshop:
         """
         start = before
         if stage.init is not None:
-            start = self.network(self.plan.networks[stage.init], 0)
+            start = self.shared_network(stage.init, seed)
         key = self.plan.network_key(stage, seed, start.key if start else None)
 
         def make(out: Path) -> None:
@@ -147,26 +152,26 @@ class Workshop:
             "output.checkpoint_every": 100,
         }
         if stage.calibrated_by is not None:
-            overrides["data.calibration"] = str(self.calibration(stage.calibrated_by))
+            overrides["data.calibration"] = str(self.calibration(stage.calibrated_by, seed))
         if stage.validate_every is not None:
             val = self.drawn(MiniworldConfig(images=self.plan.curve_images, split="val", seed=CURVE_SEED))
             overrides["data.val"] = [{"shards": str(val.all_relations)}]
             overrides["output.validate_every_steps"] = stage.validate_every
         return stage.load_recipe(overrides)
 
-    def calibration(self, name: str) -> Path:
+    def calibration(self, name: str, seed: int = 0) -> Path:
         """A calibration of the tagger of a set, by the ground truth of its images."""
 
         def make(out: Path) -> None:
-            run = self.shards(name)
+            run = self.shards(name, seed)
             out.mkdir(exist_ok=True)
-            calibrate(run, judge_by_truth(run, self.ground_truth(name)))[0].save(out / CALIBRATION)
+            calibrate(run, judge_by_truth(run, self.ground_truth(name, seed)))[0].save(out / CALIBRATION)
 
-        return self._once("calibrations", f"{name}-{self.plan.set_key(name)}", make) / CALIBRATION
+        return self._once("calibrations", f"{name}-{self.plan.set_key(name, seed)}", make) / CALIBRATION
 
     def _training_data(self, part: Part, seed: int) -> dict[str, Any]:
         limit = {} if part.limit is None else {"limit": part.limit, "limit_seed": seed}
-        return {"shards": str(self.shards(part.set)), "weight": part.weight, **limit}
+        return {"shards": str(self.shards(part.set, seed)), "weight": part.weight, **limit}
 
     def _once(self, kind: str, name: str, make: Callable[[Path], None]) -> Path:
         """The folder of a thing; `make` makes or resumes it unless it is complete."""

@@ -79,13 +79,54 @@ def test_a_key_changes_with_everything_that_decides_the_weights():
     assert Plan.model_validate(plan()).stage_keys(stages, 1)[0] != first
 
 
+def test_every_seed_has_its_own_images_tagger_and_labels():
+    own = {"truth": {**SETS["truth"], "own": True}}
+    own["labels"] = {"drawn": NEW, "own": True, "labels": {"tagger": "own tagger"}}
+    tagger = {**TAGGER, "data": [{"set": "truth"}]}
+    networks = {"start": {**START, "data": [{"set": "shared"}]}, "own tagger": tagger}
+    one = plan(sets={**SETS, **own, "shared": SETS["truth"]}, networks=networks)
+    one = Plan.model_validate(one)
+    assert [one.drawn("labels", seed).seed for seed in (0, 2)] == [1, 3]
+    assert len({one.set_key("labels", seed) for seed in range(3)}) == 3
+    assert one.shared_key("own tagger", 0) != one.shared_key("own tagger", 1)
+    assert one.shared_key("start", 0) == one.shared_key("start", 1)  # it learns from shared images
+    assert one.set_key("correct", 0) == one.set_key("correct", 1)
+    assert one.experiments["one"].label_sets(one) == [("labels", 0), ("labels", 1), ("correct", 0)]
+
+
+def test_arms_are_compared_over_as_many_seeds_as_asked(tmp_path):
+    three = plan()
+    three["experiments"]["one"] |= {"seeds": 3, "compared_sets": []}
+    three = Plan.model_validate(three)
+    results, item = Results(three, tmp_path), ("first", "seen mAP", "both", "other")
+    for seed, arm in ((seed, arm) for seed in (0, 1) for arm in ("both", "other", "tagger")):
+        for stage in ("first", "second") if arm == "both" else ("first",):
+            row = arm_row(arm, seed, stage, measures={"seen mAP": 0.5 + 0.01 * seed + 0.1 * (arm == "both")})
+            results.append("one", row)
+    assert open_tasks(results, ["one"], 1) == []
+    assert open_tasks(results, ["one"], 2) == [Task("one", "comparison", (*item, "2"))]
+    row = {"compared": ["both", "other"], "stage": "first", "measure": "seen mAP", "seeds": 2, "interval": [0.05, 0.2]}
+    key = results.comparison_key(three.experiments["one"], item, 2)
+    results.append("one", {**row, "key": key, "method": "half samples"})
+    assert open_tasks(results, ["one"], 2) == []
+    page = report(three, {"one": results.current("one")})[PAGE]
+    assert "| both > other | +0.100 ± 0.000 | shown, 2 of 3 seeds |" in page
+    for arm in ("both", "other"):  # the interval over images is of fewer seeds than the difference now
+        results.append(
+            "one",
+            arm_row(arm, 2, "first", measures={"seen mAP": 0.5})
+            | {"key": three.stage_keys(three.experiments["one"].arms[arm], 2)[0]},
+        )
+    assert "| incomplete |" in report(three, {"one": results.current("one")})[PAGE]
+
+
 def test_what_has_a_result_is_not_done_again(tmp_path):
     one = Plan.model_validate(plan())
     results = Results(one, tmp_path)
     every = open_tasks(results, ["one"])
     assert every == [
-        Task("one", "labels", ("labels",)),
-        Task("one", "labels", ("correct",)),
+        Task("one", "labels", ("labels", "0")),
+        Task("one", "labels", ("correct", "0")),
         *(Task("one", "arm", (arm, seed)) for seed in "01" for arm in ("both", "other", "tagger")),
     ]
     results.append("one", {"labels": "labels", "key": one.set_key("labels"), "measures": {}})
@@ -95,12 +136,12 @@ def test_what_has_a_result_is_not_done_again(tmp_path):
     results.append("one", arm_row("tagger", 1, "first", diverged="the loss is not finite"))
     for seed in (0, 1):
         results.append("one", arm_row("other", seed, "first", measures={}))
-    left = [("labels", ("correct",)), ("arm", ("tagger", "0")), ("arm", ("both", "1"))]
+    left = [("labels", ("correct", "0")), ("arm", ("tagger", "0")), ("arm", ("both", "1"))]
     assert open_tasks(results, ["one"]) == [Task("one", *each) for each in left]
     for stage in ("first", "second"):
         results.append("one", arm_row("both", 1, stage, measures={}))
     item = ("first", "seen mAP", "both", "other")  # both arms are complete: they can be compared
-    assert open_tasks(results, ["one"])[2:] == [Task("one", "comparison", item)]
+    assert open_tasks(results, ["one"])[2:] == [Task("one", "comparison", (*item, "2"))]
     key = results.comparison_key(one.experiments["one"], item)
     row = {"compared": ["both", "other"], "stage": "first", "measure": "seen mAP", "interval": [0, 1]}
     results.append("one", {**row, "key": "of other networks"})
