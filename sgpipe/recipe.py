@@ -23,17 +23,11 @@ from sgpipe.utils.config_file import load, recipe_folder
 class Resources(Config):
     """Resources of each actor of a stage, and the number of actors."""
 
-    actors: int | None = Field(
-        None, ge=1, description="parallel copies of the stage; null: as many as fit on the machine"
-    )
+    actors: int | None = Field(None, ge=1, description="parallel copies of the stage; null: as many as fit")
     cpus: float = Field(1, gt=0, description="CPUs per actor, and its number of torch threads")
-    gpus: float | None = Field(
-        None, ge=0, description="GPUs per actor: a part of one, or whole ones; null: a share of those of this machine"
-    )
+    gpus: float | None = Field(None, ge=0, description="GPUs per actor: a part, or whole ones; null: a share of all")
     memory: float = Field(0, ge=0, description="GiB of memory per actor that Ray keeps free for it; 0: not counted")
-    io_threads: int | None = Field(
-        None, ge=0, le=64, description="threads per actor that open images before their use; null: by its CPUs and GPUs"
-    )
+    io_threads: int | None = Field(None, ge=0, le=64, description="threads that open images; null: by CPUs and GPUs")
 
     @field_validator("gpus")
     @classmethod
@@ -49,11 +43,7 @@ class Requests(Config):
     in_flight: int = Field(16, ge=1, description="requests of one actor that are under way at once")
     timeout: float = Field(120, gt=0, description="seconds to wait for an answer")
     retries: int = Field(6, ge=0, description="further attempts after a cut connection, a 429 or a 5xx")
-    key: str = Field(
-        "OPENAI_API_KEY",
-        pattern=r"^[A-Za-z_]\w*$",
-        description="environment variable with the key; a variable that is not set: no key is sent",
-    )
+    key: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_]\w*$", description="environment variable with it, if set")
 
 
 def _as_text(place: Any) -> Any:
@@ -73,12 +63,8 @@ StoredPath = Annotated[Location, PlainValidator(_as_location), PlainSerializer(t
 class SplitConfig(Config):
     """The files of one split."""
 
-    annotations: StoredPath | None = Field(
-        None, description="COCO instances JSON, also gzip or in a store; null with format: folder"
-    )
-    images: ImageLocation = Field(
-        description="where the images are: a folder, a .zip or .tar archive or a folder of these, or in a store: s3://…"
-    )
+    annotations: StoredPath | None = Field(None, description="COCO instances JSON, also .gz; null with format: folder")
+    images: ImageLocation = Field(description="folder, .zip or .tar archive, a folder of these, or a store (s3://…)")
     captions: StoredPath | None = Field(None, description="COCO captions JSON; used if caption.captioner is null")
 
 
@@ -90,18 +76,14 @@ class MiniworldConfig(Config):
 
     images: int = Field(200, ge=1, description="number of images")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="another seed gives other images")
-    split: Literal["train", "val", "test-compositional"] = Field(
-        "val", description="test-compositional contains only combinations that never occur in the other splits"
-    )
+    split: Literal["train", "val", "test-compositional"] = Field("val", description="the last: new combinations")
 
 
 class HubColumns(Config):
     """The columns of the Parquet files; a dot leads into a column of columns: objects.bbox."""
 
     image: str | None = Field(None, description="the images; null: the only column of images")
-    id: str | None = Field(
-        None, description="ids of the images; null: image_id or id if no two are the same, else the number of the row"
-    )
+    id: str | None = Field(None, description="ids; null: image_id or id if no two are the same, else the row's number")
     width: str | None = Field(None, description="pixels; null: width, else the images themselves say it")
     height: str | None = Field(None, description="pixels; null: height, else the images themselves say it")
     boxes: str | None = Field(None, description="the boxes of an image; null: objects.bbox or a similar name")
@@ -113,18 +95,10 @@ class HubColumns(Config):
 class HubConfig(Config):
     """The dataset of format: hub."""
 
-    dataset: str | None = Field(
-        None,
-        description="folder of Parquet files, also in an object store; or the id of a dataset on the hub, such as "
-        "USER/NAME or USER/NAME@REVISION",
-    )
-    subset: str | None = Field(
-        None, description="subset (configuration) of the dataset; null: the only one, or default"
-    )
+    dataset: str | None = Field(None, description="Parquet files: folder, store, or USER/NAME[@REVISION] of the hub")
+    subset: str | None = Field(None, description="subset (configuration); null: the only one, or default")
     split: str | None = Field(None, description="split to label; null: all")
-    classes: tuple[str, ...] | None = Field(
-        None, min_length=1, description="class names by number; null: those that the dataset states"
-    )
+    classes: tuple[str, ...] | None = Field(None, min_length=1, description="by number; null: as the dataset states")
     columns: HubColumns = HubColumns()
 
 
@@ -137,12 +111,8 @@ class SourceConfig(Config):
         "boxes; miniworld: synthetic images; run: a run or import, whose relations are kept and extended",
     )
     run: StoredPath | None = Field(None, description="the run or import of format: run, also in a store (--extend)")
-    root: StoredPath | None = Field(
-        None, description="folder or object store that the paths are relative to; null: the working folder"
-    )
-    splits: dict[SplitName, SplitConfig] = Field(
-        default_factory=dict, description="the files of each split, by its name"
-    )
+    root: StoredPath | None = Field(None, description="where relative paths begin; null: the working folder")
+    splits: dict[SplitName, SplitConfig] = Field(default_factory=dict, description="the files of each split")
     boxes: BoxForm | None = Field(
         None,
         description="what the four numbers of a box are; with an n they are parts of the image's width and height; "
@@ -150,12 +120,8 @@ class SourceConfig(Config):
     )
     hub: HubConfig = HubConfig()
     miniworld: MiniworldConfig = MiniworldConfig()
-    ground_truth: StoredPath | None = Field(
-        None, description="run or import with relations of the same images; generate then prints precision and recall"
-    )
-    image_data: StoredPath | None = Field(
-        None, description="image_data.json, if the ground truth is Visual Genome's and the images are COCO's"
-    )
+    ground_truth: StoredPath | None = Field(None, description="run or import to measure precision and recall by")
+    image_data: StoredPath | None = Field(None, description="image_data.json, if VG is ground truth for COCO")
 
     @property
     def synthetic(self) -> dict[str, Any] | None:
@@ -176,12 +142,10 @@ class DetectConfig(Config):
 
     detector: str | None = Field(None, description="hub id or folder of an object detector; or MINIWORLD")
     classes: tuple[str, ...] | None = Field(
-        None, min_length=1, description="class names to ask an open-vocabulary detector for; null: COCO's"
+        None, min_length=1, description="for an open-vocabulary detector; null: COCO"
     )
     threshold: float = Field(0.3, ge=0, lt=1, description="keep boxes above this score")
-    overlap: float = Field(
-        0.5, gt=0, le=1, description="of boxes of one class with a larger IoU, keep the one with the highest score"
-    )
+    overlap: float = Field(0.5, gt=0, le=1, description="of boxes of one class with a larger IoU, keep the best one")
     max_boxes: int = Field(100, ge=1, description="maximum number of boxes per image")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     resources: Resources = Resources()
@@ -192,25 +156,20 @@ class CaptionConfig(Config):
 
     captioner: str | None = Field(
         None,
-        description="hub id or folder of BLIP or another image-text-to-text model of transformers; with an endpoint, "
-        "the name of its model; or MINIWORLD",
+        description="hub id or folder of BLIP or another image-text-to-text model of transformers, its name at the "
+        "endpoint, or MINIWORLD",
     )
-    endpoint: str | None = Field(
-        None,
-        description="URL of a server with the OpenAI chat API, such as http://localhost:8000/v1; null: it runs here",
-    )
+    endpoint: str | None = Field(None, description="URL of a server with the OpenAI chat API; null: runs here")
     requests: Requests = Requests()
     decoding: Literal["nucleus", "beam"] = Field("nucleus", description="nucleus sampling or beam search")
     samples: int = Field(10, ge=1, description="captions per image with nucleus sampling; beam search gives one")
     top_p: float = Field(0.9, gt=0, le=1, description="probability mass of nucleus sampling")
-    top_k: int = Field(
-        0, ge=0, description="nucleus sampling among the k likeliest tokens; 0: among all; the published captioner: 50"
-    )
+    top_k: int = Field(0, ge=0, description="nucleus sampling among the k likeliest tokens; 0: all; published: 50")
     repetition_penalty: float = Field(
         1.0,
         gt=0,
-        description="nucleus sampling divides positive scores of tokens that the caption (BLIP: or prompt) already "
-        "has by this, and multiplies negative ones; 1: off; the published captioner: 1.1",
+        description="nucleus sampling divides positive scores of tokens that the caption already has by this, and "
+        "multiplies negative ones; 1: off; published: 1.1",
     )
     temperature: float = Field(1.0, gt=0, description="temperature of nucleus sampling")
     beams: int = Field(3, ge=1, description="beams of beam search")
@@ -218,23 +177,13 @@ class CaptionConfig(Config):
     max_tokens: int | None = Field(None, ge=1, description="longest caption; null: 20 for BLIP, 128 for others")
     prompt: str | None = Field(
         None,
-        description="BLIP: start of every caption, removed from the result; others: what is asked about the image; "
-        "null: what suits the captioner",
+        description="BLIP: start of captions, removed from the result; others: the question about the image; null: "
+        "the model's own",
     )
     system: str | None = Field(None, description="system message of a chat model; null: none")
-    image_size: int | None = Field(
-        None,
-        ge=16,
-        description="BLIP: pixels per side; others: of the longer side, at most; null: the checkpoint's own",
-    )
-    scopes: tuple[Literal["image", "box", "pair"], ...] = Field(
-        ("image",), description="what is captioned: whole images, boxes, regions of box pairs"
-    )
-    max_crops: int = Field(
-        100,
-        ge=1,
-        description="maximum number of captioned regions per image and scope: of its largest boxes; others are counted",
-    )
+    image_size: int | None = Field(None, ge=16, description="pixels per side (BLIP) or of the longer side; null: own")
+    scopes: tuple[Literal["image", "box", "pair"], ...] = Field(("image",), description="what is captioned")
+    max_crops: int = Field(100, ge=1, description="most captioned regions per image and scope, of its largest boxes")
     batch_size: int = Field(8, ge=1, description="images per forward pass; does not change the captions")
     compile: bool = Field(False, description="BLIP on a GPU: torch.compile for the decoder")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -247,21 +196,20 @@ class ParseConfig(Config):
 
     parser: Literal["rules", "learned", "seq2seq", "llm"] = Field(
         "rules",
-        description="rules on a dependency parse; a small model that ships with sgpipe; a sequence-to-sequence model "
-        "of transformers; or a language model behind an endpoint",
+        description="rules on a dependency parse; a small packaged model; a sequence-to-sequence model; or an endpoint",
     )
     model: str | None = Field(
         None,
-        description="rules and learned: spaCy model (null: the best installed one); seq2seq: hub id or folder; llm: "
-        "name of the endpoint's model",
+        description="rules, learned: spaCy model (null: the best one installed); seq2seq: hub id or folder; llm: its "
+        "name",
     )
     endpoint: str | None = Field(None, description="llm: URL of a server with the OpenAI chat API")
     requests: Requests = Requests()
     device: str = Field("auto", description="of seq2seq: auto, cpu, cuda or cuda:N")
     attributes: bool = Field(
         True,
-        description="rules and learned: adjectives and numbers of captions become attributes of the objects that they "
-        "are of, if the image has one object of the class, or as many as the caption says",
+        description="rules, learned: adjectives and numbers become attributes of the objects of that class, if they "
+        "are unambiguous",
     )
     batch_size: int = Field(256, ge=1, description="captions parsed together")
     resources: Resources = Resources()
@@ -299,13 +247,11 @@ class PairConfig(Config):
     temperature: float = Field(0.7, gt=0, description="marks: temperature of nucleus sampling")
     device: str = Field("auto", description="marks: auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="marks: number format of the model")
-    match: Literal["head", "substring"] = Field(
-        "head", description="match nouns with classes by head nouns and synonyms, or by substrings as RLIPv2's code"
-    )
+    match: Literal["head", "substring"] = Field("head", description="nouns with classes by heads, or as RLIPv2's code")
     restrict: Literal["pair", "group"] = Field(
         "pair",
-        description="keep only a pair's own predicates, or those of its whole group, which is cut in the order of the "
-        "annotations, as RLIPv2's code",
+        description="keep only a pair's own predicates, or those of its group (cut in annotation order), as RLIPv2's "
+        "code",
     )
     loose: bool = Field(
         True,
@@ -316,8 +262,8 @@ class PairConfig(Config):
     known: int = Field(
         20,
         ge=0,
-        description="with --extend: number of predicates, the most frequent of the run between two classes, that are "
-        "candidates beside those of the captions",
+        description="--extend: candidates beside those of captions: the run's most frequent predicates between two "
+        "classes",
     )
     equivalents: StoredPath | None = Field(
         None,
@@ -326,11 +272,7 @@ class PairConfig(Config):
     )
     prior: StoredPath | None = Field(None, description="scene graphs (VG JSON) for `candidates: prior`")
     require_overlap: bool = Field(False, description="only pairs of overlapping boxes")
-    max_pairs: int = Field(
-        10_000,
-        ge=1,
-        description="maximum number of candidate pairs per image: of its largest boxes; others are counted",
-    )
+    max_pairs: int = Field(10_000, ge=1, description="most candidate pairs per image: of its largest boxes")
     resources: Resources = Resources()
 
     @property
@@ -352,40 +294,34 @@ class TagConfig(Config):
 
     method: Literal["rtagger", "all", "overlap", "clip", "vlm"] = Field(
         "rtagger",
-        description="who decides: an R-Tagger; nobody (all candidates are relations); the boxes (candidates that "
-        "overlap); a CLIP model; or a vision-language model that is asked",
+        description="who decides: an R-Tagger; nobody (all candidates); the boxes (if they overlap); CLIP; or a "
+        "vision-language model",
     )
     tagger: str | None = Field(
         None,
-        description="rtagger: folder or hub id of an R-Tagger, or MINIWORLD; clip: open_clip or transformers model; "
-        "vlm: an image-text-to-text model, or the name of the endpoint's model",
+        description="rtagger: folder or hub id, or MINIWORLD; clip: open_clip or transformers model; vlm: model, or "
+        "its name at the endpoint",
     )
     endpoint: str | None = Field(None, description="vlm: URL of a server with the OpenAI chat API; null: it runs here")
     requests: Requests = Requests()
-    threshold: float = Field(
-        0.05, ge=0, lt=1, description="keep relations above this confidence; with a calibration: this probability"
-    )
+    threshold: float = Field(0.05, ge=0, lt=1, description="above this confidence; calibrated: probability")
     calibration: StoredPath | None = Field(None, description="file of `sgpipe calibrate` for this tagger; null: none")
     precision: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="with a calibration, keep relations with this precision (95% confidence); null: threshold",
+        description="keep relations with this precision (95% confidence), with a calibration; null: threshold",
     )
     short_side: int = Field(800, ge=32, description="resize images to this shorter side, in pixels")
     long_side: int = Field(1333, ge=32, description="and to at most this longer side, in pixels")
     group_size: int = Field(100, ge=1, description="pairs per decoder pass; at most the tagger's queries / 2")
-    chunk: int = Field(
-        16, ge=1, description="groups whose label texts are merged (restrict: group), as in RLIPv2's code"
-    )
+    chunk: int = Field(16, ge=1, description="restrict: group: groups whose texts are merged, as in RLIPv2's code")
     vocabulary: Literal["dataset", "image"] = Field(
         "dataset",
         description="rtagger: the class names that it reads with each image: all of the dataset (and those of its "
         "grounded boxes), or, for thousands of classes, those of the image's objects and a random sample of others",
     )
-    vocabulary_others: int = Field(
-        20, ge=0, description="vocabulary image: size of that sample, fixed by seed and image"
-    )
+    vocabulary_others: int = Field(20, ge=0, description="image: size of that sample, fixed by seed and image")
     batch_size: int | None = Field(None, ge=1, description="rtagger: images that a GPU scores at once; null: 8")
     compile: bool = Field(False, description="rtagger on a GPU: torch.compile for backbone and encoder layers")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")

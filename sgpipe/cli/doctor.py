@@ -35,9 +35,7 @@ class DoctorCheck(NamedTuple):
 
 def doctor(
     folder: Annotated[Path, typer.Argument(help="Folder that runs will be written to.")] = Path("."),
-    recipe: Annotated[
-        str | None, cli.option("Check only whether the cache has the hub models of this recipe, such as photos.")
-    ] = None,
+    recipe: Annotated[str | None, cli.option("Check only if the cache has the hub models of this recipe.")] = None,
     fetch: Annotated[bool, cli.option("With --recipe: download those that are missing.", "--fetch")] = False,
     assign: cli.Settings = None,
     json_: cli.Json = False,
@@ -87,10 +85,7 @@ def _hub_models(recipe: str, assign: list[str], fetch: bool) -> dict[str, Doctor
     if fetch and missing:
         fetch_models(missing, command)
         missing = missing_models(models)
-    states = {
-        True: DoctorCheck("bad", f"missing from {cache}", command),
-        False: DoctorCheck("ok", f"cached in {cache}"),
-    }
+    states = {True: DoctorCheck("bad", f"missing from {cache}", command), False: DoctorCheck("ok", f"in {cache}")}
     found = {name: states[name in missing] for name in models}
     return found or {"hub": DoctorCheck("ok", f"the recipe {recipe} names no models of the hub")}
 

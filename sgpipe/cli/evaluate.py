@@ -39,10 +39,7 @@ class ReportOptions:
     """How a result is printed, the files that it is written to, and what it is compared with."""
 
     compare: Annotated[
-        cli.Place | None,
-        cli.reads_stored(
-            "Predictions, model or run of the same kind and images: print the differences with 95% intervals."
-        ),
+        cli.Place | None, cli.reads_stored("Others of the kind: print differences with 95% intervals.")
     ] = None
     resamples: Annotated[int, cli.option("With --compare: random halves of the images.", min=10)] = 1000
     seed: Annotated[int, cli.option("With --compare: random seed.", min=0, max=LARGEST_SEED)] = 0
@@ -80,13 +77,8 @@ class ReportOptions:
 class InputOptions(cli.InferenceOptions):
     """A predictions file and annotations, or a trained model and the shards to run it on."""
 
-    predictions: Annotated[Path | None, cli.reads_file("Predictions file; docs/formats.md describes the formats.")] = (
-        None
-    )
-    model: Annotated[
-        cli.Place | None,
-        cli.reads_stored("Folder or store of a trained model, instead of predictions.", panel=cli.MODELS),
-    ] = None
+    predictions: Annotated[Path | None, cli.reads_file("Predictions file, as in docs/formats.md.")] = None
+    model: Annotated[cli.Place | None, cli.reads_stored("Trained model, not predictions.", panel=cli.MODELS)] = None
     data: Annotated[cli.Place | None, cli.reads_stored("With --model: folder of shards, or their object store.")] = None
 
     def given(
@@ -113,13 +105,9 @@ def hico(
         Literal["default", "NF", "UC-RF", "UC-NF", "UO"],
         cli.option("How to group the classes: rare and non-rare, or unseen and seen."),
     ] = "default",
-    known_object: Annotated[
-        bool, cli.option("Evaluate a class only on images with its object.", "--known-object")
-    ] = False,
+    known_object: Annotated[bool, cli.option("Evaluate a class on images with its object.", "--known-object")] = False,
     pair_nms: Annotated[bool, cli.option("Suppress pairs that overlap better ones.", "--pair-nms")] = False,
-    zero_shot: Annotated[
-        bool, cli.option("With --model: drop subjects not classified as a person.", "--zero-shot")
-    ] = False,
+    zero_shot: Annotated[bool, cli.option("--model: drop subjects that are not persons.", "--zero-shot")] = False,
     classes: cli.Classes = None,
     inputs: InputOptions,
     report: ReportOptions,
@@ -143,9 +131,7 @@ def vcoco(
     *,
     annotations: Annotated[Path, cli.reads_file("V-COCO's own annotations: vcoco_test.json.")],
     coco: Annotated[Path, cli.reads_file("The COCO instances they refer to: instances_vcoco_all_2014.json.")],
-    possible: Annotated[
-        cli.Place | None, cli.reads_stored("With --model: training shards; what never occurs in them is scored 0.")
-    ] = None,
+    possible: Annotated[cli.Place | None, cli.reads_stored("--model: training shards; 0 for what they lack.")] = None,
     inputs: InputOptions,
     report: ReportOptions,
     plot: Plot = None,
@@ -213,19 +199,14 @@ def labels(
     *,
     pred: Annotated[cli.Place, cli.reads_stored("Folder of a run of `sgpipe generate`, or its object store.")],
     truth: cli.GroundTruthFolder = None,
-    targets: Annotated[
-        cli.Place | None,
-        cli.reads_stored("Shards with the target relations for recall. Default: all of the ground truth."),
-    ] = None,
+    targets: Annotated[cli.Place | None, cli.reads_stored("Shards with the target relations. Default: all.")] = None,
     source: Annotated[
         Literal["relations", "candidates"],
         cli.option("Evaluate the relations, or every candidate pair with each of its predicates."),
     ] = "relations",
     threshold: Annotated[float, cli.option("Minimum confidence of the relations that count.")] = 0.2,
     iou: Annotated[float, cli.option("Minimum IoU of matching boxes.")] = 0.5,
-    synonyms: Annotated[
-        Path | None, cli.reads_file("YAML or JSON: {predicate: [texts with the same meaning]}.")
-    ] = None,
+    synonyms: Annotated[Path | None, cli.reads_file("YAML or JSON: {predicate: [texts that mean it]}.")] = None,
     image_data: cli.ImageData = None,
     report: ReportOptions,
     plot: Plot = None,
@@ -257,17 +238,9 @@ def labels(
 
 def boxes(
     *,
-    pred: Annotated[
-        cli.Place,
-        cli.stored_argument("Run of `sgpipe generate`, its object store, COCO results, or predictions.", "RUN"),
-    ],
-    truth: Annotated[
-        cli.Place | None,
-        cli.reads_stored("Run or import with boxes, or COCO instances file. Default: the run's own, if any."),
-    ] = None,
-    threshold: Annotated[
-        float | None, cli.option("Minimum score for precision and recall. Default: the run's own.")
-    ] = None,
+    pred: Annotated[cli.Place, cli.stored_argument("Run, its object store, COCO results, or predictions.", "RUN")],
+    truth: Annotated[cli.Place | None, cli.reads_stored("Run, import or COCO instances. Default: its own.")] = None,
+    threshold: Annotated[float | None, cli.option("Minimum score. Default: the run's own.")] = None,
     per_class: Annotated[bool, cli.option("Print a row for each class, too.", "--per-class")] = False,
     report: ReportOptions,
     plot: Plot = None,

@@ -34,20 +34,12 @@ _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
 class SourceOptions:
     """The images to label, and what is known of them, instead of those of the recipe."""
 
-    root: Annotated[
-        cli.Place | None, cli.reads_stored("Folder or object store that the recipe's paths are relative to.")
-    ] = None
+    root: Annotated[cli.Place | None, cli.reads_stored("Folder or store that the recipe's paths are in.")] = None
     images: Annotated[
         str | None,
-        cli.option(
-            "Images, instead of the recipe's splits: a folder, .zip or .tar, a folder of these, or s3://….",
-            panel=cli.DATA,
-        ),
+        cli.option("Images, not the recipe's: a folder, .zip or .tar, a folder of these, or s3://….", panel=cli.DATA),
     ] = None
-    dataset: Annotated[
-        str | None,
-        cli.option("Recipe hub: folder of Parquet files, or id of a dataset on the Hugging Face hub.", panel=cli.DATA),
-    ] = None
+    dataset: Annotated[str | None, cli.option("Recipe hub: folder of Parquet files, or hub id.", panel=cli.DATA)] = None
     annotations: Annotated[
         cli.Place | None, cli.option("Annotation file for --images.", parser=cli.as_location, panel=cli.DATA)
     ] = None
@@ -56,12 +48,7 @@ class SourceOptions:
         cli.option("COCO captions file; the captioner does not run.", parser=cli.as_location, panel=cli.DATA),
     ] = None
     split: cli.GuessedSplit = None
-    truth: Annotated[
-        cli.Place | None,
-        cli.reads_stored(
-            "Run or import with ground truth of the same images, also in a store; prints precision and recall."
-        ),
-    ] = None
+    truth: Annotated[cli.Place | None, cli.reads_stored("Ground truth; prints precision and recall.")] = None
     image_data: cli.ImageData = None
 
     def applied_to(self, source: SourceConfig, out: Path, extend: str | None = None) -> SourceConfig:
@@ -163,33 +150,22 @@ def _default_out(recipe: Recipe) -> Path:
     return Path(f"{recipe.name}-relations")
 
 
-_RecipeName = Annotated[
-    str | None, typer.Argument(help="Packaged recipe (miniworld: default, coco, folder, …) or YAML file.")
-]
+_RecipeName = Annotated[str | None, typer.Argument(help="Packaged recipe (default: miniworld) or YAML file.")]
 
 
 def generate(
     *,
     recipe: _RecipeName = None,
-    out: Annotated[
-        Path | None, cli.writes_folder("Folder for the shards; a run in it is resumed. Default: NAME-relations.")
-    ] = None,
-    store: Annotated[
-        str | None, cli.option("Object store for the shards, such as s3://bucket/labels; the rest is in --out.")
-    ] = None,
+    out: Annotated[Path | None, cli.writes_folder("Folder for the shards, resumed. Default: NAME-relations.")] = None,
+    store: Annotated[str | None, cli.option("Object store for the shards (s3://…); the rest is in --out.")] = None,
     parent: Annotated[
         str | None,
-        cli.option(
-            "Run whose recipe, captions and so on are taken; work begins at the first stage with other settings.",
-            "--from",
-            callback=cli.stored,
-        ),
+        cli.option("Run to take over up to the first stage with other settings.", "--from", callback=cli.stored),
     ] = None,
     extend: Annotated[
         str | None,
         cli.option(
-            "Run or import, also corrected or in a store: its images, boxes and relations are kept, and missing "
-            "relations are added. Without a recipe, with its own recipe and captions if it has any.",
+            "Run or import whose relations are kept and extended; without a recipe, by its own.",
             "--extend",
             callback=cli.stored,
         ),
@@ -301,9 +277,7 @@ def _with_tagger(recipe: str | None, tagger: str | None, settings: dict[str, Any
 
 
 def miniworld(
-    out: Annotated[
-        Path, cli.writes_folder("Folder for the images and for annotations in COCO, Visual Genome and HICO-DET format.")
-    ],
+    out: Annotated[Path, cli.writes_folder("Folder for images and annotations (COCO, VG, HICO-DET).")],
     number: Annotated[int, cli.option("Number of images.", "--count", min=1)] = 200,
     seed: Annotated[int, cli.option("Random seed.", min=0, max=LARGEST_SEED)] = 0,
     split: Annotated[Literal["train", "val", "test-compositional"], cli.option("Split to generate.")] = "val",
@@ -331,14 +305,9 @@ def parse(
     parser: Annotated[Literal["rules", "learned", "seq2seq", "llm"], cli.option("Parser.")] = "rules",
     model: Annotated[
         str | None,
-        cli.option(
-            "Its model: of rules and learned, a spaCy model (default: the best one installed); of seq2seq, a "
-            "folder or hub id; of llm, its name at the endpoint."
-        ),
+        cli.option("Its model: spaCy's (default: the best one installed), a folder or hub id (seq2seq), a name (llm)."),
     ] = None,
-    endpoint: Annotated[
-        str | None, cli.option("llm: URL of a server with the OpenAI chat API. Its key is in OPENAI_API_KEY.")
-    ] = None,
+    endpoint: Annotated[str | None, cli.option("llm: URL of an OpenAI chat API. Key: OPENAI_API_KEY.")] = None,
 ) -> None:
     """Turn captions into triplets.
 
@@ -361,23 +330,16 @@ def parse(
 
 
 def label(
-    images: Annotated[
-        list[Path], typer.Argument(help="Images, or folders or archives (.zip, .tar) of images.", exists=True)
-    ],
+    images: Annotated[list[Path], typer.Argument(help="Images, folders or archives (.zip, .tar).", exists=True)],
     out: Annotated[Path, cli.writes_folder("Folder for images with drawn relations.")] = Path("labelled"),
     boxes: Annotated[Path | None, cli.reads_file("COCO instances file with boxes; no detector runs.")] = None,
     detector: cli.Detector = None,
     captioner: cli.Captioner = None,
     tagger: cli.Tagger = None,
-    recipe: Annotated[
-        str,
-        cli.option("Recipe with models and settings; for synthetic images: miniworld.", panel=cli.MODELS),
-    ] = "photos",
+    recipe: Annotated[str, cli.option("Models and settings; miniworld for its images.", panel=cli.MODELS)] = "photos",
     threshold: Annotated[float, cli.option("Minimum confidence of the relations shown.", min=0, max=1)] = 0.2,
     assign: cli.Settings = None,
-    json_: Annotated[
-        bool, cli.option("Print JSON, one line per image, with everything that was found.", "--json")
-    ] = False,
+    json_: Annotated[bool, cli.option("Print JSON: one line per image, with everything.", "--json")] = False,
 ) -> None:
     """Find the relations in images, print them, and draw them. No annotations are needed.
 

@@ -15,13 +15,7 @@ if TYPE_CHECKING:
     from sgpipe.sources.annotated import AnnotationSource
 
 Annotations = Annotated[cli.Place, cli.reads_stored("Annotation file, also in a store: s3://….")]
-Images = Annotated[
-    str,
-    cli.reads_images(
-        "Images: a folder, .zip or .tar, a folder of these, or s3://…. Some may be missing if the annotations "
-        "contain their sizes."
-    ),
-]
+Images = Annotated[str, cli.reads_images("Folder, .zip or .tar, a folder of these, or s3://…; may lack some images.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,13 +53,7 @@ class AnnotationOptions:
         return self.split or infer_split(self.annotations, None if own_splits else self.images, default)
 
 
-Boxes = Annotated[
-    BoxForm | None,
-    cli.option(
-        "What the four numbers of a box are, if not what the format says; with an n, parts of the image.",
-        panel=cli.DATA,
-    ),
-]
+Boxes = Annotated[BoxForm | None, cli.option("Form of boxes, if unusual (n: parts of the image).", panel=cli.DATA)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +84,9 @@ def vg(
     *,
     data: AnnotationOptions,
     image_data: Annotated[cli.Place | None, cli.reads_stored("image_data.json, for the sizes of the images.")] = None,
-    object_aliases: Annotated[
-        Path | None, cli.reads_file("File of object names with the same meaning, one group per line.")
-    ] = None,
-    predicate_aliases: Annotated[
-        Path | None, cli.reads_file("File of predicates with the same meaning, one group per line.")
-    ] = None,
-    preprocess: Annotated[
-        bool, cli.option("As RLIPv2: lower case, no duplicates, at most 100 relations per image.")
-    ] = True,
+    object_aliases: Annotated[Path | None, cli.reads_file("Object names of one meaning, a group per line.")] = None,
+    predicate_aliases: Annotated[Path | None, cli.reads_file("Predicates of one meaning, a group per line.")] = None,
+    preprocess: Annotated[bool, cli.option("As RLIPv2: lower case, no duplicates, at most 100 relations.")] = True,
     options: RetryOptions,
 ) -> None:
     """Import Visual Genome, or scene graphs in its format.
@@ -156,9 +138,7 @@ def vcoco(*, data: BoxOptions, classes: cli.Classes = None, options: RetryOption
 def openimages(
     *,
     data: BoxOptions,
-    categories: Annotated[
-        Path | None, cli.reads_file("OI_SGG_trainval_test_categories_dict.json: the classes. Default: all 601.")
-    ] = None,
+    categories: Annotated[Path | None, cli.reads_file("OI_SGG_…_categories_dict.json. Default: 601 classes.")] = None,
     options: RetryOptions,
 ) -> None:
     """Import the relations of Open Images V6.
@@ -177,9 +157,7 @@ def openimages(
 def rlipv2(
     *,
     data: AnnotationOptions,
-    image_paths: Annotated[
-        cli.Place | None, cli.reads_stored("Objects365's image_id_to_filepath.json; required for its images.")
-    ] = None,
+    image_paths: Annotated[cli.Place | None, cli.reads_stored("Objects365's image_id_to_filepath.json.")] = None,
     options: RetryOptions,
 ) -> None:
     """Import RLIPv2's pseudo-labels of COCO or Objects365.
@@ -199,13 +177,7 @@ def rlipv2(
 def coco_rel(
     *,
     data: BoxOptions,
-    relations: Annotated[
-        cli.Place | None,
-        cli.reads_stored(
-            "RelTR's rel.json: rel_categories, and triplets by split and image. Default: the rel_annotations of "
-            "--annotations."
-        ),
-    ] = None,
+    relations: Annotated[cli.Place | None, cli.reads_stored("RelTR's rel.json. Default: in --annotations.")] = None,
     options: RetryOptions,
 ) -> None:
     """Import COCO instances with relations.
@@ -244,9 +216,7 @@ def coco(
 def psg(
     *,
     data: BoxOptions,
-    masks: Annotated[
-        str | None, cli.reads_images("Where the panoptic PNGs of the file are; the objects get their segmentations.")
-    ] = None,
+    masks: Annotated[str | None, cli.reads_images("Panoptic PNGs of the file, for segmentations.")] = None,
     options: RetryOptions,
 ) -> None:
     """Import panoptic scene graphs (PSG).
@@ -316,15 +286,9 @@ def label_studio(
     *,
     annotations: Annotations,
     images: Images,
-    split: Annotated[
-        str | None, cli.option("Split to import, if there are several. Default: what the tasks name, or all.")
-    ] = None,
-    predictions: Annotated[
-        bool, cli.option("Also import tasks without annotation, by their prediction.", "--predictions")
-    ] = False,
-    annotator: Annotated[
-        str | None, cli.option("Import only the annotations of this person: e-mail address or id.")
-    ] = None,
+    split: Annotated[str | None, cli.option("Split to import. Default: what the tasks name, or all.")] = None,
+    predictions: Annotated[bool, cli.option("Also tasks with only a prediction.", "--predictions")] = False,
+    annotator: Annotated[str | None, cli.option("Only annotations of this person: e-mail or id.")] = None,
     image_field: Annotated[str, cli.option("Key of a task's data with the address of its image.")] = "image",
     options: RetryOptions,
 ) -> None:
@@ -346,19 +310,12 @@ def hf(
     *,
     annotations: Annotated[
         str,
-        cli.option(
-            "Folder or store with data/SPLIT-00000-of-00001.parquet and so on, or id of a dataset on the hub.",
-            panel=cli.DATA,
-            callback=cli.maybe_path,
-        ),
+        cli.option("Folder or store with data/SPLIT-….parquet, or hub id.", panel=cli.DATA, callback=cli.maybe_path),
     ],
     images: Annotated[str | None, cli.reads_images("Where the images are, if the rows do not contain them.")] = None,
     split: Annotated[str | None, cli.option("Split to import, if there are several.")] = None,
     subset: Annotated[str | None, cli.option("Subset (configuration) of the dataset, if there are several.")] = None,
-    map_: Annotated[
-        list[str] | None,
-        cli.option("KEY=COLUMN: a column with an unusual name, such as objects.bbox=boxes.xywh. Repeatable.", "--map"),
-    ] = None,
+    map_: Annotated[list[str] | None, cli.option("KEY=COLUMN: objects.bbox=boxes.xywh. Repeatable.", "--map")] = None,
     classes: cli.Classes = None,
     boxes: Boxes = None,
     options: RetryOptions,

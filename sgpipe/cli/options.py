@@ -130,54 +130,23 @@ def say(message: str) -> None:
     console.progress().print(message, soft_wrap=True)
 
 
-StoredRun = Annotated[
-    Place, stored_argument("Folder of a run or an import, or its object store, such as s3://bucket/labels.")
-]
+StoredRun = Annotated[Place, stored_argument("Folder or store (s3://bucket/labels) of a run or an import.")]
 Limit = Annotated[int | None, option("Use only the first N images.", min=1, panel=DATA)]
 Seed = Annotated[int | None, option("Random seed.", min=0)]
 Settings = Annotated[list[str] | None, option("Change any setting of the recipe: KEY=VALUE. Repeatable.", "--set")]
 Detector = Annotated[str | None, reads_model("Object detector of transformers: folder or hub id.")]
-Captioner = Annotated[
-    str | None, reads_model("Image-text-to-text model of transformers, such as BLIP: folder or hub id.")
-]
-Tagger = Annotated[
-    str | None,
-    reads_model("R-Tagger: folder made by `sgpipe convert` or `sgpipe train`. With tag.method clip or vlm: its model."),
-]
-CalibrationFile = Annotated[
-    Place | None,
-    reads_stored("File of `sgpipe calibrate`, also in a store; minimum confidences are probabilities then."),
-]
-ExpectedPrecision = Annotated[
-    float | None,
-    option("With --calibration: keep the relations with this precision (95% confidence), such as 0.9.", min=0, max=1),
-]
-Certified = Annotated[
-    bool,
-    option("Keep the relations of the certificate that `sgpipe certify` wrote into the run.", "--certified"),
-]
-JudgedFile = Annotated[
-    Path | None, option(f"File of judgements of `sgpipe view`; {_OWN}: that of the run.", "--judgements")
-]
+Captioner = Annotated[str | None, reads_model("Image-text-to-text model, such as BLIP: folder or hub id.")]
+Tagger = Annotated[str | None, reads_model("R-Tagger, by `sgpipe convert` or `train`; clip, vlm: their model.")]
+CalibrationFile = Annotated[Place | None, reads_stored("File of `sgpipe calibrate`: thresholds are probabilities.")]
+ExpectedPrecision = Annotated[float | None, option("--calibration: keep relations of this precision.", min=0, max=1)]
+Certified = Annotated[bool, option("Keep the relations of the run's certificate (`sgpipe certify`).", "--certified")]
+JudgedFile = Annotated[Path | None, option(f"File of `sgpipe view`; {_OWN}: that of the run.", "--judgements")]
 RayAddress = Annotated[str | None, option("Ray cluster to connect to, such as auto.", panel=COMPUTE)]
 Device = Annotated[str, option("auto, cpu, cuda or cuda:N.", panel=COMPUTE)]
-MovedImages = Annotated[
-    str | None, reads_images("Where the images are, if they have moved: folder, archives or store.")
-]
-GroundTruthFolder = Annotated[
-    Place | None,
-    reads_stored(
-        "Shards with the ground truth, such as `sgpipe import` writes, also in a store. Default: the run's own, if any."
-    ),
-]
-ImageData = Annotated[
-    Place | None,
-    reads_stored("Visual Genome's image_data.json, if Visual Genome is the ground truth for COCO; also in a store."),
-]
-GuessedSplit = Annotated[
-    str | None,
-    option("Name of the split. Default: what --annotations or --images are named after (val2017).", panel=DATA),
-]
+MovedImages = Annotated[str | None, reads_images("Where the images are now: folder, archives or store.")]
+GroundTruthFolder = Annotated[Place | None, reads_stored("Shards with ground truth. Default: the run's own.")]
+ImageData = Annotated[Place | None, reads_stored("image_data.json, if Visual Genome is ground truth for COCO.")]
+GuessedSplit = Annotated[str | None, option("Split. Default: that in --annotations or --images (val2017).", panel=DATA)]
 Classes = Annotated[Path | None, reads_file("JSON: the names of objects and relations, if not the data's.")]
 Json = Annotated[bool, option("Print JSON instead of text.", "--json")]
 
@@ -195,9 +164,7 @@ class InferenceOptions:
     ] = "auto"
     device: Device = "auto"
     workers: Annotated[int, option("Worker processes; Ray starts them if more than one.", min=1, panel=COMPUTE)] = 1
-    gpus: Annotated[
-        float, option("GPUs per worker, 0 to 1. A single worker uses a GPU if one is available.", min=0, panel=COMPUTE)
-    ] = 0
+    gpus: Annotated[float, option("GPUs per worker, 0 to 1. One worker: what there is.", min=0, panel=COMPUTE)] = 0
 
     def as_arguments(self) -> dict[str, Any]:
         """Return the arguments of `ModelRun` that these options set."""

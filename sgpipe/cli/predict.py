@@ -24,25 +24,14 @@ PredictionFormat = Literal["hico", "vcoco", "openimages", "vg"]  # the benchmark
 
 def predict(
     *,
-    model: Annotated[
-        cli.Place, cli.stored_argument("Folder or store of a ParSeDA or ParSeD model, or of its training.")
-    ],
+    model: Annotated[cli.Place, cli.stored_argument("ParSeDA or ParSeD model, or its training: folder or store.")],
     data: Annotated[cli.Place, cli.reads_stored("Folder of shards, or their object store.")],
     out: Annotated[Path, cli.writes_file("File to write: .json for `sgpipe eval`, or .parquet.")],
-    form: Annotated[
-        PredictionFormat | None,
-        cli.option("Benchmark whose evaluator reads the file. Default: hico; for .parquet, what fits the model."),
-    ] = None,
-    limit: Annotated[
-        int, cli.option("Triplets to keep per image (vg: pairs), best first.", "--per-image", min=1)
-    ] = 100,
-    zero_shot: Annotated[
-        bool, cli.option("hico: drop pairs whose subject is not classified as a person.", "--zero-shot")
-    ] = False,
+    form: Annotated[PredictionFormat | None, cli.option("Benchmark. Default: hico; .parquet: what fits.")] = None,
+    limit: Annotated[int, cli.option("Triplets (vg: pairs) per image, best first.", "--per-image", min=1)] = 100,
+    zero_shot: Annotated[bool, cli.option("hico: drop subjects that are not persons.", "--zero-shot")] = False,
     classes: cli.Classes = None,
-    short_side: Annotated[
-        int | None, cli.option("Short side of the resized image, in pixels. Default: as in training.", min=32)
-    ] = None,
+    short_side: Annotated[int | None, cli.option("Short side in pixels. Default: as in training.", min=32)] = None,
     long_side: Annotated[int | None, cli.option("Maximum long side, in pixels.", min=32)] = None,
     inference: cli.InferenceOptions,
     json_: cli.Json = False,
@@ -108,22 +97,16 @@ def _write(run: ModelRun, out: Path, form: PredictionFormat | None, limit: int, 
 def score(
     run: cli.StoredRun,
     out: Annotated[Path, cli.writes_folder("Folder for the shards with scores; an unfinished scoring is resumed.")],
-    by: Annotated[
-        Literal["clip", "vlm"],
-        cli.option("clip: how well the text of a relation fits. vlm: ask a vision-language model."),
-    ] = "clip",
+    by: Annotated[Literal["clip", "vlm"], cli.option("clip: text fits image? vlm: ask a model.")] = "clip",
     model: Annotated[
         str | None,
         cli.reads_model(
-            "clip: open_clip name, hf-hub:ID, hub id or folder; default ViT-B-32. vlm: hub id or folder of an "
-            "image-text-to-text model; with --endpoint its name there."
+            "clip: open_clip name, hf-hub:ID, hub id or folder. vlm: hub id, folder, or name at the endpoint."
         ),
     ] = None,
     weights: Annotated[str | None, cli.reads_model("clip: weights of a named model: file or tag.")] = None,
     contrasts: Annotated[int, cli.option("clip: number of other predicates to compare with.", min=1)] = 8,
-    endpoint: Annotated[
-        str | None, cli.option("vlm: URL of a server with the OpenAI chat API that returns log-probabilities.")
-    ] = None,
+    endpoint: Annotated[str | None, cli.option("vlm: URL of an OpenAI chat API with log-probabilities.")] = None,
     images: cli.MovedImages = None,
     device: cli.Device = "auto",
     json_: cli.Json = False,

@@ -24,19 +24,11 @@ if TYPE_CHECKING:
 class ThresholdOptions:
     """The relations that are checked and drawn, and the target of the suggested thresholds."""
 
-    threshold: Annotated[
-        float | None,
-        cli.option("Minimum confidence of the relations that are checked and drawn. Default: 0.2.", min=0, max=1),
-    ] = None
+    threshold: Annotated[float | None, cli.option("Minimum confidence. Default: 0.2.", min=0, max=1)] = None
     calibration: cli.CalibrationFile = None
     precision: Annotated[
         float | None,
-        cli.option(
-            "Target precision of the suggested thresholds, by default 0.8. With --calibration, also the "
-            "precision (95% confidence) of the relations that are checked and drawn, instead of --threshold.",
-            min=0,
-            max=1,
-        ),
+        cli.option("Target of suggested thresholds (0.8); with --calibration, instead of --threshold.", min=0, max=1),
     ] = None
 
     def load(self) -> tuple[Calibration | None, float, float]:
@@ -64,9 +56,7 @@ def stats(
     shown: Annotated[int, cli.option("Images in the gallery or on the sheet.", "--shown", min=1)] = 20,
     chosen: ThresholdOptions,
     images: cli.MovedImages = None,
-    compare: Annotated[
-        cli.Place | None, cli.reads_stored("Earlier run, or its store; shows what has changed since then.")
-    ] = None,
+    compare: Annotated[cli.Place | None, cli.reads_stored("Earlier run: show what has changed.")] = None,
     truth: cli.GroundTruthFolder = None,
     image_data: cli.ImageData = None,
     judgements: cli.JudgedFile = None,
@@ -158,12 +148,8 @@ def certify(
     run: cli.StoredRun,
     precision: Annotated[float, cli.option("The precision to certify, such as 0.95.", min=0, max=1)],
     confidence: Annotated[float, cli.option("How sure the certificate is.", min=0, max=1)] = 0.95,
-    by: Annotated[
-        Literal["predicate"] | None, cli.option("predicate: certify each by itself, each with this confidence.")
-    ] = None,
-    threshold: Annotated[
-        float | None, cli.option("Certify the relations with this confidence. Default: as many as possible.")
-    ] = None,
+    by: Annotated[Literal["predicate"] | None, cli.option("Certify each predicate by itself.")] = None,
+    threshold: Annotated[float | None, cli.option("Minimum confidence. Default: as many as possible.")] = None,
     prediction: Annotated[
         Literal["opinion", "agreement", "confidence", "none"] | None,
         cli.option(
@@ -225,9 +211,7 @@ def certify(
 
 def verify(
     run: cli.StoredRun,
-    repair: Annotated[
-        bool, cli.option("Drop what is damaged from the manifest; the next run regenerates it.", "--repair")
-    ] = False,
+    repair: Annotated[bool, cli.option("Drop what is damaged; the next run regenerates it.", "--repair")] = False,
     json_: cli.Json = False,
 ) -> None:
     """Check every byte and every row of a run.
@@ -305,12 +289,9 @@ def merge(
     runs: Annotated[list[cli.Place], cli.stored_argument("Folders of runs or imports, or their object stores.", "RUN")],
     out: Annotated[Path, cli.writes_folder("Folder for the merged run; an unfinished one is resumed.")],
     match: Annotated[
-        Literal["file", "id", "hash"],
-        cli.option("What rows of one image have in common: file name, id, or file (hash; reads all images)."),
+        Literal["file", "id", "hash"], cli.option("Images are the same by name, id, or content.")
     ] = "file",
-    iou: Annotated[
-        float, cli.option("Overlap (IoU) from which boxes of one class are one object.", min=0.1, max=1)
-    ] = 0.6,
+    iou: Annotated[float, cli.option("IoU from which boxes of a class are one object.", min=0.1, max=1)] = 0.6,
     images: cli.MovedImages = None,
     json_: cli.Json = False,
 ) -> None:
@@ -367,25 +348,16 @@ def export(
         ),
     ],
     out: Annotated[Path, cli.writes_folder("New folder for the files.")],
-    threshold: Annotated[
-        float | None, cli.option("Minimum confidence of relations. Default: 0.2; all relations for hf.", min=0, max=1)
-    ] = None,
+    threshold: Annotated[float | None, cli.option("Minimum confidence. Default: 0.2; hf: none.", min=0, max=1)] = None,
     calibration: cli.CalibrationFile = None,
     precision: cli.ExpectedPrecision = None,
-    origin: Annotated[
-        str | None, cli.option("Relations of these origins only, such as annotated,tagger. Default: all.")
-    ] = None,
+    origin: Annotated[str | None, cli.option("Only these: annotated,tagger. Default: all.")] = None,
     certified: cli.Certified = False,
-    embed: Annotated[
-        bool, cli.option("Store the images in the rows (hf, instructions) or tasks (label-studio).", "--embed")
-    ] = False,
+    embed: Annotated[bool, cli.option("Store images in rows (hf, instructions) or tasks.", "--embed")] = False,
     images: cli.MovedImages = None,
     images_url: Annotated[
         str | None,
-        cli.option(
-            "What the addresses of images begin with (label-studio, instructions), such as "
-            "https://example.org/images/. Default: Label Studio's local files, or the paths of the images."
-        ),
+        cli.option("Start of addresses of images, such as https://example.org/ (label-studio, instructions)."),
     ] = None,
     coordinates: Annotated[str, cli.option("Of boxes in instructions: pixel, normalised or 0-1000.")] = "pixel",
     templates: Annotated[Path | None, cli.reads_file("YAML: other templates of instructions.", panel=None)] = None,
@@ -442,9 +414,7 @@ def push(
     run: cli.StoredRun,
     to: Annotated[str, cli.option("Dataset on the hub: USER/NAME or ORGANISATION/NAME.")],
     public: Annotated[bool, cli.option("Make a new dataset public. Default: private.", "--public")] = False,
-    threshold: Annotated[
-        float | None, cli.option("Minimum confidence of relations. Default: all relations.", min=0, max=1)
-    ] = None,
+    threshold: Annotated[float | None, cli.option("Minimum confidence. Default: all.", min=0, max=1)] = None,
     calibration: cli.CalibrationFile = None,
     precision: cli.ExpectedPrecision = None,
     certified: cli.Certified = False,

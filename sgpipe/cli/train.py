@@ -21,15 +21,10 @@ if TYPE_CHECKING:
 class ShardsOptions:
     """The shards to train on, and which of their relations."""
 
-    data: Annotated[
-        list[str] | None,
-        cli.option(
-            "Folder of shards to train on, or their object store, or FOLDER@WEIGHT. Repeatable.", panel=cli.DATA
-        ),
-    ] = None
-    val: Annotated[
-        list[str] | None, cli.option("Folder or object store of shards to validate on. Repeatable.", panel=cli.DATA)
-    ] = None
+    data: Annotated[list[str] | None, cli.option("FOLDER or FOLDER@WEIGHT of shards. Repeatable.", panel=cli.DATA)] = (
+        None
+    )
+    val: Annotated[list[str] | None, cli.option("Shards to validate on. Repeatable.", panel=cli.DATA)] = None
     images: cli.MovedImages = None
     calibration: cli.CalibrationFile = None
     precision: cli.ExpectedPrecision = None
@@ -69,23 +64,14 @@ def train(
     out: Annotated[Path, cli.writes_folder("Folder for the model; an unfinished training in it is resumed.")],
     shards: ShardsOptions,
     init: Annotated[str | None, cli.reads_model("Model to start from: folder, store, hub id or official .pth.")] = None,
-    miniature: Annotated[
-        bool, cli.option("Train a small model that fits a laptop.", "--miniature", panel=cli.MODELS)
-    ] = False,
+    miniature: Annotated[bool, cli.option("A small model, for a laptop.", "--miniature", panel=cli.MODELS)] = False,
     epochs: Annotated[int | None, cli.option("Passes over the training data.", min=1)] = None,
     steps: Annotated[int | None, cli.option("Steps to train, instead of --epochs.", min=1)] = None,
     batch: Annotated[int | None, cli.option("Images per step, over all workers.", min=1)] = None,
     limit: cli.Limit = None,
     seed: cli.Seed = None,
-    workers: Annotated[
-        int | None, cli.option("Training processes; Ray starts them if more than one.", min=1, panel=cli.COMPUTE)
-    ] = None,
-    gpus: Annotated[
-        float | None,
-        cli.option(
-            "GPUs per worker, 0 to 1. A single worker uses a GPU if one is available.", min=0, panel=cli.COMPUTE
-        ),
-    ] = None,
+    workers: Annotated[int | None, cli.option("Processes; Ray starts several.", min=1, panel=cli.COMPUTE)] = None,
+    gpus: Annotated[float | None, cli.option("GPUs per worker, 0 to 1.", min=0, panel=cli.COMPUTE)] = None,
     ray_address: cli.RayAddress = None,
     assign: cli.Settings = None,
     json_: cli.Json = False,
@@ -128,23 +114,14 @@ def train(
 
 
 def convert(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="Official RLIP checkpoint (.pth); with --as, a detector's.", exists=True)
-    ],
+    checkpoint: Annotated[Path, typer.Argument(help="Official .pth; with --as, a detector's.", exists=True)],
     out: Annotated[Path, cli.writes_folder("Folder for config.json, model.safetensors and the tokenizer.")],
-    tokenizer: Annotated[
-        str, cli.reads_model("RoBERTa tokenizer, or RoBERTa itself with --as: folder, store or hub id.")
-    ] = "roberta-base",
+    tokenizer: Annotated[str, cli.reads_model("RoBERTa (with --as) or its tokenizer.")] = "roberta-base",
     gating: Annotated[str | None, cli.option("Fusion gate (VXAc or GLIP), if the checkpoint does not name it.")] = None,
     verb_query: Annotated[str | None, cli.option("Type of relation query, if the checkpoint does not name it.")] = None,
-    kind: Annotated[
-        str | None,
-        cli.option("Type of model to initialise from a detector: parseda, parsed, tagger or rlipv1.", "--as"),
-    ] = None,
+    kind: Annotated[str | None, cli.option("Make parseda, parsed, tagger or rlipv1 of a detector.", "--as")] = None,
     queries: Annotated[int | None, cli.option("Keep only the first N queries, such as 128.")] = None,
-    first_rows: Annotated[
-        bool, cli.option("With --queries: cut by row, as the official code does, not by pair.", "--first-rows")
-    ] = False,
+    first_rows: Annotated[bool, cli.option("--queries: by row, as the official code.", "--first-rows")] = False,
     json_: cli.Json = False,
 ) -> None:
     """Convert an official checkpoint or a detector to a model.

@@ -19,21 +19,12 @@ _LONGEST_NAME = 200
 
 def view(
     run: cli.StoredRun,
-    other: Annotated[
-        cli.Place | None, cli.stored_argument("A second one, to compare with on the same images: a folder or a store.")
-    ] = None,
-    port: Annotated[
-        int, cli.option("Port; the next free one, if it is in use. 0: any free one.", min=0, max=65535)
-    ] = 8765,
-    host: Annotated[
-        str | None,
-        cli.option("Address to listen at, such as 0.0.0.0; needs a token, which is printed. Default: 127.0.0.1."),
-    ] = None,
+    other: Annotated[cli.Place | None, cli.stored_argument("A second one, to compare with.")] = None,
+    port: Annotated[int, cli.option("Port, or the next free one. 0: any.", min=0, max=65535)] = 8765,
+    host: Annotated[str | None, cli.option("Address, such as 0.0.0.0; prints a token. Default: 127.0.0.1.")] = None,
     no_browser: Annotated[bool, cli.option("Do not open a browser.", "--no-browser")] = False,
     read_only: Annotated[bool, cli.option("Accept no judgements.", "--read-only")] = False,
-    name: Annotated[
-        str | None, cli.option("Your name in judgements. Default: the name of your account.", "--as")
-    ] = None,
+    name: Annotated[str | None, cli.option("Your name in judgements. Default: that of your account.", "--as")] = None,
     images: cli.MovedImages = None,
 ) -> None:
     """Search, see, judge and correct relations in the browser.
@@ -102,9 +93,7 @@ def _judge(name: str | None) -> str:
 def correct(
     run: cli.StoredRun,
     out: Annotated[Path, cli.writes_folder("Folder for the corrected run; an unfinished one is resumed.")],
-    judgements: Annotated[
-        Path | None, cli.reads_file("File of judgements. Default: what `sgpipe view` wrote for the run.")
-    ] = None,
+    judgements: Annotated[Path | None, cli.reads_file("Judgements. Default: those of the run.")] = None,
     conflicts: Annotated[
         Literal["majority", "latest", "drop"],
         cli.option(

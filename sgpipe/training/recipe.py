@@ -24,24 +24,19 @@ class ModelConfig(Config):
     """The network to train: a copy of an existing one (`init`), or a new one of a published size."""
 
     kind: Kind = Field("parseda", description="the R-Tagger, or a relation detector")
-    init: str | None = Field(
-        None,
-        description="folder, store or hub id of a network, or an official checkpoint (.pth), to start from; null: new",
-    )
+    init: str | None = Field(None, description="start from a folder, store, hub id or official .pth; null: new")
     backbone: Backbone = Field("swin_tiny", description="size of a new network; ignored with init")
     text_encoder: str | None = Field(
         None,
-        description="folder, store or hub id of the RoBERTa of a new network, or of the tokenizer of a .pth; null: a "
-        "small text encoder whose tokenizer knows the words of the data (.pth: roberta-base)",
+        description="RoBERTa of a new network, or tokenizer of a .pth: folder, store or hub id; null: a small one "
+        "that knows the data's words (.pth: roberta-base)",
     )
     frozen_norms: bool = Field(
         True,
-        description="freeze the norms and the first stages of the backbone, as published, with and without init; "
-        "false: train them, which a new backbone needs",
+        description="freeze norms and first stages of the backbone, as published; false: train them, as a new one "
+        "needs",
     )
-    config: dict[str, Any] = Field(
-        default_factory=dict, description="settings of the network to change, such as num_queries: 128"
-    )
+    config: dict[str, Any] = Field(default_factory=dict, description="changes of the network, such as num_queries: 128")
 
 
 class ShardsConfig(Config):
@@ -49,16 +44,10 @@ class ShardsConfig(Config):
 
     shards: StoredPath = Field(description="folder of a run or an import, or the object store of one")
     splits: tuple[SplitName, ...] | None = Field(None, description="splits to use; null: all")
-    images: ImageLocation | None = Field(
-        None, description="where the images are, if they moved: a folder, archives or a store; null: as the run says"
-    )
-    weight: float = Field(
-        1.0, gt=0, le=1000, description="passes over these shards per epoch; 0.5: half of them, another half each epoch"
-    )
+    images: ImageLocation | None = Field(None, description="where the images are, if they moved; null: as the run says")
+    weight: float = Field(1.0, gt=0, le=1000, description="passes per epoch; 0.5: half, another one each epoch")
     limit: int | None = Field(None, ge=1, description="use only N usable images of these shards; null: all")
-    limit_seed: int | None = Field(
-        None, ge=0, le=LARGEST_SEED, description="with limit: N random images, as data.limit_seed; null: the first N"
-    )
+    limit_seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="limit: N random images; null: the first N")
 
 
 class DataConfig(Config):
@@ -67,71 +56,48 @@ class DataConfig(Config):
     train: tuple[ShardsConfig, ...] = Field((), description="shards to train on")
     val: tuple[ShardsConfig, ...] = Field((), description="shards to validate on")
     threshold: float = Field(
-        0.2,
-        ge=0,
-        le=1,
-        description="minimum confidence of a relation, with a calibration: minimum probability; relations without "
-        "confidence are always used",
+        0.2, ge=0, le=1, description="minimum confidence, with a calibration probability, of a relation that states one"
     )
     origins: dict[RelationOrigin, Annotated[float, Field(gt=0, le=1)]] = Field(
         default_factory=dict,
-        description="weights of relations by origin, such as {annotated: 1, tagger: 0.5}: the share of the visits of "
-        "an image in which one is a label; of others: 1",
+        description="share of an image's visits in which a relation is a label, by origin, such as {tagger: 0.5}; "
+        "others: 1",
     )
-    calibration: StoredPath | None = Field(
-        None, description="file of `sgpipe calibrate` for the tagger that labelled the shards; null: none"
-    )
+    calibration: StoredPath | None = Field(None, description="file of `sgpipe calibrate` for the tagger of the shards")
     precision: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="with a calibration, use relations with this precision (95% confidence); null: threshold",
+        description="use relations with this precision (95% confidence), with a calibration; null: threshold",
     )
     labels: Literal["sampled", "full"] = Field(
-        "sampled",
-        description="label texts of a batch; sampled: the names in its images and sampled others; full: all classes of "
-        "the dataset",
+        "sampled", description="texts of a batch: names in its images and sampled others, or all of the dataset"
     )
-    negative_texts: int = Field(
-        500, ge=0, description="with labels: sampled, number of texts per batch, two thirds of them object classes"
-    )
+    negative_texts: int = Field(500, ge=0, description="sampled: texts per batch, two thirds of them object classes")
     text_group: int | None = Field(
         None,
         ge=1,
-        description="with labels: sampled, images of a step that share a list of texts, however many workers train; "
-        "published: the images of one GPU; null: all",
+        description="sampled: images of a step that share a list of texts, whatever the workers; published: those of "
+        "a GPU; null: all",
     )
-    object_strategy: Strategy = Field(
-        "frequency", description="sampling of object classes: by their frequency in the data, or uniform"
-    )
+    object_strategy: Strategy = Field("frequency", description="sampling of classes: by frequency, or uniform")
     relation_strategy: Strategy = Field("frequency", description="sampling of predicates")
     wordings: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict,
-        description="other wordings of a predicate, chosen at random in training, such as {riding: [rides]}",
+        default_factory=dict, description="random other wordings of predicates, such as {riding: [rides]}"
     )
-    related_first: bool = Field(
-        False, description="R-Tagger: put related pairs before unrelated pairs, as published; false: random order"
-    )
-    augment: Augmentation | None = Field(
-        default_factory=Augmentation, description="random changes of training images; null: images are only resized"
-    )
-    short_side: int = Field(
-        800, ge=32, description="shorter side of validation images, and of all images with augment: null, in pixels"
-    )
+    related_first: bool = Field(False, description="R-Tagger: related pairs first, as published; false: random order")
+    augment: Augmentation | None = Field(default_factory=Augmentation, description="random changes; null: resizing")
+    short_side: int = Field(800, ge=32, description="pixels of validation images' shorter side; augment: null: of all")
     long_side: int = Field(1333, ge=32, description="maximum length of their longer side, in pixels")
     limit: int | None = Field(None, ge=1, description="use only N usable training images of all folders; null: all")
     limit_seed: int | None = Field(
         None,
         ge=0,
         le=LARGEST_SEED,
-        description="with limit: N random images, among those of every higher limit with this seed; null: the first N",
+        description="with limit: N random images, among those of every higher limit; null: the first N",
     )
     shuffle: int = Field(8, ge=1, description="row groups (of up to 512 images) that are shuffled together")
-    similar_shapes: bool = Field(
-        False,
-        description="put images of similar aspect ratio into each step, so that less is padded; false: random ones, as "
-        "published",
-    )
+    similar_shapes: bool = Field(False, description="less padding: steps of similar shapes; false: as published")
     threads: int = Field(2, ge=1, description="threads per worker that read images")
     prefetch: int = Field(4, ge=1, description="steps whose images are read in advance")
 
@@ -139,29 +105,14 @@ class DataConfig(Config):
 class LossConfig(Config):
     """The losses of ParSeD and ParSeDA, see `rlip_model.losses.DetectionCriterion`; the R-Tagger has only one form."""
 
-    weights: LossWeights = Field(
-        default_factory=LossWeights, description="weights of the loss terms, also of the R-Tagger"
-    )
-    costs: MatchingCosts = Field(
-        default_factory=MatchingCosts,
-        description="weights of the costs by which queries are matched to targets; the R-Tagger is given its pairs and "
-        "matches nothing",
-    )
-    quality_labels: bool = Field(
-        True, description="scale relation labels by how well the boxes of the pair are localised (RQL)"
-    )
+    weights: LossWeights = Field(default_factory=LossWeights, description="of the loss terms, also of the R-Tagger")
+    costs: MatchingCosts = Field(default_factory=MatchingCosts, description="of matching queries; not of the R-Tagger")
+    quality_labels: bool = Field(True, description="scale relation labels by how well boxes are localised (RQL)")
     pseudo_labels: bool = Field(True, description="give soft labels to texts of similar meaning (RPL)")
-    pseudo_label_gradient: bool = Field(
-        False, description="propagate gradients through the soft labels into the text encoder, as published"
-    )
-    mask_by_sum: bool = Field(
-        False,
-        description="mask label texts in attention as the published training did (see `rlip_model.text.masked_by_sum`)",
-    )
+    pseudo_label_gradient: bool = Field(False, description="soft labels train the text encoder, too, as published")
+    mask_by_sum: bool = Field(False, description="mask label texts as published (see `rlip_model.text.masked_by_sum`)")
     dense: float = Field(0.2, ge=0, description="weight of the losses of the dense head (model.config.dense_head)")
-    only_boxes: bool = Field(
-        False, description="train only the dense head and the image features that it reads: a detector to start from"
-    )
+    only_boxes: bool = Field(False, description="train only the dense head and its features: a detector to start from")
     no_object_weight: float = Field(0.1, ge=0, description='weight of the class "no objects"')
 
 
@@ -169,18 +120,14 @@ class OutputConfig(Config):
     """What is written, and how often."""
 
     log_every: int = Field(10, ge=1, description="steps per line of metrics")
-    checkpoint_every: int | None = Field(
-        None, ge=1, description="steps between checkpoints within an epoch; null: only at the end of each epoch"
-    )
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; null: one per epoch")
     keep: int = Field(1, ge=1, description="number of latest checkpoints to keep, besides the best one")
     validate_every: int = Field(1, ge=1, description="epochs between validations; the end is always validated")
-    validate_every_steps: int | None = Field(
-        None, ge=1, description="steps between validations, each with a checkpoint; null: validate_every decides"
-    )
+    validate_every_steps: int | None = Field(None, ge=1, description="steps between validations; null: validate_every")
     best: Literal["ap", "recall", "loss", "hico", "openimages"] = Field(
         "ap",
-        description="validation measure that selects the best checkpoint; hico: HICO-DET's mAP, openimages: its "
-        "weighted score, both of detectors on validation shards with closed class lists",
+        description="measure that selects the best checkpoint; hico: its mAP, openimages: its score, on shards with "
+        "closed class lists",
     )
     tensorboard: bool = Field(True, description="write event files for TensorBoard")
 
@@ -190,22 +137,10 @@ class WorkersConfig(Config):
 
     count: int = Field(1, ge=1, description="processes that train together; more than one run on Ray")
     cpus: float = Field(1, gt=0, description="CPUs per worker, and its number of torch threads; with several workers")
-    gpus: float = Field(
-        0,
-        ge=0,
-        description="GPUs per worker, at most 1; 0: a single worker takes a GPU if there is one, several do not",
-    )
-    device: str = Field(
-        "auto", description="device of a worker: auto, cpu (whatever gpus says), cuda, or cuda:N for a single worker"
-    )
-    parallel: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="ddp: every worker has all parameters; fsdp: parameters are divided between the workers"
-    )
-    compile: bool = Field(
-        False,
-        description="torch.compile for the layers of the backbone on a GPU: faster steps after minutes of compiling, "
-        "with gradients that differ by rounding",
-    )
+    gpus: float = Field(0, ge=0, description="GPUs per worker, at most 1; 0: only a single worker takes one, if any")
+    device: str = Field("auto", description="auto, cpu (whatever gpus says), cuda, or cuda:N for a single worker")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="parameters: whole in every worker (ddp), or divided")
+    compile: bool = Field(False, description="torch.compile for the backbone, on a GPU; changes rounding")
     address: str | None = Field(None, description="Ray cluster to join; null: start one on this machine")
     restarts: int = Field(3, ge=0, description="how often lost workers are replaced")
 
@@ -214,12 +149,7 @@ class TrainRecipe(Config):
     """The network, the data and all settings of a training."""
 
     name: str = Field("train", description="name of the recipe")
-    seed: int = Field(
-        42,
-        ge=0,
-        le=LARGEST_SEED,
-        description="seed of the initial weights, the order of the images and all other random choices",
-    )
+    seed: int = Field(42, ge=0, le=LARGEST_SEED, description="of initial weights, the order and all random choices")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()

@@ -158,7 +158,6 @@ def test_a_missing_library_is_named_with_its_extra(library, detected, monkeypatc
     ("options", "reason"),
     [
         ({"recipe": "folder"}, "tag.tagger is not set"),
-        ({"settings": {"tag.method": "clip", "tag.tagger": None}}, "tag.tagger is not set"),
         ({"recipe": "coco", "tagger": "t"}, "detect.detector is not set"),
         ({"settings": {"tag.thresh": 1}}, "unknown setting 'tag.thresh'"),
         ({"boxes": "nowhere.json"}, "no such file: nowhere.json"),
@@ -228,22 +227,6 @@ def test_the_command_draws_images_and_prints_relations(miniworld, tmp_path):
     assert (row["status"], row["file_name"]) == ("error", str(tmp_path / "bad.png"))
 
 
-def test_an_unreadable_image_in_memory_is_an_error(pipeline, tmp_path):
-    [graph] = pipeline.label([Image.new("F", (8, 8))])
-    assert "its pixels are floating-point numbers" in str(graph.error)
-    assert graph.triplets() == []
-    assert graph.draw().width > 0
-
-
-def test_an_unwritable_folder_is_refused_before_the_work(miniworld, tmp_path, monkeypatch):
-    monkeypatch.setattr("sgpipe.pipeline.Pipeline", None)
-    (tmp_path / "file").touch()
-    for out in ("file", "file/out"):
-        result = invoke(miniworld / IMAGES, "--out", tmp_path / out)
-        assert result.exit_code == 2
-        assert "--out" in result.stderr
-
-
 def test_an_interrupted_command_does_not_promise_to_resume(miniworld, tmp_path, monkeypatch):
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -252,13 +235,6 @@ def test_an_interrupted_command_does_not_promise_to_resume(miniworld, tmp_path, 
     result = invoke(miniworld / IMAGES, "--out", tmp_path / "out")
     assert result.exit_code == 130
     assert result.stderr == "interrupted. Run the same command again to start from the beginning.\n"
-
-
-def test_names_do_not_control_the_terminal(miniworld, tmp_path):
-    (tmp_path / "a\x1b[31m\nb.png").write_bytes(b"no image")
-    output = invoke(tmp_path, "--boxes", miniworld / INSTANCES, "--out", tmp_path / "out").stdout
-    assert "\x1b" not in output
-    assert output.count("\n") == 1
 
 
 def test_drawings_are_not_images_of_the_next_run(miniworld, tmp_path):
@@ -278,19 +254,6 @@ def test_drawings_of_images_of_the_same_name_are_both_kept(miniworld, tmp_path):
     assert result.exit_code == 0, result.output
     first, second = sorted(path.read_bytes() for path in (tmp_path / "out").iterdir())
     assert first == second
-
-
-def test_a_refused_label_leaves_no_folder(tmp_path):
-    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
-    result = invoke(tmp_path / "a.png", "--set", "tag.short_side=0", "--out", tmp_path / "deep" / "out")
-    assert result.exit_code == 2
-    assert not (tmp_path / "deep").exists()
-
-
-def test_missing_images_are_refused(tmp_path):
-    assert "a.png" in invoke(tmp_path / "a.png").stderr
-    (tmp_path / "empty").mkdir()
-    assert invoke(tmp_path / "empty").exit_code == 2
 
 
 def test_a_device_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

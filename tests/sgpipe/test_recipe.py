@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import Recipe, TagConfig, load_recipe
-from sgpipe.utils.config_file import changed, dump_yaml, parse_set, read_yaml, recipe_folder
+from sgpipe.recipe import Recipe, load_recipe
+from sgpipe.utils.config_file import dump_yaml, parse_set, read_yaml, recipe_folder
 
 
 @pytest.mark.parametrize("path", sorted(recipe_folder().glob("*.yaml")), ids=lambda path: path.stem)
@@ -30,24 +30,17 @@ def test_overrides_replace_only_their_key():
     ("text", "setting"),
     [
         ("captoin: {}", "captoin"),
-        ("caption: {sample: 3}", "caption.sample"),
         ("caption: {samples: many}", "caption.samples: .*'many'"),
         ("caption: {samples: 3, samples: 4}", "duplicate key samples"),
         ("caption: {top_p: 2}", "caption.top_p: .* 1, got 2"),
-        ("caption: {repetition_penalty: .nan}", "caption.repetition_penalty"),
         ("caption: {scopes: [imag]}", "caption.scopes.0: .*got 'imag'"),
-        ("source: {splits: {val: {annotations: a, images: b, caption: c}}}", "source.splits.val.caption"),
         ("tag: {tagger: 3, threshold: x}", r"tag.tagger.*\(and 1 more\)"),
         ("source: {splits: {val: {annotations: a}}}", "source.splits.val.images"),
         ("source: {splits: {../x: {annotations: a, images: b}}}", "source.splits"),
         ("- a", "expected keys and values"),
         ("a: [", "not valid YAML"),
-        ("tag:\n\tthreshold: 1", "not valid YAML .*line 2"),
         ("name: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("limit: true", "limit: .*got True"),
-        ("limit: yes", "limit: .*got 'yes'"),
-        ("tag: {threshold: False}", "tag.threshold: .*got False"),
-        ("engine: {unit_size: 1:30}", "engine.unit_size: .*got '1:30'"),
         ("seed: 0b1", "seed: .*got '0b1'"),
         ("a: &a {b: *a}", "a"),
     ],
@@ -67,13 +60,6 @@ def test_a_recipe_reads_no_environment_variables(tmp_path, monkeypatch):
     path.write_text("name: ${oc.env:SECRET}")
     assert load_recipe(path).name == "${oc.env:SECRET}"
     assert load_recipe("coco", parse_set(["name=${oc.env:SECRET}"])).name == "${oc.env:SECRET}"
-
-
-def test_a_changed_section_is_validated():
-    tag = TagConfig(threshold=0.3)
-    assert changed(tag, tagger="t", precision=None) == TagConfig(threshold=0.3, tagger="t")
-    with pytest.raises(UserError, match=r"precision: .*got 2"):
-        changed(tag, precision=2.0)
 
 
 def test_recipes_of_photographs_sample_as_the_published_captioner_and_the_miniworld_as_ever():
@@ -117,13 +103,6 @@ def test_what_is_written_is_read_again(tmp_path):
     assert read_yaml(tmp_path / "a.yaml") == {"classes": texts, "values": [1e-5, 10, None, True]}
 
 
-def test_a_tag_that_does_not_fit_its_value_is_named(tmp_path):
-    for text in ("!!bool maybe", "!!timestamp x", "!!int x"):
-        (tmp_path / "a.yaml").write_text(f"a: {text}")
-        with pytest.raises(UserError, match=r"a\.yaml"):
-            read_yaml(tmp_path / "a.yaml")
-
-
 def test_an_override_is_blamed_itself_and_not_the_file():
     for key, value in (("tag.threshold", 3), ("caption", 1), ("source.splits", {"val": {"images": 1}}), ("tag.no", 1)):
         with pytest.raises(UserError) as refused:
@@ -136,9 +115,3 @@ def test_an_override_is_blamed_itself_and_not_the_file():
 def test_set_requires_a_key_and_a_value(bad):
     with pytest.raises(UserError, match=re.escape(repr(bad))):
         parse_set([bad])
-
-
-def test_an_empty_recipe_has_default_settings(tmp_path):
-    path = tmp_path / "empty.yaml"
-    path.write_text("")
-    assert load_recipe(str(path)) == Recipe()

@@ -79,54 +79,21 @@ def test_zero_shot_settings_have_their_own_names(tmp_path: Path) -> None:
     assert set(written(tmp_path)["summary"]) == {"mAP", "mAP unseen", "mAP seen", "mean max recall"}
 
 
-def test_a_class_without_predictions_has_recall_0(tmp_path: Path) -> None:
-    hico(tmp_path, [annotated()], [predicted(verb=WASH)])
-    assert written(tmp_path)["summary"]["mean max recall"] == 0
-
-
-def test_images_predicted_twice_are_reported(tmp_path: Path) -> None:
-    result = hico(tmp_path, [annotated()], [predicted(verb=WASH), predicted()])
-    assert "1 prediction of an image that already had one" in result.output
-    assert written(tmp_path)["summary"]["mAP"] == 0
-
-
 @pytest.mark.parametrize(
     "prediction",
     [
         predicted("HICO_test2015_00000009.jpg"),
         predicted(score=float("nan")),
-        predicted(score="high"),
-        predicted(score=[0.9]),
         predicted(verb=118),
         predicted(object_id=2),
-        predicted(subject_id=None),
-        predicted(subject_id=0.5),
         {**predicted(), "predictions": [PERSON, {**BIKE, "category_id": 12}]},
         {**predicted(), "predictions": [PERSON, {**BIKE, "bbox": [59, 50, 50, 59]}]},
-        {**predicted(), "predictions": [PERSON, {**BIKE, "bbox": [1, 2, 3]}]},
-        {**predicted(), "predictions": [PERSON, {}]},
-        {**predicted(), "predictions": [7]},
-        {**predicted(), "hoi_prediction": {}},
-        {"file_name": "HICO_test2015_00000001.jpg"},
         7,
     ],
 )
 def test_wrong_predictions_are_refused_in_one_line(tmp_path: Path, prediction: Any) -> None:
     assert "predictions.json" in refused(hico(tmp_path, [annotated()], [prediction]))
     assert not (tmp_path / "out.json").exists()
-
-
-@pytest.mark.parametrize(
-    "annotations",
-    [
-        [annotated(), annotated()],
-        [annotated(verb=118)],
-        [],
-        [{**annotated(), "annotations": [PERSON, {**BIKE, "bbox": [59, 50, 50, 59]}]}],
-    ],
-)
-def test_wrong_annotations_are_refused_in_one_line(tmp_path: Path, annotations: list[Any]) -> None:
-    refused(hico(tmp_path, annotations, [predicted()]))
 
 
 NAMED = {"objects": {"1": "bicycle", "2": "person"}, "relations": {"1": "hold", "3": "ride"}}
@@ -142,21 +109,6 @@ def test_predictions_with_a_class_list_are_mapped_by_name(tmp_path: Path) -> Non
     assert written(tmp_path)["summary"]["mAP"] == 1
     assert hico(tmp_path, [annotated(images[0])], [first]).exit_code == 0
     assert written(tmp_path)["summary"]["mAP"] == 0  # without the list, the numbers are HICO-DET's
-
-
-@pytest.mark.parametrize(
-    "listed",
-    [
-        {**NAMED, "relations": {"3": "fly over"}},
-        {**NAMED, "objects": {"1": "unicorn", "2": "person"}},
-        {**NAMED, "objects": ["bicycle"]},
-        {"objects": ["person"]},
-        {"objects": ["person", "person"], "relations": ["ride"]},
-        7,
-    ],
-)
-def test_other_classes_are_refused(tmp_path: Path, listed: Any) -> None:
-    refused(hico(tmp_path, [annotated()], [{**predicted(verb=3), "predictions": SWAPPED, "classes": listed}]))
 
 
 def test_the_number_of_scored_images_is_told(tmp_path: Path) -> None:
@@ -202,17 +154,8 @@ DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_o
     [
         {"predictions": []},
         {"predictions": [{**DETECTION, "image_id": 8}]},
-        {"predictions": [{**DETECTION, "cut_agent": None}]},
-        {"predictions": [{**DETECTION, "cut_obj": [59, 20, 50, 29, 0.5]}]},
-        {"predictions": [{**DETECTION, "person_box": []}]},
-        {"predictions": [{"image_id": 7}]},
         {"predictions": [{"image_id": 7, "person_box": [0, 0, 9, 9], "ride_agent": 0.5}]},
-        {"predictions": [7]},
-        {"coco": {}},
-        {"coco": {**COCO, "images": [], "annotations": []}},
         {"coco": {**COCO, "annotations": COCO["annotations"][1:]}},
-        {"coco": {**COCO, "annotations": [{**PERSON_7, "bbox": [0, 0, float("nan"), 9]}]}},
-        {"coco": {**COCO, "annotations": [7]}},
         {"annotations": [{**VERB, "label": [1.5]}]},
         {"annotations": [{}]},
     ],
@@ -245,14 +188,8 @@ def test_scene_graphs(tmp_path: Path) -> None:
         [{**FOUND, "image_id": 4}],
         [FOUND, FOUND],
         [{**FOUND, "labels": [5, 151]}],
-        [{**FOUND, "labels": [5.5, 6]}],
-        [{**FOUND, "labels": [5, 10**30]}],
         [{**FOUND, "pairs": [[0, 2]]}],
-        [{**FOUND, "pairs": [[0, 1, 1], [1, 0, 0]]}],
         [{**FOUND, "predicate_scores": [[0.5] * 50]}],
-        [{**FOUND, "predicate_scores": [[None] * 51]}],
-        [{"image_id": 3}],
-        [7],
     ],
 )
 def test_wrong_scene_graphs_are_refused_in_one_line(tmp_path: Path, predictions: list[Any]) -> None:
@@ -275,7 +212,3 @@ def test_scene_graphs_with_a_class_list_are_mapped_by_name(tmp_path: Path) -> No
         assert ("--classes" in result.stderr) == ("relations" in changed)
     result = run(tmp_path, "vg", {"annotations": [GRAPH], "predictions": [found | {"classes": listed}]}, *options[:2])
     assert "has 2 object classes, the dataset 150; --classes lists other classes" in result.stderr
-
-
-def test_scene_graphs_annotated_twice_are_refused(tmp_path: Path) -> None:
-    refused(run(tmp_path, "vg", {"annotations": [GRAPH, GRAPH], "predictions": [FOUND]}, "--mode", "sgdet"))

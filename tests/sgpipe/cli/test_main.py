@@ -76,18 +76,6 @@ main.main()
     assert (result.returncode, result.stderr[: len(said)]) == (1, said), result.stderr
 
 
-def test_a_terminal_that_is_not_utf_8_gets_escapes():
-    script = """
-import atexit
-from sgpipe.cli.main import main
-atexit.register(print, "≥")
-main()
-"""
-    command = [sys.executable, "-c", script, "--version"]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert (result.returncode, result.stdout.splitlines()[1:], result.stderr) == (0, ["\\u2265"], "")
-
-
 def test_convert_names_what_does_not_fit(tmp_path):
     torch.save({"model": {"backbone.weight": torch.zeros(2)}}, tmp_path / "detector.pth")
     tokenizer = build_tokenizer(["person dog riding next to holding under above near behind on in with at"])

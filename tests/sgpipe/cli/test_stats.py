@@ -47,18 +47,3 @@ def test_stats_counts_what_the_shards_hold(run_folder):
     table = invoke("stats", run_folder)
     assert table.exit_code == 0
     assert "error rows" in table.stdout
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--precision", 5),
-        ("--shown", 0),
-        ("--threshold", 1.5),
-        ("--image-data", "image_data.json"),
-    ],
-)
-def test_options_out_of_range_are_refused(run_folder, options):
-    result = invoke("stats", run_folder, *options)
-    assert result.exit_code == 2
-    assert options[0] in result.stderr
