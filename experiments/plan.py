@@ -43,6 +43,10 @@ class SetConfig(Config):
     labels: LabelsConfig | None = Field(None, description="null: the ground truth")
     interactions: bool = Field(False, description="of the ground truth only what persons do, in HICO-DET's form")
     own: bool = Field(False, description="every seed of an arm has its own images, and its own tagger of such images")
+    half: bool = Field(
+        False,
+        description="half of the true relations are hidden (experiments.hidden_relations); labels extend the rest",
+    )
 
 
 class Part(Config):
@@ -144,11 +148,12 @@ class Plan(Config):
         """A hash of all settings that decide the shards of a set for a seed of an arm."""
         config, drawn = self.sets[name], self.drawn(name, seed)
         if config.labels is None:
-            return fingerprint({"drawn": drawn.model_dump(), "interactions": config.interactions})
-        run = self.run_key(drawn, config.labels, self.seed_of(name, seed))
+            half = {"half": True} if config.half else {}
+            return fingerprint({"drawn": drawn.model_dump(), "interactions": config.interactions, **half})
+        run = self.run_key(drawn, config.labels, self.seed_of(name, seed), config.half)
         return fingerprint({"run": run, "keep": config.labels.keep})
 
-    def run_key(self, drawn: MiniworldConfig, labels: LabelsConfig, seed: int) -> str:
+    def run_key(self, drawn: MiniworldConfig, labels: LabelsConfig, seed: int, half: bool) -> str:
         """A hash of all settings that decide the labels of a run, and of the packaged models."""
         tagger = _packaged("tagger") if labels.tagger is None else self.shared_key(labels.tagger, seed)
         settings = read_yaml(recipe_folder() / "miniworld.yaml")
@@ -158,6 +163,7 @@ class Plan(Config):
             "recipe": settings,
             "set": labels.set,
             "drawn": drawn.model_dump(),
+            **({"half": True} if half else {}),
         }
         return fingerprint({**recipe, "tagger": tagger, "captioner": _packaged("captioner")})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import random
 import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,15 +20,16 @@ from typing import Any
 
 from rich.console import Console
 
+from experiments.hidden_relations import SEED, half_of
 from experiments.plan import Kept, LabelsConfig, Part, Plan, Stage
 from sgpipe.generation.run import generate
-from sgpipe.miniworld.dataset import IMAGES, INTERACTION_CLASSES, INTERACTIONS
+from sgpipe.miniworld.dataset import IMAGES, INTERACTION_CLASSES, INTERACTIONS, SCENE_GRAPHS
 from sgpipe.recipe import MiniworldConfig, load_recipe, packaged_model
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.miniworld import MiniworldFiles, split_name
+from sgpipe.sources.miniworld import MiniworldFiles, import_graphs, split_name
 from sgpipe.stages.tag.methods import candidates, overlapping_pairs
 from sgpipe.stats.calibrate import calibrate, judge_by_truth
 from sgpipe.storage.manifest import MANIFEST, Manifest
@@ -89,6 +91,8 @@ class Workshop:
         """The shards of a set for a seed of an arm. Raises UserError, EngineError: as `generate`."""
         config = self.plan.sets[name]
         if config.labels is None:
+            if config.half:
+                return self._half(self.plan.drawn(name, seed))
             drawn = self.drawn(self.plan.drawn(name, seed))
             return drawn.interactions if config.interactions else drawn.all_relations
         run = self._run(name, config.labels, seed)
@@ -109,15 +113,29 @@ class Workshop:
         tagger = packaged_model("tagger")
         if labels.tagger is not None:
             tagger = self.shared_network(labels.tagger, seed).folder
-        source = {f"source.miniworld.{name}": value for name, value in drawn.model_dump().items()}
+        half = self.plan.sets[name].half
+        source: dict[str, Any] = {f"source.miniworld.{name}": value for name, value in drawn.model_dump().items()}
+        if half:
+            source = {"source.format": "run", "source.run": str(self._half(drawn))}
         overrides = {**source, "tag.tagger": str(tagger), "engine.cpus": 1, **labels.set}
 
         def make(out: Path) -> None:
             summary = generate(load_recipe("miniworld", overrides), out, _QUIET)
             self._labelling += sum(summary.seconds.values())
 
-        key = self.plan.run_key(drawn, labels, seed)
+        key = self.plan.run_key(drawn, labels, seed, half)
         return self._once("runs", f"{drawn.split}-{drawn.images}-{key}", make)
+
+    def _half(self, config: MiniworldConfig) -> Path:
+        """The shards of drawn images with half of their true relations."""
+        drawn = self.drawn(config)
+
+        def make(out: Path) -> None:
+            graphs = json.loads((drawn.world / SCENE_GRAPHS).read_text(encoding="utf-8"))
+            write_text(file := out.with_suffix(".graphs.json"), json.dumps(half_of(graphs, random.Random(SEED))))
+            import_graphs(file, config.split, out, drawn.world / IMAGES)
+
+        return self._once("halves", drawn.root.name, make)
 
     def shared_network(self, name: str, seed: int) -> Network:
         """The network of the plan by this name, for a seed of an arm. Raises as `network`."""
