@@ -30,6 +30,7 @@ from sgpipe.files.locations import Location
 from sgpipe.files.text_files import read_text
 from sgpipe.stats import certificates
 from sgpipe.stats.certificates import Floats, Ints, Round, Standing, plan_round
+from sgpipe.stats.plans import Judged, judgements_of
 from sgpipe.stats.precision import short_threshold
 from sgpipe.storage.index import Index, open_run
 from sgpipe.storage.judgements import (
@@ -189,7 +190,7 @@ class GroupProgress:
 
     latest: CertifiedGroup
     rounds: list[Round]
-    given: list[str | None]
+    given: list[Judged | None]
     standing: Standing
     more: int | None
 
@@ -239,24 +240,12 @@ def rounds_of(log: JudgementLog, settings: CertificateSettings) -> list[Sampling
 
 
 def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None, GroupProgress]:
-    """Return how far each group is that was asked about.
-
-    All judgements of these relations count, whoever and whatever asked: which relations are drawn is independent of
-    them. What people changed is wrong.
-    """
-    found: dict[str | None, tuple[list[CertifiedGroup], list[Round], list[str | None]]] = {}
+    """Return how far each group is that was asked about."""
+    found: dict[str | None, tuple[list[CertifiedGroup], list[Round], list[Judged | None]]] = {}
     settings = None
     for plan in plans:
         settings = cast(CertificateRound, plan.certificate).settings
-        images = dict.fromkeys((question.split, question.image_id) for question in plan.questions)
-        states = {state.key: state for image in images for state in log.state(*image)}
-        given: list[str | None] = []
-        for question in plan.questions:
-            state = states.get(question.key)
-            left = state and state.resolve()
-            given.append(
-                None if state is None else "unsure" if left is None else "right" if question.key in left else "wrong"
-            )
+        given = judgements_of(plan, log)
         for group in cast(CertificateRound, plan.certificate).groups:
             parts = found.setdefault(group.predicate, ([], [], []))
             parts[0].append(group)
@@ -279,7 +268,9 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
     return progress
 
 
-def _round(plan: SamplingPlan, group: CertifiedGroup, given: Sequence[str | None]) -> tuple[Round, list[str | None]]:
+def _round(
+    plan: SamplingPlan, group: CertifiedGroup, given: Sequence[Judged | None]
+) -> tuple[Round, list[Judged | None]]:
     numbers = [at for at, stratum in enumerate(plan.strata) if stratum.predicate == group.predicate]
     cells = [plan.strata[at] for at in numbers]
     places = {number: at for at, number in enumerate(numbers)}

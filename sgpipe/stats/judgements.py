@@ -65,8 +65,7 @@ class JudgementSummary:
 
     Attributes:
         plan: the plan whose precision is that of the run; None: there is none.
-        counts: how many `relations` are judged, and how: `right`, `wrong`, `changed`, `unsure`, `conflict` (people
-            differ), and `added` (the run lacks them; they are right, too).
+        counts: as of `count_states`.
         outside: relations that were not judged because a plan asked; they say nothing about the precision.
         problems: lines that are left out, and why.
     """
@@ -323,21 +322,14 @@ class _Sample:
         """Return how good the second opinion on the judged relations is (its mean if repeated); None without one."""
         if not self._database.has_opinion or not self._questions:
             return None
-        self._database.execute(
-            "create or replace table asked (number int, split varchar, image_id varchar, subject int, object int, "
-            "predicate varchar)"
-        )
-        self._database.insert("asked", [(number, *question.key) for number, question in enumerate(self._questions)])
+        images = list({question.image_id for question in self._questions})
         rows = self._database.rows(
-            """select asked.number, avg(opinion)::double
-            from asked join images on images.image_id = asked.image_id and images.split::varchar = asked.split
-            join relations r on r.image = images.image and r.subject = asked.subject and r.object = asked.object
-                and r.predicate::varchar = asked.predicate
-            group by 1 having avg(opinion) is not null"""
+            """select split::varchar, image_id, subject, object, predicate::varchar, avg(opinion)::double
+            from relations join images using (image) where image_id in (select unnest(?::varchar[])) group by all""",
+            images,
         )
-        found = np.full(len(self._questions), np.nan)
-        for number, opinion in rows:
-            found[number] = opinion
+        opinions = {tuple(key): opinion for *key, opinion in rows}
+        found = np.array([opinions.get(tuple(question.key)) for question in self._questions], np.float64)
         known = self.is_judged & ~np.isnan(found)
         if not known.any():
             return None
@@ -397,12 +389,10 @@ class _Sample:
     def _count_above(self, thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
         """The run's relations of at least each threshold, `[thresholds, strata]`."""
         cuts = np.unique(thresholds)
-        self._database.execute("create or replace table cuts (cut float)")
-        self._database.insert("cuts", [(float(cut),) for cut in cuts])
         counts = np.zeros((len(cuts), len(self.weights)), np.int64)
         query = f"""select cut, stratum, count(*)
             from (select certainty, {self._stratum} as stratum from relations) placed
-            asof join cuts on certainty >= cut group by all"""
-        for cut, stratum, number in self._database.rows(query):
+            asof join (select unnest(?::float[]) as cut) on certainty >= cut group by all"""
+        for cut, stratum, number in self._database.rows(query, cuts.tolist()):
             counts[np.searchsorted(cuts, np.float32(cut)), stratum] = number
         return np.cumsum(counts[::-1], axis=0)[::-1][np.searchsorted(cuts, thresholds)]

@@ -8,6 +8,7 @@ judged are a random sample, too.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,6 @@ _BAND = (
 _OTHERS = "other predicates"
 _PER_PREDICATE, _MOST_PREDICATES = 10, 50
 _HASHES = 2**64
-_GRID = 20
 _NEAR = 4  # questions of a certificate that are asked in any order
 
 # In each stratum the relations of the lowest hashes. `bound` leaves out most of the others before they are sorted.
@@ -181,10 +181,14 @@ def judgements_of(plan: SamplingPlan, log: JudgementLog) -> list[Judged | None]:
 
 
 def _states(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, RelationState]:
-    """What people say about the relations that were judged when the plan asked."""
-    asked = log.judged(plan.plan)
+    """What people say about the relations that were judged when the plan asked; of a certificate's, whenever.
+
+    Which relations a certificate draws is independent of the judgements before.
+    """
+    asked = None if plan.certificate else log.judged(plan.plan)
     images = dict.fromkeys((question.split, question.image_id) for question in plan.questions)
-    return {state.key: state for image in images for state in log.state(*image) if state.key in asked}
+    states = (state for image in images for state in log.state(*image))
+    return {state.key: state for state in states if asked is None or state.key in asked}
 
 
 def count_states(states: Sequence[RelationState]) -> dict[str, int]:
@@ -238,25 +242,21 @@ def judgements_needed(plan: SamplingPlan, log: JudgementLog) -> int | None:
     if _is_narrow(whole):
         return 0
     done, total = int(judged.sum()), min(int(sizes.sum()), MOST_QUESTIONS)
-    mean = (correct.sum() + 1) / (done + 2)
-    share = (correct + mean) / (judged + 1)
-    first, last = min(done, total), total
-    while True:
-        tries = np.unique(np.linspace(first, last, _GRID).astype(int))
-        shares = (equal_shares(dict(enumerate(sizes.astype(int).tolist())), number) for number in tries.tolist())
-        planned = np.array([[each[stratum] for stratum in range(len(sizes))] for each in shares])
-        planned = np.minimum(np.maximum(planned, judged), sizes.astype(int))
-        right = np.clip(np.rint(share * planned).astype(int), correct, planned - (judged - correct))
-        right = np.where(planned == judged, correct, right)
-        estimates = estimate_stratified(np.broadcast_to(sizes, planned.shape), planned, right)
-        enough = [at for at, estimate in enumerate(estimates) if _is_narrow(estimate)]
-        if not enough:
-            return None
-        at, counts = enough[0], planned.sum(1)
-        if at == 0 or tries[at] - tries[at - 1] <= 1:
-            needed = int(counts[at]) - done
-            return round(needed * (done + given.count("unsure")) / done) if done else needed
-        first, last = int(tries[at - 1]), int(tries[at])
+    share = (correct + (correct.sum() + 1) / (done + 2)) / (judged + 1)
+
+    def planned(number: int) -> NDArray[np.int64]:
+        shares = equal_shares(dict(enumerate(sizes.astype(int).tolist())), number)
+        return np.minimum(np.maximum([shares[at] for at in range(len(sizes))], judged), sizes.astype(int))
+
+    def is_enough(number: int) -> bool:
+        right = np.clip(np.rint(share * planned(number)).astype(int), correct, planned(number) - judged + correct)
+        return _is_narrow(*estimate_stratified(sizes[None], planned(number)[None], right[None]))
+
+    number = bisect_left(range(total + 1), True, min(done, total), key=is_enough)
+    if number > total:
+        return None
+    needed = int(planned(number).sum()) - done
+    return round(needed * (done + given.count("unsure")) / done) if done else needed
 
 
 def _is_narrow(estimate: StratifiedEstimate) -> bool:
@@ -270,10 +270,7 @@ def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQues
     nearly in the order of the plan, as an open one counts as wrong. What this person skipped comes last, the latest at
     the very end.
     """
-    asked, skipped = log.judged(plan.plan), log.skipped(plan.plan, by)
-    if plan.certificate:
-        images = dict.fromkeys((question.split, question.image_id) for question in plan.questions)
-        asked = {state.key for image in images for state in log.state(*image)}
+    asked, skipped = _states(plan, log), log.skipped(plan.plan, by)
     left = [pair for pair in enumerate(plan.questions) if pair[1].key not in asked]
 
     def order(pair: tuple[int, PlannedQuestion]) -> tuple[int, int, str]:

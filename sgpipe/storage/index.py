@@ -298,10 +298,6 @@ class Database:
         """Run a statement without a result, such as one that creates a table."""
         self.rows(statement, *values)
 
-    def insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert a few rows into a table."""
-        self.index.connection.executemany(f"insert into {table} values ({', '.join('?' * len(rows[0]))})", rows)
-
     def replace_certainty(self, expression: str) -> None:
         """Let the certainty of all relations be that of an SQL expression of their columns."""
         for statement in (_RELATIONS.format(certainty=expression), *_BY_CERTAINTY):

@@ -73,14 +73,9 @@ class Correction(_Strict):
 class Judgement(_Strict):
     """One person's judgement of one relation: a verdict, a change, or that an earlier judgement is taken back.
 
-    Attributes:
-        id: made by the client; one that is sent again has the same.
-        at: when it was written, UTC. by: who gave it.
-        run: fingerprint of the run.
-        confidence: of the relation in the run; None: it has none, as annotated and added ones.
-        undoes: the id of a judgement by the same person.
-        plan, stratum: the plan that asked, and the index of the relation's stratum in it. None: nobody asked, so that
-            the relation is not part of a random sample.
+    The client makes its `id`; one that is sent again has the same. `at` is UTC, `run` the fingerprint of the run. The
+    `confidence` is that of the relation in the run. Without a `plan`, nobody asked, so that the relation is not part
+    of a random sample.
     """
 
     id: _Id
@@ -233,11 +228,8 @@ class PlannedQuestion(NamedTuple):
 class SamplingPlan(_Strict):
     """A stratified random sample of relations, in the random order in which they are asked.
 
-    Attributes:
-        plan: the id of the plan, made by the server.
-        kind: by bands of confidence or by predicates of the whole run, by bands of the relations of a search, or one
-            round of a certificate.
-        search: the parameters of the search, as in its URL.
+    By bands of confidence or by predicates of the whole run, by bands of the relations of a `search` (its parameters,
+    as in the URL), or one round of a certificate.
     """
 
     plan: _Id
@@ -293,8 +285,7 @@ def parse_line(data: bytes) -> Line:
 def describe_invalid(error: ValidationError) -> str:
     """The first fault of a line, in one line."""
     first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
 
 
 def utc_now() -> str:
@@ -343,13 +334,9 @@ class RelationState(NamedTuple):
         return "right" if self.key in self.outcomes[0] else "changed" if self.outcomes[0] else "wrong"
 
     def resolve(self, conflicts: Conflicts = "majority") -> frozenset[RelationKey] | None:
-        """What is left of the relation; None: it stays as it is in the run.
+        """What is left of the relation; None: it stays as it is in the run, as where most people tie.
 
         An added relation of which nobody is sure stays added.
-
-        Args:
-            conflicts: where persons differ, what most of them say, and with a tie it stays; what the latest judgement
-                says; or nothing is left.
         """
         if not self.outcomes:
             return frozenset({self.key}) if self.addition else None
@@ -384,10 +371,7 @@ class JudgementLog:
     """
 
     def __init__(self, file: Path, fingerprint: str, *, read_only: bool = False) -> None:
-        """
-        Args:
-            file: of a run: `root / JUDGEMENTS`.
-            fingerprint: of the run; lines of other runs are left out, and named.
+        """`fingerprint`: of the run; lines of other runs are left out, and named.
 
         Raises UserError: the file cannot be read.
         """
@@ -405,15 +389,10 @@ class JudgementLog:
             f"{self.file} has {count(lines, 'line')} of another run (fingerprint {run[:80]}): left out"
             for run, lines in self._others.items()
         ]
-        more = self._bad[_PROBLEMS_NAMED:]
-        further = [f"{count(len(more), 'further line')} left out"] if more else []
-        return [*others, *self._bad[:_PROBLEMS_NAMED], *further, *torn]
+        return [*others, *self._bad[:_PROBLEMS_NAMED], *torn]
 
     def append(self, line: Line) -> Line:
-        """Write a line and sync it; if its id is there already, nothing is written.
-
-        Returns:
-            the line as it is stored.
+        """Write a line and sync it; if its id is there already, nothing is written. Returns the line that is stored.
 
         Raises:
             UserError: the log is read-only, or the line is of another run.

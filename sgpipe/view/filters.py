@@ -54,13 +54,8 @@ class Pattern(NamedTuple):
 class Query:
     """A query; without terms it finds everything.
 
-    Attributes:
-        text: as it was typed.
-        patterns: an image must have a relation like each of them; those relations are found.
-        mentions: each is a list of patterns of which a relation must match one.
-        without: a relation must match none of these patterns.
-        captions: each must be in a caption of the image, in any case; `without_captions`: in none.
-        origins: a relation must have one of them; `without_origins`: none.
+    An image must have a relation like each of the `patterns`; these relations are found. Of each of `mentions`, a
+    relation must match one pattern. Each of `captions` must be in a caption of the image, in any case.
     """
 
     text: str = ""
@@ -317,13 +312,10 @@ class Filters:
     """A search: the whole state of the gallery's URL, apart from the page.
 
     Attributes:
-        judged: states of judgement: right, wrong, unsure, changed, conflict, none.
+        judged: some of `JUDGED`. queue: the key of one of `queues(index)`.
         low, high: bounds of the confidence, both included. A relation without confidence counts as 1.
-        queue: the key of one of `queues(index)`.
-        order: confidence: the most confident first; -confidence: the least; rarity: those whose triplet the run has
-            least often first; agreement: those that CLIP disagrees with most first; opinion: those that the
-            second opinion finds least probable first; shuffle: by `seed`. Images are in
-            the order of the run, or shuffled.
+        order: the most confident first, or the least (-confidence), the rarest triplets, those that CLIP or the second
+            opinion disagree with most; shuffle: by `seed`. Images are in the order of the run, or shuffled.
     """
 
     query: Query = field(default_factory=Query)

@@ -68,23 +68,19 @@ def compare_images(
 
 
 def match_objects(first: Sequence[Box], second: Sequence[Box]) -> dict[int, int]:
-    """One-to-one matches of boxes with the same class and an IoU of at least `SAME_OBJECT`, the highest IoU first."""
-    if not first or not second:
-        return {}
+    """One-to-one matches of boxes with the same class and an IoU of at least `SAME_OBJECT`, of the largest total."""
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = (index.ravel() for index in np.indices((len(first), len(second))))
-    names = [np.array([box.category for box in boxes]) for boxes in (first, second)]
-    same = names[0][rows] == names[1][columns]
-    rows, columns = rows[same], columns[same]
-    corners = [xywh_to_xyxy(np.array([box.bbox for box in boxes], np.float64)) for boxes in (first, second)]
-    overlaps = iou(corners[0][rows], corners[1][columns])
-    matches: dict[int, int] = {}
-    taken: set[int] = set()
-    for at in np.argsort(-overlaps, kind="stable").tolist():
-        row, column = int(rows[at]), int(columns[at])
-        if overlaps[at] >= SAME_OBJECT and row not in matches and column not in taken:
-            matches[row] = column
-            taken.add(column)
-    return matches
+    corners = [
+        xywh_to_xyxy(np.array([box.bbox for box in boxes], np.float64).reshape(-1, 4)) for boxes in (first, second)
+    ]
+    overlaps = iou(corners[0][rows], corners[1][columns]).reshape(len(first), len(second))
+    same = np.array([[a.category == b.category for b in second] for a in first], bool).reshape(overlaps.shape)
+    overlaps = np.where(same & (overlaps >= SAME_OBJECT), overlaps, 0)
+    return {
+        row: column for row, column in np.transpose(linear_sum_assignment(-overlaps)).tolist() if overlaps[row, column]
+    }
 
 
 MOST_RELATIONS = 1000  # of an image that a page lists
@@ -97,9 +93,9 @@ def routes() -> list[Route]:
     place = "/{split}/{image_id:path}"
     return [
         Route(f"/image{place}", image_page),
-        Route(f"/api/image{place}", image_answer),
-        Route(f"/api/neighbours{place}", neighbours_answer),
-        Route("/api/predicates", predicates_answer),
+        Route(f"/api/image{place}", lambda request: JSONResponse(_values(request))),
+        Route(f"/api/neighbours{place}", _neighbours_answer),
+        Route("/api/predicates", _predicates_answer),
     ]
 
 
@@ -108,20 +104,20 @@ def image_page(request: Request) -> Response:
     return render(request, "image", {"values": _values(request)})
 
 
-def image_answer(request: Request) -> Response:
-    """The values of an image as JSON. Status 404: the run does not have it."""
-    return JSONResponse(_values(request))
-
-
-def neighbours_answer(request: Request) -> Response:
+def _neighbours_answer(request: Request) -> Response:
     """The addresses of the hits before and after the relation in the request's search: `{"previous", "next"}`."""
     return JSONResponse(_neighbours(viewer_of(request).index, *place_of(request), request.query_params))
 
 
-def predicates_answer(request: Request) -> Response:
+def _predicates_answer(request: Request) -> Response:
     """The run's predicates that start with `prefix`, the most frequent first: `[{"predicate", "count"}]`."""
     found = viewer_of(request).index.predicates(request.query_params.get("prefix", ""), _SUGGESTIONS)
     return JSONResponse([{"predicate": predicate, "count": count} for predicate, count in found])
+
+
+def _why(index: Index, split: str, image_id: str) -> str | None:
+    [(why,)] = index.rows("select why from run.images where split = ? and image_id = ? limit 1", [split, image_id])
+    return None if why is None else f"It has no relations: {why}."
 
 
 def _values(request: Request) -> Values:
@@ -131,7 +127,7 @@ def _values(request: Request) -> Values:
     if view is None:
         raise HTTPException(404, f"the run has no image {single_line(image_id, 80)!r} in {single_line(split, 80)!r}")
     key = params.get("relation")
-    values = image_values(view, viewer.index.run, key)
+    values = image_values(view, viewer.index.run, key, _why(viewer.index, split, image_id))
     others = [(name, value) for name, value in params.multi_items() if name not in ("relation", "after", "plan")]
     return {
         **values,
@@ -159,17 +155,18 @@ def _hit_url(hit: Hit | None, params: QueryParams) -> str | None:
     return image_url(hit.split, hit.image_id, params.multi_items(), key)
 
 
-def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = None) -> Values:
+def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = None, why: str | None = None) -> Values:
     """Everything that the page shows of an image, as plain JSON-able values.
 
     Args:
         run: the header of the run's manifest.
         chosen: the key of a relation that is shown even if many others are more confident.
+        why: why there is no relation.
 
     Returns:
         `image`, `objects`, `relations` (the most confident `MOST_RELATIONS`, those without confidence first),
         `total` (how many there are), `captions`, `statements` (one per triplet), `candidates` (by "subject-object"),
-        `graph` (a `Card`), and `why` (why there is no relation, or None).
+        `graph` (a `Card`), and `why`.
     """
     record, provenance = view.record, Provenance(view.record, run)
     relations = existing_relations(record)
@@ -224,7 +221,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         },
         "threshold": provenance.settings.threshold,
         "graph": _graph(record, _most_confident(relations, _IN_GRAPH, chosen)),
-        "why": None if relations else without_relations(record, corrected=provenance.settings.corrected),
+        "why": why,
     }
     return {name: _finite(value) for name, value in values.items()}
 
@@ -242,22 +239,6 @@ def existing_relations(record: Record) -> list[Relation]:
     """The record's relations between existing objects, without repetition."""
     objects = range(len(record.objects))
     return deduplicate(found for found in record.relations if found.subject in objects and found.object in objects)
-
-
-def without_relations(record: Record, *, corrected: bool = False) -> str:
-    """Why an image of a run has no relation; `corrected`: by people."""
-    removed = " People may have removed its relations." if corrected else ""
-    matched = any(found.subject_category and found.object_category for found in record.triplets)
-    reasons = (
-        (record.status == "error", "The image failed."),
-        (not record.objects, "It has no objects."),
-        (not record.captions and not record.pairs, f"It has no captions and no candidate pairs.{removed}"),
-        (not record.triplets and not record.pairs, "Its captions state no relation."),
-        (not matched and not record.pairs, "The nouns of its captions match none of its objects."),
-        (not record.pairs, "It has no candidate pair."),
-        (True, f"No candidate scored above the threshold of the tagger.{removed}"),
-    )
-    return next(reason for holds, reason in reasons if holds)
 
 
 def _most_confident(relations: Sequence[Relation], limit: int, chosen: str | None) -> list[Relation]:
@@ -301,7 +282,7 @@ def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> 
     view = read_record(viewer.other, split, image_id)
     if view is None:
         return {"title": title, "lacks": "It does not have this image."}
-    values = image_values(view, viewer.other.run)
+    values = image_values(view, viewer.other.run, None, _why(viewer.other, split, image_id))
     both, here, there = compare_images(
         record.objects, existing_relations(record), view.record.objects, existing_relations(view.record)
     )

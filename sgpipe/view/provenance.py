@@ -27,11 +27,8 @@ _WRONG_SIDE = 40  # characters of distance that a subject after its predicate co
 class PairSettings:
     """What decides where a run's candidates come from; None where the run does not say.
 
-    Attributes:
-        candidates, match, restrict, loose: settings of the pair stage.
-        threshold: the confidence that the tagger's relations are above, if nothing removed relations since.
-        known: `pair.known` of a run that extends another one.
-        imported: the format of imported files. corrected: whether people's judgements were applied to the run.
+    Settings of the pair stage; the `threshold` that the tagger's relations are above, if nothing removed relations
+    since; and the format of `imported` files.
     """
 
     candidates: str | None = None
@@ -39,7 +36,6 @@ class PairSettings:
     restrict: str | None = None
     threshold: float | None = None
     imported: str | None = None
-    corrected: bool = False
     known: int | None = None
     loose: bool = False
 
@@ -58,7 +54,7 @@ class PairSettings:
             elif isinstance(identity, Mapping) and "import" in identity:
                 found = cls(imported=str(identity["import"]))
             elif isinstance(identity, Mapping) and "scored" not in identity:
-                found = replace(found, threshold=None, corrected=found.corrected or "corrected" in identity)
+                found = replace(found, threshold=None)
         return found
 
 

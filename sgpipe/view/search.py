@@ -195,13 +195,11 @@ class Hit:
     """A relation that was found and its image; or an image (`Filters.finds_images`), with None for all of the relation.
 
     Attributes:
-        caption: the first caption of the image that contains the text which the query looks for, else None.
-        error: why the image's row is an error row, else None.
-        why: of an image without relations: why it has none.
-        subject, object: numbers of boxes. Boxes are xywh in pixels, None if the row has no such box.
+        caption: the first caption of the image that contains the text which the query looks for.
+        error, why: why the image's row is an error row, or has no relations.
         confidence: None: annotated. agreement: CLIP's cosine. opinion: the probability of the second opinion.
         times: how often the run has this triplet (subject class, predicate, object class).
-        judged: right, wrong, unsure, changed, conflict, or None.
+        judged: the state of judgement.
     """
 
     split: str

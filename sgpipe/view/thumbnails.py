@@ -1,16 +1,13 @@
-"""The images of a run for the browser: small ones, kept in a folder of bounded size, and the files themselves.
+"""The images of a run for the browser: small ones, of which the latest are kept in memory, and the files themselves.
 
 Only images of rows are served, and only from where the run or `--images` names.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import os
 import textwrap
 import threading
-from contextlib import suppress
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -25,13 +22,12 @@ from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.files.image_roots import ImageFile
 from sgpipe.images import ImageReference, decode, image_file, is_upright, open_header, read_bytes
 from sgpipe.storage.index import IndexedImage, find_image, read_embedded
-from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import single_line
 from sgpipe.view.web import Viewer, place_of, viewer_of
 
 _FAULTS = (UserError, StoreError, EngineError)  # of the image, or of the shard that holds it
 WIDTHS = (160, 320, 640, 1280)  # in pixels; others are rounded up, so that nobody fills the disk with sizes
-_MOST_BYTES = 512 << 20
+_MOST_KEPT = 4000
 _QUALITY = 80
 _SHOWN_BY_BROWSERS = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp"}
 _KEPT = {"Cache-Control": "private, max-age=600"}  # by the browser, in seconds
@@ -46,85 +42,28 @@ def routes() -> list[Route]:
     ]
 
 
-class ThumbnailCache:
-    """Small files by key, at most `most` bytes of them; those go first that were not used for longest.
-
-    Threads and processes may share the folder. Where it cannot be written, nothing is kept.
-    """
-
-    def __init__(self, folder: Path, most: int = _MOST_BYTES) -> None:
-        self._folder = folder
-        self._most = most
-        self._bytes = math.inf  # not counted yet
-        self._lock = threading.Lock()
-
-    def get(self, key: str) -> bytes | None:
-        """What is kept under a key, a hexadecimal number."""
-        with suppress(OSError):
-            data = self._path(key).read_bytes()
-            os.utime(self._path(key))
-            return data
-        return None
-
-    def put(self, key: str, data: bytes) -> None:
-        """Keep something."""
-        path = self._path(key)
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as temporary:
-                temporary.write_bytes(data)
-            with self._lock:
-                self._bytes += len(data)
-                if self._bytes > self._most:
-                    self._make_room()
-
-    def _path(self, key: str) -> Path:
-        return self._folder / key[:2] / f"{key}.jpg"
-
-    def _make_room(self) -> None:
-        files = sorted(self._files())
-        self._bytes = sum(size for _, size, _ in files)
-        for _, size, path in files if self._bytes > self._most else ():
-            if self._bytes <= 0.8 * self._most:
-                break
-            path.unlink(missing_ok=True)
-            self._bytes -= size
-
-    def _files(self) -> list[tuple[float, int, Path]]:
-        """Time of the last use, size and path of every file."""
-        found = []
-        for path in self._folder.glob("??/*"):
-            with suppress(OSError):  # another server deletes, too
-                status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
-        return found
-
-
 def thumbnail(request: Request) -> Response:
     """An image, at most `width` pixels wide; a placeholder with the reason if it cannot be opened."""
     wanted = request.query_params.get("width", "320")
     if not (wanted.isascii() and wanted.isdigit() and len(wanted) < 6):
         raise HTTPException(400, "width is not a number of pixels")
     width = next((fixed for fixed in WIDTHS if fixed >= int(wanted)), WIDTHS[-1])
-    viewer, (split, image_id) = viewer_of(request), place_of(request)
-    cache: ThumbnailCache = request.app.state.thumbnails
-    of_row = _key(viewer.index.fingerprint, split, image_id, width)
-    data = None if viewer.images else cache.get(of_row)
-    if data is None:
-        row = _row(viewer, split, image_id)
-        try:
+    viewer, cache = viewer_of(request), request.app.state.thumbnails
+    row = _row(viewer, *place_of(request))
+    key = (viewer.index.fingerprint, row.split, row.image_id, width)
+    before, data = cache.get(key, (None, None))
+    try:
+        if data is None or not row.embedded or viewer.images:
             file, name = _file(viewer, row)
-            key = _key(name, row.width, row.height, width) if viewer.images else of_row
-            if isinstance(file, Path):
-                with suppress(OSError):  # opening it says why
-                    status = file.stat()
-                    key = _key(file, status.st_mtime_ns, status.st_size, row.width, row.height, width)
-            data = cache.get(key)
-            if data is None:
+            status = file.stat() if isinstance(file, Path) and file.exists() else None  # opening it says why not
+            now = status and (status.st_mtime_ns, status.st_size)
+            if data is None or now != before:
                 data = _jpeg(file, name, row, width)
-                cache.put(key, data)
-        except _FAULTS as error:
-            return _placeholder(row, str(error))
+                cache[key] = now, data
+                if len(cache) > _MOST_KEPT:
+                    cache.pop(next(iter(cache)), None)  # the oldest
+    except _FAULTS as error:
+        return _placeholder(row, str(error))
     return Response(data, media_type="image/jpeg", headers=_KEPT)
 
 
@@ -155,10 +94,6 @@ def _file(viewer: Viewer, row: IndexedImage) -> tuple[ImageFile, str]:
     """The file of an image, and what messages call it."""
     embedded = read_embedded(viewer.index, row.split, row.image_id) if row.embedded and not viewer.images else None
     return image_file(viewer.index.image_roots, row, embedded, viewer.images)
-
-
-def _key(*values: object) -> str:
-    return hashlib.sha256(repr(values).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
 def _jpeg(file: ImageFile, name: str, row: ImageReference, width: int) -> bytes:

@@ -41,12 +41,8 @@ _AFTER_FAILURE = 10  # times as long
 class Viewer:
     """What the handlers share; `viewer_of(request)` is it.
 
-    Attributes:
-        index: one state of the run, so that all of an answer fits together.
-        other: a second run to compare with.
-        name: of the person who judges, as the server was told (`--as`).
-        read_only: nothing is written into the run: no judgements.
-        images: where images are, which takes precedence over those that the run names.
+    Its `index` is one state of the run, so that all of an answer fits together. `name`: of the person who judges.
+    `images`: where images are, which takes precedence over those that the run names.
     """
 
     title: str

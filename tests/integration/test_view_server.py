@@ -39,12 +39,3 @@ def test_it_ends_in_order_with_one_line(root: Path, number: signal.Signals) -> N
     _, said = server.communicate(timeout=60)
     assert server.returncode == 0
     assert said.endswith("Ctrl-C ends the server\nstopped\n")
-
-
-def test_after_a_kill_the_next_server_starts_on_the_same_run(root: Path) -> None:
-    for _ in range(2):
-        server, url = start(root)
-        with urllib.request.urlopen(url) as page:
-            assert b"riding" in page.read()
-        server.kill()
-        server.communicate(timeout=60)

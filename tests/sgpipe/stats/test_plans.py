@@ -191,16 +191,6 @@ def test_the_audit_reads_the_plan_of_the_run_with_the_most_answers(run, populati
     assert found.relations == found.relations_now == 345
 
 
-def test_answers_outside_a_plan_are_counted_but_say_nothing_of_the_precision(run, population, log):
-    plan = draw(*population, "bands", 60)[1]
-    for question in plan[:30]:
-        say(log, question, "right", plan=None)
-    with open_run(run) as database:
-        found = measure_judgements(database, log.file, 0.9, (0.0,))
-    assert (found.precision, found.judged, found.judgements.plan) == (None, 0, None)
-    assert (found.judgements.counts["relations"], found.judgements.outside) == (30, 30)
-
-
 def invoke(*arguments: object) -> str:
     result = CliRunner().invoke(app, [str(each) for each in arguments], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output

@@ -56,24 +56,6 @@ def test_what_is_appended_is_read_back_and_a_repeated_id_is_not_written(log):
     assert not again.problems
 
 
-def test_the_latest_answer_of_each_person_counts_and_undoing_it_brings_back_the_one_before(log):
-    log.append(line("anna"))
-    second = log.append(line("anna", **WRONG))
-    assert states(log) == {KEY: "wrong"}
-    log.append(line("ben", undoes=second.id))  # somebody else's
-    assert states(log) == {KEY: "wrong"}
-    undo = log.append(line("anna", undoes=second.id))
-    assert states(log) == {KEY: "right"}
-    log.append(line("anna", verdict="skip"))
-    assert states(log) == {KEY: "right"}
-    log.append(line("ben", **WRONG))
-    assert states(log) == {KEY: "conflict"}
-    [state] = log.state("val", "7")
-    assert [(each.by, each.verdict) for each in state.judgements] == [("anna", "right"), ("ben", "wrong")]
-    assert log.find(undo.id) == undo
-    assert not log.state("val", "8")
-
-
 @pytest.mark.parametrize(
     ("answers", "state", "majority", "latest"),
     [

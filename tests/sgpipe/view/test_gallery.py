@@ -99,14 +99,6 @@ def test_a_sample_of_the_search_can_be_judged(client: TestClient) -> None:
     assert "Judge a sample" not in get(client, "/?status=error")
 
 
-@pytest.mark.parametrize("path", ["/?low=much", "/?order=size", "/?after=nonsense", "/?queue=nonsense", "/?seed=x"])
-def test_parameters_without_sense_are_refused_in_one_line(client: TestClient, path: str) -> None:
-    answer = client.get(path)
-    assert answer.status_code == 422
-    [message] = re.findall(r"<p><bdi>([^<]+)</bdi></p>", answer.text)
-    assert message
-
-
 def test_a_bug_is_one_line_for_the_browser(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyError("secret")

@@ -20,7 +20,6 @@ from sgpipe.view.image_page import (
     existing_relations,
     image_values,
     match_objects,
-    without_relations,
 )
 from sgpipe.view.web import Viewer, image_url
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, scene
@@ -84,26 +83,6 @@ def test_of_very_many_relations_the_most_confident_and_the_chosen_one_are_there(
 )
 def test_strange_rows_have_values(record: Record) -> None:
     assert values(record)["total"] == len(record.relations)
-
-
-def test_it_says_why_there_is_no_relation() -> None:
-    failed = scene()
-    failed.fail("caption", "no")
-    said, unmatched, paired, scored = (scene(captions=["a sky"]) for _ in range(4))
-    unmatched.triplets = [Triplet("sky", "over", "sea", "sky", "sea", "over", 0)]
-    paired.triplets = [Triplet("man", "on", "dog", "man", "dog", "on", 0, "person", "dog")]
-    scored.pairs = [Pair(0, 1, ["on"])]
-    reasons = [without_relations(r) for r in (failed, scene(objects=()), scene(), said, unmatched, paired, scored)]
-    assert reasons == [
-        "The image failed.",
-        "It has no objects.",
-        "It has no captions and no candidate pairs.",
-        "Its captions state no relation.",
-        "The nouns of its captions match none of its objects.",
-        "It has no candidate pair.",
-        "No candidate scored above the threshold of the tagger.",
-    ]
-    assert without_relations(scored, corrected=True) == f"{reasons[-1]} People may have removed its relations."
 
 
 def moved(box: Box, by: float) -> Box:

@@ -83,22 +83,6 @@ def test_an_answer_is_in_the_file_with_what_the_run_says(client, tmp_path):
     assert len(lines(tmp_path)) == 1
 
 
-def test_people_and_what_they_say_of_an_image(client, tmp_path):
-    send(client, "1", verdict="right")
-    send(client, "2", verdict="wrong", by=" ben\n")
-    send(client, "3", OTHER, change={"action": "predicate", "predicate": "beside"})
-    send(client, "4", {**RELATION, "predicate": "leading"}, change={"action": "add"})
-    found = client.get("/api/judgements", params={"split": "val", "image_id": "a"}).json()
-    assert [(each["predicate"], each["state"], each["added"]) for each in found["relations"]] == [
-        ("riding", "conflict", False), ("next to", "changed", False), ("leading", "right", True)
-    ]  # fmt: skip
-    assert [each["by"] for each in found["relations"][0]["judgements"]] == ["anna", "ben"]
-    send(client, "5", {**RELATION, "predicate": "leading"}, verdict="wrong", by="ben")  # an added one can be judged
-    assert found["problems"] == []
-    assert client.get("/api/judgements", params={"split": "val", "image_id": "b"}).json()["relations"] == []
-    assert client.get("/api/judgements").status_code == 400
-
-
 LEADING = {**RELATION, "predicate": "leading"}  # which the run lacks
 ANSWERS = {
     "A": {"change": {"action": "add"}},
@@ -181,14 +165,6 @@ def test_an_added_relation_stays_until_it_is_deleted_undone_or_wrong(index, tmp_
     assert {(each.subject, each.object, each.predicate) for each in record.relations} == found
 
 
-def test_a_changed_relation_is_shown_as_it_is_now(client):
-    send(client, "1", LEADING, change={"action": "add"})
-    send(client, "2", LEADING, change={"action": "swap"})
-    [state] = client.get("/api/judgements", params={"split": "val", "image_id": "a"}).json()["relations"]
-    assert (state["state"], state["added"]) == ("changed", True)
-    assert place_of(state["changed"]) == (1, 0, "leading")
-
-
 def test_an_answer_is_taken_back_by_its_person_only(client):
     send(client, "1", verdict="wrong")
     send(client, "2", {}, undoes="1", by="ben", status=409)
@@ -258,16 +234,6 @@ def test_nothing_is_written_where_only_reading_is_allowed(index, tmp_path):
     send(client, status=403)
     assert client.post("/api/plans", json={"kind": "bands"}).status_code == 403
     assert not (tmp_path / JUDGEMENTS).exists()
-
-
-def test_two_servers_on_one_run_see_each_other(index, tmp_path):
-    first, second = open_client(index, tmp_path), open_client(index, tmp_path)
-    stored = send(first)
-    assert send(second, verdict="wrong") == stored
-    send(second, "2", by="ben", verdict="wrong")
-    for client in (first, second):
-        [found] = client.get("/api/judgements", params={"split": "val", "image_id": "a"}).json()["relations"]
-        assert found["state"] == "conflict"
 
 
 def plan(client: TestClient, status: int = 201, **values: object) -> dict:

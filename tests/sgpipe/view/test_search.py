@@ -17,7 +17,7 @@ from sgpipe.stats.measures import measure
 from sgpipe.storage.index import Index
 from sgpipe.view import search as facets_module
 from sgpipe.view.filters import ORDERS
-from sgpipe.view.search import Filters, Hit, facets, neighbours, queues, search, select_relations
+from sgpipe.view.search import Filters, Hit, facets, neighbours, queues, search
 from tests.sgpipe.training.data.runs import SIZE, make_records, make_run
 
 Key = tuple[str, str, int | None, int | None, str | None]
@@ -325,17 +325,6 @@ def test_judgements_can_be_searched(index: Index) -> None:
     both = filters(index, ("judged", "wrong"), ("judged", "right"))
     assert {key(hit) for hit in all_hits(index, both)} == {key(hit) for hit in hits[1:4]}
     assert {queue.key: queue.count for queue in queues(index)}["not_judged"] == len(open_) + 1
-
-
-def test_all_hits_as_sql(index: Index, records: list[Record]) -> None:
-    params, wanted = SEARCHES["captions"]
-    query, values = select_relations(index, filters(index, *params))
-    found = index.rows(f"select split, image_id, subject, object, predicate, confidence from ({query})", values)
-    expected = [(*row.key, row.relation.confidence) for row in rows(records, wanted)]
-    assert [row[:5] for row in sorted(found, key=str)] == [row[:5] for row in sorted(expected, key=str)]
-    assert sum(row[5] is None for row in found) == sum(row[5] is None for row in expected)
-    with pytest.raises(UserError, match="finds images"):
-        select_relations(index, filters(index, ("q", '"a red"')))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Images over HTTP: small ones, the files themselves, and placeholders that say why there is none."""
 
-import os
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -9,7 +8,6 @@ import pytest
 from PIL import ExifTags, Image
 from starlette.testclient import TestClient
 
-from sgpipe.view.thumbnails import ThumbnailCache
 from sgpipe.view.web import photo_url, thumbnail_url
 from tests.sgpipe.training.data.runs import image, make_run
 from tests.sgpipe.view.gallery_run import STRANGE, open_client, record
@@ -62,9 +60,9 @@ def test_a_large_image_is_scaled_down_to_one_of_a_few_widths(client: TestClient)
 
 
 def test_a_thumbnail_is_kept_and_follows_its_file(client: TestClient, root: Path) -> None:
-    address, kept = thumbnail_url("val", "a", 320), root / ".sgpipe" / "cache" / "thumbnails"
+    address = thumbnail_url("val", "a", 320)
     before = client.get(address).content
-    assert before in {file.read_bytes() for file in kept.rglob("*.jpg")}
+    assert before in {data for _, data in client.app.state.thumbnails.values()}
     assert client.get(address).content == before
     file = root / "images" / "a.png"
     original = file.read_bytes()
@@ -130,36 +128,3 @@ def test_images_in_the_shards_are_served(tmp_path: Path) -> None:
     next((tmp_path / "run" / "data").iterdir()).write_bytes(b"broken")
     for address in (photo_url("val", "b"), thumbnail_url("val", "b", 160)):
         assert client.get(address).text.startswith("<svg")
-
-
-KEYS = [f"{number:032x}" for number in range(16)]
-
-
-def kept(cache: ThumbnailCache) -> list[int]:
-    return [number for number, key in enumerate(KEYS) if cache.get(key) is not None]
-
-
-def test_what_is_kept_is_found_again(tmp_path: Path) -> None:
-    ThumbnailCache(tmp_path / "new").put(KEYS[0], b"jpeg")
-    assert ThumbnailCache(tmp_path / "new").get(KEYS[0]) == b"jpeg"
-    assert ThumbnailCache(tmp_path / "new").get(KEYS[1]) is None
-
-
-def test_those_used_longest_ago_go_first(tmp_path: Path) -> None:
-    cache = ThumbnailCache(tmp_path, most=100)
-    for number in range(10):
-        cache.put(KEYS[number], b"0123456789")
-    files = {path.stem: path for path in tmp_path.glob("??/*.jpg")}
-    for number in range(10):  # the first was used last
-        os.utime(files[KEYS[number]], (1000 - number, 1000 - number))
-    assert len(files) == 10
-    cache.put(KEYS[10], b"0123456789")
-    assert kept(cache) == [0, 1, 2, 3, 4, 5, 6, 10]  # 80 bytes: some room for the next
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    cache = ThumbnailCache(tmp_path / "new")
-    cache.put(KEYS[0], b"jpeg")
-    assert kept(cache) == []
