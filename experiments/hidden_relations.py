@@ -17,6 +17,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from experiments.command import run_command
 from experiments.miniworld.cards import markdown_table
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.captions import _NOUNS
@@ -27,7 +28,7 @@ from sgpipe.sources.equivalents import load_equivalents
 from sgpipe.sources.miniworld import import_graphs
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.console import Progress, progress, run_command
+from sgpipe.utils.console import Progress, progress
 
 PAGE = Path(__file__).parents[1] / "benchmarks" / "results" / "extend.md"
 COUNT, NAMES, SEED = 500, 500, 33

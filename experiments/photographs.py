@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
+from experiments.command import run_command
 from experiments.miniworld.cards import markdown_table
 from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError
@@ -33,7 +34,6 @@ from sgpipe.stages.pair import HeadMatcher, PairStage, implied_triplets, split_w
 from sgpipe.stages.parse.stage import ParseStage
 from sgpipe.stages.tag.methods import AssumedStage
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.console import run_command
 from sgpipe.utils.lemmas import predicate_lemma
 
 TIMED = "\n## Seconds of `sgpipe label`\n"  # measured otherwise: what stands there stays

@@ -24,12 +24,12 @@ import torch
 import typer
 from rich.console import Console
 
+from experiments.command import run_command
 from experiments.measures import curve, image_interval, measure, measure_labels, resampling
 from experiments.plan import PLAN, Stage, load_plan
 from experiments.results import RESULTS, Results, Row, changed_code
 from experiments.workshop import Network, Workshop, turn
 from sgpipe.errors import DivergedError, UserError
-from sgpipe.utils.console import run_command
 
 WORK = Path("build/experiments")
 _POLL_SECONDS = 0.5

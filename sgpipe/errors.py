@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-_WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
+WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 
 
 class UserError(Exception):
@@ -89,7 +89,7 @@ def existing_file(path: Path) -> Path:
 
 def existing_model(name: str) -> str:
     """Return `name`. Raises UserError: it can only be a path, as a hub id has at most one slash, and is missing."""
-    weights = name.endswith(_WEIGHTS)
+    weights = name.endswith(WEIGHTS)
     is_path = weights or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
     if is_path and "://" not in name and not Path(name).exists():
         raise UserError(f"no such {'file' if weights else 'folder'}: {name}")

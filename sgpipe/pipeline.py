@@ -30,7 +30,7 @@ from PIL import Image
 from sgpipe.errors import ImageError, UserError, check_share, existing_file, existing_model, import_extra
 from sgpipe.files.image_roots import AnywhereRoot
 from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
-from sgpipe.recipe import Recipe, load_recipe, with_model_folders
+from sgpipe.recipe import Recipe, load_recipe, models_of, with_model_folders
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record, Relation, deduplicate
 from sgpipe.sources.annotated import replace_surrogates
 from sgpipe.sources.vocabulary import category_names
@@ -260,10 +260,8 @@ class Pipeline:
             raise UserError("caption.captioner is not set (--captioner)")
         check_pair(self.recipe.pair)
         check_tagger(self.recipe.tag, self.recipe.pair)
-        captioner = None if self.recipe.caption.endpoint else self.recipe.caption.captioner
-        for model in (self.recipe.detect.detector, captioner, self.recipe.ground.detector):
-            if model is not None:
-                existing_model(model)
+        for model in models_of(self.recipe).values():
+            existing_model(model)
         self._boxes = existing_file(Path(boxes)) if boxes else None
         self._loaded: dict[tuple[str, ...], list[Stage]] = {}
 

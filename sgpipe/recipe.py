@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, StringConstraints, field_validator
 
+from sgpipe.errors import EngineError, UserError
 from sgpipe.files.image_roots import located
 from sgpipe.files.locations import Location, below, location, text_of
 from sgpipe.files.model_cache import local_model, pin_model
@@ -444,7 +445,7 @@ def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None =
 def size_notes(detector: str | None, tag: TagConfig | None = None) -> list[str]:
     """Return what users should know of the sizes at which networks read images, whose training may have had others."""
     notes = []
-    settings = _config_json(_model_folder(detector, "parseda")) if detector else {}
+    settings = _stated(_model_folder(detector, "parseda")) if detector else {}
     if str(settings.get("model_type")).startswith("rlip") and _image_sides(settings) is None:
         short, long = DEFAULT_SIDES
         notes.append(
@@ -452,7 +453,7 @@ def size_notes(detector: str | None, tag: TagConfig | None = None) -> list[str]:
             'pixels; if it was trained on other sizes, add them, such as "image_sides": [480, 800]'
         )
     if tag is not None and tag.method == "rtagger" and tag.tagger:
-        sides = _image_sides(_config_json(_model_folder(tag.tagger, "tagger")))
+        sides = _image_sides(_stated(_model_folder(tag.tagger, "tagger")))
         if sides and sides != (tag.short_side, tag.long_side):
             notes.append(
                 f"{tag.tagger} was trained on images of {sides[0]} and at most {sides[1]} pixels: set tag.short_side "
@@ -461,10 +462,18 @@ def size_notes(detector: str | None, tag: TagConfig | None = None) -> list[str]:
     return notes
 
 
+def _stated(model: str) -> dict[str, Any]:
+    """Return the same as `_config_json`, and {} for a model that is not there, which need not run."""
+    with suppress(UserError, EngineError):
+        return _config_json(model)
+    return {}
+
+
 def _config_json(model: str | None) -> dict[str, Any]:
-    """Return the settings of a network in a folder or store; of any other name, {}."""
+    """Return the settings of a network in a folder, in a store or on the hub; of any other name, {}."""
     try:
-        settings = json.loads((network_folder(Path(local_model(str(model)))) / "config.json").read_text("utf-8"))
+        folder = network_folder(Path(local_model(str(model), whole=False)))
+        settings = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return settings if isinstance(settings, dict) else {}
@@ -477,29 +486,45 @@ def _image_sides(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def with_model_folders(recipe: Recipe) -> Recipe:
+_MODELS = {  # the setting of each stage that names its model
+    **{"detect": "detector", "caption": "captioner", "parse": "model", "ground": "detector", "pair": "model"},
+    "tag": "tagger",
+}
+_PACKAGED: dict[str, PackagedModel] = {
+    **{"detect": "parseda", "ground": "parseda", "caption": "captioner", "tag": "tagger"},
+}
+
+
+def models_of(recipe: Recipe, skipped: Collection[str] = ()) -> dict[str, str]:
+    """Return the model of each stage that loads one: not those behind endpoints, nor spaCy's.
+
+    `skipped`: stages that do not run.
+    """
+    unused = {"parse": recipe.parse.parser != "seq2seq", "pair": not recipe.pair.marks, "tag": not recipe.tag.scores}
+    found = {}
+    for stage in _MODELS.keys() - {*skipped}:
+        config = getattr(recipe, stage)
+        if not unused.get(stage) and getattr(config, "endpoint", None) is None:
+            found[stage] = getattr(config, _MODELS[stage])
+    return {stage: found[stage] for stage in _MODELS if found.get(stage) is not None}
+
+
+def with_model_folders(recipe: Recipe, before: Mapping[str, Any] | None = None) -> Recipe:
     """Return the recipe with folders of networks in place of MINIWORLD and of trainings.
 
     A training may go on during a run: what its `best` or `last` is now is used throughout. So are the files that a
-    model of an object store has now.
+    model of an object store has now, and the commit of one of the hub.
+
+    Args:
+        before: the identity of the run that is resumed, or of its parent; models of the hub stay at its commits.
 
     Raises UserError, EngineError: see `pin_model`.
     """
-    detect, caption, parse, pair, tag = recipe.detect, recipe.caption, recipe.parse, recipe.pair, recipe.tag
-    detect = detect.model_copy(update={"detector": _model_folder(detect.detector, "parseda")})
-    ground = recipe.ground.model_copy(update={"detector": _model_folder(recipe.ground.detector, "parseda")})
-    if caption.captioner == MINIWORLD:
-        caption = caption.model_copy(update={"captioner": str(packaged_model("captioner"))})
-    if caption.captioner and caption.endpoint is None:
-        caption = caption.model_copy(update={"captioner": pin_model(caption.captioner)})
-    if parse.model and parse.parser == "seq2seq":
-        parse = parse.model_copy(update={"model": pin_model(parse.model)})
-    if pair.model and pair.endpoint is None:
-        pair = pair.model_copy(update={"model": pin_model(pair.model)})
-    if tag.endpoint is None:
-        tag = tag.model_copy(update={"tagger": _model_folder(tag.tagger, "tagger")})
-    models = {"detect": detect, "caption": caption, "parse": parse, "ground": ground, "pair": pair, "tag": tag}
-    return recipe.model_copy(update=models)
+    known, changed = json.dumps(before or {}), {}
+    for stage, model in models_of(recipe).items():
+        folder = _model_folder(model, _PACKAGED.get(stage))
+        changed[stage] = getattr(recipe, stage).model_copy(update={_MODELS[stage]: pin_model(folder, known)})
+    return recipe.model_copy(update=changed)
 
 
 def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
@@ -507,26 +532,14 @@ def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
 
     `skipped`: stages that do not run.
     """
-    tag, caption, parse, pair = recipe.tag, recipe.caption, recipe.parse, recipe.pair
-    models = {
-        "detect": recipe.detect.detector,
-        "caption": None if caption.endpoint else caption.captioner,
-        "parse": parse.model if parse.parser == "seq2seq" else None,
-        "ground": recipe.ground.detector,
-        "pair": pair.model if pair.marks and pair.endpoint is None else None,
-        "tag": tag.tagger if tag.method in ("clip", "vlm") and tag.endpoint is None else None,
-    }
-    names = dict.fromkeys(name for stage, name in models.items() if stage not in skipped)
-    found = [name for name in names if name and name != MINIWORLD and not is_uri(name) and not Path(name).exists()]
+    names = dict.fromkeys(models_of(recipe, skipped).values())
+    found = [name for name in names if name != MINIWORLD and not is_uri(name) and not Path(name).exists()]
     return [] if any(":" in name for name in found) else found
 
 
-def _model_folder(model: str | None, packaged: PackagedModel) -> str | None:
-    """Return a folder of a network, a pinned model of a store, or a hub id unchanged."""
-    if model == MINIWORLD:
+def _model_folder(model: str, packaged: PackagedModel | None) -> str:
+    """Return the folder of a network in place of MINIWORLD or a training; any other name unchanged."""
+    if model == MINIWORLD and packaged:
         return str(packaged_model(packaged))
-    if model is not None and is_uri(model):
-        return pin_model(model)
-    if model is None or (folder := network_folder(Path(model))) == Path(model):
-        return model
-    return str(folder.resolve())
+    folder = network_folder(Path(model))
+    return model if folder == Path(model) else str(folder.resolve())

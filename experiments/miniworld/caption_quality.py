@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from experiments.command import run_command
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.dataset import IMAGES, file_name, image_id, render_dataset
 from sgpipe.miniworld.relations import PREDICATES, Statement
@@ -29,7 +30,6 @@ from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.pair import HeadMatcher
 from sgpipe.stages.parse.stage import CaptionParser
-from sgpipe.utils.console import run_command
 from sgpipe.utils.lemmas import verb_lemma
 
 SAMPLES = 10

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from experiments.command import run_command
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.comparison import print_run_quality, run_quality
 from sgpipe.storage.manifest import Manifest, add_up
 from sgpipe.training.metrics import read_metrics
-from sgpipe.utils.console import run_command
 
 LABELS, TAGGER, REPORT, SHEET = "labels", "tagger", "report.html", "images.png"
 

@@ -14,6 +14,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from experiments.command import run_command
 from experiments.miniworld.network_quality import measure_network, network_recipe, print_tables
 from sgpipe.evaluation.benchmarks.evaluate import ModelRun, score_hico
 from sgpipe.evaluation.box_quality import evaluate_boxes
@@ -27,7 +28,7 @@ from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.sources.miniworld import MiniworldFiles
 from sgpipe.stages import detect
 from sgpipe.training.recipe import TrainRecipe
-from sgpipe.utils.console import Progress, run_command
+from sgpipe.utils.console import Progress
 
 SPLITS = ("val", COMPOSITIONAL)
 LOWEST_SCORE = 0.01

@@ -15,6 +15,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from experiments.command import run_command
 from experiments.miniworld.network_quality import print_tables
 from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError
@@ -27,7 +28,7 @@ from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stages.score.scorer import ScorerSettings
 from sgpipe.stats.precision import JudgedRelations, area_under_roc
 from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
-from sgpipe.utils.console import Progress, run_command
+from sgpipe.utils.console import Progress
 
 _RECALLS = (0.80, 0.84, 0.86)
 _DOUBTED = (0.02, 0.1, 0.5)  # second opinions below which labels are dropped

@@ -11,6 +11,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from experiments.command import run_command
 from experiments.miniworld.cards import TrainingCost, write_parseda_card, write_tagger_card
 from experiments.miniworld.detector_quality import SPLITS, measure_detector, quality_rows
 from experiments.miniworld.network_quality import measure_tagger, network_recipe, print_tables, print_tagger_quality
@@ -21,7 +22,7 @@ from sgpipe.recipe import PackagedModel
 from sgpipe.sources.miniworld import import_graphs
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.run import train
-from sgpipe.utils.console import Progress, run_command
+from sgpipe.utils.console import Progress
 
 NETWORKS: tuple[PackagedModel, ...] = ("tagger", "parseda")
 TRAIN_IMAGES = 12_000  # for the tagger and the detector

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from experiments.command import run_command
 from rlip_model.training.sampling import LabelVocabulary
 from rlip_model.training.validation import RelationScores, score_batches
 from sgpipe.evaluation.label_quality.comparison import ALL_PAIRS, LABELS, LabelQuality, run_quality
@@ -31,7 +32,7 @@ from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.job import TrainingJob, make_feed, make_objective
 from sgpipe.training.recipe import ShardsConfig, TrainRecipe, load_train_recipe
 from sgpipe.utils.config_file import recipe_folder
-from sgpipe.utils.console import Progress, run_command
+from sgpipe.utils.console import Progress
 
 CaptionSource = Literal["BLIP", "oracle"]
 ANY_PAIR, ANY_PAIR_THRESHOLD = "labels, any pair", 0.5  # with `pair.candidates: image`

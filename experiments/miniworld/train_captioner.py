@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import BlipForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from experiments.command import run_command
 from experiments.miniworld.caption_quality import measure, print_quality
 from experiments.miniworld.captioner import (
     CaptionerConfig,
@@ -38,7 +39,7 @@ from experiments.miniworld.cards import TrainingCost, write_captioner_card
 from experiments.miniworld.optimisation import Optimisation
 from sgpipe.stages.caption.blip import fuse_vision_attention
 from sgpipe.utils.config_file import load, recipe_folder
-from sgpipe.utils.console import Progress, run_command
+from sgpipe.utils.console import Progress
 
 _IMAGES_PER_MESSAGE, _STEPS_PER_MESSAGE = 2000, 200
 _NO_TARGET = -100

@@ -21,11 +21,12 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from experiments.command import run_command
 from experiments.miniworld.cards import TrainingCost
 from experiments.miniworld.judge import JudgeConfig, build_judge, normalised, save_judge, save_tokenizer
 from experiments.miniworld.judge_data import NO_TEXT, JudgeData, claim_texts, render_judge_data
 from experiments.miniworld.optimisation import Optimisation
-from sgpipe.utils.console import Progress, run_command
+from sgpipe.utils.console import Progress
 
 _IMAGES_PER_MESSAGE, _STEPS_PER_MESSAGE = 1000, 50
 

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from spacy.language import Language
 from torch import Tensor, nn
 
+from experiments.command import run_command
 from experiments.parser.augment import Joiner
 from experiments.parser.card import write_card
 from experiments.parser.examples import Annotated as AnnotatedCaption
@@ -30,7 +31,6 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import Config
 from sgpipe.stages.parse.learned.network import Tables
 from sgpipe.stages.parse.rules import load_model
-from sgpipe.utils.console import run_command
 
 GOLD = Path("tests/golden/parser")
 

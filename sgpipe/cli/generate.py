@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
@@ -353,7 +352,7 @@ def label(
       sgpipe label a.jpg --boxes boxes.json
       sgpipe label miniworld/images --recipe miniworld
     """
-    from sgpipe.files.hub import local_models
+    from sgpipe.files.hub import fetch_models, missing_models
     from sgpipe.pipeline import Pipeline
     from sgpipe.recipe import hub_models, recipe_notes
     from sgpipe.utils.config_file import parse_set
@@ -367,23 +366,19 @@ def label(
     pipeline = Pipeline(recipe, **models, boxes=boxes, settings=settings)
     for note in recipe_notes(pipeline.recipe, detects=boxes is None):
         cli.say(f"NOTE: {note}")
-    needed = hub_models(pipeline.recipe, () if boxes is None else ("detect",))
-    named = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
-    changes = [*(f"{key}={model}" for key, model in named.items() if model), *(assign or [])]
-    sets = [word for change in changes for word in ("--set", change)]
-    fetch = shlex.join(["sgpipe", "doctor", "--recipe", recipe, *sets, "--fetch"])
+    if missing := missing_models(hub_models(pipeline.recipe, () if boxes is None else ("detect",))):
+        fetch_models(missing)
     failed = 0
-    with local_models(needed, fetch):
-        out.mkdir(parents=True, exist_ok=True)
-        for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
-            failed += graph.error is not None
-            if graph.error is None:
-                with atomic_write(out / name) as temporary:
-                    graph.draw(threshold).save(temporary, "PNG")
-            if json_:
-                print(console.json_text(graph.as_json()))
-            else:
-                _print(graph, file, out / name, threshold, screen)
+    out.mkdir(parents=True, exist_ok=True)
+    for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
+        failed += graph.error is not None
+        if graph.error is None:
+            with atomic_write(out / name) as temporary:
+                graph.draw(threshold).save(temporary, "PNG")
+        if json_:
+            print(console.json_text(graph.as_json()))
+        else:
+            _print(graph, file, out / name, threshold, screen)
     if failed == len(files):
         raise typer.Exit(console.EXIT_ALL_FAILED)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sgpipe.cli import options as cli
-from sgpipe.errors import UserError, existing_model
+from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count
 
@@ -131,14 +131,14 @@ def score(
             raise UserError("--weights is for --by clip")
         if model is None:
             raise UserError("--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there")
-        name = local_model(existing_model(model)) if endpoint is None else model
+        name = local_model(model) if endpoint is None else model
         settings = ScorerSettings("vlm", name, endpoint, device=device)
         column, identity = scoring.OPINION_COLUMN, scoring.opinion_identity(settings)
         make = scoring.opinion_scorer(settings, out)
     else:
         if endpoint is not None:
             raise UserError("--endpoint is for --by vlm")
-        name = local_model(existing_model(model or "ViT-B-32"))
+        name = local_model(model or "ViT-B-32")
         predicates = scoring.frequent_predicates(run, contrasts)
         identity = {each: scoring.model_identity(value) for each, value in (("model", name), ("weights", weights))}
         column, identity = scoring.AGREEMENT_COLUMN, identity | {"contrasts": predicates}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgpipe.errors import StoreError, UserError
+from sgpipe.errors import WEIGHTS, StoreError, UserError
 from sgpipe.utils import console
 
 DATASETS = "hf://datasets/"
@@ -73,87 +73,105 @@ class HubDataset:
             return Path(hf_hub_download(self.name, file, repo_type="dataset", revision=self.revision))
 
 
+@dataclass(frozen=True)
+class HubModel:
+    """A model of the hub at a revision; None: the newest."""
+
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HubModel | None:
+        """From USER/NAME or USER/NAME@REVISION; None: it is anything else, such as a folder that exists."""
+        name, _, revision = text.partition("@")
+        is_id = name.count("/") == 1 and _ID.fullmatch(name) and not name.endswith(WEIGHTS)
+        return cls(name, revision or None) if is_id and not Path(text).exists() else None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    def config(self) -> Path:
+        """Return its folder in the hub's cache, with config.json at least, at the commit that its revision is now.
+
+        Where the hub cannot be reached, what the cache has. Raises UserError, StoreError: see `naming_hub`.
+        """
+        from huggingface_hub import hf_hub_download
+
+        with naming_hub(f"the model {self}"):
+            return Path(hf_hub_download(self.name, "config.json", revision=self.revision)).parent
+
+    def folder(self) -> Path:
+        """Return the same folder, with all files that `from_pretrained` reads, downloaded if they are not there."""
+        folder = self.config()
+        if not _is_complete(folder):
+            fetch_models([f"{self.name}@{folder.name}"])
+        return folder
+
+
 def missing_models(names: Sequence[str]) -> list[str]:
     """Return the models of which the hub's cache on this machine lacks weights, or what prepares their inputs."""
     from huggingface_hub import try_to_load_from_cache
 
     missing = []
     for name in names:
+        model = HubModel.parse(name) or HubModel(name)
         with naming_hub(f"the model {name}"):
-            config = try_to_load_from_cache(name, "config.json")
-        if not isinstance(config, str):
-            missing.append(name)
-            continue
-        folder = Path(config).parent
-        files = {path.name for path in folder.iterdir() if path.exists()}  # not broken links
-        indices = [folder / file for file in files if file.endswith(".index.json")]
-        try:
-            shards = [set(json.loads(index.read_text("utf-8"))["weight_map"].values()) for index in indices]
-        except (ValueError, TypeError, KeyError, AttributeError):  # damaged
-            missing.append(name)
-            continue
-        sharded = any(shard <= files for shard in shards) if shards else _weights(files)
-        if not (files & _PREPARES and (sharded or "model.safetensors" in files)):
+            config = try_to_load_from_cache(model.name, "config.json", revision=model.revision)
+        if not (isinstance(config, str) and _is_complete(Path(config).parent)):
             missing.append(name)
     return missing
 
 
-def fetch_models(names: Sequence[str], command: str) -> None:
+def _is_complete(folder: Path) -> bool:
+    files = {path.name for path in folder.iterdir() if path.exists()}  # not broken links
+    indices = [folder / file for file in files if file.endswith(".index.json")]
+    try:
+        shards = [set(json.loads(index.read_text("utf-8"))["weight_map"].values()) for index in indices]
+    except (ValueError, TypeError, KeyError, AttributeError):  # damaged
+        return False
+    sharded = any(shard <= files for shard in shards) if shards else _weights(files)
+    return bool(files & _PREPARES and (sharded or "model.safetensors" in files))
+
+
+def fetch_models(names: Sequence[str]) -> None:
     """Download models into the hub's cache: what `from_pretrained` reads, in safetensors where the hub has them.
 
     Says first which models, how large they are, and where they go. The weights come last, so that a model with weights
-    is complete. `command`: how to fetch them on another machine.
+    is complete.
 
     Raises UserError: the hub cannot be asked, or a model is not there, or not for this user; StoreError: it breaks off.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
-    models, listed = ", ".join(names), {}
+    wanted: list[tuple[HubModel, list[list[str]]]] = []
+    models, commands, size = ", ".join(names), [], 0
     try:
-        for name in names:
-            with naming_hub(f"the model {name}"):
-                siblings = HfApi().model_info(name, files_metadata=True).siblings or ()
-            listed[name] = {each.rfilename: each.size or 0 for each in siblings}
+        for model in (HubModel.parse(name) or HubModel(name) for name in names):
+            commands.append(f"hf download {model.name}" + (f" --revision {model.revision}" if model.revision else ""))
+            with naming_hub(f"the model {model}"):
+                siblings = HfApi().model_info(model.name, revision=model.revision, files_metadata=True).siblings or ()
+            sizes = {each.rfilename: each.size or 0 for each in siblings}
+            parts = [[file for file in sizes if _SETTINGS.fullmatch(file) and "/" not in file], _weights(sizes)]
+            wanted.append((model, parts))
+            size += sum(sizes[file] for part in parts for file in part)
     except (MissingFileError, StoreError) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error)
         raise UserError(
             f"not in the cache {constants.HF_HUB_CACHE}: {models} ({why}); fetch them on a machine with a network by "
-            f"`{command}`, and copy its cache here"
+            f"`{' && '.join(commands)}`, and copy its cache here"
         ) from None
-    wanted = {
-        name: [[file for file in files if _SETTINGS.fullmatch(file) and "/" not in file], _weights(files)]
-        for name, files in listed.items()
-    }
-    size = sum(listed[name][file] for name, parts in wanted.items() for part in parts for file in part)
     text = f"downloading {models}: about {size / 1e9:,.1f} GB into {constants.HF_HUB_CACHE}"
     console.progress().print(text, soft_wrap=True)
     if console.progress().quiet:
         disable_progress_bars()
-    for name, parts in wanted.items():
+    for model, parts in wanted:
         try:
-            with naming_hub(f"the model {name}"):
+            with naming_hub(f"the model {model}"):
                 for part in filter(None, parts):
-                    snapshot_download(name, allow_patterns=part)
+                    snapshot_download(model.name, revision=model.revision, allow_patterns=part)
         except StoreError as error:
             raise StoreError(f"{error}; the same command resumes the download") from None
-
-
-@contextmanager
-def local_models(names: Sequence[str], command: str) -> Iterator[None]:
-    """Fetch the models that are missing (see `fetch_models`); then, until the end, load from the cache alone."""
-    if not names:
-        yield
-        return
-    from huggingface_hub import constants
-
-    if missing := missing_models(names):
-        fetch_models(missing, command)
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def _weights(files: Collection[str]) -> list[str]:

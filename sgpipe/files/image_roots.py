@@ -179,11 +179,10 @@ def _place(uri: str) -> tuple[StorePath, list[str]]:
 
     Raises UserError: there is no such bucket, it may not be read, or the URI names a tar that is compressed as a whole.
     """
-    path, mark, options = uri.partition("?")
-    parent, _, name = path.rstrip("/").rpartition("/")
-    refuse_compressed(path)
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    refuse_compressed(uri)
     names = _shards(name) if is_archive(name) else []
-    files = StorePath(parent + mark + options if names else uri)
+    files = StorePath(parent if names else uri)
     files.check()
     return files, names
 

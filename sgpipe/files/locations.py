@@ -175,7 +175,7 @@ def _local(path: str | Location) -> Location:
     path = location(path)
     if isinstance(path, Path):
         return path
-    if ".." in path.uri.partition("?")[0].split("/"):
+    if ".." in path.uri.split("/"):
         raise UserError(f"no such file: {path.uri}: objects have no .. in their names")
     if not path.uri.startswith("hf://"):
         return path

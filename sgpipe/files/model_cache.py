@@ -1,7 +1,8 @@
-"""Models in object stores: each machine fetches one once, into its cache, and knows it by the hash of its files.
+"""Models in object stores and on the hub: each machine fetches one once, into its cache.
 
-The process that starts a run pins a model: `s3://bucket/tagger` becomes `s3://bucket/tagger#sha256:0123456789abcdef`.
-So every worker uses the same files, and a run with a model of a store is that with a folder of these files.
+The process that starts a run pins a model, so that every worker uses the same files: `s3://bucket/tagger` becomes
+`s3://bucket/tagger#sha256:0123456789abcdef`, a run with it is that with a folder of these files; `anna/tagger` becomes
+`anna/tagger@COMMIT`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from sgpipe.errors import EngineError, StoreError, UserError
+from sgpipe.errors import EngineError, StoreError, UserError, existing_model
+from sgpipe.files.hub import HubModel
 from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
 from sgpipe.utils import console
 from sgpipe.utils.atomic import write_text
@@ -33,25 +35,45 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sgpipe")
 
 
-def pin_model(name: str) -> str:
-    """A model of a store with the hash of the files that it has now; any other name unchanged.
+def pin_model(name: str, before: str = "") -> str:
+    """Return a model of a store with the hash of the files that it has now, one of the hub with its commit.
+
+    Any other name is unchanged, and one of the hub if its commit cannot be told.
+
+    Args:
+        before: what a run that is resumed says of its models; a commit in it stays.
 
     Raises:
         UserError: there is no such model or no permission, or the URI holds keys.
         EngineError: the store cannot be reached.
     """
+    if hub := HubModel.parse(name):
+        if known := re.search(rf"{re.escape(name)}@[0-9a-f]{{40}}", before):
+            return known[0]
+        with suppress(UserError, StoreError):
+            return str(HubModel(hub.name, hub.config().name))
     if not is_uri(name) or PINNED in name:
         return name
     return f"{name}{PINNED}{_Cached(name).newest()}"
 
 
-def local_model(name: str) -> str:
-    """The folder of a model of a store on this machine, fetched if it is not there; any other name unchanged.
+def local_model(name: str, *, whole: bool = True) -> str:
+    """Return the folder of a model of a store or the hub, fetched if it is not there; any other name unchanged.
 
-    Raises as `pin_model`; also UserError: the files in the store have another hash than the one in the name.
+    Args:
+        whole: False: config.json is enough.
+
+    Raises as `pin_model`; also UserError: it can only be a path, and is missing; the hub has no such model, or not for
+    this user; or the files in the store have another hash than the one in the name.
     """
+    if hub := HubModel.parse(name):
+        try:
+            with _as_engine_errors():
+                return str(hub.folder() if whole else hub.config())
+        except UserError as error:
+            raise UserError(f"no such folder: {name}, and {error}") from None
     if not is_uri(name):
-        return name
+        return existing_model(name)
     uri, _, sha256 = name.partition(PINNED)
     cached = _Cached(uri)
     return str(cached.folder(sha256 or cached.newest()))

@@ -19,7 +19,6 @@ from datetime import datetime, timedelta
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
-from urllib.parse import parse_qs
 
 import obstore
 from obstore import exceptions as refused
@@ -105,24 +104,19 @@ class StorePath:
         """Raises UserError: of an unknown scheme, or the URI contains keys."""
         refuse_keys(uri)
         scheme, separator, rest = uri.partition("://")
-        path, mark, options = rest.partition("?")
-        bucket, _, key = path.partition("/")
+        bucket, _, key = rest.partition("/")
         if not separator or scheme not in _SCHEMES:
             raise UserError(f"{uri} is not an object store: {_EXPECTED}")
         if not bucket:
             raise UserError(f"{uri} names no bucket: expected {scheme}://BUCKET/FOLDER")
-        self._bucket, self._options = f"{scheme}://{bucket}", mark + options
+        self._bucket = f"{scheme}://{bucket}"
         self._prefix = "/".join(part for part in key.split("/") if part not in ("", "."))
 
     @property
-    def location(self) -> str:
-        """The URI without options, as messages have it."""
+    def uri(self) -> str:
         return f"{self._bucket}/{self._prefix}".rstrip("/")
 
-    @property
-    def uri(self) -> str:
-        """The whole URI."""
-        return self.location + self._options
+    location = uri
 
     @property
     def name(self) -> str:
@@ -130,7 +124,7 @@ class StorePath:
         return self.location.rpartition("/")[2]
 
     def __truediv__(self, name: str) -> StorePath:
-        child = copy(self)  # not parsed again: a name may have a "?", which must not become an option
+        child = copy(self)
         child._prefix = "/".join(part for part in f"{self._prefix}/{name}".split("/") if part not in ("", "."))
         return child
 
@@ -384,11 +378,11 @@ class StorePath:
 
     @property
     def _reads(self) -> Connection:
-        return connect(self._bucket + self._options, _READ_SECONDS, _READ_RETRIES)
+        return connect(self._bucket, _READ_SECONDS, _READ_RETRIES)
 
     @property
     def _writes(self) -> Connection:
-        return connect(self._bucket + self._options, _WRITE_SECONDS, _WRITE_RETRIES)
+        return connect(self._bucket, _WRITE_SECONDS, _WRITE_RETRIES)
 
 
 class _ObjectFile(io.RawIOBase):
@@ -436,7 +430,6 @@ def connect(uri: str, seconds: float, retries: int) -> Connection:
 
     Raises UserError: it is not the URI of a store; StoreError: it cannot be reached.
     """
-    place, _, query = uri.partition("?")
     options: dict[str, Any] = {
         "client_options": {
             "timeout": timedelta(seconds=seconds),
@@ -445,12 +438,12 @@ def connect(uri: str, seconds: float, retries: int) -> Connection:
         },
         "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * seconds)},
     }
-    if place.startswith(_ANONYMOUS):
+    if uri.startswith(_ANONYMOUS):
         options["skip_signature"] = True
-    if place.startswith("s3://"):
-        options.update(_s3_options(place, {name: values[-1] for name, values in parse_qs(query).items()}))
+    if uri.startswith("s3://"):
+        options.update(_s3_options(uri))
     try:
-        return from_url(place, **options)
+        return from_url(uri, **options)
     except (refused.BaseError, ValueError) as error:
         raise UserError(f"{uri} is not an object store: {_EXPECTED} ({failure(error)})") from None
 
@@ -468,16 +461,12 @@ def failure(error: BaseException) -> str:
     return (text or type(error).__name__).splitlines()[0]
 
 
-def _s3_options(place: str, query: dict[str, str]) -> dict[str, Any]:
-    """What neither the environment nor obstore tells: an endpoint of the URI, the bucket's region, boto3's keys."""
+def _s3_options(uri: str) -> dict[str, Any]:
+    """What neither the environment nor obstore tells: the bucket's region, boto3's keys."""
     options: dict[str, Any] = {}
-    if endpoint := query.get("endpoint_override"):
-        options["endpoint"] = endpoint if "://" in endpoint else f"{query.get('scheme', 'https')}://{endpoint}"
-    if "region" in query:
-        options["region"] = query["region"]
-    elif not endpoint and not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys():
-        options.update(_region(place.removeprefix("s3://").rpartition("@")[2]))
-    if "AWS_ACCESS_KEY_ID" not in os.environ and not place.startswith(_ANONYMOUS):
+    if not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys():
+        options.update(_region(uri.removeprefix("s3://").rpartition("@")[2]))
+    if "AWS_ACCESS_KEY_ID" not in os.environ and not uri.startswith(_ANONYMOUS):
         with suppress(ImportError, ValueError):  # boto3 is not installed, or has no keys either
             from obstore.auth.boto3 import Boto3CredentialProvider
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from sgpipe.files.image_roots import ImageRoot
 from sgpipe.files.locations import Location, open_file, read_twice
 from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
-from sgpipe.recipe import Recipe, Resources
+from sgpipe.recipe import Recipe, Resources, models_of
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import Stage, Usage
 from sgpipe.stages.endpoint import CacheFolder
@@ -239,16 +239,7 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
     Args:
         before: the identity of the run that is resumed, or of its parent: if it began on CPUs, no stage shares GPUs.
     """
-    tag, caption, pair = recipe.tag, recipe.caption, recipe.pair
-    is_here = {  # whether the model of a stage runs in its actors
-        "detect": recipe.detect.detector is not None,
-        "caption": caption.captioner is not None and caption.endpoint is None,
-        "parse": recipe.parse.parser == "seq2seq",
-        "ground": recipe.ground.detector is not None,
-        "pair": pair.marks and pair.endpoint is None,
-        "tag": tag.scores and tag.tagger is not None and tag.endpoint is None,
-    }
-    models = {name: getattr(recipe, name) for name, here in is_here.items() if here}
+    models = {name: getattr(recipe, name) for name in models_of(recipe)}
     able = {name for name, each in models.items() if each.resources.gpus is None and each.device in ("auto", "cuda")}
     asked = any(each.resources.gpus for each in models.values())
     if asked or recipe.engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:

@@ -155,8 +155,8 @@ class Reuse:
         parent = Parent.open(run)
         if parent.folder and parent.folder.resolve() == out.resolve():
             raise UserError(f"--out {out} is the run that --from names; name another folder")
-        recipe = with_model_folders(parent.adopted(recipe))
         before = parent.manifest.run["identity"]
+        recipe = with_model_folders(parent.adopted(recipe), before)
         now = identity(recipe, {}, stages_sharing_gpus(recipe, before))
         _check_same(parent, before, now, ("format", "miniworld"))
         stages = [stage for stage in STAGES if stage in now or stage in before]

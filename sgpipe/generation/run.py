@@ -35,7 +35,7 @@ from sgpipe.generation.engine import (
 from sgpipe.generation.identity import STAGES, identity, source_identity
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.parent import Reuse
-from sgpipe.recipe import WHOLE, Recipe, SourceConfig, hub_models, recipe_notes, with_model_folders
+from sgpipe.recipe import WHOLE, Recipe, SourceConfig, hub_models, models_of, recipe_notes, with_model_folders
 from sgpipe.sources.hub import check_hub
 from sgpipe.sources.miniworld import remove_unused
 from sgpipe.sources.opening import open_source, prepare_source
@@ -151,7 +151,7 @@ class LabellingRun:
         if self.before and made != now:  # labels of other images that the source made, which are not touched
             raise folder.changed(made, now)
         source, ground_truth = prepare_source(self.recipe.source, folder.private, progress.say)
-        self.recipe = with_model_folders(self.recipe.model_copy(update={"source": source}))
+        self.recipe = with_model_folders(self.recipe.model_copy(update={"source": source}), self.before)
         self.roots = open_image_roots(source, folder, progress)
         for split, root in self.roots.items():
             progress.say(f"reading the annotations of {split}")
@@ -202,7 +202,7 @@ class LabellingRun:
             stages = replace(stages, build=partial(build_stages, known=known))
         skipped = set(STAGES) - set(stages.names)
         if not recipe.engine.address and (missing := missing_models(hub_models(recipe, skipped))):
-            fetch_models(missing, " && ".join(f"hf download {name}" for name in missing))
+            fetch_models(missing)
         if runs_locally(recipe, stages, sum(unit.rows for unit in units)):
             self.engine = self._local or LocalEngine(stages)
         else:
@@ -276,7 +276,7 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
 
     Raises UserError: data or a model is missing, or options contradict each other; the message names the option.
     """
-    source, pair, caption = recipe.source, recipe.pair, recipe.caption
+    source, pair = recipe.source, recipe.pair
     if source.format == "hub":
         check_hub(recipe)
     elif source.format == "run":
@@ -322,10 +322,8 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
     choose_threshold(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
     if source.ground_truth is not None and isinstance(truth := source.path(source.ground_truth), Path):
         existing_folder(truth)
-    models = (("detect", recipe.detect.detector), ("caption", caption.captioner), ("ground", recipe.ground.detector))
-    for stage, model in models:
-        if model is not None and stage in stages and not (stage == "caption" and caption.endpoint):
-            existing_model(model)
+    for model in models_of(recipe, set(STAGES) - {*stages}).values():
+        existing_model(model)
 
 
 def _of_splits(splits: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
-from sgpipe.errors import UserError, existing_model
+from sgpipe.errors import UserError
 
 # Raised by transformers, safetensors and torch for files that are missing, damaged or of another model.
 UNREADABLE = (
@@ -66,7 +66,6 @@ def read_config(source: str, role: str = "captioner") -> dict[str, Any]:
         raise UserError(f"{name}: the folder has no config.json, so it is not a checkpoint")
     if Path(source).is_file():
         raise UserError(f"{name} is a file, not a folder")
-    existing_model(source)
     try:
         with quiet():
             config = PretrainedConfig.get_config_dict(source, local_files_only=is_folder)[0]

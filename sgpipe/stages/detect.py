@@ -96,7 +96,7 @@ Detector = Callable[[Image.Image, float], DetectedBoxes]  # the boxes of an imag
 def detector_classes(config: DetectConfig) -> tuple[str, ...]:
     """The classes a detector can detect, without loading its weights. Raises UserError: not a detector."""
     requested = config.classes or tuple(category_names("coco").values())
-    name = local_model(str(config.detector))
+    name = local_model(str(config.detector), whole=False)
     if _model_type(Path(name)) in _KINDS:
         return requested
     settings = _settings(name)
@@ -128,7 +128,7 @@ def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> Z
 
 def check_prompted(model: str, setting: str) -> None:
     """Without loading its weights, raise UserError if a model is not a detector that reads the names of things."""
-    kind = _model_type(Path(name := local_model(model)))
+    kind = _model_type(Path(name := local_model(model, whole=False)))
     if kind == "rlip_tagger" or (kind not in _KINDS and _settings(name, setting).model_type not in _ZERO_SHOT):
         raise UserError(
             f"{setting}: {model} cannot be asked for words; use a detector that reads text, such as Grounding DINO, "

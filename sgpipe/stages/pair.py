@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sgpipe.errors import UserError, existing_model
+from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.recipe import PairConfig
@@ -301,8 +301,6 @@ def check_pair(config: PairConfig) -> None:
         raise UserError(f"pair.candidates is {config.candidates!r}: set pair.model to a vision-language model")
     if not config.marks and config.endpoint is not None:
         raise UserError(f"pair.candidates is {config.candidates!r}: pair.endpoint is for marks")
-    if config.marks and config.model is not None and config.endpoint is None:
-        existing_model(config.model)
 
 
 def synonyms_of(config: PairConfig, dataset: str) -> Mapping[str, tuple[str, ...]]:

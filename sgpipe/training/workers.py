@@ -50,7 +50,7 @@ def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progre
     progress.say(f"joining Ray at {config.address}" if config.address else "starting Ray")
     start_ray(config.address)
     lower = {"CPU": "workers.count (--workers) or workers.cpus", "GPU": "workers.count (--workers) or workers.gpus"}
-    if note := check_workers(ray.cluster_resources(), config.count, config.cpus, _gpus(config), lower, ray.nodes()):
+    if note := check_workers(ray.nodes(), config.count, config.cpus, _gpus(config), lower):
         progress.say(note)
     progress.say(f"{config.count} workers, {config.parallel}")
     try:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
-
-from sgpipe.errors import EngineError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -187,20 +184,3 @@ class Progress:
 def _note(tally: Mapping[str, int]) -> str:
     nouns = {"relations": "relation", "errors": "error"}
     return ", ".join(count(tally[key], noun) for key, noun in nouns.items() if tally.get(key))
-
-
-def run_command(function: Callable[..., None]) -> None:
-    """Run a function as a command (`python -m MODULE`): options from the command line, errors as one line."""
-    import typer
-
-    try:
-        typer.run(function)
-    except UserError as error:
-        errors().print(f"error: {error}", soft_wrap=True)
-        sys.exit(EXIT_BAD_INPUT)
-    except (EngineError, OSError) as error:
-        errors().print(f"error: {error}", soft_wrap=True)
-        sys.exit(EXIT_FAILED)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)

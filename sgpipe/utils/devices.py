@@ -89,40 +89,23 @@ def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]
 
 
 def check_workers(
-    resources: Mapping[str, float],
-    workers: int,
-    cpus: float,
-    gpus: float,
-    lower: Mapping[str, str],
-    nodes: Sequence[Mapping[str, Any]] = (),
+    nodes: Sequence[Mapping[str, Any]], workers: int, cpus: float, gpus: float, lower: Mapping[str, str]
 ) -> str | None:
     """Refuse workers that would wait for ever; return a note if there are GPUs that they do not use.
 
     Args:
-        resources: `ray.cluster_resources()`.
+        nodes: `ray.nodes()`: each worker needs room on one of them.
         cpus, gpus: of each worker.
         lower: by "CPU" and "GPU", the settings to lower.
-        nodes: `ray.nodes()`: each worker needs room on one of them.
 
     Raises UserError: Ray has too few CPUs or GPUs, or too few on its machines.
     """
-    for name, each in (("CPU", cpus), ("GPU", gpus)):
-        needed, available = each * workers, resources.get(name, 0)
-        if needed > available + 1e-6:
-            raise UserError(
-                f"{count(workers, 'worker needs', 'workers need')} {needed:g} {name}{'' if needed == 1 else 's'}, "
-                f"but Ray has {available:g}; lower {lower[name]}"
-            )
-    if (
-        nodes
-        and sum(room_for({"CPU": cpus, "GPU": gpus}, node["Resources"]) for node in nodes if node["Alive"]) < workers
-    ):
-        needs = f"{cpus:g} CPUs and {gpus:g} GPUs"
-        raise UserError(
-            f"{count(workers, 'worker needs', 'workers need')} {needs} each on one machine of Ray, which has room for "
-            f"fewer; lower {lower['GPU' if gpus else 'CPU']}"
-        )
-    if gpus or not (unused := resources.get("GPU", 0)):
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    if sum(room_for({"CPU": cpus, "GPU": gpus}, machine) for machine in machines) < workers:
+        needs = f"{count(workers, 'worker needs', 'workers need')} {cpus:g} CPUs and {gpus:g} GPUs"
+        there = "; ".join(f"{machine.get('CPU', 0):g} and {machine.get('GPU', 0):g}" for machine in machines)
+        raise UserError(f"{needs} each on a machine of Ray, which has {there}; lower {lower['GPU' if gpus else 'CPU']}")
+    if gpus or not (unused := sum(machine.get("GPU", 0) for machine in machines)):
         return None
     return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none (--gpus)"
 

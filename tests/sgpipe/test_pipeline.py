@@ -200,7 +200,7 @@ def test_a_tagger_replaces_the_clip_of_the_recipe_for_photographs(miniworld, tmp
     refused = invoke(miniworld / IMAGES, *options, "--captioner", "MINIWORLD")
     assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 2)
     assert "openai/clip-vit-base-patch32 (HF_HUB_OFFLINE is set)" in refused.stderr
-    assert "`sgpipe doctor --recipe photos --set caption.captioner=MINIWORLD --fetch`" in refused.stderr
+    assert "`hf download openai/clip-vit-base-patch32`" in refused.stderr
 
 
 def invoke(*arguments: object):

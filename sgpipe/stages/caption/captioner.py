@@ -11,7 +11,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from sgpipe.errors import UserError
+from sgpipe.errors import EngineError, UserError
 from sgpipe.files.image_roots import ImageFile
 from sgpipe.files.model_cache import local_model
 from sgpipe.images import open_header, read_bytes
@@ -98,13 +98,13 @@ def _family(config: CaptionConfig) -> str:
     if config.captioner is None:
         return "blip"
     try:
-        source = local_model(config.captioner)
+        source = local_model(config.captioner, whole=False)
         if (file := Path(source) / "config.json").is_file():  # without importing transformers
             return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
         from sgpipe.stages.checkpoint import read_config
 
         return str(read_config(source).get("model_type"))
-    except (UserError, OSError, ValueError, TypeError, KeyError):
+    except (UserError, EngineError, OSError, ValueError, TypeError, KeyError):
         return "blip"
 
 

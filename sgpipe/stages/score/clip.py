@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from sgpipe.errors import UserError, existing_model
+from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
 from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_part, load_weights, read_config
 from sgpipe.stages.score.scorer import NO_AREA, Unscored, contrast_texts, marked_crop, relation_text
@@ -46,7 +46,6 @@ class ClipScorer:
         """Raises UserError: there is no such folder, or it has a model of another kind."""
         name, weights = split_name(self.model)
         if not _is_open_clip(name, weights):
-            existing_model(name)
             parts = {"text_config", "vision_config"}
             if Path(name).is_dir() and not parts <= read_config(name, "CLIP model").keys():
                 raise UserError(f"{name} is not a CLIP model: its config.json has no text_config and vision_config")
@@ -113,8 +112,8 @@ def load_clip(model: str, weights: str | None, device: torch.device) -> ClipMode
     """A CLIP model.
 
     Args:
-        model: a folder with config.json (transformers) or open_clip_config.json (open_clip) and weights; a hub id,
-            which is transformers' unless it begins with hf-hub:; or, with `weights`, a name that open_clip knows.
+        model: a folder with config.json (transformers), or else open_clip_config.json (open_clip), and weights; a hub
+            id, which is transformers' unless it begins with hf-hub:; or, with `weights`, a name that open_clip knows.
         weights: of a named model of open_clip: a file, or a tag that open_clip knows.
 
     Raises UserError: open_clip is needed and not installed, or the model cannot be loaded.
@@ -123,10 +122,10 @@ def load_clip(model: str, weights: str | None, device: torch.device) -> ClipMode
 
 
 def _is_open_clip(model: str, weights: str | None) -> bool:
-    folder = Path(model)
-    if weights is not None or model.startswith("hf-hub:") or (folder / "open_clip_config.json").is_file():
-        return True
-    return folder.is_dir() and not (folder / "config.json").is_file()
+    is_folder = Path(model).is_dir()
+    return (
+        weights is not None or model.startswith("hf-hub:") or (is_folder and not Path(model, "config.json").is_file())
+    )
 
 
 class OpenClip:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sgpipe.errors import UserError, existing_model
+from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, RelationOrigin, deduplicate
@@ -41,8 +41,6 @@ def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
         )
     if pair is not None and pair.restrict == "group" and tag.method != "rtagger":
         raise UserError(f"tag.method is {tag.method}: pair.restrict=group is for rtagger")
-    if tag.tagger is not None and tag.scores and tag.endpoint is None:
-        existing_model(tag.tagger)
 
 
 class AssumedStage(Stage):

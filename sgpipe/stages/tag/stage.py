@@ -26,7 +26,7 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, LabelFeatures, TokenizerError, pad_labels
 from sgpipe.calibration import threshold_of_recipe
-from sgpipe.errors import ImageError, UserError, existing_model
+from sgpipe.errors import ImageError, UserError
 from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.files.model_cache import local_model
 from sgpipe.image_feed import ImageFeed
@@ -198,9 +198,8 @@ class TagStage(Stage):
     def check(self) -> None:
         """Raises UserError: there is no such tagger, it is another kind of model, or the calibration is of another."""
         if self.config.tagger is not None:
-            existing_model(self.config.tagger)
             try:
-                RTagger.check(local_model(self.config.tagger))
+                RTagger.check(local_model(self.config.tagger, whole=False))
             except CheckpointError as reason:
                 raise UserError(str(reason)) from reason
             threshold_of_recipe(self.config, self.pair)

@@ -87,9 +87,11 @@ def test_the_same_files_uploaded_again_leave_the_folder_alone(store, monkeypatch
 
 
 def test_other_names_stay_as_they_are(tmp_path):
-    for name in ("user/name", str(tmp_path), "openai/clip:weights"):
+    for name in ("roberta-base", str(tmp_path), "openai/clip:weights"):
         assert pin_model(name) == local_model(name) == name
     assert existing_model(URI) == URI
+    with pytest.raises(UserError, match=r"no such folder: \./no/such"):
+        local_model("./no/such")
 
 
 def test_a_model_that_changes_is_another_one_and_a_run_keeps_the_one_that_it_started_with(store, tmp_path):

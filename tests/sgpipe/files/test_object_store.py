@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -66,11 +65,3 @@ def test_what_is_no_store_is_refused_wherever_a_place_is_named(uri: str, expecte
             read(uri)
         assert expected in str(caught.value)
         assert "\n" not in str(caught.value)
-
-
-def test_a_name_is_never_read_as_options() -> None:
-    """It may come from a manifest or an archive of somebody else."""
-    child = StorePath("s3://bucket/run?region=eu") / "data/a?endpoint_override=elsewhere&z=.parquet"
-    assert child._options == "?region=eu"
-    assert child._prefix == "run/data/a?endpoint_override=elsewhere&z=.parquet"
-    assert pickle.loads(pickle.dumps(child)) == child  # noqa: S301

@@ -180,35 +180,27 @@ def test_a_process_that_was_promised_a_gpu_does_not_use_the_cpu(monkeypatch: pyt
 LOWER = {"CPU": "--workers", "GPU": "--workers or --gpus"}
 
 
+SIZES = ({"CPU": 2, "GPU": 1}, {"CPU": 3, "GPU": 1}, {"CPU": 3})
+
+
 @pytest.mark.parametrize(
-    ("resources", "workers", "gpus", "message"),
+    ("workers", "cpus", "gpus", "message"),
     [
-        ({"CPU": 2.0}, 3, 0, "3 workers need 3 CPUs, but Ray has 2; lower --workers"),
-        ({"CPU": 2.0}, 1, 1, "1 worker needs 1 GPU, but Ray has 0; lower --workers or --gpus"),
-        ({"CPU": 8.0, "GPU": 2.0}, 4, 1, "4 workers need 4 GPUs, but Ray has 2"),
-        ({"CPU": 8.0, "GPU": 2.0}, 5, 0.5, "5 workers need 2.5 GPUs, but Ray has 2"),
+        (4, 1, 0, None),
+        (2, 2, 1, None),
+        (4, 1, 0.5, None),
+        (4, 2, 0, r"^4 workers need 2 CPUs and 0 GPUs each .* 2 and 1; 3 and 1; 3 and 0; lower --workers$"),
+        (3, 1, 1, r"^3 workers need 1 CPUs and 1 GPUs each .* lower --workers or --gpus$"),
+        (1, 1, 2, r"^1 worker needs 1 CPUs and 2 GPUs each"),
+        (5, 0.5, 0.5, "^5 workers need"),
     ],
 )
-def test_workers_that_would_wait_for_ever_are_refused(
-    resources: dict[str, float], workers: int, gpus: float, message: str
-) -> None:
+def test_workers_need_room_on_single_machines(workers: int, cpus: float, gpus: float, message: str | None) -> None:
+    machines = [{"Alive": True, "Resources": each} for each in SIZES]
+    machines.append({"Alive": False, "Resources": {"CPU": 99, "GPU": 99}})
+    if message is None:
+        note = check_workers(machines, workers, cpus, gpus, LOWER)
+        assert (note is None) if gpus else "Ray has 2 GPUs, but the workers use none" in str(note)
+        return
     with pytest.raises(UserError, match=message):
-        check_workers(resources, workers, 1, gpus, LOWER)
-
-
-def test_workers_need_room_on_single_machines() -> None:
-    sizes = ({"CPU": 2, "GPU": 1}, {"CPU": 3, "GPU": 1}, {"CPU": 3})
-    machines = [{"Alive": True, "Resources": each} for each in sizes]
-    resources = {"CPU": 8.0, "GPU": 2.0}
-    check_workers(resources, 4, 2, 0, LOWER)  # in sum they fit
-    with pytest.raises(UserError, match=r"^4 workers need 2 CPUs"):
-        check_workers(resources, 4, 2, 0, LOWER, machines)
-    with pytest.raises(UserError, match=r"lower --workers or --gpus$"):
-        check_workers(resources, 1, 1, 2, LOWER, machines)
-    assert check_workers(resources, 2, 2, 1, LOWER, machines) is None
-
-
-def test_gpus_that_workers_do_not_use_are_noted() -> None:
-    assert check_workers({"CPU": 4.0, "GPU": 2.0}, 4, 1, 0.5, LOWER) is None
-    assert check_workers({"CPU": 4.0}, 4, 1, 0, LOWER) is None
-    assert "Ray has 1 GPU, but the workers use none" in (check_workers({"CPU": 4.0, "GPU": 1.0}, 4, 1, 0, LOWER) or "")
+        check_workers(machines, workers, cpus, gpus, LOWER)

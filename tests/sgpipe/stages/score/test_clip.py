@@ -121,9 +121,8 @@ def test_models_that_are_not_clip_are_refused(tmp_path: Path) -> None:
     (tmp_path / "clip" / "model.safetensors").write_bytes(b"damaged")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
-    for folder, message in (("missing", "no such folder"), ("other", "is not a CLIP model")):
-        with pytest.raises(UserError, match=message):
-            ClipScorer(str(tmp_path / folder)).check()
+    with pytest.raises(UserError, match="is not a CLIP model"):
+        ClipScorer(str(tmp_path / "other")).check()
     for damaged in (str(tmp_path / "clip"), str(packaged_model("captioner"))):
         with pytest.raises(UserError, match="weight"):
             ClipScorer(damaged, "cpu").load()

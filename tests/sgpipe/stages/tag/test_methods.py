@@ -119,7 +119,6 @@ def test_what_cannot_be_scored_is_an_error_row(folder: Path) -> None:
         {"method": "clip"},
         {"method": "clip", "tagger": "a/b", "endpoint": "http://localhost:1/v1"},
         {"method": "all", "precision": 0.9},
-        {"method": "clip", "tagger": "./no/such/folder"},
     ],
 )
 def test_what_a_method_needs(settings: dict[str, object]) -> None:
