@@ -283,8 +283,8 @@ def miniworld(
 ) -> None:
     """Generate a synthetic dataset with exact ground truth.
 
-    The same command finishes an interrupted dataset. A folder that contains
-    another one is refused.
+    The folder appears complete or not at all. One that contains another
+    dataset is refused.
 
     Examples:
 

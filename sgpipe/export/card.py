@@ -6,9 +6,9 @@ Everything it says of how the rows were made comes from the identity of the run,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -27,77 +27,23 @@ from sgpipe.storage.shards import DATA
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count
 
-_UNREVIEWED = "**People have not reviewed them.**"
 
+def describe_origin(run: Mapping[str, Any]) -> tuple[bool | None, list[str], Sequence[Mapping[str, Any]]]:
+    """Return how rows came to be, by the header of their manifest.
 
-class Origin(NamedTuple):
-    """How rows came to be.
-
-    Attributes:
-        generated: whether models chose the relations, or None if the run does not say.
-        steps: sentences, in order.
-        identities: what the sentences come from, the first one first.
+    Returns: whether models chose the relations, None if the run does not say; sentences, in order; and the identities
+    that they come from, the first one first.
     """
-
-    generated: bool | None
-    steps: list[str]
-    identities: Sequence[Mapping[str, Any]]
-
-
-def describe_origin(run: Mapping[str, Any]) -> Origin:
-    """Return the origin of a run by the header of its manifest."""
     identities, steps = [identity for identity in Manifest.identities(run) if identity], []
     for identity in identities:
         try:
-            steps += list(_steps(identity))
-        except (AttributeError, KeyError, TypeError, ValueError):  # changed by others, as in a dataset from the hub
+            steps += _sentences("steps.md.jinja", identity=identity)
+        except (jinja2.UndefinedError, AttributeError, KeyError, TypeError, ValueError):  # changed by others
             steps.append("One step is recorded in a form that sgpipe does not know; see below.")
     first = identities[0] if identities else {}
-    generated: bool | None = True if any("tag" in each for each in identities) else None
-    if (
-        generated is None
-        and first.get("import") not in (None, "hf", "rlipv2")
-        and not first.get("options", {}).get("predictions")
-    ):
-        generated = False
-    return Origin(generated, steps or ["How the rows were made is not recorded."], identities)
-
-
-def _steps(identity: Mapping[str, Any]) -> Iterator[str]:
-    if name := identity.get("import"):
-        yield f"Objects and relations: imported by sgpipe {identity.get('sgpipe', '')} from files of format `{name}`."
-        yield "A relation without a confidence was annotated; one with a confidence was predicted by a model."
-        if identity.get("options", {}).get("preprocess"):
-            yield "Names are in lower case, and repeated and redundant relations are left out, as RLIPv2 does."
-    elif "scored" in identity:
-        model = f"`{identity.get('model')}`{', behind an endpoint' if identity.get('served') else ''}"
-        column, scorer = ("opinion", "vision-language model") if "by" in identity else ("agreement", "CLIP model")
-        yield f"Column `{column}`: scores of the relations by a {scorer} ({model})."
-    elif "corrected" in identity:
-        yield (
-            "Corrected by people in `sgpipe view`: relations that they confirmed, changed or added have no confidence; "
-            f"those that they called wrong are left out (conflicts: {identity.get('conflicts')})."
-        )
-    elif "merged" in identity:
-        yield f"These runs were merged, {len(identity['merged'])} in number: a relation names all that stated it."
-    elif exported := identity.get("exported"):
-        if threshold := exported.get("threshold"):
-            sha256 = exported.get("calibration")
-            measure, by = ("probability", f", by calibration `{sha256[:16]}`") if sha256 else ("confidence", "")
-            kept = f"{exported.get('relations', 0):,} of {count(exported.get('of', 0), 'relation')}"
-            yield f"Exported with {kept}: those of {measure} {threshold:g} or more{by}."
-        if certificate := exported.get("certificate"):
-            yield certified_text(certificate)
-    elif "tag" in identity:
-        made = "added relations to those known" if "known" in identity.get("pair", {}) else "made the relations"
-        yield f"sgpipe {identity.get('sgpipe', '')} {made}, with seed {identity.get('seed', 0)}."
-        if parent := identity.get("parent"):
-            yield f"Its first stages did not run: their columns are those of another run (`{parent}`)."
-        words = identity.get("ground", {}).get("detector")
-        yield f"Boxes: {_boxes(identity)}{f'; of words of captions, by a detector (`{words}`)' if words else ''}."
-        yield f"Captions: {_captions(identity)}."
-        yield f"Candidate relations: {_candidates(identity)}."
-        yield f"Relations: {_relations(identity['tag'])}. {_UNREVIEWED}"
+    is_annotated = first.get("import") not in (None, "hf", "rlipv2") and not first.get("options", {}).get("predictions")
+    generated = True if any("tag" in each for each in identities) else False if is_annotated else None
+    return generated, steps or ["How the rows were made is not recorded."], identities
 
 
 def certified_text(certificate: Mapping[str, Any]) -> str:
@@ -110,53 +56,6 @@ def certified_text(certificate: Mapping[str, Any]) -> str:
         f"(confidence {certificate['confidence']:g}{', of each by itself' if certificate['by'] else ''}; of relations "
         f"between two boxes, as these people see them; how many relations are missing was not measured{together})."
     )
-
-
-def _boxes(identity: Mapping[str, Any]) -> str:
-    drawn, detect = identity.get("miniworld"), identity.get("detect")
-    if drawn:
-        settings = f"{count(drawn['images'], 'image')}, seed {drawn['seed']}, split `{drawn['split']}`"
-        return f"synthetic, drawn with their images by sgpipe's miniworld ({settings})"
-    if detect:
-        return f"predicted by an object detector (`{detect.get('detector')}`, above score {detect.get('threshold')})"
-    return f"the annotations of the source (format `{identity.get('format')}`)"
-
-
-def _captions(identity: Mapping[str, Any]) -> str:
-    caption = identity.get("caption", {})
-    if not caption.get("captioner"):
-        given = any(files.get("captions") for files in identity.get("source", {}).values())
-        return f"{'those of the source' if given else 'none'}; no captioner ran"
-    how = f"nucleus sampling, {count(caption.get('samples', 0), 'caption')}"
-    if caption.get("decoding") == "beam":
-        how = f"beam search with {count(caption.get('beams', 0), 'beam')}, one caption"
-    served = " behind an endpoint" if caption.get("endpoint") else ""
-    regions = " and ".join(f"each {scope}" for scope in caption.get("scopes", ("image",)))
-    return f"by a captioner{served} (`{caption['captioner']}`), {how} of {regions}"
-
-
-def _candidates(identity: Mapping[str, Any]) -> str:
-    pair, parser = identity.get("pair", {}), identity.get("parse", {}).get("model")
-    if pair.get("candidates") == "prior":
-        return f"the predicates of two classes in scene graphs of another dataset (`{pair.get('prior')}`)"
-    if pair.get("candidates") == "image":
-        return f"every predicate that the captions state (`{parser}`), for every pair of boxes"
-    marks = f"what a vision-language model (`{pair.get('model')}`) states of numbered boxes"
-    if pair.get("candidates") == "marks":
-        return marks
-    beside = f"; and {marks}" if pair.get("candidates") == "captions+marks" else ""
-    return f"triplets parsed from the captions (`{parser}`) and matched with the boxes by class{beside}"
-
-
-def _relations(tag: Mapping[str, Any]) -> str:
-    if not tag.get("tagger"):
-        return f"all candidates{' whose boxes overlap' if tag.get('method') == 'overlap' else ''}; no tagger ran"
-    scorer = {"clip": "CLIP model", "vlm": "vision-language model"}.get(tag.get("method", ""), "Relation Tagger")
-    kept = f"{'probability' if tag.get('calibration') else 'confidence'} above {tag.get('threshold', 0):g}"
-    if tag.get("precision") is not None:
-        kept = f"a precision of {tag['precision']:g} (95% confidence)"
-    by = f", by calibration `{tag['calibration'][:16]}`" if tag.get("calibration") else ""
-    return f"those of {kept}{by}, scored by a {scorer} (`{tag['tagger']}`)"
 
 
 README = "README.md"
@@ -251,61 +150,35 @@ def totals(rows: ExportRows) -> dict[str, int]:
 
 def _common(rows: ExportRows) -> dict[str, Any]:
     """What both templates show."""
-    origin = describe_origin(rows.manifest.run)
+    run, problems = rows.manifest.run, Counter[str]()
+    generated, steps, identities = describe_origin(run)
+    for shard in rows.manifest.shards:
+        problems.update({key: number for key, number in shard.counts.items() if key.startswith("problem.") and number})
+    total = source_images(rows.root) or run.get("source_images")
     return {
-        "name": rows.manifest.run.get("name", "sgpipe"),
+        "name": run.get("name", "sgpipe"),
         "version": __version__,
-        "generated": origin.generated,
-        "steps": [*origin.steps, *([certified_text(rows.certificate)] if rows.certificate else [])],
-        "identities": [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True) for each in origin.identities],
-        "left_out": list(_left_out(rows)),
+        "generated": generated,
+        "steps": [*steps, *([certified_text(rows.certificate)] if rows.certificate else [])],
+        "identities": [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True) for each in identities],
+        "left_out": _sentences("left_out.md.jinja", rows=rows, before=totals(rows), source=total, problems=problems),
         "origins": origins_text(rows.census.origins),
     }
 
 
-def _left_out(rows: ExportRows) -> Iterator[str]:
-    """One sentence for each reason why something is missing."""
-    before = totals(rows)
-    if rows.certificate is not None and (below := rows.left_out["relations below the threshold"]):
-        yield f"What is not certified: {below:,} of {count(before['relations'], 'relation')} of the run."
-    elif rows.threshold:
-        below = rows.left_out["relations below the threshold"]
-        yield (
-            f"Relations of {rows.measure} below {rows.threshold:g} (`--threshold`): {below:,} of "
-            f"{count(before['relations'], 'relation')} of the run."
-        )
-    run = rows.manifest.run
-    total = source_images(rows.root) or run.get("source_images")
-    if total is not None and before["images"] < total:
-        yield f"The run has {before['images']:,} of the {count(total, 'image')} of its source."
-    elif run.get("finished") is False:
-        yield f"The import was not finished: it has only the first {count(before['images'], 'image')} of its source."
-    elif run.get("limit") == before["images"]:
-        yield f"The run was limited to the first {count(before['images'], 'image')} of its source (`--limit`)."
-    if errors := before["errors"]:
-        rows_of = "its row has" if errors == 1 else "their rows have"
-        yield f"{count(errors, 'image')} could not be processed: {rows_of} no relations."
-    without = before["images"] - before["errors"] - before["images_with_relations"]
-    if without:
-        yield f"{count(without, 'image')} of the run {'has' if without == 1 else 'have'} no relations."
-    for what, number in rows.left_out.items():
-        if number and what not in ("relations below the threshold", "error rows"):
-            yield f"{what[0].upper()}{what[1:]}: {number:,}."
-    problems: Counter[str] = Counter()
-    for shard in rows.manifest.shards:
-        problems.update({key[8:]: number for key, number in shard.counts.items() if key.startswith("problem.")})
-    if problems := +problems:
-        listed = ", ".join(f"{name.replace('_', ' ')} ({number:,})" for name, number in problems.items())
-        yield f"Dropped or repaired while the source was read: {listed}."
+def _sentences(name: str, **values: Any) -> list[str]:
+    """The lines of a template, for which what its values lack is empty."""
+    text = _template(name, jinja2.ChainableUndefined).render(values)
+    return [line for line in text.splitlines() if line.strip()]
 
 
-def _template(name: str) -> jinja2.Template:
+def _template(name: str, undefined: type[jinja2.Undefined] = jinja2.StrictUndefined) -> jinja2.Template:
     # The README is Markdown: names are in backticks and need no HTML escapes.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sgpipe.export", "."),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["code"] = lambda name: f"`{to_single_line(name).replace('`', chr(39)) or ' '}`"
+    loader = jinja2.PackageLoader("sgpipe.export", ".")
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=undefined)
+    environment.filters |= {
+        "code": lambda name: f"`{to_single_line(name).replace('`', chr(39)) or ' '}`",
+        "counted": count,
+        "certified": certified_text,
+    }
     return environment.get_template(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -15,9 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sgpipe.errors import add_filename
 from sgpipe.export.card import write_card
-from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups
+from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups, new_file
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_header, read_image
 from sgpipe.records import ORIGINS, from_table
@@ -63,19 +61,16 @@ def write_webdataset(rows: ExportRows, out: Path, images: ImagePlace | None) -> 
     for split in rows.splits:
         for number, shard in enumerate(rows.shards(split)):
             path = out / f"{split}-{number:06d}.tar"
-            with add_filename(path), path.open("xb") as file:
-                with tarfile.open(fileobj=file, mode="w") as tar:
-                    found = (row for table in _tables(rows, shard, images, embed=True) for row in table.to_pylist())
-                    for key, row in enumerate(row for row in found if row["status"] == "ok" and row[IMAGE_COLUMN]):
-                        image = row.pop(IMAGE_COLUMN)["bytes"]
-                        with open_header(BytesIO(image), row["file_name"]) as header:
-                            suffix = str(header.format).lower().replace("mpo", "jpeg")  # a JPEG with further images
-                        for end, content in ((suffix, image), ("json", json.dumps(row).encode())):
-                            member = tarfile.TarInfo(f"{key:06d}.{end}")
-                            member.size = len(content)
-                            tar.addfile(member, BytesIO(content))
-                file.flush()
-                os.fsync(file.fileno())
+            with new_file(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
+                found = (row for table in _tables(rows, shard, images, embed=True) for row in table.to_pylist())
+                for key, row in enumerate(row for row in found if row["status"] == "ok" and row[IMAGE_COLUMN]):
+                    image = row.pop(IMAGE_COLUMN)["bytes"]
+                    with open_header(BytesIO(image), row["file_name"]) as header:
+                        suffix = str(header.format).lower().replace("mpo", "jpeg")  # a JPEG with further images
+                    for end, content in ((suffix, image), ("json", json.dumps(row).encode())):
+                        member = tarfile.TarInfo(f"{key:06d}.{end}")
+                        member.size = len(content)
+                        tar.addfile(member, BytesIO(content))
 
 
 def _categories(table: pa.Table) -> pa.Array:
@@ -143,12 +138,9 @@ def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows, names: list
     first = next(tables)
     schema = first.schema.with_metadata(_metadata(first.schema, rows, names))
     group_size = _IMAGES_PER_GROUP if IMAGE_COLUMN in schema.names else _ROWS_PER_GROUP
-    with add_filename(path), path.open("xb") as file:
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for table in (first, *tables):
-                writer.write_table(table.cast(schema), row_group_size=group_size)
-        file.flush()
-        os.fsync(file.fileno())
+    with new_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for table in (first, *tables):
+            writer.write_table(table.cast(schema), row_group_size=group_size)
 
 
 def _metadata(schema: pa.Schema, rows: ExportRows, names: list[str]) -> dict[bytes | str, bytes | str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import zlib
 from collections import Counter, defaultdict
@@ -22,10 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgpipe.errors import add_filename
 from sgpipe.export.hugging_face import feature_of
 from sgpipe.export.instruction_text import English, Phrases, filled, plain_name
-from sgpipe.export.rows import ExportRows
+from sgpipe.export.rows import ExportRows, new_file
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, read_image
 from sgpipe.records import HUB_DATASET, LABEL_STUDIO_DATASET, Record, list_of
@@ -452,7 +450,7 @@ def write_instructions(
 
     for split in rows.splits:
         path = out / f"{split}.{'parquet' if parquet else 'jsonl'}"
-        with add_filename(path), path.open("xb") as file:
+        with new_file(path) as file:
             if parquet:
                 features = {name: feature_of(kind) for name, kind in _ROW.items()} | {"images": [{"_type": "Image"}]}
                 schema = pa.schema(_ROW, metadata={"huggingface": json.dumps({"info": {"features": features}})})
@@ -462,8 +460,6 @@ def write_instructions(
                         writer.write_table(pa.Table.from_pylist(batch, schema))
             else:
                 file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in made(split))
-            file.flush()
-            os.fsync(file.fileno())
     kinds = ", ".join(f"{kind} {number:,}" for kind, number in sorted(asked.written.items()))
     rows.note = f"{asked.written.total():,} questions ({kinds or 'nothing to ask'})"
     if asked.absent > _IMPROBABLE:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -210,16 +212,25 @@ class Members(NamedTuple):
     pairs: Iterable[tuple[str, Any]]
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, which is synced to disk when the block ends."""
+    with add_filename(path), path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_json(path: Path, value: Members | Iterator[Any]) -> None:
     """Write a new file and sync it to disk. Iterators become arrays and `Members` objects, one item per line.
 
     Raises UserError: a number is not finite.
     """
-    with add_filename(path), path.open("x", encoding="utf-8") as file:
+    with new_file(path) as binary:
+        file = io.TextIOWrapper(binary, encoding="utf-8")
         _write(file, value)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+        file.detach()
 
 
 def _write(file: IO[str], value: Any) -> None:

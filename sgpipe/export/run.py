@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +13,12 @@ from sgpipe.export.annotation_files import (
     write_coco,
     write_coco_relations,
     write_hico,
+    write_psg,
     write_rlipv2,
     write_sgg_benchmark,
+    write_vg150,
     write_visual_genome,
 )
-from sgpipe.export.benchmarks import write_psg, write_vg150
 from sgpipe.export.card import exported_relations, write_readme
 from sgpipe.export.hugging_face import write_hugging_face, write_webdataset
 from sgpipe.export.instruction_text import load_phrases
@@ -31,7 +29,7 @@ from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.files.locations import Location, location
 from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE
 from sgpipe.storage.outputs import check_output
-from sgpipe.utils.locking import only_process
+from sgpipe.utils.locking import new_folder
 
 HUGGING_FACE, LABEL_STUDIO, WEBDATASET, INSTRUCTIONS = "hf", "label-studio", "webdataset", "instructions"
 _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
@@ -158,32 +156,3 @@ def export_run(
             write_readme(rows, folder, to, COORDINATES[coordinates])
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     return Exported(out, files, dict(+rows.left_out), exported_relations(rows), rows.note)
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder next to `out`, renamed to it when the block ends, and deleted if the block fails.
-
-    If the process is killed the folder remains; the next export of this name empties it.
-
-    Raises UserError: `out` exists and is not an empty folder, cannot be created, or another export is writing it.
-    """
-    named, out = out, Path(os.path.realpath(out))
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {named} exists and is not overwritten; name a new folder")
-    if out == Path.cwd():
-        raise UserError(f"--out {named} is the working folder; name a new folder in it")
-    if out.is_mount():
-        raise UserError(f"--out {named} is a mount point, which cannot appear whole; name a new folder in it")
-    folder = out.parent / f".{out.name}.tmp"
-    lock = folder / ".lock"
-    folder.mkdir(parents=True, exist_ok=True)
-    with only_process(lock, named):
-        try:
-            for path in set(folder.iterdir()) - {lock}:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            yield folder
-            lock.unlink()
-            os.replace(folder, out)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -107,11 +107,8 @@ def draw_animal(look: AnimalLook, posture: str) -> Shapes:
     shapes += _trunk(look, frame, hip, shoulder)
     shapes += _leg(frame, hip, feet[0], near, look, hind=True)
     if posture in ("sitting", "lying", "looking"):
-        shapes.append(
-            ellipse(
-                near, (hip[0] + frame.girth * 0.18, hip[1] - frame.girth * 0.08), frame.girth * 0.48, frame.girth * 0.42
-            )
-        )
+        haunch = (hip[0] + frame.girth * 0.18, hip[1] - frame.girth * 0.08)
+        shapes.append(ellipse(near, haunch, frame.girth * 0.48, frame.girth * 0.42))
     shapes += _leg(frame, shoulder, feet[2], near, look, hind=False)
     angle = frame.neck_angle + {"running": -22, "jumping": -10, "lying": -34, "looking": 10}.get(posture, 0)
     shapes += _neck_and_head(look, frame, shoulder, angle, 22 if posture == "looking" else 0)
@@ -136,24 +133,19 @@ def _leg(frame: Frame, start: Point, foot: Point, colour: RGB, look: AnimalLook,
 
 def _trunk(look: AnimalLook, frame: Frame, hip: Point, shoulder: Point) -> Shapes:
     coat, girth = look.coat.rgb, frame.girth
-    shapes = [
-        capsule(coat, (hip[0], hip[1] + girth * 0.08), (shoulder[0], shoulder[1] + girth * 0.04), girth, girth * 1.06)
-    ]
+    ends = (hip[0], hip[1] + girth * 0.08), (shoulder[0], shoulder[1] + girth * 0.04)
+    shapes = [capsule(coat, *ends, girth, girth * 1.06)]
     middle = ((hip[0] + shoulder[0]) / 2, (hip[1] + shoulder[1]) / 2 - girth * 0.2)
     if look.marked and look.kind == "dog":
-        shapes.append(
-            ellipse(look.mark, (middle[0] - girth * 0.2, middle[1] + girth * 0.36), girth * 0.5, girth * 0.28)
-        )
+        patch = (middle[0] - girth * 0.2, middle[1] + girth * 0.36)
+        shapes.append(ellipse(look.mark, patch, girth * 0.5, girth * 0.28))
     if look.marked and look.kind == "cat":
         slope = (shoulder[1] - hip[1]) / (shoulder[0] - hip[0])
         for step in (-0.55, -0.1, 0.35):
             x = middle[0] + step * girth * 1.2
             y = middle[1] + girth * 0.72 + (x - middle[0]) * slope
-            shapes.append(
-                capsule(
-                    look.mark, (x, y - girth * 0.04), (x + girth * 0.06, y - girth * 0.36), girth * 0.16, girth * 0.05
-                )
-            )
+            stripe = (x, y - girth * 0.04), (x + girth * 0.06, y - girth * 0.36)
+            shapes.append(capsule(look.mark, *stripe, girth * 0.16, girth * 0.05))
     return shapes
 
 
@@ -163,15 +155,9 @@ def _tail(look: AnimalLook, frame: Frame, hip: Point, posture: str) -> Shapes:
     if look.kind == "horse":
         hair = shade(look.coat.rgb, 0.5)
         flow = 0.34 if posture in ("running", "jumping") else 0.1
-        return [
-            blob(
-                hair,
-                (root[0] + 0.08, root[1] + 0.06),
-                (root[0] - 0.1 - flow * 0.4, root[1] - 0.02),
-                (root[0] - 0.14 - flow, root[1] - 0.55 + flow),
-                (root[0] - 0.02, root[1] - 0.4 + flow * 0.6),
-            )
-        ]
+        x, y = root
+        ends = (x - 0.14 - flow, y - 0.55 + flow), (x - 0.02, y - 0.4 + flow * 0.6)
+        return [blob(hair, (x + 0.08, y + 0.06), (x - 0.1 - flow * 0.4, y - 0.02), *ends)]
     if look.kind == "dog":
         tip = (root[0] - 0.16, root[1] + (0.06 if low else 0.2))
         return path(look.coat.rgb, [(root[0] + 0.06, root[1]), (root[0] - 0.08, root[1] + 0.03), tip], 0.085, 0.045)
@@ -187,13 +173,8 @@ def _neck_and_head(look: AnimalLook, frame: Frame, shoulder: Point, angle: float
     top = turn((base[0] + frame.neck, base[1]), angle, base)
     shapes: Shapes = []
     if look.kind == "horse":
-        mane = shade(look.coat.rgb, 0.5)
-        shapes += path(
-            mane,
-            [(base[0] - 0.14, base[1] + 0.16), (top[0] - 0.14, top[1] - 0.02), (top[0] - 0.02, top[1] + 0.12)],
-            0.22,
-            0.16,
-        )
+        mane = [(base[0] - 0.14, base[1] + 0.16), (top[0] - 0.14, top[1] - 0.02), (top[0] - 0.02, top[1] + 0.12)]
+        shapes += path(shade(look.coat.rgb, 0.5), mane, 0.22, 0.16)
     shapes.append(capsule(look.coat.rgb, base, top, girth * 0.82, frame.head * 1.25))
     head = {"dog": _dog_head, "cat": _cat_head, "horse": _horse_head}[look.kind]
     return shapes + moved(head(look, frame.head), top, gaze)
@@ -206,20 +187,14 @@ def _eye(at: Point, radius: float) -> Shapes:
 def _dog_head(look: AnimalLook, r: float) -> Shapes:
     coat = look.coat.rgb
     ear = look.mark if look.marked else shade(coat, 0.7)
+    flap = ((-0.55, 0.95), (0.05, 0.75), (-0.1, -0.3), (-0.55, -0.85), (-1.0, -0.35))
     return [
         capsule(shade(coat, 1.12), (r * 0.4, -r * 0.2), (r * 1.45, -r * 0.3), r * 1.0, r * 0.72),
         disc(coat, (0, 0), r),
         ellipse((36, 30, 30), (r * 1.72, -r * 0.12), r * 0.22, r * 0.2, corners=12),
         capsule(shade(coat, 0.55), (r * 0.9, -r * 0.48), (r * 1.55, -r * 0.5), r * 0.09),
         *_eye((r * 0.5, r * 0.28), r * 0.15),
-        blob(
-            ear,
-            (-r * 0.55, r * 0.95),
-            (r * 0.05, r * 0.75),
-            (-r * 0.1, -r * 0.3),
-            (-r * 0.55, -r * 0.85),
-            (-r * 1.0, -r * 0.35),
-        ),
+        blob(ear, *((r * x, r * y) for x, y in flap)),
     ]
 
 
@@ -275,11 +250,8 @@ def _bird(look: AnimalLook, posture: str) -> Shapes:
     shapes.append(ellipse(coat, (0.0, lift), 0.21, 0.135, 12 if not flying else 4))
     shapes.append(ellipse(belly, (0.05, lift - 0.05), 0.13, 0.075, 12))
     head = (0.2, lift + 0.13)
-    shapes.append(
-        polygon(
-            beak, (head[0] + 0.07, head[1] + 0.05), (head[0] + 0.23, head[1] - 0.02), (head[0] + 0.07, head[1] - 0.05)
-        )
-    )
+    tips = ((0.07, 0.05), (0.23, -0.02), (0.07, -0.05))
+    shapes.append(polygon(beak, *((head[0] + x, head[1] + y) for x, y in tips)))
     shapes.append(disc(coat, head, 0.105))
     shapes += _eye((head[0] + 0.035, head[1] + 0.025), 0.018)
     if flying:

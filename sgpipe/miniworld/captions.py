@@ -10,6 +10,7 @@ from numpy.random import Generator
 from sgpipe.miniworld.actors import Actor
 from sgpipe.miniworld.animals import AnimalLook
 from sgpipe.miniworld.people import PEOPLE, PersonLook
+from sgpipe.miniworld.relations import PREDICATES
 from sgpipe.miniworld.scene import Fact, Scene
 from sgpipe.miniworld.things import ThingLook
 
@@ -26,29 +27,15 @@ class Wording(NamedTuple):
         return not self.finite.startswith("is ")
 
 
-WORDINGS: dict[str, Wording] = {
-    "riding": Wording("riding", "rides", "ridden by"),
-    "holding": Wording("holding", "holds", "held by"),
-    "sitting on": Wording("sitting on", "sits on"),
-    "standing on": Wording("standing on", "stands on"),
-    "lying on": Wording("lying on", "lies on"),
-    "on": Wording("on", "is on"),
-    "under": Wording("under", "is under"),
-    "next to": Wording("next to", "is next to"),
-    "behind": Wording("behind", "is behind"),
-    "in front of": Wording("in front of", "is in front of"),
-    "kicking": Wording("kicking", "kicks", "kicked by"),
-    "throwing": Wording("throwing", "throws", "thrown by"),
-    "chasing": Wording("chasing", "chases", "chased by"),
-    "walking": Wording("walking", "walks", "walked by"),
-    "flying": Wording("flying", "flies", "flown by"),
-    "looking at": Wording("looking at", "looks at"),
-    "pushing": Wording("pushing", "pushes", "pushed by"),
-    "jumping over": Wording("jumping over", "jumps over"),
-    "petting": Wording("petting", "pets", "petted by"),
-    "flying over": Wording("flying over", "flies over"),
-    "with": Wording("with", "is with"),
-}
+# Verbs in their finite forms and passives; other predicates follow "is".
+_VERBS = {
+    "riding": "rides, ridden by", "holding": "holds, held by", "sitting on": "sits on", "standing on": "stands on",
+    "lying on": "lies on", "kicking": "kicks, kicked by", "throwing": "throws, thrown by",
+    "chasing": "chases, chased by", "walking": "walks, walked by", "flying": "flies, flown by",
+    "looking at": "looks at", "pushing": "pushes, pushed by", "jumping over": "jumps over",
+    "petting": "pets, petted by", "flying over": "flies over",
+}  # fmt: skip
+WORDINGS = {name: Wording(name, *_VERBS.get(name, f"is {name}").split(", ")) for name in PREDICATES}
 
 # The first name is canonical; a name that is listed more often is used more often.
 _NOUNS: dict[str, tuple[str, ...]] = {
@@ -89,8 +76,7 @@ def noun_of(thing: Actor) -> str:
 
 def canonical_caption(scene: Scene, fact: Fact) -> SceneCaption:
     """The simplest caption of a fact: "a man riding a horse"."""
-    subject, object_ = (_article(noun_of(scene.things[thing])) for thing in (fact.subject, fact.object))
-    object_ = _another(subject, object_)
+    subject, object_ = _pair(scene, fact, None)
     return SceneCaption(f"{subject} {WORDINGS[fact.predicate].participle} {object_}", (fact,))
 
 
@@ -157,22 +143,17 @@ def _can_combine(fact: Fact, other: Fact) -> bool:
     return apart or other.subject == fact.subject
 
 
-def _pair(scene: Scene, fact: Fact, rng: Generator) -> tuple[str, str]:
-    """Subject and object with their articles."""
+def _pair(scene: Scene, fact: Fact, rng: Generator | None) -> tuple[str, str]:
+    """Subject and object with their articles; "another dog" if both have the same name."""
     subject, object_ = (_article(_noun_phrase(scene.things[thing], rng)) for thing in (fact.subject, fact.object))
-    return subject, _another(subject, object_)
+    return subject, f"another {object_.split(' ', 1)[1]}" if subject == object_ else object_
 
 
-def _another(subject: str, object_: str) -> str:
-    """ "another dog" if the subject has the same name."""
-    if subject != object_:
-        return object_
-    return f"another {object_.split(' ', 1)[1]}"
-
-
-def _noun_phrase(thing: Actor, rng: Generator) -> str:
-    """A name of the thing, sometimes with its colour."""
+def _noun_phrase(thing: Actor, rng: Generator | None) -> str:
+    """A name of the thing, sometimes with its colour; without `rng`, the canonical one."""
     names = _names(thing)
+    if rng is None:
+        return names[0]
     name = names[rng.integers(len(names))]
     look = thing.look
     colour = (

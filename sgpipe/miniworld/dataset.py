@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, add_filename
 from sgpipe.miniworld.captions import SceneCaption, scene_captions
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
 from sgpipe.miniworld.render import RenderedScene, render
 from sgpipe.miniworld.scene import Scene, random_scene, scene_generator
 from sgpipe.utils import LARGEST_SEED
-from sgpipe.utils.atomic import atomic_write
-from sgpipe.utils.console import count
-from sgpipe.utils.locking import only_process
+from sgpipe.utils.locking import new_folder
 
 IMAGES = "images"
 INSTANCES = "instances.json"
@@ -25,9 +22,8 @@ CAPTIONS = "captions.json"
 SCENE_GRAPHS = "scene_graphs.json"
 INTERACTIONS = "hico.json"
 INTERACTION_CLASSES = "hico_classes.json"
-_ANNOTATIONS = (INSTANCES, CAPTIONS, SCENE_GRAPHS, INTERACTIONS, INTERACTION_CLASSES)
 
-_SETTINGS, _LOCK = ".miniworld.json", ".lock"
+_SETTINGS = ".miniworld.json"
 _DESCRIPTION = "sgpipe miniworld: drawn scenes with exact truth"
 
 _MAX_IMAGES = 1_000_000
@@ -38,19 +34,6 @@ _CATEGORY_IDS = {  # COCO's
     "person": 1, "bicycle": 2, "car": 3, "bench": 15, "bird": 16, "cat": 17, "dog": 18, "horse": 19, "umbrella": 28,
     "sports ball": 37, "kite": 38, "skateboard": 41, "cup": 47, "chair": 62, "dining table": 67,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SetSettings:
-    """Everything that decides the files of a set."""
-
-    images: int
-    seed: int
-    split: str = "val"
-    captions: int = 5
-
-    def __str__(self) -> str:
-        return f"{count(self.images, 'image')}, seed {self.seed}, split {self.split}"
 
 
 def render_dataset(
@@ -67,8 +50,7 @@ def render_dataset(
     Writes `images/*.jpg`; `instances.json` and `captions.json` (COCO); `scene_graphs.json` (Visual Genome: the complete
     ground truth, with the boxes of the instances); `hico.json` (HICO-DET in HOIA form: relations whose subject is a
     person) and `hico_classes.json`, the names of its ids. An image and its annotations depend only on the seed, the
-    split and the image number. The annotations are written last, so if they exist, all images exist. A call that was
-    interrupted is finished by an equal one.
+    split and the image number. The folder appears complete or not at all.
 
     Args:
         split: "train", "val", or "test-compositional", whose (subject, predicate, object) combinations never occur in
@@ -77,46 +59,41 @@ def render_dataset(
         progress: called after each image.
 
     Returns:
-        whether anything was written; a complete set of the same settings is left as it is.
+        whether anything was written; a set of the same settings is left as it is.
 
     Raises:
         UserError: a number is out of range, the split is unknown, or `out` contains another set or other files.
         OSError: the disk is full, or the folder cannot be written.
     """
-    settings = SetSettings(images, seed, split, captions)
     if split not in SPLITS:
         raise UserError(f"the miniworld has no split {split!r}: expected one of {', '.join(SPLITS)}")
     if not 1 <= images <= _MAX_IMAGES:
         raise UserError(f"cannot render {images} images: expected 1 to {_MAX_IMAGES:,}")
     if not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"seed {seed}: expected a number from 0 to {LARGEST_SEED}")
-    if _is_complete(out, settings):
-        (out / _LOCK).unlink(missing_ok=True)  # of a call that was killed at its end
-        return False
-    out.mkdir(parents=True, exist_ok=True)
-    with only_process(out / _LOCK, out):
-        try:
-            _is_complete(out, settings)  # refuses what another call wrote in the meantime
-            _save(out / _SETTINGS, json.dumps(asdict(settings)).encode())
-            (out / IMAGES).mkdir(exist_ok=True)
-            for path in (*out.iterdir(), *(out / IMAGES).iterdir()):
-                if _is_temporary(path.name) or path.name in _ANNOTATIONS:
-                    path.unlink()
-            annotations = Annotations(seed, split)
-            for number in range(images):
-                scene = random_scene(seed, split, number)
-                rendered = render(scene)
-                sentences = scene_captions(scene, scene_generator(seed, split, number, _CAPTION_PURPOSE), captions)
-                annotations.add(scene, rendered, sentences)
-                buffer = io.BytesIO()
-                rendered.image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-                _save(out / IMAGES / file_name(split, number), buffer.getvalue())
-                if progress:
-                    progress()
-            for name, content in annotations.files().items():
-                _save(out / name, json.dumps(content).encode())
-        finally:
-            (out / _LOCK).unlink(missing_ok=True)
+    settings = {"images": images, "seed": seed, "split": split, "captions": captions}
+    if (out / _SETTINGS).is_file():
+        there = json.loads((out / _SETTINGS).read_text("utf-8"))
+        if there == settings:
+            return False
+        named = ", ".join(f"{name} {value}" for name, value in there.items())
+        raise UserError(f"{out} contains another set of the miniworld ({named}); delete it, or name a new folder")
+    with new_folder(out) as folder:
+        (folder / IMAGES).mkdir()
+        annotations = Annotations(seed, split)
+        for number in range(images):
+            scene = random_scene(seed, split, number)
+            rendered = render(scene)
+            sentences = scene_captions(scene, scene_generator(seed, split, number, _CAPTION_PURPOSE), captions)
+            annotations.add(scene, rendered, sentences)
+            path = folder / IMAGES / file_name(split, number)
+            with add_filename(path):
+                rendered.image.save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+            if progress:
+                progress()
+        for name, content in (annotations.files() | {_SETTINGS: settings}).items():
+            with add_filename(folder / name):
+                (folder / name).write_text(json.dumps(content), encoding="utf-8")
     return True
 
 
@@ -145,27 +122,12 @@ class Annotations:
     def add(self, scene: Scene, rendered: RenderedScene, sentences: list[SceneCaption]) -> None:
         number = image_id(scene.split, scene.number)
         first = number * _MAX_IDS_PER_IMAGE
-        self.images.append(
-            {
-                "id": number,
-                "file_name": file_name(scene.split, scene.number),
-                "width": scene.width,
-                "height": scene.height,
-            }
-        )
-        self.instances += [
-            {
-                "id": first + index,
-                "image_id": number,
-                "category_id": _CATEGORY_IDS[thing.kind],
-                "bbox": box,
-                "area": area,
-                "iscrowd": 0,
-            }
-            for index, (thing, box, area) in enumerate(
-                zip(scene.things, rendered.boxes.tolist(), rendered.areas.tolist(), strict=True)
-            )
-        ]
+        name, size = file_name(scene.split, scene.number), {"width": scene.width, "height": scene.height}
+        self.images.append({"id": number, "file_name": name, **size})
+        boxes = zip(scene.things, rendered.boxes.tolist(), rendered.areas.tolist(), strict=True)
+        for index, (thing, box, area) in enumerate(boxes, first):
+            category = {"image_id": number, "category_id": _CATEGORY_IDS[thing.kind]}
+            self.instances.append({"id": index, **category, "bbox": box, "area": area, "iscrowd": 0})
         self.captions += [
             {"id": first + index, "image_id": number, "caption": sentence.text}
             for index, sentence in enumerate(sentences)
@@ -226,40 +188,3 @@ def _interactions(scene: Scene, rendered: RenderedScene) -> dict[str, Any]:
             if scene.things[fact.subject].kind == "person"
         ],
     }
-
-
-def _is_complete(out: Path, settings: SetSettings) -> bool:
-    """Whether `out` contains the whole set; False if it may be written: empty, or with a part of the same set.
-
-    Raises UserError: it is a file, or contains another set or other files.
-    """
-    names = _entries(out)
-    there = SetSettings(**json.loads((out / _SETTINGS).read_text("utf-8"))) if _SETTINGS in names else None
-    if strangers := sorted(names - {IMAGES, *_ANNOTATIONS, _SETTINGS} if there else names):
-        raise UserError(f"{out} contains other files ({strangers[0]}); use an empty or new folder")
-    if there not in (None, settings):
-        raise UserError(
-            f"{out} contains another set of the miniworld ({there}), not this one ({settings}); "
-            "delete it, or use an empty or new folder"
-        )
-    images = {file_name(settings.split, number) for number in range(settings.images)}
-    return names >= set(_ANNOTATIONS) and _entries(out / IMAGES) >= images
-
-
-def _entries(folder: Path) -> set[str]:
-    """The names in a folder, without those that a killed call may leave behind; none if there is no such folder."""
-    try:
-        return {path.name for path in folder.iterdir() if path.name != _LOCK and not _is_temporary(path.name)}
-    except FileNotFoundError:
-        return set()
-    except NotADirectoryError:
-        raise UserError(f"{folder} is a file; expected a folder for images and annotations") from None
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
-
-
-def _save(path: Path, content: bytes) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)

@@ -151,11 +151,9 @@ def draw_person(
     hip = (0.0, build.hip + pose.hip)
     shoulder = shoulder_of(look, posture)
     ratio = build.hip / MAN.hip  # postures are defined for the legs of a man
-    near_foot, far_foot = (
-        [(foot[0] / scale, foot[1] / scale) for foot in feet]
-        if feet
-        else [(hip[0] + x * ratio, hip[1] + y * ratio) for x, y in pose.feet]
-    )
+    near_foot, far_foot = ((hip[0] + x * ratio, hip[1] + y * ratio) for x, y in pose.feet)
+    if feet:
+        near_foot, far_foot = ((x / scale, y / scale) for x, y in feet)
     near_hand, far_hand = (
         (target[0] / scale, target[1] / scale) if target else (shoulder[0] + rest[0], shoulder[1] + rest[1])
         for target, rest in zip(hands, pose.hands, strict=True)
@@ -205,9 +203,8 @@ def _torso(look: PersonLook, hip: Point, shoulder: Point, posture: str) -> Shape
 def _arm(look: PersonLook, shoulder: Point, hand: Point, light: float) -> Shapes:
     side = 1 if hand[1] > shoulder[1] + 0.12 else -1
     length = 0.165
-    shapes, elbow, wrist = limb(
-        shade(look.top.rgb, light * 0.9), shoulder, hand, (length, length), (0.078, 0.066, 0.058), side
-    )
+    sleeve, widths = shade(look.top.rgb, light * 0.9), (0.078, 0.066, 0.058)
+    shapes, elbow, wrist = limb(sleeve, shoulder, hand, (length, length), widths, side)
     shapes[1] = capsule(shade(look.skin, light), elbow, wrist, 0.058, 0.048)
     shapes.append(disc(shade(look.skin, light), wrist, 0.034, 14))
     return [shapes[1], shapes[0], shapes[2]]

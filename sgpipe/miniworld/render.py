@@ -1,16 +1,19 @@
-"""Render a scene: its image, and the boxes around the visible part of each thing."""
+"""Render a scene: its image, and the boxes around the visible part of each thing.
+
+Backgrounds have distractors that belong to no class: hills, trees, houses, windows, clouds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-from sgpipe.miniworld.backgrounds import paint_background
 from sgpipe.miniworld.scene import PlacedGroup, Scene
-from sgpipe.miniworld.shapes import RGB, Shapes, shade
+from sgpipe.miniworld.shapes import RGB, Shapes, pick, shade, vary
 
 # Images are painted at this multiple of their size and then reduced, which smooths the edges.
 OVERSAMPLING = 3
@@ -105,3 +108,202 @@ def _visible(labels: np.ndarray, things: int) -> tuple[np.ndarray, np.ndarray]:
             boxes[thing] = left, top, columns[-1] + 1 - left, rows[-1] + 1 - top
             areas[thing] = np.count_nonzero(mask)
     return boxes, areas
+
+
+# Backgrounds fill the whole image. Coordinates are pixels from the top left corner.
+_SKIES: tuple[tuple[RGB, RGB], ...] = (
+    ((118, 178, 228), (206, 230, 244)),
+    ((96, 154, 214), (178, 214, 240)),
+    ((160, 196, 222), (226, 236, 238)),
+    ((246, 178, 130), (252, 222, 178)),
+    ((126, 142, 190), (240, 196, 186)),
+)
+_GRASS: tuple[RGB, ...] = ((126, 176, 92), (150, 186, 104), (106, 158, 94), (172, 186, 112))
+_SAND: tuple[RGB, ...] = ((232, 212, 166), (222, 198, 150), (240, 222, 182))
+_STREET: tuple[RGB, ...] = ((164, 164, 170), (150, 154, 162), (180, 176, 172))
+_SNOW: tuple[RGB, ...] = ((224, 232, 240), (232, 236, 242))
+_HOUSES: tuple[RGB, ...] = ((206, 162, 132), (186, 182, 190), (222, 202, 164), (166, 128, 116), (160, 178, 190))
+_WALLS: tuple[RGB, ...] = ((224, 214, 198), (196, 214, 216), (222, 204, 210), (206, 216, 192), (214, 208, 226))
+_FLOORS: tuple[RGB, ...] = ((186, 148, 108), (166, 130, 100), (176, 176, 180), (200, 170, 132))
+
+
+def paint_background(
+    size: tuple[int, int], horizon: float, *, indoors: bool, rng: Generator
+) -> tuple[Image.Image, RGB]:
+    """A background of `size` with its horizon in pixels from the top, and the colour of the ground."""
+    if indoors:
+        return _room(size, horizon, rng)
+    places: tuple[Callable[[Image.Image, float, Generator], RGB], ...] = (_park, _park, _beach, _street, _snow)
+    sky = _gradient(size, *_SKIES[rng.integers(len(_SKIES))])
+    place = places[rng.integers(len(places))]
+    _clouds(ImageDraw.Draw(sky), size, horizon, rng)
+    return sky, place(sky, horizon, rng)
+
+
+def _gradient(size: tuple[int, int], top: RGB, bottom: RGB) -> Image.Image:
+    column = np.linspace(top, bottom, size[1]).round().astype(np.uint8)[:, None]
+    return Image.fromarray(column).resize(size, Image.Resampling.NEAREST)
+
+
+def _ground(image: Image.Image, horizon: float, colour: RGB) -> None:
+    """Paint the ground from the horizon down, lighter in the distance."""
+    width, height = image.size
+    depth = height - int(horizon)
+    image.paste(_gradient((width, depth), shade(colour, 1.15), shade(colour, 0.92)), (0, int(horizon)))
+
+
+def _clouds(draw: ImageDraw.ImageDraw, size: tuple[int, int], horizon: float, rng: Generator) -> None:
+    width, _ = size
+    for _ in range(rng.integers(0, 4)):
+        x, y = rng.uniform(0, width), rng.uniform(0.1, 0.7) * horizon
+        radius = rng.uniform(0.025, 0.05) * width
+        colour = vary(rng, (246, 248, 250), 5)
+        for shift, rise, grow in ((-1.2, 0.2, 0.8), (0, 0, 1.1), (1.1, 0.25, 0.85), (2.0, 0.45, 0.5)):
+            part = radius * grow
+            cx, cy = x + shift * radius, y + rise * radius
+            draw.ellipse((cx - part, cy - part * 0.7, cx + part, cy + part * 0.7), fill=colour)
+
+
+def _park(image: Image.Image, horizon: float, rng: Generator) -> RGB:
+    draw, (width, height) = ImageDraw.Draw(image), image.size
+    grass = vary(rng, pick(rng, _GRASS), 8)
+    for _ in range(rng.integers(1, 4)):
+        x, reach = rng.uniform(0, width), rng.uniform(0.2, 0.5) * width
+        rise = rng.uniform(0.1, 0.35) * horizon
+        colour = vary(rng, shade(grass, 0.86), 10)
+        draw.ellipse((x - reach, horizon - rise, x + reach, horizon + rise), fill=colour)
+    for _ in range(rng.integers(0, 5)):
+        x, foot = rng.uniform(0, width), horizon + rng.uniform(0, 0.04) * height
+        _tree(draw, x, foot, height * rng.uniform(0.16, 0.36), rng)
+    _ground(image, horizon, grass)
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.integers(4, 18)):
+        x, y = rng.uniform(0, width), rng.uniform(horizon + 6, height)
+        _tuft(draw, x, y, height * 0.012, shade(grass, 0.78), rng)
+    return grass
+
+
+def _beach(image: Image.Image, horizon: float, rng: Generator) -> RGB:
+    draw, (width, height) = ImageDraw.Draw(image), image.size
+    sand = vary(rng, pick(rng, _SAND), 6)
+    sea = vary(rng, (64, 142, 178), 16)
+    shore = horizon + rng.uniform(0.02, 0.07) * height
+    draw.rectangle((0, horizon - 0.12 * height, width, shore), fill=sea)
+    for _ in range(10):
+        x, y = rng.uniform(0, width), rng.uniform(horizon - 0.11 * height, shore - 2)
+        draw.line((x, y, x + rng.uniform(0.03, 0.1) * width, y), fill=shade(sea, 1.25), width=max(height // 220, 1))
+    _ground(image, shore, sand)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, shore - height * 0.008, width, shore + height * 0.006), fill=(244, 248, 246))
+    for _ in range(rng.integers(5, 25)):
+        x, y, size = rng.uniform(0, width), rng.uniform(shore + 8, height), rng.uniform(0.002, 0.006) * width
+        draw.ellipse((x - size, y - size * 0.5, x + size, y + size * 0.5), fill=shade(sand, 0.82))
+    return sand
+
+
+def _street(image: Image.Image, horizon: float, rng: Generator) -> RGB:
+    draw, (width, height) = ImageDraw.Draw(image), image.size
+    road = vary(rng, pick(rng, _STREET), 6)
+    x = -rng.uniform(0, 0.1) * width
+    while x < width:
+        wide, high = rng.uniform(0.14, 0.26) * width, rng.uniform(0.35, 0.9) * horizon
+        _house(draw, x, horizon, wide, high, rng)
+        x += wide + rng.choice([0.0, 0.04 * width])
+    _ground(image, horizon, road)
+    draw = ImageDraw.Draw(image)
+    kerb = horizon + 0.05 * height
+    draw.rectangle((0, horizon, width, kerb), fill=shade(road, 1.3))
+    draw.rectangle((0, kerb, width, kerb + 0.01 * height), fill=shade(road, 0.8))
+    return road
+
+
+def _snow(image: Image.Image, horizon: float, rng: Generator) -> RGB:
+    draw, (width, height) = ImageDraw.Draw(image), image.size
+    snow = vary(rng, pick(rng, _SNOW), 4)
+    for _ in range(rng.integers(2, 5)):
+        x, reach, rise = (rng.uniform(0, width), rng.uniform(0.15, 0.35) * width, rng.uniform(0.2, 0.6) * horizon)
+        rock = vary(rng, (136, 150, 172), 12)
+        draw.polygon([(x - reach, horizon), (x, horizon - rise), (x + reach, horizon)], fill=rock)
+        cap = [(x - reach * 0.3, horizon - rise * 0.7), (x, horizon - rise), (x + reach * 0.3, horizon - rise * 0.7)]
+        cap += [(x + reach * 0.1, horizon - rise * 0.62), (x - reach * 0.12, horizon - rise * 0.6)]
+        draw.polygon(cap, fill=(244, 246, 250))
+    for _ in range(rng.integers(0, 5)):
+        _fir(draw, rng.uniform(0, width), horizon + 0.02 * height, height * rng.uniform(0.14, 0.28), rng)
+    _ground(image, horizon, snow)
+    return shade(snow, 0.94)
+
+
+def _room(size: tuple[int, int], horizon: float, rng: Generator) -> tuple[Image.Image, RGB]:
+    width, height = size
+    wall, floor = vary(rng, pick(rng, _WALLS), 8), vary(rng, pick(rng, _FLOORS), 8)
+    image = Image.new("RGB", size, wall)
+    draw = ImageDraw.Draw(image)
+    if rng.random() < 0.4:
+        step = width / rng.integers(10, 22)
+        for x in np.arange(0, width, step * 2):
+            draw.rectangle((x, 0, x + step, horizon), fill=shade(wall, 0.96))
+    for x in rng.permutation([0.18, 0.5, 0.82])[: rng.integers(1, 4)] * width:
+        _hanging(draw, float(x), horizon, width, rng)
+    _ground(image, horizon, floor)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, horizon - 0.03 * height, width, horizon), fill=shade(wall, 0.82))
+    if rng.random() < 0.6:
+        for row in np.linspace(0, 1, 6)[1:] ** 1.6:
+            y = horizon + row * (height - horizon)
+            draw.line((0, y, width, y), fill=shade(floor, 0.86), width=max(height // 240, 1))
+    return image, floor
+
+
+def _hanging(draw: ImageDraw.ImageDraw, x: float, horizon: float, width: int, rng: Generator) -> None:
+    """Draw a window or a painting on the wall."""
+    half, high = width * rng.uniform(0.06, 0.1), horizon * rng.uniform(0.3, 0.45)
+    top = horizon * rng.uniform(0.1, 0.25)
+    frame = vary(rng, (236, 232, 224), 8) if rng.random() < 0.6 else (140, 104, 72)
+    edge = width * 0.01
+    draw.rectangle((x - half - edge, top - edge, x + half + edge, top + high + edge), fill=frame)
+    if rng.random() < 0.5:
+        draw.rectangle((x - half, top, x + half, top + high), fill=vary(rng, (166, 206, 230), 12))
+        draw.rectangle((x - edge / 2, top, x + edge / 2, top + high), fill=frame)
+        draw.rectangle((x - half, top + high / 2 - edge / 2, x + half, top + high / 2 + edge / 2), fill=frame)
+    else:
+        draw.rectangle((x - half, top, x + half, top + high), fill=vary(rng, (150, 180, 160), 40))
+        hill = [(x - half, top + high), (x - half * 0.2, top + high * 0.4), (x + half, top + high)]
+        draw.polygon(hill, fill=vary(rng, (110, 130, 120), 30))
+
+
+def _tree(draw: ImageDraw.ImageDraw, x: float, foot: float, high: float, rng: Generator) -> None:
+    leaf = vary(rng, (84, 136, 78), 18)
+    trunk, crown = high * 0.06, high * 0.3
+    draw.rectangle((x - trunk, foot - high * 0.5, x + trunk, foot), fill=(118, 88, 62))
+    for shift, rise, grow in ((-0.7, 0.62, 0.8), (0.7, 0.6, 0.8), (0.0, 0.78, 1.0)):
+        cx, cy, part = x + shift * crown, foot - high * rise, crown * grow
+        draw.ellipse((cx - part, cy - part, cx + part, cy + part), fill=shade(leaf, 0.92 + 0.1 * grow))
+
+
+def _fir(draw: ImageDraw.ImageDraw, x: float, foot: float, high: float, rng: Generator) -> None:
+    green = vary(rng, (74, 112, 96), 12)
+    draw.rectangle((x - high * 0.04, foot - high * 0.2, x + high * 0.04, foot), fill=(104, 80, 62))
+    for low, half in ((0.12, 0.3), (0.38, 0.24), (0.62, 0.17)):
+        left, right = ((x + side * half * high, foot - low * high) for side in (-1, 1))
+        draw.polygon([left, (x, foot - (low + 0.4) * high), right], fill=green)
+
+
+def _tuft(draw: ImageDraw.ImageDraw, x: float, y: float, size: float, colour: RGB, rng: Generator) -> None:
+    if rng.random() < 0.25:
+        petal = vary(rng, (244, 222, 170), 30)
+        draw.ellipse((x - size * 0.7, y - size * 0.7, x + size * 0.7, y + size * 0.7), fill=petal)
+        return
+    for lean in (-0.6, 0.0, 0.6):
+        draw.line((x, y, x + lean * size, y - size * 1.5), fill=colour, width=max(int(size * 0.4), 1))
+
+
+def _house(draw: ImageDraw.ImageDraw, x: float, foot: float, wide: float, high: float, rng: Generator) -> None:
+    wall = vary(rng, pick(rng, _HOUSES), 10)
+    draw.rectangle((x, foot - high, x + wide, foot), fill=wall)
+    draw.rectangle((x, foot - high, x + wide, foot - high * 0.95), fill=shade(wall, 0.75))
+    rows, columns = max(int(high / (wide * 0.36)), 1), 3
+    pane = vary(rng, (122, 150, 172), 12) if rng.random() < 0.7 else (240, 218, 150)
+    for row in range(rows):
+        for column in range(columns):
+            left, top = x + wide * (0.12 + 0.29 * column), foot - high * 0.88 + row * high * 0.88 / rows
+            draw.rectangle((left, top, left + wide * 0.17, top + high * 0.5 / rows), fill=pane)

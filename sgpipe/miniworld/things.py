@@ -82,9 +82,8 @@ def _table(look: ThingLook, posture: str) -> Shapes:
     if look.style == 2:
         cloth = shade(look.second, 1.25)
         shapes.append(rectangle(cloth, -half * 0.55, top - 0.02, half * 0.55, top))
-        shapes.append(
-            polygon(cloth, (-half * 0.55, top), (half * 0.55, top), (half * 0.5, top - 0.18), (-half * 0.5, top - 0.18))
-        )
+        edge = (half * 0.55, top), (half * 0.5, top - 0.18), (-half * 0.5, top - 0.18)
+        shapes.append(polygon(cloth, (-half * 0.55, top), *edge))
     return shapes
 
 
@@ -163,12 +162,8 @@ def _bicycle(look: ThingLook, posture: str) -> Shapes:
 
 def _skateboard(look: ThingLook, posture: str) -> Shapes:
     deck, half = look.colour.rgb, DECK_HALF
-    line = [
-        (-half, DECK_HEIGHT + 0.05),
-        (-half + 0.14, DECK_HEIGHT - 0.035),
-        (half - 0.14, DECK_HEIGHT - 0.035),
-        (half, DECK_HEIGHT + 0.05),
-    ]
+    low, high = DECK_HEIGHT - 0.035, DECK_HEIGHT + 0.05
+    line = [(-half, high), (-half + 0.14, low), (half - 0.14, low), (half, high)]
     shapes: Shapes = []
     for x in (-0.32, 0.32):
         shapes.append(rectangle((150, 150, 156), x - 0.04, 0.07, x + 0.04, DECK_HEIGHT - 0.04))
@@ -181,22 +176,12 @@ def _skateboard(look: ThingLook, posture: str) -> Shapes:
 
 def _car(look: ThingLook, posture: str) -> Shapes:
     paint, glass, half = look.colour.rgb, (176, 212, 232), CAR_HALF
+    front = (1.2, 0.76), (half - 0.02, 0.6), (half, 0.3), (0.6, 0.26), (-0.6, 0.26)
     shapes: Shapes = [
         blob(shade(paint, 0.94), (-1.12, 0.72), (-0.84, 1.18), (-0.4, 1.28), (0.2, 1.27), (0.5, 1.12), (0.82, 0.74)),
         blob(glass, (-0.92, 0.76), (-0.74, 1.08), (-0.5, 1.18), (-0.24, 1.18), (-0.22, 0.76)),
         blob(glass, (-0.1, 0.76), (-0.1, 1.18), (0.16, 1.17), (0.38, 1.06), (0.62, 0.76)),
-        blob(
-            paint,
-            (-half, 0.3),
-            (-half + 0.02, 0.66),
-            (-1.2, 0.8),
-            (0.7, 0.82),
-            (1.2, 0.76),
-            (half - 0.02, 0.6),
-            (half, 0.3),
-            (0.6, 0.26),
-            (-0.6, 0.26),
-        ),
+        blob(paint, (-half, 0.3), (-half + 0.02, 0.66), (-1.2, 0.8), (0.7, 0.82), *front),
         capsule(shade(paint, 0.72), (-half + 0.08, 0.32), (half - 0.08, 0.32), 0.09),
         rectangle(shade(paint, 0.7), -0.175, 0.36, -0.155, 0.76),
         capsule(shade(paint, 0.6), (-0.34, 0.64), (-0.24, 0.64), 0.035),

@@ -81,3 +81,32 @@ def _is_left(folder: Path) -> bool:
         ours = not folder.is_symlink() and folder.stat().st_uid == os.getuid()
         return ours and time.time() - lock.stat().st_mtime > _YOUNG and not is_locked(lock)
     return False
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder next to `out`, renamed to it when the block ends, and deleted if the block fails.
+
+    If the process is killed the folder remains; the next export of this name empties it.
+
+    Raises UserError: `out` exists and is not an empty folder, cannot be created, or another export is writing it.
+    """
+    named, out = out, Path(os.path.realpath(out))
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {named} exists and is not overwritten; name a new folder")
+    if out == Path.cwd():
+        raise UserError(f"--out {named} is the working folder; name a new folder in it")
+    if out.is_mount():
+        raise UserError(f"--out {named} is a mount point, which cannot appear whole; name a new folder in it")
+    folder = out.parent / f".{out.name}.tmp"
+    lock = folder / ".lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_process(lock, named):
+        try:
+            for path in set(folder.iterdir()) - {lock}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            yield folder
+            lock.unlink()
+            os.replace(folder, out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

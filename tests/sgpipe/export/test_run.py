@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.export import run as module
-from sgpipe.export.run import FORMATS, export_run, new_folder
+from sgpipe.export.run import FORMATS, export_run
+from sgpipe.utils.locking import new_folder
 from tests.sgpipe.export.runs import draw_images, records
 from tests.sgpipe.stats.runs import make_shards
 
