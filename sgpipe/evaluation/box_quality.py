@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,15 +20,14 @@ from rlip_model.evaluation.precision import coco_point
 from rlip_model.evaluation.scores import ClassScores, Tally
 from sgpipe.errors import UserError, check_share
 from sgpipe.evaluation.boxes import ImageBoxes, is_run, listed, read_detected, read_truth
-from sgpipe.evaluation.label_quality.arrays import NO_IMAGE, ImageFinder, ImageName
+from sgpipe.evaluation.label_quality.arrays import NO_IMAGE, ImageFinder
 from sgpipe.evaluation.label_quality.comparison import NOTES
 from sgpipe.evaluation.result import RECALLS, EvaluationResult, Resampling, count_notes
 from sgpipe.files.locations import Location, text_of
-from sgpipe.recipe import DetectConfig, load_recipe
+from sgpipe.recipe import DetectConfig
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
 
-AREAS = ("all", "small", "medium", "large")
 _MEASURES = (
     *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
     *("AR@1", "AR@10", "AR@100", "AR small", "AR medium", "AR large"),
@@ -151,7 +149,9 @@ def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
     """
     target = read_truth(truth)
     found = read_detected(detected, target)
-    names = sorted(target.images, key=_as_pycocotools)
+    # As pycocotools, by whose order of images boxes of equal scores count.
+    numbers = {name: int(name.image_id) if name.image_id.isdecimal() else math.inf for name in target.images}
+    names = sorted(target.images, key=lambda name: (numbers[name], name.image_id))
     finder = ImageFinder(names)
     if not any(len(each.classes) for each in found.images.values()):
         raise UserError(f"{detected} has no boxes")
@@ -175,13 +175,10 @@ def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
         )
     scores = _scores(pairs, known)
     counts = {
-        "images": len(compared),
-        "images failed": found.failed,
+        **{"images": len(compared), "images failed": found.failed, "images repeated": found.repeated},
         "images without ground truth": len(found.images) - len(places),
-        "images repeated": found.repeated,
         "ground truth images not in run": len(names) - len(compared),
-        "boxes": detected_classes.total(),
-        "ground truth boxes": int(scores.targets.sum()),
+        **{"boxes": detected_classes.total(), "ground truth boxes": int(scores.targets.sum())},
         "ground truth crowds": sum(int(own.crowd.sum()) for own, _ in pairs),
     }
     lowest = min((float(own.scores.min()) for _, own in pairs if len(own.scores)), default=math.nan)
@@ -195,12 +192,6 @@ def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
     )
 
 
-def _as_pycocotools(name: ImageName) -> tuple[bool, int, str]:
-    """Its order of images, in which boxes of equal scores count."""
-    number = int(name.image_id) if name.image_id.isdecimal() else 0
-    return not name.image_id.isdecimal(), number, name.image_id
-
-
 def _scores(pairs: Sequence[tuple[ImageBoxes, ImageBoxes]], names: tuple[str, ...]) -> BoxScores:
     """Match by pycocotools. pairs: ground truth and detected boxes of each image."""
     from pycocotools.cocoeval import COCOeval
@@ -212,7 +203,7 @@ def _scores(pairs: Sequence[tuple[ImageBoxes, ImageBoxes]], names: tuple[str, ..
         evaluation.summarize()
     values = [math.nan if value < 0 else float(value) for value in evaluation.stats]
     precision, recall = (evaluation.eval[name][..., _ALL, -1] for name in ("precision", "recall"))
-    tally, per_class = Tally(), len(AREAS) * len(pairs)
+    tally, per_class = Tally(), len(evaluation.params.areaRng) * len(pairs)
     for row in range(len(names)):
         numbers = row + len(names) * np.arange(len(precision))  # of the class at all IoUs
         for image, matched in enumerate(evaluation.evalImgs[row * per_class :][: len(pairs)]):  # of all areas
@@ -318,11 +309,8 @@ def own_threshold(detected: Location) -> float:
 
     Raises UserError: there is no such run.
     """
-    if not isinstance(detected, Path):
-        made = Manifest.load(detected).run.get("identity", {}).get("detect", {}) if is_run(detected) else {}
-        return float(made.get("threshold", DetectConfig().threshold))
-    recipe = detected / "recipe.yaml"
-    return (load_recipe(recipe).detect if recipe.is_file() else DetectConfig()).threshold
+    made = Manifest.load(detected).run.get("identity", {}) if is_run(detected) else {}
+    return float((made.get("detect") or {}).get("threshold", DetectConfig().threshold))
 
 
 def _notes(quality: BoxQuality) -> list[str]:

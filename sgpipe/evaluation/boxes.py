@@ -83,9 +83,8 @@ class ImageBoxes:
 class BoxSet:
     """The boxes of many images.
 
-    classes: names by number. lists_images: whether images without boxes are in it; otherwise it is not known which
-    images were looked at. scored: whether all boxes have scores. failed: images that could not be used. repeated:
-    images that had been added before.
+    lists_images: whether images without boxes are in it; otherwise it is not known which images were looked at.
+    scored: whether all boxes have scores. failed: images that could not be used. repeated: that had been added before.
     """
 
     images: dict[ImageName, ImageBoxes] = field(default_factory=dict)

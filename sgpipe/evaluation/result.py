@@ -34,6 +34,8 @@ _LONGEST = 60  # letters of a name in a table
 RESAMPLES = 1000
 _ROUNDING = 1e-9
 
+_COLUMNS = ("value", "95% interval", "other", "95% interval of other", "difference", "95% interval of difference")
+
 Interval = tuple[float, float]
 _UNKNOWN: Interval = (math.nan, math.nan)
 
@@ -84,12 +86,10 @@ class PairedComparison:
         return [
             {
                 "measure": name,
-                "value": own.value,
-                "95% interval": _text(own.interval),
-                "other": own.other,
-                "95% interval of other": _text(own.other_interval),
-                "difference": own.difference,
-                "95% interval of difference": _text(own.difference_interval),
+                **{
+                    column: _text(value) if isinstance(value, tuple) else value
+                    for column, value in zip(_COLUMNS, vars(own).values(), strict=True)
+                },
                 "shown": "yes" if own.shown else "no",
             }
             for name, own in self.measures.items()
@@ -104,15 +104,11 @@ class PairedComparison:
 def compare_paired(
     first: Resampling, second: Resampling, *, other: str = "other", resamples: int = RESAMPLES, seed: int = 0
 ) -> PairedComparison:
-    """Compare two evaluations of the same images.
+    """Compare the measures that two evaluations of the same images, in any order, have in common.
 
     Args:
-        first, second: `EvaluationResult.resampling` of each.
         other: the name of the second, for the reader.
         resamples: half samples of the images, two or more.
-
-    Returns:
-        the measures that both have; the order of the images does not matter.
 
     Raises UserError: the images differ, or there are none.
     """
@@ -121,17 +117,14 @@ def compare_paired(
     everything = np.ones(images, dtype=int)
     known = second.summary(everything)
     names = [name for name in first.summary(everything) if name in known]
-    sides = [(each.summary, np.argsort(np.array(each.images))) for each in (first, second)]
+    ranks = [np.argsort(np.argsort(np.array(each.images))) for each in (first, second)]
 
     def measure(kept: Array) -> Array:
         """`[3, measures]` of images by the rank of their names: first, second, difference."""
-        values = []
-        for summary, order in sides:
-            counts = np.zeros(images, dtype=int)
-            counts[order[kept]] = 1
-            found = summary(counts)
-            values.append([found[name] for name in names])
-        table = np.array(values)
+        found = [
+            each.summary(np.isin(rank, kept).astype(int)) for each, rank in zip((first, second), ranks, strict=True)
+        ]
+        table = np.array([[values[name] for name in names] for values in found])
         return np.concatenate((table, table[:1] - table[1:]))
 
     whole, rng = measure(np.arange(images)), np.random.default_rng(seed)
@@ -139,31 +132,23 @@ def compare_paired(
     halves = np.array([measure(rng.permutation(images)[:kept]) for _ in range(resamples)])
     measures = {}
     for column, name in enumerate(names):
-        own, others, differences = zip(whole[:, column].tolist(), halves[:, :, column].T, strict=True)
-        measures[name] = Difference(
-            own[0],
-            _share_interval(*own, images),
-            others[0],
-            _share_interval(*others, images),
-            differences[0],
-            _difference_interval(*differences, images),
-        )
+        values, samples = whole[:, column].tolist(), halves[:, :, column].T
+        ends = (_share_interval, _share_interval, _difference_interval)
+        pairs = ((value, end(value, own, images)) for end, value, own in zip(ends, values, samples, strict=True))
+        measures[name] = Difference(*(each for pair in pairs for each in pair))
     return PairedComparison(other, images, resamples, seed, measures)
 
 
 def _refuse_different(first: Resampling, second: Resampling) -> None:
     if not first.images:
         raise UserError("--compare needs images, but none was scored")
-    for what, own, others in (
-        ("scored", set(first.images), set(second.images)),
-        ("with predictions", set(first.images) - first.unpredicted, set(second.images) - second.unpredicted),
-    ):
-        if only := own ^ others:
-            raise UserError(
-                f"--compare needs the same images on both sides, but {count(len(own - others), 'image')} {what} on one "
-                f"side {'is' if len(own - others) == 1 else 'are'} not on the other, and {len(others - own):,} the "
-                f"other way round, such as {min(only)!r}; evaluate both on the same images"
-            )
+    scored, others = set(first.images), set(second.images)
+    only = scored ^ others or (scored - first.unpredicted) ^ (others - second.unpredicted)
+    if only:
+        raise UserError(
+            f"--compare needs the same images on both sides, and predictions for the same: {count(len(only), 'image')} "
+            f"on one side only, such as {min(only)!r}; evaluate both on the same images"
+        )
 
 
 def _share_interval(share: float, halves: Array, images: int) -> Interval:
@@ -322,10 +307,8 @@ class ScoredImages:
 
     def add(self, predictions: Sized) -> None:
         """Count an image that has predictions, or an empty list of them."""
-        if len(predictions):
-            self.predicted += 1
-        else:
-            self.empty += 1
+        self.predicted += len(predictions) > 0
+        self.empty += len(predictions) == 0
 
     def miss(self, annotated: Collection[Any], predicted: Collection[Any]) -> None:
         """Count images without predictions as missed, with a note."""
@@ -352,12 +335,8 @@ class ScoredImages:
         curves: Mapping[str, Array] | None = None,
     ) -> EvaluationResult:
         """The result of a benchmark on these images, of `scores`, which have a method `resampled`."""
-        kinds = {
-            "with predictions": self.predicted,
-            "with an empty list": self.empty,
-            "without predictions": self.missing,
-            "left out": self.left_out,
-        }
+        names = ("with predictions", "with an empty list", "without predictions", "left out")
+        kinds = dict(zip(names, (self.predicted, self.empty, self.missing, self.left_out), strict=True))
         scored = self.predicted + self.empty + self.missing
         listed = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number)
         return EvaluationResult(

@@ -37,22 +37,6 @@ class Finding:
     text: str
 
 
-def find(
-    measures: Measures,
-    ground_truth: GroundTruthMeasures | None = None,
-    judgements: JudgementMeasures | None = None,
-    calibrated: str | None = None,
-) -> list[Finding]:
-    """The findings, by question."""
-    answers = {
-        "What does it contain?": _content(measures),
-        "How good is it?": _quality(measures, ground_truth, judgements, calibrated),
-        "What should I drop?": _to_drop(measures),
-        "Can I train on it?": _obstacles(measures),
-    }
-    return [Finding(question, *answer) for question, found in answers.items() for answer in found]
-
-
 def _content(measures: Measures) -> _Answers:
     totals, level, tail = measures.totals, level_at(measures), measures.tail
     if not measures.rows:
@@ -77,9 +61,7 @@ def _content(measures: Measures) -> _Answers:
     else:
         yield "plain", "No relations."
     if totals["captions"]:
-        distinct = f", of which {totals['different_captions']:,} are distinct within their image"
-        more = distinct if totals["different_captions"] > 1 else ""
-        yield "plain", f"{count(totals['captions'], 'caption')}{more}."
+        yield "plain", f"{count(totals['captions'], 'caption')}, {totals['distinct_captions']:,} distinct."
     if left_out := [f"{totals[f'{name}_left_out']:,} {what}" for name, what in LEFT_OUT.items()
                     if totals[f"{name}_left_out"]]:  # fmt: skip
         yield "fair", f"Left out: {listed(left_out)}."
@@ -99,13 +81,9 @@ def _name(name: str) -> str:
     return single_line(name) if name.isascii() else isolated(name)
 
 
-def _quality(
-    measures: Measures,
-    ground_truth: GroundTruthMeasures | None,
-    judgements: JudgementMeasures | None,
-    calibrated: str | None,
-) -> _Answers:
-    confidence, unknown = measures.confidence, not (ground_truth or judgements or calibrated)
+def _quality(audit: Audit) -> _Answers:
+    measures, ground_truth, judgements = audit.measures, audit.ground_truth, audit.judgements
+    confidence, unknown = measures.confidence, not (ground_truth or judgements or audit.calibrated)
     if measures.assumed is not None:
         yield "fair", f"Nothing scored the relations: {measures.assumed}. Confidence 1 says nothing."
     elif confidence.median is not None and confidence.highest is not None:
@@ -120,8 +98,8 @@ def _quality(
         )
         yield "fair", f"{text} compare with annotations with --truth."
     yield from _scores(measures)
-    if calibrated is not None:
-        yield "plain", calibrated
+    if audit.calibrated is not None:
+        yield "plain", audit.calibrated
     if ground_truth is not None and ground_truth.precision.value is not None:
         grade = "good" if ground_truth.precision.low >= ground_truth.target else "fair"
         what = f"relations of {measures.threshold_of} {ground_truth.threshold:.2f} or more"
@@ -300,12 +278,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed from the run `other` to this one.
-
-    Attributes:
-        counts: numbers of images, boxes, relations and so on.
-        predicates: the predicates whose share changed most. `gained` and `lost`: predicates only in one of the runs.
-        health: shares of the checks that found something in either run.
+    """What changed from the run `other` to this one: counts, the predicates whose share changed most, and the shares of
+    the checks that found something in either. `gained` and `lost`: predicates only in one of the runs.
     """
 
     other: str
@@ -361,7 +335,13 @@ class Audit:
     @property
     def findings(self) -> list[Finding]:
         """The conclusions, by question."""
-        return find(self.measures, self.ground_truth, self.judgements, self.calibrated)
+        answers = {
+            "What does it contain?": _content(self.measures),
+            "How good is it?": _quality(self),
+            "What should I drop?": _to_drop(self.measures),
+            "Can I train on it?": _obstacles(self.measures),
+        }
+        return [Finding(question, *answer) for question, found in answers.items() for answer in found]
 
     def as_dict(self) -> dict[str, Any]:
         """The audit as plain values; the measures are at the top level."""
@@ -382,11 +362,10 @@ def audit(
     """Audit an open run.
 
     Args:
-        threshold: minimum confidence of the relations whose health and precision are measured.
+        threshold: minimum confidence of the relations whose health and precision are measured; with a calibration of
+            the tagger, it is a probability.
         judgements: file of people's judgements.
         target: the precision for which thresholds are suggested.
-        other: measures of another run to compare with.
-        calibration: of the tagger; thresholds are probabilities then.
 
     Raises UserError: a shard or file cannot be read or used, or a number is out of range.
     """

@@ -60,14 +60,13 @@ def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, Evaluatio
     header = Manifest.load(run).run
     if assumed := unscored_reason(header):
         raise UserError(f"{run} has no scores to calibrate: {assumed}")
-    if not len(judgements):
-        raise UserError(f"no relation of {run} that was judged has a confidence: there is nothing to calibrate")
     outside = judgements.confidence[~((judgements.confidence >= 0) & (judgements.confidence <= 1))]
     if len(outside):
         raise UserError(f"{run} has a confidence of {outside[0]:g}: expected numbers from 0 to 1")
     if len(judgements) < _FEWEST:
         judged = count(len(judgements), "judged relation")
-        raise UserError(f"{run} has {judged}; a calibration needs at least {_FEWEST}: judge more, or label more images")
+        needs = f"a calibration needs at least {_FEWEST} with a confidence"
+        raise UserError(f"{run} has {judged}; {needs}: judge more, or label more images")
     half, other = judgements[~judgements.held_out], judgements[judgements.held_out]
     for part, where in ((judgements, ""), (half, " in one half of the images"), (other, " in one half of the images")):
         if not 0 < part.correct.sum() < len(part):

@@ -23,13 +23,7 @@ BINS = 20
 
 @dataclass(frozen=True)
 class Confidence:
-    """The distribution of confidences.
-
-    Attributes:
-        histogram: relations by confidence, in 20 bins of equal width from 0 to 1.
-        scored: relations with a confidence. `unscored`: relations without, that is, human annotations.
-        mean, median, highest: of the scored relations; None without any.
-    """
+    """The distribution of confidences, in 20 bins of equal width from 0 to 1; human annotations are `unscored`."""
 
     histogram: list[int]
     scored: int
@@ -44,7 +38,6 @@ class LongTail:
     """How unevenly a total is distributed over kinds.
 
     Attributes:
-        kinds: number of kinds. `total`: sum of their counts.
         head_share: share of the total that belongs to the ten most frequent kinds.
         half: number of the most frequent kinds that together have half of the total.
         singletons: kinds that occur once.
@@ -88,12 +81,8 @@ def measure_long_tail(counts: Sequence[int]) -> LongTail:
 class AgreementMeasures:
     """CLIP's agreement with the relations, in ranks, as its scores mean something only relative to other texts.
 
-    All values but the counts are None if nothing was scored.
-
     Attributes:
-        scored, unscored: relations.
         first: share of relations whose text fits better than all contrast texts. `chance`: the same for random ranks.
-        reciprocal_rank: mean of 1 / rank.
         beats_swapped: share that fits better than the same text with subject and object swapped, where that differs.
         correlation: Spearman's, between confidence and score.
     """
@@ -113,12 +102,8 @@ AGREES = 0.5  # probability
 
 @dataclass(frozen=True)
 class OpinionMeasures:
-    """The probabilities of a run; all values but the counts are None if nothing was scored.
-
-    Attributes:
-        scored, unscored: relations.
-        agrees: share with a probability of 0.5 or more.
-        correlation: Spearman's, between confidence and probability.
+    """The probabilities of a run: how many relations have one, the share of 0.5 or more, and Spearman's correlation
+    with the confidence.
     """
 
     scored: int
@@ -168,11 +153,9 @@ _PER_IMAGE = {"0": 0, "1": 1, "2-4": 4, "5-9": 9, "10-19": 19, "20-49": 49, "50-
 
 @dataclass(frozen=True)
 class Level:
-    """What a confidence threshold keeps; human annotations, which have no confidence, pass every threshold.
+    """What a confidence threshold keeps: relations, and images and ordered pairs of objects with at least one.
 
-    Attributes:
-        relations: number of relations. `images` and `pairs` (ordered pairs of objects): those with at least one.
-        predicate_kinds: number of distinct predicates.
+    Human annotations, which have no confidence, pass every threshold.
     """
 
     threshold: float
@@ -209,20 +192,12 @@ class Measures:
 
     Attributes:
         images: by split. `datasets`: images by dataset. `errors`: error rows by kind.
-        totals: objects, described_objects (with attributes), captions, different_captions (of one image, summed),
-            distinct_captions (of all), triplets, matched_triplets, pairs, candidate_texts, relations, kept_relations
-            (that training uses),
-            images_without_relations, and what was left out (`records.LEFT_OUT`): pairs_left_out. All rows count, also
-            error rows.
+        totals: those of `TOTALS`, and what was left out (`records.LEFT_OUT`). All rows count, also error rows.
         in_error_rows: how much of the totals is in error rows, which the stages did not finish.
         without_relations: images without relations, by the first stage that left nothing.
         predicates, categories, attributes: relations by predicate, objects by class and by attribute, the most frequent
             first.
-        relations_per_image: images by number of relations, in ranges.
-        triplets: the most frequent combinations of subject class, predicate and object class.
-        triplet_kinds: number of distinct combinations.
-        person_subject_share: share of the relations whose subject is a person.
-        agreement: CLIP's agreement with the relations, if `sgpipe score` measured it. `opinion`: the second opinion.
+        triplets: the most frequent combinations of subject class, predicate and object class, of `triplet_kinds`.
         origins: relations by where they come from, such as "annotated" and "tagger".
         assumed: why candidates are relations, if no model chose them; None: one did, or people annotated them.
         threshold_of: what thresholds are of: confidence, or by a calibration probability.

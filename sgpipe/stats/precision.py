@@ -22,7 +22,6 @@ from sgpipe.storage.run_folder import GroundTruth
 Floats = NDArray[np.float64]
 
 _Z, _TAIL = 1.959964, 0.025  # 95%
-_FEW = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469)  # Student's t for 95% with 1, 2, … degrees of freedom
 FEWEST = 10  # judged relations that a suggested threshold needs
 _BINS = 10
 
@@ -156,9 +155,7 @@ def perfect_error(confidence: ArrayLike, judged: ArrayLike, weight: ArrayLike) -
         return 2 * least * (1 - chance) * likely / number
 
     counts = np.maximum(np.rint(judged), 1).astype(int)
-    distances = [
-        distance(*each) for each in zip(np.asarray(confidence, np.float64).tolist(), counts.tolist(), strict=True)
-    ]
+    distances = list(map(distance, np.asarray(confidence, np.float64).tolist(), counts.tolist()))
     return float(np.average(distances, weights=np.asarray(weight)))
 
 
@@ -177,14 +174,9 @@ class ThresholdChoice:
 
     @property
     def text(self) -> str:
-        """The threshold as a user can give it to --threshold, which keeps exactly these relations."""
-        return threshold_text(self.threshold)
-
-
-def threshold_text(threshold: float) -> str:
-    """A threshold with at least three decimals, and all that it has."""
-    digits = np.format_float_positional(threshold, trim="-").partition(".")[2]
-    return f"{threshold:.{max(3, len(digits))}f}"
+        """The threshold with all its decimals, at least three: as --threshold, it keeps exactly these relations."""
+        digits = np.format_float_positional(self.threshold, trim="-").partition(".")[2]
+        return f"{self.threshold:.{max(3, len(digits))}f}"
 
 
 def short_threshold(confidence: float) -> float:
@@ -293,20 +285,13 @@ def design_effect(residuals: Floats, images: NDArray[np.int64]) -> float:
 
     Few images tell little about it: Student's t makes up for that.
     """
+    from scipy.special import stdtrit
+
     squares, freedom = float((residuals**2).sum()), max(len(np.unique(images)) - 1, 1)
     if not squares:
         return 1.0
     ratio = float((np.bincount(images, residuals) ** 2).sum()) / squares
-    return max(ratio * (1 + 1 / freedom) * (_student(freedom) / _Z) ** 2, 1.0)
-
-
-def _student(freedom: int) -> float:
-    """Return Student's t for 95%, to 0.1%: Fisher's expansion (1941), which needs no import of scipy."""
-    if freedom <= len(_FEW):
-        return _FEW[freedom - 1]
-    z, n = _Z, freedom
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / n + second / n**2 + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    return max(ratio * (1 + 1 / freedom) * (float(stdtrit(freedom, 1 - _TAIL)) / _Z) ** 2, 1.0)
 
 
 @dataclass(frozen=True)
@@ -372,16 +357,10 @@ class PredicateThreshold:
 
 @dataclass(frozen=True)
 class GroundTruthMeasures:
-    """A run compared with its ground truth.
+    """A run compared with its ground truth; `precision` and `recall` are those at `threshold`.
 
-    Attributes:
-        images, relations: how many were compared.
-        threshold, precision, recall: at the threshold in use. `related_precision` counts only pairs that the ground
-            truth relates in some way; it is more telling where the ground truth is incomplete.
-        average_precision: of all relations in one ranking.
-        calibration_error, perfect_error, suggested, sure: see `JudgedRelations`.
-        target: the precision for which thresholds are suggested.
-        opinion: how good the second opinion is; None: the run has none.
+    `related_precision` counts only pairs that the ground truth relates in some way; it is more telling where the ground
+    truth is incomplete. `suggested` and `sure`: see `JudgedRelations.suggest`, for the precision `target`.
     """
 
     images: int

@@ -260,15 +260,15 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
         for kind, part, names in parts
         for row in class_rows(part, [{"kind": kind, "class": names[number]} for number in part.classes.tolist()])
     ]
-    return found.result("V-COCO", {}, scores, _vcoco_summary, rows, curves)
 
+    def summary(scores: VcocoScores) -> dict[str, float]:
+        means = {}
+        for scenario in scores.roles:
+            means[f"role AP, scenario {scenario}"] = scores.role_mean(scenario)
+            means[f"role AP, scenario {scenario}, with point"] = scores.role_mean(scenario, without_point=False)
+        return {**means, "agent AP": scores.agent_mean()}
 
-def _vcoco_summary(scores: VcocoScores) -> dict[str, float]:
-    summary = {}
-    for scenario in scores.roles:
-        summary[f"role AP, scenario {scenario}"] = scores.role_mean(scenario)
-        summary[f"role AP, scenario {scenario}, with point"] = scores.role_mean(scenario, without_point=False)
-    return {**summary, "agent AP": scores.agent_mean()}
+    return found.result("V-COCO", {}, scores, summary, rows, curves)
 
 
 def _read_people(given: PredictionFiles, actions: Actions) -> dict[int, PredictedPeople]:

@@ -248,9 +248,7 @@ def _batch_triplets(path: Path, batch: pa.RecordBatch) -> Iterator[tuple[str, Tr
         check(np.array(column.is_null()), f"a triplet has no {key!r}")
         if key.endswith("_box"):
             check(np.array(pc.list_value_length(column)) != 4, "a box is not four numbers")
-            values = column.flatten()
-            check(np.array(values.is_null()).reshape(-1, 4).any(1), "a box is not four numbers")
-            column = np.array(values, dtype=np.float32).reshape(-1, 4)
+            column = np.array(column.flatten(), dtype=np.float32).reshape(-1, 4)
             check(~np.isfinite(column).all(1), "a box or score is NaN or infinite")
         columns[key] = column
     ends = pa.chunked_array([columns["subject"], columns["object"]]).combine_chunks().dictionary_encode()
@@ -259,12 +257,6 @@ def _batch_triplets(path: Path, batch: pa.RecordBatch) -> Iterator[tuple[str, Tr
     columns["predicate"], columns["pair"] = np.array(predicates.indices), np.array(columns["pair"])
     columns["score"] = np.array(columns["score"], dtype=np.float32)
     check(~np.isfinite(columns["score"]), "a box or score is NaN or infinite")
-    _, first, row = np.unique(image * (columns["pair"].max(initial=0) + 1) + columns["pair"], True, True)
-    for end in ("subject", "object"):
-        other = columns[end][first][row] != columns[end]
-        other |= (columns[f"{end}_box"][first][row] != columns[f"{end}_box"]).any(1)
-        if other.any():
-            check(other, f"pair {columns['pair'][other.argmax()]} has more than one subject or object")
     lists_of_names = tuple(ends.dictionary.to_pylist()), tuple(predicates.dictionary.to_pylist())
     stops = np.cumsum(lengths)
     for name, start, stop, known in zip(names, stops - lengths, stops, lists.is_valid().to_pylist(), strict=True):

@@ -47,8 +47,7 @@ class Graphs:
 
     names, ok `[images]`; starts `[images + 1]`, where the objects of each image begin;
     image, category, crowd `[objects]` and boxes `[objects, 4]`, xyxy as shares of the image;
-    subject, object `[relations]`, indices into the objects; predicate and confidence `[relations]`; annotated
-    `[relations]`: people annotated the relation, which has no confidence and counts as certain.
+    subject, object (indices into the objects), predicate, confidence and annotated `[relations]`: by people, certain.
     """
 
     names: list[ImageName]
@@ -125,10 +124,9 @@ def _graphs(
             confidence, annotated = _numbers(opinions.drop_null(), np.float32), np.zeros(known.sum(), dtype=bool)
     else:
         lists = pc.struct_field(relations, "predicates")
-        owner, ends = np.repeat(owner, _lengths(lists)), [np.repeat(end, _lengths(lists)) for end in ends]
+        owner, *ends = (np.repeat(each, _lengths(lists)) for each in (owner, *ends))
         texts = lists.flatten()
-        confidence = np.ones(len(texts), dtype=np.float32)
-        annotated = np.zeros(len(texts), dtype=bool)
+        confidence, annotated = np.ones(len(texts), dtype=np.float32), np.zeros(len(texts), dtype=bool)
     return Graphs(
         names=_names(table),
         ok=_numbers(pc.equal(table["status"], "ok"), bool),

@@ -84,14 +84,13 @@ class BandQuality:
 class LabelQuality:
     """How good the relations of a run are.
 
-    counts: images, objects and relations, including those that could not be compared.
-    at_threshold: all predicates together, at the threshold. curve: the same by threshold, from 0 up.
+    counts: also of what could not be compared. at_threshold: all predicates together; curve: the same by threshold.
     average_precision: all relations in one ranking. mean_average_precision: over the predicates with targets.
     related_precision: precision over the pairs that the ground truth relates in some way; it is more telling where
     the ground truth is incomplete, as Visual Genome's is.
     reachable: share of the targets whose two objects the run has.
     relations, required: what all of this is computed from. targets `[predicates]`, named by `names`; `wordings`: the
-    texts of each. images: the images of the ground truth; compared: the numbers of those that were compared.
+    texts of each. images: of the ground truth; compared: the numbers of those that were compared.
     """
 
     threshold: float
@@ -230,14 +229,12 @@ def _images_to_compare(graphs: Graphs, truth: GroundTruthIndex, seen: Array, cou
     usable = graphs.ok & known & sound & new
     seen[images[known]] = True
     counts["images"] += len(images)
-    for name, which in {
-        "images failed": ~graphs.ok,
-        "images without ground truth": graphs.ok & ~known,
-        "images failed in ground truth": graphs.ok & known & ~sound,
-        "images repeated": graphs.ok & known & sound & ~new,
-        "images compared": usable,
-    }.items():
-        counts[name] += int(which.sum())
+    left = np.ones(len(images), dtype=bool)
+    for name, which in (("failed", graphs.ok), ("without ground truth", known), ("failed in ground truth", sound),
+                        ("repeated", new)):  # fmt: skip
+        counts[f"images {name}"] += int((left & ~which).sum())
+        left &= which
+    counts["images compared"] += int(usable.sum())
     return np.where(usable, images, NO_IMAGE)
 
 
@@ -403,18 +400,11 @@ def print_run_quality(qualities: dict[str, LabelQuality], console: Console, *, p
     first = next(iter(qualities.values()))
     title = f"Relations of confidence {first.threshold:g} or more"
     table = Table("", "relations", "precision", "recall", title=title)
-    for name, own in qualities.items():
-        table.add_row(name, *_cells(own.at_threshold))
-    table.add_section()
-    for row in sorted(first.predicates if predicates else (), key=lambda row: -row.quality.targets):
-        if row.quality.targets or row.quality.predicted:
-            table.add_row(single_line(row.predicate, 48), *_cells(row.quality))
+    rows = [(name, own.at_threshold, False) for name, own in qualities.items()]
+    rows[-1] = (*rows[-1][:2], True)
+    if predicates:
+        rows += [(single_line(row.predicate, 48), row.quality, False) for row in first.predicates]
+    for name, own, is_last in rows:
+        precision, recall = f"{own.precision:.1%}" if own.predicted else "", f"{own.recall:.1%}" if own.targets else ""
+        table.add_row(name, f"{own.predicted:,}", precision, recall, end_section=is_last)
     console.print(table)
-
-
-def _cells(quality: Quality) -> list[str]:
-    return [
-        f"{quality.predicted:,}",
-        f"{quality.precision:.1%}" if quality.predicted else "",
-        f"{quality.recall:.1%}" if quality.targets else "",
-    ]

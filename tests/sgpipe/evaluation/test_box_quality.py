@@ -97,12 +97,6 @@ def test_equal_to_pycocotools(tmp_path: Path, seed: int) -> None:
     assert 0.1 < summary["AP"] < summary["AP50"] < 0.9
 
 
-def test_equal_to_pycocotools_on_coco(oracle: Path, tmp_path: Path) -> None:
-    truth = oracle / "data/coco_mini/instances_val2017.json"
-    summary = hold_equal_to_pycocotools(truth, results(tmp_path, truth))
-    assert 0.1 < summary["AP"] < 0.9
-
-
 def test_resampled_images_beside_files_in_which_they_are_repeated(tmp_path: Path) -> None:
     truth = instances(tmp_path, 8)
     content = json.loads(truth.read_text())
@@ -198,35 +192,16 @@ def test_boxes_of_predicted_relations_have_their_best_score_and_suppress_each_ot
     assert quality.scores.correct.all()
 
 
-RELATION = {
-    "classes": {"objects": {"1": "dog"}, "relations": {"1": "near"}},
-    "file_name": "1.jpg",
-    "predictions": [{"bbox": [0, 0, 9, 9], "category_id": 1}],
-    "rel_prediction": [{"subject_id": 0, "object_id": 0, "category_id": 1, "score": 1}],
-}
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "has no boxes to evaluate"),
         ([{"image_id": 1}], "expected the folder of a run, a COCO results file"),
-        ([{"image_id": 1, "category_id": 18, "bbox": [0, 0, 1], "score": 1}], "expected 4 numbers"),
         ([{"image_id": 1, "category_id": 5, "bbox": [0, 0, 1, 1], "score": 1}], "category_id 5 is not a class"),
         ([{"image_id": 7, "category_id": 18, "bbox": [0, 0, 1, 1], "score": 1}], "image_id 7 is not in the ground"),
         ([{"image_id": 1, "category_id": 18, "bbox": [0, 0, 1, 1], "score": float("nan")}], "score nan, expected 0"),
-        ([{"image_id": 1, "category_id": 18, "bbox": [0, 0, 1, 1], "score": 5}], "image 1: score 5, expected 0 to 1"),
         (
             [{"image_id": 1, "category_id": 18, "bbox": [0, 0, -1, 1], "score": 1}],
             r"image 1: box \[0.0, 0.0, -1.0, 1.0\] \(x, y, width, height\) has a negative size",
-        ),
-        (
-            [{**RELATION, "predictions": [{"bbox": [9, 0, 1, 9], "category_id": 1}]}],
-            r"image 1: box \[9.0, 0.0, -8.0, 9.0",
-        ),
-        (
-            [{**RELATION, "rel_prediction": [{"subject_id": 0, "object_id": 0, "category_id": 1, "score": 5}]}],
-            "image 1: score 5, expec",
         ),
     ],
 )
@@ -235,18 +210,6 @@ def test_other_files_are_refused(tmp_path: Path, content: list[Any], message: st
     (tmp_path / "found.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         evaluate_boxes(tmp_path / "found.json", truth)
-
-
-def test_wrong_boxes_of_the_ground_truth_are_refused(tmp_path: Path) -> None:
-    run = make_shards(tmp_path / "run", [record(1, DOG)])
-    content = {
-        "images": [{"id": 1, "file_name": "1.jpg"}],
-        "categories": [{"id": 1, "name": "dog"}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, -9]}],
-    }
-    (tmp_path / "truth.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"truth.json: image 1: box .* has a negative size"):
-        evaluate_boxes(run, tmp_path / "truth.json")
 
 
 def test_boxes_of_relations_count_whatever_is_predicted_between_them(tmp_path: Path) -> None:

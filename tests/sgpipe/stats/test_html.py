@@ -2,13 +2,10 @@ import json
 import re
 import unicodedata
 
-import pytest
-
 from sgpipe.records import NO_OBJECT, Attribute, Box
-from sgpipe.stats.audit import compare, find
+from sgpipe.stats.audit import Audit, compare
 from sgpipe.stats.gallery import make_card
 from sgpipe.stats.measures import measure
-from sgpipe.viz.svg import columns, ranks, short
 from tests.sgpipe.stats.agreement import Texts, assert_forms_agree, invoke
 from tests.sgpipe.stats.runs import PERSON, labelled_records, make_shards, scene
 from tests.sgpipe.training.data.runs import make_run
@@ -40,18 +37,20 @@ def test_the_page_is_one_file_and_shows_markup_as_text(tmp_path):
 
 def test_findings_follow_from_the_measures(tmp_path):
     good = [scene(str(n), [(0, "near", 1, 0.9), (1, "beside", 2, 0.9)]) for n in range(4)]
-    texts = [f.text for f in find(measure(make_shards(tmp_path / "good", good)))]
+    texts = [f.text for f in Audit(measure(make_shards(tmp_path / "good", good))).findings]
     assert texts[-1] == "No problems found."
     bad = [scene(str(n), [(0, "near", 0, 0.9)]) for n in range(2)] + [scene("9"), scene("8"), scene("7")]
     bad[2].fail("load", "gone")
-    training = [f for f in find(measure(make_shards(tmp_path / "bad", bad))) if f.question == "Can I train on it?"]
+    training = [
+        f for f in Audit(measure(make_shards(tmp_path / "bad", bad))).findings if f.question == "Can I train on it?"
+    ]
     assert [f.grade for f in training] == ["fair", "fair"]
     assert "20% of the images are error rows" in training[0].text
     assert "objects related to themselves (100.0% of relations)" in training[1].text
-    none = find(measure(make_shards(tmp_path / "none", [scene("0", [(0, "near", 1, 0.01)])])))
+    none = Audit(measure(make_shards(tmp_path / "none", [scene("0", [(0, "near", 1, 0.01)])]))).findings
     assert none[-1].text == "No: no relation has a confidence of 0.20 or more."
     for empty in (measure(make_shards(tmp_path / "empty", [])), measure(make_shards(tmp_path / "bare", [scene()]))):
-        assert find(empty)[-1].grade == "bad"
+        assert Audit(empty).findings[-1].grade == "bad"
 
 
 def test_two_runs_are_compared(tmp_path):
@@ -96,16 +95,6 @@ def test_cards_of_odd_images():
     assert all(0 <= value <= 480 for node in card.nodes for value in node.box)
     record.width = record.height = 0
     assert make_card(record, None, record.relations).height > 0
-
-
-def test_plots_have_room_for_their_values():
-    plot = columns("a", {"x": 7, "y": 0, "z": 1234}, "", "")
-    assert all(plot.top <= bar.y <= plot.bottom and bar.height >= 0 for bar in plot.bars)
-    assert plot.bars[0].height / plot.bars[2].height == pytest.approx(7 / 1234)
-    line = ranks("b", [1000, 100, 10, 1], "", "").lines[0]
-    assert line.points[0][1] < line.points[-1][1]
-    assert columns("none", {}, "", "").bars == ranks("none", [], "", "").lines[0].points == []
-    assert [short(n) for n in (3, 1200, 5_828_544)] == ["3", "1.2 k", "5.83 M"]
 
 
 TURNED = "on \u202edeppils\u202c"
