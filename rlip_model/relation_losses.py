@@ -21,12 +21,13 @@ def focal_loss(logits: Tensor, labels: Tensor, total: Tensor | None = None) -> T
 
     Without positive entries, it is the sum.
 
-    `logits` and `labels` (0 or 1): `[..., relations]`; `total`: number of positive entries, see `global_mean`.
+    `logits` and `labels` (0, 1, or NaN: not known, does not count): `[..., relations]`; `total`: number of positive
+    entries, see `global_mean`.
     """
     probability = _probabilities(logits)
     positive = labels == 1
     of_positives = probability.log() * (1 - probability) ** 2
-    of_negatives = (1 - probability).log() * probability**2 * (1 - labels) ** 4
+    of_negatives = (1 - probability).log() * probability**2 * (1 - labels.nan_to_num(1.0)) ** 4
     return global_mean(-torch.where(positive, of_positives, of_negatives).sum(), positive.sum(), total=total)
 
 

@@ -18,7 +18,8 @@ class Triplets(GivenPairs):
     """The target triplets of one image: pairs of boxes and the relations between them.
 
     relation_labels `[pairs, relations]`, float, 1 for the relations of the pair. A pair without an object (V-COCO) has
-    an object box of zeros. A pair without relations (R-Tagger) has a row of zeros.
+    an object box of zeros. A pair without relations (R-Tagger) has a row of zeros. NaN: not known (R-Tagger, of judged
+    pairs).
     """
 
     relation_labels: Tensor

@@ -35,22 +35,30 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class SceneRelation:
-    """One relation. confidence: from the R-Tagger; None for relations annotated by people. origin: who stated it."""
+    """One relation. confidence: from the R-Tagger; None for relations annotated by people. origin: who stated it.
+
+    right: False if people judged that it does not hold.
+    """
 
     subject_id: int
     object_id: int
     predicate: str
     confidence: float | None = None
     origin: str = "annotated"
+    right: bool = True
 
 
 @dataclass(frozen=True)
 class SceneAnnotation:
-    """The objects of an image and the relations between them."""
+    """The objects of an image and the relations between them.
+
+    judged: only the relations that are listed are known, to be right or not; otherwise no others hold.
+    """
 
     image_id: int | str
     objects: tuple[SceneObject, ...]
     relations: tuple[SceneRelation, ...]
+    judged: bool = False
 
     def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The names of the objects, and the predicates."""
@@ -70,8 +78,8 @@ class SceneTargets:
     """A scene graph as tensors, to be augmented together with its image.
 
     boxes `[objects, 4]` pixel xyxy; labels `[objects]`, indices into object_texts; relations `[relations, 3]`: subject
-    and object, indices into boxes, and predicate, index into relation_texts. The box of a missing object is, and
-    remains, zeros.
+    and object, indices into boxes, and predicate, index into relation_texts. right `[relations]`: whether those of a
+    judged image hold; None: it is not one. The box of a missing object is, and remains, zeros.
     """
 
     boxes: Tensor
@@ -79,6 +87,12 @@ class SceneTargets:
     relations: Tensor
     object_texts: tuple[str, ...]
     relation_texts: tuple[str, ...]
+    right: Tensor | None = None
+
+    @property
+    def unstated(self) -> float:
+        """The label of a relation that is not listed: 0, it does not hold, or NaN, nobody judged it."""
+        return 0.0 if self.right is None else torch.nan
 
     @property
     def missing(self) -> Tensor:
@@ -90,9 +104,10 @@ class SceneTargets:
         """Keep the objects where `kept` `[objects]` is True, and the relations between them. All texts stay."""
         renumbered = kept.cumsum(0) - 1
         ends = self.relations[:, :2]
-        relations = self.relations[kept[ends].all(1)]
+        inside = kept[ends].all(1)
+        relations, right = self.relations[inside], None if self.right is None else self.right[inside]
         relations = torch.cat((renumbered[relations[:, :2]], relations[:, 2:]), dim=1)
-        return replace(self, boxes=self.boxes[kept], labels=self.labels[kept], relations=relations)
+        return replace(self, boxes=self.boxes[kept], labels=self.labels[kept], relations=relations, right=right)
 
     def clamped(self, width: float, height: float) -> SceneTargets:
         """Clip boxes to the image, and drop objects outside it."""
@@ -117,12 +132,12 @@ class SceneTargets:
         return replace(self, boxes=boxes.masked_fill(self.missing.unsqueeze(1), 0))
 
     def related(self) -> tuple[Tensor, Tensor]:
-        """The distinct pairs `[pairs, 2]` with relations, and these relations `[pairs, relation_texts]`, 0 or 1."""
+        """The distinct pairs `[pairs, 2]` with relations, and these `[pairs, relation_texts]`, 0, 1 or `unstated`."""
         pairs = list(dict.fromkeys((subject, object_) for subject, object_, _ in self.relations.tolist()))
         place = {pair: index for index, pair in enumerate(pairs)}
-        relation_labels = torch.zeros(len(pairs), len(self.relation_texts))
-        for subject, object_, predicate in self.relations.tolist():
-            relation_labels[place[subject, object_], predicate] = 1
+        relation_labels = torch.full((len(pairs), len(self.relation_texts)), self.unstated)
+        for number, (subject, object_, predicate) in enumerate(self.relations.tolist()):
+            relation_labels[place[subject, object_], predicate] = 1 if self.right is None else self.right[number]
         return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), relation_labels
 
     def triplets(self, pairs: Tensor, relation_labels: Tensor, width: float, height: float) -> LabelledTriplets:
@@ -138,7 +153,7 @@ class SceneTargets:
         triplets = Triplets(
             boxes[subjects], boxes[objects], self.labels[subjects], self.labels[objects], relation_labels
         )
-        return LabelledTriplets(triplets, self.object_texts, self.relation_texts)
+        return LabelledTriplets(triplets, self.object_texts, self.relation_texts, self.unstated)
 
     def boxes_and_labels(self, width: float, height: float, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """All objects but missing ones: boxes `[objects, 4]` normalised cxcywh, and labels that index `texts`."""
@@ -186,5 +201,6 @@ def label_scene(graph: SceneAnnotation, width: int, height: int, most_relations:
         torch.tensor(numbered, dtype=torch.long).reshape(-1, 3),
         object_texts,
         relation_texts,
+        torch.tensor([float(item.right) for item in relations]) if graph.judged else None,
     )
     return targets.clamped(width, height)

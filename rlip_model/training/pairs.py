@@ -17,7 +17,8 @@ def tagger_triplets(
     """Make triplets of related pairs and of other pairs of the image, up to `most`.
 
     If there are more, pairs are drawn at random; related pairs take precedence. Triplets of other pairs have a row of
-    zeros for relations. Missing objects cannot be given to the R-Tagger and are in no pair.
+    zeros for relations. Of a judged image there are only judged pairs. Missing objects cannot be given to the R-Tagger
+    and are in no pair.
 
     Args:
         width, height: of the image, in pixels.
@@ -28,7 +29,7 @@ def tagger_triplets(
     targets = targets.keep(~targets.missing)
     related, labels = targets.related()
     drawn = _draw(len(related), most, rng)
-    others = unrelated(len(targets.boxes), related)
+    others = unrelated(len(targets.boxes), related) if targets.right is None else related[:0]
     others = others[_draw(len(others), most - len(drawn), rng)]
     pairs = torch.cat((related[drawn], others))
     labels = torch.cat((labels[drawn], labels.new_zeros(len(others), labels.shape[1])))

@@ -25,11 +25,15 @@ MOST_REPEATS = 10_000  # consecutive draws of known names after which only new n
 
 @dataclass(frozen=True)
 class LabelledTriplets:
-    """Triplets, and the texts that their labels index: objects (without "no objects"), and relations."""
+    """Triplets, and the texts that their labels index: objects (without "no objects"), and relations.
+
+    unstated: the relation label of all other texts, 0 or NaN (not known).
+    """
 
     triplets: Triplets
     object_texts: tuple[str, ...]
     relation_texts: tuple[str, ...]
+    unstated: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ def relabelled(image: LabelledTriplets, texts: Texts) -> Triplets:
     triplets = image.triplets
     objects = _places(image.object_texts, texts.objects, triplets.object_labels)
     relations = _places(image.relation_texts, texts.relations, triplets.object_labels)
-    labels = triplets.relation_labels.new_zeros(len(triplets), len(texts.relations))
+    labels = triplets.relation_labels.new_full((len(triplets), len(texts.relations)), image.unstated)
     labels[:, relations] = triplets.relation_labels
     return replace(
         triplets,

@@ -25,6 +25,9 @@ class ShardsOptions:
         None
     )
     val: Annotated[list[str] | None, cli.option("Shards to validate on. Repeatable.", panel=cli.DATA)] = None
+    judgements: Annotated[
+        list[str] | None, cli.option("Judged run that teaches a tagger; RUN or RUN@WEIGHT. Repeatable.", panel=cli.DATA)
+    ] = None
     images: cli.MovedImages = None
     calibration: cli.CalibrationFile = None
     precision: cli.ExpectedPrecision = None
@@ -38,9 +41,11 @@ class ShardsOptions:
         from sgpipe.training.recipe import shards_options
         from sgpipe.utils.config_file import changed
 
+        judged = [{**each, "judged": True} for each in shards_options(self.judgements or (), self.images)]
+        shards = shards_options(self.data, self.images) if self.data else [each.model_dump() for each in data.train]
         settings = changed(
             data,
-            train=shards_options(self.data, self.images) if self.data else None,
+            train=[*shards, *judged] if self.data or judged else None,
             val=shards_options(self.val, self.images) if self.val else None,
             calibration=self.calibration,
             precision=self.precision,
@@ -82,7 +87,7 @@ def train(
 
       sgpipe train tagger --data vg/ --init detector/ --out tagger/
       sgpipe train tagger --miniature --data miniworld-relations/ --out small-tagger/
-      sgpipe train tagger --data vg/ --init detector/ --set optimisation.lr=1e-4 --out tagger/
+      sgpipe train tagger --data vg/ --judgements run/ --init detector/ --out tagger/
     """
     from sgpipe.training.metrics import print_training
     from sgpipe.training.recipe import load_train_recipe

@@ -133,9 +133,9 @@ def compare_paired(
     measures = {}
     for column, name in enumerate(names):
         values, samples = whole[:, column].tolist(), halves[:, :, column].T
-        ends = (_share_interval, _share_interval, _difference_interval)
-        pairs = ((value, end(value, own, images)) for end, value, own in zip(ends, values, samples, strict=True))
-        measures[name] = Difference(*(each for pair in pairs for each in pair))
+        own, others = (_share_interval(values[side], samples[side], images) for side in (0, 1))
+        difference = _difference_interval(values[2], samples[2], images)
+        measures[name] = Difference(values[0], own, values[1], others, values[2], difference)
     return PairedComparison(other, images, resamples, seed, measures)
 
 

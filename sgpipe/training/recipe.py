@@ -45,6 +45,11 @@ class ShardsConfig(Config):
     shards: StoredPath = Field(description="folder of a run or an import, or the object store of one")
     splits: tuple[SplitName, ...] | None = Field(None, description="splits to use; null: all")
     images: ImageLocation | None = Field(None, description="where the images are, if they moved; null: as the run says")
+    judged: bool = Field(
+        False,
+        description="R-Tagger: only what people judged in `sgpipe view`: right and corrected relations, and wrong ones "
+        "as negatives of exactly their pair and text",
+    )
     weight: float = Field(1.0, gt=0, le=1000, description="passes per epoch; 0.5: half, another one each epoch")
     limit: int | None = Field(None, ge=1, description="use only N usable images of these shards; null: all")
     limit_seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="limit: N random images; null: the first N")

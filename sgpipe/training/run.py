@@ -74,6 +74,10 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
 
 def _prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     """Read the shards and create the network. Raises UserError."""
+    if any(part.judged for part in recipe.data.val) or (
+        recipe.model.kind != "tagger" and any(part.judged for part in recipe.data.train)
+    ):
+        raise UserError("judgements teach the R-Tagger only: model.kind=tagger, and none in data.val")
     progress.say("reading the shards")
     training = scan_training(recipe.data)
     validation = scan_validation(recipe.data, training)
@@ -150,6 +154,10 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
     for part in (*recipe["data"]["train"], *recipe["data"]["val"]):
         del part["images"]
         part["shards"] = fingerprint({shard.file: shard.sha256 for shard in Manifest.load(part["shards"]).shards})
+    judged = [sorted((*key, *each) for key, own in folder.judged.items() for each in own)
+              for folder in job.training_set.folders if folder.judged is not None]  # fmt: skip
+    if judged:
+        recipe["data"]["judgements"] = fingerprint({"judged": judged})
     if job.recipe.data.calibration is not None:
         recipe["data"]["calibration"] = content_sha256(job.recipe.data.calibration)
     sets = {"training": job.training_set, "validation": job.validation_set}

@@ -6,10 +6,12 @@ The scan reads every annotation once, before the training; its result is small p
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,9 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import absolute
 from sgpipe.files.locations import absolute_location, location, opened_ahead, text_of
 from sgpipe.sources.annotated import DatasetClasses
+from sgpipe.storage.judgements import JudgementLog, RelationKey
 from sgpipe.storage.manifest import Manifest, ShardEntry, run_images
+from sgpipe.storage.run_files import RunFiles
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_file
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 from sgpipe.utils.console import count
@@ -37,11 +41,58 @@ class ShardFolder:
         root: absolute path, or the URI of a store.
         weight: passes over its shards in an epoch.
         images: where the images of each split are (absolute), as far as known.
+        judged: the relations of each image, by split and id, that people judged; None: use those of the shards.
     """
 
     root: str
     weight: float
     images: Mapping[str, str]
+    judged: Mapping[tuple[str, str], Sequence[JudgedRelation]] | None = None
+
+
+class JudgedRelation(NamedTuple):
+    """A relation between two objects of an image that people judged.
+
+    `share`: of the visits of the image in which it is used, so that those of which a plan asked for many count less.
+    """
+
+    subject: int
+    object: int
+    predicate: str
+    right: bool
+    share: float
+
+
+def judged_relations(run: str) -> dict[tuple[str, str], list[JudgedRelation]]:
+    """Return what people judged in a run, by split and image; what they are not sure of, or disagree on, is left out.
+
+    A changed relation is wrong as it was, and right as it is now. A judgement that a plan asked for stands for as many
+    relations as its stratum has for each; others, for as many as one of a plan does on average.
+
+    Raises UserError: there is no run, or nothing in it was judged.
+    """
+    files = RunFiles(run)
+    log = JudgementLog(files.judgements, str(files.manifest.run.get("fingerprint", "")), read_only=True)
+    weights: dict[RelationKey, float] = {}
+    for plan in log.plans.values():
+        asked = log.judged(plan.plan)
+        strata = {question.key: question.stratum for question in plan.questions if question.key in asked}
+        sizes = Counter(strata.values())
+        each = {key: plan.strata[stratum].relations / sizes[stratum] for key, stratum in strata.items()}
+        mean = sum(each.values()) / max(len(each), 1)
+        weights |= {key: weight / mean for key, weight in each.items()}
+    found: dict[RelationKey, tuple[bool, float]] = {}
+    for state in sorted(log.current(), key=lambda state: state.state != "changed"):  # judgements of itself come last
+        left, weight = state.resolve(), weights.get(state.key, 1.0)
+        if left is not None:
+            found |= {key: (key in left, weight) for key in (state.key, *sorted(left))}
+    if not found:
+        raise UserError(f"{run}: nobody has judged its relations; do it in `sgpipe view {run}`")
+    most, images = max(weight for _, weight in found.values()), dict[tuple[str, str], list[JudgedRelation]]()
+    for key, (right, weight) in found.items():
+        own = JudgedRelation(key.subject, key.object, key.predicate, right, weight / most)
+        images.setdefault((key.split, key.image_id), []).append(own)
+    return images
 
 
 @dataclass(frozen=True)
@@ -145,12 +196,14 @@ class TrainingFilter:
     """The usable rows and relations of a table; `TrainingSet` defines both.
 
     Args:
-        table: with the columns image_id, objects, relations and status.
+        table: with the columns image_id, split, objects, relations and status.
         threshold: minimum confidence of a relation; relations without confidence are always usable.
+        judged: as of `ShardFolder`; rows without judged relations are not usable.
     """
 
     table: pa.Table
     threshold: float
+    judged: Mapping[tuple[str, str], Sequence[JudgedRelation]] | None = None
 
     @cached_property
     def ok(self) -> np.ndarray:
@@ -194,7 +247,15 @@ class TrainingFilter:
     @cached_property
     def usable_rows(self) -> np.ndarray:
         """`[usable rows]`: their indices in the table, in order."""
+        if self.judged is not None:
+            return np.flatnonzero(self.ok & np.array([bool(own) for own in self._judged], bool))
         return np.unique(self._relations.rows[self._usable_relations])
+
+    @property
+    def _judged(self) -> list[Sequence[JudgedRelation]]:
+        """The judged relations of each row."""
+        keys = zip(*(self.table[name].to_pylist() for name in ("split", "image_id")), strict=True)
+        return [(self.judged or {}).get(key, ()) for key in keys]
 
     def object_names(self) -> dict[str, int]:
         """The frequency of each class name, in order of first occurrence."""
@@ -202,6 +263,8 @@ class TrainingFilter:
 
     def relation_names(self) -> dict[str, int]:
         """The frequency of each predicate of usable relations, in order of first occurrence."""
+        if self.judged is not None:
+            return Counter(each.predicate for own in self._judged for each in own)
         return _frequencies(self._relations["predicate"], self._usable_relations)
 
 
@@ -286,7 +349,7 @@ def scan(
                 if limit is not None:
                     if usable >= limit:
                         usable, end = limit, int(filtered.usable_rows[limit - 1]) + 1
-                        filtered = TrainingFilter(filtered.table.slice(0, end), threshold)
+                        filtered = replace(filtered, table=filtered.table.slice(0, end))
                     limit -= usable
                 for total, names in ((objects, filtered.object_names()), (relations, filtered.relation_names())):
                     for name, times in names.items():
@@ -335,7 +398,8 @@ class ScannedFolder:
         shards = shards_by_split(manifest, config)
         places = {split: config.images or manifest.image_roots.locations.get(split) for split in shards}
         images = {split: absolute(os.path.expanduser(place)) for split, place in places.items() if place}
-        folder = ShardFolder(text_of(absolute_location(config.shards)), config.weight, images)
+        judged = judged_relations(text_of(config.shards)) if config.judged else None
+        folder = ShardFolder(text_of(absolute_location(config.shards)), config.weight, images, judged)
         return cls(number, config, manifest, folder, shards)
 
     def row_groups(self, threshold: float, only: _Rows | None) -> Generator[tuple[_Place, TrainingFilter], None, None]:
@@ -356,14 +420,15 @@ class ScannedFolder:
                             if only is not None and not only.get(place, np.zeros(0, bool)).any():
                                 continue
                             table = file.read_row_group(group, columns=list(COLUMNS))
-                            filtered = TrainingFilter(table if only is None else table.filter(only[place]), threshold)
+                            rows = table if only is None else table.filter(only[place])
+                            filtered = TrainingFilter(rows, threshold, self.folder.judged)
                             try:
                                 has_usable |= len(filtered.usable_rows) > 0
                             except UserError as error:
                                 raise UserError(f"shard {path}: {error}") from None
                             has_ok |= bool(filtered.ok.any())
                             yield place, filtered
-            if only is None and not has_usable:
+            if only is None and not has_usable and self.folder.judged is None:
                 name = f"split {split} of {self.config.shards}"
                 if not has_ok:
                     raise UserError(f"{name} has only error rows; `sgpipe stats` lists the errors")

@@ -29,7 +29,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.locations import location
 from sgpipe.files.object_store import is_uri
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
-from sgpipe.training.data.scan import COLUMNS, TrainingFilter, TrainingSet, UsableRowGroup
+from sgpipe.training.data.scan import COLUMNS, JudgedRelation, TrainingFilter, TrainingSet, UsableRowGroup
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.prefetch import prefetch
 
@@ -190,15 +190,16 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
     with prefetch(read, groups, _FETCHED if in_store else 0, epoch.window + 1) as read_tables:
         for start in range(0, len(groups), epoch.window):
             own, tables = groups[start : start + epoch.window], list(islice(read_tables, epoch.window))
-            usable = [_usable_rows(*each, training_set.threshold) for each in zip(tables, own, strict=True)]
+            usable = [_usable_rows(training_set, *each) for each in zip(tables, own, strict=True)]
             shapes = [_aspect_ratios(table) for table in tables] if epoch.step is not None else []
             for visit, index in epoch.order(window, usable, shapes)[skipped:]:
                 yield TrainingRow(tables[visit], index, own[visit].folder)
             window, skipped = window + 1, 0
 
 
-def _usable_rows(table: pa.Table, row_group: UsableRowGroup, threshold: float) -> list[int]:
-    rows = TrainingFilter(table, threshold).usable_rows
+def _usable_rows(training_set: TrainingSet, table: pa.Table, row_group: UsableRowGroup) -> list[int]:
+    judged = training_set.folders[row_group.folder].judged
+    rows = TrainingFilter(table, training_set.threshold, judged).usable_rows
     if row_group.kept is not None:
         kept = np.unpackbits(np.frombuffer(row_group.kept, np.uint8), count=len(table))
         rows = rows[kept[rows] == 1]
@@ -235,6 +236,17 @@ def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
         and (item["confidence"] is None or item["confidence"] >= threshold)
     )
     return SceneAnnotation(values["image_id"], objects, relations)
+
+
+def judged_graph(graph: SceneAnnotation, judged: Sequence[JudgedRelation], rng: random.Random) -> SceneAnnotation:
+    """Return the objects of a row with the judged relations of a visit: each with the chance that it states."""
+    kept = {item.object_id for item in graph.objects}
+    relations = tuple(
+        SceneRelation(each.subject, each.object, each.predicate, origin="person", right=each.right)
+        for each in judged
+        if rng.random() < each.share and {each.subject, each.object} <= kept
+    )
+    return replace(graph, relations=relations, judged=True)
 
 
 @dataclass(frozen=True)
@@ -390,7 +402,9 @@ class StepStream:
 
     def _item(self, row: TrainingRow, rng: random.Random) -> TrainingItem:
         values, labels = row.values(), self.training_set.closed_labels
-        graph = scene_graph(values, self.training_set.threshold)
+        graph, judged = scene_graph(values, self.training_set.threshold), self.training_set.folders[row.folder].judged
+        if judged is not None:
+            graph = judged_graph(graph, judged[values["split"], values["image_id"]], rng)
         weights: Mapping[Any, float] = self.data.origins if self.training else {}
         if weights:
             kept = [

@@ -1,0 +1,133 @@
+"""What people judged teaches the R-Tagger: right relations, and wrong ones of exactly their pair and text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlip_model.relation_losses import focal_loss
+from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation, label_scene
+from sgpipe.errors import UserError
+from sgpipe.records import Relation
+from sgpipe.storage.judgements import JUDGEMENTS, Judgement, RelationKey
+from sgpipe.training.data.feed import ShardFeed
+from sgpipe.training.data.scan import JudgedRelation, judged_relations, scan_training
+from sgpipe.training.recipe import ShardsConfig
+from tests.sgpipe.stats.judging import judge
+from tests.sgpipe.training.data.runs import data, make_run, plain_record
+from tests.sgpipe.training.trainings import different, steps, training, weights
+from tests.sgpipe.training.trainings import make_run as make_drawn_run
+
+
+def said(root: Path, *lines: tuple[RelationKey, dict], by: str = "anna") -> None:
+    with (root / JUDGEMENTS).open("a", encoding="utf-8") as file:
+        for number, (key, what) in enumerate(lines):
+            values = {"id": f"{by}-{number}", "at": "", "by": by, "run": "drawn", **key._asdict(), **what}
+            file.write(Judgement.model_validate(values).model_dump_json() + "\n")
+
+
+def key(image: int, predicate: str = "on", subject: int = 0, object_: int = 1) -> RelationKey:
+    return RelationKey("train", str(image), subject, object_, predicate)
+
+
+def test_what_people_say_becomes_positives_and_negatives(tmp_path: Path) -> None:
+    make_run(tmp_path, [plain_record(str(n), confidence=0.9) for n in range(6)])
+    said(
+        tmp_path,
+        (key(0), {"verdict": "right"}),
+        (key(1), {"verdict": "wrong"}),
+        (key(2), {"change": {"action": "predicate", "predicate": "under"}}),
+        (key(3), {"verdict": "unsure"}),
+        (key(4), {"verdict": "right"}),
+        (key(5, "near", 1, 0), {"change": {"action": "add"}}),
+    )
+    said(tmp_path, (key(4), {"verdict": "wrong"}), by="bob")  # they disagree
+    assert judged_relations(str(tmp_path)) == {
+        ("train", "0"): [JudgedRelation(0, 1, "on", True, 1)],
+        ("train", "1"): [JudgedRelation(0, 1, "on", False, 1)],
+        ("train", "2"): [JudgedRelation(0, 1, "on", False, 1), JudgedRelation(0, 1, "under", True, 1)],
+        ("train", "5"): [JudgedRelation(1, 0, "near", True, 1)],
+    }
+
+
+def test_bands_of_which_many_were_asked_count_less(tmp_path: Path) -> None:
+    confidences = [0.05] * 40 + [0.9] * 10
+    make_run(tmp_path, [plain_record(str(n), confidence=each) for n, each in enumerate(confidences)])
+    judge(tmp_path, 10, lambda question: "right" if question.confidence > 0.5 else "wrong")
+    found = [one for own in judged_relations(str(tmp_path)).values() for one in own]
+    assert Counter((one.right, round(one.share, 6)) for one in found) == {(False, 1.0): 5, (True, 0.25): 5}
+    settings = data(ShardsConfig(shards=tmp_path, judged=True), val=())
+    fed = ShardFeed(scan_training(settings), None, settings, 5, 0, 10, 10)
+    labels = Counter[float]()
+    with fed.read() as batches:
+        for [batch] in islice(batches, 400):
+            for image in batch.triplets:
+                labels += Counter(image.relation_labels[~image.relation_labels.isnan()].tolist())
+    assert labels[1] / labels[0] == pytest.approx(0.25, rel=0.2)  # as in the run: 10 of 50 relations
+
+
+def test_a_wrong_relation_lowers_the_score_of_exactly_its_pair_and_text(tmp_path: Path) -> None:
+    record = plain_record("0", confidence=0.9)
+    record.relations.append(Relation(1, 0, "holding", 0.9))
+    other = plain_record("1", "under", confidence=0.9)
+    config = make_run(tmp_path, [record, other])
+    said(tmp_path, (key(0), {"verdict": "wrong"}))
+    settings = data(config, ShardsConfig(shards=tmp_path, judged=True), val=(), augment=None)
+    fed = ShardFeed(scan_training(settings), None, settings, 3, 0, 10, 10)
+    with fed.read() as batches:
+        [batch] = next(batches)
+    assert len(batch) == 3  # the run's two images, and the judged one once more
+    [judged] = [image for image in batch.triplets if image.relation_labels.isnan().any()]
+    column = batch.texts.relations.index("on") if "on" in batch.texts.relations else None
+    assert judged.relation_labels.shape[0] == 1  # no pair of which nobody said anything
+    known = ~judged.relation_labels.isnan()
+    logits = torch.zeros_like(judged.relation_labels, requires_grad=True)
+    focal_loss(logits, judged.relation_labels).backward()
+    assert known.sum() == 1
+    assert (logits.grad[known] > 0).all()  # a step lowers it
+    assert (logits.grad[~known] == 0).all()
+    assert column is None or known[0, column]
+
+
+def test_labels_of_images_that_nobody_judged_are_as_before() -> None:
+    objects = tuple(SceneObject(n, "dog", (n, 0, 9, 9)) for n in range(2))
+    relation = SceneRelation(0, 1, "on")
+    plain = label_scene(SceneAnnotation("1", objects, (relation,)), 20, 20, 9)
+    judged = label_scene(SceneAnnotation("1", objects, (relation,), judged=True), 20, 20, 9)
+    assert (plain.right, plain.unstated) == (None, 0.0)
+    assert judged.keep(torch.tensor([True, False])).right.tolist() == []
+    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    labels = (torch.rand(4, 7, generator=torch.Generator().manual_seed(1)) > 0.8).float()
+    probability = logits.sigmoid()
+    entries = torch.where(
+        labels == 1,
+        probability.log() * (1 - probability) ** 2,
+        (1 - probability).log() * probability**2 * (1 - labels) ** 4,
+    )
+    assert torch.equal(focal_loss(logits, labels), -entries.sum() / labels.sum())
+
+
+def test_a_training_with_judgements_is_another_one_and_resumes(tmp_path: Path) -> None:
+    run = make_drawn_run(tmp_path)
+    judge_all = lambda question: "wrong" if question.predicate < "o" else "right"  # noqa: E731
+    without = training(run, tmp_path / "without", optimisation__steps=2)
+    with pytest.raises(UserError, match="nobody has judged its relations"):
+        training(run, tmp_path / "none", data__train=[{"shards": str(run), "judged": True}])
+    judge(run, 12, judge_all)
+    both = [{"shards": str(run)}, {"shards": str(run), "judged": True}]
+    with_them = training(run, tmp_path / "with", data__train=both, optimisation__steps=2)
+    assert with_them.images > without.images
+    assert different(weights(tmp_path / "without"), weights(tmp_path / "with"))
+    assert all(row["loss"] < float("inf") for row in steps(tmp_path / "with"))
+    training(run, tmp_path / "again", optimisation__steps=2)  # the judgements are there, but not asked for
+    assert not different(weights(tmp_path / "without"), weights(tmp_path / "again"))
+    judge(run, 4, judge_all)
+    with pytest.raises(UserError, match="judgements"):
+        training(run, tmp_path / "with", data__train=both, optimisation__steps=2)
+    for changes in ({"kind": "pretrain"}, {"data__val": both}):
+        with pytest.raises(UserError, match="R-Tagger only"):
+            training(run, tmp_path / "refused", **{"data__train": both, **changes})
