@@ -344,7 +344,7 @@ def export(
         str,
         cli.option(
             "Format: hf (Hugging Face), coco, coco-rel (RelTR), sgg-benchmark, vg, vg150, psg, rlipv2, hico, "
-            "label-studio, webdataset or instructions (questions and answers for vision-language models)."
+            "label-studio, fiftyone, webdataset or instructions (questions and answers for vision-language models)."
         ),
     ],
     out: Annotated[Path, cli.writes_folder("New folder for the files.")],
@@ -353,7 +353,7 @@ def export(
     precision: cli.ExpectedPrecision = None,
     origin: Annotated[str | None, cli.option("Only these: annotated,tagger. Default: all.")] = None,
     certified: cli.Certified = False,
-    embed: Annotated[bool, cli.option("Store images in rows (hf, instructions) or tasks.", "--embed")] = False,
+    embed: Annotated[bool, cli.option("Store images in rows, in tasks or in the folder.", "--embed")] = False,
     images: cli.MovedImages = None,
     images_url: Annotated[
         str | None,
@@ -368,7 +368,7 @@ def export(
     """Convert a run to another format.
 
     For the Hugging Face hub, COCO tools, scene-graph models, RLIPv2, HICO-DET,
-    Label Studio or the training of vision-language models.
+    Label Studio, FiftyOne or the training of vision-language models.
 
     Examples:
 

@@ -78,7 +78,12 @@ def write_readme(rows: ExportRows, out: Path, form: str, coordinates: str) -> No
     """Write the README of a form other than the hub's, after its files; `coordinates`: of instructions."""
     before, common = totals(rows), _common(rows)
     objects = rows.census.categories.total() - rows.left_out["objects that the format cannot hold"]
-    held = {"coco": ("captions",), "label-studio": ("captions",), "instructions": ("pairs",)}.get(form, ())
+    held = {
+        "coco": ("captions",),
+        "label-studio": ("captions",),
+        "fiftyone": ("captions",),
+        "instructions": ("pairs",),
+    }.get(form, ())
     unheld = [name for name in ("captions", "triplets", "pairs") if name not in held]
     if listed := ", ".join(f"{name} ({before[name]:,})" for name in unheld if before[name]):
         common["left_out"].append(f"What the format has no place for: {listed}.")

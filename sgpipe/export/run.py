@@ -20,6 +20,7 @@ from sgpipe.export.annotation_files import (
     write_visual_genome,
 )
 from sgpipe.export.card import exported_relations, write_readme
+from sgpipe.export.fiftyone import write_fiftyone
 from sgpipe.export.hugging_face import write_hugging_face, write_webdataset
 from sgpipe.export.instruction_text import load_phrases
 from sgpipe.export.instructions import COORDINATES, LIKELY, Instructions, write_instructions
@@ -31,7 +32,8 @@ from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE
 from sgpipe.storage.outputs import check_output
 from sgpipe.utils.locking import new_folder
 
-HUGGING_FACE, LABEL_STUDIO, WEBDATASET, INSTRUCTIONS = "hf", "label-studio", "webdataset", "instructions"
+HUGGING_FACE, LABEL_STUDIO, FIFTYONE = "hf", "label-studio", "fiftyone"
+WEBDATASET, INSTRUCTIONS = "webdataset", "instructions"
 _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "coco": write_coco,
     "coco-rel": write_coco_relations,
@@ -42,7 +44,8 @@ _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "psg": write_psg,
     "vg150": write_vg150,
 }
-FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO, WEBDATASET, INSTRUCTIONS)
+FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO, FIFTYONE, WEBDATASET, INSTRUCTIONS)
+_EMBEDDING = (HUGGING_FACE, LABEL_STUDIO, FIFTYONE, INSTRUCTIONS)
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,10 @@ def export_run(
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")
-    if (embed and to not in (HUGGING_FACE, LABEL_STUDIO, INSTRUCTIONS)) or (
-        images and to not in (HUGGING_FACE, LABEL_STUDIO, WEBDATASET, INSTRUCTIONS)
-    ):
+    if (embed and to not in _EMBEDDING) or (images and to not in (*_EMBEDDING, WEBDATASET)):
         raise UserError(
-            "--embed is for --to hf, label-studio and instructions, --images also for webdataset, which always has the "
-            "images; the other formats refer to image files by name"
+            f"--embed is for --to {', '.join(_EMBEDDING)}; --images also for webdataset, which always has the images; "
+            "the other formats refer to image files by name"
         )
     if images_url is not None and (to not in (LABEL_STUDIO, INSTRUCTIONS) or embed or images):
         raise UserError("--images-url is for --to label-studio and instructions, without --embed and --images")
@@ -145,6 +146,8 @@ def export_run(
         else:
             if to == LABEL_STUDIO:
                 write_label_studio(rows, folder, images, images_url, embed=embed)
+            elif to == FIFTYONE:
+                write_fiftyone(rows, folder, images, embed=embed)
             elif to == WEBDATASET:
                 write_webdataset(rows, folder, images)
             elif to == INSTRUCTIONS:

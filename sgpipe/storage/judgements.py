@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import threading
 from collections import Counter, defaultdict
@@ -365,7 +366,8 @@ class JudgementLog:
     """A file of judgements, read once and kept up to date; threads may share it.
 
     Attributes:
-        file: the file, which need not exist. read_only: whether `append` is refused.
+        file: the file, which need not exist; or the samples.json of a dataset that FiftyOne exported, whose tags are
+            the judgements. read_only: whether `append` is refused.
         version: changes when lines are added.
         plans: the sampling plans, by id.
     """
@@ -516,6 +518,8 @@ class JudgementLog:
             self._forget()
         self._file = status
         data = os.pread(descriptor, status.st_size - self._offset, self._offset)
+        if self.file.suffix == ".json":
+            return self._take_fiftyone(data)
         *lines, rest = data.split(b"\n")
         for line in lines:
             if line.strip():
@@ -531,6 +535,26 @@ class JudgementLog:
                 self._offset, self._torn = self._offset + len(rest), False
         start = max(self._offset - _COMPARED, 0)
         self._before = os.pread(descriptor, self._offset - start, start)
+
+    def _take_fiftyone(self, data: bytes) -> None:
+        """Read a dataset of FiftyOne: tags of relations are verdicts, and another label is another predicate."""
+        self._forget()
+        try:
+            for sample in json.loads(data)["samples"]:
+                for relation in sample["relations"]["detections"]:
+                    verdicts = {"right", "wrong", "unsure"}.intersection(relation["tags"])
+                    change = {"action": "predicate", "predicate": relation["label"]}
+                    is_changed = relation["label"] != relation["predicate"]
+                    if is_changed or verdicts:
+                        verdict = None if is_changed else verdicts.pop() if len(verdicts) == 1 else "unsure"
+                        line = {key: sample[key] for key in ("run", "split", "image_id")}
+                        line |= {end: relation[f"{end}_index"] for end in ("subject", "object")}
+                        line |= {key: relation.get(key) for key in ("predicate", "confidence")}
+                        line |= {"id": relation["_id"]["$oid"], "at": utc_now(), "by": "FiftyOne", "verdict": verdict}
+                        line["change"] = change if is_changed else None
+                        self._take(json.dumps(line).encode(), f"relation {line['id']}")
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{self.file}: expected the samples.json of a FiftyOne dataset that sgpipe wrote") from None
 
     def _take(self, data: bytes, name: str) -> None:
         try:

@@ -232,14 +232,14 @@ class Run:
         for table in iter_tables(self.root, _RELATION_COLUMNS):
             yield relation_rows(table, threshold)
 
-    def to_pandas(self, threshold: float = 0.0) -> pd.DataFrame:
-        """Return all relations as a data frame, with the rows and columns of `relation_tables`.
+    def to_arrow(self, threshold: float = 0.0) -> pa.Table:
+        """Return all relations as one table, as `relation_tables` does; `polars.from_arrow` takes it without a copy."""
+        return pa.concat_tables([relation_rows(SCHEMA.empty_table(), threshold), *self.relation_tables(threshold)])
 
-        Raises UserError: as `relation_tables`, or pandas is not installed.
-        """
+    def to_pandas(self, threshold: float = 0.0) -> pd.DataFrame:
+        """Return `to_arrow` as a data frame. Raises UserError: as `relation_tables`, or pandas is not installed."""
         import_extra("pandas")
-        tables = [relation_rows(SCHEMA.empty_table(), threshold), *self.relation_tables(threshold)]
-        return pa.concat_tables(tables).to_pandas()
+        return self.to_arrow(threshold).to_pandas()
 
 
 _IMAGE_COLUMNS = ("image_id", "split", "file_name")

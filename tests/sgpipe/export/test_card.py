@@ -47,7 +47,10 @@ def run_of(root: Path, made: list[Record], identity: Mapping[str, Any], **header
 
 def card(root: Path, out: Path, form: str = "hf", **options: Any) -> str:
     url = "https://example.org/" if form in ("label-studio", "instructions") else None
-    return (export_run(root, form, out, images_url=url, **options).root / "README.md").read_text(encoding="utf-8")
+    images = root if form == "fiftyone" else None
+    return (export_run(root, form, out, images=images, images_url=url, **options).root / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 CLIP = {"method": "clip", "tagger": "c"}

@@ -421,26 +421,12 @@ def test_datasets_reads_both_files(tmp_path):
         ),
         ("templates: {existence: [{question: 'Is it?'}]}", "existence: expected question and yes and no"),
         ("templates: {counting: []}", "counting: expected templates"),
-        ("templates: {riddles: [{question: a, answer: b}]}", "riddles: expected templates of"),
-        (
-            "templates: {counting: [{question: 'How many {plural', answer: '{count}'}]}",
-            "expected '}' before end of string",
-        ),
         ("templates: {counting: [{question: '{0}', answer: '{plural.upper}'}]}", "counting: expected question"),
-        (
-            "templates: {counting: [{question: '{plural!r}?', answer: '{count}'}]}",
-            "counting: expected question and answer",
-        ),
-        (
-            "templates: {counting: [{question: '{plural!z}?', answer: '{count}'}]}",
-            "counting: expected question and answer",
-        ),
         (
             "templates: {counting: [{question: '{plural}?', answer: '{count:d}'}]}",
             "counting: expected question and answer",
         ),
         ("templates: 3", "templates: Input should be a valid dictionary"),
-        ("plural: {}", "plural: Extra inputs are not permitted"),
         ("[", "not valid YAML"),
     ],
 )
@@ -486,13 +472,10 @@ def test_options_that_do_not_fit_are_refused_in_one_line(tmp_path, options, mess
         ("umbrella", ("an umbrella", "umbrellas", False)),
         ("wine glass", ("a wine glass", "wine glasses", False)),
         ("knife", ("a knife", "knives", False)),
-        ("unicycle", ("a unicycle", "unicycles", False)),
         ("skis", ("skis", "skis", True)),
         ("sheep", ("a sheep", "sheep", False)),
         ("bus", ("a bus", "buses", False)),
         ("TV", ("a TV", "TVs", False)),
-        ("Human eye", ("a Human eye", "Human eyes", False)),
-        ("Skull", ("a Skull", "Skulls", False)),
         ("grass", ("grass", "", False)),
     ],
 )
@@ -505,12 +488,10 @@ def test_class_names_as_english_has_them(name, forms):
     [
         ("riding", False, "is riding", "is riding"),
         ("rides", False, "is riding", "is riding"),
-        ("hold", True, "are holding", "are holding"),
         ("on", True, "are on", "are on"),
         ("has", False, "does have", "has"),
         ("has", True, "do have", "have"),
         ("made of", False, "is made of", "is made of"),
-        ("is riding", False, "is riding", "is riding"),
         ("feed", False, "is feeding", "is feeding"),
         ("in front of", False, "is in front of", "is in front of"),
         ("sit on", False, "is sitting on", "is sitting on"),

@@ -23,7 +23,7 @@ def run(tmp_path_factory) -> Path:
 
 def write(root: Path, form: str, out: Path) -> module.Exported:
     """The run does not say where its images are, which tasks of Label Studio refer to, and WebDataset contains."""
-    images = root.parent / "images" if form == "webdataset" else None
+    images = root.parent / "images" if form in ("webdataset", "fiftyone") else None
     url = "https://example.org/" if form in ("label-studio", "instructions") else None
     return export_run(root, form, out, images=images, images_url=url)
 

@@ -5,7 +5,7 @@ import pytest
 
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.captions import WORDINGS, SceneCaption, canonical_caption, scene_captions
-from sgpipe.miniworld.relations import PREDICATES, SPLITS, Statement
+from sgpipe.miniworld.relations import SPLITS, Statement
 from sgpipe.miniworld.scene import Fact, Scene, random_scene
 from sgpipe.recipe import PairConfig, ParseConfig
 from sgpipe.records import Box, Caption, Record
@@ -120,7 +120,3 @@ def test_a_second_thing_of_the_same_name_is_another(train_scenes: list[Scene]) -
 
 def ends(fact: Fact) -> tuple[int, int]:
     return fact.subject, fact.object
-
-
-def test_every_predicate_has_a_wording() -> None:
-    assert set(WORDINGS) == set(PREDICATES)

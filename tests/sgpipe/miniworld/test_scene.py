@@ -70,10 +70,3 @@ def test_scenes_are_varied(scenes: list[Scene]) -> None:
     related = [{end for fact in scene.facts for end in (fact.subject, fact.object)} for scene in train]
     assert any(len(ends) < len(scene.things) for ends, scene in zip(related, train, strict=True))
     assert {sum(not fact.implied for fact in scene.facts) for scene in train} >= {1, 2, 3}
-
-
-def test_numbers_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="no split"):
-        random_scene(0, "test", 0)
-    with pytest.raises(ValueError, match="non-negative"):
-        random_scene(0, "train", -1)

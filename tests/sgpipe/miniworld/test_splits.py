@@ -9,7 +9,6 @@ from sgpipe.miniworld.relations import (
     SPLITS,
     Statement,
     closure,
-    implied,
     statements_of,
 )
 
@@ -47,14 +46,3 @@ def test_held_out_relations_are_of_many_kinds() -> None:
 def test_a_converse_implies_the_relation_it_comes_from(predicate: str) -> None:
     assert ("dog", CONVERSE[predicate], "car") in closure(("car", predicate, "dog"))
     assert ("car", predicate, "dog") in closure(("dog", CONVERSE[predicate], "car"))
-
-
-def test_postures_imply_a_place() -> None:
-    assert ("on", False) in implied("cat", "lying on", "bench")
-    assert ("with", False) in implied("person", "walking", "dog")
-    assert not implied("cat", "chasing", "bird")
-
-
-def test_an_unknown_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="no split 'test'"):
-        statements_of("test")

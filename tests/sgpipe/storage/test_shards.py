@@ -135,6 +135,9 @@ def test_relations_of_a_run_are_rows_of_pandas(tmp_path: Path) -> None:
     assert frame["confidence"].isna().tolist() == [False, True] * 3
     assert run.to_pandas(threshold=0.3)["predicate"].tolist() == ["on"] * 3
     assert [table.num_rows for table in run.relation_tables()] == [4, 0, 2]
+    assert run.to_arrow().column_names == list(frame.columns)
+    polars = pytest.importorskip("polars")
+    assert polars.from_arrow(run.to_arrow(0.3))["predicate"].to_list() == ["on"] * 3
 
 
 def test_the_rows_of_a_run_have_the_same_columns_if_there_are_none(tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""A dataset for FiftyOne, and the tags that come back from it."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.export.run import export_run
+from sgpipe.records import NO_OBJECT, Box, Record, Relation, deduplicate
+from sgpipe.storage.judgements import JudgementLog, RelationState
+from sgpipe.storage.manifest import Manifest
+from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, records
+from tests.sgpipe.stats.runs import make_shards
+
+NOTHING = Box(NO_OBJECT, -1, (0.0, 0.0, 0.0, 0.0))
+READ = """
+import sys, fiftyone
+from fiftyone import ViewField as F
+kind = fiftyone.types.FiftyOneDataset
+dataset = fiftyone.Dataset.from_dir(sys.argv[1], dataset_type=kind)
+for confidence, tag in ((F("confidence") < 0.4, "wrong"), (F("confidence") >= 0.4, "right")):
+    dataset.filter_labels("relations", confidence).tag_labels(tag, "relations")
+dataset.export(export_dir=sys.argv[2], dataset_type=kind, export_media=False)
+dataset.delete()
+"""
+
+
+def export(root: Path, made: list[Record], **options: Any) -> list[dict[str, Any]]:
+    options = {"images": draw_images(root / "images", made), "threshold": 0.0} | options
+    export_run(make_shards(root / "run", made, rows=7), "fiftyone", root / "out", **options)
+    return json.loads((root / "out/samples.json").read_text(encoding="utf-8"))["samples"]
+
+
+def states(root: Path, file: Path) -> dict[str, RelationState]:
+    """What a run takes a file of tags to say, by image."""
+    log = JudgementLog(file, Manifest.load(root / "run").run["fingerprint"])
+    assert not log.problems
+    return {state.key.image_id: state for state in log.current()}
+
+
+def tagged(root: Path, samples: list[dict[str, Any]]) -> Path:
+    (root / "samples.json").write_text(json.dumps({"samples": samples}))
+    return root / "samples.json"
+
+
+def test_samples_have_boxes_relations_and_captions(tmp_path: Path) -> None:
+    made = records(30)
+    made[0].objects.append(NOTHING)
+    samples = export(tmp_path, made)
+    assert sorted(sample["image_id"] for sample in samples) == sorted(record.image_id for record in made)
+    by_id = {record.image_id: record for record in made}
+    for sample in samples:
+        record = by_id[sample["image_id"]]
+        assert Path(sample["filepath"]).is_file()
+        assert sample["captions"] == [caption.text for caption in record.captions]
+        objects, relations = (sample[name]["detections"] for name in ("objects", "relations"))
+        kept = [box for box in record.objects if not box.is_nothing]
+        assert [(each["label"], each["iscrowd"], each["origin"]) for each in objects] == [
+            (box.category, box.iscrowd, box.origin) for box in kept
+        ]
+        scale = (WIDTH, HEIGHT, WIDTH, HEIGHT)
+        for each, box in zip(objects, kept, strict=True):
+            sides = [share * side for share, side in zip(each["bounding_box"], scale, strict=True)]
+            assert sides == pytest.approx(box.bbox)
+        places = {each["_id"]["$oid"]: each for each in objects}
+        assert [
+            (places[r["subject"]]["index"], r["label"], places[r["object"]]["index"], r["confidence"], r["origin"])
+            for r in relations
+        ] == [(r.subject, r.predicate, r.object, r.confidence, r.origin) for r in deduplicate(record.relations)]
+        for relation in relations:  # its box is around both
+            x, y, width, height = relation["bounding_box"]
+            for end in (places[relation["subject"]], places[relation["object"]]):
+                left, top, wide, high = end["bounding_box"]
+                assert x <= left <= left + wide <= x + width + 1e-9
+                assert y <= top <= top + high <= y + height + 1e-9
+    ids = [each["_id"]["$oid"] for s in samples for n in ("objects", "relations") for each in s[n]["detections"]]
+    assert len({*ids, *(sample["_id"]["$oid"] for sample in samples)}) == len(ids) + len(samples)
+
+
+def test_ids_are_the_same_in_every_export_and_images_can_be_in_the_folder(tmp_path: Path) -> None:
+    made = [record for record in records(20) if record.split == "val"]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    whole, part = export(tmp_path / "a", made), export(tmp_path / "b", made[1:], threshold=0.5, embed=True)
+    for one, other in zip(whole[1:], part, strict=True):
+        assert one["_id"] == other["_id"]
+        ids = {each["_id"]["$oid"] for each in one["relations"]["detections"] if each["confidence"] >= 0.5}
+        assert ids == {each["_id"]["$oid"] for each in other["relations"]["detections"]}
+        image = tmp_path / "b/out" / other["filepath"]
+        assert image.read_bytes() == Path(one["filepath"]).read_bytes()
+
+
+def test_tags_and_labels_of_relations_are_judgements(tmp_path: Path) -> None:
+    boxes, said = [Box("dog", 18, (8, 4, 20, 30)), Box("cup", 47, (9, 5, 8, 9))], [Relation(0, 1, "on", 0.75)]
+    made = [Record(str(n), "coco", "val", f"{n}.jpg", WIDTH, HEIGHT, boxes, relations=said) for n in range(5)]
+    samples = export(tmp_path, made)
+    for sample, tags in zip(samples, (["right", "mine"], ["wrong"], ["right", "wrong"], ["mine"], []), strict=True):
+        sample["relations"]["detections"][0]["tags"] = tags
+        sample["objects"]["detections"][0]["tags"] = ["wrong"]
+    samples[4]["relations"]["detections"][0]["label"] = "beside"
+    found = states(tmp_path, tagged(tmp_path, samples))
+    assert {name: state.state for name, state in found.items()} == {
+        "0": "right",
+        "1": "wrong",
+        "2": "unsure",
+        "4": "changed",
+    }
+    assert [key.predicate for key in found["4"].resolve() or ()] == ["beside"]
+    assert found["0"].key == ("val", "0", 0, 1, "on")
+    for text in ("[]", "{", '{"samples": [{}]}'):
+        (tmp_path / "samples.json").write_text(text)
+        with pytest.raises(UserError, match=r"samples\.json: expected the samples.json of a FiftyOne dataset"):
+            states(tmp_path, tmp_path / "samples.json")
+
+
+@pytest.mark.slow
+def test_fiftyone_itself_reads_tags_and_writes_it(tmp_path: Path) -> None:
+    """SGPIPE_FIFTYONE: a Python with fiftyone, which needs a MongoDB, as its documentation says."""
+    python = os.environ.get("SGPIPE_FIFTYONE")
+    if python is None:
+        pytest.skip("SGPIPE_FIFTYONE is not set to a Python that has fiftyone")
+    made = [replace(record, split="val") for record in records(20)]
+    samples = export(tmp_path, made)
+    subprocess.run([python, "-c", READ, str(tmp_path / "out"), str(tmp_path / "tagged")], check=True, stdout=sys.stderr)
+    again = json.loads((tmp_path / "tagged/samples.json").read_text())["samples"]
+    for before, after in zip(samples, again, strict=True):
+        for name in ("objects", "relations"):
+            for one, other in zip(before[name]["detections"], after[name]["detections"], strict=True):
+                assert one == {key: other.get(key) for key in one} | {"tags": []}
+    log = JudgementLog(tmp_path / "tagged/samples.json", Manifest.load(tmp_path / "run").run["fingerprint"])
+    found = {state.key: state.state for state in log.current()}
+    expected = {
+        ("val", record.image_id, r.subject, r.object, r.predicate): "right" if (r.confidence or 0) >= 0.4 else "wrong"
+        for record in made
+        for r in deduplicate(record.relations)
+    }
+    assert found == expected
