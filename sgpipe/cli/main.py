@@ -27,7 +27,7 @@ from sgpipe.cli.imports import app as import_app
 from sgpipe.cli.options import command
 from sgpipe.cli.predict import predict, score
 from sgpipe.cli.runs import calibrate, certify, export, fetch, merge, push, stats, verify
-from sgpipe.cli.train import convert, train
+from sgpipe.cli.train import convert, reproduce, train
 from sgpipe.cli.view import correct, view
 from sgpipe.errors import DivergedError, EngineError, UserError, format_os_error, memory_limit
 from sgpipe.utils import __version__, console
@@ -36,8 +36,8 @@ from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 _RESUME = "Committed work is kept; run the same command again to resume."
 _START_AGAIN = "Run the same command again to start from the beginning."
-_RESUMABLE = ("generate", "import", "score", "correct", "merge", "push", "train")
-_STOPPED_IN_ORDER = ("generate", "plan", "train")
+_RESUMABLE = ("generate", "import", "score", "correct", "merge", "push", "train", "reproduce")
+_STOPPED_IN_ORDER = ("generate", "plan", "train", "reproduce")
 _HEADINGS = ("Label images", "Inspect runs", "Import and export", "Train and evaluate", "Tools")
 _LABEL, _INSPECT, _EXCHANGE, _TRAIN, _TOOLS = _HEADINGS
 
@@ -88,7 +88,7 @@ for _title, _functions in {
     _LABEL: (label, generate, plan, miniworld),
     _INSPECT: (view, correct, stats, calibrate, certify, score, verify),
     _EXCHANGE: (merge, export, push, fetch),
-    _TRAIN: (train, predict),
+    _TRAIN: (train, predict, reproduce),
     _TOOLS: (doctor, convert, parse),
 }.items():
     for _function in _functions:

@@ -1,11 +1,13 @@
-"""`sgpipe train`, and `sgpipe convert`, which makes the models that training starts from."""
+"""`sgpipe train`, `sgpipe convert`, which makes the models that training starts from, and `sgpipe reproduce`."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +17,8 @@ from sgpipe.utils import console
 
 if TYPE_CHECKING:
     from sgpipe.training.recipe import DataConfig
+
+_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,7 @@ class ShardsOptions:
 def train(
     *,
     recipe: Annotated[str, typer.Argument(help="Packaged recipe (tagger, pretrain, hico …) or YAML file.")],
-    out: Annotated[Path, cli.writes_folder("Folder for the model; an unfinished training in it is resumed.")],
+    out: Annotated[Path | None, cli.writes_folder("Folder for the model; a training in it is resumed.")] = None,
     shards: ShardsOptions,
     init: Annotated[str | None, cli.reads_model("Model to start from: folder, store, hub id or official .pth.")] = None,
     miniature: Annotated[bool, cli.option("A small model, for a laptop.", "--miniature", panel=cli.MODELS)] = False,
@@ -78,6 +82,7 @@ def train(
     workers: Annotated[int | None, cli.option("Processes; Ray starts several.", min=1, panel=cli.COMPUTE)] = None,
     gpus: Annotated[float | None, cli.option("GPUs per worker, 0 to 1.", min=0, panel=cli.COMPUTE)] = None,
     ray_address: cli.RayAddress = None,
+    plan: Annotated[bool, cli.option("Measure a few steps: time, memory, days. Writes nothing.", "--plan")] = False,
     assign: cli.Settings = None,
     json_: cli.Json = False,
 ) -> None:
@@ -88,11 +93,14 @@ def train(
       sgpipe train tagger --data vg/ --init detector/ --out tagger/
       sgpipe train tagger --miniature --data miniworld-relations/ --out small-tagger/
       sgpipe train tagger --data vg/ --judgements run/ --init detector/ --out tagger/
+      sgpipe train one-gpu/tagger --data vg/ --init detector/ --plan
     """
     from sgpipe.training.metrics import print_training
     from sgpipe.training.recipe import load_train_recipe
     from sgpipe.utils.config_file import changed, parse_set
 
+    if out is None and not plan:
+        raise UserError("pass --out, the folder for the model, or --plan")
     if epochs is not None and steps is not None:
         raise UserError("--epochs and --steps both say when the training ends; pass one of them")
     loaded = load_train_recipe(recipe, parse_set(assign or []), miniature=miniature)
@@ -107,6 +115,15 @@ def train(
         optimisation=optimisation,
         workers=changed(loaded.workers, count=workers, gpus=gpus, address=ray_address),
     )
+    if out is None or plan:
+        from sgpipe.training.plan import plan_training, print_training_plan
+
+        found = plan_training(loaded, console.Progress(console.progress()))
+        if json_:
+            print(json.dumps(found.as_json(), indent=2))
+        else:
+            print_training_plan(found, console.output())
+        return
     from sgpipe.training.run import train as run  # it imports PyTorch
 
     summary = run(loaded, out, console.Progress(console.progress()))
@@ -161,3 +178,66 @@ def convert(
         screen.print(f"weights of the detector that are not used: {', '.join(unused) or 'none'}")
         screen.print(f"weights that are not from the detector: {', '.join(new) or 'none'}")
     screen.print(f"wrote {out}")
+
+
+def reproduce(
+    ctx: typer.Context,
+    paper: Annotated[str, typer.Argument(help="Packaged list of steps (rlipv2) or YAML file.")],
+    out: Annotated[Path, cli.writes_folder("Folder for everything; steps that are done are skipped.")],
+    data: Annotated[
+        Path | None, cli.option("Folder of datasets and weights.", exists=True, file_okay=False, panel=cli.DATA)
+    ] = None,
+    scale: Annotated[str, cli.option("published (16 GPUs), one-gpu, or miniature (no data, a CPU).")] = "published",
+    until: Annotated[str | None, cli.option("Last step to run.")] = None,
+    dry_run: Annotated[bool, cli.option("Only print the commands and what is missing.", "--dry-run")] = False,
+    assign: cli.Settings = None,
+    json_: cli.Json = False,
+) -> None:
+    """Reproduce a paper: run a list of sgpipe commands, from its downloads to its tables.
+
+    The same command resumes it. Ends with a table beside the published figures,
+    and OUT/report.html with the curves of all trainings.
+
+    Examples:
+
+      sgpipe reproduce rlipv2 --scale miniature --out small/
+      sgpipe reproduce rlipv2 --scale one-gpu --data downloads/ --out rlipv2/ --dry-run
+      sgpipe reproduce rlipv2 --scale one-gpu --data downloads/ --out rlipv2/
+    """
+    from sgpipe.cli import reproduction as steps
+
+    loaded = steps.load_reproduction(paper, scale, assign or [])
+    tasks = steps.make_tasks(loaded, data or Path("DATA"), out, until)
+    root: Any = ctx.find_root().command
+    for task in tasks:
+        check_words(root, task.words, task.step.name)
+    if dry_run:
+        steps.print_tasks(tasks, console.output())
+        return
+
+    def run(words: Sequence[str]) -> int:
+        quiet = ["--quiet"] if console.QUIET in os.environ else []
+        try:
+            return root.main([*quiet, *words], prog_name="sgpipe", standalone_mode=False) or 0
+        except SystemExit as end:
+            return int(end.code or 0)
+
+    state = steps.reproduce(loaded, tasks, out, run, console.Progress(console.progress()))
+    if json_:
+        print(json.dumps({"out": str(out), "note": loaded.note, "steps": state}, indent=2))
+    else:
+        steps.print_figures(loaded, tasks, state, console.output())
+        console.output().print(f"wrote {out / steps.REPORT}", soft_wrap=True)
+
+
+def check_words(command: Any, words: Sequence[str], step: str) -> None:
+    """Raises UserError: the words of a step are not a command with its options."""
+    rest = list(words)
+    while hasattr(command, "commands"):
+        if not rest or rest[0] not in command.commands:
+            raise UserError(f"step {step}: no command {' '.join(words[:2])!r}")
+        command = command.commands[rest.pop(0)]
+    try:
+        command.make_parser(typer.Context(command)).parse_args(rest)
+    except _USAGE_ERROR as error:
+        raise UserError(f"step {step}: {error.format_message()}") from None

@@ -63,7 +63,7 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
     with only_process(out / PRIVATE / "lock", out):
         try:
-            job = _prepare(recipe, out.resolve(), progress)
+            job = prepare(recipe, out.resolve(), progress)
         except UserError:
             if is_new:
                 shutil.rmtree(out, ignore_errors=True)
@@ -72,7 +72,7 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
         return _summarise(job)
 
 
-def _prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
+def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     """Read the shards and create the network. Raises UserError."""
     if any(part.judged for part in recipe.data.val) or (
         recipe.model.kind != "tagger" and any(part.judged for part in recipe.data.train)

@@ -189,10 +189,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _find(name: str, folder: Path) -> Path:
-    packaged = folder / f"{name}.yaml"
-    if "/" not in name and not name.endswith((".yaml", ".yml")) and packaged.is_file():
+    packaged, is_file = folder / f"{name}.yaml", name.endswith((".yaml", ".yml"))
+    if not is_file and not name.startswith((".", "/", "~")) and packaged.is_file():
         return packaged
-    if Path(name).exists() or "/" in name or name.endswith((".yaml", ".yml")):
+    if Path(name).exists() or "/" in name or is_file:
         return existing_file(Path(name))
     names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
     raise UserError(f"no recipe {name!r}: it is neither a file nor one of the packaged recipes ({names})")

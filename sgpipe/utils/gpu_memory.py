@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+
+class MemoryFullError(UserError):
+    """The memory of a GPU is full."""
+
+
 GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the last one
 
 
@@ -104,7 +109,7 @@ def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
         yield
         full = False
     if full:
-        raise UserError(f"the memory of {device} is full; {remedy}")
+        raise MemoryFullError(f"the memory of {device} is full; {remedy}")
 
 
 @contextmanager

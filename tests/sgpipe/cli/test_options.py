@@ -80,7 +80,7 @@ def commands(group: Any = None, words: tuple[str, ...] = ()) -> Iterator[tuple[t
             yield from commands(each, (*words, name))
         else:
             parameters = inspect.signature(each.callback).parameters.values()
-            yield (*words, name), {each.name: each for each in parameters}
+            yield (*words, name), {each.name: each for each in parameters if hasattr(each.annotation, "__metadata__")}
 
 
 def info(parameter: inspect.Parameter) -> Any:

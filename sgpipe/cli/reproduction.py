@@ -1,0 +1,243 @@
+"""A paper as a list of sgpipe commands, which run one after the other; what is done is skipped (`sgpipe reproduce`)."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from sgpipe.errors import EngineError, UserError
+from sgpipe.recipe import Config
+from sgpipe.stats.html import render
+from sgpipe.storage.outputs import write_result_text
+from sgpipe.training.metrics import METRICS, read_metrics
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.config_file import load, parse_set, recipe_folder
+from sgpipe.utils.console import Progress, count, duration
+from sgpipe.utils.locking import only_process
+from sgpipe.viz.svg import Plot, curve
+
+STATE, REPORT = "reproduce.json", "report.html"  # for each finished step its command, seconds and figure
+PUBLISHED = "published"  # the scale of a list without overlay
+_PLACE = re.compile(r"\{(data|out|pipelines)\}/([^@]*)")
+
+
+class Step(Config):
+    """A command of the list, which reads and writes what it names below {data} and {out}."""
+
+    name: str
+    run: str = Field(description="an sgpipe command, without sgpipe; {NAME} is a value of the list")
+    instead: str | None = Field(None, description="the command that replaces it if all its files are in {data}")
+    needs: tuple[str, ...] = Field((), description="what `run` reads in {data} without naming it")
+    gives: str
+    figure: str | None = Field(None, description="of an evaluation: the name of a measure in its summary")
+    published: str | None = Field(None, description="the published figures that it is compared with")
+
+
+class Reproduction(Config):
+    """A list of steps, in their order."""
+
+    title: str
+    note: str = ""
+    published: dict[str, dict[str, float]] = Field({}, description="percent, by row and column of the final table")
+    values: dict[str, str | float] = Field({}, description="what {NAME} in commands stands for")
+    steps: tuple[Step, ...]
+
+
+def load_reproduction(paper: str, scale: str, assignments: list[str]) -> Reproduction:
+    """Return a packaged list, or that of a YAML file, at a scale: an overlay PAPER/SCALE.yaml beside it.
+
+    Raises UserError: there is no such list or scale, or see `config_file.load`.
+    """
+    folder = recipe_folder() / "reproduce"
+    beside = Path(paper).with_suffix("") if paper.endswith((".yaml", ".yml")) else folder / paper
+    overlay = beside / f"{scale}.yaml"
+    if scale != PUBLISHED and beside.is_dir() and not overlay.is_file():
+        known = [PUBLISHED, *sorted(path.stem for path in beside.glob("*.yaml"))]
+        raise UserError(f"--scale {scale}: {paper} has the scales {', '.join(known)}")
+    return load(Reproduction, paper, folder, parse_set(assignments), *([overlay] if scale != PUBLISHED else []))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step at its places.
+
+    Attributes:
+        words: of the command. out: what it writes. reads: what it reads of other steps. files: of the user's data.
+    """
+
+    step: Step
+    words: tuple[str, ...]
+    out: Path
+    reads: frozenset[Path]
+    files: tuple[Path, ...]
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["sgpipe", *self.words])
+
+    @property
+    def missing(self) -> list[str]:
+        """The user's files that are not there."""
+        return [str(file) for file in self.files if not file.exists()]
+
+    def figure(self) -> float | None:
+        """The figure in percent, of a finished step that has one. Raises UserError: the result lacks it."""
+        if self.step.figure is None:
+            return None
+        summary = json.loads(self.out.read_text(encoding="utf-8"))["summary"]
+        if not isinstance(value := summary.get(self.step.figure), float | int):
+            raise UserError(f"{self.out} has no figure {self.step.figure!r}; it has {', '.join(summary)}")
+        return 100 * value
+
+
+def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = None) -> list[Task]:
+    """Return the steps that are needed for the figures, or for the step `until`, in their order.
+
+    Raises UserError: there is no step `until`, or one reads what none before it writes, or writes nothing.
+    """
+    names = [step.name for step in paper.steps]
+    if until is not None and until not in names:
+        raise UserError(f"--until {until}: the steps are {', '.join(names)}")
+    tasks: list[Task] = []
+    for step in paper.steps[: None if until is None else names.index(until) + 1]:
+        task = _task(paper, step, step.run, step.needs, data, out)
+        if step.instead is not None and not (other := _task(paper, step, step.instead, (), data, out)).missing:
+            task = other
+        if unmade := sorted(task.reads - {each.out for each in tasks}):
+            raise UserError(f"step {step.name} reads {unmade[0]}, which no step before it writes")
+        tasks.append(task)
+    needed: set[Path] = set()
+    for task in reversed(tasks):
+        if task.step.figure or task.step.name == until or task.out in needed:
+            needed |= {task.out, *task.reads}
+    return [task for task in tasks if task.out in needed]
+
+
+def _task(paper: Reproduction, step: Step, text: str, needs: Sequence[str], data: Path, out: Path) -> Task:
+    for name, value in paper.values.items():
+        text = text.replace(f"{{{name}}}", f"{value:g}" if isinstance(value, float) else value)
+    words = shlex.split(text)
+    written = next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("--out", "--json-file")), "")
+    if not written.startswith("{out}/"):
+        raise UserError(f"step {step.name}: expected --out or --json-file with a place below {{out}} in {text!r}")
+    found = [match.groups() for word in words if (match := _PLACE.match(word))]
+    own = out / written.removeprefix("{out}/")
+    reads = {out / rest.split("/")[0] for place, rest in found if place == "out"} - {own}
+    files = [data / rest for place, rest in [*found, *(("data", name) for name in needs)] if place == "data"]
+    places = {"data": str(data), "out": str(out), "pipelines": str(recipe_folder())}
+    words = [re.sub(r"^\{(data|out|pipelines)\}(?=/)", lambda match: places[match[1]], word) for word in words]
+    return Task(step, tuple(words), own, frozenset(reads), tuple(files))
+
+
+def reproduce(
+    paper: Reproduction, tasks: Sequence[Task], out: Path, run: Callable[[Sequence[str]], int], progress: Progress
+) -> dict[str, Any]:
+    """Run the steps that are not done, and write the report; returns the state of each.
+
+    Args:
+        run: runs a command of sgpipe in this process; returns its exit code.
+
+    Raises:
+        UserError: files are missing, or the folder has steps with other commands.
+        EngineError: a step failed; those before it are done.
+    """
+    with only_process(out / ".reproduce.lock", out):
+        file = out / STATE
+        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        for task in tasks:
+            if (before := state.get(task.step.name, {}).get("command", task.command)) != task.command:
+                raise UserError(
+                    f"{out} has the step {task.step.name} by other words: choose another --out, or revert to {before}"
+                )
+        redone: set[Path] = set()  # what changes, so that what reads it does
+        for task in tasks:
+            if task.step.name not in state or not task.out.exists() or task.reads & redone:
+                redone.add(task.out)
+        if missing := sorted({each for task in tasks if task.out in redone for each in task.missing}):
+            raise UserError(f"{count(len(missing), 'input')} missing: {', '.join(missing)}")
+        for number, task in enumerate(tasks, 1):
+            if task.out not in redone:
+                progress.say(f"[{number}/{len(tasks)}] {task.step.name}: done before")
+                continue
+            progress.say(f"[{number}/{len(tasks)}] {task.step.name}: {task.command}")
+            began = time.monotonic()
+            with redirect_stdout(sys.stderr):
+                code = run(task.words)
+            if code:
+                raise EngineError(f"step {task.step.name} failed with exit code {code}, as said above")
+            seconds = round(time.monotonic() - began, 1)
+            state[task.step.name] = {"command": task.command, "seconds": seconds, "figure": task.figure()}
+            write_text(file, json.dumps(state, indent=2))
+            _free_memory()
+        chosen = {task.step.name: state[task.step.name] for task in tasks}
+        write_report(paper, tasks, chosen, out / REPORT)
+        return chosen
+
+
+def _free_memory() -> None:
+    """Give the memory of a step back, also that of a GPU, which workers of the next one may need."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the titles and the rows of the table: what was measured beside what was published, in percent."""
+    columns = list(dict.fromkeys(name for row in paper.published.values() for name in row))
+    rows = []
+    for task in tasks:
+        if task.step.figure:
+            known = paper.published.get(task.step.published or "", {})
+            shown = [f"{known[name]:.2f}" if name in known else "–" for name in columns]
+            value = state.get(task.step.name, {}).get("figure")
+            rows.append([task.step.gives, "–" if value is None else f"{value:.2f}", *shown])
+    return ["", "here", *columns], rows
+
+
+def print_figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any], console: Console) -> None:
+    """Print the table."""
+    titles, rows = figures(paper, tasks, state)
+    table = Table(*titles, title=f"{paper.title}: percent, here and published", caption=paper.note)
+    for row in rows:
+        table.add_row(*row)
+    if rows:
+        console.print(table)
+
+
+def print_tasks(tasks: Sequence[Task], console: Console) -> None:
+    """Print each command, with what is missing for it."""
+    for number, task in enumerate(tasks, 1):
+        console.print(f"[{number}/{len(tasks)}] {task.step.name}: {task.step.gives}", markup=False, soft_wrap=True)
+        console.print(f"  {task.command}", markup=False, highlight=False, soft_wrap=True)
+        for file in task.missing:
+            console.print(f"  missing: {file}", markup=False, soft_wrap=True)
+
+
+def write_report(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any], file: Path) -> None:
+    """Write the table, the steps and the training curves as an HTML page."""
+    titles, rows = figures(paper, tasks, state)
+    steps = [(task.step.gives, task.command, duration(state[task.step.name]["seconds"])) for task in tasks]
+    values = {"title": paper.title, "note": paper.note, "titles": titles, "rows": rows, "steps": steps}
+    plots = [plot for task in tasks if (plot := _training_curve(task)) is not None]
+    write_result_text(file, render("reproduction", values | {"plots": plots}))
+
+
+def _training_curve(task: Task) -> Plot | None:
+    """The loss of a training by step."""
+    rows = [row for row in read_metrics(task.out) if row["event"] == "step"] if (task.out / METRICS).exists() else []
+    points = [(float(row["step"]), row["loss"]) for row in rows]
+    texts = [f"step {row['step']:,}: {row['loss']:.3f}" for row in rows]
+    return curve(f"{task.step.name}: {task.step.gives}", points, "step", "loss", texts) if points else None

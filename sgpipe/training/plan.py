@@ -1,0 +1,170 @@
+"""`sgpipe train --plan`: what a training takes, from a few of its steps; nothing is kept."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rlip_model.training.divergence import DivergenceError
+from sgpipe.errors import DivergedError, UserError
+from sgpipe.training.job import PRIVATE, run_job
+from sgpipe.training.recipe import TrainRecipe
+from sgpipe.training.run import prepare
+from sgpipe.utils.config_file import changed
+from sgpipe.utils.console import Progress, count, duration
+from sgpipe.utils.devices import pick_device, usable_gpus
+from sgpipe.utils.gpu_memory import MemoryFullError
+
+STEPS, PATIENCE = 4, 60.0  # steps after the first one, and seconds after which fewer are enough
+_USABLE = 0.9  # share of the memory
+_STATE = 4  # float32 values per parameter: itself, its gradient, and two moments of AdamW
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training takes.
+
+    Attributes:
+        steps: of the schedule. images: per epoch, of all workers.
+        workers, accumulate: how a batch was computed: by each worker in so many parts. part: images in one of them.
+        step_seconds: mean time of a step of a worker's share, without exchanging gradients. waited: share of it that
+            waited for images.
+        memory: bytes at their peak, on the GPU or else of the process. device_memory: bytes that there are.
+        fitting: the fewest parts per worker that are estimated to fit, with the batch as it is.
+        gpus: that PyTorch sees. seconds: of all steps, without validations and checkpoints.
+    """
+
+    device: str
+    epochs: int | None
+    steps: int
+    images: int
+    batch: int
+    workers: int
+    accumulate: int
+    part: int
+    measured_steps: int
+    step_seconds: float
+    waited: float
+    memory: int
+    device_memory: int
+    fitting: int
+    gpus: int
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.step_seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return asdict(self) | {"seconds": self.seconds, "images_per_second": self.batch / self.step_seconds}
+
+
+class _EnoughError(Exception):
+    """Enough steps are measured."""
+
+
+def plan_training(
+    recipe: TrainRecipe, progress: Progress, steps: int = STEPS, patience: float = PATIENCE
+) -> TrainingPlan:
+    """Make some steps of a worker's share, in twice as many parts as long as they do not fit into the GPU's memory.
+
+    Raises UserError, EngineError: as `train`, or a single image does not fit.
+    """
+    options, workers = recipe.optimisation, recipe.workers.count
+    if options.batch % workers:
+        raise UserError(f"a batch of {options.batch} cannot be divided evenly between {workers} workers")
+    share, accumulate = options.batch // workers, options.accumulate
+    while True:
+        alone = changed(
+            recipe,
+            optimisation=changed(options, batch=share, accumulate=accumulate),
+            data=recipe.data.model_copy(update={"val": ()}),
+            output=changed(recipe.output, log_every=1, tensorboard=False),
+            workers=changed(recipe.workers, count=1),
+        )
+        try:
+            return _measure(alone, recipe, steps, patience, progress)
+        except MemoryFullError:
+            if accumulate * 2 > share or share % (accumulate * 2):
+                raise
+            accumulate *= 2
+            progress.say(f"the memory is full: trying optimisation.accumulate={accumulate}")
+
+
+def _measure(alone: TrainRecipe, recipe: TrainRecipe, steps: int, patience: float, progress: Progress) -> TrainingPlan:
+    rows: list[dict[str, Any]] = []
+    times: list[float] = []
+
+    def show(row: dict[str, Any]) -> None:
+        rows.append(row)
+        times.append(time.monotonic())
+        if len(rows) > steps or (len(rows) > 1 and times[-1] - times[0] > patience):
+            raise _EnoughError
+
+    with tempfile.TemporaryDirectory(prefix="sgpipe-plan-") as folder, suppress(_EnoughError):
+        (Path(folder) / PRIVATE).mkdir()
+        job = prepare(alone, Path(folder).resolve(), progress)
+        state = _STATE * (job.initial_model / "model.safetensors").stat().st_size
+        progress.say(f"measuring {count(steps + 1, 'step')}")
+        try:
+            run_job(job, show)
+        except DivergenceError as error:
+            raise DivergedError(str(error)) from None
+    options, share = recipe.optimisation, alone.optimisation.batch
+    measured = rows[1:] or rows  # the first one also allocates and warms up
+    seconds = (times[-1] - times[0]) / (len(rows) - 1) if len(rows) > 1 else share / rows[0]["images_per_second"]
+    part = -(-share // alone.optimisation.accumulate)
+    device = pick_device(alone.workers.device, alone.workers.gpus)
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+    total = torch.cuda.get_device_properties(device).total_memory if on_gpu else _physical_memory()
+    memory = int(max(row.get("gpu_memory", row["memory"]) for row in rows))
+    per_image = max(memory - state, 0) / part
+    sizes = [size for size in range(1, share + 1) if share % size == 0]
+    fitting = max((size for size in sizes if state + size * per_image <= _USABLE * total), default=1)
+    whole = (
+        rows[0]["steps"]
+        if options.steps
+        else rows[0]["steps"] // options.epochs // recipe.workers.count * options.epochs
+    )
+    epochs = None if options.steps else options.epochs
+    return TrainingPlan(
+        name, epochs, whole, job.training_set.rows, options.batch, recipe.workers.count, alone.optimisation.accumulate,
+        part, len(measured), seconds, sum(row["waited"] for row in measured) / len(measured), memory, total,
+        share // fitting, usable_gpus(),
+    )  # fmt: skip
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def print_training_plan(plan: TrainingPlan, console: Console) -> None:
+    """Print what a training takes, and how its batch fits on the GPUs there are."""
+    rows = {
+        "device": plan.device,
+        "schedule": f"{count(plan.steps, 'step')}" + (f", {count(plan.epochs, 'epoch')}" if plan.epochs else ""),
+        "images": f"{plan.images:,}",
+        "step": f"{plan.step_seconds:.3g} s, {plan.batch / plan.step_seconds:.3g} images/s, "
+        f"waiting for images {plan.waited:.0%}",
+        "batch": f"{plan.batch}: {count(plan.workers, 'worker')} × {count(plan.accumulate, 'part')} of "
+        f"{count(plan.part, 'image')}",
+        "memory": f"{plan.memory / 1e9:.1f} of {plan.device_memory / 1e9:.1f} GB",
+        "time": f"{duration(plan.seconds)} ({plan.seconds / 86400:.2g} days), without validations",
+        "parts that fit": f"optimisation.accumulate={plan.fitting} (estimated)",
+    }
+    if plan.gpus > plan.workers and plan.batch % plan.gpus == 0:
+        rows["all GPUs"] = f"--workers {plan.gpus} --gpus 1"
+    table = Table(title=f"plan, from {count(plan.measured_steps, 'step')}", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)

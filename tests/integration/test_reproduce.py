@@ -1,0 +1,41 @@
+"""The paper, from images to its table, in the smallest miniature: every step runs, and every recipe trains."""
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.training.metrics import read_metrics
+
+VALUES = {
+    "annotated": 12,
+    "labelled": 4,
+    "test": 4,
+    "start_steps": 1,
+    "tagger_steps": 2,
+    "pretrain_steps": 2,
+    "steps": 2,
+}
+VALUES |= {"limit_10": 8, "limit_1": 4, "confidence": 0}
+
+
+def test_the_whole_paper_in_miniature(tmp_path: Path) -> None:
+    sets = [word for name, value in VALUES.items() for word in ("--set", f"values.{name}={value}")]
+    words = ["reproduce", "rlipv2", "--scale", "miniature", "--out", str(tmp_path / "out"), *sets, "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "NOT comparable" in found["note"]
+    assert sum(step["figure"] is not None for step in found["steps"].values()) == 8
+    trained = [name for name, step in found["steps"].items() if step["command"].startswith("sgpipe train")]
+    page = (tmp_path / "out" / "report.html").read_text()
+    for name in trained:
+        rows = [row for row in read_metrics(tmp_path / "out" / name) if row["event"] == "step"]
+        assert rows[-1]["gradient_norm"] > 0
+        assert f"{name}: " in page
+    assert len(trained) == 10
+    assert page.count("<svg") >= 10
+    again = CliRunner().invoke(app, words)
+    assert json.loads(again.stdout) == found
+    assert again.stderr.count("done before") == len(found["steps"])

@@ -1,0 +1,155 @@
+"""`sgpipe reproduce`: packaged lists, what runs in which order, and what is skipped. An integration test runs one."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.cli.reproduction import REPORT, Reproduction, Task, load_reproduction, make_tasks, reproduce
+from sgpipe.cli.train import check_words
+from sgpipe.errors import EngineError, UserError
+from sgpipe.recipe import load_recipe
+from sgpipe.training.recipe import load_train_recipe, train_recipe_folder
+from sgpipe.utils.config_file import changed
+from sgpipe.utils.console import Progress
+
+QUIET = Progress(Console(quiet=True))
+SCALES = ("published", "one-gpu", "miniature")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_command_of_the_paper_parses_and_names_recipes_that_there_are(scale: str) -> None:
+    paper, root = load_reproduction("rlipv2", scale, []), typer.main.get_command(app)
+    tasks = make_tasks(paper, Path("DATA"), Path("OUT"))
+    assert [task.step for task in tasks] == list(paper.steps)  # each is needed for a figure
+    trained = set()
+    for task in tasks:
+        check_words(root, task.words, task.step.name)
+        if task.words[0] == "generate":
+            assert load_recipe(task.words[1])
+        if task.words[0] == "train":
+            trained.add(load_train_recipe(task.words[1]).name.removeprefix("miniworld-").replace("parseda", "pretrain"))
+    assert trained - {"detector"} == {path.stem for path in train_recipe_folder().glob("*.yaml")}
+    assert {task.step.published for task in tasks} - {None} == set(paper.published)
+    assert all(task.missing for task in tasks if task.words[0] in ("import", "convert")) == (scale != "miniature")
+
+
+@pytest.mark.parametrize("path", sorted((train_recipe_folder() / "one-gpu").iterdir()), ids=lambda path: path.stem)
+def test_one_gpu_makes_the_published_steps_in_parts(path: Path) -> None:
+    published, recipe = load_train_recipe(path.stem), load_train_recipe(f"one-gpu/{path.stem}")
+    parts = {"accumulate": recipe.optimisation.batch // 4, "precision": "bfloat16", "activation_checkpointing": True}
+    assert recipe == changed(published, optimisation=changed(published.optimisation, **parts))
+
+
+def test_weights_of_the_authors_replace_the_steps_before_them(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "RLIPv2_ParSeDA.pth").touch()
+    tasks = make_tasks(load_reproduction("rlipv2", "published", []), tmp_path, Path("OUT"), "zero-shot")
+    assert [task.words[0] for task in tasks] == ["convert", "import", "eval"]
+    assert tasks[-1].reads == {Path("OUT/pretrained"), Path("OUT/hico-test")}
+
+
+def paper(**changes: Any) -> Reproduction:
+    steps = [
+        {"name": "a", "run": "import hico --annotations {data}/a.json --out {out}/a", "gives": "a"},
+        {"name": "b", "run": "train hico --data {out}/a@0.5 --steps {n} --out {out}/b", "gives": "b"},
+        {"name": "c", "run": "eval hico --model {out}/b --json-file {out}/c.json", "gives": "c", "figure": "mAP"},
+    ]
+    return Reproduction.model_validate({"title": "t", "values": {"n": 3}, "steps": steps, **changes})
+
+
+class Runner:
+    """Stands for sgpipe: writes what a command would; ends like a killed process before the command `kill`."""
+
+    def __init__(self, kill: int | None = None, code: int = 0) -> None:
+        self.kill, self.code, self.ran = kill, code, list[str]()
+
+    def __call__(self, words: Sequence[str]) -> int:
+        if len(self.ran) == self.kill:
+            raise KeyboardInterrupt
+        self.ran.append(words[0])
+        place = Path(words[-1])
+        place.write_text(json.dumps({"summary": {"mAP": 0.25}})) if place.suffix else place.mkdir(exist_ok=True)
+        return self.code
+
+
+def run(root: Path, runner: Runner, chosen: Reproduction | None = None) -> dict[str, Any]:
+    chosen = chosen or paper()
+    return reproduce(chosen, make_tasks(chosen, root / "data", root / "out"), root / "out", runner, QUIET)
+
+
+@pytest.mark.parametrize("kill", [0, 1, 2])
+def test_killed_at_any_step_the_rest_runs_once(tmp_path: Path, kill: int) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.json").touch()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, first := Runner(kill))
+    state = run(tmp_path, second := Runner())
+    assert [*first.ran, *second.ran] == ["import", "train", "eval"]
+    assert state["c"]["figure"] == 25
+    assert "25.00" in (tmp_path / "out" / REPORT).read_text()
+    (tmp_path / "data" / "a.json").unlink()
+    again = Runner()
+    assert (run(tmp_path, again), again.ran) == (state, [])  # inputs of what is done need not be there
+    (tmp_path / "out" / "b").rmdir()
+    run(tmp_path, again)
+    assert again.ran == ["train", "eval"]  # what reads it, too
+    with pytest.raises(UserError, match=r"has the step b by other words: choose another --out, or revert to .*steps 3"):
+        run(tmp_path, Runner(), paper(values={"n": 4}))
+
+
+def test_a_failed_step_ends_the_list_and_is_not_done(tmp_path: Path) -> None:
+    for place in ("data", "data/a.json"):
+        (tmp_path / place).mkdir()
+    with pytest.raises(EngineError, match="step a failed with exit code 2"):
+        run(tmp_path, Runner(code=2))
+    run(tmp_path, runner := Runner())
+    assert runner.ran == ["import", "train", "eval"]
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"run": "stats {out}/b"}, "step d: expected --out or --json-file with a place below {out}"),
+        (
+            {"run": "eval hico --model {out}/e --json-file {out}/d"},
+            "step d reads OUT/e, which no step before it writes",
+        ),
+    ],
+)
+def test_a_list_that_cannot_run_is_refused(step: dict[str, Any], message: str) -> None:
+    steps = [*(each.model_dump() for each in paper().steps), {"name": "d", "gives": "d", "figure": "mAP", **step}]
+    with pytest.raises(UserError, match=message):
+        make_tasks(paper(steps=steps), Path("DATA"), Path("OUT"))
+
+
+def test_all_missing_inputs_are_one_message_before_the_first_step(tmp_path: Path) -> None:
+    words = ["reproduce", "rlipv2", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--until"]
+    result = CliRunner().invoke(app, [*words, "tagger"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("error: 4 inputs missing: ")
+    for name in ("vg/scene_graphs.json", "vg/image_data.json", "vg/images", "weights/deformable_detr.pth"):
+        assert f"{tmp_path}/{name}" in result.stderr
+    shown = CliRunner().invoke(app, [*words, "tagger", "--dry-run"]).stdout
+    assert shown.count("\n  sgpipe ") == 3
+    assert shown.count("\n  missing: ") == 4
+    for wrong, said in (
+        ([*words, "x"], "--until x: the steps are vg, "),
+        ([*words[:-1], "--scale", "x"], "--scale x:"),
+    ):
+        assert said in CliRunner().invoke(app, wrong).stderr
+    (tmp_path / "my.yaml").write_text("{title: t, steps: [{name: a, run: 'train x --no --out {out}/a', gives: a}]}")
+    result = CliRunner().invoke(app, ["reproduce", str(tmp_path / "my.yaml"), *words[2:6], "--until", "a"])
+    assert result.stderr.startswith("error: step a: No such option: --no")
+
+
+def test_a_task_says_what_it_needs() -> None:
+    task: Task = make_tasks(paper(), Path("DATA"), Path("OUT"))[1]
+    assert (task.reads, task.out, task.files) == ({Path("OUT/a")}, Path("OUT/b"), ())
+    assert task.command == "sgpipe train hico --data OUT/a@0.5 --steps 3 --out OUT/b"
