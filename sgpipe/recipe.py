@@ -142,9 +142,7 @@ class DetectConfig(Config):
     """The detector for images without annotations (format: folder, and `sgpipe label`)."""
 
     detector: str | None = Field(None, description="hub id or folder of an object detector; or MINIWORLD")
-    classes: tuple[str, ...] | None = Field(
-        None, min_length=1, description="for an open-vocabulary detector; null: COCO"
-    )
+    classes: tuple[str, ...] | None = Field(None, min_length=1, description="of open-vocabulary detectors; null: COCO")
     threshold: float = Field(0.3, ge=0, lt=1, description="keep boxes above this score")
     overlap: float = Field(0.5, gt=0, le=1, description="of boxes of one class with a larger IoU, keep the best one")
     max_boxes: int = Field(100, ge=1, description="maximum number of boxes per image")
@@ -155,11 +153,7 @@ class DetectConfig(Config):
 class CaptionConfig(Config):
     """Captions by a model, or, with captioner: null, from the captions file of each split."""
 
-    captioner: str | None = Field(
-        None,
-        description="hub id or folder of BLIP or another image-text-to-text model of transformers, its name at the "
-        "endpoint, or MINIWORLD",
-    )
+    captioner: str | None = Field(None, description="BLIP or other: hub id, folder, name at the endpoint, MINIWORLD")
     endpoint: str | None = Field(None, description="URL of a server with the OpenAI chat API; null: runs here")
     requests: Requests = Requests()
     decoding: Literal["nucleus", "beam"] = Field("nucleus", description="nucleus sampling or beam search")
@@ -200,18 +194,12 @@ class ParseConfig(Config):
         description="rules on a dependency parse; a small packaged model; a sequence-to-sequence model; or an endpoint",
     )
     model: str | None = Field(
-        None,
-        description="rules, learned: spaCy model (null: the best one installed); seq2seq: hub id or folder; llm: its "
-        "name",
+        None, description="spaCy's (null: the best installed); seq2seq: hub id, folder; llm: name"
     )
     endpoint: str | None = Field(None, description="llm: URL of a server with the OpenAI chat API")
     requests: Requests = Requests()
     device: str = Field("auto", description="of seq2seq: auto, cpu, cuda or cuda:N")
-    attributes: bool = Field(
-        True,
-        description="rules, learned: adjectives and numbers become attributes of the objects of that class, if they "
-        "are unambiguous",
-    )
+    attributes: bool = Field(True, description="adjectives and numbers become attributes of the objects that they fit")
     batch_size: int = Field(256, ge=1, description="captions parsed together")
     resources: Resources = Resources()
 
@@ -249,23 +237,14 @@ class PairConfig(Config):
     device: str = Field("auto", description="marks: auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="marks: number format of the model")
     match: Literal["head", "substring"] = Field("head", description="nouns with classes by heads, or as RLIPv2's code")
-    restrict: Literal["pair", "group"] = Field(
-        "pair",
-        description="keep only a pair's own predicates, or those of its group (cut in annotation order), as RLIPv2's "
-        "code",
-    )
+    restrict: Literal["pair", "group"] = Field("pair", description="to a pair's predicates, or its group's (RLIPv2)")
     loose: bool = Field(
         True,
         description="head: also match words that may stand for a class (a beer: a bottle), and relate persons to what "
         "captions imply (a skier: skis), if the image has a box of the class",
     )
     synonyms: StoredPath | None = Field(None, description="JSON {class name: [synonyms]}; null: the packaged table")
-    known: int = Field(
-        20,
-        ge=0,
-        description="--extend: candidates beside those of captions: the run's most frequent predicates between two "
-        "classes",
-    )
+    known: int = Field(20, ge=0, description="--extend: frequent predicates of two classes are candidates")
     equivalents: StoredPath | None = Field(
         None,
         description="with --extend, YAML {synonyms: {predicate: [texts]}, inverses: {…}}: texts that say the same as "
@@ -298,21 +277,12 @@ class TagConfig(Config):
         description="who decides: an R-Tagger; nobody (all candidates); the boxes (if they overlap); CLIP; or a "
         "vision-language model",
     )
-    tagger: str | None = Field(
-        None,
-        description="rtagger: folder or hub id, or MINIWORLD; clip: open_clip or transformers model; vlm: model, or "
-        "its name at the endpoint",
-    )
+    tagger: str | None = Field(None, description="its model: folder, hub id, name at the endpoint, or MINIWORLD")
     endpoint: str | None = Field(None, description="vlm: URL of a server with the OpenAI chat API; null: it runs here")
     requests: Requests = Requests()
     threshold: float = Field(0.05, ge=0, lt=1, description="above this confidence; calibrated: probability")
     calibration: StoredPath | None = Field(None, description="file of `sgpipe calibrate` for this tagger; null: none")
-    precision: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="keep relations with this precision (95% confidence), with a calibration; null: threshold",
-    )
+    precision: float | None = Field(None, gt=0, le=1, description="with a calibration, instead of threshold (95% sure)")
     short_side: int = Field(800, ge=32, description="resize images to this shorter side, in pixels")
     long_side: int = Field(1333, ge=32, description="and to at most this longer side, in pixels")
     group_size: int = Field(100, ge=1, description="pairs per decoder pass; at most the tagger's queries / 2")
@@ -352,9 +322,7 @@ class EngineConfig(Config):
 class Recipe(Config):
     """The data, the models and all settings of a run. Every setting that changes a label is here."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f]+$")] = Field(
-        "sgpipe", description="name of the run"
-    )
+    name: Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f]+$")] = Field("sgpipe", description="of the run")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the caption sampling")
     limit: int | None = Field(None, ge=1, description="only the first N images")
     source: SourceConfig = SourceConfig()

@@ -38,9 +38,7 @@ Examples:
 class ReportOptions:
     """How a result is printed, the files that it is written to, and what it is compared with."""
 
-    compare: Annotated[
-        cli.Place | None, cli.reads_stored("Others of the kind: print differences with 95% intervals.")
-    ] = None
+    compare: Annotated[cli.Place | None, cli.reads_stored("Others: print differences with 95% intervals.")] = None
     resamples: Annotated[int, cli.option("With --compare: random halves of the images.", min=10)] = 1000
     seed: Annotated[int, cli.option("With --compare: random seed.", min=0, max=LARGEST_SEED)] = 0
     json: cli.Json = False

@@ -63,11 +63,10 @@ def load_reproduction(paper: str, scale: str, assignments: list[str]) -> Reprodu
     """
     folder = recipe_folder() / "reproduce"
     beside = Path(paper).with_suffix("") if paper.endswith((".yaml", ".yml")) else folder / paper
-    overlay = beside / f"{scale}.yaml"
-    if scale != PUBLISHED and beside.is_dir() and not overlay.is_file():
-        known = [PUBLISHED, *sorted(path.stem for path in beside.glob("*.yaml"))]
-        raise UserError(f"--scale {scale}: {paper} has the scales {', '.join(known)}")
-    return load(Reproduction, paper, folder, parse_set(assignments), *([overlay] if scale != PUBLISHED else []))
+    scales = {path.stem: [path] for path in sorted(beside.glob("*.yaml"))} | {PUBLISHED: []}
+    if scale not in scales:
+        raise UserError(f"--scale {scale}: {paper} has the scales {', '.join(scales)}")
+    return load(Reproduction, paper, folder, parse_set(assignments), *scales[scale])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -288,9 +288,7 @@ def fetch(
 def merge(
     runs: Annotated[list[cli.Place], cli.stored_argument("Folders of runs or imports, or their object stores.", "RUN")],
     out: Annotated[Path, cli.writes_folder("Folder for the merged run; an unfinished one is resumed.")],
-    match: Annotated[
-        Literal["file", "id", "hash"], cli.option("Images are the same by name, id, or content.")
-    ] = "file",
+    match: Annotated[Literal["file", "id", "hash"], cli.option("What images of several runs have in common.")] = "file",
     iou: Annotated[float, cli.option("IoU from which boxes of a class are one object.", min=0.1, max=1)] = 0.6,
     images: cli.MovedImages = None,
     json_: cli.Json = False,
@@ -338,7 +336,25 @@ def merge(
             cli.say(f"NOTE: split {split} has the images in {place}, and those with an id that the split has already")
 
 
+@dataclass(frozen=True, kw_only=True)
+class WrittenOptions:
+    """Which relations a dataset for others gets, and whether it gets the images."""
+
+    threshold: Annotated[float | None, cli.option("Minimum confidence. Default: 0.2; hf: none.", min=0, max=1)] = None
+    calibration: cli.CalibrationFile = None
+    precision: cli.ExpectedPrecision = None
+    certified: cli.Certified = False
+    embed: Annotated[bool, cli.option("Store images in rows (hf, instructions) or tasks.", "--embed")] = False
+    images: cli.MovedImages = None
+
+    def as_arguments(self, run: Any) -> dict[str, Any]:
+        """Return the arguments of `export_run` and `push_run`. Raises UserError: the certificate is not valid."""
+        certificate = cli.certificate_of(run) if self.certified else None
+        return {name: value for name, value in vars(self).items() if name != "certified"} | {"certificate": certificate}
+
+
 def export(
+    *,
     run: cli.StoredRun,
     to: Annotated[
         str,
@@ -348,13 +364,14 @@ def export(
         ),
     ],
     out: Annotated[Path, cli.writes_folder("New folder for the files.")],
-    threshold: Annotated[float | None, cli.option("Minimum confidence. Default: 0.2; hf: none.", min=0, max=1)] = None,
-    calibration: cli.CalibrationFile = None,
-    precision: cli.ExpectedPrecision = None,
     origin: Annotated[str | None, cli.option("Only these: annotated,tagger. Default: all.")] = None,
+<<<<<<< HEAD
     certified: cli.Certified = False,
     embed: Annotated[bool, cli.option("Store images in rows, in tasks or in the folder.", "--embed")] = False,
     images: cli.MovedImages = None,
+=======
+    relations: WrittenOptions,
+>>>>>>> 4c258444 (`generate` estimates its time after the first units and says at the end what it took)
     images_url: Annotated[
         str | None,
         cli.option("Start of addresses of images, such as https://example.org/ (label-studio, instructions)."),
@@ -385,17 +402,12 @@ def export(
         to,
         out,
         origins=ORIGINS if origin is None else origin.split(","),
-        threshold=threshold,
-        calibration=calibration,
-        precision=precision,
-        certificate=cli.certificate_of(run) if certified else None,
-        images=images,
         images_url=images_url,
-        embed=embed,
         coordinates=coordinates,
         templates=templates,
         seed=seed,
         parquet=parquet,
+        **relations.as_arguments(run),
     )
     if written.note:
         cli.say(f"NOTE: {written.note}")
@@ -411,15 +423,11 @@ def export(
 
 
 def push(
+    *,
     run: cli.StoredRun,
     to: Annotated[str, cli.option("Dataset on the hub: USER/NAME or ORGANISATION/NAME.")],
     public: Annotated[bool, cli.option("Make a new dataset public. Default: private.", "--public")] = False,
-    threshold: Annotated[float | None, cli.option("Minimum confidence. Default: all.", min=0, max=1)] = None,
-    calibration: cli.CalibrationFile = None,
-    precision: cli.ExpectedPrecision = None,
-    certified: cli.Certified = False,
-    embed: Annotated[bool, cli.option("Store the images in the rows.", "--embed")] = False,
-    images: cli.MovedImages = None,
+    relations: WrittenOptions,
     json_: cli.Json = False,
 ) -> None:
     """Upload a run to the Hugging Face hub as a dataset, with a dataset card.
@@ -435,17 +443,7 @@ def push(
     _show_progress()
     from sgpipe.export.push import push_run
 
-    pushed = push_run(
-        run,
-        to,
-        public=public,
-        threshold=threshold,
-        calibration=calibration,
-        precision=precision,
-        certificate=cli.certificate_of(run) if certified else None,
-        embed=embed,
-        images=images,
-    )
+    pushed = push_run(run, to, public=public, **relations.as_arguments(run))
     if json_:
         print(json.dumps(pushed.as_json(), indent=2))
         return

@@ -120,7 +120,7 @@ def train(
 
         found = plan_training(loaded, console.Progress(console.progress()))
         if json_:
-            print(json.dumps(found.as_json(), indent=2))
+            print(json.dumps(asdict(found), indent=2))
         else:
             print_training_plan(found, console.output())
         return

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count, single_line
-
-if TYPE_CHECKING:
-    pass
 
 _LONGEST_NAME = 200
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ from sgpipe.storage.manifest import Manifest, ShardEntry, WriterClaim
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import read_file, revision_of, shard_name, write_shard
 from sgpipe.storage.source_index import read_records
-from sgpipe.utils.console import Progress
+from sgpipe.utils.console import Progress, duration
 from sgpipe.utils.devices import usable_gpus
 
 _UNITS_PER_ACTOR = 4
@@ -271,6 +272,31 @@ def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None,
         kept = {key: value for key, value in given.items() if key == "gpus" or getattr(resources, key) == _UNSET[key]}
         changed[name] = getattr(recipe, name).model_copy(update={"resources": resources.model_copy(update=kept)})
     return recipe.model_copy(update=changed)
+
+
+class Estimate:
+    """The time that labelling takes, estimated when each worker has finished two units: models are loaded after one."""
+
+    def __init__(self, rows: int, workers: int) -> None:
+        self.left, self.workers, self.shards, self.measured = rows, workers, 0, 0
+        self.began = self.steady = time.monotonic()
+        self.seconds: float | None = None
+
+    def add(self, shard: ShardEntry) -> str | None:
+        """Add a shard; returns the estimate when it is made, unless nothing is left."""
+        now = time.monotonic()
+        self.shards, self.left = self.shards + 1, self.left - shard.rows
+        if self.shards <= self.workers:
+            self.steady = now
+            return None
+        self.measured += shard.rows
+        if self.shards != 2 * self.workers or self.left <= 0:
+            return None
+        self.seconds = now - self.began + self.left * (now - self.steady) / self.measured
+        return f"estimate: {duration(self.seconds)} in all"
+
+    def __str__(self) -> str:
+        return f"estimated {duration(self.seconds or 0)}, took {duration(time.monotonic() - self.began)}"
 
 
 class Utilization:

@@ -22,6 +22,7 @@ from sgpipe.files.object_store import StorePath, is_uri
 from sgpipe.files.roots import ObjectRoot
 from sgpipe.generation.engine import (
     Engine,
+    Estimate,
     StageBuilder,
     UnitReader,
     UnitWriter,
@@ -230,12 +231,13 @@ class LabellingRun:
         keep_indexes(self.roots, folder)
         described = {shard.split for shard in manifest.shards}
         reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in self.indexes})
-        utilization = Utilization(self.engine.workers)
+        utilization, total = Utilization(self.engine.workers), sum(unit.rows for unit in units)
+        estimate = Estimate(total, max(self.engine.workers.values()))
         if self.reuse is not None:
             reader = self.reuse.reader(reader)
         with (
             mirror,
-            self.progress.images(sum(unit.rows for unit in units)) as advance,
+            self.progress.images(total) as advance,
             closing(self.engine.run(units, reader, UnitWriter(folder.storage, folder.claim))) as shards,
         ):
             for shard in shards:
@@ -251,7 +253,11 @@ class LabellingRun:
                     folder.describe(self.recipe, manifest)
                 mirror.copy_soon()
                 advance(shard.rows, shard.counts)
+                if said := estimate.add(shard):
+                    self.progress.say(said)
         self.progress.say(str(utilization))
+        if estimate.seconds is not None:
+            self.progress.say(str(estimate))
         if by_rules := RequestCache(folder.private / REQUESTS).count_by_rules():
             fallen = count(by_rules, "caption")
             self.progress.say(f"NOTE: {fallen} fell back to the rule parser: the model's answers were unusable")

@@ -65,13 +65,9 @@ def check_benchmark(recipe: TrainRecipe, validation: TrainingSet | None) -> None
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Scores a network on all images of the validation shards; the processes share the work.
+    """Scores a network by one of `BENCHMARKS` on all images of the validation shards; the processes share the work.
 
-    Args:
-        name: one of `BENCHMARKS`.
-        validation: the scanned validation shards.
-        batch: images per process that are read together.
-        share: index of this process, and number of processes.
+    `batch`: images per process that are read together. `share`: index of this process, and number of processes.
 
     Raises UserError: the network does not classify the subjects of scene graphs.
     """

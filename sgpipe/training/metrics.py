@@ -93,14 +93,9 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """The state of a training when it ends.
+    """The state of a training when it ends: complete epochs, and the last lines of step and of validation metrics.
 
-    Args:
-        epochs: complete ones.
-        last: the last line of step metrics.
-        validation: the last line of validation metrics.
-        best: the best score of a validation, by the measure `best_by`.
-        network: the folder of the network to use: that of the best validation, or without validations the last one.
+    `network` is the folder to use: that of the best validation (by `best_by`), or without validations the last one.
     """
 
     out: Path
@@ -117,11 +112,7 @@ class TrainSummary:
 
 @contextmanager
 def training_display(console: Console, epochs: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that shows a line of metrics.
-
-    Args:
-        epochs: epochs of the whole training; None: a training, or its validations, by steps.
-    """
+    """Yield a function that shows a line of metrics; `epochs`: None if the training or its validations go by steps."""
     last, compile_error = float("-inf"), ""
     columns: list[str | ProgressColumn] = ["training", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}"]
     columns += [TimeElapsedColumn(), "left", TimeRemainingColumn(elapsed_when_finished=False)]

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,7 @@ class TrainingPlan:
     device_memory: int
     fitting: int
     gpus: int
-
-    @property
-    def seconds(self) -> float:
-        return self.steps * self.step_seconds
-
-    def as_json(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        return asdict(self) | {"seconds": self.seconds, "images_per_second": self.batch / self.step_seconds}
+    seconds: float
 
 
 class _EnoughError(Exception):
@@ -126,26 +119,20 @@ def _measure(alone: TrainRecipe, recipe: TrainRecipe, steps: int, patience: floa
     device = pick_device(alone.workers.device, alone.workers.gpus)
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
-    total = torch.cuda.get_device_properties(device).total_memory if on_gpu else _physical_memory()
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if on_gpu:
+        total = torch.cuda.get_device_properties(device).total_memory
     memory = int(max(row.get("gpu_memory", row["memory"]) for row in rows))
     per_image = max(memory - state, 0) / part
     sizes = [size for size in range(1, share + 1) if share % size == 0]
     fitting = max((size for size in sizes if state + size * per_image <= _USABLE * total), default=1)
-    whole = (
-        rows[0]["steps"]
-        if options.steps
-        else rows[0]["steps"] // options.epochs // recipe.workers.count * options.epochs
-    )
+    whole = options.steps or rows[0]["steps"] // (options.epochs * recipe.workers.count) * options.epochs
     epochs = None if options.steps else options.epochs
     return TrainingPlan(
         name, epochs, whole, job.training_set.rows, options.batch, recipe.workers.count, alone.optimisation.accumulate,
         part, len(measured), seconds, sum(row["waited"] for row in measured) / len(measured), memory, total,
-        share // fitting, usable_gpus(),
+        share // fitting, usable_gpus(), whole * seconds,
     )  # fmt: skip
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def print_training_plan(plan: TrainingPlan, console: Console) -> None:

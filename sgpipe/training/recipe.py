@@ -31,11 +31,7 @@ class ModelConfig(Config):
         description="RoBERTa of a new network, or tokenizer of a .pth: folder, store or hub id; null: a small one "
         "that knows the data's words (.pth: roberta-base)",
     )
-    frozen_norms: bool = Field(
-        True,
-        description="freeze norms and first stages of the backbone, as published; false: train them, as a new one "
-        "needs",
-    )
+    frozen_norms: bool = Field(True, description="also first stages of the backbone, as published; false: none")
     config: dict[str, Any] = Field(default_factory=dict, description="changes of the network, such as num_queries: 128")
 
 
@@ -60,31 +56,17 @@ class DataConfig(Config):
 
     train: tuple[ShardsConfig, ...] = Field((), description="shards to train on")
     val: tuple[ShardsConfig, ...] = Field((), description="shards to validate on")
-    threshold: float = Field(
-        0.2, ge=0, le=1, description="minimum confidence, with a calibration probability, of a relation that states one"
-    )
+    threshold: float = Field(0.2, ge=0, le=1, description="minimum confidence (calibrated: probability), if any")
     origins: dict[RelationOrigin, Annotated[float, Field(gt=0, le=1)]] = Field(
         default_factory=dict,
         description="share of an image's visits in which a relation is a label, by origin, such as {tagger: 0.5}; "
         "others: 1",
     )
     calibration: StoredPath | None = Field(None, description="file of `sgpipe calibrate` for the tagger of the shards")
-    precision: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="use relations with this precision (95% confidence), with a calibration; null: threshold",
-    )
-    labels: Literal["sampled", "full"] = Field(
-        "sampled", description="texts of a batch: names in its images and sampled others, or all of the dataset"
-    )
+    precision: float | None = Field(None, gt=0, le=1, description="with a calibration, instead of threshold (95% sure)")
+    labels: Literal["sampled", "full"] = Field("sampled", description="texts: own and sampled, or all of the dataset")
     negative_texts: int = Field(500, ge=0, description="sampled: texts per batch, two thirds of them object classes")
-    text_group: int | None = Field(
-        None,
-        ge=1,
-        description="sampled: images of a step that share a list of texts, whatever the workers; published: those of "
-        "a GPU; null: all",
-    )
+    text_group: int | None = Field(None, ge=1, description="images that share texts: a GPU's as published; null: all")
     object_strategy: Strategy = Field("frequency", description="sampling of classes: by frequency, or uniform")
     relation_strategy: Strategy = Field("frequency", description="sampling of predicates")
     wordings: dict[str, tuple[str, ...]] = Field(
@@ -95,12 +77,7 @@ class DataConfig(Config):
     short_side: int = Field(800, ge=32, description="pixels of validation images' shorter side; augment: null: of all")
     long_side: int = Field(1333, ge=32, description="maximum length of their longer side, in pixels")
     limit: int | None = Field(None, ge=1, description="use only N usable training images of all folders; null: all")
-    limit_seed: int | None = Field(
-        None,
-        ge=0,
-        le=LARGEST_SEED,
-        description="with limit: N random images, among those of every higher limit; null: the first N",
-    )
+    limit_seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="N random images; null: the first N")
     shuffle: int = Field(8, ge=1, description="row groups (of up to 512 images) that are shuffled together")
     similar_shapes: bool = Field(False, description="less padding: steps of similar shapes; false: as published")
     threads: int = Field(2, ge=1, description="threads per worker that read images")

@@ -57,10 +57,7 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
         raise UserError(f"--out {out} is a file, not a folder")
     if not is_new and not (out / PRIVATE).is_dir() and any(out.iterdir()):
         raise UserError(f"--out {out} contains something that is not an sgpipe training; name an empty or new folder")
-    try:
-        (out / PRIVATE).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
+    (out / PRIVATE).mkdir(parents=True, exist_ok=True)
     with only_process(out / PRIVATE / "lock", out):
         try:
             job = prepare(recipe, out.resolve(), progress)

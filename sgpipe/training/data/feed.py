@@ -39,14 +39,10 @@ class WorkerShare:
 
 @dataclass(frozen=True)
 class ShardFeed:
-    """Feeds `rlip_model.training.loop.Trainer` from shards.
+    """Feeds `rlip_model.training.loop.Trainer` from shards: `batch` images per step, over all workers.
 
-    Args:
-        training_set, validation_set: the scanned shards to train and to validate on.
-        batch: images per step, over all workers.
-        most_relations: see `StepStream`.
-        most_pairs: see `ExamplePreparation`.
-        pinned: images are in memory from which a GPU copies without waiting for the CPU.
+    most_relations, most_pairs: see `StepStream` and `ExamplePreparation`. pinned: images are in memory from which a GPU
+    copies without waiting for the CPU.
 
     Raises UserError: a batch cannot be divided evenly, or an epoch has fewer images than a batch. While batches are
     read: no image can be read, or shards have changed since the scan.
@@ -192,14 +188,9 @@ _FAILURES_BEFORE_REFUSAL = 32
 
 
 class ImageReader:
-    """Reads the images of a training set; safe to use from several threads.
+    """Reads the images of a training set, which `world_size` workers share; safe to use from several threads.
 
-    Args:
-        world_size: number of workers that share the images.
-
-    Attributes:
-        read, skipped: number of images that could and could not be read.
-        reasons: why the first few could not be read.
+    It counts those `read` and `skipped`, and keeps the `reasons` of the first few that could not be read.
     """
 
     def __init__(self, training_set: TrainingSet, world_size: int = 1) -> None:

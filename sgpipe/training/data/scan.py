@@ -35,13 +35,9 @@ COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "obje
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """A folder of shards.
+    """A folder of shards (absolute, or a URI), its passes in an epoch, and where the images of each split are.
 
-    Args:
-        root: absolute path, or the URI of a store.
-        weight: passes over its shards in an epoch.
-        images: where the images of each split are (absolute), as far as known.
-        judged: the relations of each image, by split and id, that people judged; None: use those of the shards.
+    `judged`: the relations of each image, by split and id, that people judged; None: use those of the shards.
     """
 
     root: str
@@ -97,14 +93,9 @@ def judged_relations(run: str) -> dict[tuple[str, str], list[JudgedRelation]]:
 
 @dataclass(frozen=True)
 class UsableRowGroup:
-    """A row group with usable rows.
+    """The `group`-th row group of a shard of the `folder`-th folder, of whose usable rows the first `rows` are used.
 
-    Args:
-        folder: index into the folders of the training set.
-        file: absolute path of the shard.
-        group: index of the row group in the shard.
-        rows: number of usable rows; if the row group has more, only the first ones are used.
-        kept: a bit per row of the row group, packed as by numpy: 0 for rows that a limit leaves out; None: no limit.
+    `kept`: a bit per row of the row group, packed as by numpy: 0 for rows that a limit leaves out; None: no limit.
     """
 
     folder: int
@@ -193,12 +184,9 @@ class FlatColumn:
 
 @dataclass(frozen=True)
 class TrainingFilter:
-    """The usable rows and relations of a table; `TrainingSet` defines both.
+    """The usable rows and relations of a table with image_id, split, objects, relations and status; see `TrainingSet`.
 
-    Args:
-        table: with the columns image_id, split, objects, relations and status.
-        threshold: minimum confidence of a relation; relations without confidence are always usable.
-        judged: as of `ShardFolder`; rows without judged relations are not usable.
+    `judged`: as of `ShardFolder`; rows without judged relations are not usable.
     """
 
     table: pa.Table

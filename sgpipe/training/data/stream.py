@@ -52,12 +52,9 @@ class Visit:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Visits, grouped into windows.
+    """Visits, `window` of them shuffled together, seeded by `key`; None: rows stay in the order of the shards.
 
-    Args:
-        window: visits per window.
-        key: seeds the generators that shuffle windows; None: rows stay in the order of the shards.
-        step: rows per step, if those of a step are to be similar.
+    `step`: rows per step, if those of a step are to be similar.
     """
 
     visits: tuple[Visit, ...]
@@ -130,10 +127,7 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
     """A shuffled epoch that passes over every folder as often as its weight says.
 
     With weight 2.5, an epoch visits all rows of a row group twice and half of them a third time; the half differs
-    between epochs. The number of rows is the same in every epoch.
-
-    Args:
-        step: see `Epoch`.
+    between epochs. The number of rows is the same in every epoch. `step`: see `Epoch`.
     """
     rng = generator("visits", seed, epoch)
     visits = []
@@ -151,12 +145,7 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """A row of a table in memory.
-
-    Args:
-        index: of the row in the table.
-        folder: index into the folders of the training set.
-    """
+    """A row of a table in memory; `folder`: index into the folders of the training set."""
 
     table: pa.Table
     index: int
@@ -215,12 +204,9 @@ def _aspect_ratios(table: pa.Table) -> np.ndarray:
 
 
 def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
-    """The usable part of a row: objects that are not crowds, and confident relations between them.
+    """The usable part of a row: objects that are not crowds, and relations between them of at least this confidence.
 
     Boxes are xywh in pixels of the original image. An object's id is its index in the row.
-
-    Args:
-        threshold: minimum confidence of a relation.
     """
     objects = tuple(
         SceneObject(index, item["category"], tuple(item["bbox"]))
@@ -251,14 +237,10 @@ def judged_graph(graph: SceneAnnotation, judged: Sequence[JudgedRelation], rng: 
 
 @dataclass(frozen=True)
 class TrainingItem:
-    """An image that has not been read yet.
+    """An image that has not been read yet, of a folder of the training set.
 
-    Args:
-        folder: index into the folders of the training set.
-        width, height: of the original image, in pixels.
-        embedded: the image file, if the shard contains it.
-        graph: annotations of the original image; if it is to be flipped, already with the names after the flip.
-        rng: for all further random choices about the image.
+    `width` and `height` are pixels of the original image; `embedded` is its file, if the shard contains it. `graph` has
+    the names after a flip, if it is to be flipped. `rng` makes all further random choices about the image.
     """
 
     folder: int
@@ -276,12 +258,9 @@ class TrainingItem:
 
 @dataclass(frozen=True)
 class StepPart:
-    """Images of one group, which a worker computes together.
+    """Images of one group, labelled by `texts`, which a worker computes together.
 
-    Args:
-        texts: the names that label the group.
-        network_texts: the same texts as the network reads them, possibly reworded.
-        items: may be empty, so that all workers have equally many parts.
+    The network reads `network_texts`, possibly reworded. Without items, it only makes up the number of parts.
     """
 
     texts: Texts

@@ -1,17 +1,30 @@
 """Sharing the GPUs of a machine, and how busy workers were."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from benchmarks.bench_pipeline import utilization_line
 from sgpipe.generation import engine
-from sgpipe.generation.engine import Utilization, share_gpus, stages_sharing_gpus
+from sgpipe.generation.engine import Estimate, Utilization, share_gpus, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES
 from sgpipe.generation.ray_engine import plan_pools
 from sgpipe.recipe import Recipe, Resources
 from sgpipe.storage.manifest import ShardEntry
 from tests.sgpipe.generation.test_pools import Stub, node
+
+
+def test_an_estimate_is_made_after_two_units_of_each_worker(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("sgpipe.generation.engine.time.monotonic", lambda: clock[0])
+    estimate, said = Estimate(20, 2), []
+    for clock[0] in (30.0, 30, 35, 35, 40, 40, 45, 45, 50, 50):  # two workers, which load models for 25 seconds
+        said.append(estimate.add(replace(shard({}), stop=2)))
+    assert said == [None, None, None, "estimate: 50.0 s in all", *[None] * 6]
+    assert str(estimate) == "estimated 50.0 s, took 50.0 s"
+    small = Estimate(4, 1)
+    assert [small.add(replace(shard({}), stop=2)) for _ in range(2)] == [None, None]  # nothing is left
 
 
 def test_utilization_is_the_share_of_time_in_which_the_actors_of_a_pool_compute():

@@ -19,7 +19,7 @@ def test_a_plan_has_the_steps_of_the_training_and_keeps_nothing(
     found = plan.plan_training(recipe(drawn_run, optimisation__accumulate=2), QUIET, steps=2)
     assert (found.steps, found.images, found.batch, found.part) == (STEPS, IMAGES, BATCH, BATCH // 2)
     assert (found.measured_steps, found.fitting, found.gpus) == (2, 1, 0)
-    assert found.as_json()["seconds"] == STEPS * found.step_seconds > 0
+    assert found.seconds == STEPS * found.step_seconds > 0
     assert 0 < found.memory < found.device_memory
     assert list(tmp_path.iterdir()) == []
     shared = plan.plan_training(recipe(drawn_run, workers__count=2), QUIET, steps=1)
