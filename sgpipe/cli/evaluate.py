@@ -101,7 +101,7 @@ def hico(
     annotations: Annotations = None,
     setting: Annotated[
         Literal["default", "NF", "UC-RF", "UC-NF", "UO"],
-        cli.option("How to group the classes: rare and non-rare, or unseen and seen."),
+        cli.option("Groups of classes."),
     ] = "default",
     known_object: Annotated[bool, cli.option("Evaluate a class on images with its object.", "--known-object")] = False,
     pair_nms: Annotated[bool, cli.option("Suppress pairs that overlap better ones.", "--pair-nms")] = False,
@@ -150,7 +150,7 @@ def openimages(
     annotations: Annotations = None,
     nms: Annotated[
         Literal["none", "published", "repaired"],
-        cli.option("Non-maximum suppression, with the bug of the published code or without."),
+        cli.option("NMS, as published or repaired."),
     ] = "none",
     inputs: InputOptions,
     report: ReportOptions,
@@ -171,7 +171,7 @@ def vg(
     *,
     mode: Annotated[
         Literal["predcls", "sgcls", "sgdet"] | None,
-        cli.option("What the model was given: boxes and classes, boxes, or only images."),
+        cli.option("What the model was given."),
     ] = None,
     annotations: Annotations = None,
     classes: cli.Classes = None,
@@ -200,7 +200,7 @@ def labels(
     targets: Annotated[cli.Place | None, cli.reads_stored("Shards with the target relations. Default: all.")] = None,
     source: Annotated[
         Literal["relations", "candidates"],
-        cli.option("Evaluate the relations, or every candidate pair with each of its predicates."),
+        cli.option("Relations, or all candidates."),
     ] = "relations",
     threshold: Annotated[float, cli.option("Minimum confidence of the relations that count.")] = 0.2,
     iou: Annotated[float, cli.option("Minimum IoU of matching boxes.")] = 0.5,

@@ -36,7 +36,7 @@ class SourceOptions:
     root: Annotated[cli.Place | None, cli.reads_stored("Folder or store that the recipe's paths are in.")] = None
     images: Annotated[
         str | None,
-        cli.option("Images, not the recipe's: a folder, .zip or .tar, a folder of these, or s3://….", panel=cli.DATA),
+        cli.option("A folder, .zip, .tar, folder of these, or s3://….", panel=cli.DATA),
     ] = None
     dataset: Annotated[str | None, cli.option("Recipe hub: folder of Parquet files, or hub id.", panel=cli.DATA)] = None
     annotations: Annotated[
@@ -159,12 +159,12 @@ def generate(
     store: Annotated[str | None, cli.option("Object store for the shards (s3://…); the rest is in --out.")] = None,
     parent: Annotated[
         str | None,
-        cli.option("Run to take over up to the first stage with other settings.", "--from", callback=cli.stored),
+        cli.option("Run to take over as far as settings agree.", "--from", callback=cli.stored),
     ] = None,
     extend: Annotated[
         str | None,
         cli.option(
-            "Run or import whose relations are kept and extended; without a recipe, by its own.",
+            "Run or import to keep and extend, by its own recipe or another.",
             "--extend",
             callback=cli.stored,
         ),
@@ -304,7 +304,7 @@ def parse(
     parser: Annotated[Literal["rules", "learned", "seq2seq", "llm"], cli.option("Parser.")] = "rules",
     model: Annotated[
         str | None,
-        cli.option("Its model: spaCy's (default: the best one installed), a folder or hub id (seq2seq), a name (llm)."),
+        cli.option("spaCy's model (default: the best one), folder, hub id or name."),
     ] = None,
     endpoint: Annotated[str | None, cli.option("llm: URL of an OpenAI chat API. Key: OPENAI_API_KEY.")] = None,
 ) -> None:

@@ -100,9 +100,7 @@ def score(
     by: Annotated[Literal["clip", "vlm"], cli.option("clip: text fits image? vlm: ask a model.")] = "clip",
     model: Annotated[
         str | None,
-        cli.reads_model(
-            "clip: open_clip name, hf-hub:ID, hub id or folder. vlm: hub id, folder, or name at the endpoint."
-        ),
+        cli.reads_model("Hub id or folder; open_clip name (clip), name at --endpoint (vlm)."),
     ] = None,
     weights: Annotated[str | None, cli.reads_model("clip: weights of a named model: file or tag.")] = None,
     contrasts: Annotated[int, cli.option("clip: number of other predicates to compare with.", min=1)] = 8,

@@ -71,11 +71,7 @@ def load_reproduction(paper: str, scale: str, assignments: list[str]) -> Reprodu
 
 @dataclass(frozen=True)
 class Task:
-    """A step at its places.
-
-    Attributes:
-        words: of the command. out: what it writes. reads: what it reads of other steps. files: of the user's data.
-    """
+    """A step at its places: its words, what it writes, what it reads of other steps, and the user's files it needs."""
 
     step: Step
     words: tuple[str, ...]
@@ -180,17 +176,12 @@ def reproduce(
             seconds = round(time.monotonic() - began, 1)
             state[task.step.name] = {"command": task.command, "seconds": seconds, "figure": task.figure()}
             write_text(file, json.dumps(state, indent=2))
-            _free_memory()
+            gc.collect()
+            if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # workers of the next step may need it
         chosen = {task.step.name: state[task.step.name] for task in tasks}
         write_report(paper, tasks, chosen, out / REPORT)
         return chosen
-
-
-def _free_memory() -> None:
-    """Give the memory of a step back, also that of a GPU, which workers of the next one may need."""
-    gc.collect()
-    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -28,7 +28,7 @@ class ThresholdOptions:
     calibration: cli.CalibrationFile = None
     precision: Annotated[
         float | None,
-        cli.option("Target of suggested thresholds (0.8); with --calibration, instead of --threshold.", min=0, max=1),
+        cli.option("Target of thresholds (0.8), or --calibration's.", min=0, max=1),
     ] = None
 
     def load(self) -> tuple[Calibration | None, float, float]:
@@ -374,7 +374,7 @@ def export(
 >>>>>>> 4c258444 (`generate` estimates its time after the first units and says at the end what it took)
     images_url: Annotated[
         str | None,
-        cli.option("Start of addresses of images, such as https://example.org/ (label-studio, instructions)."),
+        cli.option("Start of addresses of images: https://…."),
     ] = None,
     coordinates: Annotated[str, cli.option("Of boxes in instructions: pixel, normalised or 0-1000.")] = "pixel",
     templates: Annotated[Path | None, cli.reads_file("YAML: other templates of instructions.", panel=None)] = None,

@@ -25,9 +25,7 @@ _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 class ShardsOptions:
     """The shards to train on, and which of their relations."""
 
-    data: Annotated[list[str] | None, cli.option("FOLDER or FOLDER@WEIGHT of shards. Repeatable.", panel=cli.DATA)] = (
-        None
-    )
+    data: Annotated[list[str] | None, cli.option("Shards: FOLDER, FOLDER@WEIGHT. Repeatable.", panel=cli.DATA)] = None
     val: Annotated[list[str] | None, cli.option("Shards to validate on. Repeatable.", panel=cli.DATA)] = None
     judgements: Annotated[
         list[str] | None, cli.option("Judged run that teaches a tagger; RUN or RUN@WEIGHT. Repeatable.", panel=cli.DATA)
