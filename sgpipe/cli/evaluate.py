@@ -99,10 +99,7 @@ class InputOptions(cli.InferenceOptions):
 def hico(
     *,
     annotations: Annotations = None,
-    setting: Annotated[
-        Literal["default", "NF", "UC-RF", "UC-NF", "UO"],
-        cli.option("Groups of classes."),
-    ] = "default",
+    setting: Annotated[Literal["default", "NF", "UC-RF", "UC-NF", "UO"], cli.option("Groups of classes.")] = "default",
     known_object: Annotated[bool, cli.option("Evaluate a class on images with its object.", "--known-object")] = False,
     pair_nms: Annotated[bool, cli.option("Suppress pairs that overlap better ones.", "--pair-nms")] = False,
     zero_shot: Annotated[bool, cli.option("--model: drop subjects that are not persons.", "--zero-shot")] = False,
@@ -148,10 +145,7 @@ def vcoco(
 def openimages(
     *,
     annotations: Annotations = None,
-    nms: Annotated[
-        Literal["none", "published", "repaired"],
-        cli.option("NMS, as published or repaired."),
-    ] = "none",
+    nms: Annotated[Literal["none", "published", "repaired"], cli.option("NMS, as published or repaired.")] = "none",
     inputs: InputOptions,
     report: ReportOptions,
     plot: Plot = None,
@@ -169,10 +163,7 @@ def openimages(
 
 def vg(
     *,
-    mode: Annotated[
-        Literal["predcls", "sgcls", "sgdet"] | None,
-        cli.option("What the model was given."),
-    ] = None,
+    mode: Annotated[Literal["predcls", "sgcls", "sgdet"] | None, cli.option("What the model was given.")] = None,
     annotations: Annotations = None,
     classes: cli.Classes = None,
     inputs: InputOptions,
@@ -198,10 +189,7 @@ def labels(
     pred: Annotated[cli.Place, cli.reads_stored("Folder of a run of `sgpipe generate`, or its object store.")],
     truth: cli.GroundTruthFolder = None,
     targets: Annotated[cli.Place | None, cli.reads_stored("Shards with the target relations. Default: all.")] = None,
-    source: Annotated[
-        Literal["relations", "candidates"],
-        cli.option("Relations, or all candidates."),
-    ] = "relations",
+    source: Annotated[Literal["relations", "candidates"], cli.option("Relations, or all candidates.")] = "relations",
     threshold: Annotated[float, cli.option("Minimum confidence of the relations that count.")] = 0.2,
     iou: Annotated[float, cli.option("Minimum IoU of matching boxes.")] = 0.5,
     synonyms: Annotated[Path | None, cli.reads_file("YAML or JSON: {predicate: [texts that mean it]}.")] = None,

@@ -302,10 +302,7 @@ def miniworld(
 
 def parse(
     parser: Annotated[Literal["rules", "learned", "seq2seq", "llm"], cli.option("Parser.")] = "rules",
-    model: Annotated[
-        str | None,
-        cli.option("spaCy's model (default: the best one), folder, hub id or name."),
-    ] = None,
+    model: Annotated[str | None, cli.option("spaCy's model (default: the best one), folder, hub id or name.")] = None,
     endpoint: Annotated[str | None, cli.option("llm: URL of an OpenAI chat API. Key: OPENAI_API_KEY.")] = None,
 ) -> None:
     """Turn captions into triplets.

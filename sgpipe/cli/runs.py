@@ -344,7 +344,7 @@ class WrittenOptions:
     calibration: cli.CalibrationFile = None
     precision: cli.ExpectedPrecision = None
     certified: cli.Certified = False
-    embed: Annotated[bool, cli.option("Store images in rows (hf, instructions) or tasks.", "--embed")] = False
+    embed: Annotated[bool, cli.option("Store images in rows, in tasks or in the folder.", "--embed")] = False
     images: cli.MovedImages = None
 
     def as_arguments(self, run: Any) -> dict[str, Any]:
@@ -365,17 +365,8 @@ def export(
     ],
     out: Annotated[Path, cli.writes_folder("New folder for the files.")],
     origin: Annotated[str | None, cli.option("Only these: annotated,tagger. Default: all.")] = None,
-<<<<<<< HEAD
-    certified: cli.Certified = False,
-    embed: Annotated[bool, cli.option("Store images in rows, in tasks or in the folder.", "--embed")] = False,
-    images: cli.MovedImages = None,
-=======
     relations: WrittenOptions,
->>>>>>> 4c258444 (`generate` estimates its time after the first units and says at the end what it took)
-    images_url: Annotated[
-        str | None,
-        cli.option("Start of addresses of images: https://…."),
-    ] = None,
+    images_url: Annotated[str | None, cli.option("Start of addresses of images: https://….")] = None,
     coordinates: Annotated[str, cli.option("Of boxes in instructions: pixel, normalised or 0-1000.")] = "pixel",
     templates: Annotated[Path | None, cli.reads_file("YAML: other templates of instructions.", panel=None)] = None,
     seed: cli.Seed = None,
