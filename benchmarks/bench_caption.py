@@ -24,9 +24,9 @@ from torch import Tensor
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration
 
 from benchmarks.measure import matrix_rate, medians, operations, report
+from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.blip import BlipDecoder, fuse_vision_attention, sample_captions
 from sgpipe.stages.caption.captioner import PROMPT as PROMPT_TEXT
-from sgpipe.stages.caption.decoding import NucleusSampling
 
 SHAPES = {
     "small": {"width": 384, "layers": 6, "heads": 6},
@@ -93,7 +93,7 @@ def ours(model: BlipForConditionalGeneration) -> Callable[[Tensor, dict[str, Any
     @torch.inference_mode()
     def caption(pixels: Tensor, settings: dict[str, Any]) -> list[list[int]]:
         states = model.vision_model(pixels).last_hidden_state
-        sampling = NucleusSampling(SAMPLES, temperature=1.0, min_tokens=LEAST, max_tokens=MOST, end=END, **settings)
+        sampling = CaptionConfig(samples=SAMPLES, min_tokens=LEAST, max_tokens=MOST, **settings)
         return sample_captions(decoder, states, PROMPT, [1], sampling)[0]
 
     return caption

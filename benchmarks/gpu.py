@@ -57,7 +57,6 @@ from rlip_model.training.optimisation import make_optimizer
 from sgpipe.recipe import CaptionConfig, PairConfig, ParseConfig, Resources, TagConfig
 from sgpipe.records import Box, Caption, Pair, Record
 from sgpipe.stages.caption.blip import BlipDecoder, fuse_vision_attention, sample_captions
-from sgpipe.stages.caption.decoding import NucleusSampling
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.parse.stage import ParseStage
@@ -243,9 +242,7 @@ def captioning(machine: Machine, shape: str, *, compiled: bool = False) -> str:
     decoder = BlipDecoder(model)
     step = decoder.compile("inductor" if machine.real else "eager") if compiled else None
     pixels = torch.randn(GROUP, 3, 384, 384).to(machine.device, model.dtype)
-    sampling = NucleusSampling(
-        SAMPLES, temperature=1.0, min_tokens=LEAST, max_tokens=MOST, end=END_OF_CAPTION, **PUBLISHED
-    )
+    sampling = CaptionConfig(samples=SAMPLES, min_tokens=LEAST, max_tokens=MOST, **PUBLISHED)
 
     @torch.no_grad()
     def caption() -> None:

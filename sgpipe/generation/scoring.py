@@ -24,7 +24,7 @@ from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.score.build import make_scorer
-from sgpipe.stages.score.clip import TextEmbeddings, load_clip
+from sgpipe.stages.score.clip import load_clip, text_embeddings
 from sgpipe.stages.score.scorer import ScorerSettings, is_directed, relation_text
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
@@ -69,7 +69,7 @@ class ClipAgreement:
             raise UserError(f"--model {model}: pass its --weights, or a folder or hub id of a CLIP model")
         self._clip = load_clip(model, weights, pick_device(device))
         self._predicates = list(predicates)
-        self._embed = TextEmbeddings(self._clip)
+        self._embed = text_embeddings(self._clip)
 
     @torch.inference_mode()
     def __call__(self, record: Record, image: Image.Image) -> list[Agreement | None]:

@@ -110,7 +110,9 @@ def load_part(kind: Any, source: str, role: str = "captioner") -> Any:
     try:
         with quiet():
             return kind.from_pretrained(source, **options(source))
-    except (ImportError, *MISFITS) as reason:
+    except Exception as reason:
+        if not isinstance(reason, (ImportError, *MISFITS)) and type(reason) is not Exception:  # that of tokenizers
+            raise
         raise UserError(f"{role} {source!r}: cannot load its {what}: {' '.join(str(reason).split())}") from None
 
 

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 from transformers import (
     MODEL_FOR_OBJECT_DETECTION_MAPPING,
-    MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForObjectDetection,
-    AutoModelForZeroShotObjectDetection,
-    AutoProcessor,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -76,7 +72,8 @@ def load_detector(model: Location) -> TripletDetector:
 # Zero-shot detectors that return the index of a class, and those that return a phrase of the prompt.
 _RETURN_INDEX, _RETURN_PHRASE = ("owlvit", "owlv2"), ("grounding-dino", "mm-grounding-dino")
 _OMDET = "omdet-turbo"  # returns the index, too, and reads all classes together
-_ZERO_SHOT = (*_RETURN_INDEX, _OMDET, *_RETURN_PHRASE)
+_SAM = ("sam3", "sam3_video")  # reads one class at a time; the published checkpoint is of the video model
+_ZERO_SHOT = (*_RETURN_INDEX, _OMDET, *_RETURN_PHRASE, *_SAM)
 _QUERIES = 1000  # class names that an OWL-ViT reads at once, to bound memory
 _DETECTION_PREDICATE = ("next to",)  # the network needs a predicate; boxes hardly depend on which
 _UNUSED_COCO_CLASS = "N/A"
@@ -95,45 +92,46 @@ Detector = Callable[[Image.Image, float], DetectedBoxes]  # the boxes of an imag
 
 def detector_classes(config: DetectConfig) -> tuple[str, ...]:
     """The classes a detector can detect, without loading its weights. Raises UserError: not a detector."""
-    requested = config.classes or tuple(category_names("coco").values())
     name = local_model(str(config.detector), whole=False)
-    if _model_type(Path(name)) in _KINDS:
-        return requested
-    settings = _settings(name)
-    if type(settings) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING:
-        return requested
+    if _reads_text(name):
+        return config.classes or tuple(category_names("coco").values())
     if config.classes is not None:
         raise UserError(f"detect.classes: {config.detector} has a fixed set of classes; remove this setting")
-    return _class_names(settings)
+    return _class_names(_settings(name))
 
 
 def load(config: DetectConfig, device: torch.device) -> Detector:
     """Load the detector of a recipe. Raises UserError: no such model, or not a detector."""
-    classes = detector_classes(config)
     name = local_model(str(config.detector))
-    if _model_type(Path(name)) not in _KINDS and type(_settings(name)) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
-        return ClosedDetector(*_open(name, device, AutoModelForObjectDetection, AutoImageProcessor), device)
-    return load_prompted(str(config.detector), classes, device)
+    if not _reads_text(name):
+        return _closed(*_open(name, device, AutoModelForObjectDetection, AutoImageProcessor), device)
+    return load_prompted(name, detector_classes(config), device)
 
 
 def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> ZeroShotDetector | RLIPDetector:
     """Load a detector that reads the names of what it looks for. Raises UserError: no such model, or another kind."""
     name = local_model(model)
     if _model_type(Path(name)) not in _KINDS:
-        zero_shot, processor = _open(name, device, AutoModelForZeroShotObjectDetection, AutoProcessor)
-        return ZeroShotDetector(zero_shot, processor, classes, device)
+        kinds = ("AutoModelForZeroShotObjectDetection", "AutoProcessor")
+        kinds = ("Sam3Model", "Sam3Processor") if _settings(name).model_type in _SAM else kinds  # not in every version
+        opened = _open(name, device, *(getattr(transformers, kind) for kind in kinds))
+        return ZeroShotDetector(*opened, classes, device)
     network = _MODELS[name, str(device)] = _MODELS.get((name, str(device))) or load_detector(Path(name))
     return RLIPDetector(network, classes, trained_sides(name) or DEFAULT_SIDES, device)
 
 
 def check_prompted(model: str, setting: str) -> None:
     """Without loading its weights, raise UserError if a model is not a detector that reads the names of things."""
-    kind = _model_type(Path(name := local_model(model, whole=False)))
-    if kind == "rlip_tagger" or (kind not in _KINDS and _settings(name, setting).model_type not in _ZERO_SHOT):
+    name = local_model(model, whole=False)
+    if _model_type(Path(name)) == "rlip_tagger" or not _reads_text(name, setting):
         raise UserError(
             f"{setting}: {model} cannot be asked for words; use a detector that reads text, such as Grounding DINO, "
-            "OWLv2, OmDet-Turbo or a ParSeDA"
+            "OWLv2, OmDet-Turbo, SAM 3 or a ParSeDA"
         )
+
+
+def _reads_text(name: str, setting: str = "detect.detector (--detector)") -> bool:
+    return _model_type(Path(name)) in _KINDS or _settings(name, setting).model_type in _ZERO_SHOT
 
 
 _MODELS: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()  # stages of a process share what is loaded
@@ -149,21 +147,18 @@ def _open(name: str, device: torch.device, kind: Any, processor: Any) -> tuple[A
         raise UserError(f"detector {name} cannot be loaded: {str(reason).strip().splitlines()[0]}") from None
 
 
-class ClosedDetector:
+def _closed(model: PreTrainedModel, processor: Any, device: torch.device) -> Detector:
     """A detector with a fixed set of classes, such as DETR."""
-
-    def __init__(self, model: PreTrainedModel, processor: Any, device: torch.device) -> None:
-        self._model, self._processor, self._device = model.eval(), processor, device
-        nn.Module.to(model, device)
-        self._is_class = torch.tensor([name != _UNUSED_COCO_CLASS for name in _class_names(model.config)])
+    nn.Module.to(model.eval(), device)
+    is_class = torch.tensor([name != _UNUSED_COCO_CLASS for name in _class_names(model.config)])
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
-        inputs = self._processor(images=image, return_tensors="pt").to(self._device)
-        output = self._model(**inputs)
-        size = [(image.height, image.width)]
-        [boxes] = self._processor.post_process_object_detection(output, threshold=threshold, target_sizes=size)
-        return _select(boxes, labels := boxes["labels"].cpu(), self._is_class[labels])
+    def detect(image: Image.Image, threshold: float) -> DetectedBoxes:
+        output, size = model(**processor(images=image, return_tensors="pt").to(device)), [(image.height, image.width)]
+        [boxes] = processor.post_process_object_detection(output, threshold=threshold, target_sizes=size)
+        return _select(boxes, labels := boxes["labels"].cpu(), is_class[labels])
+
+    return detect
 
 
 class ZeroShotDetector:
@@ -174,11 +169,8 @@ class ZeroShotDetector:
     """
 
     def __init__(self, model: PreTrainedModel, processor: Any, classes: Sequence[str], device: torch.device) -> None:
-        """Raises UserError: the model type is not supported, or the model cannot read a name that long."""
+        """Raises UserError: the model cannot read a name that long."""
         self._kind = model.config.model_type
-        if self._kind not in _ZERO_SHOT:
-            supported = ", ".join(_ZERO_SHOT)
-            raise UserError(f"zero-shot detectors of type {self._kind!r} are not supported; use one of {supported}")
         self._model, self._processor, self._device = model.eval(), processor, device
         nn.Module.to(model, device)
         self._together = self._kind in _RETURN_PHRASE
@@ -200,7 +192,8 @@ class ZeroShotDetector:
         """Look for other classes. Raises UserError: as the constructor."""
         names = [self._spelled(name) for name in classes]
         special = self._processor.tokenizer.num_special_tokens_to_add()
-        most = self._limit - special if self._together else len(names) if self._kind == _OMDET else _QUERIES
+        most = {_OMDET: len(names), **dict.fromkeys(_SAM, 1)}.get(self._kind, _QUERIES)
+        most = self._limit - special if self._together else most
         self._prompts: list[list[str]] = []  # class names read together
         room = 0
         for name, given in zip(names, classes, strict=True):
@@ -219,6 +212,8 @@ class ZeroShotDetector:
     @torch.no_grad()
     def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
         size = [(image.height, image.width)]
+        if self._kind in _SAM:
+            return self._each(image, threshold, size)
         process = self._processor.post_process_grounded_object_detection
         outputs, found, first = [], [], 0
         for names in self._prompts:
@@ -242,6 +237,18 @@ class ZeroShotDetector:
             outputs[0].logits = torch.cat([output.logits for output in outputs], dim=-1)
             [boxes] = process(outputs[0], threshold=threshold, target_sizes=size)
             found = [DetectedBoxes(*(boxes[part].cpu() for part in DetectedBoxes._fields))]
+        return DetectedBoxes(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def _each(self, image: Image.Image, threshold: float, size: list[tuple[int, int]]) -> DetectedBoxes:
+        """The boxes of SAM 3, which sees the image once and then looks for one class after the other."""
+        pixels = self._processor(images=image, return_tensors="pt")["pixel_values"].to(self._device)
+        seen, found = self._model.get_vision_features(pixels), []
+        for label, [name] in enumerate(self._prompts):
+            text = self._processor(text=name, return_tensors="pt").to(self._device)
+            output = self._model(vision_embeds=seen, **text)
+            [boxes] = self._processor.post_process_object_detection(output, threshold, size)
+            labels = torch.full(boxes["scores"].shape, label)
+            found.append(_select(boxes, labels, labels == label))
         return DetectedBoxes(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
@@ -314,8 +321,7 @@ def _settings(name: str | None, setting: str = "detect.detector (--detector)") -
     except (OSError, ValueError) as reason:
         cause = str(reason).strip().splitlines()[0].rstrip(".")
         raise UserError(f"no detector {name}: {cause}; choose another {setting}") from None
-    mappings = (MODEL_FOR_OBJECT_DETECTION_MAPPING, MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING)
-    if not any(type(settings) in mapping for mapping in mappings):
+    if type(settings) not in MODEL_FOR_OBJECT_DETECTION_MAPPING and settings.model_type not in _ZERO_SHOT:
         raise UserError(f"{name} is not an object detector: its model_type is {settings.model_type!r}")
     return settings
 
@@ -418,8 +424,7 @@ class GivenBoxesStage(Stage):
         clip_objects(record, ProblemCounts())
 
 
-@dataclass(frozen=True)
-class GivenBoxes:
+class GivenBoxes(NamedTuple):
     """Boxes of one image from a Python user: `corners` are x1, y1, x2, y2 in pixels, `[boxes, 4]` float64."""
 
     corners: NDArray[np.float64]
@@ -429,18 +434,19 @@ class GivenBoxes:
     def objects(self, width: int, height: int) -> list[Box]:
         """The boxes, clipped to the image by at most a pixel.
 
-        Raises UserError: a box is farther outside, or all boxes are within the first pixel.
+        Raises UserError: a box is not finite, has no area or is farther outside, or all are within the first pixel.
         """
         size = f"the image, which has {width}x{height} pixels"
         if len(self.corners) and self.corners.max() <= 1 < max(width, height):
             raise UserError(f"the boxes{self.where} are within the first pixel of {size}: expected pixels, not shares")
         numbers = {name: number for number, name in enumerate(dict.fromkeys(self.classes), start=1)}
         boxes = []
-        for index, (name, corners) in enumerate(zip(self.classes, self.corners.tolist(), strict=True)):
-            left, top, right, bottom = corners
-            bbox = clip_box((left, top, right - left, bottom - top), width, height)
-            if bbox is None or min(left, top) < -1 or right > width + 1 or bottom > height + 1:
-                raise UserError(f"{_box(index, self.where, corners)} is not inside {size}")
+        for name, (left, top, right, bottom) in zip(self.classes, self.corners.tolist(), strict=True):
+            inside = -1 <= left < right <= width + 1 and -1 <= top < bottom <= height + 1  # false of NaN
+            bbox = clip_box((left, top, right - left, bottom - top), width, height) if inside else None
+            if bbox is None:
+                box = f"the box ({left:g}, {top:g}, {right:g}, {bottom:g}){self.where}"
+                raise UserError(f"{box} is not inside {size}: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2")
             boxes.append(Box(name, numbers[name], bbox))
         return boxes
 
@@ -450,40 +456,25 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
 
     None: no boxes are given, which differs from an empty list.
 
-    Raises UserError: boxes without classes or the reverse, another shape, another number of classes than of boxes, an
-    empty class name, or a box that is not finite or has no area.
+    Raises UserError: they are not of this shape, or there is not a class name for each box.
     """
     if boxes is None and classes is None:
         return None
-    if boxes is None or classes is None:
-        raise UserError(f"boxes= and classes={where} belong together: give a class name for each box")
-    expected = "expected x1, y1, x2, y2 in pixels of each box"
     try:
-        corners = np.asarray(boxes, dtype=np.float64)
+        corners = np.asarray([] if boxes is None else boxes, dtype=np.float64)
+        corners = corners.reshape(0, 4) if not corners.size and corners.shape[-1:] in ((0,), (4,)) else corners
     except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"boxes={where} are not numbers ({str(error).splitlines()[0]}): {expected}") from None
-    if not corners.size and corners.shape[-1:] in ((0,), (4,)):
-        corners = corners.reshape(0, 4)
+        raise UserError(f"boxes={where} are not numbers: {str(error).splitlines()[0]}") from None
     if corners.ndim != 2 or corners.shape[1] != 4:
-        raise UserError(f"boxes={where} have shape {'x'.join(map(str, corners.shape)) or 'no'}: {expected}, Nx4")
-    for index, (left, top, right, bottom) in enumerate(corners.tolist()):
-        if not (left < right < math.inf and top < bottom < math.inf):
-            box = _box(index, where, corners[index])
-            raise UserError(f"{box} is not finite or has no area: {expected}, with x1 < x2 and y1 < y2")
-    if isinstance(classes, str) or not isinstance(classes, Iterable):
-        raise UserError(f"classes={where}: expected a list of class names, got {classes!r}")
-    names = tuple(classes)
+        raise UserError(f"boxes={where}: expected x1, y1, x2, y2 in pixels of each box, got shape {corners.shape}")
+    names = tuple(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else ()
+    if boxes is None or len(names) != len(corners):
+        found = f"{count(len(corners), 'box', 'boxes')} and {count(len(names), 'class', 'classes')}"
+        raise UserError(f"boxes= and classes={where}: expected a class name for each box, got {found}")
     for name in names:
         if not isinstance(name, str) or not name.strip() or to_single_line(name) != name.strip():
             raise UserError(f"classes={where}: expected class names, got {name!r}")
-    if len(names) != len(corners):
-        found = f"{count(len(corners), 'box', 'boxes')} and {count(len(names), 'class', 'classes')}"
-        raise UserError(f"{found}{where}: expected a class name for each box")
     return GivenBoxes(corners, names, where)
-
-
-def _box(index: int, where: str, corners: Iterable[float]) -> str:
-    return f"box {index}{where} ({', '.join(f'{value:g}' for value in corners)})"
 
 
 def _path_suffixes(name: str) -> list[str]:

@@ -70,9 +70,8 @@ class ChatRequest:
     """Messages, and how they are answered.
 
     n: number of answers. seed: selects the noise of all of them; servers get 31 bits that are derived from it and from
-    `first`, the number of answers that there are already. schema: JSON schema that the text must follow, which the
-    server enforces. logprobs: also return the likeliest tokens. check: says what is wrong with a text, which is then
-    requested once more, by this reply; None: nothing is.
+    `first`, the number of answers that there are already. schema: JSON schema that the server enforces. logprobs: also
+    return the likeliest tokens. check: what is wrong with a text, which is then requested once more; None: nothing.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -95,12 +94,8 @@ class ChatRequest:
             "temperature": how.temperature,
             "top_p": how.top_p,
         }
-        if how.top_k:
-            fields["top_k"] = how.top_k
-        if how.repetition_penalty != 1:
-            fields["repetition_penalty"] = how.repetition_penalty
-        if self.n > 1:
-            fields["n"] = self.n
+        others = (("top_k", how.top_k, 0), ("repetition_penalty", how.repetition_penalty, 1), ("n", self.n, 1))
+        fields |= {name: value for name, value, default in others if value != default}
         if self.schema is not None:
             schema = {"name": "answer", "strict": True, "schema": self.schema}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -128,9 +123,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """The texts that can be used, at least one and at most as many as were asked for.
-
-    One that was requested twice, as the request's `check` demanded, may be wrong again.
+    """The texts that can be used, from one to as many as were asked for; `check` may still find them wrong.
 
     logprobs: per text and per token of it, the likeliest tokens there with their natural log-probabilities, likeliest
     first, the chosen one among them; None if they were not asked for.
@@ -142,7 +135,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """The server answers, but not this request: its content is filtered, the answer is empty, the prompt too long."""
+    """Why there is no answer: the content is filtered, the answer is empty, the prompt too long, a box has no area."""
 
     reason: str
 
@@ -156,13 +149,10 @@ def read_choices(completion: Any, logprobs: bool) -> list[Choice]:
         raise ValueError("the answer is not JSON; the URL of an API often ends in /v1")
     if error := completion.get("error"):
         raise ValueError(f"the server answers with an error: {quote(str(error))}")
-    try:
-        choices = sorted(completion["choices"], key=lambda choice: choice.get("index") or 0)
-        if not choices:
-            raise ValueError("the answer has no choices")
-        return [_read(choice, logprobs) for choice in choices]
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError("the answer is not a chat completion") from None
+    with suppress(KeyError, TypeError, AttributeError):
+        if choices := sorted(completion["choices"], key=lambda choice: choice.get("index") or 0):
+            return [_read(choice, logprobs) for choice in choices]
+    raise ValueError("the answer is not a chat completion with choices")
 
 
 def _read(choice: Mapping[str, Any], logprobs: bool) -> Choice:
@@ -261,8 +251,7 @@ class CacheFolder:
 class RequestCache:
     """Choices by request. Several threads and processes may use the file at once. The first answer creates it.
 
-    A request is known by the hash of its body: model, messages with their images, sampling, seed and number of answers.
-    Neither the address of the server nor the key is part of it.
+    A request is known by the hash of its body, which has neither the address of the server nor the key.
     """
 
     def __init__(self, file: Path) -> None:
@@ -326,7 +315,7 @@ _CONNECT_SECONDS, _PAUSE, _LONGEST_PAUSE, _LONGEST_RETRY_AFTER = 15, 0.5, 8.0, 3
 _AHEAD = 4  # requests that are prepared, or answered out of order, per request under way
 _CONTROL = ChatRequest(conversation("Say yes."), ChatSampling(max_tokens=8))
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-_NO_ANSWER, _REJECTED, _LATER, _LIMITED, _UNPAID, _NOT_FOUND = 0, (400, 413, 422), (408, 409, 425), 429, 402, 404
+_REJECTED, _LATER, _LIMITED, _UNPAID, _NOT_FOUND = (400, 413, 422), (408, 409, 425), 429, 402, 404
 _NAMES_N = re.compile(r"\bn\b")
 _NAMES_KEY = re.compile(r"\bAPI[ _]?key\b", re.IGNORECASE)  # some servers refuse a key with HTTP 400
 
@@ -339,7 +328,7 @@ class RequestError(Exception):
     status: of HTTP, or 0 if there is none or the answer cannot be read. wait: seconds that the server wants.
     """
 
-    def __init__(self, reason: str, status: int = _NO_ANSWER, wait: str = "") -> None:
+    def __init__(self, reason: str, status: int = 0, wait: str = "") -> None:
         super().__init__(reason)
         self.status, self.wait = status, int(wait) if wait.isdecimal() else 0
 
@@ -352,16 +341,14 @@ class ChatEndpoint:
     """
 
     def __init__(self, url: str, model: str, requests: Requests, cache: CacheFolder | None = None) -> None:
-        """Sends nothing. Raises UserError if this is not a URL, it contains a password, or the key cannot be sent.
+        """Sends nothing. `model`: its name, as the server lists it. `cache`: where answers are kept, or None.
 
-        Args:
-            model: its name, as the server lists it.
-            cache: where answers are kept, or None.
+        Raises UserError if this is not a URL, it contains a password, or the key cannot be sent.
         """
         self.url, self.model, self.requests = endpoint_url(url), model, requests
         self.cache = RequestCache(cache.file) if cache else None
         self._key = os.environ.get(requests.key, "").strip()
-        if not all(" " < character < "\x7f" for character in self._key):
+        if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(f"{requests.key} contains characters that are not allowed in an API key")
         self._one_by_one, self._limit = False, MAX_TOKENS
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -423,18 +410,14 @@ class ChatEndpoint:
     async def _answer(self, request: ChatRequest) -> Answer | Refusal:
         choices: list[Choice] = []
         async with self._slots:
-            try:
-                while (first := len(choices)) < request.n:
-                    rest = replace(request, first=first, n=request.n - first)  # with other noise
-                    asked = replace(rest, n=1) if self._one_by_one else rest
-                    try:
-                        choices += await self._kept(asked)
-                    except RequestError as error:
-                        if asked.n == 1 or not _NAMES_N.search(str(error)):
-                            raise
-                        self._one_by_one = True  # `transformers serve` does not support `n`
-            except RequestError as error:
-                return Refusal(str(error))
+            while (first := len(choices)) < request.n:
+                number = 1 if self._one_by_one else request.n - first
+                try:
+                    choices += await self._kept(replace(request, first=first, n=number))  # with other noise
+                except RequestError as error:
+                    if number == 1 or not _NAMES_N.search(str(error)):
+                        return Refusal(str(error))
+                    self._one_by_one = True  # `transformers serve` does not support `n`
             choices = [await self._mended(request, *each) for each in enumerate(choices[: request.n])]
         usable = [choice for choice in choices if choice.fault is None]
         if not usable:
@@ -454,19 +437,16 @@ class ChatEndpoint:
 
     async def _kept(self, request: ChatRequest) -> list[Choice]:
         """Return the choices from the cache, or from the server and then into the cache."""
+        if self.cache is None:
+            return await self._completion(request)
         body = request.body(self.model)
-        choices = self.cache.get(body) if self.cache else None
-        if choices is None:
+        if (choices := self.cache.get(body)) is None:
             choices = await self._completion(request)
-            if self.cache:
-                self.cache.put(body, choices, request.check)
+            self.cache.put(body, choices, request.check)
         return choices
 
     async def _completion(self, request: ChatRequest) -> list[Choice]:
-        """Ask until there is an answer.
-
-        Raises RequestError if the server answers, but not this request, or UserError, EngineError: see the class.
-        """
+        """Ask until there is an answer. Raises RequestError if this request gets none; see also the class."""
         for failures in range(self.requests.retries + 1):
             try:
                 return await self._attempt(request)
@@ -503,11 +483,7 @@ class ChatEndpoint:
             return await self._attempt(request)
 
     async def _send(self, path: str, fields: Mapping[str, Any] | None = None) -> Any:
-        """Return the JSON of an answer to POST with `fields`, or to GET.
-
-        Raises RequestError, or what ends the run: UserError if the key is refused or this is not such an API,
-        EngineError if the account is empty. ValueError: the answer is not JSON.
-        """
+        """Return the JSON of an answer to POST with `fields`, or to GET. Raises as `_completion`, or ValueError."""
         import openai
 
         # Of OPENAI_… variables, which may be meant for another server, nothing but the key is sent.
@@ -571,20 +547,16 @@ def endpoint_url(url: str) -> str:
 
     Raises UserError if it is not a URL, or has parts that must not be stored in a run, which are not quoted.
     """
-    try:
-        parts = urlsplit(url.strip())
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
-    except ValueError:
-        shown = "the endpoint" if "@" in url else repr(quote(url))
-        raise UserError(f"{shown} is not a URL, such as http://localhost:8000/v1") from None
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if set("?#") & set(url) or "@" in url.rpartition("://")[2].partition("/")[0]:
         raise UserError(
             "the URL of an endpoint has a name, a password, '?' or '#' in it, which would be stored in the run: put "
             "the key into an environment variable (requests.key)"
         )
-    if not valid:
-        raise UserError(f"{quote(url)!r} is not a URL, such as http://localhost:8000/v1")
-    return parts.geturl().rstrip("/").removesuffix(_CHAT)
+    with suppress(ValueError):
+        parts = urlsplit(url.strip())
+        if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port):
+            return parts.geturl().rstrip("/").removesuffix(_CHAT)
+    raise UserError(f"{quote(url)!r} is not a URL, such as http://localhost:8000/v1")
 
 
 def _message(body: Any) -> str:

@@ -57,12 +57,7 @@ class GroundStage(Stage):
     name = "ground"
 
     def __init__(self, recipe: Recipe, roots: Mapping[str, ImagePlace], classes: Mapping[str, int], data: str) -> None:
-        """
-        Args:
-            roots: where the images of each split are.
-            classes: the id of every class of the dataset.
-            data: whose synonym table is used, see `PairStage`.
-        """
+        """`classes`: the id of every class of the dataset. `data`: whose synonym table is used, see `PairStage`."""
         self.config, self.pair, self.parse = recipe.ground, recipe.pair, recipe.parse
         self.resources, self.roots, self.classes, self.dataset = recipe.ground.resources, roots, classes, data
 
@@ -100,12 +95,10 @@ class GroundStage(Stage):
         return gpu_use(self.device)
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        words = [self.words(record) if record.ok else {} for record in records]
-        shown = (record for record, some in zip(records, words, strict=True) if some)
-        with ImageFeed(self.roots, shown, lambda image, file: image, self.threads) as images:
-            for record, some in zip(records, words, strict=True):
-                if some:
-                    self._fill(record, some, images)
+        asked = [(record, words) for record in records if record.ok and (words := self.words(record))]
+        with ImageFeed(self.roots, (record for record, _ in asked), lambda image, file: image, self.threads) as images:
+            for record, words in asked:
+                self._fill(record, words, images)
         return records
 
     def words(self, record: Record) -> dict[str, Word]:

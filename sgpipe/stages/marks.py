@@ -10,21 +10,13 @@ from typing import Any
 
 from PIL import Image
 
-from sgpipe.errors import ImageError, UserError
+from sgpipe.errors import ImageError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import CaptionConfig, PairConfig
 from sgpipe.records import Box, Record
 from sgpipe.stages.caption.stage import CaptionStage, load_captioner, noise_key
-from sgpipe.stages.endpoint import (
-    Answer,
-    ChatRequest,
-    ChatSampling,
-    Refusal,
-    conversation,
-    image_url,
-    quote,
-)
+from sgpipe.stages.endpoint import Answer, ChatRequest, ChatSampling, Refusal, conversation, image_url, quote
 from sgpipe.stages.pair import PairStage, TripletCount
 from sgpipe.stages.parse.llm import read_relations, relations_schema
 from sgpipe.stages.parse.rules import predicate_words
@@ -69,24 +61,18 @@ class MarksStage(PairStage):
         same = ("endpoint", "requests", "samples", "temperature", "device", "dtype", "resources")
         given = {name: getattr(config, name) for name in same} | {"top_p": _TOP_P, "max_tokens": _MAX_TOKENS}
         asked = CaptionConfig(captioner=config.model, prompt=PROMPT, min_tokens=1, **given)
-        self._asked = CaptionStage(asked, roots, seed)  # whose captioner answers
+        self._asked = CaptionStage(asked, roots, seed, role="pair.model")  # whose captioner answers
 
     def check(self) -> None:
         """Raises UserError: there is no such model, it cannot be asked about images, or its server does not answer."""
-        model: Any = load_captioner(self._asked.config)
-        if self.config.endpoint is not None:
-            example = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
-            model.check(self._request(Image.new("RGB", (64, 64), "grey"), example, 0))
-        else:
-            model.check()
-            if not getattr(model, "is_chat", False):
-                raise UserError(f"pair.model {self.config.model} has no chat template, so it cannot be asked")
+        model: Any = load_captioner(self._asked.config, role=self._asked.role)
+        example = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
+        request = self._request(Image.new("RGB", (64, 64), "grey"), example, 0)
+        model.check(*[request] if self.config.endpoint else [])
 
     def setup(self) -> None:
         """Load the model. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
         super().setup()
-        if self.config.endpoint is None:
-            self.check()
         self._asked.cache_folder = self.cache_folder
         self._asked.setup()
 
@@ -123,10 +109,9 @@ class MarksStage(PairStage):
     def _request(self, image: Image.Image, objects: Sequence[Box], key: int) -> ChatRequest:
         config, numbers = self.config, range(1, len(objects) + 1)
         names = [f"{number}: {single_line(box.category)}" for number, box in zip(numbers, objects, strict=True)]
+        shown = image_url(draw_marks(image, [box.bbox for box in objects], _SIDE))
         return ChatRequest(
-            conversation(
-                "\n".join([PROMPT, *names, _FORM]), image_url(draw_marks(image, [box.bbox for box in objects], _SIDE))
-            ),
+            conversation("\n".join([PROMPT, *names, _FORM]), shown),
             ChatSampling(_MAX_TOKENS, config.temperature, _TOP_P),
             seed=key,
             n=config.samples,

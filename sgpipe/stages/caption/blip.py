@@ -10,7 +10,6 @@ The vision tower gets PyTorch's fused attention, which transformers does not sup
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,9 +34,10 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.base import image_threads
-from sgpipe.stages.caption.captioner import MAX_TOKENS, CaptionInput
-from sgpipe.stages.caption.decoding import NucleusSampling, draw, process
+from sgpipe.stages.caption.captioner import CaptionInput
+from sgpipe.stages.caption.decoding import draw, process
 from sgpipe.stages.checkpoint import (
+    UNREADABLE,
     check_architecture,
     check_vocabulary,
     first_line,
@@ -64,7 +64,6 @@ class BlipCaptioner:
         """`config`: with `prompt` and `max_tokens`, see `captioner.settings_of`."""
         self.config = config
         self.source = str(config.captioner)
-        self.max_tokens = config.max_tokens or MAX_TOKENS
 
     def check(self) -> None:
         """Raise UserError if there is no such captioner, it is another kind of model, or `caption.system` is set."""
@@ -85,13 +84,11 @@ class BlipCaptioner:
         # transformers' beam search is not known to be safe for threads
         self.gpu_threads = (GPU_THREADS if config.decoding == "nucleus" else 1) if on_gpu else 0
         self.memory = GpuMemory(self.device, _REMEDY, max(self.gpu_threads, 1), _GPU_GROUP if on_gpu else 1)
-        most, least, positions = self.max_tokens, config.min_tokens, self.blip.text_config.max_position_embeddings
-        if most > positions:
-            raise UserError(f"caption.max_tokens is {most}, but this captioner has only {positions} positions")
-        if most <= len(self.prompt) or most < least:
+        least, most = max(config.min_tokens, len(self.prompt) + 1), self.blip.text_config.max_position_embeddings
+        if not least <= (config.max_tokens or 0) <= most:
             raise UserError(
-                f"caption.max_tokens is {most}: expected at least min_tokens ({least}) and more than the "
-                f"{len(self.prompt)} tokens of [DEC] and the prompt, which are included"
+                f"caption.max_tokens is {config.max_tokens}: expected {least} (caption.min_tokens, and more than [DEC] "
+                f"and the prompt) to {most}, the positions of this captioner"
             )
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str]]:
@@ -124,22 +121,10 @@ class BlipCaptioner:
         config = self.config
         states = self.blip.encode(self.blip.to_device([pixels for pixels, _ in group]))
         if config.decoding == "beam":
-            decoded = beam_captions(
-                self.blip.model, states, self.prompt, config.beams, config.min_tokens, self.max_tokens
-            )
+            decoded = beam_captions(self.blip.model, states, self.prompt, config)
         else:
-            sampling = NucleusSampling(
-                config.samples,
-                config.top_p,
-                config.temperature,
-                config.min_tokens,
-                self.max_tokens,
-                end=self.blip.text_config.sep_token_id,
-                repetition_penalty=config.repetition_penalty,
-                top_k=config.top_k,
-            )
             try:
-                decoded = sample_captions(self.decoder, states, self.prompt, [key for _, key in group], sampling)
+                decoded = sample_captions(self.decoder, states, self.prompt, [key for _, key in group], config)
             except FloatingPointError as reason:
                 raise UserError(f"captioner {config.captioner!r}: {reason}") from None
         return [[self.blip.text(tokens) for tokens in samples] for samples in decoded]
@@ -177,7 +162,7 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
 
 @dataclass(frozen=True)
 class Blip:
-    """A loaded captioner. `prepare` makes pixels, `encode` runs the vision tower, `text` decodes tokens."""
+    """A loaded captioner."""
 
     model: BlipForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
@@ -185,7 +170,6 @@ class Blip:
 
     @property
     def text_config(self) -> Any:
-        """The decoder's settings, a `BlipTextConfig`."""
         return self.model.config.text_config
 
     def to_device(self, images: Sequence[Tensor]) -> Tensor:
@@ -217,11 +201,10 @@ class Blip:
 def load_blip(source: str, image_size: int | None, device: torch.device, dtype: torch.dtype) -> Blip:
     """Load a captioner from a folder or a hub id (from the local cache when offline).
 
-    `image_size` is the side in pixels; None is the side that the position embeddings were trained for. Other sizes
-    interpolate them.
+    `image_size`: in pixels; None: of the position embeddings, which are interpolated for other sizes.
 
-    Raises UserError for no such model, another kind of model, missing or damaged weights, a tokenizer that does not
-    belong to the model, or an `image_size` that is not a multiple of the patch size.
+    Raises UserError: there is no such model, its parts are damaged or of another model, or `image_size` is not a
+    multiple of its patch size.
     """
     _check_config(source)
     name = f"captioner {source!r}"
@@ -234,12 +217,6 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
     if side % vision.patch_size:
         raise UserError(f"{name}: image_size {side} is not a multiple of its patch size {vision.patch_size}")
     with quiet():
-        fast = Path(source) / "tokenizer.json"
-        try:
-            if fast.is_file():
-                json.loads(fast.read_text(encoding="utf-8"))  # the tokenizers library raises a bare Exception
-        except (OSError, ValueError) as reason:
-            raise UserError(f"{name}: cannot load its tokenizer: {first_line(reason)}") from None
         tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, source)
         # Only the model may know [DEC] and [ENC], and its vocabulary may be padded.
         check_vocabulary(name, len(tokenizer), (0.9 * text.vocab_size - 2, text.vocab_size + 2))
@@ -247,12 +224,11 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
         try:
             values, _ = BlipImageProcessor.get_image_processor_dict(source, local_files_only=Path(source).is_dir())
             mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
-            if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-                raise UserError(f"{name}: image_mean {mean} and image_std {std} are not values for RGB")
             prepare = ImagePreparation(side, tuple(mean), tuple(std), Image.Resampling(values.get("resample") or 3))
-        except OSError as reason:
-            if "JSON" in str(reason):
-                raise UserError(f"{name}: {first_line(reason)}") from None
+            prepare(Image.new("RGB", (8, 8)))
+        except UNREADABLE as reason:
+            if "JSON" in str(reason) or not isinstance(reason, OSError):  # otherwise there is no such file
+                raise UserError(f"{name}: preprocessor_config.json: {first_line(reason)}") from None
     fuse_vision_attention(model)
     torch.nn.Module.to(model, device=device, dtype=dtype)
     return Blip(model.eval(), tokenizer, prepare)
@@ -320,6 +296,7 @@ class BlipDecoder:
     def __init__(self, model: BlipForConditionalGeneration) -> None:
         decoder: Any = model.text_decoder
         self.heads: int = decoder.config.num_attention_heads
+        self.end: int = decoder.config.sep_token_id
         self.embeddings = decoder.bert.embeddings
         self.head = decoder.cls
         self.layers = [_Layer(layer, self.heads) for layer in decoder.bert.encoder.layer]
@@ -405,59 +382,53 @@ def _joined(*linears: torch.nn.Linear) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def sample_captions(
-    decoder: BlipDecoder, image_states: Tensor, prompt: list[int], keys: list[int], sampling: NucleusSampling
+    decoder: BlipDecoder, image_states: Tensor, prompt: list[int], keys: list[int], sampling: CaptionConfig
 ) -> list[list[list[int]]]:
     """The tokens after `prompt` of each sample of each image, without the end token.
 
     Args:
         image_states: [images, 1 + patches, vision width].
         keys: one per image, 63 bits that select its noise.
+        sampling: its lengths, also `max_tokens`, count every token of the decoder: [DEC], prompt, words and [SEP].
 
     With one image, sequences that have ended are dropped from the computation. With several images they stay, so that
     tensor shapes do not depend on the length of other images' captions.
 
     Raises FloatingPointError: the model's scores are not finite.
     """
-    images, device = len(image_states), image_states.device
-    rows = torch.arange(images * sampling.samples, device=device)
-    row_keys = torch.tensor(keys, device=device).repeat_interleave(sampling.samples)
-    row_samples = rows % sampling.samples
-    drawn = torch.full((len(rows), sampling.max_tokens), sampling.end, device=device)
+    images, device, samples, end = len(image_states), image_states.device, sampling.samples, decoder.end
+    most = sampling.max_tokens or 0
+    rows = torch.arange(images * samples, device=device)
+    row_keys = torch.tensor(keys, device=device).repeat_interleave(samples)
+    row_samples = rows % samples
+    drawn = torch.full((len(rows), most), end, device=device)
     drawn[:, : len(prompt)] = torch.tensor(prompt, device=device)
 
-    state = decoder.start(image_states, sampling.max_tokens)
+    state = decoder.start(image_states, most)
     scores = decoder(torch.tensor([prompt] * images, device=device), state)
     if not bool(scores.isfinite().all()):
         raise FloatingPointError("the captioner's scores are not finite: its weights are damaged")
-    state.fork(sampling.samples)
-    scores = scores.repeat_interleave(sampling.samples, dim=0)
-    for length in range(len(prompt), sampling.max_tokens):
-        scores = process(scores, drawn[rows, :length], sampling)
+    state.fork(samples)
+    scores = scores.repeat_interleave(samples, dim=0)
+    for length in range(len(prompt), most):
+        scores = process(scores, drawn[rows, :length], sampling, end)
         tokens = draw(scores, sampling.top_p, row_keys[rows], row_samples[rows], length - len(prompt))
         drawn[rows, length] = tokens
-        active = (drawn[rows, len(prompt) : length + 1] != sampling.end).all(dim=-1)
-        if length + 1 == sampling.max_tokens or not bool(active.any()):
+        active = (drawn[rows, len(prompt) : length + 1] != end).all(dim=-1)
+        if length + 1 == most or not bool(active.any()):
             break
         if images == 1 and not bool(active.all()):
             rows, tokens = rows[active], tokens[active]
             state.keep(active.nonzero().squeeze(-1))
         scores = decoder(tokens.unsqueeze(-1), state)
-    captions = [_until(row, sampling.end) for row in drawn[:, len(prompt) :].tolist()]
-    return [captions[first : first + sampling.samples] for first in range(0, len(captions), sampling.samples)]
+    captions = [_until(row, end) for row in drawn[:, len(prompt) :].tolist()]
+    return [captions[first : first + samples] for first in range(0, len(captions), samples)]
 
 
 def beam_captions(
-    model: BlipForConditionalGeneration,
-    image_states: Tensor,
-    prompt: list[int],
-    beams: int,
-    min_tokens: int,
-    max_tokens: int,
+    model: BlipForConditionalGeneration, image_states: Tensor, prompt: list[int], config: CaptionConfig
 ) -> list[list[list[int]]]:
-    """The tokens after `prompt` of the best caption of each image, by transformers' beam search (1: greedy).
-
-    Lengths count as in `NucleusSampling`. The result is nested as in `sample_captions`, with one sample per image.
-    """
+    """The same of the best caption of each image, as of one sample, by transformers' beam search (1 beam: greedy)."""
     text_config: Any = model.config.text_config
     end = text_config.sep_token_id
     sequences = model.text_decoder.generate(
@@ -466,10 +437,10 @@ def beam_captions(
         encoder_hidden_states=image_states,
         encoder_attention_mask=image_states.new_ones(image_states.shape[:2], dtype=torch.long),
         generation_config=GenerationConfig(
-            num_beams=beams,
+            num_beams=config.beams,
             do_sample=False,
-            min_length=min_tokens,
-            max_new_tokens=max_tokens - len(prompt),
+            min_length=config.min_tokens,
+            max_new_tokens=(config.max_tokens or 0) - len(prompt),
             bos_token_id=text_config.bos_token_id,
             eos_token_id=end,
             pad_token_id=text_config.pad_token_id,

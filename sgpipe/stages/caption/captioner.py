@@ -36,7 +36,7 @@ CHAT_PROMPT = (
 )
 _CHAT_MAX_TOKENS = 128
 # Families whose prompt is not a request in words.
-_PROMPTS = {"blip-2": "a photo of", "florence2": "<DETAILED_CAPTION>", "paligemma": "caption en"}
+_PROMPTS = {"blip": PROMPT, "blip-2": "a photo of", "florence2": "<DETAILED_CAPTION>", "paligemma": "caption en"}
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,8 @@ class CaptionInput:
     file: ImageFile | None = None
 
 
-@dataclass(frozen=True)
-class Refused:
-    """Why a captioner has no caption for an image: the row becomes an error row with this reason."""
-
-    reason: str
-
-
 class Captioner(Protocol):
-    """Captions of images, in their order.
-
-    The captions of an image depend on its pixels, its key and the recipe only: never on the other images, on their
-    number, or on `batch_size`.
-    """
+    """Captions of images, which depend on the image's pixels, its key and the recipe only."""
 
     def check(self) -> None:
         """Raise UserError if this captioner cannot caption, as far as can be told cheaply, before any work."""
@@ -72,10 +61,10 @@ class Captioner(Protocol):
     def setup(self) -> None:
         """Load what is needed, in the process that captions. Raises UserError like `check`, and for damaged weights."""
 
-    def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refused]:
-        """Yield the captions of each input: up to `caption.samples`, or one by beam search; each is a single line.
+    def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
+        """Yield the captions of each input, in order: up to `caption.samples` single lines, or one by beam search.
 
-        Reads `inputs` as it needs them: only as many images are open as are captioned together.
+        Only as many inputs are read as are captioned together. A refusal makes an error row.
 
         Raises UserError if the captioner fails on every image, or the memory is full.
         """
@@ -85,10 +74,8 @@ class Captioner(Protocol):
 def settings_of(config: CaptionConfig) -> CaptionConfig:
     """Return the settings with the captioner's own in place of null; one that cannot be read yet counts as BLIP."""
     family = _family(config)
-    if family == "blip":
-        own: dict[str, str | int] = {"prompt": PROMPT, "max_tokens": MAX_TOKENS}
-    else:
-        own = {"prompt": _PROMPTS.get(family, CHAT_PROMPT), "max_tokens": _CHAT_MAX_TOKENS}
+    most = MAX_TOKENS if family == "blip" else _CHAT_MAX_TOKENS
+    own = {"prompt": _PROMPTS.get(family, CHAT_PROMPT), "max_tokens": most}
     return config.model_copy(update={name: value for name, value in own.items() if getattr(config, name) is None})
 
 
@@ -161,11 +148,8 @@ class ServedCaptioner:
         """
         if config.decoding == "beam":
             raise UserError("caption.decoding: an endpoint samples; set it to nucleus, and caption.temperature lower")
-        assert config.endpoint is not None
-        assert config.captioner is not None
         self.config = config
-        self._endpoint = ChatEndpoint(config.endpoint, config.captioner, config.requests, cache_folder)
-
+        self._endpoint = ChatEndpoint(str(config.endpoint), str(config.captioner), config.requests, cache_folder)
         self.ask_all = self._endpoint.ask_all
 
     def check(self, example: ChatRequest | None = None) -> None:
@@ -175,24 +159,18 @@ class ServedCaptioner:
     def setup(self) -> None:
         """Load nothing."""
 
-    def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refused]:
+    def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
         """See `Captioner`; drops refused and empty samples. Raises EngineError if the endpoint does not answer."""
-        for answer in self._endpoint.ask_all(map(self._request, inputs)):
+        for answer in self.ask_all(map(self._request, inputs)):
             if isinstance(answer, Refusal):
-                yield Refused(answer.reason)
+                yield answer
             else:
-                captions = [one_line(text) for text in answer.texts]
-                yield [caption for caption in captions if caption] or Refused("the answer has no caption in it")
+                yield list(filter(None, map(one_line, answer.texts))) or Refusal("the answer has no caption in it")
 
     def _request(self, source: CaptionInput) -> ChatRequest:
-        config = self.config
-        assert config.max_tokens is not None
-        return ChatRequest(
-            conversation(config.prompt or "", self._url(source), config.system),
-            ChatSampling(config.max_tokens, config.temperature, config.top_p, config.top_k, config.repetition_penalty),
-            seed=source.key,
-            n=config.samples,
-        )
+        given = {name: getattr(self.config, name) for name in ChatSampling.__dataclass_fields__}
+        asked = conversation(self.config.prompt or "", self._url(source), self.config.system)
+        return ChatRequest(asked, ChatSampling(**given), seed=source.key, n=self.config.samples)
 
     def _url(self, source: CaptionInput) -> str:
         """Return the image file as it is, if it shows what is captioned, else the pixels."""

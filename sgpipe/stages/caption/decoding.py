@@ -8,29 +8,13 @@ every batch and in any order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sgpipe.recipe import CaptionConfig
+
 _UINT32 = 0xFFFFFFFF
-
-
-@dataclass(frozen=True)
-class NucleusSampling:
-    """Settings of nucleus sampling. Lengths count every token of the decoder: [DEC], prompt, words and [SEP].
-
-    A `repetition_penalty` of 1 and a `top_k` of 0 are off.
-    """
-
-    samples: int
-    top_p: float
-    temperature: float
-    min_tokens: int
-    max_tokens: int
-    end: int
-    repetition_penalty: float = 1.0
-    top_k: int = 0
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -57,19 +41,20 @@ def gumbel(keys: Tensor, samples: Tensor, step: int, tokens: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
-def process(scores: Tensor, tokens: Tensor, sampling: NucleusSampling) -> Tensor:
+def process(scores: Tensor, tokens: Tensor, sampling: CaptionConfig, end: int | None = None) -> Tensor:
     """The scores [rows, vocabulary] from which a nucleus is taken; -inf for tokens that cannot follow.
 
     Applies in this order, as transformers does: repetition penalty (Keskar et al., 2019, as CTRL's code), minimum
     length, temperature, top_k. Tokens that tie with the last of the top_k stay.
 
-    `tokens`: all tokens so far, int64 [rows, length], with [DEC] and the prompt; the penalty counts each once.
+    `tokens`: all tokens so far, int64 [rows, length], with [DEC] and the prompt; the penalty counts each once. `end`:
+    the token that captions shorter than `min_tokens` do not get; None: of any length they may end.
     """
     if sampling.repetition_penalty != 1:
         seen, penalty = scores.gather(1, tokens), sampling.repetition_penalty
         scores = scores.scatter(1, tokens, torch.where(seen < 0, seen * penalty, seen / penalty))
-    if tokens.shape[1] < sampling.min_tokens:
-        scores = scores.index_fill(1, torch.tensor([sampling.end], device=scores.device), -torch.inf)
+    if end is not None and tokens.shape[1] < sampling.min_tokens:
+        scores = scores.index_fill(1, torch.tensor([end], device=scores.device), -torch.inf)
     scores = scores / sampling.temperature
     if sampling.top_k:
         last = scores.topk(min(sampling.top_k, scores.shape[1]), dim=-1).values[:, -1:]

@@ -11,8 +11,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +23,9 @@ from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
 from sgpipe.stages.base import Stage, image_threads
-from sgpipe.stages.caption.captioner import Captioner, CaptionInput, Refused, settings_of
+from sgpipe.stages.caption.captioner import Captioner, CaptionInput, ServedCaptioner, settings_of
 from sgpipe.stages.checkpoint import read_config
-from sgpipe.stages.endpoint import CacheFolder
+from sgpipe.stages.endpoint import CacheFolder, Refusal
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.gpu_memory import gpu_use
 
@@ -36,8 +35,7 @@ _MAX_PAIRED_BOXES = 1000
 Window = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """A part of an image: `boxes` index `Record.objects`, `window` is xyxy in pixels (None: the whole image)."""
 
     scope: Scope
@@ -54,16 +52,17 @@ class CaptionStage(Stage):
 
     name = "caption"
 
-    def __init__(self, config: CaptionConfig, roots: Mapping[str, ImagePlace], seed: int) -> None:
-        self.config = config
-        self.roots = roots
-        self.seed = seed
+    def __init__(
+        self, config: CaptionConfig, roots: Mapping[str, ImagePlace], seed: int, role: str = "captioner"
+    ) -> None:
+        """`role`: what the model is for, in messages; any but a captioner needs a chat template."""
+        self.config, self.roots, self.seed, self.role = config, roots, seed, role
         self.resources = config.resources
 
     def check(self) -> None:
         """Raises UserError: there is no such captioner, or it cannot caption images."""
         if self.config.captioner is not None:
-            load_captioner(self.config, self.cache_folder).check()
+            load_captioner(self.config, self.cache_folder, self.role).check()
 
     def setup(self) -> None:
         """Load the captioner. Raises UserError: there is none, or it cannot be loaded."""
@@ -73,7 +72,7 @@ class CaptionStage(Stage):
         here = self.config.endpoint is None
         self.device = pick_device(self.config.device, self.resources.gpus) if here else None
         self.threads = image_threads(self.resources, elsewhere=self.device != torch.device("cpu"))
-        self.captioner: Captioner = load_captioner(self.config, self.cache_folder)
+        self.captioner: Captioner = load_captioner(self.config, self.cache_folder, self.role)
         self.captioner.setup()
 
     def gpu_use(self) -> dict[str, Any]:
@@ -83,7 +82,7 @@ class CaptionStage(Stage):
         open_: deque[tuple[Record, Region]] = deque()
         for captions in self.captioner.caption(self._inputs(records, open_)):
             record, region = open_.popleft()
-            if isinstance(captions, Refused):
+            if isinstance(captions, Refusal):
                 record.captions = []
                 record.fail(self.name, captions.reason)
             elif record.ok:
@@ -107,12 +106,14 @@ class CaptionStage(Stage):
                     if not record.ok:
                         break
                     open_.append((record, region))
-                    whole = file if region.window is None else None
-                    shown = image if region.window is None else image.crop(region.window)
-                    yield CaptionInput(shown, noise_key(self.seed, record, region.scope, region.boxes), whole)
+                    key = noise_key(self.seed, record, region.scope, region.boxes)
+                    crop = image.crop(region.window) if region.window else None
+                    yield CaptionInput(crop or image, key, None if crop else file)
 
 
-def load_captioner(config: CaptionConfig, cache_folder: CacheFolder | None = None) -> Captioner:
+def load_captioner(
+    config: CaptionConfig, cache_folder: CacheFolder | None = None, role: str = "captioner"
+) -> Captioner:
     """Return the captioner of a recipe, which is not set up yet.
 
     `cache_folder`: where a served captioner keeps its answers, or None.
@@ -120,18 +121,15 @@ def load_captioner(config: CaptionConfig, cache_folder: CacheFolder | None = Non
     Raises UserError if there is no such model.
     """
     if config.endpoint is not None:
-        from sgpipe.stages.caption.captioner import ServedCaptioner
-
         return ServedCaptioner(settings_of(config), cache_folder)
     config = config.model_copy(update={"captioner": local_model(str(config.captioner))})
-    own = settings_of(config)
-    if read_config(str(config.captioner)).get("model_type") == "blip":
+    if read_config(str(config.captioner), role).get("model_type") == "blip" and role == "captioner":
         from sgpipe.stages.caption.blip import BlipCaptioner
 
-        return BlipCaptioner(own)
+        return BlipCaptioner(settings_of(config))
     from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
 
-    return VisionLanguageCaptioner(own)
+    return VisionLanguageCaptioner(settings_of(config), role)
 
 
 def noise_key(seed: int, record: Record, scope: str, boxes: Sequence[int] = ()) -> int:

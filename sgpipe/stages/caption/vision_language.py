@@ -26,8 +26,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from rlip_model.gpu_memory import is_out_of_memory
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages.caption.captioner import CaptionInput, Refused, one_line
-from sgpipe.stages.caption.decoding import NucleusSampling, draw, process
+from sgpipe.stages.caption.captioner import CaptionInput, one_line
+from sgpipe.stages.caption.decoding import draw, process
 from sgpipe.stages.checkpoint import (
     MISFITS,
     check_architecture,
@@ -53,15 +53,19 @@ _REMEDY_OF_PAIR = "lower pair.samples, or raise pair.resources.gpus so that fewe
 class VisionLanguageCaptioner:
     """Captions by a model of transformers' `AutoModelForImageTextToText`, through its processor."""
 
-    def __init__(self, config: CaptionConfig) -> None:
-        """`config`: with `prompt` and `max_tokens`, see `captioner.settings_of`."""
-        self.config = config
+    def __init__(self, config: CaptionConfig, role: str = "captioner") -> None:
+        """
+        Args:
+            config: with `prompt` and `max_tokens`, see `captioner.settings_of`.
+            role: what the model is for, in messages; any but a captioner needs a chat template.
+        """
+        self.config, self.role = config, role
         self.source = str(config.captioner)
-        self.name = f"captioner {self.source!r}"
+        self.name = f"{role} {self.source!r}"
 
     def check(self) -> None:
         """Raise UserError if this is not a model that takes images, or its processor or chat template do not fit."""
-        config = read_config(self.source)
+        config = read_config(self.source, self.role)
         family = str(config.get("model_type"))
         if family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             check_architecture(self.source, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])
@@ -71,12 +75,12 @@ class VisionLanguageCaptioner:
                 "checkpoint of a family that transformers has"
             )
         else:
-            kinds = ", ".join(map(str, config.get("architectures") or ())) or "model of an unknown architecture"
-            raise UserError(f"{self.name} cannot caption images: it is a {kinds} (model_type {family!r})")
+            raise UserError(f"{self.name} does not read images and text: its model_type is {family!r}")
         if "next_sequence_length" not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
             raise UserError(f"{self.name} needs a newer transformers: pip install --upgrade transformers")
-        self.prompt = ImagePrompt(self.config)
-        self.is_chat = self.prompt.is_chat
+        self.prompt = ImagePrompt(self.config, self.name)
+        if self.role != "captioner" and not self.prompt.is_chat:
+            raise UserError(f"{self.name} has no chat template, so it cannot be asked")
         text = {**config, **(config.get("text_config") or {})}
         least, most = self.config.min_tokens, self.config.max_tokens or 0
         positions, vocabulary = (text.get(key) for key in ("max_position_embeddings", "vocab_size"))
@@ -96,7 +100,7 @@ class VisionLanguageCaptioner:
         self.dtype = pick_dtype(config.dtype, self.device)
         self.check()
         with enough_memory(self.device, _REMEDY):
-            model = load_weights(AutoModelForImageTextToText, self.source, dtype=self.dtype)
+            model = load_weights(AutoModelForImageTextToText, self.source, self.role, dtype=self.dtype)
             self.model = torch.nn.Module.to(model, self.device).eval()
             self.generation = copy.deepcopy(self.model.generation_config)
             self.generation.update(
@@ -122,24 +126,24 @@ class VisionLanguageCaptioner:
             except MISFITS as reason:
                 if is_out_of_memory(reason):
                     raise
-                raise UserError(f"{self.name} cannot caption an example image: {first_line(reason)}") from None
+                raise UserError(f"{self.name} cannot process an example image: {first_line(reason)}") from None
 
-    def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refused]:
+    def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
         """See `Captioner.caption`."""
         for each in inputs:
             with enough_memory(self.device, _REMEDY), quiet():
                 captions = self._caption(each)
             yield captions
 
-    def _caption(self, given: CaptionInput) -> list[str] | Refused:
+    def _caption(self, given: CaptionInput) -> list[str] | Refusal:
         try:
             rows = self._decode(self.prompt(given.image), given.key, self.generation)
         except MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
             if is_out_of_memory(reason):
                 raise
-            return Refused(f"the captioner cannot process the image: {first_line(reason)}")
+            return Refusal(f"the captioner cannot process the image: {first_line(reason)}")
         captions = [one_line(self.prompt.decode(row)) for row in rows]
-        return [caption for caption in captions if caption] or Refused("the captions are empty")
+        return [caption for caption in captions if caption] or Refusal("the captions are empty")
 
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[Answer | Refusal]:
         """See `ChatEndpoint.ask_all`. The sampling is that of `config`; a schema is not enforced."""
@@ -173,18 +177,7 @@ class VisionLanguageCaptioner:
             sequences = self.model.generate(**inputs, generation_config=generation)
             prompt = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
             return sequences[:, prompt:].tolist()
-        config = self.config
-        sampling = NucleusSampling(
-            samples=samples or config.samples,
-            top_p=config.top_p,
-            temperature=config.temperature,
-            min_tokens=0,  # which `generation` has, and the end
-            max_tokens=generation.max_new_tokens,
-            end=-1,
-            repetition_penalty=config.repetition_penalty,
-            top_k=config.top_k,
-        )
-        shared = SharedPrefix(key, sampling)
+        shared = SharedPrefix(key, self.config, samples or self.config.samples)
         try:
             return self.model.generate(**inputs, generation_config=generation, custom_generate=shared)
         except FloatingPointError as reason:
@@ -194,19 +187,16 @@ class VisionLanguageCaptioner:
 class ImagePrompt:
     """The prompt of a recipe, ready for images, by the processor and chat template of a checkpoint."""
 
-    def __init__(self, config: CaptionConfig) -> None:
-        """Raises UserError if the processor is missing, damaged or needs a package, or if its chat template fails, or
+    def __init__(self, config: CaptionConfig, name: str) -> None:
+        """`name`: of the model, in messages.
+
+        Raises UserError if the processor is missing, damaged or needs a package, or if its chat template fails, or
         leaves out the prompt or the system message.
         """
-        self._name = f"captioner {str(config.captioner)!r}"
-        self._size = config.image_size
-        self.processor: Any = load_part(AutoProcessor, str(config.captioner))
-        missing = [part for part in ("image_processor", "tokenizer") if getattr(self.processor, part, None) is None]
-        if missing:
-            raise UserError(
-                f"{self._name} has no processor for images (no {' and no '.join(missing)}): processor_config.json or "
-                "preprocessor_config.json is missing"
-            )
+        self._name, self._size = name, config.image_size
+        self.processor: Any = load_part(AutoProcessor, str(config.captioner), name.partition(" ")[0])
+        if not (hasattr(self.processor, "image_processor") and hasattr(self.processor, "tokenizer")):
+            raise UserError(f"{name} has no processor for images and text: preprocessor_config.json is missing")
         self.tokenizer: Any = self.processor.tokenizer
         self.is_chat = getattr(self.processor, "chat_template", None) is not None
         self.text = self._write(config.prompt or "", config.system)
@@ -228,21 +218,16 @@ class ImagePrompt:
 
     def check(self) -> None:
         """Prepare an example. Raises UserError if the prompt has no place for an image."""
-        image, number = (getattr(self.processor, name, None) for name in ("image_token", "image_token_id"))
-        where = "its chat template has no place for the image"
-        if not self.is_chat:
-            where = (
-                "its processor has no chat template, and caption.prompt has no place for the image; write the prompt "
-                f"as the model expects it{f', with {image}' if image else ''}"
-            )
+        number = getattr(self.processor, "image_token_id", None)
         try:
             with quiet():
-                inputs = self(_EXAMPLE)
+                place = number is None or number in self(_EXAMPLE)["input_ids"]
         except MISFITS as reason:
-            there = not image or str(image) in self.text
-            raise UserError(f"{self._name}: {first_line(reason) if there else where}") from None
-        if number is not None and number not in inputs["input_ids"]:
-            raise UserError(f"{self._name}: {where}")
+            raise UserError(f"{self._name}: {first_line(reason)}") from None
+        if not place:
+            source = "chat template" if self.is_chat else "processor has no chat template, and caption.prompt"
+            image = getattr(self.processor, "image_token", "an image token")
+            raise UserError(f"{self._name}: its {source} has no place for the image, such as {image}")
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of generated tokens, without special ones."""
@@ -286,12 +271,13 @@ class SharedPrefix:
     of its own decoding loop. The cache of the prefix is copied for every sample, and tokens are drawn with the keyed
     noise of `decoding`. Returns the tokens of each sample, without the end token.
 
-    `key` has 63 bits that select the noise of the image. The end and the shortest length are those of
+    `key` has 63 bits that select the noise of the image. The end and both lengths are those of
     `generation_config`; the repetition penalty counts the tokens of the caption, not those of the prompt.
     """
 
     key: int
-    sampling: NucleusSampling
+    sampling: CaptionConfig
+    samples: int
 
     def __call__(
         self,
@@ -303,7 +289,7 @@ class SharedPrefix:
         **inputs: Any,
     ) -> list[list[int]]:
         """`input_ids` [1, prompt] and `inputs` of one image. Raises FloatingPointError if scores are not finite."""
-        samples, prompt = self.sampling.samples, input_ids.shape[1]
+        samples, prompt, most = self.samples, input_ids.shape[1], generation_config.max_new_tokens
         scores, inputs = _forward(model, input_ids, inputs, is_first_iteration=True)
         input_ids, inputs = model._expand_inputs_for_generation(
             samples, model.config.is_encoder_decoder, input_ids, **inputs
@@ -316,14 +302,14 @@ class SharedPrefix:
         ends = torch.as_tensor([] if ends is None else ends, device=scores.device, dtype=input_ids.dtype).reshape(-1)
         numbers = torch.arange(samples, device=scores.device)
         keys = torch.full_like(numbers, self.key)
-        lengths = torch.full_like(numbers, self.sampling.max_tokens)
-        for step in range(self.sampling.max_tokens):
+        lengths = torch.full_like(numbers, most)
+        for step in range(most):
             scores = process(logits_processor(input_ids, scores), input_ids[:, prompt:], self.sampling)
             tokens = draw(scores, self.sampling.top_p, keys, numbers, step)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             ended = torch.isin(tokens, ends) & (lengths > step)
             lengths = lengths.where(~ended, step)
-            if step + 1 == self.sampling.max_tokens or bool((lengths <= step).all()):
+            if step + 1 == most or bool((lengths <= step).all()):
                 break
             scores, inputs = _forward(model, input_ids, inputs, next_sequence_length=1)
         rows = zip(input_ids[:, prompt:].tolist(), lengths.tolist(), strict=True)

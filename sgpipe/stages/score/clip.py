@@ -7,7 +7,8 @@ Texts are padded to the model's own length.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +20,7 @@ from torch.nn import functional
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
 from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_part, load_weights, read_config
-from sgpipe.stages.score.scorer import NO_AREA, Unscored, contrast_texts, marked_crop, relation_text
+from sgpipe.stages.score.scorer import NO_AREA, Score, contrast_texts, marked_crop, relation_text
 from sgpipe.utils.devices import pick_device
 
 _DEFAULT_SIDE = 224
@@ -35,11 +36,7 @@ class ClipScorer:
     """
 
     def __init__(self, model: str, device: str = "auto", gpus: float = 0) -> None:
-        """
-        Args:
-            model: see `load_clip`; "NAME:WEIGHTS" for a named model of open_clip.
-            gpus: how many GPUs were asked for.
-        """
+        """`model`: see `load_clip`; "NAME:WEIGHTS" for a named model of open_clip. `gpus`: how many to use."""
         self.model, self._device_name, self._gpus = model, device, gpus
 
     def check(self) -> None:
@@ -54,14 +51,12 @@ class ClipScorer:
         """Raises UserError: the model cannot be loaded, or the device is missing."""
         name, weights = split_name(self.model)
         self.clip: ClipModel = load_clip(name, weights, pick_device(self._device_name, self._gpus))
-        self._embed = TextEmbeddings(self.clip)
+        self._embed = text_embeddings(self.clip)
 
-    def scores(
-        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
-    ) -> list[float | Unscored]:
+    def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
         """See `RelationScorer`."""
         seen: dict[tuple[int, int], Tensor | None] = {}
-        found: list[float | Unscored] = []
+        found: list[Score] = []
         for relation in relations:
             pair = (relation.subject, relation.object)
             if pair not in seen:
@@ -88,33 +83,18 @@ def split_name(model: str) -> tuple[str, str | None]:
     return (name, weights) if found and name != "hf-hub" and "/" not in name else (model, None)
 
 
-class TextEmbeddings:
-    """Embeddings of texts, `[width]`, the latest of which are kept.
-
-    Each text is encoded alone, so that its embedding never depends on what was encoded before or beside it.
-    """
-
-    def __init__(self, clip: ClipModel) -> None:
-        self._clip = clip
-        self._known: dict[str, Tensor] = {}
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """`[texts, width]`."""
-        if len(self._known) >= _KEPT_TEXTS:
-            self._known.clear()
-        for text in texts:
-            if text not in self._known:
-                self._known[text] = self._clip.embed_texts([text])[0]
-        return torch.stack([self._known[text] for text in texts])
+def text_embeddings(clip: ClipModel) -> Callable[[Sequence[str]], Tensor]:
+    """Return a function from texts to embeddings `[texts, width]`, which encodes each alone and keeps the latest."""
+    embed = lru_cache(_KEPT_TEXTS)(lambda text: clip.embed_texts([text])[0])
+    return lambda texts: torch.stack([embed(text) for text in texts])
 
 
 def load_clip(model: str, weights: str | None, device: torch.device) -> ClipModel:
     """A CLIP model.
 
-    Args:
-        model: a folder with config.json (transformers), or else open_clip_config.json (open_clip), and weights; a hub
-            id, which is transformers' unless it begins with hf-hub:; or, with `weights`, a name that open_clip knows.
-        weights: of a named model of open_clip: a file, or a tag that open_clip knows.
+    `model`: a folder with config.json (transformers), or else open_clip_config.json (open_clip), and weights; a hub id,
+    which is transformers' unless it begins with hf-hub:; or a name that open_clip knows, with its `weights`: a file or
+    a tag.
 
     Raises UserError: open_clip is needed and not installed, or the model cannot be loaded.
     """
@@ -131,9 +111,7 @@ def _is_open_clip(model: str, weights: str | None) -> bool:
 class OpenClip:
     """A model of open_clip. Embeddings have unit length, `[count, width]`, float32 on the CPU.
 
-    Attributes:
-        side: pixels per side of the images that the model sees.
-        scale: what cosines are multiplied by before a softmax; `logit_scale` of the checkpoint.
+    `side`: pixels per side of the images that it sees. `scale`: what multiplies cosines before a softmax.
     """
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from sgpipe.recipe import Requests
 from sgpipe.records import Box, Relation
+from sgpipe.stages.endpoint import Refusal
 
 ScorerKind = Literal["clip", "vlm"]
 
@@ -30,22 +31,12 @@ class ScorerSettings:
     gpus: float = 0
 
 
-@dataclass(frozen=True)
-class Unscored:
-    """Why a relation has no score."""
-
-    reason: str
-
-
-NO_AREA = Unscored("a box has no area in the image")
+Score = float | Refusal  # a probability, or why there is none
+NO_AREA = Refusal("a box has no area in the image")
 
 
 class RelationScorer(Protocol):
-    """Scores relations by what the image shows.
-
-    The score of a relation depends on the image, its two boxes and its predicate only: never on the other relations
-    that are scored, on their number or their order.
-    """
+    """Scores relations by what the image shows: by the image, the two boxes and the predicate only."""
 
     def check(self) -> None:
         """Raise UserError if this model cannot score, as far as can be told cheaply, before any work."""
@@ -53,14 +44,8 @@ class RelationScorer(Protocol):
     def load(self) -> None:
         """Load what is needed, in the process that scores. Raises UserError like `check`, and for damaged weights."""
 
-    def scores(
-        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
-    ) -> list[float | Unscored]:
-        """Return the probability that each relation is correct, in their order; confidences are not read.
-
-        Args:
-            image: RGB.
-            objects: its boxes, xywh in pixels of the image; the relations index them.
+    def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
+        """Return the probability that each relation of an RGB image is correct, or why there is none, in their order.
 
         Raises UserError or EngineError if the scorer fails on every image.
         """
@@ -132,7 +117,7 @@ def marked_image(image: Image.Image, objects: Sequence[Box], relation: Relation,
         return None
     scale = min(longest / max(image.size), 1.0)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
-    copy = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3) if scale < 1 else image.copy()
+    copy = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
     _outline(copy, boxes, (0, 0), scale, max(max(size) // 200, 2))
     return copy
 

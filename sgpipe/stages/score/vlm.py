@@ -15,9 +15,9 @@ from torch import Tensor
 
 from rlip_model.gpu_memory import is_out_of_memory
 from sgpipe.errors import UserError
-from sgpipe.recipe import Requests
+from sgpipe.recipe import CaptionConfig, Requests, Resources
 from sgpipe.records import Box, Relation
-from sgpipe.stages.checkpoint import MISFITS, first_line, load_part, load_weights, read_config
+from sgpipe.stages.checkpoint import MISFITS, first_line
 from sgpipe.stages.endpoint import (
     Answer,
     CacheFolder,
@@ -28,16 +28,14 @@ from sgpipe.stages.endpoint import (
     conversation,
     image_url,
 )
-from sgpipe.stages.score.scorer import NO_AREA, Unscored, marked_image, visible_boxes
-from sgpipe.utils.devices import pick_device, pick_dtype
+from sgpipe.stages.score.scorer import NO_AREA, Score, marked_image, visible_boxes
 from sgpipe.utils.gpu_memory import enough_memory
 
 LONGEST_SIDE = 1024  # pixels of the image that is shown
-NEITHER = Unscored('the model answers neither "yes" nor "no"')
+NEITHER = Refusal('the model answers neither "yes" nor "no"')
 _ORDERS = ("yes or no", "no or yes")
 _VARIANTS = ("{}", " {}", "\n{}", '"{}', "**{}")
 _REMEDY = "use a smaller model"
-_EXAMPLE = Image.new("RGB", (64, 64), "white")
 _SAMPLING = ChatSampling(max_tokens=1)
 _RETRIES_OF_CHECK = 2
 
@@ -46,71 +44,49 @@ class VlmScorer:
     """Asks a model whether a relation holds, one question at a time, so that no answer depends on another question."""
 
     def __init__(self, model: str, device: str = "auto", dtype: str = "auto", gpus: float = 0) -> None:
-        """
-        Args:
-            model: hub id or folder of an image-text-to-text model with a chat template.
-            gpus: how many were asked for.
-        """
-        self.model = model
-        self._device_name, self._dtype_name, self._gpus = device, dtype, gpus
+        """`model`: hub id or folder of an image-text-to-text model with a chat template; `gpus`: how many to use."""
+        from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
+
+        where = {"device": device, "dtype": dtype, "resources": Resources(gpus=gpus)}
+        config = CaptionConfig(captioner=model, prompt="Is it grey?", min_tokens=1, max_tokens=1, **where)
+        self._model = VisionLanguageCaptioner(config, role="scorer")
 
     def check(self) -> None:
-        """Raises UserError: there is no such model, or it does not read images and text."""
-        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
-        kind = read_config(self.model, "scorer").get("model_type")
-        if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-            raise UserError(f"{self.model} cannot be asked about images: it is a {kind or 'model without a type'}")
+        """Raises UserError: there is no such model, or it cannot be asked about images."""
+        self._model.check()
 
     def load(self) -> None:
-        """Raises UserError: as `check`, the weights are damaged, it has no chat template, or no GPU is there."""
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        """Raises UserError: as `check`, the weights are damaged, or no GPU is there."""
+        self._model.setup()
+        self._yes, self._no = _answer_tokens(self._model.prompt.tokenizer, self._model.name)
 
-        self.check()
-        self._device = pick_device(self._device_name, self._gpus)
-        dtype = pick_dtype(self._dtype_name, self._device)
-        self._processor: Any = load_part(AutoProcessor, self.model, "scorer")
-        network = load_weights(AutoModelForImageTextToText, self.model, "scorer", dtype=dtype)
-        if not getattr(self._processor, "chat_template", None):
-            raise UserError(f"scorer {self.model} has no chat template, so it cannot be asked")
-        self._network: Any = network.eval().to(self._device)
-        self._yes, self._no = _answer_tokens(self._processor.tokenizer, self.model)
-        if isinstance(failed := self._ask(_EXAMPLE, ["Is it white?"]), Unscored):
-            raise UserError(f"scorer {self.model} cannot be asked about an example image: {failed.reason}")
-
-    def scores(
-        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
-    ) -> list[float | Unscored]:
+    def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
         """See `RelationScorer`."""
-        found: list[float | Unscored] = []
-        with enough_memory(self._device, _REMEDY):
+        found: list[Score] = []
+        with enough_memory(self._model.device, _REMEDY):
             for relation in relations:
                 marked = marked_image(image, objects, relation, LONGEST_SIDE)
                 found.append(NO_AREA if marked is None else self._ask(marked, ask_about(objects, relation)))
         return found
 
-    def _ask(self, image: Image.Image, questions: Sequence[str]) -> float | Unscored:
+    def _ask(self, image: Image.Image, questions: Sequence[str]) -> Score:
         """The mean over the questions."""
         try:
             return mean_of_orders(self._share_of_yes(image, question) for question in questions)
         except MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
             if is_out_of_memory(reason):
                 raise
-            return Unscored(f"the scorer cannot process the image: {first_line(reason)}")
+            return Refusal(f"the scorer cannot process the image: {first_line(reason)}")
 
     @torch.inference_mode()
     def _share_of_yes(self, image: Image.Image, question: str) -> float:
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        prompt = self._processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = self._processor(images=[image], text=[prompt], return_tensors="pt").to(self._device)
-        for name, value in inputs.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                inputs[name] = value.to(self._network.dtype)
-        logits = self._network(**inputs).logits[0, -1].double()
+        model, prompt = self._model, self._model.prompt
+        inputs = prompt(image, prompt.chat(conversation(question, ""))).to(model.device, model.dtype)
+        logits = model.model(**inputs).logits[0, -1].double()
         yes, no = logits[self._yes].logsumexp(0), logits[self._no].logsumexp(0)
         share = float((yes - no).sigmoid())
         if share != share:
-            raise UserError(f"scorer {self.model} returns NaN: its weights are damaged")
+            raise UserError(f"{model.name} returns NaN: its weights are damaged")
         return share
 
 
@@ -129,7 +105,7 @@ def _answer_tokens(tokenizer: Any, model: str) -> tuple[Tensor, Tensor]:
                         break
     yes, no = found["yes"] - found["no"], found["no"] - found["yes"]
     if not (yes and no):
-        raise UserError(f"scorer {model}: its tokenizer does not tell the answers yes and no apart")
+        raise UserError(f"{model}: its tokenizer does not tell the answers yes and no apart")
     return torch.tensor(sorted(yes)), torch.tensor(sorted(no))
 
 
@@ -151,9 +127,7 @@ class ServedScorer:
         """Raises UserError: this is no URL, or the key cannot be sent."""
         self._endpoint = ChatEndpoint(self._url, self._model, self._requests, self._cache)
 
-    def scores(
-        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
-    ) -> list[float | Unscored]:
+    def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
         """See `RelationScorer`. Only as many requests are prepared as are under way."""
         visible = [visible_boxes(image, objects, relation) is not None for relation in relations]
         shown = [relation for relation, there in zip(relations, visible, strict=True) if there]
@@ -170,9 +144,9 @@ class ServedScorer:
             yield ChatRequest(conversation(question, url), _SAMPLING, logprobs=True)
 
 
-def _share(answer: Answer | Refusal) -> float | Unscored:
+def _share(answer: Answer | Refusal) -> Score:
     if isinstance(answer, Refusal):
-        return Unscored(answer.reason)
+        return answer
     first = answer.logprobs[0] if answer.logprobs else ()
     return share_of_yes({token: math.exp(value) for token, value in first[0]}) if first else NEITHER
 
@@ -185,15 +159,17 @@ def ask_about(objects: Sequence[Box], relation: Relation) -> tuple[str, ...]:
     return tuple(f"{question} Answer with one word: {order}." for order in _ORDERS)
 
 
-def mean_of_orders(shares: Iterable[float | Unscored]) -> float | Unscored:
+def mean_of_orders(shares: Iterable[Score]) -> Score:
     """The mean of the probabilities of all orders, or the first reason why there is none."""
-    found = list(shares)
-    numbers = [each for each in found if isinstance(each, float)]
-    unscored = [each for each in found if isinstance(each, Unscored)]
-    return unscored[0] if unscored else sum(numbers) / len(numbers)
+    numbers: list[float] = []
+    for share in shares:
+        if isinstance(share, Refusal):
+            return share
+        numbers.append(share)
+    return sum(numbers) / len(numbers)
 
 
-def share_of_yes(tokens: Mapping[str, float]) -> float | Unscored:
+def share_of_yes(tokens: Mapping[str, float]) -> Score:
     """The probability of "yes" among "yes" and "no". `tokens`: the probabilities of the likeliest first tokens."""
     mass = {"yes": 0.0, "no": 0.0}
     for token, probability in tokens.items():

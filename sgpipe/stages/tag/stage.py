@@ -34,9 +34,10 @@ from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.base import Stage, image_threads
+from sgpipe.stages.endpoint import Refusal
 from sgpipe.stages.pair import HeadMatcher
 from sgpipe.stages.score.build import make_scorer
-from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings, Unscored
+from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings
 from sgpipe.stages.tag.methods import candidates, check_tagger
 from sgpipe.utils.compiling import Compiled, compile_forward
 from sgpipe.utils.devices import pick_device, pick_dtype
@@ -450,10 +451,10 @@ class ScoredStage(Stage):
             record.fail(self.name, str(reason))
             return
         found = self.scorer.scores(image, record.objects, asked)
-        if failed := [each for each in found if isinstance(each, Unscored) and each is not NO_AREA]:
+        if failed := [each for each in found if isinstance(each, Refusal) and each is not NO_AREA]:
             record.fail(self.name, failed[0].reason)
             return
-        scores = [0.0 if isinstance(each, Unscored) else each for each in found]
+        scores = [0.0 if isinstance(each, Refusal) else each for each in found]
         for relation, score in zip(asked, torch.tensor(scores, dtype=torch.float32).tolist(), strict=True):
             relation.confidence = score  # in the precision of shards
         record.relations += deduplicate(each for each in asked if (each.confidence or 0) > self.threshold)

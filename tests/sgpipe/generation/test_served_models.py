@@ -60,16 +60,6 @@ def run(coco: Files, out: Path, server: EndpointServer, *, retry_failed: bool = 
     return said.getvalue()
 
 
-def test_a_run_goes_on_wherever_the_model_is_served(coco: Files, tmp_path: Path) -> None:
-    with EndpointServer(caption) as server:
-        run(coco, tmp_path / "run", server, limit=2)
-    with EndpointServer(caption) as server:
-        run(coco, tmp_path / "run", server)
-        assert len(server.requests) == 1 + IMAGES - 2
-    assert [len(row.captions) for row in iter_records(tmp_path / "run")] == [1] * IMAGES
-    assert any(row.relations for row in iter_records(tmp_path / "run"))
-
-
 def test_what_was_refused_is_asked_again_if_that_is_asked_for(coco: Files, tmp_path: Path) -> None:
     with EndpointServer(caption, scripted(None, None, "refusal", None, "rejected")) as server:
         run(coco, tmp_path / "run", server)

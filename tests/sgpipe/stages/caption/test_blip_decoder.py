@@ -81,27 +81,3 @@ def test_a_compiled_step_may_write_into_its_cache(tmp_path):
         found.append([decoder(torch.tensor([[5 + step]] * 2), state) for step in range(4)])
         assert compiled is None or not compiled.failure
     torch.testing.assert_close(*found)
-
-
-def test_remaining_sequences_keep_their_scores(model):
-    states = image_states(model, images=1)
-    decoder = BlipDecoder(model)
-    state = decoder.start(states, capacity=5)
-    decoder(torch.tensor([[5, 6]]), state)
-    state.fork(3)
-    decoder(torch.tensor([[7], [8], [9]]), state)
-    state.keep(torch.tensor([2, 0]))
-    scores = decoder(torch.tensor([[10], [11]]), state)
-    ids = torch.tensor([[5, 6, 9, 10], [5, 6, 7, 11]])
-    expected = reference_scores(model, ids, states.expand(2, -1, -1))[:, -1]
-    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_nothing_of_the_image_is_copied_per_sample(model):
-    states = image_states(model, images=2)
-    state = BlipDecoder(model).start(states, capacity=4)
-    before = [keys.data_ptr() for keys in state.image_keys]
-    state.fork(10)
-    assert [keys.data_ptr() for keys in state.image_keys] == before
-    assert all(len(keys) == 2 for keys in (*state.image_keys, *state.image_values))
-    assert all(len(keys) == 20 for keys in (*state.keys, *state.values))

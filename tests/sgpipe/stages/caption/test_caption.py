@@ -1,7 +1,6 @@
 import dataclasses
 import os
-from collections import Counter, deque
-from itertools import count, islice
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Box, Record
-from sgpipe.stages.caption.captioner import Refused
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.utils.gpu_memory import GpuMemory
 from tests.factories import make_blip
@@ -215,31 +213,6 @@ def test_an_unreadable_image_becomes_an_error_row(captioner, images, tmp_path):
 def test_limits_that_leave_no_room_are_refused(captioner, images, settings):
     with pytest.raises(UserError, match=r"^caption.max_tokens is"):
         make_stage(captioner, images, **settings)
-
-
-class Refusing:
-    """A captioner that refuses some of its inputs, and reads two of them ahead."""
-
-    def __init__(self, refused):
-        self.refused = refused
-
-    def caption(self, inputs):
-        ahead = deque(islice(inputs, 2))
-        for number in count():
-            if not ahead:
-                return
-            given = ahead.popleft()
-            ahead.extend(islice(inputs, 1))
-            yield Refused("content filter") if number in self.refused else [f"{number}: {given.image.size}"]
-
-
-def test_a_refused_image_becomes_an_error_row(captioner, images):
-    stage = make_stage(captioner, images)
-    stage.captioner = Refusing({1})
-    found = stage(records(4))
-    assert [record.status for record in found] == ["ok", "error", "ok", "ok"]
-    assert (found[1].error, found[1].captions) == ("caption: content filter", [])
-    assert [record.captions[0].text for record in found if record.ok] == ["0: (60, 40)", "2: (45, 70)", "3: (90, 30)"]
 
 
 def test_a_captioner_gets_the_file_of_a_whole_image(captioner, images):

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages.caption.captioner import CaptionInput, Refused, one_line
-from sgpipe.stages.caption.decoding import NucleusSampling, draw, process
+from sgpipe.stages.caption.captioner import CaptionInput, Refusal, one_line
+from sgpipe.stages.caption.decoding import draw, process
 from sgpipe.stages.caption.stage import load_captioner
 from tests.vlm_checkpoints import FAMILIES, make_vlm
 
@@ -58,7 +58,6 @@ def test_each_token_is_the_argmax_of_the_scores_of_a_whole_pass_plus_the_noise(c
     decode = captioner.prompt.tokenizer.decode
     monkeypatch.setattr(captioner.prompt.tokenizer, "decode", lambda row, **_: drawn.append(row) or decode(row))
     next(captioner.caption([given]))
-    sampling = NucleusSampling(3, 0.95, 1.3, 0, 10, -1, 1.2, 100)
     forced = 1 if family == "florence2" else 0  # its first token is always the same
     for sample, tokens in enumerate(drawn):
         scores = whole_pass(captioner, captioner.prompt(given.image), tokens)
@@ -68,7 +67,7 @@ def test_each_token_is_the_argmax_of_the_scores_of_a_whole_pass_plus_the_noise(c
             allowed[captioner.generation.eos_token_id] = -torch.inf
             if family == "florence2" and step >= 3:
                 break  # from here on it may not repeat three tokens
-            filtered = process(allowed[None], before, sampling)
+            filtered = process(allowed[None], before, captioner.config)
             number = torch.tensor([sample])
             assert draw(filtered, 0.95, torch.tensor([given.key]), number, step).item() == tokens[step]
 
@@ -163,7 +162,7 @@ def test_an_image_that_the_processor_refuses_has_a_reason(checkpoint):
     captioner = make_captioner(checkpoint("qwen2_vl"))
     strip = CaptionInput(Image.new("RGB", (2, 600)), 1)
     refused, fine = captioner.caption([strip, inputs()[0]])
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Refusal)
     assert "aspect ratio" in refused.reason
     assert "\n" not in refused.reason
     assert len(fine) == 3

@@ -12,7 +12,7 @@ from transformers.models.smolvlm import processing_smolvlm
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption import vision_language
-from sgpipe.stages.caption.captioner import CaptionInput, Refused, settings_of
+from sgpipe.stages.caption.captioner import CaptionInput, Refusal, settings_of
 from sgpipe.stages.caption.stage import CaptionStage, load_captioner
 from tests.factories import make_blip
 from tests.sgpipe.stages.caption.test_vision_language import inputs
@@ -60,34 +60,17 @@ def template(text):
     return lambda folder: (folder / "chat_template.jinja").write_text(text)
 
 
-def weights(name, value):
-    """Replace the first weight whose name ends so; remove it if the value is None."""
-
-    def damage(folder):
-        file = folder / "model.safetensors"
-        kept = load_file(file)
-        key = next(each for each in kept if each.endswith(name))
-        before = kept.pop(key)
-        if value is not None:
-            kept[key] = torch.full(value(before), torch.nan)
-        save_file(kept, file, metadata={"format": "pt"})
-
-    return damage
-
-
-def cut(folder):
+def of_nan(folder):
     file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def of_bert(folder):
-    BertConfig(architectures=["BertModel"]).save_pretrained(folder)
+    kept = load_file(file)
+    next(kept[name] for name in kept if name.endswith("norm.weight")).fill_(torch.nan)
+    save_file(kept, file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
     ("damage", "word"),
     {
-        "another model": (of_bert, "BertModel"),
+        "another model": (lambda folder: BertConfig().save_pretrained(folder), "'bert'"),
         "another class of the family": (change(architectures=["Qwen2VLModel"]), "expected Qwen2VLForConditional"),
         "code of its own": (change(model_type="new_vl", auto_map={"AutoConfig": "x.Y"}), "never run"),
         "no processor": (without("*processor_config.json"), "processor"),
@@ -95,11 +78,9 @@ def of_bert(folder):
         "no chat template": (without("chat_template.jinja"), "<|image_pad|>"),
         "a template that raises": (template("{{ raise_exception('only user') }}"), "only user"),
         "a template that is damaged": (template("{% for m in messages"), "template fails"),
-        "a template without the image": (template("{{ messages[0].content[1].text }}"), "place for the image"),
+        "a template without the image": (template("{{ messages[0].content[1].text }}"), "0 <|image_pad|>"),
         "a template without the prompt": (template("<|vision_start|><|image_pad|><|vision_end|>"), "caption.prompt"),
-        "truncated weights": (cut, "cannot load its weights"),
-        "a missing weight": (weights("q_proj.weight", None), "1 weight is missing, such as"),
-        "NaN": (weights("norm.weight", lambda weight: weight.shape), "not finite"),
+        "NaN": (of_nan, "not finite"),
     }.values(),
 )
 def test_a_damaged_checkpoint_is_refused(folder, damage, word):
@@ -147,7 +128,7 @@ def test_failures_while_captioning(original, monkeypatch):
     texts = iter(["\n", "a cat", "<think> a", "", "- ", "**"])
     with monkeypatch.context() as patch:
         patch.setattr(captioner.prompt, "decode", lambda _: next(texts))
-        assert list(captioner.caption(inputs()[:2])) == [["a cat"], Refused("the captions are empty")]
+        assert list(captioner.caption(inputs()[:2])) == [["a cat"], Refusal("the captions are empty")]
 
     def fail(*_, **__):
         raise RuntimeError("shapes do not match\nbut how")
@@ -155,7 +136,7 @@ def test_failures_while_captioning(original, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(vision_language.SharedPrefix, "__call__", fail)
         assert list(captioner.caption(inputs()[:1])) == [
-            Refused("the captioner cannot process the image: shapes do not match")
+            Refusal("the captioner cannot process the image: shapes do not match")
         ]
         assert "example image: shapes do not match" in error_of(original)
 

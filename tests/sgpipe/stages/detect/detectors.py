@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertTokenizerFast,
     CLIPTokenizerFast,
@@ -20,6 +22,10 @@ from transformers import (
     Owlv2ForObjectDetection,
     Owlv2ImageProcessor,
     Owlv2Processor,
+    Sam3Config,
+    Sam3ImageProcessor,
+    Sam3Model,
+    Sam3Processor,
     YolosConfig,
     YolosForObjectDetection,
     YolosImageProcessor,
@@ -164,4 +170,32 @@ def make_grounding_dino(folder: Path) -> Path:
     GroundingDinoForObjectDetection(config).save_pretrained(folder)
     image = GroundingDinoImageProcessor(size={"height": 128, "width": 128})
     GroundingDinoProcessor(image, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def make_sam3(folder: Path) -> Path:
+    """SAM 3 as it is published: the detector within the settings and weights of the video model."""
+    torch.manual_seed(0)
+    tokenizer, text = _make_letters(32)
+    small = {"hidden_size": 32, "num_attention_heads": 2}
+    part = small | {"num_layers": 1, "intermediate_size": 16}
+    backbone = small | {"model_type": "sam3_vit_model", "num_hidden_layers": 1, "intermediate_size": 16}
+    backbone |= {"image_size": 56, "pretrain_image_size": 56, "window_size": 2, "global_attn_indexes": [0]}
+    config = Sam3Config(
+        vision_config={"backbone_config": backbone, "fpn_hidden_size": 32},
+        text_config=text | {"model_type": "clip_text_model", "projection_dim": 16},
+        geometry_encoder_config=part,
+        detr_encoder_config=part,
+        detr_decoder_config=part | {"num_queries": 20},
+        mask_decoder_config=small,
+    )
+    model = Sam3Model(config)
+    with torch.no_grad():
+        model.detr_decoder.query_embed.weight.normal_(std=3)  # so that queries differ
+    model.save_pretrained(folder)
+    weights = {f"detector_model.{name}": value for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    video = {"model_type": "sam3_video", "detector_config": json.loads((folder / "config.json").read_text())}
+    (folder / "config.json").write_text(json.dumps(video))
+    Sam3Processor(Sam3ImageProcessor(size={"height": 56, "width": 56}), tokenizer).save_pretrained(folder)
     return folder

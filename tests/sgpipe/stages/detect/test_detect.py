@@ -10,7 +10,7 @@ from sgpipe.recipe import DetectConfig, packaged_model
 from sgpipe.records import Record
 from sgpipe.stages import detect
 from sgpipe.stages.detect import DetectedBoxes, DetectStage, detector_classes, load
-from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino, make_omdet, make_owl
+from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino, make_omdet, make_owl, make_sam3
 
 CPU = torch.device("cpu")
 ASKED = ("dog", "cup", "dining table")
@@ -79,7 +79,7 @@ def test_classes_of_a_closed_detector_are_read_without_its_weights(tmp_path, ima
     assert found.boxes.abs().max() > 2  # pixels, no shares
 
 
-@pytest.mark.parametrize("make", [make_owl, make_omdet, make_grounding_dino])
+@pytest.mark.parametrize("make", [make_owl, make_omdet, make_grounding_dino, make_sam3])
 def test_zero_shot_detectors_get_class_names(tmp_path, image, make):
     config = DetectConfig(detector=str(make(tmp_path / "d")), classes=ASKED)
     assert detector_classes(config) == ASKED
@@ -135,6 +135,21 @@ def test_boxes_of_owl_do_not_depend_on_how_many_classes_are_read_at_once(tmp_pat
     assert_same(pieces(image, 0.05), whole)
 
 
+def test_sam_3_sees_an_image_once_and_looks_for_each_class_alone(tmp_path, image):
+    model = load(DetectConfig(detector=str(make_sam3(tmp_path / "d")), classes=ASKED), CPU)
+    seen, network, processor = [], model._model, model._processor
+    network.vision_encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    found = model(image, 0.0)
+    assert len(seen) == 1
+    for label, name in enumerate(ASKED):
+        with torch.no_grad():
+            output = network(**processor(images=image, text=name, return_tensors="pt"))
+        expected = (output.pred_logits.sigmoid() * output.presence_logits.sigmoid())[0]
+        own = DetectedBoxes(*(part[found.labels == label] for part in found))
+        boxes = output.pred_boxes[0] * torch.tensor([64, 48, 64, 48])
+        assert_same(own, DetectedBoxes(boxes, expected, torch.full((20,), label)))
+
+
 def test_names_are_found_as_the_tokenizer_spells_them(tmp_path, image, monkeypatch):
     config = DetectConfig(detector=str(make_grounding_dino(tmp_path / "d")), classes=("Cup", "T-Shirt", "Dog?"))
     model = load(config, CPU)
@@ -157,6 +172,7 @@ def test_names_are_found_as_the_tokenizer_spells_them(tmp_path, image, monkeypat
             r"'dog dog .* would be 303 tokens, and this grounding-dino reads 256",
         ),
         (make_owl, ["a dog", "a dog " * 9], r"'a dog .* would be 38 tokens, and this owlv2 reads 16;"),
+        (make_sam3, ["a dog", "a dog " * 9], r"'a dog .* would be 38 tokens, and this sam3 reads 32;"),
     ],
 )
 def test_a_name_that_a_zero_shot_detector_cannot_read_is_refused(tmp_path, make, names, reason):
@@ -185,7 +201,7 @@ def test_boxes_of_late_classes_are_compared_exactly(folder):
     ("name", "reason"),
     [
         (str(packaged_model("captioner")), "is not an object detector: its model_type is 'blip'"),
-        ("nowhere/no", "no detector"),
+        ("nowhere/no", "no such folder: nowhere/no, and .* not in the hub.s cache"),
     ],
 )
 def test_other_models_are_refused(name, reason, monkeypatch):

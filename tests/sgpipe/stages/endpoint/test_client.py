@@ -39,12 +39,6 @@ def test_answers_keep_the_order_of_requests(connect: Connect) -> None:
     assert answers == [Answer((f"What is in image {number}?",)) for number in range(60)]
 
 
-def test_as_many_requests_are_under_way_as_may_be(connect: Connect) -> None:
-    with EndpointServer(echo, seconds=0.02) as server:
-        list(connect(server.url, in_flight=5).ask_all(question(number) for number in range(40)))
-    assert server.most_at_once == 5
-
-
 def test_requests_are_taken_as_they_are_needed(connect: Connect) -> None:
     """Each may carry an image of megabytes."""
     taken = []
@@ -163,11 +157,6 @@ def test_a_server_that_calls_the_limit_by_its_newer_name(connect: Connect, tmp_p
         asked = len(server.requests)
         assert list(connect(server.url, cache=tmp_path).ask_all(requests)) == first
         assert len(server.requests) == asked
-
-
-def test_only_usable_samples_are_kept(connect: Connect) -> None:
-    with EndpointServer(lambda body: ["one", " ", "three"]) as server:
-        assert ask(connect(server.url), question(1, n=3)) == Answer(("one", "three"))
 
 
 def test_log_probabilities(connect: Connect) -> None:

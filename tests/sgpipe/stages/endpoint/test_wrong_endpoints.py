@@ -90,12 +90,6 @@ def test_a_web_page(connect: Connect) -> None:
         assert "HTTP 404: Not Found" in refused(connect(server.url.removesuffix("/v1")))
 
 
-def test_requests_that_are_never_answered(connect: Connect) -> None:
-    with EndpointServer(faults=lambda body, attempt: "rejected") as server:
-        message = refused(connect(server.url))
-    assert "refuses such requests (HTTP 400: The prompt is longer than the maximum model length)" in message
-
-
 def test_redirects_are_not_followed(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with EndpointServer() as other, EndpointServer() as server:

@@ -12,7 +12,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, Recipe, Requests, TagConfig, recipe_notes
 from sgpipe.records import NO_OBJECT, Box, Pair, Record
 from sgpipe.stages.endpoint import CacheFolder
-from sgpipe.stages.score.scorer import Unscored
+from sgpipe.stages.score.scorer import Refusal
 from sgpipe.stages.tag.methods import AssumedStage, check_tagger
 from sgpipe.stages.tag.stage import ScoredStage
 from tests.clip_checkpoints import make_clip
@@ -107,7 +107,7 @@ def test_what_cannot_be_scored_is_an_error_row(folder: Path) -> None:
     missing, broken = stage([record(7), record(0)])
     assert missing.error.startswith("tag: image file not found")
     assert broken.ok
-    stage.scorer.scores = lambda image, objects, relations: [0.5, *[Unscored("too long")] * (len(relations) - 1)]
+    stage.scorer.scores = lambda image, objects, relations: [0.5, *[Refusal("too long")] * (len(relations) - 1)]
     [refused] = stage([record(0)])
     assert (refused.error, refused.relations) == ("tag: too long", [])
 
