@@ -37,7 +37,16 @@ from sgpipe.storage.index_build import FAULTS, configure, interruptible
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_files import RunFiles
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import IMAGE_COLUMN, SOURCES, count_rows, read_file, shard_name, with_images, write_copy
+from sgpipe.storage.shards import (
+    IMAGE_COLUMN,
+    SOURCES,
+    count_rows,
+    embedded_images,
+    read_file,
+    shard_name,
+    with_images,
+    write_copy,
+)
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
@@ -47,7 +56,7 @@ Item = TypeVar("Item")
 
 MERGED = "merged."  # prefix of these counts of a shard:
 UNITED = ("united_objects", "united_relations", "contradictory_classes", "contradictory_relations")
-_MEMORY, _HELD_BYTES, _FILES_AT_ONCE, _IMAGES_AT_ONCE = "500MB", 32 << 20, 4096, 64
+_MEMORY, _HELD_BYTES, _FILES_AT_ONCE, _IMAGES_AT_ONCE = "300MB", 32 << 20, 4096, 64
 _FILE_START = 64 << 10  # bytes of a file that tell it from another of the same name
 _PIXEL = 1.0  # boxes of which no edge differs by more are the same, however small they are
 _STRONGEST = {name: rank for kind in (BoxOrigin, RelationOrigin) for rank, name in enumerate(get_args(kind))}
@@ -58,8 +67,10 @@ _NAMES = f"""
     create table names as
     select n.*, coalesce(root, '') as root from (
         select rowid as leaf, run, split, image_id, file_name, width, height, status <> 'ok' as failed,
-            dataset in {UPRIGHT_DATASETS} as upright, if({{hashed}}, sha256(image.bytes), null) as content
-        from leaves qualify row_number() over (partition by run, split, image_id, file_name) = 1) n
+            dataset in {UPRIGHT_DATASETS} as upright, has_image, content
+        from (select *, rowid, image is not null as has_image, if({{hashed}}, sha256(image.bytes), null) as content
+            from leaves)
+        qualify row_number() over (partition by run, split, image_id, file_name) = 1) n
     left join roots using (run, split);
     create table files (root varchar, file_name varchar, digest varchar);
     create table turned (leaf bigint)
@@ -114,9 +125,13 @@ _UNITS = """
     select lead_split, variant, any_value(lead_root), min(slot), max(slot) + 1 from images
     group by lead_split, variant, unit order by unit
 """
+# One of the image files of each image is kept.
 _SORTED = """
-    create table sorted as select unit, slot, place, leaves.* from leaves
-    join (from members join images using (number)) plan on leaves.rowid = leaf order by unit, slot, place;
+    create table sorted as
+    with plan as (select *, min(place) filter (where has_image) over (partition by number) as shown
+        from members join images using (number))
+    select unit, slot, place, leaves.* replace (if(place = shown, image, null) as image)
+    from leaves join plan on leaves.rowid = leaf order by unit, slot, place;
     drop table leaves
 """
 _OF_UNIT = "from sorted where unit = ? order by slot, place"
@@ -143,7 +158,10 @@ def merge_runs(
 
     Raises UserError: a place is not a complete run, a shard cannot be read, or `out` is another run or in use.
     """
-    inputs = {_run_id(files): files for files in map(open_parent, places)}
+    inputs = dict[str, RunFiles]()
+    for files in map(open_parent, places):
+        shards = sorted(shard.sha256 for shard in files.manifest.shards)
+        inputs[fingerprint({"run": files.manifest.run.get("fingerprint"), "shards": shards})] = files
     header, folder = _header(inputs, match, least, images), RunFolder(out)
     with folder.lock():
         manifest = folder.open(header)
@@ -183,12 +201,6 @@ def merge_runs(
     return manifest
 
 
-def _run_id(files: RunFiles) -> str:
-    """Return what tells the rows of a run from all others."""
-    shards = sorted(shard.sha256 for shard in files.manifest.shards)
-    return fingerprint({"run": files.manifest.run.get("fingerprint"), "shards": shards})
-
-
 def _is_merged(files: RunFiles) -> bool:
     """Whether the rows say what they were made from, and nothing has changed them since."""
     return "merged" in files.manifest.run.get("identity", {})
@@ -206,8 +218,8 @@ def _header(inputs: Mapping[str, RunFiles], match: Match, least: float, images: 
     runs = dict(sorted(runs.items()))
     if images is not None:
         runs = {run: one | {"images": dict.fromkeys(one["images"], absolute(images))} for run, one in runs.items()}
-    labels = [one["labels"] for one in runs.values()]
-    kinds = ("objects", "relations") if all(labels) else ()
+    labels = [runs[run]["labels"] for run in _ranked(runs) if runs[run]["labels"]]
+    kinds = ("objects", "relations") if labels else ()
     return {
         "name": " + ".join(sorted({one["name"] for one in runs.values()})),
         "identity": {"merged": {run: one["images"] for run, one in runs.items()}, "match": match, "iou": least},
@@ -219,6 +231,11 @@ def _header(inputs: Mapping[str, RunFiles], match: Match, least: float, images: 
     }
 
 
+def _ranked(runs: Mapping[str, Any]) -> list[str]:
+    """Return the ids of runs, that of the most rows first."""
+    return sorted(runs, key=lambda run: (-runs[run]["rows"], run))
+
+
 def _read(database: duckdb.DuckDBPyConnection, inputs: Mapping[str, RunFiles], runs: Mapping[str, Any]) -> None:
     """Read all rows of single runs, and where the images of each of these are."""
     database.register("empty", with_images(SCHEMA.empty_table(), []))
@@ -226,7 +243,7 @@ def _read(database: duckdb.DuckDBPyConnection, inputs: Mapping[str, RunFiles], r
     database.execute(
         "create table roots (run varchar, split varchar, root varchar); create table ranks (run varchar, rank int)"
     )
-    for rank, run in enumerate(sorted(runs, key=lambda run: (-runs[run]["rows"], run))):
+    for rank, run in enumerate(_ranked(runs)):
         database.execute("insert into ranks values (?, ?)", (run, rank))
         for split, root in runs[run]["images"].items():
             database.execute("insert into roots values (?, ?, ?)", (run, split, root))
@@ -256,7 +273,7 @@ def _plan(database: duckdb.DuckDBPyConnection, match: Match) -> None:
     """Find out which rows are of one image, and where each image goes."""
     database.execute(_NAMES.format(hashed=match == "hash"))
     wanted = f"select distinct root, file_name from names where not failed and root <> '' and {_WANTED[match]}"
-    for batch in database.sql(wanted).to_arrow_table().to_batches(_FILES_AT_ONCE):
+    for batch in database.cursor().sql(wanted).to_arrow_reader(_FILES_AT_ONCE):
         most = -1 if match == "hash" else _FILE_START
         digests = [_digest(each["root"], each["file_name"], most) for each in batch.to_pylist()]
         database.register("digests", batch.append_column("digest", pa.array(digests, pa.string())))
@@ -319,7 +336,7 @@ def _united(members: pa.Table, split: str, least: float) -> tuple[pa.Table, dict
     rows = rows.take(np.argsort(np.argsort(sizes > 1, kind="stable")))
     rows = rows.set_column(SCHEMA.names.index("split"), SCHEMA.field("split"), pa.array([split] * len(rows)))
     if members[IMAGE_COLUMN].null_count < len(members):
-        files = [image and image["bytes"] for image in members[IMAGE_COLUMN].to_pylist()]
+        files = embedded_images(members)
         ends = zip(first, first + sizes, strict=True)
         rows = with_images(rows, [next(filter(None, files[start:stop]), None) for start, stop in ends])
     whole = pa.array(np.arange(len(members)), mask=~shared)  # of rows of one run, `sources` only says which that is
@@ -441,7 +458,7 @@ def _distinct(lists: Iterable[Iterable[Item]]) -> list[Item]:
 
 def _object(members: Sequence[tuple[Box, Sequence[int]]]) -> Box:
     """One object of boxes, each with the new numbers of the captions of its run."""
-    members = sorted(members, key=lambda each: (_STRONGEST[each[0].origin], -(each[0].score or 0), each[0].rank))
+    members = sorted(members, key=lambda each: (_strength(each[0].origin), -(each[0].score or 0), each[0].rank))
     boxes = [box for box, _ in members]
     named = _distinct(
         [(a.name, None if a.caption is None else said[a.caption]) for a in box.attributes] for box, said in members
@@ -454,9 +471,10 @@ def _object(members: Sequence[tuple[Box, Sequence[int]]]) -> Box:
 
 def _relation(same: Sequence[Relation]) -> Relation:
     """One relation of several: that of the strongest origin and the highest confidence, with all origins."""
+    best = min(same, key=lambda each: (_strength(each.origins[0]), -1 if each.confidence is None else -each.confidence))
+    return replace(best, origin="+".join(sorted(_distinct(each.origins for each in same), key=_strength)))
 
-    def strength(origin: str) -> tuple[int, str]:
-        return _STRONGEST.get(origin, len(_STRONGEST)), origin
 
-    best = min(same, key=lambda each: (strength(each.origins[0]), -1 if each.confidence is None else -each.confidence))
-    return replace(best, origin="+".join(sorted(_distinct(each.origins for each in same), key=strength)))
+def _strength(origin: str) -> tuple[int, str]:
+    """Return a key that sorts origins, the strongest first and those of other programs last."""
+    return _STRONGEST.get(origin, len(_STRONGEST)), origin

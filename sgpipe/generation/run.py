@@ -167,7 +167,8 @@ class LabellingRun:
             run |= {"identity": reuse.with_source(source_identity(self.indexes)), "parent": reuse.header}
         run["images"] = {split: _as_named(root, folder) for split, root in self.roots.items()}
         if source.format == "run":
-            run["origin"] = Manifest.identities(open_parent(source.run).manifest.run)
+            extended = open_parent(source.run).manifest.run
+            run |= {"origin": Manifest.identities(extended), "labels": extended.get("labels")}
         if folder.store:
             run["store"] = folder.store.location
         self.manifest = folder.open(run)

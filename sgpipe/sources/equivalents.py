@@ -6,18 +6,15 @@ of the packaged one about the same words.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, TypeAlias
-
-import yaml
+from typing import TypeAlias
 
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location
-from sgpipe.files.text_files import read_text
 from sgpipe.records import Pair, Relation
+from sgpipe.sources.vocabulary import check_table, read_table
 from sgpipe.utils.config_file import parse_yaml
 from sgpipe.utils.lemmas import is_participle, predicate_lemma, without_auxiliaries
 
@@ -34,28 +31,7 @@ def load_predicate_synonyms(path: Location) -> PredicateSynonyms:
 
     Raises UserError: the file is missing or is not such a table.
     """
-    return _checked(_read(path, "synonyms file"), f"synonyms file {path}")
-
-
-def _read(path: Location, what: str) -> Any:
-    try:
-        return parse_yaml(read_text(path, what))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{what} {path} is neither YAML nor JSON ({reason})") from None
-
-
-def _checked(table: Any, place: str) -> PredicateSynonyms:
-    if not isinstance(table, dict) or not table:
-        raise UserError(f"{place}: expected {{predicate: [other texts]}}")
-    for name, texts in table.items():
-        texts_are = isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)
-        if not isinstance(name, str) or not name.strip() or not texts_are:
-            raise UserError(
-                f"{place}: key {name!r}: expected a predicate and a list of texts, "
-                f"found {json.dumps(texts, default=str)[:60]}"
-            )
-    return table
+    return check_table(read_table(path, "synonyms file"), f"synonyms file {path}", "predicate: [other texts]")
 
 
 def load_equivalents(path: Location | None) -> Equivalents:
@@ -66,10 +42,10 @@ def load_equivalents(path: Location | None) -> Equivalents:
     packaged = parse_yaml((files("sgpipe.sources") / "data" / "equivalents.yaml").read_text(encoding="utf-8"))
     if path is None:
         return Equivalents(packaged)
-    place, own = f"equivalents file {path}", _read(path, "equivalents file")
+    place, own = f"equivalents file {path}", read_table(path, "equivalents file")
     if not isinstance(own, dict) or not own or not own.keys() <= {_SYNONYMS, _INVERSES}:
         raise UserError(f"{place}: expected {{synonyms: {{predicate: [texts]}}, inverses: {{predicate: [texts]}}}}")
-    own = {kind: _checked(table, f"{place}: {kind}") for kind, table in own.items()}
+    own = {kind: check_table(table, f"{place}: {kind}", "predicate: [texts]") for kind, table in own.items()}
     try:
         return Equivalents(packaged, own)
     except UserError as error:

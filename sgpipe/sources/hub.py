@@ -240,7 +240,8 @@ def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> Columns:
     if classes is None:
         raise unnamed("has no column of classes", "classes")
     numbers = kind_of(schema, boxes)
-    if not (numbers and _is_list(numbers) and _is_list(numbers.value_type) and _is_number(_innermost(numbers))):
+    nested = numbers and _is_list(numbers) and _is_list(numbers.value_type) and _innermost(numbers)
+    if not nested or not (pa.types.is_integer(nested) or pa.types.is_floating(nested)):
         raise fault(f"has other values than boxes of four numbers in {boxes}", "see source.hub.columns.boxes")
     images = image_columns(schema)
     if named.image is None and len(images) != 1:
@@ -295,22 +296,14 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
-
-
 def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(_innermost(kind)) or pa.types.is_large_string(_innermost(kind))
-
-
-def _is_single(kind: pa.DataType) -> bool:
-    return not pa.types.is_nested(kind)
 
 
 _CONTENTS = {
     "image": (holds_images, "images"),
     "captions": (is_text, "texts"),
-    **dict.fromkeys(("id", "width", "height"), (_is_single, "one value in each row")),
+    **dict.fromkeys(("id", "width", "height"), (lambda kind: not pa.types.is_nested(kind), "one value in each row")),
 }
 
 

@@ -123,7 +123,7 @@ class LabelStudio:
             found, further = _dicts(task.get("predictions")), "further_predictions"
         if found:
             problems[further] += len(found) - 1
-            return list_field(max(enumerate(found), key=_precedence)[1], "result")
+            return list_field(max(reversed(found), key=_precedence), "result")
         problems["skipped_tasks" if annotations else "unannotated_tasks"] += 1
         return None
 
@@ -172,11 +172,9 @@ def _names(person: Any) -> set[str]:
     return {str(person.get(key)) for key in ("id", "email")} if isinstance(person, dict) else {str(person)}
 
 
-def _precedence(numbered: tuple[int, Mapping[str, Any]]) -> tuple[bool, str, int]:
+def _precedence(result: Mapping[str, Any]) -> tuple[bool, str]:
     """Return a key by which the ground truth comes last of several annotations, otherwise the latest one."""
-    number, result = numbered
-    changed = result.get("updated_at") or result.get("created_at") or ""
-    return result.get("ground_truth") is True, str(changed), number
+    return result.get("ground_truth") is True, str(result.get("updated_at") or result.get("created_at") or "")
 
 
 def _file_name(address: str, images: ImagePlace) -> str:

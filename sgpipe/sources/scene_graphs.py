@@ -278,16 +278,12 @@ def remove_redundant(
         ends = record.objects[item.subject], record.objects[item.object]
         names = (objects.get(end.category, end.category) for end in ends)
         others = by_meaning.setdefault((*names, predicates.get(item.predicate, item.predicate)), [])
-        if not any(all(map(_are_same, ends, other)) for other in others):
+        if not any(min(map(pixel_iou, ends, other)) >= _SAME_BOX_IOU for other in others):
             others.append(ends)
             kept.append(item)
     problems["redundant_relations"] += len(first) - len(kept)
     problems["relations_beyond_100"] += max(0, len(kept) - MAX_RELATIONS)
     record.relations = kept[:MAX_RELATIONS]
-
-
-def _are_same(a: Box, b: Box) -> bool:
-    return pixel_iou(a, b) >= _SAME_BOX_IOU
 
 
 def pixel_iou(a: Box, b: Box) -> float:

@@ -14,9 +14,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import yaml
+
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location
 from sgpipe.files.text_files import read_text
+from sgpipe.utils.config_file import parse_yaml
 
 Synonyms = Mapping[str, tuple[str, ...]]
 
@@ -85,22 +88,32 @@ def implied_things() -> tuple[re.Pattern[str], list[tuple[str, tuple[str, ...]]]
 
 
 def load_synonyms(path: Location) -> Synonyms:
-    """Read a synonym table `{class name: [phrases]}` from a JSON file.
+    """Read a synonym table `{class name: [phrases]}` from a YAML or JSON file.
 
-    Raises:
-        UserError: the file is missing, not JSON, or not such a table; the message names the key and what was expected.
+    Raises UserError: the file is missing or is not such a table.
     """
-    try:
-        table = json.loads(read_text(path, "synonyms file"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"synonyms file {path} is not valid JSON ({error})") from None
-    if not isinstance(table, dict) or not table:
-        raise UserError(f"synonyms file {path}: expected {{class name: [phrases]}}")
-    for name, phrases in table.items():
-        words = [str(each).removeprefix("!").strip() for each in phrases] if isinstance(phrases, list) else []
-        if not name.strip() or not words or not all(words) or not all(isinstance(each, str) for each in phrases):
-            raise UserError(f"synonyms file {path}: key {name!r}: expected a class name and a list of phrases")
+    table = check_table(read_table(path, "synonyms file"), f"synonyms file {path}", "class name: [phrases]")
     return {name: tuple(phrases) for name, phrases in table.items()}
+
+
+def read_table(path: Location, what: str) -> Any:
+    """Return the content of a YAML or JSON file, which messages call `what`. Raises UserError."""
+    try:
+        return parse_yaml(read_text(path, what))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what} {path} is neither YAML nor JSON ({reason})") from None
+
+
+def check_table(table: Any, place: str, form: str) -> Mapping[str, list[str]]:
+    """Return a table of names and lists of texts. Raises UserError: it is not in this `form`, or a text is blank."""
+    if not isinstance(table, dict) or not table:
+        raise UserError(f"{place}: expected {{{form}}}")
+    for name, texts in table.items():
+        words = texts if isinstance(texts, list) else [None]
+        if not words or not all(isinstance(each, str) and each.removeprefix("!").strip() for each in (name, *words)):
+            raise UserError(f"{place}: key {name!r}: expected {form}, found {json.dumps(texts, default=str)[:60]}")
+    return table
 
 
 @cache

@@ -304,22 +304,20 @@ def read_annotations(
 
 
 def data_classes(root: Path) -> DatasetClasses:
-    """All classes of a run: its closed lists, or else the names that occur, the most frequent first.
+    """All classes of a run: its closed lists, then other names that occur, the most frequent first.
 
     Raises UserError: the folder is not a run, or has neither.
     """
-    if lists := Manifest.load(root).run.get("labels"):
-        return DatasetClasses(tuple(lists["objects"]), tuple(lists["relations"]))
+    lists = Manifest.load(root).run.get("labels") or {"objects": [], "relations": []}
     objects, relations = Counter[str](), Counter[str]()
     for rows in iter_tables(root, ("objects.list.element.category", "relations.list.element.predicate")):
         for names, column, key in ((objects, "objects", "category"), (relations, "relations", "predicate")):
             values = pc.struct_field(pc.list_flatten(rows[column]), key)
             names.update({item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()})
-    if not objects or not relations:
+    if not (lists["objects"] or objects) or not (lists["relations"] or relations):
         raise UserError(f"{root} has no objects or no relations from which to list the classes; pass --classes")
-    return DatasetClasses(
-        *(tuple(sorted(names, key=lambda name: (-names[name], name))) for names in (objects, relations))
-    )
+    both = (sorted(names, key=lambda name: (-names[name], name)) for names in (objects, relations))
+    return DatasetClasses(*(tuple(dict.fromkeys([*lists[k], *own])) for k, own in zip(lists, both, strict=True)))
 
 
 def hoia_schema_of(classes: DatasetClasses) -> HoiaSchema:

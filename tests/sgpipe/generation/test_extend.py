@@ -42,6 +42,7 @@ from sgpipe.view.search import facets, search
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
 from tests.sgpipe.cli.test_imports import FILES, TRIPLETS, invoke, options
 from tests.sgpipe.generation.in_process import RAN, without_ray
+from tests.sgpipe.sources.test_svg_gbc import GRAPH, svg_form
 
 COUNT = 6
 EQUIVALENTS = load_equivalents(None)
@@ -177,6 +178,39 @@ def test_each_import_is_extended(kind, tmp_path, world):
     extend(tmp_path / "run", tmp_path / "out", "miniworld")
     assert all(row.ok for row in rows(tmp_path / "out"))
     assert_kept([known], rows(tmp_path / "out"))
+
+
+ATTRIBUTED = "VG-SGG-with-attri.h5 --dicts VG-SGG-dicts-with-attri.json --image-data image_data.json"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("psg --annotations psg.json --split all", f"vg150 --split all --annotations {ATTRIBUTED}"),
+        *("coco --annotations instances_val.json", "label-studio --annotations val.json --predictions"),
+        *("svg --annotations sg.json --split val", "gbc --annotations graphs.json"),
+    ],
+)
+def test_each_form_is_imported_and_extended(command, tmp_path, world, monkeypatch):
+    """With its class lists, to which what is added may not belong."""
+    form, known = command.split()[0], rows(world / "known")
+    monkeypatch.chdir(tmp_path)
+    if form in ("svg", "gbc"):
+        content = svg_form(known) if form == "svg" else [{**GRAPH, "img_path": known[0].file_name, "img_size": None}]
+        (tmp_path / command.split()[2]).write_text(json.dumps(content))
+    else:
+        monkeypatch.chdir(export_run(world / "known", form, tmp_path / "form").root)
+    done = invoke("import", *command.split(), "--images", world / "drawn" / IMAGES, "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    extend(tmp_path / "run", tmp_path / "out", "miniworld")
+    assert (assert_kept(rows(tmp_path / "run"), rows(tmp_path / "out")) > 0) == (form != "gbc")
+    before, after = (Manifest.load(tmp_path / name).run.get("labels") for name in ("run", "out"))
+    assert after == before
+    assert (before is not None) == (form in ("psg", "vg150"))
+    [file] = export_run(tmp_path / "out", "sgg-benchmark", tmp_path / "again").root.glob("*/_annotations.coco.json")
+    names = [each["name"] for each in json.loads(file.read_text())["rel_categories"]]
+    assert not before or names[: len(before["relations"])] == before["relations"]
+    assert len(set(names)) == len(names)
 
 
 def test_images_in_the_shards_are_found_there(world, tmp_path):

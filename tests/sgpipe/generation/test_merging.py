@@ -250,7 +250,7 @@ def test_given_boxes_win_over_detected_ones_and_those_over_grounded_ones():
     ]
     [united] = unite(made, IOU)[0].objects
     assert united == replace(given_, phrase="a man", segmentation="[]x", attributes=[Attribute("tall", 0)])
-    assert unite(made[:2], IOU)[0].objects[0].bbox == found.bbox
+    assert unite([scene("0", person(origin="robot", score=1.0)), *made[:2]], IOU)[0].objects[0].bbox == found.bbox
     assert unite(made[1:], IOU)[0].objects[0].category == "man"
     [best] = unite([scene("0", detected(11, score=0.9)), scene("0", detected(10, score=0.3))], IOU)[0].objects
     assert best.score == 0.9
@@ -259,14 +259,14 @@ def test_given_boxes_win_over_detected_ones_and_those_over_grounded_ones():
 def test_relations_keep_the_strongest_confidence_and_all_origins_and_contradictions_are_counted():
     two = (person(), person(50, category="dog"))
     made = [
-        scene("0", *two, relations=[Relation(0, 1, "Left of", 0.4, "clip"), Relation(1, 0, "on", 0.3, "tagger")]),
+        scene("0", *two, relations=[Relation(0, 1, "Left of", 0.4, "clip"), Relation(1, 0, "on", 0.9, "robot")]),
         scene("0", *reversed(two), relations=[Relation(1, 0, "left of"), Relation(1, 0, "under", 0.2, "clip+vlm")]),
         scene("0", *two, relations=[Relation(1, 0, "left of", 0.9, "tagger"), Relation(1, 0, "on", 0.8, "tagger")]),
     ]
     united, counts = unite(made, IOU)
     assert united.relations == [
         Relation(0, 1, "left of", None, "annotated+clip"),
-        Relation(1, 0, "on", 0.8, "tagger"),
+        Relation(1, 0, "on", 0.8, "tagger+robot"),
         Relation(0, 1, "under", 0.2, "clip+vlm"),
         Relation(1, 0, "left of", 0.9, "tagger"),
     ]
@@ -364,14 +364,20 @@ def test_a_row_keeps_the_rows_of_single_runs_and_the_header_says_what_these_are(
     one = make_run(tmp_path / "one", first, labels=labels[0], origin=[{"import": "vg"}])
     two = make_run(tmp_path / "two", second, labels=labels[1])
     merged(tmp_path / "out", one, two)
+    open_list = make_run(tmp_path / "open", [scene("2", person(category="zebra"))])
+    merged(tmp_path / "more", open_list, one, two)
+    assert Manifest.load(tmp_path / "more").run["labels"] == Manifest.load(tmp_path / "out").run["labels"]
+    content = json.loads(
+        (export_run(tmp_path / "more", "coco", tmp_path / "coco").root / "instances_train.json").read_text()
+    )
+    assert [each["name"] for each in content["categories"]] == ["person", "cup", "dog", "zebra"]
     run = Manifest.load(tmp_path / "out").run
     names = {number: each["name"] for number, each in run["runs"].items()}
     [table] = iter_tables(tmp_path / "out")
     sources = table[SOURCES].to_pylist()
     assert {names[each["run"]]: each["objects"][0]["bbox"][0] for each in sources[0]} == {"one": 10, "two": 11}
     assert [(names[each["run"]], each["objects"]) for each in sources[1]] == [("two", None)]
-    assert set(run["labels"]["objects"]) == {"person", "dog", "cup"}
-    assert run["labels"]["relations"] == ["on"]
+    assert run["labels"] == {"objects": ["person", "cup", "dog"], "relations": ["on"]}  # the larger run first
     assert {json.dumps(each) for each in run["origin"]} == {f'{{"import": "{name}"}}' for name in ("vg", "one", "two")}
 
 

@@ -47,7 +47,7 @@ def test_packaged_tables_cover_every_class_without_duplicate_phrases(dataset: st
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ('{"cup": ["mug"', "not valid JSON"),
+        ('{"cup": ["mug"', "neither YAML nor JSON"),
         ("[]", "expected {class name"),
         ("{}", "expected {class name"),
         ('{"cup": "mug"}', "key 'cup': expected"),
