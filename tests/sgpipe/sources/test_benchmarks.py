@@ -15,9 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
-from typer.testing import CliRunner
 
-from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
 from sgpipe.records import Attribute, Box, Record, Relation
@@ -408,20 +406,8 @@ def test_crowds_confidences_and_many_attributes_are_left_out(tmp_path):
     assert written.note == "the first 1 images are the split val: give num_val_im=1 to loaders"
 
 
-def test_both_are_imported_and_exported_by_commands(tmp_path, monkeypatch):
-    def invoke(*arguments: object) -> Any:
-        return CliRunner().invoke(app, list(map(str, arguments)))
-
-    hdf5, dicts, image_data = vg150(tmp_path)
-    given = ["--annotations", hdf5, "--dicts", dicts, "--image-data", image_data, "--images", tmp_path]
-    masks = ["--images", tmp_path, "--masks", tmp_path, "--split", "train"]
-    for form, options in (("vg150", given), ("psg", ["--annotations", psg(tmp_path), *masks])):
-        result = invoke("import", form, *options, "--out", tmp_path / f"{form}-run")
-        assert result.exit_code == 0, result.stderr
-        result = invoke("export", tmp_path / f"{form}-run", "--to", form, "--out", tmp_path / f"{form}-out")
-        assert result.exit_code == 0, result.stderr
-    assert "num_val_im=0" in invoke("export", tmp_path / "psg-run", "--to", "vg150", "--out", tmp_path / "x").stderr
+def test_vg150_says_what_to_install(tmp_path, monkeypatch):
+    files = vg150(tmp_path)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    result = invoke("import", "vg150", *given, "--out", tmp_path / "other")
-    assert (result.exit_code, "Traceback" in result.stderr) == (2, False)
-    assert 'h5py is not installed: pip install "sgpipe[vg150]"' in result.stderr
+    with pytest.raises(UserError, match=r'h5py is not installed: pip install "sgpipe\[vg150\]"'):
+        vg150_source(*files, tmp_path, "all")

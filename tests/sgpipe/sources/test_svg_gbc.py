@@ -10,14 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from PIL import Image
-from typer.testing import CliRunner
 
-from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.sources.scene_graphs import gbc_source, svg_source
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from tests.sgpipe.export.runs import imported
 from tests.sgpipe.sources.test_benchmarks import graphs
@@ -219,13 +216,3 @@ def test_cut_lines_and_other_items_are_named(tmp_path):
     (row,) = imported(gbc_source(tmp_path / "a.jsonl", tmp_path, "all"), tmp_path, tmp_path / "run")
     assert row.ok
     assert Manifest.load(tmp_path / "run").shards[0].counts["problem.malformed"] == 2
-
-
-def test_both_are_imported_by_commands(tmp_path):
-    (tmp_path / "sg.json").write_text(json.dumps({"a": {"width": 9, "height": 9, "objects": {"1": THING}}}))
-    (tmp_path / "g.jsonl").write_text(json.dumps(GRAPH))
-    for form, name in (("svg", "sg.json"), ("gbc", "g.jsonl")):
-        given = ["--annotations", str(tmp_path / name), "--images", str(tmp_path), "--out", str(tmp_path / form)]
-        result = CliRunner().invoke(app, ["import", form, *given])
-        assert result.exit_code == 0, result.stderr
-        assert [(row.split, row.ok) for row in iter_records(tmp_path / form)] == [("all", True)]

@@ -55,6 +55,8 @@ def test_packaged_tables_cover_every_class_without_duplicate_phrases(dataset: st
         ('{"cup": ["mug", 3]}', "key 'cup': expected"),
         ('{"cup": ["!"]}', "key 'cup': expected"),
         ('{" ": ["mug"]}', "key ' ': expected"),
+        ("1: [upon]", "key 1: expected"),
+        ("near: [1]", "key 'near': expected"),
     ],
 )
 def test_an_invalid_table_is_refused_with_one_line(tmp_path: Path, content: str, expected: str) -> None:

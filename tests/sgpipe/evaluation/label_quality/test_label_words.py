@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.synonyms import ClassTable, Vocabulary
 from sgpipe.sources.equivalents import load_predicate_synonyms
 from sgpipe.stages.pair import normalise_predicate
@@ -29,24 +28,6 @@ def test_synonyms_come_as_yaml_or_json(tmp_path: Path, name: str) -> None:
     assert load_predicate_synonyms(path) == {"next to": ["beside", "by"]}
     path.write_text('{"on": ["off"]}' if path.suffix == ".json" else "on: [off]\n")
     assert load_predicate_synonyms(path) == {"on": ["off"]}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("on: [upon\n", "neither YAML nor JSON"),
-        ("[]", "expected {predicate"),
-        ("near: by\n", "key 'near'"),
-        ("1: [upon]\n", "key 1"),
-        ("near: [1]\n", "key 'near'"),
-    ],
-)
-def test_other_files_are_refused_in_one_line(tmp_path: Path, content: str, message: str) -> None:
-    path = tmp_path / "synonyms.yaml"
-    path.write_text(content)
-    with pytest.raises(UserError, match=message) as refused:
-        load_predicate_synonyms(path)
-    assert "\n" not in str(refused.value)
 
 
 def test_a_name_that_is_a_class_means_only_itself() -> None:
