@@ -9,6 +9,8 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+import sgpipe
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -23,11 +25,18 @@ def load(name: str) -> Any:
 def test_the_workflow_runs_every_supported_python() -> None:
     project = read("pyproject.toml")
     classifiers = re.findall(r"Programming Language :: Python :: (3\.\d+)", project)
-    assert load(".github/workflows/tests.yml")["jobs"]["unit"]["strategy"]["matrix"]["python"] == classifiers
+    for name, job in (("tests", "unit"), ("release", "wheel")):
+        assert load(f".github/workflows/{name}.yml")["jobs"][job]["strategy"]["matrix"]["python"] == classifiers
     (required,) = re.findall(r'^requires-python = "(.+)"', project, re.MULTILINE)
     oldest = min(int(version.split(".")[1]) for version in classifiers)
     assert all(SpecifierSet(required).contains(version) for version in classifiers)
     assert not SpecifierSet(required).contains(f"3.{oldest - 1}")
+
+
+def test_the_version_is_in_one_place_and_released() -> None:
+    assert 'dynamic = ["version"]' in read("pyproject.toml")
+    assert load("CITATION.cff")["version"] == sgpipe.__version__
+    assert re.search(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)[1].rstrip(",") == sgpipe.__version__
 
 
 @pytest.mark.parametrize(

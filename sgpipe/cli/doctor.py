@@ -98,7 +98,8 @@ def _packages() -> DoctorCheck:
 
     versions, problems = {}, []
     for item in map(Requirement, requires("sgpipe") or ()):
-        if item.marker is None or item.marker.evaluate({"extra": ""}):
+        is_needed = item.marker is None or item.marker.evaluate({"extra": ""})
+        if is_needed and not item.name.startswith("en-core-web-sm"):  # spaCy's own will do: see `_parser`
             try:
                 found = versions[item.name] = version(item.name)
                 if not item.specifier.contains(found, prereleases=True):

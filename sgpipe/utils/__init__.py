@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 LARGEST_SEED = 2**63
 
 # What the four numbers of a box are: in pixels or, with an n, in parts of the width and height of the image.
