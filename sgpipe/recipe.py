@@ -193,9 +193,7 @@ class ParseConfig(Config):
         "rules",
         description="rules on a dependency parse; a small packaged model; a sequence-to-sequence model; or an endpoint",
     )
-    model: str | None = Field(
-        None, description="spaCy's (null: the best installed); seq2seq: hub id, folder; llm: name"
-    )
+    model: str | None = Field(None, description="spaCy's (null: the best one); seq2seq: hub id or folder; llm: name")
     endpoint: str | None = Field(None, description="llm: URL of a server with the OpenAI chat API")
     requests: Requests = Requests()
     device: str = Field("auto", description="of seq2seq: auto, cpu, cuda or cuda:N")

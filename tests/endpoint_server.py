@@ -183,7 +183,8 @@ class EndpointServer:
                 likeliest = [{"token": text, "logprob": -0.25}, {"token": "No", "logprob": -1.5}]
                 choice["logprobs"] = {"content": [likeliest[0] | {"top_logprobs": likeliest}]}
             choices.append(choice)
-        return {"id": "chatcmpl-1", "object": "chat.completion", "model": body["model"], "choices": choices[::-1]}
+        usage = {"prompt_tokens": 5, "completion_tokens": 3 * len(choices)}
+        return {"object": "chat.completion", "model": body["model"], "choices": choices[::-1], "usage": usage}
 
 
 class _Server(ThreadingHTTPServer):

@@ -34,10 +34,7 @@ class SourceOptions:
     """The images to label, and what is known of them, instead of those of the recipe."""
 
     root: Annotated[cli.Place | None, cli.reads_stored("Folder or store that the recipe's paths are in.")] = None
-    images: Annotated[
-        str | None,
-        cli.option("A folder, .zip, .tar, folder of these, or s3://….", panel=cli.DATA),
-    ] = None
+    images: Annotated[str | None, cli.option("Folder, .zip, .tar, folder of these, or s3://….", panel=cli.DATA)] = None
     dataset: Annotated[str | None, cli.option("Recipe hub: folder of Parquet files, or hub id.", panel=cli.DATA)] = None
     annotations: Annotated[
         cli.Place | None, cli.option("Annotation file for --images.", parser=cli.as_location, panel=cli.DATA)
@@ -158,16 +155,10 @@ def generate(
     out: Annotated[Path | None, cli.writes_folder("Folder for the shards, resumed. Default: NAME-relations.")] = None,
     store: Annotated[str | None, cli.option("Object store for the shards (s3://…); the rest is in --out.")] = None,
     parent: Annotated[
-        str | None,
-        cli.option("Run to take over as far as settings agree.", "--from", callback=cli.stored),
+        str | None, cli.option("Run to take over as far as possible.", "--from", callback=cli.stored)
     ] = None,
     extend: Annotated[
-        str | None,
-        cli.option(
-            "Run or import to keep and extend, by its own recipe or another.",
-            "--extend",
-            callback=cli.stored,
-        ),
+        str | None, cli.option("Run or import to keep and extend.", "--extend", callback=cli.stored)
     ] = None,
     data: SourceOptions,
     options: RecipeOptions,
@@ -227,6 +218,7 @@ def plan(
     sample: Annotated[int, cli.option("Images to label; fewer if they take a minute.", min=1)] = 64,
     machines: Annotated[int, cli.option("Number of machines like this one.", min=1)] = 1,
     price: Annotated[float | None, cli.option("Price of a machine-hour.", "--price-per-hour", min=0, max=1e9)] = None,
+    price_per_token: Annotated[float | None, cli.option("Price of a token of an endpoint.", min=0, max=1e9)] = None,
     json_: cli.Json = False,
 ) -> None:
     """Tell how long `generate` will take, and what for, from labelling a sample.
@@ -245,9 +237,9 @@ def plan(
     with redirect_stdout(sys.stderr):
         found = measure(loaded, console.Progress(console.progress()), sample)
     if json_:
-        print(json.dumps(found.as_json(machines, price), indent=2))
+        print(json.dumps(found.as_json(machines, price, price_per_token), indent=2))
     else:
-        print_plan(found, console.output(), machines, price)
+        print_plan(found, console.output(), machines, price, price_per_token)
 
 
 def _load(recipe: str | None, parent: str | None, extend: str | None, settings: dict[str, Any]) -> Recipe:

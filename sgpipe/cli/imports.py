@@ -71,12 +71,6 @@ class ImportOptions:
     limit: cli.Limit = None
     embed: Annotated[bool, cli.option("Store the image files in the shards.", "--embed")] = False
     json_: cli.Json = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetryOptions(ImportOptions):
-    """Options of imports from files in which individual images may be invalid."""
-
     retry_failed: Annotated[bool, cli.option("Redo the shards with error rows.", "--retry-failed")] = False
 
 
@@ -87,7 +81,7 @@ def vg(
     object_aliases: Annotated[Path | None, cli.reads_file("Object names of one meaning, a group per line.")] = None,
     predicate_aliases: Annotated[Path | None, cli.reads_file("Predicates of one meaning, a group per line.")] = None,
     preprocess: Annotated[bool, cli.option("As RLIPv2: lower case, no duplicates, at most 100 relations.")] = True,
-    options: RetryOptions,
+    options: ImportOptions,
 ) -> None:
     """Import Visual Genome, or scene graphs in its format.
 
@@ -106,7 +100,7 @@ def vg(
     _import(genome.source(), data, options)
 
 
-def hico(*, data: BoxOptions, classes: cli.Classes = None, options: RetryOptions) -> None:
+def hico(*, data: BoxOptions, classes: cli.Classes = None, options: ImportOptions) -> None:
     """Import HICO-DET.
 
     Reads trainval_hico.json (HOIA format) or instances_train2015.json.
@@ -120,7 +114,7 @@ def hico(*, data: BoxOptions, classes: cli.Classes = None, options: RetryOptions
     _import(hico_source(data.annotations, data.split_name(options.out), classes), data, options)
 
 
-def vcoco(*, data: BoxOptions, classes: cli.Classes = None, options: RetryOptions) -> None:
+def vcoco(*, data: BoxOptions, classes: cli.Classes = None, options: ImportOptions) -> None:
     """Import V-COCO.
 
     Reads trainval_vcoco.json (HOIA format) or instances_vcoco_train.json.
@@ -139,7 +133,7 @@ def openimages(
     *,
     data: BoxOptions,
     categories: Annotated[Path | None, cli.reads_file("OI_SGG_…_categories_dict.json. Default: 601 classes.")] = None,
-    options: RetryOptions,
+    options: ImportOptions,
 ) -> None:
     """Import the relations of Open Images V6.
 
@@ -158,7 +152,7 @@ def rlipv2(
     *,
     data: AnnotationOptions,
     image_paths: Annotated[cli.Place | None, cli.reads_stored("Objects365's image_id_to_filepath.json.")] = None,
-    options: RetryOptions,
+    options: ImportOptions,
 ) -> None:
     """Import RLIPv2's pseudo-labels of COCO or Objects365.
 
@@ -178,7 +172,7 @@ def coco_rel(
     *,
     data: BoxOptions,
     relations: Annotated[cli.Place | None, cli.reads_stored("RelTR's rel.json. Default: in --annotations.")] = None,
-    options: RetryOptions,
+    options: ImportOptions,
 ) -> None:
     """Import COCO instances with relations.
 
@@ -198,7 +192,7 @@ def coco(
     *,
     data: BoxOptions,
     captions: Annotated[cli.Place | None, cli.reads_stored("COCO captions file of the same images.")] = None,
-    options: RetryOptions,
+    options: ImportOptions,
 ) -> None:
     """Import COCO's objects and captions.
 
@@ -217,7 +211,7 @@ def psg(
     *,
     data: BoxOptions,
     masks: Annotated[str | None, cli.reads_images("Panoptic PNGs of the file, for segmentations.")] = None,
-    options: RetryOptions,
+    options: ImportOptions,
 ) -> None:
     """Import panoptic scene graphs (PSG).
 
@@ -233,7 +227,7 @@ def psg(
     _import(psg_source(data.annotations, split, masks), data, options)
 
 
-def svg(*, data: BoxOptions, options: RetryOptions) -> None:
+def svg(*, data: BoxOptions, options: ImportOptions) -> None:
     """Import the scene graphs of SVG (Synthetic Visual Genome).
 
     Examples:
@@ -245,7 +239,7 @@ def svg(*, data: BoxOptions, options: RetryOptions) -> None:
     _import(svg_source(data.annotations, data.split_name(options.out, unsplit=True)), data, options)
 
 
-def gbc(*, data: AnnotationOptions, options: RetryOptions) -> None:
+def gbc(*, data: AnnotationOptions, options: ImportOptions) -> None:
     """Import GBC, graphs of captions and their boxes, as JSON or JSON lines.
 
     The result has no relations; `sgpipe generate` takes them from the captions.
@@ -264,7 +258,7 @@ def vg150(
     data: AnnotationOptions,
     dicts: Annotated[Path, cli.reads_file("VG-SGG-dicts.json or VG-SGG-dicts-with-attri.json: the names.")],
     image_data: Annotated[Path, cli.reads_file("image_data.json: ids and sizes of the images.")],
-    options: RetryOptions,
+    options: ImportOptions,
 ) -> None:
     """Import VG150, the split of Visual Genome that benchmarks use.
 
@@ -290,7 +284,7 @@ def label_studio(
     predictions: Annotated[bool, cli.option("Also tasks with only a prediction.", "--predictions")] = False,
     annotator: Annotated[str | None, cli.option("Only annotations of this person: e-mail or id.")] = None,
     image_field: Annotated[str, cli.option("Key of a task's data with the address of its image.")] = "image",
-    options: RetryOptions,
+    options: ImportOptions,
 ) -> None:
     """Import a project of Label Studio.
 
@@ -308,17 +302,14 @@ def label_studio(
 
 def hf(
     *,
-    annotations: Annotated[
-        str,
-        cli.option("Folder or store with data/SPLIT-….parquet, or hub id.", panel=cli.DATA, callback=cli.maybe_path),
-    ],
+    annotations: Annotated[str, cli.option("Folder, store, or hub id.", panel=cli.DATA, callback=cli.maybe_path)],
     images: Annotated[str | None, cli.reads_images("Where the images are, if the rows do not contain them.")] = None,
     split: Annotated[str | None, cli.option("Split to import, if there are several.")] = None,
     subset: Annotated[str | None, cli.option("Subset (configuration) of the dataset, if there are several.")] = None,
     map_: Annotated[list[str] | None, cli.option("KEY=COLUMN: objects.bbox=boxes.xywh. Repeatable.", "--map")] = None,
     classes: cli.Classes = None,
     boxes: Boxes = None,
-    options: RetryOptions,
+    options: ImportOptions,
 ) -> None:
     """Import a dataset in the hub's form: Parquet files.
 
@@ -365,7 +356,7 @@ def _import(
         console.Progress(console.progress()),
         embed=options.embed,
         limit=options.limit,
-        retry_failed=isinstance(options, RetryOptions) and options.retry_failed,
+        retry_failed=options.retry_failed,
         boxes=data.boxes if isinstance(data, BoxOptions) else boxes,
     )
     if options.json_:

@@ -98,10 +98,7 @@ def score(
     run: cli.StoredRun,
     out: Annotated[Path, cli.writes_folder("Folder for the shards with scores; an unfinished scoring is resumed.")],
     by: Annotated[Literal["clip", "vlm"], cli.option("clip: text fits image? vlm: ask a model.")] = "clip",
-    model: Annotated[
-        str | None,
-        cli.reads_model("Hub id or folder; open_clip name (clip), name at --endpoint (vlm)."),
-    ] = None,
+    model: Annotated[str | None, cli.reads_model("Hub id or folder, open_clip name, or name at --endpoint.")] = None,
     weights: Annotated[str | None, cli.reads_model("clip: weights of a named model: file or tag.")] = None,
     contrasts: Annotated[int, cli.option("clip: number of other predicates to compare with.", min=1)] = 8,
     endpoint: Annotated[str | None, cli.option("vlm: URL of an OpenAI chat API with log-probabilities.")] = None,

@@ -26,10 +26,7 @@ class ThresholdOptions:
 
     threshold: Annotated[float | None, cli.option("Minimum confidence. Default: 0.2.", min=0, max=1)] = None
     calibration: cli.CalibrationFile = None
-    precision: Annotated[
-        float | None,
-        cli.option("Target of thresholds (0.8), or --calibration's.", min=0, max=1),
-    ] = None
+    precision: Annotated[float | None, cli.option("Target precision of thresholds (0.8).", min=0, max=1)] = None
 
     def load(self) -> tuple[Calibration | None, float, float]:
         """Return the calibration, the minimum confidence or probability, and the target precision.
@@ -152,10 +149,7 @@ def certify(
     threshold: Annotated[float | None, cli.option("Minimum confidence. Default: as many as possible.")] = None,
     prediction: Annotated[
         Literal["opinion", "agreement", "confidence", "none"] | None,
-        cli.option(
-            "What predicts wrong relations, which saves answers: opinion, agreement (columns of `sgpipe score`), "
-            "confidence or none. Default: the first that the run has."
-        ),
+        cli.option("What predicts wrong relations, which saves answers. Default: the first that the run has."),
     ] = None,
     judgements: cli.JudgedFile = None,
     out: Annotated[Path | None, cli.writes_file("File for the certificate. Default: certificate.json in RUN.")] = None,

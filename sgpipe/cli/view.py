@@ -94,8 +94,7 @@ def correct(
     conflicts: Annotated[
         Literal["majority", "latest", "drop"],
         cli.option(
-            "Conflicting judgements: majority keeps what most people say, in a tie the relation as it is; latest "
-            "keeps the latest judgement; drop leaves the relation out."
+            "Of conflicting judgements: what most say (in a tie the relation as it is), the latest, or no relation."
         ),
     ] = "majority",
     images: cli.MovedImages = None,

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from sgpipe.generation.engine import UnitReader, UnitWriter, WorkUnit
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.run import LabellingRun, check_recipe
 from sgpipe.recipe import Recipe
+from sgpipe.stages.endpoint import RequestCache
 from sgpipe.storage.manifest import ShardEntry
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import REQUESTS, RunFolder
 from sgpipe.utils.console import Progress
 
 SAMPLE, PATIENCE = 64, 60.0  # images, and seconds after which fewer are enough
@@ -41,6 +42,7 @@ class Plan:
         row_bytes: of a row in its shard.
         errors: the number of error rows to expect, with its 95 % interval.
         memory: bytes of the driver and of the largest worker at their peak; None: not known on a cluster.
+        tokens: of requests to endpoints and their answers; 0 without endpoints, or if they do not count them.
     """
 
     images: int
@@ -52,6 +54,7 @@ class Plan:
     row_bytes: float
     errors: tuple[int, int, int]
     memory: tuple[int, int | None]
+    tokens: int = 0
 
     def seconds(self, machines: int = 1) -> float:
         """Return the time for all images on as many machines like this one."""
@@ -67,7 +70,9 @@ class Plan:
         whole = sum(self.stages.values()) or 1.0
         return {name: max(1, round(workers * each / whole)) for name, each in self.stages.items()}
 
-    def as_json(self, machines: int = 1, price_per_hour: float | None = None) -> dict[str, Any]:
+    def as_json(
+        self, machines: int = 1, price_per_hour: float | None = None, price_per_token: float | None = None
+    ) -> dict[str, Any]:
         """Return everything as plain values."""
         seconds, workers = self.seconds(machines), sum(self.workers.values())
         driver, worker = self.memory
@@ -86,8 +91,12 @@ class Plan:
             "driver_memory_bytes": driver,
             "worker_memory_bytes": worker,
             "error_rows": dict(zip(("expected", "least", "most"), self.errors, strict=True)),
+            "endpoint_tokens": self.tokens,
         }
-        return values | ({} if price_per_hour is None else {"price": price_per_hour * machines * seconds / 3600})
+        if price_per_hour is None and price_per_token is None:
+            return values
+        price = (price_per_hour or 0) * machines * seconds / 3600 + (price_per_token or 0) * self.tokens
+        return values | {"price": price}
 
 
 def plan(recipe: Recipe, progress: Progress | None = None, images: int = SAMPLE, patience: float = PATIENCE) -> Plan:
@@ -122,7 +131,9 @@ def plan(recipe: Recipe, progress: Progress | None = None, images: int = SAMPLE,
                     if time.monotonic() - done[0][0] > patience and len(done) > 3 * sum(workers.values()):
                         break
         local = isinstance(run.engine, LocalEngine)
-        return _measured(whole, began, done, len(sample) - len(done), workers, local)
+        found = _measured(whole, began, done, len(sample) - len(done), workers, local)
+        tokens = RequestCache(folder.private / REQUESTS).tokens()
+        return replace(found, tokens=round(tokens / found.sampled * whole))
 
 
 def _sample(units: Sequence[WorkUnit], images: int, workers: int, seed: int) -> list[WorkUnit]:

@@ -74,9 +74,9 @@ def print_import(summary: Summary, predicates: int, console: Console) -> None:
     _print_errors(summary, console)
 
 
-def print_plan(plan: Plan, console: Console, machines: int = 1, price_per_hour: float | None = None) -> None:
-    """Print what a run will take."""
-    values = plan.as_json(machines, price_per_hour)
+def print_plan(plan: Plan, console: Console, machines: int, *prices: float | None) -> None:
+    """Print what a run will take; `prices`: of an hour and a token."""
+    values = plan.as_json(machines, *prices)
     expected, least, most = plan.errors
     driver, worker = plan.memory
     rows = {
@@ -92,7 +92,9 @@ def print_plan(plan: Plan, console: Console, machines: int = 1, price_per_hour: 
     }
     if worker is None:
         rows["balanced actors"] = ", ".join(f"{name} {number}" for name, number in values["balanced_actors"].items())
-    if price_per_hour is not None:
+    if plan.tokens:
+        rows["tokens of the endpoint"] = f"{plan.tokens:,}"
+    if "price" in values:
         rows["price"] = f"{values['price']:,.2f}"
     table = Table(title=Text(f"plan, from {count(plan.sampled, 'image')}"), show_header=False)
     for name, value in rows.items():

@@ -231,6 +231,7 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, choices TEXT NOT NULL, usable INTEGER NOT NULL)
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS by_rules (caption BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS usage (asked INTEGER, answered INTEGER);
 """
 
 
@@ -284,6 +285,17 @@ class RequestCache:
     def count_by_rules(self) -> int:
         """Return the number of captions that the rules parsed. Raises like `get`."""
         return sum(number for (number,) in self._execute("SELECT COUNT(*) FROM by_rules"))
+
+    def put_usage(self, completion: Any) -> None:
+        """Note the tokens of a completion, if the server counts them. Raises like `put`."""
+        if isinstance(completion, Mapping) and isinstance(usage := completion.get("usage"), Mapping):
+            numbers = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+            row = [number if isinstance(number, int) else 0 for number in numbers]
+            self._execute("INSERT INTO usage VALUES (?, ?)", row, create=True)
+
+    def tokens(self) -> int:
+        """Return the number of tokens, of requests and answers. Raises like `get`."""
+        return sum(number or 0 for (number,) in self._execute("SELECT SUM(asked + answered) FROM usage"))
 
     def forget_refusals(self) -> None:
         """Forget what was refused or answered unusably, so that it is requested again. Raises like `put`."""
@@ -473,7 +485,10 @@ class ChatEndpoint:
     async def _attempt(self, request: ChatRequest) -> list[Choice]:
         limit = self._limit
         try:
-            return read_choices(await self._send(_CHAT, request.fields(self.model, limit)), request.logprobs)
+            completion = await self._send(_CHAT, request.fields(self.model, limit))
+            if self.cache:
+                self.cache.put_usage(completion)
+            return read_choices(completion, request.logprobs)
         except (ValueError, RecursionError) as error:
             raise RequestError(self._hidden(str(error))) from None
         except RequestError as error:

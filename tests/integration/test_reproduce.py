@@ -9,7 +9,7 @@ from sgpipe.cli.main import app
 from sgpipe.training.metrics import read_metrics
 
 VALUES = {
-    "annotated": 12,
+    "annotated": 16,
     "labelled": 4,
     "test": 4,
     "start_steps": 1,

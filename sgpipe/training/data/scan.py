@@ -262,13 +262,7 @@ def _frequencies(names: pa.Array, mask: np.ndarray) -> dict[str, int]:
 
 
 def scan_training(data: DataConfig) -> TrainingSet:
-    """Scan the shards to train on. Raises UserError: see `scan`."""
-    closed = data.labels == "full"
-    return scan(data.train, minimum_confidence(data), closed=closed, limit=data.limit, limit_seed=data.limit_seed)
-
-
-def minimum_confidence(data: DataConfig) -> float:
-    """The minimum confidence of relations. Raises UserError: the calibration cannot be used, or fits no shards."""
+    """Scan the shards to train on. Raises UserError: see `scan`, or the calibration does not fit them."""
     if data.calibration is not None:
         calibration = load_calibration(data.calibration)
         for config in (*data.train, *data.val):
@@ -279,7 +273,8 @@ def minimum_confidence(data: DataConfig) -> float:
                 if confidence.null_count < len(confidence):
                     calibration.check_run(manifest.run, config.shards)
                     break
-    return choose_threshold(data.calibration, data.threshold, data.precision)
+    threshold, closed = choose_threshold(data.calibration, data.threshold, data.precision), data.labels == "full"
+    return scan(data.train, threshold, closed=closed, limit=data.limit, limit_seed=data.limit_seed)
 
 
 def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | None:

@@ -3,6 +3,7 @@
 import heapq
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -50,6 +51,8 @@ def test_the_plan_of_simulated_workers_is_right(workers: int, load: float, cost:
     assert plan.bottleneck == "caption"
     assert plan.seconds(2) - plan.start == pytest.approx((plan.seconds() - plan.start) / 2)
     assert plan.as_json(price_per_hour=3600)["price"] == pytest.approx(plan.seconds())
+    priced = replace(plan, tokens=500).as_json(2, 3600, 0.5)
+    assert priced["price"] == pytest.approx(2 * plan.seconds(2) + 250)
     assert plan.as_json()["disk_bytes"] == 100 * whole
     expected, least, most = plan.errors
     assert least <= expected <= most

@@ -11,7 +11,7 @@ import pytest
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.stages import endpoint
-from sgpipe.stages.endpoint import Answer, ChatEndpoint, ChatRequest, ChatSampling, Refusal, conversation
+from sgpipe.stages.endpoint import Answer, CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Refusal, conversation
 from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
 from tests.sgpipe.stages.endpoint.conftest import Connect
 
@@ -206,6 +206,7 @@ def test_nothing_is_paid_twice(connect: Connect, tmp_path: Path) -> None:
         assert again[:15] == first
         assert set(server.paid.values()) == {1}
         assert len(server.paid) == 40
+    assert endpoint.RequestCache(CacheFolder(tmp_path).file).tokens() == 20 * (5 + 6) + 20 * (5 + 3)
     with EndpointServer() as server:
         assert list(connect(server.url, cache=tmp_path).ask_all(requests)) == again
         assert not server.requests
