@@ -227,7 +227,7 @@ def _derive(run: Path, keep: Kept, out: Path) -> None:
     """Write the candidates of a run, or some of them, as relations without confidence."""
     truth = ground_truth_of(run)
     assert truth is not None
-    statements = {record.image_id: _statements(record) for record in iter_records(truth.relations)}
+    statements = {record.image_id: statements_of(record) for record in iter_records(truth.relations)}
     [(split, images)] = Manifest.load(run).image_roots.locations.items()
 
     def read(problems: Counter[str]) -> Iterator[Record]:
@@ -242,11 +242,11 @@ def _derive(run: Path, keep: Kept, out: Path) -> None:
 Statement = tuple[str, tuple[int, ...], str, str, tuple[int, ...]]
 
 
-def _statements(record: Record) -> frozenset[Statement]:
-    return frozenset(_statement(record, relation) for relation in record.relations)
+def statements_of(record: Record) -> frozenset[Statement]:
+    return frozenset(statement_of(record, relation) for relation in record.relations)
 
 
-def _statement(record: Record, relation: Relation) -> Statement:
+def statement_of(record: Record, relation: Relation) -> Statement:
     """A relation by the classes and the rounded boxes of its objects, whose order may differ between shards."""
     subject, object_ = record.objects[relation.subject], record.objects[relation.object]
     return (*_named(subject), predicate_lemma(relation.predicate), *_named(object_))
@@ -258,4 +258,4 @@ def _named(box: Box) -> tuple[str, tuple[int, ...]]:
 
 def _kept(record: Record, keep: Kept, true: frozenset[Statement]) -> list[Relation]:
     found = candidates(overlapping_pairs(record) if keep == "overlapping" else record.pairs, None, "captions")
-    return [item for item in found if keep != "true" or _statement(record, item) in true]
+    return [item for item in found if keep != "true" or statement_of(record, item) in true]

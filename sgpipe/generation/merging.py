@@ -176,8 +176,7 @@ def merge_runs(
         scratch.mkdir()
         with interruptible(), duckdb.connect(scratch / "rows") as database:
             try:
-                configure(database, scratch / "spill", _MEMORY)
-                database.execute("set threads = 1")  # each would sort in memory of its own
+                configure(database, scratch / "spill", _MEMORY, ordered=True)
                 progress.say("reading the runs")
                 _read(database, inputs, header["runs"])
                 _plan(database, match)

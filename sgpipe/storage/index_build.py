@@ -253,14 +253,19 @@ def build_index(
     return path
 
 
-def configure(connection: duckdb.DuckDBPyConnection, spill: Path, memory: str = "600MB") -> None:
-    """Bound the memory and threads of a connection; what does not fit spills to a folder."""
+def configure(
+    connection: duckdb.DuckDBPyConnection, spill: Path, memory: str = "600MB", *, ordered: bool = False
+) -> None:
+    """Bound the memory and threads of a connection; what does not fit spills to a folder.
+
+    `fetchall` keeps an ORDER BY in any case, Arrow's tables only if the connection is `ordered`.
+    """
     [(cores,)] = connection.execute("select current_setting('threads')").fetchall()
     for setting in (
         f"memory_limit = '{memory}'",
         f"temp_directory = {_text(spill)}",
-        f"threads = {min(cores, _THREADS)}",
-        "preserve_insertion_order = false",
+        f"threads = {1 if ordered else min(cores, _THREADS)}",
+        f"preserve_insertion_order = {ordered}",
         "autoinstall_known_extensions = false",
         "enable_progress_bar = false",
     ):
