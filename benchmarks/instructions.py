@@ -55,7 +55,7 @@ FIELDS = {
     "that_verb": r"(?P<predicate>[a-z ]+?)",
     "plural": r"(?P<plural>[A-Za-z ]+)",
     "options": r"(?P<options>(?:[A-E]\. .+\n?)+?)",
-    "relations": r"(?P<relations>\d) relations?",
+    "relations": r"(?P<relations>one|two|three|four) relations?",
 }
 NONE = "none of these"
 PLURALS = {"people": "person", "benches": "bench"}
@@ -165,7 +165,7 @@ def check(world: World, templates: Mapping[str, Sequence[Mapping[str, str]]], it
         denied = [second if answer == texts["first"] else first]
     elif form == "description":
         sentences = re.findall(r"The .+?\[[\d, ]+\].+?\[[\d, ]+\]\.", answer)
-        assert len(sentences) == int(said["relations"])
+        assert len(sentences) == 1 + ("one", "two", "three", "four").index(said["relations"])
         assert " ".join(sentences) == answer
         right = all(world.holds(images[0], found(texts["sentence"], sentence)) for sentence in sentences)
         named = ()

@@ -96,10 +96,12 @@ class English:
             is_many |= lemmas(noun, "NOUN")[0] != noun or (noun.endswith("s") and plural(noun) == noun)
         if is_many:
             return name, name, True
-        many = plural(noun).capitalize() if last[0].isupper() else plural(noun)
-        many = " ".join([*words[:-1], many if is_word else f"{last}s"])
+        known, parts = self.phrases.plurals, noun.split("/")  # "cabinet/shelf" are cabinets/shelves
+        is_word |= all(part.isascii() and part.isalpha() for part in parts) and not last.isupper()
+        many = "/".join(known.get(part, plural(part)) for part in parts) if is_word else f"{last}s"
+        many = " ".join([*words[:-1], many.capitalize() if is_word and last[0].isupper() else many])
         article = "an" if _VOWEL.match(name.lower()) else "a"
-        return f"{article} {name}", self.phrases.plurals.get(name.lower(), many), False
+        return f"{article} {name}", known.get(name.lower(), many), False
 
     def _predicate(self, predicate: str, is_many: bool = False) -> dict[str, str] | None:
         """Return the fields of a predicate, `is_many` subjects having it; None: nobody could answer."""
@@ -118,6 +120,6 @@ class English:
 
     def _is_finite(self, word: str) -> bool:
         """Whether a word is a verb such as "ride" or "rides", not one that can follow "is" ("riding", "made")."""
-        if word in self.phrases.not_verbs or word.endswith("ing") or not (word.isascii() and word.isalpha()):
+        if word in self.phrases.not_verbs or not (word.isascii() and word.isalpha()):
             return False
-        return verb_lemma(word) == word or not is_participle(word)
+        return verb_lemma(word) == word or not (word.endswith("ing") or is_participle(word))
