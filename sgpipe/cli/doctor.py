@@ -83,7 +83,7 @@ def _hub_models(recipe: str, assign: list[str], fetch: bool) -> dict[str, Doctor
     command, cache = shlex.join(["sgpipe", "doctor", "--recipe", recipe, *sets, "--fetch"]), constants.HF_HUB_CACHE
     missing = missing_models(models)
     if fetch and missing:
-        fetch_models(missing)
+        fetch_models(missing, command)
         missing = missing_models(models)
     states = {True: DoctorCheck("bad", f"missing from {cache}", command), False: DoctorCheck("ok", f"in {cache}")}
     found = {name: states[name in missing] for name in models}

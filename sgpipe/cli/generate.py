@@ -356,7 +356,8 @@ def label(
     for note in recipe_notes(pipeline.recipe, detects=boxes is None):
         cli.say(f"NOTE: {note}")
     if missing := missing_models(hub_models(pipeline.recipe, () if boxes is None else ("detect",))):
-        fetch_models(missing)
+        own = any((detector, captioner, tagger, assign))
+        fetch_models(missing, "" if own else f"sgpipe doctor --recipe {recipe} --fetch")
     failed = 0
     out.mkdir(parents=True, exist_ok=True)
     for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):

@@ -91,14 +91,18 @@ class HubModel:
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
     def config(self) -> Path:
-        """Return its folder in the hub's cache, with config.json at least, at the commit that its revision is now.
+        """Return its folder in the hub's cache, with config.json at least; the hub is asked only if it is not there.
 
-        Where the hub cannot be reached, what the cache has. Raises UserError, StoreError: see `naming_hub`.
+        Raises UserError, StoreError: see `naming_hub`.
         """
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
         with naming_hub(f"the model {self}"):
-            return Path(hf_hub_download(self.name, "config.json", revision=self.revision)).parent
+            known = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
+            if not isinstance(known, str):
+                HfApi().model_info(self.name, revision=self.revision)  # fails at once; a download is tried six times
+                known = hf_hub_download(self.name, "config.json", revision=self.revision)
+            return Path(known).parent
 
     def folder(self) -> Path:
         """Return the same folder, with all files that `from_pretrained` reads, downloaded if they are not there."""
@@ -133,11 +137,11 @@ def _is_complete(folder: Path) -> bool:
     return bool(files & _PREPARES and (sharded or "model.safetensors" in files))
 
 
-def fetch_models(names: Sequence[str]) -> None:
+def fetch_models(names: Sequence[str], command: str = "") -> None:
     """Download models into the hub's cache: what `from_pretrained` reads, in safetensors where the hub has them.
 
     Says first which models, how large they are, and where they go. The weights come last, so that a model with weights
-    is complete.
+    is complete. `command`: how to fetch them on another machine, if not by `hf download`.
 
     Raises UserError: the hub cannot be asked, or a model is not there, or not for this user; StoreError: it breaks off.
     """
@@ -145,10 +149,10 @@ def fetch_models(names: Sequence[str]) -> None:
     from huggingface_hub.utils import disable_progress_bars
 
     wanted: list[tuple[HubModel, list[list[str]]]] = []
-    models, commands, size = ", ".join(names), [], 0
+    models, size = re.sub(r"@[0-9a-f]{40}\b", "", ", ".join(names)), 0  # a commit tells people nothing
+    command = command or " && ".join(f"hf download {name.replace('@', ' --revision ')}" for name in names)
     try:
         for model in (HubModel.parse(name) or HubModel(name) for name in names):
-            commands.append(f"hf download {model.name}" + (f" --revision {model.revision}" if model.revision else ""))
             with naming_hub(f"the model {model}"):
                 siblings = HfApi().model_info(model.name, revision=model.revision, files_metadata=True).siblings or ()
             sizes = {each.rfilename: each.size or 0 for each in siblings}
@@ -159,7 +163,7 @@ def fetch_models(names: Sequence[str]) -> None:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error)
         raise UserError(
             f"not in the cache {constants.HF_HUB_CACHE}: {models} ({why}); fetch them on a machine with a network by "
-            f"`{' && '.join(commands)}`, and copy its cache here"
+            f"`{command}`, and copy its cache here"
         ) from None
     text = f"downloading {models}: about {size / 1e9:,.1f} GB into {constants.HF_HUB_CACHE}"
     console.progress().print(text, soft_wrap=True)
