@@ -13,22 +13,16 @@ known, which no user has. Confidence 95%; one session for each row.
 from __future__ import annotations
 
 import json
-import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from benchmarks.measure import report
-from experiments.workshop import statement_of, statements_of
-from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, RelationKey
-from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import ground_truth_of
-from sgpipe.storage.shards import iter_records
+from experiments.people import answer_plans, truth_of
+from sgpipe.storage.judgements import JUDGEMENTS, RelationKey
 
 IMAGES, SEED = 1000, 7
 ANSWERS = (200, 400, 800)
@@ -43,35 +37,6 @@ def sgpipe(*arguments: object) -> str:
     return done.stdout
 
 
-def truth_of(run: Path) -> tuple[dict[RelationKey, bool], dict[RelationKey, float]]:
-    """Return which relations of a run hold, and their confidences."""
-    truth = ground_truth_of(run)
-    assert truth is not None
-    stated = {record.image_id: statements_of(record) for record in iter_records(truth.relations)}
-    right, confidence = {}, {}
-    for record in iter_records(run):
-        for each in record.relations:
-            key = RelationKey(record.split, record.image_id, each.subject, each.object, each.predicate)
-            right[key] = statement_of(record, each) in stated.get(record.image_id, frozenset())
-            confidence[key] = max(each.confidence or 0.0, confidence.get(key, 0.0))
-    return right, confidence
-
-
-def answer(run: Path, right: dict[RelationKey, bool], slips: float, most: int) -> int:
-    """Answer open questions, up to `most` answers of the run; returns how many there are."""
-    log = JudgementLog(run / JUDGEMENTS, str(Manifest.load(run).run["fingerprint"]))
-    questions = [question for plan in log.plans.values() for question in plan.questions]
-    done = sum(len(log.judged(plan)) for plan in log.plans)
-    for question in questions[done:most]:
-        rng = random.Random(f"{slips} {question.key}")
-        said = "right" if right[question.key] != (rng.random() < slips) else "wrong"
-        plan = next(plan.plan for plan in log.plans.values() if question in plan.questions)
-        values: dict[str, Any] = {"id": f"{done}", "at": "", "by": "simulated", "run": log.fingerprint, "plan": plan}
-        log.append(Judgement.model_validate({**values, **question.key._asdict(), "verdict": said}))
-        done += 1
-    return done
-
-
 def session(run: Path, right: dict[RelationKey, bool], target: float, slips: float) -> dict[int, float | None]:
     """Return the certified threshold by number of answers; None: there is none yet."""
     (run / JUDGEMENTS).unlink(missing_ok=True)
@@ -79,10 +44,10 @@ def session(run: Path, right: dict[RelationKey, bool], target: float, slips: flo
     for most in ANSWERS:
         while True:
             state = json.loads(sgpipe("certify", run, "--precision", target, "--json"))
-            before = answer(run, right, slips, 0)
+            before = answer_plans(run, right, slips, 0)
             if not state["open"] or before >= most:
                 break
-            answer(run, right, slips, most)
+            answer_plans(run, right, slips, most)
         sets = state["certificate"]["sets"]
         found[before] = sets[0]["threshold"] if sets else None
     sgpipe("verify", run)
@@ -112,7 +77,6 @@ def main() -> None:
             kept = falling >= np.float32(threshold)
             share = f"{kept.sum() / best:.0%} of {best:,}"
             table.add_row(*row, f"{threshold:.3g}", f"{correct[kept].mean():.1%}", f"{kept.sum():,}", share)
-    shutil.rmtree(run / "certificate.json", ignore_errors=True)
     whole = f"The run has {len(keys):,} relations of {IMAGES:,} images, {correct.mean():.1%} of them right."
     report(str(__doc__), whole, table)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from experiments.people import Ask
 from sgpipe.errors import UserError
 from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import Config, MiniworldConfig, PackagedModel, packaged_model
@@ -36,11 +37,20 @@ class LabelsConfig(Config):
     )
 
 
+class JudgedConfig(Config):
+    """What simulated people say of pseudo-labels; networks learn only from that. See `experiments.people.judge`."""
+
+    ask: Ask
+    answers: int = Field(ge=1)
+    slips: float = Field(0.05, ge=0, le=1, description="share of the answers that are wrong")
+
+
 class SetConfig(Config):
     """Images of the miniworld, with their ground truth or with pseudo-labels."""
 
     drawn: MiniworldConfig
     labels: LabelsConfig | None = Field(None, description="null: the ground truth")
+    judged: JudgedConfig | None = Field(None, description="people who judge the pseudo-labels; null: nobody")
     interactions: bool = Field(False, description="of the ground truth only what persons do, in HICO-DET's form")
     own: bool = Field(False, description="every seed of an arm has its own images, and its own tagger of such images")
     half: bool = Field(
@@ -151,7 +161,8 @@ class Plan(Config):
             half = {"half": True} if config.half else {}
             return fingerprint({"drawn": drawn.model_dump(), "interactions": config.interactions, **half})
         run = self.run_key(drawn, config.labels, self.seed_of(name, seed), config.half)
-        return fingerprint({"run": run, "keep": config.labels.keep})
+        judged = {} if config.judged is None else {"judged": config.judged.model_dump()}
+        return fingerprint({"run": run, "keep": config.labels.keep, **judged})
 
     def run_key(self, drawn: MiniworldConfig, labels: LabelsConfig, seed: int, half: bool) -> str:
         """A hash of all settings that decide the labels of a run, and of the packaged models."""

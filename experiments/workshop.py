@@ -10,6 +10,7 @@ import fcntl
 import json
 import random
 import resource
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,17 +22,19 @@ from typing import Any
 from rich.console import Console
 
 from experiments.hidden_relations import SEED, half_of
-from experiments.plan import Kept, LabelsConfig, Part, Plan, Stage
+from experiments.people import Statement, judge, statement_of, statements_of
+from experiments.plan import JudgedConfig, Kept, LabelsConfig, Part, Plan, Stage
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.dataset import IMAGES, INTERACTION_CLASSES, INTERACTIONS, SCENE_GRAPHS
 from sgpipe.recipe import MiniworldConfig, load_recipe, packaged_model
-from sgpipe.records import Box, Record, Relation
+from sgpipe.records import Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.miniworld import MiniworldFiles, import_graphs, split_name
 from sgpipe.stages.tag.methods import candidates, overlapping_pairs
 from sgpipe.stats.calibrate import calibrate, judge_by_truth
+from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.storage.shards import iter_records
@@ -40,7 +43,6 @@ from sgpipe.training.run import train
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
-from sgpipe.utils.lemmas import predicate_lemma
 
 _QUIET = Progress(Console(quiet=True))
 
@@ -96,6 +98,9 @@ class Workshop:
             drawn = self.drawn(self.plan.drawn(name, seed))
             return drawn.interactions if config.interactions else drawn.all_relations
         run = self._run(name, config.labels, seed)
+        if config.judged is not None:
+            key, own = self.plan.set_key(name, seed), self.plan.seed_of(name, seed)
+            return self._once("sets", f"{name}-{key}", partial(_judge, run, config.judged, own))
         if config.labels.keep == "labels":
             return run
         return self._once("sets", f"{name}-{self.plan.set_key(name, seed)}", partial(_derive, run, config.labels.keep))
@@ -189,7 +194,8 @@ class Workshop:
 
     def _training_data(self, part: Part, seed: int) -> dict[str, Any]:
         limit = {} if part.limit is None else {"limit": part.limit, "limit_seed": seed}
-        return {"shards": str(self.shards(part.set, seed)), "weight": part.weight, **limit}
+        judged = self.plan.sets[part.set].judged is not None
+        return {"shards": str(self.shards(part.set, seed)), "weight": part.weight, "judged": judged, **limit}
 
     def _once(self, kind: str, name: str, make: Callable[[Path], None]) -> Path:
         """The folder of a thing; `make` makes or resumes it unless it is complete."""
@@ -239,21 +245,11 @@ def _derive(run: Path, keep: Kept, out: Path) -> None:
     import_annotations(source, images, out, _QUIET)
 
 
-Statement = tuple[str, tuple[int, ...], str, str, tuple[int, ...]]
-
-
-def statements_of(record: Record) -> frozenset[Statement]:
-    return frozenset(statement_of(record, relation) for relation in record.relations)
-
-
-def statement_of(record: Record, relation: Relation) -> Statement:
-    """A relation by the classes and the rounded boxes of its objects, whose order may differ between shards."""
-    subject, object_ = record.objects[relation.subject], record.objects[relation.object]
-    return (*_named(subject), predicate_lemma(relation.predicate), *_named(object_))
-
-
-def _named(box: Box) -> tuple[str, tuple[int, ...]]:
-    return box.category, tuple(round(side) for side in box.bbox)
+def _judge(run: Path, judged: JudgedConfig, seed: int, out: Path) -> None:
+    """Copy a run, and let people judge it."""
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("cache", JUDGEMENTS))
+    judge(out, judged.ask, judged.answers, judged.slips, seed)
 
 
 def _kept(record: Record, keep: Kept, true: frozenset[Statement]) -> list[Relation]:

@@ -91,6 +91,9 @@ def test_every_seed_has_its_own_images_tagger_and_labels():
     assert one.shared_key("own tagger", 0) != one.shared_key("own tagger", 1)
     assert one.shared_key("start", 0) == one.shared_key("start", 1)  # it learns from shared images
     assert one.set_key("correct", 0) == one.set_key("correct", 1)
+    judged = {"labels": {**own["labels"], "judged": {"ask": "uncertain", "answers": 5}}}
+    asked = one.model_validate({**one.model_dump(), "sets": {**SETS, **own, **judged, "shared": SETS["truth"]}})
+    assert asked.set_key("labels", 0) != one.set_key("labels", 0)
     assert one.experiments["one"].label_sets(one) == [("labels", 0), ("labels", 1), ("correct", 0)]
 
 

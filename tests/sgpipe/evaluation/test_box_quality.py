@@ -14,7 +14,6 @@ from pycocotools.cocoeval import COCOeval
 
 from sgpipe.errors import UserError
 from sgpipe.evaluation.box_quality import compare_boxes, evaluate_boxes
-from sgpipe.evaluation.boxes import BoxSet, read_detected
 from sgpipe.records import Box, Record
 from tests.sgpipe.stats.runs import make_shards
 
@@ -210,13 +209,3 @@ def test_other_files_are_refused(tmp_path: Path, content: list[Any], message: st
     (tmp_path / "found.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         evaluate_boxes(tmp_path / "found.json", truth)
-
-
-def test_boxes_of_relations_count_whatever_is_predicted_between_them(tmp_path: Path) -> None:
-    boxes = [{"bbox": [0, 0, 10, 20], "category_id": 1}, {"bbox": [50, 0, 70, 9], "category_id": 18}]
-    for relation in ({"object_id": -1, "category_id": 1}, {"object_id": 1, "category_id": 5000}, {"object_id": 1}):
-        relation = {"subject_id": 0, "score": 0.5, **relation}
-        item = {"file_name": "1.jpg", "predictions": boxes, "hoi_prediction": [relation]}
-        (tmp_path / "p.json").write_text(json.dumps([item]))
-        [image] = read_detected(tmp_path / "p.json", BoxSet()).images.values()
-        assert image.boxes.tolist() == [[0, 0, 10, 20], [50, 0, 20, 9]][: 1 + (relation["object_id"] > 0)]

@@ -29,11 +29,6 @@ def test_wilson_is_the_published_interval():
     assert (nothing.value, nothing.low, nothing.high, str(nothing)) == (None, 0.0, 1.0, "–")
 
 
-def test_thresholds_compare_as_shards_store():
-    kept = judged((0.2, True), (0.1, False)).at(0.2)
-    assert (kept.kept, kept.precision.correct) == (1, 1)
-
-
 def test_the_lowest_threshold_that_surely_reaches_the_target():
     relations = judged(*[(0.9, True)] * 40, (0.8, False), *[(0.5, True)] * 12, *[(0.5, False)] * 8, *[(0.1, False)] * 9)
     choice, sure = relations.suggest(0.85)  # 40 of 41: at least 87 %

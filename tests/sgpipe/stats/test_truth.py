@@ -4,7 +4,6 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.errors import UserError
 from sgpipe.stats.precision import measure_against_ground_truth
 from sgpipe.storage.run_folder import GroundTruth
 from tests.sgpipe.stats.runs import make_shards, scene
@@ -65,23 +64,3 @@ def test_a_run_without_a_confident_relation(tmp_path, runs):
     result = CliRunner().invoke(app, ["stats", str(weak), "--truth", str(runs[1]), "--json"])
     assert "NaN" not in result.stdout
     assert json.loads(result.stdout)["ground_truth"]["related_precision"] is None
-
-
-def test_other_images_and_odd_targets_are_refused(tmp_path, runs):
-    stranger = make_shards(tmp_path / "stranger", [scene("999", [(0, "near", 1)])])
-    with pytest.raises(UserError, match="no image in common"):
-        compare(runs[0], stranger, 0.2, 0.9, THRESHOLDS)
-    with pytest.raises(UserError, match="precision 2"):
-        compare(*runs, 0.2, 2, THRESHOLDS)
-
-
-def test_visual_genome_is_ground_truth_for_coco(tmp_path, runs):
-    """Its image ids differ from COCO's; image_data.json maps them."""
-    true = [scene(str(n + 900), [(0, "holding", 2), (1, "near", 2)], dataset="visual_genome") for n in range(10)]
-    genome = make_shards(tmp_path / "genome", true)
-    items = [{"image_id": n + 900, "coco_id": n if n < 6 else None, "width": 320, "height": 240} for n in range(10)]
-    (tmp_path / "image_data.json").write_text(json.dumps(items))
-    options = ["stats", str(runs[0]), "--truth", str(genome), "--json"]
-    assert "--image-data" in CliRunner().invoke(app, options).stderr
-    result = CliRunner().invoke(app, [*options, "--image-data", str(tmp_path / "image_data.json")])
-    assert json.loads(result.stdout)["ground_truth"]["images"] == 6
