@@ -345,7 +345,7 @@ class Audit:
 
     def as_dict(self) -> dict[str, Any]:
         """The audit as plain values; the measures are at the top level."""
-        parts = {"ground_truth": self.ground_truth, "verdicts": self.judgements, "comparison": self.comparison}
+        parts = {"ground_truth": self.ground_truth, "judgements": self.judgements, "comparison": self.comparison}
         present = {name: part for name, part in parts.items() if part is not None}
         return {**_plain(self.measures), **_plain(present), "findings": _plain(self.findings)}
 

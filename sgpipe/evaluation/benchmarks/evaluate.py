@@ -24,7 +24,7 @@ from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
 from rlip_model.evaluation.vcoco import Actions, PredictedPeople, VcocoScores, evaluate_vcoco
-from rlip_model.evaluation.vcoco_files import AGENT, people_images, read_actions, read_people, read_predicted_people
+from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
 from rlip_model.evaluation.visual_genome import (
     GraphImage,
     GraphScores,
@@ -272,21 +272,16 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
 
 
 def _read_people(given: PredictionFiles, actions: Actions) -> dict[int, PredictedPeople]:
-    predictions, annotations = given.predictions, given.annotations
+    predictions = given.predictions
     detections = _read_json(predictions)
     if not isinstance(detections, list) or not detections:
         raise UserError(f"{predictions} contains no predictions: expected a list of detections")
-    own = [key for key in detections[0] if str(key).endswith(f"_{AGENT}")] if isinstance(detections[0], dict) else []
-    if own and (missing := {f"{name}_{AGENT}" for name in actions.names} - set(own)):
-        raise UserError(
-            f"{predictions} has no {min(missing)!r}, which is an action of {annotations}; predict on shards of "
-            "`sgpipe import vcoco`"
-        )
     with _explained(predictions):
         try:
             return read_predicted_people(detections, actions)
         except (KeyError, TypeError) as error:
-            raise UserError(f"{predictions}: expected detections in V-COCO's format: {error!r}") from None
+            form = f"detections in V-COCO's format, with the actions of {given.annotations}"
+            raise UserError(f"{predictions}: expected {form}: {error!r}") from None
 
 
 def _predicted_people(

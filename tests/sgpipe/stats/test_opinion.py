@@ -70,7 +70,7 @@ def test_ground_truth_says_how_good_it_is(runs: tuple[Path, Path], tmp_path: Pat
 def test_people_say_how_good_it_is(runs: tuple[Path, Path]) -> None:
     right = lambda question: question.predicate in ("holding", "near") and question.object_category == "cup"  # noqa: E731
     judge(runs[0], 60, lambda question: "right" if right(question) else "wrong")
-    found = json.loads(invoke(runs[0], "--judgements", "own", "--json").stdout)["verdicts"]["opinion"]
+    found = json.loads(invoke(runs[0], "--judgements", "own", "--json").stdout)["judgements"]["opinion"]
     assert (found["judged"], found["auc"]) == (59, 1.0)
     assert "Second opinion, judged by people on 59" in invoke(runs[0], "--judgements", "own").stdout
 

@@ -228,7 +228,7 @@ def test_stats_and_calibrate_use_the_judgements_of_the_run(judged, tmp_path):
     assert "<bdi>the search q=&lt;b&gt;</bdi>" in page
     elsewhere = shutil.move(judged / JUDGEMENTS, tmp_path / "elsewhere.jsonl")
     report = json.loads(invoke("stats", judged, "--judgements", elsewhere, "--json"))
-    assert report["verdicts"]["judgements"]["counts"]["relations"] == 210
+    assert report["judgements"]["judgements"]["counts"]["relations"] == 210
     found = json.loads(invoke("calibrate", judged, "--judgements", elsewhere, "--out", tmp_path / "c.json", "--json"))
     lines = [line for line in Path(elsewhere).read_text().splitlines() if '"plan":"p","stratum"' in line]
     certain = [line for line in lines if '"unsure"' not in line and '"image_id":"c' not in line]
