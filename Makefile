@@ -6,7 +6,7 @@ export SGPIPE_ORACLE ?= $(if $(ORACLE),$(abspath $(ORACLE)))
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: install demo miniworld-models parser-model experiments experiment test test-integration test-all test-soak label-studio transformers-serve lint lint-github format docs bench gpu-check clean
+.PHONY: install demo miniworld-models parser-model experiments experiment test test-integration test-all test-soak test-simulated-gpu label-studio transformers-serve lint lint-github format docs bench gpu-check clean
 
 install: .venv/.installed
 
@@ -52,6 +52,10 @@ test-all: test test-integration
 # Hours on two cores; every night in .github/workflows/nightly.yml.
 test-soak: install
 	$(BIN)/python -m pytest -m soak --durations=20
+
+# What runs on a GPU, on a simulated one (g++, two minutes), and how often the host launches kernels and waits for it.
+test-simulated-gpu: install
+	$(BIN)/python -m pytest -p tests.simulated_gpu.plugin -m '' tests/test_gpu.py tests/simulated_gpu
 
 # A real Label Studio for tests/integration/test_label_studio.py, apart from sgpipe, with an empty database: 1 GB, minutes.
 label-studio: .label-studio/data

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
-from rlip_model.gpu_memory import is_out_of_memory
+from rlip_model.gpu_memory import is_out_of_memory, send
 from rlip_model.position import at_least_float32
 
 Operator: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -64,14 +64,13 @@ def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     """`sample` with one `grid_sample` per level, for any device and any size."""
     batch, _, heads, dim = value.shape
     queries, points = locations.shape[1], locations.shape[5]
-    sampled = []
-    for level, tokens in enumerate(value.split([height * width for height, width in shapes], dim=1)):
-        height, width = shapes[level]
-        maps = tokens.permute(0, 2, 3, 1).reshape(batch * heads, dim, height, width)
-        x, y = locations[:, :, :, :, level].unbind(2)
-        grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
-        grid = grid.transpose(1, 2).flatten(0, 1)
-        sampled.append(F.grid_sample(maps, grid, padding_mode="zeros", align_corners=False))
+    sides = _levels(shapes, value.device)[2].to(locations.dtype).T[:, None, :, None]
+    grids = ((2 * locations + 1) / sides - 1).permute(4, 0, 3, 1, 5, 2).flatten(1, 2)
+    maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in shapes], dim=2)
+    sampled = [
+        F.grid_sample(of_level.unflatten(2, shape), grid, padding_mode="zeros", align_corners=False)
+        for of_level, shape, grid in zip(maps, shapes, grids.unbind(), strict=True)
+    ]
     stacked = torch.stack(sampled, dim=-2).flatten(-2)
     folded = weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(shapes) * points)
     return (stacked * folded).sum(-1).view(batch, heads * dim, queries).transpose(1, 2)
@@ -84,9 +83,9 @@ def sample_by_operator(operator: Operator, value: Tensor, shapes: Shapes, locati
         operator: from value, the (height, width) of each level, the first token of each level, normalised locations
             `[batch, queries, heads, levels, points, 2]` and weights `[batch, queries, heads, levels * points]`.
     """
-    sizes, starts = _levels(shapes, value.device)
+    sizes, starts, sides = _levels(shapes, value.device)
     pixels = at_least_float32(locations).permute(0, 1, 3, 4, 5, 2)
-    normalised = (pixels + 0.5) / sizes.flip(1).unsqueeze(1)
+    normalised = (pixels + 0.5) / sides.unsqueeze(1)
     dtype = value.dtype
     if value.requires_grad:  # gradients of a token are sums of thousands of terms
         value = at_least_float32(value)
@@ -94,16 +93,20 @@ def sample_by_operator(operator: Operator, value: Tensor, shapes: Shapes, locati
 
 
 @torch.compiler.assume_constant_result
-def _levels(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sizes `[levels, 2]`, (height, width), and the first token `[levels]` of each level, on the device."""
+def _levels(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Sizes `[levels, 2]`, (height, width), and the first token `[levels]` of each level, on the device.
+
+    Then the sizes as (width, height), float32.
+    """
     return _kept_levels(tuple(map(tuple, shapes)), device)
 
 
 @lru_cache(maxsize=256)
-def _kept_levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _kept_levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     starts = list(accumulate((height * width for height, width in shapes[:-1]), initial=0))
     with torch.inference_mode(False):  # they are kept, and may be needed by a backward pass
-        return torch.tensor(shapes, device=device), torch.tensor(starts, device=device)
+        sizes = send(torch.tensor(shapes), device)
+        return sizes, send(torch.tensor(starts), device), sizes.flip(1).float()
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,8 @@ class Owners:
     def of(cls, images: Sequence[int], device: torch.device) -> Owners:
         """From the image of each row."""
         places = [images[:row].count(image) for row, image in enumerate(images)]
-        return cls(torch.tensor(images, device=device), torch.tensor(places, device=device), max(places) + 1)
+        numbers = send(torch.tensor([*zip(images, places, strict=True)]).T.contiguous(), device)
+        return cls(numbers[0], numbers[1], max(places) + 1)
 
 
 class DeformableAttention(nn.Module):
@@ -307,7 +311,7 @@ class DeformableAttention(nn.Module):
 
     def _locations(self, references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
         """Sampling locations in pixels. Overwrites `offsets` to save memory."""
-        sizes = _levels(shapes, references.device)[0].flip(1).to(references.dtype)
+        sizes = _levels(shapes, references.device)[2].to(references.dtype)
 
         def of_points(of_levels: Tensor) -> Tensor:
             return of_levels.transpose(-1, -2).repeat_interleave(self.points, -1).unsqueeze(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from rlip_model.config import RLIPConfig
 from rlip_model.convolutional import ConvolutionalBackbone
+from rlip_model.gpu_memory import send
 from rlip_model.position import image_positions
 from rlip_model.swin import Swin
 
@@ -35,7 +37,7 @@ class ImageFeatures:
         """The features of these images of the batch, in this order; an image may be there several times."""
         if list(images) == list(range(len(self.tokens))):
             return self
-        rows = torch.tensor(images, device=self.tokens.device)
+        rows = send(torch.tensor(images), self.tokens.device)
         return ImageFeatures(
             self.tokens[rows], self.positions[rows], self.padding[rows], self.valid_ratios[rows], self.shapes
         )
@@ -51,11 +53,17 @@ class FoldedBottleneck(Bottleneck):
         return _normalised(inner, self.conv3, self.bn3).add_(shortcut).relu_()
 
 
-def _normalised(maps: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> Tensor:
+def _normalised(maps: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d | nn.Identity) -> Tensor:
     """Convolution and frozen batch norm in one step, which saves two arrays as large as the maps."""
+    if isinstance(norm, nn.Identity):  # it has been folded
+        return convolution(maps)
+    return F.conv2d(maps, *_folded(convolution, norm), convolution.stride, convolution.padding)
+
+
+def _folded(convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The weight and the bias of a convolution that also normalises."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight, bias = convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
-    return F.conv2d(maps, weight, bias, convolution.stride, convolution.padding)
+    return convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
 
 
 class ResNet50(ResNet):
@@ -71,6 +79,17 @@ class ResNet50(ResNet):
         """Freeze the stem and the first stage."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Fold batch norms into convolutions for good: for inference, with the same results."""
+        for module in list(self.modules()):
+            children = list(module.named_children())
+            for (_, convolution), (name, norm) in pairwise(children):
+                if isinstance(convolution, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d):
+                    weight, bias = _folded(convolution, norm)
+                    convolution.weight, convolution.bias = nn.Parameter(weight), nn.Parameter(bias)
+                    setattr(module, name, nn.Identity())
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images `[batch, 3, height, width]` to three feature maps of strides 8, 16 and 32."""

@@ -33,4 +33,6 @@ def generalized_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
-    return (bottom_right - top_left).clamp(min=0).prod(-1)
+    sides = (bottom_right - top_left).clamp(min=0)
+    # On a GPU the gradient of `prod` lets the host wait; on a CPU it rounds otherwise than that of a product.
+    return sides[..., 0] * sides[..., 1] if sides.is_cuda else sides.prod(-1)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import batched_nms, nms, sigmoid_focal_loss
 
 from rlip_model.backbone import ImageFeatures
 from rlip_model.boxes import to_corners
 from rlip_model.config import RLIPConfig
 from rlip_model.distributed import global_mean
+from rlip_model.gpu_memory import send, send_all
 from rlip_model.heads import PRIOR_LOGIT
 from rlip_model.position import at_least_float32
 
@@ -26,6 +27,7 @@ INITIAL_CELLS = 2.0  # size of an untrained box
 MOST_CELLS = 55.0
 SMALLEST_SIDE = 1e-3
 OVERLAP = 0.6  # of two boxes of a class, above which only the more confident one is kept
+_EPSILON = 1e-7  # of the GIoU, as in torchvision
 CANDIDATES = 300  # per image, before overlapping boxes are removed
 
 
@@ -37,7 +39,7 @@ class LabelledBoxes:
     labels: Tensor
 
     def to(self, device: torch.device | str) -> LabelledBoxes:
-        return LabelledBoxes(self.boxes.to(device), self.labels.to(device))
+        return LabelledBoxes(*send_all([self.boxes, self.labels], device))
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,12 @@ class DenseOutput:
         scores, labels = self.logits.sigmoid().max(-1)
         scores = scores.masked_fill(self.padding, -1.0)
         best = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1).indices
-        corners, chosen = to_corners(self.boxes), []
+        corners, others = to_corners(self.boxes), torch.ones_like(best)
         for image, candidates in enumerate(best):
-            kept = batched_nms(
-                corners[image, candidates], scores[image, candidates], labels[image, candidates], OVERLAP
-            )
-            others = torch.ones_like(candidates, dtype=torch.bool)
-            others[kept] = False
-            chosen.append(torch.cat((candidates[kept], candidates[others]))[:count])
-        tokens = torch.stack(chosen)
+            own = corners[image, candidates]
+            apart = labels[image, candidates, None].to(own) * (own.max() + 1)  # as batched_nms, which copies to the GPU
+            others[image].index_fill_(0, nms(own + apart, scores[image, candidates], OVERLAP), 0)
+        tokens = best.gather(1, others.argsort(dim=1, stable=True))[:, :count]
         images = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
         return Proposals(
             self.boxes[images, tokens].clamp(SMALLEST_SIDE, 1 - SMALLEST_SIDE),
@@ -152,7 +151,7 @@ def _grid(image: ImageFeatures) -> tuple[Tensor, Tensor, Tensor]:
     device = image.tokens.device
     for level, (height, width) in enumerate(image.shapes):
         y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
-        cell = 1 / (image.valid_ratios[:, None, level].float() * torch.tensor([width, height], device=device))
+        cell = 1 / (image.valid_ratios[:, None, level].float() * send(torch.tensor([width, height]), device))
         centres.append((torch.stack((x.flatten(), y.flatten()), dim=-1) + 0.5) * cell)
         cells.append(cell.expand(-1, height * width, -1))
         levels.append(torch.full((height * width,), level, device=device))
@@ -177,35 +176,59 @@ def dense_losses(output: DenseOutput, targets: Sequence[LabelledBoxes], total: T
         targets: all objects of each image.
         total: number of objects, see `global_mean`.
     """
-    expected, tokens, objects = torch.zeros_like(output.logits), [], []
-    for index, image in enumerate(targets):
-        own, chosen = assign(output, index, image)
-        expected[index, own, image.labels[chosen]] = 1
-        tokens.append(output.boxes[index, own])
-        objects.append(image.boxes[chosen])
-    focal = sigmoid_focal_loss(output.logits[~output.padding], expected[~output.padding], reduction="sum")
-    giou = generalized_box_iou_loss(to_corners(torch.cat(tokens)), to_corners(torch.cat(objects)), reduction="sum")
-    count = giou.new_tensor(float(sum(len(image.labels) for image in targets)))
+    images, tokens, objects = assign(output, targets)
+    labels, boxes = (torch.cat([getattr(image, name) for image in targets])[objects] for name in ("labels", "boxes"))
+    expected = torch.zeros_like(output.logits)
+    expected[images, tokens, labels] = 1
+    inside = (~output.padding).nonzero(as_tuple=True)
+    focal = sigmoid_focal_loss(output.logits[inside], expected[inside], reduction="sum")
+    giou = _giou_losses(to_corners(output.boxes[images, tokens]), to_corners(boxes)).sum()
+    count = giou.new_full((), float(sum(len(image.labels) for image in targets)))
     return DenseLosses(*(global_mean(summed, count, total=total) for summed in (focal, giou)))
 
 
-@torch.no_grad()
-def assign(output: DenseOutput, image: int, targets: LabelledBoxes) -> tuple[Tensor, Tensor]:
-    """The tokens of an image that stand for an object, and the object of each; `[tokens]` each.
+def _giou_losses(first: Tensor, second: Tensor) -> Tensor:
+    """1 - GIoU of each pair of xyxy boxes, as torchvision's `generalized_box_iou_loss`, which lets the host wait."""
 
-    An object is assigned to the tokens of one level, by its size, whose centre is within one cell of its own; a token
-    near several objects to the smallest one.
+    def area(corners: Tensor) -> Tensor:
+        width, height = (corners[:, 2:] - corners[:, :2]).unbind(-1)
+        return width * height
+
+    inner = torch.cat((torch.max(first[:, :2], second[:, :2]), torch.min(first[:, 2:], second[:, 2:])), dim=1)
+    outer = torch.cat((torch.min(first[:, :2], second[:, :2]), torch.max(first[:, 2:], second[:, 2:])), dim=1)
+    width, height = (inner[:, 2:] - inner[:, :2]).clamp(min=0).unbind(-1)
+    shared, hull = width * height, area(outer)
+    union = area(first) + area(second) - shared
+    return 1 - (shared / (union + _EPSILON) - (hull - union) / (hull + _EPSILON))
+
+
+@torch.no_grad()
+def assign(output: DenseOutput, targets: Sequence[LabelledBoxes]) -> tuple[Tensor, Tensor, Tensor]:
+    """The tokens that stand for an object: image, token and object of each, `[tokens]` each.
+
+    Objects are numbered through all images. An object is assigned to the tokens of one level, by its size, whose centre
+    is within one cell of its own; a token near several objects to the smallest one.
     """
+    sides, objects, first = [], [], 0
+    for image, of_image in enumerate(targets):
+        side, number = _smallest(output, image, of_image)
+        sides.append(side)
+        objects.append(first + number)
+        first += len(of_image.boxes)
+    images, tokens = torch.stack(sides).isfinite().nonzero(as_tuple=True)  # the host waits for this once
+    return images, tokens, torch.stack(objects)[images, tokens]
+
+
+def _smallest(output: DenseOutput, image: int, targets: LabelledBoxes) -> tuple[Tensor, Tensor]:
+    """The side of the smallest object that is assigned to each token (inf: none), and its number; `[tokens]` each."""
     if not len(targets.boxes):
-        nothing = torch.zeros(0, dtype=torch.long, device=output.levels.device)
-        return nothing, nothing
+        return torch.full_like(output.levels, torch.inf, dtype=torch.float32), torch.zeros_like(output.levels)
     centres, cells = output.centres[image], output.cells[image]
     sides = (targets.boxes[:, 2:] / cells[0]).prod(-1).sqrt().clamp(min=1e-6)  # in cells of the finest level
-    level = (sides / CELLS_PER_BOX).log2().round().clamp(0, int(output.levels[-1]))
+    level = (sides / CELLS_PER_BOX).log2().round().clamp(min=0).minimum(output.levels[-1].float())
     own = (output.levels.unsqueeze(1) == level) & ~output.padding[image].unsqueeze(1)
     distance = ((centres.unsqueeze(1) - targets.boxes[:, :2]).abs() / cells.unsqueeze(1)).amax(-1)
     distance = distance.masked_fill(~own, torch.inf)
     near = (distance <= 1) | (distance == distance.amin(0)) & distance.isfinite()
     smallest = sides.expand_as(near).masked_fill(~near, torch.inf).min(1)
-    tokens = smallest.values.isfinite().nonzero().squeeze(1)
-    return tokens, smallest.indices[tokens]
+    return smallest.values, smallest.indices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -111,7 +111,9 @@ class DetectionCriterion:
         batch = join(targets, output.final.relation_logits.shape[-1])
         with torch.autocast(batch.device.type, enabled=False):
             labels = self._relation_labels(batch.triplets.relation_labels, relation_features)
-            return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, labels, totals))
+            layers = (output.final, *output.auxiliary)
+            matched = zip(layers, match(layers, batch, self.costs), strict=True)
+            return _sum_up([self._layer(*each, batch, labels, totals) for each in matched], self.weights)
 
     def count(
         self, targets: Sequence[Triplets], slots: int, relations: int, relation_features: Tensor | None = None
@@ -143,9 +145,13 @@ class DetectionCriterion:
         return labels + pseudo_labels(labels, features)
 
     def _layer(
-        self, layer: LayerOutput, batch: TripletBatch, relation_labels: Tensor, totals: TargetCounts | None
+        self,
+        layer: LayerOutput,
+        assignment: Assignment,
+        batch: TripletBatch,
+        relation_labels: Tensor,
+        totals: TargetCounts | None,
     ) -> LayerLosses:
-        assignment = match(layer, batch, self.costs)
         labels = relation_labels[assignment.triplets]
         if self.quality_labels:
             labels = labels * relation_quality(layer, batch, assignment).unsqueeze(1)
@@ -188,7 +194,8 @@ class TaggerCriterion:
         given = torch.arange(len(batch), device=batch.device)
         assignment = Assignment(batch.images, batch.slots, given)
         with torch.autocast(batch.device.type, enabled=False):
-            return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, assignment, totals))
+            layers = (output.final, *output.auxiliary)
+            return _sum_up([self._layer(layer, batch, assignment, totals) for layer in layers], self.weights)
 
     def count(self, targets: Sequence[Triplets], relations: int) -> TargetCounts:
         """The counts of a batch with this number of relation texts."""
@@ -209,18 +216,16 @@ class TaggerCriterion:
         return LayerLosses(entity, relation, *boxes, prediction_errors(layer, batch, assignment))
 
 
-def _sum_up(
-    output: RelationOutput, weights: LossWeights, of_layer: Callable[[LayerOutput], LayerLosses]
-) -> ModelLosses:
-    final, *auxiliary = (of_layer(layer) for layer in (output.final, *output.auxiliary))
-    total = torch.stack([layer.total(weights) for layer in (final, *auxiliary)]).sum()
-    return ModelLosses(final, tuple(auxiliary), total)
+def _sum_up(layers: Sequence[LayerLosses], weights: LossWeights) -> ModelLosses:
+    """The losses of all layers, the last one first."""
+    total = torch.stack([layer.total(weights) for layer in layers]).sum()
+    return ModelLosses(layers[0], tuple(layers[1:]), total)
 
 
 def _counts(batch: TripletBatch, classes: float, positive: Tensor) -> TargetCounts:
     """`positive` `[triplets, relations]`: True for the relation labels that count."""
     counts = (len(batch), batch.has_object.sum(), classes, positive.sum(), 0)
-    return TargetCounts(*(torch.as_tensor(count, dtype=torch.float32, device=batch.device) for count in counts))
+    return TargetCounts(*(torch.as_tensor(count, dtype=torch.float32).to(batch.device) for count in counts))
 
 
 def class_loss(logits: Tensor, labels: Tensor, no_object_weight: float, total: Tensor | None = None) -> Tensor:
@@ -230,7 +235,7 @@ def class_loss(logits: Tensor, labels: Tensor, no_object_weight: float, total: T
     to `total`, if given (see `global_mean`).
     """
     weights = logits.new_ones(logits.shape[-1])
-    weights[-1] = no_object_weight
+    weights[-1].fill_(no_object_weight)
     summed = F.cross_entropy(logits, labels, weights, reduction="sum")
     return global_mean(summed, weights[labels].sum(), torch.finfo(logits.dtype).tiny, total)
 
@@ -250,7 +255,7 @@ def box_losses(
     present = targets.has_object[chosen].to(objects.dtype)
     subject_giou = 1 - generalized_iou(to_corners(subjects), to_corners(target_subjects))
     object_giou = 1 - generalized_iou(to_corners(objects), to_corners(target_objects))
-    triplets, with_object = present.new_tensor(float(len(targets))), present.sum()
+    triplets, with_object = present.new_full((), float(len(targets))), present.sum()
     total, total_with_object = (totals.triplets, totals.objects) if totals else (None, None)
     return (
         global_mean((subjects - target_subjects).abs().sum(), triplets, total=total),
@@ -275,8 +280,7 @@ def prediction_errors(output: LayerOutput, targets: TripletBatch, assignment: As
         subject_class = _class_error(assignment.of(output.subject_logits), triplets.subject_labels[chosen])
     object_class = _class_error(assignment.of(output.object_logits), triplets.object_labels[chosen])
     predicted = (output.object_logits.argmax(-1) != output.object_logits.shape[-1] - 1).sum(1)
-    target = torch.tensor(targets.counts, device=predicted.device)
-    return PredictionErrors(subject_class, object_class, (predicted - target).abs().float().mean())
+    return PredictionErrors(subject_class, object_class, (predicted - targets.numbers).abs().float().mean())
 
 
 def _class_error(logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from rlip_model.boxes import generalized_iou, to_corners
+from rlip_model.gpu_memory import send
 from rlip_model.heads import LayerOutput
 from rlip_model.settings import MatchingCosts
 from rlip_model.targets import TripletBatch
@@ -33,26 +35,27 @@ class Assignment:
 
 
 @torch.no_grad()
-def match(output: LayerOutput, targets: TripletBatch, weights: MatchingCosts) -> Assignment:
-    """Find the assignment with the lowest total cost in each image.
+def match(layers: Sequence[LayerOutput], targets: TripletBatch, weights: MatchingCosts) -> list[Assignment]:
+    """Find the assignment of each decoder layer with the lowest total cost in each image.
 
     If an image has more triplets than queries, some triplets stay unmatched.
 
     Raises:
         NonFiniteError: predictions are not finite.
     """
-    costs = matching_costs(output, targets, weights).cpu().numpy()
-    if not np.isfinite(costs).all():
+    all_costs = torch.stack([matching_costs(output, targets, weights) for output in layers]).cpu().numpy()
+    if not np.isfinite(all_costs).all():
         raise NonFiniteError("the predictions are not finite, so they cannot be matched")
-    images, queries, triplets, first = [], [], [], 0
-    for image, count in enumerate(targets.counts):
-        rows, columns = linear_sum_assignment(costs[first : first + count].T)
-        images.append(np.full(len(rows), image))
-        queries.append(rows)
-        triplets.append(first + columns)
-        first += count
-    matched = (np.concatenate(part).astype(np.int64) for part in (images, queries, triplets))
-    return Assignment(*(torch.from_numpy(part).to(targets.device) for part in matched))
+    matched = []
+    for costs in all_costs:
+        parts, first = [], 0
+        for image, count in enumerate(targets.counts):
+            rows, columns = linear_sum_assignment(costs[first : first + count].T)
+            parts.append(np.stack((np.full(len(rows), image), rows, first + columns)))
+            first += count
+        matched.append(np.concatenate(parts, axis=1))
+    indices = send(torch.from_numpy(np.stack(matched).astype(np.int64)), targets.device)
+    return [Assignment(*of_layer) for of_layer in indices]
 
 
 def matching_costs(output: LayerOutput, targets: TripletBatch, weights: MatchingCosts) -> Tensor:

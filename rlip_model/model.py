@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
-from rlip_model.backbone import ImageEncoder, ImageFeatures
+from rlip_model.backbone import ImageEncoder, ImageFeatures, ResNet50
 from rlip_model.config import ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig
 from rlip_model.decoder import AnchorPositions, DecodedEntities, DecodedRelations, EntityDecoder, RelationDecoder
 from rlip_model.dense_head import DenseHead, DenseOutput
 from rlip_model.encoder import ALIFEncoder, DeformableEncoder, Memory
 from rlip_model.fusion import Gate, LabelResizer
+from rlip_model.gpu_memory import send
 from rlip_model.heads import LabelScorer, LayerOutput, RelationOutput
 from rlip_model.late_fusion import LateFusion, ReadOutStates
 from rlip_model.noise import Noise, TorchNoise
@@ -151,6 +152,18 @@ class RLIPModel(RLIPPreTrainedModel):
         """Freeze the parameters that the published training froze. Loading makes every parameter trainable again."""
         self.image_encoder.backbone.freeze()
 
+    def prepare_inference(self, dtype: torch.dtype) -> None:
+        """Convert once what every forward pass would convert under autocast in this dtype, with the same results.
+
+        Training and saving are then no longer possible. The text encoder, whose features are cached, stays as it is.
+        """
+        if isinstance(self.image_encoder.backbone, ResNet50):
+            self.image_encoder.backbone.fold()
+        own = (part for name, part in self.named_children() if name not in ("text_encoder", "dense_head"))
+        for module in (module for part in own for module in part.modules()):
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention) and dtype != torch.float32:
+                module.to(dtype)
+
     def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().set_tokenizer(tokenizer)
         self._label_cache = None
@@ -284,9 +297,8 @@ class RTagger(RLIPModel):
         states = self.fuse_decoded(*self.decode(queries, memory), memory)
         projected = self.scorer.project(states.relation_labels[-1])
         scores = self.scorer.relations(states.relations[-1], projected).sigmoid()
-        counts = torch.tensor([len(group) for group in groups], device=scores.device)
-        used = torch.arange(most, device=scores.device) < counts.unsqueeze(1)
-        return scores.masked_fill(~used.unsqueeze(-1), 0.0)
+        unused = torch.arange(most) >= torch.tensor([len(group) for group in groups]).unsqueeze(1)
+        return scores.masked_fill(send(unused, scores.device).unsqueeze(-1), 0.0)
 
 
 def build_model(config: RLIPConfig) -> RLIPModel:

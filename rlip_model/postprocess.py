@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlip_model.boxes import to_corners
+from rlip_model.gpu_memory import send
 from rlip_model.heads import LayerOutput
 
 
@@ -84,7 +85,7 @@ def scene_graph_detections(output: LayerOutput, sizes: Tensor) -> list[TripletDe
 def _detections(
     output: LayerOutput, sizes: Tensor, subject_labels: Tensor, object_labels: Tensor, scores: Tensor
 ) -> list[TripletDetections]:
-    scale = sizes.to(output.subject_boxes).flip(1).repeat(1, 2).unsqueeze(1)
+    scale = send(sizes, output.subject_boxes.device).to(output.subject_boxes.dtype).flip(1).repeat(1, 2).unsqueeze(1)
     parts = (
         to_corners(output.subject_boxes) * scale,
         to_corners(output.object_boxes) * scale,

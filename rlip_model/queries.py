@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rlip_model.config import RLIPConfig, RTaggerConfig
 from rlip_model.dense_head import Proposals
 from rlip_model.fusion import MultiBranchFusion
+from rlip_model.gpu_memory import send
 from rlip_model.noise import Noise, perturb_boxes, perturb_labels
 from rlip_model.position import at_least_float32, inverse_sigmoid
 
@@ -174,9 +175,8 @@ class ProposalQueries(nn.Module):
 
     def entities(self, proposals: Proposals) -> EntityQueries:
         """Queries for the `num_pairs` ordered pairs of different boxes whose scores have the largest product."""
-        first, second = (
-            (~torch.eye(self.proposals, dtype=torch.bool, device=proposals.boxes.device)).nonzero().unbind(1)
-        )
+        pairs = (~torch.eye(self.proposals, dtype=torch.bool)).nonzero().T.contiguous()
+        first, second = send(pairs, proposals.boxes.device).unbind()
         best = (proposals.scores[:, first] * proposals.scores[:, second]).topk(self.num_pairs, dim=1).indices
         subjects, objects = first[best], second[best]
         images = torch.arange(len(best), device=best.device).unsqueeze(1)
@@ -214,7 +214,7 @@ class PairQueries(nn.Module):
         """Queries for the given pairs, padded to `slots` pairs per image.
 
         Args:
-            pairs: one per image or group.
+            pairs: one per image or group; on the device of the labels, or on the CPU, from where all is copied at once.
             labels: `[batch or 1, objects, dim]`, resized features of the object texts, "no objects" last.
             slots: pairs per image; default: all slots of the network. Fewer give the same results.
             noise: random numbers for the training noise, which also turns on the attention mask; None for no noise.
@@ -228,17 +228,19 @@ class PairQueries(nn.Module):
             raise ValueError(f"{max(counts)} pairs given, but there are {slots} slots")
         boxes, classes = self._noised(pairs, labels.shape[0], labels.shape[1], noise)
         labels = labels.detach().expand(len(pairs), -1, -1)
-        image, slot = _places(counts, slots, boxes.device)
+        image, slot = _places(counts, slots)
+        padding = torch.ones(len(pairs), 2 * slots, dtype=torch.bool)
+        padding[image, slot] = False
+        padding[[index for index, count in enumerate(counts) if not count], 0] = False  # attention over no keys is NaN
+        boxes, classes, image, slot, padding = (
+            send(each, labels.device) for each in (boxes, classes, image, slot, padding)
+        )
         position = self.coord_proj(inverse_sigmoid(boxes))
         content = labels[image, classes]
         positions = position.new_zeros(len(pairs), 2 * slots, position.shape[-1])
         positions = positions.index_put((image, slot), position)
         contents = content.new_zeros(positions.shape).index_put((image, slot), content)
-        padding = torch.ones(positions.shape[:2], dtype=torch.bool, device=boxes.device)
-        padding[image, slot] = False
-        empty = [index for index, count in enumerate(counts) if count == 0]
-        padding[empty, 0] = False  # attention over no keys would be NaN; the output of this slot is not used
-        mask = self._attention_mask(pairs) if noise is not None and min(counts) == slots else None
+        mask = send(self._attention_mask(pairs), labels.device) if noise is not None and min(counts) == slots else None
         return EntityQueries(contents, positions, self.reference_points(positions), padding, mask)
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
@@ -271,8 +273,8 @@ class PairQueries(nn.Module):
         return same.repeat_interleave(self.heads, dim=0)
 
 
-def _places(counts: Sequence[int], slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _places(counts: Sequence[int], slots: int) -> tuple[Tensor, Tensor]:
     """The image and slot of every subject, then of every object."""
     image = torch.tensor([index for index, count in enumerate(counts) for _ in range(count)], dtype=torch.long)
     slot = torch.tensor([slot for count in counts for slot in range(count)], dtype=torch.long)
-    return image.repeat(2).to(device), torch.cat((slot, slots + slot)).to(device)
+    return image.repeat(2), torch.cat((slot, slots + slot))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rlip_model.distributed import global_sum
+from rlip_model.gpu_memory import send, send_all
 from rlip_model.queries import GivenPairs
 
 
@@ -25,13 +27,7 @@ class Triplets(GivenPairs):
     relation_labels: Tensor
 
     def to(self, device: torch.device | str) -> Triplets:
-        return Triplets(
-            self.subject_boxes.to(device),
-            self.object_boxes.to(device),
-            self.subject_labels.to(device),
-            self.object_labels.to(device),
-            self.relation_labels.to(device),
-        )
+        return Triplets(*send_all([*vars(self).values()], device))
 
 
 @dataclass(frozen=True)
@@ -44,20 +40,24 @@ class TripletBatch:
     def __len__(self) -> int:
         return len(self.triplets)
 
-    @property
+    @cached_property
     def images(self) -> Tensor:
         """`[triplets]`: the image of each triplet."""
-        counts = torch.tensor(self.counts, device=self.device)
-        return torch.repeat_interleave(torch.arange(len(self.counts), device=self.device), counts)
+        numbers = [image for image, count in enumerate(self.counts) for _ in range(count)]
+        return send(torch.tensor(numbers, dtype=torch.long), self.device)
 
-    @property
+    @cached_property
     def slots(self) -> Tensor:
         """`[triplets]`: the index of each triplet within its image."""
-        counts = torch.tensor(self.counts, device=self.device)
-        first = counts.cumsum(0) - counts
-        return torch.arange(len(self), device=self.device) - first[self.images]
+        numbers = [slot for count in self.counts for slot in range(count)]
+        return send(torch.tensor(numbers, dtype=torch.long), self.device)
 
-    @property
+    @cached_property
+    def numbers(self) -> Tensor:
+        """`[images]`: the number of triplets of each image."""
+        return send(torch.tensor(self.counts), self.device)
+
+    @cached_property
     def has_object(self) -> Tensor:
         """`[triplets]`, False where the object is missing."""
         return (self.triplets.object_boxes != 0).any(-1)

@@ -20,6 +20,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers import RobertaModel as Roberta
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
+from rlip_model.gpu_memory import send
+
 NO_OBJECTS = "no objects"
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SMALLEST_VOCABULARY = 16
@@ -60,10 +62,9 @@ def pad_labels(lists: Sequence[LabelFeatures]) -> LabelFeatures:
     if len(numbers) != 1:
         raise ValueError(f"label lists with {sorted(numbers)} objects cannot be a batch")
     features = pad_sequence([labels.features[0] for labels in lists], batch_first=True)
-    counts = torch.tensor([labels.features.shape[1] for labels in lists], device=features.device)
-    absent = torch.arange(features.shape[1], device=features.device) >= counts.unsqueeze(1)
-    equal = len({labels.features.shape[1] for labels in lists}) == 1
-    return LabelFeatures(features, numbers.pop(), absent=None if equal else absent)
+    counts = torch.tensor([labels.features.shape[1] for labels in lists])
+    absent = torch.arange(features.shape[1]) >= counts.unsqueeze(1)
+    return LabelFeatures(features, numbers.pop(), absent=send(absent, features.device) if absent.any() else None)
 
 
 def masked_by_sum(features: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ class LabelEncoder(nn.Module):
         """Encode labels, grouped by length, so that no time is spent on padding.
 
         Args:
-            input_ids: `[labels, tokens]`, padded at the right.
+            input_ids: `[labels, tokens]`, padded at the right; on the CPU, so that the host does not wait for a GPU.
             attention_mask: `[labels, tokens]`, 1 for tokens.
 
         Returns:
@@ -130,8 +131,8 @@ class LabelEncoder(nn.Module):
         for length in sorted(set(lengths)):
             rows = [row for row, of_row in enumerate(lengths) if of_row == length]
             order += rows
-            pooled.append(self.encode_equal_lengths(input_ids[rows, :length]))
-        return torch.cat(pooled)[torch.tensor(order).argsort().to(input_ids.device)]
+            pooled.append(self.encode_equal_lengths(send(input_ids[rows, :length], self.roberta.device)))
+        return torch.cat(pooled)[send(torch.tensor(order).argsort(), self.roberta.device)]
 
     def encode_equal_lengths(self, input_ids: Tensor) -> Tensor:
         """Encode labels `[labels, tokens]` without padding to `[labels, dim]`."""
@@ -208,7 +209,7 @@ class LabelCache:
             for start in range(0, len(items), most):
                 batch = items[start : start + most]
                 padded = [tokens for _, tokens in batch] + [batch[0][1]] * (least - len(batch))
-                features = self.encoder.encode_equal_lengths(torch.tensor(padded, device=device))
+                features = self.encoder.encode_equal_lengths(send(torch.tensor(padded), device))
                 encoded.update(zip([text for text, _ in batch], features.unbind(), strict=False))
         return encoded
 

@@ -87,11 +87,10 @@ class ImageFeed(Generic[Prepared]):
         return sum(map(self._bytes, pending)) >= _MOST_BYTES
 
     def _bytes(self, started: _Started) -> int:
-        """Of a decoded image that waits or is being read; without threads that decode, of a file that waits."""
+        """What an image was prepared to, or its pixels until then; without threads that decode, a file that waits."""
         record, future = started
-        if self._decodes:
-            return _PIXEL_BYTES * record.width * record.height
-        if not future.done() or future.exception() is not None:
-            return 0
-        file, _ = future.result()
+        found = future.result() if future.done() and future.exception() is None else None
+        if self._decodes:  # a prepared tensor may be much smaller than the image, or larger
+            return int(getattr(found, "nbytes", _PIXEL_BYTES * record.width * record.height))
+        file = found[0] if found else None
         return len(file.getbuffer()) if isinstance(file, BytesIO) else 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from rlip_model.dense_head import LabelledBoxes
+from rlip_model.gpu_memory import send_all
 from rlip_model.targets import Triplets
 from rlip_model.training.sampling import Texts
 
@@ -33,7 +35,8 @@ class TrainingBatch:
     """A batch of examples; it may be empty.
 
     pixel_values `[images, 3, height, width]`; padding `[images, height, width]`, True right of and below an image;
-    skipped: number of images of this batch that could not be read.
+    skipped: number of images of this batch that could not be read; given: the triplets as they were before they were
+    copied to a device.
     """
 
     image_ids: tuple[str, ...]
@@ -44,17 +47,24 @@ class TrainingBatch:
     sizes: tuple[tuple[int, int], ...]
     boxes: tuple[LabelledBoxes, ...]
     skipped: int = 0
+    given: tuple[Triplets, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def to(self, device: torch.device | str) -> TrainingBatch:
+        """Copy the batch. The host does not wait for a GPU if the images are in pinned memory."""
+        fields = [value for image in (*self.triplets, *self.boxes) for value in vars(image).values()]
+        sent = iter(send_all(fields, device))
+        triplets = tuple(Triplets(*islice(sent, len(vars(image)))) for image in self.triplets)
+        boxes = tuple(LabelledBoxes(*islice(sent, len(vars(image)))) for image in self.boxes)
         return replace(
             self,
             pixel_values=self.pixel_values.to(device, non_blocking=True),
             padding=self.padding.to(device, non_blocking=True),
-            triplets=tuple(image.to(device) for image in self.triplets),
-            boxes=tuple(image.to(device) for image in self.boxes),
+            triplets=triplets,
+            boxes=boxes,
+            given=self.given or self.triplets,
         )
 
     def pinned(self) -> TrainingBatch:
@@ -69,6 +79,7 @@ class TrainingBatch:
             pixel_values=self.pixel_values[image : image + 1],
             padding=self.padding[image : image + 1],
             triplets=self.triplets[image : image + 1],
+            given=self.given[image : image + 1],
             sizes=self.sizes[image : image + 1],
             boxes=self.boxes[image : image + 1],
         )

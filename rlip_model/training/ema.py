@@ -26,8 +26,9 @@ class EMA:
         """Update the averages with the current parameters."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, parameter in self._parameters.items():
-            self.values[name].lerp_(parameter.detach(), 1 - decay)
+        torch._foreach_lerp_(
+            list(self.values.values()), [each.detach() for each in self._parameters.values()], 1 - decay
+        )
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor], updates: int) -> None:

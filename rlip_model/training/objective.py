@@ -106,7 +106,7 @@ class Objective(nn.Module):
             return TargetCounts(*torch.zeros(len(fields(TargetCounts)), device=batch.pixel_values.device))
         if isinstance(self.criterion, TaggerCriterion):
             return self.criterion.count(batch.triplets, relations)
-        boxes = torch.tensor(float(sum(len(image.labels) for image in batch.boxes)), device=batch.pixel_values.device)
+        boxes = torch.full((), float(sum(len(image.labels) for image in batch.boxes)), device=batch.pixel_values.device)
         if self.criterion is None:
             nothing = torch.zeros_like(boxes)
             return TargetCounts(nothing, nothing, nothing, nothing, boxes)
@@ -150,7 +150,8 @@ class Objective(nn.Module):
         """The predictions of the network, and the encoded texts."""
         labels, network = self._encode(batch), self.network
         if isinstance(network, RTagger):
-            return Predictions(labels, network(batch.pixel_values, batch.padding, labels, batch.triplets))
+            pairs = batch.given or batch.triplets
+            return Predictions(labels, network(batch.pixel_values, batch.padding, labels, pairs))
         assert isinstance(network, TripletDetector)
         image = network.encode_image(batch.pixel_values, batch.padding)
         boxes = network.detect_boxes(image, labels) if network.dense_head is not None else None
@@ -162,7 +163,7 @@ class Objective(nn.Module):
             return self.network.encode_labels(batch.texts.objects, batch.texts.relations)
         limit = self.network.config.text_config.max_position_embeddings - 2
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        ids, mask = (tokens[name].to(batch.pixel_values.device) for name in ("input_ids", "attention_mask"))
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
         return self.network.encode_tokens(ids, mask, len(batch.texts.objects), self.mask_by_sum)
 
 
@@ -240,6 +241,7 @@ def _blank(batch: TrainingBatch) -> TrainingBatch:
         pixel_values=pixels,
         padding=torch.zeros(1, _BLANK_SIDE, _BLANK_SIDE, dtype=torch.bool, device=device),
         triplets=(Triplets(boxes, boxes, nothing, nothing, relations),),
+        given=(),
         sizes=((_BLANK_SIDE, _BLANK_SIDE),),
         boxes=(LabelledBoxes(boxes, nothing),),
     )

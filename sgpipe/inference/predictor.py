@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlip_model.evaluation.inputs import PredictedPairs
+from rlip_model.gpu_memory import send_all
 from rlip_model.image import to_pixel_values
 from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
 from rlip_model.text import NO_OBJECTS
@@ -69,6 +70,7 @@ class Predictor:
             names = ", ".join(config.classes.objects[:8])
             raise UserError(f"there is no class {PERSON!r} among the object classes: {names} …")
         nn.Module.to(self._network, self._device)
+        self._network.prepare_inference(self._dtype)
 
     def __call__(self, row_group: RowGroup) -> Iterator[ImagePrediction]:
         """The predictions for a row group, in its order."""
@@ -91,7 +93,8 @@ class Predictor:
         if row.error is not None:
             return row, torch.zeros(0), row.error
         try:
-            return replace(row, embedded=None), to_pixel_values(row.open(), *self._sides), None
+            pixels = to_pixel_values(row.open(), *self._sides)
+            return replace(row, embedded=None), pixels.pin_memory() if self._device.type == "cuda" else pixels, None
         except ImageError as error:
             return row, torch.zeros(0), str(error)
 
@@ -102,8 +105,10 @@ class Predictor:
             by_size.setdefault(pixels.shape, []).append(index)
         detections: dict[int, TripletDetections] = {}
         for indices in by_size.values():
-            batch = torch.stack([images[index] for index in indices])
+            batch = torch.stack([images[index].to(self._device, non_blocking=True) for index in indices])
             detections.update(zip(indices, self._forward(batch), strict=True))
+        fetched = iter(send_all([part for each in detections.values() for part in vars(each).values()], "cpu"))
+        detections = {index: TripletDetections(*islice(fetched, len(vars(each)))) for index, each in detections.items()}
         return [detections[index] for index in range(len(images))]
 
     def _forward(self, pixels: Tensor) -> list[TripletDetections]:
@@ -112,7 +117,7 @@ class Predictor:
         precision: Literal["float32", "bfloat16"] = "bfloat16" if self._dtype == torch.bfloat16 else "float32"
         with enough_memory(self._device, f"lower --batch {self.config.batch}"):
             texts = [*classes.objects, NO_OBJECTS], classes.relations
-            output = detect(self._network, pixels.to(self._device), *texts, precision)
+            output = detect(self._network, pixels, *texts, precision)
         sizes = torch.ones(len(pixels), 2)
         if self.config.task == "scene graph":
             return scene_graph_detections(output, sizes)

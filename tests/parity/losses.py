@@ -184,7 +184,7 @@ def compare_assignment(
     """`expected`: queries and triplets of each image."""
     assert isinstance(made.criterion, DetectionCriterion)
     batch = join(targets, output.relation_logits.shape[-1])
-    found = match(output, batch, made.criterion.costs)
+    found = match([output], batch, made.criterion.costs)[0]
     slots = batch.slots[found.triplets]
     ours = [
         [found.queries[found.images == image].tolist(), slots[found.images == image].tolist()]

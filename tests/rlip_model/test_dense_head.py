@@ -45,8 +45,9 @@ def test_every_object_has_a_token_unless_another_takes_it() -> None:
     for _ in range(50):
         size = 0.02 + 0.9 * torch.rand(2, generator=generator)
         centre = size / 2 + (1 - size) * torch.rand(2, generator=generator)
-        tokens, _ = assign(output, 1, LabelledBoxes(torch.cat((centre, size))[None], torch.zeros(1, dtype=torch.long)))
+        images, tokens, _ = assign(output, [objects(), objects((*centre.tolist(), *size.tolist()))])
         assert len(tokens) >= 1
+        assert bool((images == 1).all())
         assert not output.padding[1, tokens].any()
 
 
@@ -61,10 +62,9 @@ def test_perfect_predictions_have_no_loss_and_are_detected() -> None:
     output = head_output(0.75, 0.75)
     targets = [objects((0.3, 0.4, 0.2, 0.3), (0.7, 0.6, 0.5, 0.4)), objects((0.5, 0.5, 0.9, 0.8))]
     logits, boxes = torch.full_like(output.logits, -20.0), output.boxes.clone()
-    for image, target in enumerate(targets):
-        tokens, chosen = assign(output, image, target)
-        logits[image, tokens, target.labels[chosen]] = 20.0
-        boxes[image, tokens] = target.boxes[chosen]
+    images, tokens, chosen = assign(output, targets)
+    logits[images, tokens, torch.cat([target.labels for target in targets])[chosen]] = 20.0
+    boxes[images, tokens] = torch.cat([target.boxes for target in targets])[chosen]
     perfect = replace(output, logits=logits, boxes=boxes)
     losses = dense_losses(perfect, targets)
     assert losses.focal.item() < 1e-4

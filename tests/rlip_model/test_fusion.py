@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlip_model.config import Gating, RLIPConfig
-from rlip_model.fusion import Gate, LabelLayer, MultiBranchFusion, VisionLanguageFusion
+from rlip_model.config import Gating
+from rlip_model.fusion import Gate, LabelLayer
 from tests.factories import tiny_config
 
 
@@ -58,28 +58,6 @@ def test_every_gate(gating: Gating) -> None:
     elif hasattr(gate, "down"):
         assert gate.up.out_features == 64
         assert gate.down.out_features == 16
-
-
-def test_updates_are_added_to_the_normalised_input() -> None:
-    config: RLIPConfig = tiny_config(100)
-    fusion = VisionLanguageFusion(config).eval()
-    with torch.no_grad():
-        fusion.vision_gate.gamma.zero_()
-        fusion.label_gate.gamma.zero_()
-    vision, labels = 5 + 3 * torch.randn(1, 6, 64), 2 * torch.randn(1, 4, 64)
-    fused_vision, fused_labels = fusion(vision, torch.zeros_like(vision), labels)
-    torch.testing.assert_close(fused_vision, torch.nn.functional.layer_norm(vision, (64,)))
-    torch.testing.assert_close(fused_labels, torch.nn.functional.layer_norm(labels, (64,)))
-
-
-def test_multi_branch_fusion_by_hand() -> None:
-    fusion = randomised(MultiBranchFusion(32, branches=8))
-    left, right = torch.randn(3, 32), torch.randn(3, 32)
-    total = torch.zeros(3, 32)
-    for branch in range(8):
-        product = fusion.fc_1[branch](left) * fusion.fc_2[branch](right)
-        total = total + fusion.fc_3[branch](torch.relu(product))
-    torch.testing.assert_close(fusion(left, right), torch.relu(total))
 
 
 def test_masked_labels_are_not_looked_at_unless_all_are() -> None:

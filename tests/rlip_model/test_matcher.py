@@ -18,7 +18,7 @@ COSTS = MatchingCosts()
 def test_cheaper_than_every_other_assignment(seed: int) -> None:
     batch = join([random_triplets(3, seed), random_triplets(2, seed)], RELATIONS)
     output = random_layer(seed=seed)
-    costs, found = matching_costs(output, batch, COSTS).detach(), match(output, batch, COSTS)
+    costs, found = matching_costs(output, batch, COSTS).detach(), match([output], batch, COSTS)[0]
     assert sorted(found.triplets.tolist()) == list(range(5))
     assert len(set(zip(found.images.tolist(), found.queries.tolist(), strict=True))) == 5
     for image, rows in ((0, [0, 1, 2]), (1, [3, 4])):
@@ -32,7 +32,7 @@ def test_cheaper_than_every_other_assignment(seed: int) -> None:
 
 
 def test_nothing_to_match() -> None:
-    found = match(random_layer(), join([random_triplets(0)] * 2, RELATIONS), COSTS)
+    found = match([random_layer()], join([random_triplets(0)] * 2, RELATIONS), COSTS)[0]
     assert found.images.tolist() == found.queries.tolist() == found.triplets.tolist() == []
 
 
@@ -47,4 +47,4 @@ def test_diverged_predictions_are_refused() -> None:
     output = random_layer(batch=1)
     broken = replace(output, relation_logits=torch.full_like(output.relation_logits, float("nan")))
     with pytest.raises(NonFiniteError, match="not finite"):
-        match(broken, join([random_triplets(2)], RELATIONS), COSTS)
+        match([broken], join([random_triplets(2)], RELATIONS), COSTS)

@@ -6,7 +6,7 @@ import torch
 from rlip_model.config import Fusion, ParSeDAConfig
 from rlip_model.decoder import AnchorPositions
 from rlip_model.fusion import Gate
-from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
+from rlip_model.model import ParSeDA, RLIPModel, RTagger
 from rlip_model.presets import tiny_sizes
 from rlip_model.queries import GivenPairs
 from rlip_model.text import LabelFeatures, pad_labels
@@ -71,21 +71,6 @@ def test_an_image_without_pairs_is_not_nan(tagger: RTagger) -> None:
     assert output.final.relation_logits.isfinite().all()
 
 
-def test_padding_right_and_below_changes_little(tagger: RTagger) -> None:
-    """Padding is masked in attention; what is left are convolutions and windows that see zeros beyond the edge."""
-    padded = torch.zeros(1, 3, 96, 128)
-    padded[:, :, :64, :96] = PIXELS
-    padding = torch.ones(1, 96, 128, dtype=torch.bool)
-    padding[:, :64, :96] = False
-    labels, pairs = tagger.encode_labels(OBJECTS, RELATIONS), [random_pairs(4)]
-    with torch.no_grad():
-        bare = tagger(PIXELS, None, labels, pairs).final
-        masked = tagger(padded, padding, labels, pairs).final
-        unmasked = tagger(padded, None, labels, pairs).final
-    gap = (bare.subject_boxes - masked.subject_boxes).abs().mean()
-    assert gap < (bare.subject_boxes - unmasked.subject_boxes).abs().mean() + 1e-3
-
-
 def loss_of(tagger: RTagger, pairs: list[GivenPairs]) -> torch.Tensor:
     tokens = tagger.tokenizer([*OBJECTS, *RELATIONS], padding=True, return_tensors="pt")
     labels = tagger.encode_tokens(tokens["input_ids"], tokens["attention_mask"], len(OBJECTS))
@@ -117,38 +102,6 @@ def test_half_precision_forward_and_backward(tagger: RTagger) -> None:
     loss.backward()
     assert loss.isfinite()
     assert all(value.grad.isfinite().all() for value in tagger.parameters() if value.grad is not None)
-
-
-def detector(kind: type[ParSeD] | type[ParSeDA], **changes: object) -> ParSeD | ParSeDA:
-    sizes = tiny_config(100).to_dict()
-    for own_to_tagger in ("box_noise", "label_noise", "label_noise_range", "model_type"):
-        sizes.pop(own_to_tagger)
-    torch.manual_seed(0)
-    return kind(kind.config_class(**{**sizes, **changes}))
-
-
-@pytest.mark.parametrize("verb_query", ["vanilla", "MBF", "vanilla_MBF"])
-@pytest.mark.parametrize("kind", [ParSeD, ParSeDA])
-def test_detectors(kind: type[ParSeD] | type[ParSeDA], verb_query: str) -> None:
-    network = detector(kind, verb_query=verb_query)
-    tokens = torch.randint(5, 100, (7, 4))
-    labels = network.encode_tokens(tokens, torch.ones_like(tokens), num_objects=4)
-    output = network(PIXELS.expand(2, -1, -1, -1), None, labels)
-    assert output.final.relation_logits.shape == (2, 20, 3)
-    assert output.final.object_logits.shape == output.final.subject_logits.shape == (2, 20, 4)
-    assert output.final.object_boxes.shape == (2, 20, 4)
-    assert len(output.auxiliary) == 2
-    total = torch.zeros(())
-    for layer in (output.final, *output.auxiliary):
-        for part in vars(layer).values():
-            total = total + part.square().mean()
-    total.backward()
-    without = {name for name, value in network.named_parameters() if value.requires_grad and value.grad is None}
-    unused = {name for name in without if "box_heads" not in name}
-    assert all(name.startswith("relation_decoder.") for name in without - unused)
-    generator = {name for name, _ in network.named_parameters() if "verb_fusion" in name}
-    of_anchors = {"vanilla": generator, "MBF": {"queries.verb_content.weight"}, "vanilla_MBF": set()}
-    assert unused == (of_anchors[verb_query] if kind is ParSeDA else set())
 
 
 def test_subjects_need_not_be_classified() -> None:

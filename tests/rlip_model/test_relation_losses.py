@@ -34,13 +34,13 @@ def test_certain_and_wrong_is_finite(loss: object) -> None:
 def test_quality_lies_between_zero_and_one_and_is_one_for_perfect_boxes() -> None:
     batch = join([random_triplets(4), random_triplets(3)], RELATIONS)
     output = random_layer()
-    quality = relation_quality(output, batch, match(output, batch, MatchingCosts()))
+    quality = relation_quality(output, batch, match([output], batch, MatchingCosts())[0])
     assert quality.min() >= 0
     assert quality.max() < 1
     assert not quality.requires_grad
     triplets = random_triplets(3)
     batch, perfect = join([triplets], RELATIONS), perfect_layer(triplets)
-    quality = relation_quality(perfect, batch, match(perfect, batch, MatchingCosts()))
+    quality = relation_quality(perfect, batch, match([perfect], batch, MatchingCosts())[0])
     torch.testing.assert_close(quality, torch.ones(3))
 
 
@@ -49,7 +49,7 @@ def test_quality_is_that_of_the_worse_box_or_of_the_only_one() -> None:
     perfect = perfect_layer(triplets)
     shifted = replace(perfect, object_boxes=perfect.object_boxes + torch.tensor([0.9, 0.9, 0.0, 0.0]))
     batch = join([triplets], RELATIONS)
-    assignment = match(perfect, batch, MatchingCosts())
+    assignment = match([perfect], batch, MatchingCosts())[0]
     assert float(relation_quality(shifted, batch, assignment)) < 0.5
     without = join([replace(triplets, object_boxes=torch.zeros(1, 4))], RELATIONS)
     assert float(relation_quality(shifted, without, assignment)) == pytest.approx(1)

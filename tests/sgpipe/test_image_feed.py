@@ -113,12 +113,21 @@ def test_only_a_few_images_are_prepared_before_they_are_needed(folder: Path, mon
     started: list[Record] = []
     original = image_feed.image_file
     monkeypatch.setattr(image_feed, "image_file", lambda roots, row: started.append(row) or original(roots, row))
-    for most, expected in ((image_feed._MOST_BYTES, 2 * 2 + 3), (4 * 10 * 9, 2)):  # bytes of the first two images
+    monkeypatch.setattr(image_feed, "ThreadPoolExecutor", AtOnce)
+
+    def name(image: Image.Image, file: ImageFile) -> str:
+        return threading.current_thread().name
+
+    def small(image: Image.Image, file: ImageFile) -> np.ndarray:
+        return np.zeros(90, np.uint8)
+
+    whole = 4 * 10 * 9  # bytes of the first two images
+    for most, prepare, expected in ((image_feed._MOST_BYTES, name, 7), (whole, name, 2), (whole, small, 4)):
         monkeypatch.setattr(image_feed, "_MOST_BYTES", most)
-        given, names = records(), []
+        given = records()
         started.clear()
-        with ImageFeed({"val": folder}, given, lambda image, file: threading.current_thread().name, 2, 3) as images:
-            names.append(images.open(given[0]))
+        with ImageFeed({"val": folder}, given, prepare, 2, 3) as images:
+            found = images.open(given[0])
             images._pool.shutdown(wait=True)
         assert len(started) == expected
-        assert names[0].startswith("images")
+        assert prepare is small or found.startswith("images")

@@ -31,11 +31,12 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from rlip_model.gpu_memory import send
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import CaptionInput
-from sgpipe.stages.caption.decoding import draw, process
+from sgpipe.stages.caption.decoding import check_finite, draw, process
 from sgpipe.stages.checkpoint import (
     UNREADABLE,
     check_architecture,
@@ -52,6 +53,7 @@ from sgpipe.utils.gpu_memory import GPU_THREADS, GpuMemory
 from sgpipe.utils.prefetch import prefetch
 
 _GPU_GROUP = 8
+_STEPS_PER_WAIT = 6
 _REMEDY = "lower caption.samples, or raise caption.resources.gpus so that fewer actors share the GPU"
 
 _Prepared = tuple[Tensor, int]  # pixels, as by `BlipCaptioner._prepare`, and key of an image
@@ -300,6 +302,7 @@ class BlipDecoder:
         self.embeddings = decoder.bert.embeddings
         self.head = decoder.cls
         self.layers = [_Layer(layer, self.heads) for layer in decoder.bert.encoder.layer]
+        self.width = 256  # of the likeliest tokens, which contain the nucleus; it grows where they do not
         self._step: Callable[[Tensor, DecoderState], Tensor] = self._next_scores
 
     @torch.no_grad()  # not inference_mode, in which PyTorch 2.13's inductor cannot compile the step
@@ -391,35 +394,48 @@ def sample_captions(
         keys: one per image, 63 bits that select its noise.
         sampling: its lengths, also `max_tokens`, count every token of the decoder: [DEC], prompt, words and [SEP].
 
-    With one image, sequences that have ended are dropped from the computation. With several images they stay, so that
-    tensor shapes do not depend on the length of other images' captions.
+    With one image on a CPU, sequences that have ended are dropped from the computation. With several images they stay,
+    so that tensor shapes do not depend on the length of other images' captions. A GPU looks at a fixed number of the
+    likeliest tokens, and is asked every few steps whether all sequences have ended, so that the host hardly waits.
 
     Raises FloatingPointError: the model's scores are not finite.
     """
     images, device, samples, end = len(image_states), image_states.device, sampling.samples, decoder.end
     most = sampling.max_tokens or 0
-    rows = torch.arange(images * samples, device=device)
-    row_keys = torch.tensor(keys, device=device).repeat_interleave(samples)
-    row_samples = rows % samples
-    drawn = torch.full((len(rows), most), end, device=device)
-    drawn[:, : len(prompt)] = torch.tensor(prompt, device=device)
+    on_cpu, count = device.type == "cpu", images * samples
+    width = None if on_cpu else decoder.width
+    row_keys = send(torch.tensor(keys), device).repeat_interleave(samples)
+    row_samples = torch.arange(count, device=device) % samples
+    drawn = torch.full((count, most), end, device=device)
+    prompts = send(torch.tensor([prompt] * images), device)
+    drawn[:, : len(prompt)] = prompts[0]
 
     state = decoder.start(image_states, most)
-    scores = decoder(torch.tensor([prompt] * images, device=device), state)
-    if not bool(scores.isfinite().all()):
-        raise FloatingPointError("the captioner's scores are not finite: its weights are damaged")
+    scores = decoder(prompts, state).repeat_interleave(samples, dim=0)
     state.fork(samples)
-    scores = scores.repeat_interleave(samples, dim=0)
+    rows: Tensor | slice = slice(None)  # that are computed
+    active = torch.ones(count, dtype=torch.bool, device=device)
+    sound = torch.ones(2, dtype=torch.bool, device=device)
     for length in range(len(prompt), most):
         scores = process(scores, drawn[rows, :length], sampling, end)
-        tokens = draw(scores, sampling.top_p, row_keys[rows], row_samples[rows], length - len(prompt))
+        step = length - len(prompt)
+        tokens, *fine = draw(scores, sampling.top_p, row_keys[rows], row_samples[rows], step, width)
         drawn[rows, length] = tokens
-        active = (drawn[rows, len(prompt) : length + 1] != end).all(dim=-1)
-        if length + 1 == most or not bool(active.any()):
-            break
-        if images == 1 and not bool(active.all()):
-            rows, tokens = rows[active], tokens[active]
-            state.keep(active.nonzero().squeeze(-1))
+        active, sound = active & (tokens != end), sound & torch.stack(fine)
+        is_last = length + 1 == most
+        if on_cpu or is_last or step % _STEPS_PER_WAIT == _STEPS_PER_WAIT - 1:
+            ended, finite, enough = torch.cat((~active.any().unsqueeze(0), sound)).tolist()
+            check_finite(finite)
+            if not enough:
+                decoder.width *= 4  # from now on
+                return sample_captions(decoder, image_states, prompt, keys, sampling)
+            if ended or is_last:
+                break
+            if on_cpu and images == 1 and not bool(active.all()):
+                left = active.nonzero().squeeze(-1)
+                rows = left if isinstance(rows, slice) else rows[left]
+                tokens, active = tokens[left], active[left]
+                state.keep(left)
         scores = decoder(tokens.unsqueeze(-1), state)
     captions = [_until(row, end) for row in drawn[:, len(prompt) :].tolist()]
     return [captions[first : first + samples] for first in range(0, len(captions), samples)]

@@ -8,6 +8,7 @@ every batch and in any order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,15 +23,21 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
 
     All are int64 tensors of values in [0, 2**32) that broadcast together.
     """
-    a, b, c, d = counter
-    k0, k1 = key
+    a, b, c, d, k0, k1 = torch.broadcast_tensors(*counter, *key)
+    multiplied, others, keys = torch.stack((a, c)), torch.stack((b, d)), torch.stack((k0, k1))
+    factors, steps = (each.view(2, *[1] * a.dim()) for each in _philox_constants(a.device))
     for _ in range(10):
-        # int64 products wrap around; after masking, both halves are correct.
-        left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
-        a, b = ((right >> 32) & _UINT32) ^ b ^ k0, right & _UINT32
-        c, d = ((left >> 32) & _UINT32) ^ d ^ k1, left & _UINT32
-        k0, k1 = (k0 + 0x9E3779B9) & _UINT32, (k1 + 0xBB67AE85) & _UINT32
+        products = (multiplied * factors).flip(0)  # int64 products wrap around; after masking, both halves are correct
+        multiplied, others = ((products >> 32) ^ others ^ keys) & _UINT32, products
+        keys = keys + steps  # its higher bits are masked with those of the products
+    (a, c), (b, d) = multiplied, others & _UINT32
     return a, b, c, d
+
+
+@lru_cache
+def _philox_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The factors of a round, and what it adds to the key."""
+    return torch.tensor([0xD2511F53, 0xCD9E8D57], device=device), torch.tensor([0x9E3779B9, 0xBB67AE85], device=device)
 
 
 def gumbel(keys: Tensor, samples: Tensor, step: int, tokens: Tensor) -> Tensor:
@@ -54,45 +61,71 @@ def process(scores: Tensor, tokens: Tensor, sampling: CaptionConfig, end: int | 
         seen, penalty = scores.gather(1, tokens), sampling.repetition_penalty
         scores = scores.scatter(1, tokens, torch.where(seen < 0, seen * penalty, seen / penalty))
     if end is not None and tokens.shape[1] < sampling.min_tokens:
-        scores = scores.index_fill(1, torch.tensor([end], device=scores.device), -torch.inf)
-    scores = scores / sampling.temperature
+        scores = scores.clone()
+        scores[:, end] = -torch.inf
+    if sampling.temperature != 1:
+        scores = scores / sampling.temperature
     if sampling.top_k:
         last = scores.topk(min(sampling.top_k, scores.shape[1]), dim=-1).values[:, -1:]
         scores = scores.masked_fill(scores < last, -torch.inf)
     return scores
 
 
-def nucleus(scores: Tensor, top_p: float) -> Tensor:
-    """The kept tokens, bool [rows, vocabulary]: the smallest set of most likely tokens that reaches `top_p`.
+def nucleus(scores: Tensor, top_p: float, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The smallest set of most likely tokens that reaches `top_p`, of scores `[rows, vocabulary]`.
 
     Equally likely tokens at the edge are taken in the order of their ids.
+
+    Args:
+        width: how many of the most likely tokens to look at; None: as many as needed, which the host waits for.
+
+    Returns:
+        tokens `[rows, width + 1]`, ascending, or fewer without a width; which of them are kept; and whether `width` is
+        enough in all rows.
     """
-    if top_p == 1:  # rounded sums may reach 1 before the last token
-        return scores > -torch.inf
     probabilities = scores.softmax(dim=-1)
-    # All tokens below this probability sum to less than 1 - top_p, so none is kept and none needs sorting.
-    negligible = (1 - top_p) / scores.shape[-1]
-    most = max(1, int((probabilities > negligible).sum(dim=-1).max()))
-    likeliest = probabilities.topk(most, dim=-1).values.double()
-    before = likeliest.cumsum(dim=-1) - likeliest
-    kept = (before < top_p).sum(dim=-1, keepdim=True)
+    vocabulary, given = scores.shape[-1], width
+    if width is None:
+        # All tokens below this probability sum to less than 1 - top_p, so none is kept and none needs sorting.
+        negligible = (1 - top_p) / vocabulary
+        width = max(1, int((probabilities > negligible).sum(dim=-1).max())) if top_p < 1 else vocabulary
+    likeliest, tokens = probabilities.topk(min(width + 1, vocabulary), dim=-1)
+    if top_p == 1:  # rounded sums may reach 1 before the last token
+        return tokens, scores.gather(-1, tokens) > -torch.inf, torch.full_like(tokens[0, 0], width >= vocabulary) > 0
+    shares = likeliest.double()
+    before = shares.cumsum(dim=-1) - shares
+    kept = (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)  # of scores that are NaN, too
     edge = likeliest.gather(-1, kept - 1)
+    is_cut = given is not None and given < vocabulary
+    enough = (likeliest[:, -1:] < edge).all() if is_cut else torch.ones_like(kept[0, 0], dtype=torch.bool)
+    if given is None:  # leave out what is in no nucleus
+        most = max(1, int((likeliest >= edge).sum(dim=-1).max()))
+        likeliest, tokens = likeliest[:, :most], tokens[:, :most]
+    tokens, order = tokens.sort(dim=-1)
+    probabilities = likeliest.gather(-1, order)
     above, at = probabilities > edge, probabilities == edge
     room = kept - above.sum(dim=-1, keepdim=True)
-    return above | (at & (at.cumsum(dim=-1) <= room))
+    return tokens, above | (at & (at.cumsum(dim=-1) <= room)), enough
 
 
-def draw(scores: Tensor, top_p: float, keys: Tensor, samples: Tensor, step: int) -> Tensor:
-    """Sample a token of the nucleus for each row of [rows, vocabulary]; `keys` and `samples` select the noise.
-
-    Raises FloatingPointError: a row has no finite largest score.
-    """
-    if not bool(scores.amax(dim=-1).isfinite().all()):
+def check_finite(finite: bool) -> None:
+    """Raise FloatingPointError if they are not."""
+    if not finite:
         raise FloatingPointError(
             "the captioner's scores are not finite: its weights are damaged, or caption.temperature or "
             "caption.repetition_penalty is close to 0"
         )
-    rows, tokens = nucleus(scores, top_p).nonzero(as_tuple=True)
-    noisy = torch.full_like(scores, -torch.inf, dtype=torch.float64)
-    noisy[rows, tokens] = scores[rows, tokens].double() + gumbel(keys[rows], samples[rows], step, tokens)
-    return noisy.argmax(dim=-1)
+
+
+def draw(
+    scores: Tensor, top_p: float, keys: Tensor, samples: Tensor, step: int, width: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sample a token of the nucleus for each row of `[rows, vocabulary]`; `keys` and `samples` select the noise.
+
+    Returns:
+        tokens `[rows]`; whether the largest score of every row is finite; whether `width` is enough (see `nucleus`).
+    """
+    tokens, kept, enough = nucleus(scores, top_p, width)
+    noisy = scores.gather(-1, tokens).double() + gumbel(keys.unsqueeze(-1), samples.unsqueeze(-1), step, tokens)
+    drawn = noisy.masked_fill(~kept, -torch.inf).argmax(dim=-1, keepdim=True)
+    return tokens.gather(-1, drawn).squeeze(-1), scores.amax(dim=-1).isfinite().all(), enough

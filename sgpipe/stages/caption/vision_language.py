@@ -27,7 +27,7 @@ from rlip_model.gpu_memory import is_out_of_memory
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.captioner import CaptionInput, one_line
-from sgpipe.stages.caption.decoding import draw, process
+from sgpipe.stages.caption.decoding import check_finite, draw, process
 from sgpipe.stages.checkpoint import (
     MISFITS,
     check_architecture,
@@ -305,7 +305,8 @@ class SharedPrefix:
         lengths = torch.full_like(numbers, most)
         for step in range(most):
             scores = process(logits_processor(input_ids, scores), input_ids[:, prompt:], self.sampling)
-            tokens = draw(scores, self.sampling.top_p, keys, numbers, step)
+            tokens, finite, _ = draw(scores, self.sampling.top_p, keys, numbers, step)
+            check_finite(bool(finite))
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             ended = torch.isin(tokens, ends) & (lengths > step)
             lengths = lengths.where(~ended, step)

@@ -27,7 +27,7 @@ from sgpipe.utils.gpu_memory import enough_memory
 
 PREFIX = "Generate Scene Graph: "  # of the published models
 _MAX_TOKENS = 256  # of a graph
-_GPU_GROUP = 16
+_GPU_GROUP = 128
 _PIECE = re.compile(r"\(([^()]*)\)")
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -25,6 +24,9 @@ from sgpipe.utils.devices import pick_device
 
 _DEFAULT_SIDE = 224
 _KEPT_TEXTS = 100_000
+_GPU_GROUP = 32
+
+Item = TypeVar("Item")
 
 
 class ClipScorer:
@@ -55,21 +57,27 @@ class ClipScorer:
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
         """See `RelationScorer`."""
-        seen: dict[tuple[int, int], Tensor | None] = {}
-        found: list[Score] = []
-        for relation in relations:
-            pair = (relation.subject, relation.object)
-            if pair not in seen:
-                crop = marked_crop(image, objects, relation, self.clip.side)
-                seen[pair] = None if crop is None else self.clip.embed_images([crop])[0]
-            features = seen[pair]
-            found.append(NO_AREA if features is None else self.probability(features, objects, relation))
-        return found
+        if not relations:
+            return []
+        of_pairs = {(each.subject, each.object): each for each in relations}
+        crops = {pair: marked_crop(image, objects, each, self.clip.side) for pair, each in of_pairs.items()}
+        shown = {pair: crop for pair, crop in crops.items() if crop is not None}
+        seen = dict(zip(shown, self.clip.in_groups(self.clip.embed_images, [*shown.values()]), strict=True))
+        texts = [self._texts(objects, relation) for relation in relations]
+        self._embed([text for each in texts for text in each])  # together; they are kept
+        return [
+            self._probability(seen[relation.subject, relation.object], own)
+            if (relation.subject, relation.object) in seen
+            else NO_AREA
+            for relation, own in zip(relations, texts, strict=True)
+        ]
 
-    def probability(self, seen: Tensor, objects: Sequence[Box], relation: Relation) -> float:
-        """How probable a relation is; `seen`: the embedding of its crop. Raises UserError: it is NaN."""
+    def _texts(self, objects: Sequence[Box], relation: Relation) -> list[str]:
         subject, object_ = objects[relation.subject], objects[relation.object]
-        texts = [relation_text(subject, relation.predicate, object_), *contrast_texts(objects, relation)]
+        return [relation_text(subject, relation.predicate, object_), *contrast_texts(objects, relation)]
+
+    def _probability(self, seen: Tensor, texts: Sequence[str]) -> float:
+        """How probable the first text is; `seen`: the embedding of a crop. Raises UserError: it is NaN."""
         logits = self.clip.scale * (self._embed(texts) @ seen).double()
         share = float((logits[0] - logits[1:].logsumexp(0) + math.log(len(texts) - 1)).sigmoid())
         if share != share:
@@ -84,9 +92,17 @@ def split_name(model: str) -> tuple[str, str | None]:
 
 
 def text_embeddings(clip: ClipModel) -> Callable[[Sequence[str]], Tensor]:
-    """Return a function from texts to embeddings `[texts, width]`, which encodes each alone and keeps the latest."""
-    embed = lru_cache(_KEPT_TEXTS)(lambda text: clip.embed_texts([text])[0])
-    return lambda texts: torch.stack([embed(text) for text in texts])
+    """Return a function from texts to embeddings `[texts, width]`, encoded as by `in_groups`; it keeps the latest."""
+    known: dict[str, Tensor] = {}
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        if len(known) >= _KEPT_TEXTS:
+            known.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, clip.in_groups(clip.embed_texts, new), strict=True))
+        return torch.stack([known[text] for text in texts])
+
+    return embed
 
 
 def load_clip(model: str, weights: str | None, device: torch.device) -> ClipModel:
@@ -108,7 +124,23 @@ def _is_open_clip(model: str, weights: str | None) -> bool:
     )
 
 
-class OpenClip:
+class _Clip:
+    """What both kinds of models do."""
+
+    _device: torch.device
+
+    def in_groups(self, embed: Callable[[Sequence[Item]], Tensor], items: Sequence[Item]) -> list[Tensor]:
+        """Embed items, on a GPU in groups of a fixed size that are padded with repeats, on a CPU one by one.
+
+        So no embedding depends on what is encoded beside it: matrix products round by their number of rows.
+        """
+        size = _GPU_GROUP if self._device.type == "cuda" else 1
+        parts = [items[at : at + size] for at in range(0, len(items), size)]
+        groups = [embed([*part, *[part[-1]] * (size - len(part))])[: len(part)] for part in parts]
+        return [row for group in groups for row in group]
+
+
+class OpenClip(_Clip):
     """A model of open_clip. Embeddings have unit length, `[count, width]`, float32 on the CPU.
 
     `side`: pixels per side of the images that it sees. `scale`: what multiplies cosines before a softmax.
@@ -146,7 +178,7 @@ class OpenClip:
         return features.float().cpu()
 
 
-class TransformersClip:
+class TransformersClip(_Clip):
     """A dual encoder of transformers; see `OpenClip`."""
 
     def __init__(self, model: str, device: torch.device) -> None:

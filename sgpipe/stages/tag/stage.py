@@ -222,6 +222,7 @@ class TagStage(Stage):
         except (CheckpointError, TokenizerError) as reason:
             raise UserError(str(reason)) from reason
         nn.Module.to(self.tagger, self.device)
+        self.tagger.prepare_inference(self.dtype)
         self._set_texts({name: text_to_read(name, self.tagger.tokenizer) for name in self.texts})
         self.group_size = min(self.config.group_size, self.tagger.config.num_pairs)
         elsewhere = self.device.type != "cpu"
@@ -334,14 +335,15 @@ class TagStage(Stage):
             pixels = [each.pixels.to(self.device, non_blocking=True) for each in inputs]
             if pixels[0].dtype == torch.uint8:
                 sizes = [self._size(each.record) for each in inputs]
-                pixels = [normalise(enlarge(each, size)) for each, size in zip(pixels, sizes, strict=True)]
-            images = self.tagger.encode_image(torch.stack(pixels) if len(inputs) > 1 else pixels[0].unsqueeze(0))
+                pixels = [enlarge(each, size) for each, size in zip(pixels, sizes, strict=True)]
+            stacked = torch.stack(pixels) if len(inputs) > 1 else pixels[0].unsqueeze(0)
+            images = self.tagger.encode_image(normalise(stacked) if stacked.dtype == torch.uint8 else stacked)
             rows = [
                 (image, batch, texts)
                 for image, each in enumerate(inputs)
                 for batch, texts in zip(each.batches, each.texts, strict=True)
             ]
-            scores: list[list[Tensor]] = [[] for _ in inputs]
+            found: list[Tensor] = []
             for start in range(0, len(rows), len(inputs)):
                 part = rows[start : start + len(inputs)]
                 memory = self.tagger.fuse(
@@ -350,13 +352,18 @@ class TagStage(Stage):
                 groups: list[GivenPairs] = []
                 owners: list[int] = []
                 for number, (image, batch, _) in enumerate(part):
-                    boxes, labels = inputs[image].boxes.to(self.device), inputs[image].labels.to(self.device)
+                    boxes, labels = inputs[image].boxes, inputs[image].labels
                     groups += [given_pairs(boxes, labels, group) for group in batch.groups]
                     owners += [number] * len(batch.groups)
-                found = self.tagger.score_pairs(memory, groups, owners if len(part) > 1 else None).float().cpu()
-                of_rows = found.split([len(batch.groups) for _, batch, _ in part])
-                for (image, batch, _), of_row in zip(part, of_rows, strict=True):
-                    scores[image].append(of_row[:, :, : len(batch.predicates)])
+                found.append(self.tagger.score_pairs(memory, groups, owners if len(part) > 1 else None).float())
+        # One copy, as the host waits for it.
+        flat = torch.cat([each.flatten() for each in found]).cpu() if self.device.type != "cpu" else None
+        arrived = flat.split([each.numel() for each in found]) if flat is not None else found
+        scores: list[list[Tensor]] = [[] for _ in inputs]
+        by_row = (group for own, each in zip(arrived, found, strict=True) for group in own.view_as(each))
+        for image, batch, _ in rows:
+            own = torch.stack(list(islice(by_row, len(batch.groups))))
+            scores[image].append(own[:, :, : len(batch.predicates)])
         return scores
 
     def _relations(self, given: TaggerInput, scores: Sequence[Tensor]) -> list[Relation]:
@@ -382,7 +389,7 @@ class TagStage(Stage):
 
 def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]]) -> GivenPairs:
     """The boxes `[objects, 4]` and labels `[objects]` of pairs of indices."""
-    indices = torch.tensor(pairs, dtype=torch.long).view(-1, 2).to(boxes.device)
+    indices = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
     subjects, objects = indices.unbind(1)
     return GivenPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects])
 

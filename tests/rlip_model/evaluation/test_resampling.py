@@ -21,7 +21,7 @@ from rlip_model.evaluation.precision import area, coco_point, eleven_point
 from rlip_model.evaluation.scores import ClassScores, Tally
 from rlip_model.evaluation.vcoco import evaluate_vcoco
 from rlip_model.evaluation.visual_genome import evaluate_graphs
-from tests.rlip_model.evaluation.test_definitions import (
+from tests.rlip_model.evaluation.crowded_scenes import (
     ACTIONS,
     OBJECTS,
     PREDICATES,

@@ -29,7 +29,7 @@ from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
-from tests.factories import make_blip, untrained_tagger
+from tests.factories import untrained_tagger
 from tests.sgpipe.generation.in_process import without_ray
 
 IMAGES = 40
@@ -230,33 +230,6 @@ def test_a_tagger_with_other_weights_is_another_recipe(finished, coco, tagger, t
     weights.write_bytes(data)
     with pytest.raises(UserError, match=r"tag.tagger: 'sha256:"):
         run(coco, tmp_path / "tagger", finished)
-
-
-@pytest.mark.slow
-def test_what_is_no_tagger_is_one_clear_line(coco, tagger, tmp_path):
-    make_blip(tmp_path / "blip")
-    with pytest.raises(UserError, match="blip") as caught:
-        run(coco, tmp_path / "blip", tmp_path / "out")
-    assert "\n" not in str(caught.value)
-    assert run(coco, tagger, tmp_path / "out", limit=2).counts["images"] == 2  # the folder is not spoilt
-
-
-@pytest.mark.slow
-def test_captions_by_a_captioner_do_not_depend_on_the_batch(coco, tagger, tmp_path):
-    make_blip(tmp_path / "blip")
-    results = []
-    for batch_size in (1, 3, 8):
-        options = {
-            "caption__captioner": str(tmp_path / "blip"),
-            "caption__batch_size": batch_size,
-            "caption__samples": 3,
-        }
-        with without_ray():
-            run(coco, tagger, tmp_path / f"out{batch_size}", **options)
-        results.append(rows(tmp_path / f"out{batch_size}"))
-    assert results[0] == results[1] == results[2]
-    assert all(len(record.captions) == 3 for record in results[0] if record.ok)
-    assert len({caption.text for record in results[0] for caption in record.captions}) > 5
 
 
 def test_datasets_opens_the_result(finished, tmp_path):

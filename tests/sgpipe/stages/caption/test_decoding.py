@@ -87,7 +87,11 @@ def test_nucleus_equals_a_full_sort():
         shares, order = scores.softmax(-1).double().sort(dim=-1, descending=True, stable=True)
         kept = shares.cumsum(-1) - shares < top_p
         expected = torch.zeros_like(kept).scatter(-1, order, kept)
-        assert torch.equal(nucleus(scores, top_p), expected)
+        for width in (None, 400, 500):
+            tokens, found, enough = nucleus(scores, top_p, width)
+            assert bool(enough) == (width != 400 or top_p < 0.9)
+            if enough:
+                assert torch.equal(torch.zeros_like(kept).scatter(-1, tokens, found), expected)
 
 
 def test_lengths_and_greedy_choice_agree_with_transformers(model):
@@ -146,7 +150,8 @@ def expected_scores(scores, tokens, sampling):
 
 def found_scores(scores, tokens, sampling):
     processed = process(scores, tokens, sampling, END)
-    return processed.masked_fill(~nucleus(processed, sampling.top_p), -torch.inf)
+    tokens, kept, _ = nucleus(processed, sampling.top_p)
+    return processed.masked_fill(~torch.zeros_like(processed, dtype=torch.bool).scatter(-1, tokens, kept), -torch.inf)
 
 
 @pytest.mark.parametrize("length", [4, 5, 12])

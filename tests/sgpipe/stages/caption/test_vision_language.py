@@ -69,7 +69,7 @@ def test_each_token_is_the_argmax_of_the_scores_of_a_whole_pass_plus_the_noise(c
                 break  # from here on it may not repeat three tokens
             filtered = process(allowed[None], before, captioner.config)
             number = torch.tensor([sample])
-            assert draw(filtered, 0.95, torch.tensor([given.key]), number, step).item() == tokens[step]
+            assert draw(filtered, 0.95, torch.tensor([given.key]), number, step)[0].item() == tokens[step]
 
 
 def whole_pass(captioner, prompt, tokens):

@@ -1,0 +1,232 @@
+"""A simulated GPU: tensors on "cuda:0" that compute on the CPU, and a count of what the host does for a real one.
+
+Mixing devices raises. An operation that is no view counts as one launch of a kernel, also fused attention and one over
+a list of tensors. The host waits where it reads a number or a shape that depends on numbers, and where it copies,
+unless from pinned memory with `non_blocking`. There are no kernels, streams and memory; `torch.compile` compiles
+nothing. PyTorch goes other ways for these tensors, as in the gradient of `prod`, in which the host waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import local
+from types import FrameType
+from typing import Any
+from unittest import mock
+from weakref import WeakValueDictionary
+
+LIBRARY = Path(__file__).with_name("build") / "guard.so"
+assert "torch" not in sys.modules, "PyTorch asks for devices when it is imported"
+ctypes.CDLL(str(LIBRARY), mode=ctypes.RTLD_GLOBAL)
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing  # noqa: E402
+from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
+
+_ALLOCATE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view", "resize_"}
+_SHAPE_DEPENDS_ON_NUMBERS = {"nms"}  # operators outside PyTorch have no tags
+_INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
+_ROOTS = ("/sgpipe/", "/rlip_model/")
+
+
+@dataclass
+class Counts:
+    """launches: of kernels, by operation; waits: of the host for the GPU, by what it waits for and the line."""
+
+    launches: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
+
+    def clear(self) -> None:
+        self.launches.clear()
+        self.waits.clear()
+
+    def wait(self, why: str) -> None:
+        self.waits[f"{why} at {_line()}"] += 1
+
+
+def _line() -> str:
+    """Where the project is."""
+    frame: FrameType | None = sys._getframe()
+    while frame and (not any(root in frame.f_code.co_filename for root in _ROOTS) or "site-packages" in str(frame)):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}" if frame else "a test"
+
+
+counts = Counts()
+_thread = local()  # `is_fused`: within an operation that is one kernel
+_pinned: WeakValueDictionary[int, Any] = WeakValueDictionary()  # storages by address
+
+
+class GpuTensor(Tensor):
+    """A tensor that says "cuda:0"; `values` is on the CPU."""
+
+    values: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, values: Tensor) -> GpuTensor:
+        made = Tensor._make_wrapper_subclass(
+            cls, values.shape, strides=values.stride(), storage_offset=values.storage_offset(), dtype=values.dtype,
+            layout=values.layout, device="cuda:0",
+        )  # fmt: skip
+        made.values = values
+        return made
+
+    def __repr__(self) -> str:
+        return f"GpuTensor({self.values!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _compute(func, args, kwargs or {})
+
+
+class _Simulation(TorchDispatchMode):
+    """Sees operations whose tensors are all on the CPU, such as copies to the GPU, and those that make tensors."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _compute(func, args, kwargs or {})
+
+
+def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    name: str = func.overloadpacket.__name__
+    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    here = any(isinstance(each, GpuTensor) for each in tensors)
+    target = torch.device(kwargs["device"]).type if kwargs.get("device") is not None else None
+    if not here and target != "cuda":
+        return func(*args, **kwargs)
+    if here and name not in ("copy_", "_to_copy"):
+        _check_devices(name, tensors)
+    _count(func, name, args, kwargs, target)
+    on_cpu = {**tree_map(_values, kwargs), **({"device": torch.device("cpu")} if target else {})}
+    on_cpu.pop("pin_memory", None)
+    if name == "_fused_sdp_choice":
+        return 0  # the plain computation, as the choice of fused ones needs a GPU
+    found = func(*tree_map(_values, args), **on_cpu)
+    if name == "copy_" and not isinstance(args[0], GpuTensor):
+        return args[0]
+    if target == "cpu" or name == "_local_scalar_dense":
+        return found
+    found = tree_map(lambda each: GpuTensor(each) if isinstance(each, Tensor) else each, found)
+    return return_and_correct_aliasing(func, args, kwargs, found) if here else found
+
+
+def _values(each: Any) -> Any:
+    return each.values if isinstance(each, GpuTensor) else each
+
+
+def _check_devices(name: str, tensors: list[Tensor]) -> None:
+    """A GPU takes numbers, and indices, from the CPU; the host waits for the copy of the latter."""
+    others = [each for each in tensors if not isinstance(each, GpuTensor) and each.dim()]
+    if others and name not in _INDEXING:
+        raise RuntimeError(f"{name}: tensors on cuda:0 and cpu, {[tuple(each.shape) for each in others]}")
+    if others:
+        counts.wait("a copy of indices")
+
+
+def _count(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], target: str | None) -> None:
+    source = (
+        args[-1] if name == "copy_" and len(args) == 2 else args[1] if name == "copy_" else args[0] if args else None
+    )
+    crosses = name == "_to_copy" and target is not None and isinstance(source, GpuTensor) != (target == "cuda")
+    crosses |= name == "copy_" and isinstance(args[0], GpuTensor) != isinstance(source, GpuTensor)
+    if crosses:
+        host = source if not isinstance(source, GpuTensor) else args[0] if name == "copy_" else None
+        waits = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])) or not is_pinned(
+            host
+        )
+        if waits:
+            counts.wait(f"a copy {'from' if isinstance(source, GpuTensor) else 'to'} the GPU")
+    elif torch.Tag.data_dependent_output in func.tags:
+        counts.wait(f"the value of {name}")
+    elif torch.Tag.dynamic_output_shape in func.tags or name in _INDEXING | _SHAPE_DEPENDS_ON_NUMBERS:
+        masks = [each for each in tree_leaves(args[1:2]) if isinstance(each, Tensor) and each.dtype == torch.bool]
+        if (name not in _INDEXING or masks) and kwargs.get("output_size") is None:
+            counts.wait(f"the shape of {name}")
+    if not (func.is_view or name in _ALLOCATE or name == "_local_scalar_dense" or getattr(_thread, "is_fused", False)):
+        counts.launches["copy" if crosses else name] += 1
+
+
+def is_pinned(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.untyped_storage().data_ptr() in _pinned
+
+
+def _pin(tensor: Tensor) -> Tensor:
+    copy = tensor.clone()
+    _pinned[copy.untyped_storage().data_ptr()] = copy.untyped_storage()
+    return copy
+
+
+def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One kernel."""
+
+    def run(query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(query, GpuTensor) or getattr(_thread, "is_fused", False):
+            return function(query, *args, **kwargs)
+        counts.launches[function.__name__] += 1
+        _thread.is_fused = True
+        try:
+            return function(query, *args, **kwargs)
+        finally:
+            _thread.is_fused = False
+
+    return run
+
+
+_submit = ThreadPoolExecutor.submit
+
+
+def _submit_simulated(pool: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    def run() -> Any:
+        torch._C._set_only_lift_cpu_tensors(True)
+        with _Simulation():
+            return function(*args, **kwargs)
+
+    return _submit(pool, run)
+
+
+def _no_grad(mode: bool = True) -> torch.no_grad:
+    return torch.no_grad()
+
+
+@contextmanager
+def simulated() -> Iterator[Counts]:
+    """Simulate one GPU in this thread and in those of pools that get work meanwhile."""
+    future, tolist = torch.__future__, Tensor.tolist
+    device: dict[str, Any] = {
+        "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0, "utilization": 0,
+        "get_device_capability": (9, 0), "get_device_name": "simulated", "is_bf16_supported": True,
+        "max_memory_reserved": 0, "max_memory_allocated": 0, "mem_get_info": (10**11, 10**11),
+        **dict.fromkeys(("synchronize", "empty_cache", "_lazy_init", "manual_seed_all")),
+    }  # fmt: skip
+    patches = [
+        mock.patch.object(torch.cuda, name, lambda *_, value=value, **__: value) for name, value in device.items()
+    ]
+    patches += [
+        mock.patch.object(Tensor, "pin_memory", _pin),
+        mock.patch.object(Tensor, "is_pinned", is_pinned),
+        mock.patch.object(Tensor, "tolist", lambda each: tolist(each.cpu())),
+        mock.patch.object(F, "scaled_dot_product_attention", _fused(F.scaled_dot_product_attention)),
+        mock.patch.object(ThreadPoolExecutor, "submit", _submit_simulated),
+        mock.patch.object(torch, "inference_mode", _no_grad),  # whose tensors cannot be wrapped
+        mock.patch.object(torch, "compile", lambda function, **_: function),
+    ]
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        stack.callback(
+            future.set_overwrite_module_params_on_conversion, future.get_overwrite_module_params_on_conversion()
+        )
+        future.set_overwrite_module_params_on_conversion(True)
+        stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
+        torch._C._set_only_lift_cpu_tensors(True)
+        stack.enter_context(_Simulation())
+        yield counts

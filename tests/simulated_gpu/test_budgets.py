@@ -1,0 +1,96 @@
+"""How often the host launches kernels and waits for the GPU: networks of the published depths, but narrow."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if "tests.simulated_gpu.device" not in sys.modules:
+    pytest.skip("only with its plugin: make test-simulated-gpu", allow_module_level=True)
+
+from rlip_model.losses import DetectionCriterion, TaggerCriterion
+from rlip_model.model import RTagger
+from rlip_model.presets import preset, tiny_sizes
+from rlip_model.text import build_tokenizer
+from rlip_model.training.loop import Trainer
+from rlip_model.training.objective import Objective
+from sgpipe.recipe import CaptionConfig, TagConfig
+from sgpipe.records import Box, Pair, Record
+from sgpipe.stages.caption.stage import CaptionStage
+from sgpipe.stages.tag.stage import TagStage
+from tests.factories import make_blip
+from tests.rlip_model.training.worlds import ToyFeed, folder, network, options
+from tests.simulated_gpu.device import counts
+
+IMAGES, PREDICATES, TOKENS = 8, ("riding", "next to", "holding"), 16
+NARROW = {"hidden_dim": 64, "feedforward_dim": 64, "num_heads": 4, "fusion_dim": 32, "fusion_heads": 2}
+
+
+def hold(launches: float, waits: float, times: float = 1) -> None:
+    """Not more often than that, each time."""
+    found = counts.launches.total() / times, counts.waits.total() / times
+    print(f"\n{found[0]:.0f} of {launches:.0f} launches, {found[1]:.2f} of {waits} waits")
+    assert found[0] <= launches, counts.launches.most_common(12)
+    assert found[1] <= waits, counts.waits
+
+
+def images(path: Path) -> Path:
+    for number in range(IMAGES):
+        pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / f"{number}.png")
+    return path
+
+
+def record(number: int) -> Record:
+    boxes = [Box(name, at, (4.0 * at, 5.0, 20.0, 30.0)) for at, name in enumerate(("person", "dog", "bench"))]
+    pairs = [Pair(0, 1, ["riding"]), Pair(0, 2, list(PREDICATES[: 1 + number % 3])), Pair(1, 2, ["next to"])]
+    return Record(str(number), "test", "val", f"{number}.png", 64, 48, boxes, pairs=pairs)
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "swin_tiny"])
+def test_a_batch_of_the_tagger(tmp_path: Path, backbone: str) -> None:
+    tokenizer = build_tokenizer(["person dog bench no objects riding next to holding a b c d e f g h i j"])
+    small = {} if backbone == "resnet50" else {"swin_embed_dim": 12, "swin_heads": (1, 2, 2, 4)}
+    text = tiny_sizes(len(tokenizer))["text_config"]
+    tagger = RTagger(preset("tagger", backbone, **NARROW, **small, text_config=text))
+    tagger.set_tokenizer(tokenizer)
+    tagger.save_pretrained(tmp_path / "tagger")
+    config = TagConfig(tagger=str(tmp_path / "tagger"), threshold=0.0, short_side=64, long_side=96, device="cuda")
+    stage = TagStage(config, {"val": images(tmp_path)}, ["person", "dog", "bench"])
+    stage.setup()
+    stage([record(number) for number in range(IMAGES)])
+    counts.clear()
+    stage([record(number) for number in range(IMAGES)])
+    hold(2000, 1)
+
+
+def test_a_token_of_captions(tmp_path: Path) -> None:
+    captioner = make_blip(tmp_path / "blip", layers=12)
+    config = CaptionConfig(captioner=str(captioner), device="cuda", max_tokens=TOKENS + 4)
+    stage = CaptionStage(config, {"val": images(tmp_path)}, 0)
+    stage.setup()
+    prompt = len(stage.captioner.prompt)
+    stage([record(number) for number in range(IMAGES)])
+    counts.clear()
+    stage([record(number) for number in range(IMAGES)])
+    hold(375, 0.3, TOKENS + 4 - prompt)
+
+
+@pytest.mark.parametrize("kind", ["tagger", "parsed", "parseda", "dense"])
+def test_a_training_step(tmp_path: Path, kind: str) -> None:
+    deep = {"swin_depths": (2, 2, 6, 2), "encoder_layers": 6, "fusion_interval": 2, "decoder_layers": 3}
+    if kind == "dense":
+        deep |= {"backbone": "convolutional", "conv_width": 8, "dense_head": True, "proposals": 4}
+    made = network("parseda" if kind == "dense" else kind, **deep)
+    criterion = TaggerCriterion() if kind == "tagger" else DetectionCriterion()
+    made.to("cuda")
+    trainer = Trainer(Objective(made, criterion), options(ema=0.999, epochs=1), folder(tmp_path), log_every=100)
+    trainer.module.train()
+    for parts in ToyFeed(3, 4)._batches(0, 0):
+        counts.clear()
+        trainer._step([part.pinned() for part in parts], 0.0)
+    hold(8000, 12)
