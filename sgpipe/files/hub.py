@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -222,6 +223,10 @@ def naming_hub(what: str) -> Iterator[None]:
         raise StoreError(f"{what}: the hub answers {status} ({_first_line(error)})") from None
     except (errors.HTTPError, ConnectionError, TimeoutError) as error:  # of the library that it asks by
         raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error)})") from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StoreError(f"{what}: no space is left for it in {constants.HF_HUB_CACHE}") from None
     except RuntimeError as error:  # itself of uploads, which name a file and not why, and of Xet, the hub's storage
         if type(error) is not RuntimeError:
             raise

@@ -1,11 +1,13 @@
 """Which models the cache of the hub has, with all their weights."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
-from sgpipe.files.hub import missing_models
+from sgpipe.errors import StoreError
+from sgpipe.files.hub import missing_models, naming_hub
 from sgpipe.recipe import Recipe, hub_models
 
 NAME = "user/model"
@@ -57,3 +59,11 @@ def test_only_names_on_the_hub_are_looked_for(tmp_path: Path) -> None:
     served = {"endpoint": "http://localhost:1/v1", "captioner": "c/d"}
     assert hub_models(Recipe.model_validate({"caption": served, "detect": {"detector": "a/b"}})) == ["a/b"]
     assert hub_models(Recipe.model_validate({"detect": {"detector": "a/b"}}), ["detect"]) == []
+
+
+def test_a_cache_on_a_full_disk_is_named() -> None:
+    with (
+        pytest.raises(StoreError, match=r"^the model a/b: no space is left for it in .*hub$"),
+        naming_hub("the model a/b"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
