@@ -79,6 +79,7 @@ def test_samples_have_boxes_relations_and_captions(tmp_path: Path) -> None:
                 left, top, wide, high = end["bounding_box"]
                 assert x <= left <= left + wide <= x + width + 1e-9
                 assert y <= top <= top + high <= y + height + 1e-9
+    assert "tags of relations come back" in (tmp_path / "out/README.md").read_text()
     ids = [each["_id"]["$oid"] for s in samples for n in ("objects", "relations") for each in s[n]["detections"]]
     assert len({*ids, *(sample["_id"]["$oid"] for sample in samples)}) == len(ids) + len(samples)
 
