@@ -2,7 +2,8 @@
 
 A row keeps in `sources` the rows of single runs that it was made from, and these are what a merged run gives when it is
 merged again. So the result depends only on which runs went into it: not on their order, on how often one is named, or
-on what was merged first. DuckDB finds the rows of each image and sorts them on disk.
+on what was merged first. DuckDB finds the rows of each image and sorts them on disk; beside them is a file with the
+images of the shards.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from itertools import chain, islice
 from itertools import count as count_from
 from operator import attrgetter, or_
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, BinaryIO, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import duckdb
 import numpy as np
@@ -41,8 +42,7 @@ from sgpipe.storage.shards import (
     IMAGE_COLUMN,
     SOURCES,
     count_rows,
-    embedded_images,
-    read_file,
+    open_shard,
     shard_name,
     with_images,
     write_copy,
@@ -57,6 +57,7 @@ Item = TypeVar("Item")
 MERGED = "merged."  # prefix of these counts of a shard:
 UNITED = ("united_objects", "united_relations", "contradictory_classes", "contradictory_relations")
 _MEMORY, _HELD_BYTES, _FILES_AT_ONCE, _IMAGES_AT_ONCE = "300MB", 32 << 20, 4096, 64
+_PLACE = pa.schema([("start", pa.int64()), ("size", pa.int64()), ("content", pa.string())])  # of an image; its hash
 _FILE_START = 64 << 10  # bytes of a file that tell it from another of the same name
 _PIXEL = 1.0  # boxes of which no edge differs by more are the same, however small they are
 _STRONGEST = {name: rank for kind in (BoxOrigin, RelationOrigin) for rank, name in enumerate(get_args(kind))}
@@ -67,10 +68,8 @@ _NAMES = f"""
     create table names as
     select n.*, coalesce(root, '') as root from (
         select rowid as leaf, run, split, image_id, file_name, width, height, status <> 'ok' as failed,
-            dataset in {UPRIGHT_DATASETS} as upright, has_image, content
-        from (select *, rowid, image is not null as has_image, if({{hashed}}, sha256(image.bytes), null) as content
-            from leaves)
-        qualify row_number() over (partition by run, split, image_id, file_name) = 1) n
+            dataset in {UPRIGHT_DATASETS} as upright, content
+        from leaves qualify row_number() over (partition by run, split, image_id, file_name) = 1) n
     left join roots using (run, split);
     create table files (root varchar, file_name varchar, digest varchar);
     create table turned (leaf bigint)
@@ -79,7 +78,7 @@ _NAMES = f"""
 _DISPLAYED = """
     with keyed as (select *, {key} as key from names left join files using (root, file_name) where not failed),
     compared as (select *, bool_and(upright) over (partition by key) as alike from keyed)
-    select leaf, compared.root, compared.file_name, image.bytes as bytes from compared
+    select leaf, compared.root, compared.file_name, start, size from compared
     join leaves on leaves.rowid = leaf where upright and not alike
 """
 _WANTED = {
@@ -125,13 +124,9 @@ _UNITS = """
     select lead_split, variant, any_value(lead_root), min(slot), max(slot) + 1 from images
     group by lead_split, variant, unit order by unit
 """
-# One of the image files of each image is kept.
 _SORTED = """
-    create table sorted as
-    with plan as (select *, min(place) filter (where has_image) over (partition by number) as shown
-        from members join images using (number))
-    select unit, slot, place, leaves.* replace (if(place = shown, image, null) as image)
-    from leaves join plan on leaves.rowid = leaf order by unit, slot, place;
+    create table sorted as select unit, slot, place, leaves.* from leaves
+    join (from members join images using (number)) plan on leaves.rowid = leaf order by unit, slot, place;
     drop table leaves
 """
 _OF_UNIT = "from sorted where unit = ? order by slot, place"
@@ -174,12 +169,12 @@ def merge_runs(
         scratch = folder.private / "merging"
         shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
         scratch.mkdir()
-        with interruptible(), duckdb.connect(scratch / "rows") as database:
+        with interruptible(), duckdb.connect(scratch / "rows") as database, (scratch / "images").open("w+b") as kept:
             try:
                 configure(database, scratch / "spill", _MEMORY, ordered=True)
                 progress.say("reading the runs")
-                _read(database, inputs, header["runs"])
-                _plan(database, match)
+                _read(database, inputs, header["runs"], kept, hashed=match == "hash")
+                _plan(database, match, kept)
                 [matched] = database.sql(_COUNTED).to_arrow_table().to_pylist()
                 units, manifest.run["images"] = _units(database)
                 manifest.rewrite()
@@ -187,7 +182,7 @@ def merge_runs(
                     for number, unit in enumerate(units):
                         if unit.file not in done:
                             members = database.sql(_OF_UNIT, params=[number]).to_arrow_table()
-                            rows, counts = _united(members, unit.split, least)
+                            rows, counts = _united(members, unit.split, least, kept)
                             manifest.commit(write_copy(out, unit, rows, counts))
                         advance(unit.rows, {})
             except FAULTS as error:
@@ -235,9 +230,16 @@ def _ranked(runs: Mapping[str, Any]) -> list[str]:
     return sorted(runs, key=lambda run: (-runs[run]["rows"], run))
 
 
-def _read(database: duckdb.DuckDBPyConnection, inputs: Mapping[str, RunFiles], runs: Mapping[str, Any]) -> None:
-    """Read all rows of single runs, and where the images of each of these are."""
-    database.register("empty", with_images(SCHEMA.empty_table(), []))
+def _read(
+    database: duckdb.DuckDBPyConnection,
+    inputs: Mapping[str, RunFiles],
+    runs: Mapping[str, Any],
+    images: BinaryIO,
+    *,
+    hashed: bool,
+) -> None:
+    """Read all rows of single runs, and where the images of each of these are; those in the shards go to `images`."""
+    database.register("empty", _without_images(SCHEMA.empty_table(), images, hashed=hashed))
     database.execute("create table leaves as select ''::varchar as run, * from empty")
     database.execute(
         "create table roots (run varchar, split varchar, root varchar); create table ranks (run varchar, rank int)"
@@ -255,22 +257,43 @@ def _read(database: duckdb.DuckDBPyConnection, inputs: Mapping[str, RunFiles], r
         held: list[pa.Table] = []
         for shard in [*files.manifest.shards, None]:
             if shard is not None:
-                held.append(read_file(files.storage / shard.file))
-                places.setdefault(IMAGE_COLUMN in held[-1].column_names, files.root)
+                with open_shard(files.storage / shard.file, SCHEMA.names) as file:
+                    places.setdefault(IMAGE_COLUMN in file.schema_arrow.names, files.root)
+                    groups = map(file.read_row_group, range(file.num_row_groups))
+                    held += [_without_images(table, images, hashed=hashed) for table in groups]
             if len(places) > 1:
                 lacks = f"{places[True]} has images in its shards, {places[False]} has not"
                 raise UserError(f"{lacks}: embed the images of all runs or of none")
             if held and (shard is None or sum(table.nbytes for table in held) > _HELD_BYTES):
-                table = pa.concat_tables(held, promote_options="default")
-                image = ", image" if IMAGE_COLUMN in table.column_names else ""
-                database.register("shards", table)
-                database.execute(f"insert into leaves by name select {rows[0]}{image} from {rows[1]}")
+                database.register("shards", pa.concat_tables(held, promote_options="default"))
+                database.execute(f"insert into leaves by name select {rows[0]}, start, size, content from {rows[1]}")
                 held.clear()
 
 
-def _plan(database: duckdb.DuckDBPyConnection, match: Match) -> None:
+def _without_images(table: pa.Table, images: BinaryIO, *, hashed: bool) -> pa.Table:
+    """Return the rows with `start` and `size` of their image files in `images`, to which these are added."""
+    places: list[dict[str, Any]] = []
+    for image in table[IMAGE_COLUMN] if IMAGE_COLUMN in table.column_names else [{}] * len(table):
+        content = image["bytes"].as_py() if image else None
+        places.append({} if content is None else {"start": images.tell(), "size": images.write(content)})
+        if hashed and content is not None:
+            places[-1]["content"] = hashlib.sha256(content).hexdigest()
+    columns = pa.Table.from_pylist(places, _PLACE).columns
+    rows = table.select([name for name in table.column_names if name != IMAGE_COLUMN])
+    return pa.table([*rows.columns, *columns], [*rows.column_names, *_PLACE.names])
+
+
+def _image(images: BinaryIO, start: int | None, size: int) -> bytes | None:
+    """Return the image file in this place; None: there is none."""
+    if start is None:
+        return None
+    images.seek(start)
+    return images.read(size)
+
+
+def _plan(database: duckdb.DuckDBPyConnection, match: Match, images: BinaryIO) -> None:
     """Find out which rows are of one image, and where each image goes."""
-    database.execute(_NAMES.format(hashed=match == "hash"))
+    database.execute(_NAMES)
     wanted = f"select distinct root, file_name from names where not failed and root <> '' and {_WANTED[match]}"
     for batch in database.cursor().sql(wanted).to_arrow_reader(_FILES_AT_ONCE):
         most = -1 if match == "hash" else _FILE_START
@@ -281,7 +304,7 @@ def _plan(database: duckdb.DuckDBPyConnection, match: Match) -> None:
         each["leaf"]
         for batch in database.sql(_DISPLAYED.format(key=_KEYS[match])).to_arrow_reader(_IMAGES_AT_ONCE)
         for each in batch.to_pylist()
-        if _is_turned(each["root"], each["file_name"], each["bytes"])
+        if _is_turned(each["root"], each["file_name"], _image(images, each["start"], each["size"]))
     ]
     database.register("found", pa.table({"leaf": pa.array(turned, pa.int64())}))
     database.execute("insert into turned from found")
@@ -322,7 +345,7 @@ def _units(database: duckdb.DuckDBPyConnection) -> tuple[list[ShardEntry], dict[
     return units, images
 
 
-def _united(members: pa.Table, split: str, least: float) -> tuple[pa.Table, dict[str, int]]:
+def _united(members: pa.Table, split: str, least: float, images: BinaryIO) -> tuple[pa.Table, dict[str, int]]:
     """Return the rows of a shard, made from those of single runs, and its counts."""
     first = np.flatnonzero(np.diff(members["slot"].to_numpy(), prepend=-1))
     sizes = np.diff([*first, len(members)])
@@ -334,10 +357,11 @@ def _united(members: pa.Table, split: str, least: float) -> tuple[pa.Table, dict
     rows = pa.concat_tables([alone, to_table(record for record, _ in made)])
     rows = rows.take(np.argsort(np.argsort(sizes > 1, kind="stable")))
     rows = rows.set_column(SCHEMA.names.index("split"), SCHEMA.field("split"), pa.array([split] * len(rows)))
-    if members[IMAGE_COLUMN].null_count < len(members):
-        files = embedded_images(members)
+    if members["start"].null_count < len(members):
+        places = list(zip(members["start"].to_pylist(), members["size"].to_pylist(), strict=True))
         ends = zip(first, first + sizes, strict=True)
-        rows = with_images(rows, [next(filter(None, files[start:stop]), None) for start, stop in ends])
+        chosen = (next((each for each in places[start:stop] if each[1]), (None, None)) for start, stop in ends)
+        rows = with_images(rows, [_image(images, *place) for place in chosen])
     whole = pa.array(np.arange(len(members)), mask=~shared)  # of rows of one run, `sources` only says which that is
     parts = {name: members[name].take(whole) for name in SCHEMA.names} | {
         name: members[name] for name in ("run", "split")

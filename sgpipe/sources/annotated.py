@@ -171,8 +171,7 @@ def xyxy_to_xywh(value: Any) -> tuple[float, float, float, float]:
 def parse_segmentation(value: Any, width: int, height: int, problems: ProblemCounts) -> str | None:
     """Return the JSON of an object's polygons or run lengths, or None; what is neither, or of another size, is counted.
 
-    Args:
-        width, height: of the image; 0: unknown.
+    A `width` and `height` of 0 are unknown.
     """
     if not value:
         return None
@@ -222,10 +221,7 @@ def check_object_index(index: float, objects: int, what: str) -> None:
 
 
 def triplet_relations(triplets: Any, names: Mapping[int, str], objects: Sequence[int]) -> list[Relation]:
-    """Return relations given as [subject, object, number of the predicate].
-
-    Args:
-        objects: the indices of the record's objects by those of the triplets.
+    """Return relations given as [subject, object, number of the predicate]; `objects`: indices by those of triplets.
 
     Raises FieldError: a triplet refers to no object or no predicate.
     """

@@ -54,13 +54,9 @@ def read_coco(
     split: str,
     names: Mapping[int, str] | None = None,
 ) -> tuple[Detections, dict[str, Any]]:
-    """Read an instances file and, if given, a captions file.
+    """Read an instances file and, if given, a captions file; also return their paths and hashes.
 
-    Args:
-        names: category names that replace those of the file (Objects365's have spelling errors).
-
-    Returns:
-        the detections, and their origin (paths and hashes).
+    `names` replace the category names of the file (Objects365's have spelling errors).
 
     Raises UserError: a file is missing, cut short, or of another format.
     """

@@ -189,13 +189,7 @@ def correct_relations(
     """Return the relations of an image as people say they are.
 
     What one answer takes away and another adds stays. Each that is certain is there once, without a confidence.
-
-    Args:
-        relations: rows with subject, object, predicate, confidence and origin.
-        outcomes: what is left of each judged relation.
-
-    Returns:
-        the relations, and the index of each in the image before; None: it was not there.
+    `outcomes` has what is left of each judged relation. Also returns the index of each in the image before, or None.
     """
     there = {_place(relation) for relation in relations}
     certain = {place for left in outcomes.values() for place in left}

@@ -54,11 +54,7 @@ class Segmentations:
         return len(self._ends) - 2
 
     def read(self, box: int, size: Sequence[int], problems: ProblemCounts) -> str | None:
-        """Return the JSON of a box's polygons or run lengths, or None; what is neither, or of another size, is counted.
-
-        Args:
-            size: width and height of the image; 0: unknown.
-        """
+        """Return the segmentation of a box, as `parse_segmentation`; `size`: width and height of the image."""
         start, stop = self._ends[box : box + 2]
         if start == stop:
             return None
@@ -215,8 +211,7 @@ class Detections:
     def _objects(self, which: np.ndarray, rows: np.ndarray, part: range) -> pa.Array:
         """Return a list of objects for each image of `part`: boxes clipped, without degenerate ones and duplicates.
 
-        Args:
-            which: the indices of its boxes, by image. rows: the image of each.
+        `which`: the indices of its boxes, by image; `rows`: the image of each.
         """
         category, crowd = np.asarray(self.box_categories)[which], np.asarray(self.box_crowds)[which].astype(bool)
         sizes = np.asarray(self.sizes).reshape(-1, 2)[rows].astype(np.float64)

@@ -311,8 +311,7 @@ def _pair_names(path: Path, arrays: Mapping[str, list[Any]], key: str, known: Ma
 def _with_pairs(record: Record, image: Any, names: Mapping[str, Sequence[str]]) -> Record:
     """Return the record with the box pairs of an image; equal boxes of one class become one object.
 
-    Args:
-        names: those that the indices of the image's lists refer to, by the keys of these lists: objects, then verbs.
+    `names`: what the indices of the image's lists refer to, by the keys of these lists: objects, then verbs.
     """
     ids = {name: number for number, name in category_names("coco").items()}
     indices: dict[Box | tuple[Any, ...], int] = {}

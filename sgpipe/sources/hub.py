@@ -456,8 +456,7 @@ def _hash(*values: Any) -> Any:
 
 def _have_ids(files: HubFiles, split: str, config: HubConfig) -> bool:
     """Return whether a column has ids of the images: one that the user names, or one in which no two are the same."""
-    seen: set[Any] = set()
-    rows = 0
+    seen, rows = set[Any](), 0
     for name in files.splits[split]:
         with _open_file(files, name, config) as (parquet, of):
             if of.id is None or config.columns.id is not None:
@@ -479,9 +478,7 @@ def _add_row(
 ) -> None:
     """Add an image with its boxes and captions; one without an id, or with that of another one, is left out.
 
-    Args:
-        name: of the image.
-        numbers: of the classes, if they are names.
+    `numbers` are those of the classes, if they are names.
     """
     why, width, height = "", value_of(row, of.width), value_of(row, of.height)
     if of.width is None:

@@ -68,10 +68,7 @@ class MiniworldFiles:
 def prepare(
     config: MiniworldConfig, private: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, SplitConfig], GroundTruth]:
-    """Return the splits and the ground truth of a run's miniworld, generated unless they are already there.
-
-    Args:
-        private: the run's folder for files of its own.
+    """Return the splits and the ground truth of a run's miniworld, generated in `private`, its folder, unless there.
 
     Raises OSError: the disk is full, or the folder cannot be written.
     """

@@ -60,10 +60,9 @@ def prepare_source(
 def open_source(
     source: SourceConfig, split: str, path: Path, new: Path | None = None, images: ImagePlace | None = None
 ) -> SourceIndex:
-    """Return the index of a split, built from its annotation file unless it is already there.
+    """Return the index of a split at `path`, built from its annotation file unless it is already there.
 
     Args:
-        path: where it is.
         new: where it is built, by default in its place; `SourceIndex.move` then replaces the one at `path`.
         images: where the images are; by default, what the source says.
 

@@ -304,6 +304,15 @@ def test_images_are_matched_by_file_id_or_content(tmp_path):
     assert embedded_images(table) == [b"0.png", b"1.png"]
 
 
+def test_images_of_shards_may_be_larger_than_the_memory_of_the_database(tmp_path, monkeypatch):
+    monkeypatch.setattr(merging, "_MEMORY", "30MB")
+    image = os.urandom(2 << 20)
+    made = [[scene(str(n), box) for n in range(20)] for box in (person(), detected(11))]
+    runs = [make_run(tmp_path / str(n), own, rows=5, embedded=image) for n, own in enumerate(made)]
+    assert len(merged(tmp_path / "out", *runs)) == 20
+    assert all(embedded_images(table) == [image] * len(table) for table in iter_tables(tmp_path / "out"))
+
+
 @pytest.mark.parametrize("embedded", [False, True])
 @pytest.mark.parametrize(("orientation", "images"), [(1, 1), (3, 2), (6, 2)])
 def test_boxes_on_displayed_and_on_stored_images_are_not_united(tmp_path, orientation, images, embedded):
