@@ -110,7 +110,7 @@ def test_relations_become_what_people_say_and_all_else_stays(run, tmp_path):
     header = Manifest.load(tmp_path / "out").run
     assert header["identity"]["corrected"] == RUN
     assert header["fingerprint"] != RUN
-    assert "Corrected by people in `sgpipe view`" in describe_origin(header).steps[-1]
+    assert "Corrected by people in `sgpipe view`" in describe_origin(header)[1][-1]
 
 
 @pytest.mark.parametrize(

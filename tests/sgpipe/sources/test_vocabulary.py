@@ -1,5 +1,6 @@
 """Class names and synonym tables."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -62,20 +63,15 @@ def test_packaged_tables_cover_every_class_without_duplicate_phrases(dataset: st
 def test_an_invalid_table_is_refused_with_one_line(tmp_path: Path, content: str, expected: str) -> None:
     path = tmp_path / "table.json"
     path.write_text(content)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=re.escape(expected)) as error:
         load_synonyms(path)
     assert str(path) in str(error.value)
-    assert expected in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_relation_names_have_the_official_ids():
     hico, vcoco, open_images = (relation_names(dataset) for dataset in ("hico", "vcoco", "open_images"))
-    assert (list(hico), list(vcoco), list(open_images)) == (
-        list(range(1, 118)),
-        list(range(29)),
-        list(range(30)),
-    )
+    assert (list(hico), list(vcoco), list(open_images)) == (list(range(1, 118)), list(range(29)), list(range(30)))
     assert (hico[58], vcoco[2], open_images[0]) == ("no interaction", "sit on/at", "at")
     assert relation_names("coco") == {}
 
