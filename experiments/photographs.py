@@ -389,12 +389,12 @@ def _quality(photographs: Photographs, measured: Measured, most: int) -> list[st
 
 
 def halves(photographs: Photographs) -> dict[str, list[bool]]:
-    """Which images belong to the random half that words and rules were written on, and to the other."""
+    """Which images belong to each random half; words and rules were written on half 1 of the 262 default images."""
     names = sorted(record.image_id for record in photographs.records)
     random.Random(32).shuffle(names)
     first = set(names[: len(names) // 2])
     own = [record.image_id in first for record in photographs.records]
-    return {"written on": own, "other": [not each for each in own], "both": [True] * len(own)}
+    return {"half 1": own, "half 2": [not each for each in own], "both": [True] * len(own)}
 
 
 def _loose(photographs: Photographs, measured: Measured, most: int) -> list[str]:
@@ -416,8 +416,8 @@ def _loose(photographs: Photographs, measured: Measured, most: int) -> list[str]
     return [
         "## Words that imply a class",
         "With `pair.loose` (on by default) words that may stand for a class match it if the image has a box of it "
-        "(beer: a bottle), and captions relate persons to what they imply (a skier: skis). The words were written on a "
-        "random half of the images; with the rules, candidates `captions`:",
+        "(beer: a bottle), and captions relate persons to what they imply (a skier: skis). The words were written on "
+        "half 1 of the 262 default images; of any others both halves are new. With the rules, candidates `captions`:",
         markdown_table(rows),
     ]
 
