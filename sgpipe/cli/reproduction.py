@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sgpipe.errors import EngineError, UserError
-from sgpipe.recipe import Config
+from sgpipe.recipe import Config, packaged_model
 from sgpipe.stats.html import render
 from sgpipe.storage.outputs import write_result_text
 from sgpipe.training.metrics import METRICS, read_metrics
@@ -31,7 +31,7 @@ from sgpipe.viz.svg import Plot, curve
 
 STATE, REPORT = "reproduce.json", "report.html"  # for each finished step its command, seconds and figure
 PUBLISHED = "published"  # the scale of a list without overlay
-_PLACE = re.compile(r"\{(data|out|pipelines)\}/([^@]*)")
+_PLACE = re.compile(r"\{(data|out|pipelines|models)\}/([^@]*)")
 
 
 class Step(Config):
@@ -128,12 +128,12 @@ def _task(paper: Reproduction, step: Step, text: str, needs: Sequence[str], data
     written = next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("--out", "--json-file")), "")
     if not written.startswith("{out}/"):
         raise UserError(f"step {step.name}: expected --out or --json-file with a place below {{out}} in {text!r}")
-    found = [match.groups() for word in words if (match := _PLACE.match(word))]
+    found = [match.groups() for word in words if (match := _PLACE.search(word))]
     own = out / written.removeprefix("{out}/")
     reads = {out / rest.split("/")[0] for place, rest in found if place == "out"} - {own}
     files = [data / rest for place, rest in [*found, *(("data", name) for name in needs)] if place == "data"]
-    places = {"data": str(data), "out": str(out), "pipelines": str(recipe_folder())}
-    words = [re.sub(r"^\{(data|out|pipelines)\}(?=/)", lambda match: places[match[1]], word) for word in words]
+    places = {"data": data, "out": out, "pipelines": recipe_folder(), "models": packaged_model("parseda").parent}
+    words = [_PLACE.sub(lambda match: f"{places[match[1]]}/{match[2]}", word, count=1) for word in words]
     return Task(step, tuple(words), own, frozenset(reads), tuple(files))
 
 
@@ -207,8 +207,9 @@ def print_figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, A
         console.print(table)
 
 
-def print_tasks(tasks: Sequence[Task], console: Console) -> None:
+def print_tasks(paper: Reproduction, tasks: Sequence[Task], console: Console) -> None:
     """Print each command, with what is missing for it."""
+    console.print(f"{paper.title}. {paper.note}", markup=False, soft_wrap=True)
     for number, task in enumerate(tasks, 1):
         console.print(f"[{number}/{len(tasks)}] {task.step.name}: {task.step.gives}", markup=False, soft_wrap=True)
         console.print(f"  {task.command}", markup=False, highlight=False, soft_wrap=True)

@@ -209,8 +209,12 @@ def reproduce(
     root: Any = ctx.find_root().command
     for task in tasks:
         check_words(root, task.words, task.step.name)
+    if dry_run and json_:
+        shown = [{**vars(task.step), "command": task.command, "missing": task.missing} for task in tasks]
+        print(json.dumps({"note": loaded.note, "steps": shown}, indent=2))
+        return
     if dry_run:
-        steps.print_tasks(tasks, console.output())
+        steps.print_tasks(loaded, tasks, console.output())
         return
 
     def run(words: Sequence[str]) -> int:

@@ -139,6 +139,9 @@ def test_all_missing_inputs_are_one_message_before_the_first_step(tmp_path: Path
     shown = CliRunner().invoke(app, [*words, "tagger", "--dry-run"]).stdout
     assert shown.count("\n  sgpipe ") == 3
     assert shown.count("\n  missing: ") == 4
+    assert shown.startswith("RLIPv2, Swin-T. GPU-hours have not been measured.\n")
+    plan = json.loads(CliRunner().invoke(app, [*words, "tagger", "--dry-run", "--json"]).stdout)["steps"]
+    assert [len(step["missing"]) for step in plan] == [3, 1, 0]
     for wrong, said in (
         ([*words, "x"], "--until x: the steps are vg, "),
         ([*words[:-1], "--scale", "x"], "--scale x:"),
