@@ -32,21 +32,6 @@ def test_coco_s_own_tools_load_it(tmp_path):
     assert len(captions.anns) == sum(len(record.captions) for record in wanted) > 0
 
 
-def test_boxes_are_scored_by_coco_s_own_tools(tmp_path):
-    """Crowds are none that must be found."""
-    coco = pytest.importorskip("pycocotools.coco")
-    from pycocotools.cocoeval import COCOeval
-
-    out = export_run(make_shards(tmp_path / "run", records(30)), "coco", tmp_path / "out").root
-    truth = coco.COCO(out / "instances_val.json")
-    found = [{**item, "score": 0.9} for item in truth.anns.values() if not item["iscrowd"]]
-    scores = COCOeval(truth, truth.loadRes(found), "bbox")
-    scores.evaluate()
-    scores.accumulate()
-    scores.summarize()
-    assert scores.stats[0] == pytest.approx(1)
-
-
 def test_images_whose_ids_are_no_numbers_are_numbered(tmp_path):
     box = Box("dog", 0, (1.0, 2.0, 3.0, 4.0))
     made = [Record(name, "hico", "train", f"{name}.jpg", 10, 10, [box]) for name in ("7", "HICO_1")]

@@ -13,7 +13,7 @@ from sgpipe.export.run import export_run
 from sgpipe.generation.scoring import AGREEMENT_COLUMN
 from sgpipe.sources.hugging_face import dataset_source
 from sgpipe.storage.manifest import Manifest
-from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, imported, only, records
+from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, only, records
 from tests.sgpipe.stats.runs import make_shards
 
 datasets = pytest.importorskip("datasets")
@@ -97,21 +97,6 @@ def test_what_others_made_of_it_is_checked(tmp_path):
     pq.write_table(table.set_column(column, table.field("width"), pa.array([5] * len(table), pa.int32())), path)
     with pytest.raises(UserError, match=r"val-00000-of-00001.parquet: bbox is not inside its image"):
         list(dataset_source(str(out), "val")[0].read({}))
-
-
-def test_repeated_image_ids_get_the_image_of_the_first(tmp_path):
-    made = only(records(30), "val")[:3]
-    images = draw_images(tmp_path / "images", made)
-    out = export_run(make_shards(tmp_path / "run", made), "hf", tmp_path / "out", images=images, embed=True).root
-    path = out / "data/val-00000-of-00001.parquet"
-    table = pq.read_table(path)
-    column = table.schema.get_field_index("image_id")
-    ids = pa.array([made[0].image_id] * len(table), pa.string())
-    pq.write_table(table.set_column(column, table.field(column), ids), path)
-    imported(dataset_source(str(out), "val")[0], out, tmp_path / "again")
-    again = pq.read_table(next((tmp_path / "again").rglob("*.parquet")))
-    content = (images / made[0].file_name).read_bytes()
-    assert [image["bytes"] for image in again["image"].to_pylist()] == [content]
 
 
 def test_webdataset_names_jpegs_with_further_images_jpeg(tmp_path):

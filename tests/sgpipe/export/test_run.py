@@ -98,16 +98,6 @@ def test_images_that_are_nowhere_are_asked_for(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_export_left_is_cleared_by_the_next(run, tmp_path):
-    left = tmp_path / ".out.tmp"
-    (left / "data").mkdir(parents=True)
-    (left / "data/half.parquet").write_text("half")
-    (left / "half.json").write_text("[")
-    written = export_run(run, "vg", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written.files
-
-
 def test_two_exports_to_one_place_are_refused(run, tmp_path):
     with new_folder(tmp_path / "out") as place:
         (place / "mine.json").touch()

@@ -1,12 +1,10 @@
 """Every relation, composed for every pair of its classes, has the expected geometry."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 
-from sgpipe.miniworld.actors import KINDS, SLOTS, TOPS, Actor, Extent, SceneGroup, random_actor
-from sgpipe.miniworld.relations import PREDICATES, RULES, CompositionRule, Statement
+from sgpipe.miniworld.actors import SLOTS, TOPS, Actor, Extent, SceneGroup, random_actor
+from sgpipe.miniworld.relations import RULES, CompositionRule, Statement
 from sgpipe.miniworld.scene import APART, relate
 
 CASES = [(rule, statement) for rule in RULES for statement in rule.statements]
@@ -144,10 +142,3 @@ def test_a_leash_and_a_string_lead_from_the_hand_to_the_other_end() -> None:
             assert np.linalg.norm(points - hand, axis=1).min() < 0.05
             inside = (points[:, 0] > box.left) & (points[:, 0] < box.right)
             assert (inside & (points[:, 1] > box.bottom) & (points[:, 1] < box.top)).any()
-
-
-def test_every_class_and_at_least_twenty_predicates_are_used() -> None:
-    used = {name for _, (subject, _, object_) in CASES for name in (subject, object_)}
-    assert used == set(KINDS)
-    assert len(PREDICATES) == 21
-    assert all(a != b for a, b in pairwise(sorted(PREDICATES)))
