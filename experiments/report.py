@@ -29,11 +29,10 @@ INTRODUCTION = """\
 
 The claims of RLIPv2 in miniature: small networks, trained and measured on the [miniworld](concepts.md), whose ground
 truth is exact. `make experiments` repeats everything, `make experiment NAME=assignment` one. The expected orders were
-[written down](https://github.com/sgpipe/sgpipe/blob/main/experiments/experiments.yaml) before the experiments ran.
+[written down](https://github.com/sgpipe/sgpipe/blob/main/experiments/experiments.yaml) before.
 
-*Seen* and *unseen*: 500 test images each of combinations that occur in training and that do not. *mAP* follows
-HICO-DET's protocol, *AP* is a tagger's on given pairs. A difference is *shown* if two 95 % intervals exclude 0, over
-the seeds (± here) and over the images, and *open* otherwise.
+*Seen* and *unseen*: 500 test images each of combinations that training has, or lacks. *mAP* follows HICO-DET's
+protocol, *AP* is a tagger's. A difference is *shown* if two 95 % intervals exclude 0, over seeds (±) and over images.
 [All arms, seeds and intervals](../experiments/results/README.md).\
 """
 
@@ -101,30 +100,34 @@ def _answers(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     rows = _for_every_seed(experiment, rows)
     yield f"## {experiment.title}\n\n{experiment.question}{f' {experiment.limits}' if experiment.limits else ''}"
     for stage, measure in dict.fromkeys((expected.stage, expected.measure) for expected in experiment.expected):
-        yield f"\n| expected | {measure}, {stage} | outcome |"
-        yield "|---|---|---|"
+        lines = []
         for expected in (each for each in experiment.expected if (each.stage, each.measure) == (stage, measure)):
             for pair in pairwise(expected.order):
                 at = (rows, stage, measure, *pair)
-                yield f"| {' > '.join(pair)} | {_difference(*at)} | {_outcome(experiment, *at)} |"
+                if paired(*at):
+                    lines.append(f"|{' > '.join(pair)}|{_difference(*at)}|{_outcome(experiment, *at)}|")
+        if lines:
+            yield "\n".join((f"\n|expected|{measure}, {stage}|outcome|", "|---|---|---|", *lines))
 
 
 def _difference(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> str:
     differences = paired(rows, stage, measure, better, worse)
-    return f"{fmean(differences):+.3f} ± {interval(differences):.3f}" if len(differences) > 1 else ""
+    if len(differences) < 2:
+        return f"{differences[0]:+.3f}" if differences else ""
+    return f"{fmean(differences):+.3f} ± {interval(differences):.3f}"
 
 
 def _outcome(experiment: Experiment, rows: Sequence[Row], *at: str) -> str:
     """Return the outcome, and of how many seeds it is if not of all."""
     done = len(paired(rows, *at))
-    return outcome(rows, *at) + (f", {done} of {experiment.seeds} seeds" if 1 < done < experiment.seeds else "")
+    return outcome(rows, *at) + (f", {done} of {experiment.seeds} seeds" if 0 < done < experiment.seeds else "")
 
 
 def outcome(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> str:
     """Whether `better` has a higher measure than `worse`: shown, open, or the opposite shown."""
     differences = paired(rows, stage, measure, better, worse)
     if len(differences) < 2:
-        return "not measured"
+        return "incomplete" if differences else "not measured"
     mean, half = fmean(differences), interval(differences)
     low, high, _ = image_interval(rows, stage, measure, better, worse)
     if math.isnan(low):
