@@ -112,6 +112,7 @@ class SourceConfig(Config):
         "boxes; miniworld: synthetic images; run: a run or import, whose relations are kept and extended",
     )
     run: StoredPath | None = Field(None, description="the run or import of format: run, also in a store (--extend)")
+    threshold: float | None = Field(None, ge=0, le=1, description="keep the run's relations from this confidence on")
     root: StoredPath | None = Field(None, description="where relative paths begin; null: the working folder")
     splits: dict[SplitName, SplitConfig] = Field(default_factory=dict, description="the files of each split")
     boxes: BoxForm | None = Field(

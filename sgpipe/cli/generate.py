@@ -46,6 +46,7 @@ class SourceOptions:
     split: cli.GuessedSplit = None
     truth: Annotated[cli.Place | None, cli.reads_stored("Ground truth; prints precision and recall.")] = None
     image_data: cli.ImageData = None
+    certified: cli.Certified = False
 
     def applied_to(self, source: SourceConfig, out: Path, extend: str | None = None) -> SourceConfig:
         """Return the source with these settings; `extend`: the run that is extended.
@@ -57,6 +58,8 @@ class SourceOptions:
 
         if extend is not None:
             source = self._run_source(source, extend)
+        elif self.certified:
+            raise UserError("--certified says what --extend keeps of a run: pass --extend, too")
         if self.dataset is not None and source.format != "hub":
             raise UserError("--dataset is for the recipe hub: sgpipe generate hub --dataset FOLDER_OR_ID")
         needy = (self.annotations, self.captions, None if self.dataset else self.split)
@@ -84,7 +87,9 @@ class SourceOptions:
                 "--extend takes the data from the run: omit --root, --dataset, --annotations, --captions and --split"
             )
         splits = {shard.split: {"images": self.images} for shard in open_parent(run).manifest.shards if self.images}
-        return type(source).model_validate({"format": "run", "run": absolute_location(run), "splits": splits})
+        least = cli.certified_threshold([run]) if self.certified else None
+        values = {"format": "run", "run": absolute_location(run), "threshold": least, "splits": splits}
+        return type(source).model_validate(values)
 
     def _split_name(self, source: SourceConfig, out: Path) -> str:
         """Name the split of --images. Raises UserError: a path is missing, or nothing names the split."""

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -123,6 +123,14 @@ def certificate_of(run: Any) -> dict[str, Any]:
 
     judgements = RunFiles(run).judgements
     return check(run, judgements.parent / CERTIFICATE, judgements)
+
+
+def certified_threshold(runs: Iterable[Any]) -> float:
+    """Return the confidence that the certificates of runs keep. Raises UserError: it is not one for all relations."""
+    kept = {(each["predicate"], each["threshold"]) for run in runs for each in certificate_of(run)["sets"]}
+    if len(kept) != 1 or (only := min(kept, key=str))[0] is not None:
+        raise UserError("--certified needs one threshold: no certificates by predicate or of several thresholds")
+    return float(only[1])
 
 
 def say(message: str) -> None:

@@ -55,14 +55,9 @@ class ShardsOptions:
         )
         if not self.certified:
             return settings
-        sets = [each for part in settings.train for each in cli.certificate_of(part.shards)["sets"]]
-        kept = {(each["predicate"], each["threshold"]) for each in sets}
-        if len(kept) != 1 or sets[0]["predicate"] is not None or settings.calibration is not None:
-            raise UserError(
-                "--certified needs one threshold for all of --data: no certificates by predicate or of several "
-                "thresholds, and no --calibration"
-            )
-        return changed(settings, threshold=sets[0]["threshold"])
+        if settings.calibration is not None:
+            raise UserError("--certified chooses the relations: leave out --calibration")
+        return changed(settings, threshold=cli.certified_threshold(part.shards for part in settings.train))
 
 
 def train(

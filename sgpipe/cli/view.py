@@ -36,11 +36,12 @@ def view(
       sgpipe view s3://bucket/coco --read-only --no-browser
     """
     import secrets
+    import socket
 
     from sgpipe.files.locations import absolute_location, text_of
     from sgpipe.storage.index import Index
     from sgpipe.storage.judgements import JudgementLog
-    from sgpipe.view.app import LOCAL, create_app, listen, machine_names, open_browser, serve
+    from sgpipe.view.app import LOCAL, create_app, listen, open_browser, serve
     from sgpipe.view.security import Access
     from sgpipe.view.web import Viewer
 
@@ -55,7 +56,8 @@ def view(
     viewer = Viewer(title, opened[0], judgements, opened[1] if other else None, judge, read_only, images)
     address = listen(host or LOCAL, port)
     token = secrets.token_urlsafe(24) if host else None
-    app = create_app(viewer, Access(machine_names(address.host), token, read_only))
+    names = {address.host, socket.gethostname(), socket.getfqdn()}
+    app = create_app(viewer, Access(names, token, read_only))
     url = address.url(token)
     console.output().print(url, soft_wrap=True)
     if token is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -88,7 +89,19 @@ def stamp_run(source: SourceConfig, split: str) -> dict[str, str]:
     """Return what identifies the rows of a split: the run, and the content of its shards."""
     manifest = open_parent(source.run).manifest
     shards = [shard.sha256 for shard in manifest.shards if shard.split == split]
-    return {"run": str(manifest.run.get("fingerprint")), "annotations_sha256": fingerprint({"shards": shards})}
+    content = {"shards": shards} | ({} if source.threshold is None else {"threshold": source.threshold})
+    return {"run": str(manifest.run.get("fingerprint")), "annotations_sha256": fingerprint(content)}
+
+
+def _keep_confident(table: pa.Table, threshold: float) -> pa.Table:
+    """Return the rows without relations of a lower confidence; human annotations, which have none, stay."""
+    lists = table["relations"].combine_chunks()
+    relations, images = pc.list_flatten(lists), pc.list_parent_indices(lists)
+    enough = pc.greater_equal(pc.struct_field(relations, "confidence"), pa.scalar(threshold, pa.float32()))
+    kept = pc.fill_null(enough, True)
+    ends = np.cumsum(np.bincount(images.filter(kept), minlength=len(table)))
+    made = pa.ListArray.from_arrays(pa.array([0, *ends.tolist()], pa.int32()), relations.filter(kept), lists.type)
+    return table.set_column(table.schema.get_field_index("relations"), table.schema.field("relations"), made)
 
 
 def index_run(source: SourceConfig, split: str, path: Path, meta: Mapping[str, Any]) -> None:
@@ -103,6 +116,8 @@ def index_run(source: SourceConfig, split: str, path: Path, meta: Mapping[str, A
     def tables() -> Iterator[pa.Table]:
         for shard in (shard for shard in files.manifest.shards if shard.split == split):
             table = read_checked(files.storage, shard, _COLUMNS, source.run)
+            if source.threshold is not None:
+                table = _keep_confident(table, source.threshold)
             confident = relation_rows(table, TRAINING_CONFIDENCE).group_by(list(_TRIPLET))
             for row in confident.aggregate([([], "count_all")]).to_pylist():
                 known[tuple(row[name] for name in _TRIPLET)] += row["count_all"]

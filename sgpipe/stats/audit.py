@@ -161,6 +161,8 @@ def _advice(found: GroundTruthMeasures | JudgementMeasures, judged: int) -> str:
 
 
 def _judged(judged: JudgementMeasures) -> _Answers:
+    for sentence in judged.recall.describe() if judged.recall else ():
+        yield "plain", sentence
     if judged.precision is None:
         yield "fair", f"{NO_PLAN[0].upper()}{NO_PLAN[1:]}."
         return

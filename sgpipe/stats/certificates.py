@@ -94,10 +94,8 @@ def evaluate(rounds: Sequence[Round], sizes: Sequence[int], precision: float, co
     """Return which nested sets have the precision.
 
     A chain of tests starts at some set and goes on to larger ones, each reached only after the one before it. Chains
-    share a capital of 1, so that the confidence holds for whichever set is the largest one reached.
-
-    Args:
-        sizes: the relations of each set, the strictest first.
+    share a capital of 1, so that the confidence holds for whichever set is the largest one reached. `sizes`: the
+    relations of each set, the strictest first.
     """
     needed, reached, rest = -math.log(1 - confidence), None, 1.0
     tested, evidence, starts = None, 0.0, 0
@@ -136,9 +134,7 @@ def _best_capital(rounds: Sequence[Round], first: int, number: int, size: int, p
 def gains(round_: Round, number: int, size: int, limit: int, needed: int) -> Floats:
     """Return what each answer of a round about a set adds to the log capital of each bet, `[answers, bets]`.
 
-    Args:
-        number: of the set, which has `size` relations.
-        limit: number of wrong relations that breaks the promise. needed: the same among those not asked before.
+    `limit`: number of wrong relations that breaks the promise; `needed`: the same among those not asked before.
     """
     inside = round_.level <= number
     asked = inside[round_.asked]
@@ -250,10 +246,8 @@ def plan_round(
     """Return the next round without questions, its cells, and the predicted log odds of errors; None: nothing to ask.
 
     The first round explores if there are several sets. The next one starts a chain at the largest set that seems to
-    take few answers; a later one starts another if that takes half of the answers that going on would take.
-
-    Args:
-        level, scores, left: of all cells, as `Round` has them. sizes, precision, confidence: as for `evaluate`.
+    take few answers; a later one starts another if that takes half of the answers that going on would take. `level`,
+    `scores`, `left`: of all cells, as `Round` has them.
     """
     standing, last, allowed = evaluate(rounds, sizes, precision, confidence), len(sizes) - 1, 1 - precision + TINY
     if standing.reached == last:
@@ -296,14 +290,10 @@ def weigh(rates: Floats, left: Floats) -> Floats:
 
 
 def answers_needed(odds: Floats, scores: Floats, left: Floats, allowed: float, evidence: float) -> int | None:
-    """Return about how many answers a set takes until its evidence is 1, if as many are wrong as so far.
+    """Return about how many answers a set takes until its evidence is 1, if as many are wrong as so far; None: many.
 
-    Args:
-        odds: log odds of errors, as `fit_errors` returns them. scores, left: of the set's cells, as `Round` has them.
-        allowed: the share of errors that the promise allows.
-
-    Returns:
-        None: too many.
+    `odds`: as `fit_errors` returns them. `scores`, `left`: of the set's cells, as `Round` has them. `allowed`: the
+    share of errors that the promise allows.
     """
     if not left.sum() or allowed >= 1:
         return None

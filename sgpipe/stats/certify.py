@@ -199,7 +199,11 @@ class GroupProgress:
         needed, evidence = -math.log(1 - settings.confidence), math.log(max(self.standing.evidence, 1e-9))
         share = 1.0 if self.standing.tested is None and self.standing.started else max(0.0, 1 + evidence / needed)
         share = share if self.standing.started else 0.0
-        return {"predicate": name, "share": share, "more": self.more, "lines": list(self.describe(name, settings))}
+        more = self.more if self.standing.started else None
+        reached = self.standing.reached
+        certified = 0 if reached is None else self.latest.relations[reached]
+        values = {"predicate": name, "share": share, "more": more, "certified": certified}
+        return {**values, "lines": list(self.describe(name, settings))}
 
     def describe(self, name: str | None, settings: CertificateSettings) -> Iterator[str]:
         """In sentences: which relations are certified, and which may be."""
@@ -370,11 +374,8 @@ def _draw(
 ) -> tuple[list[PlanStratum], list[PlannedQuestion]]:
     """Draw relations without replacement, each with a chance in proportion to its weight, in random order.
 
-    They are those of the earliest arrivals of exponential clocks (Efraimidis and Spirakis 2006).
-
-    Args:
-        parts: groups, each with the cells to draw from and the number of relations.
-        number: of the round. taken: the rows that were asked about before.
+    They are those of the earliest arrivals of exponential clocks (Efraimidis and Spirakis 2006). `parts`: groups, each
+    with the cells to draw from and the number of relations. `taken`: the rows that were asked about before.
     """
 
     def seeded(name: str) -> np.random.Generator:
@@ -464,7 +465,11 @@ def _check_rounds(population: Population, settings: CertificateSettings, plans: 
             parts.append((group, cells, sum(stratum.sampled for stratum in cells)))
             spent[each.predicate] += each.capital if each.start is not None else 0
             asked = [(stratum.level, stratum.scores, stratum.relations) for stratum in cells]
-            if asked != _cells_asked(group, taken, max(stratum.level or 0 for stratum in cells)):
+            left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level))
+            own = np.flatnonzero((group.level <= max(stratum.level or 0 for stratum in cells)) & (left > 0))
+            if asked != list(
+                zip(group.level[own].tolist(), group.scores[own].tolist(), left[own].tolist(), strict=True)
+            ):
                 raise UserError(f"{plan.plan}: its strata are not those of {population.root}")
             if spent[each.predicate] > 1 + certificates.TINY:
                 raise UserError(f"{plan.plan}: its tests have more capital than there is")
@@ -472,13 +477,6 @@ def _check_rounds(population: Population, settings: CertificateSettings, plans: 
         if round_.number != number or strata != plan.strata or questions != plan.questions:
             raise UserError(f"{plan.plan}: its questions are not those that are drawn from {population.root}")
         taken[rows] = True
-
-
-def _cells_asked(group: Group, taken: NDArray[np.bool_], focus: int) -> list[tuple[int, list[float], int]]:
-    """Return level, scores and remaining relations of the cells of a round that asks about a set."""
-    left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level))
-    cells = np.flatnonzero((group.level <= focus) & (left > 0))
-    return list(zip(group.level[cells].tolist(), group.scores[cells].tolist(), left[cells].tolist(), strict=True))
 
 
 def save(file: Path, certificate: dict[str, Any]) -> None:
@@ -523,12 +521,9 @@ def check(run: str | Location, file: Location, judgements: Path) -> dict[str, An
 def continue_plan(
     run: str | Location, judgements: Path, **values: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-    """Append the next round of questions if none is open.
+    """Append the next round of questions if none is open; `values`: as of `settings_for`.
 
     Returns the certificate that the answers give, how far each group is, and how many questions are open.
-
-    Args:
-        values: as of `settings_for`.
 
     Raises UserError: a setting is out of range, or the run has no such column, or has changed since.
     """

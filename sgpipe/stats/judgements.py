@@ -30,8 +30,9 @@ from sgpipe.stats.precision import (
     perfect_error,
     score_quality,
 )
+from sgpipe.stats.recall import RecallMeasures, measure_recall
 from sgpipe.storage.index import Database, open_run
-from sgpipe.storage.judgements import JudgementLog, Kind, PlannedQuestion, PlanStratum, SamplingPlan
+from sgpipe.storage.judgements import JudgementLog, PlannedQuestion, PlanStratum, SamplingPlan
 from sgpipe.utils.console import count
 
 NO_PLAN = (
@@ -45,29 +46,17 @@ class PlanSummary:
     """A sampling plan and what its judgements say about the relations that it samples."""
 
     plan: str
-    kind: Kind
-    search: str | None
+    title: str
     precision: StratifiedEstimate
     unsure: int
     open: int
 
-    @property
-    def title(self) -> str:
-        """What it samples."""
-        return {"bands": "the run, by confidence", "predicates": "the run, by predicate"}.get(
-            self.kind, f"the search {unquote_plus(self.search or 'for everything')}"
-        )
-
 
 @dataclass(frozen=True)
 class JudgementSummary:
-    """A file of judgements.
+    """A file of judgements: the plan whose precision is that of the run, if any, and the counts of `count_states`.
 
-    Attributes:
-        plan: the plan whose precision is that of the run; None: there is none.
-        counts: as of `count_states`.
-        outside: relations that were not judged because a plan asked; they say nothing about the precision.
-        problems: lines that are left out, and why.
+    `outside`: relations that were not judged because a plan asked. `problems`: lines that are left out, and why.
     """
 
     plan: str | None
@@ -106,19 +95,18 @@ class JudgementMeasures:
     """What people's judgements of a sample say; all but the plain counts are weighted by the relations of the strata.
 
     Attributes:
-        judged: relations judged right or wrong; those that are `unsure` or `open` do not count.
-        precision: of the relations in judged strata. None if no stratum was judged.
+        precision: of the relations in judged strata, without those that are `unsure` or `open`.
         low, high: the 95% interval of the precision of the run; relations of other strata may be correct or not.
         covered: share of the run's relations that are in judged strata.
         if_unsure_wrong, if_unsure_right: the precision if all unsure judgements were wrong, or right.
         relations: the run's when the plan was made. `relations_now`: the run's now.
-        strata: "bands" (of confidence) or "predicates".
-        bands: the strata.
+        strata: "bands" (of confidence) or "predicates". bands: the strata.
         calibration_error: mean distance between the mean confidence and the precision of each band; None: it has none,
             or the sample is one by predicates. `perfect_error`: what exact confidences would show on average.
         suggested: the lowest threshold whose 95% interval is not below the `target`, which then is `sure`; without one,
             the lowest threshold whose precision is not below it.
         opinion: how good the second opinion on the judged relations is, not weighted; None: the run has none.
+        recall: by the recall plan with the most answers; None: there is none.
     """
 
     judged: int
@@ -143,6 +131,7 @@ class JudgementMeasures:
     sure: bool
     judgements: JudgementSummary
     opinion: ScoreQuality | None = None
+    recall: RecallMeasures | None = None
 
 
 def measure_judgements(
@@ -152,12 +141,9 @@ def measure_judgements(
     thresholds: Sequence[float],
     calibration: Calibration | None = None,
 ) -> JudgementMeasures:
-    """Estimate the precision of an open run from a file of judgements.
+    """Estimate the precision of an open run from a file of judgements, and the threshold that reaches the `target`.
 
-    Args:
-        target: the precision for which a threshold is suggested.
-        thresholds: those of the curve.
-        calibration: whose probabilities the database has as certainties; bands stay those of confidences.
+    `thresholds`: those of the curve. `calibration`: whose probabilities the database has as certainties.
 
     Raises UserError: the file is not one, has no line about this run, or the target is out of range.
     """
@@ -173,6 +159,7 @@ def measure_judgements(
     curve, candidate_choices = choices[: len(thresholds)], choices[len(thresholds) :]
     error, perfect = sample.calibration_errors(bands)
     sure = next((choice for choice in candidate_choices if choice.precision.low >= target), None)
+    recalls = [measure_recall(plan, log, database.index.rows) for plan in log.recall_plans.values()]
     return JudgementMeasures(
         judged=whole.judged,
         unsure=sample.given.count("unsure"),
@@ -196,6 +183,7 @@ def measure_judgements(
         sure=sure is not None,
         judgements=summary,
         opinion=sample.opinion(),
+        recall=max(recalls, key=lambda found: found.answered, default=None),
     )
 
 
@@ -203,11 +191,9 @@ def measure_judgements(
 class Judgements:
     """Judged relations with a confidence; arrays `[relations]`.
 
-    Attributes:
-        images: ids. held_out: whether the image is of the half that evaluates a calibration.
-        weight: how many relations each stands for. Errors, precisions and what is kept are weighted. The curve of a
-            calibration is not: a sample by confidence does not change how probable a confidence is, and in simulated
-            samples a weighted curve has a larger error.
+    `weight`: how many relations each stands for. Errors, precisions and what is kept are weighted. The curve of a
+    calibration is not: a sample by confidence does not change how probable a confidence is, and in simulated samples a
+    weighted curve has a larger error.
     """
 
     by: Literal["ground truth", "people"]
@@ -242,7 +228,7 @@ def _open_log(database: Database, file: Path) -> JudgementLog:
     if not file.is_file():
         raise UserError(f"{file} does not exist, or is not a file")
     log = JudgementLog(file, str(database.run.get("fingerprint", "")), read_only=True)
-    if log.problems and not log.plans and next(log.current(), None) is None:
+    if log.problems and not log.plans and not log.recall_plans and next(log.current(), None) is None:
         raise UserError(log.problems[0])
     return log
 
@@ -250,16 +236,22 @@ def _open_log(database: Database, file: Path) -> JudgementLog:
 def _summarise(log: JudgementLog) -> tuple[JudgementSummary, SamplingPlan | None]:
     """What the file contains, and the plan whose precision is that of the run."""
     progress = {name: measure_plan(plan, log) for name, plan in log.plans.items() if not plan.certificate}
-    judged = [plan for plan in log.plans.values() if plan.is_of_run and progress[plan.plan].precision.judged]
+    of_run = [plan for plan in log.plans.values() if plan.kind in ("bands", "predicates")]
+    judged = [plan for plan in of_run if progress[plan.plan].precision.judged]
     best = max(judged, key=lambda plan: progress[plan.plan].precision.judged, default=None)
     plans = [
-        PlanSummary(plan.plan, plan.kind, plan.search, found.precision, found.unsure, found.open)
-        for plan, found in ((log.plans[name], found) for name, found in progress.items())
+        PlanSummary(name, _title(log.plans[name]), found.precision, found.unsure, found.open)
+        for name, found in progress.items()
     ]
     states = list(log.current())
     asked = {key for plan in log.plans for key in log.judged(plan)}
     outside = sum(state.key not in asked for state in states)
     return JudgementSummary(best.plan if best else None, plans, count_states(states), outside, log.problems), best
+
+
+def _title(plan: SamplingPlan) -> str:
+    own = {"bands": "the run, by confidence", "predicates": "the run, by predicate"}
+    return own.get(plan.kind, f"the search {unquote_plus(plan.search or 'for everything')}")
 
 
 _Table = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from sgpipe.errors import UserError
 from sgpipe.stats.precision import StratifiedEstimate, estimate_stratified
 from sgpipe.storage.judgements import (
-    MOST_QUESTIONS,
     JudgementLog,
     Kind,
     PlannedQuestion,
@@ -29,6 +28,8 @@ from sgpipe.storage.judgements import (
     RelationState,
     SamplingPlan,
 )
+from sgpipe.storage.recall_plans import MOST_QUESTIONS
+from sgpipe.utils.console import count as counted
 
 Judged = Literal["right", "wrong", "unsure"]
 
@@ -69,12 +70,8 @@ def draw(
 ) -> tuple[list[PlanStratum], list[PlannedQuestion]]:
     """Draw a stratified sample of `count` relations, in random order.
 
-    Args:
-        rows: runs SQL with its values, as `Index.rows`.
-        select: SQL of the relations to sample, with the columns split, image_id, subject, object, predicate,
-            subject_category, object_category and confidence. values: its values.
-        kind: strata by confidence, or, for `predicates`, the most frequent predicates, and one of all others.
-        seed: decides the sample.
+    Strata are by confidence, or, for `predicates`, the most frequent predicates, and one of all others. `rows` runs SQL
+    with its values, as `Index.rows`. `select`: SQL of the relations, as of `sgpipe.view.search.select_relations`.
 
     Raises UserError: there are no relations, or `count` is out of range.
     """
@@ -116,26 +113,22 @@ def draw(
 
 def stratum_sql(strata: Sequence[PlanStratum], kind: str) -> str:
     """SQL for the number of the stratum that a row of `relations` is in; the number after the last if in none."""
-    whens = " ".join(f"when {_condition(stratum, kind)} then {at}" for at, stratum in enumerate(strata))
+
+    def condition(stratum: PlanStratum) -> str:
+        if kind == "predicates":
+            quoted = (stratum.predicate or "").replace("'", "''")
+            return "true" if stratum.predicate is None else f"predicate::varchar = '{quoted}'"
+        if stratum.start is None or stratum.stop is None:
+            return "confidence is null"
+        below = f" and confidence < {stratum.stop}::float" if stratum.stop < 1 else ""
+        return f"confidence >= {stratum.start}::float{below}"
+
+    whens = " ".join(f"when {condition(stratum)} then {at}" for at, stratum in enumerate(strata))
     return f"(case {whens} else {len(strata)} end)" if strata else "0"
 
 
-def _condition(stratum: PlanStratum, kind: str) -> str:
-    if kind == "predicates":
-        quoted = (stratum.predicate or "").replace("'", "''")
-        return "true" if stratum.predicate is None else f"predicate::varchar = '{quoted}'"
-    if stratum.start is None or stratum.stop is None:
-        return "confidence is null"
-    below = f" and confidence < {stratum.stop}::float" if stratum.stop < 1 else ""
-    return f"confidence >= {stratum.start}::float{below}"
-
-
 def equal_shares(sizes: Mapping[int, int], count: int) -> dict[int, int]:
-    """Divide a sample of `count`: each stratum gives the same number of relations or, if it has fewer, all of them.
-
-    Args:
-        sizes: the relations of each stratum.
-    """
+    """Divide a sample of `count`: strata of these sizes give the same number of relations or, if fewer, all of them."""
     left, shares = count, {}
     for done, (stratum, size) in enumerate(sorted(sizes.items(), key=lambda item: item[1])):
         shares[stratum] = min(size, left // (len(sizes) - done))
@@ -147,10 +140,8 @@ def equal_shares(sizes: Mapping[int, int], count: int) -> dict[int, int]:
 class PlanProgress:
     """What the judgements that a plan asked for say so far.
 
-    Attributes:
-        precision: of all relations that the plan samples. strata: of each stratum.
-        unsure: questions judged "unsure", or on which as many people say one thing as another (`conflicts`); neither
-            counts in the precision. open: questions that nobody has judged.
+    Questions that are judged "unsure", or on which as many people say one thing as another (`conflicts`), do not count
+    in the `precision`. The `strata` have a name, relations, questions and precision.
     """
 
     plan: str
@@ -174,13 +165,13 @@ def judgements_of(plan: SamplingPlan, log: JudgementLog) -> list[Judged | None]:
     another page asked.
     """
     judged: dict[RelationKey, Judged] = {}
-    for key, state in _states(plan, log).items():
+    for key, state in states_of(plan, log).items():
         left = state.resolve()
         judged[key] = "unsure" if left is None else "right" if key in left else "wrong"
     return [judged.get(question.key) for question in plan.questions]
 
 
-def _states(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, RelationState]:
+def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, RelationState]:
     """What people say about the relations that were judged when the plan asked; of a certificate's, whenever.
 
     Which relations a certificate draws is independent of the judgements before.
@@ -202,7 +193,7 @@ def count_states(states: Sequence[RelationState]) -> dict[str, int]:
 def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
     """Estimate the precision from the judgements so far."""
     given = judgements_of(plan, log)
-    states = _states(plan, log)
+    states = states_of(plan, log)
     sizes, judged, correct = _tally(plan, given)
     sets = np.concatenate([np.ones((1, len(sizes)), np.int64), np.eye(len(sizes), dtype=np.int64)])
     [whole, *parts] = estimate_stratified(sets * sizes, sets * judged, sets * correct)
@@ -270,7 +261,7 @@ def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQues
     nearly in the order of the plan, as an open one counts as wrong. What this person skipped comes last, the latest at
     the very end.
     """
-    asked, skipped = _states(plan, log), log.skipped(plan.plan, by)
+    asked, skipped = states_of(plan, log), log.skipped(plan.plan, by)
     left = [pair for pair in enumerate(plan.questions) if pair[1].key not in asked]
 
     def order(pair: tuple[int, PlannedQuestion]) -> tuple[int, int, str]:
@@ -281,14 +272,14 @@ def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQues
     return min(left, key=order)[1] if left else None
 
 
-def agreement(states: Iterable[RelationState]) -> tuple[float | None, int]:
-    """Return how far people agree on whether relations are right, and on how many relations two or more are sure.
+def describe_agreement(states: Iterable[RelationState]) -> str:
+    """Say how far people agree on whether relations are right; empty if no two people are sure of the same one.
 
-    The first is Krippendorff's alpha: 1 if they always agree, 0 if as by chance; None: all said the same, or too few.
+    Krippendorff's alpha is 1 if they always agree, 0 if as by chance; it needs answers that are not all the same.
     """
     several = [[state.key in each for each in state.outcomes] for state in states if len(state.outcomes) > 1]
     said = Counter(answer for answers in several for answer in answers)
-    total = said.total()
     differing = sum(2 * sum(each) * (len(each) - sum(each)) / (len(each) - 1) for each in several)
-    expected = 2 * said[True] * said[False] / max(total - 1, 1)
-    return (1 - differing / expected if expected else None), len(several)
+    expected = 2 * said[True] * said[False] / max(said.total() - 1, 1)
+    alpha = f"; their agreement (Krippendorff's alpha) is {1 - differing / expected:.2f}" if expected else ""
+    return f"Two or more people judged {counted(len(several), 'relation')}{alpha}." if several else ""

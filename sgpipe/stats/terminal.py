@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 
 from rich.console import Console
 from rich.table import Table
@@ -188,6 +188,14 @@ def _judged(judged: JudgementMeasures | None, threshold_of: str) -> Iterator[Tab
     """People's judgements by stratum, and what thresholds keep of the judged relations."""
     if judged is None:
         return
+    if (recall := judged.recall) is not None and recall.recall.value is not None:
+        found = [
+            ("all", recall.recall),
+            ("pairs of boxes, any predicate", recall.pairs),
+            *islice(recall.predicates.items(), _TOP),
+        ]
+        cells = [(single_line(name, _LONGEST), str(each)) for name, each in found]
+        yield table("recall of what people name", ["relations", ">recall (95% interval, named)"], cells)
     plans = [(each.title, f"{each.open:,}", str(each.precision)) for each in judged.judgements.plans]
     yield table("plans", ["sample of", ">open", _PRECISION], plans)
     if not judged.judged:

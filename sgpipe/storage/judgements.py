@@ -22,21 +22,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from sgpipe.errors import UserError, add_filename
 from sgpipe.storage.manifest import sync_folder
-from sgpipe.utils import LARGEST_SEED
+from sgpipe.storage.recall_plans import (
+    MOST_QUESTIONS,
+    BlindAnswer,
+    Id,
+    Index,
+    Name,
+    PlanLine,
+    RecallPlan,
+    Strict,
+    Text,
+)
 from sgpipe.utils.console import count
 
 CERTIFICATE_PLAN = "certificate-"  # what the ids of such plans, and of no others, begin with
-MOST_QUESTIONS = 10_000  # of a plan, which is one line
 Verdict = Literal["right", "wrong", "unsure", "skip"]
 Kind = Literal["bands", "predicates", "search", "certificate"]
-_Id = Annotated[str, StringConstraints(pattern=r"^[\w.:-]{1,64}$")]
-_Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-_Text = Annotated[str, StringConstraints(max_length=1000)]
-_Index = Annotated[int, Field(ge=0, lt=2**31)]
 _Confidence = Annotated[float, Field(allow_inf_nan=False)]  # a run may hold others than 0 to 1
 
 
@@ -50,11 +55,7 @@ class RelationKey(NamedTuple):
     predicate: str
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Correction(_Strict):
+class Correction(Strict):
     """What a person changes about a relation.
 
     `predicate`: it has another one; `swap`: subject and object change places; `delete`: it is not there; `add`: the run
@@ -71,7 +72,7 @@ class Correction(_Strict):
         return self
 
 
-class Judgement(_Strict):
+class Judgement(Strict):
     """One person's judgement of one relation: a verdict, a change, or that an earlier judgement is taken back.
 
     The client makes its `id`; one that is sent again has the same. `at` is UTC, `run` the fingerprint of the run. The
@@ -79,23 +80,23 @@ class Judgement(_Strict):
     of a random sample.
     """
 
-    id: _Id
-    at: _Text
-    by: _Name
-    run: _Text
-    split: _Text
-    image_id: _Text
-    subject: _Index
-    object: _Index
+    id: Id
+    at: Text
+    by: Name
+    run: Text
+    split: Text
+    image_id: Text
+    subject: Index
+    object: Index
     predicate: Annotated[str, StringConstraints(min_length=1)]
     subject_category: str | None = None
     object_category: str | None = None
     confidence: _Confidence | None = None
     verdict: Verdict | None = None
     change: Correction | None = None
-    undoes: _Id | None = None
-    plan: _Id | None = None
-    stratum: _Index | None = None
+    undoes: Id | None = None
+    plan: Id | None = None
+    stratum: Index | None = None
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Judgement:
@@ -125,14 +126,11 @@ class Judgement(_Strict):
         return frozenset(changed[self.change.action])
 
 
-class PlanStratum(_Strict):
-    """A part of the relations that a plan is about.
+class PlanStratum(Strict):
+    """A part of the relations that a plan is about, of which some are asked about, at random.
 
-    Attributes:
-        relations: how many there are. sampled: how many of them are asked about, at random.
-        start, stop: of a band of confidence; both None: relations without one.
-        predicate: of a plan by predicates; None: all that have no stratum of their own.
-        level, scores, weight: of a cell of a certificate's round, as `sgpipe.stats.certificates.Round` has them.
+    A band of confidence, or of relations without one (no `start` and `stop`); a predicate, or all others (None); or a
+    cell of a certificate's round, as `sgpipe.stats.certificates.Round` has it.
     """
 
     name: str
@@ -146,12 +144,11 @@ class PlanStratum(_Strict):
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
-class CertifiedGroup(_Strict):
+class CertifiedGroup(Strict):
     """The relations of a predicate, or all (None), in a round of a certificate.
 
-    Attributes:
-        thresholds, relations: minimum confidence and number of relations of each nested set, the strictest first.
-        start, capital: as `sgpipe.stats.certificates.Round` has them. odds: log odds of errors at scores of 0; slopes.
+    Nested sets have minimum confidences and numbers of relations, the strictest first. `start`, `capital`: as
+    `sgpipe.stats.certificates.Round` has them. `odds`: log odds of errors at scores of 0; slopes.
     """
 
     predicate: str | None
@@ -170,7 +167,7 @@ class CertifiedGroup(_Strict):
         return self
 
 
-class CertificateSettings(_Strict):
+class CertificateSettings(Strict):
     """What is to be certified: the precision of relations with at least the threshold, with a confidence.
 
     `by` predicate: of each predicate by itself. `prediction`: the column that predicts which relations are wrong.
@@ -191,7 +188,7 @@ class CertificateSettings(_Strict):
         return CERTIFICATE_PLAN + hashlib.sha256(values.encode()).hexdigest()[:12]
 
 
-class CertificateRound(_Strict):
+class CertificateRound(Strict):
     """A round of questions of a certificate's plan, numbered from 0."""
 
     settings: CertificateSettings
@@ -226,19 +223,14 @@ class PlannedQuestion(NamedTuple):
         return RelationKey(*self[:5])
 
 
-class SamplingPlan(_Strict):
+class SamplingPlan(PlanLine):
     """A stratified random sample of relations, in the random order in which they are asked.
 
     By bands of confidence or by predicates of the whole run, by bands of the relations of a `search` (its parameters,
     as in the URL), or one round of a certificate.
     """
 
-    plan: _Id
-    at: _Text
-    by: _Name
-    run: _Text
     kind: Kind
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
     search: Annotated[str, StringConstraints(max_length=10_000)] | None = None
     strata: list[PlanStratum]
     questions: Annotated[list[PlannedQuestion], Field(max_length=MOST_QUESTIONS)]
@@ -257,26 +249,18 @@ class SamplingPlan(_Strict):
         return self
 
     @property
-    def id(self) -> str:
-        return self.plan
-
-    @property
     def search_terms(self) -> list[tuple[str, str]]:
         """The parameters of the search."""
         return parse_qsl(self.search or "")
 
-    @property
-    def is_of_run(self) -> bool:
-        """Whether it is a sample of the whole run."""
-        return self.kind in ("bands", "predicates")
 
-
-Line = Judgement | SamplingPlan
+Line = Judgement | SamplingPlan | RecallPlan | BlindAnswer
+_KINDS: dict[bytes, type[Line]] = {b"strata": SamplingPlan, b"images": RecallPlan, b"relations": BlindAnswer}
 
 
 def parse_line(data: bytes) -> Line:
     """A line of the file. Raises ValueError, whose text is one line: it is none."""
-    kind: type[Line] = SamplingPlan if b'"strata":' in data else Judgement
+    kind = next((found for field, found in _KINDS.items() if b'"%s":' % field in data), Judgement)
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -300,10 +284,8 @@ Conflicts = Literal["majority", "latest", "drop"]
 class RelationState(NamedTuple):
     """What people say about a relation now: the latest judgement of each person, those taken back left out.
 
-    Attributes:
-        judgements: in the order of the file, without skipped questions.
-        addition: people added the relation, which the run lacks: whether somebody's addition stands, even if the same
-            person has judged the relation since, or all were taken back. None: nobody added it.
+    `addition`: whether somebody's addition of a relation that the run lacks stands, even if the same person has judged
+    it since, or all were taken back. None: nobody added it.
     """
 
     key: RelationKey
@@ -369,7 +351,7 @@ class JudgementLog:
         file: the file, which need not exist; or the samples.json of a dataset that FiftyOne exported, whose tags are
             the judgements. read_only: whether `append` is refused.
         version: changes when lines are added.
-        plans: the sampling plans, by id.
+        plans, recall_plans: by id.
     """
 
     def __init__(self, file: Path, fingerprint: str, *, read_only: bool = False) -> None:
@@ -456,6 +438,11 @@ class JudgementLog:
         with self._mutex:
             return {line.key for line in self._of_plans.get(plan, ()) if self._counts(line)}
 
+    def blind_answers(self, plan: str) -> dict[tuple[str, str], dict[str, BlindAnswer]]:
+        """What each person answered to the questions of a recall plan, by split and image."""
+        with self._mutex:
+            return {place: dict(answers) for place, answers in self._blind.get(plan, {}).items()}
+
     def skipped(self, plan: str, by: str) -> dict[RelationKey, int]:
         """The relations that a person skipped when a plan asked, each with when, as a number."""
         with self._mutex:
@@ -469,6 +456,8 @@ class JudgementLog:
     def _forget(self) -> None:
         self.version += 1
         self.plans: dict[str, SamplingPlan] = {}
+        self.recall_plans: dict[str, RecallPlan] = {}
+        self._blind: dict[str, dict[tuple[str, str], dict[str, BlindAnswer]]] = {}
         self._lines: dict[str, Line] = {}
         self._images: dict[tuple[str, str], list[Judgement]] = {}
         self._of_plans: dict[str, list[Judgement]] = defaultdict(list)
@@ -571,6 +560,10 @@ class JudgementLog:
         self._lines[line.id] = line
         if isinstance(line, SamplingPlan):
             self.plans[line.plan] = line
+        elif isinstance(line, RecallPlan):
+            self.recall_plans[line.plan] = line
+        elif isinstance(line, BlindAnswer):
+            self._blind.setdefault(line.plan, {}).setdefault((line.split, line.image_id), {})[line.by] = line
         elif line.undoes is not None:
             self._undone.add((line.undoes, line.by))
         else:

@@ -79,12 +79,7 @@ _GRACE_SECONDS = 3
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server listens.
-
-    Attributes:
-        socket: bound and listening, so that the first request waits instead of failing.
-        host: as the user can write it into a browser.
-    """
+    """Where the server listens: its socket does already, so that the first request waits instead of failing."""
 
     socket: socket.socket
     host: str
@@ -117,11 +112,6 @@ def listen(host: str, port: int) -> Address:
                 host = socket.gethostname()
         return Address(listener, host, listener.getsockname()[1])
     raise UserError(f"no port from {port} to {number} is free; choose another --port, or --port 0 for any")
-
-
-def machine_names(host: str) -> set[str]:
-    """The names by which browsers may call a server whose address has this host."""
-    return {host, socket.gethostname(), socket.getfqdn()}
 
 
 def server_of(app: ASGIApp) -> uvicorn.Server:

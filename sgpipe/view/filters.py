@@ -1,14 +1,4 @@
-"""A search: its language, which makes a `Query` of a line of text; as the gallery's URL has it; and as SQL.
-
-person riding *          relations: subject, predicate, object; `*` is anything
-dog|cat * sofa           one of several names
-riding    umbrella       a predicate; a class at either end
-sit*                     all names that start like this
--holding                 leave out
-origin:tagger            relations that the tagger added; -origin:annotated leaves out those of the annotations
-"a red umbrella"         images with a caption that contains this text, in any case
-'next to'                a name as it is, where it could be read otherwise
-"""
+"""A search: its language (docs/view.md), which makes a `Query` of a line of text; as a URL has it; and as SQL."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -72,8 +71,6 @@ def gallery(request: Request) -> Response:
         "filters": filters,
         "state": state,
         "found": found,
-        "bins": _bins(found.histogram, filters, state),
-        "chosen": _chosen(state, {queue.key: queue.title for queue in worth_a_look}),
         "cards": [_card(hit, state) for hit in page.hits],
         "page": page,
         "toggled": _toggled,
@@ -101,36 +98,6 @@ def _card(hit: Hit, state: Pairs) -> dict[str, Any]:
         points = curve(first, second, size / 12)
         arrow, head = polyline(points), polyline(arrow_head(points, size / 22))
     return {"hit": hit, "url": image_url(hit.split, hit.image_id, state, key), "arrow": arrow, "head": head}
-
-
-def _bins(histogram: Sequence[int], filters: Filters, state: Pairs) -> list[dict[str, Any]]:
-    """Bars of the histogram, as high as the square root of their counts, so that small ones are seen."""
-    most, bins = max(*histogram, 1), []
-    low, high = filters.low or 0.0, 1.0 if filters.high is None else filters.high
-    for number, count in enumerate(histogram):
-        start, stop = number / len(histogram), (number + 1) / len(histogram)
-        url = gallery_url(state, low=f"{start:.2f}", high=f"{stop:.2f}")
-        chosen = (stop > low and start < high) or (start == high == 1.0)
-        height = (count / most) ** 0.5
-        bins.append({"low": start, "high": stop, "number": count, "height": height, "chosen": chosen, "url": url})
-    return bins
-
-
-_NAMES = {"q": "search", "low": "confidence ≥", "high": "confidence ≤"}
-_NO_FILTERS = ("order", "seed")
-
-
-def _chosen(state: Pairs, titles: dict[str, str]) -> list[tuple[str, str, str]]:
-    """The filters of a search: name, value, and the address without it. `titles`: of queues."""
-    return [
-        (
-            _NAMES.get(name, name),
-            titles.get(value, value) if name == "queue" else value,
-            gallery_url([pair for pair in state if pair != (name, value)]),
-        )
-        for name, value in state
-        if name not in _NO_FILTERS
-    ]
 
 
 def _toggled(state: Pairs, params: Pairs) -> str:

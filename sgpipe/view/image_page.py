@@ -47,13 +47,9 @@ Compared: TypeAlias = tuple[list[tuple[Relation, Relation]], list[Relation], lis
 def compare_images(
     objects: Sequence[Box], relations: Sequence[Relation], others: Sequence[Box], other_relations: Sequence[Relation]
 ) -> Compared:
-    """Compare an image's relations in two runs, whose boxes may differ.
+    """Return relations with the same predicate between the same objects in two runs, and those of either run alone.
 
-    Args:
-        relations, other_relations: without repetition, between existing objects.
-
-    Returns:
-        relations with the same predicate between the same objects; those that are only here, and only there.
+    Relations are without repetition, between existing objects; the boxes of the runs may differ.
     """
     same = match_objects(objects, others)
     waiting = {(found.subject, found.object, found.predicate): found for found in other_relations}
@@ -94,7 +90,7 @@ def routes() -> list[Route]:
     return [
         Route(f"/image{place}", image_page),
         Route(f"/api/image{place}", lambda request: JSONResponse(_values(request))),
-        Route(f"/api/neighbours{place}", _neighbours_answer),
+        Route(f"/api/neighbours{place}", lambda request: JSONResponse(_neighbours(request))),
         Route("/api/predicates", _predicates_answer),
     ]
 
@@ -102,11 +98,6 @@ def routes() -> list[Route]:
 def image_page(request: Request) -> Response:
     """The page of an image. Status 404: the run does not have it."""
     return render(request, "image", {"values": _values(request)})
-
-
-def _neighbours_answer(request: Request) -> Response:
-    """The addresses of the hits before and after the relation in the request's search: `{"previous", "next"}`."""
-    return JSONResponse(_neighbours(viewer_of(request).index, *place_of(request), request.query_params))
 
 
 def _predicates_answer(request: Request) -> Response:
@@ -131,7 +122,7 @@ def _values(request: Request) -> Values:
     others = [(name, value) for name, value in params.multi_items() if name not in ("relation", "after", "plan")]
     return {
         **values,
-        **_neighbours(viewer.index, split, image_id, params),
+        **_neighbours(request),
         "gallery": gallery_url(others),
         "run": viewer.index.fingerprint,
         "chosen": key if any(relation["key"] == key for relation in values["relations"]) else None,
@@ -139,11 +130,11 @@ def _values(request: Request) -> Values:
     }
 
 
-def _neighbours(index: Index, split: str, image_id: str, params: QueryParams) -> Values:
-    filters = Filters.from_params(params.multi_items(), index.vocabulary)
-    key = params.get("relation")
-    relation = parse_relation(key) if key else None
-    found = neighbours(index, filters, split, image_id, relation)
+def _neighbours(request: Request) -> Values:
+    """The addresses of the hits before and after the relation in the request's search: `previous` and `next`."""
+    index, params = viewer_of(request).index, request.query_params
+    filters, key = Filters.from_params(params.multi_items(), index.vocabulary), params.get("relation")
+    found = neighbours(index, filters, *place_of(request), parse_relation(key) if key else None)
     return {name: _hit_url(hit, params) for name, hit in zip(("previous", "next"), found, strict=True)}
 
 
@@ -156,17 +147,9 @@ def _hit_url(hit: Hit | None, params: QueryParams) -> str | None:
 
 
 def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = None, why: str | None = None) -> Values:
-    """Everything that the page shows of an image, as plain JSON-able values.
+    """Everything that the page shows of an image of a run (the header of its manifest), as JSON-able values.
 
-    Args:
-        run: the header of the run's manifest.
-        chosen: the key of a relation that is shown even if many others are more confident.
-        why: why there is no relation.
-
-    Returns:
-        `image`, `objects`, `relations` (the most confident `MOST_RELATIONS`, those without confidence first),
-        `total` (how many there are), `captions`, `statements` (one per triplet), `candidates` (by "subject-object"),
-        `graph` (a `Card`), and `why`.
+    Of `total` relations, the most confident `MOST_RELATIONS` and the one with the key `chosen`. `why`: there is none.
     """
     record, provenance = view.record, Provenance(view.record, run)
     relations = existing_relations(record)
@@ -258,20 +241,10 @@ def _key(relation: Relation) -> str:
 def _graph(record: Record, relations: Sequence[Relation]) -> Values:
     """The scene graph, laid out; edges have the keys of their relations."""
     card = make_card(record, None, relations)
-    edges = [
-        {
-            "key": relation_key(edge.subject.index, edge.object.index, edge.predicate),
-            "subject": edge.subject.index,
-            "object": edge.object.index,
-            "line": edge.in_graph,
-            "head": edge.graph_head,
-            "box": edge.text_box,
-            "text": edge.text,
-        }
-        for edge in card.edges
-    ]
-    nodes = [{"index": node.index, "name": node.name, "box": node.pill} for node in card.nodes]
-    return {"height": card.graph_height, "nodes": nodes if edges else [], "edges": edges}
+    edges = [{**vars(edge), "subject": edge.subject.index, "object": edge.object.index} for edge in card.edges]
+    for edge in edges:
+        edge["key"] = relation_key(edge["subject"], edge["object"], edge["predicate"])
+    return {"height": card.graph_height, "nodes": [vars(node) for node in card.nodes if edges], "edges": edges}
 
 
 def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> Values | None:

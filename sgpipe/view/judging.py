@@ -1,13 +1,11 @@
-"""HTTP handlers for judgements and sampling plans.
+"""HTTP handlers for judgements and plans.
 
-- `POST /api/judgements` writes one judgement: the fields of `Judgement` but `at`. `run` may be left out, and `by` (then
-  it is the name that the server was started with); an undo needs no relation. The response is the line as it is stored.
-- `GET /api/judgements?split=&image_id=`: `{"relations": [RelationState.as_json(), …], "problems": […]}` of an image.
-- `POST /api/plans` draws a sample: `{"id", "kind", "count", "seed", "search"}`, all but `kind` optional.
-- `GET /api/plans/{plan}?by=`: precision, how many more judgements until ±3%, and the next open `question`, or null.
-- Plans of kind `certificate` take `precision` and `by_predicate`, and tell how far their `groups` are. Whoever answers
-  the last open question makes the next round.
-- `GET /judge`: the page of plans. `GET /judge/{plan}?by=` leads to the image page of the plan's next open question.
+- `POST /api/judgements` writes a judgement (the fields of `Judgement` but `at`; an undo needs no relation), or with
+  `relations` an answer to a question of a recall plan, and responds with the line as it is stored.
+- `POST /api/plans` draws a sample: the fields of `_NewPlan`, all but `kind` optional.
+- `GET /api/plans/{plan}?by=`: what the plan shows so far, and the person's next open `question`, or null. Once all
+  questions of a certificate are answered, whoever asks gets the next round.
+- `GET /api/recall/{plan}?by=&at=`: a question, by default the next open one, without what the run says of relations.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import isfinite
-from typing import Any
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,24 +27,37 @@ from starlette.routing import Route
 
 from sgpipe.errors import UserError
 from sgpipe.stats.certify import extend, measure, rounds_of, settings_for
-from sgpipe.stats.plans import MARGIN, agreement, count_states, draw, judgements_needed, measure_plan, next_question
+from sgpipe.stats.plans import (
+    count_states,
+    describe_agreement,
+    draw,
+    judgements_needed,
+    measure_plan,
+    next_question,
+    states_of,
+)
+from sgpipe.stats.recall import BOXES, draw_recall, measure_recall, questions_left
 from sgpipe.storage.index import read_record
 from sgpipe.storage.judgements import (
     CERTIFICATE_PLAN,
     Judgement,
     JudgementLog,
     Kind,
+    Line,
     PlannedQuestion,
     SamplingPlan,
     describe_invalid,
     utc_now,
 )
+from sgpipe.storage.recall_plans import BlindAnswer, RecallPlan
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import single_line
 from sgpipe.view.search import Filters, select_relations
-from sgpipe.view.web import Viewer, freshness_of, image_url, posted, relation_key, render, viewer_of
+from sgpipe.view.web import Viewer, freshness_of, image_url, photo_url, posted, relation_key, render, viewer_of
+from sgpipe.viz.draw_relations import colour_of
 
 NOBODY = "anonymous"
+Model = TypeVar("Model", bound=BaseModel)
 _QUESTIONS = 200
 _CONFLICTS_SHOWN = 100
 
@@ -58,6 +69,8 @@ def routes() -> list[Route]:
         Route("/api/judgements", judgements_of_image),
         Route("/api/plans", _writing(draw_plan), methods=["POST"]),
         Route("/api/plans/{plan}", plan_progress),
+        Route("/api/recall/{plan}", recall_question),
+        Route("/recall/{plan}", lambda request: render(request, "recall", {"plan": _recall_plan(request)})),
         Route("/judge", plans_page),
         Route("/judge/{plan}", ask_next),
     ]
@@ -83,17 +96,35 @@ def judge(request: Request, values: dict[str, Any]) -> Response:
     if (stored := log.find(str(values.get("id")))) is None:
         who = _who(viewer, str(values.get("by") or ""))
         complete = {**values, "at": utc_now(), "run": log.fingerprint, "by": who}
+        if "relations" in values:
+            return JSONResponse(_save_blind(viewer, complete).model_dump(mode="json"))
         if values.get("undoes") is not None:
             complete |= _undone(log, str(values["undoes"]), who)
-        try:
-            line = Judgement.model_validate(complete)
-        except ValidationError as error:
-            raise HTTPException(400, f"not a judgement: {single_line(describe_invalid(error), 200)}") from None
+        line = _valid(Judgement, complete, "a judgement")
         stored = log.append(line if line.undoes else _checked(viewer, line))
-        if line.plan is not None and (round_ := log.plans.get(line.plan)) and round_.certificate:
-            with suppress(UserError):  # the answer is saved; a run that has changed since gets no more questions
-                extend(viewer.index, round_.certificate.settings, log, who)
     return JSONResponse(stored.model_dump(mode="json"))
+
+
+def _valid(kind: type[Model], values: dict[str, Any], what: str) -> Model:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise HTTPException(400, f"not {what}: {single_line(describe_invalid(error), 200)}") from None
+
+
+def _save_blind(viewer: Viewer, values: dict[str, Any]) -> Line:
+    """Write an answer to a question of a recall plan."""
+    line = _valid(BlindAnswer, values, "an answer")
+    plan, place = viewer.judgements.recall_plans.get(line.plan), (line.split, line.image_id)
+    boxes = next((set(each.boxes) for each in plan.questions if each.place == place), None) if plan else None
+    if boxes is None:
+        raise HTTPException(404, "there is no such plan, or it does not ask about this image")
+    for each in line.relations or ():
+        if each.subject == each.object or not {each.subject, each.object} <= boxes:
+            raise HTTPException(400, "a relation is one between two boxes of the question")
+        if each.predicate != single_line(each.predicate):
+            raise HTTPException(400, "a predicate is one line without outer spaces")
+    return viewer.judgements.append(line)
 
 
 def _undone(log: JudgementLog, undoes: str, who: str) -> dict[str, Any]:
@@ -155,11 +186,12 @@ class _NewPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    kind: Kind
+    kind: Kind | Literal["recall"]
     id: str = Field(default_factory=lambda: uuid.uuid4().hex, pattern=r"^[\w.:-]{1,64}$")
     count: int = _QUESTIONS
     precision: float = 0.95
     by_predicate: bool = False
+    boxes: int = BOXES
     seed: int = Field(default_factory=lambda: random.randrange(2**31), ge=0, le=LARGEST_SEED)
     search: str = Field("", max_length=10_000)
     by: str = Field("", max_length=200)
@@ -170,10 +202,7 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
     """Draw a stratified sample and write it into the file of judgements."""
     viewer = viewer_of(request)
     log = viewer.judgements
-    try:
-        wanted = _NewPlan.model_validate(values)
-    except ValidationError as error:
-        raise HTTPException(400, f"not a plan: {single_line(describe_invalid(error), 200)}") from None
+    wanted = _valid(_NewPlan, values, "a plan")
     log.reload()
     if wanted.kind != "certificate" and wanted.id.startswith(CERTIFICATE_PLAN):
         raise HTTPException(400, f"the id of a plan that begins with {CERTIFICATE_PLAN} is one of a certificate")
@@ -184,6 +213,13 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
         if plan is None:
             raise HTTPException(400, "there is nothing left to ask")
         return JSONResponse(_summary(plan), 201)
+    common: dict[str, Any] = {"plan": wanted.id, "at": utc_now(), "by": _who(viewer, wanted.by), "run": log.fingerprint}
+    common |= {"seed": wanted.seed, "kind": wanted.kind}
+    if wanted.kind == "recall":
+        if wanted.id not in log.recall_plans:
+            images, asked = draw_recall(viewer.index.rows, wanted.count, wanted.boxes, wanted.seed)
+            log.append(RecallPlan.model_validate({**common, "images": images, "questions": asked}))
+        return JSONResponse({"plan": wanted.id, "kind": "recall"}, 201)
     if wanted.id not in log.plans:
         search = wanted.search if wanted.kind == "search" else None
         filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
@@ -191,18 +227,8 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
             freshness_of(request).update_judgements()
         select, parameters = select_relations(viewer.index, filters)
         strata, questions = draw(viewer.index.rows, select, parameters, wanted.kind, wanted.count, wanted.seed)
-        plan = SamplingPlan(
-            plan=wanted.id,
-            at=utc_now(),
-            by=_who(viewer, wanted.by),
-            run=log.fingerprint,
-            kind=wanted.kind,
-            seed=wanted.seed,
-            search=search,
-            strata=strata,
-            questions=questions,
-        )
-        log.append(plan)
+        drawn = {"search": search, "strata": strata, "questions": questions}
+        log.append(SamplingPlan.model_validate({**common, **drawn}))
     return JSONResponse(_summary(_plan(viewer, wanted.id)), 201)
 
 
@@ -213,20 +239,38 @@ def _summary(plan: SamplingPlan) -> dict[str, Any]:
 
 def plan_progress(request: Request) -> Response:
     """Return a plan's precision, how many more judgements it takes until ±3%, and the next open question."""
+    viewer = viewer_of(request)
+    log, name = viewer.judgements, request.path_params["plan"]
+    if name in log.recall_plans:
+        log.reload()
+        left = questions_left(log.recall_plans[name], log, _who(viewer, request.query_params.get("by", "")))
+        groups = measure_recall(log.recall_plans[name], log, viewer.index.rows).as_groups()
+        return JSONResponse({"plan": name, "groups": groups, "open": len(left), "question": bool(left)})
     plan, question = _asked(request)
-    log = viewer_of(request).judgements
     if plan.certificate:
         rounds, asked = rounds_of(log, plan.certificate.settings), question and question._asdict()
         progress = measure(rounds, log)
         groups = [own.as_json(name, plan.certificate.settings) for name, own in progress.items()]
         open_ = sum(own.given.count(None) for own in progress.values())
-        return JSONResponse({"plan": plan.plan, "groups": groups, "open": open_, "question": asked})
-    values = {"more": judgements_needed(plan, log), "question": question and question._asdict()}
+        values = {"groups": groups, "open": open_, "question": asked, "agreement": _agreement(log, plan)}
+        return JSONResponse({"plan": plan.plan, **values})
+    values = {
+        "agreement": _agreement(log, plan),
+        "more": judgements_needed(plan, log),
+        "question": question and question._asdict(),
+    }
     return JSONResponse(_summary(plan) | measure_plan(plan, log).as_json() | values)
 
 
+def _agreement(log: JudgementLog, plan: SamplingPlan) -> str:
+    rounds = rounds_of(log, plan.certificate.settings) if plan.certificate else [plan]
+    return describe_agreement(state for each in rounds for state in states_of(each, log).values())
+
+
 def ask_next(request: Request) -> Response:
-    """Go to the image page of the plan's next open question, or back to the page of plans if there is none."""
+    """Go to the page of the plan's next open question, or back to the page of plans if there is none."""
+    if (name := request.path_params["plan"]) in viewer_of(request).judgements.recall_plans:
+        return RedirectResponse(f"/recall/{name}", 303)
     plan, question = _asked(request)
     if question is None:
         return RedirectResponse(f"/judge#{plan.plan}", 303)
@@ -239,9 +283,51 @@ def _asked(request: Request) -> tuple[SamplingPlan, PlannedQuestion | None]:
     viewer = viewer_of(request)
     viewer.judgements.reload()
     log, plan = viewer.judgements, _plan(viewer, request.path_params["plan"])
-    rounds = rounds_of(log, plan.certificate.settings) if plan.certificate else [plan]
     who = _who(viewer, request.query_params.get("by", ""))
+    if plan.certificate:  # once all is answered, by whoever and even if a server was killed then, another round begins
+        with suppress(UserError):  # a run that has changed since gets no more questions
+            settings = plan.certificate.settings
+            made = viewer.index.remember(
+                ("round", settings, log.version), lambda: extend(viewer.index, settings, log, who)
+            )
+            plan = made or plan
+    rounds = rounds_of(log, plan.certificate.settings) if plan.certificate else [plan]
     return plan, next((question for each in rounds if (question := next_question(each, log, who))), None)
+
+
+def recall_question(request: Request) -> Response:
+    """A question of a recall plan: the image and its boxes, and what this person answered, but nothing of the run's."""
+    viewer, plan = viewer_of(request), _recall_plan(request)
+    who, at = _who(viewer, request.query_params.get("by", "")), request.query_params.get("at", "")
+    left = questions_left(plan, viewer.judgements, who)
+    number = int(at) if at.isascii() and at.isdigit() and len(at) < 6 else next(iter(left), len(plan.questions))
+    values = {"number": number, "of": len(plan.questions), "left": len(left), "question": None}
+    if number >= len(plan.questions):
+        return JSONResponse(values)
+    question = plan.questions[number]
+    view = read_record(viewer.index, *question.place)
+    if view is None or max(question.boxes) >= len(view.record.objects):
+        raise HTTPException(404, "the run has changed: it lacks this image or its boxes")
+    record, own = view.record, viewer.judgements.blind_answers(plan.plan).get(question.place, {}).get(who)
+    image = {name: getattr(record, name) for name in ("split", "image_id", "file_name", "width", "height")}
+    boxes = [(index, record.objects[index]) for index in question.boxes]
+    asked = {
+        "image": {**image, "photo": photo_url(*question.place)},
+        "objects": [
+            {"index": index, "name": f"{at} {box.category}", "box": box.bbox, "colour": colour_of(index)}
+            for at, (index, box) in enumerate(boxes, 1)
+        ],
+        "relations": [each.model_dump() for each in (own and own.relations) or ()],
+    }
+    return JSONResponse({**values, "question": asked})
+
+
+def _recall_plan(request: Request) -> RecallPlan:
+    log = viewer_of(request).judgements
+    log.reload()
+    if (plan := log.recall_plans.get(request.path_params["plan"])) is None:
+        raise HTTPException(404, "there is no such plan")
+    return plan
 
 
 def plans_page(request: Request) -> Response:
@@ -260,14 +346,17 @@ def plans_page(request: Request) -> Response:
             (plan, [own.as_json(name, settings) for name, own in measure(rounds_of(log, settings), log).items()])
             for settings, plan in certificates.items()
         ],
-        "agreement": agreement(states),
+        "recalls": [
+            (plan, measure_recall(plan, log, viewer.index.rows).as_groups()) for plan in log.recall_plans.values()
+        ],
+        "agreement": describe_agreement(states),
+        "agreement_on": lambda plan: _agreement(log, plan),
         "search": filters.to_params(),
         "searches_images": filters.finds_images,
         "questions": _QUESTIONS,
         "counts": count_states(states),
         "conflicts": [state for state in states if state.is_conflict][:_CONFLICTS_SHOWN],
         "problems": log.problems,
-        "margin": MARGIN,
     }
     return render(request, "judge", values)
 

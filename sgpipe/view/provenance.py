@@ -1,12 +1,11 @@
 """Why a relation is there: its confidence among its pair's candidates, the triplets that state it, and their words.
 
 Shards keep captions, triplets and candidate pairs; which triplet led to which relation follows from the rules of the
-pair stage. Where a triplet's words stand in its caption is not stored; `mark_words` finds them again.
+pair stage. Where a triplet's words stand in its caption is not stored; the page finds them again.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,8 +18,6 @@ from sgpipe.utils.console import count
 
 Values: TypeAlias = dict[str, Any]
 Match: TypeAlias = Literal["none", "same name", "other form", "head noun", "synonym", "substring"]
-
-_WRONG_SIDE = 40  # characters of distance that a subject after its predicate counts as
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,10 @@ class Provenance:
     """Where the relations of one image come from, as plain values.
 
     Attributes:
-        settings: of the run.
-        statements: one for each triplet of the record as its caption states it, and for what captions imply: the number
-            of the `caption`, `subject` and `object` (the phrase, its head noun, and how it met the class of a box),
-            `predicate` and its lemma, and `marks`, which are missing where the words are not found.
-        candidates: the predicates of each pair that has candidates or relations, by descending confidence, then as in
-            the shard: `confidence` (None: unknown), `rank` by it, whether it is a `relation` of the run, and whether it
-            is the pair's `own` candidate, and not what an annotation or another pair brought in.
+        statements: one for each triplet of the record, and for what captions imply: the number of the `caption`,
+            `subject` and `object` (the phrase, its head noun, and how it met the class of a box), and `predicate`.
+        candidates: the predicates of each pair, by descending confidence, then as in the shard; `own`: it is the
+            pair's, and not what an annotation or another pair brought in.
     """
 
     def __init__(self, record: Record, run: Mapping[str, Any]) -> None:
@@ -82,7 +76,7 @@ class Provenance:
         self.settings = PairSettings.of(run)
         substring = self.settings.match == "substring"
         triplets = told_triplets(record, self.settings.match, self.settings.loose)
-        self.statements = [_statement(triplet, record, substring) for triplet in triplets]
+        self.statements = [_statement(triplet, substring) for triplet in triplets]
         self.candidates = _candidates(record)
         self._categories = [box.category for box in record.objects]
         self._captions = len(record.captions)
@@ -131,8 +125,7 @@ class Provenance:
         return f"{stating} of {count(self._captions, 'caption')} {'states' if stating == 1 else 'state'}"
 
 
-def _statement(triplet: Triplet, record: Record, substring: bool) -> Values:
-    known = triplet.caption in range(len(record.captions))
+def _statement(triplet: Triplet, substring: bool) -> Values:
     ends = (
         (triplet.subject, triplet.subject_head, triplet.subject_category),
         (triplet.object, triplet.object_head, triplet.object_category),
@@ -147,7 +140,6 @@ def _statement(triplet: Triplet, record: Record, substring: bool) -> Values:
         "predicate": triplet.predicate,
         "lemma": triplet.predicate_lemma,
         "object": object_,
-        "marks": mark_words(record.captions[triplet.caption].text, triplet) if known else [],
     }
 
 
@@ -178,11 +170,9 @@ def _candidates(record: Record) -> dict[tuple[int, int], list[Values]]:
 
 
 def how_matched(phrase: str, head: str, category: str | None, substring: bool = False) -> Match:
-    """How a noun phrase met a class: by its name, another form of it, the name as its head noun, or else a synonym.
+    """How a noun phrase with a (singular) head met a class: by its name, another form of it, its head, or a synonym.
 
-    Args:
-        head: the head noun of the phrase, singular.
-        substring: the run matched by substrings (`pair.match: substring`), where words do not count.
+    `substring`: the run matched by substrings (`pair.match: substring`), where words do not count.
     """
     if category is None:
         return "none"
@@ -204,55 +194,3 @@ def _is_form(word: str, noun: str) -> bool:
     """Whether one word is the other, or its regular plural."""
     short, long = sorted((word, noun), key=len)
     return long in (short, f"{short}s", f"{short}es")
-
-
-def mark_words(text: str, triplet: Triplet) -> list[Values]:
-    """Return where a caption has the words of a triplet, in order; a part that it lacks ("he" for "man") has no mark.
-
-    Of several places, those count that are nearest to the predicate, on the side where they are expected.
-
-    Returns:
-        `role` (subject, predicate, object), and `start` and `stop` in UTF-16 units as JavaScript counts them.
-    """
-    subjects = _places(text, triplet.subject, triplet.subject_head)
-    predicates = _places(text, triplet.predicate, triplet.predicate.partition(" ")[0])
-    objects = _places(text, triplet.object, triplet.object_head)
-
-    def far(place: _Place) -> int:
-        before = [_distance(each, place) for each in subjects if each != place]
-        after = [_distance(place, each) for each in objects if each != place]
-        return sum(min(distances) for distances in (before, after) if distances)
-
-    middle = min(predicates or subjects, key=far, default=(0, 0))
-    marks = {middle: "predicate"} if predicates else {}
-    for role, places, before in (("subject", subjects, True), ("object", objects, False)):
-        free = [place for place in places if place not in marks]
-        if free:
-            near = min(free, key=lambda place: _distance(place, middle) if before else _distance(middle, place))
-            marks[near] = role
-    return [
-        {"role": role, "start": _utf16(text, start), "stop": _utf16(text, stop)}
-        for (start, stop), role in sorted(marks.items())
-    ]
-
-
-_Place: TypeAlias = tuple[int, int]  # characters
-
-
-def _places(text: str, phrase: str, head: str) -> list[_Place]:
-    """Where a text has a phrase, in any case, or else its head noun, also in the plural."""
-    for words in (phrase, head):
-        pattern = r"\W+".join(map(re.escape, words.split()))
-        found = [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?:e?s)?(?!\w)", text, re.IGNORECASE)]
-        if pattern and found:
-            return found
-    return []
-
-
-def _distance(first: _Place, second: _Place) -> int:
-    """Characters between two places; more if they are in the other order."""
-    return second[0] - first[1] if first <= second else 2 * (first[0] - second[1]) + _WRONG_SIDE
-
-
-def _utf16(text: str, index: int) -> int:
-    return len(text[:index].encode("utf-16-le", "surrogatepass")) // 2

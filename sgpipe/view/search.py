@@ -38,12 +38,8 @@ class FacetValue:
 class Facets:
     """Counts over all hits of a search. Where hits are images, relations are those of these images.
 
-    Attributes:
-        values: of subject, predicate, object, triplet, dataset, split, status, judged: the most frequent values, and
-            those chosen. Each counts the hits of the search without its own filter, so that others can be chosen.
-        total: number of hits; `total_images`: of images they are in.
-        histogram: relations by confidence in 20 bins from 0 to 1; without `low` and `high`. Those without confidence
-            are not in it: `unscored`.
+    The most frequent `values` of each facet, and those chosen, count the hits without the facet's own filter, so that
+    others can be chosen; the `histogram` in 20 bins those without `low` and `high`. `unscored`: without confidence.
     """
 
     values: dict[str, list[FacetValue]]
@@ -164,8 +160,7 @@ def queues(index: Index) -> list[Queue]:
 Box = tuple[float, float, float, float]  # xywh in pixels
 Row = tuple[Any, ...]
 
-_BACK = "~"  # before a cursor whose page lies before it; values may be negative
-_CURSOR = re.compile(r"(?P<back>~?)(?P<value>[0-9.e+-]{1,30})_(?P<image>\d{1,9})_(?P<number>\d{1,9})", re.ASCII)
+_CURSOR = re.compile(r"(?P<value>[0-9.e+-]{1,30})_(?P<image>\d{1,9})_(?P<number>\d{1,9})", re.ASCII)
 
 
 # What a hit says of a relation, and its columns.
@@ -229,43 +224,26 @@ class Hit:
 
 @dataclass(frozen=True)
 class Page:
-    """Hits in order; `next` and `previous`: what to pass as `after` for the pages beside it, None: there is none."""
+    """Hits in order; `next`: what to pass as `after` for the next page, None: there is none."""
 
     hits: list[Hit]
     next: str | None
-    previous: str | None
 
 
 def search(index: Index, filters: Filters, after: str | None = None, limit: int = 48) -> Page:
-    """One page of hits, after a cursor of an earlier page.
-
-    Raises UserError: `after` is no cursor, the queue does not exist, or the index cannot be read.
-    """
-    back, place = _read_cursor(after) if after else (False, None)
-    found = _found(index, filters, place, limit + 1, back)
-    if back and len(found) <= limit:  # the start: a whole page is worth more than its rest
-        back, place = False, None
-        found = _found(index, filters, None, limit + 1)
-    more, found = len(found) > limit, found[:limit]
-    if back:
-        found.reverse()
-    before, later = (more, True) if back else (place is not None, more)
-    return Page(
-        hits=_hits(index, filters, found),
-        next=_cursor(found[-1]) if later and found else None,
-        previous=f"{_BACK}{_cursor(found[0])}" if before and found else None,
-    )
+    """One page of hits, after a cursor of an earlier page. Raises UserError: no such cursor or queue."""
+    found = _found(index, filters, _read_cursor(after) if after else None, limit + 1)
+    shown = found[:limit]
+    return Page(_hits(index, filters, shown), "_".join(map(str, shown[-1][:3])) if len(found) > limit else None)
 
 
 def neighbours(
     index: Index, filters: Filters, split: str, image_id: str, relation: tuple[int, int, str] | None = None
 ) -> tuple[Hit | None, Hit | None]:
-    """The hits before and after a relation (subject, object, predicate) of an image; without a relation, or if the
-    image has no such one: before and after the image's first hit. An image without hits comes before all of them.
+    """The hits before and after a relation (subject, object, predicate) of an image, or else the image's first hit.
 
-    A relation that the image has several times counts as one, from its first place to its last: every walk ends.
-
-    Raises UserError: as `search`.
+    An image without hits comes before all of them. A relation that the image has several times counts as one, from its
+    first place to its last: every walk ends. Raises UserError: as `search`.
     """
     first = _place(index, filters, split, image_id, relation)
     last = _place(index, filters, split, image_id, relation, last=True) if relation else first
@@ -276,10 +254,7 @@ def neighbours(
 
 
 def select_relations(index: Index, filters: Filters) -> tuple[str, list[Any]]:
-    """All hits of a search as SQL for `index.rows`, with the values of its `?`.
-
-    The columns are split, image_id, subject, object, predicate, subject_category, object_category (names as text) and
-    confidence (null where annotated).
+    """All hits of a search as SQL for `index.rows`, with the values of its `?`; without a confidence where annotated.
 
     Raises UserError: the hits are images, or the queue does not exist.
     """
@@ -408,12 +383,8 @@ def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
     ]
 
 
-def _cursor(row: Row) -> str:
-    return "_".join(map(str, row[:3]))
-
-
-def _read_cursor(text: str) -> tuple[bool, Place]:
-    """Whether it leads back, and the place that it starts from. Raises UserError: it is no cursor."""
+def _read_cursor(text: str) -> Place:
+    """The place that a page starts after. Raises UserError: it is no cursor."""
     found = _CURSOR.fullmatch(text)
     try:
         if found is None:
@@ -424,4 +395,4 @@ def _read_cursor(text: str) -> tuple[bool, Place]:
             raise ValueError(text)
     except ValueError:
         raise UserError(f"after={single_line(text, 60)}: not a page of this search; leave it out") from None
-    return bool(found["back"]), Place(number, int(found["image"]), int(found["number"]))
+    return Place(number, int(found["image"]), int(found["number"]))

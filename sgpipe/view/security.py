@@ -1,8 +1,7 @@
 """Who may ask the server what: checks of every request before a page sees it, and the headers of every answer.
 
-A server on this machine can be reached by every web page that its user visits. Three checks keep these out: the name by
-which the server was called (DNS rebinding), the page that a write comes from (cross-site requests), and, where other
-machines can reach the server, a token.
+Every web page that a user visits can reach a server on this machine. Three checks keep these out: the name by which it
+was called (DNS rebinding), the page that a write comes from, and, where other machines can reach it, a token.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_BODY = 64 * 1024  # bytes
@@ -38,12 +37,9 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Access:
-    """What a request must bring.
+    """What a request must bring: a name of this machine ("localhost" and IP addresses always do), and a token, if any.
 
-    Attributes:
-        names: of this machine, by which the server may be called; "localhost" and IP addresses always may.
-        token: in the address that the command prints, then in a cookie. None: everybody who reaches the server.
-        read_only: refuse every write.
+    The token is in the address that the command prints, then in a cookie. `read_only`: refuse every write.
     """
 
     names: Collection[str] = ()
@@ -109,20 +105,16 @@ class Guard:
             answer = JSONResponse({"error": message}, status) if is_api else PlainTextResponse(f"{message}\n", status)
             await answer(scope, receive, _with_headers(send))
         elif self.access.token is not None and "token" in request.query_params and request.method in _READS:
-            await self._admit(request)(scope, receive, _with_headers(send))
+            # The same address without the token, which moves into a cookie: it shall not stay in the history.
+            query = request.url.remove_query_params("token").query
+            moved = RedirectResponse("/" + request.url.path.lstrip("/") + (query and f"?{query}"))  # "//" names a host
+            if self.access.is_token(request.query_params["token"]):
+                # "strict" would refuse whoever follows a link from another site; writes are checked by their origin.
+                secret = str(self.access.token)
+                moved.set_cookie(_cookie(request), secret, max_age=_COOKIE_SECONDS, httponly=True, samesite="lax")
+            await moved(scope, receive, _with_headers(send))
         else:
             await self.app(scope, receive, _with_headers(send))
-
-    def _admit(self, request: Request) -> Response:
-        """The same address without the token, which moves into a cookie: it shall not stay in the history."""
-        query = request.url.remove_query_params("token").query
-        response = RedirectResponse("/" + request.url.path.lstrip("/") + (query and f"?{query}"))  # "//" names a host
-        if self.access.is_token(request.query_params["token"]):
-            # "strict" would refuse whoever follows a link from another site; writes are checked by their origin.
-            response.set_cookie(
-                _cookie(request), str(self.access.token), max_age=_COOKIE_SECONDS, httponly=True, samesite="lax"
-            )
-        return response
 
 
 def _cookie(request: Request) -> str:

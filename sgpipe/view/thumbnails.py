@@ -117,14 +117,12 @@ def _shown_as(file: ImageFile, name: str, row: ImageReference) -> str | None:
 def _placeholder(row: ImageReference, reason: str) -> Response:
     """A grey image of the annotated shape that says why there is no other."""
     height = min(max(round(320 * row.height / max(row.width, 1)), 120), 640)
-    lines = textwrap.wrap(single_line(reason, 200), 36)
     texts = "".join(
-        f'<text x="160" y="{height / 2 + 20 * (number - (len(lines) - 1) / 2):.0f}">{escape(line)}</text>'
-        for number, line in enumerate(lines)
+        f'<tspan x="160" dy="20">{escape(line)}</tspan>' for line in textwrap.wrap(single_line(reason, 200), 36)
     )
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 {height}" width="320" height="{height}">'
-        '<rect width="100%" height="100%" fill="#c9ccd1"/><g fill="#1b1f24" font-family="sans-serif" font-size="14" '
-        f'text-anchor="middle" dominant-baseline="middle">{texts}</g></svg>'
+        '<rect width="100%" height="100%" fill="#c9ccd1"/><text y="20" fill="#1b1f24" font-family="sans-serif" '
+        f'font-size="14" text-anchor="middle">{texts}</text></svg>'
     )
     return Response(svg, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})

@@ -1,9 +1,7 @@
 """What all pages of `sgpipe view` share: the state, templates, addresses and answers.
 
-A module with pages has a function `routes() -> list[Route]`, which `sgpipe.view.app` mounts. Its handlers are plain
-functions `(request: Request) -> Response`, which Starlette runs in threads; one that awaits a body is `async` and
-leaves blocking work to `starlette.concurrency.run_in_threadpool`. A handler raises `UserError` (shown with status 422)
-or `starlette.exceptions.HTTPException`; `sgpipe.view.app` answers both as a page, or as `{"error": "…"}` below /api/.
+Handlers are plain functions, which Starlette runs in threads. They raise `UserError` (shown with status 422) or
+`HTTPException`; `sgpipe.view.app` answers both as a page, or as `{"error": "…"}` below /api/.
 """
 
 from __future__ import annotations
@@ -34,7 +32,6 @@ from sgpipe.utils.console import count, isolated, single_line
 FOLDER = Path(__file__).parent
 Params = Iterable[tuple[str, str]]
 _SECONDS_LOCAL, _SECONDS_STORE = 2.0, 30.0  # between two looks for new shards, at least
-_AFTER_FAILURE = 10  # times as long
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,7 @@ class Viewer:
 class Freshness:
     """Keeps a viewer up to date: other servers judge the same run, and other processes add shards to it.
 
-    Attributes:
-        viewer: as of now.
-        failure: why the last look for new shards failed, in one line; empty: it did not.
+    `failure`: why the last look for new shards failed, in one line; empty: it did not.
     """
 
     def __init__(self, viewer: Viewer) -> None:
@@ -86,8 +81,7 @@ class Freshness:
 
     def look_for_shards(self) -> None:
         """Index what was committed since the last look, in the background."""
-        seconds = self._seconds * (_AFTER_FAILURE if self.failure else 1)
-        if time.monotonic() - self._looked >= seconds and self._looking.acquire(blocking=False):
+        if time.monotonic() - self._looked >= self._seconds and self._looking.acquire(blocking=False):
             threading.Thread(target=self._look).start()
 
     def _judge(self, index: Index) -> None:

@@ -17,16 +17,16 @@ export class Graph {
       svg(
         "g",
         { class: "edge", "data-key": edge.key, click: () => this.act.choose(edge.key) },
-        svg("polyline", { class: "link", points: edge.line, stroke: colour(edge.subject) }),
-        edge.head ? svg("polygon", { points: edge.head, fill: colour(edge.subject) }) : null,
+        svg("polyline", { class: "link", points: edge.in_graph, stroke: colour(edge.subject) }),
+        edge.graph_head ? svg("polygon", { points: edge.graph_head, fill: colour(edge.subject) }) : null,
       ),
     );
     const texts = graph.edges.map((edge) =>
       svg(
         "g",
         { class: "edge", "data-key": edge.key, click: () => this.act.choose(edge.key) },
-        svg("rect", { class: "label", rx: 3, stroke: colour(edge.subject), ...rectangle(edge.box) }),
-        svg("text", { class: "what", ...centre(edge.box) }, isolated(edge.text)),
+        svg("rect", { class: "label", rx: 3, stroke: colour(edge.subject), ...rectangle(edge.text_box) }),
+        svg("text", { class: "what", ...centre(edge.text_box) }, isolated(edge.text)),
       ),
     );
     const nodes = graph.nodes.map((node) =>
@@ -38,8 +38,8 @@ export class Graph {
           pointerenter: () => this.act.point(node.index),
           pointerleave: () => this.act.point(null),
         },
-        svg("rect", { rx: 12, fill: colour(node.index), ...rectangle(node.box) }),
-        svg("text", { class: "name", fill: inkOn(colour(node.index)), ...centre(node.box) }, isolated(node.name)),
+        svg("rect", { rx: 12, fill: colour(node.index), ...rectangle(node.pill) }),
+        svg("text", { class: "name", fill: inkOn(colour(node.index)), ...centre(node.pill) }, isolated(node.name)),
       ),
     );
     this.edges = graph.edges;

@@ -103,7 +103,7 @@ export class Judge {
           DONE,
           done.filter((answer) => answer.id !== this.pending.line.undoes),
         );
-      else
+      else if (predicate !== undefined)
         write(
           "sessionStorage",
           DONE,

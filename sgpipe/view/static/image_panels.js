@@ -1,4 +1,5 @@
 // The texts of the page: the chosen relation and where it comes from, the list of relations, captions, the other run.
+import { markWords } from "./image_marks.js";
 import { html, svg, bdi, counted, score, sentence, shortened } from "./image_dom.js";
 
 const AROUND = 160,
@@ -90,7 +91,8 @@ function statement(values, numbers) {
     ? ` of ${caption.boxes.map((index) => values.objects[index]?.name ?? index).join(" and ")}`
     : "";
   const which = [...new Set(numbers.map((number) => values.statements[number].caption + 1))];
-  const inferred = !found.marks.some((mark) => mark.role === "predicate");
+  const marks = caption ? markWords(caption.text, found) : [],
+    inferred = !marks.some((mark) => mark.role === "predicate");
   return html(
     "div",
     { class: "statement" },
@@ -98,7 +100,7 @@ function statement(values, numbers) {
       "p",
       {},
       html("span", { class: "quiet" }, `Caption${which.length > 1 ? "s" : ""} ${which.join(", ")}${boxes}: `),
-      caption ? quotation(caption.text, found.marks) : html("i", {}, "not in the row"),
+      caption ? quotation(caption.text, marks) : html("i", {}, "not in the row"),
     ),
     html(
       "ul",

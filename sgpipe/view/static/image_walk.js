@@ -130,7 +130,9 @@ export class Walk {
 function evidence({ groups }) {
   const left = groups.filter((group) => group.share < 1),
     more = left.reduce((sum, group) => sum + (group.more ?? Infinity), 0);
-  return left.length ? (Number.isFinite(more) ? `about ${more.toLocaleString("en")} more answers` : "no end in sight") : "all is certified";
+  const certified = groups.reduce((sum, group) => sum + group.certified, 0),
+    done = certified ? `${counted(certified, "relation")} certified, ` : "";
+  return left.length ? done + (Number.isFinite(more) ? `about ${more.toLocaleString("en")} more answers` : groups.some((group) => group.share) ? "no end in sight" : "they show where to start") : "all is certified";
 }
 
 // Short, so that the bar keeps its height: the buttons stay where the pointer is.

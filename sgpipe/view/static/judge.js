@@ -31,6 +31,8 @@ function showGroups(card, found) {
 }
 
 function go(card, found) {
+  const agreement = card.querySelector("[data-show=agreement]");
+  if (agreement) agreement.textContent = found.agreement;
   const link = card.querySelector("[data-go]");
   if (link) {
     link.href = `/judge/${encodeURIComponent(card.dataset.plan)}?by=${encodeURIComponent(judge)}`;
@@ -70,6 +72,7 @@ async function drawSample(event) {
   const plan = { id: drawn ??= crypto.randomUUID?.() ?? `${Date.now()}-${Math.random().toString(36).slice(2)}`, kind, count: Number(values.get("count")), by: judge, run: form.dataset.run };
   if (kind === "search") plan.search = form.dataset.search;
   if (kind === "certificate") Object.assign(plan, { precision: Number(values.get("precision")), by_predicate: values.has("by_predicate") });
+  if (kind === "recall") plan.boxes = Number(values.get("boxes"));
   if (seed) plan.seed = Number(seed);
   button.disabled = true;
   status.className = "";

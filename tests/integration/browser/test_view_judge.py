@@ -65,6 +65,48 @@ def test_a_search_is_sampled_and_judged_by_keyboard_and_its_precision_followed(v
     expect(card.locator("[data-go]")).to_be_hidden()
 
 
+def test_what_holds_between_boxes_is_named_by_keyboard_and_what_the_run_has_stays_hidden(visit, server, run):
+    page = visit(f"{server}/judge")
+    page.get_by_label("recall, blind").check()
+    page.get_by_label("Questions", exact=True).fill("3")
+    page.get_by_label("Seed").fill("2")
+    page.get_by_role("button", name="Draw the sample").click()
+    page.wait_for_url("**/recall/*")
+    expect(page.locator("#about")).to_contain_text("Question 1 of 3")
+    expect(page.locator(".stage .box-name")).to_have_count(3)
+    assert accessibility_faults(page) == []
+    page.keyboard.type("1 rid")
+    expect(page.locator("#suggested")).to_have_text("Tab: riding")
+    page.keyboard.press("Tab")
+    page.keyboard.type("2")
+    page.keyboard.press("Enter")
+    page.keyboard.type("2 near 9")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("numbered from 1 to 3")
+    page.keyboard.press("Escape")
+    page.keyboard.type("2 far from 1")
+    page.keyboard.press("Enter")
+    expect(page.locator("#named li")).to_have_count(2)
+    page.keyboard.press("Backspace")
+    expect(page.locator("#named li")).to_have_count(1)
+    page.keyboard.press("Enter")
+    expect(page.locator("#about")).to_contain_text("Question 2 of 3")
+    page.keyboard.press("ArrowUp")
+    expect(page.locator("#named li")).to_have_text(re.compile("1 person riding 2 horse"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#about")).to_contain_text("Question 2 of 3")
+    page.keyboard.type("-")
+    page.keyboard.press("Enter")
+    expect(page.locator("#about")).to_contain_text("Question 3 of 3")
+    page.keyboard.press("Enter")
+    expect(page.locator("#about")).to_contain_text("Question 2 of 3, 1 open")
+    said = [line for line in map(json.loads, (run / JUDGEMENTS).read_text().splitlines()) if "images" not in line]
+    named = [line["relations"] for line in said if line["plan"] == page.url.split("/")[-1]]
+    assert named == [[{"subject": 0, "object": 1, "predicate": "riding"}]] * 2 + [None, []]
+    page.get_by_role("link", name="Plans").click()
+    expect(page.locator(".plan", has_text="Recall, blind")).to_contain_text("2 of")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_people_can_use_it(visit, server, run, scheme):
     page = visit(f"{server}/judge?predicate={EVIL}", scheme=scheme)

@@ -1,7 +1,6 @@
 """`sgpipe view`: what it prints, where it listens, and what it refuses."""
 
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,14 +55,6 @@ def test_it_prints_the_address_alone_and_says_the_rest(start: Start, root: Path)
     assert "<bdi>run</bdi>" in client.get("/").text
 
 
-def test_a_port_in_use_is_said(start: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        result, _ = start("--port", str(port))
-    assert f"port {port} is in use" in result.stderr
-    assert f":{port}/" not in result.stdout
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
 def test_with_a_host_everybody_needs_the_token_that_is_printed(start: Start, host: str) -> None:
     result, client = start("--host", host, "--port", "0")
@@ -76,14 +67,6 @@ def test_a_name_and_reading_only_reach_the_pages(start: Start) -> None:
     _, client = start("--port", "0", "--as", "<anna>", "--read-only")
     assert 'data-name="&lt;anna&gt;" data-read-only="true"' in client.get("/").text
     assert client.post("/api/judgements", json={}).status_code == 403
-
-
-def test_two_servers_open_one_run_and_a_second_run_beside_it(start: Start, root: Path) -> None:
-    _, first = start("--port", "0")
-    _, second = start(str(root), "--port", "0")
-    assert [client.get("/").status_code for client in (first, second)] == [200, 200]
-    assert second.app.state.freshness.viewer.other.images == 1
-    assert "beside <bdi>run</bdi>" in second.get("/").text
 
 
 @pytest.mark.parametrize(

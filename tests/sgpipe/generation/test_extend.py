@@ -150,6 +150,29 @@ def test_it_is_the_parent_of_another_run(extended, tmp_path):
     )
 
 
+def test_the_certified_relations_of_a_run_are_extended(extended, tmp_path):
+    run = shutil.copytree(extended, tmp_path / "run")
+    assert "certificate.json" in extend(run, tmp_path / "none", "--certified", code=2)
+    highest = max(each.confidence or 0 for record in rows(run) for each in record.relations)
+    certify = ("certify", run, "--precision", "0.5", "--threshold", str(highest))
+    while invoke(*certify).exit_code == 1:
+        log = JudgementLog(run / "judgements.jsonl", Manifest.load(run).run["fingerprint"])
+        for number, question in enumerate(each for plan in log.plans.values() for each in plan.questions):
+            values = {"at": "", "by": "anna", "run": log.fingerprint, "verdict": "right"}
+            log.append(Judgement(id=f"a{number}", **values, **question.key._asdict()))
+    [kept] = json.loads((run / "certificate.json").read_text())["sets"]
+    extend(run, tmp_path / "out", "miniworld", "--certified")
+    records = rows(run)
+    for record in records:
+        record.relations = [r for r in record.relations if r.confidence is None or r.confidence >= kept["threshold"]]
+    assert 0 < sum(len(each.relations) for each in records) < sum(len(each.relations) for each in rows(run))
+    assert_kept(records, rows(tmp_path / "out"))
+    extend(run, tmp_path / "all", "miniworld")
+    made = [Manifest.load(tmp_path / name).run["fingerprint"] for name in ("out", "all")]
+    assert made[0] != made[1]
+    assert "pass --extend" in invoke("generate", "--certified", "--out", tmp_path / "x").output.replace("\n", " ")
+
+
 def test_a_corrected_run_is_extended(extended, world, tmp_path):
     manifest, log = Manifest.load(extended), JudgementLog(tmp_path / "judgements.jsonl", "run")
     row = next(row for row in rows(extended) if any(each.confidence is not None for each in row.relations))

@@ -104,12 +104,6 @@ def test_a_set_is_reached_only_after_the_stricter_ones():
     )
 
 
-def test_three_relations_are_certain_once_all_are_right():
-    round_ = round_of([1.0], [3], [0.0, 0.0], [0, 0, 0], [0, 0, 0], scores=np.zeros((1, 2)))
-    assert evaluate([round_], [3], 0.95, 0.95).reached == 0
-    assert evaluate([dataclasses.replace(round_, wrong=np.array([1, 0, 0], bool))], [3], 0.95, 0.95).reached is None
-
-
 @pytest.mark.parametrize("kind", ["constant", "half", "none", "good"])
 def test_a_second_opinion_of_any_kind_divides_relations(kind):
     rng = np.random.default_rng(0)
@@ -264,15 +258,6 @@ def test_a_certificate_of_nothing_or_of_endless_bytes_is_refused(copy):
     result = invoke("export", root, "--to", "hf", "--certified", "--out", root.parent / "out")
     assert result.exit_code == 2
     assert "certifies nothing" in result.output.replace("\n", " ")
-
-
-def test_no_wrong_relation_at_all_can_be_promised(copy):
-    root, right = copy
-    for _ in range(3):
-        result = invoke("certify", root, "--precision", "1")
-        assert result.exit_code == 1, result.output
-        assert "not yet" in result.output
-        answer(root, right, decide=lambda _: "right")
 
 
 @pytest.mark.parametrize(

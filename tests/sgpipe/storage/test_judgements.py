@@ -133,13 +133,6 @@ def test_a_file_that_was_replaced_is_read_anew(log):
     assert states(log) == {KEY: "right"}
 
 
-def test_a_read_only_log_writes_nothing(tmp_path):
-    log = JudgementLog(tmp_path / JUDGEMENTS, RUN, read_only=True)
-    with pytest.raises(UserError, match="read-only"):
-        log.append(line())
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("failing", ["write", "fsync", "short"])
 def test_what_cannot_be_saved_leaves_the_file_as_it_was_and_can_be_sent_again(log, monkeypatch, failing):
     log.append(line())

@@ -1,4 +1,5 @@
 import errno
+import html
 import json
 import os
 import re
@@ -341,12 +342,10 @@ def test_a_certificate_goes_on_round_after_round(client, index):
 
 
 def test_people_who_agree(client):
-    for by, verdict, relation in (
-        ("anna", "right", RELATION),
-        ("bob", "right", RELATION),
-        ("anna", "wrong", OTHER),
-        ("bob", "wrong", OTHER),
-    ):
-        line = {**relation, "id": f"{by}{verdict}", "by": by, "verdict": verdict}
-        assert client.post("/api/judgements", json=line).status_code == 200
-    assert "their agreement (Krippendorff's alpha) is 1.00" in client.get("/judge").text
+    plan(client, id="p", count=50)
+    for by in ("anna", "bob"):
+        for verdict, relation in (("right", RELATION), ("wrong", OTHER)):
+            send(client, f"{by}{verdict}", relation, by=by, verdict=verdict, plan="p")
+    said = "Two or more people judged 2 relations; their agreement (Krippendorff's alpha) is 1.00."
+    assert html.unescape(client.get("/judge").text).count(said) == 2
+    assert client.get("/api/plans/p").json()["agreement"] == said

@@ -10,7 +10,7 @@ import pytest
 from sgpipe.recipe import PairConfig
 from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, RelationOrigin, Triplet
 from sgpipe.stages.pair import PairStage
-from sgpipe.view.provenance import PairSettings, Provenance, how_matched, mark_words
+from sgpipe.view.provenance import PairSettings, Provenance, how_matched
 
 MAN = Triplet("young man", "riding", "horses", "man", "horse", "ride", 0)
 BOXES = [Box("person", 1, (0, 0, 9, 9)), Box("horse", 2, (5, 5, 9, 9)), Box("dog", 3, (7, 7, 9, 9))]
@@ -29,12 +29,6 @@ def paired(triplets: list[Triplet], **settings: Any) -> Record:
     stage.setup()
     [found] = stage([record])
     return found
-
-
-def marked(text: str, triplet: Triplet) -> list[tuple[str, str]]:
-    units = text.encode("utf-16-le")
-    marks = mark_words(text, triplet)
-    return [(mark["role"], units[2 * mark["start"] : 2 * mark["stop"]].decode("utf-16-le")) for mark in marks]
 
 
 @pytest.mark.parametrize("match", ["head", "substring"])
@@ -156,37 +150,6 @@ def test_what_has_no_confidence_in_a_corrected_run_is_a_persons_or_an_annotation
 )
 def test_how_a_noun_met_a_class(phrase: str, head: str, category: str | None, match: str) -> None:
     assert how_matched(phrase, head, category) == match
-
-
-@pytest.mark.parametrize(
-    ("text", "words", "marks"),
-    [
-        ("A man riding a horse.", ("man", "riding", "horse"), ["subject man", "predicate riding", "object horse"]),
-        (
-            "a dog near a cat near a dog",
-            ("cat", "near", "dog"),
-            ["subject cat", "predicate near", "object dog"],
-        ),
-        (
-            "people sitting happily on a bench next to the ocean",
-            ("people", "sitting next to", "ocean"),
-            ["subject people", "predicate sitting", "object ocean"],
-        ),
-        ("The bus is covered in graffiti.", ("graffiti", "covering", "bus"), ["object bus", "subject graffiti"]),
-        ("He eats two apples", ("man", "eats", "apple"), ["predicate eats", "object apples"]),
-        ("Zebras standing next to each other", ("zebras", "standing next to", "zebras"),
-         ["subject Zebras", "predicate standing next to"]),
-        ("😀 a MAN, on—a 😀 horse", ("man", "on", "horse"), ["subject MAN", "predicate on", "object horse"]),
-        ("nothing of it", ("man", "on", "horse"), []),
-        ("", ("man", "on", "horse"), []),
-        ("a man", ("", "", ""), []),
-    ],
-)  # fmt: skip
-def test_the_words_of_a_triplet_are_found_in_its_caption(
-    text: str, words: tuple[str, str, str], marks: list[str]
-) -> None:
-    triplet = Triplet(*words, words[0], words[2], words[1], 0)
-    assert [" ".join(mark) for mark in marked(text, triplet)] == marks
 
 
 def test_an_object_that_is_missing_has_provenance() -> None:

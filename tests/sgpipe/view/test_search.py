@@ -213,18 +213,12 @@ def test_orders(index: Index, records: list[Record]) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("params", [[], [("q", '"a red"')]])
-def test_pages_lead_back_and_neighbours_lead_through(index: Index, order: str, params: list[tuple[str, str]]) -> None:
+def test_pages_lead_on_and_neighbours_lead_through(index: Index, order: str, params: list[tuple[str, str]]) -> None:
     chosen = filters(index, *params, ("order", order))
     hits = all_hits(index, chosen)
     first = search(index, chosen, limit=20)
     second = search(index, chosen, first.next, limit=20)
-    assert first.previous is None
-    assert second.previous is not None
     assert first.hits + second.hits == hits[:40]
-    assert search(index, chosen, second.previous, limit=20) == first
-    third = search(index, chosen, second.next, limit=5)
-    assert search(index, chosen, third.previous, limit=30).hits == hits[10:40]
-    assert search(index, chosen, third.previous, limit=45).hits == hits[:45]
     times = Counter(map(key, hits))
     once = [at for at, hit in enumerate(hits) if times[key(hit)] == 1]
     for at in (once[0], once[len(once) // 2], once[-1]):
@@ -247,21 +241,6 @@ def test_walking_ends_though_an_image_has_a_relation_several_times(index: Index)
         hit, steps = after, steps + 1
         assert steps <= len(hits)
     assert hit == hits[-1]
-
-
-def test_a_hit_says_where_the_relation_is(index: Index, records: list[Record]) -> None:
-    by_name = {(record.split, record.image_id): record for record in records}
-    for hit in all_hits(index, filters(index)):
-        record = by_name[hit.split, hit.image_id]
-        assert (hit.dataset, hit.file_name, hit.width, hit.height) == ("drawn", record.file_name, *SIZE)
-        assert hit.subject is not None
-        assert hit.object is not None
-        assert hit.subject_box == record.objects[hit.subject].bbox
-        assert hit.object_box == record.objects[hit.object].bbox
-        assert (hit.subject_category, hit.object_category) == (
-            record.objects[hit.subject].category,
-            record.objects[hit.object].category,
-        )
 
 
 def test_captions_alone_find_images(index: Index, records: list[Record]) -> None:

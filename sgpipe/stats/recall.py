@@ -1,0 +1,217 @@
+"""Recall plans: people say what holds between boxes of random images without seeing the labels.
+
+The share of the named relations that the run has is its recall, as far as people see what holds. Relations of an image
+are alike, so intervals are of a cluster sample. What two people name about the same boxes, alone and both, says how
+many relations neither named, if each names a relation whether or not the other does: what is hard to see for both is
+not counted (capture and recapture).
+
+benchmarks/recall_coverage.py measures how often the intervals contain the truth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgpipe.errors import UserError
+from sgpipe.records import NO_OBJECT
+from sgpipe.stages.pair import normalise_predicate
+from sgpipe.stats.precision import PrecisionEstimate, design_effect, wilson
+from sgpipe.storage.judgements import JudgementLog
+from sgpipe.storage.recall_plans import MOST_QUESTIONS, BlindQuestion, RecallPlan
+from sgpipe.utils.console import count, single_line
+
+Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
+Named = tuple[int, int, str]  # subject, object and normalised predicate
+_Item = tuple[bool, int, float]  # whether the run has what was named, the number of the image, and its weight
+BOXES = 8  # of a question
+_Z = 1.959964
+_IMAGES = """
+    select split::varchar, image_id, list(number order by number), count(*) over ()
+    from run.objects join run.images using (image) where status::varchar = 'ok' and category::varchar <> ?
+    group by image, split, image_id having count(*) > 1
+    order by hash(?::varchar, split::varchar, image_id), split, image_id limit ?
+"""
+_RELATIONS = """
+    select images.split::varchar, image_id, subject, object, predicate::varchar
+    from run.relations join run.images using (image) where image_id in (select unnest(?::varchar[]))
+"""
+
+
+def draw_recall(rows: Rows, number: int, boxes: int, seed: int) -> tuple[int, list[BlindQuestion]]:
+    """Draw random images of a run, and of each at most `boxes` random boxes; also return how many images there are.
+
+    Raises UserError: no image has two boxes, or a number is out of range.
+    """
+    if not 1 <= number <= MOST_QUESTIONS or boxes < 2:
+        raise UserError(f"{number} questions about {boxes} boxes: expected 1 to {MOST_QUESTIONS:,} about 2 or more")
+    found = rows(_IMAGES, [NO_OBJECT, seed, number])
+    if not found:
+        raise UserError("no image has two boxes to ask about")
+    questions = []
+    for split, image_id, own, _ in found:
+        digest = hashlib.sha256(f"{seed}\0{split}\0{image_id}".encode()).digest()
+        chosen = np.random.default_rng(list(digest)).choice(own, min(boxes, len(own)), replace=False)
+        weight = math.comb(len(own), 2) / math.comb(len(chosen), 2)
+        questions.append(BlindQuestion(split, image_id, sorted(chosen.tolist()), weight))
+    return found[0][3], questions
+
+
+def questions_left(plan: RecallPlan, log: JudgementLog, by: str) -> list[int]:
+    """Return the numbers of the questions that a person has not answered, those that were skipped last."""
+    answers = {place: own[by].relations for place, own in log.blind_answers(plan.plan).items() if by in own}
+    left = [number for number, each in enumerate(plan.questions) if answers.get(each.place) is None]
+    return sorted(left, key=lambda number: plan.questions[number].place in answers)
+
+
+def estimate_recall(
+    has: NDArray[np.bool_], images: NDArray[np.int64], weight: NDArray[np.float64], left: float = 1.0
+) -> PrecisionEstimate:
+    """Return the share of named relations that the run has, with Wilson's interval for the effective sample size.
+
+    `has`: whether the run has a relation, `images`: numbers of images, `weight`: of questions; all `[relations]`.
+    `left`: the share of the run's images that was not asked about.
+    """
+    if not len(has):
+        return PrecisionEstimate(0, 0, None, 0.0, 1.0)
+    value = float(np.average(has, weights=weight))
+    near = (weight @ has + weight.mean() / 2) / (weight.sum() + weight.mean())  # so that equal ones have a variance
+    alike = (np.bincount(images, weight) ** 2).sum() / (weight @ weight)  # if all relations of an image were
+    design = min(design_effect(weight * (has - near), images), alike) * max(left, 1e-9)
+    size = weight.sum() ** 2 / (weight @ weight) / design
+    low, high = (float(wilson(value, size, side)) for side in (-1, 1))
+    return PrecisionEstimate(int(has.sum()), len(has), value, low, high)
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """How many relations two people named in common questions, and the share (95% interval) of an estimated total."""
+
+    people: tuple[str, str]
+    questions: int
+    both: int
+    one: int
+    total: float
+    value: float
+    low: float
+    high: float
+
+
+def recapture(
+    people: tuple[str, str], both: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]
+) -> Completeness | None:
+    """Return how complete two people are from what both, and only one of them, named, `[images]`; None: nothing.
+
+    The total is Chapman's (1951), the interval that of Sadinle (2009, Transformed logit confidence intervals for small
+    populations in single capture-recapture estimation), with the jackknife's variance over images if that is larger.
+    """
+    shared, one, other = int(both.sum()), int(first.sum()), int(second.sum())
+    if not (known := shared + one + other):
+        return None
+    total = (shared + one + 1) * (shared + other + 1) / (shared + 1) - 1
+    middle = math.log((one + 0.5) * (other + 0.5) / (shared + 0.5))  # of those that neither named
+    without = np.log((one - first + 0.5) * (other - second + 0.5) / (shared - both + 0.5))
+    jackknife = (1 - 1 / len(both)) * float(((without - without.mean()) ** 2).sum())
+    variance = max(1 / (shared + 0.5) + 1 / (one + 0.5) + 1 / (other + 0.5), jackknife) + math.exp(-middle)
+    least, most = (known - 0.5 + math.exp(middle + side * _Z * math.sqrt(variance)) for side in (-1, 1))
+    share = (known / most, min(known / least, 1.0))
+    return Completeness(people, len(both), shared, one + other, total, known / total, *share)
+
+
+@dataclass(frozen=True)
+class RecallMeasures:
+    """What the answers to a recall plan say.
+
+    Attributes:
+        images: of the run that can be asked about. answered, open: questions.
+        recall: of the named relations; `pairs`: of the pairs of boxes that people relate, whatever the predicate.
+        predicates: the most often named first. people: the two who answered the most common questions.
+    """
+
+    plan: str
+    images: int
+    answered: int
+    open: int
+    recall: PrecisionEstimate
+    pairs: PrecisionEstimate
+    predicates: dict[str, PrecisionEstimate]
+    people: Completeness | None
+
+    def describe(self) -> Iterator[str]:
+        """In sentences."""
+        asked = f"{self.answered:,} of {count(self.images, 'image')}"
+        if self.recall.value is None:
+            yield f"Recall, blind: people have named no relation yet ({asked} answered)."
+            return
+        yield (
+            f"Recall, blind: the run has {self.recall} of the relations that people named in {asked}, without seeing "
+            f"its labels; it relates {self.pairs} of the pairs."
+        )
+        if self.people is not None:
+            names, own = " and ".join(single_line(name, 60) for name in self.people.people), self.people
+            yield (
+                f"{names} answered {count(own.questions, 'common question')}: {own.both:,} relations named by both, "
+                f"{own.one:,} by one. Together they named about {own.value:.1%} of what there is "
+                f"({own.low:.1%} to {own.high:.1%})."
+            )
+
+    def as_groups(self) -> list[dict[str, Any]]:
+        """As plain values for a page: a bar for the plan, and one for the recall of each predicate."""
+        whole = {"share": self.answered / (self.answered + self.open), "lines": list(self.describe())}
+        return [whole, *({"share": own.value, "lines": [f"{name}: {own}"]} for name, own in self.predicates.items())]
+
+
+def measure_recall(plan: RecallPlan, log: JudgementLog, rows: Rows) -> RecallMeasures:
+    """Compare what people named with the relations of the run (`rows`: as `Index.rows`). What anyone named holds."""
+    answers = {
+        place: {
+            by: {(each.subject, each.object, normalise_predicate(each.predicate)) for each in answer.relations}
+            for by, answer in own.items()
+            if answer.relations is not None
+        }
+        for place, own in log.blind_answers(plan.plan).items()
+    }
+    asked = [question for question in plan.questions if answers.get(question.place)]
+    run: defaultdict[tuple[str, str], set[Named]] = defaultdict(set)
+    for split, image_id, *ends, predicate in rows(_RELATIONS, [[question.image_id for question in asked]]):
+        run[split, image_id].add((ends[0], ends[1], normalise_predicate(predicate)))
+    found: defaultdict[str, list[_Item]] = defaultdict(list)
+    pairs: list[_Item] = []
+    for number, question in enumerate(asked):
+        own, related = run[question.place], {key[:2] for key in run[question.place]}
+        inside = {key for each in answers[question.place].values() for key in each if {*key[:2]} <= {*question.boxes}}
+        for key in sorted(inside):
+            found[key[2]].append((key in own, number, question.weight))
+        pairs += [(pair in related, number, question.weight) for pair in sorted({key[:2] for key in inside})]
+
+    def recall(items: Sequence[_Item]) -> PrecisionEstimate:
+        has, images, weight = (np.array([each[at] for each in items]) for at in range(3))
+        left = 1 - len(asked) / plan.images
+        return estimate_recall(has.astype(bool), images.astype(int), weight.astype(float), left)
+
+    common = Counter(pair for each in asked for pair in combinations(sorted(answers[each.place]), 2)).most_common(1)
+    people = None
+    if common:
+        (one, other), _ = common[0]
+        named = [answers[question.place] for question in asked]
+        both = [(each[one], each[other]) for each in named if one in each and other in each]
+        counts = [(len(a & b), len(a - b), len(b - a)) for a, b in both]
+        people = recapture((one, other), *np.array(counts).T)
+    return RecallMeasures(
+        plan=plan.plan,
+        images=plan.images,
+        answered=len(asked),
+        open=len(plan.questions) - len(asked),
+        recall=recall([item for items in found.values() for item in items]),
+        pairs=recall(pairs),
+        predicates={name: recall(found[name]) for name in sorted(found, key=lambda name: (-len(found[name]), name))},
+        people=people,
+    )

@@ -1,0 +1,202 @@
+"""Recall plans: blind answers over HTTP, the recall that they show, and what two people show about each other."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
+
+from benchmarks.recall_coverage import people, plans
+from sgpipe.cli.main import app
+from sgpipe.records import NO_OBJECT, Box
+from sgpipe.stats.recall import estimate_recall, measure_recall, recapture
+from sgpipe.storage.index import Index
+from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+from sgpipe.utils.console import Progress
+from sgpipe.view.app import create_app
+from sgpipe.view.security import Access
+from sgpipe.view.web import Viewer
+from tests.sgpipe.stats.runs import make_shards, scene
+
+SECRET = "levitating above"  # a predicate of the run that nobody else utters
+IMAGES = 60
+
+
+def boxes(number: int) -> list[Box]:
+    return [Box(name, 1, (9 * at, 5, 8, 8)) for at, name in enumerate(["person", "dog", "cup", "car"][:number])]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Of each image, the run has "on" between 0 and 1, and every second one "near" between 1 and 0."""
+    records = []
+    for number in range(IMAGES):
+        relations = [(0, "On", 1, 0.4 + number / 200), (2, SECRET, 0, 0.9)]
+        records.append(scene(f"i{number}", [*relations, *([(1, "near", 0, 0.2)] if number % 2 else [])], boxes(4)))
+    lonely = scene("lonely", objects=[*boxes(1), Box(NO_OBJECT, 0, (0, 0, 0, 0))])
+    return make_shards(tmp_path / "run", [*records, lonely])
+
+
+@pytest.fixture
+def client(run: Path) -> TestClient:
+    index = Index.open(run, Progress(Console(quiet=True)))
+    viewer = Viewer("the run", index, JudgementLog(run / JUDGEMENTS, index.fingerprint), name="anna")
+    return TestClient(create_app(viewer, Access()), base_url="http://localhost")
+
+
+def draw(client: TestClient, status: int = 201, **values: object) -> str:
+    made = client.post("/api/plans", json={"kind": "recall", "count": 40, "seed": 1, "id": "r", **values})
+    assert made.status_code == status, made.text
+    return made.json().get("plan") or made.json()["error"]
+
+
+def question(client: TestClient, by: str = "anna", **params: object) -> dict:
+    found = client.get("/api/recall/r", params={"by": by, **params})
+    assert found.status_code == 200, found.text
+    return found.json()
+
+
+def answer(
+    client: TestClient, asked: dict, relations: list | None, by: str = "anna", status: int = 200, changes=None
+) -> dict:
+    named = relations and [dict(zip(("subject", "predicate", "object"), each, strict=True)) for each in relations]
+    place = {name: asked["question"]["image"][name] for name in ("split", "image_id")}
+    line = {"id": f"{by}{asked['number']}", "plan": "r", "by": by, **place, "relations": named, **(changes or {})}
+    stored = client.post("/api/judgements", json=line)
+    assert stored.status_code == status, stored.text
+    return stored.json()
+
+
+def test_people_answer_blindly_and_the_recall_is_reported(client, run):
+    draw(client)
+    log = JudgementLog(run / JUDGEMENTS, client.app.state.freshness.viewer.index.fingerprint)
+    for by in ("anna", "ben"):
+        for number in range(20):
+            asked = question(client, by)
+            assert (asked["number"], asked["left"], len(asked["question"]["objects"])) == (number, 40 - number, 4)
+            seen = [(0, "on", 1), (1, "NEAR", 0)] if by == "anna" else [(0, "on", 1)]
+            stored = answer(client, asked, seen, by)
+            assert stored["by"] == by
+    log.reload()
+    found = measure_recall(log.recall_plans["r"], log, client.app.state.freshness.viewer.index.rows)
+    rows = found.predicates
+    assert (found.answered, found.open, found.images) == (20, 20, IMAGES)
+    assert (rows["on"].correct, rows["on"].judged) == (20, 20)
+    assert rows["near"].judged == 20
+    assert 3 < rows["near"].correct < 17
+    assert found.recall.value == pytest.approx((20 + rows["near"].correct) / 40)
+    assert found.recall.low < found.recall.value < found.recall.high
+    assert (found.people.both, found.people.one) == (20, 20)
+    card = client.get("/judge").text
+    assert "anna and ben answered 20 common questions" in card
+    result = CliRunner().invoke(app, ["stats", str(run), "--judgements", "own"], env={"COLUMNS": "200"})
+    text = " ".join(result.output.split())
+    assert "of the relations that people named in 20 of 60 images" in text
+    assert "recall of what people name" in text
+    report = CliRunner().invoke(app, ["stats", str(run), "--judgements", "own", "--json"])
+    assert report.exit_code == 0, report.output
+    assert json.loads(report.stdout)["judgements"]["recall"]["answered"] == 20
+
+
+def test_nothing_of_the_labels_reaches_the_page_or_its_answers(client):
+    draw(client)
+    for number in range(3):
+        asked = question(client)
+        stored = answer(client, asked, [(0, "on", 1)])
+        page = client.get("/recall/r")
+        assert page.status_code == 200
+        for text in (page.text, json.dumps([asked, stored, question(client, at=number)])):
+            assert SECRET not in text
+            assert "confidence" not in text
+            assert "near" not in text
+    assert question(client, "ben", at=0)["question"]["relations"] == []  # nor what others said
+    own = question(client, at=0)["question"]["relations"]
+    assert own == [{"subject": 0, "object": 1, "predicate": "on"}]
+    assert client.get("/judge/r", follow_redirects=False).headers["location"] == "/recall/r"
+
+
+def test_what_is_skipped_comes_last_and_a_later_answer_replaces_the_one_before(client):
+    draw(client, count=3)
+    answer(client, question(client), None, changes={"id": "skip"})
+    assert question(client)["number"] == 1
+    for number in (1, 2, 0):
+        asked = question(client)
+        assert asked["number"] == number
+        answer(client, asked, [(0, "on", 1)])
+    assert question(client) == {"number": 3, "of": 3, "left": 0, "question": None}
+    answer(client, question(client, at=1), [], changes={"id": "again"})
+    assert question(client, at=1)["question"]["relations"] == []
+    assert client.get("/api/plans/r?by=anna").json()["open"] == 0
+
+
+def test_boxes_of_a_question_stand_for_all_pairs_of_the_image(client, run):
+    draw(client, boxes=2, count=5)
+    asked = question(client)
+    indices = [each["index"] for each in asked["question"]["objects"]]
+    assert len(indices) == 2
+    other = next(index for index in range(4) if index not in indices)
+    assert "between two boxes" in answer(client, asked, [(indices[0], "on", other)], status=400)["error"]
+    log = JudgementLog(run / JUDGEMENTS, client.app.state.freshness.viewer.index.fingerprint)
+    assert {each.weight for each in log.recall_plans["r"].questions} == {6.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "message"),
+    [
+        ({"plan": "none"}, 404, "no such plan"),
+        ({"image_id": "lonely"}, 404, "does not ask"),
+        ({"relations": [{"subject": 0, "object": 0, "predicate": "on"}]}, 400, "two boxes"),
+        ({"relations": [{"subject": 0, "object": 1, "predicate": " on"}]}, 400, "one line"),
+        ({"relations": [{"subject": 0, "object": 1}]}, 400, "predicate"),
+        ({"relations": [{"subject": 0, "object": 1, "predicate": "x" * 201}]}, 400, "200"),
+        ({"relations": "all"}, 400, "relations"),
+        ({"run": "another"}, 409, "another run"),
+    ],
+)
+def test_what_is_no_answer_is_refused(client, run, values, status, message):
+    draw(client)
+    before = (run / JUDGEMENTS).read_bytes()
+    assert message in answer(client, question(client), [], status=status, changes=values)["error"]
+    assert (run / JUDGEMENTS).read_bytes() == before
+
+
+def test_plans_that_cannot_be_drawn_are_refused(client):
+    assert "expected 1 to" in draw(client, 422, count=0)
+    assert "2 or more" in draw(client, 422, boxes=1)
+    assert client.get("/api/recall/none").status_code == client.get("/recall/none").status_code == 404
+
+
+def test_nobody_named_anything(client, run):
+    draw(client)
+    answer(client, question(client), [])
+    assert "people have named no relation yet (1 of 60 images answered)" in client.get("/judge").text
+    none = np.zeros(0)
+    assert estimate_recall(none.astype(bool), none.astype(int), none).value is None
+    assert recapture(("anna", "ben"), *np.zeros((3, 5), int)) is None
+
+
+@pytest.mark.parametrize("kind", ["random", "everything"])
+def test_people_who_answer_at_random_or_name_everything(client, kind):
+    """Random answers show a low recall, and who names all pairs does not show a high one."""
+    draw(client)
+    dice = random.Random(0)
+    pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
+    for by in ("anna", "ben"):
+        for _ in range(40):
+            said = dice.sample(pairs, 3) if kind == "random" else pairs
+            answer(client, question(client, by), [(a, dice.choice(["on", "in", "at"]), b) for a, b in said], by)
+    lines = client.get("/api/plans/r").json()["groups"][0]["lines"]
+    share = float(lines[0].split("has ")[1].split("%")[0])
+    assert share < 25
+    if kind == "random":
+        assert float(lines[1].split("about ")[1].split("%")[0]) < 60  # they rarely agree, so much seems to be missed
+
+
+@pytest.mark.parametrize("simulate", [plans, people])
+def test_intervals_contain_the_truth(simulate):
+    for name, data, covered in simulate(simulations=120, only=2):
+        assert covered > 0.88, (name, data)
