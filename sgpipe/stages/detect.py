@@ -162,7 +162,7 @@ def _closed(model: PreTrainedModel, processor: Any, device: torch.device) -> Det
 
 
 class ZeroShotDetector:
-    """A detector that takes any number of class names as text, such as OWLv2 or Grounding DINO.
+    """A detector that takes any number of class names as text, such as OWLv2, Grounding DINO or SAM 3.
 
     Grounding DINO reads as many names at a time as fit in its text length, in their order. Its boxes depend on the
     names read together, so this split follows from the classes alone.

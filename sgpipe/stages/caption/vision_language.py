@@ -104,19 +104,14 @@ class VisionLanguageCaptioner:
             self.model = torch.nn.Module.to(model, self.device).eval()
             self.generation = copy.deepcopy(self.model.generation_config)
             self.generation.update(
+                **dict.fromkeys(("max_length", "min_length", "temperature", "top_p", "top_k", "cache_implementation")),
                 do_sample=False,
+                repetition_penalty=1.0,
+                return_dict_in_generate=False,
                 num_beams=config.beams if config.decoding == "beam" else 1,
                 num_return_sequences=1,
-                max_length=None,
-                min_length=None,
                 max_new_tokens=config.max_tokens,
                 min_new_tokens=config.min_tokens,
-                repetition_penalty=1.0,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                cache_implementation=None,
-                return_dict_in_generate=False,
             )
             short = copy.deepcopy(self.generation)
             short.update(max_new_tokens=2, min_new_tokens=2)

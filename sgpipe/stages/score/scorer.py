@@ -94,8 +94,7 @@ Corners = tuple[float, float, float, float]  # pixel xyxy
 
 def marked_crop(image: Image.Image, objects: Sequence[Box], relation: Relation, side: int) -> Image.Image | None:
     """A square of `side` pixels around both boxes, with their outlines; None if a box has no area in the image."""
-    boxes = visible_boxes(image, objects, relation)
-    if boxes is None:
+    if (boxes := visible_boxes(image, objects, relation)) is None:
         return None
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
     left, top, right, bottom = min(lefts), min(tops), max(rights), max(bottoms)
@@ -112,8 +111,7 @@ def marked_crop(image: Image.Image, objects: Sequence[Box], relation: Relation, 
 
 def marked_image(image: Image.Image, objects: Sequence[Box], relation: Relation, longest: int) -> Image.Image | None:
     """The whole image, reduced to at most `longest` pixels, with both outlines; None as `marked_crop`."""
-    boxes = visible_boxes(image, objects, relation)
-    if boxes is None:
+    if (boxes := visible_boxes(image, objects, relation)) is None:
         return None
     scale = min(longest / max(image.size), 1.0)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
