@@ -323,10 +323,7 @@ def _counts(measures: Measures) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Audit:
-    """The audit of one run; parts that were not asked for are None.
-
-    calibrated: a sentence on the calibration by whose probabilities relations were chosen.
-    """
+    """The audit of one run; parts that were not asked for are None. `calibrated`: a sentence on the calibration."""
 
     measures: Measures
     ground_truth: GroundTruthMeasures | None = None

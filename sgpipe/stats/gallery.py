@@ -88,15 +88,10 @@ def write_sheet(
     images: ImagePlace | None = None,
     calibration: Calibration | None = None,
 ) -> tuple[int, int]:
-    """Draw sample images of a run into one PNG, each with its most confident relations.
+    """Draw `count` images of a run into one PNG, those with a relation of at least `threshold` first.
 
-    Args:
-        count: number of images; those with a relation of at least `threshold` come first.
-        images: where the images are, if they have moved since the run.
-        calibration: of the tagger; the threshold, and what is drawn, is a probability then.
-
-    Returns:
-        the number of images on the sheet, and how many of them could not be opened.
+    With a calibration, the threshold, and what is drawn, are probabilities. Returns the number of images, and how many
+    of them could not be opened.
 
     Raises UserError: the folder is not a run or has no image, or a shard cannot be read.
     """

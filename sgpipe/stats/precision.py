@@ -298,11 +298,8 @@ def design_effect(residuals: Floats, images: NDArray[np.int64]) -> float:
 class ScoreQuality:
     """How well a model's scores, such as those of the second opinion, tell correct from incorrect relations.
 
-    Attributes:
-        judged: relations that are judged and have a score.
-        auc: how probable it is that a correct relation has a higher score than an incorrect one (area under the ROC
-            curve); None without either kind. `confidence_auc`: the same of the confidence, of all judged relations.
-        calibration_error, perfect_error: see `JudgedRelations`.
+    `judged`: relations that are judged and have a score. `auc`: see `area_under_roc`; `confidence_auc`: that of the
+    confidence, of all judged relations.
     """
 
     judged: int
@@ -391,13 +388,11 @@ def measure_against_ground_truth(
     *,
     has_opinion: bool = False,
 ) -> GroundTruthMeasures:
-    """Compare a run with its ground truth.
+    """Compare a run with its ground truth; with a calibration of the tagger, everything is of its probabilities.
 
     Args:
         target: the precision for which thresholds are suggested.
         thresholds: those of the curve.
-        calibration: of the tagger; everything is of its probabilities then.
-        has_opinion: whether the run has a second opinion.
 
     Raises UserError: a folder is not a run, the two have no image in common, or a number is out of range.
     """

@@ -74,7 +74,9 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     if any(part.judged for part in recipe.data.val) or (
         recipe.model.kind != "tagger" and any(part.judged for part in recipe.data.train)
     ):
-        raise UserError("judgements teach the R-Tagger only: model.kind=tagger, and none in data.val")
+        raise UserError(
+            "judged shards (--judgements) teach the R-Tagger only: set model.kind=tagger, and none in data.val"
+        )
     progress.say("reading the shards")
     training = scan_training(recipe.data)
     validation = scan_validation(recipe.data, training)

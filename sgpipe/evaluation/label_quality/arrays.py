@@ -222,14 +222,10 @@ class GroundTruthIndex:
         return np.array([self._find(name) for name in names], dtype=np.int64)
 
     def match(self, graphs: Graphs, images: Array, classes: ClassTable, iou: float) -> Array:
-        """Match predicted objects with those of the ground truth by class and box.
+        """Match predicted objects with those of the ground truth by class and a minimum IoU of boxes.
 
-        Args:
-            images: `[images]`, the ground truth image of each image of `graphs`, or `NO_IMAGE`.
-            iou: minimum overlap of the two boxes.
-
-        Returns:
-            `[objects]`, an object of the ground truth or `NO_MATCH`.
+        `images` `[images]`: the ground truth image of each, or `NO_IMAGE`. Returns `[objects]`, an object of the ground
+        truth or `NO_MATCH`.
         """
         own = images[images >= 0]
         objects = _ranges(self.graphs.starts[own], self.graphs.starts[own + 1])
@@ -252,13 +248,9 @@ class GroundTruthIndex:
         return best_pairs(left[same], right[same], overlap[same], len(graphs.image))
 
     def judge(self, subjects: Array, objects: Array, predicates: Array) -> tuple[Array, Array]:
-        """Look up relations between objects of the ground truth.
+        """Return whether the ground truth has relations, and whether it has any of their pairs, `[relations]` each.
 
-        Args:
-            subjects, objects: `[relations]`, objects of the ground truth or `NO_MATCH`; predicates: `[relations]`.
-
-        Returns:
-            `[relations]`: whether the ground truth has this relation, and whether it has any relation of the pair.
+        Arguments `[relations]`; subjects and objects are those of the ground truth, or `NO_MATCH`.
         """
         matched = (subjects != NO_MATCH) & (objects != NO_MATCH)
         pair, related = _look_up(self._pairs, subjects * len(self.graphs.image) + objects)

@@ -140,13 +140,8 @@ NO_MATCH = -1
 def best_pairs(first: Array, second: Array, quality: Array, count: int) -> Array:
     """Match one to one: take the best candidate pair, then the best of those left, and so on; ties go to the first.
 
-    Args:
-        first, second: `[candidates]`, the two members of each pair.
-        quality: `[candidates]`, how well they fit.
-        count: size of the first side.
-
-    Returns:
-        `[count]`, the match of each member of the first side, or `NO_MATCH`.
+    Arguments `[candidates]`: both members and how well they fit. Returns the match of each of the `count` members of
+    the first side, or `NO_MATCH`.
     """
     order = np.lexsort((second, first, -quality))
     first, second = first[order], second[order]
