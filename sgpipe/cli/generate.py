@@ -168,6 +168,9 @@ def generate(
     data: SourceOptions,
     options: RecipeOptions,
     retry_failed: Annotated[bool, cli.option("Label the images of error rows again.", "--retry-failed")] = False,
+    metrics: Annotated[
+        Path | None, cli.writes_file("Append a line of JSON each minute: images, errors, seconds of stages, queue, …")
+    ] = None,
     json_: cli.Json = False,
 ) -> None:
     """Label the images of a dataset or a folder with relations.
@@ -199,7 +202,9 @@ def generate(
     from sgpipe.records import TRAINING_CONFIDENCE
 
     with redirect_stdout(sys.stderr):  # Ray prints what happens to its machines; standard output is for results
-        summary = run(loaded, out, console.Progress(console.progress()), retry_failed=retry_failed, parent=parent)
+        summary = run(
+            loaded, out, console.Progress(console.progress()), retry_failed=retry_failed, parent=parent, metrics=metrics
+        )
     from sgpipe.evaluation.label_quality.comparison import print_run_quality, run_quality
 
     threshold = max(TRAINING_CONFIDENCE, loaded.tag.threshold) if loaded.tag.calibration is None else 0.0

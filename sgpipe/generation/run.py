@@ -35,6 +35,7 @@ from sgpipe.generation.engine import (
 )
 from sgpipe.generation.identity import STAGES, identity, source_identity
 from sgpipe.generation.local_engine import LocalEngine
+from sgpipe.generation.metrics import RunMetrics
 from sgpipe.generation.parent import Reuse
 from sgpipe.recipe import WHOLE, Recipe, SourceConfig, hub_models, models_of, recipe_notes, with_model_folders
 from sgpipe.sources.hub import check_hub
@@ -47,6 +48,7 @@ from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
+from sgpipe.storage.outputs import check_output
 from sgpipe.storage.run_folder import REQUESTS, RunFolder
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.config_file import require_loaded
@@ -65,12 +67,14 @@ def generate(
     *,
     retry_failed: bool = False,
     parent: str | Path | None = None,
+    metrics: Path | None = None,
 ) -> Summary:
     """Label the recipe's source into the folder `out`; an earlier run of the same recipe there is resumed.
 
     Args:
         retry_failed: label the images of error rows again.
         parent: a run, or its object store; what it has up to the first stage with other settings is taken over.
+        metrics: a file, to which a line of JSON is appended each minute and at the end.
 
     Raises:
         UserError: something is wrong with the recipe, its files or the folder; nothing was lost.
@@ -98,7 +102,7 @@ def generate(
             run.tidy(units, retry_failed)
             mirror.copy()
         if units:
-            run.label(units, mirror)
+            run.label(units, mirror, metrics)
         else:
             progress.say(_nothing_left(folder, run.manifest, run.rows, retry_failed))
         problems: Counter[str] = Counter()
@@ -223,7 +227,7 @@ class LabellingRun:
         if units or not self.folder.is_described:  # a finished run is not described by a smaller --limit
             self.folder.describe(self.recipe, self.manifest)
 
-    def label(self, units: Sequence[WorkUnit], mirror: ManifestMirror) -> None:
+    def label(self, units: Sequence[WorkUnit], mirror: ManifestMirror, metrics: Path | None = None) -> None:
         """Run the units, and commit each shard as soon as it is written."""
         assert self.engine is not None
         folder, manifest = self.folder, self.manifest
@@ -234,10 +238,13 @@ class LabellingRun:
         reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in self.indexes})
         utilization, total = Utilization(self.engine.workers), sum(unit.rows for unit in units)
         estimate = Estimate(total, max(self.engine.workers.values()))
+        on_ray = not isinstance(self.engine, LocalEngine) and "://" not in str(self.recipe.engine.address)
+        measured = RunMetrics(self.recipe.name, total, utilization, on_ray=on_ray)
         if self.reuse is not None:
             reader = self.reuse.reader(reader)
         with (
             mirror,
+            measured.written_to(metrics and check_output(metrics), self.progress),
             self.progress.images(total) as advance,
             closing(self.engine.run(units, reader, UnitWriter(folder.storage, folder.claim))) as shards,
         ):
@@ -253,6 +260,7 @@ class LabellingRun:
                     described.add(shard.split)
                     folder.describe(self.recipe, manifest)
                 mirror.copy_soon()
+                measured.add(shard)
                 advance(shard.rows, shard.counts)
                 if said := estimate.add(shard):
                     self.progress.say(said)
