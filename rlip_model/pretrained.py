@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -32,13 +31,11 @@ A network of RLIPv2 (Yuan et al., ICCV 2023): {parameters:,} parameters, backbon
 {use}
 
 ```python
-from rlip_model import {name}
+import rlip_model  # of `pip install sgpipe`; no code is downloaded
+from transformers import AutoModel
 
-model = {name}.from_pretrained("FOLDER_OR_ID")
+model = AutoModel.from_pretrained("FOLDER_OR_ID")
 ```
-
-The package `rlip_model` comes with sgpipe. Importing a network registers it with `AutoModel`. There is nothing to
-compile.
 
 ## Evaluation
 
@@ -47,6 +44,7 @@ Not evaluated yet. Before you publish this network, add its results, the data it
 _TAGGER_USE = "It labels the relations of given pairs of boxes: `sgpipe generate --tagger FOLDER_OR_ID`."
 _DETECTOR_USE = "It detects pairs of objects and their relations: `sgpipe predict FOLDER --data SHARDS`."
 
+_OF_THE_HUB = {"revision", "token", "cache_dir", "local_files_only", "force_download"}
 # Raised by transformers and safetensors for files that are missing, damaged or of another model.
 _UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, StrictDataclassError, SafetensorError)
 
@@ -74,9 +72,15 @@ class RLIPPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls: type[Model], pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+        cls: type[Model],
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
     ) -> Model:
         """Load a network and its tokenizer from a folder or hub id; in float32 unless `dtype` is given.
+
+        Weights are read from safetensors alone. With `output_loading_info`, a pair, as transformers returns it.
 
         Raises:
             CheckpointError: there is no network, a network of another kind, or weights that do not fit.
@@ -84,21 +88,19 @@ class RLIPPreTrainedModel(PreTrainedModel):
         """
         name = str(pretrained_model_name_or_path)
         kwargs.setdefault("dtype", torch.float32)
-        _check_kind(name, cls)
+        where = {key: kwargs[key] for key in _OF_THE_HUB & kwargs.keys()}
+        _check_kind(name, cls, **where)
+        kwargs |= {"output_loading_info": True, "use_safetensors": True}
         try:
-            loaded = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        except pickle.UnpicklingError as reason:
-            raise CheckpointError(
-                f"cannot load {cls.title} from {name}: its .bin contains more than weights"
-            ) from reason
+            loaded = super().from_pretrained(name, *args, **kwargs)
         except _UNREADABLE as reason:
             raise CheckpointError(f"cannot load {cls.title} from {name}: {_first_line(reason)}") from reason
         model, info = cast(tuple[Model, dict[str, Any]], loaded)
         _check_keys(name, info["missing_keys"], info["unexpected_keys"])
         _align(model)
         model.freeze()
-        model.set_tokenizer(load_tokenizer(name))
-        return model
+        model.set_tokenizer(load_tokenizer(name, **where))
+        return cast(Model, (model, info)) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """Write config.json, model.safetensors, the files of the tokenizer, and a model card unless there is one."""
@@ -146,7 +148,7 @@ def _align(model: nn.Module) -> None:
             value.data = value.data.clone()
 
 
-def _check_kind(name: str, model: type[RLIPPreTrainedModel]) -> None:
+def _check_kind(name: str, model: type[RLIPPreTrainedModel], **where: Any) -> None:
     expected = model.config_class.model_type
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
@@ -154,7 +156,7 @@ def _check_kind(name: str, model: type[RLIPPreTrainedModel]) -> None:
         hint = "; convert official .pth files with `sgpipe convert`" if _has_checkpoint(folder) else ""
         raise CheckpointError(f"{name} is not an {model.title} folder: expected config.json, found {content}{hint}")
     try:
-        config, _ = PretrainedConfig.get_config_dict(name)
+        config, _ = PretrainedConfig.get_config_dict(name, **where)
     except (OSError, ValueError) as reason:
         raise CheckpointError(f"no {model.title} at {name}: {_first_line(reason)}") from reason
     kind = config.get("model_type", "no model_type") if isinstance(config, dict) else "no settings"

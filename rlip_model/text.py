@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -218,15 +219,15 @@ class TokenizerError(ValueError):
     """A tokenizer cannot be loaded, or has no vocabulary."""
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or hub id.
+def load_tokenizer(name: str | Path, **where: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder or hub id; `where`: options of transformers, such as `revision`.
 
     Raises:
         TokenizerError: there is none, or it has only special tokens. transformers returns such a tokenizer without a
             warning if the vocabulary files are missing.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
+        tokenizer = AutoTokenizer.from_pretrained(str(name), **where)
     except (OSError, ValueError, KeyError, TypeError) as reason:
         first_line = str(reason).strip().split("\n")[0]
         raise TokenizerError(f"no tokenizer in {name}: {first_line}") from reason

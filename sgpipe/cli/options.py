@@ -43,9 +43,9 @@ def reads_stored(text: str, panel: str | None = DATA) -> Any:
     return option(text, panel=panel, parser=as_location, callback=stored)
 
 
-def stored_argument(text: str, metavar: str | None = None) -> Any:
+def stored_argument(text: str, metavar: str | None = None, callback: Any = None) -> Any:
     """Return an argument for a file or folder, also in an object store."""
-    return typer.Argument(help=text, metavar=metavar, parser=as_location, callback=stored)
+    return typer.Argument(help=text, metavar=metavar, parser=as_location, callback=callback or stored)
 
 
 def reads_images(text: str) -> Any:
@@ -53,9 +53,9 @@ def reads_images(text: str) -> Any:
     return option(text, panel=DATA, callback=stored)
 
 
-def reads_model(text: str) -> Any:
+def reads_model(text: str, **settings: Any) -> Any:
     """Return an option for a model: a folder, or its name on the hub or at an endpoint."""
-    return option(text, panel=MODELS, callback=maybe_path)
+    return option(text, panel=MODELS, callback=maybe_path, **settings)
 
 
 def writes_file(text: str) -> Any:

@@ -409,36 +409,55 @@ def export(
 
 def push(
     *,
-    run: cli.StoredRun,
-    to: Annotated[str, cli.option("Dataset on the hub: USER/NAME or ORGANISATION/NAME.")],
-    public: Annotated[bool, cli.option("Make a new dataset public. Default: private.", "--public")] = False,
+    source: Annotated[cli.Place, cli.stored_argument("Folder or store of a run, a model or a training.")],
+    to: Annotated[str, cli.option("Dataset or model on the hub: USER/NAME or ORGANISATION/NAME.")],
+    public: Annotated[bool, cli.option("Make what is new public. Default: private.", "--public")] = False,
     relations: WrittenOptions,
+    licence: Annotated[str | None, cli.option("Of a model, such as apache-2.0.", "--license")] = None,
+    evaluations: Annotated[
+        list[Path] | None, cli.option("Of a model: file of `eval --json-file`. Repeatable.", "--evaluation")
+    ] = None,
     json_: cli.Json = False,
 ) -> None:
-    """Upload a run to the Hugging Face hub as a dataset, with a dataset card.
+    """Upload a run to the Hugging Face hub as a dataset, or a model as a model, with a card.
 
-    Exports as `export --to hf`, uploads, and deletes the export. The same command
-    continues an interrupted upload.
+    A run is exported as by `export --to hf`. The same command continues an
+    interrupted upload.
 
     Examples:
 
       sgpipe push coco-relations/ --to anna/coco-relations
       sgpipe push coco-relations/ --to anna/coco-relations --embed --threshold 0.2 --public
+      sgpipe push tagger/ --to anna/tagger --license apache-2.0
     """
     _show_progress()
-    from sgpipe.export.push import push_run
+    from sgpipe.export.push import push_model, push_run
+    from sgpipe.files.locations import info_of, text_of
+    from sgpipe.files.model_cache import local_model
+    from sgpipe.recipe import network_folder
+    from sgpipe.storage.manifest import MANIFEST
 
-    pushed = push_run(run, to, public=public, **relations.as_arguments(run))
+    is_stored = not isinstance(source, Path)
+    if info_of(source / MANIFEST) is None and (is_stored or (network_folder(source) / "config.json").is_file()):
+        if relations != WrittenOptions():
+            raise UserError(f"{source} is a model: only --public, --license and --evaluation are for models")
+        folder = network_folder(Path(local_model(text_of(source))))
+        pushed = push_model(folder, to, public=public, licence=licence, evaluations=evaluations or ())
+    elif licence or evaluations:
+        raise UserError("--license and --evaluation are for models")
+    else:
+        pushed = push_run(source, to, public=public, **relations.as_arguments(source))
     if json_:
         print(json.dumps(pushed.as_json(), indent=2))
         return
-    if pushed.exported.note:
-        cli.say(f"NOTE: {pushed.exported.note}")
     seen = "private: only you or your organisation can see it" if pushed.private else "public"
     screen = console.output()
-    screen.print(f"pushed {count(len(pushed.exported.files), 'file')} to {pushed.url} ({seen})", soft_wrap=True)
-    for what, number in pushed.exported.left_out.items():
-        screen.print(f"left out: {what} ({number:,})", soft_wrap=True)
+    screen.print(f"pushed {count(len(pushed.files), 'file')} to {pushed.url} ({seen})", soft_wrap=True)
+    if pushed.exported is not None:
+        if pushed.exported.note:
+            cli.say(f"NOTE: {pushed.exported.note}")
+        for what, number in pushed.exported.left_out.items():
+            screen.print(f"left out: {what} ({number:,})", soft_wrap=True)
 
 
 def _show_progress() -> None:

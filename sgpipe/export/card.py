@@ -92,7 +92,8 @@ def write_readme(rows: ExportRows, out: Path, form: str, coordinates: str) -> No
         ("objects", before["boxes"], objects),
         ("relations", before["relations"], exported_relations(rows)),
     ]
-    text = _template("readme.md.jinja").render(common, form=form, table=table, note=rows.note, coordinates=coordinates)
+    template = card_template("readme.md.jinja")
+    text = template.render(common, form=form, table=table, note=rows.note, coordinates=coordinates)
     (out / README).write_text(text, encoding="utf-8")
 
 
@@ -119,7 +120,7 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
         "size_categories": [next((name for limit, name in _SIZES.items() if measures.rows < limit), "n>10M")],
         "configs": [{"config_name": "default", "data_files": files}],
     }
-    text = _template("card.md.jinja").render(
+    text = card_template("card.md.jinja").render(
         _common(rows),
         header=yaml.safe_dump(header, sort_keys=False),  # which the hub reads
         table=[
@@ -173,11 +174,12 @@ def _common(rows: ExportRows) -> dict[str, Any]:
 
 def _sentences(name: str, **values: Any) -> list[str]:
     """The lines of a template, for which what its values lack is empty."""
-    text = _template(name, jinja2.ChainableUndefined).render(values)
+    text = card_template(name, jinja2.ChainableUndefined).render(values)
     return [line for line in text.splitlines() if line.strip()]
 
 
-def _template(name: str, undefined: type[jinja2.Undefined] = jinja2.StrictUndefined) -> jinja2.Template:
+def card_template(name: str, undefined: type[jinja2.Undefined] = jinja2.StrictUndefined) -> jinja2.Template:
+    """Return a template of this folder."""
     # The README is Markdown: names are in backticks and need no HTML escapes.
     loader = jinja2.PackageLoader("sgpipe.export", ".")
     environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=undefined)

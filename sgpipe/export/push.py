@@ -1,53 +1,98 @@
-"""`sgpipe push`: a run to the Hugging Face hub, as `export --to hf` writes it, resumably.
+"""`sgpipe push`: a run or a model to the Hugging Face hub, resumably.
 
-The same command continues an interrupted upload: the same run is exported to the same files, of which huggingface_hub
-sends only what the hub does not have.
+A run goes there as `export --to hf` writes it. The same command continues an interrupted upload: the same files are
+sent, of which huggingface_hub sends only what the hub does not have.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.export.card import README
+from sgpipe.export.model_card import TAG, model_card
 from sgpipe.export.run import HUGGING_FACE, Exported, export_run
 from sgpipe.files.hub import naming_hub
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.locking import only_process
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SHARD = re.compile(r"data/\w+-\d+-of-\d+\.parquet")  # the files of an export, and of other datasets of the hub
+_OF_MODEL = re.compile(r"[^/]+\.(json|txt|model|jinja)|model(-\d+-of-\d+)?\.safetensors")
+_STATE = ("training.json", "optimizer.safetensors")  # of a checkpoint, for resuming
 _ITS_OWN = (".gitattributes", README)
-_TAG = "sgpipe"  # in the card of every export
 _MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """A dataset on the hub: its page, and what was exported."""
+    """A dataset or a model on the hub: its page, its files, and of a run what was exported."""
 
     url: str
     private: bool
-    exported: Exported
+    files: Sequence[str]
+    exported: Exported | None = None
 
     def as_json(self) -> dict[str, Any]:
-        kept = ("relations", "left_out")
-        values = {name: value for name, value in self.exported.as_json().items() if name in kept}
-        return {"url": self.url, "private": self.private, "files": len(self.exported.files), **values}
+        exported = self.exported
+        kept = {"relations": exported.relations, "left_out": exported.left_out} if exported else {}
+        return {"url": self.url, "private": self.private, "files": len(self.files)} | kept
+
+
+class _Repository:
+    """A dataset or a model on the hub, which may be new."""
+
+    def __init__(self, name: str, kind: Literal["dataset", "model"], public: bool) -> None:
+        """Raises UserError: nobody is logged in, no such user, or it has files of others."""
+        from huggingface_hub import HfApi, get_token
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        if not _REPOSITORY.fullmatch(name):
+            raise UserError(f"--to {name}: expected USER/NAME, the id of a {kind} on the hub")
+        if get_token() is None:
+            raise UserError("push needs an account on the hub: log in with `hf auth login`, or set HF_TOKEN")
+        self.name, self.kind, self._api, self._what = name, kind, HfApi(), f"the {kind} {name}"
+        with _unfinished(self._what):
+            info: Any
+            try:
+                info = self._api.repo_info(name, repo_type=kind)
+            except RepositoryNotFoundError:
+                self._api.create_repo(name, repo_type=kind, private=not public, exist_ok=True)
+                info = self._api.repo_info(name, repo_type=kind)
+        self.private = bool(info.private)
+        self.url = f"{self._api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        self._before = [each.rfilename for each in info.siblings or ()]
+        is_ours = TAG in {*(info.tags or ()), *((info.card_data and info.card_data.get("tags")) or ())}
+        form = _SHARD if kind == "dataset" else _OF_MODEL
+        foreign = [file for file in self._before if file not in _ITS_OWN and not (is_ours and form.fullmatch(file))]
+        if foreign:
+            named = ", ".join(foreign[:_MOST_NAMED]) + (", …" if len(foreign) > _MOST_NAMED else "")
+            raise UserError(f"{self._what} has files that sgpipe did not push ({named}); choose another name for --to")
+
+    def upload(self, folder: Path, files: Sequence[str], card: str, of: str) -> None:
+        """Send the card first: it shows whose files these are, if the upload is interrupted. Delete other files."""
+        with _unfinished(self._what):
+            repository: dict[str, Any] = {"repo_id": self.name, "repo_type": self.kind}
+            self._api.upload_file(
+                path_or_fileobj=card.encode(), path_in_repo=README, commit_message="Add the card", **repository
+            )
+            self._api.upload_folder(
+                folder_path=folder,
+                allow_patterns=list(files),
+                commit_message=f"Upload {count(len(files), 'file')} of {of}",
+                delete_patterns=sorted({*self._before} - {*files, *_ITS_OWN}) or None,
+                **repository,
+            )
 
 
 def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pushed:
@@ -62,66 +107,49 @@ def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pu
         UserError: not a run, no such user, or the dataset was not pushed by sgpipe; nothing is uploaded.
         EngineError: the hub cannot be reached any more; the same call continues.
     """
-    from huggingface_hub import HfApi
+    manifest = Manifest.load(root)
+    dataset = _Repository(to, "dataset", public)
+    with _exported(manifest, options) as exported:
+        files = [file for file in exported.files if file not in _ITS_OWN]
+        card = (exported.root / README).read_text(encoding="utf-8").replace("FOLDER_OR_ID", to)
+        dataset.upload(exported.root, files, card, "a run of sgpipe")
+        return Pushed(dataset.url, dataset.private, exported.files, exported)
 
-    if not _REPOSITORY.fullmatch(to):
-        raise UserError(f"--to {to}: expected USER/NAME, the id of a dataset on the hub")
-    manifest, api, what = Manifest.load(root), HfApi(), f"the dataset {to}"
-    with _unfinished(), naming_hub(what):
-        before = _files_there(api, to)
-        if before is None:
-            api.create_repo(to, repo_type="dataset", private=not public, exist_ok=True)
-        private = bool(api.dataset_info(to).private)
-    with _exported(manifest, to, options) as exported, _unfinished(), naming_hub(what):
-        # The card first: it shows whose files these are, if the upload is interrupted.
-        card = exported.root / README
-        api.upload_file(
-            path_or_fileobj=card, path_in_repo=README, repo_id=to, repo_type="dataset", commit_message="Add the card"
-        )
-        api.upload_folder(
-            repo_id=to,
-            folder_path=exported.root,
-            repo_type="dataset",
-            commit_message=f"Upload {count(len(exported.files), 'file')} of a run of sgpipe",
-            delete_patterns=sorted(set(before or ()) - {*exported.files, *_ITS_OWN}) or None,
-        )
-        return Pushed(f"{api.endpoint}/datasets/{to}", private, exported)
+
+def push_model(
+    folder: Path, to: str, *, public: bool = False, licence: str | None = None, evaluations: Sequence[Path] = ()
+) -> Pushed:
+    """Upload the model in `folder` to the model `to` of the hub, which may be new.
+
+    Args:
+        to, public: as for `push_run`.
+        licence, evaluations: as for `model_card`.
+
+    Raises:
+        UserError: it has no weights in safetensors, and as `push_run` and `model_card`; nothing is uploaded.
+        EngineError: the hub cannot be reached any more; the same call continues.
+    """
+    files = sorted(file.name for file in folder.iterdir() if _OF_MODEL.fullmatch(file.name) and file.name not in _STATE)
+    if not any(file.endswith(".safetensors") for file in files):
+        raise UserError(f"{folder} has no model.safetensors: save the model in safetensors, from which no code can run")
+    card = model_card(folder, to, licence, evaluations)
+    model = _Repository(to, "model", public)
+    model.upload(folder, files, card, "a model")
+    return Pushed(model.url, model.private, [README, *files])
 
 
 @contextmanager
-def _unfinished() -> Iterator[None]:
-    """Turn an unreachable hub into work that can be finished."""
+def _unfinished(what: str) -> Iterator[None]:
+    """Turn an unreachable hub into work that can be finished. Raises UserError: see `naming_hub`."""
     try:
-        yield
+        with naming_hub(what):
+            yield
     except StoreError as error:
         raise EngineError(str(error)) from None
 
 
-def _files_there(api: HfApi, to: str) -> list[str] | None:
-    """The files of the dataset; None: there is none.
-
-    Raises UserError: nobody is logged in, or it has files of others.
-    """
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    if get_token() is None:
-        raise UserError("push needs an account on the hub: log in with `hf auth login`, or set HF_TOKEN")
-    try:
-        info = api.dataset_info(to)
-    except RepositoryNotFoundError:
-        return None
-    files = [each.rfilename for each in info.siblings or ()]
-    tags = {*(info.tags or ()), *((info.card_data and info.card_data.get("tags")) or ())}
-    foreign = [name for name in files if name not in _ITS_OWN and not (_SHARD.fullmatch(name) and _TAG in tags)]
-    if foreign:
-        named = ", ".join(foreign[:_MOST_NAMED]) + (", …" if len(foreign) > _MOST_NAMED else "")
-        raise UserError(f"the dataset {to} has files that sgpipe did not push ({named}); choose another name for --to")
-    return files
-
-
 @contextmanager
-def _exported(manifest: Manifest, to: str, options: Mapping[str, Any]) -> Iterator[Exported]:
+def _exported(manifest: Manifest, options: Mapping[str, Any]) -> Iterator[Exported]:
     """Export a run in its folder, or a run in a store in this machine's cache; delete the files at the end."""
     root = manifest.root
     own = RunFolder(root).private if isinstance(root, Path) else cache_folder() / fingerprint({"run": root.uri})
@@ -130,9 +158,6 @@ def _exported(manifest: Manifest, to: str, options: Mapping[str, Any]) -> Iterat
     with only_process(place.with_name(f"{place.name}.lock"), place):
         shutil.rmtree(place, ignore_errors=True)
         try:
-            exported = export_run(root, HUGGING_FACE, place, inside=True, **options)
-            card = exported.root / README
-            write_text(card, card.read_text(encoding="utf-8").replace("FOLDER_OR_ID", to))
-            yield exported
+            yield export_run(root, HUGGING_FACE, place, inside=True, **options)
         finally:
             shutil.rmtree(place, ignore_errors=True)

@@ -17,7 +17,7 @@ from threading import Lock
 from sgpipe.errors import ImageError, UserError, existing_folder
 from sgpipe.files import archives
 from sgpipe.files.archives import ArchiveRoot, is_archive, refuse_compressed
-from sgpipe.files.index import IndexFolder, forget_unused, write_index
+from sgpipe.files.index import IndexFolder, write_index
 from sgpipe.files.locations import Location, below, info_of, read_twice, text_of
 from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
 from sgpipe.files.roots import (
@@ -218,7 +218,6 @@ def _archive_root(
     reference, cached = indexes.reference(stamp), IndexFolder().reference(stamp)
     if not reference.exists:
         if not cached.exists:  # it stays if the run is refused later
-            forget_unused()
             read_twice(folder, lambda: archives.build_index(cached.path, location, folder, infos, indexes.progress))
         if cached != reference:
             reference.path.parent.mkdir(parents=True, exist_ok=True)

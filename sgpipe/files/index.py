@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import tempfile
-import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -31,7 +30,6 @@ from sgpipe.utils.console import Progress
 NAME = "name"
 _ROWS_PER_BATCH = 1 << 16
 _META = b"sgpipe"
-_MONTH = 31 * 24 * 3600
 
 
 class FileIndex:
@@ -157,15 +155,6 @@ class IndexFolder:
             return IndexReference(self.look.absolute() / name)
         folder = self.folder or cache_folder()
         return IndexReference(folder.absolute() / name, self.uri)
-
-
-def forget_unused() -> None:
-    """Delete indexes of this machine's cache that nobody has read for a month."""
-    for path in cache_folder().glob("images-*.arrow"):
-        with suppress(OSError):
-            status = path.stat()
-            if time.time() - max(status.st_atime, status.st_mtime) > _MONTH:
-                path.unlink()
 
 
 def cache_folder() -> Path:

@@ -7,7 +7,6 @@ The process that starts a run pins a model, so that every worker uses the same f
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256
 
 _PLACES = ("", "best/", "last/")  # of a model: a folder of its own, or the checkpoints of a training
 _CONFIG, _OPEN_CLIP = "config.json", "open_clip_config.json"
+_HIDDEN = re.compile(r"\.[^.]")
 
 
 def cache_folder() -> Path:
@@ -54,7 +54,7 @@ def pin_model(name: str, before: str = "") -> str:
             return str(HubModel(hub.name, hub.config().name))
     if not is_uri(name) or PINNED in name:
         return name
-    return f"{name}{PINNED}{_Cached(name).newest()}"
+    return f"{name}{PINNED}{_fetched(name).name}"
 
 
 def local_model(name: str, *, whole: bool = True) -> str:
@@ -75,94 +75,63 @@ def local_model(name: str, *, whole: bool = True) -> str:
     if not is_uri(name):
         return existing_model(name)
     uri, _, sha256 = name.partition(PINNED)
-    cached = _Cached(uri)
-    return str(cached.folder(sha256 or cached.newest()))
+    return str(_fetched(uri, sha256))
 
 
-class _Cached:
-    """The versions of one model that this machine has, each in a folder that is named by its hash.
+def _fetched(uri: str, sha256: str = "") -> Path:
+    """Return the folder of a model of a store, which is named by the hash of its files; "": of those that it has now.
 
-    Beside a folder `HASH` are `HASH.json`, its files with sizes and times, and `listing-….json`: which hash the files
-    have that the store lists so.
+    Beside it are `listing-…`, which say what hash the files have that the store lists so.
     """
+    root, store = cache_folder() / "models" / fingerprint({"uri": uri}), StorePath(uri)
+    if sha256 and (root / sha256).is_dir():
+        return root / sha256
+    root.mkdir(parents=True, exist_ok=True)
+    with _as_engine_errors(), FileLock(root / ".lock", thread_local=False):
+        files = _listed(uri, store)
+        state = {name: [info.size, info.version, info.modified.isoformat()] for name, info in files.items()}
+        listing = root / f"listing-{fingerprint(state)}"
+        found = listing.read_text("utf-8") if listing.is_file() else ""
+        if not (found and (root / found).is_dir()):
+            found = _download(uri, store, files, root, listing.name)
+            write_text(listing, found)
+    if sha256 not in ("", found):
+        raise UserError(f"the model {uri} is not the one that the run started with: it has changed")
+    return root / found
 
-    def __init__(self, uri: str) -> None:
-        self._uri, self._reader = uri, StorePath(uri)
-        self._root = cache_folder() / "models" / fingerprint({"uri": uri})
 
-    def newest(self) -> str:
-        """The hash of the files that the store has now, which are then here."""
-        with _as_engine_errors():
-            files = self._listed()
-            listing = self._root / f"listing-{_listing(files)}.json"
-            with self._lock():
-                known = _read_json(listing)
-                if isinstance(known, str) and self._is_here(known):
-                    return known
-                sha256 = self._fetch(files)
-                write_text(listing, json.dumps(sha256))
-                return sha256
+def _listed(uri: str, store: StorePath) -> dict[str, ObjectInfo]:
+    """Return the files of a model, by their names in its folder. Raises UserError: there is none."""
+    store.check()
+    infos = {info.name: info for info in store.list()}
+    place = next((place for place in _PLACES if f"{place}{_CONFIG}" in infos), "" if _OPEN_CLIP in infos else None)
+    if place is None:
+        raise UserError(f"{uri} is no model: it has no {_CONFIG}")
+    files = {name.removeprefix(place): info for name, info in infos.items() if name.startswith(place)}
+    return {name: files[name] for name in sorted(files) if not any(map(_HIDDEN.match, name.split("/")))}
 
-    def folder(self, sha256: str) -> Path:
-        """The folder of the files with this hash."""
-        if not self._is_here(sha256):
-            with self._lock(), _as_engine_errors():
-                if not self._is_here(sha256) and self._fetch(self._listed()) != sha256:
-                    raise UserError(f"the model {self._uri} is not the one that the run started with: it has changed")
-        return self._root / sha256
 
-    def _is_here(self, sha256: str) -> bool:
-        """Whether the files are here, unchanged since their hash was computed."""
-        files = _read_json(self._root / f"{sha256}.json")
-        return files is not None and files == _stats(self._root / sha256)
-
-    def _listed(self) -> dict[str, ObjectInfo]:
-        """The files of the model, by their names in its folder. Raises UserError: there is none."""
-        self._reader.check()
-        infos = {info.name: info for info in self._reader.list()}
-        place = next((place for place in _PLACES if f"{place}{_CONFIG}" in infos), None)
-        if place is None and _OPEN_CLIP in infos:
-            place = ""
-        if place is None:
-            raise UserError(f"{self._uri} is no model: it has no {_CONFIG}")
-        files = {name.removeprefix(place): info for name, info in infos.items() if name.startswith(place)}
-        hidden = [name for name in files if any(re.match(r"\.[^.]", part) for part in name.split("/"))]
-        return {name: files[name] for name in sorted(files.keys() - {*hidden})}
-
-    def _fetch(self, files: Mapping[str, ObjectInfo]) -> str:
-        """Download the files into their folder; returns their hash. Files of an interrupted download are kept."""
-        size = sum(info.size for info in files.values())
-        what = f"{console.count(len(files), 'file')}, {size / 1e6:,.1f} MB"
-        console.progress().print(f"fetching the model {self._uri} ({what})", soft_wrap=True)
-        partial, words = self._root / f"partial-{_listing(files)}", console.Reminder()
-        for name, info in files.items():
-            if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
-                raise UserError(f"the model has a file outside its folder: {name!r}")
-            file = partial / name
-            if file.is_file() and file.stat().st_size == info.size:
-                continue
-
-            def advance(start: int, info: ObjectInfo = info) -> None:
-                words.say(f"{self._uri}: {start / 1e6:,.0f} of {info.size / 1e6:,.0f} MB of {info.name}")
-
+def _download(uri: str, store: StorePath, files: Mapping[str, ObjectInfo], root: Path, listing: str) -> str:
+    """Download the files into a folder in `root`; returns their hash. Files of an interrupted download are kept."""
+    size = sum(info.size for info in files.values())
+    what = f"{console.count(len(files), 'file')}, {size / 1e6:,.1f} MB"
+    console.progress().print(f"fetching the model {uri} ({what})", soft_wrap=True)
+    partial = root / f"partial-{listing}"
+    for name, info in files.items():
+        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+            raise UserError(f"the model has a file outside its folder: {name!r}")
+        file = partial / name
+        if not (file.is_file() and file.stat().st_size == info.size):
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_name(f".{file.name}.tmp")
-            self._reader.get_file(info.name, temporary, info, advance)
+            store.get_file(info.name, temporary, info)
             os.replace(temporary, file)
-        sha256 = str(model_sha256(str(partial))).removeprefix("sha256:")
-        folder = self._root / sha256
-        if not self._is_here(sha256):  # another process may be reading the same files, uploaded earlier
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
-            write_text(self._root / f"{sha256}.json", json.dumps(_stats(folder)))
-        for left in self._root.glob("partial-*"):  # of files that are not in the store any more
-            shutil.rmtree(left, ignore_errors=True)
-        return sha256
-
-    def _lock(self) -> FileLock:
-        """Return the lock that lets one process of this machine fetch the model."""
-        self._root.mkdir(parents=True, exist_ok=True)
-        return FileLock(self._root / ".lock", thread_local=False)
+    sha256 = str(model_sha256(str(partial))).removeprefix("sha256:")
+    if not (root / sha256).is_dir():  # the same files may have been uploaded earlier
+        os.replace(partial, root / sha256)
+    for left in root.glob("partial-*"):  # of files that are not in the store any more
+        shutil.rmtree(left, ignore_errors=True)
+    return sha256
 
 
 @contextmanager
@@ -171,21 +140,3 @@ def _as_engine_errors() -> Iterator[None]:
         yield
     except (StoreError, FileNotFoundError) as error:
         raise EngineError(str(error)) from None
-
-
-def _listing(files: Mapping[str, ObjectInfo]) -> str:
-    """A hash of what the store says of files."""
-    return fingerprint({name: [info.size, info.version, info.modified.isoformat()] for name, info in files.items()})
-
-
-def _stats(folder: Path) -> dict[str, list[int]]:
-    """Size and time of change of each file of a folder, by its name."""
-    files = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): [stat.st_size, stat.st_mtime_ns] for path, stat in files}
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

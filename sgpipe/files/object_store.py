@@ -164,18 +164,8 @@ class StorePath:
             return _version(obstore.head(self._reads, self._key(name)))
         return None
 
-    def get_file(
-        self,
-        name: str,
-        path: Path,
-        info: ObjectInfo | None = None,
-        advance: Callable[[int], None] = lambda position: None,
-    ) -> None:
-        """Download an object into a file. Raises FileNotFoundError; ReplacedError: it is not the one of `info`.
-
-        Args:
-            advance: called with the position of each part.
-        """
+    def get_file(self, name: str, path: Path, info: ObjectInfo | None = None) -> None:
+        """Download an object into a file. Raises FileNotFoundError; ReplacedError: it is not the one of `info`."""
         info = info or self.head(name)
         if info is None:
             raise FileNotFoundError(self._at(name))
@@ -185,7 +175,6 @@ class StorePath:
             digest = hashlib.md5(usedforsecurity=False)
             with path.open("wb") as target:
                 for start in range(0, size, _BUFFER):
-                    advance(start)
                     part = self.read_range(name, start, min(_BUFFER, size - start), version)
                     digest.update(part)
                     target.write(part)

@@ -53,12 +53,12 @@ _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parse
 
 
 def load_detector(model: Location) -> TripletDetector:
-    """Load a ParSeDA or ParSeD from its folder or store, or the best checkpoint from the folder of a training.
+    """Load a ParSeDA or ParSeD: from a folder, its best checkpoint if it is that of a training, a store or the hub.
 
-    Raises UserError: there is no such network. Raises EngineError: the store cannot be reached.
+    Raises UserError: there is no such network. Raises EngineError: the store or the hub cannot be reached.
     """
     folder = network_folder(Path(local_model(text_of(model))))
-    if not folder.exists():  # otherwise the name would be looked up on the hub
+    if not folder.exists():  # a name without a slash, which would be looked up on the hub
         raise UserError(f"no such folder: {model}; expected the folder of a trained network")
     kind = _model_type(folder)
     if kind == "rlip_tagger":

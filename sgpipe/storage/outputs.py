@@ -13,7 +13,7 @@ from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import MANIFEST
 from sgpipe.storage.run_folder import PRIVATE, README, RECIPE
 from sgpipe.storage.shards import DATA
-from sgpipe.utils.atomic import atomic_write, delete_leftovers
+from sgpipe.utils.atomic import atomic_write
 
 _OF_RUN = {MANIFEST, RECIPE, README, JUDGEMENTS, DATA, PRIVATE}
 _OF_MODEL = {"config.json", "generation_config.json", "preprocessor_config.json", "special_tokens_map.json"}
@@ -57,7 +57,6 @@ def write_result(path: Path) -> Iterator[Path]:
     if check_output(path).is_dir():
         raise UserError(f"{path} is a folder, not a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    delete_leftovers(path)
     with atomic_write(path) as temporary:
         yield temporary
 

@@ -19,6 +19,7 @@ from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.state import BEST, LAST, Position, read_position
 from sgpipe.errors import DivergedError, UserError
 from sgpipe.files.locations import content_sha256
+from sgpipe.files.model_cache import pin_model
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
 from sgpipe.training.benchmark import check_benchmark
@@ -29,7 +30,7 @@ from sgpipe.training.metrics import TrainSummary, read_metrics, training_display
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.config_file import dump_yaml, require_loaded
+from sgpipe.utils.config_file import changed, dump_yaml, require_loaded
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import check_devices, pick_device
 from sgpipe.utils.hashing import fingerprint
@@ -77,6 +78,10 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
         raise UserError(
             "judged shards (--judgements) teach the R-Tagger only: set model.kind=tagger, and none in data.val"
         )
+    if (init := recipe.model.init) and "://" not in init:
+        path = out / PRIVATE / _RUN
+        pinned = pin_model(init, path.read_text(encoding="utf-8") if path.exists() else "")
+        recipe = changed(recipe, model=changed(recipe.model, init=pinned))
     progress.say("reading the shards")
     training = scan_training(recipe.data)
     validation = scan_validation(recipe.data, training)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import signal
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +13,6 @@ from pathlib import Path
 from sgpipe.errors import StoreError
 
 FAULT_VARIABLE = "SGPIPE_FAULT"
-_LEFT_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -44,14 +41,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def delete_leftovers(path: Path) -> None:
-    """Delete the temporary files of `path` that killed writers left: those which nobody has written to for a day."""
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}.tmp"):
-        with suppress(OSError):
-            if time.time() - temporary.stat().st_mtime > _LEFT_SECONDS:
-                temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

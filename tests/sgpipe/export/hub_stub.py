@@ -1,4 +1,4 @@
-"""A stub of the Hugging Face hub on loopback: the part of its API for making, filling and reading datasets."""
+"""A stub of the Hugging Face hub on loopback: the part of its API for making, filling and reading repositories."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ COMMIT = "0" * 40
 
 @dataclass
 class HubStub:
-    """One user's datasets.
+    """One user's datasets, by name, and models, by "models/" and name.
 
     Attributes:
+        versions: the files of a model by commit.
         mode: how Parquet files are sent: regular (in the commit) or lfs (by themselves, then named by the commit).
         failures: answers to the next requests whose path has such a word, such as {"commit": [0, 503]}; 0: no failure.
         received: sizes of the files that were sent, in order. downloads: commit and name of those that were asked for.
@@ -29,6 +30,7 @@ class HubStub:
 
     mode: str = "regular"
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    versions: dict[str, dict[str, bytes]] = field(default_factory=dict)
     private: dict[str, bool] = field(default_factory=dict)
     failures: dict[str, list[int]] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -51,18 +53,39 @@ class HubStub:
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
-        found = re.match(r"/(?:api/)?datasets/(\w+/[\w-]+)(?:\.git)?(/.*)?$", path)
-        if found is None or found[1] not in self.repositories:
+        found = re.match(r"/(?:api/)?(datasets/|models/|)(\w+/[\w-]+)(?:\.git)?(/.*)?$", path)
+        name = found and (found[2] if found[1] == "datasets/" else f"models/{found[2]}")
+        if found is None or name not in self.repositories:
             return 404, {"error": "Repository not found"}
-        return self._of(found[1], found[2] or "", body)
+        return self._of(name, found[3] or "", body)
+
+    def commit_of(self, path: str) -> str:
+        """The commit of the repository that a path is in, or the one that the path names."""
+        if found := re.search(r"/resolve/([0-9a-f]{40})/", path):
+            return found[1]
+        found = re.match(r"/(\w+/[\w-]+)/resolve/", path)
+        return self._sha(f"models/{found[1]}") if found else COMMIT
+
+    def _sha(self, name: str) -> str:
+        if not name.startswith("models/"):
+            return COMMIT
+        sha = hashlib.sha1(repr(sorted(self.repositories[name].items())).encode()).hexdigest()
+        self.versions[sha] = dict(self.repositories[name])
+        return sha
 
     def _create(self, wanted: dict[str, Any]) -> tuple[int, Any]:
         name = f"{wanted.get('organization') or 'anna'}/{wanted['name']}"
         if not name.startswith("anna/"):
             return 403, {"error": "You don't have the rights to create a dataset under this namespace"}
+        if wanted.get("type", "model") == "model":
+            name = f"models/{name}"
         self.repositories.setdefault(name, {".gitattributes": b"*.parquet filter=lfs"})
         self.private[name] = wanted.get("private", wanted.get("visibility") == "private")
-        return 200, {"url": f"{self.url}/datasets/{name}", "id": name}
+        return 200, {"url": self._page(name), "id": name.removeprefix("models/")}
+
+    def _page(self, name: str) -> str:
+        is_model = name.startswith("models/")
+        return f"{self.url}/{name.removeprefix('models/') if is_model else f'datasets/{name}'}"
 
     def _of(self, name: str, rest: str, body: bytes) -> tuple[int, Any]:
         files = self.repositories[name]
@@ -75,16 +98,18 @@ class HubStub:
         if rest.startswith("/info/lfs"):
             return 200, {"objects": [self._lfs(each) for each in json.loads(body)["objects"]]}
         if rest.startswith("/resolve/"):
-            name = rest.split("/", 3)[3]
-            return (200, files[name]) if name in files else (404, {"error": "Entry not found"})
+            _, _, revision, file = rest.split("/", 3)
+            files = self.versions.get(revision, files)
+            return (200, files[file]) if file in files else (404, {"error": "Entry not found"})
         card = files.get("README.md", b"").decode()
         tags = ["sgpipe"] if "- sgpipe\n" in card else []
-        siblings = [{"rfilename": path} for path in files]
-        described = {"id": name, "sha": COMMIT, "private": self.private[name], "siblings": siblings, "tags": tags}
+        siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
+        described = {"id": name.removeprefix("models/"), "sha": self._sha(name), "siblings": siblings, "tags": tags}
+        described["private"] = self.private[name]
         return 200, {**described, "downloads": 0, "likes": 0}
 
     def _mode(self, files: dict[str, bytes], path: str) -> dict[str, Any]:
-        mode = self.mode if path.endswith(".parquet") else "regular"
+        mode = self.mode if path.endswith((".parquet", ".safetensors")) else "regular"
         oid = None
         if path in files:
             data = files[path]
@@ -110,7 +135,7 @@ class HubStub:
                 files[value["path"]] = self.objects[value["oid"]]
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
-        return 200, {"commitUrl": f"{self.url}/datasets/{name}/commit/{'1' * 40}", "commitOid": "1" * 40}
+        return 200, {"commitUrl": f"{self._page(name)}/commit/{'1' * 40}", "commitOid": "1" * 40}
 
 
 @contextmanager
@@ -128,9 +153,9 @@ def serving(stub: HubStub) -> Iterator[HubStub]:
             data = value if isinstance(value, bytes) else json.dumps(value).encode()
             self.send_response(status)
             if status == 404:
-                self.send_header("X-Error-Code", "EntryNotFound" if "/resolve/" in path else "RepoNotFound")
+                self.send_header("X-Error-Code", "EntryNotFound" if "Entry" in value["error"] else "RepoNotFound")
             elif "/resolve/" in path:
-                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("X-Repo-Commit", stub.commit_of(path))
                 self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
                 stub.downloads.append(path.rpartition("/resolve/")[2])
             self.send_header("Content-Type", "application/json")

@@ -90,14 +90,6 @@ def test_the_index_is_made_once_and_kept_where_the_run_is(folder: Path, tmp_path
         existing_images(archive, IndexFolder(tmp_path / "new"))
 
 
-def test_an_index_that_is_damaged_is_made_again(folder: Path, tmp_path: Path) -> None:
-    archive = make_tar(folder, tmp_path / "photos.tar")
-    image_root(archive)
-    [index] = cache_folder().iterdir()
-    os.truncate(index, 20)
-    assert existing_images(archive).contains("a.jpg")
-
-
 def test_a_later_run_of_a_process_reads_an_archive_as_it_is_then(folder: Path, tmp_path: Path) -> None:
     archive = make_zip(folder, tmp_path / "photos.zip")
     assert existing_images(archive).contains("a.jpg")
@@ -206,13 +198,6 @@ def test_what_is_no_archive_or_cut_is_refused_in_one_line(folder: Path, tmp_path
     assert "\n" not in str(caught.value)
 
 
-def test_archives_without_members_have_no_images(tmp_path: Path) -> None:
-    zipfile.ZipFile(tmp_path / "empty.zip", "w").close()
-    tarfile.open(tmp_path / "empty.tar", "w").close()
-    for kind in ("zip", "tar"):
-        assert list(image_root(tmp_path / f"empty.{kind}").entries()) == []
-
-
 def test_headers_that_lie_are_refused_in_one_line_and_end(tmp_path: Path) -> None:
     link = tarfile.GNUTYPE_LONGNAME
     for content in (
@@ -312,17 +297,6 @@ def test_a_path_may_lead_into_an_archive(folder: Path, tmp_path: Path) -> None:
         assert root.contains(name)
         assert not root.contains(f"{name}.none")
         assert read_size(root, name) == (26, 16)
-
-
-def test_indexes_that_nobody_has_read_for_a_month_are_deleted(folder: Path, tmp_path: Path) -> None:
-    old, new = (cache_folder() / f"images-{name}.arrow" for name in ("old", "new"))
-    old.parent.mkdir(parents=True)
-    old.touch()
-    new.touch()
-    os.utime(old, (0, 0))
-    image_root(make_tar(folder, tmp_path / "photos.tar"))
-    assert not old.exists()
-    assert new.exists()
 
 
 def test_the_cache_of_indexes_is_where_the_user_wants_it_and_can_write(

@@ -35,15 +35,6 @@ def test_reads_what_json_reads_wherever_a_chunk_ends(tmp_path_factory, document,
     assert stream.sha256 == file_sha256(path)
 
 
-def test_a_number_cut_by_a_chunk_is_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_stream, "_CHUNK", 1)
-    path = tmp_path / "a.json"
-    path.write_text('{"a": [12345, 6], "n": 789}')
-    stream = JsonStream(path)
-    assert [item for _, item in stream] == [12345, 6]
-    assert stream.scalars == {"n": 789}
-
-
 def test_accepts_nan_which_exporters_write(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"a": [NaN]}')

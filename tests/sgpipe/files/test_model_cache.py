@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +19,6 @@ from sgpipe.files.model_cache import local_model, pin_model
 from sgpipe.files.object_store import ObjectInfo
 from sgpipe.recipe import DetectConfig, load_recipe, packaged_model, with_model_folders
 from sgpipe.stages.detect import RLIPDetector, load
-from sgpipe.utils.console import Reminder
 from sgpipe.utils.hashing import model_sha256
 
 URI = "s3://bucket/tagger"
@@ -43,11 +42,10 @@ class Store:
         for name, data in self.files.items():
             yield ObjectInfo(name, len(data), str(hash(data)), self.written)
 
-    def get_file(self, name: str, path: Path, info: ObjectInfo, advance: Callable[[int], None]) -> None:
+    def get_file(self, name: str, path: Path, info: ObjectInfo) -> None:
         if name in self.fails:
             raise StoreError(f"{URI}/{name}: the store is gone")
         self.reads.append(name)
-        advance(0)
         path.write_bytes(self.files[name])
 
 
@@ -106,26 +104,13 @@ def test_a_model_that_changes_is_another_one_and_a_run_keeps_the_one_that_it_sta
         local_model(first)
 
 
-@pytest.mark.parametrize("change", ["cut", "deleted", "other"])
-def test_a_cache_that_was_touched_is_fetched_again(store, change):
-    pinned = pin_model(URI)
-    file = Path(local_model(pinned)) / "model.safetensors"
-    if change == "deleted":
-        file.unlink()
-    else:
-        file.write_bytes(b"weights" if change == "cut" else b"WEIGHTS" * 1000)
-    assert Path(local_model(pinned), "model.safetensors").read_bytes() == FILES["model.safetensors"]
-
-
-def test_an_interrupted_download_goes_on_and_says_how_far_it_is(store, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Reminder, "seconds", 0)
+def test_an_interrupted_download_goes_on(store, tmp_path):
     store.fails = ["tokenizer/vocab.txt"]
     with pytest.raises(EngineError, match="the store is gone"):
         pin_model(URI)
     store.fails = []
     pin_model(URI)
     assert sorted(store.reads) == sorted(FILES)
-    assert f"{URI}: 0 of 0 MB of model.safetensors" in capsys.readouterr().err
     assert not list((tmp_path / "cache/models").glob("*/partial-*"))
 
 

@@ -69,13 +69,6 @@ def test_a_shape_is_compiled_when_it_recurs() -> None:
     assert function.failure == ""
 
 
-def test_more_shapes_than_pytorch_compiles_for_one_function_are_a_failure() -> None:
-    functions = [Compiled(scaled, dynamic=False, backend="eager") for _ in range(3)]  # as in one process
-    for rows in range(3 * compiling._MOST_SHAPES):
-        call(functions[rows // compiling._MOST_SHAPES], 2 + rows)
-    assert [bool(function.failure) for function in functions] == [False, False, True]
-
-
 def test_only_a_few_shapes_are_compiled() -> None:
     backend = Backend()
     function = Compiled(scaled, warm_up_calls=CALLS, dynamic=False, backend=backend)

@@ -8,21 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgpipe.utils.console import Progress, count, errors, json_text, output, progress, single_line
-
-
-@pytest.mark.parametrize(
-    ("number", "nouns", "text"),
-    [
-        (0, ("file",), "0 files"),
-        (1, ("error row",), "1 error row"),
-        (2000, ("error row",), "2,000 error rows"),
-        (1, ("class", "classes"), "1 class"),
-        (3, ("class", "classes"), "3 classes"),
-    ],
-)
-def test_nouns_agree_with_their_number(number: int, nouns: tuple[str, ...], text: str) -> None:
-    assert count(number, *nouns) == text
+from sgpipe.utils.console import Progress, errors, json_text, output, progress, single_line
 
 
 @pytest.mark.parametrize("terminal", [True, False])

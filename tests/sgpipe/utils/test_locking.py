@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.utils.atomic import delete_leftovers
 from sgpipe.utils.locking import is_locked, only_process, temporary_folder
 
 HOLD = """
@@ -86,14 +85,3 @@ def test_the_temporary_folder_of_a_killed_process_is_deleted_by_the_next(tmp_pat
     with temporary_folder():
         assert not left.exists()
     assert somebody_elses.exists()
-
-
-def test_files_of_killed_writers_are_deleted_after_a_day(tmp_path):
-    out = tmp_path / "out[1].json"
-    old, young, other = (tmp_path / f".{out.name}.{name}.tmp" for name in ("a" * 32, "b" * 32, "mine"))
-    for file in (old, young, other):
-        file.touch()
-    for file in (old, other):
-        os.utime(file, (0, 0))
-    delete_leftovers(out)
-    assert {path.name for path in tmp_path.iterdir()} == {young.name, other.name}

@@ -1,0 +1,95 @@
+"""The model card of a network: how to load it, what it was trained on, how good it is. All of it comes from files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlip_model.pretrained import CheckpointError
+from rlip_model.training.state import Position, read_position
+from sgpipe.errors import EngineError, StoreError, UserError
+from sgpipe.export.card import README, card_template, certified_text, describe_origin
+from sgpipe.files.hub import HubModel
+from sgpipe.stats.certify import check
+from sgpipe.storage.judgements import CERTIFICATE
+from sgpipe.storage.run_files import RunFiles
+from sgpipe.training.metrics import MEASURES, read_metrics
+from sgpipe.utils.config_file import dump_yaml, read_yaml
+
+TAG = "sgpipe"  # in the card of everything that sgpipe pushes
+
+
+def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence[Path]) -> str:
+    """Return the README.md of a model in `folder`, for the hub.
+
+    Args:
+        to: its id on the hub.
+        licence: an identifier of the hub, such as apache-2.0.
+        evaluations: files that `sgpipe eval --json-file` wrote.
+
+    Raises UserError: config.json or an evaluation is damaged.
+    """
+    settings, own, root = _read_json(folder / "config.json"), folder / README, folder.resolve().parents[1]
+    body, front = own.read_text("utf-8") if own.is_file() else "", ""
+    if body.startswith("---\n"):
+        front, _, body = body[4:].partition("\n---\n")
+    training: dict[str, Any] = {}
+    position, rows, parts = Position(), [], []
+    if (root / ".training" / "run.json").is_file():
+        training = _read_json(root / ".training" / "run.json")
+        parts = [_part(part["shards"]) for part in read_yaml(root / "recipe.yaml")["data"]["train"]]
+        with suppress(CheckpointError):
+            position = read_position(folder)
+        rows = [row for row in read_metrics(root) if (row["event"], row["step"]) == ("validation", position.step)]
+    metadata: dict[str, Any] = yaml.safe_load(front) or {}
+    if init := training.get("model", {}).get("init"):
+        if hub := HubModel.parse(init):
+            metadata["base_model"] = hub.name
+        training["model"]["init"] = init if hub else Path(init).name
+    metadata |= {"license": licence} if licence else {}
+    metadata["tags"] = list(dict.fromkeys([*(metadata.get("tags") or ()), TAG, settings.get("model_type", "model")]))
+    figures = [("Validation of this checkpoint", {name: row[name] for name in MEASURES if name in row}) for row in rows]
+    found = map(_read_json, evaluations)
+    figures += [(str(each.get("benchmark", "Evaluation")), dict(each.get("summary") or {})) for each in found]
+    data = training.pop("data", {})
+    return card_template("model.md.jinja").render(
+        metadata=dump_yaml(metadata),
+        name=to.partition("/")[2],
+        auto=next(iter(settings.get("architectures") or ()), "AutoModel"),
+        body=body.replace("FOLDER_OR_ID", to).partition("\n## Evaluation\n")[0].strip(),
+        images=training.pop("images", {}).get("training"),
+        recipe=dump_yaml(training | {"data": {name: data[name] for name in data.keys() - {"train", "val"}}}),
+        to=to,
+        position=position,
+        parts=parts,
+        figures=figures,
+        licence=licence,
+    )
+
+
+def _part(place: str) -> tuple[str, list[str]]:
+    """Return the name of a run that a network was trained on, and how its labels were made, in sentences."""
+    try:
+        run = RunFiles(place)
+    except (UserError, EngineError, StoreError):
+        return place.rstrip("/").rpartition("/")[2], ["It was not there when this card was written."]
+    totals = {name: sum(shard.counts.get(name, 0) for shard in run.manifest.shards) for name in ("images", "relations")}
+    steps = [
+        ", ".join(f"{number:,} {name}" for name, number in totals.items()) + ".",
+        *describe_origin(run.manifest.run)[1],
+    ]
+    with suppress(UserError, OSError):
+        steps.append(certified_text(check(place, run.judgements.with_name(CERTIFICATE), run.judgements)))
+    return str(run.manifest.run.get("name", "sgpipe")), steps
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file} cannot be read as a JSON object: {error}") from None

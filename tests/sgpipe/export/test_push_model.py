@@ -1,0 +1,177 @@
+"""`sgpipe push` of models against a stub of the hub, and their hub ids wherever a model is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModel
+from typer.testing import CliRunner
+
+from rlip_model import ParSeDA, RTagger
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.files.hub import HubModel
+from sgpipe.files.model_cache import local_model, pin_model
+from sgpipe.recipe import packaged_model
+from sgpipe.storage.manifest import Manifest
+from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
+
+TO = "anna/model"
+KEY = f"models/{TO}"
+TAGGER, PARSEDA = packaged_model("tagger"), packaged_model("parseda")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[HubStub]:
+    cache = str(tmp_path / "cache")
+    with serving(HubStub(mode="lfs")) as stub:
+        template = f"{stub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        values = {"ENDPOINT": stub.url, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": cache, "HF_HUB_DISABLE_XET": True}
+        for name, value in (values | {"HUGGINGFACE_CO_URL_TEMPLATE": template}).items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("HF_HUB_CACHE", cache)  # of workers
+        yield stub
+
+
+def invoke(*arguments: object, code: int = 0):
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert done.exit_code == code, done.output
+    assert TOKEN not in done.output
+    assert "Traceback" not in done.output
+    return done
+
+
+def push(model: Path, *options: object, code: int = 0):
+    return invoke("push", model, "--to", TO, *options, code=code)
+
+
+def test_a_model_comes_back_bit_for_bit_online_and_from_the_cache(hub, monkeypatch):
+    printed = json.loads(push(TAGGER, "--license", "apache-2.0", "--json").stdout)
+    assert printed["url"] == f"{hub.url}/{TO}"
+    assert printed["private"] is hub.private[KEY] is True
+    files = hub.repositories[KEY]
+    assert not [name for name in files if name.endswith((".bin", ".py", ".pt", ".yaml"))]
+    metadata = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert (metadata["license"], {"sgpipe", "rlip_tagger"} <= {*metadata["tags"]}) == ("apache-2.0", True)
+    pinned = pin_model(TO)
+    assert pinned == f"{TO}@{hub._sha(KEY)}"
+    expected = RTagger.from_pretrained(TAGGER).state_dict()
+    for offline in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        assert pin_model(TO) == pinned
+        revision = pinned.partition("@")[2]
+        for loaded in (
+            RTagger.from_pretrained(local_model(TO)),
+            RTagger.from_pretrained(local_model(pinned)),
+            AutoModel.from_pretrained(TO),
+            AutoModel.from_pretrained(TO, revision=revision, output_loading_info=True)[0],
+        ):
+            assert isinstance(loaded, RTagger)
+            assert loaded.tokenizer is not None
+            assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
+
+
+def test_importing_sgpipe_registers_the_networks_and_takes_no_seconds():
+    code = f"""
+import sgpipe, sys
+assert not {{"torch", "transformers", "rlip_model.model"}} & {{*sys.modules}}
+from transformers import RobertaModel, AutoModel  # whose import needs the module of AutoModel
+print(type(AutoModel.from_pretrained({str(PARSEDA)!r})).__name__)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "ParSeDA\n", done.stderr
+
+
+def test_the_card_says_what_a_network_was_trained_on(hub, trained_tagger, tmp_path):
+    evaluation = tmp_path / "hico.json"
+    evaluation.write_text(json.dumps({"benchmark": "HICO-DET", "summary": {"full": 0.33}}))
+    push(trained_tagger, "--evaluation", evaluation)
+    assert set(hub.repositories[KEY]) & {"training.json", "optimizer.safetensors"} == set()
+    card = hub.repositories[KEY]["README.md"].decode()
+    recipe = yaml.safe_load((trained_tagger / "recipe.yaml").read_text())
+    assert all(part["shards"] not in card for part in recipe["data"]["train"])
+    assert f"lr: {recipe['optimisation']['lr']}" in card
+    for text in ("### Labels of", "| full | 0.33 |", "Not stated.", "| recall |", f'from_pretrained("{TO}")'):
+        assert text in card
+    assert "FOLDER_OR_ID" not in card
+
+
+def test_an_interrupted_push_goes_on_with_the_same_command(hub):
+    hub.failures = {"/commit/": [0, 409]}
+    assert "run the same command again to resume" in push(PARSEDA, code=1).stderr
+    assert set(hub.repositories[KEY]) == {".gitattributes", "README.md"}
+    sent = sum(hub.received)
+    push(PARSEDA)
+    assert sum(hub.received) - sent < 100_000  # not the weights again
+    assert type(AutoModel.from_pretrained(TO)) is ParSeDA
+
+
+def test_what_is_refused_in_one_line(hub, tmp_path, drawn_run):
+    hub.repositories[KEY], hub.private[KEY] = {"README.md": b"# mine", "pytorch_model.bin": b"1"}, False
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text("{}")
+    for place, options, message in (
+        (TAGGER, (), "has files that sgpipe did not push (pytorch_model.bin)"),
+        (tmp_path / "old", (), "has no model.safetensors"),
+        (tmp_path, (), "is not an sgpipe run"),
+        (TAGGER, ("--embed",), "is a model: only"),
+        (drawn_run, ("--license", "mit"), "are for models"),
+        (TAGGER, ("--evaluation", TAGGER / "model.safetensors"), "cannot be read as a JSON object"),
+    ):
+        assert message in push(place, *options, code=2).stderr
+    assert hub.commits == []
+    missing = "the model anna/nothing is not on the hub, or is private"
+    for command in (("predict", "anna/nothing", "--data", drawn_run), ("generate", "--tagger", "anna/nothing")):
+        assert missing in invoke(*command, "--out", tmp_path / "new.json", code=2).stderr
+
+
+def test_a_run_that_is_resumed_keeps_the_commit_of_its_models(hub, tmp_path):
+    push(TAGGER)
+    first, out = pin_model(TO), tmp_path / "run"
+    settings = ("--set", "source.miniworld.images=4", "--set", "engine.unit_size=2")
+    invoke("generate", "--tagger", TO, *settings, "--out", out, "--limit", 2)
+    hub.repositories[KEY]["config.json"] += b" "  # a later commit, while the cache has the first one
+    assert pin_model(TO) == first
+    shutil.rmtree(tmp_path / "cache")  # as on another machine
+    assert pin_model(TO) != first
+    invoke("generate", "--tagger", TO, *settings, "--out", out)
+    manifest = Manifest.load(out)
+    assert manifest.run["identity"]["tag"]["tagger"] == first
+    assert sum(shard.rows for shard in manifest.shards) == 4
+    invoke("generate", *settings, "--out", tmp_path / "own")
+    assert [each.counts for each in manifest.shards] == [each.counts for each in Manifest.load(tmp_path / "own").shards]
+
+
+def test_detectors_and_trainings_take_a_hub_id(hub, drawn_run, tmp_path):
+    push(PARSEDA)
+    for number, model in enumerate((TO, PARSEDA)):
+        out = tmp_path / f"{number}.json"
+        invoke("predict", model, "--data", drawn_run, "--out", out, "--form", "openimages")
+        invoke("eval", "vg", "--model", model, "--data", drawn_run, "--json-file", tmp_path / f"eval-{number}.json")
+    assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
+    results = [json.loads((tmp_path / f"eval-{number}.json").read_text())["summary"] for number in (0, 1)]
+    assert results[0] == results[1]
+    sizes = ("--batch", 2, "--set", "data.short_side=96", "--set", "data.long_side=144")
+    invoke("train", "pretrain", "--data", drawn_run, "--steps", 1, *sizes, "--init", TO, "--out", tmp_path / "trained")
+    assert yaml.safe_load((tmp_path / "trained" / "recipe.yaml").read_text())["model"]["init"] == pin_model(TO)
+
+
+def test_what_is_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "tagger").mkdir(parents=True)
+    names = {"a/b": ("a/b", None), "a/b@v1": ("a/b", "v1")}
+    names |= dict.fromkeys(("runs/tagger", "a", "a/b/c", "a/b.pth", "./a", "hf-hub:a/b", "s3://a/b"))
+    found = {name: HubModel.parse(name) for name in names}
+    assert {name: each and (each.name, each.revision) for name, each in found.items()} == names
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert pin_model("a/b") == "a/b"  # who loads it says that it is missing
+    with pytest.raises(UserError, match=r"^no such folder: a/b, and the model a/b is not in the hub's cache"):
+        local_model("a/b")
