@@ -412,7 +412,7 @@ def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None =
 def size_notes(detector: str | None, tag: TagConfig | None = None) -> list[str]:
     """Return what users should know of the sizes at which networks read images, whose training may have had others."""
     notes = []
-    settings = _stated(_model_folder(detector, "parseda")) if detector else {}
+    settings = known_settings(_model_folder(detector, "parseda")) if detector else {}
     if str(settings.get("model_type")).startswith("rlip") and _image_sides(settings) is None:
         short, long = DEFAULT_SIDES
         notes.append(
@@ -420,7 +420,7 @@ def size_notes(detector: str | None, tag: TagConfig | None = None) -> list[str]:
             'pixels; if it was trained on other sizes, add them, such as "image_sides": [480, 800]'
         )
     if tag is not None and tag.method == "rtagger" and tag.tagger:
-        sides = _image_sides(_stated(_model_folder(tag.tagger, "tagger")))
+        sides = _image_sides(known_settings(_model_folder(tag.tagger, "tagger")))
         if sides and sides != (tag.short_side, tag.long_side):
             notes.append(
                 f"{tag.tagger} was trained on images of {sides[0]} and at most {sides[1]} pixels: set tag.short_side "
@@ -429,8 +429,8 @@ def size_notes(detector: str | None, tag: TagConfig | None = None) -> list[str]:
     return notes
 
 
-def _stated(model: str) -> dict[str, Any]:
-    """Return the same as `_config_json`, and {} for a model that is not there, which need not run."""
+def known_settings(model: str) -> dict[str, Any]:
+    """Return the settings of a network in a folder, in a store or on the hub; {} for one that is not there."""
     with suppress(UserError, EngineError):
         return _config_json(model)
     return {}

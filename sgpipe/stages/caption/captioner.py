@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
-from sgpipe.errors import EngineError, UserError
+from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageFile
-from sgpipe.files.model_cache import local_model
 from sgpipe.images import open_header, read_bytes
-from sgpipe.recipe import CaptionConfig
+from sgpipe.recipe import CaptionConfig, known_settings
 from sgpipe.stages.endpoint import (
     CacheFolder,
     ChatEndpoint,
@@ -84,15 +81,7 @@ def _family(config: CaptionConfig) -> str:
         return "chat"
     if config.captioner is None:
         return "blip"
-    try:
-        source = local_model(config.captioner, whole=False)
-        if (file := Path(source) / "config.json").is_file():  # without importing transformers
-            return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
-        from sgpipe.stages.checkpoint import read_config
-
-        return str(read_config(source).get("model_type"))
-    except (UserError, EngineError, OSError, ValueError, TypeError, KeyError):
-        return "blip"
+    return str(known_settings(config.captioner).get("model_type", "blip"))
 
 
 _THOUGHTS = re.compile(r"^.*?</think>", re.DOTALL)
