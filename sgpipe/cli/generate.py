@@ -169,7 +169,7 @@ def generate(
     options: RecipeOptions,
     retry_failed: Annotated[bool, cli.option("Label the images of error rows again.", "--retry-failed")] = False,
     metrics: Annotated[
-        Path | None, cli.writes_file("Append a line of JSON each minute: images, errors, seconds of stages, queue, …")
+        Path | None, cli.writes_file("File for a line of JSON each minute: images, errors, seconds, queue, …")
     ] = None,
     json_: cli.Json = False,
 ) -> None:

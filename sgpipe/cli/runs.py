@@ -415,7 +415,8 @@ def push(
     relations: WrittenOptions,
     licence: Annotated[str | None, cli.option("Of a model, such as apache-2.0.", "--license")] = None,
     evaluations: Annotated[
-        list[Path] | None, cli.option("Of a model: file of `eval --json-file`. Repeatable.", "--evaluation")
+        list[Path] | None,
+        cli.option("Of a model: result of `eval --json-file`. Repeatable.", "--evaluation", exists=True),
     ] = None,
     json_: cli.Json = False,
 ) -> None:
