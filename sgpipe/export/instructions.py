@@ -218,8 +218,8 @@ class Instructions:
         if kind == "counting":
             fields = {"class": shown[0], "plural": self._english.noun(shown[0])[1], "count": answer}
         elif kind == "description":
-            number = ("one", "two", "three", "four")[len(claimed) - 1]
-            fields["relations"] = f"{number} relation{'s' * (len(claimed) > 1)}"
+            times = ("one", "two", "three", "four")[len(claimed) - 1]
+            fields["relations"] = f"{times} relation{'s' * (len(claimed) > 1)}"
             fields["said"] = " ".join(filled(texts["sentence"], each) for each in claimed)
         elif form.startswith("choose"):
             part = {"choose_predicate": "is_verb", "choose_object": "the_object", "choose_subject": "the_subject"}[form]

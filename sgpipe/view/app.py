@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sgpipe.errors import UserError, format_os_error
 from sgpipe.view import gallery, image_page, judging, thumbnails
@@ -75,6 +78,7 @@ def _refuse(request: Request, error: Exception) -> Response:
 LOCAL = "127.0.0.1"
 _PORTS = 50  # that are tried, from the one asked for on
 _GRACE_SECONDS = 3
+_REQUEST_SECONDS, _STALLED_SECONDS = 20.0, 60.0  # for a request, and for what waits to be sent
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,48 @@ def listen(host: str, port: int) -> Address:
     raise UserError(f"no port from {port} to {number} is free; choose another --port, or --port 0 for any")
 
 
+class _Protocol(H11Protocol):
+    """HTTP/1.1 that closes connections whose request arrives, or whose answer is read, too slowly."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._timer:
+            self._timer.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(_STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled:
+            self._stalled.cancel()
+
+    def _watch(self) -> None:
+        arriving = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        if self._timer and not arriving:
+            self._timer.cancel()
+            self._timer = None
+        elif arriving and not self._timer:
+            self._timer = self.loop.call_later(_REQUEST_SECONDS, self.transport.close)
+
+
 def server_of(app: ASGIApp) -> uvicorn.Server:
     """The server of the application, which says itself what goes wrong."""
     config = uvicorn.Config(
         app,
+        http=_Protocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -1,10 +1,11 @@
-"""The address at which the server listens, and connections that end early."""
+"""The address at which the server listens, and connections that are slow or end early."""
 
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,20 +44,50 @@ def test_the_address_that_is_printed_works_in_a_browser() -> None:
     assert everywhere.host == socket.gethostname()
 
 
+LARGE = 40_000_000  # bytes of an image, more than the system's buffers
 HEADERS = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: 999"
 POST = b"POST /api/judgements HTTP/1.1\r\n" + HEADERS + b"\r\n\r\n{"
 
 
 @pytest.fixture
-def port(tmp_path: Path) -> Iterator[int]:
-    """The port of a running server."""
-    make_run(tmp_path / "run", [record("a", (0, "riding", 1, 0.9))])
+def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a running server, whose requests must arrive within a second."""
+    monkeypatch.setattr("sgpipe.view.app._REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr("sgpipe.view.app._STALLED_SECONDS", 1.0)
+    make_run(tmp_path / "run", [record("a", (0, "riding", 1, 0.9), file_name="a.png")])
+    with (tmp_path / "run" / "images" / "a.png").open("ab") as file:
+        file.truncate(LARGE)
     server, address = server_of(open_client(tmp_path / "run").app), listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [address.socket]})
     thread.start()
     yield address.port
     server.should_exit = True
     thread.join()
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nX: ", POST])
+def test_a_connection_whose_request_does_not_arrive_is_closed(port: int, start: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(start)
+        connection.settimeout(0.2)
+        for _ in range(150):
+            try:
+                assert connection.recv(100) == b""
+                break
+            except TimeoutError:
+                connection.sendall(b"1" if start else b"")
+            except ConnectionError:
+                break
+        else:
+            raise AssertionError("it stays open")
+
+
+def test_a_whole_request_is_answered_and_its_connection_serves_the_next(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        for part in (b"GET /api/status HTTP/1.1\r\n", b"Host: localhost\r\n\r\n") * 2:
+            connection.sendall(part)
+            time.sleep(0.6)
+            assert b"Host" not in part or connection.recv(10_000).startswith(b"HTTP/1.1 200")
 
 
 def test_a_browser_that_goes_away_while_it_sends_is_not_a_bug(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +101,18 @@ def test_a_browser_that_goes_away_while_it_sends_is_not_a_bug(port: int, monkeyp
         assert connection.recv(10_000).startswith(b"HTTP/1.1 200")
     time.sleep(0.5)  # errors are described in a thread
     assert not bugs
+
+
+def test_a_connection_that_reads_nothing_is_closed_and_one_that_reads_is_served(port: int) -> None:
+    request = b"GET /photo/val/a HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    sizes = []
+    for wait in (3.0, 0.0):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(request)
+            time.sleep(wait)
+            size = 0
+            with suppress(ConnectionError):
+                while data := connection.recv(1_000_000):
+                    size += len(data)
+            sizes.append(size)
+    assert sizes[0] < LARGE < sizes[1]
