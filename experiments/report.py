@@ -75,9 +75,7 @@ def report(plan: Plan, results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
             files[f"docs/{PLOTS}/{name}.svg"] = plot
             answers.append(f"\n![{experiment.title}]({PLOTS}/{name}.svg)")
     for names in same_networks(plan):
-        note = f"\nThe same networks under several names: {', '.join(f'*{name}*' for name in names)}."
-        answers.append(note)
-        tables.append(note)
+        tables.append(f"\nThe same networks under several names: {', '.join(f'*{name}*' for name in names)}.")
     return {PAGE: "\n".join(answers) + "\n", TABLES: "\n".join(tables) + "\n", **files}
 
 
