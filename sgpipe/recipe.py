@@ -453,12 +453,14 @@ def _image_sides(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-_MODELS = {  # the setting of each stage that names its model
-    **{"detect": "detector", "caption": "captioner", "parse": "model", "ground": "detector", "pair": "model"},
-    "tag": "tagger",
-}
+# The setting of each stage that names its model
+_MODELS = {"detect": "detector", "caption": "captioner", "parse": "model", "ground": "detector", "pair": "model"}
+_MODELS |= {"tag": "tagger"}
 _PACKAGED: dict[str, PackagedModel] = {
-    **{"detect": "parseda", "ground": "parseda", "caption": "captioner", "tag": "tagger"},
+    "detect": "parseda",
+    "ground": "parseda",
+    "caption": "captioner",
+    "tag": "tagger",
 }
 
 

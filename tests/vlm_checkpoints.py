@@ -256,12 +256,7 @@ def _smolvlm() -> _Parts:
 
 
 def _blip2() -> _Parts:
-    tokenizer = make_tokenizer(
-        ["<pad>", "</s>", "<image>"],
-        bos_token="</s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-    )
+    tokenizer = make_tokenizer(["<pad>", "</s>", "<image>"], bos_token="</s>", eos_token="</s>", pad_token="<pad>")
     images = BlipImageProcessor(size={"height": 32, "width": 32})
     processor = Blip2Processor(images, tokenizer, num_query_tokens=4)
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -41,12 +41,7 @@ _CONFIGURATION = """\
 
 
 def write_label_studio(
-    rows: ExportRows,
-    out: Path,
-    images: ImagePlace | None = None,
-    images_url: str | None = None,
-    *,
-    embed: bool = False,
+    rows: ExportRows, out: Path, images: ImagePlace | None = None, images_url: str | None = None, *, embed: bool = False
 ) -> None:
     """Write SPLIT.json, a list of tasks, and the labelling configuration of a project for them.
 

@@ -24,12 +24,7 @@ _COUNTED = {"images": "images labelled", "errors": "error rows", "relations": "r
 
 
 class RunMetrics:
-    """Totals of one command: a run that is resumed begins at 0.
-
-    Attributes:
-        queue: images that wait or are in progress.
-        use: seconds and peak GPU memory of each stage.
-    """
+    """Totals of one command: a run that is resumed begins at 0. `use`: seconds and peak GPU memory of each stage."""
 
     def __init__(self, run: str, images: int, use: Utilization, *, on_ray: bool) -> None:
         self.queue, self.use, self._run = images, use, run

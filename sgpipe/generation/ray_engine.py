@@ -406,11 +406,7 @@ class Pool:
     @property
     def needs(self) -> dict[str, float]:
         """What each actor takes, by Ray's names of resources."""
-        amounts = {
-            "CPU": self.resources.cpus,
-            "GPU": self.resources.gpus or 0,
-            "memory": self.resources.memory * _GIB,
-        }
+        amounts = {"CPU": self.resources.cpus, "GPU": self.resources.gpus or 0, "memory": self.resources.memory * _GIB}
         return {name: amount for name, amount in amounts.items() if amount}
 
 

@@ -90,10 +90,7 @@ def write_hoia(
         kept, index = np.unique(pair, return_inverse=True)  # in the order of the queries, which breaks ties
         boxes = [
             {"bbox": box, "category_id": objects[label]}
-            for side, labels in (
-                (pairs.subject_boxes, pairs.subject_labels),
-                (pairs.object_boxes, pairs.object_labels),
-            )
+            for side, labels in ((pairs.subject_boxes, pairs.subject_labels), (pairs.object_boxes, pairs.object_labels))
             for box, label in zip(side[kept].tolist(), labels[kept].tolist(), strict=True)
         ]
         listed = [

@@ -10,14 +10,7 @@ from pathlib import Path
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.locations import DamagedError
 from sgpipe.files.object_store import StorePath
-from sgpipe.storage.manifest import (
-    MANIFEST,
-    Manifest,
-    put_manifest,
-    read_manifest,
-    replace_manifest,
-    whole_lines,
-)
+from sgpipe.storage.manifest import MANIFEST, Manifest, put_manifest, read_manifest, replace_manifest, whole_lines
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import checked_content
 from sgpipe.utils.atomic import atomic_write

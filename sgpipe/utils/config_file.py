@@ -68,8 +68,7 @@ for _kind, _pattern, _first in (
         first: list[Any] = ["" if letter == "\0" else letter for letter in _first]
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), first)
 _Loader.add_constructor(
-    "tag:yaml.org,2002:int",
-    lambda _, node: int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10)),
+    "tag:yaml.org,2002:int", lambda _, node: int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
 )
 
 

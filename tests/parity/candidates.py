@@ -117,10 +117,7 @@ def objects365_checks(files: Mapping[str, Any]) -> Iterator[Check]:
             for box in objects:
                 box.bbox = as_if_normalised(box.bbox, width, height)
         ours = caption_candidates(
-            files["inputs_scene_graphs"],
-            images,
-            table_for(match, table),
-            require_overlap=overlap == "overlap=True",
+            files["inputs_scene_graphs"], images, table_for(match, table), require_overlap=overlap == "overlap=True"
         )
         yield f"objects365 {variant}", describe(ours), ours, expected
 

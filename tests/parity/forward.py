@@ -156,10 +156,7 @@ def queries(model: RLIPModel, made: EntityQueries) -> dict[str, Tensor]:
         return {"ho_query_embed": torch.cat([part.weight for part in parts], dim=-1)}
     assert made.positions is not None
     assert made.padding is not None
-    return {
-        "ho_query_embed": torch.cat((made.positions, made.content), dim=-1),
-        "key_padding_mask": made.padding,
-    }
+    return {"ho_query_embed": torch.cat((made.positions, made.content), dim=-1), "key_padding_mask": made.padding}
 
 
 class Recorder:

@@ -11,11 +11,7 @@ from rlip_model.text import LabelFeatures
 from tests.parity.forward import run_network
 from tests.parity.golden import Golden, Report
 
-PROTOCOLS = {
-    "hoi": hoi_detections,
-    "hoi_zero_shot": zero_shot_hoi_detections,
-    "sgg": scene_graph_detections,
-}
+PROTOCOLS = {"hoi": hoi_detections, "hoi_zero_shot": zero_shot_hoi_detections, "sgg": scene_graph_detections}
 
 
 @torch.no_grad()

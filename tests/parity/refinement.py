@@ -24,9 +24,7 @@ def top_per_pair(relations: Iterable[Relation], k: int) -> list[Relation]:
 
 
 def keep_known(
-    relations: Iterable[Relation],
-    objects: Sequence[Box],
-    known: Mapping[tuple[str, str], Collection[str]],
+    relations: Iterable[Relation], objects: Sequence[Box], known: Mapping[tuple[str, str], Collection[str]]
 ) -> list[Relation]:
     """The relations whose predicate is known between the classes of their boxes.
 

@@ -95,10 +95,7 @@ def compare_noised_boxes(
     assert found.padding is not None
     subjects, objects = found.positions.chunk(2, dim=1)
     used = ~found.padding.chunk(2, dim=1)[0]
-    for role, positions, key in (
-        ("subject", subjects, "box_embed_in0"),
-        ("object", objects, "box_embed_in1"),
-    ):
+    for role, positions, key in (("subject", subjects, "box_embed_in0"), ("object", objects, "box_embed_in1")):
         report.compare("queries", f"noised {role} positions", positions[used], builder.coord_proj(expected[key]))
 
 

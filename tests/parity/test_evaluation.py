@@ -87,11 +87,7 @@ def no_number(figures: dict[str, Any]) -> None:
     ],
 )
 def test_a_difference_is_told(
-    copied: Path,
-    file: str,
-    spoil: Callable[[dict[str, Any]], None],
-    named: str,
-    capsys: pytest.CaptureFixture[str],
+    copied: Path, file: str, spoil: Callable[[dict[str, Any]], None], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = copied / f"{file}.expected.json"
     figures = json.loads(path.read_text())

@@ -53,11 +53,7 @@ def other_box(content: dict[str, Any]) -> None:
     ],
 )
 def test_a_difference_is_told(
-    copied: Path,
-    file: str,
-    spoil: Callable[[dict[str, Any]], None],
-    named: str,
-    capsys: pytest.CaptureFixture[str],
+    copied: Path, file: str, spoil: Callable[[dict[str, Any]], None], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads((copied / file).read_text())
     spoil(content)

@@ -6,13 +6,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
 from sgpipe.files.roots import FolderRoot
-from sgpipe.images import (
-    ImageError,
-    open_row_image,
-    read_image,
-    read_size,
-    upright_rgb,
-)
+from sgpipe.images import ImageError, open_row_image, read_image, read_size, upright_rgb
 from sgpipe.records import Record
 
 
@@ -92,12 +86,7 @@ def test_unusable_images_in_memory_are_refused_with_a_reason(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [
-        (None, "not found"),
-        (b"", "cannot be read"),
-        (b"not an image", "cannot be read"),
-        ("cut", "cannot be read"),
-    ],
+    [(None, "not found"), (b"", "cannot be read"), (b"not an image", "cannot be read"), ("cut", "cannot be read")],
 )
 def test_broken_images_are_refused_with_a_reason(tmp_path, content, reason):
     path = tmp_path / "a.jpg"

@@ -224,10 +224,7 @@ def test_real_coco_counts(oracle: Path, tmp_path):
     folder = oracle / "data" / "coco_mini"
     for split, images, boxes, crowds in (("train", 80, 739, 8), ("val", 79, 624, 5)):
         detections, meta = read_coco(
-            folder / f"instances_{split}2017.json",
-            folder / f"captions_{split}2017.json",
-            dataset="coco",
-            split=split,
+            folder / f"instances_{split}2017.json", folder / f"captions_{split}2017.json", dataset="coco", split=split
         )
         write_detections(tmp_path / split, detections, meta)
         meta = SourceIndex(tmp_path / split).meta

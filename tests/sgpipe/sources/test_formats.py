@@ -28,10 +28,7 @@ SAMPLES: list[tuple[object, str | None]] = [
     ({"images": [{"id": 1}] * 50, "annotations": [{"image_id": 1, **BOX}]}, formats.COCO_INSTANCES),
     ({"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "a dog"}]}, formats.COCO_CAPTIONS),
     ({"train": {"1": [[0, 1, 2]]}, "rel_categories": ["on"]}, formats.RELATION_TRIPLETS),
-    (
-        {"rel_categories": [{"id": 0, "name": "on"}], "annotations": [{"image_id": 1, **BOX}]},
-        formats.COCO_INSTANCES,
-    ),
+    ({"rel_categories": [{"id": 0, "name": "on"}], "annotations": [{"image_id": 1, **BOX}]}, formats.COCO_INSTANCES),
     ({"rel_annotations": [{"subject_id": 0, "object_id": 1, "predicate_id": 0}]}, formats.COCO_RELATIONS),
     ([{"id": 1, "data": {"image": "1.jpg"}, "annotations": []}], formats.LABEL_STUDIO),
     ([{"data": {"image": "1.jpg"}, "predictions": []}], formats.LABEL_STUDIO),

@@ -144,7 +144,7 @@ VCOCO_PAIRS = {
             "objects": [2, 1],
             "actions": [1, 0],
             "file_name": "COCO_train2014_000000000165.jpg",
-        },
+        }
     ],
     "classes": ["talk_on_phone instr", "sit instr"],
     "objects": ["background", "person", "bicycle"],

@@ -101,10 +101,7 @@ def test_a_rotated_box_becomes_the_box_around_it(tmp_path, rotation, expected):
     [
         ([region(1, image_rotation=90)], "rotated in Label Studio by 90 degrees"),
         ([region(1, value=region(1)["value"] | {"x": "?"})], "expected 4 numbers"),
-        (
-            [region(1, value=region(1)["value"] | {"rectanglelabels": 1})],
-            "'rectanglelabels' is not a list of names",
-        ),
+        ([region(1, value=region(1)["value"] | {"rectanglelabels": 1})], "'rectanglelabels' is not a list of names"),
         ([region(1), link(1, 1, "on", direction="up")], "direction of a relation is 'up', expected right, left or bi"),
         ([region(1), link(1, 1, "on", scores=[])], "a relation has 1 label and 0 scores"),
         ([region(1), link(1, 1, "on", scores=[2])], "'confidence' is 2, expected 0 to 1"),
@@ -152,13 +149,7 @@ def test_tasks_that_nobody_annotated_are_left_out(tmp_path):
 
 def test_what_the_export_wrote_beside_the_image_is_used(tmp_path):
     data = {"image": "data:image/png;base64,AA==", "image_id": "a/b", "dataset": "coco", "split": "val"}
-    data |= {
-        "file_name": "a/b.jpg",
-        "width": 100,
-        "height": 100,
-        "captions": ["a dog", 1],
-        "category_ids": {"dog": 18},
-    }
+    data |= {"file_name": "a/b.jpg", "width": 100, "height": 100, "captions": ["a dog", 1], "category_ids": {"dog": 18}}
     marked = region(1, meta={"text": ["crowd"]})
     (found,), _ = read(tmp_path, task(marked, region(2, "new"), data=data))
     assert (found.image_id, found.dataset, found.split, found.file_name) == ("a/b", "coco", "val", "a/b.jpg")

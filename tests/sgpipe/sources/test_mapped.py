@@ -46,10 +46,7 @@ ROW = {  # as SGG-Benchmark publishes its datasets; ids of objects count over th
 }
 GRAPH = (
     [Box("ü" * 300, 7, (1.5, 2, 10, 20)), Box("dog", 1, (0, 0, 64, 48), True)],
-    [
-        Relation(1, 0, "near"),
-        Relation(0, 0, "on"),
-    ],
+    [Relation(1, 0, "near"), Relation(0, 0, "on")],
 )
 
 

@@ -5,13 +5,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.scene_graphs import (
-    MAX_RELATIONS,
-    VisualGenome,
-    load_aliases,
-    pixel_iou,
-    remove_redundant,
-)
+from sgpipe.sources.scene_graphs import MAX_RELATIONS, VisualGenome, load_aliases, pixel_iou, remove_redundant
 
 GRAPH = {
     "image_id": 7,

@@ -42,12 +42,7 @@ def test_triplets_become_pairs_of_matching_boxes() -> None:
         ("a man", "wearing", "hat"),
     ]
     [found] = stage()([record(["horse", "person", "person", "dog", "cat"], statements)])
-    assert pairs(found) == [
-        (1, 0, ["riding", "on"]),
-        (2, 0, ["riding", "on"]),
-        (3, 1, ["near"]),
-        (3, 2, ["near"]),
-    ]
+    assert pairs(found) == [(1, 0, ["riding", "on"]), (2, 0, ["riding", "on"]), (3, 1, ["near"]), (3, 2, ["near"])]
     named = [(triplet.subject_category, triplet.object_category) for triplet in found.triplets]
     assert named == [("person", "horse"), ("dog", "person"), *[("person", "horse")] * 2, ("person", None)]
 

@@ -43,10 +43,7 @@ def test_a_crop_is_square_and_shows_both_boxes_with_a_margin(image: Image.Image)
 
 
 def test_a_relation_without_an_object_has_one_outline(image: Image.Image) -> None:
-    for marked in (
-        marked_crop(image, [DOG, NOTHING], CHASING, 64),
-        marked_image(image, [DOG, NOTHING], CHASING, 64),
-    ):
+    for marked in (marked_crop(image, [DOG, NOTHING], CHASING, 64), marked_image(image, [DOG, NOTHING], CHASING, 64)):
         assert SUBJECT_COLOUR in colours(marked)
         assert OBJECT_COLOUR not in colours(marked)
 

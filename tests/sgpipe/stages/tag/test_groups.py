@@ -24,10 +24,7 @@ def test_own_batches_join_groups_with_equal_predicates() -> None:
 
 def test_reference_batches_merge_the_predicates_of_a_chunk() -> None:
     groups = [([(0, 1)], ["b", "a"]), ([(1, 0)], ["c", "a"]), ([(2, 0)], ["d"]), ([], [])]
-    assert reference_batches(groups, 2) == [
-        Batch([[(0, 1)], [(1, 0)]], ["b", "a", "c"]),
-        Batch([[(2, 0)]], ["d"]),
-    ]
+    assert reference_batches(groups, 2) == [Batch([[(0, 1)], [(1, 0)]], ["b", "a", "c"]), Batch([[(2, 0)]], ["d"])]
     assert reference_batches([([], [])], 16) == []
 
 

@@ -137,7 +137,7 @@ CLAUSES = {
     ),
 }
 ISSUE = {
-    "a man riding a horse next to a dog on the beach": "man | riding | horse; man | next to | dog; dog | on | beach",
+    "a man riding a horse next to a dog on the beach": "man | riding | horse; man | next to | dog; dog | on | beach"
 }
 
 
