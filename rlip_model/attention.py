@@ -167,7 +167,7 @@ def _without(why: str) -> GpuSampling:
 
 
 def _kernel_errors() -> tuple[type[Exception], ...]:
-    """What is raised if a kernel cannot be compiled or launched; Triton's errors are not RuntimeErrors."""
+    """Return what is raised if a kernel cannot be compiled or launched; Triton's errors are not RuntimeErrors."""
     errors = (RuntimeError, OSError, ValueError, TypeError)
     try:
         return (*errors, importlib.import_module("triton.errors").TritonError)

@@ -34,7 +34,7 @@ class ImageFeatures:
     shapes: tuple[tuple[int, int], ...]
 
     def of(self, images: Sequence[int]) -> ImageFeatures:
-        """The features of these images of the batch, in this order; an image may be there several times."""
+        """Return the features of these images of the batch, in this order; an image may be there several times."""
         if list(images) == list(range(len(self.tokens))):
             return self
         rows = send(torch.tensor(images), self.tokens.device)
@@ -61,7 +61,7 @@ def _normalised(maps: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d | 
 
 
 def _folded(convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The weight and the bias of a convolution that also normalises."""
+    """Return the weight and the bias of a convolution that also normalises."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
 

@@ -197,7 +197,7 @@ def _check_vocabulary(words: PreTrainedTokenizerBase, name: str, config: RLIPCon
 
 
 def roberta_sizes(config: RobertaConfig) -> RobertaConfig:
-    """A copy of a configuration with its sizes only, without the path that it was loaded from."""
+    """Return a copy of a configuration with its sizes only, without the path that it was loaded from."""
     names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
     names += ["max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"]
     return RobertaConfig(**{name: getattr(config, name) for name in names})
@@ -246,7 +246,7 @@ def save_atomically(model: RLIPModel, out: Path) -> None:
 
 
 def _roberta_config(tokenizer: str) -> RobertaConfig | None:
-    """The RoBERTa configuration that comes with a tokenizer, if there is one."""
+    """Return the RoBERTa configuration that comes with a tokenizer, if there is one."""
     try:
         config = AutoConfig.from_pretrained(tokenizer)
     except (OSError, ValueError):

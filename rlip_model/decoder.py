@@ -124,7 +124,7 @@ class Decoder(nn.Module):
     def positions(
         self, layer: int, content: Tensor, references: Tensor, given: Tensor | None, memory: Memory
     ) -> Tensor:
-        """The position vectors `[batch, queries, dim]` of the queries at a layer."""
+        """Return the position vectors `[batch, queries, dim]` of the queries at a layer."""
         if self.anchor_positions is not None:
             finest = memory.valid_ratios[:, :1].repeat(1, 1, 2)
             return self.anchor_positions(layer, content, references * finest)

@@ -74,7 +74,9 @@ class DenseOutput:
 
     @torch.no_grad()
     def proposals(self, count: int) -> Proposals:
-        """The `count` most confident boxes of each image, those that overlap a better one of their class last."""
+        """Return the `count` most confident boxes of each image, those that overlap a better one of their class
+        last.
+        """
         scores, labels = self.logits.sigmoid().max(-1)
         scores = scores.masked_fill(self.padding, -1.0)
         best = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1).indices
@@ -133,7 +135,7 @@ class DenseHead(nn.Module):
         return DenseOutput(tokens, logits, boxes, centres, cells, levels, image.padding)
 
     def _tokens(self, image: ImageFeatures) -> Tensor:
-        """Each level plus the coarser ones (FPN, CVPR 2017), through a convolution; `[batch, tokens, dim]`."""
+        """Return each level plus the coarser ones (FPN, CVPR 2017), through a convolution; `[batch, tokens, dim]`."""
         sizes = [height * width for height, width in image.shapes]
         maps = [
             level.transpose(1, 2).unflatten(2, shape)
@@ -170,7 +172,7 @@ class DenseLosses:
 
 
 def dense_losses(output: DenseOutput, targets: Sequence[LabelledBoxes], total: Tensor | None = None) -> DenseLosses:
-    """The losses of the dense detector.
+    """Return the losses of the dense detector.
 
     Args:
         targets: all objects of each image.
@@ -204,7 +206,7 @@ def _giou_losses(first: Tensor, second: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assign(output: DenseOutput, targets: Sequence[LabelledBoxes]) -> tuple[Tensor, Tensor, Tensor]:
-    """The tokens that stand for an object: image, token and object of each, `[tokens]` each.
+    """Return the tokens that stand for an object: image, token and object of each, `[tokens]` each.
 
     Objects are numbered through all images. An object is assigned to the tokens of one level, by its size, whose centre
     is within one cell of its own; a token near several objects to the smallest one.
@@ -220,7 +222,9 @@ def assign(output: DenseOutput, targets: Sequence[LabelledBoxes]) -> tuple[Tenso
 
 
 def _smallest(output: DenseOutput, image: int, targets: LabelledBoxes) -> tuple[Tensor, Tensor]:
-    """The side of the smallest object that is assigned to each token (inf: none), and its number; `[tokens]` each."""
+    """Return the side of the smallest object that is assigned to each token (inf: none), and its number; `[tokens]`
+    each.
+    """
     if not len(targets.boxes):
         return torch.full_like(output.levels, torch.inf, dtype=torch.float32), torch.zeros_like(output.levels)
     centres, cells = output.centres[image], output.cells[image]

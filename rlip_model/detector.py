@@ -84,7 +84,7 @@ def initialise_from_detector(model: RLIPModel, state: State) -> Initialised:
 
 
 def published_names(state: State) -> dict[str, Tensor]:
-    """The parameters of a detector under the names of the published RLIP code; some appear under two names.
+    """Return the parameters of a detector under the names of the published RLIP code; some appear under two names.
 
     Queries `[queries, 2 * dim]` (position, content) become `[queries, 3 * dim]`: the content of the relations is a copy
     of the content of the entities. Queries `[queries, dim]`, which are content only, are repeated three times.
@@ -113,7 +113,7 @@ def _sources(state: State) -> dict[str, str]:
 
 
 def detector_config(state: State, kind: str, args: Mapping[str, Any] | None = None, **changes: Any) -> RLIPConfig:
-    """The published configuration of `kind` (see `preset`), with the sizes of a detector.
+    """Return the published configuration of `kind` (see `preset`), with the sizes of a detector.
 
     Args:
         state: the parameters of the detector.

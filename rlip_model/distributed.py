@@ -39,7 +39,7 @@ def counting_nothing() -> Iterator[None]:
 
 
 def is_distributed() -> bool:
-    """Whether there are several processes and collective operations are on."""
+    """Return whether there are several processes and collective operations are on."""
     return _collectives() is not None
 
 
@@ -53,19 +53,19 @@ def _collectives() -> Any:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     collectives = _collectives()
     return collectives.get_rank() if collectives else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     collectives = _collectives()
     return collectives.get_world_size() if collectives else 1
 
 
 def global_mean(summed: Tensor, count: Tensor, least: float = 1.0, total: Tensor | None = None) -> Tensor:
-    """The sum over the items of this process, divided by the mean number of items per process.
+    """Return the sum over the items of this process, divided by the mean number of items per process.
 
     Gradients are averaged over the processes. The average of this value is the mean over all items, the same as in a
     single process that has them all.
@@ -84,7 +84,7 @@ def global_mean(summed: Tensor, count: Tensor, least: float = 1.0, total: Tensor
 
 
 def global_sum(values: Tensor) -> Tensor:
-    """The sum over all processes, without gradient."""
+    """Return the sum over all processes, without gradient."""
     total = values.detach().clone()
     if collectives := _collectives():
         collectives.all_reduce(total)

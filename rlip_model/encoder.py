@@ -40,7 +40,7 @@ class Memory:
     owners: Owners | None = None
 
     def of_groups(self, images: Sequence[int]) -> Memory:
-        """The same memory for groups of queries, of which each belongs to one image of the batch."""
+        """Return the same memory for groups of queries, of which each belongs to one image of the batch."""
         owners = Owners.of(images, self.tokens.device)
         return replace(
             self,

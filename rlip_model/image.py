@@ -19,7 +19,8 @@ _WEIGHT_BITS = 22  # after the point, as in Pillow
 
 
 def resized(width: int, height: int, short_side: int = 800, long_side: int = 1333) -> tuple[int, int]:
-    """The resized (width, height): the shorter side is `short_side`, or less if the longer would exceed `long_side`.
+    """Return the resized (width, height): the shorter side is `short_side`, or less if the longer would exceed
+    `long_side`.
 
     The longer side is rounded down, as in DETR. Every side is at least one pixel.
     """
@@ -52,7 +53,9 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def normalised(image: Image.Image) -> Tensor:
-    """An RGB image of the size that the network reads, as by `normalise`; on the CPU, in the calling thread alone."""
+    """Return an RGB image of the size that the network reads, as by `normalise`; on the CPU, in the calling thread
+    alone.
+    """
     pixels = np.empty((3, image.height, image.width), dtype=np.float32)
     for plane, band, mean, deviation in zip(pixels, image.split(), MEAN, STD, strict=True):
         plane[:] = np.asarray(band)
@@ -100,7 +103,9 @@ def _enlarged(pixels: Tensor, dim: int, length: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _neighbours(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The old pixels that a new one is the weighted sum of, as in Pillow: positions and weights `[neighbours, new]`."""
+    """Return the old pixels that a new one is the weighted sum of, as in Pillow: positions and weights `[neighbours,
+    new]`.
+    """
     centres = (np.arange(new) + 0.5) * (old / new)
     first = np.maximum(centres - 0.5, 0).astype(np.int64)
     positions = np.arange(3)[:, None] + first

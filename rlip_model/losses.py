@@ -51,7 +51,7 @@ class LayerLosses:
     errors: PredictionErrors
 
     def total(self, weights: LossWeights) -> Tensor:
-        """The weighted sum."""
+        """Return the weighted sum."""
         return (
             weights.entity * self.entity
             + weights.relation * self.relation
@@ -118,7 +118,8 @@ class DetectionCriterion:
     def count(
         self, targets: Sequence[Triplets], slots: int, relations: int, relation_features: Tensor | None = None
     ) -> TargetCounts:
-        """The counts of a batch before its forward pass. Every triplet counts as matched, with a quality above 0.
+        """Return the counts of a batch before its forward pass. Every triplet counts as matched, with a quality above
+        0.
 
         Args:
             slots: pairs of queries per image.
@@ -198,7 +199,7 @@ class TaggerCriterion:
             return _sum_up([self._layer(layer, batch, assignment, totals) for layer in layers], self.weights)
 
     def count(self, targets: Sequence[Triplets], relations: int) -> TargetCounts:
-        """The counts of a batch with this number of relation texts."""
+        """Return the counts of a batch with this number of relation texts."""
         batch = join(targets, relations)
         return _counts(batch, len(batch), batch.triplets.relation_labels == 1)
 
@@ -217,7 +218,7 @@ class TaggerCriterion:
 
 
 def _sum_up(layers: Sequence[LayerLosses], weights: LossWeights) -> ModelLosses:
-    """The losses of all layers, the last one first."""
+    """Return the losses of all layers, the last one first."""
     total = torch.stack([layer.total(weights) for layer in layers]).sum()
     return ModelLosses(layers[0], tuple(layers[1:]), total)
 

@@ -75,7 +75,7 @@ def matching_costs(output: LayerOutput, targets: TripletBatch, weights: Matching
 
 
 def relation_costs(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """The relation part of the matching cost: minus the mean probability of agreeing with multi-hot labels.
+    """Return the relation part of the matching cost: minus the mean probability of agreeing with multi-hot labels.
 
     The mean over the present relations and the mean over the absent ones have equal weight.
 

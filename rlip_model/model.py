@@ -119,7 +119,9 @@ class RLIPModel(RLIPPreTrainedModel):
         return entities, self.relation_decoder(relation_queries, entities.boxes[-1], memory)
 
     def fuse_decoded(self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory) -> ReadOutStates:
-        """The states and labels that the heads compare: those of the decoders, or of the fusion after decoding."""
+        """Return the states and labels that the heads compare: those of the decoders, or of the fusion after
+        decoding.
+        """
         if self.late_fusion is not None:
             return self.late_fusion(entities, relations, memory)
         objects, verbs = memory.labels.tensor_split([memory.num_objects], dim=2)

@@ -14,7 +14,7 @@ _LARGEST_SEED = 2**32 - 1  # torch's generator on a CPU ignores all higher bits
 
 
 def torch_seed(seed: int, step: int = 0, rank: int = 0, part: int = 0) -> int:
-    """The seed of torch's generator for a part of a step in one process, whatever the size of a run's seed.
+    """Return the seed of torch's generator for a part of a step in one process, whatever the size of a run's seed.
 
     Where the plain formula of the first versions has room in 64 bits, it stays.
     """
@@ -26,7 +26,9 @@ def torch_seed(seed: int, step: int = 0, rank: int = 0, part: int = 0) -> int:
 
 
 def initial_seed(seed: int) -> int:
-    """The seed of torch's generator for initial weights. Seeds are told apart beyond the bits that torch looks at."""
+    """Return the seed of torch's generator for initial weights. Seeds are told apart beyond the bits that torch looks
+    at.
+    """
     return seed if seed <= _LARGEST_SEED else torch_seed(seed, part=1)
 
 

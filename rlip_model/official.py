@@ -81,7 +81,7 @@ def renamed(key: str, decoder_layers: int) -> str:
 
 
 def is_ignored(key: str, config: RLIPConfig) -> bool:
-    """Whether a published parameter is a duplicate, or is never used by its own network."""
+    """Return whether a published parameter is a duplicate, or is never used by its own network."""
     unused = isinstance(config, RTaggerConfig) and key == "query_embed.weight"
     return unused or _IGNORED.search(key) is not None
 
@@ -141,12 +141,14 @@ def _kind(state: State) -> type[RLIPConfig]:
 
 
 def _encoder(state: State) -> str:
-    """The prefix of the ALIF encoder; checkpoints made from detectors contain a second, unused one."""
+    """Return the prefix of the ALIF encoder; checkpoints made from detectors contain a second, unused one."""
     return "transformer.encoder." if "refpoint_embed.weight" in state else "transformer.ho_encoder."
 
 
 def _fusion(state: State, options: Mapping[str, Any], gating: str | None) -> dict[str, Any]:
-    """The kind of fusion in the weights, and the sizes of ALIF. Raise CheckpointError if the options contradict."""
+    """Return the kind of fusion in the weights, and the sizes of ALIF. Raise CheckpointError if the options
+    contradict.
+    """
     encoder = _encoder(state)
     fusion = "GLIP_attn" if count(state, encoder + "VLFuse_layers.") else "no_fusion"
     if count(state, "transformer.obj_fusion.layers."):
@@ -183,13 +185,13 @@ def _check_is_rlip(state: State) -> None:
 
 
 def count(state: State, prefix: str) -> int:
-    """The number of numbered parts whose names start with `prefix`."""
+    """Return the number of numbered parts whose names start with `prefix`."""
     parts = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
     return len([part for part in parts if part.isdigit()])
 
 
 def backbone_sizes(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a configuration that follow from the weights under `backbone.0.body.`."""
+    """Return the settings of a configuration that follow from the weights under `backbone.0.body.`."""
     body = "backbone.0.body."
     if body + "patch_embed.proj.weight" not in state:
         return {"backbone": "resnet50", "drop_path": 0.0}

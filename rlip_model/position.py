@@ -44,6 +44,9 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def inverse_sigmoid(probability: Tensor, eps: float = 1e-5) -> Tensor:
-    """The logit of a probability, finite at 0 and 1; in at least float32, as `eps` vanishes in half precision."""
+    """Return the logit of a probability, finite at 0 and 1.
+
+    In at least float32, as `eps` vanishes in half precision.
+    """
     probability = at_least_float32(probability).clamp(0, 1)
     return (probability.clamp(min=eps) / (1 - probability).clamp(min=eps)).log()

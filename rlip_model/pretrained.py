@@ -112,7 +112,7 @@ class RLIPPreTrainedModel(PreTrainedModel):
             self.tokenizer.save_pretrained(save_directory)
 
     def _model_card(self) -> str:
-        """The README.md that the Hugging Face hub shows for a saved network."""
+        """Return the README.md that the Hugging Face hub shows for a saved network."""
         return _MODEL_CARD.format(
             name=type(self).__name__,
             title=self.title,

@@ -126,13 +126,13 @@ class LearnedQueries(nn.Module):
         self.relation_builder = RelationQueryBuilder(config)
 
     def entities(self, batch: int) -> EntityQueries:
-        """The queries of the entity decoder, repeated for each image of the batch."""
+        """Return the queries of the entity decoder, repeated for each image of the batch."""
         position, content, _ = self.query_embed.weight.unsqueeze(0).chunk(3, dim=-1)
         positions = position.expand(batch, -1, -1)
         return EntityQueries(content.expand_as(positions), positions, self.reference_points(positions))
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
-        """The queries of the relation decoder; see `RelationQueryBuilder.build`."""
+        """Return the queries of the relation decoder; see `RelationQueryBuilder.build`."""
         return self.relation_builder.build(entities, self.query_embed.weight.chunk(3, dim=-1)[2], padding)
 
 
@@ -147,12 +147,12 @@ class AnchorQueries(nn.Module):
         self.relation_builder = RelationQueryBuilder(config, anchored=True)
 
     def entities(self, batch: int) -> EntityQueries:
-        """The queries of the entity decoder, repeated for each image of the batch."""
+        """Return the queries of the entity decoder, repeated for each image of the batch."""
         content, anchors = self.content.weight, self.anchors.weight.sigmoid()
         return EntityQueries(content.expand(batch, -1, -1), None, anchors.expand(batch, -1, -1))
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
-        """The queries of the relation decoder; see `RelationQueryBuilder.build`."""
+        """Return the queries of the relation decoder; see `RelationQueryBuilder.build`."""
         return self.relation_builder.build(entities, self.verb_content.weight, padding)
 
 
@@ -189,7 +189,7 @@ class ProposalQueries(nn.Module):
         return EntityQueries(torch.cat(content, dim=1), None, anchors)
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
-        """The queries of the relation decoder; see `RelationQueryBuilder.build`."""
+        """Return the queries of the relation decoder; see `RelationQueryBuilder.build`."""
         return self.relation_builder.build(entities, self.verb_content.weight.expand(2 * self.num_pairs, -1), padding)
 
 
@@ -244,7 +244,7 @@ class PairQueries(nn.Module):
         return EntityQueries(contents, positions, self.reference_points(positions), padding, mask)
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
-        """The queries of the relation decoder; see `RelationQueryBuilder.build`."""
+        """Return the queries of the relation decoder; see `RelationQueryBuilder.build`."""
         return self.relation_builder.build(entities, self.verb_content.weight, padding)
 
     def _noised(
@@ -274,7 +274,7 @@ class PairQueries(nn.Module):
 
 
 def _places(counts: Sequence[int], slots: int) -> tuple[Tensor, Tensor]:
-    """The image and slot of every subject, then of every object."""
+    """Return the image and slot of every subject, then of every object."""
     image = torch.tensor([index for index, count in enumerate(counts) for _ in range(count)], dtype=torch.long)
     slot = torch.tensor([slot for count in counts for slot in range(count)], dtype=torch.long)
     return image.repeat(2), torch.cat((slot, slots + slot))

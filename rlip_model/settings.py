@@ -144,11 +144,11 @@ class Optimisation:
         return self.epochs * steps_per_epoch if self.steps is None else self.steps
 
     def is_done(self, step: int, epoch: int) -> bool:
-        """Whether a training that has made `step` steps and completed `epoch` epochs is over."""
+        """Return whether a training that has made `step` steps and completed `epoch` epochs is over."""
         return epoch >= self.epochs if self.steps is None else step >= self.steps
 
     def factor(self, step: int, epoch: int, share: float) -> float:
-        """The factor for the learning rates in a step.
+        """Return the factor for the learning rates in a step.
 
         As in the published training, which sets the rates after each step, the first step of an epoch still uses the
         rate of the epoch before.

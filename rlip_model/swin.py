@@ -155,7 +155,7 @@ class SwinStage(nn.Module):
         self.downsample = PatchMerging(dim) if merge else None
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """The maps of this stage, and the input of the next stage."""
+        """Return the maps of this stage, and the input of the next stage."""
         height, width = (side + -side % self.window for side in maps.shape[1:3])
         mask = shift_mask(height, width, self.window, maps.device)
         for block in self.blocks:

@@ -109,6 +109,6 @@ class TargetCounts:
 
 
 def total_counts(parts: Sequence[TargetCounts]) -> TargetCounts:
-    """The counts of a step: of all its parts, in all processes. The parts must not be none."""
+    """Return the counts of a step: of all its parts, in all processes. The parts must not be none."""
     own = [torch.stack(tuple(vars(part).values())) for part in parts]
     return TargetCounts(*global_sum(torch.stack(own).sum(0)).unbind())

@@ -52,7 +52,7 @@ class LabelFeatures:
 
 
 def pad_labels(lists: Sequence[LabelFeatures]) -> LabelFeatures:
-    """The label lists of several images, each of a batch of 1 and not masked, as a batch.
+    """Return the label lists of several images, each of a batch of 1 and not masked, as a batch.
 
     Raises:
         ValueError: the lists have different numbers of objects.
@@ -69,7 +69,7 @@ def pad_labels(lists: Sequence[LabelFeatures]) -> LabelFeatures:
 
 
 def masked_by_sum(features: Tensor) -> Tensor:
-    """The label mask of the published training: `[..., labels, dim]` to `[..., labels]`.
+    """Return the label mask of the published training: `[..., labels, dim]` to `[..., labels]`.
 
     It was meant for zero padding, but masks every label whose features do not have a positive sum.
     """

@@ -178,7 +178,7 @@ def threshold_of_recipe(tag: TagConfig, pair: PairConfig) -> float:
 
 
 def probability_for(calibration: Location | None, precision: float, threshold: float | None) -> float:
-    """The minimum probability for a precision. Raises UserError: a threshold is given, or no calibration."""
+    """Return the minimum probability for a precision. Raises UserError: a threshold is given, or no calibration."""
     if threshold is not None:
         raise UserError("threshold and precision both choose the relations; pass one of them")
     if calibration is None:
@@ -187,8 +187,8 @@ def probability_for(calibration: Location | None, precision: float, threshold: f
 
 
 def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
-    """What decides the confidences that the tag stage gives, and how many of them are right: the tagger's content, the
-    settings that it runs with, and what candidates it scores.
+    """Return what decides the confidences that the tag stage gives, and how many of them are right: the tagger's
+    content, the settings that it runs with, and what candidates it scores.
 
     The number format and the device are not part of it: they change confidences only slightly.
     """
@@ -197,7 +197,9 @@ def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
 
 
 def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What decided the confidences in a run, by its header; of a run without a tagger, or several, its fingerprint."""
+    """Return what decided the confidences in a run, by its header; of a run without a tagger, or several, its
+    fingerprint.
+    """
     found: list[dict[str, Any]] = []
     for identity in Manifest.identities(run):
         tag, pair = (identity.get(name) if isinstance(identity, Mapping) else None for name in ("tag", "pair"))
@@ -225,18 +227,18 @@ def _scoring(tag: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def log_odds(confidence: ArrayLike) -> Floats:
-    """The log odds of confidences."""
+    """Return the log odds of confidences."""
     inside = np.clip(np.asarray(confidence, np.float64), NEAREST, 1 - NEAREST)
     odds: Floats = np.log(inside / (1 - inside))
     return odds
 
 
 def from_log_odds(odds: ArrayLike) -> Floats:
-    """The inverse of `log_odds`, for numbers of any size."""
+    """Return the inverse of `log_odds`, for numbers of any size."""
     chance: Floats = (1 + np.tanh(np.asarray(odds, np.float64) / 2)) / 2
     return chance
 
 
 def rounded(value: float) -> float:
-    """A number as the file has it."""
+    """Return a number as the file has it."""
     return round(float(value), _DIGITS)

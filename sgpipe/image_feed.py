@@ -60,7 +60,7 @@ class ImageFeed(Generic[Prepared]):
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def open(self, record: Record) -> Prepared:
-        """What `prepare` makes of the image of a record; those of the records before it are dropped.
+        """Return what `prepare` makes of the image of a record; those of the records before it are dropped.
 
         Any record may be opened, but threads open only those that were given, in their order. Raises as
         `open_row_image`.
@@ -87,7 +87,9 @@ class ImageFeed(Generic[Prepared]):
         return sum(map(self._bytes, pending)) >= _MOST_BYTES
 
     def _bytes(self, started: _Started) -> int:
-        """What an image was prepared to, or its pixels until then; without threads that decode, a file that waits."""
+        """Return what an image was prepared to, or its pixels until then; without threads that decode, a file that
+        waits.
+        """
         record, future = started
         found = future.result() if future.done() and future.exception() is None else None
         if self._decodes:  # a prepared tensor may be much smaller than the image, or larger

@@ -137,7 +137,9 @@ def decode(file: ImageFile, size: tuple[int, int], name: str, *, upright: bool =
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image in memory as RGB, turned as EXIF says. Raises ImageError: it cannot be loaded, is empty or too large."""
+    """Return an image in memory as RGB, turned as EXIF says. Raises ImageError: it cannot be loaded, is empty or too
+    large.
+    """
     with _as_image_errors("in memory"):
         _check_pixels(image)
         if not image.width * image.height:
@@ -170,7 +172,7 @@ def from_array(values: Any) -> Image.Image:
 
 @contextmanager
 def open_header(file: ImageFile, name: str) -> Iterator[Image.Image]:
-    """An image whose header is valid, not decoded yet.
+    """Yield an image whose header is valid, not decoded yet.
 
     Args:
         name: the name of the file in error messages.

@@ -96,7 +96,9 @@ class SceneGraph:
         return self.record.error
 
     def triplets(self, threshold: float = TRAINING_CONFIDENCE) -> list[RelationTriplet]:
-        """The relations with at least this confidence, the most confident first. Raises UserError: it is not 0 to 1."""
+        """Return the relations with at least this confidence, the most confident first. Raises UserError: it is not 0
+        to 1.
+        """
         names = object_names(self.record.objects)
         return [
             RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence)
@@ -113,7 +115,7 @@ class SceneGraph:
         return xywh_to_xyxy(np.array([box.bbox for box in self.objects], float).reshape(-1, 4))
 
     def draw(self, threshold: float = TRAINING_CONFIDENCE, width: int = 960, limit: int = 30) -> Image.Image:
-        """The image with at most `limit` relations drawn on it and listed below, the most confident first.
+        """Return the image with at most `limit` relations drawn on it and listed below, the most confident first.
 
         The image is grey if its file can no longer be read.
 
@@ -136,13 +138,13 @@ class SceneGraph:
             return None
 
     def as_json(self) -> dict[str, Any]:
-        """The record as in shards; `file_name` is the full path of the image."""
+        """Return the record as in shards; `file_name` is the full path of the image."""
         record = asdict(replace(self.record, file_name=replace_surrogates(self.record.file_name)))
         del record["mentions"]  # shards do not have them
         return record
 
     def to_networkx(self, threshold: float = TRAINING_CONFIDENCE) -> nx.MultiDiGraph:
-        """The graph, with an edge for each relation of at least this confidence, whose key is the predicate.
+        """Return the graph, with an edge for each relation of at least this confidence, whose key is the predicate.
 
         Nodes are the indices of `objects`, with `category`, `bbox` (xyxy in pixels) and, if a detector found the
         boxes, `score`. Edges have `confidence`, None for ground truth. The graph has `file_name`, `width` and `height`.
@@ -160,7 +162,8 @@ class SceneGraph:
         return graph
 
     def to_supervision(self, threshold: float = TRAINING_CONFIDENCE) -> sv.Detections:
-        """The objects as detections of supervision, with the relations of at least this confidence in `metadata`.
+        """Return the objects as detections of supervision, with the relations of at least this confidence in
+        `metadata`.
 
         `data` has the `class_name` of each detection and its `object_index` in `objects`. `metadata["relations"]` is a
         list of `Relation`, whose ends are such indices, so that they stay valid when detections are filtered.
@@ -276,7 +279,8 @@ class Pipeline:
     ) -> list[SceneGraph]: ...
 
     def __call__(self, image: Any, *, boxes: Any = None, classes: Any = None) -> SceneGraph | list[SceneGraph]:
-        """The scene graph of an image, or those of a list of images, in order; each depends only on its own image.
+        """Return the scene graph of an image, or those of a list of images, in order; each depends only on its own
+        image.
 
         Args:
             boxes: `[boxes, 4]` as x1, y1, x2, y2 in pixels of the image as displayed (turned as EXIF says); no detector
@@ -295,7 +299,7 @@ class Pipeline:
         return graph
 
     def label(self, images: Iterable[ImageInput]) -> Iterator[SceneGraph]:
-        """The scene graphs of images, one by one and in order; of one that cannot be used, `error` says why.
+        """Return the scene graphs of images, one by one and in order; of one that cannot be used, `error` says why.
 
         Raises UserError: a model cannot be used, or this is a single image.
         """
@@ -345,7 +349,7 @@ class Pipeline:
         return record
 
     def _stages(self, record: Record, boxes: GivenBoxes | None) -> list[Stage]:
-        """What is left to do for a record, which gets its boxes if they are given. Models are loaded once."""
+        """Return what is left to do for a record, which gets its boxes if they are given. Models are loaded once."""
         if boxes is None:
             return [*filter(None, [self._finder]), *self._labellers(self._classes)]
         record.objects = boxes.objects(record.width, record.height)
@@ -373,7 +377,7 @@ class Pipeline:
         return {name: number for number, name in category_names(self.recipe.source.format).items()}
 
     def _labellers(self, numbered: dict[str, int]) -> list[Stage]:
-        """The stages for boxes of these classes."""
+        """Return the stages for boxes of these classes."""
         classes = tuple(numbered)
         if not self._loaded:
             stages = build_stages(self.recipe, _ROOTS, numbered)
@@ -400,7 +404,7 @@ def _parse_lists(boxes: Any, classes: Any, images: int) -> list[GivenBoxes | Non
 
 
 def _to_file(image: ImageInput) -> Path | Image.Image:
-    """An input as the absolute path of a file, or as an upright RGB image. Raises ImageError: it is neither.
+    """Return an input as the absolute path of a file, or as an upright RGB image. Raises ImageError: it is neither.
 
     The path has no "..", which file names of records must not contain; a symbolic link keeps its name.
     """

@@ -135,7 +135,7 @@ class SourceConfig(Config):
         return below(self.root, path)
 
     def images(self, split: str) -> str:
-        """Where the images of a split are: a URI, or a path below `root`."""
+        """Return where the images of a split are: a URI, or a path below `root`."""
         return located(self.splits[split].images, self.root)
 
 

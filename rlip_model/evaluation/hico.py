@@ -92,7 +92,7 @@ def evaluate_hico(images: Iterable[EvaluationImage], settings: HicoSettings | No
 
 
 def _judged(block: Sequence[EvaluationImage], settings: HicoSettings) -> TripletTable:
-    """The predictions that count."""
+    """Return the predictions that count."""
     predicted = best_triplets(block, MOST_DETECTIONS, settings.possible)
     annotated = np.array([len(image.ground_truth.boxes) > 0 for image in block])
     predicted = predicted.where(annotated[predicted.image])

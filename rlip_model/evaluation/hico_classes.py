@@ -40,7 +40,7 @@ class ClassSplit:
 
 
 def split(setting: Setting) -> ClassSplit:
-    """The split of a setting.
+    """Return the split of a setting.
 
     "default" and "NF" (no fine-tuning) are split by rarity, the zero-shot settings into unseen and seen classes.
     """
@@ -52,7 +52,7 @@ def split(setting: Setting) -> ClassSplit:
 
 
 def class_numbers() -> Array:
-    """The numbers `[600]` of HICO-DET's classes (by `CLASSES`), in the order of its list."""
+    """Return the numbers `[600]` of HICO-DET's classes (by `CLASSES`), in the order of its list."""
     objects, verbs = np.array(_content()["classes"]).T
     return CLASSES.number(np.full(len(objects), PERSON), objects, verbs)
 

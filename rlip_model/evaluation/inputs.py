@@ -139,7 +139,7 @@ def table(values: Any, shape: tuple[int, ...], kind: Any) -> Array:
 
 
 def _first_wrong(values: Any, shape: tuple[int, ...]) -> str:
-    """The first item that has another shape or is not numbers; empty if there is none."""
+    """Return the first item that has another shape or is not numbers; empty if there is none."""
     for number, item in enumerate(values if isinstance(values, Sequence) and not isinstance(values, str) else ()):
         try:
             is_wrong = np.asarray(item, dtype=float).shape != shape

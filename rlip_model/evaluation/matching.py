@@ -10,7 +10,7 @@ NO_MATCH = -1  # a detection that fits no target
 
 
 def equal_rows(first: Array, second: Array) -> tuple[Array, Array]:
-    """All (i, j) with first[i] == second[j], ordered by i, then by j.
+    """Return all (i, j) with first[i] == second[j], ordered by i, then by j.
 
     Args:
         first, second: `[rows]` integers.

@@ -72,7 +72,7 @@ class OpenImagesScores:
         return _recall(self.relations[most], slice(None))
 
     def phrase_recall(self, most: int) -> float:
-        """The same for phrases, but only over classes with predictions, as in the published evaluator."""
+        """Return the same for phrases, but only over classes with predictions, as in the published evaluator."""
         return _recall(self.phrases[most], self.phrases[most].detections > 0)
 
     def weighted_score(self, *, by_frequency: bool = True) -> float:
@@ -83,7 +83,9 @@ class OpenImagesScores:
         return 0.2 * self.recall(50) + 0.4 * relations.mean() + 0.4 * phrases.mean()
 
     def summary(self) -> dict[str, float]:
-        """All measures under the published evaluator's names; the benchmark's headline number is score_wtd (wmAP)."""
+        """Return all measures under the published evaluator's names; the benchmark's headline number is score_wtd
+        (wmAP).
+        """
         summary = {}
         for most in MOST_DETECTIONS:
             parts = (
@@ -146,7 +148,7 @@ def evaluate_open_images(
 def _match_phrases(
     predicted: TripletTable, target: TripletTable, settings: OpenImagesSettings
 ) -> tuple[TripletTable, Array]:
-    """The phrases that count, and the target that each is matched to."""
+    """Return the phrases that count, and the target that each is matched to."""
     groups = settings.classes.within_images(predicted)
     if settings.suppression:
         boxes = hull(predicted.subject_boxes, predicted.object_boxes)
@@ -168,6 +170,6 @@ def _match_phrases(
 
 
 def _grouped(image: Array, groups: Array) -> Array:
-    """Rows sorted by image, then by group; groups in the order of their first rows."""
+    """Return rows sorted by image, then by group; groups in the order of their first rows."""
     _, first, number = np.unique(groups, return_index=True, return_inverse=True)
     return np.lexsort((first[number], image))

@@ -33,6 +33,6 @@ def pixel_area(boxes: Array) -> Array:
 
 
 def hull(first: Array, second: Array) -> Array:
-    """The smallest xyxy boxes `[..., 4]` that enclose `first` and `second`."""
+    """Return the smallest xyxy boxes `[..., 4]` that enclose `first` and `second`."""
     left_top = np.minimum(first[..., :2], second[..., :2])
     return np.concatenate((left_top, np.maximum(first[..., 2:], second[..., 2:])), -1)

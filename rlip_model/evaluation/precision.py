@@ -28,7 +28,7 @@ def curve(true_positives: Array, targets: int) -> tuple[Array, Array]:
 
 
 def monotone(precision: Array) -> Array:
-    """The best precision at each recall or a larger one."""
+    """Return the best precision at each recall or a larger one."""
     return np.maximum.accumulate(precision[::-1])[::-1]
 
 

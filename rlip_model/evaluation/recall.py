@@ -31,7 +31,7 @@ class Recall:
     recalls: dict[int, Array]
 
     def resampled(self, counts: Array) -> Recall:
-        """The recalls of a dataset in which each image occurs `counts[image]` times."""
+        """Return the recalls of a dataset in which each image occurs `counts[image]` times."""
         images, zero_shot_images, entries = (
             np.repeat(np.arange(len(own)), counts[own])
             for own in (self.images, self.zero_shot_images, self.occurrences[:, 0])
@@ -103,7 +103,7 @@ class RecallTally:
             self.recalls[most].append(per_predicate[present] / counts[present])
 
     def result(self) -> Recall:
-        """The recalls of all images added so far."""
+        """Return the recalls of all images added so far."""
         return Recall(
             self.num_predicates,
             {most: np.array(values) for most, values in self.per_image.items()},

@@ -47,7 +47,7 @@ class ClassScores:
     occurrences: Occurrences | None = None
 
     def resampled(self, counts: Array) -> ClassScores:
-        """The scores of a dataset in which each image occurs `counts[image]` times, without scores for curves.
+        """Return the scores of a dataset in which each image occurs `counts[image]` times, without scores for curves.
 
         The same as to evaluate such a dataset, but nothing is matched or sorted again.
         """
@@ -115,7 +115,7 @@ def _cumulative(values: Array) -> Array:
 
 
 def mean(values: Array) -> float:
-    """The mean; NaN of nothing, without a warning."""
+    """Return the mean; NaN of nothing, without a warning."""
     return float(values.mean()) if len(values) else float("nan")
 
 
@@ -200,7 +200,7 @@ class Tally:
 
 
 def _merged(parts: Sequence[Tally]) -> Tally:
-    """The tally of all images; of several parts, it does not know which ones."""
+    """Return the tally of all images; of several parts, it does not know which ones."""
     if len(parts) == 1:
         return parts[0]
     merged = Tally()

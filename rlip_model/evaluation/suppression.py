@@ -21,7 +21,7 @@ class PairSuppression:
     object: float = 0.5
 
     def best(self, predicted: TripletTable, classes: TripletClasses) -> TripletTable:
-        """The triplets that no better triplet of the same class in the same image suppresses."""
+        """Return the triplets that no better triplet of the same class in the same image suppresses."""
 
         def overlap(better: Array, worse: Array) -> Array:
             subjects = pixel_iou(predicted.subject_boxes[better], predicted.subject_boxes[worse], touching=True)

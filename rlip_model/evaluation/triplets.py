@@ -55,11 +55,11 @@ class TripletClasses:
     num_predicates: int
 
     def number(self, subjects: Array, objects: Array, predicates: Array) -> Array:
-        """The class numbers of labels and predicates of equal shape."""
+        """Return the class numbers of labels and predicates of equal shape."""
         return (subjects * self.num_objects + objects) * self.num_predicates + predicates
 
     def of(self, triplets: TripletTable) -> Array:
-        """The class number `[rows]` of each triplet."""
+        """Return the class number `[rows]` of each triplet."""
         return self.number(triplets.subjects, triplets.objects, triplets.predicates)
 
     def within_images(self, triplets: TripletTable) -> Array:
@@ -80,7 +80,7 @@ def blocks(images: Iterable[AnyImage]) -> Iterator[list[AnyImage]]:
 
 
 def best_triplets(images: Sequence[EvaluationImage], most: int, possible: Array | None = None) -> TripletTable:
-    """The `most` best triplets of each image by descending score; equal scores by pair, then by predicate.
+    """Return the `most` best triplets of each image by descending score; equal scores by pair, then by predicate.
 
     Args:
         possible: `[predicates, objects]`, 0 for impossible combinations, which are scored 0 but kept; default: all are
@@ -122,7 +122,7 @@ def largest(scores: Array, most: int) -> Array:
 
 
 def ground_truth_triplets(images: Sequence[EvaluationImage]) -> TripletTable:
-    """All annotated triplets, image by image."""
+    """Return all annotated triplets, image by image."""
     return _concatenate([_targets(number, image.ground_truth) for number, image in enumerate(images)])
 
 

@@ -45,7 +45,7 @@ class Actions:
     roles: tuple[Role, ...]
 
     def role_names(self) -> list[str]:
-        """The official name of each role, such as "hit-instr"."""
+        """Return the official name of each role, such as "hit-instr"."""
         return [f"{self.names[role.action]}-{role.name}" for role in self.roles]
 
 

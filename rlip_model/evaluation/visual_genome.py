@@ -234,7 +234,7 @@ def _is_unseen(target: GroundTruthGraph, unseen: set[tuple[int, ...]]) -> Array:
 
 
 def _best_unconstrained(predicted: PredictedGraph) -> tuple[Array, Array]:
-    """Pairs and predicates of the best triplets; equal scores by pair, then by predicate."""
+    """Return pairs and predicates of the best triplets; equal scores by pair, then by predicate."""
     scores = predicted.scores[predicted.pairs].prod(1)[:, None] * predicted.predicate_scores[:, 1:]
     pairs, predicates = np.divmod(largest(scores.reshape(-1), MOST_UNCONSTRAINED), scores.shape[1])
     return pairs, predicates + 1

@@ -61,7 +61,7 @@ class SceneAnnotation:
     judged: bool = False
 
     def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The names of the objects, and the predicates."""
+        """Return the names of the objects, and the predicates."""
         return tuple(item.name for item in self.objects), tuple(item.predicate for item in self.relations)
 
     def with_flipped_texts(self) -> SceneAnnotation:
@@ -132,7 +132,9 @@ class SceneTargets:
         return replace(self, boxes=boxes.masked_fill(self.missing.unsqueeze(1), 0))
 
     def related(self) -> tuple[Tensor, Tensor]:
-        """The distinct pairs `[pairs, 2]` with relations, and these `[pairs, relation_texts]`, 0, 1 or `unstated`."""
+        """Return the distinct pairs `[pairs, 2]` with relations, and these `[pairs, relation_texts]`, 0, 1 or
+        `unstated`.
+        """
         pairs = list(dict.fromkeys((subject, object_) for subject, object_, _ in self.relations.tolist()))
         place = {pair: index for index, pair in enumerate(pairs)}
         relation_labels = torch.full((len(pairs), len(self.relation_texts)), self.unstated)
@@ -156,14 +158,16 @@ class SceneTargets:
         return LabelledTriplets(triplets, self.object_texts, self.relation_texts, self.unstated)
 
     def boxes_and_labels(self, width: float, height: float, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """All objects but missing ones: boxes `[objects, 4]` normalised cxcywh, and labels that index `texts`."""
+        """Return all objects but missing ones: boxes `[objects, 4]` normalised cxcywh, and labels that index
+        `texts`.
+        """
         present = ~self.missing
         boxes = box_convert(self.boxes[present], "xyxy", "cxcywh")
         places = torch.tensor([texts.index(text) for text in self.object_texts], dtype=torch.long)
         return boxes / boxes.new_tensor((width, height, width, height)), places[self.labels[present]]
 
     def labelled_triplets(self, width: float, height: float, most: int | None = None) -> LabelledTriplets:
-        """The target triplets in an image of this size; relations of the same two objects become one triplet.
+        """Return the target triplets in an image of this size; relations of the same two objects become one triplet.
 
         Args:
             most: maximum number of triplets, the first ones; the network's number of query pairs. None: all.

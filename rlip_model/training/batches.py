@@ -72,7 +72,7 @@ class TrainingBatch:
         return replace(self, pixel_values=self.pixel_values.pin_memory(), padding=self.padding.pin_memory())
 
     def only(self, image: int) -> TrainingBatch:
-        """The batch that consists of one of the images."""
+        """Return the batch that consists of one of the images."""
         return replace(
             self,
             image_ids=self.image_ids[image : image + 1],

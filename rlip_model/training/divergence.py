@@ -44,13 +44,13 @@ def explain(objective: Objective, batch: TrainingBatch, reason: str, step: int, 
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether parameters are sharded over processes, so that no process can compute a loss on its own."""
+    """Return whether parameters are sharded over processes, so that no process can compute a loss on its own."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 @torch.no_grad()
 def find_culprits(objective: Objective, batch: TrainingBatch) -> list[str]:
-    """The ids of the images whose loss is not finite in a batch of their own."""
+    """Return the ids of the images whose loss is not finite in a batch of their own."""
     with without_collectives():
         return [name for image, name in enumerate(batch.image_ids) if not _is_finite(objective, batch.only(image))]
 

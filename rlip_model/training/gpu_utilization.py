@@ -48,13 +48,15 @@ class GpuUtilization:
                 return
 
     def read(self) -> float | None:
-        """The mean since the last reading, from 0 to 1; None without a sample."""
+        """Return the mean since the last reading, from 0 to 1; None without a sample."""
         samples, self._samples = self._samples, []
         return mean(samples) if samples else None
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """What is raised without the package or a driver, and on GPUs that do not tell, such as parts of one (MIG)."""
+    """Return what is raised without the package or a driver, and on GPUs that do not tell, such as parts of one
+    (MIG).
+    """
     errors = (ImportError, RuntimeError)
     try:
         return (*errors, importlib.import_module("pynvml").NVMLError)

@@ -56,7 +56,7 @@ class Feed(Protocol):
         ...
 
     def read(self, epoch: int, step: int) -> AbstractContextManager[Iterator[Sequence[TrainingBatch]]]:
-        """An endless iterator over steps, from a step of an epoch on.
+        """Return an endless iterator over steps, from a step of an epoch on.
 
         Each item holds the parts of one step for this process, computed one after another; each has texts of its own.
         All processes have equally many parts, some of which may be empty.
@@ -64,7 +64,7 @@ class Feed(Protocol):
         ...
 
     def validation(self) -> AbstractContextManager[Iterator[TrainingBatch]] | None:
-        """The validation images of this process, in batches; None if there is no validation data."""
+        """Return the validation images of this process, in batches; None if there is no validation data."""
         ...
 
 
@@ -202,7 +202,7 @@ class Trainer:
         torch.manual_seed(torch_seed(self.seed, self.position.step, rank(), part))
 
     def _totals(self, parts: Sequence[TrainingBatch]) -> TargetCounts:
-        """What the losses of a step in several parts are divided by, before the first forward pass."""
+        """Return what the losses of a step in several parts are divided by, before the first forward pass."""
         counts = []
         for number, part in enumerate(parts):
             self._seed(number)
@@ -275,6 +275,6 @@ class Trainer:
 
 
 def _parameters(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of all parameters, wherever they are, on the CPU of the first process."""
+    """Return a copy of all parameters, wherever they are, on the CPU of the first process."""
     state = cast(dict[str, Tensor], get_model_state_dict(network, options=_WHOLE))
     return {name: value.clone() for name, value in state.items()}

@@ -107,7 +107,7 @@ class StepMeter:
 
 
 def _combined(everyone: Sequence[Mapping[str, Any]]) -> Metrics:
-    """The extra metrics of all processes, of those that have them."""
+    """Return the extra metrics of all processes, of those that have them."""
     values = {name: [each[name] for each in everyone if name in each] for name in _REDUCTIONS}
     return {name: _REDUCTIONS[name](of_processes) for name, of_processes in values.items() if of_processes}
 

@@ -93,7 +93,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def count(self, batch: TrainingBatch) -> TargetCounts:
-        """What the losses of a batch are divided by, for `total_counts`; zeros for an empty batch.
+        """Return what the losses of a batch are divided by, for `total_counts`; zeros for an empty batch.
 
         Pseudo-labels need the encoded texts. With the same random numbers as `forward`, these are the same.
         """
@@ -113,7 +113,7 @@ class Objective(nn.Module):
         return replace(self.criterion.count(batch.triplets, slots, relations, features), boxes=boxes)
 
     def evaluate(self, batch: TrainingBatch) -> tuple[Predictions, Tensor]:
-        """The predictions of the network, and their loss."""
+        """Return the predictions of the network, and their loss."""
         with autocast(batch.pixel_values.device, self.precision):
             predicted = self.predict(batch)
         return predicted, self.losses(predicted, batch)["loss"]
@@ -121,7 +121,7 @@ class Objective(nn.Module):
     def detect(
         self, pixel_values: Tensor, objects: Sequence[str], relations: Sequence[str], precision: ComputePrecision
     ) -> LayerOutput:
-        """What the network finds; see the function."""
+        """Return what the network finds; see the function."""
         return detect(self.network, pixel_values, objects, relations, precision)
 
     def losses(
@@ -147,7 +147,7 @@ class Objective(nn.Module):
         return _named(self.criterion(output, batch.triplets, labels.features[0, labels.num_objects :], totals))
 
     def predict(self, batch: TrainingBatch) -> Predictions:
-        """The predictions of the network, and the encoded texts."""
+        """Return the predictions of the network, and the encoded texts."""
         labels, network = self._encode(batch), self.network
         if isinstance(network, RTagger):
             pairs = batch.given or batch.triplets
@@ -168,7 +168,9 @@ class Objective(nn.Module):
 
 
 def sum_parts(parts: Sequence[TrainingBatch], losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The losses of a step from those of its parts: sums of the losses, means of the errors over what they count."""
+    """Return the losses of a step from those of its parts: sums of the losses, means of the errors over what they
+    count.
+    """
     if len(parts) == 1:
         return dict(losses[0])
     shares = {
@@ -188,7 +190,7 @@ def _shares(counts: Sequence[int]) -> list[float]:
 
 
 def autocast(device: torch.device, precision: ComputePrecision) -> AbstractContextManager[object]:
-    """A context that computes in the given precision."""
+    """Return a context that computes in the given precision."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
@@ -200,7 +202,7 @@ def detect(
     relations: Sequence[str],
     precision: ComputePrecision,
 ) -> LayerOutput:
-    """What a detector finds in images without padding, of the last layer.
+    """Return what a detector finds in images without padding, of the last layer.
 
     Scores are float32, as they are multiplied later: in half precision, more products would be equal.
 
@@ -231,7 +233,7 @@ def checkpoint_activations(network: nn.Module) -> None:
 
 
 def _blank(batch: TrainingBatch) -> TrainingBatch:
-    """A batch of one blank image, so that every process has something to compute in every step."""
+    """Return a batch of one blank image, so that every process has something to compute in every step."""
     pixels = batch.pixel_values.new_zeros(1, 3, _BLANK_SIDE, _BLANK_SIDE)
     device, nothing = pixels.device, torch.zeros(0, dtype=torch.long, device=pixels.device)
     boxes, relations = torch.zeros(0, 4, device=device), torch.zeros(0, len(batch.texts.relations), device=device)

@@ -30,7 +30,7 @@ def make_optimizer(model: nn.Module, options: Optimisation) -> AdamW:
 
 
 def group_of(name: str) -> str:
-    """The learning-rate group of a parameter, by its name."""
+    """Return the learning-rate group of a parameter, by its name."""
     parts = name.split(".")
     if "backbone" in parts:
         return "backbone"

@@ -113,7 +113,7 @@ def batch_texts(
     *,
     whole: bool = False,
 ) -> Texts:
-    """The union of the texts of all images in order of first appearance, then negative samples.
+    """Return the union of the texts of all images in order of first appearance, then negative samples.
 
     Args:
         objects, relations: the texts of each image.
@@ -137,7 +137,7 @@ def batch_texts(
 
 
 def union(lists: Iterable[Iterable[str]]) -> list[str]:
-    """All distinct names, in order of first appearance."""
+    """Return all distinct names, in order of first appearance."""
     return list(dict.fromkeys(name for names in lists for name in names))
 
 
@@ -194,7 +194,7 @@ def _draw_new(vocabulary: LabelVocabulary, known: set[str], strategy: Strategy, 
 
 
 def relabelled(image: LabelledTriplets, texts: Texts) -> Triplets:
-    """The triplets of an image with labels that index the given texts.
+    """Return the triplets of an image with labels that index the given texts.
 
     Raises:
         ValueError: a text of the image is missing in the given texts.

@@ -71,7 +71,7 @@ class Checkpoints:
         self.root, self.keep = root, keep
 
     def latest(self) -> Path | None:
-        """The checkpoint to resume from; None if there is none."""
+        """Return the checkpoint to resume from; None if there is none."""
         link = self.root / LAST
         return link.resolve() if (link / TRAINING).is_file() else None
 

@@ -124,7 +124,9 @@ def validate(objective: Objective, batches: Iterable[TrainingBatch], device: tor
 def score_batches(
     objective: Objective, batches: Iterable[TrainingBatch], device: torch.device
 ) -> tuple[RelationScores, list[tuple[float, int]]]:
-    """The scores of the relations in the batches of this process, and the loss and number of images of each batch."""
+    """Return the scores of the relations in the batches of this process, and the loss and number of images of each
+    batch.
+    """
     training, scores = objective.training, RelationScores()
     losses: list[tuple[float, int]] = []
     objective.eval()
@@ -150,7 +152,7 @@ def _evaluate_batch(objective: Objective, batch: TrainingBatch, scores: Relation
 
 
 def detections(objective: Objective, output: LayerOutput, batch: TrainingBatch) -> list[TripletDetections]:
-    """The predicted triplets of each image, with normalised xyxy boxes."""
+    """Return the predicted triplets of each image, with normalised xyxy boxes."""
     if isinstance(objective.network, RTagger):
         scores = output.relation_logits.float().sigmoid()
         return [_given_pairs(target, scores[image]) for image, target in enumerate(batch.triplets)]

@@ -89,7 +89,7 @@ class Task:
         return [str(file) for file in self.files if not file.exists()]
 
     def figure(self) -> float | None:
-        """The figure in percent, of a finished step that has one. Raises UserError: the result lacks it."""
+        """Return the figure in percent, of a finished step that has one. Raises UserError: the result lacks it."""
         if self.step.figure is None:
             return None
         summary = json.loads(self.out.read_text(encoding="utf-8"))["summary"]
@@ -227,7 +227,7 @@ def write_report(paper: Reproduction, tasks: Sequence[Task], state: dict[str, An
 
 
 def _training_curve(task: Task) -> Plot | None:
-    """The loss of a training by step."""
+    """Return the loss of a training by step."""
     rows = [row for row in read_metrics(task.out) if row["event"] == "step"] if (task.out / METRICS).exists() else []
     points = [(float(row["step"]), row["loss"]) for row in rows]
     texts = [f"step {row['step']:,}: {row['loss']:.3f}" for row in rows]

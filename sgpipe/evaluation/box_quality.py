@@ -84,7 +84,7 @@ class BoxScores:
         return OperatingPoint(threshold, precision, recall, 2 * matched / max(predicted + targets, 1))
 
     def best(self, counts: Array | None = None) -> OperatingPoint:
-        """The score with the highest F1; of equal ones the highest."""
+        """Return the score with the highest F1; of equal ones the highest."""
         weights, targets = self._weights(counts)
         predicted, matched = np.cumsum(weights), np.cumsum(weights * self.correct)
         last = np.append(self.scores[1:] != self.scores[:-1], True)[: len(self.scores)]  # of equal scores
@@ -305,7 +305,7 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
 
 
 def own_threshold(detected: Location) -> float:
-    """The score above which the run kept boxes; of other files that of `sgpipe label`.
+    """Return the score above which the run kept boxes; of other files that of `sgpipe label`.
 
     Raises UserError: there is no such run.
     """

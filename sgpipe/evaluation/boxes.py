@@ -72,7 +72,7 @@ class ImageBoxes:
         )
 
     def resized(self, size: tuple[int, int]) -> ImageBoxes:
-        """The boxes in pixels of an image of this size, which may differ between datasets."""
+        """Return the boxes in pixels of an image of this size, which may differ between datasets."""
         if self.size == size or not all((*self.size, *size)):
             return self
         factors = np.tile(np.array(size) / np.array(self.size), 2)
@@ -101,12 +101,14 @@ class BoxSet:
 
 
 def read_truth(path: Location) -> BoxSet:
-    """The ground truth: shards, or a COCO instances file. Raises UserError: missing, damaged, or of another form."""
+    """Return the ground truth: shards, or a COCO instances file. Raises UserError: missing, damaged, or of another
+    form.
+    """
     return _checked(path, _shard_boxes(path) if is_run(path) else _coco_instances(path))
 
 
 def read_detected(path: Location, truth: BoxSet) -> BoxSet:
-    """The boxes to evaluate; COCO results have the class numbers of the ground truth.
+    """Return the boxes to evaluate; COCO results have the class numbers of the ground truth.
 
     Predictions of relations have a box for each relation: those of one class suppress each other as a detector's do.
 
@@ -139,7 +141,7 @@ def _checked(path: Location, found: BoxSet) -> BoxSet:
 
 
 def is_run(path: Location) -> bool:
-    """Whether there are shards: a store is not asked, but the names of files say what they are."""
+    """Return whether there are shards: a store is not asked, but the names of files say what they are."""
     return path.is_dir() if isinstance(path, Path) else not path.name.endswith((".json", ".gz", ".parquet"))
 
 
@@ -204,7 +206,7 @@ def _class_name(path: Location, names: Mapping[int, str], number: int) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first names, for messages."""
+    """Return the first names, for messages."""
     first = list(names)
     return ", ".join(map(repr, first[:8])) + (" …" if len(first) > 8 else "")
 

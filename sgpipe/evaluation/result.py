@@ -82,7 +82,7 @@ class PairedComparison:
     measures: Mapping[str, Difference]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row of a table for each measure."""
+        """Return a row of a table for each measure."""
         return [
             {
                 "measure": name,
@@ -191,7 +191,7 @@ def _text(interval: Interval) -> str:
 
 
 def count_notes(counts: Mapping[str, int], words: Mapping[str, tuple[str, str]]) -> list[str]:
-    """A note for each count that is not 0; words: what is counted (in the singular) and the rest, by name."""
+    """Return a note for each count that is not 0; words: what is counted (in the singular) and the rest, by name."""
     return [f"{count(counts[name], what)} {rest}" for name, (what, rest) in words.items() if counts.get(name)]
 
 
@@ -249,7 +249,7 @@ class EvaluationResult:
             console.print(f"NOTE: {note}", soft_wrap=True)
 
     def as_json(self) -> str:
-        """The whole result; NaN becomes null."""
+        """Return the whole result; NaN becomes null."""
         content = {
             "benchmark": self.benchmark,
             "settings": dict(self.settings),
@@ -300,7 +300,7 @@ class ScoredImages:
     notes: list[str] = field(default_factory=list)
 
     def named(self, images: Iterable[Any]) -> Iterator[Any]:
-        """The images; their names are kept."""
+        """Yield the images; their names are kept."""
         for image in images:
             self.names.append(image.name)
             yield image
@@ -334,7 +334,7 @@ class ScoredImages:
         per_class: Rows,
         curves: Mapping[str, Array] | None = None,
     ) -> EvaluationResult:
-        """The result of a benchmark on these images, of `scores`, which have a method `resampled`."""
+        """Return the result of a benchmark on these images, of `scores`, which have a method `resampled`."""
         names = ("with predictions", "with an empty list", "without predictions", "left out")
         kinds = dict(zip(names, (self.predicted, self.empty, self.missing, self.left_out), strict=True))
         scored = self.predicted + self.empty + self.missing
@@ -379,7 +379,7 @@ def class_curve(scores: ClassScores, classes: Array | None = None) -> Array:
 
 
 def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:
-    """One row per class; `names` are the columns that identify it."""
+    """Return one row per class; `names` are the columns that identify it."""
     columns = {
         "ground_truth": scores.targets,
         "detections": scores.detections,
@@ -392,7 +392,7 @@ def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:
 
 
 def _table(title: str, rows: Rows) -> Table:
-    """A table with the columns of the first row."""
+    """Return a table with the columns of the first row."""
     table = Table(title=title)
     for name, value in (rows[0] if rows else {}).items():
         table.add_column(name.replace("_", " "), justify="left" if isinstance(value, str) else "right")

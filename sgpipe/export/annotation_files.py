@@ -70,13 +70,13 @@ def write_sgg_benchmark(rows: ExportRows, out: Path) -> None:
 
 
 def _number_predicates(rows: ExportRows) -> dict[str, int]:
-    """The numbers of all predicates, from 1: those of a closed list in its order, then what else occurs."""
+    """Return the numbers of all predicates, from 1: those of a closed list in its order, then what else occurs."""
     listed = (rows.manifest.run.get("labels") or {}).get("relations", ())
     return {name: number for number, name in enumerate(dict.fromkeys([*listed, *sorted(rows.census.predicates)]), 1)}
 
 
 def _category_ids(rows: ExportRows, *, with_nothing: bool, positive: bool = False) -> dict[str, int]:
-    """The ids of all classes.
+    """Return the ids of all classes.
 
     Args:
         with_nothing: include the placeholder for the missing object of a relation.
@@ -92,7 +92,7 @@ def _category_ids(rows: ExportRows, *, with_nothing: bool, positive: bool = Fals
 def _instances(
     rows: ExportRows, split: str, numbers: Mapping[str, int], *, with_nothing: bool
 ) -> list[tuple[str, Any]]:
-    """The content of the instances file of a split; `numbers`: of classes."""
+    """Return the content of the instances file of a split; `numbers`: of classes."""
     ids = count(1)
     annotations = (
         {
@@ -160,7 +160,7 @@ _OFFICIAL = ("coco", "objects365", "open_images")
 def number_categories(
     seen: Collection[tuple[int, str]], names: Sequence[str] | None, *, positive: bool = False
 ) -> dict[str, int]:
-    """An id for each class, including classes without objects.
+    """Return an id for each class, including classes without objects.
 
     Classes keep the ids of the run if these are unambiguous and cover all classes; otherwise they get the ids of the
     dataset that they belong to; otherwise they count from 1.
@@ -235,7 +235,7 @@ def _image(record: Record) -> dict[str, Any]:
 def _graph(
     rows: ExportRows, record: Record, ids: tuple[Iterator[int], Iterator[int]], *, as_vg: bool = False
 ) -> dict[str, Any]:
-    """The objects and relations of an image, without crowds and without blank names, which readers drop.
+    """Return the objects and relations of an image, without crowds and without blank names, which readers drop.
 
     Args:
         ids: of objects and of relations. as_vg: list the names of an object, and its attributes if it has any.
@@ -290,7 +290,7 @@ def _items(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _corners(box: Box) -> list[float | int]:
-    """The corners xyxy of a box, in pixels."""
+    """Return the corners xyxy of a box, in pixels."""
     x, y, w, h = box.bbox
     return [plain(x), plain(y), plain(x + w), plain(y + h)]
 
@@ -305,7 +305,7 @@ def _verb(predicate: str) -> int | None:
 
 @cache
 def _interaction(subject: str, object_: str, verb: int) -> int | None:
-    """The number of an interaction, 1 to 600; None if HICO-DET does not have it."""
+    """Return the number of an interaction, 1 to 600; None if HICO-DET does not have it."""
     objects = list(category_names("coco").values())
     if subject != objects[PERSON]:
         return None
@@ -329,12 +329,15 @@ def write_psg(rows: ExportRows, out: Path) -> None:
 
 
 def _part(split: str) -> str:
-    """The split as forms have it: `sgpipe merge` numbers further ones, such as train_2."""
+    """Return the split as forms have it: `sgpipe merge` numbers further ones, such as train_2."""
     return re.sub(r"_\d+$", "", split)
 
 
 def _unique(record: Record, seen: set[str]) -> str:
-    """The id of an image, with the name of its split if an image of another split has it; it is added to `seen`."""
+    """Return the id of an image, with the name of its split if an image of another split has it.
+
+    It is added to `seen`.
+    """
     image_id = record.image_id
     while image_id in seen:
         image_id += f"-{record.split}"
@@ -343,7 +346,7 @@ def _unique(record: Record, seen: set[str]) -> str:
 
 
 def _names(rows: ExportRows) -> tuple[list[str], list[str]]:
-    """The classes, without the missing object, and the predicates: the closed lists, and what else occurs."""
+    """Return the classes, without the missing object, and the predicates: the closed lists, and what else occurs."""
     listed = rows.manifest.run.get("labels") or {"objects": [], "relations": []}
     seen = sorted({name for _, name in rows.census.categories}), sorted(rows.census.predicates)
     names, predicates = (list(dict.fromkeys([*listed[k], *new])) for k, new in zip(listed, seen, strict=True))
@@ -353,7 +356,7 @@ def _names(rows: ExportRows) -> tuple[list[str], list[str]]:
 def _psg_items(
     rows: ExportRows, out: Path, names: Sequence[str], things: int, predicates: Sequence[str], test: list[int | str]
 ) -> Iterator[dict[str, Any]]:
-    """The item of each image; the ids of those that are not for training are added to `test`."""
+    """Yield the item of each image; the ids of those that are not for training are added to `test`."""
     numbers, verbs = ({name: number for number, name in enumerate(each)} for each in (names, predicates))
     seen = set[str]()
     for split in rows.splits:
@@ -393,7 +396,10 @@ def _psg_items(
 
 
 def _mask(value: Any, record: Record) -> Any:
-    """The pixels [height, width] of an object, of its polygons or run lengths; None: these are of another size."""
+    """Return the pixels [height, width] of an object, of its polygons or run lengths.
+
+    None: these are of another size.
+    """
     from pycocotools import mask as coco
 
     size = record.height, record.width

@@ -143,19 +143,19 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
 
 
 def exported_relations(rows: ExportRows) -> int:
-    """How many relations an export has, once its files are written."""
+    """Return how many relations an export has, once its files are written."""
     lost = ("of other origins", "below the threshold", "that the format cannot hold")
     return totals(rows)["relations"] - sum(rows.left_out[f"relations {why}"] for why in lost)
 
 
 def totals(rows: ExportRows) -> dict[str, int]:
-    """The counts of the whole run."""
+    """Return the counts of the whole run."""
     names = ("images", "errors", "boxes", "captions", "triplets", "pairs", "relations", "images_with_relations")
     return {name: sum(shard.counts.get(name, 0) for shard in rows.manifest.shards) for name in names}
 
 
 def _common(rows: ExportRows) -> dict[str, Any]:
-    """What both templates show."""
+    """Return what both templates show."""
     run, problems = rows.manifest.run, Counter[str]()
     generated, steps, identities = describe_origin(run)
     for shard in rows.manifest.shards:
@@ -173,7 +173,7 @@ def _common(rows: ExportRows) -> dict[str, Any]:
 
 
 def _sentences(name: str, **values: Any) -> list[str]:
-    """The lines of a template, for which what its values lack is empty."""
+    """Return the lines of a template, for which what its values lack is empty."""
     text = card_template(name, jinja2.ChainableUndefined).render(values)
     return [line for line in text.splitlines() if line.strip()]
 

@@ -60,7 +60,7 @@ def write_fiftyone(rows: ExportRows, out: Path, images: ImagePlace | None, *, em
 
 
 def _field(name: str, kind: str, document: str | None = None, fields: list[dict[str, Any]] | None = None) -> Any:
-    """The description of a field; `kind`: "Float", "List/Float" and so on."""
+    """Return the description of a field; `kind`: "Float", "List/Float" and so on."""
     outer, _, inner = (f"fiftyone.core.fields.{part}Field" if part else None for part in kind.partition("/"))
     document = document and f"fiftyone.core.{document}"
     described = {"name": name, "db_field": "_id" if name == "id" else name, "ftype": outer, "subfield": inner}
@@ -68,7 +68,7 @@ def _field(name: str, kind: str, document: str | None = None, fields: list[dict[
 
 
 def _oid(*address: object) -> dict[str, str]:
-    """The id of a sample or a label: the same in all exports of all runs of these images."""
+    """Return the id of a sample or a label: the same in all exports of all runs of these images."""
     return {"$oid": hashlib.sha256(repr(address).encode()).hexdigest()[:24]}
 
 
@@ -101,7 +101,10 @@ def _samples(rows: ExportRows, out: Path, images: ImagePlace | None, *, embed: b
 
 
 def _labels(rows: ExportRows, record: Record) -> dict[str, list[dict[str, Any]]]:
-    """The detections of the objects and of the relations; boxes are xywh, as shares of the sides of the image."""
+    """Return the detections of the objects and of the relations.
+
+    Boxes are xywh, as shares of the sides of the image.
+    """
     where, kept = (record.split, record.image_id), rows.renumber(record, [not box.is_nothing for box in record.objects])
     boxes = np.array([box.bbox for box in record.objects], float).reshape(-1, 4)
     corners = xywh_to_xyxy(boxes / ((record.width, record.height) * 2))

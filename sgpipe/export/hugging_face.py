@@ -78,7 +78,7 @@ def _categories(table: pa.Table) -> pa.Array:
 
 
 def _with_labels(table: pa.Table, names: list[str]) -> pa.Table:
-    """The table with the number of the class of each object."""
+    """Return the table with the number of the class of each object."""
     column = table["objects"].combine_chunks()
     items, lengths = pc.list_flatten(column), pc.fill_null(pc.list_value_length(column), 0)
     labels = pc.index_in(_categories(table), pa.array(names, pa.string())).cast(pa.int64())
@@ -92,7 +92,7 @@ def _with_labels(table: pa.Table, names: list[str]) -> pa.Table:
 
 
 def _tables(rows: ExportRows, shard: ShardEntry, images: ImagePlace | None, *, embed: bool) -> Iterator[pa.Table]:
-    """The row groups of a shard without relations below the threshold, and with images if they are embedded."""
+    """Yield the row groups of a shard without relations below the threshold, and with images if they are embedded."""
     path = rows.root / shard.file
     with open_shard(path) as file:
         columns = [name for name in file.schema_arrow.names if name != SOURCES]
@@ -113,7 +113,7 @@ def _tables(rows: ExportRows, shard: ShardEntry, images: ImagePlace | None, *, e
 
 
 def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
-    """The table without relations below the threshold or of other origins, and their scores."""
+    """Return the table without relations below the threshold or of other origins, and their scores."""
     if not rows.threshold and rows.certificate is None and len(rows.origins) == len(ORIGINS):
         return table
     relations = table["relations"].to_pylist()
@@ -144,7 +144,7 @@ def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows, names: list
 
 
 def _metadata(schema: pa.Schema, rows: ExportRows, names: list[str]) -> dict[bytes | str, bytes | str]:
-    """The metadata of the shard, a description for `datasets`, and the class lists and origin of the run."""
+    """Return the metadata of the shard, a description for `datasets`, and the class lists and origin of the run."""
     features: dict[str, Any] = {
         field.name: {"_type": "Image"} if field.name == IMAGE_COLUMN else feature_of(field.type) for field in schema
     }

@@ -119,7 +119,9 @@ class English:
         return fields | {"one_verb": one, "that_verb": that} if first else None
 
     def _is_finite(self, word: str) -> bool:
-        """Whether a word is a verb such as "ride" or "rides", not one that can follow "is" ("riding", "made")."""
+        """Return whether a word is a verb such as "ride" or "rides", not one that can follow "is" ("riding",
+        "made").
+        """
         if word in self.phrases.not_verbs or not (word.isascii() and word.isalpha()):
             return False
         return verb_lemma(word) == word or not (word.endswith("ing") or is_participle(word))

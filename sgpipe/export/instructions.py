@@ -171,7 +171,9 @@ class Instructions:
         return facts
 
     def _probabilities(self, confidences: Collection[float]) -> list[float]:
-        """The probabilities of confidences (an annotation's is 1); below the lowest judged one, that of the lowest."""
+        """Return the probabilities of confidences (an annotation's is 1); below the lowest judged one, that of the
+        lowest.
+        """
         calibration = self._rows.calibration
         if calibration is None or not confidences:
             return [1.0 if math.isinf(confidence) else math.nan for confidence in confidences]
@@ -181,7 +183,7 @@ class Instructions:
     def rows(
         self, record: Record, image: Any, left: dict[Stratum, Counter[str]], drawn: dict[Stratum, Counter[str]]
     ) -> Iterator[dict[str, Any]]:
-        """The rows of the items that are drawn of an image, and of comparisons with one before it.
+        """Yield the rows of the items that are drawn of an image, and of comparisons with one before it.
 
         Args:
             image: as it is in rows.
@@ -207,7 +209,9 @@ class Instructions:
         return f"{form}/{number % len(templates) + 1}", templates[number % len(templates)]
 
     def _row(self, item: Item, record: Record, image: Any) -> tuple[dict[str, Any], dict[str, str]]:
-        """A row and the fields of its texts: each answer of a stratum in turn by each template, and at each letter."""
+        """Return a row and the fields of its texts: each answer of a stratum in turn by each template, and at each
+        letter.
+        """
         kind, form, *shown = item.stratum
         turn = self._turn(item.stratum, item.answer)
         number = turn // len(item.claims) if item.answer == _ONE else turn
@@ -241,7 +245,7 @@ class Instructions:
         return row | {"answer": answer, "image_ids": [record.image_id]}, fields
 
     def _comparison(self, item: Item, fields: dict[str, str], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """A comparison with an image that waits, with another answer to the same question."""
+        """Yield a comparison with an image that waits, with another answer to the same question."""
         other, _, its_row = self._waiting.pop(item.stratum, (item, {}, row))
         probability = item.probability + other.probability - 1
         if other.answer == item.answer:
@@ -268,7 +272,7 @@ class Instructions:
     def _made(
         self, kind: str, template: str, images: list[Any], question: str, answer: str, probability: float
     ) -> dict[str, Any]:
-        """A row without its short answer and provenance."""
+        """Return a row without its short answer and provenance."""
         self.written[kind] += 1
         asked: list[dict[str, str]] = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
         said = [{"type": "text", "text": answer}]
@@ -373,7 +377,7 @@ def _descriptions(facts: Facts, least: float, record: Record) -> Iterator[Item]:
 
 
 def quotas(counts: Mapping[Stratum, Counter[str]]) -> dict[Stratum, Counter[str]]:
-    """How many items of each answer are drawn from each stratum.
+    """Return how many items of each answer are drawn from each stratum.
 
     Of each answer as many, or as often as a guess among the options is right. A predicate, or a class that is counted,
     gets about twice the mean of its kind at most.
@@ -404,7 +408,7 @@ def _balanced(stratum: Stratum, answers: Counter[str]) -> Counter[str]:
 
 
 def _topic(stratum: Stratum, answer: str) -> str:
-    """The predicate of an item, or the class that it counts."""
+    """Return the predicate of an item, or the class that it counts."""
     return answer if stratum[1] in ("relation", "choose_predicate", "description") else stratum[2:][:2][-1]
 
 

@@ -86,12 +86,14 @@ def _tags(tag: str, names: Iterable[str]) -> str:
 
 
 def _is_name(name: str) -> bool:
-    """Whether Label Studio keeps a name of a class or a predicate."""
+    """Return whether Label Studio keeps a name of a class or a predicate."""
     return bool(name.strip()) and not _UNHELD.search(name)
 
 
 def _tasks(rows: ExportRows, split: str, images: ImagePlace | None, prefix: str | None) -> Iterator[dict[str, Any]]:
-    """The tasks of a split; `prefix`: what the addresses of images begin with; None: the tasks contain the images."""
+    """Yield the tasks of a split; `prefix`: what the addresses of images begin with; None: the tasks contain the
+    images.
+    """
     for record, content in rows.records_with_images(split, *_NESTED, embed=prefix is None):
         yield _task(rows, record, _address(rows, record, content, images, prefix))
 
@@ -124,7 +126,7 @@ def _task(rows: ExportRows, record: Record, address: str) -> dict[str, Any]:
 def _address(
     rows: ExportRows, record: Record, content: bytes | None, images: ImagePlace | None, prefix: str | None
 ) -> str:
-    """The address of the image, or its content."""
+    """Return the address of the image, or its content."""
     if prefix is not None:
         is_web = prefix.startswith(("/", "http:", "https:"))
         return prefix + (quote(record.file_name) if is_web else record.file_name)
@@ -140,7 +142,7 @@ def _address(
 
 
 def _region(record: Record, index: int, number: int) -> dict[str, Any]:
-    """A box as a rectangle in percent of the image; `number`: its index among the exported objects."""
+    """Return a box as a rectangle in percent of the image; `number`: its index among the exported objects."""
     box = record.objects[index]
     sides = zip(("x", "y", "width", "height"), box.bbox, (record.width, record.height) * 2, strict=True)
     value: dict[str, Any] = {key: 100 * length / side for key, length, side in sides}

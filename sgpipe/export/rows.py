@@ -92,7 +92,7 @@ class ExportRows:
         return [shard for shard in self.manifest.shards if shard.split == split]
 
     def records(self, split: str, *columns: str) -> Iterator[Record]:
-        """The images of a split without error rows; of the nested columns, only these are read."""
+        """Return the images of a split without error rows; of the nested columns, only these are read."""
         return (record for record, _ in self.records_with_images(split, *columns, embed=False))
 
     def records_with_images(self, split: str, *columns: str, embed: bool) -> Iterator[tuple[Record, bytes | None]]:
@@ -107,7 +107,7 @@ class ExportRows:
                 yield from (pair for pair in zip(records, contents, strict=True) if pair[0].ok)
 
     def keeps(self, predicate: str, confidence: float | None) -> bool:
-        """Whether a relation is exported; human annotations, which have no confidence, are.
+        """Return whether a relation is exported; human annotations, which have no confidence, are.
 
         With a certificate by predicate, those of other predicates are not.
         """
@@ -121,7 +121,7 @@ class ExportRows:
         return {index: new for new, index in enumerate(kept)}
 
     def relations(self, record: Record, indices: dict[int, int]) -> list[Relation]:
-        """The relations to export, with new indices of their objects; those of other objects are left out."""
+        """Return the relations to export, with new indices of their objects; those of other objects are left out."""
         own = [each for each in record.relations if not set(each.origins).isdisjoint(self.origins)]
         confident = [relation for relation in own if self.keeps(relation.predicate, relation.confidence)]
         kept = [
@@ -188,7 +188,7 @@ class Census:
 
 
 def iter_groups(path: Location, columns: Iterable[str] = ()) -> Iterator[pa.Table]:
-    """The row groups of a shard with these columns (none: all). Raises UserError: as `open_shard`."""
+    """Yield the row groups of a shard with these columns (none: all). Raises UserError: as `open_shard`."""
     names = list(columns)
     with open_shard(path, names or SCHEMA.names) as file:
         for group in range(file.num_row_groups):
@@ -196,13 +196,13 @@ def iter_groups(path: Location, columns: Iterable[str] = ()) -> Iterator[pa.Tabl
 
 
 def as_number(image_id: str) -> int | str:
-    """An id as an integer if it is one; otherwise unchanged."""
+    """Return an id as an integer if it is one; otherwise unchanged."""
     number = int(image_id) if image_id.isascii() and image_id.isdigit() and len(image_id) < 19 else image_id
     return number if str(number) == image_id else image_id
 
 
 def plain(value: float) -> float | int:
-    """A number as JSON files show it: 7, not 7.0."""
+    """Return a number as JSON files show it: 7, not 7.0."""
     return int(value) if float(value).is_integer() else value
 
 
@@ -214,7 +214,7 @@ class Members(NamedTuple):
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, which is synced to disk when the block ends."""
+    """Yield a new file, which is synced to disk when the block ends."""
     with add_filename(path), path.open("xb") as file:
         yield file
         file.flush()

@@ -114,7 +114,7 @@ class ArchiveRoot(ImageRoot):
         return read_twice(self.folder, read)
 
     def _find(self, name: str) -> list[dict[str, Any]]:
-        """The members that a name may mean."""
+        """Return the members that a name may mean."""
         index: FileIndex = self.index.opened
         found = index.find(name)
         for at, character in enumerate(name):
@@ -149,7 +149,7 @@ def _label(archive: str) -> str:
 
 
 def stamp(archives: Sequence[ObjectInfo]) -> list[Any]:
-    """What identifies the index of archives."""
+    """Return what identifies the index of archives."""
     return [_LAYOUT, [[info.name, info.size, info.state] for info in archives]]
 
 
@@ -221,7 +221,7 @@ class Member:
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file is named like an archive whose members can be read singly."""
+    """Return whether a file is named like an archive whose members can be read singly."""
     return name.lower().endswith(ARCHIVES)
 
 
@@ -238,7 +238,7 @@ def _compressed(name: str) -> UserError:
 
 
 def scan(name: str, file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
-    """The members of an archive that are files, in its order.
+    """Yield the members of an archive that are files, in its order.
 
     Args:
         name: of the archive, in messages.
@@ -303,7 +303,9 @@ def _scan_tar(file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
 
 
 def unpack(member: Member, data: bytes, where: str) -> bytes:
-    """The content of a member from its bytes in the archive. Raises ImageError: it is damaged, or cannot be read."""
+    """Return the content of a member from its bytes in the archive. Raises ImageError: it is damaged, or cannot be
+    read.
+    """
     if member.method == _PLAIN:
         return data
     if member.method not in (_STORED, _DEFLATED):

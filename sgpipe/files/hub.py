@@ -49,7 +49,7 @@ class HubDataset:
         return f"{DATASETS}{self.name}" + (f"@{self.revision}" if self.revision else "")
 
     def list(self) -> tuple[HubDataset, list[str]]:
-        """The dataset at the commit that its revision is now, and the names of its files.
+        """Return the dataset at the commit that its revision is now, and the names of its files.
 
         Without the hub (HF_HUB_OFFLINE), what its cache has. Raises UserError, StoreError: see `naming_hub`.
         """
@@ -67,7 +67,7 @@ class HubDataset:
             return HubDataset(self.name, info.sha), sorted(files)
 
     def fetch(self, file: str) -> Path:
-        """A file in the hub's cache on this machine, downloaded if it is not there."""
+        """Return a file in the hub's cache on this machine, downloaded if it is not there."""
         from huggingface_hub import hf_hub_download
 
         with naming_hub(f"{file} of the dataset {self.name}"):

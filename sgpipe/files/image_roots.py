@@ -46,7 +46,7 @@ _making = Lock()
 
 
 def located(location: ImagePlace, base: Location | None = None) -> str:
-    """The text of a location, a path relative to `base`."""
+    """Return the text of a location, a path relative to `base`."""
     if not isinstance(location, str | Path | StorePath):
         return location.location
     text = text_of(location)
@@ -54,7 +54,7 @@ def located(location: ImagePlace, base: Location | None = None) -> str:
 
 
 def image_root(location: ImagePlace, indexes: IndexFolder | None = None) -> ImageRoot:
-    """The root of a location: a folder, which need not exist, one or more archives, or a prefix of a store.
+    """Return the root of a location: a folder, which need not exist, one or more archives, or a prefix of a store.
 
     Raises:
         UserError: an archive or a store is missing, cannot be read, or may not be.
@@ -72,7 +72,7 @@ def image_root(location: ImagePlace, indexes: IndexFolder | None = None) -> Imag
 
 
 def existing_images(location: ImagePlace, indexes: IndexFolder | None = None) -> ImageRoot:
-    """The root of a location that exists, as it is now: of a dataset of the hub, at the commit that it has now.
+    """Return the root of a location that exists, as it is now: of a dataset of the hub, at the commit that it has now.
 
     Raises UserError: it does not exist; and as `image_root`.
     """
@@ -101,7 +101,7 @@ def check_images(location: ImagePlace) -> None:
 
 
 def absolute(location: ImagePlace) -> str:
-    """The text of a location that does not depend on the working folder."""
+    """Return the text of a location that does not depend on the working folder."""
     text = located(location)
     return text if is_uri(text) else str(Path(text).resolve())
 
@@ -175,7 +175,7 @@ def _remote(text: str, indexes: IndexFolder) -> ImageRoot:
 
 
 def _place(uri: str) -> tuple[StorePath, list[str]]:
-    """The prefix that a URI leads to, and the archives there that it names, if any.
+    """Return the prefix that a URI leads to, and the archives there that it names, if any.
 
     Raises UserError: there is no such bucket, it may not be read, or the URI names a tar that is compressed as a whole.
     """
@@ -188,7 +188,9 @@ def _place(uri: str) -> tuple[StorePath, list[str]]:
 
 
 def _shards(name: str) -> list[str]:
-    """The names that a name with a range stands for: itself, if it has none. Raises UserError: the range is empty."""
+    """Return the names that a name with a range stands for: itself, if it has none. Raises UserError: the range is
+    empty.
+    """
     found = _SHARDS.search(name)
     if found is None:
         return [name]

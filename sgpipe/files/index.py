@@ -48,7 +48,7 @@ class FileIndex:
         return len(self._names)
 
     def find(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a name."""
+        """Return the rows of a name."""
         start = bisect_left(range(len(self)), name, key=self._name)
         stop = start
         while stop < len(self) and self._name(stop) == name:
@@ -149,7 +149,7 @@ class IndexFolder:
     whole: bool = False
 
     def reference(self, stamp: Any) -> IndexReference:
-        """The index of what `stamp` describes in plain values, which need not exist."""
+        """Return the index of what `stamp` describes in plain values, which need not exist."""
         name = f"images-{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:20]}.arrow"
         if self.look and (self.look / name).is_file():
             return IndexReference(self.look.absolute() / name)
@@ -158,7 +158,9 @@ class IndexFolder:
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps indexes that no run keeps: beside its models, or in /tmp if it cannot write there."""
+    """Return where this machine keeps indexes that no run keeps: beside its models, or in /tmp if it cannot write
+    there.
+    """
     root = model_cache.cache_folder().absolute()
     nearest = next(folder for folder in (root, *root.parents) if folder.exists())
     if not os.access(nearest, os.W_OK):

@@ -110,7 +110,7 @@ class JsonStream:
             raise self._malformed(f"expected ',' or '{closing}'")
 
     def _peek(self) -> str:
-        """The next character that is not white space, or "" at the end of the file."""
+        """Return the next character that is not white space, or "" at the end of the file."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in _WHITESPACE:

@@ -146,7 +146,7 @@ def _version(status: os.stat_result) -> str:
 
 
 def content_id(path: str | Location) -> list[str | int | None]:
-    """What identifies the content of a file without reading it: where it is, its size, its time or version.
+    """Return what identifies the content of a file without reading it: where it is, its size, its time or version.
 
     Raises UserError: it is missing, or may not be read; StoreError: its store cannot be reached.
     """
@@ -171,7 +171,7 @@ def content_sha256(path: str | Location) -> str:
 
 
 def _local(path: str | Location) -> Location:
-    """A location that can be read: a file of the hub in its cache. Raises UserError: there is no such file."""
+    """Return a location that can be read: a file of the hub in its cache. Raises UserError: there is no such file."""
     path = location(path)
     if isinstance(path, Path):
         return path
@@ -207,7 +207,7 @@ def delete(path: Location) -> None:
 
 
 def open_shard_file(path: Location) -> Path | BinaryIO:
-    """A Parquet file of a run as pyarrow reads it; in a store large ones are read by ranges.
+    """Return a Parquet file of a run as pyarrow reads it; in a store large ones are read by ranges.
 
     Raises FileNotFoundError: there is no such object; StoreError: the store cannot be reached.
     """

@@ -29,7 +29,7 @@ _HIDDEN = re.compile(r"\.[^.]")
 
 
 def cache_folder() -> Path:
-    """Where sgpipe keeps files of this machine that no run keeps: SGPIPE_CACHE, by default ~/.cache/sgpipe."""
+    """Return where sgpipe keeps files of this machine that no run keeps: SGPIPE_CACHE, by default ~/.cache/sgpipe."""
     if own := os.environ.get("SGPIPE_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sgpipe")

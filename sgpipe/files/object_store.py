@@ -83,7 +83,7 @@ class ObjectInfo:
 
 
 def is_uri(text: str) -> bool:
-    """Whether the text is a URI, of a store or the hub if `StorePath` accepts it, and not a path."""
+    """Return whether the text is a URI, of a store or the hub if `StorePath` accepts it, and not a path."""
     return "://" in text
 
 
@@ -451,7 +451,7 @@ def failure(error: BaseException) -> str:
 
 
 def _s3_options(uri: str) -> dict[str, Any]:
-    """What neither the environment nor obstore tells: the bucket's region, boto3's keys."""
+    """Return what neither the environment nor obstore tells: the bucket's region, boto3's keys."""
     options: dict[str, Any] = {}
     if not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys():
         options.update(_region(uri.removeprefix("s3://").rpartition("@")[2]))

@@ -25,7 +25,7 @@ _BUFFER = 1 << 20
 
 
 def row_name(file: str, row: int, column: str | None = None) -> str:
-    """The name of the image in a row; `column`: only if the file has several columns of images."""
+    """Return the name of the image in a row; `column`: only if the file has several columns of images."""
     return f"{file}#{row}" if column is None else f"{file}#{column}:{row}"
 
 
@@ -36,13 +36,15 @@ def parse_row_name(name: str) -> tuple[str, str | None, int] | None:
 
 
 def file_of(name: str) -> str:
-    """The file that holds an image: the Parquet file, or the name itself if it is not that of a row."""
+    """Return the file that holds an image: the Parquet file, or the name itself if it is not that of a row."""
     row = parse_row_name(name)
     return name if row is None else row[0]
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
-    """The columns that hold images: as the file's description for `datasets` states, or as their types suggest."""
+    """Return the columns that hold images: as the file's description for `datasets` states, or as their types
+    suggest.
+    """
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         stated = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
@@ -55,7 +57,7 @@ def image_columns(schema: pa.Schema) -> list[str]:
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold images: bytes, or a column of columns with bytes in it."""
+    """Return whether a column of this type can hold images: bytes, or a column of columns with bytes in it."""
     at = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
     return _is_binary(kind.field(at).type if at >= 0 else kind)
 
@@ -65,12 +67,12 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def image_leaf(schema: pa.Schema, column: str) -> str:
-    """The dotted name of the bytes of a column of images."""
+    """Return the dotted name of the bytes of a column of images."""
     return f"{column}.bytes" if pa.types.is_struct(schema.field(column).type) else column
 
 
 def has_images(parquet: pq.ParquetFile, column: str) -> bool:
-    """Whether any row has an image; False only if the statistics say that the column holds nothing but paths."""
+    """Return whether any row has an image; False only if the statistics say that the column holds nothing but paths."""
     if not pa.types.is_struct(parquet.schema_arrow.field(column).type):
         return True
     leaf = image_leaf(parquet.schema_arrow, column)
@@ -91,7 +93,7 @@ class ParquetImages:
         self._lock = threading.Lock()
 
     def read(self, file: str, column: str | None, row: int) -> bytes:
-        """The image file in a row.
+        """Return the image file in a row.
 
         Raises FileNotFoundError: there is no such file, row, column or image; OSError: the Parquet file cannot be read.
         """
@@ -105,7 +107,7 @@ class ParquetImages:
         return data
 
     def read_name(self, name: str) -> bytes:
-        """The same by a name that `row_name` made. Raises as `read`."""
+        """Return the same by a name that `row_name` made. Raises as `read`."""
         parts = parse_row_name(name)
         if parts is None:
             raise FileNotFoundError(name)

@@ -329,7 +329,7 @@ class HubRoot(ImageRoot):
             raise EngineError(str(error)) from None
 
     def entries(self) -> Iterator[ImageEntry]:
-        """The files of the dataset, whose sizes are not known before they are read; a commit does not change."""
+        """Return the files of the dataset, whose sizes are not known before they are read; a commit does not change."""
         return (ImageEntry(name, 0, self.dataset.revision or "") for name in self._names)
 
     def _has(self, file: str) -> bool:

@@ -38,7 +38,7 @@ def open_text(path: Location | str) -> Iterator[TextFile]:
 
 @contextmanager
 def _decompressed(path: Location | str) -> Iterator[TextFile]:
-    """The bytes of any file, decompressed if they are gzip data."""
+    """Yield the bytes of any file, decompressed if they are gzip data."""
     try:
         with open_stream(path) as raw:
             compressed = raw.peek(len(_GZIP)).startswith(_GZIP)
@@ -53,7 +53,7 @@ def _decompressed(path: Location | str) -> Iterator[TextFile]:
 
 
 def read_text(path: Location, what: str) -> str:
-    """The content of a small text file, without a byte order mark. `what` names the file in messages.
+    """Return the content of a small text file, without a byte order mark. `what` names the file in messages.
 
     Raises UserError: it cannot be read, or is not text in UTF-8.
     """

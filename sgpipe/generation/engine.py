@@ -65,7 +65,7 @@ class UnitReader:
         return [record for record, state in zip(records, status, strict=True) if state == "error"]
 
     def read(self, unit: WorkUnit) -> list[Record]:
-        """All records of a unit, as they are before the first stage."""
+        """Return all records of a unit, as they are before the first stage."""
         name = self.indexes[unit.split]
 
         def read() -> list[Record]:
@@ -103,7 +103,7 @@ def plan_units(
     *,
     retry_failed: bool = False,
 ) -> list[WorkUnit]:
-    """What is left to do of the first `rows` of each split, as few and as long ranges as possible.
+    """Return what is left to do of the first `rows` of each split, as few and as long ranges as possible.
 
     That is: rows without a shard, shards whose files are missing or cut, and, with `retry_failed`, error rows.
     """
@@ -213,7 +213,7 @@ class Engine(Protocol):
 
 
 def runs_locally(recipe: Recipe, stages: StageBuilder, images: float) -> bool:
-    """Whether the local engine runs the stages, without Ray.
+    """Return whether the local engine runs the stages, without Ray.
 
     By default it does, unless there is something to spread stages over: a cluster, or, for many images, GPUs of this
     machine or unequal shares of its CPUs.
@@ -235,7 +235,8 @@ def usable_cpus() -> int:
 
 
 def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[str]:
-    """The stages that share the GPUs of this machine: those whose models can, unless a stage asks for GPUs itself.
+    """Return the stages that share the GPUs of this machine: those whose models can, unless a stage asks for GPUs
+    itself.
 
     Args:
         before: the identity of the run that is resumed, or of its parent: if it began on CPUs, no stage shares GPUs.
@@ -250,7 +251,8 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
 
 
 def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None, cpus: int | None = None) -> Recipe:
-    """The recipe with the GPUs of this machine shared by some of its stages: as many actors of each pool as GPUs.
+    """Return the recipe with the GPUs of this machine shared by some of its stages: as many actors of each pool as
+    GPUs.
 
     Actors also get threads that open images. These do not count as CPUs: they wait for the GPU most of the time.
 

@@ -88,7 +88,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
 
 
 def source_identity(indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
-    """The content of the annotation and caption files of each split, or the run that is extended."""
+    """Return the content of the annotation and caption files of each split, or the run that is extended."""
     return {
         split: {key: index.meta.get(f"{key}_sha256") for key in ("annotations", "captions")}
         | {key: index.meta[key] for key in ("run",) if key in index.meta}
@@ -105,13 +105,13 @@ def settings_of_stage(recipe: Recipe, stage: str) -> dict[str, Any]:
 
 
 def _model(config: CaptionConfig | PairConfig | TagConfig, setting: str) -> str | None:
-    """The content of a model's files; of a served one its name."""
+    """Return the content of a model's files; of a served one its name."""
     name: str | None = getattr(config, setting)
     return model_sha256(name) if config.endpoint is None else name
 
 
 def _dtype(config: CaptionConfig | PairConfig | TagConfig, on_gpu: bool) -> str:
-    """What "auto" resolves to: half precision needs a GPU, and actors that ask for no GPU see none."""
+    """Return what "auto" resolves to: half precision needs a GPU, and actors that ask for no GPU see none."""
     if config.endpoint is not None:
         return SERVED
     if config.dtype != "auto":

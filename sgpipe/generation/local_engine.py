@@ -157,7 +157,7 @@ class LocalEngine:
 
 
 def _without_hidden_gpus(recipe: Recipe) -> Recipe:
-    """The recipe in which stages that have asked for no GPU compute on the CPU: a worker runs all stages."""
+    """Return the recipe in which stages that have asked for no GPU compute on the CPU: a worker runs all stages."""
     stages = {name: getattr(recipe, name) for name in _MODELS}
     on_cpu = {
         name: each.model_copy(update={"device": "cpu"}) for name, each in stages.items() if not each.resources.gpus
@@ -214,7 +214,7 @@ class _Work:
 
 
 def _outcome(work: _Work, unit: WorkUnit, isolated: bool) -> tuple[str, ShardEntry | str]:
-    """A shard, or why there is none, as plain values: exceptions of libraries cannot all be sent."""
+    """Return a shard, or why there is none, as plain values: exceptions of libraries cannot all be sent."""
     try:
         return "shard", work(unit, isolated)
     except UserError as error:

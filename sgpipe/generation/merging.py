@@ -196,7 +196,7 @@ def merge_runs(
 
 
 def _is_merged(files: RunFiles) -> bool:
-    """Whether the rows say what they were made from, and nothing has changed them since."""
+    """Return whether the rows say what they were made from, and nothing has changed them since."""
     return "merged" in files.manifest.run.get("identity", {})
 
 
@@ -323,7 +323,9 @@ def _digest(root: str, file_name: str, most: int) -> str | None:
 
 
 def _is_turned(root: str, file_name: str, content: bytes | None) -> bool:
-    """Whether boxes on the displayed image do not fit the stored one, of the same size; not if it cannot be read."""
+    """Return whether boxes on the displayed image do not fit the stored one, of the same size; not if it cannot be
+    read.
+    """
     try:
         return has_two_frames(root, file_name, content)
     except (UserError, ImageError, FileNotFoundError):
@@ -470,7 +472,7 @@ def are_synonyms(first: str, second: str) -> bool:
 
 @cache
 def _matcher() -> HeadMatcher:
-    """The classes that nouns name by the synonyms of COCO and Objects365."""
+    """Return the classes that nouns name by the synonyms of COCO and Objects365."""
     tables = [packaged_synonyms(dataset) for dataset in ("coco", "objects365")]
     return HeadMatcher({name: _distinct(table.get(name, ()) for table in tables) for table in tables for name in table})
 
@@ -480,7 +482,7 @@ def _distinct(lists: Iterable[Iterable[Item]]) -> list[Item]:
 
 
 def _object(members: Sequence[tuple[Box, Sequence[int]]]) -> Box:
-    """One object of boxes, each with the new numbers of the captions of its run."""
+    """Return one object of boxes, each with the new numbers of the captions of its run."""
     members = sorted(members, key=lambda each: (_strength(each[0].origin), -(each[0].score or 0), each[0].rank))
     boxes = [box for box, _ in members]
     named = _distinct(
@@ -493,7 +495,7 @@ def _object(members: Sequence[tuple[Box, Sequence[int]]]) -> Box:
 
 
 def _relation(same: Sequence[Relation]) -> Relation:
-    """One relation of several: that of the strongest origin and the highest confidence, with all origins."""
+    """Return one relation of several: that of the strongest origin and the highest confidence, with all origins."""
     best = min(same, key=lambda each: (_strength(each.origins[0]), -1 if each.confidence is None else -each.confidence))
     return replace(best, origin="+".join(sorted(_distinct(each.origins for each in same), key=_strength)))
 

@@ -37,7 +37,7 @@ _KINDS = {"parse": "parser", "tag": "method"}
 
 
 def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run with overrides, for another run that takes over a part of it and is stored elsewhere.
+    """Return the recipe of a run with overrides, for another run that takes over a part of it and is stored elsewhere.
 
     Raises UserError: as `Parent.open` and `load_recipe`.
     """
@@ -45,7 +45,7 @@ def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe by which a run is extended if the user names none: its own, with its captions if it has any.
+    """Return the recipe by which a run is extended if the user names none: its own, with its captions if it has any.
 
     Of an import, it is that of the miniworld. Raises UserError: as `Parent.open` and `load_recipe`.
     """
@@ -98,7 +98,7 @@ class Parent:
         return cls(run, folder, files, StorePath(uri) if uri and not fetched else files, manifest, recipe)
 
     def adopted(self, recipe: Recipe) -> Recipe:
-        """The recipe with the parent's images and annotations where they are now, unless it names others."""
+        """Return the recipe with the parent's images and annotations where they are now, unless it names others."""
         source, changes = recipe.source, dict[str, Any]()
         if source.synthetic is not None and source.splits == self.recipe.source.splits:
             changes = {"root": None, "splits": {}}
@@ -191,7 +191,7 @@ class Reuse:
         return f"{taken} from {self.parent.name}; {listed(self.stages)} to run ({'; '.join(self.changes)})"
 
     def with_source(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        """The identity of the run, which names its parent.
+        """Return the identity of the run, which names its parent.
 
         Raises UserError: the parent was made from other files.
         """
@@ -209,7 +209,7 @@ class Reuse:
         return {"run": place, "reused": [_NOUNS[stage] for stage in self.reused]}
 
     def reader(self, reader: UnitReader) -> ParentReader:
-        """A reader of the same units with the parent's columns."""
+        """Return a reader of the same units with the parent's columns."""
         parent = self.parent
         shards = tuple(parent.manifest.shards)
         return ParentReader(reader.storage, reader.indexes, parent.name, parent.storage, shards, tuple(self.reused))
@@ -222,7 +222,7 @@ def _check_same(parent: Parent, before: Mapping[str, Any], now: Mapping[str, Any
 
 
 def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then: Recipe, recipe: Recipe) -> list[str]:
-    """The settings of a stage that differ, with the seed if it decides the captions.
+    """Return the settings of a stage that differ, with the seed if it decides the captions.
 
     A model that is not here is the parent's if both recipes name the same one.
     """
@@ -238,7 +238,7 @@ def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then
 
 
 def _is_same(before: Any, now: Any) -> bool:
-    """Whether what an identity says of a model or file is the same, or the model or file is not here."""
+    """Return whether what an identity says of a model or file is the same, or the model or file is not here."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return before.keys() == now.keys() and all(_is_same(before[key], now[key]) for key in before)
     if before == now or not isinstance(before, str):

@@ -78,7 +78,7 @@ class UnitLimit:
 
 
 def start_unit_limit(limit: int) -> ActorHandle:
-    """A `UnitLimit` actor on the driver's machine. If it is killed, it restarts with nothing in progress."""
+    """Return a `UnitLimit` actor on the driver's machine. If it is killed, it restarts with nothing in progress."""
     actor = ray.remote(UnitLimit).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=on_driver_node()
     )
@@ -307,7 +307,7 @@ def _graph(
     limit: ActorHandle,
     isolated: bool,
 ) -> ray.data.Dataset:
-    """The units, mapped by the entrance and then by a pool of actors after the other.
+    """Return the units, mapped by the entrance and then by a pool of actors after the other.
 
     Args:
         name: that all actors have at the start of their own.
@@ -368,7 +368,7 @@ def _entering(units: Sequence[WorkUnit]) -> pa.Table:
 
 
 def _block(unit: WorkUnit, usage: Usage, records: Sequence[Record]) -> pa.Table:
-    """What carries a unit from pool to pool: one row with all of its records in it."""
+    """Return what carries a unit from pool to pool: one row with all of its records in it."""
     rows = to_table(records).to_struct_array().combine_chunks()
     return pa.table(
         {
@@ -445,12 +445,12 @@ def reserve(pools: Sequence[Pool]) -> tuple[list[Pool], PlacementGroup]:
 
 
 def is_placed(group: PlacementGroup) -> bool:
-    """Whether all actors have a place, which those of a lost machine lack until there is room elsewhere."""
+    """Return whether all actors have a place, which those of a lost machine lack until there is room elsewhere."""
     return bool(placement_group_table(group)["state"] == "CREATED")
 
 
 def too_large(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> UserError:
-    """The error for actors that do not fit on the machines."""
+    """Return the error for actors that do not fit on the machines."""
     asked = ", ".join(f"{pool.actors} × {_amounts(pool.needs)} ({pool.name})" for pool in pools)
     there = "; ".join(_amounts(machine) for machine in machines)
     most = max(pools, key=lambda pool: [pool.needs.get(name, 0) * pool.actors for name in ("GPU", "CPU", "memory")])
@@ -459,7 +459,7 @@ def too_large(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) ->
 
 
 def _grow(pools: list[Pool], machines: Sequence[Mapping[str, float]], units: int) -> list[Pool] | None:
-    """One more actor for the smallest growable pool that leaves room for all; None if there is no such pool."""
+    """Return one more actor for the smallest growable pool that leaves room for all; None if there is no such pool."""
     for pool in sorted(pools, key=lambda pool: pool.actors):
         grown = [replace(each, actors=each.actors + 1) if each is pool else each for each in pools]
         if not pool.resources.actors and pool.actors < units and _fit(grown, machines):
@@ -468,7 +468,7 @@ def _grow(pools: list[Pool], machines: Sequence[Mapping[str, float]], units: int
 
 
 def _fit(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> bool:
-    """Whether the machines have room for each pool, and together as much as all pools need."""
+    """Return whether the machines have room for each pool, and together as much as all pools need."""
     rooms = (sum(room_for(pool.needs, machine) for machine in machines) for pool in pools)
     totals = {name: sum(pool.needs.get(name, 0) * pool.actors for pool in pools) for name in ("CPU", "GPU", "memory")}
     enough = (

@@ -342,14 +342,14 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
 
 
 def _of_splits(splits: Sequence[str]) -> str:
-    """Which splits; nothing if the user named none, so that all images are one."""
+    """Return which splits; nothing if the user named none, so that all images are one."""
     if list(splits) == [WHOLE]:
         return ""
     return f" for the {'split' if len(splits) == 1 else 'splits'} {', '.join(splits)}"
 
 
 def _nothing_left(folder: RunFolder, manifest: Manifest, rows: Mapping[str, int], retry_failed: bool) -> str:
-    """Where the finished run is, and how much of it was asked for."""
+    """Return where the finished run is, and how much of it was asked for."""
     asked, there = sum(rows.values()), sum(shard.rows for shard in manifest.shards)
     have = "has" if there == 1 else "have"
     parts = [f"nothing left to do: {count(there, 'image')} in {folder.location} {have} been processed"]
@@ -362,7 +362,8 @@ def _nothing_left(folder: RunFolder, manifest: Manifest, rows: Mapping[str, int]
 
 
 def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress) -> dict[str, ImageRoot]:
-    """The root of each split, as it is now, with the indexes in the run; what was noticed while they were read is said.
+    """Return the root of each split, as it is now, with the indexes in the run; what was noticed while they were read
+    is said.
 
     A dataset of the hub stays at the commit that it had when the run began.
 
@@ -420,7 +421,7 @@ def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
 
 
 def _as_named(root: ImageRoot, folder: RunFolder) -> str:
-    """A location as the manifest names it: a folder within the run is relative, so that both can be moved."""
+    """Return a location as the manifest names it: a folder within the run is relative, so that both can be moved."""
     if is_uri(root.location) or folder.store:
         return root.location
     path, run = Path(root.location), folder.root.resolve()

@@ -73,7 +73,10 @@ class ClipAgreement:
 
     @torch.inference_mode()
     def __call__(self, record: Record, image: Image.Image) -> list[Agreement | None]:
-        """The agreement of each relation of the record, in its order; None where a box has no area in the image."""
+        """Return the agreement of each relation of the record, in its order.
+
+        None where a box has no area in the image.
+        """
         pairs = list(dict.fromkeys((relation.subject, relation.object) for relation in record.relations))
         features: dict[tuple[int, int], Tensor] = {}
         for at in range(0, len(pairs), _CROPS):
@@ -99,7 +102,7 @@ class ClipAgreement:
 
 
 def _union(image: Image.Image, objects: Sequence[Box]) -> Image.Image | None:
-    """The smallest crop with both boxes; None if it has no pixels."""
+    """Return the smallest crop with both boxes; None if it has no pixels."""
     boxes = [each.bbox for each in objects if not each.is_nothing]
     left, top = (int(min(box[axis] for box in boxes)) for axis in (0, 1))
     right, bottom = (round(max(box[axis] + box[axis + 2] for box in boxes)) for axis in (0, 1))
@@ -191,7 +194,7 @@ def score_run(
 
 
 def frequent_predicates(root: Path, count: int) -> list[str]:
-    """The most frequent predicates of a run, for contrast texts.
+    """Return the most frequent predicates of a run, for contrast texts.
 
     Raises UserError: it is not a run, or a shard cannot be read.
     """
@@ -201,7 +204,7 @@ def frequent_predicates(root: Path, count: int) -> list[str]:
 
 
 def model_identity(name: str | None) -> str | None:
-    """A name unchanged; a file or folder as the hash of its content."""
+    """Return a name unchanged; a file or folder as the hash of its content."""
     path = Path(name or "")
     if name is None or not path.exists():
         return name
@@ -228,7 +231,7 @@ OPINION_COLUMN: ScoreColumn[float] = ScoreColumn(OPINION, pa.float32(), float, "
 
 
 def opinion_identity(settings: ScorerSettings) -> dict[str, Any]:
-    """What decides the opinion: not where a server is, but what it serves."""
+    """Return what decides the opinion: not where a server is, but what it serves."""
     if settings.endpoint is not None:
         return {"by": settings.kind, "model": settings.model, "served": True}
     dtype = str(pick_dtype(settings.dtype, pick_device(settings.device, settings.gpus))).removeprefix("torch.")

@@ -33,7 +33,8 @@ _PREFETCH = 2  # batches
 
 
 def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
-    """The prediction for every image of the shards, error rows included, in the order of the shards, with progress.
+    """Yield the prediction for every image of the shards, error rows included, in the order of the shards, with
+    progress.
 
     Raises:
         UserError: the network or a shard is missing or invalid.
@@ -73,7 +74,7 @@ class Predictor:
         self._network.prepare_inference(self._dtype)
 
     def __call__(self, row_group: RowGroup) -> Iterator[ImagePrediction]:
-        """The predictions for a row group, in its order."""
+        """Yield the predictions for a row group, in its order."""
         for batch in self._batches(iter_rows(row_group)):
             detections = iter(self._detect([pixels for _, pixels, error in batch if not error]))
             for row, _, error in batch:

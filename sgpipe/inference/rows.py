@@ -99,7 +99,7 @@ class ImageRow:
     embedded: bytes | None
 
     def open(self) -> Image.Image:
-        """The image as RGB, of the annotated size. Raises ImageError."""
+        """Return the image as RGB, of the annotated size. Raises ImageError."""
         roots = {} if self.images is None else {self.split: self.images}
         return open_row_image(roots, self, self.embedded)
 
@@ -119,7 +119,7 @@ class ImagePrediction:
 
 
 def coco_image_id(row: ImageRow) -> int:
-    """The image id as COCO's integer. Raises UserError: it is not an integer."""
+    """Return the image id as COCO's integer. Raises UserError: it is not an integer."""
     try:
         return int(row.image_id)
     except ValueError:
@@ -127,7 +127,7 @@ def coco_image_id(row: ImageRow) -> int:
 
 
 def list_row_groups(root: Path, split: str | None = None, images: ImagePlace | None = None) -> list[RowGroup]:
-    """The row groups of a folder of shards, ordered by split and position.
+    """Return the row groups of a folder of shards, ordered by split and position.
 
     Args:
         images: where the images are, if they moved since the shards were written.

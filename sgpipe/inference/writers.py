@@ -47,7 +47,8 @@ class WriteSummary:
 
 
 def top_triplets(pairs: PredictedPairs, limit: int, possible: Array | None = None) -> tuple[Array, Array, Array]:
-    """The best triplets of an image by descending score: indices of pairs and predicates, and scores `[triplets]`.
+    """Return the best triplets of an image by descending score: indices of pairs and predicates, and scores
+    `[triplets]`.
 
     Args:
         possible: `[predicates, objects]`, 0 for impossible combinations, which get score 0, as in evaluators.
@@ -116,7 +117,7 @@ def write_graphs(
 
 
 def predicted_graph(pairs: PredictedPairs, limit: int) -> PredictedGraph:
-    """The `limit` best pairs by the score of their best predicate, each pair with two boxes of its own.
+    """Return the `limit` best pairs by the score of their best predicate, each pair with two boxes of its own.
 
     Labels start at 1. The scores of predicates already include those of the boxes (subject x object x predicate), so
     boxes have score 1.

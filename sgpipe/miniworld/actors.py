@@ -109,20 +109,20 @@ class Actor:
         return self.look.size
 
     def place(self, point: Point) -> Point:
-        """The position in the group of a point of the thing, given at size 1 and facing right."""
+        """Return the position in the group of a point of the thing, given at size 1 and facing right."""
         return self.at[0] + self.facing * point[0] * self.size, self.at[1] + point[1] * self.size
 
     def layers(self) -> list[tuple[float, Shapes]]:
-        """The shapes in the group with their depth; a person's near arm is in front of what it holds."""
+        """Return the shapes in the group with their depth; a person's near arm is in front of what it holds."""
         shapes = self._draw().shapes
         return [(self.depth + 0.5 * number, part) for number, part in enumerate(shapes)]
 
     def extent(self) -> Extent:
-        """The box around the thing, including hidden parts."""
+        """Return the box around the thing, including hidden parts."""
         return self._draw().extent
 
     def _draw(self) -> _Drawn:
-        """The shapes of the current pose, cached until the pose changes."""
+        """Return the shapes of the current pose, cached until the pose changes."""
         pose = (self.look, self.posture, self.at, self.facing, self.tilt, self.hands, self.feet)
         if self._drawn is None or self._drawn.pose != pose:
             shapes = [moved(part, self.at, self.tilt, flip=self.facing < 0) for part in self._parts()]
@@ -130,7 +130,7 @@ class Actor:
         return self._drawn
 
     def _parts(self) -> list[Shapes]:
-        """The parts in the thing's own coordinates, from far to near."""
+        """Return the parts in the thing's own coordinates, from far to near."""
         if isinstance(self.look, AnimalLook):
             return [draw_animal(self.look, self.posture)]
         if isinstance(self.look, ThingLook):
@@ -140,7 +140,7 @@ class Actor:
         return draw_person(self.look, self.posture, (near, far), feet)
 
     def _inside(self, point: Point) -> Point:
-        """A point of the group in the thing's own coordinates."""
+        """Return a point of the group in the thing's own coordinates."""
         return (point[0] - self.at[0]) * self.facing, point[1] - self.at[1]
 
 
@@ -161,7 +161,7 @@ class SceneGroup:
     extras: list[tuple[float, Shapes]] = field(default_factory=list)
 
     def add(self, actor: Actor) -> int:
-        """The index of the actor in the group; adds it if necessary."""
+        """Return the index of the actor in the group; adds it if necessary."""
         if actor not in self.actors:
             self.actors.append(actor)
         return self.actors.index(actor)
@@ -172,7 +172,7 @@ class SceneGroup:
 
 
 def random_actor(kind: str, rng: Generator) -> Actor:
-    """A thing of a class with a random look, all slots free, facing right."""
+    """Return a thing of a class with a random look, all slots free, facing right."""
     look: Look
     if kind == "person":
         look = random_person(rng)

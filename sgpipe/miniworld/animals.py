@@ -76,7 +76,7 @@ ANIMALS = tuple(_COATS)
 
 
 def random_animal(kind: str, rng: Generator) -> AnimalLook:
-    """The look of a dog, cat, horse or bird."""
+    """Return the look of a dog, cat, horse or bird."""
     coat = pick_colour(rng, _COATS[kind].split())
     light = sum(coat.rgb) > 420
     mark = shade(coat.rgb, 0.68 if light else 1.7)
@@ -84,7 +84,7 @@ def random_animal(kind: str, rng: Generator) -> AnimalLook:
 
 
 def back_of(kind: str) -> float:
-    """The height of the back of a standing animal at size 1, in world units."""
+    """Return the height of the back of a standing animal at size 1, in world units."""
     frame = FRAMES[kind]
     return frame.leg + frame.girth * 0.86
 

@@ -65,17 +65,17 @@ class SceneCaption:
 
 
 def nouns_of(kind: str) -> tuple[str, ...]:
-    """The canonical nouns of a class: one, or four for people."""
+    """Return the canonical nouns of a class: one, or four for people."""
     return PEOPLE if kind == "person" else (_NOUNS.get(kind, (kind,))[0],)
 
 
 def noun_of(thing: Actor) -> str:
-    """The canonical noun of a thing."""
+    """Return the canonical noun of a thing."""
     return _names(thing)[0]
 
 
 def canonical_caption(scene: Scene, fact: Fact) -> SceneCaption:
-    """The simplest caption of a fact: "a man riding a horse"."""
+    """Return the simplest caption of a fact: "a man riding a horse"."""
     subject, object_ = _pair(scene, fact, None)
     return SceneCaption(f"{subject} {WORDINGS[fact.predicate].participle} {object_}", (fact,))
 
@@ -99,7 +99,7 @@ def scene_captions(scene: Scene, rng: Generator, count: int = 5) -> list[SceneCa
 
 
 def _phrase_fact(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption:
-    """A caption of a fact, sometimes combined with a second one, in a random wording."""
+    """Return a caption of a fact, sometimes combined with a second one, in a random wording."""
     if rng.random() < 0.3:
         compound = _compound(scene, fact, rng)
         if compound is not None:
@@ -112,7 +112,7 @@ def _phrase_fact(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption:
 
 
 def _compound(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption | None:
-    """A sentence of two facts that starts with `fact`; None if no other fact can be combined with it."""
+    """Return a sentence of two facts that starts with `fact`; None if no other fact can be combined with it."""
     others = [other for other in scene.facts if _can_combine(fact, other)]
     if not others:
         return None
@@ -130,7 +130,7 @@ def _compound(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption | None:
 
 
 def _can_combine(fact: Fact, other: Fact) -> bool:
-    """Whether a sentence can state both facts without ambiguity."""
+    """Return whether a sentence can state both facts without ambiguity."""
     first, second = WORDINGS[fact.predicate], WORDINGS[other.predicate]
     if {fact.subject, fact.object} == {other.subject, other.object}:
         return False
@@ -150,7 +150,7 @@ def _pair(scene: Scene, fact: Fact, rng: Generator | None) -> tuple[str, str]:
 
 
 def _noun_phrase(thing: Actor, rng: Generator | None) -> str:
-    """A name of the thing, sometimes with its colour; without `rng`, the canonical one."""
+    """Return a name of the thing, sometimes with its colour; without `rng`, the canonical one."""
     names = _names(thing)
     if rng is None:
         return names[0]

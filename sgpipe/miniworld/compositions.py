@@ -295,7 +295,7 @@ def fly_over(group: SceneGroup, bird: Actor, below: Actor, rng: Generator) -> No
 
 
 def _hand(person: Actor, offset: Point) -> Point:
-    """A point at an offset from a person's shoulder, given as a fraction of the height, in group coordinates."""
+    """Return a point at an offset from a person's shoulder, given as a fraction of the height, in group coordinates."""
     assert isinstance(person.look, PersonLook)
     shoulder = shoulder_of(person.look, person.posture)
     height = person.look.height

@@ -98,12 +98,12 @@ def render_dataset(
 
 
 def image_id(split: str, number: int) -> int:
-    """The id of an image, unique across splits."""
+    """Return the id of an image, unique across splits."""
     return (SPLITS.index(split) + 1) * _MAX_IMAGES + number
 
 
 def file_name(split: str, number: int) -> str:
-    """The file name of an image: its id, as in Visual Genome."""
+    """Return the file name of an image: its id, as in Visual Genome."""
     return f"{image_id(split, number)}.jpg"
 
 
@@ -153,7 +153,7 @@ class Annotations:
 
 
 def _scene_graph(scene: Scene, rendered: RenderedScene, number: int, first: int) -> dict[str, Any]:
-    """The scene graph of an image; `implied` marks relationships that follow from others."""
+    """Return the scene graph of an image; `implied` marks relationships that follow from others."""
     objects = [
         {"object_id": first + index, "x": x, "y": y, "w": w, "h": h, "names": thing.kind, "synsets": []}
         for index, (thing, (x, y, w, h)) in enumerate(zip(scene.things, rendered.boxes.tolist(), strict=True))
@@ -173,7 +173,7 @@ def _scene_graph(scene: Scene, rendered: RenderedScene, number: int, first: int)
 
 
 def _interactions(scene: Scene, rendered: RenderedScene) -> dict[str, Any]:
-    """The facts of an image whose subject is a person, in HOIA form, with all boxes in pixel xyxy."""
+    """Return the facts of an image whose subject is a person, in HOIA form, with all boxes in pixel xyxy."""
     return {
         "file_name": file_name(scene.split, scene.number),
         "width": scene.width,

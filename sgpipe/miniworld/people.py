@@ -109,7 +109,7 @@ class PersonLook:
 
 
 def random_person(rng: Generator) -> PersonLook:
-    """A random man, woman, boy or girl."""
+    """Return a random man, woman, boy or girl."""
     noun = PEOPLE[rng.choice(4, p=[0.34, 0.34, 0.16, 0.16])]
     build = {"man": MAN, "woman": WOMAN}.get(noun, CHILD)
     female = noun in ("woman", "girl")
@@ -129,7 +129,7 @@ def random_person(rng: Generator) -> PersonLook:
 
 
 def shoulder_of(look: PersonLook, posture: str) -> Point:
-    """The position of the shoulder as a fraction of the height."""
+    """Return the position of the shoulder as a fraction of the height."""
     pose, build = POSTURES[posture], look.build
     base = (0.0, build.hip + pose.hip)
     return turn((0.0, base[1] + build.shoulder - build.hip - 0.02), -pose.lean, base)

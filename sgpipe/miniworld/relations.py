@@ -53,7 +53,9 @@ _NO_ROOM: frozenset[Statement] = frozenset(
 
 
 def _in_order(statement: Statement) -> bool:
-    """Whether a statement is composed: for a symmetric relation only one direction is, and the other is implied."""
+    """Return whether a statement is composed: for a symmetric relation only one direction is, and the other is
+    implied.
+    """
     subject, predicate, object_ = statement
     return CONVERSE.get(predicate) != predicate or KINDS.index(subject) <= KINDS.index(object_)
 
@@ -161,14 +163,14 @@ _ALSO_OF: dict[Statement, tuple[str, ...]] = {
 
 
 def implied(subject: str, predicate: str, object_: str) -> list[tuple[str, bool]]:
-    """The predicates that a relation implies, each with whether it holds from object to subject."""
+    """Return the predicates that a relation implies, each with whether it holds from object to subject."""
     direct = [*_ALSO.get(predicate, ()), *_ALSO_OF.get((subject, predicate, object_), ())]
     converse = [CONVERSE[each] for each in (predicate, *direct) if each in CONVERSE]
     return [(each, False) for each in dict.fromkeys(direct)] + [(each, True) for each in dict.fromkeys(converse)]
 
 
 def closure(statement: Statement) -> frozenset[Statement]:
-    """The statement and all statements that it implies."""
+    """Return the statement and all statements that it implies."""
     subject, _, object_ = statement
     more = [
         (object_, predicate, subject) if swapped else (subject, predicate, object_)
@@ -205,7 +207,7 @@ _HELD_OUT: frozenset[Statement] = frozenset(
 
 @cache
 def statements_of(split: str) -> frozenset[Statement]:
-    """The relations composed in the images of a split.
+    """Return the relations composed in the images of a split.
 
     Raises ValueError: there is no such split.
     """

@@ -57,7 +57,7 @@ def render(scene: Scene, hidden: Collection[int] = ()) -> RenderedScene:
 
 
 def _layers(placed: PlacedGroup, first: int) -> list[tuple[int, Shapes]]:
-    """The shapes of a group from far to near, each with the label of its thing (0: none)."""
+    """Return the shapes of a group from far to near, each with the label of its thing (0: none)."""
     layers = [(depth, 0, shapes) for depth, shapes in placed.group.extras]
     for number, actor in enumerate(placed.group.actors, first + 1):
         layers += [(depth, number, shapes) for depth, shapes in actor.layers()]
@@ -130,7 +130,7 @@ _FLOORS: tuple[RGB, ...] = ((186, 148, 108), (166, 130, 100), (176, 176, 180), (
 def paint_background(
     size: tuple[int, int], horizon: float, *, indoors: bool, rng: Generator
 ) -> tuple[Image.Image, RGB]:
-    """A background of `size` with its horizon in pixels from the top, and the colour of the ground."""
+    """Return a background of `size` with its horizon in pixels from the top, and the colour of the ground."""
     if indoors:
         return _room(size, horizon, rng)
     places: tuple[Callable[[Image.Image, float, Generator], RGB], ...] = (_park, _park, _beach, _street, _snow)

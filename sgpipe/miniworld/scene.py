@@ -62,12 +62,12 @@ class Scene:
     facts: tuple[Fact, ...]
 
     def statement(self, fact: Fact) -> Statement:
-        """A fact as (subject class, predicate, object class)."""
+        """Return a fact as (subject class, predicate, object class)."""
         return self.things[fact.subject].kind, fact.predicate, self.things[fact.object].kind
 
 
 def scene_generator(seed: int, split: str, number: int, purpose: int = 0) -> Generator:
-    """The random generator of one scene; each `purpose` has an independent generator.
+    """Return the random generator of one scene; each `purpose` has an independent generator.
 
     Raises ValueError: a number is negative.
     """
@@ -76,7 +76,7 @@ def scene_generator(seed: int, split: str, number: int, purpose: int = 0) -> Gen
 
 
 def random_scene(seed: int, split: str, number: int) -> Scene:
-    """The scene with a given number. All relations composed in it belong to its split.
+    """Return the scene with a given number. All relations composed in it belong to its split.
 
     Raises ValueError: there is no such split, or a number is negative.
     """
@@ -106,7 +106,7 @@ def random_scene(seed: int, split: str, number: int) -> Scene:
 
 
 def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[SceneGroup]:
-    """One to three groups, then up to two single things that are not related to anything."""
+    """Return one to three groups, then up to two single things that are not related to anything."""
     groups = [random_group(allowed, rng) for _ in range(1 + rng.choice(3, p=[0.4, 0.45, 0.15]))]
     for _ in range(rng.choice(3, p=[0.45, 0.4, 0.15])):
         single = SceneGroup()
@@ -125,7 +125,7 @@ def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[SceneG
 
 
 def _facts(placed: tuple[PlacedGroup, ...]) -> Iterator[Fact]:
-    """The composed relations and those that they imply, without repetition."""
+    """Yield the composed relations and those that they imply, without repetition."""
     start, facts = 0, dict[tuple[int, str, int], bool]()
     for each in placed:
         group = each.group
@@ -144,7 +144,7 @@ def _facts(placed: tuple[PlacedGroup, ...]) -> Iterator[Fact]:
 def _lay_out(
     groups: list[SceneGroup], width: int, height: int, rng: Generator
 ) -> tuple[float, tuple[PlacedGroup, ...]] | None:
-    """The horizon (pixels from the top) and the groups from left to right; None if they do not fit."""
+    """Return the horizon (pixels from the top) and the groups from left to right; None if they do not fit."""
     extents = [group.extent() for group in groups]
     wide = sum(extent.right - extent.left for extent in extents) + GROUP_GAP * (len(groups) - 1) + 2 * _MARGIN
     high = max(extent.top for extent in extents) + 2 * _MARGIN
@@ -169,7 +169,9 @@ def _lay_out(
 
 
 def _ground(extent: Extent, scale: float, horizon: float, height: int, rng: Generator) -> float:
-    """The ground level of a group in pixels from the top: below the horizon, with the whole group in the image."""
+    """Return the ground level of a group in pixels from the top: below the horizon, with the whole group in the
+    image.
+    """
     lowest = height - 4 + min(extent.bottom, 0.0) * scale
     highest = max(horizon + 0.09 * height, extent.top * scale + 4)
     return float(rng.uniform(min(highest, lowest), lowest))
@@ -200,7 +202,7 @@ Options: TypeAlias = dict[str, list[Option]]
 
 
 def random_group(allowed: frozenset[Statement], rng: Generator) -> SceneGroup:
-    """Two related things, and often a third thing that is related to one of them."""
+    """Return two related things, and often a third thing that is related to one of them."""
     group = SceneGroup()
     rule, (subject_kind, _, object_kind) = _choose(_options(allowed), rng)
     subject, object_ = random_actor(subject_kind, rng), random_actor(object_kind, rng)
@@ -228,7 +230,7 @@ def relate(group: SceneGroup, rule: CompositionRule, subject: Actor, object_: Ac
 
 
 def stays_apart(group: SceneGroup) -> bool:
-    """Whether no two unrelated things of a group are near, in front of or above each other."""
+    """Return whether no two unrelated things of a group are near, in front of or above each other."""
     related = {frozenset((bond.subject, bond.object)) for bond in group.bonds}
     for (i, one), (j, other) in combinations(enumerate(group.actors), 2):
         if frozenset((i, j)) in related:
@@ -244,7 +246,7 @@ def stays_apart(group: SceneGroup) -> bool:
 
 
 def _with_third(group: SceneGroup, allowed: frozenset[Statement], rng: Generator) -> SceneGroup | None:
-    """A copy of the group with a new thing that is related to one of the group; None if there is no room."""
+    """Return a copy of the group with a new thing that is related to one of the group; None if there is no room."""
     possible: Options = {}
     for predicate, options in _options(allowed).items():
         if kept := [option for option in options if any(_anchors(group, option))]:
@@ -261,7 +263,7 @@ def _with_third(group: SceneGroup, allowed: frozenset[Statement], rng: Generator
 
 
 def _anchors(group: SceneGroup, option: Option) -> Iterator[tuple[Actor, bool]]:
-    """The actors to which a new one can be related, each with whether it is the subject."""
+    """Yield the actors to which a new one can be related, each with whether it is the subject."""
     (subject, _, object_), (first, subject_takes, object_takes) = option.statement, option.rule.arrangement
     for is_subject in (True, False):
         if first not in ("either", "subject" if is_subject else "object"):
@@ -275,7 +277,7 @@ def _anchors(group: SceneGroup, option: Option) -> Iterator[tuple[Actor, bool]]:
 
 @cache
 def _options(allowed: frozenset[Statement]) -> Options:
-    """The statements that can be composed, by predicate."""
+    """Return the statements that can be composed, by predicate."""
     options: Options = {}
     for rule in RULES:
         statements = [statement for statement in rule.statements if statement in allowed]

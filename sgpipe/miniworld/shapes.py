@@ -29,7 +29,7 @@ Shapes: TypeAlias = list[Shape]
 
 
 def shade(colour: RGB, factor: float) -> RGB:
-    """A darker colour (factor below 1) or a lighter one (above 1)."""
+    """Return a darker colour (factor below 1) or a lighter one (above 1)."""
     if factor <= 1:
         red, green, blue = (round(channel * factor) for channel in colour)
     else:
@@ -46,7 +46,7 @@ def rectangle(colour: RGB, left: float, bottom: float, right: float, top: float)
 
 
 def ellipse(colour: RGB, centre: Point, rx: float, ry: float, tilt: float = 0.0, corners: int = 24) -> Shape:
-    """An ellipse turned counter-clockwise by `tilt` degrees."""
+    """Return an ellipse turned counter-clockwise by `tilt` degrees."""
     points = _circle(corners) * (rx, ry)
     if tilt:
         points = points @ rotation(tilt).T
@@ -58,20 +58,20 @@ def disc(colour: RGB, centre: Point, radius: float, corners: int = 20) -> Shape:
 
 
 def ring(colour: RGB, centre: Point, outer: float, inner: float, corners: int = 28) -> Shape:
-    """A disc with a transparent hole."""
+    """Return a disc with a transparent hole."""
     circle = np.vstack([_circle(corners), _circle(corners)[:1]])
     return Shape(np.vstack([circle * outer, circle[::-1] * inner]) + centre, colour)
 
 
 def sector(colour: RGB, centre: Point, radius: float, start: float, stop: float, squash: float = 1.0) -> Shape:
-    """A sector of a disc between two angles in degrees, with its height multiplied by `squash`."""
+    """Return a sector of a disc between two angles in degrees, with its height multiplied by `squash`."""
     angles = np.radians(np.linspace(start, stop, 14))
     arc = np.column_stack([np.cos(angles), np.sin(angles) * squash]) * radius
     return Shape(np.vstack([[0.0, 0.0], arc]) + centre, colour)
 
 
 def capsule(colour: RGB, start: Point, stop: Point, width: float, stop_width: float | None = None) -> Shape:
-    """A line with round ends that may taper; widths are full widths."""
+    """Return a line with round ends that may taper; widths are full widths."""
     first, second = width / 2, (width if stop_width is None else stop_width) / 2
     angle = math.atan2(stop[1] - start[1], stop[0] - start[0])
     half = _half_circle() @ rotation(math.degrees(angle)).T
@@ -79,7 +79,7 @@ def capsule(colour: RGB, start: Point, stop: Point, width: float, stop_width: fl
 
 
 def path(colour: RGB, points: Sequence[Point], width: float, stop_width: float | None = None) -> Shapes:
-    """A line through several points, tapering from `width` to `stop_width`."""
+    """Return a line through several points, tapering from `width` to `stop_width`."""
     widths = np.linspace(width, width if stop_width is None else stop_width, len(points))
     return [capsule(colour, points[i], points[i + 1], widths[i], widths[i + 1]) for i in range(len(points) - 1)]
 
@@ -92,7 +92,7 @@ def limb(
     widths: tuple[float, float, float],
     side: int,
 ) -> tuple[Shapes, Point, Point]:
-    """Two bones from `start` to `target` (or as close as they reach), bent to one side.
+    """Return two bones from `start` to `target` (or as close as they reach), bent to one side.
 
     Args:
         lengths: of the bones.
@@ -108,7 +108,7 @@ def limb(
 
 
 def reach(start: Point, target: Point, lengths: tuple[float, float], side: int) -> tuple[Point, Point]:
-    """The positions of the joint and the end of two bones; see `limb`."""
+    """Return the positions of the joint and the end of two bones; see `limb`."""
     dx, dy = target[0] - start[0], target[1] - start[1]
     distance = math.hypot(dx, dy)
     upper, lower = lengths
@@ -121,7 +121,7 @@ def reach(start: Point, target: Point, lengths: tuple[float, float], side: int) 
 
 
 def blob(colour: RGB, *corners: Point, steps: int = 4) -> Shape:
-    """A closed smooth curve through the corners (Catmull-Rom)."""
+    """Return a closed smooth curve through the corners (Catmull-Rom)."""
     knots = np.array(corners, float)
     before, after, beyond = np.roll(knots, 1, 0), np.roll(knots, -1, 0), np.roll(knots, -2, 0)
     t = (np.arange(steps) / steps)[None, :, None]
@@ -131,7 +131,7 @@ def blob(colour: RGB, *corners: Point, steps: int = 4) -> Shape:
 
 
 def moved(shapes: Shapes, offset: Point, tilt: float = 0.0, scale: float = 1.0, flip: bool = False) -> Shapes:
-    """The shapes, scaled, optionally mirrored left to right, turned by `tilt` degrees, then moved."""
+    """Return the shapes, scaled, optionally mirrored left to right, turned by `tilt` degrees, then moved."""
     matrix = rotation(tilt) * scale
     if flip:
         matrix = matrix * (-1.0, 1.0)
@@ -139,13 +139,13 @@ def moved(shapes: Shapes, offset: Point, tilt: float = 0.0, scale: float = 1.0, 
 
 
 def rotation(degrees: float) -> np.ndarray:
-    """The matrix [2, 2] that turns column vectors counter-clockwise."""
+    """Return the matrix [2, 2] that turns column vectors counter-clockwise."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return np.array([[cosine, -sine], [sine, cosine]])
 
 
 def turn(point: Point, degrees: float, about: Point = (0.0, 0.0)) -> Point:
-    """One point turned counter-clockwise about another."""
+    """Return one point turned counter-clockwise about another."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     dx, dy = point[0] - about[0], point[1] - about[1]
     return about[0] + dx * cosine - dy * sine, about[1] + dx * sine + dy * cosine
@@ -159,7 +159,7 @@ def _circle(corners: int) -> np.ndarray:
 
 @lru_cache(1)
 def _half_circle() -> np.ndarray:
-    """A half circle from straight down over the right to straight up."""
+    """Return a half circle from straight down over the right to straight up."""
     angles = np.linspace(-math.pi / 2, math.pi / 2, 9)
     return np.column_stack([np.cos(angles), np.sin(angles)])
 
@@ -192,7 +192,7 @@ class Colour(NamedTuple):
 
 
 def pick_colour(rng: Generator, names: Sequence[str]) -> Colour:
-    """A named colour in a random tone, slightly varied."""
+    """Return a named colour in a random tone, slightly varied."""
     name = names[int(rng.integers(len(names)))]
     return Colour(name, vary(rng, pick(rng, _TONES[name]), 8))
 
@@ -202,7 +202,7 @@ def pick(rng: Generator, colours: Sequence[RGB]) -> RGB:
 
 
 def vary(rng: Generator, colour: RGB, amount: int) -> RGB:
-    """The colour with each channel moved by at most `amount`."""
+    """Return the colour with each channel moved by at most `amount`."""
     red, green, blue = (
         int(min(max(channel + move, 0), 255))
         for channel, move in zip(colour, rng.integers(-amount, amount + 1, 3), strict=True)

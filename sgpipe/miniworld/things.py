@@ -258,7 +258,7 @@ def _umbrella(look: ThingLook, posture: str) -> Shapes:
 
 
 def _canopy(colour: RGB, centre: Point, half: float, rise: float, start: float, stop: float) -> Shape:
-    """The part of a dome between two points of its scalloped rim, given as fractions of its half width."""
+    """Return the part of a dome between two points of its scalloped rim, given as fractions of its half width."""
     rim = np.linspace(start, stop, 25)
     edge = np.column_stack([rim * half, 0.07 * half * np.abs(np.sin(rim * math.pi * 2.5))])
     across = np.linspace(stop, start, 25)
@@ -289,7 +289,7 @@ _SECOND = ("yellow", "white", "blue", "red", "green", "orange")
 
 
 def random_thing(kind: str, rng: Generator) -> ThingLook:
-    """A random look of an inanimate class."""
+    """Return a random look of an inanimate class."""
     colour = pick_colour(rng, _THINGS[kind][1].split())
     second = pick_colour(rng, [name for name in _SECOND if name != colour.name]).rgb
     return ThingLook(kind, colour, second, float(rng.uniform(0.94, 1.08)), int(rng.integers(3)))

@@ -246,7 +246,9 @@ class CocoInstances:
             yield Box(self.names[int(category)], int(category), bbox, bool(crowd), segmentation=outline)
 
     def related(self, number: str, predicates: Mapping[int, str]) -> list[Relation]:
-        """The relations of an image. Raises FieldError: one refers to another image's box, or to no predicate."""
+        """Return the relations of an image. Raises FieldError: one refers to another image's box, or to no
+        predicate.
+        """
         ids = self.boxes.get(number, array("d"))[_PER_BOX - 1 :: _PER_BOX]
         indices = {box: index for index, box in enumerate(ids)}
         values, relations = self.relations[number], []

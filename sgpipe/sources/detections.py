@@ -170,7 +170,9 @@ class Detections:
             self.blank_captions[row] += 1
 
     def tables(self) -> Iterator[pa.Table]:
-        """The records in file order, in tables of at most 8,192 rows. Call it once, after everything has been added."""
+        """Yield the records in file order, in tables of at most 8,192 rows. Call it once, after everything has been
+        added.
+        """
         self.settle_rows()
         ids = list(self.position)
         self.position.clear()  # it takes more than the ids, and all rows are known

@@ -81,7 +81,9 @@ class _Exported:
                         yield record
 
     def _image(self, record: Record) -> bytes | None:
-        """The image file of a record. Images of a row group are read only now, as 512 records with images are large."""
+        """Return the image file of a record. Images of a row group are read only now, as 512 records with images are
+        large.
+        """
         file, group, row = self._locations[record.image_id]
         if self._group is None or self._group[0] != (file, group):
             table: pa.Table = read_row_group(file, group, [IMAGE_COLUMN])

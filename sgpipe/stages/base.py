@@ -77,7 +77,7 @@ class Stage:
 
 
 def image_threads(resources: Resources, *, elsewhere: bool) -> int:
-    """The number of `io_threads`: if not set, one per CPU, at least two, with a model that computes `elsewhere`.
+    """Return the number of `io_threads`: if not set, one per CPU, at least two, with a model that computes `elsewhere`.
 
     On the CPUs of the actor, which the model uses, one if there are two or more.
     """
@@ -169,7 +169,7 @@ class IsolatedRunner:
         return first + second, usage
 
     def _run(self, records: list[Record]) -> StageOutput | None:
-        """The output of the child process, or None if it crashed. Raises whatever a stage raises."""
+        """Return the output of the child process, or None if it crashed. Raises whatever a stage raises."""
         pipe = self._pipe or self._start()
         try:
             pipe.send(records)

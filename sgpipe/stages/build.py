@@ -17,7 +17,7 @@ def build_stages(
     classes: Mapping[str, int],
     known: Iterable[TripletCount] | None = None,
 ) -> list[Stage]:
-    """The stages that label records with boxes, in order.
+    """Return the stages that label records with boxes, in order.
 
     Args:
         roots: where the images of each split are.
@@ -57,7 +57,10 @@ def build_stages(
 
 
 def with_classes(stages: Sequence[Stage], classes: Mapping[str, int]) -> list[Stage]:
-    """The stages of `build_stages`, which are set up, for boxes of other classes; they share the loaded models."""
+    """Return the stages of `build_stages`, which are set up, for boxes of other classes.
+
+    They share the loaded models.
+    """
     from sgpipe.stages.ground import GroundStage
     from sgpipe.stages.tag.stage import TagStage
 
@@ -67,7 +70,7 @@ def with_classes(stages: Sequence[Stage], classes: Mapping[str, int]) -> list[St
 
 
 def _synonyms(recipe: Recipe, names: Iterable[str]) -> str:
-    """The dataset whose synonyms are used: of a run, the one whose classes it has."""
+    """Return the dataset whose synonyms are used: of a run, the one whose classes it has."""
     if recipe.source.format != "run":
         return "objects365" if recipe.source.format == "objects365" else "coco"
     datasets = ("coco", "objects365")

@@ -91,7 +91,7 @@ Detector = Callable[[Image.Image, float], DetectedBoxes]  # the boxes of an imag
 
 
 def detector_classes(config: DetectConfig) -> tuple[str, ...]:
-    """The classes a detector can detect, without loading its weights. Raises UserError: not a detector."""
+    """Return the classes a detector can detect, without loading its weights. Raises UserError: not a detector."""
     name = local_model(str(config.detector), whole=False)
     if _reads_text(name):
         return config.classes or tuple(category_names("coco").values())
@@ -148,7 +148,7 @@ def _open(name: str, device: torch.device, kind: Any, processor: Any) -> tuple[A
 
 
 def _closed(model: PreTrainedModel, processor: Any, device: torch.device) -> Detector:
-    """A detector with a fixed set of classes, such as DETR."""
+    """Return a detector with a fixed set of classes, such as DETR."""
     nn.Module.to(model.eval(), device)
     is_class = torch.tensor([name != _UNUSED_COCO_CLASS for name in _class_names(model.config)])
 
@@ -240,7 +240,7 @@ class ZeroShotDetector:
         return DetectedBoxes(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _each(self, image: Image.Image, threshold: float, size: list[tuple[int, int]]) -> DetectedBoxes:
-        """The boxes of SAM 3, which sees the image once and then looks for one class after the other."""
+        """Return the boxes of SAM 3, which sees the image once and then looks for one class after the other."""
         pixels = self._processor(images=image, return_tensors="pt")["pixel_values"].to(self._device)
         seen, found = self._model.get_vision_features(pixels), []
         for label, [name] in enumerate(self._prompts):
@@ -432,7 +432,7 @@ class GivenBoxes(NamedTuple):
     where: str  # of messages: " of image 3"
 
     def objects(self, width: int, height: int) -> list[Box]:
-        """The boxes, clipped to the image by at most a pixel.
+        """Return the boxes, clipped to the image by at most a pixel.
 
         Raises UserError: a box is not finite, has no area or is farther outside, or all are within the first pixel.
         """
@@ -478,6 +478,6 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
 
 
 def _path_suffixes(name: str) -> list[str]:
-    """The path, the path without its first folder, and so on down to the bare file name."""
+    """Return the path, the path without its first folder, and so on down to the bare file name."""
     parts = PurePosixPath(name).parts
     return ["/".join(parts[start:]) for start in range(len(parts))]

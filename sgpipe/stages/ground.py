@@ -102,7 +102,7 @@ class GroundStage(Stage):
         return records
 
     def words(self, record: Record) -> dict[str, Word]:
-        """What to look for in an image, by the text that the detector reads; first what most captions say.
+        """Return what to look for in an image, by the text that the detector reads; first what most captions say.
 
         What is beyond `max_words`, or too long for the detector, is left out and counted.
         """
@@ -127,7 +127,7 @@ class GroundStage(Stage):
         return {text: words[text] for text in kept}
 
     def _nouns(self, record: Record) -> Iterator[tuple[int, str, str]]:
-        """The index of a caption, a name in it, and the head of the name."""
+        """Yield the index of a caption, a name in it, and the head of the name."""
         for triplet in record.triplets:
             yield triplet.caption, triplet.subject, triplet.subject_head
             yield triplet.caption, triplet.object, triplet.object_head
@@ -174,6 +174,6 @@ class GroundStage(Stage):
         return boxes
 
     def _number(self, category: str) -> int:
-        """The id of a category; of a free noun one of 32 bits that hardly two nouns share."""
+        """Return the id of a category; of a free noun one of 32 bits that hardly two nouns share."""
         digest = int.from_bytes(blake2b(category.encode(), digest_size=4).digest(), "big")
         return self.ids.get(category, _FREE_IDS + digest % _FREE_IDS)

@@ -88,7 +88,9 @@ class MarksStage(PairStage):
         return records
 
     def _requests(self, records: Sequence[Record], open_: deque[tuple[Record, list[int]]]) -> Iterator[ChatRequest]:
-        """A question about each image with several boxes, noted in `open_` with the indices of its numbered boxes."""
+        """Yield a question about each image with several boxes, noted in `open_` with the indices of its numbered
+        boxes.
+        """
         with ImageFeed(self._asked.roots, records, lambda image, file: image, self._asked.threads) as images:
             for record in (record for record in records if record.ok):
                 boxes = [i for i, box in enumerate(record.objects) if not box.iscrowd and min(box.bbox[2:]) > 0]
@@ -120,7 +122,7 @@ class MarksStage(PairStage):
         )
 
     def _read(self, text: str, boxes: int) -> tuple[list[Stated], str | None]:
-        """The valid relations of an answer, without repetition, and what is wrong with it, if anything is."""
+        """Return the valid relations of an answer, without repetition, and what is wrong with it, if anything is."""
         stated = read_relations(text)
         if stated is None:
             return [], f"This is not JSON of that form. {_FORM}"
@@ -151,6 +153,6 @@ class MarksStage(PairStage):
 
 
 def _normalised(predicate: Any) -> str:
-    """A predicate as the parsers write it; "" if it is none."""
+    """Return a predicate as the parsers write it; "" if it is none."""
     text = " ".join(predicate_words(predicate)) if isinstance(predicate, str) else ""
     return text if text.isprintable() and len(text) <= _LONGEST_PREDICATE else ""

@@ -146,12 +146,12 @@ Matcher: TypeAlias = HeadMatcher | SubstringMatcher
 
 
 def split_words(phrase: str) -> list[str]:
-    """The lower-case words of a phrase, without punctuation or possessive endings."""
+    """Return the lower-case words of a phrase, without punctuation or possessive endings."""
     return _WORD.findall(_POSSESSIVE.sub("", unicodedata.normalize("NFKC", phrase).casefold()))
 
 
 def normalise_predicate(text: str) -> str:
-    """A predicate in lower case with single spaces."""
+    """Return a predicate in lower case with single spaces."""
     return " ".join(text.lower().split())
 
 
@@ -166,7 +166,7 @@ def noun_lemmas(word: str) -> tuple[str, ...]:
 
 
 def locate_head(words: list[str], head: list[str]) -> tuple[list[str], int]:
-    """The words and the index of the head noun, by default the last word."""
+    """Return the words and the index of the head noun, by default the last word."""
     if not head:
         return words, len(words) - 1
     noun = head[-1]
@@ -186,7 +186,7 @@ def candidate_pairs(
     require_overlap: bool = False,
     limit: int | None = None,
 ) -> tuple[list[Pair], int]:
-    """All ordered pairs of distinct boxes whose (subject class, object class) has predicates; without crowds.
+    """Return all ordered pairs of distinct boxes whose (subject class, object class) has predicates; without crowds.
 
     Args:
         objects: boxes of one image; the pairs index them.
@@ -232,7 +232,7 @@ def candidate_pairs(
 
 
 def overlapping(boxes: npt.NDArray[np.float64], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which pairs [n, 2] of the pixel xywh boxes [m, 4] share some area; boxes that only touch do not."""
+    """Return which pairs [n, 2] of the pixel xywh boxes [m, 4] share some area; boxes that only touch do not."""
     first, second = boxes[pairs[:, 0]], boxes[pairs[:, 1]]
     centres = first[:, :2] + first[:, 2:] / 2 - second[:, :2] - second[:, 2:] / 2
     return np.logical_and.reduce(np.abs(centres) < (first[:, 2:] + second[:, 2:]) / 2, axis=1)
@@ -353,7 +353,7 @@ class PairStage(Stage):
             self._prior = read_prior(self.config.prior, self._matcher, verbatim=self._verbatim)
 
     def with_classes(self, categories: Iterable[str]) -> PairStage:
-        """The same stage, with the same loaded model, for boxes of other classes."""
+        """Return the same stage, with the same loaded model, for boxes of other classes."""
         other = copy(self)
         other._names = sorted({*categories, *category_names(self._dataset).values()})
         PairStage.setup(other)
@@ -462,13 +462,18 @@ def assign_categories(
 
 
 def _category(matcher: Matcher, phrase: str, head: str, present: dict[str, None], free: Collection[str]) -> str | None:
-    """The class of a noun phrase; a free noun that is the head precedes a class that it may loosely stand for."""
+    """Return the class of a noun phrase.
+
+    A free noun that is the head precedes a class that it may loosely stand for.
+    """
     name = matcher.choose(phrase, head, present)
     return head if head in free and (name is None or not matcher.loose.isdisjoint((phrase, head))) else name
 
 
 def told_triplets(record: Record, match: str | None, loose: bool | None) -> list[Triplet]:
-    """The triplets of a record, then those that its captions imply; `match`, `loose`: settings of the pair stage."""
+    """Return the triplets of a record, then those that its captions imply; `match`, `loose`: settings of the pair
+    stage.
+    """
     return [*record.triplets, *(implied_triplets(record) if loose and match != "substring" else ())]
 
 
@@ -501,7 +506,7 @@ def assign_attributes(matcher: Matcher, record: Record) -> None:
 
 
 def implied_triplets(record: Record) -> list[Triplet]:
-    """What captions imply of persons and the classes of the image's boxes: a "skier" is skiing on skis."""
+    """Return what captions imply of persons and the classes of the image's boxes: a "skier" is skiing on skis."""
     present = {box.category for box in record.objects}
     pattern, rows = implied_things()
     found: dict[tuple[int, int], Triplet] = {}
@@ -518,7 +523,7 @@ def implied_triplets(record: Record) -> list[Triplet]:
 
 
 def stated_predicates(triplets: Sequence[Triplet], *, verbatim: bool = False, repeats: bool = False) -> Predicates:
-    """The predicates that the triplets state for each pair of classes, in order, without repetition.
+    """Return the predicates that the triplets state for each pair of classes, in order, without repetition.
 
     Args:
         verbatim: keep case and spacing of predicates.

@@ -72,12 +72,14 @@ def _content(measures: Measures) -> _Answers:
 
 
 def origins_text(origins: Mapping[str, int]) -> str:
-    """How many relations come from where."""
+    """Return how many relations come from where."""
     return f"Origin of the relations: {listed([f'{name} {number:,}' for name, number in origins.items()])}"
 
 
 def _name(name: str) -> str:
-    """A name of the data within a sentence; letters that are written from right to left may turn round what follows."""
+    """Return a name of the data within a sentence; letters that are written from right to left may turn round what
+    follows.
+    """
     return single_line(name) if name.isascii() else isolated(name)
 
 
@@ -114,7 +116,7 @@ def _quality(audit: Audit) -> _Answers:
 
 
 def _scores(measures: Measures) -> _Answers:
-    """What CLIP and the second opinion say."""
+    """Return what CLIP and the second opinion say."""
     agreement, opinion = measures.agreement, measures.opinion
     if agreement is not None and agreement.first is not None:
         text = f"CLIP ranks the text of {agreement.first:.0%} of {count(agreement.scored, 'relation')} above all "
@@ -180,7 +182,7 @@ def _judged(judged: JudgementMeasures) -> _Answers:
 
 
 def judgement_caveats(judged: JudgementMeasures) -> Iterator[str]:
-    """What a reader must know about the sample, in sentences."""
+    """Yield what a reader must know about the sample, in sentences."""
     yield judged.judgements.text
     yield from judged.judgements.problems
     if judged.unsure and judged.if_unsure_wrong is not None:
@@ -236,7 +238,7 @@ def _obstacles(measures: Measures) -> _Answers:
 
 
 def share_text(share: float) -> str:
-    """A share as a whole percentage that says 0% and 100% only of none and all."""
+    """Return a share as a whole percentage that says 0% and 100% only of none and all."""
     rounded = f"{share:.0%}"
     if rounded == "0%" and share:
         return "less than 1%"
@@ -244,17 +246,17 @@ def share_text(share: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A target with all its digits: 80%, 99.5%."""
+    """Return a target with all its digits: 80%, 99.5%."""
     return f"{100 * share:.6g}%"
 
 
 def error_text(error: float, perfect: float | None) -> str:
-    """A calibration error beside that of exact confidences, as few judgements show a large one in any case."""
+    """Return a calibration error beside that of exact confidences, as few judgements show a large one in any case."""
     return f"{error:.3f}" + ("" if perfect is None else f" (exact ones would show {perfect:.3f})")
 
 
 def level_at(measures: Measures, threshold: float = TRAINING_CONFIDENCE) -> Level:
-    """What one of the measured thresholds keeps."""
+    """Return what one of the measured thresholds keeps."""
     return next(level for level in measures.thresholds if level.threshold == threshold)
 
 
@@ -343,7 +345,7 @@ class Audit:
         return [Finding(question, *answer) for question, found in answers.items() for answer in found]
 
     def as_dict(self) -> dict[str, Any]:
-        """The audit as plain values; the measures are at the top level."""
+        """Return the audit as plain values; the measures are at the top level."""
         parts = {"ground_truth": self.ground_truth, "judgements": self.judgements, "comparison": self.comparison}
         present = {name: part for name, part in parts.items() if part is not None}
         return {**_plain(self.measures), **_plain(present), "findings": _plain(self.findings)}

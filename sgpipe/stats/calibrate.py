@@ -145,7 +145,7 @@ def _platt(judgements: Judgements) -> tuple[float, float]:
 
 
 def _levels(probability: Floats, judgements: Judgements) -> tuple[ExpectedPrecision, ...]:
-    """What thresholds keep, without those that keep nothing.
+    """Return what thresholds keep, without those that keep nothing.
 
     The lower end is what the judgements show without the curve, which is too high if no relation is that precise.
     Relations of one weight are a stratum.
@@ -170,7 +170,9 @@ def _levels(probability: Floats, judgements: Judgements) -> tuple[ExpectedPrecis
 
 
 def _reliability(value: str, probability: Floats, judgements: Judgements) -> tuple[Rows, float, float]:
-    """Rows of ten bins of equal width, without empty ones, the expected calibration error, and that of exact values."""
+    """Return rows of ten bins of equal width, without empty ones, the expected calibration error, and that of exact
+    values.
+    """
     index = np.minimum((probability * _BINS).astype(int), _BINS - 1)
     rows: Rows = []
     effective = []  # judgements of equal weight that say as much
@@ -186,7 +188,7 @@ def _reliability(value: str, probability: Floats, judgements: Judgements) -> tup
 
 
 def _kept(target: float, by_half: Calibration, other: Judgements) -> dict[str, float]:
-    """What the half's threshold for a precision keeps of the other half."""
+    """Return what the half's threshold for a precision keeps of the other half."""
     try:
         chosen = by_half.probabilities(other.confidence) >= by_half.probability_for(target)
     except UserError:

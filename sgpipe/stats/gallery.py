@@ -219,7 +219,9 @@ def make_card(record: Record, image: Image.Image | None, relations: Sequence[Rel
 
 
 def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: float) -> tuple[dict[int, Node], float]:
-    """The objects of the relations by index, on an ellipse in the angular order of their boxes; the graph's height."""
+    """Return the objects of the relations by index, on an ellipse in the angular order of their boxes; the graph's
+    height.
+    """
     used = drawn_objects(record, relations)
     if not relations:
         used = [index for index in used if not record.objects[index].is_nothing]

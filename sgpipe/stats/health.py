@@ -163,7 +163,8 @@ def _caption_doubts(database: Database) -> _Found:
 
 
 def _renamed(named: NDArray[np.bool_], boxed: NDArray[np.bool_], names: list[str]) -> Iterator[tuple[str, int]]:
-    """Pairs of classes that captions and boxes name in the same images, most frequent first, and an image of each.
+    """Yield pairs of classes that captions and boxes name in the same images, most frequent first, and an image of
+    each.
 
     Nothing, unless the pairs that one half of the images shows fit the captions of the other half.
     """
@@ -177,7 +178,7 @@ def _renamed(named: NDArray[np.bool_], boxed: NDArray[np.bool_], names: list[str
 
 
 def _partners(named: NDArray[np.bool_], boxed: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The class whose boxes are least by chance in the images whose captions name a class, `[classes]`."""
+    """Return the class whose boxes are least by chance in the images whose captions name a class, `[classes]`."""
     both, share = named.T.astype(float) @ boxed, boxed.mean(0)
     expected = named.sum(0)[:, None] * share
     return np.argmax((both - expected) / np.sqrt(expected * (1 - share) + 0.1), axis=1)

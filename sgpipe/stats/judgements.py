@@ -234,7 +234,7 @@ def _open_log(database: Database, file: Path) -> JudgementLog:
 
 
 def _summarise(log: JudgementLog) -> tuple[JudgementSummary, SamplingPlan | None]:
-    """What the file contains, and the plan whose precision is that of the run."""
+    """Return what the file contains, and the plan whose precision is that of the run."""
     progress = {name: measure_plan(plan, log) for name, plan in log.plans.items() if not plan.certificate}
     of_run = [plan for plan in log.plans.values() if plan.kind in ("bands", "predicates")]
     judged = [plan for plan in of_run if progress[plan.plan].precision.judged]
@@ -328,7 +328,7 @@ class _Sample:
         return score_quality(JudgedRelations(found[known].astype(np.float32), self._right[known]), self.judged)
 
     def run_and_strata(self) -> _Table:
-        """The run, the run if all unsure were wrong, the same if they were right, and each stratum."""
+        """Return the run, the run if all unsure were wrong, the same if they were right, and each stratum."""
         judged, right, unsure = (self._tally(chosen) for chosen in (self.is_judged, self._right, self._unsure))
         each = np.eye(len(self.strata), len(self.weights), dtype=int)
         return (
@@ -338,7 +338,7 @@ class _Sample:
         )
 
     def by_predicate(self, names: Sequence[str]) -> _Table:
-        """The relations of each predicate."""
+        """Return the relations of each predicate."""
         at = {name: number for number, name in enumerate(names)}
         population = np.zeros((len(names), len(self.weights)))
         query = f"select predicate::varchar, {self._stratum} as stratum, count(*) from relations group by all"
@@ -349,7 +349,7 @@ class _Sample:
         return population, judged, np.array([self._tally(self._right & (self.names == name)) for name in names])
 
     def choices(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:
-        """What each threshold keeps; relations without a confidence pass every one."""
+        """Return what each threshold keeps; relations without a confidence pass every one."""
         above = self._count_above(np.array(thresholds, np.float32))
         kept = [self._confidence >= np.float32(threshold) for threshold in thresholds]
         judged = np.array([self._tally(self.is_judged & keeps) for keeps in kept])
@@ -361,7 +361,8 @@ class _Sample:
         ]
 
     def calibration_errors(self, estimates: Sequence[StratifiedEstimate]) -> tuple[float | None, float | None]:
-        """The mean over bands, weighted by their relations, without those that are not judged or have no confidence.
+        """Return the mean over bands, weighted by their relations, without those that are not judged or have no
+        confidence.
 
         And the mean that exact confidences would show.
         """
@@ -379,7 +380,7 @@ class _Sample:
         return np.bincount(self._at[chosen], minlength=len(self.weights))
 
     def _count_above(self, thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The run's relations of at least each threshold, `[thresholds, strata]`."""
+        """Return the run's relations of at least each threshold, `[thresholds, strata]`."""
         cuts = np.unique(thresholds)
         counts = np.zeros((len(cuts), len(self.weights)), np.int64)
         query = f"""select cut, stratum, count(*)

@@ -329,7 +329,7 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
 
 
 def distinct_predicates(root: Path) -> set[str]:
-    """The predicates that occur in a run.
+    """Return the predicates that occur in a run.
 
     Raises UserError: the folder is not a run, or a shard is missing or damaged.
     """
@@ -353,7 +353,7 @@ _TRIPLETS = """
 
 
 def _counts(database: Database, query: str) -> dict[str, int]:
-    """Names with counts, most frequent first, ties by name."""
+    """Return names with counts, most frequent first, ties by name."""
     rows = database.rows(f"select * from ({query}) as counted(name, number) order by number desc, name")
     return dict(rows)
 

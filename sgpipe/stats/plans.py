@@ -172,7 +172,7 @@ def judgements_of(plan: SamplingPlan, log: JudgementLog) -> list[Judged | None]:
 
 
 def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, RelationState]:
-    """What people say about the relations that were judged when the plan asked; of a certificate's, whenever.
+    """Return what people say about the relations that were judged when the plan asked; of a certificate's, whenever.
 
     Which relations a certificate draws is independent of the judgements before.
     """
@@ -183,7 +183,9 @@ def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, Relati
 
 
 def count_states(states: Sequence[RelationState]) -> dict[str, int]:
-    """How many relations are judged, and how: right, wrong, changed, unsure, conflict; and added, which are right."""
+    """Return how many relations are judged, and how: right, wrong, changed, unsure, conflict; and added, which are
+    right.
+    """
     counts = Counter[str](state.state for state in states)
     names = ("right", "wrong", "changed", "unsure", "conflict")
     added = sum(state.is_added for state in states)
@@ -212,7 +214,7 @@ def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
 def _tally(
     plan: SamplingPlan, given: Sequence[Judged | None]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """The relations of each stratum, and how many were judged, and judged right; `[strata]` each."""
+    """Return the relations of each stratum, and how many were judged, and judged right; `[strata]` each."""
     numbers = np.array([question.stratum for question in plan.questions], int)
     judged, correct = (
         np.bincount(numbers[[each in kinds for each in given]], minlength=len(plan.strata))

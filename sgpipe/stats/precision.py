@@ -180,7 +180,7 @@ class ThresholdChoice:
 
 
 def short_threshold(confidence: float) -> float:
-    """A confidence rounded down to three significant digits, so that a threshold of it keeps the confidence."""
+    """Return a confidence rounded down to three significant digits, so that a threshold of it keeps the confidence."""
     if confidence <= 0:
         return 0.0
     exact = Decimal(float(confidence))
@@ -219,7 +219,7 @@ class JudgedRelations:
         return JudgedRelations(self.confidence[chosen], self.correct[chosen], images)
 
     def at(self, threshold: float) -> ThresholdChoice:
-        """The relations that a threshold keeps."""
+        """Return the relations that a threshold keeps."""
         kept = self.confidence >= np.float32(threshold)
         count = int(kept.sum())
         return ThresholdChoice(threshold, count, estimate(int(self.correct[kept].sum()), count, self.design))
@@ -255,7 +255,7 @@ class JudgedRelations:
         return sum(distances) / len(self.correct) if bins else None
 
     def perfect_error(self) -> float | None:
-        """The calibration error that exact confidences would show on average with as many judgements."""
+        """Return the calibration error that exact confidences would show on average with as many judgements."""
         judged = np.array([part.precision.judged for part in self.reliability()])
         confidence = [part.confidence for part in self.reliability()]
         return perfect_error(confidence, judged / self.design, judged) if len(judged) else None

@@ -50,7 +50,7 @@ _BEFORE = {
 
 
 def overview(measures: Measures) -> list[tuple[str, str, str]]:
-    """The main counts, in the order in which images become relations, and the yield of each stage."""
+    """Return the main counts, in the order in which images become relations, and the yield of each stage."""
     rows = [(f"images ({split})", f"{count:,}", "") for split, count in sorted(measures.images.items())]
     rows.append(("error rows", f"{sum(measures.errors.values()):,}", ""))
     for key, name in TOTALS.items():
@@ -68,12 +68,12 @@ def overview(measures: Measures) -> list[tuple[str, str, str]]:
 
 
 def _is_annotated(measures: Measures) -> bool:
-    """Whether all relations are annotations, which have no confidence and count at every threshold."""
+    """Return whether all relations are annotations, which have no confidence and count at every threshold."""
     return measures.confidence.unscored > 0 and not measures.confidence.scored
 
 
 def tail_sentence(measures: Measures) -> str:
-    """The long tail of the predicates, in words."""
+    """Return the long tail of the predicates, in words."""
     tail = measures.tail
     if tail.kinds == 1:
         return "All relations have the same predicate."
@@ -87,7 +87,7 @@ def tail_sentence(measures: Measures) -> str:
 
 
 def rarest(measures: Measures) -> list[str]:
-    """A few of the least frequent predicates; none if there is only one."""
+    """Return a few of the least frequent predicates; none if there is only one."""
     return list(measures.predicates)[: -_TAIL - 1 : -1] if measures.tail.kinds > 1 else []
 
 
@@ -141,7 +141,9 @@ def _frequent(number: int, what: str, shown: int) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table of plain text. Columns whose name starts with `>` are right-aligned; without names there is no header."""
+    """Return a table of plain text. Columns whose name starts with `>` are right-aligned; without names there is no
+    header.
+    """
     names = [name.removeprefix(">") for name in columns]
     made = Table(title=Text(single_line(title)), show_header=any(names))
     for column, name in zip(columns, names, strict=True):
@@ -152,7 +154,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def _compared(comparison: Comparison | None) -> Iterator[Table]:
-    """What changed compared with another run."""
+    """Yield what changed compared with another run."""
     if comparison is None:
         return
     columns = [f">{single_line(comparison.other, _LONGEST)}", ">this run"]

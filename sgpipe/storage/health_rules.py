@@ -128,7 +128,7 @@ PLACED = """
 
 
 def _uneven(name: str, table: str) -> str:
-    """Names that are much more frequent in one dataset than in another."""
+    """Return names that are much more frequent in one dataset than in another."""
     return f"""with counts as (
             select {name} as name, dataset, min(image) as image, count(*) as times
             from {table} join images using (image)

@@ -73,7 +73,7 @@ class RunNames:
 
 
 def name_form(name: str) -> str:
-    """A name in lower case, with single spaces."""
+    """Return a name in lower case, with single spaces."""
     return " ".join(name.casefold().split())
 
 
@@ -164,7 +164,7 @@ class Index:
         )
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The result of a query over the tables of `run`; `values` replace its `?`.
+        """Return the result of a query over the tables of `run`; `values` replace its `?`.
 
         Raises UserError: the file of the index is damaged, or the query needs too much memory.
         """
@@ -177,7 +177,7 @@ class Index:
             raise UserError(f"{self._path} cannot be read ({reason}); delete it, and it is built again") from None
 
     def remember(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """What `compute` returns, kept until the judgements change or others were asked for since."""
+        """Return what `compute` returns, kept until the judgements change or others were asked for since."""
         key = (self.version, key)
         if key not in self._remembered:
             while len(self._remembered) >= _REMEMBERED:
@@ -188,7 +188,10 @@ class Index:
         return value
 
     def predicates(self, prefix: str = "", limit: int = 20) -> list[tuple[str, int]]:
-        """The predicates that start with `prefix`, in any case, and how often they occur; most frequent first."""
+        """Return the predicates that start with `prefix`, in any case, and how often they occur.
+
+        Most frequent first.
+        """
         query = "select predicate::varchar, times from run.predicates where starts_with(lower(predicate), lower(?))"
         return self.rows(f"{query} order by times desc, predicate limit ?", [prefix, limit])
 
@@ -217,7 +220,10 @@ class Index:
                     yield from (table.slice(row - int(starts[group]), 1) for row in inside)
 
     def times_of_triplet(self, number: int) -> int:
-        """How often the run has the triplet that is at this place by frequency, counted from 1; 0: it has fewer."""
+        """Return how often the run has the triplet that is at this place by frequency, counted from 1.
+
+        0: it has fewer.
+        """
         return sum(times for (times,) in self.rows("select times from run.triplets where triplet = ?", [number]))
 
     @property
@@ -226,7 +232,7 @@ class Index:
         return bool(self._judged)
 
     def judgement(self, split: str, image_id: str, subject: int, object_: int, predicate: str) -> str | None:
-        """The state of judgement of a relation."""
+        """Return the state of judgement of a relation."""
         return self._judged.get((split, image_id, subject, object_, predicate))
 
     def set_judged(self, rows: Iterable[JudgedRow]) -> None:
@@ -287,7 +293,7 @@ class Database:
         self.replace_certainty("coalesce(confidence, 1)")
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """The rows of a small result; `values` replace the query's `?`.
+        """Return the rows of a small result; `values` replace the query's `?`.
 
         Raises UserError: the file of the index is damaged.
         """
@@ -306,7 +312,7 @@ class Database:
 
 @contextmanager
 def open_run(root: str | Location) -> Iterator[Database]:
-    """The database of the run in `root`. Raises UserError: it is not a run, or a shard is missing or damaged."""
+    """Yield the database of the run in `root`. Raises UserError: it is not a run, or a shard is missing or damaged."""
     index = Index.open(root, Progress(Console(quiet=True)))
     try:
         if index.problems:
@@ -317,7 +323,7 @@ def open_run(root: str | Location) -> Iterator[Database]:
 
 
 def _path(files: RunFiles, states: Mapping[str, str]) -> Path:
-    """Where the index of these shards is."""
+    """Return where the index of these shards is."""
     return files.cache / f"index-{_digest(DEFINITION)}-{_digest(json.dumps(sorted(states.items())))}.duckdb"
 
 
@@ -433,7 +439,7 @@ class RecordView:
 
 
 def find_image(index: Index, split: str, image_id: str) -> IndexedImage | None:
-    """An image by its name, from the index alone; None if the index has no such image."""
+    """Return an image by its name, from the index alone; None if the index has no such image."""
     rows = index.rows(
         """select image, dataset::varchar, split::varchar, image_id, file_name, width, height, embedded, file, row
         from run.images join run.shards using (shard) where image_id = ? and split = ? limit 1""",
@@ -443,7 +449,7 @@ def find_image(index: Index, split: str, image_id: str) -> IndexedImage | None:
 
 
 def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
-    """The row of an image; None if the index has no such image. Raises UserError: as `Index.read_rows`."""
+    """Return the row of an image; None if the index has no such image. Raises UserError: as `Index.read_rows`."""
     image = find_image(index, split, image_id)
     if image is None:
         return None
@@ -456,7 +462,7 @@ def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
 
 
 def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:
-    """The image file in the image's row; None if there is no such row, or no file in it.
+    """Return the image file in the image's row; None if there is no such row, or no file in it.
 
     Pass it to `sgpipe.images.open_row_image` as `embedded`. Raises UserError: as `Index.read_rows`.
     """

@@ -284,7 +284,7 @@ def interruptible() -> Iterator[None]:
 
 
 def quoted(name: str) -> str:
-    """A file name as an SQL literal, with glob characters escaped."""
+    """Return a file name as an SQL literal, with glob characters escaped."""
     return _text(re.sub(r"[*?\[]", r"[\g<0>]", name))
 
 

@@ -196,7 +196,7 @@ class CertificateRound(Strict):
     groups: list[CertifiedGroup]
 
     def has_cells(self, strata: list[PlanStratum]) -> bool:
-        """Whether each stratum is a cell of a group, and each group has one and appears once."""
+        """Return whether each stratum is a cell of a group, and each group has one and appears once."""
         sets = {group.predicate: len(group.relations) for group in self.groups}
         complete = all(
             None not in (each.level, each.scores, each.weight) and (each.level or 0) < sets.get(each.predicate, 0)
@@ -259,7 +259,7 @@ _KINDS: dict[bytes, type[Line]] = {b"strata": SamplingPlan, b"images": RecallPla
 
 
 def parse_line(data: bytes) -> Line:
-    """A line of the file. Raises ValueError, whose text is one line: it is none."""
+    """Return a line of the file. Raises ValueError, whose text is one line: it is none."""
     kind = next((found for field, found in _KINDS.items() if b'"%s":' % field in data), Judgement)
     try:
         return kind.model_validate_json(data)
@@ -268,13 +268,13 @@ def parse_line(data: bytes) -> Line:
 
 
 def describe_invalid(error: ValidationError) -> str:
-    """The first fault of a line, in one line."""
+    """Return the first fault of a line, in one line."""
     first = error.errors()[0]
     return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
 
 
 def utc_now() -> str:
-    """The time as lines have it."""
+    """Return the time as lines have it."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
@@ -317,7 +317,7 @@ class RelationState(NamedTuple):
         return "right" if self.key in self.outcomes[0] else "changed" if self.outcomes[0] else "wrong"
 
     def resolve(self, conflicts: Conflicts = "majority") -> frozenset[RelationKey] | None:
-        """What is left of the relation; None: it stays as it is in the run, as where most people tie.
+        """Return what is left of the relation; None: it stays as it is in the run, as where most people tie.
 
         An added relation of which nobody is sure stays added.
         """
@@ -408,11 +408,11 @@ class JudgementLog:
         return self.version != before
 
     def find(self, id: str) -> Line | None:
-        """The line with this id."""
+        """Return the line with this id."""
         return self._lines.get(id)
 
     def state(self, split: str, image_id: str) -> list[RelationState]:
-        """What people say now about the relations of an image, in the order in which they were first judged."""
+        """Return what people say now about the relations of an image, in the order in which they were first judged."""
         with self._mutex:
             latest: dict[RelationKey, dict[str, Judgement]] = defaultdict(dict)
             additions: dict[RelationKey, bool] = {}
@@ -425,32 +425,32 @@ class JudgementLog:
             return [RelationState(key, tuple(each.values()), additions.get(key)) for key, each in latest.items()]
 
     def was_added(self, key: RelationKey) -> bool:
-        """Whether people added a relation, even if they took it back: the run lacks it."""
+        """Return whether people added a relation, even if they took it back: the run lacks it."""
         return any(line.is_addition and line.key == key for line in self._images.get((key.split, key.image_id), ()))
 
     def current(self) -> Iterator[RelationState]:
-        """What people say now about all judged relations."""
+        """Yield what people say now about all judged relations."""
         for split, image_id in list(self._images):
             yield from self.state(split, image_id)
 
     def judged(self, plan: str) -> set[RelationKey]:
-        """The relations that were judged when a plan asked; judgements may have changed since."""
+        """Return the relations that were judged when a plan asked; judgements may have changed since."""
         with self._mutex:
             return {line.key for line in self._of_plans.get(plan, ()) if self._counts(line)}
 
     def blind_answers(self, plan: str) -> dict[tuple[str, str], dict[str, BlindAnswer]]:
-        """What each person answered to the questions of a recall plan, by split and image."""
+        """Return what each person answered to the questions of a recall plan, by split and image."""
         with self._mutex:
             return {place: dict(answers) for place, answers in self._blind.get(plan, {}).items()}
 
     def skipped(self, plan: str, by: str) -> dict[RelationKey, int]:
-        """The relations that a person skipped when a plan asked, each with when, as a number."""
+        """Return the relations that a person skipped when a plan asked, each with when, as a number."""
         with self._mutex:
             lines = enumerate(self._of_plans.get(plan, ()))
             return {line.key: number for number, line in lines if (line.verdict, line.by) == ("skip", by)}
 
     def _counts(self, line: Judgement) -> bool:
-        """Whether it is a judgement that its person has not taken back; a skipped question is not one."""
+        """Return whether it is a judgement that its person has not taken back; a skipped question is not one."""
         return line.verdict != "skip" and (line.id, line.by) not in self._undone
 
     def _forget(self) -> None:
@@ -470,7 +470,9 @@ class JudgementLog:
 
     @contextmanager
     def _opened(self, flags: int) -> Iterator[int]:
-        """The locked file: shared to read, exclusive to write. Another may have replaced it while this one waited."""
+        """Yield the locked file: shared to read, exclusive to write. Another may have replaced it while this one
+        waited.
+        """
         kind = fcntl.LOCK_SH if flags == os.O_RDONLY else fcntl.LOCK_EX
         while True:
             descriptor = os.open(self.file, flags | os.O_CLOEXEC, 0o666)

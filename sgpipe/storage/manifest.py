@@ -106,7 +106,9 @@ class Manifest:
 
     @staticmethod
     def identities(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What decided the rows of a run, by its header: the identities of runs that it was made from, then its own."""
+        """Return what decided the rows of a run, by its header: the identities of runs that it was made from, then its
+        own.
+        """
         return [*run.get("origin", []), run.get("identity", {})]
 
     @classmethod
@@ -231,7 +233,7 @@ class Manifest:
 
 
 def _line(entry: dict[str, Any]) -> bytes:
-    """One line, which starts with the checksum of the rest."""
+    """Return one line, which starts with the checksum of the rest."""
     rest = json.dumps(entry)[1:].encode() + b"\n"
     return _CRC % zlib.crc32(rest) + rest
 

@@ -45,7 +45,7 @@ class RunFiles:
             self.storage = StorePath(mirror)
 
     def states(self) -> dict[str, str]:
-        """What tells whether each shard of the manifest is still the same file; "missing" where there is none.
+        """Return what tells whether each shard of the manifest is still the same file; "missing" where there is none.
 
         Raises StoreError: the store cannot be reached.
         """
@@ -60,7 +60,7 @@ class RunFiles:
 
     @contextmanager
     def open(self, file: str) -> Iterator[pq.ParquetFile]:
-        """A shard; of one in a store only what is read is downloaded.
+        """Yield a shard; of one in a store only what is read is downloaded.
 
         Raises:
             UserError: it is missing, damaged (also while it is read), of another version, or not of sgpipe.

@@ -70,7 +70,7 @@ class RunFolder:
         return f"{PRIVATE}/index-{split}.arrow"
 
     def new_index(self, split: str) -> Path:
-        """Where the source index of a split is built; a refused run leaves the one that is there alone."""
+        """Return where the source index of a split is built; a refused run leaves the one that is there alone."""
         return self.private / f"{_NEW}index-{split}.arrow"
 
     @property
@@ -131,7 +131,8 @@ class RunFolder:
             self.claim.check()
 
     def open(self, run: Mapping[str, Any]) -> Manifest:
-        """The manifest of the folder if it was made with the same identity; a new one where there are no shards yet.
+        """Return the manifest of the folder if it was made with the same identity; a new one where there are no shards
+        yet.
 
         Args:
             run: what the manifest says of the run; `identity` is everything that decides its rows.

@@ -140,7 +140,7 @@ def _encode(file: BinaryIO, table: pa.Table) -> None:
 
 
 def read_file(path: Location, columns: Sequence[str] | None = None, content: pa.NativeFile | None = None) -> pa.Table:
-    """One shard file as a table.
+    """Return one shard file as a table.
 
     Args:
         content: the file, if it is open or lies elsewhere; `path` only names it then.
@@ -174,7 +174,9 @@ def checked_content(root: Location, shard: ShardEntry) -> bytes | None:
 
 
 def read_checked(root: Location, shard: ShardEntry, columns: Sequence[str], run: object) -> pa.Table:
-    """One shard as a table, if every byte of it is as it was written. Raises UserError: it is missing or damaged."""
+    """Return one shard as a table, if every byte of it is as it was written. Raises UserError: it is missing or
+    damaged.
+    """
     try:
         content = checked_content(root, shard)
     except StoreError:
@@ -185,7 +187,7 @@ def read_checked(root: Location, shard: ShardEntry, columns: Sequence[str], run:
 
 
 def damaged(run: object, file: str) -> UserError:
-    """The error for a shard of a run that another one is made from."""
+    """Return the error for a shard of a run that another one is made from."""
     return UserError(f"{file} of {run} is missing or damaged; the command that started {run} makes it again")
 
 
@@ -342,7 +344,7 @@ def _naming(path: Location) -> Iterator[None]:
 
 
 def read_row_group(path: Location, group: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
-    """One row group, with the optional columns where the shard has them.
+    """Return one row group, with the optional columns where the shard has them.
 
     Raises UserError: as `open_shard`, or there is no such row group.
     """

@@ -90,7 +90,8 @@ class Benchmark:
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        """The score under the name of the benchmark, the same in every process; nothing if no class has ground truth.
+        """Return the score under the name of the benchmark, the same in every process; nothing if no class has ground
+        truth.
 
         Raises UserError: an annotation is not of a listed class, or a prediction is not finite.
         """
@@ -151,7 +152,10 @@ class Benchmark:
         return values, to_pixel_values(image, self.data.short_side, self.data.long_side)
 
     def _detect(self, batch: Sequence[_Image]) -> dict[int, PredictedPairs]:
-        """The pairs in each image that can be read; boxes in pixels. A forward pass has images of one size only."""
+        """Return the pairs in each image that can be read.
+
+        Boxes in pixels. A forward pass has images of one size only.
+        """
         by_size: dict[torch.Size, list[int]] = {}
         for index, (_, pixels) in enumerate(batch):
             if pixels is not None:
@@ -175,7 +179,7 @@ class Benchmark:
         return hoi_detections(output, sizes, self.labels.objects.index(PERSON))
 
     def _targets(self, values: Mapping[str, Any]) -> ImageGroundTruth:
-        """All boxes and relations, in pixels; for HICO-DET, only relations of persons."""
+        """Return all boxes and relations, in pixels; for HICO-DET, only relations of persons."""
         objects, relations = self.labels.objects, self.labels.relations
         names = [item["category"] for item in values["objects"] or ()]
         corners = [(x, y, x + w, y + h) for x, y, w, h in (item["bbox"] for item in values["objects"] or ())]
@@ -188,7 +192,10 @@ class Benchmark:
 
 
 def _row_groups(data: DataConfig, validation: TrainingSet) -> Iterator[UsableRowGroup]:
-    """All row groups of the validation shards, also those without usable rows; with a limit, those that it keeps."""
+    """Yield all row groups of the validation shards, also those without usable rows.
+
+    With a limit, those that it keeps.
+    """
     usable = {(group.folder, group.file, group.group): group for group in validation.row_groups}
     for number, (config, folder) in enumerate(zip(data.val, validation.folders, strict=True)):
         for entries in shards_by_split(Manifest.load(config.shards), config).values():
@@ -204,6 +211,9 @@ def _row_groups(data: DataConfig, validation: TrainingSet) -> Iterator[UsableRow
 
 
 def _lockstep(items: Iterator[Item]) -> Iterator[Item | None]:
-    """The items; then None while other processes have more, so that sharded parameters serve equally many passes."""
+    """Yield the items.
+
+    Then None while other processes have more, so that sharded parameters serve equally many passes.
+    """
     while any(gather((item := next(items, None)) is not None)):
         yield item

@@ -65,7 +65,7 @@ def _existing(config: ModelConfig, folder: Path, seed: int) -> RLIPModel:
 
 
 def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLIPModel:
-    """The network with the same parameters and changed settings.
+    """Return the network with the same parameters and changed settings.
 
     With another `fusion`, the parameters of the old one are dropped, and those of the new one are random.
 
@@ -92,7 +92,7 @@ def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLI
 
 
 def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
-    """A new network, initialised from the seed."""
+    """Return a new network, initialised from the seed."""
     roberta: RobertaModel | None = None
     changes = _checked(KINDS[config.kind], config.config)
     tokenizer: PreTrainedTokenizerBase
@@ -121,7 +121,7 @@ def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
 
 
 def _random(settings: RLIPConfig, seed: int) -> RLIPModel:
-    """A network initialised from the seed; torch's global generator is left unchanged."""
+    """Return a network initialised from the seed; torch's global generator is left unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(initial_seed(seed))
         return build_model(settings)
@@ -131,7 +131,7 @@ _COMMON_WORDS = "a an the on in at of to with by for from near behind under over
 
 
 def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings with changes; those of the text encoder are merged one by one."""
+    """Return the settings with changes; those of the text encoder are merged one by one."""
     text, change = settings["text_config"], changes.get("text_config")
     if isinstance(change, dict):
         own = text if isinstance(text, dict) else text.to_dict()
@@ -140,7 +140,7 @@ def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
 
 
 def _checked(kind: type[RLIPConfig], changes: dict[str, Any]) -> dict[str, Any]:
-    """The changes. Raises CheckpointError: networks of this kind do not have such a setting."""
+    """Return the changes. Raises CheckpointError: networks of this kind do not have such a setting."""
     known = kind().to_dict()
     unknown = sorted(changes.keys() - known.keys())
     if unknown:

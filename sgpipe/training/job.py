@@ -140,7 +140,10 @@ def _compilation(layers: CompiledLayers | None) -> dict[str, float | str]:
 
 
 def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
-    """The network with its criterion; parts are frozen as configured. Raises UserError: there is no such part."""
+    """Return the network with its criterion.
+
+    Parts are frozen as configured. Raises UserError: there is no such part.
+    """
     loss, options = recipe.loss, recipe.optimisation
     if loss.only_boxes and not network.config.dense_head:
         raise UserError("loss.only_boxes needs a detector with a dense head; set model.config.dense_head: true")
@@ -172,7 +175,7 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
 
 
 def make_feed(job: TrainingJob, network: RLIPModel, rank: int, world_size: int, *, pinned: bool = False) -> ShardFeed:
-    """A worker's batches.
+    """Return a worker's batches.
 
     As published, the R-Tagger's pairs come from as many relations of an image as the network has queries.
     """

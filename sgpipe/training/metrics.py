@@ -83,7 +83,7 @@ class ScalarEvents:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The lines written so far; an incomplete last line, left by a crash, is ignored."""
+    """Return the lines written so far; an incomplete last line, left by a crash, is ignored."""
     path = out / METRICS
     if not path.exists():
         return []

@@ -151,7 +151,7 @@ def _check_identity(job: TrainingJob) -> None:
 
 
 def _identity(job: TrainingJob) -> dict[str, Any]:
-    """Every setting that decides the weights; what is written, and which workers compute, does not."""
+    """Return every setting that decides the weights; what is written, and which workers compute, does not."""
     recipe = job.recipe.model_dump(mode="json", exclude={"name", "output", "workers"})
     for name in ("threads", "prefetch"):
         del recipe["data"][name]

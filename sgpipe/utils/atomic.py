@@ -17,7 +17,7 @@ FAULT_VARIABLE = "SGPIPE_FAULT"
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file next to `path` that replaces it when the block ends without an error.
+    """Yield a temporary file next to `path` that replaces it when the block ends without an error.
 
     Its name starts with a dot and ends in `.tmp`. Two writers never share one, on whichever machines they run. A link
     stays: what it points to is replaced. A device or a pipe, such as /dev/stdout, stays too, and receives the content.

@@ -110,7 +110,10 @@ def compile_forward(*modules: nn.Module, backend: Backend = "inductor") -> Compi
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """What PyTorch raises for what it cannot compile; not a constant, as importing its compiler takes seconds."""
+    """Return what PyTorch raises for what it cannot compile.
+
+    Not a constant, as importing its compiler takes seconds.
+    """
     errors = torch._dynamo.exc
     return errors.TorchDynamoException, getattr(errors, "FailOnRecompileLimitHit", errors.TorchDynamoException)
 

@@ -23,7 +23,7 @@ _NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
 
 
 def pick_device(name: str, gpus: float | None = 0, setting: str = "device") -> torch.device:
-    """The device called "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
+    """Return the device called "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
 
     Args:
         gpus: how many GPUs were asked for; if any, "auto" is a GPU.
@@ -120,7 +120,7 @@ def room_for(needs: Mapping[str, float], machine: Mapping[str, float]) -> int:
 
 
 def _gpu_number(name: str, setting: str) -> int | None:
-    """The N of "cuda:N". Raises UserError: not the name of a device."""
+    """Return the N of "cuda:N". Raises UserError: not the name of a device."""
     known = _NAME.fullmatch(name)
     if known is None:
         raise UserError(f"{setting} {name!r}: expected auto, cpu, cuda or cuda:N")
@@ -139,7 +139,7 @@ def _visible_gpus() -> str:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype called "float32", "bfloat16" or "auto" (bfloat16 on GPUs that have it, float32 elsewhere)."""
+    """Return the dtype called "float32", "bfloat16" or "auto" (bfloat16 on GPUs that have it, float32 elsewhere)."""
     import torch
 
     if name == "auto":

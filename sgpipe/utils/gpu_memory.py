@@ -27,7 +27,7 @@ GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the
 
 
 def gpu_use(device: torch.device | None, *compiled: Compiled[Any], attention: str = "") -> dict[str, Any]:
-    """What a stage uses of a GPU, as plain values for a manifest. Nothing on a CPU or a server.
+    """Return what a stage uses of a GPU, as plain values for a manifest. Nothing on a CPU or a server.
 
     `gpu`: its name; `memory`: the peak of this process, in bytes; `attention`: the kernel for deformable attention;
     `compilation`: seconds; `compile_error`: why compiling one of the functions failed.
@@ -61,7 +61,7 @@ class GpuMemory:
         self._is_scarce = False
 
     def compute(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
-        """The result of each item of a batch. Raises UserError: an item alone is too large."""
+        """Return the result of each item of a batch. Raises UserError: an item alone is too large."""
         if not self._is_scarce:
             with _unless_full(), self.shared():  # after it, what it holds is free
                 return function(items)

@@ -85,7 +85,7 @@ def _is_left(folder: Path) -> bool:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder next to `out`, renamed to it when the block ends, and deleted if the block fails.
+    """Yield a temporary folder next to `out`, renamed to it when the block ends, and deleted if the block fails.
 
     If the process is killed the folder remains; the next export of this name empties it.
 

@@ -46,7 +46,7 @@ def start_early(
 def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, most: int
 ) -> Iterator[Iterator[Result]]:
-    """The results of each item, computed in threads; without threads, when they are requested.
+    """Yield the results of each item, computed in threads; without threads, when they are requested.
 
     An exception is raised where its result is requested. At the end, what threads still compute is not waited for.
 
@@ -66,7 +66,7 @@ def prefetch(
 
 @contextmanager
 def prefetch_generator(results: Generator[Result, None, None], most: int = 3) -> Iterator[Iterator[Result]]:
-    """The results of a generator, which runs in a thread.
+    """Yield the results of a generator, which runs in a thread.
 
     An exception is raised after the results before it. At the end, the generator is closed, once what its thread
     computes is done.

@@ -35,7 +35,7 @@ from sgpipe.view.web import FOLDER, Freshness, Viewer, render
 
 
 def create_app(viewer: Viewer, access: Access) -> Starlette:
-    """The application over a run. Handlers find in `request.app.state`: `freshness` and `thumbnails`."""
+    """Return the application over a run. Handlers find in `request.app.state`: `freshness` and `thumbnails`."""
     app = Starlette(
         routes=[
             *gallery.routes(),
@@ -56,7 +56,7 @@ def create_app(viewer: Viewer, access: Access) -> Starlette:
 
 
 def _refuse(request: Request, error: Exception) -> Response:
-    """One line about what is wrong, as a page, or as JSON below /api/."""
+    """Return one line about what is wrong, as a page, or as JSON below /api/."""
     if isinstance(error, HTTPException):
         status, message = error.status_code, str(error.detail)
     elif isinstance(error, UserError):
@@ -90,7 +90,7 @@ class Address:
     port: int
 
     def url(self, token: str | None = None) -> str:
-        """The first page, with the token that it needs."""
+        """Return the first page, with the token that it needs."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}/{f'?token={token}' if token else ''}"
 
@@ -156,7 +156,7 @@ class _Protocol(H11Protocol):
 
 
 def server_of(app: ASGIApp) -> uvicorn.Server:
-    """The server of the application, which says itself what goes wrong."""
+    """Return the server of the application, which says itself what goes wrong."""
     config = uvicorn.Config(
         app,
         http=_Protocol,

@@ -241,7 +241,7 @@ _CONDITIONS: dict[str, tuple[Marked, str]] = {
 
 
 def queue_condition(key: str) -> tuple[Marked, str, list[Any]]:
-    """What the hits of a queue are, and its condition on a row `hit` of their table, with the values of its `?`.
+    """Return what the hits of a queue are, and its condition on a row `hit` of their table, with the values of its `?`.
 
     Raises UserError: there is no such queue.
     """
@@ -387,7 +387,7 @@ class Filters:
         return bool(query.captions or query.without_captions or self.statuses == ("error",))
 
     def without(self, name: str) -> Filters:
-        """The search without what a parameter of the URL says; "triplet" and "confidence" are several."""
+        """Return the search without what a parameter of the URL says; "triplet" and "confidence" are several."""
         if name == "confidence":
             return replace(self, low=None, high=None)
         names = ("subject", "predicate", "object") if name == "triplet" else (name,)

@@ -37,12 +37,12 @@ Pairs = list[tuple[str, str]]
 
 
 def routes() -> list[Route]:
-    """The routes of the gallery."""
+    """Return the routes of the gallery."""
     return [Route("/", gallery), Route("/api/status", status)]
 
 
 def gallery(request: Request) -> Response:
-    """A page of hits; with a query that cannot be understood, the place where it fails."""
+    """Return a page of hits; with a query that cannot be understood, the place where it fails."""
     freshness = freshness_of(request)
     freshness.look_for_shards()
     freshness.update_judgements()
@@ -79,7 +79,7 @@ def gallery(request: Request) -> Response:
 
 
 def status(request: Request) -> Response:
-    """How large the run is by now; asking makes the server look for new shards."""
+    """Return how large the run is by now; asking makes the server look for new shards."""
     index, freshness = viewer_of(request).index, freshness_of(request)
     freshness.look_for_shards()
     counts = {"images": index.images, "relations": index.relations}
@@ -87,7 +87,9 @@ def status(request: Request) -> Response:
 
 
 def _card(hit: Hit, state: Pairs) -> dict[str, Any]:
-    """A hit, the page that it leads to, and its drawing: boxes, and an arrow between two boxes as SVG has polylines."""
+    """Return a hit, the page that it leads to, and its drawing: boxes, and an arrow between two boxes as SVG has
+    polylines.
+    """
     key = None
     if hit.subject is not None and hit.object is not None and hit.predicate is not None:
         key = relation_key(hit.subject, hit.object, hit.predicate)
@@ -101,7 +103,7 @@ def _card(hit: Hit, state: Pairs) -> dict[str, Any]:
 
 
 def _toggled(state: Pairs, params: Pairs) -> str:
-    """The address with these parameters added, or removed if all are there."""
+    """Return the address with these parameters added, or removed if all are there."""
     if all(pair in state for pair in params):
         return gallery_url([pair for pair in state if pair not in params])
     return gallery_url([*state, *(pair for pair in params if pair not in state)])

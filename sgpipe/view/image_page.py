@@ -64,7 +64,9 @@ def compare_images(
 
 
 def match_objects(first: Sequence[Box], second: Sequence[Box]) -> dict[int, int]:
-    """One-to-one matches of boxes with the same class and an IoU of at least `SAME_OBJECT`, of the largest total."""
+    """Return one-to-one matches of boxes with the same class and an IoU of at least `SAME_OBJECT`, of the largest
+    total.
+    """
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = (index.ravel() for index in np.indices((len(first), len(second))))
@@ -85,7 +87,7 @@ _SUGGESTIONS = 20
 
 
 def routes() -> list[Route]:
-    """The routes of this module."""
+    """Return the routes of this module."""
     place = "/{split}/{image_id:path}"
     return [
         Route(f"/image{place}", image_page),
@@ -96,12 +98,12 @@ def routes() -> list[Route]:
 
 
 def image_page(request: Request) -> Response:
-    """The page of an image. Status 404: the run does not have it."""
+    """Return the page of an image. Status 404: the run does not have it."""
     return render(request, "image", {"values": _values(request)})
 
 
 def _predicates_answer(request: Request) -> Response:
-    """The run's predicates that start with `prefix`, the most frequent first: `[{"predicate", "count"}]`."""
+    """Return the run's predicates that start with `prefix`, the most frequent first: `[{"predicate", "count"}]`."""
     found = viewer_of(request).index.predicates(request.query_params.get("prefix", ""), _SUGGESTIONS)
     return JSONResponse([{"predicate": predicate, "count": count} for predicate, count in found])
 
@@ -131,7 +133,7 @@ def _values(request: Request) -> Values:
 
 
 def _neighbours(request: Request) -> Values:
-    """The addresses of the hits before and after the relation in the request's search: `previous` and `next`."""
+    """Return the addresses of the hits before and after the relation in the request's search: `previous` and `next`."""
     index, params = viewer_of(request).index, request.query_params
     filters, key = Filters.from_params(params.multi_items(), index.vocabulary), params.get("relation")
     found = neighbours(index, filters, *place_of(request), parse_relation(key) if key else None)
@@ -210,7 +212,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
 
 
 def _finite(value: Any) -> Any:
-    """A value with None for the numbers that JSON lacks: shards that others wrote may hold NaN or infinity."""
+    """Return a value with None for the numbers that JSON lacks: shards that others wrote may hold NaN or infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -219,7 +221,7 @@ def _finite(value: Any) -> Any:
 
 
 def existing_relations(record: Record) -> list[Relation]:
-    """The record's relations between existing objects, without repetition."""
+    """Return the record's relations between existing objects, without repetition."""
     objects = range(len(record.objects))
     return deduplicate(found for found in record.relations if found.subject in objects and found.object in objects)
 
@@ -239,7 +241,7 @@ def _key(relation: Relation) -> str:
 
 
 def _graph(record: Record, relations: Sequence[Relation]) -> Values:
-    """The scene graph, laid out; edges have the keys of their relations."""
+    """Return the scene graph, laid out; edges have the keys of their relations."""
     card = make_card(record, None, relations)
     edges = [{**vars(edge), "subject": edge.subject.index, "object": edge.object.index} for edge in card.edges]
     for edge in edges:
@@ -248,7 +250,7 @@ def _graph(record: Record, relations: Sequence[Relation]) -> Values:
 
 
 def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> Values | None:
-    """The image in the other run, and which relations differ; None: there is no other run."""
+    """Return the image in the other run, and which relations differ; None: there is no other run."""
     if viewer.other is None:
         return None
     title = viewer.other_title

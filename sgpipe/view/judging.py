@@ -63,7 +63,7 @@ _CONFLICTS_SHOWN = 100
 
 
 def routes() -> list[Route]:
-    """The routes of this module."""
+    """Return the routes of this module."""
     return [
         Route("/api/judgements", _writing(judge), methods=["POST"]),
         Route("/api/judgements", judgements_of_image),
@@ -77,7 +77,7 @@ def routes() -> list[Route]:
 
 
 def _writing(handler: Callable[[Request, dict[str, Any]], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """A handler that gets the body too, and runs in a thread. Status 409: it is about another run."""
+    """Return a handler that gets the body too, and runs in a thread. Status 409: it is about another run."""
 
     async def handle(request: Request) -> Response:
         values, log = await posted(request), viewer_of(request).judgements
@@ -128,7 +128,7 @@ def _save_blind(viewer: Viewer, values: dict[str, Any]) -> Line:
 
 
 def _undone(log: JudgementLog, undoes: str, who: str) -> dict[str, Any]:
-    """The relation of the judgement that is taken back."""
+    """Return the relation of the judgement that is taken back."""
     before = log.find(undoes)
     if not isinstance(before, Judgement) or before.undoes is not None:
         raise HTTPException(404, "there is no such judgement to take back")
@@ -139,7 +139,9 @@ def _undone(log: JudgementLog, undoes: str, who: str) -> dict[str, Any]:
 
 
 def _checked(viewer: Viewer, line: Judgement) -> Judgement:
-    """The line with what the run says of its relation, and its stratum. What no plan asked about counts for none."""
+    """Return the line with what the run says of its relation, and its stratum. What no plan asked about counts for
+    none.
+    """
     view = read_record(viewer.index, line.split, line.image_id)
     if view is None or max(line.subject, line.object) >= len(view.record.objects):
         raise HTTPException(404, "the run has no such image or boxes")
@@ -172,7 +174,7 @@ def _checked(viewer: Viewer, line: Judgement) -> Judgement:
 
 
 def judgements_of_image(request: Request) -> Response:
-    """What people say about the relations of an image. Status 400: split or image_id is missing."""
+    """Return what people say about the relations of an image. Status 400: split or image_id is missing."""
     log, params = viewer_of(request).judgements, request.query_params
     if not {"split", "image_id"} <= params.keys():
         raise HTTPException(400, "give split and image_id")
@@ -233,7 +235,7 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
 
 
 def _summary(plan: SamplingPlan) -> dict[str, Any]:
-    """A plan without its questions."""
+    """Return a plan without its questions."""
     return plan.model_dump(mode="json", exclude={"questions"})
 
 
@@ -279,7 +281,7 @@ def ask_next(request: Request) -> Response:
 
 
 def _asked(request: Request) -> tuple[SamplingPlan, PlannedQuestion | None]:
-    """The plan that the address names, and its next open question for whoever asks."""
+    """Return the plan that the address names, and its next open question for whoever asks."""
     viewer = viewer_of(request)
     viewer.judgements.reload()
     log, plan = viewer.judgements, _plan(viewer, request.path_params["plan"])
@@ -296,7 +298,9 @@ def _asked(request: Request) -> tuple[SamplingPlan, PlannedQuestion | None]:
 
 
 def recall_question(request: Request) -> Response:
-    """A question of a recall plan: the image and its boxes, and what this person answered, but nothing of the run's."""
+    """Return a question of a recall plan: the image and its boxes, and what this person answered, but nothing of the
+    run's.
+    """
     viewer, plan = viewer_of(request), _recall_plan(request)
     who, at = _who(viewer, request.query_params.get("by", "")), request.query_params.get("at", "")
     left = questions_left(plan, viewer.judgements, who)
@@ -331,7 +335,7 @@ def _recall_plan(request: Request) -> RecallPlan:
 
 
 def plans_page(request: Request) -> Response:
-    """The page on which plans are made and followed; the parameters of a search let one sample it."""
+    """Return the page on which plans are made and followed; the parameters of a search let one sample it."""
     viewer, params = viewer_of(request), request.query_params.multi_items()
     log = viewer.judgements
     log.reload()

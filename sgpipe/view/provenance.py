@@ -56,7 +56,7 @@ class PairSettings:
 
 
 def _settings(identity: Any, name: str) -> Mapping[str, Any]:
-    """The settings of a stage; none where others have changed the header, as in a dataset from the hub."""
+    """Return the settings of a stage; none where others have changed the header, as in a dataset from the hub."""
     part = identity.get(name) if isinstance(identity, Mapping) else None
     return part if isinstance(part, Mapping) else {}
 
@@ -85,7 +85,7 @@ class Provenance:
             self._stated[triplet.predicate if substring else normalise_predicate(triplet.predicate)].append(number)
 
     def stating(self, relation: Relation) -> tuple[list[int], list[int]]:
-        """The statements with the relation's predicate: those about its two classes, and those about others."""
+        """Return the statements with the relation's predicate: those about its two classes, and those about others."""
         classes = [self._categories[index] for index in (relation.subject, relation.object)]
         found: tuple[list[int], list[int]] = ([], [])
         for number in self._stated.get(relation.predicate, ()):
@@ -120,7 +120,7 @@ class Provenance:
         return "The run does not say where this predicate comes from."
 
     def _captions_of(self, statements: list[int]) -> str:
-        """How many captions make these statements, as the beginning of a sentence."""
+        """Return how many captions make these statements, as the beginning of a sentence."""
         stating = len({self.statements[number]["caption"] for number in statements})
         return f"{stating} of {count(self._captions, 'caption')} {'states' if stating == 1 else 'state'}"
 
@@ -170,7 +170,8 @@ def _candidates(record: Record) -> dict[tuple[int, int], list[Values]]:
 
 
 def how_matched(phrase: str, head: str, category: str | None, substring: bool = False) -> Match:
-    """How a noun phrase with a (singular) head met a class: by its name, another form of it, its head, or a synonym.
+    """Return how a noun phrase with a (singular) head met a class: by its name, another form of it, its head, or a
+    synonym.
 
     `substring`: the run matched by substrings (`pair.match: substring`), where words do not count.
     """
@@ -191,6 +192,6 @@ def how_matched(phrase: str, head: str, category: str | None, substring: bool = 
 
 
 def _is_form(word: str, noun: str) -> bool:
-    """Whether one word is the other, or its regular plural."""
+    """Return whether one word is the other, or its regular plural."""
     short, long = sorted((word, noun), key=len)
     return long in (short, f"{short}s", f"{short}es")

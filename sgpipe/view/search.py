@@ -81,7 +81,9 @@ def _facets(index: Index, filters: Filters, limit: int) -> Facets:
 def _count(
     index: Index, variant: Filters, of_images: bool, parts: Sequence[str], filters: Filters, limit: int
 ) -> dict[str, dict[str, int]]:
-    """The most frequent values of each part among the hits of a search, which are read once, and those chosen."""
+    """Return the most frequent values of each part among the hits of a search, which are read once, and those
+    chosen.
+    """
     where = Where(variant, of_images)
     everything = not of_images and where.sql == "true"  # which was counted when the index was built
     hits = f"with hits as materialized (select hit.* from run.{_TABLE[of_images]} hit where {where.sql})"
@@ -151,9 +153,10 @@ def _triplets(index: Index, counts: Mapping[str, int], filters: Filters) -> list
 
 
 def queues(index: Index) -> list[Queue]:
-    """The queues that have hits: what the health checks of the audit found (at its default threshold), low agreement,
-    a second opinion against them, confident but rare, images without relations by reason, error rows, conflicting
-    judgements, not judged."""
+    """Return the queues that have hits: what the health checks of the audit found (at its default threshold), low
+    agreement, a second opinion against them, confident but rare, images without relations by reason, error rows,
+    conflicting judgements, not judged.
+    """
     return index.remember("queues", lambda: count_queues(index.rows, index.relations))
 
 
@@ -231,7 +234,7 @@ class Page:
 
 
 def search(index: Index, filters: Filters, after: str | None = None, limit: int = 48) -> Page:
-    """One page of hits, after a cursor of an earlier page. Raises UserError: no such cursor or queue."""
+    """Return one page of hits, after a cursor of an earlier page. Raises UserError: no such cursor or queue."""
     found = _found(index, filters, _read_cursor(after) if after else None, limit + 1)
     shown = found[:limit]
     return Page(_hits(index, filters, shown), "_".join(map(str, shown[-1][:3])) if len(found) > limit else None)
@@ -240,7 +243,8 @@ def search(index: Index, filters: Filters, after: str | None = None, limit: int 
 def neighbours(
     index: Index, filters: Filters, split: str, image_id: str, relation: tuple[int, int, str] | None = None
 ) -> tuple[Hit | None, Hit | None]:
-    """The hits before and after a relation (subject, object, predicate) of an image, or else the image's first hit.
+    """Return the hits before and after a relation (subject, object, predicate) of an image, or else the image's first
+    hit.
 
     An image without hits comes before all of them. A relation that the image has several times counts as one, from its
     first place to its last: every walk ends. Raises UserError: as `search`.
@@ -254,7 +258,8 @@ def neighbours(
 
 
 def select_relations(index: Index, filters: Filters) -> tuple[str, list[Any]]:
-    """All hits of a search as SQL for `index.rows`, with the values of its `?`; without a confidence where annotated.
+    """Return all hits of a search as SQL for `index.rows`, with the values of its `?`; without a confidence where
+    annotated.
 
     Raises UserError: the hits are images, or the queue does not exist.
     """
@@ -271,7 +276,7 @@ def select_relations(index: Index, filters: Filters) -> tuple[str, list[Any]]:
 
 
 def _order(filters: Filters) -> tuple[str, str, bool]:
-    """What hits are ordered by, as SQL; its type; and whether the largest comes first."""
+    """Return what hits are ordered by, as SQL; its type; and whether the largest comes first."""
     if filters.order == "shuffle":
         digest = hashlib.sha256(str(filters.seed).encode()).digest()
         factor = 1 + int.from_bytes(digest[:8], "big") % (LOTS - 1)
@@ -290,7 +295,9 @@ def _order(filters: Filters) -> tuple[str, str, bool]:
 def _place(
     index: Index, filters: Filters, split: str, image_id: str, relation: tuple[int, int, str] | None, last: bool = False
 ) -> Place | None:
-    """The first place of a relation in the order of a search, or its last; or else that of the image's first hit."""
+    """Return the first place of a relation in the order of a search, or its last; or else that of the image's first
+    hit.
+    """
     key, _, falling = _order(filters)
     of_images = filters.finds_images
     found = index.rows("select image from run.images where image_id = ? and split = ?", [image_id, split])
@@ -316,7 +323,7 @@ def _place(
 
 
 def _found(index: Index, filters: Filters, start: Place | None, limit: int, back: bool = False) -> list[Row]:
-    """The hits after a place, or before it, the nearest first: their places, triplets and `_OF_RELATION`."""
+    """Return the hits after a place, or before it, the nearest first: their places, triplets and `_OF_RELATION`."""
     key, kind, falling = _order(filters)
     of_images = filters.finds_images
     where = Where(filters, of_images)
@@ -384,7 +391,7 @@ def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
 
 
 def _read_cursor(text: str) -> Place:
-    """The place that a page starts after. Raises UserError: it is no cursor."""
+    """Return the place that a page starts after. Raises UserError: it is no cursor."""
     found = _CURSOR.fullmatch(text)
     try:
         if found is None:

@@ -82,7 +82,7 @@ class Access:
             return False
 
     def is_token(self, shown: str | None) -> bool:
-        """Whether this is the token, compared in constant time."""
+        """Return whether this is the token, compared in constant time."""
         return bool(shown and self.token) and hmac.compare_digest(str(shown).encode(), str(self.token).encode())
 
 
@@ -118,7 +118,9 @@ class Guard:
 
 
 def _cookie(request: Request) -> str:
-    """The name of the cookie: browsers keep cookies by host, so those of two servers would replace each other."""
+    """Return the name of the cookie: browsers keep cookies by host, so those of two servers would replace each
+    other.
+    """
     return f"sgpipe-view-{request.url.port or 80}"
 
 

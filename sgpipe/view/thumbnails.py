@@ -35,7 +35,7 @@ _AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, w
 
 
 def routes() -> list[Route]:
-    """The routes of images."""
+    """Return the routes of images."""
     return [
         Route("/thumbnail/{split}/{image_id:path}", thumbnail),
         Route("/photo/{split}/{image_id:path}", photo),
@@ -43,7 +43,7 @@ def routes() -> list[Route]:
 
 
 def thumbnail(request: Request) -> Response:
-    """An image, at most `width` pixels wide; a placeholder with the reason if it cannot be opened."""
+    """Return an image, at most `width` pixels wide; a placeholder with the reason if it cannot be opened."""
     wanted = request.query_params.get("width", "320")
     if not (wanted.isascii() and wanted.isdigit() and len(wanted) < 6):
         raise HTTPException(400, "width is not a number of pixels")
@@ -68,7 +68,7 @@ def thumbnail(request: Request) -> Response:
 
 
 def photo(request: Request) -> Response:
-    """An image in its annotated size and orientation: the file itself, if browsers show it like that."""
+    """Return an image in its annotated size and orientation: the file itself, if browsers show it like that."""
     viewer = viewer_of(request)
     row = _row(viewer, *place_of(request))
     try:
@@ -91,13 +91,13 @@ def _row(viewer: Viewer, split: str, image_id: str) -> IndexedImage:
 
 
 def _file(viewer: Viewer, row: IndexedImage) -> tuple[ImageFile, str]:
-    """The file of an image, and what messages call it."""
+    """Return the file of an image, and what messages call it."""
     embedded = read_embedded(viewer.index, row.split, row.image_id) if row.embedded and not viewer.images else None
     return image_file(viewer.index.image_roots, row, embedded, viewer.images)
 
 
 def _jpeg(file: ImageFile, name: str, row: ImageReference, width: int) -> bytes:
-    """The image as a JPEG, scaled down to at most `width` pixels. Raises ImageError: it cannot be opened."""
+    """Return the image as a JPEG, scaled down to at most `width` pixels. Raises ImageError: it cannot be opened."""
     with _AT_ONCE:
         image = decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
         image.thumbnail((width, max(1, round(width * image.height / image.width))), Image.Resampling.LANCZOS)
@@ -107,7 +107,10 @@ def _jpeg(file: ImageFile, name: str, row: ImageReference, width: int) -> bytes:
 
 
 def _shown_as(file: ImageFile, name: str, row: ImageReference) -> str | None:
-    """The media type of a file that browsers show in the annotated frame as it is; None: it must be converted."""
+    """Return the media type of a file that browsers show in the annotated frame as it is.
+
+    None: it must be converted.
+    """
     with open_header(file, name) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # which browsers would do, annotations may not
         fits = image.size == (row.width, row.height) and not turned
@@ -115,7 +118,7 @@ def _shown_as(file: ImageFile, name: str, row: ImageReference) -> str | None:
 
 
 def _placeholder(row: ImageReference, reason: str) -> Response:
-    """A grey image of the annotated shape that says why there is no other."""
+    """Return a grey image of the annotated shape that says why there is no other."""
     height = min(max(round(320 * row.height / max(row.width, 1)), 120), 640)
     texts = "".join(
         f'<tspan x="160" dy="20">{escape(line)}</tspan>' for line in textwrap.wrap(single_line(reason, 200), 36)

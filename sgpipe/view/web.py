@@ -105,7 +105,7 @@ class Freshness:
 
 
 def viewer_of(request: Request) -> Viewer:
-    """The state of the application that handles this request, the same until it is answered."""
+    """Return the state of the application that handles this request, the same until it is answered."""
     if not hasattr(request.state, "viewer"):
         request.state.viewer = request.app.state.freshness.viewer
     viewer: Viewer = request.state.viewer
@@ -118,13 +118,13 @@ def place_of(request: Request) -> tuple[str, str]:
 
 
 def freshness_of(request: Request) -> Freshness:
-    """What keeps the application up to date."""
+    """Return what keeps the application up to date."""
     freshness: Freshness = request.app.state.freshness
     return freshness
 
 
 def render(request: Request, template: str, values: Mapping[str, Any] | None = None, status: int = 200) -> HTMLResponse:
-    """A page made from `templates/TEMPLATE.html.jinja`, which extends `base.html.jinja`.
+    """Return a page made from `templates/TEMPLATE.html.jinja`, which extends `base.html.jinja`.
 
     Every value is escaped. Templates see `viewer`, `params` (the request's query parameters), the functions for
     addresses of this module, and the filters `thousands`, `count`, `isolated`, `single_line` and `json`.
@@ -135,7 +135,7 @@ def render(request: Request, template: str, values: Mapping[str, Any] | None = N
 
 
 async def posted(request: Request) -> dict[str, Any]:
-    """The JSON object in the request's body. Raises HTTPException: 400, it is none."""
+    """Return the JSON object in the request's body. Raises HTTPException: 400, it is none."""
     with suppress(ValueError, RecursionError):
         value = json.loads(await request.body())
         if isinstance(value, dict) and json.dumps(value, allow_nan=False):
@@ -144,33 +144,36 @@ async def posted(request: Request) -> dict[str, Any]:
 
 
 def gallery_url(params: Params = (), **changes: str | None) -> str:
-    """The gallery with these parameters; `changes` replace parameters of the same name, None removes them."""
+    """Return the gallery with these parameters; `changes` replace parameters of the same name, None removes them."""
     return _with_params("/", [*(pair for pair in params if pair[0] not in changes), *changes.items()])
 
 
 def judge_url(params: Params = ()) -> str:
-    """The page of sampling plans, where one of the search that the parameters hold can be made."""
+    """Return the page of sampling plans, where one of the search that the parameters hold can be made."""
     return _with_params("/judge", params)
 
 
 def image_url(split: str, image_id: str, params: Params = (), relation: str | None = None) -> str:
-    """The page of an image within the search that the parameters hold; `relation`: the chosen one, by its key."""
+    """Return the page of an image within the search that the parameters hold.
+
+    `relation`: the chosen one, by its key.
+    """
     others = [(name, value) for name, value in params if name not in ("relation", "after")]
     return _with_params(f"/image/{_path(split, image_id)}", [*others, ("relation", relation)])
 
 
 def photo_url(split: str, image_id: str) -> str:
-    """The image itself, in its annotated orientation and size."""
+    """Return the image itself, in its annotated orientation and size."""
     return f"/photo/{_path(split, image_id)}"
 
 
 def thumbnail_url(split: str, image_id: str, width: int) -> str:
-    """The image, at most `width` pixels wide; a placeholder with the reason if it cannot be opened."""
+    """Return the image, at most `width` pixels wide; a placeholder with the reason if it cannot be opened."""
     return _with_params(f"/thumbnail/{_path(split, image_id)}", [("width", str(width))])
 
 
 def relation_key(subject: int, object_: int, predicate: str) -> str:
-    """A relation of an image as one string: "0-3-riding"."""
+    """Return a relation of an image as one string: "0-3-riding"."""
     return f"{subject}-{object_}-{predicate}"
 
 

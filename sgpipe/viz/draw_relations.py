@@ -81,7 +81,7 @@ def overlap(a: Rectangle, b: Rectangle) -> float:
 
 
 def middle(box: Rectangle, height: float = 0.5) -> Point:
-    """The horizontal middle, at a share of the height."""
+    """Return the horizontal middle, at a share of the height."""
     left, top, right, bottom = box
     return ((left + right) / 2, top + height * (bottom - top))
 
@@ -112,7 +112,7 @@ def curve(subject: Rectangle, object_: Rectangle, short: float = 0.0, bend: floa
 
 
 def arrow_head(points: Sequence[Point], length: float) -> list[Point]:
-    """The triangle at the end of a curve."""
+    """Return the triangle at the end of a curve."""
     (tip_x, tip_y), (from_x, from_y) = points[-1], points[max(-5, -len(points))]
     angle = math.atan2(tip_y - from_y, tip_x - from_x)
     turned = (angle + 0.45, angle - 0.45)
@@ -127,14 +127,14 @@ def along(points: Sequence[Point], size: Point) -> list[Point]:
 
 
 def shown(relations: Iterable[Relation], threshold: float, limit: int) -> list[Relation]:
-    """The most confident relations of at least `threshold`, at most `limit`; human annotations come first."""
+    """Return the most confident relations of at least `threshold`, at most `limit`; human annotations come first."""
     least = np.float32(threshold)  # as shards store confidences, so that 0.7 is not below 0.7
     kept = [relation for relation in relations if relation.confidence is None or relation.confidence >= least]
     return sorted(kept, key=lambda r: -1.0 if r.confidence is None else -r.confidence)[:limit]
 
 
 def object_names(objects: Sequence[Box]) -> list[str]:
-    """A name for each object: its class, numbered if there are several of it."""
+    """Return a name for each object: its class, numbered if there are several of it."""
     total, seen = Counter(box.category for box in objects), Counter[str]()
     names = []
     for box in objects:
@@ -144,13 +144,13 @@ def object_names(objects: Sequence[Box]) -> list[str]:
 
 
 def drawn_objects(record: Record, relations: Sequence[Relation]) -> list[int]:
-    """The objects to draw with their names: those of the relations, or all if there are no relations."""
+    """Return the objects to draw with their names: those of the relations, or all if there are no relations."""
     ends = {end for relation in relations for end in (relation.subject, relation.object)}
     return sorted(ends) if relations else list(range(len(record.objects)))
 
 
 def colour_of(index: int) -> str:
-    """The colour of an object, by its index in the record."""
+    """Return the colour of an object, by its index in the record."""
     return COLOURS[index % len(COLOURS)]
 
 
@@ -161,7 +161,7 @@ def font(size: float) -> Font:
 
 
 def fit(text: str, letters: Font, width: float) -> str:
-    """The text on one line, shortened with an ellipsis if it is wider than `width` pixels."""
+    """Return the text on one line, shortened with an ellipsis if it is wider than `width` pixels."""
     text = single_line(text)
     if letters.getlength(text) <= width:
         return text
@@ -178,7 +178,8 @@ def fit(text: str, letters: Font, width: float) -> str:
 def draw_relations(
     image: Image.Image, record: Record, relations: Sequence[Relation], width: float, text_height: int = _TEXT
 ) -> Image.Image:
-    """The image with the objects and arrows of these relations, `width` pixels wide, or narrower if it is very tall.
+    """Return the image with the objects and arrows of these relations, `width` pixels wide, or narrower if it is very
+    tall.
 
     Other objects get a thin outline; without relations, all objects get their names. All text stays inside the image
     and overlaps as little as possible.
@@ -244,7 +245,9 @@ def draw_relations(
 
 
 def draw_marks(image: Image.Image, boxes: Sequence[Rectangle], side: int) -> Image.Image:
-    """The image, its longer side resized to `side` pixels, with a numbered outline around each box (xywh), from 1."""
+    """Return the image, its longer side resized to `side` pixels, with a numbered outline around each box (xywh), from
+    1.
+    """
     record = Record("", "", "", "", *image.size, [Box(str(number), 0, bbox) for number, bbox in enumerate(boxes, 1)])
     width = max(image.width, image.height / 1.5) * side / max(image.size)  # where `draw_relations` gives this size
     return draw_relations(image, record, [], width, _MARK)
@@ -258,7 +261,7 @@ def _corners(bbox: Rectangle, scale: float, size: Point) -> Rectangle:
 
 
 def _fit_scale(record: Record, width: float) -> float:
-    """The scale at which the image is `width` pixels wide and at most 1.5 times as high."""
+    """Return the scale at which the image is `width` pixels wide and at most 1.5 times as high."""
     return min(width / max(record.width, 1), 1.5 * width / max(record.height, 1))
 
 
@@ -280,7 +283,7 @@ def draw_card(image: Image.Image | None, record: Record, relations: Sequence[Rel
 
 
 def _listing(record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """The image id and its relations, one per line; each object has a dot of its colour."""
+    """Return the image id and its relations, one per line; each object has a dot of its colour."""
     step, margin, dot = (_TEXT + 6) * _SCALE, 8 * _SCALE, 4 * _SCALE
     canvas = Image.new("RGB", (width * _SCALE, step * (len(relations) + 1) + 2 * margin), _PAPER)
     pen, letters, right = ImageDraw.Draw(canvas), font(_TEXT * _SCALE), canvas.width - margin

@@ -63,14 +63,14 @@ class Plot:
     bottom: int = HEIGHT - _BOTTOM
 
     def inline(self) -> str:
-        """An `<svg>` element for a page, whose style sheet gives the colours."""
+        """Return an `<svg>` element for a page, whose style sheet gives the colours."""
         box, name = f"0 0 {self.width} {self.height}", escape(self.name)
         return "\n".join(
             [f'<svg class="plot" viewBox="{box}" role="img" aria-label="{name}">', *self._body(), "</svg>"]
         )
 
     def file(self) -> str:
-        """A complete SVG file with a title, colours and a legend."""
+        """Return a complete SVG file with a title, colours and a legend."""
         width, height = self.width + _LEGEND, self.height + _TITLE
         parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -133,7 +133,7 @@ def columns(name: str, values: Mapping[str, int], x_title: str, y_title: str, ev
 
 
 def curve(name: str, points: Sequence[Point], x_title: str, y_title: str, texts: Sequence[str]) -> Plot:
-    """A line over evenly spaced x values; the y axis starts at 0."""
+    """Return a line over evenly spaced x values; the y axis starts at 0."""
     x = _Scale(min(p[0] for p in points), max(p[0] for p in points), _LEFT + 8, WIDTH - _RIGHT - 8)
     y = _Scale(0, _nice(max(p[1] for p in points)), HEIGHT - _BOTTOM, _TOP)
     line = Line([(x(a), y(b)) for a, b in points], list(texts))
@@ -179,7 +179,7 @@ def unit_square(
 
 
 def short(number: float) -> str:
-    """A number in a few characters: 12 k, 5.8 M."""
+    """Return a number in a few characters: 12 k, 5.8 M."""
     for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(number) >= size:
             return f"{number / size:.3g}{letter}"
@@ -203,7 +203,7 @@ class _Scale:
 
 
 def _nice(highest: float) -> float:
-    """The next round number."""
+    """Return the next round number."""
     if highest <= 4:
         return 4
     power = 10 ** math.floor(math.log10(highest))

@@ -382,7 +382,7 @@ def _readable(
 def _predicted_pairs(
     source: AnnotationSource, config: PredictConfig, row_groups: Sequence[RowGroup], found: ScoredImages
 ) -> Iterator[EvaluationImage]:
-    """All annotated images; those that the shards lack or that cannot be read have no predictions."""
+    """Yield all annotated images; those that the shards lack or that cannot be read have no predictions."""
     annotated, seen = read_annotations(source), set[str]()
     for row, pairs in _readable(config, row_groups, found):
         _check_name(row.file_name, annotated, seen, source.files["annotations"])
@@ -395,7 +395,7 @@ def _predicted_pairs(
 
 
 def _predicted_graphs(given: ModelRun, config: PredictConfig, found: ScoredImages) -> Iterator[GraphImage]:
-    """The annotated images that have predictions."""
+    """Yield the annotated images that have predictions."""
     if given.annotations is not None:
         annotated = read_graphs(given.annotations)
     else:

@@ -42,7 +42,7 @@ VG150_CLASSES = GraphClasses(150, VG150_PREDICATES)
 def read_graph_files(
     annotations: Path, predictions: Path, classes: GraphClasses, found: ScoredImages
 ) -> Iterator[GraphImage]:
-    """The annotated images that have predictions, in the order of the predictions.
+    """Yield the annotated images that have predictions, in the order of the predictions.
 
     Args:
         found: filled with counts and notes.
@@ -78,7 +78,7 @@ class _Numbers(NamedTuple):
 
 
 def _listed(classes: GraphClasses, content: Any) -> _Numbers:
-    """The numbers of predictions with a class list. Raises FieldError: a class is not one of the dataset."""
+    """Return the numbers of predictions with a class list. Raises FieldError: a class is not one of the dataset."""
     listed = listed_schema(content).classes
     objects = classes.objects or listed.objects  # the names of VG150's object classes are not known here
     unknown = [each for each in listed.relations if each not in classes.predicates]
@@ -111,7 +111,7 @@ def _prediction(item: Mapping[str, Any], numbers: _Numbers, num_predicates: int)
 
 
 def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
-    """The annotated scene graphs by image id.
+    """Return the annotated scene graphs by image id.
 
     Raises UserError: the file is missing, invalid or empty, or an image occurs twice.
     """

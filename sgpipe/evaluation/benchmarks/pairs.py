@@ -51,7 +51,7 @@ OTHER_CLASS = (
 def read_pairs(
     source: AnnotationSource, predictions: Path, forms: Mapping[str, HoiaSchema], found: ScoredImages
 ) -> Iterator[EvaluationImage]:
-    """All annotated images in the order of the annotations, with the predictions of a file.
+    """Yield all annotated images in the order of the annotations, with the predictions of a file.
 
     Args:
         forms: as for `read_triplets`, of one key. found: filled with counts and notes.
@@ -104,7 +104,7 @@ class Triplets(NamedTuple):
     object_box: Array
 
     def pairs(self, classes: DatasetClasses) -> PredictedPairs:
-        """One row for each pair. A repeated triplet counts once, with its best score.
+        """Return one row for each pair. A repeated triplet counts once, with its best score.
 
         Raises FieldError: a name is not a class.
         """
@@ -139,7 +139,7 @@ def no_pairs(classes: DatasetClasses) -> PredictedPairs:
 def read_triplets(
     path: Location, forms: Mapping[str, HoiaSchema], notes: list[str], *, predicates: bool = True
 ) -> Iterator[tuple[str, Triplets | None]]:
-    """The file name of each image and its triplets; None for an image that could not be read.
+    """Yield the file name of each image and its triplets; None for an image that could not be read.
 
     Args:
         path: a HOIA file, or one of `sgpipe predict --out FILE.parquet`.
@@ -264,7 +264,7 @@ def _batch_triplets(path: Path, batch: pa.RecordBatch) -> Iterator[tuple[str, Tr
 
 
 def listed_schema(content: Any) -> HoiaSchema:
-    """The class list of a file of predictions. Raises FieldError: it has another form."""
+    """Return the class list of a file of predictions. Raises FieldError: it has another form."""
     try:
         return HoiaSchema.of_class_list(content["objects"], content["relations"])
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -276,7 +276,7 @@ def listed_schema(content: Any) -> HoiaSchema:
 def read_annotations(
     source: AnnotationSource, key: Literal["file_name", "image_id"] = "file_name"
 ) -> dict[str, ImageGroundTruth]:
-    """The annotations by file name or id of the image.
+    """Return the annotations by file name or id of the image.
 
     Raises UserError: an image cannot be used or occurs twice, or there are no images.
     """
@@ -304,7 +304,7 @@ def read_annotations(
 
 
 def data_classes(root: Path) -> DatasetClasses:
-    """All classes of a run: its closed lists, then other names that occur, the most frequent first.
+    """Return all classes of a run: its closed lists, then other names that occur, the most frequent first.
 
     Raises UserError: the folder is not a run, or has neither.
     """
@@ -321,7 +321,7 @@ def data_classes(root: Path) -> DatasetClasses:
 
 
 def hoia_schema_of(classes: DatasetClasses) -> HoiaSchema:
-    """The official numbers of HICO-DET's and Open Images' classes; other classes count from 1."""
+    """Return the official numbers of HICO-DET's and Open Images' classes; other classes count from 1."""
     for official in (HICO, OPEN_IMAGES):
         if official.classes == classes:
             return official
@@ -334,7 +334,7 @@ _COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "obj
 def shard_annotations(
     root: Path, classes: DatasetClasses, split: str | None = None, *, persons_only: bool
 ) -> AnnotationSource:
-    """The images of a run without error rows, to be read by `read_annotations`.
+    """Return the images of a run without error rows, to be read by `read_annotations`.
 
     Args:
         persons_only: leave out relations whose subject is not a person, which HICO-DET does not have.

@@ -72,7 +72,7 @@ class Graphs:
 def iter_graphs(
     root: Location, classes: Vocabulary, predicates: Vocabulary, source: Source, calibration: Calibration | None = None
 ) -> Iterator[Graphs]:
-    """The shards of a run, one at a time.
+    """Yield the shards of a run, one at a time.
 
     Args:
         source: the relations; every candidate pair with each of its predicates and confidence 1; or the relations that
@@ -88,7 +88,7 @@ def iter_graphs(
 
 
 def class_names(root: Location) -> set[str]:
-    """The class names of all objects. Raises UserError: as `iter_graphs`."""
+    """Return the class names of all objects. Raises UserError: as `iter_graphs`."""
     names: set[str] = set()
     for table in iter_tables(root, ("objects.list.element.category",)):
         names.update(pc.unique(pc.struct_field(_flat(table["objects"]), "category")).to_pylist())
@@ -149,7 +149,7 @@ def _names(table: pa.Table) -> list[ImageName]:
 
 
 def image_base_name(file_name: str) -> str:
-    """The file name without folder, extension, and the prefix that COCO 2014 puts before the number."""
+    """Return the file name without folder, extension, and the prefix that COCO 2014 puts before the number."""
     return _COCO_PREFIX.sub("", PurePosixPath(file_name).stem)
 
 
@@ -186,7 +186,7 @@ def _lengths(column: pa.Array | pa.ChunkedArray) -> Array:
 
 
 def _numbers(column: pa.Array | pa.ChunkedArray, kind: Any) -> Array:
-    """A writable copy."""
+    """Return a writable copy."""
     return np.array(column, dtype=kind)
 
 
@@ -266,7 +266,7 @@ def _look_up(table: Array, keys: Array) -> tuple[Array, Array]:
 
 
 def _ranges(starts: Array, ends: Array) -> Array:
-    """The numbers of all ranges, each from its start up to but not including its end."""
+    """Return the numbers of all ranges, each from its start up to but not including its end."""
     counts = ends - starts
     return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
 

@@ -113,7 +113,7 @@ class LabelQuality:
     compared: Array
 
     def resampled(self, counts: Array) -> LabelQuality:
-        """The quality in a dataset in which each of the `compared` images occurs `counts[image]` times."""
+        """Return the quality in a dataset in which each of the `compared` images occurs `counts[image]` times."""
         occurrences = np.zeros(len(self.images), dtype=int)
         occurrences[self.compared] = counts
         relations = self.relations[np.repeat(np.arange(len(self.relations)), occurrences[self.relations.image])]
@@ -239,7 +239,9 @@ def _images_to_compare(graphs: Graphs, truth: GroundTruthIndex, seen: Array, cou
 
 
 def _distinct(graphs: Graphs, rows: Array) -> Array:
-    """The rows without repeated relations; of those with the same ends and predicate, the most confident remains."""
+    """Return the rows without repeated relations; of those with the same ends and predicate, the most confident
+    remains.
+    """
     keys = (graphs.predicate[rows], graphs.object[rows], graphs.subject[rows])
     rows = rows[np.lexsort((-graphs.confidence[rows], *keys))]
     statements = np.stack((graphs.subject[rows], graphs.object[rows], graphs.predicate[rows]), axis=1)
@@ -247,7 +249,7 @@ def _distinct(graphs: Graphs, rows: Array) -> Array:
 
 
 def _measures(relations: Relations, required: Targets, names: Sequence[str], threshold: float) -> dict[str, Any]:
-    """What a `LabelQuality` says of relations and targets, and these themselves."""
+    """Return what a `LabelQuality` says of relations and targets, and these themselves."""
     targets = np.bincount(required.predicate, minlength=len(names))
     rows = _by_predicate(relations, targets, names, threshold)
     total, kept = len(required.predicate), relations.above(threshold)
@@ -274,7 +276,7 @@ def _measures(relations: Relations, required: Targets, names: Sequence[str], thr
 def _by_predicate(
     relations: Relations, targets: Array, names: Sequence[str], threshold: float
 ) -> tuple[PredicateQuality, ...]:
-    """Every predicate that is predicted or has targets, the one with the most targets first."""
+    """Return every predicate that is predicted or has targets, the one with the most targets first."""
     bands = frequency_bands(targets)
     by_predicate = relations[np.argsort(relations.predicate, kind="stable")]
     ends = np.searchsorted(by_predicate.predicate, np.arange(len(names) + 1))
@@ -303,7 +305,7 @@ NOTES = {  # by the count they report: what is counted, and what became of it
 
 
 def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
-    """The full report; `settings` are added to those in the JSON."""
+    """Return the full report; `settings` are added to those in the JSON."""
     tables: dict[str, Rows] = {
         "by threshold": [{"threshold": f"{level:g}", **_row(own)} for level, own in result.curve.items()],
         "by frequency": [

@@ -41,7 +41,7 @@ class Relations:
         return Relations(*(column[rows] for column in vars(self).values()))
 
     def above(self, threshold: float) -> Relations:
-        """Those with at least this confidence, compared in float32, the type of shards."""
+        """Return those with at least this confidence, compared in float32, the type of shards."""
         return self[self.confidence >= np.float32(threshold)]
 
 
@@ -111,7 +111,7 @@ def area(recall: Array, precision: Array, targets: int) -> float:
 
 
 def frequency_bands(targets: Array) -> list[FrequencyBand | None]:
-    """The band of each predicate by its number of targets `[predicates]`; None without any.
+    """Return the band of each predicate by its number of targets `[predicates]`; None without any.
 
     The most frequent predicates with 80% of all targets are the head, those up to 95% the body, the others the
     tail. A predicate belongs to the band in which its first target falls. Ties keep their order.

@@ -53,7 +53,7 @@ class Vocabulary:
 
 
 def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabulary:
-    """A vocabulary of predicates in which each key of the table and its texts share a number.
+    """Return a vocabulary of predicates in which each key of the table and its texts share a number.
 
     Raises UserError: a text belongs to two predicates.
     """

@@ -142,11 +142,13 @@ class ImagePreparation:
     resample: Image.Resampling = Image.Resampling.BICUBIC
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """An RGB image of any size as float32 [3, size, size]."""
+        """Return an RGB image of any size as float32 [3, size, size]."""
         return self.normalise(self.resize(image))
 
     def resize(self, image: Image.Image) -> Tensor:
-        """The pixels of an RGB image of any size, uint8 [size, size, 3]: a quarter of the bytes to copy to a GPU."""
+        """Return the pixels of an RGB image of any size, uint8 [size, size, 3]: a quarter of the bytes to copy to a
+        GPU.
+        """
         return torch.from_numpy(np.array(image.resize((self.size, self.size), self.resample)))
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ class Blip:
         return self.model.config.text_config
 
     def to_device(self, images: Sequence[Tensor]) -> Tensor:
-        """Images as by `prepare`, or only resized, on the model's device as float32 [images, 3, size, size]."""
+        """Return images as by `prepare`, or only resized, on the model's device as float32 [images, 3, size, size]."""
         pixels = torch.stack([each.to(self.model.device, non_blocking=True) for each in images])
         return self.prepare.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
 
@@ -189,11 +191,11 @@ class Blip:
         ).last_hidden_state
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The decoder's first tokens: [DEC], then the prompt."""
+        """Return the decoder's first tokens: [DEC], then the prompt."""
         return [self.text_config.bos_token_id, *self.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
 
     def text(self, ids: list[int]) -> str:
-        """The text of generated tokens, without special tokens and with single spaces."""
+        """Return the text of generated tokens, without special tokens and with single spaces."""
         known = [token for token in ids if token < len(self.tokenizer)]
         words = str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=True))
         # A word piece that continues the last word of the prompt keeps its "##" when decoded without that word.
@@ -307,7 +309,9 @@ class BlipDecoder:
 
     @torch.no_grad()  # not inference_mode, in which PyTorch 2.13's inductor cannot compile the step
     def start(self, image_states: Tensor, capacity: int) -> DecoderState:
-        """An empty cache with room for `capacity` tokens, given image states [images, 1 + patches, vision width]."""
+        """Return an empty cache with room for `capacity` tokens, given image states [images, 1 + patches, vision
+        width].
+        """
         image_keys, image_values = zip(*(layer.project_image(image_states) for layer in self.layers), strict=True)
         images, heads, _, width = image_keys[0].shape
         empty = image_states.new_empty(images, heads, capacity, width)
@@ -378,7 +382,7 @@ class _Layer:
 
 
 def _joined(*linears: torch.nn.Linear) -> tuple[Tensor, Tensor]:
-    """The concatenated weights and biases of several projections of the same states."""
+    """Return the concatenated weights and biases of several projections of the same states."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     return weight, torch.cat([linear.bias.detach() for linear in linears])
 
@@ -387,7 +391,7 @@ def _joined(*linears: torch.nn.Linear) -> tuple[Tensor, Tensor]:
 def sample_captions(
     decoder: BlipDecoder, image_states: Tensor, prompt: list[int], keys: list[int], sampling: CaptionConfig
 ) -> list[list[list[int]]]:
-    """The tokens after `prompt` of each sample of each image, without the end token.
+    """Return the tokens after `prompt` of each sample of each image, without the end token.
 
     Args:
         image_states: [images, 1 + patches, vision width].
@@ -444,7 +448,9 @@ def sample_captions(
 def beam_captions(
     model: BlipForConditionalGeneration, image_states: Tensor, prompt: list[int], config: CaptionConfig
 ) -> list[list[list[int]]]:
-    """The same of the best caption of each image, as of one sample, by transformers' beam search (1 beam: greedy)."""
+    """Return the same of the best caption of each image, as of one sample, by transformers' beam search (1 beam:
+    greedy).
+    """
     text_config: Any = model.config.text_config
     end = text_config.sep_token_id
     sequences = model.text_decoder.generate(

@@ -36,7 +36,7 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
 
 @lru_cache
 def _philox_constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """The factors of a round, and what it adds to the key."""
+    """Return the factors of a round, and what it adds to the key."""
     return torch.tensor([0xD2511F53, 0xCD9E8D57], device=device), torch.tensor([0x9E3779B9, 0xBB67AE85], device=device)
 
 
@@ -49,7 +49,7 @@ def gumbel(keys: Tensor, samples: Tensor, step: int, tokens: Tensor) -> Tensor:
 
 
 def process(scores: Tensor, tokens: Tensor, sampling: CaptionConfig, end: int | None = None) -> Tensor:
-    """The scores [rows, vocabulary] from which a nucleus is taken; -inf for tokens that cannot follow.
+    """Return the scores [rows, vocabulary] from which a nucleus is taken; -inf for tokens that cannot follow.
 
     Applies in this order, as transformers does: repetition penalty (Keskar et al., 2019, as CTRL's code), minimum
     length, temperature, top_k. Tokens that tie with the last of the top_k stay.
@@ -72,7 +72,7 @@ def process(scores: Tensor, tokens: Tensor, sampling: CaptionConfig, end: int | 
 
 
 def nucleus(scores: Tensor, top_p: float, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The smallest set of most likely tokens that reaches `top_p`, of scores `[rows, vocabulary]`.
+    """Return the smallest set of most likely tokens that reaches `top_p`, of scores `[rows, vocabulary]`.
 
     Equally likely tokens at the edge are taken in the order of their ids.
 

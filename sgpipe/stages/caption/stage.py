@@ -90,7 +90,9 @@ class CaptionStage(Stage):
         return records
 
     def _inputs(self, records: Sequence[Record], open_: deque[tuple[Record, Region]]) -> Iterator[CaptionInput]:
-        """Every region to caption, noted in `open_`; images are opened on demand, unreadable ones become error rows."""
+        """Yield every region to caption, noted in `open_`; images are opened on demand, unreadable ones become error
+        rows.
+        """
         with ImageFeed(self.roots, records, lambda *opened: opened, self.threads, self.config.batch_size) as images:
             for record in records:
                 if not record.ok:
@@ -141,7 +143,7 @@ def noise_key(seed: int, record: Record, scope: str, boxes: Sequence[int] = ()) 
 
 
 def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> tuple[list[Region], int]:
-    """The regions of each scope, ordered by box index, without crowd boxes; and how many more there are.
+    """Return the regions of each scope, ordered by box index, without crowd boxes; and how many more there are.
 
     Scope "box" has the `max_crops` largest boxes. Scope "pair" has at most `max_crops` unordered pairs of the 1,000
     largest boxes: overlapping pairs by size of the overlap, then the nearest pairs, then by `Box.rank`. The region of a
@@ -177,7 +179,7 @@ def _pairs(record: Record, single: Sequence[int], most: int) -> list[tuple[int, 
 
 
 def _window(record: Record, boxes: Sequence[int]) -> Window:
-    """The whole pixels covered by the boxes, clipped to the image; at least one pixel."""
+    """Return the whole pixels covered by the boxes, clipped to the image; at least one pixel."""
     bounds = [record.objects[index].bbox for index in boxes]
     left = min(max(math.floor(min(x for x, _, _, _ in bounds)), 0), record.width - 1)
     top = min(max(math.floor(min(y for _, y, _, _ in bounds)), 0), record.height - 1)

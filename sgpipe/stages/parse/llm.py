@@ -88,7 +88,7 @@ class LlmParser(Parser):
         self._endpoint.check(_request("a dog on a sofa"))
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
-        """The triplets of each caption, in the order of the model, with `caption` 0. No mentions.
+        """Return the triplets of each caption, in the order of the model, with `caption` 0. No mentions.
 
         Raises UserError, EngineError: see `ChatEndpoint`.
         """
@@ -102,7 +102,7 @@ class LlmParser(Parser):
         return parsed
 
     def _graphs(self, captions: list[str]) -> dict[int, list[Texts]]:
-        """The graphs by number of the caption, as far as the model writes some."""
+        """Return the graphs by number of the caption, as far as the model writes some."""
         graphs: dict[int, list[Texts]] = {}
         spoken = [number for number, caption in enumerate(captions) if clean(caption)]
         answers = self._endpoint.ask_all(_request(captions[number]) for number in spoken)
@@ -126,6 +126,6 @@ def _check(text: str) -> str | None:
 
 
 def _read(text: str) -> list[Texts] | None:
-    """The graph of an answer, or None if it is none."""
+    """Return the graph of an answer, or None if it is none."""
     graph = read_relations(text)
     return graph if graph is not None and all(isinstance(each, str) for texts in graph for each in texts) else None

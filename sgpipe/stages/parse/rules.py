@@ -79,7 +79,7 @@ def load_model(name: str | None = None) -> Language:
 
 
 def analyse(model: Language, captions: Iterable[str], batch_size: int) -> Iterator[tuple[list[Token], Doc]]:
-    """The tokens of each caption, with a full stop at its end, and their tags and dependencies."""
+    """Return the tokens of each caption, with a full stop at its end, and their tags and dependencies."""
     from spacy.tokens import Doc
 
     sentences = [[*tokenise(caption), _FULL_STOP] for caption in captions]
@@ -94,14 +94,14 @@ class Parser:
     """Turns captions into triplets. The triplets of a caption do not depend on the captions parsed with it."""
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
-        """The triplets of each caption, in word order, and the things that it names, with `caption` 0.
+        """Return the triplets of each caption, in word order, and the things that it names, with `caption` 0.
 
         Nothing is said to be named unless `parse.attributes` is set.
         """
         raise NotImplementedError
 
     def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
-        """The triplets of each caption; `Triplet.caption` means nothing here, and the caller sets it."""
+        """Return the triplets of each caption; `Triplet.caption` means nothing here, and the caller sets it."""
         return [triplets for triplets, _ in self.read(captions)]
 
 
@@ -120,7 +120,7 @@ class RuleParser(Parser):
 
 
 def triplets(tree: Tree) -> list[Triplet]:
-    """The triplets of a dependency tree, with `caption` 0. The tree is repaired in place."""
+    """Return the triplets of a dependency tree, with `caption` 0. The tree is repaired in place."""
     repair(tree)
     return [
         Triplet(
@@ -137,7 +137,7 @@ def triplets(tree: Tree) -> list[Triplet]:
 
 
 def nouns(tree: Tree) -> list[tuple[str, str]]:
-    """The names of the things in a caption, in word order, and their heads. The tree is repaired in place."""
+    """Return the names of the things in a caption, in word order, and their heads. The tree is repaired in place."""
     repair(tree)
     found = []
     for index in range(len(tree)):
@@ -158,7 +158,7 @@ _ATTRIBUTES = frozenset({"JJ", "JJR", "JJS", "CD", "DT", "PRP$"})
 
 
 def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
-    """The triplets of a caption, with `caption` 0: without repetition, attributes ("is") and empty parts.
+    """Return the triplets of a caption, with `caption` 0: without repetition, attributes ("is") and empty parts.
 
     Names that the caption contains lose their attributes, as with the rules; others stay as they are, without
     articles. The predicate is spelled as in the caption, if it occurs there in any inflection.
@@ -180,7 +180,9 @@ def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
 
 
 def predicate_words(text: str) -> list[str]:
-    """The words of a predicate in lower case, without forms of "be"; if nothing else is left, it is an attribute."""
+    """Return the words of a predicate in lower case, without forms of "be"; if nothing else is left, it is an
+    attribute.
+    """
     return list(dropwhile(BE.__contains__, _words(text)))
 
 
@@ -189,7 +191,7 @@ def _words(text: str) -> list[str]:
 
 
 def _name(tree: Tree, text: str) -> tuple[str, str]:
-    """The name of a thing, and its head in the singular; empty if there are no words."""
+    """Return the name of a thing, and its head in the singular; empty if there are no words."""
     words = _words(text)
     while len(words) > 1 and (words[0] in _ARTICLES or words[0].isdigit()):
         words = words[1:]
@@ -207,7 +209,7 @@ def _name(tree: Tree, text: str) -> tuple[str, str]:
 
 
 def _name_there(tree: Tree, inside: range) -> tuple[str, str]:
-    """The name and the head of a thing that these tokens stand for, of which some may be attributes."""
+    """Return the name and the head of a thing that these tokens stand for, of which some may be attributes."""
     tops = [
         index
         for index in inside
@@ -225,7 +227,7 @@ def _name_there(tree: Tree, inside: range) -> tuple[str, str]:
 
 
 def _predicate(tree: Tree, words: list[str]) -> tuple[str, str]:
-    """The predicate as the caption has it, and its lemma."""
+    """Return the predicate as the caption has it, and its lemma."""
     lemmas = _lemmas(words)
     places = [(index, word) for index, text in enumerate(tree.texts) for word in text.split()]
     for start in range(len(places) - len(words) + 1):

@@ -56,7 +56,7 @@ class Seq2SeqParser(Parser):
         )
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
-        """The triplets of each caption, in the order of the model, with `caption` 0. No mentions."""
+        """Return the triplets of each caption, in the order of the model, with `caption` 0. No mentions."""
         captions = list(captions)
         trees = (Tree.of(doc, tokens) for tokens, doc in analyse(self._nlp, captions, self._batch_size))
         return [
@@ -64,7 +64,7 @@ class Seq2SeqParser(Parser):
         ]
 
     def _graphs(self, captions: list[str]) -> list[str]:
-        """What the model writes of each caption."""
+        """Return what the model writes of each caption."""
         rows = [self._tokenizer(PREFIX + clean(caption))["input_ids"] for caption in captions]
         size = _GPU_GROUP if self._device.type == "cuda" else 1
         graphs: dict[int, str] = {}
@@ -102,6 +102,6 @@ def check_seq2seq(config: ParseConfig) -> str:
 
 
 def read_graph(text: str) -> list[Texts]:
-    """The triplets that a model has written; what is not a triplet is left out, and the rest stays."""
+    """Return the triplets that a model has written; what is not a triplet is left out, and the rest stays."""
     pieces = ([part.strip() for part in piece.split(",")] for piece in _PIECE.findall(text))
     return [(piece[0], piece[1], piece[2]) for piece in pieces if len(piece) == 3 and all(piece)]

@@ -21,7 +21,7 @@ _TEXTS = ("subject", "predicate", "object", "subject_head", "object_head", "pred
 
 
 def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) -> Parser:
-    """The parser of a recipe, without a cache. Modules of other parsers are not imported.
+    """Return the parser of a recipe, without a cache. Modules of other parsers are not imported.
 
     `cache_folder`: where a served model's answers are kept; None: nowhere.
 
@@ -43,7 +43,9 @@ def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) ->
 
 
 def parser_identity(config: ParseConfig) -> Any:
-    """What decides the triplets, besides the settings: the version of the spaCy model, the hash of the weights."""
+    """Return what decides the triplets, besides the settings: the version of the spaCy model, the hash of the
+    weights.
+    """
     if config.parser in ("seq2seq", "llm"):  # spaCy finds the heads of what the model names
         model = config.model if config.parser == "llm" else model_sha256(config.model)
         return {config.parser: model, "spacy": model_version()}
@@ -80,7 +82,7 @@ class CaptionParser(Parser):
 
 
 def _numbered(triplets: list[Triplet], mentions: list[Mention], caption: int) -> Parsed:
-    """The triplets and mentions of a caption with this number."""
+    """Return the triplets and mentions of a caption with this number."""
     named = [Mention(phrase, head, attributes, caption) for phrase, head, attributes, _ in mentions]
     return [replace(each, caption=caption) for each in triplets], named
 

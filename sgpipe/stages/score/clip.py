@@ -77,7 +77,7 @@ class ClipScorer:
         return [relation_text(subject, relation.predicate, object_), *contrast_texts(objects, relation)]
 
     def _probability(self, seen: Tensor, texts: Sequence[str]) -> float:
-        """How probable the first text is; `seen`: the embedding of a crop. Raises UserError: it is NaN."""
+        """Return how probable the first text is; `seen`: the embedding of a crop. Raises UserError: it is NaN."""
         logits = self.clip.scale * (self._embed(texts) @ seen).double()
         share = float((logits[0] - logits[1:].logsumexp(0) + math.log(len(texts) - 1)).sigmoid())
         if share != share:
@@ -86,7 +86,7 @@ class ClipScorer:
 
 
 def split_name(model: str) -> tuple[str, str | None]:
-    """The name and the weights of "NAME:WEIGHTS"; a folder or a hub id has no weights."""
+    """Return the name and the weights of "NAME:WEIGHTS"; a folder or a hub id has no weights."""
     name, found, weights = model.partition(":")
     return (name, weights) if found and name != "hf-hub" and "/" not in name else (model, None)
 
@@ -106,7 +106,7 @@ def text_embeddings(clip: ClipModel) -> Callable[[Sequence[str]], Tensor]:
 
 
 def load_clip(model: str, weights: str | None, device: torch.device) -> ClipModel:
-    """A CLIP model.
+    """Return a CLIP model.
 
     `model`: a folder with config.json (transformers), or else open_clip_config.json (open_clip), and weights; a hub id,
     which is transformers' unless it begins with hf-hub:; or a name that open_clip knows, with its `weights`: a file or

@@ -59,13 +59,13 @@ SYMMETRIC = frozenset(
 
 
 def relation_text(subject: Box, predicate: str, object_: Box) -> str:
-    """The text "a SUBJECT PREDICATE an OBJECT"; without the object if there is none."""
+    """Return the text "a SUBJECT PREDICATE an OBJECT"; without the object if there is none."""
     last = "" if object_.is_nothing else f" {with_article(object_.category)}"
     return f"{with_article(subject.category)} {predicate}{last}"
 
 
 def with_article(name: str) -> str:
-    """The name of a class with "a" or "an"."""
+    """Return the name of a class with "a" or "an"."""
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
@@ -75,7 +75,7 @@ def is_directed(subject: Box, object_: Box) -> bool:
 
 
 def contrast_texts(objects: Sequence[Box], relation: Relation) -> list[str]:
-    """What else the two boxes may show: both things, unrelated, and the relation with swapped roles."""
+    """Return what else the two boxes may show: both things, unrelated, and the relation with swapped roles."""
     subject, object_ = objects[relation.subject], objects[relation.object]
     if object_.is_nothing:
         return [with_article(subject.category)]
@@ -93,7 +93,10 @@ Corners = tuple[float, float, float, float]  # pixel xyxy
 
 
 def marked_crop(image: Image.Image, objects: Sequence[Box], relation: Relation, side: int) -> Image.Image | None:
-    """A square of `side` pixels around both boxes, with their outlines; None if a box has no area in the image."""
+    """Return a square of `side` pixels around both boxes, with their outlines.
+
+    None if a box has no area in the image.
+    """
     if (boxes := visible_boxes(image, objects, relation)) is None:
         return None
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
@@ -110,7 +113,7 @@ def marked_crop(image: Image.Image, objects: Sequence[Box], relation: Relation, 
 
 
 def marked_image(image: Image.Image, objects: Sequence[Box], relation: Relation, longest: int) -> Image.Image | None:
-    """The whole image, reduced to at most `longest` pixels, with both outlines; None as `marked_crop`."""
+    """Return the whole image, reduced to at most `longest` pixels, with both outlines; None as `marked_crop`."""
     if (boxes := visible_boxes(image, objects, relation)) is None:
         return None
     scale = min(longest / max(image.size), 1.0)
@@ -121,7 +124,7 @@ def marked_image(image: Image.Image, objects: Sequence[Box], relation: Relation,
 
 
 def visible_boxes(image: Image.Image, objects: Sequence[Box], relation: Relation) -> list[Corners] | None:
-    """The subject's box and the object's, if there is one, within the image; None if one has no area there."""
+    """Return the subject's box and the object's, if there is one, within the image; None if one has no area there."""
     ends = [objects[index] for index in (relation.subject, relation.object)]
     corners = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in ends if not box.is_nothing)]
     most = tuple(map(float, image.size))

@@ -70,7 +70,7 @@ class VlmScorer:
         return found
 
     def _ask(self, image: Image.Image, questions: Sequence[str]) -> Score:
-        """The mean over the questions."""
+        """Return the mean over the questions."""
         try:
             return mean_of_orders(self._share_of_yes(image, question) for question in questions)
         except MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
@@ -91,7 +91,7 @@ class VlmScorer:
 
 
 def _answer_tokens(tokenizer: Any, model: str) -> tuple[Tensor, Tensor]:
-    """The first tokens of the answers "yes" and "no", in any spelling.
+    """Return the first tokens of the answers "yes" and "no", in any spelling.
 
     Raises UserError: the tokenizer does not tell them apart.
     """
@@ -152,7 +152,7 @@ def _share(answer: Answer | Refusal) -> Score:
 
 
 def ask_about(objects: Sequence[Box], relation: Relation) -> tuple[str, ...]:
-    """The question with the answers in both orders."""
+    """Return the question with the answers in both orders."""
     subject, object_ = objects[relation.subject], objects[relation.object]
     last = "" if object_.is_nothing else f" the {object_.category} (blue box)"
     question = f"Is the {subject.category} (red box) {relation.predicate}{last}?"
@@ -160,7 +160,7 @@ def ask_about(objects: Sequence[Box], relation: Relation) -> tuple[str, ...]:
 
 
 def mean_of_orders(shares: Iterable[Score]) -> Score:
-    """The mean of the probabilities of all orders, or the first reason why there is none."""
+    """Return the mean of the probabilities of all orders, or the first reason why there is none."""
     numbers: list[float] = []
     for share in shares:
         if isinstance(share, Refusal):
@@ -170,7 +170,9 @@ def mean_of_orders(shares: Iterable[Score]) -> Score:
 
 
 def share_of_yes(tokens: Mapping[str, float]) -> Score:
-    """The probability of "yes" among "yes" and "no". `tokens`: the probabilities of the likeliest first tokens."""
+    """Return the probability of "yes" among "yes" and "no". `tokens`: the probabilities of the likeliest first
+    tokens.
+    """
     mass = {"yes": 0.0, "no": 0.0}
     for token, probability in tokens.items():
         word = token.strip(' \n\t"*.,!▁Ġ').lower()

@@ -79,12 +79,12 @@ class AssumedStage(Stage):
 
 
 def candidates(pairs: list[Pair], confidence: float | None, origin: RelationOrigin) -> list[Relation]:
-    """Every pair with each of its predicates."""
+    """Return every pair with each of its predicates."""
     return [Relation(pair.subject, pair.object, text, confidence, origin) for pair in pairs for text in pair.predicates]
 
 
 def overlapping_pairs(record: Record) -> list[Pair]:
-    """The candidate pairs whose boxes share some area; boxes that only touch, or have no area, do not."""
+    """Return the candidate pairs whose boxes share some area; boxes that only touch, or have no area, do not."""
     if not record.pairs:
         return []
     boxes = np.array([box.bbox for box in record.objects], np.float64)

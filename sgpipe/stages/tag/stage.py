@@ -191,7 +191,7 @@ class TagStage(Stage):
         self.object_names = sorted(set(texts.values()))  # their order decides the last bits of scores
 
     def with_classes(self, object_names: Sequence[str]) -> TagStage:
-        """The same stage, with the same loaded tagger, for boxes of other classes."""
+        """Return the same stage, with the same loaded tagger, for boxes of other classes."""
         other = copy(self)
         other._set_texts({name: text_to_read(name, self.tagger.tokenizer) for name in object_names})
         return other
@@ -258,7 +258,7 @@ class TagStage(Stage):
         return records
 
     def _choose(self, records: Sequence[Record]) -> list[Chosen]:
-        """The records to score, and with what; those of equal batch key in sequence if they go together."""
+        """Return the records to score, and with what; those of equal batch key in sequence if they go together."""
         chosen = []
         for record in (record for record in records if record.ok):
             batches = self._batches(record)
@@ -272,7 +272,7 @@ class TagStage(Stage):
         return sorted(chosen, key=self._batch_key) if self.memory.batch_size > 1 else chosen
 
     def _classes(self, record: Record) -> list[str]:
-        """The class names that the network reads with this image, sorted. They depend on no other image."""
+        """Return the class names that the network reads with this image, sorted. They depend on no other image."""
         own = {self.texts[box.category] for box in record.objects}
         if self.config.vocabulary == "dataset":
             return self.object_names if own.issubset(self.object_names) else sorted(own.union(self.object_names))
@@ -286,7 +286,7 @@ class TagStage(Stage):
         return self._size(each.record), len(each.classes)
 
     def _size(self, record: Record) -> tuple[int, int]:
-        """The (width, height) that the network reads."""
+        """Return the (width, height) that the network reads."""
         return resized(record.width, record.height, self.config.short_side, self.config.long_side)
 
     def _inputs(self, chosen: Iterable[Chosen], images: ImageFeed[Tensor]) -> Iterator[list[TaggerInput]]:
@@ -308,7 +308,9 @@ class TagStage(Stage):
                     yield inputs
 
     def _network_input(self, image: Image.Image, file: ImageFile) -> Tensor:
-        """What is copied to the device: for a GPU bytes, which it enlarges and normalises, else normalised pixels."""
+        """Return what is copied to the device: for a GPU bytes, which it enlarges and normalises, else normalised
+        pixels.
+        """
         sides = (self.config.short_side, self.config.long_side)
         if self.device.type == "cpu":
             return to_pixel_values(image, *sides)
@@ -367,7 +369,9 @@ class TagStage(Stage):
         return scores
 
     def _relations(self, given: TaggerInput, scores: Sequence[Tensor]) -> list[Relation]:
-        """Every pair and predicate with a score strictly above the threshold, ordered by group, pair and predicate."""
+        """Return every pair and predicate with a score strictly above the threshold, ordered by group, pair and
+        predicate.
+        """
         relations: list[Relation] = []
         for batch, of_batch in zip(given.batches, scores, strict=True):
             if not bool(of_batch.isfinite().all()):  # a threshold would silently drop NaN
@@ -388,7 +392,7 @@ class TagStage(Stage):
 
 
 def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]]) -> GivenPairs:
-    """The boxes `[objects, 4]` and labels `[objects]` of pairs of indices."""
+    """Return the boxes `[objects, 4]` and labels `[objects]` of pairs of indices."""
     indices = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
     subjects, objects = indices.unbind(1)
     return GivenPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects])

@@ -86,7 +86,7 @@ class ShardFeed:
         return self.stream.steps_per_epoch
 
     def read(self, epoch: int = 0, step: int = 0) -> AbstractContextManager[Iterator[list[TrainingBatch]]]:
-        """The parts of endless steps, starting at a step of an epoch; use it in a `with` statement."""
+        """Return the parts of endless steps, starting at a step of an epoch; use it in a `with` statement."""
         data = self.data
         preparation = self._preparation(self.reader, data.augment)
         return prefetch_generator(
@@ -135,7 +135,7 @@ class ExamplePreparation:
     related_first: bool = False
 
     def example(self, item: TrainingItem, texts: Texts) -> TrainingExample | None:
-        """The example; None if the image cannot be read. Raises UserError: see `ImageReader.open`."""
+        """Return the example; None if the image cannot be read. Raises UserError: see `ImageReader.open`."""
         image = self.reader.open(item)
         if image is None:
             return None
@@ -161,7 +161,7 @@ _StartedPart = tuple[StepPart, list[Future[TrainingExample | None]]]
 def batches(
     steps: Iterator[TrainingStep], preparation: ExamplePreparation, threads: int, prefetch: int, *, pinned: bool = False
 ) -> Generator[list[TrainingBatch], None, None]:
-    """The parts of each step, while threads read the next `prefetch` steps.
+    """Return the parts of each step, while threads read the next `prefetch` steps.
 
     The batches do not depend on the number of threads.
     """
@@ -202,7 +202,7 @@ class ImageReader:
         self._lock = Lock()
 
     def open(self, item: TrainingItem) -> Image.Image | None:
-        """The image as RGB, of the annotated size; None if it cannot be read.
+        """Return the image as RGB, of the annotated size; None if it cannot be read.
 
         Raises UserError: none of the first images can be read.
         """

@@ -137,7 +137,7 @@ class TrainingSet:
 
 
 def shards_by_split(manifest: Manifest, config: ShardsConfig) -> dict[str, list[ShardEntry]]:
-    """The shards of the configured splits, in the configured order.
+    """Return the shards of the configured splits, in the configured order.
 
     Raises UserError: the folder has no shards, or no such split.
     """
@@ -152,7 +152,7 @@ def shards_by_split(manifest: Manifest, config: ShardsConfig) -> dict[str, list[
 
 
 def data_warnings(training_set: TrainingSet, data: DataConfig, *, miniature: bool = False) -> list[str]:
-    """One line each for rows that are left out and for vocabularies smaller than the requested number of texts.
+    """Return one line each for rows that are left out and for vocabularies smaller than the requested number of texts.
 
     The data of `miniature` networks always has few texts.
     """
@@ -246,11 +246,11 @@ class TrainingFilter:
         return [(self.judged or {}).get(key, ()) for key in keys]
 
     def object_names(self) -> dict[str, int]:
-        """The frequency of each class name, in order of first occurrence."""
+        """Return the frequency of each class name, in order of first occurrence."""
         return _frequencies(self._objects["category"], ~self._crowd & self.ok[self._objects.rows])
 
     def relation_names(self) -> dict[str, int]:
-        """The frequency of each predicate of usable relations, in order of first occurrence."""
+        """Return the frequency of each predicate of usable relations, in order of first occurrence."""
         if self.judged is not None:
             return Counter(each.predicate for own in self._judged for each in own)
         return _frequencies(self._relations["predicate"], self._usable_relations)
@@ -386,7 +386,7 @@ class ScannedFolder:
         return cls(number, config, manifest, folder, shards)
 
     def row_groups(self, threshold: float, only: _Rows | None) -> Generator[tuple[_Place, TrainingFilter], None, None]:
-        """The row groups, one in memory at a time; `only`: those rows of them.
+        """Return the row groups, one in memory at a time; `only`: those rows of them.
 
         Raises UserError: a shard is damaged, an image folder is unknown, or without `only` no row of a split is usable.
         """
@@ -421,7 +421,9 @@ class ScannedFolder:
                 )
 
     def closed_labels(self, objects: Iterable[str], relations: Iterable[str]) -> DatasetClasses:
-        """The closed class lists of the dataset. Raises UserError: there are none, or they lack one of these names."""
+        """Return the closed class lists of the dataset. Raises UserError: there are none, or they lack one of these
+        names.
+        """
         shards, lists = self.config.shards, self.manifest.run.get("labels")
         if not lists:
             raise UserError(f"{shards} has no closed class lists; train on it with data.labels=sampled")
@@ -436,7 +438,7 @@ class ScannedFolder:
 
 
 def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int | None, limit_seed: int | None) -> _Rows:
-    """The rows that the limits of the folders, and then that of all of them, keep."""
+    """Return the rows that the limits of the folders, and then that of all of them, keep."""
     kept: _Rows = {}
     usable: _Rows = {}
 

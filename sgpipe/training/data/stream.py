@@ -38,7 +38,7 @@ _SHAPES_PER_OCTAVE = 8  # aspect ratios that differ by less than 9% may count as
 
 
 def generator(*key: object) -> random.Random:
-    """A random generator seeded by the key, the same on every machine."""
+    """Return a random generator seeded by the key, the same on every machine."""
     return random.Random(" ".join(map(str, key)))
 
 
@@ -77,18 +77,18 @@ class Epoch:
         return range(0, len(self.visits), self.window)
 
     def find(self, position: int) -> tuple[int, int]:
-        """The window that contains the row at this position, and the row's position in the window."""
+        """Return the window that contains the row at this position, and the row's position in the window."""
         window = bisect_right(self._ends, position)
         return window, position - (self._ends[window - 1] if window else 0)
 
     def visits_of(self, window: int) -> Sequence[Visit]:
-        """The visits of a window; empty after the last window."""
+        """Return the visits of a window; empty after the last window."""
         return self.visits[window * self.window : (window + 1) * self.window]
 
     def order(
         self, window: int, usable: Sequence[Sequence[int]], shapes: Sequence[np.ndarray] = ()
     ) -> list[tuple[int, int]]:
-        """The rows of a window in order, as (index of the visit in the window, row of its table).
+        """Return the rows of a window in order, as (index of the visit in the window, row of its table).
 
         Args:
             usable: for each visit, the usable rows of its table.
@@ -108,7 +108,9 @@ class Epoch:
     def _similar(
         self, window: int, drawn: list[tuple[int, int]], shapes: Sequence[np.ndarray], rng: random.Random
     ) -> list[tuple[int, int]]:
-        """The rows sorted by shape, cut into steps, and the steps shuffled. Steps of two windows stay as drawn."""
+        """Return the rows sorted by shape, cut into steps, and the steps shuffled. Steps of two windows stay as
+        drawn.
+        """
         assert self.step is not None
         first = min(-(self._ends[window - 1] if window else 0) % self.step, len(drawn))
         last = len(drawn) - (len(drawn) - first) % self.step
@@ -119,12 +121,12 @@ class Epoch:
 
 
 def one_pass(training_set: TrainingSet) -> Epoch:
-    """All usable rows once, in the order of the shards, whatever the weights of the folders."""
+    """Return all usable rows once, in the order of the shards, whatever the weights of the folders."""
     return Epoch(tuple(Visit(index, each.rows) for index, each in enumerate(training_set.row_groups)), 1, None)
 
 
 def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int, step: int | None = None) -> Epoch:
-    """A shuffled epoch that passes over every folder as often as its weight says.
+    """Return a shuffled epoch that passes over every folder as often as its weight says.
 
     With weight 2.5, an epoch visits all rows of a row group twice and half of them a third time; the half differs
     between epochs. The number of rows is the same in every epoch. `step`: see `Epoch`.
@@ -152,18 +154,18 @@ class TrainingRow:
     folder: int
 
     def values(self) -> dict[str, Any]:
-        """All columns but the image."""
+        """Return all columns but the image."""
         return self.table.select(COLUMNS).slice(self.index, 1).to_pylist()[0]
 
     def embedded(self) -> bytes | None:
-        """The image file, if the shard contains it."""
+        """Return the image file, if the shard contains it."""
         if IMAGE_COLUMN not in self.table.column_names:
             return None
         return (self.table[IMAGE_COLUMN][self.index].as_py() or {}).get("bytes")
 
 
 def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> Iterator[TrainingRow]:
-    """The rows of an epoch from a position on; earlier windows are not read.
+    """Yield the rows of an epoch from a position on; earlier windows are not read.
 
     Raises:
         UserError: a shard is missing or damaged, or has changed since the scan.
@@ -204,7 +206,8 @@ def _aspect_ratios(table: pa.Table) -> np.ndarray:
 
 
 def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
-    """The usable part of a row: objects that are not crowds, and relations between them of at least this confidence.
+    """Return the usable part of a row: objects that are not crowds, and relations between them of at least this
+    confidence.
 
     Boxes are xywh in pixels of the original image. An object's id is its index in the row.
     """
@@ -339,7 +342,7 @@ class StepStream:
             epoch, step = epoch + 1, 0
 
     def epoch(self, epoch: int, step: int = 0) -> Iterator[TrainingStep]:
-        """The steps of an epoch, starting at `step`. Raises UserError: see `iter_epoch`."""
+        """Yield the steps of an epoch, starting at `step`. Raises UserError: see `iter_epoch`."""
         rows = iter_epoch(self.training_set, self._order(epoch), step * self.batch)
         for index in range(step, self.steps_per_epoch):
             yield self._step(epoch, index, list(islice(rows, self.batch)))
@@ -366,7 +369,7 @@ class StepStream:
         return TrainingStep(epoch, index, tuple(parts))
 
     def _choose(self, group: Sequence[TrainingItem], epoch: int, number: int) -> tuple[Texts, Texts]:
-        """The texts of a group, the `number`-th of the epoch, and how the network reads them."""
+        """Return the texts of a group, the `number`-th of the epoch, and how the network reads them."""
         rng = generator("texts", self.seed, epoch, number)
         found, data = self.training_set, self.data
         if found.closed_labels is not None:
@@ -406,7 +409,7 @@ class StepStream:
 
 
 def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1) -> list[range]:
-    """The parts of a worker's share of the images of a step: none has images of two groups.
+    """Return the parts of a worker's share of the images of a step: none has images of two groups.
 
     All workers get equally many parts; the last ones may be empty. Shares differ only if the images cannot be divided
     evenly.
@@ -425,7 +428,9 @@ def _cut(images: int, group: int, rank: int, world_size: int, accumulate: int) -
 
 
 def reworded(texts: Texts, wordings: Mapping[str, Sequence[str]], rng: random.Random) -> Texts:
-    """The same relations, each in one of its wordings (all equally likely), but never as another relation's text."""
+    """Return the same relations, each in one of its wordings (all equally likely), but never as another relation's
+    text.
+    """
     relations = list(texts.relations)
     for index, text in enumerate(texts.relations):
         alternatives = [wording for wording in wordings.get(text, ()) if wording not in relations]

@@ -23,7 +23,9 @@ _DESCRIBING = frozenset({"JJ", "JJR", "JJS", "VBN", "VBG", "VBD"})
 
 
 def mentions(tree: Tree) -> list[Mention]:
-    """The things that a repaired tree names, in word order, with `caption` 0. Pronouns and quantities are left out."""
+    """Return the things that a repaired tree names, in word order, with `caption` 0. Pronouns and quantities are left
+    out.
+    """
     said = _said_with_be(tree)
     found = []
     for index, (tag, dep) in enumerate(zip(tree.tags, tree.deps, strict=True)):
@@ -41,7 +43,7 @@ def mentions(tree: Tree) -> list[Mention]:
 
 
 def _said_with_be(tree: Tree) -> dict[int, list[int]]:
-    """The adjectives of "the dog is brown and wet" by noun; not of "is ready to go" or "is full of water"."""
+    """Return the adjectives of "the dog is brown and wet" by noun; not of "is ready to go" or "is full of water"."""
     said: dict[int, list[int]] = {}
     for verb, text in enumerate(tree.texts):
         adjectives = tree.dependents(verb, "acomp") if text in BE else []
@@ -60,7 +62,7 @@ def _has_complement(tree: Tree, adjective: int) -> bool:
 
 
 def _attribute(tree: Tree, index: int, name: str) -> str:
-    """The attribute that a word is, in lower case; empty if it is none or belongs to the name."""
+    """Return the attribute that a word is, in lower case; empty if it is none or belongs to the name."""
     word, tag = tree.texts[index], tree.tags[index]
     if tag == "CD" or word in NUMBERS:
         return NUMBERS[int(word)] if word.isdecimal() and int(word) < len(NUMBERS) else word

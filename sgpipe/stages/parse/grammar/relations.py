@@ -43,7 +43,7 @@ _NOT_NAMING = frozenset({"poss", "det", "appos", "conj", "cc"})
 
 @lru_cache(maxsize=1 << 16)
 def singular(noun: str) -> str:
-    """The singular of a noun; plural-only names ("pants", "scissors") are unchanged."""
+    """Return the singular of a noun; plural-only names ("pants", "scissors") are unchanged."""
     if noun in _PLURAL_ONLY and noun.endswith("s") and noun[:-1] not in _PLURAL_ONLY:
         return noun
     if noun.endswith("ss"):
@@ -53,12 +53,12 @@ def singular(noun: str) -> str:
 
 
 def head_noun(tree: Tree, index: int) -> str:
-    """The head of the name, singular and in lower case."""
+    """Return the head of the name, singular and in lower case."""
     return singular(mention_word(tree, index))
 
 
 def phrase(tree: Tree, index: int) -> str:
-    """The name of the thing: its head noun with the words that belong to the name ("fire hydrant")."""
+    """Return the name of the thing: its head noun with the words that belong to the name ("fire hydrant")."""
     words = [mention_word(tree, index)]
     if tree.is_noun(index):
         head = singular(words[0])
@@ -75,7 +75,7 @@ def mention_word(tree: Tree, index: int) -> str:
 
 
 def _is_naming(tree: Tree, index: int, head: str) -> bool:
-    """Whether a word before the head is part of the name rather than an attribute of the thing."""
+    """Return whether a word before the head is part of the name rather than an attribute of the thing."""
     word = tree.texts[index]
     if (word, head) in NAMING_PAIRS or (word in ("left", "right") and head in SIDED_PARTS):
         return True
@@ -85,12 +85,14 @@ def _is_naming(tree: Tree, index: int, head: str) -> bool:
 
 
 def is_entity(tree: Tree, index: int) -> bool:
-    """Whether a token is a noun, or a personal pronoun with a meaning of its own ("she" is a woman)."""
+    """Return whether a token is a noun, or a personal pronoun with a meaning of its own ("she" is a woman)."""
     return tree.is_noun(index) or tree.texts[index] in PRONOUNS or content(tree, index) != index
 
 
 def coordinated(tree: Tree, index: int) -> list[int]:
-    """A noun and the nouns coordinated with it by "and", "or" or commas; quantities are replaced by their content."""
+    """Return a noun and the nouns coordinated with it by "and", "or" or commas; quantities are replaced by their
+    content.
+    """
     members, pending = [], [index]
     while pending:
         noun = pending.pop()
@@ -101,14 +103,17 @@ def coordinated(tree: Tree, index: int) -> list[int]:
 
 
 def coordination_root(tree: Tree, index: int) -> int:
-    """The first noun of the coordination a noun belongs to."""
+    """Return the first noun of the coordination a noun belongs to."""
     while tree.deps[index] == "conj" and is_entity(tree, tree.heads[index]):
         index = tree.heads[index]
     return index
 
 
 def content(tree: Tree, index: int) -> int:
-    """The thing that a quantity measures: the pizza in "a piece of pizza"; any other noun is returned unchanged."""
+    """Return the thing that a quantity measures: the pizza in "a piece of pizza".
+
+    Any other noun is returned unchanged.
+    """
     while singular(tree.texts[index]) in PARTITIVES:
         things = [
             thing
@@ -131,7 +136,7 @@ _MAX_DEPTH = 12
 
 
 def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
-    """The subjects of a verb (in a passive: the grammatical ones); empty if the caption names none."""
+    """Return the subjects of a verb (in a passive: the grammatical ones); empty if the caption names none."""
     if depth > _MAX_DEPTH:
         return []
     for child in tree.dependents(verb, *SUBJECT_LABELS):
@@ -147,13 +152,13 @@ def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
 
 
 def some_of(tree: Tree, pronoun: int) -> list[int]:
-    """The people or animals that "one" or "another" is of: the nearest before it, at most one."""
+    """Return the people or animals that "one" or "another" is of: the nearest before it, at most one."""
     nouns = (noun for noun in range(pronoun - 1, -1, -1) if tree.is_noun(noun))
     return next(([noun] for noun in nouns if singular(tree.texts[noun]) in PEOPLE | ANIMALS), [])
 
 
 def _subjects_above(tree: Tree, verb: int, depth: int) -> list[int]:
-    """The nearest noun above and before the verb, or the subjects of the nearest verb above."""
+    """Return the nearest noun above and before the verb, or the subjects of the nearest verb above."""
     for node in tree.ancestors(verb):
         if is_entity(tree, node) and node < verb:
             return modified(tree, node, verb)
@@ -165,7 +170,7 @@ def _subjects_above(tree: Tree, verb: int, depth: int) -> list[int]:
 
 
 def antecedents(tree: Tree, verb: int) -> list[int]:
-    """The nouns that "that", "which" or "who" refers to in the relative clause of a verb."""
+    """Return the nouns that "that", "which" or "who" refers to in the relative clause of a verb."""
     while tree.deps[verb] in _CLAUSE_LABELS and tree.heads[verb] != verb:
         verb = tree.heads[verb]
     head = tree.heads[verb]
@@ -175,7 +180,7 @@ def antecedents(tree: Tree, verb: int) -> list[int]:
 
 
 def modified(tree: Tree, noun: int, modifier: int) -> list[int]:
-    """The nouns that a following phrase modifies: all of a coordination, as in "knives and forks on it".
+    """Return the nouns that a following phrase modifies: all of a coordination, as in "knives and forks on it".
 
     Only the last noun if an earlier one has its own phrase: "a mat on a floor and a shelf with books".
     """
@@ -202,7 +207,9 @@ def objects(tree: Tree, verb: int) -> list[int]:
 
 
 def thing_meant(tree: Tree, pronoun: int, verb: int) -> list[int]:
-    """What "it" refers to in "picks up a ball and throws it": the nearest object that is not a person, at most one."""
+    """Return what "it" refers to in "picks up a ball and throws it": the nearest object that is not a person, at most
+    one.
+    """
     for noun in range(verb - 1, -1, -1):
         if tree.is_noun(noun) and tree.deps[noun] in ("dobj", "pobj") and singular(tree.texts[noun]) not in PEOPLE:
             return [noun]
@@ -210,7 +217,7 @@ def thing_meant(tree: Tree, pronoun: int, verb: int) -> list[int]:
 
 
 def relative_object(tree: Tree, verb: int) -> list[int]:
-    """The hat in "the hat the man is wearing"; empty if the clause has its own object or preposition."""
+    """Return the hat in "the hat the man is wearing"; empty if the clause has its own object or preposition."""
     if tree.deps[verb] != "relcl" or tree.dependents(verb, "prep", "dobj", "auxpass"):
         return []
     own = tree.dependents(verb, "nsubj")
@@ -220,7 +227,7 @@ def relative_object(tree: Tree, verb: int) -> list[int]:
 
 
 def governor(tree: Tree, preposition: int) -> tuple[list[str], int]:
-    """The words of the predicate, and the noun or verb that governs it.
+    """Return the words of the predicate, and the noun or verb that governs it.
 
     Adverbs and adjectives in between are skipped ("high up in the sky"). Prepositions and particles before a
     preposition of direction are part of the predicate ("leading up to the house").
@@ -257,7 +264,7 @@ _OF_THE_OTHER_SEX = {"he": FEMALE_NAMES, "him": FEMALE_NAMES, "she": MALE_NAMES}
 
 
 def person_meant(tree: Tree, noun: int, subject: int | None = None) -> int:
-    """The noun that a personal pronoun refers to, other than the subject; the token itself if there is none.
+    """Return the noun that a personal pronoun refers to, other than the subject; the token itself if there is none.
 
     This is the nearest preceding person. A pronoun without one is read as a man, a woman or people.
     """
@@ -275,7 +282,9 @@ def person_meant(tree: Tree, noun: int, subject: int | None = None) -> int:
 
 
 def referents(tree: Tree, preposition: int, pronoun: int) -> list[int]:
-    """The nouns that "it" or "them" refers to after a preposition: the nearest above it, except its own subject."""
+    """Return the nouns that "it" or "them" refers to after a preposition: the nearest above it, except its own
+    subject.
+    """
     own = _own_subjects(tree, preposition)
     nouns = nouns_above(tree, preposition)
     plural = tree.texts[pronoun] == "them"
@@ -287,12 +296,12 @@ def referents(tree: Tree, preposition: int, pronoun: int) -> list[int]:
 
 
 def owner_of(tree: Tree, thing: int) -> list[int]:
-    """The owner in "his", "her" or "its" before a noun: the first noun that governs it, at most one."""
+    """Return the owner in "his", "her" or "its" before a noun: the first noun that governs it, at most one."""
     return sorted(noun for noun in nouns_above(tree, thing) if noun < thing)[:1]
 
 
 def nouns_above(tree: Tree, index: int) -> list[int]:
-    """The nouns among the ancestors of a token, and the subjects of the verbs among them, nearest first."""
+    """Return the nouns among the ancestors of a token, and the subjects of the verbs among them, nearest first."""
     nouns: dict[int, None] = {}
     for node in tree.ancestors(index):
         if is_entity(tree, node):
@@ -303,7 +312,7 @@ def nouns_above(tree: Tree, index: int) -> list[int]:
 
 
 def points_back(tree: Tree, index: int) -> bool:
-    """Whether a phrase below refers back with a pronoun: "a plate with a knife on it"."""
+    """Return whether a phrase below refers back with a pronoun: "a plate with a knife on it"."""
     below = tree.dependents(index, "prep")
     for verb in tree.dependents(index, "acl", "relcl"):
         below += tree.dependents(verb, "prep")
@@ -328,7 +337,7 @@ class ParsedRelation(NamedTuple):
 
 
 def relations(tree: Tree) -> list[ParsedRelation]:
-    """All distinct relations of a repaired tree, in the order of the words that state them."""
+    """Return all distinct relations of a repaired tree, in the order of the words that state them."""
     finder = _Finder(tree)
     for index in range(len(tree)):
         word, dep = tree.texts[index], tree.deps[index]

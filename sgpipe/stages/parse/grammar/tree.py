@@ -47,7 +47,7 @@ class Tree:
 
     @classmethod
     def of(cls, doc: Doc, tokens: Sequence[Token]) -> Tree:
-        """The tree of a parsed document with these tokens."""
+        """Return the tree of a parsed document with these tokens."""
         strings = doc.vocab.strings
         rows = doc.to_array(["TAG", "DEP", "HEAD"]).astype("int64").tolist()
         return cls.build(
@@ -149,7 +149,9 @@ def tokenise(caption: str) -> list[Token]:
 
 
 def clean(caption: str) -> str:
-    """The caption in lower case, with compatibility forms unified, single spaces, and at most `MAX_CHARACTERS`."""
+    """Return the caption in lower case, with compatibility forms unified, single spaces, and at most
+    `MAX_CHARACTERS`.
+    """
     text = caption[:MAX_CHARACTERS]
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_ASCII))

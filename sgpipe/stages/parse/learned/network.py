@@ -57,7 +57,7 @@ class Tables:
 
 
 def split_predicate(predicate: str) -> tuple[str, str]:
-    """A lemmatised predicate as its verb (or "") and the rest (or ""): "sit on top of" is "sit", "on top of"."""
+    """Return a lemmatised predicate as its verb (or "") and the rest (or ""): "sit on top of" is "sit", "on top of"."""
     first, _, rest = predicate.partition(" ")
     return ("", predicate) if first in PREPOSITIONS else (first, rest)
 
@@ -159,7 +159,7 @@ def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int
 
 
 def _path(first: list[int], up: Mapping[int, int], second: list[int]) -> tuple[list[int], int]:
-    """The tokens between two in the tree, and the number of steps up and down. `up`: positions in `first`."""
+    """Return the tokens between two in the tree, and the number of steps up and down. `up`: positions in `first`."""
     for down, node in enumerate(second):
         if node in up:
             climbed = up[node]
@@ -200,7 +200,7 @@ _LONGEST_NAME = 4
 
 
 def before_head(tree: Tree, head: int) -> list[int]:
-    """The tokens that can belong to the name of a thing, from its head noun leftwards."""
+    """Return the tokens that can belong to the name of a thing, from its head noun leftwards."""
     start = head
     while start > 0 and head - start < _LONGEST_NAME and tree.tags[start - 1] not in _NAME_ENDS:
         start -= 1
@@ -332,7 +332,7 @@ def _padded(rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def _greatest(rows: Floats, numbers: Ints) -> Floats:
-    """The greatest values of the rows with the same number, by number; of numbers without rows, zero."""
+    """Return the greatest values of the rows with the same number, by number; of numbers without rows, zero."""
     greatest = np.zeros((int(numbers.max(initial=0)) + 1, rows.shape[1]), dtype=np.float32)
     if len(rows):
         order = np.argsort(numbers, kind="stable")

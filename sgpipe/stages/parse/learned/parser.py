@@ -70,7 +70,7 @@ class LearnedParser(Parser):
 
 
 def read_sentences(model: Language, captions: Iterable[str], batch_size: int) -> Iterator[Sentence]:
-    """The repaired tree of every caption, the rules' relations, and spaCy's hidden states."""
+    """Yield the repaired tree of every caption, the rules' relations, and spaCy's hidden states."""
     captions, texts = tee(captions)
     for caption, (tokens, doc) in zip(texts, analyse(model, captions, batch_size), strict=True):
         tree = Tree.of(doc, tokens)
@@ -97,7 +97,7 @@ class Decoder:
         self._names = names
 
     def triplets(self, caption: str, tree: Tree, scores: CaptionScores) -> list[Triplet]:
-        """The triplets of a caption, in word order, with `caption` 0."""
+        """Return the triplets of a caption, in word order, with `caption` 0."""
         text = clean(caption)
         kept = [form for word in _KEPT for form in (word, f"{word}s") if word in text and form in SPELLINGS]
         spellings = {SPELLINGS[form]: form for form in kept} | dict(self._names)
@@ -116,7 +116,7 @@ class Decoder:
         return list(found.values())
 
     def _predicate(self, tree: Tree, verbs: Floats, rests: Floats, copies: Floats) -> tuple[str, str]:
-        """The predicate as a caption words it, and with its verb as a lemma.
+        """Return the predicate as a caption words it, and with its verb as a lemma.
 
         A verb is as probable as its number in the table and all words of the caption with this lemma together.
         """
@@ -134,7 +134,7 @@ class Decoder:
         return f"{worded} {rest}".strip(), f"{verb} {rest}".strip()
 
     def _combined(self, mass: dict[str, float], rests: Floats) -> tuple[str, str]:
-        """The most likely verb and rest, not both empty. Predicates that occur in training are preferred."""
+        """Return the most likely verb and rest, not both empty. Predicates that occur in training are preferred."""
         verbs = sorted(mass, key=lambda verb: -mass[verb])[:_TRIED]
         likely = [(self._rests[number], float(rests[number])) for number in np.argsort(-rests, kind="stable")[:_TRIED]]
         best, chosen = -np.inf, ("", "")
@@ -150,7 +150,9 @@ class Decoder:
 
 
 def _inflected(verb: str, rest: str, tree: Tree, source: int | None) -> str:
-    """The verb as the caption's word `source`, but active if nothing follows: "held by a man" is "man holding"."""
+    """Return the verb as the caption's word `source`, but active if nothing follows: "held by a man" is "man
+    holding".
+    """
     if not verb or verb == "have":
         return "has" if verb else ""
     if source is None or (not rest and tree.tags[source] in ("VBN", "VBD")):
@@ -159,7 +161,7 @@ def _inflected(verb: str, rest: str, tree: Tree, source: int | None) -> str:
 
 
 def _name(tree: Tree, head: int, scores: CaptionScores, spellings: Mapping[str, str]) -> tuple[str, str]:
-    """The head noun with the words before it that belong to the name, and the head noun in singular."""
+    """Return the head noun with the words before it that belong to the name, and the head noun in singular."""
     joined = _JOINED.get(" ".join(tree.texts[head - 1 : head + 1]))
     if joined:
         return joined, singular(joined)
