@@ -22,6 +22,7 @@ from sgpipe.storage.run_folder import GroundTruth
 Floats = NDArray[np.float64]
 
 _Z, _TAIL = 1.959964, 0.025  # 95%
+_FEW = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469)  # Student's t for 95% with 1, 2, … degrees of freedom
 FEWEST = 10  # judged relations that a suggested threshold needs
 _BINS = 10
 
@@ -285,13 +286,20 @@ def design_effect(residuals: Floats, images: NDArray[np.int64]) -> float:
 
     Few images tell little about it: Student's t makes up for that.
     """
-    from scipy.special import stdtrit
-
     squares, freedom = float((residuals**2).sum()), max(len(np.unique(images)) - 1, 1)
     if not squares:
         return 1.0
     ratio = float((np.bincount(images, residuals) ** 2).sum()) / squares
-    return max(ratio * (1 + 1 / freedom) * (float(stdtrit(freedom, 1 - _TAIL)) / _Z) ** 2, 1.0)
+    return max(ratio * (1 + 1 / freedom) * (_student(freedom) / _Z) ** 2, 1.0)
+
+
+def _student(freedom: int) -> float:
+    """Return Student's t for 95%, to 0.1%: Fisher's expansion (1941), which needs no import of scipy."""
+    if freedom <= len(_FEW):
+        return _FEW[freedom - 1]
+    z, n = _Z, freedom
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / n + second / n**2 + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,9 @@ def test_a_saved_judge_says_what_the_training_sees(data: JudgeData, tmp_path: Pa
         seen = judge.clip.embed_images([crop])[0]
         objects = [Box(KINDS[kind], 0, (0, 0, 1, 1)) for kind in data.classes[row].tolist()]
         possible = claim_texts().possible[tuple(data.classes[row].tolist())].nonzero()[:, 0].tolist()
-        found += [judge.probability(seen, objects, Relation(0, 1, PREDICATES[number])) for number in possible]
+        found += [
+            judge._probability(seen, judge._texts(objects, Relation(0, 1, PREDICATES[number]))) for number in possible
+        ]
     assert found == pytest.approx(odds.sigmoid().tolist(), abs=0.02)
 
 

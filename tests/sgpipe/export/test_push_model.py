@@ -54,6 +54,7 @@ def push(model: Path, *options: object, code: int = 0):
     return invoke("push", model, "--to", TO, *options, code=code)
 
 
+@pytest.mark.slow
 def test_a_model_comes_back_bit_for_bit_online_and_from_the_cache(hub, monkeypatch):
     printed = json.loads(push(TAGGER, "--license", "apache-2.0", "--json").stdout)
     assert printed["url"] == f"{hub.url}/{TO}"
@@ -104,6 +105,7 @@ def test_the_card_says_what_a_network_was_trained_on(hub, trained_tagger, tmp_pa
     assert "FOLDER_OR_ID" not in card
 
 
+@pytest.mark.slow
 def test_an_interrupted_push_goes_on_with_the_same_command(hub):
     hub.failures = {"/commit/": [0, 409]}
     assert "run the same command again to resume" in push(PARSEDA, code=1).stderr
@@ -133,6 +135,7 @@ def test_what_is_refused_in_one_line(hub, tmp_path, drawn_run):
         assert missing in invoke(*command, "--out", tmp_path / "new.json", code=2).stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_keeps_the_commit_of_its_models(hub, tmp_path):
     push(TAGGER)
     first, out = pin_model(TO), tmp_path / "run"

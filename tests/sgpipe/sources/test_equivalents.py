@@ -125,7 +125,7 @@ def test_a_table_of_ones_own_replaces_what_the_packaged_one_says_of_its_texts(tm
         ({"synonyms": {"near": ["by"], "of": ["by"]}}, "'by' is a synonym of both 'near' and 'of'"),
         ({"inverses": {"near": ["far from"]}}, "its own inverse, and 'far from' another one"),
         ({"synonyms": {"holding": ["held by"]}}, "'held by' is both"),
-        ({"synonyms": {"near": "by"}}, "key 'near': expected a predicate and a list of texts"),
+        ({"synonyms": {"near": "by"}}, "key 'near': expected predicate: [texts]"),
         ({"near": ["by"]}, "expected {synonyms: {predicate: [texts]}"),
         ([], "expected {synonyms"),
     ],
