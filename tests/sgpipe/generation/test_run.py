@@ -144,7 +144,7 @@ def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, tagger, 
     [
         pytest.param({"tag__resources": {"cpus": 900}}, "lower tag.resources.cpus", marks=pytest.mark.slow),
         ({"tag__tagger": "nowhere/at/all"}, "no such folder: nowhere/at/all"),
-        ({"tag__tagger": "no-such-tagger"}, "not in the cache .*: no-such-tagger"),
+        ({"tag__tagger": "no-such-tagger"}, "neither a folder nor in the cache .*: no-such-tagger"),
         ({"pair__synonyms": "no.json"}, "no such file: no.json"),
         ({"source__ground_truth": "no"}, "no such folder: no"),
         ({"caption__captioner": "no-such-captioner"}, "no-such-captioner"),
