@@ -14,6 +14,7 @@ from sgpipe.miniworld.relations import PREDICATES, SPLITS
 from sgpipe.miniworld.render import RenderedScene, render
 from sgpipe.miniworld.scene import Scene, random_scene, scene_generator
 from sgpipe.utils import LARGEST_SEED
+from sgpipe.utils.atomic import write_text
 from sgpipe.utils.locking import new_folder
 
 IMAGES = "images"
@@ -73,11 +74,16 @@ def render_dataset(
         raise UserError(f"seed {seed}: expected a number from 0 to {LARGEST_SEED}")
     settings = {"images": images, "seed": seed, "split": split, "captions": captions}
     if (out / _SETTINGS).is_file():
-        there = json.loads((out / _SETTINGS).read_text("utf-8"))
-        if there == settings:
-            return False
-        named = ", ".join(f"{name} {value}" for name, value in there.items())
-        raise UserError(f"{out} contains another set of the miniworld ({named}); delete it, or name a new folder")
+        try:
+            there = dict(json.loads((out / _SETTINGS).read_text("utf-8")))
+        except (ValueError, TypeError):
+            raise UserError(f"{out / _SETTINGS} is damaged: delete {out}, or name a new folder") from None
+        if there != settings:
+            named = ", ".join(f"{name} {value}" for name, value in there.items())
+            raise UserError(f"{out} contains another set of the miniworld ({named}); delete it, or name a new folder")
+        if not all((out / IMAGES / file_name(split, number)).is_file() for number in range(images)):
+            raise UserError(f"{out} lacks some of its images: delete it, and run the same command again")
+        return False
     with new_folder(out) as folder:
         (folder / IMAGES).mkdir()
         annotations = Annotations(seed, split)
@@ -92,8 +98,7 @@ def render_dataset(
             if progress:
                 progress()
         for name, content in (annotations.files() | {_SETTINGS: settings}).items():
-            with add_filename(folder / name):
-                (folder / name).write_text(json.dumps(content), encoding="utf-8")
+            write_text(folder / name, json.dumps(content))
     return True
 
 

@@ -138,7 +138,13 @@ def test_the_miniworld_counts_its_images(tmp_path):
     assert "2/2 images" in first.stderr
     again = invoke("miniworld", "--count", 2, "--out", tmp_path / "a")
     assert again.stdout == f"nothing to do: {tmp_path}/a already has all 2 images\n"
-    for options in (("--count", 3), ("--count", 2, "--seed", 1)):
+    same, image = ("--count", 2), next((tmp_path / "a" / "images").iterdir())
+    for options in (("--count", 3), (*same, "--seed", 1), same, same):
+        if options is same:  # without an image, then with a torn description
+            if image.exists():
+                image.unlink()
+            else:
+                (tmp_path / "a" / ".miniworld.json").write_text("{")
         refused = invoke("miniworld", *options, "--out", tmp_path / "a")
         assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
 
