@@ -163,8 +163,8 @@ def fetch_models(names: Sequence[str], command: str = "") -> None:
     except (MissingFileError, StoreError) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error)
         raise UserError(
-            f"neither a folder nor in the cache {constants.HF_HUB_CACHE}: {models} ({why}); fetch them on a machine with a network by "
-            f"`{command}`, and copy its cache here"
+            f"neither a folder nor in the cache {constants.HF_HUB_CACHE}: {models} ({why}); fetch them on a machine "
+            f"with a network by `{command}`, and copy its cache here"
         ) from None
     text = f"downloading {models}: about {size / 1e9:,.1f} GB into {constants.HF_HUB_CACHE}"
     console.progress().print(text, soft_wrap=True)
