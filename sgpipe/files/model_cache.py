@@ -106,7 +106,7 @@ def _listed(uri: str, store: StorePath) -> dict[str, ObjectInfo]:
     infos = {info.name: info for info in store.list()}
     place = next((place for place in _PLACES if f"{place}{_CONFIG}" in infos), "" if _OPEN_CLIP in infos else None)
     if place is None:
-        raise UserError(f"{uri} is no model: it has no {_CONFIG}")
+        raise UserError(f"{uri} is not a model: it has no {_CONFIG}")
     files = {name.removeprefix(place): info for name, info in infos.items() if name.startswith(place)}
     return {name: files[name] for name in sorted(files) if not any(map(_HIDDEN.match, name.split("/")))}
 

@@ -284,7 +284,7 @@ def _without_images(table: pa.Table, images: BinaryIO, *, hashed: bool) -> pa.Ta
 
 
 def _image(images: BinaryIO, start: int | None, size: int) -> bytes | None:
-    """Return the image file in this place; None: there is none."""
+    """Return the image file in this place; None if there is none."""
     if start is None:
         return None
     images.seek(start)

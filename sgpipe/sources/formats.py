@@ -163,7 +163,7 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
 
 
 def run_split(root: Path) -> str | None:
-    """Return the split of the run or import in a folder; None: there is none, or it has several."""
+    """Return the split of the run or import in a folder; None if there is none, or it has several."""
     try:
         splits = Manifest.load(root).run["images"]
     except (UserError, KeyError, OSError):

@@ -106,7 +106,7 @@ class JudgementMeasures:
         suggested: the lowest threshold whose 95% interval is not below the `target`, which then is `sure`; without one,
             the lowest threshold whose precision is not below it.
         opinion: how good the second opinion on the judged relations is, not weighted; None: the run has none.
-        recall: by the recall plan with the most answers; None: there is none.
+        recall: by the recall plan with the most answers; None if there is none.
     """
 
     judged: int

@@ -257,7 +257,7 @@ def _is_narrow(estimate: StratifiedEstimate) -> bool:
 
 
 def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQuestion | None:
-    """Return a question that nobody has judged; None: there is none left.
+    """Return a question that nobody has judged; None if none is left.
 
     Each person gets them in another random order, so that several seldom judge the same one; those of a certificate
     nearly in the order of the plan, as an open one counts as wrong. What this person skipped comes last, the latest at

@@ -259,7 +259,7 @@ _KINDS: dict[bytes, type[Line]] = {b"strata": SamplingPlan, b"images": RecallPla
 
 
 def parse_line(data: bytes) -> Line:
-    """Return a line of the file. Raises ValueError, whose text is one line: it is none."""
+    """Return a line of the file. Raises ValueError with one line if it is not one."""
     kind = next((found for field, found in _KINDS.items() if b'"%s":' % field in data), Judgement)
     try:
         return kind.model_validate_json(data)

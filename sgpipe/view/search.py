@@ -227,7 +227,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Page:
-    """Hits in order; `next`: what to pass as `after` for the next page, None: there is none."""
+    """Hits in order; `next`: what to pass as `after` for the next page, None if there is none."""
 
     hits: list[Hit]
     next: str | None
@@ -391,7 +391,7 @@ def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
 
 
 def _read_cursor(text: str) -> Place:
-    """Return the place that a page starts after. Raises UserError: it is no cursor."""
+    """Return the place that a page starts after. Raises UserError: it is not a cursor."""
     found = _CURSOR.fullmatch(text)
     try:
         if found is None:

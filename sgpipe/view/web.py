@@ -135,7 +135,7 @@ def render(request: Request, template: str, values: Mapping[str, Any] | None = N
 
 
 async def posted(request: Request) -> dict[str, Any]:
-    """Return the JSON object in the request's body. Raises HTTPException: 400, it is none."""
+    """Return the JSON object in the request's body. Raises HTTPException: 400 if it is not one."""
     with suppress(ValueError, RecursionError):
         value = json.loads(await request.body())
         if isinstance(value, dict) and json.dumps(value, allow_nan=False):
@@ -178,7 +178,7 @@ def relation_key(subject: int, object_: int, predicate: str) -> str:
 
 
 def parse_relation(key: str) -> tuple[int, int, str]:
-    """Subject, object and predicate of a key. Raises HTTPException: 400, it is none."""
+    """Subject, object and predicate of a key. Raises HTTPException: 400 if it is not one."""
     subject, _, rest = key.partition("-")
     object_, dash, predicate = rest.partition("-")
     if not (dash and all(index.isascii() and index.isdigit() and len(index) < 10 for index in (subject, object_))):

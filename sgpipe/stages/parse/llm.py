@@ -1,6 +1,6 @@
 """The parser by a language model behind a server with the OpenAI chat API, which enforces a JSON schema.
 
-An answer that is no graph all the same is asked for once more; then the rules parse that caption, and it is counted.
+If the answer is still not a graph, it is requested once more; then the rules parse that caption, and it is counted.
 """
 
 from __future__ import annotations

@@ -401,7 +401,7 @@ def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]])
 class ScoredStage(Stage):
     """Keeps the candidates that a scorer finds more probable than the threshold; that is their confidence.
 
-    A candidate with a box that has no area in the image is no relation.
+    A candidate with a box that has no area in the image is not a relation.
     """
 
     name = "tag"
