@@ -148,7 +148,7 @@ Tagger = Annotated[str | None, reads_model("R-Tagger, by `sgpipe convert` or `tr
 CalibrationFile = Annotated[Place | None, reads_stored("File of `sgpipe calibrate`: thresholds are probabilities.")]
 ExpectedPrecision = Annotated[float | None, option("--calibration: keep relations of this precision.", min=0, max=1)]
 Certified = Annotated[bool, option("Keep the relations of the run's certificate (`sgpipe certify`).", "--certified")]
-JudgedFile = Annotated[Path | None, option(f"File of `sgpipe view` or FiftyOne; {_OWN}: the run's.", "--judgements")]
+JudgedFile = Annotated[Path | None, option(f"File of `sgpipe view`; {_OWN}: the run's.", "--judgements")]
 RayAddress = Annotated[str | None, option("Ray cluster to connect to, such as auto.", panel=COMPUTE)]
 Device = Annotated[str, option("auto, cpu, cuda or cuda:N.", panel=COMPUTE)]
 MovedImages = Annotated[str | None, reads_images("Where the images are now: folder, archives or store.")]

@@ -105,6 +105,9 @@ def generate(
             run.label(units, mirror, metrics)
         else:
             progress.say(_nothing_left(folder, run.manifest, run.rows, retry_failed))
+            nothing = RunMetrics(recipe.name, 0, Utilization({}), on_ray=False)
+            with nothing.written_to(metrics and check_output(metrics), progress):
+                pass  # only the last line
         problems: Counter[str] = Counter()
         for index in run.indexes.values():
             problems.update(index.meta["problems"])

@@ -379,11 +379,13 @@ class JudgementLog:
         """Write a line and sync it; if its id is there already, nothing is written. Returns the line that is stored.
 
         Raises:
-            UserError: the log is read-only, or the line is of another run.
+            UserError: the log is read-only or FiftyOne's, or the line is of another run.
             OSError: it is not saved, as the disk is full or the folder cannot be written.
         """
         if self.read_only:
             raise UserError(f"{self.file} is read-only: nothing is saved")
+        if self.file.suffix == ".json":
+            raise UserError(f"{self.file} is a dataset of FiftyOne: nothing is saved; pass a file of `sgpipe view`")
         if line.run != self.fingerprint:
             raise UserError(f"the judgement is about another run (fingerprint {line.run[:80]})")
         with self._mutex, add_filename(self.file), self._opened(os.O_RDWR | os.O_APPEND | os.O_CREAT) as descriptor:
@@ -531,28 +533,39 @@ class JudgementLog:
         """Read a dataset of FiftyOne: tags of relations are verdicts, and another label is another predicate."""
         self._forget()
         try:
-            for sample in json.loads(data)["samples"]:
-                for relation in sample["relations"]["detections"]:
-                    verdicts = {"right", "wrong", "unsure"}.intersection(relation["tags"])
-                    change = {"action": "predicate", "predicate": relation["label"]}
-                    is_changed = relation["label"] != relation["predicate"]
-                    if is_changed or verdicts:
-                        verdict = None if is_changed else verdicts.pop() if len(verdicts) == 1 else "unsure"
-                        line = {key: sample[key] for key in ("run", "split", "image_id")}
-                        line |= {end: relation[f"{end}_index"] for end in ("subject", "object")}
-                        line |= {key: relation.get(key) for key in ("predicate", "confidence")}
-                        line |= {"id": relation["_id"]["$oid"], "at": utc_now(), "by": "FiftyOne", "verdict": verdict}
-                        line["change"] = change if is_changed else None
-                        self._take(json.dumps(line).encode(), f"relation {line['id']}")
-        except (KeyError, TypeError, ValueError):
+            samples = json.loads(data)["samples"]
+            found = [(each, one) for each in samples for one in (each.get("relations") or {}).get("detections") or ()]
+            if samples and not any("relations" in each for each in samples):
+                raise KeyError("relations")
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise UserError(f"{self.file}: expected the samples.json of a FiftyOne dataset that sgpipe wrote") from None
+        for sample, relation in found:
+            name = "a relation"
+            try:
+                name = f"relation {relation['_id']['$oid']}"
+                verdicts = {"right", "wrong", "unsure"}.intersection(relation["tags"])
+                label, predicate = (" ".join(relation[key].split()) for key in ("label", "predicate"))
+                if label != predicate or verdicts:
+                    line = {key: sample[key] for key in ("run", "split", "image_id")}
+                    line |= {end: relation[f"{end}_index"] for end in ("subject", "object")}
+                    line |= {key: relation.get(key) for key in ("predicate", "confidence")}
+                    line |= {"id": relation["_id"]["$oid"], "at": utc_now(), "by": "FiftyOne"}
+                    if label != predicate:
+                        line["change"] = {"action": "predicate", "predicate": label}
+                    else:
+                        line["verdict"] = verdicts.pop() if len(verdicts) == 1 else "unsure"
+                    self._take(json.dumps(line).encode(), name)
+            except (KeyError, TypeError, AttributeError):
+                self._leave_out(name, "it is not one that sgpipe wrote")
+
+    def _leave_out(self, name: str, reason: object) -> None:
+        self._bad.append(f"{name} of {self.file} cannot be read, so it is left out ({reason})")
 
     def _take(self, data: bytes, name: str) -> None:
         try:
             line = parse_line(data)
         except ValueError as error:
-            self._bad.append(f"{name} of {self.file} cannot be read, so it is left out ({error})")
-            return
+            return self._leave_out(name, error)
         if line.run != self.fingerprint:
             self._others[line.run] += 1
             return

@@ -257,6 +257,11 @@ def _batch_triplets(path: Path, batch: pa.RecordBatch) -> Iterator[tuple[str, Tr
     columns["predicate"], columns["pair"] = np.array(predicates.indices), np.array(columns["pair"])
     columns["score"] = np.array(columns["score"], dtype=np.float32)
     check(~np.isfinite(columns["score"]), "a box or score is NaN or infinite")
+    _, first, row = np.unique(image * (columns["pair"].max(initial=0) + 1) + columns["pair"], True, True)
+    for end in ("subject", "object"):
+        other = columns[end][first][row] != columns[end]
+        other |= (columns[f"{end}_box"][first][row] != columns[f"{end}_box"]).any(1)
+        check(other, f"a pair has more than one {end}")
     lists_of_names = tuple(ends.dictionary.to_pylist()), tuple(predicates.dictionary.to_pylist())
     stops = np.cumsum(lengths)
     for name, start, stop, known in zip(names, stops - lengths, stops, lists.is_valid().to_pylist(), strict=True):

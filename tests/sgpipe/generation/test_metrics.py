@@ -24,13 +24,14 @@ def generate(out: Path, *options: object, code: int = 0):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
-    """A run in two parts, with a line every few milliseconds."""
+    """A run in two parts, with a line every few milliseconds, and again with nothing left to do."""
     folder = tmp_path_factory.mktemp("metrics")
     file = folder / "new" / "metrics.jsonl"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(metrics, "_SECONDS", 0.05)
         generate(folder / "run", "--metrics", file, "--limit", 4)
-    generate(folder / "run", "--metrics", file)
+    for _ in range(2):
+        generate(folder / "run", "--metrics", file)
     return folder / "run", [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -38,11 +39,11 @@ def test_the_last_line_of_each_part_has_the_totals_of_the_manifest(run: tuple[Pa
     root, lines = run
     ends = [line for line in lines if line["state"] == "finished"]
     summary = add_up(Manifest.load(root), 0, {})
-    assert [line["images"] for line in ends] == [4, 2]
+    assert [line["images"] for line in ends] == [4, 2, 0]
     for name in ("images", "errors", "relations"):
         assert sum(line[name] for line in ends) == summary.counts[name]
     for stage, seconds in summary.seconds.items():
-        assert sum(line["seconds"][stage] for line in ends) == pytest.approx(seconds)
+        assert sum(line["seconds"].get(stage, 0) for line in ends) == pytest.approx(seconds)
     assert lines[-1] is ends[-1]
     assert all(line["queue"] == 0 and line["gpu_memory"] == {} for line in ends)
 
