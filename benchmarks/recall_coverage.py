@@ -14,14 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain, product
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
 from benchmarks.measure import report
-from sgpipe.stats.recall import estimate_recall, recapture
+from sgpipe.stats.recall import estimate_recall, measure_recall, recapture
+from sgpipe.storage.judgements import JudgementLog
+from sgpipe.storage.recall_plans import BlindAnswer, BlindQuestion, RecallPlan
 
 IMAGES, SIMULATIONS = 3000, 1000
 Row = tuple[str, str, float]
@@ -47,9 +50,35 @@ def plans(simulations: int = SIMULATIONS, only: int | None = None) -> Iterator[R
             own = rng.choice(IMAGES, asked, replace=False)
             at = np.repeat(np.arange(asked), named[own])
             number = np.arange(len(at)) - np.repeat(np.cumsum(named[own]) - named[own], named[own])
-            found = estimate_recall(number < has[own][at], at, weight[own][at], 1 - asked / IMAGES)
+            found = estimate_recall(number < has[own][at], at, weight[own][at], 1.0 if parts else 1 - asked / IMAGES)
             covered += found.low <= truth <= found.high
         data = f"{asked} images, {each:g} relations each, recall {recall:.0%}, alike {alike:g}{', parts' * parts}"
+        yield "plan: recall", data, covered / simulations
+
+
+def parts_of_all(simulations: int = SIMULATIONS, only: int | None = None) -> Iterator[Row]:
+    """The recall of a small run of whose images all are answered, but only about some of the boxes."""
+    rng = np.random.default_rng(2)
+    common = {"at": "", "by": "a", "run": "", "plan": "p"}
+    for recall, alike in list(product((0.5, 0.8, 0.95), (0.0, 0.3)))[:only]:
+        answers, relations, named = {}, [], 0
+        for image, chance in enumerate(map(float, chances(rng, recall, alike, 40))):
+            ends = {(int(a), int(b)) for a, b in rng.integers(20, size=(rng.poisson(30), 2)) if a != b}
+            said = [{"subject": a, "object": b, "predicate": "on"} for a, b in ends]
+            place = {"split": "s", "image_id": str(image)}
+            answer = BlindAnswer.model_validate({**common, **place, "id": str(image), "relations": said})
+            answers["s", str(image)] = {"a": answer}
+            relations += [("s", str(image), *pair, "on") for pair in ends if rng.random() < chance]
+            named += len(ends)
+        log = cast(JudgementLog, SimpleNamespace(blind_answers=lambda _, answers=answers: answers))
+        covered = 0
+        for _ in range(simulations):
+            asked = [(*place, rng.choice(20, 8, replace=False).tolist(), 190 / 28) for place in answers]
+            values = {**common, "seed": 0, "kind": "recall", "images": 40}
+            plan = RecallPlan.model_validate({**values, "questions": [BlindQuestion(*each) for each in asked]})
+            found = measure_recall(plan, log, lambda *_, relations=relations: relations).recall
+            covered += found.low <= len(relations) / named <= found.high
+        data = f"all of 40 images, 8 of 20 boxes each, recall {recall:.0%}, alike {alike:g}"
         yield "plan: recall", data, covered / simulations
 
 
@@ -74,7 +103,7 @@ def people(simulations: int = SIMULATIONS, only: int | None = None) -> Iterator[
 
 def main() -> None:
     table = Table("interval", "data", "nominal", f"measured, of {SIMULATIONS:,}")
-    for name, data, covered in chain(plans(), people()):
+    for name, data, covered in chain(plans(), parts_of_all(), people()):
         table.add_row(name, data, "95%", f"{covered:.1%}")
     report(str(__doc__), table)
 

@@ -78,7 +78,7 @@ def estimate_recall(
     """Return the share of named relations that the run has, with Wilson's interval for the effective sample size.
 
     `has`: whether the run has a relation, `images`: numbers of images, `weight`: of questions; all `[relations]`.
-    `left`: the share of the run's images that was not asked about.
+    `left`: the share of the run's images that was not asked about; 1 if parts of images were.
     """
     if not len(has):
         return PrecisionEstimate(0, 0, None, 0.0, 1.0)
@@ -194,7 +194,7 @@ def measure_recall(plan: RecallPlan, log: JudgementLog, rows: Rows) -> RecallMea
 
     def recall(items: Sequence[_Item]) -> PrecisionEstimate:
         has, images, weight = (np.array([each[at] for each in items]) for at in range(3))
-        left = 1 - len(asked) / plan.images
+        left = 1 - len(asked) / plan.images if all(each.weight == 1 for each in asked) else 1.0
         return estimate_recall(has.astype(bool), images.astype(int), weight.astype(float), left)
 
     common = Counter(pair for each in asked for pair in combinations(sorted(answers[each.place]), 2)).most_common(1)

@@ -103,7 +103,7 @@ class Index:
         annotated: whether no relation has a confidence.
         vocabulary: the run's predicates and classes.
         image_roots: of each split.
-        cache: folder for whatever else is worth keeping, such as thumbnails: RUN/.sgpipe/cache, or one in the user's
+        cache: folder for whatever else is worth keeping: RUN/.sgpipe/cache, or one in the user's
             cache folder for a run in a store or one that cannot be written.
         version: changes with judgements.
         connection: has the index as `run`, read-only; tables of its own are in memory.

@@ -4,7 +4,8 @@
   `relations` an answer to a question of a recall plan, and responds with the line as it is stored.
 - `POST /api/plans` draws a sample: the fields of `_NewPlan`, all but `kind` optional.
 - `GET /api/plans/{plan}?by=`: what the plan shows so far, and the person's next open `question`, or null. Once all
-  questions of a certificate are answered, whoever asks gets the next round.
+  questions of a certificate are answered, whoever asks gets the next round; of a recall plan, whoever answered all
+  gets its figures.
 - `GET /api/recall/{plan}?by=&at=`: a question, by default the next open one, without what the run says of relations.
 """
 
@@ -51,7 +52,7 @@ from sgpipe.storage.judgements import (
 )
 from sgpipe.storage.recall_plans import BlindAnswer, RecallPlan
 from sgpipe.utils import LARGEST_SEED
-from sgpipe.utils.console import single_line
+from sgpipe.utils.console import count, single_line
 from sgpipe.view.search import Filters, select_relations
 from sgpipe.view.web import Viewer, freshness_of, image_url, photo_url, posted, relation_key, render, viewer_of
 from sgpipe.viz.draw_relations import colour_of
@@ -217,12 +218,15 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
         return JSONResponse(_summary(plan), 201)
     common: dict[str, Any] = {"plan": wanted.id, "at": utc_now(), "by": _who(viewer, wanted.by), "run": log.fingerprint}
     common |= {"seed": wanted.seed, "kind": wanted.kind}
+    made = log.recall_plans.get(wanted.id) or log.plans.get(wanted.id)
+    if made and made.kind != wanted.kind:
+        raise HTTPException(409, f"{wanted.id} is a plan of another kind ({made.kind}) already: give another id")
     if wanted.kind == "recall":
-        if wanted.id not in log.recall_plans:
+        if made is None:
             images, asked = draw_recall(viewer.index.rows, wanted.count, wanted.boxes, wanted.seed)
             log.append(RecallPlan.model_validate({**common, "images": images, "questions": asked}))
         return JSONResponse({"plan": wanted.id, "kind": "recall"}, 201)
-    if wanted.id not in log.plans:
+    if made is None:
         search = wanted.search if wanted.kind == "search" else None
         filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
         if filters.judged or filters.queue:
@@ -246,7 +250,12 @@ def plan_progress(request: Request) -> Response:
     if name in log.recall_plans:
         log.reload()
         left = questions_left(log.recall_plans[name], log, _who(viewer, request.query_params.get("by", "")))
-        groups = measure_recall(log.recall_plans[name], log, viewer.index.rows).as_groups()
+        if left and not viewer.read_only:  # figures would tell what the run has of what was just named
+            whole = len(log.recall_plans[name].questions)
+            said = f"{whole - len(left):,} of {count(whole, 'question')} answered; figures follow the last one."
+            groups = [{"share": 1 - len(left) / whole, "lines": [said]}]
+        else:
+            groups = measure_recall(log.recall_plans[name], log, viewer.index.rows).as_groups()
         return JSONResponse({"plan": name, "groups": groups, "open": len(left), "question": bool(left)})
     plan, question = _asked(request)
     if plan.certificate:
@@ -350,9 +359,7 @@ def plans_page(request: Request) -> Response:
             (plan, [own.as_json(name, settings) for name, own in measure(rounds_of(log, settings), log).items()])
             for settings, plan in certificates.items()
         ],
-        "recalls": [
-            (plan, measure_recall(plan, log, viewer.index.rows).as_groups()) for plan in log.recall_plans.values()
-        ],
+        "recalls": list(log.recall_plans.values()),
         "agreement": describe_agreement(states),
         "agreement_on": lambda plan: _agreement(log, plan),
         "search": filters.to_params(),

@@ -163,7 +163,8 @@ def queues(index: Index) -> list[Queue]:
 Box = tuple[float, float, float, float]  # xywh in pixels
 Row = tuple[Any, ...]
 
-_CURSOR = re.compile(r"(?P<value>[0-9.e+-]{1,30})_(?P<image>\d{1,9})_(?P<number>\d{1,9})", re.ASCII)
+_BACK = "~"  # before a cursor whose page lies before it; values may be negative
+_CURSOR = re.compile(r"(?P<back>~?)(?P<value>[0-9.e+-]{1,30})_(?P<image>\d{1,9})_(?P<number>\d{1,9})", re.ASCII)
 
 
 # What a hit says of a relation, and its columns.
@@ -227,17 +228,24 @@ class Hit:
 
 @dataclass(frozen=True)
 class Page:
-    """Hits in order; `next`: what to pass as `after` for the next page, None if there is none."""
+    """Hits in order; `next` and `previous`: what to pass as `after` for the pages beside it, None if there is none."""
 
     hits: list[Hit]
     next: str | None
+    previous: str | None
 
 
 def search(index: Index, filters: Filters, after: str | None = None, limit: int = 48) -> Page:
     """Return one page of hits, after a cursor of an earlier page. Raises UserError: no such cursor or queue."""
-    found = _found(index, filters, _read_cursor(after) if after else None, limit + 1)
-    shown = found[:limit]
-    return Page(_hits(index, filters, shown), "_".join(map(str, shown[-1][:3])) if len(found) > limit else None)
+    back, place = _read_cursor(after) if after else (False, None)
+    found = _found(index, filters, place, limit + 1, back)
+    if back and len(found) <= limit:  # the start: a whole page is worth more than its rest
+        back, place = False, None
+        found = _found(index, filters, None, limit + 1)
+    more, shown = len(found) > limit, found[:limit][:: -1 if back else 1]
+    first, last = ("_".join(map(str, shown[at][:3])) if shown else None for at in (0, -1))
+    previous = f"{_BACK}{first}" if first and place else None
+    return Page(_hits(index, filters, shown), last if back or more else None, previous)
 
 
 def neighbours(
@@ -390,8 +398,8 @@ def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
     ]
 
 
-def _read_cursor(text: str) -> Place:
-    """Return the place that a page starts after. Raises UserError: it is not a cursor."""
+def _read_cursor(text: str) -> tuple[bool, Place]:
+    """Return whether a page lies before a place, and the place. Raises UserError: it is not a cursor."""
     found = _CURSOR.fullmatch(text)
     try:
         if found is None:
@@ -402,4 +410,4 @@ def _read_cursor(text: str) -> Place:
             raise ValueError(text)
     except ValueError:
         raise UserError(f"after={single_line(text, 60)}: not a page of this search; leave it out") from None
-    return Place(number, int(found["image"]), int(found["number"]))
+    return bool(found["back"]), Place(number, int(found["image"]), int(found["number"]))

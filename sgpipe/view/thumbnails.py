@@ -26,11 +26,12 @@ from sgpipe.utils.console import single_line
 from sgpipe.view.web import Viewer, place_of, viewer_of
 
 _FAULTS = (UserError, StoreError, EngineError)  # of the image, or of the shard that holds it
-WIDTHS = (160, 320, 640, 1280)  # in pixels; others are rounded up, so that nobody fills the disk with sizes
-_MOST_KEPT = 4000
+WIDTHS = (160, 320, 640, 1280)  # in pixels; others are rounded up, so that nobody fills the memory with sizes
+_MOST_KEPT = 256 << 20  # bytes
 _QUALITY = 80
 _SHOWN_BY_BROWSERS = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp"}
 _KEPT = {"Cache-Control": "private, max-age=600"}  # by the browser, in seconds
+_KEEPING = threading.Lock()
 _AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, which may be large
 
 
@@ -59,9 +60,10 @@ def thumbnail(request: Request) -> Response:
             now = status and (status.st_mtime_ns, status.st_size)
             if data is None or now != before:
                 data = _jpeg(file, name, row, width)
-                cache[key] = now, data
-                if len(cache) > _MOST_KEPT:
-                    cache.pop(next(iter(cache)), None)  # the oldest
+                with _KEEPING:
+                    cache[key] = now, data
+                    while sum(len(kept) for _, kept in cache.values()) > _MOST_KEPT:
+                        del cache[next(iter(cache))]  # the oldest
     except _FAULTS as error:
         return _placeholder(row, str(error))
     return Response(data, media_type="image/jpeg", headers=_KEPT)

@@ -10,7 +10,7 @@ from rich.console import Console
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from benchmarks.recall_coverage import people, plans
+from benchmarks.recall_coverage import parts_of_all, people, plans
 from sgpipe.cli.main import app
 from sgpipe.records import NO_OBJECT, Box
 from sgpipe.stats.recall import estimate_recall, measure_recall, recapture
@@ -91,8 +91,10 @@ def test_people_answer_blindly_and_the_recall_is_reported(client, run):
     assert found.recall.value == pytest.approx((20 + rows["near"].correct) / 40)
     assert found.recall.low < found.recall.value < found.recall.high
     assert (found.people.both, found.people.one) == (20, 20)
-    card = client.get("/judge").text
-    assert "anna and ben answered 20 common questions" in card
+    assert "anna and ben answered 20 common questions" in found.as_groups()[0]["lines"][1]
+    shown = client.get("/judge").text + client.get("/api/plans/r", params={"by": "ben"}).text
+    assert "20 of 40 questions answered" in shown  # and no figure before the last answer
+    assert not any(text in shown for text in ("of the relations that", "near:", "common question"))
     result = CliRunner().invoke(app, ["stats", str(run), "--judgements", "own"], env={"COLUMNS": "200"})
     text = " ".join(result.output.split())
     assert "of the relations that people named in 20 of 60 images" in text
@@ -167,13 +169,16 @@ def test_what_is_no_answer_is_refused(client, run, values, status, message):
 def test_plans_that_cannot_be_drawn_are_refused(client):
     assert "expected 1 to" in draw(client, 422, count=0)
     assert "2 or more" in draw(client, 422, boxes=1)
+    for kind, other in (("bands", "recall"), ("recall", "bands"), ("predicates", "bands")):
+        draw(client, kind=kind, id=kind)
+        assert f"plan of another kind ({kind})" in draw(client, 409, kind=other, id=kind)
     assert client.get("/api/recall/none").status_code == client.get("/recall/none").status_code == 404
 
 
 def test_nobody_named_anything(client, run):
-    draw(client)
+    draw(client, count=1)
     answer(client, question(client), [])
-    assert "people have named no relation yet (1 of 60 images answered)" in client.get("/judge").text
+    assert "people have named no relation yet (1 of 60 images answered)" in client.get("/api/plans/r").text
     none = np.zeros(0)
     assert estimate_recall(none.astype(bool), none.astype(int), none).value is None
     assert recapture(("anna", "ben"), *np.zeros((3, 5), int)) is None
@@ -196,7 +201,7 @@ def test_people_who_answer_at_random_or_name_everything(client, kind):
         assert float(lines[1].split("about ")[1].split("%")[0]) < 60  # they rarely agree, so much seems to be missed
 
 
-@pytest.mark.parametrize("simulate", [plans, people])
+@pytest.mark.parametrize("simulate", [plans, parts_of_all, people])
 def test_intervals_contain_the_truth(simulate):
     for name, data, covered in simulate(simulations=120, only=2):
         assert covered > 0.88, (name, data)

@@ -213,12 +213,19 @@ def test_orders(index: Index, records: list[Record]) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("params", [[], [("q", '"a red"')]])
-def test_pages_lead_on_and_neighbours_lead_through(index: Index, order: str, params: list[tuple[str, str]]) -> None:
+def test_pages_lead_on_and_back_and_neighbours_lead_through(
+    index: Index, order: str, params: list[tuple[str, str]]
+) -> None:
     chosen = filters(index, *params, ("order", order))
     hits = all_hits(index, chosen)
     first = search(index, chosen, limit=20)
     second = search(index, chosen, first.next, limit=20)
     assert first.hits + second.hits == hits[:40]
+    assert first.previous is None
+    assert search(index, chosen, second.previous, limit=20) == first
+    third = search(index, chosen, second.next, limit=5)
+    assert search(index, chosen, third.previous, limit=30).hits == hits[10:40]
+    assert search(index, chosen, third.previous, limit=45).hits == hits[:45]
     times = Counter(map(key, hits))
     once = [at for at, hit in enumerate(hits) if times[key(hit)] == 1]
     for at in (once[0], once[len(once) // 2], once[-1]):
