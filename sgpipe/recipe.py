@@ -478,7 +478,7 @@ def models_of(recipe: Recipe, skipped: Collection[str] = ()) -> dict[str, str]:
     return {stage: found[stage] for stage in _MODELS if found.get(stage) is not None}
 
 
-def with_model_folders(recipe: Recipe, before: Mapping[str, Any] | None = None) -> Recipe:
+def with_model_folders(recipe: Recipe, before: Mapping[str, Any] | None = None, resumes: bool = True) -> Recipe:
     """Return the recipe with folders of networks in place of MINIWORLD and of trainings.
 
     A training may go on during a run: what its `best` or `last` is now is used throughout. So are the files that a
@@ -486,12 +486,14 @@ def with_model_folders(recipe: Recipe, before: Mapping[str, Any] | None = None) 
 
     Args:
         before: the identity of the run that is resumed, or of its parent; models of the hub stay at its commits.
+        resumes: False: `before` is the parent's, from which a revision that the recipe names may differ.
 
     Raises UserError, EngineError: see `pin_model`.
     """
-    known, changed = json.dumps(before or {}), {}
+    changed = {}
     for stage, model in models_of(recipe).items():
         folder = _model_folder(model, _PACKAGED.get(stage))
+        known = json.dumps((before or {}).get(stage)) if resumes or "@" not in folder else ""
         changed[stage] = getattr(recipe, stage).model_copy(update={_MODELS[stage]: pin_model(folder, known)})
     return recipe.model_copy(update=changed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +20,10 @@ from sgpipe.stats.certify import check
 from sgpipe.storage.judgements import CERTIFICATE
 from sgpipe.storage.run_files import RunFiles
 from sgpipe.training.metrics import MEASURES, read_metrics
-from sgpipe.utils.config_file import dump_yaml, read_yaml
+from sgpipe.utils.config_file import dump_yaml, parse_yaml, read_yaml
 
 TAG = "sgpipe"  # in the card of everything that sgpipe pushes
+_EVALUATION = re.compile(r"\n## Evaluation\n.*?(?=\n## |\Z)", re.DOTALL)
 
 
 def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence[Path]) -> str:
@@ -32,12 +34,10 @@ def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence
         licence: an identifier of the hub, such as apache-2.0.
         evaluations: files that `sgpipe eval --json-file` wrote.
 
-    Raises UserError: config.json or an evaluation is damaged.
+    Raises UserError: config.json, README.md or an evaluation is damaged.
     """
-    settings, own, root = _read_json(folder / "config.json"), folder / README, folder.resolve().parents[1]
-    body, front = own.read_text("utf-8") if own.is_file() else "", ""
-    if body.startswith("---\n"):
-        front, _, body = body[4:].partition("\n---\n")
+    settings, root = _read_json(folder / "config.json"), folder.resolve().parent.parent
+    metadata, body = _read_card(folder / README)
     training: dict[str, Any] = {}
     position, rows, parts = Position(), [], []
     if (root / ".training" / "run.json").is_file():
@@ -46,29 +46,29 @@ def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence
         with suppress(CheckpointError):
             position = read_position(folder)
         rows = [row for row in read_metrics(root) if (row["event"], row["step"]) == ("validation", position.step)]
-    metadata: dict[str, Any] = yaml.safe_load(front) or {}
     if init := training.get("model", {}).get("init"):
         if hub := HubModel.parse(init):
             metadata["base_model"] = hub.name
         training["model"]["init"] = init if hub else Path(init).name
     metadata |= {"license": licence} if licence else {}
-    metadata["tags"] = list(dict.fromkeys([*(metadata.get("tags") or ()), TAG, settings.get("model_type", "model")]))
+    tags = metadata.get("tags") or []
+    tags = tags if isinstance(tags, list) else [tags]
+    metadata["tags"] = list(dict.fromkeys([*map(str, tags), TAG, settings.get("model_type", "model")]))
     figures = [("Validation of this checkpoint", {name: row[name] for name in MEASURES if name in row}) for row in rows]
-    found = map(_read_json, evaluations)
-    figures += [(str(each.get("benchmark", "Evaluation")), dict(each.get("summary") or {})) for each in found]
+    figures += map(_read_figures, evaluations)
     data = training.pop("data", {})
     return card_template("model.md.jinja").render(
         metadata=dump_yaml(metadata),
         name=to.partition("/")[2],
         auto=next(iter(settings.get("architectures") or ()), "AutoModel"),
-        body=body.replace("FOLDER_OR_ID", to).partition("\n## Evaluation\n")[0].strip(),
+        body=_EVALUATION.sub("", body.replace("FOLDER_OR_ID", to)).strip(),
         images=training.pop("images", {}).get("training"),
-        recipe=dump_yaml(training | {"data": {name: data[name] for name in data.keys() - {"train", "val"}}}),
+        recipe=dump_yaml(training | {"data": {name: data[name] for name in data if name not in ("train", "val")}}),
         to=to,
         position=position,
         parts=parts,
         figures=figures,
-        licence=licence,
+        licence=metadata.get("license"),
     )
 
 
@@ -86,6 +86,24 @@ def _part(place: str) -> tuple[str, list[str]]:
     with suppress(UserError, OSError):
         steps.append(certified_text(check(place, run.judgements.with_name(CERTIFICATE), run.judgements)))
     return str(run.manifest.run.get("name", "sgpipe")), steps
+
+
+def _read_card(file: Path) -> tuple[dict[str, Any], str]:
+    """Return the metadata of a README.md, and the text after it; of none, nothing."""
+    try:
+        front, body = "", file.read_text("utf-8") if file.is_file() else ""
+        if body.startswith("---\n"):
+            front, _, body = f"{body[3:]}\n".partition("\n---\n")
+        return {**(parse_yaml(front) or {})}, body
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read as a card of the hub: {' '.join(str(error).split())}") from None
+
+
+def _read_figures(file: Path) -> tuple[str, dict[str, Any]]:
+    result = _read_json(file)
+    if not isinstance(summary := result.get("summary") or {}, dict):
+        raise UserError(f"{file}: `summary` is no JSON object; name a file that `sgpipe eval --json-file` wrote")
+    return str(result.get("benchmark", "Evaluation")), summary
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from sgpipe.utils.locking import only_process
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SHARD = re.compile(r"data/\w+-\d+-of-\d+\.parquet")  # the files of an export, and of other datasets of the hub
 _OF_MODEL = re.compile(r"[^/]+\.(json|txt|model|jinja)|model(-\d+-of-\d+)?\.safetensors")
+_WEIGHTS = re.compile(r"model[^/]*\.safetensors|[^/]+\.index\.json")  # of a model: what is deleted if it is gone
 _STATE = ("training.json", "optimizer.safetensors")  # of a checkpoint, for resuming
 _ITS_OWN = (".gitattributes", README)
 _MOST_NAMED = 3
@@ -65,22 +66,26 @@ class _Repository:
         with _unfinished(self._what):
             info: Any
             try:
-                info = self._api.repo_info(name, repo_type=kind)
+                info = self._api.repo_info(name, repo_type=kind, files_metadata=True)
             except RepositoryNotFoundError:
                 self._api.create_repo(name, repo_type=kind, private=not public, exist_ok=True)
-                info = self._api.repo_info(name, repo_type=kind)
+                info = self._api.repo_info(name, repo_type=kind, files_metadata=True)
         self.private = bool(info.private)
         self.url = f"{self._api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
-        self._before = [each.rfilename for each in info.siblings or ()]
+        self._before = {each.rfilename: each.size for each in info.siblings or ()}
         is_ours = TAG in {*(info.tags or ()), *((info.card_data and info.card_data.get("tags")) or ())}
         form = _SHARD if kind == "dataset" else _OF_MODEL
-        foreign = [file for file in self._before if file not in _ITS_OWN and not (is_ours and form.fullmatch(file))]
+        allowed = _ITS_OWN if is_ours or not self._before.get(README) else _ITS_OWN[:1]
+        foreign = [file for file in self._before if file not in allowed and not (is_ours and form.fullmatch(file))]
         if foreign:
             named = ", ".join(foreign[:_MOST_NAMED]) + (", …" if len(foreign) > _MOST_NAMED else "")
             raise UserError(f"{self._what} has files that sgpipe did not push ({named}); choose another name for --to")
 
     def upload(self, folder: Path, files: Sequence[str], card: str, of: str) -> None:
-        """Send the card first: it shows whose files these are, if the upload is interrupted. Delete other files."""
+        """Send the card first: it shows whose files these are, if the upload is interrupted. Delete what is gone."""
+        gone = sorted(self._before.keys() - {*files, *_ITS_OWN})
+        if self.kind == "model":  # the others may be its owner's
+            gone = [*filter(_WEIGHTS.fullmatch, gone)]
         with _unfinished(self._what):
             repository: dict[str, Any] = {"repo_id": self.name, "repo_type": self.kind}
             self._api.upload_file(
@@ -90,7 +95,7 @@ class _Repository:
                 folder_path=folder,
                 allow_patterns=list(files),
                 commit_message=f"Upload {count(len(files), 'file')} of {of}",
-                delete_patterns=sorted({*self._before} - {*files, *_ITS_OWN}) or None,
+                delete_patterns=gone or None,
                 **repository,
             )
 

@@ -26,6 +26,7 @@ from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256
 _PLACES = ("", "best/", "last/")  # of a model: a folder of its own, or the checkpoints of a training
 _CONFIG, _OPEN_CLIP = "config.json", "open_clip_config.json"
 _HIDDEN = re.compile(r"\.[^.]")
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def cache_folder() -> Path:
@@ -41,14 +42,15 @@ def pin_model(name: str, before: str = "") -> str:
     Any other name is unchanged, and one of the hub if its commit cannot be told.
 
     Args:
-        before: what a run that is resumed says of its models; a commit in it stays.
+        before: what a run that is resumed says of its models; a commit in it stays, unless `name` has another one.
 
     Raises:
         UserError: there is no such model or no permission, or the URI holds keys.
         EngineError: the store cannot be reached.
     """
     if hub := HubModel.parse(name):
-        if known := re.search(rf"{re.escape(name)}@[0-9a-f]{{40}}", before):
+        known = re.search(rf"(?<![\w./-]){re.escape(hub.name)}@[0-9a-f]{{40}}", before)
+        if known and not _COMMIT.fullmatch(hub.revision or ""):
             return known[0]
         with suppress(UserError, StoreError):
             return str(HubModel(hub.name, hub.config().name))

@@ -101,7 +101,7 @@ class StorePath:
     """
 
     def __init__(self, uri: str) -> None:
-        """Raises UserError: of an unknown scheme, or the URI contains keys."""
+        """Raises UserError: of an unknown scheme, or the URI contains keys or a query."""
         refuse_keys(uri)
         scheme, separator, rest = uri.partition("://")
         bucket, _, key = rest.partition("/")
@@ -407,7 +407,9 @@ def warn_of_answer(name: str) -> None:
 
 
 def refuse_keys(uri: str) -> None:
-    """Raises UserError: the URI contains keys. A container of Azure may stand where a user name would."""
+    """Raises UserError: the URI contains keys, or a query. A container of Azure may stand where a user name would."""
+    if "?" in uri:
+        raise UserError("the URI of an object store must not have a query (?…); set what it says in the environment")
     user, at, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
     if at and (":" in user or not uri.startswith(("abfs", *_ANONYMOUS))):
         raise UserError("the URI of an object store must not contain keys; set them in the environment")

@@ -156,7 +156,7 @@ class Reuse:
         if parent.folder and parent.folder.resolve() == out.resolve():
             raise UserError(f"--out {out} is the run that --from names; name another folder")
         before = parent.manifest.run["identity"]
-        recipe = with_model_folders(parent.adopted(recipe), before)
+        recipe = with_model_folders(parent.adopted(recipe), before, resumes=False)
         now = identity(recipe, {}, stages_sharing_gpus(recipe, before))
         _check_same(parent, before, now, ("format", "miniworld"))
         stages = [stage for stage in STAGES if stage in now or stage in before]

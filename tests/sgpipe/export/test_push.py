@@ -80,7 +80,7 @@ def test_a_dataset_of_others_is_not_touched(hub, run):
     hub.repositories[TO] = {"README.md": b"# mine", "data/train-00000-of-00001.parquet": b"PAR1"}
     hub.private[TO] = False
     done = push(run, code=2)
-    assert "has files that sgpipe did not push (data/train-00000-of-00001.parquet)" in done.stderr
+    assert "has files that sgpipe did not push (README.md, data/train-00000-of-00001.parquet)" in done.stderr
     assert hub.commits == []
 
 

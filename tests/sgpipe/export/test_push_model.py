@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 from rlip_model import ParSeDA, RTagger
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
+from sgpipe.export.model_card import model_card
 from sgpipe.files.hub import HubModel
 from sgpipe.files.model_cache import local_model, pin_model
-from sgpipe.recipe import packaged_model
+from sgpipe.recipe import load_recipe, packaged_model, with_model_folders
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
 
@@ -103,6 +104,30 @@ def test_the_card_says_what_a_network_was_trained_on(hub, trained_tagger, tmp_pa
     for text in ("### Labels of", "| full | 0.33 |", "Not stated.", "| recall |", f'from_pretrained("{TO}")'):
         assert text in card
     assert "FOLDER_OR_ID" not in card
+    run = json.loads((trained_tagger / ".training" / "run.json").read_text())
+    shown = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
+    assert [*shown["data"]] == [name for name in run["data"] if name not in ("train", "val")]
+    own = {"notes.txt": b"1", "my_eval.json": b"{}"}
+    hub.repositories[KEY] |= own | {"model-00001-of-00002.safetensors": b"1", "model.safetensors.index.json": b"{}"}
+    before = {*hub.repositories[KEY]}
+    push(trained_tagger)
+    assert before - {*hub.repositories[KEY]} == {"model-00001-of-00002.safetensors", "model.safetensors.index.json"}
+
+
+def test_the_card_keeps_what_its_owner_wrote(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    readme, result = tmp_path / "README.md", tmp_path / "result.json"
+    readme.write_text("---\nlicense: mit\ntags: vision\n---\n# Mine\n\n## Evaluation\n\nold\n\n## Citation\n\nme\n")
+    card = model_card(tmp_path, TO, None, ())
+    assert yaml.safe_load(card.split("---\n")[1]) == {"license": "mit", "tags": ["vision", "sgpipe", "model"]}
+    assert [text in card for text in ("# Mine", "## Citation\n\nme", "`mit`.", "old")] == [True, True, True, False]
+    result.write_text('{"summary": [1, 2]}')
+    with pytest.raises(UserError, match=r"result\.json: `summary` is no JSON object"):
+        model_card(tmp_path, TO, None, [result])
+    for damaged in (b"---\na: [\n---\n", b"---\n- a\n---\n", b"\xe9", b"---\n" + b"[" * 9999):
+        readme.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"README\.md cannot be read as a card of the hub: .+$"):
+            model_card(tmp_path, TO, None, ())
 
 
 @pytest.mark.slow
@@ -121,7 +146,7 @@ def test_what_is_refused_in_one_line(hub, tmp_path, drawn_run):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text("{}")
     for place, options, message in (
-        (TAGGER, (), "has files that sgpipe did not push (pytorch_model.bin)"),
+        (TAGGER, (), "has files that sgpipe did not push (README.md, pytorch_model.bin)"),
         (tmp_path / "old", (), "has no model.safetensors"),
         (tmp_path, (), "is not an sgpipe run"),
         (TAGGER, ("--embed",), "is a model: only"),
@@ -140,12 +165,12 @@ def test_a_run_that_is_resumed_keeps_the_commit_of_its_models(hub, tmp_path):
     push(TAGGER)
     first, out = pin_model(TO), tmp_path / "run"
     settings = ("--set", "source.miniworld.images=4", "--set", "engine.unit_size=2")
-    invoke("generate", "--tagger", TO, *settings, "--out", out, "--limit", 2)
+    invoke("generate", "--tagger", f"{TO}@main", *settings, "--out", out, "--limit", 2)
     hub.repositories[KEY]["config.json"] += b" "  # a later commit, while the cache has the first one
     assert pin_model(TO) == first
     shutil.rmtree(tmp_path / "cache")  # as on another machine
     assert pin_model(TO) != first
-    invoke("generate", "--tagger", TO, *settings, "--out", out)
+    invoke("generate", "--tagger", f"{TO}@main", *settings, "--out", out)
     manifest = Manifest.load(out)
     assert manifest.run["identity"]["tag"]["tagger"] == first
     assert sum(shard.rows for shard in manifest.shards) == 4
@@ -176,5 +201,18 @@ def test_what_is_a_hub_id(tmp_path, monkeypatch):
     assert {name: each and (each.name, each.revision) for name, each in found.items()} == names
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert pin_model("a/b") == "a/b"  # who loads it says that it is missing
+    first, second, third = (f"a/b@{letter * 40}" for letter in "123")
+    for name, before, pinned in (
+        ("a/b@v1", first, first),
+        (second, first, second),
+        ("a/b", f"aa/b@{'3' * 40}", "a/b"),
+        ("a/b", f"x/{third} {first}", first),
+    ):
+        assert pin_model(name, json.dumps({"tagger": before})) == pinned
+    recipe = load_recipe("miniworld", {"tag.tagger": "a/b@v1", "ground.detector": "a/b@v2"})
+    identity = {"tag": {"tagger": first}, "ground": {"detector": second}}
+    for resumes, expected in ((True, (first, second)), (False, ("a/b@v1", "a/b@v2"))):
+        made = with_model_folders(recipe, identity, resumes)
+        assert (made.tag.tagger, made.ground.detector) == expected
     with pytest.raises(UserError, match=r"^no such folder: a/b, and the model a/b is not in the hub's cache"):
         local_model("a/b")

@@ -56,6 +56,8 @@ def test_a_whole_file_is_read_by_few_requests(monkeypatch: pytest.MonkeyPatch, o
         ("gcs://bucket/x", "expected s3://, gs:// or abfs://"),
         ("file:///tmp/x", "expected s3://, gs:// or abfs://"),
         ("s3://bucket:x:y/z", "expected s3://, gs:// or abfs://"),
+        ("s3://bucket/run?secret_key=SECRET", "must not have a query (?…)"),
+        ("https://bucket.host/run?X-Amz-Signature=SECRET", "must not have a query (?…)"),
     ],
 )
 def test_what_is_no_store_is_refused_wherever_a_place_is_named(uri: str, expected: str) -> None:
@@ -65,3 +67,4 @@ def test_what_is_no_store_is_refused_wherever_a_place_is_named(uri: str, expecte
             read(uri)
         assert expected in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert "SECRET" not in str(caught.value)
