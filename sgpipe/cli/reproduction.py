@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, field_validator
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +25,7 @@ from sgpipe.storage.outputs import write_result_text
 from sgpipe.training.metrics import METRICS, read_metrics
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.config_file import load, parse_set, recipe_folder
-from sgpipe.utils.console import Progress, count, duration
+from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Progress, count, duration
 from sgpipe.utils.locking import only_process
 from sgpipe.viz.svg import Plot, curve
 
@@ -52,8 +52,16 @@ class Reproduction(Config):
     title: str
     note: str = ""
     published: dict[str, dict[str, float]] = Field({}, description="percent, by row and column of the final table")
-    values: dict[str, str | float] = Field({}, description="what {NAME} in commands stands for")
-    steps: tuple[Step, ...]
+    values: dict[str, str | int | float] = Field({}, description="what {NAME} in commands stands for")
+    steps: tuple[Step, ...] = Field(min_length=1)
+
+    @field_validator("steps")
+    @classmethod
+    def _names_differ(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        names = [step.name for step in steps]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two steps are named {twice!r}")
+        return steps
 
 
 def load_reproduction(paper: str, scale: str, assignments: list[str]) -> Reproduction:
@@ -71,9 +79,13 @@ def load_reproduction(paper: str, scale: str, assignments: list[str]) -> Reprodu
 
 @dataclass(frozen=True)
 class Task:
-    """A step at its places: its words, what it writes, what it reads of other steps, and the user's files it needs."""
+    """A step at its places: its words, what it writes, what it reads of other steps, and the user's files it needs.
+
+    written: the command with {data} and {out}, which is the same wherever they are.
+    """
 
     step: Step
+    written: str
     words: tuple[str, ...]
     out: Path
     reads: frozenset[Path]
@@ -99,7 +111,7 @@ class Task:
 
 
 def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = None) -> list[Task]:
-    """Return the steps that are needed for the figures, or for the step `until`, in their order.
+    """Return the steps that are needed for the figures, or for the step `until`, in their order; without both, all.
 
     Raises UserError: there is no step `until`, or one reads what none before it writes, or writes nothing.
     """
@@ -114,7 +126,7 @@ def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = N
         if unmade := sorted(task.reads - {each.out for each in tasks}):
             raise UserError(f"step {step.name} reads {unmade[0]}, which no step before it writes")
         tasks.append(task)
-    needed: set[Path] = set()
+    needed = set() if until or any(task.step.figure for task in tasks) else {task.out for task in tasks}
     for task in reversed(tasks):
         if task.step.figure or task.step.name == until or task.out in needed:
             needed |= {task.out, *task.reads}
@@ -123,7 +135,7 @@ def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = N
 
 def _task(paper: Reproduction, step: Step, text: str, needs: Sequence[str], data: Path, out: Path) -> Task:
     for name, value in paper.values.items():
-        text = text.replace(f"{{{name}}}", f"{value:g}" if isinstance(value, float) else value)
+        text = text.replace(f"{{{name}}}", str(value))
     words = shlex.split(text)
     written = next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("--out", "--json-file")), "")
     if not written.startswith("{out}/"):
@@ -134,7 +146,7 @@ def _task(paper: Reproduction, step: Step, text: str, needs: Sequence[str], data
     files = [data / rest for place, rest in [*found, *(("data", name) for name in needs)] if place == "data"]
     places = {"data": data, "out": out, "pipelines": recipe_folder(), "models": packaged_model("parseda").parent}
     words = [_PLACE.sub(lambda match: f"{places[match[1]]}/{match[2]}", word, count=1) for word in words]
-    return Task(step, tuple(words), own, frozenset(reads), tuple(files))
+    return Task(step, f"sgpipe {text}", tuple(words), own, frozenset(reads), tuple(files))
 
 
 def reproduce(
@@ -146,23 +158,13 @@ def reproduce(
         run: runs a command of sgpipe in this process; returns its exit code.
 
     Raises:
-        UserError: files are missing, or the folder has steps with other commands.
+        UserError: files are missing, the folder has steps with other commands, or a step refused its input.
         EngineError: a step failed; those before it are done.
+        SystemExit: a step was interrupted, and has said so.
     """
+    _read_state(tasks, out)  # before the folder is made
     with only_process(out / ".reproduce.lock", out):
-        file = out / STATE
-        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        for task in tasks:
-            if (before := state.get(task.step.name, {}).get("command", task.command)) != task.command:
-                raise UserError(
-                    f"{out} has the step {task.step.name} by other words: choose another --out, or revert to {before}"
-                )
-        redone: set[Path] = set()  # what changes, so that what reads it does
-        for task in tasks:
-            if task.step.name not in state or not task.out.exists() or task.reads & redone:
-                redone.add(task.out)
-        if missing := sorted({each for task in tasks if task.out in redone for each in task.missing}):
-            raise UserError(f"{count(len(missing), 'input')} missing: {', '.join(missing)}")
+        state, redone = _read_state(tasks, out)
         for number, task in enumerate(tasks, 1):
             if task.out not in redone:
                 progress.say(f"[{number}/{len(tasks)}] {task.step.name}: done before")
@@ -171,17 +173,41 @@ def reproduce(
             began = time.monotonic()
             with redirect_stdout(sys.stderr):
                 code = run(task.words)
+            if code == EXIT_INTERRUPTED:
+                sys.exit(code)  # the step has said so
             if code:
-                raise EngineError(f"step {task.step.name} failed with exit code {code}, as said above")
+                kind = UserError if code == EXIT_BAD_INPUT else EngineError
+                raise kind(f"step {task.step.name} failed with exit code {code}, as said above")
             seconds = round(time.monotonic() - began, 1)
-            state[task.step.name] = {"command": task.command, "seconds": seconds, "figure": task.figure()}
-            write_text(file, json.dumps(state, indent=2))
+            state[task.step.name] = {"command": task.written, "seconds": seconds, "figure": task.figure()}
+            write_text(out / STATE, json.dumps(state, indent=2))
             gc.collect()
             if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # workers of the next step may need it
-        chosen = {task.step.name: state[task.step.name] for task in tasks}
+        chosen = {task.step.name: state[task.step.name] | {"command": task.command} for task in tasks}
         write_report(paper, tasks, chosen, out / REPORT)
         return chosen
+
+
+def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, Any], set[Path]]:
+    """Return the state of each finished step, and what is made, again or for the first time. Raises UserError."""
+    file, state = out / STATE, dict[str, Any]()
+    if file.is_file():
+        try:
+            state = TypeAdapter(dict[str, dict[str, str | float | None]]).validate_json(file.read_bytes())
+        except ValueError:
+            raise UserError(f"{file} is damaged: delete it, and every step runs again") from None
+    redone: set[Path] = set()  # what changes, so that what reads it does
+    for task in tasks:
+        if (before := state.get(task.step.name, {}).get("command", task.written)) != task.written:
+            raise UserError(
+                f"{out} has the step {task.step.name} by other words: choose another --out, or revert to {before}"
+            )
+        if task.step.name not in state or not task.out.exists() or task.reads & redone:
+            redone.add(task.out)
+    if missing := sorted({each for task in tasks if task.out in redone for each in task.missing}):
+        raise UserError(f"{count(len(missing), 'input')} missing: {', '.join(missing)}")
+    return state, redone
 
 
 def figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -92,26 +93,40 @@ def load_synonyms(path: Location) -> Synonyms:
 
     Raises UserError: the file is missing or is not such a table.
     """
-    table = check_table(read_table(path, "synonyms file"), f"synonyms file {path}", "class name: [phrases]")
+    table = check_table(read_table(path, "synonyms file"), f"synonyms file {path}", "class name: [phrases]", fewest=1)
     return {name: tuple(phrases) for name, phrases in table.items()}
 
 
 def read_table(path: Location, what: str) -> Any:
     """Return the content of a YAML or JSON file, which messages call `what`. Raises UserError."""
+    text = read_text(path, what)
     try:
-        return parse_yaml(read_text(path, what))
+        with suppress(ValueError):  # YAML forbids tabs, and reads "\\ud83d\\ude00" as two characters
+            return json.loads(text, object_pairs_hook=_unique)
+        return parse_yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{what} {path} is neither YAML nor JSON ({reason})") from None
 
 
-def check_table(table: Any, place: str, form: str) -> Mapping[str, list[str]]:
-    """Return a table of names and lists of texts. Raises UserError: it is not in this `form`, or a text is blank."""
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("duplicate key")  # the YAML parser says which one
+    return values
+
+
+def check_table(table: Any, place: str, form: str, fewest: int = 0) -> Mapping[str, list[str]]:
+    """Return a table of names and lists of `fewest` texts or more.
+
+    Raises UserError: it is not in this `form`, or a text is blank.
+    """
     if not isinstance(table, dict) or not table:
         raise UserError(f"{place}: expected {{{form}}}")
     for name, texts in table.items():
         words = texts if isinstance(texts, list) else [None]
-        if not words or not all(isinstance(each, str) and each.removeprefix("!").strip() for each in (name, *words)):
+        if len(words) < fewest or not all(
+            isinstance(each, str) and each.removeprefix("!").strip() for each in (name, *words)
+        ):
             raise UserError(f"{place}: key {name!r}: expected {form}, found {json.dumps(texts, default=str)[:60]}")
     return table
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from rlip_model.training.divergence import DivergenceError
 from sgpipe.errors import DivergedError, UserError
+from sgpipe.training.data.stream import StepStream
 from sgpipe.training.job import PRIVATE, run_job
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.training.run import prepare
@@ -106,13 +107,17 @@ def _measure(alone: TrainRecipe, recipe: TrainRecipe, steps: int, patience: floa
     with tempfile.TemporaryDirectory(prefix="sgpipe-plan-") as folder, suppress(_EnoughError):
         (Path(folder) / PRIVATE).mkdir()
         job = prepare(alone, Path(folder).resolve(), progress)
+        options = recipe.optimisation
+        StepStream(  # refuses what a training with all workers refuses
+            job.training_set, recipe.data, options.batch, recipe.seed, 1, world_size=recipe.workers.count
+        )
         state = _STATE * (job.initial_model / "model.safetensors").stat().st_size
         progress.say(f"measuring {count(steps + 1, 'step')}")
         try:
             run_job(job, show)
         except DivergenceError as error:
             raise DivergedError(str(error)) from None
-    options, share = recipe.optimisation, alone.optimisation.batch
+    share = alone.optimisation.batch
     measured = rows[1:] or rows  # the first one also allocates and warms up
     seconds = (times[-1] - times[0]) / (len(rows) - 1) if len(rows) > 1 else share / rows[0]["images_per_second"]
     part = -(-share // alone.optimisation.accumulate)

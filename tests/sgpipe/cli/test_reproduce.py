@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.cli.reproduction import REPORT, Reproduction, Task, load_reproduction, make_tasks, reproduce
+from sgpipe.cli.reproduction import REPORT, STATE, Reproduction, Task, load_reproduction, make_tasks, reproduce
 from sgpipe.cli.train import check_words
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import load_recipe
@@ -104,13 +104,47 @@ def test_killed_at_any_step_the_rest_runs_once(tmp_path: Path, kill: int) -> Non
         run(tmp_path, Runner(), paper(values={"n": 4}))
 
 
-def test_a_failed_step_ends_the_list_and_is_not_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [(1, EngineError, "step a failed with exit code 1"), (2, UserError, "step a failed"), (130, SystemExit, "^130$")],
+)
+def test_a_failed_step_ends_the_list_and_is_not_done(
+    tmp_path: Path, code: int, kind: type[BaseException], message: str
+) -> None:
+    with pytest.raises(UserError, match="1 input missing"):
+        run(tmp_path, Runner())
+    assert list(tmp_path.iterdir()) == []
     for place in ("data", "data/a.json"):
         (tmp_path / place).mkdir()
-    with pytest.raises(EngineError, match="step a failed with exit code 2"):
-        run(tmp_path, Runner(code=2))
+    with pytest.raises(kind, match=message):
+        run(tmp_path, Runner(code=code))
     run(tmp_path, runner := Runner())
     assert runner.ran == ["import", "train", "eval"]
+
+
+def test_what_is_done_does_not_depend_on_how_the_folders_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("data", "data/a.json"):
+        (tmp_path / place).mkdir()
+    monkeypatch.chdir(tmp_path)
+    run(Path(), Runner())
+    run(tmp_path, again := Runner())
+    assert again.ran == []
+    for damage in ("[]", '{"a": {"command"', '{"a": 1}'):
+        (tmp_path / "out" / STATE).write_text(damage)
+        with pytest.raises(UserError, match=r"^\S+/out/reproduce.json is damaged: delete it"):
+            run(tmp_path, Runner())
+
+
+def test_a_list_without_figures_runs_whole_and_its_numbers_are_written_out(tmp_path: Path) -> None:
+    steps = [{**each.model_dump(), "figure": None} for each in paper().steps]
+    for n, shown in ((1234567, "1234567"), (0.25, "0.25"), ("x", "x")):
+        tasks = make_tasks(paper(steps=steps, values={"n": n}), Path("DATA"), Path("OUT"))
+        assert [task.step.name for task in tasks] == ["a", "b", "c"]
+        assert f"--steps {shown} " in tasks[1].command
+    with pytest.raises(ValueError, match="two steps are named 'a'"):
+        paper(steps=[*steps, steps[0]])
 
 
 @pytest.mark.parametrize(

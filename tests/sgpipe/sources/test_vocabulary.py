@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import UserError
+from sgpipe.sources.equivalents import load_predicate_synonyms
 from sgpipe.sources.vocabulary import (
     category_names,
     load_synonyms,
@@ -48,6 +49,7 @@ def test_packaged_tables_cover_every_class_without_duplicate_phrases(dataset: st
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
+        ('{"cup": ["mug"], "cup": ["glass"]}', "duplicate key cup"),
         ('{"cup": ["mug"', "neither YAML nor JSON"),
         ("[]", "expected {class name"),
         ("{}", "expected {class name"),
@@ -67,6 +69,13 @@ def test_an_invalid_table_is_refused_with_one_line(tmp_path: Path, content: str,
         load_synonyms(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_json_and_yaml_are_read_and_a_predicate_may_have_no_other_text(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    for content in ('{\n\t"riding": ["\\ud83d\\ude00"],\n\t"on": []\n}', "riding: [😀]\non: []"):
+        path.write_text(content, encoding="utf-8")
+        assert load_predicate_synonyms(path) == {"riding": ["😀"], "on": []}
 
 
 def test_relation_names_have_the_official_ids():
