@@ -242,6 +242,10 @@ class Pipeline:
         Raises UserError: the recipe or a file is invalid, or a model or the device is missing.
         """
         models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
+        if not isinstance(settings, Mapping | None):
+            raise UserError(f"settings=: expected values by key, such as {{'tag.threshold': 0.1}}, got {settings!r}")
+        if not isinstance(boxes, str | os.PathLike | None):
+            raise UserError("boxes=: expected a COCO instances file; pass the boxes of an image with the image")
         changes = {key: str(value) for key, value in models.items() if value is not None} | dict(settings or {})
         if device is not None:
             changes = {f"{stage}.device": device for stage in _ON_DEVICES} | changes

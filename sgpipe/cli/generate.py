@@ -87,7 +87,7 @@ class SourceOptions:
                 "--extend takes the data from the run: omit --root, --dataset, --annotations, --captions and --split"
             )
         splits = {shard.split: {"images": self.images} for shard in open_parent(run).manifest.shards if self.images}
-        least = cli.certified_threshold([run]) if self.certified else None
+        least = cli.certified_threshold([run]) if self.certified else source.threshold
         values = {"format": "run", "run": absolute_location(run), "threshold": least, "splits": splits}
         return type(source).model_validate(values)
 

@@ -57,7 +57,8 @@ class ShardsOptions:
             return settings
         if settings.calibration is not None:
             raise UserError("--certified chooses the relations: leave out --calibration")
-        return changed(settings, threshold=cli.certified_threshold(part.shards for part in settings.train))
+        runs = [part.shards for part in settings.train if not part.judged]
+        return changed(settings, threshold=cli.certified_threshold(runs))
 
 
 def train(

@@ -441,12 +441,14 @@ class GivenBoxes(NamedTuple):
             raise UserError(f"the boxes{self.where} are within the first pixel of {size}: expected pixels, not shares")
         numbers = {name: number for number, name in enumerate(dict.fromkeys(self.classes), start=1)}
         boxes = []
-        for name, (left, top, right, bottom) in zip(self.classes, self.corners.tolist(), strict=True):
+        for index, (name, corners) in enumerate(zip(self.classes, self.corners.tolist(), strict=True)):
+            left, top, right, bottom = corners
             inside = -1 <= left < right <= width + 1 and -1 <= top < bottom <= height + 1  # false of NaN
             bbox = clip_box((left, top, right - left, bottom - top), width, height) if inside else None
             if bbox is None:
-                box = f"the box ({left:g}, {top:g}, {right:g}, {bottom:g}){self.where}"
-                raise UserError(f"{box} is not inside {size}: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2")
+                fault = f"is not inside {size}" if np.isfinite(corners).all() else "is not finite"
+                box = f"box {index}{self.where} ({left:g}, {top:g}, {right:g}, {bottom:g})"
+                raise UserError(f"{box} {fault}: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2")
             boxes.append(Box(name, numbers[name], bbox))
         return boxes
 
@@ -467,7 +469,9 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
         raise UserError(f"boxes={where} are not numbers: {str(error).splitlines()[0]}") from None
     if corners.ndim != 2 or corners.shape[1] != 4:
         raise UserError(f"boxes={where}: expected x1, y1, x2, y2 in pixels of each box, got shape {corners.shape}")
-    names = tuple(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else ()
+    if isinstance(classes, str):
+        raise UserError(f"classes={where}: expected a list of class names, got {classes!r}")
+    names = tuple(classes) if isinstance(classes, Iterable) else ()
     if boxes is None or len(names) != len(corners):
         found = f"{count(len(corners), 'box', 'boxes')} and {count(len(names), 'class', 'classes')}"
         raise UserError(f"boxes= and classes={where}: expected a class name for each box, got {found}")

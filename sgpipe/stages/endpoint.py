@@ -290,7 +290,7 @@ class RequestCache:
         """Note the tokens of a completion, if the server counts them. Raises like `put`."""
         if isinstance(completion, Mapping) and isinstance(usage := completion.get("usage"), Mapping):
             numbers = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-            row = [number if isinstance(number, int) else 0 for number in numbers]
+            row = [number if isinstance(number, int) and 0 <= number < 2**53 else 0 for number in numbers]
             self._execute("INSERT INTO usage VALUES (?, ?)", row, create=True)
 
     def tokens(self) -> int:
@@ -571,7 +571,8 @@ def endpoint_url(url: str) -> str:
         parts = urlsplit(url.strip())
         if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port):
             return parts.geturl().rstrip("/").removesuffix(_CHAT)
-    raise UserError(f"{quote(url)!r} is not a URL, such as http://localhost:8000/v1")
+    shown = "the endpoint" if "@" in url else repr(quote(url))  # without a password
+    raise UserError(f"{shown} is not a URL, such as http://localhost:8000/v1")
 
 
 def _message(body: Any) -> str:

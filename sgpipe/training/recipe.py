@@ -76,7 +76,7 @@ class DataConfig(Config):
     augment: Augmentation | None = Field(default_factory=Augmentation, description="random changes; null: resizing")
     short_side: int = Field(800, ge=32, description="pixels of validation images' shorter side; augment: null: of all")
     long_side: int = Field(1333, ge=32, description="maximum length of their longer side, in pixels")
-    limit: int | None = Field(None, ge=1, description="use only N usable training images of all folders; null: all")
+    limit: int | None = Field(None, ge=1, description="use only N usable training images, besides judged; null: all")
     limit_seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="N random images; null: the first N")
     shuffle: int = Field(8, ge=1, description="row groups (of up to 512 images) that are shuffled together")
     similar_shapes: bool = Field(False, description="less padding: steps of similar shapes; false: as published")

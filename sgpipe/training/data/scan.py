@@ -59,8 +59,10 @@ class JudgedRelation(NamedTuple):
     share: float
 
 
-def judged_relations(run: str) -> dict[tuple[str, str], list[JudgedRelation]]:
-    """Return what people judged in a run, by split and image; what they are not sure of, or disagree on, is left out.
+def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelation]], list[str]]:
+    """Return what people judged in a run, by split and image, and the problems of the file.
+
+    What they are not sure of, or disagree on, is left out.
 
     A changed relation is wrong as it was, and right as it is now. A judgement that a plan asked for stands for as many
     relations as its stratum has for each; others, for as many as one of a plan does on average.
@@ -83,12 +85,13 @@ def judged_relations(run: str) -> dict[tuple[str, str], list[JudgedRelation]]:
         if left is not None:
             found |= {key: (key in left, weight) for key in (state.key, *sorted(left))}
     if not found:
-        raise UserError(f"{run}: nobody has judged its relations; do it in `sgpipe view {run}`")
+        why = f": {log.problems[0]}" if log.problems else ""
+        raise UserError(f"{run}: nobody has judged its relations{why}; do it in `sgpipe view {run}`")
     most, images = max(weight for _, weight in found.values()), dict[tuple[str, str], list[JudgedRelation]]()
     for key, (right, weight) in found.items():
         own = JudgedRelation(key.subject, key.object, key.predicate, right, weight / most)
         images.setdefault((key.split, key.image_id), []).append(own)
-    return images
+    return images, log.problems
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class TrainingSet:
         closed_labels: the class lists of the datasets, if the recipe uses closed lists.
         error_rows: number of error rows.
         rows_without_relations: number of other rows without a usable relation.
+        notes: one line each for judgements that are left out.
     """
 
     folders: tuple[ShardFolder, ...]
@@ -129,6 +133,7 @@ class TrainingSet:
     closed_labels: DatasetClasses | None
     error_rows: int
     rows_without_relations: int
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -152,7 +157,7 @@ def shards_by_split(manifest: Manifest, config: ShardsConfig) -> dict[str, list[
 
 
 def data_warnings(training_set: TrainingSet, data: DataConfig, *, miniature: bool = False) -> list[str]:
-    """Return one line each for rows that are left out and for vocabularies smaller than the requested number of texts.
+    """Return one line each for what is left out, and for vocabularies smaller than the requested number of texts.
 
     The data of `miniature` networks always has few texts.
     """
@@ -160,6 +165,7 @@ def data_warnings(training_set: TrainingSet, data: DataConfig, *, miniature: boo
     total = count(training_set.rows + errors + without, "row")
     reasons = {"error rows": errors, f"no relation with confidence >= {training_set.threshold:.4g}": without}
     lines = [f"left out {rows:,} of {total}: {why}" for why, rows in reasons.items() if rows]
+    lines += training_set.notes
     objects, predicates = len(training_set.objects.names), len(training_set.relations.names)
     wanted = int(data.negative_texts * 2 / 3)  # of object classes
     few = objects < wanted or predicates < data.negative_texts - wanted
@@ -236,14 +242,19 @@ class TrainingFilter:
     def usable_rows(self) -> np.ndarray:
         """`[usable rows]`: their indices in the table, in order."""
         if self.judged is not None:
-            return np.flatnonzero(self.ok & np.array([bool(own) for own in self._judged], bool))
+            return np.flatnonzero(np.array([bool(own) for own in self._judged], bool))
         return np.unique(self._relations.rows[self._usable_relations])
 
-    @property
-    def _judged(self) -> list[Sequence[JudgedRelation]]:
-        """The judged relations of each row."""
+    @cached_property
+    def _judged(self) -> list[list[JudgedRelation]]:
+        """The judged relations of each row, between objects that it has and that are not crowds."""
         keys = zip(*(self.table[name].to_pylist() for name in ("split", "image_id")), strict=True)
-        return [(self.judged or {}).get(key, ()) for key in keys]
+        found = [(self.judged or {}).get(key, ()) for key in keys]
+        crowds = np.split(self._crowd, np.cumsum(self._objects.lengths)[:-1])
+        return [
+            [each for each in own if ok and all(end < len(crowd) and not crowd[end] for end in each[:2])]
+            for own, ok, crowd in zip(found, self.ok, crowds, strict=False)
+        ]
 
     def object_names(self) -> dict[str, int]:
         """Return the frequency of each class name, in order of first occurrence."""
@@ -305,7 +316,7 @@ def scan(
     Args:
         threshold: minimum confidence of a relation.
         closed: use the closed class lists of the datasets, which must agree.
-        limit: number of usable rows of all folders, after the limits of folders; see `DataConfig`.
+        limit: number of usable rows of all folders but judged ones, after the limits of folders; see `DataConfig`.
 
     Raises UserError: a folder is not a run, a shard is missing or damaged, a split does not exist or has no usable row,
     or an image folder is unknown. With `closed`: class lists are missing or differ, or do not have a name that occurs.
@@ -322,27 +333,38 @@ def scan(
     objects: dict[str, float] = {}
     relations: dict[str, float] = {}
     labels: DatasetClasses | None = None
+    notes: list[str] = []
     rows = errors = 0
     for config in configs:
         folder = ScannedFolder.open(len(folders), config)
         folders.append(folder.folder)
+        unused = sum(map(len, (folder.folder.judged or {}).values()))
+        left = None if config.judged else limit
         with closing(folder.row_groups(threshold, kept)) as found:
-            for place, filtered in () if limit == 0 else found:
+            for place, filtered in () if left == 0 else found:
                 usable = len(filtered.usable_rows)
-                if limit is not None:
-                    if usable >= limit:
-                        usable, end = limit, int(filtered.usable_rows[limit - 1]) + 1
+                if left is not None:
+                    if usable >= left:
+                        usable, end = left, int(filtered.usable_rows[left - 1]) + 1
                         filtered = replace(filtered, table=filtered.table.slice(0, end))
-                    limit -= usable
-                for total, names in ((objects, filtered.object_names()), (relations, filtered.relation_names())):
+                    limit = left = left - usable
+                predicates = filtered.relation_names()
+                unused -= sum(predicates.values())
+                for total, names in ((objects, filtered.object_names()), (relations, predicates)):
                     for name, times in names.items():
                         total[name] = total.get(name, 0) + config.weight * times
                 rows, errors = rows + len(filtered.ok), errors + int((~filtered.ok).sum())
                 bits = None if kept is None or kept[place].all() else np.packbits(kept[place]).tobytes()
                 if usable:
                     row_groups.append(UsableRowGroup(*place, usable, bits))
-                if limit == 0:
+                if left == 0:
                     break  # no further shard is fetched
+        if config.judged:
+            name, why = f"judged relations of {config.shards}", "their images are not used, or lack the objects"
+            if not any(group.folder == folder.number for group in row_groups):
+                raise UserError(f"no {name} can be used: {'; '.join([why, *folder.problems[:1]])}")
+            notes += [f"left out {unused:,} {name}: {why}"] if unused > 0 else []
+            notes += folder.problems
         if closed:
             own = folder.closed_labels(objects, relations)
             if labels not in (None, own):
@@ -357,6 +379,7 @@ def scan(
         labels,
         error_rows=errors,
         rows_without_relations=rows - errors - sum(row_group.rows for row_group in row_groups),
+        notes=tuple(notes),
     )
 
 
@@ -366,13 +389,17 @@ _Rows = dict[_Place, np.ndarray]  # [rows of the row group]: a bool each
 
 @dataclass(frozen=True)
 class ScannedFolder:
-    """A folder of shards while it is scanned; `number` is its index in the training set."""
+    """A folder of shards while it is scanned; `number` is its index in the training set.
+
+    `problems`: one line for each line of its judgements that is left out.
+    """
 
     number: int
     config: ShardsConfig
     manifest: Manifest
     folder: ShardFolder
     shards: dict[str, list[ShardEntry]]
+    problems: list[str]
 
     @classmethod
     def open(cls, number: int, config: ShardsConfig) -> ScannedFolder:
@@ -381,9 +408,9 @@ class ScannedFolder:
         shards = shards_by_split(manifest, config)
         places = {split: config.images or manifest.image_roots.locations.get(split) for split in shards}
         images = {split: absolute(os.path.expanduser(place)) for split, place in places.items() if place}
-        judged = judged_relations(text_of(config.shards)) if config.judged else None
+        judged, problems = judged_relations(text_of(config.shards)) if config.judged else (None, [])
         folder = ShardFolder(text_of(absolute_location(config.shards)), config.weight, images, judged)
-        return cls(number, config, manifest, folder, shards)
+        return cls(number, config, manifest, folder, shards, problems)
 
     def row_groups(self, threshold: float, only: _Rows | None) -> Generator[tuple[_Place, TrainingFilter], None, None]:
         """Return the row groups, one in memory at a time; `only`: those rows of them.
@@ -444,7 +471,7 @@ def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int |
 
     def keep(places: Sequence[_Place], limit: int | None, seed: int | None) -> None:
         """Of these row groups, keep only rows up to the `limit`-th usable one: in order, or shuffled by the seed."""
-        if limit is None:
+        if limit is None or not places:
             return
         all_kept = np.concatenate([kept[place] for place in places])
         all_usable = np.concatenate([usable[place] for place in places]) & all_kept
@@ -466,5 +493,5 @@ def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int |
                 if config.limit is not None and config.limit_seed is None and found >= config.limit:
                     break
         keep(list(kept)[before:], config.limit, config.limit_seed)
-    keep(list(kept), limit, limit_seed)
+    keep([place for place in kept if not configs[place[0]].judged], limit, limit_seed)
     return kept

@@ -167,9 +167,10 @@ def test_the_certified_relations_of_a_run_are_extended(extended, tmp_path):
         record.relations = [r for r in record.relations if r.confidence is None or r.confidence >= kept["threshold"]]
     assert 0 < sum(len(each.relations) for each in records) < sum(len(each.relations) for each in rows(run))
     assert_kept(records, rows(tmp_path / "out"))
+    extend(run, tmp_path / "set", "miniworld", "--set", f"source.threshold={kept['threshold']}")
     extend(run, tmp_path / "all", "miniworld")
-    made = [Manifest.load(tmp_path / name).run["fingerprint"] for name in ("out", "all")]
-    assert made[0] != made[1]
+    made = [Manifest.load(tmp_path / name).run["fingerprint"] for name in ("out", "set", "all")]
+    assert made[0] == made[1] != made[2]
     assert "pass --extend" in invoke("generate", "--certified", "--out", tmp_path / "x").output.replace("\n", " ")
 
 

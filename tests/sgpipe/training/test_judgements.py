@@ -11,12 +11,13 @@ import torch
 
 from rlip_model.relation_losses import focal_loss
 from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation, label_scene
+from sgpipe.cli.train import ShardsOptions
 from sgpipe.errors import UserError
 from sgpipe.records import Relation
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, RelationKey
 from sgpipe.training.data.feed import ShardFeed
-from sgpipe.training.data.scan import JudgedRelation, judged_relations, scan_training
-from sgpipe.training.recipe import ShardsConfig
+from sgpipe.training.data.scan import JudgedRelation, data_warnings, judged_relations, scan_training
+from sgpipe.training.recipe import DataConfig, ShardsConfig
 from tests.sgpipe.stats.judging import judge
 from tests.sgpipe.training.data.runs import data, make_run, plain_record
 from tests.sgpipe.training.trainings import different, steps, training, weights
@@ -46,7 +47,7 @@ def test_what_people_say_becomes_positives_and_negatives(tmp_path: Path) -> None
         (key(5, "near", 1, 0), {"change": {"action": "add"}}),
     )
     said(tmp_path, (key(4), {"verdict": "wrong"}), by="bob")  # they disagree
-    assert judged_relations(str(tmp_path)) == {
+    assert judged_relations(str(tmp_path))[0] == {
         ("train", "0"): [JudgedRelation(0, 1, "on", True, 1)],
         ("train", "1"): [JudgedRelation(0, 1, "on", False, 1)],
         ("train", "2"): [JudgedRelation(0, 1, "on", False, 1), JudgedRelation(0, 1, "under", True, 1)],
@@ -58,7 +59,7 @@ def test_bands_of_which_many_were_asked_count_less(tmp_path: Path) -> None:
     confidences = [0.05] * 40 + [0.9] * 10
     make_run(tmp_path, [plain_record(str(n), confidence=each) for n, each in enumerate(confidences)])
     judge(tmp_path, 10, lambda question: "right" if question.confidence > 0.5 else "wrong")
-    found = [one for own in judged_relations(str(tmp_path)).values() for one in own]
+    found = [one for own in judged_relations(str(tmp_path))[0].values() for one in own]
     assert Counter((one.right, round(one.share, 6)) for one in found) == {(False, 1.0): 5, (True, 0.25): 5}
     settings = data(ShardsConfig(shards=tmp_path, judged=True), val=())
     fed = ShardFeed(scan_training(settings), None, settings, 5, 0, 10, 10)
@@ -109,6 +110,41 @@ def test_labels_of_images_that_nobody_judged_are_as_before() -> None:
         (1 - probability).log() * probability**2 * (1 - labels) ** 4,
     )
     assert torch.equal(focal_loss(logits, labels), -entries.sum() / labels.sum())
+
+
+RIGHT = {"verdict": "right"}
+
+
+@pytest.mark.parametrize("random", [{}, {"limit_seed": 0}])
+def test_a_limit_leaves_judgements_alone(tmp_path: Path, random: dict) -> None:
+    config = make_run(tmp_path, [plain_record(str(n), confidence=0.9) for n in range(20)])
+    said(tmp_path, *((key(n), RIGHT) for n in range(12, 15)))
+    found = scan_training(data(config, ShardsConfig(shards=tmp_path, judged=True), val=(), limit=8, **random))
+    assert [sum(group.rows for group in found.row_groups if group.folder == n) for n in range(2)] == [8, 3]
+
+
+def test_judgements_that_teach_nothing_are_named(tmp_path: Path) -> None:
+    make_run(tmp_path, [plain_record(str(n), confidence=0.9) for n in range(3)])
+    settings = data(ShardsConfig(shards=tmp_path, judged=True), val=(), negative_texts=0)
+    (tmp_path / JUDGEMENTS).write_text("garbage\n")
+    with pytest.raises(UserError, match=r"nobody has judged its relations: line 1 of .* cannot be read"):
+        scan_training(settings)
+    said(tmp_path, (key(99), RIGHT), (key(0, subject=999), RIGHT))
+    with pytest.raises(UserError, match=r"no judged relations of .* can be used: .*; line 1 of"):
+        scan_training(settings)
+    said(tmp_path, (key(0), RIGHT), (key(1), RIGHT), by="bob")
+    found = scan_training(settings)
+    assert (found.rows, found.relations.names) == (2, ("on",))
+    assert [line.partition(" of ")[0] for line in data_warnings(found, settings)][1:] == [
+        "left out 2 judged relations",
+        "line 1",
+    ]
+
+
+def test_a_certificate_is_needed_of_shards_that_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgpipe.cli.options.certified_threshold", lambda runs: {("a",): 0.5}[tuple(map(str, runs))])
+    options = ShardsOptions(data=["a"], judgements=["b"], certified=True)
+    assert options.applied_to(DataConfig(), None).threshold == 0.5
 
 
 def test_a_training_with_judgements_is_another_one_and_resumes(tmp_path: Path) -> None:

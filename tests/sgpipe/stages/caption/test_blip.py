@@ -151,6 +151,10 @@ def edited(folder, part=None, **values):
             lambda folder: (folder / "preprocessor_config.json").write_text('{"image_mean": [1], "image_std": [1]}'),
             "preprocessor_config.json",
         ),
+        "no spread of pixels": (
+            lambda folder: (folder / "preprocessor_config.json").write_text('{"image_std": [1, 0, 1]}'),
+            "image_std [1, 0, 1] is not positive",
+        ),
         "a damaged preprocessor": (
             lambda folder: (folder / "preprocessor_config.json").write_text("{broken"),
             "JSON",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import EngineError, UserError
-from sgpipe.stages.endpoint import ChatEndpoint, ChatRequest, ChatSampling, conversation, endpoint_url
+from sgpipe.stages.endpoint import ChatEndpoint, ChatRequest, ChatSampling, RequestCache, conversation, endpoint_url
 from tests.endpoint_server import EndpointServer, scripted
 from tests.sgpipe.stages.endpoint.conftest import Connect
 
@@ -29,6 +29,7 @@ def refused(endpoint: ChatEndpoint) -> str:
     "url",
     [
         *("localhost:8000", "ftp://host/v1", "http://", "http://host:port/v1", f"http://user:{KEY}@host/v1"),
+        *(f"https://user:{KEY}/x@host/v1", f"http:/user:{KEY}@host/v1"),
         *(f"http://{KEY}@host/v1", f"http://host/v1?key={KEY}", f"http://host/v1#{KEY}"),
     ],
 )
@@ -41,6 +42,13 @@ def test_not_a_url(connect: Connect, url: str) -> None:
 @pytest.mark.parametrize("suffix", ["", "/", "/chat/completions"])
 def test_ways_to_write_the_url(suffix: str) -> None:
     assert endpoint_url(f"http://host:8000/v1{suffix}") == "http://host:8000/v1"
+
+
+def test_only_counts_of_tokens_are_counted(tmp_path: Path) -> None:
+    cache = RequestCache(tmp_path / "cache.sqlite")
+    for number in (10**30, -5, "7", 3):
+        cache.put_usage({"usage": {"prompt_tokens": number}})
+    assert cache.tokens() == 3
 
 
 def test_down(connect: Connect) -> None:
