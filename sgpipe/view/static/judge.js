@@ -26,7 +26,7 @@ function showGroups(card, found) {
     item.append(bar, ...group.lines.map((line) => Object.assign(document.createElement("bdi"), { textContent: `${line} ` })));
     return item;
   }));
-  card.querySelector("[data-show=more]").textContent = `${number(found.open)} open questions`;
+  card.querySelector("[data-show=more]").textContent = `${number(found.open)} open question${found.open === 1 ? "" : "s"}`;
   go(card, found);
 }
 
