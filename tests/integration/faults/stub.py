@@ -39,7 +39,7 @@ def main(*arguments: str) -> None:
     copies = float(os.environ.get(COPIES, mirror._SECONDS_BETWEEN_COPIES))
     with (
         mock.patch.object(run, "build_stages", stages),
-        mock.patch.object(run, "hub_models", lambda *_: []),  # `--tagger none` is not one
+        mock.patch.object(run, "hub_models", return_value=[]),  # `--tagger none` is not one
         mock.patch.object(mirror, "_SECONDS_BETWEEN_COPIES", copies),
         mock.patch.object(sys, "argv", ["sgpipe", *arguments]),
     ):
