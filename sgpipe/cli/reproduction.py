@@ -201,7 +201,7 @@ def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, Any], set[P
     for task in tasks:
         if (before := state.get(task.step.name, {}).get("command", task.written)) != task.written:
             raise UserError(
-                f"{out} has the step {task.step.name} by other words: choose another --out, or revert to {before}"
+                f"{out} ran step {task.step.name} with another command: choose another --out, or revert to {before}"
             )
         if task.step.name not in state or not task.out.exists() or task.reads & redone:
             redone.add(task.out)

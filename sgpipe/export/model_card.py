@@ -102,7 +102,7 @@ def _read_card(file: Path) -> tuple[dict[str, Any], str]:
 def _read_figures(file: Path) -> tuple[str, dict[str, Any]]:
     result = _read_json(file)
     if not isinstance(summary := result.get("summary") or {}, dict):
-        raise UserError(f"{file}: `summary` is no JSON object; name a file that `sgpipe eval --json-file` wrote")
+        raise UserError(f"{file}: `summary` is not a JSON object; name a file that `sgpipe eval --json-file` wrote")
     return str(result.get("benchmark", "Evaluation")), summary
 
 

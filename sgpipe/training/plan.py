@@ -36,7 +36,7 @@ class TrainingPlan:
 
     Attributes:
         steps: of the schedule. images: per epoch, of all workers.
-        workers, accumulate: how a batch was computed: by each worker in so many parts. part: images in one of them.
+        workers, accumulate, part: each worker computed its share of a batch in `accumulate` parts of `part` images.
         step_seconds: mean time of a step of a worker's share, without exchanging gradients. waited: share of it that
             waited for images.
         memory: bytes at their peak, on the GPU or else of the process. device_memory: bytes that there are.

@@ -102,9 +102,11 @@ def check_workers(
     """
     machines = [node["Resources"] for node in nodes if node["Alive"]]
     if sum(room_for({"CPU": cpus, "GPU": gpus}, machine) for machine in machines) < workers:
-        needs = f"{count(workers, 'worker needs', 'workers need')} {cpus:g} CPUs and {gpus:g} GPUs"
-        there = "; ".join(f"{machine.get('CPU', 0):g} and {machine.get('GPU', 0):g}" for machine in machines)
-        raise UserError(f"{needs} each on a machine of Ray, which has {there}; lower {lower['GPU' if gpus else 'CPU']}")
+        there = "; ".join(f"CPU {machine.get('CPU', 0):g}, GPU {machine.get('GPU', 0):g}" for machine in machines)
+        raise UserError(
+            f"Ray has no room for {count(workers, 'worker')}: each needs CPU {cpus:g}, GPU {gpus:g}, and its machines "
+            f"have {there}; lower {lower['GPU' if gpus else 'CPU']}"
+        )
     if gpus or not (unused := sum(machine.get("GPU", 0) for machine in machines)):
         return None
     return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none (--gpus)"

@@ -100,7 +100,9 @@ def test_killed_at_any_step_the_rest_runs_once(tmp_path: Path, kill: int) -> Non
     (tmp_path / "out" / "b").rmdir()
     run(tmp_path, again)
     assert again.ran == ["train", "eval"]  # what reads it, too
-    with pytest.raises(UserError, match=r"has the step b by other words: choose another --out, or revert to .*steps 3"):
+    with pytest.raises(
+        UserError, match=r"ran step b with another command: choose another --out, or revert to .*steps 3"
+    ):
         run(tmp_path, Runner(), paper(values={"n": 4}))
 
 

@@ -122,7 +122,7 @@ def test_the_card_keeps_what_its_owner_wrote(tmp_path):
     assert yaml.safe_load(card.split("---\n")[1]) == {"license": "mit", "tags": ["vision", "sgpipe", "model"]}
     assert [text in card for text in ("# Mine", "## Citation\n\nme", "`mit`.", "old")] == [True, True, True, False]
     result.write_text('{"summary": [1, 2]}')
-    with pytest.raises(UserError, match=r"result\.json: `summary` is no JSON object"):
+    with pytest.raises(UserError, match=r"result\.json: `summary` is not a JSON object"):
         model_card(tmp_path, TO, None, [result])
     for damaged in (b"---\na: [\n---\n", b"---\n- a\n---\n", b"\xe9", b"---\n" + b"[" * 9999):
         readme.write_bytes(damaged)

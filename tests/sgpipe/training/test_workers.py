@@ -121,9 +121,11 @@ def test_a_refusal_of_a_worker_is_one_line(ray_engine: None, tmp_path: Path) -> 
 
 def test_too_few_cpus_or_gpus_are_refused_at_once(ray_engine: None, equal_images: Path, tmp_path: Path) -> None:
     lower = r"lower workers\.count \(--workers\) or workers\.cpus"
-    with pytest.raises(UserError, match=rf"4 workers need .* which has 2 and 0; {lower}"):
+    with pytest.raises(
+        UserError, match=rf"no room for 4 workers: each needs CPU 1, GPU 0, .* have CPU 2, GPU 0; {lower}"
+    ):
         training(equal_images, tmp_path / "out", workers__count=4)
-    with pytest.raises(UserError, match=r"2 workers need .* 1 GPUs each .* which has 2 and 0"):
+    with pytest.raises(UserError, match=r"no room for 2 workers: each needs CPU 1, GPU 1, .* have CPU 2, GPU 0;"):
         training(equal_images, tmp_path / "out", workers__count=2, workers__gpus=1)
 
 

@@ -189,10 +189,15 @@ SIZES = ({"CPU": 2, "GPU": 1}, {"CPU": 3, "GPU": 1}, {"CPU": 3})
         (4, 1, 0, None),
         (2, 2, 1, None),
         (4, 1, 0.5, None),
-        (4, 2, 0, r"^4 workers need 2 CPUs and 0 GPUs each .* 2 and 1; 3 and 1; 3 and 0; lower --workers$"),
-        (3, 1, 1, r"^3 workers need 1 CPUs and 1 GPUs each .* lower --workers or --gpus$"),
-        (1, 1, 2, r"^1 worker needs 1 CPUs and 2 GPUs each"),
-        (5, 0.5, 0.5, "^5 workers need"),
+        (
+            4,
+            2,
+            0,
+            r"^Ray has no room for 4 workers: each needs CPU 2, GPU 0, .* CPU 3, GPU 1; CPU 3, GPU 0; lower --workers$",
+        ),
+        (3, 1, 1, r"^Ray has no room for 3 workers: each needs CPU 1, GPU 1, .* lower --workers or --gpus$"),
+        (1, 1, 2, r"^Ray has no room for 1 worker: each needs CPU 1, GPU 2"),
+        (5, 0.5, 0.5, "^Ray has no room for 5 workers"),
     ],
 )
 def test_workers_need_room_on_single_machines(workers: int, cpus: float, gpus: float, message: str | None) -> None:
