@@ -7,8 +7,6 @@ import hashlib
 import json
 import random
 import socket
-import ssl
-import subprocess
 import sys
 import threading
 import time
@@ -17,27 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
-Fault = Literal[
-    "limited",
-    "broken",
-    "silent",
-    "cut",
-    "garbled",
-    "page",
-    "refusal",
-    "filtered",
-    "empty",
-    "fewer",
-    "rejected",
-    "unpaid",
-]
-PASSING: tuple[Fault, ...] = ("limited", "broken", "cut", "garbled", "page")
+Fault = str  # those below; or silent, garbled, page, unpaid
+PASSING: tuple[Fault, ...] = ("limited", "broken", "cut")
 LASTING: tuple[Fault, ...] = ("refusal", "filtered", "empty", "rejected")
 
 Answerer = Callable[[dict[str, Any]], Sequence[str]]
@@ -114,7 +98,7 @@ class EndpointServer:
         self.headers: list[dict[str, str]] = []
         self.most_at_once = self.at_once = 0
         self.most_choices: int | None = None
-        self.retry_after, self.rejection = "0", "The prompt is longer than the maximum model length"
+        self.rejection = "The prompt is longer than the maximum model length"
         self.redirect: str | None = None
         self.lock = threading.Lock()
         self.released = threading.Event()
@@ -155,23 +139,9 @@ class EndpointServer:
             with self.lock:
                 self.answering -= 1
 
-    def encrypt(self, folder: Path) -> Path:
-        """Speak HTTPS from now on; returns the file of a certificate that nobody has signed."""
-        certificate, key = folder / "certificate.pem", folder / "key.pem"
-        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-        options = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
-        subprocess.run([*command.split(), *options], check=True, capture_output=True)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-        self.url = self.url.replace("http:", "https:")
-        return certificate
-
     def completion(self, body: dict[str, Any], fault: Fault | None) -> dict[str, Any]:
         """The JSON of an answer."""
         texts = list(self.answer(body))[: self.most_choices]
-        if fault == "fewer":
-            texts = texts[: max(1, len(texts) // 2)]
         choices = []
         for index, text in enumerate(texts):
             message: dict[str, Any] = {"role": "assistant", "content": "" if fault in ("empty", "filtered") else text}
@@ -242,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         if body["model"] not in server.models:
             self._send(404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}})
         elif fault == "limited":
-            self._send(429, {"error": {"message": "Rate limit reached"}}, {"Retry-After": server.retry_after})
+            self._send(429, {"error": {"message": "Rate limit reached"}})
         elif fault == "broken":
             self._send(500, {"error": {"message": f"worker lost; request had {self.headers.get('Authorization')}"}})
         elif fault == "rejected":
@@ -281,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Whether who asked has gone: servers stop what they do for it."""
         try:
             self.close_connection = self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except (BlockingIOError, ValueError):  # ValueError: the socket is encrypted
+        except BlockingIOError:
             return False
         return self.close_connection
 

@@ -1,8 +1,7 @@
-"""Ask one model of a server with the OpenAI chat API: many requests at once, each until it is answered.
+"""Ask one model of a server with the OpenAI chat API: many requests at once, with answers kept on disk.
 
-What an answer is never depends on which requests are under way beside it, on retries or on the order of arrival, as
-far as the server keeps to the seed of a request. The key is read from the environment; no message contains it. Answers
-are cached on disk: a run that is killed and started again pays for none of them twice.
+An answer depends on its request alone, as far as the server keeps to the seed. A run that is killed and started again
+pays for none twice. The key is read from the environment; no message contains it.
 """
 
 from __future__ import annotations
@@ -29,22 +28,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from PIL import ExifTags, Image
+from pydantic import TypeAdapter
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.recipe import Requests
 from sgpipe.storage.run_folder import REQUESTS
-from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import start_early
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI
 
 MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
 TOP_LOGPROBS = 20  # the most that OpenAI and, unless started otherwise, vLLM return
 _SEED_BITS = 31  # llama.cpp and PyTorch take 32 bits
-_LONGEST_QUOTE = 200
-_LONGEST_ANSWER = 4000  # characters of an answer that is sent back
+_LONGEST_QUOTE, _LONGEST_ANSWER = 200, 4000  # characters; of an answer that is sent back
 
 Check = Callable[[str], str | None]
 
@@ -53,10 +51,7 @@ TokenLogprobs = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class ChatSampling:
-    """How the text of an answer is drawn. A server is sent `top_k` only if it is not 0.
-
-    The OpenAI API knows neither `top_k` nor `repetition_penalty`; vLLM and SGLang take both.
-    """
+    """How the text of an answer is drawn. vLLM and SGLang know `top_k` and `repetition_penalty`, OpenAI does not."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -69,9 +64,12 @@ class ChatSampling:
 class ChatRequest:
     """Messages, and how they are answered.
 
-    n: number of answers. seed: selects the noise of all of them; servers get 31 bits that are derived from it and from
-    `first`, the number of answers that there are already. schema: JSON schema that the server enforces. logprobs: also
-    return the likeliest tokens. check: what is wrong with a text, which is then requested once more; None: nothing.
+    Attributes:
+        seed: selects the noise of all `n` answers; servers get 31 bits of it and of `first`.
+        schema: JSON schema that the server enforces.
+        logprobs: also return the likeliest tokens.
+        first: number of answers that there are already.
+        check: returns what is wrong with a text, which is then requested once more, or None.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -145,25 +143,21 @@ def read_choices(completion: Any, logprobs: bool) -> list[Choice]:
 
     Raises ValueError if it is not a chat completion, or has no log-probabilities although they were asked for.
     """
-    if not isinstance(completion, Mapping):
-        raise ValueError("the answer is not JSON; the URL of an API often ends in /v1")
-    if error := completion.get("error"):
-        raise ValueError(f"the server answers with an error: {quote(str(error))}")
-    with suppress(KeyError, TypeError, AttributeError):
-        if choices := sorted(completion["choices"], key=lambda choice: choice.get("index") or 0):
-            return [_read(choice, logprobs) for choice in choices]
-    raise ValueError("the answer is not a chat completion with choices")
+    try:
+        if error := completion.get("error"):
+            raise ValueError(f"the server answers with an error: {quote(str(error))}")
+        ordered = sorted(completion["choices"], key=lambda choice: choice.get("index") or 0)
+        return [_read(choice, choice["message"], logprobs) for choice in (ordered[0], *ordered[1:])]
+    except (LookupError, TypeError, AttributeError):
+        raise ValueError("the answer is not a chat completion; the URL of an API often ends in /v1") from None
 
 
-def _read(choice: Mapping[str, Any], logprobs: bool) -> Choice:
-    message, reason = choice["message"], choice.get("finish_reason")
+def _read(choice: Mapping[str, Any], message: Mapping[str, Any], logprobs: bool) -> Choice:
+    reason, text = choice.get("finish_reason"), message.get("content") or ""
     if refusal := message.get("refusal"):
         return Choice("", f"the model refused: {quote(str(refusal))}")
     if reason == "content_filter":
         return Choice("", "a content filter withheld the answer")
-    text = message.get("content") or ""
-    if isinstance(text, list):  # some servers return it in parts
-        text = "".join(str(part.get("text", "")) for part in text)
     if logprobs:  # which tell more than the text: a token that is a space has some, too
         tokens = (choice.get("logprobs") or {}).get("content")
         if not tokens:
@@ -226,6 +220,7 @@ def file_url(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
+_CHOICES = TypeAdapter(list[Choice])
 _PATIENCE = 60  # seconds to wait for other processes that are writing
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, choices TEXT NOT NULL, usable INTEGER NOT NULL)
@@ -250,9 +245,10 @@ class CacheFolder:
 
 
 class RequestCache:
-    """Choices by request. Several threads and processes may use the file at once. The first answer creates it.
+    """Choices by the hash of a request, which has neither the address of the server nor the key.
 
-    A request is known by the hash of its body, which has neither the address of the server nor the key.
+    Several threads and processes may use the file at once. The first answer creates it. Methods raise UserError if the
+    file is damaged, EngineError if it cannot be used, such as on a full disk.
     """
 
     def __init__(self, file: Path) -> None:
@@ -261,44 +257,36 @@ class RequestCache:
         self._connection: sqlite3.Connection | None = None
 
     def get(self, body: bytes) -> list[Choice] | None:
-        """Return the choices of a request, or None. Raises UserError if the file is damaged, or EngineError."""
+        """Return the choices of a request, or None."""
         rows = self._execute("SELECT choices FROM answers WHERE request = ?", [sha256(body).digest()])
-        try:
-            return [
-                Choice(text, fault, logprobs and tuple(tuple((str(a), float(b)) for a, b in each) for each in logprobs))
-                for row in rows
-                for text, fault, logprobs in json.loads(row[0])
-            ] or None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"the request cache {self.file} is damaged; delete it ({error})") from None
+        return _CHOICES.validate_json(rows[0][0]) if rows else None
 
     def put(self, body: bytes, choices: Sequence[Choice], check: Check | None = None) -> None:
-        """Keep the choices of a request. Raises like `get`, and EngineError if the disk is full."""
+        """Keep the choices of a request."""
         usable = any(choice.fault is None and not (check and check(choice.text)) for choice in choices)
         row = (sha256(body).digest(), json.dumps(choices), usable)
         self._execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", row, create=True)
 
     def put_by_rules(self, caption: bytes) -> None:
-        """Note that the rules parsed a caption because the model's answer was unusable. Raises like `put`."""
+        """Note that the rules parsed a caption because the model's answer was unusable."""
         self._execute("INSERT OR IGNORE INTO by_rules VALUES (?)", [sha256(caption).digest()], create=True)
 
     def count_by_rules(self) -> int:
-        """Return the number of captions that the rules parsed. Raises like `get`."""
+        """Return the number of captions that the rules parsed."""
         return sum(number for (number,) in self._execute("SELECT COUNT(*) FROM by_rules"))
 
-    def put_usage(self, completion: Any) -> None:
-        """Note the tokens of a completion, if the server counts them. Raises like `put`."""
-        if isinstance(completion, Mapping) and isinstance(usage := completion.get("usage"), Mapping):
-            numbers = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-            row = [number if isinstance(number, int) and 0 <= number < 2**53 else 0 for number in numbers]
+    def put_usage(self, completion: Mapping[str, Any]) -> None:
+        """Note the tokens of a completion, if the server counts them."""
+        if usage := completion.get("usage"):
+            row = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
             self._execute("INSERT INTO usage VALUES (?, ?)", row, create=True)
 
     def tokens(self) -> int:
-        """Return the number of tokens, of requests and answers. Raises like `get`."""
+        """Return the number of tokens, of requests and answers."""
         return sum(number or 0 for (number,) in self._execute("SELECT SUM(asked + answered) FROM usage"))
 
     def forget_refusals(self) -> None:
-        """Forget what was refused or answered unusably, so that it is requested again. Raises like `put`."""
+        """Forget what was refused or answered unusably, so that it is requested again."""
         self._execute("DELETE FROM answers WHERE NOT usable")
 
     def _execute(self, statement: str, values: Sequence[object] = (), create: bool = False) -> list[Any]:
@@ -323,11 +311,11 @@ class RequestCache:
 
 
 _CHAT, _MODELS = "/chat/completions", "/models"
-_CONNECT_SECONDS, _PAUSE, _LONGEST_PAUSE, _LONGEST_RETRY_AFTER = 15, 0.5, 8.0, 300.0
+_CONNECT_SECONDS = 15
 _AHEAD = 4  # requests that are prepared, or answered out of order, per request under way
 _CONTROL = ChatRequest(conversation("Say yes."), ChatSampling(max_tokens=8))
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-_REJECTED, _LATER, _LIMITED, _UNPAID, _NOT_FOUND = (400, 413, 422), (408, 409, 425), 429, 402, 404
+_REJECTED, _LIMITED, _UNPAID, _NOT_FOUND = (400, 413, 422), 429, 402, 404
 _NAMES_N = re.compile(r"\bn\b")
 _NAMES_KEY = re.compile(r"\bAPI[ _]?key\b", re.IGNORECASE)  # some servers refuse a key with HTTP 400
 
@@ -335,14 +323,11 @@ Result = TypeVar("Result")
 
 
 class RequestError(Exception):
-    """A request without an answer.
+    """A request without an answer. `status`: of HTTP, or 0 if there is none or the answer cannot be read."""
 
-    status: of HTTP, or 0 if there is none or the answer cannot be read. wait: seconds that the server wants.
-    """
-
-    def __init__(self, reason: str, status: int = 0, wait: str = "") -> None:
+    def __init__(self, reason: str, status: int = 0) -> None:
         super().__init__(reason)
-        self.status, self.wait = status, int(wait) if wait.isdecimal() else 0
+        self.status = status
 
 
 class ChatEndpoint:
@@ -409,7 +394,7 @@ class ChatEndpoint:
     async def _check_models(self) -> None:
         """Raise UserError if the server does not answer, or does not list the model."""
         try:
-            names = [str(each["id"]) for each in (await self._send(_MODELS))["data"]]
+            names = [str(each["id"]) for each in (await self._send(_MODELS, None, self.requests.retries))["data"]]
         except RequestError as error:
             raise UserError(f"the endpoint {self.url} does not answer: {error}") from None
         except (KeyError, TypeError, ValueError):
@@ -458,70 +443,66 @@ class ChatEndpoint:
         return choices
 
     async def _completion(self, request: ChatRequest) -> list[Choice]:
-        """Ask until there is an answer. Raises RequestError if this request gets none; see also the class."""
-        for failures in range(self.requests.retries + 1):
-            try:
-                return await self._attempt(request)
-            except RequestError as error:
-                failed = error
-            if failed.status in _REJECTED:
-                raise failed
-            if failed.status == _NOT_FOUND:
-                await self._check_models()
-                raise UserError(f"{self.url} has no chat API ({failed}); the URL often ends in /v1")
-            if failures < self.requests.retries:
-                pause = max(failed.wait, min(_PAUSE * 2**failures, _LONGEST_PAUSE))
-                await asyncio.sleep(min(pause, _LONGEST_RETRY_AFTER))
-        reason = f"{failed}, {count(self.requests.retries + 1, 'attempt')}"
-        if failed.status != _LIMITED:
-            try:
-                await self._attempt(_CONTROL)
-            except (RequestError, EngineError):
-                pass
-            else:
-                raise RequestError(reason)  # it answers another, short request: it cannot cope with this one
-        raise EngineError(f"the endpoint {self.url} does not answer: {reason}")
+        """Return the choices from the server. Raises RequestError if this request gets none; see also the class."""
+        try:
+            return await self._attempt(request, self.requests.retries)
+        except RequestError as error:
+            failed = error
+        if failed.status == _NOT_FOUND:
+            await self._check_models()
+            raise UserError(f"{self.url} has no chat API ({failed}); the URL often ends in /v1")
+        answers_others = failed.status in _REJECTED
+        if not answers_others and failed.status != _LIMITED:
+            with suppress(RequestError, EngineError):
+                answers_others = bool(await self._attempt(_CONTROL))
+        if answers_others:
+            raise failed
+        raise EngineError(f"the endpoint {self.url} does not answer: {failed}")
 
-    async def _attempt(self, request: ChatRequest) -> list[Choice]:
+    async def _attempt(self, request: ChatRequest, retries: int = 0) -> list[Choice]:
         limit = self._limit
         try:
-            completion = await self._send(_CHAT, request.fields(self.model, limit))
-            if self.cache:
-                self.cache.put_usage(completion)
-            return read_choices(completion, request.logprobs)
-        except (ValueError, RecursionError) as error:
+            completion = await self._send(_CHAT, request.fields(self.model, limit), retries)
+            choices = read_choices(completion, request.logprobs)
+        except ValueError as error:
             raise RequestError(self._hidden(str(error))) from None
         except RequestError as error:
             if limit == MAX_COMPLETION_TOKENS or MAX_COMPLETION_TOKENS not in str(error):
                 raise
             self._limit = MAX_COMPLETION_TOKENS  # newer models of OpenAI require this name
-            return await self._attempt(request)
+            return await self._attempt(request, retries)
+        if self.cache:
+            self.cache.put_usage(completion)
+        return choices
 
-    async def _send(self, path: str, fields: Mapping[str, Any] | None = None) -> Any:
+    async def _send(self, path: str, fields: Mapping[str, Any] | None, retries: int) -> Any:
         """Return the JSON of an answer to POST with `fields`, or to GET. Raises as `_completion`, or ValueError."""
         import openai
 
         # Of OPENAI_… variables, which may be meant for another server, nothing but the key is sent.
         own = dict.fromkeys(("OpenAI-Organization", "OpenAI-Project"), openai.Omit())
         headers = {"Authorization": f"Bearer {self._key}" if self._key else openai.Omit(), **own}
-        options: openai.RequestOptions = {"max_retries": 0, "headers": headers}
+        options: openai.RequestOptions = {"max_retries": retries, "headers": headers}
         try:
-            async with asyncio.timeout(self.requests.timeout):  # openai's limits each read, not all of them
-                if fields is None:
-                    answer = await self._client.get(path, cast_to=object, options=options)
-                else:
-                    answer = await self._client.post(path, cast_to=object, body=fields, options=options)
-            with suppress(ValueError):  # text: of another content type
-                return json.loads(answer) if isinstance(answer, str) else answer
-            return answer
-        except (openai.APITimeoutError, TimeoutError):
+            if fields is None:
+                return await self._client.get(path, cast_to=object, options=options)
+            return await self._client.post(path, cast_to=object, body=fields, options=options)
+        except openai.APITimeoutError:
             raise RequestError(f"no answer within {self.requests.timeout:g} seconds") from None
         except openai.APIConnectionError as error:
-            reason = self._hidden(str(error.__cause__ or error))
-            advice = "; name the file of its authority in SSL_CERT_FILE" if "CERTIFICATE" in reason else ""
-            raise RequestError(f"it cannot be reached ({reason}){advice}") from None
+            raise RequestError(f"it cannot be reached ({self._hidden(str(error.__cause__ or error))})") from None
         except openai.APIStatusError as error:
-            raise self._failure(error) from None
+            status, body, location = error.status_code, error.body, error.response.headers.get("location")
+        message = (body.get("message") or body.get("detail")) if isinstance(body, Mapping) else body
+        said = f"HTTP {status}" + (f": {self._hidden(str(message))}" if message else "")
+        if status in (401, 403) or (status == 400 and _NAMES_KEY.search(said)):
+            reason = "refuses the key in" if self._key else "requires an API key; set"
+            raise UserError(f"{self.url} {reason} {self.requests.key} ({said})")
+        if status == _UNPAID:
+            raise EngineError(f"{self.url} reports that payment is required ({said})")
+        if location:
+            raise UserError(f"{self.url} redirects to {self._hidden(location)}; set the final URL")
+        raise RequestError(said, status)
 
     @cached_property
     def _client(self) -> AsyncOpenAI:
@@ -537,20 +518,6 @@ class ChatEndpoint:
                 trust_env=parts.hostname not in _THIS_MACHINE or parts.scheme == "https",  # no proxy to this machine
             ),
         )
-
-    def _failure(self, error: APIStatusError) -> Exception:
-        status, message = error.status_code, _message(error.body)
-        said = f"HTTP {status}" + (f": {self._hidden(message)}" if message else "")
-        if status in (401, 403) or (status == 400 and _NAMES_KEY.search(message)):
-            reason = "refuses the key in" if self._key else "requires an API key; set"
-            return UserError(f"{self.url} {reason} {self.requests.key} ({said})")
-        if status == _UNPAID:
-            return EngineError(f"{self.url} reports that payment is required ({said})")
-        if status in (*_REJECTED, *_LATER, _LIMITED, _NOT_FOUND) or status >= 500:
-            return RequestError(said, status, error.response.headers.get("retry-after", ""))
-        if location := error.response.headers.get("location"):
-            return UserError(f"{self.url} redirects to {self._hidden(location)}; set the final URL")
-        return UserError(f"{self.url} does not answer like the OpenAI chat API ({said})")
 
     def _hidden(self, text: str) -> str:
         """Return a text of the server without the key, if it repeats it."""
@@ -573,12 +540,3 @@ def endpoint_url(url: str) -> str:
             return parts.geturl().rstrip("/").removesuffix(_CHAT)
     shown = "the endpoint" if "@" in url else repr(quote(url))  # without a password
     raise UserError(f"{shown} is not a URL, such as http://localhost:8000/v1")
-
-
-def _message(body: Any) -> str:
-    """Return what a server writes about an error, however it packs it."""
-    for key in ("error", "message", "detail"):
-        if isinstance(body, Mapping) and body.get(key):
-            body = body[key]
-    text = "" if body is None else str(body)
-    return "" if text.lstrip().startswith("<") else text

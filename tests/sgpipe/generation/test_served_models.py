@@ -122,5 +122,5 @@ def test_each_wrong_endpoint_is_one_line_and_exit_code_2(coco: Files, tmp_path: 
         server.key = None
         assert refused(server.url, "other").endswith("does not serve 'other', but tiny-vlm")
         server.faults = lambda body, attempt: "page"
-        assert "not JSON" in refused(server.url)
+        assert "not a chat completion" in refused(server.url)
     assert "does not answer: it cannot be reached" in refused(server.url)
