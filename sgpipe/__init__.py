@@ -24,35 +24,15 @@ if TYPE_CHECKING:
 
 # Imported when they are asked for: they take seconds, and the command line must start without them.
 _PUBLIC = {
-    "EngineError": "sgpipe.errors",
-    "ImageError": "sgpipe.errors",
-    "Pipeline": "sgpipe.pipeline",
-    "RelationAnnotator": "sgpipe.pipeline",
-    "Run": "sgpipe.storage.shards",
-    "SceneGraph": "sgpipe.pipeline",
-    "UserError": "sgpipe.errors",
+    **dict.fromkeys(("EngineError", "ImageError", "UserError"), "sgpipe.errors"),
+    **dict.fromkeys(("Pipeline", "RelationAnnotator", "SceneGraph"), "sgpipe.pipeline"),
+    **dict.fromkeys(("Run", "iter_records"), "sgpipe.storage.shards"),
     "generate": "sgpipe.generation.run",
-    "iter_records": "sgpipe.storage.shards",
     "load_recipe": "sgpipe.recipe",
     "load_train_recipe": "sgpipe.training.recipe",
     "train": "sgpipe.training.run",
 }
-
-__all__ = [
-    "EngineError",
-    "ImageError",
-    "Pipeline",
-    "RelationAnnotator",
-    "Run",
-    "SceneGraph",
-    "UserError",
-    "__version__",
-    "generate",
-    "iter_records",
-    "load_recipe",
-    "load_train_recipe",
-    "train",
-]
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

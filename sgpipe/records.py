@@ -188,68 +188,34 @@ def list_of(**columns: pa.DataType) -> pa.DataType:
     return pa.list_(pa.struct(list(columns.items())))
 
 
+# How the nouns are stored, by the types of their fields: coordinates in full precision, scores not.
+_ARROW = {
+    **dict.fromkeys(("str", "Scope", "Status", "BoxOrigin"), pa.string()),
+    "int": pa.int32(),
+    "float": pa.float32(),
+    "bool": pa.bool_(),
+    "list[int]": pa.list_(pa.int32()),
+    "list[str]": pa.list_(pa.string()),
+    "tuple[float, float, float, float]": pa.list_(pa.float64()),
+    "dict[str, int]": pa.struct([(name, pa.int64()) for name in LEFT_OUT]),
+}
+
+
+def _columns(noun: type) -> dict[str, pa.DataType]:
+    kinds = {each.name: str(each.type).removesuffix(" | None") for each in fields(noun)}
+    return {name: _ARROW[kind] for name, kind in kinds.items() if name != "mentions"}
+
+
+for _noun in (Attribute, Box, Caption, Triplet, Pair, Relation):
+    _ARROW[f"list[{_noun.__name__}]"] = list_of(**_columns(_noun))
+
+_REQUIRED = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("dataset", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("file_name", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field(
-            "objects",
-            list_of(
-                category=pa.string(),
-                category_id=pa.int32(),
-                bbox=pa.list_(pa.float64()),
-                iscrowd=pa.bool_(),
-                origin=pa.string(),
-                score=pa.float32(),
-                phrase=pa.string(),
-                attributes=list_of(name=pa.string(), caption=pa.int32()),
-                segmentation=pa.string(),
-            ),
-        ),
-        pa.field("captions", list_of(text=pa.string(), scope=pa.string(), boxes=pa.list_(pa.int32()))),
-        pa.field(
-            "triplets",
-            list_of(
-                subject=pa.string(),
-                predicate=pa.string(),
-                object=pa.string(),
-                subject_head=pa.string(),
-                object_head=pa.string(),
-                predicate_lemma=pa.string(),
-                caption=pa.int32(),
-                subject_category=pa.string(),
-                object_category=pa.string(),
-            ),
-        ),
-        pa.field("pairs", list_of(subject=pa.int32(), object=pa.int32(), predicates=pa.list_(pa.string()))),
-        pa.field(
-            "relations",
-            list_of(
-                subject=pa.int32(),
-                object=pa.int32(),
-                predicate=pa.string(),
-                confidence=pa.float32(),
-                origin=pa.string(),
-            ),
-        ),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("error", pa.string()),
-        pa.field("left_out", pa.struct([(name, pa.int64()) for name in LEFT_OUT])),
-    ],
+    [pa.field(name, kind, nullable=name not in _REQUIRED) for name, kind in _columns(Record).items()],
     metadata={"sgpipe.schema_version": str(SCHEMA_VERSION)},
 )
 
-_NESTED: dict[str, type] = {
-    "objects": Box,
-    "captions": Caption,
-    "triplets": Triplet,
-    "pairs": Pair,
-    "relations": Relation,
-}
+_NESTED = {"objects": Box, "captions": Caption, "triplets": Triplet, "pairs": Pair, "relations": Relation}
 _FIELDS = {noun: [f.name for f in fields(noun)] for noun in (Record, Attribute, *_NESTED.values())}
 
 

@@ -17,12 +17,7 @@ from sgpipe.errors import UserError
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import count
 
-_CAPTIONERS = {  # by model_type; docs/models.md says how large they are
-    **{"blip": "BLIP", "blip-2": "BLIP-2", "florence2": "Florence-2", "idefics3": "Idefics3", "smolvlm": "SmolVLM"},
-    **{"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"},
-}
-_SMALL_DISK, _SMALL_MEMORY, _SMALL_SHARED_MEMORY = 5 << 30, 4 << 30, 1 << 30
-_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+_SMALL_DISK, _SMALL_SHARED_MEMORY = 5 << 30, 1 << 30
 
 
 class DoctorCheck(NamedTuple):
@@ -55,9 +50,8 @@ def doctor(
     if recipe is not None:
         checks = _hub_models(recipe, assign or [], fetch)
     else:
-        names = ("packages", "gpu", "parser", "models", "captions", "disk", "memory", "ray", "hub")
-        found = (_packages(), _gpu(), _parser(), _models(), _captioners(), _disk(folder), _memory(), _ray(), _hub())
-        checks = dict(zip(names, found, strict=True))
+        checks = {"packages": _packages(), "gpu": _gpu(), "parser": _parser(), "models": _models()}
+        checks |= {"disk": _disk(folder), "ray": _ray(), "hub": _hub()}
     if json_:
         print(json.dumps([{"name": name, **check._asdict()} for name, check in checks.items()], indent=2))
     else:
@@ -96,19 +90,18 @@ def _packages() -> DoctorCheck:
 
     from packaging.requirements import Requirement
 
-    versions, problems = {}, []
+    problems = []
     for item in map(Requirement, requires("sgpipe") or ()):
         is_needed = item.marker is None or item.marker.evaluate({"extra": ""})
         if is_needed and not item.name.startswith("en-core-web-sm"):  # spaCy's own will do: see `_parser`
             try:
-                found = versions[item.name] = version(item.name)
-                if not item.specifier.contains(found, prereleases=True):
+                if not item.specifier.contains(found := version(item.name), prereleases=True):
                     problems.append(f"{item.name} is {found}, expected {item.specifier}")
             except PackageNotFoundError:
                 problems.append(f"{item.name} is missing")
     if problems:
         return DoctorCheck("bad", "; ".join(problems), "pip install --upgrade sgpipe")
-    shown = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "ray") if name in versions)
+    shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "ray"))
     return DoctorCheck("ok", f"sgpipe {__version__}, Python {sys.version.split()[0]}, {shown}")
 
 
@@ -150,37 +143,13 @@ def _models() -> DoctorCheck:
     return DoctorCheck("ok", f"miniworld models {', '.join(models)}; recipes {', '.join(recipes)}")
 
 
-def _captioners() -> DoctorCheck:
-    """List the families of captioners that the installed transformers has."""
-    from importlib.util import find_spec
-
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KINDS
-
-    known = ", ".join(name for kind, name in _CAPTIONERS.items() if kind in KINDS)
-    if lacks := sorted(name for kind, name in _CAPTIONERS.items() if kind not in KINDS):
-        upgrade = "pip install --upgrade transformers"
-        return DoctorCheck("note", f"{known}; this transformers lacks {', '.join(lacks)}", upgrade)
-    if find_spec("num2words") is None:
-        return DoctorCheck("note", f"{known}; SmolVLM needs num2words", "pip install num2words")
-    return DoctorCheck("ok", known)
-
-
 def _disk(folder: Path) -> DoctorCheck:
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(parent).free
     if not os.access(parent, os.W_OK):
         return DoctorCheck("bad", f"{parent} is not writable", "choose another --out")
-    fix = "labels of COCO take about 1 GiB, its captioner 2 GiB"
-    return _enough(free, _SMALL_DISK, f"{free / 2**30:.0f} GiB free in {parent}", fix)
-
-
-def _memory() -> DoctorCheck:
-    """Measure the memory that this process may use: a container may have less than its machine."""
-    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if _MEMORY_LIMIT.is_file() and (limit := _MEMORY_LIMIT.read_text().strip()).isdigit():
-        size = min(size, int(limit))
-    detail = f"{size / 2**30:.0f} GiB, {count(os.cpu_count() or 1, 'CPU')}"
-    return _enough(size, _SMALL_MEMORY, detail, "start fewer copies of the models: --set engine.cpus=1")
+    advice = "labels of COCO take about 1 GiB, its captioner 2 GiB"
+    return _enough(free, _SMALL_DISK, f"{free / 2**30:.0f} GiB free in {parent}", advice)
 
 
 def _ray() -> DoctorCheck:
@@ -197,7 +166,7 @@ def _enough(size: int, minimum: int, detail: str, fix: str) -> DoctorCheck:
 
 
 def _hub() -> DoctorCheck:
-    """Say whether models can be downloaded from the Hugging Face hub, which is not contacted."""
+    """Say whether models can be downloaded from the hub, which is not contacted."""
     from huggingface_hub import constants, get_token
 
     cache = Path(constants.HF_HUB_CACHE)

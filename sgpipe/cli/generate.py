@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, dataclass
@@ -36,12 +37,9 @@ class SourceOptions:
     root: Annotated[cli.Place | None, cli.reads_stored("Folder or store that the recipe's paths are in.")] = None
     images: Annotated[str | None, cli.option("Folder, .zip, .tar, folder of these, or s3://….", panel=cli.DATA)] = None
     dataset: Annotated[str | None, cli.option("Recipe hub: folder of Parquet files, or hub id.", panel=cli.DATA)] = None
-    annotations: Annotated[
-        cli.Place | None, cli.option("Annotation file for --images.", parser=cli.as_location, panel=cli.DATA)
-    ] = None
+    annotations: Annotated[cli.Place | None, cli.reads_stored("Annotation file for --images.", exists=False)] = None
     captions: Annotated[
-        cli.Place | None,
-        cli.option("COCO captions file; the captioner does not run.", parser=cli.as_location, panel=cli.DATA),
+        cli.Place | None, cli.reads_stored("COCO captions file; the captioner does not run.", exists=False)
     ] = None
     split: cli.GuessedSplit = None
     truth: Annotated[cli.Place | None, cli.reads_stored("Ground truth; prints precision and recall.")] = None
@@ -127,13 +125,24 @@ class RecipeOptions:
         parent: str | None = None,
         extend: str | None = None,
     ) -> Recipe:
-        """Return the recipe of that name, or of the run that is taken over, with these settings and data."""
+        """Return the recipe of that name, or of the run that is taken over or extended, with these settings and data.
+
+        Raises UserError: there is no such recipe or run, or an option needs another one.
+        """
+        from sgpipe.recipe import load_recipe
         from sgpipe.utils.config_file import changed, parse_set
 
         settings = _with_tagger(recipe, self.tagger, parse_set(self.assign or []))
         if data.images and recipe is None and parent is not None:
             settings = {"source.root": None, **settings}
-        loaded = _load(recipe, parent, extend, settings)
+        if parent is not None and extend is not None:
+            raise UserError("--from takes stages over from a run, --extend relations: pass one of them")
+        if recipe is None and (parent or extend):
+            from sgpipe.generation.parent import extended_recipe, parent_recipe
+
+            loaded = extended_recipe(extend, settings) if extend else parent_recipe(str(parent), settings)
+        else:
+            loaded = load_recipe(recipe or "miniworld", settings)
         caption = changed(loaded.caption, captioner=self.captioner)
         return changed(
             loaded,
@@ -252,23 +261,6 @@ def plan(
         print_plan(found, console.output(), machines, price, price_per_token)
 
 
-def _load(recipe: str | None, parent: str | None, extend: str | None, settings: dict[str, Any]) -> Recipe:
-    """Return the recipe that is named, or that of the run that is taken over or extended; by default the miniworld's.
-
-    Raises UserError: there is no such recipe or run, or both runs are named.
-    """
-    from sgpipe.generation.parent import extended_recipe, parent_recipe
-    from sgpipe.recipe import load_recipe
-
-    if parent is not None and extend is not None:
-        raise UserError("--from takes stages over from a run, --extend relations: pass one of them")
-    if recipe is None and extend is not None:
-        return extended_recipe(extend, settings)
-    if recipe is None and parent is not None:
-        return parent_recipe(parent, settings)
-    return load_recipe(recipe or "miniworld", settings)
-
-
 def _with_tagger(recipe: str | None, tagger: str | None, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings; an R-Tagger, with its own threshold, replaces the CLIP of the recipe photos."""
     from sgpipe.recipe import TagConfig
@@ -384,9 +376,9 @@ def label(
 
 
 def _files(images: list[Path], out: Path) -> Iterator[Path]:
-    """Yield the images, and those in the folders, without earlier drawings in `out`, which may be one of the folders.
+    """Yield the images, and those in folders and archives, without earlier drawings, as `out` may be such a folder.
 
-    Raises UserError: a path does not exist, or a folder contains no images.
+    Raises UserError: a folder contains no images.
     """
     from sgpipe.files.archives import is_archive, refuse_compressed
     from sgpipe.files.roots import FolderRoot
@@ -394,39 +386,33 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
 
     drawings = out.resolve()
     for path in images:
-        files = [path]
         refuse_compressed(str(path))
-        packed = path.is_file() and is_archive(path.name)
-        if packed or path.is_dir():
-            found = list_folder(path if packed else FolderRoot(path))
-            inside = (path / name for name in found.images)
-            files = [file for file in inside if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == drawings)]
-            if not files:
-                raise UserError(no_images(path, found.notes))
-            for note in found.notes:
-                cli.say(f"NOTE: {path}: {note}")
+        if not (path.is_dir() or is_archive(path.name)):
+            yield path
+            continue
+        found = list_folder(FolderRoot(path) if path.is_dir() else path)
+        inside = (path / name for name in found.images)
+        files = [file for file in inside if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == drawings)]
+        if not files:
+            raise UserError(no_images(path, found.notes))
+        for note in found.notes:
+            cli.say(f"NOTE: {path}: {note}")
         yield from files
 
 
 def _names(files: list[Path]) -> Iterator[str]:
     """Yield file names for the drawings: no two the same, and none that of an image."""
-    taken: set[str] = set()
+    taken = Counter[str]()
     for file in files:
-        name, number = f"{file.name}.relations.png", 1
-        while name in taken:
-            number += 1
-            name = f"{file.name}.relations-{number}.png"
-        taken.add(name)
-        yield name
+        taken[file.name] += 1
+        number = "" if taken[file.name] == 1 else f"-{taken[file.name]}"
+        yield f"{file.name}.relations{number}.png"
 
 
 def _print(graph: SceneGraph, file: Path, drawing: Path, threshold: float, screen: Console) -> None:
-    if graph.error is not None:
-        screen.print(console.single_line(f"{file}: {graph.error}"), soft_wrap=True)
-        return
     triplets = graph.triplets(threshold)
-    counts = f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')}"
-    screen.print(console.single_line(f"{file}: {counts} → {drawing}"), soft_wrap=True)
+    counts = f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')} → {drawing}"
+    screen.print(console.single_line(f"{file}: {graph.error or counts}"), soft_wrap=True)
     for subject, predicate, object_, confidence in triplets:
         score = "" if confidence is None else f"{confidence:.2f}  "
         screen.print(f"  {score}{console.single_line(f'{subject} · {predicate} · {object_}')}", soft_wrap=True)

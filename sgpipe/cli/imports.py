@@ -1,10 +1,13 @@
-"""`sgpipe import …`: one command for each annotation format."""
+"""`sgpipe import …`: one command for each annotation format, whose function returns the source to import."""
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,9 +16,8 @@ from sgpipe.utils import BoxForm, console
 
 if TYPE_CHECKING:
     from sgpipe.sources.annotated import AnnotationSource
-
-Annotations = Annotated[cli.Place, cli.reads_stored("Annotation file, also in a store: s3://….")]
-Images = Annotated[str, cli.reads_images("Folder, .zip or .tar, a folder of these, or s3://…; may lack some images.")]
+else:
+    AnnotationSource = Any  # imported when it is needed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,45 +29,13 @@ Examples:
 """,
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class AnnotationOptions:
-    """The input of an import."""
-
-    annotations: Annotations
-    images: Images
-    split: cli.GuessedSplit = None
-
-    def split_name(self, out: Path, *, unsplit: bool = False, own_splits: bool = False) -> str:
-        """Return the given split, or the one that the annotation file or the image folder is named after.
-
-        Args:
-            out: an unfinished import in it keeps its split, if neither says another.
-            unsplit: the dataset is published without splits.
-            own_splits: its splits are not those of its image folders.
-
-        Raises UserError: neither is named after a split, or they contradict each other.
-        """
-        from sgpipe.recipe import WHOLE
-        from sgpipe.sources.formats import infer_split, run_split
-
-        default = run_split(out) or (WHOLE if unsplit else None)
-        return self.split or infer_split(self.annotations, None if own_splits else self.images, default)
-
-
+Images = Annotated[str, cli.reads_images("Folder, .zip or .tar, a folder of these, or s3://…; may lack some images.")]
 Boxes = Annotated[BoxForm | None, cli.option("Form of boxes, if unusual (n: parts of the image).", panel=cli.DATA)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxOptions(AnnotationOptions):
-    """The input of an import of boxes that exporters write in several forms."""
-
-    boxes: Boxes = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportOptions:
-    """Options of every import."""
+class OutputOptions:
+    """Where an import goes, and how much of it."""
 
     out: Annotated[Path, cli.writes_folder("Folder for the shards; an unfinished import in it is resumed.")]
     limit: cli.Limit = None
@@ -74,15 +44,61 @@ class ImportOptions:
     retry_failed: Annotated[bool, cli.option("Redo the shards with error rows.", "--retry-failed")] = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnnotationOptions(OutputOptions):
+    """What is imported."""
+
+    annotations: Annotated[cli.Place, cli.reads_stored("Annotation file, also in a store: s3://….")]
+    images: Images
+    split: cli.GuessedSplit = None
+
+    def split_name(self, *, unsplit: bool = False, own_splits: bool = False) -> str:
+        """Return the given split, that of the unfinished import, or the one that a file or the folder is named after.
+
+        Args:
+            unsplit: the dataset is published without splits.
+            own_splits: its splits are not those of its image folders.
+
+        Raises UserError: neither is named after a split, or they contradict each other.
+        """
+        from sgpipe.recipe import WHOLE
+        from sgpipe.sources.formats import infer_split, run_split
+
+        default = run_split(self.out) or (WHOLE if unsplit else None)
+        return self.split or infer_split(self.annotations, None if own_splits else self.images, default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxOptions(AnnotationOptions):
+    """What is imported, if exporters write its boxes in several forms."""
+
+    boxes: Boxes = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectOptions(AnnotationOptions):
+    """A project of Label Studio."""
+
+    split: Annotated[str | None, cli.option("Split to import. Default: what the tasks name, or all.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubOptions(OutputOptions):
+    """A dataset in the hub's form."""
+
+    annotations: Annotated[str, cli.option("Folder, store, or hub id.", panel=cli.DATA, callback=cli.maybe_path)]
+    images: Annotated[str | None, cli.reads_images("Where the images are, if the rows do not contain them.")] = None
+    split: Annotated[str | None, cli.option("Split to import, if there are several.")] = None
+    boxes: Boxes = None
+
+
 def vg(
-    *,
     data: AnnotationOptions,
     image_data: Annotated[cli.Place | None, cli.reads_stored("image_data.json, for the sizes of the images.")] = None,
     object_aliases: Annotated[Path | None, cli.reads_file("Object names of one meaning, a group per line.")] = None,
     predicate_aliases: Annotated[Path | None, cli.reads_file("Predicates of one meaning, a group per line.")] = None,
     preprocess: Annotated[bool, cli.option("As RLIPv2: lower case, no duplicates, at most 100 relations.")] = True,
-    options: ImportOptions,
-) -> None:
+) -> AnnotationSource:
     """Import Visual Genome, or scene graphs in its format.
 
     Reads scene_graphs.json or relationships.json.
@@ -93,14 +109,11 @@ def vg(
     """
     from sgpipe.sources.scene_graphs import VisualGenome
 
-    aliases = (object_aliases, predicate_aliases)
-    genome = VisualGenome(
-        data.annotations, data.images, data.split_name(options.out, unsplit=True), image_data, *aliases, preprocess
-    )
-    _import(genome.source(), data, options)
+    files = (image_data, object_aliases, predicate_aliases)
+    return VisualGenome(data.annotations, data.images, data.split_name(unsplit=True), *files, preprocess).source()
 
 
-def hico(*, data: BoxOptions, classes: cli.Classes = None, options: ImportOptions) -> None:
+def hico(data: BoxOptions, classes: cli.Classes = None) -> AnnotationSource:
     """Import HICO-DET.
 
     Reads trainval_hico.json (HOIA format) or instances_train2015.json.
@@ -111,10 +124,10 @@ def hico(*, data: BoxOptions, classes: cli.Classes = None, options: ImportOption
     """
     from sgpipe.sources.hoi import hico_source
 
-    _import(hico_source(data.annotations, data.split_name(options.out), classes), data, options)
+    return hico_source(data.annotations, data.split_name(), classes)
 
 
-def vcoco(*, data: BoxOptions, classes: cli.Classes = None, options: ImportOptions) -> None:
+def vcoco(data: BoxOptions, classes: cli.Classes = None) -> AnnotationSource:
     """Import V-COCO.
 
     Reads trainval_vcoco.json (HOIA format) or instances_vcoco_train.json.
@@ -125,16 +138,13 @@ def vcoco(*, data: BoxOptions, classes: cli.Classes = None, options: ImportOptio
     """
     from sgpipe.sources.hoi import vcoco_source
 
-    split = data.split_name(options.out, own_splits=True)
-    _import(vcoco_source(data.annotations, split, classes), data, options)
+    return vcoco_source(data.annotations, data.split_name(own_splits=True), classes)
 
 
 def openimages(
-    *,
     data: BoxOptions,
     categories: Annotated[Path | None, cli.reads_file("OI_SGG_…_categories_dict.json. Default: 601 classes.")] = None,
-    options: ImportOptions,
-) -> None:
+) -> AnnotationSource:
     """Import the relations of Open Images V6.
 
     Reads OI_SGG_train_finetuning.json or vrd-train-anno.json.
@@ -145,15 +155,13 @@ def openimages(
     """
     from sgpipe.sources.hoi import open_images_source
 
-    _import(open_images_source(data.annotations, data.split_name(options.out), categories), data, options)
+    return open_images_source(data.annotations, data.split_name(), categories)
 
 
 def rlipv2(
-    *,
     data: AnnotationOptions,
     image_paths: Annotated[cli.Place | None, cli.reads_stored("Objects365's image_id_to_filepath.json.")] = None,
-    options: ImportOptions,
-) -> None:
+) -> AnnotationSource:
     """Import RLIPv2's pseudo-labels of COCO or Objects365.
 
     Reads these files, and other scene graphs in their format, without changing them.
@@ -164,16 +172,13 @@ def rlipv2(
     """
     from sgpipe.sources.scene_graphs import pseudo_label_source
 
-    labels = pseudo_label_source(data.annotations, data.images, data.split_name(options.out), image_paths)
-    _import(labels, data, options)
+    return pseudo_label_source(data.annotations, data.images, data.split_name(), image_paths)
 
 
 def coco_rel(
-    *,
     data: BoxOptions,
     relations: Annotated[cli.Place | None, cli.reads_stored("RelTR's rel.json. Default: in --annotations.")] = None,
-    options: ImportOptions,
-) -> None:
+) -> AnnotationSource:
     """Import COCO instances with relations.
 
     Reads RelTR's triplets, or the rel_annotations of SGG-Benchmark.
@@ -185,15 +190,13 @@ def coco_rel(
     """
     from sgpipe.sources.coco import coco_relations_source
 
-    _import(coco_relations_source(data.annotations, relations, data.split_name(options.out)), data, options)
+    return coco_relations_source(data.annotations, relations, data.split_name())
 
 
 def coco(
-    *,
     data: BoxOptions,
     captions: Annotated[cli.Place | None, cli.reads_stored("COCO captions file of the same images.")] = None,
-    options: ImportOptions,
-) -> None:
+) -> AnnotationSource:
     """Import COCO's objects and captions.
 
     The result has no relations. Also reads what `sgpipe export --to coco` writes.
@@ -204,15 +207,13 @@ def coco(
     """
     from sgpipe.sources.coco import coco_source
 
-    _import(coco_source(data.annotations, data.split_name(options.out), captions), data, options)
+    return coco_source(data.annotations, data.split_name(), captions)
 
 
 def psg(
-    *,
     data: BoxOptions,
     masks: Annotated[str | None, cli.reads_images("Panoptic PNGs of the file, for segmentations.")] = None,
-    options: ImportOptions,
-) -> None:
+) -> AnnotationSource:
     """Import panoptic scene graphs (PSG).
 
     Reads OpenPSG's psg.json. --split is train, test or, by default, all.
@@ -223,11 +224,10 @@ def psg(
     """
     from sgpipe.sources.benchmarks import psg_source
 
-    split = data.split_name(options.out, unsplit=True, own_splits=True)
-    _import(psg_source(data.annotations, split, masks), data, options)
+    return psg_source(data.annotations, data.split_name(unsplit=True, own_splits=True), masks)
 
 
-def svg(*, data: BoxOptions, options: ImportOptions) -> None:
+def svg(data: BoxOptions) -> AnnotationSource:
     """Import the scene graphs of SVG (Synthetic Visual Genome).
 
     Examples:
@@ -236,10 +236,10 @@ def svg(*, data: BoxOptions, options: ImportOptions) -> None:
     """
     from sgpipe.sources.scene_graphs import svg_source
 
-    _import(svg_source(data.annotations, data.split_name(options.out, unsplit=True)), data, options)
+    return svg_source(data.annotations, data.split_name(unsplit=True))
 
 
-def gbc(*, data: AnnotationOptions, options: ImportOptions) -> None:
+def gbc(data: AnnotationOptions) -> AnnotationSource:
     """Import GBC, graphs of captions and their boxes, as JSON or JSON lines.
 
     The result has no relations; `sgpipe generate` takes them from the captions.
@@ -250,16 +250,14 @@ def gbc(*, data: AnnotationOptions, options: ImportOptions) -> None:
     """
     from sgpipe.sources.scene_graphs import gbc_source
 
-    _import(gbc_source(data.annotations, data.images, data.split_name(options.out, unsplit=True)), data, options)
+    return gbc_source(data.annotations, data.images, data.split_name(unsplit=True))
 
 
 def vg150(
-    *,
     data: AnnotationOptions,
     dicts: Annotated[Path, cli.reads_file("VG-SGG-dicts.json or VG-SGG-dicts-with-attri.json: the names.")],
     image_data: Annotated[Path, cli.reads_file("image_data.json: ids and sizes of the images.")],
-    options: ImportOptions,
-) -> None:
+) -> AnnotationSource:
     """Import VG150, the split of Visual Genome that benchmarks use.
 
     Reads VG-SGG.h5 or VG-SGG-with-attri.h5. --split is train, val, test or, by
@@ -272,20 +270,16 @@ def vg150(
     """
     from sgpipe.sources.benchmarks import vg150_source
 
-    split = data.split_name(options.out, unsplit=True, own_splits=True)
-    _import(vg150_source(data.annotations, dicts, image_data, data.images, split), data, options)
+    split = data.split_name(unsplit=True, own_splits=True)
+    return vg150_source(data.annotations, dicts, image_data, data.images, split)
 
 
 def label_studio(
-    *,
-    annotations: Annotations,
-    images: Images,
-    split: Annotated[str | None, cli.option("Split to import. Default: what the tasks name, or all.")] = None,
+    data: ProjectOptions,
     predictions: Annotated[bool, cli.option("Also tasks with only a prediction.", "--predictions")] = False,
     annotator: Annotated[str | None, cli.option("Only annotations of this person: e-mail or id.")] = None,
     image_field: Annotated[str, cli.option("Key of a task's data with the address of its image.")] = "image",
-    options: ImportOptions,
-) -> None:
+) -> AnnotationSource:
     """Import a project of Label Studio.
 
     Reads its JSON export: rectangles with labels, and relations between them.
@@ -296,21 +290,15 @@ def label_studio(
     """
     from sgpipe.sources.label_studio import LabelStudio
 
-    project = LabelStudio(annotations, images, split, predictions, annotator, image_field)
-    _import(project.source(), images, options)
+    return LabelStudio(data.annotations, data.images, data.split, predictions, annotator, image_field).source()
 
 
 def hf(
-    *,
-    annotations: Annotated[str, cli.option("Folder, store, or hub id.", panel=cli.DATA, callback=cli.maybe_path)],
-    images: Annotated[str | None, cli.reads_images("Where the images are, if the rows do not contain them.")] = None,
-    split: Annotated[str | None, cli.option("Split to import, if there are several.")] = None,
+    data: HubOptions,
     subset: Annotated[str | None, cli.option("Subset (configuration) of the dataset, if there are several.")] = None,
     map_: Annotated[list[str] | None, cli.option("KEY=COLUMN: objects.bbox=boxes.xywh. Repeatable.", "--map")] = None,
     classes: cli.Classes = None,
-    boxes: Boxes = None,
-    options: ImportOptions,
-) -> None:
+) -> tuple[AnnotationSource, str]:
     """Import a dataset in the hub's form: Parquet files.
 
     Reads what `sgpipe export --to hf` wrote, with all columns, and other datasets of
@@ -325,43 +313,35 @@ def hf(
     """
     from sgpipe.sources.hugging_face import dataset_source
 
-    source, root = dataset_source(annotations, split, map_ or (), classes, subset, own_images=images is None)
-    _import(source, images or root, options, boxes)
+    own = data.images is None
+    source, root = dataset_source(data.annotations, data.split, map_ or (), classes, subset, own_images=own)
+    return source, data.images or root
 
 
-for _name, _function in {
-    **{each.__name__: each for each in (vg, hico, vcoco, openimages, psg, rlipv2, svg, vg150, gbc)},
-    "coco-rel": coco_rel,
-    "coco": coco,
-    "label-studio": label_studio,
-    "hf": hf,
-}.items():
-    app.command(name=_name)(cli.command(_function))
+def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource, str]]) -> Callable[..., None]:
+    """Return a command that imports what a function returns: a source, alone or with the place of its images."""
+
+    @functools.wraps(function)
+    def run(data: AnnotationOptions | HubOptions, **options: Any) -> None:
+        from sgpipe.generation.summary import print_import
+        from sgpipe.sources.import_run import import_annotations
+        from sgpipe.stats.measures import distinct_predicates
+
+        found = function(data, **options)
+        source, images = found if isinstance(found, tuple) else (found, data.images or "")
+        out, bar, form = data.out, console.Progress(console.progress()), getattr(data, "boxes", None)
+        summary = import_annotations(
+            source, images, out, bar, embed=data.embed, limit=data.limit, retry_failed=data.retry_failed, boxes=form
+        )
+        if data.json_:
+            print(json.dumps(summary.as_json(), indent=2))
+        else:
+            print_import(summary, len(distinct_predicates(out)), console.output())
+        if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
+            raise typer.Exit(console.EXIT_ALL_FAILED)
+
+    return cli.command(run)
 
 
-def _import(
-    source: AnnotationSource, data: AnnotationOptions | str, options: ImportOptions, boxes: BoxForm | None = None
-) -> None:
-    """`data`: or where the images are."""
-    import json
-
-    from sgpipe.generation.summary import print_import
-    from sgpipe.sources.import_run import import_annotations
-    from sgpipe.stats.measures import distinct_predicates
-
-    summary = import_annotations(
-        source,
-        data if isinstance(data, str) else data.images,
-        options.out,
-        console.Progress(console.progress()),
-        embed=options.embed,
-        limit=options.limit,
-        retry_failed=options.retry_failed,
-        boxes=data.boxes if isinstance(data, BoxOptions) else boxes,
-    )
-    if options.json_:
-        print(json.dumps(summary.as_json(), indent=2))
-    else:
-        print_import(summary, len(distinct_predicates(options.out)), console.output())
-    if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
-        raise typer.Exit(console.EXIT_ALL_FAILED)
+for _function in (vg, hico, vcoco, openimages, psg, rlipv2, svg, vg150, gbc, coco_rel, coco, label_studio, hf):
+    app.command(name=_function.__name__.replace("_", "-"))(_importing(_function))

@@ -24,7 +24,7 @@ from sgpipe.cli.doctor import doctor
 from sgpipe.cli.evaluate import app as eval_app
 from sgpipe.cli.generate import generate, label, miniworld, parse, plan
 from sgpipe.cli.imports import app as import_app
-from sgpipe.cli.options import command
+from sgpipe.cli.options import USAGE_ERROR, command
 from sgpipe.cli.predict import predict, score
 from sgpipe.cli.runs import calibrate, certify, export, fetch, merge, push, stats, verify
 from sgpipe.cli.train import convert, reproduce, train
@@ -33,7 +33,6 @@ from sgpipe.errors import DivergedError, EngineError, UserError, format_os_error
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 
-_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 _RESUME = "Committed work is kept; run the same command again to resume."
 _START_AGAIN = "Run the same command again to start from the beginning."
 _RESUMABLE = ("generate", "import", "score", "correct", "merge", "push", "train", "reproduce")
@@ -61,7 +60,7 @@ class _Group(TyperGroup):
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
-        except _USAGE_ERROR as error:
+        except USAGE_ERROR as error:
             if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help
                 raise
             _fail(f"error: {console.single_line(error.format_message())}", EXIT_BAD_INPUT)

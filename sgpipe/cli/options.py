@@ -28,6 +28,9 @@ else:
     Place = type("path", (), {})  # a file, folder or URI of a store: `--help` shows the name of the type
 
 
+USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
+
+
 def option(text: str, *names: str, panel: str | None = None, **settings: Any) -> Any:
     """Return an option of typer; `names`: if they are not that of the parameter."""
     return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
@@ -38,9 +41,9 @@ def reads_file(text: str, panel: str | None = DATA) -> Any:
     return option(text, panel=panel, exists=True, dir_okay=False)
 
 
-def reads_stored(text: str, panel: str | None = DATA) -> Any:
-    """Return an option for a file or folder, also in an object store."""
-    return option(text, panel=panel, parser=as_location, callback=stored)
+def reads_stored(text: str, *, exists: bool = True) -> Any:
+    """Return an option for a file or folder, also in an object store; `exists`: check it here."""
+    return option(text, panel=DATA, parser=as_location, callback=stored if exists else None)
 
 
 def stored_argument(text: str, metavar: str | None = None, callback: Any = None) -> Any:

@@ -29,10 +29,7 @@ class ThresholdOptions:
     precision: Annotated[float | None, cli.option("Target precision of thresholds (0.8).", min=0, max=1)] = None
 
     def load(self) -> tuple[Calibration | None, float, float]:
-        """Return the calibration, the minimum confidence or probability, and the target precision.
-
-        Raises UserError: the file is no calibration, or both options choose the relations.
-        """
+        """Return the calibration, the minimum confidence or probability, and the target precision."""
         from sgpipe.calibration import load_calibration, probability_for
         from sgpipe.records import TRAINING_CONFIDENCE
 
@@ -178,13 +175,7 @@ def certify(
     if isinstance(run, Path) and RunFolder(run).is_locked:
         raise UserError(f"{run} is being written: certify it when it is finished, as more relations need another plan")
     certificate, groups, unanswered = continue_plan(
-        run,
-        answers,
-        precision=precision,
-        confidence=confidence,
-        by=by,
-        threshold=threshold,
-        prediction=prediction,
+        run, answers, precision=precision, confidence=confidence, by=by, threshold=threshold, prediction=prediction
     )
     reached = bool(certificate["sets"])
     if reached:
@@ -233,24 +224,22 @@ def verify(
     if json_:
         print(json.dumps(verification.as_json(), indent=2))
     else:
-        screen = console.output()
         for problem in verification.problems:
-            screen.print(f"{problem.file}: {problem.problem}", soft_wrap=True)
-        screen.print(_outcome(verification), soft_wrap=True)
+            console.output().print(f"{problem.file}: {problem.problem}", soft_wrap=True)
+        console.output().print(f"{verification.name}: {_outcome(verification)}", soft_wrap=True)
     if not verification.ok:
         raise typer.Exit(console.EXIT_FAILED)
 
 
 def _outcome(verification: Verification) -> str:
+    if verification.problems and verification.repaired:
+        return "repaired; run the command that wrote it again to regenerate what is missing"
     size = _size(verification.images, verification.shards)
     running = " so far; a run is in progress" if verification.at_work else ""
     if not verification.problems:
-        return f"{verification.name}: {size}, no problems found{running}"
-    if verification.repaired:
-        return f"{verification.name}: repaired; run the command that wrote it again to regenerate what is missing"
-    problems = count(len(verification.problems), "problem")
+        return f"{size}, no problems found{running}"
     advice = "--repair drops what is damaged" if verification.repairable else "restore it from a copy"
-    return f"{verification.name}: {problems} in {size}{running}; {advice}"
+    return f"{count(len(verification.problems), 'problem')} in {size}{running}; {advice}"
 
 
 def _size(images: int, shards: int) -> str:
@@ -315,15 +304,13 @@ def merge(
         cli.say("NOTE: this is one run, named more than once: there is nothing to unite")
     elif not found["shared"]:
         cli.say("NOTE: no image is in two runs, so they are only put together; --match says how images are compared")
-    if found["different"]:
-        cli.say(
-            f"NOTE: {count(found['different'], 'name')} of several images, whose sizes, files or frames (EXIF) differ; "
-            "all are kept"
-        )
-    if found["replaced"]:
-        cli.say(f"NOTE: {count(found['replaced'], 'error row')} left out, as another run has the image")
-    if found["unread"]:
-        cli.say(f"NOTE: {count(found['unread'], 'image file')} cannot be read, and could not be compared")
+    for what, noun, note in (
+        ("different", "name", "of several images, whose sizes, files or frames (EXIF) differ; all are kept"),
+        ("replaced", "error row", "left out, as another run has the image"),
+        ("unread", "image file", "cannot be read, and could not be compared"),
+    ):
+        if found[what]:
+            cli.say(f"NOTE: {count(found[what], noun)} {note}")
     own = {split for run in manifest.run["runs"].values() for split in run["images"]}
     for split, place in manifest.run["images"].items():
         if split not in own:
@@ -431,7 +418,11 @@ def push(
       sgpipe push coco-relations/ --to anna/coco-relations --embed --threshold 0.2 --public
       sgpipe push tagger/ --to anna/tagger --license apache-2.0
     """
-    _show_progress()
+    if console.QUIET not in os.environ:  # an upload may take hours
+        os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)  # set for commands that load models; read at import
+        import huggingface_hub
+
+        huggingface_hub.logging.set_verbosity_info()
     from sgpipe.export.push import push_model, push_run
     from sgpipe.files.locations import info_of, text_of
     from sgpipe.files.model_cache import local_model
@@ -459,13 +450,3 @@ def push(
             cli.say(f"NOTE: {pushed.exported.note}")
         for what, number in pushed.exported.left_out.items():
             screen.print(f"left out: {what} ({number:,})", soft_wrap=True)
-
-
-def _show_progress() -> None:
-    """Let huggingface_hub report the upload, which may take hours: bars in a terminal, else a line each half minute."""
-    if console.QUIET in os.environ:
-        return
-    os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)  # set for commands that load models; read at import
-    import huggingface_hub
-
-    huggingface_hub.logging.set_verbosity_info()

@@ -18,8 +18,6 @@ from sgpipe.utils import console
 if TYPE_CHECKING:
     from sgpipe.training.recipe import DataConfig
 
-_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
-
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsOptions:
@@ -237,5 +235,5 @@ def check_words(command: Any, words: Sequence[str], step: str) -> None:
         command = command.commands[rest.pop(0)]
     try:
         command.make_parser(typer.Context(command)).parse_args(rest)
-    except _USAGE_ERROR as error:
+    except cli.USAGE_ERROR as error:
         raise UserError(f"step {step}: {error.format_message()}") from None

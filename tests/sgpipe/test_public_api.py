@@ -48,11 +48,8 @@ def test_commands_without_work_for_models_import_no_model_libraries(tmp_path: Pa
     assert (run / "manifest.jsonl").is_file()
     for arguments in (
         generate,
-        (*generate, "--seed", "1"),
         ("generate", "--detector", tmp_path / "nothing", "--out", tmp_path / "refused"),
         ("train", "tagger", "--set", "optimisation.lr=-1", "--out", tmp_path / "trained"),
         ("stats", run),
-        ("verify", run),
-        ("export", run, "--to", "coco", "--out", tmp_path / "coco"),
     ):
         assert not HEAVY & imported(*arguments), arguments
