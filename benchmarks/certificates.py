@@ -5,8 +5,8 @@ python -m benchmarks.certificates
 Each row is 2,000 simulated sessions, 20 in each of 100 runs of 8,000 relations in 1,600 images, with confidence 95%.
 Some images are harder than others: errors cluster in them. People answer one question after another and stop as soon as
 the certificate is given, or after 1,000 answers. Predictions, weights and bets are those of the product, and so is the
-draw in law. A second opinion has the area under the ROC curve (AUC) that is named: 0.5 says nothing, 0.1 the opposite.
-"If known" is what a second opinion would save at most if the error rate of each of its bins were known beforehand.
+draw in law. Another model's score has the area under the ROC curve (AUC) that is named: 0.5 says nothing.
+"If known" is what such a score would save at most if the error rate of each of its bins were known beforehand.
 
 Where the threshold is chosen, 120 sessions go on until 600 answers; the certificate must hold for the largest set of
 the last round, and so for any earlier one. The best threshold is chosen with the truth known.
@@ -55,7 +55,7 @@ from sgpipe.stats.precision import estimate_stratified
 RUNS, EACH, RELATIONS, IMAGES, MOST = 100, 20, 8000, 1600, 1000
 SESSIONS = RUNS * EACH
 CONFIDENCE = 0.95
-NOTHING = math.nan  # no second opinion
+NOTHING = math.nan  # no score
 
 settled = functools.lru_cache(maxsize=None)(certificates.gains)  # whole rounds do not change
 certificates.gains = settled
@@ -134,7 +134,7 @@ def share(count: int) -> str:
 
 def validity() -> Table:
     table = Table(
-        "target", "true precision", "second opinion", "wrong answers", "given", title="How often a certificate is given"
+        "target", "true precision", "score", "wrong answers", "given", title="How often a certificate is given"
     )
     rows = []
     for target in (0.95, 0.9):
@@ -181,8 +181,8 @@ def present_plan(target: float, precision: float, power: float) -> int:
 
 def efficiency() -> Table:
     table = Table(
-        "target", "true precision", "fixed plan, power 50 / 80 / 90%", "present plan, 80%", "second opinion",
-        "answers, median", "80% of sessions", "to no opinion", "if known", "given",
+        "target", "true precision", "fixed plan, power 50 / 80 / 90%", "present plan, 80%", "score",
+        "answers, median", "80% of sessions", "to no score", "if known", "given",
         title="Answers that a certificate takes",
     )  # fmt: skip
     for target, precision in ((0.95, 0.98), (0.95, 0.97), (0.9, 0.95), (0.9, 0.935)):
@@ -202,7 +202,7 @@ def efficiency() -> Table:
 
 
 def known(target: float, precision: float, auc: float) -> float:
-    """Return how many more answers it takes with a second opinion whose error rates are known, on average."""
+    """Return how many more answers it takes with a score whose error rates are known, on average."""
     rng = np.random.default_rng(0)
     runs = [make_cells(rng, round((1 - precision) * RELATIONS), auc, 0.0) for _ in range(RUNS)]
     left, wrong = (np.sum([each[kind] for each in runs], axis=0).astype(float) for kind in (0, 1))
@@ -222,7 +222,7 @@ def known(target: float, precision: float, auc: float) -> float:
 def choosing() -> Table:
     """Sessions in which the threshold is chosen, too."""
     table = Table(
-        "target", "errors at confidence c", "second opinion", "wrongly given", "given", "first given, median answers",
+        "target", "errors at confidence c", "score", "wrongly given", "given", "first given, median answers",
         "kept after 600 answers, of the best threshold", title="Choosing the threshold, by 120 sessions",
     )  # fmt: skip
     for target, name, rate in (

@@ -128,11 +128,11 @@ def section(title: str, found: Found) -> str:
         + [[f"{at:g}", f"{number:,}", f"{right:.1%}", f"{share:.1%}"] for at, number, right, share in levels]
     )
     reached = [at for at, _, right, share in levels if right >= PRECISION and share >= RECALL]
-    verdict = f"at confidence {', '.join(f'{at:g}' for at in reached)}" if reached else "at none of these confidences"
+    found_at = f"at confidence {', '.join(f'{at:g}' for at in reached)}" if reached else "at none of these confidences"
     return (
         f"## {title}\n\n{found.images:,} images: {found.known:,} known relations, all kept bit for bit; "
         f"{len(found.hidden):,} hidden. Nothing known was proposed again under another name.\n\n{table}\n\n"
-        f"Recall of at least {RECALL:.0%} at a precision of at least {PRECISION:.0%}: {verdict}.\n"
+        f"Recall of at least {RECALL:.0%} at a precision of at least {PRECISION:.0%}: {found_at}.\n"
     )
 
 

@@ -70,7 +70,7 @@ def answer_plans(run: Path, right: Mapping[RelationKey, bool], slips: float, mos
 def _answer(log: JudgementLog, key: RelationKey, right: bool, slips: float, plan: str | None) -> None:
     slip = random.Random(f"{slips} {key}").random() < slips
     values = {"id": fingerprint({"plan": plan, "key": key}), "at": "", "by": "simulated"}
-    said = {"run": log.fingerprint, "plan": plan, **key._asdict(), "verdict": "right" if right != slip else "wrong"}
+    said = {"run": log.fingerprint, "plan": plan, **key._asdict(), "judgement": "right" if right != slip else "wrong"}
     log.append(Judgement.model_validate({**values, **said}))
 
 

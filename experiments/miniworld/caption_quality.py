@@ -96,8 +96,8 @@ def is_true(stated: Sequence[Statement], truth: SceneTruth) -> bool:
 
 def correct_rate(captions: Iterable[Sequence[Sequence[Statement]]], truths: Sequence[SceneTruth]) -> HitRate:
     """The share of correct captions among all captions of all images."""
-    verdicts = [is_true(stated, truth) for own, truth in zip(captions, truths, strict=True) for stated in own]
-    return HitRate(sum(verdicts), len(verdicts))
+    hits = [is_true(stated, truth) for own, truth in zip(captions, truths, strict=True) for stated in own]
+    return HitRate(sum(hits), len(hits))
 
 
 def coverage(captions: Iterable[Sequence[Sequence[Statement]]], targets: Sequence[frozenset[Statement]]) -> HitRate:

@@ -1,7 +1,7 @@
 """Evaluate a judge of the miniworld: `python -m experiments.miniworld.judge_quality --judge FOLDER`.
 
 The packaged models label images of the val split with threshold 0, so that the run has every candidate. The judge gives
-each a second opinion. Exact ground truth says how good the R-Tagger, the judge, both, and neither are.
+each a score. Exact ground truth says how good the R-Tagger, the judge, both, and neither are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.comparison import label_quality
 from sgpipe.evaluation.label_quality.measures import Relations, area, precision_recall
 from sgpipe.generation.run import generate
-from sgpipe.generation.scoring import OPINION_COLUMN, opinion_identity, opinion_scorer, score_run
+from sgpipe.generation.scoring import VLM_COLUMN, score_run, vlm_identity, vlm_scorer
 from sgpipe.recipe import load_recipe
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stages.score.scorer import ScorerSettings
@@ -31,7 +31,7 @@ from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.utils.console import Progress
 
 _RECALLS = (0.80, 0.84, 0.86)
-_DOUBTED = (0.02, 0.1, 0.5)  # second opinions below which labels are dropped
+_DOUBTED = (0.02, 0.1, 0.5)  # scores below which labels are dropped
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Candidates:
     """Every candidate of a run, arrays `[candidates]`; `targets`: how many relations recall counts."""
 
     relations: Relations
-    opinion: Array
+    vlm_score: Array
     targets: int
 
     def ranked_by(self, score: Array, kept: Array | None = None) -> Relations:
@@ -62,23 +62,23 @@ class MethodQuality:
 
 
 def read_candidates(run: Path, truth: GroundTruth) -> Candidates:
-    """The candidates of a run that was made with threshold 0 and has a second opinion on all of them.
+    """The candidates of a run that was made with threshold 0 and has a score of all of them.
 
     Raises UserError: some have none.
     """
-    by_tagger, by_judge = (label_quality(run, truth, source=source) for source in ("relations", "opinion"))
+    by_tagger, by_judge = (label_quality(run, truth, source=source) for source in ("relations", "vlm_score"))
     if len(by_tagger.relations) != len(by_judge.relations):
-        raise UserError(f"{run} has relations without a second opinion")
+        raise UserError(f"{run} has relations without another model's score")
     return Candidates(by_tagger.relations, by_judge.relations.confidence, len(by_tagger.required.image))
 
 
 def measure_methods(candidates: Candidates) -> list[MethodQuality]:
     """How good it is to keep what the R-Tagger, the judge, both (the product), or nobody finds probable."""
-    tagger, opinion = candidates.relations.confidence, candidates.opinion
+    tagger, vlm_score = candidates.relations.confidence, candidates.vlm_score
     scores = {
         "R-Tagger": tagger,
-        "judge (clip)": opinion,
-        "R-Tagger × judge": tagger * opinion,
+        "judge (clip)": vlm_score,
+        "R-Tagger × judge": tagger * vlm_score,
         "all": np.ones_like(tagger),
     }
     return [_measure(name, candidates.ranked_by(score), candidates.targets) for name, score in scores.items()]
@@ -109,15 +109,15 @@ def precision_at(relations: Relations, recall: float, targets: int) -> float | N
 
 
 def filtered_rows(candidates: Candidates) -> list[list[str]]:
-    """Table cells: precision at equal recall without and with a filter by the second opinion; first the header."""
+    """Table cells: precision at equal recall without and with a filter by the score; first the header."""
     rows = [["labels of the R-Tagger", *(f"precision at recall {recall:.0%}" for recall in _RECALLS)]]
-    for name, least in (("all", 0.0), *((f"second opinion ≥ {least:g}", least) for least in _DOUBTED)):
-        kept = candidates.ranked_by(candidates.relations.confidence, candidates.opinion >= least)
+    for name, least in (("all", 0.0), *((f"score ≥ {least:g}", least) for least in _DOUBTED)):
+        kept = candidates.ranked_by(candidates.relations.confidence, candidates.vlm_score >= least)
         found = [precision_at(kept, recall, candidates.targets) for recall in _RECALLS]
         rows.append([name, *("–" if value is None else f"{value:.1%}" for value in found)])
-    both = candidates.ranked_by(candidates.relations.confidence * candidates.opinion)
+    both = candidates.ranked_by(candidates.relations.confidence * candidates.vlm_score)
     found = [precision_at(both, recall, candidates.targets) for recall in _RECALLS]
-    rows.append(["ranked by confidence × opinion", *("–" if value is None else f"{value:.1%}" for value in found)])
+    rows.append(["ranked by confidence × score", *("–" if value is None else f"{value:.1%}" for value in found)])
     return rows
 
 
@@ -138,9 +138,9 @@ def method_rows(methods: list[MethodQuality]) -> list[list[str]]:
 
 
 def judge_run(run: Path, judge: Path, out: Path, progress: Progress) -> None:
-    """Copy a run with the judge's opinion on its relations."""
+    """Copy a run with the judge's scores of its relations."""
     settings = ScorerSettings("clip", str(judge), device="cpu")
-    score_run(run, out, OPINION_COLUMN, opinion_scorer(settings, out), opinion_identity(settings), progress)
+    score_run(run, out, VLM_COLUMN, vlm_scorer(settings, out), vlm_identity(settings), progress)
 
 
 def main(

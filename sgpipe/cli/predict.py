@@ -131,16 +131,16 @@ def score(
             raise UserError("--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there")
         name = local_model(model) if endpoint is None else model
         settings = ScorerSettings("vlm", name, endpoint, device=device)
-        column, identity = scoring.OPINION_COLUMN, scoring.opinion_identity(settings)
-        make = scoring.opinion_scorer(settings, out)
+        column, identity = scoring.VLM_COLUMN, scoring.vlm_identity(settings)
+        make = scoring.vlm_scorer(settings, out)
     else:
         if endpoint is not None:
             raise UserError("--endpoint is for --by vlm")
         name = local_model(model or "ViT-B-32")
         predicates = scoring.frequent_predicates(run, contrasts)
         identity = {each: scoring.model_identity(value) for each, value in (("model", name), ("weights", weights))}
-        column, identity = scoring.AGREEMENT_COLUMN, identity | {"contrasts": predicates}
-        make = partial(scoring.ClipAgreement, name, weights, predicates, device)
+        column, identity = scoring.CLIP_COLUMN, identity | {"contrasts": predicates}
+        make = partial(scoring.RelationRanker, name, weights, predicates, device)
     counts = scoring.score_run(run, out, column, make, identity, console.Progress(console.progress()), images)
     if json_:
         print(json.dumps(counts))

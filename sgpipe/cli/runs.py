@@ -145,7 +145,7 @@ def certify(
     by: Annotated[Literal["predicate"] | None, cli.option("Certify each predicate by itself.")] = None,
     threshold: Annotated[float | None, cli.option("Minimum confidence. Default: as many as possible.")] = None,
     prediction: Annotated[
-        Literal["opinion", "agreement", "confidence", "none"] | None,
+        Literal["vlm_score", "clip_score", "confidence", "none"] | None,
         cli.option("What predicts wrong relations, which saves answers. Default: the first that the run has."),
     ] = None,
     judgements: cli.JudgedFile = None,

@@ -1,6 +1,6 @@
 """`sgpipe score`: a copy of a run with an additional column, a score of each relation.
 
-CLIP agreement is how well a relation, as a text, fits its image: an opinion independent of the tagger. Another score
+CLIP's score is how well a relation, as a text, fits its image, whatever the tagger found. Another score
 is how probable a vision-language model finds each relation.
 """
 
@@ -29,7 +29,7 @@ from sgpipe.stages.score.scorer import ScorerSettings, is_directed, relation_tex
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder, source_images
-from sgpipe.storage.shards import AGREEMENT, OPINION, embedded_images, read_file, write_copy
+from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, embedded_images, read_file, write_copy
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.hashing import file_sha256, fingerprint, model_sha256
@@ -38,7 +38,7 @@ _CROPS = 64  # of one image, encoded together
 
 
 @dataclass(frozen=True)
-class Agreement:
+class ClipScore:
     """How well a relation fits its image.
 
     Attributes:
@@ -54,7 +54,7 @@ class Agreement:
     contrasts: int
 
 
-class ClipAgreement:
+class RelationRanker:
     """A CLIP model that scores relations.
 
     Args:
@@ -72,8 +72,8 @@ class ClipAgreement:
         self._embed = text_embeddings(self._clip)
 
     @torch.inference_mode()
-    def __call__(self, record: Record, image: Image.Image) -> list[Agreement | None]:
-        """Return the agreement of each relation of the record, in its order.
+    def __call__(self, record: Record, image: Image.Image) -> list[ClipScore | None]:
+        """Return the score of each relation of the record, in its order.
 
         None where a box has no area in the image.
         """
@@ -84,9 +84,9 @@ class ClipAgreement:
             present = {pair: crop for pair, crop in crops.items() if crop is not None}
             if present:
                 features |= zip(present, self._clip.embed_images(list(present.values())), strict=True)
-        return [self._agreement(record, each, features.get((each.subject, each.object))) for each in record.relations]
+        return [self._score(record, each, features.get((each.subject, each.object))) for each in record.relations]
 
-    def _agreement(self, record: Record, relation: Relation, image: Tensor | None) -> Agreement | None:
+    def _score(self, record: Record, relation: Relation, image: Tensor | None) -> ClipScore | None:
         if image is None:
             return None
         ends = relation.subject, relation.object
@@ -98,7 +98,7 @@ class ClipAgreement:
         texts += [relation_text(subject, each, object_) for each in self._predicates if each not in said]
         scores = self._embed(texts) @ image
         rank = 1 + int((scores[1:] > scores[0]).sum())
-        return Agreement(float(scores[0]), float(scores[1]) if directed else None, rank, len(texts) - 1)
+        return ClipScore(float(scores[0]), float(scores[1]) if directed else None, rank, len(texts) - 1)
 
 
 def _union(image: Image.Image, objects: Sequence[Box]) -> Image.Image | None:
@@ -131,11 +131,11 @@ class ScoreColumn(Generic[Score]):
     what: str
 
 
-AGREEMENT_COLUMN: ScoreColumn[Agreement] = ScoreColumn(
-    AGREEMENT,
+CLIP_COLUMN: ScoreColumn[ClipScore] = ScoreColumn(
+    CLIP_SCORE,
     pa.struct({"score": pa.float32(), "swapped": pa.float32(), "rank": pa.int32(), "contrasts": pa.int32()}),
     asdict,
-    "CLIP's agreement",
+    "CLIP's score",
 )
 
 
@@ -227,18 +227,18 @@ def _scored(
     return added.replace_schema_metadata(table.schema.metadata)
 
 
-OPINION_COLUMN: ScoreColumn[float] = ScoreColumn(OPINION, pa.float32(), float, "a second opinion")
+VLM_COLUMN: ScoreColumn[float] = ScoreColumn(VLM_SCORE, pa.float32(), float, "the score of a vision-language model")
 
 
-def opinion_identity(settings: ScorerSettings) -> dict[str, Any]:
-    """Return what decides the opinion: not where a server is, but what it serves."""
+def vlm_identity(settings: ScorerSettings) -> dict[str, Any]:
+    """Return what decides the scores: not where a server is, but what it serves."""
     if settings.endpoint is not None:
         return {"by": settings.kind, "model": settings.model, "served": True}
     dtype = str(pick_dtype(settings.dtype, pick_device(settings.device, settings.gpus))).removeprefix("torch.")
     return {"by": settings.kind, "model": model_sha256(settings.model), "dtype": dtype}
 
 
-def opinion_scorer(settings: ScorerSettings, out: Path) -> Callable[[], Scorer[float]]:
+def vlm_scorer(settings: ScorerSettings, out: Path) -> Callable[[], Scorer[float]]:
     """Makes the scorer; `out`: the scored copy, which keeps the answers of a server.
 
     What it makes raises UserError: the scorer cannot be used.

@@ -16,7 +16,7 @@ from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
 from sgpipe.stats.health import DOUBTS
 from sgpipe.stats.judgements import NO_PLAN, JudgementMeasures, measure_judgements
-from sgpipe.stats.measures import AGREES, THRESHOLDS, TOTALS, Level, Measures, measure_database, use_probabilities
+from sgpipe.stats.measures import LIKELY, THRESHOLDS, TOTALS, Level, Measures, measure_database, use_probabilities
 from sgpipe.stats.precision import FEWEST, GroundTruthMeasures, ScoreQuality, measure_against_ground_truth
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import GroundTruth
@@ -108,27 +108,27 @@ def _quality(audit: Audit) -> _Answers:
         images = count(ground_truth.images, "image")
         yield grade, f"Ground truth of {images}: the precision of {what} is {ground_truth.precision}."
         yield "plain", _advice(ground_truth, ground_truth.relations)
-        yield from _opinion_quality(ground_truth.opinion, "ground truth")
+        yield from _vlm_quality(ground_truth.vlm_score, "ground truth")
     if judgements is not None:
         yield from _judged(judgements)
-        yield from _opinion_quality(judgements.opinion, "people")
+        yield from _vlm_quality(judgements.vlm_score, "people")
     yield _health(measures)
 
 
 def _scores(measures: Measures) -> _Answers:
-    """Return what CLIP and the second opinion say."""
-    agreement, opinion = measures.agreement, measures.opinion
-    if agreement is not None and agreement.first is not None:
-        text = f"CLIP ranks the text of {agreement.first:.0%} of {count(agreement.scored, 'relation')} above all "
-        text += f"contrast texts (by chance {agreement.chance:.0%})"
-        if agreement.beats_swapped is not None:
-            text += f", and that of {agreement.beats_swapped:.0%} above the same text with the roles swapped"
+    """Return what other models' scores say."""
+    clip_score, vlm_score = measures.clip_score, measures.vlm_score
+    if clip_score is not None and clip_score.first is not None:
+        text = f"CLIP ranks the text of {clip_score.first:.0%} of {count(clip_score.scored, 'relation')} above all "
+        text += f"contrast texts (by chance {clip_score.chance:.0%})"
+        if clip_score.beats_swapped is not None:
+            text += f", and that of {clip_score.beats_swapped:.0%} above the same text with the roles swapped"
         yield "plain", f"{text}."
-    if opinion is not None and opinion.agrees is not None:
-        text = f"Second opinion: {opinion.agrees:.0%} of {count(opinion.scored, 'relation')} have a probability of "
-        text += f"{AGREES:.2f} or more, {opinion.mean:.2f} on average"
-        if opinion.correlation is not None and opinion.correlation == opinion.correlation:
-            text += f"; its rank correlation with the confidence is {opinion.correlation:.2f}"
+    if vlm_score is not None and vlm_score.likely is not None:
+        text = f"Vision-language model: {vlm_score.likely:.0%} of {count(vlm_score.scored, 'relation')} have a "
+        text += f"probability of {LIKELY:.2f} or more, {vlm_score.mean:.2f} on average"
+        if vlm_score.correlation is not None and vlm_score.correlation == vlm_score.correlation:
+            text += f"; its rank correlation with the confidence is {vlm_score.correlation:.2f}"
         yield "plain", f"{text}."
 
 
@@ -197,11 +197,11 @@ def judgement_caveats(judged: JudgementMeasures) -> Iterator[str]:
         yield f"{text}{judged.relations_now:,} now: the figures are of those of then."
 
 
-def _opinion_quality(quality: ScoreQuality | None, by: str) -> _Answers:
+def _vlm_quality(quality: ScoreQuality | None, by: str) -> _Answers:
     if quality is None or quality.auc is None or quality.calibration_error is None:
         return
-    text = f"Second opinion, judged by {by} on {count(quality.judged, 'relation')}: a correct relation has a higher "
-    text += f"probability than an incorrect one in {quality.auc:.1%} of pairs (AUC)"
+    text = f"Vision-language model, judged by {by} on {count(quality.judged, 'relation')}: a correct relation has a "
+    text += f"higher score than an incorrect one in {quality.auc:.1%} of pairs (AUC)"
     if quality.confidence_auc is not None:
         text += f"; of the confidence that is {quality.confidence_auc:.1%}"
     yield "plain", f"{text}. Its calibration error is {error_text(quality.calibration_error, quality.perfect_error)}."
@@ -377,8 +377,8 @@ def audit(
     measures = measure_database(database, threshold)
     parts = Audit(measures, calibrated=calibrated)
     if ground_truth is not None:
-        settings = (threshold, target, THRESHOLDS, calibration)
-        against = measure_against_ground_truth(database.root, ground_truth, *settings, has_opinion=database.has_opinion)
+        settings = (threshold, target, THRESHOLDS, calibration, database.has_vlm_scores)
+        against = measure_against_ground_truth(database.root, ground_truth, *settings)
         parts = replace(parts, ground_truth=against)
     if judgements is not None:
         judged = measure_judgements(database, judgements, target, THRESHOLDS, calibration)

@@ -1,14 +1,14 @@
 """Certificates: which sets of relations are shown to have a precision, valid at whatever moment people stop.
 
 The relations of a run are a finite population. A set contains those of a minimum confidence; `cells` divide it by
-confidence and by the bins of a second opinion. People answer round after round. In a round, each next relation is drawn
+confidence and by the bins of another model's score. People answer round after round. Each next relation is drawn
 without replacement with a chance in proportion to the weight of its cell. So whatever relations have in common, such as
 an image, the chance that the next one is wrong follows from the wrong ones left alone. If the set had too many, bets
 that answers are right would lose on average: capital, which starts at 1, exceeds 1/α with a chance of at most α, ever
 (Ville 1939; Waudby-Smith and Ramdas 2024, Estimating means of bounded random variables by betting).
 
 The bets are likelihood ratios of predicted error rates against the nearest rates of which the set breaks the promise
-(Grünwald, de Heide and Koolen 2024, Safe testing), and are fixed before a round. The second opinion decides what is
+(Grünwald, de Heide and Koolen 2024, Safe testing), and are fixed before a round. The score decides what is
 predicted and asked: a bad one costs answers, never validity. An open, unsure or disputed answer counts as wrong. More
 right answers never mean less capital, so it does not matter in which order, by whom and when questions are answered.
 """

@@ -127,7 +127,7 @@ class Population:
     def __init__(self, index: Index, settings: CertificateSettings) -> None:
         """Raises UserError: there are none, or the prediction is missing."""
         column = settings.prediction
-        if (column == "opinion" and not index.has_opinion) or (column == "agreement" and not index.scored):
+        if (column == "vlm_score" and not index.has_vlm_scores) or (column == "clip_score" and not index.scored):
             raise UserError(f"{index.root} has no column {column}: `sgpipe score` makes one")
         values = {"confidence": "if(annotated, null, certainty)", "none": "null"}.get(column, column)
         query = _POPULATION.format(prediction=values)
@@ -543,7 +543,7 @@ def settings_for(index: Index, **values: Any) -> CertificateSettings:
     Raises UserError: invalid, or as `Population`.
     """
     if values.get("prediction") is None:
-        values["prediction"] = "opinion" if index.has_opinion else "agreement" if index.scored else "confidence"
+        values["prediction"] = "vlm_score" if index.has_vlm_scores else "clip_score" if index.scored else "confidence"
     try:
         settings = CertificateSettings.model_validate(values)
     except ValidationError as error:

@@ -105,7 +105,7 @@ class JudgementMeasures:
             or the sample is one by predicates. `perfect_error`: what exact confidences would show on average.
         suggested: the lowest threshold whose 95% interval is not below the `target`, which then is `sure`; without one,
             the lowest threshold whose precision is not below it.
-        opinion: how good the second opinion on the judged relations is, not weighted; None: the run has none.
+        vlm_score: how good the vision-language model's scores are, not weighted; None: the run has none.
         recall: by the recall plan with the most answers; None if there is none.
     """
 
@@ -130,7 +130,7 @@ class JudgementMeasures:
     suggested: ThresholdChoice | None
     sure: bool
     judgements: JudgementSummary
-    opinion: ScoreQuality | None = None
+    vlm_score: ScoreQuality | None = None
     recall: RecallMeasures | None = None
 
 
@@ -182,7 +182,7 @@ def measure_judgements(
         suggested=sure or next((c for c in candidate_choices if (c.precision.value or 0) >= target), None),
         sure=sure is not None,
         judgements=summary,
-        opinion=sample.opinion(),
+        vlm_score=sample.vlm_score(),
         recall=max(recalls, key=lambda found: found.answered, default=None),
     )
 
@@ -310,18 +310,18 @@ class _Sample:
         confidence = self._confidence[chosen].astype(np.float64)
         return Judgements("people", images, confidence, self._right[chosen], weight)
 
-    def opinion(self) -> ScoreQuality | None:
-        """Return how good the second opinion on the judged relations is (its mean if repeated); None without one."""
-        if not self._database.has_opinion or not self._questions:
+    def vlm_score(self) -> ScoreQuality | None:
+        """Return how good the vision-language model's scores are (means if repeated); None without any."""
+        if not self._database.has_vlm_scores or not self._questions:
             return None
         images = list({question.image_id for question in self._questions})
         rows = self._database.rows(
-            """select split::varchar, image_id, subject, object, predicate::varchar, avg(opinion)::double
+            """select split::varchar, image_id, subject, object, predicate::varchar, avg(vlm_score)::double
             from relations join images using (image) where image_id in (select unnest(?::varchar[])) group by all""",
             images,
         )
-        opinions = {tuple(key): opinion for *key, opinion in rows}
-        found = np.array([opinions.get(tuple(question.key)) for question in self._questions], np.float64)
+        scores = {tuple(key): vlm_score for *key, vlm_score in rows}
+        found = np.array([scores.get(tuple(question.key)) for question in self._questions], np.float64)
         known = self.is_judged & ~np.isnan(found)
         if not known.any():
             return None

@@ -78,8 +78,8 @@ def measure_long_tail(counts: Sequence[int]) -> LongTail:
 
 
 @dataclass(frozen=True)
-class AgreementMeasures:
-    """CLIP's agreement with the relations, in ranks, as its scores mean something only relative to other texts.
+class ClipMeasures:
+    """CLIP's scores of the relations, in ranks, as they mean something only relative to other texts.
 
     Attributes:
         first: share of relations whose text fits better than all contrast texts. `chance`: the same for random ranks.
@@ -97,11 +97,11 @@ class AgreementMeasures:
     correlation: float | None
 
 
-AGREES = 0.5  # probability
+LIKELY = 0.5  # probability
 
 
 @dataclass(frozen=True)
-class OpinionMeasures:
+class VlmMeasures:
     """The probabilities of a run: how many relations have one, the share of 0.5 or more, and Spearman's correlation
     with the confidence.
     """
@@ -109,7 +109,7 @@ class OpinionMeasures:
     scored: int
     unscored: int
     mean: float | None
-    agrees: float | None
+    likely: float | None
     correlation: float | None
 
 
@@ -121,12 +121,12 @@ _SCORED = """
     select count({score}), count(*) - count({score}), avg({score})::double, {others}, (select corr(a, b) from ranks)
     from relations
 """
-_AGREEMENT = _SCORED.format(
-    score="agreement",
-    others="""avg((rank = 1)::int), avg(1 / (contrasts + 1)) filter (agreement is not null), avg(1 / rank),
-        avg((agreement > swapped)::int)""",
+_CLIP = _SCORED.format(
+    score="clip_score",
+    others="""avg((rank = 1)::int), avg(1 / (contrasts + 1)) filter (clip_score is not null), avg(1 / rank),
+        avg((clip_score > swapped)::int)""",
 )
-_OPINION = _SCORED.format(score="opinion", others=f"avg((opinion >= {AGREES})::int)")
+_VLM = _SCORED.format(score="vlm_score", others=f"avg((vlm_score >= {LIKELY})::int)")
 
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
@@ -222,8 +222,8 @@ class Measures:
     person_subject_share: float
     confidence: Confidence
     health: list[Check]
-    agreement: AgreementMeasures | None = None
-    opinion: OpinionMeasures | None = None
+    clip_score: ClipMeasures | None = None
+    vlm_score: VlmMeasures | None = None
     assumed: str | None = None
     origins: dict[str, int] = field(default_factory=dict)
     threshold_of: str = "confidence"
@@ -320,8 +320,8 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         person_subject_share=float(of_people),
         confidence=Confidence([bins.get(at, 0) for at in range(BINS)], *confidences),
         health=check_health(database, threshold),
-        agreement=AgreementMeasures(*rows(_AGREEMENT)[0]) if database.scored else None,
-        opinion=OpinionMeasures(*rows(_OPINION)[0]) if database.has_opinion else None,
+        clip_score=ClipMeasures(*rows(_CLIP)[0]) if database.scored else None,
+        vlm_score=VlmMeasures(*rows(_VLM)[0]) if database.has_vlm_scores else None,
         assumed=unscored_reason(run),
         origins=_counts(database, "select origin, count(*) from relations group by 1"),
         threshold_of=database.measure,

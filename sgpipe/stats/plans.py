@@ -274,7 +274,7 @@ def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQues
     return min(left, key=order)[1] if left else None
 
 
-def describe_agreement(states: Iterable[RelationState]) -> str:
+def describe_alpha(states: Iterable[RelationState]) -> str:
     """Say how far people agree on whether relations are right; empty if no two people are sure of the same one.
 
     Krippendorff's alpha is 1 if they always agree, 0 if as by chance; it needs answers that are not all the same.
@@ -283,5 +283,5 @@ def describe_agreement(states: Iterable[RelationState]) -> str:
     said = Counter(answer for answers in several for answer in answers)
     differing = sum(2 * sum(each) * (len(each) - sum(each)) / (len(each) - 1) for each in several)
     expected = 2 * said[True] * said[False] / max(said.total() - 1, 1)
-    alpha = f"; their agreement (Krippendorff's alpha) is {1 - differing / expected:.2f}" if expected else ""
+    alpha = f"; Krippendorff's alpha is {1 - differing / expected:.2f}" if expected else ""
     return f"Two or more people judged {counted(len(several), 'relation')}{alpha}." if several else ""

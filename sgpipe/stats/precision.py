@@ -304,7 +304,7 @@ def _student(freedom: int) -> float:
 
 @dataclass(frozen=True)
 class ScoreQuality:
-    """How well a model's scores, such as those of the second opinion, tell correct from incorrect relations.
+    """How well a model's scores tell correct from incorrect relations.
 
     `judged`: relations that are judged and have a score. `auc`: see `area_under_roc`; `confidence_auc`: that of the
     confidence, of all judged relations.
@@ -383,7 +383,7 @@ class GroundTruthMeasures:
     suggested: ThresholdChoice | None
     sure: bool
     predicates: list[PredicateThreshold]
-    opinion: ScoreQuality | None = None
+    vlm_score: ScoreQuality | None = None
 
 
 def measure_against_ground_truth(
@@ -393,8 +393,7 @@ def measure_against_ground_truth(
     target: float,
     thresholds: Sequence[float],
     calibration: Calibration | None = None,
-    *,
-    has_opinion: bool = False,
+    has_vlm_scores: bool = False,
 ) -> GroundTruthMeasures:
     """Compare a run with its ground truth; with a calibration of the tagger, everything is of its probabilities.
 
@@ -412,9 +411,9 @@ def measure_against_ground_truth(
         return JudgedRelations(rows.confidence.astype(np.float32), rows.true_positive, rows.image)
 
     result = label_quality(run, ground_truth, threshold=threshold, calibration=calibration)
-    judged, opinion = judged_by(result), None
-    if has_opinion:
-        opinion = score_quality(judged_by(label_quality(run, ground_truth, source="opinion")), judged)
+    judged, vlm_score = judged_by(result), None
+    if has_vlm_scores:
+        vlm_score = score_quality(judged_by(label_quality(run, ground_truth, source="vlm_score")), judged)
     suggested, sure = judged.suggest(target)
     numbers = {name: number for number, name in enumerate(result.names)}
     rows = []
@@ -441,7 +440,7 @@ def measure_against_ground_truth(
         suggested=suggested,
         sure=sure,
         predicates=sorted(rows, key=lambda row: -row.relations),
-        opinion=opinion,
+        vlm_score=vlm_score,
     )
 
 

@@ -183,7 +183,7 @@ def _against_truth(truth: GroundTruthMeasures | None, threshold_of: str) -> Iter
     target, images = percent(truth.target), count(truth.images, "image")
     yield table(f"thresholds for a precision of {target}, by the ground truth of {images}", names, rows)
     yield _bins(f"calibration{_error(truth)}", threshold_of, truth.reliability)
-    yield from _opinion_table(truth.opinion)
+    yield from _vlm_table(truth.vlm_score)
 
 
 def _judged(judged: JudgementMeasures | None, threshold_of: str) -> Iterator[Table]:
@@ -209,12 +209,12 @@ def _judged(judged: JudgementMeasures | None, threshold_of: str) -> Iterator[Tab
     rows = [(f"{choice.threshold:.2f}", f"{choice.relations or 0:,}", str(choice.precision)) for choice in judged.curve]
     title = f"precision by threshold, weighted by the relations of {judged.strata}"
     yield table(title, [f"{threshold_of} ≥", ">relations", _PRECISION], rows)
-    yield from _opinion_table(judged.opinion)
+    yield from _vlm_table(judged.vlm_score)
 
 
-def _opinion_table(opinion: ScoreQuality | None) -> Iterator[Table]:
-    if opinion is not None and opinion.reliability:
-        yield _bins("second opinion", "probability", opinion.reliability)
+def _vlm_table(vlm_score: ScoreQuality | None) -> Iterator[Table]:
+    if vlm_score is not None and vlm_score.reliability:
+        yield _bins("scores of the vision-language model", "score", vlm_score.reliability)
 
 
 def _bins(title: str, of: str, bins: Sequence[CalibrationBin]) -> Table:

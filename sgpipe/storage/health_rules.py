@@ -329,13 +329,13 @@ def prepare_checks(execute: Callable[..., object], threshold: float) -> None:
 
 
 _CONFIDENT, _RARE = 0.5, 3
-_DOUBTED = 0.5  # probability of a second opinion
+_DOUBTED = 0.5  # score
 
 # What an index marks: the hits of MARKS[bit] have this bit in their flags.
 MARKS = (
     *RULES,
     HealthRule(
-        "low_agreement",
+        "low_clip_score",
         "relations that CLIP finds less fitting than half of the contrast texts",
         "relations",
         "Compare them with the image: CLIP knows nothing of the tagger's confidence.",
@@ -343,11 +343,11 @@ MARKS = (
         ("number",),
     ),
     HealthRule(
-        "low_opinion",
-        f"relations that the second opinion finds less probable than {_DOUBTED:.0%}",
+        "low_vlm_score",
+        f"relations that the vision-language model finds less probable than {_DOUBTED:.0%}",
         "relations",
         "Compare them with the image: the model that was asked does not know the tagger's confidence.",
-        f"select image, number from raw_relations where opinion < {_DOUBTED}",
+        f"select image, number from raw_relations where vlm_score < {_DOUBTED}",
         ("number",),
     ),
     HealthRule(

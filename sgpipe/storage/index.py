@@ -32,7 +32,7 @@ from sgpipe.files.locations import Location, location
 from sgpipe.records import Record, from_table
 from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index, configure, interruptible
 from sgpipe.storage.run_files import RunFiles
-from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, embedded_images
+from sgpipe.storage.shards import CLIP_SCORE, IMAGE_COLUMN, VLM_SCORE, embedded_images
 from sgpipe.utils.console import Progress
 from sgpipe.utils.locking import temporary_folder
 
@@ -98,8 +98,8 @@ class Index:
         fingerprint: of the run; empty if it has none.
         images, relations: how many are indexed.
         problems: lines of the manifest and shards that are left out because they are damaged or missing.
-        scored: whether `sgpipe score` measured the agreement of relations.
-        has_opinion: whether it also, or instead, asked a model for a second opinion.
+        scored: whether `sgpipe score` compared relations with CLIP.
+        has_vlm_scores: whether it also, or instead, asked a vision-language model.
         annotated: whether no relation has a confidence.
         vocabulary: the run's predicates and classes.
         image_roots: of each split.
@@ -121,8 +121,8 @@ class Index:
         self.run = files.manifest.run
         self.fingerprint = str(self.run.get("fingerprint", ""))
         self.image_roots = files.manifest.image_roots
-        [(self.images, self.relations, self.scored, self.has_opinion, self.annotated)] = self.rows(
-            "select images, relations, scored, has_opinion, annotated from run.about"
+        [(self.images, self.relations, self.scored, self.has_vlm_scores, self.annotated)] = self.rows(
+            "select images, relations, scored, has_vlm_scores, annotated from run.about"
         )
         damaged = self.rows("select problem from run.shards where problem is not null order by file")
         self.problems = [*files.problems, *(problem for (problem,) in damaged)]
@@ -258,7 +258,7 @@ _FOR_MEASURES = (
 )
 _RELATIONS = """create or replace view relations as
     select image, number, subject, object, predicate, subject_category, object_category, confidence,
-        ({certainty})::float as certainty, agreement, swapped, rank, contrasts, opinion, origin
+        ({certainty})::float as certainty, clip_score, swapped, rank, contrasts, vlm_score, origin
     from (select *, if(annotated, null, certainty) as confidence from run.relations) raw"""
 _BY_CERTAINTY = (
     """create or replace table related_images as
@@ -286,7 +286,7 @@ class Database:
     def __init__(self, index: Index) -> None:
         self.index, self.root = index, index.root
         self.run, self.image_roots = index.run, index.image_roots
-        self.scored, self.has_opinion = index.scored, index.has_opinion
+        self.scored, self.has_vlm_scores = index.scored, index.has_vlm_scores
         self.measure = "confidence"
         for statement in _FOR_MEASURES:
             self.execute(statement)
@@ -425,17 +425,17 @@ class RecordView:
     """A row of a run.
 
     Attributes:
-        agreement: of `sgpipe score`, one for each of the record's relations: a dictionary of `score` (cosine),
+        clip_score: of `sgpipe score`, one for each of the record's relations: a dictionary of `score` (cosine),
             `swapped`, `rank`, `contrasts`, or None where it could not be scored; None for a run that is not scored.
         shard, row: as of `IndexedImage`.
-        opinion: of `sgpipe score --by vlm`, a probability for each relation, likewise.
+        vlm_score: of `sgpipe score --by vlm`, a probability for each relation, likewise.
     """
 
     record: Record
-    agreement: list[dict[str, float | int | None] | None] | None
+    clip_score: list[dict[str, float | int | None] | None] | None
     shard: str
     row: int
-    opinion: list[float | None] | None = None
+    vlm_score: list[float | None] | None = None
 
 
 def find_image(index: Index, split: str, image_id: str) -> IndexedImage | None:
@@ -457,8 +457,8 @@ def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
     [record] = from_table(table)
     if (record.split, record.image_id) != (split, image_id):
         raise UserError(f"shard {image.shard} has changed since it was indexed: `sgpipe verify {index.root}`")
-    scores = {name: table[name][0].as_py() for name in (AGREEMENT, OPINION) if name in table.column_names}
-    return RecordView(record, scores.get(AGREEMENT), image.shard, image.row, scores.get(OPINION))
+    scores = {name: table[name][0].as_py() for name in (CLIP_SCORE, VLM_SCORE) if name in table.column_names}
+    return RecordView(record, scores.get(CLIP_SCORE), image.shard, image.row, scores.get(VLM_SCORE))
 
 
 def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:

@@ -10,8 +10,8 @@ Tables of the index:
     objects: one row per box, with its `number` in the image, its box as `x`, `y`, `w`, `h` in pixels, and its
         `attributes` (null: none).
     captions: one row per caption; `folded`: in lower case.
-    relations: one row per relation; `certainty`: its confidence, 1 if it is `annotated`; `agreement`, `swapped`, `rank`
-        and `contrasts` of CLIP, the second `opinion`, `flags`, the number of its `triplet`.
+    relations: one row per relation; `certainty`: its confidence, 1 if it is `annotated`; `clip_score`, `swapped`,
+        `rank` and `contrasts` of CLIP, `vlm_score`, `flags`, the number of its `triplet`.
     triplets, predicates, categories: names and how often they occur. shards: files, and why one is left out.
     marks, everything, about: counts.
 """
@@ -32,7 +32,7 @@ from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import MARKS, PLACED, mark_hits, prepare_checks
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_files import RunFiles
-from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, read_file
+from sgpipe.storage.shards import CLIP_SCORE, IMAGE_COLUMN, VLM_SCORE, read_file
 from sgpipe.utils.console import Progress
 
 LOTS = 4294967291  # a prime: x -> k x mod p shuffles the numbers below it
@@ -66,8 +66,8 @@ _SCRATCH = f"""
         x double, y double, w double, h double, attributes varchar[]);
     create table captions (image int, number int, caption varchar, scope varchar, boxes int[]);
     create table raw_relations (image int, number int, subject int, object int, predicate varchar,
-        subject_category varchar, object_category varchar, confidence float, agreement double, swapped double,
-        rank int, contrasts int, opinion float, origin varchar);
+        subject_category varchar, object_category varchar, confidence float, clip_score double, swapped double,
+        rank int, contrasts int, vlm_score float, origin varchar);
 """
 
 # The view `rows` has the rows of some shards, with the number of each image.
@@ -90,14 +90,14 @@ _FROM_SHARDS = (
     from (select image, unnest(captions) as caption, unnest(range(len(captions))) as number from rows)""",
     """insert into raw_relations select image, number, relation.subject, relation.object, relation.predicate,
         objects[relation.subject + 1].category, objects[relation.object + 1].category, relation.confidence,
-        clip.score, clip.swapped, clip.rank, clip.contrasts, opinion, relation.origin
+        clip.score, clip.swapped, clip.rank, clip.contrasts, vlm_score, relation.origin
     from (select image, objects, unnest(relations) as relation, unnest(range(len(relations))) as number,
-        unnest(agreement) as clip, unnest(opinion) as opinion from rows) where number is not null""",
+        unnest(clip_score) as clip, unnest(vlm_score) as vlm_score from rows) where number is not null""",
 )
 # Columns of `sgpipe score`, as they are where no shard has them.
 _NOT_SCORED = {
-    AGREEMENT: "null::struct(score double, swapped double, rank int, contrasts int)[]",
-    OPINION: "null::float[]",
+    CLIP_SCORE: "null::struct(score double, swapped double, rank int, contrasts int)[]",
+    VLM_SCORE: "null::float[]",
 }
 
 _FROM_EARLIER = (
@@ -114,7 +114,7 @@ _FROM_EARLIER = (
     """insert into captions select m.image, e.* exclude (image, folded)
     from earlier.captions e join moved m on e.image = m.before""",
     """insert into raw_relations select m.image, number, subject, object, predicate, subject_category, object_category,
-        if(annotated, null, certainty), agreement, swapped, rank, contrasts, opinion, origin
+        if(annotated, null, certainty), clip_score, swapped, rank, contrasts, vlm_score, origin
     from earlier.relations e join moved m on e.image = m.before""",
 )
 
@@ -183,7 +183,7 @@ _TABLES = (
     select image, number, subject, object, triplets.predicate, triplets.subject_category, triplets.object_category,
         coalesce(r.confidence, 1)::float as certainty, r.confidence is null as annotated,
         if(annotated, {BINS}, greatest(least(floor(certainty * {BINS}), {BINS - 1}), 0))::utinyint as bin,
-        r.agreement, swapped, rank, contrasts, opinion, triplet,
+        r.clip_score, swapped, rank, contrasts, vlm_score, triplet,
         ((lot::ubigint + 2654435761 * number::ubigint) % {LOTS})::uinteger as lot,
         coalesce(f.flags, 0)::bigint as flags, dataset, split, status, r.origin::run.name as origin
     from raw_relations r
@@ -204,8 +204,9 @@ _TABLES = (
     union all select 'total', 'images', count(distinct image) from run.relations""",
     """create table run.about as
     select (select count(*) from run.images) as images, count(*) as relations,
-        coalesce(bool_or(agreement is not null), false) as scored,
-        coalesce(bool_or(opinion is not null), false) as has_opinion, coalesce(bool_and(annotated), true) as annotated
+        coalesce(bool_or(clip_score is not null), false) as scored,
+        coalesce(bool_or(vlm_score is not null), false) as has_vlm_scores,
+        coalesce(bool_and(annotated), true) as annotated
     from run.relations""",
 )
 # Whoever changes how an index is made makes earlier ones stale.

@@ -40,7 +40,6 @@ from sgpipe.storage.recall_plans import (
 from sgpipe.utils.console import count
 
 CERTIFICATE_PLAN = "certificate-"  # what the ids of such plans, and of no others, begin with
-Verdict = Literal["right", "wrong", "unsure", "skip"]
 Kind = Literal["bands", "predicates", "search", "certificate"]
 _Confidence = Annotated[float, Field(allow_inf_nan=False)]  # a run may hold others than 0 to 1
 
@@ -73,7 +72,7 @@ class Correction(Strict):
 
 
 class Judgement(Strict):
-    """One person's judgement of one relation: a verdict, a change, or that an earlier judgement is taken back.
+    """One person's judgement of one relation: whether it is right, a change, or that an earlier one is taken back.
 
     The client makes its `id`; one that is sent again has the same. `at` is UTC, `run` the fingerprint of the run. The
     `confidence` is that of the relation in the run. Without a `plan`, nobody asked, so that the relation is not part
@@ -92,7 +91,7 @@ class Judgement(Strict):
     subject_category: str | None = None
     object_category: str | None = None
     confidence: _Confidence | None = None
-    verdict: Verdict | None = None
+    judgement: Literal["right", "wrong", "unsure", "skip"] | None = None
     change: Correction | None = None
     undoes: Id | None = None
     plan: Id | None = None
@@ -100,8 +99,8 @@ class Judgement(Strict):
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Judgement:
-        if [self.verdict, self.change, self.undoes].count(None) != 2:
-            raise ValueError("a line has either a verdict, a change or undoes")
+        if [self.judgement, self.change, self.undoes].count(None) != 2:
+            raise ValueError("a line has either a judgement, a change or undoes")
         return self
 
     @property
@@ -116,7 +115,7 @@ class Judgement(Strict):
     def outcome(self) -> frozenset[RelationKey] | None:
         """What the judgement leaves of the relation: itself, what it was changed into, or nothing; None: unsure."""
         if self.change is None:
-            return {"right": frozenset({self.key}), "wrong": frozenset[RelationKey]()}.get(self.verdict or "")
+            return {"right": frozenset({self.key}), "wrong": frozenset[RelationKey]()}.get(self.judgement or "")
         changed = {
             "predicate": [self.key._replace(predicate=self.change.predicate or "")],
             "swap": [self.key._replace(subject=self.object, object=self.subject)],
@@ -178,7 +177,7 @@ class CertificateSettings(Strict):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     by: Literal["predicate"] | None = None
     threshold: _Confidence | None = None
-    prediction: Literal["opinion", "agreement", "confidence", "none"] = "confidence"
+    prediction: Literal["vlm_score", "clip_score", "confidence", "none"] = "confidence"
     population: str | None = None
 
     @property
@@ -449,11 +448,11 @@ class JudgementLog:
         """Return the relations that a person skipped when a plan asked, each with when, as a number."""
         with self._mutex:
             lines = enumerate(self._of_plans.get(plan, ()))
-            return {line.key: number for number, line in lines if (line.verdict, line.by) == ("skip", by)}
+            return {line.key: number for number, line in lines if (line.judgement, line.by) == ("skip", by)}
 
     def _counts(self, line: Judgement) -> bool:
         """Return whether it is a judgement that its person has not taken back; a skipped question is not one."""
-        return line.verdict != "skip" and (line.id, line.by) not in self._undone
+        return line.judgement != "skip" and (line.id, line.by) not in self._undone
 
     def _forget(self) -> None:
         self.version += 1
@@ -530,7 +529,7 @@ class JudgementLog:
         self._before = os.pread(descriptor, self._offset - start, start)
 
     def _take_fiftyone(self, data: bytes) -> None:
-        """Read a dataset of FiftyOne: tags of relations are verdicts, and another label is another predicate."""
+        """Read a dataset of FiftyOne: tags of relations are judgements, and another label is another predicate."""
         self._forget()
         try:
             samples = json.loads(data)["samples"]
@@ -543,9 +542,9 @@ class JudgementLog:
             name = "a relation"
             try:
                 name = f"relation {relation['_id']['$oid']}"
-                verdicts = {"right", "wrong", "unsure"}.intersection(relation["tags"])
+                judged = {"right", "wrong", "unsure"}.intersection(relation["tags"])
                 label, predicate = (" ".join(relation[key].split()) for key in ("label", "predicate"))
-                if label != predicate or verdicts:
+                if label != predicate or judged:
                     line = {key: sample[key] for key in ("run", "split", "image_id")}
                     line |= {end: relation[f"{end}_index"] for end in ("subject", "object")}
                     line |= {key: relation.get(key) for key in ("predicate", "confidence")}
@@ -553,7 +552,7 @@ class JudgementLog:
                     if label != predicate:
                         line["change"] = {"action": "predicate", "predicate": label}
                     else:
-                        line["verdict"] = verdicts.pop() if len(verdicts) == 1 else "unsure"
+                        line["judgement"] = judged.pop() if len(judged) == 1 else "unsure"
                     self._take(json.dumps(line).encode(), name)
             except (KeyError, TypeError, AttributeError):
                 self._leave_out(name, "it is not one that sgpipe wrote")

@@ -34,8 +34,8 @@ DATA = "data"
 IMAGE_COLUMN = "image"
 SOURCES = "sources"  # of merged runs: the rows of single runs that a row was made from
 # Columns of `sgpipe score`, with one entry for each of `relations`: by CLIP, and by a vision-language model.
-AGREEMENT, OPINION = "agreement", "opinion"
-SCORES = (AGREEMENT, OPINION)
+CLIP_SCORE, VLM_SCORE = "clip_score", "vlm_score"
+SCORES = (CLIP_SCORE, VLM_SCORE)
 
 _ROWS_PER_GROUP = 512  # training reads a group at a time
 # What Hugging Face datasets look for to show the column as images.

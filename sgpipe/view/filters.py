@@ -276,7 +276,7 @@ def count_queues(rows: Callable[[str], list[tuple[Any, ...]]], relations: int) -
     return [*found, *(queue for queue in last if queue.count)]
 
 
-Order = Literal["confidence", "-confidence", "rarity", "agreement", "opinion", "shuffle"]
+Order = Literal["confidence", "-confidence", "rarity", "clip_score", "vlm_score", "shuffle"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 JUDGED = ("right", "wrong", "unsure", "changed", "conflict", "none")
 
@@ -305,7 +305,7 @@ class Filters:
         judged: some of `JUDGED`. queue: the key of one of `queues(index)`.
         low, high: bounds of the confidence, both included. A relation without confidence counts as 1.
         order: the most confident first, or the least (-confidence), the rarest triplets, those that CLIP or the second
-            opinion disagree with most; shuffle: by `seed`. Images are in the order of the run, or shuffled.
+            vlm_score disagree with most; shuffle: by `seed`. Images are in the order of the run, or shuffled.
     """
 
     query: Query = field(default_factory=Query)

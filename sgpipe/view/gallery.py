@@ -29,8 +29,8 @@ _ORDERS = {
     "confidence": "most confident",
     "-confidence": "least confident",
     "rarity": "rare triplets",
-    "agreement": "low CLIP agreement",
-    "opinion": "second opinion against them",
+    "clip_score": "low CLIP score",
+    "vlm_score": "low score by the vision-language model",
     "shuffle": "shuffled",
 }
 Pairs = list[tuple[str, str]]
@@ -49,7 +49,7 @@ def gallery(request: Request) -> Response:
     viewer = viewer_of(request)
     pairs = [(name, value) for name, value in request.query_params.multi_items() if value]
     worth_a_look = queues(viewer.index)
-    has = {"agreement": viewer.index.scored, "opinion": viewer.index.has_opinion}
+    has = {"clip_score": viewer.index.scored, "vlm_score": viewer.index.has_vlm_scores}
     values = {
         "queues": worth_a_look,
         "orders": {order: title for order, title in _ORDERS.items() if has.get(order, True)},

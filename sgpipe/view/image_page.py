@@ -159,7 +159,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
     names = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
     scores = {  # the last of a repeated relation
         name: {_key(relation): score for relation, score in zip(record.relations, values or [], strict=False)}
-        for name, values in (("agreement", view.agreement), ("opinion", view.opinion))
+        for name, values in (("clip_score", view.clip_score), ("vlm_score", view.vlm_score))
     }
 
     def values_of(relation: Relation) -> Values:

@@ -30,7 +30,7 @@ from sgpipe.errors import UserError
 from sgpipe.stats.certify import extend, measure, rounds_of, settings_for
 from sgpipe.stats.plans import (
     count_states,
-    describe_agreement,
+    describe_alpha,
     draw,
     judgements_needed,
     measure_plan,
@@ -263,19 +263,19 @@ def plan_progress(request: Request) -> Response:
         progress = measure(rounds, log)
         groups = [own.as_json(name, plan.certificate.settings) for name, own in progress.items()]
         open_ = sum(own.given.count(None) for own in progress.values())
-        values = {"groups": groups, "open": open_, "question": asked, "agreement": _agreement(log, plan)}
+        values = {"groups": groups, "open": open_, "question": asked, "alpha": _alpha(log, plan)}
         return JSONResponse({"plan": plan.plan, **values})
     values = {
-        "agreement": _agreement(log, plan),
+        "alpha": _alpha(log, plan),
         "more": judgements_needed(plan, log),
         "question": question and question._asdict(),
     }
     return JSONResponse(_summary(plan) | measure_plan(plan, log).as_json() | values)
 
 
-def _agreement(log: JudgementLog, plan: SamplingPlan) -> str:
+def _alpha(log: JudgementLog, plan: SamplingPlan) -> str:
     rounds = rounds_of(log, plan.certificate.settings) if plan.certificate else [plan]
-    return describe_agreement(state for each in rounds for state in states_of(each, log).values())
+    return describe_alpha(state for each in rounds for state in states_of(each, log).values())
 
 
 def ask_next(request: Request) -> Response:
@@ -360,8 +360,8 @@ def plans_page(request: Request) -> Response:
             for settings, plan in certificates.items()
         ],
         "recalls": list(log.recall_plans.values()),
-        "agreement": describe_agreement(states),
-        "agreement_on": lambda plan: _agreement(log, plan),
+        "alpha": describe_alpha(states),
+        "alpha_of": lambda plan: _alpha(log, plan),
         "search": filters.to_params(),
         "searches_images": filters.finds_images,
         "questions": _QUESTIONS,

@@ -154,7 +154,7 @@ def _triplets(index: Index, counts: Mapping[str, int], filters: Filters) -> list
 
 def queues(index: Index) -> list[Queue]:
     """Return the queues that have hits: what the health checks of the audit found (at its default threshold), low
-    agreement, a second opinion against them, confident but rare, images without relations by reason, error rows,
+    scores by CLIP or a vision-language model, confident but rare, images without relations by reason, error rows,
     conflicting judgements, not judged.
     """
     return index.remember("queues", lambda: count_queues(index.rows, index.relations))
@@ -175,8 +175,8 @@ _OF_RELATION = {
     "subject_category": "subject_category::varchar",
     "object_category": "object_category::varchar",
     "confidence": "if(annotated, null, certainty)",
-    "agreement": "agreement",
-    "opinion": "opinion",
+    "clip_score": "clip_score",
+    "vlm_score": "vlm_score",
     "origin": "origin::varchar",
 }
 
@@ -196,7 +196,7 @@ class Hit:
     Attributes:
         caption: the first caption of the image that contains the text which the query looks for.
         error, why: why the image's row is an error row, or has no relations.
-        confidence: None: annotated. agreement: CLIP's cosine. opinion: the probability of the second opinion.
+        confidence: None: annotated. clip_score: CLIP's cosine. vlm_score: the vision-language model's probability.
         times: how often the run has this triplet (subject class, predicate, object class).
         judged: the state of judgement.
     """
@@ -216,8 +216,8 @@ class Hit:
     confidence: float | None = None
     subject_category: str | None = None
     object_category: str | None = None
-    agreement: float | None = None
-    opinion: float | None = None
+    clip_score: float | None = None
+    vlm_score: float | None = None
     times: int | None = None
     judged: str | None = None
     origin: str | None = None
@@ -295,8 +295,8 @@ def _order(filters: Filters) -> tuple[str, str, bool]:
         "confidence": ("certainty", "float", True),
         "-confidence": ("certainty", "float", False),
         "rarity": ("triplet", "int", True),
-        "agreement": ("coalesce(agreement, 2)", "double", False),  # a cosine is smaller
-        "opinion": ("coalesce(opinion, 2)", "float", False),
+        "clip_score": ("coalesce(clip_score, 2)", "double", False),  # a cosine is smaller
+        "vlm_score": ("coalesce(vlm_score, 2)", "float", False),
     }[filters.order]
 
 

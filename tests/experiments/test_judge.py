@@ -74,10 +74,10 @@ def test_a_saved_judge_says_what_the_training_sees(data: JudgeData, tmp_path: Pa
 def test_methods_are_compared_on_all_candidates() -> None:
     rng = np.random.default_rng(0)
     true = rng.random(400) < 0.5
-    tagger, opinion = (np.clip(true * 0.5 + rng.random(400) * 0.5, 0, 1).astype(np.float32) for _ in range(2))
+    tagger, vlm_score = (np.clip(true * 0.5 + rng.random(400) * 0.5, 0, 1).astype(np.float32) for _ in range(2))
     zeros = np.zeros(400, int)
     relations = Relations(zeros, tagger, true, true, true, zeros, zeros.astype(bool))
-    candidates = Candidates(relations, opinion, int(true.sum()))
+    candidates = Candidates(relations, vlm_score, int(true.sum()))
     methods = {each.method: each for each in measure_methods(candidates)}
     assert methods["all"].precision == pytest.approx(true.mean())
     assert methods["all"].auc == 0.5

@@ -22,11 +22,11 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.sources.annotated import parse_id
 from sgpipe.sources.formats import VG_IMAGES, require_format
-from sgpipe.storage.shards import OPINION, iter_tables
+from sgpipe.storage.shards import VLM_SCORE, iter_tables
 from sgpipe.utils.boxes import iou as box_iou
 from sgpipe.utils.boxes import xywh_to_xyxy
 
-Source = Literal["relations", "candidates", "opinion"]
+Source = Literal["relations", "candidates", "vlm_score"]
 
 _COLUMNS = ("image_id", "dataset", "file_name", "width", "height", "objects", "status")
 _COCO_PREFIX = re.compile(r"^COCO_[A-Za-z0-9]+_(?=\d+$)")
@@ -76,13 +76,13 @@ def iter_graphs(
 
     Args:
         source: the relations; every candidate pair with each of its predicates and confidence 1; or the relations that
-            have a second opinion, with its probability as their confidence.
+            have the score of a vision-language model, with it as their confidence.
         calibration: of the tagger; confidences are its probabilities then. Annotations keep 1.
 
     Raises UserError: the folder is not a run, a shard is missing or damaged, or a value is out of range.
     """
     column = "pairs" if source == "candidates" else "relations"
-    for table in iter_tables(root, (*_COLUMNS, column, *([OPINION] if source == "opinion" else []))):
+    for table in iter_tables(root, (*_COLUMNS, column, *([VLM_SCORE] if source == "vlm_score" else []))):
         if table.num_rows:
             yield _graphs(root, table.combine_chunks(), classes, predicates, column, calibration)
 
@@ -117,11 +117,11 @@ def _graphs(
         annotated = _numbers(pc.is_null(pc.struct_field(relations, "confidence")), bool)
         if calibration is not None:
             confidence = np.where(annotated, 1, calibration.probabilities(confidence)).astype(np.float32)
-        if OPINION in table.column_names:
-            opinions = _flat(table[OPINION])
-            known = _numbers(pc.is_valid(opinions), bool)
+        if VLM_SCORE in table.column_names:
+            scores = _flat(table[VLM_SCORE])
+            known = _numbers(pc.is_valid(scores), bool)
             owner, ends, texts = owner[known], [end[known] for end in ends], texts.filter(pa.array(known))
-            confidence, annotated = _numbers(opinions.drop_null(), np.float32), np.zeros(known.sum(), dtype=bool)
+            confidence, annotated = _numbers(scores.drop_null(), np.float32), np.zeros(known.sum(), dtype=bool)
     else:
         lists = pc.struct_field(relations, "predicates")
         owner, *ends = (np.repeat(each, _lengths(lists)) for each in (owner, *ends))

@@ -135,7 +135,7 @@ def label_quality(
 
     Args:
         source: the run's relations; its candidates: every pair with each of its predicates, confidence 1; or its
-            relations with the probability of the second opinion as confidence.
+            relations with the score of the vision-language model as confidence.
         synonyms: `{predicate: [other texts]}` that count as the same predicate.
         iou: minimum overlap of two boxes of the same object.
         calibration: of the tagger; the confidences of relations are its probabilities then.

@@ -3,7 +3,7 @@
 import { Judge } from "./image_judge.js";
 import { person } from "./person.js";
 
-const verdicts = { r: "right", w: "wrong", u: "unsure" };
+const keys = { r: "right", w: "wrong", u: "unsure" };
 const cards = [...document.querySelectorAll(".card[data-relation]")];
 const unsaved = document.getElementById("unsaved");
 
@@ -19,10 +19,10 @@ const mark = (card, state) => {
   chip.hidden = !state;
 };
 
-const answer = async (card, verdict) => {
-  const text = `${card.querySelector(".sentence").innerText}: ${verdict}`;
-  if (!await judge.save({ ...JSON.parse(card.dataset.relation), by: person(), verdict }, text)) return;
-  mark(card, verdict);
+const answer = async (card, judgement) => {
+  const text = `${card.querySelector(".sentence").innerText}: ${judgement}`;
+  if (!await judge.save({ ...JSON.parse(card.dataset.relation), by: person(), judgement }, text)) return;
+  mark(card, judgement);
   if (card.contains(document.activeElement)) cards[cards.indexOf(card) + 1]?.querySelector("a").focus();
 };
 
@@ -38,7 +38,7 @@ const takeBack = async ({ id, ...last }) => {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, textarea")) return;
   const key = event.key.toLowerCase(), card = document.activeElement.closest(".card[data-relation]");
-  if (key in verdicts && card) answer(card, verdicts[key]);
+  if (key in keys && card) answer(card, keys[key]);
   else if (key === "z" && judge.last) takeBack(judge.last);
 });
 

@@ -161,10 +161,10 @@ function add() {
 }
 
 const acts = {
-  right: () => answer(chosen(), { verdict: "right" }, "right"),
-  wrong: () => answer(chosen(), { verdict: "wrong" }, "wrong"),
-  unsure: () => answer(chosen(), { verdict: "unsure" }, "unsure"),
-  skip: () => answer(chosen(), { verdict: "skip" }, "skipped"),
+  right: () => answer(chosen(), { judgement: "right" }, "right"),
+  wrong: () => answer(chosen(), { judgement: "wrong" }, "wrong"),
+  unsure: () => answer(chosen(), { judgement: "unsure" }, "unsure"),
+  skip: () => answer(chosen(), { judgement: "skip" }, "skipped"),
   swap: () => answer(chosen(), { change: { action: "swap" } }, "swapped"),
   delete: () => answer(chosen(), { change: { action: "delete" } }, "deleted"),
   undo: () => takeBack(judge.last),

@@ -182,20 +182,20 @@ function facts(values, relation) {
   ).length;
   const rank = relation.rank === null ? "" : `, number ${relation.rank} of ${scored} of this pair`;
   const confidence = relation.confidence === null ? "none" : `${score(relation.confidence)}${rank}`;
-  const agreement = relation.agreement
-    ? html("div", {}, html("dt", {}, "CLIP agreement"), html("dd", { class: "number" }, score(relation.agreement.score)))
+  const clip = relation.clip_score
+    ? html("div", {}, html("dt", {}, "CLIP score"), html("dd", { class: "number" }, score(relation.clip_score.score)))
     : "";
-  const opinion =
-    relation.opinion === null
+  const vlm =
+    relation.vlm_score === null
       ? ""
-      : html("div", {}, html("dt", {}, "Second opinion"), html("dd", { class: "number" }, score(relation.opinion)));
+      : html("div", {}, html("dt", {}, "VLM score"), html("dd", { class: "number" }, score(relation.vlm_score)));
   return html(
     "dl",
     {},
     html("div", {}, html("dt", {}, "Confidence"), html("dd", { class: "number" }, confidence)),
     relation.origin ? html("div", {}, html("dt", {}, "Origin"), html("dd", {}, relation.origin)) : "",
-    agreement,
-    opinion,
+    clip,
+    vlm,
   );
 }
 
@@ -203,7 +203,7 @@ function facts(values, relation) {
 function answers(judged, name, undo) {
   if (!judged) return [];
   const said = (answer) => {
-    if (answer.verdict) return answer.verdict;
+    if (answer.judgement) return answer.judgement;
     const { action, predicate } = answer.change;
     return action === "predicate"
       ? ["changed to “", bdi(predicate), "”"]

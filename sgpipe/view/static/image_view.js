@@ -144,7 +144,7 @@ export class View {
       const { act } = button.dataset;
       button.disabled = !(act in possible ? possible[act] : now);
       button.setAttribute("aria-disabled", String(judge.busy)); // so that it keeps the focus
-      button.setAttribute("aria-pressed", String(mine?.verdict === act || mine?.change?.action === act));
+      button.setAttribute("aria-pressed", String(mine?.judgement === act || mine?.change?.action === act));
     }
   }
 }

@@ -31,8 +31,8 @@ function showGroups(card, found) {
 }
 
 function go(card, found) {
-  const agreement = card.querySelector("[data-show=agreement]");
-  if (agreement) agreement.textContent = found.agreement;
+  const alpha = card.querySelector("[data-show=alpha]");
+  if (alpha) alpha.textContent = found.alpha;
   const link = card.querySelector("[data-go]");
   if (link) {
     link.href = `/judge/${encodeURIComponent(card.dataset.plan)}?by=${encodeURIComponent(judge)}`;

@@ -108,8 +108,8 @@ def test_cards_are_judged_by_key_and_a_killed_server_loses_nothing(visit, tmp_pa
         page = visit(f"{url}/?q=riding")
         expect(page.locator(".chip.judged:visible")).to_have_text(["right", "wrong"])
     lines = [json.loads(line) for line in (run / "judgements.jsonl").read_text().splitlines()]
-    assert [(line["by"], line["verdict"]) for line in lines] == [
-        *(("anna", verdict) for verdict in ("right", "wrong", "unsure")),
+    assert [(line["by"], line["judgement"]) for line in lines] == [
+        *(("anna", judgement) for judgement in ("right", "wrong", "unsure")),
         ("anna", None),
     ]
 

@@ -256,7 +256,7 @@ def test_a_search_is_judged_by_keyboard_although_the_server_is_killed(browser, r
         mentions(page, "#provenance .answers", "changed to “sitting on”")
     found = lines(run)
     assert [line["image_id"] for line in found[:-3]] == [f"i{number}" for number in range(IMAGES - 1)]
-    assert [line["verdict"] for line in found[:-3]] == (["right", "wrong", "unsure", "skip"] * 6)[: IMAGES - 1]
+    assert [line["judgement"] for line in found[:-3]] == (["right", "wrong", "unsure", "skip"] * 6)[: IMAGES - 1]
     assert [line["change"] for line in found[-3:]] == [
         {"action": "swap", "predicate": None}, None, {"action": "predicate", "predicate": "sitting on"},
     ]  # fmt: skip
@@ -281,7 +281,7 @@ def test_an_answer_given_while_the_server_is_dead_is_saved_by_the_next_one(brows
     with view_server(run, "--port", url.rpartition(":")[2]) as (again, _):
         assert again == url
         mentions(page, "#sentence", "dog")  # sent again by itself, and then it goes on
-        assert [(line["predicate"], line["verdict"]) for line in lines(run)] == [("riding", "right"), ("on", "wrong")]
+        assert [(line["predicate"], line["judgement"]) for line in lines(run)] == [("riding", "right"), ("on", "wrong")]
     page.context.close()
 
 
@@ -325,5 +325,5 @@ def test_answers_that_are_not_saved_are_kept_and_sent_again(browser, run, judgin
     page.get_by_role("button", name="Try again").click()
     mentions(page, "#status", "saved now")
     [line] = lines(run)
-    assert (line["image_id"], line["predicate"], line["verdict"]) == ("i2", "riding", "right")
+    assert (line["image_id"], line["predicate"], line["judgement"]) == ("i2", "riding", "right")
     page.context.close()

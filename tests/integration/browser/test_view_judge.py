@@ -26,7 +26,7 @@ def server(run: Path) -> Iterator[str]:
 
 
 def answers(run: Path) -> list[dict]:
-    return [line for line in map(json.loads, (run / JUDGEMENTS).read_text().splitlines()) if "verdict" in line]
+    return [line for line in map(json.loads, (run / JUDGEMENTS).read_text().splitlines()) if "judgement" in line]
 
 
 def post(page: Any, path: str, body: dict[str, object]) -> None:
@@ -53,7 +53,7 @@ def test_a_search_is_sampled_and_judged_by_keyboard_and_its_precision_followed(v
     expect(page.locator("#precision")).to_contain_text("Plan: 0 questions")
     assert len(heights) == 1  # the buttons stay where they are
     said = answers(run)
-    assert [(each["verdict"], each["by"], each["plan"] is None) for each in said] == [
+    assert [(each["judgement"], each["by"], each["plan"] is None) for each in said] == [
         ("wrong" if number == 2 else "right", "ben", False) for number in range(5)
     ]
     page.goto(f"{server}/judge")
@@ -112,8 +112,8 @@ def test_people_can_use_it(visit, server, run, scheme):
     page = visit(f"{server}/judge?predicate={EVIL}", scheme=scheme)
     post(page, "/api/plans", {"kind": "predicates", "count": 30, "seed": 1, "id": "evil", "by": EVIL})
     relation = {"split": "val", "image_id": "a", "subject": 0, "object": 1, "predicate": "riding"}
-    for by, verdict in (("anna", "wrong"), ("ben", "right")):
-        post(page, "/api/judgements", {**relation, "id": by, "by": by, "verdict": verdict})
+    for by, judgement in (("anna", "wrong"), ("ben", "right")):
+        post(page, "/api/judgements", {**relation, "id": by, "by": by, "judgement": judgement})
     page.reload()
     expect(page.locator("#evil [data-show=more]")).to_contain_text("until")
     expect(page.get_by_role("region", name="Conflicts").get_by_text("anna: wrong; ben: right")).to_be_visible()

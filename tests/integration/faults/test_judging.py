@@ -102,7 +102,7 @@ class Person(threading.Thread):
         if before and self._random.random() < 0.2:
             return {"id": id_, "by": self.name, "undoes": self._random.choice(before)["id"]}
         relation = {"split": "train", "image_id": str(self._random.randrange(IMAGES)), "subject": 0, "object": 1}
-        said = self._random.choice([{"verdict": "right"}, {"verdict": "wrong"}, {"change": {"action": "swap"}}])
+        said = self._random.choice([{"judgement": "right"}, {"judgement": "wrong"}, {"change": {"action": "swap"}}])
         return {"id": id_, "by": self.name, **relation, "predicate": "on", **said}
 
     def _post(self, answer: dict | None, path: str = "/api/judgements") -> dict | None:
@@ -138,7 +138,7 @@ class Certifier(Person):
             place = {name: question["image"][name] for name in ("split", "image_id")}
             return common | place | {"relations": [{"subject": 0, "object": 1, "predicate": "on"}]}
         key = {name: question[name] for name in ("split", "image_id", "subject", "object", "predicate")}
-        return common | key | {"verdict": "right" if self._random.random() < 0.9 else "wrong"}
+        return common | key | {"judgement": "right" if self._random.random() < 0.9 else "wrong"}
 
 
 def final_answers(people: list[Person]) -> dict[tuple[str, RelationKey], str]:
@@ -154,7 +154,7 @@ def final_answers(people: list[Person]) -> dict[tuple[str, RelationKey], str]:
 
 def answer(number: int, image: int = 0, run: str = RUN) -> Judgement:
     relation = RelationKey("train", str(image), 0, 1, "on")
-    values = {"id": str(number), "at": "", "by": "anna", "run": run, "verdict": "right"}
+    values = {"id": str(number), "at": "", "by": "anna", "run": run, "judgement": "right"}
     return Judgement.model_validate({**relation._asdict(), **values})
 
 

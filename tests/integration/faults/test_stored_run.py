@@ -15,7 +15,7 @@ from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files import locations
 from sgpipe.files.object_store import StorePath
-from sgpipe.generation.scoring import AGREEMENT_COLUMN, Agreement, score_run
+from sgpipe.generation.scoring import CLIP_COLUMN, ClipScore, score_run
 from sgpipe.records import Record
 from sgpipe.storage.index import Index, read_embedded, read_record
 from sgpipe.storage.manifest import Manifest
@@ -152,11 +152,11 @@ def test_scores_are_those_of_the_folder(tmp_path: Path, store: StorePath) -> Non
     make_run(tmp_path / "run", records, rows=2, run={"store": store.uri})
     upload(tmp_path / "run", store)
 
-    def scorer(record: Record, image: Image.Image) -> list[Agreement | None]:
-        return [Agreement(image.getpixel((0, 0))[0] / 255, None, 1, 1) for _ in record.relations]
+    def scorer(record: Record, image: Image.Image) -> list[ClipScore | None]:
+        return [ClipScore(image.getpixel((0, 0))[0] / 255, None, 1, 1) for _ in record.relations]
 
     for place, out in ((tmp_path / "run", "by_folder"), (store, "by_store")):
-        score_run(place, tmp_path / out, AGREEMENT_COLUMN, lambda: scorer, {}, Progress())
+        score_run(place, tmp_path / out, CLIP_COLUMN, lambda: scorer, {}, Progress())
     copies = [Manifest.load(tmp_path / out) for out in ("by_folder", "by_store")]
     assert [shard.sha256 for shard in copies[0].shards] == [shard.sha256 for shard in copies[1].shards]
     assert "store" not in copies[1].run  # its shards are in the folder

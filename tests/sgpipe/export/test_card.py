@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgpipe.export.run import FORMATS, export_run
-from sgpipe.generation.scoring import AGREEMENT_COLUMN, OPINION_COLUMN, score_run
+from sgpipe.generation.scoring import CLIP_COLUMN, VLM_COLUMN, score_run
 from sgpipe.records import Record
 from sgpipe.sources.coco import coco_relations_source
 from sgpipe.sources.hugging_face import ORIGIN, dataset_source
@@ -114,8 +114,8 @@ def test_provenance_survives_scoring_and_the_hub(tmp_path):
     scored = {"model": "ViT-B-32", "weights": None, "contrasts": []}
     asked = {"by": "vlm", "model": "Qwen2.5-VL", "served": True}
     for before, out, column, identity in (
-        (run, "scored", AGREEMENT_COLUMN, scored),
-        (tmp_path / "scored", "judged", OPINION_COLUMN, asked),
+        (run, "scored", CLIP_COLUMN, scored),
+        (tmp_path / "scored", "judged", VLM_COLUMN, asked),
     ):
         score_run(before, tmp_path / out, column, lambda: _unscored, identity, QUIET)
     hub = export_run(tmp_path / "judged", "hf", tmp_path / "hub", threshold=0.5).root

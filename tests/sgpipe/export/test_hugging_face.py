@@ -10,7 +10,7 @@ from PIL import Image
 
 from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
-from sgpipe.generation.scoring import AGREEMENT_COLUMN
+from sgpipe.generation.scoring import CLIP_COLUMN
 from sgpipe.sources.hugging_face import dataset_source
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, only, records
@@ -69,14 +69,14 @@ def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
     for shard in Manifest.load(run).shards:
         table = pq.read_table(run / shard.file)
         scores = [[{"score": item["confidence"]} for item in row] for row in table["relations"].to_pylist()]
-        column = pa.array(scores, pa.list_(AGREEMENT_COLUMN.entry))
-        pq.write_table(table.append_column("agreement", column), run / shard.file)
+        column = pa.array(scores, pa.list_(CLIP_COLUMN.entry))
+        pq.write_table(table.append_column("clip_score", column), run / shard.file)
     out = export_run(run, "hf", tmp_path / "out", threshold=0.5).root
     rows = [row for path in (out / "data").iterdir() for row in pq.read_table(path).to_pylist()]
     assert any(row["relations"] for row in rows)
     for row in rows:
         confidences = [item["confidence"] for item in row["relations"]]
-        assert [item["score"] for item in row["agreement"]] == confidences
+        assert [item["score"] for item in row["clip_score"]] == confidences
         assert all(confidence >= 0.5 for confidence in confidences)
 
 

@@ -158,7 +158,7 @@ def test_the_certified_relations_of_a_run_are_extended(extended, tmp_path):
     while invoke(*certify).exit_code == 1:
         log = JudgementLog(run / "judgements.jsonl", Manifest.load(run).run["fingerprint"])
         for number, question in enumerate(each for plan in log.plans.values() for each in plan.questions):
-            values = {"at": "", "by": "anna", "run": log.fingerprint, "verdict": "right"}
+            values = {"at": "", "by": "anna", "run": log.fingerprint, "judgement": "right"}
             log.append(Judgement(id=f"a{number}", **values, **question.key._asdict()))
     [kept] = json.loads((run / "certificate.json").read_text())["sets"]
     extend(run, tmp_path / "out", "miniworld", "--certified")
@@ -181,7 +181,7 @@ def test_a_corrected_run_is_extended(extended, world, tmp_path):
     key = {"split": "val", "image_id": row.image_id, "subject": guess.subject, "object": guess.object}
     log.append(
         Judgement.model_validate(
-            {**key, "predicate": guess.predicate, "id": "1", "at": "", "by": "me", "run": "run", "verdict": "right"}
+            {**key, "predicate": guess.predicate, "id": "1", "at": "", "by": "me", "run": "run", "judgement": "right"}
         )
     )
     correct_run(manifest, extended, log, tmp_path / "corrected", Progress(Console(quiet=True)))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.generation.scoring import Agreement, ClipAgreement
+from sgpipe.generation.scoring import ClipScore, RelationRanker
 from sgpipe.records import NO_OBJECT, Box
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
@@ -57,23 +57,23 @@ def score(run, out, model, *options):
 
 def columns(root) -> list:
     shards = Manifest.load(root).shards
-    return [row for shard in shards for row in pq.read_table(root / shard.file)["agreement"].to_pylist()]
+    return [row for shard in shards for row in pq.read_table(root / shard.file)["clip_score"].to_pylist()]
 
 
 def test_scores_are_cosines_and_ranks_count_better_contrasts(model, run):
     record = next(iter_records(run))
     image = Image.new("RGB", (320, 240), "red")
-    agreement, _ = ClipAgreement(str(model), None, ["on", "near", "under", "at"])(record, image)
+    clip_score, _ = RelationRanker(str(model), None, ["on", "near", "under", "at"])(record, image)
     network, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{model}")
     texts = ["a person on a dog", "a dog on a person", *(f"a person {p} a dog" for p in ("near", "under", "at"))]
     with torch.inference_mode():
         seen = network.eval().encode_image(preprocess(image.crop((10, 10, 110, 90)))[None], normalize=True)
         said = network.encode_text(open_clip.get_tokenizer(f"local-dir:{model}")(texts), normalize=True)
     expected = (said @ seen.T)[:, 0]
-    assert agreement.score == pytest.approx(expected[0].item(), abs=1e-5)
-    assert agreement.swapped == pytest.approx(expected[1].item(), abs=1e-5)
-    assert agreement.rank == 1 + (expected[1:] > expected[0]).sum()
-    assert agreement.contrasts == 4
+    assert clip_score.score == pytest.approx(expected[0].item(), abs=1e-5)
+    assert clip_score.swapped == pytest.approx(expected[1].item(), abs=1e-5)
+    assert clip_score.rank == 1 + (expected[1:] > expected[0]).sum()
+    assert clip_score.contrasts == 4
 
 
 def test_a_scored_run_keeps_its_records_and_has_a_column_beside(model, run, tmp_path):
@@ -86,7 +86,7 @@ def test_a_scored_run_keeps_its_records_and_has_a_column_beside(model, run, tmp_
     assert column[4] == [None]
     assert [entry["swapped"] is None for entry in column[2]] == [True, True]  # no object; a dog and itself
     said = CliRunner().invoke(app, ["stats", str(tmp_path / "scored"), "--json"]).stdout
-    found = json.loads(said)["agreement"]
+    found = json.loads(said)["clip_score"]
     assert (found["scored"], found["unscored"]) == (5, 1)
     entries = [entry for row in column for entry in row if entry]
     assert found["score"] == pytest.approx(sum(entry["score"] for entry in entries) / 5)
@@ -96,7 +96,7 @@ def test_a_scored_run_keeps_its_records_and_has_a_column_beside(model, run, tmp_
     beaten = [entry["score"] > entry["swapped"] for entry in entries if entry["swapped"] is not None]
     assert found["beats_swapped"] == pytest.approx(sum(beaten) / len(beaten))
     assert -1 <= found["correlation"] <= 1
-    assert json.loads(CliRunner().invoke(app, ["stats", str(run), "--json"]).stdout)["agreement"] is None
+    assert json.loads(CliRunner().invoke(app, ["stats", str(run), "--json"]).stdout)["clip_score"] is None
 
 
 def test_scoring_goes_on_and_refuses_another_model(model, run, tmp_path, monkeypatch):
@@ -106,9 +106,9 @@ def test_scoring_goes_on_and_refuses_another_model(model, run, tmp_path, monkeyp
         calls.append(record.image_id)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return [Agreement(0.5, None, 1, 1)] * len(record.relations)
+        return [ClipScore(0.5, None, 1, 1)] * len(record.relations)
 
-    monkeypatch.setattr(ClipAgreement, "__call__", stopping)
+    monkeypatch.setattr(RelationRanker, "__call__", stopping)
     assert score(run, tmp_path / "scored", model).exit_code == 130
     assert len(Manifest.load(tmp_path / "scored").shards) == 1
     assert score(run, tmp_path / "scored", model).exit_code == 0
@@ -140,7 +140,7 @@ def test_shards_that_were_processed_again_are_scored_again_and_all_scores_are_co
 @pytest.mark.parametrize("cuts", [(0, 4, 5), (0, 1, 2, 3, 4, 5)], ids=["longer", "shorter"])
 def test_a_run_that_was_repaired_with_other_units_is_scored_as_it_is_now(model, run, tmp_path, monkeypatch, cuts):
     monkeypatch.setattr(
-        ClipAgreement, "__call__", lambda self, record, image: [Agreement(0.5, None, 1, 1)] * len(record.relations)
+        RelationRanker, "__call__", lambda self, record, image: [ClipScore(0.5, None, 1, 1)] * len(record.relations)
     )
     assert score(run, tmp_path / "out", model).exit_code == 0
     manifest, records = Manifest.load(run), list(iter_records(run))
@@ -162,8 +162,8 @@ def test_a_run_is_not_scored_into_itself(model, run):
 
 def test_models_that_cannot_be_had(run, tmp_path):
     with pytest.raises(UserError, match="pass its --weights"):
-        ClipAgreement("ViT-B-32", None, [])
+        RelationRanker("ViT-B-32", None, [])
     with pytest.raises(UserError, match="cannot be loaded"):
-        ClipAgreement(str(tmp_path), None, [])
+        RelationRanker(str(tmp_path), None, [])
     with pytest.raises(UserError, match="cannot be loaded"):
-        ClipAgreement("ViT-Nothing", "no.pt", [])
+        RelationRanker("ViT-Nothing", "no.pt", [])

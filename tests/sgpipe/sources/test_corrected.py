@@ -21,7 +21,7 @@ from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import (
-    AGREEMENT,
+    CLIP_SCORE,
     embedded_images,
     iter_records,
     read_file,
@@ -81,8 +81,8 @@ def run(tmp_path: Path) -> Path:
 
 def judge_all(run: Path) -> None:
     on = (0, 1, "on")
-    for verdict in ("right", "wrong", "unsure"):
-        judge(run, verdict, on, verdict=verdict)
+    for judgement in ("right", "wrong", "unsure"):
+        judge(run, judgement, on, judgement=judgement)
     judge(run, "predicate", on, **change("predicate", predicate="near"))
     judge(run, "swap", on, **change("swap"))
     judge(run, "delete", on, **change("delete"))
@@ -121,9 +121,9 @@ def test_relations_become_what_people_say_and_all_else_stays(run, tmp_path):
 def test_people_who_differ(tmp_path, conflicts, left):
     run = make_run(tmp_path / "run", [scene("tie", (0, 1, "on", 0.8)), scene("two", (0, 1, "on", 0.8))]).shards
     on = (0, 1, "on")
-    for image, verdicts in (("tie", ("right", "wrong")), ("two", ("wrong", "wrong", "right"))):
-        for by, verdict in zip(("anna", "ben", "cleo"), verdicts, strict=False):
-            judge(run, image, on, by, verdict=verdict)
+    for image, judged in (("tie", ("right", "wrong")), ("two", ("wrong", "wrong", "right"))):
+        for by, judgement in zip(("anna", "ben", "cleo"), judged, strict=False):
+            judge(run, image, on, by, judgement=judgement)
     found = correct(run, tmp_path / "out", conflicts)
     kept = {name: [(r[2], r[3]) for r in own] for name, own in relations(tmp_path / "out").items()}
     assert kept == left
@@ -138,7 +138,7 @@ def test_statistics_of_a_corrected_run_do_not_blame_the_tagger_for_what_people_r
     for name, records in (("run", scenes), ("annotated", scenes[1:])):
         run = make_run(tmp_path / name, records).shards
         for record in records:
-            judge(run, record.image_id, (0, 1, "on"), verdict="wrong")
+            judge(run, record.image_id, (0, 1, "on"), judgement="wrong")
         correct(run, tmp_path / f"{name} corrected")
     assert measure(tmp_path / "run corrected").without_relations == {
         "nothing above the threshold of the tagger, or removed by people": 1,
@@ -185,8 +185,8 @@ def test_a_corrected_run_is_resumed_and_other_judgements_make_another(run, tmp_p
     assert len(Manifest.load(tmp_path / "out").shards) == 1
     assert replace(correct(run, tmp_path / "out"), root=whole.root) == whole
     assert relations(tmp_path / "out") == relations(tmp_path / "whole")
-    judge(run, "untouched", (0, 1, "on"), verdict="unsure")  # changes no relation, but what is known of one
-    judge(run, "untouched", (0, 2, "holding"), verdict="wrong")
+    judge(run, "untouched", (0, 1, "on"), judgement="unsure")  # changes no relation, but what is known of one
+    judge(run, "untouched", (0, 2, "holding"), judgement="wrong")
     with pytest.raises(UserError, match="made with other settings"):
         correct(run, tmp_path / "out")
 
@@ -212,12 +212,12 @@ def test_scores_stay_with_their_relations(run, tmp_path):
     for shard in manifest.shards:
         table = read_file(run / shard.file)
         column = pa.array([[{"score": 0.5}, {"score": 0.25}]] * table.num_rows, score)
-        manifest.commit(write_copy(run, shard, table.append_column(AGREEMENT, column)))
+        manifest.commit(write_copy(run, shard, table.append_column(CLIP_SCORE, column)))
     judge_all(run)
     correct(run, tmp_path / "out")
     tables = [read_file(tmp_path / "out" / shard.file) for shard in Manifest.load(tmp_path / "out").shards]
     scores = {
-        row["image_id"]: [each and each["score"] for each in row[AGREEMENT]]
+        row["image_id"]: [each and each["score"] for each in row[CLIP_SCORE]]
         for table in tables
         for row in table.to_pylist()
     }
@@ -255,8 +255,8 @@ def test_predicates_that_a_closed_list_lacks_are_appended_to_it(tmp_path):
 
 def test_the_command(run, tmp_path):
     judge_all(run)
-    judge(run, "right", (0, 1, "on"), "ben", verdict="wrong")
-    judge(run, "nowhere", (0, 1, "on"), verdict="right")
+    judge(run, "right", (0, 1, "on"), "ben", judgement="wrong")
+    judge(run, "nowhere", (0, 1, "on"), judgement="right")
     with (run / JUDGEMENTS).open("a") as file:
         file.write("torn")
     result = CliRunner().invoke(app, ["correct", str(run), "--out", str(tmp_path / "out")])

@@ -26,8 +26,8 @@ def judge(root: Path, number: int, decide: Decide, kind: str = "bands", seed: in
     values = {"kind": kind, "seed": seed, "strata": strata, "questions": questions}
     lines = [SamplingPlan(plan="p", at="", by="anna", run=run, **values).model_dump_json()]
     for question in questions:
-        if verdict := decide(question):
-            said = {"id": uuid.uuid4().hex, "at": "", "by": "anna", "run": run, "verdict": verdict, "plan": "p"}
+        if judgement := decide(question):
+            said = {"id": uuid.uuid4().hex, "at": "", "by": "anna", "run": run, "judgement": judgement, "plan": "p"}
             lines.append(Judgement.model_validate({**question.key._asdict(), **said}).model_dump_json())
     file = root / JUDGEMENTS
     file.write_text("\n".join([*lines, ""]), encoding="utf-8")

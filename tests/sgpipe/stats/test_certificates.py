@@ -105,7 +105,7 @@ def test_a_set_is_reached_only_after_the_stricter_ones():
 
 
 @pytest.mark.parametrize("kind", ["constant", "half", "none", "good"])
-def test_a_second_opinion_of_any_kind_divides_relations(kind):
+def test_scores_of_any_kind_divides_relations(kind):
     rng = np.random.default_rng(0)
     scores = {"constant": np.ones(900), "none": np.full(900, np.nan), "good": rng.random(900)}.get(
         kind, rng.random(900)
@@ -159,8 +159,8 @@ def answer(root: Path, right, by: str = "anna", at: str = "2026-01-01T00:00:00Z"
             if question.key in known:
                 continue
             key = (question.image_id, question.subject, question.object, question.predicate)
-            verdict = decide(question) if decide else "right" if right[key] else "wrong"
-            values = {"id": uuid.uuid4().hex, "at": at, "by": by, "run": RUN, "verdict": verdict, "plan": plan.plan}
+            judgement = decide(question) if decide else "right" if right[key] else "wrong"
+            values = {"id": uuid.uuid4().hex, "at": at, "by": by, "run": RUN, "judgement": judgement, "plan": plan.plan}
             log.append(Judgement(**values, **question.key._asdict()))
             answered += 1
     return answered
@@ -318,7 +318,7 @@ def test_changed_answers_and_changed_runs_end_a_certificate(copy):
     log = JudgementLog(root / JUDGEMENTS, RUN)
     for state in list(log.current()):
         line = state.judgements[0]
-        log.append(line.model_copy(update={"id": uuid.uuid4().hex, "verdict": "wrong"}))
+        log.append(line.model_copy(update={"id": uuid.uuid4().hex, "judgement": "wrong"}))
     result = invoke("verify", root)
     assert result.exit_code == 1
     assert "answers that were changed since" in result.output.replace("\n", " ")
@@ -370,8 +370,8 @@ def test_people_who_say_nothing_certify_nothing(copy, people):
             log = JudgementLog(root / JUDGEMENTS, RUN)
             for state in list(log.current()):
                 line = state.judgements[0]
-                other = "wrong" if line.verdict == "right" else "right"
-                changes = {"id": uuid.uuid4().hex, "by": "bob", "verdict": other}
+                other = "wrong" if line.judgement == "right" else "right"
+                changes = {"id": uuid.uuid4().hex, "by": "bob", "judgement": other}
                 if len(state.judgements) == 1:
                     log.append(line.model_copy(update=changes))
     assert invoke("certify", root, "--precision", "0.9").exit_code == 1
@@ -383,7 +383,7 @@ def test_people_who_say_nothing_certify_nothing(copy, people):
     [
         (("--precision", "0"), "precision"),
         (("--precision", "0.9", "--confidence", "1"), "confidence"),
-        (("--precision", "0.9", "--prediction", "opinion"), "has no column opinion"),
+        (("--precision", "0.9", "--prediction", "vlm_score"), "has no column vlm_score"),
         (("--precision", "0.9", "--threshold", "2"), "no relations to certify"),
     ],
 )

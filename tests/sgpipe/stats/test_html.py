@@ -6,7 +6,7 @@ from sgpipe.records import NO_OBJECT, Attribute, Box
 from sgpipe.stats.audit import Audit, compare
 from sgpipe.stats.gallery import make_card
 from sgpipe.stats.measures import measure
-from tests.sgpipe.stats.agreement import Texts, assert_forms_agree, invoke
+from tests.sgpipe.stats.forms import Texts, assert_forms_agree, invoke
 from tests.sgpipe.stats.runs import PERSON, labelled_records, make_shards, scene
 from tests.sgpipe.training.data.runs import make_run
 

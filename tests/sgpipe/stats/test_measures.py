@@ -18,7 +18,7 @@ from sgpipe.stats.measures import measure, measure_long_tail
 from sgpipe.stats.terminal import overview
 from sgpipe.storage.manifest import Manifest, add_up
 from sgpipe.storage.shards import iter_records
-from tests.sgpipe.stats.agreement import assert_thresholds_are_numpys, assert_totals_are_pyarrows, column, read
+from tests.sgpipe.stats.forms import assert_thresholds_are_numpys, assert_totals_are_pyarrows, column, read
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, labelled_records, make_shards, scene
 
 

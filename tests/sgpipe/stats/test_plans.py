@@ -59,9 +59,9 @@ def stored(log: JudgementLog, kind: str, strata, questions, plan: str = "p", sea
 
 
 def say(
-    log: JudgementLog, question: PlannedQuestion, verdict: str, by: str = "anna", plan: str | None = "p", run: str = RUN
+    log: JudgementLog, question: PlannedQuestion, said: str, by: str = "anna", plan: str | None = "p", run: str = RUN
 ) -> None:
-    values = {"id": uuid.uuid4().hex, "at": "", "by": by, "run": run, "verdict": verdict, "plan": plan}
+    values = {"id": uuid.uuid4().hex, "at": "", "by": by, "run": run, "judgement": said, "plan": plan}
     log.append(Judgement.model_validate({**question.key._asdict(), **values}))
 
 
@@ -130,8 +130,8 @@ def test_the_number_of_further_answers_narrows_the_interval_to_the_margin(log):
     plan = stored(log, "bands", strata, questions)
 
     def answer(question: PlannedQuestion) -> dict:
-        verdict = "right" if int(question.image_id) % 10 else "wrong"
-        return {**question.key._asdict(), "id": question.image_id, "verdict": verdict, "plan": "p"}
+        judgement = "right" if int(question.image_id) % 10 else "wrong"
+        return {**question.key._asdict(), "id": question.image_id, "judgement": judgement, "plan": "p"}
 
     lines = list(map(answer, questions[:100]))
 
@@ -206,10 +206,10 @@ def judged(run, population, tmp_path):
     stored(log, "search", *draw(*population, "bands", 10), plan="other", search="q=%3Cb%3E")
     lines = []
     for number, question in enumerate(plan.questions[:210]):
-        verdict = (
+        judgement = (
             "unsure" if number % 50 == 3 else "right" if (question.confidence or 1) > number % 10 / 10 else "wrong"
         )
-        values = {"id": str(number), "at": "", "by": "anna", "run": RUN, "verdict": verdict}
+        values = {"id": str(number), "at": "", "by": "anna", "run": RUN, "judgement": judgement}
         values["plan"] = "p" if number < 200 else None
         lines.append(Judgement.model_validate({**question.key._asdict(), **values}).model_dump_json())
     with log.file.open("a") as file:

@@ -21,7 +21,7 @@ from sgpipe.storage import index as index_module
 from sgpipe.storage.index import Index, find_image, interruptible, read_embedded, read_record
 from sgpipe.storage.index_build import configure
 from sgpipe.storage.manifest import MANIFEST, Manifest
-from sgpipe.storage.shards import AGREEMENT, OPINION, read_file, shard_name, write_shard, write_table
+from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, read_file, shard_name, write_shard, write_table
 from sgpipe.utils.console import Progress
 from sgpipe.view.search import Filters, facets, queues, search
 from tests.sgpipe.training.data.runs import make_records, make_run, plain_record
@@ -63,7 +63,8 @@ def newer(index: Index) -> Index:
 def content(index: Index) -> list[object]:
     """All that can be found, whatever the numbers of images."""
     names = (
-        "subject, object, predicate, subject_category, object_category, certainty, annotated, bin, agreement, opinion"
+        "subject, object, predicate, subject_category, object_category, certainty, annotated, bin, "
+        "clip_score, vlm_score"
     )
     queries = (
         f"""select i.image_id, i.split, number, {names}, lot, times, r.flags from run.relations r
@@ -275,7 +276,7 @@ def test_rows_are_read_from_their_shards(tmp_path: Path) -> None:
             shard_name("train", number // 4 * 4, min(number // 4 * 4 + 4, 11)),
             number % 4,
         )
-        assert found.agreement is None
+        assert found.clip_score is None
         row = find_image(index, "train", record.image_id)
         assert row is not None
         assert (row.file_name, row.width, row.height, row.embedded) == (record.file_name, 24, 16, False)
@@ -292,36 +293,36 @@ def test_images_in_shards_are_read(tmp_path: Path) -> None:
     assert read_embedded(index, "train", "d") is None
 
 
-def test_a_scored_run_is_ordered_by_agreement_though_cosines_may_be_negative(tmp_path: Path) -> None:
+def test_a_scored_run_is_ordered_by_clip_score_though_cosines_may_be_negative(tmp_path: Path) -> None:
     make_run(tmp_path, [plain_record(str(number)) for number in range(20)], rows=20)
     path = tmp_path / Manifest.load(tmp_path).shards[0].file
     cosines = [number / 100 - 0.1 for number in range(20)]
     scores = [[{"score": cosine, "swapped": 0.0, "rank": 1, "contrasts": 2}] for cosine in cosines]
-    write_table(path, read_file(path).append_column(AGREEMENT, pa.array(scores)))
+    write_table(path, read_file(path).append_column(CLIP_SCORE, pa.array(scores)))
     index = Index.open(tmp_path, QUIET)
-    order = Filters(order="agreement")
+    order = Filters(order="clip_score")
     first = search(index, order, limit=6)
     second = search(index, order, first.next, limit=6)
-    assert [hit.agreement for hit in first.hits + second.hits] == pytest.approx(cosines[:12])
+    assert [hit.clip_score for hit in first.hits + second.hits] == pytest.approx(cosines[:12])
 
 
-def test_a_second_opinion_orders_relations_and_lists_those_that_it_doubts(tmp_path: Path) -> None:
+def test_vlm_scores_order_relations_and_list_those_that_they_doubt(tmp_path: Path) -> None:
     make_run(tmp_path, [plain_record(str(number)) for number in range(6)], rows=6)
     path = tmp_path / Manifest.load(tmp_path).shards[0].file
-    opinions = [0.9, 0.2, None, 0.6, 0.4, 0.5]
-    column = pa.array([[opinion] for opinion in opinions], pa.list_(pa.float32()))
-    write_table(path, read_file(path).append_column(OPINION, column))
+    scores = [0.9, 0.2, None, 0.6, 0.4, 0.5]
+    column = pa.array([[vlm_score] for vlm_score in scores], pa.list_(pa.float32()))
+    write_table(path, read_file(path).append_column(VLM_SCORE, column))
     index = Index.open(tmp_path, QUIET)
-    assert (index.has_opinion, index.scored) == (True, False)
-    found = search(index, Filters(order="opinion")).hits
-    assert [hit.opinion for hit in found] == pytest.approx([0.2, 0.4, 0.5, 0.6, 0.9, None])
-    [queue] = [queue for queue in queues(index) if queue.key == "low_opinion"]
+    assert (index.has_vlm_scores, index.scored) == (True, False)
+    found = search(index, Filters(order="vlm_score")).hits
+    assert [hit.vlm_score for hit in found] == pytest.approx([0.2, 0.4, 0.5, 0.6, 0.9, None])
+    [queue] = [queue for queue in queues(index) if queue.key == "low_vlm_score"]
     assert queue.count == 2
-    doubted = search(index, Filters(queue="low_opinion", order="opinion")).hits
+    doubted = search(index, Filters(queue="low_vlm_score", order="vlm_score")).hits
     assert [hit.image_id for hit in doubted] == ["1", "4"]
     add(tmp_path, [plain_record("6")], 6)
     index = newer(index)
-    assert [hit.opinion for hit in search(index, Filters(order="opinion")).hits[-2:]] == [None, None]
+    assert [hit.vlm_score for hit in search(index, Filters(order="vlm_score")).hits[-2:]] == [None, None]
     other = Index.open(tmp_path, QUIET)
     assert content(other) == content(index)
 

@@ -24,12 +24,12 @@ from sgpipe.storage.judgements import (
 
 RUN = "f" * 16
 KEY = RelationKey("val", "7", 0, 1, "on")
-RIGHT, WRONG = {"verdict": "right"}, {"verdict": "wrong"}
+RIGHT, WRONG = {"judgement": "right"}, {"judgement": "wrong"}
 
 
 def line(by: str = "anna", key: RelationKey = KEY, **values: object) -> Judgement:
     values = {"id": uuid.uuid4().hex, "at": "2026-11-26T09:00:00Z", "run": RUN, **(values or RIGHT)}
-    if "verdict" not in values and not {"change", "undoes"} & values.keys():
+    if "judgement" not in values and not {"change", "undoes"} & values.keys():
         values |= RIGHT
     return Judgement.model_validate({**key._asdict(), "by": by, **values})
 
@@ -60,8 +60,8 @@ def test_what_is_appended_is_read_back_and_a_repeated_id_is_not_written(log):
     ("answers", "state", "majority", "latest"),
     [
         ([RIGHT], "right", {KEY}, {KEY}),
-        ([{"verdict": "unsure"}], "unsure", None, None),
-        ([RIGHT, {"verdict": "unsure"}], "right", {KEY}, {KEY}),
+        ([{"judgement": "unsure"}], "unsure", None, None),
+        ([RIGHT, {"judgement": "unsure"}], "right", {KEY}, {KEY}),
         ([WRONG, change("delete")], "wrong", set(), set()),
         ([change("predicate", "under")], "changed", {KEY._replace(predicate="under")}, ...),
         ([change("swap")], "changed", {KEY._replace(subject=1, object=0)}, ...),
@@ -196,13 +196,13 @@ def test_replay_agrees_with_each_persons_own_list(tmp_path_factory, steps):
                 given_[by, at].pop()
                 log.append(line(by, KEY._replace(image_id=str(at)), undoes=id_))
             continue
-        answer = log.append(line(by, KEY._replace(image_id=str(image)), verdict=what))
+        answer = log.append(line(by, KEY._replace(image_id=str(image)), judgement=what))
         if what != "skip":
             given_.setdefault((by, image), []).append(what)
             mine.setdefault(by, []).append((answer.id, image))
     expected = {place: answers[-1] for place, answers in given_.items() if answers}
     for each in (log, JudgementLog(log.file, RUN)):
-        found = {(a.by, int(state.key.image_id)): a.verdict for state in each.current() for a in state.judgements}
+        found = {(a.by, int(state.key.image_id)): a.judgement for state in each.current() for a in state.judgements}
         assert found == expected
 
 
@@ -217,7 +217,7 @@ def test_plans_are_lines_too_and_know_what_was_answered_when_they_asked(log):
     assert log.append(plan()) == plan()
     log.append(line("ben"))
     answer = log.append(line("anna", plan="p1", stratum=0))
-    log.append(line("cleo", plan="p1", stratum=0, verdict="skip"))
+    log.append(line("cleo", plan="p1", stratum=0, judgement="skip"))
     again = JudgementLog(log.file, RUN)
     assert again.plans == {"p1": plan()}
     assert again.judged("p1") == {KEY}

@@ -39,14 +39,14 @@ def test_what_people_say_becomes_positives_and_negatives(tmp_path: Path) -> None
     make_run(tmp_path, [plain_record(str(n), confidence=0.9) for n in range(6)])
     said(
         tmp_path,
-        (key(0), {"verdict": "right"}),
-        (key(1), {"verdict": "wrong"}),
+        (key(0), {"judgement": "right"}),
+        (key(1), {"judgement": "wrong"}),
         (key(2), {"change": {"action": "predicate", "predicate": "under"}}),
-        (key(3), {"verdict": "unsure"}),
-        (key(4), {"verdict": "right"}),
+        (key(3), {"judgement": "unsure"}),
+        (key(4), {"judgement": "right"}),
         (key(5, "near", 1, 0), {"change": {"action": "add"}}),
     )
-    said(tmp_path, (key(4), {"verdict": "wrong"}), by="bob")  # they disagree
+    said(tmp_path, (key(4), {"judgement": "wrong"}), by="bob")  # they disagree
     assert judged_relations(str(tmp_path))[0] == {
         ("train", "0"): [JudgedRelation(0, 1, "on", True, 1)],
         ("train", "1"): [JudgedRelation(0, 1, "on", False, 1)],
@@ -76,7 +76,7 @@ def test_a_wrong_relation_lowers_the_score_of_exactly_its_pair_and_text(tmp_path
     record.relations.append(Relation(1, 0, "holding", 0.9))
     other = plain_record("1", "under", confidence=0.9)
     config = make_run(tmp_path, [record, other])
-    said(tmp_path, (key(0), {"verdict": "wrong"}))
+    said(tmp_path, (key(0), {"judgement": "wrong"}))
     settings = data(config, ShardsConfig(shards=tmp_path, judged=True), val=(), augment=None)
     fed = ShardFeed(scan_training(settings), None, settings, 3, 0, 10, 10)
     with fed.read() as batches:
@@ -112,7 +112,7 @@ def test_labels_of_images_that_nobody_judged_are_as_before() -> None:
     assert torch.equal(focal_loss(logits, labels), -entries.sum() / labels.sum())
 
 
-RIGHT = {"verdict": "right"}
+RIGHT = {"judgement": "right"}
 
 
 @pytest.mark.parametrize("random", [{}, {"limit_seed": 0}])

@@ -118,7 +118,7 @@ def test_a_bug_is_one_line_for_the_browser(client: TestClient, monkeypatch: pyte
 def test_judgements_of_another_server_are_in_the_next_search(client: TestClient) -> None:
     assert 'class="chip judged right"' not in get(client, "/?q=riding")
     of_relation = {"split": "val", "image_id": "a", "subject": 0, "object": 1, "predicate": "riding"}
-    by_bob = {"id": "1", "at": "2026-11-26T09:00:00Z", "by": "bob", "run": "drawn", "verdict": "right"}
+    by_bob = {"id": "1", "at": "2026-11-26T09:00:00Z", "by": "bob", "run": "drawn", "judgement": "right"}
     root = client.app.state.freshness.viewer.index.root
     JudgementLog(root / JUDGEMENTS, "drawn").append(Judgement.model_validate({**of_relation, **by_bob}))
     assert get(client, "/?q=riding").count('class="chip judged right"') == 1

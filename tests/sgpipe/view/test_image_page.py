@@ -28,8 +28,8 @@ from tests.sgpipe.view.gallery_run import EVIL, STRANGE, make_gallery_run, open_
 RUN = {"identity": {"pair": {"candidates": "captions"}, "tag": {"threshold": 0.05}}}
 
 
-def values(record: Record, agreement: Any = None, chosen: str | None = None, opinion: Any = None) -> dict[str, Any]:
-    found = image_values(RecordView(record, agreement, "data/val.parquet", 7, opinion), RUN, chosen)
+def values(record: Record, clip_score: Any = None, chosen: str | None = None, vlm_score: Any = None) -> dict[str, Any]:
+    found = image_values(RecordView(record, clip_score, "data/val.parquet", 7, vlm_score), RUN, chosen)
     return json.loads(json.dumps(found, allow_nan=False))
 
 
@@ -37,12 +37,12 @@ def test_everything_that_the_page_shows_is_there() -> None:
     record = scene("a/b", [(0, "on", 1, 0.4), (0, "near", 1, 0.9), (2, "under", 1)], captions=["a man on a dog"])
     record.triplets = [Triplet("man", "on", "dog", "man", "dog", "on", 0, "person", "dog")]
     record.pairs = [Pair(0, 1, ["on", "near", "with"]), Pair(1, 0, ["on"])]
-    found = values(record, agreement=[{"score": 0.31}, None, None], opinion=[0.75, float("nan"), None])
+    found = values(record, clip_score=[{"score": 0.31}, None, None], vlm_score=[0.75, float("nan"), None])
     assert found["image"]["photo"] == "/photo/val/a/b"
     assert [item["key"] for item in found["relations"]] == ["2-1-under", "0-1-near", "0-1-on"]
     on = found["relations"][2]
-    assert (on["rank"], on["stated"], on["agreement"], on["opinion"]) == (2, [0], {"score": 0.31}, 0.75)
-    assert [relation["opinion"] for relation in found["relations"][:2]] == [None, None]
+    assert (on["rank"], on["stated"], on["clip_score"], on["vlm_score"]) == (2, [0], {"score": 0.31}, 0.75)
+    assert [relation["vlm_score"] for relation in found["relations"][:2]] == [None, None]
     assert [c["predicate"] for c in found["candidates"]["0-1"]] == ["near", "on", "with"]
     assert "1-0" not in found["candidates"]  # only pairs with relations
     assert {edge["key"] for edge in found["graph"]["edges"]} == {"2-1-under", "0-1-near", "0-1-on"}

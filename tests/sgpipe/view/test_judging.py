@@ -62,7 +62,7 @@ def client(index: Index, tmp_path: Path) -> TestClient:
 
 
 def send(client: TestClient, id: str = "1", relation: dict = RELATION, status: int = 200, **values: object) -> dict:
-    said = values if values.keys() & {"verdict", "change", "undoes"} else {"verdict": "right", **values}
+    said = values if values.keys() & {"judgement", "change", "undoes"} else {"judgement": "right", **values}
     response = client.post("/api/judgements", json={"id": id, **relation, **said})
     assert response.status_code == status, response.text
     return response.json()
@@ -74,22 +74,22 @@ def lines(folder: Path) -> list[dict]:
 
 
 def test_an_answer_is_in_the_file_with_what_the_run_says(client, tmp_path):
-    stored = send(client, verdict="right", subject_category="lie", confidence=0.1)
+    stored = send(client, judgement="right", subject_category="lie", confidence=0.1)
     assert lines(tmp_path) == [stored]
-    assert {**RELATION, "by": "anna", "run": "drawn", "verdict": "right", "plan": None}.items() <= stored.items()
+    assert {**RELATION, "by": "anna", "run": "drawn", "judgement": "right", "plan": None}.items() <= stored.items()
     assert (stored["subject_category"], stored["object_category"]) == ("person", "horse")
     assert stored["confidence"] == pytest.approx(0.9)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", stored["at"])
-    assert send(client, verdict="wrong") == stored  # the same id
+    assert send(client, judgement="wrong") == stored  # the same id
     assert len(lines(tmp_path)) == 1
 
 
 LEADING = {**RELATION, "predicate": "leading"}  # which the run lacks
 ANSWERS = {
     "A": {"change": {"action": "add"}},
-    "R": {"verdict": "right"},
-    "W": {"verdict": "wrong"},
-    "U": {"verdict": "unsure"},
+    "R": {"judgement": "right"},
+    "W": {"judgement": "wrong"},
+    "U": {"judgement": "unsure"},
     "C": {"change": {"action": "predicate", "predicate": "beside"}},
     "X": {"change": {"action": "swap"}},
     "D": {"change": {"action": "delete"}},
@@ -167,10 +167,10 @@ def test_an_added_relation_stays_until_it_is_deleted_undone_or_wrong(index, tmp_
 
 
 def test_an_answer_is_taken_back_by_its_person_only(client):
-    send(client, "1", verdict="wrong")
+    send(client, "1", judgement="wrong")
     send(client, "2", {}, undoes="1", by="ben", status=409)
     undo = send(client, "3", {}, undoes="1")
-    assert {**RELATION, "undoes": "1", "verdict": None}.items() <= undo.items()
+    assert {**RELATION, "undoes": "1", "judgement": None}.items() <= undo.items()
     found = client.get("/api/judgements", params={"split": "val", "image_id": "a"}).json()
     assert found["relations"] == []
     send(client, "4", {}, undoes="3", status=404)
@@ -180,8 +180,8 @@ def test_an_answer_is_taken_back_by_its_person_only(client):
 @pytest.mark.parametrize(
     ("values", "status", "message"),
     [
-        ({"verdict": "perhaps"}, 400, "not a judgement: verdict"),
-        ({"verdict": "right", "change": {"action": "swap"}}, 400, "either a verdict"),
+        ({"judgement": "perhaps"}, 400, "not a judgement: judgement"),
+        ({"judgement": "right", "change": {"action": "swap"}}, 400, "either a judgement"),
         ({"id": "a/b"}, 400, "not a judgement: id"),
         ({"by": "x" * 201}, 400, "not a judgement: by"),
         ({"subject": "0"}, 400, "not a judgement: subject"),
@@ -202,7 +202,7 @@ def test_an_answer_is_taken_back_by_its_person_only(client):
     ],
 )
 def test_what_is_no_answer_is_refused_and_not_written(client, tmp_path, values, status, message):
-    said = values if values.keys() & {"verdict", "change"} else {"verdict": "right", **values}
+    said = values if values.keys() & {"judgement", "change"} else {"judgement": "right", **values}
     response = client.post("/api/judgements", json={"id": "1", **RELATION, **said})
     assert (response.status_code, message in response.json()["error"]) == (status, True), response.text
     assert not lines(tmp_path)
@@ -254,7 +254,7 @@ def test_a_plan_asks_until_all_is_answered_and_says_how_precise_it_is(client, tm
         assert found["more"] > 0
         question = found["question"]
         relation = {name: question[name] for name in RELATION}
-        stored = send(client, str(number), relation, plan="p", verdict="right" if number % 4 else "wrong")
+        stored = send(client, str(number), relation, plan="p", judgement="right" if number % 4 else "wrong")
         assert (stored["plan"], stored["stratum"]) == ("p", question["stratum"])
     found = client.get("/api/plans/p").json()
     assert (found["question"], found["open"], found["precision"]["judged"]) == (None, 0, 20)
@@ -265,7 +265,7 @@ def test_a_plan_asks_until_all_is_answered_and_says_how_precise_it_is(client, tm
 
 def test_what_a_plan_did_not_ask_about_is_no_answer_to_it(client):
     plan(client, id="p", kind="search", search="predicate=near", count=5)
-    stored = send(client, "1", plan="p", verdict="right")
+    stored = send(client, "1", plan="p", judgement="right")
     assert (stored["plan"], stored["stratum"]) == (None, None)
     assert client.get("/api/plans/p").json()["precision"]["judged"] == 0
 
@@ -302,8 +302,8 @@ def test_plans_that_cannot_be_drawn_are_refused(client, tmp_path, values, status
 def test_the_page_of_plans(client, tmp_path):
     assert "There is no plan yet" in client.get("/judge").text
     plan(client, id="p", by=EVIL)
-    send(client, "1", verdict="right")
-    send(client, "2", verdict="wrong", by=EVIL)
+    send(client, "1", judgement="right")
+    send(client, "2", judgement="wrong", by=EVIL)
     with (tmp_path / JUDGEMENTS).open("a") as file:
         file.write("torn")
     page = client.get("/judge?predicate=near&q=riding").text
@@ -331,7 +331,7 @@ def test_a_certificate_goes_on_round_after_round(client, index):
         key = {field: question[field] for field in ("split", "image_id", "subject", "object", "predicate")}
         assert tuple(key.values()) not in asked
         asked.add(tuple(key.values()))
-        line = {**key, "id": f"q{len(asked)}", "by": "bob", "verdict": "right", "plan": name}
+        line = {**key, "id": f"q{len(asked)}", "by": "bob", "judgement": "right", "plan": name}
         assert client.post("/api/judgements", json=line).json()["plan"] is not None
     assert len(found["groups"]) == 1
     assert found["groups"][0]["share"] == 1
@@ -344,8 +344,8 @@ def test_a_certificate_goes_on_round_after_round(client, index):
 def test_people_who_agree(client):
     plan(client, id="p", count=50)
     for by in ("anna", "bob"):
-        for verdict, relation in (("right", RELATION), ("wrong", OTHER)):
-            send(client, f"{by}{verdict}", relation, by=by, verdict=verdict, plan="p")
-    said = "Two or more people judged 2 relations; their agreement (Krippendorff's alpha) is 1.00."
+        for judgement, relation in (("right", RELATION), ("wrong", OTHER)):
+            send(client, f"{by}{judgement}", relation, by=by, judgement=judgement, plan="p")
+    said = "Two or more people judged 2 relations; Krippendorff's alpha is 1.00."
     assert html.unescape(client.get("/judge").text).count(said) == 2
-    assert client.get("/api/plans/p").json()["agreement"] == said
+    assert client.get("/api/plans/p").json()["alpha"] == said

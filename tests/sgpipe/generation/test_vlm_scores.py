@@ -39,7 +39,7 @@ def score(run: Path, out: Path, *options: object):
     return CliRunner().invoke(app, ["score", str(run), "--out", str(out), *map(str, options)])
 
 
-def column(root: Path, name: str = "opinion") -> list:
+def column(root: Path, name: str = "vlm_score") -> list:
     return [row for shard in Manifest.load(root).shards for row in pq.read_table(root / shard.file)[name].to_pylist()]
 
 
@@ -55,7 +55,7 @@ def test_a_served_model_is_asked_about_every_relation(run: Path, tmp_path: Path)
     assert list(iter_records(tmp_path / "scored")) == list(iter_records(run))
     yes = pytest.approx(YES)
     assert column(tmp_path / "scored") == [[yes, yes], [yes], [yes, yes], [], [None], [None]]
-    assert "a second opinion" in (tmp_path / "scored" / "README.md").read_text(encoding="utf-8")
+    assert "the score of a vision-language model" in (tmp_path / "scored" / "README.md").read_text(encoding="utf-8")
 
 
 def test_scoring_goes_on_and_nothing_is_asked_twice(run: Path, tmp_path: Path) -> None:
@@ -84,16 +84,19 @@ def test_a_run_can_have_both_scores_but_none_twice(run: Path, tmp_path: Path) ->
     with EndpointServer(lambda body: ["Yes"]) as server:
         assert score(tmp_path / "clipped", tmp_path / "both", *by(server)).exit_code == 0
         second = score(tmp_path / "both", tmp_path / "twice", *by(server))
-    assert column(tmp_path / "both", "agreement") == column(tmp_path / "clipped", "agreement")
+    assert column(tmp_path / "both", "clip_score") == column(tmp_path / "clipped", "clip_score")
     assert column(tmp_path / "both")[0] == [pytest.approx(YES)] * 2
     assert (second.exit_code, len(second.stderr.splitlines())) == (2, 1)
-    assert "already has a second opinion (column opinion): score the run that it was made from" in second.stderr
+    assert (
+        "already has the score of a vision-language model (column vlm_score): score the run that it was made from"
+        in second.stderr
+    )
     assert not any((tmp_path / "twice").glob("data/*"))
     again = score(tmp_path / "both", tmp_path / "twice", "--model", clip)
-    assert "already has CLIP's agreement (column agreement)" in again.stderr
+    assert "already has CLIP's score (column clip_score)" in again.stderr
 
 
-def test_a_local_model_gives_the_same_opinion_every_time(run: Path, tmp_path: Path) -> None:
+def test_a_local_model_gives_the_same_scores_every_time(run: Path, tmp_path: Path) -> None:
     model = make_vlm(tmp_path / "vlm", "smolvlm")
     for name in ("first", "second"):
         result = score(run, tmp_path / name, "--by", "vlm", "--model", model, "--device", "cpu")
