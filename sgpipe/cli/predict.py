@@ -71,7 +71,7 @@ def predict(
 def _write(run: ModelRun, out: Path, form: PredictionFormat | None, limit: int, zero_shot: bool) -> WriteSummary:
     """Predict, and write what the benchmark's evaluator reads."""
     import rlip_model.evaluation.hico_classes as hico
-    from sgpipe.evaluation.benchmarks.pairs import hoia_schema_of
+    from sgpipe.evaluation.benchmarks.inputs import hoia_schema_of
     from sgpipe.inference import writers
     from sgpipe.inference.predictor import predict as predict_images
     from sgpipe.sources.hoi import HICO

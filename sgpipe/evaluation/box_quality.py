@@ -1,6 +1,6 @@
 """COCO's box AP of detected boxes, by pycocotools, and their precision and recall at a score.
 
-Classes are matched by name, images by id or file name.
+Boxes come from shards, COCO files, and predictions of relations. Classes are matched by name, images by id or name.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,19 +20,265 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import coco_point
 from rlip_model.evaluation.scores import ClassScores, Tally
 from sgpipe.errors import UserError, check_share
-from sgpipe.evaluation.boxes import ImageBoxes, is_run, listed, read_detected, read_truth
-from sgpipe.evaluation.label_quality.arrays import NO_IMAGE, ImageFinder
+from sgpipe.evaluation.benchmarks.inputs import read_triplets
+from sgpipe.evaluation.label_quality.arrays import NO_IMAGE, ImageFinder, ImageName, image_base_name
 from sgpipe.evaluation.label_quality.comparison import NOTES
 from sgpipe.evaluation.result import RECALLS, EvaluationResult, Resampling, count_notes
+from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location, text_of
 from sgpipe.recipe import DetectConfig
+from sgpipe.sources.annotated import (
+    FieldError,
+    integer_field,
+    parse_id,
+    parse_numbers,
+    parse_side,
+    required_field,
+    text_field,
+)
+from sgpipe.sources.hoi import HICO, OPEN_IMAGES
 from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import count
+
+_RESULT = {"image_id", "category_id", "bbox", "score"}
+_FORMS = (
+    "expected the folder of a run, a COCO results file (a list of 'image_id', 'category_id', 'bbox' and 'score'), or "
+    "predictions in the formats of `sgpipe predict --form hico`, `--form openimages` or .parquet"
+)
+
+
+@dataclass(frozen=True)
+class ImageBoxes:
+    """The boxes of an image: `[boxes, 4]` xywh in pixels, and `[boxes]` of the others.
+
+    size: width and height, 0 if not known. areas: in pixels, by which COCO tells small from large.
+    """
+
+    size: tuple[int, int]
+    boxes: Array
+    classes: list[str]
+    scores: Array
+    crowd: Array
+    areas: Array
+
+    @classmethod
+    def of(
+        cls,
+        size: tuple[int, int],
+        boxes: Any,
+        classes: list[str],
+        scores: Any = None,
+        crowd: Any = None,
+        areas: Any = None,
+    ) -> ImageBoxes:
+        """Scores default to 1, crowd to False, and areas to those of the boxes."""
+        xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        return cls(
+            size,
+            xywh,
+            [" ".join(name.lower().split()) for name in classes],
+            np.ones(len(xywh)) if scores is None else np.array(scores, dtype=np.float64),
+            np.zeros(len(xywh), dtype=bool) if crowd is None else np.array(crowd, dtype=bool),
+            xywh[:, 2] * xywh[:, 3] if areas is None else np.array(areas, dtype=np.float64),
+        )
+
+    def resized(self, size: tuple[int, int]) -> ImageBoxes:
+        """Return the boxes in pixels of an image of this size, which may differ between datasets."""
+        if self.size == size or not all((*self.size, *size)):
+            return self
+        factors = np.tile(np.array(size) / np.array(self.size), 2)
+        return ImageBoxes.of(size, self.boxes * factors, self.classes, self.scores, self.crowd)
+
+
+@dataclass
+class BoxSet:
+    """The boxes of many images.
+
+    lists_images: whether images without boxes are in it; otherwise it is not known which images were looked at.
+    scored: whether all boxes have scores. failed: images that could not be used. repeated: that had been added before.
+    """
+
+    images: dict[ImageName, ImageBoxes] = field(default_factory=dict)
+    classes: dict[int, str] = field(default_factory=dict)
+    lists_images: bool = True
+    scored: bool = False
+    failed: int = 0
+    repeated: int = 0
+
+    def add(self, name: ImageName, boxes: ImageBoxes) -> None:
+        """Add an image; of an image that occurs twice, the first counts."""
+        self.repeated += name in self.images
+        self.images.setdefault(name, boxes)
+
+
+def read_truth(path: Location) -> BoxSet:
+    """Return the ground truth: shards, or a COCO instances file. Raises UserError: missing, damaged or another form."""
+    return _checked(path, _shard_boxes(path) if is_run(path) else _coco_instances(path))
+
+
+def read_detected(path: Location, truth: BoxSet) -> BoxSet:
+    """Return the boxes to evaluate; COCO results have the class numbers of the ground truth.
+
+    Predictions of relations have a box for each relation: those of one class suppress each other as a detector's do.
+
+    Raises UserError: missing, damaged, of another form, or with values that would falsify the result.
+    """
+    if is_run(path):
+        return _checked(path, _shard_boxes(path))
+    if not (isinstance(path, Path) and path.suffix == ".parquet"):
+        first = next((item for _, item in JsonStream(path)), None)
+        if isinstance(first, dict) and first.keys() >= _RESULT:
+            return _checked(path, _coco_results(path, truth))
+        if not (isinstance(first, dict) and "predictions" in first):
+            raise UserError(f"{path} has no boxes to evaluate: {_FORMS}")
+    found = _checked(path, _ends_of_relations(path))
+    found.images = {name: _suppressed(image) for name, image in found.images.items()}
+    return found
+
+
+def _checked(path: Location, found: BoxSet) -> BoxSet:
+    for name, image in found.images.items():
+        wrong = ~np.isfinite(image.boxes).all(1) | (image.boxes[:, 2:] < 0).any(1)
+        wrong |= ~((image.scores >= 0) & (image.scores <= 1 + 1e-6))  # a softmax is rounded
+        if wrong.any():
+            box, score = image.boxes[wrong.argmax()].round(3).tolist(), image.scores[wrong.argmax()]
+            raise UserError(
+                f"{path}: image {name.image_id or name.base_name}: box {box} with score {score:g}; expected x, y, "
+                "width and height in pixels, and a score from 0 to 1"
+            )
+    return found
+
+
+def is_run(path: Location) -> bool:
+    """Return whether there are shards: a store is not asked, but the names of files say what they are."""
+    return path.is_dir() if isinstance(path, Path) else not path.name.endswith((".json", ".gz", ".parquet"))
+
+
+def _shard_boxes(root: Location) -> BoxSet:
+    found = BoxSet()
+    unscored = 0
+    for record in iter_records(root):
+        if not record.ok:
+            found.failed += 1
+            continue
+        objects = [box for box in record.objects if not box.is_nothing]
+        scores = [box.score for box in objects if box.score is not None]
+        unscored += len(objects) - len(scores)
+        found.classes.update((box.category_id, box.category) for box in objects)
+        boxes, names = [box.bbox for box in objects], [box.category for box in objects]
+        size, crowd = (record.width, record.height), [box.iscrowd for box in objects]
+        name = ImageName(record.dataset, record.image_id, image_base_name(record.file_name))
+        found.add(name, ImageBoxes.of(size, boxes, names, scores if len(scores) == len(objects) else None, crowd))
+    if not found.images:
+        raise UserError(f"{root} contains no images with boxes; is the run finished?")
+    found.scored = unscored == 0
+    return found
+
+
+def _coco_instances(path: Location) -> BoxSet:
+    found = BoxSet()
+    images: dict[str, tuple[ImageName, tuple[int, int]]] = {}
+    rows: dict[str, list[Any]] = {}
+    for key, item in JsonStream(path):
+        try:
+            if key == "images":
+                number = _id(item, "id")
+                name = ImageName("coco", number, image_base_name(text_field(item, "file_name")))
+                images.setdefault(number, (name, (parse_side(item.get("width")), parse_side(item.get("height")))))
+            elif key == "categories":
+                found.classes[integer_field(item, "id")] = text_field(item, "name")
+            elif key == "annotations":
+                box = parse_numbers(required_field(item, "bbox"), 4)
+                crowd, area = bool(item.get("iscrowd")), float(item.get("area", box[2] * box[3]))
+                rows.setdefault(_id(item, "image_id"), []).append(
+                    (box, integer_field(item, "category_id"), crowd, area)
+                )
+        except (FieldError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: an item of {key!r}: {error}") from None
+    if not images or not found.classes:
+        raise UserError(f"{path} has no 'images' and 'categories': expected a run, an import or a COCO instances file")
+    if unknown := rows.keys() - images.keys():
+        raise UserError(f"{path}: image_id {min(unknown)} of an annotation is not in its images")
+    for number, (name, size) in images.items():
+        boxes, categories, crowds, areas = zip(*rows[number], strict=True) if number in rows else ((),) * 4
+        names = [_class_name(path, found.classes, each) for each in categories]
+        found.add(name, ImageBoxes.of(size, boxes, names, None, crowds, areas))
+    return found
+
+
+def _id(item: Any, key: str) -> str:
+    return parse_id(required_field(item, key)) or ""
+
+
+def _class_name(path: Location, names: Mapping[int, str], number: int) -> str:
+    if number not in names:
+        raise UserError(
+            f"{path}: category_id {number} is not a class of the ground truth; it has {listed(names.values())}"
+        )
+    return names[number]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the first names, for messages."""
+    first = list(names)
+    return ", ".join(map(repr, first[:8])) + (" …" if len(first) > 8 else "")
+
+
+def _coco_results(path: Location, truth: BoxSet) -> BoxSet:
+    rows: dict[str, list[Any]] = {}
+    for _, item in JsonStream(path):
+        try:
+            name = _class_name(path, truth.classes, integer_field(item, "category_id"))
+            box, [score] = parse_numbers(required_field(item, "bbox"), 4), parse_numbers([item.get("score")], 1)
+            rows.setdefault(_id(item, "image_id"), []).append((box, name, score))
+        except FieldError as error:
+            raise UserError(f"{path}: {error}; {_FORMS}") from None
+    by_number = {name.image_id: name for name in truth.images}
+    if unknown := rows.keys() - by_number.keys():
+        raise UserError(
+            f"{path}: image_id {min(unknown)} is not in the ground truth; pass --truth of the images of the results"
+        )
+    found = BoxSet(classes=truth.classes, lists_images=False, scored=True)
+    for number, own in rows.items():
+        boxes, names, scores = zip(*own, strict=True)
+        found.add(by_number[number], ImageBoxes.of((0, 0), boxes, list(names), scores))
+    return found
+
+
+def _ends_of_relations(path: Location) -> BoxSet:
+    """Subjects and objects of predicted relations, with their scores; equal ones are suppressed later."""
+    found = BoxSet(scored=True)
+    for name, triplets in read_triplets(
+        path, {"hoi_prediction": HICO, "rel_prediction": OPEN_IMAGES}, [], predicates=False
+    ):
+        if triplets is None:
+            found.failed += 1
+            continue
+        corners = np.concatenate((triplets.subject_box, triplets.object_box)).astype(float)
+        boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1)
+        names = [triplets.objects[number] for number in (*triplets.subject, *triplets.object)]
+        found.add(ImageName("", "", image_base_name(name)), ImageBoxes.of((0, 0), boxes, names, [*triplets.score] * 2))
+    return found
+
+
+def _suppressed(ends: ImageBoxes) -> ImageBoxes:
+    """Subjects and objects of relations without those that overlap a better one of their class."""
+    import torch
+    from torchvision.ops import batched_nms
+
+    corners = np.concatenate((ends.boxes[:, :2], ends.boxes[:, :2] + ends.boxes[:, 2:]), axis=1)
+    _, numbers = np.unique(ends.classes, return_inverse=True)
+    tensors = (torch.from_numpy(each) for each in (corners, ends.scores, numbers.reshape(-1)))
+    kept = batched_nms(*tensors, DetectConfig().overlap).numpy()
+    return ImageBoxes.of(ends.size, ends.boxes[kept], [ends.classes[place] for place in kept], ends.scores[kept])
+
 
 _MEASURES = (
     *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
     *("AR@1", "AR@10", "AR@100", "AR small", "AR medium", "AR large"),
 )  # in the order of `COCOeval.stats`
+_PER_CLASS = ("class", "ground_truth", "detections", "hits", "AP", "AP50", "AP75", "AR@100")
 _IOU_50, _IOU_75 = 0, 5  # of 0.50, 0.55, … 0.95
 _ALL = 0  # areas
 
@@ -49,10 +296,9 @@ class OperatingPoint(NamedTuple):
 class BoxScores:
     """What pycocotools finds.
 
-    names: of the classes. measures: COCO's twelve. precision `[ious, recalls, classes]` and recall `[ious, classes]`,
-    -1 for classes without ground truth. matches: the best 100 boxes of an image and class, whose class numbers are
-    IoU * classes + class. scores, correct, images: `[boxes]`, of boxes at an IoU of 0.5 by falling score; targets:
-    `[images]`, how many boxes there are to detect.
+    measures: COCO's twelve. precision `[ious, recalls, classes]` and recall `[ious, classes]`, -1 for classes without
+    ground truth. matches: the best 100 boxes of an image and class, whose class numbers are IoU * classes + class.
+    scores, correct, images: `[boxes]`, at an IoU of 0.5 by falling score. targets: `[images]`, boxes to detect.
     """
 
     names: tuple[str, ...]
@@ -68,11 +314,8 @@ class BoxScores:
     def resampled(self, counts: Array) -> dict[str, float]:
         """Return the AP of a dataset in which each image occurs `counts[image]` times."""
         own, classes = self.matches.resampled(counts), len(self.names)
-        ious = {"AP": None, "AP50": _IOU_50, "AP75": _IOU_75}
-        return {
-            name: own.mean(None if iou is None else np.arange(iou * classes, (iou + 1) * classes))
-            for name, iou in ious.items()
-        }
+        of_iou = (np.arange(iou * classes, (iou + 1) * classes) for iou in (_IOU_50, _IOU_75))
+        return dict(zip(_MEASURES[:3], (own.mean(None), *map(own.mean, of_iou)), strict=True))
 
     def at(self, threshold: float, counts: Array | None = None) -> OperatingPoint:
         """Precision, recall and F1 of the boxes with at least this score; NaN over nothing."""
@@ -99,20 +342,13 @@ class BoxScores:
     def per_class(self) -> list[dict[str, Any]]:
         """One row for each class that the ground truth has."""
         at_50 = self.matches.classes < len(self.names)  # IoU 0.5
-        counts = (self.matches.targets, self.matches.detections, self.matches.true_positives)
+        columns = (self.matches.classes, self.matches.targets, self.matches.detections, self.matches.true_positives)
         rows = []
-        for number, *own in zip(*(each[at_50].tolist() for each in (self.matches.classes, *counts)), strict=True):
+        for number, *own in zip(*(each[at_50].tolist() for each in columns), strict=True):
             precision = self.precision[:, :, number].mean(1)
-            rows.append(
-                {
-                    "class": self.names[number],
-                    **dict(zip(("ground_truth", "detections", "hits"), own, strict=True)),
-                    "AP": float(precision.mean()),
-                    "AP50": float(precision[_IOU_50]),
-                    "AP75": float(precision[_IOU_75]),
-                    "AR@100": float(self.recall[:, number].mean()),
-                }
-            )
+            average = [float(each) for each in (precision.mean(), precision[_IOU_50], precision[_IOU_75])]
+            values = (self.names[number], *own, *average, float(self.recall[:, number].mean()))
+            rows.append(dict(zip(_PER_CLASS, values, strict=True)))
         return rows
 
     def curve(self, iou: int) -> Array:
@@ -139,11 +375,9 @@ class BoxQuality:
 
 
 def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
-    """Compare the boxes of a run, a COCO results file or predictions with ground truth.
+    """Compare the boxes of a run, a COCO results file or predictions with a run, an import or a COCO instances file.
 
-    Args:
-        truth: a run or import, or a COCO instances file. Its crowds are ignored, as COCO does: boxes inside them are
-            neither correct nor wrong.
+    Crowds of the ground truth are ignored, as COCO does: boxes inside them are neither correct nor wrong.
 
     Raises UserError: as `read_truth` and `read_detected`; no image or no class in common; nothing to detect.
     """
@@ -171,7 +405,7 @@ def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
     if detected_classes and not detected_classes.keys() & {*known}:
         raise UserError(
             f"{detected} and {truth} have no class in common: one has {listed(sorted(detected_classes))}, the other "
-            f"{listed(known)}; classes are matched by name, so rename those of one of them"
+            f"{listed(known)}; classes are matched by name"
         )
     scores = _scores(pairs, known)
     counts = {
@@ -265,13 +499,9 @@ def _coco(images: Sequence[ImageBoxes], names: Sequence[str]) -> Any:
 
 
 def evaluate_boxes(detected: Location, truth: Location, threshold: float | None = None) -> EvaluationResult:
-    """COCO's box AP and AR, and precision and recall at a score.
+    """COCO's box AP and AR, and precision and recall at a score (None: that of the run, or else of `sgpipe label`).
 
-    Args:
-        detected, truth: as for `compare_boxes`.
-        threshold: minimum score of boxes for precision and recall; None: that of the run, or else of `sgpipe label`.
-
-    Raises UserError: as `compare_boxes`.
+    detected, truth: as for `compare_boxes`. Raises UserError: as `compare_boxes`.
     """
     if threshold is not None:
         check_share("threshold", threshold)

@@ -1,7 +1,7 @@
 """The result of an evaluation: printed, as JSON, CSV and plot; and how sure its difference to another one is.
 
-Intervals come from half samples of the images (McCarthy, 1969): the measures of many random halves, the same ones for
-both"""
+Intervals come from half samples of the images (McCarthy, 1969): the measures of many random halves, the same for both.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ _UNKNOWN: Interval = (math.nan, math.nan)
 class Resampling:
     """The measures of an evaluation, each from 0 to 1, as a function of how often each image occurs.
 
-    images: names of the scored images. summary: takes `[images]` integers in their order. unpredicted: those of them
-    without predictions, where a file can tell them from images in which nothing was detected.
+    images: names of the scored images. summary: takes `[images]` integers. unpredicted: images without predictions,
+    where a file can tell them from images in which nothing was detected.
     """
 
     images: Sequence[str]
@@ -81,19 +81,14 @@ class PairedComparison:
     seed: int
     measures: Mapping[str, Difference]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> Rows:
         """Return a row of a table for each measure."""
-        return [
-            {
-                "measure": name,
-                **{
-                    column: _text(value) if isinstance(value, tuple) else value
-                    for column, value in zip(_COLUMNS, vars(own).values(), strict=True)
-                },
-                "shown": "yes" if own.shown else "no",
-            }
-            for name, own in self.measures.items()
-        ]
+        rows = []
+        for name, own in self.measures.items():
+            cells = [_text(value) if isinstance(value, tuple) else value for value in vars(own).values()]
+            shown = "yes" if own.shown else "no"
+            rows.append({"measure": name, **dict(zip(_COLUMNS, cells, strict=True)), "shown": shown})
+        return rows
 
     def as_dict(self) -> dict[str, Any]:
         """As in the JSON of a result."""
@@ -106,9 +101,7 @@ def compare_paired(
 ) -> PairedComparison:
     """Compare the measures that two evaluations of the same images, in any order, have in common.
 
-    Args:
-        other: the name of the second, for the reader.
-        resamples: half samples of the images, two or more.
+    other: the name of the second. resamples: half samples of the images, two or more.
 
     Raises UserError: the images differ, or there are none.
     """
@@ -132,10 +125,11 @@ def compare_paired(
     halves = np.array([measure(rng.permutation(images)[:kept]) for _ in range(resamples)])
     measures = {}
     for column, name in enumerate(names):
-        values, samples = whole[:, column].tolist(), halves[:, :, column].T
-        own, others = (_share_interval(values[side], samples[side], images) for side in (0, 1))
-        difference = _difference_interval(values[2], samples[2], images)
-        measures[name] = Difference(values[0], own, values[1], others, values[2], difference)
+        value, others, difference = whole[:, column].tolist()
+        margins = [_margin(samples, images) for samples in halves[:, :, column].T]
+        own, of_others = _share_interval(value, margins[0]), _share_interval(others, margins[1])
+        of_difference = _difference_interval(difference, margins[2])
+        measures[name] = Difference(value, own, others, of_others, difference, of_difference)
     return PairedComparison(other, images, resamples, seed, measures)
 
 
@@ -151,39 +145,37 @@ def _refuse_different(first: Resampling, second: Resampling) -> None:
         )
 
 
-def _share_interval(share: float, halves: Array, images: int) -> Interval:
-    """Wilson's interval with as many observations as a share of this standard error has, which contains the share.
+def _margin(halves: Array, images: int) -> float:
+    """Half the width of the t interval of a measure of all images, from its values in half samples.
+
+    Those in which it is undefined are left out; NaN with fewer than two.
+    """
+    from scipy.special import stdtrit  # only where an interval is computed
+
+    defined, left_out = halves[~np.isnan(halves)], images // 2
+    if not left_out or len(defined) < 2:
+        return math.nan
+    error = float(defined.std(ddof=1)) * math.sqrt((images - left_out) / left_out)
+    return float(stdtrit(images - 1, 0.975)) * error
+
+
+def _share_interval(share: float, margin: float) -> Interval:
+    """Wilson's interval with as many observations as a share of this margin has, which contains the share.
 
     Unknown where the halves do not vary, as at 0 and 1.
     """
-    error, spread = _standard_error(halves, images), share * (1 - share)
-    if not (error > _ROUNDING and spread > 0):
+    spread = share * (1 - share)
+    if not (margin > _ROUNDING and spread > 0):
         return _UNKNOWN
-    squared = (_quantile(images) * error) ** 2 / spread
+    squared = margin**2 / spread
     centre, half = share + squared / 2, math.sqrt(squared * (spread + squared / 4))
     return (centre - half) / (1 + squared), (centre + half) / (1 + squared)
 
 
-def _difference_interval(difference: float, halves: Array, images: int) -> Interval:
-    error = _standard_error(halves, images)
-    if not error > _ROUNDING:
-        return (0.0, 0.0) if error == difference == 0 else _UNKNOWN
-    half = _quantile(images) * error
-    return max(difference - half, -1.0), min(difference + half, 1.0)
-
-
-def _standard_error(halves: Array, images: int) -> float:
-    """Of a measure of all images, from its values in half samples; those in which it is undefined are left out."""
-    defined, left_out = halves[~np.isnan(halves)], images // 2
-    if not left_out or len(defined) < 2:
-        return math.nan
-    return float(defined.std(ddof=1)) * math.sqrt((images - left_out) / left_out)
-
-
-def _quantile(images: int) -> float:
-    from scipy.special import stdtrit  # only where an interval is computed
-
-    return float(stdtrit(images - 1, 0.975))
+def _difference_interval(difference: float, margin: float) -> Interval:
+    if not margin > _ROUNDING:
+        return (0.0, 0.0) if margin == difference == 0 else _UNKNOWN
+    return max(difference - margin, -1.0), min(difference + margin, 1.0)
 
 
 def _text(interval: Interval) -> str:
@@ -199,10 +191,9 @@ def count_notes(counts: Mapping[str, int], words: Mapping[str, tuple[str, str]])
 class EvaluationResult:
     """The result of one benchmark.
 
-    summary: its measures by their usual names. per_class: one row per class. notes: remarks for the reader.
-    tables: further tables by title. counts: what was compared and what was not.
-    curves: precision `[101]` at `RECALLS`, by class group. scored: in words, how many images were scored.
-    resampling: the summary of any resample of the images. comparison: with another result, see `compared_with`.
+    summary: its measures by their usual names. per_class: one row per class. tables: further ones by title. notes:
+    remarks for the reader. counts: what was compared and what was not. curves: precision `[101]` at `RECALLS`, by class
+    group. scored: in words, how many images were scored. resampling: the summary of any resample of the images.
     """
 
     benchmark: str
@@ -218,10 +209,7 @@ class EvaluationResult:
     comparison: PairedComparison | None = None
 
     def compared_with(self, other: EvaluationResult, name: str, resamples: int, seed: int) -> EvaluationResult:
-        """This result with the differences to another one of the same images, which is called `name`, and its notes.
-
-        Raises UserError: as `compare_paired`.
-        """
+        """Return this result with the differences to another one, `name`. Raises UserError: as `compare_paired`."""
         assert self.resampling is not None
         assert other.resampling is not None
         comparison = compare_paired(self.resampling, other.resampling, other=name, resamples=resamples, seed=seed)
@@ -236,13 +224,9 @@ class EvaluationResult:
         if per_class:
             console.print(_table("by class", self.per_class))
         if self.comparison:
-            title = f"Compared with {single_line(self.comparison.other)}: {count(self.comparison.images, 'image')}"
-            console.print(
-                _table(
-                    f"{title}, {count(self.comparison.resamples, 'random half', 'random halves')}",
-                    self.comparison.rows(),
-                )
-            )
+            other, images = single_line(self.comparison.other), count(self.comparison.images, "image")
+            halves = count(self.comparison.resamples, "random half", "random halves")
+            console.print(_table(f"Compared with {other}: {images}, {halves}", self.comparison.rows()))
         if self.scored:
             console.print(self.scored, soft_wrap=True)
         for note in self.notes:
@@ -286,9 +270,9 @@ class EvaluationResult:
 class ScoredImages:
     """The annotated images that were scored, filled while they are read.
 
-    predicted: with predictions. empty: whose predictions are an empty list. missing: without predictions, which the
-    benchmark counts as missed. left_out: without predictions, which the benchmark leaves out. unpredicted: the names of
-    those missing. names: of those scored, in order. notes: remarks for the reader.
+    predicted: with predictions. empty: whose predictions are an empty list. missing: without predictions, counted as
+    missed; `unpredicted` are their names. left_out: without predictions, which the benchmark leaves out. names: those
+    scored, in order. notes: remarks for the reader.
     """
 
     predicted: int = 0
@@ -306,7 +290,7 @@ class ScoredImages:
             yield image
 
     def add(self, predictions: Sized) -> None:
-        """Count an image that has predictions, or an empty list of them."""
+        """Count an image with predictions, or with an empty list of them."""
         self.predicted += len(predictions) > 0
         self.empty += len(predictions) == 0
 
@@ -335,8 +319,8 @@ class ScoredImages:
         curves: Mapping[str, Array] | None = None,
     ) -> EvaluationResult:
         """Return the result of a benchmark on these images, of `scores`, which have a method `resampled`."""
-        names = ("with predictions", "with an empty list", "without predictions", "left out")
-        kinds = dict(zip(names, (self.predicted, self.empty, self.missing, self.left_out), strict=True))
+        kinds = {"with predictions": self.predicted, "with an empty list": self.empty}
+        kinds |= {"without predictions": self.missing, "left out": self.left_out}
         scored = self.predicted + self.empty + self.missing
         listed = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number)
         return EvaluationResult(
@@ -353,10 +337,9 @@ class ScoredImages:
 
 
 def precision_at(recall: Array, precision: Array) -> Array:
-    """`[101]`: the best precision at each of `RECALLS` or any larger recall; 0 where it is not reached.
+    """`[101]`: the best precision at each of `RECALLS` or any larger one; 0 where it is not reached.
 
-    Args:
-        recall, precision: `[points]`, recall rising and precision monotone.
+    recall, precision: `[points]`, recall rising and precision monotone.
     """
     reached = np.searchsorted(recall, RECALLS - 1e-9, side="left")
     points: Array = np.append(precision, 0.0)[reached]
@@ -380,15 +363,10 @@ def class_curve(scores: ClassScores, classes: Array | None = None) -> Array:
 
 def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:
     """Return one row per class; `names` are the columns that identify it."""
-    columns = {
-        "ground_truth": scores.targets,
-        "detections": scores.detections,
-        "hits": scores.true_positives,
-        "average_precision": scores.average_precision,
-        "max_recall": scores.max_recall,
-    }
-    values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return [{**name, **dict(zip(columns, own, strict=True))} for name, own in zip(names, values, strict=True)]
+    counts = (scores.targets, scores.detections, scores.true_positives, scores.average_precision, scores.max_recall)
+    keys = ("ground_truth", "detections", "hits", "average_precision", "max_recall")
+    values = zip(*(column.tolist() for column in counts), strict=True)
+    return [{**name, **dict(zip(keys, own, strict=True))} for name, own in zip(names, values, strict=True)]
 
 
 def _table(title: str, rows: Rows) -> Table:

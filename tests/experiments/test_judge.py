@@ -11,7 +11,7 @@ from experiments.miniworld.judge import JudgeConfig, save_judge, save_tokenizer
 from experiments.miniworld.judge_data import NO_TEXT, JudgeData, claim_texts, render_judge_data
 from experiments.miniworld.judge_quality import Candidates, filtered_rows, measure_methods, method_rows, precision_at
 from experiments.miniworld.train_judge import JudgeTrainer
-from sgpipe.evaluation.label_quality.measures import Relations
+from sgpipe.evaluation.label_quality.comparison import Relations
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.relations import PREDICATES
 from sgpipe.records import Box, Relation

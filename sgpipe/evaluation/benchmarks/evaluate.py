@@ -1,18 +1,17 @@
 """One function per benchmark: predictions, from a file or made by a model, in; `EvaluationResult` out.
 
-All raise UserError if an input is missing or invalid, or has values that would falsify the result; with a model,
-EngineError as `predict`.
+All raise UserError if an input is missing, invalid or would falsify the result; with a model, EngineError as `predict`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -34,12 +33,14 @@ from rlip_model.evaluation.visual_genome import (
     vg150_zero_shot,
 )
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.graphs import VG150_CLASSES, GraphClasses, read_graph_files, read_graphs
-from sgpipe.evaluation.benchmarks.pairs import (
+from sgpipe.evaluation.benchmarks.inputs import (
+    VG150_CLASSES,
+    GraphClasses,
     data_classes,
     no_pairs,
     read_annotations,
-    read_classes,
+    read_graph_files,
+    read_graphs,
     read_pairs,
     shard_annotations,
 )
@@ -59,12 +60,14 @@ from sgpipe.inference.rows import (
 )
 from sgpipe.inference.writers import PeopleConverter, predicted_graph
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
-from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, hico_source, open_images_source, read_hoia
+from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, hico_source, open_images_source, read_classes, read_hoia
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import count
 
 SPLIT = "test"  # the split of records that are only evaluated
 MOST_PAIRS = 100  # per image of a scene graph, as the evaluator considers 100 triplets
+
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 Suppression = Literal["none", "published", "repaired"]
 
@@ -99,7 +102,6 @@ class ModelRun(InferenceConfig):
 
     @property
     def name(self) -> str:
-        """What is evaluated, as results name it."""
         return text_of(self.model)
 
     def hoia_schema(self) -> HoiaSchema | None:
@@ -115,7 +117,6 @@ class ModelRun(InferenceConfig):
         return PredictConfig(model, classes, task, **how)
 
     def row_groups(self) -> list[RowGroup]:
-        """Raises UserError: as `list_row_groups`."""
         return list_row_groups(self.data, self.split, self.images)
 
 
@@ -129,11 +130,8 @@ def score_hico(
 ) -> EvaluationResult:
     """Evaluate interactions of persons by HICO-DET's protocol, also of other classes.
 
-    Args:
-        setting: how classes are grouped. known_object: evaluate a class only on images with its object.
-        pair_nms: suppress overlapping pairs.
-        zero_shot: with a model, leave out pairs whose subject looks like another class, as for models that were not
-            fine-tuned.
+    setting: how classes are grouped. known_object: evaluate a class only on images with its object. pair_nms: suppress
+    overlapping pairs. zero_shot: with a model that was not fine-tuned, leave out subjects that look like another class.
     """
     found = ScoredImages()
     if isinstance(given, PredictionFiles):
@@ -151,7 +149,7 @@ def score_hico(
             )
         else:
             source = _hico_source(given.annotations, given.classes)
-        images = _predicted_pairs(source, config, given.row_groups(), found)
+        images = _predicted_pairs(given, config, source, found)
     official = classes == HICO.classes
     if not official and setting != "default":
         raise UserError(f"--setting {setting} groups HICO-DET's classes, but these are others")
@@ -161,7 +159,7 @@ def score_hico(
         scores = evaluate_hico(found.named(images), settings)
     parts = split(setting)
     names = ("rare", "non-rare") if setting in ("default", "NF") else ("unseen", "seen")
-    groups = dict(zip(names, (parts.rare, parts.non_rare), strict=True)) if official else {}
+    groups = {"all classes": None, **(dict(zip(names, (parts.rare, parts.non_rare), strict=True)) if official else {})}
     renamed = {"mAP rare": f"mAP {names[0]}", "mAP non-rare": f"mAP {names[1]}"}
 
     def summary(scores: HicoScores) -> dict[str, float]:
@@ -175,7 +173,7 @@ def score_hico(
         scores,
         summary,
         class_rows(scores.per_class, _triplet_names(scores.per_class, settings.classes, classes)),
-        {name: class_curve(scores.per_class, group) for name, group in {"all classes": None, **groups}.items()},
+        {name: class_curve(scores.per_class, group) for name, group in groups.items()},
     )
 
 
@@ -201,7 +199,7 @@ def score_open_images(given: PredictionFiles | ModelRun, suppression: Suppressio
         source = source or shard_annotations(given.data, classes, given.split, persons_only=False)
         if source.classes != classes:
             raise UserError(f"{given.data} has other classes than {given.annotations}; omit --annotations")
-        images = _predicted_pairs(source, config, given.row_groups(), found)
+        images = _predicted_pairs(given, config, source, found)
     order: PhraseOrder = "repaired" if suppression == "repaired" else "published"
     nms = PairSuppression() if suppression != "none" else None
     settings = OpenImagesSettings(len(classes.objects), len(classes.relations), nms, order)
@@ -221,14 +219,12 @@ def score_open_images(given: PredictionFiles | ModelRun, suppression: Suppressio
 def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | None = None) -> EvaluationResult:
     """Evaluate by V-COCO's protocol, with its own vcoco_test.json and the COCO instances of its images.
 
-    Args:
-        possible: with a model, a run such as the training set: what never occurs in it is scored 0. By default all
-            combinations are possible.
+    possible: with a model, a run such as the training set: what never occurs in it is scored 0. Default: all occur.
     """
     assert given.annotations is not None
     found = ScoredImages()
     verbs, instances = _read_json(given.annotations), _read_json(coco)
-    try:
+    with _explained(f"{given.annotations} and {coco}", *_UNREADABLE):
         annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
         known = {image["id"] for image in instances["images"]}
         if missing := [image for image in annotated if image not in known]:
@@ -237,13 +233,12 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
             )
         actions = read_actions(verbs)
         people = {image: own for image, own in read_people(instances, verbs).items() if image in annotated}
-    except (EvaluationError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(
-            f"{given.annotations} and {coco} are not V-COCO's annotations with the COCO instances of its images: "
-            f"{error!r}"
-        ) from None
     if isinstance(given, PredictionFiles):
-        predicted = _read_people(given, actions)
+        detections = _read_json(given.predictions)
+        if not isinstance(detections, list) or not detections:
+            raise UserError(f"{given.predictions} contains no predictions: expected a list of detections")
+        with _explained(given.name, *_UNREADABLE):
+            predicted = read_predicted_people(detections, actions)
     else:
         predicted = _predicted_people(given, actions, people, possible, found)
     with _explained(given.name):
@@ -271,19 +266,6 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
     return found.result("V-COCO", {}, scores, summary, rows, curves)
 
 
-def _read_people(given: PredictionFiles, actions: Actions) -> dict[int, PredictedPeople]:
-    predictions = given.predictions
-    detections = _read_json(predictions)
-    if not isinstance(detections, list) or not detections:
-        raise UserError(f"{predictions} contains no predictions: expected a list of detections")
-    with _explained(predictions):
-        try:
-            return read_predicted_people(detections, actions)
-        except (KeyError, TypeError) as error:
-            form = f"detections in V-COCO's format, with the actions of {given.annotations}"
-            raise UserError(f"{predictions}: expected {form}: {error!r}") from None
-
-
 def _predicted_people(
     given: ModelRun, actions: Actions, people: Collection[int], possible: Path | None, found: ScoredImages
 ) -> dict[int, PredictedPeople]:
@@ -296,13 +278,8 @@ def _predicted_people(
             if occurs is not None and relation.predicate in relations and object_ in objects:
                 occurs[relations.index(relation.predicate), objects.index(object_)] = True
     converter = PeopleConverter(config.classes, actions, occurs)
-    predicted: dict[int, PredictedPeople] = {}
-    for row, pairs in _readable(config, given.row_groups(), found):
-        number = coco_image_id(row)
-        if number not in people:
-            raise UserError(f"image {number} is not in {given.annotations}; choose a split with --split")
-        predicted[number] = converter.convert(pairs)
-    return predicted
+    predictions = _predictions(given, config, people, coco_image_id, found)
+    return {number: converter.convert(pairs) for number, pairs in predictions}
 
 
 def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> EvaluationResult:
@@ -349,45 +326,58 @@ def _read_json(path: Path) -> Any:
 
 
 @contextmanager
-def _explained(predictions: Path | str) -> Iterator[None]:
-    """Turn an error of an evaluator into a UserError."""
+def _explained(files: str, *unreadable: type[Exception]) -> Iterator[None]:
+    """Turn an error of an evaluator into a UserError; also those that mean that a file has another form."""
     try:
         yield
     except EvaluationError as error:
-        raise UserError(f"{predictions}: {error}") from None
+        raise UserError(f"{files}: {error}") from None
+    except unreadable as error:
+        raise UserError(f"{files}: expected the files of V-COCO, as in docs/formats.md: {error!r}") from None
 
 
-def _readable(
-    config: PredictConfig, row_groups: Sequence[RowGroup], found: ScoredImages
-) -> Iterator[tuple[ImageRow, PredictedPairs]]:
-    """Predictions for the images that can be read; the number of others is noted.
+Name = TypeVar("Name", str, int)
 
-    Raises UserError, EngineError: no image can be read; as `predict`.
+
+def _predictions(
+    given: ModelRun,
+    config: PredictConfig,
+    annotated: Collection[Name],
+    name_of: Callable[[ImageRow], Name],
+    found: ScoredImages,
+) -> Iterator[tuple[Name, PredictedPairs]]:
+    """Yield the names and predictions of the images that can be read; the number of others is noted.
+
+    Raises UserError, EngineError: an image is not annotated or occurs twice; none can be read; as `predict`.
     """
     from sgpipe.inference.predictor import predict  # it imports PyTorch
 
-    readable, failed = 0, list[str]()
-    for prediction in predict(config, row_groups):
+    seen, failed = set[Name](), list[str]()
+    for prediction in predict(config, given.row_groups()):
         if prediction.pairs is None:
             failed.append(prediction.error or "")
-        else:
-            readable += 1
-            yield prediction.row, prediction.pairs
-    if not readable:
+            continue
+        name = name_of(prediction.row)
+        if name in seen or name not in annotated:
+            what = "occurs twice" if name in seen else f"is not in {given.annotations or given.data}"
+            raise UserError(f"image {name!r} {what}; choose a split with --split")
+        seen.add(name)
+        yield name, prediction.pairs
+    if not seen:
         raise UserError(f"no image could be read: {failed[0] if failed else 'the data has no images'}")
     if failed:
         found.notes.append(f"{count(len(failed), 'image')} could not be read; the first: {failed[0]}")
 
 
 def _predicted_pairs(
-    source: AnnotationSource, config: PredictConfig, row_groups: Sequence[RowGroup], found: ScoredImages
+    given: ModelRun, config: PredictConfig, source: AnnotationSource, found: ScoredImages
 ) -> Iterator[EvaluationImage]:
     """Yield all annotated images; those that the shards lack or that cannot be read have no predictions."""
     annotated, seen = read_annotations(source), set[str]()
-    for row, pairs in _readable(config, row_groups, found):
-        _check_name(row.file_name, annotated, seen, source.files["annotations"])
+    for name, pairs in _predictions(given, config, annotated, lambda row: row.file_name, found):
+        seen.add(name)
         found.add(pairs)
-        yield EvaluationImage(row.file_name, annotated[row.file_name], pairs)
+        yield EvaluationImage(name, annotated[name], pairs)
     found.miss(annotated, seen)
     for name, ground_truth in annotated.items():
         if name not in seen:
@@ -405,17 +395,8 @@ def _predicted_graphs(given: ModelRun, config: PredictConfig, found: ScoredImage
             for name, own in read_annotations(source, "image_id").items()
         }
     seen: set[str] = set()
-    for row, pairs in _readable(config, given.row_groups(), found):
-        _check_name(row.image_id, annotated, seen, "the annotations")
+    for name, pairs in _predictions(given, config, annotated, lambda row: row.image_id, found):
+        seen.add(name)
         found.add(pairs)
-        yield GraphImage(f"image {row.image_id}", annotated[row.image_id], predicted_graph(pairs, MOST_PAIRS))
+        yield GraphImage(f"image {name}", annotated[name], predicted_graph(pairs, MOST_PAIRS))
     found.leave_out(annotated, seen)
-
-
-def _check_name(name: str, annotated: Collection[str], seen: set[str], place: object) -> None:
-    """Raise UserError if an image is not annotated or occurs twice."""
-    if name not in annotated:
-        raise UserError(f"image {name!r} is not in {place}; choose a split with --split")
-    if name in seen:
-        raise UserError(f"image {name!r} occurs twice; choose a split with --split")
-    seen.add(name)

@@ -1,9 +1,9 @@
-"""Shards as flat arrays, the objects and relations of many images at once, and an index of ground truth."""
+"""Shards as flat arrays: the objects and relations of many images at once, numbers for words, and the ground truth."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -16,20 +16,92 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.matching import equal_rows
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.measures import NO_MATCH, best_pairs
-from sgpipe.evaluation.label_quality.synonyms import ClassTable, Vocabulary
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.sources.annotated import parse_id
+from sgpipe.sources.equivalents import PredicateSynonyms
 from sgpipe.sources.formats import VG_IMAGES, require_format
+from sgpipe.sources.vocabulary import category_names, packaged_synonyms
+from sgpipe.stages.pair import HeadMatcher, normalise_predicate
 from sgpipe.storage.shards import VLM_SCORE, iter_tables
 from sgpipe.utils.boxes import iou as box_iou
 from sgpipe.utils.boxes import xywh_to_xyxy
+from sgpipe.utils.lemmas import predicate_lemma
 
 Source = Literal["relations", "candidates", "vlm_score"]
 
 _COLUMNS = ("image_id", "dataset", "file_name", "width", "height", "objects", "status")
 _COCO_PREFIX = re.compile(r"^COCO_[A-Za-z0-9]+_(?=\d+$)")
+
+
+_DATASETS = ("coco", "objects365")  # the datasets that have synonyms
+
+
+class Vocabulary:
+    """Numbers for texts; texts with the same meaning share a number. names: by number, the first text of each."""
+
+    def __init__(self, meaning: Callable[[str], str]) -> None:
+        """meaning: returns the same key for texts with the same meaning."""
+        self.names: list[str] = []
+        self._meaning = meaning
+        self._by_meaning: dict[str, int] = {}
+        self._by_text: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        if text not in self._by_text:
+            number = self._by_meaning.setdefault(self._meaning(text), len(self.names))
+            if number == len(self.names):
+                self.names.append(normalise_predicate(text))
+            self._by_text[text] = number
+        return self._by_text[text]
+
+    @property
+    def wordings(self) -> tuple[tuple[str, ...], ...]:
+        """By number: all texts with this meaning, normalised."""
+        texts: list[dict[str, None]] = [{} for _ in self.names]
+        for text, number in self._by_text.items():
+            texts[number][normalise_predicate(text)] = None
+        return tuple(map(tuple, texts))
+
+    def numbers(self, texts: pa.Array | pa.ChunkedArray) -> Array:
+        """`[texts]` int64."""
+        encoded = pc.dictionary_encode(texts)
+        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        own = np.array([self.number(text or "") for text in encoded.dictionary.to_pylist()], dtype=np.int64)
+        return own[encoded.indices.to_numpy(zero_copy_only=False)] if len(encoded) else own[:0]
+
+
+def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabulary:
+    """Number each key of the table and its texts alike. Raises UserError: a text belongs to two predicates."""
+    canonical: dict[str, str] = {}
+    for name, texts in (synonyms or {}).items():
+        for lemma in map(predicate_lemma, (name, *texts)):
+            if canonical.setdefault(lemma, predicate_lemma(name)) != predicate_lemma(name):
+                raise UserError(f"synonyms: {lemma!r} stands for both {canonical[lemma]!r} and {name!r}; remove one")
+    vocabulary = Vocabulary(lambda text: canonical.get(predicate_lemma(text), predicate_lemma(text)))
+    for name in synonyms or {}:
+        vocabulary.number(name)
+    return vocabulary
+
+
+class ClassTable:
+    """Which classes of a run an object of the ground truth may have; classes are numbers of one vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary, predicted: Iterable[str]) -> None:
+        """`predicted`: all class names of the run. If they are COCO's or Objects365's, its synonyms count."""
+        self._vocabulary = vocabulary
+        names = {normalise_predicate(name) for name in predicted}
+        dataset = next((one for one in _DATASETS if names <= set(category_names(one).values())), "")
+        synonyms = packaged_synonyms(dataset)
+        self._known = {vocabulary.number(name) for name in (*names, *synonyms)}
+        self._matcher = HeadMatcher(synonyms)
+
+    def classes(self, number: int) -> list[int]:
+        """A class of the run stands for itself; any other name ("man") also for the class it names ("person")."""
+        if number in self._known:
+            return [number]
+        fitting = self._matcher.classes(self._vocabulary.names[number])
+        return [number, *(self._vocabulary.number(name) for name in fitting)]
 
 
 @dataclass(frozen=True)
@@ -45,9 +117,9 @@ class ImageName:
 class Graphs:
     """Images with their objects and relations.
 
-    names, ok `[images]`; starts `[images + 1]`, where the objects of each image begin;
-    image, category, crowd `[objects]` and boxes `[objects, 4]`, xyxy as shares of the image;
-    subject, object (indices into the objects), predicate, confidence and annotated `[relations]`: by people, certain.
+    names, ok `[images]`; starts `[images + 1]`, where the objects of each image begin; image, category, crowd
+    `[objects]`; boxes `[objects, 4]`, xyxy as shares of the image; subject, object (indices into the objects),
+    predicate, confidence and annotated `[relations]`: by people, certain.
     """
 
     names: list[ImageName]
@@ -113,7 +185,9 @@ def _graphs(
     if any(((end < 0) | (end >= counts[owner])).any() for end in ends):
         raise UserError(f"{root}: {column} refer to objects that do not exist; regenerate the shards")
     if column == "relations":
-        texts, confidence = pc.struct_field(relations, "predicate"), _confidence(root, relations, table, owner)
+        texts = pc.struct_field(relations, "predicate")
+        confidence = _numbers(pc.fill_null(pc.struct_field(relations, "confidence"), 1.0), np.float32)
+        _refuse(root, table, owner, ~((confidence >= 0) & (confidence <= 1)), "a confidence from 0 to 1", confidence)
         annotated = _numbers(pc.is_null(pc.struct_field(relations, "confidence")), bool)
         if calibration is not None:
             confidence = np.where(annotated, 1, calibration.probabilities(confidence)).astype(np.float32)
@@ -127,8 +201,9 @@ def _graphs(
         owner, *ends = (np.repeat(each, _lengths(lists)) for each in (owner, *ends))
         texts = lists.flatten()
         confidence, annotated = np.ones(len(texts), dtype=np.float32), np.zeros(len(texts), dtype=bool)
+    names = (table[name].to_pylist() for name in ("dataset", "image_id", "file_name"))
     return Graphs(
-        names=_names(table),
+        names=[ImageName(dataset, id_, image_base_name(file)) for dataset, id_, file in zip(*names, strict=True)],
         ok=_numbers(pc.equal(table["status"], "ok"), bool),
         starts=starts,
         image=image,
@@ -141,11 +216,6 @@ def _graphs(
         confidence=confidence,
         annotated=annotated,
     )
-
-
-def _names(table: pa.Table) -> list[ImageName]:
-    columns = (table[name].to_pylist() for name in ("dataset", "image_id", "file_name"))
-    return [ImageName(dataset, number, image_base_name(file)) for dataset, number, file in zip(*columns, strict=True)]
 
 
 def image_base_name(file_name: str) -> str:
@@ -162,12 +232,6 @@ def _boxes(root: Location, objects: pa.Array, table: pa.Table, image: Array) -> 
     _refuse(root, table, image, ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < 0).any(1), "x, y, width, height", boxes)
     sides = np.stack([_numbers(table[side], np.float64) for side in ("width", "height")], axis=1)
     return xywh_to_xyxy(boxes) / np.maximum(np.tile(sides, 2), 1)[image]
-
-
-def _confidence(root: Location, relations: pa.Array, table: pa.Table, image: Array) -> Array:
-    confidence = _numbers(pc.fill_null(pc.struct_field(relations, "confidence"), 1.0), np.float32)
-    _refuse(root, table, image, ~((confidence >= 0) & (confidence <= 1)), "a confidence from 0 to 1", confidence)
-    return confidence
 
 
 def _refuse(root: Location, table: pa.Table, image: Array, wrong: Any, expected: str, values: Array) -> None:
@@ -190,6 +254,28 @@ def _numbers(column: pa.Array | pa.ChunkedArray, kind: Any) -> Array:
     return np.array(column, dtype=kind)
 
 
+NO_MATCH = -1
+
+
+def best_pairs(first: Array, second: Array, quality: Array, count: int) -> Array:
+    """Match one to one: take the best candidate pair, then the best of those left, and so on; ties go to the first.
+
+    Arguments `[candidates]`: both members and how well they fit. Returns the match of each of the `count` members of
+    the first side, or `NO_MATCH`.
+    """
+    order = np.lexsort((second, first, -quality))
+    first, second = first[order], second[order]
+    matches = np.full(count, NO_MATCH)
+    while len(first):
+        # A pair that is the best for both its members is final, whatever happens to the others.
+        best_of_first, best_of_second = (np.unique(side, return_index=True)[1] for side in (first, second))
+        chosen = np.intersect1d(best_of_first, best_of_second)
+        matches[first[chosen]] = second[chosen]
+        free = ~(np.isin(first, first[chosen]) | np.isin(second, second[chosen]))
+        first, second = first[free], second[free]
+    return matches
+
+
 NO_IMAGE = -1
 _MOST_PREDICATES = 1 << 24  # a predicate is the low bits of a key
 _AMBIGUOUS = -2
@@ -201,8 +287,7 @@ class GroundTruthIndex:
     def __init__(
         self, root: Location, classes: Vocabulary, predicates: Vocabulary, coco_ids: Mapping[str, str] | None = None
     ) -> None:
-        """Args:
-            coco_ids: COCO's image ids by those of the ground truth; if given, images are found only by these.
+        """coco_ids: COCO's image ids by those of the ground truth; if given, images are found only by these.
 
         Raises UserError: the folder is not a run, or contains no images or no relations.
         """
@@ -224,8 +309,7 @@ class GroundTruthIndex:
     def match(self, graphs: Graphs, images: Array, classes: ClassTable, iou: float) -> Array:
         """Match predicted objects with those of the ground truth by class and a minimum IoU of boxes.
 
-        `images` `[images]`: the ground truth image of each, or `NO_IMAGE`. Returns `[objects]`, an object of the ground
-        truth or `NO_MATCH`.
+        images: `[images]` of the ground truth, or `NO_IMAGE`. Returns `[objects]` of it, or `NO_MATCH`.
         """
         own = images[images >= 0]
         objects = _ranges(self.graphs.starts[own], self.graphs.starts[own + 1])
@@ -250,7 +334,7 @@ class GroundTruthIndex:
     def judge(self, subjects: Array, objects: Array, predicates: Array) -> tuple[Array, Array]:
         """Return whether the ground truth has relations, and whether it has any of their pairs, `[relations]` each.
 
-        Arguments `[relations]`; subjects and objects are those of the ground truth, or `NO_MATCH`.
+        subjects and objects `[relations]` are those of the ground truth, or `NO_MATCH`.
         """
         matched = (subjects != NO_MATCH) & (objects != NO_MATCH)
         pair, related = _look_up(self._pairs, subjects * len(self.graphs.image) + objects)
@@ -272,11 +356,7 @@ def _ranges(starts: Array, ends: Array) -> Array:
 
 
 class ImageFinder:
-    """Finds an image in the ground truth.
-
-    Within a dataset, images are identified by their ids. Across datasets they are identified by their file names,
-    as ids of different datasets are unrelated.
-    """
+    """Finds images in the ground truth: within a dataset by id, across datasets by file name."""
 
     def __init__(self, names: Sequence[ImageName], coco_ids: Mapping[str, str] | None = None) -> None:
         self.repeated = 0
@@ -308,10 +388,7 @@ def read_coco_ids(image_data: Location) -> dict[str, str]:
     require_format(image_data, VG_IMAGES)
     coco_ids: dict[str, str] = {}
     for _, item in JsonStream(image_data):
-        if (
-            isinstance(item, dict)
-            and (own := parse_id(item.get("image_id")))
-            and (coco := parse_id(item.get("coco_id")))
-        ):
+        own, coco = (parse_id(item.get(key)) if isinstance(item, dict) else None for key in ("image_id", "coco_id"))
+        if own and coco:
             coco_ids[own] = coco
     return coco_ids

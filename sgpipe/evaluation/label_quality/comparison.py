@@ -4,54 +4,160 @@
   if they have the same class (or, in the ground truth, a synonym of it) and the same box; predicates if their verbs
   have the same lemma.
 * Targets are the relations that recall counts: those of `GroundTruth.required`, by default the whole ground truth.
-  A true positive that is not a target ("on", for a man riding a horse) counts for precision, and is ignored by average
-  precision.
-* Average precision needs everything that was scored: make the run with `tag.threshold=0`.
+  A true positive that is not a target ("on", for a man riding a horse) counts for precision, but average precision
+  ignores it. It needs everything that was scored: make the run with `tag.threshold=0`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from rlip_model.evaluation.inputs import Array
+from rlip_model.evaluation.precision import monotone
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.arrays import (
     NO_IMAGE,
+    NO_MATCH,
+    ClassTable,
     Graphs,
     GroundTruthIndex,
     ImageName,
+    PredicateSynonyms,
     Source,
+    Vocabulary,
     class_names,
     iter_graphs,
+    predicate_vocabulary,
     read_coco_ids,
 )
-from sgpipe.evaluation.label_quality.measures import (
-    BANDS,
-    NO_MATCH,
-    FrequencyBand,
-    Quality,
-    Relations,
-    Targets,
-    area,
-    frequency_bands,
-    mean,
-    precision_recall,
-    quality,
-)
-from sgpipe.evaluation.label_quality.synonyms import ClassTable, PredicateSynonyms, Vocabulary, predicate_vocabulary
 from sgpipe.evaluation.result import EvaluationResult, Resampling, Rows, count_notes, mean_curve, precision_at
 from sgpipe.files.locations import Location
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stages.pair import normalise_predicate
 from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.utils.console import count, single_line
+
+FrequencyBand = Literal["head", "body", "tail"]
+
+BANDS: tuple[FrequencyBand, ...] = ("head", "body", "tail")
+_BAND_ENDS = (0.8, 0.95)  # shares of all targets at which the head and the body end
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Predicted relations of images with ground truth, all arrays `[relations]`.
+
+    true_positive: the ground truth has it. matched: it is a target. related: the ground truth relates its objects in
+    some way. image: its number in the ground truth. annotated: it has no confidence, which counts as 1.
+    """
+
+    predicate: Array
+    confidence: Array
+    true_positive: Array
+    matched: Array
+    related: Array
+    image: Array
+    annotated: Array
+
+    def __len__(self) -> int:
+        return len(self.predicate)
+
+    def __getitem__(self, rows: Array | slice) -> Relations:
+        return Relations(*(column[rows] for column in vars(self).values()))
+
+    def above(self, threshold: float) -> Relations:
+        """Return those with at least this confidence, compared in float32, the type of shards."""
+        return self[self.confidence >= np.float32(threshold)]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The relations that recall counts, all arrays `[targets]`. reachable: the run has both objects."""
+
+    predicate: Array
+    image: Array
+    reachable: Array
+
+    def __getitem__(self, rows: Array) -> Targets:
+        return Targets(self.predicate[rows], self.image[rows], self.reachable[rows])
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Counts of relations, and the measures that follow from them; a ratio over nothing is NaN.
+
+    true_positives: those predicted that the ground truth has. targets: those that recall counts, `matched` of them
+    predicted.
+    """
+
+    predicted: int
+    true_positives: int
+    matched: int
+    targets: int
+
+    @classmethod
+    def of(cls, relations: Relations, targets: int) -> Quality:
+        return cls(len(relations), int(relations.true_positive.sum()), int(relations.matched.sum()), targets)
+
+    @property
+    def precision(self) -> float:
+        return self.true_positives / self.predicted if self.predicted else math.nan
+
+    @property
+    def recall(self) -> float:
+        return self.matched / self.targets if self.targets else math.nan
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; 0 if either is 0."""
+        precision, recall = self.precision, self.recall
+        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0 * (precision + recall)
+
+
+def precision_recall(relations: Relations, targets: int) -> tuple[Array, Array]:
+    """Recall and monotone precision at each distinct confidence, in falling order; recall is 0 without targets.
+
+    True positives that are not targets are neither mistakes nor matches: they are left out.
+    """
+    ranked = relations[relations.matched | ~relations.true_positive]
+    order = np.argsort(-ranked.confidence, kind="stable")
+    confidence, matched = ranked.confidence[order], np.cumsum(ranked.matched[order])
+    steps = np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True)) if len(order) else order
+    return matched[steps] / max(targets, 1), monotone(matched[steps] / (steps + 1))
+
+
+def area(recall: Array, precision: Array, targets: int) -> float:
+    """Average precision: the area under monotone precision over recall (PASCAL VOC 2010); NaN without targets."""
+    return float((precision * np.diff(recall, prepend=0.0)).sum()) if targets else math.nan
+
+
+def frequency_bands(targets: Array) -> list[FrequencyBand | None]:
+    """Return the band of each predicate by its number of targets `[predicates]`; None without any.
+
+    The most frequent predicates with 80% of all targets are the head, those up to 95% the body, the others the tail: a
+    predicate belongs to the band in which its first target falls.
+    """
+    order = np.argsort(-targets, kind="stable")
+    before = np.cumsum(targets[order]) - targets[order]
+    bands: list[FrequencyBand | None] = [None] * len(targets)
+    for number, start in zip(order.tolist(), before.tolist(), strict=True):
+        if targets[number]:
+            bands[number] = BANDS[sum(start >= end * targets.sum() for end in _BAND_ENDS)]
+    return bands
+
+
+def mean(values: Sequence[float] | Array) -> float:
+    """NaN for no values."""
+    return float(np.mean(values)) if len(values) else math.nan
+
 
 CURVE = tuple(round(0.05 * step, 2) for step in range(20))
 
@@ -85,12 +191,10 @@ class LabelQuality:
     """How good the relations of a run are.
 
     counts: also of what could not be compared. at_threshold: all predicates together; curve: the same by threshold.
-    average_precision: all relations in one ranking. mean_average_precision: over the predicates with targets.
-    related_precision: precision over the pairs that the ground truth relates in some way; it is more telling where
-    the ground truth is incomplete, as Visual Genome's is.
-    reachable: share of the targets whose two objects the run has.
-    relations, required: what all of this is computed from. targets `[predicates]`, named by `names`; `wordings`: the
-    texts of each. images: of the ground truth; compared: the numbers of those that were compared.
+    average_precision: all relations in one ranking; its mean is over the predicates with targets. related_precision:
+    over the pairs that the ground truth relates in some way, which tells more where it is incomplete. reachable: share
+    of the targets whose two objects the run has. relations, required: what all of this is computed from. targets
+    `[predicates]`, named by `names`; `wordings`: the texts of each. images: of the ground truth, by `compared` numbers.
     """
 
     threshold: float
@@ -140,8 +244,7 @@ def label_quality(
         iou: minimum overlap of two boxes of the same object.
         calibration: of the tagger; the confidences of relations are its probabilities then.
 
-    Raises:
-        UserError: a folder is not a run or is damaged, the two have no image in common, or an option is out of range.
+    Raises UserError: a folder is not a run or is damaged, they have no image in common, or a number is out of range.
     """
     if not 0 <= threshold <= 1 or not 0 < iou <= 1:
         raise UserError(f"threshold {threshold} and iou {iou}: expected numbers up to 1, iou above 0")
@@ -186,12 +289,10 @@ def label_quality(
             f"{run} and {ground_truth.relations} have no image in common: one has {graphs.names[0].base_name!r}, the "
             f"other {truth.graphs.names[0].base_name!r}; if they are COCO and Visual Genome, pass --image-data"
         )
-    unseen = ~seen
-    counts["ground truth images not in run"] = int((unseen & truth.graphs.ok).sum()) - truth.repeated
+    counts["ground truth images not in run"] = int((~seen & truth.graphs.ok).sum()) - truth.repeated
     counts["ground truth images failed"] = int((~truth.graphs.ok).sum())
     counts["ground truth images repeated"] = truth.repeated
-    lost = unseen[truth.graphs.relation_image[truth.statements]]
-    counts["ground truth relations not in run"] = int(lost.sum())
+    counts["ground truth relations not in run"] = int((~seen)[truth.graphs.relation_image[truth.statements]].sum())
     columns = [np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Relations)]
     statements, graphs = targets.statements, targets.graphs
     image = image_of_target[graphs.relation_image[statements]]
@@ -239,9 +340,7 @@ def _images_to_compare(graphs: Graphs, truth: GroundTruthIndex, seen: Array, cou
 
 
 def _distinct(graphs: Graphs, rows: Array) -> Array:
-    """Return the rows without repeated relations; of those with the same ends and predicate, the most confident
-    remains.
-    """
+    """Return the rows without repeated relations, of which the most confident remains."""
     keys = (graphs.predicate[rows], graphs.object[rows], graphs.subject[rows])
     rows = rows[np.lexsort((-graphs.confidence[rows], *keys))]
     statements = np.stack((graphs.subject[rows], graphs.object[rows], graphs.predicate[rows]), axis=1)
@@ -249,7 +348,7 @@ def _distinct(graphs: Graphs, rows: Array) -> Array:
 
 
 def _measures(relations: Relations, required: Targets, names: Sequence[str], threshold: float) -> dict[str, Any]:
-    """Return what a `LabelQuality` says of relations and targets, and these themselves."""
+    """Return the fields of a `LabelQuality` that depend on relations and targets."""
     targets = np.bincount(required.predicate, minlength=len(names))
     rows = _by_predicate(relations, targets, names, threshold)
     total, kept = len(required.predicate), relations.above(threshold)
@@ -259,12 +358,12 @@ def _measures(relations: Relations, required: Targets, names: Sequence[str], thr
         sums = Quality(*(sum(getattr(row.quality, each.name) for row in own) for each in fields(Quality)))
         bands.append(BandQuality(name, len(own), sums, mean([row.average_precision for row in own])))
     return {
-        "at_threshold": quality(kept, total),
+        "at_threshold": Quality.of(kept, total),
         "average_precision": area(*precision_recall(relations, total), total),
         "mean_average_precision": mean([row.average_precision for row in rows if row.band]),
         "related_precision": mean(kept.true_positive[kept.related]),
         "reachable": mean(required.reachable),
-        "curve": {level: quality(relations.above(level), total) for level in sorted({*CURVE, threshold})},
+        "curve": {level: Quality.of(relations.above(level), total) for level in sorted({*CURVE, threshold})},
         "predicates": rows,
         "bands": tuple(bands),
         "relations": relations,
@@ -276,7 +375,7 @@ def _measures(relations: Relations, required: Targets, names: Sequence[str], thr
 def _by_predicate(
     relations: Relations, targets: Array, names: Sequence[str], threshold: float
 ) -> tuple[PredicateQuality, ...]:
-    """Return every predicate that is predicted or has targets, the one with the most targets first."""
+    """Return every predicate that is predicted or has targets, that with the most targets first."""
     bands = frequency_bands(targets)
     by_predicate = relations[np.argsort(relations.predicate, kind="stable")]
     ends = np.searchsorted(by_predicate.predicate, np.arange(len(names) + 1))
@@ -285,7 +384,7 @@ def _by_predicate(
     for number in np.lexsort((-predicted, -targets)).tolist():
         own, count = by_predicate[ends[number] : ends[number + 1]], int(targets[number])
         if count or len(own):
-            at_threshold = quality(own.above(threshold), count)
+            at_threshold = Quality.of(own.above(threshold), count)
             curve = precision_recall(own, count)
             rows.append(PredicateQuality(names[number], bands[number], at_threshold, area(*curve, count), curve))
     return tuple(rows)

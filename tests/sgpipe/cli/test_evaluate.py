@@ -211,4 +211,4 @@ def test_scene_graphs_with_a_class_list_are_mapped_by_name(tmp_path: Path) -> No
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
         assert ("--classes" in result.stderr) == ("relations" in changed)
     result = run(tmp_path, "vg", {"annotations": [GRAPH], "predictions": [found | {"classes": listed}]}, *options[:2])
-    assert "has 2 object classes, the dataset 150; --classes lists other classes" in result.stderr
+    assert "has 2 object classes, the dataset 150: see --classes" in result.stderr

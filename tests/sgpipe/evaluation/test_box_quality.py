@@ -197,10 +197,10 @@ def test_boxes_of_predicted_relations_have_their_best_score_and_suppress_each_ot
         ([{"image_id": 1}], "expected the folder of a run, a COCO results file"),
         ([{"image_id": 1, "category_id": 5, "bbox": [0, 0, 1, 1], "score": 1}], "category_id 5 is not a class"),
         ([{"image_id": 7, "category_id": 18, "bbox": [0, 0, 1, 1], "score": 1}], "image_id 7 is not in the ground"),
-        ([{"image_id": 1, "category_id": 18, "bbox": [0, 0, 1, 1], "score": float("nan")}], "score nan, expected 0"),
+        ([{"image_id": 1, "category_id": 18, "bbox": [0, 0, 1, 1], "score": float("nan")}], "with score nan; expected"),
         (
             [{"image_id": 1, "category_id": 18, "bbox": [0, 0, -1, 1], "score": 1}],
-            r"image 1: box \[0.0, 0.0, -1.0, 1.0\] \(x, y, width, height\) has a negative size",
+            r"image 1: box \[0.0, 0.0, -1.0, 1.0\] with score 1",
         ),
     ],
 )

@@ -18,7 +18,7 @@ from rlip_model.evaluation.inputs import PredictedPairs
 from rlip_model.evaluation.vcoco_files import read_actions
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.pairs import data_classes
+from sgpipe.evaluation.benchmarks.inputs import data_classes
 from sgpipe.inference import predictor
 from sgpipe.inference.rows import ImagePrediction, PredictConfig, RowGroup, iter_rows
 from sgpipe.inference.writers import PeopleConverter, vcoco_actions

@@ -12,7 +12,7 @@ import pytest
 
 from rlip_model.evaluation.inputs import PredictedPairs
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.pairs import read_triplets
+from sgpipe.evaluation.benchmarks.inputs import read_triplets
 from sgpipe.inference.rows import ImagePrediction, ImageRow
 from sgpipe.inference.writers import SCHEMA, write_parquet
 from sgpipe.sources.annotated import DatasetClasses, FieldError
@@ -67,9 +67,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         ({"score": None}, "a triplet has no 'score'"),
         ({"pair": 1, "subject_box": [0.0, 1.0, 2.0]}, "a box is not four numbers"),
         ({"pair": 1, "subject_box": [0.0, 1.0, 2.0, None]}, "a box or score is NaN or infinite"),
-        ({"subject": "dog"}, "a pair has more than one subject"),
-        ({"subject_box": [0.0, 0.0, 9.0, 8.0]}, "a pair has more than one subject"),
-        ({"object_box": [0.0, 0.0, 9.0, 8.0]}, "a pair has more than one object"),
+        ({"subject": "dog"}, "a pair has more than one subject or object"),
+        ({"subject_box": [0.0, 0.0, 9.0, 8.0]}, "a pair has more than one subject or object"),
+        ({"object_box": [0.0, 0.0, 9.0, 8.0]}, "a pair has more than one subject or object"),
     ],
 )
 def test_what_would_make_numbers_wrong_is_one_line(tmp_path: Path, change: dict[str, Any], told: str) -> None:

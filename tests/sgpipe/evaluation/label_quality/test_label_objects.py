@@ -1,6 +1,6 @@
 import numpy as np
 
-from sgpipe.evaluation.label_quality.measures import NO_MATCH, best_pairs
+from sgpipe.evaluation.label_quality.arrays import NO_MATCH, best_pairs
 
 
 def test_the_best_pair_first_then_the_best_of_the_rest() -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from sgpipe.evaluation.label_quality.synonyms import ClassTable, Vocabulary
+from sgpipe.evaluation.label_quality.arrays import ClassTable, Vocabulary
 from sgpipe.sources.equivalents import load_predicate_synonyms
 from sgpipe.stages.pair import normalise_predicate
 from sgpipe.utils.lemmas import predicate_lemma

@@ -1,15 +1,15 @@
-"""Annotated and predicted pairs of boxes, joined by the file names of their images; and class lists.
+"""Annotations and predictions of the benchmarks, joined by image; and class lists.
 
-Annotations and JSON predictions are in HOIA format (HICO-DET, Open Images); Parquet predictions are those of
-`sgpipe predict --out FILE.parquet`. Shards can be read as annotations, too.
+HICO-DET and Open Images have pairs of boxes: in HOIA format, in the Parquet files of `sgpipe predict`, or in shards.
+Visual Genome has scene graphs: one JSON object per image.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,23 +29,43 @@ from rlip_model.evaluation.inputs import (
     check_range,
     table,
 )
-from sgpipe.errors import UserError
+from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GraphImage, GroundTruthGraph, PredictedGraph
+from sgpipe.errors import UserError, os_error_reason
 from sgpipe.evaluation.result import ScoredImages
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.inference.rows import PERSON
 from sgpipe.inference.writers import CLASSES
 from sgpipe.records import Record, from_table
-from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, FieldError, ProblemCounts, list_field, text_field
+from sgpipe.sources.annotated import (
+    AnnotationSource,
+    DatasetClasses,
+    FieldError,
+    ProblemCounts,
+    list_field,
+    parse_id,
+    required_field,
+    text_field,
+)
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema
-from sgpipe.sources.hoi import read_classes as read_classes
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_tables, read_file
 from sgpipe.utils.console import count
 
-OTHER_CLASS = (
+_OTHER_CLASS = (
     "is not a class of the dataset; predict with its classes: --classes FILE, or shards of its `sgpipe import`"
 )
+
+
+@contextmanager
+def _naming(path: object, name: str) -> Iterator[None]:
+    """Name the file and the image in the errors of a reader."""
+    try:
+        yield
+    except (FieldError, EvaluationError) as error:
+        raise UserError(f"{path}: image {name}: {error}") from None
+    except (KeyError, TypeError, OverflowError) as error:
+        raise UserError(f"{path}: image {name}: a value is missing or of another type: {error!r}") from None
 
 
 def read_pairs(
@@ -65,10 +85,7 @@ def read_pairs(
         if triplets is None:
             continue
         if name not in annotated:
-            raise UserError(
-                f"{predictions}: image {name!r} is not in {source.files['annotations']}; "
-                "pass the annotation file of the predicted images"
-            )
+            raise UserError(f"{predictions}: image {name!r} is not in {source.files['annotations']}")
         repeated += name in predicted
         predicted.setdefault(name, triplets)
     if not predicted:
@@ -79,10 +96,8 @@ def read_pairs(
     for triplets in predicted.values():
         found.add(triplets.score)
     for name, ground_truth in annotated.items():
-        try:
+        with _naming(predictions, repr(name)):
             pairs = predicted[name].pairs(classes) if name in predicted else no_pairs(classes)
-        except FieldError as error:
-            raise UserError(f"{predictions}: image {name!r}: {error}") from None
         yield EvaluationImage(name, ground_truth, pairs)
 
 
@@ -104,10 +119,7 @@ class Triplets(NamedTuple):
     object_box: Array
 
     def pairs(self, classes: DatasetClasses) -> PredictedPairs:
-        """Return one row for each pair. A repeated triplet counts once, with its best score.
-
-        Raises FieldError: a name is not a class.
-        """
+        """Return one row for each pair; a repeated triplet has its best score. Raises FieldError: another class."""
         numbers = []
         for names, own, known in (
             (self.objects, self.subject, classes.objects),
@@ -116,7 +128,7 @@ class Triplets(NamedTuple):
         ):
             numbers.append(_class_numbers(names, known)[own])
             if (numbers[-1] < 0).any():
-                raise FieldError(f"{names[own[numbers[-1].argmin()]]!r} {OTHER_CLASS}")
+                raise FieldError(f"{names[own[numbers[-1].argmin()]]!r} {_OTHER_CLASS}")
         subjects, objects, predicates = numbers
         pairs, first, row = np.unique(self.pair, return_index=True, return_inverse=True)
         scores = np.full((len(pairs), len(classes.relations)), NOT_PREDICTED, dtype=np.float32)
@@ -154,30 +166,19 @@ def read_triplets(
         yield from _parquet_triplets(path)
         return
     schema: HoiaSchema | None = None
-    has_own_list, places = False, dict[str, dict[int, int]]()
+    has_own_list = False
     for _, item in JsonStream(path):
         try:
             name = text_field(item, "file_name")
         except FieldError as error:
             raise UserError(f"{path}: an item: {error}; expected one list with an object per image") from None
-        key = next((each for each in forms if each in item), next(iter(forms)))
-        try:
-            if CLASSES in item or schema is None:
-                has_own_list |= CLASSES in item
-                schema = listed_schema(item[CLASSES]) if CLASSES in item else forms[key]
-                places = {
-                    what: {number: place for place, number in enumerate(numbers)}
-                    for what, numbers in (("an object", schema.objects), ("a relation", schema.relations))
-                }
-            boxes, relations = list_field(item, "predictions"), list_field(item, key)
-            yield name, _hoia_triplets(schema, places, boxes, relations, predicates)
-        except (FieldError, EvaluationError) as error:
-            raise UserError(f"{path}: image {name!r}: {error}") from None
-        except (KeyError, TypeError, OverflowError) as error:
-            raise UserError(
-                f"{path}: image {name!r}: expected boxes with 'bbox' and 'category_id' and relations with "
-                f"'subject_id', 'object_id', 'category_id' and 'score', but {error!r}"
-            ) from None
+        with _naming(path, repr(name)):
+            key = next((each for each in forms if each in item), next(iter(forms)))
+            if CLASSES in item:
+                schema, has_own_list = listed_schema(item[CLASSES]), True
+            schema = schema or forms[key]
+            triplets = _hoia_triplets(schema, list_field(item, "predictions"), list_field(item, key), predicates)
+        yield name, triplets
     if schema is not None and not has_own_list:
         number, name = next(iter(schema.relations.items()))
         notes.append(
@@ -186,21 +187,16 @@ def read_triplets(
         )
 
 
-def _hoia_triplets(
-    schema: HoiaSchema,
-    places: Mapping[str, Mapping[int, int]],
-    boxes: Sequence[Any],
-    relations: Sequence[Any],
-    named: bool,
-) -> Triplets:
-    def place(what: str, category: Any) -> int:
-        if category not in places[what]:
-            raise FieldError(f"category_id {category!r} of {what} {OTHER_CLASS}")
-        return places[what][category]
+def _hoia_triplets(schema: HoiaSchema, boxes: Sequence[Any], relations: Sequence[Any], named: bool) -> Triplets:
+    def places(numbers: Mapping[int, str], items: Sequence[Any]) -> Array:
+        """`[items]`, the place of the class of each in a list of classes."""
+        known = {number: place for place, number in enumerate(numbers)}
+        if unknown := [item["category_id"] for item in items if item["category_id"] not in known]:
+            raise FieldError(f"category_id {unknown[0]!r} {_OTHER_CLASS}")
+        return np.array([known[item["category_id"]] for item in items], dtype=int)
 
-    classes = np.array([place("an object", box["category_id"]) for box in boxes], dtype=int)
-    numbers = [place("a relation", item["category_id"]) if named else 0 for item in relations]
-    predicates = np.array(numbers, dtype=int)
+    classes = places(schema.objects, boxes)
+    predicates = places(schema.relations, relations) if named else np.zeros(len(relations), dtype=int)
     ends = table([(item["subject_id"], item["object_id"]) for item in relations], (-1, 2), int)
     if not named:
         ends[:, 1] = np.where(ends[:, 1] < 0, ends[:, 0], ends[:, 1])
@@ -225,8 +221,7 @@ def _parquet_triplets(path: Path) -> Iterator[tuple[str, Triplets | None]]:
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["file_name", "triplets"]):
                 yield from _batch_triplets(path, batch)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read: {reason}") from None
+        raise UserError(f"{path} cannot be read: {os_error_reason(error)}") from None
     except (pa.ArrowException, KeyError) as error:
         raise UserError(
             f"{path} was not written by `sgpipe predict --out FILE.parquet` ({str(error).splitlines()[0]})"
@@ -243,25 +238,23 @@ def _batch_triplets(path: Path, batch: pa.RecordBatch) -> Iterator[tuple[str, Tr
             raise UserError(f"{path}: image {names[image[wrong.argmax()]]!r}: {what}")
 
     columns = {}
-    for key in ("pair", "subject", "object", "predicate", "score", "subject_box", "object_box"):
+    for key in Triplets._fields[2:]:
         column = pc.struct_field(rows, key)
         check(np.array(column.is_null()), f"a triplet has no {key!r}")
         if key.endswith("_box"):
             check(np.array(pc.list_value_length(column)) != 4, "a box is not four numbers")
             column = np.array(column.flatten(), dtype=np.float32).reshape(-1, 4)
-            check(~np.isfinite(column).all(1), "a box or score is NaN or infinite")
         columns[key] = column
     ends = pa.chunked_array([columns["subject"], columns["object"]]).combine_chunks().dictionary_encode()
     columns["subject"], columns["object"] = np.split(np.array(ends.indices), 2)
     predicates = columns["predicate"].dictionary_encode()
     columns["predicate"], columns["pair"] = np.array(predicates.indices), np.array(columns["pair"])
     columns["score"] = np.array(columns["score"], dtype=np.float32)
-    check(~np.isfinite(columns["score"]), "a box or score is NaN or infinite")
+    boxes = np.column_stack((columns["subject_box"], columns["object_box"]))
+    check(~np.isfinite(np.column_stack((columns["score"], boxes))).all(1), "a box or score is NaN or infinite")
     _, first, row = np.unique(image * (columns["pair"].max(initial=0) + 1) + columns["pair"], True, True)
-    for end in ("subject", "object"):
-        other = columns[end][first][row] != columns[end]
-        other |= (columns[f"{end}_box"][first][row] != columns[f"{end}_box"]).any(1)
-        check(other, f"a pair has more than one {end}")
+    both = np.column_stack((columns["subject"], columns["object"], boxes))
+    check((both[first][row] != both).any(1), "a pair has more than one subject or object")
     lists_of_names = tuple(ends.dictionary.to_pylist()), tuple(predicates.dictionary.to_pylist())
     stops = np.cumsum(lengths)
     for name, start, stop, known in zip(names, stops - lengths, stops, lists.is_valid().to_pylist(), strict=True):
@@ -327,10 +320,8 @@ def data_classes(root: Path) -> DatasetClasses:
 
 def hoia_schema_of(classes: DatasetClasses) -> HoiaSchema:
     """Return the official numbers of HICO-DET's and Open Images' classes; other classes count from 1."""
-    for official in (HICO, OPEN_IMAGES):
-        if official.classes == classes:
-            return official
-    return HoiaSchema(HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1)))
+    own = HoiaSchema(HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1)))
+    return next((official for official in (HICO, OPEN_IMAGES) if official.classes == classes), own)
 
 
 _COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "objects", "relations", "status", "error")
@@ -361,3 +352,103 @@ def shard_annotations(
             yield record
 
     return AnnotationSource("shards", split or "all", read, {"annotations": root}, classes=classes)
+
+
+@dataclass(frozen=True)
+class GraphClasses:
+    """The number of object classes, the predicates in the order of their numbers from 1, and the objects' names."""
+
+    num_objects: int
+    predicates: tuple[str, ...]
+    objects: tuple[str, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def of(cls, classes: DatasetClasses) -> GraphClasses:
+        return cls(len(classes.objects), classes.relations, classes.objects)
+
+    def numbers(self, content: Any) -> tuple[Array, Array]:
+        """Return the numbers of objects and predicates by those of a file with a class list, from 1; of 0 it is 0.
+
+        Raises FieldError: a class is not one of the dataset.
+        """
+        listed = listed_schema(content).classes
+        objects = self.objects or listed.objects  # the names of VG150's object classes are not known here
+        both = ((listed.objects, objects), (listed.relations, self.predicates))
+        if unknown := [name for own, known in both for name in own if name not in known]:
+            raise FieldError(f"{unknown[0]!r} {_OTHER_CLASS}")
+        if len(objects) != self.num_objects:
+            raise FieldError(
+                f"the file has {len(objects)} object classes, the dataset {self.num_objects}: see --classes"
+            )
+        first, second = (np.array([0, *(1 + known.index(each) for each in own)]) for own, known in both)
+        return first, second
+
+
+VG150_CLASSES = GraphClasses(150, VG150_PREDICATES)
+
+
+def read_graph_files(
+    annotations: Path, predictions: Path, classes: GraphClasses, found: ScoredImages
+) -> Iterator[GraphImage]:
+    """Yield the annotated images that have predictions, in the order of the predictions; counts are kept in `found`.
+
+    Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
+    """
+    annotated = read_graphs(annotations)
+    seen: set[str] = set()
+    numbers = np.arange(classes.num_objects + 1), np.arange(len(classes.predicates) + 1)
+    for name, item in _graph_items(predictions, seen):
+        if name not in annotated:
+            raise UserError(f"{predictions}: image {name} is not in {annotations}")
+        with _naming(predictions, name):
+            numbers = classes.numbers(item[CLASSES]) if CLASSES in item else numbers
+            predicted = _predicted_graph(item, *numbers, len(classes.predicates))
+        found.add(predicted.pairs)
+        yield GraphImage(f"image {name}", annotated[name], predicted)
+    if not seen:
+        raise UserError(f"{predictions} contains no predictions")
+    found.leave_out(annotated, seen)
+
+
+def _predicted_graph(item: Mapping[str, Any], objects: Array, predicates: Array, num_predicates: int) -> PredictedGraph:
+    """objects, predicates: the dataset's numbers by those of the item."""
+    labels = _field(item, "labels", (-1,), int)
+    given = _field(item, "predicate_scores", (-1, len(predicates)), np.float32)
+    scores = np.zeros((len(given), 1 + num_predicates), dtype=given.dtype)  # a predicate that is not listed has score 0
+    scores[:, predicates] = given
+    valid = (labels >= 1) & (labels < len(objects))  # the evaluator refuses others
+    return PredictedGraph(
+        _field(item, "boxes", (-1, 4), np.float32),
+        np.where(valid, objects[np.where(valid, labels, 0)], labels),
+        _field(item, "scores", (-1,), np.float32),
+        _field(item, "pairs", (-1, 2), int),
+        scores,
+    )
+
+
+def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
+    """Return the annotated scene graphs by image id. Raises UserError: the file is missing, invalid or empty."""
+    annotated: dict[str, GroundTruthGraph] = {}
+    for name, item in _graph_items(annotations, set()):
+        with _naming(annotations, name):
+            boxes, labels = _field(item, "boxes", (-1, 4), np.float32), _field(item, "labels", (-1,), int)
+            annotated[name] = GroundTruthGraph(boxes, labels, _field(item, "relations", (-1, 3), int))
+    if not annotated:
+        raise UserError(f"{annotations} contains no images")
+    return annotated
+
+
+def _graph_items(path: Path, seen: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the id of each image and what the file has of it; the ids are added to `seen`."""
+    for _, item in JsonStream(path):
+        name = parse_id(item.get("image_id")) if isinstance(item, dict) else None
+        if name is None:
+            raise UserError(f"{path}: an item has no 'image_id'; expected a list of objects, one per image")
+        if name in seen:
+            raise UserError(f"{path}: image {name} occurs twice; remove one")
+        seen.add(name)
+        yield name, item
+
+
+def _field(item: Mapping[str, Any], key: str, shape: tuple[int, ...], kind: Any) -> Array:
+    return table(required_field(item, key), shape, kind)
