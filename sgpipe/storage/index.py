@@ -219,13 +219,6 @@ class Index:
                     table = shard.read_row_group(group, columns=names)
                     yield from (table.slice(row - int(starts[group]), 1) for row in inside)
 
-    def times_of_triplet(self, number: int) -> int:
-        """Return how often the run has the triplet that is at this place by frequency, counted from 1.
-
-        0: it has fewer.
-        """
-        return sum(times for (times,) in self.rows("select times from run.triplets where triplet = ?", [number]))
-
     @property
     def has_judgements(self) -> bool:
         """Whether any relation is judged."""

@@ -14,6 +14,7 @@ import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import h11
 import uvicorn
@@ -35,23 +36,14 @@ from sgpipe.view.web import FOLDER, Freshness, Viewer, render
 
 
 def create_app(viewer: Viewer, access: Access) -> Starlette:
-    """Return the application over a run. Handlers find in `request.app.state`: `freshness` and `thumbnails`."""
+    """Return the application over a run."""
+    static = Mount("/static", StaticFiles(directory=FOLDER / "static"))
     app = Starlette(
-        routes=[
-            *gallery.routes(),
-            *image_page.routes(),
-            *judging.routes(),
-            *thumbnails.routes(),
-            Mount("/static", StaticFiles(directory=FOLDER / "static")),
-        ],
-        middleware=[
-            Middleware(Guard, access),
-            Middleware(RequestBodyLimitMiddleware, LARGEST_BODY),
-        ],
+        routes=[*gallery.ROUTES, *image_page.ROUTES, *judging.ROUTES, *thumbnails.ROUTES, static],
+        middleware=[Middleware(Guard, access), Middleware(RequestBodyLimitMiddleware, LARGEST_BODY)],
         exception_handlers=dict.fromkeys((UserError, HTTPException, OSError, ClientDisconnect, Exception), _refuse),
     )
     app.state.freshness = Freshness(viewer)
-    app.state.thumbnails = {}
     return app
 
 
@@ -157,18 +149,9 @@ class _Protocol(H11Protocol):
 
 def server_of(app: ASGIApp) -> uvicorn.Server:
     """Return the server of the application, which says itself what goes wrong."""
-    config = uvicorn.Config(
-        app,
-        http=_Protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-    )
-    return uvicorn.Server(config)
+    quiet: dict[str, Any] = {"log_config": None, "log_level": "critical", "access_log": False, "server_header": False}
+    plain: dict[str, Any] = {"ws": "none", "lifespan": "off", "timeout_graceful_shutdown": _GRACE_SECONDS}
+    return uvicorn.Server(uvicorn.Config(app, http=_Protocol, **quiet, **plain))
 
 
 def serve(app: ASGIApp, address: Address) -> None:
@@ -183,10 +166,8 @@ def serve(app: ASGIApp, address: Address) -> None:
 
 
 def open_browser(url: str, opened: Callable[[str], bool] = webbrowser.open) -> bool:
-    """Open a page in the user's browser, without waiting for it; False: this machine shows no windows.
-
-    There, Python would start a browser for terminals, which takes the terminal from the server.
-    """
+    """Open a page in the user's browser, without waiting for it; False: this machine shows no windows, and a browser
+    for terminals would take the terminal from the server."""
     if sys.platform.startswith("linux") and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))):
         return False
     threading.Thread(target=opened, args=(url,), daemon=True).start()

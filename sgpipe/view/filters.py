@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
 from sgpipe.errors import UserError
@@ -19,7 +18,7 @@ from sgpipe.utils.console import single_line
 
 Names = tuple[str, ...] | None  # one of these; None: any
 
-_LONGEST, _MOST_TOKENS = 500, 100  # characters and words of a query
+_LONGEST = 500  # characters of a query
 _COMPARED = 5000  # names, when one is suggested
 _FORM = "a relation is SUBJECT PREDICATE OBJECT, such as person riding *"
 
@@ -65,22 +64,16 @@ def parse(text: str, vocabulary: RunNames) -> Query:
     """
     if len(text) > _LONGEST:
         raise QueryError(f"the query has more than {_LONGEST:,} characters", _LONGEST)
-    tokens = list(_tokens(text))
-    if len(tokens) > _MOST_TOKENS:
-        raise QueryError(f"the query has more than {_MOST_TOKENS} words", tokens[_MOST_TOKENS].position)
     found: dict[str, list[Any]] = defaultdict(list)
-    for name, values in _Parser(tokens, vocabulary, len(text)).terms():
+    for name, values in _Parser(text, vocabulary).terms():
         found[name] += values
     return Query(text, **{name: tuple(dict.fromkeys(values)) for name, values in found.items()})
 
 
 class _Token(NamedTuple):
-    kind: str  # word, name, caption, or one of * | , -
+    kind: str  # word, name, caption, end, or one of * | , -
     text: str
     position: int
-
-
-_Term = tuple[str, tuple[Any, ...]]  # a field of a query, and what is added to it
 
 
 _TOKEN = re.compile(
@@ -93,10 +86,7 @@ _TOKEN = re.compile(
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    position, end = 0, len(text.rstrip())
-    while position < end:
-        found = _TOKEN.match(text, position)
-        assert found is not None  # a word is whatever is nothing else
+    for found in _TOKEN.finditer(text):
         if found["quoted"]:
             if not found["closed"] or not found["caption"].strip():
                 fault = "is empty" if found["closed"] else "does not end"
@@ -105,71 +95,53 @@ def _tokens(text: str) -> Iterator[_Token]:
         else:
             kind = found.lastgroup or ""
             yield _Token(found["sign"] or kind, found[kind], found.start(kind))
-        position = found.end()
+    yield _Token("end", "", len(text))
 
 
 class _Parser:
-    """Splits tokens into terms, of all ways the one whose names are longest from the left."""
+    """Reads terms from the left: at each place a relation if there is one, or else a name that stands alone."""
 
-    def __init__(self, tokens: Sequence[_Token], vocabulary: RunNames, end: int) -> None:
-        self._tokens = [*tokens, _Token("end", "", end)]
-        self._vocabulary = vocabulary
-        self._furthest = 0  # the token that no reading gets past
+    def __init__(self, text: str, vocabulary: RunNames) -> None:
+        self._tokens, self._vocabulary = list(_tokens(text)), vocabulary
+        self._furthest = 0  # the token at which a name was missing
         self._expected: set[str] = set()  # there
-        self._terms_from = cache(self._find_terms)
 
-    def terms(self) -> tuple[_Term, ...]:
-        terms = self._terms_from(0)
-        if terms is None:
-            raise self._error()
-        return terms
+    def terms(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Yield fields of a query, and what is added to them."""
+        at = 0
+        while self._tokens[at].kind != "end":
+            if self._tokens[at].kind == ",":
+                at += 1
+            else:
+                name, values, at = self._term(at)
+                yield name, values
 
-    def _find_terms(self, at: int) -> tuple[_Term, ...] | None:
-        while self._tokens[at].kind == ",":
-            at += 1
-        if self._tokens[at].kind == "end":
-            return ()
-        for term, after in self._term(at):
-            rest = self._terms_from(after)
-            if rest is not None:
-                return (term, *rest)
-        return None
-
-    def _term(self, at: int) -> Iterator[tuple[_Term, int]]:
+    def _term(self, at: int) -> tuple[str, tuple[Any, ...], int]:
         negated = self._tokens[at].kind == "-"
         at += negated
-        if self._tokens[at].kind == "caption":
-            yield ("without_captions" if negated else "captions", (self._tokens[at].text,)), at + 1
-            return
-        field_, colon, origin = self._tokens[at].text.partition(":")
-        if colon and field_ == "origin" and self._tokens[at].kind == "word":
-            if origin not in ORIGINS:
-                place = self._tokens[at].position
-                raise QueryError(f"origin:{single_line(origin, 40)}: expected one of {', '.join(ORIGINS)}", place)
-            yield ("without_origins" if negated else "origins", (origin,)), at + 1
-            return
-        is_relation = False
+        token, without = self._tokens[at], "without_" if negated else ""
+        if token.kind == "caption":
+            return f"{without}captions", (token.text,), at + 1
+        if token.kind == "word" and token.text.startswith("origin:"):
+            if (origin := token.text.removeprefix("origin:")) not in ORIGINS:
+                message = f"origin:{single_line(origin, 40)}: expected one of {', '.join(ORIGINS)}"
+                raise QueryError(message, token.position)
+            return f"{without}origins", (origin,), at + 1
         for subject, then in self._names(at, "class"):
             for predicate, later in self._names(then, "predicate"):
                 for object_, after in self._names(later, "class"):
-                    is_relation = True
-                    pattern = Pattern(subject, predicate, object_)
-                    yield ("without" if negated else "patterns", (pattern,)), after
-        if is_relation:
-            return
-        # Names that stand alone, which may be predicates, classes, or both; the longest first.
-        found: dict[int, list[Pattern]] = defaultdict(list)
-        for names, after in self._names(at, "predicate"):
-            found[after] += [Pattern(predicate=names)] if names else []
+                    return "without" if negated else "patterns", (Pattern(subject, predicate, object_),), after
+        alone = [(after, Pattern(predicate=names)) for names, after in self._names(at, "predicate") if names]
         for names, after in self._names(at, "class"):
-            found[after] += [Pattern(subject=names), Pattern(object=names)] if names else []
-        for after in sorted(found, reverse=True):
-            patterns = tuple(found[after])
-            if patterns:
-                yield ("without", patterns) if negated else ("mentions", (patterns,)), after
+            alone += [(after, Pattern(subject=names)), (after, Pattern(object=names))] if names else []
+        if not alone:
+            raise self._error()
+        end = max(after for after, _ in alone)
+        patterns = tuple(pattern for after, pattern in alone if after == end)
+        return ("without", patterns, end) if negated else ("mentions", (patterns,), end)
 
     def _names(self, at: int, kind: str) -> Iterator[tuple[Names, int]]:
-        """`*`, or names joined by `|`, and the token after them; the longest first."""
+        """Yield `*`, or names joined by `|`, and the token after them; the longest first."""
         if self._tokens[at].kind == "*":
             yield None, at + 1
             return
@@ -211,12 +183,8 @@ class _Parser:
         known = [form for kind in kinds for form in self._vocabulary.names[kind]]
         near = get_close_matches(name_form(token.text), known[:_COMPARED], 1)
         advice = f"; did you mean {near[0]}?" if near else ""
-        return QueryError(
-            f"the run has no {' or '.join(kinds)} {single_line(token.text, 60)!r}{advice}", token.position
-        )
-
-
-_WITHOUT, _ERRORS, _NOT_JUDGED, _CONFLICTS = "without_relations", "errors", "not_judged", "conflicts"
+        message = f"the run has no {' or '.join(kinds)} {single_line(token.text, 60)!r}{advice}"
+        return QueryError(message, token.position)
 
 
 @dataclass(frozen=True)
@@ -230,13 +198,15 @@ class Queue:
     of: Marked
 
 
-_BITS = {mark.name: bit for bit, mark in enumerate(MARKS)}
+_WITHOUT = "without_relations"
 _JUDGED = "exists (select 1 from judged where judged.image = hit.image and judged.number = hit.number{})"
+_NOT_JUDGED = f"not {_JUDGED.format('')}"
 _CONDITIONS: dict[str, tuple[Marked, str]] = {
     _WITHOUT: ("images", "why is not null"),
-    _ERRORS: ("images", "status = 'error'"),
-    _NOT_JUDGED: ("relations", f"not {_JUDGED.format('')}"),
-    _CONFLICTS: ("relations", _JUDGED.format(" and state = 'conflict'")),
+    "errors": ("images", "status = 'error'"),
+    "not_judged": ("relations", _NOT_JUDGED),
+    "conflicts": ("relations", _JUDGED.format(" and state = 'conflict'")),
+    **{mark.name: (mark.marked, f"(flags & {1 << bit}) <> 0") for bit, mark in enumerate(MARKS)},
 }
 
 
@@ -247,9 +217,6 @@ def queue_condition(key: str) -> tuple[Marked, str, list[Any]]:
     """
     if key in _CONDITIONS:
         return *_CONDITIONS[key], []
-    if key in _BITS:
-        bit = _BITS[key]
-        return MARKS[bit].marked, f"(flags & {1 << bit}) <> 0", []
     if key.startswith(f"{_WITHOUT}: "):
         return "images", "why = ?", [key.partition(": ")[2]]
     raise UserError(f"queue={single_line(key, 60)}: there is no such queue")
@@ -258,22 +225,22 @@ def queue_condition(key: str) -> tuple[Marked, str, list[Any]]:
 def count_queues(rows: Callable[[str], list[tuple[Any, ...]]], relations: int) -> list[Queue]:
     """Return the queues that have hits; `rows` queries the index of a run with so many relations."""
     hits = dict(rows("from run.marks"))
-    marks = [(mark, hits[1 << bit]) for bit, mark in enumerate(MARKS) if 1 << bit in hits]
-    found = [Queue(mark.name, mark.title, times, mark.advice, mark.marked) for mark, times in marks]
     reasons = rows("select why, count(*) from run.images where why is not null group by 1 order by 2 desc, 1")
-    if len(reasons) > 1:
-        found.append(Queue(_WITHOUT, "images without relations", sum(n for _, n in reasons), "", "images"))
-    found += [Queue(f"{_WITHOUT}: {why}", f"images without relations: {why}", n, "", "images") for why, n in reasons]
     [(errors, conflicts, judged)] = rows(
         """select (select count(*) from run.images where status = 'error'),
             count(*) filter (state = 'conflict'), count(*) from judged"""
     )
-    last = [
-        Queue(_ERRORS, "error rows", errors, "`sgpipe generate --retry-failed` processes them again.", "images"),
-        Queue(_CONFLICTS, "relations on which people disagree", conflicts, "", "relations"),
-        Queue(_NOT_JUDGED, "relations that nobody has judged", relations - judged, "", "relations"),
+    bare = "images without relations"
+    of_all = [Queue(_WITHOUT, bare, sum(n for _, n in reasons), "", "images")] if len(reasons) > 1 else []
+    found = [
+        *(Queue(mark.name, mark.title, hits.get(1 << n, 0), mark.advice, mark.marked) for n, mark in enumerate(MARKS)),
+        *of_all,
+        *(Queue(f"{_WITHOUT}: {why}", f"{bare}: {why}", n, "", "images") for why, n in reasons),
+        Queue("errors", "error rows", errors, "`sgpipe generate --retry-failed` processes them again.", "images"),
+        Queue("conflicts", "relations on which people disagree", conflicts, "", "relations"),
+        Queue("not_judged", "relations that nobody has judged", relations - judged, "", "relations"),
     ]
-    return [*found, *(queue for queue in last if queue.count)]
+    return [queue for queue in found if queue.count]
 
 
 Order = Literal["confidence", "-confidence", "rarity", "clip_score", "vlm_score", "shuffle"]
@@ -282,14 +249,8 @@ JUDGED = ("right", "wrong", "unsure", "changed", "conflict", "none")
 
 # Parameters of a URL that can be repeated, and the fields they fill.
 FIELDS = {
-    "subject": "subjects",
-    "predicate": "predicates",
-    "object": "objects",
-    "dataset": "datasets",
-    "split": "splits",
-    "status": "statuses",
-    "judged": "judged",
-    "origin": "origins",
+    **{"subject": "subjects", "predicate": "predicates", "object": "objects", "dataset": "datasets"},
+    **{"split": "splits", "status": "statuses", "judged": "judged", "origin": "origins"},
 }
 _OF_RELATIONS = {"subjects": "subject_category", "predicates": "predicate", "objects": "object_category"}
 _OF_BOTH = {"datasets": "dataset", "splits": "split", "statuses": "status"}
@@ -304,8 +265,8 @@ class Filters:
     Attributes:
         judged: some of `JUDGED`. queue: the key of one of `queues(index)`.
         low, high: bounds of the confidence, both included. A relation without confidence counts as 1.
-        order: the most confident first, or the least (-confidence), the rarest triplets, those that CLIP or the second
-            vlm_score disagree with most; shuffle: by `seed`. Images are in the order of the run, or shuffled.
+        order: the most confident first, or the least (-confidence), the rarest triplets, the lowest scores by CLIP or a
+            vision-language model; shuffle: by `seed`. Images are in the order of the run, or shuffled.
     """
 
     query: Query = field(default_factory=Query)
@@ -327,8 +288,7 @@ class Filters:
     def from_params(cls, params: Sequence[tuple[str, str]], vocabulary: RunNames) -> Filters:
         """Read the parameters of a URL; others are ignored.
 
-        Raises QueryError: `q` cannot be understood; UserError: another parameter has no valid value, or there are too
-        many.
+        Raises QueryError: `q` cannot be understood; UserError: another parameter is invalid, or there are too many.
         """
         if len(params) > _MOST_VALUES or sum(len(name) + len(value) for name, value in params) > _MOST_CHARACTERS:
             raise UserError(f"a search has at most {_MOST_VALUES} values and {_MOST_CHARACTERS:,} characters")
@@ -345,11 +305,10 @@ class Filters:
             name: tuple(dict.fromkeys(value for key, value in params if key == parameter and value))
             for parameter, name in FIELDS.items()
         }
-        order = single.get("order") or "confidence"
-        if order not in ORDERS:
-            raise UserError(f"order={single_line(order, 40)}: expected one of {', '.join(ORDERS)}")
-        if unknown := set(several["judged"]) - set(JUDGED):
-            raise UserError(f"judged={single_line(min(unknown), 40)}: expected one of {', '.join(JUDGED)}")
+        order: Any = single.get("order") or "confidence"
+        for name, values, known in (("order", {order}, ORDERS), ("judged", {*several["judged"]}, JUDGED)):
+            if unknown := values.difference(known):
+                raise UserError(f"{name}={single_line(min(unknown), 40)}: expected one of {', '.join(known)}")
         return cls(
             query=parse(single.get("q", ""), vocabulary),
             low=number("low", float, 1),
@@ -361,13 +320,12 @@ class Filters:
         )
 
     def to_params(self) -> list[tuple[str, str]]:
-        """As `from_params` reads them; defaults are left out."""
+        """Return the parameters that `from_params` reads; defaults are left out."""
         params = [("q", self.query.text)] if self.query.text else []
         params += [(key, value) for key, name in FIELDS.items() for value in getattr(self, name)]
-        params += [(name, str(value)) for name in ("low", "high") if (value := getattr(self, name)) is not None]
-        params += [("queue", self.queue)] if self.queue else []
-        params += [("order", self.order)] if self.order != "confidence" else []
-        params += [("seed", str(self.seed))] if self.seed else []
+        for name, default in (("low", None), ("high", None), ("queue", None), ("order", "confidence"), ("seed", 0)):
+            if (value := getattr(self, name)) != default:
+                params.append((name, str(value)))
         return params
 
     @property
@@ -375,12 +333,9 @@ class Filters:
         """Whether hits are images: nothing is said of relations, but captions, error rows or a queue of images are
         asked for. Raises UserError: there is no such queue."""
         query = self.query
-        of_relations = (query.patterns, query.mentions, query.without, self.subjects, self.predicates, self.objects)
-        if (
-            any((*of_relations, self.origins, query.origins, query.without_origins))
-            or self.judged
-            or (self.low, self.high) != (None, None)
-        ):
+        of_relations = (query.patterns, query.mentions, query.without, query.origins, query.without_origins)
+        named = (self.subjects, self.predicates, self.objects, self.origins, self.judged)
+        if any((*of_relations, *named)) or (self.low, self.high) != (None, None):
             return False
         if self.queue is not None:
             return queue_condition(self.queue)[0] == "images"
@@ -403,25 +358,7 @@ class Where:
         self.values: list[Any] = []
         query = filters.query
         if not of_images:
-            self._add_patterns(query.patterns, "{}")
-            for pattern in query.patterns if len(query.patterns) > 1 else ():
-                self._add_patterns([pattern], "image in (select image from run.relations where {})")
-            for patterns in query.mentions:
-                self._add_patterns(patterns, "{}")
-            self._add_patterns(query.without, "({}) is not true")
-            for bound, sign in ((filters.low, ">="), (filters.high, "<=")):
-                if bound is not None:
-                    self.add(f"certainty {sign} ?::float", [bound])
-            if filters.origins:
-                self.add(f"origin in ({_marks(filters.origins)})", filters.origins)
-            for origins, no in ((query.origins, ""), (query.without_origins, "not ")):
-                if origins:
-                    self.add(f"{no}regexp_matches(origin::varchar, ?)", [origins_pattern(origins)])
-            known = [state for state in filters.judged if state != "none"]
-            clauses = [_JUDGED.format(f" and state in ({_marks(known)})")] if known else []
-            clauses += [f"not {_JUDGED.format('')}"] if "none" in filters.judged else []
-            if clauses:
-                self.add(" or ".join(clauses), known)
+            self._add_relations(filters)
         for name, column in (_OF_BOTH if of_images else _OF_RELATIONS | _OF_BOTH).items():
             if names := getattr(filters, name):
                 self.add(f"{column} in ({_marks(names)})", names)
@@ -438,9 +375,31 @@ class Where:
         return " and ".join(self._clauses) or "true"
 
     def add(self, clause: str, values: Sequence[Any] = ()) -> None:
-        """Another condition that must hold."""
+        """Add a condition that must hold, too."""
         self._clauses.append(f"({clause})")
         self.values += values
+
+    def _add_relations(self, filters: Filters) -> None:
+        query = filters.query
+        self._add_patterns(query.patterns, "{}")
+        for pattern in query.patterns if len(query.patterns) > 1 else ():
+            self._add_patterns([pattern], "image in (select image from run.relations where {})")
+        for patterns in query.mentions:
+            self._add_patterns(patterns, "{}")
+        self._add_patterns(query.without, "({}) is not true")
+        for bound, sign in ((filters.low, ">="), (filters.high, "<=")):
+            if bound is not None:
+                self.add(f"certainty {sign} ?::float", [bound])
+        if filters.origins:
+            self.add(f"origin in ({_marks(filters.origins)})", filters.origins)
+        for origins, no in ((query.origins, ""), (query.without_origins, "not ")):
+            if origins:
+                self.add(f"{no}regexp_matches(origin::varchar, ?)", [origins_pattern(origins)])
+        known = [state for state in filters.judged if state != "none"]
+        clauses = [_JUDGED.format(f" and state in ({_marks(known)})")] if known else []
+        clauses += [_NOT_JUDGED] if "none" in filters.judged else []
+        if clauses:
+            self.add(" or ".join(clauses), known)
 
     def _add_patterns(self, patterns: Sequence[Pattern], form: str) -> None:
         """A relation is like one of the patterns."""

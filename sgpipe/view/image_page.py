@@ -1,7 +1,6 @@
 """The page of one image: its boxes, relations, provenance and scene graph, alone or beside those of another run.
 
-The page is drawn by scripts from plain values, which `/api/image/…` also answers with, so that they can go from one
-image to the next without loading a page.
+Scripts draw it from plain values, which `/api/image/…` also answers with.
 """
 
 from __future__ import annotations
@@ -9,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -24,11 +22,11 @@ from sgpipe.storage.index import Index, RecordView, read_record
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.console import single_line
 from sgpipe.view.provenance import Provenance, Values
-from sgpipe.view.search import Filters, Hit, neighbours
+from sgpipe.view.search import Filters, neighbours
 from sgpipe.view.web import (
     Viewer,
     gallery_url,
-    image_url,
+    hit_url,
     parse_relation,
     photo_url,
     place_of,
@@ -39,14 +37,14 @@ from sgpipe.view.web import (
 from sgpipe.viz.draw_relations import colour_of, object_names
 
 SAME_OBJECT = 0.5  # IoU from which on boxes of a class are the same object
-
-
-Compared: TypeAlias = tuple[list[tuple[Relation, Relation]], list[Relation], list[Relation]]
+MOST_RELATIONS = 1000  # of an image that a page lists
+_IN_GRAPH = 20
+_SUGGESTIONS = 20
 
 
 def compare_images(
     objects: Sequence[Box], relations: Sequence[Relation], others: Sequence[Box], other_relations: Sequence[Relation]
-) -> Compared:
+) -> tuple[list[tuple[Relation, Relation]], list[Relation], list[Relation]]:
     """Return relations with the same predicate between the same objects in two runs, and those of either run alone.
 
     Relations are without repetition, between existing objects; the boxes of the runs may differ.
@@ -64,37 +62,17 @@ def compare_images(
 
 
 def match_objects(first: Sequence[Box], second: Sequence[Box]) -> dict[int, int]:
-    """Return one-to-one matches of boxes with the same class and an IoU of at least `SAME_OBJECT`, of the largest
-    total.
-    """
+    """Return the one-to-one match of the largest total IoU of boxes with one class and an IoU of `SAME_OBJECT`."""
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = (index.ravel() for index in np.indices((len(first), len(second))))
-    corners = [
-        xywh_to_xyxy(np.array([box.bbox for box in boxes], np.float64).reshape(-1, 4)) for boxes in (first, second)
-    ]
+    sides = (np.array([box.bbox for box in boxes], np.float64).reshape(-1, 4) for boxes in (first, second))
+    corners = [xywh_to_xyxy(each) for each in sides]
     overlaps = iou(corners[0][rows], corners[1][columns]).reshape(len(first), len(second))
     same = np.array([[a.category == b.category for b in second] for a in first], bool).reshape(overlaps.shape)
     overlaps = np.where(same & (overlaps >= SAME_OBJECT), overlaps, 0)
-    return {
-        row: column for row, column in np.transpose(linear_sum_assignment(-overlaps)).tolist() if overlaps[row, column]
-    }
-
-
-MOST_RELATIONS = 1000  # of an image that a page lists
-_IN_GRAPH = 20
-_SUGGESTIONS = 20
-
-
-def routes() -> list[Route]:
-    """Return the routes of this module."""
-    place = "/{split}/{image_id:path}"
-    return [
-        Route(f"/image{place}", image_page),
-        Route(f"/api/image{place}", lambda request: JSONResponse(_values(request))),
-        Route(f"/api/neighbours{place}", lambda request: JSONResponse(_neighbours(request))),
-        Route("/api/predicates", _predicates_answer),
-    ]
+    pairs = np.transpose(linear_sum_assignment(-overlaps)).tolist()
+    return {row: column for row, column in pairs if overlaps[row, column]}
 
 
 def image_page(request: Request) -> Response:
@@ -137,15 +115,8 @@ def _neighbours(request: Request) -> Values:
     index, params = viewer_of(request).index, request.query_params
     filters, key = Filters.from_params(params.multi_items(), index.vocabulary), params.get("relation")
     found = neighbours(index, filters, *place_of(request), parse_relation(key) if key else None)
-    return {name: _hit_url(hit, params) for name, hit in zip(("previous", "next"), found, strict=True)}
-
-
-def _hit_url(hit: Hit | None, params: QueryParams) -> str | None:
-    if hit is None:
-        return None
-    has_relation = hit.subject is not None and hit.object is not None and hit.predicate is not None
-    key = relation_key(hit.subject, hit.object, hit.predicate) if has_relation else None  # type: ignore[arg-type]
-    return image_url(hit.split, hit.image_id, params.multi_items(), key)
+    urls = (hit and hit_url(hit, params.multi_items()) for hit in found)
+    return dict(zip(("previous", "next"), urls, strict=True))
 
 
 def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = None, why: str | None = None) -> Values:
@@ -184,15 +155,9 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         },
         "objects": [
             {
-                "name": name,
-                "category": box.category,
-                "box": box.bbox,
-                "score": box.score,
-                "phrase": box.phrase,
+                **{"name": name, "category": box.category, "box": box.bbox, "score": box.score, "phrase": box.phrase},
                 "attributes": list(dict.fromkeys(each.name for each in box.attributes)),
-                "colour": colour_of(index),
-                "crowd": box.iscrowd,
-                "missing": box.is_nothing,
+                **{"colour": colour_of(index), "crowd": box.iscrowd, "missing": box.is_nothing},
             }
             for index, (box, name) in enumerate(zip(record.objects, object_names(record.objects), strict=True))
         ],
@@ -271,3 +236,12 @@ def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> 
         "here": [_key(relation) for relation in sorted(here, key=_doubt)],
         "there": [_key(relation) for relation in sorted(there, key=_doubt)],
     }
+
+
+_PLACE = "/{split}/{image_id:path}"
+ROUTES = [
+    Route(f"/image{_PLACE}", image_page),
+    Route(f"/api/image{_PLACE}", lambda request: JSONResponse(_values(request))),
+    Route(f"/api/neighbours{_PLACE}", lambda request: JSONResponse(_neighbours(request))),
+    Route("/api/predicates", _predicates_answer),
+]

@@ -4,8 +4,7 @@
   `relations` an answer to a question of a recall plan, and responds with the line as it is stored.
 - `POST /api/plans` draws a sample: the fields of `_NewPlan`, all but `kind` optional.
 - `GET /api/plans/{plan}?by=`: what the plan shows so far, and the person's next open `question`, or null. Once all
-  questions of a certificate are answered, whoever asks gets the next round; of a recall plan, whoever answered all
-  gets its figures.
+  questions of a certificate are answered, whoever asks gets the next round; of a recall plan, its figures.
 - `GET /api/recall/{plan}?by=&at=`: a question, by default the next open one, without what the run says of relations.
 """
 
@@ -44,7 +43,6 @@ from sgpipe.storage.judgements import (
     Judgement,
     JudgementLog,
     Kind,
-    Line,
     PlannedQuestion,
     SamplingPlan,
     describe_invalid,
@@ -57,24 +55,9 @@ from sgpipe.view.search import Filters, select_relations
 from sgpipe.view.web import Viewer, freshness_of, image_url, photo_url, posted, relation_key, render, viewer_of
 from sgpipe.viz.draw_relations import colour_of
 
-NOBODY = "anonymous"
 Model = TypeVar("Model", bound=BaseModel)
 _QUESTIONS = 200
 _CONFLICTS_SHOWN = 100
-
-
-def routes() -> list[Route]:
-    """Return the routes of this module."""
-    return [
-        Route("/api/judgements", _writing(judge), methods=["POST"]),
-        Route("/api/judgements", judgements_of_image),
-        Route("/api/plans", _writing(draw_plan), methods=["POST"]),
-        Route("/api/plans/{plan}", plan_progress),
-        Route("/api/recall/{plan}", recall_question),
-        Route("/recall/{plan}", lambda request: render(request, "recall", {"plan": _recall_plan(request)})),
-        Route("/judge", plans_page),
-        Route("/judge/{plan}", ask_next),
-    ]
 
 
 def _writing(handler: Callable[[Request, dict[str, Any]], Response]) -> Callable[[Request], Awaitable[Response]]:
@@ -98,11 +81,12 @@ def judge(request: Request, values: dict[str, Any]) -> Response:
         who = _who(viewer, str(values.get("by") or ""))
         complete = {**values, "at": utc_now(), "run": log.fingerprint, "by": who}
         if "relations" in values:
-            return JSONResponse(_save_blind(viewer, complete).model_dump(mode="json"))
-        if values.get("undoes") is not None:
-            complete |= _undone(log, str(values["undoes"]), who)
-        line = _valid(Judgement, complete, "a judgement")
-        stored = log.append(line if line.undoes else _checked(viewer, line))
+            stored = log.append(_checked_answer(log, _valid(BlindAnswer, complete, "an answer")))
+        else:
+            if values.get("undoes") is not None:
+                complete |= _undone(log, str(values["undoes"]), who)
+            line = _valid(Judgement, complete, "a judgement")
+            stored = log.append(line if line.undoes else _checked(viewer, line))
     return JSONResponse(stored.model_dump(mode="json"))
 
 
@@ -113,19 +97,22 @@ def _valid(kind: type[Model], values: dict[str, Any], what: str) -> Model:
         raise HTTPException(400, f"not {what}: {single_line(describe_invalid(error), 200)}") from None
 
 
-def _save_blind(viewer: Viewer, values: dict[str, Any]) -> Line:
-    """Write an answer to a question of a recall plan."""
-    line = _valid(BlindAnswer, values, "an answer")
-    plan, place = viewer.judgements.recall_plans.get(line.plan), (line.split, line.image_id)
+def _check_predicate(text: str) -> None:
+    if text != single_line(text) or not 0 < len(text) <= 200:
+        raise HTTPException(400, "a predicate is one line of at most 200 characters without outer spaces")
+
+
+def _checked_answer(log: JudgementLog, line: BlindAnswer) -> BlindAnswer:
+    """Return an answer to a question of a recall plan, if it is one."""
+    plan, place = log.recall_plans.get(line.plan), (line.split, line.image_id)
     boxes = next((set(each.boxes) for each in plan.questions if each.place == place), None) if plan else None
     if boxes is None:
         raise HTTPException(404, "there is no such plan, or it does not ask about this image")
     for each in line.relations or ():
         if each.subject == each.object or not {each.subject, each.object} <= boxes:
             raise HTTPException(400, "a relation is one between two boxes of the question")
-        if each.predicate != single_line(each.predicate):
-            raise HTTPException(400, "a predicate is one line without outer spaces")
-    return viewer.judgements.append(line)
+        _check_predicate(each.predicate)
+    return line
 
 
 def _undone(log: JudgementLog, undoes: str, who: str) -> dict[str, Any]:
@@ -140,9 +127,7 @@ def _undone(log: JudgementLog, undoes: str, who: str) -> dict[str, Any]:
 
 
 def _checked(viewer: Viewer, line: Judgement) -> Judgement:
-    """Return the line with what the run says of its relation, and its stratum. What no plan asked about counts for
-    none.
-    """
+    """Return the line with what the run says of its relation, and its stratum, if its plan asked about it."""
     view = read_record(viewer.index, line.split, line.image_id)
     if view is None or max(line.subject, line.object) >= len(view.record.objects):
         raise HTTPException(404, "the run has no such image or boxes")
@@ -158,11 +143,12 @@ def _checked(viewer: Viewer, line: Judgement) -> Judgement:
     if action == "swap" and object_.is_nothing:
         raise HTTPException(400, "a relation without an object cannot be swapped")
     new = line.predicate if action == "add" else line.change.predicate if line.change else None
-    if new is not None and (new != single_line(new) or not 0 < len(new) <= 200):
-        raise HTTPException(400, "a predicate is one line of at most 200 characters without outer spaces")
+    if new is not None:
+        _check_predicate(new)
     plan = _plan(viewer, line.plan) if line.plan else None
-    questions = plan.questions if plan else []
-    strata = {question.key: question.stratum for question in reversed(questions)}  # of repeated ones, the first
+    strata = {
+        each.key: each.stratum for each in reversed(plan.questions if plan else [])
+    }  # of repeated ones, the first
     confidences = [each.confidence for each in found if each.confidence is not None and isfinite(each.confidence)]
     update = {
         "plan": plan.plan if plan and line.key in strata else None,
@@ -206,17 +192,17 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
     viewer = viewer_of(request)
     log = viewer.judgements
     wanted = _valid(_NewPlan, values, "a plan")
+    who = _who(viewer, wanted.by)
     log.reload()
-    if wanted.kind != "certificate" and wanted.id.startswith(CERTIFICATE_PLAN):
-        raise HTTPException(400, f"the id of a plan that begins with {CERTIFICATE_PLAN} is one of a certificate")
     if wanted.kind == "certificate":
         by = "predicate" if wanted.by_predicate else None
-        settings = settings_for(viewer.index, precision=wanted.precision, by=by)
-        plan = extend(viewer.index, settings, log, _who(viewer, wanted.by))
+        plan = extend(viewer.index, settings_for(viewer.index, precision=wanted.precision, by=by), log, who)
         if plan is None:
             raise HTTPException(400, "there is nothing left to ask")
         return JSONResponse(_summary(plan), 201)
-    common: dict[str, Any] = {"plan": wanted.id, "at": utc_now(), "by": _who(viewer, wanted.by), "run": log.fingerprint}
+    if wanted.id.startswith(CERTIFICATE_PLAN):
+        raise HTTPException(400, f"the id of a plan that begins with {CERTIFICATE_PLAN} is one of a certificate")
+    common: dict[str, Any] = {"plan": wanted.id, "at": utc_now(), "by": who, "run": log.fingerprint}
     common |= {"seed": wanted.seed, "kind": wanted.kind}
     made = log.recall_plans.get(wanted.id) or log.plans.get(wanted.id)
     if made and made.kind != wanted.kind:
@@ -245,37 +231,35 @@ def _summary(plan: SamplingPlan) -> dict[str, Any]:
 
 def plan_progress(request: Request) -> Response:
     """Return a plan's precision, how many more judgements it takes until ±3%, and the next open question."""
-    viewer = viewer_of(request)
-    log, name = viewer.judgements, request.path_params["plan"]
-    if name in log.recall_plans:
-        log.reload()
-        left = questions_left(log.recall_plans[name], log, _who(viewer, request.query_params.get("by", "")))
+    viewer, name = viewer_of(request), request.path_params["plan"]
+    log = viewer.judgements
+    log.reload()
+    if recall := log.recall_plans.get(name):
+        left = questions_left(recall, log, _asker(request))
         if left and not viewer.read_only:  # figures would tell what the run has of what was just named
-            whole = len(log.recall_plans[name].questions)
+            whole = len(recall.questions)
             said = f"{whole - len(left):,} of {count(whole, 'question')} answered; figures follow the last one."
             groups = [{"share": 1 - len(left) / whole, "lines": [said]}]
         else:
-            groups = measure_recall(log.recall_plans[name], log, viewer.index.rows).as_groups()
+            groups = measure_recall(recall, log, viewer.index.rows).as_groups()
         return JSONResponse({"plan": name, "groups": groups, "open": len(left), "question": bool(left)})
     plan, question = _asked(request)
+    common = {"alpha": _alpha(log, plan), "question": question and question._asdict()}
     if plan.certificate:
-        rounds, asked = rounds_of(log, plan.certificate.settings), question and question._asdict()
-        progress = measure(rounds, log)
+        progress = measure(_rounds(log, plan), log)
         groups = [own.as_json(name, plan.certificate.settings) for name, own in progress.items()]
         open_ = sum(own.given.count(None) for own in progress.values())
-        values = {"groups": groups, "open": open_, "question": asked, "alpha": _alpha(log, plan)}
-        return JSONResponse({"plan": plan.plan, **values})
-    values = {
-        "alpha": _alpha(log, plan),
-        "more": judgements_needed(plan, log),
-        "question": question and question._asdict(),
-    }
-    return JSONResponse(_summary(plan) | measure_plan(plan, log).as_json() | values)
+        return JSONResponse({"plan": plan.plan, "groups": groups, "open": open_, **common})
+    figures = measure_plan(plan, log).as_json()
+    return JSONResponse(_summary(plan) | figures | common | {"more": judgements_needed(plan, log)})
+
+
+def _rounds(log: JudgementLog, plan: SamplingPlan) -> list[SamplingPlan]:
+    return rounds_of(log, plan.certificate.settings) if plan.certificate else [plan]
 
 
 def _alpha(log: JudgementLog, plan: SamplingPlan) -> str:
-    rounds = rounds_of(log, plan.certificate.settings) if plan.certificate else [plan]
-    return describe_alpha(state for each in rounds for state in states_of(each, log).values())
+    return describe_alpha(state for each in _rounds(log, plan) for state in states_of(each, log).values())
 
 
 def ask_next(request: Request) -> Response:
@@ -291,27 +275,23 @@ def ask_next(request: Request) -> Response:
 
 def _asked(request: Request) -> tuple[SamplingPlan, PlannedQuestion | None]:
     """Return the plan that the address names, and its next open question for whoever asks."""
-    viewer = viewer_of(request)
-    viewer.judgements.reload()
-    log, plan = viewer.judgements, _plan(viewer, request.path_params["plan"])
-    who = _who(viewer, request.query_params.get("by", ""))
+    viewer, who = viewer_of(request), _asker(request)
+    log = viewer.judgements
+    log.reload()
+    plan = _plan(viewer, request.path_params["plan"])
     if plan.certificate:  # once all is answered, by whoever and even if a server was killed then, another round begins
+        settings = plan.certificate.settings
         with suppress(UserError):  # a run that has changed since gets no more questions
-            settings = plan.certificate.settings
-            made = viewer.index.remember(
-                ("round", settings, log.version), lambda: extend(viewer.index, settings, log, who)
-            )
-            plan = made or plan
-    rounds = rounds_of(log, plan.certificate.settings) if plan.certificate else [plan]
-    return plan, next((question for each in rounds if (question := next_question(each, log, who))), None)
+            key = ("round", settings, log.version)
+            plan = viewer.index.remember(key, lambda: extend(viewer.index, settings, log, who)) or plan
+    questions = (next_question(each, log, who) for each in _rounds(log, plan))
+    return plan, next(filter(None, questions), None)
 
 
 def recall_question(request: Request) -> Response:
-    """Return a question of a recall plan: the image and its boxes, and what this person answered, but nothing of the
-    run's.
-    """
-    viewer, plan = viewer_of(request), _recall_plan(request)
-    who, at = _who(viewer, request.query_params.get("by", "")), request.query_params.get("at", "")
+    """Return a question of a recall plan and what this person answered, but nothing that the run says of relations."""
+    viewer, plan, who = viewer_of(request), _recall_plan(request), _asker(request)
+    at = request.query_params.get("at", "")
     left = questions_left(plan, viewer.judgements, who)
     number = int(at) if at.isascii() and at.isdigit() and len(at) < 6 else next(iter(left), len(plan.questions))
     values = {"number": number, "of": len(plan.questions), "left": len(left), "question": None}
@@ -323,15 +303,12 @@ def recall_question(request: Request) -> Response:
         raise HTTPException(404, "the run has changed: it lacks this image or its boxes")
     record, own = view.record, viewer.judgements.blind_answers(plan.plan).get(question.place, {}).get(who)
     image = {name: getattr(record, name) for name in ("split", "image_id", "file_name", "width", "height")}
-    boxes = [(index, record.objects[index]) for index in question.boxes]
-    asked = {
-        "image": {**image, "photo": photo_url(*question.place)},
-        "objects": [
-            {"index": index, "name": f"{at} {box.category}", "box": box.bbox, "colour": colour_of(index)}
-            for at, (index, box) in enumerate(boxes, 1)
-        ],
-        "relations": [each.model_dump() for each in (own and own.relations) or ()],
-    }
+    objects = [
+        {"index": index, "name": f"{at} {box.category}", "box": box.bbox, "colour": colour_of(index)}
+        for at, (index, box) in enumerate(((index, record.objects[index]) for index in question.boxes), 1)
+    ]
+    said = [each.model_dump() for each in (own and own.relations) or ()]
+    asked = {"image": {**image, "photo": photo_url(*question.place)}, "objects": objects, "relations": said}
     return JSONResponse({**values, "question": asked})
 
 
@@ -349,12 +326,10 @@ def plans_page(request: Request) -> Response:
     log = viewer.judgements
     log.reload()
     filters = Filters.from_params(params, viewer.index.vocabulary)
-    states = list(log.current())
-    certificates = {each.certificate.settings: each for each in log.plans.values() if each.certificate}
+    states, plans = list(log.current()), [*log.plans.values()]
+    certificates = {each.certificate.settings: each for each in plans if each.certificate}
     values = {
-        "plans": [
-            (each, measure_plan(each, log)) for each in reversed(list(log.plans.values())) if not each.certificate
-        ],
+        "plans": [(each, measure_plan(each, log)) for each in reversed(plans) if not each.certificate],
         "certificates": [
             (plan, [own.as_json(name, settings) for name, own in measure(rounds_of(log, settings), log).items()])
             for settings, plan in certificates.items()
@@ -373,12 +348,27 @@ def plans_page(request: Request) -> Response:
 
 
 def _plan(viewer: Viewer, name: str) -> SamplingPlan:
-    try:
-        plan = viewer.judgements.plans[name]
-        return rounds_of(viewer.judgements, plan.certificate.settings)[-1] if plan.certificate else plan
-    except KeyError:
-        raise HTTPException(404, "there is no such plan") from None
+    """Return a plan; of a certificate, its last round."""
+    if (plan := viewer.judgements.plans.get(name)) is None:
+        raise HTTPException(404, "there is no such plan")
+    return _rounds(viewer.judgements, plan)[-1]
 
 
 def _who(viewer: Viewer, name: str) -> str:
-    return single_line(name) or single_line(viewer.name) or NOBODY
+    return single_line(name) or single_line(viewer.name) or "anonymous"
+
+
+def _asker(request: Request) -> str:
+    return _who(viewer_of(request), request.query_params.get("by", ""))
+
+
+ROUTES = [
+    Route("/api/judgements", _writing(judge), methods=["POST"]),
+    Route("/api/judgements", judgements_of_image),
+    Route("/api/plans", _writing(draw_plan), methods=["POST"]),
+    Route("/api/plans/{plan}", plan_progress),
+    Route("/api/recall/{plan}", recall_question),
+    Route("/recall/{plan}", lambda request: render(request, "recall", {"plan": _recall_plan(request)})),
+    Route("/judge", plans_page),
+    Route("/judge/{plan}", ask_next),
+]

@@ -1,7 +1,6 @@
-"""Why a relation is there: its confidence among its pair's candidates, the triplets that state it, and their words.
+"""Why a relation is there: its confidence among its pair's candidates, and the triplets that state it.
 
-Shards keep captions, triplets and candidate pairs; which triplet led to which relation follows from the rules of the
-pair stage. Where a triplet's words stand in its caption is not stored; the page finds them again.
+Which triplet led to which relation is not stored; it follows from the rules of the pair stage.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from sgpipe.records import Record, Relation, Triplet
+from sgpipe.records import Record, Relation, Triplet, deduplicate
 from sgpipe.stages.pair import normalise_predicate, split_words, told_triplets
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
@@ -22,11 +21,8 @@ Match: TypeAlias = Literal["none", "same name", "other form", "head noun", "syno
 
 @dataclass(frozen=True)
 class PairSettings:
-    """What decides where a run's candidates come from; None where the run does not say.
-
-    Settings of the pair stage; the `threshold` that the tagger's relations are above, if nothing removed relations
-    since; and the format of `imported` files.
-    """
+    """Settings of the pair stage, as far as the run says; the format of `imported` files; and the `threshold` that the
+    tagger's relations are above, if nothing removed relations since."""
 
     candidates: str | None = None
     match: str | None = None
@@ -38,15 +34,14 @@ class PairSettings:
 
     @classmethod
     def of(cls, run: Mapping[str, Any]) -> PairSettings:
-        """By the header of a run's manifest. A run made from others has the settings of the last that says."""
+        """Read the header of a run's manifest. A run made from others has the settings of the last that says."""
         found = cls()
         for identity in Manifest.identities(run):
             pair, tag = (_settings(identity, name) for name in ("pair", "tag"))
             if pair or tag:
                 kept = None if tag.get("calibration") else tag.get("threshold")  # with one, it is a probability
-                settings: dict[str, Any] = {
-                    name: pair.get(name) for name in ("candidates", "match", "restrict", "known")
-                }
+                names = ("candidates", "match", "restrict", "known")
+                settings: dict[str, Any] = {name: pair.get(name) for name in names}
                 found = cls(**settings, threshold=kept, loose=pair.get("loose") is True)
             elif isinstance(identity, Mapping) and "import" in identity:
                 found = cls(imported=str(identity["import"]))
@@ -85,7 +80,7 @@ class Provenance:
             self._stated[triplet.predicate if substring else normalise_predicate(triplet.predicate)].append(number)
 
     def stating(self, relation: Relation) -> tuple[list[int], list[int]]:
-        """Return the statements with the relation's predicate: those about its two classes, and those about others."""
+        """Return the statements with a relation's predicate: about its two classes, and about others."""
         classes = [self._categories[index] for index in (relation.subject, relation.object)]
         found: tuple[list[int], list[int]] = ([], [])
         for number in self._stated.get(relation.predicate, ()):
@@ -126,55 +121,39 @@ class Provenance:
 
 
 def _statement(triplet: Triplet, substring: bool) -> Values:
-    ends = (
-        (triplet.subject, triplet.subject_head, triplet.subject_category),
-        (triplet.object, triplet.object_head, triplet.object_category),
-    )
-    subject, object_ = (
-        {"phrase": phrase, "head": head, "category": category, "match": how_matched(phrase, head, category, substring)}
-        for phrase, head, category in ends
-    )
+    def end(phrase: str, head: str, category: str | None) -> Values:
+        how = how_matched(phrase, head, category, substring)
+        return {"phrase": phrase, "head": head, "category": category, "match": how}
+
     return {
         "caption": triplet.caption,
-        "subject": subject,
+        "subject": end(triplet.subject, triplet.subject_head, triplet.subject_category),
         "predicate": triplet.predicate,
         "lemma": triplet.predicate_lemma,
-        "object": object_,
+        "object": end(triplet.object, triplet.object_head, triplet.object_category),
     }
 
 
 def _candidates(record: Record) -> dict[tuple[int, int], list[Values]]:
     own = {(pair.subject, pair.object): dict.fromkeys(pair.predicates) for pair in record.pairs}
     scores: dict[tuple[int, int], dict[str, float | None]] = {}
-    for relation in record.relations:
-        known = scores.setdefault((relation.subject, relation.object), {})
-        known[relation.predicate] = max(
-            known.get(relation.predicate), relation.confidence, key=lambda score: -1.0 if score is None else score
-        )
+    for relation in deduplicate(record.relations):
+        scores.setdefault((relation.subject, relation.object), {})[relation.predicate] = relation.confidence
     found = {}
     for pair in dict.fromkeys((*own, *scores)):
         texts, related = own.get(pair, {}), scores.get(pair, {})
         ordered = sorted(related, key=lambda text: 1.0 if (score := related[text]) is None else -score)
         ranks = {text: rank for rank, text in enumerate(ordered, 1) if related[text] is not None}
         found[pair] = [
-            {
-                "predicate": text,
-                "confidence": related.get(text),
-                "rank": ranks.get(text),
-                "relation": text in related,
-                "own": text in texts,
-            }
+            {"predicate": text, "confidence": related.get(text), "rank": ranks.get(text)}
+            | {"relation": text in related, "own": text in texts}
             for text in dict.fromkeys((*ordered, *texts))
         ]
     return found
 
 
 def how_matched(phrase: str, head: str, category: str | None, substring: bool = False) -> Match:
-    """Return how a noun phrase with a (singular) head met a class: by its name, another form of it, its head, or a
-    synonym.
-
-    `substring`: the run matched by substrings (`pair.match: substring`), where words do not count.
-    """
+    """Return how a noun phrase with a (singular) head met a class; `substring`: by `pair.match: substring`."""
     if category is None:
         return "none"
     words, name, noun = split_words(phrase), split_words(category), split_words(head)
@@ -182,11 +161,10 @@ def how_matched(phrase: str, head: str, category: str | None, substring: bool = 
         return "same name"
     if substring:
         return "substring" if category.lower() in phrase.lower() else "synonym"
-    singular = [*words[:-1], *noun[-1:]]
-    if _is_form("".join(words), "".join(name)) or _is_form("".join(singular), "".join(name)):
+    both = (words, [*words[:-1], *noun[-1:]])
+    if any(_is_form("".join(each), "".join(name)) for each in both):
         return "other form"
-    last = len(name)
-    if _is_form("".join(words[-last:]), "".join(name)) or _is_form("".join(singular[-last:]), "".join(name)):
+    if any(_is_form("".join(each[-len(name) :]), "".join(name)) for each in both):
         return "head noun"
     return "synonym"
 

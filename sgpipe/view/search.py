@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,8 +18,7 @@ from sgpipe.view.filters import Order as Order
 from sgpipe.view.filters import Queue as Queue
 
 _OF_IMAGES = ("dataset", "split", "status")
-# Among very many hits only the triplets that the run has most often are counted, unless another may be among the first.
-_MANY = 500_000
+_MANY = 500_000  # hits, among which only the triplets that the run has most often are counted
 _TABLE = {True: "images", False: "relations"}  # of hits
 
 
@@ -67,7 +65,7 @@ def _facets(index: Index, filters: Filters, limit: int) -> Facets:
     values = {}
     for part, name in FIELDS.items():
         chosen = getattr(filters, name)
-        found = {**counts.get(part, {}), **{value: 0 for value in chosen if value not in counts.get(part, {})}}
+        found = {**counts.get(part, {}), **{value: counts.get(part, {}).get(value, 0) for value in chosen}}
         values[part] = [FacetValue(value, n, value in chosen, ((part, value),)) for value, n in found.items()]
     return Facets(
         values={**values, "triplet": _triplets(index, counts["triplet"], filters)},
@@ -81,35 +79,25 @@ def _facets(index: Index, filters: Filters, limit: int) -> Facets:
 def _count(
     index: Index, variant: Filters, of_images: bool, parts: Sequence[str], filters: Filters, limit: int
 ) -> dict[str, dict[str, int]]:
-    """Return the most frequent values of each part among the hits of a search, which are read once, and those
-    chosen.
-    """
+    """Return the most frequent values of each part among the hits of a search, which are read once, and those chosen
+    by `filters`."""
     where = Where(variant, of_images)
     everything = not of_images and where.sql == "true"  # which was counted when the index was built
     hits = f"with hits as materialized (select hit.* from run.{_TABLE[of_images]} hit where {where.sql})"
-
-    def count(parts: Iterable[str], triplets: str) -> dict[str, dict[str, int]]:
-        selects, values = [], list(where.values)
-        for part in parts:
-            chosen = getattr(filters, FIELDS[part]) if part in FACETS else ()
-            first = f"value in ({', '.join('?' * len(chosen))}) desc, " if chosen else ""
-            most = limit + len(chosen) if part in (*FACETS, "triplet") else 100
-            source = _of_everything(part) if everything else _of_hits(part, triplets)
-            selects.append(f"(select '{part}', * from ({source}) order by {first}times desc, value limit {most})")
-            values += chosen
-        counts: dict[str, dict[str, int]] = {part: {} for part in parts}
-        found = index.rows(f"{'' if everything else hits} {' union all '.join(selects)}", values)
-        for part, value, times in sorted(found, key=lambda row: (-row[2], row[1] or "")):
-            if value is not None:
-                counts[part][value] = times
-        return counts
-
-    counts = count(dict.fromkeys((*parts, "total")), f"triplet <= {HEAD} or (select count(*) from hits) <= {_MANY}")
-    if "triplet" in parts and not everything and counts["total"]["hits"] > _MANY:
-        last = list(counts["triplet"].values())[limit - 1] if len(counts["triplet"]) >= limit else 0
-        if last < index.times_of_triplet(HEAD + 1):
-            counts |= count(["triplet"], "true")
-    return {part: counts[part] for part in parts}
+    selects, values = [], list(where.values)
+    for part in parts:
+        chosen = getattr(filters, FIELDS[part]) if part in FACETS else ()
+        first = f"value in ({', '.join('?' * len(chosen))}) desc, " if chosen else ""
+        most = limit + len(chosen) if part in (*FACETS, "triplet") else 100
+        source = (_of_everything if everything else _of_hits)(part)
+        selects.append(f"(select '{part}', * from ({source}) order by {first}times desc, value limit {most})")
+        values += chosen
+    counts: dict[str, dict[str, int]] = {part: {} for part in parts}
+    found = index.rows(f"{'' if everything else hits} {' union all '.join(selects)}", values)
+    for part, value, times in sorted(found, key=lambda row: (-row[2], row[1] or "")):
+        if value is not None:
+            counts[part][value] = times
+    return counts
 
 
 def _of_everything(part: str) -> str:
@@ -120,7 +108,7 @@ def _of_everything(part: str) -> str:
         union all select 'none', (select relations from run.about) - (select count(*) from judged)"""
 
 
-def _of_hits(part: str, triplets: str) -> str:
+def _of_hits(part: str) -> str:
     if part == "total":
         return """select 'hits' as value, count(*) as times from hits
             union all select 'images', count(distinct image) from hits"""
@@ -128,7 +116,7 @@ def _of_hits(part: str, triplets: str) -> str:
         return """select coalesce(state, 'none') as value, count(*) as times
             from hits left join judged using (image, number) group by 1"""
     column = {"triplet": "triplet", "confidence": "bin"}.get(part) or FACETS[part]
-    only = f"where {triplets}" if part == "triplet" else ""
+    only = f"where triplet <= {HEAD} or (select count(*) from hits) <= {_MANY}" if part == "triplet" else ""
     return f"select {column}::varchar as value, count(*) as times from hits {only} group by {column}"
 
 
@@ -140,23 +128,15 @@ def _triplets(index: Index, counts: Mapping[str, int], filters: Filters) -> list
         [list(counts)],
     )
     names = {number: words for number, *words in rows if None not in words}
-    return [
-        FacetValue(
-            value=" ".join(names[number]),
-            count=times,
-            chosen=tuple((word,) for word in names[number]) == chosen,
-            params=tuple(zip(("subject", "predicate", "object"), names[number], strict=True)),
-        )
-        for number, times in counts.items()
-        if number in names
-    ]
+    values = []
+    for words, times in ((names[number], times) for number, times in counts.items() if number in names):
+        params = tuple(zip(("subject", "predicate", "object"), words, strict=True))
+        values.append(FacetValue(" ".join(words), times, tuple((word,) for word in words) == chosen, params))
+    return values
 
 
 def queues(index: Index) -> list[Queue]:
-    """Return the queues that have hits: what the health checks of the audit found (at its default threshold), low
-    scores by CLIP or a vision-language model, confident but rare, images without relations by reason, error rows,
-    conflicting judgements, not judged.
-    """
+    """Return the queues that have hits, such as what the health checks of the audit found, and error rows."""
     return index.remember("queues", lambda: count_queues(index.rows, index.relations))
 
 
@@ -164,21 +144,13 @@ Box = tuple[float, float, float, float]  # xywh in pixels
 Row = tuple[Any, ...]
 
 _BACK = "~"  # before a cursor whose page lies before it; values may be negative
-_CURSOR = re.compile(r"(?P<back>~?)(?P<value>[0-9.e+-]{1,30})_(?P<image>\d{1,9})_(?P<number>\d{1,9})", re.ASCII)
-
+_NUMBER = r"-?\d{1,20}(?:\.\d{1,20})?(?:e[+-]?\d{1,2})?"
+_CURSOR = re.compile(rf"(~?)({_NUMBER})_(\d{{1,9}})_(\d{{1,9}})", re.ASCII)
 
 # What a hit says of a relation, and its columns.
-_OF_RELATION = {
-    "subject": "subject",
-    "object": "object",
-    "predicate": "predicate::varchar",
-    "subject_category": "subject_category::varchar",
-    "object_category": "object_category::varchar",
-    "confidence": "if(annotated, null, certainty)",
-    "clip_score": "clip_score",
-    "vlm_score": "vlm_score",
-    "origin": "origin::varchar",
-}
+_OF_RELATION = {"subject": "subject", "object": "object", "predicate": "predicate::varchar"}
+_OF_RELATION |= {name: f"{name}::varchar" for name in ("subject_category", "object_category", "origin")}
+_OF_RELATION |= {"confidence": "if(annotated, null, certainty)", "clip_score": "clip_score", "vlm_score": "vlm_score"}
 
 
 class Place(NamedTuple):
@@ -251,8 +223,7 @@ def search(index: Index, filters: Filters, after: str | None = None, limit: int 
 def neighbours(
     index: Index, filters: Filters, split: str, image_id: str, relation: tuple[int, int, str] | None = None
 ) -> tuple[Hit | None, Hit | None]:
-    """Return the hits before and after a relation (subject, object, predicate) of an image, or else the image's first
-    hit.
+    """Return the hits before and after a relation (subject, object, predicate), or else an image's first hit.
 
     An image without hits comes before all of them. A relation that the image has several times counts as one, from its
     first place to its last: every walk ends. Raises UserError: as `search`.
@@ -266,21 +237,18 @@ def neighbours(
 
 
 def select_relations(index: Index, filters: Filters) -> tuple[str, list[Any]]:
-    """Return all hits of a search as SQL for `index.rows`, with the values of its `?`; without a confidence where
-    annotated.
+    """Return the relations that a search finds as SQL for `index.rows`, with the values of its `?`.
 
     Raises UserError: the hits are images, or the queue does not exist.
     """
     if filters.finds_images:
         raise UserError("this search finds images, not relations: add a class, a predicate or a range of confidence")
     where = Where(filters, of_images=False)
-    return (
-        f"""select hit.split::varchar as split, image_id, subject, object, predicate::varchar as predicate,
-            subject_category::varchar as subject_category, object_category::varchar as object_category,
-            if(annotated, null, certainty) as confidence
-        from run.relations hit join (select image, image_id from run.images) using (image) where {where.sql}""",
-        where.values,
-    )
+    names = ("split", "predicate", "subject_category", "object_category")
+    columns = ", ".join(f"hit.{name}::varchar as {name}" for name in names)
+    query = f"""select {columns}, image_id, subject, object, if(annotated, null, certainty) as confidence
+        from run.relations hit join (select image, image_id from run.images) using (image) where {where.sql}"""
+    return query, where.values
 
 
 def _order(filters: Filters) -> tuple[str, str, bool]:
@@ -303,51 +271,46 @@ def _order(filters: Filters) -> tuple[str, str, bool]:
 def _place(
     index: Index, filters: Filters, split: str, image_id: str, relation: tuple[int, int, str] | None, last: bool = False
 ) -> Place | None:
-    """Return the first place of a relation in the order of a search, or its last; or else that of the image's first
-    hit.
-    """
-    key, _, falling = _order(filters)
+    """Return the first (or last) place of a relation in the order of a search, or else that of its image's first
+    hit."""
     of_images = filters.finds_images
-    found = index.rows("select image from run.images where image_id = ? and split = ?", [image_id, split])
-    if not found:
-        return None
-    tries = [Where(filters, of_images)]
+    image = index.rows("select image from run.images where image_id = ? and split = ?", [image_id, split])
+    tries = [(Where(filters, of_images), False)]
     if relation is not None or of_images:
-        tries.insert(0, Where(Filters(), of_images))
+        tries.insert(0, (Where(Filters(), of_images), last))
         if relation is not None and not of_images:
-            tries[0].add("subject = ? and object = ? and predicate = ?", relation)
-    for where in tries:
-        where.add("image = ?", found[0])
-        backwards = last and where is tries[0]
-        rows = index.rows(
-            f"""select {key}, image, {"0::int" if of_images else "number"} as number from run.{_TABLE[of_images]} hit
-            where {where.sql} order by {key} {"desc" if falling != backwards else "asc"},
-            number {"desc" if backwards else "asc"} limit 1""",
-            where.values,
-        )
-        if rows:
-            return Place(*rows[0])
+            tries[0][0].add("subject = ? and object = ? and predicate = ?", relation)
+    for where, backwards in tries if image else []:
+        where.add("image = ?", image[0])
+        if rows := _ordered(index, filters, where, 1, backwards):
+            return Place(*rows[0][:3])
     return None
 
 
 def _found(index: Index, filters: Filters, start: Place | None, limit: int, back: bool = False) -> list[Row]:
-    """Return the hits after a place, or before it, the nearest first: their places, triplets and `_OF_RELATION`."""
-    key, kind, falling = _order(filters)
-    of_images = filters.finds_images
-    where = Where(filters, of_images)
-    number = "0::int" if of_images else "number"
+    """Return the hits after a place, or before it, the nearest first."""
+    where = Where(filters, filters.finds_images)
     if start is not None:
+        key, kind, falling = _order(filters)
+        number = "0" if filters.finds_images else "number"
         less, least = ("<", "<=") if falling != back else (">", ">=")
         later, at = "<" if back else ">", f"try_cast(? as {kind})"
         where.add(
             f"{key} {least} {at} and ({key} {less} {at} or image {later} ? or (image = ? and {number} {later} ?))",
             [start.value, start.value, start.image, start.image, start.number],
         )
+    return _ordered(index, filters, where, limit, back)
+
+
+def _ordered(index: Index, filters: Filters, where: Where, limit: int, back: bool) -> list[Row]:
+    """Return rows of hits: their places, triplets and `_OF_RELATION`; `back`: from the end."""
+    key, _, falling = _order(filters)
+    of_images = filters.finds_images
+    columns = "0 as number" if of_images else f"number, triplet, {', '.join(_OF_RELATION.values())}"
     first, rest = ("desc" if falling != back else "asc"), ("desc" if back else "asc")
-    columns = "" if of_images else f", triplet, {', '.join(_OF_RELATION.values())}"
     return index.rows(
-        f"""select {key}, image, {number}{columns} from run.{_TABLE[of_images]} hit where {where.sql}
-        order by {key} {first}, image {rest}, {number} {rest} limit {int(limit)}""",
+        f"""select {key}, image, {columns} from run.{_TABLE[of_images]} hit where {where.sql}
+        order by {key} {first}, image {rest}, number {rest} limit {int(limit)}""",
         where.values,
     )
 
@@ -355,25 +318,15 @@ def _found(index: Index, filters: Filters, start: Place | None, limit: int, back
 def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
     if not found:
         return []
-    images = {
-        image: values
-        for image, *values in index.rows(
-            """select image, first_object, objects,
-                split::varchar, image_id, dataset::varchar, file_name, width, height, status::varchar, error, why
-            from run.images join (select distinct unnest(?::int[]) as image) using (image)""",
-            [[row[1] for row in found]],
-        )
-    }
+    query = """select image, first_object, objects,
+            split::varchar, image_id, dataset::varchar, file_name, width, height, status::varchar, error, why
+        from run.images join (select distinct unnest(?::int[]) as image) using (image)"""
+    images = {image: values for image, *values in index.rows(query, [[row[1] for row in found]])}
     captions: dict[int, str] = {}
     if filters.query.captions:  # the first one that contains the text
-        chosen = ", ".join(map(str, images))
-        captions = dict(
-            index.rows(
-                f"""select image, arg_min(caption, number) from run.captions
-                where image in ({chosen}) and contains(folded, lower(?)) group by 1""",
-                [filters.query.captions[0]],
-            )
-        )
+        query = f"""select image, arg_min(caption, number) from run.captions
+            where image in ({", ".join(map(str, images))}) and contains(folded, lower(?)) group by 1"""
+        captions = dict(index.rows(query, [filters.query.captions[0]]))
     shown = [replace(Hit(*images[row[1]][2:]), caption=captions.get(row[1])) for row in found]
     if filters.finds_images:
         return shown
@@ -400,14 +353,7 @@ def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
 
 def _read_cursor(text: str) -> tuple[bool, Place]:
     """Return whether a page lies before a place, and the place. Raises UserError: it is not a cursor."""
-    found = _CURSOR.fullmatch(text)
-    try:
-        if found is None:
-            raise ValueError(text)
-        value = found["value"]
-        number = int(value) if value.isdigit() else float(value)
-        if not math.isfinite(number):
-            raise ValueError(text)
-    except ValueError:
-        raise UserError(f"after={single_line(text, 60)}: not a page of this search; leave it out") from None
-    return bool(found["back"]), Place(number, int(found["image"]), int(found["number"]))
+    if not (found := _CURSOR.fullmatch(text)):
+        raise UserError(f"after={single_line(text, 60)}: not a page of this search; leave it out")
+    back, value, image, number = found.groups()
+    return bool(back), Place(int(value) if value.isdigit() else float(value), int(image), int(number))

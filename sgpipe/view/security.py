@@ -22,12 +22,11 @@ LARGEST_BODY = 64 * 1024  # bytes
 _READS = ("GET", "HEAD")
 _COOKIE_SECONDS = 30 * 24 * 3600
 
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
 HEADERS = {
-    "Content-Security-Policy": _POLICY,
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -52,10 +51,9 @@ class Access:
         if not self._knows(host):
             return HTTPStatus.MISDIRECTED_REQUEST, "this server was called by a name that it does not have"
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        shown = (request.query_params.get("token"), request.cookies.get(_cookie(request)))
-        if self.token is not None and not any(
-            map(self.is_token, (*shown, bearer if scheme.lower() == "bearer" else None))
-        ):
+        shown = [request.query_params.get("token"), request.cookies.get(_cookie(request))]
+        shown += [bearer] if scheme.lower() == "bearer" else []
+        if self.token is not None and not any(map(self.is_token, shown)):
             return HTTPStatus.UNAUTHORIZED, "open the address that `sgpipe view` printed: its token is needed here"
         if request.method in _READS:
             return None
@@ -71,7 +69,7 @@ class Access:
         return None
 
     def _knows(self, host: str) -> bool:
-        """DNS rebinding needs a name of its own: an address, or the name of this machine, is safe."""
+        """Return whether a host is an address or a name of this machine: DNS rebinding needs another name."""
         try:
             parts = urlsplit(f"//{host}")
             name, _ = parts.hostname or "", parts.port
@@ -90,16 +88,11 @@ class Guard:
     """The middleware: refuses requests as `access` says, and adds the headers to every answer."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
-        self.app = app
-        self.access = access
+        self.app, self.access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         request = Request(scope)
-        refused = self.access.refusal(request)
-        if refused is not None:
+        if refused := self.access.refusal(request):
             status, message = refused
             is_api = request.url.path.startswith("/api/")
             answer = JSONResponse({"error": message}, status) if is_api else PlainTextResponse(f"{message}\n", status)
@@ -118,9 +111,7 @@ class Guard:
 
 
 def _cookie(request: Request) -> str:
-    """Return the name of the cookie: browsers keep cookies by host, so those of two servers would replace each
-    other.
-    """
+    """Return the name of the cookie, one for each port: browsers keep cookies by host."""
     return f"sgpipe-view-{request.url.port or 80}"
 
 
@@ -128,8 +119,7 @@ def _with_headers(send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
-                headers[name] = value
+            headers.update(HEADERS)
             headers.setdefault("Cache-Control", "no-cache")
         await send(message)
 

@@ -1,4 +1,4 @@
-"""The images of a run for the browser: small ones, of which the latest are kept in memory, and the files themselves.
+"""The images of a run for the browser: small ones, and the files themselves.
 
 Only images of rows are served, and only from where the run or `--images` names.
 """
@@ -26,21 +26,11 @@ from sgpipe.utils.console import single_line
 from sgpipe.view.web import Viewer, place_of, viewer_of
 
 _FAULTS = (UserError, StoreError, EngineError)  # of the image, or of the shard that holds it
-WIDTHS = (160, 320, 640, 1280)  # in pixels; others are rounded up, so that nobody fills the memory with sizes
-_MOST_KEPT = 256 << 20  # bytes
+WIDTHS = (160, 320, 640, 1280)  # in pixels; others are rounded up
 _QUALITY = 80
 _SHOWN_BY_BROWSERS = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp"}
 _KEPT = {"Cache-Control": "private, max-age=600"}  # by the browser, in seconds
-_KEEPING = threading.Lock()
 _AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, which may be large
-
-
-def routes() -> list[Route]:
-    """Return the routes of images."""
-    return [
-        Route("/thumbnail/{split}/{image_id:path}", thumbnail),
-        Route("/photo/{split}/{image_id:path}", photo),
-    ]
 
 
 def thumbnail(request: Request) -> Response:
@@ -49,21 +39,9 @@ def thumbnail(request: Request) -> Response:
     if not (wanted.isascii() and wanted.isdigit() and len(wanted) < 6):
         raise HTTPException(400, "width is not a number of pixels")
     width = next((fixed for fixed in WIDTHS if fixed >= int(wanted)), WIDTHS[-1])
-    viewer, cache = viewer_of(request), request.app.state.thumbnails
-    row = _row(viewer, *place_of(request))
-    key = (viewer.index.fingerprint, row.split, row.image_id, width)
-    before, data = cache.get(key, (None, None))
+    row = _row(request)
     try:
-        if data is None or not row.embedded or viewer.images:
-            file, name = _file(viewer, row)
-            status = file.stat() if isinstance(file, Path) and file.exists() else None  # opening it says why not
-            now = status and (status.st_mtime_ns, status.st_size)
-            if data is None or now != before:
-                data = _jpeg(file, name, row, width)
-                with _KEEPING:
-                    cache[key] = now, data
-                    while sum(len(kept) for _, kept in cache.values()) > _MOST_KEPT:
-                        del cache[next(iter(cache))]  # the oldest
+        data = _jpeg(*_file(viewer_of(request), row), row, width)
     except _FAULTS as error:
         return _placeholder(row, str(error))
     return Response(data, media_type="image/jpeg", headers=_KEPT)
@@ -71,10 +49,9 @@ def thumbnail(request: Request) -> Response:
 
 def photo(request: Request) -> Response:
     """Return an image in its annotated size and orientation: the file itself, if browsers show it like that."""
-    viewer = viewer_of(request)
-    row = _row(viewer, *place_of(request))
+    row = _row(request)
     try:
-        file, name = _file(viewer, row)
+        file, name = _file(viewer_of(request), row)
         kind = _shown_as(file, name, row)
         if kind is None:
             return Response(_jpeg(file, name, row, row.width), media_type="image/jpeg", headers=_KEPT)
@@ -85,9 +62,9 @@ def photo(request: Request) -> Response:
         return _placeholder(row, str(error))
 
 
-def _row(viewer: Viewer, split: str, image_id: str) -> IndexedImage:
-    found = find_image(viewer.index, split, image_id)
-    if found is None:
+def _row(request: Request) -> IndexedImage:
+    split, image_id = place_of(request)
+    if (found := find_image(viewer_of(request).index, split, image_id)) is None:
         raise HTTPException(404, f"the run has no image {single_line(image_id, 80)} in split {single_line(split, 80)}")
     return found
 
@@ -109,10 +86,7 @@ def _jpeg(file: ImageFile, name: str, row: ImageReference, width: int) -> bytes:
 
 
 def _shown_as(file: ImageFile, name: str, row: ImageReference) -> str | None:
-    """Return the media type of a file that browsers show in the annotated frame as it is.
-
-    None: it must be converted.
-    """
+    """Return the media type of a file that browsers show in the annotated frame; None: it must be converted."""
     with open_header(file, name) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # which browsers would do, annotations may not
         fits = image.size == (row.width, row.height) and not turned
@@ -131,3 +105,6 @@ def _placeholder(row: ImageReference, reason: str) -> Response:
         f'font-size="14" text-anchor="middle">{texts}</text></svg>'
     )
     return Response(svg, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})
+
+
+ROUTES = [Route("/thumbnail/{split}/{image_id:path}", thumbnail), Route("/photo/{split}/{image_id:path}", photo)]

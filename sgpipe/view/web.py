@@ -26,8 +26,8 @@ from sgpipe.errors import UserError, format_os_error
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JudgementLog
-from sgpipe.utils import __version__
 from sgpipe.utils.console import count, isolated, single_line
+from sgpipe.view.search import Hit
 
 FOLDER = Path(__file__).parent
 Params = Iterable[tuple[str, str]]
@@ -36,10 +36,9 @@ _SECONDS_LOCAL, _SECONDS_STORE = 2.0, 30.0  # between two looks for new shards, 
 
 @dataclass(frozen=True)
 class Viewer:
-    """What the handlers share; `viewer_of(request)` is it.
+    """What the handlers share. Its `index` is one state of the run, so that all of an answer fits together.
 
-    Its `index` is one state of the run, so that all of an answer fits together. `name`: of the person who judges.
-    `images`: where images are, which takes precedence over those that the run names.
+    `name`: of the person who judges. `images`: where images are, which counts more than where the run says they are.
     """
 
     title: str
@@ -73,7 +72,7 @@ class Freshness:
         self._seconds = _SECONDS_STORE if "://" in str(viewer.index.root) else _SECONDS_LOCAL
 
     def update_judgements(self) -> None:
-        """Let searches know of all judgements that are in the file by now. Raises UserError: it cannot be read."""
+        """Let searches know of all judgements in the file. Raises UserError: it cannot be read."""
         with self._judging:
             self.viewer.judgements.reload()
             if self.viewer.judgements.version != self._indexed:
@@ -95,10 +94,8 @@ class Freshness:
                     self._judge(index)
                     self.viewer = replace(self.viewer, index=index)
             self.failure = ""
-        except UserError as error:
-            self.failure = str(error)
-        except OSError as error:
-            self.failure = format_os_error(error)
+        except (UserError, OSError) as error:
+            self.failure = format_os_error(error) if isinstance(error, OSError) else str(error)
         finally:
             self._looked = time.monotonic()
             self._looking.release()
@@ -124,10 +121,9 @@ def freshness_of(request: Request) -> Freshness:
 
 
 def render(request: Request, template: str, values: Mapping[str, Any] | None = None, status: int = 200) -> HTMLResponse:
-    """Return a page made from `templates/TEMPLATE.html.jinja`, which extends `base.html.jinja`.
+    """Return a page made from `templates/TEMPLATE.html.jinja`, with every value escaped.
 
-    Every value is escaped. Templates see `viewer`, `params` (the request's query parameters), the functions for
-    addresses of this module, and the filters `thousands`, `count`, `isolated`, `single_line` and `json`.
+    Templates also see `viewer`, `params` (of the address), `path`, and the functions and filters of `_environment`.
     """
     page = _environment().get_template(f"{template}.html.jinja")
     shared = {"viewer": viewer_of(request), "params": request.query_params, "path": request.url.path}
@@ -148,18 +144,18 @@ def gallery_url(params: Params = (), **changes: str | None) -> str:
     return _with_params("/", [*(pair for pair in params if pair[0] not in changes), *changes.items()])
 
 
-def judge_url(params: Params = ()) -> str:
-    """Return the page of sampling plans, where one of the search that the parameters hold can be made."""
-    return _with_params("/judge", params)
-
-
 def image_url(split: str, image_id: str, params: Params = (), relation: str | None = None) -> str:
-    """Return the page of an image within the search that the parameters hold.
-
-    `relation`: the chosen one, by its key.
-    """
+    """Return the page of an image within a search; `relation`: the key of the chosen one."""
     others = [(name, value) for name, value in params if name not in ("relation", "after")]
     return _with_params(f"/image/{_path(split, image_id)}", [*others, ("relation", relation)])
+
+
+def hit_url(hit: Hit, params: Params) -> str:
+    """Return the page of a hit of a search."""
+    key = None
+    if hit.subject is not None and hit.object is not None and hit.predicate is not None:
+        key = relation_key(hit.subject, hit.object, hit.predicate)
+    return image_url(hit.split, hit.image_id, params, key)
 
 
 def photo_url(split: str, image_id: str) -> str:
@@ -197,27 +193,12 @@ def _with_params(path: str, params: Iterable[tuple[str, str | None]]) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "thousands": lambda number: f"{number:,}",
-        "count": count,
-        "isolated": isolated,
-        "single_line": single_line,
-        "json": lambda value: json.dumps(value, allow_nan=False),  # for attributes: data-boxes="{{ boxes|json }}"
-    }
-    environment.globals |= {
-        "version": __version__,
-        "gallery_url": gallery_url,
-        "judge_url": judge_url,
-        "image_url": image_url,
-        "photo_url": photo_url,
-        "thumbnail_url": thumbnail_url,
-        "relation_key": relation_key,
-    }
+    loader = jinja2.FileSystemLoader(FOLDER / "templates")
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    environment = jinja2.Environment(loader=loader, autoescape=True, **options)
+    environment.filters |= {"count": count, "isolated": isolated, "single_line": single_line}
+    environment.filters |= {"thousands": lambda number: f"{number:,}"}
+    environment.filters |= {"json": lambda value: json.dumps(value, allow_nan=False)}  # for attributes of HTML
+    environment.globals |= {"gallery_url": gallery_url, "image_url": image_url, "thumbnail_url": thumbnail_url}
+    environment.globals |= {"relation_key": relation_key, "with_params": _with_params}
     return environment

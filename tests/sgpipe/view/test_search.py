@@ -15,7 +15,6 @@ from sgpipe.errors import UserError
 from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.stats.measures import measure
 from sgpipe.storage.index import Index
-from sgpipe.view import search as facets_module
 from sgpipe.view.filters import ORDERS
 from sgpipe.view.search import Filters, Hit, facets, neighbours, queues, search
 from tests.sgpipe.training.data.runs import SIZE, make_records, make_run
@@ -180,19 +179,6 @@ def test_a_facet_counts_without_its_own_filter(index: Index, records: list[Recor
     assert {value.value for value in found.values["predicate"] if value.chosen} == {"on"}
     assert [value.params for value in found.values["predicate"] if value.chosen] == [(("predicate", "on"),)]
     assert found.total == expected["on"]
-
-
-def test_triplets_are_exact_where_only_the_frequent_ones_are_counted_first(
-    index: Index, records: list[Record], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(facets_module, "_MANY", 10)
-    monkeypatch.setattr(facets_module, "HEAD", 4)
-    index.set_judged([])  # forgets what was counted
-    for params, wanted in SEARCHES.values():
-        found = facets(index, filters(index, *params), limit=3).values["triplet"]
-        if not {"subject", "predicate"} & dict(params).keys():
-            counts = Counter(" ".join(row.triplet) for row in rows(records, wanted))
-            assert [value.count for value in found] == [count for _, count in counts.most_common(3)]
 
 
 def test_orders(index: Index, records: list[Record]) -> None:
