@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -65,11 +66,9 @@ def check_benchmark(recipe: TrainRecipe, validation: TrainingSet | None) -> None
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Scores a network by one of `BENCHMARKS` on all images of the validation shards; the processes share the work.
+    """Scores a network by one of `BENCHMARKS` on all images of the validation shards, shared by the processes.
 
-    `batch`: images per process that are read together. `share`: index of this process, and number of processes.
-
-    Raises UserError: the network does not classify the subjects of scene graphs.
+    `batch`: images per process that are read together. Raises UserError: the network does not classify subjects.
     """
 
     name: str
@@ -90,8 +89,7 @@ class Benchmark:
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        """Return the score under the name of the benchmark, the same in every process; nothing if no class has ground
-        truth.
+        """Return the score by the name of the benchmark, the same in every process; nothing without any ground truth.
 
         Raises UserError: an annotation is not of a listed class, or a prediction is not finite.
         """
@@ -108,9 +106,8 @@ class Benchmark:
     def _score(self) -> float:
         objects, relations = self.labels.objects, self.labels.relations
         if self.name == "openimages":
-            return evaluate_open_images(
-                self._images(), OpenImagesSettings(len(objects), len(relations))
-            ).weighted_score()
+            sizes = OpenImagesSettings(len(objects), len(relations))
+            return evaluate_open_images(self._images(), sizes).weighted_score()
         official = self.labels == HICO.classes
         possible = possible_interactions() if official else np.ones((len(relations), len(objects)))
         return evaluate_hico(self._images(), HicoSettings(possible)).per_class.mean()
@@ -132,30 +129,24 @@ class Benchmark:
         with ThreadPoolExecutor(self.data.threads, thread_name_prefix="images") as pool:
             for place in own:
                 table = read_row_group(location(place.file), place.group, COLUMNS, (IMAGE_COLUMN,))
-                kept = np.ones(len(table), np.uint8)
-                if place.kept is not None:
-                    kept = np.unpackbits(np.frombuffer(place.kept, np.uint8), count=len(table))
-                rows = [TrainingRow(table, int(index), place.folder) for index in np.flatnonzero(kept)]
+                kept = np.flatnonzero(place.kept_rows(len(table)))
+                rows = [TrainingRow(table, int(index), place.folder) for index in kept]
                 for start in range(0, len(rows), self.batch):
                     yield [image for image in pool.map(self._read, rows[start : start + self.batch]) if image]
 
     def _read(self, row: TrainingRow) -> _Image | None:
         """None: an error row."""
-        values = row.values()
+        values, pixels = row.values(), None
         if values["status"] != "ok":
             return None
         record = Record(*(values[name] for name in ("image_id", "dataset", "split", "file_name", "width", "height")))
-        try:
+        with suppress(ImageError):
             image = open_row_image(self.validation.folders[row.folder].images, record, row.embedded())
-        except ImageError:
-            return values, None
-        return values, to_pixel_values(image, self.data.short_side, self.data.long_side)
+            pixels = to_pixel_values(image, self.data.short_side, self.data.long_side)
+        return values, pixels
 
     def _detect(self, batch: Sequence[_Image]) -> dict[int, PredictedPairs]:
-        """Return the pairs in each image that can be read.
-
-        Boxes in pixels. A forward pass has images of one size only.
-        """
+        """Return the pairs in each image that can be read, in pixels. A forward pass has images of one size only."""
         by_size: dict[torch.Size, list[int]] = {}
         for index, (_, pixels) in enumerate(batch):
             if pixels is not None:
@@ -192,10 +183,7 @@ class Benchmark:
 
 
 def _row_groups(data: DataConfig, validation: TrainingSet) -> Iterator[UsableRowGroup]:
-    """Yield all row groups of the validation shards, also those without usable rows.
-
-    With a limit, those that it keeps.
-    """
+    """Yield all row groups of the validation shards, also those without usable rows; with a limit, what it keeps."""
     usable = {(group.folder, group.file, group.group): group for group in validation.row_groups}
     for number, (config, folder) in enumerate(zip(data.val, validation.folders, strict=True)):
         for entries in shards_by_split(Manifest.load(config.shards), config).values():
@@ -211,9 +199,6 @@ def _row_groups(data: DataConfig, validation: TrainingSet) -> Iterator[UsableRow
 
 
 def _lockstep(items: Iterator[Item]) -> Iterator[Item | None]:
-    """Yield the items.
-
-    Then None while other processes have more, so that sharded parameters serve equally many passes.
-    """
+    """Yield the items, then None while other processes have more: sharded parameters serve equally many passes."""
     while any(gather((item := next(items, None)) is not None)):
         yield item

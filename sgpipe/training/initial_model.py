@@ -36,9 +36,7 @@ def make_initial_model(
         texts: the names in the data; a new network without RoBERTa gets a tokenizer that knows their words.
         image_sides: of validation images; config.json states them, so that a copied network is used at their size.
 
-    Raises:
-        UserError: the network does not exist or is of another kind, or a setting is invalid.
-        EngineError: its store cannot be reached.
+    Raises UserError: the network does not exist or is of another kind, or a setting is invalid; EngineError: no store.
     """
     try:
         network = _existing(config, folder, seed) if config.init else _new(config, texts, seed)
@@ -50,24 +48,19 @@ def make_initial_model(
 
 def _existing(config: ModelConfig, folder: Path, seed: int) -> RLIPModel:
     name = str(config.init)
-    source = Path(name)
-    if source.suffix in (".pth", ".pt"):
+    if Path(name).suffix in (".pth", ".pt"):
         converted = folder.with_name(f"{folder.name}-converted")
         if not (converted / "config.json").exists():
-            convert(existing_file(source), converted, local_model(config.text_encoder or "roberta-base"))
-        source = converted
+            convert(existing_file(Path(name)), converted, local_model(config.text_encoder or "roberta-base"))
+        name = str(converted)
     else:
         name = local_model(name)
-        source = Path(name)
-    known = str(network_folder(source)) if source.exists() else name  # a training: its best network
-    network = CLASSES[config.kind].from_pretrained(known)
-    return _reconfigured(network, config.config, seed)
+    known = str(network_folder(Path(name))) if Path(name).exists() else name  # a training: its best network
+    return _reconfigured(CLASSES[config.kind].from_pretrained(known), config.config, seed)
 
 
 def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLIPModel:
-    """Return the network with the same parameters and changed settings.
-
-    With another `fusion`, the parameters of the old one are dropped, and those of the new one are random.
+    """Return the network with changed settings; the parameters of another `fusion` are random.
 
     Raises CheckpointError: a setting does not exist, or the parameters do not fit it.
     """

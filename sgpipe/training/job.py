@@ -78,10 +78,7 @@ def run_job(
         share: index of this worker, and number of workers.
         wrap: see `Trainer`.
 
-    Raises:
-        UserError, OSError: see `train`.
-        DivergenceError: a loss or gradient is not finite.
-        EngineError: PyTorch fails to compile within a backward pass.
+    Raises as `train`, but DivergenceError.
     """
     recipe, checkpoints = job.recipe, job.checkpoints
     latest = checkpoints.latest()
@@ -140,10 +137,7 @@ def _compilation(layers: CompiledLayers | None) -> dict[str, float | str]:
 
 
 def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
-    """Return the network with its criterion.
-
-    Parts are frozen as configured. Raises UserError: there is no such part.
-    """
+    """Return the network with its criterion, and parts frozen as configured. Raises UserError: no such part."""
     loss, options = recipe.loss, recipe.optimisation
     if loss.only_boxes and not network.config.dense_head:
         raise UserError("loss.only_boxes needs a detector with a dense head; set model.config.dense_head: true")
@@ -175,10 +169,7 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
 
 
 def make_feed(job: TrainingJob, network: RLIPModel, rank: int, world_size: int, *, pinned: bool = False) -> ShardFeed:
-    """Return a worker's batches.
-
-    As published, the R-Tagger's pairs come from as many relations of an image as the network has queries.
-    """
+    """Return a worker's batches. As published, the R-Tagger learns from as many relations as it has queries."""
     recipe, config = job.recipe, network.config
     is_tagger = isinstance(network, RTagger)
     return ShardFeed(

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -37,49 +29,47 @@ MEASURES = (*BENCHMARKS, "ap", "recall@20", "recall@50", "recall@100", "precisio
 def metrics_log(out: Path, step: int, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield a function that appends a line of metrics, for TensorBoard too if asked for.
 
-    Args:
-        step: the step from which the training resumes; lines of later steps, which are repeated, are removed.
+    `step`: from which the training resumes; lines of later steps, which are repeated, are removed.
     """
     rows = [row for row in read_metrics(out) if row["step"] <= step]
     write_text(out / METRICS, "".join(f"{json.dumps(row)}\n" for row in rows))
     with ExitStack() as stack:
         file = stack.enter_context((out / METRICS).open("a", encoding="utf-8"))
-        events = stack.enter_context(closing(ScalarEvents(out / "tensorboard", step))) if tensorboard else None
+        show = stack.enter_context(_tensorboard(out / "tensorboard", step)) if tensorboard else None
 
         def write(row: dict[str, Any]) -> None:
             file.write(f"{json.dumps(row)}\n")
             file.flush()
-            if events:
-                group = "validation" if row["event"] == "validation" else "train"
-                measures = {f"{group}/{name}": value for name, value in row.items() if name not in _NOT_MEASURES}
-                events.write(measures, row["step"])
+            if show:
+                show(row)
 
         yield write
 
 
-class ScalarEvents:
-    """An event file for TensorBoard, written synchronously, so that a full disk is an error here and not in a thread.
+@contextmanager
+def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that writes to an event file at once, so that a full disk is an error here, not in a thread.
 
-    Args:
-        step: the step from which the training resumes; TensorBoard discards later steps of earlier files.
+    TensorBoard discards later steps than `step` of earlier files.
     """
+    from tensorboardX.event_file_writer import EventsWriter  # it imports boto3 where that is installed
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
 
-    def __init__(self, folder: Path, step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter  # it imports boto3 where that is installed
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.summary import scalar
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._event, self._scalar = Event, scalar
-        self._writer = EventsWriter(str(folder / "events"), f".{step}")
-        self.close = self._writer.close
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(EventsWriter(str(folder / "events"), f".{step}")) as writer:
         start = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+        writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
-    def write(self, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
-        self._writer.flush()
+        def write(row: dict[str, Any]) -> None:
+            group = "validation" if row["event"] == "validation" else "train"
+            for name, value in row.items():
+                if name not in _NOT_MEASURES:
+                    summary = scalar(f"{group}/{name}", value)
+                    writer.write_event(Event(wall_time=time.time(), step=row["step"], summary=summary))
+            writer.flush()
+
+        yield write
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
@@ -114,8 +104,8 @@ class TrainSummary:
 def training_display(console: Console, epochs: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield a function that shows a line of metrics; `epochs`: None if the training or its validations go by steps."""
     last, compile_error = float("-inf"), ""
-    columns: list[str | ProgressColumn] = ["training", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}"]
-    columns += [TimeElapsedColumn(), "left", TimeRemainingColumn(elapsed_when_finished=False)]
+    times = TimeElapsedColumn(), "left", TimeRemainingColumn()
+    columns = "training", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}", *times
     bar = Progress(*columns, console=console) if console.is_terminal else None
     task = bar.add_task("training", total=None, note="") if bar else TaskID(0)
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rlip_model.training.divergence import DivergenceError
-from sgpipe.errors import DivergedError, UserError
-from sgpipe.training.data.stream import StepStream
+from sgpipe.errors import DivergedError
+from sgpipe.training.data.stream import StepStream, check_batch
 from sgpipe.training.job import PRIVATE, run_job
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.training.run import prepare
@@ -35,13 +35,12 @@ class TrainingPlan:
     """What a training takes.
 
     Attributes:
-        steps: of the schedule. images: per epoch, of all workers.
-        workers, accumulate, part: each worker computed its share of a batch in `accumulate` parts of `part` images.
-        step_seconds: mean time of a step of a worker's share, without exchanging gradients. waited: share of it that
-            waited for images.
+        images: per epoch, of all workers.
+        accumulate, part: each worker computed its share of a batch in `accumulate` parts of `part` images.
+        step_seconds: mean time of a step of a worker's share. waited: share of it that waited for images.
         memory: bytes at their peak, on the GPU or else of the process. device_memory: bytes that there are.
         fitting: the fewest parts per worker that are estimated to fit, with the batch as it is.
-        gpus: that PyTorch sees. seconds: of all steps, without validations and checkpoints.
+        seconds: of all steps, without validations and checkpoints.
     """
 
     device: str
@@ -74,8 +73,7 @@ def plan_training(
     Raises UserError, EngineError: as `train`, or a single image does not fit.
     """
     options, workers = recipe.optimisation, recipe.workers.count
-    if options.batch % workers:
-        raise UserError(f"a batch of {options.batch} cannot be divided evenly between {workers} workers")
+    check_batch(options.batch, workers)
     share, accumulate = options.batch // workers, options.accumulate
     while True:
         alone = changed(
@@ -104,52 +102,48 @@ def _measure(alone: TrainRecipe, recipe: TrainRecipe, steps: int, patience: floa
         if len(rows) > steps or (len(rows) > 1 and times[-1] - times[0] > patience):
             raise _EnoughError
 
+    options, workers = recipe.optimisation, recipe.workers.count
     with tempfile.TemporaryDirectory(prefix="sgpipe-plan-") as folder, suppress(_EnoughError):
         (Path(folder) / PRIVATE).mkdir()
         job = prepare(alone, Path(folder).resolve(), progress)
-        options = recipe.optimisation
-        StepStream(  # refuses what a training with all workers refuses
-            job.training_set, recipe.data, options.batch, recipe.seed, 1, world_size=recipe.workers.count
-        )
+        # Refuses what a training with all workers refuses.
+        StepStream(job.training_set, recipe.data, options.batch, recipe.seed, 1, world_size=workers)
         state = _STATE * (job.initial_model / "model.safetensors").stat().st_size
         progress.say(f"measuring {count(steps + 1, 'step')}")
         try:
             run_job(job, show)
         except DivergenceError as error:
             raise DivergedError(str(error)) from None
-    share = alone.optimisation.batch
+    share, accumulate = alone.optimisation.batch, alone.optimisation.accumulate
     measured = rows[1:] or rows  # the first one also allocates and warms up
     seconds = (times[-1] - times[0]) / (len(rows) - 1) if len(rows) > 1 else share / rows[0]["images_per_second"]
-    part = -(-share // alone.optimisation.accumulate)
-    device = pick_device(alone.workers.device, alone.workers.gpus)
-    on_gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+    device, name = pick_device(alone.workers.device, alone.workers.gpus), "CPU"
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if on_gpu:
-        total = torch.cuda.get_device_properties(device).total_memory
-    memory = int(max(row.get("gpu_memory", row["memory"]) for row in rows))
+    if device.type == "cuda":
+        name, total = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
+    part, memory = -(-share // accumulate), int(max(row.get("gpu_memory", row["memory"]) for row in rows))
     per_image = max(memory - state, 0) / part
     sizes = [size for size in range(1, share + 1) if share % size == 0]
-    fitting = max((size for size in sizes if state + size * per_image <= _USABLE * total), default=1)
-    whole = options.steps or rows[0]["steps"] // (options.epochs * recipe.workers.count) * options.epochs
-    epochs = None if options.steps else options.epochs
+    whole = options.steps or rows[0]["steps"] // (options.epochs * workers) * options.epochs
+    fitting = share // max((size for size in sizes if state + size * per_image <= _USABLE * total), default=1)
     return TrainingPlan(
-        name, epochs, whole, job.training_set.rows, options.batch, recipe.workers.count, alone.optimisation.accumulate,
-        part, len(measured), seconds, sum(row["waited"] for row in measured) / len(measured), memory, total,
-        share // fitting, usable_gpus(), whole * seconds,
+        device=name, epochs=None if options.steps else options.epochs, steps=whole, images=job.training_set.rows,
+        batch=options.batch, workers=workers, accumulate=accumulate, part=part, measured_steps=len(measured),
+        step_seconds=seconds, waited=sum(row["waited"] for row in measured) / len(measured), memory=memory,
+        device_memory=total, fitting=fitting, gpus=usable_gpus(), seconds=whole * seconds,
     )  # fmt: skip
 
 
 def print_training_plan(plan: TrainingPlan, console: Console) -> None:
     """Print what a training takes, and how its batch fits on the GPUs there are."""
+    parts = f"{count(plan.accumulate, 'part')} of {count(plan.part, 'image')}"
+    rate = f"{plan.batch / plan.step_seconds:.3g} images/s, waiting for images {plan.waited:.0%}"
     rows = {
         "device": plan.device,
         "schedule": f"{count(plan.steps, 'step')}" + (f", {count(plan.epochs, 'epoch')}" if plan.epochs else ""),
         "images": f"{plan.images:,}",
-        "step": f"{plan.step_seconds:.3g} s, {plan.batch / plan.step_seconds:.3g} images/s, "
-        f"waiting for images {plan.waited:.0%}",
-        "batch": f"{plan.batch}: {count(plan.workers, 'worker')} × {count(plan.accumulate, 'part')} of "
-        f"{count(plan.part, 'image')}",
+        "step": f"{plan.step_seconds:.3g} s, {rate}",
+        "batch": f"{plan.batch}: {count(plan.workers, 'worker')} × {parts}",
         "memory": f"{plan.memory / 1e9:.1f} of {plan.device_memory / 1e9:.1f} GB",
         "time": f"{duration(plan.seconds)} ({plan.seconds / 86400:.2g} days), without validations",
         "parts that fit": f"optimisation.accumulate={plan.fitting} (estimated)",

@@ -43,10 +43,8 @@ _RUN, _RECIPE = "run.json", "recipe.yaml"
 def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None) -> TrainSummary:
     """Train a recipe's network into the folder `out`; an earlier training of the same recipe in `out` is resumed.
 
-    Raises:
-        UserError: the recipe, the shards, the network or the folder is invalid.
-        EngineError: workers were lost and could not be replaced, or (DivergedError) a loss is not finite.
-        OSError: a checkpoint could not be written; earlier checkpoints are kept.
+    Raises UserError: the recipe, the shards, the network or the folder is invalid; EngineError: workers were lost and
+    could not be replaced, or (DivergedError) a loss is not finite; OSError: a checkpoint could not be written.
     """
     require_loaded(recipe, TrainRecipe, "load_train_recipe")
     progress, out = progress or Progress(), Path(out)
@@ -72,12 +70,10 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
 
 def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     """Read the shards and create the network. Raises UserError."""
-    if any(part.judged for part in recipe.data.val) or (
-        recipe.model.kind != "tagger" and any(part.judged for part in recipe.data.train)
-    ):
-        raise UserError(
-            "judged shards (--judgements) teach the R-Tagger only: set model.kind=tagger, and none in data.val"
-        )
+    unjudged = recipe.data.val if recipe.model.kind == "tagger" else (*recipe.data.val, *recipe.data.train)
+    if any(part.judged for part in unjudged):
+        why = "judged shards (--judgements) teach the R-Tagger only"
+        raise UserError(f"{why}: set model.kind=tagger, and none in data.val")
     if (init := recipe.model.init) and "://" not in init:
         path = out / PRIVATE / _RUN
         pinned = pin_model(init, path.read_text(encoding="utf-8") if path.exists() else "")
@@ -158,8 +154,8 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
     for part in (*recipe["data"]["train"], *recipe["data"]["val"]):
         del part["images"]
         part["shards"] = fingerprint({shard.file: shard.sha256 for shard in Manifest.load(part["shards"]).shards})
-    judged = [sorted((*key, *each) for key, own in folder.judged.items() for each in own)
-              for folder in job.training_set.folders if folder.judged is not None]  # fmt: skip
+    found = [folder.judged for folder in job.training_set.folders if folder.judged is not None]
+    judged = [sorted((*key, *each) for key, own in images.items() for each in own) for images in found]
     if judged:
         recipe["data"]["judgements"] = fingerprint({"judged": judged})
     if job.recipe.data.calibration is not None:
@@ -178,14 +174,10 @@ def _summarise(job: TrainingJob) -> TrainSummary:
     steps = [row for row in rows if row["event"] == "step"]
     validations = [row for row in rows if row["event"] == "validation"]
     return TrainSummary(
-        job.out,
-        job.recipe.model.kind,
-        position.epoch,
-        position.step,
-        job.training_set.rows,
-        steps[-1] if steps else {},
-        validations[-1] if validations else {},
-        position.best,
-        position.best_by or job.recipe.output.best,  # of a finished training, the measure that chose
-        job.out / (BEST if (job.out / BEST).exists() else LAST),
+        *(job.out, job.recipe.model.kind, position.epoch, position.step, job.training_set.rows),
+        last=steps[-1] if steps else {},
+        validation=validations[-1] if validations else {},
+        best=position.best,
+        best_by=position.best_by or job.recipe.output.best,  # of a finished training, the measure that chose
+        network=job.out / (BEST if (job.out / BEST).exists() else LAST),
     )

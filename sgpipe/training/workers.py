@@ -25,7 +25,7 @@ from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.objective import HEAVY, Objective
 from sgpipe.errors import DivergedError, EngineError, UserError
 from sgpipe.training.job import TrainingJob, run_job
-from sgpipe.training.metrics import METRICS
+from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import WorkersConfig
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
@@ -40,9 +40,8 @@ _POLL_SECONDS = 0.5
 def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progress: Progress) -> None:
     """Run the job in `workers.count` processes.
 
-    Raises:
-        UserError: a worker refused its input, or Ray has too few CPUs or GPUs.
-        EngineError: more workers were lost than are replaced, or (DivergedError) a loss is not finite.
+    Raises UserError: a worker refused its input, or Ray has too few CPUs or GPUs; EngineError: more workers were lost
+    than are replaced, or (DivergedError) a loss is not finite.
     """
     config = job.recipe.workers
     refusal = job.private / _REFUSAL
@@ -54,7 +53,7 @@ def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progre
         progress.say(note)
     progress.say(f"{config.count} workers, {config.parallel}")
     try:
-        with _following(job.out / METRICS, show):
+        with _following(job.out, show):
             _fit(_trainer(job, config), refusal)
     except (RayError, RuntimeError, ray.train.TrainingFailedError) as error:
         if not refusal.exists():
@@ -74,8 +73,7 @@ def _fit(trainer: TorchTrainer, refusal: Path) -> None:
     def run() -> None:
         try:
             outcome.set_result(trainer.fit())
-        # Not swallowed but passed on: it is raised where the outcome is read.
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001 - raised where the outcome is read
             outcome.set_exception(error)
 
     threading.Thread(target=run, name="trainer", daemon=True).start()
@@ -93,20 +91,14 @@ def _trainer(job: TrainingJob, config: WorkersConfig) -> TorchTrainer:
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     gpu = _gpus(config) > 0
+    each = {"CPU": config.cpus, **({"GPU": _gpus(config)} if gpu else {})}
+    restarts = FailureConfig(max_failures=config.restarts)
     return TorchTrainer(
         _worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=config.count,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": config.cpus, **({"GPU": _gpus(config)} if gpu else {})},
-        ),
-        run_config=RunConfig(
-            name="workers",
-            storage_path=str(job.private / "ray"),
-            failure_config=FailureConfig(max_failures=config.restarts),
-        ),
+        scaling_config=ScalingConfig(num_workers=config.count, use_gpu=gpu, resources_per_worker=each),
+        run_config=RunConfig(name="workers", storage_path=str(job.private / "ray"), failure_config=restarts),
     )
 
 
@@ -118,11 +110,11 @@ def _worker(config: dict[str, Any]) -> None:
     if refusal.exists():
         raise EngineError("the input was refused before; a retry would change nothing")
     torch.set_num_threads(max(1, int(workers.cpus)))
-    share = context.get_world_rank(), context.get_world_size()
+    share, wrap = (context.get_world_rank(), context.get_world_size()), wrap_ddp
+    if workers.parallel == "fsdp":
+        wrap = wrap_fsdp
     try:
-        run_job(
-            job, device=worker_device(workers), share=share, wrap=wrap_fsdp if workers.parallel == "fsdp" else wrap_ddp
-        )
+        run_job(job, device=worker_device(workers), share=share, wrap=wrap)
     except (UserError, DivergenceError, EngineError, OSError) as error:
         write_text(refusal, json.dumps([type(error).__name__, str(error)]))
         raise
@@ -157,14 +149,13 @@ def wrap_fsdp(objective: Objective) -> nn.Module:
 
 
 @contextmanager
-def _following(path: Path, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """In the block, lines appended to a file of metrics are shown."""
+def _following(out: Path, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """In the block, lines appended to the metrics are shown."""
     stop, shown = threading.Event(), 0
 
     def show_new() -> None:
         nonlocal shown
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
+        rows = read_metrics(out)
         for row in rows[shown:]:
             show(row)
         shown = len(rows)  # fewer than before if lost steps are repeated

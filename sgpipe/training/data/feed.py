@@ -12,7 +12,6 @@ from threading import Lock
 from PIL import Image
 
 from rlip_model.dense_head import LabelledBoxes
-from rlip_model.settings import Augmentation
 from rlip_model.training.annotations import label_scene
 from rlip_model.training.augment import prepare
 from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
@@ -25,6 +24,7 @@ from sgpipe.storage.manifest import image_indexes
 from sgpipe.training.data.scan import TrainingSet
 from sgpipe.training.data.stream import StepPart, StepStream, TrainingItem, TrainingStep
 from sgpipe.training.recipe import DataConfig
+from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch_generator, start_early
 
 
@@ -41,8 +41,7 @@ class WorkerShare:
 class ShardFeed:
     """Feeds `rlip_model.training.loop.Trainer` from shards: `batch` images per step, over all workers.
 
-    most_relations, most_pairs: see `StepStream` and `ExamplePreparation`. pinned: images are in memory from which a GPU
-    copies without waiting for the CPU.
+    most_relations, most_pairs: see `StepStream` and `ExamplePreparation`. pinned: in memory that a GPU copies at once.
 
     Raises UserError: a batch cannot be divided evenly, or an epoch has fewer images than a batch. While batches are
     read: no image can be read, or shards have changed since the scan.
@@ -61,20 +60,17 @@ class ShardFeed:
     def __post_init__(self) -> None:
         per_worker = self.stream.batch // self.share.world_size
         if per_worker % self.share.accumulate:
-            images = f"{per_worker} image{'' if per_worker == 1 else 's'}"
             raise UserError(
-                f"a worker's {images} per step cannot be divided into {self.share.accumulate} equal parts; "
-                "change optimisation.batch or optimisation.accumulate"
+                f"a worker's {count(per_worker, 'image')} per step cannot be divided into {self.share.accumulate} "
+                "equal parts; change optimisation.batch or optimisation.accumulate"
             )
 
     @cached_property
     def stream(self) -> StepStream:
         """The steps of the training."""
-        rank, world_size = self.share.rank, self.share.world_size
-        return StepStream(
-            *(self.training_set, self.data, self.batch, self.seed, self.most_relations, rank, world_size),
-            accumulate=self.share.accumulate,
-        )
+        rank, world_size, accumulate = self.share.rank, self.share.world_size, self.share.accumulate
+        of_step = self.batch, self.seed, self.most_relations
+        return StepStream(self.training_set, self.data, *of_step, rank, world_size, accumulate=accumulate)
 
     @cached_property
     def reader(self) -> ImageReader:
@@ -87,18 +83,8 @@ class ShardFeed:
 
     def read(self, epoch: int = 0, step: int = 0) -> AbstractContextManager[Iterator[list[TrainingBatch]]]:
         """Return the parts of endless steps, starting at a step of an epoch; use it in a `with` statement."""
-        data = self.data
-        preparation = self._preparation(self.reader, data.augment)
-        return prefetch_generator(
-            batches(self.stream.steps(epoch, step), preparation, data.threads, data.prefetch, pinned=self.pinned)
-        )
-
-    def _preparation(self, reader: ImageReader, augment: Augmentation | None) -> ExamplePreparation:
-        data = self.data
-        return ExamplePreparation(
-            *(reader, augment, data.short_side, data.long_side, self.most_relations, self.most_pairs),
-            related_first=data.related_first,
-        )
+        preparation = ExamplePreparation(self.reader, self.data, self.most_relations, self.most_pairs)
+        return prefetch_generator(batches(self.stream.steps(epoch, step), preparation, pinned=self.pinned))
 
     def validation(self) -> AbstractContextManager[Iterator[TrainingBatch]] | None:
         """This worker's share of all validation images; None without a validation set.
@@ -109,8 +95,10 @@ class ShardFeed:
 
     def _validation(self, validation_set: TrainingSet) -> Generator[TrainingBatch, None, None]:
         stream = replace(self.stream, training_set=validation_set, training=False)
-        preparation = self._preparation(ImageReader(validation_set, self.share.world_size), None)
-        with closing(batches(stream.epoch(0), preparation, self.data.threads, self.data.prefetch)) as steps:
+        reader, unchanged = ImageReader(validation_set, self.share.world_size), {"augment": None}
+        settings = self.data.model_copy(update=unchanged)
+        preparation = ExamplePreparation(reader, settings, self.most_relations, self.most_pairs)
+        with closing(batches(stream.epoch(0), preparation)) as steps:
             for parts in steps:
                 yield from parts
 
@@ -120,37 +108,31 @@ class ExamplePreparation:
     """Turns an image and its annotations into a training example.
 
     Args:
-        augment: None: images are only resized, to `short_side` and at most `long_side` pixels.
         most_triplets: a detector learns from the first ones of an image, whose relations are merged before.
         most_pairs: number of pairs of an R-Tagger, which also learns from unrelated pairs; None: another network.
-        related_first: see `tagger_triplets`.
     """
 
     reader: ImageReader
-    augment: Augmentation | None
-    short_side: int
-    long_side: int
+    data: DataConfig
     most_triplets: int
     most_pairs: int | None = None
-    related_first: bool = False
 
     def example(self, item: TrainingItem, texts: Texts) -> TrainingExample | None:
         """Return the example; None if the image cannot be read. Raises UserError: see `ImageReader.open`."""
         image = self.reader.open(item)
         if image is None:
             return None
-        size = item.width, item.height
+        size, data = (item.width, item.height), self.data
         targets = label_scene(item.graph, *size, len(item.graph.relations))
         pixel_values, targets = prepare(
-            image, targets, self.augment, self.short_side, self.long_side, item.rng, item.flip
+            image, targets, data.augment, data.short_side, data.long_side, item.rng, item.flip
         )
         height, width = pixel_values.shape[1:]
         if self.most_pairs is None:
             triplets = targets.labelled_triplets(width, height, self.most_triplets)
         else:
-            triplets = tagger_triplets(
-                targets, width, height, self.most_pairs, item.rng, related_first=self.related_first
-            )
+            most, first = self.most_pairs, data.related_first
+            triplets = tagger_triplets(targets, width, height, most, item.rng, related_first=first)
         boxes = LabelledBoxes(*targets.boxes_and_labels(width, height, texts.objects))
         return TrainingExample(item.image_id, pixel_values, relabelled(triplets, texts), size, boxes)
 
@@ -159,13 +141,10 @@ _StartedPart = tuple[StepPart, list[Future[TrainingExample | None]]]
 
 
 def batches(
-    steps: Iterator[TrainingStep], preparation: ExamplePreparation, threads: int, prefetch: int, *, pinned: bool = False
+    steps: Iterator[TrainingStep], preparation: ExamplePreparation, *, pinned: bool = False
 ) -> Generator[list[TrainingBatch], None, None]:
-    """Return the parts of each step, while threads read the next `prefetch` steps.
-
-    The batches do not depend on the number of threads.
-    """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+    """Return the parts of each step, while threads, on which they do not depend, read the next steps."""
+    pool = ThreadPoolExecutor(preparation.data.threads, thread_name_prefix="images")
 
     def start(step: TrainingStep) -> list[_StartedPart]:
         return [
@@ -178,7 +157,8 @@ def batches(
         return batch.pinned() if pinned else batch
 
     try:  # nothing here keeps the last step's images
-        yield from ([collated(*each) for each in parts] for parts in start_early(start, steps, prefetch + 1))
+        started = start_early(start, steps, preparation.data.prefetch + 1)
+        yield from ([collated(*each) for each in parts] for parts in started)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -215,11 +195,8 @@ class ImageReader:
                     self.reasons.append(str(error))
                 if not self.read and self.skipped >= self._most_failures:
                     place = self._images[item.folder].locations.get(item.split, self._roots[item.folder])
-                    failures = self._most_failures  # `skipped` may be more by now: several threads read
-                    images = f"first {failures} images" if failures > 1 else "first image"
-                    raise UserError(
-                        f"the {images} cannot be read from {place} ({self.reasons[0]}); if they moved, pass --images"
-                    ) from None
+                    images = f"the first {count(self._most_failures, 'image')} cannot be read from {place}"
+                    raise UserError(f"{images} ({self.reasons[0]}); if they moved, pass --images") from None
             return None
         with self._lock:
             self.read += 1

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "obje
 class ShardFolder:
     """A folder of shards (absolute, or a URI), its passes in an epoch, and where the images of each split are.
 
-    `judged`: the relations of each image, by split and id, that people judged; None: use those of the shards.
+    `judged`: relations that people judged, by split and image id; None: use those of the shards.
     """
 
     root: str
@@ -47,10 +47,7 @@ class ShardFolder:
 
 
 class JudgedRelation(NamedTuple):
-    """A relation between two objects of an image that people judged.
-
-    `share`: of the visits of the image in which it is used, so that those of which a plan asked for many count less.
-    """
+    """A relation that people judged; `share`: of the visits of its image in which it is used."""
 
     subject: int
     object: int
@@ -60,9 +57,7 @@ class JudgedRelation(NamedTuple):
 
 
 def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelation]], list[str]]:
-    """Return what people judged in a run, by split and image, and the problems of the file.
-
-    What they are not sure of, or disagree on, is left out.
+    """Return what people agree on in a run, by split and image, and the problems of the file.
 
     A changed relation is wrong as it was, and right as it is now. A judgement that a plan asked for stands for as many
     relations as its stratum has for each; others, for as many as one of a plan does on average.
@@ -96,7 +91,7 @@ def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelatio
 
 @dataclass(frozen=True)
 class UsableRowGroup:
-    """The `group`-th row group of a shard of the `folder`-th folder, of whose usable rows the first `rows` are used.
+    """The `group`-th row group of a shard of the `folder`-th folder, of which `rows` usable rows are used.
 
     `kept`: a bit per row of the row group, packed as by numpy: 0 for rows that a limit leaves out; None: no limit.
     """
@@ -107,6 +102,12 @@ class UsableRowGroup:
     rows: int
     kept: bytes | None = None
 
+    def kept_rows(self, rows: int) -> np.ndarray:
+        """Return `[rows]`, a bool for each of all rows of the row group."""
+        if self.kept is None:
+            return np.ones(rows, bool)
+        return np.unpackbits(np.frombuffer(self.kept, np.uint8), count=rows).astype(bool)
+
 
 @dataclass(frozen=True)
 class TrainingSet:
@@ -116,12 +117,9 @@ class TrainingSet:
     a confidence of at least the threshold or without confidence.
 
     Args:
-        threshold: minimum confidence of a relation.
         objects: class names of the objects of all rows but error rows, counted as often as an epoch visits them.
         relations: predicates of the usable relations, likewise.
         closed_labels: the class lists of the datasets, if the recipe uses closed lists.
-        error_rows: number of error rows.
-        rows_without_relations: number of other rows without a usable relation.
         notes: one line each for judgements that are left out.
     """
 
@@ -142,10 +140,7 @@ class TrainingSet:
 
 
 def shards_by_split(manifest: Manifest, config: ShardsConfig) -> dict[str, list[ShardEntry]]:
-    """Return the shards of the configured splits, in the configured order.
-
-    Raises UserError: the folder has no shards, or no such split.
-    """
+    """Return the shards of the configured splits. Raises UserError: the folder has no shards, or no such split."""
     splits = sorted({shard.split for shard in manifest.shards})
     if not splits:
         raise UserError(f"{config.shards} has no shards yet; create some with `sgpipe generate` or `sgpipe import`")
@@ -157,10 +152,7 @@ def shards_by_split(manifest: Manifest, config: ShardsConfig) -> dict[str, list[
 
 
 def data_warnings(training_set: TrainingSet, data: DataConfig, *, miniature: bool = False) -> list[str]:
-    """Return one line each for what is left out, and for vocabularies smaller than the requested number of texts.
-
-    The data of `miniature` networks always has few texts.
-    """
+    """Return one line each for what is left out, and unless `miniature` for fewer names than `data.negative_texts`."""
     errors, without = training_set.error_rows, training_set.rows_without_relations
     total = count(training_set.rows + errors + without, "row")
     reasons = {"error rows": errors, f"no relation with confidence >= {training_set.threshold:.4g}": without}
@@ -190,10 +182,7 @@ class FlatColumn:
 
 @dataclass(frozen=True)
 class TrainingFilter:
-    """The usable rows and relations of a table with image_id, split, objects, relations and status; see `TrainingSet`.
-
-    `judged`: as of `ShardFolder`; rows without judged relations are not usable.
-    """
+    """The usable rows and relations of a table of a run, see `TrainingSet`; with `judged`, only judged relations."""
 
     table: pa.Table
     threshold: float
@@ -213,23 +202,18 @@ class TrainingFilter:
         return FlatColumn(self.table["relations"])
 
     @cached_property
-    def _crowd(self) -> np.ndarray:
-        """`[all objects]`"""
+    def _crowd(self) -> np.ndarray:  # [all objects]
         return pc.fill_null(self._objects["iscrowd"], False).to_numpy(zero_copy_only=False)
 
     @cached_property
-    def _usable_relations(self) -> np.ndarray:
-        """`[all relations]`"""
+    def _usable_relations(self) -> np.ndarray:  # [all relations]
         confidence = self._relations["confidence"].to_numpy(zero_copy_only=False)  # NaN: no confidence
         unsure = confidence < self.threshold
         crowd = self._crowd[self._ends("subject")] | self._crowd[self._ends("object")]
         return ~unsure & ~crowd & self.ok[self._relations.rows]
 
     def _ends(self, field: str) -> np.ndarray:
-        """`[all relations]`: indices into all objects.
-
-        Raises UserError: a relation refers to an object that its image does not have.
-        """
+        """`[all relations]`: indices into all objects. Raises UserError: an image does not have such an object."""
         ends = pc.fill_null(self._relations[field], -1).to_numpy(zero_copy_only=False)
         rows, lengths = self._relations.rows, self._objects.lengths
         bad = np.flatnonzero((ends < 0) | (ends >= lengths[rows]))
@@ -308,10 +292,7 @@ def scan(
     limit: int | None = None,
     limit_seed: int | None = None,
 ) -> TrainingSet:
-    """Read the annotations of every row group with one in memory at a time: once, or twice if rows are chosen first.
-
-    A random limit shuffles all rows and keeps them up to the N-th usable one. So the rows do not depend on the sizes of
-    row groups, those of a lower limit are among them, and a row is hardly ever replaced because others became usable.
+    """Read the annotations of every row group with one in memory at a time: once, or twice if a limit chooses rows.
 
     Args:
         threshold: minimum confidence of a relation.
@@ -325,9 +306,8 @@ def scan(
     if not configs:
         raise UserError("data.train is not set (--data)")
     kept: _Rows | None = None
-    if (limit and limit_seed is not None) or any(config.limit for config in configs):
+    if limit or any(config.limit for config in configs):
         kept = _choose_rows(configs, threshold, limit, limit_seed)
-        limit = None
     folders: list[ShardFolder] = []
     row_groups: list[UsableRowGroup] = []
     objects: dict[str, float] = {}
@@ -339,15 +319,8 @@ def scan(
         folder = ScannedFolder.open(len(folders), config)
         folders.append(folder.folder)
         unused = sum(map(len, (folder.folder.judged or {}).values()))
-        left = None if config.judged else limit
         with closing(folder.row_groups(threshold, kept)) as found:
-            for place, filtered in () if left == 0 else found:
-                usable = len(filtered.usable_rows)
-                if left is not None:
-                    if usable >= left:
-                        usable, end = left, int(filtered.usable_rows[left - 1]) + 1
-                        filtered = replace(filtered, table=filtered.table.slice(0, end))
-                    limit = left = left - usable
+            for place, filtered in found:
                 predicates = filtered.relation_names()
                 unused -= sum(predicates.values())
                 for total, names in ((objects, filtered.object_names()), (relations, predicates)):
@@ -355,10 +328,8 @@ def scan(
                         total[name] = total.get(name, 0) + config.weight * times
                 rows, errors = rows + len(filtered.ok), errors + int((~filtered.ok).sum())
                 bits = None if kept is None or kept[place].all() else np.packbits(kept[place]).tobytes()
-                if usable:
+                if usable := len(filtered.usable_rows):
                     row_groups.append(UsableRowGroup(*place, usable, bits))
-                if left == 0:
-                    break  # no further shard is fetched
         if config.judged:
             name, why = f"judged relations of {config.shards}", "their images are not used, or lack the objects"
             if not any(group.folder == folder.number for group in row_groups):
@@ -389,10 +360,7 @@ _Rows = dict[_Place, np.ndarray]  # [rows of the row group]: a bool each
 
 @dataclass(frozen=True)
 class ScannedFolder:
-    """A folder of shards while it is scanned; `number` is its index in the training set.
-
-    `problems`: one line for each line of its judgements that is left out.
-    """
+    """A folder of shards while it is scanned; `number`: its index. `problems`: of its judgements, one line each."""
 
     number: int
     config: ShardsConfig
@@ -417,9 +385,12 @@ class ScannedFolder:
 
         Raises UserError: a shard is damaged, an image folder is unknown, or without `only` no row of a split is usable.
         """
+        wanted = {(number, file) for number, file, _ in only or ()}
         for split, entries in self.shards.items():
             has_usable = has_ok = False
             paths = [location(self.folder.root) / entry.file for entry in entries]
+            if only is not None:
+                paths = [path for path in paths if (self.number, text_of(path)) in wanted]
             with closing(opened_ahead(paths)) as contents:
                 for path in paths:
                     with open_shard(path, COLUMNS, next(contents)) as file:
@@ -448,9 +419,7 @@ class ScannedFolder:
                 )
 
     def closed_labels(self, objects: Iterable[str], relations: Iterable[str]) -> DatasetClasses:
-        """Return the closed class lists of the dataset. Raises UserError: there are none, or they lack one of these
-        names.
-        """
+        """Return the class lists of the dataset. Raises UserError: there are none, or they lack one of these names."""
         shards, lists = self.config.shards, self.manifest.run.get("labels")
         if not lists:
             raise UserError(f"{shards} has no closed class lists; train on it with data.labels=sampled")
@@ -465,7 +434,11 @@ class ScannedFolder:
 
 
 def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int | None, limit_seed: int | None) -> _Rows:
-    """Return the rows that the limits of the folders, and then that of all of them, keep."""
+    """Return the rows that the limits of the folders, and then that of all of them, keep.
+
+    A random limit shuffles all rows and keeps them up to the N-th usable one. So the rows do not depend on the sizes of
+    row groups, those of a lower limit are among them, and a row is hardly ever replaced because others became usable.
+    """
     kept: _Rows = {}
     usable: _Rows = {}
 
@@ -485,13 +458,15 @@ def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int |
 
     for number, config in enumerate(configs):
         before, found = len(kept), 0
+        own = config.limit or config.judged
+        most, seed = (config.limit, config.limit_seed) if own else (limit, limit_seed)
         with closing(ScannedFolder.open(number, config).row_groups(threshold, None)) as row_groups:
             for place, filtered in row_groups:
                 kept[place] = np.ones(len(filtered.table), bool)
                 usable[place] = np.isin(np.arange(len(filtered.table)), filtered.usable_rows)
                 found += len(filtered.usable_rows)
-                if config.limit is not None and config.limit_seed is None and found >= config.limit:
-                    break
+                if most and seed is None and found >= most:
+                    break  # no further shard is fetched
         keep(list(kept)[before:], config.limit, config.limit_seed)
     keep([place for place in kept if not configs[place[0]].judged], limit, limit_seed)
     return kept

@@ -1,11 +1,8 @@
 """The steps of a training or a validation: which images, their annotations, and the label texts of each image.
 
-Row groups are shuffled. A window of several row groups is in memory at a time, and its rows are shuffled together.
-Every random choice has its own generator, seeded by what it chooses. So a reader can jump to any position of any
-epoch, and the order does not depend on which worker reads how much.
-
-All workers visit the same rows. A step is cut into groups of images that share one list of texts; the groups do not
-depend on the workers, who choose the same texts and keep their shares of every step.
+Row groups are shuffled, and those of a window, which are in memory together, share a second shuffle of their rows.
+Every random choice has its own generator, seeded by what it chooses: a reader can jump to any position, and workers,
+who choose the same texts for groups of images and keep their shares of every step, change nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +12,10 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, chain, islice, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
@@ -31,10 +26,10 @@ from sgpipe.files.object_store import is_uri
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
 from sgpipe.training.data.scan import COLUMNS, JudgedRelation, TrainingFilter, TrainingSet, UsableRowGroup
 from sgpipe.training.recipe import DataConfig
+from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch
 
 _FETCHED = 8  # row groups of a store at once
-_SHAPES_PER_OCTAVE = 8  # aspect ratios that differ by less than 9% may count as equal
 
 
 def generator(*key: object) -> random.Random:
@@ -52,72 +47,41 @@ class Visit:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Visits, `window` of them shuffled together, seeded by `key`; None: rows stay in the order of the shards.
-
-    `step`: rows per step, if those of a step are to be similar.
-    """
+    """Visits, `window` of them shuffled together, seeded by `key`; None: rows stay in the order of the shards."""
 
     visits: tuple[Visit, ...]
     window: int
     key: str | None
-    step: int | None = None
 
     def __len__(self) -> int:
-        """Number of rows."""
         return self._ends[-1] if self.visits else 0
 
     @cached_property
     def _ends(self) -> list[int]:
         """Number of rows up to the end of each window."""
-        rows = [sum(visit.rows for visit in self.visits[at : at + self.window]) for at in self._starts]
-        return list(accumulate(rows))
-
-    @property
-    def _starts(self) -> range:
-        return range(0, len(self.visits), self.window)
+        starts = range(0, len(self.visits), self.window)
+        return list(accumulate(sum(visit.rows for visit in self.visits[at : at + self.window]) for at in starts))
 
     def find(self, position: int) -> tuple[int, int]:
         """Return the window that contains the row at this position, and the row's position in the window."""
         window = bisect_right(self._ends, position)
         return window, position - (self._ends[window - 1] if window else 0)
 
-    def visits_of(self, window: int) -> Sequence[Visit]:
-        """Return the visits of a window; empty after the last window."""
-        return self.visits[window * self.window : (window + 1) * self.window]
-
-    def order(
-        self, window: int, usable: Sequence[Sequence[int]], shapes: Sequence[np.ndarray] = ()
-    ) -> list[tuple[int, int]]:
+    def order(self, window: int, usable: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
         """Return the rows of a window in order, as (index of the visit in the window, row of its table).
 
-        Args:
-            usable: for each visit, the usable rows of its table.
-            shapes: for each visit, a number for each row of its table, equal for similar rows; needed with `step`.
+        `usable`: for each visit, the usable rows of its table.
         """
         if self.key is None:
             return [(visit, row) for visit, rows in enumerate(usable) for row in rows]
-        rng = generator("window", self.key, window)
+        rng, visits = generator("window", self.key, window), self.visits[window * self.window :]
         drawn = [
             (index, row)
-            for index, (visit, rows) in enumerate(zip(self.visits_of(window), usable, strict=True))
+            for index, (visit, rows) in enumerate(zip(visits, usable, strict=False))
             for row in (rows if visit.rows == len(rows) else rng.sample(rows, visit.rows))
         ]
         rng.shuffle(drawn)
-        return drawn if self.step is None else self._similar(window, drawn, shapes, rng)
-
-    def _similar(
-        self, window: int, drawn: list[tuple[int, int]], shapes: Sequence[np.ndarray], rng: random.Random
-    ) -> list[tuple[int, int]]:
-        """Return the rows sorted by shape, cut into steps, and the steps shuffled. Steps of two windows stay as
-        drawn.
-        """
-        assert self.step is not None
-        first = min(-(self._ends[window - 1] if window else 0) % self.step, len(drawn))
-        last = len(drawn) - (len(drawn) - first) % self.step
-        inner = sorted(drawn[first:last], key=lambda place: float(shapes[place[0]][place[1]]))
-        steps = [inner[at : at + self.step] for at in range(0, len(inner), self.step)]
-        rng.shuffle(steps)
-        return [*drawn[:first], *chain.from_iterable(steps), *drawn[last:]]
+        return drawn
 
 
 def one_pass(training_set: TrainingSet) -> Epoch:
@@ -125,11 +89,11 @@ def one_pass(training_set: TrainingSet) -> Epoch:
     return Epoch(tuple(Visit(index, each.rows) for index, each in enumerate(training_set.row_groups)), 1, None)
 
 
-def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int, step: int | None = None) -> Epoch:
+def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int) -> Epoch:
     """Return a shuffled epoch that passes over every folder as often as its weight says.
 
-    With weight 2.5, an epoch visits all rows of a row group twice and half of them a third time; the half differs
-    between epochs. The number of rows is the same in every epoch. `step`: see `Epoch`.
+    With weight 2.5, an epoch visits all rows of a row group twice and a random half of them, another one in each epoch,
+    a third time.
     """
     rng = generator("visits", seed, epoch)
     visits = []
@@ -142,7 +106,7 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
         parts = [Visit(each.row_group, end - start) for each, (start, end) in zip(own, pairwise(ends), strict=True)]
         visits += own * whole + [part for part in parts if part.rows]
     rng.shuffle(visits)
-    return Epoch(tuple(visits), window, f"{seed} {epoch}", step)
+    return Epoch(tuple(visits), window, f"{seed} {epoch}")
 
 
 @dataclass(frozen=True)
@@ -159,17 +123,14 @@ class TrainingRow:
 
     def embedded(self) -> bytes | None:
         """Return the image file, if the shard contains it."""
-        if IMAGE_COLUMN not in self.table.column_names:
-            return None
-        return (self.table[IMAGE_COLUMN][self.index].as_py() or {}).get("bytes")
+        image = self.table[IMAGE_COLUMN][self.index].as_py() if IMAGE_COLUMN in self.table.column_names else None
+        return (image or {}).get("bytes")
 
 
 def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> Iterator[TrainingRow]:
     """Yield the rows of an epoch from a position on; earlier windows are not read.
 
-    Raises:
-        UserError: a shard is missing or damaged, or has changed since the scan.
-        StoreError: the store that it is in cannot be reached.
+    Raises UserError, StoreError: a shard cannot be read, or has changed since the scan.
     """
     window, skipped = epoch.find(position)
     groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits[window * epoch.window :]]
@@ -182,8 +143,7 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
         for start in range(0, len(groups), epoch.window):
             own, tables = groups[start : start + epoch.window], list(islice(read_tables, epoch.window))
             usable = [_usable_rows(training_set, *each) for each in zip(tables, own, strict=True)]
-            shapes = [_aspect_ratios(table) for table in tables] if epoch.step is not None else []
-            for visit, index in epoch.order(window, usable, shapes)[skipped:]:
+            for visit, index in epoch.order(window, usable)[skipped:]:
                 yield TrainingRow(tables[visit], index, own[visit].folder)
             window, skipped = window + 1, 0
 
@@ -191,25 +151,16 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
 def _usable_rows(training_set: TrainingSet, table: pa.Table, row_group: UsableRowGroup) -> list[int]:
     judged = training_set.folders[row_group.folder].judged
     rows = TrainingFilter(table, training_set.threshold, judged).usable_rows
-    if row_group.kept is not None:
-        kept = np.unpackbits(np.frombuffer(row_group.kept, np.uint8), count=len(table))
-        rows = rows[kept[rows] == 1]
-    if len(rows) < row_group.rows:
+    rows = rows[row_group.kept_rows(len(table))[rows]]
+    if len(rows) != row_group.rows:
         raise UserError(f"shard {row_group.file} has changed since the training started; start it again")
-    return rows[: row_group.rows].tolist()
-
-
-def _aspect_ratios(table: pa.Table) -> np.ndarray:
-    """`[rows]`: the rounded logarithm of width / height; 0 where there is no size."""
-    width, height = (pc.fill_null(table[name], 1).to_numpy().clip(1) for name in ("width", "height"))
-    return np.round(_SHAPES_PER_OCTAVE * np.log2(width / height))
+    return rows.tolist()
 
 
 def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
-    """Return the usable part of a row: objects that are not crowds, and relations between them of at least this
-    confidence.
+    """Return the usable part of a row: objects without crowds (id: index in the row), and sure relations between them.
 
-    Boxes are xywh in pixels of the original image. An object's id is its index in the row.
+    Boxes are xywh in pixels of the original image.
     """
     objects = tuple(
         SceneObject(index, item["category"], tuple(item["bbox"]))
@@ -240,10 +191,10 @@ def judged_graph(graph: SceneAnnotation, judged: Sequence[JudgedRelation], rng: 
 
 @dataclass(frozen=True)
 class TrainingItem:
-    """An image that has not been read yet, of a folder of the training set.
+    """An image of a folder of the training set, before it is read.
 
-    `width` and `height` are pixels of the original image; `embedded` is its file, if the shard contains it. `graph` has
-    the names after a flip, if it is to be flipped. `rng` makes all further random choices about the image.
+    `embedded`: its file, if the shard contains it. `graph` has the names after a flip, if it is to be flipped. `rng`
+    makes all further random choices about the image.
     """
 
     folder: int
@@ -261,9 +212,9 @@ class TrainingItem:
 
 @dataclass(frozen=True)
 class StepPart:
-    """Images of one group, labelled by `texts`, which a worker computes together.
+    """Images of one group, which a worker computes together; the network reads `network_texts`, possibly reworded.
 
-    The network reads `network_texts`, possibly reworded. Without items, it only makes up the number of parts.
+    Without items, it only makes up the number of parts.
     """
 
     texts: Texts
@@ -291,9 +242,7 @@ class StepStream:
 
     Args:
         batch: images per step, over all workers.
-        most_relations: only the first ones of an image are used: as many as the network has pairs of queries or, for
-            the R-Tagger, queries. With closed class lists all are used, as published.
-        rank, world_size: index of this worker, and number of workers.
+        most_relations: only the first ones of an image are used; with closed class lists all, as published.
         training: False: visit all images once per epoch, in the order of the shards, unchanged.
         accumulate: parts into which a worker cuts its share, besides those of different groups.
 
@@ -311,17 +260,11 @@ class StepStream:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        if self.training and self.batch % self.world_size:
-            raise UserError(
-                f"a batch of {self.batch} cannot be divided evenly between {self.world_size} workers; change "
-                "optimisation.batch or workers.count"
-            )
+        if self.training:
+            check_batch(self.batch, self.world_size)
         if self.training and not self.steps_per_epoch:
-            rows = len(self._order(0))
-            raise UserError(
-                f"an epoch has only {rows} image{'' if rows == 1 else 's'}, fewer than a batch of {self.batch}; lower "
-                "optimisation.batch"
-            )
+            rows = count(len(self._order(0)), "image")
+            raise UserError(f"an epoch has only {rows}, fewer than a batch of {self.batch}; lower optimisation.batch")
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -332,8 +275,7 @@ class StepStream:
     def _order(self, epoch: int) -> Epoch:
         if not self.training:
             return one_pass(self.training_set)
-        step = self.batch if self.data.similar_shapes else None
-        return shuffled_epoch(self.training_set, self.data.shuffle, self.seed, epoch, step)
+        return shuffled_epoch(self.training_set, self.data.shuffle, self.seed, epoch)
 
     def steps(self, epoch: int = 0, step: int = 0) -> Iterator[TrainingStep]:
         """Endless steps, starting at a step of an epoch. Raises UserError: see `iter_epoch`."""
@@ -389,11 +331,8 @@ class StepStream:
             graph = judged_graph(graph, judged[values["split"], values["image_id"]], rng)
         weights: Mapping[Any, float] = self.data.origins if self.training else {}
         if weights:
-            kept = [
-                each
-                for each in graph.relations
-                if rng.random() < max(weights.get(origin, 1.0) for origin in each.origin.split("+"))
-            ]
+            chances = (max(weights.get(name, 1.0) for name in each.origin.split("+")) for each in graph.relations)
+            kept = [each for each, chance in zip(graph.relations, chances, strict=True) if rng.random() < chance]
             graph = replace(graph, relations=tuple(kept))
         if labels is None:
             graph = replace(graph, relations=graph.relations[: self.most_relations])
@@ -427,10 +366,17 @@ def _cut(images: int, group: int, rank: int, world_size: int, accumulate: int) -
     return [range(*ends) for ends in pairwise([*starts, stop])]
 
 
+def check_batch(batch: int, workers: int) -> None:
+    """Raises UserError: a batch cannot be divided evenly between the workers."""
+    if batch % workers:
+        raise UserError(
+            f"a batch of {batch} cannot be divided evenly between {workers} workers; change optimisation.batch or "
+            "workers.count"
+        )
+
+
 def reworded(texts: Texts, wordings: Mapping[str, Sequence[str]], rng: random.Random) -> Texts:
-    """Return the same relations, each in one of its wordings (all equally likely), but never as another relation's
-    text.
-    """
+    """Return the same relations, each in a random one of its wordings that is not another relation's text."""
     relations = list(texts.relations)
     for index, text in enumerate(texts.relations):
         alternatives = [wording for wording in wordings.get(text, ()) if wording not in relations]

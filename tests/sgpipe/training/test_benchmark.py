@@ -24,7 +24,7 @@ from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.training import benchmark
 from sgpipe.training.benchmark import Benchmark, _lockstep, check_benchmark
-from sgpipe.training.data.scan import scan_training, scan_validation
+from sgpipe.training.data.scan import TrainingSet, scan_training, scan_validation
 from sgpipe.training.job import make_objective
 from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
@@ -64,6 +64,13 @@ def still(run: Path, **changes: Any) -> TrainRecipe:
     return load_train_recipe("pretrain", settings)
 
 
+def scanned(run: Path, **changes: Any) -> tuple[TrainRecipe, TrainingSet]:
+    recipe = still(run, **changes)
+    validation = scan_validation(recipe.data, scan_training(recipe.data))
+    assert validation is not None
+    return recipe, validation
+
+
 @pytest.fixture(scope="module")
 def trained(hico_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("benchmark") / "out"
@@ -88,21 +95,10 @@ def test_the_score_is_that_of_predict_and_eval(hico_run: Path, trained: Path, tm
 
 
 def test_open_images_score_is_that_of_eval(hico_run: Path, trained: Path, tmp_path: Path) -> None:
-    recipe = still(hico_run)
-    validation = scan_validation(recipe.data, scan_training(recipe.data))
-    assert validation is not None
+    recipe, validation = scanned(hico_run)
     found = Benchmark("openimages", make_objective(_packaged(), recipe), recipe.data, validation, 4)()["openimages"]
-    command = (
-        "eval",
-        "openimages",
-        "--model",
-        str(trained),
-        "--data",
-        str(hico_run),
-        "--json-file",
-        str(tmp_path / "out"),
-    )
-    result = CliRunner().invoke(app, command)
+    command = ("eval", "openimages", "--model", trained, "--data", hico_run, "--json-file", tmp_path / "out")
+    result = CliRunner().invoke(app, [*map(str, command)])
     assert result.exit_code == 0, result.output
     assert found > 0.01
     assert json.loads((tmp_path / "out").read_text())["summary"]["score_wtd (wmAP)"] == found
@@ -110,10 +106,7 @@ def test_open_images_score_is_that_of_eval(hico_run: Path, trained: Path, tmp_pa
 
 def test_several_processes_get_the_score_of_one(hico_run: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process has images of its own; what they collect is merged in the order of the shards."""
-    recipe = still(hico_run)
-    training = scan_training(recipe.data)
-    validation = scan_validation(recipe.data, training)
-    assert validation is not None
+    recipe, validation = scanned(hico_run)
     collected: list[Tally] = []
 
     def kept(value: Any) -> list[Any]:
@@ -165,8 +158,7 @@ def test_processes_with_fewer_images_wait_for_the_others(monkeypatch: pytest.Mon
     ],
 )
 def test_a_training_that_cannot_be_scored_so_is_refused(hico_run: Path, changes: dict[str, Any], message: str) -> None:
-    recipe = still(hico_run, **changes)
-    validation = scan_validation(recipe.data, scan_training(recipe.data))
+    recipe, validation = scanned(hico_run, **changes)
     with pytest.raises(UserError, match=message):
         check_benchmark(recipe, validation)
     check_benchmark(recipe, None)  # nothing is validated
@@ -174,9 +166,7 @@ def test_a_training_that_cannot_be_scored_so_is_refused(hico_run: Path, changes:
 
 
 def test_scene_graphs_need_a_network_that_classifies_subjects(hico_run: Path) -> None:
-    recipe = still(hico_run)
+    recipe, validation = scanned(hico_run)
     target = Objective(network("parseda", subject_class=False), make_objective(_packaged(), recipe).criterion)
-    validation = scan_validation(recipe.data, scan_training(recipe.data))
-    assert validation is not None
     with pytest.raises(UserError, match="needs a network that classifies subjects"):
         Benchmark("openimages", target, recipe.data, validation, 4)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from rlip_model.relation_losses import focal_loss
-from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation, label_scene
 from sgpipe.cli.train import ShardsOptions
 from sgpipe.errors import UserError
 from sgpipe.records import Relation
@@ -65,7 +64,7 @@ def test_bands_of_which_many_were_asked_count_less(tmp_path: Path) -> None:
     fed = ShardFeed(scan_training(settings), None, settings, 5, 0, 10, 10)
     labels = Counter[float]()
     with fed.read() as batches:
-        for [batch] in islice(batches, 400):
+        for [batch] in islice(batches, 200):
             for image in batch.triplets:
                 labels += Counter(image.relation_labels[~image.relation_labels.isnan()].tolist())
     assert labels[1] / labels[0] == pytest.approx(0.25, rel=0.2)  # as in the run: 10 of 50 relations
@@ -92,24 +91,6 @@ def test_a_wrong_relation_lowers_the_score_of_exactly_its_pair_and_text(tmp_path
     assert (logits.grad[known] > 0).all()  # a step lowers it
     assert (logits.grad[~known] == 0).all()
     assert column is None or known[0, column]
-
-
-def test_labels_of_images_that_nobody_judged_are_as_before() -> None:
-    objects = tuple(SceneObject(n, "dog", (n, 0, 9, 9)) for n in range(2))
-    relation = SceneRelation(0, 1, "on")
-    plain = label_scene(SceneAnnotation("1", objects, (relation,)), 20, 20, 9)
-    judged = label_scene(SceneAnnotation("1", objects, (relation,), judged=True), 20, 20, 9)
-    assert (plain.right, plain.unstated) == (None, 0.0)
-    assert judged.keep(torch.tensor([True, False])).right.tolist() == []
-    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
-    labels = (torch.rand(4, 7, generator=torch.Generator().manual_seed(1)) > 0.8).float()
-    probability = logits.sigmoid()
-    entries = torch.where(
-        labels == 1,
-        probability.log() * (1 - probability) ** 2,
-        (1 - probability).log() * probability**2 * (1 - labels) ** 4,
-    )
-    assert torch.equal(focal_loss(logits, labels), -entries.sum() / labels.sum())
 
 
 RIGHT = {"judgement": "right"}

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import masked_crc32c
 
 from sgpipe.training.metrics import METRICS, TrainSummary, metrics_log, print_training, read_metrics, training_display
 
@@ -45,13 +44,11 @@ def test_an_incomplete_line_is_ignored_and_then_removed(tmp_path: Path, torn: st
 
 
 def events(file: Path) -> list[Event]:
-    """Read TFRecords: length, its checksum, an event, its checksum."""
+    """Read TFRecords: length, its checksum (4 bytes), an event, its checksum."""
     content, found = file.read_bytes(), []
     while content:
         length = int.from_bytes(content[:8], "little")
-        body = content[12 : 12 + length]
-        assert int.from_bytes(content[12 + length : 16 + length], "little") == masked_crc32c(body)
-        found.append(Event.FromString(body))
+        found.append(Event.FromString(content[12 : 12 + length]))
         content = content[16 + length :]
     return found
 
@@ -59,7 +56,7 @@ def events(file: Path) -> list[Event]:
 def test_tensorboard_discards_repeated_steps(tmp_path: Path) -> None:
     written(tmp_path, 0, row(1), row(3), tensorboard=True)
     written(tmp_path, 2, row(3, loss=2.0), {**row(3), "event": "validation", "ap": 0.5}, tensorboard=True)
-    first, second = (events(tmp_path / "tensorboard" / name) for name in sorted(_names(tmp_path / "tensorboard")))
+    first, second = map(events, sorted((tmp_path / "tensorboard").iterdir()))
     assert [(e.summary.value[0].tag, e.step) for e in first[2:]] == [("train/loss", 1), ("train/loss", 3)]
     assert (second[1].session_log.status, second[1].step) == (SessionLog.START, 3)
     assert [(v.tag, e.step, v.simple_value) for e in second[2:] for v in e.summary.value] == [
@@ -67,10 +64,6 @@ def test_tensorboard_discards_repeated_steps(tmp_path: Path) -> None:
         ("validation/loss", 3, 1.0),
         ("validation/ap", 3, 0.5),
     ]
-
-
-def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]
 
 
 def step_row(step: int, **changes: Any) -> dict[str, Any]:
@@ -114,6 +107,3 @@ def test_the_final_summary() -> None:
     for expected in ("out[1]", "tagger", "1,234", "validation ap", "0.250", "best validation loss", "0.750", "3.1%"):
         assert expected in said
     assert said.splitlines()[-1] == "the network is in out[1]/best"
-    console = Console(record=True, width=80)
-    print_training(TrainSummary(Path("out"), "tagger", 0, 0, 5, {}, {}, None, "ap", Path("out/last")), "go", console)
-    assert "best" not in console.export_text()

@@ -1,4 +1,4 @@
-"""Trainings with one process: their files, how they resume, and which folders they refuse."""
+"""Trainings with one process, by epochs and by steps: their files, how they resume, and what they refuse."""
 
 import shutil
 import signal
@@ -12,27 +12,35 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 
+from rlip_model.losses import DetectionCriterion
 from rlip_model.model import ParSeDA, RTagger
+from rlip_model.settings import MatchingCosts
 from rlip_model.training.loop import Trainer
-from sgpipe.errors import UserError
+from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import DetectConfig, TagConfig
 from sgpipe.records import Pair
 from sgpipe.stages.detect import load
 from sgpipe.stages.tag.stage import TagStage
 from sgpipe.storage.shards import iter_records
-from sgpipe.training.job import _BOX_PARTS
+from sgpipe.training.job import _BOX_PARTS, make_objective
 from sgpipe.training.metrics import read_metrics
-from sgpipe.training.recipe import TrainRecipe
+from sgpipe.training.recipe import TrainRecipe, load_train_recipe
+from sgpipe.training.run import train
+from sgpipe.utils.console import Progress
+from tests.rlip_model.training.worlds import network
 from tests.sgpipe.training.trainings import (
     EPOCHS,
+    QUIET,
     SIZES,
     STEPS,
     command,
     curve,
     different,
     make_run,
+    recipe,
     steps,
     training,
     weights,
@@ -237,3 +245,79 @@ def test_a_detector_trained_on_boxes_alone_starts_a_training_on_relations(drawn_
     assert len(found.boxes) > SIZES["num_queries"]  # those of the dense head, not of queries
     training(drawn_run, tmp_path / "relations", "pretrain", model__init=str(tmp_path / "boxes"), **sizes)
     assert "relation" in read_metrics(tmp_path / "relations")[0]
+
+
+def by_steps(run: Path, **changes: object) -> dict[str, object]:
+    """Five steps, in the middle of the second epoch of three, validated every two steps."""
+    val = [{"shards": str(run)}]
+    return {"optimisation__steps": 5, "output__validate_every_steps": 2, "data__val": val, **changes}
+
+
+@pytest.fixture(scope="module")
+def whole(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of five steps without interruption; tests must not change it."""
+    out = tmp_path_factory.mktemp("steps") / "out"
+    training(drawn_run, out, **by_steps(drawn_run))
+    return out
+
+
+def test_a_training_ends_after_its_steps_and_its_end_is_validated_and_saved(drawn_run: Path, whole: Path) -> None:
+    assert [(row["epoch"], row["step"], row["steps"]) for row in steps(whole)] == [
+        *((1, step, 5) for step in (1, 2, 3)),
+        *((2, step, 5) for step in (4, 5)),
+    ]
+    validations = [(row["epoch"], row["step"]) for row in read_metrics(whole) if row["event"] == "validation"]
+    assert validations == [(1, 2), (2, 4), (2, 5)]
+    assert (whole / "last").resolve().name == "step-00000005"
+    rates = [row["lr_rest"] for row in steps(whole)]
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < 0.1 * rates[0]  # cosine ends with the last step, not with the epochs
+
+
+@pytest.mark.parametrize("kill", [3, 5])
+def test_killed_at_any_step_it_resumes_exactly(
+    drawn_run: Path, whole: Path, tmp_path: Path, killed_at: Callable[[int], None], kill: int
+) -> None:
+    """Killed at 3 it resumes from the validation at step 2, in the middle of an epoch; at 5 from that at 4."""
+    killed_at(kill)
+    with pytest.raises(KilledError):
+        training(drawn_run, tmp_path / "out", **by_steps(drawn_run))
+    killed_at(0)
+    training(drawn_run, tmp_path / "out", **by_steps(drawn_run))
+    assert not different(weights(tmp_path / "out"), weights(whole))
+    assert curve(tmp_path / "out") == curve(whole)
+
+
+def test_with_cosine_the_steps_decide_the_weights_and_the_epochs_do_not(drawn_run: Path, whole: Path) -> None:
+    before = weights(whole)
+    with pytest.raises(UserError, match=r"optimisation\.steps: 5 then, 6 now"):
+        train(recipe(drawn_run, **by_steps(drawn_run, optimisation__steps=6)), whole, QUIET)
+    training(drawn_run, whole, **by_steps(drawn_run, optimisation__epochs=7))
+    assert not different(weights(whole), before)
+
+
+def test_matching_costs_are_those_of_the_recipe() -> None:
+    given = load_train_recipe("pretrain", {"loss.costs.box": 7})
+    criterion = make_objective(network("parseda"), given).criterion
+    assert isinstance(criterion, DetectionCriterion)
+    assert criterion.costs == MatchingCosts(box=7)
+    assert load_train_recipe("pretrain").loss.costs == MatchingCosts()
+
+
+def test_a_compiler_that_fails_within_a_step_ends_the_training_with_a_remedy(
+    drawn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(trainer: Trainer, feed: object) -> None:
+        raise torch._dynamo.exc.InternalTorchDynamoError("no such size\nand a page of advice")
+
+    monkeypatch.setattr(Trainer, "fit", fail)
+    with pytest.raises(EngineError, match=r"within a step \(no such size and a.*\); with workers.compile=false"):
+        training(drawn_run, tmp_path / "out")
+
+
+def test_a_training_that_asks_for_a_gpu_may_mean_the_cpu(drawn_run: Path, tmp_path: Path) -> None:
+    settings = {"workers__gpus": 1, "workers__device": "cpu", "workers__compile": True, "optimisation__epochs": 1}
+    console = Console(record=True, width=300)
+    trained = train(recipe(drawn_run, **settings), tmp_path / "out", Progress(console))
+    assert not {"compilation", "gpu_memory"} & trained.last.keys()
+    assert "NOTE: workers.compile is ignored: the training runs on CPUs" in console.export_text()

@@ -16,6 +16,7 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.training.metrics import read_metrics
 from sgpipe.utils.ray_cluster import start_ray
+from tests.integration.faults.runs import descendants, title_of
 from tests.sgpipe.training import trainings
 from tests.sgpipe.training.data.runs import make_records, make_run
 from tests.sgpipe.training.trainings import SIZES, command, curve, different, steps, training, weights
@@ -60,35 +61,16 @@ def test_two_workers_have_the_same_losses_as_one(
     assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=LOSS_TOLERANCE)
 
 
-def descendants(process: int) -> Iterator[tuple[int, str]]:
-    """Ids and names of all descendants of a process."""
-    for entry in Path("/proc").iterdir():
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            name = (entry / "cmdline").read_text().partition("\0")[0]
-        except (OSError, ValueError, IndexError):
-            continue
-        if parent == process:
-            yield int(entry.name), name
-            yield from descendants(int(entry.name))
-
-
-def running(pids: list[int]) -> list[int]:
-    """Those of the processes that still run; one that has ended but was not yet reaped does not."""
-    states = {}
-    for pid in pids:
-        try:
-            states[pid] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-    return [pid for pid, state in states.items() if state not in "ZX"]
+def workers_of(process: int) -> list[int]:
+    """Those that run; a process that has ended, but was not yet reaped, has no title."""
+    return [pid for pid in descendants(process) if title_of(pid).startswith("ray::RayTrainWorker")]
 
 
 def kill_a_worker_at_step(out: Path, step: int, killed: list[int]) -> None:
     deadline = time.monotonic() + 600
     while len(steps(out)) < step and time.monotonic() < deadline:
         time.sleep(0.05)
-    killed.append(next(pid for pid, name in descendants(os.getpid()) if name.startswith("ray::RayTrainWorker")))
+    killed.append(workers_of(os.getpid())[0])
     os.kill(killed[0], signal.SIGKILL)
 
 
@@ -150,7 +132,7 @@ def test_stopping_stops_the_workers(equal_images: Path, tmp_path: Path) -> None:
     deadline = time.monotonic() + 600
     while len(steps(tmp_path / "out")) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
-    workers = [pid for pid, name in descendants(process.pid) if name.startswith("ray::RayTrainWorker")]
+    workers = workers_of(process.pid)
     process.send_signal(signal.SIGINT)
     said, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
@@ -158,6 +140,6 @@ def test_stopping_stops_the_workers(equal_images: Path, tmp_path: Path) -> None:
     assert "Traceback" not in said + errors
     assert len(workers) == 2
     deadline = time.monotonic() + 300  # the command does not wait for the last breath of its workers
-    while (left := running(workers)) and time.monotonic() < deadline:
+    while (left := [pid for pid in workers if title_of(pid)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left

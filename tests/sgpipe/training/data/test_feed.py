@@ -62,16 +62,6 @@ def test_a_tagger_learns_from_unrelated_pairs_too(tmp_path):
         assert more.relation_labels.sum(1).tolist() == [1, 0]
 
 
-def test_every_group_is_a_batch_with_texts_of_its_own(config):
-    [whole], parts = (training(feed(config, text_group=group), 1)[0] for group in (None, 3))
-    assert [len(part) for part in parts] == [3, 1]
-    assert joined(parts, "image_ids") == list(whole.image_ids)
-    for part in parts:
-        assert part.texts != whole.texts
-        for triplets in part.triplets:
-            assert triplets.relation_labels.shape[1] == len(part.texts.relations)
-
-
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 3), (2, 1), (3, 2)])
 def test_validations_of_groups_do_not_depend_on_workers_and_parts(config, world, accumulate):
     whole = validation(feed(config, batch=6, text_group=4))
@@ -207,13 +197,3 @@ def interrupt(fed: ShardFeed) -> None:
 
 def refuse(*_) -> None:
     raise UserError("enough")
-
-
-def test_the_network_reads_reworded_texts_with_the_same_labels(config):
-    ways = {name: (f"{name} it",) for name in ("on", "left of", "holding", "next to", "under")}
-    plainly, reworded = (training(feed(config, wordings=wordings), 10) for wordings in ({}, ways))
-    for [batch], [other] in zip(plainly, reworded, strict=True):
-        assert [text.removesuffix(" it") for text in other.texts.relations] == list(batch.texts.relations)
-        for one, same in zip(batch.triplets, other.triplets, strict=True):
-            assert torch.equal(one.relation_labels, same.relation_labels)
-    assert any(text.endswith(" it") for [batch] in reworded for text in batch.texts.relations)

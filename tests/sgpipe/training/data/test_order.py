@@ -1,12 +1,11 @@
 from collections import Counter
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.training.data.scan import ShardFolder, TrainingSet, UsableRowGroup
-from sgpipe.training.data.stream import Epoch, shuffled_epoch
+from sgpipe.training.data.stream import Epoch, Visit, shuffled_epoch
 
 Sizes = list[list[int]]
 
@@ -21,25 +20,15 @@ def training_set(sizes: Sizes, weights: list[float] | None = None) -> TrainingSe
 
 def rows(found: TrainingSet, epoch: Epoch) -> list[tuple[int, int]]:
     """(row group, row) of an epoch in order; every other row of a row group's table is usable."""
-    ordered, window = [], 0
-    while visits := epoch.visits_of(window):
+    ordered = []
+    for window, visits in enumerate(windows(epoch)):
         usable = [range(0, 2 * found.row_groups[visit.row_group].rows, 2) for visit in visits]
-        shapes = [
-            np.array([shape((visit.row_group, row)) for row in range(each.stop)])
-            for visit, each in zip(visits, usable, strict=True)
-        ]
-        ordered += [(visits[visit].row_group, row) for visit, row in epoch.order(window, usable, shapes)]
-        window += 1
+        ordered += [(visits[visit].row_group, row) for visit, row in epoch.order(window, usable)]
     return ordered
 
 
-def shape(row: tuple[int, int]) -> int:
-    """One of three, without order."""
-    return (5 * row[0] + row[1] // 2) % 3
-
-
-def cut_into(ordered: list[tuple[int, int]], step: int) -> list[list[tuple[int, int]]]:
-    return [ordered[at : at + step] for at in range(0, len(ordered), step)]
+def windows(epoch: Epoch) -> list[tuple[Visit, ...]]:
+    return [epoch.visits[at : at + epoch.window] for at in range(0, len(epoch.visits), epoch.window)]
 
 
 def every_row(found: TrainingSet) -> list[tuple[int, int]]:
@@ -63,18 +52,16 @@ def test_a_position_is_found_in_its_window(sizes: Sizes, window: int, choice: st
     epoch = shuffled_epoch(found, window, 0, 0)
     position = choice.draw(st.integers(0, len(epoch)))
     number, place = epoch.find(position)
-    before = sum(visit.rows for earlier in range(number) for visit in epoch.visits_of(earlier))
-    assert before + place == position
-    assert place < sum(visit.rows for visit in epoch.visits_of(number)) or position == len(epoch)
+    sizes_of = [sum(visit.rows for visit in visits) for visits in windows(epoch)]
+    assert sum(sizes_of[:number]) + place == position
+    assert position == len(epoch) or place < sizes_of[number]
 
 
 def test_the_row_groups_of_a_window_are_mixed():
     found = training_set([[50] * 6])
     ordered = rows(found, shuffled_epoch(found, 2, 0, 0))
-    windows = [ordered[at : at + 100] for at in range(0, 300, 100)]
-    row_groups = [Counter(row_group for row_group, _ in window) for window in windows]
-    assert all(sorted(window.values()) == [50, 50] for window in row_groups)
-    for window in windows:
+    for window in (ordered[at : at + 100] for at in range(0, 300, 100)):
+        assert sorted(Counter(row_group for row_group, _ in window).values()) == [50, 50]
         assert 10 < sum(row_group == window[0][0] for row_group, _ in window[:50]) < 40
 
 
@@ -96,23 +83,3 @@ def test_a_fraction_has_different_rows_in_every_epoch():
     assert all(len(share) == 10 for share in shares)
     assert len(set(shares)) > 30
     assert frozenset.union(*shares) == set(every_row(found))
-
-
-@given(sizes, st.lists(st.floats(0.01, 3.5), min_size=3, max_size=3), st.integers(1, 4), st.integers(1, 7))
-def test_similar_rows_are_the_same_rows_in_whole_steps(
-    sizes: Sizes, weights: list[float], window: int, step: int
-) -> None:
-    found = training_set(sizes, weights)
-    random, similar = (shuffled_epoch(found, window, 0, 0, each) for each in (None, step))
-    before, after = rows(found, random), rows(found, similar)
-    start = 0
-    for end in similar._ends:
-        inner = slice(-(-start // step) * step, max(end // step * step, start))
-        assert sorted(after[start:end]) == sorted(before[start:end])
-        steps = sorted(sorted(map(shape, part)) for part in cut_into(after[inner], step))
-        assert [each for part in steps for each in part] == sorted(
-            map(shape, after[inner])
-        )  # no step reaches into another
-        for outside in (slice(start, inner.start), slice(inner.stop, end)):
-            assert after[outside] == before[outside]  # steps of two windows
-        start = end

@@ -14,11 +14,9 @@ from rlip_model.training.sampling import extend
 from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
-from sgpipe.training.data import stream as data_stream
 from sgpipe.training.data.scan import TrainingSet, data_warnings, scan, scan_training, scan_validation
-from sgpipe.training.data.stream import iter_epoch, one_pass, scene_graph, shuffled_epoch
+from sgpipe.training.data.stream import iter_epoch, one_pass, scene_graph
 from sgpipe.training.recipe import ShardsConfig
-from tests.endpoint_server import wait_until
 from tests.factories import make_calibration
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
@@ -99,24 +97,6 @@ def test_random_limits_are_nested_and_do_not_depend_on_row_groups(tmp_path, rows
     assert set(chosen[1]) < set(chosen[5]) < set(chosen[12]) < set(chosen[999])
     assert chosen[12] != images(scan([config], 0.2, limit=12))
     assert chosen[12] != images(scan([config], 0.2, limit=12, limit_seed=4))
-
-
-def test_threads_read_row_groups_of_a_store_one_window_in_advance(tmp_path, monkeypatch):
-    config = data(make_run(tmp_path, [plain_record(str(n)) for n in range(40)], rows=2))
-    found = scan_training(config)
-    epoch = shuffled_epoch(found, 3, 0, 0)
-    read = []
-    original = data_stream.read_row_group
-    monkeypatch.setattr(data_stream, "read_row_group", lambda *place: read.append(place) or original(*place))
-    expected = [row.values() for row in iter_epoch(found, epoch, 13)]
-    assert len(read) == 20 - 2 * 3
-    read.clear()
-    monkeypatch.setattr(data_stream, "is_uri", lambda path: True)
-    fetched = iter_epoch(found, epoch, 13)
-    assert next(fetched).values() == expected[0]
-    wait_until(lambda: len(read) == 2 * 3)
-    assert [row.values() for row in fetched] == expected[1:]
-    assert len(read) == 20 - 2 * 3
 
 
 def test_folders_may_have_limits_of_their_own(tmp_path):
