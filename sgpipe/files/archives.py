@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.errors import ImageError, UserError
-from sgpipe.files.index import NAME, FileIndex, IndexReference, index_table, write_index
-from sgpipe.files.locations import DamagedError, Location, open_stream, read_range, read_twice
-from sgpipe.files.object_store import ObjectInfo, StorePath
+from sgpipe.files.index import NAME, IndexReference, index_table, write_index
+from sgpipe.files.locations import Location, open_stream, read_range
+from sgpipe.files.object_store import ObjectInfo
 from sgpipe.files.roots import ImageEntry, ImageRoot, checked_size, is_image, safe_name
 from sgpipe.utils.console import Progress, count
 
@@ -37,7 +37,7 @@ _MOST_NAME = 1 << 16  # of a member's header in a zip, with its extra fields
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # APPNOTE.TXT 4.3.7: signature, lengths of the name and the extra fields
 _MOST_BYTES = (1 << 63) - 1  # that the index has numbers for
 _BLOCK = 512  # of a tar
-_COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".zst")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".tar.zst")
 _COMPRESSED_MARKS = (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5")
 
 # What zipfile and tarfile raise for damaged archives, as fuzzing shows; the last two for headers that ask for too much.
@@ -56,10 +56,6 @@ _SCANS = 4  # archives that are read at once
 _MEMBERS_PER_STEP = 1000  # of the progress
 
 
-class _DamagedImageError(ImageError, DamagedError):
-    """A member whose bytes are damaged."""
-
-
 @dataclass(frozen=True)
 class ArchiveRoot(ImageRoot):
     """Archives in a place, and the index of their members.
@@ -76,10 +72,6 @@ class ArchiveRoot(ImageRoot):
 
     def where(self, name: str) -> str:
         return f"{self.location}: {name}"
-
-    def check(self) -> None:
-        if isinstance(self.folder, StorePath):
-            self.folder.check()
 
     def entries(self) -> Iterator[ImageEntry]:
         for name, group in groupby(self.index.opened, key=lambda row: str(row[NAME])):
@@ -106,24 +98,21 @@ class ArchiveRoot(ImageRoot):
         archive = self._archives[found[0].pop(_ARCHIVE)]
         member = Member(**found[0])
         checked_size(max(member.size, member.length) if member.size else 0, where)
-
-        def read() -> bytes:
-            data = read_range(self.folder / archive["name"], member.offset, member.length, archive["version"])
-            return unpack(member, data, where)
-
-        return read_twice(self.folder, read)
+        data = read_range(self.folder / archive["name"], member.offset, member.length, archive["version"])
+        return unpack(member, data, where)
 
     def _find(self, name: str) -> list[dict[str, Any]]:
         """Return the members that a name may mean."""
-        index: FileIndex = self.index.opened
+        index = self.index.opened
         found = index.find(name)
         for at, character in enumerate(name):
-            if not found and character == "/" and (archive := self._numbers.get(name[:at])) is not None:
-                rest, folder = name[at + 1 :], self._archives[archive]["folder"]
+            if not found and character == "/" and (number := self._numbers.get(name[:at])) is not None:
+                rest, folder = name[at + 1 :], self._archives[number]["folder"]
                 rows = index.find(rest) or (index.find(f"{folder}/{rest}") if folder else [])
-                found = [row for row in rows if row[_ARCHIVE] == archive]
-        for folder, archives in () if found else self._folders.items():
-            found += [row for row in index.find(f"{folder}/{name}") if row[_ARCHIVE] in archives]
+                found = [row for row in rows if row[_ARCHIVE] == number]
+        for folder in () if found else self._folders:
+            rows = index.find(f"{folder}/{name}")
+            found += [row for row in rows if self._archives[row[_ARCHIVE]]["folder"] == folder]
         return found
 
     @cached_property
@@ -131,13 +120,8 @@ class ArchiveRoot(ImageRoot):
         return list(self.index.opened.meta["archives"])
 
     @cached_property
-    def _folders(self) -> dict[str, set[int]]:
-        """The folders that hold all images of an archive, and of which archives."""
-        found: dict[str, set[int]] = {}
-        for number, archive in enumerate(self._archives):
-            if archive["folder"]:
-                found.setdefault(archive["folder"], set()).add(number)
-        return found
+    def _folders(self) -> set[str]:
+        return {archive["folder"] for archive in self._archives} - {""}
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -164,12 +148,12 @@ def build_index(
     left_out: list[Counter[str]] = [Counter() for _ in archives]
     lock, stopped = Lock(), Event()
 
-    def scan_one(number: int) -> tuple[pa.Table, str]:
-        """Return the members of an archive, and the folder that contains all its images, if there is one."""
-        folders, name = set[str](), archives[number].name
+    def scan_one(number: int) -> tuple[pa.Table, dict[str, Any]]:
+        """Return the members of an archive, and what the index says of it."""
+        folders, info = set[str](), archives[number]
 
         def rows(file: BinaryIO) -> Iterator[tuple[Any, ...]]:
-            for done, member in enumerate(scan(f"{folder}/{name}", file, left_out[number]), 1):
+            for done, member in enumerate(scan(f"{folder}/{info.name}", file, left_out[number]), 1):
                 if is_image(member.name) and not member.name.startswith(_OF_MACOS):
                     folders.add(member.name.partition("/")[0] if "/" in member.name else "")
                 yield member.name, number, member.offset, member.length, member.packed, member.size, member.method
@@ -179,33 +163,37 @@ def build_index(
                     if stopped.is_set():
                         return
 
-        with open_stream(folder / name) as file:
+        with open_stream(folder / info.name) as file:
             table = index_table(_COLUMNS, rows(file))
-        return table, folders.pop() if len(folders) == 1 else ""
+        return table, {
+            "name": info.name,
+            "version": info.version,
+            "folder": folders.pop() if len(folders) == 1 else "",  # that contains all its images
+        }
 
     pool = ThreadPoolExecutor(_SCANS, thread_name_prefix="index")
     with progress.images(None, "reading the index") as advance:
         try:
-            tables, folders = zip(*pool.map(scan_one, range(len(archives))), strict=True)
+            tables, named = zip(*pool.map(scan_one, range(len(archives))), strict=True)
         finally:
             stopped.set()
             pool.shutdown(cancel_futures=True)
-    table, repeated = pa.concat_tables(tables).sort_by(NAME), 0
-    if len(table) > 1:  # the last member of a name in an archive replaces the earlier ones
-        columns = (table[name].combine_chunks() for name in (NAME, _ARCHIVE))
-        replaced = pc.and_(*(pc.equal(column.slice(0, len(column) - 1), column.slice(1)) for column in columns))
-        repeated = pc.sum(replaced).as_py() or 0
-        table = table.filter(pa.concat_arrays([pc.invert(replaced), pa.array([True])]))
+    table = pa.concat_tables(tables).sort_by(NAME)
+    kept = _last_of_each(table)
     total = sum(left_out, Counter())
     notes = [f"{location}: {count(number, 'member')} left out: {what}" for what, number in sorted(total.items())]
-    if repeated:
-        has = "has a name that comes again" if repeated == 1 else "have names that come again"
-        notes.append(f"{location}: {count(repeated, 'member')} {has} in their archive; the last of a name counts")
-    named = [
-        {"name": info.name, "version": info.version, "folder": inner}
-        for info, inner in zip(archives, folders, strict=True)
-    ]
-    write_index(path, table, {"archives": named, "notes": notes})
+    if repeated := len(table) - len(kept):
+        notes.append(f"{location}: {count(repeated, 'member')} left out: name that comes again in its archive")
+    write_index(path, kept, {"archives": named, "notes": notes})
+
+
+def _last_of_each(table: pa.Table) -> pa.Table:
+    """Return sorted members without those that a later one of the same archive and name replaces."""
+    if len(table) < 2:
+        return table
+    columns = (table[name].combine_chunks() for name in (NAME, _ARCHIVE))
+    replaced = pc.and_(*(pc.equal(column.slice(0, len(column) - 1), column.slice(1)) for column in columns))
+    return table.filter(pa.concat_arrays([pc.invert(replaced), pa.array([True])]))
 
 
 @dataclass(frozen=True)
@@ -225,31 +213,19 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(ARCHIVES)
 
 
-def refuse_compressed(name: str) -> None:
-    """Raises UserError: the file is named like a tar that is compressed as a whole."""
-    path = PurePosixPath(name.lower())
-    if path.suffix in _COMPRESSED and (path.suffix[:2] == ".t" or path.stem.endswith(".tar")):
-        raise _compressed(name)
-
-
-def _compressed(name: str) -> UserError:
-    why = "is compressed as a whole, so an image can only be read with everything before it"
-    return UserError(f"{name} {why}; unpack it to a .tar")
+def refuse_compressed(name: str, start: bytes = b"") -> None:
+    """Raises UserError: the file is named like a tar that is compressed as a whole, or begins like one."""
+    if name.lower().endswith(_COMPRESSED) or start in _COMPRESSED_MARKS:
+        why = "is compressed as a whole, so an image can only be read with everything before it"
+        raise UserError(f"{name} {why}; unpack it to a .tar")
 
 
 def scan(name: str, file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
-    """Yield the members of an archive that are files, in its order.
+    """Yield the members of an archive that are files, in its order, and count the others by what they are.
 
-    Args:
-        name: of the archive, in messages.
-        left_out: counts other members, by what they are.
-
-    Raises:
-        UserError: it is not an archive, or is truncated.
-        OSError: it cannot be read.
+    Raises UserError: it is not an archive, or is truncated; OSError: it cannot be read.
     """
-    if file.read(2) in _COMPRESSED_MARKS:
-        raise _compressed(name)
+    refuse_compressed(name, file.read(2))
     file.seek(0)
     scan_kind = _scan_zip if name.lower().endswith(".zip") else _scan_tar
     try:
@@ -262,7 +238,7 @@ def scan(name: str, file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
                 left_out[_OUTSIDE] += 1
     except _DAMAGED as error:
         why = str(error) or type(error).__name__
-        raise DamagedError(
+        raise UserError(
             f"{name} is not a {name[-3:].lower()} archive, or is truncated or damaged ({why}); copy it again"
         ) from None
 
@@ -303,9 +279,7 @@ def _scan_tar(file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
 
 
 def unpack(member: Member, data: bytes, where: str) -> bytes:
-    """Return the content of a member from its bytes in the archive. Raises ImageError: it is damaged, or cannot be
-    read.
-    """
+    """Return the content of a member from its bytes in the archive. Raises ImageError: it cannot be read."""
     if member.method == _PLAIN:
         return data
     if member.method not in (_STORED, _DEFLATED):
@@ -320,5 +294,5 @@ def unpack(member: Member, data: bytes, where: str) -> bytes:
         except zlib.error:
             content = b""
     if signature != b"PK\3\4" or len(content) != member.size:
-        raise _DamagedImageError(f"image cannot be read: {where} (its part of the archive is damaged)")
+        raise ImageError(f"image cannot be read: {where} (its part of the archive is damaged)")
     return content

@@ -17,13 +17,8 @@ DATASETS = "hf://datasets/"
 _ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 _SETTINGS = re.compile(r".+\.(json|txt|model|jinja)")
-_PREPARES = {
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "vocab.txt",
-}
+_PREPARES = {"preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"}
+_PREPARES |= {"vocab.txt"}
 _WEIGHTS = tuple(map(re.compile, (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin")))
 
 
@@ -57,14 +52,11 @@ class HubDataset:
 
         with naming_hub(f"the dataset {self.name}"):
             if constants.HF_HUB_OFFLINE:
-                folder = Path(
-                    snapshot_download(self.name, repo_type="dataset", revision=self.revision, local_files_only=True)
-                )
+                folder = Path(snapshot_download(self.name, repo_type="dataset", revision=self.revision))
                 files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
                 return HubDataset(self.name, folder.name), sorted(files)
             info = HfApi().dataset_info(self.name, revision=self.revision)
-            files = [each.rfilename for each in info.siblings or ()]
-            return HubDataset(self.name, info.sha), sorted(files)
+            return HubDataset(self.name, info.sha), sorted(each.rfilename for each in info.siblings or ())
 
     def fetch(self, file: str) -> Path:
         """Return a file in the hub's cache on this machine, downloaded if it is not there."""
@@ -92,18 +84,14 @@ class HubModel:
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
     def config(self) -> Path:
-        """Return its folder in the hub's cache, with config.json at least; the hub is asked only if it is not there.
+        """Return its folder in the hub's cache, with config.json at least; the hub is asked only if it is not there."""
+        from huggingface_hub import HfApi, hf_hub_download
 
-        Raises UserError, StoreError: see `naming_hub`.
-        """
-        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-
+        if folder := self._cached():
+            return folder
         with naming_hub(f"the model {self}"):
-            known = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
-            if not isinstance(known, str):
-                HfApi().model_info(self.name, revision=self.revision)  # fails at once; a download is tried six times
-                known = hf_hub_download(self.name, "config.json", revision=self.revision)
-            return Path(known).parent
+            HfApi().model_info(self.name, revision=self.revision)  # fails at once; a download is tried six times
+            return Path(hf_hub_download(self.name, "config.json", revision=self.revision)).parent
 
     def folder(self) -> Path:
         """Return the same folder, with all files that `from_pretrained` reads, downloaded if they are not there."""
@@ -112,19 +100,18 @@ class HubModel:
             fetch_models([f"{self.name}@{folder.name}"])
         return folder
 
+    def _cached(self) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        with naming_hub(f"the model {self}"):
+            found = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
+            return Path(found).parent if isinstance(found, str) else None
+
 
 def missing_models(names: Sequence[str]) -> list[str]:
     """Return the models of which the hub's cache on this machine lacks weights, or what prepares their inputs."""
-    from huggingface_hub import try_to_load_from_cache
-
-    missing = []
-    for name in names:
-        model = HubModel.parse(name) or HubModel(name)
-        with naming_hub(f"the model {name}"):
-            config = try_to_load_from_cache(model.name, "config.json", revision=model.revision)
-        if not (isinstance(config, str) and _is_complete(Path(config).parent)):
-            missing.append(name)
-    return missing
+    folders = {name: (HubModel.parse(name) or HubModel(name))._cached() for name in names}
+    return [name for name, folder in folders.items() if folder is None or not _is_complete(folder)]
 
 
 def _is_complete(folder: Path) -> bool:
@@ -134,8 +121,10 @@ def _is_complete(folder: Path) -> bool:
         shards = [set(json.loads(index.read_text("utf-8"))["weight_map"].values()) for index in indices]
     except (ValueError, TypeError, KeyError, AttributeError):  # damaged
         return False
-    sharded = any(shard <= files for shard in shards) if shards else _weights(files)
-    return bool(files & _PREPARES and (sharded or "model.safetensors" in files))
+    weights = (
+        any(shard <= files for shard in shards) or "model.safetensors" in files or (not shards and _weights(files))
+    )
+    return bool(files & _PREPARES and weights)
 
 
 def fetch_models(names: Sequence[str], command: str = "") -> None:
@@ -196,42 +185,36 @@ def naming_hub(what: str) -> Iterator[None]:
 
     try:
         yield
-    except errors.GatedRepoError:
-        raise UserError(f"{what} is gated: ask for access on its page on the hub, then {_LOGIN}") from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(f"{what} is not on the hub, or is private: check the name, or {_LOGIN}") from None
+    except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.LocalTokenNotFoundError) as error:
+        gated = isinstance(error, errors.GatedRepoError)
+        why = "is gated: ask for access on its page, then" if gated else "is not on the hub, or is private:"
+        raise UserError(f"{what} {why} {_LOGIN}") from None
     except errors.RevisionNotFoundError:
         raise UserError(f"{what} has no such revision") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if constants.HF_HUB_OFFLINE:
-            raise MissingFileError(
-                f"{what} is not in the hub's cache, and HF_HUB_OFFLINE keeps the hub from being asked"
-            ) from None
+            raise MissingFileError(f"{what} is not in the hub's cache, and HF_HUB_OFFLINE is set") from None
         raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error.__cause__ or error)})") from None
     except errors.EntryNotFoundError:
         raise MissingFileError(f"{what} does not exist on the hub") from None
-    except errors.LocalTokenNotFoundError:
-        raise UserError(f"{what} needs an account on the hub: {_LOGIN}") from None
     except errors.HFValidationError as error:
         raise UserError(f"{what}: {_first_line(error)}") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            raise UserError(
-                f"{what}: the hub refuses this user ({status}): {_LOGIN} to a token that has access"
-            ) from None
+            raise UserError(f"{what}: the hub refuses this user ({status}): {_LOGIN}") from None
         raise StoreError(f"{what}: the hub answers {status} ({_first_line(error)})") from None
     except (errors.HTTPError, ConnectionError, TimeoutError) as error:  # of the library that it asks by
         raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error)})") from None
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise StoreError(f"{what}: no space is left for it in {constants.HF_HUB_CACHE}") from None
-    except RuntimeError as error:  # itself of uploads, which name a file and not why, and of Xet, the hub's storage
+        if error.errno == errno.ENOSPC:
+            raise StoreError(f"{what}: no space is left for it in {constants.HF_HUB_CACHE}") from None
+        raise
+    except RuntimeError as error:  # of uploads, which name a file and not why, and of Xet, the hub's storage
         if type(error) is not RuntimeError:
             raise
-        why = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
-        raise StoreError(f"{what}: {_first_line(error)}{why}") from None
+        causes = filter(None, (error, error.__cause__))
+        raise StoreError(f"{what}: {' '.join(map(_first_line, causes))}") from None
 
 
 def _first_line(error: BaseException) -> str:

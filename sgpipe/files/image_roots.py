@@ -18,9 +18,10 @@ from sgpipe.errors import ImageError, UserError, existing_folder
 from sgpipe.files import archives
 from sgpipe.files.archives import ArchiveRoot, is_archive, refuse_compressed
 from sgpipe.files.index import IndexFolder, write_index
-from sgpipe.files.locations import Location, below, info_of, read_twice, text_of
+from sgpipe.files.locations import Location, below, info_of, text_of
 from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
 from sgpipe.files.roots import (
+    MOST_BYTES,
     FolderRoot,
     HubRoot,
     ImageFile,
@@ -220,7 +221,7 @@ def _archive_root(
     reference, cached = indexes.reference(stamp), IndexFolder().reference(stamp)
     if not reference.exists:
         if not cached.exists:  # it stays if the run is refused later
-            read_twice(folder, lambda: archives.build_index(cached.path, location, folder, infos, indexes.progress))
+            archives.build_index(cached.path, location, folder, infos, indexes.progress)
         if cached != reference:
             reference.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(reference.path) as temporary:
@@ -245,9 +246,9 @@ class AnywhereRoot(ImageRoot):
             return False
         return root.contains(inner)
 
-    def open(self, name: str) -> ImageFile:
+    def open(self, name: str, most: int = MOST_BYTES + 1) -> ImageFile:
         root, inner = self._place(name)
-        return root.open(inner)
+        return root.open(inner, most)
 
     def _place(self, name: str) -> tuple[ImageRoot, str]:
         path = Path("/", safe_name(name))

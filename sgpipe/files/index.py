@@ -20,9 +20,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from sgpipe.errors import StoreError
+from sgpipe.errors import StoreError, UserError
 from sgpipe.files import model_cache
-from sgpipe.files.locations import DamagedError, read_twice
 from sgpipe.files.object_store import StorePath
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress
@@ -99,7 +98,7 @@ class IndexReference:
 
     @cached_property
     def opened(self) -> FileIndex:
-        """Raises StoreError: it cannot be read or fetched; DamagedError: the copy in the run's store is damaged."""
+        """Raises StoreError: it cannot be read or fetched; UserError: the copy in the run's store is damaged."""
         for path in (self.path, cache_folder() / self.path.name):
             with suppress(OSError, ValueError, pa.ArrowException):
                 return FileIndex(path)
@@ -107,23 +106,19 @@ class IndexReference:
             raise StoreError(f"the index {self.path} is missing or damaged; the same command makes it again")
         cache_folder().mkdir(parents=True, exist_ok=True)
         stored = StorePath(self.uri) / f".sgpipe/{self.path.name}"
-
-        def fetched() -> FileIndex:
-            with atomic_write(cache_folder() / self.path.name) as temporary:
-                stored.get_file("", temporary)
-                try:
-                    return FileIndex(temporary)
-                except (OSError, ValueError, pa.ArrowException) as error:
-                    raise DamagedError(f"{stored} cannot be read ({error}); delete it, and run again") from None
-
-        return read_twice(stored, fetched)
+        with atomic_write(cache_folder() / self.path.name) as temporary:
+            stored.get_file("", temporary)
+            try:
+                return FileIndex(temporary)
+            except (OSError, ValueError, pa.ArrowException) as error:
+                raise UserError(f"{stored} cannot be read ({error}); delete it, and run again") from None
 
     @property
     def exists(self) -> bool:
         """Whether it can be opened; fetches it from the run's store."""
         try:
             return bool(self.opened.meta)
-        except (OSError, DamagedError):
+        except (OSError, UserError):
             return False
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,8 +1,6 @@
-"""Read a JSON object of large arrays, or one large array, item by item and in constant memory.
+"""Read a JSON object of large arrays, or one large array, item by item and in constant memory: Objects365 v2 has 5 GB.
 
-Annotation files of detection datasets are an object with arrays of millions of small items; Objects365 v2 has 5 GB.
-Python's own C scanner decodes one item at a time. It also accepts the `NaN` that some exporters write, for which
-streaming libraries refuse the whole file.
+Python's own C scanner decodes the items; it accepts the `NaN` of some exporters, which streaming libraries refuse.
 """
 
 from __future__ import annotations
@@ -10,17 +8,19 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import UserError
-from sgpipe.files.locations import DamagedError, Location
+from sgpipe.errors import StoreError, UserError, existing_file, os_error_reason
+from sgpipe.files.locations import Location, location
 from sgpipe.files.text_files import TextFile, open_text
 
 _CHUNK = 4 << 20
 _LOOKAHEAD = 4 << 20  # an error further than this from the end of the buffer is not caused by the end
 _LONGEST_ITEM = 256 << 20
-_WHITESPACE = " \t\n\r"
+_ITEM = re.compile(r"[^ \t\n\r]")
 
 
 class JsonStream:
@@ -28,8 +28,7 @@ class JsonStream:
 
     `for key, item in stream` yields every item of every array of the top-level object, in file order; other values are
     collected in `scalars`, the keys of arrays, also of empty ones, in `arrays`. If the file is an array, its items have
-    the key "". After the last item, `sha256` is the hash of the content. The file may be compressed by gzip,
-    and an object of a store.
+    the key "". After the last item, `sha256` is the hash of the content.
     """
 
     def __init__(self, path: Location | str, *, members: bool = False) -> None:
@@ -46,34 +45,36 @@ class JsonStream:
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """Raises UserError: the file is missing, unreadable, empty, not UTF-8, not JSON, or cut short."""
+        if isinstance(place := location(self.path), Path):
+            existing_file(place)
         try:
             with open_text(self.path) as file:
                 self._file: TextFile = file
                 self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
                 yield from self._members()
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"no such file: {self.path}") from None
-        except IsADirectoryError:
-            raise UserError(f"{self.path} is a folder, not a file") from None
-        except PermissionError:
-            raise UserError(f"no permission to read {self.path}") from None
+        except StoreError:
+            raise
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {os_error_reason(error)}") from None
         except UnicodeDecodeError:
-            raise DamagedError(f"{self.path} is not UTF-8 JSON (plain or gzip)") from None
+            raise UserError(f"{self.path} is not UTF-8 JSON (plain or gzip)") from None
         except RecursionError:
             raise UserError(f"{self.path} is nested too deeply to be an annotation file") from None
         self.sha256 = self._hash.hexdigest()
 
     def _members(self) -> Iterator[tuple[str, Any]]:
-        if not self._peek():
-            raise UserError(f"{self.path} is empty")
-        if self._peek() == "[":
+        first = self._peek()
+        if first == "[":
             for item in self._items():
                 yield "", item
-            if self._peek():
-                raise self._malformed("there is text after the end of the array")
-            return
-        if self._peek() != "{":
-            raise DamagedError(f"{self.path} is not UTF-8 JSON (plain or gzip)")
+        elif first == "{":
+            yield from self._object()
+        else:
+            raise UserError(f"{self.path} is {'not UTF-8 JSON (plain or gzip)' if first else 'empty'}")
+        if self._peek():
+            raise self._malformed("there is text after the end")
+
+    def _object(self) -> Iterator[tuple[str, Any]]:
         self._at += 1
         while self._peek() != "}":
             key = self._value()
@@ -90,8 +91,6 @@ class JsonStream:
                 self.scalars[key] = self._value()
             self._separator("}")
         self._at += 1
-        if self._peek():
-            raise self._malformed("there is text after the end of the object")
 
     def _items(self) -> Iterator[Any]:
         self._at += 1
@@ -101,21 +100,20 @@ class JsonStream:
         self._at += 1
 
     def _separator(self, closing: str) -> None:
-        found = self._peek()
-        if found == ",":
+        if self._peek() == ",":
             self._at += 1
             if self._peek() == closing:
                 raise self._malformed("no item follows a comma")
-        elif found != closing:
+        elif self._peek() != closing:
             raise self._malformed(f"expected ',' or '{closing}'")
 
     def _peek(self) -> str:
         """Return the next character that is not white space, or "" at the end of the file."""
         while True:
-            while self._at < len(self._text):
-                if self._text[self._at] not in _WHITESPACE:
-                    return self._text[self._at]
-                self._at += 1
+            if found := _ITEM.search(self._text, self._at):
+                self._at = found.start()
+                return found[0]
+            self._at = len(self._text)
             if not self._fill():
                 return ""
 
@@ -148,11 +146,11 @@ class JsonStream:
         self._at = 0
         return bool(data)
 
-    def _malformed(self, reason: str) -> DamagedError:
+    def _malformed(self, reason: str) -> UserError:
         rest = self._text[self._at : self._at + 40]
         if self._eof and not rest.strip():
-            return DamagedError(f"{self.path} is cut short: the JSON ends in the middle; copy or download it again")
-        return DamagedError(f"{self.path} is not valid JSON{' or is cut short' * self._eof} ({reason} near {rest!r})")
+            return UserError(f"{self.path} is cut short: the JSON ends in the middle; copy or download it again")
+        return UserError(f"{self.path} is not valid JSON{' or is cut short' * self._eof} ({reason} near {rest!r})")
 
 
 def json_lines(path: Location) -> Iterator[Any]:

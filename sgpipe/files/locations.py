@@ -8,31 +8,22 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError, add_filename, existing_file
 from sgpipe.files.hub import DATASETS, HubDataset
-from sgpipe.files.object_store import (
-    AccessError,
-    CutError,
-    ObjectInfo,
-    ReplacedError,
-    StorePath,
-    is_uri,
-    warn_of_answer,
-)
+from sgpipe.files.object_store import CutError, ObjectInfo, ReplacedError, StorePath, is_uri
 from sgpipe.utils.prefetch import prefetch
 
 Location: TypeAlias = Path | StorePath
-Result = TypeVar("Result")
 
 _BUFFER = 256 << 10  # bytes that are read at least, of an object of which parts are needed
 _WHOLE = 4 << 20  # bytes: smaller shards are read at once
@@ -64,28 +55,6 @@ def absolute_location(place: str | Location) -> Location:
     """Return a location that does not depend on the working folder."""
     place = location(place)
     return place.expanduser().absolute() if isinstance(place, Path) else place
-
-
-class DamagedError(UserError):
-    """A file is damaged; in a store, it has been read twice."""
-
-
-def read_twice(path: Location | str, read: Callable[[], Result]) -> Result:
-    """Return what `read` makes of a file, or raise its DamagedError.
-
-    A damaged file in a store is read once more, since a proxy or a cache may have answered with other bytes.
-    """
-    try:
-        return read()
-    except DamagedError:
-        if isinstance(location(path), Path):
-            raise
-    try:
-        result = read()
-    except DamagedError as error:
-        raise type(error)(f"{error} (read twice, so the object itself is damaged)") from None
-    warn_of_answer(str(path))
-    return result
 
 
 @contextmanager
@@ -154,11 +123,7 @@ def content_id(path: str | Location) -> list[str | int | None]:
     if isinstance(local, Path):
         status = existing_file(local).stat()
         return [str(local.resolve()), status.st_size, status.st_mtime_ns]
-    try:
-        info = local.head()
-    except AccessError as error:
-        raise UserError(f"{error}; the keys in the environment must be allowed to read it") from None
-    if info is None:
+    if (info := local.head()) is None:
         local.check()
         raise UserError(f"no such file: {local.uri}")
     return [local.uri, info.size, info.state]

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from filelock import FileLock
 
@@ -22,10 +21,10 @@ from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
 from sgpipe.utils import console
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256
+from sgpipe.utils.locking import temporary_folder
 
 _PLACES = ("", "best/", "last/")  # of a model: a folder of its own, or the checkpoints of a training
 _CONFIG, _OPEN_CLIP = "config.json", "open_clip_config.json"
-_HIDDEN = re.compile(r"\.[^.]")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -39,14 +38,10 @@ def cache_folder() -> Path:
 def pin_model(name: str, before: str = "") -> str:
     """Return a model of a store with the hash of the files that it has now, one of the hub with its commit.
 
-    Any other name is unchanged, and one of the hub if its commit cannot be told.
+    Any other name is unchanged, and one of the hub if its commit cannot be told. `before`: what a run that is resumed
+    says of its models; a commit in it stays, unless `name` has another one.
 
-    Args:
-        before: what a run that is resumed says of its models; a commit in it stays, unless `name` has another one.
-
-    Raises:
-        UserError: there is no such model or no permission, or the URI holds keys.
-        EngineError: the store cannot be reached.
+    Raises UserError: there is no such model or no permission; EngineError: the store cannot be reached.
     """
     if hub := HubModel.parse(name):
         known = re.search(rf"(?<![\w./-]){re.escape(hub.name)}@[0-9a-f]{{40}}", before)
@@ -62,11 +57,8 @@ def pin_model(name: str, before: str = "") -> str:
 def local_model(name: str, *, whole: bool = True) -> str:
     """Return the folder of a model of a store or the hub, fetched if it is not there; any other name unchanged.
 
-    Args:
-        whole: False: config.json is enough.
-
-    Raises as `pin_model`; also UserError: it can only be a path, and is missing; the hub has no such model, or not for
-    this user; or the files in the store have another hash than the one in the name.
+    `whole` False: config.json is enough. Raises as `pin_model`; also UserError: it can only be a path, and is missing,
+    or the files in the store have another hash than the one in the name.
     """
     if hub := HubModel.parse(name):
         try:
@@ -91,11 +83,10 @@ def _fetched(uri: str, sha256: str = "") -> Path:
     root.mkdir(parents=True, exist_ok=True)
     with _as_engine_errors(), FileLock(root / ".lock", thread_local=False):
         files = _listed(uri, store)
-        state = {name: [info.size, info.version, info.modified.isoformat()] for name, info in files.items()}
-        listing = root / f"listing-{fingerprint(state)}"
+        listing = root / f"listing-{fingerprint({name: [info.size, info.state] for name, info in files.items()})}"
         found = listing.read_text("utf-8") if listing.is_file() else ""
         if not (found and (root / found).is_dir()):
-            found = _download(uri, store, files, root, listing.name)
+            found = _download(uri, store, files, root)
             write_text(listing, found)
     if sha256 not in ("", found):
         raise UserError(f"the model {uri} is not the one that the run started with: it has changed")
@@ -109,30 +100,25 @@ def _listed(uri: str, store: StorePath) -> dict[str, ObjectInfo]:
     place = next((place for place in _PLACES if f"{place}{_CONFIG}" in infos), "" if _OPEN_CLIP in infos else None)
     if place is None:
         raise UserError(f"{uri} is not a model: it has no {_CONFIG}")
-    files = {name.removeprefix(place): info for name, info in infos.items() if name.startswith(place)}
-    return {name: files[name] for name in sorted(files) if not any(map(_HIDDEN.match, name.split("/")))}
+    files = {name.removeprefix(place): info for name, info in sorted(infos.items()) if name.startswith(place)}
+    if outside := [name for name in files if ".." in name.split("/") or name.startswith("/")]:
+        raise UserError(f"the model has a file outside its folder: {outside[0]!r}")
+    return {name: info for name, info in files.items() if not any(part.startswith(".") for part in name.split("/"))}
 
 
-def _download(uri: str, store: StorePath, files: Mapping[str, ObjectInfo], root: Path, listing: str) -> str:
-    """Download the files into a folder in `root`; returns their hash. Files of an interrupted download are kept."""
+def _download(uri: str, store: StorePath, files: Mapping[str, ObjectInfo], root: Path) -> str:
+    """Download the files into a folder in `root`; returns their hash, which is its name."""
     size = sum(info.size for info in files.values())
     what = f"{console.count(len(files), 'file')}, {size / 1e6:,.1f} MB"
     console.progress().print(f"fetching the model {uri} ({what})", soft_wrap=True)
-    partial = root / f"partial-{listing}"
-    for name, info in files.items():
-        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
-            raise UserError(f"the model has a file outside its folder: {name!r}")
-        file = partial / name
-        if not (file.is_file() and file.stat().st_size == info.size):
+    with temporary_folder(root) as temporary:
+        for name, info in files.items():
+            file = temporary / "model" / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f".{file.name}.tmp")
-            store.get_file(info.name, temporary, info)
-            os.replace(temporary, file)
-    sha256 = str(model_sha256(str(partial))).removeprefix("sha256:")
-    if not (root / sha256).is_dir():  # the same files may have been uploaded earlier
-        os.replace(partial, root / sha256)
-    for left in root.glob("partial-*"):  # of files that are not in the store any more
-        shutil.rmtree(left, ignore_errors=True)
+            store.get_file(info.name, file)
+        sha256 = str(model_sha256(str(temporary / "model"))).removeprefix("sha256:")
+        if not (root / sha256).is_dir():  # the same files may have been uploaded earlier
+            os.replace(temporary / "model", root / sha256)
     return sha256
 
 

@@ -6,19 +6,17 @@ appending. Keys come from the environment alone.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from copy import copy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache, partial
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import obstore
 from obstore import exceptions as refused
@@ -36,19 +34,14 @@ _CONNECT_SECONDS = 5
 _READ_SECONDS, _READ_RETRIES = 20.0, 8  # of one request
 _WRITE_SECONDS, _WRITE_RETRIES = 1800.0, 2
 _MOST_AT_ONCE = 256 << 20  # bytes; what is uploaded in parts stays in the bucket if its process is killed
-_ATTEMPTS = 3  # to read a body that is truncated or not that of the object
 _BUFFER = 8 << 20  # of a file: a request takes so long that small ones cost more
 _REFUSED = re.compile(
     r"<Code>(AccessDenied|AllAccessDisabled|AccountProblem|ExpiredToken|InvalidAccessKeyId|InvalidToken|"
-    r"RequestTimeTooSkewed|SignatureDoesNotMatch|TokenRefreshRequired)</Code>"
+    r"RequestTimeTooSkewed|SignatureDoesNotMatch|TokenRefreshRequired)</Code>|169.254.169.254"
 )
-_MD5 = re.compile('"([0-9a-f]{32})"')  # as S3 has it in the ETag of an object that KMS has not encrypted
 _NOT_IMPLEMENTED = re.compile(r"\b501 Not Implemented|<Code>NotImplemented</Code>")
 _ANONYMOUS = ("s3://anonymous@", "gs://anonymous@")  # what the public may read
 _NO_KEYS = "169.254.169.254"  # where a machine of a cloud gets its keys, asked if the environment has none
-
-Result = TypeVar("Result")
-_has_md5: dict[str, bool] = {}  # whether the ETags of a bucket are MD5s; missing: unknown yet
 
 
 class ReplacedError(StoreError):
@@ -56,15 +49,11 @@ class ReplacedError(StoreError):
 
 
 class CutError(StoreError):
-    """An object, or a range of it, ends early, however often it is read."""
+    """An object, or a range of it, ends early."""
 
 
 class AccessError(StoreError):
     """The store refuses the keys, or what they may do."""
-
-
-class ConditionsError(Exception):
-    """The store has no conditional writes."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +76,11 @@ def is_uri(text: str) -> bool:
     return "://" in text
 
 
-def _bare(tag: str | None) -> str:
-    """Return an ETag without quotes: Azure lists it without, and answers with them."""
-    return (tag or "").removeprefix("W/").strip('"')
-
-
 class StorePath:
     """A folder or an object of a store by its URI, such as `s3://bucket/images`: to a store what `Path` is to a disk.
 
     Names are relative to it; it travels without connections, and threads may share it. Every method but `__init__`
-    raises StoreError if the store cannot be reached, after retries (AccessError: it refuses), and UserError if the URI
-    is not that of a store.
+    raises StoreError if the store cannot be reached, after retries; AccessError if it refuses.
     """
 
     def __init__(self, uri: str) -> None:
@@ -124,9 +107,7 @@ class StorePath:
         return self.location.rpartition("/")[2]
 
     def __truediv__(self, name: str) -> StorePath:
-        child = copy(self)
-        child._prefix = "/".join(part for part in f"{self._prefix}/{name}".split("/") if part not in ("", "."))
-        return child
+        return StorePath(f"{self.uri}/{name}")
 
     def __str__(self) -> str:
         return self.location
@@ -153,10 +134,13 @@ class StorePath:
 
     def read(self, name: str = "") -> bytes | None:
         """Return a whole object, or None if there is none."""
-        try:
-            return self._get(name, {})
-        except FileNotFoundError:
-            return None
+        with suppress(FileNotFoundError), self._naming(name):
+            found = obstore.get(self._reads, self._key(name))
+            if found.meta["size"] <= _BUFFER:
+                return bytes(found.bytes())
+            with self.open(name) as file:
+                return file.read()
+        return None
 
     def version(self, name: str) -> UpdateVersion | None:
         """Return the version of an object; None if there is none."""
@@ -164,32 +148,17 @@ class StorePath:
             return _version(obstore.head(self._reads, self._key(name)))
         return None
 
-    def get_file(self, name: str, path: Path, info: ObjectInfo | None = None) -> None:
-        """Download an object into a file. Raises FileNotFoundError; ReplacedError: it is not the one of `info`."""
-        info = info or self.head(name)
-        if info is None:
-            raise FileNotFoundError(self._at(name))
-        size, version = info.size, info.version
-
-        def download() -> tuple[None, str | None, str]:
-            digest = hashlib.md5(usedforsecurity=False)
-            with path.open("wb") as target:
-                for start in range(0, size, _BUFFER):
-                    part = self.read_range(name, start, min(_BUFFER, size - start), version)
-                    digest.update(part)
-                    target.write(part)
-            return None, self._md5(version), digest.hexdigest()
-
-        self._confirmed(name, download)
+    def get_file(self, name: str, path: Path) -> None:
+        """Download an object into a file. Raises FileNotFoundError."""
+        with self.open(name) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, _BUFFER)
 
     def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes:
         """Return `length` bytes of an object.
 
         Raises FileNotFoundError; ReplacedError: it is not of this version; CutError: it ends before.
         """
-        if not length:
-            return b""
-        data = self.read_start(name, length, version, start)
+        data = self.read_start(name, length, version, start) if length else b""
         if len(data) != length:
             raise CutError(f"{self._at(name)} is truncated: it ends within bytes {start} to {start + length}")
         return data
@@ -199,7 +168,8 @@ class StorePath:
         options: GetOptions = {"range": (start, start + most)}
         if version is not None:
             options["if_match"] = version
-        return self._get(name, options)
+        with self._naming(name):
+            return bytes(obstore.get(self._reads, self._key(name), options=options).bytes())
 
     def head(self, name: str = "") -> ObjectInfo | None:
         """Return what an object is; None if there is none."""
@@ -208,24 +178,7 @@ class StorePath:
         return None
 
     def list(self, folder: str = "") -> Iterator[ObjectInfo]:
-        """Yield the objects of a folder, those in folders of it included, as the store sends them.
-
-        A listing that is empty or cannot be read, as that of a broken proxy, is requested once more.
-        """
-        for attempt in (1, 2):
-            infos = self._list(folder)
-            try:
-                first = next(infos, None)
-            except StoreError as error:
-                if attempt == 2 or "invalid list response" not in str(error):
-                    raise
-                continue
-            if first:
-                yield first
-                yield from infos
-                return
-
-    def _list(self, folder: str) -> Iterator[ObjectInfo]:
+        """Yield the objects of a folder, those in folders of it included, as the store sends them."""
         with self._naming():
             for chunk in obstore.list(self._reads, self._key(folder), chunk_size=1000):
                 infos = (self._info(meta) for meta in chunk)
@@ -252,87 +205,26 @@ class StorePath:
         with self._naming(name, writes=True):
             obstore.put(self._writes, self._key(name), data, use_multipart=in_parts)
 
-    def put_if(self, name: str, data: bytes, version: UpdateVersion | None) -> UpdateVersion | None:
-        """Write an object if it still has this version, or, for None, if there is none.
+    def put_if(self, name: str, data: bytes, version: UpdateVersion | None) -> bool:
+        """Write an object if it still has this version, or, for None, if there is none; return whether it did.
 
-        Returns its new version; None: somebody else was faster.
-
-        Raises ConditionsError: the store says that it has no conditional writes.
+        A store without conditional writes always does.
         """
         with self._naming(name, writes=True):
             try:
-                return _version(
-                    obstore.put(self._writes, self._key(name), data, mode=version or "create", use_multipart=False)
-                )
+                obstore.put(self._writes, self._key(name), data, mode=version or "create", use_multipart=False)
             except (refused.AlreadyExistsError, refused.PreconditionError):
-                return None
-            except refused.NotSupportedError:
-                raise ConditionsError from None
+                return False
             except refused.BaseError as error:
-                if _NOT_IMPLEMENTED.search(str(error)):
-                    raise ConditionsError from None
-                raise
+                if not isinstance(error, refused.NotSupportedError) and not _NOT_IMPLEMENTED.search(str(error)):
+                    raise
+                self.put(name, data)
+        return True
 
     def delete(self, name: str = "") -> None:
         """Delete an object if it exists."""
         with suppress(FileNotFoundError), self._naming(name):
             obstore.delete(self._reads, self._key(name))
-
-    def _get(self, name: str, options: GetOptions) -> bytes:
-        """Large objects are read in parts, so that a truncated part is all that is read again."""
-
-        def answer() -> tuple[bytes, str | None, str]:
-            data, meta = self._answer(name, options)
-            stated = self._md5(meta["e_tag"]) if len(data) == meta["size"] else None
-            return data, stated, hashlib.md5(data, usedforsecurity=False).hexdigest() if stated else ""
-
-        return self._confirmed(name, answer)
-
-    def _answer(self, name: str, options: GetOptions) -> tuple[bytes, ObjectMeta]:
-        version = options.get("if_match")
-        for attempt in range(1, _ATTEMPTS + 1):
-            with self._naming(name):
-                found = obstore.get(self._reads, self._key(name), options=options)
-                meta = found.meta
-                if version is not None and _bare(meta["e_tag"]) != _bare(version):
-                    if attempt == _ATTEMPTS:
-                        raise ReplacedError(f"{self._at(name)} was replaced while it was in use")
-                    continue
-                if not options and meta["size"] > _BUFFER:
-                    with self.open(name) as file:
-                        return b"".join(iter(partial(file.read, _BUFFER), b"")), meta
-                try:
-                    return bytes(found.bytes()), meta
-                except refused.BaseError as error:
-                    if attempt == _ATTEMPTS:
-                        why = f"is truncated, or the connection dropped: {failure(error)}"
-                        raise CutError(f"{self._at(name)} {why}") from None
-        raise AssertionError("unreachable")
-
-    def _md5(self, tag: str | None) -> str | None:
-        """Return the MD5 of an object, if its ETag is one."""
-        found = _MD5.fullmatch(tag or "") if _has_md5.get(self._bucket) is not False else None
-        return found and found[1]
-
-    def _confirmed(self, name: str, read: Callable[[], tuple[Result, str | None, str]]) -> Result:
-        """Return what was read of an object if it has its MD5, or, as not every ETag is one, if two readings agree.
-
-        Args:
-            read: returns what it reads, the MD5 that the store states, and the MD5 of what was read.
-
-        Raises StoreError: no two of the answers are the same.
-        """
-        seen: list[str] = []
-        for _ in range(_ATTEMPTS):
-            result, stated, actual = read()
-            if stated is None or actual == stated or actual in seen:
-                if stated:
-                    _has_md5[self._bucket] = _has_md5.get(self._bucket, actual == stated)
-                if seen and actual not in seen:
-                    warn_of_answer(self._at(name))
-                return result
-            seen.append(actual)
-        raise StoreError(f"{self._at(name)} is answered differently each time: is a proxy or a cache broken?")
 
     @contextmanager
     def _naming(self, name: str = "", writes: bool = False) -> Iterator[None]:
@@ -350,9 +242,9 @@ class StorePath:
         except (refused.BaseError, OSError) as error:
             if "<Code>InvalidRange</Code>" in str(error):
                 raise CutError(f"{self._at(name)} is truncated: it ends before the range that is read") from None
-            no_access = isinstance(error, refused.PermissionDeniedError | refused.UnauthenticatedError)
-            no_access = no_access or bool(_REFUSED.search(str(error))) or _NO_KEYS in str(error)
-            raise (AccessError if no_access else StoreError)(f"{self._at(name)}: {failure(error)}") from None
+            refusal = isinstance(error, refused.PermissionDeniedError | refused.UnauthenticatedError)
+            kind = AccessError if refusal or _REFUSED.search(str(error)) else StoreError
+            raise kind(f"{self._at(name)}: {failure(error)}") from None
 
     def _at(self, name: str) -> str:
         return f"{self.location}/{name}" if name else self.location
@@ -401,11 +293,6 @@ class _ObjectFile(io.RawIOBase):
         return length
 
 
-def warn_of_answer(name: str) -> None:
-    """Warn that an answer of a store was wrong, and the next one right."""
-    warnings.warn(f"{name}: the store answered with other bytes once, a second time with the right ones", stacklevel=3)
-
-
 def refuse_keys(uri: str) -> None:
     """Raises UserError: the URI contains keys, or a query. A container of Azure may stand where a user name would."""
     if "?" in uri:
@@ -417,10 +304,7 @@ def refuse_keys(uri: str) -> None:
 
 @cache
 def connect(uri: str, seconds: float, retries: int) -> Connection:
-    """Return this process's connection to a bucket by its URI; a request ends after `seconds`.
-
-    Raises UserError: it is not the URI of a store; StoreError: it cannot be reached.
-    """
+    """Return this process's connection to a bucket; a request ends after `seconds`. Raises UserError: not a store."""
     options: dict[str, Any] = {
         "client_options": {
             "timeout": timedelta(seconds=seconds),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError, os_error_reason
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
 from sgpipe.files.index import NAME, IndexReference, index_table
-from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath
+from sgpipe.files.object_store import CutError, ReplacedError, StorePath
 from sgpipe.files.parquet_images import ParquetImages, file_of, parse_row_name
 from sgpipe.utils.console import Progress
 
@@ -70,35 +70,14 @@ class ImageRoot:
         except ImageError:
             return False
 
-    def open(self, name: str) -> ImageFile:
-        """Open an image to read the whole of it.
+    def open(self, name: str, most: int = MOST_BYTES + 1) -> ImageFile:
+        """Open an image to read the whole of it, or at least `most` bytes.
 
-        Raises ImageError: it is missing, truncated, replaced, or outside the root; EngineError: the store refuses
-        everything, or this machine has no room.
+        Raises ImageError: it is missing, truncated, replaced, or outside the root; EngineError: the hub refuses the
+        user, or this machine has no room.
         """
-        return self._opened(name, MOST_BYTES + 1)
-
-    def peek(self, name: str) -> ImageFile:
-        """Open an image, or as much of it as its header may take."""
-        return self.open(name)
-
-    def entries(self) -> Iterator[ImageEntry]:
-        """Yield all files, in any order."""
-        raise NotImplementedError
-
-    def check(self) -> None:
-        """Raises UserError: the store refuses everything, as when keys have expired."""
-
-    def _has(self, file: str) -> bool:
-        raise NotImplementedError
-
-    def _read(self, name: str, most: int) -> Path | bytes:
-        """Return the file of an image, or up to `most` bytes of it. Raises OSError or ImageError."""
-        raise NotImplementedError
-
-    def _opened(self, name: str, most: int) -> ImageFile:
         where = self.where(name)
-        with reading(where, self.check):
+        with reading(where):
             if self._parquet and (row := parse_row_name(name)):
                 file, column, number = row
                 found: Path | bytes = self._parquet.read(safe_name(file), column, number)
@@ -108,6 +87,21 @@ class ImageRoot:
             return found
         checked_size(len(found), where)
         return BytesIO(found)
+
+    def peek(self, name: str) -> ImageFile:
+        """Open an image, or as much of it as its header may take."""
+        return self.open(name, _HEADER)
+
+    def entries(self) -> Iterator[ImageEntry]:
+        """Yield all files, in any order."""
+        raise NotImplementedError
+
+    def _has(self, file: str) -> bool:
+        raise NotImplementedError
+
+    def _read(self, name: str, most: int) -> Path | bytes:
+        """Return the file of an image, or up to `most` bytes of it. Raises OSError or ImageError."""
+        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the files that are open."""
@@ -143,22 +137,20 @@ def checked_size(size: int, where: str) -> None:
 
 
 @contextmanager
-def reading(where: str, check: Callable[[], None]) -> Iterator[None]:
-    """Raise errors of the body as ImageErrors, if they are one image's; see `ImageRoot.open`, and `check` there."""
+def reading(where: str) -> Iterator[None]:
+    """Raise errors of the body as ImageErrors, if they are one image's, as `ImageRoot.open` says."""
     try:
         yield
+    except (ImageError, MissingFileError) as error:
+        raise ImageError(str(error)) from None
+    except UserError as error:
+        raise EngineError(str(error)) from None
     except FileNotFoundError:
         raise ImageError(f"image file not found: {where}") from None
     except ReplacedError:
         raise ImageError(f"image cannot be read: {where} (it was replaced while it was in use)") from None
     except CutError:
         raise ImageError(f"image cannot be read: {where} (it is truncated)") from None
-    except AccessError as error:
-        try:
-            check()
-        except UserError as refused:
-            raise EngineError(str(refused)) from None
-        raise ImageError(f"image cannot be read: {error}") from None
     except StoreError:
         raise
     except OSError as error:
@@ -257,12 +249,6 @@ class ObjectRoot(ImageRoot):
     def where(self, name: str) -> str:
         return f"{self.files}/{name}"
 
-    def check(self) -> None:
-        self.files.check()
-
-    def peek(self, name: str) -> ImageFile:
-        return self._opened(name, _HEADER)
-
     def entries(self) -> Iterator[ImageEntry]:
         if self.index is None:
             return (ImageEntry(info.name, info.size, info.state) for info in self.files.list())
@@ -316,17 +302,6 @@ class HubRoot(ImageRoot):
         if found is None:
             raise UserError(f"{self.location} is not a dataset of the hub: expected {DATASETS}USER/NAME")
         return found
-
-    def open(self, name: str) -> ImageFile:
-        _ = self.dataset
-        try:
-            return super().open(name)
-        except ImageError:
-            raise
-        except MissingFileError as error:
-            raise ImageError(str(error)) from None
-        except UserError as error:  # the hub refuses the user
-            raise EngineError(str(error)) from None
 
     def entries(self) -> Iterator[ImageEntry]:
         """Return the files of the dataset, whose sizes are not known before they are read; a commit does not change."""

@@ -14,7 +14,7 @@ from io import BufferedReader
 from typing import TypeAlias
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import DamagedError, Location, open_stream
+from sgpipe.files.locations import Location, open_stream
 
 TextFile: TypeAlias = BufferedReader | gzip.GzipFile
 
@@ -44,12 +44,8 @@ def _decompressed(path: Location | str) -> Iterator[TextFile]:
             compressed = raw.peek(len(_GZIP)).startswith(_GZIP)
             with gzip.GzipFile(fileobj=raw) if compressed else raw as file:
                 yield file
-    except EOFError:
-        raise DamagedError(f"{path} is cut short: its gzip data end in the middle; copy or download it again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise DamagedError(
-            f"{path} is corrupt: its gzip data are damaged ({error}); copy or download it again"
-        ) from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is cut short or corrupt ({error}); copy or download it again") from None
 
 
 def read_text(path: Location, what: str) -> str:

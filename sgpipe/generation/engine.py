@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sgpipe.files.image_roots import ImageRoot
-from sgpipe.files.locations import Location, open_file, read_twice
+from sgpipe.files.locations import Location, open_file
 from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
 from sgpipe.recipe import Recipe, Resources, models_of
 from sgpipe.records import Record, from_table
@@ -67,12 +67,8 @@ class UnitReader:
     def read(self, unit: WorkUnit) -> list[Record]:
         """Return all records of a unit, as they are before the first stage."""
         name = self.indexes[unit.split]
-
-        def read() -> list[Record]:
-            with open_file(self.storage / name) as index:
-                return read_records(index, unit.start, unit.stop, self.storage / name)
-
-        return read_twice(self.storage, read)
+        with open_file(self.storage / name) as index:
+            return read_records(index, unit.start, unit.stop, self.storage / name)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, existing_images
-from sgpipe.files.locations import content_id, read_twice
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.locations import content_id
 from sgpipe.recipe import SourceConfig
 from sgpipe.sources import miniworld
 from sgpipe.sources.coco import locate_images, read_coco
@@ -85,16 +83,13 @@ def open_source(
     elif config.annotations is None:
         detections, meta = read_folder(images, split=split)
     else:
-        files_read = [source.path(file) for file in (config.annotations, config.captions) if file]
-        read = partial(
-            read_coco,
-            files_read[0],
-            files_read[1] if config.captions else None,
+        detections, meta = read_coco(
+            source.path(config.annotations),
+            source.path(config.captions) if config.captions else None,
             dataset=source.format,
             split=split,
             names=category_names("objects365") if source.format == "objects365" else None,
         )
-        detections, meta = read_twice(next((file for file in files_read if isinstance(file, StorePath)), path), read)
         notes = settle_boxes(detections, source.boxes, str(config.annotations))
         if source.boxes not in (None, "xywh"):
             meta["annotations_sha256"] += f" as {source.boxes}"

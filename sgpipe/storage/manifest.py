@@ -24,7 +24,7 @@ from typing import Any
 from sgpipe.errors import StoreError, UserError, existing_folder
 from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFolder, image_root, located
 from sgpipe.files.locations import Location, absolute_location, location
-from sgpipe.files.object_store import ConditionsError, StorePath, warn_of_answer
+from sgpipe.files.object_store import StorePath
 from sgpipe.files.roots import FolderRoot
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.utils.atomic import atomic_write, fault_point
@@ -128,10 +128,8 @@ class Manifest:
         manifest, bad = cls.salvage(root := location(root))
         # Only what follows the last newline can be a torn write; a bad line before it is damage.
         if bad:
-            damage = f"{root}/{MANIFEST} is damaged (line {bad[0]} has changed"
-            if isinstance(root, StorePath):
-                raise UserError(f"{damage}; read twice); restore it from a copy")
-            raise UserError(f"{damage}); restore it from a copy, or drop that line: `sgpipe verify {root} --repair`")
+            advice = f", or drop that line: `sgpipe verify {root} --repair`" * isinstance(root, Path)
+            raise UserError(f"{root}/{MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy{advice}")
         return manifest
 
     @classmethod
@@ -165,8 +163,7 @@ class Manifest:
         first, *others = data[:end].splitlines(keepends=True) or [b""]
         run = (_parse(first) or {}).get("run")
         if not isinstance(run, dict):
-            read = "" if isinstance(path, Path) else "; read twice"
-            raise UserError(f"{path} is damaged (its first line has changed{read}); restore it from a copy")
+            raise UserError(f"{path} is damaged (its first line has changed); restore it from a copy")
         if run.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{path} was written with schema version {run.get('schema_version')}, "
@@ -332,18 +329,9 @@ def whole_lines(data: bytes) -> bytes:
 
 
 def read_manifest(store: StorePath) -> bytes | None:
-    """Return the manifest of a run in a store, a damaged one after a second reading; None: it does not exist."""
-    content = b""
-    for attempt in (1, 2):
-        found = store.read(MANIFEST)
-        if found is None:
-            return None
-        content = whole_lines(found)
-        if content and all(map(_parse, content.splitlines(keepends=True))):
-            if attempt == 2:
-                warn_of_answer(f"{store.location}/{MANIFEST}")
-            break
-    return content
+    """Return the manifest of a run in a store; None: it does not exist."""
+    found = store.read(MANIFEST)
+    return found if found is None else whole_lines(found)
 
 
 def put_manifest(store: StorePath, content: bytes, check_claim: Callable[[], None]) -> None:
@@ -354,11 +342,8 @@ def put_manifest(store: StorePath, content: bytes, check_claim: Callable[[], Non
     for _ in range(_TRIES):
         version = store.version(MANIFEST)
         check_claim()
-        try:
-            if store.put_if(MANIFEST, content, version) is not None or store.read(MANIFEST) == content:
-                return
-        except ConditionsError:
-            return store.put(MANIFEST, content)
+        if store.put_if(MANIFEST, content, version) or store.read(MANIFEST) == content:
+            return
     raise StoreError(f"{store.location}: {MANIFEST} changes too often to be written; try again")
 
 
@@ -378,10 +363,7 @@ class WriterClaim:
 
     def make(self) -> None:
         """Claim the store. Raises UserError: another run does so at the same moment."""
-        try:
-            self._store.put_if(WRITER, self._content, self._store.version(WRITER))
-        except ConditionsError:
-            self._store.put(WRITER, self._content)
+        self._store.put_if(WRITER, self._content, self._store.version(WRITER))
         if self._store.read(WRITER) != self._content:  # also right if only the answer to the request was lost
             raise UserError(f"another run has just started writing into {self._store.location}; wait for it to finish")
 

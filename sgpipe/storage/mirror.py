@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import DamagedError
 from sgpipe.files.object_store import StorePath
 from sgpipe.storage.manifest import MANIFEST, Manifest, put_manifest, read_manifest, replace_manifest, whole_lines
 from sgpipe.storage.run_folder import RunFolder
@@ -157,7 +156,7 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
                 except FileNotFoundError:
                     why = "is missing; resuming the run regenerates it"
                     raise StoreError(f"{store.location}: {shard.file} {why}") from None
-                except DamagedError as error:
+                except UserError as error:
                     again = "delete the object, and the command that wrote the run makes it again"
                     raise StoreError(f"{store}/{shard.file}: {error}; {again}") from None
                 with atomic_write(path) as temporary:

@@ -37,7 +37,7 @@ class RunFiles:
         self.root = str(self._place)
         self._folder = self._place if isinstance(self._place, Path) else None
         self.manifest, bad = Manifest.salvage(self._place)
-        advice = f"`sgpipe verify {self.root} --repair`" if self._folder else "read twice; restore it from a copy"
+        advice = f"`sgpipe verify {self.root} --repair`" if self._folder else "restore it from a copy"
         self.problems = [f"{self.root}/{MANIFEST}: line {line} is damaged; {advice}" for line in bad]
         self.storage = absolute_location(self._place)
         mirror = self.manifest.run.get("store")

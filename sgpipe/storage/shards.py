@@ -6,11 +6,11 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, get_args
+from typing import TYPE_CHECKING, BinaryIO, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError, check_share, import_extra
-from sgpipe.files.locations import DamagedError, Location, open_shard_file, read_twice
+from sgpipe.files.locations import Location, open_shard_file
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import LEFT_OUT, NO_OBJECT, ORIGINS, SCHEMA, SCHEMA_VERSION, BoxOrigin, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
@@ -154,23 +154,19 @@ def read_file(path: Location, columns: Sequence[str] | None = None, content: pa.
 def checked_content(root: Location, shard: ShardEntry) -> bytes | None:
     """Return the content of a shard in a store; None for a local one. Both are what the manifest lists.
 
-    Raises DamagedError: they are not; FileNotFoundError or another OSError; StoreError: the store cannot be reached.
+    Raises UserError: they are not; FileNotFoundError or another OSError; StoreError: the store cannot be reached.
     """
     path = root / shard.file
-
-    def read() -> bytes | None:
-        content = path.read() if isinstance(path, StorePath) else None
-        if isinstance(path, StorePath) and content is None:
-            raise FileNotFoundError(str(path))
-        size = path.stat().st_size if isinstance(path, Path) else len(content or b"")
-        if size != shard.bytes:
-            raise DamagedError(f"{count(size, 'byte')}, the manifest says {shard.bytes:,}: truncated, or another file")
-        digest = file_sha256(path) if isinstance(path, Path) else hashlib.sha256(content or b"").hexdigest()
-        if digest != shard.sha256:
-            raise DamagedError("its content has changed: the checksum differs from the manifest's")
-        return content
-
-    return read_twice(path, read)
+    content = path.read() if isinstance(path, StorePath) else None
+    if isinstance(path, StorePath) and content is None:
+        raise FileNotFoundError(str(path))
+    size = path.stat().st_size if isinstance(path, Path) else len(content or b"")
+    if size != shard.bytes:
+        raise UserError(f"{count(size, 'byte')}, the manifest says {shard.bytes:,}: truncated, or another file")
+    digest = file_sha256(path) if isinstance(path, Path) else hashlib.sha256(content or b"").hexdigest()
+    if digest != shard.sha256:
+        raise UserError("its content has changed: the checksum differs from the manifest's")
+    return content
 
 
 def read_checked(root: Location, shard: ShardEntry, columns: Sequence[str], run: object) -> pa.Table:
@@ -181,7 +177,7 @@ def read_checked(root: Location, shard: ShardEntry, columns: Sequence[str], run:
         content = checked_content(root, shard)
     except StoreError:
         raise
-    except (OSError, DamagedError):
+    except (OSError, UserError):
         raise damaged(run, shard.file) from None
     return read_file(root / shard.file, columns, content and pa.BufferReader(content))
 
@@ -286,16 +282,7 @@ def open_shard(
         UserError: missing, damaged (also while it is read), of another schema version, or without a column.
         StoreError: the store cannot be reached.
     """
-    contents = [content] if content else []  # of the first reading
-
-    def opened() -> pq.ParquetFile:
-        with _naming(path):
-            source = contents.pop() if contents else open_shard_file(path)
-            return (_StoredShard if isinstance(path, StorePath) else pq.ParquetFile)(source, pre_buffer=True)
-
-    with read_twice(path, opened) as file, _naming(path):
-        if isinstance(file, _StoredShard):
-            file.path = path
+    with _naming(path), pq.ParquetFile(content or open_shard_file(path), pre_buffer=True) as file:
         schema = file.schema_arrow
         version = (schema.metadata or {}).get(_VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()
         if version != str(SCHEMA_VERSION):
@@ -305,28 +292,9 @@ def open_shard(
         yield file
 
 
-class _StoredShard(pq.ParquetFile):
-    """A shard in a store: rows that are damaged are read once more."""
-
-    path: Location
-
-    def read(self, *args: Any, **options: Any) -> pa.Table:
-        return self._again(super().read, *args, **options)
-
-    def read_row_group(self, *args: Any, **options: Any) -> pa.Table:
-        return self._again(super().read_row_group, *args, **options)
-
-    def _again(self, read: Callable[..., pa.Table], *args: Any, **options: Any) -> pa.Table:
-        def named() -> pa.Table:
-            with _naming(self.path):
-                return read(*args, **options)
-
-        return read_twice(self.path, named)
-
-
 @contextmanager
 def _naming(path: Location) -> Iterator[None]:
-    """Name the shard in errors, of which those that come from its content are DamagedErrors."""
+    """Name the shard in errors."""
     try:
         yield
     except FileNotFoundError:
@@ -340,7 +308,7 @@ def _naming(path: Location) -> Iterator[None]:
     except StoreError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise DamagedError(f"shard {path} cannot be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"shard {path} cannot be read ({str(error).splitlines()[0]})") from None
 
 
 def read_row_group(path: Location, group: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:

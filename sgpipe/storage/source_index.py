@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import DamagedError, Location
+from sgpipe.files.locations import Location
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import Record, from_table
 from sgpipe.utils.atomic import atomic_write, write_text
@@ -66,7 +66,7 @@ class SourceIndex:
 def read_records(index: pa.NativeFile, start: int, stop: int, name: Location) -> list[Record]:
     """Records `start` up to, not including, `stop` of the Arrow file of an index, and nothing else of it.
 
-    Raises DamagedError; the message calls it `name`.
+    Raises UserError; the message calls it `name`.
     """
     first, last = start // _ROWS_PER_BATCH, -(-stop // _ROWS_PER_BATCH)
     try:
@@ -77,7 +77,7 @@ def read_records(index: pa.NativeFile, start: int, stop: int, name: Location) ->
     except (OSError, pa.ArrowException) as error:
         why = f"the source index {name} cannot be read ({error})"
         again = f"; delete it and {name.name.replace('.arrow', '.json')}, and run the same command again"
-        raise DamagedError(why + again * isinstance(name, StorePath)) from None
+        raise UserError(why + again * isinstance(name, StorePath)) from None
     return from_table(table.slice(start - first * _ROWS_PER_BATCH, stop - start))
 
 

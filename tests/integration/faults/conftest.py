@@ -64,18 +64,14 @@ class Faults:
         self.requests: list[tuple[str, str]] = []
 
     def answer(self, application: Any, environ: Any, start_response: Any) -> Iterable[bytes]:
-        """A fault is "cut" (half of the body), "foreign" (another body of the same length and headers; "foreign 2" is
-        yet another one), or a status and a code of S3 ("503 SlowDown")."""
+        """A fault is "cut" (half of the body), or a status and a code of S3 ("503 SlowDown")."""
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.requests.append((method, path))
         time.sleep(self.seconds)
         fault = self.fault(method, path)
-        if fault is None or fault.startswith(("cut", "foreign")):
+        if fault in (None, "cut"):
             body = b"".join(application(environ, start_response))
-            if fault == "cut":
-                return [body[: len(body) // 2]]
-            page = f"<html>{fault}: please log in to this network</html>".encode()
-            return [(page * len(body))[: len(body)] if fault else body]
+            return [body[: len(body) // 2] if fault else body]
         status, code = fault.split()
         start_response(f"{status} Error", [("Content-Type", "application/xml"), ("Connection", "close")])
         return [f"<Error><Code>{code}</Code><Message>as asked for</Message></Error>".encode()]

@@ -49,7 +49,7 @@ def test_accepts_nan_which_exporters_write(tmp_path):
         (b"3", "is not UTF-8 JSON"),
         (b'{"a": [1 2]}', "expected ','"),
         (b'{"a": [1,]}', "comma"),
-        (b'{"a": 1} x', "after the end of the object"),
+        (b'{"a": 1} x', "after the end"),
         (b'{"a": [' + b"1" * 5000 + b"]}", "too many digits"),
         (b"{a: 1}", "not valid JSON"),
         (b"\xff\xd8\xff\xe0 an image", "is not UTF-8 JSON"),
@@ -66,10 +66,9 @@ def test_faults_are_one_line_that_names_the_file(tmp_path, content, reason):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        list(JsonStream(tmp_path / "no.json"))
-    with pytest.raises(UserError, match="folder"):
-        list(JsonStream(tmp_path))
+    for place, reason in ((tmp_path / "no.json", "no such file"), (tmp_path, "folder")):
+        with pytest.raises(UserError, match=reason):
+            list(JsonStream(place))
 
 
 def test_a_long_malformed_file_is_not_read_to_its_end(tmp_path, monkeypatch):

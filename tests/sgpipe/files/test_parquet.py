@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sgpipe.errors import ImageError, UserError
+from sgpipe.errors import EngineError, ImageError
 from sgpipe.files.hub import HubDataset, MissingFileError
 from sgpipe.files.image_roots import image_root
 from sgpipe.files.roots import HubRoot
@@ -104,5 +104,5 @@ def test_a_dataset_of_the_hub_is_fetched_by_file(folder, downloads):
     for name in ("b.png", "b.parquet#0"):
         with pytest.raises(ImageError, match="does not exist on the hub"):
             root.open(name)
-    with pytest.raises(UserError):
+    with pytest.raises(EngineError, match="is not a dataset of the hub"):
         HubRoot("hf://models/x").open("a")

