@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -54,7 +52,7 @@ def check_share(name: str, value: float) -> float:
 
 
 def import_extra(name: str, extra: str | None = None) -> Any:
-    """Return an optional library. Raises UserError: it is not installed; the extra, or one of its name, does that."""
+    """Return an optional library. Raises UserError: it is not installed; `extra`: if it has another name."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -100,36 +98,12 @@ def format_os_error(error: OSError) -> str:
     """Return a system error in one line: what and where, without the words that libraries put around it."""
     if isinstance(error, StoreError):
         return str(error)
-    advice = {errno.ENOSPC: "; free some space there", errno.EDQUOT: "; free some space there"}
-    reason = os_error_reason(error) if error.errno else error
-    return f"{reason}: {error.filename or _unnamed()}{advice.get(error.errno or 0, '')}"
+    advice = "; free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{os_error_reason(error)}: {error.filename or 'standard output, or the current folder'}{advice}"
 
 
 def os_error_reason(error: OSError) -> str:
     """Return why the system or a library refuses, in one line that names no file."""
-    if error.errno is None:
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
-    limit = memory_limit(error)
-    if error.errno == errno.EMFILE:
-        limit = f"`ulimit -n` is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
-    return os.strerror(error.errno) + (f" ({limit})" if limit else "")
-
-
-def memory_limit(error: BaseException) -> str:
-    """Return which limit of its memory this process has reached; "": it has no limit, or `error` is not due to it.
-
-    What a library cannot load within the limit, it calls anything from a MemoryError to an ImportError.
-    """
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY or not re.search("memory|alloc|map segment", f"{error!r}", re.IGNORECASE):
-        return ""
-    return f"not enough memory: `ulimit -v` is {limit >> 10}"
-
-
-def _unnamed() -> str:
-    """Return what a system error without a file is about: the current folder, or a stream."""
-    try:
-        os.getcwd()
-    except OSError:
-        return "the current folder, which has been deleted"
-    return "standard output, or a file that the system does not name"
+    if error.errno is not None:
+        return os.strerror(error.errno)
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

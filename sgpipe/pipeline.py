@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
@@ -96,14 +96,12 @@ class SceneGraph:
         return self.record.error
 
     def triplets(self, threshold: float = TRAINING_CONFIDENCE) -> list[RelationTriplet]:
-        """Return the relations with at least this confidence, the most confident first. Raises UserError: it is not 0
-        to 1.
+        """Return the relations with at least this confidence, the most confident first.
+
+        Raises UserError, as the other methods: the threshold is not 0 to 1.
         """
-        names = object_names(self.record.objects)
-        return [
-            RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence)
-            for r in self._relations(threshold)
-        ]
+        names, relations = object_names(self.record.objects), self._relations(threshold)
+        return [RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
 
     def _relations(self, threshold: float) -> list[Relation]:
         check_share("threshold", threshold)
@@ -117,16 +115,11 @@ class SceneGraph:
     def draw(self, threshold: float = TRAINING_CONFIDENCE, width: int = 960, limit: int = 30) -> Image.Image:
         """Return the image with at most `limit` relations drawn on it and listed below, the most confident first.
 
-        The image is grey if its file can no longer be read.
-
-        Raises UserError: the threshold is not 0 to 1, `width` not 1 to 16,384 pixels, or `limit` is negative.
+        The image is grey if its file can no longer be read. Raises UserError: `width` is not 1 to 16,384 pixels.
         """
-        check_share("threshold", threshold)
         if not 1 <= width <= _WIDEST:
             raise UserError(f"width={width}: expected 1 to {_WIDEST:,} pixels")
-        if limit < 0:
-            raise UserError(f"limit={limit}: expected a number of relations, 0 or more")
-        relations = shown(self.record.relations, threshold, limit)
+        relations = self._relations(threshold)[:limit]
         return draw_card(self.image or self._open(), self.record, relations, width)
 
     def _open(self) -> Image.Image | None:
@@ -148,8 +141,6 @@ class SceneGraph:
 
         Nodes are the indices of `objects`, with `category`, `bbox` (xyxy in pixels) and, if a detector found the
         boxes, `score`. Edges have `confidence`, None for ground truth. The graph has `file_name`, `width` and `height`.
-
-        Raises UserError: networkx is not installed, or the threshold is not 0 to 1.
         """
         record, name = self.record, replace_surrogates(self.record.file_name)
         graph = import_extra("networkx").MultiDiGraph(file_name=name, width=record.width, height=record.height)
@@ -162,25 +153,19 @@ class SceneGraph:
         return graph
 
     def to_supervision(self, threshold: float = TRAINING_CONFIDENCE) -> sv.Detections:
-        """Return the objects as detections of supervision, with the relations of at least this confidence in
-        `metadata`.
+        """Return the objects as detections of supervision; `metadata["relations"]` are those of this confidence.
 
-        `data` has the `class_name` of each detection and its `object_index` in `objects`. `metadata["relations"]` is a
-        list of `Relation`, whose ends are such indices, so that they stay valid when detections are filtered.
-        `confidence` is None if no detector found the boxes. The missing objects of V-COCO are left out.
-
-        Raises UserError: supervision is not installed, or the threshold is not 0 to 1.
+        `data` has the `class_name` of each detection and its `object_index` in `objects`. The ends of relations are
+        such indices, so that they stay valid when detections are filtered. `confidence` is None if no detector found
+        the boxes. The missing objects of V-COCO are left out.
         """
         kept = np.array([index for index, box in enumerate(self.objects) if not box.is_nothing], int)
-        scores = [box.score for box in self.objects]
+        scores, names = [box.score for box in self.objects], np.array([box.category for box in self.objects], str)
         return import_extra("supervision").Detections(
             xyxy=self._xyxy[kept],
             confidence=np.array(scores, np.float32)[kept] if scores and None not in scores else None,
             class_id=np.array([box.category_id for box in self.objects], int)[kept],
-            data={
-                "class_name": np.array([box.category for box in self.objects], str)[kept],
-                "object_index": kept,
-            },
+            data={"class_name": names[kept], "object_index": kept},
             metadata={"relations": self._relations(threshold)},
         )
 
@@ -238,12 +223,8 @@ class Pipeline:
                 can also be given with each image.
             device: where the models compute: auto, cpu, cuda or cuda:N; None: as the recipe says.
             settings: other settings of the recipe, such as {"tag.threshold": 0.1}.
-
-        Raises UserError: the recipe or a file is invalid, or a model or the device is missing.
         """
         models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
-        if not isinstance(settings, Mapping | None):
-            raise UserError(f"settings=: expected values by key, such as {{'tag.threshold': 0.1}}, got {settings!r}")
         if not isinstance(boxes, str | os.PathLike | None):
             raise UserError("boxes=: expected a COCO instances file; pass the boxes of an image with the image")
         changes = {key: str(value) for key, value in models.items() if value is not None} | dict(settings or {})
@@ -283,8 +264,7 @@ class Pipeline:
     ) -> list[SceneGraph]: ...
 
     def __call__(self, image: Any, *, boxes: Any = None, classes: Any = None) -> SceneGraph | list[SceneGraph]:
-        """Return the scene graph of an image, or those of a list of images, in order; each depends only on its own
-        image.
+        """Return the scene graph of an image, or those of a list of images, in order; each depends only on its image.
 
         Args:
             boxes: `[boxes, 4]` as x1, y1, x2, y2 in pixels of the image as displayed (turned as EXIF says); no detector
@@ -396,15 +376,15 @@ class Pipeline:
 
 
 def _parse_lists(boxes: Any, classes: Any, images: int) -> list[GivenBoxes | None]:
-    """The boxes of each image of a list. Raises UserError: see `parse_boxes`."""
-    lists = []
-    for name, values in (("boxes", boxes), ("classes", classes)):
-        if values is not None and (isinstance(values, str) or not hasattr(values, "__len__") or len(values) != images):
-            found = f"{len(values)}" if hasattr(values, "__len__") else repr(values)
-            raise UserError(f"{name}=: expected a list with an entry for each of {count(images, 'image')}, got {found}")
-        lists.append([None] * images if values is None else list(values))
-    pairs = zip(*lists, strict=True)
-    return [parse_boxes(given, names, f" of image {number}") for number, (given, names) in enumerate(pairs)]
+    """Return the boxes of each image of a list. Raises UserError: see `parse_boxes`."""
+    for name, given in (("boxes", boxes), ("classes", classes)):
+        if given is not None and (isinstance(given, str) or not isinstance(given, Sized) or len(given) != images):
+            raise UserError(
+                f"{name}=: expected a list with an entry for each of {count(images, 'image')}, got {given!r}"
+            )
+    lists = ([None] * images if given is None else given for given in (boxes, classes))
+    pairs = enumerate(zip(*lists, strict=True))
+    return [parse_boxes(given, names, f" of image {number}") for number, (given, names) in pairs]
 
 
 def _to_file(image: ImageInput) -> Path | Image.Image:
@@ -421,6 +401,4 @@ def _to_file(image: ImageInput) -> Path | Image.Image:
     name = os.fsdecode(image)
     if re.match(r"\w+://", name):
         raise ImageError(f"{name} is a URL, not a file: download the image first")
-    if "\0" in name:
-        raise ImageError(f"image file not found: {name!r}, which contains a null character")
     return Path(os.path.realpath(Path(name).parent)) / Path(name).name

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from filecmp import cmp
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, StringConstraints, field_validator
 
@@ -351,7 +350,6 @@ MINIWORLD = "MINIWORLD"  # in a recipe: the packaged model of the miniworld
 WHOLE = "all"  # the split of images that have no other
 DEFAULT_SIDES = (800, 1333)  # short and maximum long side, in pixels, of the images that a network reads, as published
 
-_WEIGHTS = "model.safetensors"
 PackagedModel = Literal["captioner", "tagger", "parseda"]
 
 
@@ -366,26 +364,27 @@ def network_folder(model: Path) -> Path:
     return next((folder for folder in folders if (folder / "config.json").is_file()), model)
 
 
+def known_settings(model: str | None) -> dict[str, Any]:
+    """Return the settings of a network in a folder, in a store or on the hub; {} for one that is not there."""
+    with suppress(UserError, EngineError, OSError, ValueError):
+        folder = network_folder(Path(local_model(str(model), whole=False)))
+        settings = json.loads((folder / "config.json").read_text("utf-8"))
+        return settings if isinstance(settings, dict) else {}
+    return {}
+
+
 def trained_sides(model: str) -> tuple[int, int] | None:
-    """Return the short and maximum long side, in pixels, of a network's validation images; None: it does not state any.
-
-    Raises UserError, EngineError: see `local_model`.
-    """
-    return _image_sides(_config_json(model))
-
-
-def is_miniworld(model: str | None) -> bool:
-    """Return whether a model is one of the packaged ones, by its name, its folder, or as a copy."""
-    packaged = [packaged_model(name) / _WEIGHTS for name in get_args(PackagedModel)]
-    with suppress(OSError):
-        weights = network_folder(Path(str(model))) / _WEIGHTS
-        return model == MINIWORLD or any(cmp(weights, each, shallow=False) for each in packaged)
-    return False
+    """Return the short and maximum long side, in pixels, of a network's validation images, or None."""
+    match known_settings(model).get("image_sides"):
+        case [int(short), int(long)]:
+            return short, long
+    return None
 
 
 def miniworld_notes(models: Iterable[str | None], source: SourceConfig | None = None) -> list[str]:
     """Return what users should know if some of the models are the packaged ones; source: of the images, if known."""
-    if not any(map(is_miniworld, models)):
+    packaged = packaged_model("tagger").parent
+    if not any(each == MINIWORLD or packaged in Path(str(each)).resolve().parents for each in models):
         return []
     if source is None or source.synthetic is None:
         return ["the packaged miniworld models know only synthetic images: for photographs, pass other models"]
@@ -400,68 +399,26 @@ def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None =
     Args:
         detects: whether its detector runs. source: of the images, if known.
     """
-    detector, tag = recipe.detect.detector if detects else None, recipe.tag
+    tag, detector = recipe.tag, recipe.detect.detector if detects else None
     models = [detector, recipe.ground.detector, recipe.caption.captioner, tag.tagger if tag.scores else None]
     notes = miniworld_notes(models, source)
     if not tag.scores:
         kept = UNSCORED[tag.method]
         notes.append(f"{kept}: nothing looks at the image, and confidence 1 means only that nothing scored them")
-    return list(dict.fromkeys([*notes, *size_notes(detector, tag), *size_notes(recipe.ground.detector)]))
-
-
-def size_notes(detector: str | None, tag: TagConfig | None = None) -> list[str]:
-    """Return what users should know of the sizes at which networks read images, whose training may have had others."""
-    notes = []
-    settings = known_settings(_model_folder(detector, "parseda")) if detector else {}
-    if str(settings.get("model_type")).startswith("rlip") and _image_sides(settings) is None:
-        short, long = DEFAULT_SIDES
+    sides = trained_sides(_model_folder(tag.tagger, "tagger")) if tag.method == "rtagger" and tag.tagger else None
+    if sides and sides != (tag.short_side, tag.long_side):
         notes.append(
-            f"{detector}: its config.json has no image_sides, so images are resized to {short} and at most {long} "
-            'pixels; if it was trained on other sizes, add them, such as "image_sides": [480, 800]'
+            f"{tag.tagger} was trained on images of {sides[0]} and at most {sides[1]} pixels: set tag.short_side "
+            f"({tag.short_side} now) and tag.long_side ({tag.long_side})"
         )
-    if tag is not None and tag.method == "rtagger" and tag.tagger:
-        sides = _image_sides(known_settings(_model_folder(tag.tagger, "tagger")))
-        if sides and sides != (tag.short_side, tag.long_side):
-            notes.append(
-                f"{tag.tagger} was trained on images of {sides[0]} and at most {sides[1]} pixels: set tag.short_side "
-                f"({tag.short_side} now) and tag.long_side ({tag.long_side})"
-            )
     return notes
-
-
-def known_settings(model: str) -> dict[str, Any]:
-    """Return the settings of a network in a folder, in a store or on the hub; {} for one that is not there."""
-    with suppress(UserError, EngineError):
-        return _config_json(model)
-    return {}
-
-
-def _config_json(model: str | None) -> dict[str, Any]:
-    """Return the settings of a network in a folder, in a store or on the hub; of any other name, {}."""
-    try:
-        folder = network_folder(Path(local_model(str(model), whole=False)))
-        settings = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
-
-
-def _image_sides(settings: Mapping[str, Any]) -> tuple[int, int] | None:
-    match settings.get("image_sides"):
-        case [int(short), int(long)]:
-            return short, long
-    return None
 
 
 # The setting of each stage that names its model
 _MODELS = {"detect": "detector", "caption": "captioner", "parse": "model", "ground": "detector", "pair": "model"}
 _MODELS |= {"tag": "tagger"}
-_PACKAGED: dict[str, PackagedModel] = {
-    "detect": "parseda",
-    "ground": "parseda",
-    "caption": "captioner",
-    "tag": "tagger",
-}
+_PACKAGED: Mapping[str, PackagedModel]
+_PACKAGED = {"detect": "parseda", "ground": "parseda", "caption": "captioner", "tag": "tagger"}
 
 
 def models_of(recipe: Recipe, skipped: Collection[str] = ()) -> dict[str, str]:
@@ -469,26 +426,22 @@ def models_of(recipe: Recipe, skipped: Collection[str] = ()) -> dict[str, str]:
 
     `skipped`: stages that do not run.
     """
-    unused = {"parse": recipe.parse.parser != "seq2seq", "pair": not recipe.pair.marks, "tag": not recipe.tag.scores}
-    found = {}
-    for stage in _MODELS.keys() - {*skipped}:
-        config = getattr(recipe, stage)
-        if not unused.get(stage) and getattr(config, "endpoint", None) is None:
-            found[stage] = getattr(config, _MODELS[stage])
-    return {stage: found[stage] for stage in _MODELS if found.get(stage) is not None}
+    used = {"parse": recipe.parse.parser == "seq2seq", "pair": recipe.pair.marks, "tag": recipe.tag.scores}
+    configs = {stage: getattr(recipe, stage) for stage in _MODELS if stage not in skipped and used.get(stage, True)}
+    served = {stage for stage, config in configs.items() if getattr(config, "endpoint", None) is not None}
+    models = {stage: getattr(config, _MODELS[stage]) for stage, config in configs.items() if stage not in served}
+    return {stage: model for stage, model in models.items() if model is not None}
 
 
 def with_model_folders(recipe: Recipe, before: Mapping[str, Any] | None = None, resumes: bool = True) -> Recipe:
     """Return the recipe with folders of networks in place of MINIWORLD and of trainings.
 
-    A training may go on during a run: what its `best` or `last` is now is used throughout. So are the files that a
-    model of an object store has now, and the commit of one of the hub.
+    What a training's `best` or `last` is now is used throughout the run, and so are the files that a model of an object
+    store has now, and the commit of one of the hub.
 
     Args:
         before: the identity of the run that is resumed, or of its parent; models of the hub stay at its commits.
         resumes: False: `before` is the parent's, from which a revision that the recipe names may differ.
-
-    Raises UserError, EngineError: see `pin_model`.
     """
     changed = {}
     for stage, model in models_of(recipe).items():

@@ -29,7 +29,7 @@ from sgpipe.cli.predict import predict, score
 from sgpipe.cli.runs import calibrate, certify, export, fetch, merge, push, stats, verify
 from sgpipe.cli.train import convert, reproduce, train
 from sgpipe.cli.view import correct, view
-from sgpipe.errors import DivergedError, EngineError, UserError, format_os_error, memory_limit
+from sgpipe.errors import DivergedError, EngineError, UserError, format_os_error
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 
@@ -151,14 +151,12 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print one line instead of a traceback, and how to get the traceback."""
-    err = console.errors()
-    if isinstance(error, MemoryError) or memory_limit(error):
-        err.print(f"error: {memory_limit(error) or 'not enough memory'}", soft_wrap=True)
-        return
-    err.print(f"internal error: {kind.__name__}: {error}", soft_wrap=True)
-    err.print(
-        "This is a bug in sgpipe. Run `sgpipe --verbose …` for a traceback, and please report it.", soft_wrap=True
-    )
+    if isinstance(error, MemoryError):
+        message = "error: not enough memory"
+    else:
+        advice = "This is a bug in sgpipe. Run `sgpipe --verbose …` for a traceback, and please report it."
+        message = f"internal error: {kind.__name__}: {error}\n{advice}"
+    console.errors().print(message, soft_wrap=True)
 
 
 def _print_warning(message: Warning | str, *_: object, **__: object) -> None:

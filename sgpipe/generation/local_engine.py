@@ -22,7 +22,7 @@ from multiprocessing import Pipe, active_children
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from sgpipe.errors import EngineError, UserError, format_os_error, memory_limit
+from sgpipe.errors import EngineError, UserError, format_os_error
 from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units, usable_cpus
 from sgpipe.recipe import Recipe
 from sgpipe.stages.base import IsolatedRunner, StageRunner
@@ -225,4 +225,4 @@ def _outcome(work: _Work, unit: WorkUnit, isolated: bool) -> tuple[str, ShardEnt
         return "failure", format_os_error(error)
     except Exception as error:  # noqa: BLE001 - not swallowed but passed on
         lines = str(error).strip().splitlines() or [""]
-        return "failure", f"a worker failed: {memory_limit(error) or f'{type(error).__name__}: {lines[0]}'}"
+        return "failure", f"a worker failed: {type(error).__name__}: {lines[0]}"

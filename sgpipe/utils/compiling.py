@@ -27,15 +27,9 @@ class Compiled(Generic[Result]):
 
     Compiling takes up to minutes. Meanwhile other threads compute without it, and so does everything if it fails.
 
-    Args:
-        function: of tensors, whose shapes count, tuples of numbers, which count too, and of anything else. It must not
-            need gradients.
-        warm_up_calls: of a shape, before it is compiled.
-        dynamic, backend: of `torch.compile`.
-
-    Attributes:
-        seconds: how long it has compiled.
-        failure: why it cannot be compiled, in one line.
+    `function` takes tensors, whose shapes count, tuples of numbers, which count too, and anything else; it must not
+    need gradients. A shape is compiled after `warm_up_calls`. `seconds`: how long it has compiled; `failure`: why it
+    cannot be compiled, in one line.
     """
 
     def __init__(

@@ -25,9 +25,7 @@ _NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
 def pick_device(name: str, gpus: float | None = 0, setting: str = "device") -> torch.device:
     """Return the device called "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
 
-    Args:
-        gpus: how many GPUs were asked for; if any, "auto" is a GPU.
-        setting: its name, for messages.
+    `gpus`: how many were requested; if any, "auto" is a GPU. `setting`: the name of the setting, for messages.
 
     Raises UserError: unknown name, or a GPU that this machine or process does not have.
     """
@@ -61,14 +59,9 @@ def usable_gpus() -> int:
 
 
 def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]) -> None:
-    """Refuse a device or a number of GPUs that would silently be ignored, before any work.
+    """Raise UserError for a device or a number of GPUs of each worker that would silently be ignored.
 
-    Args:
-        device, gpus: of each worker.
-        workers: one in this process, or several on Ray, whatever machines these are on.
-        names: of both settings, for the messages.
-
-    Raises UserError.
+    `workers`: one in this process, or several on Ray. `names`: of both settings.
     """
     device_name, gpus_name = names
     number = _gpu_number(device, device_name)
@@ -94,8 +87,7 @@ def check_workers(
     """Refuse workers that would wait for ever; return a note if there are GPUs that they do not use.
 
     Args:
-        nodes: `ray.nodes()`: each worker needs room on one of them.
-        cpus, gpus: of each worker.
+        nodes: `ray.nodes()`; each worker needs `cpus` and `gpus` on one of them.
         lower: by "CPU" and "GPU", the settings to lower.
 
     Raises UserError: Ray has too few CPUs or GPUs, or too few on its machines.

@@ -44,14 +44,8 @@ def gpu_use(device: torch.device | None, *compiled: Compiled[Any], attention: st
 class GpuMemory:
     """The memory of a GPU that threads of this process share.
 
-    After a batch did not fit, threads compute one after the other. One that does not fit alone is computed in halves.
-
-    Args:
-        remedy: what to do if one item does not fit.
-        threads: how many compute at once.
-
-    Attributes:
-        batch_size: how many items to compute at once: fewer from then on, if a batch did not fit alone.
+    After a batch did not fit, threads compute one after the other. One that does not fit alone is computed in halves,
+    and `batch_size`, how many items to compute at once, shrinks to these. `remedy`: what to do if an item does not fit.
     """
 
     def __init__(self, device: torch.device, remedy: str, threads: int, batch_size: int = 1) -> None:

@@ -22,10 +22,7 @@ _TEMPORARY, _LOCK, _YOUNG = "sgpipe-", ".lock", 60  # seconds
 
 @contextmanager
 def only_process(file: Path, folder: Path) -> Iterator[None]:
-    """Lock `file`, which is made if needed, with its folder.
-
-    Raises UserError: another process has locked it, and writes into `folder`.
-    """
+    """Lock `file`, which is made if needed. Raises UserError: another process has, and writes into `folder`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file, timeout=_PATIENCE, poll_interval=0.1, thread_local=False)
     try:
@@ -46,15 +43,15 @@ def only_process(file: Path, folder: Path) -> Iterator[None]:
 
 def is_locked(file: Path) -> bool:
     """Return whether a process has locked `file`."""
-    if file.is_file():
-        try:
-            with FileLock(file, timeout=0):
-                return False
-        except Timeout:
-            return True
-        except OSError:  # it cannot be written, so no run can be writing here
+    if not file.is_file():
+        return False
+    try:
+        with FileLock(file, timeout=0):
             return False
-    return False
+    except Timeout:
+        return True
+    except OSError:  # it cannot be written, so no run can be writing here
+        return False
 
 
 @contextmanager
@@ -89,15 +86,13 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     If the process is killed the folder remains; the next export of this name empties it.
 
-    Raises UserError: `out` exists and is not an empty folder, cannot be created, or another export is writing it.
+    Raises UserError: `out` exists and is not an empty folder, cannot be replaced, or another export is writing it.
     """
     named, out = out, Path(os.path.realpath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {named} exists and is not overwritten; name a new folder")
-    if out == Path.cwd():
-        raise UserError(f"--out {named} is the working folder; name a new folder in it")
-    if out.is_mount():
-        raise UserError(f"--out {named} is a mount point, which cannot appear whole; name a new folder in it")
+    if out == Path.cwd() or out.is_mount():
+        raise UserError(f"--out {named} is the working folder or a mount point; name a new folder in it")
     folder = out.parent / f".{out.name}.tmp"
     lock = folder / ".lock"
     folder.mkdir(parents=True, exist_ok=True)

@@ -49,10 +49,7 @@ def prefetch(
     """Yield the results of each item, computed in threads; without threads, when they are requested.
 
     An exception is raised where its result is requested. At the end, what threads still compute is not waited for.
-
-    Args:
-        items: read in the caller's thread.
-        most: number of results that are computed or wait.
+    `items` are read in the caller's thread; `most`: number of results that are computed or wait.
     """
     if not threads:
         yield (function(item) for item in items)
@@ -69,10 +66,7 @@ def prefetch_generator(results: Generator[Result, None, None], most: int = 3) ->
     """Yield the results of a generator, which runs in a thread.
 
     An exception is raised after the results before it. At the end, the generator is closed, once what its thread
-    computes is done.
-
-    Args:
-        most: number of results that are computed or wait.
+    computes is done. `most`: number of results that are computed or wait.
     """
     pool = ThreadPoolExecutor(1, "prefetch")
     try:

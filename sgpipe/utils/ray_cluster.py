@@ -1,7 +1,7 @@
-"""Starting or joining Ray, which reads its environment when it is imported: here, only by the functions that need it.
+"""Start or join Ray, which reads its environment when it is imported: here, only by the functions that need it.
 
-Ray can require a token of everyone who joins. From 2.59 on, `ray start --head` does so as soon as its machine has one,
-but Ray presents it only if RAY_AUTH_MODE=token is set, and with that an open cluster cannot answer.
+A cluster can require a token of who joins. Ray presents one only with RAY_AUTH_MODE=token, to which an open cluster
+cannot answer.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import logging
 import os
 import platform
 import re
-import resource
 import secrets
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _MODE, _TOKEN, _TOKEN_PATH, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"
-_FILES, _MEMORY = 256, 15 << 30  # of address space, most of which Ray only reserves
 _CONNECT_SECONDS, _PROBE_SECONDS = 5, 60
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
@@ -38,8 +36,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data makes every 
 def prepare_ray(address: str | None = None) -> None:
     """Choose how Ray authenticates at `address` (None: on this machine alone). Call it before Ray is imported.
 
-    A local Ray gets a token in memory. In ~/.ray/auth_token, where Ray would write one, it would also lock the clusters
-    that are started here later.
+    A local Ray gets a token in memory: the file that Ray would write would also lock clusters that start here later.
 
     Raises EngineError: nothing answers at the address, or no cluster that this machine may join.
     """
@@ -57,10 +54,8 @@ def prepare_ray(address: str | None = None) -> None:
     except OSError as error:
         raise EngineError(f"the Ray cluster at {address} cannot be joined: {error.strerror or error}") from None
     modes = ("disabled", "token") if has_token else ("disabled",)
-    mode = (
-        modes[-1] if address.startswith("ray://") else next((each for each in modes if _answers(address, each)), None)
-    )
-    if mode is None:
+    answered = iter(modes[-1:]) if address.startswith("ray://") else filter(partial(_answers, address), modes)
+    if (mode := next(answered, None)) is None:
         token = "the token of this machine is not its own" if has_token else f"it requires a token ({_TOKEN_FILE})"
         raise EngineError(f"the Ray cluster at {address} cannot be joined: it does not answer, or {token}")
     os.environ[_MODE] = mode
@@ -79,8 +74,6 @@ def _answers(address: str, mode: str) -> bool:
 
 def start_ray(address: str | None = None, cpus: int | None = None) -> None:
     """Join the cluster at `address`, or start one on this machine with `cpus` CPUs (None: all). Raises EngineError."""
-    if not address:
-        _check_limits()
     import ray
 
     if ray.is_initialized():
@@ -98,20 +91,6 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
         raise EngineError(f"{what}: {getattr(error, 'strerror', None) or _first_line(error)}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
-
-
-def _check_limits() -> None:
-    """Raises EngineError: under a limit of this process Ray would wait forever, or crash."""
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= files < _FILES != most:
-        files = min(most, _FILES) if most >= 0 else _FILES
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
-    memory = resource.getrlimit(resource.RLIMIT_AS)[0]
-    for option, value, needed in (("n", files, _FILES), ("v", memory >> 10, _MEMORY >> 10)):
-        if 0 <= value < needed:
-            raise EngineError(f"Ray cannot start here: `ulimit -{option}` is {value}, and it needs {needed}")
-    if "TMPDIR" in os.environ:  # which Ray takes even if nothing can be written there
-        os.environ.setdefault("RAY_TMPDIR", tempfile.gettempdir())
 
 
 def software() -> str:

@@ -1,8 +1,6 @@
 """The models that ship with sgpipe match their recipes, are small, can be loaded, and have a model card."""
 
-import json
 import re
-import shutil
 
 import pytest
 
@@ -16,7 +14,6 @@ from sgpipe.recipe import (
     miniworld_notes,
     packaged_model,
     recipe_notes,
-    size_notes,
     trained_sides,
     with_model_folders,
 )
@@ -47,25 +44,9 @@ def test_a_packaged_network_matches_its_recipe(name):
     assert {word for name in WORDINGS for word in name.split()} <= words.keys()
 
 
-def test_a_copied_network_states_its_image_sides_and_one_that_does_not_is_noted(tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(packaged_model("parseda"), copy, ignore=shutil.ignore_patterns("recipe.yaml"))
-    assert trained_sides(str(copy)) == (96, 144)
-    assert size_notes(str(copy)) == []
-    settings = json.loads((copy / "config.json").read_text())
-    del settings["image_sides"]
-    (copy / "config.json").write_text(json.dumps(settings))
-    assert trained_sides(str(copy)) is None
-    [note] = size_notes(str(copy))
-    assert "no image_sides, so images are resized to 800 and at most 1333 pixels" in note
-
-
 def test_packaged_models_are_noted_on_other_images_whatever_names_them(tmp_path):
-    copied, trained = tmp_path / "copy", tmp_path / "training"
-    shutil.copytree(packaged_model("tagger"), copied)
-    shutil.copytree(packaged_model("parseda"), trained / "best")
     coco, drawn = load_recipe("coco"), load_recipe("miniworld")
-    for tagger in (MINIWORLD, str(packaged_model("tagger")), str(copied), str(trained)):
+    for tagger in (MINIWORLD, str(packaged_model("tagger"))):
         tag = coco.tag.model_copy(update={"tagger": tagger, "short_side": 96, "long_side": 144})
         recipe = coco.model_copy(update={"tag": tag})
         [note] = recipe_notes(recipe, detects=False, source=recipe.source)
@@ -73,17 +54,14 @@ def test_packaged_models_are_noted_on_other_images_whatever_names_them(tmp_path)
         assert recipe_notes(recipe.model_copy(update={"tag": TagConfig(tagger="someone/tagger")}), detects=False) == []
     assert recipe_notes(drawn, detects=True, source=drawn.source) == []
     assert "know only synthetic images" in recipe_notes(drawn, detects=True)[0]
-    for model in (str(trained), str(packaged_model("captioner"))):
-        assert miniworld_notes([None, model])
+    assert miniworld_notes([None, str(packaged_model("captioner"))])
     assert not miniworld_notes([None, "facebook/detr-resnet-50", str(tmp_path)])
 
 
 def test_a_tagger_that_would_read_images_of_another_size_is_noted():
-    tag = load_recipe("miniworld").tag
-    assert size_notes(None, tag) == []
-    [note] = size_notes(None, tag.model_copy(update={"short_side": 800}))
+    recipe = load_recipe("miniworld", {"tag.short_side": 800})
+    [note] = recipe_notes(recipe, detects=True, source=recipe.source)
     assert "set tag.short_side (800 now)" in note
-    assert size_notes("someone/detector", tag.model_copy(update={"tagger": "someone/tagger"})) == []
 
 
 def test_packaged_models_are_small_and_have_cards():

@@ -264,9 +264,8 @@ def test_a_device_that_is_not_there_is_refused_at_once(monkeypatch: pytest.Monke
             Pipeline(device=device)
     with pytest.raises(UserError, match=r"tag\.device 'gpu': expected auto"):
         Pipeline(settings={"tag.device": "gpu"})
-    for name, value in (("boxes", [[1, 2, 3, 4]]), ("settings", [1])):
-        with pytest.raises(UserError, match=f"^{name}=: expected"):
-            Pipeline(**{name: value})
+    with pytest.raises(UserError, match="boxes=: expected"):
+        Pipeline(boxes=[[1, 2, 3, 4]])
     with pytest.raises(UserError, match=r"caption\.resources\.gpus is 1, but PyTorch sees no GPU"):
         Pipeline(settings={"caption.resources.gpus": 1})
     assert Pipeline(device="cpu", settings={"tag.device": "auto"}).recipe.tag.device == "auto"

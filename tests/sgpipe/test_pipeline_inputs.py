@@ -201,8 +201,7 @@ def test_label_takes_several_images(pipeline, single):
 
 def test_drawings_have_a_size_that_fits_in_memory(pipeline, file):
     graph = pipeline(file)
-    for options in ({"width": 0}, {"width": -1}, {"width": 10**9}, {"limit": -1}):
-        [(name, value)] = options.items()
-        with pytest.raises(UserError, match=f"^{name}={value}: expected"):
-            graph.draw(**options)
+    for width in (0, 10**9):
+        with pytest.raises(UserError, match=f"^width={width}: expected"):
+            graph.draw(width=width)
     assert graph.draw(limit=0, width=1).width == 1

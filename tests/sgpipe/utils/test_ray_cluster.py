@@ -1,6 +1,4 @@
 import os
-import resource
-import subprocess
 import sys
 
 import pytest
@@ -30,22 +28,6 @@ def test_the_lines_of_a_version_mismatch_become_one():
     )
     expected = "Version mismatch: The cluster was started with: Ray: 2.50.0 This process was started with: Ray: 2.60.0"
     assert ray_cluster._first_line(RuntimeError(text)) == expected
-
-
-@pytest.mark.parametrize(("limit", "named"), [("n 64", "`ulimit -n` is 64"), ("v 4000000", "`ulimit -v` is 4000000")])
-def test_a_limit_under_which_ray_would_hang_or_crash_is_named(limit: str, named: str) -> None:
-    script = "from sgpipe.utils.ray_cluster import start_ray; start_ray()"
-    command = f"ulimit -{limit}; {sys.executable} -c '{script}'"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1].startswith(f"sgpipe.errors.EngineError: Ray cannot start here: {named}")
-
-
-def test_a_low_limit_of_open_files_is_raised_if_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = [(64, 4096)]
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1] if kind == resource.RLIMIT_NOFILE else (-1, -1))
-    monkeypatch.setattr(resource, "setrlimit", lambda kind, new: limits.append(new))
-    ray_cluster._check_limits()
-    assert limits[-1] == (256, 4096)
 
 
 @pytest.mark.parametrize(
