@@ -27,8 +27,10 @@ from sgpipe.evaluation.result import Difference, Resampling, compare_paired
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.recipe import PairConfig, ParseConfig, TagConfig
 from sgpipe.records import Record
-from sgpipe.sources.annotated import FieldError, clip_objects, text_field
+from sgpipe.sources import fields
+from sgpipe.sources.annotated import clip_objects
 from sgpipe.sources.coco import coco_source, load_coco_instances
+from sgpipe.sources.fields import FieldError
 from sgpipe.sources.vocabulary import loose_words, packaged_synonyms
 from sgpipe.stages.pair import HeadMatcher, PairStage, implied_triplets, split_words
 from sgpipe.stages.parse.stage import ParseStage
@@ -126,7 +128,7 @@ def read_photographs(instances: Path, captions: Path, truth: Path) -> Photograph
     annotated, numbers = load_coco_instances(instances), dict[str, int]()
     for _, row in JsonStream(truth):
         try:
-            number = numbers.setdefault(text_field(row, "predicate"), len(numbers))
+            number = numbers.setdefault(fields.text(row, "predicate"), len(numbers))
             annotated.add("rel_annotations", row | {"predicate_id": number})
         except FieldError as error:
             raise UserError(f"{truth}: {error}; expected rows of image_id, subject_id, predicate, object_id") from None

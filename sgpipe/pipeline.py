@@ -32,7 +32,7 @@ from sgpipe.files.image_roots import AnywhereRoot
 from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
 from sgpipe.recipe import Recipe, load_recipe, models_of, with_model_folders
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record, Relation, deduplicate
-from sgpipe.sources.annotated import replace_surrogates
+from sgpipe.sources.fields import clean
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import Stage
 from sgpipe.stages.build import build_stages, with_classes
@@ -132,7 +132,7 @@ class SceneGraph:
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as in shards; `file_name` is the full path of the image."""
-        record = asdict(replace(self.record, file_name=replace_surrogates(self.record.file_name)))
+        record = asdict(replace(self.record, file_name=clean(self.record.file_name)))
         del record["mentions"]  # shards do not have them
         return record
 
@@ -142,7 +142,7 @@ class SceneGraph:
         Nodes are the indices of `objects`, with `category`, `bbox` (xyxy in pixels) and, if a detector found the
         boxes, `score`. Edges have `confidence`, None for ground truth. The graph has `file_name`, `width` and `height`.
         """
-        record, name = self.record, replace_surrogates(self.record.file_name)
+        record, name = self.record, clean(self.record.file_name)
         graph = import_extra("networkx").MultiDiGraph(file_name=name, width=record.width, height=record.height)
         for index, (box, xyxy) in enumerate(zip(self.objects, self._xyxy.tolist(), strict=True)):
             graph.add_node(index, category=box.category, bbox=tuple(xyxy))
@@ -322,7 +322,7 @@ class Pipeline:
         root, name = _ROOTS[_SPLIT], str(file.relative_to("/"))
         annotated = self._boxes is not None and boxes is None
         dataset, measure = (_GIVEN, read_size) if annotated else (FOLDER_DATASET, read_upright_size)
-        record = Record(replace_surrogates(file.name), dataset, _SPLIT, name, 0, 0)
+        record = Record(clean(file.name), dataset, _SPLIT, name, 0, 0)
         try:
             record.width, record.height = measure(root, name)
             for stage in self._stages(record, boxes):

@@ -27,15 +27,8 @@ from sgpipe.evaluation.result import RECALLS, EvaluationResult, Resampling, coun
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location, text_of
 from sgpipe.recipe import DetectConfig
-from sgpipe.sources.annotated import (
-    FieldError,
-    integer_field,
-    parse_id,
-    parse_numbers,
-    parse_side,
-    required_field,
-    text_field,
-)
+from sgpipe.sources import fields
+from sgpipe.sources.fields import FieldError
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
@@ -184,15 +177,15 @@ def _coco_instances(path: Location) -> BoxSet:
         try:
             if key == "images":
                 number = _id(item, "id")
-                name = ImageName("coco", number, image_base_name(text_field(item, "file_name")))
-                images.setdefault(number, (name, (parse_side(item.get("width")), parse_side(item.get("height")))))
+                name = ImageName("coco", number, image_base_name(fields.text(item, "file_name")))
+                images.setdefault(number, (name, fields.size(item)))
             elif key == "categories":
-                found.classes[integer_field(item, "id")] = text_field(item, "name")
+                found.classes[fields.integer(item, "id")] = fields.text(item, "name")
             elif key == "annotations":
-                box = parse_numbers(required_field(item, "bbox"), 4)
+                box = fields.numbers(fields.required(item, "bbox"), 4)
                 crowd, area = bool(item.get("iscrowd")), float(item.get("area", box[2] * box[3]))
                 rows.setdefault(_id(item, "image_id"), []).append(
-                    (box, integer_field(item, "category_id"), crowd, area)
+                    (box, fields.integer(item, "category_id"), crowd, area)
                 )
         except (FieldError, TypeError, ValueError) as error:
             raise UserError(f"{path}: an item of {key!r}: {error}") from None
@@ -208,7 +201,7 @@ def _coco_instances(path: Location) -> BoxSet:
 
 
 def _id(item: Any, key: str) -> str:
-    return parse_id(required_field(item, key)) or ""
+    return fields.identifier(fields.required(item, key)) or ""
 
 
 def _class_name(path: Location, names: Mapping[int, str], number: int) -> str:
@@ -229,8 +222,8 @@ def _coco_results(path: Location, truth: BoxSet) -> BoxSet:
     rows: dict[str, list[Any]] = {}
     for _, item in JsonStream(path):
         try:
-            name = _class_name(path, truth.classes, integer_field(item, "category_id"))
-            box, [score] = parse_numbers(required_field(item, "bbox"), 4), parse_numbers([item.get("score")], 1)
+            name = _class_name(path, truth.classes, fields.integer(item, "category_id"))
+            box, [score] = fields.numbers(fields.required(item, "bbox"), 4), fields.numbers([item.get("score")], 1)
             rows.setdefault(_id(item, "image_id"), []).append((box, name, score))
         except FieldError as error:
             raise UserError(f"{path}: {error}; {_FORMS}") from None

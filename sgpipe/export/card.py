@@ -17,7 +17,7 @@ import yaml
 from sgpipe.evaluation.label_quality.comparison import LABELS, run_quality
 from sgpipe.export.rows import ExportRows
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.sources.annotated import to_single_line
+from sgpipe.sources.fields import single_line
 from sgpipe.stats.audit import origins_text
 from sgpipe.stats.measures import measure_database, use_probabilities
 from sgpipe.storage.index import open_run
@@ -184,7 +184,7 @@ def card_template(name: str, undefined: type[jinja2.Undefined] = jinja2.StrictUn
     loader = jinja2.PackageLoader("sgpipe.export", ".")
     environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=undefined)
     environment.filters |= {
-        "code": lambda name: f"`{to_single_line(name).replace('`', chr(39)) or ' '}`",
+        "code": lambda name: f"`{single_line(name).replace('`', chr(39)) or ' '}`",
         "counted": count,
         "certified": certified_text,
     }

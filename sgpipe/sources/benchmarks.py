@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from sgpipe.errors import ImageError, UserError, import_extra
+from sgpipe.errors import UserError, import_extra
 from sgpipe.files.image_roots import ImagePlace, check_images, image_root
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location, open_stream
@@ -31,23 +31,10 @@ from sgpipe.files.text_files import read_text
 from sgpipe.images import decode, read_size
 from sgpipe.recipe import WHOLE
 from sgpipe.records import Attribute, Box, Record
-from sgpipe.sources import formats
-from sgpipe.sources.annotated import (
-    AnnotationSource,
-    DatasetClasses,
-    FieldError,
-    ProblemCounts,
-    integer_field,
-    list_field,
-    mark_failed,
-    parse_id,
-    parse_segmentation,
-    parse_side,
-    replace_surrogates,
-    text_field,
-    triplet_relations,
-    xyxy_to_xywh,
-)
+from sgpipe.sources import fields
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row, triplet_relations
+from sgpipe.sources.fields import FieldError
+from sgpipe.sources.formats import require_format
 from sgpipe.sources.scene_graphs import locate_image
 
 STUFF = "stuff_classes"
@@ -63,12 +50,12 @@ def psg_source(annotations: Location, split: str, masks: ImagePlace | None = Non
 
     Raises UserError: the file is missing or of another format, or has no such split.
     """
-    formats.require_format(annotations, formats.PSG)
+    require_format(annotations, "psg")
     lists: dict[str, list[Any]] = {key: [] for key in _LISTS}
     stream = JsonStream(annotations)
     for key, item in stream:
         if key in lists:
-            lists[key].append(parse_id(item) if key == "test_image_ids" else replace_surrogates(str(item)))
+            lists[key].append(fields.identifier(item) if key == "test_image_ids" else fields.clean(str(item)))
     things, stuff, predicates, test = lists.values()
     for what, names in (("thing_classes", things + stuff), ("predicate_classes", predicates)):
         if what not in stream.arrays or len(set(names)) < len(names):
@@ -77,27 +64,21 @@ def psg_source(annotations: Location, split: str, masks: ImagePlace | None = Non
         raise UserError(f"{annotations} has no split {split!r}: pass --split train, test or {WHOLE}")
     if masks is not None:
         check_images(masks)
-    chosen = set(test)
+    chosen, names_by_number = set(test), dict(enumerate(predicates))
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        for key, item in JsonStream(annotations):
-            if key != "data":
-                continue
-            number = parse_id(item.get("image_id")) if isinstance(item, Mapping) else None
+        for item in (item for key, item in JsonStream(annotations) if key == "data"):
+            number = fields.identifier(item.get("image_id")) if isinstance(item, Mapping) else None
             if number is None or not isinstance(item.get("file_name"), str):
                 problems["malformed"] += 1
             elif split == WHOLE or (number in chosen) == (split == "test"):
-                size = parse_side(item.get("width")), parse_side(item.get("height"))
-                record = Record(number, "psg", split, replace_surrogates(item["file_name"]), *size)
-                try:
+                record = Record(number, "psg", split, fields.text(item, "file_name"), *fields.size(item))
+                with error_row(record):
                     record.objects = list(_segments(item, record, things + stuff, masks, problems))
                     ends = range(len(record.objects))
                     record.relations = triplet_relations(item.get("relations") or [], names_by_number, ends)
-                except (FieldError, ImageError) as error:
-                    mark_failed(record, str(error))
                 yield record
 
-    names_by_number = dict(enumerate(predicates))
     classes = DatasetClasses((*things, *stuff), tuple(predicates))
     options = {STUFF: stuff, "masks": masks is not None}
     return AnnotationSource("psg", split, read, {"annotations": annotations}, options, classes, boxes="xyxy")
@@ -109,26 +90,26 @@ def _segments(
     """Yield the segments of an image as objects. Raises FieldError; ImageError: its panoptic PNG cannot be used."""
     from pycocotools import mask as coco
 
-    segments = list_field(item, "segments_info")
-    entries = list_field(item, "annotations") if "annotations" in item else [{}] * len(segments)
+    segments = fields.array(item, "segments_info")
+    entries = fields.array(item, "annotations") if "annotations" in item else [{}] * len(segments)
     if len(entries) != len(segments):
         raise FieldError(f"it has {len(segments)} segments_info and {len(entries)} annotations")
     pixels = None
     if masks is not None and segments:
-        root, name = image_root(masks), text_field(item, "pan_seg_file_name")
+        root, name = image_root(masks), fields.text(item, "pan_seg_file_name")
         image = decode(root.open(name), (record.width, record.height), root.where(name))
         pixels = np.asarray(image, np.uint32) @ np.array([1, 256, 65536], np.uint32)
     for index, (segment, entry) in enumerate(zip(segments, entries, strict=True)):
-        category = integer_field(segment, "category_id")
+        category = fields.integer(segment, "category_id")
         if category not in range(len(names)):
             raise FieldError(f"category_id {category} of segment {index} is not a class of the file")
         value = entry.get("segmentation") if isinstance(entry, Mapping) else None
-        segmentation = parse_segmentation(value, record.width, record.height, problems)
-        if pixels is not None and (mask := pixels == integer_field(segment, "id")).any():
+        segmentation = fields.segmentation(value, record.width, record.height, problems)
+        if pixels is not None and (mask := pixels == fields.integer(segment, "id")).any():
             value = coco.encode(np.asfortranarray(mask, np.uint8))
             segmentation = json.dumps(value | {"counts": value["counts"].decode()})
         if isinstance(entry, Mapping) and "bbox" in entry:
-            bbox = xyxy_to_xywh(entry["bbox"])
+            bbox = fields.corners(entry["bbox"])
         elif segmentation:
             bbox = _bounds(value)
         else:
@@ -172,14 +153,14 @@ def vg150_source(
     try:
         content = json.loads(read_text(dicts, "dictionaries"))
         kinds = (content["label_to_idx"], content["predicate_to_idx"], content.get("attribute_to_idx") or {})
-        names = [{int(n): replace_surrogates(str(name)) for name, n in kind.items() if int(n) > 0} for kind in kinds]
+        names = [{int(n): fields.clean(str(name)) for name, n in kind.items() if int(n) > 0} for kind in kinds]
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{dicts} is not VG-SGG-dicts.json: expected label_to_idx and predicate_to_idx") from None
     tables, validation = _read_tables(annotations)
     group = tables["split"]
     listed = [item for _, item in JsonStream(image_data) if isinstance(item, dict)]
     if len(listed) != len(group):
-        listed = [item for item in listed if parse_id(item.get("image_id")) not in _CORRUPTED]
+        listed = [item for item in listed if fields.identifier(item.get("image_id")) not in _CORRUPTED]
     if len(listed) != len(group):
         raise UserError(f"{image_data} lists {len(listed):,} images, but {annotations} has {len(group):,}")
     usable = (group == 0) & (tables["img_to_first_box"] >= 0) & (tables["img_to_first_rel"] >= 0)
@@ -190,19 +171,16 @@ def vg150_source(
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         for at in np.flatnonzero(chosen[split]).tolist():
-            item, image_id = listed[at], parse_id(listed[at].get("image_id"))
+            item, image_id = listed[at], fields.identifier(listed[at].get("image_id"))
             if image_id is None:
                 problems["malformed"] += 1
                 continue
-            name = locate_image(images, replace_surrogates(str(item.get("file_name") or f"{image_id}.jpg")))
-            size = parse_side(item.get("width")), parse_side(item.get("height"))
-            record = Record(image_id, "vg150", split, name, *size)
-            try:
-                if not all(size):
+            name = locate_image(images, fields.clean(str(item.get("file_name") or f"{image_id}.jpg")))
+            record = Record(image_id, "vg150", split, name, *fields.size(item))
+            with error_row(record):
+                if not (record.width and record.height):
                     record.width, record.height = read_size(images, name)
                 _fill(record, tables, names, at)
-            except (FieldError, ImageError) as error:
-                mark_failed(record, str(error))
             yield record
 
     files = {"annotations": annotations, "dicts": dicts, "image_data": image_data}

@@ -1,9 +1,7 @@
 """COCO instances and captions files, and datasets in the same format, also with relations.
 
-`read_coco` reads them as columns, to be labelled. `coco_relations_source` and `coco_source` read them as records, to be
-imported: they keep all boxes in file order, as RelTR's triplets (rel.json) refer to boxes by their position.
-SGG-Benchmark's files have `rel_annotations`. Objects365 v2 is in COCO's format, with misspelled class names and with
-images in patch folders.
+`read_coco` reads columns, to be labelled. `coco_relations_source` and `coco_source` read records, to be imported, which
+keep all boxes in file order, as RelTR's triplets refer to them by position.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,27 +20,11 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.images import image_exists
 from sgpipe.records import Box, Caption, Record, Relation
-from sgpipe.sources import formats
-from sgpipe.sources.annotated import (
-    AnnotationSource,
-    DatasetClasses,
-    FieldError,
-    ProblemCounts,
-    add_name,
-    integer_field,
-    mark_failed,
-    parse_confidence,
-    parse_id,
-    parse_numbers,
-    parse_side,
-    predicate_of,
-    replace_surrogates,
-    required_field,
-    text_field,
-    to_single_line,
-    triplet_relations,
-)
+from sgpipe.sources import annotated, fields
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row
 from sgpipe.sources.detections import Detections, Segmentations
+from sgpipe.sources.fields import FieldError
+from sgpipe.sources.formats import require_format
 
 
 def read_coco(
@@ -70,10 +51,10 @@ def read_coco(
                 add[key](item)
             except UserError as error:
                 raise UserError(f"{annotations}: {error}") from None
-    if missing := [key for key in ("images", "categories") if not seen[key]]:
-        raise UserError(f"{annotations} is not a COCO instances file: it has no {' and no '.join(missing)}")
-    if seen["annotations"] and not detections.boxes:
-        raise UserError(f"{annotations} is not a COCO instances file: no annotation has image_id, category_id and bbox")
+    missing = [key for key in ("images", "categories") if not seen[key]]
+    if missing or (seen["annotations"] and not detections.boxes):
+        lacks = " or ".join(missing) or "annotation with image_id, category_id and bbox"
+        raise UserError(f"{annotations} is not a COCO instances file: it has no {lacks}")
     detections.categories.update({k: v for k, v in (names or {}).items() if k in detections.categories})
     origin = {"annotations": str(annotations), "captions": str(captions or ""), "annotations_sha256": stream.sha256}
     if captions is not None:
@@ -128,18 +109,16 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
 
     Raises UserError: a file is missing or of another format.
     """
-    formats.require_format(annotations, formats.COCO_INSTANCES, formats.COCO_RELATIONS)
-    files, instances = {"annotations": annotations}, load_coco_instances(annotations)
-    names: Mapping[int, str] = instances.predicates
-    related: Mapping[str, Any] = instances.relations
+    require_format(annotations, "coco", "coco-rel")
+    instances = load_coco_instances(annotations)
+    names, related = instances.predicates, instances.relations
     if relations is not None:
-        formats.require_format(relations, formats.RELATION_TRIPLETS)
-        files["relations"] = relations
+        require_format(relations, "triplets")
         stream = JsonStream(relations)
-        names = dict(enumerate(replace_surrogates(str(item)) for key, item in stream if key == "rel_categories"))
+        names = dict(enumerate(fields.clean(str(item)) for key, item in stream if key == "rel_categories"))
         splits = {key: value for key, value in stream.scalars.items() if isinstance(value, dict)}
         if split not in splits:
-            choices = " or ".join(map(to_single_line, sorted(splits))) or "NAME"
+            choices = " or ".join(map(fields.single_line, sorted(splits))) or "NAME"
             raise UserError(f"{relations} has no split {split!r}: pass --split {choices}")
         related = splits[split]
     elif not instances.with_relations:
@@ -151,18 +130,47 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
         problems["unlisted_images"] += len(related.keys() - instances.images.keys())
         for number in instances.images:
             record = instances.record(number, "coco_rel", split, problems)
-            try:
+            with error_row(record):
                 if record.ok and number in related and relations is None:
                     record.relations = instances.related(number, names)
                 elif record.ok and number in related:
-                    annotated = [index for index, box in enumerate(record.objects) if not box.iscrowd]
-                    record.relations = triplet_relations(related[number], names, annotated)
-            except FieldError as error:
-                mark_failed(record, str(error))
+                    ends = [index for index, box in enumerate(record.objects) if not box.iscrowd]
+                    record.relations = annotated.triplet_relations(related[number], names, ends)
             yield record
 
+    files = {"annotations": annotations} | ({} if relations is None else {"relations": relations})
     classes = DatasetClasses(tuple(name for _, name in sorted(instances.names.items())), tuple(names.values()))
     return AnnotationSource("coco_rel", split, read, files, classes=classes, boxes="xywh")
+
+
+def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
+    """COCO's objects and captions, without relations. Raises UserError: a file is missing or of another format."""
+    require_format(annotations, "coco", "coco-rel")
+    if captions:
+        require_format(captions, "captions")
+
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        instances = load_coco_instances(annotations)
+        problems.update(instances.problems)
+        problems["ignored_relations"] += sum(map(len, instances.relations.values())) // _PER_RELATION
+        texts: dict[str, list[Caption]] = {}
+        for key, item in JsonStream(captions) if captions else ():
+            if key == "annotations":
+                try:
+                    caption = Caption(fields.text(item, "caption"))
+                    texts.setdefault(fields.identifier(fields.required(item, "image_id")) or "", []).append(caption)
+                except FieldError:
+                    problems["malformed"] += 1
+        if texts and not texts.keys() & instances.images.keys():
+            raise UserError(f"{captions} has no caption for any annotated image: is it of another split?")
+        problems["unlisted_captions"] += sum(len(texts[number]) for number in texts.keys() - instances.images.keys())
+        for number in instances.images:
+            record = instances.record(number, "coco", split, problems)
+            record.captions = texts.get(number, []) if record.ok else []
+            yield record
+
+    files = {"annotations": annotations} | ({"captions": captions} if captions else {})
+    return AnnotationSource("coco", split, read, files, boxes="xywh")
 
 
 _PER_BOX, _PER_RELATION = 8, 4  # numbers of a box in `CocoInstances.boxes`, and of a relation
@@ -197,39 +205,34 @@ class CocoInstances:
         """Add an item of an array of the file. Raises FieldError: it is malformed; UserError: an id has two names."""
         match key:
             case "images":
-                number = parse_id(required_field(item, "id"))
+                number = fields.identifier(fields.required(item, "id"))
                 if number is None:
                     raise FieldError("'id' is not a number or text")
                 if number in self.images:
                     self.problems["duplicate_images"] += 1
                     return
-                size = parse_side(item.get("width")), parse_side(item.get("height"))
-                self.images[number] = text_field(item, "file_name"), *size
+                self.images[number] = fields.text(item, "file_name"), *fields.size(item)
                 if "image_id" in item:
-                    self.ids[number] = text_field(item, "image_id")
+                    self.ids[number] = fields.text(item, "image_id")
             case "annotations":
-                values, box_id = parse_numbers(required_field(item, "bbox"), 4), item.get("id")
-                boxes = self.boxes.setdefault(parse_id(required_field(item, "image_id")) or "", array("d"))
+                values, box_id = fields.numbers(fields.required(item, "bbox"), 4), item.get("id")
+                boxes = _of_image(self.boxes, item)
                 box_id = box_id if isinstance(box_id, int | float) else math.nan
                 mask = self.segmentations.append(item.get("segmentation"))
-                boxes.extend((integer_field(item, "category_id"), *values, bool(item.get("iscrowd")), mask, box_id))
+                boxes.extend((fields.integer(item, "category_id"), *values, bool(item.get("iscrowd")), mask, box_id))
             case "rel_annotations":
-                keys = ("subject_id", "object_id", "predicate_id")
-                values = parse_numbers([required_field(item, key) for key in keys], len(keys))
-                confidence = parse_confidence(item.get("confidence"))
-                relations = self.relations.setdefault(parse_id(required_field(item, "image_id")) or "", array("d"))
-                relations.extend((*values, math.nan if confidence is None else confidence))
+                ends = [fields.required(item, key) for key in ("subject_id", "object_id", "predicate_id")]
+                values, score = fields.numbers(ends, 3), fields.confidence(item.get("confidence"))
+                _of_image(self.relations, item).extend((*values, math.nan if score is None else score))
             case "categories" | "rel_categories":
                 names = self.names if key == "categories" else self.predicates
-                add_name(names, integer_field(item, "id"), text_field(item, "name"))
+                annotated.add_name(names, fields.integer(item, "id"), fields.text(item, "name"))
 
     def record(self, number: str, dataset: str, split: str, problems: ProblemCounts) -> Record:
         """Return an image with its objects, or an error row; `number` is its id in the file."""
         record = Record(self.ids.get(number, number), dataset, split, *self.images[number])
-        try:
+        with error_row(record):
             record.objects = list(self.objects(number, problems))
-        except FieldError as error:
-            mark_failed(record, str(error))
         return record
 
     def objects(self, number: str, problems: ProblemCounts) -> Iterator[Box]:
@@ -246,26 +249,27 @@ class CocoInstances:
             yield Box(self.names[int(category)], int(category), bbox, bool(crowd), segmentation=outline)
 
     def related(self, number: str, predicates: Mapping[int, str]) -> list[Relation]:
-        """Return the relations of an image. Raises FieldError: one refers to another image's box, or to no
-        predicate.
-        """
+        """Return the relations of an image. Raises FieldError: an end is not one of its boxes, or no such predicate."""
         ids = self.boxes.get(number, array("d"))[_PER_BOX - 1 :: _PER_BOX]
         indices = {box: index for index, box in enumerate(ids)}
         values, relations = self.relations[number], []
         for start in range(0, len(values), _PER_RELATION):
-            subject, object_, label, confidence = values[start : start + _PER_RELATION]
-            for end in (subject, object_):
-                if end not in indices:
-                    raise FieldError(f"object {end:g} of a relation is not the id of an annotation of the image")
+            *ends, label, confidence = values[start : start + _PER_RELATION]
+            if unknown := [end for end in ends if end not in indices]:
+                raise FieldError(f"object {unknown[0]:g} of a relation is not the id of an annotation of the image")
             score = None if math.isnan(confidence) else confidence
-            relations.append(Relation(indices[subject], indices[object_], predicate_of(predicates, label), score))
+            subject, object_ = (indices[end] for end in ends)
+            relations.append(Relation(subject, object_, annotated.predicate_of(predicates, label), score))
         return relations
+
+
+def _of_image(values: dict[str, array[float]], item: Any) -> array[float]:
+    return values.setdefault(fields.identifier(fields.required(item, "image_id")) or "", array("d"))
 
 
 def load_coco_instances(path: Path) -> CocoInstances:
     """Raises UserError: the file is missing, cut short, not JSON, or gives an id two names."""
-    instances = CocoInstances()
-    stream = JsonStream(path)
+    instances, stream = CocoInstances(), JsonStream(path)
     for key, item in stream:
         try:
             instances.add(key, item)
@@ -274,45 +278,8 @@ def load_coco_instances(path: Path) -> CocoInstances:
         except FieldError:
             instances.problems["malformed"] += 1
             if key == "annotations" and isinstance(item, Mapping):
-                instances.broken.add(parse_id(item.get("image_id")) or "")
+                instances.broken.add(fields.identifier(item.get("image_id")) or "")
     instances.with_relations = "rel_annotations" in stream.arrays
     unlisted = instances.boxes.keys() - instances.images.keys()
     instances.problems["unknown_image"] = sum(len(instances.boxes[number]) // _PER_BOX for number in unlisted)
     return instances
-
-
-def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
-    """COCO's objects and captions, without relations. Raises UserError: a file is missing or of another format."""
-    formats.require_format(annotations, formats.COCO_INSTANCES, formats.COCO_RELATIONS)
-    files = {"annotations": annotations}
-    if captions:
-        formats.require_format(captions, formats.COCO_CAPTIONS)
-        files["captions"] = captions
-    return AnnotationSource("coco", split, partial(_records, annotations, captions, split), files, boxes="xywh")
-
-
-def _records(annotations: Path, captions: Path | None, split: str, problems: ProblemCounts) -> Iterator[Record]:
-    instances = load_coco_instances(annotations)
-    problems.update(instances.problems)
-    problems["ignored_relations"] += sum(len(values) // _PER_RELATION for values in instances.relations.values())
-    texts = _read_captions(captions, problems) if captions else {}
-    if texts and not texts.keys() & instances.images.keys():
-        raise UserError(f"{captions} has no caption for any annotated image: is it of another split?")
-    problems["unlisted_captions"] += sum(len(texts[number]) for number in texts.keys() - instances.images.keys())
-    for number in instances.images:
-        record = instances.record(number, "coco", split, problems)
-        record.captions = texts.get(number, []) if record.ok else []
-        yield record
-
-
-def _read_captions(path: Path, problems: ProblemCounts) -> dict[str, list[Caption]]:
-    """Return the captions by the image ids of the file."""
-    captions: dict[str, list[Caption]] = {}
-    for key, item in JsonStream(path):
-        if key == "annotations":
-            try:
-                caption = Caption(text_field(item, "caption"))
-                captions.setdefault(parse_id(required_field(item, "image_id")) or "", []).append(caption)
-            except FieldError:
-                problems["malformed"] += 1
-    return captions

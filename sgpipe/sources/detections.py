@@ -21,17 +21,8 @@ import pyarrow as pa
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
-from sgpipe.sources.annotated import (
-    CLIP_TOLERANCE,
-    ProblemCounts,
-    add_name,
-    parse_id,
-    parse_integer,
-    parse_segmentation,
-    parse_side,
-    replace_surrogates,
-    to_single_line,
-)
+from sgpipe.sources import fields
+from sgpipe.sources.annotated import CLIP_TOLERANCE, ProblemCounts, add_name
 from sgpipe.storage.source_index import write_index
 from sgpipe.utils.boxes import clip_xywh
 
@@ -59,7 +50,7 @@ class Segmentations:
         if start == stop:
             return None
         self._file.seek(start)
-        return parse_segmentation(json.loads(self._file.read(stop - start)), size[0], size[1], problems)
+        return fields.segmentation(json.loads(self._file.read(stop - start)), size[0], size[1], problems)
 
 
 @dataclass
@@ -88,7 +79,7 @@ class Detections:
 
         One without a valid id, or with the id of another one, is counted and left out.
         """
-        image_id = parse_id(item.get("id")) if isinstance(item, dict) else None
+        image_id = fields.identifier(item.get("id")) if isinstance(item, dict) else None
         if image_id is None:
             self.problems["malformed"] += 1
             return None
@@ -97,18 +88,18 @@ class Detections:
             return None
         row = self.position[image_id] = len(self.file_names)
         name = item.get("file_name")
-        width, height = parse_side(item.get("width")), parse_side(item.get("height"))
+        width, height = fields.size(item)
         if not isinstance(name, str) or not name:
             self.errors[row] = "source: the annotation has no file_name"
         elif not width or not height:
             self.errors[row] = "source: the annotation has no valid width and height"
-        self.file_names.append(replace_surrogates(name) if isinstance(name, str) else "")
+        self.file_names.append(fields.clean(name) if isinstance(name, str) else "")
         self.sizes.extend((width, height))
         return row
 
     def add_box(self, item: Any) -> None:
         """Add an entry of `annotations`; an unreadable one is counted as malformed."""
-        image_id = parse_id(item.get("image_id")) if isinstance(item, dict) else None
+        image_id = fields.identifier(item.get("image_id")) if isinstance(item, dict) else None
         if image_id is None:
             self.problems["malformed"] += 1
             return
@@ -120,7 +111,7 @@ class Detections:
     def add_row_box(self, row: int, category: Any, bbox: Any, crowd: Any, segmentation: Any = None) -> None:
         """Add a box of the image in a row; an unreadable one is counted as malformed."""
         try:
-            number, is_crowd = parse_integer(category), bool(int(crowd or 0))
+            number, is_crowd = fields.whole(category), bool(int(crowd or 0))
             if not isinstance(bbox, list):
                 raise TypeError
             x, y, width, height = (float(value) for value in bbox)
@@ -139,7 +130,7 @@ class Detections:
         Raises UserError: an id has two names.
         """
         try:
-            category, name = parse_integer(item["id"]), replace_surrogates(str(item["name"]))
+            category, name = fields.whole(item["id"]), fields.clean(str(item["name"]))
         except (KeyError, TypeError, ValueError, OverflowError):
             self.problems["malformed"] += 1
             return
@@ -151,7 +142,7 @@ class Detections:
     def add_caption(self, item: Any) -> None:
         """Add an entry of a COCO captions file; captions of unlisted images are counted."""
         try:
-            row, text = self.position.get(parse_id(item["image_id"]) or ""), item["caption"]
+            row, text = self.position.get(fields.identifier(item["image_id"]) or ""), item["caption"]
         except (KeyError, TypeError):
             self.problems["malformed"] += 1
             return
@@ -164,7 +155,7 @@ class Detections:
         """Add a caption of the image in a row; blank ones are counted."""
         if not isinstance(text, str):
             self.problems["malformed"] += 1
-        elif cleaned := to_single_line(text):
+        elif cleaned := fields.single_line(text):
             self.captions.setdefault(row, []).append(cleaned)
         else:
             self.blank_captions[row] += 1

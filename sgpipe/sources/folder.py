@@ -19,7 +19,7 @@ from sgpipe.files.roots import HEIF_SUFFIXES, FolderRoot, size_and_time
 from sgpipe.files.roots import SUFFIXES as _SUFFIXES
 from sgpipe.images import ImageError, is_image, read_upright_size, reads_heif
 from sgpipe.records import FOLDER_DATASET
-from sgpipe.sources.annotated import replace_surrogates, to_single_line
+from sgpipe.sources import fields
 from sgpipe.sources.detections import Detections
 from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch
@@ -55,7 +55,7 @@ class FolderFiles:
             if names:
                 others = len(names) - _MOST_NAMED
                 more = f" and {count(others, 'other')}" if others > 0 else ""
-                shown = ", ".join(map(to_single_line, names[:_MOST_NAMED]))
+                shown = ", ".join(map(fields.single_line, names[:_MOST_NAMED]))
                 notes.append(f"{count(len(names), noun)} {why}: {shown}{more}")
         if any(_suffix(name) in HEIF_SUFFIXES for name in self.unread):
             notes.append("pip install 'sgpipe[heif]' reads .heic and .heif")
@@ -125,7 +125,7 @@ def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[s
                 reason = f"the file name is not UTF-8: {shown}; rename the file"
             row = detections.add_image({"id": shown, "file_name": shown, "width": width, "height": height})
             if reason and row is not None:
-                detections.errors[row] = f"source: {replace_surrogates(reason)}"
+                detections.errors[row] = f"source: {fields.clean(reason)}"
     if not detections.file_names:
         raise UserError(no_images(root.location, files.notes))
     detections.problems["unread_files"] = len(files.unread)

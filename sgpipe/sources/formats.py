@@ -1,7 +1,4 @@
-"""Detecting the format of an annotation file by its first items, so that a wrong file is refused by its name.
-
-Also the default name of a split, which follows from the names of the annotation file and the image folder.
-"""
+"""Detect the format of an annotation file by its first items, and its split by its name."""
 
 from __future__ import annotations
 
@@ -22,46 +19,45 @@ from sgpipe.storage.manifest import Manifest
 _ITEMS_EXAMINED = 20
 _TAIL = 4096  # bytes read at both ends of a file
 
-
-# What known files are, and what reads them.
-HICO_HOIA = "HICO-DET in HOIA format (for `sgpipe import hico`)"
-HICO_PAIRS = "HICO-DET as box pairs (for `sgpipe import hico`)"
-VCOCO_HOIA = "V-COCO in HOIA format (for `sgpipe import vcoco`)"
-VCOCO_PAIRS = "V-COCO as box pairs (for `sgpipe import vcoco`)"
-HOIA = "human-object interactions in HOIA format (for `sgpipe import hico` or `vcoco`)"
-OPEN_IMAGES_HOIA = "Open Images relations in HOIA format (for `sgpipe import openimages`)"
-OPEN_IMAGES_VRD = "Open Images relations (for `sgpipe import openimages`)"
-SCENE_GRAPHS = "scene graphs in Visual Genome format (for `sgpipe import vg`)"
-RELATIONSHIPS = "Visual Genome's relationships.json (for `sgpipe import vg`)"
-VG_IMAGES = "Visual Genome's image_data.json (for `sgpipe import vg --image-data`)"
-PSEUDO_LABELS = "pseudo-labels in RLIPv2 format (for `sgpipe import rlipv2`)"
-RELATION_TRIPLETS = "relation triplets in RelTR format (for `sgpipe import coco-rel --relations`)"
-COCO_RELATIONS = "COCO instances with rel_annotations (for `sgpipe import coco-rel`)"
-PSG = "OpenPSG's psg.json (for `sgpipe import psg`)"
-COCO_INSTANCES = "a COCO instances file (for `sgpipe generate coco`)"
-COCO_CAPTIONS = "a COCO captions file (for `sgpipe generate coco --captions`)"
-LABEL_STUDIO = "a list of Label Studio's tasks, its JSON export (for `sgpipe import label-studio`)"
-
+_TITLES = {  # what a file is, and what reads it
+    "hico": "HICO-DET in HOIA format (for `sgpipe import hico`)",
+    "hico pairs": "HICO-DET as box pairs (for `sgpipe import hico`)",
+    "vcoco": "V-COCO in HOIA format (for `sgpipe import vcoco`)",
+    "vcoco pairs": "V-COCO as box pairs (for `sgpipe import vcoco`)",
+    "hoia": "human-object interactions in HOIA format (for `sgpipe import hico` or `vcoco`)",
+    "open-images": "Open Images relations in HOIA format (for `sgpipe import openimages`)",
+    "open-images vrd": "Open Images relations (for `sgpipe import openimages`)",
+    "vg": "scene graphs in Visual Genome format (for `sgpipe import vg`)",
+    "relationships": "Visual Genome's relationships.json (for `sgpipe import vg`)",
+    "image data": "Visual Genome's image_data.json (for `sgpipe import vg --image-data`)",
+    "rlipv2": "pseudo-labels in RLIPv2 format (for `sgpipe import rlipv2`)",
+    "triplets": "relation triplets in RelTR format (for `sgpipe import coco-rel --relations`)",
+    "coco-rel": "COCO instances with rel_annotations (for `sgpipe import coco-rel`)",
+    "psg": "OpenPSG's psg.json (for `sgpipe import psg`)",
+    "coco": "a COCO instances file (for `sgpipe generate coco`)",
+    "captions": "a COCO captions file (for `sgpipe generate coco --captions`)",
+    "label-studio": "a list of Label Studio's tasks, its JSON export (for `sgpipe import label-studio`)",
+}
 # A file has a format if an item of the named array ("": the file is an array) has all these keys; the first match wins.
-_RULES: tuple[tuple[str, str, str], ...] = (
-    ("", "annotations hoi_annotation", HOIA),
-    ("", "annotations rel_annotations", OPEN_IMAGES_HOIA),
-    ("", "bbox det_labels rel", OPEN_IMAGES_VRD),
-    ("", "objects relationships dataset", PSEUDO_LABELS),
-    ("", "objects relationships data_split", PSEUDO_LABELS),
-    ("", "objects relationships", SCENE_GRAPHS),
-    ("", "image_id relationships", RELATIONSHIPS),
-    ("", "image_id width height", VG_IMAGES),
-    ("", "data annotations", LABEL_STUDIO),
-    ("", "data predictions", LABEL_STUDIO),
-    ("relationships", "subject object predicate", RELATIONSHIPS),
-    ("relationships", "subject_id object_id predicate", SCENE_GRAPHS),
-    ("annotation", "boxes_h boxes_o verb", HICO_PAIRS),
-    ("annotations", "boxes_h boxes_o actions", VCOCO_PAIRS),
-    ("data", "image_id segments_info", PSG),
-    ("annotations", "image_id caption", COCO_CAPTIONS),
-    ("annotations", "image_id bbox category_id", COCO_INSTANCES),
-    ("rel_annotations", "subject_id object_id predicate_id", COCO_RELATIONS),
+_RULES = (
+    ("", "annotations hoi_annotation", "hoia"),
+    ("", "annotations rel_annotations", "open-images"),
+    ("", "bbox det_labels rel", "open-images vrd"),
+    ("", "objects relationships dataset", "rlipv2"),
+    ("", "objects relationships data_split", "rlipv2"),
+    ("", "objects relationships", "vg"),
+    ("", "image_id relationships", "relationships"),
+    ("", "image_id width height", "image data"),
+    ("", "data annotations", "label-studio"),
+    ("", "data predictions", "label-studio"),
+    ("relationships", "subject object predicate", "relationships"),
+    ("relationships", "subject_id object_id predicate", "vg"),
+    ("annotation", "boxes_h boxes_o verb", "hico pairs"),
+    ("annotations", "boxes_h boxes_o actions", "vcoco pairs"),
+    ("data", "image_id segments_info", "psg"),
+    ("annotations", "image_id caption", "captions"),
+    ("annotations", "image_id bbox category_id", "coco"),
+    ("rel_annotations", "subject_id object_id predicate_id", "coco-rel"),
 )
 
 
@@ -70,12 +66,11 @@ def require_format(path: Location, *accepted: str) -> str:
 
     Raises UserError: it is missing, cut short, not JSON, or of another format, which the message names if it is known.
     """
-    file_format = detect_format(path)
-    if file_format in accepted:
-        return file_format
-    expected = " or ".join(option.partition(" (")[0] for option in accepted if option is not HOIA)
-    found = f"is {file_format}, not" if file_format else "has no item with the keys of"
-    raise UserError(f"{path} {found} {expected}")
+    found = detect_format(path)
+    if found in accepted:
+        return found
+    expected = " or ".join(_TITLES[name].partition(" (")[0] for name in accepted)
+    raise UserError(f"{path} {f'is {_TITLES[found]}, not' if found else 'has no item with the keys of'} {expected}")
 
 
 def detect_format(path: Location) -> str | None:
@@ -87,22 +82,19 @@ def detect_format(path: Location) -> str | None:
         head, tail = read_ends(path, _TAIL)
         head, tail = head.removeprefix(codecs.BOM_UTF8).lstrip(), tail.rstrip()
         if head and tail and head[:1] + tail[-1:] not in (b"[]", b"{}"):
-            raise UserError(
-                f"{path} is not a JSON array or object, or is cut short: it does not begin and end with [ ] or {{ }}"
-            )
+            raise UserError(f"{path} is not a JSON array or object, or is cut short")
     stream, seen = JsonStream(path), Counter[str]()
     for array, item in stream:
         seen[array] += 1
         if array == "rel_categories" and isinstance(item, str):
-            return RELATION_TRIPLETS
+            return "triplets"
         if isinstance(item, dict) and seen[array] <= _ITEMS_EXAMINED:
-            for name, keys, file_format in _RULES:
+            for name, keys, found in _RULES:
                 if name == array and set(keys.split()) <= item.keys():
                     # HICO-DET and V-COCO number their verbs differently; only the image names tell their files apart.
                     # Only files that sgpipe exported have image ids as well as names, and they may be of any dataset.
                     prefix = "" if "image_id" in item else str(item.get("file_name")).partition("_")[0]
-                    by_prefix = {"HICO": HICO_HOIA, "COCO": VCOCO_HOIA} if file_format is HOIA else {}
-                    return by_prefix.get(prefix, file_format)
+                    return {"HICO": "hico", "COCO": "vcoco"}.get(prefix, found) if found == "hoia" else found
         if array == "" and seen[array] > _ITEMS_EXAMINED:
             return None
     return None
@@ -115,13 +107,9 @@ _SPLITS = {
     **dict.fromkeys(("test", "testing", "testdev", "test-dev", "test_dev"), "test"),
 }
 _WORD = rf"(?<![a-z])(?P<word>{'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![a-z])"
-_IN_FILE_NAME = re.compile(_WORD)
-# "images_val2017" and "val_images", but not "test_of_my_camera". Alone: "val2017".
-_IN_FOLDER_NAME = re.compile(
-    rf"(.*[-_. ])?{_WORD}[-_]?(\d{{4}})?([-_. ]?(images?|imgs?|photos?|jpe?gs?|data|set|split))?"
-)
-_ALONE = re.compile(rf"{_WORD}[-_]?(\d{{4}})?")
-_WHOLE = re.compile(r"(^|[^a-z])all$")  # "instances_all.json", as `sgpipe export` names what is not split
+_ALONE = rf"{_WORD}[-_]?(\d{{4}})?"  # "val2017"
+# "images_val2017" and "val_images", but not "test_of_my_camera".
+_IN_FOLDER_NAME = rf"(.*[-_. ])?{_ALONE}([-_. ]?(images?|imgs?|photos?|jpe?gs?|data|set|split))?"
 
 
 def infer_split(annotations: Location, images: ImagePlace | None, default: str | None = None) -> str:
@@ -138,7 +126,7 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
     """
     images = None if images is None else Path(located(images).rstrip("/"))
     stem = annotations.name.removesuffix(".gz").removesuffix(".json")
-    words = _IN_FILE_NAME.findall(_lower(stem))
+    words = re.findall(_WORD, _lower(stem))
     by_file = _SPLITS[words[-1]] if words else None
     by_folder = images and _folder_split(images, _IN_FOLDER_NAME)
     if by_file and by_folder and by_file != by_folder:
@@ -146,7 +134,8 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
             f"{annotations.name} is named after the split {by_file!r}, the image folder {images} after "
             f"{by_folder!r}: pass --split {by_file} or --split {by_folder}, or the folder of these annotations"
         )
-    if split := by_file or (WHOLE if _WHOLE.search(stem.lower()) else by_folder):
+    is_whole = re.search(r"(^|[^a-z])all$", stem.lower())  # "instances_all.json", as `sgpipe export` writes it
+    if split := by_file or (WHOLE if is_whole else by_folder):
         return split
     file = Path(str(annotations)).resolve()  # of a store, the names alone
     around = {_folder_split(folder.parent, _ALONE) for folder in (file, images and images.resolve()) if folder} - {None}
@@ -171,9 +160,9 @@ def run_split(root: Path) -> str | None:
     return next(iter(splits)) if len(splits) == 1 else None
 
 
-def _folder_split(folder: Path, form: re.Pattern[str]) -> str | None:
+def _folder_split(folder: Path, form: str) -> str | None:
     """Return the split that a folder is named after."""
-    match = form.fullmatch(_lower(re.sub(r"\.(zip|tar)$", "", folder.resolve().name)))
+    match = re.fullmatch(form, _lower(re.sub(r"\.(zip|tar)$", "", folder.resolve().name)))
     return _SPLITS[match["word"]] if match else None
 
 

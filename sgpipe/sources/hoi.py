@@ -22,25 +22,10 @@ from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.text_files import read_text
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
-from sgpipe.sources import formats
-from sgpipe.sources.annotated import (
-    AnnotationSource,
-    DatasetClasses,
-    FieldError,
-    ProblemCounts,
-    check_object_index,
-    image_id_from_name,
-    integer_field,
-    list_field,
-    mark_failed,
-    parse_id,
-    parse_side,
-    replace_objects,
-    replace_surrogates,
-    required_field,
-    text_field,
-    xyxy_to_xywh,
-)
+from sgpipe.sources import annotated, fields
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row
+from sgpipe.sources.fields import FieldError
+from sgpipe.sources.formats import require_format
 from sgpipe.sources.vocabulary import category_names, official_relation_names, relation_names
 
 
@@ -93,14 +78,12 @@ def _numbered(names: Any) -> Mapping[int, str]:
 HICO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("hico"))
 VCOCO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("vcoco"), objectless=True)
 OPEN_IMAGES = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
-
-_KEYS = (("objects", "relations"), ("idx_to_label", "idx_to_predicate"))
+_TITLES = {"hico": "HICO-DET", "vcoco": "V-COCO", "open_images": "Open Images"}
+_KEYS = (("objects", "relations"), ("idx_to_label", "idx_to_predicate"))  # the latter in VG-SGG-dicts.json
 
 
 def read_classes(path: Path) -> HoiaSchema:
     """Read `{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1.
-
-    VG-SGG-dicts.json, with `idx_to_label` and `idx_to_predicate`, is accepted, too.
 
     Raises UserError: the file is missing or has another format.
     """
@@ -111,13 +94,12 @@ def read_classes(path: Path) -> HoiaSchema:
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError) as error:
         raise UserError(
             f'classes file {path}: expected {{"objects": [names], "relations": [names]}}, or names by their numbers '
-            f"({replace_surrogates(str(error))[:80]})"
+            f"({fields.clean(str(error))[:80]})"
         ) from None
 
 
 _IMAGES_CHECKED = 2000
 _ENOUGH = 3  # wrong relations that may be faults of single images, which become error rows
-_TITLES = {"hico": "HICO-DET", "vcoco": "V-COCO", "open_images": "Open Images"}
 
 
 def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: Path | None = None) -> None:
@@ -133,33 +115,22 @@ def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: 
     beside = annotations.with_name(f"{annotations.name.removesuffix('.gz').removesuffix('.json')}_classes.json")
     if classes is None and beside.is_file() and read_classes(beside).class_list != schema.class_list:
         raise UserError(f"{annotations} has the classes of {beside}, not those of {title}: pass --classes {beside}")
-    faults: list[str] = []
+    wrong = total = 0
     for _, item in islice(JsonStream(annotations), _IMAGES_CHECKED):
         with suppress(FieldError):  # it makes an error row
-            boxes, relations = (list_field(item, key) for key in ("annotations", schema.key))
+            boxes, relations = (fields.array(item, key) for key in ("annotations", schema.key))
             for relation in relations:
-                index, verb = (integer_field(relation, key) for key in ("object_id", "category_id"))
-                object_ = integer_field(boxes[index], "category_id") if 0 <= index < len(boxes) else None
-                faults.append(_fault(verb, object_, schema, dataset))
-    wrong = list(filter(None, faults))
-    if len(wrong) >= _ENOUGH and 2 * len(wrong) > len(faults):
+                index, verb = (fields.integer(relation, key) for key in ("object_id", "category_id"))
+                object_ = fields.integer(boxes[index], "category_id") if 0 <= index < len(boxes) else None
+                known = verb in schema.relations and (object_ is None or object_ in schema.objects)
+                if known and object_ is not None and dataset == "hico":
+                    known = (verb, object_) in hico_interactions()
+                total, wrong = total + 1, wrong + (not known)
+    if wrong >= _ENOUGH and 2 * wrong > total:
         raise UserError(
-            f"the classes of {annotations} are not those of {title}: {len(wrong):,} of {len(faults):,} relations are "
-            f"impossible ({wrong[0]}); list its classes in a file and pass --classes FILE"
+            f"the classes of {annotations} are not those of {title}: {wrong:,} of {total:,} relations are impossible; "
+            "list its classes in a file and pass --classes FILE"
         )
-
-
-def _fault(verb: int, object_: int | None, schema: HoiaSchema, dataset: str) -> str:
-    """Return why a relation is impossible, or nothing."""
-    if verb not in schema.relations:
-        return f"relation {verb!r} does not exist"
-    if object_ is None:
-        return ""
-    if object_ not in schema.objects:
-        return f"object class {object_!r} does not exist"
-    if dataset == "hico" and (verb, object_) not in hico_interactions():
-        return f"{schema.relations[verb]!r} of {schema.objects[object_]!r} is not an interaction of HICO-DET"
-    return ""
 
 
 @cache
@@ -170,7 +141,7 @@ def hico_interactions() -> frozenset[tuple[int, int]]:
     return frozenset((verbs[verb], objects[object_]) for object_, verb in pairs)
 
 
-OTHER_CLASSES = "hoia"  # the dataset of files in HOIA format with classes of their own
+_OTHER_CLASSES = "hoia"  # the dataset of files in HOIA format with classes of their own
 _NOTHING = -1  # object_id of a relation without an object, and category_id of the box that stands for it
 
 
@@ -179,31 +150,24 @@ def hico_source(annotations: Path, split: str, classes: Path | None = None) -> A
 
     Raises UserError: the file is of another format, or of other classes.
     """
-    return _source(annotations, split, classes, "hico", HICO, (formats.HICO_HOIA, formats.HICO_PAIRS, formats.HOIA))
+    return _source(annotations, split, classes, "hico", HICO)
 
 
 def vcoco_source(annotations: Path, split: str, classes: Path | None = None) -> AnnotationSource:
     """Return V-COCO in HOIA format or as box pairs; otherwise as `hico_source`."""
-    return _source(annotations, split, classes, "vcoco", VCOCO, (formats.VCOCO_HOIA, formats.VCOCO_PAIRS, formats.HOIA))
+    return _source(annotations, split, classes, "vcoco", VCOCO)
 
 
-def _source(
-    annotations: Path,
-    split: str,
-    classes: Path | None,
-    dataset: str,
-    schema: HoiaSchema,
-    accepted: tuple[str, ...],
-) -> AnnotationSource:
-    files = {"annotations": annotations}
-    if formats.require_format(annotations, *accepted) in (formats.HICO_PAIRS, formats.VCOCO_PAIRS):
+def _source(annotations: Path, split: str, classes: Path | None, dataset: str, schema: HoiaSchema) -> AnnotationSource:
+    files, pairs = {"annotations": annotations}, f"{dataset} pairs"
+    if require_format(annotations, dataset, pairs, "hoia") == pairs:
         if classes is not None:
             raise UserError(f"{annotations} names its classes itself; omit --classes")
         read = partial(read_pairs, annotations, dataset, split)
     else:
         if classes is not None:
             own = replace(read_classes(classes), objectless=schema.objectless)
-            dataset, schema = (dataset, schema) if own == schema else (OTHER_CLASSES, own)
+            dataset, schema = (dataset, schema) if own == schema else (_OTHER_CLASSES, own)
             files["classes"] = classes
         check_classes(annotations, schema, dataset, classes)
         read = partial(read_hoia, annotations, schema, dataset, split)
@@ -219,49 +183,46 @@ def read_hoia(
     """
     for _, item in JsonStream(annotations):
         if record := _named_record(item, dataset, split, problems):
-            yield _filled(record, item, schema)
+            _fill(record, item, schema)
+            yield record
 
 
 def _named_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -> Record | None:
     """Return an image without content; None: it has no name, which is counted."""
     try:
-        name = text_field(item, "file_name")
+        name = fields.text(item, "file_name")
     except FieldError:
         problems["malformed"] += 1
         return None
-    number = parse_id(item.get("image_id")) or image_id_from_name(name)
-    return Record(number, dataset, split, name, parse_side(item.get("width")), parse_side(item.get("height")))
+    number = fields.identifier(item.get("image_id")) or annotated.image_id_from_name(name)
+    return Record(number, dataset, split, name, *fields.size(item))
 
 
-def _filled(record: Record, item: Any, schema: HoiaSchema) -> Record:
-    """Return the record with its objects and relations, or as an error row."""
-    try:
-        for entry in list_field(item, "annotations"):
-            category = integer_field(entry, "category_id")
+def _fill(record: Record, item: Any, schema: HoiaSchema) -> None:
+    """Add objects and relations, or make the record an error row."""
+    with error_row(record):
+        for entry in fields.array(item, "annotations"):
+            category = fields.integer(entry, "category_id")
             if category not in schema.objects:
                 raise FieldError(f"category_id {category} of an object is not a category of the dataset")
-            box = Box(schema.objects[category], category, xyxy_to_xywh(required_field(entry, "bbox")))
+            box = Box(schema.objects[category], category, fields.corners(fields.required(entry, "bbox")))
             record.objects.append(box)
-        annotated = len(record.objects)
-        for entry in list_field(item, schema.key):
-            subject, object_, verb = (integer_field(entry, key) for key in ("subject_id", "object_id", "category_id"))
+        boxes = len(record.objects)
+        for entry in fields.array(item, schema.key):
+            subject, object_, verb = (fields.integer(entry, f"{key}_id") for key in ("subject", "object", "category"))
             if verb not in schema.relations:
                 raise FieldError(f"category_id {verb} of a relation is not a category of the dataset")
             if object_ == _NOTHING and schema.objectless:
-                if len(record.objects) == annotated:
+                if len(record.objects) == boxes:
                     record.objects.append(Box(NO_OBJECT, _NOTHING, (0.0, 0.0, 0.0, 0.0)))
-                object_ = annotated
+                object_ = boxes
             else:
-                check_object_index(object_, annotated, f"object_id {object_} of a relation")
-            check_object_index(subject, annotated, f"subject_id {subject} of a relation")
+                annotated.check_index(object_, boxes, f"object_id {object_} of a relation")
+            annotated.check_index(subject, boxes, f"subject_id {subject} of a relation")
             record.relations.append(Relation(subject, object_, schema.relations[verb]))
-    except FieldError as error:
-        return mark_failed(record, str(error))
-    return record
 
 
 _BACKGROUND = "background"  # the first object name in V-COCO's file
-_OBJECTS = {name.replace(" ", "_"): name for name in (_BACKGROUND, *category_names("coco").values())}
 # By dataset: the keys of an image's objects and verbs, and of the lists of images and of verb names.
 _PAIR_KEYS = {
     "hico": ("object", "verb", "annotation", "verbs"),
@@ -278,16 +239,15 @@ def read_pairs(annotations: Path, dataset: str, split: str, problems: ProblemCou
     for key, item in JsonStream(annotations):
         arrays[key].append(item)
     objects, verbs, images, verb_names = _PAIR_KEYS[dataset]
+    known = {name.replace(" ", "_"): name for name in (_BACKGROUND, *category_names("coco").values())}
     names = {
-        objects: _pair_names(annotations, arrays, "objects", _OBJECTS),
+        objects: _pair_names(annotations, arrays, "objects", known),
         verbs: _pair_names(annotations, arrays, verb_names, official_relation_names(dataset)),
     }
     items = arrays[images]
     if dataset == "hico":  # V-COCO's images have their names, and no sizes
         if not len(items) == len(arrays["filenames"]) == len(arrays["size"]):
-            raise UserError(
-                f"{annotations}: 'annotation', 'filenames' and 'size' differ in length; the file is damaged"
-            )
+            raise UserError(f"{annotations}: 'annotation', 'filenames' and 'size' differ in length")
         sizes = (size if isinstance(size, list) and len(size) == 2 else (0, 0) for size in arrays["size"])
         items = [
             {"content": item, "file_name": str(name), "width": width, "height": height}
@@ -295,47 +255,43 @@ def read_pairs(annotations: Path, dataset: str, split: str, problems: ProblemCou
         ]
     for item in items:
         if record := _named_record(item, dataset, split, problems):
-            yield _with_pairs(record, item.get("content", item), names)
+            _fill_pairs(record, item.get("content", item), names)
+            yield record
 
 
 def _pair_names(path: Path, arrays: Mapping[str, list[Any]], key: str, known: Mapping[str, str]) -> list[str]:
     """Return the names of a list of the file in sgpipe's spelling; `known`: by the file's, with underscores."""
     names = [str(name).replace(" ", "_") for name in arrays[key]]
-    if not names:
-        raise UserError(f"{path} has no list {key!r}: the file is damaged or of another version")
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"{path}: its list {key!r} contains {unknown[0]!r}, which is not a name of the dataset")
+    if not names or not set(names) <= known.keys():
+        raise UserError(f"{path}: its list {key!r} does not have the names of the dataset")
     return [known[name] for name in names]
 
 
-def _with_pairs(record: Record, image: Any, names: Mapping[str, Sequence[str]]) -> Record:
-    """Return the record with the box pairs of an image; equal boxes of one class become one object.
+def _fill_pairs(record: Record, image: Any, names: Mapping[str, Sequence[str]]) -> None:
+    """Add the box pairs of an image; equal boxes of one class become one object.
 
     `names`: what the indices of the image's lists refer to, by the keys of these lists: objects, then verbs.
     """
     ids = {name: number for number, name in category_names("coco").items()}
-    indices: dict[Box | tuple[Any, ...], int] = {}
+    indices: dict[tuple[Any, ...], int] = {}
 
     def add_box(name: str, bbox: Any) -> int:
-        box = Box(name, ids[name], xyxy_to_xywh(bbox))
+        box = Box(name, ids[name], fields.corners(bbox))
         index = indices.setdefault((name, *box.bbox), len(record.objects))
         if index == len(record.objects):
             record.objects.append(box)
         return index
 
-    try:
-        humans, things, *labels = (required_field(image, key) for key in ("boxes_h", "boxes_o", *names))
-        for human, thing, *indexed in zip(humans, things, *labels, strict=True):
+    with error_row(record):
+        lists = [fields.array(image, key) for key in ("boxes_h", "boxes_o", *names)]
+        if len(set(map(len, lists))) > 1:
+            raise FieldError("the lists of pairs differ in length")
+        for human, thing, *indexed in zip(*lists, strict=True):
             for (key, known), index in zip(names.items(), indexed, strict=True):
                 if not isinstance(index, int) or not 0 <= index < len(known) or known[index] == _BACKGROUND:
                     raise FieldError(f"{key!r} contains {index!r}, which is not the index of a name")
             name, verb = (known[index] for known, index in zip(names.values(), indexed, strict=True))
             record.relations.append(Relation(add_box("person", human), add_box(name, thing), verb))
-    except FieldError as error:
-        return mark_failed(record, str(error))
-    except (TypeError, ValueError):
-        return mark_failed(record, "the lists of pairs differ in length")
-    return record
 
 
 def open_images_source(annotations: Path, split: str, categories: Path | None = None) -> AnnotationSource:
@@ -347,10 +303,7 @@ def open_images_source(annotations: Path, split: str, categories: Path | None = 
 
     Raises UserError: a file is missing or of another format.
     """
-    is_hoia = (
-        formats.require_format(annotations, formats.OPEN_IMAGES_HOIA, formats.OPEN_IMAGES_VRD)
-        is formats.OPEN_IMAGES_HOIA
-    )
+    is_hoia = require_format(annotations, "open-images", "open-images vrd") == "open-images"
     if is_hoia:
         check_classes(annotations, OPEN_IMAGES, "open_images")
     files, classes = {"annotations": annotations}, OPEN_IMAGES.classes
@@ -362,10 +315,10 @@ def open_images_source(annotations: Path, split: str, categories: Path | None = 
         for _, item in JsonStream(annotations):
             item = item if is_hoia else _vrd_as_hoia(item)
             if record := _named_record(item, "open_images", split, problems):
-                record = _filled(record, item, OPEN_IMAGES)
+                _fill(record, item, OPEN_IMAGES)
                 boxes = [box if box.category in classes.objects else None for box in record.objects]
                 problems["unknown_category"] += boxes.count(None)
-                replace_objects(record, boxes, problems)
+                annotated.replace_objects(record, boxes, problems)
                 yield record
 
     return AnnotationSource("open_images", split, read, files, classes=classes, boxes="xyxy")
@@ -377,10 +330,8 @@ def _chosen_classes(path: Path, everything: DatasetClasses) -> DatasetClasses:
         chosen = DatasetClasses(tuple(lists["obj"]), tuple(lists["rel"]))
     except (ValueError, RecursionError, KeyError, TypeError):
         raise UserError(f'{path}: expected {{"obj": [names], "rel": [names]}}') from None
-    unknown = [name for name in chosen.objects if name not in everything.objects]
-    if unknown or chosen.relations != everything.relations:
-        what = f"its class {unknown[0]!r} is not one of the 601" if unknown else "its relations are not the 30"
-        raise UserError(f"{path} does not belong to Open Images V6: {what}")
+    if not set(chosen.objects) <= set(everything.objects) or chosen.relations != everything.relations:
+        raise UserError(f"{path}: expected classes of Open Images V6 and its 30 relations")
     return chosen
 
 

@@ -24,7 +24,7 @@ from sgpipe.files.parquet_images import ParquetImages, has_images, holds_images,
 from sgpipe.images import ImageError, open_header, upright_size
 from sgpipe.recipe import HubColumns, HubConfig, Recipe, SourceConfig, SplitConfig
 from sgpipe.records import HUB_DATASET
-from sgpipe.sources.annotated import parse_id, replace_surrogates, to_single_line
+from sgpipe.sources import fields
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.doubts import settle_boxes
 from sgpipe.utils.console import Reminder, count
@@ -109,7 +109,7 @@ def find_files(config: HubConfig) -> HubFiles:
     name = config.subset or (_DEFAULT if _DEFAULT in subsets else next(iter(subsets)))
     if name not in subsets or not (config.subset or len(subsets) == 1 or _DEFAULT in subsets):
         what = "no such subset" if config.subset else "several subsets"
-        shown = ", ".join(map(to_single_line, subsets)) + " (import hf: --subset)"
+        shown = ", ".join(map(fields.single_line, subsets)) + " (import hf: --subset)"
         raise UserError(f"{dataset} has {what}: pass --set source.hub.subset=NAME, one of {shown}")
     splits = subsets[name]
     if config.split is not None and config.split not in splits:
@@ -402,7 +402,7 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
             schema = parquet.schema_arrow
             stated = class_names(schema, files.card, of.classes)
             if stated is not None:
-                return dict(enumerate(map(replace_surrogates, stated)))
+                return dict(enumerate(map(fields.clean, stated)))
             if not is_text(kind_of(schema, of.classes)):
                 raise UserError(
                     f"{name}: the classes in {of.classes} are numbers without names: pass "
@@ -411,7 +411,7 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
             names.update(
                 each for row in iter_rows(parquet, [of.classes]) for each in values_of(row, of.classes) if each
             )
-    return dict(enumerate(sorted(replace_surrogates(name) for name in names if name.strip())))
+    return dict(enumerate(sorted(fields.clean(name) for name in names if name.strip())))
 
 
 def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, Any]]:
@@ -462,7 +462,7 @@ def _have_ids(files: HubFiles, split: str, config: HubConfig) -> bool:
             if of.id is None or config.columns.id is not None:
                 return of.id is not None
             for row in iter_rows(parquet, [of.id]):
-                seen.add(parse_id(value_of(row, of.id)))
+                seen.add(fields.identifier(value_of(row, of.id)))
                 rows += 1
     return len(seen) == rows and None not in seen
 
@@ -488,7 +488,7 @@ def _add_row(
         except FileNotFoundError:
             why = f"the row has no image: {name}"
         except ImageError as error:
-            why = replace_surrogates(str(error))
+            why = fields.clean(str(error))
     at = detections.add_image({"id": image_id, "file_name": name, "width": width, "height": height})
     if at is None:
         return
@@ -499,7 +499,7 @@ def _add_row(
     if len(classes) == len(boxes) == len(crowds):
         for box, kind, crowd in zip(boxes, classes, crowds, strict=True):
             if kind is None or isinstance(kind, str):
-                kind = numbers.get(replace_surrogates(kind or ""), -1)
+                kind = numbers.get(fields.clean(kind or ""), -1)
             detections.add_row_box(at, kind, box, crowd)
     else:
         others = count(len(classes), "class", "classes")

@@ -15,29 +15,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from sgpipe.errors import ImageError, UserError
+from sgpipe.errors import UserError
 from sgpipe.files.locations import Location
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.parquet_images import has_images, image_columns, row_name
 from sgpipe.images import read_upright_size
 from sgpipe.recipe import HubConfig
 from sgpipe.records import HUB_DATASET, SCHEMA, Box, Record, Relation, from_table
-from sgpipe.sources import hub
-from sgpipe.sources.annotated import (
-    AnnotationSource,
-    DatasetClasses,
-    FieldError,
-    ProblemCounts,
-    integer_field,
-    mark_failed,
-    parse_id,
-    parse_side,
-    replace_surrogates,
-    text_field,
-)
+from sgpipe.sources import fields, hub
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, drop_nameless, error_row
 from sgpipe.sources.coco import CocoInstances
+from sgpipe.sources.fields import FieldError
 from sgpipe.sources.hoi import read_classes
-from sgpipe.sources.scene_graphs import drop_nameless
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group, row_faults
 
 # Keys of the file metadata: the closed class lists, or null; and the identities of the runs that the rows come from.
@@ -179,21 +168,18 @@ def dataset_source(
                 _map_columns(parquet.schema_arrow, {key: column or "" for key, column in of.items()}, name)
                 for number, row in enumerate(hub.iter_rows(parquet, of.values())):
                     values = {key: hub.value_of(row, column) for key, column in of.items()}
-                    image_id, total = parse_id(values["image_id"]) if of["image_id"] else str(total), total + 1
+                    image_id, total = fields.identifier(values["image_id"]) if of["image_id"] else str(total), total + 1
                     place = row_name(name, number) if has_own else values["file_name"]
                     if image_id is None or place in (None, ""):
                         problems["malformed"] += 1
                         continue
                     kind = HUB_DATASET if has_own else "hf"  # the former's images are turned as EXIF says
-                    size = parse_side(values["width"]), parse_side(values["height"])
-                    record = Record(image_id, kind, split, replace_surrogates(str(place)), *size)
-                    try:
+                    record = Record(image_id, kind, split, fields.clean(str(place)), *fields.size(values))
+                    with error_row(record):
                         if has_own and not (record.width and record.height):
                             record.width, record.height = read_upright_size(files.root, record.file_name)
                         record.objects, record.relations = _graph(values, record, tables, problems)
                         drop_nameless(record, problems)
-                    except (FieldError, ImageError) as error:
-                        mark_failed(record, str(error))
                     yield record
 
     roles = {"annotations": paths.pop(names[0]), **paths, **({"classes": classes} if classes else {})}
@@ -231,10 +217,10 @@ def _names(
         given = read_classes(classes)
         return dict(given.objects if objects else given.relations)
     if (stated := hub.class_names(schema, files.card, column or "")) is not None:
-        return dict(enumerate(map(replace_surrogates, stated)))
+        return dict(enumerate(map(fields.clean, stated)))
     try:
         listed = json.loads(files.read("categories.json"))["categories" if objects else "rel_categories"]
-        return {integer_field(each, "id"): text_field(each, "name") for each in listed}
+        return {fields.integer(each, "id"): fields.text(each, "name") for each in listed}
     except (OSError, ValueError, KeyError, TypeError, UserError):
         raise UserError(f"{key}: the numbers in {column} have no names: pass --classes FILE") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,12 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import StoreError, UserError
+from sgpipe.errors import ImageError, StoreError, UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, check_images
+from sgpipe.files.locations import Location
 from sgpipe.files.text_files import text_sha256
-from sgpipe.images import ImageError, read_image, read_size
+from sgpipe.images import read_image, read_size
 from sgpipe.records import Record
-from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, drop_unfit_masks, mark_failed
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, mark_failed
 from sgpipe.sources.doubts import change_form, doubt_records
 from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
@@ -76,8 +78,11 @@ def import_annotations(
                     read += len(records)
                     if start in shards and start not in redo:
                         continue
+                    contents = _finish(records, source, images, embed, problems, progress if start == 0 else None)
                     revision = revision_of(shards[start].file) + 1 if start in shards else 0
-                    shard = _write(start, records, problems, source, images, folder, embed, revision, progress)
+                    name = shard_name(source.split, start, start + len(records), revision)
+                    shard = write_shard(folder.root, name, source.split, start, records, {}, contents)
+                    shard.counts.update({f"{_PROBLEM}{key}": number for key, number in problems.items() if number})
                     superseded = manifest.commit(shard)
                     if superseded is not None and superseded.file != shard.file:
                         (folder.root / superseded.file).unlink(missing_ok=True)
@@ -94,8 +99,7 @@ def import_annotations(
     rows = sum(shard.rows for shard in manifest.shards)
     if not written:
         asked = f"; the first {limit:,} were asked for" if limit is not None and limit < rows else ""
-        have = "has" if rows == 1 else "have"
-        progress.say(f"nothing left to do: {count(rows, 'image')} in {manifest.root} {have} been imported{asked}")
+        progress.say(f"nothing left to do: {count(rows, 'image')} of {manifest.root} imported before{asked}")
     summary = add_up(manifest, read or rows, {})
     for key in [key for key in summary.counts if key.startswith(_PROBLEM)]:
         summary.problems[key.removeprefix(_PROBLEM)] = summary.counts.pop(key)
@@ -104,14 +108,6 @@ def import_annotations(
 
 def _description(source: AnnotationSource, images: ImagePlace, embed: bool) -> dict[str, Any]:
     """Return what the manifest says of the import."""
-    files = {}
-    for role, path in source.files.items():
-        try:
-            files[role] = text_sha256(path)
-        except StoreError:
-            raise
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from None
     classes = source.classes
     return {
         "name": source.dataset,
@@ -120,7 +116,7 @@ def _description(source: AnnotationSource, images: ImagePlace, embed: bool) -> d
             "import": source.dataset,
             "split": source.split,
             "embed": embed,
-            "files": files,
+            "files": {role: _sha256(path) for role, path in source.files.items()},
             "options": dict(source.options),
         },
         "images": {source.split: absolute(images)},
@@ -128,6 +124,15 @@ def _description(source: AnnotationSource, images: ImagePlace, embed: bool) -> d
         "origin": [dict(identity) for identity in source.origin],
         "finished": False,
     }
+
+
+def _sha256(path: Location) -> str:
+    try:
+        return text_sha256(path)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _read_units(
@@ -165,42 +170,44 @@ def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Re
             yield record
 
 
-def _write(
-    start: int,
+def _finish(
     records: list[Record],
-    problems: ProblemCounts,
     source: AnnotationSource,
     images: ImagePlace,
-    folder: RunFolder,
     embed: bool,
-    revision: int,
-    progress: Progress,
-) -> ShardEntry:
-    """Write a shard: with image sizes, clipped boxes and, if they are to be embedded, image files."""
+    problems: ProblemCounts,
+    doubts: Progress | None,
+) -> list[bytes | None] | None:
+    """Give records their image sizes and clip their boxes; return their image files if they are to be embedded.
+
+    `doubts`: told what is doubtful about the records.
+    """
     contents: list[bytes | None] = []
     for record in records:
         image = None
         try:
             if record.ok and not (record.width and record.height):
                 record.width, record.height = read_size(images, record.file_name)
-                drop_unfit_masks(record, problems)
+                for box in record.objects:  # run lengths that have another size, which was unknown until now
+                    value = json.loads(box.segmentation or "[]")
+                    if isinstance(value, dict) and value["size"] != [record.height, record.width]:
+                        box.segmentation = None
+                        problems["segmentations"] += 1
             if record.ok and embed:
                 image = source.image(record) if source.image else read_image(images, record)
         except ImageError as error:
             mark_failed(record, str(error))
         contents.append(image)
-    if start == 0:
-        for note in doubt_records(records, source, source.options.get("boxes")):
-            progress.say(f"NOTE: {note}")
+    form = source.options.get("boxes")
+    if doubts is not None:
+        for note in doubt_records(records, source, form):
+            doubts.say(f"NOTE: {note}")
     for record in records:
         if record.ok:
-            if form := source.options.get("boxes"):
+            if form:
                 change_form(record, source.boxes, form)
             clip_objects(record, problems)
-    name = shard_name(source.split, start, start + len(records), revision)
-    shard = write_shard(folder.root, name, source.split, start, records, {}, contents if embed else None)
-    shard.counts.update({f"{_PROBLEM}{key}": number for key, number in problems.items() if number})
-    return shard
+    return contents if embed else None
 
 
 def _write_readme(source: AnnotationSource, folder: RunFolder, manifest: Manifest) -> None:

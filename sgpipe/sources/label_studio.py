@@ -17,27 +17,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.images import ImageError, image_exists, read_upright_size
+from sgpipe.images import image_exists, read_upright_size
 from sgpipe.recipe import WHOLE
 from sgpipe.records import LABEL_STUDIO_DATASET, Box, Caption, Record, Relation, deduplicate
-from sgpipe.sources.annotated import (
-    AnnotationSource,
-    FieldError,
-    ProblemCounts,
-    image_id_from_name,
-    list_field,
-    mark_failed,
-    parse_confidence,
-    parse_id,
-    parse_integer,
-    parse_numbers,
-    parse_side,
-    replace_objects,
-    replace_surrogates,
-    required_field,
-    text_field,
-)
-from sgpipe.sources.formats import LABEL_STUDIO, infer_split, require_format
+from sgpipe.sources import annotated, fields
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, error_row
+from sgpipe.sources.fields import FieldError
+from sgpipe.sources.formats import infer_split, require_format
 from sgpipe.utils.console import count
 
 LOCAL_FILES = "/data/local-files/"  # where Label Studio serves files below its document root, named by `?d=`
@@ -70,50 +56,45 @@ class LabelStudio:
 
     def source(self) -> AnnotationSource:
         """Raises UserError: the file is missing, of another format, or of several splits."""
-        require_format(self.annotations, LABEL_STUDIO)
+        require_format(self.annotations, "label-studio")
         options = {"predictions": self.predictions, "annotator": self.annotator, "image_field": self.image_field}
-        return AnnotationSource(
-            dataset=LABEL_STUDIO_DATASET,
-            split=self._only_split,
-            read=self.records,
-            files={"annotations": self.annotations},
-            options=options,
-        )
+        files = {"annotations": self.annotations}
+        return AnnotationSource(LABEL_STUDIO_DATASET, self._only_split, self.records, files, options)
 
     @cached_property
     def _only_split(self) -> str:
         splits = sorted({split for _, task in JsonStream(self.annotations) if (split := _split(task)) is not None})
-        if splits and (self.split or splits[0]) not in splits:
-            raise UserError(
-                f"{self.annotations} has no task of split {self.split!r}: pass --split {' or '.join(splits)}"
-            )
-        if len(splits) > 1 and self.split is None:
-            raise UserError(f"{self.annotations} has tasks of several splits: pass --split {' or '.join(splits)}")
+        if (splits and self.split and self.split not in splits) or (len(splits) > 1 and self.split is None):
+            found = f"no task of split {self.split!r}" if self.split else "tasks of several splits"
+            raise UserError(f"{self.annotations} has {found}: pass --split {' or '.join(splits)}")
         return self.split or (splits[0] if splits else infer_split(self.annotations, self.images, WHOLE))
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
         """Yield the annotated images in file order. Raises UserError: nobody has annotated any."""
-        wanted, found = self._only_split, False
+        found = False
         for _, task in JsonStream(self.annotations):
-            if _split(task) not in (None, wanted):
+            if _split(task) not in (None, self._only_split):
                 problems["other_splits"] += 1
                 continue
             try:
-                data = required_field(task, "data")
+                data = fields.required(task, "data")
                 results = self._results(task, problems)
             except FieldError:
                 problems["malformed"] += 1
                 continue
             if results is not None:
                 found = True
-                yield self._record(task, data, wanted, results, problems)
+                yield self._record(task, data, results, problems)
         if not found and (tasks := problems["unannotated_tasks"]):
             whose = "" if self.annotator is None else f" of {self.annotator}"
             advice = "export full predictions" if self.predictions else "--predictions imports what was predicted"
             raise UserError(f"none of {count(tasks, 'task')} in {self.annotations} has an annotation{whose}; {advice}")
 
     def _results(self, task: Mapping[str, Any], problems: ProblemCounts) -> list[Any] | None:
-        """Return what counts of a task: an annotation, or a prediction, if any. Raises FieldError: it is not a list."""
+        """Return what counts of a task: of several annotations the ground truth, otherwise the latest one.
+
+        None: it has none that counts. Raises FieldError: it is not a list.
+        """
         annotations = _dicts(task.get("annotations"))
         if self.annotator is not None:
             annotations = [each for each in annotations if self.annotator in _names(each.get("completed_by"))]
@@ -121,35 +102,36 @@ class LabelStudio:
         further = "further_annotations"
         if not annotations and self.predictions:
             found, further = _dicts(task.get("predictions")), "further_predictions"
-        if found:
-            problems[further] += len(found) - 1
-            return list_field(max(reversed(found), key=_precedence), "result")
-        problems["skipped_tasks" if annotations else "unannotated_tasks"] += 1
-        return None
+        if not found:
+            problems["skipped_tasks" if annotations else "unannotated_tasks"] += 1
+            return None
+        problems[further] += len(found) - 1
 
-    def _record(
-        self, task: Mapping[str, Any], data: Any, split: str, results: Sequence[Any], problems: ProblemCounts
-    ) -> Record:
+        def precedence(result: Mapping[str, Any]) -> tuple[bool, str]:
+            return result.get("ground_truth") is True, str(result.get("updated_at") or result.get("created_at") or "")
+
+        return fields.array(max(reversed(found), key=precedence), "result")
+
+    def _record(self, task: Mapping[str, Any], data: Any, results: Sequence[Any], problems: ProblemCounts) -> Record:
         """Return a task as a record, or as an error row."""
-        record = Record(parse_id(task.get("id")) or "", LABEL_STUDIO_DATASET, split, "", 0, 0)
-        try:
-            address = text_field(data, self.image_field)
-            record.file_name = (
-                text_field(data, "file_name") if "file_name" in data else _file_name(address, self.images)
-            )
-            known = (parse_id(data.get("image_id")), record.image_id or None, image_id_from_name(record.file_name))
-            record.image_id = next(name for name in known if name is not None)
-            record.dataset = text_field(data, "dataset") if "dataset" in data else record.dataset
-            sizes = [(data.get("width"), data.get("height"))]
-            sizes += [(item.get("original_width"), item.get("original_height")) for item in _dicts(results)]
-            parsed = ((parse_side(width), parse_side(height)) for width, height in sizes)
-            size = next((size for size in parsed if all(size)), None)
+        number = fields.identifier(task.get("id"))
+        record = Record(number or "", LABEL_STUDIO_DATASET, self._only_split, "", 0, 0)
+        with error_row(record):
+            address = fields.text(data, self.image_field)
+            named = "file_name" in data
+            record.file_name = fields.text(data, "file_name") if named else _file_name(address, self.images)
+            stated = fields.identifier(data.get("image_id"))
+            named_after = number or annotated.image_id_from_name(record.file_name)
+            record.image_id = named_after if stated is None else stated
+            record.dataset = fields.text(data, "dataset") if "dataset" in data else record.dataset
+            sizes = [fields.size(data)]
+            for item in _dicts(results):
+                sizes.append((fields.side(item.get("original_width")), fields.side(item.get("original_height"))))
+            size = next((size for size in sizes if all(size)), None)
             record.width, record.height = size or read_upright_size(self.images, record.file_name)
             texts = data.get("captions") if isinstance(data.get("captions"), list) else []
-            record.captions = [Caption(replace_surrogates(text)) for text in texts if isinstance(text, str)]
+            record.captions = [Caption(fields.clean(text)) for text in texts if isinstance(text, str)]
             _add_objects(record, results, _dict(data.get("category_ids")), problems)
-        except (FieldError, ImageError) as error:
-            mark_failed(record, str(error))
         return record
 
 
@@ -167,14 +149,13 @@ def _dicts(value: Any) -> list[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, Sequence) else []
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _names(person: Any) -> set[str]:
     """Return what an annotator is called: Label Studio writes an id, or an object with `id` and `email`."""
     return {str(person.get(key)) for key in ("id", "email")} if isinstance(person, dict) else {str(person)}
-
-
-def _precedence(result: Mapping[str, Any]) -> tuple[bool, str]:
-    """Return a key by which the ground truth comes last of several annotations, otherwise the latest one."""
-    return result.get("ground_truth") is True, str(result.get("updated_at") or result.get("created_at") or "")
 
 
 def _file_name(address: str, images: ImagePlace) -> str:
@@ -207,7 +188,7 @@ def _labels(item: Mapping[str, Any], *keys: str) -> list[str]:
     labels: Any = next((item[key] for key in keys if item.get(key) is not None), [])
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise FieldError(f"{keys[0]!r} is not a list of names")
-    return [replace_surrogates(label) for label in labels]
+    return [fields.clean(label) for label in labels]
 
 
 def _add_objects(record: Record, results: Sequence[Any], numbers: Mapping[str, Any], problems: ProblemCounts) -> None:
@@ -216,16 +197,15 @@ def _add_objects(record: Record, results: Sequence[Any], numbers: Mapping[str, A
     Several rectangles with one id are one, with the labels of all. Those in further images of the task do not count.
     """
     regions: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
-    links, others = [], 0
+    links = []
     for number, item in enumerate(map(_dict, results)):
         if item.get("type") == "relation":
             links.append(item)
         elif item.get("type") in _RECTANGLES and "x" in _dict(item.get("value")) and not item.get("item_index"):
-            key = parse_id(item.get("id")) or f"\0{number}"  # without an id, no relation refers to it
+            key = fields.identifier(item.get("id")) or f"\0{number}"  # without an id, no relation refers to it
             regions.setdefault(key, (item, []))[1].extend(_labels(item["value"], "rectanglelabels", "labels"))
         else:
-            others += 1
-    problems["other_results"] += others
+            problems["other_results"] += 1
     boxes: list[Box | None] = []
     for item, labels in regions.values():
         named = [label for label in labels if label.strip()]
@@ -236,7 +216,7 @@ def _add_objects(record: Record, results: Sequence[Any], numbers: Mapping[str, A
     found = [relation for link in links for relation in _relations(link, indices, problems)]
     record.relations = deduplicate(found)
     problems["repeated_relations"] += len(found) - len(record.relations)
-    replace_objects(record, boxes, problems)
+    annotated.replace_objects(record, boxes, problems)
 
 
 def _box(
@@ -246,11 +226,10 @@ def _box(
     if item.get("image_rotation"):
         raise FieldError(f"its image was rotated in Label Studio by {item['image_rotation']} degrees")
     value = item["value"]
-    percent = parse_numbers([value.get(key) for key in ("x", "y", "width", "height")], 4)
-    x, y, width, height = (
-        number * side / 100 for number, side in zip(percent, (record.width, record.height) * 2, strict=True)
-    )
-    (rotation,) = parse_numbers([value.get("rotation") or 0], 1)
+    percent = fields.numbers([value.get(key) for key in ("x", "y", "width", "height")], 4)
+    sides = (record.width, record.height) * 2
+    x, y, width, height = (number * side / 100 for number, side in zip(percent, sides, strict=True))
+    (rotation,) = fields.numbers([value.get("rotation") or 0], 1)
     if rotation:  # about its upper left corner, clockwise
         problems["rotated"] += 1
         cosine, sine = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
@@ -258,26 +237,22 @@ def _box(
         ys = [y + right * sine + down * cosine for right in (0, width) for down in (0, height)]
         x, y, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
     try:
-        number = parse_integer(numbers.get(name, 0))
-    except (TypeError, ValueError, OverflowError):
-        number = 0
-    return Box(name, number, (x, y, width, height), CROWD in _listed(_dict(item.get("meta")).get("text")))
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+        category = fields.integer(numbers, name)
+    except FieldError:
+        category = 0
+    return Box(name, category, (x, y, width, height), CROWD in _listed(_dict(item.get("meta")).get("text")))
 
 
 def _relations(link: Mapping[str, Any], indices: Mapping[str, int], problems: ProblemCounts) -> list[Relation]:
     """Return the relations that a link between two regions states; one for each label and direction."""
     named = _labels(link, "labels")
     scores = link.get("scores")  # written by `sgpipe export`; Label Studio keeps it in predictions only
-    confidences = [None] * len(named) if scores is None else [parse_confidence(score) for score in _listed(scores)]
+    confidences = [None] * len(named) if scores is None else [fields.confidence(score) for score in _listed(scores)]
     if len(confidences) != len(named):
         raise FieldError(f"a relation has {count(len(named), 'label')} and {count(len(confidences), 'score')}")
     labels = [(label, score) for label, score in zip(named, confidences, strict=True) if label.strip()]
     problems["nameless"] += not labels
-    first, second = (indices.get(parse_id(link.get(key)) or "") for key in ("from_id", "to_id"))
+    first, second = (indices.get(fields.identifier(link.get(key)) or "") for key in ("from_id", "to_id"))
     if first is None or second is None:
         problems["unknown_object"] += len(labels)
         return []

@@ -14,32 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sgpipe.errors import ImageError, UserError
+from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream, json_lines
 from sgpipe.files.locations import Location
 from sgpipe.files.text_files import read_text
 from sgpipe.images import image_exists, read_size
 from sgpipe.records import Attribute, Box, Caption, Record, Relation
-from sgpipe.sources.annotated import (
-    AnnotationSource,
-    FieldError,
-    ProblemCounts,
-    integer_field,
-    list_field,
-    mark_failed,
-    parse_confidence,
-    parse_id,
-    parse_numbers,
-    parse_segmentation,
-    parse_side,
-    replace_objects,
-    replace_surrogates,
-    required_field,
-    text_field,
-    xyxy_to_xywh,
-)
-from sgpipe.sources.formats import PSEUDO_LABELS, RELATIONSHIPS, SCENE_GRAPHS, VG_IMAGES, require_format
+from sgpipe.sources import fields
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, drop_nameless, error_row, mark_failed
+from sgpipe.sources.fields import FieldError
+from sgpipe.sources.formats import require_format
 
 _NO_CATEGORY_ID = 0  # category_id of classes that have only a name
 
@@ -64,34 +49,39 @@ def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -
 
     Unreadable objects and relations are counted as malformed, relations of unlisted objects as unknown_object.
     """
-    image_id = parse_id(item.get("image_id")) if isinstance(item, Mapping) else None
+    image_id = fields.identifier(item.get("image_id")) if isinstance(item, Mapping) else None
     if image_id is None:
         problems["malformed"] += 1
         return None
-    name = replace_surrogates(str(item.get("file_name") or f"{image_id}.jpg"))
-    record = Record(image_id, dataset, split, name, parse_side(item.get("width")), parse_side(item.get("height")))
-    objects, relationships = (item.get(key) or [] for key in ("objects", "relationships"))
-    problems["malformed"] += sum(not isinstance(items, list) for items in (objects, relationships))
-    objects, relationships = (items if isinstance(items, list) else [] for items in (objects, relationships))
+    name = fields.clean(str(item.get("file_name") or f"{image_id}.jpg"))
+    record = Record(image_id, dataset, split, name, *fields.size(item))
+    objects, relationships = (_listed(item, key, problems) for key in ("objects", "relationships"))
     ends = (entry.get(end) for entry in relationships if isinstance(entry, Mapping) for end in ("subject", "object"))
     boxes: dict[int, Box] = {}  # the last object of an id counts, as in RLIPv2's preprocessing
     for thing in (*objects, *(end for end in ends if isinstance(end, Mapping))):
         try:
-            number = integer_field(thing, "object_id")
-            x, y, width, height = parse_numbers([required_field(thing, key) for key in "xywh"], 4)
-            boxes[number] = Box(_name(thing), _NO_CATEGORY_ID, (x, y, width, height))
-            boxes[number].attributes = _attributes(thing, problems)
+            number = fields.integer(thing, "object_id")
+            x, y, width, height = fields.numbers([fields.required(thing, key) for key in "xywh"], 4)
+            names = thing["name"] if "name" in thing else fields.required(thing, "names")
+            first = names[0] if isinstance(names, list) and names and "name" not in thing else names
+            box = Box(fields.text({"name": first}, "name"), _NO_CATEGORY_ID, (x, y, width, height))
         except FieldError:
             problems["malformed"] += 1
+            continue
+        words = _listed(thing, "attributes", problems)
+        texts = [fields.clean(word).strip() for word in words if isinstance(word, str)]
+        problems["malformed"] += len(words) - len(texts)
+        box.attributes = [Attribute(text) for text in dict.fromkeys(texts) if text]
+        boxes[number] = box
     record.objects = list(boxes.values())
     indices = {number: index for index, number in enumerate(boxes)}
     for entry in relationships:
         try:
-            predicate, confidence = text_field(entry, "predicate"), parse_confidence(entry.get("confidence"))
+            predicate, confidence = fields.text(entry, "predicate"), fields.confidence(entry.get("confidence"))
             subject, object_ = (
-                integer_field(inline, "object_id")
+                fields.integer(inline, "object_id")
                 if isinstance(inline := entry.get(end), Mapping)
-                else integer_field(entry, f"{end}_id")
+                else fields.integer(entry, f"{end}_id")
                 for end in ("subject", "object")
             )
         except FieldError:
@@ -104,30 +94,11 @@ def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -
     return record
 
 
-def _attributes(thing: Mapping[str, Any], problems: ProblemCounts) -> list[Attribute]:
-    """Return what an object is like, without repetitions; what is not text is counted as malformed."""
-    listed = thing.get("attributes") or []
-    texts = [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
-    problems["malformed"] += len(listed) - len(texts) if isinstance(listed, list) else 1
-    return [Attribute(text) for text in dict.fromkeys(replace_surrogates(text).strip() for text in texts) if text]
-
-
-def _name(thing: Any) -> str:
-    """Return the name of an object, from `name`, `names`, or the first of a list of `names`. Raises FieldError."""
-    if "name" in thing:
-        return text_field(thing, "name")
-    names = required_field(thing, "names")
-    return text_field({"names": names[0]} if isinstance(names, list) and names else thing, "names")
-
-
-def drop_nameless(record: Record, problems: ProblemCounts) -> None:
-    """Drop relations with a blank predicate and objects with a blank name."""
-    named = [relation for relation in record.relations if relation.predicate.strip()]
-    boxes = [box if box.category.strip() else None for box in record.objects]
-    problems["nameless"] += len(record.relations) - len(named) + boxes.count(None)
-    record.relations = named
-    if None in boxes:
-        replace_objects(record, boxes, problems)
+def _listed(item: Mapping[str, Any], key: str, problems: ProblemCounts) -> list[Any]:
+    """Return a list that may be missing; anything else is counted as malformed."""
+    value = item.get(key) or []
+    problems["malformed"] += not isinstance(value, list)
+    return value if isinstance(value, list) else []
 
 
 def pseudo_label_source(
@@ -140,7 +111,7 @@ def pseudo_label_source(
 
     Raises UserError: a file is missing or of another format.
     """
-    require_format(annotations, PSEUDO_LABELS, SCENE_GRAPHS)
+    require_format(annotations, "rlipv2", "vg")
     files, paths = {"annotations": annotations}, dict[str, Any]()
     if image_paths is not None:
         files["image_paths"] = image_paths
@@ -151,7 +122,7 @@ def pseudo_label_source(
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         for item in iter_graphs(annotations):
-            dataset = replace_surrogates(str(item.get("dataset") or "rlipv2")) if isinstance(item, Mapping) else ""
+            dataset = fields.clean(str(item.get("dataset") or "rlipv2")) if isinstance(item, Mapping) else ""
             if record := graph_record(item, dataset, split, problems):
                 drop_nameless(record, problems)
                 if "file_name" not in item:
@@ -167,11 +138,11 @@ def pseudo_label_source(
                     "names: pass --image-paths image_id_to_filepath.json"
                 )
             if record.image_id in paths:
-                record.file_name = replace_surrogates(paths[record.image_id])
+                record.file_name = fields.clean(paths[record.image_id])
             else:
                 mark_failed(record, f"{image_paths} has no path for the image")
         elif record.dataset.startswith("coco"):
-            name, folder = f"{record.image_id:0>12}.jpg", replace_surrogates(str(item.get("data_split") or "train2017"))
+            name, folder = f"{record.image_id:0>12}.jpg", fields.clean(str(item.get("data_split") or "train2017"))
             record.file_name = next((n for n in (f"{folder}/{name}", name) if image_exists(images, n)), name)
 
     return AnnotationSource("rlipv2", split, read, files)
@@ -207,25 +178,21 @@ class VisualGenome:
         """Raises UserError: a file is missing or of another format, or aliases are given without preprocessing."""
         if (self.object_aliases or self.predicate_aliases) and not self.preprocess:
             raise UserError("aliases are used only by the preprocessing: omit --no-preprocess or the alias files")
-        require_format(self.annotations, SCENE_GRAPHS, RELATIONSHIPS)
+        require_format(self.annotations, "vg", "relationships")
         if self.image_data:
-            require_format(self.image_data, VG_IMAGES)
+            require_format(self.image_data, "image data")
         roles = ("annotations", "image_data", "object_aliases", "predicate_aliases")
-        return AnnotationSource(
-            dataset="visual_genome",
-            split=self.split,
-            read=self.records,
-            files={role: path for role in roles if (path := getattr(self, role))},
-            options={"preprocess": self.preprocess},
-        )
+        files = {role: path for role in roles if (path := getattr(self, role))}
+        options = {"preprocess": self.preprocess}
+        return AnnotationSource("visual_genome", self.split, self.records, files, options)
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
         """Yield the images in file order."""
         objects, predicates = load_aliases(self.object_aliases), load_aliases(self.predicate_aliases)
         sizes = {}
         for _, item in JsonStream(self.image_data) if self.image_data else ():
-            if isinstance(item, dict) and (image_id := parse_id(item.get("image_id"))):
-                sizes[image_id] = parse_side(item.get("width")), parse_side(item.get("height"))
+            if isinstance(item, dict) and (image_id := fields.identifier(item.get("image_id"))):
+                sizes[image_id] = fields.size(item)
         for item in iter_graphs(self.annotations):
             if record := graph_record(item, "visual_genome", self.split, problems):
                 if self.preprocess:
@@ -313,25 +280,25 @@ def svg_source(annotations: Location, split: str) -> AnnotationSource:
                 raise UserError(
                     f"{annotations}: {number!r} is not {{width, height, objects: {{id: {{name, bbox, …}}}}}}"
                 )
-            size, image_id = (parse_side(item.get("width")), parse_side(item.get("height"))), replace_surrogates(number)
-            record = Record(image_id, "svg", split, f"{image_id}.jpg", *size)
+            image_id = fields.clean(number)
+            record = Record(image_id, "svg", split, f"{image_id}.jpg", *fields.size(item))
             indices = {key: index for index, key in enumerate(things)}
-            try:
+            with error_row(record):
                 for index, thing in enumerate(things.values()):
-                    box = Box(text_field(thing, "name"), _NO_CATEGORY_ID, xyxy_to_xywh(required_field(thing, "bbox")))
-                    words = list_field({"attributes": thing.get("attributes") or []}, "attributes")
-                    box.attributes = [Attribute(replace_surrogates(str(word))) for word in words]
-                    box.segmentation = parse_segmentation(thing.get("segmentation"), *size, problems)
+                    bbox = fields.corners(fields.required(thing, "bbox"))
+                    box = Box(fields.text(thing, "name"), _NO_CATEGORY_ID, bbox)
+                    words = fields.array({"attributes": thing.get("attributes") or []}, "attributes")
+                    box.attributes = [Attribute(fields.clean(str(word))) for word in words]
+                    outline = thing.get("segmentation")
+                    box.segmentation = fields.segmentation(outline, record.width, record.height, problems)
                     record.objects.append(box)
-                    for relation in thing.get("relations") or ():
+                    for relation in fields.array({"relations": thing.get("relations") or []}, "relations"):
                         other = str(relation.get("object")) if isinstance(relation, Mapping) else ""
                         if other in indices:
-                            record.relations.append(Relation(index, indices[other], text_field(relation, "name")))
+                            record.relations.append(Relation(index, indices[other], fields.text(relation, "name")))
                         else:
                             problems["unknown_object"] += 1
                 drop_nameless(record, problems)
-            except (FieldError, TypeError) as error:
-                mark_failed(record, str(error))
             yield record
 
     return AnnotationSource("svg", split, read, {"annotations": annotations}, boxes="xyxy")
@@ -352,20 +319,18 @@ def gbc_source(annotations: Location, images: ImagePlace, split: str) -> Annotat
             if not isinstance(name, str) or not isinstance(item.get("vertices"), list):
                 problems["malformed"] += 1
                 continue
-            image_id = replace_surrogates(name)  # names of files repeat in other folders
-            name = image_id
+            name = image_id = fields.clean(name)  # names of files repeat in other folders
             if item.get("img_path"):
                 image_id = name.removesuffix(PurePosixPath(name).suffix)
             else:
                 name = name.partition("?")[0].rpartition("/")[2]
             record = Record(image_id, "gbc", split, name, 0, 0)
-            try:
-                sides = [parse_side(side) for side in parse_numbers(item.get("img_size") or [0, 0], 2)]
-                record.width, record.height = sides if all(sides) else read_size(images, name)
+            with error_row(record):
+                width, height = map(fields.side, fields.numbers(item.get("img_size") or [0, 0], 2))
+                record.width, record.height = (width, height) if width and height else read_size(images, name)
                 _add_vertices(record, item["vertices"], problems)
-            except (FieldError, ImageError) as error:
+            if not record.ok:
                 record.captions = []
-                mark_failed(record, str(error))
             yield record
 
     return AnnotationSource("gbc", split, read, {"annotations": annotations})
@@ -374,23 +339,23 @@ def gbc_source(annotations: Location, images: ImagePlace, split: str) -> Annotat
 def _add_vertices(record: Record, vertices: list[Any], problems: ProblemCounts) -> None:
     """Add objects and captions. Raises FieldError: a vertex is malformed."""
     indices: dict[str, int] = {}
-    for vertex in (vertex for vertex in vertices if required_field(vertex, "label") == "entity"):
-        box, edges = required_field(vertex, "bbox"), list_field({"in_edges": [], **vertex}, "in_edges")
-        sides = [required_field(box, side) for side in ("left", "top", "right", "bottom")]
-        x, y, w, h = xyxy_to_xywh(sides)
-        phrase = text_field(edges[0], "text") if edges else text_field(vertex, "vertex_id")
+    for vertex in (vertex for vertex in vertices if fields.required(vertex, "label") == "entity"):
+        box, edges = fields.required(vertex, "bbox"), fields.array({"in_edges": [], **vertex}, "in_edges")
+        x, y, w, h = fields.corners([fields.required(box, side) for side in ("left", "top", "right", "bottom")])
+        number = fields.text(vertex, "vertex_id")
+        phrase = fields.text(edges[0], "text") if edges else number
         bbox = (x * record.width, y * record.height, w * record.width, h * record.height)
         name = re.sub(r"[ _]\d+$", "", phrase) or phrase  # of several, they are numbered
-        score, number = parse_confidence(box.get("confidence")), text_field(vertex, "vertex_id")
+        score = fields.confidence(box.get("confidence"))
         if not name.strip():
             problems["nameless"] += 1
             continue
         indices[number] = len(record.objects)
         record.objects.append(Box(name, _NO_CATEGORY_ID, bbox, origin="grounded", score=score, phrase=phrase))
     for vertex in vertices:
-        texts = [text_field(each, "text") for each in list_field(vertex, "descs")]
-        edges = list_field({"out_edges": [], **vertex}, "out_edges")
-        ends = [indices[end] for edge in edges if (end := text_field(edge, "target")) in indices]
+        texts = [fields.text(each, "text") for each in fields.array(vertex, "descs")]
+        edges = fields.array({"out_edges": [], **vertex}, "out_edges")
+        ends = [indices[end] for edge in edges if (end := fields.text(edge, "target")) in indices]
         if vertex["label"] == "entity":
             known = [indices[vertex["vertex_id"]]] if vertex["vertex_id"] in indices else []
             record.captions += [Caption(text, "box", known) for text in texts if known]

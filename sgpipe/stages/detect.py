@@ -39,9 +39,10 @@ from sgpipe.files.model_cache import local_model
 from sgpipe.image_feed import ImageFeed
 from sgpipe.recipe import DEFAULT_SIDES, DetectConfig, Resources, network_folder, trained_sides
 from sgpipe.records import Box, Record
-from sgpipe.sources.annotated import ProblemCounts, clip_objects, to_single_line
+from sgpipe.sources.annotated import ProblemCounts, clip_objects
 from sgpipe.sources.coco import load_coco_instances
-from sgpipe.sources.formats import COCO_INSTANCES, require_format
+from sgpipe.sources.fields import single_line
+from sgpipe.sources.formats import require_format
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import Stage, image_threads
 from sgpipe.utils.boxes import clip_box
@@ -392,7 +393,7 @@ class GivenBoxesStage(Stage):
 
     def __init__(self, file: Path) -> None:
         """Raises UserError: not an instances file."""
-        require_format(file, COCO_INSTANCES)
+        require_format(file, "coco")
         self._file = file
         self._instances = load_coco_instances(file)
         self._ids_by_suffix: dict[str, list[str]] = {}
@@ -476,7 +477,7 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
         found = f"{count(len(corners), 'box', 'boxes')} and {count(len(names), 'class', 'classes')}"
         raise UserError(f"boxes= and classes={where}: expected a class name for each box, got {found}")
     for name in names:
-        if not isinstance(name, str) or not name.strip() or to_single_line(name) != name.strip():
+        if not isinstance(name, str) or not name.strip() or single_line(name) != name.strip():
             raise UserError(f"classes={where}: expected class names, got {name!r}")
     return GivenBoxes(corners, names, where)
 

@@ -33,8 +33,7 @@ from sgpipe.storage.shards import iter_records, row_faults
 from sgpipe.utils.console import Progress
 from tests.bad_data.annotations import BOX, GOOD
 from tests.sgpipe.cli.test_imports import FILES, GRAPH, TRIPLETS
-from tests.sgpipe.sources.test_hoi import HICO_PAIRS, VCOCO_PAIRS
-from tests.sgpipe.sources.test_open_images import VRD
+from tests.sgpipe.sources.test_hoi import HICO_PAIRS, VCOCO_PAIRS, VRD
 
 QUIET = Progress(Console(quiet=True))
 TOKENS = (

@@ -37,16 +37,9 @@ from sgpipe.files.locations import Location
 from sgpipe.inference.rows import PERSON
 from sgpipe.inference.writers import CLASSES
 from sgpipe.records import Record, from_table
-from sgpipe.sources.annotated import (
-    AnnotationSource,
-    DatasetClasses,
-    FieldError,
-    ProblemCounts,
-    list_field,
-    parse_id,
-    required_field,
-    text_field,
-)
+from sgpipe.sources import fields
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts
+from sgpipe.sources.fields import FieldError
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_tables, read_file
@@ -169,7 +162,7 @@ def read_triplets(
     has_own_list = False
     for _, item in JsonStream(path):
         try:
-            name = text_field(item, "file_name")
+            name = fields.text(item, "file_name")
         except FieldError as error:
             raise UserError(f"{path}: an item: {error}; expected one list with an object per image") from None
         with _naming(path, repr(name)):
@@ -177,7 +170,7 @@ def read_triplets(
             if CLASSES in item:
                 schema, has_own_list = listed_schema(item[CLASSES]), True
             schema = schema or forms[key]
-            triplets = _hoia_triplets(schema, list_field(item, "predictions"), list_field(item, key), predicates)
+            triplets = _hoia_triplets(schema, fields.array(item, "predictions"), fields.array(item, key), predicates)
         yield name, triplets
     if schema is not None and not has_own_list:
         number, name = next(iter(schema.relations.items()))
@@ -441,7 +434,7 @@ def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
 def _graph_items(path: Path, seen: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the id of each image and what the file has of it; the ids are added to `seen`."""
     for _, item in JsonStream(path):
-        name = parse_id(item.get("image_id")) if isinstance(item, dict) else None
+        name = fields.identifier(item.get("image_id")) if isinstance(item, dict) else None
         if name is None:
             raise UserError(f"{path}: an item has no 'image_id'; expected a list of objects, one per image")
         if name in seen:
@@ -451,4 +444,4 @@ def _graph_items(path: Path, seen: set[str]) -> Iterator[tuple[str, Mapping[str,
 
 
 def _field(item: Mapping[str, Any], key: str, shape: tuple[int, ...], kind: Any) -> Array:
-    return table(required_field(item, key), shape, kind)
+    return table(fields.required(item, key), shape, kind)

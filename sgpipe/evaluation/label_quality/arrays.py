@@ -18,9 +18,9 @@ from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
-from sgpipe.sources.annotated import parse_id
+from sgpipe.sources import fields
 from sgpipe.sources.equivalents import PredicateSynonyms
-from sgpipe.sources.formats import VG_IMAGES, require_format
+from sgpipe.sources.formats import require_format
 from sgpipe.sources.vocabulary import category_names, packaged_synonyms
 from sgpipe.stages.pair import HeadMatcher, normalise_predicate
 from sgpipe.storage.shards import VLM_SCORE, iter_tables
@@ -385,10 +385,12 @@ def read_coco_ids(image_data: Location) -> dict[str, str]:
 
     Raises UserError: the file is missing or is not Visual Genome's image_data.json.
     """
-    require_format(image_data, VG_IMAGES)
+    require_format(image_data, "image data")
     coco_ids: dict[str, str] = {}
     for _, item in JsonStream(image_data):
-        own, coco = (parse_id(item.get(key)) if isinstance(item, dict) else None for key in ("image_id", "coco_id"))
+        own, coco = (
+            fields.identifier(item.get(key)) if isinstance(item, dict) else None for key in ("image_id", "coco_id")
+        )
         if own and coco:
             coco_ids[own] = coco
     return coco_ids

@@ -223,7 +223,7 @@ def test_a_finished_import_says_so_without_reading_its_source_again(tmp_path):
     for limit, told in ((20, ""), (10, "; the first 10 were asked for")):
         assert run(limit) == 20
         last = text.getvalue().splitlines()[-1]
-        assert last == f"nothing left to do: 20 images in {tmp_path / 'out'} have been imported{told}"
+        assert last == f"nothing left to do: 20 images of {tmp_path / 'out'} imported before{told}"
     assert (run(), run(), run(30)) == (24, 24, 24)
     assert reads == [20, None]
     manifest = Manifest.load(tmp_path / "out")

@@ -6,8 +6,8 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.annotated import clip_objects
-from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs, pseudo_label_source, remove_redundant
+from sgpipe.sources.annotated import clip_objects, drop_nameless
+from sgpipe.sources.scene_graphs import graph_record, iter_graphs, pseudo_label_source, remove_redundant
 
 
 def thing(number, **more):

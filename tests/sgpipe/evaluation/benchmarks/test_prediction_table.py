@@ -15,7 +15,8 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.inputs import read_triplets
 from sgpipe.inference.rows import ImagePrediction, ImageRow
 from sgpipe.inference.writers import SCHEMA, write_parquet
-from sgpipe.sources.annotated import DatasetClasses, FieldError
+from sgpipe.sources.annotated import DatasetClasses
+from sgpipe.sources.fields import FieldError
 
 CLASSES = DatasetClasses(("person", "horse", "dog"), ("riding", "next to"))
 TRIPLET = {

@@ -1,0 +1,146 @@
+"""Checked access to the values of annotation files, however their many exporters write them.
+
+Functions of an item and a key raise a FieldError that names the key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from typing import Any
+
+
+class FieldError(ValueError):
+    """A field is missing or has the wrong type; the message names the field and what was expected."""
+
+
+def required(item: Any, key: str) -> Any:
+    """Return the value of a key of an object."""
+    if not isinstance(item, dict) or key not in item:
+        raise FieldError(f"{key!r} is missing")
+    return item[key]
+
+
+def array(item: Any, key: str) -> list[Any]:
+    value = required(item, key)
+    if not isinstance(value, list):
+        raise FieldError(f"{key!r} is not a list")
+    return value
+
+
+def integer(item: Any, key: str) -> int:
+    value = required(item, key)
+    try:
+        return whole(value)
+    except (TypeError, ValueError, OverflowError):
+        raise FieldError(f"{key!r} is {value!r}, expected an integer") from None
+
+
+def text(item: Any, key: str) -> str:
+    value = required(item, key)
+    if not isinstance(value, str):
+        raise FieldError(f"{key!r} is {value!r}, expected text")
+    return clean(value)
+
+
+def size(item: Any) -> tuple[int, int]:
+    """Return the width and height of an image in pixels; one that is not a positive number is 0."""
+    return side(item.get("width")), side(item.get("height"))
+
+
+def side(value: Any) -> int:
+    try:
+        length = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return int(length) if math.isfinite(length) and 0 < length < 2**31 else 0
+
+
+def whole(value: Any) -> int:
+    """Raises TypeError, ValueError or OverflowError: it is not a 32-bit integer."""
+    number = int(value)
+    if (isinstance(value, float) and value != number) or abs(number) >= 2**31:
+        raise ValueError(value)
+    return number
+
+
+def identifier(value: Any) -> str | None:
+    """Return an image id as text, or None if it is not an id. Some exporters write 7 as 7.0."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return clean(str(value)) if isinstance(value, int | str) else None
+
+
+def numbers(value: Any, length: int) -> tuple[float, ...]:
+    """Return a list of `length` numbers, possibly NaN or infinite. Raises FieldError."""
+    try:
+        if not isinstance(value, list) or len(value) != length:
+            raise TypeError
+        return tuple(float(number) for number in value)
+    except (TypeError, ValueError, OverflowError):
+        raise FieldError(f"expected {length} numbers, found {str(value)[:80]}") from None
+
+
+def confidence(value: Any) -> float | None:
+    """Return the confidence of a relation, if it has one. Raises FieldError: it is not a number from 0 to 1."""
+    if value is None:
+        return None
+    (number,) = numbers([value], 1)
+    if not 0 <= number <= 1:
+        raise FieldError(f"'confidence' is {value!r}, expected 0 to 1")
+    return number
+
+
+def corners(value: Any) -> tuple[float, float, float, float]:
+    """Return an xyxy box as xywh. Raises FieldError."""
+    left, top, right, bottom = numbers(value, 4)
+    return left, top, right - left, bottom - top
+
+
+def clean(value: str) -> str:
+    """Return text that UTF-8 can encode: JSON can escape halves of surrogate pairs."""
+    return value.encode("utf-8", "replace").decode("utf-8")
+
+
+def single_line(value: str) -> str:
+    """Replace control characters, which terminals interpret, and runs of white space by one space."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", clean(value)).split())
+
+
+def segmentation(value: Any, width: int, height: int, problems: Counter[str]) -> str | None:
+    """Return the JSON of an object's polygons or run lengths; what is neither, or of another size, is counted.
+
+    A `width` and `height` of 0 are unknown.
+    """
+    if not value:
+        return None
+    try:
+        if isinstance(value, dict):
+            runs, sides = _run_lengths(value["counts"]), value["size"]
+            good = sides == [height, width] or not width
+            good &= min(runs) >= 0 and sum(runs) == sides[0] * sides[1]
+        else:
+            good = all(len(ring) > 5 and len(ring) % 2 == 0 and all(map(math.isfinite, ring)) for ring in value)
+    except (AttributeError, TypeError, ValueError, LookupError, OverflowError):
+        good = False
+    problems["segmentations"] += not good
+    return json.dumps(value) if good else None
+
+
+def _run_lengths(counts: str | list[int]) -> list[int]:
+    """Return the run lengths of a mask, also compressed: 5 bits in a character, as differences (COCO's maskApi.c)."""
+    if isinstance(counts, list):
+        return [int(length) for length in counts]
+    lengths: list[int] = []
+    bits = shift = 0
+    for code in counts.encode("ascii"):
+        code -= ord("0")
+        bits |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            bits -= (code & 16) << (shift - 4)
+            lengths.append(bits + (lengths[-2] if len(lengths) > 2 else 0))
+            bits = shift = 0
+    return lengths
