@@ -119,21 +119,3 @@ def test_parent_and_run_may_be_in_stores(made, tmp_path, store):  # noqa: F811
     sgpipe("generate", "--from", tmp_path / "first", "--out", tmp_path / "second", "--store", second.uri, *CHANGED)
     sgpipe("fetch", second.uri, "--out", tmp_path / "x")
     assert rows(tmp_path / "x") == rows(tmp_path / "scratch")
-
-
-def test_detected_boxes_are_kept_with_their_scores(tmp_path):
-    images = tmp_path / "drawn" / "images"
-    sgpipe("miniworld", "--count", "6", "--split", "train", "--out", tmp_path / "drawn")
-    (images / "broken.png").write_bytes(b"no image")
-    models = ("--detector", "MINIWORLD", "--captioner", "MINIWORLD", "--tagger", "MINIWORLD")
-    sizes = ("--set", "tag.short_side=96", "--set", "tag.long_side=144")
-    options = ("generate", "folder", "--images", images, *models, *sizes)
-    sgpipe(*options, "--set", "caption.samples=1", "--out", tmp_path / "parent")
-    said = sgpipe("generate", "--from", tmp_path / "parent", "--set", "caption.samples=2", "--out", tmp_path / "new")
-    assert (
-        f"boxes from {tmp_path / 'parent'}; caption, parse, pair and tag to run (caption.samples: 1 then, 2 now" in said
-    )
-    sgpipe(*options, "--set", "caption.samples=2", "--out", tmp_path / "scratch")
-    assert rows(tmp_path / "new") == rows(tmp_path / "scratch")
-    assert any(box.score for row in rows(tmp_path / "new") for box in row.objects)
-    assert [row.ok for row in rows(tmp_path / "new")].count(False) == 1

@@ -60,17 +60,6 @@ def test_paths_may_contain_dots_and_links(pipeline, graphs, miniworld, tmp_path,
         assert pipeline(path).record == graphs[-1].record
 
 
-def test_images_in_memory_give_the_same_as_files(miniworld):
-    """They have no names, so their boxes come from a detector."""
-    file = sorted((miniworld / IMAGES).iterdir())[0]
-    pipeline = Pipeline()
-    in_memory, on_disk = pipeline(Image.open(file)), pipeline(file)
-    assert in_memory.objects == on_disk.objects
-    assert in_memory.objects
-    assert in_memory.draw().size == on_disk.draw().size
-    assert in_memory.draw().getcolors(1 << 20) is not None
-
-
 def test_a_graph_gives_triplets_drawings_and_json():
     objects = [Box("dog", 1, (0.0, 0.0, 20.0, 20.0)), Box("dog", 1, (30.0, 5.0, 20.0, 20.0))]
     relations = [Relation(0, 1, "next to", 0.3), Relation(1, 0, "chasing", 0.9), Relation(0, 1, "on", 0.1)]

@@ -130,13 +130,6 @@ def test_no_boxes_are_another_thing_than_boxes_of_the_detector(pipeline, file, n
     assert (graph.objects, graph.triplets(0), graph.error) == ([], [], None)
 
 
-def test_each_image_of_a_list_has_its_boxes_or_those_of_the_detector(pipeline, file):
-    first, second, third = pipeline([file, file, file], boxes=[BOXES, None, []], classes=[CLASSES, None, []])
-    assert first.record == pipeline(file, boxes=BOXES, classes=CLASSES).record
-    assert second.record == pipeline(file).record
-    assert third.objects == []
-
-
 def test_boxes_are_of_the_image_as_displayed(pipeline, file, tmp_path):
     image = Image.open(file).resize((120, 60))
     exif = Image.Exif()
@@ -148,12 +141,6 @@ def test_boxes_are_of_the_image_as_displayed(pipeline, file, tmp_path):
         assert objects(graph) == [("dog", (0.0, 0.0, 60.0, 120.0))]
         with pytest.raises(UserError, match=r"box .* is not inside the image, which has 60x120 pixels"):
             pipeline(same, boxes=[[0, 0, 120, 60]], classes=["dog"])
-
-
-def test_less_than_a_pixel_outside_is_clipped(pipeline, array):
-    height, width = array.shape[:2]
-    graph = pipeline(array, boxes=[[-0.5, -1, width + 0.9, height + 1]], classes=["dog"])
-    assert objects(graph) == [("dog", (0.0, 0.0, float(width), float(height)))]
 
 
 @pytest.mark.parametrize(
@@ -197,11 +184,3 @@ def test_an_image_in_memory_has_no_name_in_a_file_of_boxes(file, array):
 def test_label_takes_several_images(pipeline, single):
     with pytest.raises(UserError, match=r"label: expected several images, got .*; pipeline\(image\) labels one"):
         pipeline.label(single)
-
-
-def test_drawings_have_a_size_that_fits_in_memory(pipeline, file):
-    graph = pipeline(file)
-    for width in (0, 10**9):
-        with pytest.raises(UserError, match=f"^width={width}: expected"):
-            graph.draw(width=width)
-    assert graph.draw(limit=0, width=1).width == 1

@@ -54,14 +54,6 @@ def test_errors_name_the_file_and_the_setting(tmp_path, text, setting):
     assert "\n" not in str(caught.value)
 
 
-def test_a_recipe_reads_no_environment_variables(tmp_path, monkeypatch):
-    monkeypatch.setenv("SECRET", "s3cret")
-    path = tmp_path / "my.yaml"
-    path.write_text("name: ${oc.env:SECRET}")
-    assert load_recipe(path).name == "${oc.env:SECRET}"
-    assert load_recipe("coco", parse_set(["name=${oc.env:SECRET}"])).name == "${oc.env:SECRET}"
-
-
 def test_recipes_of_photographs_sample_as_the_published_captioner_and_the_miniworld_as_ever():
     def sampling(name):
         caption = load_recipe(name).caption

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from typer.testing import CliRunner, Result
 
 from sgpipe.cli.main import app
-from sgpipe.recipe import load_recipe
 from sgpipe.records import Box, Record, Relation
-from tests.sgpipe.cli.test_evaluate import COCO, DETECTION, FOUND, GRAPH, HOLD, RIDE, VERB, annotated, predicted
+from tests.sgpipe.cli.test_evaluate import HOLD, RIDE, annotated, predicted
 from tests.sgpipe.stats.runs import make_shards
 
 IMAGES = 12
@@ -23,15 +21,6 @@ def name(number: int) -> str:
     return f"HICO_test2015_{number:08d}.jpg"
 
 
-def write(folder: Path, contents: dict[str, Any]) -> dict[str, str]:
-    paths = {}
-    for key, content in contents.items():
-        path = folder / f"{key}.json"
-        path.write_text(json.dumps(content))
-        paths[key] = str(path)
-    return paths
-
-
 def evaluate(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["eval", *arguments, "--resamples", "40"])
 
@@ -39,17 +28,15 @@ def evaluate(*arguments: str) -> Result:
 def hico_files(folder: Path) -> dict[str, str]:
     """The other predictions lack every third interaction."""
     verbs = [RIDE if number % 2 else HOLD for number in range(IMAGES)]
-    return write(
-        folder,
-        {
-            "annotations": [annotated(name(number), verb) for number, verb in enumerate(verbs)],
-            "new": [predicted(name(number), verb, score=0.9) for number, verb in enumerate(verbs)],
-            "old": [
-                predicted(name(number), verb if number % 3 else verb + 1, score=0.9)
-                for number, verb in enumerate(verbs)
-            ],
-        },
-    )
+    contents = {
+        "annotations": [annotated(name(number), verb) for number, verb in enumerate(verbs)],
+        "new": [predicted(name(number), verb) for number, verb in enumerate(verbs)],
+        "old": [predicted(name(number), verb if number % 3 else verb + 1) for number, verb in enumerate(verbs)],
+    }
+    paths = {key: folder / f"{key}.json" for key in contents}
+    for key, path in paths.items():
+        path.write_text(json.dumps(contents[key]))
+    return {key: str(path) for key, path in paths.items()}
 
 
 def test_hico_compared_as_table_and_json(tmp_path: Path) -> None:
@@ -73,26 +60,6 @@ def test_hico_compared_as_table_and_json(tmp_path: Path) -> None:
         **{key: [None, None] for key in ("interval", "other_interval", "difference_interval")},
         "shown": False,
     }
-
-
-@pytest.mark.parametrize(
-    ("benchmark", "contents", "options", "measure"),
-    [
-        ("vcoco", {"annotations": [VERB], "coco": COCO, "new": [DETECTION]}, ["coco"], "role AP, scenario 1"),
-        ("vg", {"annotations": [GRAPH], "new": [FOUND]}, [], "R@20"),
-    ],
-)
-def test_other_benchmarks_are_compared(
-    tmp_path: Path, benchmark: str, contents: dict[str, Any], options: list[str], measure: str
-) -> None:
-    files = write(tmp_path, contents)
-    more = [part for option in options for part in (f"--{option}", files[option])]
-    more += ["--mode", "sgdet"] if benchmark == "vg" else []
-    both = ["--predictions", files["new"], "--compare", files["new"], "--annotations", files["annotations"]]
-    result = evaluate(benchmark, *both, *more, "--json")
-    assert result.exit_code == 0, result.output
-    own = json.loads(result.stdout)["comparison"]["measures"][measure]
-    assert (own["value"], own["difference_interval"], own["shown"]) == (1, [None, None], False)  # one image alone
 
 
 def shards(folder: Path, correct: Callable[[int], bool], images: int = 12) -> Path:
@@ -128,14 +95,6 @@ def test_runs_are_compared(tmp_path: Path, command: list[str], measure: str) -> 
     result = evaluate(*options, str(few))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "images on one side only" in result.stderr
-
-
-def test_boxes_of_both_sides_are_counted_from_the_same_score(tmp_path: Path) -> None:
-    run, other = shards(tmp_path / "run", lambda _: True), shards(tmp_path / "other", lambda _: True)
-    recipe = load_recipe("folder", {"detect.threshold": 0.6}).model_dump(mode="json")
-    (other / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    result = evaluate("boxes", str(run), "--truth", str(run), "--compare", str(other), "--json")
-    assert "precision at 0.3" in json.loads(result.stdout)["comparison"]["measures"]
 
 
 def test_labels_of_resampled_images_beside_runs_in_which_they_are_repeated(tmp_path: Path) -> None:
@@ -181,15 +140,3 @@ def test_boxes_as_tables_json_and_csv(tmp_path: Path) -> None:
     assert content["settings"]["threshold"] == 0.3
     header = (tmp_path / "classes.csv").read_text().splitlines()[0]
     assert header == "class,ground_truth,detections,hits,AP,AP50,AP75,AR@100"
-
-
-def test_boxes_without_ground_truth_are_refused(tmp_path: Path) -> None:
-    run = shards(tmp_path / "run", lambda _: True)
-    for arguments, message in (
-        ([str(run)], "has no ground truth of its own: pass --truth"),
-        ([str(run), "--truth", str(tmp_path / "none")], "--truth"),
-        ([str(run), "--truth", str(run), "--threshold", "7"], "threshold 7.0: expected a number from 0 to 1"),
-    ):
-        result = CliRunner().invoke(app, ["eval", "boxes", *arguments])
-        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-        assert message in result.stderr

@@ -94,10 +94,3 @@ def test_the_command_line_starts_without_large_libraries():
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "sgpipe.cli.predict" in loaded
     assert not {"torch", "ray", "numpy", "pyarrow", "PIL", "pydantic", "transformers", "rich"} & set(loaded)
-
-
-@pytest.mark.slow
-def test_no_color_turns_colours_off():
-    with_colour, without = (run("doctor", FORCE_COLOR="1", **env) for env in ({}, {"NO_COLOR": "1"}))
-    assert "\x1b[32m" in with_colour.stdout
-    assert "\x1b[3" not in without.stdout

@@ -5,13 +5,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from transformers import RobertaModel
 from typer.testing import CliRunner
 
-from rlip_model.text import build_tokenizer
 from sgpipe.cli.main import app
-from tests.factories import tiny_config
 
 
 def invoke(*arguments: object, stdin: str | None = None):
@@ -26,15 +22,6 @@ def test_parse_prints_one_json_line_for_each_line():
     assert triplets == [[("man", "riding", "horse")], [], []]
 
 
-@pytest.mark.slow
-def test_parse_into_a_closed_pipe_is_silent():
-    script = "from sgpipe.cli.main import main; main()"
-    command = f"yes 'a man riding a horse' | head -3000 | {sys.executable} -c '{script}' parse | head -1"
-    result = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert json.loads(result.stdout)["triplets"]
-    assert result.stderr == ""
-
-
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [
@@ -46,24 +33,6 @@ def test_streams_that_cannot_be_used_are_named(command, code, said):
     script = f"{sys.executable} -c 'from sgpipe.cli.main import main; main()' {command}"
     result = subprocess.run(script, shell=True, capture_output=True, text=True)
     assert (result.returncode, result.stderr[: len(said)]) == (code, said), result.stderr
-
-
-def test_convert_names_what_does_not_fit(tmp_path):
-    torch.save({"model": {"backbone.weight": torch.zeros(2)}}, tmp_path / "detector.pth")
-    tokenizer = build_tokenizer(["person dog riding next to holding under above near behind on in with at"])
-    tokenizer.save_pretrained(tmp_path / "roberta")
-    RobertaModel(tiny_config(len(tokenizer)).text_config).save_pretrained(tmp_path / "roberta")
-    common = ("convert", tmp_path / "detector.pth", "--out", tmp_path / "out", "--tokenizer", tmp_path / "roberta")
-    result = invoke(*common, "--as", "parseda")
-    assert result.exit_code == 2
-    assert "it is not a (DAB-)Deformable-DETR: it has no transformer.level_embed" in result.stderr.splitlines()[-1]
-    result = invoke(*common, "--as", "parseda", "--first-rows")
-    assert result.exit_code == 2
-    assert "not for --as" in result.stderr.splitlines()[-1]
-    result = invoke(*common, "--as", "detr")
-    assert result.exit_code == 2
-    assert "unknown network 'detr', expected one of parseda, parsed, tagger, rlipv1" in result.stderr.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
 
 
 STARTED = """

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import typer
 from rich.console import Console
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from sgpipe.cli.main import app
-from sgpipe.cli.reproduction import REPORT, STATE, Reproduction, Task, load_reproduction, make_tasks, reproduce
+from sgpipe.cli.reproduction import REPORT, STATE, Reproduction, load_reproduction, make_tasks, reproduce
 from sgpipe.cli.train import check_words
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import load_recipe
@@ -166,29 +166,19 @@ def test_a_list_that_cannot_run_is_refused(step: dict[str, Any], message: str) -
 
 
 def test_all_missing_inputs_are_one_message_before_the_first_step(tmp_path: Path) -> None:
-    words = ["reproduce", "rlipv2", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--until"]
-    result = CliRunner().invoke(app, [*words, "tagger"])
+    def invoke(*words: str) -> Result:
+        return CliRunner().invoke(app, ["reproduce", *words, "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+
+    result = invoke("rlipv2", "--until", "tagger")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith("error: 4 inputs missing: ")
     for name in ("vg/scene_graphs.json", "vg/image_data.json", "vg/images", "weights/deformable_detr.pth"):
         assert f"{tmp_path}/{name}" in result.stderr
-    shown = CliRunner().invoke(app, [*words, "tagger", "--dry-run"]).stdout
-    assert shown.count("\n  sgpipe ") == 3
-    assert shown.count("\n  missing: ") == 4
-    assert shown.startswith("RLIPv2, Swin-T. GPU-hours have not been measured.\n")
-    plan = json.loads(CliRunner().invoke(app, [*words, "tagger", "--dry-run", "--json"]).stdout)["steps"]
+    shown = invoke("rlipv2", "--until", "tagger", "--dry-run").stdout
+    assert (shown.count("\n  sgpipe "), shown.count("\n  missing: ")) == (3, 4)
+    plan = json.loads(invoke("rlipv2", "--until", "tagger", "--dry-run", "--json").stdout)["steps"]
     assert [len(step["missing"]) for step in plan] == [3, 1, 0]
-    for wrong, said in (
-        ([*words, "x"], "--until x: the steps are vg, "),
-        ([*words[:-1], "--scale", "x"], "--scale x:"),
-    ):
-        assert said in CliRunner().invoke(app, wrong).stderr
+    assert "--until x: the steps are vg, " in invoke("rlipv2", "--until", "x").stderr
+    assert "--scale x:" in invoke("rlipv2", "--scale", "x").stderr
     (tmp_path / "my.yaml").write_text("{title: t, steps: [{name: a, run: 'train x --no --out {out}/a', gives: a}]}")
-    result = CliRunner().invoke(app, ["reproduce", str(tmp_path / "my.yaml"), *words[2:6], "--until", "a"])
-    assert result.stderr.startswith("error: step a: No such option: --no")
-
-
-def test_a_task_says_what_it_needs() -> None:
-    task: Task = make_tasks(paper(), Path("DATA"), Path("OUT"))[1]
-    assert (task.reads, task.out, task.files) == ({Path("OUT/a")}, Path("OUT/b"), ())
-    assert task.command == "sgpipe train hico --data OUT/a@0.5 --steps 3 --out OUT/b"
+    assert invoke(str(tmp_path / "my.yaml")).stderr.startswith("error: step a: No such option: --no")

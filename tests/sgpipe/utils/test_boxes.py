@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou as torch_iou
 
-from sgpipe.utils.boxes import clip_box, clip_xywh, iou, xywh_to_xyxy
+from sgpipe.utils.boxes import clip_box, clip_xywh, iou
 
 
 def random_boxes(count: int, seed: int = 0) -> np.ndarray:
@@ -18,16 +18,6 @@ def test_iou_equals_torchvisions() -> None:
     first, second = random_boxes(200), random_boxes(200, seed=1)
     expected = torch_iou(torch.from_numpy(first), torch.from_numpy(second)).diagonal()
     assert np.allclose(iou(first, second), expected.numpy())
-
-
-def test_boxes_without_area_overlap_only_with_themselves() -> None:
-    nothing = np.zeros((1, 4))
-    assert iou(nothing, nothing) == 1
-    assert iou(nothing, np.array([[0.1, 0, 0.1, 0]])) == 0
-
-
-def test_corners_of_boxes() -> None:
-    assert xywh_to_xyxy(np.array([[1, 2, 10, 20]])).tolist() == [[1, 2, 11, 22]]
 
 
 def test_boxes_are_clipped_to_their_own_images() -> None:

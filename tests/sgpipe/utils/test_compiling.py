@@ -108,15 +108,6 @@ def test_threads_compute_without_it_while_one_compiles() -> None:
     assert function.failure == ""
 
 
-def test_what_cannot_be_one_graph_is_a_failure() -> None:
-    def printed(values: Tensor) -> Tensor:
-        return values if float(values.sum()) > 0 else -values
-
-    function = Compiled(printed, backend="eager")
-    assert torch.equal(function(-torch.ones(2)), torch.ones(2))
-    assert function.failure
-
-
 def test_errors_of_the_function_are_not_taken_for_those_of_the_compiler() -> None:
     def full(values: Tensor) -> Tensor:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -125,22 +116,6 @@ def test_errors_of_the_function_are_not_taken_for_those_of_the_compiler() -> Non
     for _ in range(3):
         with pytest.raises(torch.cuda.OutOfMemoryError):
             function(torch.ones(2))
-
-
-@pytest.mark.slow
-def test_the_image_encoder_gives_the_same_compiled() -> None:
-    torch.manual_seed(0)
-    tagger = RTagger(RTaggerConfig(**tiny_sizes(30))).eval()
-    images = [torch.randn(2, 3, 64, 96), torch.randn(1, 3, 96, 64)]
-    with torch.no_grad():
-        expected = [tagger.encode_image(each) for each in images]
-        compiled = compile_forward(tagger.image_encoder, backend="aot_eager")
-        for _ in range(compiling._WARM_UP_CALLS + 1):
-            found = [tagger.encode_image(each) for each in images]
-    assert compiled.failure == ""
-    assert compiled.seconds > 0
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(vars(one), vars(other))
 
 
 @pytest.mark.slow

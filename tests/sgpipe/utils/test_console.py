@@ -3,7 +3,6 @@ import json
 import unicodedata
 
 import pytest
-from rich.color import ColorSystem
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -46,14 +45,6 @@ def test_every_console_prints_only_what_is_seen(make, capsys) -> None:
     assert printed.count("deen") == 6
     assert {unicodedata.category(letter) for letter in printed if letter != "\n"}.isdisjoint({"Cc", "Cf", "Cs", "Zl"})
     assert "first\non" in printed
-
-
-def test_colours_of_a_terminal_remain() -> None:
-    console = output()
-    console._color_system, console._force_terminal = ColorSystem.STANDARD, True
-    console.file = io.StringIO()
-    console.print("a\x1b[2J", style="red")
-    assert console.file.getvalue() == "\x1b[31ma [2J\x1b[0m\n"
 
 
 def test_json_for_a_terminal_is_the_same_json() -> None:

@@ -42,20 +42,6 @@ def test_a_second_process_is_refused_until_the_first_ends_however_it_ends(tmp_pa
         assert is_locked(lock)
 
 
-def test_without_locks_of_the_system_a_killed_process_keeps_nobody_out(tmp_path: Path) -> None:
-    """Then filelock's record in the lock file tells whether its process is alive."""
-    command = [sys.executable, "-W", "ignore", "-c", HOLD, str(tmp_path / "lock"), "no flock"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    first = subprocess.Popen(command, **pipes)
-    assert first.stdout.readline() == "locked\n"
-    refused = subprocess.run(command, input="", capture_output=True, text=True)
-    assert "out is in use by another process" in refused.stderr
-    first.kill()
-    first.communicate()
-    again = subprocess.run(command, input="", capture_output=True, text=True)
-    assert again.stdout == "locked\n", again.stderr
-
-
 def test_an_error_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(KeyError), only_process(tmp_path / "lock", Path("out")):
         raise KeyError

@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
 
 import pytest
 
-from sgpipe.utils.prefetch import prefetch, prefetch_generator, start_early
+from sgpipe.utils.prefetch import prefetch, prefetch_generator
 from tests.endpoint_server import wait_until
 
 NUMBER = 30
@@ -80,13 +79,6 @@ def test_closing_cancels_what_waits_and_does_not_wait_for_the_rest() -> None:
     assert begun == [0, 1, 2]
 
 
-def test_what_was_not_requested_is_cancelled() -> None:
-    cancelled: list[int] = []
-    with closing(start_early(int, range(9), 4, cancel=cancelled.append)) as started:
-        assert next(started) == 0
-    assert cancelled == [1, 2, 3]
-
-
 def numbers(made: list[int], closed: threading.Event | None = None) -> Generator[int, None, None]:
     try:
         for number in range(NUMBER):
@@ -115,18 +107,3 @@ def test_a_generator_runs_in_one_thread_only_a_little_in_advance() -> None:
         wait_until(lambda: len(made) == 4)
         time.sleep(0.02)
         assert len(made) == 4
-
-
-@pytest.mark.parametrize("taken", [0, 4])
-def test_leaving_closes_the_generator_and_ends_its_thread(taken: int) -> None:
-    before, closed = threading.active_count(), threading.Event()
-
-    def interrupt() -> None:
-        with prefetch_generator(numbers([], closed)) as results:
-            assert [next(results) for _ in range(taken)] == [number * number for number in range(taken)]
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupt()
-    assert threading.active_count() == before
-    assert closed.is_set() == (taken > 0)
