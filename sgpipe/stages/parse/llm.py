@@ -11,7 +11,6 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
-from sgpipe.records import Mention
 from sgpipe.stages.endpoint import Answer, CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, conversation
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.rules import Parsed, Parser, Texts, analyse, ground, load_model, triplets
@@ -46,9 +45,9 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_relations(text: str) -> list[tuple[Any, Any, Any]] | None:
-    """Return the subject, predicate and object of each relation in an answer, of any type, or None if it has none.
+    """Return the ends and predicate of each relation in an answer, of any type, or None if it has another form.
 
-    Reasoning, code fences and words around the JSON are passed over; other keys in it are not.
+    Reasoning, code fences and words around the JSON are passed over.
     """
     text = text.rpartition("</think>")[2]
     try:
@@ -69,10 +68,7 @@ class LlmParser(Parser):
     """Parses captions with a served language model; names and heads are found as the rules find them."""
 
     def __init__(self, config: ParseConfig, cache_folder: CacheFolder | None = None) -> None:
-        """`cache_folder`: where answers are kept; None: nowhere.
-
-        Raises UserError: no endpoint or model is named; see also `ChatEndpoint`.
-        """
+        """Raises UserError: no endpoint or model is named; see also `ChatEndpoint`."""
         if config.endpoint is None or config.model is None:
             unset = "endpoint" if config.endpoint is None else "model"
             raise UserError(
@@ -88,21 +84,17 @@ class LlmParser(Parser):
         self._endpoint.check(_request("a dog on a sofa"))
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
-        """Return the triplets of each caption, in the order of the model, with `caption` 0. No mentions.
-
-        Raises UserError, EngineError: see `ChatEndpoint`.
-        """
+        """Return the triplets of each caption, in the order of the model; no mentions. Raises as `ChatEndpoint`."""
         captions = list(captions)
         graphs = self._graphs(captions)
-        parsed = []
-        for number, (tokens, doc) in enumerate(analyse(self._nlp, captions, self._batch_size)):
-            tree = Tree.of(doc, tokens)
-            graph = graphs.get(number)
-            parsed.append((triplets(tree) if graph is None else ground(tree, graph), list[Mention]()))
-        return parsed
+        trees = (Tree.of(doc, tokens) for tokens, doc in analyse(self._nlp, captions, self._batch_size))
+        return [
+            (ground(tree, graphs[number]) if number in graphs else triplets(tree), [])
+            for number, tree in enumerate(trees)
+        ]
 
     def _graphs(self, captions: list[str]) -> dict[int, list[Texts]]:
-        """Return the graphs by number of the caption, as far as the model writes some."""
+        """Return the graphs by number of the caption; of some the model writes none."""
         graphs: dict[int, list[Texts]] = {}
         spoken = [number for number, caption in enumerate(captions) if clean(caption)]
         answers = self._endpoint.ask_all(_request(captions[number]) for number in spoken)

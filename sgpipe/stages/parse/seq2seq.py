@@ -1,8 +1,8 @@
 """The parser by a sequence-to-sequence model that writes `( subject , predicate , object ) , ( … )`.
 
 Such are the T5 models of FACTUAL (Li et al., Findings of ACL 2023). Matrix products round differently for different
-numbers of rows, so on a CPU each caption is parsed alone, and its triplets are the same in every batch, bit for bit. On
-a GPU captions with equally many tokens are parsed together, without padding, in groups of a fixed size.
+numbers of rows: on a CPU each caption is parsed alone, so its triplets do not depend on the batch; on a GPU captions
+with equally many tokens are parsed together, in groups of a fixed size.
 """
 
 from __future__ import annotations
@@ -87,10 +87,7 @@ class Seq2SeqParser(Parser):
 
 
 def check_seq2seq(config: ParseConfig) -> str:
-    """Return the model's hub id, or its folder on this machine.
-
-    Raises UserError: no model is named, there is none, or it is of another kind, as far as its configuration tells.
-    """
+    """Return the model's hub id or folder. Raises UserError: no model is named, there is none, or of another kind."""
     if config.model is None:
         raise UserError(f"parse.model is not set: parse.parser={config.parser} needs the name of a model")
     source = local_model(config.model)

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from sgpipe.recipe import ParseConfig
-from sgpipe.records import Mention, Record, Triplet
+from sgpipe.records import Record
 from sgpipe.stages.base import Stage
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.parse.learned import WEIGHTS
@@ -21,9 +21,9 @@ _TEXTS = ("subject", "predicate", "object", "subject_head", "object_head", "pred
 
 
 def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) -> Parser:
-    """Return the parser of a recipe, without a cache. Modules of other parsers are not imported.
+    """Return the parser of a recipe; modules of other parsers are not imported.
 
-    `cache_folder`: where a served model's answers are kept; None: nowhere.
+    cache_folder: where a served model's answers are kept; None: nowhere.
 
     Raises UserError: its model is not installed, or cannot be read.
     """
@@ -43,9 +43,7 @@ def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) ->
 
 
 def parser_identity(config: ParseConfig) -> Any:
-    """Return what decides the triplets, besides the settings: the version of the spaCy model, the hash of the
-    weights.
-    """
+    """Return what decides the triplets besides the settings: versions of the spaCy model, hashes of weights."""
     if config.parser in ("seq2seq", "llm"):  # spaCy finds the heads of what the model names
         model = config.model if config.parser == "llm" else model_sha256(config.model)
         return {config.parser: model, "spacy": model_version()}
@@ -63,10 +61,7 @@ class CaptionParser(Parser):
         self._cache: OrderedDict[str, Parsed] = OrderedDict()
 
     def read(self, captions: Iterable[str], numbers: Iterable[int] | None = None) -> list[Parsed]:
-        """Return triplets and mentions of each caption, in word order. The most recent captions are cached.
-
-        `numbers`: what their `caption` is; None: the index in `captions`.
-        """
+        """Return triplets and mentions of each caption; their `caption` is of `numbers`, or else the index."""
         captions = list(captions)
         distinct = dict.fromkeys(captions)
         known = {caption: self._cache[caption] for caption in distinct if caption in self._cache}
@@ -78,13 +73,12 @@ class CaptionParser(Parser):
         while len(self._cache) > _CACHED_CAPTIONS:
             self._cache.popitem(last=False)
         numbered = zip(captions, range(len(captions)) if numbers is None else numbers, strict=True)
-        return [_numbered(*known[caption], number) for caption, number in numbered]
-
-
-def _numbered(triplets: list[Triplet], mentions: list[Mention], caption: int) -> Parsed:
-    """Return the triplets and mentions of a caption with this number."""
-    named = [Mention(phrase, head, attributes, caption) for phrase, head, attributes, _ in mentions]
-    return [replace(each, caption=caption) for each in triplets], named
+        found = []
+        for caption, number in numbered:
+            triplets, mentions = known[caption]
+            named = [mention._replace(caption=number) for mention in mentions]
+            found.append(([replace(triplet, caption=number) for triplet in triplets], named))
+        return found
 
 
 class ParseStage(Stage):
@@ -97,7 +91,7 @@ class ParseStage(Stage):
         self.resources = config.resources
 
     def check(self) -> None:
-        """Raise UserError if there is no such model, or its server does not answer, as far as it is cheap to tell."""
+        """Raise UserError if there is no such model, or its server does not answer."""
         if self.config.parser == "seq2seq":
             from sgpipe.stages.parse.seq2seq import check_seq2seq
 
@@ -132,10 +126,7 @@ class ParseStage(Stage):
 
 
 def parse_lines(lines: Iterable[str], parser: Parser, batch_size: int = 256) -> Iterator[dict[str, Any]]:
-    """Yield a dictionary per line, in order: `caption` and `triplets`, each with the texts of a `Triplet`.
-
-    Lines are read in batches of `batch_size`; an empty line has no triplets.
-    """
+    """Yield a dictionary per line, in order: `caption`, and `triplets` with the texts of each."""
     remaining = iter(lines)
     while batch := [line.strip() for line in islice(remaining, batch_size)]:
         for caption, parsed in zip(batch, parser.parse(batch), strict=True):

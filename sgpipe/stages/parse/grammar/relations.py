@@ -5,39 +5,11 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from sgpipe.stages.parse.grammar.lexicon import (
-    ANIMALS,
-    ATTRIBUTE_NOUNS,
-    BE,
-    BODY_PARTS,
-    CLOTHES,
-    CONTAINERS_IN,
-    CONTAINERS_ON,
-    DEPICTIONS,
-    DISHES,
-    EVENT_NOUNS,
-    FEMALE_NAMES,
-    GERUND_MODIFIERS,
-    HAVING_ADJECTIVES,
-    HOLDING_VERBS,
-    LOCATIVE_BY,
-    MALE_NAMES,
-    NAMING_PAIRS,
-    PARTICLE_PREPOSITIONS,
-    PARTITIVES,
-    PEOPLE,
-    PERCEPTION,
-    PLACES,
-    POSTURE_VERBS,
-    PRONOUNS,
-    SIDED_PARTS,
-    SOME_OF,
-    STATIC_PREPOSITIONS,
-)
+from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.utils.lemmas import gerund, lemmas, verb_lemma
 
-_PLURAL_ONLY = CLOTHES | {"scissors", "binoculars", "stairs"}
+_PLURAL_ONLY = lexicon.CLOTHES | {"scissors", "binoculars", "stairs"}
 _NOT_NAMING = frozenset({"poss", "det", "appos", "conj", "cc"})
 
 
@@ -71,28 +43,26 @@ def phrase(tree: Tree, index: int) -> str:
 
 def mention_word(tree: Tree, index: int) -> str:
     word = tree.texts[index]
-    return PRONOUNS.get(word) or HAVING_ADJECTIVES.get(word.rsplit("-", 1)[-1]) or word
+    return lexicon.PRONOUNS.get(word) or lexicon.HAVING_ADJECTIVES.get(word.rsplit("-", 1)[-1]) or word
 
 
 def _is_naming(tree: Tree, index: int, head: str) -> bool:
     """Return whether a word before the head is part of the name rather than an attribute of the thing."""
     word = tree.texts[index]
-    if (word, head) in NAMING_PAIRS or (word in ("left", "right") and head in SIDED_PARTS):
+    if (word, head) in lexicon.NAMING_PAIRS or (word in ("left", "right") and head in lexicon.SIDED_PARTS):
         return True
     if tree.deps[index] in _NOT_NAMING:
         return False
-    return (tree.is_noun(index) or word in GERUND_MODIFIERS) and singular(word) not in ATTRIBUTE_NOUNS
+    return (tree.is_noun(index) or word in lexicon.GERUND_MODIFIERS) and singular(word) not in lexicon.ATTRIBUTE_NOUNS
 
 
 def is_entity(tree: Tree, index: int) -> bool:
     """Return whether a token is a noun, or a personal pronoun with a meaning of its own ("she" is a woman)."""
-    return tree.is_noun(index) or tree.texts[index] in PRONOUNS or content(tree, index) != index
+    return tree.is_noun(index) or tree.texts[index] in lexicon.PRONOUNS or content(tree, index) != index
 
 
 def coordinated(tree: Tree, index: int) -> list[int]:
-    """Return a noun and the nouns coordinated with it by "and", "or" or commas; quantities are replaced by their
-    content.
-    """
+    """Return a noun and those coordinated with it by "and", "or" or commas, each by its `content`."""
     members, pending = [], [index]
     while pending:
         noun = pending.pop()
@@ -110,11 +80,8 @@ def coordination_root(tree: Tree, index: int) -> int:
 
 
 def content(tree: Tree, index: int) -> int:
-    """Return the thing that a quantity measures: the pizza in "a piece of pizza".
-
-    Any other noun is returned unchanged.
-    """
-    while singular(tree.texts[index]) in PARTITIVES:
+    """Return the thing that a quantity measures, the pizza in "a piece of pizza"; any other noun is returned itself."""
+    while singular(tree.texts[index]) in lexicon.PARTITIVES:
         things = [
             thing
             for preposition in tree.dependents(index, "prep")
@@ -142,7 +109,7 @@ def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
     for child in tree.dependents(verb, *SUBJECT_LABELS):
         if _is_relative(tree, child):
             return antecedents(tree, verb)
-        if tree.texts[child] in SOME_OF:
+        if tree.texts[child] in lexicon.SOME_OF:
             return some_of(tree, child)
         return coordinated(tree, child) if is_entity(tree, child) else []
     if tree.dependents(verb, "expl"):
@@ -154,7 +121,7 @@ def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
 def some_of(tree: Tree, pronoun: int) -> list[int]:
     """Return the people or animals that "one" or "another" is of: the nearest before it, at most one."""
     nouns = (noun for noun in range(pronoun - 1, -1, -1) if tree.is_noun(noun))
-    return next(([noun] for noun in nouns if singular(tree.texts[noun]) in PEOPLE | ANIMALS), [])
+    return next(([noun] for noun in nouns if singular(tree.texts[noun]) in lexicon.PEOPLE | lexicon.ANIMALS), [])
 
 
 def _subjects_above(tree: Tree, verb: int, depth: int) -> list[int]:
@@ -182,7 +149,7 @@ def antecedents(tree: Tree, verb: int) -> list[int]:
 def modified(tree: Tree, noun: int, modifier: int) -> list[int]:
     """Return the nouns that a following phrase modifies: all of a coordination, as in "knives and forks on it".
 
-    Only the last noun if an earlier one has its own phrase: "a mat on a floor and a shelf with books".
+    Only the last if an earlier one has its own phrase: "a mat on a floor and a shelf with books".
     """
     root = coordination_root(tree, noun)
     own_phrases = any(root < child < noun for child in tree.dependents(root, "prep", "acl", "relcl"))
@@ -197,21 +164,23 @@ def objects(tree: Tree, verb: int) -> list[int]:
         if _is_relative(tree, child):
             direct += antecedents(tree, verb)
         elif tree.texts[child] == "it" and tree.deps[verb] == "conj":
-            direct += thing_meant(tree, child, verb)
+            direct += thing_meant(tree, verb)
         elif is_entity(tree, child):
             direct += coordinated(tree, child)
-    if not direct and verb_lemma(tree.texts[verb]) in PERCEPTION:
+    if not direct and verb_lemma(tree.texts[verb]) in lexicon.PERCEPTION:
         seen = [noun for clause in tree.dependents(verb, "ccomp") for noun in tree.dependents(clause, "nsubj")]
         direct = [member for noun in seen if is_entity(tree, noun) for member in coordinated(tree, noun)]
     return direct or relative_object(tree, verb)
 
 
-def thing_meant(tree: Tree, pronoun: int, verb: int) -> list[int]:
-    """Return what "it" refers to in "picks up a ball and throws it": the nearest object that is not a person, at most
-    one.
-    """
+def thing_meant(tree: Tree, verb: int) -> list[int]:
+    """Return what "it" is in "picks up a ball and throws it": the nearest object but no person, at most one."""
     for noun in range(verb - 1, -1, -1):
-        if tree.is_noun(noun) and tree.deps[noun] in ("dobj", "pobj") and singular(tree.texts[noun]) not in PEOPLE:
+        if (
+            tree.is_noun(noun)
+            and tree.deps[noun] in ("dobj", "pobj")
+            and singular(tree.texts[noun]) not in lexicon.PEOPLE
+        ):
             return [noun]
     return []
 
@@ -229,8 +198,8 @@ def relative_object(tree: Tree, verb: int) -> list[int]:
 def governor(tree: Tree, preposition: int) -> tuple[list[str], int]:
     """Return the words of the predicate, and the noun or verb that governs it.
 
-    Adverbs and adjectives in between are skipped ("high up in the sky"). Prepositions and particles before a
-    preposition of direction are part of the predicate ("leading up to the house").
+    Adverbs and adjectives in between are skipped ("high up in the sky"); prepositions and particles before one of
+    direction are kept ("leading up to the house").
     """
     words = [tree.texts[preposition]]
     node = preposition
@@ -239,7 +208,7 @@ def governor(tree: Tree, preposition: int) -> tuple[list[str], int]:
         node = tree.heads[node]
         if is_entity(tree, node) or tree.tags[node].startswith("VB"):
             return words, node
-        directional = words[0] in PARTICLE_PREPOSITIONS or tree.tags[node] == "IN"
+        directional = words[0] in lexicon.PARTICLE_PREPOSITIONS or tree.tags[node] == "IN"
         if tree.tags[node] in ("IN", "TO", "RP", "RB") and directional and not joined:
             words.insert(0, tree.texts[node])
     return words, node
@@ -253,28 +222,28 @@ def is_passive(tree: Tree, verb: int) -> bool:
 
 
 def is_copula(tree: Tree, verb: int) -> bool:
-    return tree.texts[verb] in BE
+    return tree.texts[verb] in lexicon.BE
 
 
 def _is_relative(tree: Tree, index: int) -> bool:
     return tree.tags[index] in ("WDT", "WP") or tree.texts[index] == "that"
 
 
-_OF_THE_OTHER_SEX = {"he": FEMALE_NAMES, "him": FEMALE_NAMES, "she": MALE_NAMES}
+_OF_THE_OTHER_SEX = {"he": lexicon.FEMALE_NAMES, "him": lexicon.FEMALE_NAMES, "she": lexicon.MALE_NAMES}
 
 
 def person_meant(tree: Tree, noun: int, subject: int | None = None) -> int:
-    """Return the noun that a personal pronoun refers to, other than the subject; the token itself if there is none.
+    """Return the nearest preceding person that a personal pronoun may refer to, other than the subject.
 
-    This is the nearest preceding person. A pronoun without one is read as a man, a woman or people.
+    The token itself if there is none: it is read as a man, a woman or people.
     """
     pronoun = tree.texts[noun]
-    if pronoun not in PRONOUNS:
+    if pronoun not in lexicon.PRONOUNS:
         return noun
     excluded = _OF_THE_OTHER_SEX.get(pronoun, frozenset())
     for before in range(noun - 1, -1, -1):
         name = singular(tree.texts[before])
-        if not tree.is_noun(before) or before == subject or name not in PEOPLE or name in excluded:
+        if not tree.is_noun(before) or before == subject or name not in lexicon.PEOPLE or name in excluded:
             continue
         if pronoun not in ("they", "them") or tree.tags[before].endswith("S") or name == "people":
             return before
@@ -282,9 +251,7 @@ def person_meant(tree: Tree, noun: int, subject: int | None = None) -> int:
 
 
 def referents(tree: Tree, preposition: int, pronoun: int) -> list[int]:
-    """Return the nouns that "it" or "them" refers to after a preposition: the nearest above it, except its own
-    subject.
-    """
+    """Return what "it" or "them" is after a preposition: the nearest nouns above it, except its own subject."""
     own = _own_subjects(tree, preposition)
     nouns = nouns_above(tree, preposition)
     plural = tree.texts[pronoun] == "them"
@@ -349,7 +316,7 @@ def relations(tree: Tree) -> list[ParsedRelation]:
             finder.possessive(index)
         if word == "covered":
             finder.covered(index)
-        elif word.rsplit("-", 1)[-1] in HAVING_ADJECTIVES:
+        elif word.rsplit("-", 1)[-1] in lexicon.HAVING_ADJECTIVES:
             finder.having_adjective(index)
     return list(finder.relations)
 
@@ -361,20 +328,17 @@ class _Finder:
         self.tree = tree
         self.relations: dict[ParsedRelation, None] = {}
 
-    def state(self, subjects: list[int], words: list[str], objects: list[int]) -> None:
-        """Add relations whose predicate has no verb."""
-        self._add(subjects, " ".join(words), objects, " ".join(words))
-
-    def state_verb(self, subjects: list[int], words: list[str], objects: list[int]) -> None:
-        """Add relations whose predicate starts with a verb."""
-        self._add(subjects, " ".join(words), objects, " ".join([verb_lemma(words[0]), *words[1:]]))
-
-    def _add(self, subjects: list[int], predicate: str, objects: list[int], lemma: str) -> None:
+    def state(self, subjects: list[int], words: list[str], objects: list[int], *, verb: bool = True) -> None:
+        """Add relations; `verb`: whether their predicate starts with one."""
         tree = self.tree
         for subject in [person_meant(tree, noun) for noun in subjects]:
             for thing in [person_meant(tree, noun, subject) for noun in objects]:
                 if subject != thing:
-                    self.relations[ParsedRelation(subject, predicate, thing, lemma)] = None
+                    self._add(subject, words, thing, verb)
+
+    def _add(self, subject: int, words: list[str], thing: int, verb: bool) -> None:
+        lemma = " ".join([verb_lemma(words[0]), *words[1:]] if verb else words)
+        self.relations[ParsedRelation(subject, " ".join(words), thing, lemma)] = None
 
     def verb(self, verb: int) -> None:
         """Relations of a transitive verb."""
@@ -384,12 +348,12 @@ class _Finder:
         things = objects(tree, verb)
         lemma = verb_lemma(tree.texts[verb])
         if lemma in ("do", "perform"):
-            things = [thing for thing in things if head_noun(tree, thing) not in EVENT_NOUNS]
+            things = [thing for thing in things if head_noun(tree, thing) not in lexicon.EVENT_NOUNS]
         if lemma == "have" and (points_back(tree, verb) or any(points_back(tree, t) for t in things)):
             return
         particles = _particles(tree, verb)
         if things:
-            self.state_verb(subjects(tree, verb), [tree.texts[verb], *particles], things)
+            self.state(subjects(tree, verb), [tree.texts[verb], *particles], things)
         elif any(tree.texts[child] == "each other" for child in tree.dependents(verb, "dobj")):
             self._reciprocal(subjects(tree, verb), [tree.texts[verb]], verb=True)
 
@@ -397,10 +361,15 @@ class _Finder:
         """Relations of a preposition with the noun, verb, adjective or preposition that governs it."""
         tree = self.tree
         words, head = governor(tree, preposition)
-        if head == preposition or (words == ["of"] and tree.texts[tree.heads[preposition]] in SOME_OF):
+        if head == preposition or (words == ["of"] and tree.texts[tree.heads[preposition]] in lexicon.SOME_OF):
             return
         if any(tree.texts[child] == "each other" for child in tree.dependents(preposition, "pobj")):
-            self._each_other(head, words)
+            if is_entity(tree, head):
+                self._reciprocal(modified(tree, head, len(tree)), words, verb=False)
+            elif tree.tags[head].startswith("VB"):
+                copula = is_copula(tree, head)
+                stated = words if copula else [tree.texts[head], *words]
+                self._reciprocal(subjects(tree, head), stated, verb=not copula)
             return
         things = self._prepositional_objects(preposition, head)
         if not things:
@@ -425,21 +394,10 @@ class _Finder:
             things = [tree.heads[head]]
         return things
 
-    def _each_other(self, head: int, words: list[str]) -> None:
-        tree = self.tree
-        if is_entity(tree, head):
-            self._reciprocal(modified(tree, head, len(tree)), words, verb=False)
-        elif tree.tags[head].startswith("VB"):
-            copula = is_copula(tree, head)
-            stated = words if copula else [tree.texts[head], *words]
-            self._reciprocal(subjects(tree, head), stated, verb=not copula)
-
     def _reciprocal(self, nouns: list[int], words: list[str], verb: bool) -> None:
         """Relate two nouns to each other, or a plural to itself ("two dogs next to each other")."""
-        text = " ".join(words)
-        lemma = " ".join([verb_lemma(words[0]), *words[1:]]) if verb else text
         if nouns:
-            self.relations[ParsedRelation(nouns[0], text, nouns[1] if len(nouns) > 1 else nouns[0], lemma)] = None
+            self._add(nouns[0], words, nouns[1] if len(nouns) > 1 else nouns[0], verb)
 
     def _after_verb(self, verb: int, preposition: int, words: list[str], things: list[int]) -> None:
         tree = self.tree
@@ -449,31 +407,28 @@ class _Finder:
             self._place(doers, words, things)
         elif is_passive(tree, verb) and not direct and self._passive(verb, words, doers, things):
             return
-        elif direct and words == ["at"] and head_noun(tree, things[0]) not in PLACES:
-            self.state_verb(doers, [tree.texts[verb], "at"], things)
+        elif direct and words == ["at"] and head_noun(tree, things[0]) not in lexicon.PLACES:
+            self.state(doers, [tree.texts[verb], "at"], things)
         elif direct:
             self._place(self._located(verb, words, doers, direct, things), words, things)
-        elif words == ["in"] and head_noun(tree, things[0]) in CLOTHES:
-            self.state_verb(doers, ["wearing"], things)
+        elif words == ["in"] and head_noun(tree, things[0]) in lexicon.CLOTHES:
+            self.state(doers, ["wearing"], things)
         else:
             particles = _particles(tree, verb)
-            if words[0] in STATIC_PREPOSITIONS and verb_lemma(tree.texts[verb]) in POSTURE_VERBS:
+            if words[0] in lexicon.STATIC_PREPOSITIONS and verb_lemma(tree.texts[verb]) in lexicon.POSTURE_VERBS:
                 particles = []
-            self.state_verb(doers, [tree.texts[verb], *particles, *words], things)
+            self.state(doers, [tree.texts[verb], *particles, *words], things)
 
     def _passive(self, verb: int, words: list[str], undergoers: list[int], things: list[int]) -> bool:
-        """State a passive clause as active if it names an agent: "ridden by a man" is "man riding".
-
-        Returns whether a relation was stated.
-        """
+        """State a passive with an agent as active, "ridden by a man" as "man riding"; return whether it was stated."""
         lemma = verb_lemma(self.tree.texts[verb])
-        agent = words == ["by"] and lemma not in LOCATIVE_BY
+        agent = words == ["by"] and lemma not in lexicon.LOCATIVE_BY
         material = words[0] in ("in", "with") and len(words) == 1 and lemma in ("cover", "surround")
         if agent or material:
-            self.state_verb(things, [gerund(self.tree.texts[verb])], undergoers)
+            self.state(things, [gerund(self.tree.texts[verb])], undergoers)
             return True
         if lemma == "dress" and words == ["in"]:
-            self.state_verb(undergoers, ["wearing"], things)
+            self.state(undergoers, ["wearing"], things)
             return True
         return False
 
@@ -482,20 +437,19 @@ class _Finder:
     ) -> list[int]:
         """In "a man VERB a thing PREPOSITION a place": whether the man or the thing is at the place.
 
-        Someone who plays or rides is at the place. Something held, worn or put is at the place, unless the place is
-        one of `PLACES`.
+        Who plays or rides is there. What is held, worn or put is, unless the place is one of `PLACES`.
         """
         place = head_noun(self.tree, things[0])
-        if not doers or place in BODY_PARTS or things[0] in doers:
+        if not doers or place in lexicon.BODY_PARTS or things[0] in doers:
             return direct
         lemma = verb_lemma(self.tree.texts[verb])
         if lemma == "wear" and words == ["with"]:
             return direct
-        if place in PLACES or words in (["at"], ["with"]):
+        if place in lexicon.PLACES or words in (["at"], ["with"]):
             return doers
         if words in (["under"], ["over"], ["around"], ["to"], ["into"], ["onto"], ["behind"]):
             return direct
-        return direct if lemma in HOLDING_VERBS else doers
+        return direct if lemma in lexicon.HOLDING_VERBS else doers
 
     def _after_noun(self, noun: int, preposition: int, words: list[str], things: list[int]) -> None:
         tree = self.tree
@@ -514,25 +468,25 @@ class _Finder:
 
     def _place(self, located: list[int], words: list[str], things: list[int]) -> None:
         """Relate things to a place without a verb; "in" clothes is "wearing" them."""
-        if words == ["in"] and head_noun(self.tree, things[0]) in CLOTHES:
-            self.state_verb(located, ["wearing"], things)
+        if words == ["in"] and head_noun(self.tree, things[0]) in lexicon.CLOTHES:
+            self.state(located, ["wearing"], things)
         else:
-            self.state(located, words, things)
+            self.state(located, words, things, verb=False)
 
     def _of(self, noun: int, things: list[int]) -> None:
         """ "of" after a container or a depiction names its contents, otherwise the owner of the noun."""
         head = head_noun(self.tree, noun)
-        if head in PARTITIVES:
+        if head in lexicon.PARTITIVES:
             return
         named = " " in phrase(self.tree, noun)
-        if head in CONTAINERS_ON and not named:
-            self.state(things, ["on"], [noun])
-        elif head in CONTAINERS_IN or head in DEPICTIONS:
-            self.state(things, ["in"], [noun])
-        elif head in DISHES:
-            self.state_verb([noun], ["has"], things)
+        if head in lexicon.CONTAINERS_ON and not named:
+            self.state(things, ["on"], [noun], verb=False)
+        elif head in lexicon.CONTAINERS_IN or head in lexicon.DEPICTIONS:
+            self.state(things, ["in"], [noun], verb=False)
+        elif head in lexicon.DISHES:
+            self.state([noun], ["has"], things)
         else:
-            self.state_verb(things, ["has"], coordinated(self.tree, noun))
+            self.state(things, ["has"], coordinated(self.tree, noun))
 
     def possessive(self, owner: int) -> None:
         """ "the man's hat"; "his head" only after a preposition."""
@@ -541,17 +495,17 @@ class _Finder:
         if not is_entity(tree, thing):
             return
         if tree.is_noun(owner):
-            self.state_verb(coordinated(tree, owner), ["has"], [thing])
-        elif tree.tags[owner] == "PRP$" and head_noun(tree, thing) in BODY_PARTS and tree.deps[thing] == "pobj":
-            self.state_verb(owner_of(tree, thing), ["has"], [thing])
+            self.state(coordinated(tree, owner), ["has"], [thing])
+        elif tree.tags[owner] == "PRP$" and head_noun(tree, thing) in lexicon.BODY_PARTS and tree.deps[thing] == "pobj":
+            self.state(owner_of(tree, thing), ["has"], [thing])
         elif tree.tags[owner] == "PRP$" and tree.deps[thing] == "conj" and tree.is_noun(tree.heads[thing]):
-            self.state([tree.heads[thing]], ["with"], [thing])
+            self.state([tree.heads[thing]], ["with"], [thing], verb=False)
 
     def having_adjective(self, adjective: int) -> None:
         """ "a black haired boy" has hair."""
         noun = self.tree.heads[adjective]
         if is_entity(self.tree, noun) and noun > adjective:
-            self.state_verb([noun], ["has"], [adjective])
+            self.state([noun], ["has"], [adjective])
 
     def covered(self, participle: int) -> None:
         """ "snow covered hills"."""
@@ -559,7 +513,7 @@ class _Finder:
         cover, noun = participle - 1, tree.heads[participle]
         modifier = tree.deps[participle] in ("amod", "compound", "nmod") and noun > participle
         if modifier and cover >= 0 and tree.is_noun(cover) and tree.is_noun(noun):
-            self.state_verb([cover], ["covering"], [noun])
+            self.state([cover], ["covering"], [noun])
 
 
 def _particles(tree: Tree, verb: int) -> list[str]:

@@ -1,37 +1,18 @@
 """Correct the parser's common mistakes on captions in the tree, before the rules read it.
 
-The parser was trained on news and web text, but captions are noun phrases with participles. It mistakes initial nouns
-for verbs ("shadow on the carpet"), participles for nouns ("a dog sleep on the bed", "white shirt playing tennis" as
-one name), and unknown nouns for adverbs or adjectives.
-
-It also attaches participles, places and conjuncts by syntax alone. Knowing who can act, what is worn and what is a body
-part resolves most cases that are ambiguous to the parser but not to a reader.
+The parser was trained on news, but captions are noun phrases with participles: it mistakes initial nouns for verbs,
+participles for nouns, and unknown nouns for adverbs. It attaches participles, places and conjuncts by syntax alone; who
+can act, what is worn and what is a body part resolves most of what is ambiguous to it but not to a reader.
 """
 
 from __future__ import annotations
 
-from sgpipe.stages.parse.grammar.lexicon import (
-    ANIMALS,
-    ANIMATE_VERBS,
-    BODY_PARTS,
-    CLOTHES,
-    COLOURS,
-    GERUND_MODIFIERS,
-    GERUND_NOUNS,
-    PASSIVE_STATES,
-    PEOPLE,
-    PLACES,
-    POSTURE_VERBS,
-    POSTURES,
-    SCENERY,
-    STRANDED_PREPOSITIONS,
-    TRANSITIVE_VERBS,
-)
+from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.relations import singular
 from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.utils.lemmas import verb_lemma
 
-_ANIMATE = PEOPLE | ANIMALS
+_ANIMATE = lexicon.PEOPLE | lexicon.ANIMALS
 _NOMINAL = frozenset({"nsubj", "nsubjpass", "dobj", "pobj", "attr", "appos"})
 _MISTAKEN_FOR_NOUN = frozenset({"JJ", "JJR", "JJS", "RB", "RBR", "UH", "VB", "VBP", "VBD", "XX", "FW"})
 _PREMODIFIERS = frozenset({"amod", "compound", "nmod", "det", "nummod", "poss", "advmod", "npadvmod"})
@@ -57,7 +38,7 @@ def _retag_unknown_noun(tree: Tree, index: int) -> None:
     """An adjective or adverb in the position of a noun, other than a colour, is a noun unknown to the parser."""
     misplaced = tree.deps[index] in _NOMINAL and tree.tags[index] in _MISTAKEN_FOR_NOUN
     misplaced |= tree.tags[index] == "JJ" and tree.heads[index] == index and bool(tree.dependents(index, "det"))
-    if misplaced and tree.texts[index] not in COLOURS and not tree.dependents(index, *_SUBJECTS, "dobj"):
+    if misplaced and tree.texts[index] not in lexicon.COLOURS and not tree.dependents(index, *_SUBJECTS, "dobj"):
         tree.tags[index] = "NN"
 
 
@@ -85,7 +66,7 @@ def _restore_preposition(tree: Tree, index: int) -> None:
 def _free_participle(tree: Tree, index: int) -> None:
     """ "[a white shirt] [playing] [tennis]" parsed as one name: the participle connects two phrases."""
     word, head, noun = tree.texts[index], tree.heads[index], index - 1
-    if not word.endswith("ing") or word in GERUND_NOUNS or word in GERUND_MODIFIERS:
+    if not word.endswith("ing") or word in lexicon.GERUND_NOUNS or word in lexicon.GERUND_MODIFIERS:
         return
     if tree.deps[index] not in ("compound", "amod", "nmod") or head < index or not tree.is_noun(head):
         return
@@ -102,12 +83,12 @@ def _free_participle(tree: Tree, index: int) -> None:
 def _free_final_participle(tree: Tree, index: int) -> None:
     """ "giraffe standing between bushes", "a dog sleep on a bed": a verb mistaken for the head noun."""
     word, noun = tree.texts[index], index - 1
-    participle = word.endswith("ing") and len(word) > 4 and word not in GERUND_NOUNS
-    if not tree.is_noun(index) or tree.deps[index] == "compound" or not (participle or word in POSTURES):
+    participle = word.endswith("ing") and len(word) > 4 and word not in lexicon.GERUND_NOUNS
+    if not tree.is_noun(index) or tree.deps[index] == "compound" or not (participle or word in lexicon.POSTURES):
         return
     if noun < 0 or tree.heads[noun] != index:
         return
-    person = participle and tree.deps[noun] == "amod" and tree.texts[noun] in PEOPLE  # "a female holding a bag"
+    person = participle and tree.deps[noun] == "amod" and tree.texts[noun] in lexicon.PEOPLE  # "a female holding a bag"
     if not (person or (tree.is_noun(noun) and tree.deps[noun] == "compound")):
         return
     tree.replace(index, noun)
@@ -127,8 +108,8 @@ def _free_relative_clause(tree: Tree, index: int) -> None:
     noun = _displaced_object(tree, index)
     if noun is None or any(tree.children[child] for child in after):
         return
-    stranded = [child for child in after if tree.texts[child] in STRANDED_PREPOSITIONS]
-    if not stranded and verb_lemma(tree.texts[index]) not in TRANSITIVE_VERBS:
+    stranded = [child for child in after if tree.texts[child] in lexicon.STRANDED_PREPOSITIONS]
+    if not stranded and verb_lemma(tree.texts[index]) not in lexicon.TRANSITIVE_VERBS:
         return
     for child in stranded:
         tree.deps[child], tree.tags[child] = "prep", "IN"
@@ -144,11 +125,11 @@ def _displaced_object(tree: Tree, verb: int) -> int | None:
     subjects = [child for child in tree.dependents(verb, "nsubj", "nsubjpass") if tree.is_noun(child)]
     if len(subjects) > 1:
         return subjects[0]
-    if not subjects or singular(tree.texts[subjects[0]]) not in PEOPLE:
+    if not subjects or singular(tree.texts[subjects[0]]) not in lexicon.PEOPLE:
         return None
     noun = subjects[0] - 1
     compound = noun >= 0 and tree.deps[noun] == "compound" and tree.heads[noun] == subjects[0]
-    return noun if compound and singular(tree.texts[noun]) not in PEOPLE else None
+    return noun if compound and singular(tree.texts[noun]) not in lexicon.PEOPLE else None
 
 
 def _adopt_subject(tree: Tree, index: int) -> None:
@@ -193,8 +174,7 @@ def _join_modifier(tree: Tree, conjunct: int) -> None:
     tree.replace(head, first)
     tree.attach(head, first, "conj")
     tree.attach(conjunct, head, "amod")
-    for child in [child for child in tree.children[head] if child < first]:
-        tree.attach(child, first, tree.deps[child])
+    _hand_over_premodifiers(tree, head, first)
 
 
 def _join_object(tree: Tree, conjunct: int) -> None:
@@ -220,8 +200,12 @@ def _join_inside(tree: Tree, conjunct: int) -> None:
         return
     if singular(tree.texts[conjunct]) in _ANIMATE and singular(tree.texts[head]) in _ANIMATE:
         return
-    if singular(tree.texts[conjunct]) in PEOPLE and singular(tree.texts[head]) in CLOTHES:  # "men in hats and women"
-        people = (noun for noun in tree.ancestors(head) if tree.is_noun(noun) and singular(tree.texts[noun]) in PEOPLE)
+    if (
+        singular(tree.texts[conjunct]) in lexicon.PEOPLE and singular(tree.texts[head]) in lexicon.CLOTHES
+    ):  # "men in hats and women"
+        people = (
+            noun for noun in tree.ancestors(head) if tree.is_noun(noun) and singular(tree.texts[noun]) in lexicon.PEOPLE
+        )
         tree.attach(conjunct, next(people, head), "conj")
         return
     held = [thing for verb in tree.dependents(head, "acl") for thing in tree.dependents(verb, "dobj")]
@@ -240,12 +224,12 @@ def _move_to_part(tree: Tree, preposition: int) -> None:
     things = _things_with(tree, tree.heads[preposition], preposition)
     if places and things:
         nouns = {singular(tree.texts[things[-1]]), singular(tree.texts[places[0]])}
-        if nouns & BODY_PARTS:
+        if nouns & lexicon.BODY_PARTS:
             tree.attach(preposition, things[-1], "prep")
 
 
 def _are_worn(tree: Tree, *nouns: int) -> bool:
-    return all(singular(tree.texts[noun]) in CLOTHES for noun in nouns)
+    return all(singular(tree.texts[noun]) in lexicon.CLOTHES for noun in nouns)
 
 
 def _move_to_owner(tree: Tree, preposition: int) -> None:
@@ -295,12 +279,12 @@ def _move_to_actor(tree: Tree, participle: int) -> None:
 def _acts_better(tree: Tree, actor: int, participle: int) -> bool:
     """Whether `actor` (a noun, or the verb of one) is a better subject of the participle than its current noun."""
     noun, verb = singular(tree.texts[tree.heads[participle]]), verb_lemma(tree.texts[participle])
-    if noun in CLOTHES or noun == "hair":
-        return verb not in PASSIVE_STATES
-    if noun in SCENERY:
+    if noun in lexicon.CLOTHES or noun == "hair":
+        return verb not in lexicon.PASSIVE_STATES
+    if noun in lexicon.SCENERY:
         return True
-    if noun in PLACES and verb in POSTURE_VERBS:
+    if noun in lexicon.PLACES and verb in lexicon.POSTURE_VERBS:
         return tree.is_noun(actor) and singular(tree.texts[actor]) in _ANIMATE
-    if noun in _ANIMATE or verb not in ANIMATE_VERBS:
+    if noun in _ANIMATE or verb not in lexicon.ANIMATE_VERBS:
         return False
     return tree.is_verb(actor) or singular(tree.texts[actor]) in _ANIMATE

@@ -1,8 +1,8 @@
 """Captions as tokens, and dependency trees as plain lists that rules can read and change quickly.
 
-The tokeniser folds a preposition of several words ("in front of", "on the left side of") into one token, and a
-quantity ("a group of") into a determiner. For these, and for the words in `STAND_INS`, the dependency parser sees a
-common word of the same syntax, which it parses more reliably; the rules read the original.
+The tokeniser folds a preposition of several words ("in front of") into one token, and a quantity ("a group of") into a
+determiner. For these, and for the words in `STAND_INS`, the dependency parser sees a common word of the same syntax;
+the rules read the original.
 """
 
 from __future__ import annotations
@@ -14,15 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from sgpipe.stages.parse.grammar.lexicon import (
-    CANS,
-    DETERMINERS,
-    EXPRESSIONS,
-    QUANTITIES,
-    SIDED_PARTS,
-    SPELLINGS,
-    STAND_INS,
-)
+from sgpipe.stages.parse.grammar import lexicon
 
 if TYPE_CHECKING:
     from spacy.tokens import Doc
@@ -66,10 +58,7 @@ class Tree:
         return cls(texts, tags, deps, heads, children)
 
     def attach(self, index: int, head: int, dep: str) -> None:
-        """Attach token `index` and its subtree to `head`; `head == index` makes it a root.
-
-        Does nothing if `head` is in the subtree of `index`, which would detach it from the tree.
-        """
+        """Attach a token and its subtree to `head`, unless that is in the subtree; `head == index` makes it a root."""
         if head != index and index in self.ancestors(head):
             return
         old = self.heads[index]
@@ -113,11 +102,11 @@ _PLACE = (
     rf"(?: the)?(?: very)? (?P<part>{_PARTS}|left|right) of"
 )
 _SIZES = "a|an|the|some|two|three|several|many|whole|large|small|big|huge|long|little|tall|short"
-_QUANTITY = rf"(?:(?:{_SIZES}) )*(?:{'|'.join(sorted(QUANTITIES))}|close up|bod(?:y|ies)(?= of water)) of"
+_QUANTITY = rf"(?:(?:{_SIZES}) )*(?:{'|'.join(sorted(lexicon.QUANTITIES))}|close up|bod(?:y|ies)(?= of water)) of"
 
-_FIXED = "|".join(sorted([*EXPRESSIONS, *SPELLINGS], key=len, reverse=True))
+_FIXED = "|".join(sorted([*lexicon.EXPRESSIONS, *lexicon.SPELLINGS], key=len, reverse=True))
 
-_DETERMINER = "|".join(sorted(DETERMINERS))
+_DETERMINER = "|".join(sorted(lexicon.DETERMINERS))
 _SCANNER = re.compile(
     rf"(?<![\w'])(?:{_PLACE}|(?P<omitted>{_QUANTITY}(?= (?:{_DETERMINER}) ))"
     rf"|(?P<quantity>{_QUANTITY})|(?P<fixed>{_FIXED}))(?![\w'])"
@@ -137,9 +126,9 @@ def tokenise(caption: str) -> list[Token]:
     matches = _SCANNER.finditer(clean(caption))
     tokens = [_token(match) for match in matches if not match["omitted"]]
     for index, (before, after) in enumerate(pairwise(tokens)):
-        if after.text in ("can", "cans") and before.text in CANS:
+        if after.text in ("can", "cans") and before.text in lexicon.CANS:
             tokens[index + 1] = Token("boxes" if after.text == "cans" else "box", after.text)
-        elif before.text == "left" and after.text.rstrip("s") in SIDED_PARTS:
+        elif before.text == "left" and after.text.rstrip("s") in lexicon.SIDED_PARTS:
             tokens[index] = Token("big", "left")
         elif before.text == "and" and after.text == "tie":  # "a suit and tie"
             tokens[index + 1] = Token("shirt", "tie")
@@ -149,20 +138,12 @@ def tokenise(caption: str) -> list[Token]:
 
 
 def clean(caption: str) -> str:
-    """Return the caption in lower case, with compatibility forms unified, single spaces, and at most
-    `MAX_CHARACTERS`.
-    """
+    """Return the caption in lower case, with compatibility forms unified, single spaces, at most `MAX_CHARACTERS`."""
     text = caption[:MAX_CHARACTERS]
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_ASCII))
-    text = (
-        text.lower()
-        .replace("w/", "with ")
-        .replace("/", " and ")
-        .replace("&", " and ")
-        .replace("-covered ", " covered ")
-    )
-    return " ".join(text.split()).replace(" 's", "'s").replace(" n't", "n't")
+    text = text.lower().replace("w/", "with ").replace("/", " and ").replace("&", " and ")
+    return " ".join(text.replace("-covered ", " covered ").split()).replace(" 's", "'s").replace(" n't", "n't")
 
 
 def _token(match: re.Match[str]) -> Token:
@@ -173,7 +154,7 @@ def _token(match: re.Match[str]) -> Token:
         return Token("beside" if part in ("left", "right") else preposition, " ".join(filter(None, words)))
     if match["quantity"]:
         return Token("some", "some")
-    if match["fixed"] in EXPRESSIONS:
-        return Token(*EXPRESSIONS[text])
-    text = SPELLINGS.get(text, text)
-    return Token(STAND_INS.get(text, text), text)
+    if match["fixed"] in lexicon.EXPRESSIONS:
+        return Token(*lexicon.EXPRESSIONS[text])
+    text = lexicon.SPELLINGS.get(text, text)
+    return Token(lexicon.STAND_INS.get(text, text), text)

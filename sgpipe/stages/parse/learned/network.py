@@ -1,8 +1,7 @@
 """The forward pass of the learned parser, in numpy with thinc's matrix product.
 
-The result of a caption does not depend on the captions of its batch, bit for bit: all captions are rows of the same
-matrices, thinc's product (BLIS) computes each row in the same order of operations for any number of rows, and
-everything else is computed element by element or per caption. See `rules`. numpy's product is not used.
+The result of a caption does not depend on its batch, bit for bit: all captions are rows of the same matrices (see
+`rules` for their product), and everything else is computed element by element or per caption.
 """
 
 from __future__ import annotations
@@ -51,9 +50,8 @@ class Tables:
     @classmethod
     def of(cls, lists: Mapping[str, Sequence[str]]) -> Tables:
         """Numbers from 1 on, in the order of the lists."""
-        return cls(
-            **{name: {text: number for number, text in enumerate(lists[name], 1)} for name in cls.__annotations__}
-        )
+        numbered = {name: {text: number for number, text in enumerate(lists[name], 1)} for name in cls.__annotations__}
+        return cls(**numbered)
 
 
 def split_predicate(predicate: str) -> tuple[str, str]:
@@ -73,9 +71,7 @@ class Sentence:
 
     @classmethod
     def of(cls, caption: str, tree: Tree, relations: Iterable[ParsedRelation], hidden: NDArray[np.float32]) -> Sentence:
-        rules: dict[tuple[int, int], str] = {}
-        for relation in relations:
-            rules.setdefault((relation.subject, relation.object), relation.lemma)
+        rules = {(each.subject, each.object): each.lemma for each in reversed([*relations])}  # the first counts
         return cls(caption, tree, rules, hidden)
 
 
@@ -92,24 +88,14 @@ def token_features(sentences: Sequence[Sentence], tables: Tables) -> tuple[Ints,
         tree, start = sentence.tree, len(features) + 1
         subjects = {subject for subject, _ in sentence.rules}
         objects = {thing for _, thing in sentence.rules}
-        last = len(tree) - 1
         for index, text in enumerate(tree.texts):
             role = (index in subjects) + 2 * (index in objects)
             label = deps.get(tree.deps[index], 0)
             features.append((words.get(text, 0), _suffix(text), tags.get(tree.tags[index], 0), label, role))
-            head = tree.heads[index]
-            above = tree.heads[head]
-            children = tree.children[index]
-            neighbours.append(
-                (
-                    start + index - 1 if index else 0,
-                    start + index + 1 if index < last else 0,
-                    start + head if head != index else 0,
-                    start + above if above != head else 0,
-                    start + children[0] if children else 0,
-                    start + children[-1] if children else 0,
-                )
-            )
+            head, children = tree.heads[index], tree.children[index] or [-1]
+            above, after = tree.heads[head], index + 1 if index + 1 < len(tree) else -1
+            near = (index - 1, after, -1 if head == index else head, -1 if above == head else above)
+            neighbours.append(tuple(start + at if at >= 0 else 0 for at in (*near, children[0], children[-1])))
     return np.array(features), np.array(neighbours)
 
 
@@ -134,9 +120,9 @@ class PairFeatures(NamedTuple):
 def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int]], tables: Tables) -> PairFeatures:
     """Features of the ordered pairs of the mentions of captions, and the place of every token relative to them.
 
-    Of mentions with more than `FARTHEST` others between them there is no pair: a caption of a thousand nouns takes
-    no million pairs. The features are the tokens of subject and object, their distance, the path in the tree, whether
-    the rules relate the pair (1: as it is, 2: the other way round, 3: both), and the verb and rest of their predicate.
+    Mentions with more than `FARTHEST` others between them are no pair: a caption of a thousand nouns has no million.
+    The features are the tokens of subject and object, their distance, the path in the tree, whether the rules relate
+    them (1: as it is, 2: the other way round, 3: both), and the verb and rest of their predicate.
     """
     rows: list[tuple[int, ...]] = []
     on_path: list[int] = []
@@ -183,16 +169,15 @@ def _places(features: Ints, counts: Sequence[int], lengths: Ints, on_path: list[
     """Of every token: before, in, between or after the pair; which of the pair is first; whether on the tree's path."""
     widths = np.repeat(lengths, counts)
     ends = np.cumsum(widths)
-    total = int(ends[-1]) if len(ends) else 0
-    tokens = np.arange(total) - np.repeat(ends - widths, widths)
+    tokens = np.arange(widths.sum()) - np.repeat(ends - widths, widths)
     subject, thing = features[:, 0], features[:, 1]
     left, right = (np.repeat(side, widths) for side in (np.minimum(subject, thing), np.maximum(subject, thing)))
     order = (tokens >= left).astype(np.int64) + (tokens > left) + (tokens >= right) + (tokens > right)
     places = order * 4 + np.repeat(subject > thing, widths) * 2
     places[on_path] += 1
-    starts = np.cumsum([0, *(count * length for count, length in zip(counts, lengths.tolist(), strict=True))])
+    parts = np.split(places, np.cumsum(np.array(counts) * lengths)[:-1])
     shapes = zip(counts, lengths.tolist(), strict=True)
-    return [places[at : at + n * m].reshape(n, m) for at, (n, m) in zip(starts.tolist(), shapes, strict=False)]
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 _NAME_ENDS = frozenset({"DT", "IN", "CC", ",", ".", ":", "POS", "PRP$", "PRP", "TO", "WDT", "WP", "EX", "MD", "PDT"})
@@ -227,11 +212,7 @@ class Network:
     """The network with its weights, which are named as in `experiments.parser.network`."""
 
     def __init__(self, weights: Weights, tables: Tables, mention_logit: float, relation_logit: float) -> None:
-        """
-        Args:
-            mention_logit: least score of a token that can be a subject or object.
-            relation_logit: least score of a related pair.
-        """
+        """mention_logit, relation_logit: least scores of a subject or object, and of a related pair."""
         self._tables = tables
         self._mention_logit, self._relation_logit = np.float32(mention_logit), np.float32(relation_logit)
         self._weights = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}

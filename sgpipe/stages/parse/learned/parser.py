@@ -15,14 +15,13 @@ from spacy.language import Language
 
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
-from sgpipe.stages.parse.grammar.attributes import mentions
 from sgpipe.stages.parse.grammar.lexicon import SPELLINGS
 from sgpipe.stages.parse.grammar.relations import mention_word, person_meant, relations, singular
 from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.stages.parse.learned.network import CaptionScores, Floats, Network, Sentence, Tables, before_head
-from sgpipe.stages.parse.rules import Parsed, Parser, analyse, load_model
+from sgpipe.stages.parse.rules import Parsed, Parser, analyse, load_model, mentions
 from sgpipe.utils.lemmas import gerund, verb_lemma
 
 _NEGLIGIBLE = 10.0  # verbs with logits so far below the best one do not count
@@ -30,16 +29,8 @@ _TRIED = 5  # verbs, and rests of predicates, that are combined
 _UNSEEN = 3.0  # how much less likely a predicate is that no training caption has, although its verb has an embedding
 _SAME_VERB = {"lay": "lie"}  # FACTUAL's lemma: the caption's
 _JOINED = {"cell phone": "cellphone", "cell phones": "cellphones"}  # as FACTUAL writes, like the tokeniser's spellings
-# Spellings that the tokeniser replaces, and FACTUAL keeps.
-_KEPT = (
-    "doughnut",
-    "skate board",
-    "lap top",
-    "back pack",
-    "air plane",
-    "bath tub",
-    "motor cycle",
-    "sun glasses",
+_KEPT = (  # spellings that the tokeniser replaces, and FACTUAL keeps
+    *("doughnut", "skate board", "lap top", "back pack", "air plane", "bath tub", "motor cycle", "sun glasses"),
     "key board",
 )
 
@@ -59,7 +50,6 @@ class LearnedParser(Parser):
         self._decoder = Decoder(tables["verbs"], tables["rests"], settings["predicates"], settings["names"])
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
-        """See `Parser.read`."""
         found: list[Parsed] = []
         sentences = read_sentences(self._nlp, captions, self._batch_size)
         while batch := list(islice(sentences, self._batch_size)):
@@ -84,12 +74,7 @@ class Decoder:
     def __init__(
         self, verbs: Sequence[str], rests: Sequence[str], predicates: Collection[str], names: Mapping[str, str]
     ) -> None:
-        """
-        Args:
-            verbs, rests: those of the network's tables.
-            predicates: all that occur in training.
-            names: what things are called instead of some nouns.
-        """
+        """verbs, rests: of the network's tables. predicates: of the training. names: things by other nouns."""
         self._verbs = ("", *verbs)
         self._rests = ("", *rests)
         self._known_verbs = frozenset(self._verbs)
@@ -108,10 +93,8 @@ class Decoder:
             if (subject == thing) != (named[0] == named[1]) or (subject, thing) in found:
                 continue
             worded, lemma = self._predicate(tree, scores.verb[row], scores.rest[row], scores.copy[row])
-            (first, first_head), (second, second_head) = (
-                _name(tree, subject, scores, spellings),
-                _name(tree, thing, scores, spellings),
-            )
+            first, first_head = _name(tree, subject, scores, spellings)
+            second, second_head = _name(tree, thing, scores, spellings)
             found[subject, thing] = Triplet(first, worded, second, first_head, second_head, lemma, caption=0)
         return list(found.values())
 
@@ -150,9 +133,7 @@ class Decoder:
 
 
 def _inflected(verb: str, rest: str, tree: Tree, source: int | None) -> str:
-    """Return the verb as the caption's word `source`, but active if nothing follows: "held by a man" is "man
-    holding".
-    """
+    """Return the verb as the caption's word `source`, but active if nothing follows: "held by" is "holding"."""
     if not verb or verb == "have":
         return "has" if verb else ""
     if source is None or (not rest and tree.tags[source] in ("VBN", "VBD")):
