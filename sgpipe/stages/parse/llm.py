@@ -77,7 +77,6 @@ class LlmParser(Parser):
         self._batch_size = config.batch_size
         self._endpoint = ChatEndpoint(config.endpoint, config.model, config.requests, cache_folder)
         self._nlp = load_model()
-        self.by_rules = 0  # captions that the rules have parsed, because no answer about them could be used
 
     def check(self) -> None:
         """Parse a caption. Raises UserError: see `ChatEndpoint.check`."""
@@ -102,9 +101,7 @@ class LlmParser(Parser):
             graph = _read(answer.texts[0]) if isinstance(answer, Answer) else None
             if graph is not None:
                 graphs[number] = graph
-                continue
-            self.by_rules += 1
-            if self._endpoint.cache is not None:
+            elif self._endpoint.cache is not None:
                 self._endpoint.cache.put_by_rules(captions[number].encode())
         return graphs
 

@@ -15,11 +15,13 @@ def model() -> Language:
     return load_model()
 
 
-def grounded(model: Language, caption: str, *texts: Texts) -> list[tuple[str, ...]]:
+def grounded(model: Language, caption: str, *texts: Texts) -> list[str]:
     (tokens, doc), *_ = analyse(model, [caption], 1)
     triplets = ground(Tree.of(doc, tokens), texts)
-    assert all(triplet.caption == 0 for triplet in triplets)
-    return [(t.subject, t.subject_head, t.predicate, t.predicate_lemma, t.object, t.object_head) for t in triplets]
+    return [
+        f"{t.subject} {t.subject_head} | {t.predicate} | {t.predicate_lemma} | {t.object} {t.object_head}"
+        for t in triplets
+    ]
 
 
 @pytest.mark.parametrize(
@@ -28,30 +30,22 @@ def grounded(model: Language, caption: str, *texts: Texts) -> list[tuple[str, ..
         (
             "Two young women are sitting on a wooden bench.",
             ("2 young women", "are sitting on", "a wooden bench"),
-            ("women", "woman", "sitting on", "sit on", "bench", "bench"),
+            "women woman | sitting on | sit on | bench bench",
         ),
         (
             "a red fire hydrant next to a parked car",
             ("Fire hydrant", "next to", "car"),
-            ("fire hydrant", "hydrant", "next to", "next to", "car", "car"),
+            "fire hydrant hydrant | next to | next to | car car",
         ),
-        ("pigs flying on the sky", ("pig", "fly on", "sky"), ("pigs", "pig", "flying on", "fly on", "sky", "sky")),
-        ("a man eating a hot dog", ("man", "eat", "hot dog"), ("man", "man", "eating", "eat", "hot dog", "dog")),
-        ("he holds an umbrella", ("he", "holds", "umbrella"), ("man", "man", "holds", "hold", "umbrella", "umbrella")),
-        (
-            "a cup in front of a laptop",
-            ("cup", "in front of", "laptop"),
-            ("cup", "cup", "in front of", "in front of", "laptop", "laptop"),
-        ),
-        ("a dog on the left of a cat", ("dog", "left of", "cat"), ("dog", "dog", "left of", "left of", "cat", "cat")),
-        (
-            "a surfer in the sea",
-            ("surfer", "riding", "big waves"),
-            ("surfer", "surfer", "riding", "ride", "big waves", "wave"),
-        ),
+        ("pigs flying on the sky", ("pig", "fly on", "sky"), "pigs pig | flying on | fly on | sky sky"),
+        ("a man eating a hot dog", ("man", "eat", "hot dog"), "man man | eating | eat | hot dog dog"),
+        ("he holds an umbrella", ("he", "holds", "umbrella"), "man man | holds | hold | umbrella umbrella"),
+        ("a dog on the left of a cat", ("dog", "left of", "cat"), "dog dog | left of | left of | cat cat"),
+        ("a surfer in the sea", ("surfer", "riding", "big waves"), "surfer surfer | riding | ride | big waves wave"),
+        ("🐕 on 🛋", ("dog", "on", "sofa"), "dog dog | on | on | sofa sofa"),
     ],
 )
-def test_texts_as_the_caption_has_them(model: Language, caption: str, texts: Texts, expected: tuple[str, ...]) -> None:
+def test_texts_as_the_caption_has_them(model: Language, caption: str, texts: Texts, expected: str) -> None:
     assert grounded(model, caption, texts) == [expected]
 
 
@@ -66,11 +60,6 @@ def test_attributes_repetitions_and_empty_parts_are_left_out(model: Language) ->
     assert len(grounded(model, "a black dog on a sofa", *texts)) == 1
 
 
-@pytest.mark.parametrize("caption", ["", ".", "a", "🐕 on 🛋"])
-def test_captions_without_words(model: Language, caption: str) -> None:
-    assert grounded(model, caption, ("dog", "on", "sofa")) == [("dog", "dog", "on", "on", "sofa", "sofa")]
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -80,7 +69,6 @@ def test_captions_without_words(model: Language, caption: str) -> None:
         ("( ( dog , on , sofa )", [("dog", "on", "sofa")]),
         ("(dog,on,sofa),( , on , sofa )", [("dog", "on", "sofa")]),
         ("no relations", []),
-        ("", []),
     ],
 )
 def test_graphs_are_read_piece_by_piece(text: str, expected: list[Texts]) -> None:

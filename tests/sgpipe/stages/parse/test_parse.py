@@ -1,6 +1,7 @@
-"""The parse stage and `CaptionParser`: order, batches, caching, hostile text, and missing models."""
+"""The parsers by rules and by the packaged network: batches, caching, hostile text, and missing models."""
 
 import random
+from dataclasses import fields
 
 import pytest
 import spacy
@@ -9,8 +10,10 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Caption, Record
 from sgpipe.stages.parse import rules
+from sgpipe.stages.parse.learned.network import FARTHEST, pair_features
+from sgpipe.stages.parse.learned.parser import LearnedParser, read_sentences
 from sgpipe.stages.parse.rules import DEFAULT_MODELS, RuleParser, load_model
-from sgpipe.stages.parse.stage import CaptionParser, ParseStage, parse_lines
+from sgpipe.stages.parse.stage import CaptionParser, ParseStage, parse_lines, parser_identity
 
 CAPTIONS = [
     "a man riding a horse next to a dog on the beach",
@@ -32,7 +35,12 @@ def parser() -> CaptionParser:
     return CaptionParser()
 
 
-def stated(parser: CaptionParser, caption: str) -> list[tuple[str, str, str]]:
+@pytest.fixture(scope="module")
+def learned() -> LearnedParser:
+    return LearnedParser(ParseConfig())
+
+
+def stated(parser: rules.Parser, caption: str) -> list[tuple[str, str, str]]:
     return [(t.subject, t.predicate, t.object) for t in parser.parse([caption])[0]]
 
 
@@ -41,24 +49,20 @@ def record(*texts: str, **columns: object) -> Record:
     return Record("1", "coco", "val", "1.jpg", 10, 10, captions=captions, **columns)
 
 
-def test_triplet_has_surface_lemma_and_heads(parser):
-    (triplet,) = parser.parse(["Two men are lying on tennis courts"])[0]
-    assert (triplet.subject, triplet.predicate, triplet.object) == ("men", "lying on", "tennis courts")
-    assert (triplet.subject_head, triplet.predicate_lemma, triplet.object_head) == ("man", "lie on", "court")
+@pytest.mark.parametrize("kind", ["parser", "learned"])
+def test_triplet_has_surface_lemma_and_heads(kind, request):
+    (triplet,) = request.getfixturevalue(kind).parse(["Two tennis players are sitting on wooden benches"])[0]
+    assert (triplet.subject, triplet.predicate, triplet.object) == ("tennis players", "sitting on", "benches")
+    assert (triplet.subject_head, triplet.predicate_lemma, triplet.object_head) == ("player", "sit on", "bench")
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7])
+@pytest.mark.parametrize("batch_size", [1, 7])
 def test_triplets_do_not_depend_on_the_batch(parser, batch_size):
-    alone = [parser.parse([caption])[0] for caption in CAPTIONS]
+    alone = {caption: stated(parser, caption) for caption in CAPTIONS}
+    shuffled = random.Random(0).sample(CAPTIONS, len(CAPTIONS))
     other = CaptionParser(ParseConfig(batch_size=batch_size))
-    for seed in range(3):
-        shuffled = random.Random(seed).sample(CAPTIONS, len(CAPTIONS))
-        other._cache.clear()
-        for caption, found in zip(shuffled, other.parse(shuffled), strict=True):
-            assert [t.predicate for t in found] == [t.predicate for t in alone[CAPTIONS.index(caption)]]
-            assert [(t.subject, t.object) for t in found] == [
-                (t.subject, t.object) for t in alone[CAPTIONS.index(caption)]
-            ]
+    together = [[(t.subject, t.predicate, t.object) for t in found] for found in other.parse(shuffled)]
+    assert together == [alone[caption] for caption in shuffled]
 
 
 def test_analysis_is_the_same_to_the_last_bit_in_any_batch():
@@ -116,24 +120,16 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.parametrize("kind", ["parser", "learned"])
 @pytest.mark.parametrize("caption", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_text_does_not_crash(parser, caption):
-    for triplet in parser.parse([caption])[0]:
-        assert triplet.subject
-        assert triplet.object
-        assert triplet.predicate
+def test_hostile_text_does_not_crash(kind, caption, request):
+    for triplet in request.getfixturevalue(kind).parse([caption])[0]:
+        assert all((triplet.subject, triplet.object, triplet.predicate))
 
 
 def test_case_spacing_and_symbols_do_not_matter(parser):
-    expected = [("dog", "on", "bed")]
-    for caption in (
-        "a dog on a bed",
-        "A DOG ON A BED",
-        " a dog\ton  a bed . ",
-        "a 🐕 dog on a\x00 bed",
-        "A dog on a bed!",
-    ):
-        assert stated(parser, caption) == expected, caption
+    for caption in ("A DOG ON A BED", " a dog\ton  a bed . ", "a 🐕 dog on a\x00 bed", "A dog on a bed!"):
+        assert stated(parser, caption) == [("dog", "on", "bed")], caption
 
 
 def test_stage_fills_good_records_only():
@@ -156,21 +152,16 @@ def test_lines_keep_their_order_over_batches(parser):
     assert [result["caption"] for result in results] == [line.strip() for line in lines]
     assert [t["object"] for result in results for t in result["triplets"]] == ["bed", "sofa", "chair", "rug", "mat"]
     assert results[-1] == {"caption": "", "triplets": []}
-    assert results[0]["triplets"] == [
-        {
-            "subject": "dog",
-            "predicate": "on",
-            "object": "bed",
-            "subject_head": "dog",
-            "object_head": "bed",
-            "predicate_lemma": "on",
-        }
-    ]
+    texts = {"subject": "dog", "predicate": "on", "object": "bed"}
+    assert results[0]["triplets"] == [{**texts, "subject_head": "dog", "object_head": "bed", "predicate_lemma": "on"}]
 
 
-def test_missing_model_says_what_to_install():
+def test_models_that_cannot_parse_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"'no_such_model'.*pip install no-such-model"):
         CaptionParser(ParseConfig(model="no_such_model"))
+    spacy.blank("en").to_disk(tmp_path / "blank")
+    with pytest.raises(UserError, match="no tagger and no parser"):
+        load_model(str(tmp_path / "blank"))
 
 
 def test_spacys_own_model_comes_first(monkeypatch):
@@ -183,13 +174,53 @@ def test_spacys_own_model_comes_first(monkeypatch):
     assert loaded == ["en_core_web_sm"]
 
 
-def test_model_without_parser_is_refused(tmp_path):
-    spacy.blank("en").to_disk(tmp_path / "blank")
-    with pytest.raises(UserError, match="no tagger and no parser"):
-        load_model(str(tmp_path / "blank"))
-
-
 def test_model_may_be_a_folder(tmp_path, parser):
     load_model().to_disk(tmp_path / "model")
     other = CaptionParser(ParseConfig(model=str(tmp_path / "model")))
     assert stated(other, CAPTIONS[0]) == stated(parser, CAPTIONS[0])
+
+
+def test_the_identity_of_the_learned_parser_names_its_weights(tmp_path, monkeypatch):
+    named = parser_identity(ParseConfig(parser="learned"))
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("sgpipe.stages.parse.stage.WEIGHTS", tmp_path)
+    assert parser_identity(ParseConfig(parser="learned"))["learned"] != named["learned"]
+    assert isinstance(parser_identity(ParseConfig()), str)
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a bat held by a man", ("man", "holding", "bat")),
+        ("a woman is lying on a bed", ("woman", "lying on", "bed")),
+        ("the tail of a horse", ("horse", "has", "tail")),
+        ("a boat tied to a dock", ("boat", "tied to", "dock")),
+    ],
+)
+def test_learned_predicates_are_worded_as_in_the_caption(learned, caption, expected):
+    assert stated(learned, caption) == [expected]
+
+
+def bits(parser: LearnedParser, captions: list[str]) -> list[list[bytes]]:
+    scores = parser._network(list(read_sentences(parser._nlp, captions, 256)))
+    return [[getattr(each, field.name).tobytes() for field in fields(each)] for each in scores]
+
+
+def test_learned_scores_are_the_same_to_the_last_bit_in_any_batch(learned):
+    words = " ".join(CAPTIONS).split()
+    captions = [*CAPTIONS, "", "dog", *(" ".join(words[start : start + 14]) for start in range(0, 60, 3))]
+    alone = [bits(learned, [caption])[0] for caption in captions]
+    assert bits(learned, captions) == alone
+    order = random.Random(0).sample(range(len(captions)), len(captions))
+    for size in (2, 5, 16):
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            assert bits(learned, [captions[k] for k in chosen]) == [alone[k] for k in chosen]
+
+
+def test_a_caption_of_many_things_takes_few_pairs(learned):
+    [sentence] = read_sentences(learned._nlp, ["dog and " * 200], 1)
+    mentions = list(range(0, 100, 2))
+    _, pairs, [places] = pair_features([sentence], [mentions], learned._network._tables)
+    assert len(pairs) == len(places) < len(mentions) * (2 * FARTHEST + 3)
+    assert {(0, 0), (0, 2), (2, 0)} <= {tuple(pair) for pair in pairs[:, :2].tolist()}
