@@ -23,9 +23,8 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.endpoint import CacheFolder
-from sgpipe.stages.score.build import make_scorer
-from sgpipe.stages.score.clip import load_clip, text_embeddings
-from sgpipe.stages.score.scorer import ScorerSettings, is_directed, relation_text
+from sgpipe.stages.score.clip import ClipModel
+from sgpipe.stages.score.scorer import ScorerSettings, is_directed, make_scorer, relation_text
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder, source_images
@@ -58,18 +57,17 @@ class RelationRanker:
     """A CLIP model that scores relations.
 
     Args:
-        model, weights: see `load_clip`.
+        model, weights: see `ClipModel`.
         predicates: those of the contrast texts.
 
-    Raises UserError: as `load_clip`, or a named model has no weights.
+    Raises UserError: as `ClipModel`, or a named model has no weights.
     """
 
     def __init__(self, model: str, weights: str | None, predicates: Sequence[str], device: str = "auto") -> None:
         if weights is None and not Path(model).is_dir() and ":" not in model and "/" not in model:
             raise UserError(f"--model {model}: pass its --weights, or a folder or hub id of a CLIP model")
-        self._clip = load_clip(model, weights, pick_device(device))
+        self._clip = ClipModel(model, weights, pick_device(device))
         self._predicates = list(predicates)
-        self._embed = text_embeddings(self._clip)
 
     @torch.inference_mode()
     def __call__(self, record: Record, image: Image.Image) -> list[ClipScore | None]:
@@ -96,7 +94,7 @@ class RelationRanker:
         if directed := is_directed(subject, object_):
             texts.append(relation_text(object_, relation.predicate, subject))
         texts += [relation_text(subject, each, object_) for each in self._predicates if each not in said]
-        scores = self._embed(texts) @ image
+        scores = self._clip.embed_texts(texts) @ image
         rank = 1 + int((scores[1:] > scores[0]).sum())
         return ClipScore(float(scores[0]), float(scores[1]) if directed else None, rank, len(texts) - 1)
 

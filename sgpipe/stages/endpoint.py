@@ -311,7 +311,7 @@ class RequestCache:
 
 
 _CHAT, _MODELS = "/chat/completions", "/models"
-_CONNECT_SECONDS = 15
+_CONNECT_SECONDS, _RETRIES_OF_CHECK = 15, 2
 _AHEAD = 4  # requests that are prepared, or answered out of order, per request under way
 _CONTROL = ChatRequest(conversation("Say yes."), ChatSampling(max_tokens=8))
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
@@ -394,7 +394,7 @@ class ChatEndpoint:
     async def _check_models(self) -> None:
         """Raise UserError if the server does not answer, or does not list the model."""
         try:
-            names = [str(each["id"]) for each in (await self._send(_MODELS, None, self.requests.retries))["data"]]
+            names = [str(each["id"]) for each in (await self._send(_MODELS, None, _RETRIES_OF_CHECK))["data"]]
         except RequestError as error:
             raise UserError(f"the endpoint {self.url} does not answer: {error}") from None
         except (KeyError, TypeError, ValueError):

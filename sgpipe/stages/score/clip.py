@@ -1,7 +1,6 @@
 """Scores by a CLIP model: compares the outlined crop of both boxes with the relation and with contrast texts.
 
 CLIP models embed images and texts in one space: those of open_clip, or of transformers (CLIP, SigLIP and the like).
-Texts are padded to the model's own length.
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, import_extra
 from sgpipe.records import Box, Relation
 from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_part, load_weights, read_config
 from sgpipe.stages.score.scorer import NO_AREA, Score, contrast_texts, marked_crop, relation_text
 from sgpipe.utils.devices import pick_device
 
-_DEFAULT_SIDE = 224
 _KEPT_TEXTS = 100_000
 _GPU_GROUP = 32
 
 Item = TypeVar("Item")
+Images: TypeAlias = Callable[[Sequence[Image.Image]], Any]
+Texts: TypeAlias = Callable[[Sequence[str]], Any]
 
 
 class ClipScorer:
@@ -38,22 +38,20 @@ class ClipScorer:
     """
 
     def __init__(self, model: str, device: str = "auto", gpus: float = 0) -> None:
-        """`model`: see `load_clip`; "NAME:WEIGHTS" for a named model of open_clip. `gpus`: how many to use."""
+        """`model`: see `ClipModel`; "NAME:WEIGHTS" for a named model of open_clip. `gpus`: how many to use."""
         self.model, self._device_name, self._gpus = model, device, gpus
 
     def check(self) -> None:
         """Raises UserError: there is no such folder, or it has a model of another kind."""
         name, weights = split_name(self.model)
-        if not _is_open_clip(name, weights):
-            parts = {"text_config", "vision_config"}
-            if Path(name).is_dir() and not parts <= read_config(name, "CLIP model").keys():
-                raise UserError(f"{name} is not a CLIP model: its config.json has no text_config and vision_config")
+        parts = {"text_config", "vision_config"}
+        is_folder = Path(name).is_dir() and not _is_open_clip(name, weights)
+        if is_folder and not parts <= read_config(name, "CLIP model").keys():
+            raise UserError(f"{name} is not a CLIP model: its config.json has no text_config and vision_config")
 
     def load(self) -> None:
         """Raises UserError: the model cannot be loaded, or the device is missing."""
-        name, weights = split_name(self.model)
-        self.clip: ClipModel = load_clip(name, weights, pick_device(self._device_name, self._gpus))
-        self._embed = text_embeddings(self.clip)
+        self.clip = ClipModel(*split_name(self.model), pick_device(self._device_name, self._gpus))
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
         """See `RelationScorer`."""
@@ -63,22 +61,19 @@ class ClipScorer:
         crops = {pair: marked_crop(image, objects, each, self.clip.side) for pair, each in of_pairs.items()}
         shown = {pair: crop for pair, crop in crops.items() if crop is not None}
         seen = dict(zip(shown, self.clip.in_groups(self.clip.embed_images, [*shown.values()]), strict=True))
-        texts = [self._texts(objects, relation) for relation in relations]
-        self._embed([text for each in texts for text in each])  # together; they are kept
+        texts = []
+        for each in relations:
+            own = relation_text(objects[each.subject], each.predicate, objects[each.object])
+            texts.append([own, *contrast_texts(objects, each)])
+        self.clip.embed_texts([text for each in texts for text in each])  # together; they are kept
+        pairs = [seen.get((each.subject, each.object)) for each in relations]
         return [
-            self._probability(seen[relation.subject, relation.object], own)
-            if (relation.subject, relation.object) in seen
-            else NO_AREA
-            for relation, own in zip(relations, texts, strict=True)
+            NO_AREA if pair is None else self._probability(pair, own) for pair, own in zip(pairs, texts, strict=True)
         ]
-
-    def _texts(self, objects: Sequence[Box], relation: Relation) -> list[str]:
-        subject, object_ = objects[relation.subject], objects[relation.object]
-        return [relation_text(subject, relation.predicate, object_), *contrast_texts(objects, relation)]
 
     def _probability(self, seen: Tensor, texts: Sequence[str]) -> float:
         """Return how probable the first text is; `seen`: the embedding of a crop. Raises UserError: it is NaN."""
-        logits = self.clip.scale * (self._embed(texts) @ seen).double()
+        logits = self.clip.scale * (self.clip.embed_texts(texts) @ seen).double()
         share = float((logits[0] - logits[1:].logsumexp(0) + math.log(len(texts) - 1)).sigmoid())
         if share != share:
             raise UserError(f"CLIP model {self.model} returns NaN: its weights are damaged")
@@ -91,43 +86,49 @@ def split_name(model: str) -> tuple[str, str | None]:
     return (name, weights) if found and name != "hf-hub" and "/" not in name else (model, None)
 
 
-def text_embeddings(clip: ClipModel) -> Callable[[Sequence[str]], Tensor]:
-    """Return a function from texts to embeddings `[texts, width]`, encoded as by `in_groups`; it keeps the latest."""
-    known: dict[str, Tensor] = {}
-
-    def embed(texts: Sequence[str]) -> Tensor:
-        if len(known) >= _KEPT_TEXTS:
-            known.clear()
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        known.update(zip(new, clip.in_groups(clip.embed_texts, new), strict=True))
-        return torch.stack([known[text] for text in texts])
-
-    return embed
-
-
-def load_clip(model: str, weights: str | None, device: torch.device) -> ClipModel:
-    """Return a CLIP model.
-
-    `model`: a folder with config.json (transformers), or else open_clip_config.json (open_clip), and weights; a hub id,
-    which is transformers' unless it begins with hf-hub:; or a name that open_clip knows, with its `weights`: a file or
-    a tag.
-
-    Raises UserError: open_clip is needed and not installed, or the model cannot be loaded.
-    """
-    return OpenClip(model, weights, device) if _is_open_clip(model, weights) else TransformersClip(model, device)
-
-
 def _is_open_clip(model: str, weights: str | None) -> bool:
-    is_folder = Path(model).is_dir()
-    return (
-        weights is not None or model.startswith("hf-hub:") or (is_folder and not Path(model, "config.json").is_file())
-    )
+    is_folder = Path(model).is_dir() and not Path(model, "config.json").is_file()
+    return weights is not None or model.startswith("hf-hub:") or is_folder
 
 
-class _Clip:
-    """What both kinds of models do."""
+class ClipModel:
+    """A dual encoder. Embeddings have unit length, `[count, width]`, float32 on the CPU.
 
-    _device: torch.device
+    Attributes:
+        side: pixels per side of the images that it sees.
+        scale: what multiplies cosines before a softmax.
+    """
+
+    def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
+        """Load a model.
+
+        Args:
+            model: a folder with config.json (transformers), or else open_clip_config.json (open_clip), and weights; a
+                hub id, which is transformers' unless it begins with hf-hub:; or a name that open_clip knows.
+            weights: of such a name; a file or a tag.
+
+        Raises UserError: open_clip is needed and not installed, or the model cannot be loaded.
+        """
+        self._device, self._known = device, dict[str, Tensor]()
+        self._network: Any
+        if _is_open_clip(model, weights):
+            self._network, self.side, self._see, self._read = _open_clip(model, weights, device)
+        else:
+            self._network, self.side, self._see, self._read = _transformers(model, device)
+        self.scale = float(self._network.logit_scale.detach().exp())
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        return _unit(self._see(images))
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Encode texts as by `in_groups`, or take what is kept of the latest."""
+        if len(self._known) >= _KEPT_TEXTS:
+            self._known.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        with torch.inference_mode():
+            self._known.update(zip(new, self.in_groups(lambda some: _unit(self._read(some)), new), strict=True))
+        return torch.stack([self._known[text] for text in texts])
 
     def in_groups(self, embed: Callable[[Sequence[Item]], Tensor], items: Sequence[Item]) -> list[Tensor]:
         """Embed items, on a GPU in groups of a fixed size that are padded with repeats, on a CPU one by one.
@@ -140,80 +141,48 @@ class _Clip:
         return [row for group in groups for row in group]
 
 
-class OpenClip(_Clip):
-    """A model of open_clip. Embeddings have unit length, `[count, width]`, float32 on the CPU.
-
-    `side`: pixels per side of the images that it sees. `scale`: what multiplies cosines before a softmax.
-    """
-
-    def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
-        """Raises UserError: as `load_clip`."""
-        try:
-            import open_clip
-        except ImportError:
-            raise UserError("this model needs open_clip: pip install 'sgpipe[clip]'") from None
-        name = f"local-dir:{model}" if Path(model).is_dir() else model
-        try:
-            network, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights, device=device)
-            self._tokenize: Any = open_clip.get_tokenizer(name)
-        except UNREADABLE as error:
-            reason = first_line(error) or type(error).__name__
-            raise UserError(f"CLIP model {model} cannot be loaded ({reason})") from None
-        self._network: Any = network.eval()
-        self._preprocess: Any = preprocess
-        self._device = device
-        size = getattr(getattr(self._network, "visual", None), "image_size", None)
-        self.side = int(size[0] if isinstance(size, tuple | list) else size or _DEFAULT_SIDE)
-        self.scale = float(self._network.logit_scale.detach().exp())
-
-    @torch.inference_mode()
-    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
-        pixels = torch.stack([self._preprocess(image) for image in images]).to(self._device)
-        features: Tensor = self._network.encode_image(pixels, normalize=True)
-        return features.float().cpu()
-
-    @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        features: Tensor = self._network.encode_text(self._tokenize(list(texts)).to(self._device), normalize=True)
-        return features.float().cpu()
+def _open_clip(model: str, weights: str | None, device: torch.device) -> tuple[Any, int, Images, Texts]:
+    """Return a model of open_clip, the side of its images, and its encoders."""
+    open_clip = import_extra("open_clip", "clip")
+    name = f"local-dir:{model}" if Path(model).is_dir() else model
+    try:
+        network, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights, device=device)
+        tokenize = open_clip.get_tokenizer(name)
+    except UNREADABLE as error:
+        reason = first_line(error) or type(error).__name__
+        raise UserError(f"CLIP model {model} cannot be loaded ({reason})") from None
+    size = network.visual.image_size
+    return (
+        network.eval(),
+        int(size[0] if isinstance(size, tuple | list) else size),
+        lambda images: network.encode_image(torch.stack([preprocess(image) for image in images]).to(device)),
+        lambda texts: network.encode_text(tokenize(list(texts)).to(device)),
+    )
 
 
-class TransformersClip(_Clip):
-    """A dual encoder of transformers; see `OpenClip`."""
+def _transformers(model: str, device: torch.device) -> tuple[Any, int, Images, Texts]:
+    """Return the same of a model of transformers; texts are padded to its own length."""
+    from transformers import AutoModel, AutoProcessor
 
-    def __init__(self, model: str, device: torch.device) -> None:
-        """Raises UserError: as `load_clip`."""
-        from transformers import AutoModel, AutoProcessor
+    network = load_weights(AutoModel, model, "CLIP model")
+    if not (hasattr(network, "get_image_features") and hasattr(network, "logit_scale")):
+        raise UserError(f"{model} is not a CLIP model: it does not compare images with texts")
+    processor, config = load_part(AutoProcessor, model, "CLIP model"), network.config
+    how = {"padding": "max_length", "truncation": True, "max_length": config.text_config.max_position_embeddings}
 
-        network = load_weights(AutoModel, model, "CLIP model")
-        if not (hasattr(network, "get_image_features") and hasattr(network, "logit_scale")):
-            raise UserError(f"{model} is not a CLIP model: it does not compare images with texts")
-        self._processor: Any = load_part(AutoProcessor, model, "CLIP model")
-        self._network: Any = network.eval().to(device)
-        self._device = device
-        config = network.config
-        self.side = int(getattr(config.vision_config, "image_size", _DEFAULT_SIDE))
-        self._length = int(getattr(config.text_config, "max_position_embeddings", 77))
-        self.scale = float(network.logit_scale.detach().exp())
+    def see(images: Sequence[Image.Image]) -> Any:
+        pixels = processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+        return network.get_image_features(pixel_values=pixels.to(device))
 
-    @torch.inference_mode()
-    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
-        pixels = self._processor.image_processor(list(images), return_tensors="pt")["pixel_values"].to(self._device)
-        return _unit(self._network.get_image_features(pixel_values=pixels))
+    def read(texts: Sequence[str]) -> Any:
+        tokens = processor.tokenizer(list(texts), return_tensors="pt", **how).to(device)
+        given = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
+        return network.get_text_features(**given)
 
-    @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        tokens = self._processor.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
-        ).to(self._device)
-        names = [name for name in ("input_ids", "attention_mask") if name in tokens]
-        return _unit(self._network.get_text_features(**{name: tokens[name] for name in names}))
+    return network.eval().to(device), int(config.vision_config.image_size), see, read
 
 
 def _unit(features: Any) -> Tensor:
     """Features `[count, width]` of unit length; newer versions of transformers wrap them."""
     found: Tensor = features if isinstance(features, Tensor) else features.pooler_output
     return functional.normalize(found.float(), dim=-1).cpu()
-
-
-ClipModel: TypeAlias = OpenClip | TransformersClip

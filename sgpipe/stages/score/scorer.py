@@ -11,9 +11,10 @@ from typing import Literal, Protocol
 
 from PIL import Image, ImageDraw
 
+from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import Requests
 from sgpipe.records import Box, Relation
-from sgpipe.stages.endpoint import Refusal
+from sgpipe.stages.endpoint import CacheFolder, Refusal
 
 ScorerKind = Literal["clip", "vlm"]
 
@@ -36,13 +37,13 @@ NO_AREA = Refusal("a box has no area in the image")
 
 
 class RelationScorer(Protocol):
-    """Scores relations by what the image shows: by the image, the two boxes and the predicate only."""
+    """Scores relations by the image, the two boxes and the predicate only."""
 
     def check(self) -> None:
-        """Raise UserError if this model cannot score, as far as can be told cheaply, before any work."""
+        """Raise UserError if this model cannot score, as far as can be told before any work."""
 
     def load(self) -> None:
-        """Load what is needed, in the process that scores. Raises UserError like `check`, and for damaged weights."""
+        """Load the model, in the process that scores. Raises UserError like `check`, and for damaged weights."""
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
         """Return the probability that each relation of an RGB image is correct, or why there is none, in their order.
@@ -50,6 +51,19 @@ class RelationScorer(Protocol):
         Raises UserError or EngineError if the scorer fails on every image.
         """
         ...
+
+
+def make_scorer(settings: ScorerSettings, cache: CacheFolder | None = None) -> RelationScorer:
+    """Return a scorer, which is not loaded yet; `cache`: where a served one keeps its answers, or None."""
+    if settings.kind == "clip":
+        from sgpipe.stages.score.clip import ClipScorer
+
+        return ClipScorer(local_model(settings.model), settings.device, settings.gpus)
+    from sgpipe.stages.score.vlm import ServedScorer, VlmScorer
+
+    if settings.endpoint is not None:
+        return ServedScorer(settings.endpoint, settings.model, settings.requests, cache)
+    return VlmScorer(local_model(settings.model), settings.device, settings.dtype, settings.gpus)
 
 
 # Predicates that hold in both directions: a text with swapped roles says the same.
@@ -125,12 +139,12 @@ def marked_image(image: Image.Image, objects: Sequence[Box], relation: Relation,
 
 def visible_boxes(image: Image.Image, objects: Sequence[Box], relation: Relation) -> list[Corners] | None:
     """Return the subject's box and the object's, if there is one, within the image; None if one has no area there."""
-    ends = [objects[index] for index in (relation.subject, relation.object)]
-    corners = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in ends if not box.is_nothing)]
-    most = tuple(map(float, image.size))
-    boxes = [
-        (max(left, 0.0), max(top, 0.0), min(right, most[0]), min(low, most[1])) for left, top, right, low in corners
-    ]
+    boxes: list[Corners] = []
+    for box in (objects[relation.subject], objects[relation.object]):
+        if not box.is_nothing:
+            x, y, width, height = box.bbox
+            right, bottom = min(x + width, float(image.width)), min(y + height, float(image.height))
+            boxes.append((max(x, 0.0), max(y, 0.0), right, bottom))
     have_area = all(right > left and bottom > top for left, top, right, bottom in boxes)
     return boxes if boxes and have_area else None
 

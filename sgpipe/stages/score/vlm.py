@@ -6,7 +6,7 @@ Each question is asked twice, with the answers named in both orders: models pref
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,6 @@ _ORDERS = ("yes or no", "no or yes")
 _VARIANTS = ("{}", " {}", "\n{}", '"{}', "**{}")
 _REMEDY = "use a smaller model"
 _SAMPLING = ChatSampling(max_tokens=1)
-_RETRIES_OF_CHECK = 2
 
 
 class VlmScorer:
@@ -52,11 +51,9 @@ class VlmScorer:
         self._model = VisionLanguageCaptioner(config, role="scorer")
 
     def check(self) -> None:
-        """Raises UserError: there is no such model, or it cannot be asked about images."""
         self._model.check()
 
     def load(self) -> None:
-        """Raises UserError: as `check`, the weights are damaged, or no GPU is there."""
         self._model.setup()
         self._yes, self._no = _answer_tokens(self._model.prompt.tokenizer, self._model.name)
 
@@ -70,9 +67,8 @@ class VlmScorer:
         return found
 
     def _ask(self, image: Image.Image, questions: Sequence[str]) -> Score:
-        """Return the mean over the questions."""
         try:
-            return mean_of_orders(self._share_of_yes(image, question) for question in questions)
+            return mean_of_orders(*(self._share_of_yes(image, question) for question in questions))
         except MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
             if is_out_of_memory(reason):
                 raise
@@ -113,18 +109,15 @@ class ServedScorer:
     """Asks a model whether a relation holds, in two requests of one token. The server must return log-probabilities."""
 
     def __init__(self, url: str, model: str, requests: Requests, cache: CacheFolder | None = None) -> None:
-        """`cache`: the folder in which answers are kept; None: nowhere."""
         self._url, self._model, self._requests, self._cache = url, model, requests, cache
 
     def check(self) -> None:
         """Raises UserError: the server does not answer, or not with log-probabilities, or not about images."""
-        few = self._requests.model_copy(update={"retries": min(self._requests.retries, _RETRIES_OF_CHECK)})
         objects = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
         [example, _] = self._ask(Image.new("RGB", (64, 64), "white"), objects, Relation(0, 1, "next to"))
-        ChatEndpoint(self._url, self._model, few).check(example)
+        ChatEndpoint(self._url, self._model, self._requests).check(example)
 
     def load(self) -> None:
-        """Raises UserError: this is no URL, or the key cannot be sent."""
         self._endpoint = ChatEndpoint(self._url, self._model, self._requests, self._cache)
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
@@ -133,7 +126,7 @@ class ServedScorer:
         shown = [relation for relation, there in zip(relations, visible, strict=True) if there]
         requests = (request for relation in shown for request in self._ask(image, objects, relation))
         answers = (_share(answer) for answer in self._endpoint.ask_all(requests))
-        scores = (mean_of_orders([first, second]) for first, second in zip(answers, answers, strict=True))
+        scores = (mean_of_orders(first, second) for first, second in zip(answers, answers, strict=True))
         return [next(scores) if there else NO_AREA for there in visible]
 
     def _ask(self, image: Image.Image, objects: Sequence[Box], relation: Relation) -> Iterator[ChatRequest]:
@@ -159,24 +152,15 @@ def ask_about(objects: Sequence[Box], relation: Relation) -> tuple[str, ...]:
     return tuple(f"{question} Answer with one word: {order}." for order in _ORDERS)
 
 
-def mean_of_orders(shares: Iterable[Score]) -> Score:
-    """Return the mean of the probabilities of all orders, or the first reason why there is none."""
-    numbers: list[float] = []
-    for share in shares:
-        if isinstance(share, Refusal):
-            return share
-        numbers.append(share)
-    return sum(numbers) / len(numbers)
+def mean_of_orders(first: Score, second: Score) -> Score:
+    """Return the mean of the probabilities of both orders, or the first reason why there is none."""
+    if isinstance(first, Refusal) or isinstance(second, Refusal):
+        return first if isinstance(first, Refusal) else second
+    return (first + second) / 2
 
 
 def share_of_yes(tokens: Mapping[str, float]) -> Score:
-    """Return the probability of "yes" among "yes" and "no". `tokens`: the probabilities of the likeliest first
-    tokens.
-    """
-    mass = {"yes": 0.0, "no": 0.0}
-    for token, probability in tokens.items():
-        word = token.strip(' \n\t"*.,!▁Ġ').lower()
-        if word in mass:
-            mass[word] += probability
-    total = mass["yes"] + mass["no"]
-    return mass["yes"] / total if total else NEITHER
+    """Return the probability of "yes" among "yes" and "no", by the probabilities of the likeliest first tokens."""
+    words = [(token.strip(' \n\t"*.,!▁Ġ').lower(), probability) for token, probability in tokens.items()]
+    yes, no = (sum(probability for word, probability in words if word == answer) for answer in ("yes", "no"))
+    return yes / (yes + no) if yes + no else NEITHER

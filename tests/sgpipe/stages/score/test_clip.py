@@ -12,7 +12,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.recipe import packaged_model
 from sgpipe.records import NO_OBJECT, Box, Relation
-from sgpipe.stages.score.clip import ClipScorer, load_clip, split_name
+from sgpipe.stages.score.clip import ClipModel, ClipScorer, split_name
 from sgpipe.stages.score.scorer import NO_AREA, contrast_texts, marked_crop, relation_text
 from tests.clip_checkpoints import make_clip, make_open_clip
 
@@ -55,7 +55,7 @@ def test_the_probability_is_that_of_the_text_against_the_mean_of_its_contrasts(
     folder: Path, image: Image.Image
 ) -> None:
     found = scorer_of(folder).scores(image, OBJECTS, RELATIONS)
-    clip = load_clip(str(folder), None, torch.device("cpu"))
+    clip = ClipModel(str(folder), None, torch.device("cpu"))
     for relation, probability in zip(RELATIONS, found, strict=True):
         crop = marked_crop(image, OBJECTS, relation, clip.side)
         if relation.object == 4:

@@ -106,8 +106,8 @@ def test_yes_has_many_spellings() -> None:
     assert share_of_yes({"Yes": 0.3, " yes": 0.1, "▁YES": 0.2, "No": 0.2, "nope": 0.5}) == pytest.approx(0.75)
     assert share_of_yes({"no.": 0.5}) == 0
     assert share_of_yes({"The": 0.9}) is NEITHER
-    assert mean_of_orders([0.2, 0.6]) == pytest.approx(0.4)
-    assert mean_of_orders([0.2, NEITHER]) is NEITHER
+    assert mean_of_orders(0.2, 0.6) == pytest.approx(0.4)
+    assert mean_of_orders(0.2, NEITHER) is NEITHER
 
 
 def served(server: EndpointServer, cache: CacheFolder | None = None, **requests: object) -> ServedScorer:
