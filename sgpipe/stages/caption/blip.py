@@ -2,10 +2,7 @@
 
 Matrix products round differently for different numbers of rows, so on a CPU each image is computed alone, with all its
 samples, and the result is bit-for-bit reproducible. On a GPU images are computed in padded groups of a fixed size,
-halved when the memory is full. Across group sizes, devices, number formats, library versions and thread counts the
-noise is the same but scores differ in their last digits, which rarely changes a caption.
-
-The vision tower gets PyTorch's fused attention, which transformers does not support for this model.
+halved when the memory is full; there scores differ in their last digits, which rarely changes a caption.
 """
 
 from __future__ import annotations
@@ -37,16 +34,7 @@ from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import CaptionInput
 from sgpipe.stages.caption.decoding import check_finite, draw, process
-from sgpipe.stages.checkpoint import (
-    UNREADABLE,
-    check_architecture,
-    check_vocabulary,
-    first_line,
-    load_part,
-    load_weights,
-    quiet,
-    read_config,
-)
+from sgpipe.stages.checkpoint import check_vocabulary, load_part, load_weights, loading
 from sgpipe.utils.compiling import Backend, Compiled
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu_memory import GPU_THREADS, GpuMemory
@@ -68,10 +56,9 @@ class BlipCaptioner:
         self.source = str(config.captioner)
 
     def check(self) -> None:
-        """Raise UserError if there is no such captioner, it is another kind of model, or `caption.system` is set."""
+        """Raise UserError if `caption.system` is set."""
         if self.config.system is not None:
             raise UserError("caption.system is set, but BLIP is not a chat model: set caption.prompt, or omit both")
-        _check_config(self.source)
 
     def setup(self) -> None:
         """Load the model. Raises UserError like `load_blip`, or if `max_tokens` leaves no room for a caption."""
@@ -146,9 +133,7 @@ class ImagePreparation:
         return self.normalise(self.resize(image))
 
     def resize(self, image: Image.Image) -> Tensor:
-        """Return the pixels of an RGB image of any size, uint8 [size, size, 3]: a quarter of the bytes to copy to a
-        GPU.
-        """
+        """Return the pixels of an RGB image, uint8 [size, size, 3]: a quarter of the bytes to copy to a GPU."""
         return torch.from_numpy(np.array(image.resize((self.size, self.size), self.resample)))
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -203,52 +188,35 @@ class Blip:
 
 
 def load_blip(source: str, image_size: int | None, device: torch.device, dtype: torch.dtype) -> Blip:
-    """Load a captioner from a folder or a hub id (from the local cache when offline).
+    """Load a captioner from a folder.
 
     `image_size`: in pixels; None: of the position embeddings, which are interpolated for other sizes.
 
-    Raises UserError: there is no such model, its parts are damaged or of another model, or `image_size` is not a
-    multiple of its patch size.
+    Raises UserError: its parts are missing, damaged or of another model, or `image_size` is not a multiple of its patch
+    size.
     """
-    _check_config(source)
     name = f"captioner {source!r}"
     model = load_weights(BlipForConditionalGeneration, source, dtype=torch.float32)
     text, vision = model.config.text_config, model.config.vision_config
-    for token in ("bos_token_id", "sep_token_id"):
-        if (number := getattr(text, token)) is None or not 0 <= number < text.vocab_size:
-            raise UserError(f"{name}: text_config.{token} is {number}, outside the vocabulary")
     side = image_size or vision.image_size
     if side % vision.patch_size:
         raise UserError(f"{name}: image_size {side} is not a multiple of its patch size {vision.patch_size}")
-    with quiet():
-        tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, source)
-        # Only the model may know [DEC] and [ENC], and its vocabulary may be padded.
-        check_vocabulary(name, len(tokenizer), (0.9 * text.vocab_size - 2, text.vocab_size + 2))
-        prepare = ImagePreparation(side)
-        try:
-            values, _ = BlipImageProcessor.get_image_processor_dict(source, local_files_only=Path(source).is_dir())
-            mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
-            if min(std) <= 0:
-                raise ValueError(f"image_std {std} is not positive")
-            prepare = ImagePreparation(side, tuple(mean), tuple(std), Image.Resampling(values.get("resample") or 3))
-            prepare(Image.new("RGB", (8, 8)))
-        except UNREADABLE as reason:
-            if "JSON" in str(reason) or not isinstance(reason, OSError):  # otherwise there is no such file
-                raise UserError(f"{name}: preprocessor_config.json: {first_line(reason)}") from None
+    tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, source)
+    # Only the model may know [DEC] and [ENC], and its vocabulary may be padded.
+    check_vocabulary(name, len(tokenizer), (0.9 * text.vocab_size - 2, text.vocab_size + 2))
+    has_file = any(Path(source, f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor"))
+    with loading(f"{name}: preprocessor_config.json"):
+        values = BlipImageProcessor.get_image_processor_dict(source)[0] if has_file else {}
+        mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
+        prepare = ImagePreparation(side, tuple(mean), tuple(std), Image.Resampling(values.get("resample") or 3))
+        prepare(Image.new("RGB", (8, 8)))
     fuse_vision_attention(model)
     torch.nn.Module.to(model, device=device, dtype=dtype)
     return Blip(model.eval(), tokenizer, prepare)
 
 
-def _check_config(source: str) -> None:
-    config = read_config(source)
-    if (model_type := config.get("model_type")) != "blip":
-        raise UserError(f"captioner {source!r} is not BLIP: model_type is {model_type!r}, expected 'blip'")
-    check_architecture(source, config, "BlipForConditionalGeneration")
-
-
 class FusedAttention(nn.Module):
-    """The weights of a `BlipAttention`, without storing its [heads, patches, patches] matrix of scores."""
+    """The weights of a `BlipAttention`, computed without storing its [heads, patches, patches] matrix of scores."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -311,18 +279,12 @@ class BlipDecoder:
 
     @torch.no_grad()  # not inference_mode, in which PyTorch 2.13's inductor cannot compile the step
     def start(self, image_states: Tensor, capacity: int) -> DecoderState:
-        """Return an empty cache with room for `capacity` tokens, given image states [images, 1 + patches, vision
-        width].
-        """
+        """Return an empty cache for `capacity` tokens, given image states [images, 1 + patches, vision width]."""
         image_keys, image_values = zip(*(layer.project_image(image_states) for layer in self.layers), strict=True)
         images, heads, _, width = image_keys[0].shape
         empty = image_states.new_empty(images, heads, capacity, width)
-        return DecoderState(
-            [empty.clone() for _ in self.layers],
-            [empty.clone() for _ in self.layers],
-            list(image_keys),
-            list(image_values),
-        )
+        keys, values = ([empty.clone() for _ in self.layers] for _ in range(2))
+        return DecoderState(keys, values, list(image_keys), list(image_values))
 
     def compile(self, backend: Backend = "inductor") -> Compiled[Tensor]:
         """Let PyTorch compile the step of one token, for any number of tokens before it."""
@@ -450,9 +412,7 @@ def sample_captions(
 def beam_captions(
     model: BlipForConditionalGeneration, image_states: Tensor, prompt: list[int], config: CaptionConfig
 ) -> list[list[list[int]]]:
-    """Return the same of the best caption of each image, as of one sample, by transformers' beam search (1 beam:
-    greedy).
-    """
+    """Return the same of one caption of each image, by transformers' beam search (1 beam: greedy)."""
     text_config: Any = model.config.text_config
     end = text_config.sep_token_id
     sequences = model.text_decoder.generate(

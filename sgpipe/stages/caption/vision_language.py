@@ -9,38 +9,29 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, GenerationMixin
 from transformers.generation import utils
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from rlip_model.gpu_memory import is_out_of_memory
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.captioner import CaptionInput, one_line
 from sgpipe.stages.caption.decoding import check_finite, draw, process
-from sgpipe.stages.checkpoint import (
-    MISFITS,
-    check_architecture,
-    check_vocabulary,
-    first_line,
-    load_part,
-    load_weights,
-    quiet,
-    read_config,
-)
+from sgpipe.stages.checkpoint import MISFITS, first_line, load_part, load_weights, loading, quiet, read_config
 from sgpipe.stages.endpoint import Answer, ChatRequest, Refusal, conversation, shown_image
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu_memory import enough_memory
+
+Result = TypeVar("Result")
 
 _EXAMPLE = Image.new("RGB", (64, 64), "grey")
 _REMEDY = (
@@ -54,11 +45,7 @@ class VisionLanguageCaptioner:
     """Captions by a model of transformers' `AutoModelForImageTextToText`, through its processor."""
 
     def __init__(self, config: CaptionConfig, role: str = "captioner") -> None:
-        """
-        Args:
-            config: with `prompt` and `max_tokens`, see `captioner.settings_of`.
-            role: what the model is for, in messages; any but a captioner needs a chat template.
-        """
+        """`config`: see `captioner.settings_of`. `role`: in messages; any but a captioner needs a chat template."""
         self.config, self.role = config, role
         self.source = str(config.captioner)
         self.name = f"{role} {self.source!r}"
@@ -66,32 +53,16 @@ class VisionLanguageCaptioner:
     def check(self) -> None:
         """Raise UserError if this is not a model that takes images, or its processor or chat template do not fit."""
         config = read_config(self.source, self.role)
-        family = str(config.get("model_type"))
-        if family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-            check_architecture(self.source, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])
-        elif config.get("auto_map"):
-            raise UserError(
-                f"{self.name} needs the code in its own repository (trust_remote_code), which is never run; choose a "
-                "checkpoint of a family that transformers has"
-            )
-        else:
-            raise UserError(f"{self.name} does not read images and text: its model_type is {family!r}")
+        if (family := config.get("model_type")) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            own = "; code in its own repository is never run" if config.get("auto_map") else ""
+            raise UserError(f"{self.name} does not read images and text: its model_type is {family!r}{own}")
         if "next_sequence_length" not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
             raise UserError(f"{self.name} needs a newer transformers: pip install --upgrade transformers")
-        self.prompt = ImagePrompt(self.config, self.name)
+        self.prompt = ImagePrompt(self.config, self.role)
         if self.role != "captioner" and not self.prompt.is_chat:
             raise UserError(f"{self.name} has no chat template, so it cannot be asked")
-        text = {**config, **(config.get("text_config") or {})}
-        least, most = self.config.min_tokens, self.config.max_tokens or 0
-        positions, vocabulary = (text.get(key) for key in ("max_position_embeddings", "vocab_size"))
-        if most < least or (isinstance(positions, int) and most > positions):
-            raise UserError(
-                f"caption.max_tokens is {most}: expected at least caption.min_tokens ({least}) and at most the "
-                f"positions of this captioner ({positions or 'unknown'})"
-            )
-        if isinstance(vocabulary, int):
-            check_vocabulary(self.name, len(self.prompt.tokenizer), (vocabulary / 2, math.inf))
-        self.prompt.check()
+        if (most := self.config.max_tokens or 0) < self.config.min_tokens:
+            raise UserError(f"caption.max_tokens is {most}: expected at least caption.min_tokens")
 
     def setup(self) -> None:
         """Load the model and try it. Raises UserError like `check`, or if it is damaged or too large for the memory."""
@@ -115,48 +86,37 @@ class VisionLanguageCaptioner:
             )
             short = copy.deepcopy(self.generation)
             short.update(max_new_tokens=2, min_new_tokens=2)
-            try:
-                with quiet():
-                    self._decode(self.prompt(_EXAMPLE), 0, short)
-            except MISFITS as reason:
-                if is_out_of_memory(reason):
-                    raise
-                raise UserError(f"{self.name} cannot process an example image: {first_line(reason)}") from None
+            with loading(f"{self.name} cannot process an example image"):
+                self._decode(self.prompt(_EXAMPLE), 0, short)
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
         """See `Captioner.caption`."""
         for each in inputs:
-            with enough_memory(self.device, _REMEDY), quiet():
-                captions = self._caption(each)
-            yield captions
-
-    def _caption(self, given: CaptionInput) -> list[str] | Refusal:
-        try:
-            rows = self._decode(self.prompt(given.image), given.key, self.generation)
-        except MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
-            if is_out_of_memory(reason):
-                raise
-            return Refusal(f"the captioner cannot process the image: {first_line(reason)}")
-        captions = [one_line(self.prompt.decode(row)) for row in rows]
-        return [caption for caption in captions if caption] or Refusal("the captions are empty")
+            yield self.attempt(partial(self._caption, each), _REMEDY)
 
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[Answer | Refusal]:
         """See `ChatEndpoint.ask_all`. The sampling is that of `config`; a schema is not enforced."""
         for request in requests:
-            with enough_memory(self.device, _REMEDY_OF_PAIR), quiet():
-                answer = self._answer(request)
-            yield answer
+            yield self.attempt(partial(self._answer, request), _REMEDY_OF_PAIR)
 
-    def _answer(self, request: ChatRequest) -> Answer | Refusal:
+    def attempt(self, compute: Callable[[], Result], remedy: str) -> Result | Refusal:
+        """Return a result, or why the model cannot process its image. Raises UserError: the memory is full."""
         try:
-            texts = self._texts(request)
-            for number, text in enumerate(texts):
-                if request.check and (wrong := request.check(text)):
-                    [texts[number]] = self._texts(request.once_more(number, text, wrong))
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except MISFITS as reason:
-            return Refusal(f"the model cannot process the image: {first_line(reason)}")
+            with enough_memory(self.device, remedy), quiet():
+                return compute()
+        except MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
+            return Refusal(f"the {self.role} cannot process the image: {first_line(reason)}")
+
+    def _caption(self, given: CaptionInput) -> list[str] | Refusal:
+        rows = self._decode(self.prompt(given.image), given.key, self.generation)
+        captions = [one_line(self.prompt.decode(row)) for row in rows]
+        return [caption for caption in captions if caption] or Refusal("the captions are empty")
+
+    def _answer(self, request: ChatRequest) -> Answer:
+        texts = self._texts(request)
+        for number, text in enumerate(texts):
+            if request.check and (wrong := request.check(text)):
+                [texts[number]] = self._texts(request.once_more(number, text, wrong))
         return Answer(tuple(texts))
 
     def _texts(self, request: ChatRequest) -> list[str]:
@@ -182,26 +142,32 @@ class VisionLanguageCaptioner:
 class ImagePrompt:
     """The prompt of a recipe, ready for images, by the processor and chat template of a checkpoint."""
 
-    def __init__(self, config: CaptionConfig, name: str) -> None:
-        """`name`: of the model, in messages.
-
-        Raises UserError if the processor is missing, damaged or needs a package, or if its chat template fails, or
-        leaves out the prompt or the system message.
-        """
-        self._name, self._size = name, config.image_size
-        self.processor: Any = load_part(AutoProcessor, str(config.captioner), name.partition(" ")[0])
+    def __init__(self, config: CaptionConfig, role: str) -> None:
+        """Raises UserError: the processor or template is missing or damaged, or leaves out the prompt or the image."""
+        source, self._size = str(config.captioner), config.image_size
+        name = f"{role} {source!r}"
+        self.processor: Any = load_part(AutoProcessor, source, role)
         if not (hasattr(self.processor, "image_processor") and hasattr(self.processor, "tokenizer")):
             raise UserError(f"{name} has no processor for images and text: preprocessor_config.json is missing")
         self.tokenizer: Any = self.processor.tokenizer
         self.is_chat = getattr(self.processor, "chat_template", None) is not None
-        self.text = self._write(config.prompt or "", config.system)
+        self.text = config.prompt or ""
+        if self.is_chat:
+            with loading(f"{name}: its chat template fails"):
+                self.text = self.chat(conversation(self.text, "", config.system))
+        for setting, value in (("caption.prompt", config.prompt), ("caption.system", config.system)):
+            if (value or "").strip() not in self.text:
+                raise UserError(f"{name}: its chat template, if it has one, leaves out {setting}")
+        with loading(name):
+            tokens = self(_EXAMPLE)["input_ids"]
+        if getattr(self.processor, "image_token_id", tokens[0, 0]) not in tokens:
+            image = getattr(self.processor, "image_token", "an image token")
+            raise UserError(f"{name}: its chat template, or else caption.prompt, has no place for the image: {image}")
 
     def __call__(self, image: Image.Image, text: str | None = None) -> Any:
         """Return the tensors of the prompt and an image of any size, of which only the pixels are used, not EXIF.
 
-        `text`: of another prompt, by `chat`.
-
-        Raises one of `MISFITS` if the processor refuses the image.
+        `text`: of another prompt, by `chat`. Raises one of `MISFITS` if the processor refuses the image.
         """
         plain = Image.fromarray(np.asarray(image.convert("RGB")))
         if self._size:
@@ -211,37 +177,9 @@ class ImagePrompt:
         written = {"add_special_tokens": False} if start and text.startswith(start) else {}
         return self.processor(text=[text], images=[plain], return_tensors="pt", **written)
 
-    def check(self) -> None:
-        """Prepare an example. Raises UserError if the prompt has no place for an image."""
-        number = getattr(self.processor, "image_token_id", None)
-        try:
-            with quiet():
-                place = number is None or number in self(_EXAMPLE)["input_ids"]
-        except MISFITS as reason:
-            raise UserError(f"{self._name}: {first_line(reason)}") from None
-        if not place:
-            source = "chat template" if self.is_chat else "processor has no chat template, and caption.prompt"
-            image = getattr(self.processor, "image_token", "an image token")
-            raise UserError(f"{self._name}: its {source} has no place for the image, such as {image}")
-
     def decode(self, tokens: list[int]) -> str:
         """Return the text of generated tokens, without special ones."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def _write(self, prompt: str, system: str | None) -> str:
-        """Return the prompt as the model reads it: as it is, or in the chat template."""
-        if not self.is_chat:
-            if system is not None:
-                raise UserError(f"{self._name}: caption.system is set, but it has no chat template to put it in")
-            return prompt
-        try:
-            text = self.chat(conversation(prompt, "", system))
-        except (TemplateError, *MISFITS) as reason:
-            raise UserError(f"{self._name}: its chat template fails: {first_line(reason)}") from None
-        for setting, value in (("caption.prompt", prompt), ("caption.system", system or "")):
-            if value.strip() not in text:
-                raise UserError(f"{self._name}: its chat template leaves out {setting}")
-        return text
 
     def chat(self, messages: Iterable[Mapping[str, Any]]) -> str:
         """Return messages of the OpenAI chat API, of which one has an image, in the chat template."""

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from sgpipe.errors import UserError, import_extra
 from sgpipe.records import Box, Relation
-from sgpipe.stages.checkpoint import UNREADABLE, first_line, load_part, load_weights, read_config
+from sgpipe.stages.checkpoint import load_part, load_weights, loading, read_config
 from sgpipe.stages.score.scorer import NO_AREA, Score, contrast_texts, marked_crop, relation_text
 from sgpipe.utils.devices import pick_device
 
@@ -145,12 +145,9 @@ def _open_clip(model: str, weights: str | None, device: torch.device) -> tuple[A
     """Return a model of open_clip, the side of its images, and its encoders."""
     open_clip = import_extra("open_clip", "clip")
     name = f"local-dir:{model}" if Path(model).is_dir() else model
-    try:
+    with loading(f"CLIP model {model}"):
         network, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights, device=device)
         tokenize = open_clip.get_tokenizer(name)
-    except UNREADABLE as error:
-        reason = first_line(error) or type(error).__name__
-        raise UserError(f"CLIP model {model} cannot be loaded ({reason})") from None
     size = network.visual.image_size
     return (
         network.eval(),

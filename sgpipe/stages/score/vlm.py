@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from rlip_model.gpu_memory import is_out_of_memory
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig, Requests, Resources
 from sgpipe.records import Box, Relation
-from sgpipe.stages.checkpoint import MISFITS, first_line
 from sgpipe.stages.endpoint import (
     Answer,
     CacheFolder,
@@ -29,7 +28,6 @@ from sgpipe.stages.endpoint import (
     image_url,
 )
 from sgpipe.stages.score.scorer import NO_AREA, Score, marked_image, visible_boxes
-from sgpipe.utils.gpu_memory import enough_memory
 
 LONGEST_SIDE = 1024  # pixels of the image that is shown
 NEITHER = Refusal('the model answers neither "yes" nor "no"')
@@ -60,19 +58,16 @@ class VlmScorer:
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
         """See `RelationScorer`."""
         found: list[Score] = []
-        with enough_memory(self._model.device, _REMEDY):
-            for relation in relations:
-                marked = marked_image(image, objects, relation, LONGEST_SIDE)
-                found.append(NO_AREA if marked is None else self._ask(marked, ask_about(objects, relation)))
+        for relation in relations:
+            if (marked := marked_image(image, objects, relation, LONGEST_SIDE)) is None:
+                found.append(NO_AREA)
+            else:
+                ask = partial(self._ask, marked, ask_about(objects, relation))
+                found.append(self._model.attempt(ask, _REMEDY))
         return found
 
     def _ask(self, image: Image.Image, questions: Sequence[str]) -> Score:
-        try:
-            return mean_of_orders(*(self._share_of_yes(image, question) for question in questions))
-        except MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
-            if is_out_of_memory(reason):
-                raise
-            return Refusal(f"the scorer cannot process the image: {first_line(reason)}")
+        return mean_of_orders(*(self._share_of_yes(image, question) for question in questions))
 
     @torch.inference_mode()
     def _share_of_yes(self, image: Image.Image, question: str) -> float:

@@ -2,13 +2,12 @@ import copy
 import json
 import shutil
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
-from transformers import BertConfig, BlipForConditionalGeneration
+from transformers import BlipForConditionalGeneration
 
 from sgpipe.errors import UserError
 from sgpipe.stages.caption.blip import fuse_vision_attention, load_blip
@@ -116,54 +115,10 @@ def test_a_tokenizer_without_dec_and_enc_is_accepted(folder):
     assert blip.text([blip.text_config.bos_token_id, *blip.prompt_ids("cat on grass")]) == "cat on grass"
 
 
-def test_a_hub_id_is_looked_up_in_the_local_cache(original, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert "somebody/captioner" in error_of("somebody/captioner")
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    cache = tmp_path / "models--somebody--captioner"
-    shutil.copytree(original, cache / "snapshots" / commit)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text(commit)
-    blip = load("somebody/captioner")
-    pixels = blip.prepare(image()).unsqueeze(0)
-    assert torch.equal(blip.encode(pixels), load(original).encode(pixels))
-
-
-def edited(folder, part=None, **values):
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    (config[part] if part else config).update(values)
-    file.write_text(json.dumps(config))
-
-
-@pytest.mark.parametrize(
-    ("damage", "word"),
-    {  # more with tests/bad_data/checkpoints.py
-        "another model": (lambda folder: BertConfig().save_pretrained(folder), "'bert'"),
-        "another task": (lambda folder: edited(folder, architectures=["BlipModel"]), "BlipModel"),
-        "a damaged tokenizer": (
-            lambda folder: (folder / "tokenizer.json").write_text("{"),
-            "cannot load its tokenizer",
-        ),
-        "a start token that is none": (lambda folder: edited(folder, "text_config", bos_token_id=30522), "30522"),
-        "no values for RGB": (
-            lambda folder: (folder / "preprocessor_config.json").write_text('{"image_mean": [1], "image_std": [1]}'),
-            "preprocessor_config.json",
-        ),
-        "no spread of pixels": (
-            lambda folder: (folder / "preprocessor_config.json").write_text('{"image_std": [1, 0, 1]}'),
-            "image_std [1, 0, 1] is not positive",
-        ),
-        "a damaged preprocessor": (
-            lambda folder: (folder / "preprocessor_config.json").write_text("{broken"),
-            "JSON",
-        ),
-    }.values(),
-)
-def test_a_damaged_checkpoint_is_refused(folder, damage, word):
-    damage(folder)
-    assert word in error_of(folder)
+@pytest.mark.parametrize("text", ['{"image_mean": [1], "image_std": [1]}', "{broken"])
+def test_a_damaged_preprocessor_is_refused(folder, text):  # more with tests/bad_data/checkpoints.py
+    (folder / "preprocessor_config.json").write_text(text)
+    assert "preprocessor_config.json" in error_of(folder)
 
 
 def test_image_sizes_that_are_not_a_multiple_of_the_patch_size(original):

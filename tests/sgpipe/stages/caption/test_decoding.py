@@ -37,7 +37,8 @@ def model(tmp_path_factory):
 
 def image_states(model, images=1):
     vision = model.config.vision_config
-    return torch.randn(images, 17, vision.hidden_size, generator=torch.manual_seed(0))
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return torch.randn(images, 1 + patches, vision.hidden_size, generator=torch.manual_seed(0))
 
 
 def sampling(**changes):
@@ -208,19 +209,65 @@ def test_20000_first_tokens_of_a_captioner_follow_the_distribution_of_transforme
     assert chisquare(drawn[kept], count * shares[kept]).pvalue > 0.001
 
 
-@pytest.mark.parametrize("changes", [{}, {"top_k": 3}, {"repetition_penalty": 3.0}, {"repetition_penalty": 0.5}])
-def test_every_token_of_a_caption_is_drawn_from_the_scores_of_transformers(model, changes):
-    """Later tokens see the caption so far: a whole sequence without the cache gives the scores of each step."""
-    states, settings = image_states(model), published(samples=30, **changes)
-    for caption in sample_captions(BlipDecoder(model), states, PROMPT, [4], settings)[0]:
-        for length in range(len(caption)):
-            ids = torch.tensor([[*PROMPT, *caption[:length]]])
-            with torch.no_grad():
-                scores = model.text_decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False).logits[:, -1]
-            assert expected_scores(scores, ids, settings)[0, caption[length]].isfinite()
+SHAPES = (
+    {"width": 32, "vision_width": 48, "layers": 2, "heads": 4},
+    {"width": 48, "vision_width": 32, "layers": 1, "heads": 2},
+    {"width": 40, "vision_width": 40, "layers": 3, "heads": 8, "image_size": 40, "patch_size": 4},
+)
 
 
-def test_settings_that_overflow_the_scores_are_an_error_not_a_caption(model):
-    for changes in ({"repetition_penalty": 1e-300}, {"temperature": 1e-300}):
-        with pytest.raises(FloatingPointError, match="close to 0"):
-            sample_captions(BlipDecoder(model), image_states(model), PROMPT, [1], published(**changes))
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"width{shape['width']}")
+@torch.no_grad()
+def test_scores_are_those_of_transformers_token_by_token(tmp_path, shape, samples):
+    model = BlipForConditionalGeneration.from_pretrained(make_blip(tmp_path, seed=1, **shape)).eval()
+    states = image_states(model, images=2)
+    prompt = torch.tensor([[5, 6, 7]] * 2)
+    tails = torch.randint(5, model.config.text_config.vocab_size, (2 * samples, 6), generator=torch.manual_seed(1))
+    ids = torch.cat([prompt.repeat_interleave(samples, dim=0), tails], dim=1)
+    rows = states.repeat_interleave(samples, dim=0)
+    expected = model.text_decoder(input_ids=ids, encoder_hidden_states=rows, use_cache=False).logits
+
+    decoder = BlipDecoder(model)
+    state = decoder.start(states, capacity=9)
+    torch.testing.assert_close(decoder(prompt, state), expected[::samples, 2], atol=1e-5, rtol=1e-5)
+    state.fork(samples)
+    for step in range(6):
+        scores = decoder(tails[:, step : step + 1], state)
+        torch.testing.assert_close(scores, expected[:, 3 + step], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_gives_the_same_scores_and_is_compiled_twice(tmp_path):
+    """For one number of tokens, then for any; whatever the prompt, the number of layers, and of images."""
+    torch._dynamo.reset()
+    model = BlipForConditionalGeneration.from_pretrained(make_blip(tmp_path, **{**SHAPES[1], "layers": 12})).eval()
+    states, prompt = image_states(model, images=2), torch.tensor([[5, 6, 7]] * 2)
+    tails = torch.randint(5, model.config.text_config.vocab_size, (6, 9), generator=torch.manual_seed(1))
+    plain, other, graphs = BlipDecoder(model), BlipDecoder(model), []
+    compiled = other.compile(lambda graph, inputs: graphs.append(graph) or graph.forward)
+
+    def scores(decoder: BlipDecoder) -> list[torch.Tensor]:
+        state = decoder.start(states, capacity=12)
+        found = [decoder(prompt, state)]
+        state.fork(3)
+        return found + [decoder(tails[:, step : step + 1], state) for step in range(9)]
+
+    expected = scores(plain)
+    for _ in range(10):
+        torch.testing.assert_close(scores(other), expected)
+    assert (compiled.failure, len(graphs)) == ("", 2)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiled_step_may_write_into_its_cache(tmp_path):
+    model = BlipForConditionalGeneration.from_pretrained(make_blip(tmp_path, seed=1, **SHAPES[0])).eval()
+    found = []
+    for backend in (None, "aot_eager"):
+        decoder = BlipDecoder(model)
+        compiled = decoder.compile(backend) if backend else None
+        state = decoder.start(image_states(model, images=2), capacity=4)
+        found.append([decoder(torch.tensor([[5 + step]] * 2), state) for step in range(4)])
+        assert compiled is None or not compiled.failure
+    torch.testing.assert_close(*found)

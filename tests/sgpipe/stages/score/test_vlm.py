@@ -87,8 +87,8 @@ def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> 
     folder = make_vlm(tmp_path / "blip2", "blip-2")
     for model, reason in (
         (packaged_model("tagger"), "does not read images and text: its model_type is 'rlip_tagger'"),
-        (tmp_path / "none" / "such", "no such folder"),
-        (tmp_path / "empty", r"^scorer .*the folder has no config\.json"),
+        (tmp_path / "none" / "such", "No such file"),
+        (tmp_path / "empty", r"^scorer .*config\.json: "),
         (folder, "has no chat template"),
     ):
         with pytest.raises(UserError, match=reason):
