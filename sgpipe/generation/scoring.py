@@ -23,8 +23,9 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.endpoint import CacheFolder
+from sgpipe.stages.score import make_scorer
 from sgpipe.stages.score.clip import ClipModel
-from sgpipe.stages.score.scorer import ScorerSettings, is_directed, make_scorer, relation_text
+from sgpipe.stages.score.scorer import ScorerSettings, is_directed, relation_text
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder, source_images

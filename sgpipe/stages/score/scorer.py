@@ -11,10 +11,9 @@ from typing import Literal, Protocol
 
 from PIL import Image, ImageDraw
 
-from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import Requests
 from sgpipe.records import Box, Relation
-from sgpipe.stages.endpoint import CacheFolder, Refusal
+from sgpipe.stages.endpoint import Refusal
 
 ScorerKind = Literal["clip", "vlm"]
 
@@ -51,19 +50,6 @@ class RelationScorer(Protocol):
         Raises UserError or EngineError if the scorer fails on every image.
         """
         ...
-
-
-def make_scorer(settings: ScorerSettings, cache: CacheFolder | None = None) -> RelationScorer:
-    """Return a scorer, which is not loaded yet; `cache`: where a served one keeps its answers, or None."""
-    if settings.kind == "clip":
-        from sgpipe.stages.score.clip import ClipScorer
-
-        return ClipScorer(local_model(settings.model), settings.device, settings.gpus)
-    from sgpipe.stages.score.vlm import ServedScorer, VlmScorer
-
-    if settings.endpoint is not None:
-        return ServedScorer(settings.endpoint, settings.model, settings.requests, cache)
-    return VlmScorer(local_model(settings.model), settings.device, settings.dtype, settings.gpus)
 
 
 # Predicates that hold in both directions: a text with swapped roles says the same.

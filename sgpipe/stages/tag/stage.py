@@ -36,7 +36,8 @@ from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.base import Stage, image_threads
 from sgpipe.stages.endpoint import Refusal
 from sgpipe.stages.pair import HeadMatcher
-from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings, make_scorer
+from sgpipe.stages.score import make_scorer
+from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings
 from sgpipe.stages.tag.methods import candidates, check_tagger
 from sgpipe.utils.compiling import Compiled, compile_forward
 from sgpipe.utils.devices import pick_device, pick_dtype
