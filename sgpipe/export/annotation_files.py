@@ -1,8 +1,5 @@
-"""A run as annotation files: COCO with or without relations, Visual Genome, RLIPv2's pseudo-labels, and benchmarks.
-
-COCO: instances and captions, RelTR's file of triplets, and SGG-Benchmark's form. HICO-DET: HOIA's form, interactions of
-persons with COCO's objects in HICO-DET's verbs. PSG and VG150: as `sgpipe.sources.benchmarks` describes them.
-"""
+"""A run as annotation files: COCO with or without relations, Visual Genome, RLIPv2's pseudo-labels, HICO-DET in HOIA's
+form, and PSG and VG150 as `sgpipe.sources.benchmarks` describes them."""
 
 from __future__ import annotations
 
@@ -58,7 +55,7 @@ def write_coco_relations(rows: ExportRows, out: Path) -> None:
 def write_sgg_benchmark(rows: ExportRows, out: Path) -> None:
     """Write SPLIT/_annotations.coco.json: instances with `rel_annotations`, which refer to the ids of `annotations`.
 
-    SGG-Benchmark takes class and predicate 0 for the background, so numbers of both begin at 1. It ignores confidences.
+    SGG-Benchmark takes class and predicate 0 for the background, so numbers of both begin at 1.
     """
     numbers, predicates = _category_ids(rows, with_nothing=True, positive=True), _number_predicates(rows)
     categories = [{"id": number, "name": name} for name, number in predicates.items()]
@@ -76,12 +73,7 @@ def _number_predicates(rows: ExportRows) -> dict[str, int]:
 
 
 def _category_ids(rows: ExportRows, *, with_nothing: bool, positive: bool = False) -> dict[str, int]:
-    """Return the ids of all classes.
-
-    Args:
-        with_nothing: include the placeholder for the missing object of a relation.
-        positive: number the classes from 1 if the run has a number below that.
-    """
+    """Return the ids of all classes; `with_nothing`: also of the placeholder for the missing object of a relation."""
     names, seen = rows.manifest.run.get("labels"), rows.census.categories
     if not with_nothing:
         rows.left_out["objects that the format cannot hold"] += rows.census.nothing.total()
@@ -92,7 +84,6 @@ def _category_ids(rows: ExportRows, *, with_nothing: bool, positive: bool = Fals
 def _instances(
     rows: ExportRows, split: str, numbers: Mapping[str, int], *, with_nothing: bool
 ) -> list[tuple[str, Any]]:
-    """Return the content of the instances file of a split; `numbers`: of classes."""
     ids = count(1)
     annotations = (
         {
@@ -113,7 +104,7 @@ def _instances(
 
 
 def _images(rows: ExportRows, split: str, *columns: str) -> Iterator[tuple[dict[str, Any], Record]]:
-    """COCO's entry of each image, and its record. Ids that are not numbers go to `image_id`, and `id` counts."""
+    """Yield COCO's entry of each image, and its record. Ids that are not numbers go to `image_id`, and `id` counts."""
     for number, record in enumerate(rows.records(split, *columns), 1):
         image: dict[str, Any] = {"id": as_number(record.image_id)}
         if not rows.census.numbered:
@@ -144,7 +135,7 @@ def _triplets(rows: ExportRows, split: str, numbers: dict[str, int]) -> Iterator
 
 
 def _rel_annotations(rows: ExportRows, split: str, predicates: dict[str, int]) -> Iterator[dict[str, Any]]:
-    """Relations between the annotations of a split, which are numbered from 1 in the order of `_Instances`."""
+    """Yield relations between the annotations of a split, which `_instances` numbers from 1."""
     numbers, before = count(1), 1
     for image, record in _images(rows, split, "objects", "relations"):
         indices = {index: before + index for index in range(len(record.objects))}
@@ -160,14 +151,12 @@ _OFFICIAL = ("coco", "objects365", "open_images")
 def number_categories(
     seen: Collection[tuple[int, str]], names: Sequence[str] | None, *, positive: bool = False
 ) -> dict[str, int]:
-    """Return an id for each class, including classes without objects.
-
-    Classes keep the ids of the run if these are unambiguous and cover all classes; otherwise they get the ids of the
-    dataset that they belong to; otherwise they count from 1.
+    """Return an id for each class: that of the run if ids are unambiguous and known of all classes, or else that of the
+    dataset that the classes belong to, or else a number from 1.
 
     Args:
-        seen: the id and the class name of every object.
-        names: all classes in order, if the run knows them; classes without objects have no known id.
+        seen: the id and the name of the class of every object.
+        names: all classes in order, if the run knows them.
         positive: the form has no ids below 1.
     """
     known = {name: number for number, name in sorted(seen)}
@@ -188,43 +177,35 @@ _OBJECTS365 = "o365"
 
 
 def write_visual_genome(rows: ExportRows, out: Path) -> None:
-    """scene_graphs_SPLIT.json and image_data_SPLIT.json; each relation also has its confidence."""
+    """Write scene_graphs_SPLIT.json and image_data_SPLIT.json; each relation also has its confidence."""
     ids = count(1), count(1)
     for split in rows.splits:
         records = rows.records(split, "objects", "relations")
         graphs = (_image(record) | _graph(rows, record, ids, as_vg=True) for record in records)
         write_json(out / f"scene_graphs_{split}.json", graphs)
-        images = (
-            {"image_id": as_number(r.image_id), "width": r.width, "height": r.height} for r in rows.records(split)
-        )
+        images = ({key: _image(each)[key] for key in ("image_id", "width", "height")} for each in rows.records(split))
         write_json(out / f"image_data_{split}.json", images)
 
 
 def write_rlipv2(rows: ExportRows, out: Path) -> None:
-    """SPLIT.json and, for Objects365, image_id_to_filepath.json, which locates its images."""
+    """Write SPLIT.json and, for Objects365, image_id_to_filepath.json, which locates its images."""
     ids: dict[str, tuple[Iterator[int], Iterator[int]]] = {}
+
+    def pseudo_labels(split: str) -> Iterator[dict[str, Any]]:
+        for record in rows.records(split, "objects", "relations"):
+            name, first = _PUBLISHED.get(record.dataset, (record.dataset, 1))
+            of_dataset = ids.setdefault(name, (count(first), count(first)))
+            # For COCO the folder of the image, where the published training looks for it.
+            folder = record.file_name.rpartition("/")[0].rpartition("/")[2] or f"{record.split}2017"
+            origin = {"dataset": name, "data_split": folder if name == "coco2017" else record.split}
+            yield _image(record) | origin | _graph(rows, record, of_dataset)
+
     for split in rows.splits:
-        write_json(out / f"{split}.json", _pseudo_labels(rows, split, ids))
+        write_json(out / f"{split}.json", pseudo_labels(split))
     if _OBJECTS365 in ids:
         records = (record for split in rows.splits for record in rows.records(split))
-        paths = ((r.image_id, r.file_name) for r in records if _published(r.dataset)[0] == _OBJECTS365)
+        paths = ((each.image_id, each.file_name) for each in records if each.dataset in ("objects365", _OBJECTS365))
         write_json(out / "image_id_to_filepath.json", Members(paths))
-
-
-def _pseudo_labels(
-    rows: ExportRows, split: str, ids: dict[str, tuple[Iterator[int], Iterator[int]]]
-) -> Iterator[dict[str, Any]]:
-    for record in rows.records(split, "objects", "relations"):
-        name, first = _published(record.dataset)
-        of_dataset = ids.setdefault(name, (count(first), count(first)))
-        # For COCO the folder of the image, where the published training looks for it.
-        folder = record.file_name.rpartition("/")[0].rpartition("/")[2] or f"{record.split}2017"
-        origin = {"dataset": name, "data_split": folder if name == "coco2017" else record.split}
-        yield _image(record) | origin | _graph(rows, record, of_dataset)
-
-
-def _published(dataset: str) -> tuple[str, int]:
-    return _PUBLISHED.get(dataset, (dataset, 1))
 
 
 def _image(record: Record) -> dict[str, Any]:
@@ -237,23 +218,20 @@ def _graph(
 ) -> dict[str, Any]:
     """Return the objects and relations of an image, without crowds and without blank names, which readers drop.
 
-    Args:
-        ids: of objects and of relations. as_vg: list the names of an object, and its attributes if it has any.
+    `ids`: of objects and of relations. `as_vg`: list the names of an object, and its attributes if it has any.
     """
     indices = rows.renumber(record, [not box.iscrowd and bool(box.category.strip()) for box in record.objects])
     things = []
     for box in (record.objects[index] for index in indices):
         sides = dict(zip("xywh", map(plain, box.bbox), strict=True))
         attributes = list(dict.fromkeys(each.name for each in box.attributes)) if as_vg else []
-        things.append(
-            {"object_id": next(ids[0]), **sides, "names": [box.category] if as_vg else box.category}
-            | ({"attributes": attributes} if attributes else {})
-        )
-    relations = rows.relations(record, indices)
-    named = [relation for relation in relations if relation.predicate.strip()]
-    rows.left_out["relations that the format cannot hold"] += len(relations) - len(named)
+        things.append({"object_id": next(ids[0]), **sides, "names": [box.category] if as_vg else box.category})
+        things[-1] |= {"attributes": attributes} if attributes else {}
     relationships = []
-    for relation in named:
+    for relation in rows.relations(record, indices):
+        if not relation.predicate.strip():
+            rows.left_out["relations that the format cannot hold"] += 1
+            continue
         subject, object_ = (things[end]["object_id"] for end in (relation.subject, relation.object))
         item = {"relationship_id": next(ids[1]), "predicate": relation.predicate}
         relationships.append({**item, "subject_id": subject, "object_id": object_, **_confidence(relation)})
@@ -267,10 +245,10 @@ def _confidence(relation: Relation) -> dict[str, float]:
 def write_hico(rows: ExportRows, out: Path) -> None:
     """Write hico_SPLIT.json, without objects of other classes and relations other than the 600 interactions."""
     for split in rows.splits:
-        write_json(out / f"hico_{split}.json", _items(rows, split))
+        write_json(out / f"hico_{split}.json", _hico_items(rows, split))
 
 
-def _items(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
+def _hico_items(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
     numbers = {name: number for number, name in category_names("coco").items()}
     for record in rows.records(split, "objects", "relations"):
         indices = rows.renumber(record, [box.category in numbers and not box.iscrowd for box in record.objects])
@@ -317,7 +295,7 @@ def _interaction(subject: str, object_: str, verb: int) -> int | None:
 def write_psg(rows: ExportRows, out: Path) -> None:
     """Write psg.json, and panoptic_SPLIT/NUMBER.png of each image whose objects have segmentations.
 
-    Images of other splits than train and all are the test images. Confidences are left out.
+    Images of other splits than train and all are the test images.
     """
     known = {name for each in Manifest.identities(rows.manifest.run) for name in each.get("options", {}).get(STUFF, ())}
     names, predicates = _names(rows)
@@ -334,10 +312,7 @@ def _part(split: str) -> str:
 
 
 def _unique(record: Record, seen: set[str]) -> str:
-    """Return the id of an image, with the name of its split if an image of another split has it.
-
-    It is added to `seen`.
-    """
+    """Return the id of an image, with the name of its split if another image has it, and add it to `seen`."""
     image_id = record.image_id
     while image_id in seen:
         image_id += f"-{record.split}"
@@ -396,10 +371,7 @@ def _psg_items(
 
 
 def _mask(value: Any, record: Record) -> Any:
-    """Return the pixels [height, width] of an object, of its polygons or run lengths.
-
-    None: these are of another size.
-    """
+    """Return the pixels [height, width] of polygons or run lengths; None: these are of another size."""
     from pycocotools import mask as coco
 
     size = record.height, record.width
@@ -419,7 +391,7 @@ _OF_IMAGES = ("split", "img_to_first_box", "img_to_last_box", "img_to_first_rel"
 def write_vg150(rows: ExportRows, out: Path) -> None:
     """Write VG-SGG-with-attri.h5, VG-SGG-dicts-with-attri.json and image_data.json.
 
-    The split val is the first images of the HDF5 file, where loaders look for it. Confidences are left out.
+    The split val is the first images of the HDF5 file, where loaders look for it.
     """
     h5py = import_extra("h5py", "vg150")
     order = sorted(rows.splits, key=lambda split: (_part(split) != "val", _part(split) == "test"))

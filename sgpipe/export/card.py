@@ -1,7 +1,5 @@
-"""The README of an export: where its rows come from, what was left out of them, and, for the hub, how good they are.
-
-Everything it says of how the rows were made comes from the identity of the run, which is what decided them.
-"""
+"""The README of an export: where its rows come from, by the identity of the run, what was left out of them, and, for
+the hub, how good they are."""
 
 from __future__ import annotations
 
@@ -29,10 +27,8 @@ from sgpipe.utils.console import count
 
 
 def describe_origin(run: Mapping[str, Any]) -> tuple[bool | None, list[str], Sequence[Mapping[str, Any]]]:
-    """Return how rows came to be, by the header of their manifest.
-
-    Returns: whether models chose the relations, None if the run does not say; sentences, in order; and the identities
-    that they come from, the first one first.
+    """Return how rows came to be, by the header of their manifest: whether models chose the relations (None: unknown),
+    sentences in order, and the identities that they come from.
     """
     identities, steps = [identity for identity in Manifest.identities(run) if identity], []
     for identity in identities:
@@ -78,13 +74,8 @@ def write_readme(rows: ExportRows, out: Path, form: str, coordinates: str) -> No
     """Write the README of a form other than the hub's, after its files; `coordinates`: of instructions."""
     before, common = totals(rows), _common(rows)
     objects = rows.census.categories.total() - rows.left_out["objects that the format cannot hold"]
-    held = {
-        "coco": ("captions",),
-        "label-studio": ("captions",),
-        "fiftyone": ("captions",),
-        "instructions": ("pairs",),
-    }.get(form, ())
-    unheld = [name for name in ("captions", "triplets", "pairs") if name not in held]
+    held = {**dict.fromkeys(("coco", "label-studio", "fiftyone"), "captions"), "instructions": "pairs"}.get(form)
+    unheld = [name for name in ("captions", "triplets", "pairs") if name != held]
     if listed := ", ".join(f"{name} ({before[name]:,})" for name in unheld if before[name]):
         common["left_out"].append(f"What the format has no place for: {listed}.")
     table = [
@@ -92,16 +83,12 @@ def write_readme(rows: ExportRows, out: Path, form: str, coordinates: str) -> No
         ("objects", before["boxes"], objects),
         ("relations", before["relations"], exported_relations(rows)),
     ]
-    template = card_template("readme.md.jinja")
-    text = template.render(common, form=form, table=table, note=rows.note, coordinates=coordinates)
-    (out / README).write_text(text, encoding="utf-8")
+    values = {"form": form, "table": table, "note": rows.note, "coordinates": coordinates}
+    (out / README).write_text(card_template("readme.md.jinja").render(common, **values), encoding="utf-8")
 
 
 def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
-    """Write the dataset card of the hub, after the data; `embedded`: whether the rows hold the images.
-
-    Raises UserError: a shard cannot be read.
-    """
+    """Write the dataset card of the hub, after the data; `embedded`: whether the rows hold the images."""
     with open_run(rows.root) as database:
         if rows.calibration is not None:
             use_probabilities(database, rows.calibration)

@@ -36,13 +36,9 @@ _SAMPLE = {
 
 
 def write_fiftyone(rows: ExportRows, out: Path, images: ImagePlace | None, *, embed: bool) -> None:
-    """Write metadata.json and samples.json.
+    """Write metadata.json and samples.json; `embed` copies the images into the folder `data`, too.
 
-    Args:
-        images: where the images are, if they have moved since the run.
-        embed: copy the images into the folder, below `data`; otherwise samples refer to where they are.
-
-    Raises UserError: a shard cannot be read, or the images are unknown or, without `embed`, not files in a folder.
+    Raises UserError: the images are unknown or, without `embed`, not files in a folder.
     """
     fields = [_field("id", "ObjectId"), *(_field(name, kind) for name, kind in _SAMPLE.items())]
     sizes = [_field(side, "Int") for side in ("width", "height")]
@@ -101,10 +97,7 @@ def _samples(rows: ExportRows, out: Path, images: ImagePlace | None, *, embed: b
 
 
 def _labels(rows: ExportRows, record: Record) -> dict[str, list[dict[str, Any]]]:
-    """Return the detections of the objects and of the relations.
-
-    Boxes are xywh, as shares of the sides of the image.
-    """
+    """Return the detections of the objects and of the relations; boxes are xywh, as shares of the image's sides."""
     where, kept = (record.split, record.image_id), rows.renumber(record, [not box.is_nothing for box in record.objects])
     boxes = np.array([box.bbox for box in record.objects], float).reshape(-1, 4)
     corners = xywh_to_xyxy(boxes / ((record.width, record.height) * 2))
@@ -128,6 +121,6 @@ def _labels(rows: ExportRows, record: Record) -> dict[str, list[dict[str, Any]]]
         more |= {f"{name}_index": end for name, end in ends.items()}
         more |= {"predicate": relation.predicate, "text": f"{subject} {relation.predicate} {object_}"}
         address = relation.subject, relation.predicate, relation.object
-        more["origin"] = relation.origin
-        relations.append(label(relation.predicate, around, relation.confidence, *address, **more))
+        made = label(relation.predicate, around, relation.confidence, *address, **more, origin=relation.origin)
+        relations.append(made)
     return {"objects": objects, "relations": relations}

@@ -1,11 +1,9 @@
-"""A run with its images: Parquet files and a dataset card for the Hugging Face hub, and WebDataset's tar files."""
+"""A run as Parquet files and a dataset card for the Hugging Face hub."""
 
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import pyarrow.parquet as pq
 from sgpipe.export.card import write_card
 from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups, new_file
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.images import ImageError, open_header, read_image
+from sgpipe.images import ImageError, read_image
 from sgpipe.records import ORIGINS, from_table
 from sgpipe.sources.hugging_face import CLASSES, ORIGIN
 from sgpipe.storage.manifest import Manifest, ShardEntry
@@ -31,13 +29,8 @@ _IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
 def write_hugging_face(rows: ExportRows, out: Path, images: ImagePlace | None, *, embed: bool) -> None:
     """Write all rows and columns, including error rows, one file per shard.
 
-    An object also has the number of its class as `label`, a `ClassLabel` of `datasets`.
-
-    Args:
-        images: where the images are, if they have moved since the run.
-        embed: store the image files in the rows; images that the shards hold are always kept.
-
-    Raises UserError: a shard cannot be read, or the image folder is unknown.
+    An object also has the number of its class as `label`, a `ClassLabel` of `datasets`. `embed` stores the image files
+    in the rows; images that the shards hold are always kept. Raises UserError: the image folder is unknown.
     """
     (out / DATA).mkdir()
     tables = (group for shard in rows.manifest.shards for group in iter_groups(rows.root / shard.file, ("objects",)))
@@ -53,26 +46,6 @@ def write_hugging_face(rows: ExportRows, out: Path, images: ImagePlace | None, *
     write_card(rows, out, embedded=IMAGE_COLUMN in written.names)
 
 
-def write_webdataset(rows: ExportRows, out: Path, images: ImagePlace | None) -> None:
-    """Write SPLIT-000000.tar and so on, one per shard: of each image its file, KEY.jpeg or so, and its row, KEY.json.
-
-    Files of one key are a sample of WebDataset (github.com/webdataset/webdataset). Raises as `write_hugging_face`.
-    """
-    for split in rows.splits:
-        for number, shard in enumerate(rows.shards(split)):
-            path = out / f"{split}-{number:06d}.tar"
-            with new_file(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
-                found = (row for table in _tables(rows, shard, images, embed=True) for row in table.to_pylist())
-                for key, row in enumerate(row for row in found if row["status"] == "ok" and row[IMAGE_COLUMN]):
-                    image = row.pop(IMAGE_COLUMN)["bytes"]
-                    with open_header(BytesIO(image), row["file_name"]) as header:
-                        suffix = str(header.format).lower().replace("mpo", "jpeg")  # a JPEG with further images
-                    for end, content in ((suffix, image), ("json", json.dumps(row).encode())):
-                        member = tarfile.TarInfo(f"{key:06d}.{end}")
-                        member.size = len(content)
-                        tar.addfile(member, BytesIO(content))
-
-
 def _categories(table: pa.Table) -> pa.Array:
     return pc.struct_field(pc.list_flatten(table["objects"].combine_chunks()), "category")
 
@@ -85,9 +58,8 @@ def _with_labels(table: pa.Table, names: list[str]) -> pa.Table:
     kind = column.type.value_type
     parts = [pc.struct_field(items, number) for number in range(kind.num_fields)]
     structs = pa.StructArray.from_arrays([*parts, labels], fields=[*kind, pa.field(_LABEL, pa.int64())])
-    objects = pa.ListArray.from_arrays(
-        np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)]).astype(np.int32), structs
-    )
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)]).astype(np.int32)
+    objects = pa.ListArray.from_arrays(offsets, structs)
     return table.set_column(table.schema.get_field_index("objects"), "objects", objects)
 
 
@@ -113,28 +85,19 @@ def _tables(rows: ExportRows, shard: ShardEntry, images: ImagePlace | None, *, e
 
 
 def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
-    """Return the table without relations below the threshold or of other origins, and their scores."""
+    """Return the table without relations that are not exported, and their scores."""
     if not rows.threshold and rows.certificate is None and len(rows.origins) == len(ORIGINS):
         return table
-    relations = table["relations"].to_pylist()
-    own = [[not set(item["origin"].split("+")).isdisjoint(rows.origins) for item in row] for row in relations]
-    confident = [
-        [is_own and rows.keeps(item["predicate"], item["confidence"]) for item, is_own in zip(*each, strict=True)]
-        for each in zip(relations, own, strict=True)
-    ]
-    others = sum(row.count(False) for row in own)
-    rows.left_out["relations of other origins"] += others
-    rows.left_out["relations below the threshold"] += sum(row.count(False) for row in confident) - others
+    chosen = [rows.choose(record) for record in from_table(table.select([*IMAGE_FIELDS, "relations"]))]
     for name in {"relations", *SCORES} & set(table.column_names):
-        lists = table[name].to_pylist()
-        kept = [[item for item, keep in zip(*pair, strict=True) if keep] for pair in zip(lists, confident, strict=True)]
+        pairs = zip(table[name].to_pylist(), chosen, strict=True)
+        kept = [[item for item, keep in zip(*pair, strict=True) if keep] for pair in pairs]
         column = table.schema.get_field_index(name)
         table = table.set_column(column, table.field(name), pa.array(kept, table.field(name).type))
     return table
 
 
 def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows, names: list[str]) -> None:
-    """Raises UserError: the shard behind the tables cannot be read."""
     first = next(tables)
     schema = first.schema.with_metadata(_metadata(first.schema, rows, names))
     group_size = _IMAGES_PER_GROUP if IMAGE_COLUMN in schema.names else _ROWS_PER_GROUP

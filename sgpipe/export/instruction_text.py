@@ -36,10 +36,7 @@ class Phrases(Config):
 
 
 def load_phrases(file: Path | None = None) -> Phrases:
-    """Return the packaged phrases; what a file names replaces theirs.
-
-    Raises UserError: the file cannot be read, or a template cannot be filled.
-    """
+    """Return the packaged phrases; what a file names replaces theirs. Raises UserError: the file is not usable."""
     packaged = read_yaml(_PACKAGED)
     try:
         phrases = Phrases.model_validate(merged(packaged, read_yaml(file) if file else {}))
@@ -53,11 +50,10 @@ def load_phrases(file: Path | None = None) -> Phrases:
                 if template.keys() != texts.keys() or fields - known or is_formatted:
                     expected = f"{' and '.join(texts)}, with the fields {', '.join(sorted(known))} as they are"
                     raise ValueError(f"{form}: expected {expected}; got {template}")
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except ValueError as error:
-        raise UserError(f"{file}: {error}") from None
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else error
+        raise UserError(f"{file}: {said}") from None
     return phrases
 
 
@@ -70,8 +66,7 @@ def filled(text: str, fields: dict[str, str]) -> str:
 def plain_name(name: str) -> str:
     """Return a class name or predicate as a text that no chat template takes for one of its tokens; "" if none is left.
 
-    `<image>` becomes "image", `</s>` "s", `[INST]` "INST" and "holding_hands" "holding hands": of the signs, only those
-    of ordinary writing stay. Names of more than 100 characters are not used.
+    `<image>` becomes "image" and "holding_hands" "holding hands": of the signs, only those of ordinary writing stay.
     """
     text = " ".join(_UNPRINTED.sub(" ", unicodedata.normalize("NFKC", name)).split()).strip(" /&.,+%-")
     return text if len(text) <= _LONGEST_NAME and any(map(str.isalnum, text)) else ""
@@ -119,9 +114,7 @@ class English:
         return fields | {"one_verb": one, "that_verb": that} if first else None
 
     def _is_finite(self, word: str) -> bool:
-        """Return whether a word is a verb such as "ride" or "rides", not one that can follow "is" ("riding",
-        "made").
-        """
+        """Return whether a word is a verb such as "ride", not one that can follow "is" ("riding", "made")."""
         if word in self.phrases.not_verbs or not (word.isascii() and word.isalpha()):
             return False
         return verb_lemma(word) == word or not (word.endswith("ing") or is_participle(word))

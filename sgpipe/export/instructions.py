@@ -1,8 +1,8 @@
 """`--to instructions`: questions and answers about images, for training vision-language models.
 
-Two passes over the rows. The first counts what could be asked. Questions that read the same but for coordinates are a
-stratum; from each, as many items of every answer are drawn, so that the text alone does not tell the answer. The second
-pass draws and writes them. Memory grows with the number of strata, not of images.
+A first pass over the rows counts what could be asked. Questions that read the same but for coordinates are a stratum;
+from each, a second pass draws as many items of every answer, so that the text alone does not tell the answer. Memory
+grows with the number of strata, not of images.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class Item(NamedTuple):
 
     Attributes:
         answer: by which its stratum is balanced.
-        claims: relations that hold or not; of options the right one first. `counted`: the objects that it counts.
+        claims: relations that hold or not; of options the right one first.
         probability: that the answer is right; NaN if that is not known.
+        counted: the objects that it counts.
     """
 
     stratum: Stratum
@@ -71,13 +72,8 @@ class Item(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known of an image.
-
-    Attributes:
-        names: of its objects; "" of those that are not asked about.
-        held: the probabilities of relations to export. `denied`: of those that are improbable. `unclear`: of others,
-            NaN of those of other origins.
-        counted: the objects of each class that has a box for every object in the image.
+    """What is known of an image: the names of its objects ("" of those that are not asked about), the probabilities of
+    relations that are exported, improbable or neither, and the objects of each class that certainly has all its boxes.
     """
 
     names: list[str]
@@ -94,7 +90,7 @@ class Instructions:
     """What images can be asked, in words.
 
     Attributes:
-        least: the lowest probability of an answer; 0 without a calibration, where none is known.
+        least: the lowest probability of an answer; 0 without a calibration.
         absent: the highest probability of a candidate that the run does not have as a relation; 1 if it is not known.
         written: the number of rows by kind.
     """
@@ -171,9 +167,7 @@ class Instructions:
         return facts
 
     def _probabilities(self, confidences: Collection[float]) -> list[float]:
-        """Return the probabilities of confidences (an annotation's is 1); below the lowest judged one, that of the
-        lowest.
-        """
+        """Return the probabilities of confidences (an annotation's is 1); below the lowest judged one, that one's."""
         calibration = self._rows.calibration
         if calibration is None or not confidences:
             return [1.0 if math.isinf(confidence) else math.nan for confidence in confidences]
@@ -185,9 +179,7 @@ class Instructions:
     ) -> Iterator[dict[str, Any]]:
         """Yield the rows of the items that are drawn of an image, and of comparisons with one before it.
 
-        Args:
-            image: as it is in rows.
-            left: number of items of each answer in this image and later ones. `drawn`: how many of them are drawn.
+        `left`: how many items of each answer are in this image and later ones; `drawn`: how many of them are drawn.
         """
         chance = random.Random(f"{self._seed} {record.split} {record.image_id}")
         for item in self.items(record):
@@ -209,9 +201,7 @@ class Instructions:
         return f"{form}/{number % len(templates) + 1}", templates[number % len(templates)]
 
     def _row(self, item: Item, record: Record, image: Any) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return a row and the fields of its texts: each answer of a stratum in turn by each template, and at each
-        letter.
-        """
+        """Return a row and the fields of its texts: each answer of a stratum in turn by each template and letter."""
         kind, form, *shown = item.stratum
         turn = self._turn(item.stratum, item.answer)
         number = turn // len(item.claims) if item.answer == _ONE else turn
@@ -377,10 +367,8 @@ def _descriptions(facts: Facts, least: float, record: Record) -> Iterator[Item]:
 
 
 def quotas(counts: Mapping[Stratum, Counter[str]]) -> dict[Stratum, Counter[str]]:
-    """Return how many items of each answer are drawn from each stratum.
-
-    Of each answer as many, or as often as a guess among the options is right. A predicate, or a class that is counted,
-    gets about twice the mean of its kind at most.
+    """Return how many items of each answer are drawn from each stratum: of each as many, or as often as a guess among
+    the options is right. A predicate, or a class that is counted, gets about twice the mean of its kind at most.
     """
     drawn = {stratum: _balanced(stratum, answers) for stratum, answers in counts.items()}
     totals = defaultdict[str, Counter[str]](Counter)
@@ -422,24 +410,16 @@ def write_instructions(
     parquet: bool,
     embed: bool,
 ) -> None:
-    """Write SPLIT.jsonl or SPLIT.parquet.
+    """Write SPLIT.jsonl or SPLIT.parquet; paths of images begin with `images_url`, or are where they are.
 
-    Args:
-        images: where the images are, if they have moved since the run.
-        images_url: what their paths begin with, instead of where they are.
-        embed: store the images in the rows of Parquet.
-
-    Raises UserError: a shard cannot be read, or the image folder is unknown and there is no `images_url`.
+    `embed` stores the images in the rows of Parquet. Raises UserError: where the images are is not known.
     """
 
     def made(split: str) -> Iterator[dict[str, Any]]:
         root = None if embed or images_url is not None else rows.manifest.image_root(split, images)
         counts = defaultdict[Stratum, Counter[str]](Counter)
         for record in rows.records(split, *_COLUMNS):
-            own = [each for each in record.relations if not set(each.origins).isdisjoint(rows.origins)]
-            kept = sum(rows.keeps(relation.predicate, relation.confidence) for relation in own)
-            rows.left_out["relations of other origins"] += len(record.relations) - len(own)
-            rows.left_out["relations below the threshold"] += len(own) - kept
+            rows.choose(record)  # which counts what is left out
             for item in asked.items(record):
                 counts[item.stratum][item.answer] += 1
         drawn = quotas(counts)
@@ -468,7 +448,6 @@ def write_instructions(
     kinds = ", ".join(f"{kind} {number:,}" for kind, number in sorted(asked.written.items()))
     rows.note = f"{asked.written.total():,} questions ({kinds or 'nothing to ask'})"
     if asked.absent > _IMPROBABLE:
-        why = "without --calibration, nothing is known to be false"
-        if rows.calibration is not None:
-            why = "the run keeps too few improbable candidates; make it with a lower tag.threshold, such as 0"
+        why = "the run keeps too few improbable candidates; make it with a lower tag.threshold, such as 0"
+        why = why if rows.calibration else "without --calibration, nothing is known to be false"
         rows.note += f"; few or no hard negatives, without which some kinds are missing: {why}"

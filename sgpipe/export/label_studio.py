@@ -24,7 +24,6 @@ from sgpipe.sources.label_studio import CROWD, LOCAL_FILES
 
 CONFIGURATION = "labeling_config.xml"
 
-_NESTED = ("objects", "captions", "relations")
 # What a name in the configuration cannot contain: characters that XML forbids, and variables, which are replaced.
 _UNHELD = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|\$[\w\[\].{}]")
 _CONFIGURATION = """\
@@ -45,13 +44,10 @@ def write_label_studio(
 ) -> None:
     """Write SPLIT.json, a list of tasks, and the labelling configuration of a project for them.
 
-    Args:
-        images: folder of the images, if they have moved since the run. Tasks refer to them as Label Studio serves local
-            files, below the parent of that folder.
-        images_url: what the addresses of images begin with instead; the file name follows.
-        embed: put the images into the tasks.
+    `embed` puts the images into the tasks. Otherwise these have addresses that begin with `images_url`, or at which
+    Label Studio serves local files below the parent of `images` or of the run's image folders.
 
-    Raises UserError: a shard cannot be read, or the image folder is unknown or missing and there is no `images_url`.
+    Raises UserError: the images are not in a folder.
     """
     prefixes = dict.fromkeys(rows.splits, images_url)
     if images_url is None and not embed:
@@ -67,11 +63,12 @@ def write_label_studio(
             f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, and add {' and '.join(sorted(set(folders.values())))} "
             "to the project as a source storage of local files"
         )
-        prefixes |= {
-            split: f"{LOCAL_FILES}?d={quote(os.path.relpath(folder, root))}/" for split, folder in folders.items()
-        }
-    for split in rows.splits:
-        write_json(out / f"{split}.json", _tasks(rows, split, images, prefixes[split]))
+        for split, folder in folders.items():
+            prefixes[split] = f"{LOCAL_FILES}?d={quote(os.path.relpath(folder, root))}/"
+    for split, prefix in prefixes.items():
+        found = rows.records_with_images(split, "objects", "captions", "relations", embed=prefix is None)
+        tasks = (_task(rows, record, _address(rows, record, content, images, prefix)) for record, content in found)
+        write_json(out / f"{split}.json", tasks)
     names = rows.manifest.run.get("labels") or {"objects": [], "relations": []}
     classes = sorted({name for _, name in rows.census.categories - rows.census.nothing})
     text = _CONFIGURATION.format(
@@ -90,14 +87,6 @@ def _is_name(name: str) -> bool:
     return bool(name.strip()) and not _UNHELD.search(name)
 
 
-def _tasks(rows: ExportRows, split: str, images: ImagePlace | None, prefix: str | None) -> Iterator[dict[str, Any]]:
-    """Yield the tasks of a split; `prefix`: what the addresses of images begin with; None: the tasks contain the
-    images.
-    """
-    for record, content in rows.records_with_images(split, *_NESTED, embed=prefix is None):
-        yield _task(rows, record, _address(rows, record, content, images, prefix))
-
-
 def _task(rows: ExportRows, record: Record, address: str) -> dict[str, Any]:
     data: dict[str, Any] = {"image": address, **{key: getattr(record, key) for key in IMAGE_FIELDS[:-1]}}
     captions = [caption.text for caption in record.captions if caption.scope == "image"]
@@ -113,11 +102,9 @@ def _task(rows: ExportRows, record: Record, address: str) -> dict[str, Any]:
     data |= {"captions": captions} if captions else {}
     data |= {"category_ids": numbers} if any(numbers.values()) else {}
     run = rows.manifest.run
-    prediction: dict[str, Any] = {
-        "model_version": f"{run.get('name', 'sgpipe')} {run.get('fingerprint', '')[:12]}".strip()
-    }
-    scores = [item.confidence for item in relations if item.confidence is not None]
-    if scores:
+    version = f"{run.get('name', 'sgpipe')} {run.get('fingerprint', '')[:12]}".strip()
+    prediction: dict[str, Any] = {"model_version": version}
+    if scores := [item.confidence for item in relations if item.confidence is not None]:
         prediction["score"] = sum(scores) / len(scores)
     prediction["result"] = [_region(record, *pair) for pair in indices.items()] + list(_links(relations))
     return {"data": data, "predictions": [prediction]}
@@ -146,33 +133,22 @@ def _region(record: Record, index: int, number: int) -> dict[str, Any]:
     box = record.objects[index]
     sides = zip(("x", "y", "width", "height"), box.bbox, (record.width, record.height) * 2, strict=True)
     value: dict[str, Any] = {key: 100 * length / side for key, length, side in sides}
-    region = {
-        "id": f"object{number}",
-        "type": "rectanglelabels",
-        "from_name": "objects",
-        "to_name": "image",
-        "original_width": record.width,
-        "original_height": record.height,
-        "image_rotation": 0,
+    return {
+        **{"id": f"object{number}", "type": "rectanglelabels", "from_name": "objects", "to_name": "image"},
+        **{"original_width": record.width, "original_height": record.height, "image_rotation": 0},
         "value": value | {"rotation": 0, "rectanglelabels": [box.category]},
+        **({} if box.score is None else {"score": box.score}),
+        **({"meta": {"text": [CROWD]}} if box.iscrowd else {}),
     }
-    if box.score is not None:
-        region["score"] = box.score
-    return region | ({"meta": {"text": [CROWD]}} if box.iscrowd else {})
 
 
 def _links(relations: Iterable[Relation]) -> Iterator[dict[str, Any]]:
-    """One link for all relations of a pair: Label Studio's editor drops a second one."""
+    """Yield one link for all relations of a pair: Label Studio's editor drops a second one."""
     pairs: dict[tuple[int, int], list[Relation]] = {}
     for relation in relations:
         pairs.setdefault((relation.subject, relation.object), []).append(relation)
     for (subject, object_), stated in pairs.items():
-        link: dict[str, Any] = {
-            "type": "relation",
-            "from_id": f"object{subject}",
-            "to_id": f"object{object_}",
-            "direction": "right",
-            "labels": [relation.predicate for relation in stated],
-        }
+        link: dict[str, Any] = {"type": "relation", "from_id": f"object{subject}", "to_id": f"object{object_}"}
+        link |= {"direction": "right", "labels": [relation.predicate for relation in stated]}
         scores = [relation.confidence for relation in stated]
         yield link if all(score is None for score in scores) else link | {"scores": scores}

@@ -27,14 +27,9 @@ _EVALUATION = re.compile(r"\n## Evaluation\n.*?(?=\n## |\Z)", re.DOTALL)
 
 
 def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence[Path]) -> str:
-    """Return the README.md of a model in `folder`, for the hub.
+    """Return the README.md of a model in `folder`, for the hub, where its id is `to`.
 
-    Args:
-        to: its id on the hub.
-        licence: an identifier of the hub, such as apache-2.0.
-        evaluations: files that `sgpipe eval --json-file` wrote.
-
-    Raises UserError: config.json, README.md or an evaluation is damaged.
+    `evaluations`: files that `sgpipe eval --json-file` wrote. Raises UserError: one of the files is damaged.
     """
     settings, root = _read_json(folder / "config.json"), folder.resolve().parent.parent
     metadata, body = _read_card(folder / README)
@@ -52,10 +47,14 @@ def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence
         training["model"]["init"] = init if hub else Path(init).name
     metadata |= {"license": licence} if licence else {}
     tags = metadata.get("tags") or []
-    tags = tags if isinstance(tags, list) else [tags]
-    metadata["tags"] = list(dict.fromkeys([*map(str, tags), TAG, settings.get("model_type", "model")]))
+    tags = [*map(str, tags if isinstance(tags, list) else [tags]), TAG, settings.get("model_type", "model")]
+    metadata["tags"] = list(dict.fromkeys(tags))
     figures = [("Validation of this checkpoint", {name: row[name] for name in MEASURES if name in row}) for row in rows]
-    figures += map(_read_figures, evaluations)
+    for file in evaluations:
+        result = _read_json(file)
+        if not isinstance(summary := result.get("summary") or {}, dict):
+            raise UserError(f"{file}: `summary` is not a JSON object; name a file that `sgpipe eval --json-file` wrote")
+        figures.append((str(result.get("benchmark", "Evaluation")), summary))
     data = training.pop("data", {})
     return card_template("model.md.jinja").render(
         metadata=dump_yaml(metadata),
@@ -78,11 +77,8 @@ def _part(place: str) -> tuple[str, list[str]]:
         run = RunFiles(place)
     except (UserError, EngineError, StoreError):
         return place.rstrip("/").rpartition("/")[2], ["It was not there when this card was written."]
-    totals = {name: sum(shard.counts.get(name, 0) for shard in run.manifest.shards) for name in ("images", "relations")}
-    steps = [
-        ", ".join(f"{number:,} {name}" for name, number in totals.items()) + ".",
-        *describe_origin(run.manifest.run)[1],
-    ]
+    images, relations = (sum(s.counts.get(name, 0) for s in run.manifest.shards) for name in ("images", "relations"))
+    steps = [f"{images:,} images, {relations:,} relations.", *describe_origin(run.manifest.run)[1]]
     with suppress(UserError, OSError):
         steps.append(certified_text(check(place, run.judgements.with_name(CERTIFICATE), run.judgements)))
     return str(run.manifest.run.get("name", "sgpipe")), steps
@@ -97,13 +93,6 @@ def _read_card(file: Path) -> tuple[dict[str, Any], str]:
         return {**(parse_yaml(front) or {})}, body
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file} cannot be read as a card of the hub: {' '.join(str(error).split())}") from None
-
-
-def _read_figures(file: Path) -> tuple[str, dict[str, Any]]:
-    result = _read_json(file)
-    if not isinstance(summary := result.get("summary") or {}, dict):
-        raise UserError(f"{file}: `summary` is not a JSON object; name a file that `sgpipe eval --json-file` wrote")
-    return str(result.get("benchmark", "Evaluation")), summary
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""`sgpipe push`: a run or a model to the Hugging Face hub, resumably.
+"""`sgpipe push`: a run, as `export --to hf` writes it, or a model to the Hugging Face hub.
 
-A run goes there as `export --to hf` writes it. The same command continues an interrupted upload: the same files are
-sent, of which huggingface_hub sends only what the hub does not have.
+The same command continues an interrupted upload: huggingface_hub sends only what the hub does not have.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ _OF_MODEL = re.compile(r"[^/]+\.(json|txt|model|jinja)|model(-\d+-of-\d+)?\.safe
 _WEIGHTS = re.compile(r"model[^/]*\.safetensors|[^/]+\.index\.json")  # of a model: what is deleted if it is gone
 _STATE = ("training.json", "optimizer.safetensors")  # of a checkpoint, for resuming
 _ITS_OWN = (".gitattributes", README)
-_MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class _Repository:
         allowed = _ITS_OWN if is_ours or not self._before.get(README) else _ITS_OWN[:1]
         foreign = [file for file in self._before if file not in allowed and not (is_ours and form.fullmatch(file))]
         if foreign:
-            named = ", ".join(foreign[:_MOST_NAMED]) + (", …" if len(foreign) > _MOST_NAMED else "")
+            named = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
             raise UserError(f"{self._what} has files that sgpipe did not push ({named}); choose another name for --to")
 
     def upload(self, folder: Path, files: Sequence[str], card: str, of: str) -> None:
@@ -88,25 +86,18 @@ class _Repository:
             gone = [*filter(_WEIGHTS.fullmatch, gone)]
         with _unfinished(self._what):
             repository: dict[str, Any] = {"repo_id": self.name, "repo_type": self.kind}
-            self._api.upload_file(
-                path_or_fileobj=card.encode(), path_in_repo=README, commit_message="Add the card", **repository
-            )
-            self._api.upload_folder(
-                folder_path=folder,
-                allow_patterns=list(files),
-                commit_message=f"Upload {count(len(files), 'file')} of {of}",
-                delete_patterns=gone or None,
-                **repository,
-            )
+            repository["commit_message"] = "Add the card"
+            self._api.upload_file(path_or_fileobj=card.encode(), path_in_repo=README, **repository)
+            repository["commit_message"] = f"Upload {count(len(files), 'file')} of {of}"
+            chosen: dict[str, Any] = {"allow_patterns": list(files), "delete_patterns": gone or None}
+            self._api.upload_folder(folder_path=folder, **chosen, **repository)
 
 
 def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pushed:
-    """Export the run in `root`, a folder or a store, and upload it to the dataset `to` of the hub, which may be new.
+    """Export the run in `root`, a folder or a store, with the options of `export_run`, and upload it to a dataset.
 
     Args:
-        to: USER/NAME or ORGANISATION/NAME.
-        public: who can read a new dataset: everybody, or its owner alone; an existing one stays as it is.
-        options: as for `export_run`.
+        to: USER/NAME or ORGANISATION/NAME; a new one is private unless `public`.
 
     Raises:
         UserError: not a run, no such user, or the dataset was not pushed by sgpipe; nothing is uploaded.
@@ -124,15 +115,9 @@ def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pu
 def push_model(
     folder: Path, to: str, *, public: bool = False, licence: str | None = None, evaluations: Sequence[Path] = ()
 ) -> Pushed:
-    """Upload the model in `folder` to the model `to` of the hub, which may be new.
+    """Upload the model in `folder` to a model of the hub; see `push_run` and `model_card`.
 
-    Args:
-        to, public: as for `push_run`.
-        licence, evaluations: as for `model_card`.
-
-    Raises:
-        UserError: it has no weights in safetensors, and as `push_run` and `model_card`; nothing is uploaded.
-        EngineError: the hub cannot be reached any more; the same call continues.
+    Raises UserError also if it has no weights in safetensors.
     """
     files = sorted(file.name for file in folder.iterdir() if _OF_MODEL.fullmatch(file.name) and file.name not in _STATE)
     if not any(file.endswith(".safetensors") for file in files):

@@ -28,11 +28,10 @@ IMAGE_FIELDS = ("image_id", "dataset", "split", "file_name", "width", "height", 
 
 
 class ExportRows:
-    """The rows of a run, and the minimum confidence of the relations to export.
+    """The rows of a run, and which of its relations to export.
 
     Attributes:
-        threshold: the minimum confidence or, with a calibration, the minimum probability. `confidence`: the minimum
-            confidence.
+        threshold: the minimum confidence or, with a calibration, probability. `confidence`: the minimum confidence.
         left_out: what an export has to leave out, by kind; the formats add to it.
         note: what the user is told: how to use the files.
     """
@@ -46,16 +45,12 @@ class ExportRows:
         origins: Collection[str] = ORIGINS,
     ) -> None:
         """Raises UserError: the folder is not a run, or is an empty one, or the calibration is of another tagger."""
-        self.root, self.origins = root, origins
-        self.threshold = stored(threshold)
-        self.manifest = Manifest.load(root)
-        self.left_out: Counter[str] = Counter()
+        self.root, self.origins, self.certificate, self.calibration_file = root, origins, certificate, calibration
+        self.threshold, self.manifest = stored(threshold), Manifest.load(root)
+        self.left_out, self.note = Counter[str](), ""
         if not self.manifest.shards:
             raise UserError(f"{root} contains no images yet")
         self.calibration = None if calibration is None else load_calibration(calibration)
-        self.calibration_file = calibration
-        self.note: str | None = None
-        self.certificate = certificate
         self.confidence = self.threshold if self.calibration is None else self.calibration.threshold(threshold)
         self.least: dict[str | None, float] = {None: self.confidence}  # confidence by predicate; None: of all
         if certificate is not None:
@@ -73,9 +68,8 @@ class ExportRows:
     @property
     def identity(self) -> dict[str, Any]:
         """What an export changes of a run, for whoever imports it."""
-        of = sum(shard.counts.get("relations", 0) for shard in self.manifest.shards)
-        relations = self.census.predicates.total()
-        exported: dict[str, Any] = {"threshold": self.threshold, "relations": relations, "of": of}
+        exported: dict[str, Any] = {"threshold": self.threshold, "relations": self.census.predicates.total()}
+        exported["of"] = sum(shard.counts.get("relations", 0) for shard in self.manifest.shards)
         if len(self.origins) < len(ORIGINS):
             exported["origins"] = sorted(self.origins)
         if self.certificate is not None:
@@ -107,32 +101,36 @@ class ExportRows:
                 yield from (pair for pair in zip(records, contents, strict=True) if pair[0].ok)
 
     def keeps(self, predicate: str, confidence: float | None) -> bool:
-        """Return whether a relation is exported; human annotations, which have no confidence, are.
-
-        With a certificate by predicate, those of other predicates are not.
-        """
+        """Return whether a relation is exported: annotations are, which have no confidence; with a certificate by
+        predicate, other predicates are not."""
         least = self.least.get(predicate, self.least.get(None))
         return least is not None and (confidence is None or confidence >= least)
 
     def renumber(self, record: Record, usable: Sequence[bool]) -> dict[int, int]:
-        """New indices of the usable objects by their index in the record; the others are left out."""
+        """Return new indices of the usable objects by their index in the record; the others are left out."""
         kept = [index for index, good in enumerate(usable) if good]
         self.left_out["objects that the format cannot hold"] += len(usable) - len(kept)
         return {index: new for new, index in enumerate(kept)}
 
     def relations(self, record: Record, indices: dict[int, int]) -> list[Relation]:
         """Return the relations to export, with new indices of their objects; those of other objects are left out."""
-        own = [each for each in record.relations if not set(each.origins).isdisjoint(self.origins)]
-        confident = [relation for relation in own if self.keeps(relation.predicate, relation.confidence)]
+        chosen = self.choose(record)
         kept = [
             replace(relation, subject=indices[relation.subject], object=indices[relation.object])
-            for relation in confident
-            if relation.subject in indices and relation.object in indices
+            for relation, is_chosen in zip(record.relations, chosen, strict=True)
+            if is_chosen and relation.subject in indices and relation.object in indices
         ]
-        self.left_out["relations of other origins"] += len(record.relations) - len(own)
-        self.left_out["relations below the threshold"] += len(own) - len(confident)
-        self.left_out["relations that the format cannot hold"] += len(confident) - len(kept)
+        self.left_out["relations that the format cannot hold"] += sum(chosen) - len(kept)
         return kept
+
+    def choose(self, record: Record) -> list[bool]:
+        """Return which relations are to be exported; the others are left out."""
+        own = [not set(each.origins).isdisjoint(self.origins) for each in record.relations]
+        pairs = zip(record.relations, own, strict=True)
+        chosen = [is_own and self.keeps(each.predicate, each.confidence) for each, is_own in pairs]
+        self.left_out["relations of other origins"] += own.count(False)
+        self.left_out["relations below the threshold"] += sum(own) - sum(chosen)
+        return chosen
 
     @cached_property
     def census(self) -> Census:
@@ -146,13 +144,10 @@ class ExportRows:
 
 @dataclass
 class Census:
-    """The names and ids that occur in a run.
+    """The names and ids that occur in a run, by how many objects or exported relations have them.
 
-    Attributes:
-        categories: number of objects by (id, name) of their class.
-        nothing: those of `categories` that stand for the missing object of a relation.
-        predicates, origins: number of exported relations by predicate, and by origin. `scored`: with a confidence.
-        numbered: whether all image ids are integers.
+    `categories`: (id, name) of classes; `nothing`: those that stand for the missing object of a relation. `scored`:
+    relations with a confidence. `numbered`: whether all image ids are integers.
     """
 
     categories: Counter[tuple[int, str]] = field(default_factory=Counter)
@@ -169,16 +164,14 @@ class Census:
             self.categories[row["category_id"], row["category"]] += row["count_all"]
         for item in objects.filter(pc.equal(pc.struct_field(objects, "category"), NO_OBJECT)).to_pylist():
             self.nothing[item["category_id"], item["category"]] += not any(item["bbox"])
-        relations = relations.filter(
-            pc.match_substring_regex(pc.struct_field(relations, "origin"), origins_pattern(origins))
-        )
-        confidences = pc.struct_field(relations, "confidence")
-        predicates = pc.struct_field(relations, "predicate")
+        own = pc.match_substring_regex(pc.struct_field(relations, "origin"), origins_pattern(origins))
+        relations = relations.filter(own)
+        confidences, predicates = (pc.struct_field(relations, name) for name in ("confidence", "predicate"))
         if None in least:
             confident = pc.greater_equal(confidences, pa.scalar(least[None], pa.float32()))
         else:
-            own = pa.array([least.get(name, math.inf) for name in predicates.to_pylist()], pa.float32())
-            confident = pc.and_kleene(pc.greater_equal(confidences, own), pc.is_finite(own))
+            lowest = pa.array([least.get(name, math.inf) for name in predicates.to_pylist()], pa.float32())
+            confident = pc.and_kleene(pc.greater_equal(confidences, lowest), pc.is_finite(lowest))
         self.scored += pc.sum(confident).as_py() or 0
         kept = pc.fill_null(confident, True)
         for names, counts in ((predicates, self.predicates), (pc.struct_field(relations, "origin"), self.origins)):

@@ -9,19 +9,10 @@ from typing import Any
 
 from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError, check_share
-from sgpipe.export.annotation_files import (
-    write_coco,
-    write_coco_relations,
-    write_hico,
-    write_psg,
-    write_rlipv2,
-    write_sgg_benchmark,
-    write_vg150,
-    write_visual_genome,
-)
+from sgpipe.export import annotation_files as files
 from sgpipe.export.card import exported_relations, write_readme
 from sgpipe.export.fiftyone import write_fiftyone
-from sgpipe.export.hugging_face import write_hugging_face, write_webdataset
+from sgpipe.export.hugging_face import write_hugging_face
 from sgpipe.export.instruction_text import load_phrases
 from sgpipe.export.instructions import COORDINATES, LIKELY, Instructions, write_instructions
 from sgpipe.export.label_studio import write_label_studio
@@ -32,20 +23,19 @@ from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE
 from sgpipe.storage.outputs import check_output
 from sgpipe.utils.locking import new_folder
 
-HUGGING_FACE, LABEL_STUDIO, FIFTYONE = "hf", "label-studio", "fiftyone"
-WEBDATASET, INSTRUCTIONS = "webdataset", "instructions"
+HUGGING_FACE, LABEL_STUDIO, FIFTYONE, INSTRUCTIONS = "hf", "label-studio", "fiftyone", "instructions"
 _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
-    "coco": write_coco,
-    "coco-rel": write_coco_relations,
-    "sgg-benchmark": write_sgg_benchmark,
-    "vg": write_visual_genome,
-    "rlipv2": write_rlipv2,
-    "hico": write_hico,
-    "psg": write_psg,
-    "vg150": write_vg150,
+    "coco": files.write_coco,
+    "coco-rel": files.write_coco_relations,
+    "sgg-benchmark": files.write_sgg_benchmark,
+    "vg": files.write_visual_genome,
+    "rlipv2": files.write_rlipv2,
+    "hico": files.write_hico,
+    "psg": files.write_psg,
+    "vg150": files.write_vg150,
 }
-FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO, FIFTYONE, WEBDATASET, INSTRUCTIONS)
-_EMBEDDING = (HUGGING_FACE, LABEL_STUDIO, FIFTYONE, INSTRUCTIONS)
+_WITH_IMAGES = (HUGGING_FACE, LABEL_STUDIO, FIFTYONE, INSTRUCTIONS)
+FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO, FIFTYONE, INSTRUCTIONS)
 
 
 @dataclass(frozen=True)
@@ -96,10 +86,8 @@ def export_run(
         calibration: with this file of `sgpipe calibrate`, the threshold is a probability; or instead of it `precision`
             is the expected one.
         certificate: of the run, as `sgpipe.stats.certify.check` returns it; it decides what is kept.
-        images, embed: as for `write_hugging_face`, `write_label_studio` and `write_instructions`; only for these.
-        images_url: as for `write_label_studio` and `write_instructions`; only for these.
-        coordinates, templates, seed, parquet: as for `Instructions`, `load_phrases` and `write_instructions`; only for
-            instructions.
+        images, embed, images_url, coordinates, templates, seed, parquet: of the forms that have them; see their
+            writers, `Instructions` and `load_phrases`.
         origins: of the relations to write; see `records.RelationOrigin`.
         inside: `out` may be in the run's own folder, as that of `sgpipe push`.
 
@@ -107,15 +95,19 @@ def export_run(
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")
-    if (embed and to not in _EMBEDDING) or (images and to not in (*_EMBEDDING, WEBDATASET)):
-        raise UserError(
-            f"--embed is for --to {', '.join(_EMBEDDING)}; --images also for webdataset, which always has the images; "
-            "the other formats refer to image files by name"
-        )
-    if images_url is not None and (to not in (LABEL_STUDIO, INSTRUCTIONS) or embed or images):
-        raise UserError("--images-url is for --to label-studio and instructions, without --embed and --images")
-    if to != INSTRUCTIONS and (coordinates != "pixel" or templates or seed is not None or parquet):
-        raise UserError("--coordinates, --templates, --seed and --parquet are for --to instructions")
+    for option, is_given, forms in (
+        ("--embed", embed, _WITH_IMAGES),
+        ("--images", images, _WITH_IMAGES),
+        ("--images-url", images_url is not None, (LABEL_STUDIO, INSTRUCTIONS)),
+        ("--coordinates", coordinates != "pixel", (INSTRUCTIONS,)),
+        ("--templates", templates, (INSTRUCTIONS,)),
+        ("--seed", seed is not None, (INSTRUCTIONS,)),
+        ("--parquet", parquet, (INSTRUCTIONS,)),
+    ):
+        if is_given and to not in forms:
+            raise UserError(f"{option} is for --to {' or '.join(forms)}")
+    if images_url is not None and (embed or images):
+        raise UserError("--images-url: leave out --embed and --images")
     if embed and to == INSTRUCTIONS and not parquet:
         raise UserError("--embed stores the images in Parquet files: pass --parquet, too")
     if coordinates not in COORDINATES:
@@ -126,9 +118,6 @@ def export_run(
         check_share("threshold", threshold)
     if unknown := set(origins).difference(ORIGINS):
         raise UserError(f"--origin {min(unknown)}: expected one or more of {','.join(ORIGINS)}")
-    default = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE
-    if to == INSTRUCTIONS and calibration is not None:
-        default = LIKELY
     if precision is not None:
         threshold = probability_for(calibration, precision, threshold)
         threshold = max(threshold, precision) if to == INSTRUCTIONS else threshold
@@ -138,8 +127,10 @@ def export_run(
                 "--certified chooses the relations: leave out --threshold, --calibration, --precision and --origin"
             )
         threshold = min(each["threshold"] for each in certificate["sets"])
-    least = threshold if threshold is not None else default
-    rows = ExportRows(location(root), least, calibration, certificate, origins)
+    if threshold is None:
+        threshold = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE
+        threshold = LIKELY if to == INSTRUCTIONS and calibration is not None else threshold
+    rows = ExportRows(location(root), threshold, calibration, certificate, origins)
     with new_folder(out if inside else check_output(out)) as folder:
         if to == HUGGING_FACE:
             write_hugging_face(rows, folder, images, embed=embed)
@@ -148,8 +139,6 @@ def export_run(
                 write_label_studio(rows, folder, images, images_url, embed=embed)
             elif to == FIFTYONE:
                 write_fiftyone(rows, folder, images, embed=embed)
-            elif to == WEBDATASET:
-                write_webdataset(rows, folder, images)
             elif to == INSTRUCTIONS:
                 asked = Instructions(rows, load_phrases(templates), coordinates, seed or 0)
                 write_instructions(rows, folder, asked, images, images_url, parquet=parquet, embed=embed)
@@ -157,5 +146,5 @@ def export_run(
                 _WRITERS[to](rows, folder)
             rows.left_out["error rows"] += sum(shard.counts.get("errors", 0) for shard in rows.manifest.shards)
             write_readme(rows, folder, to, COORDINATES[coordinates])
-    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    return Exported(out, files, dict(+rows.left_out), exported_relations(rows), rows.note)
+    written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    return Exported(out, written, dict(+rows.left_out), exported_relations(rows), rows.note)

@@ -149,7 +149,7 @@ def _counts(root: Path, threshold: float) -> tuple[int, int]:
     return len(confidences), sum(confidence >= threshold for confidence in confidences)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMATS if form not in ("coco", "hico", "webdataset")])
+@pytest.mark.parametrize("form", [form for form in FORMATS if form not in ("coco", "hico")])
 def test_the_threshold_and_what_it_left_out_are_stated(tmp_path, form):
     made = records(20, crowds=False)
     made[0].relations = []

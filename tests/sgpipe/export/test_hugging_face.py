@@ -1,12 +1,9 @@
-import json
-import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from PIL import Image
 
 from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
@@ -97,43 +94,3 @@ def test_what_others_made_of_it_is_checked(tmp_path):
     pq.write_table(table.set_column(column, table.field("width"), pa.array([5] * len(table), pa.int32())), path)
     with pytest.raises(UserError, match=r"val-00000-of-00001.parquet: bbox is not inside its image"):
         list(dataset_source(str(out), "val")[0].read({}))
-
-
-def test_webdataset_names_jpegs_with_further_images_jpeg(tmp_path):
-    made = only(records(9), "val")[:1]
-    images = draw_images(tmp_path / "images", made)
-    image = Image.new("RGB", (WIDTH, HEIGHT))
-    image.save(images / made[0].file_name, "MPO", save_all=True, append_images=[image.copy()])
-    export_run(make_shards(tmp_path / "run", made), "webdataset", tmp_path / "out", images=images)
-    with tarfile.open(tmp_path / "out/val-000000.tar") as tar:
-        assert tar.getnames() == ["000000.jpeg", "000000.json"]
-
-
-def test_webdataset_has_each_image_with_its_row(tmp_path):
-    made = records(25)
-    images = draw_images(tmp_path / "images", made)
-    (images / made[0].file_name).unlink()
-    run = make_shards(tmp_path / "run", made, rows=6)
-    written = export_run(run, "webdataset", tmp_path / "out", images=images, threshold=0.5)
-    assert written.left_out["images that cannot be read"] == 1
-    found = {}
-    for path in sorted((tmp_path / "out").glob("*.tar")):
-        with tarfile.open(path) as tar:
-            names = tar.getnames()
-            assert [name.partition(".") for name in names[::2]] == [(name[:6], ".", "jpeg") for name in names[1::2]]
-            assert all(name.endswith(".json") for name in names[1::2])
-            for image, row in zip(names[::2], names[1::2], strict=True):
-                value = json.load(tar.extractfile(row))
-                found[value["split"], value["image_id"]] = value
-                assert tar.extractfile(image).read() == (images / value["file_name"]).read_bytes()
-    assert found.keys() == {(record.split, record.image_id) for record in made[1:]}
-    for record in made[1:]:
-        row = found[record.split, record.image_id]
-        assert [tuple(item["bbox"]) for item in row["objects"]] == [box.bbox for box in record.objects]
-        confident = [item.confidence for item in record.relations if item.confidence >= 0.5]
-        assert [item["confidence"] for item in row["relations"]] == confident
-    library = pytest.importorskip("webdataset")
-    pattern = sorted(str(path) for path in (tmp_path / "out").glob("val-*.tar"))
-    samples = list(library.WebDataset(pattern, shardshuffle=False).decode("pil").to_tuple("jpeg", "json"))
-    assert [row["image_id"] for _, row in samples] == [r.image_id for r in made[1:] if r.split == "val"]
-    assert all(image.size == (WIDTH, HEIGHT) for image, _ in samples)

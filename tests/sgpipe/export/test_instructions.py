@@ -456,7 +456,7 @@ def test_own_templates_replace_those_of_their_form(tmp_path):
         (["--to", "instructions", "--coordinates", "miles"], "expected one of pixel, normalised, 0-1000"),
         (["--to", "instructions", "--embed"], "pass --parquet"),
         (["--to", "instructions"], "does not say where the images of val are: pass --images"),
-        (["--to", "vg", "--seed", "1"], "are for --to instructions"),
+        (["--to", "vg", "--seed", "1"], "is for --to instructions"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_in_one_line(tmp_path, options, message):
