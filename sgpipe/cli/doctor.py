@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -40,7 +39,6 @@ def doctor(
     The exit code is 1 if something is missing.
 
     Examples:
-
       sgpipe doctor
       sgpipe doctor --json
       sgpipe doctor --recipe photos --fetch
@@ -52,14 +50,12 @@ def doctor(
     else:
         checks = {"packages": _packages(), "gpu": _gpu(), "parser": _parser(), "models": _models()}
         checks |= {"disk": _disk(folder), "ray": _ray(), "hub": _hub()}
-    if json_:
-        print(json.dumps([{"name": name, **check._asdict()} for name, check in checks.items()], indent=2))
-    else:
+    if not cli.printed_json(json_, [{"name": name, **check._asdict()} for name, check in checks.items()]):
         screen = console.output()
         for name, (state, detail, fix) in checks.items():
             mark, colour = {"ok": ("✓", "green"), "note": ("•", "yellow"), "bad": ("✗", "red")}[state]
             screen.print(mark, style=colour, end=" ")
-            screen.print(f"{name:8} {detail}" + (f" → {fix}" if fix else ""), soft_wrap=True)
+            cli.show(f"{name:8} {detail}" + (f" → {fix}" if fix else ""))
     if any(check.state == "bad" for check in checks.values()):
         raise typer.Exit(console.EXIT_FAILED)
 

@@ -115,7 +115,6 @@ def hico(
     """HICO-DET: mean average precision over full, rare and non-rare classes, or over unseen and seen classes.
 
     Examples:
-
       sgpipe eval hico --predictions predictions.json --annotations test_hico.json --json
     """
     from sgpipe.evaluation.benchmarks.evaluate import score_hico
@@ -138,7 +137,6 @@ def vcoco(
     """V-COCO: role AP in scenarios 1 and 2, and agent AP.
 
     Examples:
-
       sgpipe eval vcoco --predictions predictions.json --annotations vcoco_test.json --coco instances.json
     """
     from sgpipe.evaluation.benchmarks.evaluate import score_vcoco
@@ -157,7 +155,6 @@ def openimages(
     """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd.
 
     Examples:
-
       sgpipe eval openimages --predictions predictions.json --annotations vrd-test-anno.json
     """
     from sgpipe.evaluation.benchmarks.evaluate import score_open_images
@@ -176,7 +173,6 @@ def vg(
     """Visual Genome (VG150): recall, mean recall and zero-shot recall, with and without graph constraint (ng-).
 
     Examples:
-
       sgpipe eval vg --predictions predictions.json --annotations vg150.json --mode sgdet
     """
     from sgpipe.evaluation.benchmarks.evaluate import score_graphs
@@ -204,7 +200,6 @@ def labels(
     """Compare a run's relations with ground truth: precision, recall and AP, by threshold, predicate and frequency.
 
     Examples:
-
       sgpipe eval labels --pred coco-relations/ --truth vg/ --image-data image_data.json
     """
     from sgpipe.evaluation.label_quality.comparison import label_quality, label_report
@@ -238,7 +233,6 @@ def boxes(
     """Compare detected boxes with ground truth: COCO's AP and AR, precision and recall, and the best F1.
 
     Examples:
-
       sgpipe eval boxes detected/ --truth instances_val2017.json --per-class
       sgpipe eval boxes detected/ --truth coco/ --compare detected-by-another/
     """

@@ -22,8 +22,6 @@ from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from sgpipe.pipeline import SceneGraph
     from sgpipe.recipe import Recipe, SourceConfig
 
@@ -188,7 +186,6 @@ def generate(
     tiny models that ship with sgpipe.
 
     Examples:
-
       sgpipe generate
       sgpipe generate coco --root datasets/coco --tagger tagger/ --out coco-relations/
       sgpipe generate folder --images photos/ --tagger tagger/ --out photo-relations/
@@ -211,9 +208,7 @@ def generate(
     from sgpipe.records import TRAINING_CONFIDENCE
 
     with redirect_stdout(sys.stderr):  # Ray prints what happens to its machines; standard output is for results
-        summary = run(
-            loaded, out, console.Progress(console.progress()), retry_failed=retry_failed, parent=parent, metrics=metrics
-        )
+        summary = run(loaded, out, console.Progress(), retry_failed=retry_failed, parent=parent, metrics=metrics)
     from sgpipe.evaluation.label_quality.comparison import print_run_quality, run_quality
 
     threshold = max(TRAINING_CONFIDENCE, loaded.tag.threshold) if loaded.tag.calibration is None else 0.0
@@ -245,7 +240,6 @@ def plan(
     Takes the recipe and the options of `generate`; keeps nothing.
 
     Examples:
-
       sgpipe plan coco --root datasets/coco --tagger tagger/
       sgpipe plan coco --root datasets/coco --tagger tagger/ --machines 8 --price-per-hour 2.5
     """
@@ -254,10 +248,8 @@ def plan(
 
     loaded = options.applied_to(recipe, data, None)
     with redirect_stdout(sys.stderr):
-        found = measure(loaded, console.Progress(console.progress()), sample)
-    if json_:
-        print(json.dumps(found.as_json(machines, price, price_per_token), indent=2))
-    else:
+        found = measure(loaded, console.Progress(), sample)
+    if not cli.printed_json(json_, found.as_json(machines, price, price_per_token)):
         print_plan(found, console.output(), machines, price, price_per_token)
 
 
@@ -281,7 +273,6 @@ def miniworld(
     dataset is refused.
 
     Examples:
-
       sgpipe miniworld --count 200 --out miniworld/
     """
     from sgpipe.sources.miniworld import render_dataset
@@ -291,7 +282,7 @@ def miniworld(
         is_new = render_dataset(out, number, seed, split, progress=lambda: advance()(1, {}))
     images = console.count(number, "image")
     message = f"generated {images} in {out}" if is_new else f"nothing to do: {out} already has all {images}"
-    console.output().print(message, soft_wrap=True)
+    cli.show(message)
 
 
 def parse(
@@ -304,7 +295,6 @@ def parse(
     Reads one caption per line from standard input, prints one line of JSON for each.
 
     Examples:
-
       sgpipe parse < captions.txt
       sgpipe parse --parser learned < captions.txt
     """
@@ -337,7 +327,6 @@ def label(
     use. With it, --tagger replaces CLIP by an R-Tagger.
 
     Examples:
-
       sgpipe label photos/
       sgpipe label photos/ --tagger tagger/ --out labelled/
       sgpipe label a.jpg --boxes boxes.json
@@ -348,7 +337,6 @@ def label(
     from sgpipe.recipe import hub_models, recipe_notes
     from sgpipe.utils.config_file import parse_set
 
-    screen = console.output()
     files = list(_files(images, out))
     settings = _with_tagger(recipe, tagger, parse_set(assign or []))
     if boxes is not None and recipe == "photos":
@@ -370,7 +358,7 @@ def label(
         if json_:
             print(console.json_text(graph.as_json()))
         else:
-            _print(graph, file, out / name, threshold, screen)
+            _print(graph, file, out / name, threshold)
     if failed == len(files):
         raise typer.Exit(console.EXIT_ALL_FAILED)
 
@@ -409,10 +397,10 @@ def _names(files: list[Path]) -> Iterator[str]:
         yield f"{file.name}.relations{number}.png"
 
 
-def _print(graph: SceneGraph, file: Path, drawing: Path, threshold: float, screen: Console) -> None:
+def _print(graph: SceneGraph, file: Path, drawing: Path, threshold: float) -> None:
     triplets = graph.triplets(threshold)
     counts = f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')} → {drawing}"
-    screen.print(console.single_line(f"{file}: {graph.error or counts}"), soft_wrap=True)
+    cli.show(console.single_line(f"{file}: {graph.error or counts}"))
     for subject, predicate, object_, confidence in triplets:
         score = "" if confidence is None else f"{confidence:.2f}  "
-        screen.print(f"  {score}{console.single_line(f'{subject} · {predicate} · {object_}')}", soft_wrap=True)
+        cli.show(f"  {score}{console.single_line(f'{subject} · {predicate} · {object_}')}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +103,6 @@ def vg(
     Reads scene_graphs.json or relationships.json.
 
     Examples:
-
       sgpipe import vg --annotations scene_graphs.json --image-data image_data.json --images VG --out vg/
     """
     from sgpipe.sources.scene_graphs import VisualGenome
@@ -119,7 +117,6 @@ def hico(data: BoxOptions, classes: cli.Classes = None) -> AnnotationSource:
     Reads trainval_hico.json (HOIA format) or instances_train2015.json.
 
     Examples:
-
       sgpipe import hico --annotations trainval_hico.json --images train2015 --out hico/
     """
     from sgpipe.sources.hoi import hico_source
@@ -133,7 +130,6 @@ def vcoco(data: BoxOptions, classes: cli.Classes = None) -> AnnotationSource:
     Reads trainval_vcoco.json (HOIA format) or instances_vcoco_train.json.
 
     Examples:
-
       sgpipe import vcoco --annotations trainval_vcoco.json --images train2014 --out vcoco/
     """
     from sgpipe.sources.hoi import vcoco_source
@@ -150,7 +146,6 @@ def openimages(
     Reads OI_SGG_train_finetuning.json or vrd-train-anno.json.
 
     Examples:
-
       sgpipe import openimages --annotations OI_SGG_train_finetuning.json --images oi --out oi/
     """
     from sgpipe.sources.hoi import open_images_source
@@ -167,7 +162,6 @@ def rlipv2(
     Reads these files, and other scene graphs in their format, without changing them.
 
     Examples:
-
       sgpipe import rlipv2 --annotations RLIPv2_train2017.json --images coco --out rlipv2-coco/
     """
     from sgpipe.sources.scene_graphs import pseudo_label_source
@@ -184,7 +178,6 @@ def coco_rel(
     Reads RelTR's triplets, or the rel_annotations of SGG-Benchmark.
 
     Examples:
-
       sgpipe import coco-rel --annotations train.json --relations rel.json --images vg --out vg150/
       sgpipe import coco-rel --annotations train/_annotations.coco.json --images train --out psg/
     """
@@ -202,7 +195,6 @@ def coco(
     The result has no relations. Also reads what `sgpipe export --to coco` writes.
 
     Examples:
-
       sgpipe import coco --annotations instances_val.json --captions captions_val.json --images coco --out imported/
     """
     from sgpipe.sources.coco import coco_source
@@ -219,7 +211,6 @@ def psg(
     Reads OpenPSG's psg.json. --split is train, test or, by default, all.
 
     Examples:
-
       sgpipe import psg --annotations psg.json --images coco --masks coco --split test --out psg/
     """
     from sgpipe.sources.benchmarks import psg_source
@@ -231,7 +222,6 @@ def svg(data: BoxOptions) -> AnnotationSource:
     """Import the scene graphs of SVG (Synthetic Visual Genome).
 
     Examples:
-
       sgpipe import svg --annotations sg.json --images images --split train --out svg/
     """
     from sgpipe.sources.scene_graphs import svg_source
@@ -245,7 +235,6 @@ def gbc(data: AnnotationOptions) -> AnnotationSource:
     The result has no relations; `sgpipe generate` takes them from the captions.
 
     Examples:
-
       sgpipe import gbc --annotations wiki_gbc_graphs.jsonl --images ml-gbc --out gbc/
     """
     from sgpipe.sources.scene_graphs import gbc_source
@@ -264,7 +253,6 @@ def vg150(
     default, all.
 
     Examples:
-
       sgpipe import vg150 --annotations VG-SGG-with-attri.h5 --dicts VG-SGG-dicts-with-attri.json \
         --image-data image_data.json --images VG_100K --split test --out vg150/
     """
@@ -285,7 +273,6 @@ def label_studio(
     Reads its JSON export: rectangles with labels, and relations between them.
 
     Examples:
-
       sgpipe import label-studio --annotations project.json --images photos --out corrected/
     """
     from sgpipe.sources.label_studio import LabelStudio
@@ -307,7 +294,6 @@ def hf(
     and relations.subject, .object, .predicate, .confidence.
 
     Examples:
-
       sgpipe import hf --annotations for-the-hub/ --split val --out imported/
       sgpipe import hf --annotations maelic/PSG-coco-format --split val --out psg/
     """
@@ -329,13 +315,11 @@ def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource
 
         found = function(data, **options)
         source, images = found if isinstance(found, tuple) else (found, data.images or "")
-        out, bar, form = data.out, console.Progress(console.progress()), getattr(data, "boxes", None)
+        out, bar, form = data.out, console.Progress(), getattr(data, "boxes", None)
         summary = import_annotations(
             source, images, out, bar, embed=data.embed, limit=data.limit, retry_failed=data.retry_failed, boxes=form
         )
-        if data.json_:
-            print(json.dumps(summary.as_json(), indent=2))
-        else:
+        if not cli.printed_json(data.json_, summary.as_json()):
             print_import(summary, len(distinct_predicates(out)), console.output())
         if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
             raise typer.Exit(console.EXIT_ALL_FAILED)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -94,10 +95,10 @@ def stored(value: Any) -> Any:
 
 
 def local(path: Path | None) -> Path | None:
-    """Refuse a place that cannot be written, also the URI of a store, which as a `Path` would be a folder "s3:"."""
+    """Refuse a place that cannot be written, also the URI of a store, of which `Path` keeps one slash."""
     if path is not None:
-        scheme, colon, rest = str(path).partition(":/")  # as `Path` leaves it
-        if colon and len(scheme) > 1 and scheme.isalnum():
+        scheme, colon, rest = str(path).partition(":/")
+        if colon and len(scheme) > 1:
             raise typer.BadParameter(f"{scheme}://{rest} is not on this machine.")
         nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
         if not os.access(nearest, os.W_OK) or (nearest != path.absolute() and nearest.is_file()):
@@ -139,6 +140,18 @@ def certified_threshold(runs: Iterable[Any]) -> float:
 def say(message: str) -> None:
     """Print a line beside the progress, which --quiet suppresses."""
     console.progress().print(message, soft_wrap=True)
+
+
+def show(line: str) -> None:
+    """Print a line of the result."""
+    console.output().print(line, soft_wrap=True)
+
+
+def printed_json(is_requested: bool, result: Any) -> bool:
+    """Print a result as JSON instead of text if that is requested, and return whether it is."""
+    if is_requested:
+        print(json.dumps(result, indent=2))
+    return is_requested
 
 
 StoredRun = Annotated[Place, stored_argument("Folder or store (s3://bucket/labels) of a run or an import.")]
@@ -191,23 +204,22 @@ def command(function: Callable[..., None], *, writes_beside: bool = False) -> Ca
         writes_beside: it may write into a folder that it reads, by names that no image has.
     """
     parameters: dict[str, inspect.Parameter] = {}
-    groups: dict[str, tuple[type, list[str]]] = {}
-    for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        group = parameter.annotation
-        if isinstance(group, type) and dataclasses.is_dataclass(group):
-            options = _options_of(group)
-            groups[parameter.name] = (group, list(options))
-            parameters |= options
+    groups: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        if dataclasses.is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
+            parameters |= _options_of(parameter.annotation)
         else:
-            parameters[parameter.name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            parameters[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
         _check_outputs(values, parameters, writes_beside)
-        for name, (group, options) in groups.items():
-            values[name] = group(**{option: values.pop(option) for option in options})
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
         function(**values)
 
+    run.__doc__ = (function.__doc__ or "").replace("Examples:\n", "Examples:\n\n")  # a paragraph for typer
     vars(run)["__signature__"] = inspect.Signature(list(parameters.values()))
     run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     return run
@@ -218,14 +230,13 @@ def _check_outputs(values: Mapping[str, Any], parameters: Mapping[str, inspect.P
     inputs: list[str | Path] = []
     outputs: dict[Path, str] = {}
     for name, value in values.items():
-        callbacks = {
-            getattr(each, "callback", None) for each in getattr(parameters[name].annotation, "__metadata__", ())
-        }
-        if local in callbacks and value is not None:
+        declared = getattr(parameters[name].annotation, "__metadata__", ())
+        callback = declared[0].callback if declared else None
+        if callback is local and value is not None:
             if value in outputs:
                 raise UserError(f"--{outputs[value]} and --{name} are the same file".replace("_", "-"))
             outputs[value] = name
-        elif isinstance(value, Path | list) or callbacks & {stored, maybe_path}:
+        elif isinstance(value, Path | list) or callback in (stored, maybe_path):
             inputs += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str | Path)]
     if outputs:
         from sgpipe.storage.outputs import check_output
@@ -234,14 +245,6 @@ def _check_outputs(values: Mapping[str, Any], parameters: Mapping[str, inspect.P
             check_output(path, () if beside else [each for each in inputs if "://" not in str(each)])
 
 
-def _options_of(group: type) -> dict[str, inspect.Parameter]:
+def _options_of(group: Any) -> dict[str, inspect.Parameter]:
     types = get_type_hints(group, include_extras=True)
-    return {
-        field.name: inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
-            annotation=types[field.name],
-        )
-        for field in dataclasses.fields(group)
-    }
+    return {name: each.replace(annotation=types[name]) for name, each in inspect.signature(group).parameters.items()}

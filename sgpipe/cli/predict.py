@@ -42,7 +42,6 @@ def predict(
     """Predict relations in the images of shards with a trained model.
 
     Examples:
-
       sgpipe predict detector/ --data hico-test/ --out predictions.json
     """
     from sgpipe.evaluation.benchmarks.evaluate import ModelRun
@@ -58,14 +57,12 @@ def predict(
     written = _write(run, out, form, limit, zero_shot)
     if not written.images:
         raise UserError(f"no image could be read: {written.reason}")
-    if json_:
-        print(json.dumps({"out": str(out), **asdict(written)}, indent=2))
+    if cli.printed_json(json_, {"out": str(out), **asdict(written)}):
         return
-    screen = console.output()
-    screen.print(f"wrote predictions for {count(written.images, 'image')} to {out}", soft_wrap=True)
+    cli.show(f"wrote predictions for {count(written.images, 'image')} to {out}")
     if written.failed:
         failed = count(written.failed, "image")
-        screen.print(f"NOTE: {failed} could not be read; first error: {written.reason}", soft_wrap=True)
+        cli.show(f"NOTE: {failed} could not be read; first error: {written.reason}")
 
 
 def _write(run: ModelRun, out: Path, form: PredictionFormat | None, limit: int, zero_shot: bool) -> WriteSummary:
@@ -114,7 +111,6 @@ def score(
     `sgpipe stats` and `sgpipe view` show the scores. A run can have both.
 
     Examples:
-
       sgpipe score coco-relations/ --out scored/ --model ViT-B-32 --weights laion2b_s34b_b79k
       sgpipe score coco-relations/ --out judged/ --by vlm --model Qwen/Qwen2.5-VL-3B-Instruct
     """
@@ -141,7 +137,7 @@ def score(
         identity = {each: scoring.model_identity(value) for each, value in (("model", name), ("weights", weights))}
         column, identity = scoring.CLIP_COLUMN, identity | {"contrasts": predicates}
         make = partial(scoring.RelationRanker, name, weights, predicates, device)
-    counts = scoring.score_run(run, out, column, make, identity, console.Progress(console.progress()), images)
+    counts = scoring.score_run(run, out, column, make, identity, console.Progress(), images)
     if json_:
         print(json.dumps(counts))
         return

@@ -27,7 +27,7 @@ from sgpipe.utils.atomic import write_text
 from sgpipe.utils.config_file import load, parse_set, recipe_folder
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Progress, count, duration
 from sgpipe.utils.locking import only_process
-from sgpipe.viz.svg import Plot, curve
+from sgpipe.viz.svg import curve
 
 STATE, REPORT = "reproduce.json", "report.html"  # for each finished step its command, seconds and figure
 PUBLISHED = "published"  # the scale of a list without overlay
@@ -65,10 +65,7 @@ class Reproduction(Config):
 
 
 def load_reproduction(paper: str, scale: str, assignments: list[str]) -> Reproduction:
-    """Return a packaged list, or that of a YAML file, at a scale: an overlay PAPER/SCALE.yaml beside it.
-
-    Raises UserError: there is no such list or scale, or see `config_file.load`.
-    """
+    """Return a packaged list, or that of a YAML file, at a scale: an overlay PAPER/SCALE.yaml beside it."""
     folder = recipe_folder() / "reproduce"
     beside = Path(paper).with_suffix("") if paper.endswith((".yaml", ".yml")) else folder / paper
     scales = {path.stem: [path] for path in sorted(beside.glob("*.yaml"))} | {PUBLISHED: []}
@@ -79,17 +76,14 @@ def load_reproduction(paper: str, scale: str, assignments: list[str]) -> Reprodu
 
 @dataclass(frozen=True)
 class Task:
-    """A step at its places: its words, what it writes, what it reads of other steps, and the user's files it needs.
-
-    written: the command with {data} and {out}, which is the same wherever they are.
-    """
+    """A step at its places."""
 
     step: Step
-    written: str
+    written: str  # the command with {data} and {out}, which is the same wherever they are
     words: tuple[str, ...]
     out: Path
-    reads: frozenset[Path]
-    files: tuple[Path, ...]
+    reads: frozenset[Path]  # of other steps
+    files: tuple[Path, ...]  # of the user
 
     @property
     def command(self) -> str:
@@ -97,11 +91,10 @@ class Task:
 
     @property
     def missing(self) -> list[str]:
-        """The user's files that are not there."""
         return [str(file) for file in self.files if not file.exists()]
 
     def figure(self) -> float | None:
-        """Return the figure in percent, of a finished step that has one. Raises UserError: the result lacks it."""
+        """Return the figure in percent, if the step has one. Raises UserError: its result lacks it."""
         if self.step.figure is None:
             return None
         summary = json.loads(self.out.read_text(encoding="utf-8"))["summary"]
@@ -152,15 +145,14 @@ def _task(paper: Reproduction, step: Step, text: str, needs: Sequence[str], data
 def reproduce(
     paper: Reproduction, tasks: Sequence[Task], out: Path, run: Callable[[Sequence[str]], int], progress: Progress
 ) -> dict[str, Any]:
-    """Run the steps that are not done, and write the report; returns the state of each.
+    """Run the steps that are not done, and write the report; return the state of each.
 
-    Args:
-        run: runs a command of sgpipe in this process; returns its exit code.
+    `run` runs a command of sgpipe in this process, and returns its exit code.
 
     Raises:
         UserError: files are missing, the folder has steps with other commands, or a step refused its input.
         EngineError: a step failed; those before it are done.
-        SystemExit: a step was interrupted, and has said so.
+        SystemExit: a step was interrupted.
     """
     _read_state(tasks, out)  # before the folder is made
     with only_process(out / ".reproduce.lock", out):
@@ -247,14 +239,12 @@ def write_report(paper: Reproduction, tasks: Sequence[Task], state: dict[str, An
     """Write the table, the steps and the training curves as an HTML page."""
     titles, rows = figures(paper, tasks, state)
     steps = [(task.step.gives, task.command, duration(state[task.step.name]["seconds"])) for task in tasks]
-    values = {"title": paper.title, "note": paper.note, "titles": titles, "rows": rows, "steps": steps}
-    plots = [plot for task in tasks if (plot := _training_curve(task)) is not None]
-    write_result_text(file, render("reproduction", values | {"plots": plots}))
-
-
-def _training_curve(task: Task) -> Plot | None:
-    """Return the loss of a training by step."""
-    rows = [row for row in read_metrics(task.out) if row["event"] == "step"] if (task.out / METRICS).exists() else []
-    points = [(float(row["step"]), row["loss"]) for row in rows]
-    texts = [f"step {row['step']:,}: {row['loss']:.3f}" for row in rows]
-    return curve(f"{task.step.name}: {task.step.gives}", points, "step", "loss", texts) if points else None
+    plots = []
+    for task in tasks:
+        if (task.out / METRICS).exists():
+            trained = [row for row in read_metrics(task.out) if row["event"] == "step"]
+            points = [(float(row["step"]), row["loss"]) for row in trained]
+            texts = [f"step {row['step']:,}: {row['loss']:.3f}" for row in trained]
+            plots.append(curve(f"{task.step.name}: {task.step.gives}", points, "step", "loss", texts))
+    values = {"title": paper.title, "note": paper.note, "titles": titles, "rows": rows, "steps": steps, "plots": plots}
+    write_result_text(file, render("reproduction", values))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,6 @@ def stats(
     """Count what a run contains, check its health, and show samples.
 
     Examples:
-
       sgpipe stats coco-relations/
       sgpipe stats coco-relations/ --html report.html --sheet sheet.png
     """
@@ -111,7 +109,6 @@ def calibrate(
     probabilities.
 
     Examples:
-
       sgpipe calibrate coco-relations/ --judgements own
       sgpipe calibrate coco-relations/ --truth vg/ --image-data image_data.json --out calibration.json
     """
@@ -135,7 +132,7 @@ def calibrate(
         print(report.as_json())
     else:
         print_result(report)
-        console.output().print(f"wrote {out}; use it with --calibration {out}", soft_wrap=True)
+        cli.show(f"wrote {out}; use it with --calibration {out}")
 
 
 def certify(
@@ -159,7 +156,6 @@ def certify(
     Exit code 1: not reached yet.
 
     Examples:
-
       sgpipe certify coco-relations/ --precision 0.95
       sgpipe export coco-relations/ --to hf --certified --out for-the-hub/
     """
@@ -187,7 +183,7 @@ def certify(
         print(console.json_text({"certificate": certificate, "groups": groups, "open": unanswered}, 2))
     else:
         for line in (line for group in groups for line in group["lines"]):
-            console.output().print(line, soft_wrap=True)
+            cli.show(line)
         if unanswered:
             cli.say(f"{count(unanswered, 'open question')}: answer them in `sgpipe view {run}`, on the page Judge")
     if not reached:
@@ -204,7 +200,6 @@ def verify(
     Lists the problems; the exit code is 1 if there are any.
 
     Examples:
-
       sgpipe verify coco-relations/
       sgpipe verify coco-relations/ --repair
     """
@@ -213,7 +208,7 @@ def verify(
     from sgpipe.storage.verify import Problem
     from sgpipe.storage.verify import verify as check
 
-    with console.Progress(console.progress()).images(None, "verifying") as advance:
+    with console.Progress().images(None, "verifying") as advance:
         verification = check(run, repair=repair, advance=advance)
     certificate = RunFiles(run).judgements.with_name(CERTIFICATE)
     if certificate.is_file() and not verification.problems:
@@ -221,12 +216,10 @@ def verify(
             cli.certificate_of(run)
         except UserError as error:
             verification.problems.append(Problem(CERTIFICATE, str(error)))
-    if json_:
-        print(json.dumps(verification.as_json(), indent=2))
-    else:
+    if not cli.printed_json(json_, verification.as_json()):
         for problem in verification.problems:
-            console.output().print(f"{problem.file}: {problem.problem}", soft_wrap=True)
-        console.output().print(f"{verification.name}: {_outcome(verification)}", soft_wrap=True)
+            cli.show(f"{problem.file}: {problem.problem}")
+        cli.show(f"{verification.name}: {_outcome(verification)}")
     if not verification.ok:
         raise typer.Exit(console.EXIT_FAILED)
 
@@ -256,16 +249,15 @@ def fetch(
     `generate --truth` need a folder.
 
     Examples:
-
       sgpipe fetch s3://bucket/coco --out coco-relations/
     """
     from sgpipe.files.object_store import StorePath
     from sgpipe.storage.mirror import fetch as download
 
-    with console.Progress(console.progress()).images(None, "fetching") as advance:
+    with console.Progress().images(None, "fetching") as advance:
         manifest = download(StorePath(store), out, advance)
     images = sum(shard.rows for shard in manifest.shards)
-    console.output().print(f"{out}: {_size(images, len(manifest.shards))}", soft_wrap=True)
+    cli.show(f"{out}: {_size(images, len(manifest.shards))}")
 
 
 def merge(
@@ -281,7 +273,6 @@ def merge(
     Images of only one run are taken over. The order of the runs does not matter.
 
     Examples:
-
       sgpipe merge annotated/ coco-relations/ --out merged/
       sgpipe merge vg/ coco/ s3://bucket/labels --match hash --out merged/
     """
@@ -290,16 +281,15 @@ def merge(
 
     if len(runs) < 2:
         raise UserError("merge needs two runs or more: sgpipe merge RUN RUN --out NEW")
-    manifest = merge_runs(runs, out, console.Progress(console.progress()), match, iou, images)
+    manifest = merge_runs(runs, out, console.Progress(), match, iou, images)
     counts = add_up(manifest, 0, {}).counts
     found: dict[str, int] = manifest.run["matched"]
     united = {what: counts[f"{MERGED}{what}"] for what in UNITED}
-    if json_:
-        print(json.dumps({"root": str(out), "shards": len(manifest.shards)} | found | united, indent=2))
+    if cli.printed_json(json_, {"root": str(out), "shards": len(manifest.shards)} | found | united):
         return
     counted = ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in united.items() if number)
     size = f"{count(found['images'], 'image')}, {found['shared']:,} of them in several runs (by {match})"
-    console.output().print(f"{out}: {size}; {counted or 'nothing united'}", soft_wrap=True)
+    cli.show(f"{out}: {size}; {counted or 'nothing united'}")
     if len(manifest.run["runs"]) < 2:
         cli.say("NOTE: this is one run, named more than once: there is nothing to unite")
     elif not found["shared"]:
@@ -360,7 +350,6 @@ def export(
     Label Studio, FiftyOne or the training of vision-language models.
 
     Examples:
-
       sgpipe export coco-relations/ --to hf --embed --out for-the-hub/
       sgpipe export coco-relations/ --to rlipv2 --threshold 0.2 --out rlipv2/
       sgpipe export coco-relations/ --to label-studio --out for-label-studio/
@@ -383,15 +372,13 @@ def export(
     )
     if written.note:
         cli.say(f"NOTE: {written.note}")
-    if json_:
-        print(json.dumps(written.as_json(), indent=2))
+    if cli.printed_json(json_, written.as_json()):
         return
-    screen = console.output()
-    screen.print(f"wrote {count(len(written.files), 'file')} to {out}", soft_wrap=True)
+    cli.show(f"wrote {count(len(written.files), 'file')} to {out}")
     if written.is_bare:
         cli.say("NOTE: no relation is above the threshold; lower --threshold or --precision")
     for what, number in written.left_out.items():
-        screen.print(f"left out: {what} ({number:,})", soft_wrap=True)
+        cli.show(f"left out: {what} ({number:,})")
 
 
 def push(
@@ -413,7 +400,6 @@ def push(
     interrupted upload.
 
     Examples:
-
       sgpipe push coco-relations/ --to anna/coco-relations
       sgpipe push coco-relations/ --to anna/coco-relations --embed --threshold 0.2 --public
       sgpipe push tagger/ --to anna/tagger --license apache-2.0
@@ -439,14 +425,12 @@ def push(
         raise UserError("--license and --evaluation are for models")
     else:
         pushed = push_run(source, to, public=public, **relations.as_arguments(source))
-    if json_:
-        print(json.dumps(pushed.as_json(), indent=2))
+    if cli.printed_json(json_, pushed.as_json()):
         return
     seen = "private: only you or your organisation can see it" if pushed.private else "public"
-    screen = console.output()
-    screen.print(f"pushed {count(len(pushed.files), 'file')} to {pushed.url} ({seen})", soft_wrap=True)
+    cli.show(f"pushed {count(len(pushed.files), 'file')} to {pushed.url} ({seen})")
     if pushed.exported is not None:
         if pushed.exported.note:
             cli.say(f"NOTE: {pushed.exported.note}")
         for what, number in pushed.exported.left_out.items():
-            screen.print(f"left out: {what} ({number:,})", soft_wrap=True)
+            cli.show(f"left out: {what} ({number:,})")

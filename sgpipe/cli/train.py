@@ -34,10 +34,7 @@ class ShardsOptions:
     certified: cli.Certified = False
 
     def applied_to(self, data: DataConfig, limit: int | None) -> DataConfig:
-        """Return the settings of the data with these.
-
-        Raises UserError: a weight is not a number, or there is no certificate of one set for all shards.
-        """
+        """Return the settings of the data with these."""
         from sgpipe.training.recipe import shards_options
         from sgpipe.utils.config_file import changed
 
@@ -81,7 +78,6 @@ def train(
     """Train a tagger or a detector on shards.
 
     Examples:
-
       sgpipe train tagger --data vg/ --init detector/ --out tagger/
       sgpipe train tagger --miniature --data miniworld-relations/ --out small-tagger/
       sgpipe train tagger --data vg/ --judgements run/ --init detector/ --out tagger/
@@ -110,18 +106,15 @@ def train(
     if out is None or plan:
         from sgpipe.training.plan import plan_training, print_training_plan
 
-        found = plan_training(loaded, console.Progress(console.progress()))
-        if json_:
-            print(json.dumps(asdict(found), indent=2))
-        else:
+        found = plan_training(loaded, console.Progress())
+        if not cli.printed_json(json_, asdict(found)):
             print_training_plan(found, console.output())
         return
     from sgpipe.training.run import train as run  # it imports PyTorch
 
-    summary = run(loaded, out, console.Progress(console.progress()))
+    summary = run(loaded, out, console.Progress())
     network = out / summary.network.name
-    if json_:
-        print(json.dumps({**asdict(summary), "out": str(out), "network": str(network)}, indent=2))
+    if cli.printed_json(json_, {**asdict(summary), "out": str(out), "network": str(network)}):
         return
     option = "--tagger" if summary.kind == "tagger" else "--init"
     print_training(summary, f"saved the model; use it with {option} {network}", console.output())
@@ -141,7 +134,6 @@ def convert(
     """Convert an official checkpoint or a detector to a model.
 
     Examples:
-
       sgpipe convert RLIPv2_tagger.pth --out tagger/ --tokenizer roberta-base
     """
     from rlip_model.checkpoint import CheckpointError, TokenizerError, convert_detector
@@ -149,7 +141,7 @@ def convert(
     from sgpipe.files.model_cache import local_model
 
     tokenizer = local_model(tokenizer)
-    unused, new = None, None
+    parts: dict[str, list[str]] = {}
     try:
         if kind is None:
             run(checkpoint, out, tokenizer, gating, verb_query, queries, not first_rows)
@@ -157,19 +149,15 @@ def convert(
             raise UserError("--gating, --verb-query and --first-rows are for official checkpoints, not for --as")
         else:
             model = convert_detector(checkpoint, out, kind, tokenizer, 200 if queries is None else queries)
-            unused = list(model.unused)
-            new = sorted({".".join(name.split(".")[:2]) for name in model.kept})
+            kept = sorted({".".join(name.split(".")[:2]) for name in model.kept})
+            parts = {"not_used_of_the_detector": list(model.unused), "not_from_the_detector": kept}
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
-    parts = {} if unused is None else {"not_used_of_the_detector": unused, "not_from_the_detector": new}
-    if json_:
-        print(json.dumps({"out": str(out), **parts}, indent=2))
+    if cli.printed_json(json_, {"out": str(out), **parts}):
         return
-    screen = console.output()
-    if unused is not None and new is not None:
-        screen.print(f"weights of the detector that are not used: {', '.join(unused) or 'none'}")
-        screen.print(f"weights that are not from the detector: {', '.join(new) or 'none'}")
-    screen.print(f"wrote {out}")
+    for what, names in parts.items():
+        console.output().print(f"weights {what.replace('_', ' ')}: {', '.join(names) or 'none'}")
+    console.output().print(f"wrote {out}")
 
 
 def reproduce(
@@ -191,7 +179,6 @@ def reproduce(
     and OUT/report.html with the curves of all trainings.
 
     Examples:
-
       sgpipe reproduce rlipv2 --scale miniature --out small/
       sgpipe reproduce rlipv2 --scale one-gpu --data downloads/ --out rlipv2/ --dry-run
       sgpipe reproduce rlipv2 --scale one-gpu --data downloads/ --out rlipv2/
@@ -218,12 +205,10 @@ def reproduce(
         except SystemExit as end:
             return int(end.code or 0)
 
-    state = steps.reproduce(loaded, tasks, out, run, console.Progress(console.progress()))
-    if json_:
-        print(json.dumps({"out": str(out), "note": loaded.note, "steps": state}, indent=2))
-    else:
+    state = steps.reproduce(loaded, tasks, out, run, console.Progress())
+    if not cli.printed_json(json_, {"out": str(out), "note": loaded.note, "steps": state}):
         steps.print_figures(loaded, tasks, state, console.output())
-        console.output().print(f"wrote {out / steps.REPORT}", soft_wrap=True)
+        cli.show(f"wrote {out / steps.REPORT}")
 
 
 def check_words(command: Any, words: Sequence[str], step: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,7 +29,6 @@ def view(
     judgements.jsonl in the run's folder. Ctrl-C ends the server.
 
     Examples:
-
       sgpipe view coco-relations/
       sgpipe view coco-relations/ earlier-relations/ --as anna
       sgpipe view s3://bucket/coco --read-only --no-browser
@@ -47,7 +45,7 @@ def view(
 
     judge, opened = _judge(name), []
     for root in (run, other) if other is not None else (run,):
-        opened.append(index := Index.open(root, console.Progress(console.progress())))
+        opened.append(index := Index.open(root, console.Progress()))
         cli.say(f"{text_of(root)}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
         for problem in index.problems:
             cli.say(f"left out: {problem}")
@@ -59,7 +57,7 @@ def view(
     names = {address.host, socket.gethostname(), socket.getfqdn()}
     app = create_app(viewer, Access(names, token, read_only))
     url = address.url(token)
-    console.output().print(url, soft_wrap=True)
+    cli.show(url)
     if token is not None:
         cli.say(
             "keep this address secret: whoever has it can see the run" + ("" if read_only else " and judge relations")
@@ -108,7 +106,6 @@ def correct(
     confidence, like annotated ones, and wrong ones are gone.
 
     Examples:
-
       sgpipe correct coco-relations/ --out corrected/
       sgpipe correct coco-relations/ --judgements judgements.jsonl --conflicts latest --out corrected/
     """
@@ -123,14 +120,13 @@ def correct(
     log = JudgementLog(judgements or files.judgements, fingerprint, read_only=True)
     for problem in log.problems:
         cli.say(f"NOTE: {problem}")
-    progress = console.Progress(console.progress())
+    progress = console.Progress()
     corrected = correct_run(files.manifest, files.storage, log, out, progress, conflicts, images)
-    if json_:
-        print(json.dumps(corrected.as_json(), indent=2))
+    if cli.printed_json(json_, corrected.as_json()):
         return
     size = f"{count(corrected.images, 'image')} in {count(corrected.shards, 'shard')}"
     done = ", ".join(f"{number:,} {what}" for what, number in corrected.counts.items() if number)
-    console.output().print(f"{corrected.root}: {size}; relations: {done or 'none corrected'}", soft_wrap=True)
+    cli.show(f"{corrected.root}: {size}; relations: {done or 'none corrected'}")
     notes = []
     if corrected.conflicts:
         notes.append(f"people differ on {count(corrected.conflicts, 'relation')}; --conflicts says what counts")
