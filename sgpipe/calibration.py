@@ -58,10 +58,8 @@ class HeldOut(Config):
 class Calibration(Config):
     """How probable it is that a relation of a confidence is correct.
 
-    Attributes:
-        tagger: what decided the confidences; see `scoring_of_run`.
-        lowest: the lowest judged confidence; lower ones get the probability 0, as nothing is known of them.
-        levels: rising thresholds.
+    `tagger`: what decided the confidences; see `scoring_of_run`. `lowest`: the lowest judged confidence; lower ones get
+    the probability 0, as nothing is known of them. `levels`: of rising thresholds.
     """
 
     format: Literal[1] = 1
@@ -101,12 +99,11 @@ class Calibration(Config):
         return stored(max(least, self.lowest) if least > NEAREST else self.lowest)  # below NEAREST, odds are the same
 
     def probability_for(self, precision: float) -> float:
-        """Return the lowest probability such that the judged relations of at least this one show the precision.
+        """Return the lowest probability such that the judged relations above it show the precision with 95% confidence.
 
-        They show it with 95% confidence. Raises UserError: they show it of no threshold.
+        Raises UserError: they show it of no threshold.
         """
-        if not 0 < precision <= 1:
-            raise UserError(f"precision is {precision}; it must be greater than 0 and at most 1")
+        check_share("precision", precision)
         for level in self.levels:
             if level.low >= precision:
                 return level.threshold or _ANY
@@ -183,7 +180,7 @@ def probability_for(calibration: Location | None, precision: float, threshold: f
         raise UserError("threshold and precision both choose the relations; pass one of them")
     if calibration is None:
         raise UserError("precision needs a calibration (--calibration), which `sgpipe calibrate` writes")
-    return load_calibration(calibration).probability_for(check_share("precision", precision))
+    return load_calibration(calibration).probability_for(precision)
 
 
 def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _measure(name: str, relations: Relations, targets: int) -> MethodQuality:
         recall=float(kept.matched.sum() / targets),
         average_precision=area(*precision_recall(relations, targets), targets),
         auc=area_under_roc(relations.confidence, relations.true_positive),
-        calibration_error=judged.calibration_error(),
+        calibration_error=judged.calibration.calibration_error,
     )
 
 

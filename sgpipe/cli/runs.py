@@ -64,7 +64,7 @@ def stats(
     from sgpipe.stats.gallery import cards, write_sheet
     from sgpipe.stats.html import write_report
     from sgpipe.stats.measures import measure
-    from sgpipe.stats.terminal import print_json, print_tables
+    from sgpipe.stats.terminal import print_tables
     from sgpipe.storage.index import open_run
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
@@ -78,7 +78,7 @@ def stats(
         report = audit(database, threshold, ground_truth, judgements, target, before, calibration)
         gallery = list(cards(database, shown, threshold, images, calibration)) if html else []
     if json_:
-        print_json(report)
+        print(console.json_text(report.as_dict(), indent=1))
     else:
         print_tables(report, console.output())
     if html is not None:
@@ -159,8 +159,9 @@ def certify(
       sgpipe certify coco-relations/ --precision 0.95
       sgpipe export coco-relations/ --to hf --certified --out for-the-hub/
     """
-    from sgpipe.stats.certify import continue_plan, save
+    from sgpipe.stats.certify import continue_plan
     from sgpipe.storage.judgements import CERTIFICATE
+    from sgpipe.storage.outputs import write_result_text
     from sgpipe.storage.run_files import RunFiles
     from sgpipe.storage.run_folder import RunFolder
 
@@ -175,7 +176,7 @@ def certify(
     )
     reached = bool(certificate["sets"])
     if reached:
-        save(out or own.parent / CERTIFICATE, certificate)
+        write_result_text(out or own.parent / CERTIFICATE, console.json_text(certificate, 2) + "\n")
     if certificate["plans_begun"] > 1:
         begun = f"{certificate['plans_begun']} plans of certificates have begun for this run"
         cli.say(f"NOTE: {begun}: each holds with its own confidence, not all of them together")

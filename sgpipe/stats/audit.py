@@ -6,7 +6,7 @@ Its findings answer in sentences what the run contains, how good it is, what to 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,9 +77,7 @@ def origins_text(origins: Mapping[str, int]) -> str:
 
 
 def _name(name: str) -> str:
-    """Return a name of the data within a sentence; letters that are written from right to left may turn round what
-    follows.
-    """
+    """Return a name within a sentence; letters that are written from right to left may turn round what follows."""
     return single_line(name) if name.isascii() else isolated(name)
 
 
@@ -117,18 +115,18 @@ def _quality(audit: Audit) -> _Answers:
 
 def _scores(measures: Measures) -> _Answers:
     """Return what other models' scores say."""
-    clip_score, vlm_score = measures.clip_score, measures.vlm_score
-    if clip_score is not None and clip_score.first is not None:
-        text = f"CLIP ranks the text of {clip_score.first:.0%} of {count(clip_score.scored, 'relation')} above all "
-        text += f"contrast texts (by chance {clip_score.chance:.0%})"
-        if clip_score.beats_swapped is not None:
-            text += f", and that of {clip_score.beats_swapped:.0%} above the same text with the roles swapped"
+    clip, vlm = measures.clip_score, measures.vlm_score
+    if clip is not None and clip.first is not None:
+        text = f"CLIP ranks the text of {clip.first:.0%} of {count(clip.scored, 'relation')} above all contrast texts "
+        text += f"(by chance {clip.chance:.0%})"
+        if clip.beats_swapped is not None:
+            text += f", and that of {clip.beats_swapped:.0%} above the same text with the roles swapped"
         yield "plain", f"{text}."
-    if vlm_score is not None and vlm_score.likely is not None:
-        text = f"Vision-language model: {vlm_score.likely:.0%} of {count(vlm_score.scored, 'relation')} have a "
-        text += f"probability of {LIKELY:.2f} or more, {vlm_score.mean:.2f} on average"
-        if vlm_score.correlation is not None and vlm_score.correlation == vlm_score.correlation:
-            text += f"; its rank correlation with the confidence is {vlm_score.correlation:.2f}"
+    if vlm is not None and vlm.likely is not None:
+        text = f"Vision-language model: {vlm.likely:.0%} of {count(vlm.scored, 'relation')} have a probability of "
+        text += f"{LIKELY:.2f} or more, {vlm.mean:.2f} on average"
+        if vlm.correlation is not None and vlm.correlation == vlm.correlation:
+            text += f"; its rank correlation with the confidence is {vlm.correlation:.2f}"
         yield "plain", f"{text}."
 
 
@@ -251,7 +249,7 @@ def percent(share: float) -> str:
 
 
 def error_text(error: float, perfect: float | None) -> str:
-    """Return a calibration error beside that of exact confidences, as few judgements show a large one in any case."""
+    """Return a calibration error beside that of exact confidences."""
     return f"{error:.3f}" + ("" if perfect is None else f" (exact ones would show {perfect:.3f})")
 
 
@@ -282,8 +280,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed from the run `other` to this one: counts, the predicates whose share changed most, and the shares of
-    the checks that found something in either. `gained` and `lost`: predicates only in one of the runs.
+    """What changed from the run `other` to this one; `gained` and `lost`: predicates only in one of them.
+
+    `predicates`: those whose share changed most. `health`: shares of the checks that found something in either.
     """
 
     other: str
@@ -365,25 +364,20 @@ def audit(
     Args:
         threshold: minimum confidence of the relations whose health and precision are measured; with a calibration of
             the tagger, it is a probability.
-        judgements: file of people's judgements.
         target: the precision for which thresholds are suggested.
-
-    Raises UserError: a shard or file cannot be read or used, or a number is out of range.
     """
     calibrated = None
     if calibration is not None:
         use_probabilities(database, calibration)
         calibrated = f"Thresholds are probabilities, by the calibration of {calibration.run!r}."
     measures = measure_database(database, threshold)
-    parts = Audit(measures, calibrated=calibrated)
+    against = judged = None
     if ground_truth is not None:
         settings = (threshold, target, THRESHOLDS, calibration, database.has_vlm_scores)
         against = measure_against_ground_truth(database.root, ground_truth, *settings)
-        parts = replace(parts, ground_truth=against)
     if judgements is not None:
         judged = measure_judgements(database, judgements, target, THRESHOLDS, calibration)
-        parts = replace(parts, judgements=judged)
-    return parts if other is None else replace(parts, comparison=compare(other, measures))
+    return Audit(measures, against, judged, None if other is None else compare(other, measures), calibrated)
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,7 @@
 """`sgpipe certify`: rounds of questions about a run, and the certificate that their answers give.
 
-A round is a plan in the file of judgements; it depends on the answers before it, and its draw on nothing else than the
-run and the settings. The certificate contains nothing but what follows from the run and the first bytes of that file,
-so that it can be computed again.
+A round is a plan in the file of judgements. The certificate contains nothing but what follows from the run and the
+first bytes of that file, so that it can be computed again.
 """
 
 from __future__ import annotations
@@ -44,8 +43,7 @@ from sgpipe.storage.judgements import (
     describe_invalid,
     utc_now,
 )
-from sgpipe.storage.outputs import write_result_text
-from sgpipe.utils.console import count, json_text, single_line
+from sgpipe.utils.console import count, single_line
 
 _METHOD = "betting, sampling without replacement, valid at any time"
 _SETS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)  # shares of the relations that the nested sets contain
@@ -70,11 +68,9 @@ _POPULATION = """
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The relations of a predicate, or all, divided into cells.
+    """The relations of a predicate, or all: their `rows` in the table of all, and their `cells`, both `[relations]`.
 
-    Attributes:
-        rows: of the table of all relations, `[relations]`. cells: their cells.
-        thresholds, sizes: of the nested sets. level, scores: of cells, as `Round` has them.
+    `thresholds`, `sizes`: of the nested sets. `level`, `scores`: of cells, as `Round` has them.
     """
 
     predicate: str | None
@@ -102,9 +98,8 @@ class Group:
         own, bins = np.divmod(pairs, len(doubt))
         scores = np.round(np.column_stack([own, by_level[own], doubt[bins]]), 4)
         scores, cells = np.unique(scores, axis=0, return_inverse=True)
-        return cls(
-            predicate, rows, cells[at], cuts, np.cumsum(above).tolist(), scores[:, 0].astype(np.int64), scores[:, 1:]
-        )
+        sizes, own = np.cumsum(above).tolist(), scores[:, 0].astype(np.int64)
+        return cls(predicate, rows, cells[at], cuts, sizes, own, scores[:, 1:])
 
 
 def _bins(doubt: Floats, shares: Sequence[float]) -> tuple[Ints, Floats]:
@@ -131,15 +126,14 @@ class Population:
             raise UserError(f"{index.root} has no column {column}: `sgpipe score` makes one")
         values = {"confidence": "if(annotated, null, certainty)", "none": "null"}.get(column, column)
         query = _POPULATION.format(prediction=values)
-        table: pa.Table = pa.table(index.connection.cursor().sql(query)).sort_by([(name, "ascending") for name in _KEY])
+        self.table: pa.Table = pa.table(index.connection.cursor().sql(query))
+        self.table = self.table.sort_by([(name, "ascending") for name in _KEY])
         if settings.threshold is not None:
             least = pa.scalar(settings.threshold, pa.float32())
-            table = table.filter(pc.greater_equal(table["confidence"], least))
-        if not len(table):
+            self.table = self.table.filter(pc.greater_equal(self.table["confidence"], least))
+        if not len(self.table):
             raise UserError(f"{index.root} has no relations to certify")
-        self.table = table
-        self.root, self.run = index.root, index.fingerprint
-        self._settings = settings
+        self.root, self.run, self._settings = index.root, index.fingerprint, settings
         [(self.relations, self.errors, self.unlabelled)] = index.rows(
             """select (select count(*) from run.relations), count(*) filter (status <> 'ok'),
             count(*) filter (status = 'ok' and relations = 0) from run.images"""
@@ -148,8 +142,9 @@ class Population:
     @cached_property
     def groups(self) -> list[Group]:
         """All relations, or those of each of the most frequent predicates."""
-        confidence = self.table["confidence"].to_numpy().astype(np.float64)
-        prediction = self.table["prediction"].to_numpy().astype(np.float64)
+        confidence, prediction = (
+            self.table[name].to_numpy().astype(np.float64) for name in ("confidence", "prediction")
+        )
         whole = self._settings.threshold is not None
         if self._settings.prediction == "confidence" and not whole:
             prediction = np.full(len(prediction), np.nan)  # the nested sets say as much
@@ -157,8 +152,7 @@ class Population:
             return [Group.divide(None, np.arange(len(self.table)), confidence, prediction, whole)]
         names = self.table["predicate"].combine_chunks().dictionary_encode()
         codes = names.indices.to_numpy()
-        order = np.argsort(codes, kind="stable")
-        parts = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+        parts = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
         named = sorted(zip(names.dictionary.to_pylist(), parts, strict=True), key=lambda part: (-len(part[1]), part[0]))
         return [Group.divide(n, rows, confidence[rows], prediction[rows], whole) for n, rows in named[:_GROUPS]]
 
@@ -186,7 +180,7 @@ def _tuples(table: pa.Table) -> list[tuple[Any, ...]]:
 
 @dataclass(frozen=True, eq=False)
 class GroupProgress:
-    """How far a group is: its rounds, the latest settings, and what the answers show."""
+    """How far a group is: its rounds, the latest settings, and what the answers show; `more`: expected answers."""
 
     latest: CertifiedGroup
     rounds: list[Round]
@@ -196,12 +190,12 @@ class GroupProgress:
 
     def as_json(self, name: str | None, settings: CertificateSettings) -> dict[str, Any]:
         """As plain values for JSON; `share`: how much of the evidence is there."""
-        needed, evidence = -math.log(1 - settings.confidence), math.log(max(self.standing.evidence, 1e-9))
-        share = 1.0 if self.standing.tested is None and self.standing.started else max(0.0, 1 + evidence / needed)
-        share = share if self.standing.started else 0.0
-        more = self.more if self.standing.started else None
-        reached = self.standing.reached
-        certified = 0 if reached is None else self.latest.relations[reached]
+        share, standing = 0.0, self.standing
+        if standing.started:
+            needed, evidence = -math.log(1 - settings.confidence), math.log(max(standing.evidence, 1e-9))
+            share = 1.0 if standing.tested is None else max(0.0, 1 + evidence / needed)
+        more = self.more if standing.started else None
+        certified = 0 if standing.reached is None else self.latest.relations[standing.reached]
         values = {"predicate": name, "share": share, "more": more, "certified": certified}
         return {**values, "lines": list(self.describe(name, settings))}
 
@@ -232,43 +226,40 @@ def population_of(index: Index, settings: CertificateSettings) -> Population:
     return _keep_population(index, settings.model_copy(update={"population": None}))
 
 
-@lru_cache(maxsize=1)
-def _keep_population(index: Index, settings: CertificateSettings) -> Population:
-    return Population(index, settings)
+_keep_population = lru_cache(maxsize=1)(Population)
 
 
 def rounds_of(log: JudgementLog, settings: CertificateSettings) -> list[SamplingPlan]:
     """Return the rounds of a certificate's plan so far, in order."""
     own = [plan for plan in log.plans.values() if plan.certificate and plan.certificate.settings == settings]
-    return sorted(own, key=lambda plan: plan.certificate.number if plan.certificate else 0)
+    return sorted(own, key=lambda plan: _part(plan).number)
+
+
+def _part(plan: SamplingPlan) -> CertificateRound:
+    return cast(CertificateRound, plan.certificate)
 
 
 def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None, GroupProgress]:
     """Return how far each group is that was asked about."""
-    found: dict[str | None, tuple[list[CertifiedGroup], list[Round], list[Judged | None]]] = {}
-    settings = None
+    found: defaultdict[str | None, list[tuple[CertifiedGroup, Round, list[Judged | None]]]] = defaultdict(list)
     for plan in plans:
-        settings = cast(CertificateRound, plan.certificate).settings
         given = judgements_of(plan, log)
-        for group in cast(CertificateRound, plan.certificate).groups:
-            parts = found.setdefault(group.predicate, ([], [], []))
-            parts[0].append(group)
-            own, answers = _round(plan, group, given)
-            parts[1].append(own)
-            parts[2].extend(answers)
+        for group in _part(plan).groups:
+            found[group.predicate].append((group, *_round(plan, group, given)))
     progress = {}
-    for name, (groups, rounds, answers) in found.items():
-        assert settings is not None
-        standing = certificates.evaluate(rounds, groups[-1].relations, settings.precision, settings.confidence)
+    for name, parts in found.items():
+        settings, rounds, latest = _part(plans[0]).settings, [own for _, own, _ in parts], parts[-1][0]
+        standing = certificates.evaluate(rounds, latest.relations, settings.precision, settings.confidence)
         last, allowed = rounds[-1], 1 - settings.precision + certificates.TINY
-        tested = len(groups[-1].relations) - 1 if standing.tested is None else standing.tested
+        tested = len(latest.relations) - 1 if standing.tested is None else standing.tested
         inside = last.level <= tested
         odds = certificates.fit_errors(*certificates.count_answers(rounds), allowed)
         more = certificates.answers_needed(odds, last.scores[inside], last.left[inside], allowed, standing.evidence)
         judged = sum(int((~each.is_open & (each.level[each.asked] <= tested)).sum()) for each in rounds)
-        rest = groups[-1].relations[tested] - judged
+        rest = latest.relations[tested] - judged
         more = None if more is None and rest else min(more or 0, rest)
-        progress[name] = GroupProgress(groups[-1], rounds, answers, standing, more)
+        answers = [answer for *_, own in parts for answer in own]
+        progress[name] = GroupProgress(latest, rounds, answers, standing, more)
     return progress
 
 
@@ -276,8 +267,7 @@ def _round(
     plan: SamplingPlan, group: CertifiedGroup, given: Sequence[Judged | None]
 ) -> tuple[Round, list[Judged | None]]:
     numbers = [at for at, stratum in enumerate(plan.strata) if stratum.predicate == group.predicate]
-    cells = [plan.strata[at] for at in numbers]
-    places = {number: at for at, number in enumerate(numbers)}
+    cells, places = [plan.strata[at] for at in numbers], {number: at for at, number in enumerate(numbers)}
     pairs = [(places[q.stratum], each) for q, each in zip(plan.questions, given, strict=True) if q.stratum in places]
     answers = [each for _, each in pairs]
     return Round(
@@ -300,22 +290,23 @@ def next_round(
     """Return the next round of questions, which is not written yet; None: nothing is left to ask."""
     plans = rounds_of(log, settings)
     progress = measure(plans, log)
-    rows = [row for each in population.rows_of(plans) for row in each]
     taken = np.zeros(len(population.table), bool)
-    taken[rows] = True
+    taken[[row for each in population.rows_of(plans) for row in each]] = True
 
     def urgency(group: Group) -> tuple[bool, int]:
         own = progress.get(group.predicate)
         return own is not None and own.more is None and own.standing.started > 0, -len(group.rows)
 
-    parts: list[tuple[Group, CertifiedGroup, list[PlanStratum], int]] = []
+    parts: list[tuple[Group, list[PlanStratum], int]] = []
+    groups: list[CertifiedGroup] = []
     for group in sorted(population.groups, key=urgency):
-        if len(parts) < _AT_ONCE and (part := _plan_group(group, progress.get(group.predicate), settings, taken)):
-            parts.append((group, *part))
+        if len(parts) < _AT_ONCE and (planned := _plan_group(group, progress.get(group.predicate), settings, taken)):
+            parts.append((group, *planned[1:]))
+            groups.append(planned[0])
     if not parts:
         return None
     number = len(plans)
-    strata, questions = _draw(population, [(g, cells, asked) for g, _, cells, asked in parts], settings, number, taken)
+    strata, questions = _draw(population, parts, settings, number, taken)
     return SamplingPlan(
         plan=f"{settings.id}-{number}",
         at=utc_now(),
@@ -325,7 +316,7 @@ def next_round(
         seed=0,
         strata=strata,
         questions=questions,
-        certificate=CertificateRound(settings=settings, number=number, groups=[each for _, each, _, _ in parts]),
+        certificate=CertificateRound(settings=settings, number=number, groups=groups),
     )
 
 
@@ -335,8 +326,7 @@ def _plan_group(
     """Return what the next round asks about a group: the settings, cells and number of questions; None: nothing."""
     rounds = progress.rounds if progress else []
     left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level)).astype(np.float64)
-    sizes, precision = group.sizes, settings.precision
-    planned = plan_round(rounds, group.level, group.scores, left, sizes, precision, settings.confidence)
+    planned = plan_round(rounds, group.level, group.scores, left, group.sizes, settings.precision, settings.confidence)
     if planned is None:
         return None
     round_, cells, odds = planned
@@ -356,12 +346,12 @@ def _plan_group(
     own = CertifiedGroup(
         predicate=group.predicate,
         thresholds=group.thresholds,
-        relations=sizes,
+        relations=group.sizes,
         odds=odds.tolist(),
         start=round_.start,
         capital=round_.capital,
     )
-    asked = QUESTIONS if rounds or len(sizes) == 1 else FIRST
+    asked = QUESTIONS if rounds or len(group.sizes) == 1 else FIRST
     return own, strata, asked if settings.by is None else asked // 2
 
 
@@ -385,9 +375,8 @@ def _draw(
     strata: list[PlanStratum] = []
     queues: list[list[PlannedQuestion]] = []
     for group, cells, number_asked in parts:
-        numbers = {
-            cell: at for at, cell in enumerate(map(tuple, np.column_stack([group.level, group.scores]).tolist()))
-        }
+        rows = np.column_stack([group.level, group.scores]).tolist()
+        numbers = {tuple(cell): at for at, cell in enumerate(rows)}
         own = [numbers[cell.level, *(cell.scores or ())] for cell in cells]
         weight, stratum = np.zeros(len(numbers)), np.zeros(len(numbers), np.int64)
         weight[own], stratum[own] = [cell.weight for cell in cells], np.arange(len(strata), len(strata) + len(own))
@@ -397,11 +386,13 @@ def _draw(
         most = min(number_asked, int((each > 0).sum()))
         first = np.argpartition(arrival, most - 1)[:most]
         first = first[np.argsort(arrival[first], kind="stable")]
-        found = _tuples(population.table.take(group.rows[first]).drop_columns("prediction"))
+        found = zip(
+            _tuples(population.table.take(group.rows[first])), stratum[group.cells[first]].tolist(), strict=True
+        )
         queues.append(
             [
-                PlannedQuestion._make([*row[:-1], row[-1] if math.isfinite(row[-1]) else None, at])
-                for row, at in zip(found, stratum[group.cells[first]].tolist(), strict=True)
+                PlannedQuestion._make((*row, certainty if math.isfinite(certainty) else None, at))
+                for (*row, certainty, _), at in found
             ]
         )
         asked = np.bincount(group.cells[first], minlength=len(numbers))[own].tolist()
@@ -455,33 +446,25 @@ def _check_rounds(population: Population, settings: CertificateSettings, plans: 
     taken = np.zeros(len(population.table), bool)
     spent: defaultdict[str | None, float] = defaultdict(float)
     for number, (plan, rows) in enumerate(zip(plans, population.rows_of(plans), strict=True)):
-        round_ = cast(CertificateRound, plan.certificate)
         parts = []
-        for each in round_.groups:
+        for each in _part(plan).groups:
             group = groups.get(each.predicate)
             if group is None or (each.thresholds, each.relations) != (group.thresholds, group.sizes):
                 raise UserError(f"{population.root} {_CHANGED}")
             cells = [stratum for stratum in plan.strata if stratum.predicate == each.predicate]
             parts.append((group, cells, sum(stratum.sampled for stratum in cells)))
             spent[each.predicate] += each.capital if each.start is not None else 0
-            asked = [(stratum.level, stratum.scores, stratum.relations) for stratum in cells]
             left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level))
             own = np.flatnonzero((group.level <= max(stratum.level or 0 for stratum in cells)) & (left > 0))
-            if asked != list(
-                zip(group.level[own].tolist(), group.scores[own].tolist(), left[own].tolist(), strict=True)
-            ):
+            there = zip(group.level[own].tolist(), group.scores[own].tolist(), left[own].tolist(), strict=True)
+            if [(stratum.level, stratum.scores, stratum.relations) for stratum in cells] != list(there):
                 raise UserError(f"{plan.plan}: its strata are not those of {population.root}")
             if spent[each.predicate] > 1 + certificates.TINY:
                 raise UserError(f"{plan.plan}: its tests have more capital than there is")
-        strata, questions = _draw(population, parts, settings, number, taken)
-        if round_.number != number or strata != plan.strata or questions != plan.questions:
+        drawn = _draw(population, parts, settings, number, taken)
+        if (_part(plan).number, plan.strata, plan.questions) != (number, *drawn):
             raise UserError(f"{plan.plan}: its questions are not those that are drawn from {population.root}")
         taken[rows] = True
-
-
-def save(file: Path, certificate: dict[str, Any]) -> None:
-    """Write a certificate."""
-    write_result_text(file, json_text(certificate, 2) + "\n")
 
 
 def check(run: str | Location, file: Location, judgements: Path) -> dict[str, Any]:
@@ -492,7 +475,7 @@ def check(run: str | Location, file: Location, judgements: Path) -> dict[str, An
     try:
         given: dict[str, Any] = json.loads(read_text(file, "certificate"))
         settings = CertificateSettings(
-            **{name: given[name] for name in CertificateSettings.model_fields if name in given}
+            **{name: given[name] for name in CertificateSettings.model_fields.keys() & given.keys()}
         )
         end = int(given["judgements"]["bytes"])
     except (ValueError, KeyError, TypeError, OverflowError):
@@ -505,16 +488,17 @@ def check(run: str | Location, file: Location, judgements: Path) -> dict[str, An
         found = certify(population, settings, JudgementLog(then, population.run, read_only=True))
         log = JudgementLog(judgements, population.run, read_only=True)
         now = measure(rounds_of(log, settings), log)
+    again = "run `sgpipe certify` again"
     for name, value in found.items():
         if given.get(name) != value:
-            raise UserError(f"{file}: {name} is not what {run} and its judgements give; run `sgpipe certify` again")
+            raise UserError(f"{file}: {name} is not what {run} and its judgements give; {again}")
     if not given["sets"]:
-        raise UserError(f"{file} certifies nothing; run `sgpipe certify` again")
+        raise UserError(f"{file} certifies nothing; {again}")
     for each in given["sets"]:
         own = now[each["predicate"]]
         reached = own.standing.reached
         if reached is None or own.latest.thresholds[reached] > each["threshold"]:
-            raise UserError(f"{file}: answers that were changed since no longer give it; run `sgpipe certify` again")
+            raise UserError(f"{file}: answers that were changed since no longer give it; {again}")
     return given
 
 

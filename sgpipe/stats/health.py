@@ -57,11 +57,12 @@ def check_health(database: Database, threshold: float) -> list[Check]:
     }
     totals = {name: database.rows(f"select count(*) from {source}")[0][0] for name, source in sources.items()}
     found = {**_box_doubts(database), **_caption_doubts(database)}
-    doubts = [
-        Check(name, title, found[name][0] if name in found else 0, totals[of], of, advice, found.get(name, (0, []))[1])
-        for name, title, of, advice in _DOUBTS
+    nothing: tuple[int, list[Example]] = (0, [])
+    doubts = [(name, title, of, advice, found.get(name, nothing)) for name, title, of, advice in _DOUBTS]
+    return [
+        *(Check(name, title, n, totals[of], of, advice, examples) for name, title, of, advice, (n, examples) in doubts),
+        *(_run(database, rule, totals[rule.of]) for rule in RULES),
     ]
-    return [*doubts, *(_run(database, rule, totals[rule.of]) for rule in RULES)]
 
 
 def _run(database: Database, rule: HealthRule, total: int) -> Check:
@@ -163,8 +164,7 @@ def _caption_doubts(database: Database) -> _Found:
 
 
 def _renamed(named: NDArray[np.bool_], boxed: NDArray[np.bool_], names: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield pairs of classes that captions and boxes name in the same images, most frequent first, and an image of
-    each.
+    """Yield pairs of classes that captions and boxes name in the same images, most frequent first, and an image.
 
     Nothing, unless the pairs that one half of the images shows fit the captions of the other half.
     """

@@ -12,44 +12,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote_plus
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.calibration import Calibration
-from sgpipe.errors import UserError
-from sgpipe.stats.plans import count_states, judgements_of, measure_plan, stratum_sql
+from sgpipe.errors import UserError, check_share
+from sgpipe.stats.plans import (
+    PlanProgress,
+    StratumPrecision,
+    count_states,
+    judgements_of,
+    measure_plan,
+    stratum_sql,
+)
 from sgpipe.stats.precision import (
     JudgedRelations,
+    PrecisionEstimate,
     ScoreQuality,
-    StratifiedEstimate,
     ThresholdChoice,
-    check_target,
     estimate_stratified,
     perfect_error,
     score_quality,
 )
 from sgpipe.stats.recall import RecallMeasures, measure_recall
 from sgpipe.storage.index import Database, open_run
-from sgpipe.storage.judgements import JudgementLog, PlannedQuestion, PlanStratum, SamplingPlan
+from sgpipe.storage.judgements import JudgementLog, PlannedQuestion, SamplingPlan
 from sgpipe.utils.console import count
 
 NO_PLAN = (
     "no plan that samples the whole run has judgements, and other judgements are not a random sample: make one on the "
     "page Judge of `sgpipe view`"
 )
-
-
-@dataclass(frozen=True)
-class PlanSummary:
-    """A sampling plan and what its judgements say about the relations that it samples."""
-
-    plan: str
-    title: str
-    precision: StratifiedEstimate
-    unsure: int
-    open: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class JudgementSummary:
     """
 
     plan: str | None
-    plans: list[PlanSummary]
+    plans: list[PlanProgress]
     counts: dict[str, int]
     outside: int
     problems: list[str]
@@ -72,22 +66,6 @@ class JudgementSummary:
         parts = [f"{self.counts[name]:,} {'in conflict' if name == 'conflict' else name}" for name in states]
         judged = count(self.counts["relations"], "relation")
         return f"{judged} judged ({', '.join(parts)}); {self.outside:,} of them outside the plan."
-
-
-@dataclass(frozen=True)
-class StratumPrecision:
-    """A band of confidence, or another stratum of the sample, and the precision of its judged relations."""
-
-    band: PlanStratum
-    precision: StratifiedEstimate
-
-
-@dataclass(frozen=True)
-class PredicatePrecision:
-    """A predicate and its precision, weighted by its relations in each stratum."""
-
-    predicate: str
-    precision: StratifiedEstimate
 
 
 @dataclass(frozen=True)
@@ -122,7 +100,7 @@ class JudgementMeasures:
     relations_now: int
     strata: str
     bands: list[StratumPrecision]
-    predicates: list[PredicatePrecision]
+    predicates: dict[str, PrecisionEstimate]
     calibration_error: float | None
     perfect_error: float | None
     curve: list[ThresholdChoice]
@@ -147,19 +125,17 @@ def measure_judgements(
 
     Raises UserError: the file is not one, has no line about this run, or the target is out of range.
     """
-    check_target(target)
+    check_share("precision", target)
     log = _open_log(database, file)
     summary, plan = _summarise(log)
     sample = _Sample(database, plan, log, calibration)
-    [whole, wrong, right, *bands] = estimate_stratified(*sample.run_and_strata())
-    names = [name for name, _ in Counter(sample.names[sample.is_judged].tolist()).most_common()]
-    predicates = estimate_stratified(*sample.by_predicate(names)) if names else []
-    candidates = sample.judged.candidates()
-    choices = sample.choices([*thresholds, *candidates])
-    curve, candidate_choices = choices[: len(thresholds)], choices[len(thresholds) :]
+    bands = next((own.strata for own in summary.plans if own.plan == summary.plan), [])
+    [whole, wrong, right] = sample.estimate_run()
+    choices = sample.choices([*thresholds, *sample.judged.candidates()])
+    curve, candidates = choices[: len(thresholds)], choices[len(thresholds) :]
     error, perfect = sample.calibration_errors(bands)
-    sure = next((choice for choice in candidate_choices if choice.precision.low >= target), None)
-    recalls = [measure_recall(plan, log, database.index.rows) for plan in log.recall_plans.values()]
+    sure = next((choice for choice in candidates if choice.precision.low >= target), None)
+    recalls = [measure_recall(each, log, database.index.rows) for each in log.recall_plans.values()]
     return JudgementMeasures(
         judged=whole.judged,
         unsure=sample.given.count("unsure"),
@@ -173,13 +149,13 @@ def measure_judgements(
         relations=round(sample.weights.sum()),
         relations_now=int(sample.counts.sum()),
         strata=sample.kind,
-        bands=[StratumPrecision(*pair) for pair in zip(sample.strata, bands, strict=True)],
-        predicates=[PredicatePrecision(*pair) for pair in zip(names, predicates, strict=True)],
+        bands=bands,
+        predicates=sample.estimate_predicates(),
         calibration_error=error,
         perfect_error=perfect,
         curve=curve,
         target=target,
-        suggested=sure or next((c for c in candidate_choices if (c.precision.value or 0) >= target), None),
+        suggested=sure or next((each for each in candidates if (each.precision.value or 0) >= target), None),
         sure=sure is not None,
         judgements=summary,
         vlm_score=sample.vlm_score(),
@@ -239,72 +215,54 @@ def _summarise(log: JudgementLog) -> tuple[JudgementSummary, SamplingPlan | None
     of_run = [plan for plan in log.plans.values() if plan.kind in ("bands", "predicates")]
     judged = [plan for plan in of_run if progress[plan.plan].precision.judged]
     best = max(judged, key=lambda plan: progress[plan.plan].precision.judged, default=None)
-    plans = [
-        PlanSummary(name, _title(log.plans[name]), found.precision, found.unsure, found.open)
-        for name, found in progress.items()
-    ]
     states = list(log.current())
     asked = {key for plan in log.plans for key in log.judged(plan)}
     outside = sum(state.key not in asked for state in states)
+    plans = list(progress.values())
     return JudgementSummary(best.plan if best else None, plans, count_states(states), outside, log.problems), best
-
-
-def _title(plan: SamplingPlan) -> str:
-    own = {"bands": "the run, by confidence", "predicates": "the run, by predicate"}
-    return own.get(plan.kind, f"the search {unquote_plus(plan.search or 'for everything')}")
-
-
-_Table = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
 
 
 class _Sample:
     """The questions of a plan, their judgements, and the relations of the run that they stand for.
 
-    Arrays `[strata]` have one more entry: the relations that are in none of them.
-
     Attributes:
         given: the judgement of each question. kind: "bands" or "predicates".
-        counts: the run's relations now, `[strata]`.
-        weights: the relations that the judgements stand for, as the plan says, `[strata]`.
+        counts: the run's relations now, `[strata + 1]`; the last entry: those in no stratum.
+        weights: the relations that the judgements stand for, as the plan says, `[strata + 1]`.
     """
 
     def __init__(
-        self,
-        database: Database,
-        plan: SamplingPlan | None,
-        log: JudgementLog,
-        calibration: Calibration | None = None,
+        self, database: Database, plan: SamplingPlan | None, log: JudgementLog, calibration: Calibration | None = None
     ) -> None:
         self._database = database
         self._questions: Sequence[PlannedQuestion] = plan.questions if plan else ()
-        self.given = judgements_of(plan, log) if plan else []
-        self.strata = list(plan.strata) if plan else []
+        strata = plan.strata if plan else []
         self.kind = "predicates" if plan and plan.kind == "predicates" else "bands"
-        self._stratum = stratum_sql(self.strata, self.kind)
-        self.counts = np.zeros(len(self.strata) + 1, np.int64)
+        self._stratum = stratum_sql(strata, self.kind)
+        self.counts = np.zeros(len(strata) + 1, np.int64)
         self._means: list[float | None] = [None] * len(self.counts)
         query = f"""select {self._stratum} as stratum, count(*), avg(certainty) filter (confidence is not null)::double
             from relations group by all"""
         for stratum, number, mean in database.rows(query):
             self.counts[stratum], self._means[stratum] = number, mean
-        self.weights = np.array([*(stratum.relations for stratum in self.strata), self.counts[-1]], np.float64)
+        self.weights = np.array([*(stratum.relations for stratum in strata), self.counts[-1]], np.float64)
         self._scale = self.weights / np.maximum(self.counts, 1)
         self._at = np.array([question.stratum for question in self._questions], int)
-        self.names = np.array([question.predicate for question in self._questions], object)
+        self._names = np.array([question.predicate for question in self._questions], object)
+        self.given = judgements_of(plan, log) if plan else []
         given = np.array(self.given, object)
         self._right, self._unsure = given == "right", given == "unsure"
-        self.is_judged = self._right | (given == "wrong")
+        self._is_judged = self._right | (given == "wrong")
+        confidence = np.array([question.confidence for question in self._questions], np.float32)
         self._has_confidence = np.array([question.confidence is not None for question in self._questions], bool)
-        confidence = [1.0 if question.confidence is None else question.confidence for question in self._questions]
-        self._confidence = np.array(confidence, np.float32)
         if calibration is not None:
-            found = calibration.probabilities(self._confidence)
-            self._confidence = np.where(self._has_confidence, found, 1).astype(np.float32)
-        self.judged = JudgedRelations(self._confidence[self.is_judged], self._right[self.is_judged])
+            confidence = calibration.probabilities(confidence).astype(np.float32)
+        self._confidence = np.where(self._has_confidence, confidence, np.float32(1))
+        self.judged = JudgedRelations(self._confidence[self._is_judged], self._right[self._is_judged])
 
     def scored(self) -> Judgements:
         """Return the judged relations that have a confidence."""
-        chosen = self.is_judged & self._has_confidence
+        chosen = self._is_judged & self._has_confidence
         images = np.array([question.image_id for question in self._questions], object)[chosen]
         weight = (self.weights / np.maximum(self._tally(chosen), 1))[self._at[chosen]]
         confidence = self._confidence[chosen].astype(np.float64)
@@ -322,54 +280,50 @@ class _Sample:
         )
         scores = {tuple(key): vlm_score for *key, vlm_score in rows}
         found = np.array([scores.get(tuple(question.key)) for question in self._questions], np.float64)
-        known = self.is_judged & ~np.isnan(found)
+        known = self._is_judged & ~np.isnan(found)
         if not known.any():
             return None
         return score_quality(JudgedRelations(found[known].astype(np.float32), self._right[known]), self.judged)
 
-    def run_and_strata(self) -> _Table:
-        """Return the run, the run if all unsure were wrong, the same if they were right, and each stratum."""
-        judged, right, unsure = (self._tally(chosen) for chosen in (self.is_judged, self._right, self._unsure))
-        each = np.eye(len(self.strata), len(self.weights), dtype=int)
-        return (
-            np.concatenate([[self.weights] * 3, each * self.weights]),
-            np.concatenate([[judged, judged + unsure, judged + unsure], each * judged]),
-            np.concatenate([[right, right, right + unsure], each * right]),
-        )
+    def estimate_run(self) -> list[PrecisionEstimate]:
+        """Return the precision of the run, that if all unsure were wrong, and that if they were right."""
+        judged, right, unsure = (self._tally(chosen) for chosen in (self._is_judged, self._right, self._unsure))
+        answered = judged + unsure
+        return estimate_stratified([self.weights] * 3, [judged, answered, answered], [right, right, right + unsure])
 
-    def by_predicate(self, names: Sequence[str]) -> _Table:
-        """Return the relations of each predicate."""
+    def estimate_predicates(self) -> dict[str, PrecisionEstimate]:
+        """Return the precision of each judged predicate, weighted by its relations in each stratum."""
+        names = [name for name, _ in Counter(self._names[self._is_judged].tolist()).most_common()]
+        if not names:
+            return {}
         at = {name: number for number, name in enumerate(names)}
         population = np.zeros((len(names), len(self.weights)))
         query = f"select predicate::varchar, {self._stratum} as stratum, count(*) from relations group by all"
         for name, stratum, number in self._database.rows(query):
             if name in at:
                 population[at[name], stratum] = number * self._scale[stratum]
-        judged = np.array([self._tally(self.is_judged & (self.names == name)) for name in names])
-        return population, judged, np.array([self._tally(self._right & (self.names == name)) for name in names])
+        judged, right = (
+            [self._tally(chosen & (self._names == name)) for name in names] for chosen in (self._is_judged, self._right)
+        )
+        return dict(zip(names, estimate_stratified(population, judged, right), strict=True))
 
     def choices(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:
         """Return what each threshold keeps; relations without a confidence pass every one."""
         above = self._count_above(np.array(thresholds, np.float32))
         kept = [self._confidence >= np.float32(threshold) for threshold in thresholds]
-        judged = np.array([self._tally(self.is_judged & keeps) for keeps in kept])
-        right = np.array([self._tally(self._right & keeps) for keeps in kept])
-        estimates = estimate_stratified(above * self._scale, judged, right)
-        return [
-            ThresholdChoice(threshold, estimate.judged, estimate, int(counts.sum()))
-            for threshold, estimate, counts in zip(thresholds, estimates, above, strict=True)
-        ]
+        judged, right = ([self._tally(own & keeps) for keeps in kept] for own in (self._is_judged, self._right))
+        found = zip(thresholds, estimate_stratified(above * self._scale, judged, right), above, strict=True)
+        return [ThresholdChoice(least, own.judged, own, int(number.sum())) for least, own, number in found]
 
-    def calibration_errors(self, estimates: Sequence[StratifiedEstimate]) -> tuple[float | None, float | None]:
-        """Return the mean over bands, weighted by their relations, without those that are not judged or have no
-        confidence.
+    def calibration_errors(self, bands: Sequence[StratumPrecision]) -> tuple[float | None, float | None]:
+        """Return the mean distance of confidence and precision over judged bands, weighted by their relations.
 
         And the mean that exact confidences would show.
         """
         rows = [
-            (weight, mean, estimate.value, estimate.judged)
-            for weight, mean, estimate in zip(self.weights, self._means, estimates, strict=False)
-            if estimate.value is not None and mean is not None and self.kind == "bands"
+            (weight, mean, own.precision.value, own.precision.judged)
+            for weight, mean, own in zip(self.weights, self._means, bands, strict=False)
+            if own.precision.value is not None and mean is not None and self.kind == "bands"
         ]
         if not rows:
             return None, None

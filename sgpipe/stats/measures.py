@@ -37,22 +37,19 @@ class Confidence:
 class LongTail:
     """How unevenly a total is distributed over kinds.
 
-    Attributes:
-        head_share: share of the total that belongs to the ten most frequent kinds.
-        half: number of the most frequent kinds that together have half of the total.
-        singletons: kinds that occur once.
-        gini: Gini coefficient, 0 if all kinds are equally frequent, close to 1 if one kind dominates.
-        entropy: in bits; `effective_kinds` is 2 to the power of it.
+    `head_share`: of the ten most frequent; `half`: how many of these have half of the total; `singletons`: kinds that
+    occur once. The Gini coefficient is 0 if all are equally frequent; `entropy`: in bits, 2 to its power is
+    `effective_kinds`.
     """
 
-    kinds: int
-    total: int
-    head_share: float
-    half: int
-    singletons: int
-    gini: float
-    entropy: float
-    effective_kinds: float
+    kinds: int = 0
+    total: int = 0
+    head_share: float = 0.0
+    half: int = 0
+    singletons: int = 0
+    gini: float = 0.0
+    entropy: float = 0.0
+    effective_kinds: float = 0.0
 
 
 def measure_long_tail(counts: Sequence[int]) -> LongTail:
@@ -60,7 +57,7 @@ def measure_long_tail(counts: Sequence[int]) -> LongTail:
     ordered = np.sort(np.asarray(counts, dtype=np.float64))[::-1]
     total = ordered.sum()
     if not total:
-        return LongTail(0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0)
+        return LongTail()
     shares = ordered / total
     ranks = np.arange(len(ordered), 0, -1)  # 1 for the rarest
     gini = (2 * (ranks * shares).sum() - (len(ordered) + 1)) / len(ordered)
@@ -81,10 +78,8 @@ def measure_long_tail(counts: Sequence[int]) -> LongTail:
 class ClipMeasures:
     """CLIP's scores of the relations, in ranks, as they mean something only relative to other texts.
 
-    Attributes:
-        first: share of relations whose text fits better than all contrast texts. `chance`: the same for random ranks.
-        beats_swapped: share that fits better than the same text with subject and object swapped, where that differs.
-        correlation: Spearman's, between confidence and score.
+    `first`: share of relations whose text fits better than all contrast texts, `chance`: the same for random ranks;
+    `beats_swapped`: better than with subject and object swapped; `correlation`: Spearman's with the confidence.
     """
 
     scored: int
@@ -102,9 +97,7 @@ LIKELY = 0.5  # probability
 
 @dataclass(frozen=True)
 class VlmMeasures:
-    """The probabilities of a run: how many relations have one, the share of 0.5 or more, and Spearman's correlation
-    with the confidence.
-    """
+    """A vision-language model's probabilities: the share of 0.5 or more, and Spearman's correlation with confidence."""
 
     scored: int
     unscored: int
@@ -188,17 +181,14 @@ class TripletCount:
 
 @dataclass(frozen=True)
 class Measures:
-    """What a run contains.
+    """What a run contains; counts by name are of the most frequent first.
 
     Attributes:
-        images: by split. `datasets`: images by dataset. `errors`: error rows by kind.
+        images: by split. `errors`: error rows by kind.
         totals: those of `TOTALS`, and what was left out (`records.LEFT_OUT`). All rows count, also error rows.
         in_error_rows: how much of the totals is in error rows, which the stages did not finish.
         without_relations: images without relations, by the first stage that left nothing.
-        predicates, categories, attributes: relations by predicate, objects by class and by attribute, the most frequent
-            first.
         triplets: the most frequent combinations of subject class, predicate and object class, of `triplet_kinds`.
-        origins: relations by where they come from, such as "annotated" and "tagger".
         assumed: why candidates are relations, if no model chose them; None: one did, or people annotated them.
         threshold_of: what thresholds are of: confidence, or by a calibration probability.
     """
@@ -236,11 +226,8 @@ class Measures:
     @property
     def yields(self) -> dict[str, float | None]:
         """The output of each stage per output of the stage before, without error rows; None if that had none."""
-        finished = {name: self.totals[name] - self.in_error_rows[name] for name in _STAGES}
-        return {
-            after: finished[after] / finished[before] if finished[before] else None
-            for before, after in pairwise(_STAGES)
-        }
+        done = {name: self.totals[name] - self.in_error_rows[name] for name in _STAGES}
+        return {after: done[after] / done[before] if done[before] else None for before, after in pairwise(_STAGES)}
 
 
 def use_probabilities(database: Database, calibration: Calibration) -> None:
@@ -261,13 +248,7 @@ def use_probabilities(database: Database, calibration: Calibration) -> None:
 
 
 def measure(root: Path, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None) -> Measures:
-    """Measure the run in `root`.
-
-    Args:
-        threshold: minimum confidence of the relations whose health is checked, with a calibration: minimum probability.
-
-    Raises UserError: the folder is not a run, or a shard is missing or damaged.
-    """
+    """Measure the run in `root`; see `measure_database` and `use_probabilities`."""
     with open_run(root) as database:
         if calibration is not None:
             use_probabilities(database, calibration)
@@ -275,7 +256,10 @@ def measure(root: Path, threshold: float = TRAINING_CONFIDENCE, calibration: Cal
 
 
 def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE) -> Measures:
-    """Measure an open run. Raises UserError: the threshold is not 0 to 1."""
+    """Measure an open run; `threshold`: of the relations whose health is checked.
+
+    Raises UserError: the threshold is not 0 to 1.
+    """
     check_share("threshold", threshold)
     run, rows = database.run, database.rows
     predicates = _counts(database, "select predicate, relations from predicates")
@@ -329,10 +313,7 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
 
 
 def distinct_predicates(root: Path) -> set[str]:
-    """Return the predicates that occur in a run.
-
-    Raises UserError: the folder is not a run, or a shard is missing or damaged.
-    """
+    """Return the predicates that occur in a run."""
     predicates: set[str] = set()
     for table in iter_tables(root, ("relations",)):
         predicates.update(pc.unique(pc.struct_field(pc.list_flatten(table["relations"]), "predicate")).to_pylist())

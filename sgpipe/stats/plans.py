@@ -12,13 +12,15 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
+from urllib.parse import unquote_plus
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.errors import UserError
-from sgpipe.stats.precision import StratifiedEstimate, estimate_stratified
+from sgpipe.stats.precision import PrecisionEstimate, estimate_stratified
 from sgpipe.storage.judgements import (
     JudgementLog,
     Kind,
@@ -35,11 +37,6 @@ Judged = Literal["right", "wrong", "unsure"]
 
 MARGIN = 0.03  # half of the 95% interval that is aimed for
 _EDGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # of the bands of confidence
-_BAND = (
-    "(case when confidence is null then -1 "
-    + " ".join(f"when confidence < {stop}::float then {at}" for at, stop in enumerate(_EDGES[1:-1]))
-    + f" else {len(_EDGES) - 2} end)"
-)
 _OTHERS = "other predicates"
 _PER_PREDICATE, _MOST_PREDICATES = 10, 50
 _HASHES = 2**64
@@ -79,36 +76,30 @@ def draw(
         raise UserError(f"{count} questions: expected 1 to {MOST_QUESTIONS:,}")
     # Those that can be shown: between boxes that there are.
     hits = f"select * from ({select}) where subject_category is not null and object_category is not null"
-    strata: dict[int, PlanStratum] = {}
-    stratum, own = _BAND, list[Any]()  # SQL for the number of a relation's stratum, and its values
     if kind == "predicates":
-        query = f"with hits as ({hits}) select predicate, count(*) from hits group by 1 order by 2 desc, 1"
-        found = rows(query, values)
-        kept = min(max(count // _PER_PREDICATE - 1, 1), _MOST_PREDICATES, len(found))
-        for number, (name, relations) in enumerate(found[:kept]):
-            strata[number] = PlanStratum(name=name, relations=relations, sampled=0, predicate=name)
+        found = rows(f"select predicate, count(*) from ({hits}) group by 1 order by 2 desc, 1", values)
+        kept = min(max(count // _PER_PREDICATE - 1, 1), _MOST_PREDICATES)
+        strata = [PlanStratum(name=name, relations=n, sampled=0, predicate=name) for name, n in found[:kept]]
         if others := sum(relations for _, relations in found[kept:]):
-            strata[kept] = PlanStratum(name=_OTHERS, relations=others, sampled=0)
-        stratum = f"(coalesce(list_position(?::varchar[], predicate), {kept + 1}) - 1)"
-        own = [[name for name, _ in found[:kept]]]
+            strata.append(PlanStratum(name=_OTHERS, relations=others, sampled=0))
     else:
-        query = f"with hits as ({hits}) select {_BAND} as band, count(*) from hits group by 1 order by 1"
-        for band, relations in rows(query, values):
-            start, stop = (None, None) if band < 0 else _EDGES[band : band + 2]
-            name = "none" if start is None else f"{start:.2f} to {stop:.2f}"
-            strata[band] = PlanStratum(name=name, relations=relations, sampled=0, start=start, stop=stop)
+        strata = [PlanStratum(name="none", relations=0, sampled=0)]
+        for start, stop in pairwise(_EDGES):
+            name = f"{start:.2f} to {stop:.2f}"
+            strata.append(PlanStratum(name=name, relations=0, sampled=0, start=start, stop=stop))
+        numbers = dict(rows(f"select {stratum_sql(strata, kind)}, count(*) from ({hits}) group by 1", values))
+        strata = [s.model_copy(update={"relations": numbers[at]}) for at, s in enumerate(strata) if at in numbers]
     if not strata:
         raise UserError("there are no relations to ask about")
-    sizes = {number: each.relations for number, each in strata.items()}
+    sizes = dict(enumerate(stratum.relations for stratum in strata))
     shares = {number: share for number, share in equal_shares(sizes, count).items() if share}
     # A number that is below all but about twice as many hashes as are asked for.
     bounds = [min(int((2 * share + 100) / sizes[n] * _HASHES), _HASHES - 1) for n, share in shares.items()]
-    sample = [*values, *own, seed, list(shares), list(shares.values()), bounds]
-    index = {number: at for at, number in enumerate(strata)}
-    found = rows(_SAMPLE.format(select=hits, stratum=stratum), sample)
-    questions = [PlannedQuestion._make([*row[:-1], index[row[-1]]]) for row in found]
+    query = _SAMPLE.format(select=hits, stratum=stratum_sql(strata, kind))
+    drawn = rows(query, [*values, seed, list(shares), list(shares.values()), bounds])
+    questions = [PlannedQuestion._make(row) for row in drawn]
     asked = np.bincount([question.stratum for question in questions], minlength=len(strata)).tolist()
-    return [s.model_copy(update={"sampled": n}) for s, n in zip(strata.values(), asked, strict=True)], questions
+    return [s.model_copy(update={"sampled": n}) for s, n in zip(strata, asked, strict=True)], questions
 
 
 def stratum_sql(strata: Sequence[PlanStratum], kind: str) -> str:
@@ -137,32 +128,36 @@ def equal_shares(sizes: Mapping[int, int], count: int) -> dict[int, int]:
 
 
 @dataclass(frozen=True)
+class StratumPrecision:
+    """A stratum of a sample, such as a band of confidence, and the precision of its judged relations."""
+
+    name: str
+    relations: int
+    sampled: int
+    precision: PrecisionEstimate
+
+
+@dataclass(frozen=True)
 class PlanProgress:
     """What the judgements that a plan asked for say so far.
 
     Questions that are judged "unsure", or on which as many people say one thing as another (`conflicts`), do not count
-    in the `precision`. The `strata` have a name, relations, questions and precision.
+    in the `precision`.
     """
 
     plan: str
-    precision: StratifiedEstimate
-    strata: list[tuple[str, int, int, StratifiedEstimate]]
+    title: str
+    precision: PrecisionEstimate
+    strata: list[StratumPrecision]
     unsure: int
     conflicts: int
     open: int
-
-    def as_json(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        names = ("name", "relations", "sampled", "precision")
-        strata = [dict(zip(names, (*rest, vars(precision)), strict=True)) for *rest, precision in self.strata]
-        return {**vars(self), "precision": vars(self.precision), "strata": strata, "margin": MARGIN}
 
 
 def judgements_of(plan: SamplingPlan, log: JudgementLog) -> list[Judged | None]:
     """Return the judgement of each question of a plan: that of most people, "unsure" where they tie; None: open.
 
-    A change of a relation says that it is wrong as it stands. Once a question is judged, later judgements count even if
-    another page asked.
+    A change of a relation says that it is wrong as it stands.
     """
     judged: dict[RelationKey, Judged] = {}
     for key, state in states_of(plan, log).items():
@@ -194,18 +189,18 @@ def count_states(states: Sequence[RelationState]) -> dict[str, int]:
 
 def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
     """Estimate the precision from the judgements so far."""
-    given = judgements_of(plan, log)
-    states = states_of(plan, log)
+    given, states = judgements_of(plan, log), states_of(plan, log)
     sizes, judged, correct = _tally(plan, given)
     sets = np.concatenate([np.ones((1, len(sizes)), np.int64), np.eye(len(sizes), dtype=np.int64)])
     [whole, *parts] = estimate_stratified(sets * sizes, sets * judged, sets * correct)
-    unsure = given.count("unsure")
+    titles = {"bands": "the run, by confidence", "predicates": "the run, by predicate"}
     undecided = [q.key for q, each in zip(plan.questions, given, strict=True) if each == "unsure"]
     return PlanProgress(
         plan=plan.plan,
+        title=titles.get(plan.kind, f"the search {unquote_plus(plan.search or 'for everything')}"),
         precision=whole,
-        strata=[(s.name, s.relations, s.sampled, part) for s, part in zip(plan.strata, parts, strict=True)],
-        unsure=unsure,
+        strata=[StratumPrecision(s.name, s.relations, s.sampled, p) for s, p in zip(plan.strata, parts, strict=True)],
+        unsure=given.count("unsure"),
         conflicts=sum(states[key].is_conflict for key in undecided),
         open=given.count(None),
     )
@@ -252,7 +247,7 @@ def judgements_needed(plan: SamplingPlan, log: JudgementLog) -> int | None:
     return round(needed * (done + given.count("unsure")) / done) if done else needed
 
 
-def _is_narrow(estimate: StratifiedEstimate) -> bool:
+def _is_narrow(estimate: PrecisionEstimate) -> bool:
     return estimate.value is not None and estimate.high - estimate.low <= 2 * MARGIN
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sgpipe.calibration import Calibration
-from sgpipe.errors import UserError
+from sgpipe.errors import check_share
 from sgpipe.files.locations import Location
 from sgpipe.storage.run_folder import GroundTruth
 
@@ -31,7 +31,9 @@ _BINS = 10
 class PrecisionEstimate:
     """How many judged relations are correct, and the precision that they show, with its 95% interval.
 
-    `value` is None if nothing is judged.
+    Of a stratified sample, `correct` and `judged` are plain counts, and strata are weighted by their relations. `value`
+    is of the strata with a judged relation (`covered`: their share of the relations), None if nothing is judged; the
+    interval is of all relations, as those of other strata may be correct or not.
     """
 
     correct: int
@@ -39,6 +41,7 @@ class PrecisionEstimate:
     value: float | None
     low: float
     high: float
+    covered: float = 1.0
 
     def __str__(self) -> str:
         if self.value is None:
@@ -46,37 +49,23 @@ class PrecisionEstimate:
         return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%}, of {self.judged:,})"
 
 
-@dataclass(frozen=True)
-class StratifiedEstimate(PrecisionEstimate):
-    """The precision of relations of which a stratified sample was judged, each stratum weighted by its relations.
-
-    `correct` and `judged` are not weighted. `value` is of the strata with a judged relation; the interval is of all
-    relations: those of other strata may be correct or not. `covered`: share of the relations in judged strata.
-    """
-
-    covered: float
-
-
 def estimate(correct: int, judged: int, design: float = 1.0) -> PrecisionEstimate:
     """Return the precision with Wilson's interval; `design`: as of `JudgedRelations`."""
     if not judged:
-        return PrecisionEstimate(correct, judged, None, 0.0, 1.0)
+        return PrecisionEstimate(0, 0, None, 0.0, 1.0)
     share = correct / judged
     low, high = (float(wilson(share, judged / design, side)) for side in (-1, 1))
     return PrecisionEstimate(correct, judged, share, low, high)
 
 
 def wilson(share: ArrayLike, count: ArrayLike, side: int) -> Floats:
-    """Return the lower (side -1) or upper (side 1) ends of Wilson's intervals for shares of `count`.
-
-    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
-    """
+    """Return the lower (side -1) or upper (side 1) ends of Wilson's (1927) intervals for shares of `count`."""
     share, count = np.asarray(share, np.float64), np.asarray(count, np.float64)
     half = _Z * np.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
     return np.clip((share + _Z**2 / (2 * count) + side * half) / (1 + _Z**2 / count), 0, 1)
 
 
-def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: ArrayLike) -> list[StratifiedEstimate]:
+def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: ArrayLike) -> list[PrecisionEstimate]:
     """Return the precisions of several sets of relations, each from its own strata.
 
     Args:
@@ -90,13 +79,9 @@ def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: Array
     share = covered / np.where(total > 0, total, 1)
     low, high = stratified_interval(known, seen, right)
     values = (known * right / np.maximum(seen, 1)).sum(1) / np.where(covered > 0, covered, 1)
-    rows = zip(right.sum(1), seen.sum(1), values, low * share, 1 - share * (1 - high), share, covered, strict=True)
-    return [
-        StratifiedEstimate(int(r), int(n), float(v), float(a), float(b), float(s))
-        if c
-        else StratifiedEstimate(int(r), int(n), None, 0.0, 1.0, float(s))
-        for r, n, v, a, b, s, c in rows
-    ]
+    ends = low * share, 1 - share * (1 - high)
+    columns = (each.tolist() for each in (right.sum(1), seen.sum(1), values, *ends, share))
+    return [PrecisionEstimate(r, n, v if s else None, a, b, s) for r, n, v, a, b, s in zip(*columns, strict=True)]
 
 
 def stratified_interval(
@@ -155,18 +140,25 @@ def perfect_error(confidence: ArrayLike, judged: ArrayLike, weight: ArrayLike) -
         likely = math.exp(ways + least * math.log(chance) + (number - least) * math.log1p(-chance))
         return 2 * least * (1 - chance) * likely / number
 
-    counts = np.maximum(np.rint(judged), 1).astype(int)
-    distances = list(map(distance, np.asarray(confidence, np.float64).tolist(), counts.tolist()))
-    return float(np.average(distances, weights=np.asarray(weight)))
+    counts = np.maximum(np.rint(judged), 1).astype(int).tolist()
+    return float(np.average(list(map(distance, np.asarray(confidence).tolist(), counts)), weights=np.asarray(weight)))
+
+
+@dataclass(frozen=True)
+class CalibrationQuality:
+    """The expected calibration error (ECE), the mean distance between confidence and precision, weighted by bin size.
+
+    `perfect_error`: what exact confidences would show on average with as many judgements. None without judgements.
+    """
+
+    calibration_error: float | None
+    perfect_error: float | None
+    reliability: list[CalibrationBin]
 
 
 @dataclass(frozen=True)
 class ThresholdChoice:
-    """A threshold and the precision of what it keeps.
-
-    Attributes:
-        kept: how many of the judged relations it keeps. `relations`: how many of the run; None if that was not counted.
-    """
+    """A threshold and the precision of the `kept` judged relations; `relations`: those of the run, if counted."""
 
     threshold: float
     kept: int
@@ -203,6 +195,10 @@ class JudgedRelations:
     images: NDArray[np.int64] | None = None
 
     @cached_property
+    def _bin(self) -> NDArray[np.int64]:
+        return np.clip((self.confidence.astype(np.float64) * _BINS).astype(int), 0, _BINS - 1)
+
+    @cached_property
     def design(self) -> float:
         """How many judgements say as little as one independent one: relations of an image are often alike."""
         if self.images is None or not len(self.correct):
@@ -210,10 +206,6 @@ class JudgedRelations:
         at = self._bin
         mean = np.bincount(at, self.correct, _BINS) / np.maximum(np.bincount(at, minlength=_BINS), 1)
         return design_effect(self.correct - mean[at], self.images)
-
-    @cached_property
-    def _bin(self) -> NDArray[np.int64]:
-        return np.clip((self.confidence.astype(np.float64) * _BINS).astype(int), 0, _BINS - 1)
 
     def __getitem__(self, chosen: NDArray[np.bool_]) -> JudgedRelations:
         images = None if self.images is None else self.images[chosen]
@@ -239,37 +231,28 @@ class JudgedRelations:
         error = math.sqrt(self.design * (len(self.correct) + 1) / (12 * right * (len(self.correct) - right)))
         return thresholds if area > 0.5 + 1.645 * error else thresholds[:1]
 
-    def reliability(self) -> list[CalibrationBin]:
-        """Ten bins of equal width, without the empty ones."""
+    @cached_property
+    def calibration(self) -> CalibrationQuality:
+        """How far confidences are from precision, in ten bins of equal width, without the empty ones."""
         bins = []
         for at in np.unique(self._bin).tolist():
             inside = self._bin == at
             precision = estimate(int(self.correct[inside].sum()), int(inside.sum()), self.design)
             mean = float(self.confidence[inside].mean())
             bins.append(CalibrationBin(at / _BINS, (at + 1) / _BINS, mean, precision))
-        return bins
-
-    def calibration_error(self) -> float | None:
-        """Expected calibration error (ECE): mean distance between confidence and precision, weighted by bin size."""
-        bins = self.reliability()
+        if not bins:
+            return CalibrationQuality(None, None, [])
         distances = (abs(part.confidence * part.precision.judged - part.precision.correct) for part in bins)
-        return sum(distances) / len(self.correct) if bins else None
-
-    def perfect_error(self) -> float | None:
-        """Return the calibration error that exact confidences would show on average with as many judgements."""
-        judged = np.array([part.precision.judged for part in self.reliability()])
-        confidence = [part.confidence for part in self.reliability()]
-        return perfect_error(confidence, judged / self.design, judged) if len(judged) else None
+        judged = np.array([part.precision.judged for part in bins])
+        perfect = perfect_error([part.confidence for part in bins], judged / self.design, judged)
+        return CalibrationQuality(sum(distances) / len(self.correct), perfect, bins)
 
     def suggest(self, target: float) -> tuple[ThresholdChoice | None, bool]:
         """Return the lowest threshold with a precision of at least `target`, and whether that is sure.
 
         It is if the whole interval reaches the target; only without a sure one it is the lowest that may reach it. The
         threshold has three significant digits and keeps ten relations or more. None without any.
-
-        Raises UserError: the target is not above 0 and at most 1.
         """
-        check_target(target)
         thresholds = np.array(self.candidates())
         order = np.argsort(self.confidence, kind="stable")
         first = np.searchsorted(self.confidence[order], thresholds.astype(np.float32))
@@ -303,7 +286,7 @@ def _student(freedom: int) -> float:
 
 
 @dataclass(frozen=True)
-class ScoreQuality:
+class ScoreQuality(CalibrationQuality):
     """How well a model's scores tell correct from incorrect relations.
 
     `judged`: relations that are judged and have a score. `auc`: see `area_under_roc`; `confidence_auc`: that of the
@@ -313,20 +296,13 @@ class ScoreQuality:
     judged: int
     auc: float | None
     confidence_auc: float | None
-    calibration_error: float | None
-    perfect_error: float | None
-    reliability: list[CalibrationBin]
 
 
 def score_quality(scored: JudgedRelations, confidence: JudgedRelations) -> ScoreQuality:
     """Compare scores of judged relations with their confidences; some of the relations may lack a score."""
+    area, confidence_area = (area_under_roc(each.confidence, each.correct) for each in (scored, confidence))
     return ScoreQuality(
-        len(scored.correct),
-        auc=area_under_roc(scored.confidence, scored.correct),
-        confidence_auc=area_under_roc(confidence.confidence, confidence.correct),
-        calibration_error=scored.calibration_error(),
-        perfect_error=scored.perfect_error(),
-        reliability=scored.reliability(),
+        **vars(scored.calibration), judged=len(scored.correct), auc=area, confidence_auc=confidence_area
     )
 
 
@@ -344,12 +320,6 @@ def area_under_roc(scores: NDArray[np.float32], correct: NDArray[np.bool_]) -> f
     return float((ranks[at][correct].sum() - right * (right + 1) / 2) / pairs)
 
 
-def check_target(target: float) -> None:
-    """Raises UserError: the target precision is not above 0 and at most 1."""
-    if not 0 < target <= 1:
-        raise UserError(f"precision {target}: expected a number above 0, at most 1")
-
-
 @dataclass(frozen=True)
 class PredicateThreshold:
     """A predicate: its precision at the threshold in use, and the threshold that surely reaches the target, if any."""
@@ -361,7 +331,7 @@ class PredicateThreshold:
 
 
 @dataclass(frozen=True)
-class GroundTruthMeasures:
+class GroundTruthMeasures(CalibrationQuality):
     """A run compared with its ground truth; `precision` and `recall` are those at `threshold`.
 
     `related_precision` counts only pairs that the ground truth relates in some way; it is more telling where the ground
@@ -375,15 +345,12 @@ class GroundTruthMeasures:
     recall: float | None
     related_precision: float | None
     average_precision: float | None
-    calibration_error: float | None
-    perfect_error: float | None
-    reliability: list[CalibrationBin]
     curve: list[ThresholdChoice]
     target: float
     suggested: ThresholdChoice | None
     sure: bool
     predicates: list[PredicateThreshold]
-    vlm_score: ScoreQuality | None = None
+    vlm_score: ScoreQuality | None
 
 
 def measure_against_ground_truth(
@@ -410,40 +377,37 @@ def measure_against_ground_truth(
         rows = found.relations
         return JudgedRelations(rows.confidence.astype(np.float32), rows.true_positive, rows.image)
 
+    def without_nan(value: float) -> float | None:  # NaN: the mean of nothing, which JSON lacks
+        return None if math.isnan(value) else value
+
+    check_share("precision", target)
     result = label_quality(run, ground_truth, threshold=threshold, calibration=calibration)
     judged, vlm_score = judged_by(result), None
     if has_vlm_scores:
         vlm_score = score_quality(judged_by(label_quality(run, ground_truth, source="vlm_score")), judged)
     suggested, sure = judged.suggest(target)
     numbers = {name: number for number, name in enumerate(result.names)}
-    rows = []
+    predicates = []
     for row in result.predicates:
         own = result.relations.predicate == numbers[row.predicate]
         if own.any():
             part = judged[own]
             choice, is_sure = part.suggest(target)
             precision = part.at(threshold).precision
-            rows.append(PredicateThreshold(row.predicate, int(own.sum()), precision, choice if is_sure else None))
+            predicates.append(PredicateThreshold(row.predicate, int(own.sum()), precision, choice if is_sure else None))
     return GroundTruthMeasures(
+        **vars(judged.calibration),
         images=result.counts["images compared"],
         relations=len(result.relations),
         threshold=threshold,
         precision=judged.at(threshold).precision,
-        recall=_without_nan(result.at_threshold.recall),
-        related_precision=_without_nan(result.related_precision),
-        average_precision=_without_nan(result.average_precision),
-        calibration_error=judged.calibration_error(),
-        perfect_error=judged.perfect_error(),
-        reliability=judged.reliability(),
+        recall=without_nan(result.at_threshold.recall),
+        related_precision=without_nan(result.related_precision),
+        average_precision=without_nan(result.average_precision),
         curve=[judged.at(each) for each in thresholds],
         target=target,
         suggested=suggested,
         sure=sure,
-        predicates=sorted(rows, key=lambda row: -row.relations),
+        predicates=sorted(predicates, key=lambda row: -row.relations),
         vlm_score=vlm_score,
     )
-
-
-def _without_nan(value: float) -> float | None:
-    """None for NaN, the mean of nothing: JSON has no NaN."""
-    return None if math.isnan(value) else value

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT
 from sgpipe.stages.pair import normalise_predicate
-from sgpipe.stats.precision import PrecisionEstimate, design_effect, wilson
+from sgpipe.stats.precision import PrecisionEstimate, design_effect, estimate, wilson
 from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.recall_plans import MOST_QUESTIONS, BlindQuestion, RecallPlan
 from sgpipe.utils.console import count, single_line
@@ -81,7 +81,7 @@ def estimate_recall(
     `left`: the share of the run's images that was not asked about; 1 if parts of images were.
     """
     if not len(has):
-        return PrecisionEstimate(0, 0, None, 0.0, 1.0)
+        return estimate(0, 0)
     value = float(np.average(has, weights=weight))
     near = (weight @ has + weight.mean() / 2) / (weight.sum() + weight.mean())  # so that equal ones have a variance
     alike = (np.bincount(images, weight) ** 2).sum() / (weight @ weight)  # if all relations of an image were
@@ -128,12 +128,10 @@ def recapture(
 
 @dataclass(frozen=True)
 class RecallMeasures:
-    """What the answers to a recall plan say.
+    """What the answers to a recall plan say of the `images` that can be asked about.
 
-    Attributes:
-        images: of the run that can be asked about. answered, open: questions.
-        recall: of the named relations; `pairs`: of the pairs of boxes that people relate, whatever the predicate.
-        predicates: the most often named first. people: the two who answered the most common questions.
+    `recall`: of the named relations; `pairs`: of the pairs of boxes that people relate, whatever the predicate;
+    `predicates`: the most often named first; `people`: the two who answered the most common questions.
     """
 
     plan: str
@@ -164,7 +162,7 @@ class RecallMeasures:
             )
 
     def as_groups(self) -> list[dict[str, Any]]:
-        """As plain values for a page: a bar for the plan, and one for the recall of each predicate."""
+        """As values for a page: a bar for the plan, and one for the recall of each predicate."""
         whole = {"share": self.answered / (self.answered + self.open), "lines": list(self.describe())}
         return [whole, *({"share": own.value, "lines": [f"{name}: {own}"]} for name, own in self.predicates.items())]
 

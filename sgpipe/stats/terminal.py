@@ -13,7 +13,7 @@ from sgpipe.stats.audit import Audit, Comparison, error_text, percent, share_tex
 from sgpipe.stats.judgements import JudgementMeasures
 from sgpipe.stats.measures import TOTALS, Measures
 from sgpipe.stats.precision import CalibrationBin, GroundTruthMeasures, ScoreQuality
-from sgpipe.utils.console import count, json_text, single_line
+from sgpipe.utils.console import count, single_line
 
 _TOP, _TAIL, _TRIPLETS = 15, 5, 10
 _LONGEST = 48  # letters of a name in a table
@@ -33,11 +33,6 @@ def print_tables(audit: Audit, console: Console) -> None:
         console.print(question, style="bold")
         for finding in group:
             console.print(f"  {single_line(finding.text)}", soft_wrap=True)
-
-
-def print_json(audit: Audit) -> None:
-    """Print the audit for a program."""
-    print(json_text(audit.as_dict(), indent=1))
 
 
 _BEFORE = {
@@ -141,9 +136,7 @@ def _frequent(number: int, what: str, shown: int) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table of plain text. Columns whose name starts with `>` are right-aligned; without names there is no
-    header.
-    """
+    """Return a table of plain text; columns whose name starts with `>` are right-aligned."""
     names = [name.removeprefix(">") for name in columns]
     made = Table(title=Text(single_line(title)), show_header=any(names))
     for column, name in zip(columns, names, strict=True):
@@ -161,12 +154,11 @@ def _compared(comparison: Comparison | None) -> Iterator[Table]:
     counts = [(row.name, f"{row.before:,}", f"{row.after:,}", row.text) for row in comparison.counts]
     yield table("what changed", ["", *columns, ">change"], counts)
     only = f"{comparison.gained:,} only in this run, {comparison.lost:,} only in the other"
-    parts = [("predicate", f"predicates whose share changed most; {only}", comparison.predicates)]
-    if comparison.health:
-        parts.append(("check", "health of both runs", comparison.health))
-    for what, title, changes in parts:
+    titles = {"predicate": f"predicates whose share changed most; {only}", "check": "health of both runs"}
+    for what, changes in (("predicate", comparison.predicates), ("check", comparison.health)):
         shares = [(row.name, f"{row.before:.1%}", f"{row.after:.1%}") for row in changes]
-        yield table(title, [what, *columns], shares)
+        if shares or what == "predicate":
+            yield table(titles[what], [what, *columns], shares)
 
 
 def _against_truth(truth: GroundTruthMeasures | None, threshold_of: str) -> Iterator[Table]:
@@ -203,7 +195,7 @@ def _judged(judged: JudgementMeasures | None, threshold_of: str) -> Iterator[Tab
     if not judged.judged:
         return
     first = "predicate" if judged.strata == "predicates" else "confidence"
-    strata = [(row.band.name, f"{row.band.relations:,}", str(row.precision)) for row in judged.bands]
+    strata = [(row.name, f"{row.relations:,}", str(row.precision)) for row in judged.bands]
     title = f"people judged {count(judged.judged, 'relation')}{_error(judged)}"
     yield table(title, [first, ">relations", _PRECISION], strata)
     rows = [(f"{choice.threshold:.2f}", f"{choice.relations or 0:,}", str(choice.precision)) for choice in judged.curve]

@@ -14,6 +14,7 @@ import random
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import asdict
 from math import isfinite
 from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl
@@ -28,6 +29,7 @@ from starlette.routing import Route
 from sgpipe.errors import UserError
 from sgpipe.stats.certify import extend, measure, rounds_of, settings_for
 from sgpipe.stats.plans import (
+    MARGIN,
     count_states,
     describe_alpha,
     draw,
@@ -250,8 +252,8 @@ def plan_progress(request: Request) -> Response:
         groups = [own.as_json(name, plan.certificate.settings) for name, own in progress.items()]
         open_ = sum(own.given.count(None) for own in progress.values())
         return JSONResponse({"plan": plan.plan, "groups": groups, "open": open_, **common})
-    figures = measure_plan(plan, log).as_json()
-    return JSONResponse(_summary(plan) | figures | common | {"more": judgements_needed(plan, log)})
+    figures = asdict(measure_plan(plan, log)) | {"more": judgements_needed(plan, log), "margin": MARGIN}
+    return JSONResponse(_summary(plan) | figures | common)
 
 
 def _rounds(log: JudgementLog, plan: SamplingPlan) -> list[SamplingPlan]:

@@ -91,8 +91,8 @@ def test_a_precision_chooses_the_lowest_probability_with_it(calibrated):
         calibration.probability_for(0.99999)
     with pytest.raises(UserError, match="precision needs a calibration"):
         choose_threshold(None, 0.5, 0.9)
-    for wrong in (0, 1.5, float("nan")):
-        with pytest.raises(UserError, match="must be greater than 0"):
+    for wrong in (-1, 1.5, float("nan")):
+        with pytest.raises(UserError, match="expected a number from 0 to 1"):
             calibration.probability_for(wrong)
 
 

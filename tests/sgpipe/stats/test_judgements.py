@@ -62,8 +62,7 @@ def test_a_small_band_that_was_judged_as_often_as_a_large_one_does_not_count_as_
     for choice in (*found.curve, found.suggested):
         if choice is not None:  # what pools the judged relations says 9 of 12
             assert choice.precision.value == pytest.approx(truth) or choice.threshold >= 0.05
-    predicates = {row.predicate: row.precision for row in found.predicates}
-    assert (predicates["on"].value, predicates["on"].high) == (1, 1)
+    assert (found.predicates["on"].value, found.predicates["on"].high) == (1, 1)
     text = report(root)
     assert f"the precision of the run is {truth:.1%}" in text
     assert "of 100% of the run" not in text
