@@ -8,15 +8,23 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.random import Generator
 
-from sgpipe.miniworld import animals, things
-from sgpipe.miniworld.animals import AnimalLook, draw_animal, random_animal
-from sgpipe.miniworld.people import PersonLook, draw_person, random_person
+from sgpipe.miniworld import things
+from sgpipe.miniworld.figures import (
+    ANIMALS,
+    AnimalLook,
+    PersonLook,
+    back_of,
+    draw_animal,
+    draw_person,
+    random_animal,
+    random_person,
+)
 from sgpipe.miniworld.shapes import Point, Shapes, moved
 from sgpipe.miniworld.things import ThingLook, draw_thing, random_thing
 
 Look: TypeAlias = PersonLook | AnimalLook | ThingLook
 
-KINDS: tuple[str, ...] = ("person", *animals.ANIMALS, *things.THINGS)
+KINDS: tuple[str, ...] = ("person", *ANIMALS, *things.THINGS)
 
 
 class Top(NamedTuple):
@@ -31,31 +39,20 @@ TOPS: dict[str, Top] = {
     "bench": Top((0.0, things.BENCH_HEIGHT), 0.82),
     "dining table": Top((0.0, things.TABLE_HEIGHT), 0.78),
     "car": Top(things.CAR_ROOF, things.CAR_ROOF_HALF),
-    "horse": Top((-0.05, animals.back_of("horse")), 0.3),
+    "horse": Top((-0.05, back_of("horse")), 0.3),
     "bicycle": Top(things.SADDLE, 0.1),
     "skateboard": Top((0.0, things.DECK_HEIGHT), 0.4),
 }
 
 # Slots of a thing: positions for another thing (top, below, over in the air, fore, aft), its body and its hands. A
 # relation uses up the slots it needs, so that no second relation can contradict it.
-_SIDES = ("fore", "aft")
-SLOTS: dict[str, frozenset[str]] = {
-    "person": frozenset(("body", "hands", "over", *_SIDES)),
-    "dog": frozenset(("body", "over", *_SIDES)),
-    "cat": frozenset(("body", "over", *_SIDES)),
-    "horse": frozenset(("body", "top", "over", *_SIDES)),
-    "bird": frozenset(("body", *_SIDES)),
-    "bicycle": frozenset(("body", "top", "over", *_SIDES)),
-    "umbrella": frozenset(("below", *_SIDES)),
-    "chair": frozenset(("top", "below", "over", *_SIDES)),
-    "dining table": frozenset(("top", "below", "over", *_SIDES)),
-    "bench": frozenset(("top", "below", "over", *_SIDES)),
-    "cup": frozenset(_SIDES),
-    "sports ball": frozenset(("body", "over", *_SIDES)),
-    "kite": frozenset(),
-    "skateboard": frozenset(("body", "top", "over", *_SIDES)),
-    "car": frozenset(("top", "over", *_SIDES)),
+_SLOTS = {
+    **{"person": "body hands over", "dog": "body over", "cat": "body over", "horse": "body top over", "bird": "body"},
+    **{"bicycle": "body top over", "skateboard": "body top over", "car": "top over", "sports ball": "body over"},
+    **{"chair": "top below over", "dining table": "top below over", "bench": "top below over"},
+    **{"umbrella": "below", "cup": ""},
 }
+SLOTS = {kind: frozenset(f"{slots} fore aft".split()) for kind, slots in _SLOTS.items()} | {"kite": frozenset[str]()}
 
 
 class Extent(NamedTuple):
@@ -84,8 +81,8 @@ class _Drawn(NamedTuple):
 class Actor:
     """A thing in a group: its look, position and pose.
 
-    `at` is the position of its origin (the ground below it) in the group; `facing` is 1 for right, -1 for left; `depth`
-    is the drawing order, larger in front. `hands` and `feet` are points in the group. `free` holds the unused slots.
+    at: of its origin (the ground below it) in the group. facing: 1 for right, -1 for left. depth: the drawing order,
+    larger in front. hands, feet: points in the group. free: the unused slots.
     """
 
     kind: str
@@ -176,8 +173,6 @@ def random_actor(kind: str, rng: Generator) -> Actor:
     look: Look
     if kind == "person":
         look = random_person(rng)
-    elif kind in animals.ANIMALS:
-        look = random_animal(kind, rng)
     else:
-        look = random_thing(kind, rng)
+        look = random_animal(kind, rng) if kind in ANIMALS else random_thing(kind, rng)
     return Actor(kind, look, free=set(SLOTS[kind]))

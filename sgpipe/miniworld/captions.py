@@ -8,8 +8,7 @@ from typing import NamedTuple
 from numpy.random import Generator
 
 from sgpipe.miniworld.actors import Actor
-from sgpipe.miniworld.animals import AnimalLook
-from sgpipe.miniworld.people import PEOPLE, PersonLook
+from sgpipe.miniworld.figures import PEOPLE, AnimalLook, PersonLook
 from sgpipe.miniworld.relations import PREDICATES
 from sgpipe.miniworld.scene import Fact, Scene
 from sgpipe.miniworld.things import ThingLook
@@ -156,9 +155,7 @@ def _noun_phrase(thing: Actor, rng: Generator | None) -> str:
         return names[0]
     name = names[rng.integers(len(names))]
     look = thing.look
-    colour = (
-        None if isinstance(look, PersonLook) else look.coat.name if isinstance(look, AnimalLook) else look.colour.name
-    )
+    colour = "" if isinstance(look, PersonLook) else (look.coat if isinstance(look, AnimalLook) else look.colour).name
     return f"{colour} {name}" if colour and rng.random() < 0.2 else name
 
 

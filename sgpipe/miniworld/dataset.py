@@ -25,8 +25,6 @@ INTERACTIONS = "hico.json"
 INTERACTION_CLASSES = "hico_classes.json"
 
 _SETTINGS = ".miniworld.json"
-_DESCRIPTION = "sgpipe miniworld: drawn scenes with exact truth"
-
 _MAX_IMAGES = 1_000_000
 _MAX_IDS_PER_IMAGE = 100
 _CAPTION_PURPOSE = 1
@@ -49,22 +47,17 @@ def render_dataset(
     """Render the first `images` images of a split into `out`, with their annotations.
 
     Writes `images/*.jpg`; `instances.json` and `captions.json` (COCO); `scene_graphs.json` (Visual Genome: the complete
-    ground truth, with the boxes of the instances); `hico.json` (HICO-DET in HOIA form: relations whose subject is a
-    person) and `hico_classes.json`, the names of its ids. An image and its annotations depend only on the seed, the
-    split and the image number. The folder appears complete or not at all.
+    ground truth); `hico.json` (HOIA: relations whose subject is a person) and `hico_classes.json`. An image and its
+    annotations depend only on the seed, the split and its number. The folder appears complete or not at all.
 
     Args:
         split: "train", "val", or "test-compositional", whose (subject, predicate, object) combinations never occur in
             the other splits.
-        captions: maximum number of captions per image.
-        progress: called after each image.
+        captions: maximum number of captions per image. progress: called after each image.
 
-    Returns:
-        whether anything was written; a set of the same settings is left as it is.
+    Returns whether anything was written; a set of the same settings is left as it is.
 
-    Raises:
-        UserError: a number is out of range, the split is unknown, or `out` contains another set or other files.
-        OSError: the disk is full, or the folder cannot be written.
+    Raises UserError: a number is out of range, the split is unknown, or `out` contains another set or other files.
     """
     if split not in SPLITS:
         raise UserError(f"the miniworld has no split {split!r}: expected one of {', '.join(SPLITS)}")
@@ -127,22 +120,23 @@ class Annotations:
     def add(self, scene: Scene, rendered: RenderedScene, sentences: list[SceneCaption]) -> None:
         number = image_id(scene.split, scene.number)
         first = number * _MAX_IDS_PER_IMAGE
-        name, size = file_name(scene.split, scene.number), {"width": scene.width, "height": scene.height}
-        self.images.append({"id": number, "file_name": name, **size})
+        self.images.append({"id": number, **_file(scene)})
         boxes = zip(scene.things, rendered.boxes.tolist(), rendered.areas.tolist(), strict=True)
         for index, (thing, box, area) in enumerate(boxes, first):
             category = {"image_id": number, "category_id": _CATEGORY_IDS[thing.kind]}
             self.instances.append({"id": index, **category, "bbox": box, "area": area, "iscrowd": 0})
-        self.captions += [
-            {"id": first + index, "image_id": number, "caption": sentence.text}
-            for index, sentence in enumerate(sentences)
-        ]
+        for index, sentence in enumerate(sentences, first):
+            self.captions.append({"id": index, "image_id": number, "caption": sentence.text})
         self.graphs.append(_scene_graph(scene, rendered, number, first))
         self.interactions.append(_interactions(scene, rendered))
 
     def files(self) -> dict[str, Any]:
         """Contents by file name."""
-        info = {"description": _DESCRIPTION, "seed": self.seed, "split": self.split}
+        info = {
+            "description": "sgpipe miniworld: drawn scenes with exact truth",
+            "seed": self.seed,
+            "split": self.split,
+        }
         categories = [{"id": number, "name": name, "supercategory": name} for name, number in _CATEGORY_IDS.items()]
         common = {"info": info, "licenses": [], "images": self.images}
         return {
@@ -157,6 +151,10 @@ class Annotations:
         }
 
 
+def _file(scene: Scene) -> dict[str, Any]:
+    return {"file_name": file_name(scene.split, scene.number), "width": scene.width, "height": scene.height}
+
+
 def _scene_graph(scene: Scene, rendered: RenderedScene, number: int, first: int) -> dict[str, Any]:
     """Return the scene graph of an image; `implied` marks relationships that follow from others."""
     objects = [
@@ -165,12 +163,8 @@ def _scene_graph(scene: Scene, rendered: RenderedScene, number: int, first: int)
     ]
     relationships = [
         {
-            "relationship_id": first + index,
-            "predicate": fact.predicate,
-            "synsets": [],
-            "subject_id": first + fact.subject,
-            "object_id": first + fact.object,
-            "implied": fact.implied,
+            **{"relationship_id": first + index, "predicate": fact.predicate, "synsets": []},
+            **{"subject_id": first + fact.subject, "object_id": first + fact.object, "implied": fact.implied},
         }
         for index, fact in enumerate(scene.facts)
     ]
@@ -180,9 +174,7 @@ def _scene_graph(scene: Scene, rendered: RenderedScene, number: int, first: int)
 def _interactions(scene: Scene, rendered: RenderedScene) -> dict[str, Any]:
     """Return the facts of an image whose subject is a person, in HOIA form, with all boxes in pixel xyxy."""
     return {
-        "file_name": file_name(scene.split, scene.number),
-        "width": scene.width,
-        "height": scene.height,
+        **_file(scene),
         "annotations": [
             {"bbox": [x, y, x + w, y + h], "category_id": _CATEGORY_IDS[thing.kind]}
             for thing, (x, y, w, h) in zip(scene.things, rendered.boxes.tolist(), strict=True)

@@ -5,7 +5,7 @@ Backgrounds have distractors that belong to no class: hills, trees, houses, wind
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +23,8 @@ OVERSAMPLING = 3
 class RenderedScene:
     """A rendered scene.
 
-    Attributes:
-        boxes: float64 [things, 4], xywh in pixels, around the visible part of each thing.
-        areas: float64 [things], the area of this part in square pixels.
-        owners: uint8 [height, width], the 1-based number of the thing visible at each pixel; 0: none.
+    boxes: float64 [things, 4], xywh in pixels, around the visible part of each thing; areas: [things] of this part.
+    owners: uint8 [height, width], the 1-based number of the thing visible at each pixel; 0: none.
     """
 
     image: Image.Image
@@ -65,15 +63,11 @@ def _layers(placed: PlacedGroup, first: int) -> list[tuple[int, Shapes]]:
     return [(label, shapes) for _, label, shapes in layers]
 
 
-def _draw(
-    pens: tuple[ImageDraw.ImageDraw, ImageDraw.ImageDraw], placed: PlacedGroup, shapes: Shapes, label: int
-) -> None:
-    paint, mark = pens
-    scale = _scale(placed)
+def _draw(pens: Sequence[ImageDraw.ImageDraw], placed: PlacedGroup, shapes: Shapes, label: int) -> None:
     for shape in shapes:
-        corners = (shape.points * scale + np.multiply(placed.at, OVERSAMPLING)).ravel().tolist()
-        paint.polygon(corners, fill=shape.colour)
-        mark.polygon(corners, fill=label)
+        corners = (shape.points * _scale(placed) + np.multiply(placed.at, OVERSAMPLING)).ravel().tolist()
+        pens[0].polygon(corners, fill=shape.colour)
+        pens[1].polygon(corners, fill=label)
 
 
 def _scale(placed: PlacedGroup) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Random scenes: groups of two or three related things, and single things, next to each other.
 
-Each scene has its own random generator, seeded by the run's seed, the split and the scene number, so it does not depend
-on other scenes. Groups are composed so that no relation holds except the intended ones and those they imply.
+Each scene has its own random generator, seeded by the run's seed, the split and its number. Groups are composed so that
+no relation holds except the intended ones and those they imply.
 """
 
 from __future__ import annotations
@@ -67,27 +67,18 @@ class Scene:
 
 
 def scene_generator(seed: int, split: str, number: int, purpose: int = 0) -> Generator:
-    """Return the random generator of one scene; each `purpose` has an independent generator.
-
-    Raises ValueError: a number is negative.
-    """
+    """Return the random generator of one scene; each `purpose` has its own."""
     entropy = (seed, zlib.crc32(split.encode()), number, purpose)
     return np.random.default_rng(SeedSequence(entropy))
 
 
 def random_scene(seed: int, split: str, number: int) -> Scene:
-    """Return the scene with a given number. All relations composed in it belong to its split.
-
-    Raises ValueError: there is no such split, or a number is negative.
-    """
+    """Return the scene with a given number; its composed relations belong to the split. Raises ValueError: no split."""
     allowed = statements_of(split)
     rng = scene_generator(seed, split, number)
     width, height = SIZES[rng.integers(len(SIZES))]
     groups = _random_groups(allowed, rng)
-    while True:
-        layout = _lay_out(groups, width, height, rng)
-        if layout is not None:
-            break
+    while (layout := _lay_out(groups, width, height, rng)) is None:
         groups.pop()
     horizon, placed = layout
     things = tuple(actor for each in placed for actor in each.group.actors)
@@ -169,9 +160,7 @@ def _lay_out(
 
 
 def _ground(extent: Extent, scale: float, horizon: float, height: int, rng: Generator) -> float:
-    """Return the ground level of a group in pixels from the top: below the horizon, with the whole group in the
-    image.
-    """
+    """Return the ground level of a group in pixels from the top: below the horizon, the whole group in the image."""
     lowest = height - 4 + min(extent.bottom, 0.0) * scale
     highest = max(horizon + 0.09 * height, extent.top * scale + 4)
     return float(rng.uniform(min(highest, lowest), lowest))

@@ -63,10 +63,10 @@ def ring(colour: RGB, centre: Point, outer: float, inner: float, corners: int = 
     return Shape(np.vstack([circle * outer, circle[::-1] * inner]) + centre, colour)
 
 
-def sector(colour: RGB, centre: Point, radius: float, start: float, stop: float, squash: float = 1.0) -> Shape:
-    """Return a sector of a disc between two angles in degrees, with its height multiplied by `squash`."""
+def sector(colour: RGB, centre: Point, radius: float, start: float, stop: float) -> Shape:
+    """Return a sector of a disc between two angles in degrees."""
     angles = np.radians(np.linspace(start, stop, 14))
-    arc = np.column_stack([np.cos(angles), np.sin(angles) * squash]) * radius
+    arc = np.column_stack([np.cos(angles), np.sin(angles)]) * radius
     return Shape(np.vstack([[0.0, 0.0], arc]) + centre, colour)
 
 
@@ -92,15 +92,9 @@ def limb(
     widths: tuple[float, float, float],
     side: int,
 ) -> tuple[Shapes, Point, Point]:
-    """Return two bones from `start` to `target` (or as close as they reach), bent to one side.
+    """Return the shapes of two bones from `start` to `target` (or as close as they reach), their joint and their end.
 
-    Args:
-        lengths: of the bones.
-        widths: at the start, the joint and the end.
-        side: 1 bends to the left as seen from start to target, -1 to the right.
-
-    Returns:
-        the shapes, and the positions of the joint and the end.
+    widths: at the start, the joint and the end. side: 1 bends to the left as seen from the start, -1 to the right.
     """
     joint, end = reach(start, target, lengths, side)
     shapes = [capsule(colour, start, joint, widths[0], widths[1]), capsule(colour, joint, end, widths[1], widths[2])]

@@ -55,19 +55,17 @@ def test_owners_are_the_things_visible_at_each_pixel() -> None:
         assert rendered.owners.shape == (scene.height, scene.width)
         counts = np.bincount(rendered.owners.ravel(), minlength=len(scene.things) + 1)
         np.testing.assert_allclose(counts[1:], rendered.areas, rtol=0.2, atol=12)
-        for index, (x, y, width, height) in enumerate(rendered.boxes.tolist()):
+        for index, (x, y, width, height) in enumerate(rendered.boxes):
             rows, columns = np.nonzero(rendered.owners == index + 1)
-            assert columns.min() >= np.floor(x)
-            assert columns.max() < np.ceil(x + width)
-            assert rows.min() >= np.floor(y)
+            assert ([rows.min(), columns.min()] >= np.floor([y, x])).all()
             assert rows.max() < np.ceil(y + height)
+            assert columns.max() < np.ceil(x + width)
 
 
 def full_areas(scene: Scene) -> np.ndarray:
     """Areas in pixels [things] of the boxes around things including hidden parts."""
     areas = []
     for placed in scene.placed:
-        for actor in placed.group.actors:
-            box = actor.extent()
-            areas.append((box.right - box.left) * (box.top - box.bottom) * placed.scale**2)
+        for left, bottom, right, top in (actor.extent() for actor in placed.group.actors):
+            areas.append((right - left) * (top - bottom) * placed.scale**2)
     return np.array(areas)

@@ -1,11 +1,152 @@
-"""Scenes are deterministic and inside the image, with groups apart."""
+"""Scenes: deterministic, inside the image, of their split, and every relation looks as it says."""
 
 from collections import Counter
+from itertools import combinations
 
+import numpy as np
 import pytest
 
-from sgpipe.miniworld.relations import PREDICATES, SPLITS, closure, statements_of
-from sgpipe.miniworld.scene import GROUP_GAP, Scene, random_scene
+from sgpipe.miniworld.actors import TOPS, Actor, Bond, Extent, SceneGroup, random_actor
+from sgpipe.miniworld.relations import (
+    COMPOSITIONAL,
+    CONVERSE,
+    PREDICATES,
+    RULES,
+    SPLITS,
+    CompositionRule,
+    Statement,
+    closure,
+    statements_of,
+)
+from sgpipe.miniworld.scene import APART, GROUP_GAP, Scene, random_group, random_scene, relate, stays_apart
+
+CASES = [(rule, statement) for rule in RULES for statement in rule.statements]
+
+
+def compose(rule: CompositionRule, statement: Statement, seed: int) -> tuple[SceneGroup, Actor, Actor]:
+    rng = np.random.default_rng(seed)
+    subject, object_ = random_actor(statement[0], rng), random_actor(statement[2], rng)
+    group = SceneGroup()
+    group.add(object_ if rule.arrangement.first == "object" else subject)
+    relate(group, rule, subject, object_, rng)
+    return group, subject, object_
+
+
+def gap(a: Extent, b: Extent) -> float:
+    """The horizontal gap between two boxes; negative if they overlap."""
+    return max(a.left, b.left) - min(a.right, b.right)
+
+
+def looks_right(predicate: str, subject: Actor, object_: Actor) -> bool:
+    """Whether two actors stand to each other as the predicate says."""
+    box, other = subject.extent(), object_.extent()
+    middle = (box.left + box.right) / 2
+    if predicate == "next to":
+        return 0 < gap(box, other) < APART / 2
+    if predicate in ("on", "sitting on", "standing on", "lying on"):
+        top = object_.place(TOPS[object_.kind].middle)[1]
+        legs_hang = predicate == "sitting on" and subject.kind == "person"
+        resting = box.bottom < top + 0.1 if legs_hang else box.bottom == pytest.approx(top, abs=0.12)
+        return bool(resting) and gap(box, other) < 0 and box.top > top and subject.depth > object_.depth
+    if predicate == "under":
+        return box.top < other.top and other.left < middle < other.right
+    if predicate in ("flying over", "jumping over"):
+        return box.bottom > other.top and gap(box, other) < 0
+    if predicate in ("behind", "in front of"):
+        far, near = (subject, object_) if predicate == "behind" else (object_, subject)
+        return far.depth < near.depth and far.at[1] > near.at[1] + 0.1 and gap(box, other) < 0
+    if predicate == "chasing":
+        return subject.facing == object_.facing == 1 and 0 < other.left - box.right < 0.5
+    if predicate == "holding":
+        x, y = subject.hands[0] or (np.inf, np.inf)
+        return other.left - 0.1 < x < other.right + 0.1 and other.bottom - 0.1 < y < other.top + 0.1
+    if predicate in ("looking at", "kicking", "pushing"):
+        return subject.facing == 1 and (other.left + other.right) / 2 > middle
+    if predicate == "riding":
+        return other.left < middle < other.right and box.top > other.top - 0.2 * (other.top - other.bottom)
+    return True
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_relation_of_every_two_classes_looks_as_it_says(seed: int) -> None:
+    for rule, statement in CASES:
+        group, subject, object_ = compose(rule, statement, seed)
+        assert group.bonds == [Bond(group.actors.index(subject), statement[1], group.actors.index(object_))]
+        assert group.extent().bottom > -0.25
+        assert looks_right(statement[1], subject, object_), statement
+
+
+def test_a_leash_and_a_string_lead_from_the_hand_to_the_other_end() -> None:
+    for rule, statement in CASES:
+        if statement[1] in ("walking", "flying") and statement[2] != "bicycle":
+            group, subject, object_ = compose(rule, statement, 3)
+            points = np.vstack([shape.points for _, shapes in group.extras for shape in shapes])
+            hand, box = subject.hands[0], object_.extent()
+            assert np.linalg.norm(points - hand, axis=1).min() < 0.05
+            inside = (points[:, 0] > box.left) & (points[:, 0] < box.right)
+            assert (inside & (points[:, 1] > box.bottom) & (points[:, 1] < box.top)).any()
+
+
+def pair(distance: float, kinds: tuple[str, str] = ("chair", "dog"), rise: float = 0.0) -> SceneGroup:
+    rng = np.random.default_rng(0)
+    first, second = (random_actor(kind, rng) for kind in kinds)
+    second.at = (first.extent().right + distance - second.extent().left, rise)
+    return SceneGroup([first, second])
+
+
+def test_only_related_things_may_be_near_above_or_below_each_other() -> None:
+    near = pair(0.1)
+    assert not stays_apart(near)
+    assert not stays_apart(pair(-0.3))
+    assert stays_apart(pair(APART + 0.01))
+    near.bonds.append(Bond(0, "next to", 1))
+    assert stays_apart(near)
+    bird = pair(-0.3, ("chair", "bird"), rise=2.0)
+    assert stays_apart(bird)
+    bird.actors[1].posture = "flying"
+    assert not stays_apart(bird)
+    umbrella = pair(-0.5, ("cat", "umbrella"))
+    umbrella.actors[1].posture, umbrella.actors[1].at = "held", (0.0, 1.5)
+    assert not stays_apart(umbrella)
+
+
+@pytest.mark.parametrize("split", ["train", COMPOSITIONAL])
+def test_groups_are_connected_and_use_only_statements_of_their_split(split: str) -> None:
+    allowed = statements_of(split)
+    sizes = set()
+    for seed in range(150):
+        group = random_group(allowed, np.random.default_rng(seed))
+        sizes.add(len(group.actors))
+        for subject, predicate, object_ in group.bonds:
+            assert (group.actors[subject].kind, predicate, group.actors[object_].kind) in allowed
+        related = {frozenset((bond.subject, bond.object)) for bond in group.bonds}
+        assert len(related) == len(group.bonds), "two relations of one pair"
+        assert set().union(*related) == set(range(len(group.actors)))
+        for (i, one), (j, other) in combinations(enumerate(group.actors), 2):
+            if frozenset((i, j)) not in related:
+                a, b = one.extent(), other.extent()
+                assert gap(a, b) >= APART or max(a.bottom, b.bottom) >= min(a.top, b.top)
+    assert sizes == {2, 3}
+
+
+def stated(split: str) -> set[Statement]:
+    return {statement for composed in statements_of(split) for statement in closure(composed)}
+
+
+def test_compositional_statements_never_occur_in_train_or_val_but_their_words_do() -> None:
+    every = {statement for _, statement in CASES}
+    assert statements_of("train") == statements_of("val")
+    assert not stated("train") & stated(COMPOSITIONAL)
+    assert statements_of("train") | statements_of(COMPOSITIONAL) == every
+    assert 0.1 < len(statements_of(COMPOSITIONAL)) / len(every) < 0.25
+    words = {word for statement in stated("train") for word in statement}
+    assert {word for statement in statements_of(COMPOSITIONAL) for word in statement} <= words
+
+
+@pytest.mark.parametrize("predicate", CONVERSE)
+def test_a_converse_implies_the_relation_it_comes_from(predicate: str) -> None:
+    assert ("dog", CONVERSE[predicate], "car") in closure(("car", predicate, "dog"))
+    assert ("car", predicate, "dog") in closure(("dog", CONVERSE[predicate], "car"))
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +181,7 @@ def test_facts_relate_things_of_the_scene_and_belong_to_its_split(scenes: list[S
             assert scene.statement(fact) in allowed
         composed = {scene.statement(fact) for fact in scene.facts if not fact.implied}
         assert composed <= statements_of(scene.split)
-        triples = [(fact.subject, fact.predicate, fact.object) for fact in scene.facts]
-        assert len(set(triples)) == len(triples)
+        assert len({fact[:3] for fact in scene.facts}) == len(scene.facts)
 
 
 def test_groups_are_inside_the_image_and_apart(scenes: list[Scene]) -> None:

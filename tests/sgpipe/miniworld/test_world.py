@@ -87,29 +87,21 @@ def test_categories_have_the_ids_of_coco(world: Path) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_scene_graphs_have_the_boxes_of_the_instances(world: Path, split: str) -> None:
+def test_scene_graphs_have_the_boxes_of_the_instances_and_relations_between_them(world: Path, split: str) -> None:
     names = category_names("coco")
     instances = load(world / split, "instances.json")["annotations"]
     expected = {item["id"]: (item["image_id"], names[item["category_id"]], *item["bbox"]) for item in instances}
-    found = {
-        item["object_id"]: (graph["image_id"], item["names"], item["x"], item["y"], item["w"], item["h"])
-        for graph in load(world / split, "scene_graphs.json")
-        for item in graph["objects"]
-    }
-    assert found == expected
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_relationships_join_objects_of_their_image(world: Path, split: str) -> None:
-    seen: set[int] = set()
+    found = {}
     for graph in load(world / split, "scene_graphs.json"):
-        objects = {item["object_id"] for item in graph["objects"]}
+        own = {
+            item["object_id"]: (graph["image_id"], *(item[key] for key in ("names", "x", "y", "w", "h")))
+            for item in graph["objects"]
+        }
+        found |= own
         assert graph["relationships"]
         for relation in graph["relationships"]:
-            assert {relation["subject_id"], relation["object_id"]} <= objects
-            assert relation["subject_id"] != relation["object_id"]
-            assert relation["relationship_id"] not in seen
-            seen.add(relation["relationship_id"])
+            assert {relation["subject_id"], relation["object_id"]} <= own.keys()
+    assert found == expected
 
 
 def test_the_compositional_split_states_what_the_others_never_do(world: Path) -> None:
@@ -151,7 +143,6 @@ def test_another_set_is_refused_and_a_complete_one_left_alone(world: Path, image
     ("images", "seed", "split", "message"),
     [
         (0, 0, "val", "cannot render 0 images"),
-        (-3, 0, "val", "cannot render -3 images"),
         (10**7, 0, "val", "expected 1 to 1,000,000"),
         (1, -1, "val", "seed -1"),
         (1, 0, "test", "no split 'test': expected one of train, val, test-compositional"),
