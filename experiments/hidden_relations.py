@@ -24,8 +24,8 @@ from sgpipe.miniworld.captions import _NOUNS
 from sgpipe.miniworld.dataset import IMAGES, SCENE_GRAPHS, render_dataset
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record, Relation
-from sgpipe.sources.equivalents import load_equivalents
 from sgpipe.sources.miniworld import import_graphs
+from sgpipe.sources.vocabulary import load_equivalents
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress, progress

@@ -1,7 +1,4 @@
-"""Opening images safely: inside their root, within Pillow's limits, as RGB in the annotated orientation.
-
-The size and the bytes of an image file are also available without decoding it.
-"""
+"""Open images safely: inside their root, within Pillow's limits, as RGB in the annotated orientation."""
 
 from __future__ import annotations
 
@@ -9,11 +6,13 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -23,8 +22,10 @@ from sgpipe.errors import StoreError
 from sgpipe.files.image_roots import ImageFile, ImagePlace, ImageRoot, image_root
 from sgpipe.files.roots import image_error
 from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Record
+from sgpipe.utils.prefetch import start_early
 
 Kind = TypeVar("Kind")
+Prepared = TypeVar("Prepared")
 
 UPRIGHT_DATASETS = FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET
 
@@ -101,10 +102,7 @@ def image_file(
     embedded: bytes | None = None,
     images: ImagePlace | None = None,
 ) -> tuple[ImageFile, str]:
-    """Return the file of a shard's row, and what messages call it; arguments and errors are those of `open_row_image`.
-
-    A path need not exist.
-    """
+    """Return the file of a shard's row, which need not exist, and what messages call it, as `open_row_image`."""
     if embedded is not None and images is None:
         return BytesIO(embedded), row.file_name
     location = images or roots.get(row.split)
@@ -120,16 +118,14 @@ def is_upright(dataset: str) -> bool:
 
 
 def decode(file: ImageFile, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
-    """Return the image in a file, as RGB.
+    """Return the image in a file, which messages call `name`, as RGB.
 
     Args:
         size: annotated width and height in pixels.
-        name: the name of the file in error messages.
         upright: turn the image as EXIF says; otherwise turn it only if the annotated size requires it, because boxes
             refer to the annotated frame.
 
-    Raises:
-        ImageError: missing, broken, too large, or not of the annotated size.
+    Raises ImageError: missing, broken, too large, or not of the annotated size.
     """
     with open_header(file, name) as image:
         image.load()
@@ -137,9 +133,7 @@ def decode(file: ImageFile, size: tuple[int, int], name: str, *, upright: bool =
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Return an image in memory as RGB, turned as EXIF says. Raises ImageError: it cannot be loaded, is empty or too
-    large.
-    """
+    """Return an image in memory as RGB, turned as EXIF says. Raises ImageError: broken, empty or too large."""
     with _as_image_errors("in memory"):
         _check_pixels(image)
         if not image.width * image.height:
@@ -155,30 +149,24 @@ def from_array(values: Any) -> Image.Image:
     shape = "x".join(map(str, values.shape)) or "no"
     if values.ndim == 3 and values.shape[-1] == 1:
         values = values[..., 0]
-    if values.ndim != 2 and not (values.ndim == 3 and values.shape[-1] in (3, 4)):
-        transposed = values.ndim == 3 and values.shape[0] in (1, 3, 4)
-        advice = "array.transpose(1, 2, 0) puts the channels last" if transposed else "a list is several images"
+    if not values.size or (values.ndim != 2 and not (values.ndim == 3 and values.shape[-1] in (3, 4))):
         raise ImageError(
-            f"an array of shape {shape} is not an image: expected height x width, with 3 (RGB) or 4 channels; {advice}"
+            f"an array of shape {shape} is not an image: expected height x width, with 3 (RGB) or 4 channels, which "
+            "array.transpose(1, 2, 0) puts last"
         )
     if values.dtype != np.uint8:
-        scaled = "(array * 255).astype('uint8') if its values are 0 to 1"
-        advice = f"; {scaled}" if values.dtype.kind == "f" else ""
-        raise ImageError(f"an array of {values.dtype} is not an image: expected uint8, values from 0 to 255{advice}")
-    if not values.size:
-        raise ImageError(f"an array of shape {shape} is not an image: it has no pixels")
+        raise ImageError(
+            f"an array of {values.dtype} is not an image: expected uint8, values from 0 to 255; "
+            "(array * 255).astype('uint8') if its values are 0 to 1"
+        )
     return Image.fromarray(np.ascontiguousarray(values))
 
 
 @contextmanager
 def open_header(file: ImageFile, name: str) -> Iterator[Image.Image]:
-    """Yield an image whose header is valid, not decoded yet.
+    """Yield an image whose header is valid, not decoded yet; messages call it `name`.
 
-    Args:
-        name: the name of the file in error messages.
-
-    Raises:
-        ImageError: missing, broken, or too large; also for errors of decoding in the body of the `with` statement.
+    Raises ImageError: missing, broken, or too large; also for errors of decoding in the body of the `with` statement.
     """
     with _as_image_errors(name):
         if isinstance(file, Path):
@@ -201,10 +189,7 @@ def open_header(file: ImageFile, name: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _as_image_errors(name: str) -> Iterator[None]:
-    """Turn errors of reading and decoding in the body of the `with` statement into ImageErrors that name the image.
-
-    Raises EngineError: this machine has no room or no more files to open.
-    """
+    """Turn errors of the body into ImageErrors that name the image. Raises EngineError: no room, or too many files."""
     try:
         yield
     except StoreError:
@@ -257,8 +242,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # those that swap width and height
 def read_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
     """Return width and height as stored, without EXIF orientation: annotated boxes refer to that frame.
 
-    Raises:
-        ImageError: missing, outside its root, not an image, or too large.
+    Raises ImageError: missing, outside its root, not an image, or too large.
     """
     return _of_header(image_root(root), file_name, lambda image: image.size)
 
@@ -271,10 +255,7 @@ def read_upright_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
 def has_two_frames(root: ImagePlace | None, file_name: str, content: bytes | None = None) -> bool:
     """Return whether the image of this size as displayed is another one than as stored: upside down, mirrored, square.
 
-    Args:
-        root: where the file is, unless its `content` is given.
-
-    Raises ImageError: as `read_size`, or neither is given.
+    `root`: where the file is, unless its `content` is given. Raises ImageError: as `read_size`, or neither is given.
     """
 
     def read(image: Image.Image) -> bool:
@@ -319,8 +300,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def read_image(root: ImagePlace, record: Record) -> bytes:
     """Return the bytes of the record's image file, whose header is checked.
 
-    Raises:
-        ImageError: missing, outside its root, not an image, too large, or not of the annotated size.
+    Raises ImageError: missing, outside its root, not an image, too large, or not of the annotated size.
     """
     root = image_root(root)
     file, name = root.open(record.file_name), root.where(record.file_name)
@@ -344,3 +324,83 @@ def read_bytes(file: ImageFile, number: int = -1) -> bytes:
 
 def _is_sideways(image: Image.Image) -> bool:
     return image.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
+
+
+_Started = tuple[Record, Future[Any]]
+
+_PER_THREAD = 2  # images that are opened before they are needed
+_MOST_BYTES = 128 << 20  # of waiting files or decoded images; more only while the largest images are read
+_PIXEL_BYTES = 4  # of Pillow
+
+
+class ImageFeed(Generic[Prepared]):
+    """Opens the images of records in their order, in threads before they are needed; a context manager.
+
+    Args:
+        prepare: makes what the model takes of an image, as by `open_row_image`, and its file: the image itself, or
+            something of limited size. Called in several threads.
+        threads: read, decode and prepare images. 0: images are decoded when they are requested, and only where opening
+            a file waits, as in a store, do threads read files.
+        batch: number of images that the model takes at once.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, ImagePlace],
+        records: Iterable[Record],
+        prepare: Callable[[Image.Image, ImageFile], Prepared],
+        threads: int = 0,
+        batch: int = 1,
+    ) -> None:
+        self._roots = roots
+        self._prepare = prepare
+        given = [record for record in records if record.ok]
+        splits = {record.split for record in given} & roots.keys()
+        number = max((image_root(roots[split]).threads for split in splits), default=0)
+        self._decodes = threads > 0
+        self._left = {id(record) for record in given} if number or threads else set()  # that threads will open
+        self._pool = ThreadPoolExecutor(max(number, threads, 1), "images")
+        most = _PER_THREAD * max(number, threads) + (batch if threads else 0)
+        self._started = start_early(self._start, given, most, self._is_full)
+
+    def __enter__(self) -> ImageFeed[Prepared]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def open(self, record: Record) -> Prepared:
+        """Return what `prepare` makes of the image of a record; those of the records before it are dropped.
+
+        Any record may be opened, but threads open only those that were given, in their order. Raises as
+        `open_row_image`.
+        """
+        while id(record) in self._left:
+            there, future = next(self._started)
+            self._left.discard(id(there))
+            if there is record:
+                return future.result() if self._decodes else self._prepared(record, *future.result())
+            future.cancel()
+        return self._opened(record)
+
+    def _opened(self, record: Record) -> Prepared:
+        return self._prepared(record, *image_file(self._roots, record))
+
+    def _prepared(self, record: Record, file: ImageFile, name: str) -> Prepared:
+        size = (record.width, record.height)
+        return self._prepare(decode(file, size, name, upright=is_upright(record.dataset)), file)
+
+    def _start(self, record: Record) -> _Started:
+        return record, self._pool.submit(self._opened if self._decodes else partial(image_file, self._roots), record)
+
+    def _is_full(self, pending: Collection[_Started]) -> bool:
+        return sum(map(self._bytes, pending)) >= _MOST_BYTES
+
+    def _bytes(self, started: _Started) -> int:
+        """Return the size of what was prepared, or of the pixels until then; if nothing decodes, of a waiting file."""
+        record, future = started
+        found = future.result() if future.done() and future.exception() is None else None
+        if self._decodes:  # a prepared tensor may be much smaller than the image, or larger
+            return int(getattr(found, "nbytes", _PIXEL_BYTES * record.width * record.height))
+        file = found[0] if found else None
+        return len(file.getbuffer()) if isinstance(file, BytesIO) else 0

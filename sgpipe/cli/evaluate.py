@@ -204,7 +204,7 @@ def labels(
     """
     from sgpipe.evaluation.label_quality.comparison import label_quality, label_report
     from sgpipe.files.locations import text_of
-    from sgpipe.sources.equivalents import load_predicate_synonyms
+    from sgpipe.sources.vocabulary import load_predicate_synonyms
     from sgpipe.storage.run_folder import GroundTruth
 
     own = ground_truth_for(pred, truth)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
@@ -33,12 +33,9 @@ _PREFETCH = 2  # batches
 
 
 def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
-    """Yield the prediction for every image of the shards, error rows included, in the order of the shards, with
-    progress.
+    """Yield the prediction for every image, error rows included, in the order of the shards, with progress.
 
-    Raises:
-        UserError: the network or a shard is missing or invalid.
-        EngineError: workers could not be started, or were lost.
+    Raises UserError: the network or a shard is missing or invalid; EngineError: workers did not start, or were lost.
     """
     check_devices(config.device, config.gpus, config.workers, ("--device", "--gpus"))
     for note in miniworld_notes([text_of(config.model)]):
@@ -74,20 +71,15 @@ class Predictor:
 
     def __call__(self, row_group: RowGroup) -> Iterator[ImagePrediction]:
         """Yield the predictions for a row group, in its order."""
-        for batch in self._batches(iter_rows(row_group)):
-            detections = iter(self._detect([pixels for _, pixels, error in batch if not error]))
-            for row, _, error in batch:
-                if error is not None:
-                    yield ImagePrediction(row, error=error)
-                else:
-                    yield ImagePrediction(row, self._pairs(next(detections), row))
-
-    def _batches(self, rows: Iterable[ImageRow]) -> Iterator[list[tuple[ImageRow, Tensor, str | None]]]:
-        """Read images in threads, a few batches ahead."""
         size = self.config.batch
-        with prefetch(self._read, rows, self.config.threads, _PREFETCH * size) as images:
+        with prefetch(self._read, iter_rows(row_group), self.config.threads, _PREFETCH * size) as images:
             while batch := list(islice(images, size)):
-                yield batch
+                detections = iter(self._detect([pixels for _, pixels, error in batch if not error]))
+                for row, _, error in batch:
+                    if error is not None:
+                        yield ImagePrediction(row, error=error)
+                    else:
+                        yield ImagePrediction(row, self._pairs(next(detections), row))
 
     def _read(self, row: ImageRow) -> tuple[ImageRow, Tensor, str | None]:
         if row.error is not None:

@@ -30,9 +30,8 @@ class InferenceConfig:
     """How a network runs.
 
     Args:
-        batch: images per batch.
+        batch: images per batch; `threads` read them.
         sides: shorter and longer side of the resized images, in pixels; None: as in the network's training.
-        threads: threads that read images.
         device: auto, cpu (whatever `gpus` says), cuda, or cuda:N for a single process.
         workers: processes that predict; more than one run on Ray.
         gpus: GPUs per process, at most 1; 0: a single process takes a GPU if there is one, several do not.
@@ -64,13 +63,7 @@ class PredictConfig(InferenceConfig):
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group of a shard.
-
-    Args:
-        group: its index in the shard.
-        images: where its images are; None if the shard contains them.
-        rows: how many images it has.
-    """
+    """The row group number `group` of a shard, with `rows` images; where these are, if not in the shard."""
 
     file: Path
     group: int
@@ -80,12 +73,9 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class ImageRow:
-    """The image of a shard's row, without its annotations.
+    """The image of a shard's row, without its annotations: embedded in the shard or in `images`.
 
-    Args:
-        error: why the row has no usable image, such as the message of an error row.
-        images: where the images are; None if the shard contains the image.
-        embedded: the image file stored in the shard, if any.
+    `error`: why it has no usable image, such as the message of an error row.
     """
 
     image_id: str
@@ -106,12 +96,7 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """The prediction for one image.
-
-    Args:
-        pairs: boxes in pixels of the image; labels and predicates are indices into the classes. None after an error.
-        error: why the image could not be used.
-    """
+    """The prediction for one image: boxes in pixels, labels and predicates as indices into the classes; or an error."""
 
     row: ImageRow
     pairs: PredictedPairs | None = None
@@ -127,13 +112,9 @@ def coco_image_id(row: ImageRow) -> int:
 
 
 def list_row_groups(root: Path, split: str | None = None, images: ImagePlace | None = None) -> list[RowGroup]:
-    """Return the row groups of a folder of shards, ordered by split and position.
+    """Return the row groups of a folder of shards, by split and position; `images`: where they are, if they moved.
 
-    Args:
-        images: where the images are, if they moved since the shards were written.
-
-    Raises UserError: the folder is not a run, has no shards or no such split, a shard is damaged, or there is no image
-    folder.
+    Raises UserError: the folder is not a run or has no such split, a shard is damaged, or there is no image folder.
     """
     manifest = Manifest.load(root)
     splits = sorted({shard.split for shard in manifest.shards})
@@ -157,10 +138,9 @@ def iter_rows(row_group: RowGroup) -> Iterator[ImageRow]:
     """Read a row group. Raises UserError: the shard is missing or damaged."""
     table = read_row_group(row_group.file, row_group.group, _COLUMNS, (IMAGE_COLUMN,))
     for index in range(table.num_rows):
-        values = table.slice(index, 1).to_pylist()[0]
+        [values] = table.slice(index, 1).to_pylist()
         embedded = (values.get(IMAGE_COLUMN) or {}).get("bytes")
-        failed = values["status"] != "ok"
-        error = (values["error"] or "unknown error") if failed else None
+        error = (values["error"] or "unknown error") if values["status"] != "ok" else None
         if error is None and embedded is None and row_group.images is None:
             error = "the shard does not contain its image"
         named = {name: values[name] for name in _NAMES}

@@ -47,11 +47,9 @@ class WriteSummary:
 
 
 def top_triplets(pairs: PredictedPairs, limit: int, possible: Array | None = None) -> tuple[Array, Array, Array]:
-    """Return the best triplets of an image by descending score: indices of pairs and predicates, and scores
-    `[triplets]`.
+    """Return the best triplets of an image by descending score: pairs, predicates and scores `[triplets]`.
 
-    Args:
-        possible: `[predicates, objects]`, 0 for impossible combinations, which get score 0, as in evaluators.
+    `possible`: `[predicates, objects]`, 0 for impossible combinations, which get score 0, as in evaluators.
     """
     scores = pairs.scores
     if possible is not None:
@@ -74,15 +72,9 @@ def write_hoia(
     limit: int,
     possible: Array | None = None,
 ) -> WriteSummary:
-    """Write the best triplets of each image in the HOIA format, for `sgpipe eval hico` and `sgpipe eval openimages`.
+    """Write the `limit` best triplets of each image in the HOIA format, for `sgpipe eval hico` and `eval openimages`.
 
-    Images that could not be read are left out.
-
-    Args:
-        schema: category ids, in the order of the classes.
-        key: name of the list of relations in the file.
-        limit: triplets per image.
-        possible: see `top_triplets`.
+    Images that could not be read are left out. `key`: of the list of relations. `possible`: see `top_triplets`.
     """
     objects, relations = list(schema.objects), list(schema.relations)
 
@@ -119,8 +111,7 @@ def write_graphs(
 def predicted_graph(pairs: PredictedPairs, limit: int) -> PredictedGraph:
     """Return the `limit` best pairs by the score of their best predicate, each pair with two boxes of its own.
 
-    Labels start at 1. The scores of predicates already include those of the boxes (subject x object x predicate), so
-    boxes have score 1.
+    Labels start at 1. Boxes have score 1, as the scores of predicates are subject x object x predicate.
     """
     order = largest(pairs.scores.max(1, initial=0.0), limit)
     count = len(order)
@@ -139,7 +130,6 @@ def write_vcoco(predictions: Iterable[ImagePrediction], out: Path, converter: Pe
 
     Raises UserError: an image id is not an integer.
     """
-
     actions = converter.actions
     agents = [f"{name}_{AGENT}" for name in actions.names]
     roles = [f"{actions.names[role.action]}_{role.name}" for role in actions.roles]
@@ -173,9 +163,7 @@ def vcoco_actions(relations: Sequence[str]) -> Actions:
 class PeopleConverter:
     """Converts pairs to persons with actions.
 
-    Args:
-        possible: `[relations, objects]`, 0 for impossible combinations, which get score 0; a relation without an object
-            is always possible.
+    `possible`: see `top_triplets`; a relation without an object is always possible.
     """
 
     classes: DatasetClasses
@@ -223,9 +211,7 @@ def write_json_list(
 ) -> WriteSummary:
     """Write the items of all predictions as one JSON list, one item per line; failed images are left out.
 
-    Args:
-        schema: what the numbers in the items mean; the first item lists its names under `CLASSES`, so that an
-            evaluation can map them to its own.
+    The first item lists the names of the `schema` under `CLASSES`, so that an evaluation can map them to its own.
     """
     summary, separator = WriteSummary(), "[\n"
     first: dict[str, Any] = {CLASSES: schema.class_list} if schema else {}
@@ -240,21 +226,14 @@ def write_json_list(
 
 
 _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height")  # as in shards
-_TRIPLET = pa.struct(
-    [
-        ("pair", pa.int32()),
-        ("subject", pa.string()),
-        ("predicate", pa.string()),
-        ("object", pa.string()),
-        ("score", pa.float32()),
-        ("subject_box", pa.list_(pa.float32())),
-        ("object_box", pa.list_(pa.float32())),
-    ]
-)
+_TRIPLET = {
+    **{"pair": pa.int32(), "subject": pa.string(), "predicate": pa.string(), "object": pa.string()},
+    **{"score": pa.float32(), "subject_box": pa.list_(pa.float32()), "object_box": pa.list_(pa.float32())},
+}
 SCHEMA = pa.schema(
     [
         *(records.SCHEMA.field(name) for name in _IMAGE),
-        pa.field("triplets", pa.list_(_TRIPLET)),
+        pa.field("triplets", records.list_of(**_TRIPLET)),
         pa.field("error", pa.string()),
     ],
     metadata={"sgpipe.predictions": "1"},
@@ -269,13 +248,10 @@ def write_parquet(
     limit: int,
     possible: Array | None = None,
 ) -> WriteSummary:
-    """Write the best triplets of each image by name, with boxes as pixel xyxy.
+    """Write the `limit` best triplets of each image by name, with boxes as pixel xyxy.
 
-    `pair` is the index of a triplet's pair in the image; `error` says why an image has no triplets.
-
-    Args:
-        limit: triplets per image.
-        possible: see `top_triplets`.
+    `pair` is the index of a triplet's pair in the image; `error` says why an image has no triplets. `possible`: see
+    `top_triplets`.
     """
     summary, rows = WriteSummary(), list[dict[str, Any]]()
     with write_result(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
@@ -284,18 +260,16 @@ def write_parquet(
             row = {name: getattr(prediction.row, name) for name in _IMAGE}
             if (pairs := prediction.pairs) is not None:
                 pair, predicate, score = top_triplets(pairs, limit, possible)
-                columns = {
-                    "pair": pair.tolist(),
-                    "subject": [classes.objects[number] for number in pairs.subject_labels[pair]],
-                    "predicate": [classes.relations[number] for number in predicate],
-                    "object": [classes.objects[number] for number in pairs.object_labels[pair]],
-                    "score": score.tolist(),
-                    "subject_box": pairs.subject_boxes[pair].tolist(),
-                    "object_box": pairs.object_boxes[pair].tolist(),
-                }
-                row["triplets"] = [
-                    dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-                ]
+                columns = (
+                    pair.tolist(),
+                    [classes.objects[number] for number in pairs.subject_labels[pair]],
+                    [classes.relations[number] for number in predicate],
+                    [classes.objects[number] for number in pairs.object_labels[pair]],
+                    score.tolist(),
+                    pairs.subject_boxes[pair].tolist(),
+                    pairs.object_boxes[pair].tolist(),
+                )
+                row["triplets"] = [dict(zip(_TRIPLET, values, strict=True)) for values in zip(*columns, strict=True)]
             rows.append({**row, "error": prediction.error})
             if len(rows) == _ROWS_PER_WRITE:
                 writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))

@@ -34,11 +34,10 @@ class CorrectedRun:
     """What was corrected.
 
     Attributes:
-        counts: relations that were `confirmed`, `removed`, `changed` and `added`; and those that stay as they are:
-            `unsure`, and `undecided` conflicts.
+        counts: relations by what was done; `unsure` ones and `undecided` conflicts stay as they are.
         conflicts: relations about which people differ.
-        missing: judged relations that the run does not have, so that nothing is done about them.
-        new_predicates: those that the closed class list of the run lacked; they are appended to it.
+        missing: judged relations that the run does not have.
+        new_predicates: those that were appended to the closed class list of the run.
     """
 
     root: Path
@@ -186,35 +185,31 @@ class Corrections:
 def correct_relations(
     relations: Sequence[_Row], outcomes: Mapping[Place, frozenset[Place]]
 ) -> tuple[list[_Row], list[int | None]]:
-    """Return the relations of an image as people say they are.
+    """Return the relations of an image as people say they are, and the index of each in the image before, or None.
 
-    What one answer takes away and another adds stays. Each that is certain is there once, without a confidence.
-    `outcomes` has what is left of each judged relation. Also returns the index of each in the image before, or None.
+    `outcomes` has what is left of each judged relation. What one answer takes away and another adds stays. Each that is
+    certain is there once, without a confidence.
     """
     there = {_place(relation) for relation in relations}
     certain = {place for left in outcomes.values() for place in left}
-    waiting, corrected, before = set(certain), [], []
+    waiting, corrected = set(certain), list[tuple[_Row, int | None]]()
 
     def put(place: Place, index: int | None) -> None:
         if place in waiting:
             waiting.remove(place)
-            subject, object_, predicate = place
-            corrected.append(
-                {"subject": subject, "object": object_, "predicate": predicate, "confidence": None, "origin": "person"}
-            )
-            before.append(index)
+            ends = dict(zip(("subject", "object", "predicate"), place, strict=True))
+            corrected.append((ends | {"confidence": None, "origin": "person"}, index))
 
     for index, relation in enumerate(relations):
         place = _place(relation)
         put(place, index)
         if place not in certain and place not in outcomes:
-            corrected.append(dict(relation))
-            before.append(index)
+            corrected.append((dict(relation), index))
         for other in sorted(outcomes.get(place, frozenset()) - there):
             put(other, None)
     for place in sorted(waiting):
         put(place, None)
-    return corrected, before
+    return [relation for relation, _ in corrected], [index for _, index in corrected]
 
 
 def _place(relation: _Row) -> Place:

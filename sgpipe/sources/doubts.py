@@ -1,7 +1,6 @@
-"""What is doubtful about annotations before they are used: a line for each doubt, with what removes it.
+"""Doubts about annotations before they are used, such as boxes in another form, each with the option that removes it.
 
-Boxes in another form, category ids that are shifted, and captions of other images are valid data. Only a comparison
-with the images, and of captions with boxes, shows that something is wrong. The first images and boxes are examined.
+They show only in a comparison with the images, and of captions with boxes. The first images and boxes are examined.
 """
 
 from __future__ import annotations
@@ -45,9 +44,7 @@ _OPTION = "--set source.boxes="
 def settle_boxes(detections: Detections, form: BoxForm | None, name: str, *, choose: bool = False) -> list[str]:
     """Turn the boxes of a split into xywh in pixels; returns what is doubtful about them, or which form was chosen.
 
-    Args:
-        form: what they are; None: xywh, or the form that fits best if `choose`.
-        name: the dataset or file, for messages.
+    `form`: what they are; None: xywh, or the form that fits best if `choose`. `name`: for messages.
 
     Raises UserError: see `doubt_boxes`; or no form fits.
     """
@@ -85,10 +82,7 @@ def doubt_boxes(
 ) -> list[str]:
     """Return what is doubtful about boxes `[boxes, 4]` of this form in images of `sizes` `[boxes, 2]`.
 
-    Args:
-        name: the dataset or file, for messages.
-        option: what sets the form, without its value; None: it is fixed.
-        stated: it was set.
+    `option`: what sets the form, without its value; None: it is fixed. `stated`: it was set.
 
     Raises UserError: the boxes certainly have another form, and none was set.
     """
@@ -124,13 +118,14 @@ def doubt_detections(detections: Detections, captions: object) -> list[str]:
         name = detections.file_names[min(long)]
         images = count(len(long), "image")
         notes.append(f"{captions}: {images}, such as {name}, exceed {MAX_CAPTIONS:,} captions; the rest is left out")
-    rows, used = (np.asarray(values)[:BOXES] for values in (detections.box_rows, detections.box_categories))
-    categories = doubt_categories(used[rows >= 0], detections.categories)
+    rows = np.asarray(detections.box_rows)
+    categories = doubt_categories(
+        np.asarray(detections.box_categories)[:BOXES][rows[:BOXES] >= 0], detections.categories
+    )
     if categories or not detections.captions:
         return [*notes, *categories]
     captioned = list(islice(sorted(detections.captions), IMAGES))
     boxed: dict[int, set[str]] = {row: set() for row in captioned}
-    rows = np.asarray(detections.box_rows)
     for index in np.flatnonzero(np.isin(rows, captioned)).tolist():
         boxed[rows[index]].add(detections.categories.get(detections.box_categories[index], ""))
     classes = [name for _, name in sorted(detections.categories.items())]
@@ -145,8 +140,8 @@ def doubt_categories(used: NDArray[np.int32], listed: Collection[int]) -> list[s
         return []
     ids = set(used.tolist())
     which = ", ".join(map(str, sorted(ids - set(listed))[:3]))
-    shift = next((step for step in (-1, 1) if {each + step for each in ids} <= set(listed)), 0)
-    advice = f"; all would be listed if they were {'smaller' if shift < 0 else 'larger'} by one" if shift else ""
+    shifts = [word for word, step in (("smaller", -1), ("larger", 1)) if {each + step for each in ids} <= set(listed)]
+    advice = f"; all would be listed if they were {shifts[0]} by one" if shifts else ""
     boxes = f"{int(unlisted.sum()):,} of {count(len(used), 'box', 'boxes')}"
     return [f"{boxes} have a category_id that is not in the categories, such as {which}, and are dropped{advice}"]
 
@@ -154,12 +149,10 @@ def doubt_categories(used: NDArray[np.int32], listed: Collection[int]) -> list[s
 def doubt_captions(
     captions: Sequence[Sequence[str]], boxed: Sequence[Collection[str]], classes: Sequence[str], name: str
 ) -> list[str]:
-    """Return what is doubtful about the captions of images.
+    """Return what is doubtful about captions, which are from `name`.
 
-    Args:
-        captions, boxed: the captions of each image and the classes of its boxes, in the order of the file.
-        classes: all classes, in the order of their ids.
-        name: where the captions come from.
+    `captions`, `boxed`: those of each image and the classes of its boxes, in the order of the file. `classes`: all, in
+    the order of their ids.
     """
     synonyms = {**packaged_synonyms("objects365"), **packaged_synonyms("coco")}
     find = ClassFinder({each: synonyms.get(each, ()) for each in classes})
@@ -188,10 +181,7 @@ _SHIFTS = (
 def doubt_records(records: Sequence[Record], source: AnnotationSource, form: BoxForm | None) -> list[str]:
     """Return what is doubtful about records as they are read, before their boxes are clipped.
 
-    Args:
-        form: the form of their boxes that the user has chosen.
-
-    Raises UserError: see `doubt_boxes`.
+    `form`: of their boxes, as the user has chosen. Raises UserError: see `doubt_boxes`.
     """
     name, read = str(source.files["annotations"]), [record for record in records if record.ok][:IMAGES]
     owners = [(record, box) for record in read for box in record.objects if not box.is_nothing]

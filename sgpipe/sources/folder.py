@@ -37,10 +37,8 @@ _HEADERS_PER_THREAD, _HEADERS_AT_ONCE = 4, 4096  # that are read together where 
 class FolderFiles:
     """The files below a folder, relative to it and sorted, without hidden files and folders.
 
-    Attributes:
-        images: what its ending or, without an ending, its content shows to be an image.
-        unread: other files, except for texts that belong to an image.
-        closed: folders that are not entered: links, and those without permission.
+    `unread` are files other than images and texts that belong to one; folders are `closed` if they are links or lack
+    permission.
     """
 
     images: list[str]
@@ -65,9 +63,7 @@ class FolderFiles:
 def list_folder(location: ImagePlace) -> FolderFiles:
     """Return the files of a root. Those without an ending are opened to see whether they are images."""
     root = image_root(location)
-    images: list[str] = []
-    others: list[str] = []
-    closed: list[str] = []
+    images, others, closed = list[str](), list[str](), list[str]()
     if isinstance(root, FolderRoot):
         found = _walk(root.folder, closed)
     else:
@@ -136,8 +132,7 @@ def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[s
 
 def no_images(root: str | Path, notes: Iterable[str]) -> str:
     """Return why a folder cannot be labelled, with what it contains instead of images."""
-    instead = "".join(f"; {note}" for note in notes)
-    return f"{root} contains no images (expected files that end in {', '.join(SUFFIXES)}){instead}"
+    return "; ".join([f"{root} contains no images (expected files that end in {', '.join(SUFFIXES)})", *notes])
 
 
 def fingerprint_folder(location: ImagePlace) -> list[Any]:

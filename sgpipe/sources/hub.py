@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from sgpipe.errors import UserError
+from sgpipe.errors import ImageError, UserError
 from sgpipe.files.hub import DATASETS, HubDataset
 from sgpipe.files.object_store import StorePath, is_uri
 from sgpipe.files.parquet_images import ParquetImages, has_images, holds_images, image_columns, row_name
-from sgpipe.images import ImageError, open_header, upright_size
+from sgpipe.images import open_header, upright_size
 from sgpipe.recipe import HubColumns, HubConfig, Recipe, SourceConfig, SplitConfig
 from sgpipe.records import HUB_DATASET
 from sgpipe.sources import fields
@@ -38,15 +38,10 @@ _KEYWORDS = {  # in the names of other files, and the split that `datasets` take
 }
 _FOLDERS = ("data", "default")  # that name no subset
 _DEFAULT = "default"
-EMBED = (
+_EMBED = (
     "write Parquet with the images in it: load_dataset(…)['train'].with_format('arrow')"
     ".map(datasets.table.embed_table_storage, batched=True).to_parquet('train.parquet')"
 )
-_OTHER_FORMS = {
-    "dataset_info.json": "was written by save_to_disk: write Parquet with load_from_disk(…).to_parquet(…)",
-    "dataset_dict.json": "was written by save_to_disk: write each split with .to_parquet(…)",
-    "metadata.jsonl": f"is an image folder: {EMBED}",
-}
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,6 @@ class HubFiles:
 
     Attributes:
         root: the folder, or the URI of the store, or that of the hub with a commit.
-        splits: names of files below the root.
         card: the metadata of its README.
     """
 
@@ -94,18 +88,13 @@ def find_files(config: HubConfig) -> HubFiles:
         StoreError: the hub or the store cannot be reached.
     """
     dataset = config.dataset or ""
-    root, names = list_files(dataset)
+    root, names = _list_files(dataset)
     card = _card(HubFiles(root, {}), names)
     subsets = _of_card(card, names) or _of_names(names)
     if not subsets:
-        other = next((why for name in names if (why := _OTHER_FORMS.get(PurePosixPath(name).name))), None)
-        if other:
-            raise UserError(f"{dataset} has no Parquet files: it {other}")
         on_hub = root.startswith(DATASETS)
         converted = f"; try --dataset {dataset.partition('@')[0]}@refs/convert/parquet" if on_hub else ""
-        raise UserError(
-            f"{dataset} has no Parquet files with the name of a split (train-00000-of-00001.parquet){converted}"
-        )
+        raise UserError(f"{dataset} has no Parquet files, such as train-00000-of-00001.parquet{converted}")
     name = config.subset or (_DEFAULT if _DEFAULT in subsets else next(iter(subsets)))
     if name not in subsets or not (config.subset or len(subsets) == 1 or _DEFAULT in subsets):
         what = "no such subset" if config.subset else "several subsets"
@@ -119,7 +108,7 @@ def find_files(config: HubConfig) -> HubFiles:
     return HubFiles(root, splits if config.split is None else {config.split: splits[config.split]}, card)
 
 
-def list_files(dataset: str) -> tuple[str, list[str]]:
+def _list_files(dataset: str) -> tuple[str, list[str]]:
     """Return where the files are, and their names."""
     if Path(dataset).is_dir():
         root = Path(dataset).resolve()
@@ -153,11 +142,11 @@ _Subsets = dict[str, dict[str, list[str]]]
 def _of_card(card: Mapping[str, Any], names: Sequence[str]) -> _Subsets:
     """Return the files by subset and split, as patterns of the card's `configs` name them."""
     subsets: _Subsets = {}
+    parquet = [name for name in names if name.endswith(".parquet")]
     for config in _as_list(card.get("configs")):
         for each in _as_list(config.get("data_files") if isinstance(config, dict) else None):
             item = each if isinstance(each, dict) else {"path": each}
             patterns = [str(path).removeprefix("./").replace("**/", "*") for path in _as_list(item.get("path"))]
-            parquet = [name for name in names if name.endswith(".parquet")]
             if found := [name for name in parquet if any(fnmatch.fnmatchcase(name, each) for each in patterns)]:
                 subset = subsets.setdefault(str(config.get("config_name") or _DEFAULT), {})
                 subset.setdefault(str(item.get("split", "train")), []).extend(found)
@@ -216,36 +205,28 @@ def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> Columns:
     Raises UserError: a column is missing, contains something else, or cannot be told from others.
     """
 
-    def fault(what: str, advice: str) -> UserError:
-        return UserError(
-            f"{file} {what}: {advice}; it has {', '.join(n for each in schema for n in dotted_names(each))}"
-        )
-
-    def unnamed(what: str, setting: str) -> UserError:
-        return fault(what, f"name it with --set source.hub.columns.{setting}=NAME")
+    def fault(what: str, setting: str) -> UserError:
+        there = ", ".join(name for each in schema for name in dotted_names(each))
+        return UserError(f"{file} {what}: name it with --set source.hub.columns.{setting}=NAME; it has {there}")
 
     for setting, name in named:
-        if name is None:
-            continue
-        kind = kind_of(schema, name)
-        fits, what = _CONTENTS.get(setting, (lambda kind: True, ""))
-        if kind is None or not fits(kind) or (setting == "image" and "." in name):
-            contents = f" with {what}" if kind else ""
-            raise fault(f"has no column {name}{contents}", f"see source.hub.columns.{setting}")
+        kind = None if name is None else kind_of(schema, name)
+        if name is not None and (kind is None or (setting == "image" and not ("." not in name and holds_images(kind)))):
+            raise fault(f"has no column {name}{' with images' if kind else ''}", setting)
     boxes = named.boxes or first_of(schema, PARENTS, BOXES)
     if boxes is None:
-        raise unnamed("has no column of boxes", "boxes")
+        raise fault("has no column of boxes", "boxes")
     beside = (boxes.rpartition(".")[0],)
     classes = named.classes or first_of(schema, beside, CLASSES) or first_of(schema, PARENTS, CLASSES)
     if classes is None:
-        raise unnamed("has no column of classes", "classes")
+        raise fault("has no column of classes", "classes")
     numbers = kind_of(schema, boxes)
     nested = numbers and _is_list(numbers) and _is_list(numbers.value_type) and _innermost(numbers)
     if not nested or not (pa.types.is_integer(nested) or pa.types.is_floating(nested)):
-        raise fault(f"has other values than boxes of four numbers in {boxes}", "see source.hub.columns.boxes")
+        raise fault(f"has other values than boxes of four numbers in {boxes}", "boxes")
     images = image_columns(schema)
     if named.image is None and len(images) != 1:
-        raise unnamed(f"has {'several columns' if images else 'no column'} of images", "image")
+        raise fault(f"has {'several columns' if images else 'no column'} of images", "image")
     width, height = (getattr(named, side) or first_of(schema, ("",), (side,)) for side in ("width", "height"))
     return Columns(
         image=named.image or images[0],
@@ -300,13 +281,6 @@ def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(_innermost(kind)) or pa.types.is_large_string(_innermost(kind))
 
 
-_CONTENTS = {
-    "image": (holds_images, "images"),
-    "captions": (is_text, "texts"),
-    **dict.fromkeys(("id", "width", "height"), (lambda kind: not pa.types.is_nested(kind), "one value in each row")),
-}
-
-
 def class_names(schema: pa.Schema, card: Mapping[str, Any], dotted: str) -> list[str] | None:
     """Return the names of a column of classes, by number, which the file states, or else the card of the dataset."""
     try:
@@ -354,7 +328,7 @@ def _open_file(files: HubFiles, name: str, config: HubConfig) -> Iterator[tuple[
     with open_parquet(files, name) as parquet:
         columns = find_columns(parquet.schema_arrow, config.columns, name)
         if not has_images(parquet, columns.image):
-            raise UserError(f"{name} has only the paths of its images, in {columns.image}: {EMBED}")
+            raise UserError(f"{name} has only the paths of its images, in {columns.image}: {_EMBED}")
         yield parquet, columns
 
 
@@ -408,9 +382,8 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
                     f"{name}: the classes in {of.classes} are numbers without names: pass "
                     "--set 'source.hub.classes=[NAME, …]', in their order"
                 )
-            names.update(
-                each for row in iter_rows(parquet, [of.classes]) for each in values_of(row, of.classes) if each
-            )
+            for row in iter_rows(parquet, [of.classes]):
+                names.update(each for each in values_of(row, of.classes) if each)
     return dict(enumerate(sorted(fields.clean(name) for name in names if name.strip())))
 
 
@@ -431,9 +404,15 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
             read = [of.boxes, of.classes, of.crowd, of.captions, of.width, of.height, None if by_number else of.id]
             for number, row in enumerate(iter_rows(parquet, read)):
                 name = row_name(file, number, None if only else of.image)  # states the column if there are others
-                image_id = total if by_number else value_of(row, of.id)
-                _add_row(detections, row, of, image_id, name, images, numbers)
-                total += 1
+                image_id, total = total if by_number else value_of(row, of.id), total + 1
+                size, why = (value_of(row, of.width), value_of(row, of.height)), ""
+                if of.width is None:
+                    size, why = _read_size(images, name)
+                at = detections.add_image({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
+                if at is not None:
+                    if why:
+                        detections.errors[at] = f"source: {why}"
+                    _add_boxes(detections, at, row, of, numbers)
                 reminder.say(f"{file}: {number:,} of {parquet.metadata.num_rows:,} rows are read")
     if not total:
         raise UserError(f"{files.root} has no rows in the split {split}")
@@ -467,33 +446,21 @@ def _have_ids(files: HubFiles, split: str, config: HubConfig) -> bool:
     return len(seen) == rows and None not in seen
 
 
-def _add_row(
-    detections: Detections,
-    row: Mapping[str, Any],
-    of: Columns,
-    image_id: Any,
-    name: str,
-    images: ParquetImages,
-    numbers: Mapping[Any, int],
-) -> None:
-    """Add an image with its boxes and captions; one without an id, or with that of another one, is left out.
+def _read_size(images: ParquetImages, name: str) -> tuple[tuple[int, int], str]:
+    """Return width and height of an image as it is displayed, or zeros and why it has none."""
+    try:
+        with open_header(BytesIO(images.read_name(name)), name) as image:
+            return upright_size(image), ""
+    except FileNotFoundError:
+        return (0, 0), f"the row has no image: {name}"
+    except ImageError as error:
+        return (0, 0), fields.clean(str(error))
 
-    `numbers` are those of the classes, if they are names.
-    """
-    why, width, height = "", value_of(row, of.width), value_of(row, of.height)
-    if of.width is None:
-        try:
-            with open_header(BytesIO(images.read_name(name)), name) as image:
-                width, height = upright_size(image)
-        except FileNotFoundError:
-            why = f"the row has no image: {name}"
-        except ImageError as error:
-            why = fields.clean(str(error))
-    at = detections.add_image({"id": image_id, "file_name": name, "width": width, "height": height})
-    if at is None:
-        return
-    if why:
-        detections.errors[at] = f"source: {why}"
+
+def _add_boxes(
+    detections: Detections, at: int, row: Mapping[str, Any], of: Columns, numbers: Mapping[Any, int]
+) -> None:
+    """Add the boxes and captions of the image number `at`; `numbers` are those of the classes, if they are names."""
     boxes, classes = values_of(row, of.boxes), values_of(row, of.classes)
     crowds = values_of(row, of.crowd) if of.crowd else [False] * len(boxes)
     if len(classes) == len(boxes) == len(crowds):
@@ -502,10 +469,8 @@ def _add_row(
                 kind = numbers.get(fields.clean(kind or ""), -1)
             detections.add_row_box(at, kind, box, crowd)
     else:
-        others = count(len(classes), "class", "classes")
-        if of.crowd:
-            others += f", {count(len(crowds), 'value')} of {of.crowd}"
-        detections.errors.setdefault(at, f"source: it has {count(len(boxes), 'box', 'boxes')} and {others}")
+        found = f"source: it has {count(len(boxes), 'box', 'boxes')} and {count(len(classes), 'class', 'classes')}"
+        detections.errors.setdefault(at, found + (f", {count(len(crowds), 'value')} of {of.crowd}" if of.crowd else ""))
     for text in values_of(row, of.captions):
         detections.add_text(at, text)
 

@@ -28,8 +28,8 @@ class MiniworldFiles:
 
     Attributes:
         world: what `sgpipe miniworld` writes: images and annotation files.
-        all_relations: shards with every relation that holds in an image.
-        composed_relations: shards with the relations that an image was composed of; the others follow from them.
+        all_relations, composed_relations: shards with every relation that holds in an image, and with those that it
+            was composed of, from which the others follow.
     """
 
     def __init__(self, root: Path) -> None:

@@ -1,56 +1,54 @@
-"""Class names of the detection datasets, and the synonyms that captions use for them.
+"""Class names of the detection datasets, synonyms of them in captions, and predicates that say the same.
 
-The names and sgpipe's own synonym tables ship in `sgpipe/sources/data`. A synonym table is `{class name: [phrases]}`. A
-phrase that starts with "!" is excluded from the class: "!license plate" under "plate" keeps license plates from being
-matched as plates. Plurals and possessives are not listed: the matcher derives them.
+The packaged tables are in `sgpipe/sources/data`. A synonym table is `{class name: [phrases]}`. A phrase that starts
+with "!" is excluded from the class: "!license plate" under "plate" keeps license plates from being matched as plates.
+Plurals and possessives are not listed: the matcher derives them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location
 from sgpipe.files.text_files import read_text
+from sgpipe.records import Pair, Relation
 from sgpipe.utils.config_file import parse_yaml
+from sgpipe.utils.lemmas import is_participle, predicate_lemma, without_auxiliaries
 
-Synonyms = Mapping[str, tuple[str, ...]]
+Synonyms: TypeAlias = Mapping[str, tuple[str, ...]]
+PredicateSynonyms: TypeAlias = Mapping[str, Sequence[str]]  # the other texts that count as each predicate
 
 
 def category_names(dataset: str) -> dict[int, str]:
-    """Return the class names by category id, in the order of the ids.
+    """Return the class names by category id, in the order of the ids; empty for datasets whose files contain them.
 
     "coco" has the 80 names of COCO 2017 with ids 1 to 90; "objects365" the 365 names of Objects365 v2 in lower case
     and with corrected spelling, as RLIPv2 uses them; "open_images" the 601 names of Open Images V6 with ids from 0, as
-    in RLIPv2's annotations. The result is empty for any other dataset: its annotation file contains its names.
+    in RLIPv2's annotations.
     """
     return {row["id"]: row["name"] for row in _packaged(f"{dataset}_names.json") or ()}
 
 
-def official_names(dataset: str) -> dict[int, str]:
-    """Return the class names by category id, in the spelling of the dataset's annotation files ("Moniter/TV")."""
-    return {row["id"]: row.get("official", row["name"]) for row in _packaged(f"{dataset}_names.json") or ()}
-
-
 def relation_names(dataset: str) -> dict[int, str]:
-    """Return the relation names by the id in the dataset's annotation files.
+    """Return the relation names by the id in the dataset's annotation files; empty for any other dataset.
 
     "hico" has the 117 verbs of HICO-DET with ids 1 to 117, "vcoco" the 29 verbs of V-COCO with ids 0 to 28 in RLIPv2's
-    wording, "open_images" the 30 relations of Open Images V6 with ids 0 to 29. Empty for any other dataset.
+    wording, "open_images" the 30 relations of Open Images V6 with ids 0 to 29.
     """
     return {row["id"]: row["name"] for row in _packaged(f"{dataset}_relations.json") or ()}
 
 
 def official_relation_names(dataset: str) -> dict[str, str]:
-    """sgpipe's relation name by the official one ("sit_instr" is "sit on/at")."""
+    """Return sgpipe's relation name by the official one ("sit_instr" is "sit on/at")."""
     rows = _packaged(f"{dataset}_relations.json") or ()
     return {row.get("official", row["name"].replace(" ", "_")): row["name"] for row in rows}
 
@@ -69,10 +67,9 @@ def packaged_synonyms(dataset: str) -> Synonyms:
 
 
 def loose_words() -> dict[str, tuple[str, ...]]:
-    """Return words that may stand for a thing of some class although they do not name it, and the classes, best first.
+    """Return words that may stand for a thing of some class of COCO or Objects365, and the classes, best first.
 
-    "beer" may be a bottle, a cup or a wine glass, and "food" whatever food has a box. The classes are COCO's and those
-    of Objects365.
+    "beer" may be a bottle, a cup or a wine glass, and "food" whatever food has a box.
     """
     return {word: tuple(classes) for words, classes in _packaged("loose_words.json")["called"] for word in words}
 
@@ -88,16 +85,28 @@ def implied_things() -> tuple[re.Pattern[str], list[tuple[str, tuple[str, ...]]]
     return re.compile(rf"\b(?:{pattern})\b"), [(predicate, tuple(classes)) for _, predicate, classes in rows]
 
 
+@cache
+def _packaged(file_name: str) -> Any:
+    resource = files("sgpipe.sources") / "data" / file_name
+    return json.loads(resource.read_text(encoding="utf-8")) if resource.is_file() else None
+
+
 def load_synonyms(path: Location) -> Synonyms:
     """Read a synonym table `{class name: [phrases]}` from a YAML or JSON file.
 
     Raises UserError: the file is missing or is not such a table.
     """
-    table = check_table(read_table(path, "synonyms file"), f"synonyms file {path}", "class name: [phrases]", fewest=1)
+    what = "synonyms file"
+    table = _check_table(_read_table(path, what), f"{what} {path}", "class name: [phrases]", fewest=1)
     return {name: tuple(phrases) for name, phrases in table.items()}
 
 
-def read_table(path: Location, what: str) -> Any:
+def load_predicate_synonyms(path: Location) -> PredicateSynonyms:
+    """Read a table `{predicate: [other texts]}`, as `load_synonyms`."""
+    return _check_table(_read_table(path, "synonyms file"), f"synonyms file {path}", "predicate: [other texts]")
+
+
+def _read_table(path: Location, what: str) -> Any:
     """Return the content of a YAML or JSON file, which messages call `what`. Raises UserError."""
     text = read_text(path, what)
     try:
@@ -115,7 +124,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def check_table(table: Any, place: str, form: str, fewest: int = 0) -> Mapping[str, list[str]]:
+def _check_table(table: Any, place: str, form: str, fewest: int = 0) -> Mapping[str, list[str]]:
     """Return a table of names and lists of `fewest` texts or more.
 
     Raises UserError: it is not in this `form`, or a text is blank.
@@ -123,15 +132,106 @@ def check_table(table: Any, place: str, form: str, fewest: int = 0) -> Mapping[s
     if not isinstance(table, dict) or not table:
         raise UserError(f"{place}: expected {{{form}}}")
     for name, texts in table.items():
-        words = texts if isinstance(texts, list) else [None]
-        if len(words) < fewest or not all(
-            isinstance(each, str) and each.removeprefix("!").strip() for each in (name, *words)
-        ):
+        words = [name, *texts] if isinstance(texts, list) and len(texts) >= fewest else [None]
+        if not all(isinstance(each, str) and each.removeprefix("!").strip() for each in words):
             raise UserError(f"{place}: key {name!r}: expected {form}, found {json.dumps(texts, default=str)[:60]}")
     return table
 
 
-@cache
-def _packaged(file_name: str) -> Any:
-    resource = files("sgpipe.sources") / "data" / file_name
-    return json.loads(resource.read_text(encoding="utf-8")) if resource.is_file() else None
+_SYNONYMS, _INVERSES = "synonyms", "inverses"
+_ARTICLES = ("a", "an", "the")
+_Form: TypeAlias = tuple[str, bool]  # a lemma, and whether the text says it from object to subject
+
+
+def load_equivalents(path: Location | None) -> Equivalents:
+    """Return the packaged `data/equivalents.yaml`, changed by a table of the same form if there is one.
+
+    Raises UserError: the file is missing, is not such a table, or contradicts itself.
+    """
+    packaged = parse_yaml((files("sgpipe.sources") / "data" / "equivalents.yaml").read_text(encoding="utf-8"))
+    if path is None:
+        return Equivalents(packaged)
+    place, own = f"equivalents file {path}", _read_table(path, "equivalents file")
+    if not isinstance(own, dict) or not own or not own.keys() <= {_SYNONYMS, _INVERSES}:
+        raise UserError(f"{place}: expected {{synonyms: {{predicate: [texts]}}, inverses: {{predicate: [texts]}}}}")
+    own = {kind: _check_table(table, f"{place}: {kind}", "predicate: [texts]") for kind, table in own.items()}
+    try:
+        return Equivalents(packaged, own)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+class Equivalents:
+    """Which predicates say the same of two boxes: by the form of their verb, and by tables of synonyms and inverses."""
+
+    def __init__(self, *tables: Mapping[str, PredicateSynonyms]) -> None:
+        """
+        Args:
+            tables: of "synonyms" and "inverses". What a later one lists replaces what the earlier ones say of that
+                text; a text with "!" before it says nothing else.
+
+        Raises UserError: they contradict each other.
+        """
+        self._above: dict[str, _Form] = {}  # towards the lemma that stands for all that say the same
+        self._meaning = lru_cache(1 << 16)(self._find)
+        stated: list[tuple[str, str, str]] = []
+        for table in tables:
+            lines = [(kind, name, text) for kind in table for name, texts in table[kind].items() for text in texts]
+            listed = {_form(text.removeprefix("!")) for _, _, text in lines}
+            stated = [line for line in stated if _form(line[2]) not in listed]
+            stated += [line for line in lines if not line[2].startswith("!")]
+        names: dict[_Form, str] = {}
+        for kind, name, text in stated:
+            if kind == _SYNONYMS and _form(names.setdefault(_form(text), name)) != _form(name):
+                raise UserError(f"{text!r} is a synonym of both {names[_form(text)]!r} and {name!r}; remove one")
+        for kind, name, text in stated:
+            if kind == _SYNONYMS or _form(name) != _form(text):
+                self._join(name, text, kind == _INVERSES)
+        self._symmetric = {
+            self._find(name)[0] for kind, name, text in stated if kind == _INVERSES and _form(name) == _form(text)
+        }
+        for _, name, text in stated:
+            (lemma, turned), (_, swapped) = self._find(name), self._find(text)
+            if lemma in self._symmetric and turned != swapped:
+                raise UserError(f"{name!r} is its own inverse, and {text!r} another one; remove one")
+
+    def key(self, subject: int, predicate: str, object_: int) -> tuple[str, int, int]:
+        """Return what a relation says: equal for relations that say the same of the same two objects."""
+        lemma, swapped = self._meaning(predicate)
+        first, second = (object_, subject) if swapped else (subject, object_)
+        if lemma in self._symmetric:
+            first, second = min(first, second), max(first, second)
+        return lemma, first, second
+
+    def without_known(self, pairs: Iterable[Pair], known: Iterable[Relation]) -> list[Pair]:
+        """Drop from the pairs the predicates that a known relation says, too, and then pairs without predicates."""
+        said = {self.key(each.subject, each.predicate, each.object) for each in known}
+        for pair in pairs:
+            pair.predicates = [
+                text for text in pair.predicates if self.key(pair.subject, text, pair.object) not in said
+            ]
+        return [pair for pair in pairs if pair.predicates]
+
+    def _find(self, text: str) -> _Form:
+        lemma, swapped = _form(text)
+        while lemma in self._above:
+            lemma, other = self._above[lemma]
+            swapped ^= other
+        return lemma, swapped
+
+    def _join(self, name: str, text: str, inverse: bool) -> None:
+        (first, turned), (second, swapped) = self._find(name), self._find(text)
+        differ = turned ^ swapped ^ inverse
+        if first != second:
+            self._above[second] = first, differ
+        elif differ:
+            raise UserError(f"{text!r} is both the same as {name!r} and its inverse; remove one")
+
+
+@lru_cache(1 << 16)
+def _form(text: str) -> _Form:
+    """Return the lemma of a predicate, and whether it is passive: "is held by" is "hold" from object to subject."""
+    words = without_auxiliaries(text.replace("_", " ").replace("-", " "))
+    words = [word for word in words if word not in _ARTICLES] or words
+    passive = len(words) > 1 and words[-1] == "by" and is_participle(words[0])
+    return predicate_lemma(" ".join(words[:-1] if passive else words)), passive

@@ -15,7 +15,7 @@ from typing import Any
 
 from sgpipe.errors import ImageError
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.image_feed import ImageFeed
+from sgpipe.images import ImageFeed
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 from sgpipe.stages.endpoint import CacheFolder

@@ -36,7 +36,7 @@ from sgpipe.errors import ImageError, UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.locations import Location, text_of
 from sgpipe.files.model_cache import local_model
-from sgpipe.image_feed import ImageFeed
+from sgpipe.images import ImageFeed
 from sgpipe.recipe import DEFAULT_SIDES, DetectConfig, Resources, network_folder, trained_sides
 from sgpipe.records import Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects

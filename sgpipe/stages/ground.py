@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sgpipe.errors import ImageError, UserError
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.image_feed import ImageFeed
+from sgpipe.images import ImageFeed
 from sgpipe.recipe import Recipe
 from sgpipe.records import Box, Record
 from sgpipe.sources.vocabulary import category_names, loose_words

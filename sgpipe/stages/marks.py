@@ -12,7 +12,7 @@ from PIL import Image
 
 from sgpipe.errors import ImageError
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.image_feed import ImageFeed
+from sgpipe.images import ImageFeed
 from sgpipe.recipe import CaptionConfig, PairConfig
 from sgpipe.records import Box, Record
 from sgpipe.stages.caption.stage import CaptionStage, load_captioner, noise_key

@@ -27,8 +27,14 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Attribute, Box, Pair, Record, Triplet
-from sgpipe.sources.equivalents import load_equivalents
-from sgpipe.sources.vocabulary import category_names, implied_things, load_synonyms, loose_words, packaged_synonyms
+from sgpipe.sources.vocabulary import (
+    category_names,
+    implied_things,
+    load_equivalents,
+    load_synonyms,
+    loose_words,
+    packaged_synonyms,
+)
 from sgpipe.stages.base import Stage
 from sgpipe.stages.parse.grammar.lexicon import NUMBERS
 from sgpipe.utils.lemmas import lemmas, verb_lemma

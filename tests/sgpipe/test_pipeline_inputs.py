@@ -46,7 +46,7 @@ def objects(graph: SceneGraph) -> list[tuple]:
         (Image.new("F", (8, 8)), "floating-point"),
         (Image.new("RGB", (0, 8)), "no pixels"),
         (np.zeros((8, 8, 3)), r"array of float64 .*expected uint8.*\(array \* 255\)\.astype\('uint8'\)"),
-        (np.zeros((8, 8), np.uint16), "array of uint16 is not an image: expected uint8, values from 0 to 255$"),
+        (np.zeros((8, 8), np.uint16), "array of uint16 is not an image: expected uint8"),
         (np.zeros((3, 8, 9), np.uint8), r"shape 3x8x9 .*transpose\(1, 2, 0\)"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,

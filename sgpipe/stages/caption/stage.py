@@ -19,7 +19,7 @@ import torch
 from sgpipe.errors import ImageError, UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.model_cache import local_model
-from sgpipe.image_feed import ImageFeed
+from sgpipe.images import ImageFeed
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
 from sgpipe.stages.base import Stage, image_threads

@@ -29,7 +29,7 @@ from sgpipe.calibration import threshold_of_recipe
 from sgpipe.errors import ImageError, UserError
 from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.files.model_cache import local_model
-from sgpipe.image_feed import ImageFeed
+from sgpipe.images import ImageFeed
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.sources.vocabulary import packaged_synonyms

@@ -18,7 +18,7 @@ from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images, im
 from sgpipe.files.index import cache_folder
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.run import keep_indexes, open_image_roots
-from sgpipe.image_feed import ImageFeed
+from sgpipe.images import ImageFeed
 from sgpipe.recipe import Resources, SourceConfig
 from sgpipe.records import Record
 from sgpipe.sources.folder import read_folder

@@ -15,8 +15,7 @@ from sgpipe.files import roots
 from sgpipe.files.archives import ArchiveRoot
 from sgpipe.files.image_roots import AnywhereRoot, IndexFolder, existing_images, image_root
 from sgpipe.files.roots import FolderRoot
-from sgpipe.image_feed import ImageFeed
-from sgpipe.images import read_size
+from sgpipe.images import ImageFeed, read_size
 from sgpipe.records import Record
 from sgpipe.utils.console import Progress
 from tests.sgpipe.files.conftest import FORMS, NAMES, make_shards, make_tar, make_zip

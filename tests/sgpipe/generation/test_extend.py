@@ -23,8 +23,8 @@ from sgpipe.miniworld.dataset import IMAGES, SCENE_GRAPHS, render_dataset
 from sgpipe.recipe import PairConfig
 from sgpipe.records import NO_OBJECT, Box, Record, Relation, Triplet
 from sgpipe.sources.corrected import correct_run
-from sgpipe.sources.equivalents import load_equivalents
 from sgpipe.sources.miniworld import import_graphs
+from sgpipe.sources.vocabulary import load_equivalents
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.tag.stage import text_to_read
 from sgpipe.storage.index import Index

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sgpipe.errors import UserError
 from sgpipe.records import Pair, Relation
-from sgpipe.sources.equivalents import Equivalents, load_equivalents
+from sgpipe.sources.vocabulary import Equivalents, load_equivalents
 
 PACKAGED = load_equivalents(None)
 

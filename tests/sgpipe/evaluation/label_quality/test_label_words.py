@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.evaluation.label_quality.arrays import ClassTable, Vocabulary
-from sgpipe.sources.equivalents import load_predicate_synonyms
+from sgpipe.sources.vocabulary import load_predicate_synonyms
 from sgpipe.stages.pair import normalise_predicate
 from sgpipe.utils.lemmas import predicate_lemma
 
