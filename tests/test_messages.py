@@ -96,6 +96,11 @@ CASES: dict[str, str] = {
     "push DIR/run --to nowhere": "nowhere",
     "predict DIR/bert --data DIR/run --form nowhere --out DIR/out": "form",
     "view DIR/run --port 99999999": "port",
+    "stats DIR/run --html s3://bucket/x": "s3://bucket/x",
+    "generate --truth nowhere --out DIR/out": "--truth",
+    "eval hico --predictions DIR/coco": "--predictions",
+    "calibrate DIR/run --judgements nowhere --out DIR/out": "--judgements",
+    "view DIR/run --no-browser --as": "--as",
     "nowhere": "nowhere",
 }  # fmt: skip
 

@@ -1,12 +1,6 @@
 """`sgpipe generate --from`: runs that are killed and in stores, in processes of their own; and with a detector."""
 
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,32 +10,15 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import Record
-from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
-from sgpipe.storage.verify import verify
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
 from tests.sgpipe.generation.in_process import without_ray
 
-ROOT = str(Path(__file__).parents[2])
 IMAGES = 30
 SMALL = ("--set", "tag.short_side=160", "--set", "tag.long_side=240", "--set", "caption.samples=2")
 CHANGED = ("--set", "pair.candidates=image", "--set", "tag.threshold=0.3")
-SLOWLY = ("--set", "engine.unit_size=1", "--set", "engine.cpus=1")
-
-
-def start(*arguments: str | Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", "generate", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ROOT})
-
-
-def generate(*arguments: str | Path) -> str:
-    """What it says on standard error."""
-    process = start(*arguments)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
-    return said
 
 
 def sgpipe(*words: str | Path) -> str:
@@ -54,14 +31,6 @@ def sgpipe(*words: str | Path) -> str:
 
 def rows(out: Path) -> list[Record]:
     return list(iter_records(out))
-
-
-def wait_for_lines(process: subprocess.Popen, manifest: Path, lines: int) -> None:
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and process.poll() is None:
-        if manifest.exists() and manifest.read_bytes().count(b"\n") > lines:
-            return
-        time.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -89,24 +58,6 @@ def made(tmp_path_factory) -> Made:
     sgpipe("generate", *result.options, "--captioner", captioner, "--out", result.scratch, *CHANGED)
     shutil.rmtree(captioner)
     return result
-
-
-def test_a_run_killed_again_and_again_gives_the_rows_of_one_without_a_parent(made, tmp_path):
-    out, rng = tmp_path / "out", random.Random(0)
-    arguments = ("--from", made.parent, "--out", out, *CHANGED)
-    for enough in (0, rng.randint(2, 6), rng.randint(8, 12)):  # lines of the manifest
-        killed = start(*arguments, *SLOWLY)
-        wait_for_lines(killed, out / "manifest.jsonl", enough)
-        time.sleep(rng.uniform(0, 0.3))
-        killed.send_signal(signal.SIGKILL)
-        _, said = killed.communicate()
-        assert killed.returncode == -signal.SIGKILL, said
-        assert enough - 1 <= len(Manifest.load(out).shards) < IMAGES
-    said = generate(*arguments, "--set", "engine.cpus=2", "--set", "engine.unit_size=4")
-    assert f"captions and triplets from {made.parent}; pair and tag to run" in said
-    assert rows(out) == rows(made.scratch)
-    assert [row.captions for row in rows(out)] == [row.captions for row in rows(made.parent)]
-    assert verify(out).ok
 
 
 def test_parent_and_run_may_be_in_stores(made, tmp_path, store):  # noqa: F811

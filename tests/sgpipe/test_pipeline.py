@@ -1,5 +1,4 @@
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,13 +133,6 @@ def test_an_annotator_draws_relations_between_the_detections_that_are_left(detec
     others = sv.Detections(xyxy=np.array([[4.0, 5, 24, 35], [40, 6, 90, 86]]))
     arrow = RelationAnnotator().annotate(image, others, [Relation(0, 1, "near", 0.5)])
     assert arrow != RelationAnnotator().annotate(image, others)
-
-
-@pytest.mark.parametrize("library", ["networkx", "supervision"])
-def test_a_missing_library_is_named_with_its_extra(library, detected, monkeypatch):
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UserError, match=rf'^{library} is not installed: pip install "sgpipe\[{library}\]"$'):
-        getattr(detected, f"to_{library}")()
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,6 @@ def test_hico_as_tables_json_and_csv(tmp_path: Path) -> None:
     assert [row["predicate"] for row in content["per_class"]] == ["hold", "ride"]
 
 
-def test_zero_shot_settings_have_their_own_names(tmp_path: Path) -> None:
-    assert hico(tmp_path, [annotated()], [predicted()], "--setting", "UO").exit_code == 0
-    assert set(written(tmp_path)["summary"]) == {"mAP", "mAP unseen", "mAP seen", "mean max recall"}
-
-
 NAMED = {"objects": {"1": "bicycle", "2": "person"}, "relations": {"1": "hold", "3": "ride"}}
 SWAPPED = [{**PERSON, "category_id": 2}, {**BIKE, "category_id": 1}]
 
@@ -128,12 +123,6 @@ def test_wrong_files_are_refused_in_one_line(
     contents |= {"coco": COCO} if benchmark == "vcoco" else {}
     refused(run(tmp_path, benchmark, contents, *options))
     assert not (tmp_path / "out.json").exists()
-
-
-def test_vcoco(tmp_path: Path) -> None:
-    result = run(tmp_path, "vcoco", {"annotations": [VERB], "coco": COCO, "predictions": [DETECTION]})
-    assert result.exit_code == 0, result.output
-    assert written(tmp_path)["summary"]["role AP, scenario 1"] == 1
 
 
 GRAPH = {"image_id": 3, "boxes": [[0, 0, 9, 9], [20, 20, 29, 29]], "labels": [5, 6], "relations": [[0, 1, 31]]}

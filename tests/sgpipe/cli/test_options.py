@@ -41,25 +41,6 @@ def refused(*words: object) -> str:
     return result.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["stats", ".", "--html", "."], "--html"),
-        (["stats", ".", "--html", "s3://bucket/x"], "s3://bucket/x is not on this machine"),
-        (["generate", "--out", "s3://bucket/x"], "--out"),
-        (["generate", "--truth", "nowhere"], "--truth"),
-        (["eval", "hico", "--predictions", "."], "--predictions"),
-        (["calibrate", ".", "--judgements", "nowhere"], "--judgements"),
-    ],
-)
-def test_a_bad_value_is_one_line_that_names_the_option(
-    words: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert named in refused(*words)
-    assert not list(tmp_path.iterdir())
-
-
 def test_what_typer_refuses_reaches_the_terminal_without_controls() -> None:
     assert refused("stats", "--no\u202e\u200bsuch") == "error: No such option: --nosuch\n"
 

@@ -139,13 +139,6 @@ def test_gpus_that_would_be_ignored_are_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_process_that_was_promised_a_gpu_does_not_use_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="a GPU is asked for, but PyTorch sees no GPU here"):
-        pick_device("auto", gpus=0.5)
-    assert pick_device("cpu", gpus=1).type == "cpu"
-
-
 LOWER = {"CPU": "--workers", "GPU": "--workers or --gpus"}
 
 
