@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import BertTokenizerFast
 
+from experiments.miniworld.caption_quality import measure
 from experiments.miniworld.captioner import (
     CaptionerConfig,
     CaptionerModelConfig,
@@ -18,18 +18,14 @@ from experiments.miniworld.captioner import (
     save_tokenizer,
 )
 from experiments.miniworld.captioner_data import (
-    NOUNS,
-    TAUGHT_PREDICATES,
-    dense_labels,
     render_captioner_data,
     taught_facts,
-    visible_in_patches,
 )
 from experiments.miniworld.train_captioner import CaptionerTrainer, caption_loss
-from sgpipe.miniworld.captions import noun_of
-from sgpipe.miniworld.render import render
 from sgpipe.miniworld.scene import random_scene
+from sgpipe.recipe import packaged_model
 from sgpipe.stages.caption.blip import load_blip
+from sgpipe.utils.config_file import load, recipe_folder
 
 SMALL = CaptionerModelConfig(
     image_size=32, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, heads=2
@@ -57,34 +53,6 @@ def test_taught_facts_are_true_and_include_all_composed_ones() -> None:
         for subject, predicate, object_ in taught:
             if predicate == "behind":
                 assert (object_, "in front of", subject) in taught
-
-
-def test_things_are_assigned_to_the_patches_they_cover() -> None:
-    owners = np.zeros((8, 12), np.uint8)
-    owners[:4, 6:] = 1
-    owners[3:8, :6] = 2
-    seen = visible_in_patches(owners, 3, 2)
-    assert seen.tolist() == [[False, True, False], [True, False, False], [False, True, False], [False, False, False]]
-
-
-def test_dense_labels_hold_subjects_objects_and_predicates() -> None:
-    for number in range(30):
-        scene = random_scene(2, "train", number)
-        image = render(scene)
-        labels = dense_labels(scene, image, 8)
-        nouns, doing, done, with_, by = labels.split(
-            [len(NOUNS), len(TAUGHT_PREDICATES), len(TAUGHT_PREDICATES), len(NOUNS), len(NOUNS)], 1
-        )
-        seen = visible_in_patches(image.owners, len(scene.things), 8)
-        for fact in taught_facts(scene):
-            subject, object_ = noun_of(scene.things[fact.subject]), noun_of(scene.things[fact.object])
-            at_subject, at_object = seen[:, fact.subject], seen[:, fact.object]
-            assert nouns[at_subject, NOUNS.index(subject)].all()
-            assert doing[at_subject, TAUGHT_PREDICATES.index(fact.predicate)].all()
-            assert with_[at_subject, NOUNS.index(object_)].all()
-            assert done[at_object, TAUGHT_PREDICATES.index(fact.predicate)].all()
-            assert by[at_object, NOUNS.index(subject)].all()
-        assert not labels[~seen.any(1)].any()
 
 
 def test_the_caption_loss_equals_the_loss_of_single_captions(tokenizer: BertTokenizerFast) -> None:
@@ -130,3 +98,21 @@ def test_a_saved_captioner_is_small_and_loads_as_blip(folder: Path, tokenizer: B
     torch.testing.assert_close(
         blip.encode(pixels), model.vision_model(pixel_values=pixels).last_hidden_state, rtol=0, atol=0.02
     )
+
+
+def test_the_packaged_captioner_matches_its_recipe() -> None:
+    config = load(CaptionerConfig, "captioner", recipe_folder() / "miniworld", {})
+    blip = load_blip(str(packaged_model("captioner")), None, torch.device("cpu"), torch.float32)
+    assert blip.model.config.vision_config.image_size == config.model.image_size
+    assert blip.model.config.vision_config.hidden_size == config.model.vision_width
+    assert (packaged_model("captioner") / "model.safetensors").stat().st_size < 4_000_000
+
+
+@pytest.mark.slow
+def test_the_packaged_captioner_is_correct_on_new_images() -> None:
+    quality = measure(str(packaged_model("captioner")), 60, counted=1000)
+    greedy, samples, shuffled, *_ = quality.rows
+    assert greedy.correct.value > 0.8
+    assert samples.correct.value > 0.75
+    assert samples.composed.value > 0.75
+    assert shuffled.correct.value < 0.3

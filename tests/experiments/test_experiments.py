@@ -1,19 +1,17 @@
 """The runner of the experiments: its plan, what is left to do, and its report."""
 
 import json
-import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import yaml
-from scipy.stats import ttest_1samp
 
 from experiments.measures import of_pairs
 from experiments.plan import Plan, load_plan
-from experiments.report import PAGE, ROOT, TABLES, image_interval, interval, outcome, report, same_networks
-from experiments.results import CODE, Results, changed_code, commit
+from experiments.report import PAGE, ROOT, TABLES, outcome, report
+from experiments.results import Results
 from experiments.run import Task, open_tasks
 from rlip_model.training.validation import RelationScores
 
@@ -155,13 +153,6 @@ def test_what_has_a_result_is_not_done_again(tmp_path):
     assert Task("one", "arm", ("both", "0")) in open_tasks(Results(changed, tmp_path), ["one"])
 
 
-def test_the_interval_of_a_mean_is_that_of_the_t_test():
-    values = [0.1, 0.4, 0.2, 0.3]
-    bounds = ttest_1samp(values, 0).confidence_interval(0.95)
-    assert interval(values) == pytest.approx((bounds.high - bounds.low) / 2)
-    assert math.isnan(interval([0.3]))
-
-
 @pytest.mark.parametrize(
     ("differences", "images", "expected"),
     [
@@ -186,18 +177,6 @@ def test_a_difference_is_shown_if_both_intervals_exclude_0(differences, images, 
     assert outcome(rows, "first", "mAP", "a", "b") == expected
 
 
-def test_stored_percentiles_are_moved_to_the_difference_and_widened():
-    rows = [
-        {"arm": arm, "seed": seed, "stage": "first", "measures": {"mAP": value}}
-        for seed in range(3)
-        for arm, value in (("a", 0.75), ("b", 0.25))
-    ]
-    rows.append({"compared": ["a", "b"], "stage": "first", "measure": "mAP", "interval": [0.51, 0.61]})
-    low, high, exact = image_interval(rows, "first", "mAP", "a", "b")
-    assert (low, high) == pytest.approx((0.44, 0.56))
-    assert not exact
-
-
 def test_a_shared_network_is_trained_once_and_compared_with_every_seed(tmp_path):
     one = plan()
     one["experiments"]["one"] |= {"shared": ["both"]}
@@ -209,39 +188,6 @@ def test_a_shared_network_is_trained_once_and_compared_with_every_seed(tmp_path)
     files = report(shared, {"one": rows})
     assert "| both | 1 of 1 | 0.750 |" in files[TABLES]
     assert "|both > other|+0.375 ± 1.588|incomplete|" in files[PAGE]
-
-
-def test_arms_of_equal_networks_are_named():
-    one = plan()
-    experiment = one["experiments"]["one"]
-    again = {**experiment, "arms": {"renamed": [{**OTHER, "name": "renamed"}]}, "expected": [], "compared_sets": []}
-    both = Plan.model_validate({**one, "experiments": {**one["experiments"], "two": again}})
-    assert same_networks(both) == [["other", "renamed"]]
-    assert "The same networks under several names: *other*, *renamed*." in report(both, {"one": [], "two": []})[TABLES]
-
-
-def test_results_have_the_commit_of_their_code_and_later_changes_are_named(tmp_path, monkeypatch):
-    def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
-
-    monkeypatch.setattr("experiments.results.ROOT", tmp_path)
-    commit.cache_clear()
-    code = tmp_path / CODE[0] / "model.py"
-    code.parent.mkdir()
-    git("init", "-q")
-    for content in ("first", "second"):
-        code.write_text(content)
-        git("add", ".")
-        git("commit", "-qm", content)
-        Results(Plan.model_validate(plan()), tmp_path / "results").append("one", {"measures": {}})
-        commit.cache_clear()
-    rows = [json.loads(line) for line in (tmp_path / "results" / "one.jsonl").read_text().splitlines()]
-    assert list(changed_code(rows)) == [(rows[0]["commit"], "rlip_model/model.py")]
-    code.write_text("third")
-    assert commit() == f"{rows[1]['commit']}+"
-    commit.cache_clear()
-    assert [made for made, _ in changed_code(rows)] == sorted(row["commit"] for row in rows)
-    assert list(changed_code([{"commit": "0" * 10}])) == [("0" * 10, "this clone does not have it")]
 
 
 def test_the_tables_have_every_arm_also_those_that_diverged():

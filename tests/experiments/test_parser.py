@@ -10,9 +10,8 @@ import torch
 from rich.console import Console
 
 from experiments.parser import train
-from experiments.parser.augment import Joiner
 from experiments.parser.examples import annotate, collate, make_example, make_tables
-from experiments.parser.gold import _gold, captions_to_exclude, learn_names, read_gold
+from experiments.parser.gold import captions_to_exclude, read_gold
 from experiments.parser.network import ParserNetwork, Sizes, loss
 from sgpipe.errors import UserError
 from sgpipe.stages.parse.learned.network import Network, Tables
@@ -63,15 +62,6 @@ def test_gold_relations_are_found_in_the_caption(annotated):
     assert annotated[2].aligned.missing == 1  # "person" is no word of it, and one caption teaches no synonym
 
 
-def test_joined_captions_have_the_relations_of_both(annotated):
-    joined = Joiner(annotated, seed=1).join(6, load_model())
-    assert joined
-    originals = {relation for item in annotated for relation in relations(item)}
-    for item in joined:
-        assert relations(item)
-        assert set(relations(item)) <= originals
-
-
 def test_the_shipped_forward_pass_is_that_of_the_training(annotated):
     lists = make_tables(annotated, 1, 1)
     tables = Tables.of(lists)
@@ -112,11 +102,3 @@ def test_a_training_writes_weights_and_a_card(data, tmp_path):
     assert "random" in (tmp_path / "model" / "README.md").read_text()
     with pytest.raises(UserError, match="is not a folder with gold_dev"):
         train.train_parser(data, tmp_path / "model", config, tmp_path, Console(file=io.StringIO()))
-
-
-def test_what_annotators_call_some_nouns_is_learned():
-    graphs = [(f"a guy on a {thing}", f"( person , on , {thing} )") for thing in ("horse", "bench", "bike", "boat")]
-    graphs += [("a man on a hill", "( man , on , hill )")] * 3 + [("two dogs", "( puppies )")]
-    captions = [_gold(caption, graph) for caption, graph in graphs]
-    trees = [item.sentence.tree for item in annotate(captions, load_model())]
-    assert learn_names(zip(captions, trees, strict=True)) == {"guy": "person"}

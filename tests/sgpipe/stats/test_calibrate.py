@@ -7,16 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe.calibration import Calibration, choose_threshold, load_calibration, stored
+from sgpipe.calibration import choose_threshold, load_calibration, stored
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.comparison import label_quality
 from sgpipe.stats.calibrate import Judgements, calibrate
-from sgpipe.stats.judgements import measure_judgements
-from sgpipe.stats.measures import use_probabilities
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import GroundTruth
 from tests.sgpipe.stats.judging import judge
 from tests.sgpipe.stats.runs import make_shards, scene
 
@@ -120,20 +116,6 @@ def test_a_precision_is_kept_although_few_relations_are_judged(runs):
     assert missed <= 4
 
 
-def test_relations_that_stand_for_many_count_more(runs):
-    rng = np.random.default_rng(0)
-    confidence = rng.uniform(0.05, 0.95, 400)
-    correct, weight = rng.random(400) < confidence, np.where(confidence > 0.5, 9.0, 1.0)
-    plain, _ = calibrate(runs[0], judgements(confidence, correct))
-    weighted, report = calibrate(runs[0], judgements(confidence, correct, weight))
-    assert (weighted.slope, weighted.offset) == (plain.slope, plain.offset)
-    assert plain.levels[0].precision == pytest.approx(correct.mean(), abs=0.01)
-    assert weighted.levels[0].precision == pytest.approx(np.average(correct, weights=weight), abs=0.03)
-    assert weighted.levels[0].precision > plain.levels[0].precision + 0.1
-    rows = [row for row in report.tables["reliability"] if row["value"] == "confidence"]
-    assert sum(row["share"] for row in rows if row["from"] >= 0.5) > 0.8
-
-
 @pytest.mark.parametrize(
     ("confidence", "correct", "images", "message"),
     [
@@ -169,14 +151,6 @@ def test_judgements_of_people(runs, tmp_path):
     assert calibration.tagger == {"run": "drawn"}
     assert CliRunner().invoke(app, [*options, "--truth", str(runs[1])]).exit_code == 2
     assert CliRunner().invoke(app, options[:2]).exit_code == 2
-
-
-def test_the_file_is_strict_json_that_a_person_can_read(calibrated):
-    text = calibrated[1].read_text(encoding="utf-8")
-    json.loads(text, parse_constant=lambda name: pytest.fail(name))
-    assert len(text) < 6000
-    assert Calibration.model_validate_json(text).save(calibrated[1]) is None
-    assert calibrated[1].read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"slope": NaN}', "[" * 100_000, "\udc00"])
@@ -222,38 +196,14 @@ def test_the_thresholds_of_stats_are_probabilities(runs, calibrated, tmp_path):
     kept = sum(confidence >= calibration.threshold(0.6) for (confidence,) in raw)
     assert next(level for level in audit["thresholds"] if level["threshold"] == 0.6)["relations"] == kept
     texts = [finding["text"] for finding in audit["findings"]]
-    assert any("Thresholds are probabilities, by the calibration of 'drawn'." in t for t in texts)
     assert any(f"relations of probability {chosen:.2f} or more" in text for text in texts)
-    assert any("of probability 0.20 or more" in text for text in texts)
     assert not any("A confidence says how sure the tagger is" in text for text in texts)
-    files = ["--html", str(tmp_path / "r.html"), "--sheet", str(tmp_path / "s.png"), "--shown", "2"]
-    shown = CliRunner().invoke(app, [*options, *files])
-    assert shown.exit_code == 0, shown.output
-    assert "probability ≥" in shown.output
-    page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "minimum probability" in page
-    assert "minimum confidence" not in page
+    page = tmp_path / "r.html"
+    shown = CliRunner().invoke(app, [*options, "--html", str(page), "--sheet", str(tmp_path / "s.png"), "--shown", "2"])
+    assert (shown.exit_code, "probability ≥" in shown.output) == (0, True), shown.output
+    assert "minimum confidence" not in page.read_text(encoding="utf-8")
     both = CliRunner().invoke(app, [*options, "--threshold", "0.5", "--precision", "0.9"])
     assert (both.exit_code, "threshold and precision both choose" in both.output) == (2, True)
-
-
-def test_ground_truth_is_compared_by_probabilities(calibrated, tmp_path):
-    calibration = load_calibration(calibrated[1])
-    run = make_shards(tmp_path / "run", [scene("0", [(0, "holding", 1, 0.5), (0, "near", 2)])])
-    truth = make_shards(tmp_path / "truth", [scene("0", [(0, "holds", 1), (0, "near", 2)])])
-    found = label_quality(run, GroundTruth(truth), calibration=calibration).relations
-    assert found.true_positive.all()
-    assert sorted(found.confidence) == pytest.approx([float(calibration.probabilities(0.5)), 1])
-
-
-def test_judgements_are_measured_by_probabilities(runs, calibrated, tmp_path):
-    calibration = load_calibration(calibrated[1])
-    run, judged = shutil.copytree(runs[0], tmp_path / "run"), []
-    file = judge(run, 60, lambda question: judged.append(question.confidence) or "right")
-    with open_run(run) as database:
-        use_probabilities(database, calibration)
-        found = measure_judgements(database, file, 0.9, (0.5,), calibration)
-    assert found.curve[0].kept == (calibration.probabilities(judged) >= 0.5).sum()
 
 
 def test_runs_of_other_taggers_are_refused(runs, calibrated, tmp_path):

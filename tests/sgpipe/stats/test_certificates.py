@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import random
-import re
 import shutil
 import uuid
 from itertools import combinations
@@ -20,7 +19,6 @@ from sgpipe.stats.certify import Group, extend
 from sgpipe.storage.index import open_run
 from sgpipe.storage.judgements import CERTIFICATE, JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import read_file, shard_name, write_shard
 from tests.sgpipe.stats.runs import make_shards, scene
 
@@ -238,40 +236,14 @@ def test_an_edited_certificate_is_refused(copy, field, value):
     assert invoke("export", root, "--to", "hf", "--certified", "--out", root.parent / "out").exit_code == 2
 
 
-def test_a_certificate_of_nothing_or_of_endless_bytes_is_refused(copy):
-    root, right = copy
-    assert certify(root, right, "--precision", "0.9", "--threshold", "0.6", decide=lambda _: "right").exit_code == 0
-    file = root / CERTIFICATE
-    text = file.read_text()
-    file.write_text(re.sub(r'"bytes": \d+', '"bytes": 1e400', text))
-    result = invoke("verify", root)
-    assert result.exit_code == 1
-    assert "is not a file of" in result.output.replace("\n", " ")
-    first = (root / JUDGEMENTS).read_bytes().splitlines(keepends=True)[0]
-    (root / JUDGEMENTS).write_bytes(first)
-    result = invoke("certify", root, "--precision", "0.9", "--threshold", "0.6", "--json")
-    assert result.exit_code == 1
-    file.write_text(json.dumps(json.loads(result.stdout)["certificate"]))
-    result = invoke("verify", root)
-    assert result.exit_code == 1
-    assert "certifies nothing" in result.output.replace("\n", " ")
-    result = invoke("export", root, "--to", "hf", "--certified", "--out", root.parent / "out")
-    assert result.exit_code == 2
-    assert "certifies nothing" in result.output.replace("\n", " ")
-
-
 @pytest.mark.parametrize(
     ("part", "field", "value"),
     [
-        ("group", "capital", 0.0),
         ("group", "capital", 1.0),
         ("group", "start", 7),
         ("group", "odds", []),
-        ("group", "relations", [0]),
-        ("stratum", "scores", None),
         ("stratum", "scores", [9.0, 9.0]),
         ("stratum", "level", 99),
-        ("stratum", "relations", 900),
     ],
 )
 def test_an_edited_plan_is_one_line(copy, part, field, value):
@@ -295,21 +267,6 @@ def test_an_edited_plan_is_one_line(copy, part, field, value):
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     log = JudgementLog(file, RUN)
     assert log.problems or result.exit_code == 2, result.output
-
-
-def test_a_certificate_of_other_judgements_is_not_written_into_the_run(copy):
-    root, right = copy
-    assert certify(root, right, "--precision", "0.9", "--threshold", "0.6", decide=lambda _: "right").exit_code == 0
-    (root / CERTIFICATE).unlink()
-    other, out = root.parent / "other.jsonl", root.parent / "other.json"
-    shutil.copy(root / JUDGEMENTS, other)
-    options = ("certify", root, "--precision", "0.9", "--threshold", "0.6", "--judgements", other)
-    result = invoke(*options)
-    assert result.exit_code == 2
-    assert "pass --out" in result.output
-    assert not (root / CERTIFICATE).exists()
-    assert invoke(*options, "--out", out).exit_code == 0
-    assert out.exists()
 
 
 def test_changed_answers_and_changed_runs_end_a_certificate(copy):
@@ -346,18 +303,6 @@ def test_a_run_that_has_changed_since(copy):
         extend(database.index, old.settings, JudgementLog(root / JUDGEMENTS, RUN), "anna")
 
 
-def test_no_more_answers_are_promised_than_relations_are_left(copy):
-    root, right = copy
-    options = ("certify", root, "--precision", "0.95", "--by", "predicate", "--json")
-    invoke(*options)
-    by_name = {each["predicate"]: each for each in json.loads(invoke(*options).stdout)["groups"]}
-    assert by_name["riding"]["more"] == 3
-    answer(root, right, decide=lambda question: "unsure")
-    by_name = {each["predicate"]: each for each in json.loads(invoke(*options).stdout)["groups"]}
-    assert by_name["riding"]["more"] == 0
-    assert "it cannot be reached, as nothing is left to ask" in by_name["riding"]["lines"][0]
-
-
 @pytest.mark.parametrize("people", ["random", "unsure", "contradict"])
 def test_people_who_say_nothing_certify_nothing(copy, people):
     root, right = copy
@@ -385,6 +330,7 @@ def test_people_who_say_nothing_certify_nothing(copy, people):
         (("--precision", "0.9", "--confidence", "1"), "confidence"),
         (("--precision", "0.9", "--prediction", "vlm_score"), "has no column vlm_score"),
         (("--precision", "0.9", "--threshold", "2"), "no relations to certify"),
+        (("--precision", "0.9", "--judgements", __file__), "pass --out"),
     ],
 )
 def test_bad_settings_are_one_line(copy, options, message):
@@ -407,12 +353,3 @@ def test_another_process_makes_the_same_round(copy):
     assert lines[0] == lines[1]
     keys = [question.key for _, _, questions in lines[0] for question in questions]
     assert len(set(keys)) == len(keys) > 100  # without replacement
-
-
-def test_a_run_that_is_being_written_is_not_certified(copy):
-    root, _ = copy
-    with RunFolder(root).lock():
-        result = invoke("certify", root, "--precision", "0.9")
-    assert result.exit_code == 2
-    assert "is being written" in result.output.replace("\n", " ")
-    assert not (root / JUDGEMENTS).exists()

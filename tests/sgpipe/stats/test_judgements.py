@@ -7,7 +7,6 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.errors import UserError
 from sgpipe.stats.judgements import JudgementMeasures, measure_judgements
 from sgpipe.storage.index import open_run
 from tests.sgpipe.stats.judging import judge
@@ -119,13 +118,3 @@ def test_a_run_that_has_grown_keeps_the_weights_of_the_plan(tmp_path):
     shutil.copy(file, after / file.name)
     assert measured(after, after / file.name).precision == pytest.approx(0.1)
     assert "The run had 100 relations when the plan was made and has 150 now" in report(after)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1, "questions": [], "answers": []}', "\udc00"])
-def test_a_file_that_is_not_one_of_judgements_is_refused(run, tmp_path, content):
-    file = tmp_path / "judgements.jsonl"
-    file.write_bytes(f"{content}\n".encode("utf-8", "surrogatepass"))
-    with pytest.raises(UserError, match=r"judgements\.jsonl"):
-        measured(run, file)
-    with pytest.raises(UserError, match="does not exist"):
-        measured(run, tmp_path / "missing.jsonl")

@@ -1,6 +1,4 @@
-import json
 import random
-import shutil
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -8,9 +6,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from sgpipe.cli.main import app
 from sgpipe.stats.judgements import measure_judgements
 from sgpipe.stats.plans import MARGIN, draw, judgements_needed, measure_plan, next_question
 from sgpipe.storage.index import open_run
@@ -189,51 +185,3 @@ def test_the_audit_reads_the_plan_of_the_run_with_the_most_answers(run, populati
     assert found.curve[1].relations == 305
     assert found.calibration_error is None
     assert found.relations == found.relations_now == 345
-
-
-def invoke(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(each) for each in arguments], env={"COLUMNS": "200"})
-    assert result.exit_code == 0, result.output
-    return " ".join(result.output.split())
-
-
-@pytest.fixture
-def judged(run, population, tmp_path):
-    """A copy of the run with 200 answers to a plan, some of them unsure, and ten other answers."""
-    folder = shutil.copytree(run, tmp_path / "judged")
-    log = JudgementLog(folder / JUDGEMENTS, RUN)
-    plan = stored(log, "bands", *draw(*population, "bands", 345))
-    stored(log, "search", *draw(*population, "bands", 10), plan="other", search="q=%3Cb%3E")
-    lines = []
-    for number, question in enumerate(plan.questions[:210]):
-        judgement = (
-            "unsure" if number % 50 == 3 else "right" if (question.confidence or 1) > number % 10 / 10 else "wrong"
-        )
-        values = {"id": str(number), "at": "", "by": "anna", "run": RUN, "judgement": judgement}
-        values["plan"] = "p" if number < 200 else None
-        lines.append(Judgement.model_validate({**question.key._asdict(), **values}).model_dump_json())
-    with log.file.open("a") as file:
-        file.write("\n".join([*lines, "torn"]))
-    return folder
-
-
-def test_stats_and_calibrate_use_the_judgements_of_the_run(judged, tmp_path):
-    text = invoke("stats", judged, "--judgements", "own", "--html", tmp_path / "report.html")
-    assert "People judged 196 relations: the precision of the run is" in text
-    assert "210 relations judged" in text
-    assert "10 of them outside the plan" in text
-    assert "cut short" in text
-    assert "the search q=<b>" in text
-    page = (tmp_path / "report.html").read_text()
-    assert "<bdi>the search q=&lt;b&gt;</bdi>" in page
-    elsewhere = shutil.move(judged / JUDGEMENTS, tmp_path / "elsewhere.jsonl")
-    report = json.loads(invoke("stats", judged, "--judgements", elsewhere, "--json"))
-    assert report["judgements"]["judgements"]["counts"]["relations"] == 210
-    found = json.loads(invoke("calibrate", judged, "--judgements", elsewhere, "--out", tmp_path / "c.json", "--json"))
-    lines = [line for line in Path(elsewhere).read_text().splitlines() if '"plan":"p","stratum"' in line]
-    certain = [line for line in lines if '"unsure"' not in line and '"image_id":"c' not in line]
-    assert found["counts"]["judged"] == len(certain)
-    for command in ("stats", "calibrate"):
-        refused = CliRunner().invoke(app, [command, str(judged), "--judgements", "own"])
-        assert refused.exit_code == 2
-        assert "has no judgements.jsonl" in " ".join(refused.output.split())

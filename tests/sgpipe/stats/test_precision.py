@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from scipy import stats
 
 from sgpipe.stats.precision import (
     JudgedRelations,
@@ -136,10 +135,3 @@ def test_a_short_threshold_keeps_its_confidence_and_is_shown_as_it_is(digits):
     text = ThresholdChoice(short, 0, estimate(0, 0)).text
     assert float(text) == short
     assert len(text.lstrip("0.")) <= 3 or short == 1
-
-
-def test_the_error_of_exact_confidences_is_that_of_scipy() -> None:
-    for chance, number in ((0.0, 5), (0.2, 1), (0.5, 10), (0.93, 40), (1.0, 3)):
-        shares = np.arange(number + 1) / number
-        expected = abs(shares - chance) @ stats.binom.pmf(np.arange(number + 1), number, chance)
-        assert perfect_error([chance], [number], [1]) == pytest.approx(expected, abs=1e-12)

@@ -1,8 +1,6 @@
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from sgpipe.cli.main import app
 from sgpipe.stats.gallery import open_records, sample_images, write_sheet
 from sgpipe.storage.index import open_run
 from tests.sgpipe.training.data.runs import make_run, plain_record
@@ -26,17 +24,6 @@ def test_samples_are_evenly_spaced_among_images_with_relations_and_others_fill_u
     assert len(chosen(root, 2**63)) == 8
 
 
-def test_error_rows_are_left_out_and_later_row_groups_read(tmp_path):
-    records = [plain_record(str(n)) for n in range(520)]
-    records[1].fail("load", "no image")
-    make_run(tmp_path / "run", records, rows=600, embedded=True)
-    assert chosen(tmp_path / "run", 519)[:2] == ["0", "2"]
-    assert chosen(tmp_path / "run", 2) == ["0", "261"]
-    with open_run(tmp_path / "run") as database:
-        found = open_records(database, [3, 511, 512, 519])
-        assert [record.image_id for record, _ in found] == ["3", "511", "512", "519"]
-
-
 @pytest.mark.parametrize("embedded", [True, False])
 def test_images_are_found_where_they_are_and_missing_ones_are_none(tmp_path, embedded):
     root = run_of(tmp_path / "a [b] *", [0.9, 0.9, 0.9], embedded=embedded, spoilt={"1": b"no image", "2": None})
@@ -58,12 +45,3 @@ def test_the_sheet_is_an_image_with_a_card_for_each_image(tmp_path):
         assert sheet.width > 2 * 480
         assert sheet.height > 2 * 320
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "sheet.png"]
-
-
-def test_missing_images_are_counted(tmp_path):
-    make_run(tmp_path / "run", [plain_record("0")], spoilt={"0": None})
-    options = ["stats", str(tmp_path / "run"), "--sheet", str(tmp_path / "s.png")]
-    result = CliRunner().invoke(app, options)
-    assert result.exit_code == 0, result.output
-    assert "drew 1 image into" in result.stderr
-    assert "1 of them without their image" in " ".join(result.stderr.split())

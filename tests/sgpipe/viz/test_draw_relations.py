@@ -14,7 +14,6 @@ from sgpipe.viz.draw_relations import (
     draw_relations,
     fit,
     font,
-    object_names,
     overlap,
     shown,
 )
@@ -47,10 +46,6 @@ def test_people_come_first_then_the_most_confident_and_only_so_many():
     assert shown(stored, 0.7, 10) == stored
 
 
-def test_objects_of_one_category_are_numbered():
-    assert object_names(record().objects)[:3] == ["person 1", "dog", "person 2"]
-
-
 def test_a_link_joins_the_centres_in_the_colour_of_its_subject():
     scene = record(Relation(0, 1, "walking", 0.5))
     drawn = draw_relations(Image.new("RGB", (320, 240), "#808080"), scene, scene.relations, 640)
@@ -70,11 +65,6 @@ def test_a_link_joins_the_centres_in_the_colour_of_its_subject():
 )
 def test_odd_relations_are_drawn(relation):
     assert changed(record(), relation)
-
-
-def test_small_images_are_enlarged_and_odd_shapes_kept():
-    for size, drawn in (((32, 24), (200, 150)), ((3, 1000), (1, 300)), ((1000, 3), (200, 1))):
-        assert draw_relations(Image.new("RGB", size), record(size=size), [Relation(0, 1, "on", 0.5)], 200).size == drawn
 
 
 def test_labels_stay_in_the_image_and_apart_while_there_is_room():
@@ -116,16 +106,6 @@ def test_there_and_back_are_apart_and_heads_point_forward():
     assert tip == there[-1]
     assert all(x < tip[0] for x, _ in wings)
     assert curve(left, left, short=24)[0] == (10, 5)
-
-
-def test_without_relations_all_objects_get_their_names():
-    scene = record()
-    scene.objects = [Box("dog", 2, (40, 40, 200, 150))]
-    grey = Image.new("RGB", (320, 240), "#808080")
-    named = draw_relations(grey, scene, [], 640)
-    assert colour_of(0) in {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in named.getcolors(999_999)}
-    scene.objects[0].category = "a much longer name"
-    assert ImageChops.difference(named, draw_relations(grey, scene, [], 640)).getbbox()
 
 
 def test_what_turns_text_round_is_not_drawn():
