@@ -1,18 +1,20 @@
-"""Image tokens: levels, masks, positions, and which parameters are frozen."""
+"""Image tokens: levels, masks, frozen parameters; Swin beside torchvision's."""
 
 import json
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from torchvision.models import ResNet, resnet50
+from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FrozenBatchNorm2d
 
 from rlip_model.backbone import ResNet50
 from rlip_model.model import RTagger
 from rlip_model.official import renamed
-from rlip_model.swin import Swin
+from rlip_model.swin import Swin, attend, relative_position_index
 
 
 def test_padding_is_known_to_every_level(tagger: RTagger) -> None:
@@ -28,15 +30,6 @@ def test_padding_is_known_to_every_level(tagger: RTagger) -> None:
         assert level[height // 2 :].all()
         assert level[:, 3 * width // 4 :].all()
         start += height * width
-
-
-def test_resnet_maps_and_frozen_stem() -> None:
-    resnet = ResNet50().eval()
-    maps = resnet(torch.randn(1, 3, 64, 96))
-    assert [tuple(level.shape) for level in maps] == [(1, 512, 8, 12), (1, 1024, 4, 6), (1, 2048, 2, 3)]
-    trained = {name.split(".")[0] for name, parameter in resnet.named_parameters() if parameter.requires_grad}
-    assert trained == {"layer2", "layer3", "layer4"}
-    assert not any("bn" in name for name, _ in resnet.named_parameters())
 
 
 @pytest.mark.parametrize(("model", "keys"), [("tagger_vxac", "keys_swint"), ("parsed", "keys_r50")])
@@ -78,3 +71,58 @@ def _learn(network: ResNet, maps: torch.Tensor) -> torch.Tensor:
 def _last_maps(network: ResNet, images: torch.Tensor) -> torch.Tensor:
     stem = network.maxpool(network.relu(network.bn1(network.conv1(images))))
     return network.layer4(network.layer3(network.layer2(network.layer1(stem))))
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_a_trained_bias_changes_nothing_but_the_way(windows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(6, 2, 5, 4, generator=generator).requires_grad_() for _ in range(3))
+    bias = torch.randn(windows, 2, 5, 5, generator=generator)
+    frozen = torch.autograd.grad(attend(query, key, value, bias).square().sum(), (query, key, value))
+    torch.testing.assert_close(
+        attend(query, key, value, bias.requires_grad_()), attend(query, key, value, bias.detach())
+    )
+    *trained, of_bias = torch.autograd.grad(attend(query, key, value, bias).square().sum(), (query, key, value, bias))
+    torch.testing.assert_close(tuple(trained), frozen)
+    full = bias.detach().repeat(6 // windows, 1, 1, 1).requires_grad_()
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, full).square().sum()
+    (expected_gradient,) = torch.autograd.grad(expected, full)
+    torch.testing.assert_close(of_bias, expected_gradient.unflatten(0, (-1, windows)).sum(0))
+
+
+def test_equals_torchvision() -> None:
+    torch.manual_seed(0)
+    ours = Swin(24, (1, 1, 2, 1), (3, 6, 12, 24), window=7, drop_path=0.0).eval()
+    theirs = SwinTransformer(
+        [4, 4], 24, [1, 1, 2, 1], [3, 6, 12, 24], window_size=[7, 7], stochastic_depth_prob=0.0
+    ).eval()
+    ours.patch_embed.load_state_dict(
+        {f"{ours_}.{kind}": getattr(theirs.features[0][index], kind) for ours_, index, kind in PATCH}
+    )
+    for stage in range(4):
+        for block in range(len(ours.layers[stage].blocks)):
+            state = theirs.features[2 * stage + 1][block].state_dict()
+            renamed = {key.replace("mlp.0", "mlp.fc1").replace("mlp.3", "mlp.fc2"): state[key] for key in state}
+            renamed["attn.relative_position_index"] = relative_position_index(7)
+            ours.layers[stage].blocks[block].load_state_dict(renamed)
+        if stage < 3:
+            ours.layers[stage].downsample.load_state_dict(theirs.features[2 * stage + 2].state_dict())
+    images = torch.randn(1, 3, 260, 200)  # torchvision does not shift maps that fit one window
+    expected = images
+    for index, part in enumerate(theirs.features):
+        expected = part(expected)
+        if index in (3, 5, 7):
+            level = (index - 3) // 2
+            norm = torch.nn.functional.layer_norm(expected, expected.shape[-1:])
+            torch.testing.assert_close(ours(images)[level], norm.permute(0, 3, 1, 2), atol=1e-4, rtol=1e-4)
+
+
+PATCH = [("proj", 0, "weight"), ("proj", 0, "bias"), ("norm", 2, "weight"), ("norm", 2, "bias")]
+
+
+def test_drop_path_grows_from_zero_to_its_rate() -> None:
+    swin = Swin(12, (2, 2, 6, 2), (3, 6, 12, 24), window=7, drop_path=0.2)
+    rates = [block.drop_path.p for stage in swin.layers for block in stage.blocks]
+    assert rates[0] == 0
+    assert rates[-1] == pytest.approx(0.2)
+    assert all(later - earlier == pytest.approx(0.2 / 11) for earlier, later in pairwise(rates))

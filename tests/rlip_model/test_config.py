@@ -1,10 +1,13 @@
-"""Configurations refuse what cannot be built, and survive being stored."""
+"""Configurations: what cannot be built is refused; the published sizes."""
 
 from typing import Any
 
 import pytest
+import torch
 
+from rlip_model.checkpoint import build_model
 from rlip_model.config import ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig
+from rlip_model.presets import preset
 
 
 @pytest.mark.parametrize(
@@ -46,3 +49,27 @@ def test_defaults_are_the_papers() -> None:
     assert (config.num_pairs, config.num_fusions) == (100, 3)
     text = config.text_config
     assert (text.hidden_size, text.num_hidden_layers, text.max_position_embeddings) == (768, 12, 514)
+
+
+def parameters(kind: str, backbone: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(preset(kind, backbone)).parameters())
+
+
+UNREAD_QUERIES = 200 * 3 * 256  # the published R-Tagger holds ParSeD's queries, which it never reads
+
+
+@pytest.mark.parametrize(
+    ("kind", "backbone", "published"),
+    [
+        ("parseda", "resnet50", 213_700_624),
+        ("parseda", "swin_tiny", 214_243_658),
+        ("parsed", "resnet50", 206_816_500),
+        ("parsed", "swin_tiny", 213_663_278),
+        ("tagger", "resnet50", 206_642_164 - UNREAD_QUERIES),
+        ("tagger", "swin_tiny", 213_715_758 - UNREAD_QUERIES),
+        ("rlipv1", "resnet50", 171_154_420),
+    ],
+)
+def test_as_many_parameters_as_published(kind: str, backbone: str, published: int) -> None:
+    assert parameters(kind, backbone) == published

@@ -51,13 +51,6 @@ def test_every_object_has_a_token_unless_another_takes_it() -> None:
         assert not output.padding[1, tokens].any()
 
 
-def test_without_objects_every_class_score_is_pushed_down() -> None:
-    output = head_output()
-    losses = dense_losses(output, [objects(), objects()])
-    assert losses.giou.item() == 0
-    assert losses.focal.item() > 0
-
-
 def test_perfect_predictions_have_no_loss_and_are_detected() -> None:
     output = head_output(0.75, 0.75)
     targets = [objects((0.3, 0.4, 0.2, 0.3), (0.7, 0.6, 0.5, 0.4)), objects((0.5, 0.5, 0.9, 0.8))]

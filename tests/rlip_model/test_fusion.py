@@ -1,14 +1,18 @@
-"""ALIF's parts: both directions of attention, every gate by its formula, and what masks do and don't."""
+"""Fusion: every gate by its formula; after decoding (RLIPv1), and none."""
 
 from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from rlip_model.config import Gating
-from rlip_model.fusion import Gate, LabelLayer
-from tests.factories import tiny_config
+from rlip_model.config import Gating, RLIPConfig
+from rlip_model.fusion import Gate
+from rlip_model.late_fusion import JointEncoder
+from rlip_model.model import ParSeD, ParSeDA
+from rlip_model.text import LabelFeatures
+from tests.rlip_model.conftest import tiny_network
 
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:
@@ -60,14 +64,68 @@ def test_every_gate(gating: Gating) -> None:
         assert gate.down.out_features == 16
 
 
-def test_masked_labels_are_not_looked_at_unless_all_are() -> None:
-    layer = LabelLayer(tiny_config(100).text_config).eval()
-    labels = torch.randn(1, 5, 64)
-    masked = torch.tensor([[False, True, False, True, False]])
-    changed = labels.clone()
-    changed[:, masked[0]] = torch.randn(2, 64)
-    kept = ~masked[0]
-    torch.testing.assert_close(layer(changed, masked)[:, kept], layer(labels, masked)[:, kept])
-    assert not torch.allclose(layer(changed, None)[:, kept], layer(labels, None)[:, kept])
-    everything = torch.ones_like(masked)
-    torch.testing.assert_close(layer(labels, everything), layer(labels, None), atol=1e-3, rtol=0)
+PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+OBJECTS, LABELS = 4, 7
+
+
+def features(masked: Tensor | None = None) -> LabelFeatures:
+    return LabelFeatures(torch.randn(1, LABELS, 64, generator=torch.Generator().manual_seed(1)), OBJECTS, masked)
+
+
+def attention_by_hand(layer: torch.nn.TransformerEncoderLayer, tokens: Tensor, hidden: Tensor, heads: int) -> Tensor:
+    query, key, value = F.linear(tokens, layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias).chunk(3, -1)
+    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
+    return layer.self_attn.out_proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+
+
+@torch.no_grad()
+def test_joint_encoder_by_hand() -> None:
+    config = RLIPConfig(hidden_dim=32, num_heads=4, feedforward_dim=48)
+    torch.manual_seed(0)
+    encoder = JointEncoder(config).eval()
+    for parameter in encoder.parameters():
+        parameter.uniform_(-0.5, 0.5)
+    queries, labels = torch.randn(2, 5, 32), torch.randn(1, 3, 32)
+    padding = torch.tensor([[False] * 5, [False] * 4 + [True]])
+    masked = torch.tensor([[False, True, False]])
+    tokens = torch.cat((queries, labels.expand(2, -1, -1)), 1)
+    hidden = torch.cat((padding, masked.expand(2, -1)), 1)
+    query_states, label_states = encoder(queries, labels, padding, masked)
+    for layer, of_queries, of_labels in zip(encoder.layers, query_states, label_states, strict=True):
+        tokens = tokens + attention_by_hand(layer, layer.norm1(tokens), hidden, 4)
+        tokens = tokens + layer.linear2(layer.linear1(layer.norm2(tokens)).relu())
+        expected = encoder.norm(tokens)
+        torch.testing.assert_close(of_queries, expected[:, :5], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(of_labels, expected[:, 5:], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_after_decoding_reads_out_the_last_states() -> None:
+    """Fused states of layer k take the place of decoder layer k's; its boxes move from that layer's references."""
+    model = tiny_network(ParSeD, "after_decoding")
+    torch.nn.init.normal_(model.entity_decoder.subject_box_heads[1].mlp.layers[2].weight)
+    memory = model.fuse(model.encode_image(PIXELS), features())
+    entities, relations = model.decode(model.queries.entities(2), memory)
+    output = model.read_out(entities, relations, memory)
+    states = model.late_fusion(entities, relations, memory)
+    second = output.auxiliary[1]
+    expected = model.scorer.entities(states.entities[1][:, :20], model.scorer.project(states.object_labels[1]))
+    assert torch.equal(second.subject_logits, expected)
+    expected = model.scorer.relations(states.relations[1], model.scorer.project(states.relation_labels[1]))
+    assert torch.equal(second.relation_logits, expected)
+    head, start = model.entity_decoder.subject_box_heads[1], entities.boxes[0][:, :20]
+    assert torch.equal(second.subject_boxes, head(states.entities[1][:, :20], start))
+    assert not torch.allclose(second.subject_boxes, entities.boxes[1][:, :20], atol=1e-3)
+
+
+@torch.no_grad()
+def test_without_fusion_labels_are_the_same_for_every_layer_and_do_not_meet() -> None:
+    model = tiny_network(ParSeDA, "none")
+    memory = model.fuse(model.encode_image(PIXELS), features())
+    assert torch.equal(memory.labels[0], memory.labels[2])
+    fewer = LabelFeatures(features().features[:, :-1], OBJECTS)
+    whole = model(PIXELS, None, features()).final.relation_logits
+    part = model(PIXELS, None, fewer).final.relation_logits
+    torch.testing.assert_close(whole[..., :-1], part)

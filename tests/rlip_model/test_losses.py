@@ -1,4 +1,4 @@
-"""Criteria: known values, order, empty batches, missing objects, switches, and where gradients go."""
+"""Matching and losses: empty batches, missing objects, degenerate boxes, and where gradients go."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,12 +6,122 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torchvision.ops import generalized_box_iou
 
+from rlip_model.boxes import generalized_iou, to_corners
 from rlip_model.heads import RelationOutput
-from rlip_model.losses import DetectionCriterion, LayerLosses, TaggerCriterion
-from rlip_model.targets import Triplets
-from tests.rlip_model.samples import RELATIONS, random_output, random_triplets
+from rlip_model.losses import DetectionCriterion, TaggerCriterion, prediction_errors
+from rlip_model.matcher import NonFiniteError, match, matching_costs
+from rlip_model.postprocess import hoi_detections, scene_graph_detections, zero_shot_hoi_detections
+from rlip_model.relation_losses import focal_loss, quality_focal_loss
+from rlip_model.settings import MatchingCosts
+from rlip_model.targets import Triplets, join
+from tests.rlip_model.samples import (
+    PAIRS,
+    RELATIONS,
+    perfect_layer,
+    random_boxes,
+    random_layer,
+    random_output,
+    random_triplets,
+)
+
+
+def test_agrees_with_torchvision_for_every_pair() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = to_corners(random_boxes(generator, 30)), to_corners(random_boxes(generator, 20))
+    pairwise = generalized_iou(first.unsqueeze(1), second)
+    torch.testing.assert_close(pairwise, generalized_box_iou(first, second))
+    assert pairwise.min() >= -1
+    assert pairwise.max() <= 1
+    assert pairwise.min() < 0 < pairwise.max()
+
+
+def test_boxes_without_area_give_numbers_and_gradients() -> None:
+    point = torch.tensor([[0.3, 0.3, 0.3, 0.3]], requires_grad=True)
+    for other in (torch.zeros(1, 4), torch.tensor([[0.3, 0.3, 0.3, 0.3]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]])):
+        value = generalized_iou(point, other)
+        assert value.isfinite().all()
+        (gradient,) = torch.autograd.grad(value.sum(), point)
+        assert gradient.isfinite().all()
+
+
+def test_with_hard_labels_quality_focal_loss_is_focal_loss() -> None:
+    """Exponent 2 on both sides: for labels 0 and 1 the two are the same number."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(7, 5, generator=generator)
+    labels = (torch.rand(7, 5, generator=generator) < 0.4).float()
+    torch.testing.assert_close(quality_focal_loss(logits, labels), focal_loss(logits, labels))
+
+
+@pytest.mark.parametrize("loss", [focal_loss, quality_focal_loss])
+def test_certain_and_wrong_is_finite(loss: object) -> None:
+    assert callable(loss)
+    logits = torch.tensor([[1000.0, -1000.0]], requires_grad=True)
+    value = loss(logits, torch.tensor([[0.0, 1.0]]))
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+COSTS = MatchingCosts()
+
+
+def test_nothing_to_match() -> None:
+    found = match([random_layer()], join([random_triplets(0)] * 2, RELATIONS), COSTS)[0]
+    assert found.images.tolist() == found.queries.tolist() == found.triplets.tolist() == []
+
+
+def test_without_subject_classes_subjects_labels_cost_nothing() -> None:
+    triplets, output = random_triplets(3), random_layer(batch=1, subjects=False)
+    other = replace(triplets, subject_labels=(triplets.subject_labels + 1) % 4)
+    first = matching_costs(output, join([triplets], RELATIONS), COSTS)
+    torch.testing.assert_close(first, matching_costs(output, join([other], RELATIONS), COSTS))
+
+
+def test_diverged_predictions_are_refused() -> None:
+    output = random_layer(batch=1)
+    broken = replace(output, relation_logits=torch.full_like(output.relation_logits, float("nan")))
+    with pytest.raises(NonFiniteError, match="not finite"):
+        match([broken], join([random_triplets(2)], RELATIONS), COSTS)
+
+
+def test_images_and_slots_survive_empty_images() -> None:
+    batch = join([random_triplets(0), random_triplets(3), random_triplets(0), random_triplets(2)], RELATIONS)
+    assert batch.counts == (0, 3, 0, 2)
+    assert batch.images.tolist() == [1, 1, 1, 3, 3]
+    assert batch.slots.tolist() == [0, 1, 2, 0, 1]
+    assert len(batch) == 5
+
+
+def test_an_object_is_missing_only_if_its_box_is_all_zero() -> None:
+    triplets = random_triplets(3)
+    triplets.object_boxes[0] = 0
+    triplets.object_boxes[1] = torch.tensor([0.0, 0.0, 0.1, 0.1])
+    assert join([triplets], RELATIONS).has_object.tolist() == [False, True, True]
+
+
+def test_wrong_classes_are_counted_in_percent() -> None:
+    triplets = random_triplets(4)
+    layer, batch = perfect_layer(triplets), join([triplets], RELATIONS)
+    assignment = match([layer], batch, MatchingCosts())[0]
+    layer.object_logits[0, 0] = layer.object_logits[0, 0].roll(1)
+    errors = prediction_errors(layer, batch, assignment)
+    assert float(errors.object_class) == 25
+
+
+SIZES = torch.tensor([[100, 200], [50, 40]])
+
+
+def test_subjects_that_are_not_classified() -> None:
+    output = random_layer(subjects=False)
+    assert len(hoi_detections(output, SIZES)[0]) == PAIRS
+    with pytest.raises(ValueError, match="does not classify subjects"):
+        zero_shot_hoi_detections(output, SIZES)
+    with pytest.raises(ValueError, match="does not classify subjects"):
+        scene_graph_detections(output, SIZES)
+
 
 FEATURES = torch.randn(RELATIONS, 8, generator=torch.Generator().manual_seed(3))
 PLAIN = DetectionCriterion(quality_labels=False, pseudo_labels=False)
@@ -22,23 +132,6 @@ CRITERIA: dict[str, Callable[[RelationOutput, list[Triplets]], object]] = {
     "pre-training": partial(DetectionCriterion(), relation_features=FEATURES),
     "tagger": TaggerCriterion(),
 }
-
-
-def losses_of(layer: LayerLosses) -> dict[str, Tensor]:
-    return {name: value for name, value in vars(layer).items() if isinstance(value, Tensor)}
-
-
-def shuffled(triplets: Triplets, order: list[int]) -> Triplets:
-    return Triplets(*(tensor[order] for tensor in vars(triplets).values()))
-
-
-@pytest.mark.parametrize("name", [name for name in CRITERIA if name != "tagger"])
-def test_the_order_of_targets_does_not_matter(name: str) -> None:
-    images, output = [random_triplets(4), random_triplets(3)], random_output()
-    mixed = [shuffled(images[0], [2, 0, 3, 1]), shuffled(images[1], [1, 2, 0])]
-    plain, other = CRITERIA[name](output, images), CRITERIA[name](output, mixed)
-    for key, value in losses_of(plain.final).items():
-        torch.testing.assert_close(value, losses_of(other.final)[key])
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -56,19 +149,6 @@ def test_images_without_triplets(name: str, counts: tuple[int, int]) -> None:
             assert float(getattr(losses.final, part).detach()) == 0
         if name == "tagger":
             assert float(losses.total.detach()) == 0
-
-
-@pytest.mark.parametrize("name", CRITERIA)
-def test_all_objects_missing(name: str) -> None:
-    images = [replace(random_triplets(n), object_boxes=torch.zeros(n, 4)) for n in (2, 3)]
-    output = random_output()
-    losses = CRITERIA[name](output, images)
-    losses.total.backward()
-    assert losses.total.isfinite()
-    assert float(losses.final.object_box) == float(losses.final.object_giou) == 0
-    assert float(losses.final.subject_box) > 0
-    assert output.final.object_boxes.grad is not None
-    assert output.final.object_boxes.grad.eq(0).all()
 
 
 def test_unused_slots_of_the_tagger_get_no_gradient() -> None:

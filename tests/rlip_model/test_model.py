@@ -1,16 +1,18 @@
-"""The networks as wholes: scores, groups, gradients, half precision."""
+"""The networks as wholes: scores, groups, label lists, noise, gradients, half precision."""
 
 import pytest
 import torch
 
+from rlip_model import encoder
 from rlip_model.config import Fusion, ParSeDAConfig
 from rlip_model.decoder import AnchorPositions
+from rlip_model.encoder import pixel_centres
 from rlip_model.fusion import Gate
 from rlip_model.model import ParSeDA, RLIPModel, RTagger
+from rlip_model.noise import TorchNoise, initial_seed, perturb_boxes, perturb_labels, torch_seed
 from rlip_model.presets import tiny_sizes
 from rlip_model.queries import GivenPairs
 from rlip_model.text import LabelFeatures, pad_labels
-from tests.factories import tiny_config
 from tests.rlip_model.conftest import random_pairs, tiny_network
 
 OBJECTS = ["person", "dog", "horse", "no objects"]
@@ -31,18 +33,6 @@ def test_scores_are_those_of_the_whole_network(tagger: RTagger) -> None:
         torch.testing.assert_close(of_group[: len(group)], expected, atol=1e-6, rtol=1e-5)
         assert of_group[len(group) :].eq(0).all()
     assert scores[0, :3].std() > 0
-
-
-@torch.no_grad()
-def test_groups_do_not_disturb_each_other(tagger: RTagger) -> None:
-    memory = tagger.fuse(tagger.encode_image(PIXELS), tagger.encode_labels(OBJECTS, RELATIONS))
-    groups = [random_pairs(3), random_pairs(0), random_pairs(7)]
-    scores = tagger.score_pairs(memory, groups)
-    assert scores.isfinite().all()
-    assert scores[1].eq(0).all()
-    for group, of_group in zip(groups, scores, strict=True):
-        alone = tagger.score_pairs(memory, [group])[0]
-        torch.testing.assert_close(of_group[: len(group)], alone[: len(group)], atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -104,15 +94,6 @@ def test_half_precision_forward_and_backward(tagger: RTagger) -> None:
     assert all(value.grad.isfinite().all() for value in tagger.parameters() if value.grad is not None)
 
 
-def test_subjects_need_not_be_classified() -> None:
-    config = tiny_config(100)
-    config.subject_class = False
-    network = RTagger(config).eval()
-    tokens = torch.randint(5, 100, (7, 4))
-    labels = network.encode_tokens(tokens, torch.ones_like(tokens), num_objects=4)
-    assert network(PIXELS, None, labels, [random_pairs(2)]).final.subject_logits is None
-
-
 @pytest.mark.parametrize("gating", ["VXAc", "SDFXAc", "MBF"])
 def test_anchor_positions_and_gates_start_as_in_the_published_transformer(
     monkeypatch: pytest.MonkeyPatch, gating: str
@@ -139,3 +120,66 @@ def test_anchor_positions_and_gates_start_as_in_the_published_transformer(
     earlier = built().state_dict()
     for name, value in network.state_dict().items():
         assert torch.equal(value, earlier[name]) == (name not in changed), name
+
+
+def test_a_layer_in_parts_equals_the_whole(tagger: RTagger, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = tagger.encode_image(torch.randn(2, 3, 64, 96))
+    references = pixel_centres(image.shapes, image.valid_ratios)
+    inputs = (image.tokens, image.positions, references, image.padding, image.shapes)
+    layer = tagger.encoder.layers[0]
+    whole = layer(*inputs)
+    monkeypatch.setattr(encoder, "TOKENS_PER_PART", 7)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(*inputs), whole.detach())
+
+
+LABELS = torch.randn(1, 5, 64)
+
+
+def twice_the_same(slots: int) -> GivenPairs:
+    """Full slots, the first two of which hold the same subject."""
+    pairs = random_pairs(slots)
+    pairs.subject_boxes[1], pairs.subject_labels[1] = pairs.subject_boxes[0], pairs.subject_labels[0]
+    return pairs
+
+
+def test_equal_entities_do_not_see_each_other_in_full_training_images(tagger: RTagger) -> None:
+    slots, heads = tagger.config.num_pairs, tagger.config.num_heads
+    full = [random_pairs(slots, seed=7), twice_the_same(slots)]
+    mask = tagger.queries.entities(full, LABELS, noise=TorchNoise()).attention_mask
+    assert mask.shape == (2 * heads, 2 * slots, 2 * slots)
+    assert not mask[:heads].any()
+    expected = torch.zeros(2 * slots, 2 * slots, dtype=torch.bool)
+    expected[0, 1] = expected[1, 0] = True
+    assert all(torch.equal(of_head, expected) for of_head in mask[heads:])
+    partly = [random_pairs(3), twice_the_same(slots)]
+    assert tagger.queries.entities(partly, LABELS, noise=TorchNoise()).attention_mask is None
+    assert tagger.queries.entities(full, LABELS).attention_mask is None
+
+
+def seeded() -> TorchNoise:
+    return TorchNoise(torch.Generator().manual_seed(0))
+
+
+def test_boxes_move_by_half_and_grow_by_all_of_the_scale() -> None:
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.1]]).expand(5000, 4)
+    moved = (perturb_boxes(boxes, 0.4, seeded()) - boxes).abs().amax(0)
+    torch.testing.assert_close(moved, torch.tensor([0.04, 0.02, 0.08, 0.04]), rtol=0.01, atol=0)
+
+
+def test_labels_are_replaced_with_the_probability() -> None:
+    labels = torch.full((10_000,), 7)
+    replaced = perturb_labels(labels, 0.3, 5, seeded())
+    assert abs(float((replaced != 7).float().mean()) - 0.3) < 0.02
+    assert set(replaced[replaced != 7].tolist()) == {0, 1, 2, 3, 4}
+    assert labels.eq(7).all()
+
+
+def test_large_seeds_give_numbers_of_their_own() -> None:
+    """On a CPU, torch's generator looks at 32 bits only: 2**32 would be 0."""
+    seeds = (0, 1, 42, 20240131, 2**31, 2**32, 2**32 + 1, 2**32 + 42, 2**63 - 1, 2**63)
+    drawn = []
+    for seed in seeds:
+        for number in (initial_seed(seed), torch_seed(seed), torch_seed(seed, 1), torch_seed(seed, 1, 1)):
+            drawn.append(tuple(torch.rand(4, generator=torch.Generator().manual_seed(number)).tolist()))
+    assert len(set(drawn)) == len(drawn) - 1  # 0 starts and steps with 0, as ever

@@ -1,17 +1,22 @@
-"""Folders: saved and loaded bit for bit; what is no R-Tagger is told in one line."""
+"""Folders: saved, loaded and pushed as they are; what is no R-Tagger is told in one line."""
 
 import copy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers.utils.hub as hub
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, RobertaConfig
 
 from rlip_model.config import RTaggerConfig
-from rlip_model.model import ParSeD, RTagger
+from rlip_model.model import ParSeD, ParSeDA, RTagger
 from rlip_model.pretrained import CheckpointError
+from rlip_model.prune_queries import prune_queries
+from tests.factories import make_tagger
+from tests.rlip_model.conftest import tiny_network
 
 
 def test_values_are_aligned_as_torch_aligns_them(tagger_folder: Path) -> None:
@@ -23,14 +28,6 @@ def test_values_are_aligned_as_torch_aligns_them(tagger_folder: Path) -> None:
 def test_auto_classes_know_the_networks(tagger_folder: Path) -> None:
     assert isinstance(AutoConfig.from_pretrained(tagger_folder), RTaggerConfig)
     assert isinstance(AutoModel.from_pretrained(tagger_folder), RTagger)
-
-
-def test_frozen_parameters_stay_frozen(tagger_folder: Path) -> None:
-    loaded = RTagger.from_pretrained(tagger_folder)
-    fresh = RTagger(loaded.config)
-    for (name, ours), theirs in zip(loaded.named_parameters(), fresh.parameters(), strict=True):
-        assert ours.requires_grad == theirs.requires_grad, name
-    assert not all(parameter.requires_grad for parameter in fresh.parameters())
 
 
 def changed_copy(folder: Path, target: Path) -> Path:
@@ -80,3 +77,47 @@ def test_half_precision_on_disk_is_float32_in_memory_unless_asked(tagger: RTagge
     for name, value in loaded.named_parameters():
         assert torch.equal(value, tagger.get_parameter(name).half().float())
     assert RTagger.from_pretrained(tmp_path, dtype="auto").scorer.projection.weight.dtype == torch.float16
+
+
+def test_all_that_a_network_needs_is_pushed(tmp_path, monkeypatch):
+    tagger, pushed = make_tagger(tmp_path / "tagger", ["a dog"]), []
+    api = SimpleNamespace(create_repo=lambda name, **options: SimpleNamespace(repo_id=name))
+    card = SimpleNamespace(save=lambda path: Path(path).write_text("card"))
+    monkeypatch.setattr(hub, "hf_api", lambda: api, raising=False)
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *arguments, **options: card)
+    monkeypatch.setattr(
+        RTagger, "_upload_modified_files", lambda self, folder, name, *_, **__: pushed.extend(Path(folder).iterdir())
+    )
+    tagger.push_to_hub("me/tagger")
+    names = {path.name for path in pushed}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
+
+
+QUERY_TABLES = {ParSeD: ["query_embed"], ParSeDA: ["content", "verb_content", "anchors"], RTagger: ["verb_content"]}
+
+
+@pytest.mark.parametrize("kind", QUERY_TABLES)
+@pytest.mark.parametrize("pairwise", [True, False])
+def test_every_table_is_trimmed(kind: type[ParSeD], pairwise: bool) -> None:
+    network = tiny_network(kind)
+    trimmed = prune_queries(network, 24, pairwise)
+    rows = [*range(12), *range(20, 32)] if pairwise else [*range(24)]
+    for table in QUERY_TABLES[kind]:
+        before, after = (getattr(each.queries, table).weight for each in (network, trimmed))
+        assert torch.equal(after, before[rows])
+    if kind is not ParSeDA:
+        builders = [each.queries.relation_builder.verb_position.weight for each in (network, trimmed)]
+        assert torch.equal(builders[1], builders[0][:12])
+    assert (trimmed.config.num_pairs, network.config.num_pairs) == (12, 20)
+    whole = network.state_dict()
+    others = {name: value for name, value in trimmed.state_dict().items() if not name.startswith("queries.")}
+    assert all(torch.equal(value, whole[name]) for name, value in others.items())
+
+
+@torch.no_grad()
+def test_pairs_start_from_the_boxes_they_had() -> None:
+    network = tiny_network(ParSeDA)
+    trimmed = prune_queries(network, 24)
+    before, after = (each.queries.entities(1).references[0].chunk(2) for each in (network, trimmed))
+    for role_before, role_after in zip(before, after, strict=True):
+        assert torch.equal(role_after, role_before[:12])

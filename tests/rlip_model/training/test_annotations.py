@@ -1,10 +1,12 @@
-"""Scene graphs to targets."""
+"""Scene graphs to targets; left and right in texts of flipped images."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlip_model.training.annotations import (
     MISSING_OBJECT,
@@ -15,6 +17,7 @@ from rlip_model.training.annotations import (
     SceneTargets,
     label_scene,
 )
+from rlip_model.training.flip_text import flip_text
 from tests.parity.scene_graphs import scene_annotation
 
 WIDTH, HEIGHT = 100, 50
@@ -37,17 +40,6 @@ def annotation(**changes: Any) -> dict[str, Any]:
 
 def graph(**changes: Any) -> SceneAnnotation:
     return scene_annotation(annotation(**changes))
-
-
-def test_dropped_objects_take_their_relations_along() -> None:
-    scene = label_scene(graph(), WIDTH, HEIGHT, 100).keep(torch.tensor([True, True, False]))
-    found = scene.labelled_triplets(WIDTH, HEIGHT)
-    assert found.triplets.relation_labels.tolist() == [[1, 0, 1], [0, 1, 0]]
-    assert found.object_texts == ("man", "horse")
-    scene = label_scene(graph(), WIDTH, HEIGHT, 100).keep(torch.tensor([False, True, True]))
-    found = scene.labelled_triplets(WIDTH, HEIGHT)
-    assert scene.relations.tolist() == [[1, 0, 1]]
-    torch.testing.assert_close(found.triplets.subject_boxes, torch.tensor([[0.05, 0.1, 0.1, 0.2]]))
 
 
 def test_objects_outside_the_image_are_dropped() -> None:
@@ -105,3 +97,39 @@ def test_missing_objects_stay_missing(change: Callable[[SceneTargets], SceneTarg
     assert (found.triplets.object_boxes[~walking, 2:] > 0).all()
     assert (found.triplets.subject_boxes[:, 2:] > 0).all()
     assert [found.object_texts[label] for label in found.triplets.object_labels[walking]] == [MISSING_OBJECT]
+
+
+SWAPPED = """
+left = right; left of = right of; to the left of = to the right of; left to = right to; on left = on right;
+on left side of = on right side of; on far left has = on far right has; left hand = right hand;
+on the left in front of = on the right in front of; on left wearing = on right wearing; is left of = is right of;
+upper left corner of = upper right corner of; turning left at = turning right at; facing left in = facing right in;
+has left hand on = has right hand on; right front wheel = left front wheel; man's left shoe = man's right shoe;
+Left-hand glove = Right-hand glove; LEFT_OF = RIGHT_OF; leftmost  zebra = rightmost  zebra;
+between left and right = between right and left
+"""
+UNCHANGED = """
+right next to; standing right next to; right behind; right above; right in front of; right on edge of; ends right by;
+left behind; left out on; left on; left a; left by; has left; has left the; has just left; brightly lit; copyright;
+missing objects
+"""
+
+
+@pytest.mark.parametrize("pair", [pair.strip() for pair in SWAPPED.split(";")])
+def test_sides_are_swapped_both_ways(pair: str) -> None:
+    text, expected = pair.split(" = ")
+    assert flip_text(text) == expected
+    assert flip_text(expected) == text
+
+
+@pytest.mark.parametrize("text", [text.strip() for text in UNCHANGED.split(";")])
+def test_what_is_no_side_stays(text: str) -> None:
+    assert flip_text(text) == text
+
+
+WORDS = sorted({*f"{SWAPPED} {UNCHANGED}".replace(";", "").replace("=", "").split()})
+
+
+@given(st.lists(st.sampled_from([*WORDS, "right", "Left"])).map(" ".join) | st.text())
+def test_the_mirror_of_the_mirror_is_the_text(text: str) -> None:
+    assert flip_text(flip_text(text)) == text

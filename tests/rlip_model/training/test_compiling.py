@@ -72,27 +72,6 @@ def test_after_a_failure_layers_compute_as_they_are() -> None:
 
 
 @pytest.mark.slow
-def test_a_failure_of_the_backward_pass_is_found_before_the_first_step() -> None:
-    class Broken(torch.autograd.Function):
-        @staticmethod
-        def forward(context: Any, values: Tensor) -> Tensor:
-            return values.clone()
-
-        @staticmethod
-        def backward(context: Any, gradient: Tensor) -> Tensor:
-            raise RuntimeError("no kernel")
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        return lambda *values: tuple(map(Broken.apply, graph(*values)))
-
-    target = objective()
-    compiled = CompiledLayers(target.network, backend)
-    compiled.compile(target, images=1)
-    assert str(compiled.failure) == "no kernel"
-    assert all(torch.isfinite(each).all() for each in gradients(target, batch(64)).values())
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"checkpointed": True}, {"precision": "bfloat16"}])
 def test_losses_and_gradients_are_the_same_compiled(changes: dict[str, Any]) -> None:
     plain, target = objective("parseda"), objective("parseda")

@@ -141,17 +141,6 @@ def test_a_step_in_parts_is_the_step_in_one(tmp_path: Path, kind: str) -> None:
             torch.testing.assert_close(gradient, gradients[name], rtol=1e-3, atol=1e-3 * scale + 1e-6)
 
 
-def test_parts_are_random_in_their_own_ways(tmp_path: Path) -> None:
-    """Equal images in two parts get different noise; the same step has the same again."""
-    trainer = Trainer(objective(), options(), folder(tmp_path))
-    drawn = []
-    for part in (0, 1, 0):
-        trainer._seed(part)
-        drawn.append(torch.rand(3))
-    assert not torch.equal(drawn[0], drawn[1])
-    assert torch.equal(drawn[0], drawn[2])
-
-
 def test_checkpointed_activations_change_nothing() -> None:
     batch = next(ToyFeed(1)._endless(0, 0))[0]
 
@@ -179,15 +168,6 @@ def test_the_average_is_what_is_saved_and_validated(tmp_path: Path) -> None:
     name = "queries.coord_proj.weight"
     assert torch.equal(saved[name], trainer.ema.values[name])
     assert not torch.equal(saved[name], trained[name])
-
-
-def test_the_best_by_a_measure(tmp_path: Path) -> None:
-    rows: list[Metrics] = []
-    trainer = Trainer(objective(), options(epochs=3), folder(tmp_path), report=rows.append, best_by="loss")
-    trainer.fit(ToyFeed(2, batch=4, validate=True))
-    losses = {int(row["step"]): float(row["loss"]) for row in rows if row["event"] == "validation"}
-    best = (tmp_path / "best").resolve().name
-    assert best == f"step-{min(losses, key=losses.__getitem__):08d}"
 
 
 def test_a_benchmark_may_choose_the_best(tmp_path: Path) -> None:
@@ -228,15 +208,6 @@ def test_a_loss_that_is_no_number_names_the_image(tmp_path: Path, kind: str) -> 
     (kept,) = tmp_path.glob("diverged-step-*/process-0")
     assert json.loads((kept / "batch.json").read_text())["images"][1] == culprit
     assert load_file(kept / "batch.safetensors")["pixel_values"][1].isnan().all()
-
-
-def test_broken_parameters_are_named(tmp_path: Path) -> None:
-    target = objective()
-    with torch.no_grad():
-        target.network.scorer.projection.weight[0] = float("nan")
-    trainer = Trainer(target, options(), folder(tmp_path))
-    with pytest.raises(DivergenceError, match="parameters are not finite since an earlier step"):
-        trainer.fit(ToyFeed(1))
 
 
 def test_a_batch_of_no_images_moves_nothing() -> None:

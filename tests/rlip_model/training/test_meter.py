@@ -2,11 +2,9 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 from torch.optim import SGD
 
-from rlip_model.training import meter
 from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.meter import StepMeter
 from tests.rlip_model.training.worlds import ToyFeed
@@ -38,25 +36,3 @@ def test_means_since_the_last_reading() -> None:
     meter.add(parts(skipped=2), {"loss": torch.tensor(7.0)}, torch.tensor(1.0))
     second = meter.read(1, 3, optimizer)
     assert (second["loss"], second["skipped"]) == (7.0, 4)  # images are counted since the start
-
-
-ONE = SGD([{"params": [torch.zeros(1)], "name": "rest"}], lr=1.0)
-
-
-def test_a_gpu_has_metrics_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = {"loss": torch.tensor(1.0)}
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", [1, 3].__getitem__)
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", [2, 4].__getitem__)
-    monkeypatch.setattr(meter, "gather", lambda value: [value, (*value[:5], {"gpu_memory": 9, "gpu_utilization": 0.5})])
-    for utilization, expected in ((0.75, {"gpu_utilization": 0.625}), (None, {"gpu_utilization": 0.5})):
-        steps = StepMeter(1, lambda found=utilization: found, lambda: {"compilation": 7.0})
-        steps.add(parts(0), loss, torch.tensor(1.0))
-        row = steps.read(0, 1, ONE)
-        assert {name: row[name] for name in row if name.startswith(("gpu", "comp"))} == {
-            "gpu_memory": 9,
-            "compilation": 7.0,
-            **expected,
-        }
-        assert row["memory"] == 3

@@ -69,16 +69,6 @@ def test_as_many_as_there_is_room_for(case: tuple[int, list[Relation]], most: in
 RELATIONS = [(0, 1, 0), (0, 1, 2), (2, 0, 1), (1, 1, 1)]
 
 
-@pytest.mark.parametrize(
-    ("most", "positives", "negatives"),
-    [(20, 3, 10), (13, 3, 10), (12, 3, 9), (5, 3, 2), (3, 3, 0), (2, 2, 0)],
-    ids=["all", "just all", "overflow of the published code", "some others", "no others", "some related"],
-)
-def test_each_regime(most: int, positives: int, negatives: int) -> None:
-    rows = read(tagger_triplets(scene(4, RELATIONS), 20, 20, most, random.Random(0), related_first=True))
-    assert [bool(row[2]) for row in rows] == [True] * positives + [False] * negatives
-
-
 @pytest.mark.parametrize(("most", "of"), [(4, 13), (2, 3)])
 def test_every_pair_has_its_chance(most: int, of: int) -> None:
     drawn = {
@@ -87,12 +77,6 @@ def test_every_pair_has_its_chance(most: int, of: int) -> None:
         for row in read(tagger_triplets(scene(4, RELATIONS), 20, 20, most, random.Random(seed)))
     }
     assert len(drawn) == of
-
-
-def test_boxes_are_those_of_the_pair() -> None:
-    found = tagger_triplets(scene(4, RELATIONS), 20, 10, 100, random.Random(0)).triplets
-    torch.testing.assert_close(found.subject_boxes[:, 0], (found.subject_labels + 2.5) / 20)
-    torch.testing.assert_close(found.object_boxes[:, 1], (found.object_labels + 2.5) / 10)
 
 
 def test_missing_objects_are_in_no_pair() -> None:

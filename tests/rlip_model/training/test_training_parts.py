@@ -1,0 +1,160 @@
+"""Parts of a training: rates, averages, metrics, batches, checkpoints."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rlip_model.dense_head import LabelledBoxes
+from rlip_model.model import RTagger
+from rlip_model.pretrained import CheckpointError
+from rlip_model.settings import Optimisation
+from rlip_model.targets import Triplets
+from rlip_model.training import state as module
+from rlip_model.training.batches import TrainingExample, collate
+from rlip_model.training.ema import EMA
+from rlip_model.training.optimisation import freeze, make_optimizer, set_rates
+from rlip_model.training.sampling import Texts
+from rlip_model.training.state import Checkpoints, Position, TrainingState, read_state
+from tests.rlip_model.training.worlds import network
+
+
+def rates(options: Optimisation, steps: int) -> list[float]:
+    return [
+        options.factor(epoch * steps + step, epoch, step / steps)
+        for epoch in range(options.epochs)
+        for step in range(steps)
+    ]
+
+
+def test_the_rate_drops_one_step_late_as_published() -> None:
+    factors = rates(Optimisation(epochs=4, lr_drop=2), steps=3)
+    assert factors == pytest.approx([1.0] * 7 + [0.1] * 5)
+
+
+@pytest.mark.parametrize(("steps", "ends"), [(None, 6), (4, 4), (9, 9)])
+def test_epochs_or_steps_decide_the_end(steps: int | None, ends: int) -> None:
+    options = Optimisation(epochs=2, steps=steps)
+    assert options.total(3) == ends
+    assert not options.is_done(ends - 1, (ends - 1) // 3)
+    assert options.is_done(ends, ends // 3)
+
+
+def test_every_trainable_parameter_has_one_group() -> None:
+    model = network()
+    freeze(model, ("text_encoder",))
+    optimizer = make_optimizer(model, Optimisation(lr=1.0, lr_backbone=0.5, lr_text=0.25))
+    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    set_rates(optimizer, 0.1)
+    assert [(len(group["params"]) > 0, group["lr"]) for group in optimizer.param_groups] == [
+        (True, pytest.approx(0.1)),
+        (True, pytest.approx(0.05)),
+        (False, pytest.approx(0.025)),
+    ]
+
+
+def test_freezing_means_whole_names() -> None:
+    model = network()
+    with pytest.raises(ValueError, match=r"no part 'text'; its parts are .*text_encoder"):
+        freeze(model, ("text",))
+    freeze(model, ("encoder",))
+    still = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert "text_encoder" in still
+    assert "encoder" not in still
+
+
+def moved(network: nn.Linear, value: float) -> None:
+    with torch.no_grad():
+        network.weight.fill_(value)
+
+
+def test_the_average_of_parameters_follows_them() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    moved(network, 0.0)
+    ema, expected = EMA(network, decay=0.3), 0.0
+    for update, value in enumerate((1.0, 2.0, -4.0, 8.0, 1.0), 1):
+        moved(network, value)
+        ema.update()
+        decay = min(0.3, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * value
+        torch.testing.assert_close(ema.values["weight"].item(), expected)
+    assert ema.updates == 5
+
+
+TEXTS = Texts(("dog", "no objects"), ("on",))
+
+
+def example(name: str, height: int, width: int, pairs: int = 1) -> TrainingExample:
+    labels = torch.zeros(pairs, dtype=torch.long)
+    triplets = Triplets(torch.rand(pairs, 4), torch.rand(pairs, 4), labels, labels, torch.ones(pairs, 1))
+    objects = LabelledBoxes(triplets.subject_boxes, labels)
+    return TrainingExample(name, torch.rand(3, height, width) + 1, triplets, (width, height), objects)
+
+
+def test_images_are_padded_right_and_below() -> None:
+    wide, high = example("wide", 4, 9), example("high", 7, 5)
+    batch = collate([wide, high], TEXTS, skipped=1)
+    assert batch.pixel_values.shape == (2, 3, 7, 9)
+    assert len(batch) == 2
+    assert batch.skipped == 1
+    for image, each in enumerate((wide, high)):
+        _, rows, columns = each.pixel_values.shape
+        assert torch.equal(batch.pixel_values[image, :, :rows, :columns], each.pixel_values)
+        assert (~batch.padding[image]).sum() == rows * columns
+        assert torch.equal(batch.padding[image], (batch.pixel_values[image] == 0).all(0))
+
+
+def saved(checkpoints: Checkpoints, step: int, best: bool = False) -> Path:
+    model = network(seed=step)
+    tensors = {"exp_avg.x": torch.full((4,), float(step))[::2]}
+    return checkpoints.save(model, TrainingState(Position(step=step), model.state_dict(), tensors), best)
+
+
+def steps(root: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (root / "checkpoints").iterdir())
+
+
+def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in range(1, 6):
+        saved(checkpoints, step, best=step == 2)
+    assert steps(tmp_path) == [2, 4, 5]
+    assert (tmp_path / "best").resolve().name == "step-00000002"
+    assert checkpoints.latest() == (tmp_path / "checkpoints" / "step-00000005").resolve()
+    assert RTagger.from_pretrained(tmp_path / "best").config.num_queries == 8
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    position, tensors = read_state(saved(Checkpoints(tmp_path), 7))
+    assert position == Position(step=7)
+    assert torch.equal(tensors["exp_avg.x"], torch.tensor([7.0, 7.0]))
+
+
+def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    good = saved(checkpoints, 1)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        saved(checkpoints, 2)
+    assert checkpoints.latest() == good.resolve()
+    assert steps(tmp_path) == [1]
+
+
+def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
+    left = tmp_path / "checkpoints" / ".writing-abc"
+    left.mkdir(parents=True)
+    saved(Checkpoints(tmp_path), 1)
+    assert not left.exists()
+
+
+def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
+    folder = saved(Checkpoints(tmp_path), 1)
+    (folder / "optimizer.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="step-00000001"):
+        read_state(folder)
