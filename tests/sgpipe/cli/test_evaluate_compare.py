@@ -126,17 +126,3 @@ def test_labels_of_resampled_images_beside_runs_in_which_they_are_repeated(tmp_p
         expected = quality(tmp_path / str(number), drawn.tolist()).summary
         found = once.resampling.summary(np.bincount(drawn, minlength=6))
         assert found == pytest.approx(expected, nan_ok=True)
-
-
-def test_boxes_as_tables_json_and_csv(tmp_path: Path) -> None:
-    truth, run = shards(tmp_path / "truth", lambda _: True), shards(tmp_path / "run", lambda number: number % 2 > 0)
-    files = ["--csv", str(tmp_path / "classes.csv"), "--json-file", str(tmp_path / "boxes.json")]
-    result = CliRunner().invoke(app, ["eval", "boxes", str(run), "--truth", str(truth), "--per-class", *files])
-    assert result.exit_code == 0, result.output
-    assert "by class" in result.output
-    content = json.loads((tmp_path / "boxes.json").read_text())
-    assert content["summary"]["AP50"] == pytest.approx(np.mean([row["AP50"] for row in content["per_class"]]))
-    assert content["summary"]["recall at 0.3"] == 18 / 24
-    assert content["settings"]["threshold"] == 0.3
-    header = (tmp_path / "classes.csv").read_text().splitlines()[0]
-    assert header == "class,ground_truth,detections,hits,AP,AP50,AP75,AR@100"
