@@ -42,7 +42,7 @@ from sgpipe.stages.base import Stage
 from sgpipe.stages.caption.blip import BlipCaptioner, ImagePreparation
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.tag.stage import TagStage
-from sgpipe.utils.gpu_memory import GPU_THREADS, GpuMemory
+from sgpipe.utils.gpu import GPU_THREADS, GpuMemory
 
 SPLIT, PREDICATES, MOST_PAIRS = "val2017", ["next to", "on"], 50
 TAGGER_SECONDS, CAPTIONER_SECONDS, GROUP = 0.02, 0.1, 8

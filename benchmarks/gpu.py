@@ -61,7 +61,7 @@ from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.parse.stage import ParseStage
 from sgpipe.stages.tag.stage import TagStage
-from sgpipe.utils.compiling import one_line
+from sgpipe.utils.gpu import one_line
 
 SPLIT, PREDICATES, PAIRS, GROUP = "drawn", 50, 90, 8
 SIZES = ((640, 480), (480, 640))

@@ -25,7 +25,7 @@ from sgpipe.recipe import DEFAULT_SIDES, miniworld_notes, trained_sides
 from sgpipe.stages.detect import load_detector
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
-from sgpipe.utils.gpu_memory import enough_memory
+from sgpipe.utils.gpu import enough_memory
 from sgpipe.utils.prefetch import prefetch
 from sgpipe.utils.ray_cluster import prepare_ray, start_ray, worker_failure
 

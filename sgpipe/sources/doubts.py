@@ -18,9 +18,7 @@ from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.detections import MAX_CAPTIONS, Detections
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.utils import BoxForm
-from sgpipe.utils.boxes import xywh_to_xyxy
-from sgpipe.utils.console import count
-from sgpipe.utils.plausibility import (
+from sgpipe.utils.boxes import (
     FORMS,
     ClassFinder,
     are_parts,
@@ -29,7 +27,9 @@ from sgpipe.utils.plausibility import (
     match_captions,
     share_inside,
     to_xywh,
+    xywh_to_xyxy,
 )
+from sgpipe.utils.console import count
 
 BOXES, IMAGES = 20_000, 500
 

@@ -69,7 +69,7 @@ class Stage:
         """Load models. Called once, in the process that runs the stage. Raises UserError: they cannot be loaded."""
 
     def gpu_use(self) -> dict[str, Any]:
-        """Return what `utils.gpu_memory.gpu_use` does, with "compilation", the seconds since the start that it took."""
+        """Return what `utils.gpu.gpu_use` does, with "compilation", the seconds since the start that it took."""
         return {}
 
     def __call__(self, records: list[Record]) -> list[Record]:

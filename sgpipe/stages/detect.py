@@ -48,7 +48,7 @@ from sgpipe.stages.base import Stage, image_threads
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.console import count
 from sgpipe.utils.devices import pick_device
-from sgpipe.utils.gpu_memory import gpu_use
+from sgpipe.utils.gpu import gpu_use
 
 _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
 

@@ -34,7 +34,7 @@ from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.stages.parse.rules import analyse, load_model, nouns
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.devices import pick_device
-from sgpipe.utils.gpu_memory import gpu_use
+from sgpipe.utils.gpu import gpu_use
 
 _FREE_IDS = 1 << 30  # from here on, beyond the ids of any dataset
 

@@ -16,7 +16,7 @@ from sgpipe.records import NO_OBJECT
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.storage.health_rules import RULES, HealthRule, prepare_checks
 from sgpipe.storage.index import Database
-from sgpipe.utils.plausibility import ClassFinder, class_matrix, match_captions
+from sgpipe.utils.boxes import ClassFinder, class_matrix, match_captions
 
 _EXAMPLES = 5
 

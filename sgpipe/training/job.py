@@ -28,9 +28,8 @@ from sgpipe.training.data.scan import TrainingSet
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.metrics import metrics_log
 from sgpipe.training.recipe import BENCHMARKS, TrainRecipe
-from sgpipe.utils.compiling import one_line, refusals
 from sgpipe.utils.devices import pick_device
-from sgpipe.utils.gpu_memory import enough_memory
+from sgpipe.utils.gpu import enough_memory, one_line, refusals
 
 PRIVATE, _INITIAL_MODEL = ".training", "start"
 _BOX_PARTS = ("image_encoder", "text_encoder", "label_resizer", "dense_head")  # trained with loss.only_boxes

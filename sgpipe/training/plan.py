@@ -23,7 +23,7 @@ from sgpipe.training.run import prepare
 from sgpipe.utils.config_file import changed
 from sgpipe.utils.console import Progress, count, duration
 from sgpipe.utils.devices import pick_device, usable_gpus
-from sgpipe.utils.gpu_memory import MemoryFullError
+from sgpipe.utils.gpu import MemoryFullError
 
 STEPS, PATIENCE = 4, 60.0  # steps after the first one, and seconds after which fewer are enough
 _USABLE = 0.9  # share of the memory

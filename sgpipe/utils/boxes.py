@@ -1,12 +1,20 @@
-"""Boxes as numpy arrays: corners, overlap, and clipping to an image. The unit (pixels or shares) is the caller's."""
+"""Boxes as numpy arrays, and whether boxes and captions look like what they are taken for.
+
+Wrong data rarely fails: boxes read in another form are clipped, and captions of other images match few boxes.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sgpipe.utils import BoxForm
+from sgpipe.utils.lemmas import lemmas
 
 Boxes = NDArray[Any]
 
@@ -69,3 +77,149 @@ def clip_box(
     if (left, top, right, bottom) == (x, y, x + w, y + h):
         return xywh  # not x + w - x, which may round
     return (left, top, right - left, bottom - top)
+
+
+FORMS: tuple[BoxForm, ...] = get_args(BoxForm)
+
+_PARTS = "n"  # the end of the forms in parts of the image
+_LARGEST_PART = 1.5  # boxes may reach over the edge; boxes in pixels are larger
+_TOLERANCE = 0.01  # of the side of an image, for boxes that are rounded
+
+
+def to_xywh(boxes: NDArray[Any], sizes: NDArray[Any], form: BoxForm) -> NDArray[Any]:
+    """Return boxes of any form as x, y, width, height in pixels.
+
+    Args:
+        boxes: `[boxes, 4]`.
+        sizes: width and height of the image of each, in pixels, `[boxes, 2]`.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if form.endswith(_PARTS):
+            boxes = boxes * np.tile(sizes, 2)
+        first, second = boxes[:, :2], boxes[:, 2:]
+        if form.startswith("xyxy"):
+            return np.hstack([first, second - first])
+        if form.startswith("cxcywh"):
+            return np.hstack([first - second / 2, second])
+        return boxes
+
+
+def share_inside(boxes: NDArray[Any], sizes: NDArray[Any], form: BoxForm) -> float:
+    """Return the share of boxes that lie in their images if they are of this form; 1 without boxes.
+
+    Boxes that are not finite, and those of images without a size, do not count.
+    """
+    known = np.isfinite(boxes).all(1) & (sizes > 0).all(1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        xywh, slack = to_xywh(boxes, sizes, form), _TOLERANCE * sizes + 1
+        x1y1, x2y2 = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
+        inside = (x1y1 >= -slack).all(1) & (x2y2 <= sizes + slack).all(1) & (xywh[:, 2:] > 0).all(1)
+    return float(inside[known].mean()) if known.any() else 1.0
+
+
+def are_parts(boxes: NDArray[Any]) -> bool:
+    """Return whether the boxes are relative to their images: nearly no number is larger than 1."""
+    largest = np.abs(boxes[np.isfinite(boxes).all(1)]).max(1)
+    return len(largest) > 0 and float(np.quantile(largest, 0.99)) <= _LARGEST_PART
+
+
+def best_form(boxes: NDArray[Any], sizes: NDArray[Any]) -> tuple[BoxForm, float]:
+    """Return the form in which most boxes lie in their images, and their share; of equal ones, the first of `FORMS`.
+
+    Only forms in pixels are compared, or only those in parts if no number is large.
+    """
+    parts = are_parts(boxes)
+    shares = {form: share_inside(boxes, sizes, form) for form in FORMS if form.endswith(_PARTS) == parts}
+    best = max(shares, key=shares.__getitem__)
+    return best, shares[best]
+
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+class ClassFinder:
+    """Finds the classes that a text names: by whole words, in singular or plural, the longest known phrase first."""
+
+    def __init__(self, phrases: Mapping[str, Iterable[str]]) -> None:
+        """`phrases` by class name, which is a phrase itself; "!hot dog" is a phrase of none."""
+        self._classes: dict[str, str | None] = {}
+        self._longest = 1
+        for name, own in phrases.items():
+            for phrase in (name, *own):
+                words = _WORD.findall(phrase.lower())
+                self._longest = max(self._longest, len(words))
+                self._classes.setdefault("".join(words), None if phrase.startswith("!") else name)
+
+    def __call__(self, text: str) -> set[str]:
+        words, found, start = _WORD.findall(text.lower()), set(), 0
+        while start < len(words):
+            for stop in range(min(start + self._longest, len(words)), start, -1):
+                head, last = "".join(words[start : stop - 1]), words[stop - 1]
+                key = next((k for k in (head + w for w in (last, *lemmas(last, "NOUN"))) if k in self._classes), None)
+                if key is not None:
+                    if name := self._classes[key]:
+                        found.add(name)
+                    start = stop - 1
+                    break
+            start += 1
+        return found
+
+
+class CaptionMatch(NamedTuple):
+    """How well the classes that captions name agree with the boxes of the same images.
+
+    Attributes:
+        same: share of the named classes that have a box in the image.
+        other: the share that have one in another image, on average: what captions of wrong images would show.
+        gain: (same - other) / (1 - other): 1 if every named class has a box, 0 if captions and boxes are unrelated.
+        error: standard error of `gain`; infinite if the images do not differ.
+    """
+
+    images: int
+    same: float
+    other: float
+    gain: float
+    error: float
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether captions and boxes certainly have little to do with each other. Eight images at least show it."""
+        return self.images >= _FEW_IMAGES and self.gain + _CERTAIN * self.error < _LITTLE
+
+    @property
+    def is_real(self) -> bool:
+        """Whether captions and boxes certainly have to do with each other."""
+        return self.images >= _FEW_IMAGES and self.gain - _CERTAIN * self.error > _LITTLE
+
+
+# Of human captions of COCO 0.8, of V-COCO, which has boxes only of what people use, 0.6; shuffled at most 0.1.
+_LITTLE = 0.25
+_CERTAIN = 3.0  # standard errors
+_FEW_IMAGES = 8
+
+
+def match_captions(named: NDArray[np.bool_], boxed: NDArray[np.bool_]) -> CaptionMatch:
+    """Compare the classes that captions name with those that have boxes, both `[images, classes]`.
+
+    Images whose captions name nothing, or that have no boxes, are left out.
+    """
+    kept = named.any(1) & boxed.any(1)
+    named, boxed = named[kept], boxed[kept]
+    images, total = len(named), int(named.sum())
+    if images < 2:
+        return CaptionMatch(images, 1.0, 1.0, 0.0, np.inf)
+    elsewhere = (boxed.sum(0) - boxed) / (images - 1)
+    same, other = (named & boxed).sum(1), (named * elsewhere).sum(1)
+    possible = named.sum(1) - other
+    shares = float(same.sum() / total), float(other.sum() / total)
+    if possible.sum() <= 0:
+        return CaptionMatch(images, *shares, 0.0, np.inf)
+    gain = float((same - other).sum() / possible.sum())
+    error = float(np.sqrt(((same - other - gain * possible) ** 2).sum()) / possible.sum())
+    return CaptionMatch(images, *shares, gain, error)
+
+
+def class_matrix(classes: Iterable[Collection[str]], names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which of `names` each image has, `[images, classes]`."""
+    rows = [[name in own for name in names] for own in classes]
+    return np.array(rows, bool).reshape(len(rows), len(names))

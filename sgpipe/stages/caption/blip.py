@@ -35,9 +35,8 @@ from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import CaptionInput
 from sgpipe.stages.caption.decoding import check_finite, draw, process
 from sgpipe.stages.checkpoint import check_vocabulary, load_part, load_weights, loading
-from sgpipe.utils.compiling import Backend, Compiled
 from sgpipe.utils.devices import pick_device, pick_dtype
-from sgpipe.utils.gpu_memory import GPU_THREADS, GpuMemory
+from sgpipe.utils.gpu import GPU_THREADS, Backend, Compiled, GpuMemory
 from sgpipe.utils.prefetch import prefetch
 
 _GPU_GROUP = 8

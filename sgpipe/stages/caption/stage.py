@@ -27,7 +27,7 @@ from sgpipe.stages.caption.captioner import Captioner, CaptionInput, ServedCapti
 from sgpipe.stages.checkpoint import read_config
 from sgpipe.stages.endpoint import CacheFolder, Refusal
 from sgpipe.utils.devices import pick_device
-from sgpipe.utils.gpu_memory import gpu_use
+from sgpipe.utils.gpu import gpu_use
 
 # Limits the memory for an image with tens of thousands of boxes.
 _MAX_PAIRED_BOXES = 1000

@@ -29,7 +29,7 @@ from sgpipe.stages.caption.decoding import check_finite, draw, process
 from sgpipe.stages.checkpoint import MISFITS, first_line, load_part, load_weights, loading, quiet, read_config
 from sgpipe.stages.endpoint import Answer, ChatRequest, Refusal, conversation, shown_image
 from sgpipe.utils.devices import pick_device, pick_dtype
-from sgpipe.utils.gpu_memory import enough_memory
+from sgpipe.utils.gpu import enough_memory
 
 Result = TypeVar("Result")
 

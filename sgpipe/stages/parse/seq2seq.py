@@ -23,7 +23,7 @@ from sgpipe.stages.checkpoint import check_vocabulary, load_part, load_weights, 
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.rules import Parsed, Parser, Texts, analyse, ground, load_model
 from sgpipe.utils.devices import pick_device
-from sgpipe.utils.gpu_memory import enough_memory
+from sgpipe.utils.gpu import enough_memory
 
 PREFIX = "Generate Scene Graph: "  # of the published models
 _MAX_TOKENS = 256  # of a graph

@@ -109,7 +109,7 @@ class ParseStage(Stage):
         if self.config.parser != "seq2seq":
             return {}
         from sgpipe.utils.devices import pick_device  # they import PyTorch, which the rules do not need
-        from sgpipe.utils.gpu_memory import gpu_use
+        from sgpipe.utils.gpu import gpu_use
 
         return gpu_use(pick_device(self.config.device, self.config.resources.gpus))
 

@@ -39,9 +39,8 @@ from sgpipe.stages.pair import HeadMatcher
 from sgpipe.stages.score import make_scorer
 from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings
 from sgpipe.stages.tag.methods import candidates, check_tagger
-from sgpipe.utils.compiling import Compiled, compile_forward
 from sgpipe.utils.devices import pick_device, pick_dtype
-from sgpipe.utils.gpu_memory import GPU_THREADS, GpuMemory, enough_memory, gpu_use
+from sgpipe.utils.gpu import GPU_THREADS, Compiled, GpuMemory, compile_forward, enough_memory, gpu_use
 from sgpipe.utils.prefetch import prefetch
 
 Group = tuple[list[tuple[int, int]], list[str]]  # box pairs, and the distinct predicates of all of them

@@ -8,7 +8,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.training import plan
-from sgpipe.utils.gpu_memory import MemoryFullError
+from sgpipe.utils.gpu import MemoryFullError
 from tests.sgpipe.training.trainings import BATCH, IMAGES, QUIET, STEPS, recipe
 
 

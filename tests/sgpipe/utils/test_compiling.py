@@ -14,8 +14,8 @@ from rlip_model.config import RTaggerConfig
 from rlip_model.model import RTagger
 from rlip_model.presets import tiny_sizes
 from rlip_model.text import LabelFeatures, pad_labels
-from sgpipe.utils import compiling
-from sgpipe.utils.compiling import Compiled, compile_forward
+from sgpipe.utils import gpu
+from sgpipe.utils.gpu import Compiled, compile_forward
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_only_a_few_shapes_are_compiled() -> None:
     for rows in range(3, 12):
         for _ in range(CALLS + 4):
             function(torch.ones(rows), Position())
-    assert backend.compiled == compiling._MOST_SHAPES
+    assert backend.compiled == gpu._MOST_SHAPES
 
 
 @pytest.mark.parametrize("reason", ["no compiler\nand a page of advice", ""])
@@ -122,7 +122,7 @@ def test_errors_of_the_function_are_not_taken_for_those_of_the_compiler() -> Non
 def test_layers_of_the_encoder_are_compiled_once_for_each_shape_whatever_the_texts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compiling, "_WARM_UP_CALLS", 1)
+    monkeypatch.setattr(gpu, "_WARM_UP_CALLS", 1)
     torch.manual_seed(0)
     tagger = RTagger(RTaggerConfig(**tiny_sizes(30))).eval()
     width = tagger.config.text_config.hidden_size

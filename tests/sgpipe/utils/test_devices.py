@@ -8,7 +8,7 @@ import torch
 
 from sgpipe.errors import UserError
 from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
-from sgpipe.utils.gpu_memory import GpuMemory, enough_memory
+from sgpipe.utils.gpu import GpuMemory, enough_memory
 
 
 def test_numbered_gpus(monkeypatch):

@@ -11,7 +11,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Box, Record
 from sgpipe.stages.caption.stage import CaptionStage, noise_key, regions
-from sgpipe.utils.gpu_memory import GpuMemory
+from sgpipe.utils.gpu import GpuMemory
 from tests.factories import make_blip
 
 SIZES = [(60, 40), (32, 32), (45, 70), (90, 30), (33, 57), (64, 64), (51, 43)]
