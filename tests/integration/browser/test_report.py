@@ -58,24 +58,6 @@ def test_the_filters_show_what_they_say(open_page, report):
     expect(page.locator("#count")).to_have_text("1 image, 1 relation")
 
 
-def test_names_with_markup_are_text(open_page, report):
-    page = open_page(report)
-    expect(page.locator("h1")).to_have_text(f"run {EVIL}: label report")
-    expect(page.locator(".captions").first).to_contain_text(EVIL)
-    page.select_option("#by-category", EVIL)
-    expect(page.locator(".card:visible")).to_have_count(1)
-    expect(page.locator("script")).to_have_count(1)
-
-
-def test_pointing_at_a_relation_by_keyboard_lights_it_up(open_page, report):
-    page = open_page(report)
-    page.locator("li[data-relation]").first.focus()
-    card = page.locator(".card").first
-    expect(card.locator(".edge.lit")).to_have_count(3)  # on the image; line and text in the graph
-    page.keyboard.press("Tab")
-    expect(card.locator("li[data-relation='1']")).to_be_focused()
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_is_readable_in_both_schemes(open_page, report, scheme):
     page = open_page(report, width=360, scheme=scheme)

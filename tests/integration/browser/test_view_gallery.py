@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.integration.browser.conftest import accessibility_faults, reload_until, view_server
+from tests.integration.browser.conftest import accessibility_faults, view_server
 from tests.sgpipe.view.gallery_run import EVIL, make_gallery_run
 
 
@@ -52,16 +52,6 @@ def test_it_fits_every_screen(visit, server, path):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_the_theme_that_was_chosen_stays(visit, server):
-    page = visit(f"{server}/")
-    ground = "getComputedStyle(document.body).backgroundColor"
-    light = page.evaluate(ground)
-    page.get_by_role("button", name="Switch between dark and light").click()
-    expect(page.locator("body")).not_to_have_css("background-color", light)
-    dark = page.evaluate(ground)
-    reload_until(page, lambda: page.evaluate(ground) == dark)
-
-
 def test_it_works_without_scripts(visit, server):
     page = visit(f"{server}/", java_script_enabled=False)
     page.get_by_label("Search relations").fill("riding")
@@ -76,19 +66,6 @@ def test_it_works_without_scripts(visit, server):
     expect(page.locator(".card .confidence")).to_have_text(["0.70", "0.90"])
     page.locator(".histogram a").nth(14).click()
     expect(page.locator(".card .confidence")).to_have_text(["0.70"])
-
-
-def test_the_focus_is_seen_and_cards_have_names(visit, server):
-    page = visit(f"{server}/?q=riding")
-    page.keyboard.press("Tab")
-    expect(page.get_by_text("Skip to content")).to_be_focused()
-    expect(page.get_by_text("Skip to content")).to_be_in_viewport()
-    cards = page.locator(".card > a")
-    expect(cards.first).to_have_text("person riding horse", use_inner_text=True)
-    cards.first.focus()
-    page.keyboard.press("ArrowRight")
-    expect(cards.nth(1)).to_be_focused()
-    expect(page.locator(".card").nth(1)).to_have_css("outline-style", "solid")
 
 
 def test_cards_are_judged_by_key_and_a_killed_server_loses_nothing(visit, tmp_path: Path):

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import expect
 
 from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, Triplet
-from tests.integration.browser.conftest import accessibility_faults, eventually, mentions, shows, view_server
+from tests.integration.browser.conftest import accessibility_faults, mentions, shows, view_server
 from tests.sgpipe.training.data.runs import make_run
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
@@ -145,32 +145,6 @@ def test_boxes_and_arrows_choose_what_is_drawn(visit, server):
     expect(page).to_have_url(re.compile("relation=0-2-riding"))
 
 
-def test_the_image_is_zoomed_and_moved(visit, server):
-    page = open_image(visit, server, "i0", "?relation=0-2-riding")
-    stage = page.locator(".stage").first
-    window = lambda: [float(part) for part in stage.get_attribute("viewBox").split()]  # noqa: E731
-    eventually(window, [0, 0, 320, 240])
-    page.keyboard.press("+")
-    eventually(lambda: window()[2], pytest.approx(320 / 1.5))
-    before = window()
-    box = stage.bounding_box()
-    page.mouse.move(box["x"] + 200, box["y"] + 150)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 150, box["y"] + 120, steps=3)
-    page.mouse.up()
-    eventually(lambda: (window()[0] > before[0], window()[1] > before[1]), (True, True))
-    shows(page, "#sentence", "person riding dog")  # a drag is no click
-    page.keyboard.press("0")
-    eventually(window, [0, 0, 320, 240])
-    page.keyboard.press("+")
-    eventually(lambda: window()[2], pytest.approx(320 / 1.5))
-    page.keyboard.press("f")
-    eventually(window, [0, 0, 320, 240])  # the two boxes need all of it
-    page.keyboard.press("+")
-    page.get_by_role("button", name="Whole image").first.click()
-    eventually(window, [0, 0, 320, 240])
-
-
 def test_two_runs_stand_side_by_side_with_what_differs(visit, server):
     page = open_image(visit, server, "i0")
     for number, heading in enumerate(["+ Only in this run (2)", "− Only in earlier (1)", "= In both (1)"], 1):
@@ -262,26 +236,6 @@ def test_a_search_is_judged_by_keyboard_although_the_server_is_killed(browser, r
     ]  # fmt: skip
     assert found[-2]["undoes"] == found[-3]["id"]
     assert {line["by"] for line in found} == {"anna"}
-    page.context.close()
-
-
-def test_an_answer_given_while_the_server_is_dead_is_saved_by_the_next_one(browser, run):
-    (run / "judgements.jsonl").unlink(missing_ok=True)
-    page = browser.new_context().new_page()
-    with view_server(run) as (url, process):
-        page.goto(f"{url}/image/val/i0")
-        page.wait_for_selector("body[data-ready]")
-        page.keyboard.press("r")
-        mentions(page, "#status", "Saved")
-        process.kill()
-        process.wait()
-        page.keyboard.press("w")
-        mentions(page, "#unsaved", "the server does not answer")
-    shows(page, "#sentence", "person on horse")
-    with view_server(run, "--port", url.rpartition(":")[2]) as (again, _):
-        assert again == url
-        mentions(page, "#sentence", "dog")  # sent again by itself, and then it goes on
-        assert [(line["predicate"], line["judgement"]) for line in lines(run)] == [("riding", "right"), ("on", "wrong")]
     page.context.close()
 
 

@@ -2,14 +2,12 @@ import json
 import math
 
 import pytest
-from PIL import Image
 
 from sgpipe.export.annotation_files import number_categories
 from sgpipe.export.run import export_run
 from sgpipe.records import NO_OBJECT, Box, Record, from_table
 from sgpipe.sources.coco import coco_source, read_coco
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.storage.shards import iter_records
 from tests.sgpipe.export.runs import COCO_IDS, only, records
 from tests.sgpipe.sources.test_import_run import QUIET
 from tests.sgpipe.stats.runs import make_shards
@@ -30,15 +28,6 @@ def test_coco_s_own_tools_load_it(tmp_path):
     assert len(loaded.getAnnIds(catIds=loaded.getCatIds(catNms=["dog"]))) == dogs > 0
     captions = coco.COCO(out / "captions_val.json")
     assert len(captions.anns) == sum(len(record.captions) for record in wanted) > 0
-
-
-def test_images_whose_ids_are_no_numbers_are_numbered(tmp_path):
-    box = Box("dog", 0, (1.0, 2.0, 3.0, 4.0))
-    made = [Record(name, "hico", "train", f"{name}.jpg", 10, 10, [box]) for name in ("7", "HICO_1")]
-    export_run(make_shards(tmp_path / "run", made), "coco", tmp_path / "out")
-    written = json.loads((tmp_path / "out/instances_train.json").read_text())
-    assert [(image["id"], image["image_id"]) for image in written["images"]] == [(1, "7"), (2, "HICO_1")]
-    assert [item["image_id"] for item in written["annotations"]] == [1, 2]
 
 
 def test_the_missing_object_of_a_relation_is_no_class(tmp_path):
@@ -90,19 +79,6 @@ def test_segmentations_come_back_as_the_file_has_them(tmp_path, labelled):
     found = json.loads((tmp_path / "out/instances_val.json").read_text())["annotations"]
     expected = {(1 + n % 2, 2 + n): mask or [] for n, mask in enumerate([*MASKS, *([] for _ in BAD_MASKS)])}
     assert {(item["image_id"], item["bbox"][2]): item["segmentation"] for item in found} == expected
-
-
-def test_run_lengths_of_another_size_than_the_image_s_are_counted_where_it_is_read_from_the_file(tmp_path):
-    Image.new("RGB", (20, 10)).save(tmp_path / "1.jpg")
-    masks = [RLE, {"counts": [6, 60, 84], "size": [10, 15]}, POLYGONS]
-    boxes = [{"id": n, "image_id": 1, "category_id": 18, "bbox": [1, 1, 2, 3]} for n in range(len(masks))]
-    written = [box | {"segmentation": mask} for box, mask in zip(boxes, masks, strict=True)]
-    content = {"annotations": written, "images": [{"id": 1, "file_name": "1.jpg"}]}
-    (tmp_path / "i_val.json").write_text(json.dumps(content | {"categories": [{"id": 18, "name": "dog"}]}))
-    summary = import_annotations(coco_source(tmp_path / "i_val.json", "val"), tmp_path, tmp_path / "run", QUIET)
-    [record] = iter_records(tmp_path / "run")
-    assert (record.width, record.height, summary.problems["segmentations"]) == (20, 10, 1)
-    assert [json.loads(box.segmentation or "null") for box in record.objects] == [RLE, None, POLYGONS]
 
 
 @pytest.mark.parametrize(

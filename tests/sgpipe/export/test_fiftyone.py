@@ -19,7 +19,6 @@ from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, records
 from tests.sgpipe.stats.runs import make_shards
 
 NOTHING = Box(NO_OBJECT, -1, (0.0, 0.0, 0.0, 0.0))
-NULLS = dict.fromkeys(("predicate", "subject_index", "object_index"))
 READ = """
 import sys, fiftyone
 from fiftyone import ViewField as F
@@ -124,20 +123,6 @@ def test_tags_and_labels_of_relations_are_judgements(tmp_path: Path) -> None:
         (tmp_path / "samples.json").write_text(text)
         with pytest.raises(UserError, match=r"samples\.json: expected the samples.json of a FiftyOne dataset"):
             states(tmp_path, tmp_path / "samples.json")
-
-
-def test_what_was_drawn_in_fiftyone_leaves_other_tags_readable(tmp_path: Path) -> None:
-    samples = export(tmp_path, records(20))
-    samples[1]["relations"] = None
-    detections = next(each["relations"]["detections"] for each in samples[2:] if each["relations"]["detections"])
-    kept = detections[0]
-    drawn = [{"_id": {"$oid": f"drawn{n}"}, "label": "on", "tags": [], **more} for n, more in enumerate(({}, NULLS))]
-    detections[:] = [*drawn, kept | {"tags": ["right"]}, kept | {"_id": {"$oid": "b" * 24}, "label": "next\n to "}]
-    detections += [kept | {"_id": {"$oid": "c" * 24}, "label": f" {kept['label']}\n"}]
-    log = JudgementLog(tagged(tmp_path, samples), samples[0]["run"])
-    (state,) = log.current()
-    assert [key.predicate for key in state.resolve() or ()] == ["next to"]
-    assert [problem.split(" of ")[0] for problem in log.problems] == ["relation drawn0", "relation drawn1"]
 
 
 @pytest.mark.slow

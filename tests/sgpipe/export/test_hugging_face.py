@@ -3,7 +3,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
@@ -46,20 +45,6 @@ def test_dataset_loaders_give_images_and_rows(tmp_path):
                 assert row["image"].getpixel((0, 0))[0] == pytest.approx(int(record.image_id) % 256, abs=2)
 
 
-def test_the_card_tells_the_hub_and_people(tmp_path):
-    run = make_shards(tmp_path / "run", records(20), rows=6)
-    text = (export_run(run, "hf", tmp_path / "out").root / "README.md").read_text()
-    header = yaml.safe_load(text.split("---\n")[1])
-    assert header["license"] == "cc-by-4.0"
-    assert header["size_categories"] == ["n<1K"]
-    assert {part["split"] for part in header["configs"][0]["data_files"]} == {"train", "val"}
-    assert header["task_categories"]
-    relations = sum(shard.counts["relations"] for shard in Manifest.load(run).shards)
-    assert f"| relations of confidence 0.05 or more | {relations} |" in text
-    for title in ("How it was made", "Licence", "Statistics", "Quality", "Limits"):
-        assert f"\n## {title}" in text
-
-
 def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
     made = records(12)
     run = make_shards(tmp_path / "run", made)
@@ -83,11 +68,6 @@ def test_what_others_made_of_it_is_checked(tmp_path):
         dataset_source(str(out))
     with pytest.raises(UserError, match="no split 'test'"):
         dataset_source(str(out), "test")
-    with pytest.raises(UserError, match=r"has several subsets: .* one of out, run \(import hf: --subset\)"):
-        dataset_source(str(tmp_path))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has no Parquet files with the name of a split"):
-        dataset_source(str(tmp_path / "empty"))
     path = out / "data/val-00000-of-00001.parquet"
     table = pq.read_table(path)
     column = table.schema.get_field_index("width")

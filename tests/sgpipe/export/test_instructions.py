@@ -231,19 +231,6 @@ def test_only_what_is_annotated_exhaustively_is_counted(tmp_path):
     assert counted(detected, calibration=calibrated) == []
 
 
-def test_merged_runs_can_have_an_object_twice(tmp_path):
-    made, _ = world_of(60)
-    run = labelled(tmp_path / "run", made)
-    assert "counting" in {item["kind"] for item in write(run)}
-    for header in ({"identity": {"merged": {"1": {}}}}, {"identity": {}, "origin": [{"merged": {"1": {}}}]}):
-        manifest = Manifest.load(run)
-        manifest.run |= header
-        manifest.rewrite()
-        kinds = {item["kind"] for item in write(run, f"out{len(header)}")}
-        assert kinds
-        assert "counting" not in kinds
-
-
 def claimed(run: Path, **options: Any) -> set[tuple[int, str, int, bool]]:
     """All that the images of a run could be asked about."""
     rows = ExportRows(run, 0.0, **options)
@@ -273,34 +260,6 @@ def test_relations_of_other_origins_neither_hold_nor_are_denied(tmp_path):
     assert out.left_out == {"relations of other origins": 3}
 
 
-def test_an_improbable_relation_that_another_origin_states_is_not_denied(tmp_path):
-    record = scene("0")
-    record.relations = [Relation(0, 1, "on", 0.001, "tagger"), Relation(0, 1, "<on>", None, "annotated")]
-    run = labelled(tmp_path / "run", [record])
-    rows = ExportRows(run, 0.5, calibrated(run), origins=["tagger"])
-    assert not list(Instructions(rows, load_phrases()).items(record))
-
-
-def test_certificates_are_of_predicates_as_the_run_has_them(tmp_path):
-    relations = [(0, "looking_at", 1, 0.9), (1, "<near>", 0, 0.9), (0, "near", 2, 0.9), (2, "on", 1, 0.9)]
-    run = labelled(tmp_path / "run", [scene("0", relations)])
-    sets = [{"predicate": predicate, "threshold": 0.5} for predicate in ("looking_at", "near")]
-    certificate = {"precision": 0.9, "confidence": 0.95, "by": "predicate", "sets": sets}
-    assert claimed(run, certificate=certificate) == {(0, "looking at", 1, True), (0, "near", 2, True)}
-
-
-def test_a_detector_that_misses_objects_denies_nothing_of_an_image(tmp_path):
-    """It can deny a relation of two of its boxes."""
-    made, _ = world_of(120)
-    for record in made:
-        record.objects = [replace(box, origin="detector") for box in record.objects]
-    run = labelled(tmp_path / "run", made)
-    denied = [
-        item for item in write(run, calibration=calibrated(run)) if not all(c["holds"] for c in item["relations"])
-    ]
-    assert {item["kind"] for item in denied} == {"relation", "multiple_choice", "none_of_these"}
-
-
 def test_equal_seeds_give_equal_rows_whatever_the_shards(tmp_path):
     made, _ = world_of(120)
     first, other = labelled(tmp_path / "a/run", made), labelled(tmp_path / "b/run", made, rows=7)
@@ -309,18 +268,6 @@ def test_equal_seeds_give_equal_rows_whatever_the_shards(tmp_path):
     assert write(other, **options) == items
     assert write(first, "again", seed=0, **options) == items
     assert write(first, "other", seed=1, **options) != items
-
-
-def test_file_names_outside_of_the_image_folder_are_left_out(tmp_path):
-    made, _ = world_of(15)
-    bad = replace(made[0], file_name="../secret.jpg")
-    run = labelled(tmp_path / "run", [bad, *made[1:]])
-    images = draw_images(tmp_path / "images", made)
-    written = export_run(run, "instructions", tmp_path / "out", images=images)
-    assert written.left_out["images that cannot be read"] == 1
-    text = (tmp_path / "out/val.jsonl").read_text()
-    assert text
-    assert "secret" not in text
 
 
 @pytest.mark.parametrize("coordinates", ["pixel", "normalised", "0-1000"])
@@ -441,14 +388,6 @@ def test_bad_templates_are_refused_in_one_line(tmp_path, text, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_own_templates_replace_those_of_their_form(tmp_path):
-    run, file = labelled(tmp_path / "run", world_of(60)[0]), tmp_path / "own.yaml"
-    file.write_text("templates: {counting: [{question: 'Wie viele {class}?', answer: 'Es sind {count}.'}]}\n")
-    counting = [item for item in write(run, templates=file) if item["kind"] == "counting"]
-    assert {item["template"] for item in counting} == {"counting/1"}
-    assert all(item["messages"][1]["content"][0]["text"] == f"Es sind {item['answer']}." for item in counting)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -505,7 +444,3 @@ def test_predicates_as_english_has_them(predicate, is_many, question, statement)
     fields = English(load_phrases()).predicate(predicate, is_many)
     assert fields is not None
     assert (f"{fields['is']} {fields['verb']}", fields["is_verb"]) == (question, statement)
-
-
-def test_what_nobody_can_answer_is_not_asked():
-    assert English(load_phrases()).predicate("no interaction") is None

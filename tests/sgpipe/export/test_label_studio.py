@@ -15,8 +15,6 @@ from label_studio_sdk.label_interface import LabelInterface
 from sgpipe.export.run import Exported, export_run
 from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.sources.label_studio import LabelStudio
-from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import write_shard
 from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, imported, only, records
 from tests.sgpipe.export.test_round_trips import NAMES, ODD_NAMES, PAIR, named_record
 from tests.sgpipe.stats.runs import make_shards
@@ -172,14 +170,3 @@ def test_tasks_can_contain_their_images(tmp_path):
     assert second["data"]["image"] == made[1].file_name
     assert written.left_out["images that cannot be read"] == 1
     assert [item.file_name for item in read(tmp_path)] == [item.file_name for item in made]
-
-
-def test_images_in_shards_need_no_folder(tmp_path):
-    made = record([DOG], [])
-    content = (draw_images(tmp_path / "images", [made]) / made.file_name).read_bytes()
-    (tmp_path / "run").mkdir()
-    manifest = Manifest.create(tmp_path / "run", {"name": "a", "fingerprint": "b"})
-    manifest.commit(write_shard(tmp_path / "run", "data/val-0-1.parquet", "val", 0, [made], {}, [content]))
-    out = export_run(tmp_path / "run", "label-studio", tmp_path / "out", embed=True).root
-    (task,) = json.loads((out / "val.json").read_text())
-    assert base64.b64decode(task["data"]["image"].partition(",")[2]) == content

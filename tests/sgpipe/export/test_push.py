@@ -66,16 +66,6 @@ def test_the_hub_has_what_export_writes(hub, run, tmp_path, monkeypatch, mode):
     assert TOKEN not in "".join(path.read_text(errors="replace") for path in run.rglob("*") if path.is_file())
 
 
-def test_pushing_again_replaces_the_shards_and_removes_those_that_are_gone(hub, run, tmp_path):
-    push(run)
-    before = {name for name in hub.repositories[TO] if name.startswith("data/")}
-    other = make_shards(tmp_path / "other", records(5), rows=6)
-    push(other)
-    after = {name for name in hub.repositories[TO] if name.startswith("data/")}
-    assert len(after) < len(before)
-    assert not {name for name in before if "of-00004" in name} & after
-
-
 def test_a_dataset_of_others_is_not_touched(hub, run):
     hub.repositories[TO] = {"README.md": b"# mine", "data/train-00000-of-00001.parquet": b"PAR1"}
     hub.private[TO] = False

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import yaml
 from transformers import AutoModel
 from typer.testing import CliRunner
 
-from rlip_model import ParSeDA, RTagger
+from rlip_model import RTagger
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.export.model_card import model_card
@@ -82,16 +80,6 @@ def test_a_model_comes_back_bit_for_bit_online_and_from_the_cache(hub, monkeypat
             assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
 
 
-def test_importing_sgpipe_registers_the_networks_and_takes_no_seconds():
-    code = f"""
-import sgpipe, sys
-assert not {{"torch", "transformers", "rlip_model.model"}} & {{*sys.modules}}
-from transformers import RobertaModel, AutoModel  # whose import needs the module of AutoModel
-print(type(AutoModel.from_pretrained({str(PARSEDA)!r})).__name__)"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "ParSeDA\n", done.stderr
-
-
 def test_the_card_says_what_a_network_was_trained_on(hub, trained_tagger, tmp_path):
     evaluation = tmp_path / "hico.json"
     evaluation.write_text(json.dumps({"benchmark": "HICO-DET", "summary": {"full": 0.33}}))
@@ -130,17 +118,6 @@ def test_the_card_keeps_what_its_owner_wrote(tmp_path):
             model_card(tmp_path, TO, None, ())
 
 
-@pytest.mark.slow
-def test_an_interrupted_push_goes_on_with_the_same_command(hub):
-    hub.failures = {"/commit/": [0, 409]}
-    assert "run the same command again to resume" in push(PARSEDA, code=1).stderr
-    assert set(hub.repositories[KEY]) == {".gitattributes", "README.md"}
-    sent = sum(hub.received)
-    push(PARSEDA)
-    assert sum(hub.received) - sent < 100_000  # not the weights again
-    assert type(AutoModel.from_pretrained(TO)) is ParSeDA
-
-
 def test_what_is_refused_in_one_line(hub, tmp_path, drawn_run):
     hub.repositories[KEY], hub.private[KEY] = {"README.md": b"# mine", "pytorch_model.bin": b"1"}, False
     (tmp_path / "old").mkdir()
@@ -176,20 +153,6 @@ def test_a_run_that_is_resumed_keeps_the_commit_of_its_models(hub, tmp_path):
     assert sum(shard.rows for shard in manifest.shards) == 4
     invoke("generate", *settings, "--out", tmp_path / "own")
     assert [each.counts for each in manifest.shards] == [each.counts for each in Manifest.load(tmp_path / "own").shards]
-
-
-def test_detectors_and_trainings_take_a_hub_id(hub, drawn_run, tmp_path):
-    push(PARSEDA)
-    for number, model in enumerate((TO, PARSEDA)):
-        out = tmp_path / f"{number}.json"
-        invoke("predict", model, "--data", drawn_run, "--out", out, "--form", "openimages")
-        invoke("eval", "vg", "--model", model, "--data", drawn_run, "--json-file", tmp_path / f"eval-{number}.json")
-    assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
-    results = [json.loads((tmp_path / f"eval-{number}.json").read_text())["summary"] for number in (0, 1)]
-    assert results[0] == results[1]
-    sizes = ("--batch", 2, "--set", "data.short_side=96", "--set", "data.long_side=144")
-    invoke("train", "pretrain", "--data", drawn_run, "--steps", 1, *sizes, "--init", TO, "--out", tmp_path / "trained")
-    assert yaml.safe_load((tmp_path / "trained" / "recipe.yaml").read_text())["model"]["init"] == pin_model(TO)
 
 
 def test_what_is_a_hub_id(tmp_path, monkeypatch):

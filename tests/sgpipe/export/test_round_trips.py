@@ -149,14 +149,6 @@ def test_real_images_of_hico_come_back_as_they_were(oracle, tmp_path):
     assert imported(hico_source(out / "hico_test.json", "test"), tmp_path, tmp_path / "again") == before
 
 
-def test_the_hub_s_form_holds_error_rows(made, tmp_path):
-    failed = replace(made[3], relations=[])
-    failed.fail("caption", "image file not found")
-    rows = [failed if record is made[3] else record for record in made]
-    out = exported(make_shards(tmp_path / "run", rows, rows=7), "hf", tmp_path / "out")
-    assert imported(source_of("hf", out, failed.split), out, tmp_path / "in") == only(rows, failed.split)
-
-
 def test_the_hub_s_form_holds_images(made, run, tmp_path):
     images = draw_images(tmp_path / "images", made)
     out = exported(run, "hf", tmp_path / "out", images=images, embed=True)
@@ -176,24 +168,6 @@ def test_missing_objects_and_ids_that_are_no_numbers_survive(tmp_path, form):
     assert (found.image_id, found.file_name) == ("a/b c", "a/b c.jpg")
     assert found.relations == record.relations
     assert found.objects[1].is_nothing
-
-
-def test_relations_below_the_threshold_are_left_out_by_default(made, run, tmp_path):
-    export_run(run, "vg", tmp_path / "default")
-    export_run(run, "vg", tmp_path / "half", threshold=0.5)
-    for name, least in (("default", 0.2), ("half", 0.5)):
-        found = imported(source_of("vg", tmp_path / name), tmp_path, tmp_path / f"in-{name}")
-        confidences = sorted(item.confidence for record in found for item in record.relations)
-        wanted = [item.confidence for record in only(made, "val") for item in record.relations]
-        assert confidences == sorted(confidence for confidence in wanted if confidence >= least)
-        assert 0 < len(confidences) < len(wanted)
-
-
-def test_rows_of_people_have_no_threshold(tmp_path):
-    made = records(20, confidences=False)
-    out = export_run(make_shards(tmp_path / "run", made), "hf", tmp_path / "out", threshold=0.9).root
-    assert imported(dataset_source(str(out), "val")[0], out, tmp_path / "in") == only(made, "val")
-    assert list(iter_records(tmp_path / "in"))
 
 
 ODD_NAMES = (
@@ -263,3 +237,10 @@ def test_attributes_survive_as_visual_genome_has_them(tmp_path):
     [record] = source_of("vg", exported(root, "vg", tmp_path / "vg")).read(Counter())
     assert [box.attributes for box in record.objects] == [[Attribute("red"), Attribute("two"), Attribute("shiny")], []]
     assert "attributes" not in (exported(root, "rlipv2", tmp_path / "rlipv2") / "val.json").read_text()
+
+
+def test_rows_of_people_have_no_threshold(tmp_path):
+    made = records(20, confidences=False)
+    out = export_run(make_shards(tmp_path / "run", made), "hf", tmp_path / "out", threshold=0.9).root
+    assert imported(dataset_source(str(out), "val")[0], out, tmp_path / "in") == only(made, "val")
+    assert list(iter_records(tmp_path / "in"))

@@ -77,12 +77,6 @@ def test_facets_add_and_remove_a_value(client: TestClient) -> None:
     assert "/?predicate=riding" in attributes(page, r'<a class="chip" href="([^"]+)"')
 
 
-def test_a_bar_of_the_histogram_is_a_range(client: TestClient) -> None:
-    page = get(client, "/?q=riding&low=0.85")
-    assert "/?q=riding&low=0.70&high=0.75" in attributes(page, r'<a href="([^"]+)"[^>]* aria-label="0.70 to 0.75: 1"')
-    assert "1</span> relation" in get(client, "/?q=riding&low=0.70&high=0.75")
-
-
 @pytest.mark.parametrize(
     "path", [f"/?predicate={EVIL}", f"/?q='{EVIL}'", "/?status=error", f'/?q="{EVIL}"', f"/?q={EVIL}"]
 )
@@ -90,13 +84,6 @@ def test_nothing_from_the_data_is_read_as_html(client: TestClient, path: str) ->
     page = get(client, path)
     assert "&lt;script&gt;alert(" in page
     assert re.sub(r'<script (type="module" )?src="/static/\w+\.js">', "", page).count("<script") == 0
-
-
-def test_a_sample_of_the_search_can_be_judged(client: TestClient) -> None:
-    [address] = attributes(get(client, "/?q=riding&low=0.5"), r'<a class="button" href="([^"]+)"[^>]*>Judge a sample')
-    assert address == "/judge?q=riding&low=0.5"
-    assert client.get(address).status_code == 200
-    assert "Judge a sample" not in get(client, "/?status=error")
 
 
 def test_a_bug_is_one_line_for_the_browser(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from sgpipe.records import NO_OBJECT, Attribute, Box, Pair, Record, Relation, Triplet
+from sgpipe.records import NO_OBJECT, Box, Pair, Record, Relation, Triplet
 from sgpipe.storage.index import RecordView
 from sgpipe.view.image_page import (
     MOST_RELATIONS,
     compare_images,
-    existing_relations,
     image_values,
     match_objects,
 )
-from sgpipe.view.web import Viewer, image_url
+from sgpipe.view.web import image_url
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, scene
 from tests.sgpipe.view.gallery_run import EVIL, STRANGE, make_gallery_run, open_client
 
@@ -47,17 +44,6 @@ def test_everything_that_the_page_shows_is_there() -> None:
     assert "1-0" not in found["candidates"]  # only pairs with relations
     assert {edge["key"] for edge in found["graph"]["edges"]} == {"2-1-under", "0-1-near", "0-1-on"}
     assert (found["total"], found["why"], found["threshold"]) == (3, None, 0.05)
-
-
-def test_an_object_has_its_attributes_once() -> None:
-    box = replace(DOG, attributes=[Attribute("<b>wet", 0), Attribute("<b>wet", 1), Attribute("two")])
-    assert [item["attributes"] for item in values(scene(objects=[box, CUP]))["objects"]] == [["<b>wet", "two"], []]
-
-
-def test_relations_without_their_boxes_and_repeated_ones_are_left_out() -> None:
-    record = scene("0", [(0, "on", 9, 0.9), (0, "on", 1, 0.2), (0, "on", 1, 0.5), (-1, "on", 1, 0.5)])
-    assert [(r.subject, r.confidence) for r in existing_relations(record)] == [(0, 0.5)]
-    assert [item["key"] for item in values(record)["relations"]] == ["0-1-on"]
 
 
 def test_of_very_many_relations_the_most_confident_and_the_chosen_one_are_there() -> None:
@@ -134,13 +120,6 @@ def test_names_with_markup_are_text_and_reach_their_page(client: TestClient) -> 
     found = page_values(client, path)
     assert found["relations"][0]["predicate"] == EVIL
     assert EVIL not in client.get(f"/image{path}").text
-
-
-@pytest.mark.parametrize(("name", "title"), [("the run", "folder"), ("", "folder"), ("earlier", "earlier")])
-def test_the_second_run_is_called_by_its_name_or_else_its_folder(name: str, title: str) -> None:
-    other: Any = SimpleNamespace(run={"name": name}, root="s3://bucket/folder")
-    unused: Any = None
-    assert Viewer("the run", unused, unused, other).other_title == title
 
 
 def test_an_image_that_the_run_does_not_have_is_not_found(client: TestClient) -> None:

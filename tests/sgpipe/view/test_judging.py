@@ -208,12 +208,6 @@ def test_what_is_no_answer_is_refused_and_not_written(client, tmp_path, values, 
     assert not lines(tmp_path)
 
 
-@pytest.mark.parametrize("body", ["", "[]", "{", '{"id": NaN}', '"x"'])
-def test_bodies_that_are_no_json_objects_are_refused(client, body):
-    response = client.post("/api/judgements", content=body, headers={"content-type": "application/json"})
-    assert response.status_code == 400
-
-
 def test_a_full_disk_is_told_and_the_answer_can_be_sent_again(client, tmp_path, monkeypatch):
     def fail(number: int, descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
@@ -261,13 +255,6 @@ def test_a_plan_asks_until_all_is_answered_and_says_how_precise_it_is(client, tm
     assert found["precision"]["low"] < found["precision"]["value"] < found["precision"]["high"]
     assert client.get("/judge/p", follow_redirects=False).headers["location"] == "/judge#p"
     assert client.get("/api/plans/none").status_code == client.get("/judge/none").status_code == 404
-
-
-def test_what_a_plan_did_not_ask_about_is_no_answer_to_it(client):
-    plan(client, id="p", kind="search", search="predicate=near", count=5)
-    stored = send(client, "1", plan="p", judgement="right")
-    assert (stored["plan"], stored["stratum"]) == (None, None)
-    assert client.get("/api/plans/p").json()["precision"]["judged"] == 0
 
 
 def test_a_plan_of_a_search_samples_its_hits(client, tmp_path):
@@ -349,3 +336,16 @@ def test_people_who_agree(client):
     said = "Two or more people judged 2 relations; Krippendorff's alpha is 1.00."
     assert html.unescape(client.get("/judge").text).count(said) == 2
     assert client.get("/api/plans/p").json()["alpha"] == said
+
+
+@pytest.mark.parametrize("body", ["", "[]", "{", '{"id": NaN}', '"x"'])
+def test_bodies_that_are_no_json_objects_are_refused(client, body):
+    response = client.post("/api/judgements", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+
+
+def test_what_a_plan_did_not_ask_about_is_no_answer_to_it(client):
+    plan(client, id="p", kind="search", search="predicate=near", count=5)
+    stored = send(client, "1", plan="p", judgement="right")
+    assert (stored["plan"], stored["stratum"]) == (None, None)
+    assert client.get("/api/plans/p").json()["precision"]["judged"] == 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sgpipe.recipe import PairConfig
-from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, RelationOrigin, Triplet
+from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.stages.pair import PairStage
 from sgpipe.view.provenance import PairSettings, Provenance, how_matched
 
@@ -53,15 +53,6 @@ def test_with_candidates_of_the_whole_image_a_pair_may_carry_what_is_said_of_oth
     assert provenance.stating(own) == ([0], [])
     assert provenance.stating(other) == ([], [0])
     assert "pair.candidates: image" in provenance.explain(other)
-
-
-def test_what_a_model_states_of_marks_is_told_from_what_captions_state() -> None:
-    for candidates, words in (("marks", "model states"), ("captions+marks", "1 of 2 captions")):
-        record = paired([MAN])
-        record.pairs[0].predicates.append("near")
-        provenance = Provenance(record, header(candidates=candidates, match="head"))
-        assert words in provenance.explain(Relation(0, 1, "riding", 0.9))
-        assert "model states" in provenance.explain(Relation(0, 1, "near", 0.9))
 
 
 @pytest.mark.parametrize(
@@ -119,18 +110,6 @@ def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:
         assert PairSettings.of(broken) == PairSettings()
 
 
-@pytest.mark.parametrize(("origin", "said"), [("person", "by a person"), ("annotated", "It is annotated")])
-@pytest.mark.parametrize("imported", [None, "vg"])
-def test_what_has_no_confidence_in_a_corrected_run_is_a_persons_or_an_annotation(
-    imported: str | None, origin: RelationOrigin, said: str
-) -> None:
-    made = {"import": imported} if imported else header(candidates="captions")["identity"]
-    provenance = Provenance(paired([MAN]), {"origin": [made], "identity": {"corrected": "x"}})
-    assert said in provenance.explain(Relation(0, 1, "riding", None, origin))
-    assert provenance.settings.threshold is None  # people may have removed relations
-    assert provenance.explain(Relation(0, 1, "riding", 0.5)) == "1 of 2 captions states it of these two classes."
-
-
 @pytest.mark.parametrize(
     ("phrase", "head", "category", "match"),
     [
@@ -150,17 +129,3 @@ def test_what_has_no_confidence_in_a_corrected_run_is_a_persons_or_an_annotation
 )
 def test_how_a_noun_met_a_class(phrase: str, head: str, category: str | None, match: str) -> None:
     assert how_matched(phrase, head, category) == match
-
-
-def test_an_object_that_is_missing_has_provenance() -> None:
-    """V-COCO annotates "smile" without an object."""
-    boxes = [BOXES[0], Box(NO_OBJECT, 0, (0, 0, 0, 0))]
-    record = Record("0", "vcoco", "val", "0.jpg", 20, 20, boxes, relations=[Relation(0, 1, "smile")])
-    assert "annotated" in Provenance(record, header(imported="vcoco")).explain(record.relations[0])
-
-
-def test_the_predicates_of_the_run_that_was_extended_are_a_reason() -> None:
-    record = paired([])
-    record.pairs = [Pair(0, 1, ["leading"])]
-    made = {"identity": {"pair": {"candidates": "captions", "match": "head", "known": 20}}}
-    assert "often has it" in Provenance(record, made).explain(Relation(0, 1, "leading", 0.6, "tagger"))

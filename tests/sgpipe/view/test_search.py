@@ -172,15 +172,6 @@ def test_facets_count_the_hits(index: Index, records: list[Record], name: str) -
         assert found.histogram[19] == sum(row.relation.confidence == 1.0 for row in expected)
 
 
-def test_a_facet_counts_without_its_own_filter(index: Index, records: list[Record]) -> None:
-    found = facets(index, filters(index, ("predicate", "on"), ("subject", "dog")), limit=2)
-    expected = Counter(row.triplet[1] for row in rows(records, lambda row: row.triplet[0] == "dog"))
-    assert {value.value: value.count for value in found.values["predicate"]}.items() <= expected.items()
-    assert {value.value for value in found.values["predicate"] if value.chosen} == {"on"}
-    assert [value.params for value in found.values["predicate"] if value.chosen] == [(("predicate", "on"),)]
-    assert found.total == expected["on"]
-
-
 def test_orders(index: Index, records: list[Record]) -> None:
     times = Counter(row.triplet for row in rows(records))
     hits = {order: all_hits(index, filters(index, ("order", order))) for order in ORDERS}
@@ -272,15 +263,6 @@ def test_queues_are_the_health_checks_of_the_audit(index: Index, root: Path, rec
         assert facets(index, filters(index, ("queue", queue.key))).total == queue.count
 
 
-def test_a_queue_of_images_can_be_narrowed_to_relations(index: Index) -> None:
-    [small] = [queue for queue in queues(index) if queue.key == "tiny_boxes"]
-    assert small.of == "images"
-    images = {(hit.split, hit.image_id) for hit in all_hits(index, filters(index, ("queue", "tiny_boxes")))}
-    hits = all_hits(index, filters(index, ("queue", "tiny_boxes"), ("predicate", "on")))
-    assert hits
-    assert {(hit.split, hit.image_id) for hit in hits} <= images
-
-
 def test_judgements_can_be_searched(index: Index) -> None:
     hits = list({key(hit): hit for hit in all_hits(index, filters(index))}.values())
     states = ["right", "wrong", "conflict", "right"]
@@ -327,3 +309,12 @@ def test_hostile_values_find_nothing(index: Index) -> None:
         assert search(index, filters(index, ("predicate", value), ("dataset", value))).hits == []
     assert search(index, filters(index, ("q", '"%" * * *'))).hits != []  # "100%"
     assert search(index, filters(index, ("q", '"\'; drop"'))).hits == []
+
+
+def test_a_facet_counts_without_its_own_filter(index: Index, records: list[Record]) -> None:
+    found = facets(index, filters(index, ("predicate", "on"), ("subject", "dog")), limit=2)
+    expected = Counter(row.triplet[1] for row in rows(records, lambda row: row.triplet[0] == "dog"))
+    assert {value.value: value.count for value in found.values["predicate"]}.items() <= expected.items()
+    assert {value.value for value in found.values["predicate"] if value.chosen} == {"on"}
+    assert [value.params for value in found.values["predicate"] if value.chosen] == [(("predicate", "on"),)]
+    assert found.total == expected["on"]

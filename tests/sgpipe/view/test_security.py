@@ -77,13 +77,6 @@ def test_the_token_moves_from_the_address_into_a_cookie() -> None:
     assert browser.get("/").status_code == 200
 
 
-def test_a_program_sends_the_token_as_a_header() -> None:
-    program = client(Access(token="secret"))
-    assert program.post("/api/x", headers={**JSON, "authorization": "Bearer secret"}).status_code == 200
-    assert program.post("/api/x", headers={**JSON, "authorization": "Bearer wrong"}).status_code == 401
-    assert program.post("/api/x", headers={**JSON, "authorization": "Basic secret"}).status_code == 401
-
-
 def test_the_token_leads_to_no_other_server() -> None:
     moved = client(Access(token="secret")).get(
         "http://localhost:8765//evil.example/?token=secret", follow_redirects=False
@@ -103,3 +96,10 @@ def test_a_large_body_is_refused() -> None:
     assert client().post("/api/x", headers=JSON, content=b"x" * 100).status_code == 200
     assert client().post("/api/x", headers=JSON, content=b"x" * 101).status_code == 413
     assert client().post("/api/x", headers=JSON, content=iter([b"x" * 60, b"x" * 60])).status_code == 413
+
+
+def test_a_program_sends_the_token_as_a_header() -> None:
+    program = client(Access(token="secret"))
+    assert program.post("/api/x", headers={**JSON, "authorization": "Bearer secret"}).status_code == 200
+    assert program.post("/api/x", headers={**JSON, "authorization": "Bearer wrong"}).status_code == 401
+    assert program.post("/api/x", headers={**JSON, "authorization": "Basic secret"}).status_code == 401

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.view.app import Address, listen, server_of
+from sgpipe.view.app import listen, server_of
 from tests.sgpipe.training.data.runs import make_run
 from tests.sgpipe.view.gallery_run import open_client, record
 
@@ -34,14 +34,6 @@ def test_a_host_that_is_not_of_this_machine_is_refused() -> None:
         with pytest.raises(UserError, match=f"^--host {host} ") as refused:
             listen(host, 0)
         assert "\n" not in str(refused.value)
-
-
-def test_the_address_that_is_printed_works_in_a_browser() -> None:
-    with socket.socket() as unused:
-        assert Address(unused, "::1", 80).url("secret") == "http://[::1]:80/?token=secret"
-    everywhere = listen("0.0.0.0", 0)
-    everywhere.socket.close()
-    assert everywhere.host == socket.gethostname()
 
 
 LARGE = 40_000_000  # bytes of an image, more than the system's buffers

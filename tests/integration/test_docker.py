@@ -17,8 +17,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from docker.try_run_lines import FILES
 from sgpipe.cli.main import app
 
-DOCKER = Path(__file__).parents[3] / "docker"
-FOLDER = Path(sys.executable).parent
+DOCKER = Path(__file__).parents[2] / "docker"
 
 
 def commands(text: str) -> list[list[str]]:
@@ -30,7 +29,7 @@ def commands(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_linter_finds_nothing(name):
-    linter = shutil.which("hadolint", path=str(FOLDER))
+    linter = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if linter is None:
         pytest.skip("hadolint is not installed")
     found = subprocess.run([linter, "-c", DOCKER / ".hadolint.yaml", DOCKER / name], capture_output=True, text=True)
