@@ -235,8 +235,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-_SAME_SIZE = (2, 3, 4)  # EXIF orientations that turn an image but keep its width and height
-_SIDEWAYS = (5, 6, 7, 8)  # those that swap width and height
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def read_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
@@ -250,24 +249,6 @@ def read_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
 def read_upright_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
     """Return width and height as displayed, turned as EXIF says. Raises ImageError: as `read_size`."""
     return _of_header(image_root(root), file_name, upright_size)
-
-
-def has_two_frames(root: ImagePlace | None, file_name: str, content: bytes | None = None) -> bool:
-    """Return whether the image of this size as displayed is another one than as stored: upside down, mirrored, square.
-
-    `root`: where the file is, unless its `content` is given. Raises ImageError: as `read_size`, or neither is given.
-    """
-
-    def read(image: Image.Image) -> bool:
-        turn = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return turn in _SAME_SIZE or (turn in _SIDEWAYS and image.width == image.height)
-
-    if content is not None:
-        with open_header(BytesIO(content), file_name) as image:
-            return read(image)
-    if not root:
-        raise ImageError(f"the image is neither in the shard nor in a known folder: {file_name}")
-    return _of_header(image_root(root), file_name, read)
 
 
 def is_image(root: ImagePlace, file_name: str) -> bool:

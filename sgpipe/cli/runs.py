@@ -298,7 +298,7 @@ def merge(
     elif not found["shared"]:
         cli.say("NOTE: no image is in two runs, so they are only put together; --match says how images are compared")
     for what, noun, note in (
-        ("different", "name", "of several images, whose sizes, files or frames (EXIF) differ; all are kept"),
+        ("different", "name", "of several images, whose sizes or files differ; all are kept"),
         ("replaced", "error row", "left out, as another run has the image"),
         ("unread", "image file", "cannot be read, and could not be compared"),
     ):

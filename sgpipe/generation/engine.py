@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
-from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,7 +22,7 @@ from sgpipe.storage.manifest import Manifest, ShardEntry, WriterClaim
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import read_file, revision_of, shard_name, write_shard
 from sgpipe.storage.source_index import read_records
-from sgpipe.utils.console import Progress, duration
+from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import usable_gpus
 
 _UNITS_PER_ACTOR = 4
@@ -107,25 +105,18 @@ def plan_units(
     lost = folder.lost(manifest)
     for shard in lost:
         say(f"{shard.file} is missing or damaged; regenerating it")
-    units += [_again(shard) for shard in lost]
-    if retry_failed:
-        taken = {shard.file for shard in lost}
-        units += [
-            _again(shard, errors_only=True)
-            for shard in manifest.shards
-            if shard.counts.get("errors") and shard.start < rows.get(shard.split, 0) and shard.file not in taken
-        ]
-    return units
+    failed = [shard for shard in manifest.shards if shard.counts.get("errors") and shard not in lost]
+    asked = [shard for shard in failed if retry_failed and shard.start < rows.get(shard.split, 0)]
+    return units + [_again(shard) for shard in lost] + [_again(shard, errors_only=True) for shard in asked]
 
 
 def cut_units(units: Sequence[WorkUnit], max_rows: int, actors: int) -> list[WorkUnit]:
     """Cut ranges into units of at most `max_rows` rows, small enough that all actors have work to the end."""
-    new = [unit for unit in units if unit.replaces is None]
+    new, again = ([unit for unit in units if (unit.replaces is None) == is_new] for is_new in (True, False))
     rows = sum(unit.rows for unit in new)
     size = max(1, min(max_rows, -(-rows // (_UNITS_PER_ACTOR * actors))))
-    return [unit for unit in units if unit.replaces is not None] + [
-        WorkUnit(unit.split, at, min(at + size, unit.stop)) for unit in new for at in range(unit.start, unit.stop, size)
-    ]
+    starts = ((unit, at) for unit in new for at in range(unit.start, unit.stop, size))
+    return again + [WorkUnit(unit.split, at, min(at + size, unit.stop)) for unit, at in starts]
 
 
 def _again(shard: ShardEntry, errors_only: bool = False) -> WorkUnit:
@@ -146,7 +137,6 @@ class StageBuilder:
         build: `build_stages`.
         classes: the id of every class that a box can have; None: those of the detector.
         names: the stages that run. reused: those that do not.
-        cache_folder: for answers of served models.
     """
 
     build: Callable[[Recipe, Mapping[str, ImageRoot], Mapping[str, int]], Sequence[Stage]]
@@ -182,11 +172,7 @@ class StageBuilder:
 
 
 class Engine(Protocol):
-    """Runs units through the stages.
-
-    Attributes:
-        workers: how many processes run these stages, known after `start`.
-    """
+    """Runs units through the stages; `workers`: how many processes run these stages, known after `start`."""
 
     workers: Mapping[tuple[str, ...], int]
 
@@ -211,8 +197,7 @@ class Engine(Protocol):
 def runs_locally(recipe: Recipe, stages: StageBuilder, images: float) -> bool:
     """Return whether the local engine runs the stages, without Ray.
 
-    By default it does, unless there is something to spread stages over: a cluster, or, for many images, GPUs of this
-    machine or unequal shares of its CPUs.
+    By default it does, unless there is a cluster or, for many images, GPUs or unequal shares of CPUs of this machine.
     """
     engine = recipe.engine
     if engine.kind != "auto":
@@ -231,11 +216,9 @@ def usable_cpus() -> int:
 
 
 def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[str]:
-    """Return the stages that share the GPUs of this machine: those whose models can, unless a stage asks for GPUs
-    itself.
+    """Return the stages that share the GPUs of this machine: those whose models can, unless a stage asks for GPUs.
 
-    Args:
-        before: the identity of the run that is resumed, or of its parent: if it began on CPUs, no stage shares GPUs.
+    `before`: the identity of the run that is resumed, or of its parent: if it began on CPUs, no stage shares GPUs.
     """
     models = {name: getattr(recipe, name) for name in models_of(recipe)}
     able = {name for name, each in models.items() if each.resources.gpus is None and each.device in ("auto", "cuda")}
@@ -247,14 +230,10 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
 
 
 def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None, cpus: int | None = None) -> Recipe:
-    """Return the recipe with the GPUs of this machine shared by some of its stages: as many actors of each pool as
-    GPUs.
+    """Return the recipe with the GPUs of this machine shared by `stages`: as many actors of each pool as GPUs.
 
     Actors also get threads that open images. These do not count as CPUs: they wait for the GPU most of the time.
-
-    Args:
-        stages: those that share them (`stages_sharing_gpus`), as far as they run.
-        gpus, cpus: of this machine; None: as many as there are.
+    `gpus`, `cpus`: of this machine; None: as many as there are.
     """
     gpus, cpus = gpus or usable_gpus(), cpus or recipe.engine.cpus or os.cpu_count() or 1
     pools = sum(shares for shares, _ in groupby(STAGES, lambda name: name in stages))
@@ -270,68 +249,3 @@ def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None,
         kept = {key: value for key, value in given.items() if key == "gpus" or getattr(resources, key) == _UNSET[key]}
         changed[name] = getattr(recipe, name).model_copy(update={"resources": resources.model_copy(update=kept)})
     return recipe.model_copy(update=changed)
-
-
-class Estimate:
-    """The time that labelling takes, estimated when each worker has finished two units: models are loaded after one."""
-
-    def __init__(self, rows: int, workers: int) -> None:
-        self.left, self.workers, self.shards, self.measured = rows, workers, 0, 0
-        self.began = self.steady = time.monotonic()
-        self.seconds: float | None = None
-
-    def add(self, shard: ShardEntry) -> str | None:
-        """Add a shard; returns the estimate when it is made, unless nothing is left."""
-        now = time.monotonic()
-        self.shards, self.left = self.shards + 1, self.left - shard.rows
-        if self.shards <= self.workers:
-            self.steady = now
-            return None
-        self.measured += shard.rows
-        if self.shards != 2 * self.workers or self.left <= 0:
-            return None
-        self.seconds = now - self.began + self.left * (now - self.steady) / self.measured
-        return f"estimate: {duration(self.seconds)} in all"
-
-    def __str__(self) -> str:
-        return f"estimated {duration(self.seconds or 0)}, took {duration(time.monotonic() - self.began)}"
-
-
-class Utilization:
-    """The share of time in which the workers of each stage compute, and their GPU memory, from what each shard took.
-
-    Time counts from the start of the first unit, which leaves out loading models. A worker is idle
-    while it reads or writes, waits for another stage, or has no unit left.
-    """
-
-    def __init__(self, workers: Mapping[tuple[str, ...], int]) -> None:
-        self.workers = workers
-        self.seconds: Counter[str] = Counter()
-        self.memory: dict[str, int] = {}
-        self.began, self.ended = math.inf, -math.inf
-        self._told: set[str] = set()
-
-    def add(self, written: float, shard: ShardEntry) -> list[str]:
-        """Add a shard, and when it was written, in seconds since the epoch; returns what is new about its GPUs."""
-        self.began = min(self.began, written - sum(shard.seconds.values()))
-        self.ended = max(self.ended, written)
-        self.seconds.update(shard.seconds)
-        notes: list[str] = []
-        for stage, use in shard.gpus.items():
-            self.memory[stage] = max(self.memory.get(stage, 0), use["memory"])
-            attention = f", deformable attention by {use['attention']}" if "attention" in use else ""
-            notes.append(f"{stage} computes on {use['gpu']}{attention}")
-            if "compile_error" in use:
-                notes.append(f"NOTE: {stage} continues without torch.compile: {use['compile_error']}")
-        new = [note for note in notes if note not in self._told]
-        self._told.update(new)
-        return new
-
-    def __str__(self) -> str:
-        elapsed = max(self.ended - self.began, 1e-9)
-        shares = []
-        for names, number in self.workers.items():
-            computed = sum(self.seconds[name] for name in names)
-            shares.append(f"{' + '.join(names)} {computed / (number * elapsed):.0%}")
-        memory = ", ".join(f"{name} {peak / 1e9:.1f} GB" for name, peak in self.memory.items())
-        return f"utilization: {', '.join(shares)}" + (f"; peak GPU memory: {memory}" if memory else "")

@@ -1,8 +1,8 @@
 """The local engine: worker processes on this machine, without Ray.
 
 The driver plans and commits, and imports no model code. A worker builds the stages, then reads, labels and writes one
-unit after the other, and ends when the driver does. The stages of a unit whose worker has crashed run in a process of
-their own (`IsolatedRunner`), which finds the image responsible.
+unit after the other, and ends when the driver does. A unit whose worker has crashed is processed by `IsolatedRunner`,
+which finds the image responsible.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ class LocalEngine:
         for process in self._processes:
             process.send(work)
         while left or any(process.job for process in self._processes):
-            while len(self._processes) < min(target, len(left) + sum(bool(each.job) for each in self._processes)):
+            jobs = sum(bool(process.job) for process in self._processes)
+            while len(self._processes) < min(target, len(left) + jobs):
                 self._add().send(work)
             for process in self._processes:
                 if process.job is None and left:
@@ -158,11 +159,8 @@ class LocalEngine:
 
 def _without_hidden_gpus(recipe: Recipe) -> Recipe:
     """Return the recipe in which stages that have asked for no GPU compute on the CPU: a worker runs all stages."""
-    stages = {name: getattr(recipe, name) for name in _MODELS}
-    on_cpu = {
-        name: each.model_copy(update={"device": "cpu"}) for name, each in stages.items() if not each.resources.gpus
-    }
-    return recipe.model_copy(update=on_cpu)
+    models = {name: getattr(recipe, name) for name in _MODELS if not getattr(recipe, name).resources.gpus}
+    return recipe.model_copy(update={name: each.model_copy(update={"device": "cpu"}) for name, each in models.items()})
 
 
 def serve(pipe: int, lifeline: int) -> None:

@@ -1,9 +1,8 @@
 """`sgpipe merge`: several runs as one, in which the rows of an image are united.
 
-A row keeps in `sources` the rows of single runs that it was made from, and these are what a merged run gives when it is
-merged again. So the result depends only on which runs went into it: not on their order, on how often one is named, or
-on what was merged first. DuckDB finds the rows of each image and sorts them on disk; beside them is a file with the
-images of the shards.
+A row keeps in `sources` the rows of single runs that it was made from, which a merged run gives when it is merged
+again. So the result depends only on which runs went into it. DuckDB finds the rows of each image and sorts them on
+disk; beside them is a file with the images of the shards.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import pyarrow as pa
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, image_root
 from sgpipe.files.locations import Location
-from sgpipe.images import UPRIGHT_DATASETS, ImageError, has_two_frames, read_bytes
+from sgpipe.images import read_bytes
 from sgpipe.records import SCHEMA, Attribute, Box, BoxOrigin, Record, Relation, RelationOrigin, from_table, to_table
 from sgpipe.sources.import_run import ROWS_PER_SHARD
 from sgpipe.sources.run import open_parent
@@ -56,7 +55,7 @@ Item = TypeVar("Item")
 
 MERGED = "merged."  # prefix of these counts of a shard:
 UNITED = ("united_objects", "united_relations", "contradictory_classes", "contradictory_relations")
-_MEMORY, _HELD_BYTES, _FILES_AT_ONCE, _IMAGES_AT_ONCE = "300MB", 32 << 20, 4096, 64
+_MEMORY, _HELD_BYTES, _FILES_AT_ONCE = "300MB", 32 << 20, 4096
 _PLACE = pa.schema([("start", pa.int64()), ("size", pa.int64()), ("content", pa.string())])  # of an image; its hash
 _FILE_START = 64 << 10  # bytes of a file that tell it from another of the same name
 _PIXEL = 1.0  # boxes of which no edge differs by more are the same, however small they are
@@ -64,22 +63,13 @@ _STRONGEST = {name: rank for kind in (BoxOrigin, RelationOrigin) for rank, name 
 _CLAIMS = {text: claim for claim, texts in AXES.items() for text in texts}  # the axis and the side of a predicate
 
 # `names`: what identifies the rows. `files`: what tells files apart, read where it matters.
-_NAMES = f"""
+_NAMES = """
     create table names as
     select n.*, coalesce(root, '') as root from (
-        select rowid as leaf, run, split, image_id, file_name, width, height, status <> 'ok' as failed,
-            dataset in {UPRIGHT_DATASETS} as upright, content
+        select rowid as leaf, run, split, image_id, file_name, width, height, status <> 'ok' as failed, content
         from leaves qualify row_number() over (partition by run, split, image_id, file_name) = 1) n
     left join roots using (run, split);
-    create table files (root varchar, file_name varchar, digest varchar);
-    create table turned (leaf bigint)
-"""
-# Rows of displayed images of which others are as stored: where EXIF turns the image, their boxes do not compare.
-_DISPLAYED = """
-    with keyed as (select *, {key} as key from names left join files using (root, file_name) where not failed),
-    compared as (select *, bool_and(upright) over (partition by key) as alike from keyed)
-    select leaf, compared.root, compared.file_name, start, size from compared
-    join leaves on leaves.rowid = leaf where upright and not alike
+    create table files (root varchar, file_name varchar, digest varchar)
 """
 _WANTED = {
     "file": "file_name in (select file_name from names group by all having count(distinct root) > 1)",
@@ -87,18 +77,17 @@ _WANTED = {
     "hash": "content is null",
 }
 _KEYS = {"file": "file_name", "id": "image_id", "hash": "coalesce(content, digest, concat(run, split, image_id))"}
-# Rows of one key are of one image, unless sizes, files or frames differ. Where a run has a key twice, split and id
-# count, too. Error rows come last. The run with the most rows comes first, and names the image and its split; images
-# that this would give the same split and id, or one split in two places, go to further splits.
+# Rows of one key are of one image, unless sizes or files differ. Where a run has a key twice, split and id count, too.
+# Error rows come last. The run with the most rows comes first, and names the image and its split; images that this
+# would give the same split and id, or one split in two places, go to further splits.
 _PLAN = f"""
     create table members as
-    with keyed as (select *, {{key}} as key, count(*) over (partition by run, {{key}}) > 1 as twice,
-            leaf in (from turned) as turned
+    with keyed as (select *, {{key}} as key, count(*) over (partition by run, {{key}}) > 1 as twice
         from names left join files using (root, file_name)),
     told as (select * replace (
         if(bool_or(twice) over (partition by key), concat_ws(chr(10), key, split, image_id), key) as key) from keyed),
-    known as (select *, [width::varchar, height::varchar, turned::varchar,
-        coalesce(digest, max(digest) over (partition by key))] as look from told),
+    known as (select *, [width::varchar, height::varchar, coalesce(digest, max(digest) over (partition by key))] as look
+        from told),
     looked as (select * replace (if(failed, min(look) filter (where not failed) over (partition by key), look) as look)
         from known),
     numbered as (select *, dense_rank() over (order by key, look) as number from looked)
@@ -146,8 +135,7 @@ def merge_runs(
     `different` images, of error rows that were `replaced` by the row of another run, and of `unread` files.
 
     Args:
-        match: what rows of one image have in common. Images of one name but of other sizes or, in other places, other
-            files, or whose boxes refer to other frames (EXIF), are different ones.
+        match: what rows of one image have in common. Images of one name but of other sizes or files are different ones.
         least: IoU from which boxes of one class are one object.
         images: where the images of all runs are, if they have moved.
 
@@ -174,7 +162,7 @@ def merge_runs(
                 configure(database, scratch / "spill", _MEMORY, ordered=True)
                 progress.say("reading the runs")
                 _read(database, inputs, header["runs"], kept, hashed=match == "hash")
-                _plan(database, match, kept)
+                _plan(database, match)
                 [matched] = database.sql(_COUNTED).to_arrow_table().to_pylist()
                 units, manifest.run["images"] = _units(database)
                 manifest.rewrite()
@@ -291,7 +279,7 @@ def _image(images: BinaryIO, start: int | None, size: int) -> bytes | None:
     return images.read(size)
 
 
-def _plan(database: duckdb.DuckDBPyConnection, match: Match, images: BinaryIO) -> None:
+def _plan(database: duckdb.DuckDBPyConnection, match: Match) -> None:
     """Find out which rows are of one image, and where each image goes."""
     database.execute(_NAMES)
     wanted = f"select distinct root, file_name from names where not failed and root <> '' and {_WANTED[match]}"
@@ -300,14 +288,6 @@ def _plan(database: duckdb.DuckDBPyConnection, match: Match, images: BinaryIO) -
         digests = [_digest(each["root"], each["file_name"], most) for each in batch.to_pylist()]
         database.register("digests", batch.append_column("digest", pa.array(digests, pa.string())))
         database.execute("insert into files from digests")
-    turned = [
-        each["leaf"]
-        for batch in database.sql(_DISPLAYED.format(key=_KEYS[match])).to_arrow_reader(_IMAGES_AT_ONCE)
-        for each in batch.to_pylist()
-        if _is_turned(each["root"], each["file_name"], _image(images, each["start"], each["size"]))
-    ]
-    database.register("found", pa.table({"leaf": pa.array(turned, pa.int64())}))
-    database.execute("insert into turned from found")
     database.execute(_PLAN.format(key=_KEYS[match]))
     database.execute(_SORTED)
 
@@ -320,16 +300,6 @@ def _digest(root: str, file_name: str, most: int) -> str | None:
         return hashlib.sha256(read_bytes(file, most)).hexdigest()
     except (UserError, FileNotFoundError):
         return None
-
-
-def _is_turned(root: str, file_name: str, content: bytes | None) -> bool:
-    """Return whether boxes on the displayed image do not fit the stored one, of the same size; not if it cannot be
-    read.
-    """
-    try:
-        return has_two_frames(root, file_name, content)
-    except (UserError, ImageError, FileNotFoundError):
-        return False
 
 
 def _units(database: duckdb.DuckDBPyConnection) -> tuple[list[ShardEntry], dict[str, str]]:
@@ -379,9 +349,8 @@ def unite(records: Sequence[Record], least: float) -> tuple[Record, Counter[str]
 
     Boxes are one object if each two of them are of different runs, overlap by `least` (IoU), and have the same class or
     synonyms; those that overlap most are united first. An object has the box and class of its strongest member: an
-    annotated box before a detected one, that before a grounded one, then by score and size. A relation that several
-    runs state is there once, as its strongest origin states it, with all origins. All else is united where it is equal.
-    Items are in the order of the records, the first of which names the image.
+    annotated box before a detected one, that before a grounded one, then by score and size. A relation is there once,
+    as its strongest origin states it, with all origins. All else is united where it is equal.
     """
     runs = [run for run, record in enumerate(records) for _ in record.objects]
     boxes = [box for record in records for box in record.objects]

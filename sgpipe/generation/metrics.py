@@ -1,4 +1,4 @@
-"""What a run tells while it works: lines of JSON in a file, and on Ray metrics that Prometheus scrapes.
+"""What a run tells while it works: notes, an estimate, lines of JSON in a file, and on Ray metrics for Prometheus.
 
 The driver knows all of it from the shards that it commits, so the workers do nothing for it.
 """
@@ -6,77 +6,137 @@ The driver knows all of it from the shards that it commits, so the workers do no
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
 
 from sgpipe.errors import os_error_reason
-from sgpipe.generation.engine import Utilization
 from sgpipe.storage.manifest import ShardEntry
-from sgpipe.utils.console import Progress
+from sgpipe.utils.console import Progress, duration
 
 _SECONDS = 60.0  # between two lines
 _COUNTED = {"images": "images labelled", "errors": "error rows", "relations": "relations found"}
 
 
 class RunMetrics:
-    """Totals of one command: a run that is resumed begins at 0. `use`: seconds and peak GPU memory of each stage."""
+    """Totals of one command, in which a run that is resumed begins at 0.
 
-    def __init__(self, run: str, images: int, use: Utilization, *, on_ray: bool) -> None:
-        self.queue, self.use, self._run = images, use, run
-        self._totals, self._began = Counter(dict.fromkeys(_COUNTED, 0)), time.monotonic()
+    `workers`: how many processes run which stages. They are utilized while they compute; a worker is idle while it
+    reads or writes, waits for another stage, or has no unit left.
+    """
+
+    def __init__(self, run: str, images: int, workers: Mapping[tuple[str, ...], int], *, on_ray: bool) -> None:
+        self.queue, self.workers, self._run = images, workers, run
+        self._totals, self._seconds = Counter(dict.fromkeys(_COUNTED, 0)), Counter[str]()
+        self._memory: dict[str, int] = {}
+        self._told: set[str] = set()
+        self._first, self._last = math.inf, -math.inf  # seconds since the epoch, without loading models
+        self._began = self._steady = time.monotonic()
+        self._shards = self._measured = 0
+        self._estimated: float | None = None
         if on_ray:
             from ray.util import metrics
 
-            of = ("run",)
+            of, of_stage = ("run",), ("run", "stage")
             self._counters = {name: metrics.Counter(f"sgpipe_{name}", text, of) for name, text in _COUNTED.items()}
-            self._seconds = metrics.Counter("sgpipe_stage_seconds", "seconds that stages computed", (*of, "stage"))
-            self._memory = metrics.Gauge("sgpipe_gpu_memory_bytes", "peak GPU memory of a process", (*of, "stage"))
-            self._queue = metrics.Gauge("sgpipe_queue_images", "images that wait or are in progress", of)
-        self._on_ray, self._warned = on_ray, False
+            self._computed = metrics.Counter("sgpipe_stage_seconds", "seconds that stages computed", of_stage)
+            self._peaks = metrics.Gauge("sgpipe_gpu_memory_bytes", "peak GPU memory of a process", of_stage)
+            self._waiting = metrics.Gauge("sgpipe_queue_images", "images that wait or are in progress", of)
+        self._on_ray = on_ray
 
-    def add(self, shard: ShardEntry) -> None:
-        """Add a shard that was committed, and that `use` has."""
+    def add(self, shard: ShardEntry, written: float) -> list[str]:
+        """Add a shard that was committed, `written` when (in seconds since the epoch); return what is new to say."""
         counts = {**shard.counts, "images": shard.rows}
         self.queue -= shard.rows
         self._totals.update({name: counts.get(name, 0) for name in _COUNTED})
+        self._first = min(self._first, written - sum(shard.seconds.values()))
+        self._last = max(self._last, written)
+        self._seconds.update(shard.seconds)
+        notes: list[str] = []
+        for stage, use in shard.gpus.items():
+            self._memory[stage] = max(self._memory.get(stage, 0), use["memory"])
+            attention = f", deformable attention by {use['attention']}" if "attention" in use else ""
+            notes.append(f"{stage} computes on {use['gpu']}{attention}")
+            if "compile_error" in use:
+                notes.append(f"NOTE: {stage} continues without torch.compile: {use['compile_error']}")
         if self._on_ray:
-            tags = {"run": self._run}
-            for name, counter in self._counters.items():
-                if counts.get(name):
-                    counter.inc(counts[name], tags)
-            for stage in filter(shard.seconds.get, shard.seconds):
-                self._seconds.inc(shard.seconds[stage], tags | {"stage": stage})
-            for stage in shard.gpus:
-                self._memory.set(self.use.memory[stage], tags | {"stage": stage})
-            self._queue.set(self.queue, tags)
+            self._publish(shard, counts)
+        new = [note for note in (*notes, *self._estimate(shard.rows)) if note not in self._told]
+        self._told.update(new)
+        return new
+
+    def _publish(self, shard: ShardEntry, counts: Mapping[str, int]) -> None:
+        tags = {"run": self._run}
+        for name, counter in self._counters.items():
+            if counts.get(name):
+                counter.inc(counts[name], tags)
+        for stage in filter(shard.seconds.get, shard.seconds):
+            self._computed.inc(shard.seconds[stage], tags | {"stage": stage})
+        for stage in shard.gpus:
+            self._peaks.set(self._memory[stage], tags | {"stage": stage})
+        self._waiting.set(self.queue, tags)
+
+    def _estimate(self, rows: int) -> Iterator[str]:
+        """Estimate the whole time when each worker has finished two units; models are loaded after the first one."""
+        now, workers = time.monotonic(), max(self.workers.values())
+        self._shards += 1
+        if self._shards <= workers:
+            self._steady = now
+            return
+        self._measured += rows
+        if self._shards == 2 * workers and self.queue > 0:
+            self._estimated = now - self._began + self.queue * (now - self._steady) / self._measured
+            yield f"estimate: {duration(self._estimated)} in all"
+
+    def summary(self) -> Iterator[str]:
+        """Yield the utilization of the workers of each stage, peak GPU memory, and how good the estimate was."""
+        elapsed = max(self._last - self._first, 1e-9)
+        shares = []
+        for names, number in self.workers.items():
+            computed = sum(self._seconds[name] for name in names)
+            shares.append(f"{' + '.join(names)} {computed / (number * elapsed):.0%}")
+        memory = ", ".join(f"{name} {peak / 1e9:.1f} GB" for name, peak in self._memory.items())
+        yield f"utilization: {', '.join(shares)}" + (f"; peak GPU memory: {memory}" if memory else "")
+        if self._estimated is not None:
+            yield f"estimated {duration(self._estimated)}, took {duration(time.monotonic() - self._began)}"
 
     @contextmanager
     def written_to(self, file: Path | None, progress: Progress) -> Iterator[None]:
         """Append a line of JSON each minute and at the end. What cannot be written is warned of, once."""
-        ended, state = Event(), "stopped"
+        if file is None:
+            yield
+            return
+        ended, state, warned = Event(), "stopped", False
 
-        def write_now_and_then(file: Path) -> None:
+        def append(state: str) -> None:
+            nonlocal warned
+            try:
+                self._append(file, state)
+            except OSError as error:
+                if not warned:
+                    progress.say(f"NOTE: no metrics in {file} ({os_error_reason(error)}); the run continues")
+                warned = True
+
+        def append_now_and_then() -> None:
             while not ended.wait(_SECONDS):
-                self._append(file, "running", progress)
+                append("running")
 
-        thread = Thread(target=write_now_and_then, args=(file,), daemon=True)
-        if file is not None:
-            thread.start()
+        thread = Thread(target=append_now_and_then, daemon=True)
+        thread.start()
         try:
             yield
             state = "finished"
         finally:
             ended.set()
-            if file is not None:
-                thread.join()
-                self._append(file, state, progress)
+            thread.join()
+            append(state)
 
-    def _append(self, file: Path, state: str, progress: Progress) -> None:
+    def _append(self, file: Path, state: str) -> None:
         elapsed = time.monotonic() - self._began
         values = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -85,14 +145,9 @@ class RunMetrics:
             **self._totals,
             "images_per_second": round(self._totals["images"] / max(elapsed, 1e-9), 3),
             "queue": self.queue,
-            "seconds": {stage: round(seconds, 3) for stage, seconds in self.use.seconds.copy().items()},
-            "gpu_memory": self.use.memory.copy(),
+            "seconds": {stage: round(seconds, 3) for stage, seconds in self._seconds.copy().items()},
+            "gpu_memory": self._memory.copy(),
         }
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(values) + "\n")
-        except OSError as error:
-            if not self._warned:
-                progress.say(f"NOTE: no metrics in {file} ({os_error_reason(error)}); the run continues")
-            self._warned = True
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(values) + "\n")

@@ -26,10 +26,8 @@ from sgpipe.utils.locking import temporary_folder
 
 _FILLS = {"detect": "objects", "caption": "captions", "parse": "triplets", "ground": "objects", "pair": "pairs"}
 _NOUNS = {**_FILLS, "detect": "boxes", "ground": "boxes of words"}
-_LIMITED = {  # what stages leave out
-    **{"detect": ["boxes"], "caption": ["regions"], "ground": ["words", "grounded"]},
-    "pair": ["pairs", "marks", "answers"],
-}
+_LEFT_OUT = {"detect": ["boxes"], "caption": ["regions"], "ground": ["words", "grounded"]}
+_LEFT_OUT["pair"] = ["pairs", "marks", "answers"]
 _EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error", "left_out")
 _FILES = ("detector", "captioner", "model", "synonyms", "prior")  # settings that an identity has the content of
 _MATCHING = ("match", "synonyms", "loose")  # settings of the pair stage that decide whose attributes are whose
@@ -37,17 +35,14 @@ _KINDS = {"parse": "parser", "tag": "method"}
 
 
 def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a run with overrides, for another run that takes over a part of it and is stored elsewhere.
-
-    Raises UserError: as `Parent.open` and `load_recipe`.
-    """
+    """Return the recipe of a run with overrides, stored elsewhere. Raises UserError: see `Parent.open`."""
     return Parent.open(run, {"engine.store": None, "engine.address": None, **overrides}).recipe
 
 
 def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
     """Return the recipe by which a run is extended if the user names none: its own, with its captions if it has any.
 
-    Of an import, it is that of the miniworld. Raises UserError: as `Parent.open` and `load_recipe`.
+    Of an import, it is that of the miniworld.
     """
     manifest = open_parent(run).manifest
     if any(shard.counts.get("captions") for shard in manifest.shards):
@@ -62,10 +57,8 @@ class Parent:
     """The run that another one takes over a part of.
 
     Attributes:
-        name: as messages call it.
         folder: None if it is in a store.
         files: its manifest and all else. storage: its shards.
-        recipe: what made it.
     """
 
     name: str
@@ -105,18 +98,22 @@ class Parent:
         elif source == self.recipe.source:
             images, splits = self.manifest.image_roots.locations, {}
             for name, split in source.splits.items():
-                read: dict[str, Path] = {}  # the files from which the split was read, if they are still there
-                with suppress(OSError, ValueError, KeyError, TypeError):
-                    place = self.files / f".sgpipe/index-{name}.json"
-                    named = json.loads(place.read_bytes() if isinstance(place, Path) else place.read() or b"")["files"]
-                    read = {kind: Path(named[kind][0]) for kind in ("annotations", "captions") if kind in named}
-                    read = {kind: path for kind, path in read.items() if path.is_file()}
+                read = self._files_read(name)
                 paths = {kind: path and read.get(kind, source.path(path)) for kind, path in split if kind != "images"}
                 splits[name] = split.model_copy(update={**paths, "images": images.get(name, source.images(name))})
             changes = {"root": None, "splits": splits}
             if self.folder and (truth := ground_truth_of(self.folder)):
                 changes |= {"ground_truth": truth.relations, "image_data": truth.image_data}
         return recipe.model_copy(update={"source": source.model_copy(update=changes)})
+
+    def _files_read(self, split: str) -> dict[str, Path]:
+        """Return the files from which a split was read that are still there: the recipe may name them otherwise."""
+        place = self.files / f".sgpipe/index-{split}.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            named = json.loads(place.read_bytes() if isinstance(place, Path) else place.read() or b"")["files"]
+            found = {kind: Path(named[kind][0]) for kind in ("annotations", "captions") if kind in named}
+            return {kind: path for kind, path in found.items() if path.is_file()}
+        return {}
 
     def check_rows(self, rows: Mapping[str, int]) -> None:
         """Raises UserError: it is being written, lacks some of the first `rows` of a split, or has lost a shard."""
@@ -141,6 +138,7 @@ class Reuse:
     Attributes:
         recipe: of the run, with all paths resolved. identity: what decides its rows, but for the files of its source.
         reused: the stages that do not run again. changes: the settings that differ, one line each.
+        before: the identity of the parent.
     """
 
     parent: Parent
@@ -148,6 +146,7 @@ class Reuse:
     identity: Mapping[str, Any]
     reused: Sequence[str]
     changes: Sequence[str]
+    before: Mapping[str, Any]
 
     @classmethod
     def plan(cls, run: str, recipe: Recipe, out: Path) -> Reuse:
@@ -164,8 +163,8 @@ class Reuse:
         first = next((stage for stage in changed if changed[stage]), None)
         if first is None:
             raise UserError(f"nothing differs from {run}: change a model or setting, such as tag.tagger (--tagger)")
-        changes, names = [line for lines in changed.values() for line in lines], list(changed)
-        reused = names[: names.index(first)]
+        changes = [line for lines in changed.values() for line in lines]
+        reused = stages[: stages.index(first)]
         matched = [{name: made.get("pair", {}).get(name) for name in _MATCHING} for made in (before, now)]
         described = recipe.parse.attributes and recipe.parse.parser in ("rules", "learned")
         if "pair" not in reused and described and (first != "pair" or matched[0] != matched[1]):
@@ -173,13 +172,7 @@ class Reuse:
         if not reused:
             named = "; ".join(changed[first])
             raise UserError(f"nothing of {run} can be reused, as its first stage differs ({named}); omit --from")
-        return cls(parent, recipe, now, reused, changes)
-
-    @property
-    def before(self) -> Mapping[str, Any]:
-        """The identity of the parent."""
-        identity: Mapping[str, Any] = self.parent.manifest.run["identity"]
-        return identity
+        return cls(parent, recipe, now, reused, changes, before)
 
     @property
     def stages(self) -> list[str]:
@@ -191,14 +184,10 @@ class Reuse:
         return f"{taken} from {self.parent.name}; {listed(self.stages)} to run ({'; '.join(self.changes)})"
 
     def with_source(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the identity of the run, which names its parent.
-
-        Raises UserError: the parent was made from other files.
-        """
-        before = self.before
+        """Return the identity of the run, which names its parent. Raises UserError: that was made from other files."""
         now = {**self.identity, "source": dict(source)}
-        _check_same(self.parent, before, now, ("format", "miniworld", "source"))
-        reused = {stage: before[stage] for stage in self.reused}
+        _check_same(self.parent, self.before, now, ("format", "miniworld", "source"))
+        reused = {stage: self.before[stage] for stage in self.reused}
         return {**now, **reused, "parent": self.parent.manifest.run.get("fingerprint")}
 
     @property
@@ -210,8 +199,7 @@ class Reuse:
 
     def reader(self, reader: UnitReader) -> ParentReader:
         """Return a reader of the same units with the parent's columns."""
-        parent = self.parent
-        shards = tuple(parent.manifest.shards)
+        parent, shards = self.parent, tuple(self.parent.manifest.shards)
         return ParentReader(reader.storage, reader.indexes, parent.name, parent.storage, shards, tuple(self.reused))
 
 
@@ -249,9 +237,9 @@ def _is_same(before: Any, now: Any) -> bool:
 
 @dataclass(frozen=True)
 class ParentReader(UnitReader):
-    """Work unit → its records, from the source index, with the columns that the parent's stages filled.
+    """Work unit → its records, from the source index, with the columns that the parent's `reused` stages filled.
 
-    parent: its name. shards: its shards, in `place`. reused: the stages whose columns are taken over.
+    parent: its name. shards: its shards, in `place`.
     """
 
     parent: str
@@ -265,7 +253,7 @@ class ParentReader(UnitReader):
         Raises UserError: a shard of the parent is damaged, or has other images.
         """
         records, columns = super().read(unit), self._columns
-        limited = {name for stage in self.reused for name in _LIMITED.get(stage, ())}
+        limited = {name for stage in self.reused for name in _LEFT_OUT.get(stage, ())}
         for record, row in zip(records, self._rows(unit), strict=True):
             if record.image_id != row.image_id:
                 images = f"{row.image_id!r} in place of {record.image_id!r}"

@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import binomtest
 
 from sgpipe.errors import UserError
-from sgpipe.generation.engine import UnitReader, UnitWriter, WorkUnit
+from sgpipe.generation.engine import UnitWriter, WorkUnit
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.run import LabellingRun, check_recipe
 from sgpipe.recipe import Recipe
@@ -39,10 +38,9 @@ class Plan:
         images: of the whole. sampled: those that were labelled to know.
         start: seconds until models are loaded. rate: images per second of all workers of this machine.
         stages: seconds per image of each stage. workers: how many processes run which stages.
-        row_bytes: of a row in its shard.
         errors: the number of error rows to expect, with its 95 % interval.
         memory: bytes of the driver and of the largest worker at their peak; None: not known on a cluster.
-        tokens: of requests to endpoints and their answers; 0 without endpoints, or if they do not count them.
+        tokens: of requests to endpoints and their answers, if these count them.
     """
 
     images: int
@@ -102,9 +100,7 @@ class Plan:
 def plan(recipe: Recipe, progress: Progress | None = None, images: int = SAMPLE, patience: float = PATIENCE) -> Plan:
     """Label a seeded sample of the recipe's images, and tell from it what the whole takes. Nothing is kept.
 
-    Args:
-        images: of the sample.
-        patience: seconds of labelling after which fewer images are enough.
+    `patience`: seconds of labelling after which fewer than `images` are enough.
 
     Raises UserError, EngineError: as `generate`; all images of the sample fail.
     """
@@ -123,9 +119,8 @@ def plan(recipe: Recipe, progress: Progress | None = None, images: int = SAMPLE,
             assert run.engine is not None
             workers = run.engine.workers
             sample = _sample(units, min(images, whole), sum(workers.values()), recipe.seed)
-            reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in run.indexes})
             done: list[tuple[float, ShardEntry]] = []
-            with closing(run.engine.run(sample, reader, UnitWriter(folder.storage))) as shards:
+            with closing(run.engine.run(sample, run.reader(), UnitWriter(folder.storage))) as shards:
                 for shard in shards:
                     done.append((time.monotonic(), shard))
                     if time.monotonic() - done[0][0] > patience and len(done) > 3 * sum(workers.values()):
@@ -139,15 +134,9 @@ def plan(recipe: Recipe, progress: Progress | None = None, images: int = SAMPLE,
 def _sample(units: Sequence[WorkUnit], images: int, workers: int, seed: int) -> list[WorkUnit]:
     """Choose images at random, in small units that keep all workers busy."""
     size = max(1, images // (_UNITS_PER_WORKER * workers))
-    ends = list(accumulate(-(-unit.rows // size) for unit in units))
-    chosen = random.Random(seed).sample(range(ends[-1]), min(-(-images // size), ends[-1]))
-    sample = []
-    for number in chosen:
-        unit = next(unit for unit, end in zip(units, ends, strict=True) if number < end)
-        first = ends[units.index(unit)] - -(-unit.rows // size)
-        at = unit.start + (number - first) * size
-        sample.append(WorkUnit(unit.split, at, min(at + size, unit.stop)))
-    return sample
+    starts = [(unit, at) for unit in units for at in range(unit.start, unit.stop, size)]
+    chosen = random.Random(seed).sample(starts, min(-(-images // size), len(starts)))
+    return [WorkUnit(unit.split, at, min(at + size, unit.stop)) for unit, at in chosen]
 
 
 def _measured(
@@ -177,22 +166,11 @@ def _measured(
     sampled = sum(shard.rows for _, shard in done)
     errors = sum(shard.counts.get("errors", 0) for _, shard in done)
     if errors == sampled:
-        raise UserError(
-            f"all {sampled} images of the sample became error rows: `sgpipe generate --limit {sampled}`, then `sgpipe "
-            "stats`, tell why"
-        )
+        why = f"`sgpipe generate --limit {sampled}`, then `sgpipe stats`, tell why"
+        raise UserError(f"all {sampled} images of the sample became error rows: {why}")
     interval = binomtest(errors, sampled).proportion_ci(method="wilson")
-    expected = tuple(round(share * whole) for share in (errors / sampled, interval.low, interval.high))
+    expected = round(errors / sampled * whole), round(interval.low * whole), round(interval.high * whole)
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return Plan(
-        whole,
-        sampled,
-        max(start, 0.0),
-        rate,
-        stages,
-        workers,
-        sum(shard.bytes for _, shard in done) / sampled,
-        expected,  # type: ignore[arg-type]
-        (peaks[0], peaks[1] if local else None),
-    )
+    row_bytes, memory = sum(shard.bytes for _, shard in done) / sampled, (peaks[0], peaks[1] if local else None)
+    return Plan(whole, sampled, max(start, 0.0), rate, stages, workers, row_bytes, expected, memory)

@@ -1,8 +1,8 @@
 """The engine on Ray: stages and work units become one Ray Data graph.
 
 One row of the graph is one work unit and becomes one shard. The actors of the first pool read a unit from the source
-index, those of the last pool write its shard, and only the driver commits shards to the manifest, in the order in which
-they are finished. Ray keeps 100 KB for every block that waits, so the units enter in blocks of many.
+index, those of the last pool write its shard, and only the driver commits shards to the manifest, as they are finished.
+Ray keeps 100 KB for every block that waits, so the units enter in blocks of many.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import logging
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -53,10 +52,8 @@ _WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
 class UnitLimit:
     """Backpressure: admits units as long as fewer than `limit` are between the first stage and the manifest.
 
-    Ray Data limits what waits between stages by bytes: up to half of its object store. Captions are small, so hours of
-    them fit, and a lost driver loses them all, since only whole units are committed. So units are counted.
-
-    A unit that comes again because its worker died is admitted at once: it is already in progress.
+    Ray Data limits what waits between stages by bytes. Captions are small, so hours of them fit, and a lost driver
+    loses them all. A unit that comes again because its worker died is admitted at once: it is already in progress.
     """
 
     def __init__(self, limit: int) -> None:
@@ -77,19 +74,10 @@ class UnitLimit:
             self._changed.notify_all()
 
 
-def start_unit_limit(limit: int) -> ActorHandle:
-    """Return a `UnitLimit` actor on the driver's machine. If it is killed, it restarts with nothing in progress."""
-    actor = ray.remote(UnitLimit).options(
-        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=on_driver_node()
-    )
-    return cast(ActorHandle, actor.remote(limit))
-
-
 class Entrance:
-    """The actor before the first pool: it passes a unit on, by itself, once the limit of units in progress admits it.
+    """The actor before the first pool, on the driver's machine: it passes a unit on once the limit admits it.
 
-    Units are small here and stay with the driver. If workers waited themselves, one that has to redo a lost unit could
-    wait for that very unit to leave.
+    If workers waited themselves, one that has to redo a lost unit could wait for that very unit to leave.
     """
 
     def __init__(self, limit: ActorHandle) -> None:
@@ -188,9 +176,8 @@ def run_units(
     When workers or machines are lost more often than Ray replaces them, the remaining units start again on what is left
     of the cluster, as long as that makes progress; an image that kills its worker becomes an error row.
 
-    Raises:
-        UserError: a stage could not be set up or refused its input.
-        EngineError: the disk is full, a stage failed, or Ray gave up on a unit.
+    Raises UserError: a stage could not be set up or refused its input; EngineError: the disk is full, a stage failed,
+    or Ray gave up on a unit.
     """
     left = {(unit.split, unit.start): unit for unit in units}
     isolated = False
@@ -217,7 +204,10 @@ def _run_once(
     entering = ray.data.from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU
     pools, placed = reserve(plan_pools(stages, len(units)))
     each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
-    limit = start_unit_limit(each * sum(pool.actors for pool in pools))
+    most = each * sum(pool.actors for pool in pools)
+    on_driver = {"num_cpus": 0, "scheduling_strategy": on_driver_node()}  # if killed, it starts with none in progress
+    unit_limit: Any = ray.remote(UnitLimit)
+    limit = unit_limit.options(**on_driver, max_restarts=-1, max_task_retries=-1).remote(most)
     name = f"sgpipe {uuid4().hex} "
     leaving: ray.ObjectRef[Any] | None = None
     try:
@@ -249,11 +239,7 @@ def _watch(name: str, placed: PlacementGroup) -> Iterator[threading.Event]:
     """Kill the actors of a graph, which ends it with an error, when it stands still on a cluster that is too small.
 
     Actors of a lost machine keep their units until they restart elsewhere; without room for them Ray waits forever.
-
-    Args:
-        name: that all actors of the graph have at the start of their own.
-
-    Yields: what to set whenever the graph advances.
+    `name` begins the names of all actors of the graph. Yields what to set whenever the graph advances.
     """
     advanced, ended = threading.Event(), threading.Event()
 
@@ -278,8 +264,7 @@ def _watch(name: str, placed: PlacementGroup) -> Iterator[threading.Event]:
 def kill_actors(name: str) -> None:
     """Kill all actors whose name starts with `name`; they do not restart.
 
-    After an error Ray Data leaves actors alive that wait for a unit which was lost with its machine. They would keep
-    their CPUs, and the actors of the next graph would wait for them forever.
+    After an error Ray Data leaves actors alive that wait for a lost unit. They would keep their CPUs forever.
     """
     for each in list_named_actors():
         if each.startswith(name):
@@ -307,19 +292,16 @@ def _graph(
     limit: ActorHandle,
     isolated: bool,
 ) -> ray.data.Dataset:
-    """Return the units, mapped by the entrance and then by a pool of actors after the other.
-
-    Args:
-        name: that all actors have at the start of their own.
-    """
+    """Return the units, mapped by the entrance and then by a pool of actors after the other, with names of `name`."""
     runner, first, dataset = IsolatedRunner if isolated else StageRunner, 0, entering
-    on_driver: Callable[[], dict[str, Any]] = partial(dict, scheduling_strategy=on_driver_node())
-    steps: list[tuple[Any, tuple[Any, ...], int, Mapping[str, float], Callable[[], dict[str, Any]]]]
-    steps = [(Entrance, (limit,), 1, {}, on_driver)]
+    steps: list[tuple[Any, tuple[Any, ...], int, Mapping[str, float], _Options]]
+    steps = [(Entrance, (limit,), 1, {}, _Options(name, [on_driver_node()]))]
     for i, pool in enumerate(pools):
         ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
         arguments = (runner(pool.stages), *ends, software(), pool.resources.gpus or 0)
-        steps.append((Worker, arguments, pool.actors, pool.needs, _InBundles(placed, first, pool.actors)))
+        bundles = range(first, first + pool.actors)
+        places = [PlacementGroupSchedulingStrategy(placed, placement_group_bundle_index=each) for each in bundles]
+        steps.append((Worker, arguments, pool.actors, pool.needs, _Options(name, places)))
         first += pool.actors
     for worker, arguments, actors, needs, options in steps:
         with warnings.catch_warnings():
@@ -334,28 +316,23 @@ def _graph(
                 num_cpus=needs.get("CPU", 0),
                 num_gpus=needs.get("GPU"),
                 memory=needs.get("memory"),
-                ray_remote_args_fn=partial(_actor_options, name, options),
+                ray_remote_args_fn=options,
             )
     return dataset
 
 
-def _actor_options(name: str, options: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Ray's options for one more actor."""
-    return {"name": name + uuid4().hex, **_WORKER_OPTIONS, **options()}
-
-
-class _InBundles:
+@dataclass
+class _Options:
     """Ray's options for each actor of a pool: its place. If a machine is lost, Ray places its actors elsewhere."""
 
-    def __init__(self, placed: PlacementGroup, first: int, actors: int) -> None:
-        self.placed, self.first, self.actors = placed, first, actors
-        self.started = 0
+    name: str
+    places: Sequence[Any]
+    started: int = 0
 
     def __call__(self) -> dict[str, Any]:
-        bundle = self.first + self.started % self.actors
+        place = self.places[self.started % len(self.places)]
         self.started += 1
-        strategy = PlacementGroupSchedulingStrategy(self.placed, placement_group_bundle_index=bundle)
-        return {"scheduling_strategy": strategy}
+        return {"name": self.name + uuid4().hex, "scheduling_strategy": place, **_WORKER_OPTIONS}
 
 
 def _key(unit: WorkUnit | ShardEntry) -> str:
@@ -411,12 +388,9 @@ class Pool:
 
 
 def plan_pools(stages: Sequence[Stage], units: int, nodes: Sequence[Mapping[str, Any]] | None = None) -> list[Pool]:
-    """Group consecutive stages of equal resources, and size their pools to the cluster.
+    """Group consecutive stages of equal resources, and size their pools to the `nodes` (`ray.nodes()`).
 
     Pools without a fixed number of actors share what the others leave, so that all pools run at once.
-
-    Args:
-        nodes: by default, `ray.nodes()`.
 
     Raises UserError: the actors do not fit.
     """

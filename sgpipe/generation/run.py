@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,9 @@ from sgpipe.files.object_store import StorePath, is_uri
 from sgpipe.files.roots import ObjectRoot
 from sgpipe.generation.engine import (
     Engine,
-    Estimate,
     StageBuilder,
     UnitReader,
     UnitWriter,
-    Utilization,
     WorkUnit,
     plan_units,
     runs_locally,
@@ -57,7 +56,6 @@ from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
 from sgpipe.utils.ray_cluster import prepare_ray
 
 _MOST_LOOKED_FOR, _AT_ONCE = 100_000, 1000  # images of a split
-_CLASSES = ("categories", "category_ids")  # of an index
 
 
 def generate(
@@ -76,9 +74,8 @@ def generate(
         parent: a run, or its object store; what it has up to the first stage with other settings is taken over.
         metrics: a file, to which a line of JSON is appended each minute and at the end.
 
-    Raises:
-        UserError: something is wrong with the recipe, its files or the folder; nothing was lost.
-        EngineError: the work could not be finished; what is committed stays.
+    Raises UserError: something is wrong with the recipe, its files or the folder, and nothing was lost; EngineError:
+    the work could not be finished, and what is committed stays.
     """
     require_loaded(recipe, Recipe, "load_recipe")
     progress, out = progress or Progress(), Path(out)
@@ -101,13 +98,12 @@ def generate(
         if mirror.is_owner:
             run.tidy(units, retry_failed)
             mirror.copy()
-        if units:
-            run.label(units, mirror, metrics)
-        else:
-            progress.say(_nothing_left(folder, run.manifest, run.rows, retry_failed))
-            nothing = RunMetrics(recipe.name, 0, Utilization({}), on_ray=False)
-            with nothing.written_to(metrics and check_output(metrics), progress):
-                pass  # only the last line
+        meter = run.meter(units)
+        with meter.written_to(metrics and check_output(metrics), progress):
+            if units:
+                run.label(units, mirror, meter)
+            else:
+                progress.say(run.nothing_left)
         problems: Counter[str] = Counter()
         for index in run.indexes.values():
             problems.update(index.meta["problems"])
@@ -121,7 +117,6 @@ class LabellingRun:
         recipe: once planned, with its images and models in place.
         before: the identity of the shards in the folder; empty: there are none.
         roots, indexes: the images and annotations of each split. rows: how many of its rows are asked for.
-        engine: once it is started.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, reuse: Reuse | None, progress: Progress) -> None:
@@ -136,20 +131,11 @@ class LabellingRun:
         """Put the source in place, and open the manifest. Raises UserError: the folder contains another run."""
         folder, reuse, progress = self.folder, self.reuse, self.progress
         if (folder.root / MANIFEST).exists() and (there := Manifest.load(folder.root)).shards:
-            self.before, parent = there.run["identity"], there.run.get("parent", {}).get("run")
-            if reuse is None and "parent" in self.before:
-                raise UserError(
-                    f"{folder.root} was started with --from {parent}: pass it again, or choose another --out"
-                )
-            if reuse is not None and "tag" in self.before and "parent" not in self.before:
-                raise UserError(f"{folder.root} was started without --from: omit it, or choose another --out")
-        reused = reuse.reused if reuse else ()
-        names = [name for name in STAGES if name not in reused]
-        recipe = self.recipe
-        if recipe.source.format != "folder" or recipe.detect.detector is None:
-            names = [name for name in names if name != "detect"]
-        if recipe.ground.detector is None:
-            names = [name for name in names if name != "ground"]
+            self.before = there.run["identity"]
+        reused, recipe = reuse.reused if reuse else (), self.recipe
+        detects = recipe.source.format == "folder" and recipe.detect.detector is not None
+        optional = {"detect": detects, "ground": recipe.ground.detector is not None}
+        names = [name for name in STAGES if name not in reused and optional.get(name, True)]
         cache = CacheFolder(folder.private.absolute())
         self._stages = StageBuilder(build_stages, self._with_gpus(), {}, {}, names, reused, cache)
         if not self.before and runs_locally(self._stages.recipe, self._stages, math.inf):
@@ -192,7 +178,7 @@ class LabellingRun:
         if units and self.reuse:
             self.reuse.parent.check_rows(self.rows)
         if not self.reuse and not self.manifest.shards:
-            check_names(self.roots, self.indexes, units)
+            check_names(self.roots, self.indexes, self.rows)
         return units
 
     def start_engine(self, units: Sequence[WorkUnit]) -> list[WorkUnit]:
@@ -201,13 +187,13 @@ class LabellingRun:
         Raises as `Engine.start`; UserError, StoreError: see `fetch_models`.
         """
         recipe, classes = self._with_gpus(), None  # those of the detector
+        metas = [index.meta for _, index in sorted(self.indexes.items())]  # in whatever order the recipe has the splits
         if recipe.source.format != "folder":
-            # Sorted, so that the order of splits in the recipe does not matter: the tagger reads all names together.
-            metas = (index.meta for _, index in sorted(self.indexes.items()))
-            classes = {name: number for meta in metas for name, number in zip(*map(meta.get, _CLASSES), strict=True)}
+            ids = (zip(meta["categories"], meta["category_ids"], strict=True) for meta in metas)
+            classes = dict(chain.from_iterable(ids))
         stages = replace(self._stages, recipe=recipe, roots=self.roots, classes=classes)
         if recipe.source.format == "run":
-            known = [triplet for _, index in sorted(self.indexes.items()) for triplet in index.meta["known"]]
+            known = [triplet for meta in metas for triplet in meta["known"]]
             stages = replace(stages, build=partial(build_stages, known=known))
         skipped = set(STAGES) - set(stages.names)
         if not recipe.engine.address and (missing := missing_models(hub_models(recipe, skipped))):
@@ -230,7 +216,20 @@ class LabellingRun:
         if units or not self.folder.is_described:  # a finished run is not described by a smaller --limit
             self.folder.describe(self.recipe, self.manifest)
 
-    def label(self, units: Sequence[WorkUnit], mirror: ManifestMirror, metrics: Path | None = None) -> None:
+    def meter(self, units: Sequence[WorkUnit]) -> RunMetrics:
+        """Return what measures the units."""
+        on_ray = bool(units) and not isinstance(self.engine, LocalEngine)
+        on_ray = on_ray and "://" not in str(self.recipe.engine.address)
+        workers = self.engine.workers if self.engine else {}
+        return RunMetrics(self.recipe.name, sum(unit.rows for unit in units), workers, on_ray=on_ray)
+
+    def reader(self) -> UnitReader:
+        """Return what reads the units from the source indexes, and from the parent."""
+        names = {split: self.folder.index_name(split) for split in self.indexes}
+        reader = UnitReader(self.folder.storage, names)
+        return self.reuse.reader(reader) if self.reuse else reader
+
+    def label(self, units: Sequence[WorkUnit], mirror: ManifestMirror, meter: RunMetrics) -> None:
         """Run the units, and commit each shard as soon as it is written."""
         assert self.engine is not None
         folder, manifest = self.folder, self.manifest
@@ -238,23 +237,13 @@ class LabellingRun:
             mirror.copy_index(folder.index(split))
         keep_indexes(self.roots, folder)
         described = {shard.split for shard in manifest.shards}
-        reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in self.indexes})
-        utilization, total = Utilization(self.engine.workers), sum(unit.rows for unit in units)
-        estimate = Estimate(total, max(self.engine.workers.values()))
-        on_ray = not isinstance(self.engine, LocalEngine) and "://" not in str(self.recipe.engine.address)
-        measured = RunMetrics(self.recipe.name, total, utilization, on_ray=on_ray)
-        if self.reuse is not None:
-            reader = self.reuse.reader(reader)
         with (
             mirror,
-            measured.written_to(metrics and check_output(metrics), self.progress),
-            self.progress.images(total) as advance,
-            closing(self.engine.run(units, reader, UnitWriter(folder.storage, folder.claim))) as shards,
+            self.progress.images(meter.queue) as advance,
+            closing(self.engine.run(units, self.reader(), UnitWriter(folder.storage, folder.claim))) as shards,
         ):
             for shard in shards:
                 written = time.time() if folder.store else (folder.root / shard.file).stat().st_mtime
-                for note in utilization.add(written, shard):
-                    self.progress.say(note)
                 superseded = manifest.commit(shard)
                 # The copy of the manifest in a store may still list it; `sweep` deletes it there.
                 if superseded is not None and superseded.file != shard.file and not folder.store:
@@ -263,17 +252,22 @@ class LabellingRun:
                     described.add(shard.split)
                     folder.describe(self.recipe, manifest)
                 mirror.copy_soon()
-                measured.add(shard)
                 advance(shard.rows, shard.counts)
-                if said := estimate.add(shard):
-                    self.progress.say(said)
-        self.progress.say(str(utilization))
-        if estimate.seconds is not None:
-            self.progress.say(str(estimate))
+                for note in meter.add(shard, written):
+                    self.progress.say(note)
+        for line in meter.summary():
+            self.progress.say(line)
         if by_rules := RequestCache(folder.private / REQUESTS).count_by_rules():
             fallen = count(by_rules, "caption")
             self.progress.say(f"NOTE: {fallen} fell back to the rule parser: the model's answers were unusable")
         folder.sweep(manifest)
+
+    @property
+    def nothing_left(self) -> str:
+        """What to say of a finished run."""
+        asked, there = sum(self.rows.values()), sum(shard.rows for shard in self.manifest.shards)
+        of_them = f", of which {asked:,} were asked for" if asked < there else ""
+        return f"nothing left to do: {self.folder.location} has {count(there, 'image')}{of_them}"
 
     def close(self) -> None:
         """End the workers."""
@@ -289,8 +283,7 @@ class LabellingRun:
 def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
     """Check everything that a recipe names, before a folder is made for what comes of it.
 
-    Args:
-        stages: those that run; models of others need not be there.
+    `stages`: those that run; models of others need not be there.
 
     Raises UserError: data or a model is missing, or options contradict each other; the message names the option.
     """
@@ -313,10 +306,10 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
             raise UserError("the recipe is for images without annotations (source.format: folder); omit --annotations")
     if recipe.engine.kind == "local" and recipe.engine.address:
         raise UserError("engine.kind=local does not join a Ray cluster: omit engine.address (--ray-address)")
-    for name in (name for name in ("detect", "caption", "ground", "pair", "tag") if name in stages):
+    for name in {"detect", "caption", "ground", "pair", "tag"} & {*stages}:
         stage = getattr(recipe, name)
-        names = (f"{name}.device", f"{name}.resources.gpus")
         shared = usable_gpus() if recipe.engine.address is None and stage.resources.gpus is None else 0
+        names = (f"{name}.device", f"{name}.resources.gpus")
         check_devices(stage.device, stage.resources.gpus or min(shared, 1), ANY_NUMBER, names)
     if source.format == "folder" and recipe.detect.detector is None and recipe.ground.detector is None:
         raise UserError("detect.detector is not set (--detector)")
@@ -327,16 +320,14 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
     without = [name for name, split in named.items() if split.captions is None]
     if without and recipe.needs_captions:
         raise UserError(f"no captions{_of_splits(without)}: set caption.captioner (--captioner) or pass --captions")
+    files = [source.path(path) for path in (source.image_data,) if path is not None]
     for name, split in source.splits.items():
         check_images(source.images(name))
-        for path in (split.annotations, split.captions):
-            if path is not None:
-                content_id(source.path(path))
-    if source.image_data is not None:
-        content_id(source.path(source.image_data))
-    for path in (pair.synonyms, pair.prior, pair.equivalents):
-        if path is not None and ("pair" in stages or "ground" in stages):
-            content_id(path)
+        files += [source.path(path) for path in (split.annotations, split.captions) if path is not None]
+    if "pair" in stages or "ground" in stages:
+        files += [path for path in (pair.synonyms, pair.prior, pair.equivalents) if path is not None]
+    for path in files:
+        content_id(path)
     choose_threshold(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
     if source.ground_truth is not None and isinstance(truth := source.path(source.ground_truth), Path):
         existing_folder(truth)
@@ -351,22 +342,8 @@ def _of_splits(splits: Sequence[str]) -> str:
     return f" for the {'split' if len(splits) == 1 else 'splits'} {', '.join(splits)}"
 
 
-def _nothing_left(folder: RunFolder, manifest: Manifest, rows: Mapping[str, int], retry_failed: bool) -> str:
-    """Return where the finished run is, and how much of it was asked for."""
-    asked, there = sum(rows.values()), sum(shard.rows for shard in manifest.shards)
-    have = "has" if there == 1 else "have"
-    parts = [f"nothing left to do: {count(there, 'image')} in {folder.location} {have} been processed"]
-    if asked < there:
-        parts.append(f"the first {asked:,} were asked for" if asked > 1 else "the first one was asked for")
-    errors = sum(shard.counts.get("errors", 0) for shard in manifest.shards)
-    if retry_failed and not errors:
-        parts.append("none failed")
-    return "; ".join(parts)
-
-
 def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress) -> dict[str, ImageRoot]:
-    """Return the root of each split, as it is now, with the indexes in the run; what was noticed while they were read
-    is said.
+    """Return the root of each split, as it is now; what was noticed while archives were read is said.
 
     A dataset of the hub stays at the commit that it had when the run began.
 
@@ -387,27 +364,21 @@ def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress
     return roots
 
 
-def check_names(roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceIndex], units: Sequence[WorkUnit]) -> None:
-    """Look for the images of the units of a new run, until one of each split is found.
+def check_names(roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceIndex], rows: Mapping[str, int]) -> None:
+    """Look for the images of a new run, until one of each split is found.
 
     Raises UserError: none of them is there, so that every row would be an error; StoreError: see `ImageRoot`.
     """
-    for split in dict.fromkeys(unit.split for unit in units):
-        root, index, of_split = roots[split], indexes[split], [unit for unit in units if unit.split == split]
-        step = -(-sum(unit.rows for unit in of_split) // _MOST_LOOKED_FOR)
-        parts = ((unit, start) for unit in of_split for start in range(unit.start, unit.stop, _AT_ONCE))
-        looked_for = (
-            record for unit, start in parts for record in index.records(start, min(start + _AT_ONCE, unit.stop))[::step]
-        )
-        missing = []
-        for record in looked_for:
-            if root.contains(record.file_name):
-                break
-            missing.append(record.file_name)
-        else:
+    for split, number in rows.items():
+        root, step = roots[split], -(-number // _MOST_LOOKED_FOR)
+        starts = range(0, number, _AT_ONCE)
+        parts = (indexes[split].records(start, min(start + _AT_ONCE, number)) for start in starts)
+        names = (record.file_name for part in parts for record in part[::step])
+        first = next(names, None)
+        if first is not None and not root.contains(first) and not any(map(root.contains, names)):
             raise UserError(
-                f"{root.location} has no image of the split {split}: {count(len(missing), 'image')} looked for, such "
-                f"as {single_line(missing[0])}; check this location, and the names in the annotations"
+                f"{root.location} has no image of the split {split}, such as {single_line(first)}; check this "
+                "location, and the names in the annotations"
             )
 
 

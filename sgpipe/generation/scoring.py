@@ -44,8 +44,7 @@ class ClipScore:
     Attributes:
         score: cosine similarity of the crop of both boxes and "a SUBJECT PREDICATE OBJECT".
         swapped: the same with subject and object swapped; None if that is the same text.
-        rank: 1 plus the number of contrast texts that fit better: the swapped one, and those with other predicates.
-        contrasts: the number of contrast texts.
+        rank: 1 plus the number of `contrasts` that fit better: the swapped text, and those with other predicates.
     """
 
     score: float
@@ -55,11 +54,7 @@ class ClipScore:
 
 
 class RelationRanker:
-    """A CLIP model that scores relations.
-
-    Args:
-        model, weights: see `ClipModel`.
-        predicates: those of the contrast texts.
+    """A CLIP model that scores relations, with the predicates of the contrast texts.
 
     Raises UserError: as `ClipModel`, or a named model has no weights.
     """
@@ -117,11 +112,9 @@ Scorer = Callable[[Record, Image.Image], Sequence[Score | None]]
 
 @dataclass(frozen=True)
 class ScoreColumn(Generic[Score]):
-    """A column that scoring adds: a list with an entry for each relation.
+    """A column that scoring adds: a list with an entry for each relation, as `stored` makes it of a score.
 
-    Attributes:
-        entry: the type of an entry. stored: an entry as Arrow takes it.
-        what: what it is, for messages and the README of the copy.
+    `what`: what it is, for messages and the README of the copy.
     """
 
     name: str
@@ -150,16 +143,14 @@ def score_run(
     """Copy the shards of a run to `out` with scores; an earlier call that stopped is resumed.
 
     Args:
-        column: what is added; columns of other scores stay.
         make_scorer: called once, if there is anything to score.
         identity: everything that decides the scores; a folder with another identity is refused.
         images: where the images are, if they moved.
 
-    Returns:
-        the number of relations that were scored, and of those that could not be.
+    Returns the number of relations that were `scored`, and of those that could not be.
 
     Raises UserError: a folder is not a run or another one, a shard cannot be read, the run already has the column, or
-        another process writes to `out`.
+    another process writes to `out`.
     """
     source, folder = Manifest.load(root), RunFolder(out)
     scorer, counts = None, {"scored": 0, "unscored": 0}
@@ -193,10 +184,7 @@ def score_run(
 
 
 def frequent_predicates(root: Path, count: int) -> list[str]:
-    """Return the most frequent predicates of a run, for contrast texts.
-
-    Raises UserError: it is not a run, or a shard cannot be read.
-    """
+    """Return the most frequent predicates of a run, for contrast texts. Raises UserError: it cannot be read."""
     with open_run(root) as database:
         rows = database.rows("select predicate from predicates order by relations desc, predicate limit ?", count)
     return [predicate for (predicate,) in rows]
@@ -238,10 +226,7 @@ def vlm_identity(settings: ScorerSettings) -> dict[str, Any]:
 
 
 def vlm_scorer(settings: ScorerSettings, out: Path) -> Callable[[], Scorer[float]]:
-    """Makes the scorer; `out`: the scored copy, which keeps the answers of a server.
-
-    What it makes raises UserError: the scorer cannot be used.
-    """
+    """Return what makes the scorer, or raises UserError. `out`: the scored copy, which keeps answers of a server."""
 
     def make() -> Scorer[float]:
         scorer = make_scorer(settings, CacheFolder(RunFolder(out).private))

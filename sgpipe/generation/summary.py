@@ -15,39 +15,19 @@ from sgpipe.utils.console import count, duration, listed
 if TYPE_CHECKING:
     from sgpipe.generation.plan import Plan
 
-_PROBLEMS = {
-    "crowd": "crowd boxes kept out of pairs",
-    "degenerate": "boxes without area dropped",
+_PROBLEMS = {  # of a source; the other names are clear by themselves
+    "crowd": "crowd boxes, which get no pairs",
+    "degenerate": "boxes without area",
     "clipped": "boxes clipped to their image",
-    "duplicate_boxes": "duplicate boxes dropped",
-    "duplicate_images": "repeated image ids ignored",
-    "unknown_category": "boxes of undefined categories dropped",
-    "unknown_image": "boxes of unlisted images dropped",
-    "unsized_image": "boxes of images without a size dropped",
-    "malformed": "unreadable annotations dropped",
-    "unread_files": "files that are not images left out",
-    "compositions": "captions of groups of objects left out",
-    "segmentations": "segmentations that are neither polygons nor run lengths of the image dropped",
-    "nameless": "objects and relations without a name dropped",
-    "unknown_object": "relations of unlisted objects dropped",
-    "unlisted_images": "images with relations but without instances left out",
-    "unlisted_captions": "captions of unlisted images left out",
-    "relations_of_dropped_boxes": "relations of dropped boxes dropped",
-    "repeated_relations": "repeated relations dropped",
-    "redundant_relations": "redundant relations dropped",
-    "relations_beyond_100": "relations beyond an image's 100th dropped",
-    "ignored_relations": "relations left out, which `sgpipe import coco-rel` reads",
-    "unannotated_tasks": "tasks without annotation left out",
-    "skipped_tasks": "tasks that annotators skipped left out",
-    "other_splits": "tasks of other splits left out",
-    "further_annotations": "further annotations of a task left out",
-    "further_predictions": "further predictions of a task left out",
-    "further_labels": "further labels of a box left out",
-    "other_results": "results other than rectangles and relations left out",
-    "rotated": "rotated boxes replaced by the boxes around them",
+    "unsized_image": "boxes of images without a size",
+    "malformed": "unreadable annotations",
+    "unread_files": "files that are not images",
+    "compositions": "captions of groups of objects",
+    "segmentations": "segmentations that are neither polygons nor run lengths of the image",
+    "nameless": "objects and relations without a name",
+    "ignored_relations": "relations, which `sgpipe import coco-rel` reads",
+    "rotated": "rotated boxes, replaced by the boxes around them",
 }
-
-
 _COUNTED = ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations")
 
 
@@ -108,7 +88,8 @@ def _print_table(summary: Summary, rows: dict[str, int], console: Console) -> No
     table.add_column(justify="right")
     images = summary.counts["images"]
     table.add_row("images", f"{images:,} of {max(summary.planned, images):,}")
-    problems = {f"source: {_PROBLEMS[name]}": number for name, number in summary.problems.items() if number}
+    named = {_PROBLEMS.get(name, name.replace("_", " ")): number for name, number in summary.problems.items()}
+    problems = {f"source: {what}": number for what, number in named.items() if number}
     beyond = {f"left out: {what}": summary.counts[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
     problems |= {what: number for what, number in beyond.items() if number}
     for name, number in {**rows, **problems, "shards": summary.shards}.items():

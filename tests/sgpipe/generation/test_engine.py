@@ -1,68 +1,102 @@
-"""Sharing the GPUs of a machine, and how busy workers were."""
+"""Sizing pools to the machines of a cluster, and sharing the GPUs of a machine. That Ray places what is planned:
+test_ray_engine.py."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from benchmarks.bench_pipeline import utilization_line
+from sgpipe.errors import UserError
 from sgpipe.generation import engine
-from sgpipe.generation.engine import Estimate, Utilization, share_gpus, stages_sharing_gpus
+from sgpipe.generation.engine import share_gpus, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES
 from sgpipe.generation.ray_engine import plan_pools
 from sgpipe.recipe import Recipe, Resources
-from sgpipe.storage.manifest import ShardEntry
-from tests.sgpipe.generation.test_pools import Stub, node
+from sgpipe.stages.base import Stage
 
 
-def test_an_estimate_is_made_after_two_units_of_each_worker(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr("sgpipe.generation.engine.time.monotonic", lambda: clock[0])
-    estimate, said = Estimate(20, 2), []
-    for clock[0] in (30.0, 30, 35, 35, 40, 40, 45, 45, 50, 50):  # two workers, which load models for 25 seconds
-        said.append(estimate.add(replace(shard({}), stop=2)))
-    assert said == [None, None, None, "estimate: 50.0 s in all", *[None] * 6]
-    assert str(estimate) == "estimated 50.0 s, took 50.0 s"
-    small = Estimate(4, 1)
-    assert [small.add(replace(shard({}), stop=2)) for _ in range(2)] == [None, None]  # nothing is left
+@dataclass(frozen=True)
+class Stub(Stage):
+    name: str
+    resources: Resources = field(default_factory=Resources)
+
+    def __call__(self, records: list) -> list:
+        return records
 
 
-def test_utilization_is_the_share_of_time_in_which_the_actors_of_a_pool_compute():
-    utilization = Utilization({("caption", "tag"): 2, ("score",): 1})
-    utilization.add(104.0, shard({"caption": 3.0, "tag": 0.5, "score": 0.5}))
-    # Started at 97, before the shard that was written first.
-    utilization.add(110.0, shard({"caption": 5.0, "tag": 5.0, "score": 3.0}))
-    # Reported after a shard that was written later.
-    utilization.add(105.0, shard({"caption": 3.0, "tag": 1.5, "score": 0.5}))
-    assert str(utilization) == "utilization: caption + tag 69%, score 31%"
+GPU = Resources(gpus=1)
 
 
-def shard(seconds: dict[str, float], gpus: dict[str, Any] | None = None) -> ShardEntry:
-    return ShardEntry("val", 0, 1, "data/val.parquet", "", 0, {}, seconds, gpus or {})
+def node(cpus: float, gpus: float = 0, memory: float = 0, alive: bool = True) -> dict[str, Any]:
+    """A machine as `ray.nodes()` lists it."""
+    return {"Alive": alive, "Resources": {"CPU": float(cpus), "GPU": float(gpus), "memory": memory * 2**30}}
 
 
-def test_memory_of_gpus_and_what_they_say_once() -> None:
-    utilization = Utilization({("tag",): 1})
-    use = {"gpu": "H100", "memory": 3_000_000_000, "attention": "deformops"}
-    told = "tag computes on H100, deformable attention by deformops"
-    assert utilization.add(10.0, shard({"tag": 4.0, "compilation": 5.0}, {"tag": use})) == [told]
-    assert str(utilization) == "utilization: tag 44%; peak GPU memory: tag 3.0 GB"
-    failed = {**use, "memory": 4_000_000_000, "compile_error": "no compiler"}
-    note = "NOTE: tag continues without torch.compile: no compiler"
-    assert utilization.add(11.0, shard({"tag": 1.0}, {"tag": failed})) == [note]
-    assert utilization.add(12.0, shard({"tag": 1.0}, {"tag": use, "caption": {"gpu": "T4", "memory": 0}})) == [
-        "caption computes on T4"
-    ]
-    assert str(utilization).endswith("; peak GPU memory: tag 4.0 GB, caption 0.0 GB")
+def shape(stages: list[Stub], nodes: list[dict[str, Any]], units: int = 100) -> list[tuple[str, int]]:
+    planned = plan_pools(stages, units, nodes)
+    return [("+".join(stage.name for stage in pool.stages), pool.actors) for pool in planned]
 
 
-def test_without_shards_utilization_is_zero():
-    assert str(Utilization({("tag",): 1})) == "utilization: tag 0%"
+LABEL = [Stub("caption", GPU), Stub("parse"), Stub("pair"), Stub("tag", GPU)]
 
 
-def test_the_benchmark_of_the_pipeline_finds_the_line():
-    line = str(Utilization({("tag",): 1}))
-    assert utilization_line(f"starting Ray\n{line}\n") == line
+@pytest.mark.parametrize(
+    ("stages", "nodes", "units", "expected"),
+    [
+        ([Stub("caption"), Stub("parse")], [node(4)], 100, [("caption+parse", 4)]),
+        ([Stub("caption"), Stub("parse")], [node(4)], 3, [("caption+parse", 3)]),
+        ([Stub("caption"), Stub("parse")], [node(4), node(2), node(8, alive=False)], 100, [("caption+parse", 6)]),
+        (LABEL, [node(8, 2)], 100, [("caption", 1), ("parse+pair", 6), ("tag", 1)]),
+        (LABEL, [node(4, 1), node(4, 1)], 100, [("caption", 1), ("parse+pair", 6), ("tag", 1)]),
+        ([Stub("caption", Resources(actors=2)), Stub("tag")], [node(8)], 100, [("caption", 2), ("tag", 6)]),
+        ([Stub("tag", Resources(cpus=3))], [node(4), node(5)], 100, [("tag", 2)]),
+        ([Stub("tag", Resources(gpus=0.4, cpus=0.1))], [node(8, 3)], 100, [("tag", 6)]),
+        ([Stub("tag", Resources(memory=3))], [node(8, memory=10)], 100, [("tag", 3)]),
+    ],
+)
+def test_pools_share_the_machines(
+    stages: list[Stub], nodes: list[dict[str, Any]], units: int, expected: list[tuple[str, int]]
+) -> None:
+    assert shape(stages, nodes, units) == expected
+
+
+@pytest.mark.parametrize(
+    ("stages", "nodes", "setting"),
+    [
+        ([Stub("tag", Resources(cpus=3))], [node(2), node(2)], "tag"),
+        (LABEL, [node(8, 1)], "caption"),
+        ([Stub("parse", Resources(actors=9)), Stub("tag", Resources(cpus=0.5))], [node(8)], "parse"),
+        ([Stub("tag", Resources(gpus=0.6, actors=2))], [node(8, 1)], "tag"),
+        ([Stub("tag", Resources(memory=3))], [node(8, memory=2)], "tag"),
+    ],
+)
+def test_actors_that_do_not_fit_are_refused(stages: list[Stub], nodes: list[dict[str, Any]], setting: str) -> None:
+    with pytest.raises(UserError, match=rf"lower {setting}\.resources$"):
+        plan_pools(stages, 100, nodes)
+
+
+@given(st.lists(st.tuples(st.integers(1, 16), st.integers(0, 4)), min_size=1, max_size=4), st.integers(1, 50))
+def test_no_pool_is_larger_than_its_work_and_none_can_grow(machines: list[tuple[int, int]], units: int) -> None:
+    stages = [Stub("caption", Resources(cpus=1)), Stub("tag", Resources(cpus=0.5))]
+    nodes = [node(*machine) for machine in machines]
+    cpus = sum(machine[0] for machine in machines)
+    try:
+        planned = plan_pools(stages, units, nodes)
+    except UserError:
+        assert cpus < 1.5
+        return
+    left = cpus - sum(pool.actors * pool.resources.cpus for pool in planned)
+    assert left >= 0
+    assert all(pool.actors == units or pool.resources.cpus > left for pool in planned)
+
+
+@pytest.mark.parametrize("gpus", [1.5, 2.1])
+def test_parts_of_several_gpus_are_refused(gpus: float) -> None:
+    with pytest.raises(ValidationError, match="a part of one GPU"):
+        Resources(gpus=gpus)
 
 
 @pytest.fixture
@@ -84,9 +118,7 @@ def planned_on(number: int, cpus: int, **settings: Any) -> list[tuple[str, int]]
     recipe = shared(number, cpus, **settings)
     names = ("caption", "parse", "pair", "tag") if recipe.detect.detector is None else STAGES
     names = [name for name in names if name != "ground"]
-    stages = [Stub(name, getattr(recipe, name).resources) for name in names]
-    planned = plan_pools(stages, 100, [node(cpus, number)])
-    return [("+".join(stage.name for stage in pool.stages), pool.actors) for pool in planned]
+    return shape([Stub(name, getattr(recipe, name).resources) for name in names], [node(cpus, number)])
 
 
 @pytest.mark.parametrize(
@@ -95,6 +127,8 @@ def planned_on(number: int, cpus: int, **settings: Any) -> list[tuple[str, int]]
 )
 def test_each_gpu_gets_a_captioner_and_a_tagger(gpus, number: int, cpus: int, expected: tuple[int, ...]) -> None:
     assert planned_on(number, cpus) == list(zip(("caption", "parse+pair", "tag"), expected, strict=True))
+    neighbours = [("detect+caption", 1), ("parse+pair", 15), ("tag", 1)]
+    assert planned_on(1, 16, detect={"detector": "detr"}) == neighbours
 
 
 def test_models_share_the_gpus_of_a_machine(gpus) -> None:
@@ -108,10 +142,6 @@ def test_models_share_the_gpus_of_a_machine(gpus) -> None:
     for method in ("all", "overlap"):
         recipe = shared(1, 16, tag={"method": method, "tagger": "tagger"})
         assert (recipe.caption.resources.gpus, recipe.tag.resources.gpus) == (1, None)
-
-
-def test_neighbours_are_one_actor(gpus) -> None:
-    assert planned_on(1, 16, detect={"detector": "detr"}) == [("detect+caption", 1), ("parse+pair", 15), ("tag", 1)]
 
 
 @pytest.mark.parametrize(
@@ -145,13 +175,3 @@ def test_a_run_that_began_on_cpus_stays_there(gpus) -> None:
     mixed = recipe_with(caption={"captioner": "blip", "device": "cpu"})
     assert stages_sharing_gpus(mixed, {"caption": {"dtype": "auto on a CPU"}}) == {"tag"}
     assert stages_sharing_gpus(recipe_with(), {"caption": {"dtype": "auto on a GPU"}}) == {"caption", "tag"}
-
-
-def test_a_recipe_that_was_written_to_a_run_shares_as_before(gpus) -> None:
-    again = Recipe.model_validate(recipe_with().model_dump(mode="json"))
-    assert share_gpus(again, stages_sharing_gpus(again, {}), 1, 16) == shared(1, 16)
-
-
-def test_a_machine_without_gpus_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "usable_gpus", lambda: 0)
-    assert stages_sharing_gpus(recipe_with(), {}) == frozenset()

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from sgpipe.errors import UserError
@@ -94,14 +97,11 @@ def test_a_calibration_counts_by_its_content(tmp_path):
         parts(tag__calibration=tmp_path / "c.json")
 
 
-def test_sampling_settings_count_only_where_there_is_a_captioner():
+def test_sampling_settings_count_only_where_a_captioner_samples():
     assert fingerprint(parts(caption__samples=3)) == fingerprint(parts())
     with_captioner = {"caption__captioner": "hub/blip"}
     assert fingerprint(parts(**with_captioner, caption__samples=3)) != fingerprint(parts(**with_captioner))
-
-
-def test_what_sampling_alone_uses_does_not_count_with_beam_search():
-    beam = {"caption__captioner": "hub/blip", "caption__decoding": "beam"}
+    beam = {**with_captioner, "caption__decoding": "beam"}
     published = parts(**beam, caption__repetition_penalty=1.1, caption__top_k=50)
     assert fingerprint(published) == fingerprint(parts(**beam))
 
@@ -132,12 +132,6 @@ def test_with_a_vocabulary_per_image_its_size_and_the_seed_decide_the_relations(
     assert all(each != per_image for each in others)
 
 
-def test_settings_that_a_judge_uses_count():
-    used = {"tag__tagger": "hub/model", "tag__method": "vlm"}
-    for setting in ({"tag__dtype": "bfloat16"}, {"tag__threshold": 0.5}, {"tag__method": "clip"}):
-        assert fingerprint(parts(**used)) != fingerprint(parts(**used | setting))
-
-
 def test_the_bytes_of_a_model_count_and_its_place_does_not(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -146,3 +140,35 @@ def test_the_bytes_of_a_model_count_and_its_place_does_not(tmp_path):
     assert fingerprint(a) == fingerprint(b)
     (tmp_path / "b" / "model.safetensors").write_bytes(b"others")
     assert fingerprint(parts(tag__tagger=str(tmp_path / "b"))) != fingerprint(a)
+
+
+HERE, THERE = "http://localhost:8000/v1", "http://gpu-7:9000/v1"
+
+
+def served(section: str, endpoint: str | None = HERE, **settings: Any) -> dict[str, Any]:
+    model = {"caption": "captioner", "parse": "model", "tag": "tagger"}[section]
+    others = {"parse": {"parser": "llm"}, "tag": {"method": "vlm"}}.get(section, {})
+    values = {model: "org/model", "endpoint": endpoint} | others | settings
+    return identity(Recipe.model_validate({section: values}), {})
+
+
+@pytest.mark.parametrize("section", ["caption", "parse", "tag"])
+def test_the_address_is_not_part_of_it(section: str) -> None:
+    assert fingerprint(served(section)) == fingerprint(served(section, THERE))
+    assert fingerprint(served(section)) == fingerprint(served(section, requests={"in_flight": 2, "key": "OTHER"}))
+    assert "localhost" not in str(served(section))
+    assert served(section)[section]["endpoint"] == "served"
+
+
+@pytest.mark.parametrize(("section", "model"), [("caption", "captioner"), ("parse", "model"), ("tag", "tagger")])
+def test_the_model_is(section: str, model: str) -> None:
+    (told,) = differences(served(section), served(section, **{model: "org/other"}))
+    assert told.endswith("'org/model' then, 'org/other' now")
+
+
+def test_a_folder_of_the_same_name_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = served("caption")
+    (tmp_path / "org/model").mkdir(parents=True)
+    (tmp_path / "org/model/config.json").write_text("{}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert served("caption") == before

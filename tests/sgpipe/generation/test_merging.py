@@ -23,8 +23,8 @@ from sgpipe.export.run import export_run
 from sgpipe.generation import merging
 from sgpipe.generation.merging import are_synonyms, merge_runs, unite
 from sgpipe.records import (
-    FOLDER_DATASET,
     NO_OBJECT,
+    ORIGINS,
     Attribute,
     Box,
     Caption,
@@ -32,7 +32,6 @@ from sgpipe.records import (
     Record,
     Relation,
     Triplet,
-    from_table,
 )
 from sgpipe.sources.corrected import correct_run
 from sgpipe.storage.index import Index
@@ -53,7 +52,7 @@ def make_run(
     records: Sequence[Record],
     rows: int = 3,
     images: Any = "/nowhere",
-    embedded: bool | bytes | None = False,
+    embedded: bool | bytes = False,
     **header: Any,
 ) -> Path:
     folder, splits = RunFolder(root), dict.fromkeys(record.split for record in records)
@@ -313,21 +312,6 @@ def test_images_of_shards_may_be_larger_than_the_memory_of_the_database(tmp_path
     assert all(embedded_images(table) == [image] * len(table) for table in iter_tables(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("embedded", [False, True])
-@pytest.mark.parametrize(("orientation", "images"), [(1, 1), (3, 2), (6, 2)])
-def test_boxes_on_displayed_and_on_stored_images_are_not_united(tmp_path, orientation, images, embedded):
-    """EXIF turns the image, which has the same size both ways."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "0.png", exif=exif)
-    made = [scene("0", person()), scene("0", person(), dataset=FOLDER_DATASET)]
-    content = (tmp_path / "0.png").read_bytes() if embedded else None
-    images_at = tmp_path / "moved" if embedded else tmp_path
-    runs = [make_run(tmp_path / f"run{n}", [each], images=images_at, embedded=content) for n, each in enumerate(made)]
-    assert len(merged(tmp_path / "out", *runs)) == images
-    assert merged(tmp_path / "other", *runs[::-1], tmp_path / "out") == list(iter_records(tmp_path / "out"))
-
-
 def test_images_that_are_not_one_stay_apart(tmp_path):
     """Of another size; of one name in two splits of a run; of one id. What is in one run alone stays as it is."""
     one = [scene("0", person()), scene("1", person()), scene("x", file_name="val/0.png"), scene("2", split="val")]
@@ -376,10 +360,6 @@ def test_a_row_keeps_the_rows_of_single_runs_and_the_header_says_what_these_are(
     open_list = make_run(tmp_path / "open", [scene("2", person(category="zebra"))])
     merged(tmp_path / "more", open_list, one, two)
     assert Manifest.load(tmp_path / "more").run["labels"] == Manifest.load(tmp_path / "out").run["labels"]
-    content = json.loads(
-        (export_run(tmp_path / "more", "coco", tmp_path / "coco").root / "instances_train.json").read_text()
-    )
-    assert [each["name"] for each in content["categories"]] == ["person", "cup", "dog", "zebra"]
     run = Manifest.load(tmp_path / "out").run
     names = {number: each["name"] for number, each in run["runs"].items()}
     [table] = iter_tables(tmp_path / "out")
@@ -437,34 +417,23 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
     united = "60 united objects, 30 united relations"
     assert done.stdout == f"{out}: 50 images, 30 of them in several runs (by file); {united}\n", done.output
     assert json.loads(CliRunner().invoke(app, ["stats", out, "--json"]).stdout)["images"] == {"train": 50}
-    for form in ("hf", "coco", "coco-rel", "sgg-benchmark", "vg", "rlipv2"):
-        export_run(out, form, tmp_path / form)
-    for origin, relations in (("annotated", 40), ("tagger", 40), ("clip", 0), (None, 50)):
-        wanted = () if origin is None else ("--origin", origin)
-        place = tmp_path / f"of {origin}"
-        done = CliRunner().invoke(app, ["export", out, "--to", "coco-rel", "--out", str(place), *wanted])
-        found = json.loads((place / "rel.json").read_text())["train"]
-        assert sum(map(len, found.values())) == relations, done.output
+    for form, origins in (("hf", ORIGINS), ("coco-rel", ["tagger"])):
+        export_run(out, form, tmp_path / form, origins=origins)
+    found = json.loads((tmp_path / "coco-rel/rel.json").read_text())["train"]
+    assert sum(map(len, found.values())) == 40
     index = Index.open(out)
     for text, hits in (("origin:annotated", 40), ("origin:tagger", 40), ("-origin:tagger", 10), ("", 50)):
         filters = Filters.from_params([("q", text)], index.vocabulary)
         assert len(search(index, filters, limit=1000).hits) == hits
     assert "annotated+tagger" in {each.origin for record in iter_records(out) for each in record.relations}
-    [table] = iter_tables(tmp_path / "out")
-    assert len(from_table(table)) == 50
     again = CliRunner().invoke(app, ["merge", *map(str, reversed(two)), "--out", out, "--json"])
     assert "nothing left to do" in again.stderr
     values = {"images": 50, "shared": 30, "different": 0, "replaced": 0, "unread": 0}
     values |= {"united_objects": 60, "united_relations": 30, "contradictory_relations": 0, "contradictory_classes": 0}
     assert json.loads(again.stdout) == {"root": out, "shards": 1, **values}
-    alone = CliRunner().invoke(
-        app, ["merge", str(two[0]), str(make_run(tmp_path / "x", [scene("x")])), "--out", out + "2"]
-    )
+    other = make_run(tmp_path / "x", [scene("x")])
+    alone = CliRunner().invoke(app, ["merge", str(two[0]), str(other), "--out", out + "2"])
     assert "NOTE: no image is in two runs" in alone.stderr
-    assert "41 images" in alone.stdout
-    same = CliRunner().invoke(app, ["merge", str(two[0]), str(two[0]), "--out", out + "3"])
-    assert "NOTE: this is one run, named more than once" in same.stderr
-    assert "no image is in two runs" not in same.stderr
 
 
 @pytest.mark.parametrize(
@@ -472,19 +441,15 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
     [
         (["given", "--out", "out"], "merge needs two runs or more"),
         (["given", "found", "--out", "given"], "is read by this command"),
-        (["given", "found", "--out", "given/data"], "belongs to the run"),
         (["given", "nothing", "--out", "out"], "does not exist"),
-        (["given", "empty", "--out", "out"], "is not a run or an import"),
         (["given", "old", "--out", "out"], "was written with schema version 2"),
         (["given", "cut", "--out", "out"], "cannot be read"),
         (["given", "embedded", "--out", "out"], "embed the images of all runs or of none"),
         (["given", "found", "--out", "found2"], "contains an import, not a merged run"),
-        (["given", "found", "--out", "out", "--iou", "0"], "--iou"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(tmp_path, two, monkeypatch, arguments, reason):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
     make_run(tmp_path / "found2", [scene("0")])
     make_run(tmp_path / "embedded", [scene("0")], embedded=True)
     Manifest.create(make_run(tmp_path / "old", [scene("0")]), {"schema_version": 2, "name": "old"})

@@ -1,19 +1,91 @@
-"""The lines of `generate --metrics`."""
+"""What a run tells: utilization, an estimate, the use of GPUs, and the lines of `generate --metrics`."""
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from benchmarks.bench_pipeline import utilization_line
 from sgpipe.cli.main import app
 from sgpipe.generation import metrics
-from sgpipe.storage.manifest import Manifest, add_up
+from sgpipe.generation import run as generation_run
+from sgpipe.generation.metrics import RunMetrics
+from sgpipe.recipe import load_recipe
+from sgpipe.stages.tag.stage import TagStage
+from sgpipe.storage.manifest import Manifest, ShardEntry, add_up
+from sgpipe.utils.console import Progress
+from tests.sgpipe.generation.in_process import without_ray
 
 IMAGES = 6
 SETTINGS = ("--set", f"source.miniworld.images={IMAGES}", "--set", "engine.unit_size=2", "--set", "engine.kind=local")
+
+
+def shard(seconds: Mapping[str, float], gpus: dict[str, Any] | None = None) -> ShardEntry:
+    return ShardEntry("val", 0, 1, "data/val.parquet", "", 0, {}, dict(seconds), gpus or {})
+
+
+def meter(images: int, *workers: tuple[tuple[str, ...], int]) -> RunMetrics:
+    return RunMetrics("run", images, dict(workers), on_ray=False)
+
+
+def test_an_estimate_is_made_after_two_units_of_each_worker(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
+    run, said = meter(20, (("tag",), 2)), []
+    for clock[0] in (30.0, 30, 35, 35, 40, 40, 45, 45, 50, 50):  # two workers, which load models for 25 seconds
+        said.append(run.add(replace(shard({}), stop=2), 0.0))
+    assert said == [[], [], [], ["estimate: 50.0 s in all"], *[[]] * 6]
+    assert list(run.summary())[1] == "estimated 50.0 s, took 50.0 s"
+    small = meter(4, (("tag",), 1))
+    assert [small.add(replace(shard({}), stop=2), 0.0) for _ in range(2)] == [[], []]  # nothing is left
+
+
+def test_utilization_is_the_share_of_time_in_which_the_actors_of_a_pool_compute():
+    run = meter(9, (("caption", "tag"), 2), (("score",), 1))
+    run.add(shard({"caption": 3.0, "tag": 0.5, "score": 0.5}), 104.0)
+    # Started at 97, before the shard that was written first.
+    run.add(shard({"caption": 5.0, "tag": 5.0, "score": 3.0}), 110.0)
+    # Reported after a shard that was written later.
+    run.add(shard({"caption": 3.0, "tag": 1.5, "score": 0.5}), 105.0)
+    line = "utilization: caption + tag 69%, score 31%"
+    assert list(run.summary()) == [line]
+    assert utilization_line(f"starting Ray\n{line}\n") == line
+
+
+def test_memory_of_gpus_and_what_they_say_once() -> None:
+    run = meter(9, (("tag",), 1))
+    use = {"gpu": "H100", "memory": 3_000_000_000, "attention": "deformops"}
+    told = "tag computes on H100, deformable attention by deformops"
+    assert run.add(shard({"tag": 4.0, "compilation": 5.0}, {"tag": use}), 10.0) == [told]
+    assert next(run.summary()) == "utilization: tag 44%; peak GPU memory: tag 3.0 GB"
+    failed = {**use, "memory": 4_000_000_000, "compile_error": "no compiler"}
+    note = "NOTE: tag continues without torch.compile: no compiler"
+    assert note in run.add(shard({"tag": 1.0}, {"tag": failed}), 11.0)
+    assert run.add(shard({"tag": 1.0}, {"tag": use}), 12.0) == []
+    assert next(run.summary()).endswith("; peak GPU memory: tag 4.0 GB")
+
+
+def test_gpus_are_in_the_log_and_the_manifest(tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch):
+    """The tag stage is told that it has one."""
+    use = {"gpu": "H100", "memory": 2_500_000_000, "attention": "grid_sample", "compile_error": "no g++"}
+    monkeypatch.setattr(TagStage, "gpu_use", lambda stage: use | {"compilation": 40.0})
+    said = io.StringIO()
+    settings = {"source.miniworld.images": IMAGES, "engine.unit_size": 2}
+    made = load_recipe("miniworld", settings)
+    generation_run.generate(made, tmp_path / "out", Progress(Console(file=said, width=200)))
+    assert said.getvalue().count("tag computes on H100, deformable attention by grid_sample\n") == 1
+    assert said.getvalue().count("NOTE: tag continues without torch.compile: no g++\n") == 1
+    shards = Manifest.load(tmp_path / "out").shards
+    assert [each.gpus for each in shards] == 3 * [{"tag": use}]
+    assert [each.seconds.get("compilation", 0.0) for each in shards] == [40.0, 0.0, 0.0]
 
 
 def generate(out: Path, *options: object, code: int = 0):
@@ -27,11 +99,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     """A run in two parts, with a line every few milliseconds, and again with nothing left to do."""
     folder = tmp_path_factory.mktemp("metrics")
     file = folder / "new" / "metrics.jsonl"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(metrics, "_SECONDS", 0.05)
-        generate(folder / "run", "--metrics", file, "--limit", 4)
-    for _ in range(2):
-        generate(folder / "run", "--metrics", file)
+    with without_ray():
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(metrics, "_SECONDS", 0.01)
+            generate(folder / "run", "--metrics", file, "--limit", 4)
+        for _ in range(2):
+            generate(folder / "run", "--metrics", file)
     return folder / "run", [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -55,24 +128,13 @@ def test_lines_come_while_it_runs(run: tuple[Path, list[dict[str, object]]]) -> 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
-def test_a_full_disk_is_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_SECONDS", 0.05)
+def test_a_full_disk_is_one_warning(tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_SECONDS", 0.01)
     done = generate(tmp_path / "run", "--metrics", "/dev/full", "--limit", 2)
     assert done.stderr.count("no metrics in /dev/full (No space left on device); the run continues") == 1
     assert sum(shard.rows for shard in Manifest.load(tmp_path / "run").shards) == 2
 
 
-def test_what_a_command_reads_or_owns_is_not_written_to(tmp_path: Path) -> None:
-    for file in (tmp_path / "run" / "manifest.jsonl", tmp_path / "run" / "data"):
-        done = generate(tmp_path / "run", "--metrics", file, "--limit", 2, code=2)
-        assert "write to another place" in done.stderr
-    (tmp_path / "calibration.json").write_text("{}")
-    done = generate(
-        tmp_path / "new",
-        "--calibration",
-        tmp_path / "calibration.json",
-        "--metrics",
-        tmp_path / "calibration.json",
-        code=2,
-    )
-    assert "is read by this command" in done.stderr
+def test_what_a_command_owns_is_not_written_to(tmp_path: Path) -> None:
+    done = generate(tmp_path / "run", "--metrics", tmp_path / "run" / "manifest.jsonl", "--limit", 2, code=2)
+    assert "write to another place" in done.stderr

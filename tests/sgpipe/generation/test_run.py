@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from sgpipe.generation import run as generation_run
 from sgpipe.generation.run import Summary, generate
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.recipe import load_recipe
-from sgpipe.records import Box, Record, Relation
+from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
 from sgpipe.storage.shards import iter_records
@@ -101,9 +101,7 @@ def test_missing_images_are_error_rows(finished, coco):
 
 def test_a_folder_without_a_single_image_is_refused(coco, tagger, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        UserError, match=r"empty has no image of the split val: 40 images looked for, such as 0000\.png;"
-    ):
+    with pytest.raises(UserError, match=r"empty has no image of the split val, such as 0000\.png;"):
         run(replace(coco, images=tmp_path / "empty"), tagger, tmp_path / "out")
 
 
@@ -121,21 +119,14 @@ def said(do: Callable[[Progress], object]) -> str:
     return text.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("limit", "reason"),
-    [
-        (None, "{images} images in {out} have been processed"),
-        (10, "{images} images in {out} have been processed; the first 10 were asked for"),
-        (1, "{images} images in {out} have been processed; the first one was asked for"),
-    ],
-)
-def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, tagger, monkeypatch, limit, reason):
+@pytest.mark.parametrize(("limit", "asked"), [(None, ""), (10, ", of which 10 were asked for")])
+def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, tagger, monkeypatch, limit, asked):
     """Without an engine and without models."""
     monkeypatch.setattr(generation_run, "LocalEngine", None)
     monkeypatch.setattr(generation_run, "build_stages", None)
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.name != "lock"}
     told = said(lambda progress: run(coco, tagger, finished, False, progress, **({"limit": limit} if limit else {})))
-    assert told.splitlines()[-1] == f"nothing left to do: {reason.format(images=IMAGES, out=finished)}"
+    assert told.splitlines()[-1] == f"nothing left to do: {finished} has {IMAGES} images{asked}"
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -147,7 +138,6 @@ def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, tagger, 
         ({"tag__tagger": "no-such-tagger"}, "neither a folder nor in the cache .*: no-such-tagger"),
         ({"pair__synonyms": "no.json"}, "no such file: no.json"),
         ({"source__ground_truth": "no"}, "no such folder: no"),
-        ({"caption__captioner": "no-such-captioner"}, "no-such-captioner"),
     ],
 )
 def test_what_is_refused_changes_nothing_in_a_run(coco, tagger, finished, tmp_path, options, message):
@@ -160,16 +150,6 @@ def test_what_is_refused_changes_nothing_in_a_run(coco, tagger, finished, tmp_pa
     assert {path: path.read_bytes() for path in there} == there
     with pytest.raises(UserError, match=message):
         run(coco, tagger, tmp_path / "new", **options)
-
-
-def test_a_refused_recipe_leaves_the_source_index_of_the_run_as_it_is(finished, coco, tagger, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(finished, out)
-    index = (out / ".sgpipe" / "index-val.arrow").read_bytes()
-    other = make_coco(tmp_path / "other", images=3)
-    with pytest.raises(UserError, match="made with other settings"):
-        run(other, tagger, out)
-    assert (out / ".sgpipe" / "index-val.arrow").read_bytes() == index
 
 
 def test_a_limit_can_be_raised(finished, coco, tagger, tmp_path):
@@ -232,16 +212,6 @@ def test_a_tagger_with_other_weights_is_another_recipe(finished, coco, tagger, t
         run(coco, tmp_path / "tagger", finished)
 
 
-def test_datasets_opens_the_result(finished, tmp_path):
-    import datasets
-
-    loaded = datasets.load_dataset(str(finished), cache_dir=str(tmp_path))
-    assert list(loaded) == ["val"]
-    assert loaded["val"].num_rows == IMAGES
-    assert loaded["val"][0]["objects"][0].keys() == {field.name for field in fields(Box)}
-    assert loaded["val"][0]["relations"][0].keys() == {field.name for field in fields(Relation)}
-
-
 def command(files: Files, tagger: Path, out: Path, *more: str) -> list[str]:
     settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
     options = [*files.options, "--tagger", str(tagger), "--out", str(out), *settings, *more]
@@ -276,12 +246,11 @@ def test_a_run_killed_twice_goes_on_and_gives_the_same_rows(coco, tagger, finish
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_keeps_what_is_committed_and_says_how_to_go_on(coco, tagger, tmp_path, number):
+def test_a_stopped_run_keeps_what_is_committed_and_says_how_to_go_on(coco, tagger, tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
     wait_for_shards(process, out, 2)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "same command again to resume" in errors

@@ -154,16 +154,8 @@ def test_a_run_that_was_repaired_with_other_units_is_scored_as_it_is_now(model, 
     assert [shard.file for shard in Manifest.load(tmp_path / "out").shards] == [shard.file for shard in manifest.shards]
 
 
-def test_a_run_is_not_scored_into_itself(model, run):
-    result = score(run, run, model)
-    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
-    assert "is read by this command" in result.stderr
-
-
 def test_models_that_cannot_be_had(run, tmp_path):
     with pytest.raises(UserError, match="pass its --weights"):
         RelationRanker("ViT-B-32", None, [])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="CLIP model "):
         RelationRanker(str(tmp_path), None, [])
-    with pytest.raises(UserError, match="cannot be loaded"):
-        RelationRanker("ViT-Nothing", "no.pt", [])

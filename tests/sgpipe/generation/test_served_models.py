@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from sgpipe.cli.main import app
 from sgpipe.errors import EngineError
 from sgpipe.generation.run import generate
 from sgpipe.recipe import load_recipe
@@ -100,27 +98,3 @@ def test_captions_that_the_rules_had_to_parse_are_counted(coco: Files, tmp_path:
     assert "NOTE: 1 caption fell back to the rule parser" in said
     parsed = [row for row in iter_records(tmp_path / "run") if any(t.predicate == "near" for t in row.triplets)]
     assert len(parsed) > 2
-
-
-def test_each_wrong_endpoint_is_one_line_and_exit_code_2(coco: Files, tmp_path: Path, monkeypatch: Any) -> None:
-    def refused(url: str, model: str = "tiny-vlm") -> str:
-        options = ["--tagger", "none", "--set", "tag.method=all", "--set", f"caption.endpoint={url}"]
-        images = ["--images", str(coco.images), "--annotations", str(coco.annotations)]
-        command = ["generate", "coco", *images, "--captioner", model, "--out", str(tmp_path / "run"), *options]
-        result = CliRunner().invoke(app, command)
-        assert result.exit_code == 2
-        *progress, line = result.stderr.splitlines()
-        assert all(said.startswith(("reading", "NOTE")) for said in progress)
-        return line
-
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-expired-1234")
-    with EndpointServer(key="another") as server:
-        assert refused("not-a-url").startswith("error: 'not-a-url' is not a URL")
-        assert refused("http://me:sk-expired-1234@host/v1").startswith("error: the URL of an endpoint has a name")
-        assert "refuses the key in OPENAI_API_KEY" in (line := refused(server.url))
-        assert "sk-expired-1234" not in line
-        server.key = None
-        assert refused(server.url, "other").endswith("does not serve 'other', but tiny-vlm")
-        server.faults = lambda body, attempt: "page"
-        assert "not a chat completion" in refused(server.url)
-    assert "does not answer: it cannot be reached" in refused(server.url)
