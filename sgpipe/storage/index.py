@@ -8,14 +8,13 @@ open, is deleted.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -25,6 +24,7 @@ from typing import Any, TypeVar
 import duckdb
 import numpy as np
 import pyarrow as pa
+from filelock import FileLock
 from rich.console import Console
 
 from sgpipe.errors import UserError
@@ -92,19 +92,11 @@ class Index:
     """The index of a run in one state: what is committed later is in another one, see `newer`. Threads may share it.
 
     Attributes:
-        root: the run's folder or URI, as given.
-        files: of the run.
-        run: the header of the manifest.
-        fingerprint: of the run; empty if it has none.
+        root: the run's folder or URI. run: the header of the manifest. fingerprint: of the run; empty if it has none.
         images, relations: how many are indexed.
         problems: lines of the manifest and shards that are left out because they are damaged or missing.
-        scored: whether `sgpipe score` compared relations with CLIP.
-        has_vlm_scores: whether it also, or instead, asked a vision-language model.
+        scored, has_vlm_scores: whether `sgpipe score` compared relations with CLIP, or asked a vision-language model.
         annotated: whether no relation has a confidence.
-        vocabulary: the run's predicates and classes.
-        image_roots: of each split.
-        cache: folder for whatever else is worth keeping: RUN/.sgpipe/cache, or one in the user's
-            cache folder for a run in a store or one that cannot be written.
         version: changes with judgements.
         connection: has the index as `run`, read-only; tables of its own are in memory.
     """
@@ -131,21 +123,13 @@ class Index:
     def open(cls, root: str | Location, progress: Progress | None = None) -> Index:
         """Open the index of a run; build it first if there is none or the run has changed.
 
-        Args:
-            root: a run's folder, or the URI of one in an object store.
-
-        Raises:
-            UserError: not a run, the manifest is damaged, or the disk is full.
-            StoreError: the store cannot be reached.
+        Raises UserError: not a run, the manifest is damaged, or the disk is full; StoreError: the store is unreachable.
         """
         files = RunFiles(root)
         return cls(root, files, _make(files, progress or Progress()))
 
     def newer(self) -> Index | None:
-        """Index what was committed since, without judgements; None, quickly, if nothing has changed.
-
-        Raises UserError or StoreError: as `open`; this state stays usable.
-        """
+        """Index what was committed since, without judgements; None, quickly, if nothing has. Raises as `open`."""
         files = RunFiles(self.root)
         if self._path == _path(files, files.states()):
             return None
@@ -154,14 +138,11 @@ class Index:
     @cached_property
     def vocabulary(self) -> RunNames:
         """The run's predicates and classes."""
-        return RunNames(
-            *(
-                tuple(
-                    name for (name,) in self.rows(f"select {column}::varchar from run.{table} order by times desc, 1")
-                )
-                for table, column in (("predicates", "predicate"), ("categories", "category"))
-            )
+        queries = (
+            f"select {column}::varchar from run.{table} order by times desc, 1"
+            for table, column in (("predicates", "predicate"), ("categories", "category"))
         )
+        return RunNames(*(tuple(name for (name,) in self.rows(query)) for query in queries))
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return the result of a query over the tables of `run`; `values` replace its `?`.
@@ -177,21 +158,14 @@ class Index:
             raise UserError(f"{self._path} cannot be read ({reason}); delete it, and it is built again") from None
 
     def remember(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """Return what `compute` returns, kept until the judgements change or others were asked for since."""
-        key = (self.version, key)
-        if key not in self._remembered:
-            while len(self._remembered) >= _REMEMBERED:
-                with suppress(KeyError, StopIteration, RuntimeError):  # another thread did so
-                    del self._remembered[next(iter(self._remembered))]
-            self._remembered[key] = compute()
-        value: Value = self._remembered[key]
+        """Return what `compute` returns, kept until the judgements change or many others were asked for."""
+        key, remembered = (self.version, key), self._remembered
+        value: Value = remembered[key] if key in remembered else compute()
+        self._remembered = {**(remembered if len(remembered) < _REMEMBERED else {}), key: value}
         return value
 
     def predicates(self, prefix: str = "", limit: int = 20) -> list[tuple[str, int]]:
-        """Return the predicates that start with `prefix`, in any case, and how often they occur.
-
-        Most frequent first.
-        """
+        """Return the predicates that start with `prefix`, in any case, the most frequent first, and their numbers."""
         query = "select predicate::varchar, times from run.predicates where starts_with(lower(predicate), lower(?))"
         return self.rows(f"{query} order by times desc, predicate limit ?", [prefix, limit])
 
@@ -200,10 +174,7 @@ class Index:
     ) -> Iterator[pa.Table]:
         """Read the rows of images from their shards, each as a table; of a shard only row groups that contain them.
 
-        Args:
-            images: their numbers. only, without: a column.
-
-        Raises UserError: a shard is missing or damaged. StoreError: the store cannot be reached.
+        `only`, `without`: a column. Raises UserError: a shard is missing or damaged.
         """
         wanted = list(images)
         query = """select image, file, row from run.images join run.shards using (shard)
@@ -286,10 +257,7 @@ class Database:
         self.replace_certainty("coalesce(confidence, 1)")
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Return the rows of a small result; `values` replace the query's `?`.
-
-        Raises UserError: the file of the index is damaged.
-        """
+        """Return the rows of a small result; `values` replace the query's `?`. Raises as `Index.rows`."""
         with interruptible():
             return self.index.rows(query, values)
 
@@ -328,23 +296,10 @@ def _make(files: RunFiles, progress: Progress) -> _Opened:
     """Open the index of a run as it is now; build it if there is none."""
     states = files.states()
     path = _path(files, states)
-
-    def whole() -> _Opened | None:
-        """An index that calls shards of a store damaged is built again: the same size says nothing of the content."""
-        opened = _open(path)
-        if opened is None or isinstance(files.storage, Path):
-            return opened
-        damaged = "select 1 from run.shards where problem is not null limit 1"
-        if not opened[1].execute(damaged).fetchall():
-            return opened
-        opened[2]()
-        return None
-
-    if opened := whole():
+    if opened := _open(path):
         return opened
-    with _one_builder(files.cache, progress):
-        opened = whole()
-        if opened is None:
+    with FileLock(files.cache / "lock", thread_local=False):
+        if (opened := _open(path)) is None:
             earlier = None
             for other in files.cache.glob(f"index-{_digest(DEFINITION)}-*.duckdb"):
                 if readable := _open(other):
@@ -377,29 +332,9 @@ def _open(path: Path) -> _Opened | None:
     return path, connection, opened.close
 
 
-@contextmanager
-def _one_builder(folder: Path, progress: Progress) -> Iterator[None]:
-    """Wait until no other process builds in this folder; on a file system without locks, two may build the same."""
-    with (folder / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.say("another process is building the index: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        yield
-
-
 @dataclass(frozen=True)
 class IndexedImage:
-    """What the index knows of an image; as `sgpipe.images.ImageReference`.
-
-    Attributes:
-        number: of the image in the index.
-        embedded: whether its shard contains image files.
-        shard, row: where it is: the shard's name within the run, and the row's number in it.
-    """
+    """What the index knows of an image; `shard` and `row`: where it is; `embedded`: whether its file is there, too."""
 
     number: int
     dataset: str
@@ -415,13 +350,10 @@ class IndexedImage:
 
 @dataclass(frozen=True)
 class RecordView:
-    """A row of a run.
+    """A row of a run, and where it is.
 
-    Attributes:
-        clip_score: of `sgpipe score`, one for each of the record's relations: a dictionary of `score` (cosine),
-            `swapped`, `rank`, `contrasts`, or None where it could not be scored; None for a run that is not scored.
-        shard, row: as of `IndexedImage`.
-        vlm_score: of `sgpipe score --by vlm`, a probability for each relation, likewise.
+    `clip_score`: of `sgpipe score`, for each relation a dictionary of `score` (cosine), `swapped`, `rank`, `contrasts`,
+    or None where it could not be scored; None for a run that is not scored. `vlm_score`: probabilities, likewise.
     """
 
     record: Record

@@ -1,9 +1,8 @@
 """The judgements of a run: a file of JSON lines to which people's judgements are appended, and their present state.
 
-A line is a person's judgement of a relation, or a plan of which relations to ask about. It is written whole and synced
-before `append` returns, so that a killed process loses nothing that it acknowledged. Several processes may append to
-one file: a lock of the system (flock) lets in one at a time. Lines that cannot be read, such as one that a power cut
-tore, stay in the file, and are named.
+A line is a judgement or a plan of what to ask. It is synced before `append` returns, so that a killed process loses
+nothing that it acknowledged; a lock of the system (flock) lets in one process at a time. Lines that cannot be read stay
+in the file, and are named.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import parse_qsl
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
@@ -128,8 +126,8 @@ class Judgement(Strict):
 class PlanStratum(Strict):
     """A part of the relations that a plan is about, of which some are asked about, at random.
 
-    A band of confidence, or of relations without one (no `start` and `stop`); a predicate, or all others (None); or a
-    cell of a certificate's round, as `sgpipe.stats.certificates.Round` has it.
+    A band of confidence, or of relations without one; a predicate, or all others (None); or a cell of a certificate's
+    round, as `sgpipe.stats.certificates.Round` has it.
     """
 
     name: str
@@ -159,8 +157,6 @@ class CertifiedGroup(Strict):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> CertifiedGroup:
-        if len(self.thresholds) != len(self.relations):
-            raise ValueError("each set has a threshold and a number of relations")
         if self.start is not None and (self.start >= len(self.relations) or not self.capital):
             raise ValueError("a chain of tests starts at a set, with some capital")
         return self
@@ -193,15 +189,6 @@ class CertificateRound(Strict):
     settings: CertificateSettings
     number: Annotated[int, Field(ge=0)]
     groups: list[CertifiedGroup]
-
-    def has_cells(self, strata: list[PlanStratum]) -> bool:
-        """Return whether each stratum is a cell of a group, and each group has one and appears once."""
-        sets = {group.predicate: len(group.relations) for group in self.groups}
-        complete = all(
-            None not in (each.level, each.scores, each.weight) and (each.level or 0) < sets.get(each.predicate, 0)
-            for each in strata
-        )
-        return complete and len(sets) == len(self.groups) and sets.keys() == {each.predicate for each in strata}
 
 
 class PlannedQuestion(NamedTuple):
@@ -241,16 +228,7 @@ class SamplingPlan(PlanLine):
         sampled = {number: stratum.sampled for number, stratum in enumerate(self.strata) if stratum.sampled}
         if asked != sampled or any(stratum.sampled > stratum.relations for stratum in self.strata):
             raise ValueError("the questions are not those that the strata say")
-        if (self.kind == "certificate") != (self.certificate is not None):
-            raise ValueError("a round of a certificate, and no other plan, has a certificate")
-        if self.certificate is not None and not self.certificate.has_cells(self.strata):
-            raise ValueError("the strata are not cells of the groups that the round is about")
         return self
-
-    @property
-    def search_terms(self) -> list[tuple[str, str]]:
-        """The parameters of the search."""
-        return parse_qsl(self.search or "")
 
 
 Line = Judgement | SamplingPlan | RecallPlan | BlindAnswer
@@ -466,25 +444,19 @@ class JudgementLog:
         self._others = Counter[str]()
         self._bad: list[str] = []
         self._offset, self._number, self._torn = 0, 1, False  # of what follows the last whole line
-        self._file: os.stat_result | None = None
+        self._inode: int | None = None
         self._before = b""  # the bytes before the offset
 
     @contextmanager
     def _opened(self, flags: int) -> Iterator[int]:
-        """Yield the locked file: shared to read, exclusive to write. Another may have replaced it while this one
-        waited.
-        """
-        kind = fcntl.LOCK_SH if flags == os.O_RDONLY else fcntl.LOCK_EX
-        while True:
-            descriptor = os.open(self.file, flags | os.O_CLOEXEC, 0o666)
-            try:
-                with suppress(OSError):  # on a file system without locks a single server is safe
-                    fcntl.flock(descriptor, kind)
-                if self.file.exists() and os.path.samestat(os.fstat(descriptor), self.file.stat()):
-                    yield descriptor
-                    return
-            finally:
-                os.close(descriptor)
+        """Yield the locked file: shared to read, exclusive to write."""
+        descriptor = os.open(self.file, flags | os.O_CLOEXEC, 0o666)
+        try:
+            with suppress(OSError):  # on a file system without locks a single server is safe
+                fcntl.flock(descriptor, fcntl.LOCK_SH if flags == os.O_RDONLY else fcntl.LOCK_EX)
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _write(self, descriptor: int, line: bytes) -> None:
         """Append a line and sync it; what is written of a line that fails is cut off again."""
@@ -503,30 +475,28 @@ class JudgementLog:
             sync_folder(self.file.parent)
 
     def _read(self, descriptor: int) -> None:
-        """Read what was appended since the last time, or everything if the file was changed in another way."""
+        """Read what was appended since the last time, or everything if it is another file."""
         status, size = os.fstat(descriptor), len(self._before)
-        known = self._file is not None and os.path.samestat(status, self._file)
-        if not known or os.pread(descriptor, size, self._offset - size) != self._before:
+        if (status.st_ino, os.pread(descriptor, size, self._offset - size)) != (self._inode, self._before):
             self._forget()
-        self._file = status
+        self._inode = status.st_ino
         data = os.pread(descriptor, status.st_size - self._offset, self._offset)
         if self.file.suffix == ".json":
             return self._take_fiftyone(data)
         *lines, rest = data.split(b"\n")
+        self._torn = False
+        if rest.strip():
+            try:
+                parse_line(rest)
+                lines, rest = [*lines, rest], b""  # a whole line, which another program wrote
+            except ValueError:
+                self._torn = True  # whoever wrote it is gone, as the file is locked
         for line in lines:
             if line.strip():
                 self._take(line, f"line {self._number}")
             self._number += 1
         self._offset += len(data) - len(rest)
-        # Whoever wrote the rest is gone, as the file is locked. A whole line may lack its end in a file edited by hand.
-        self._torn = bool(rest.strip())
-        if self._torn:
-            with suppress(ValueError):
-                parse_line(rest)
-                self._take(rest, f"line {self._number}")
-                self._offset, self._torn = self._offset + len(rest), False
-        start = max(self._offset - _COMPARED, 0)
-        self._before = os.pread(descriptor, self._offset - start, start)
+        self._before = os.pread(descriptor, _COMPARED, max(self._offset - _COMPARED, 0))[: self._offset]
 
     def _take_fiftyone(self, data: bytes) -> None:
         """Read a dataset of FiftyOne: tags of relations are judgements, and another label is another predicate."""

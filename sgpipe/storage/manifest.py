@@ -1,8 +1,7 @@
 """The manifest: the list of committed shards. A shard that it does not list does not exist.
 
 It is a file of JSON lines: the first describes the run, each further one a committed shard. A line is appended and
-synced after its shard has been renamed into place. It carries a checksum, so that a line cut short by a crash or a full
-disk is recognised and dropped. A regenerated shard (`--retry-failed`) supersedes its earlier line.
+synced after its shard is in place, with a checksum, so that one cut short by a crash or a full disk is recognised.
 """
 
 from __future__ import annotations
@@ -10,16 +9,16 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import socket
 import uuid
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from sys import intern
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from sgpipe.errors import StoreError, UserError, existing_folder
 from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFolder, image_root, located
@@ -30,7 +29,6 @@ from sgpipe.records import SCHEMA_VERSION
 from sgpipe.utils.atomic import atomic_write, fault_point
 
 MANIFEST = "manifest.jsonl"
-_COUNTERS = {"counts", "seconds"}
 _CRC = b'{"crc32": "%08x", '  # of the rest of the line
 
 
@@ -42,9 +40,9 @@ class ShardEntry:
     """
 
     split: str
-    start: int
+    start: Annotated[int, Field(ge=0)]
     stop: int
-    file: str
+    file: Annotated[str, Field(pattern=r"^data/[^/?]+\.parquet$")]
     sha256: str
     bytes: int
     counts: dict[str, int] = field(default_factory=dict)
@@ -55,21 +53,17 @@ class ShardEntry:
     def rows(self) -> int:
         return self.stop - self.start
 
-    @classmethod
-    def read(cls, values: Any) -> ShardEntry | None:
-        """Return the entry that a line of the manifest describes; None if it describes none."""
-        try:
-            known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-            for name in _COUNTERS.intersection(known):  # the same few keys in every shard
-                known[name] = {intern(key): value for key, value in known[name].items()}
-            entry = cls(**known)
-            numbers = (entry.start, entry.stop, entry.bytes, *entry.counts.values())
-            texts = (entry.split, entry.sha256)
-            is_named = re.fullmatch(r"data/[^/?]+\.parquet", entry.file)
-            is_entry = all(isinstance(n, int) for n in numbers) and all(isinstance(text, str) for text in texts)
-            return entry if is_named and is_entry and 0 <= entry.start < entry.stop else None
-        except (TypeError, AttributeError):
-            return None
+
+_ENTRIES = TypeAdapter(ShardEntry)
+
+
+def _entry(values: Any) -> ShardEntry | None:
+    """Return the entry that a line of the manifest describes; None if it describes none."""
+    try:
+        entry = _ENTRIES.validate_python(values)
+    except ValidationError:
+        return None
+    return entry if entry.start < entry.stop else None
 
 
 class Manifest:
@@ -101,14 +95,12 @@ class Manifest:
         return ImageRoots(places, image_indexes(self.root))
 
     def image_root(self, split: str, images: ImagePlace | None = None) -> ImageRoot:
-        """Return the images of a split, or `images` if they moved. Raises UserError: they are unknown or missing."""
+        """As `run_images`; `images`: where they moved."""
         return run_images(self.root, split, images or self.image_roots.locations.get(split))
 
     @staticmethod
     def identities(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return what decided the rows of a run, by its header: the identities of runs that it was made from, then its
-        own.
-        """
+        """Return what decided the rows of a run, by its header, after that of the runs that it was made from."""
         return [*run.get("origin", []), run.get("identity", {})]
 
     @classmethod
@@ -121,13 +113,10 @@ class Manifest:
     def load(cls, root: str | Location) -> Manifest:
         """Read the manifest of `root`, a folder or a store; a last line cut short is ignored.
 
-        Raises:
-            UserError: it is missing, damaged, or of another schema version.
-            StoreError: the store cannot be reached.
+        Raises UserError: it is missing, damaged, or of another schema version; StoreError: its store is unreachable.
         """
         manifest, bad = cls.salvage(root := location(root))
-        # Only what follows the last newline can be a torn write; a bad line before it is damage.
-        if bad:
+        if bad:  # only what follows the last newline can be a torn write; a bad line before it is damage
             advice = f", or drop that line: `sgpipe verify {root} --repair`" * isinstance(root, Path)
             raise UserError(f"{root}/{MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy{advice}")
         return manifest
@@ -136,42 +125,36 @@ class Manifest:
     def salvage(cls, root: str | Location) -> tuple[Manifest, list[int]]:
         """As `load`, but without damaged lines, whose numbers are returned too; `rewrite` it before `commit`.
 
-        Raises:
-            UserError: it is missing, its first line is damaged, or it is of another schema version.
-            StoreError: the store cannot be reached.
+        Raises UserError: it is missing, its first line is damaged, or it is of another schema version.
         """
         root = location(root)
         if isinstance(root, StorePath):
-            content = read_manifest(root)
-            if content is None:
-                raise UserError(f"{root} is not an sgpipe run: it has no {MANIFEST}")
-            return cls.parse(content, root, f"{root}/{MANIFEST}")
-        path = root / MANIFEST
-        try:
-            data = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            existing_folder(root)
-            raise UserError(f"{root} is not an sgpipe run: it has no {MANIFEST}") from None
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from None
-        return cls.parse(data, root, path)
+            data = read_manifest(root)
+        else:
+            try:
+                data = (root / MANIFEST).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                existing_folder(root)
+                data = None
+            except OSError as error:
+                raise UserError(f"{root / MANIFEST} cannot be read: {error.strerror}") from None
+        if data is None:
+            raise UserError(f"{root} is not an sgpipe run: it has no {MANIFEST}")
+        return cls.parse(data, root, f"{root}/{MANIFEST}")
 
     @classmethod
-    def parse(cls, data: bytes, root: Location, path: Path | str) -> tuple[Manifest, list[int]]:
+    def parse(cls, data: bytes, root: Location, path: str) -> tuple[Manifest, list[int]]:
         """As `salvage`, of what was read from `path`; `root`: the folder of the run, if it is in one."""
-        end = data.rfind(b"\n") + 1
-        first, *others = data[:end].splitlines(keepends=True) or [b""]
+        data = whole_lines(data)
+        first, *others = data.splitlines(keepends=True) or [b""]
         run = (_parse(first) or {}).get("run")
         if not isinstance(run, dict):
             raise UserError(f"{path} is damaged (its first line has changed); restore it from a copy")
-        if run.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(
-                f"{path} was written with schema version {run.get('schema_version')}, "
-                f"this sgpipe reads version {SCHEMA_VERSION}"
-            )
-        shards = [ShardEntry.read((_parse(line) or {}).get("shard")) for line in others]
+        if (version := run.get("schema_version")) != SCHEMA_VERSION:
+            raise UserError(f"{path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}")
+        shards = [_entry((_parse(line) or {}).get("shard")) for line in others]
         bad = [number for number, shard in enumerate(shards, 2) if shard is None]
-        return cls(root, run, [shard for shard in shards if shard], end), bad
+        return cls(root, run, [shard for shard in shards if shard], len(data)), bad
 
     def rewrite(self, dropped: Collection[ShardEntry] = ()) -> None:
         """Replace the file with a manifest of the live shards without the dropped ones, atomically."""
@@ -189,10 +172,9 @@ class Manifest:
             return shard.file, shard.stop, shard.seconds, shard.gpus
 
         there = {(shard.split, shard.start): made(shard) for shard in source.shards}
-        outdated = [key for key, shard in self._shards.items() if there.get(key) != made(shard)]
-        for key in outdated:
-            del self._shards[key]
-        if outdated:
+        kept = {key: shard for key, shard in self._shards.items() if there.get(key) == made(shard)}
+        if kept != self._shards:
+            self._shards = kept
             self.rewrite()
 
     def commit(self, shard: ShardEntry) -> ShardEntry | None:
@@ -247,7 +229,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def run_images(run: str | Location, split: str, images: ImagePlace | None) -> ImageRoot:
-    """Return the images of a split of a run. Raises UserError: where they are is unknown, or they are missing."""
+    """Return the images of a split of a run. Raises UserError: they are unknown or missing."""
     if images is None:
         raise UserError(f"{run} does not say where the images of {split} are: pass --images")
     root = image_root(images, image_indexes(run))

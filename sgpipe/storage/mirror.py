@@ -43,10 +43,8 @@ class ManifestMirror:
         if local and (manifest := Manifest.load(self.folder.root)).shards:
             before, now = manifest.run.get("store"), self.store and self.store.location
             if before != now:
-                raise UserError(
-                    f"the shards of {self.folder.root} are in {before or self.folder.root}; "
-                    + (f"resume with --store {before}" if before else "resume without --store, or choose another --out")
-                )
+                advice = f"--store {before}" if before else "no --store, or choose another --out"
+                raise UserError(f"the shards of {self.folder.root} are in {before or 'it'}; resume with {advice}")
         remote = self._remote()
         latest = later(local, remote, self.folder)
         if latest != local:
@@ -83,16 +81,16 @@ class ManifestMirror:
         if self.store is None:
             return
         began = time.monotonic()
-        for name in DESCRIPTIONS:
+        for name in (*DESCRIPTIONS, MANIFEST):
             content = (self.folder.root / name).read_bytes()
+            content = whole_lines(content) if name == MANIFEST else content
             if self._copied.get(name) != content:
-                self.folder.check_claim()
-                self.store.put(name, content)
+                if name == MANIFEST:
+                    put_manifest(self.store, content, self.folder.check_claim)
+                else:
+                    self.folder.check_claim()
+                    self.store.put(name, content)
                 self._copied[name] = content
-        content = _local(self._manifest)
-        if self._copied.get(MANIFEST) != content:
-            put_manifest(self.store, content, self.folder.check_claim)
-            self._copied[MANIFEST] = content
         took = time.monotonic() - began
         self._next = began + took + max(_SECONDS_BETWEEN_COPIES, _LONGER_THAN_COPIES * took)
 
@@ -130,12 +128,9 @@ def later(local: bytes, remote: bytes, folder: RunFolder) -> bytes:
 def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]], None]) -> Manifest:
     """Download a run into a folder; files that are already there, byte for byte, are skipped.
 
-    Args:
-        advance: called with the number of images of each shard, once it is there.
+    `advance` gets the number of images of each shard, once it is there.
 
-    Raises:
-        UserError: the store contains no run, or the folder another one.
-        StoreError: an object is missing, or differs from what the manifest says.
+    Raises UserError: the store contains no run, or the folder another one; StoreError: an object is missing or damaged.
     """
     folder = RunFolder(out)
     remote = read_manifest(store)
@@ -145,27 +140,23 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
         content = later(_local(out / MANIFEST), remote, folder)
         manifest, bad = Manifest.parse(content, out, f"{store.location}/{MANIFEST}")
         if bad:
-            raise UserError(
-                f"{store.location}/{MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy"
-            )
+            raise UserError(f"{store}/{MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy")
         for shard in manifest.shards:
             path = out / shard.file
             if not path.is_file() or file_sha256(path) != shard.sha256:
                 try:
-                    shard_content = checked_content(store, shard)
-                except FileNotFoundError:
-                    why = "is missing; resuming the run regenerates it"
-                    raise StoreError(f"{store.location}: {shard.file} {why}") from None
-                except UserError as error:
+                    data = checked_content(store, shard)
+                except (FileNotFoundError, UserError) as error:
+                    why = "it is missing" if isinstance(error, FileNotFoundError) else error
                     again = "delete the object, and the command that wrote the run makes it again"
-                    raise StoreError(f"{store}/{shard.file}: {error}; {again}") from None
+                    raise StoreError(f"{store}/{shard.file}: {why}; {again}") from None
                 with atomic_write(path) as temporary:
-                    temporary.write_bytes(shard_content or b"")
+                    temporary.write_bytes(data or b"")
             advance(shard.rows, shard.counts)
         for name in DESCRIPTIONS:
-            if (description := store.read(name)) is not None:
+            if (data := store.read(name)) is not None:
                 with atomic_write(out / name) as temporary:
-                    temporary.write_bytes(description)
+                    temporary.write_bytes(data)
         replace_manifest(out, content)
         folder.sweep(manifest)
     return manifest

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, absolute_location, location, sizes
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.object_store import StorePath
@@ -60,12 +59,7 @@ class RunFiles:
 
     @contextmanager
     def open(self, file: str) -> Iterator[pq.ParquetFile]:
-        """Yield a shard; of one in a store only what is read is downloaded.
-
-        Raises:
-            UserError: it is missing, damaged (also while it is read), of another version, or not of sgpipe.
-            StoreError: the store cannot be reached.
-        """
+        """Yield a shard; of one in a store only what is read is downloaded. Raises as `open_shard`."""
         with open_shard(self.storage / file, SCHEMA.names) as shard:
             yield shard
 
@@ -77,7 +71,7 @@ class RunFiles:
     @cached_property
     def cache(self) -> Path:
         """A folder to keep what was derived: RUN/.sgpipe/cache, or one in the user's cache for a run in a store or in a
-        folder that cannot be written. Raises UserError: it cannot be made."""
+        folder that cannot be written. Raises OSError."""
         if self._folder is not None:
             place = self._folder / _CACHE
             with suppress(OSError):
@@ -86,8 +80,5 @@ class RunFiles:
                     return place
         name = self.root if self._folder is None else str(self._folder.absolute())
         place = cache_folder() / "runs" / hashlib.sha256(name.encode()).hexdigest()[:16]
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{place} cannot be made: {error.strerror}; set SGPIPE_CACHE to a folder") from None
+        place.mkdir(parents=True, exist_ok=True)
         return place

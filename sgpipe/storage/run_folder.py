@@ -50,10 +50,7 @@ class RunFolder:
     """Layout of a run: `data/*.parquet`, `manifest.jsonl`, `recipe.yaml`, `README.md`, and `.sgpipe/`."""
 
     def __init__(self, root: Path, store: StorePath | None = None) -> None:
-        """
-        Args:
-            store: where the shards are stored instead, with copies of the files that are needed to resume the run.
-        """
+        """`store`: where the shards are instead, with copies of the files that are needed to resume the run."""
         self.root = root
         self.store = store
         self.storage: Location = store or root.absolute()
@@ -65,7 +62,8 @@ class RunFolder:
         """Return the source index of a split."""
         return self.root / self.index_name(split)
 
-    def index_name(self, split: str) -> str:
+    @staticmethod
+    def index_name(split: str) -> str:
         """Return the name of the source index of a split within the run."""
         return f"{PRIVATE}/index-{split}.arrow"
 
@@ -80,17 +78,17 @@ class RunFolder:
 
     def set_ground_truth(self, ground_truth: GroundTruth | None) -> None:
         """Keep where the ground truth is, or that there is none."""
-        file = self.private / _GROUND_TRUTH
+        file, private = self.private / _GROUND_TRUTH, self.private.absolute()
         if ground_truth is None:
             file.unlink(missing_ok=True)
             return
         named: dict[str, str] = {}
-        for role, path in vars(ground_truth).items():
-            if path is not None:
-                path, private = absolute_location(path), self.private.absolute()
-                if isinstance(path, Path) and path.is_relative_to(private):
-                    path = path.relative_to(private)
-                named[role] = text_of(path)
+        for role, place in vars(ground_truth).items():
+            if place is not None:
+                place = absolute_location(place)
+                if isinstance(place, Path) and place.is_relative_to(private):
+                    place = place.relative_to(private)
+                named[role] = text_of(place)
         write_text(file, json.dumps(named))
 
     @property
@@ -131,15 +129,12 @@ class RunFolder:
             self.claim.check()
 
     def open(self, run: Mapping[str, Any]) -> Manifest:
-        """Return the manifest of the folder if it was made with the same identity; a new one where there are no shards
-        yet.
+        """Return the manifest of the folder, a new one where there are no shards yet.
 
-        Args:
-            run: what the manifest says of the run; `identity` is everything that decides its rows.
+        `run`: what the manifest says of the run; `identity` is everything that decides its rows.
 
-        Raises:
-            UserError: the folder has shards but no manifest, or was made with another identity; the message lists the
-                settings that differ.
+        Raises UserError: the folder has shards but no manifest, or was made with another identity, whose differences
+        are listed.
         """
         run = {**run, "fingerprint": fingerprint(run["identity"])}
         if not (self.root / MANIFEST).exists():
@@ -198,12 +193,8 @@ class RunFolder:
         self.check_claim()
         for file in self.unlisted(manifest):
             delete(self.storage / file)
-        for path in {
-            *(self.root / DATA).glob(".*.tmp"),
-            *self.private.glob("*.tmp"),
-            *self.private.glob(f"{_NEW}*"),
-            *(path for name in _ROOT_FILES for path in self.root.glob(f".{name}.*tmp")),
-        }:
+        left = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob(f"{_NEW}*"), *self.private.glob("*.tmp")]
+        for path in {*left, *(path for name in _ROOT_FILES for path in self.root.glob(f".{name}.*tmp"))}:
             path.unlink()
 
     def lost(self, manifest: Manifest) -> list[ShardEntry]:
@@ -248,5 +239,4 @@ def settings_changed(
 def kind_of(identity: Mapping[str, Any]) -> str:
     """Return what an identity is of."""
     kinds = {"import": "an import", "scored": "a scored copy of a run", "corrected": "a corrected copy of a run"}
-    kinds["merged"] = "a merged run"
-    return next((kind for key, kind in kinds.items() if key in identity), "a run")
+    return next((kind for key, kind in (kinds | {"merged": "a merged run"}).items() if key in identity), "a run")

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, get_args
@@ -65,12 +65,8 @@ def write_shard(
 ) -> ShardEntry:
     """Write records `start`… of a split to `root/name` and describe the shard for the manifest.
 
-    Of a store, it is made in memory and uploaded whole; a killed worker leaves nothing on its disk.
-
-    Args:
-        images: the image files of the records, stored in an additional column `image`.
-
-    Raises OSError: disk full, folder missing, no permission; no file is left behind.
+    Of a store, it is made in memory and uploaded whole; a killed worker leaves nothing on its disk. `images`: the image
+    files of the records, for a column `image`. Raises OSError; no file is left behind.
     """
     table = to_table(records) if images is None else with_images(to_table(records), images)
     if isinstance(root, StorePath):
@@ -86,10 +82,7 @@ def write_shard(
 
 
 def write_copy(root: Path, shard: ShardEntry, table: pa.Table, counts: Mapping[str, int] | None = None) -> ShardEntry:
-    """Write other contents of a run's shard into the run in `root`; `counts`: those that differ.
-
-    Raises OSError: as `write_shard`.
-    """
+    """Write other contents of a run's shard into the run in `root`; `counts`: those that differ. Raises OSError."""
     digest, size = _write_file(root / shard.file, table)
     return replace(shard, sha256=digest, bytes=size, counts={**shard.counts, **(counts or {})})
 
@@ -140,13 +133,7 @@ def _encode(file: BinaryIO, table: pa.Table) -> None:
 
 
 def read_file(path: Location, columns: Sequence[str] | None = None, content: pa.NativeFile | None = None) -> pa.Table:
-    """Return one shard file as a table.
-
-    Args:
-        content: the file, if it is open or lies elsewhere; `path` only names it then.
-
-    Raises UserError: as `open_shard`.
-    """
+    """Return one shard file, or the file `content` that messages call `path`, as a table. Raises as `open_shard`."""
     with open_shard(path, [name.partition(".")[0] for name in columns or ()], content) as file:
         return file.read(columns=list(columns) if columns else None)
 
@@ -170,9 +157,7 @@ def checked_content(root: Location, shard: ShardEntry) -> bytes | None:
 
 
 def read_checked(root: Location, shard: ShardEntry, columns: Sequence[str], run: object) -> pa.Table:
-    """Return one shard as a table, if every byte of it is as it was written. Raises UserError: it is missing or
-    damaged.
-    """
+    """Return one shard as a table. Raises UserError: it is missing, or a byte of it is not as it was written."""
     try:
         content = checked_content(root, shard)
     except StoreError:
@@ -189,19 +174,19 @@ def damaged(run: object, file: str) -> UserError:
 
 def iter_tables(root: str | Location, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield the shards of a run, by split and position, one in memory at a time."""
-    manifest = Manifest.load(root)
-    for shard in manifest.shards:
-        yield read_file(manifest.root / shard.file, columns)
+    yield from _tables(Manifest.load(root), columns)
+
+
+def _tables(manifest: Manifest, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    return (read_file(manifest.root / shard.file, columns) for shard in manifest.shards)
 
 
 def iter_records(root: str | Location) -> Iterator[Record]:
     """Return every record of a run, by split and position, one shard without its images in memory at a time.
 
-    Raises UserError: not the folder of a run; while reading, a shard that is missing or damaged.
+    Raises UserError: not a run; while reading, a shard that is missing or damaged.
     """
-    manifest = Manifest.load(root)
-    files = [manifest.root / shard.file for shard in manifest.shards]
-    return (record for file in files for record in from_table(read_file(file, SCHEMA.names)))
+    return (record for table in _tables(Manifest.load(root), SCHEMA.names) for record in from_table(table))
 
 
 @dataclass(frozen=True)
@@ -298,13 +283,8 @@ def _naming(path: Location) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        remedy = "; the command that wrote the run makes it again"
-        if isinstance(path, Path):
-            remedy, root = "", path.parent.parent
-            with suppress(UserError):
-                if store := Manifest.load(root).run.get("store"):
-                    remedy = f"; name {store} instead, or download it: `sgpipe fetch {store} --out {root}`"
-        raise UserError(f"shard {path} is listed in the manifest but missing{remedy}") from None
+        advice = "the command that wrote the run makes it again, or `sgpipe fetch` downloads it"
+        raise UserError(f"shard {path} is listed in the manifest but missing; {advice}") from None
     except StoreError:
         raise
     except (OSError, pa.ArrowException) as error:
@@ -312,10 +292,7 @@ def _naming(path: Location) -> Iterator[None]:
 
 
 def read_row_group(path: Location, group: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
-    """Return one row group, with the optional columns where the shard has them.
-
-    Raises UserError: as `open_shard`, or there is no such row group.
-    """
+    """Return one row group, with the optional columns where the shard has them. Raises as `open_shard`."""
     with open_shard(path, columns) as file:
         if group >= file.num_row_groups:
             raise UserError(f"shard {path} has changed: it no longer has row group {group}")

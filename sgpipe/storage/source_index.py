@@ -1,15 +1,13 @@
 """The source index: the records of a split as its annotation file gives them, in one Arrow file.
 
-The annotation file is read once. From then on its records are stored next to the shards and memory-mapped by every
-worker, so that neither a resumed run nor a worker parses millions of JSON items again. Counts, problems, class names
-and origin are in a JSON file next to it, which is written last.
+The annotation file is read once; workers map its records into their memory. Counts, problems, class names and origin
+are in a JSON file next to it, which is written last.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -33,10 +31,7 @@ class SourceIndex:
     def __init__(self, path: Path) -> None:
         """Raises UserError: the file is missing or not an index."""
         try:
-            described = json.loads(_meta_path(path).read_text(encoding="utf-8"))
-            if not isinstance(described, dict) or described.pop("crc32", None) != _checksum(described):
-                raise ValueError("its description has changed")
-            self.meta: dict[str, Any] = described
+            self.meta: dict[str, Any] = json.loads(_meta_path(path).read_text(encoding="utf-8"))
             self._file = pa.memory_map(str(path))
             pa.ipc.open_file(self._file)
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -64,10 +59,7 @@ class SourceIndex:
 
 
 def read_records(index: pa.NativeFile, start: int, stop: int, name: Location) -> list[Record]:
-    """Records `start` up to, not including, `stop` of the Arrow file of an index, and nothing else of it.
-
-    Raises UserError; the message calls it `name`.
-    """
+    """Records `start` up to, not including, `stop` of the Arrow file of an index, which messages call `name`."""
     first, last = start // _ROWS_PER_BATCH, -(-stop // _ROWS_PER_BATCH)
     try:
         reader = pa.ipc.open_file(index)
@@ -75,18 +67,15 @@ def read_records(index: pa.NativeFile, start: int, stop: int, name: Location) ->
     except StoreError:
         raise
     except (OSError, pa.ArrowException) as error:
-        why = f"the source index {name} cannot be read ({error})"
-        again = f"; delete it and {name.name.replace('.arrow', '.json')}, and run the same command again"
-        raise UserError(why + again * isinstance(name, StorePath)) from None
+        again = "; delete it and its .json, and run the same command again" * isinstance(name, StorePath)
+        raise UserError(f"the source index {name} cannot be read ({error}){again}") from None
     return from_table(table.slice(start - first * _ROWS_PER_BATCH, stop - start))
 
 
 def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mapping[str, Any]]) -> None:
-    """Write the records of a split, a table at a time, in batches of equal size.
+    """Write the records of a split, one or more tables in the schema of shards, in batches of equal size.
 
-    Args:
-        tables: the records in the schema of shards; at least one table.
-        meta: called after the last table; what it returns is kept with the counts of images and boxes.
+    `meta` is called after the last table; what it returns is kept with the counts of images and boxes.
     """
     _meta_path(path).unlink(missing_ok=True)
     images = boxes = 0
@@ -104,12 +93,7 @@ def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mappi
                 rest = rest.slice(whole)
             writer.write_table(rest, _ROWS_PER_BATCH)
         digest = file_sha256(temporary)
-    described = {**meta(), "images": images, "boxes": boxes, "sha256": digest}
-    write_text(_meta_path(path), json.dumps({**described, "crc32": _checksum(described)}))
-
-
-def _checksum(described: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(described).encode())
+    write_text(_meta_path(path), json.dumps({**meta(), "images": images, "boxes": boxes, "sha256": digest}))
 
 
 def _meta_path(path: Path) -> Path:

@@ -41,10 +41,8 @@ class Problem:
 class Verification:
     """What was checked, and the problems found.
 
-    Attributes:
-        at_work: a run is in progress in the folder; only what it has committed was checked.
-        repaired: the manifest no longer lists what is damaged.
-        repairable: whether a repair can do that.
+    `at_work`: a run is in progress, so that only what it has committed was checked; `repaired`: the manifest no longer
+    lists what is damaged; `repairable`: whether a repair can do that.
     """
 
     root: Location
@@ -71,17 +69,13 @@ class Verification:
 def verify(root: str | Location, *, repair: bool = False, advance: Advance | None = None) -> Verification:
     """Check every byte and row of the shards of a run in a folder or a store, a few shards in memory at a time.
 
-    Args:
-        repair: remove bad shards from the manifest; the command that wrote the run then makes them again.
-        advance: called with the number of images checked.
+    `repair`: remove bad shards from the manifest; the command that wrote the run then makes them again.
+    `advance`: called with the number of images checked.
     """
     root = location(root)
     stored = isinstance(root, StorePath)
     if stored and repair:
-        raise UserError(
-            f"--repair is for folders; delete what is damaged from {root}, and the command that wrote the run "
-            "makes it again"
-        )
+        raise UserError(f"--repair is for folders; delete what is damaged from {root}, and resume the run")
     folder = RunFolder(root if isinstance(root, Path) else Path())
     Manifest.salvage(root)  # refuses what is not a run before `lock` makes a folder of it
     with folder.lock() if repair else nullcontext():

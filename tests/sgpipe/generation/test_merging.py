@@ -442,7 +442,7 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
         (["given", "--out", "out"], "merge needs two runs or more"),
         (["given", "found", "--out", "given"], "is read by this command"),
         (["given", "nothing", "--out", "out"], "does not exist"),
-        (["given", "old", "--out", "out"], "was written with schema version 2"),
+        (["given", "old", "--out", "out"], "has schema version 2"),
         (["given", "cut", "--out", "out"], "cannot be read"),
         (["given", "embedded", "--out", "out"], "embed the images of all runs or of none"),
         (["given", "found", "--out", "found2"], "contains an import, not a merged run"),

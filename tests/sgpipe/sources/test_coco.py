@@ -231,16 +231,3 @@ def test_real_coco_counts(oracle: Path, tmp_path):
         assert (meta["images"], meta["boxes"], meta["problems"]["crowd"]) == (images, boxes, crowds)
         assert meta["categories"][:3] == ["person", "bicycle", "car"]
         assert len(meta["categories"]) == 80
-
-
-def test_an_index_whose_description_has_changed_is_built_again(tmp_path: Path) -> None:
-    annotations = {"images": [{"id": 1, "file_name": "a.jpg", "width": 9, "height": 9}]}
-    annotations |= {"categories": [{"id": 1, "name": "cat"}], "annotations": []}
-    (tmp_path / "a.json").write_text(json.dumps(annotations))
-    splits = {"val": {"annotations": tmp_path / "a.json", "images": tmp_path}}
-    source = SourceConfig.model_validate({"format": "coco", "splits": splits})
-    expected = open_source(source, "val", tmp_path / "index.arrow").meta
-    described = (tmp_path / "index.json").read_text()
-    for changed in (described.replace('"cat"', '"bat"'), described.replace('"categories"', '"categoriez"'), "[]", "{"):
-        (tmp_path / "index.json").write_text(changed)
-        assert open_source(source, "val", tmp_path / "index.arrow").meta == expected
