@@ -41,105 +41,74 @@ _FORMS = (
 )
 
 
-@dataclass(frozen=True)
-class ImageBoxes:
-    """The boxes of an image: `[boxes, 4]` xywh in pixels, and `[boxes]` of the others.
+class ScoredBox(NamedTuple):
+    """A box: x, y, width and height in pixels. score: None is certain. area: by which COCO tells small from large."""
 
-    size: width and height, 0 if not known. areas: in pixels, by which COCO tells small from large.
-    """
-
-    size: tuple[int, int]
-    boxes: Array
-    classes: list[str]
-    scores: Array
-    crowd: Array
-    areas: Array
-
-    @classmethod
-    def of(
-        cls,
-        size: tuple[int, int],
-        boxes: Any,
-        classes: list[str],
-        scores: Any = None,
-        crowd: Any = None,
-        areas: Any = None,
-    ) -> ImageBoxes:
-        """Scores default to 1, crowd to False, and areas to those of the boxes."""
-        xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-        return cls(
-            size,
-            xywh,
-            [" ".join(name.lower().split()) for name in classes],
-            np.ones(len(xywh)) if scores is None else np.array(scores, dtype=np.float64),
-            np.zeros(len(xywh), dtype=bool) if crowd is None else np.array(crowd, dtype=bool),
-            xywh[:, 2] * xywh[:, 3] if areas is None else np.array(areas, dtype=np.float64),
-        )
-
-    def resized(self, size: tuple[int, int]) -> ImageBoxes:
-        """Return the boxes in pixels of an image of this size, which may differ between datasets."""
-        if self.size == size or not all((*self.size, *size)):
-            return self
-        factors = np.tile(np.array(size) / np.array(self.size), 2)
-        return ImageBoxes.of(size, self.boxes * factors, self.classes, self.scores, self.crowd)
+    xywh: Sequence[float]
+    name: str
+    score: float | None = None
+    crowd: bool = False
+    area: float | None = None
 
 
 @dataclass
 class BoxSet:
     """The boxes of many images.
 
-    lists_images: whether images without boxes are in it; otherwise it is not known which images were looked at.
-    scored: whether all boxes have scores. failed: images that could not be used. repeated: that had been added before.
+    sizes: width and height of each image, 0 if not known. classes: names by COCO's numbers. lists_images: whether
+    images without boxes are in it; otherwise it is not known which were looked at. failed: images that were not usable.
     """
 
-    images: dict[ImageName, ImageBoxes] = field(default_factory=dict)
+    sizes: dict[ImageName, tuple[int, int]] = field(default_factory=dict)
+    boxes: dict[ImageName, list[ScoredBox]] = field(default_factory=dict)
     classes: dict[int, str] = field(default_factory=dict)
     lists_images: bool = True
-    scored: bool = False
     failed: int = 0
     repeated: int = 0
 
-    def add(self, name: ImageName, boxes: ImageBoxes) -> None:
+    def add(self, name: ImageName, size: tuple[int, int], boxes: Iterable[ScoredBox]) -> None:
         """Add an image; of an image that occurs twice, the first counts."""
-        self.repeated += name in self.images
-        self.images.setdefault(name, boxes)
+        self.repeated += name in self.sizes
+        if name not in self.sizes:
+            self.sizes[name] = size
+            self.boxes[name] = [box._replace(name=" ".join(box.name.lower().split())) for box in boxes]
+
+    def resized(self, name: ImageName, size: tuple[int, int]) -> list[ScoredBox]:
+        """Return the boxes in pixels of an image of this size, which may differ between datasets."""
+        own, boxes = self.sizes.get(name, size), self.boxes.get(name, [])
+        if own == size or not all((*own, *size)):
+            return boxes
+        factors = (size[0] / own[0], size[1] / own[1]) * 2
+        return [
+            box._replace(xywh=[side * factor for side, factor in zip(box.xywh, factors, strict=True)], area=None)
+            for box in boxes
+        ]
 
 
-def read_truth(path: Location) -> BoxSet:
-    """Return the ground truth: shards, or a COCO instances file. Raises UserError: missing, damaged or another form."""
-    return _checked(path, _shard_boxes(path) if is_run(path) else _coco_instances(path))
-
-
-def read_detected(path: Location, truth: BoxSet) -> BoxSet:
-    """Return the boxes to evaluate; COCO results have the class numbers of the ground truth.
-
-    Predictions of relations have a box for each relation: those of one class suppress each other as a detector's do.
-
-    Raises UserError: missing, damaged, of another form, or with values that would falsify the result.
-    """
+def _read_detected(path: Location, truth: BoxSet) -> BoxSet:
+    """Return the boxes to evaluate; COCO results have the class numbers of the ground truth."""
     if is_run(path):
-        return _checked(path, _shard_boxes(path))
+        return _shard_boxes(path)
     if not (isinstance(path, Path) and path.suffix == ".parquet"):
         first = next((item for _, item in JsonStream(path)), None)
         if isinstance(first, dict) and first.keys() >= _RESULT:
-            return _checked(path, _coco_results(path, truth))
+            return _coco_results(path, truth)
         if not (isinstance(first, dict) and "predictions" in first):
             raise UserError(f"{path} has no boxes to evaluate: {_FORMS}")
-    found = _checked(path, _ends_of_relations(path))
-    found.images = {name: _suppressed(image) for name, image in found.images.items()}
-    return found
+    return _ends_of_relations(path)
 
 
 def _checked(path: Location, found: BoxSet) -> BoxSet:
-    for name, image in found.images.items():
-        wrong = ~np.isfinite(image.boxes).all(1) | (image.boxes[:, 2:] < 0).any(1)
-        wrong |= ~((image.scores >= 0) & (image.scores <= 1 + 1e-6))  # a softmax is rounded
-        if wrong.any():
-            box, score = image.boxes[wrong.argmax()].round(3).tolist(), image.scores[wrong.argmax()]
-            raise UserError(
-                f"{path}: image {name.image_id or name.base_name}: box {box} with score {score:g}; expected x, y, "
-                "width and height in pixels, and a score from 0 to 1"
-            )
+    """Raises UserError: a value would falsify the result."""
+    for name, boxes in found.boxes.items():
+        for box in boxes:
+            sound = all(map(math.isfinite, box.xywh)) and min(box.xywh[2:]) >= 0
+            if not (sound and (box.score is None or 0 <= box.score <= 1 + 1e-6)):  # a softmax is rounded
+                place = f"{path}: image {name.image_id or name.base_name}"
+                raise UserError(
+                    f"{place}: box {[round(side, 3) for side in box.xywh]} with score {box.score}; expected x, y, "
+                    "width and height in pixels, and a score from 0 to 1"
+                )
     return found
 
 
@@ -150,22 +119,17 @@ def is_run(path: Location) -> bool:
 
 def _shard_boxes(root: Location) -> BoxSet:
     found = BoxSet()
-    unscored = 0
     for record in iter_records(root):
         if not record.ok:
             found.failed += 1
             continue
         objects = [box for box in record.objects if not box.is_nothing]
-        scores = [box.score for box in objects if box.score is not None]
-        unscored += len(objects) - len(scores)
         found.classes.update((box.category_id, box.category) for box in objects)
-        boxes, names = [box.bbox for box in objects], [box.category for box in objects]
-        size, crowd = (record.width, record.height), [box.iscrowd for box in objects]
         name = ImageName(record.dataset, record.image_id, image_base_name(record.file_name))
-        found.add(name, ImageBoxes.of(size, boxes, names, scores if len(scores) == len(objects) else None, crowd))
-    if not found.images:
+        boxes = (ScoredBox(box.bbox, box.category, box.score, box.iscrowd) for box in objects)
+        found.add(name, (record.width, record.height), boxes)
+    if not found.sizes:
         raise UserError(f"{root} contains no images with boxes; is the run finished?")
-    found.scored = unscored == 0
     return found
 
 
@@ -176,17 +140,15 @@ def _coco_instances(path: Location) -> BoxSet:
     for key, item in JsonStream(path):
         try:
             if key == "images":
-                number = _id(item, "id")
-                name = ImageName("coco", number, image_base_name(fields.text(item, "file_name")))
-                images.setdefault(number, (name, fields.size(item)))
+                name = ImageName("coco", _id(item, "id"), image_base_name(fields.text(item, "file_name")))
+                size = fields.side(item.get("width")), fields.side(item.get("height"))
+                images.setdefault(name.image_id, (name, size))
             elif key == "categories":
                 found.classes[fields.integer(item, "id")] = fields.text(item, "name")
             elif key == "annotations":
-                box = fields.numbers(fields.required(item, "bbox"), 4)
+                box, category = fields.numbers(fields.required(item, "bbox"), 4), fields.integer(item, "category_id")
                 crowd, area = bool(item.get("iscrowd")), float(item.get("area", box[2] * box[3]))
-                rows.setdefault(_id(item, "image_id"), []).append(
-                    (box, fields.integer(item, "category_id"), crowd, area)
-                )
+                rows.setdefault(_id(item, "image_id"), []).append((box, category, None, crowd, area))
         except (FieldError, TypeError, ValueError) as error:
             raise UserError(f"{path}: an item of {key!r}: {error}") from None
     if not images or not found.classes:
@@ -194,9 +156,8 @@ def _coco_instances(path: Location) -> BoxSet:
     if unknown := rows.keys() - images.keys():
         raise UserError(f"{path}: image_id {min(unknown)} of an annotation is not in its images")
     for number, (name, size) in images.items():
-        boxes, categories, crowds, areas = zip(*rows[number], strict=True) if number in rows else ((),) * 4
-        names = [_class_name(path, found.classes, each) for each in categories]
-        found.add(name, ImageBoxes.of(size, boxes, names, None, crowds, areas))
+        own = rows.get(number, [])
+        found.add(name, size, (ScoredBox(box, _name(path, found.classes, each), *rest) for box, each, *rest in own))
     return found
 
 
@@ -204,11 +165,10 @@ def _id(item: Any, key: str) -> str:
     return fields.identifier(fields.required(item, key)) or ""
 
 
-def _class_name(path: Location, names: Mapping[int, str], number: int) -> str:
+def _name(path: Location, names: Mapping[int, str], number: int) -> str:
     if number not in names:
-        raise UserError(
-            f"{path}: category_id {number} is not a class of the ground truth; it has {listed(names.values())}"
-        )
+        classes = listed(names.values())
+        raise UserError(f"{path}: category_id {number} is not a class of the ground truth; it has {classes}")
     return names[number]
 
 
@@ -219,52 +179,44 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _coco_results(path: Location, truth: BoxSet) -> BoxSet:
-    rows: dict[str, list[Any]] = {}
+    rows: dict[str, list[ScoredBox]] = {}
     for _, item in JsonStream(path):
         try:
-            name = _class_name(path, truth.classes, fields.integer(item, "category_id"))
+            name = _name(path, truth.classes, fields.integer(item, "category_id"))
             box, [score] = fields.numbers(fields.required(item, "bbox"), 4), fields.numbers([item.get("score")], 1)
-            rows.setdefault(_id(item, "image_id"), []).append((box, name, score))
+            rows.setdefault(_id(item, "image_id"), []).append(ScoredBox(box, name, score))
         except FieldError as error:
             raise UserError(f"{path}: {error}; {_FORMS}") from None
-    by_number = {name.image_id: name for name in truth.images}
+    by_number = {name.image_id: name for name in truth.sizes}
     if unknown := rows.keys() - by_number.keys():
         raise UserError(
             f"{path}: image_id {min(unknown)} is not in the ground truth; pass --truth of the images of the results"
         )
-    found = BoxSet(classes=truth.classes, lists_images=False, scored=True)
+    found = BoxSet(classes=truth.classes, lists_images=False)
     for number, own in rows.items():
-        boxes, names, scores = zip(*own, strict=True)
-        found.add(by_number[number], ImageBoxes.of((0, 0), boxes, list(names), scores))
+        found.add(by_number[number], (0, 0), own)
     return found
 
 
 def _ends_of_relations(path: Location) -> BoxSet:
-    """Subjects and objects of predicted relations, with their scores; equal ones are suppressed later."""
-    found = BoxSet(scored=True)
-    for name, triplets in read_triplets(
-        path, {"hoi_prediction": HICO, "rel_prediction": OPEN_IMAGES}, [], predicates=False
-    ):
+    """Read subjects and objects of predicted relations; those of one class suppress each other, as a detector's do."""
+    import torch
+    from torchvision.ops import batched_nms
+
+    found, forms = BoxSet(), {"hoi_prediction": HICO, "rel_prediction": OPEN_IMAGES}
+    for name, triplets in read_triplets(path, forms, [], predicates=False):
         if triplets is None:
             found.failed += 1
             continue
         corners = np.concatenate((triplets.subject_box, triplets.object_box)).astype(float)
+        numbers, scores = np.concatenate((triplets.subject, triplets.object)), np.tile(triplets.score.astype(float), 2)
+        tensors = (torch.from_numpy(each) for each in (corners, scores, numbers))
+        kept = batched_nms(*tensors, DetectConfig().overlap).numpy()
         boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1)
-        names = [triplets.objects[number] for number in (*triplets.subject, *triplets.object)]
-        found.add(ImageName("", "", image_base_name(name)), ImageBoxes.of((0, 0), boxes, names, [*triplets.score] * 2))
+        rows = zip(boxes[kept].tolist(), numbers[kept], scores[kept].tolist(), strict=True)
+        own = (ScoredBox(box, triplets.objects[number], score) for box, number, score in rows)
+        found.add(ImageName("", "", image_base_name(name)), (0, 0), own)
     return found
-
-
-def _suppressed(ends: ImageBoxes) -> ImageBoxes:
-    """Subjects and objects of relations without those that overlap a better one of their class."""
-    import torch
-    from torchvision.ops import batched_nms
-
-    corners = np.concatenate((ends.boxes[:, :2], ends.boxes[:, :2] + ends.boxes[:, 2:]), axis=1)
-    _, numbers = np.unique(ends.classes, return_inverse=True)
-    tensors = (torch.from_numpy(each) for each in (corners, ends.scores, numbers.reshape(-1)))
-    kept = batched_nms(*tensors, DetectConfig().overlap).numpy()
-    return ImageBoxes.of(ends.size, ends.boxes[kept], [ends.classes[place] for place in kept], ends.scores[kept])
 
 
 _MEASURES = (
@@ -372,27 +324,30 @@ def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
 
     Crowds of the ground truth are ignored, as COCO does: boxes inside them are neither correct nor wrong.
 
-    Raises UserError: as `read_truth` and `read_detected`; no image or no class in common; nothing to detect.
+    Raises UserError: a file is missing, damaged, of another form, or has values that would falsify the result; no image
+    or no class in common; nothing to detect.
     """
-    target = read_truth(truth)
-    found = read_detected(detected, target)
+    target = _checked(truth, _shard_boxes(truth) if is_run(truth) else _coco_instances(truth))
+    found = _checked(detected, _read_detected(detected, target))
     # As pycocotools, by whose order of images boxes of equal scores count.
-    numbers = {name: int(name.image_id) if name.image_id.isdecimal() else math.inf for name in target.images}
-    names = sorted(target.images, key=lambda name: (numbers[name], name.image_id))
+    numbers = {name: int(name.image_id) if name.image_id.isdecimal() else math.inf for name in target.sizes}
+    names = sorted(target.sizes, key=lambda name: (numbers[name], name.image_id))
     finder = ImageFinder(names)
-    if not any(len(each.classes) for each in found.images.values()):
+    if not any(found.boxes.values()):
         raise UserError(f"{detected} has no boxes")
-    places = {names[place]: image for name, image in found.images.items() if (place := finder(name)) != NO_IMAGE}
+    places = {names[place]: name for name in found.sizes if (place := finder(name)) != NO_IMAGE}
     if not places:
         raise UserError(
-            f"{detected} and {truth} have no image in common: one has {next(iter(found.images)).base_name!r}, the "
+            f"{detected} and {truth} have no image in common: one has {next(iter(found.sizes)).base_name!r}, the "
             f"other {names[0].base_name!r}"
         )
     compared = [name for name in names if name in places or not found.lists_images]
-    nothing = ImageBoxes.of((0, 0), [], [])
-    pairs = [(target.images[name], places.get(name, nothing).resized(target.images[name].size)) for name in compared]
-    known = tuple(sorted({name for own, _ in pairs for name in own.classes}))
-    detected_classes = Counter(name for _, own in pairs for name in own.classes)
+    pairs = [
+        (target.boxes[name], found.resized(places[name], target.sizes[name]) if name in places else [])
+        for name in compared
+    ]
+    known = tuple(sorted({box.name for own, _ in pairs for box in own}))
+    detected_classes = Counter(box.name for _, own in pairs for box in own)
     if not known:
         raise UserError(f"{truth} has no boxes in the images that {detected} has")
     if detected_classes and not detected_classes.keys() & {*known}:
@@ -403,23 +358,24 @@ def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
     scores = _scores(pairs, known)
     counts = {
         **{"images": len(compared), "images failed": found.failed, "images repeated": found.repeated},
-        "images without ground truth": len(found.images) - len(places),
+        "images without ground truth": len(found.sizes) - len(places),
         "ground truth images not in run": len(names) - len(compared),
         **{"boxes": detected_classes.total(), "ground truth boxes": int(scores.targets.sum())},
-        "ground truth crowds": sum(int(own.crowd.sum()) for own, _ in pairs),
+        "ground truth crowds": sum(box.crowd for own, _ in pairs for box in own),
     }
-    lowest = min((float(own.scores.min()) for _, own in pairs if len(own.scores)), default=math.nan)
+    scored = all(box.score is not None for own in found.boxes.values() for box in own)
+    lowest = min((box.score for _, own in pairs for box in own if box.score is not None), default=math.nan)
     return BoxQuality(
         scores,
         [f"{name.dataset} {name.image_id} {name.base_name}" for name in compared],
         counts,
-        lowest if found.scored else math.nan,
+        lowest if scored else math.nan,
         {name: detected_classes[name] for name in sorted(detected_classes) if name not in known},
         [name for name in known if name not in detected_classes],
     )
 
 
-def _scores(pairs: Sequence[tuple[ImageBoxes, ImageBoxes]], names: tuple[str, ...]) -> BoxScores:
+def _scores(pairs: Sequence[tuple[list[ScoredBox], list[ScoredBox]]], names: tuple[str, ...]) -> BoxScores:
     """Match by pycocotools. pairs: ground truth and detected boxes of each image."""
     from pycocotools.cocoeval import COCOeval
 
@@ -465,21 +421,20 @@ def _scores(pairs: Sequence[tuple[ImageBoxes, ImageBoxes]], names: tuple[str, ..
     )
 
 
-def _coco(images: Sequence[ImageBoxes], names: Sequence[str]) -> Any:
+def _coco(images: Sequence[list[ScoredBox]], names: Sequence[str]) -> Any:
     """As pycocotools' COCO. Ids count from 1, as it takes a match with annotation 0 for none."""
     from pycocotools.coco import COCO
 
     numbers = {name: number for number, name in enumerate(names, 1)}
-    keys = ("bbox", "score", "iscrowd", "area")
     annotations = [
-        {"image_id": number, "category_id": numbers[name], **dict(zip(keys, values, strict=True))}
-        for number, image in enumerate(images, 1)
-        for name, *values in zip(
-            image.classes,
-            *(each.tolist() for each in (image.boxes, image.scores, image.crowd, image.areas)),
-            strict=True,
-        )
-        if name in numbers
+        {
+            **{"image_id": image, "category_id": numbers[box.name], "bbox": [*box.xywh], "iscrowd": box.crowd},
+            "score": 1.0 if box.score is None else box.score,
+            "area": box.xywh[2] * box.xywh[3] if box.area is None else box.area,
+        }
+        for image, boxes in enumerate(images, 1)
+        for box in boxes
+        if box.name in numbers
     ]
     coco = COCO()
     coco.dataset = {

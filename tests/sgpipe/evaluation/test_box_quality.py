@@ -96,6 +96,11 @@ def test_equal_to_pycocotools(tmp_path: Path, seed: int) -> None:
     assert 0.1 < summary["AP"] < summary["AP50"] < 0.9
 
 
+def copies(items: list[Any], drawn: np.ndarray) -> list[Any]:
+    """The items of each image drawn, as often as it was drawn."""
+    return [{**item, "image_id": at} for at, one in enumerate(drawn) for item in items if item["image_id"] == one]
+
+
 def test_resampled_images_beside_files_in_which_they_are_repeated(tmp_path: Path) -> None:
     truth = instances(tmp_path, 8)
     content = json.loads(truth.read_text())
@@ -108,22 +113,10 @@ def test_resampled_images_beside_files_in_which_they_are_repeated(tmp_path: Path
     rng = np.random.default_rng(5)
     for _ in range(3):
         drawn = np.sort(rng.integers(0, 8, 8))
-        repeated = {
-            **content,
-            "images": [{**content["images"][image], "id": place} for place, image in enumerate(drawn)],
-            "annotations": [
-                {**item, "image_id": place}
-                for place, image in enumerate(drawn)
-                for item in content["annotations"]
-                if item["image_id"] == image
-            ],
-        }
-        again = [
-            {**item, "image_id": place}
-            for place, image in enumerate(drawn)
-            for item in found
-            if item["image_id"] == image
-        ]
+
+        images = [{**content["images"][image], "id": place} for place, image in enumerate(drawn)]
+        repeated = {**content, "images": images, "annotations": copies(content["annotations"], drawn)}
+        again = copies(found, drawn)
         (tmp_path / "repeated.json").write_text(json.dumps(repeated))
         (tmp_path / "again.json").write_text(json.dumps(again))
         expected = evaluate_boxes(tmp_path / "again.json", tmp_path / "repeated.json").summary

@@ -1,12 +1,17 @@
+"""The result of an evaluation: its curves and plot, and differences of two with their intervals."""
+
+import math
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from benchmarks.interval_coverage import detections
 from rlip_model.evaluation.precision import area
 from rlip_model.evaluation.scores import ClassScores
-from sgpipe.evaluation.result import EvaluationResult, class_curve, precision_at
+from sgpipe.errors import UserError
+from sgpipe.evaluation.result import Difference, EvaluationResult, Resampling, class_curve, compare_paired, precision_at
 
 
 def scores(*classes: tuple[int, list[bool]]) -> ClassScores:
@@ -38,15 +43,6 @@ def test_the_area_below_a_curve_is_the_average_precision() -> None:
         assert class_curve(scores((count, hits.tolist()))).mean() == pytest.approx(area(hits, count), abs=0.01)
 
 
-def test_classes_are_equally_important_and_can_be_chosen() -> None:
-    both = scores((1, [True]), (2, [False, True, False]))
-    first, second = (class_curve(both, np.array([number])) for number in (10, 11))
-    assert first.min() == 1
-    assert second.max() == 0.5
-    assert np.allclose(class_curve(both), (first + second) / 2)
-    assert class_curve(both, np.array([7])).max() == 0
-
-
 def test_the_plot_has_a_line_and_a_legend_entry_for_each_group_and_escapes_names(tmp_path: Path) -> None:
     curves = {"<script>": np.ones(101), "rare": np.zeros(101)}
     EvaluationResult("A & B", {}, {}, [], [], curves=curves).write_plot(tmp_path / "plot.svg")
@@ -59,3 +55,92 @@ def test_the_plot_has_a_line_and_a_legend_entry_for_each_group_and_escapes_names
     texts = [text.text for text in root.iter(f"{name}text")]
     assert {"A & B", "recall", "precision", "<script>: 1.000", "rare: 0.000"} <= set(texts)
     assert list(tmp_path.iterdir()) == [tmp_path / "plot.svg"]
+
+
+def share(correct: np.ndarray, names: list[str] | None = None, unpredicted: frozenset[str] = frozenset()) -> Resampling:
+    """The share of images that are correct."""
+    names = names or [f"{number:03d}" for number in range(len(correct))]
+    return Resampling(names, lambda counts: {"share": float(counts @ correct / counts.sum())}, unpredicted)
+
+
+def compared(first: Resampling, second: Resampling, **options: int) -> Difference:
+    return compare_paired(first, second, **options).measures["share"]
+
+
+def test_intervals_of_shares_are_those_of_known_formulas() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.random(401) < 0.6, rng.random(401) < 0.5
+    own = compared(share(first), share(second), resamples=4000)
+    assert own.difference_interval == pytest.approx(_t_interval(1.0 * first - second), abs=0.003)
+    assert own.interval == pytest.approx(_t_interval(first), abs=0.003)
+    certain = compared(share(np.arange(100) < 99), share(second[:100]), resamples=4000)
+    assert certain.interval == pytest.approx((0.945, 0.998), abs=0.003)  # Wilson's, of 99 in 100
+
+
+def _t_interval(values: np.ndarray) -> tuple[float, float]:
+    half = 1.966 * values.std(ddof=1) / math.sqrt(len(values))
+    return values.mean() - half, values.mean() + half
+
+
+def test_intervals_contain_their_estimates_and_cover_where_classes_have_few_targets() -> None:
+    """Mean average precision over 20 classes, half of which have three targets or fewer in 100 images."""
+    rng = np.random.default_rng(1)
+    values, intervals = [], []
+    for _ in range(150):
+        sides = detections(rng, images=100, classes=20, targets_per_image=1.2, gain=0.1)
+        own = compare_paired(*sides, resamples=60).measures["mAP"]
+        values.append((own.value, own.other, own.difference))
+        intervals.append((own.interval, own.other_interval, own.difference_interval))
+    estimates, bounds = np.array(values), np.array(intervals)
+    assert ((bounds[..., 0] < estimates) & (estimates < bounds[..., 1])).all()
+    expected = estimates.mean(0)
+    covered = ((bounds[..., 0] <= expected) & (expected <= bounds[..., 1])).mean(0)
+    assert (covered > 0.91).all(), covered
+    assert (covered < 0.995).all(), covered
+
+
+def test_the_order_of_images_and_of_the_two_sides_does_not_matter() -> None:
+    rng = np.random.default_rng(1)
+    first, second, order = rng.integers(0, 2, 30), rng.integers(0, 2, 30), rng.permutation(30)
+    names = [f"{number:03d}" for number in order]
+    once = compared(share(first), share(second), resamples=50)
+    assert compared(share(first), share(second[order], names), resamples=50) == once
+    turned = compared(share(second), share(first), resamples=50)
+    assert turned.interval == once.other_interval
+    assert turned.difference_interval == pytest.approx([-once.difference_interval[1], -once.difference_interval[0]])
+    assert compared(share(first), share(second), resamples=50, seed=1) != once
+
+
+def test_nothing_is_shown_where_nothing_varies() -> None:
+    same = share(np.random.default_rng(2).random(20))
+    own = compared(same, same, resamples=20)
+    assert (own.difference, own.difference_interval, own.shown) == (0, (0, 0), False)
+    for images in (1, 20):
+        extremes = compared(share(np.ones(images)), share(np.zeros(images)), resamples=20)
+        assert extremes.difference == 1
+        assert not extremes.shown
+        assert np.isnan([extremes.interval, extremes.other_interval, extremes.difference_interval]).all()
+
+
+def test_halves_in_which_a_measure_is_undefined_are_left_out() -> None:
+    rare = np.array([1.0, 0, 0, 0, 0, 0])
+    weights = np.array([1.0, 1, 0, 0, 0, 0])
+
+    def summary(counts: np.ndarray) -> dict[str, float]:
+        return {"rare": float(counts @ rare / (counts @ weights)) if counts @ weights else math.nan, "never": math.nan}
+
+    measures = compare_paired(*[Resampling(list("abcdef"), summary)] * 2, resamples=50).measures
+    low, high = measures["rare"].interval
+    assert 0 < low < 0.5 < high < 1
+    assert all(map(math.isnan, measures["never"].interval))
+    assert not measures["never"].shown
+
+
+def test_other_images_are_refused_with_their_number() -> None:
+    values = np.ones(3)
+    with pytest.raises(UserError, match="3 images on one side only, such as 'b'"):
+        compare_paired(share(values, ["a", "b", "c"]), share(np.ones(2), ["a", "d"]))
+    with pytest.raises(UserError, match="1 image on one side only"):
+        compare_paired(share(values), share(values, unpredicted=frozenset({"001"})))
+    with pytest.raises(UserError, match="none was scored"):
+        compare_paired(share(np.ones(0)), share(np.ones(0)))

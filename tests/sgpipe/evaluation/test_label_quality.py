@@ -1,4 +1,4 @@
-"""Numbers worked out by hand, and random runs against a plain reading of the definitions."""
+"""Label quality: numbers worked out by hand, and random runs against a plain reading of the definitions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
+from sgpipe.evaluation.label_quality.arrays import NO_MATCH, ClassTable, Vocabulary, best_pairs
 from sgpipe.evaluation.label_quality.comparison import LabelQuality, label_quality, label_report
 from sgpipe.records import Box, Pair, Record, Relation
+from sgpipe.sources.vocabulary import load_predicate_synonyms
+from sgpipe.stages.pair import normalise_predicate
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.shards import shard_name, write_shard
@@ -89,13 +93,6 @@ def test_boxes_in_images_of_another_size_and_order(tmp_path: Path) -> None:
     assert compared(tmp_path, [pred], [truth]).at_threshold.recall == 1
 
 
-def test_a_crowd_takes_no_object_away(tmp_path: Path) -> None:
-    pred = record([(0, 1, "riding", 0.9)])
-    pred.objects.append(Box("person", 1, MAN, iscrowd=True))
-    pred.objects[0].bbox = (2, 2, 8, 7)
-    assert compared(tmp_path, [pred], [record([(0, 1, "riding")])]).at_threshold.recall == 1
-
-
 def test_candidates_are_all_pairs_with_all_their_predicates(tmp_path: Path) -> None:
     pred = record([])
     pred.pairs = [Pair(0, 1, ["riding", "on"]), Pair(0, 2, ["riding"])]
@@ -114,18 +111,13 @@ def test_images_that_cannot_be_compared_are_counted(tmp_path: Path) -> None:
     truth = [record([(0, 1, "riding")], number) for number in "1367"] + [failed_truth]
     result = compared(tmp_path, pred, truth)
     assert result.at_threshold.targets == result.at_threshold.matched == 1
-    counts = {name: count for name, count in result.counts.items() if "image" in name}
-    assert counts == {
-        "images": 5,
-        "images compared": 1,
-        "images without ground truth": 2,
-        "images failed": 1,
+    expected = {"images": 5, "images compared": 1, "images without ground truth": 2, "images failed": 1}
+    expected |= {
         "images failed in ground truth": 1,
-        "images repeated": 0,
         "ground truth images not in run": 2,
         "ground truth images failed": 1,
-        "ground truth images repeated": 0,
     }
+    assert expected.items() <= result.counts.items()
     assert result.counts["relations not compared"] == 3
     assert result.counts["ground truth relations not in run"] == 2
     assert any(note.startswith("2 images of the run without ground truth") for note in label_report(result).notes)
@@ -190,15 +182,8 @@ def test_the_command_writes_tables_json_csv_and_a_plot(tmp_path: Path) -> None:
     assert [row["threshold"] for row in content["by_threshold"]][:2] == ["0", "0.05"]
     assert content["counts"]["images compared"] == 1
     rows = list(csv.DictReader(files["out.csv"].open()))
-    assert {row["predicate"]: (row["true_positives"], row["band"] != "no targets") for row in rows} == {
-        "rides": ("1", True),
-        "next to": ("1", True),
-        "on <top>": ("0", False),
-    }
+    assert {row["predicate"]: row["true_positives"] for row in rows} == {"rides": "1", "next to": "1", "on <top>": "0"}
     assert ElementTree.fromstring(files["out.svg"].read_text()).tag.endswith("svg")
-    missing = CliRunner().invoke(app, ["eval", "labels", "--pred", str(pred), "--truth", str(tmp_path / "nowhere")])
-    assert missing.exit_code == 2
-    assert missing.stderr.count("\n") == 1
 
 
 def test_random_runs_agree_with_the_definitions(tmp_path: Path) -> None:
@@ -263,3 +248,35 @@ def test_values_out_of_range_are_refused_with_their_image(tmp_path: Path, wrong:
     truth = run(tmp_path, "truth", record([(0, 1, "near")], "7"))
     with pytest.raises(UserError, match=message):
         label_quality(run(tmp_path, "run", wrong), GroundTruth(truth))
+
+
+def test_the_best_pair_first_then_the_best_of_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        first, second = rng.integers(0, 8, 25), rng.integers(0, 6, 25)
+        quality = rng.integers(0, 5, 25) / 4  # with many equal ones
+        expected, taken = np.full(8, NO_MATCH), set()
+        for _, left, right in sorted(zip(-quality, first, second, strict=True)):
+            if expected[left] == NO_MATCH and right not in taken:
+                expected[left] = right
+                taken.add(right)
+        order = rng.permutation(25)
+        assert (best_pairs(first[order], second[order], quality[order], 8) == expected).all()
+
+
+@pytest.mark.parametrize("name", ["synonyms.yaml", "synonyms.json"])
+def test_synonyms_come_as_yaml_or_json(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text('{"next to": ["beside", "by"]}' if path.suffix == ".json" else "next to: [beside, by]\n")
+    assert load_predicate_synonyms(path) == {"next to": ["beside", "by"]}
+    path.write_text('{"on": ["off"]}' if path.suffix == ".json" else "on: [off]\n")
+    assert load_predicate_synonyms(path) == {"on": ["off"]}
+
+
+def test_a_name_that_is_a_class_means_only_itself() -> None:
+    words = Vocabulary(normalise_predicate)
+    table = ClassTable(words, ["Person", "car", "truck"])
+    meanings = {name: {words.names[number] for number in table.classes(words.number(name))} for name in ("car", "van")}
+    assert meanings == {"car": {"car"}, "van": {"van", "car", "truck"}}
+    other = ClassTable(words, ["person", "hovercraft"])
+    assert [words.names[number] for number in other.classes(words.number("man"))] == ["man"]
