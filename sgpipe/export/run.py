@@ -10,12 +10,10 @@ from typing import Any
 from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError, check_share
 from sgpipe.export import annotation_files as files
+from sgpipe.export.annotation_tools import write_fiftyone, write_label_studio
 from sgpipe.export.card import exported_relations, write_readme
-from sgpipe.export.fiftyone import write_fiftyone
 from sgpipe.export.hugging_face import write_hugging_face
-from sgpipe.export.instruction_text import load_phrases
-from sgpipe.export.instructions import COORDINATES, LIKELY, Instructions, write_instructions
-from sgpipe.export.label_studio import write_label_studio
+from sgpipe.export.instructions import COORDINATES, LIKELY, Instructions, load_phrases, write_instructions
 from sgpipe.export.rows import ExportRows
 from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.files.locations import Location, location

@@ -22,8 +22,7 @@ from typer.testing import CliRunner
 from benchmarks.instructions import BOX, TEMPLATES, Checked, World, check
 from sgpipe.calibration import Calibration, ExpectedPrecision, scoring_of_run
 from sgpipe.cli.main import app
-from sgpipe.export.instruction_text import English, load_phrases, plain_name
-from sgpipe.export.instructions import Instructions, quotas
+from sgpipe.export.instructions import English, Instructions, load_phrases, plain_name, quotas
 from sgpipe.export.rows import ExportRows
 from sgpipe.export.run import export_run
 from sgpipe.records import Box, Pair, Record, Relation

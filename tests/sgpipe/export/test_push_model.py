@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rlip_model import RTagger
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.export.model_card import model_card
+from sgpipe.export.push import model_card
 from sgpipe.files.hub import HubModel
 from sgpipe.files.model_cache import local_model, pin_model
 from sgpipe.recipe import load_recipe, packaged_model, with_model_folders

@@ -10,7 +10,7 @@ import pytest
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.stages.pair import PairStage
-from sgpipe.view.provenance import PairSettings, Provenance, how_matched
+from sgpipe.view.image_page import PairSettings, Provenance, how_matched
 
 MAN = Triplet("young man", "riding", "horses", "man", "horse", "ride", 0)
 BOXES = [Box("person", 1, (0, 0, 9, 9)), Box("horse", 2, (5, 5, 9, 9)), Box("dog", 3, (7, 7, 9, 9))]
