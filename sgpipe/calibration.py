@@ -42,10 +42,9 @@ class ExpectedPrecision(Config):
 
 
 class HeldOut(Config):
-    """What a calibration by half of the images is worth on the other half.
+    """What a calibration by half of the images is worth on the other half, as expected calibration errors.
 
-    The expected calibration error (ECE) of few judgements is large in any case: `ece_exact` is what exact probabilities
-    would show on average with these judgements.
+    `ece_exact` is what exact probabilities would show on average with so few judgements.
     """
 
     images: int
@@ -147,10 +146,9 @@ def load_calibration(file: Location) -> Calibration:
 def choose_threshold(calibration: Location | None, threshold: float, precision: float | None = None) -> float:
     """Return the minimum confidence that settings ask for, rounded as shards store confidences.
 
-    Args:
-        calibration: with it `threshold` is a probability, or instead of it `precision` the one to reach.
+    With a calibration, `threshold` is a probability, or instead of it `precision` the one to reach.
 
-    Raises UserError: the file is not a calibration, or the precision is given without one or cannot be reached.
+    Raises UserError: the precision is given without one or cannot be reached.
     """
     if precision is not None:
         threshold = probability_for(calibration, precision, None)
@@ -164,10 +162,7 @@ def stored(confidence: float) -> float:
 
 
 def threshold_of_recipe(tag: TagConfig, pair: PairConfig) -> float:
-    """Return the minimum confidence of a recipe.
-
-    Raises UserError: as `choose_threshold`, or the calibration is for other scores.
-    """
+    """Return the minimum confidence of a recipe. Raises UserError: the calibration is for other scores."""
     if tag.calibration is not None:
         kind = "tagger" if tag.method == "rtagger" else "model"
         load_calibration(tag.calibration).check_scoring(scoring_of_recipe(tag, pair), f"the {kind} {tag.tagger}")
@@ -184,8 +179,7 @@ def probability_for(calibration: Location | None, precision: float, threshold: f
 
 
 def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
-    """Return what decides the confidences that the tag stage gives, and how many of them are right: the tagger's
-    content, the settings that it runs with, and what candidates it scores.
+    """Return what decides the confidences that the tag stage gives, and how many of them are right.
 
     The number format and the device are not part of it: they change confidences only slightly.
     """

@@ -78,18 +78,18 @@ def stats(
     with open_run(run) as database:
         ground_truth = GroundTruth(truth, None, image_data) if truth else ground_truth_of(run)
         report = audit(database, threshold, ground_truth, judgements, target, before, calibration)
-        gallery = list(cards(database, shown, threshold, images, calibration)) if html else []
-    if json_:
-        print(console.json_text(report.as_dict(), indent=1))
-    else:
-        print_tables(report, console.output())
-    if html is not None:
-        write_report(html, report, gallery, threshold)
-        lost = sum(card.image is None for card in gallery)
-        cli.say(f"wrote {html} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}")
-    if sheet is not None:
-        drawn, lost = write_sheet(run, sheet, shown, threshold, images, calibration)
-        cli.say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
+        if json_:
+            print(console.json_text(report.as_dict(), indent=1))
+        else:
+            print_tables(report, console.output())
+        if html is not None:
+            gallery = list(cards(database, shown, threshold, images, calibration))
+            write_report(html, report, gallery, threshold)
+            lost = sum(card.image is None for card in gallery)
+            cli.say(f"wrote {html} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}")
+        if sheet is not None:
+            drawn, lost = write_sheet(database, sheet, shown, threshold, images, calibration)
+            cli.say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
 
 
 def _missing(lost: int) -> str:

@@ -62,9 +62,9 @@ def _content(measures: Measures) -> _Answers:
         yield "plain", "No relations."
     if totals["captions"]:
         yield "plain", f"{count(totals['captions'], 'caption')}, {totals['distinct_captions']:,} distinct."
-    if left_out := [f"{totals[f'{name}_left_out']:,} {what}" for name, what in LEFT_OUT.items()
-                    if totals[f"{name}_left_out"]]:  # fmt: skip
-        yield "fair", f"Left out: {listed(left_out)}."
+    left_out = {what: totals[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
+    if any(left_out.values()):
+        yield "fair", f"Left out: {listed([f'{number:,} {what}' for what, number in left_out.items() if number])}."
     if tail.kinds:
         half = f"{count(tail.half, 'predicate accounts', 'predicates account')} for half of the relations"
         half = half if tail.kinds > 1 else "All relations have the same predicate"
@@ -135,9 +135,8 @@ def _health(measures: Measures) -> tuple[Grade, str]:
     usable = measures.rows > sum(measures.errors.values())
     if ill:
         worst = max(ill, key=lambda check: check.share)
-        number, of = f"{len(ill)} of {len(measures.health)}", f"{worst.share:.1%} of {worst.of}"
-        text = f"{number} health checks found problems, most often: {worst.title} ({of})."
-        return ("fair" if worst.share < _ILL else "bad"), text
+        text = f"{len(ill)} of {len(measures.health)} health checks found problems, most often: {worst.title} "
+        return ("fair" if worst.share < _ILL else "bad"), f"{text}({worst.share:.1%} of {worst.of})."
     if usable and any(check.total for check in measures.health if check.of != "boxes"):
         return "good", f"All {len(measures.health)} health checks passed."
     if usable and measures.totals["relations"]:
@@ -185,14 +184,20 @@ def judgement_caveats(judged: JudgementMeasures) -> Iterator[str]:
     yield from judged.judgements.problems
     if judged.unsure and judged.if_unsure_wrong is not None:
         unsure = count(judged.unsure, "unsure judgement does", "unsure judgements do")
-        wrong, right = f"{judged.if_unsure_wrong:.1%}", f"{judged.if_unsure_right:.1%}"
-        yield f"{unsure} not count: with all of them wrong the precision would be {wrong}, with all right {right}."
+        yield (
+            f"{unsure} not count: with all of them wrong the precision would be {judged.if_unsure_wrong:.1%}, with all "
+            f"right {judged.if_unsure_right:.1%}."
+        )
     if judged.open:
-        text = f"{count(judged.open, 'question is', 'questions are')} open. They come in random order, so the judged "
-        yield f"{text}ones are a random sample unless difficult ones were skipped."
+        yield (
+            f"{count(judged.open, 'question is', 'questions are')} open. They come in random order, so the judged ones "
+            "are a random sample unless difficult ones were skipped."
+        )
     if judged.relations != judged.relations_now:
-        text = f"The run had {count(judged.relations, 'relation')} when the plan was made and has "
-        yield f"{text}{judged.relations_now:,} now: the figures are of those of then."
+        yield (
+            f"The run had {count(judged.relations, 'relation')} when the plan was made and has "
+            f"{judged.relations_now:,} now: the figures are of those of then."
+        )
 
 
 def _vlm_quality(quality: ScoreQuality | None, by: str) -> _Answers:
@@ -223,11 +228,12 @@ def _obstacles(measures: Measures) -> _Answers:
     if not level.relations:
         found.append(("bad", f"No: no relation has a {measures.threshold_of} of {TRAINING_CONFIDENCE:.2f} or more."))
     elif level.images < (1 - _MANY_BARE) * usable:
-        share = share_text(level.images / usable)
-        found.append(("fair", f"Only {share} of the images have a relation that training uses."))
+        found.append(
+            ("fair", f"Only {share_text(level.images / usable)} of the images have a relation that training uses.")
+        )
     if errors > _MANY_ERRORS * measures.rows:
-        share = share_text(errors / measures.rows)
-        found.append(("fair", f"{share} of the images are error rows: fix the cause, then --retry-failed."))
+        text = f"{share_text(errors / measures.rows)} of the images are error rows: fix the cause, then --retry-failed."
+        found.append(("fair", text))
     for check in measures.health:
         if check.share > (_ILL if check.of in ("relations", "pairs") else _ILL_DATA):
             text = f"Check this first: {check.title} ({check.share:.1%} of {check.of})."
@@ -237,10 +243,8 @@ def _obstacles(measures: Measures) -> _Answers:
 
 def share_text(share: float) -> str:
     """Return a share as a whole percentage that says 0% and 100% only of none and all."""
-    rounded = f"{share:.0%}"
-    if rounded == "0%" and share:
-        return "less than 1%"
-    return "more than 99%" if rounded == "100%" and share < 1 else rounded
+    inexact = {"0%": "less than 1%", "100%": "more than 99%"} if 0 < share < 1 else {}
+    return inexact.get(f"{share:.0%}", f"{share:.0%}")
 
 
 def percent(share: float) -> str:

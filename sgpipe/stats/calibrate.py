@@ -1,11 +1,8 @@
 """`sgpipe calibrate`: learn from judged relations how probable it is that a relation is correct.
 
-The calibration is one of half of the images at first, which the other half judges: its error there, and what a target
-precision keeps. A hash of the image decides its half, so that the halves are the same every time. The file that is
-written then is made from all images.
-
-The curve is Platt scaling of all relations. Curves of each predicate, and isotonic regression, keep about as many
-relations at the same precision.
+A calibration of half of the images, by a hash, is judged by the other half: its error there, and what a target
+precision keeps. The file is made from all images. The curve is Platt scaling of all relations; curves of each
+predicate, and isotonic regression, keep about as many relations at the same precision.
 """
 
 from __future__ import annotations
@@ -54,8 +51,7 @@ def judge_by_truth(run: Path, ground_truth: GroundTruth) -> Judgements:
 def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, EvaluationResult]:
     """Return the calibration of a run's tagger, and the report on how one of half of the images does on the other half.
 
-    Raises UserError: there are too few judgements, or of one kind only, or confidences are out of range or do not tell
-        correct from incorrect relations.
+    Raises UserError: there are too few judgements, or of one kind only, or confidences do not tell them apart.
     """
     header = Manifest.load(run).run
     if assumed := unscored_reason(header):

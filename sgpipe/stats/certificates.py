@@ -91,11 +91,10 @@ def most_errors(relations: int, precision: float) -> int:
 
 
 def evaluate(rounds: Sequence[Round], sizes: Sequence[int], precision: float, confidence: float) -> Standing:
-    """Return which nested sets have the precision.
+    """Return which nested sets have the precision; `sizes`: their relations, the strictest first.
 
     A chain of tests starts at some set and goes on to larger ones, each reached only after the one before it. Chains
-    share a capital of 1, so that the confidence holds for whichever set is the largest one reached. `sizes`: the
-    relations of each set, the strictest first.
+    share a capital of 1, so that the confidence holds for whichever set is the largest one reached.
     """
     needed, reached, rest = -math.log(1 - confidence), None, 1.0
     tested, evidence, starts = None, 0.0, 0
@@ -149,9 +148,7 @@ def place_bets(shape: Floats, weight: Floats, left: Floats, limit: float) -> tup
 
     They are of predicted error rates q against those rates θ with a mean of `limit` that are nearest in relative
     entropy, where θ - q = μ r θ (1 - θ), with the stake μ, and r, the share of a cell over its chance to be drawn.
-
-    Args:
-        shape: predicted log odds of errors, but for a constant. weight, left: as `Round` has them. All `[…, cells]`.
+    `shape`: predicted log odds of errors, but for a constant; `weight`, `left`: as `Round` has them; all `[…, cells]`.
     """
     share, chance = left / left.sum(-1, keepdims=True), weight * left / (weight * left).sum(-1, keepdims=True)
     ratio = np.divide(share, chance, out=np.ones_like(share), where=chance > 0)[..., None, :]
@@ -182,9 +179,8 @@ def settle_bets(
 ) -> Floats:
     """Return what each answer adds to the log capital of each bet, `[…, answers, bets]`.
 
-    Args:
-        bets, weight, left: as of `place_bets`. cells, wrong: of the answers, `[…, answers]`.
-        needed: how many wrong relations, of those that are left, break the promise, `[…]`.
+    `bets`, `weight`, `left`: as of `place_bets`. `cells`, `wrong`: of the answers, `[…, answers]`. `needed` `[…]`: how
+    many wrong relations, of those that are left, break the promise.
     """
     stake, control = bets[0][..., None, :], bets[1]
     taken = cells[..., None] == np.arange(left.shape[-1])
@@ -206,10 +202,8 @@ def settle_bets(
 def fit_errors(scores: Floats, judged: Floats, wrong: Floats, allowed: float) -> Floats:
     """Return the log odds of an error at scores of 0 and their slopes, `[…, 1 + scores]`, by logistic regression.
 
-    The prior: half of the allowed error rate, and scores that tell something; a few answers outweigh it.
-
-    Args:
-        scores: of cells, `[…, cells, scores]`. judged, wrong: how many of a cell's relations are, `[…, cells]`.
+    The prior: half of the allowed error rate, and scores that tell something; a few answers outweigh it. `scores`
+    `[…, cells, scores]`; `judged`, `wrong`: how many of a cell's relations are, `[…, cells]`.
     """
     number = scores.shape[-1]
     prior = np.array([math.log(0.5 * allowed / (1 - 0.5 * allowed)), *[_SLOPE] * number])
@@ -292,8 +286,8 @@ def weigh(rates: Floats, left: Floats) -> Floats:
 def answers_needed(odds: Floats, scores: Floats, left: Floats, allowed: float, evidence: float) -> int | None:
     """Return about how many answers a set takes until its evidence is 1, if as many are wrong as so far; None: many.
 
-    `odds`: as `fit_errors` returns them. `scores`, `left`: of the set's cells, as `Round` has them. `allowed`: the
-    share of errors that the promise allows.
+    `odds`: as of `fit_errors`; `scores`, `left`: of the set's cells; `allowed`: the share of errors that the promise
+    allows.
     """
     if not left.sum() or allowed >= 1:
         return None

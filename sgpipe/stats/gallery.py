@@ -18,27 +18,12 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record, Relation, from_table
-from sgpipe.stats.measures import use_probabilities
-from sgpipe.storage.index import Database, open_run
+from sgpipe.storage.index import Database
 from sgpipe.storage.outputs import write_result
 from sgpipe.storage.shards import embedded_images
 from sgpipe.utils.console import count as count_noun
-from sgpipe.viz.draw_relations import (
-    Rectangle,
-    TextPlacer,
-    along,
-    arrow_head,
-    colour_of,
-    curve,
-    draw_card,
-    drawn_objects,
-    fit,
-    font,
-    middle,
-    object_names,
-    polyline,
-    shown,
-)
+from sgpipe.viz import draw_relations as viz
+from sgpipe.viz.draw_relations import Rectangle, polyline
 
 _SPREAD = """
     with usable as (
@@ -54,7 +39,7 @@ _SPREAD = """
 def sample_images(database: Database, count: int, threshold: float) -> list[int]:
     """Positions in the run of `count` images, evenly spaced among those with a relation of at least `threshold`.
 
-    If there are too few of these, images without such a relation are added. Error rows are left out.
+    If there are too few of these, others are added, but no error rows.
     """
     [(images,)] = database.rows("select count(*) from images")
     count = min(count, max(images, 1))
@@ -81,35 +66,27 @@ _PAPER, _INK = "#e9ebee", "#1a1a1a"
 
 
 def write_sheet(
-    root: Path,
+    database: Database,
     file: Path,
     count: int = 20,
     threshold: float = 0.2,
     images: ImagePlace | None = None,
     calibration: Calibration | None = None,
 ) -> tuple[int, int]:
-    """Draw `count` images of a run into one PNG, those with a relation of at least `threshold` first.
+    """Draw `count` images into one PNG, those with a relation of at least `threshold` first.
 
-    With a calibration, the threshold, and what is drawn, are probabilities. Returns the number of images, and how many
-    of them could not be opened.
-
-    Raises UserError: the folder is not a run or has no image, or a shard cannot be read.
+    Returns the number of images, and how many of them could not be opened. Raises UserError: the run has no image.
     """
-    with open_run(root) as database:
-        if calibration is not None:
-            use_probabilities(database, calibration)
-        numbers = sample_images(database, count, threshold)
-        cards, related, lost = [], 0, 0
-        for record, opened in open_records(database, numbers, images, calibration):
-            relations = shown(record.relations, threshold, _SHEET_RELATIONS)
-            related += bool(relations)
-            lost += opened is None
-            cards.append(draw_card(opened, record, relations, _CARD))
-        if not cards:
-            raise UserError(f"{root} has no image to draw")
-        title = f"{database.run.get('name') or root.name}: {count_noun(len(cards), 'image')}"
-        measure = "confidence" if calibration is None else "probability"
-        title += f", {related:,} with relations of {measure} {threshold:.2f} or more"
+    cards, related, lost = [], 0, 0
+    for record, opened in open_records(database, sample_images(database, count, threshold), images, calibration):
+        relations = viz.shown(record.relations, threshold, _SHEET_RELATIONS)
+        related += bool(relations)
+        lost += opened is None
+        cards.append(viz.draw_card(opened, record, relations, _CARD))
+    if not cards:
+        raise UserError(f"{database.root} has no image to draw")
+    title = f"{database.run.get('name') or database.root.name}: {count_noun(len(cards), 'image')}, {related:,} with "
+    title += f"relations of {database.measure} {threshold:.2f} or more"
     columns = min(len(cards), max(1, round(math.sqrt(len(cards)))))
     bottoms, corners = [_TITLE + 2 * _GAP] * columns, []
     for card in cards:  # each is added to the shortest column so far
@@ -117,8 +94,8 @@ def write_sheet(
         corners.append((_GAP + column * (_CARD + _GAP), bottoms[column]))
         bottoms[column] += card.height + _GAP
     sheet = Image.new("RGB", (_GAP + columns * (_CARD + _GAP), max(bottoms)), _PAPER)
-    letters = font(_TITLE * 0.8)
-    text = fit(title, letters, sheet.width - 2 * _GAP)
+    letters = viz.font(_TITLE * 0.8)
+    text = viz.fit(title, letters, sheet.width - 2 * _GAP)
     ImageDraw.Draw(sheet).text((_GAP, _GAP + _TITLE / 2), text, fill=_INK, font=letters, anchor="lm")
     for card, corner in zip(cards, corners, strict=True):
         sheet.paste(card, corner)
@@ -188,7 +165,7 @@ def cards(
 ) -> Iterator[Card]:
     """Cards of `count` sample images, first those with a relation of at least `threshold`."""
     for record, image in open_records(database, sample_images(database, count, threshold), images, calibration):
-        yield make_card(record, image, shown(record.relations, 0.0, _RELATIONS))
+        yield make_card(record, image, viz.shown(record.relations, 0.0, _RELATIONS))
 
 
 def make_card(record: Record, image: Image.Image | None, relations: Sequence[Relation]) -> Card:
@@ -219,10 +196,8 @@ def make_card(record: Record, image: Image.Image | None, relations: Sequence[Rel
 
 
 def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: float) -> tuple[dict[int, Node], float]:
-    """Return the objects of the relations by index, on an ellipse in the angular order of their boxes; the graph's
-    height.
-    """
-    used = drawn_objects(record, relations)
+    """Return the objects of the relations by index, on an ellipse in the order of their angles, and its height."""
+    used = viz.drawn_objects(record, relations)
     if not relations:
         used = [index for index in used if not record.objects[index].is_nothing]
     boxes: dict[int, Rectangle] = {}
@@ -230,15 +205,15 @@ def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: 
         left, top, width, tall = (value * scale for value in record.objects[index].bbox)
         right, bottom = min(max(left + width, 0), WIDTH), min(max(top + tall, 0), height)
         boxes[index] = (min(max(left, 0), right), min(max(top, 0), bottom), right, bottom)
-    middles = {index: middle(box) for index, box in boxes.items()}
+    middles = {index: viz.middle(box) for index, box in boxes.items()}
     centre = [sum(point[axis] for point in middles.values()) / max(len(middles), 1) for axis in (0, 1)]
     order = sorted(middles, key=lambda i: math.atan2(middles[i][1] - centre[1], middles[i][0] - centre[0]))
-    names, letters = object_names(record.objects), font(_TEXT)
+    names, letters = viz.object_names(record.objects), viz.font(_TEXT)
     graph_height = 110.0 + 34 * max(len(used) - 1, 0)
-    room = TextPlacer(WIDTH, height, list(boxes.values()))
+    room = viz.TextPlacer(WIDTH, height, list(boxes.values()))
     nodes = {}
     for index in used:
-        name = fit(names[index], letters, WIDTH / 3)
+        name = viz.fit(names[index], letters, WIDTH / 3)
         width = letters.getlength(name) + 12
         left, top, right, bottom = boxes[index]
         spots = [
@@ -249,29 +224,29 @@ def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: 
         x = min(max(x, width / 2 + 1), WIDTH - width / 2 - 1)
         pill = (x - width / 2, y - _PILL / 2, x + width / 2, y + _PILL / 2)
         tag, category = room.place((width, 18), spots), record.objects[index].category
-        nodes[index] = Node(index, name, category, colour_of(index), boxes[index], tag, pill)
+        nodes[index] = Node(index, name, category, viz.colour_of(index), boxes[index], tag, pill)
     return nodes, graph_height
 
 
 def _edges(relations: Sequence[Relation], nodes: dict[int, Node], height: float) -> list[Edge]:
-    letters = font(_TEXT)
-    room = TextPlacer(WIDTH, height, taken=[node.pill for node in nodes.values()])
+    letters = viz.font(_TEXT)
+    room = viz.TextPlacer(WIDTH, height, taken=[node.pill for node in nodes.values()])
     between, edges = Counter[tuple[int, int]](), []
     for number, relation in enumerate(relations):
         subject, object_ = nodes[relation.subject], nodes[relation.object]
         pair = (relation.subject, relation.object)
-        linked = curve(subject.pill, object_.pill, bend=0.2 + 0.16 * between[pair])
+        linked = viz.curve(subject.pill, object_.pill, bend=0.2 + 0.16 * between[pair])
         between[pair] += 1
         pills = (subject.pill, object_.pill)
         seen = [p for p in linked if not any(a - 2 <= p[0] <= c + 2 and b - 2 <= p[1] <= d + 2 for a, b, c, d in pills)]
         linked = seen if len(seen) > 5 else linked
-        text = fit(relation.predicate, letters, WIDTH / 2)
+        text = viz.fit(relation.predicate, letters, WIDTH / 2)
         size = (letters.getlength(text) + 12, _TEXT + 4.0)
         same = relation.subject == relation.object or not any(object_.box)
-        over = [middle(subject.box)] if same else curve(subject.box, object_.box, 24)
-        heads = ["" if same else polyline(arrow_head(points, size)) for points, size in ((over, 13), (linked, 11))]
+        over = [viz.middle(subject.box)] if same else viz.curve(subject.box, object_.box, 24)
+        heads = ["" if same else polyline(viz.arrow_head(points, size)) for points, size in ((over, 13), (linked, 11))]
         edges.append(
             Edge(number, subject, object_, relation.predicate, relation.confidence, polyline(over), heads[0],
-                 polyline(linked), heads[1], room.place(size, along(linked, size)), text)
+                 polyline(linked), heads[1], room.place(size, viz.along(linked, size)), text)
         )  # fmt: skip
     return edges

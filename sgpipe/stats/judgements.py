@@ -76,15 +76,12 @@ class JudgementMeasures:
         precision: of the relations in judged strata, without those that are `unsure` or `open`.
         low, high: the 95% interval of the precision of the run; relations of other strata may be correct or not.
         covered: share of the run's relations that are in judged strata.
-        if_unsure_wrong, if_unsure_right: the precision if all unsure judgements were wrong, or right.
         relations: the run's when the plan was made. `relations_now`: the run's now.
-        strata: "bands" (of confidence) or "predicates". bands: the strata.
-        calibration_error: mean distance between the mean confidence and the precision of each band; None: it has none,
-            or the sample is one by predicates. `perfect_error`: what exact confidences would show on average.
-        suggested: the lowest threshold whose 95% interval is not below the `target`, which then is `sure`; without one,
-            the lowest threshold whose precision is not below it.
-        vlm_score: how good the vision-language model's scores are, not weighted; None: the run has none.
-        recall: by the recall plan with the most answers; None if there is none.
+        strata: "bands" (of confidence) or "predicates"; `bands`: the strata.
+        calibration_error: mean distance of confidence and precision of bands; `perfect_error`: of exact confidences.
+        suggested: the lowest threshold whose interval (`sure`), or else whose precision, is not below the `target`.
+        vlm_score: not weighted.
+        recall: by the recall plan with the most answers.
     """
 
     judged: int
@@ -123,7 +120,7 @@ def measure_judgements(
 
     `thresholds`: those of the curve. `calibration`: whose probabilities the database has as certainties.
 
-    Raises UserError: the file is not one, has no line about this run, or the target is out of range.
+    Raises UserError: the file has no line about this run, or the target is out of range.
     """
     check_share("precision", target)
     log = _open_log(database, file)
@@ -165,11 +162,10 @@ def measure_judgements(
 
 @dataclass(frozen=True, eq=False)
 class Judgements:
-    """Judged relations with a confidence; arrays `[relations]`.
+    """Judged relations with a confidence; arrays `[relations]`; `weight`: how many relations each stands for.
 
-    `weight`: how many relations each stands for. Errors, precisions and what is kept are weighted. The curve of a
-    calibration is not: a sample by confidence does not change how probable a confidence is, and in simulated samples a
-    weighted curve has a larger error.
+    The curve of a calibration is not weighted: a sample by confidence does not change how probable a confidence is, and
+    in simulated samples a weighted curve has a larger error.
     """
 
     by: Literal["ground truth", "people"]
@@ -223,12 +219,10 @@ def _summarise(log: JudgementLog) -> tuple[JudgementSummary, SamplingPlan | None
 
 
 class _Sample:
-    """The questions of a plan, their judgements, and the relations of the run that they stand for.
+    """The questions of a plan, how each is judged (`given`), and the relations of the run that they stand for.
 
-    Attributes:
-        given: the judgement of each question. kind: "bands" or "predicates".
-        counts: the run's relations now, `[strata + 1]`; the last entry: those in no stratum.
-        weights: the relations that the judgements stand for, as the plan says, `[strata + 1]`.
+    `[strata + 1]`, the last entry being those in no stratum: `counts`, the run's relations now, and `weights`, the
+    relations that the judgements stand for, as the plan says.
     """
 
     def __init__(
@@ -316,10 +310,7 @@ class _Sample:
         return [ThresholdChoice(least, own.judged, own, int(number.sum())) for least, own, number in found]
 
     def calibration_errors(self, bands: Sequence[StratumPrecision]) -> tuple[float | None, float | None]:
-        """Return the mean distance of confidence and precision over judged bands, weighted by their relations.
-
-        And the mean that exact confidences would show.
-        """
+        """Return the mean distance of confidence and precision over judged bands, and that of exact confidences."""
         rows = [
             (weight, mean, own.precision.value, own.precision.judged)
             for weight, mean, own in zip(self.weights, self._means, bands, strict=False)

@@ -1,8 +1,7 @@
 """Sampling plans: which relations people are asked about, and what their judgements say about all of them.
 
-A plan is a stratified random sample: the same number of relations from each stratum. Only judgements of its questions
-are used, since what people judge in passing is not a random sample. Questions come in random order, so those that are
-judged are a random sample, too.
+A plan is a stratified random sample. Only judgements of its questions are used, since what people judge in passing is
+not a random sample. Questions come in random order, so those that are judged are a random sample, too.
 """
 
 from __future__ import annotations
@@ -254,9 +253,8 @@ def _is_narrow(estimate: PrecisionEstimate) -> bool:
 def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQuestion | None:
     """Return a question that nobody has judged; None if none is left.
 
-    Each person gets them in another random order, so that several seldom judge the same one; those of a certificate
-    nearly in the order of the plan, as an open one counts as wrong. What this person skipped comes last, the latest at
-    the very end.
+    Each person gets them in another random order; those of a certificate nearly in the order of the plan, as an open
+    one counts as wrong. What this person skipped comes last.
     """
     asked, skipped = states_of(plan, log), log.skipped(plan.plan, by)
     left = [pair for pair in enumerate(plan.questions) if pair[1].key not in asked]

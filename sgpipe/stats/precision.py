@@ -31,9 +31,9 @@ _BINS = 10
 class PrecisionEstimate:
     """How many judged relations are correct, and the precision that they show, with its 95% interval.
 
-    Of a stratified sample, `correct` and `judged` are plain counts, and strata are weighted by their relations. `value`
-    is of the strata with a judged relation (`covered`: their share of the relations), None if nothing is judged; the
-    interval is of all relations, as those of other strata may be correct or not.
+    Of a stratified sample, `correct` and `judged` are plain counts. `value` is of the strata with a judged relation,
+    weighted by their relations (`covered`: their share of all), None if there is none; the interval is of all
+    relations.
     """
 
     correct: int
@@ -68,9 +68,7 @@ def wilson(share: ArrayLike, count: ArrayLike, side: int) -> Floats:
 def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: ArrayLike) -> list[PrecisionEstimate]:
     """Return the precisions of several sets of relations, each from its own strata.
 
-    Args:
-        population: relations `[sets, strata]`; weights, so that fractions are allowed.
-        judged, correct: how many of them were judged, and judged correct, `[sets, strata]`.
+    `population`: relations, or weights; `judged`, `correct`: how many of them are; all `[sets, strata]`.
     """
     seen, right = (np.asarray(values, np.int64) for values in (judged, correct))
     size = np.maximum(np.asarray(population, np.float64), seen)
@@ -128,8 +126,8 @@ class CalibrationBin:
 def perfect_error(confidence: ArrayLike, judged: ArrayLike, weight: ArrayLike) -> float:
     """Return the expected calibration error that so few judgements show on average if the confidences are exact.
 
-    The mean distance of a binomial share from its chance is De Moivre's (1730). Arguments `[bins]`: mean confidence,
-    judged relations (with unequal weights, as many equal ones as have the same variance), and weight.
+    The mean distance of a binomial share from its chance is De Moivre's (1730). `[bins]`: mean confidence, judged
+    relations (with unequal weights, as many equal ones as have the same variance), and weight.
     """
 
     def distance(chance: float, number: int) -> float:
@@ -218,7 +216,7 @@ class JudgedRelations:
         return ThresholdChoice(threshold, count, estimate(int(self.correct[kept].sum()), count, self.design))
 
     def candidates(self) -> list[float]:
-        """Thresholds of three significant digits that keep ten relations or more, each other ones; the lowest first.
+        """Thresholds of three significant digits that keep ten relations or more, the lowest first.
 
         Only the lowest, unless correct relations have higher confidences than incorrect ones (5% level): of many
         thresholds that keep equally precise relations, one would look better by chance.
@@ -248,10 +246,9 @@ class JudgedRelations:
         return CalibrationQuality(sum(distances) / len(self.correct), perfect, bins)
 
     def suggest(self, target: float) -> tuple[ThresholdChoice | None, bool]:
-        """Return the lowest threshold with a precision of at least `target`, and whether that is sure.
+        """Return the lowest threshold with a precision of `target` or more, and whether its whole interval has it.
 
-        It is if the whole interval reaches the target; only without a sure one it is the lowest that may reach it. The
-        threshold has three significant digits and keeps ten relations or more. None without any.
+        Only without such a one it is the lowest that may reach it; None without any.
         """
         thresholds = np.array(self.candidates())
         order = np.argsort(self.confidence, kind="stable")
@@ -287,10 +284,9 @@ def _student(freedom: int) -> float:
 
 @dataclass(frozen=True)
 class ScoreQuality(CalibrationQuality):
-    """How well a model's scores tell correct from incorrect relations.
+    """How well a model's scores tell correct from incorrect relations, of those that are `judged` and have a score.
 
-    `judged`: relations that are judged and have a score. `auc`: see `area_under_roc`; `confidence_auc`: that of the
-    confidence, of all judged relations.
+    `auc`: see `area_under_roc`; `confidence_auc`: that of the confidence, of all judged relations.
     """
 
     judged: int
@@ -334,8 +330,8 @@ class PredicateThreshold:
 class GroundTruthMeasures(CalibrationQuality):
     """A run compared with its ground truth; `precision` and `recall` are those at `threshold`.
 
-    `related_precision` counts only pairs that the ground truth relates in some way; it is more telling where the ground
-    truth is incomplete. `suggested` and `sure`: see `JudgedRelations.suggest`, for the precision `target`.
+    `related_precision` counts only pairs that the ground truth relates in some way. `suggested` and `sure`: see
+    `JudgedRelations.suggest`, for the precision `target`.
     """
 
     images: int
@@ -364,11 +360,9 @@ def measure_against_ground_truth(
 ) -> GroundTruthMeasures:
     """Compare a run with its ground truth; with a calibration of the tagger, everything is of its probabilities.
 
-    Args:
-        target: the precision for which thresholds are suggested.
-        thresholds: those of the curve.
+    `target`: the precision for which thresholds are suggested; `thresholds`: those of the curve.
 
-    Raises UserError: a folder is not a run, the two have no image in common, or a number is out of range.
+    Raises UserError: the two have no image in common, or a number is out of range.
     """
     # Imports torch and spaCy, which takes seconds that other audits need not spend.
     from sgpipe.evaluation.label_quality.comparison import LabelQuality, label_quality

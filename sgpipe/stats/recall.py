@@ -1,11 +1,8 @@
 """Recall plans: people say what holds between boxes of random images without seeing the labels.
 
 The share of the named relations that the run has is its recall, as far as people see what holds. Relations of an image
-are alike, so intervals are of a cluster sample. What two people name about the same boxes, alone and both, says how
-many relations neither named, if each names a relation whether or not the other does: what is hard to see for both is
-not counted (capture and recapture).
-
-benchmarks/recall_coverage.py measures how often the intervals contain the truth.
+are alike, so intervals are of a cluster sample (benchmarks/recall_coverage.py). What two people name about the same
+boxes says how many relations neither named (capture and recapture), but for what is hard to see for both.
 """
 
 from __future__ import annotations

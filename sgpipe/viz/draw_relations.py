@@ -94,9 +94,7 @@ def polyline(points: Sequence[Point]) -> str:
 def curve(subject: Rectangle, object_: Rectangle, short: float = 0.0, bend: float = 0.2) -> list[Point]:
     """25 points from the middle of the subject to that of the object, bent to the left, so that opposite arrows differ.
 
-    Args:
-        short: if the middles are closer than this, the curve runs from near the top to near the bottom.
-        bend: distance from the straight line, as a share of its length.
+    If the middles are closer than `short`, it runs from near the top to near the bottom. `bend`: share of its length.
     """
     start, end = middle(subject), middle(object_)
     if math.dist(start, end) < short:
@@ -178,11 +176,9 @@ def fit(text: str, letters: Font, width: float) -> str:
 def draw_relations(
     image: Image.Image, record: Record, relations: Sequence[Relation], width: float, text_height: int = _TEXT
 ) -> Image.Image:
-    """Return the image with the objects and arrows of these relations, `width` pixels wide, or narrower if it is very
-    tall.
+    """Return the image with the objects and arrows of these relations, `width` pixels wide, or less if it is very tall.
 
-    Other objects get a thin outline; without relations, all objects get their names. All text stays inside the image
-    and overlaps as little as possible.
+    Other objects get a thin outline; without relations, all get their names. Texts overlap as little as possible.
     """
     scale = _SCALE * _fit_scale(record, width)
     size = (max(_SCALE, round(record.width * scale)), max(_SCALE, round(record.height * scale)))

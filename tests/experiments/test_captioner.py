@@ -21,7 +21,7 @@ from experiments.miniworld.captioner_data import (
     render_captioner_data,
     taught_facts,
 )
-from experiments.miniworld.train_captioner import CaptionerTrainer, caption_loss
+from experiments.miniworld.train_captioner import CaptionerTrainer
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.recipe import packaged_model
 from sgpipe.stages.caption.blip import load_blip
@@ -53,26 +53,6 @@ def test_taught_facts_are_true_and_include_all_composed_ones() -> None:
         for subject, predicate, object_ in taught:
             if predicate == "behind":
                 assert (object_, "in front of", subject) in taught
-
-
-def test_the_caption_loss_equals_the_loss_of_single_captions(tokenizer: BertTokenizerFast) -> None:
-    torch.manual_seed(0)
-    model = build_captioner(SMALL, tokenizer).eval()
-    states = torch.randn(2, 1 + SMALL.grid**2, SMALL.vision_width)
-    start = prompt_ids(tokenizer)
-    texts = [["a man riding a horse", "a dog next to a dining table"], ["a cup on a bench"]]
-    captions = [[[*start, *tokenizer(t, add_special_tokens=False)["input_ids"], 3] for t in own] for own in texts]
-    tokens = torch.zeros(2, 2, 16, dtype=torch.long)
-    total = count = 0.0
-    for image, own in enumerate(captions):
-        for number, ids in enumerate(own):
-            tokens[image, number, : len(ids)] = torch.tensor(ids)
-            logits = model.text_decoder(
-                input_ids=torch.tensor([ids]), encoder_hidden_states=states[image : image + 1]
-            ).logits[0, len(start) - 1 : -1]
-            total += torch.nn.functional.cross_entropy(logits, torch.tensor(ids[len(start) :]), reduction="sum").item()
-            count += len(ids) - len(start)
-    assert caption_loss(model, states, tokens, len(start)).item() == pytest.approx(total / count, rel=1e-4)
 
 
 def test_training_follows_from_the_seed_and_starts_with_the_dense_loss(tokenizer: BertTokenizerFast) -> None:

@@ -95,32 +95,6 @@ def test_every_seed_has_its_own_images_tagger_and_labels():
     assert one.experiments["one"].label_sets(one) == [("labels", 0), ("labels", 1), ("correct", 0)]
 
 
-def test_arms_are_compared_over_as_many_seeds_as_asked(tmp_path):
-    three = plan()
-    three["experiments"]["one"] |= {"seeds": 3, "compared_sets": []}
-    three = Plan.model_validate(three)
-    results, item = Results(three, tmp_path), ("first", "seen mAP", "both", "other")
-    for seed, arm in ((seed, arm) for seed in (0, 1) for arm in ("both", "other", "tagger")):
-        for stage in ("first", "second") if arm == "both" else ("first",):
-            row = arm_row(arm, seed, stage, measures={"seen mAP": 0.5 + 0.01 * seed + 0.1 * (arm == "both")})
-            results.append("one", row)
-    assert open_tasks(results, ["one"], 1) == []
-    assert open_tasks(results, ["one"], 2) == [Task("one", "comparison", (*item, "2"))]
-    row = {"compared": ["both", "other"], "stage": "first", "measure": "seen mAP", "seeds": 2, "interval": [0.05, 0.2]}
-    key = results.comparison_key(three.experiments["one"], item, 2)
-    results.append("one", {**row, "key": key, "method": "half samples"})
-    assert open_tasks(results, ["one"], 2) == []
-    page = report(three, {"one": results.current("one")})[PAGE]
-    assert "|both > other|+0.100 ± 0.000|shown, 2 of 3 seeds|" in page
-    for arm in ("both", "other"):  # the interval over images is of fewer seeds than the difference now
-        results.append(
-            "one",
-            arm_row(arm, 2, "first", measures={"seen mAP": 0.5})
-            | {"key": three.stage_keys(three.experiments["one"].arms[arm], 2)[0]},
-        )
-    assert "|incomplete|" in report(three, {"one": results.current("one")})[PAGE]
-
-
 def test_what_has_a_result_is_not_done_again(tmp_path):
     one = Plan.model_validate(plan())
     results = Results(one, tmp_path)

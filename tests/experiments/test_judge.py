@@ -9,9 +9,7 @@ from PIL import Image
 
 from experiments.miniworld.judge import JudgeConfig, save_judge, save_tokenizer
 from experiments.miniworld.judge_data import NO_TEXT, JudgeData, claim_texts, render_judge_data
-from experiments.miniworld.judge_quality import Candidates, filtered_rows, measure_methods, method_rows, precision_at
 from experiments.miniworld.train_judge import JudgeTrainer
-from sgpipe.evaluation.label_quality.comparison import Relations
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.relations import PREDICATES
 from sgpipe.records import Box, Relation
@@ -61,24 +59,3 @@ def test_a_saved_judge_says_what_the_training_sees(data: JudgeData, tmp_path: Pa
             texts = [own, *contrast_texts(objects, Relation(0, 1, PREDICATES[number]))]
             found.append(judge._probability(seen, texts))
     assert found == pytest.approx(odds.sigmoid().tolist(), abs=0.02)
-
-
-def test_methods_are_compared_on_all_candidates() -> None:
-    rng = np.random.default_rng(0)
-    true = rng.random(400) < 0.5
-    tagger, vlm_score = (np.clip(true * 0.5 + rng.random(400) * 0.5, 0, 1).astype(np.float32) for _ in range(2))
-    zeros = np.zeros(400, int)
-    relations = Relations(zeros, tagger, true, true, true, zeros, zeros.astype(bool))
-    candidates = Candidates(relations, vlm_score, int(true.sum()))
-    methods = {each.method: each for each in measure_methods(candidates)}
-    assert methods["all"].precision == pytest.approx(true.mean())
-    assert methods["all"].auc == 0.5
-    assert methods["R-Tagger × judge"].auc >= methods["judge (clip)"].auc
-    assert len(method_rows(list(methods.values()))) == 5
-    first = filtered_rows(candidates)
-    assert first[1][0] == "all"
-    worse = candidates.ranked_by(np.where(true, 0.4, 0.6))
-    assert precision_at(worse, 0.5, candidates.targets) == pytest.approx(
-        np.ceil(true.sum() / 2) / (np.ceil(true.sum() / 2) + (~true).sum())
-    )
-    assert precision_at(worse, 1.1, candidates.targets) is None

@@ -14,7 +14,6 @@ from experiments.photographs import (
     FOUND,
     IN_SCOPE,
     LABELLED,
-    REASONS,
     TIMED,
     VERBS,
     VERBS_FOUND,
@@ -127,15 +126,6 @@ def test_pairs_between_subjects_are_counted_apart() -> None:
     [counts] = count_found(Photographs([truth], ("person", "dog")), [replace(truth, relations=labels)]).tolist()
     assert counts[FOUND : IN_SCOPE + 1] == [1, 1, 3, 3]
     assert (counts[BETWEEN_FOUND], counts[BETWEEN]) == (1, 2)
-
-
-def test_the_bound_says_why_pairs_are_missed(measured: Measured) -> None:
-    one, both = (measured.bounds["rules", captions] for captions in (1, 2))
-    assert (one.named, one.together) == (2, 2)  # the horse and the cup
-    assert (both.named, both.together) == (4, 2)  # and the frisbee and the bottle, beside no person
-    assert [both.missed[reason] for reason in REASONS] == [1, 1, 1]  # chair, frisbee, bottle
-    assert both.apart == 1
-    assert dict(both.unnamed) == {"chair": 1}
 
 
 def test_the_page_is_written_from_files_of_any_folder(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from sgpipe.stats.plans import equal_shares
 from sgpipe.stats.precision import (
     JudgedRelations,
     ThresholdChoice,
@@ -71,15 +72,9 @@ def test_calibration_is_measured_by_bins():
 
 
 def simulated_coverage(sizes, precisions, number: int, samples: int, seed: int) -> tuple[float, float]:
-    """How often the 95% interval holds the truth, and its mean width, over samples of a run with these bands.
-
-    Judgements are allotted as `draw` does: equally, and a band that is smaller than its part is judged whole.
-    """
-    rng = np.random.default_rng(seed)
-    sizes, judged, left = np.array(sizes), np.zeros(len(sizes), int), number
-    for done, band in enumerate(np.argsort(sizes, kind="stable")):
-        judged[band] = min(sizes[band], left // (len(sizes) - done))
-        left -= judged[band]
+    """How often the 95% interval holds the truth, and its mean width, over samples of a run with these bands."""
+    rng, shares = np.random.default_rng(seed), equal_shares(dict(enumerate(sizes)), number)
+    sizes, judged = np.array(sizes), np.array([shares[band] for band in range(len(sizes))])
     correct = np.round(sizes * np.array(precisions)).astype(int)
     drawn = zip(correct, sizes - correct, judged, strict=True)
     drawn_samples = np.stack([rng.hypergeometric(*numbers, samples) for numbers in drawn], 1)
