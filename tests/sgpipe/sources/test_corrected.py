@@ -19,15 +19,12 @@ from sgpipe.sources.corrected import CorrectedRun, correct_relations, correct_ru
 from sgpipe.stats.measures import measure
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import (
     CLIP_SCORE,
     embedded_images,
     iter_records,
     read_file,
-    shard_name,
     write_copy,
-    write_shard,
 )
 from sgpipe.storage.verify import verify
 from sgpipe.training.recipe import ShardsConfig
@@ -191,21 +188,6 @@ def test_a_corrected_run_is_resumed_and_other_judgements_make_another(run, tmp_p
         correct(run, tmp_path / "out")
 
 
-def test_a_run_that_was_repaired_with_other_units_is_corrected_as_it_is_now(run, tmp_path):
-    judge_all(run)
-    correct(run, tmp_path / "out")
-    expected = relations(tmp_path / "out")
-    manifest, records = Manifest.load(run), list(iter_records(run))
-    manifest.rewrite(manifest.shards)
-    for start, stop in ((0, 6), (6, 7)):
-        name = shard_name("train", start, stop)
-        manifest.commit(write_shard(run, name, "train", start, records[start:stop], {"tag": 0.1}))
-    RunFolder(run).sweep(manifest)
-    correct(run, tmp_path / "out")
-    assert relations(tmp_path / "out") == expected
-    assert verify(tmp_path / "out").ok
-
-
 def test_scores_stay_with_their_relations(run, tmp_path):
     manifest = Manifest.load(run)
     score = pa.list_(pa.struct({"score": pa.float32()}))
@@ -226,7 +208,7 @@ def test_scores_stay_with_their_relations(run, tmp_path):
     assert tables[0].schema.metadata[b"sgpipe.schema_version"]
 
 
-@pytest.mark.parametrize("place", ["beside", "embedded", "moved"])
+@pytest.mark.parametrize("place", ["embedded", "moved"])
 def test_training_reads_a_corrected_run_wherever_the_images_are(tmp_path, place):
     records = [scene(str(n), (0, 1, "on", 0.1)) for n in range(8)]
     images = tmp_path / "images" if place == "moved" else None

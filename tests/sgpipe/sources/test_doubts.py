@@ -108,18 +108,20 @@ def test_boxes_of_another_form_are_refused_and_read_as_what_the_message_names(da
     assert "source.boxes" in opened(dataset, tmp_path, "xywh").meta["notes"][0]  # as the user insists
 
 
-def next_image(dataset: Dataset) -> None:
-    ids = [image["id"] for image in dataset.instances["images"]]
+def shift(items: list[dict[str, Any]], key: str, listed: list[dict[str, Any]]) -> None:
+    """Make the ids under `key` of all items those of the next one in the list."""
+    ids = [each["id"] for each in listed]
     following = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
-    for caption in dataset.captions["annotations"]:
-        caption["image_id"] = following[caption["image_id"]]
+    for item in items:
+        item[key] = following[item[key]]
+
+
+def next_image(dataset: Dataset) -> None:
+    shift(dataset.captions["annotations"], "image_id", dataset.instances["images"])
 
 
 def next_category(dataset: Dataset) -> None:
-    ids = [category["id"] for category in dataset.instances["categories"]]
-    following = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
-    for box in dataset.instances["annotations"]:
-        box["category_id"] = following[box["category_id"]]
+    shift(dataset.instances["annotations"], "category_id", dataset.instances["categories"])
 
 
 def category_plus_one(dataset: Dataset) -> None:
@@ -161,7 +163,7 @@ def test_right_data_is_passed_in_silence(dataset, tmp_path, images):
 
 
 @pytest.mark.parametrize("name", ["coco_mini val", "coco_mini train", "vcoco_captions"])
-@pytest.mark.parametrize("images", [1, 3, 5, 500])
+@pytest.mark.parametrize("images", [1, 5, 500])
 def test_human_annotations_are_passed_in_silence(oracle, tmp_path, name, images):
     folder, _, split = name.partition(" ")
     files = (f"{kind}_{split}2017.json" if split else f"{kind}.json" for kind in ("instances", "captions"))
