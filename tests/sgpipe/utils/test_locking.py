@@ -1,4 +1,7 @@
+"""Files appear whole, and only one process writes into a folder."""
+
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -7,7 +10,30 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import UserError
+from sgpipe.utils.atomic import write_text
 from sgpipe.utils.locking import is_locked, only_process, temporary_folder
+
+
+def test_a_device_or_pipe_receives_the_content_and_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "content")
+    assert os.read(reader, 100) == b"content"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, file = tmp_path / "link", tmp_path / "elsewhere" / "file"
+    file.write_text("before")
+    link.symlink_to(file)
+    write_text(link, "after")
+    assert link.is_symlink()
+    assert file.read_text() == "after"
+    assert os.listdir(file.parent) == ["file"]
+
 
 HOLD = """
 import sys, fcntl, errno
