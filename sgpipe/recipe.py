@@ -1,4 +1,7 @@
-"""The typed recipe of labelling: the only place where its settings are named, defaulted and validated."""
+"""The typed recipe of labelling: the only place where its settings are named, defaulted and validated.
+
+A meaning of several lines is in docs/hooks/meanings.yml.
+"""
 
 from __future__ import annotations
 
@@ -105,20 +108,12 @@ class HubConfig(Config):
 class SourceConfig(Config):
     """The dataset to label."""
 
-    format: Literal["coco", "objects365", "folder", "hub", "miniworld", "run"] = Field(
-        "coco",
-        description="format of the annotations; folder: images without annotations; hub: Parquet files with images and "
-        "boxes; miniworld: synthetic images; run: a run or import, whose relations are kept and extended",
-    )
+    format: Literal["coco", "objects365", "folder", "hub", "miniworld", "run"] = "coco"
     run: StoredPath | None = Field(None, description="the run or import of format: run, also in a store (--extend)")
     threshold: float | None = Field(None, ge=0, le=1, description="keep the run's relations from this confidence on")
     root: StoredPath | None = Field(None, description="where relative paths begin; null: the working folder")
     splits: dict[SplitName, SplitConfig] = Field(default_factory=dict, description="the files of each split")
-    boxes: BoxForm | None = Field(
-        None,
-        description="what the four numbers of a box are; with an n they are parts of the image's width and height; "
-        "null: xywh, or for hub the form in which the boxes lie in their images",
-    )
+    boxes: BoxForm | None = None
     hub: HubConfig = HubConfig()
     miniworld: MiniworldConfig = MiniworldConfig()
     ground_truth: StoredPath | None = Field(None, description="run or import to measure precision and recall by")
@@ -160,21 +155,12 @@ class CaptionConfig(Config):
     samples: int = Field(10, ge=1, description="captions per image with nucleus sampling; beam search gives one")
     top_p: float = Field(0.9, gt=0, le=1, description="probability mass of nucleus sampling")
     top_k: int = Field(0, ge=0, description="nucleus sampling among the k likeliest tokens; 0: all; published: 50")
-    repetition_penalty: float = Field(
-        1.0,
-        gt=0,
-        description="nucleus sampling divides positive scores of tokens that the caption already has by this, and "
-        "multiplies negative ones; 1: off; published: 1.1",
-    )
+    repetition_penalty: float = Field(1.0, gt=0)
     temperature: float = Field(1.0, gt=0, description="temperature of nucleus sampling")
     beams: int = Field(3, ge=1, description="beams of beam search")
     min_tokens: int = Field(5, ge=0, description="shortest caption")
     max_tokens: int | None = Field(None, ge=1, description="longest caption; null: 20 for BLIP, 128 for others")
-    prompt: str | None = Field(
-        None,
-        description="BLIP: start of captions, removed from the result; others: the question about the image; null: "
-        "the model's own",
-    )
+    prompt: str | None = None
     system: str | None = Field(None, description="system message of a chat model; null: none")
     image_size: int | None = Field(None, ge=16, description="pixels per side (BLIP) or of the longer side; null: own")
     scopes: tuple[Literal["image", "box", "pair"], ...] = Field(("image",), description="what is captioned")
@@ -189,10 +175,7 @@ class CaptionConfig(Config):
 class ParseConfig(Config):
     """Captions to relation triplets."""
 
-    parser: Literal["rules", "learned", "seq2seq", "llm"] = Field(
-        "rules",
-        description="rules on a dependency parse; a small packaged model; a sequence-to-sequence model; or an endpoint",
-    )
+    parser: Literal["rules", "learned", "seq2seq", "llm"] = "rules"
     model: str | None = Field(None, description="spaCy's (null: the best one); seq2seq: hub id or folder; llm: name")
     endpoint: str | None = Field(None, description="llm: URL of a server with the OpenAI chat API")
     requests: Requests = Requests()
@@ -220,12 +203,7 @@ class GroundConfig(Config):
 class PairConfig(Config):
     """From triplets and boxes to ordered pairs of boxes, each with its candidate predicates."""
 
-    candidates: Literal["captions", "image", "prior", "marks", "captions+marks"] = Field(
-        "captions",
-        description="predicates of a pair: those that the captions state for its classes, all that they state (image: "
-        "the tagger also sees combinations that a captioner does not say), those that a prior dataset has for its "
-        "classes, or those that a vision-language model states for its two numbered boxes (marks)",
-    )
+    candidates: Literal["captions", "image", "prior", "marks", "captions+marks"] = "captions"
     model: str | None = Field(None, description="marks: image-text-to-text model, or the name of the endpoint's model")
     endpoint: str | None = Field(None, description="marks: URL of a server with the OpenAI chat API; null: none")
     requests: Requests = Requests()
@@ -236,18 +214,10 @@ class PairConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="marks: number format of the model")
     match: Literal["head", "substring"] = Field("head", description="nouns with classes by heads, or as RLIPv2's code")
     restrict: Literal["pair", "group"] = Field("pair", description="to a pair's predicates, or its group's (RLIPv2)")
-    loose: bool = Field(
-        True,
-        description="head: also match words that may stand for a class (a beer: a bottle), and relate persons to what "
-        "captions imply (a skier: skis), if the image has a box of the class",
-    )
+    loose: bool = True
     synonyms: StoredPath | None = Field(None, description="JSON {class name: [synonyms]}; null: the packaged table")
     known: int = Field(20, ge=0, description="--extend: frequent predicates of two classes are candidates")
-    equivalents: StoredPath | None = Field(
-        None,
-        description="with --extend, YAML {synonyms: {predicate: [texts]}, inverses: {…}}: texts that say the same as "
-        "known relations, beside those of sgpipe/sources/data/equivalents.yaml; !text: no longer",
-    )
+    equivalents: StoredPath | None = None
     prior: StoredPath | None = Field(None, description="scene graphs (VG JSON) for `candidates: prior`")
     require_overlap: bool = Field(False, description="only pairs of overlapping boxes")
     max_pairs: int = Field(10_000, ge=1, description="most candidate pairs per image: of its largest boxes")
@@ -270,11 +240,7 @@ UNSCORED: Mapping[str, str] = {
 class TagConfig(Config):
     """Which candidates are relations: every candidate pair is scored against its predicates."""
 
-    method: Literal["rtagger", "all", "overlap", "clip", "vlm"] = Field(
-        "rtagger",
-        description="who decides: an R-Tagger; nobody (all candidates); the boxes (if they overlap); CLIP; or a "
-        "vision-language model",
-    )
+    method: Literal["rtagger", "all", "overlap", "clip", "vlm"] = "rtagger"
     tagger: str | None = Field(None, description="its model: folder, hub id, name at the endpoint, or MINIWORLD")
     endpoint: str | None = Field(None, description="vlm: URL of a server with the OpenAI chat API; null: it runs here")
     requests: Requests = Requests()
@@ -285,11 +251,7 @@ class TagConfig(Config):
     long_side: int = Field(1333, ge=32, description="and to at most this longer side, in pixels")
     group_size: int = Field(100, ge=1, description="pairs per decoder pass; at most the tagger's queries / 2")
     chunk: int = Field(16, ge=1, description="restrict: group: groups whose texts are merged, as in RLIPv2's code")
-    vocabulary: Literal["dataset", "image"] = Field(
-        "dataset",
-        description="rtagger: the class names that it reads with each image: all of the dataset (and those of its "
-        "grounded boxes), or, for thousands of classes, those of the image's objects and a random sample of others",
-    )
+    vocabulary: Literal["dataset", "image"] = "dataset"
     vocabulary_others: int = Field(20, ge=0, description="image: size of that sample, fixed by seed and image")
     batch_size: int | None = Field(None, ge=1, description="rtagger: images that a GPU scores at once; null: 8")
     compile: bool = Field(False, description="rtagger on a GPU: torch.compile for backbone and encoder layers")
@@ -306,11 +268,7 @@ class TagConfig(Config):
 class EngineConfig(Config):
     """How the work is distributed. Nothing here changes a label."""
 
-    kind: Literal["auto", "ray", "local"] = Field(
-        "auto",
-        description="ray, or local: worker processes on this machine; auto: Ray with an address, or for more than "
-        "2,000 images if stages have GPUs or unequal resources",
-    )
+    kind: Literal["auto", "ray", "local"] = "auto"
     unit_size: int = Field(512, ge=1, description="maximum number of images per work unit, and so per shard")
     address: str | None = Field(None, description="Ray cluster to join; null: start one on this machine")
     store: str | None = Field(None, description="object store for the shards, such as s3://bucket/labels")
