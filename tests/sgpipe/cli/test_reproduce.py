@@ -144,8 +144,6 @@ def test_a_list_without_figures_runs_whole_and_its_numbers_are_written_out(tmp_p
         tasks = make_tasks(paper(steps=steps, values={"n": n}), Path("DATA"), Path("OUT"))
         assert [task.step.name for task in tasks] == ["a", "b", "c"]
         assert f"--steps {shown} " in tasks[1].command
-    with pytest.raises(ValueError, match="two steps are named 'a'"):
-        paper(steps=[*steps, steps[0]])
 
 
 @pytest.mark.parametrize(
