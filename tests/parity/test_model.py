@@ -1,9 +1,7 @@
 """`python -m tests.parity.model FOLDER`, right and wrong."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -84,17 +82,6 @@ def test_changed_numbers_are_told(
     failures = capsys.readouterr().out.split("outside tolerance:")[1]
     assert [named for *_, named in changed if named not in failures] == []
     assert changed == (WEIGHT,) or len(failures.strip().splitlines()) == len(changed)
-
-
-FIGURES: tuple[tuple[str, tuple[str | int, ...], Callable[[Any], Any], str], ...] = (
-    ("losses.json", ("targets_b", "loss_obj_giou_0"), lambda v: v * 1.0003, "losses of targets_b: loss_obj_giou_0"),
-    ("losses.json", ("targets_a",), lambda v: {**v, "loss_new": 1.0}, "losses of targets_a: loss_new: not computed"),
-    ("loss_variants.json", ("giou_only", "loss_verb_ce"), lambda v: v * 1.0003, "giou_only: loss_verb_ce"),
-    ("matcher.json", ("targets_a", "aux1", 0, 0, 0), lambda v: v + 1, "matcher: targets_a, aux1"),
-    ("grad_norms.json", ("bias_obj_a",), lambda v: v * 1.01, "bias_obj_a"),
-    ("grad_norms.json", ("bias_pred_a",), lambda v: None, "bias_pred_a"),
-    ("grad_norms.json", ("sub_bbox_embed.4.layers.0.bias",), lambda v: 0.0, "sub_bbox_embed.4.layers.0.bias"),
-)
 
 
 def test_folders_of_another_form(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

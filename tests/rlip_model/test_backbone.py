@@ -1,4 +1,4 @@
-"""Image tokens: levels, masks, frozen parameters; Swin beside torchvision's."""
+"""Image tokens: levels, masks, frozen parameters, folded norms, windows."""
 
 import json
 from copy import deepcopy
@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from torchvision.models import ResNet, resnet50
-from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FrozenBatchNorm2d
 
 from rlip_model.backbone import ResNet50
 from rlip_model.model import RTagger
 from rlip_model.official import renamed
-from rlip_model.swin import Swin, attend, relative_position_index
+from rlip_model.swin import Swin, attend
 
 
 def test_padding_is_known_to_every_level(tagger: RTagger) -> None:
@@ -88,36 +87,6 @@ def test_a_trained_bias_changes_nothing_but_the_way(windows: int) -> None:
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, full).square().sum()
     (expected_gradient,) = torch.autograd.grad(expected, full)
     torch.testing.assert_close(of_bias, expected_gradient.unflatten(0, (-1, windows)).sum(0))
-
-
-def test_equals_torchvision() -> None:
-    torch.manual_seed(0)
-    ours = Swin(24, (1, 1, 2, 1), (3, 6, 12, 24), window=7, drop_path=0.0).eval()
-    theirs = SwinTransformer(
-        [4, 4], 24, [1, 1, 2, 1], [3, 6, 12, 24], window_size=[7, 7], stochastic_depth_prob=0.0
-    ).eval()
-    ours.patch_embed.load_state_dict(
-        {f"{ours_}.{kind}": getattr(theirs.features[0][index], kind) for ours_, index, kind in PATCH}
-    )
-    for stage in range(4):
-        for block in range(len(ours.layers[stage].blocks)):
-            state = theirs.features[2 * stage + 1][block].state_dict()
-            renamed = {key.replace("mlp.0", "mlp.fc1").replace("mlp.3", "mlp.fc2"): state[key] for key in state}
-            renamed["attn.relative_position_index"] = relative_position_index(7)
-            ours.layers[stage].blocks[block].load_state_dict(renamed)
-        if stage < 3:
-            ours.layers[stage].downsample.load_state_dict(theirs.features[2 * stage + 2].state_dict())
-    images = torch.randn(1, 3, 260, 200)  # torchvision does not shift maps that fit one window
-    expected = images
-    for index, part in enumerate(theirs.features):
-        expected = part(expected)
-        if index in (3, 5, 7):
-            level = (index - 3) // 2
-            norm = torch.nn.functional.layer_norm(expected, expected.shape[-1:])
-            torch.testing.assert_close(ours(images)[level], norm.permute(0, 3, 1, 2), atol=1e-4, rtol=1e-4)
-
-
-PATCH = [("proj", 0, "weight"), ("proj", 0, "bias"), ("norm", 2, "weight"), ("norm", 2, "bias")]
 
 
 def test_drop_path_grows_from_zero_to_its_rate() -> None:

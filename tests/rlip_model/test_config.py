@@ -14,11 +14,9 @@ from rlip_model.presets import preset
     ("sizes", "message"),
     [
         ({"gating": "open"}, "gating is 'open', expected one of GLIP, VXAc"),
-        ({"verb_query": "none"}, "verb_query is 'none'"),
         ({"backbone": "vgg"}, "backbone is 'vgg', expected one of resnet50, swin"),
         ({"num_queries": 7}, "num_queries 7 must be even"),
         ({"hidden_dim": 100}, "hidden_dim 100"),
-        ({"fusion_dim": 100}, "fusion_dim 100"),
         ({"conv_width": 12}, "conv_width 12 must be a multiple of 8"),
         ({"dense_head": True}, "an R-Tagger gets its boxes"),
         ({"decoder_layers": 4}, "3 label states, expected one for each of the 4 decoder layers"),

@@ -8,8 +8,7 @@ import torch
 from transformers import RobertaConfig, RobertaModel
 
 from rlip_model.model import RTagger
-from rlip_model.presets import tiny_sizes
-from rlip_model.text import LabelCache, LabelEncoder, build_tokenizer, load_tokenizer, masked_by_sum, spread
+from rlip_model.text import LabelCache, LabelEncoder, build_tokenizer, load_tokenizer
 
 WORDS = "person dog horse on next to holding in front of a b c d e f g h i j k l"
 
@@ -72,11 +71,6 @@ def test_new_weights_are_not_answered_from_the_cache(tagger: RTagger) -> None:
     assert not torch.equal(tagger.encode_texts(["person"]), before)
 
 
-def test_the_training_mask_hides_what_does_not_sum_above_zero() -> None:
-    features = torch.tensor([[[1.0, -2.0], [0.0, 0.0], [2.0, -1.0]]])
-    assert masked_by_sum(features).tolist() == [[True, True, False]]
-
-
 def test_built_tokenizer_survives_saving(tmp_path: Path) -> None:
     tokenizer = build_tokenizer([WORDS])
     tokenizer.save_pretrained(tmp_path)
@@ -95,24 +89,3 @@ def test_autocast_does_not_change_what_is_kept(tagger: RTagger) -> None:
         under = tagger.encode_texts(["person", "dog"])
     fresh = LabelCache(tagger.text_encoder, tagger.tokenizer, capacity=5)
     assert torch.equal(under, fresh.encode(["person", "dog"]))
-
-
-def test_a_new_encoder_is_spread_over_its_texts() -> None:
-    """All features of all texts have mean 0 and deviation 1 before the pooler's activation; before, hardly any."""
-    texts = ["person", "dog", "horse", "on", "next to", "holding", "in front of", "a", "b", "c", "d", "e"]
-    tokenizer = build_tokenizer(WORDS.split())
-    torch.manual_seed(0)
-    encoder = LabelEncoder(tiny_sizes(len(tokenizer))["text_config"]).train()
-
-    def before_activation() -> torch.Tensor:
-        encoder.eval()
-        encoded = LabelCache(encoder, tokenizer, 100).encode(texts).atanh()
-        encoder.train()
-        return encoded
-
-    assert before_activation().std(0, correction=0).mean() < 0.9
-    spread(encoder, tokenizer, texts)
-    features = before_activation()
-    torch.testing.assert_close(features.mean(0), torch.zeros(64), atol=1e-3, rtol=0)
-    torch.testing.assert_close(features.std(0, correction=0), torch.ones(64), atol=1e-2, rtol=0)
-    assert encoder.training

@@ -54,14 +54,6 @@ class Vocabulary:
             self._by_text[text] = number
         return self._by_text[text]
 
-    @property
-    def wordings(self) -> tuple[tuple[str, ...], ...]:
-        """By number: all texts with this meaning, normalised."""
-        texts: list[dict[str, None]] = [{} for _ in self.names]
-        for text, number in self._by_text.items():
-            texts[number][normalise_predicate(text)] = None
-        return tuple(map(tuple, texts))
-
     def numbers(self, texts: pa.Array | pa.ChunkedArray) -> Array:
         """`[texts]` int64."""
         encoded = pc.dictionary_encode(texts)

@@ -194,7 +194,7 @@ class LabelQuality:
     average_precision: all relations in one ranking; its mean is over the predicates with targets. related_precision:
     over the pairs that the ground truth relates in some way, which tells more where it is incomplete. reachable: share
     of the targets whose two objects the run has. relations, required: what all of this is computed from. targets
-    `[predicates]`, named by `names`; `wordings`: the texts of each. images: of the ground truth, by `compared` numbers.
+    `[predicates]`, named by `names`. images: of the ground truth; compared: their numbers.
     """
 
     threshold: float
@@ -211,7 +211,6 @@ class LabelQuality:
     relations: Relations
     targets: Array
     names: tuple[str, ...]
-    wordings: tuple[tuple[str, ...], ...]
     images: Sequence[ImageName]
     required: Targets
     compared: Array
@@ -304,7 +303,6 @@ def label_quality(
         source=source,
         counts=counts,
         names=tuple(predicates.names),
-        wordings=predicates.wordings,
         images=truth.graphs.names,
         compared=np.concatenate(compared),
         **_measures(Relations(*columns), required, predicates.names, threshold),
