@@ -27,7 +27,6 @@ from sgpipe.sources.hoi import hico_source, open_images_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.opening import open_source
 from sgpipe.sources.scene_graphs import VisualGenome, pseudo_label_source
-from sgpipe.stages.parse.stage import CaptionParser
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import iter_records, row_faults
 from sgpipe.utils.console import Progress
@@ -228,24 +227,3 @@ def test_detections_and_imports_clip_identically(bboxes) -> None:
     assert [[box["bbox"] for box in objects] for objects in table["objects"].to_pylist()] == expected
     assert detections.problems["degenerate"] == problems["degenerate"]
     assert detections.problems["clipped"] == problems["clipped"]
-
-
-@pytest.fixture(scope="module")
-def parser() -> CaptionParser:
-    return CaptionParser()
-
-
-SENTENCE = "a man , . who is riding not by of the which dog's sitting on to - --- … 🚲 Zürich ' \" ) ( 1/2"
-WORDS = st.sampled_from(SENTENCE.split())
-TEXT = st.text(max_size=60) | st.lists(WORDS, max_size=25).map(" ".join)
-
-
-@fuzz(15)
-@given(captions=st.lists(TEXT, max_size=8))
-def test_any_text_can_be_parsed(parser: CaptionParser, captions: list[str]) -> None:
-    for number, triplets in enumerate(parser.parse(captions)):
-        for triplet in triplets:
-            assert triplet.caption == number
-            assert triplet.predicate.strip()
-            assert triplet.subject.strip()
-            assert triplet.object.strip()

@@ -18,7 +18,7 @@ from packaging.version import Version
 from ray.cluster_utils import Cluster
 
 from tests.integration.faults.runs import Run, assert_whole, descendants, make_dataset, rows
-from tests.integration.faults.stage import GPUS, MARKS, SECONDS
+from tests.integration.faults.stage import MARKS, SECONDS
 
 IMAGES = 60
 STARTS_WITH_TOKEN = Version(version("ray")) >= Version("2.59")  # `ray start --head` requires it if there is one
@@ -81,21 +81,6 @@ def test_units_between_stages_may_be_lost_with_their_machine(cluster: Cluster, t
         cluster.remove_node(lost, allow_graceful=False)
     finish(run)
     assert {mark.read_text() for mark in marks.iterdir()} == {""}, "they see GPUs that they have not asked for"
-
-
-@pytest.mark.soak
-def test_stages_run_where_their_resources_are(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.add_node(num_cpus=2, num_gpus=2)
-    marks = tmp_path / "marks"
-    marks.mkdir()
-    dataset = make_dataset(tmp_path / "data", IMAGES)
-    run = Run(dataset, tmp_path / "out", ("--set", "engine.unit_size=2", "--ray-address", cluster.address))
-    run.environment = {MARKS: str(marks), GPUS: "1"}
-    run.start()
-    assert run.wait() == 0, run.said
-    assert "2 actors of 1 GPU: stub" in run.said, run.said
-    assert {mark.read_text() for mark in marks.iterdir()} <= {"0", "1"}
-    assert len(list(marks.iterdir())) == len(rows(run.out)) == IMAGES
 
 
 def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
@@ -166,18 +151,10 @@ def guarded() -> Iterator[tuple[Machine, str]]:
     machine.stop()
 
 
-@pytest.fixture(scope="module")
-def open_cluster() -> Iterator[tuple[Machine, str]]:
-    """A cluster begun by `ray start --head` on a machine without a token, and its address."""
-    machine = Machine(Path(tempfile.mkdtemp(prefix="sg")))
-    yield machine, machine.start_head()
-    machine.stop()
-
-
-def join(machine: Machine, address: str, tmp_path: Path, home: Machine | None = None, **environment: str) -> Run:
+def join(machine: Machine, address: str, tmp_path: Path, home: Machine | None = None) -> Run:
     """A run that joins a cluster, on a machine of the cluster with the home of `home`; it has ended."""
     run = Run(make_dataset(tmp_path / "data", 4), tmp_path / "out", ("--ray-address", address))
-    run.environment = {**machine.environment, **(home or machine).environment, **environment}
+    run.environment = {**machine.environment, **(home or machine).environment}
     run.environment |= {"RAY_TMPDIR": machine.environment["RAY_TMPDIR"]}
     run.start()
     run.wait()
@@ -196,20 +173,6 @@ def test_the_token_of_the_machine_opens_a_cluster(guarded: tuple[Machine, str], 
 
 @needs_tokens
 @pytest.mark.soak
-def test_the_token_may_be_elsewhere(guarded: tuple[Machine, str], tmp_path: Path) -> None:
-    machine, address = guarded
-    empty = Machine(tmp_path / "empty")
-    (tmp_path / "there").write_text(machine.token.read_text())
-    for number, variables in enumerate(
-        ({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "there")}, {"RAY_AUTH_TOKEN": machine.token.read_text()})
-    ):
-        (tmp_path / str(number)).mkdir()
-        run = join(machine, address, tmp_path / str(number), empty, **variables)
-        assert run.process.exitcode == 0, run.said
-
-
-@needs_tokens
-@pytest.mark.soak
 @pytest.mark.parametrize("token", ["", "b" * 64])
 def test_without_the_token_of_a_cluster_a_run_ends_in_one_line(
     guarded: tuple[Machine, str], tmp_path: Path, token: str
@@ -218,22 +181,3 @@ def test_without_the_token_of_a_cluster_a_run_ends_in_one_line(
     run = join(machine, address, tmp_path, Machine(tmp_path / "other", token))
     assert run.process.exitcode == 1, run.said
     assert run.said.splitlines()[-2].startswith(f"error: the Ray cluster at {address} cannot be joined: "), run.said
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("auto", [False, True])
-def test_a_token_does_not_keep_a_machine_out_of_an_open_cluster(
-    open_cluster: tuple[Machine, str], tmp_path: Path, auto: bool
-) -> None:
-    machine, address = open_cluster
-    run = join(machine, "auto" if auto else address, tmp_path, Machine(tmp_path / "other", "a" * 64))
-    assert run.process.exitcode == 0, run.said
-
-
-@pytest.mark.slow
-def test_what_is_no_ray_is_told(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        address = f"127.0.0.1:{other.getsockname()[1]}"
-        run = join(Machine(tmp_path / "machine"), address, tmp_path)
-    assert run.process.exitcode == 1
-    assert run.said.splitlines()[-2].startswith(f"error: the Ray cluster at {address} cannot be joined: it does not")

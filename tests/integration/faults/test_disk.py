@@ -80,13 +80,6 @@ def test_a_run_goes_on_when_there_is_space_again(disk: Disk, tmp_path: Path) -> 
     assert_whole(run.out, rows(whole.out))
 
 
-def test_a_disk_that_is_full_from_the_start(disk: Disk, tmp_path: Path) -> None:
-    run = Run(make_dataset(tmp_path / "data", IMAGES), disk.place / "out")
-    run.log = tmp_path / "log"
-    disk.fill(but=4)
-    assert failed(run).startswith(FULL)
-
-
 def test_a_run_on_a_full_disk_is_not_indexed_and_says_why(disk: Disk, tmp_path: Path) -> None:
     make_shards(disk.place / "run", [scene(str(n), [(0, "on", 1, 0.5)]) for n in range(9)])
     disk.fill(but=0)

@@ -3,7 +3,6 @@
 import copy
 import io
 import json
-import random
 import shutil
 import tarfile
 from pathlib import Path
@@ -14,11 +13,10 @@ from rich.console import Console
 
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files import object_store
-from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images, image_root
+from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images
 from sgpipe.files.index import cache_folder
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.run import keep_indexes, open_image_roots
-from sgpipe.images import ImageFeed
 from sgpipe.recipe import Resources, SourceConfig
 from sgpipe.records import Record
 from sgpipe.sources.folder import read_folder
@@ -173,31 +171,3 @@ def test_the_indexes_travel_with_the_run(tars: StorePath, store: StorePath, tmp_
     faults.requests.clear()
     assert run_images(labels.uri, "val", tars.uri).contains(NAMES[0])
     assert not [path for method, path in faults.requests if method == "GET" and path.endswith(".tar")]
-
-
-@pytest.mark.soak
-def test_a_thousand_random_faults_change_nothing(
-    images: StorePath, faults: Faults, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """20 runs; up to three faults in a row for each image."""
-    monkeypatch.setattr(object_store, "_READ_RETRIES", 8)
-    root, given = image_root(images.uri), 0
-    for seed in range(20):
-        choose, left = random.Random(seed), {}
-
-        def fault(method: str, path: str, choose: random.Random = choose, left: dict[str, int] = left) -> str | None:
-            nonlocal given
-            if left.setdefault(path, choose.randrange(4)) == 0:
-                return None
-            left[path] -= 1
-            given += 1
-            return choose.choice(["503 SlowDown", "500 InternalError", "cut"])
-
-        faults.fault = fault
-        wanted = records()
-        with ImageFeed({"val": root}, wanted, lambda image, file: (image, file)) as feed:
-            for number, record in enumerate(wanted):
-                image, file = feed.open(record)
-                assert image.size == (20 + number, 10)
-                assert file.getvalue() == png(number)
-    assert given > 1000

@@ -18,9 +18,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from sgpipe.cli.main import app
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, RelationKey
 from sgpipe.utils.console import Progress
@@ -29,7 +27,6 @@ from tests.integration.faults.test_disk import disk as disk
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
 KILLS, PEOPLE, IMAGES = 15, ("anna", "ben", "cleo"), 10
-SCENES = 3000  # of the run; IMAGES of them are judged unasked
 RUN = "drawn"
 
 
@@ -64,7 +61,7 @@ class Servers:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    records = [plain_record(str(number), "on", (number % 9 + 1) / 10) for number in range(SCENES)]
+    records = [plain_record(str(number), "on", (number % 9 + 1) / 10) for number in range(IMAGES)]
     make_run(tmp_path / "run", records)
     Index.open(tmp_path / "run", Progress(Console(quiet=True))).close()
     return tmp_path / "run"
@@ -83,7 +80,6 @@ class Person(threading.Thread):
     def __init__(self, name: str, servers: Servers) -> None:
         super().__init__(name=name, daemon=True)
         self.acknowledged: list[dict] = []
-        self.plan = ""
         self.sent = 0
         self.finished = threading.Event()
         self._servers = servers
@@ -105,14 +101,14 @@ class Person(threading.Thread):
         said = self._random.choice([{"judgement": "right"}, {"judgement": "wrong"}, {"change": {"action": "swap"}}])
         return {"id": id_, "by": self.name, **relation, "predicate": "on", **said}
 
-    def _post(self, answer: dict | None, path: str = "/api/judgements") -> dict | None:
-        """The line as a server has stored it, or what it answers at a path; None: no server has said so."""
+    def _post(self, answer: dict) -> dict | None:
+        """The line as a server has stored it; None: no server has said so."""
         self.sent += 1
         port, _ = self._servers.running[self.sent % 2]  # what one server leaves open is sent to the other
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         try:
-            body, method = (json.dumps(answer), "POST") if answer else (None, "GET")
-            connection.request(method, path, body, {"Content-Type": "application/json"})
+            body = json.dumps(answer)
+            connection.request("POST", "/api/judgements", body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             content = json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError):
@@ -121,24 +117,6 @@ class Person(threading.Thread):
             connection.close()
         assert response.status in (200, 201), content
         return content
-
-
-class Certifier(Person):
-    """Somebody who answers a certificate's plan, nine times of ten with right, and blind questions in between."""
-
-    def _answer(self) -> dict:
-        while True:
-            plan = "recall" if self._random.random() < 0.2 else self.plan
-            path = f"/api/recall/recall?by={self.name}" if plan == "recall" else f"/api/plans/{plan}?by={self.name}"
-            if (found := self._post(None, path)) and (question := found["question"]):
-                break
-            time.sleep(0.01)
-        common = {"id": uuid.uuid4().hex, "by": self.name, "plan": plan}
-        if plan == "recall":
-            place = {name: question["image"][name] for name in ("split", "image_id")}
-            return common | place | {"relations": [{"subject": 0, "object": 1, "predicate": "on"}]}
-        key = {name: question[name] for name in ("split", "image_id", "subject", "object", "predicate")}
-        return common | key | {"judgement": "right" if self._random.random() < 0.9 else "wrong"}
 
 
 def final_answers(people: list[Person]) -> dict[tuple[str, RelationKey], str]:
@@ -185,11 +163,13 @@ def test_a_disk_that_fills_up_keeps_what_was_acknowledged_and_goes_on_later(disk
     assert again.problems == []
 
 
-def judge_through_kills(people: list[Person], servers: Servers, kills: int) -> None:
+@pytest.mark.slow
+def test_kills_of_two_servers_while_three_people_judge(run: Path, servers: Servers) -> None:
+    people = [Person(name, servers) for name in PEOPLE]
     for person in people:
         person.start()
     dice = random.Random(0)
-    for _ in range(kills):
+    for _ in range(KILLS):
         time.sleep(dice.uniform(0, 0.3))
         servers.kill_and_restart(dice.randrange(2))
     time.sleep(0.5)
@@ -198,35 +178,6 @@ def judge_through_kills(people: list[Person], servers: Servers, kills: int) -> N
     for person in people:
         person.join(60)
         assert not person.is_alive()
-
-
-@pytest.mark.soak
-def test_fifty_kills_while_three_people_answer_a_certificates_plan(run: Path, servers: Servers) -> None:
-    people = [Certifier(name, servers) for name in PEOPLE]
-    plans = [{"kind": "certificate", "precision": 0.97}, {"kind": "recall", "count": SCENES, "id": "recall"}]
-    made = [people[0]._post(plan, "/api/plans") for plan in plans]
-    for person in people:
-        person.plan = made[0]["plan"]
-    judge_through_kills(people, servers, 50)
-    log = JudgementLog(run / JUDGEMENTS, RUN)
-    written = [json.loads(line) for line in log.file.read_text().splitlines()]
-    acknowledged = [each for person in people for each in person.acknowledged]
-    assert log.problems == []
-    answers = [each for each in written if "strata" not in each and "images" not in each]
-    assert sorted(answers, key=lambda each: each["id"]) == sorted(acknowledged, key=lambda each: each["id"])
-    numbers = [plan.certificate.number for plan in log.plans.values() if plan.certificate]
-    assert numbers == list(range(len(numbers)))
-    assert log.blind_answers("recall")
-    command = ["certify", str(run), "--precision", "0.97"]
-    assert CliRunner().invoke(app, command).exit_code in (0, 1)  # the rounds are those that are drawn
-    print(f"{len(acknowledged)} answers, {len(numbers)} rounds, {sum(person.sent for person in people)} requests")
-    assert sum(person.sent for person in people) > len(acknowledged) > 50
-
-
-@pytest.mark.slow
-def test_kills_of_two_servers_while_three_people_judge(run: Path, servers: Servers) -> None:
-    people = [Person(name, servers) for name in PEOPLE]
-    judge_through_kills(people, servers, KILLS)
     log = JudgementLog(run / JUDGEMENTS, RUN)
     written = [json.loads(line) for line in log.file.read_text().splitlines()]
     acknowledged = [each for person in people for each in person.acknowledged]

@@ -2,23 +2,80 @@
 
 import os
 import random
+import signal
+import time
 from collections import Counter
-from itertools import count
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from sgpipe.files.object_store import StorePath
 from sgpipe.records import Record
 from sgpipe.storage.manifest import MANIFEST
-from sgpipe.storage.mirror import fetch
-from tests.integration.faults.kills import POINTS, VICTIMS, Killer
+from sgpipe.utils.atomic import FAULT_VARIABLE
 from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
 from tests.integration.faults.stage import SECONDS
-from tests.integration.faults.stub import COPIES
 
 IMAGES, KILLS, RUNS = 80, 200, 20
 ENGINES = ("local", "ray")
+ON_THE_WORKER = ("before write", "mid write", "after write", "before rename", "after rename")
+ON_THE_DRIVER = ("before manifest entry", "after manifest entry")
+POINTS = (*ON_THE_WORKER, *ON_THE_DRIVER)
+TITLES = {"actor": "MapWorker", "raylet": "raylet"}
+VICTIMS = {"ray": ("driver", "raylet", *["actor", "point"] * 3), "local": ("driver", "point")}
+STARTING = 12.0  # seconds in which Ray and its workers come up
+
+
+class Killer:
+    """Starts a run again and again and kills it; `kills` counts what was killed."""
+
+    def __init__(self, run: Run, rng: random.Random, victims: tuple[str, ...]) -> None:
+        self.run, self.rng, self.victims = run, rng, victims
+        self.kills: Counter[str] = Counter()
+        self.charge = run.out.with_suffix(".charge")
+
+    def kill(self, times: int) -> None:
+        """Kill so often, or until the run has ended by itself."""
+        while self.kills.total() < times:
+            self.charge.unlink(missing_ok=True)
+            point = self.rng.choice(POINTS)
+            self.run.environment = {**self.run.environment, FAULT_VARIABLE: f"{point}:{self.charge}"}
+            self.run.start()
+            if self.rng.random() < 0.25:
+                self.run.wait_for(lambda: False, self.rng.uniform(0, STARTING))
+                self._kill(point)
+            while self.kills.total() < times and self._next_shard():
+                self._kill(point)
+            if self.run.wait() == 0:
+                return
+
+    def _next_shard(self) -> bool:
+        """Wait for one, and somewhat longer; whether the run is still alive then."""
+        before = self.run.committed
+        self.run.wait_for(lambda: self.run.committed > before)
+        return not self.run.wait_for(lambda: False, self.rng.uniform(0, 0.5)) and self.run.process.is_alive()
+
+    def _kill(self, point: str) -> None:
+        victim = self.rng.choice(self.victims)
+        if victim == "point":
+            self.charge.touch()
+            if self.run.wait_for(lambda: not self.charge.exists(), 10) or not self.charge.exists():
+                self.kills[point] += 1
+                self._settle(point in ON_THE_DRIVER)
+            return
+        pids = [self.run.process.pid] if victim == "driver" else self.run.processes(TITLES[victim])
+        if pids:
+            with suppress(ProcessLookupError):
+                os.kill(self.rng.choice(pids), signal.SIGKILL)
+                self.kills[victim] += 1
+                self._settle(victim != "actor")
+
+    def _settle(self, ends: bool) -> None:
+        """After what ends the run, its end; the process that died is still listed for a moment otherwise."""
+        if ends:
+            self.run.wait()
+        else:
+            time.sleep(0.05)
 
 
 def killed(
@@ -65,29 +122,3 @@ def test_two_hundred_kills_over_twenty_runs(tmp_path: Path, engine: str) -> None
         runs += 1
         print(runs, "runs", kills.total(), "kills", dict(kills), flush=True)
     assert set(kills) == {*POINTS, *VICTIMS[engine]} - {"point"}
-
-
-@pytest.mark.soak
-def test_fifty_kills_over_a_store(store: StorePath, tmp_path: Path) -> None:
-    """Every second run resumes in a new folder, from the store alone."""
-    dataset, expected = uninterrupted(tmp_path)
-    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    kills: Counter[str] = Counter()
-    for seed in count():
-        rng, place = random.Random(seed), f"{store.uri}/{seed}"
-        stored = (*options("local"), "--store", place)
-        run = Run(dataset, tmp_path / f"run{seed}", stored, {SECONDS: "0.1", COPIES: "0.1", **keys})
-        killer = Killer(run, rng, VICTIMS["local"])
-        killer.kill(10)
-        kills += killer.kills
-        if seed % 2:
-            run.out = tmp_path / f"again{seed}"
-        run.environment = {SECONDS: "0", **keys}
-        run.start()
-        assert run.wait() == 0, run.said
-        assert "Traceback" not in run.said
-        fetch(StorePath(place), tmp_path / f"fetched{seed}", lambda images, counts: None)
-        assert_whole(tmp_path / f"fetched{seed}", expected)
-        print(seed + 1, "runs", kills.total(), "kills", dict(kills), flush=True)
-        if kills.total() >= 50:
-            return

@@ -8,7 +8,7 @@ import boto3
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath, is_uri
+from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath
 from tests.integration.faults.conftest import Faults
 
 NAMES = ["a.jpg", "deep/er/b#1 ü%25?.jpg", "deep/c.jpg"]
@@ -95,20 +95,3 @@ def test_what_the_public_may_read_needs_no_keys(
     assert public.read("a.jpg") == b"a.jpg" * 100
     assert sorted(info.name for info in public.list()) == sorted(NAMES)
     public.check()
-
-
-def test_what_is_no_location_or_holds_keys_is_refused() -> None:
-    assert is_uri("s3://bucket/x")
-    assert not any(map(is_uri, ("/tmp/x", "s3:/bucket", "")))
-    for uri in (
-        "s3://KEY:SECRET@bucket/x",
-        "s3://anonymous:SECRET@bucket/x",
-        "s3://KEY@bucket/x",
-        "abfs://box:SECRET@account.dfs.core.windows.net/x",
-    ):
-        with pytest.raises(UserError, match="keys"):
-            StorePath(uri)
-    for uri in ("ftp://bucket/x", "file:///x", "C://x"):
-        with pytest.raises(UserError, match="expected s3://"):
-            StorePath(uri)
-    assert StorePath("abfs://box@account.dfs.core.windows.net/x@y").location.endswith("x@y")

@@ -4,14 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from sgpipe.errors import StoreError
+from sgpipe.errors import StoreError, UserError
 from sgpipe.files.object_store import StorePath
-from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.manifest import MANIFEST, Manifest, WriterClaim
 from sgpipe.storage.mirror import fetch
 from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
 from tests.integration.faults.stage import SECONDS
@@ -82,3 +83,31 @@ def test_a_killed_run_resumes_on_another_machine(store: StorePath, tmp_path: Pat
     assert whole.wait() == 0, whole.said
     fetch(store, tmp_path / "fetched", lambda images, counts: None)
     assert_whole(tmp_path / "fetched", rows(whole.out))
+
+
+def test_of_runs_that_claim_a_store_at_once_one_keeps_it(store: StorePath) -> None:
+    for number in range(10):
+        claims = [WriterClaim(store) for _ in range(2 + number % 3)]
+        start, kept = threading.Barrier(len(claims)), list[WriterClaim]()
+
+        def claim(claim: WriterClaim, start: threading.Barrier = start, kept: list[WriterClaim] = kept) -> None:
+            start.wait()
+            try:
+                claim.make()
+            except (UserError, StoreError):
+                return
+            kept.append(claim)
+
+        threads = [threading.Thread(target=claim, args=(each,)) for each in claims]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        holders = 0
+        for each in kept:  # one that was claimed a moment before another began has lost it
+            try:
+                each.check()
+                holders += 1
+            except StoreError:
+                pass
+        assert holders == 1

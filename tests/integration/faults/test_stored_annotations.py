@@ -100,31 +100,6 @@ def test_what_goes_wrong_with_the_store_is_said(stored, tmp_path, faults: Faults
         records(source, tmp_path / "index.arrow")
 
 
-class TestImport:
-    """`sgpipe import … --annotations s3://…`."""
-
-    def run(self, annotations: str | Path, out: Path, *options: str | Path, code: int = 0) -> str:
-        words = ["import", "coco", "--annotations", annotations, "--images", out.parent, "--out", out, *options]
-        done = CliRunner().invoke(app, [str(word) for word in words])
-        assert done.exit_code == code, done.output
-        return done.stderr
-
-    def shards(self, out: Path) -> list[str]:
-        return [shard.sha256 for shard in Manifest.load(out).shards]
-
-    def test_rows_are_those_of_the_local_file(self, stored, tmp_path):
-        local = tmp_path / "train.json"
-        local.write_text(json.dumps(INSTANCES))
-        stored.put("train.json.gz", gzip.compress(json.dumps(INSTANCES).encode()))
-        captions = "--captions", f"{stored.uri}/c.json.gz"
-        self.run(local, tmp_path / "local", *captions)
-        said = self.run(f"{stored.uri}/train.json.gz", tmp_path / "stored", *captions)
-        assert f"reading {stored.uri}/train.json.gz" in said.replace("\n", "")
-        assert self.shards(tmp_path / "stored") == self.shards(tmp_path / "local")
-        assert "Imported from train.json.gz;" in (tmp_path / "stored" / "README.md").read_text()
-        assert "nothing left to do" in self.run(local, tmp_path / "stored", *captions)  # it is the same content
-
-
 def label(dataset: Path, out: Path, *options: object) -> dict[str, Any]:
     """Label the miniworld's images with the tagger and the captions that come with it, without Ray."""
     sources = ["--images", dataset / "images", "--annotations", dataset / "instances.json"]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -15,8 +14,6 @@ from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files import locations
 from sgpipe.files.object_store import StorePath
-from sgpipe.generation.scoring import CLIP_COLUMN, ClipScore, score_run
-from sgpipe.records import Record
 from sgpipe.storage.index import Index, read_embedded, read_record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import Run, iter_records, shard_name, write_shard
@@ -147,32 +144,6 @@ def test_the_viewer_indexes_and_reads_a_run_that_grows(tmp_path: Path, store: St
     assert images(newer) == set("abcde")
 
 
-def test_scores_are_those_of_the_folder(tmp_path: Path, store: StorePath) -> None:
-    records = [scene(str(n), [(0, "on", 1, 0.5), (1, "near", 0, 0.4)]) for n in range(6)]
-    make_run(tmp_path / "run", records, rows=2, run={"store": store.uri})
-    upload(tmp_path / "run", store)
-
-    def scorer(record: Record, image: Image.Image) -> list[ClipScore | None]:
-        return [ClipScore(image.getpixel((0, 0))[0] / 255, None, 1, 1) for _ in record.relations]
-
-    for place, out in ((tmp_path / "run", "by_folder"), (store, "by_store")):
-        score_run(place, tmp_path / out, CLIP_COLUMN, lambda: scorer, {}, Progress())
-    copies = [Manifest.load(tmp_path / out) for out in ("by_folder", "by_store")]
-    assert [shard.sha256 for shard in copies[0].shards] == [shard.sha256 for shard in copies[1].shards]
-    assert "store" not in copies[1].run  # its shards are in the folder
-
-
-def test_merged_runs_are_those_of_the_folders(tmp_path: Path, store: StorePath) -> None:
-    for name, seed, rows in (("one", 0, 5), ("two", 0, 7), ("three", 1, 5)):
-        make_run(tmp_path / name, make_records(20, seed), rows=rows)
-        upload(tmp_path / name, below(store, name))
-    names = ("one", "two", "three")
-    said = sgpipe("merge", *(tmp_path / name for name in names), "--out", tmp_path / "local")
-    assert "40 images" in said
-    sgpipe("merge", tmp_path / "one", *(below(store, name).uri for name in names[1:]), "--out", tmp_path / "out")
-    assert list(iter_records(tmp_path / "out")) == list(iter_records(tmp_path / "local"))
-
-
 def test_a_run_is_pushed_without_being_fetched(
     folder: Path, store: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,9 +218,3 @@ def test_models_and_trainings_are_those_of_the_folder(
     trainings.training(store / "run", tmp_path / "stored", "pretrain", **stored)
     assert not trainings.different(trainings.weights(tmp_path / "stored"), trainings.weights(tmp_path / "local"))
     assert f"{store.uri}/run" in (tmp_path / "stored" / "recipe.yaml").read_text()
-
-
-def test_what_is_not_a_model_is_one_line(tmp_path: Path, store: StorePath) -> None:
-    make_run(tmp_path / "run", make_records(8), rows=3, embedded=True)
-    train = ["train", "tagger", "--miniature", "--data", tmp_path / "run", "--out", tmp_path / "out", "--init"]
-    assert f"{store.uri}/none" in sgpipe(*train, f"{store.uri}/none", code=2).replace("\n", "")

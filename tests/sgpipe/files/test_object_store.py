@@ -56,6 +56,11 @@ def test_a_whole_file_is_read_by_few_requests(monkeypatch: pytest.MonkeyPatch, o
         ("gcs://bucket/x", "expected s3://, gs:// or abfs://"),
         ("file:///tmp/x", "expected s3://, gs:// or abfs://"),
         ("s3://bucket:x:y/z", "expected s3://, gs:// or abfs://"),
+        *(
+            (f"{uri}/x", "must not contain keys")
+            for uri in ("s3://KEY:SECRET@b", "s3://anonymous:SECRET@b", "s3://KEY@b")
+        ),
+        ("abfs://box:SECRET@account.dfs.core.windows.net/x", "must not contain keys"),
         ("s3://bucket/run?secret_key=SECRET", "must not have a query (?…)"),
         ("https://bucket.host/run?X-Amz-Signature=SECRET", "must not have a query (?…)"),
     ],

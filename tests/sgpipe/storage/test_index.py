@@ -6,7 +6,6 @@ import dataclasses
 import random
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from sgpipe.records import Record
 from sgpipe.storage import index as index_module
 from sgpipe.storage.index import Index, find_image, interruptible, read_embedded, read_record
 from sgpipe.storage.index_build import configure
-from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, read_file, shard_name, write_shard, write_table
 from sgpipe.utils.console import Progress
 from sgpipe.view.search import Filters, facets, queues, search
@@ -166,18 +165,6 @@ def test_a_damaged_shard_is_named_and_the_rest_is_shown(tmp_path: Path, damage: 
     assert (index.images, index.problems) == (9, [])
 
 
-def test_a_damaged_line_of_the_manifest_is_named(tmp_path: Path) -> None:
-    make_run(tmp_path, make_records(9, seed=5), rows=3)
-    lines = (tmp_path / MANIFEST).read_bytes().splitlines(keepends=True)
-    lines[2] = lines[2].replace(b"train", b"brain")
-    (tmp_path / MANIFEST).write_bytes(b"".join(lines))
-    index = Index.open(tmp_path, QUIET)
-    assert index.images == 6
-    [problem] = index.problems
-    assert "line 3" in problem
-    assert "verify" in problem
-
-
 def test_a_damaged_index_is_built_again(tmp_path: Path, builds: list[str]) -> None:
     make_run(tmp_path, make_records(5))
     expected = content(Index.open(tmp_path, QUIET))
@@ -227,39 +214,6 @@ def test_two_servers_build_one_index(tmp_path: Path, builds: list[str]) -> None:
         thread.join()
     assert content(opened[0]) == content(opened[1])
     assert builds == ["new"]
-
-
-def test_a_state_of_the_index_stays_whole_while_shards_come_and_go(tmp_path: Path) -> None:
-    """Each search reads one state, whatever is committed, dropped or repaired meanwhile."""
-    make_run(tmp_path, [plain_record(str(number), "on") for number in range(4)], rows=2)
-    states = [Index.open(tmp_path, QUIET)]
-    counts: list[int] = []
-    failures: list[Exception] = []
-    stop = threading.Event()
-
-    def look() -> None:
-        while not stop.is_set():
-            try:
-                index = states[-1]
-                found = search(index, Filters(), limit=1)
-                counts.append(1 + len(search(index, Filters(), found.next).hits) - index.relations)
-            except Exception as error:  # noqa: BLE001
-                failures.append(error)
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    shard = tmp_path / shard_name("train", 0, 2)
-    whole = shard.read_bytes()
-    for change in (shard.unlink, lambda: add(tmp_path, [plain_record("4", "at")], 4), lambda: shard.write_bytes(whole)):
-        change()
-        states.append(newer(states[-1]))
-        time.sleep(0.2)
-    stop.set()
-    thread.join()
-    assert failures == []
-    assert set(counts) == {0}
-    assert [index.images for index in states] == [4, 2, 3, 5]
-    assert [len(search(index, Filters()).hits) for index in states] == [4, 2, 3, 5]
 
 
 def test_rows_are_read_from_their_shards(tmp_path: Path) -> None:

@@ -1,13 +1,10 @@
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import yaml
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import Recipe
 from sgpipe.storage.manifest import Manifest, ShardEntry
-from sgpipe.storage.run_folder import RunFolder, settings_changed
+from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import shard_name
 
 
@@ -35,14 +32,6 @@ def test_a_refused_command_removes_only_a_folder_that_it_made(tmp_path, was_ther
     with pytest.raises(UserError, match="in vain"), RunFolder(root).lock():
         raise UserError("in vain")
     assert root.exists() == was_there
-
-
-def test_a_refused_command_keeps_shards(tmp_path):
-    root = tmp_path / "run"
-    with suppress(UserError), RunFolder(root).lock():
-        (root / shard_name("val", 0, 1)).touch()
-        raise UserError("later")
-    assert (root / shard_name("val", 0, 1)).exists()
 
 
 def test_leftovers_of_a_killed_run_are_swept(tmp_path):
@@ -80,20 +69,3 @@ def test_lost_and_cut_shards_are_noticed(tmp_path):
             if size is not None:
                 (folder.root / entry.file).write_bytes(b"x" * size)
         assert [shard.start for shard in folder.lost(manifest)] == [1, 2]
-
-
-def test_the_recipe_beside_the_shards_is_complete(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    with folder.lock():
-        folder.describe(Recipe(name="mine"), Manifest.create(folder.root, {}))
-    assert Recipe.model_validate(yaml.safe_load((folder.root / "recipe.yaml").read_text())) == Recipe(name="mine")
-
-
-def test_an_import_and_a_run_are_told_apart_without_listing_every_setting():
-    imported, labelled = {"import": "visual_genome", "options": {}}, {"tag": {"threshold": 0.05}}
-    assert "contains a run, not an import; choose another --out" in str(settings_changed("out", labelled, imported))
-    assert "contains an import, not a run" in str(settings_changed("out", imported, labelled))
-    scored = {"scored": "0123", "model": "ViT-B-32"}
-    assert str(settings_changed("out", labelled, scored)) == (
-        "out contains a run, not a scored copy of a run; choose another --out"
-    )

@@ -8,7 +8,6 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA, Attribute, Box, Caption, Pair, Record, Relation, Triplet, from_table, to_table
-from sgpipe.storage import shards as write_module
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import Run, iter_records, open_shard, read_file, read_row_group, shard_name, write_shard
 from sgpipe.storage.verify import verify
@@ -92,17 +91,6 @@ def test_images_lie_beside_their_records(tmp_path):
         write_shard(tmp_path, name, "val", 0, records, {}, [b"image"])
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    def full(path, table):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(write_module, "write_table", full)
-    with pytest.raises(OSError, match="No space"):
-        write_shard(tmp_path, shard_name("val", 0, 1), "val", 0, [full_record(1)], {})
-    assert list((tmp_path / "data").iterdir()) == []
-
-
 def run_of(root: Path, *shards: list[Record]) -> Run:
     root.mkdir(exist_ok=True)
     manifest, start = Manifest.create(root, {}), 0
@@ -146,12 +134,6 @@ def test_the_rows_of_a_run_have_the_same_columns_if_there_are_none(tmp_path: Pat
     assert empty.dtypes.equals(full.dtypes)
 
 
-def test_a_confidence_is_compared_as_it_is_stored(tmp_path: Path) -> None:
-    record = full_record(1)
-    record.relations = [Relation(0, 1, "near", 0.7)]
-    assert len(run_of(tmp_path, [record]).to_pandas(threshold=0.7)) == 1
-
-
 def test_a_table_of_a_run_needs_pandas_and_a_valid_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(tmp_path, [full_record(1)])
     with pytest.raises(UserError, match="threshold nan: expected a number from 0 to 1"):
@@ -171,11 +153,6 @@ def shard(tmp_path):
 def test_one_row_group_is_read_with_the_columns_that_are_there(shard):
     table = read_row_group(shard, 1, ["b"], optional=["a", "c"])
     assert table.to_pydict() == {"b": ["x", "y"], "a": [2, 3]}
-
-
-def test_a_row_group_that_is_not_there_is_a_changed_shard(shard):
-    with pytest.raises(UserError, match=r"a\.parquet has changed: it no longer has row group 3"):
-        read_row_group(shard, 3, ["a"])
 
 
 def test_a_column_that_is_not_there_is_named(shard):

@@ -11,19 +11,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Caption, Pair, Record, Relation
-from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.scene_graphs import VisualGenome
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
-from sgpipe.storage.verify import Problem, verify
-from sgpipe.utils.console import Progress
+from sgpipe.storage.verify import verify
 from sgpipe.utils.hashing import file_sha256
 from tests.sgpipe.storage.test_shards import full_record
 
@@ -240,27 +236,6 @@ def test_a_run_at_work_is_not_repaired(run):
         verify(run, repair=True)
     other.kill()
     other.communicate()
-
-
-def test_an_import_goes_on_after_a_repair(tmp_path):
-    graphs = [{"image_id": i, "width": 9, "height": 9, "objects": [], "relationships": []} for i in range(1030)]
-    (tmp_path / "scene_graphs.json").write_text(json.dumps(graphs))
-    source = VisualGenome(tmp_path / "scene_graphs.json", tmp_path, "val").source()
-    out = tmp_path / "out"
-
-    def go() -> None:
-        import_annotations(source, tmp_path, out, Progress(Console(quiet=True)))
-
-    go()
-    whole = list(iter_records(out))
-    flip(out / Manifest.load(out).shards[1].file, 60)
-    assert verify(out, repair=True).problems == [
-        Problem(shard_name("val", 512, 1024), "its content has changed: the checksum differs from the manifest's")
-    ]
-    assert len(list(iter_records(out))) == 518
-    go()
-    assert verify(out).ok
-    assert list(iter_records(out)) == whole
 
 
 def test_what_is_no_run_is_refused(tmp_path):
