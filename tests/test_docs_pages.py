@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import typer
 from pydantic import BaseModel
 
-from sgpipe.cli.main import app
-from tests.integration.documents import docs_hook
+from tests.integration.documents import commands, docs_hook
 
 RECIPES = ("labelling", "training")
 
@@ -49,14 +47,11 @@ def shown(value: object) -> str:
 
 def test_every_command_and_option_is_on_the_page() -> None:
     page = docs_hook("commands").command_page()
-    commands = {"": typer.main.get_command(app)}
-    while commands:
-        path, command = commands.popitem()
-        assert not path or f" `sgpipe{path}`\n" in page
-        section = page.partition(f" `sgpipe{path}`\n")[2] if path else page
+    for path, command in commands().items():
+        assert f" `sgpipe {path}`\n" in page
+        section = page.partition(f" `sgpipe {path}`\n")[2]
         for param in command.params:
             assert any(option in section for option in param.opts), (path, param.name)
-        commands |= {f"{path} {name}": each for name, each in getattr(command, "commands", {}).items()}
 
 
 def test_ranges_are_readable() -> None:

@@ -2,14 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Any
-
-import typer
 
 from rlip_model.config import ParSeDAConfig, RTaggerConfig
-from sgpipe.cli.main import app
 from sgpipe.training.recipe import load_train_recipe, train_recipe_folder
-from tests.integration.documents import docs_hook
+from tests.integration.documents import commands, docs_hook
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
@@ -23,10 +19,8 @@ def test_recipes_are_named() -> None:
 
 
 def test_commands_and_their_options_exist() -> None:
-    commands: Any = typer.main.get_command(app)
     for group, name, rest in re.findall(r"^sgpipe (?:(import) )?([\w-]+) ?(.*)$", EXAMPLES, re.MULTILINE):
-        command = (commands.commands[group] if group else commands).commands[name]
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {option for parameter in commands()[f"{group} {name}".strip()].params for option in parameter.opts}
         assert set(re.findall(r"(?<=\s)--[\w-]+", f" {rest}")) <= known, (name, rest)
         if name == "train" and (recipe := rest.split()[0]).islower():
             assert load_train_recipe(recipe)

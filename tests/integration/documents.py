@@ -1,4 +1,4 @@
-"""The fenced blocks of README.md and docs/, and what each of them needs."""
+"""The commands of sgpipe, and the fenced blocks of README.md and docs/ with what each of them needs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import typer
+
+from sgpipe.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -37,6 +42,14 @@ class Block:
                 words = shlex.split(part, comments=True)
                 if words[:1] == ["sgpipe"]:
                     yield [word.partition("|")[0] for word in words[1:]]
+
+
+def commands(group: Any = None, prefix: str = "") -> dict[str, Any]:
+    """All commands by their words, groups such as "import" among them."""
+    found = {}
+    for name, each in (group or typer.main.get_command(app)).commands.items():
+        found |= {f"{prefix}{name}": each, **(commands(each, f"{name} ") if hasattr(each, "commands") else {})}
+    return found
 
 
 def blocks() -> list[Block]:

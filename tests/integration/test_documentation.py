@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from sgpipe.cli.main import app
-from tests.integration.documents import DOCUMENTS, ROOT, Block, blocks
+from tests.integration.documents import DOCUMENTS, ROOT, Block, blocks, commands
 
-BLOCKS = blocks()
+BLOCKS, COMMANDS = blocks(), commands()
 RUNS = ("coco-relations", "out", "RUN", "OTHER")
 
 
@@ -25,7 +24,7 @@ def test_every_marker_is_before_a_block() -> None:
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_commands_are_understood(block: Block) -> None:
     for words in block.commands():
-        command = typer.main.get_command(app)
+        command = COMMANDS[words.pop(0)]
         while hasattr(command, "commands"):
             command = command.commands[words.pop(0)]
         if "…" in words:

@@ -95,21 +95,6 @@ def test_options_reach_the_import(folder):
     assert "options.preprocess: False then, True now" in result.stderr
 
 
-def test_the_miniworld_is_imported_with_all_its_relations(tmp_path):
-    assert invoke("miniworld", "--count", 5, "--out", tmp_path / "miniworld").exit_code == 0
-    graphs = json.loads((tmp_path / "miniworld/scene_graphs.json").read_text())
-    command = ["import", "vg", "--annotations", tmp_path / "miniworld/scene_graphs.json"]
-    result = invoke(*command, "--images", tmp_path / "miniworld/images", "--out", tmp_path / "out", "--embed")
-    assert result.exit_code == 0
-    for record, graph in zip(iter_records(tmp_path / "out"), graphs, strict=True):
-        ids = [thing["object_id"] for thing in graph["objects"]]
-        expected = [
-            (ids.index(r["subject_id"]), ids.index(r["object_id"]), r["predicate"]) for r in graph["relationships"]
-        ]
-        assert [(r.subject, r.object, r.predicate) for r in record.relations] == expected
-        assert [box.bbox for box in record.objects] == [tuple(thing[k] for k in "xywh") for thing in graph["objects"]]
-
-
 def test_the_miniworld_counts_its_images(tmp_path):
     first = invoke("miniworld", "--count", 2, "--out", tmp_path / "a")
     assert first.stdout == f"generated 2 images in {tmp_path}/a\n"

@@ -11,30 +11,17 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from sgpipe import __version__
 from sgpipe.cli import doctor
 from sgpipe.cli.main import app
 from sgpipe.export.run import export_run
+from tests.integration.documents import commands
 from tests.sgpipe.export.runs import records
 from tests.sgpipe.stats.runs import make_shards
 
-
-def command(path: str):
-    found = typer.main.get_command(app)
-    for name in path.split():
-        found = found.commands[name]
-    return found
-
-
-def paths(group=None, prefix: str = "") -> list[str]:
-    group = group or typer.main.get_command(app)
-    found = []
-    for name, member in group.commands.items():
-        found += [f"{prefix}{name}", *(paths(member, f"{name} ") if hasattr(member, "commands") else [])]
-    return found
+COMMANDS = commands()
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -42,15 +29,15 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([program, *arguments], capture_output=True, text=True, env={**os.environ, **environment})
 
 
-@pytest.mark.parametrize("path", paths())
+@pytest.mark.parametrize("path", COMMANDS)
 def test_every_command_has_valid_examples(path):
     shown = CliRunner().invoke(app, [*path.split(), "--help"], env={"COLUMNS": "200"}).stdout
     examples = [line for each in shown.splitlines() if (line := each.strip()).startswith(f"sgpipe {path}")]
     assert examples
     for example in examples:
         words = shlex.split(example.partition(" <")[0])[1:]
-        name = next(known for known in sorted(paths(), key=len, reverse=True) if " ".join(words).startswith(known))
-        options = {option for param in command(name).params for option in param.opts}
+        name = next(known for known in sorted(COMMANDS, key=len, reverse=True) if " ".join(words).startswith(known))
+        options = {option for param in COMMANDS[name].params for option in param.opts}
         assert {word for word in words if word.startswith("--")} <= options
 
 
@@ -66,7 +53,7 @@ def test_commands_and_options_are_under_headings():
 
 
 def test_every_import_takes_annotations():
-    for name, member in command("import").commands.items():
+    for name, member in COMMANDS["import"].commands.items():
         options = {option for param in member.params for option in param.opts if not getattr(param, "hidden", False)}
         assert {"--annotations", "--images", "--split", "--out"} <= options, name
         assert not [option for option in options if not option.startswith("-")], name

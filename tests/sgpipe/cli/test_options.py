@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import pytest
 import typer
-from typer.models import ArgumentInfo
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.cli.options import command
+from sgpipe.cli.options import command, local
+from tests.integration.documents import commands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,82 +53,42 @@ def test_an_empty_value_is_refused_and_not_the_current_folder(words: list[str]) 
 WRITES = re.compile(r"\b(Write [^N]|Draw |(New )?[Ff]older for |File for |File to write)")
 
 
-def commands(group: Any = None, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """The words of each command, and what is declared of each of its parameters."""
-    members: Any = group or typer.main.get_command(app)
-    for name, each in members.commands.items():
-        if hasattr(each, "commands"):
-            yield from commands(each, (*words, name))
-        else:
-            parameters = inspect.signature(each.callback).parameters.values()
-            yield (*words, name), {each.name: each for each in parameters if hasattr(each.annotation, "__metadata__")}
-
-
-def info(parameter: inspect.Parameter) -> Any:
-    return parameter.annotation.__metadata__[0]
-
-
-def kind(parameter: inspect.Parameter) -> str:
-    """Whether a parameter is an output, an input or no path."""
-    declared, is_path = info(parameter), "Path" in str(parameter.annotation.__origin__)
-    if is_path and not declared.exists and not declared.parser and parameter.name not in ("judgements", "folder"):
-        return "file" if declared.file_okay else "folder"
-    return "input" if is_path or declared.parser or declared.callback else ""
-
-
-def words_of(parameter: inspect.Parameter, value: object) -> list[str]:
-    if isinstance(info(parameter), ArgumentInfo):
-        return [str(value)]
-    declared = (info(parameter).default, *(info(parameter).param_decls or ()))  # typer moves the first one there
-    named = [name for name in declared if str(name).startswith("--")]
-    return [named[0] if named else f"--{parameter.name.replace('_', '-')}", str(value)]
-
-
-_VALUES = {"to": "hf", "precision": "0.9"}
-
-
-def required(parameters: dict[str, inspect.Parameter], run: Path, file: Path, *but: str) -> list[str]:
-    """Words for what a command cannot do without."""
-    found = []
-    for name, each in parameters.items():
-        if each.default is inspect.Parameter.empty and name not in but:
-            found += words_of(each, _VALUES.get(name, run if info(each).dir_okay else file))
-    return found
-
-
-OUTPUTS = [
-    (words, parameters, name)
-    for words, parameters in commands()
-    for name, each in parameters.items()
-    if kind(each) in ("file", "folder")
-]
+def declared() -> Iterator[tuple[str, Any]]:
+    """Each parameter of each command, and what is declared of it."""
+    for words, each in commands().items():
+        for parameter in inspect.signature(each.callback).parameters.values() if each.callback else ():
+            if hasattr(parameter.annotation, "__metadata__"):
+                yield f"{words} {parameter.name}", parameter.annotation.__metadata__[0]
 
 
 def test_every_output_is_declared_as_one() -> None:
-    named = {(words, name) for words, parameters in commands() for name in parameters}
-    parameters = dict(commands())
-    written = {(words, name) for words, name in named if WRITES.search(info(parameters[words][name]).help or "")}
-    assert written == {(words, name) for words, _, name in OUTPUTS}
-    assert len(written) > 30
+    """Then it is refused if the command reads it, or a run has it."""
+    written = [(name, each.callback is local) for name, each in declared() if WRITES.search(each.help or "")]
+    assert [name for name, is_output in written if not is_output] == []
+    assert len(written) == sum(each.callback is local for _, each in declared()) > 30
 
 
-@pytest.mark.parametrize(("words", "parameters", "name"), OUTPUTS, ids=[f"{' '.join(w)} {n}" for w, _, n in OUTPUTS])
-def test_no_command_writes_over_what_it_reads_or_what_a_run_has(
-    words: tuple[str, ...], parameters: dict[str, inspect.Parameter], name: str, tmp_path: Path
-) -> None:
-    run, file, link = tmp_path / "run", tmp_path / "file.json", tmp_path / "link.json"
+@pytest.mark.parametrize(
+    "words",
+    [
+        "stats DIR/run --html DIR/run/judgements.jsonl",
+        "stats DIR/run --sheet DIR/run/data/val.parquet",
+        "stats DIR/run --html DIR/new --sheet DIR/new",
+        "score DIR/run --out DIR/run/data",
+        "calibrate DIR/run --image-data DIR/file.json --out DIR/link.json",
+        "eval hico --predictions DIR/file.json --csv DIR/file.json",
+        "predict DIR/file.json --data DIR/run --out DIR/link.json",
+        "merge DIR/run DIR/run --out DIR/run",
+        "export DIR/run --to hf --out DIR/run/data/new",
+        "import vg --annotations DIR/file.json --images DIR/run --out DIR/run",
+    ],
+)
+def test_no_command_writes_over_what_it_reads_or_what_a_run_has(words: str, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "file.json"
     (run / "data").mkdir(parents=True)
     for path in (run / "manifest.jsonl", run / "data/val.parquet", run / "judgements.jsonl", file):
         path.write_text("valuable")
-    link.symlink_to(file)
-    output, is_file = parameters[name], kind(parameters[name]) == "file"
-    for path in [run / "data/val.parquet", run / "judgements.jsonl"] if is_file else [run / "data", run / "data/new"]:
-        said = refused(*words, *required(parameters, run, file, name), *words_of(output, path))
-        assert "belongs to the run" in said
-    place, wanted = (file, "file_okay") if is_file else (run, "dir_okay")
-    for other in parameters.values():
-        if kind(other) == "input" and words != ("label",) and getattr(info(other), wanted):
-            given = [*required(parameters, run, file, name, other.name), *words_of(other, place)]
-            said = refused(*words, *given, *words_of(output, link if is_file else place))
-            assert "is read by this command" in said, other.name
+    (tmp_path / "link.json").symlink_to(file)
+    said = refused(*words.replace("DIR", str(tmp_path)).split())
+    assert any(each in said for each in ("belongs to the run", "is read by this command", "are the same file"))
     assert {path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()} == {"valuable"}

@@ -138,14 +138,6 @@ def test_what_is_done_does_not_depend_on_how_the_folders_are_named(
         run(tmp_path, Runner())
 
 
-def test_a_list_without_figures_runs_whole_and_its_numbers_are_written_out(tmp_path: Path) -> None:
-    steps = [{**each.model_dump(), "figure": None} for each in paper().steps]
-    for n, shown in ((1234567, "1234567"), (0.25, "0.25"), ("x", "x")):
-        tasks = make_tasks(paper(steps=steps, values={"n": n}), Path("DATA"), Path("OUT"))
-        assert [task.step.name for task in tasks] == ["a", "b", "c"]
-        assert f"--steps {shown} " in tasks[1].command
-
-
 @pytest.mark.parametrize(
     ("step", "message"),
     [

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -47,33 +46,6 @@ def test_gpus_that_were_not_asked_for_are_hidden(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(os.environ["CUDA_VISIBLE_DEVICES"]))
     with pytest.raises(UserError, match=r"'cuda': no GPU is visible to this process \(CUDA_VIS"):
         pick_device("cuda")
-
-
-def test_memory_is_for_threads_together_or_for_one_alone(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append("emptied"))
-    said, memory, computes, go_on = [], GpuMemory(torch.device("cpu"), "", 2), Event(), Event()
-
-    def compute():
-        with memory.shared():
-            computes.set()
-            assert go_on.wait(60)
-            said.append("together")
-
-    def compute_alone():
-        with memory.alone():
-            said.append("alone")
-
-    with ThreadPoolExecutor(3) as pool:
-        waiting = [pool.submit(compute)]
-        assert computes.wait(60)
-        waiting += [pool.submit(compute_alone), pool.submit(compute_alone)]
-        with suppress(TimeoutError):
-            waiting[1].result(0.05)
-        assert said == []
-        go_on.set()
-        for each in waiting:
-            each.result(60)
-    assert said == ["together", "alone", "alone"]
 
 
 FULL = (

@@ -95,15 +95,3 @@ def test_results_of_a_generator_come_in_order_before_its_error() -> None:
         with pytest.raises(ValueError, match="20"):
             next(results)
         assert list(results) == []
-
-
-def test_a_generator_runs_in_one_thread_only_a_little_in_advance() -> None:
-    made: list[int] = []
-    runners = (threading.current_thread() for _ in numbers(made))
-    with prefetch_generator(runners, most=3) as results:
-        runner = next(results)
-        wait_until(lambda: len(made) == 3)
-        assert next(results) is runner is not threading.current_thread()
-        wait_until(lambda: len(made) == 4)
-        time.sleep(0.02)
-        assert len(made) == 4
