@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -32,7 +32,7 @@ from rlip_model.image import to_pixel_values
 from rlip_model.model import ParSeD, ParSeDA, TripletDetector
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import NO_OBJECTS, TokenizerError
-from sgpipe.errors import ImageError, UserError
+from sgpipe.errors import ImageError, UserError, existing_folder
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.locations import Location, text_of
 from sgpipe.files.model_cache import local_model
@@ -41,12 +41,12 @@ from sgpipe.recipe import DEFAULT_SIDES, DetectConfig, Resources, network_folder
 from sgpipe.records import Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects
 from sgpipe.sources.coco import load_coco_instances
-from sgpipe.sources.fields import single_line
 from sgpipe.sources.formats import require_format
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import Stage, image_threads
+from sgpipe.stages.checkpoint import first_line, loading
 from sgpipe.utils.boxes import clip_box
-from sgpipe.utils.console import count
+from sgpipe.utils.console import single_line
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.gpu import gpu_use
 
@@ -58,9 +58,7 @@ def load_detector(model: Location) -> TripletDetector:
 
     Raises UserError: there is no such network. Raises EngineError: the store or the hub cannot be reached.
     """
-    folder = network_folder(Path(local_model(text_of(model))))
-    if not folder.exists():  # a name without a slash, which would be looked up on the hub
-        raise UserError(f"no such folder: {model}; expected the folder of a trained network")
+    folder = existing_folder(network_folder(Path(local_model(text_of(model)))))
     kind = _model_type(folder)
     if kind == "rlip_tagger":
         raise UserError(f"{model} is an R-Tagger, which needs boxes: use it as tag.tagger (--tagger)")
@@ -92,7 +90,7 @@ Detector = Callable[[Image.Image, float], DetectedBoxes]  # the boxes of an imag
 
 
 def detector_classes(config: DetectConfig) -> tuple[str, ...]:
-    """Return the classes a detector can detect, without loading its weights. Raises UserError: not a detector."""
+    """Return the classes a detector can detect, without its weights. Raises UserError: it is not a detector."""
     name = local_model(str(config.detector), whole=False)
     if _reads_text(name):
         return config.classes or tuple(category_names("coco").values())
@@ -141,11 +139,9 @@ _MODELS: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()  # st
 def _open(name: str, device: torch.device, kind: Any, processor: Any) -> tuple[Any, Any]:
     """Return a model of transformers and its processor. Raises UserError: one of them cannot be loaded."""
     key = name, str(device)
-    try:
+    with loading(f"detector {name} cannot be loaded"):
         model = _MODELS[key] = _MODELS.get(key) or kind.from_pretrained(name, dtype=torch.float32)
         return model, processor.from_pretrained(name)
-    except (OSError, ValueError, ImportError) as reason:
-        raise UserError(f"detector {name} cannot be loaded: {str(reason).strip().splitlines()[0]}") from None
 
 
 def _closed(model: PreTrainedModel, processor: Any, device: torch.device) -> Detector:
@@ -257,8 +253,8 @@ def _phrase_index(phrase: str, names: list[str]) -> int:
     """Return the index of the name that is a phrase, or the only one that contains it ("dining"); else -1."""
     if phrase in names:
         return names.index(phrase)
-    containing = [index for index, name in enumerate(names) if f" {phrase} " in f" {name} "]
-    return containing[0] if phrase and len(containing) == 1 else -1
+    containing = [index for index, name in enumerate(names) if phrase and f" {phrase} " in f" {name} "]
+    return containing[0] if len(containing) == 1 else -1
 
 
 class RLIPDetector:
@@ -316,21 +312,18 @@ def _model_type(folder: Path) -> str:
         return "None"
 
 
-def _settings(name: str | None, setting: str = "detect.detector (--detector)") -> PretrainedConfig:
-    try:
-        settings = AutoConfig.from_pretrained(str(name))
-    except (OSError, ValueError) as reason:
-        cause = str(reason).strip().splitlines()[0].rstrip(".")
-        raise UserError(f"no detector {name}: {cause}; choose another {setting}") from None
+def _settings(name: str, setting: str = "detect.detector (--detector)") -> PretrainedConfig:
+    with loading(f"no detector {name}; choose another {setting}"):
+        settings = AutoConfig.from_pretrained(name)
     if type(settings) not in MODEL_FOR_OBJECT_DETECTION_MAPPING and settings.model_type not in _ZERO_SHOT:
         raise UserError(f"{name} is not an object detector: its model_type is {settings.model_type!r}")
     return settings
 
 
 class DetectStage(Stage):
-    """Fills `objects` with detected boxes, highest score first. Images are processed one at a time.
+    """Fills `objects` with detected boxes, highest score first, one image at a time.
 
-    `roots` says where the images of each split are. `category_id` is the 1-based index of the detector's class.
+    `category_id` is the 1-based index of the detector's class.
     """
 
     name = "detect"
@@ -412,8 +405,7 @@ class GivenBoxesStage(Stage):
         known = (suffix for suffix in _path_suffixes(record.file_name) if suffix in self._ids_by_suffix)
         ids = self._ids_by_suffix.get(next(known, ""), [])
         if len(ids) != 1:
-            count = f"{len(ids)} images" if ids else "no image"
-            record.fail(self.name, f"{self._file} has {count} of this name")
+            record.fail(self.name, f"{self._file} has {len(ids) or 'no'} images of this name")
             return
         given = self._instances.record(ids[0], record.dataset, record.split, self._instances.problems)
         if not given.ok:
@@ -447,9 +439,8 @@ class GivenBoxes(NamedTuple):
             inside = -1 <= left < right <= width + 1 and -1 <= top < bottom <= height + 1  # false of NaN
             bbox = clip_box((left, top, right - left, bottom - top), width, height) if inside else None
             if bbox is None:
-                fault = f"is not inside {size}" if np.isfinite(corners).all() else "is not finite"
                 box = f"box {index}{self.where} ({left:g}, {top:g}, {right:g}, {bottom:g})"
-                raise UserError(f"{box} {fault}: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2")
+                raise UserError(f"{box} is not inside {size}: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2")
             boxes.append(Box(name, numbers[name], bbox))
         return boxes
 
@@ -465,20 +456,15 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
         return None
     try:
         corners = np.asarray([] if boxes is None else boxes, dtype=np.float64)
-        corners = corners.reshape(0, 4) if not corners.size and corners.shape[-1:] in ((0,), (4,)) else corners
+        corners = corners if corners.size else corners.reshape(0, 4)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"boxes={where} are not numbers: {str(error).splitlines()[0]}") from None
+        raise UserError(f"boxes={where} are not numbers: {first_line(error)}") from None
     if corners.ndim != 2 or corners.shape[1] != 4:
         raise UserError(f"boxes={where}: expected x1, y1, x2, y2 in pixels of each box, got shape {corners.shape}")
-    if isinstance(classes, str):
-        raise UserError(f"classes={where}: expected a list of class names, got {classes!r}")
-    names = tuple(classes) if isinstance(classes, Iterable) else ()
-    if boxes is None or len(names) != len(corners):
-        found = f"{count(len(corners), 'box', 'boxes')} and {count(len(names), 'class', 'classes')}"
-        raise UserError(f"boxes= and classes={where}: expected a class name for each box, got {found}")
-    for name in names:
-        if not isinstance(name, str) or not name.strip() or single_line(name) != name.strip():
-            raise UserError(f"classes={where}: expected class names, got {name!r}")
+    names = () if classes is None or isinstance(classes, str) else tuple(classes)
+    plain = [isinstance(name, str) and single_line(name) == name.strip() != "" for name in names]
+    if len(names) != len(corners) or not all(plain):
+        raise UserError(f"classes={where}: expected a class name for each of {len(corners)} boxes, got {classes!r}")
     return GivenBoxes(corners, names, where)
 
 

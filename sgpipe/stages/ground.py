@@ -1,9 +1,8 @@
 """The ground stage: words of captions that no box of the image carries become boxes, by a detector that reads text.
 
-The nouns of an image's captions are compared with its boxes as the pair stage does: by class names, synonyms and head
-nouns. What no box carries is looked for. A box that is found becomes an object of origin "grounded", after the others,
-which stay as they are. Its category is the class that its word names by the names of the dataset and the synonym table,
-or else the head of the word in the singular: a free noun, which need not be a class of the dataset.
+The nouns of captions are compared with the boxes as the pair stage does. A box that is found becomes an object, after
+the others, of origin "grounded". Its category is the class that its word names, or else the head of the word in the
+singular: a free noun, which need not be a class of the dataset.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ class Word(NamedTuple):
 
 
 class GroundStage(Stage):
-    """Adds boxes of words to `objects`, highest score first. Images are processed one at a time.
+    """Adds boxes of words to `objects`, highest score first, one image at a time.
 
-    `category_id` is that of the dataset, if the category is a class of it; if the dataset has no classes, that of COCO
-    or Objects365; of free nouns a number of 2^30 or more that follows from the noun alone.
+    `category_id` is that of the dataset; if it has no classes, that of COCO or Objects365; of free nouns a number of
+    2^30 or more that follows from the noun alone.
     """
 
     name = "ground"

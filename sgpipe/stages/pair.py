@@ -1,11 +1,7 @@
 """The pair stage: from triplets and boxes to the candidate pairs that the tagger scores.
 
-Noun phrases of captions are matched to classes. `HeadMatcher` is ours: it compares whole words, and the head noun
-decides. `SubstringMatcher` is RLIPv2's procedure, kept for parity: a synonym anywhere in the phrase is a match, so
-"chair" is a person because it contains "hair". A candidate is an ordered pair of boxes whose classes have predicates,
-from the captions of the image or from a prior: the predicates that relate two classes in Visual Genome. In images with
-very many boxes only pairs of the largest boxes are kept, and the others are counted; memory grows with the pairs kept
-and not with the square of the boxes.
+A candidate is an ordered pair of boxes whose classes have predicates, from the captions of the image or from a prior:
+the predicates that relate two classes in Visual Genome. Memory grows with the pairs kept, not with the square of boxes.
 """
 
 from __future__ import annotations
@@ -45,13 +41,11 @@ _CACHED_PHRASES = 1 << 17
 
 
 class HeadMatcher:
-    """Matches the longest known phrase around the head noun.
+    """Matches the longest known phrase around the head noun to classes, which have names and synonyms.
 
-    Whole words are compared, in singular, plural or possessive form ("men", "knives", "people's"), with or without
-    spaces ("surf board"). A class is known by its name and its synonyms. The longest known phrase that contains the
-    head noun decides, even if its class is absent from the image: a hot dog is never a dog, a license plate
-    ("!license plate" in the table) is not a plate, and a car seat is not a car. If several classes share the phrase,
-    the class with this name comes first, then the order of the table decides.
+    Whole words are compared, in singular, plural or possessive form, with or without spaces ("surf board"). The longest
+    phrase decides even if its class is absent from the image: a hot dog is never a dog, a license plate ("!license
+    plate" in the table) is not a plate. Of several classes the one with this name is first, then the table's order.
     """
 
     def __init__(
@@ -60,12 +54,7 @@ class HeadMatcher:
         names: Iterable[str] = (),
         loose: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """
-        Args:
-            names: additional class names without synonyms.
-            loose: words that may stand for a thing of a class, and the classes, best first (`loose_words`). All other
-                matches take precedence, and no loose word relates a class to itself ("a pizza with a crust").
-        """
+        """`names`: more classes. `loose`: see `loose_words`; all other matches take precedence."""
         self._exact: dict[str, dict[str, int]] = {}
         self._inflected: dict[str, dict[str, int]] = {}
         self._longest = 1
@@ -86,48 +75,33 @@ class HeadMatcher:
         return next((name for name in self.classes(phrase, head) if name in present), None)
 
     def _learn(self, name: str, phrase: str, rank: int) -> None:
-        excluded = phrase.startswith("!")
-        words = split_words(phrase)
-        if not words:
+        if not (words := split_words(phrase)):
             return
         self._longest = max(self._longest, len(words))
-        tables = [(self._exact, "".join(words))]
-        if not excluded:
-            stem = "".join(words[:-1])
-            tables += [(self._inflected, stem + lemma) for lemma in noun_lemmas(words[-1])]
-        for table, key in tables:
-            ranks = table.setdefault(key, {})
-            if excluded:
-                ranks[name] = -1
-            else:
-                ranks.setdefault(name, rank)
+        if phrase.startswith("!"):
+            self._exact.setdefault("".join(words), {})[name] = -1
+            return
+        self._exact.setdefault("".join(words), {}).setdefault(name, rank)
+        for lemma in noun_lemmas(words[-1]):
+            self._inflected.setdefault("".join(words[:-1]) + lemma, {}).setdefault(name, rank)
 
     def _classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
         words, at = locate_head(split_words(phrase), split_words(head))
         for length in range(min(self._longest, len(words)), 0, -1):
             for start in range(max(0, at - length + 1), min(at, len(words) - length) + 1):
-                ranks = self._look_up(words[start:at], words[at], words[at + 1 : start + length])
-                if ranks is not None:
-                    matching = [name for name, rank in ranks.items() if rank >= 0]
-                    return tuple(sorted(matching, key=ranks.__getitem__))
+                left, right = "".join(words[start:at]), "".join(words[at + 1 : start + length])
+                keys = [left + form + right for form in (words[at], *noun_lemmas(words[at]))]
+                # What is written in the table takes precedence over other inflections.
+                found = (table[key] for table in (self._exact, self._inflected) for key in keys if key in table)
+                if (ranks := next(found, None)) is not None:
+                    return tuple(sorted((name for name in ranks if ranks[name] >= 0), key=ranks.__getitem__))
         return ()
-
-    def _look_up(self, before: list[str], noun: str, after: list[str]) -> dict[str, int] | None:
-        """Classes and ranks of the phrase; its written form takes precedence over other inflections."""
-        left, right = "".join(before), "".join(after)
-        keys = [left + form + right for form in (noun, *noun_lemmas(noun))]
-        for table in (self._exact, self._inflected):
-            for key in keys:
-                if key in table:
-                    return table[key]
-        return None
 
 
 class SubstringMatcher:
-    """RLIPv2's matching: a class matches if one of its synonyms is a substring of the lower-cased phrase.
+    """RLIPv2's matching: a class matches if a synonym (or else its name) is a substring of the lower-cased phrase.
 
-    If several classes of an image match, the last one in order of first appearance is chosen. A class without
-    synonyms is known by its name.
+    So "chair" is a person, because it contains "hair". Of several classes the last one to appear is chosen.
     """
 
     def __init__(self, synonyms: Mapping[str, Iterable[str]], names: Iterable[str] = ()) -> None:
@@ -195,15 +169,13 @@ def candidate_pairs(
     """Return all ordered pairs of distinct boxes whose (subject class, object class) has predicates; without crowds.
 
     Args:
-        objects: boxes of one image; the pairs index them.
-        predicates: possible predicates by (subject class, object class).
         require_overlap: keep only pairs of boxes that share some area.
-        limit: maximum number of pairs. Boxes are visited by `Box.rank`, the largest first, each adding its pairs with
-            the boxes visited before it, until the limit is reached.
+        limit: number of pairs. Boxes are visited by `Box.rank`, the largest first, each adding its pairs with the boxes
+            visited before it.
 
     Returns:
-        pairs sorted by subject index, then object index, each with its own copy of the predicates; and the number of
-        pairs beyond the limit, among which those of boxes that were not visited count as overlapping.
+        pairs of indices, sorted, each with its own copy of the predicates; and the number of pairs beyond the limit,
+        among which those of boxes that were not visited count as overlapping.
     """
     present = {box.category for box in objects}
     related = [(s, o) for (s, o), texts in predicates.items() if texts and s in present and o in present]
@@ -249,16 +221,13 @@ TripletCount: TypeAlias = tuple[str, str, str, int]  # subject class, predicate,
 
 
 def read_prior(path: Location, matcher: Matcher, *, verbatim: bool = False) -> Prior:
-    """Collect the prior from a Visual Genome JSON file, one image at a time.
-
-    All of VG's layouts are accepted: `scene_graphs.json` and RLIP's preprocessed files (objects, and relationships
-    with `subject_id` and `object_id`), or `relationships.json` (subject and object within the relationship).
+    """Collect the prior from a Visual Genome JSON file, one image at a time; see `collect_prior`.
 
     Raises UserError: the file cannot be read, is not JSON or not in a VG layout, or relates none of the classes.
     """
     try:
         prior = collect_prior((item for _, item in JsonStream(path)), matcher, verbatim=verbatim)
-    except ValueError as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"prior {path} is not a Visual Genome scene graph file: {error}") from None
     if not prior:
         raise UserError(f"prior {path}: no relationship is between classes of the dataset")
@@ -268,28 +237,23 @@ def read_prior(path: Location, matcher: Matcher, *, verbatim: bool = False) -> P
 def collect_prior(graphs: Iterable[Any], matcher: Matcher, *, verbatim: bool = False) -> Prior:
     """For each (subject class, object class) the distinct predicates of the graphs, in order of appearance.
 
-    If a name matches several classes, its relationships count for each of them. Unless `verbatim`, predicates are
-    lower-cased with single spaces, and empty ones are dropped.
-
-    Raises ValueError: a graph is not in a VG layout; the message says which and why.
+    All of VG's layouts are accepted: `scene_graphs.json` and RLIP's preprocessed files (objects, and relationships
+    with `subject_id` and `object_id`), or `relationships.json` (subject and object within the relationship). If a name
+    matches several classes, its relationships count for each of them. Unless `verbatim`, predicates are lower-cased
+    with single spaces, and empty ones are dropped.
     """
     predicates: dict[tuple[str, str], dict[str, None]] = {}
     for graph in graphs:
-        if not isinstance(graph, dict) or not isinstance(graph.get("relationships"), list):
-            raise ValueError("expected images with relationships")
-        try:
-            names = {item["object_id"]: _name(item) for item in graph.get("objects", ())}
-            for relation in graph["relationships"]:
-                subject, object_ = (
-                    _name(relation[role]) if role in relation else names[relation[f"{role}_id"]]
-                    for role in ("subject", "object")
-                )
-                text = str(relation["predicate"]) if verbatim else normalise_predicate(str(relation["predicate"]))
-                if text or verbatim:
-                    for pair in product(matcher.classes(subject), matcher.classes(object_)):
-                        predicates.setdefault(pair, {})[text] = None
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"image {graph.get('image_id')!r} has a malformed relationship ({error})") from None
+        names = {item["object_id"]: _name(item) for item in graph.get("objects", ())}
+        for relation in graph["relationships"]:
+            subject, object_ = (
+                _name(relation[role]) if role in relation else names[relation[f"{role}_id"]]
+                for role in ("subject", "object")
+            )
+            text = str(relation["predicate"]) if verbatim else normalise_predicate(str(relation["predicate"]))
+            if text or verbatim:
+                for pair in product(matcher.classes(subject), matcher.classes(object_)):
+                    predicates.setdefault(pair, {})[text] = None
     return {pair: list(texts) for pair, texts in predicates.items()}
 
 
@@ -317,9 +281,8 @@ def synonyms_of(config: PairConfig, dataset: str) -> Mapping[str, tuple[str, ...
 class PairStage(Stage):
     """Matches the nouns of triplets to classes, and lists the ordered box pairs that may be related.
 
-    The predicates of a pair are those that the captions state for its two classes, without repetition and in order
-    of appearance (`candidates: captions`), those that they state for whatever classes (`candidates: image`), or those
-    between the two classes in Visual Genome (`candidates: prior`). `MarksStage` adds those of a model.
+    The predicates of a pair are those that the captions state for its two classes (`candidates: captions`) or for
+    whatever classes (`image`), or those between the two classes in Visual Genome (`prior`). `MarksStage` adds others.
     """
 
     name = "pair"
@@ -329,11 +292,10 @@ class PairStage(Stage):
     ) -> None:
         """
         Args:
-            dataset: selects the synonym table unless the recipe names one: "coco", "objects365", or any other
-                dataset, whose classes are then known by their names only.
-            categories: every class name of the dataset, including classes that an image lacks, so that a noun
-                phrase matches the same classes in every image.
-            known: of the run that is extended, see `ExtendedRun`; None: no run is extended.
+            dataset: selects the synonym table unless the recipe names one; classes of others than "coco" and
+                "objects365" are known by their names only.
+            categories: every class name of the dataset.
+            known: of the run that is extended, see `ExtendedRun`, or None.
 
         Raises UserError: see `check_pair`.
         """
@@ -376,9 +338,6 @@ class PairStage(Stage):
         """Whether predicates keep the spelling of the parser or of VG, as in RLIPv2."""
         return self.config.match == "substring"
 
-    def _text(self, triplet: Triplet) -> str:
-        return triplet.predicate if self._verbatim else normalise_predicate(triplet.predicate)
-
     def _fill(self, record: Record) -> None:
         present = dict.fromkeys(box.category for box in record.objects)
         free = {box.category for box in record.objects if box.origin == "grounded"}.difference(self._names)
@@ -392,7 +351,8 @@ class PairStage(Stage):
         elif self.config.candidates == "marks":
             predicates = {}
         elif self.config.candidates == "image":
-            texts = list(dict.fromkeys(self._text(triplet) for triplet in triplets))
+            texts = [each.predicate if self._verbatim else normalise_predicate(each.predicate) for each in triplets]
+            texts = list(dict.fromkeys(texts))
             predicates = {(s, o): texts for s in present for o in present}
         else:
             predicates = stated_predicates(triplets, verbatim=self._verbatim)
@@ -410,10 +370,10 @@ class PairStage(Stage):
 
 
 class ExtendedRun:
-    """What is known of a run that is extended: its predicates are candidates beside others, its relations are none.
+    """A run that is extended: its predicates are candidates beside others, its relations are not.
 
-    Its classes may be free names. Those that name the same class of the dataset (its synonyms: "lady", "young man") are
-    of one kind: a noun that is none of an image's classes matches one of its kind, and candidates are by kinds.
+    Its classes may be free names. Those that name the same class of the dataset ("lady", "young man") are of one kind:
+    a noun that is none of an image's classes matches one of its kind, and candidates are by kinds.
     """
 
     def __init__(
@@ -455,31 +415,28 @@ def assign_categories(
 ) -> None:
     """Set the categories of the triplets' subjects and objects; None if the image has no such class.
 
+    No loose word relates a class to itself ("a pizza with a crust").
+
     Args:
         present: the class names of the image's boxes, including crowds, in order of first appearance.
-        free: those of them that are heads of nouns and no class that the matcher knows.
+        free: those of them that are heads of nouns and no class that the matcher knows. A noun with this head precedes
+            a class that it may loosely stand for.
     """
+
+    def category(phrase: str, head: str) -> str | None:
+        name = matcher.choose(phrase, head, present)
+        return head if head in free and (name is None or not matcher.loose.isdisjoint((phrase, head))) else name
+
     for triplet in triplets:
-        subject = _category(matcher, triplet.subject, triplet.subject_head, present, free)
-        object_ = _category(matcher, triplet.object, triplet.object_head, present, free)
+        subject = category(triplet.subject, triplet.subject_head)
+        object_ = category(triplet.object, triplet.object_head)
         is_loose = object_ not in free and not matcher.loose.isdisjoint((triplet.object, triplet.object_head))
         triplet.subject_category = subject
         triplet.object_category = None if is_loose and subject == object_ else object_
 
 
-def _category(matcher: Matcher, phrase: str, head: str, present: dict[str, None], free: Collection[str]) -> str | None:
-    """Return the class of a noun phrase.
-
-    A free noun that is the head precedes a class that it may loosely stand for.
-    """
-    name = matcher.choose(phrase, head, present)
-    return head if head in free and (name is None or not matcher.loose.isdisjoint((phrase, head))) else name
-
-
 def told_triplets(record: Record, match: str | None, loose: bool | None) -> list[Triplet]:
-    """Return the triplets of a record, then those that its captions imply; `match`, `loose`: settings of the pair
-    stage.
-    """
+    """Return the triplets of a record, then those that its captions imply; `match`, `loose`: of the pair stage."""
     return [*record.triplets, *(implied_triplets(record) if loose and match != "substring" else ())]
 
 
@@ -529,11 +486,9 @@ def implied_triplets(record: Record) -> list[Triplet]:
 
 
 def stated_predicates(triplets: Sequence[Triplet], *, verbatim: bool = False, repeats: bool = False) -> Predicates:
-    """Return the predicates that the triplets state for each pair of classes, in order, without repetition.
+    """Return the predicates that the triplets state for each pair of classes, in order.
 
-    Args:
-        verbatim: keep case and spacing of predicates.
-        repeats: list a predicate as often as it is stated.
+    `verbatim`: keep their case and spacing. `repeats`: list one as often as it is stated.
     """
     stated: dict[tuple[str, str], list[str]] = {}
     for triplet in triplets:

@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from heapq import nsmallest
@@ -47,7 +46,7 @@ Group = tuple[list[tuple[int, int]], list[str]]  # box pairs, and the distinct p
 
 
 class Batch(NamedTuple):
-    """Groups of pairs of one image that are scored together against the same predicates."""
+    """Groups of box pairs of one image that are scored together against the same predicates."""
 
     groups: list[list[tuple[int, int]]]
     predicates: list[str]
@@ -115,12 +114,8 @@ class Chosen(NamedTuple):
     classes: list[str]
 
 
-@dataclass(frozen=True)
-class TaggerInput:
-    """A record whose pairs are scored, and what the network reads of it.
-
-    pixels: as by `TagStage._network_input`; boxes, labels: of its objects; texts: of each batch.
-    """
+class TaggerInput(NamedTuple):
+    """A record whose pairs are scored, and what the network reads: boxes and labels of objects, texts of batches."""
 
     record: Record
     batches: list[Batch]
@@ -156,10 +151,9 @@ class TagStage(Stage):
     On a CPU one image at a time, so that results do not depend on the batch. On a GPU images of equal size together;
     while it computes, the next ones are opened and the relations of the last ones are chosen.
 
-    The scores of a pair depend on its position among the pairs. With `restrict: pair` pairs are sorted by their boxes,
-    so that the order in a file does not matter; each is scored against the predicates of its group and keeps its own
-    candidates. With `restrict: group` they are in the order of the file, and a pair can get any predicate of its chunk
-    of groups, as in RLIPv2.
+    The scores of a pair depend on its position among the pairs. With `restrict: pair` these are sorted by their boxes,
+    and each keeps its own candidates. With `restrict: group` they are in the order of the file, and a pair can get any
+    predicate of its chunk of groups, as in RLIPv2.
     """
 
     name = "tag"
@@ -172,13 +166,7 @@ class TagStage(Stage):
         pair: PairConfig | None = None,
         seed: int = 0,
     ) -> None:
-        """
-        Args:
-            roots: where the images of each split are.
-            object_names: every class name of the dataset.
-            pair: the configuration of the pair stage.
-            seed: of the run; with `vocabulary: image` it decides, with the image, which other classes the tagger reads.
-        """
+        """`object_names`: every class name of the dataset. `pair`, `seed`: of the run."""
         self.config, self.roots, self.seed = config, roots, seed
         self.pair = pair or PairConfig()
         self.resources = config.resources
@@ -205,11 +193,7 @@ class TagStage(Stage):
             threshold_of_recipe(self.config, self.pair)
 
     def setup(self) -> None:
-        """Load the tagger.
-
-        Raises UserError: no tagger is set, it cannot be loaded, its tokenizer has no words, or the device is missing;
-        or the calibration cannot be used.
-        """
+        """Load the tagger. Raises UserError: it or the calibration cannot be used, or the device is missing."""
         check_tagger(self.config)
         self.threshold = threshold_of_recipe(self.config, self.pair)
         torch.set_num_threads(max(1, int(self.resources.cpus)))
@@ -281,7 +265,7 @@ class TagStage(Stage):
         return sorted(own.union(sample))
 
     def _batch_key(self, each: Chosen) -> tuple[tuple[int, int], int]:
-        """Equal for images that can be a batch: their size, and how many class names the network reads with them."""
+        """Return the size of an image, and how many class names the network reads; equal for images of a batch."""
         return self._size(each.record), len(each.classes)
 
     def _size(self, record: Record) -> tuple[int, int]:
@@ -307,9 +291,7 @@ class TagStage(Stage):
                     yield inputs
 
     def _network_input(self, image: Image.Image, file: ImageFile) -> Tensor:
-        """Return what is copied to the device: for a GPU bytes, which it enlarges and normalises, else normalised
-        pixels.
-        """
+        """Return what is copied to the device: normalised pixels; for a GPU bytes, which it enlarges and normalises."""
         sides = (self.config.short_side, self.config.long_side)
         if self.device.type == "cpu":
             return to_pixel_values(image, *sides)
@@ -368,9 +350,7 @@ class TagStage(Stage):
         return scores
 
     def _relations(self, given: TaggerInput, scores: Sequence[Tensor]) -> list[Relation]:
-        """Return every pair and predicate with a score strictly above the threshold, ordered by group, pair and
-        predicate.
-        """
+        """Return every pair and predicate with a score strictly above the threshold."""
         relations: list[Relation] = []
         for batch, of_batch in zip(given.batches, scores, strict=True):
             if not bool(of_batch.isfinite().all()):  # a threshold would silently drop NaN
@@ -406,37 +386,28 @@ class ScoredStage(Stage):
     name = "tag"
 
     def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace], pair: PairConfig | None = None) -> None:
-        """
-        Args:
-            roots: where the images of each split are.
-            pair: the configuration of the pair stage.
-        """
         self.config, self.roots, self.pair = config, roots, pair or PairConfig()
         self.resources = config.resources
 
     def check(self) -> None:
         """Raises UserError: the model cannot score, or the calibration belongs to other scores."""
-        check_tagger(self.config)
-        threshold_of_recipe(self.config, self.pair)
         self._scorer().check()
 
     def _scorer(self) -> RelationScorer:
         config = self.config
-        assert config.tagger is not None
+        check_tagger(config)
+        self.threshold = threshold_of_recipe(config, self.pair)
         kind: ScorerKind = "clip" if config.method == "clip" else "vlm"
         where = (config.endpoint, config.requests, config.device, config.dtype, config.resources.gpus or 0)
-        return make_scorer(ScorerSettings(kind, config.tagger, *where), self.cache_folder)
+        return make_scorer(ScorerSettings(kind, str(config.tagger), *where), self.cache_folder)
 
     def setup(self) -> None:
         """Load the scorer. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
-        check_tagger(self.config)
-        self.threshold = threshold_of_recipe(self.config, self.pair)
         torch.set_num_threads(max(1, int(self.resources.cpus)))
-        self.scorer = self._scorer()
-        if self.config.endpoint is None:
+        self.scorer, here = self._scorer(), self.config.endpoint is None
+        if here:
             self.scorer.check()
         self.scorer.load()
-        here = self.config.endpoint is None
         self.device = pick_device(self.config.device, self.resources.gpus) if here else None
         self.threads = image_threads(self.resources, elsewhere=self.device != torch.device("cpu"))
 

@@ -17,12 +17,13 @@ from sgpipe.errors import UserError
 from sgpipe.pipeline import Pipeline
 from sgpipe.recipe import PairConfig, Requests, TagConfig
 from sgpipe.records import NO_OBJECT, Box, Record, Relation, Triplet
+from sgpipe.stages import marks
 from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
 from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.marks import MarksStage
 from sgpipe.stages.tag.methods import AssumedStage
 from sgpipe.viz.draw_relations import TextPlacer, draw_marks, overlap
-from tests.endpoint_server import Answerer, EndpointServer, scripted, shown_image
+from tests.endpoint_server import EndpointServer, scripted, shown_image
 from tests.factories import make_blip
 from tests.marked_model import NAMES, MarkedWorld
 from tests.vlm_checkpoints import make_vlm
@@ -43,7 +44,7 @@ def pairs(record: Record) -> dict[tuple[int, int], list[str]]:
     return {(pair.subject, pair.object): pair.predicates for pair in record.pairs}
 
 
-@pytest.mark.parametrize(("rate", "seed"), [(0.0, 0), (0.1, 1), (0.3, 2), (1.0, 3)])
+@pytest.mark.parametrize(("rate", "seed"), [(0.0, 0), (0.3, 2)])
 def test_pairs_and_predicates_are_exactly_those_that_the_model_states(tmp_path: Path, rate: float, seed: int) -> None:
     world = MarkedWorld(tmp_path / "images", 12, rate, seed)
     with EndpointServer(world) as server:
@@ -91,11 +92,10 @@ ANSWERS: dict[str, tuple[str, str, dict[tuple[int, int], list[str]], int, int]] 
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-@pytest.mark.parametrize("candidates", ["marks", "captions+marks"])
-def test_answers_are_checked_and_asked_for_once_more(tmp_path: Path, name: str, candidates: str) -> None:
+def test_answers_are_checked_and_asked_for_once_more(tmp_path: Path, name: str) -> None:
     first, second, expected, asked, failed = ANSWERS[name]
     with EndpointServer(lambda body: [first if len(body["messages"]) == 1 else second]) as server:
-        stage = make_stage(server.url, tmp_path, candidates=candidates)
+        stage = make_stage(server.url, tmp_path)
         server.requests.clear()
         [record] = stage([one_image(tmp_path)])
         assert len(server.requests) == asked
@@ -179,15 +179,6 @@ def test_the_largest_boxes_are_marked_whatever_their_order_and_others_counted(tm
         assert schema["properties"]["relations"]["items"]["properties"]["subject"]["enum"] == [1, 2, 3]
 
 
-def test_overlap_and_limit_hold_for_marks_too(tmp_path: Path) -> None:
-    stated = relations((2, "on", 1), (1, "by", 3), (2, "by", 3))
-    with EndpointServer(lambda body: [stated]) as server:
-        [record] = make_stage(server.url, tmp_path, require_overlap=True)([one_image(tmp_path)])
-        assert pairs(record) == {(0, 2): ["on"]}
-        [record] = make_stage(server.url, tmp_path, max_pairs=2)([one_image(tmp_path)])
-    assert (pairs(record), record.left_out["pairs"]) == ({(0, 2): ["on"], (2, 1): ["by"]}, 1)
-
-
 def test_what_an_extended_run_already_has_is_no_candidate(tmp_path: Path) -> None:
     stated = relations((1, "chasing", 2), (3, "next to", 1), (1, "under", 3))
     with EndpointServer(lambda body: [stated]) as server:
@@ -222,6 +213,7 @@ def test_small_and_huge_images_are_shown_at_one_size_with_every_number() -> None
 
 
 def test_a_local_model_is_asked_in_its_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marks, "_MAX_TOKENS", 32)
     model = make_vlm(tmp_path / "vlm", "qwen2_vl")
     stage = make_stage(None, tmp_path, model=str(model), samples=2)
     [record] = stage([one_image(tmp_path)])  # random words
@@ -273,12 +265,3 @@ def test_label_needs_no_captioner_with_it(tmp_path: Path) -> None:
         shown = shown_image(server.requests[-1])
         assert shown is not None
         assert shown.size == (1024, 819)
-
-
-def test_answers_go_to_the_images_that_they_are_about(tmp_path: Path) -> None:
-    world = MarkedWorld(tmp_path / "images", 20)
-    delayed: Answerer = world
-    with EndpointServer(delayed, seconds=0.01) as server:
-        forwards = make_stage(server.url, world.folder)(copy.deepcopy(world.records))
-        backwards = make_stage(server.url, world.folder)(copy.deepcopy(world.records)[::-1])
-    assert [pairs(record) for record in forwards] == [pairs(record) for record in backwards[::-1]]

@@ -1,6 +1,8 @@
-"""The pair stage, run in a plain loop."""
+"""The pair stage, run in a plain loop; priors of Visual Genome; and whose the attributes of captions are."""
 
+import copy
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgpipe.recipe import PairConfig
-from sgpipe.records import Box, Caption, Record, Triplet
-from sgpipe.stages.pair import PairStage, implied_triplets
+from sgpipe.errors import UserError
+from sgpipe.recipe import PairConfig, ParseConfig
+from sgpipe.records import Attribute, Box, Caption, Record, Triplet
+from sgpipe.stages.pair import HeadMatcher, PairStage, collect_prior, implied_triplets, read_prior
+from sgpipe.stages.parse.stage import ParseStage
 
 
 def stage(categories: tuple[str, ...] = (), dataset: str = "coco", **settings: Any) -> PairStage:
@@ -47,14 +51,10 @@ def test_triplets_become_pairs_of_matching_boxes() -> None:
     assert named == [("person", "horse"), ("dog", "person"), *[("person", "horse")] * 2, ("person", None)]
 
 
-def test_other_datasets_match_by_class_name() -> None:
-    found = stage(("red ball", "wooden box"), dataset="miniworld")(
-        [record(["red ball", "wooden box"], [("red balls", "in", "a wooden box")])]
-    )
-    assert pairs(found[0]) == [(0, 1, ["in"])]
-
-
-def test_classes_of_the_annotations_extend_the_packaged_table() -> None:
+def test_classes_of_the_annotations_extend_the_packaged_table_and_are_all_that_another_dataset_has() -> None:
+    balls = record(["red ball", "wooden box"], [("red balls", "in", "a wooden box")])
+    [found] = stage(("red ball", "wooden box"), dataset="miniworld")([balls])
+    assert pairs(found) == [(0, 1, ["in"])]
     statement = [("a rider", "with", "a helmet")]
     [found] = stage(("helmet", "person"))([record(["person", "helmet"], statement)])
     assert pairs(found) == [(0, 1, ["with"])]
@@ -67,9 +67,9 @@ def test_a_custom_synonym_table(tmp_path: Path) -> None:
     assert pairs(found) == [(0, 1, ["in"])]
 
 
-def captioned(classes: list[str], *texts: str) -> Record:
+def captioned(classes: list[str], *texts: str | Caption) -> Record:
     made = record(classes, [])
-    made.captions = [Caption(text) for text in texts]
+    made.captions = [each if isinstance(each, Caption) else Caption(each) for each in texts]
     return made
 
 
@@ -110,14 +110,6 @@ def test_a_loose_word_never_relates_a_class_to_itself() -> None:
     assert pairs(found) == [(0, 1, ["next to"]), (1, 0, ["next to"]), (2, 0, ["eating"]), (2, 1, ["eating"])]
 
 
-def test_a_prior_needs_no_captions(tmp_path: Path) -> None:
-    prior = tmp_path / "vg.json"
-    relation = {"predicate": "RIDES", "subject": {"name": "old man"}, "object": {"name": "horse"}}
-    prior.write_text(json.dumps([{"image_id": 1, "relationships": [relation]}]))
-    [found] = stage(candidates="prior", prior=prior)([record(["horse", "person", "person"], [], crowds=(2,))])
-    assert pairs(found) == [(1, 0, ["rides"])]
-
-
 def test_any_pair_of_the_image_may_have_what_its_captions_state() -> None:
     statements = [("cat", "Riding", "skateboard"), ("dog", "near", "tree"), ("cat", "riding", "board")]
     [found] = stage(("dog", "skateboard"), candidates="image")([record(["dog", "skateboard", "dog"], statements)])
@@ -151,7 +143,9 @@ def _stage_of(match: str) -> PairStage:
 def test_invariants_of_pairs(match: str, data: st.DataObject) -> None:
     made = _stage_of(match)
     records = data.draw(RECORDS)
-    for found in made(records):
+    alone = [pairs(made([copy.deepcopy(each)])[0]) for each in records]
+    assert [pairs(found) for found in made(records)] == alone
+    for found in records:
         order = [(pair.subject, pair.object) for pair in found.pairs]
         assert order == sorted(set(order))
         for pair in found.pairs:
@@ -167,16 +161,137 @@ def test_invariants_of_pairs(match: str, data: st.DataObject) -> None:
             assert pair.predicates == list(dict.fromkeys(stated))
 
 
-@pytest.fixture(scope="module")
-def two_stages() -> tuple[PairStage, PairStage]:
-    return stage(), stage()
+TABLE = {"person": ["man", "woman"], "horse": ["pony"], "dog": []}
 
 
-@given(records=RECORDS)
-def test_a_record_does_not_depend_on_its_neighbours(
-    two_stages: tuple[PairStage, PairStage], records: list[Record]
+def graph(*relations: tuple[str, str, str]) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for subject, _, object_ in relations for name in (subject, object_)))
+    return {
+        "image_id": 1,
+        "objects": [{"object_id": index, "names": [name]} for index, name in enumerate(names)],
+        "relationships": [
+            {"predicate": text, "subject_id": names.index(s), "object_id": names.index(o)} for s, text, o in relations
+        ],
+    }
+
+
+def test_predicates_are_distinct_and_in_order_of_appearance() -> None:
+    graphs = [
+        graph(("young man", "Riding", "a pony"), ("woman", "ON ", "horse"), ("man", "riding", "horse")),
+        graph(("man", "near", "horse"), ("horse", "near", "fence"), ("dog", "", "man")),
+    ]
+    assert collect_prior(graphs, HeadMatcher(TABLE)) == {("person", "horse"): ["riding", "on", "near"]}
+
+
+@pytest.mark.parametrize("named", [{"name": "man"}, {"names": ["man", "guy"]}, {"names": "man"}])
+def test_all_layouts_of_visual_genome(tmp_path: Path, named: dict[str, Any]) -> None:
+    inline = {"predicate": "ON ", "subject": named, "object": {"names": ["horse"]}}
+    path = tmp_path / "relationships.json"
+    path.write_text(json.dumps([{"image_id": 1, "relationships": [inline]}, {"image_id": 2, "relationships": []}]))
+    made = stage(candidates="prior", prior=path)
+    assert pairs(made([record(["horse", "person", "person"], [], crowds=(2,))])[0]) == [(1, 0, ["on"])]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"image_id": 1, "relationships": [',
+        '{"images": [{"id": 1}]}',
+        "[3]",
+        '[{"image_id": 7, "relationships": [{"subject_id": 1}]}]',
+        '[{"image_id": 7, "relationships": [{"predicate": "on", "subject": {"name": 3}}]}]',
+        '[{"image_id": 7, "relationships": []}]',
+    ],
+)
+def test_other_files_are_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "prior.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        read_prior(path, HeadMatcher(TABLE))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+PARSE, PLAIN = ParseStage(ParseConfig()), ParseStage(ParseConfig(attributes=False))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ready() -> None:
+    for each in (PARSE, PLAIN):
+        each.setup()
+
+
+def described(made: Record, parse: ParseStage = PARSE) -> list[list[tuple[str, int | None]]]:
+    [found] = _stage_of("head")(parse([made]))
+    assert found.mentions is None
+    return [[(each.name, each.caption) for each in box.attributes] for box in found.objects]
+
+
+@pytest.mark.parametrize(
+    ("classes", "captions", "expected"),
+    [
+        (["car", "dog"], ["a car", "a red car near a dog"], [[("red", 1)], []]),
+        (["dog", "dog"], ["two brown dogs"], [[("two", 0), ("brown", 0)]] * 2),
+        (["dog", "dog", "dog"], ["two brown dogs"], [[], [], []]),
+        (["dog", "dog"], ["three dogs", "a brown dog", "brown dogs"], [[], []]),
+        (["person"], ["a tall man and a young woman", "an old man"], [[("old", 1)]]),
+        (["person", "cup"], ["a man with a cold beer", "a white mug"], [[], [("white", 1)]]),
+        (["car"], ["a red truck"], [[]]),
+        (["car"], ["a red car", "a red car"], [[("red", 0), ("red", 1)]]),
+        ([], ["a red car"], []),
+    ],
+)
+def test_attributes_are_of_the_only_objects_that_a_caption_can_mean(
+    classes: list[str], captions: list[str], expected: list[list[tuple[str, int]]]
 ) -> None:
-    first, second = two_stages
-    together = [pairs(found) for found in first(records)]
-    alone = [pairs(second([item])[0]) for item in records[::-1]][::-1]
-    assert together == alone
+    assert described(captioned(classes, *captions)) == expected
+    crowd = captioned(["sheep"], "white sheep")
+    crowd.objects[0].iscrowd = True
+    assert described(crowd) == [[]]
+
+
+def test_a_grounded_box_is_described_by_its_phrase_beside_others_of_its_class() -> None:
+    made = captioned(["dog", "dog", "bicycle"], "a small puppy and a big dog", "three wet puppies")
+    made.objects[1] = replace(made.objects[1], origin="grounded", phrase="puppy, pup")
+    assert described(made) == [[], [("small", 0)], []]
+
+
+def test_a_loose_word_describes_only_the_box_that_it_was_grounded_by() -> None:
+    made = captioned(["bottle", "beer"], "a cold beer")
+    assert described(made) == [[], []]
+    made.objects[1] = replace(made.objects[1], origin="grounded", phrase="beer")
+    assert described(made) == [[], [("cold", 0)]]
+
+
+def test_a_caption_of_a_region_describes_its_boxes_only() -> None:
+    made = captioned(["car", "car"], Caption("a red car", "box", [1]), Caption("a blue car", "box", [0]))
+    assert described(made) == [[("blue", 1)], [("red", 0)]]
+
+
+def test_annotated_attributes_stay_and_those_of_captions_are_replaced() -> None:
+    made = captioned(["car"], "a red car")
+    made.objects[0].attributes = [Attribute("shiny"), Attribute("green", 3)]
+    assert described(made) == [[("shiny", None), ("red", 0)]]
+
+
+def test_attributes_of_rows_that_are_taken_over_stay() -> None:
+    made = captioned(["car"], "a blue car")
+    made.objects[0].attributes = [Attribute("red", 0)]
+    [found] = stage()([made])
+    assert found.objects[0].attributes == [Attribute("red", 0)]
+
+
+CAPTIONS = ("a red car next to two dogs", "two brown dogs", "a big dog", "a tall man with a small dog", "a skier", "")
+
+
+@given(
+    st.lists(st.sampled_from(["car", "dog", "person", "skis"]), max_size=6),
+    st.lists(st.sampled_from(CAPTIONS), max_size=4),
+)
+def test_attributes_change_nothing_else(classes: list[str], captions: list[str]) -> None:
+    with_attributes, without = captioned(classes, *captions), captioned(classes, *captions)
+    given_names = described(with_attributes)
+    assert described(without, PLAIN) == [[]] * len(classes)
+    assert (with_attributes.triplets, with_attributes.pairs) == (without.triplets, without.pairs)
+    for names, name in zip(given_names, classes, strict=True):
+        assert not names or classes.count(name) == 1 or (name, classes.count(name)) == ("dog", 2)
