@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from sgpipe.errors import ImageError
-from sgpipe.files.image_roots import ImagePlace
+from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.images import ImageFeed
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 from sgpipe.stages.endpoint import CacheFolder
+from sgpipe.utils.devices import pick_device
+
+if TYPE_CHECKING:
+    import torch
 
 COMPILATION = "compilation"  # beside the names of stages
 
@@ -54,13 +60,11 @@ class Stage:
 
     Attributes:
         cache_folder: where the answers of a served model are kept; None: nowhere.
-        threads: that open images; set up with the model.
     """
 
     name: str
     resources: Resources
     cache_folder: CacheFolder | None = None
-    threads = 0
 
     def check(self) -> None:
         """Before workers start, raise UserError if there is no such model, as far as its configuration tells."""
@@ -87,27 +91,74 @@ def image_threads(resources: Resources, *, elsewhere: bool) -> int:
     return min(max(cpus, 2), 16) if elsewhere else min(cpus // 2, 1)
 
 
-class LoadStage(Stage):
-    """Opens each image once, so that unreadable images become error rows even in a run without a captioner.
+class ImageStage(Stage):
+    """A stage that reads images; `roots` says where those of each split are. `set_up_device` comes before it is called.
 
-    `roots` says where the images of each split are.
+    Attributes:
+        device: of the model; "meta" if it is behind an endpoint.
+        threads: that open images.
     """
+
+    device: torch.device
+    threads = 0
+
+    def __init__(self, config: Any, roots: Mapping[str, ImagePlace]) -> None:
+        """`config`: has the `resources` of the stage and, if it has a model, its `device`."""
+        self.config, self.roots = config, roots
+        self.resources: Resources = config.resources
+
+    def set_up_device(self, *, here: bool = True) -> None:
+        """Choose the device and the threads. Raises UserError: the device is missing."""
+        import torch
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        torch.set_num_threads(max(1, int(self.resources.cpus)))
+        self.device = pick_device(self.config.device, self.resources.gpus) if here else torch.device("meta")
+        self.threads = image_threads(self.resources, elsewhere=self.device.type != "cpu")
+
+    def gpu_use(self) -> dict[str, Any]:
+        from sgpipe.utils.gpu import gpu_use
+
+        return gpu_use(self.device)
+
+    def opened(
+        self,
+        records: Iterable[Record],
+        prepare: Callable[[Image.Image, ImageFile], Any] = lambda image, file: image,
+        batch: int = 1,
+    ) -> Iterator[tuple[Record, Any]]:
+        """Yield each record that is ok with what `prepare` makes of its image, see `ImageFeed`.
+
+        Where the image cannot be read, the record becomes an error row instead.
+        """
+        records = list(records)
+        with ImageFeed(self.roots, records, prepare, self.threads, batch) as images:
+            for record in records:
+                if record.ok:
+                    try:
+                        image = images.open(record)
+                    except ImageError as reason:
+                        record.fail(self.name, str(reason))
+                    else:
+                        yield record, image
+
+
+class LoadStage(ImageStage):
+    """Opens each image once, so that unreadable images become error rows even in a run without a captioner."""
 
     name = "load"
 
     def __init__(self, roots: Mapping[str, ImagePlace], resources: Resources) -> None:
-        self.roots = roots
-        self.resources = resources
+        self.roots, self.resources = roots, resources
+        self.threads = image_threads(resources, elsewhere=False)
+
+    def gpu_use(self) -> dict[str, Any]:
+        return {}
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        threads = image_threads(self.resources, elsewhere=False)
-        with ImageFeed(self.roots, records, lambda image, file: None, threads) as images:
-            for record in records:
-                if record.ok:
-                    try:
-                        images.open(record)
-                    except ImageError as error:
-                        record.fail(self.name, str(error))
+        for _ in self.opened(records, lambda image, file: None):
+            pass
         return records
 
 

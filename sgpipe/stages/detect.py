@@ -25,30 +25,25 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.boxes import to_corners
 from rlip_model.image import to_pixel_values
 from rlip_model.model import ParSeD, ParSeDA, TripletDetector
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import NO_OBJECTS, TokenizerError
-from sgpipe.errors import ImageError, UserError, existing_folder
-from sgpipe.files.image_roots import ImagePlace
+from sgpipe.errors import UserError, existing_folder
 from sgpipe.files.locations import Location, text_of
 from sgpipe.files.model_cache import local_model
-from sgpipe.images import ImageFeed
 from sgpipe.recipe import DEFAULT_SIDES, DetectConfig, Resources, network_folder, trained_sides
 from sgpipe.records import Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects
 from sgpipe.sources.coco import load_coco_instances
 from sgpipe.sources.formats import require_format
 from sgpipe.sources.vocabulary import category_names
-from sgpipe.stages.base import Stage, image_threads
+from sgpipe.stages.base import ImageStage, Stage
 from sgpipe.stages.checkpoint import first_line, loading
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.console import single_line
-from sgpipe.utils.devices import pick_device
-from sgpipe.utils.gpu import gpu_use
 
 _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
 
@@ -320,7 +315,7 @@ def _settings(name: str, setting: str = "detect.detector (--detector)") -> Pretr
     return settings
 
 
-class DetectStage(Stage):
+class DetectStage(ImageStage):
     """Fills `objects` with detected boxes, highest score first, one image at a time.
 
     `category_id` is the 1-based index of the detector's class.
@@ -328,38 +323,21 @@ class DetectStage(Stage):
 
     name = "detect"
 
-    def __init__(self, config: DetectConfig, roots: Mapping[str, ImagePlace]) -> None:
-        self.config = config
-        self.roots = roots
-        self.resources = config.resources
-
     def setup(self) -> None:
         """Load the detector. Raises UserError: no detector is set, or it cannot be loaded."""
         if self.config.detector is None:
             raise UserError("detect.detector is not set: expected the folder or hub id of an object detector")
-        torch.set_num_threads(max(1, int(self.resources.cpus)))
-        disable_progress_bar()
+        self.set_up_device()
         self.classes = detector_classes(self.config)
-        self.device = pick_device(self.config.device, self.config.resources.gpus)
-        self.threads = image_threads(self.resources, elsewhere=self.device.type != "cpu")
         self.detector = load(self.config, self.device)
 
-    def gpu_use(self) -> dict[str, Any]:
-        return gpu_use(self.device)
-
     def __call__(self, records: list[Record]) -> list[Record]:
-        with ImageFeed(self.roots, records, lambda image, file: image, self.threads) as images:
-            for record in records:
-                if record.ok:
-                    self._fill(record, images)
+        for record, image in self.opened(records):
+            self._fill(record, image)
         return records
 
-    def _fill(self, record: Record, images: ImageFeed[Image.Image]) -> None:
-        try:
-            boxes, scores, labels = self.detector(images.open(record), self.config.threshold)
-        except ImageError as reason:
-            record.fail(self.name, str(reason))
-            return
+    def _fill(self, record: Record, image: Image.Image) -> None:
+        boxes, scores, labels = self.detector(image, self.config.threshold)
         if not bool(scores.isfinite().all()):
             raise UserError(f"detector {self.config.detector} returns NaN scores: its weights are damaged")
         # It moves the boxes of each label far apart, too far for float32 with many labels.

@@ -12,28 +12,24 @@ from copy import copy
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torchvision.ops import batched_nms, box_iou, nms
-from transformers.utils.logging import disable_progress_bar
 
-from sgpipe.errors import ImageError, UserError
+from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.images import ImageFeed
 from sgpipe.recipe import Recipe
 from sgpipe.records import Box, Record
 from sgpipe.sources.vocabulary import category_names, loose_words
-from sgpipe.stages.base import Stage, image_threads
+from sgpipe.stages.base import ImageStage
 from sgpipe.stages.detect import check_prompted, load_prompted
 from sgpipe.stages.pair import HeadMatcher, locate_head, split_words, synonyms_of
 from sgpipe.stages.parse.grammar.lexicon import NON_THINGS
 from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.stages.parse.rules import analyse, load_model, nouns
 from sgpipe.utils.boxes import clip_box
-from sgpipe.utils.devices import pick_device
-from sgpipe.utils.gpu import gpu_use
 
 _FREE_IDS = 1 << 30  # from here on, beyond the ids of any dataset
 
@@ -46,7 +42,7 @@ class Word(NamedTuple):
     classes: frozenset[str]
 
 
-class GroundStage(Stage):
+class GroundStage(ImageStage):
     """Adds boxes of words to `objects`, highest score first, one image at a time.
 
     `category_id` is that of the dataset; if it has no classes, that of COCO or Objects365; of free nouns a number of
@@ -57,8 +53,8 @@ class GroundStage(Stage):
 
     def __init__(self, recipe: Recipe, roots: Mapping[str, ImagePlace], classes: Mapping[str, int], data: str) -> None:
         """`classes`: the id of every class of the dataset. `data`: whose synonym table is used, see `PairStage`."""
-        self.config, self.pair, self.parse = recipe.ground, recipe.pair, recipe.parse
-        self.resources, self.roots, self.classes, self.dataset = recipe.ground.resources, roots, classes, data
+        super().__init__(recipe.ground, roots)
+        self.pair, self.parse, self.classes, self.dataset = recipe.pair, recipe.parse, classes, data
 
     def with_classes(self, classes: Mapping[str, int]) -> GroundStage:
         """Return the same stage, with the same loaded detector, for a dataset of other classes."""
@@ -74,10 +70,7 @@ class GroundStage(Stage):
     def setup(self) -> None:
         """Load the detector. Raises UserError: as `check`, or it cannot be loaded, or the synonyms are not a table."""
         self.check()
-        torch.set_num_threads(max(1, int(self.resources.cpus)))
-        disable_progress_bar()
-        self.device = pick_device(self.config.device, self.resources.gpus)
-        self.threads = image_threads(self.resources, elsewhere=self.device.type != "cpu")
+        self.set_up_device()
         self.detector = load_prompted(str(self.config.detector), ["thing"], self.device)
         model = self.parse.model if self.parse.parser in ("rules", "learned") else None
         self.language = load_model(model) if self.config.words == "all" else None
@@ -90,14 +83,10 @@ class GroundStage(Stage):
         self.matcher = HeadMatcher(*known)
         self.carried = HeadMatcher(*known, loose_words()) if self.pair.loose else self.matcher
 
-    def gpu_use(self) -> dict[str, Any]:
-        return gpu_use(self.device)
-
     def __call__(self, records: list[Record]) -> list[Record]:
-        asked = [(record, words) for record in records if record.ok and (words := self.words(record))]
-        with ImageFeed(self.roots, (record for record, _ in asked), lambda image, file: image, self.threads) as images:
-            for record, words in asked:
-                self._fill(record, words, images)
+        asked = {id(record): (record, words) for record in records if record.ok and (words := self.words(record))}
+        for record, image in self.opened(record for record, _ in asked.values()):
+            self._fill(record, asked[id(record)][1], image)
         return records
 
     def words(self, record: Record) -> dict[str, Word]:
@@ -135,12 +124,8 @@ class GroundStage(Stage):
             for number, (tokens, doc) in enumerate(analysed):
                 yield from ((number, name, head) for name, head in nouns(Tree.of(doc, tokens)))
 
-    def _fill(self, record: Record, words: Mapping[str, Word], images: ImageFeed[Image.Image]) -> None:
-        try:
-            found = self._find(images.open(record), words, record)
-        except ImageError as reason:
-            record.fail(self.name, str(reason))
-            return
+    def _fill(self, record: Record, words: Mapping[str, Word], image: Image.Image) -> None:
+        found = self._find(image, words, record)
         names = [box.category for box in found]  # they take turns, so that what is everywhere leaves room for others
         turns = sorted(range(len(found)), key=lambda at: (names[:at].count(names[at]), at))[: self.config.max_boxes]
         record.left_out["grounded"] = len(found) - len(turns)

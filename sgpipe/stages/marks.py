@@ -10,9 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from sgpipe.errors import ImageError
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.images import ImageFeed
 from sgpipe.recipe import CaptionConfig, PairConfig
 from sgpipe.records import Box, Record
 from sgpipe.stages.caption.stage import CaptionStage, load_captioner, noise_key
@@ -62,6 +60,7 @@ class MarksStage(PairStage):
         given = {name: getattr(config, name) for name in same} | {"top_p": _TOP_P, "max_tokens": _MAX_TOKENS}
         asked = CaptionConfig(captioner=config.model, prompt=PROMPT, min_tokens=1, **given)
         self._asked = CaptionStage(asked, roots, seed, role="pair.model")  # whose captioner answers
+        self._asked.name = self.name
 
     def check(self) -> None:
         """Raises UserError: there is no such model, it cannot be asked about images, or its server does not answer."""
@@ -91,22 +90,19 @@ class MarksStage(PairStage):
         """Yield a question about each image with several boxes, noted in `open_` with the indices of its numbered
         boxes.
         """
-        with ImageFeed(self._asked.roots, records, lambda image, file: image, self._asked.threads) as images:
-            for record in (record for record in records if record.ok):
-                boxes = [i for i, box in enumerate(record.objects) if not box.iscrowd and min(box.bbox[2:]) > 0]
-                boxes.sort(key=lambda index: record.objects[index].rank)
-                marked = boxes[: self.config.max_marks]
-                record.left_out["marks"] = len(boxes) - len(marked)
-                if len(marked) < 2:
-                    continue
-                try:
-                    image = images.open(record)
-                except ImageError as reason:
-                    record.fail(self.name, str(reason))
-                    continue
-                open_.append((record, marked))
-                key = noise_key(self._asked.seed, record, "marks", marked)
-                yield self._request(image, [record.objects[index] for index in marked], key)
+        chosen = {}
+        for record in (record for record in records if record.ok):
+            boxes = [i for i, box in enumerate(record.objects) if not box.iscrowd and min(box.bbox[2:]) > 0]
+            boxes.sort(key=lambda index, record=record: record.objects[index].rank)  # type: ignore[misc]
+            marked = boxes[: self.config.max_marks]
+            record.left_out["marks"] = len(boxes) - len(marked)
+            if len(marked) > 1:
+                chosen[id(record)] = record, marked
+        for record, image in self._asked.opened(record for record, _ in chosen.values()):
+            open_.append(chosen[id(record)])
+            marked = open_[-1][1]
+            key = noise_key(self._asked.seed, record, "marks", marked)
+            yield self._request(image, [record.objects[index] for index in marked], key)
 
     def _request(self, image: Image.Image, objects: Sequence[Box], key: int) -> ChatRequest:
         config, numbers = self.config, range(1, len(objects) + 1)

@@ -14,19 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from sgpipe.errors import ImageError, UserError
+from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.model_cache import local_model
-from sgpipe.images import ImageFeed
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
-from sgpipe.stages.base import Stage, image_threads
+from sgpipe.stages.base import ImageStage
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput, ServedCaptioner, settings_of
 from sgpipe.stages.checkpoint import read_config
 from sgpipe.stages.endpoint import CacheFolder, Refusal
-from sgpipe.utils.devices import pick_device
 from sgpipe.utils.gpu import gpu_use
 
 # Limits the memory for an image with tens of thousands of boxes.
@@ -43,11 +40,10 @@ class Region(NamedTuple):
     window: Window | None = None
 
 
-class CaptionStage(Stage):
+class CaptionStage(ImageStage):
     """Fills `captions` with `samples` nucleus samples (or one beam search result) for every region of the scopes.
 
-    `roots` says where the images of each split are. Captions are ordered by scope, region and sample; duplicates are
-    kept, since their number shows how likely the caption is.
+    They are ordered by scope, region and sample; the number of duplicates shows how likely a caption is.
     """
 
     name = "caption"
@@ -56,8 +52,8 @@ class CaptionStage(Stage):
         self, config: CaptionConfig, roots: Mapping[str, ImagePlace], seed: int, role: str = "captioner"
     ) -> None:
         """`role`: what the model is for, in messages; any but a captioner needs a chat template."""
-        self.config, self.roots, self.seed, self.role = config, roots, seed, role
-        self.resources = config.resources
+        super().__init__(config, roots)
+        self.seed, self.role = seed, role
 
     def check(self) -> None:
         """Raises UserError: there is no such captioner, or it cannot caption images."""
@@ -68,10 +64,7 @@ class CaptionStage(Stage):
         """Load the captioner. Raises UserError: there is none, or it cannot be loaded."""
         if self.config.captioner is None:
             raise UserError("caption.captioner is not set: expected the folder or hub id of a captioner")
-        torch.set_num_threads(max(1, int(self.resources.cpus)))
-        here = self.config.endpoint is None
-        self.device = pick_device(self.config.device, self.resources.gpus) if here else None
-        self.threads = image_threads(self.resources, elsewhere=self.device != torch.device("cpu"))
+        self.set_up_device(here=self.config.endpoint is None)
         self.captioner: Captioner = load_captioner(self.config, self.cache_folder, self.role)
         self.captioner.setup()
 
@@ -93,24 +86,18 @@ class CaptionStage(Stage):
         """Yield every region to caption, noted in `open_`; images are opened on demand, unreadable ones become error
         rows.
         """
-        with ImageFeed(self.roots, records, lambda *opened: opened, self.threads, self.config.batch_size) as images:
-            for record in records:
-                if not record.ok:
-                    continue
+        for record in records:
+            if record.ok:
                 record.captions = []
-                try:
-                    image, file = images.open(record)
-                except ImageError as reason:
-                    record.fail(self.name, str(reason))
-                    continue
-                chosen, record.left_out["regions"] = regions(record, self.config.scopes, self.config.max_crops)
-                for region in chosen:
-                    if not record.ok:
-                        break
-                    open_.append((record, region))
-                    key = noise_key(self.seed, record, region.scope, region.boxes)
-                    crop = image.crop(region.window) if region.window else None
-                    yield CaptionInput(crop or image, key, None if crop else file)
+        for record, (image, file) in self.opened(records, lambda *opened: opened, self.config.batch_size):
+            chosen, record.left_out["regions"] = regions(record, self.config.scopes, self.config.max_crops)
+            for region in chosen:
+                if not record.ok:
+                    break
+                open_.append((record, region))
+                key = noise_key(self.seed, record, region.scope, region.boxes)
+                crop = image.crop(region.window) if region.window else None
+                yield CaptionInput(crop or image, key, None if crop else file)
 
 
 def load_captioner(

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.attention import gpu_sampling
 from rlip_model.image import enlarge, normalise, resized, to_pixel_values, to_pixels
@@ -25,20 +24,19 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, LabelFeatures, TokenizerError, pad_labels
 from sgpipe.calibration import threshold_of_recipe
-from sgpipe.errors import ImageError, UserError
+from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.files.model_cache import local_model
-from sgpipe.images import ImageFeed
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.sources.vocabulary import packaged_synonyms
-from sgpipe.stages.base import Stage, image_threads
+from sgpipe.stages.base import ImageStage
 from sgpipe.stages.endpoint import Refusal
 from sgpipe.stages.pair import HeadMatcher
 from sgpipe.stages.score import make_scorer
 from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings
 from sgpipe.stages.tag.methods import candidates, check_tagger
-from sgpipe.utils.devices import pick_device, pick_dtype
+from sgpipe.utils.devices import pick_dtype
 from sgpipe.utils.gpu import GPU_THREADS, Compiled, GpuMemory, compile_forward, enough_memory, gpu_use
 from sgpipe.utils.prefetch import prefetch
 
@@ -145,7 +143,7 @@ def normalised_boxes(record: Record) -> Tensor:
     return (boxes / sides).float()
 
 
-class TagStage(Stage):
+class TagStage(ImageStage):
     """Scores the candidate pairs of each record.
 
     On a CPU one image at a time, so that results do not depend on the batch. On a GPU images of equal size together;
@@ -167,9 +165,8 @@ class TagStage(Stage):
         seed: int = 0,
     ) -> None:
         """`object_names`: every class name of the dataset. `pair`, `seed`: of the run."""
-        self.config, self.roots, self.seed = config, roots, seed
-        self.pair = pair or PairConfig()
-        self.resources = config.resources
+        super().__init__(config, roots)
+        self.pair, self.seed = pair or PairConfig(), seed
         self._set_texts({name: name for name in object_names})
 
     def _set_texts(self, texts: dict[str, str]) -> None:
@@ -196,10 +193,8 @@ class TagStage(Stage):
         """Load the tagger. Raises UserError: it or the calibration cannot be used, or the device is missing."""
         check_tagger(self.config)
         self.threshold = threshold_of_recipe(self.config, self.pair)
-        torch.set_num_threads(max(1, int(self.resources.cpus)))
-        self.device = pick_device(self.config.device, self.config.resources.gpus)
+        self.set_up_device()
         self.dtype = pick_dtype(self.config.dtype, self.device)
-        disable_progress_bar()
         try:
             self.tagger = RTagger.from_pretrained(local_model(str(self.config.tagger))).eval()
         except (CheckpointError, TokenizerError) as reason:
@@ -209,7 +204,6 @@ class TagStage(Stage):
         self._set_texts({name: text_to_read(name, self.tagger.tokenizer) for name in self.texts})
         self.group_size = min(self.config.group_size, self.tagger.config.num_pairs)
         elsewhere = self.device.type != "cpu"
-        self.threads = image_threads(self.resources, elsewhere=elsewhere)
         self.gpu_threads = GPU_THREADS if elsewhere else 0
         batch_size = (self.config.batch_size or GPU_IMAGES) if elsewhere else 1
         self.memory = GpuMemory(self.device, _REMEDY, max(self.gpu_threads, 1), batch_size)
@@ -228,13 +222,7 @@ class TagStage(Stage):
         classes = sorted(set[str]().union(*(each.classes for each in chosen)))
         predicates = (text for each in chosen for pair in each.record.pairs for text in pair.predicates)
         self.tagger.encode_texts([*classes, NO_OBJECTS, *dict.fromkeys(predicates)])
-        images = ImageFeed(
-            self.roots, [each.record for each in chosen], self._network_input, self.threads, self.memory.batch_size
-        )
-        with (
-            images,
-            prefetch(self._compute, self._inputs(chosen, images), self.gpu_threads, self.gpu_threads + 1) as computed,
-        ):
+        with prefetch(self._compute, self._inputs(chosen), self.gpu_threads, self.gpu_threads + 1) as computed:
             for inputs, scores in computed:
                 for given, of_image in zip(inputs, scores, strict=True):
                     given.record.relations += self._relations(given, of_image)
@@ -272,23 +260,21 @@ class TagStage(Stage):
         """Return the (width, height) that the network reads."""
         return resized(record.width, record.height, self.config.short_side, self.config.long_side)
 
-    def _inputs(self, chosen: Iterable[Chosen], images: ImageFeed[Tensor]) -> Iterator[list[TaggerInput]]:
+    def _inputs(self, chosen: Iterable[Chosen]) -> Iterator[list[TaggerInput]]:
         """At most `memory.batch_size` images of equal batch key at a time. Unreadable ones become error rows."""
-        for _, same in groupby(chosen, self._batch_key):
+        by_record = {id(each.record): each for each in chosen}
+        records = [each.record for each in by_record.values()]
+        opened = self.opened(records, self._network_input, self.memory.batch_size)
+        pixels = ((by_record[id(record)], of_record) for record, of_record in opened)
+        for _, same in groupby(pixels, lambda each: self._batch_key(each[0])):
             while some := list(islice(same, self.memory.batch_size)):
-                inputs = []
-                for record, batches, classes in some:
-                    try:
-                        pixels = images.open(record)
-                    except ImageError as reason:
-                        record.fail(self.name, str(reason))
-                        continue
-                    labels = torch.tensor([bisect_left(classes, self.texts[box.category]) for box in record.objects])
-                    objects = [*classes, NO_OBJECTS]
-                    texts = [self.tagger.encode_labels(objects, batch.predicates) for batch in batches]
-                    inputs.append(TaggerInput(record, batches, pixels, normalised_boxes(record), labels, texts))
-                if inputs:
-                    yield inputs
+                yield [self._input(*each) for each in some]
+
+    def _input(self, each: Chosen, pixels: Tensor) -> TaggerInput:
+        record, batches, classes = each
+        labels = torch.tensor([bisect_left(classes, self.texts[box.category]) for box in record.objects])
+        texts = [self.tagger.encode_labels([*classes, NO_OBJECTS], batch.predicates) for batch in batches]
+        return TaggerInput(record, batches, pixels, normalised_boxes(record), labels, texts)
 
     def _network_input(self, image: Image.Image, file: ImageFile) -> Tensor:
         """Return what is copied to the device: normalised pixels; for a GPU bytes, which it enlarges and normalises."""
@@ -377,7 +363,7 @@ def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]])
     return GivenPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects])
 
 
-class ScoredStage(Stage):
+class ScoredStage(ImageStage):
     """Keeps the candidates that a scorer finds more probable than the threshold; that is their confidence.
 
     A candidate with a box that has no area in the image is not a relation.
@@ -386,8 +372,8 @@ class ScoredStage(Stage):
     name = "tag"
 
     def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace], pair: PairConfig | None = None) -> None:
-        self.config, self.roots, self.pair = config, roots, pair or PairConfig()
-        self.resources = config.resources
+        super().__init__(config, roots)
+        self.pair = pair or PairConfig()
 
     def check(self) -> None:
         """Raises UserError: the model cannot score, or the calibration belongs to other scores."""
@@ -403,34 +389,20 @@ class ScoredStage(Stage):
 
     def setup(self) -> None:
         """Load the scorer. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
-        torch.set_num_threads(max(1, int(self.resources.cpus)))
         self.scorer, here = self._scorer(), self.config.endpoint is None
         if here:
             self.scorer.check()
+        self.set_up_device(here=here)
         self.scorer.load()
-        self.device = pick_device(self.config.device, self.resources.gpus) if here else None
-        self.threads = image_threads(self.resources, elsewhere=self.device != torch.device("cpu"))
-
-    def gpu_use(self) -> dict[str, Any]:
-        return gpu_use(self.device)
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        shown = (record for record in records if record.pairs)
-        with ImageFeed(self.roots, shown, lambda image, file: image, self.threads) as images:
-            for record in records:
-                if record.ok:
-                    self._fill(record, images)
+        asked = [record for record in records if any(pair.predicates for pair in record.pairs)]
+        for record, image in self.opened(asked):
+            self._fill(record, image)
         return records
 
-    def _fill(self, record: Record, images: ImageFeed[Image.Image]) -> None:
+    def _fill(self, record: Record, image: Image.Image) -> None:
         asked = candidates(record.pairs, None, "clip" if self.config.method == "clip" else "vlm")
-        if not asked:
-            return
-        try:
-            image = images.open(record)
-        except ImageError as reason:
-            record.fail(self.name, str(reason))
-            return
         found = self.scorer.scores(image, record.objects, asked)
         if failed := [each for each in found if isinstance(each, Refusal) and each is not NO_AREA]:
             record.fail(self.name, failed[0].reason)

@@ -16,11 +16,10 @@ from torchvision.ops import box_iou
 from sgpipe.errors import UserError
 from sgpipe.recipe import Recipe, load_recipe, packaged_model
 from sgpipe.records import Box, Caption, Record, Triplet
-from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.detect import DetectedBoxes, DetectStage, load_prompted
 from sgpipe.stages.ground import GroundStage
 from sgpipe.stages.pair import PairStage
-from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino, make_omdet, make_owl
+from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino
 
 SIZE = (64, 48)
 CPU = torch.device("cpu")
@@ -152,7 +151,7 @@ def test_a_found_box_that_a_given_one_or_another_word_has_is_that_one(folder: Pa
     assert [box.phrase for box in words.objects] == ["puppy"]  # both name a dog
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_kept_boxes_are_those_of_a_greedy_search(folder: Path, data: st.DataObject) -> None:
     corner = st.tuples(st.integers(0, 50), st.integers(0, 40), st.integers(1, 14), st.integers(1, 8))
@@ -246,10 +245,9 @@ def test_all_nouns_are_those_of_triplets_and_others(folder: Path) -> None:
     assert list(made.words(each)) == ["truck", "person", "barn"]
 
 
-@pytest.mark.parametrize("make", [make_grounding_dino, make_owl, make_omdet])
-def test_a_detector_asked_for_other_words_is_one_of_these_classes(make, tmp_path: Path) -> None:
+def test_a_detector_asked_for_other_words_is_one_of_these_classes(tmp_path: Path) -> None:
     image = Image.effect_mandelbrot(SIZE, (-2, -1, 1, 1), 60).convert("RGB")
-    folder = str(make(tmp_path / "d"))
+    folder = str(make_grounding_dino(tmp_path / "d"))
     names = ["cup", "dining table", "dog"]
     first = load_prompted(folder, ["thing7"], CPU)
     expected = load_prompted(folder, names, CPU)(image, 0.01)
@@ -285,10 +283,3 @@ def test_a_detector_that_reads_no_text_is_refused_in_one_line(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"^no such folder: no/such"):
         GroundStage(grounding("no/such"), {}, {}, "coco").check()
     GroundStage(grounding(packaged_model("parseda")), {}, {}, "coco").check()
-
-
-def test_ids_of_free_nouns_differ(folder: Path) -> None:
-    made = stage(folder, {})
-    numbers = {made._number(f"noun{n}") for n in range(5000)}
-    assert len(numbers) == 5000
-    assert made._number("dog") == {name: number for number, name in category_names("coco").items()}["dog"]

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import huggingface_hub
@@ -9,7 +10,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import DetectConfig, packaged_model
 from sgpipe.records import Record
 from sgpipe.stages import detect
-from sgpipe.stages.detect import DetectedBoxes, DetectStage, detector_classes, load
+from sgpipe.stages.detect import DetectedBoxes, DetectStage, GivenBoxesStage, detector_classes, load
 from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino, make_omdet, make_owl, make_sam3
 
 CPU = torch.device("cpu")
@@ -111,21 +112,8 @@ def test_a_thousand_classes_of_grounding_dino_are_those_of_each_prompt_alone(tmp
     assert_same(fewer, DetectedBoxes(*(part[first_two] for part in found)))  # classes to come change nothing
 
 
-def test_the_names_read_together_change_the_scores_of_grounding_dino(tmp_path, image):
-    """Why the split depends on the classes alone: a phrase's text features are its own, but the fused ones are not."""
-    model = load(DetectConfig(detector=str(make_grounding_dino(tmp_path / "d")), classes=ASKED), CPU)
-    texts, logits = [], []
-    model._model.model.text_projection.register_forward_hook(lambda module, inputs, output: texts.append(output))
-    for names in (ASKED[:1], ASKED):
-        inputs = model._processor(text=[list(names)], images=image, return_tensors="pt")
-        with torch.no_grad():
-            logits.append(model._model(**inputs).logits[0, :, 1])
-    torch.testing.assert_close(texts[0][0, 1], texts[1][0, 1])
-    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
-
-
-@pytest.mark.parametrize("size", [7, 300])
-def test_boxes_of_owl_do_not_depend_on_how_many_classes_are_read_at_once(tmp_path, image, monkeypatch, size):
+def test_boxes_of_owl_do_not_depend_on_how_many_classes_are_read_at_once(tmp_path, image, monkeypatch):
+    size = 300
     config = DetectConfig(detector=str(make_owl(tmp_path / "d")), classes=THOUSAND[::-1])  # the best come late
     whole = load(config, CPU)(image, 0.05)
     monkeypatch.setattr(detect, "_QUERIES", size)
@@ -187,16 +175,6 @@ def test_phrases_map_to_classes(phrase, place):
     assert detect._phrase_index(phrase, list(ASKED)) == place
 
 
-def test_boxes_of_late_classes_are_compared_exactly(folder):
-    """The IoU of the first two is 0.51; float32 would make it something else, far from the origin."""
-    boxes = torch.tensor([[10.0, 10, 24, 24], [10, 10, 20, 20], [3990, 2990, 4000, 3000]])
-    made = stage(folder, DetectedBoxes(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([999_999] * 3)))
-    made.classes = ["dog"] * 1_000_000
-    [done] = made([record(folder)])
-    assert done.left_out["boxes"] == 0
-    assert [box.bbox for box in done.objects] == [(10, 10, 14, 14)]  # the last one is outside
-
-
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -208,3 +186,37 @@ def test_other_models_are_refused(name, reason, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the variable is read at import
     with pytest.raises(UserError, match=reason):
         detector_classes(DetectConfig(detector=name))
+
+
+@pytest.fixture
+def given_boxes(tmp_path) -> GivenBoxesStage:
+    names = ["a/same.jpg", "b/same.jpg", "c/one.jpg", "bare.jpg"]
+    images = [{"id": n, "file_name": name, "width": 40, "height": 30} for n, name in enumerate(names)]
+    images[3] |= {"width": 0, "height": 0}
+    boxes = [{"id": n, "image_id": n, "category_id": 7, "bbox": [n, 1, 5, 5]} for n in range(4)]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 7, "name": "dog"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    return GivenBoxesStage(tmp_path / "boxes.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("home/me/a/same.jpg", 0),
+        ("home/me/b/same.jpg", 1),
+        ("b/same.jpg", 1),
+        ("elsewhere/one.jpg", 2),
+        ("one.jpg", 2),
+        ("x/bare.jpg", 3),
+    ],
+)
+def test_images_match_by_path_suffix(given_boxes, name, entry):
+    [made] = given_boxes([Record("1", "coco", "all", name, 40, 30)])
+    assert made.ok
+    assert [box.bbox[0] for box in made.objects] == [entry]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("c/same.jpg", "has 2 images"), ("d/other.jpg", "has no images")])
+def test_ambiguous_file_names_become_error_rows(given_boxes, name, reason):
+    [made] = given_boxes([Record("1", "coco", "all", name, 40, 30)])
+    assert reason in str(made.error)
