@@ -88,9 +88,7 @@ def open_row_image(
         embedded: the image file stored in the row, if any.
         images: where they are instead, which takes precedence over both.
 
-    Raises:
-        ImageError: missing, outside its root, broken, too large, or not of the annotated size.
-        StoreError, EngineError: the images cannot be reached.
+    Raises ImageError: missing, outside its root, broken, too large, or not of the annotated size; StoreError.
     """
     file, name = image_file(roots, row, embedded, images)
     return decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
@@ -351,11 +349,7 @@ class ImageFeed(Generic[Prepared]):
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def open(self, record: Record) -> Prepared:
-        """Return what `prepare` makes of the image of a record; those of the records before it are dropped.
-
-        Any record may be opened, but threads open only those that were given, in their order. Raises as
-        `open_row_image`.
-        """
+        """Return what `prepare` makes of an image; of any record, but threads open only those that were given."""
         while id(record) in self._left:
             there, future = next(self._started)
             self._left.discard(id(there))

@@ -48,12 +48,10 @@ class InferenceConfig:
 
 @dataclass(frozen=True)
 class PredictConfig(InferenceConfig):
-    """What to predict, and how.
+    """What to predict, and how: with queries for these `classes`.
 
-    Args:
-        classes: object classes and predicates that the network is queried with.
-        task: "hoi": subjects are persons; "zero-shot hoi": pairs whose subject is classified as something else are
-            left out; "scene graph": subjects of any class.
+    `task` "hoi": subjects are persons; "zero-shot hoi": pairs whose subject is classified as something else are left
+    out; "scene graph": subjects of any class.
     """
 
     model: Location

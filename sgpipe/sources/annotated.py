@@ -120,10 +120,7 @@ def check_index(index: float, objects: int, what: str) -> None:
 
 
 def triplet_relations(triplets: Any, names: Mapping[int, str], objects: Sequence[int]) -> list[Relation]:
-    """Return relations given as [subject, object, number of the predicate]; `objects`: indices by those of triplets.
-
-    Raises FieldError: a triplet refers to no object or no predicate.
-    """
+    """Return relations given as [subject, object, number of the predicate]; `objects`: indices by those of triplets."""
     relations = []
     for triplet in triplets if isinstance(triplets, list) else [triplets]:
         subject, object_, label = fields.numbers(triplet, 3)

@@ -42,13 +42,9 @@ _LISTS = ("thing_classes", STUFF, "predicate_classes", "test_image_ids")
 
 
 def psg_source(annotations: Location, split: str, masks: ImagePlace | None = None) -> AnnotationSource:
-    """Return the images of a split of psg.json, including those without relations.
+    """Return the images of a split of psg.json (train or test, as the file has them, or all).
 
-    Args:
-        split: train or test, as the file has them, or all.
-        masks: where the panoptic PNGs are. None: only segmentations that the file itself has are kept.
-
-    Raises UserError: the file is missing or of another format, or has no such split.
+    `masks`: where the panoptic PNGs are. None: only segmentations that the file itself has are kept.
     """
     require_format(annotations, "psg")
     lists: dict[str, list[Any]] = {key: [] for key in _LISTS}
@@ -142,13 +138,9 @@ _TABLES = (  # their names and columns (0: one number); those in a row have one 
 def vg150_source(
     annotations: Location, dicts: Path, image_data: Path, images: ImagePlace, split: str
 ) -> AnnotationSource:
-    """Return the images of a split of VG-SGG.h5 or VG-SGG-with-attri.h5, including those without relations.
+    """Return the images of VG-SGG.h5 or VG-SGG-with-attri.h5: train, val or test, as benchmarks have them, or all.
 
-    Args:
-        dicts: VG-SGG-dicts.json or VG-SGG-dicts-with-attri.json.
-        split: train, val or test, as benchmarks have them, or all.
-
-    Raises UserError: a file is missing, cut short or of another form, h5py is not installed, or there is no such split.
+    `dicts`: VG-SGG-dicts.json or VG-SGG-dicts-with-attri.json.
     """
     try:
         content = json.loads(read_text(dicts, "dictionaries"))

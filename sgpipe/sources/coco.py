@@ -38,8 +38,6 @@ def read_coco(
     """Read an instances file and, if given, a captions file; also return their paths and hashes.
 
     `names` replace the category names of the file (Objects365's have spelling errors).
-
-    Raises UserError: a file is missing, cut short, or of another format.
     """
     detections = Detections(dataset, split)
     add = {"images": detections.add_image, "annotations": detections.add_box, "categories": detections.add_category}
@@ -77,9 +75,8 @@ _PROBES = 200  # file names tried to choose a layout
 def locate_images(detections: Detections, root: ImagePlace) -> bool:
     """Rewrite Objects365's file names to the layout of the images below `root`; False if no image is found.
 
-    The annotations say "images/v1/patch8/objects365_v1_00420917.jpg"; the downloads unpack to
-    "patch8/objects365_v1_00420917.jpg", and mirrors use other layouts. The layout that finds most of the first images
-    is used for all; if none finds any, the layout of the downloads.
+    The annotations say "images/v1/patch8/objects365_v1_00420917.jpg"; the downloads unpack to "patch8/…", and mirrors
+    use other layouts. The one that finds most of the first images is used; if none does, that of the downloads.
     """
     layouts: list[Callable[[str], str]] = [
         lambda name: re.sub(r"^.*?(?=(?<![^/])patch)", "", name),
@@ -100,14 +97,10 @@ NO_RELATION = "__background__"  # RelTR's relation category 0; at any other posi
 def coco_relations_source(annotations: Path, relations: Path | None, split: str) -> AnnotationSource:
     """Return the images of an instances file, including those without relations, with the relations of their boxes.
 
-    Args:
-        relations: rel.json, `{split: {image id: [[subject, object, relation], ...]}, "rel_categories": [names]}`.
-            Subject and object are positions among the image's boxes in the order of the instances file, without crowds.
-            None: the instances file has them, `"rel_annotations": [{"subject_id", "object_id", "predicate_id",
-            "image_id"}]` with ids of its `annotations`, and `"rel_categories": [{"id", "name"}]`.
-        split: the split of `relations` that the instances belong to.
-
-    Raises UserError: a file is missing or of another format.
+    `relations`: rel.json, `{split: {image id: [[subject, object, relation], …]}, "rel_categories": [names]}`. Subject
+    and object are positions among the image's boxes in the order of the instances file, without crowds. None: the
+    instances file has them, `"rel_annotations": [{"subject_id", "object_id", "predicate_id", "image_id"}]` with ids of
+    its `annotations`, and `"rel_categories": [{"id", "name"}]`.
     """
     require_format(annotations, "coco", "coco-rel")
     instances = load_coco_instances(annotations)
@@ -144,7 +137,7 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
 
 
 def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
-    """COCO's objects and captions, without relations. Raises UserError: a file is missing or of another format."""
+    """Return COCO's objects and captions, without relations."""
     require_format(annotations, "coco", "coco-rel")
     if captions:
         require_format(captions, "captions")
@@ -186,7 +179,6 @@ class CocoInstances:
         boxes: category, x, y, width, height, the crowd flag, the number in `segmentations` and the id (or NaN) of each
             box, one after the other.
         relations: subject, object (ids of boxes), predicate and confidence (or NaN) of each relation, likewise.
-        with_relations: whether the file has relations, if only an empty list.
         broken: images with an unreadable box, whose relations would refer to the wrong boxes.
     """
 
@@ -268,7 +260,7 @@ def _of_image(values: dict[str, array[float]], item: Any) -> array[float]:
 
 
 def load_coco_instances(path: Path) -> CocoInstances:
-    """Raises UserError: the file is missing, cut short, not JSON, or gives an id two names."""
+    """Read an instances file. Raises UserError, also if an id has two names."""
     instances, stream = CocoInstances(), JsonStream(path)
     for key, item in stream:
         try:

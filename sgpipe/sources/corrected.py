@@ -1,7 +1,6 @@
 """`sgpipe correct`: a copy of a run in which relations are as people judged them.
 
-Relations that people confirmed, changed or added have no confidence, like those that people annotated; what they called
-wrong is gone. All else stays: relations that nobody judged, or is sure of, keep their confidences.
+Relations that people confirmed, changed or added have no confidence; what they called wrong is gone. All else stays.
 """
 
 from __future__ import annotations
@@ -64,13 +63,9 @@ def correct_run(
 ) -> CorrectedRun:
     """Copy a run to `out` with its relations corrected; an earlier call that stopped is resumed.
 
-    Args:
-        storage: where the shards of the run are.
-        conflicts: what counts where people differ; see `RelationState.resolve`.
-        images: the image folder, if the images have moved.
+    `storage`: of its shards. `conflicts`: see `RelationState.resolve`. `images`: their folder, if they have moved.
 
-    Raises UserError: there are no judgements, `out` is another run, a shard cannot be read, or another process writes
-    to `out`.
+    Raises UserError: there are no judgements, `out` is another run or in use, or a shard cannot be read.
     """
     states = list(log.current())
     if not states:
@@ -123,12 +118,7 @@ _COUNTS = ("confirmed", "removed", "changed", "added", "unsure", "undecided")
 
 
 class Corrections:
-    """What people's judgements leave of the relations of each image.
-
-    Attributes:
-        predicates: those of confirmed, changed and added relations.
-        fingerprint: of what decides the corrected relations.
-    """
+    """What people's judgements leave of the relations of each image; `predicates`: of those that they state."""
 
     def __init__(self, states: Iterable[RelationState], conflicts: Conflicts) -> None:
         # What is left of each judged relation; None: it stays as it is.

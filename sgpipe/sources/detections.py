@@ -125,10 +125,7 @@ class Detections:
         self.segmentations.append(segmentation)
 
     def add_category(self, item: Any) -> None:
-        """Add an entry of `categories`, by its exact name, so that results can be joined with the annotations.
-
-        Raises UserError: an id has two names.
-        """
+        """Add an entry of `categories`, by its exact name. Raises UserError: an id has two names."""
         try:
             category, name = fields.whole(item["id"]), fields.clean(str(item["name"]))
         except (KeyError, TypeError, ValueError, OverflowError):
@@ -161,9 +158,7 @@ class Detections:
             self.blank_captions[row] += 1
 
     def tables(self) -> Iterator[pa.Table]:
-        """Yield the records in file order, in tables of at most 8,192 rows. Call it once, after everything has been
-        added.
-        """
+        """Yield the records in file order, in tables of at most 8,192 rows. Call it once, after all has been added."""
         self.settle_rows()
         ids = list(self.position)
         self.position.clear()  # it takes more than the ids, and all rows are known
@@ -187,7 +182,7 @@ class Detections:
     def _sorted_by_image(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the boxes of known images and categories, sorted by image, and the image row of each.
 
-        In place, and in few bytes per box: the arrays of all boxes are most of the memory that a run needs at first.
+        In place, and in few bytes per box, as these arrays are most of the memory that a run needs at first.
         """
         rows = np.asarray(self.box_rows)
         unlisted = rows < 0
@@ -273,10 +268,7 @@ MAX_CAPTIONS = 1000  # of an image; a hundred thousand would keep a worker for m
 
 
 def limit_captions(texts: list[str]) -> list[str]:
-    """Return at most `MAX_CAPTIONS` different captions of an image, in their order.
-
-    The hash of a text decides whether it stays, so that the choice does not depend on the order.
-    """
+    """Return at most `MAX_CAPTIONS` different captions of an image, in their order; hashes decide, not the order."""
     if len(texts) <= MAX_CAPTIONS:
         return texts
     different = sorted(set(texts), key=lambda text: hashlib.sha256(text.encode()).digest())
@@ -285,10 +277,7 @@ def limit_captions(texts: list[str]) -> list[str]:
 
 
 def write_detections(path: Path, detections: Detections, meta: Mapping[str, Any]) -> None:
-    """Write the source index of a split, with `meta`, the categories and the problem counts.
-
-    Raises UserError: the annotation file lists no images.
-    """
+    """Write the source index of a split, with `meta`, the categories and the problem counts."""
     if not detections.file_names:
         raise UserError(f"{meta['annotations']} lists no images: it is not a COCO instances file")
     write_index(

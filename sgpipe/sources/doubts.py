@@ -44,9 +44,7 @@ _OPTION = "--set source.boxes="
 def settle_boxes(detections: Detections, form: BoxForm | None, name: str, *, choose: bool = False) -> list[str]:
     """Turn the boxes of a split into xywh in pixels; returns what is doubtful about them, or which form was chosen.
 
-    `form`: what they are; None: xywh, or the form that fits best if `choose`. `name`: for messages.
-
-    Raises UserError: see `doubt_boxes`; or no form fits.
+    `form`: None: xywh, or the form that fits best if `choose`. Raises UserError: see `doubt_boxes`; or no form fits.
     """
     detections.settle_rows()
     rows, boxes = np.asarray(detections.box_rows), np.asarray(detections.boxes).reshape(-1, 4)
@@ -82,9 +80,8 @@ def doubt_boxes(
 ) -> list[str]:
     """Return what is doubtful about boxes `[boxes, 4]` of this form in images of `sizes` `[boxes, 2]`.
 
-    `option`: what sets the form, without its value; None: it is fixed. `stated`: it was set.
-
-    Raises UserError: the boxes certainly have another form, and none was set.
+    `option`: what sets the form, without its value; None: it is fixed. Raises UserError: the boxes certainly have
+    another form, and none was `stated`.
     """
     best, share = best_form(boxes, sizes)
     outside, still = 1 - share_inside(boxes, sizes, form), 1 - share
@@ -149,10 +146,9 @@ def doubt_categories(used: NDArray[np.int32], listed: Collection[int]) -> list[s
 def doubt_captions(
     captions: Sequence[Sequence[str]], boxed: Sequence[Collection[str]], classes: Sequence[str], name: str
 ) -> list[str]:
-    """Return what is doubtful about captions, which are from `name`.
+    """Return what is doubtful about the captions and boxed classes of images, in the order of the file.
 
-    `captions`, `boxed`: those of each image and the classes of its boxes, in the order of the file. `classes`: all, in
-    the order of their ids.
+    `classes`: all, in the order of their ids. `name`: where the captions come from.
     """
     synonyms = {**packaged_synonyms("objects365"), **packaged_synonyms("coco")}
     find = ClassFinder({each: synonyms.get(each, ()) for each in classes})
@@ -179,10 +175,7 @@ _SHIFTS = (
 
 
 def doubt_records(records: Sequence[Record], source: AnnotationSource, form: BoxForm | None) -> list[str]:
-    """Return what is doubtful about records as they are read, before their boxes are clipped.
-
-    `form`: of their boxes, as the user has chosen. Raises UserError: see `doubt_boxes`.
-    """
+    """Return what is doubtful about records as they are read; `form`: of boxes, as chosen. Raises as `doubt_boxes`."""
     name, read = str(source.files["annotations"]), [record for record in records if record.ok][:IMAGES]
     owners = [(record, box) for record in read for box in record.objects if not box.is_nothing]
     sizes = np.array([(record.width, record.height) for record, _ in owners], np.float64).reshape(-1, 2)

@@ -1,7 +1,4 @@
-"""Images without annotations, in a folder or another root.
-
-Files that are not read are named, not passed over in silence.
-"""
+"""Images without annotations, in a folder or another root. Files that are not read are named."""
 
 from __future__ import annotations
 
@@ -35,10 +32,9 @@ _HEADERS_PER_THREAD, _HEADERS_AT_ONCE = 4, 4096  # that are read together where 
 
 @dataclass(frozen=True)
 class FolderFiles:
-    """The files below a folder, relative to it and sorted, without hidden files and folders.
+    """The files below a folder, relative to it and sorted, without hidden ones.
 
-    `unread` are files other than images and texts that belong to one; folders are `closed` if they are links or lack
-    permission.
+    `unread` are neither images nor texts that belong to one; `closed` folders are links or lack permission.
     """
 
     images: list[str]

@@ -62,10 +62,7 @@ _RULES = (
 
 
 def require_format(path: Location, *accepted: str) -> str:
-    """Return the format of a file, which must be one of those accepted.
-
-    Raises UserError: it is missing, cut short, not JSON, or of another format, which the message names if it is known.
-    """
+    """Return the format of a file. Raises UserError, also if it is not accepted, with its format if it is known."""
     found = detect_format(path)
     if found in accepted:
         return found
@@ -74,10 +71,7 @@ def require_format(path: Location, *accepted: str) -> str:
 
 
 def detect_format(path: Location) -> str | None:
-    """Return the format of a file by its first items, or None if it is unknown.
-
-    Raises UserError: the file is missing, cut short, or not JSON.
-    """
+    """Return the format of a file by its first items, or None if it is unknown."""
     with suppress(OSError):  # a file that is cut short is refused before it is used; a missing one by the reader
         head, tail = read_ends(path, _TAIL)
         head, tail = head.removeprefix(codecs.BOM_UTF8).lstrip(), tail.rstrip()
@@ -121,8 +115,7 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
         images: None: the name of the image folder does not count, as of V-COCO's, which are COCO's.
         default: the split of a dataset that is published without splits, or of the run that is to be resumed.
 
-    Raises UserError: the two names contradict each other, or neither is a split's and there is no default; or the file
-        is not JSON.
+    Raises UserError: the two names contradict each other, or neither is a split's and there is no default.
     """
     images = None if images is None else Path(located(images).rstrip("/"))
     stem = annotations.name.removesuffix(".gz").removesuffix(".json")

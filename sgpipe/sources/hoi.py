@@ -31,12 +31,9 @@ from sgpipe.sources.vocabulary import category_names, official_relation_names, r
 
 @dataclass(frozen=True)
 class HoiaSchema:
-    """How a dataset's HOIA files are to be read.
+    """How a dataset's HOIA files are to be read: class names and predicates by category_id.
 
-    Attributes:
-        key: the key of the list of relations.
-        objects, relations: class names and predicates by category_id.
-        objectless: whether a relation may have no object.
+    `key`: of the list of relations. `objectless`: whether a relation may have no object.
     """
 
     key: str
@@ -58,10 +55,7 @@ class HoiaSchema:
 
     @classmethod
     def of_class_list(cls, objects: Any, relations: Any) -> HoiaSchema:
-        """Return the inverse of `class_list`. Names may also be lists, which count from 1.
-
-        Raises ValueError, TypeError, AttributeError: another form, or a name is missing or occurs twice.
-        """
+        """Return the inverse of `class_list`. Raises ValueError, TypeError, AttributeError: the form is wrong."""
         return cls("hoi_annotation", _numbered(objects), _numbered(relations))
 
 
@@ -83,10 +77,7 @@ _KEYS = (("objects", "relations"), ("idx_to_label", "idx_to_predicate"))  # the 
 
 
 def read_classes(path: Path) -> HoiaSchema:
-    """Read `{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1.
-
-    Raises UserError: the file is missing or has another format.
-    """
+    """Read `{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1."""
     try:
         content = json.loads(read_text(path, "classes file"))
         keys = next(keys for keys in _KEYS if keys[0] in content)
@@ -103,11 +94,7 @@ _ENOUGH = 3  # wrong relations that may be faults of single images, which become
 
 
 def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: Path | None = None) -> None:
-    """Refuse a file in HOIA format whose numbers belong to another list of classes.
-
-    Args:
-        dataset: what the classes belong to; of HICO-DET also the 600 interactions are known.
-        classes: the file that they were read from.
+    """Refuse a file in HOIA format whose numbers belong to another list of classes than `dataset` or `classes`.
 
     Raises UserError: a file beside it lists other classes, or most relations are impossible with these.
     """
@@ -146,10 +133,7 @@ _NOTHING = -1  # object_id of a relation without an object, and category_id of t
 
 
 def hico_source(annotations: Path, split: str, classes: Path | None = None) -> AnnotationSource:
-    """Return HICO-DET in HOIA format or as box pairs, or a file in HOIA format with the classes of another file.
-
-    Raises UserError: the file is of another format, or of other classes.
-    """
+    """Return HICO-DET in HOIA format or as box pairs, or a file in HOIA format with the classes of another file."""
     return _source(annotations, split, classes, "hico", HICO)
 
 
@@ -177,10 +161,7 @@ def _source(annotations: Path, split: str, classes: Path | None, dataset: str, s
 def read_hoia(
     annotations: Path, schema: HoiaSchema, dataset: str, split: str, problems: ProblemCounts
 ) -> Iterator[Record]:
-    """Yield the images of a HOIA file. One with an invalid index or box is an error row: its indices are not reliable.
-
-    Raises UserError: the file is missing, cut short or not JSON.
-    """
+    """Yield the images of a HOIA file. An invalid index or box makes an error row: its indices are not reliable."""
     for _, item in JsonStream(annotations):
         if record := _named_record(item, dataset, split, problems):
             _fill(record, item, schema)
@@ -231,10 +212,7 @@ _PAIR_KEYS = {
 
 
 def read_pairs(annotations: Path, dataset: str, split: str, problems: ProblemCounts) -> Iterator[Record]:
-    """Yield the images of HICO-DET's instances_train2015.json, V-COCO's instances_vcoco_train.json, or a similar file.
-
-    Raises UserError: the file is missing, not JSON, or its names are not those of the dataset.
-    """
+    """Yield the images of HICO-DET's instances_train2015.json or V-COCO's instances_vcoco_train.json."""
     arrays: dict[str, list[Any]] = defaultdict(list)
     for key, item in JsonStream(annotations):
         arrays[key].append(item)
@@ -268,10 +246,7 @@ def _pair_names(path: Path, arrays: Mapping[str, list[Any]], key: str, known: Ma
 
 
 def _fill_pairs(record: Record, image: Any, names: Mapping[str, Sequence[str]]) -> None:
-    """Add the box pairs of an image; equal boxes of one class become one object.
-
-    `names`: what the indices of the image's lists refer to, by the keys of these lists: objects, then verbs.
-    """
+    """Add the box pairs of an image, whose indices are of `names`; equal boxes of one class become one object."""
     ids = {name: number for number, name in category_names("coco").items()}
     indices: dict[tuple[Any, ...], int] = {}
 
@@ -295,13 +270,10 @@ def _fill_pairs(record: Record, image: Any, names: Mapping[str, Sequence[str]]) 
 
 
 def open_images_source(annotations: Path, split: str, categories: Path | None = None) -> AnnotationSource:
-    """Return the relations of a split of Open Images.
+    """Return the relations of a split of Open Images, of all 601 classes or those of `categories`.
 
-    Args:
-        categories: OI_SGG_trainval_test_categories_dict.json, `{"obj": [...], "rel": [...]}`: the classes to keep;
-            None: all 601. The ids of the annotations always refer to all 601.
-
-    Raises UserError: a file is missing or of another format.
+    `categories`: OI_SGG_trainval_test_categories_dict.json, `{"obj": [...], "rel": [...]}`. The ids of the annotations
+    always refer to all 601.
     """
     is_hoia = require_format(annotations, "open-images", "open-images vrd") == "open-images"
     if is_hoia:

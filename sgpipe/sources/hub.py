@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,12 +46,7 @@ _EMBED = (
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The Parquet files of the splits of a dataset.
-
-    Attributes:
-        root: the folder, or the URI of the store, or that of the hub with a commit.
-        card: the metadata of its README.
-    """
+    """The Parquet files of the splits of a folder, store, or commit of the hub; `card`: metadata of its README."""
 
     root: str
     splits: Mapping[str, Sequence[str]]
@@ -81,12 +76,7 @@ class HubFiles:
 
 
 def find_files(config: HubConfig) -> HubFiles:
-    """Return the Parquet files of the dataset that the recipe names.
-
-    Raises:
-        UserError: there is no such dataset, subset or split, or it is of another form.
-        StoreError: the hub or the store cannot be reached.
-    """
+    """Return the Parquet files of the dataset, subset and split of a recipe. Raises UserError, StoreError."""
     dataset = config.dataset or ""
     root, names = _list_files(dataset)
     card = _card(HubFiles(root, {}), names)
@@ -186,24 +176,8 @@ CROWDS = ("iscrowd", "is_crowd", "crowd")
 IDS = ("image_id", "id")
 
 
-class Columns(NamedTuple):
-    """The columns that are read, by dotted names."""
-
-    image: str
-    boxes: str
-    classes: str
-    crowd: str | None
-    id: str | None
-    width: str | None
-    height: str | None
-    captions: str | None
-
-
-def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> Columns:
-    """Return the columns of a file that are named, or have the usual names.
-
-    Raises UserError: a column is missing, contains something else, or cannot be told from others.
-    """
+def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> HubColumns:
+    """Return the columns of a file that are named, or have the usual names; sizes only both. Raises UserError."""
 
     def fault(what: str, setting: str) -> UserError:
         there = ", ".join(name for each in schema for name in dotted_names(each))
@@ -228,16 +202,10 @@ def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> Columns:
     if named.image is None and len(images) != 1:
         raise fault(f"has {'several columns' if images else 'no column'} of images", "image")
     width, height = (getattr(named, side) or first_of(schema, ("",), (side,)) for side in ("width", "height"))
-    return Columns(
-        image=named.image or images[0],
-        boxes=boxes,
-        classes=classes,
-        crowd=named.crowd or first_of(schema, beside, CROWDS),
-        id=named.id or first_of(schema, ("",), IDS),
-        width=width if height else None,
-        height=height if width else None,
-        captions=named.captions,
-    )
+    found: dict[str, str | None] = {"image": named.image or images[0], "boxes": boxes, "classes": classes}
+    found |= {"width": width if height else None, "height": height if width else None}
+    crowd, number = named.crowd or first_of(schema, beside, CROWDS), named.id or first_of(schema, ("",), IDS)
+    return named.model_copy(update=found | {"crowd": crowd, "id": number})
 
 
 def dotted_names(column: pa.Field) -> list[str]:
@@ -287,10 +255,8 @@ def class_names(schema: pa.Schema, card: Mapping[str, Any], dotted: str) -> list
         stated = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError, RecursionError):
         stated = None
-    for features in (stated, *_as_list(card.get("dataset_info"))):
-        if (names := _class_label(features, dotted.split("."))) is not None:
-            return names
-    return None
+    found = (_class_label(each, dotted.split(".")) for each in (stated, *_as_list(card.get("dataset_info"))))
+    return next((names for names in found if names is not None), None)
 
 
 def _class_label(described: Any, path: Sequence[str]) -> list[str] | None:
@@ -309,25 +275,19 @@ def _class_label(described: Any, path: Sequence[str]) -> list[str] | None:
         if isinstance(names, list):
             return [str(name) for name in names]
         inner = list(described.items())
-    for name, each in inner:
-        found = _class_label(each, path[1:] if path and name == path[0] != "features" else path)
-        if found is not None:
-            return found
-    return None
+    rest = ((each, path[1:] if path and name == path[0] != "features" else path) for name, each in inner)
+    return next((names for part in rest if (names := _class_label(*part)) is not None), None)
 
 
 _ROWS_PER_BATCH = 256
 
 
 @contextmanager
-def _open_file(files: HubFiles, name: str, config: HubConfig) -> Iterator[tuple[pq.ParquetFile, Columns]]:
-    """Open a Parquet file; also returns its columns.
-
-    Raises UserError: it is not a Parquet file, a column is missing, or there are no images in it.
-    """
+def _open_file(files: HubFiles, name: str, config: HubConfig) -> Iterator[tuple[pq.ParquetFile, HubColumns]]:
+    """Open a Parquet file; also returns its columns. Raises UserError, also if there are no images in it."""
     with open_parquet(files, name) as parquet:
         columns = find_columns(parquet.schema_arrow, config.columns, name)
-        if not has_images(parquet, columns.image):
+        if not has_images(parquet, columns.image or ""):
             raise UserError(f"{name} has only the paths of its images, in {columns.image}: {_EMBED}")
         yield parquet, columns
 
@@ -374,10 +334,10 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
     for name in (name for split in files.splits.values() for name in split):
         with _open_file(files, name, config) as (parquet, of):
             schema = parquet.schema_arrow
-            stated = class_names(schema, files.card, of.classes)
+            stated = class_names(schema, files.card, of.classes or "")
             if stated is not None:
                 return dict(enumerate(map(fields.clean, stated)))
-            if not is_text(kind_of(schema, of.classes)):
+            if not is_text(kind_of(schema, of.classes or "")):
                 raise UserError(
                     f"{name}: the classes in {of.classes} are numbers without names: pass "
                     "--set 'source.hub.classes=[NAME, …]', in their order"
@@ -388,10 +348,7 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
 
 
 def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, Any]]:
-    """Return the images and boxes of a split, in the order of its files, and where they come from.
-
-    Raises UserError: a file is not readable, a column is missing, or the boxes lie in no form in their images.
-    """
+    """Return the images and boxes of a split, in the order of its files, and where they come from."""
     config = source.hub
     files = find_files(config)
     names = class_table(files, config)
@@ -458,7 +415,7 @@ def _read_size(images: ParquetImages, name: str) -> tuple[tuple[int, int], str]:
 
 
 def _add_boxes(
-    detections: Detections, at: int, row: Mapping[str, Any], of: Columns, numbers: Mapping[Any, int]
+    detections: Detections, at: int, row: Mapping[str, Any], of: HubColumns, numbers: Mapping[Any, int]
 ) -> None:
     """Add the boxes and captions of the image number `at`; `numbers` are those of the classes, if they are names."""
     boxes, classes = values_of(row, of.boxes), values_of(row, of.classes)

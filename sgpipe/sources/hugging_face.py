@@ -70,9 +70,7 @@ class _Exported:
                         yield record
 
     def _image(self, record: Record) -> bytes | None:
-        """Return the image file of a record. Images of a row group are read only now, as 512 records with images are
-        large.
-        """
+        """Return the image file of a record; it is read only now, as 512 records with images are large."""
         file, group, row = self._locations[record.image_id]
         if self._group is None or self._group[0] != (file, group):
             table: pa.Table = read_row_group(file, group, [IMAGE_COLUMN])
@@ -133,15 +131,11 @@ def dataset_source(
 ) -> tuple[AnnotationSource, str]:
     """Return a split of what sgpipe exported, or of other objects and relations, and where the files are.
 
-    Subjects and objects are numbers in `objects.id`, or positions among the objects if there is no such column.
-
     Args:
         dataset: a folder, also in a store, or the id of a dataset on the hub.
         mapping: `KEY=COLUMN`, for columns with unusual names; an empty column: it has none.
         classes: JSON with the names of classes and predicates, as `read_classes` reads it.
         own_images: take images from the rows, if they have them, not from files of the name in `file_name`.
-
-    Raises UserError: there is no such dataset, split or column, or numbers have no names.
     """
     files = hub.find_files(HubConfig(dataset=dataset, split=split, subset=subset))
     if len(files.splits) > 1:

@@ -43,10 +43,8 @@ def import_annotations(
     """Write the annotated images into `out`, and resume if an earlier import of the same files was interrupted.
 
     Args:
-        images: where the images are, by names that are relative to it. They are opened only to embed them, or if their
-            size is not annotated.
+        images: where the images are. They are opened only to embed them, or if their size is not annotated.
         embed: store the image files in the shards. Those that the source itself contains are always stored.
-        limit: import only the first `limit` images.
         retry_failed: import shards with error rows again.
         boxes: the form of the boxes, if it is not that of the format.
 
@@ -178,10 +176,7 @@ def _finish(
     problems: ProblemCounts,
     doubts: Progress | None,
 ) -> list[bytes | None] | None:
-    """Give records their image sizes and clip their boxes; return their image files if they are to be embedded.
-
-    `doubts`: told what is doubtful about the records.
-    """
+    """Give records their image sizes and clip their boxes; return their image files if they are to be embedded."""
     contents: list[bytes | None] = []
     for record in records:
         image = None

@@ -41,7 +41,7 @@ class LabelStudio:
 
     Attributes:
         images: folder of the images; the addresses of the tasks are looked up in it.
-        split: the split to read; None: the only one that the tasks name.
+        split: None: the only one that the tasks name.
         predictions: read the predictions of tasks that nobody has annotated; otherwise these tasks are left out.
         annotator: id or e-mail address of the only person whose annotations count.
         image_field: the key of a task's data that contains the address of its image.
@@ -91,10 +91,7 @@ class LabelStudio:
             raise UserError(f"none of {count(tasks, 'task')} in {self.annotations} has an annotation{whose}; {advice}")
 
     def _results(self, task: Mapping[str, Any], problems: ProblemCounts) -> list[Any] | None:
-        """Return what counts of a task: of several annotations the ground truth, otherwise the latest one.
-
-        None: it has none that counts. Raises FieldError: it is not a list.
-        """
+        """Return what counts of a task, if anything: of annotations the ground truth, otherwise the latest one."""
         annotations = _dicts(task.get("annotations"))
         if self.annotator is not None:
             annotations = [each for each in annotations if self.annotator in _names(each.get("completed_by"))]
@@ -162,8 +159,6 @@ def _file_name(address: str, images: ImagePlace) -> str:
     """Return the file of an image address: its longest tail that exists in the folder, otherwise its last part.
 
     Uploaded files are also looked up without the prefix that Label Studio gives them.
-
-    Raises FieldError: the address names no file.
     """
     try:
         parts = urlsplit(address)

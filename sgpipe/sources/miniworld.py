@@ -47,10 +47,7 @@ class MiniworldFiles:
         return GroundTruth(self.all_relations, self.composed_relations)
 
     def make(self, config: MiniworldConfig) -> None:
-        """Generate images and ground truth; what the folder held before is removed.
-
-        Raises OSError: the disk is full, or the folder cannot be written.
-        """
+        """Generate images and ground truth; what the folder held before is removed."""
         shutil.rmtree(self.root, ignore_errors=True)
         render_dataset(self.world, config.images, config.seed, config.split)
         graphs = self.world / SCENE_GRAPHS
@@ -68,10 +65,7 @@ class MiniworldFiles:
 def prepare(
     config: MiniworldConfig, private: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, SplitConfig], GroundTruth]:
-    """Return the splits and the ground truth of a run's miniworld, generated in `private`, its folder, unless there.
-
-    Raises OSError: the disk is full, or the folder cannot be written.
-    """
+    """Return the splits and the ground truth of a run's miniworld, generated in `private`, its folder, unless there."""
     files = MiniworldFiles(private / _FOLDER)
     if files.settings != config.model_dump():
         say(f"generating {count(config.images, 'image')}")

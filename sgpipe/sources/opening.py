@@ -29,13 +29,8 @@ def prepare_source(
 ) -> tuple[SourceConfig, GroundTruth | None]:
     """Return the source with its images in place, and their ground truth if there is any.
 
-    Args:
-        private: the run's folder for files of its own; a source that makes its images puts them there.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
-        UserError: the ground truth is not a run or an import, image_data is missing, or there is no such dataset.
-        StoreError: the hub or a store cannot be reached.
+    `private`: the run's folder for files of its own; a source that makes its images puts them there. Raises UserError,
+    StoreError.
     """
     if source.synthetic:
         splits, ground_truth = miniworld.prepare(source.miniworld, private, say)
@@ -60,11 +55,8 @@ def open_source(
 ) -> SourceIndex:
     """Return the index of a split at `path`, built from its annotation file unless it is already there.
 
-    Args:
-        new: where it is built, by default in its place; `SourceIndex.move` then replaces the one at `path`.
-        images: where the images are; by default, what the source says.
-
-    Raises UserError: the annotation file or the image folder is missing or not of the source's format.
+    `new`: where it is built, by default in its place; `SourceIndex.move` then replaces the one at `path`. `images`:
+    where they are, if not where the source says.
     """
     images = images or existing_images(source.images(split))
     files = _stamp(source, split, images)

@@ -30,10 +30,7 @@ _ERRORS_OF = ("load", "caption", "parse", "ground", "pair", "tag", "worker")
 
 
 def open_parent(place: str | Location | None) -> RunFiles:
-    """Return a run that is extended.
-
-    Raises UserError: there is none, or it is incomplete, being written, or empty; StoreError: it cannot be reached.
-    """
+    """Return a run that is extended. Raises UserError: it is missing, incomplete, being written, or empty."""
     if place is None:
         raise UserError("source.run is not set (--extend)")
     place = location(place)
@@ -66,10 +63,7 @@ def check_run(recipe: Recipe) -> None:
 
 
 def prepare_run(source: SourceConfig) -> SourceConfig:
-    """Return the source with the splits of its run, and where their images are.
-
-    Raises UserError: as `open_parent`; a split does not exist, or where its images are is unknown.
-    """
+    """Return the source with the splits of its run, and where their images are. Raises UserError."""
     files = open_parent(source.run)
     shards = {shard.split: shard for shard in reversed(files.manifest.shards)}
     if unknown := source.splits.keys() - shards.keys():
@@ -105,10 +99,7 @@ def _keep_confident(table: pa.Table, threshold: float) -> pa.Table:
 
 
 def index_run(source: SourceConfig, split: str, path: Path, meta: Mapping[str, Any]) -> None:
-    """Write the source index of a split: the rows of the run before its stages filled in triplets and pairs.
-
-    Raises UserError: a shard is missing or damaged; StoreError: the store cannot be reached.
-    """
+    """Write the source index of a split: the rows of the run before its stages filled in triplets and pairs."""
     files = open_parent(source.run)
     numbers = dict[str, int].fromkeys((files.manifest.run.get("labels") or {}).get("objects", ()), 0)
     known = Counter[tuple[str, ...]]()

@@ -30,10 +30,7 @@ _NO_CATEGORY_ID = 0  # category_id of classes that have only a name
 
 
 def iter_graphs(path: Path) -> Iterator[Any]:
-    """Yield the scene graphs of a file, which may also consist of a single one.
-
-    Raises UserError: the file is missing, cut short or not JSON.
-    """
+    """Yield the scene graphs of a file, which may also consist of a single one."""
     stream, single = JsonStream(path), dict[str, Any]()
     for array, item in stream:
         if array == "":
@@ -106,10 +103,7 @@ def pseudo_label_source(
 ) -> AnnotationSource:
     """Return a file of pseudo-labels, with unchanged relations.
 
-    Args:
-        image_paths: Objects365's image_id_to_filepath.json, required for its images: their ids do not give file names.
-
-    Raises UserError: a file is missing or of another format.
+    `image_paths`: Objects365's image_id_to_filepath.json, required for its images: their ids do not give file names.
     """
     require_format(annotations, "rlipv2", "vg")
     files, paths = {"annotations": annotations}, dict[str, Any]()
@@ -161,9 +155,8 @@ def locate_image(images: ImagePlace, name: str) -> str:
 class VisualGenome:
     """A file of Visual Genome's annotations, and whether its redundant relations are removed.
 
-    Attributes:
-        image_data: image_data.json with the image sizes; None: the sizes come from the images themselves.
-        object_aliases, predicate_aliases: files of words with the same meaning, one group per line.
+    `image_data`: image_data.json with the image sizes; None: they come from the images. `object_aliases` and
+    `predicate_aliases`: files of words with the same meaning, one group per line.
     """
 
     annotations: Path
@@ -208,10 +201,7 @@ _SAME_BOX_IOU = 0.7
 
 
 def load_aliases(path: Path | None) -> dict[str, str]:
-    """Read a table of aliases: lines of words with the same meaning, separated by commas. Without a file it is empty.
-
-    Raises UserError: the file cannot be read, or no line has a comma.
-    """
+    """Read lines of words with the same meaning, separated by commas; map each to the first. Without a file: empty."""
     if path is None:
         return {}
     groups = [line.strip().split(",") for line in read_text(path, "alias file").splitlines()]
@@ -226,10 +216,8 @@ def remove_redundant(
     """Convert names to lower case, remove repeated and redundant relations, and keep the first `MAX_RELATIONS`.
 
     A relation is repeated if an earlier one equals it. It is redundant if an earlier one has the same predicate,
-    subject class and object class, taking aliases as equal, and an IoU of at least 0.7 with it for both boxes.
-
-    Args:
-        objects, predicates: words with the same meaning, mapped to one of them.
+    subject class and object class, and an IoU of at least 0.7 with it for both boxes. `objects` and `predicates` map
+    words with the same meaning to one of them.
     """
     for box in record.objects:
         box.category = box.category.lower()

@@ -57,10 +57,8 @@ def packaged_synonyms(dataset: str) -> Synonyms:
     """Return the synonym table that ships for "coco" or "objects365"; empty for any other dataset.
 
     It covers every class: first the name itself, then synonyms that hold in every dataset, then those that hold only
-    because this dataset has no finer class (a yacht is a "boat" in COCO).
-
-    Body parts are not synonyms of a person. In captions, four of five mentions are objects ("a cup in his hand", "a man
-    has a beard on his face"), and the relation of the part does not hold for the person's box.
+    because this dataset has no finer class (a yacht is a "boat" in COCO). Body parts are not synonyms of a person: the
+    relation of "a cup in his hand" does not hold for the person's box.
     """
     common, own = (_packaged(f"{table}_synonyms.json") or {} for table in ("common", dataset))
     return {name: (name, *common.get(name, ()), *own.get(name, ())) for name in category_names(dataset).values()}
@@ -92,10 +90,7 @@ def _packaged(file_name: str) -> Any:
 
 
 def load_synonyms(path: Location) -> Synonyms:
-    """Read a synonym table `{class name: [phrases]}` from a YAML or JSON file.
-
-    Raises UserError: the file is missing or is not such a table.
-    """
+    """Read a synonym table `{class name: [phrases]}` from a YAML or JSON file."""
     what = "synonyms file"
     table = _check_table(_read_table(path, what), f"{what} {path}", "class name: [phrases]", fewest=1)
     return {name: tuple(phrases) for name, phrases in table.items()}
@@ -125,10 +120,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_table(table: Any, place: str, form: str, fewest: int = 0) -> Mapping[str, list[str]]:
-    """Return a table of names and lists of `fewest` texts or more.
-
-    Raises UserError: it is not in this `form`, or a text is blank.
-    """
+    """Return a table of names and lists of `fewest` texts or more. Raises UserError: it is not in this `form`."""
     if not isinstance(table, dict) or not table:
         raise UserError(f"{place}: expected {{{form}}}")
     for name, texts in table.items():
@@ -146,7 +138,7 @@ _Form: TypeAlias = tuple[str, bool]  # a lemma, and whether the text says it fro
 def load_equivalents(path: Location | None) -> Equivalents:
     """Return the packaged `data/equivalents.yaml`, changed by a table of the same form if there is one.
 
-    Raises UserError: the file is missing, is not such a table, or contradicts itself.
+    Raises UserError: the file is not such a table, or contradicts itself.
     """
     packaged = parse_yaml((files("sgpipe.sources") / "data" / "equivalents.yaml").read_text(encoding="utf-8"))
     if path is None:
@@ -165,12 +157,9 @@ class Equivalents:
     """Which predicates say the same of two boxes: by the form of their verb, and by tables of synonyms and inverses."""
 
     def __init__(self, *tables: Mapping[str, PredicateSynonyms]) -> None:
-        """
-        Args:
-            tables: of "synonyms" and "inverses". What a later one lists replaces what the earlier ones say of that
-                text; a text with "!" before it says nothing else.
+        """Take tables of "synonyms" and "inverses". Raises UserError: they contradict each other.
 
-        Raises UserError: they contradict each other.
+        What a later one lists replaces what earlier ones say of that text; one with "!" before it says nothing else.
         """
         self._above: dict[str, _Form] = {}  # towards the lemma that stands for all that say the same
         self._meaning = lru_cache(1 << 16)(self._find)

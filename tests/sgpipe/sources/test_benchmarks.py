@@ -210,7 +210,7 @@ def bare(records: list[Record], **changes: Any) -> list[Record]:
 
 
 @given(graphs(("test", "train")))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_psg_comes_back_as_it_was(made):
     found = again(made, "psg", lambda out, split: psg_source(out / "psg.json", split))
     assert bare(found) == bare(made, attributes=[])
@@ -335,7 +335,7 @@ def test_bad_files_of_vg150_are_refused(tmp_path):
 
 
 @given(graphs(("test", "train", "val")))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_vg150_comes_back_as_it_was(made):
     def source(out: Path, split: str) -> AnnotationSource:
         files = ("VG-SGG-with-attri.h5", "VG-SGG-dicts-with-attri.json", "image_data.json")

@@ -192,7 +192,7 @@ def test_rows_need_images_or_names_and_all_files_the_columns(tmp_path):
 
 
 @given(graphs(("train",)))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_graph_in_sgg_benchmarks_form_is_read_field_by_field(made):
     names = [sorted({box.category for record in made for box in record.objects} | {"-"})]
     names.append(sorted({relation.predicate for record in made for relation in record.relations} | {"-"}))

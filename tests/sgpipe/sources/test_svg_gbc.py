@@ -51,7 +51,7 @@ def svg(folder: Path, content: Any, out: str = "run") -> list[Record]:
 
 
 @given(graphs(("train",)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_svg_is_read_field_by_field(made):
     with TemporaryDirectory() as folder:
         found = svg(Path(folder), svg_form(made))
