@@ -3,26 +3,19 @@
 The rows are read into a temporary database in which names are text. From it the index is made: names are enums, images
 are numbered in the order of the manifest, and each relation has the numbers by which searches choose and order.
 
-Tables of the index:
-    images: one row per image with its `shard` and `row`, names, `status`, `error`, how many `objects`, `captions`,
-        `different_captions`, `triplets`, `matched_triplets`, `pairs`, `candidate_texts` and `relations` it has, `why`
-        it has no relations, and `flags` (the marks of `sgpipe.storage.health_rules`).
-    objects: one row per box, with its `number` in the image, its box as `x`, `y`, `w`, `h` in pixels, and its
-        `attributes` (null: none).
-    captions: one row per caption; `folded`: in lower case.
-    relations: one row per relation; `certainty`: its confidence, 1 if it is `annotated`; `clip_score`, `swapped`,
-        `rank` and `contrasts` of CLIP, `vlm_score`, `flags`, the number of its `triplet`.
-    triplets, predicates, categories: names and how often they occur. shards: files, and why one is left out.
-    marks, everything, about: counts.
+Tables: images (with its `shard` and `row`, `why` it has no relations, and `flags`, the marks of the health rules),
+objects (boxes in pixels), captions, relations (`certainty`: the confidence, 1 if `annotated`), triplets, predicates and
+categories (how often they occur), shards (and why one is left out), and counts: marks, everything, about.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 import pyarrow.parquet as pq
@@ -30,7 +23,7 @@ import pyarrow.parquet as pq
 from sgpipe.errors import UserError
 from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import MARKS, PLACED, mark_hits, prepare_checks
-from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_files import RunFiles
 from sgpipe.storage.shards import CLIP_SCORE, IMAGE_COLUMN, VLM_SCORE, read_file
 from sgpipe.utils.console import Progress
@@ -54,7 +47,6 @@ FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.SerializationE
 _WRONG_VALUES = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.OutOfRangeException)  # in a shard
 _THREADS = 8  # more do not fit into the memory
 _SHARDS = 16  # read at once
-_MANY = 10_000  # images, which take seconds to index
 
 _SCRATCH = f"""
     create table shards (shard int, file varchar, state varchar, problem varchar);
@@ -218,14 +210,9 @@ def build_index(
 ) -> Path:
     """Index the shards in the manifest; one that is damaged is left out, and listed with the reason.
 
-    Args:
-        states: `files.states()`.
-        folder: where the index is made, and temporary files beside it.
-        earlier: an index of the same run: what it has of unchanged shards is taken from it.
+    `states`: `files.states()`. `folder`: for the index and temporary files. `earlier`: an index of the same run.
 
-    Raises:
-        UserError: the disk is full.
-        StoreError: the store cannot be reached.
+    Raises UserError: the disk is full; StoreError: the store cannot be reached.
     """
     path = folder / "index.duckdb"
     try:
@@ -239,7 +226,7 @@ def build_index(
             corrected = any("corrected" in (each or {}) for each in Manifest.identities(files.manifest.run))
             execute("create table run_header as select ? as removed", ", or removed by people" if corrected else "")
             taken = _take_over(connection, files, states, earlier) if earlier else set()
-            if names := [name for name in states if name not in taken]:
+            if names := states.keys() - taken:
                 _read_shards(connection, files, states, folder, names, progress)
             execute(f"attach {_text(path)} as run")
             for statement in (*_NAMES, *_CHECKED):
@@ -300,15 +287,24 @@ def _take_over(
     connection.execute(f"attach {_text(earlier)} as earlier (read_only)")
     shards = files.manifest.shards
     firsts = list(accumulate((shard.rows for shard in shards), initial=0))[:-1]
-    values = [[shard.file for shard in shards], [states[shard.file] for shard in shards], range(len(shards)), firsts]
     connection.execute(
         "create temp table numbered as select unnest(?::varchar[]) as file, unnest(?::varchar[]) as state, "
         "unnest(?::int[]) as shard, unnest(?::int[]) as first",
-        [list(column) for column in values],
+        [[each.file for each in shards], [states[each.file] for each in shards], list(range(len(shards))), firsts],
     )
     for statement in (*_FROM_EARLIER, "detach earlier"):
         connection.execute(statement)
     return {file for (file,) in connection.execute("select file from unchanged").fetchall()}
+
+
+class _Shard(NamedTuple):
+    """A shard whose rows are in a file of this machine; `first`: the number of its first image."""
+
+    name: str
+    number: int
+    first: int
+    path: Path
+    columns: list[str]
 
 
 def _read_shards(
@@ -316,91 +312,102 @@ def _read_shards(
     files: RunFiles,
     states: Mapping[str, str],
     folder: Path,
-    names: Sequence[str],
+    names: Collection[str],
     progress: Progress,
 ) -> None:
     """Read shards into the temporary database, several at once; note why one is left out."""
-    places, first = {}, 0  # of each shard: its number, that of its first image, how many it has
-    for number, entry in enumerate(files.manifest.shards):
-        places[entry.file] = (number, first, entry.rows)
-        first += entry.rows
+    entries = files.manifest.shards
+    firsts = accumulate((entry.rows for entry in entries), initial=0)
+    wanted = [each for each in zip(entries, range(len(entries)), firsts, strict=False) if each[0].file in names]
 
-    def note(name: str, problem: str | None) -> None:
-        connection.execute("insert into shards values (?, ?, ?, ?)", [places[name][0], name, states[name], problem])
+    def note(name: str, number: int, problem: str | None) -> None:
+        connection.execute("insert into shards values (?, ?, ?, ?)", [number, name, states[name], problem])
 
-    def opened(name: str) -> tuple[str, Path, list[str]]:
-        """Return a shard's name, a file of this machine with its rows, and its columns. Raises UserError."""
-        if states[name].endswith("missing"):
-            raise UserError(f"shard {name} is listed in the manifest but missing: {files.root}")
-        number, _, rows = places[name]
-        with files.open(name) as file:
-            columns = file.schema_arrow.names
-            if file.metadata.num_rows != rows:
-                raise UserError(f"shard {name} has {file.metadata.num_rows} rows, the manifest says {rows}")
-            path = files.storage / name
-            if not isinstance(path, Path):
-                path = folder / f"{number}.parquet"
-                pq.write_table(file.read([column for column in columns if column != IMAGE_COLUMN]), path)
-        return name, path, columns
-
-    def insert(shards: Sequence[tuple[str, Path, list[str]]]) -> None:
-        connection.execute(
-            "create or replace temp table reading as "
-            "select unnest(?) as filename, unnest(?) as shard, unnest(?) as first, unnest(?) as embedded",
-            [
-                [str(path) for _, path, _ in shards],
-                *([places[name][part] for name, _, _ in shards] for part in (0, 1)),
-                [IMAGE_COLUMN in columns for _, _, columns in shards],
-            ],
-        )
-        scores = ", ".join(
-            f"{name if any(name in columns for _, _, columns in shards) else absent} as {name}"
-            for name, absent in _NOT_SCORED.items()
-        )
+    def insert(shards: Sequence[_Shard]) -> None:
         connection.execute("begin")
         try:
-            connection.execute(
-                f"""create or replace temp view rows as
-                select (first + file_row_number)::int as image, shard, file_row_number::int as row, embedded,
-                    {", ".join(SCHEMA.names)}, {scores}
-                from read_parquet([{", ".join(quoted(str(path)) for _, path, _ in shards)}], filename = true,
-                    file_row_number = true, union_by_name = true)
-                join reading using (filename)"""
-            )
-            for statement in _FROM_SHARDS:
-                connection.execute(statement)
-        except duckdb.Error as error:
+            _insert(connection, shards)
+        except duckdb.Error:
             connection.execute("rollback")
-            if len(shards) > 1:  # which one is it?
-                for shard in shards:
-                    insert([shard])
-                return
-            [(name, path, _)] = shards
-            reason = f"shard {name} cannot be read ({str(error).splitlines()[0]})"
-            try:
-                read_file(path)
-                if not isinstance(error, _WRONG_VALUES):  # nothing is wrong with the shard
-                    raise error
-            except UserError as damage:
-                reason = str(damage)
-            note(name, reason)
-            return
-        for name, _, _ in shards:
-            note(name, None)
+            raise
+        for shard in shards:
+            note(shard.name, shard.number, None)
         connection.execute("commit")
 
-    with progress.images(sum(places[name][2] for name in names), "indexing") as advance:
-        for start in range(0, len(names), _SHARDS):
-            batch = names[start : start + _SHARDS]
+    with progress.images(sum(entry.rows for entry, _, _ in wanted), "indexing") as advance:
+        for start in range(0, len(wanted), _SHARDS):
             shards = []
-            for name in batch:
+            for entry, number, first in wanted[start : start + _SHARDS]:
                 try:
-                    shards.append(opened(name))
+                    shards.append(_opened(files, states, folder, entry, number, first))
                 except UserError as error:
-                    note(name, str(error))
-            if shards:
+                    note(entry.file, number, str(error))
+            try:
                 insert(shards)
-            for _, path, _ in shards:
+            except duckdb.Error:  # which one is it?
+                for shard in shards:
+                    try:
+                        insert([shard])
+                    except duckdb.Error as error:
+                        note(shard.name, shard.number, _fault(shard, error))
+            for shard in shards:
                 if not isinstance(files.storage, Path):
-                    path.unlink()
-            advance(sum(places[name][2] for name in batch), {})
+                    shard.path.unlink()
+            advance(sum(entry.rows for entry, _, _ in wanted[start : start + _SHARDS]), {})
+
+
+def _opened(
+    files: RunFiles, states: Mapping[str, str], folder: Path, entry: ShardEntry, number: int, first: int
+) -> _Shard:
+    """Fetch a shard, if it is in a store. Raises UserError: it is missing or damaged."""
+    if states[entry.file].endswith("missing"):
+        raise UserError(f"shard {entry.file} is listed in the manifest but missing: {files.root}")
+    path = files.storage / entry.file
+    with files.open(entry.file) as file:
+        columns = file.schema_arrow.names
+        if (rows := file.metadata.num_rows) != entry.rows:
+            raise UserError(f"shard {entry.file} has {rows} rows, the manifest says {entry.rows}")
+        if not isinstance(path, Path):
+            path = folder / f"{number}.parquet"
+            pq.write_table(file.read([column for column in columns if column != IMAGE_COLUMN]), path)
+    return _Shard(entry.file, number, first, path, columns)
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, shards: Sequence[_Shard]) -> None:
+    if not shards:
+        return
+    embedded = [IMAGE_COLUMN in shard.columns for shard in shards]
+    connection.execute(
+        "create or replace temp table reading as "
+        "select unnest(?) as filename, unnest(?) as shard, unnest(?) as first, unnest(?) as embedded",
+        [
+            [str(shard.path) for shard in shards],
+            *map(list, zip(*(shard[1:3] for shard in shards), strict=True)),
+            embedded,
+        ],
+    )
+    scores = ", ".join(
+        f"{name if any(name in shard.columns for shard in shards) else absent} as {name}"
+        for name, absent in _NOT_SCORED.items()
+    )
+    connection.execute(
+        f"""create or replace temp view rows as
+        select (first + file_row_number)::int as image, shard, file_row_number::int as row, embedded,
+            {", ".join(SCHEMA.names)}, {scores}
+        from read_parquet([{", ".join(quoted(str(shard.path)) for shard in shards)}], filename = true,
+            file_row_number = true, union_by_name = true)
+        join reading using (filename)"""
+    )
+    for statement in _FROM_SHARDS:
+        connection.execute(statement)
+
+
+def _fault(shard: _Shard, error: duckdb.Error) -> str:
+    """Return what is wrong with a shard; raises `error` if nothing is."""
+    try:
+        read_file(shard.path)
+    except UserError as damage:
+        return str(damage)
+    if not isinstance(error, _WRONG_VALUES):
+        raise error
+    return f"shard {shard.name} cannot be read ({str(error).splitlines()[0]})"

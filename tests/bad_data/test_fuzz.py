@@ -18,7 +18,7 @@ from rich.console import Console
 
 from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.recipe import Recipe, SourceConfig, SplitConfig, load_recipe
+from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.records import Box, Record, Relation, to_table
 from sgpipe.sources.annotated import AnnotationSource, clip_objects
 from sgpipe.sources.coco import coco_relations_source
@@ -150,19 +150,6 @@ def test_relations_become_rows_counts_or_a_one_line_error(
         assert_one_line(error)
     else:
         assert_valid(list(iter_records(folder / "out")), "train")
-
-
-@fuzz(100)
-@given(
-    data=damaged(b"name: a\nseed: 3\nlimit: 5\ntag: {threshold: 0.1, resources: {actors: 2}}\ncaption:\n  samples: 2\n")
-)
-def test_recipes_are_read_or_refused_with_one_line(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "r.yaml"
-    path.write_bytes(data)
-    try:
-        assert isinstance(load_recipe(str(path)), Recipe)
-    except UserError as error:
-        assert_one_line(error)
 
 
 @pytest.fixture(scope="module")

@@ -1,39 +1,30 @@
 """An object store: a server of moto's that speaks S3."""
 
 import re
-import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication
-from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
+from typer.testing import CliRunner
 
+from sgpipe.cli.main import app
 from sgpipe.files.object_store import StorePath, connect
 from sgpipe.storage.manifest import MANIFEST, Manifest
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """Moto tests the conditions of a request and carries it out in two steps: one request at a time, it is as S3 is."""
-    one_at_a_time, put_object = threading.Lock(), S3Response.put_object
-
-    def put_alone(self: S3Response) -> Any:
-        with one_at_a_time:
-            return put_object(self)
-
-    with mock.patch.object(S3Response, "put_object", put_alone):
-        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
-        server.stop()
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
 
 
 @pytest.fixture
@@ -87,3 +78,11 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
         lambda self, environ, start: faults.answer(lambda *request: original(self, *request), environ, start),
     )
     return faults
+
+
+def sgpipe(*words: object, code: int = 0) -> str:
+    """What a command prints; on standard error, if it fails."""
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == code, done.output
+    assert "Traceback" not in done.output
+    return done.stderr if code else done.stdout

@@ -19,7 +19,6 @@ from sgpipe.files.object_store import StorePath
 from sgpipe.generation.run import keep_indexes, open_image_roots
 from sgpipe.recipe import Resources, SourceConfig
 from sgpipe.records import Record
-from sgpipe.sources.folder import read_folder
 from sgpipe.sources.opening import open_source
 from sgpipe.stages.base import LoadStage
 from sgpipe.storage.manifest import run_images
@@ -123,16 +122,6 @@ def test_what_cannot_be_work_is_refused_before_it_begins(images: StorePath, faul
     faults.fault = lambda method, path: "403 AccessDenied"
     with pytest.raises(UserError, match="must be allowed to list and read it"):
         existing_images(f"{images.uri}/deep")
-
-
-def test_images_without_annotations_are_found_in_a_store(kept: tuple[StorePath, ImageRoot], tmp_path: Path) -> None:
-    for number, name in enumerate(NAMES):
-        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "folder" / name).write_bytes(png(number))
-    _, root = kept
-    there, here = (read_folder(place, split="val")[0] for place in (root, tmp_path / "folder"))
-    assert there.file_names == here.file_names == NAMES
-    assert there.sizes == here.sizes
 
 
 def test_the_indexes_travel_with_the_run(tars: StorePath, store: StorePath, tmp_path: Path, faults: Faults) -> None:

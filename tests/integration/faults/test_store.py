@@ -1,22 +1,110 @@
 """Shards in an object store: a server of moto's that speaks S3."""
 
+import copy
 import os
 import signal
 import subprocess
 import sys
-import threading
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
+import boto3
 import pytest
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.object_store import StorePath
-from sgpipe.storage.manifest import MANIFEST, Manifest, WriterClaim
+from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath
+from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.mirror import fetch
+from tests.integration.faults.conftest import Faults
 from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
 from tests.integration.faults.stage import SECONDS
 from tests.integration.faults.stub import COPIES
+
+NAMES = ["a.jpg", "deep/er/b#1 ü%25?.jpg", "deep/c.jpg"]
+
+
+@pytest.fixture
+def reader(store: StorePath) -> StorePath:
+    for name in NAMES:
+        store.put(name, name.encode() * 100)
+    return StorePath(store.uri)
+
+
+def test_objects_are_read_whole_in_ranges_and_as_files(reader: StorePath) -> None:
+    reader.check()
+    name = NAMES[1]
+    content = name.encode() * 100
+    info = reader.head(name)
+    assert info is not None
+    assert (info.name, info.size) == (name, len(content))
+    assert reader.read(name) == content
+    assert reader.read("./deep//er/" + name.rpartition("/")[2]) == content
+    assert reader.read_range(name, 3, 5, info.version) == content[3:8]
+    assert reader.read_range(name, 3, 0) == b""
+    with reader.open(name) as file:
+        file.seek(-4, 2)
+        assert file.read() == content[-4:]
+        file.seek(1)
+        assert file.read(7) == content[1:8]
+    assert sorted(info.name for info in reader.list()) == sorted(NAMES)
+    assert [info.name for info in reader.list("deep/er")] == [name]
+    assert copy.copy(reader).read(name) == content
+
+
+def test_what_is_missing_cut_or_replaced_is_told(reader: StorePath, store: StorePath) -> None:
+    version = reader.head("a.jpg").version
+    assert reader.head("none.jpg") is None
+    assert reader.read("none.jpg") is None
+    with pytest.raises(FileNotFoundError, match=f"^{store.uri}/none.jpg$"):
+        reader.open("none.jpg")
+    with pytest.raises(CutError, match="bytes 490 to 510"):
+        reader.read_range("a.jpg", 490, 20)
+    with pytest.raises(CutError):
+        reader.read_range("a.jpg", 600, 20)
+    assert reader.read_start("a.jpg", 10_000) == b"a.jpg" * 100
+    store.put("a.jpg", b"other")
+    with pytest.raises(ReplacedError, match=r"a\.jpg was replaced while it was in use"):
+        reader.read_range("a.jpg", 0, 4, version)
+
+
+def test_a_busy_server_and_cut_answers_are_asked_again(reader: StorePath, faults: Faults) -> None:
+    seen: Counter[str] = Counter()
+
+    def fault(method: str, path: str) -> str | None:
+        seen[path] += 1
+        return {1: "503 SlowDown", 2: "cut"}.get(seen[path])
+
+    faults.fault = fault
+    assert reader.read("a.jpg") == b"a.jpg" * 100
+    assert reader.read_range("deep/c.jpg", 0, 10) == b"deep/c.jpg"
+
+
+@pytest.mark.parametrize("fault", ["403 AccessDenied", "400 ExpiredToken"])
+def test_a_refusal_is_told_in_one_line(reader: StorePath, faults: Faults, fault: str) -> None:
+    faults.fault = lambda method, path: fault
+    with pytest.raises(AccessError, match=f"^{reader.location}/a.jpg: {fault[4:]}: as asked for$"):
+        reader.read("a.jpg")
+    with pytest.raises(UserError, match="must be allowed to list and read"):
+        reader.check()
+
+
+def test_what_the_public_may_read_needs_no_keys(
+    reader: StorePath, server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = boto3.client("s3", endpoint_url=server)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    public = StorePath(reader.uri.replace("s3://", "s3://anonymous@"))
+    with pytest.raises(AccessError, match="403 Forbidden"):
+        public.read("a.jpg")
+    bucket = reader.uri.split("/")[2]
+    client.put_bucket_acl(Bucket=bucket, ACL="public-read")
+    client.put_object_acl(Bucket=bucket, Key="some/labels/a.jpg", ACL="public-read")
+    assert public.read("a.jpg") == b"a.jpg" * 100
+    assert sorted(info.name for info in public.list()) == sorted(NAMES)
+    public.check()
 
 
 def test_objects_come_back_as_they_were_put(store: StorePath, tmp_path: Path) -> None:
@@ -83,31 +171,3 @@ def test_a_killed_run_resumes_on_another_machine(store: StorePath, tmp_path: Pat
     assert whole.wait() == 0, whole.said
     fetch(store, tmp_path / "fetched", lambda images, counts: None)
     assert_whole(tmp_path / "fetched", rows(whole.out))
-
-
-def test_of_runs_that_claim_a_store_at_once_one_keeps_it(store: StorePath) -> None:
-    for number in range(10):
-        claims = [WriterClaim(store) for _ in range(2 + number % 3)]
-        start, kept = threading.Barrier(len(claims)), list[WriterClaim]()
-
-        def claim(claim: WriterClaim, start: threading.Barrier = start, kept: list[WriterClaim] = kept) -> None:
-            start.wait()
-            try:
-                claim.make()
-            except (UserError, StoreError):
-                return
-            kept.append(claim)
-
-        threads = [threading.Thread(target=claim, args=(each,)) for each in claims]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        holders = 0
-        for each in kept:  # one that was claimed a moment before another began has lost it
-            try:
-                each.check()
-                holders += 1
-            except StoreError:
-                pass
-        assert holders == 1

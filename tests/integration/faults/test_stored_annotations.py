@@ -21,7 +21,7 @@ from sgpipe.records import Record
 from sgpipe.sources.opening import open_source
 from sgpipe.storage.manifest import Manifest
 from tests.factories import make_calibration
-from tests.integration.faults.conftest import Faults, upload
+from tests.integration.faults.conftest import Faults, sgpipe, upload
 from tests.sgpipe.generation.in_process import without_ray
 
 INSTANCES = {
@@ -100,70 +100,37 @@ def test_what_goes_wrong_with_the_store_is_said(stored, tmp_path, faults: Faults
         records(source, tmp_path / "index.arrow")
 
 
-def label(dataset: Path, out: Path, *options: object) -> dict[str, Any]:
-    """Label the miniworld's images with the tagger and the captions that come with it, without Ray."""
-    sources = ["--images", dataset / "images", "--annotations", dataset / "instances.json"]
-    sources += [
-        "--split",
-        "val",
-        "--captions",
-        dataset / "captions.json",
-        "--tagger",
-        "MINIWORLD",
-        "--out",
-        out,
-        "--json",
-    ]
-    with without_ray():
-        done = CliRunner().invoke(app, [str(word) for word in ["generate", "coco", *sources, *options]])
-    assert done.exit_code == 0, done.output
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def test_calibration_ground_truth_and_synonyms_may_be_in_a_store(store: StorePath, tmp_path: Path) -> None:
     drawn, truth = tmp_path / "drawn", tmp_path / "truth"
-    settings = ["--set", "tag.short_side=96", "--set", "tag.long_side=160", "--set", "tag.threshold=0.2"]
-    for arguments in (
-        ["miniworld", "--count", "6", "--out", drawn],
-        ["import", "vg", "--annotations", drawn / "scene_graphs.json", "--images", drawn / "images", "--out", truth],
-    ):
-        done = CliRunner().invoke(app, [str(word) for word in arguments])
-        assert done.exit_code == 0, done.output
+    sgpipe("miniworld", "--count", 6, "--out", drawn)
+    annotations = "--annotations", drawn / "scene_graphs.json"
+    sgpipe("import", "vg", *annotations, "--images", drawn / "images", "--out", truth)
     words = tmp_path / "synonyms.json"
     words.write_text(json.dumps({"person": ["man", "woman", "person"]}))
-    recipe = load_recipe("coco", {"tag.tagger": "MINIWORLD", "tag.short_side": 96, "tag.long_side": 160})
+    sizes = {"tag.short_side": 96, "tag.long_side": 160}
+    recipe = load_recipe("coco", {"tag.tagger": "MINIWORLD", **sizes})
     scoring = scoring_of_recipe(with_model_folders(recipe).tag, recipe.pair)
     calibration = make_calibration(tmp_path / "calibration.json", scoring, offset=0.1)
     for file in (words, calibration):
         store.put(file.name, file.read_bytes())
     upload(truth, store)
 
-    def given(place: str | Path, truth: str | Path) -> list[object]:
-        files = ["--calibration", f"{place}/{calibration.name}", "--set", f"pair.synonyms={place}/{words.name}"]
-        return [*settings, *files, "--truth", truth]
+    def label(out: str, place: str | Path, truth: str | Path, code: int = 0) -> str:
+        """Label the images with the tagger and the captions that come with them."""
+        files = ["--images", drawn / "images", "--annotations", drawn / "instances.json"]
+        files += ["--captions", drawn / "captions.json", "--calibration", f"{place}/{calibration.name}"]
+        values = {**sizes, "tag.threshold": 0.2, "pair.synonyms": f"{place}/{words.name}"}
+        settings = [option for name, value in values.items() for option in ("--set", f"{name}={value}")]
+        models = ["--tagger", "MINIWORLD", "--truth", truth, "--split", "val"]
+        with without_ray():
+            return sgpipe("generate", "coco", *files, *settings, *models, "--out", tmp_path / out, "--json", code=code)
 
-    expected = label(drawn, tmp_path / "local", *given(tmp_path, truth))
-    found = label(drawn, tmp_path / "stored", *given(store.uri, store.uri))
+    expected, found = json.loads(label("local", tmp_path, truth)), json.loads(label("stored", store.uri, store.uri))
     assert found["quality"] == expected["quality"] is not None
     assert found["counts"]["relations"] == expected["counts"]["relations"] > 0
     runs = [Manifest.load(tmp_path / name).run for name in ("local", "stored")]
     assert runs[0]["identity"]["tag"]["calibration"] == runs[1]["identity"]["tag"]["calibration"]
     assert runs[0]["identity"]["pair"]["synonyms"] == runs[1]["identity"]["pair"]["synonyms"] is not None
-    audit = CliRunner().invoke(app, ["stats", str(tmp_path / "stored"), "--json"])
-    assert json.loads(audit.stdout)["ground_truth"]
+    assert json.loads(sgpipe("stats", tmp_path / "stored", "--json"))["ground_truth"]
     store.put(words.name, json.dumps({"person": ["man"]}).encode())
-    arguments = ["generate", "coco", "--images", drawn / "images", "--annotations", drawn / "instances.json"]
-    arguments += [
-        "--split",
-        "val",
-        "--captions",
-        drawn / "captions.json",
-        "--tagger",
-        "MINIWORLD",
-        "--out",
-        tmp_path / "stored",
-    ]
-    changed = CliRunner().invoke(app, [str(word) for word in [*arguments, *given(store.uri, store.uri)]])
-    assert changed.exit_code == 2
-    assert "pair.synonyms" in changed.output
+    assert "pair.synonyms" in label("stored", store.uri, store.uri, code=2)

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files import locations
 from sgpipe.files.object_store import StorePath
@@ -24,7 +22,7 @@ from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.recipe import ShardsConfig
 from sgpipe.utils.console import Progress
 from sgpipe.view.search import Filters, search
-from tests.integration.faults.conftest import Faults, upload
+from tests.integration.faults.conftest import Faults, sgpipe, upload
 from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
 from tests.sgpipe.stats.runs import make_shards, scene
 from tests.sgpipe.training import trainings
@@ -41,13 +39,6 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def below(store: StorePath, name: str) -> StorePath:
     return StorePath(f"{store.uri}/{name}")
-
-
-def sgpipe(*words: object, code: int = 0) -> str:
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    assert done.exit_code == code, done.output
-    assert "Traceback" not in done.output
-    return done.stderr if code else done.stdout
 
 
 @pytest.fixture

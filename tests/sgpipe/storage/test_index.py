@@ -14,7 +14,6 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from sgpipe.errors import UserError
 from sgpipe.records import Record
 from sgpipe.storage import index as index_module
 from sgpipe.storage.index import Index, find_image, interruptible, read_embedded, read_record
@@ -22,7 +21,7 @@ from sgpipe.storage.index_build import configure
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, read_file, shard_name, write_shard, write_table
 from sgpipe.utils.console import Progress
-from sgpipe.view.search import Filters, facets, queues, search
+from sgpipe.view.search import Filters, queues, search
 from tests.sgpipe.training.data.runs import make_records, make_run, plain_record
 
 QUIET = Progress(Console(quiet=True))
@@ -172,21 +171,6 @@ def test_a_damaged_index_is_built_again(tmp_path: Path, builds: list[str]) -> No
     path.write_bytes(b"no database")
     assert content(Index.open(tmp_path, QUIET)) == expected
     assert builds == ["new", "new"]
-
-
-def test_an_empty_run_has_no_hits(tmp_path: Path) -> None:
-    make_run(tmp_path, [])
-    index = Index.open(tmp_path, QUIET)
-    assert (index.images, index.relations, search(index, Filters()).hits) == (0, 0, [])
-    assert facets(index, Filters()).total == 0
-
-
-def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not an sgpipe run"):
-        Index.open(tmp_path, QUIET)
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="no such folder"):
-        Index.open(tmp_path / "nowhere", QUIET)
 
 
 def test_what_cannot_be_put_into_the_run_goes_into_the_users_cache(tmp_path: Path) -> None:

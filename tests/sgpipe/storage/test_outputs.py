@@ -42,12 +42,3 @@ def test_inputs_are_not_replaced(tmp_path: Path) -> None:
             check_output(path, ["elsewhere", read])
     check_output(photos / "sheet.png", [photos, file])
     check_output(tmp_path / "report.html", [tmp_path])
-
-
-def test_a_picture_beside_the_files_of_a_run_may_be_written_again(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    for name in ("run/manifest.jsonl", "run/sheet.png", "a.png"):
-        (tmp_path / name).write_text("")
-    assert check_output(tmp_path / "run/sheet.png", [tmp_path / "run"])
-    with pytest.raises(UserError, match="is an image in"):
-        check_output(tmp_path / "a.png", [tmp_path])

@@ -1,11 +1,8 @@
-from pathlib import Path
-
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.storage.manifest import Manifest, ShardEntry
+from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import shard_name
 
 
 def test_a_run_that_stopped_before_its_first_shard_binds_nothing(tmp_path):
@@ -34,18 +31,6 @@ def test_a_refused_command_removes_only_a_folder_that_it_made(tmp_path, was_ther
     assert root.exists() == was_there
 
 
-def test_leftovers_of_a_killed_run_are_swept(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    with folder.lock():
-        manifest = Manifest.create(folder.root, {})
-        kept, orphan = shard_name("val", 0, 1), shard_name("val", 1, 2)
-        for name in (kept, orphan, "data/.val.123.tmp", "data/notes.csv"):
-            (folder.root / name).touch()
-        manifest.commit(ShardEntry("val", 0, 1, kept, "", 0))
-        folder.sweep(manifest)
-    assert {path.name for path in (folder.root / "data").iterdir()} == {Path(kept).name, "notes.csv"}
-
-
 def test_only_temporary_files_of_a_run_are_swept(tmp_path):
     """`sgpipe stats --html RUN/report.html` may be writing into the folder while a run starts or ends."""
     folder = RunFolder(tmp_path / "run")
@@ -57,15 +42,3 @@ def test_only_temporary_files_of_a_run_are_swept(tmp_path):
             (folder.root / name).touch()
         folder.sweep(Manifest.create(folder.root, {}))
     assert sorted(str(path.relative_to(folder.root)) for path in folder.root.rglob("*tmp")) == sorted(left)
-
-
-def test_lost_and_cut_shards_are_noticed(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    with folder.lock():
-        manifest = Manifest.create(folder.root, {})
-        for start, size in ((0, 4), (1, 3), (2, None)):
-            entry = ShardEntry("val", start, start + 1, shard_name("val", start, start + 1), "", 4)
-            manifest.commit(entry)
-            if size is not None:
-                (folder.root / entry.file).write_bytes(b"x" * size)
-        assert [shard.start for shard in folder.lost(manifest)] == [1, 2]

@@ -236,11 +236,3 @@ def test_a_run_at_work_is_not_repaired(run):
         verify(run, repair=True)
     other.kill()
     other.communicate()
-
-
-def test_what_is_no_run_is_refused(tmp_path):
-    for place, reason in ((tmp_path, "is not an sgpipe run"), (tmp_path / "no", str(tmp_path / "no"))):
-        result = CliRunner().invoke(app, ["verify", str(place), "--repair"])
-        assert result.exit_code == 2
-        assert reason in result.stderr
-    assert not list(tmp_path.iterdir())
