@@ -266,19 +266,18 @@ class EvaluationResult:
         write_result_text(path, unit_square(self.benchmark, lines, "recall", "precision", (400, 400)).file())
 
 
+_KINDS = ("with predictions", "with an empty list", "without predictions", "left out")
+
+
 @dataclass
 class ScoredImages:
     """The annotated images that were scored, filled while they are read.
 
-    predicted: with predictions. empty: whose predictions are an empty list. missing: without predictions, counted as
-    missed; `unpredicted` are their names. left_out: without predictions, which the benchmark leaves out. names: those
-    scored, in order. notes: remarks for the reader.
+    counts: by what was predicted for them. unpredicted: names of those without predictions, which count as missed.
+    names: those scored, in order. notes: remarks for the reader.
     """
 
-    predicted: int = 0
-    empty: int = 0
-    missing: int = 0
-    left_out: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_KINDS, 0))
     unpredicted: frozenset[str] = frozenset()
     names: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -291,23 +290,21 @@ class ScoredImages:
 
     def add(self, predictions: Sized) -> None:
         """Count an image with predictions, or with an empty list of them."""
-        self.predicted += len(predictions) > 0
-        self.empty += len(predictions) == 0
+        self.counts["with predictions" if len(predictions) else "with an empty list"] += 1
 
     def miss(self, annotated: Collection[Any], predicted: Collection[Any]) -> None:
         """Count images without predictions as missed, with a note."""
         self.unpredicted = frozenset(name for name in annotated if name not in predicted)
-        self.missing = self._note(annotated, predicted, "counted as missed")
+        self._lack("without predictions", len(annotated), len(predicted), "counted as missed")
 
     def leave_out(self, annotated: Collection[Any], predicted: Collection[Any]) -> None:
         """Leave images without predictions out, with a note."""
-        self.left_out = self._note(annotated, predicted, "left out (official protocol)")
+        self._lack("left out", len(annotated), len(predicted), "left out (official protocol)")
 
-    def _note(self, annotated: Collection[Any], predicted: Collection[Any], what: str) -> int:
-        lacking = len(annotated) - len(predicted)
+    def _lack(self, kind: str, annotated: int, predicted: int, what: str) -> None:
+        self.counts[kind] = lacking = annotated - predicted
         if lacking:
-            self.notes.append(f"no predictions for {lacking:,} of {count(len(annotated), 'annotated image')}: {what}")
-        return lacking
+            self.notes.append(f"no predictions for {lacking:,} of {count(annotated, 'annotated image')}: {what}")
 
     def result(
         self,
@@ -319,17 +316,15 @@ class ScoredImages:
         curves: Mapping[str, Array] | None = None,
     ) -> EvaluationResult:
         """Return the result of a benchmark on these images, of `scores`, which have a method `resampled`."""
-        kinds = {"with predictions": self.predicted, "with an empty list": self.empty}
-        kinds |= {"without predictions": self.missing, "left out": self.left_out}
-        scored = self.predicted + self.empty + self.missing
-        listed = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number)
+        scored = sum(self.counts.values()) - self.counts["left out"]
+        listed = ", ".join(f"{number:,} {kind}" for kind, number in self.counts.items() if number)
         return EvaluationResult(
             benchmark,
             settings,
             summary(scores),
             per_class,
             self.notes,
-            counts={"images": scored, **{f"images {kind}": number for kind, number in kinds.items()}},
+            counts={"images": scored, **{f"images {kind}": number for kind, number in self.counts.items()}},
             curves=curves or {},
             scored=f"scored {count(scored, 'image')}: {listed}",
             resampling=Resampling(self.names, lambda counts: summary(scores.resampled(counts)), self.unpredicted),

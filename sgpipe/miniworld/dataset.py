@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +104,16 @@ def file_name(split: str, number: int) -> str:
     return f"{image_id(split, number)}.jpg"
 
 
-@dataclass
+Item = dict[str, Any]
+
+
 class Annotations:
     """Collects the annotations of images. Ids derive from the image id, not from the order."""
 
-    seed: int
-    split: str
-    images: list[dict[str, Any]] = field(default_factory=list)
-    instances: list[dict[str, Any]] = field(default_factory=list)
-    captions: list[dict[str, Any]] = field(default_factory=list)
-    graphs: list[dict[str, Any]] = field(default_factory=list)
-    interactions: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, seed: int, split: str) -> None:
+        self._info = {"description": "sgpipe miniworld: drawn scenes with exact truth", "seed": seed, "split": split}
+        self.images, self.instances, self.captions = list[Item](), list[Item](), list[Item]()
+        self.graphs, self.interactions = list[Item](), list[Item]()
 
     def add(self, scene: Scene, rendered: RenderedScene, sentences: list[SceneCaption]) -> None:
         number = image_id(scene.split, scene.number)
@@ -132,13 +130,8 @@ class Annotations:
 
     def files(self) -> dict[str, Any]:
         """Contents by file name."""
-        info = {
-            "description": "sgpipe miniworld: drawn scenes with exact truth",
-            "seed": self.seed,
-            "split": self.split,
-        }
         categories = [{"id": number, "name": name, "supercategory": name} for name, number in _CATEGORY_IDS.items()]
-        common = {"info": info, "licenses": [], "images": self.images}
+        common = {"info": self._info, "licenses": [], "images": self.images}
         return {
             INSTANCES: {**common, "annotations": self.instances, "categories": categories},
             CAPTIONS: {**common, "annotations": self.captions},

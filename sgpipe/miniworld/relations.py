@@ -336,15 +336,15 @@ class CompositionRule(NamedTuple):
     """A relation that can be composed. The weight is its relative frequency."""
 
     predicate: str
-    subjects: tuple[str, ...]
-    objects: tuple[str, ...]
+    subjects: str
+    objects: str
     compose: Composition
     arrangement: Arrangement
-    weight: float
+    weight: float = 1.0
 
     @property
     def statements(self) -> list[Statement]:
-        pairs = product(self.subjects, self.objects)
+        pairs = product(self.subjects.split(", "), self.objects.split(", "))
         statements = [(subject, self.predicate, object_) for subject, object_ in pairs]
         return [statement for statement in statements if statement not in _NO_ROOM and _in_order(statement)]
 
@@ -365,16 +365,6 @@ def _in_order(statement: Statement) -> bool:
 
 def _arrangement(first: str, subject_takes: str = "", object_takes: str = "") -> Arrangement:
     return Arrangement(first, frozenset(subject_takes.split()), frozenset(object_takes.split()))
-
-
-def _rule(
-    predicate: str, subjects: str, objects: str, composition: Composition, place: Arrangement, weight: float = 1.0
-) -> CompositionRule:
-    return CompositionRule(predicate, _names(subjects), _names(objects), composition, place, weight)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
 
 
 _ASTRIDE = _arrangement("object", "body fore aft", "top over body")
@@ -404,32 +394,34 @@ _HELD = "umbrella, cup, sports ball, kite, skateboard, cat, bird"
 _CHASED = "dog, cat, bird, sports ball"
 
 RULES: tuple[CompositionRule, ...] = (
-    _rule("riding", "person", "horse, bicycle, skateboard", ride, _ASTRIDE, 1.6),
-    _rule("riding", "dog, cat", "skateboard", ride, _ASTRIDE, 0.5),
-    _rule("holding", "person", _HELD, hold, _IN_HAND, 1.6),
-    _rule("sitting on", "person, cat, dog", f"{_SEATS}, car", sit_on, _ATOP),
-    _rule("standing on", "person, dog, cat, bird", f"{_SEATS}, car", stand_on, _ATOP),
-    _rule("standing on", "bird", "horse", stand_on, _ASTRIDE, 0.2),
-    _rule("lying on", "cat, dog, person", "bench, dining table", lie_on, _ATOP),
-    _rule("on", "cup, sports ball, skateboard", _SEATS, put_on, _ATOP),
-    _rule("under", _SMALL, _SEATS, put_under, _BELOW),
-    _rule("under", "person, dog, cat, bird, chair, bench, sports ball", "umbrella", put_under, _BELOW, 0.6),
-    _rule("next to", _GROUNDED, _GROUNDED, next_to, _BESIDE, 1.3),
-    _rule("behind", f"{_LARGE}, dog", f"{_LARGE}, dog, cat", stand_behind, _BEHIND),
-    _rule("in front of", f"{_LARGE}, dog, cat", f"{_LARGE}, dog", stand_before, _BEFORE),
-    _rule("kicking", "person", "sports ball", kick, _AT_FOOT),
-    _rule("throwing", "person", "sports ball", throw, _FROM_HAND),
-    _rule("chasing", "dog", f"{_CHASED}, person, horse", chase, _AHEAD),
-    _rule("chasing", "cat", _CHASED, chase, _AHEAD, 0.6),
-    _rule("chasing", "person", f"{_CHASED}, horse", chase, _AHEAD, 0.6),
-    _rule("walking", "person", "dog, cat, horse, bicycle", walk, _ON_LEASH, 1.3),
-    _rule("flying", "person", "kite", fly, _ON_STRING, 1.2),
-    _rule("looking at", "person", "dog, cat, horse, bird, bicycle, car", look_at, _IN_SIGHT),
-    _rule("looking at", "dog, cat", f"{_CHASED}, cup", look_at, _UNDER_NOSE, 0.8),
-    _rule("pushing", "person", f"{_SEATS}, car", push, _PUSHED, 1.2),
-    _rule("jumping over", "dog, cat, horse, person", "bench, sports ball, skateboard, chair", jump_over, _CLEARED),
-    _rule("petting", "person", "dog, cat, horse", pet, _AT_HAND, 1.2),
-    _rule("flying over", "bird", f"{_LARGE}, dog, cat", fly_over, _OVERFLOWN, 0.6),
+    CompositionRule("riding", "person", "horse, bicycle, skateboard", ride, _ASTRIDE, 1.6),
+    CompositionRule("riding", "dog, cat", "skateboard", ride, _ASTRIDE, 0.5),
+    CompositionRule("holding", "person", _HELD, hold, _IN_HAND, 1.6),
+    CompositionRule("sitting on", "person, cat, dog", f"{_SEATS}, car", sit_on, _ATOP),
+    CompositionRule("standing on", "person, dog, cat, bird", f"{_SEATS}, car", stand_on, _ATOP),
+    CompositionRule("standing on", "bird", "horse", stand_on, _ASTRIDE, 0.2),
+    CompositionRule("lying on", "cat, dog, person", "bench, dining table", lie_on, _ATOP),
+    CompositionRule("on", "cup, sports ball, skateboard", _SEATS, put_on, _ATOP),
+    CompositionRule("under", _SMALL, _SEATS, put_under, _BELOW),
+    CompositionRule("under", "person, dog, cat, bird, chair, bench, sports ball", "umbrella", put_under, _BELOW, 0.6),
+    CompositionRule("next to", _GROUNDED, _GROUNDED, next_to, _BESIDE, 1.3),
+    CompositionRule("behind", f"{_LARGE}, dog", f"{_LARGE}, dog, cat", stand_behind, _BEHIND),
+    CompositionRule("in front of", f"{_LARGE}, dog, cat", f"{_LARGE}, dog", stand_before, _BEFORE),
+    CompositionRule("kicking", "person", "sports ball", kick, _AT_FOOT),
+    CompositionRule("throwing", "person", "sports ball", throw, _FROM_HAND),
+    CompositionRule("chasing", "dog", f"{_CHASED}, person, horse", chase, _AHEAD),
+    CompositionRule("chasing", "cat", _CHASED, chase, _AHEAD, 0.6),
+    CompositionRule("chasing", "person", f"{_CHASED}, horse", chase, _AHEAD, 0.6),
+    CompositionRule("walking", "person", "dog, cat, horse, bicycle", walk, _ON_LEASH, 1.3),
+    CompositionRule("flying", "person", "kite", fly, _ON_STRING, 1.2),
+    CompositionRule("looking at", "person", "dog, cat, horse, bird, bicycle, car", look_at, _IN_SIGHT),
+    CompositionRule("looking at", "dog, cat", f"{_CHASED}, cup", look_at, _UNDER_NOSE, 0.8),
+    CompositionRule("pushing", "person", f"{_SEATS}, car", push, _PUSHED, 1.2),
+    CompositionRule(
+        "jumping over", "dog, cat, horse, person", "bench, sports ball, skateboard, chair", jump_over, _CLEARED
+    ),
+    CompositionRule("petting", "person", "dog, cat, horse", pet, _AT_HAND, 1.2),
+    CompositionRule("flying over", "bird", f"{_LARGE}, dog, cat", fly_over, _OVERFLOWN, 0.6),
 )
 
 # All predicates of the scene graphs; "with" is only implied.

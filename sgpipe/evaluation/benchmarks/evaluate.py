@@ -243,7 +243,7 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
         predicted = _predicted_people(given, actions, people, possible, found)
     with _explained(given.name):
         scores = evaluate_vcoco(found.named(people_images(people, predicted, actions)), actions)
-    found.predicted = len(predicted)
+    found.counts["with predictions"] = len(predicted)
     found.miss(people, predicted)
     found.unpredicted = frozenset()  # its format has no item for an image without persons
     curves = {f"role, scenario {number}": class_curve(part) for number, part in scores.roles.items()}

@@ -177,16 +177,6 @@ class PredicateQuality:
 
 
 @dataclass(frozen=True)
-class BandQuality:
-    """The predicates of one frequency band together, and the mean of their average precisions."""
-
-    band: FrequencyBand
-    predicates: int
-    quality: Quality
-    mean_average_precision: float
-
-
-@dataclass(frozen=True)
 class LabelQuality:
     """How good the relations of a run are.
 
@@ -207,7 +197,6 @@ class LabelQuality:
     reachable: float
     curve: dict[float, Quality]
     predicates: tuple[PredicateQuality, ...]
-    bands: tuple[BandQuality, ...]
     relations: Relations
     targets: Array
     names: tuple[str, ...]
@@ -350,11 +339,6 @@ def _measures(relations: Relations, required: Targets, names: Sequence[str], thr
     targets = np.bincount(required.predicate, minlength=len(names))
     rows = _by_predicate(relations, targets, names, threshold)
     total, kept = len(required.predicate), relations.above(threshold)
-    bands = []
-    for name in BANDS:
-        own = [row for row in rows if row.band == name]
-        sums = Quality(*(sum(getattr(row.quality, each.name) for row in own) for each in fields(Quality)))
-        bands.append(BandQuality(name, len(own), sums, mean([row.average_precision for row in own])))
     return {
         "at_threshold": Quality.of(kept, total),
         "average_precision": area(*precision_recall(relations, total), total),
@@ -363,7 +347,6 @@ def _measures(relations: Relations, required: Targets, names: Sequence[str], thr
         "reachable": mean(required.reachable),
         "curve": {level: Quality.of(relations.above(level), total) for level in sorted({*CURVE, threshold})},
         "predicates": rows,
-        "bands": tuple(bands),
         "relations": relations,
         "targets": targets,
         "required": required,
@@ -405,11 +388,17 @@ def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
     """Return the full report; `settings` are added to those in the JSON."""
     tables: dict[str, Rows] = {
         "by threshold": [{"threshold": f"{level:g}", **_row(own)} for level, own in result.curve.items()],
-        "by frequency": [
-            {"band": own.band, "predicates": own.predicates, **_row(own.quality), "mean_AP": own.mean_average_precision}
-            for own in result.bands
-        ],
+        "by frequency": [],
     }
+    curves = {}
+    for band in BANDS:
+        own = [predicate for predicate in result.predicates if predicate.band == band]
+        sums = Quality(*(sum(getattr(each.quality, name.name) for each in own) for name in fields(Quality)))
+        average = mean([each.average_precision for each in own])
+        tables["by frequency"].append({"band": band, "predicates": len(own), **_row(sums), "mean_AP": average})
+        if own:
+            name = f"{band} ({count(len(own), 'predicate')})"
+            curves[name] = mean_curve(precision_at(*each.curve) for each in own)
     rows = [
         {
             "predicate": own.predicate,
@@ -419,10 +408,6 @@ def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
         }
         for own in result.predicates
     ]
-    by_band: dict[str, list[Array]] = {}
-    for predicate in (each for each in result.predicates if each.band):
-        by_band.setdefault(str(predicate.band), []).append(precision_at(*predicate.curve))
-    curves = {f"{band} ({count(len(own), 'predicate')})": mean_curve(own) for band, own in by_band.items()}
     options = {"source": result.source, "threshold": result.threshold, **settings}
     return EvaluationResult(
         f"Label quality ({result.source})",
