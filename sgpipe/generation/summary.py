@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sgpipe.records import LEFT_OUT
 from sgpipe.storage.manifest import Summary
-from sgpipe.utils.console import count, duration, listed
+from sgpipe.utils.console import count, duration, listed, print_rows
 
 if TYPE_CHECKING:
     from sgpipe.generation.plan import Plan
@@ -76,25 +75,18 @@ def print_plan(plan: Plan, console: Console, machines: int, *prices: float | Non
         rows["tokens of the endpoint"] = f"{plan.tokens:,}"
     if "price" in values:
         rows["price"] = f"{values['price']:,.2f}"
-    table = Table(title=Text(f"plan, from {count(plan.sampled, 'image')}"), show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.print(table)
+    print_rows(f"plan, from {count(plan.sampled, 'image')}", rows, console)
 
 
 def _print_table(summary: Summary, rows: dict[str, int], console: Console) -> None:
-    table = Table(title=Text(str(summary.root)), show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
     images = summary.counts["images"]
-    table.add_row("images", f"{images:,} of {max(summary.planned, images):,}")
+    texts = {"images": f"{images:,} of {max(summary.planned, images):,}"}
     named = {_PROBLEMS.get(name, name.replace("_", " ")): number for name, number in summary.problems.items()}
     problems = {f"source: {what}": number for what, number in named.items() if number}
     beyond = {f"left out: {what}": summary.counts[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
     problems |= {what: number for what, number in beyond.items() if number}
-    for name, number in {**rows, **problems, "shards": summary.shards}.items():
-        table.add_row(name, f"{number:,}")
-    console.print(table)
+    texts |= {name: f"{number:,}" for name, number in {**rows, **problems, "shards": summary.shards}.items()}
+    print_rows(str(summary.root), texts, console)
 
 
 def _print_errors(summary: Summary, console: Console) -> None:

@@ -12,12 +12,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from sgpipe.training.recipe import BENCHMARKS
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.console import count
+from sgpipe.utils.console import count, print_rows
 
 METRICS = "metrics.jsonl"
 _NOT_MEASURES = {"event", "epoch", "step", "steps", "compile_error"}
@@ -145,9 +143,6 @@ def _step_note(row: dict[str, Any]) -> str:
 
 def print_training(summary: TrainSummary, use: str, console: Console) -> None:
     """Print what was trained and how good it is; `use` says where the network is and how to use it."""
-    table = Table(title=Text(str(summary.out)), show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
     last, validation = summary.last, summary.validation
     counts = {"images": summary.images, "complete epochs": summary.epochs, "steps": summary.steps}
     rows = {"network": summary.kind, **{name: f"{count:,}" for name, count in counts.items()}}
@@ -158,7 +153,5 @@ def print_training(summary: TrainSummary, use: str, console: Console) -> None:
     rows |= {f"validation {name}": f"{validation[name]:.3f}" for name in MEASURES if name in validation}
     if summary.best is not None:
         rows[f"best validation {summary.best_by}"] = f"{abs(summary.best):.3f}"
-    for row in rows.items():
-        table.add_row(*row)
-    console.print(table)
+    print_rows(str(summary.out), rows, console)
     console.print(use, soft_wrap=True)

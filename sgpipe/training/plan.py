@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from rlip_model.training.divergence import DivergenceError
 from sgpipe.errors import DivergedError
@@ -21,7 +20,7 @@ from sgpipe.training.job import PRIVATE, run_job
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.training.run import prepare
 from sgpipe.utils.config_file import changed
-from sgpipe.utils.console import Progress, count, duration
+from sgpipe.utils.console import Progress, count, duration, print_rows
 from sgpipe.utils.devices import pick_device, usable_gpus
 from sgpipe.utils.gpu import MemoryFullError
 
@@ -150,7 +149,4 @@ def print_training_plan(plan: TrainingPlan, console: Console) -> None:
     }
     if plan.gpus > plan.workers and plan.batch % plan.gpus == 0:
         rows["all GPUs"] = f"--workers {plan.gpus} --gpus 1"
-    table = Table(title=f"plan, from {count(plan.measured_steps, 'step')}", show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.print(table)
+    print_rows(f"plan, from {count(plan.measured_steps, 'step')}", rows, console)

@@ -89,6 +89,19 @@ def json_text(value: Any, indent: int | None = None) -> str:
     )
 
 
+def print_rows(title: str, rows: Mapping[str, str], console: Console) -> None:
+    """Print a table of names and values."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for row in rows.items():
+        table.add_row(*row)
+    console.print(table)
+
+
 class Reminder:
     """Says how far something is that takes long, now and then."""
 

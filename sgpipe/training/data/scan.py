@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.calibration import choose_threshold, load_calibration, stored
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import absolute
-from sgpipe.files.locations import absolute_location, location, opened_ahead, text_of
+from sgpipe.files.locations import Location, absolute_location, location, opened_ahead, text_of
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.judgements import JudgementLog, RelationKey
 from sgpipe.storage.manifest import Manifest, ShardEntry, run_images
@@ -180,78 +179,54 @@ class FlatColumn:
         return pc.struct_field(self._structs, field)
 
 
-@dataclass(frozen=True)
 class TrainingFilter:
-    """The usable rows and relations of a table of a run, see `TrainingSet`; with `judged`, only judged relations."""
+    """The usable rows and relations of a table of a run, see `TrainingSet`; with `judged`, only judged relations.
 
-    table: pa.Table
-    threshold: float
-    judged: Mapping[tuple[str, str], Sequence[JudgedRelation]] | None = None
+    Attributes:
+        ok: `[rows]`, False for error rows.
+        usable_rows: `[usable rows]`, their indices in the table, in order.
+        objects, relations: the frequency of class names and of predicates, in order of first occurrence.
 
-    @cached_property
-    def ok(self) -> np.ndarray:
-        """`[rows]`: False for error rows."""
-        return pc.equal(self.table["status"], "ok").to_numpy()
+    Raises UserError: a relation refers to an object that its image does not have.
+    """
 
-    @cached_property
-    def _objects(self) -> FlatColumn:
-        return FlatColumn(self.table["objects"])
-
-    @cached_property
-    def _relations(self) -> FlatColumn:
-        return FlatColumn(self.table["relations"])
-
-    @cached_property
-    def _crowd(self) -> np.ndarray:  # [all objects]
-        return pc.fill_null(self._objects["iscrowd"], False).to_numpy(zero_copy_only=False)
-
-    @cached_property
-    def _usable_relations(self) -> np.ndarray:  # [all relations]
-        confidence = self._relations["confidence"].to_numpy(zero_copy_only=False)  # NaN: no confidence
-        unsure = confidence < self.threshold
-        crowd = self._crowd[self._ends("subject")] | self._crowd[self._ends("object")]
-        return ~unsure & ~crowd & self.ok[self._relations.rows]
-
-    def _ends(self, field: str) -> np.ndarray:
-        """`[all relations]`: indices into all objects. Raises UserError: an image does not have such an object."""
-        ends = pc.fill_null(self._relations[field], -1).to_numpy(zero_copy_only=False)
-        rows, lengths = self._relations.rows, self._objects.lengths
-        bad = np.flatnonzero((ends < 0) | (ends >= lengths[rows]))
-        if len(bad):
-            image = self.table["image_id"][int(rows[bad[0]])]
-            raise UserError(f"image {image} has a relation with object {ends[bad[0]]}, which does not exist")
-        return (np.cumsum(lengths) - lengths)[rows] + ends
-
-    @cached_property
-    def usable_rows(self) -> np.ndarray:
-        """`[usable rows]`: their indices in the table, in order."""
-        if self.judged is not None:
-            return np.flatnonzero(np.array([bool(own) for own in self._judged], bool))
-        return np.unique(self._relations.rows[self._usable_relations])
-
-    @cached_property
-    def _judged(self) -> list[list[JudgedRelation]]:
-        """The judged relations of each row, between objects that it has and that are not crowds."""
-        keys = zip(*(self.table[name].to_pylist() for name in ("split", "image_id")), strict=True)
-        found = [(self.judged or {}).get(key, ()) for key in keys]
-        crowds = np.split(self._crowd, np.cumsum(self._objects.lengths)[:-1])
-        return [
-            [each for each in own if ok and all(end < len(crowd) and not crowd[end] for end in each[:2])]
-            for own, ok, crowd in zip(found, self.ok, crowds, strict=False)
-        ]
-
-    def object_names(self) -> dict[str, int]:
-        """Return the frequency of each class name, in order of first occurrence."""
-        return _frequencies(self._objects["category"], ~self._crowd & self.ok[self._objects.rows])
-
-    def relation_names(self) -> dict[str, int]:
-        """Return the frequency of each predicate of usable relations, in order of first occurrence."""
-        if self.judged is not None:
-            return Counter(each.predicate for own in self._judged for each in own)
-        return _frequencies(self._relations["predicate"], self._usable_relations)
+    def __init__(
+        self,
+        table: pa.Table,
+        threshold: float,
+        judged: Mapping[tuple[str, str], Sequence[JudgedRelation]] | None = None,
+    ) -> None:
+        objects, relations = FlatColumn(table["objects"]), FlatColumn(table["relations"])
+        self.ok: np.ndarray = pc.equal(table["status"], "ok").to_numpy()
+        crowd = pc.fill_null(objects["iscrowd"], False).to_numpy(zero_copy_only=False)
+        self.objects = _frequencies(objects["category"], ~crowd & self.ok[objects.rows])
+        if judged is None:
+            subjects, others = (_ends(table, objects, relations, field) for field in ("subject", "object"))
+            confidence = relations["confidence"].to_numpy(zero_copy_only=False)  # NaN: no confidence
+            usable = ~(confidence < threshold) & ~crowd[subjects] & ~crowd[others] & self.ok[relations.rows]
+            self.relations = _frequencies(relations["predicate"], usable)
+            self.usable_rows = np.unique(relations.rows[usable])
+        else:
+            keys = zip(*(table[name].to_pylist() for name in ("split", "image_id")), strict=True)
+            usable_ends = [{*np.flatnonzero(~own)} for own in np.split(crowd, np.cumsum(objects.lengths)[:-1])]
+            of_rows = [judged.get(key, ()) if ok else () for key, ok in zip(keys, self.ok, strict=True)]
+            pairs = zip(of_rows, usable_ends, strict=False)
+            known = [[each for each in own if {*each[:2]} <= ends] for own, ends in pairs]
+            self.relations = Counter(each.predicate for own in known for each in own)
+            self.usable_rows = np.flatnonzero(np.array([bool(own) for own in known], bool))
 
 
-def _frequencies(names: pa.Array, mask: np.ndarray) -> dict[str, int]:
+def _ends(table: pa.Table, objects: FlatColumn, relations: FlatColumn, field: str) -> np.ndarray:
+    """`[all relations]`: indices into all objects. Raises UserError: an image does not have such an object."""
+    ends = pc.fill_null(relations[field], -1).to_numpy(zero_copy_only=False)
+    bad = np.flatnonzero((ends < 0) | (ends >= objects.lengths[relations.rows]))
+    if len(bad):
+        image = table["image_id"][int(relations.rows[bad[0]])]
+        raise UserError(f"image {image} has a relation with object {ends[bad[0]]}, which does not exist")
+    return (np.cumsum(objects.lengths) - objects.lengths)[relations.rows] + ends
+
+
+def _frequencies(names: pa.Array, mask: np.ndarray) -> Mapping[str, int]:
     counts = pc.value_counts(names.filter(pa.array(mask)))
     return {item["values"]: item["counts"] for item in counts.to_pylist()}
 
@@ -262,14 +237,16 @@ def scan_training(data: DataConfig) -> TrainingSet:
         calibration = load_calibration(data.calibration)
         for config in (*data.train, *data.val):
             manifest = Manifest.load(config.shards)
-            for shard in manifest.shards:
-                column = read_file(manifest.root / shard.file, ["relations.list.element.confidence"])["relations"]
-                confidence = pc.struct_field(pc.list_flatten(column), "confidence")
-                if confidence.null_count < len(confidence):
-                    calibration.check_run(manifest.run, config.shards)
-                    break
+            if any(_has_confidences(manifest.root / shard.file) for shard in manifest.shards):
+                calibration.check_run(manifest.run, config.shards)
     threshold, closed = choose_threshold(data.calibration, data.threshold, data.precision), data.labels == "full"
     return scan(data.train, threshold, closed=closed, limit=data.limit, limit_seed=data.limit_seed)
+
+
+def _has_confidences(shard: Location) -> bool:
+    column = read_file(shard, ["relations.list.element.confidence"])["relations"]
+    confidence = pc.struct_field(pc.list_flatten(column), "confidence")
+    return bool(confidence.null_count < len(confidence))
 
 
 def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | None:
@@ -321,9 +298,8 @@ def scan(
         unused = sum(map(len, (folder.folder.judged or {}).values()))
         with closing(folder.row_groups(threshold, kept)) as found:
             for place, filtered in found:
-                predicates = filtered.relation_names()
-                unused -= sum(predicates.values())
-                for total, names in ((objects, filtered.object_names()), (relations, predicates)):
+                unused -= sum(filtered.relations.values())
+                for total, names in ((objects, filtered.objects), (relations, filtered.relations)):
                     for name, times in names.items():
                         total[name] = total.get(name, 0) + config.weight * times
                 rows, errors = rows + len(filtered.ok), errors + int((~filtered.ok).sum())
@@ -402,11 +378,11 @@ class ScannedFolder:
                                 continue
                             table = file.read_row_group(group, columns=list(COLUMNS))
                             rows = table if only is None else table.filter(only[place])
-                            filtered = TrainingFilter(rows, threshold, self.folder.judged)
                             try:
-                                has_usable |= len(filtered.usable_rows) > 0
+                                filtered = TrainingFilter(rows, threshold, self.folder.judged)
                             except UserError as error:
                                 raise UserError(f"shard {path}: {error}") from None
+                            has_usable |= len(filtered.usable_rows) > 0
                             has_ok |= bool(filtered.ok.any())
                             yield place, filtered
             if only is None and not has_usable and self.folder.judged is None:
@@ -462,8 +438,8 @@ def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int |
         most, seed = (config.limit, config.limit_seed) if own else (limit, limit_seed)
         with closing(ScannedFolder.open(number, config).row_groups(threshold, None)) as row_groups:
             for place, filtered in row_groups:
-                kept[place] = np.ones(len(filtered.table), bool)
-                usable[place] = np.isin(np.arange(len(filtered.table)), filtered.usable_rows)
+                kept[place] = np.ones(len(filtered.ok), bool)
+                usable[place] = np.isin(np.arange(len(filtered.ok)), filtered.usable_rows)
                 found += len(filtered.usable_rows)
                 if most and seed is None and found >= most:
                     break  # no further shard is fetched

@@ -24,7 +24,6 @@ from sgpipe.storage.verify import verify
 from sgpipe.utils.config_file import recipe_folder
 from sgpipe.utils.console import Progress
 from tests.sgpipe.generation.in_process import RAN, without_ray
-from tests.sgpipe.stages.detect.detectors import make_closed
 
 GROUNDED = str(recipe_folder() / "miniworld" / "grounded.yaml")
 ON = {"ground.detector": "MINIWORLD", "ground.threshold": 0.45}
@@ -169,15 +168,3 @@ def test_images_alone_are_labelled_without_a_class_list(world, tmp_path):
     graph = pipeline(image, boxes=[[x, y, x + w, y + h]], classes=[first.objects[0].category])
     assert graph.objects[0].origin == "annotation"
     assert first.objects[0].category not in {box.category for box in graph.objects[1:]}
-
-
-def test_wrong_detectors_are_refused_in_one_line(world, tmp_path):
-    closed = make_closed(tmp_path / "closed")
-    options = ["--images", str(world / IMAGES), "--out", str(tmp_path / "no")]
-    for model, message in ((closed, "cannot be asked for words"), (tmp_path / "none", "none")):
-        result = CliRunner().invoke(app, ["generate", GROUNDED, *options, "--set", f"ground.detector={model}"])
-        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert (result.exit_code, len(errors), result.stderr.splitlines()[-1:]) == (2, 1, errors)
-        assert message in errors[0]
-    result = CliRunner().invoke(app, ["generate", GROUNDED, *options, "--set", "ground.detector=null"])
-    assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, "error: detect.detector is not set (--detector)")

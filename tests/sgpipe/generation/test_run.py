@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -13,23 +12,28 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from sgpipe import Pipeline
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.comparison import ALL_PAIRS, LABELS, print_run_quality, run_quality
 from sgpipe.generation import run as generation_run
 from sgpipe.generation.run import Summary, generate
-from sgpipe.miniworld.scene import random_scene
+from sgpipe.miniworld.dataset import IMAGES as DRAWN
+from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
 from sgpipe.storage.shards import iter_records
+from sgpipe.storage.verify import verify
 from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
-from tests.factories import untrained_tagger
+from tests.factories import make_blip, untrained_tagger
 from tests.sgpipe.generation.in_process import without_ray
 
 IMAGES = 40
@@ -229,23 +233,6 @@ def wait_for_shards(process: subprocess.Popen, out: Path, shards: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_twice_goes_on_and_gives_the_same_rows(coco, tagger, finished, tmp_path):
-    out, rng = tmp_path / "out", random.Random(0)
-    for shards in (rng.randint(1, 4), rng.randint(6, 9)):
-        killed = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
-        wait_for_shards(killed, out, shards)
-        time.sleep(rng.uniform(0, 0.2))
-        killed.send_signal(signal.SIGKILL)
-        _, errors = killed.communicate()
-        assert killed.returncode == -signal.SIGKILL, errors
-        assert shards <= len(Manifest.load(out).shards) < IMAGES
-    more = ("--set", "engine.cpus=2", "--set", "engine.unit_size=4")
-    again = subprocess.run(command(coco, tagger, out, *more), capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert rows(out) == rows(finished)
-
-
-@pytest.mark.slow
 def test_a_stopped_run_keeps_what_is_committed_and_says_how_to_go_on(coco, tagger, tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
@@ -299,24 +286,88 @@ def test_two_splits_fill_one_folder(coco, tagger, tmp_path):
     assert [record.split for record in rows(out)] == ["train"] * 5 + ["val"] * 3
 
 
-def test_drawn_images_are_labelled_by_the_packaged_models_and_compared_with_the_truth(tmp_path):
-    out = tmp_path / "out"
-    recipe = load_recipe("miniworld", {"source.miniworld.images": 5, "caption.samples": 3})
-    assert generate(recipe, out, QUIET).complete
-    found = run_quality(out)
-    composed = [fact for number in range(5) for fact in random_scene(0, "val", number).facts if not fact.implied]
-    assert found[LABELS].at_threshold.targets == found[ALL_PAIRS].at_threshold.targets == len(composed)
-    stored = [relation for record in rows(out) for relation in record.relations if relation.confidence >= 0.2]
-    assert found[LABELS].at_threshold.predicted == len(stored) > 0
-    candidates = sum(len(pair.predicates) for record in rows(out) for pair in record.pairs)
-    assert found[ALL_PAIRS].at_threshold.predicted == candidates
-    assert found[LABELS].at_threshold.precision > found[ALL_PAIRS].at_threshold.precision
-    screen = io.StringIO()
-    print_run_quality(found, Console(file=screen, width=100))
-    for name, own in found.items():
-        figures = rf"{name} .*{own.at_threshold.precision:.1%}.*{own.at_threshold.recall:.1%}"
-        assert re.search(figures, screen.getvalue())
+ORDERED = {"tag.short_side": 48, "tag.long_side": 64, "tag.threshold": 0.01, "tag.group_size": 3, "pair.max_pairs": 10}
 
 
-def test_what_was_not_drawn_has_no_known_truth(finished):
-    assert run_quality(finished) == {}
+def labels(files: Files, folder: Path, **settings: object) -> dict[str, Any]:
+    """By image: the captions, and the relations between boxes as they are."""
+    splits = {"val": {"annotations": files.annotations, "images": files.images, "captions": files.captions}}
+    tagger = {"tag.tagger": str(folder.parent / "tagger")}
+    made = load_recipe("coco", {"source.splits": splits, **tagger, **ORDERED, **settings})
+    generate(made, folder, QUIET)
+    found = {}
+    for record in iter_records(folder):
+        boxes = [f"{box.category} {box.bbox}" for box in record.objects]
+        relations = [(boxes[r.subject], r.predicate, boxes[r.object], r.confidence) for r in record.relations]
+        captions = [(caption.text, [boxes[index] for index in caption.boxes]) for caption in record.captions]
+        found[record.image_id] = (sorted(relations), sorted(captions), record.left_out)
+    return found
+
+
+@pytest.mark.parametrize("captioner", [False, True])
+def test_shuffled_annotations_give_the_same_labels(tmp_path: Path, captioner: bool) -> None:
+    untrained_tagger(tmp_path / "tagger", [*CAPTIONS, *CATEGORIES.values(), "no objects"])
+    settings: dict[str, object] = {"caption.captioner": None}
+    if captioner:
+        make_blip(tmp_path / "captioner")
+        settings = {"caption.captioner": str(tmp_path / "captioner"), "caption.samples": 1}
+        settings |= {"caption.scopes": ["image", "box"], "caption.max_crops": 3}
+    files = make_coco(tmp_path / "coco", images=5)
+    expected = labels(files, tmp_path / "first", **settings)
+    assert any(relations for relations, _, _ in expected.values()) or captioner
+    for file in (files.annotations, files.captions):
+        content = json.loads(Path(file).read_text())
+        for name in {"annotations", "images", "categories"} & content.keys():
+            random.Random(0).shuffle(content[name])
+        Path(file).write_text(json.dumps(content))
+    assert labels(files, tmp_path / "shuffled", **settings) == expected
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, ["generate", *(str(argument) for argument in arguments)])
+
+
+@pytest.mark.slow
+def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
+    render_dataset(tmp_path / "drawn", 8, seed=3)
+    images, out = tmp_path / "drawn" / DRAWN, tmp_path / "out"
+    result = invoke("miniworld", "--images", images, "--set", "source.format=folder", "--out", out)
+    assert result.exit_code == 0, result.output
+    found = list(iter_records(out))
+    assert verify(out).ok
+    for record, graph in zip(found, Pipeline().label(sorted(images.iterdir())), strict=True):
+        assert record.image_id == graph.record.image_id
+        assert record.objects == graph.objects
+        assert record.captions == graph.captions
+        assert record.relations == graph.record.relations
+    assert sum(len(record.objects) for record in found) > 8
+    again = invoke("miniworld", "--images", images, "--set", "source.format=folder", "--out", out)
+    assert again.exit_code == 0
+    other = ["--set", "detect.threshold=0.6"]
+    refused = invoke("miniworld", "--images", images, "--set", "source.format=folder", "--out", out, *other)
+    assert "detect.threshold: 0.5 then, 0.6 now" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["coco", "--images", "{images}", "--tagger", "t"], "no boxes: pass --annotations"),
+        (["folder", "--images", "{images}"], "tag.tagger is not set"),
+        (["folder", "--tagger", "t"], "the recipe names no data"),
+        (["coco", "--annotations", "a.json", "--tagger", "t"], "need --images"),
+        (
+            ["folder", "--images", "{images}", "--annotations", "a.json", "--tagger", "t"],
+            "is for images without annotations",
+        ),
+        (
+            ["folder", "--images", "{images}", "--tagger", "t", "--set", "detect.detector=null"],
+            "detect.detector is not set",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, arguments, reason):
+    (tmp_path / "images").mkdir()
+    given = [argument.format(images=tmp_path / "images") for argument in arguments]
+    result = invoke(*given, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert reason in result.stderr

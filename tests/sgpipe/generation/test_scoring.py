@@ -1,7 +1,6 @@
 """`sgpipe score` with a tiny random CLIP: nothing is said about images, everything about what is done with scores."""
 
 import json
-from itertools import pairwise
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +13,6 @@ from sgpipe.errors import UserError
 from sgpipe.generation.scoring import ClipScore, RelationRanker
 from sgpipe.records import NO_OBJECT, Box
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run
@@ -135,23 +133,6 @@ def test_shards_that_were_processed_again_are_scored_again_and_all_scores_are_co
         len(row) for row in columns(tmp_path / "out")
     ]
     assert not (tmp_path / "out" / old.file).exists()
-
-
-@pytest.mark.parametrize("cuts", [(0, 4, 5), (0, 1, 2, 3, 4, 5)], ids=["longer", "shorter"])
-def test_a_run_that_was_repaired_with_other_units_is_scored_as_it_is_now(model, run, tmp_path, monkeypatch, cuts):
-    monkeypatch.setattr(
-        RelationRanker, "__call__", lambda self, record, image: [ClipScore(0.5, None, 1, 1)] * len(record.relations)
-    )
-    assert score(run, tmp_path / "out", model).exit_code == 0
-    manifest, records = Manifest.load(run), list(iter_records(run))
-    manifest.rewrite(manifest.shards)
-    for start, stop in pairwise(cuts):
-        name = shard_name("train", start, stop)
-        manifest.commit(write_shard(run, name, "train", start, records[start:stop], {"tag": 0.1}))
-    RunFolder(run).sweep(manifest)
-    assert score(run, tmp_path / "out", model).exit_code == 0
-    assert [record.image_id for record in iter_records(tmp_path / "out")] == [record.image_id for record in records]
-    assert [shard.file for shard in Manifest.load(tmp_path / "out").shards] == [shard.file for shard in manifest.shards]
 
 
 def test_models_that_cannot_be_had(run, tmp_path):

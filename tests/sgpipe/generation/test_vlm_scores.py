@@ -110,21 +110,3 @@ def test_a_local_model_gives_the_same_scores_every_time(run: Path, tmp_path: Pat
         [True],
         [True],
     ]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--by", "vlm"], "--by vlm needs --model"),
-        (["--endpoint", "http://localhost:1/v1"], "--endpoint is for --by vlm"),
-        (["--by", "vlm", "--model", "./no/such"], "no such folder"),
-        (["--by", "vlm", "--model", "m", "--endpoint", "http://127.0.0.1:1/v1"], "does not answer"),
-    ],
-)
-def test_wrong_options_are_one_line_and_leave_no_shards(
-    run: Path, tmp_path: Path, options: list[str], message: str
-) -> None:
-    result = score(run, tmp_path / "scored", *options)
-    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
-    assert message in result.stderr
-    assert not any((tmp_path / "scored").glob("data/*"))

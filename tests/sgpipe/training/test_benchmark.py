@@ -16,7 +16,6 @@ from rlip_model.distributed import gather
 from rlip_model.evaluation import scores
 from rlip_model.evaluation.scores import Tally
 from rlip_model.model import ParSeDA
-from rlip_model.training.objective import Objective
 from rlip_model.training.state import TRAINING
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
@@ -30,7 +29,6 @@ from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
 from sgpipe.training.run import train
 from sgpipe.utils.console import Progress
-from tests.rlip_model.training.worlds import network
 from tests.sgpipe.training.trainings import QUIET, make_run
 
 PACKAGED = Path(sgpipe.__file__).parent / "miniworld" / "weights" / "parseda"
@@ -163,10 +161,3 @@ def test_a_training_that_cannot_be_scored_so_is_refused(hico_run: Path, changes:
         check_benchmark(recipe, validation)
     check_benchmark(recipe, None)  # nothing is validated
     check_benchmark(recipe.model_copy(update={"output": recipe.output.model_copy(update={"best": "ap"})}), validation)
-
-
-def test_scene_graphs_need_a_network_that_classifies_subjects(hico_run: Path) -> None:
-    recipe, validation = scanned(hico_run)
-    target = Objective(network("parseda", subject_class=False), make_objective(_packaged(), recipe).criterion)
-    with pytest.raises(UserError, match="needs a network that classifies subjects"):
-        Benchmark("openimages", target, recipe.data, validation, 4)

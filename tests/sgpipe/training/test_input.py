@@ -61,7 +61,6 @@ def one_epoch(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     ("name", "content"),
     [
         ("model.safetensors", b"cut"),
-        ("model.safetensors", None),
         ("config.json", b"{"),
         ("optimizer.safetensors", b""),
         ("training.json", b'{"epoch": 1}'),

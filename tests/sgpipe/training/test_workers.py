@@ -13,7 +13,6 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.errors import UserError
 from sgpipe.training.metrics import read_metrics
 from sgpipe.utils.ray_cluster import start_ray
 from tests.integration.faults.runs import descendants, title_of
@@ -99,16 +98,6 @@ def test_a_refusal_of_a_worker_is_one_line(ray_engine: None, tmp_path: Path) -> 
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert f"cannot be read from {tmp_path / 'drawn' / 'images'}" in error
     assert "Traceback" not in result.output
-
-
-def test_too_few_cpus_or_gpus_are_refused_at_once(ray_engine: None, equal_images: Path, tmp_path: Path) -> None:
-    lower = r"lower workers\.count \(--workers\) or workers\.cpus"
-    with pytest.raises(
-        UserError, match=rf"no room for 4 workers: each needs CPU 1, GPU 0, .* have CPU 2, GPU 0; {lower}"
-    ):
-        training(equal_images, tmp_path / "out", workers__count=4)
-    with pytest.raises(UserError, match=r"no room for 2 workers: each needs CPU 1, GPU 1, .* have CPU 2, GPU 0;"):
-        training(equal_images, tmp_path / "out", workers__count=2, workers__gpus=1)
 
 
 def test_fsdp_resumes_from_complete_checkpoints(ray_engine: None, equal_images: Path, tmp_path: Path) -> None:

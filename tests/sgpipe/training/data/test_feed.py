@@ -62,18 +62,6 @@ def test_a_tagger_learns_from_unrelated_pairs_too(tmp_path):
         assert more.relation_labels.sum(1).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize(("world", "accumulate"), [(1, 3), (2, 1), (3, 2)])
-def test_validations_of_groups_do_not_depend_on_workers_and_parts(config, world, accumulate):
-    whole = validation(feed(config, batch=6, text_group=4))
-    texts = {name: batch.texts for batch in whole for name in batch.image_ids}
-    shares = [
-        validation(feed(config, batch=6, text_group=4, share=WorkerShare(rank, world, accumulate)))
-        for rank in range(world)
-    ]
-    assert len({len(share) for share in shares}) == 1
-    assert {name: batch.texts for share in shares for batch in share for name in batch.image_ids} == texts
-
-
 def test_a_relation_without_object_stays_one(tmp_path):
     records = [plain_record(str(n)) for n in range(4)]
     for record in records:

@@ -1,4 +1,3 @@
-import random
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlip_model.training.annotations import SceneAnnotation
-from rlip_model.training.sampling import extend
 from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
@@ -33,7 +31,7 @@ def usable_relations(record: Record, threshold: float) -> list[Relation]:
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 25), st.integers(1, 9), st.sampled_from([0.0, 0.1, 0.2, 0.7, 1.0]))
 def test_counts_equal_those_of_a_loop_over_the_records(seed: int, count: int, rows: int, threshold: float) -> None:
     records = [*make_records(count, seed), plain_record("last")]
@@ -62,10 +60,6 @@ def test_names_count_as_often_as_an_epoch_visits_their_folder(tmp_path):
     found = scan(weighted, 0.2)
     assert dict(zip(found.relations.names, found.relations.counts, strict=True)) == {"on": 10.5, "under": 2.5}
     assert dict(zip(found.objects.names, found.objects.counts, strict=True)) == {"person": 13, "dog": 13}
-    drawn = Counter[str]()
-    for seed in range(2000):
-        drawn.update(extend([], found.relations, 1, "frequency", random.Random(seed)))
-    assert drawn["on"] / 2000 == pytest.approx(10.5 / 13, abs=0.04)
 
 
 @pytest.mark.parametrize("limit", [1, 4, 9, 10_000])
