@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
+from sgpipe.errors import EngineError, UserError, format_os_error
 from sgpipe.files.image_roots import ImageRoot
 from sgpipe.files.locations import Location, open_file
 from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
@@ -192,6 +193,16 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End what was started."""
+
+
+REFUSAL, FAILURE = "refusal", "failure"
+
+
+def told(error: UserError | EngineError | OSError) -> tuple[str, str]:
+    """Return whether a worker refuses its input or has failed, and why, as plain values that can be sent."""
+    if isinstance(error, UserError):
+        return REFUSAL, str(error)
+    return FAILURE, format_os_error(error) if isinstance(error, OSError) else str(error)
 
 
 def runs_locally(recipe: Recipe, stages: StageBuilder, images: float) -> bool:

@@ -22,8 +22,18 @@ from multiprocessing import Pipe, active_children
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from sgpipe.errors import EngineError, UserError, format_os_error
-from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units, usable_cpus
+from sgpipe.errors import EngineError, UserError
+from sgpipe.generation.engine import (
+    FAILURE,
+    REFUSAL,
+    StageBuilder,
+    UnitReader,
+    UnitWriter,
+    WorkUnit,
+    cut_units,
+    told,
+    usable_cpus,
+)
 from sgpipe.recipe import Recipe
 from sgpipe.stages.base import IsolatedRunner, StageRunner
 from sgpipe.storage.manifest import ShardEntry
@@ -136,7 +146,7 @@ class LocalEngine:
                     continue
                 process.job = None
                 if kind != "shard":
-                    raise (UserError if kind == "refusal" else EngineError)(value)
+                    raise (UserError if kind == REFUSAL else EngineError)(value)
                 patience_ends = min(patience_ends, time.monotonic() + _PATIENCE)
                 yield value
             if left and time.monotonic() > patience_ends:
@@ -215,12 +225,8 @@ def _outcome(work: _Work, unit: WorkUnit, isolated: bool) -> tuple[str, ShardEnt
     """Return a shard, or why there is none, as plain values: exceptions of libraries cannot all be sent."""
     try:
         return "shard", work(unit, isolated)
-    except UserError as error:
-        return "refusal", str(error)
-    except EngineError as error:
-        return "failure", str(error)
-    except OSError as error:
-        return "failure", format_os_error(error)
+    except (UserError, EngineError, OSError) as error:
+        return told(error)
     except Exception as error:  # noqa: BLE001 - not swallowed but passed on
         lines = str(error).strip().splitlines() or [""]
-        return "failure", f"a worker failed: {type(error).__name__}: {lines[0]}"
+        return FAILURE, f"a worker failed: {type(error).__name__}: {lines[0]}"

@@ -29,8 +29,8 @@ from ray.util import list_named_actors, placement_group, placement_group_table, 
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError, format_os_error
-from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units
+from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError
+from sgpipe.generation.engine import FAILURE, REFUSAL, StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units, told
 from sgpipe.recipe import Resources
 from sgpipe.records import Mention, Record, from_table, to_table
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
@@ -39,8 +39,7 @@ from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import hide_gpus, room_for
 from sgpipe.utils.ray_cluster import on_driver_node, software, start_ray, worker_failure
 
-_UNIT, _USAGE, _RECORDS, _MENTIONS = "unit", "usage", "records", "mentions"
-_ENTRY, _REFUSAL, _FAILURE = "entry", "refusal", "failure"
+_UNIT, _USAGE, _RECORDS, _MENTIONS, _ENTRY = "unit", "usage", "records", "mentions", "entry"
 _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
 _UNITS_PER_ONLY_ACTOR = 16  # where there is one pool: units that wait have cost nothing yet, and quick stages want more
 _UNITS_PER_BLOCK, _UNITS_AT_ONCE = 512, 64  # before the entrance, and through it
@@ -115,15 +114,12 @@ class Worker:
         if _UNIT not in block.column_names:
             return block
         if self.misfit:
-            return pa.table({_REFUSAL: [self.misfit]})
+            return pa.table({REFUSAL: [self.misfit]})
         try:
             return self._run(block)
-        except UserError as error:
-            return pa.table({_REFUSAL: [str(error)]})
-        except EngineError as error:
-            return pa.table({_FAILURE: [str(error)]})
-        except OSError as error:
-            return pa.table({_FAILURE: [format_os_error(error)]})
+        except (UserError, EngineError, OSError) as error:
+            kind, reason = told(error)
+            return pa.table({kind: [reason]})
 
     def _run(self, block: pa.Table) -> pa.Table:
         unit = _unit(block)
@@ -214,10 +210,10 @@ def _run_once(
         with _watch(name, placed) as advanced:
             for row in _graph(name, entering, pools, placed, reader, writer, limit, isolated).iter_rows():
                 advanced.set()
-                if _REFUSAL in row:
-                    raise UserError(row[_REFUSAL])
-                if _FAILURE in row:
-                    raise EngineError(row[_FAILURE])
+                if REFUSAL in row:
+                    raise UserError(row[REFUSAL])
+                if FAILURE in row:
+                    raise EngineError(row[FAILURE])
                 shard = ShardEntry(**json.loads(row[_ENTRY]))
                 yield shard
                 leaving = limit.leave.remote(_key(shard))

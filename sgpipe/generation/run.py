@@ -104,9 +104,7 @@ def generate(
                 run.label(units, mirror, meter)
             else:
                 progress.say(run.nothing_left)
-        problems: Counter[str] = Counter()
-        for index in run.indexes.values():
-            problems.update(index.meta["problems"])
+        problems = sum((Counter(index.meta["problems"]) for index in run.indexes.values()), Counter[str]())
         return add_up(run.manifest, sum(run.rows.values()), problems)
 
 
@@ -218,8 +216,8 @@ class LabellingRun:
 
     def meter(self, units: Sequence[WorkUnit]) -> RunMetrics:
         """Return what measures the units."""
-        on_ray = bool(units) and not isinstance(self.engine, LocalEngine)
-        on_ray = on_ray and "://" not in str(self.recipe.engine.address)
+        local = self.engine is None or isinstance(self.engine, LocalEngine)
+        on_ray = not local and "://" not in str(self.recipe.engine.address)
         workers = self.engine.workers if self.engine else {}
         return RunMetrics(self.recipe.name, sum(unit.rows for unit in units), workers, on_ray=on_ray)
 
