@@ -195,15 +195,12 @@ def draw_relations(
 
     links: dict[tuple[int, int], tuple[list[Point], list[str]]] = {}
     for relation in relations:
-        pair = (relation.subject, relation.object)
-        if pair not in links:
-            alone = relation.object in nothing or relation.subject == relation.object
-            links[pair] = (
-                [middle(corners[pair[0]])] if alone else curve(corners[pair[0]], corners[pair[1]], 24 * _SCALE),
-                [],
-            )
+        ends = corners[relation.subject], corners[relation.object]
+        alone = relation.object in nothing or relation.subject == relation.object
+        points = [middle(ends[0])] if alone else curve(*ends, 24 * _SCALE)
         certainty = "" if relation.confidence is None else f" {relation.confidence:.2f}"
-        links[pair][1].append(fit(f"{relation.predicate}{certainty}", letters, size[0] - 12 * _SCALE))
+        text = fit(f"{relation.predicate}{certainty}", letters, size[0] - 12 * _SCALE)
+        links.setdefault((relation.subject, relation.object), (points, []))[1].append(text)
     for (subject, _), (points, _) in links.items():
         colour, dot, (x, y) = colour_of(subject), 4 * _SCALE, points[0]
         if len(points) > 1:
@@ -227,10 +224,7 @@ def draw_relations(
     for index, spot in spots.items():  # its name on its colour
         pen.rounded_rectangle(spot, 3 * _SCALE, fill=colour_of(index))
         write(spot[0] + 4 * _SCALE, spot[1], high, texts[index], "white")
-    for (subject, _), (
-        points,
-        lines,
-    ) in links.items():  # the relations of a pair, on white, somewhere along their arrow
+    for (subject, _), (points, lines) in links.items():  # the relations of a pair, on white, along their arrow
         step = (text_height + 4) * _SCALE
         block = (max(map(letters.getlength, lines)) + 8 * _SCALE, step * len(lines) + 2 * _SCALE)
         spot = room.place(block, along(points, block))
@@ -241,9 +235,7 @@ def draw_relations(
 
 
 def draw_marks(image: Image.Image, boxes: Sequence[Rectangle], side: int) -> Image.Image:
-    """Return the image, its longer side resized to `side` pixels, with a numbered outline around each box (xywh), from
-    1.
-    """
+    """Return the image, its longer side resized to `side` pixels, with numbered outlines around the boxes (xywh)."""
     record = Record("", "", "", "", *image.size, [Box(str(number), 0, bbox) for number, bbox in enumerate(boxes, 1)])
     width = max(image.width, image.height / 1.5) * side / max(image.size)  # where `draw_relations` gives this size
     return draw_relations(image, record, [], width, _MARK)

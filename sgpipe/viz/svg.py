@@ -57,17 +57,20 @@ class Plot:
     lines: list[Line] = field(default_factory=list)
     width: int = WIDTH
     height: int = HEIGHT
-    left: int = _LEFT
-    right: int = WIDTH - _RIGHT
-    top: int = _TOP
-    bottom: int = HEIGHT - _BOTTOM
+
+    @property
+    def _right(self) -> int:
+        return self.width - _RIGHT
+
+    @property
+    def _bottom(self) -> int:
+        return self.height - _BOTTOM
 
     def inline(self) -> str:
         """Return an `<svg>` element for a page, whose style sheet gives the colours."""
         box, name = f"0 0 {self.width} {self.height}", escape(self.name)
-        return "\n".join(
-            [f'<svg class="plot" viewBox="{box}" role="img" aria-label="{name}">', *self._body(), "</svg>"]
-        )
+        head = f'<svg class="plot" viewBox="{box}" role="img" aria-label="{name}">'
+        return "\n".join([head, *self._body(), "</svg>"])
 
     def file(self) -> str:
         """Return a complete SVG file with a title, colours and a legend."""
@@ -77,13 +80,13 @@ class Plot:
             'font-family="sans-serif" font-size="12">',
             "<style>.axis { stroke: #ddd; } polyline { fill: none; stroke-width: 2; }</style>",
             f'<rect width="{width}" height="{height}" fill="white"/>',
-            f'<text x="{self.left}" y="22" font-size="15">{escape(self.name)}</text>',
+            f'<text x="{_LEFT}" y="22" font-size="15">{escape(self.name)}</text>',
             f'<g transform="translate(0 {_TITLE})">',
             *self._body(_COLOURS),
         ]
-        x = self.right + 16
+        x = self._right + 16
         for number, line in enumerate(self.lines):
-            colour, y = _COLOURS[number % len(_COLOURS)], self.top + 12 + 20 * number
+            colour, y = _COLOURS[number % len(_COLOURS)], _TOP + 12 + 20 * number
             parts.append(f'<line x1="{x}" y1="{y - 4}" x2="{x + 20}" y2="{y - 4}" stroke="{colour}" stroke-width="2"/>')
             parts.append(f'<text x="{x + 26}" y="{y}">{escape(line.name)}</text>')
         return "\n".join([*parts, "</g>\n</svg>\n"])
@@ -91,10 +94,10 @@ class Plot:
     def _body(self, colours: Sequence[str] = ()) -> Iterator[str]:
         """Axes, bars and lines; lines take `colours` in turn, or their colour from a style sheet if there are none."""
         for tick in self.y_ticks:
-            yield f'<line class="axis" x1="{self.left}" x2="{self.right}" y1="{tick.at:.1f}" y2="{tick.at:.1f}"/>'
-            yield _text(tick.text, self.left - 7, tick.at + 4, "end")
+            yield f'<line class="axis" x1="{_LEFT}" x2="{self._right}" y1="{tick.at:.1f}" y2="{tick.at:.1f}"/>'
+            yield _text(tick.text, _LEFT - 7, tick.at + 4, "end")
         for tick in self.x_ticks:
-            yield _text(tick.text, tick.at, self.bottom + 19)
+            yield _text(tick.text, tick.at, self._bottom + 19)
         yield '<g class="bars">'
         for x, y, width, height, text in self.bars:
             place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
@@ -106,8 +109,8 @@ class Plot:
             for (x, y), text in zip(line.points, line.texts, strict=False):
                 tooltip = f"<title>{escape(text)}</title>"
                 yield f'<circle class="{line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{tooltip}</circle>'
-        yield _text(self.x_title, (self.left + self.right) / 2, self.height - 6)
-        turned = f'transform="translate(14 {(self.top + self.bottom) / 2:.1f}) rotate(-90)"'
+        yield _text(self.x_title, (_LEFT + self._right) / 2, self.height - 6)
+        turned = f'transform="translate(14 {(_TOP + self._bottom) / 2:.1f}) rotate(-90)"'
         yield f'<text {turned} text-anchor="middle">{escape(self.y_title)}</text>'
 
 
@@ -165,17 +168,11 @@ def unit_square(
     x_end: float = 1,
 ) -> Plot:
     """Return lines of a kind, name, points and tooltips: y from 0 to 1, x to `x_end`; `size` is in pixels."""
-    width, height = size
-    right, bottom = width - _RIGHT, height - _BOTTOM
-    x, y = _Scale(0, x_end, _LEFT, right), _Scale(0, 1, bottom, _TOP)
+    x, y = _Scale(0, x_end, _LEFT, size[0] - _RIGHT), _Scale(0, 1, size[1] - _BOTTOM, _TOP)
     drawn = [Line([(x(a), y(b)) for a, b in points], list(texts), kind, own) for kind, own, points, texts in lines]
     marks = [step / 5 for step in range(6)]
     x_ticks = [Tick(x(mark * x_end), f"{mark:.1f}" if x_end == 1 else short(mark * x_end)) for mark in marks]
-    y_ticks = [Tick(y(mark), f"{mark:.1f}") for mark in marks]
-    return Plot(
-        name, x_title, y_title, x_ticks, y_ticks,
-        lines=drawn, width=width, height=height, right=right, bottom=bottom,
-    )  # fmt: skip
+    return Plot(name, x_title, y_title, x_ticks, [Tick(y(mark), f"{mark:.1f}") for mark in marks], [], drawn, *size)
 
 
 def short(number: float) -> str:
