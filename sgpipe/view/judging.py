@@ -340,6 +340,7 @@ def plans_page(request: Request) -> Response:
         "alpha": describe_alpha(states),
         "alpha_of": lambda plan: _alpha(log, plan),
         "search": filters.to_params(),
+        "parse_search": parse_qsl,
         "searches_images": filters.finds_images,
         "questions": _QUESTIONS,
         "counts": count_states(states),
