@@ -24,6 +24,11 @@ def singular(noun: str) -> str:
     return forms[-1] if noun == "leaves" else forms[0]
 
 
+def is_a(tree: Tree, index: int, words: frozenset[str]) -> bool:
+    """Return whether the singular of a token is one of these words."""
+    return singular(tree.texts[index]) in words
+
+
 def head_noun(tree: Tree, index: int) -> str:
     """Return the head of the name, singular and in lower case."""
     return singular(mention_word(tree, index))
@@ -81,7 +86,7 @@ def coordination_root(tree: Tree, index: int) -> int:
 
 def content(tree: Tree, index: int) -> int:
     """Return the thing that a quantity measures, the pizza in "a piece of pizza"; any other noun is returned itself."""
-    while singular(tree.texts[index]) in lexicon.PARTITIVES:
+    while is_a(tree, index, lexicon.PARTITIVES):
         things = [
             thing
             for preposition in tree.dependents(index, "prep")
@@ -121,7 +126,7 @@ def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
 def some_of(tree: Tree, pronoun: int) -> list[int]:
     """Return the people or animals that "one" or "another" is of: the nearest before it, at most one."""
     nouns = (noun for noun in range(pronoun - 1, -1, -1) if tree.is_noun(noun))
-    return next(([noun] for noun in nouns if singular(tree.texts[noun]) in lexicon.PEOPLE | lexicon.ANIMALS), [])
+    return next(([noun] for noun in nouns if is_a(tree, noun, lexicon.PEOPLE | lexicon.ANIMALS)), [])
 
 
 def _subjects_above(tree: Tree, verb: int, depth: int) -> list[int]:
@@ -168,7 +173,7 @@ def objects(tree: Tree, verb: int) -> list[int]:
         elif is_entity(tree, child):
             direct += coordinated(tree, child)
     if not direct and verb_lemma(tree.texts[verb]) in lexicon.PERCEPTION:
-        seen = [noun for clause in tree.dependents(verb, "ccomp") for noun in tree.dependents(clause, "nsubj")]
+        seen = tree.below(verb, "ccomp", "nsubj")
         direct = [member for noun in seen if is_entity(tree, noun) for member in coordinated(tree, noun)]
     return direct or relative_object(tree, verb)
 
@@ -176,11 +181,7 @@ def objects(tree: Tree, verb: int) -> list[int]:
 def thing_meant(tree: Tree, verb: int) -> list[int]:
     """Return what "it" is in "picks up a ball and throws it": the nearest object but no person, at most one."""
     for noun in range(verb - 1, -1, -1):
-        if (
-            tree.is_noun(noun)
-            and tree.deps[noun] in ("dobj", "pobj")
-            and singular(tree.texts[noun]) not in lexicon.PEOPLE
-        ):
+        if tree.is_noun(noun) and tree.deps[noun] in ("dobj", "pobj") and not is_a(tree, noun, lexicon.PEOPLE):
             return [noun]
     return []
 
@@ -221,10 +222,6 @@ def is_passive(tree: Tree, verb: int) -> bool:
     return participle and not tree.dependents(verb, "dobj", "aux")
 
 
-def is_copula(tree: Tree, verb: int) -> bool:
-    return tree.texts[verb] in lexicon.BE
-
-
 def _is_relative(tree: Tree, index: int) -> bool:
     return tree.tags[index] in ("WDT", "WP") or tree.texts[index] == "that"
 
@@ -253,9 +250,8 @@ def person_meant(tree: Tree, noun: int, subject: int | None = None) -> int:
 def referents(tree: Tree, preposition: int, pronoun: int) -> list[int]:
     """Return what "it" or "them" is after a preposition: the nearest nouns above it, except its own subject."""
     own = _own_subjects(tree, preposition)
-    nouns = nouns_above(tree, preposition)
     plural = tree.texts[pronoun] == "them"
-    for noun in nouns:
+    for noun in nouns_above(tree, preposition):
         thing = content(tree, noun)
         if noun not in own and noun < pronoun and (not plural or tree.tags[thing].endswith("S")):
             return [member for member in coordinated(tree, noun) if member < pronoun]
@@ -343,7 +339,7 @@ class _Finder:
     def verb(self, verb: int) -> None:
         """Relations of a transitive verb."""
         tree = self.tree
-        if is_copula(tree, verb):
+        if tree.texts[verb] in lexicon.BE:
             return
         things = objects(tree, verb)
         lemma = verb_lemma(tree.texts[verb])
@@ -367,7 +363,7 @@ class _Finder:
             if is_entity(tree, head):
                 self._reciprocal(modified(tree, head, len(tree)), words, verb=False)
             elif tree.tags[head].startswith("VB"):
-                copula = is_copula(tree, head)
+                copula = tree.texts[head] in lexicon.BE
                 stated = words if copula else [tree.texts[head], *words]
                 self._reciprocal(subjects(tree, head), stated, verb=not copula)
             return
@@ -403,7 +399,7 @@ class _Finder:
         tree = self.tree
         doers = subjects(tree, verb)
         direct = objects(tree, verb)
-        if is_copula(tree, verb):
+        if tree.texts[verb] in lexicon.BE:
             self._place(doers, words, things)
         elif is_passive(tree, verb) and not direct and self._passive(verb, words, doers, things):
             return

@@ -8,7 +8,7 @@ can act, what is worn and what is a body part resolves most of what is ambiguous
 from __future__ import annotations
 
 from sgpipe.stages.parse.grammar import lexicon
-from sgpipe.stages.parse.grammar.relations import singular
+from sgpipe.stages.parse.grammar.relations import is_a, singular
 from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.utils.lemmas import verb_lemma
 
@@ -125,11 +125,11 @@ def _displaced_object(tree: Tree, verb: int) -> int | None:
     subjects = [child for child in tree.dependents(verb, "nsubj", "nsubjpass") if tree.is_noun(child)]
     if len(subjects) > 1:
         return subjects[0]
-    if not subjects or singular(tree.texts[subjects[0]]) not in lexicon.PEOPLE:
+    if not subjects or not is_a(tree, subjects[0], lexicon.PEOPLE):
         return None
     noun = subjects[0] - 1
     compound = noun >= 0 and tree.deps[noun] == "compound" and tree.heads[noun] == subjects[0]
-    return noun if compound and singular(tree.texts[noun]) not in lexicon.PEOPLE else None
+    return noun if compound and not is_a(tree, noun, lexicon.PEOPLE) else None
 
 
 def _adopt_subject(tree: Tree, index: int) -> None:
@@ -182,9 +182,7 @@ def _join_object(tree: Tree, conjunct: int) -> None:
     verb = tree.heads[conjunct]
     if not tree.is_noun(conjunct) or not tree.is_verb(verb) or tree.dependents(conjunct, "nsubj", "aux"):
         return
-    things = tree.dependents(verb, "dobj")
-    for preposition in tree.dependents(verb, "prep"):
-        things += tree.dependents(preposition, "pobj")
+    things = tree.dependents(verb, "dobj") + tree.below(verb, "prep", "pobj")
     before = [thing for thing in things if thing < conjunct and tree.is_noun(thing)]
     if before:
         tree.attach(conjunct, max(before), "conj")
@@ -198,17 +196,13 @@ def _join_inside(tree: Tree, conjunct: int) -> None:
     head = tree.heads[conjunct]
     if tree.deps[conjunct] != "conj" or not tree.is_noun(conjunct) or not tree.is_noun(head):
         return
-    if singular(tree.texts[conjunct]) in _ANIMATE and singular(tree.texts[head]) in _ANIMATE:
+    if is_a(tree, conjunct, _ANIMATE) and is_a(tree, head, _ANIMATE):
         return
-    if (
-        singular(tree.texts[conjunct]) in lexicon.PEOPLE and singular(tree.texts[head]) in lexicon.CLOTHES
-    ):  # "men in hats and women"
-        people = (
-            noun for noun in tree.ancestors(head) if tree.is_noun(noun) and singular(tree.texts[noun]) in lexicon.PEOPLE
-        )
+    if is_a(tree, conjunct, lexicon.PEOPLE) and is_a(tree, head, lexicon.CLOTHES):  # "men in hats and women"
+        people = (noun for noun in tree.ancestors(head) if tree.is_noun(noun) and is_a(tree, noun, lexicon.PEOPLE))
         tree.attach(conjunct, next(people, head), "conj")
         return
-    held = [thing for verb in tree.dependents(head, "acl") for thing in tree.dependents(verb, "dobj")]
+    held = tree.below(head, "acl", "dobj")
     inside = _things_with(tree, head, conjunct) or [
         thing for thing in held if head < thing < conjunct and tree.is_noun(thing)
     ]
@@ -222,26 +216,22 @@ def _move_to_part(tree: Tree, preposition: int) -> None:
         return
     places = tree.dependents(preposition, "pobj")
     things = _things_with(tree, tree.heads[preposition], preposition)
-    if places and things:
-        nouns = {singular(tree.texts[things[-1]]), singular(tree.texts[places[0]])}
-        if nouns & lexicon.BODY_PARTS:
-            tree.attach(preposition, things[-1], "prep")
-
-
-def _are_worn(tree: Tree, *nouns: int) -> bool:
-    return all(singular(tree.texts[noun]) in lexicon.CLOTHES for noun in nouns)
+    if places and things and (is_a(tree, things[-1], lexicon.BODY_PARTS) or is_a(tree, places[0], lexicon.BODY_PARTS)):
+        tree.attach(preposition, things[-1], "prep")
 
 
 def _move_to_owner(tree: Tree, preposition: int) -> None:
     """ "a man jumps over a fence with his skateboard": the man has the skateboard, not the fence."""
     noun = tree.heads[preposition]
-    if tree.texts[preposition] != "with" or not tree.is_noun(noun) or singular(tree.texts[noun]) in _ANIMATE:
+    if tree.texts[preposition] != "with" or not tree.is_noun(noun) or is_a(tree, noun, _ANIMATE):
         return
     things = tree.dependents(preposition, "pobj")
-    if things and _are_worn(tree, noun, things[0]):  # "in a suit with a red tie"
+    if (
+        things and is_a(tree, noun, lexicon.CLOTHES) and is_a(tree, things[0], lexicon.CLOTHES)
+    ):  # "in a suit with a red tie"
         tree.attach(things[0], noun, "conj")
     elif any(tree.tags[owner] == "PRP$" for thing in things for owner in tree.dependents(thing, "poss")):
-        actors = (node for node in tree.ancestors(noun) if tree.is_verb(node) or singular(tree.texts[node]) in _ANIMATE)
+        actors = (node for node in tree.ancestors(noun) if tree.is_verb(node) or is_a(tree, node, _ANIMATE))
         tree.attach(preposition, next(actors, noun), "prep")
 
 
@@ -284,7 +274,7 @@ def _acts_better(tree: Tree, actor: int, participle: int) -> bool:
     if noun in lexicon.SCENERY:
         return True
     if noun in lexicon.PLACES and verb in lexicon.POSTURE_VERBS:
-        return tree.is_noun(actor) and singular(tree.texts[actor]) in _ANIMATE
+        return tree.is_noun(actor) and is_a(tree, actor, _ANIMATE)
     if noun in _ANIMATE or verb not in lexicon.ANIMATE_VERBS:
         return False
-    return tree.is_verb(actor) or singular(tree.texts[actor]) in _ANIMATE
+    return tree.is_verb(actor) or is_a(tree, actor, _ANIMATE)

@@ -78,6 +78,10 @@ class Tree:
         """Children of a token with one of the given labels, in order."""
         return [child for child in self.children[index] if self.deps[child] in deps]
 
+    def below(self, index: int, over: str, *deps: str) -> list[int]:
+        """Return the dependents with one of the labels `deps` of those labelled `over`, in order."""
+        return [child for middle in self.dependents(index, over) for child in self.dependents(middle, *deps)]
+
     def ancestors(self, index: int) -> Iterator[int]:
         """Heads above a token, nearest first."""
         while self.heads[index] != index:
