@@ -57,10 +57,8 @@ def located(location: ImagePlace, base: Location | None = None) -> str:
 def image_root(location: ImagePlace, indexes: IndexFolder | None = None) -> ImageRoot:
     """Return the root of a location: a folder, which need not exist, one or more archives, or a prefix of a store.
 
-    Raises:
-        UserError: an archive or a store is missing, cannot be read, or may not be.
-        StoreError: a store cannot be reached.
-        OSError: an index cannot be written.
+    Raises UserError: an archive or a store is missing, or cannot be read; StoreError: a store cannot be reached;
+    OSError: an index cannot be written.
     """
     if not isinstance(location, str | Path | StorePath):
         return location
@@ -176,10 +174,7 @@ def _remote(text: str, indexes: IndexFolder) -> ImageRoot:
 
 
 def _place(uri: str) -> tuple[StorePath, list[str]]:
-    """Return the prefix that a URI leads to, and the archives there that it names, if any.
-
-    Raises UserError: there is no such bucket, it may not be read, or the URI names a tar that is compressed as a whole.
-    """
+    """Return the prefix that a URI leads to, and the archives there that it names. Raises UserError: no such bucket."""
     parent, _, name = uri.rstrip("/").rpartition("/")
     refuse_compressed(uri)
     names = _shards(name) if is_archive(name) else []
@@ -189,9 +184,7 @@ def _place(uri: str) -> tuple[StorePath, list[str]]:
 
 
 def _shards(name: str) -> list[str]:
-    """Return the names that a name with a range stands for: itself, if it has none. Raises UserError: the range is
-    empty.
-    """
+    """Return the names that a name with a range stands for: itself, if it has none. Raises UserError: it is empty."""
     found = _SHARDS.search(name)
     if found is None:
         return [name]

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -32,7 +30,7 @@ _META = b"sgpipe"
 
 
 class FileIndex:
-    """Rows by name. `meta`: what was said of all of them when they were written."""
+    """Rows by name. `meta`: what was said of all of them."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError or ArrowException: the file is missing or damaged."""
@@ -88,10 +86,7 @@ def write_index(path: Path, table: pa.Table, meta: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class IndexReference:
-    """Where an index is: a file, or an object of a run's store that has a copy of it.
-
-    `uri` is the location of the run, if that is a store.
-    """
+    """Where an index is: a file, or an object of the run's store `uri` that has a copy of it."""
 
     path: Path
     uri: str | None = None
@@ -127,14 +122,10 @@ class IndexReference:
 
 @dataclass(frozen=True)
 class IndexFolder:
-    """Where indexes are kept.
+    """Where indexes are kept: in the `folder` of a run, with copies in its store `uri`, or in this machine's cache.
 
-    Attributes:
-        folder: of a run, which keeps the indexes of its images, with copies in its store; None: this machine's cache.
-        uri: of the run's store.
-        progress: tells what is read.
-        look: a folder of another run that may have an index.
-        whole: whether the objects of a prefix are indexed, too, so that others and other versions are noticed.
+    `look`: a folder of another run that may have an index. `whole`: the objects of a prefix are indexed, too, so that
+    others and other versions are noticed.
     """
 
     folder: Path | None = None
@@ -153,11 +144,5 @@ class IndexFolder:
 
 
 def cache_folder() -> Path:
-    """Return where this machine keeps indexes that no run keeps: beside its models, or in /tmp if it cannot write
-    there.
-    """
-    root = model_cache.cache_folder().absolute()
-    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
-    if not os.access(nearest, os.W_OK):
-        root = Path(tempfile.gettempdir(), f"sgpipe-{os.getuid()}")
-    return root / "image-indexes"
+    """Return where this machine keeps indexes that no run keeps: beside its models."""
+    return model_cache.cache_folder().absolute() / "image-indexes"

@@ -25,7 +25,7 @@ from obstore.store import from_url
 from sgpipe.errors import StoreError, UserError
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, ObjectMeta, PutResult, UpdateVersion
+    from obstore import GetOptions, ObjectMeta, UpdateVersion
     from obstore.store import ObjectStore as Connection
 
 _SCHEMES = ("s3", "gs", "abfs", "abfss", "hf")
@@ -145,7 +145,8 @@ class StorePath:
     def version(self, name: str) -> UpdateVersion | None:
         """Return the version of an object; None if there is none."""
         with suppress(FileNotFoundError), self._naming(name):
-            return _version(obstore.head(self._reads, self._key(name)))
+            meta = obstore.head(self._reads, self._key(name))
+            return {key: meta[key] for key in ("e_tag", "version") if meta[key] is not None}  # type: ignore[return-value]
         return None
 
     def get_file(self, name: str, path: Path) -> None:
@@ -338,25 +339,15 @@ def failure(error: BaseException) -> str:
 
 def _s3_options(uri: str) -> dict[str, Any]:
     """Return what neither the environment nor obstore tells: the bucket's region, boto3's keys."""
+    from pyarrow.fs import resolve_s3_region
+
     options: dict[str, Any] = {}
     if not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys():
-        options.update(_region(uri.removeprefix("s3://").rpartition("@")[2]))
+        with suppress(OSError, ValueError):  # the first request says why
+            options["region"] = resolve_s3_region(uri.removeprefix("s3://").rpartition("@")[2])
     if "AWS_ACCESS_KEY_ID" not in os.environ and not uri.startswith(_ANONYMOUS):
         with suppress(ImportError, ValueError):  # boto3 is not installed, or has no keys either
             from obstore.auth.boto3 import Boto3CredentialProvider
 
             options["credential_provider"] = Boto3CredentialProvider()
     return options
-
-
-@cache
-def _region(bucket: str) -> dict[str, str]:
-    from pyarrow.fs import resolve_s3_region
-
-    with suppress(OSError, ValueError):  # the first request says why
-        return {"region": resolve_s3_region(bucket)}
-    return {}
-
-
-def _version(meta: PutResult | ObjectMeta) -> UpdateVersion:
-    return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}  # type: ignore[return-value]

@@ -48,11 +48,8 @@ class ImageEntry:
 class ImageRoot:
     """Images by their names. It travels to workers; threads may share it.
 
-    A StoreError of any method means that the place cannot be reached: the work ends, and can be resumed.
-
-    Attributes:
-        location: what the user names it by: a path or a URI.
-        threads: how many threads open its images ahead; 0: opening does not wait.
+    A StoreError of any method means that the place cannot be reached: the work ends, and can be resumed. `location`:
+    the path or URI that the user names. `threads`: how many open its images ahead; 0: opening does not wait.
     """
 
     location: str
@@ -234,12 +231,7 @@ def size_and_time(file: Path) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class ObjectRoot(ImageRoot):
-    """A prefix of a store.
-
-    Attributes:
-        index: the objects that were there when the work began; no others, and no other versions, are read then. None:
-            what is there now is read.
-    """
+    """A prefix of a store; with an index, only the objects that were there when the work began, as they were."""
 
     location: str
     files: StorePath

@@ -26,9 +26,7 @@ _GZIP = b"\x1f\x8b"
 def open_text(path: Location | str) -> Iterator[TextFile]:
     """Open a text file, decompressed as it is read; it may be an object of a store.
 
-    Raises:
-        OSError: the file is missing, a folder, or cannot be read.
-        UserError: it is empty; also in the body of the `with` statement: its gzip data are damaged.
+    Raises OSError: it cannot be read; UserError: it is empty, or, also in the body, its gzip data are damaged.
     """
     with _decompressed(path) as file:
         if not file.peek(1):
@@ -65,10 +63,7 @@ def read_text(path: Location, what: str) -> str:
 
 
 def text_sha256(path: Location) -> str:
-    """SHA-256 of a file's content, decompressed if it is compressed by gzip, so that both are the same file.
-
-    Raises OSError: it cannot be read. Raises UserError: its gzip data are cut short or corrupt.
-    """
+    """SHA-256 of a file's content, decompressed if it is compressed by gzip. Raises as `open_text`."""
     digest = hashlib.sha256()
     with _decompressed(path) as file:
         while chunk := file.read(_CHUNK):
@@ -79,7 +74,7 @@ def text_sha256(path: Location) -> str:
 def read_ends(path: Location, length: int) -> tuple[bytes, bytes]:
     """Return the first and the last `length` bytes of a text file; of a compressed one only the first.
 
-    Raises as `open_text`. Raises UserError: it is a pipe, which cannot be read again.
+    Raises as `open_text`; UserError: it is a pipe, which cannot be read again.
     """
     with open_text(path) as file:
         if not file.seekable():

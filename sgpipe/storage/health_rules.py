@@ -311,12 +311,7 @@ RULES = (
 
 
 def prepare_checks(execute: Callable[..., object], threshold: float) -> None:
-    """Make what the rules read besides the tables of `Database`.
-
-    Args:
-        execute: runs a statement, whose `?` are the further arguments.
-        threshold: minimum certainty of the relations that are checked.
-    """
+    """Make what the rules read besides the tables of `Database`; `threshold`: minimum certainty of what is checked."""
     execute(f"create or replace view kept as select * from relations where certainty >= {float(threshold)}::float")
     claims = [(word, axis, sign) for (axis, sign), words in AXES.items() for word in words]
     claims += [(word, claim, 0) for claim, words in {**GEOMETRY, "alive": ACTS}.items() for word in words]

@@ -324,11 +324,8 @@ _COMPARED = 2048  # bytes, by which a file that others have changed is recognise
 class JudgementLog:
     """A file of judgements, read once and kept up to date; threads may share it.
 
-    Attributes:
-        file: the file, which need not exist; or the samples.json of a dataset that FiftyOne exported, whose tags are
-            the judgements. read_only: whether `append` is refused.
-        version: changes when lines are added.
-        plans, recall_plans: by id.
+    `file` need not exist, or is the samples.json of a dataset of FiftyOne, whose tags are the judgements. `version`
+    changes when lines are added.
     """
 
     def __init__(self, file: Path, fingerprint: str, *, read_only: bool = False) -> None:
@@ -355,9 +352,7 @@ class JudgementLog:
     def append(self, line: Line) -> Line:
         """Write a line and sync it; if its id is there already, nothing is written. Returns the line that is stored.
 
-        Raises:
-            UserError: the log is read-only or FiftyOne's, or the line is of another run.
-            OSError: it is not saved, as the disk is full or the folder cannot be written.
+        Raises UserError: the log is read-only, or the line is of another run; OSError: it is not saved.
         """
         if self.read_only:
             raise UserError(f"{self.file} is read-only: nothing is saved")

@@ -265,11 +265,9 @@ def sync_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts over all committed shards of a run or import.
+    """Counts over all committed shards of a run or import; `planned`: how many images a complete one has.
 
-    Attributes:
-        planned: how many images a complete one has.
-        parent: the run that some columns come from, and what they are, such as {"run": …, "reused": ["captions"]}.
+    `parent`: the run that some columns come from, and what they are, such as {"run": …, "reused": ["captions"]}.
     """
 
     root: Location

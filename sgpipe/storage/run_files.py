@@ -23,12 +23,7 @@ _CACHE = ".sgpipe/cache"
 
 
 class RunFiles:
-    """Where the manifest and the shards of a run are.
-
-    Attributes:
-        root: as messages name it.
-        storage: where the shards are.
-    """
+    """Where the manifest and the shards of a run are: `root`, as messages name it, and `storage`."""
 
     def __init__(self, root: str | Location) -> None:
         """Raises UserError: there is no run, or its manifest is damaged. StoreError: the store cannot be reached."""

@@ -191,11 +191,7 @@ def iter_records(root: str | Location) -> Iterator[Record]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, in a folder or a store, read one shard at a time; iterating over it gives its records.
-
-    Attributes:
-        root: the folder of the run, or the URL of its place in a store, such as "s3://bucket/run".
-    """
+    """A run, in a folder or a store ("s3://bucket/run"), read one shard at a time; iterating gives its records."""
 
     root: str | Location
 
@@ -263,9 +259,7 @@ def open_shard(
 ) -> Iterator[pq.ParquetFile]:
     """Open a shard file, also one in a store, or the file `content` of that name, and check that it has these columns.
 
-    Raises:
-        UserError: missing, damaged (also while it is read), of another schema version, or without a column.
-        StoreError: the store cannot be reached.
+    Raises UserError: missing, damaged (also while it is read), of another schema version, or without a column.
     """
     with _naming(path), pq.ParquetFile(content or open_shard_file(path), pre_buffer=True) as file:
         schema = file.schema_arrow
