@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import report
-from sgpipe.evaluation.label_quality.comparison import label_quality
+from sgpipe.evaluation.label_quality import label_quality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES
 from sgpipe.recipe import MiniworldConfig, load_recipe

@@ -14,8 +14,8 @@ from experiments.plan import SPLITS, Stage
 from experiments.workshop import Drawn, Network, Workshop
 from rlip_model.evaluation.inputs import Array
 from rlip_model.training.validation import RelationScores
-from sgpipe.evaluation.benchmarks.evaluate import ModelRun, PredictionFiles, score_hico
-from sgpipe.evaluation.label_quality.comparison import label_quality
+from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles, score_hico
+from sgpipe.evaluation.label_quality import label_quality
 from sgpipe.evaluation.result import Interval, Resampling, compare_paired
 from sgpipe.inference.predictor import predict
 from sgpipe.inference.writers import write_hoia

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlip_model.attention import sample
 from rlip_model.image import enlarge, normalise
-from sgpipe.evaluation.benchmarks.inputs import data_classes
+from sgpipe.evaluation.inputs import data_classes
 from sgpipe.inference.predictor import Predictor
 from sgpipe.inference.rows import PredictConfig, list_row_groups
 from sgpipe.recipe import CaptionConfig, TagConfig, packaged_model

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments.command import run_command
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.comparison import print_run_quality, run_quality
+from sgpipe.evaluation.label_quality import print_run_quality, run_quality
 from sgpipe.storage.manifest import Manifest, add_up
 from sgpipe.training.metrics import read_metrics
 

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from experiments.command import run_command
 from experiments.miniworld.network_quality import measure_network, network_recipe, print_tables
-from sgpipe.evaluation.benchmarks.evaluate import ModelRun, score_hico
+from sgpipe.evaluation.benchmarks import ModelRun, score_hico
 from sgpipe.evaluation.box_quality import evaluate_boxes
-from sgpipe.evaluation.label_quality.comparison import Quality, label_quality
+from sgpipe.evaluation.label_quality import Quality, label_quality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.dataset import IMAGES, INSTANCES, INTERACTION_CLASSES
 from sgpipe.miniworld.relations import COMPOSITIONAL

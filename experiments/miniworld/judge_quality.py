@@ -19,7 +19,7 @@ from experiments.command import run_command
 from experiments.miniworld.network_quality import print_tables
 from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.comparison import Relations, area, label_quality, precision_recall
+from sgpipe.evaluation.label_quality import Relations, area, label_quality, precision_recall
 from sgpipe.generation.run import generate
 from sgpipe.generation.scoring import VLM_COLUMN, score_run, vlm_identity, vlm_scorer
 from sgpipe.recipe import load_recipe

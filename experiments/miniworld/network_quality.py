@@ -22,7 +22,7 @@ from rich.table import Table
 from experiments.command import run_command
 from rlip_model.training.sampling import LabelVocabulary
 from rlip_model.training.validation import RelationScores, score_batches
-from sgpipe.evaluation.label_quality.comparison import ALL_PAIRS, LABELS, LabelQuality, run_quality
+from sgpipe.evaluation.label_quality import ALL_PAIRS, LABELS, LabelQuality, run_quality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.relations import COMPOSITIONAL, PREDICATES
 from sgpipe.recipe import PackagedModel, load_recipe, packaged_model

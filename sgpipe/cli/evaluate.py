@@ -17,7 +17,7 @@ from sgpipe.utils import LARGEST_SEED, console
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
-    from sgpipe.evaluation.benchmarks.evaluate import ModelRun, PredictionFiles
+    from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles
     from sgpipe.evaluation.result import EvaluationResult
     from sgpipe.inference.writers import WriteSummary
     from sgpipe.storage.run_folder import GroundTruth
@@ -95,7 +95,7 @@ class InputOptions(cli.InferenceOptions):
 
         Raises UserError: neither predictions with annotations nor a model with data is given.
         """
-        from sgpipe.evaluation.benchmarks.evaluate import ModelRun, PredictionFiles
+        from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles
 
         if self.predictions and annotations and not self.model and not self.data:
             return PredictionFiles(other or self.predictions, annotations, classes)
@@ -122,7 +122,7 @@ def hico(
     Examples:
       sgpipe eval hico --predictions predictions.json --annotations test_hico.json --json
     """
-    from sgpipe.evaluation.benchmarks.evaluate import score_hico
+    from sgpipe.evaluation.benchmarks import score_hico
 
     how = {"known_object": known_object, "pair_nms": pair_nms, "zero_shot": zero_shot}
     report.run_and_report(
@@ -144,7 +144,7 @@ def vcoco(
     Examples:
       sgpipe eval vcoco --predictions predictions.json --annotations vcoco_test.json --coco instances.json
     """
-    from sgpipe.evaluation.benchmarks.evaluate import score_vcoco
+    from sgpipe.evaluation.benchmarks import score_vcoco
 
     report.run_and_report(lambda other: score_vcoco(inputs.given(annotations, other=other), coco, possible), plot)
 
@@ -162,7 +162,7 @@ def openimages(
     Examples:
       sgpipe eval openimages --predictions predictions.json --annotations vrd-test-anno.json
     """
-    from sgpipe.evaluation.benchmarks.evaluate import score_open_images
+    from sgpipe.evaluation.benchmarks import score_open_images
 
     report.run_and_report(lambda other: score_open_images(inputs.given(annotations, other=other), nms), plot)
 
@@ -180,7 +180,7 @@ def vg(
     Examples:
       sgpipe eval vg --predictions predictions.json --annotations vg150.json --mode sgdet
     """
-    from sgpipe.evaluation.benchmarks.evaluate import score_graphs
+    from sgpipe.evaluation.benchmarks import score_graphs
 
     if inputs.model is None and mode is None:
         raise UserError("pass --mode predcls, sgcls or sgdet: what the model was given")
@@ -207,7 +207,7 @@ def labels(
     Examples:
       sgpipe eval labels --pred coco-relations/ --truth vg/ --image-data image_data.json
     """
-    from sgpipe.evaluation.label_quality.comparison import label_quality, label_report
+    from sgpipe.evaluation.label_quality import label_quality, label_report
     from sgpipe.files.locations import text_of
     from sgpipe.sources.vocabulary import load_predicate_synonyms
     from sgpipe.storage.run_folder import GroundTruth
@@ -288,7 +288,7 @@ def predict(
     Examples:
       sgpipe predict detector/ --data hico-test/ --out predictions.json
     """
-    from sgpipe.evaluation.benchmarks.evaluate import ModelRun
+    from sgpipe.evaluation.benchmarks import ModelRun
 
     if out.suffix not in (".json", ".parquet"):
         raise UserError(f"--out {out}: expected a file that ends in .json or .parquet")
@@ -312,7 +312,7 @@ def predict(
 def _write(run: ModelRun, out: Path, form: PredictionFormat | None, limit: int, zero_shot: bool) -> WriteSummary:
     """Predict, and write what the benchmark's evaluator reads."""
     import rlip_model.evaluation.hico_classes as hico
-    from sgpipe.evaluation.benchmarks.inputs import hoia_schema_of
+    from sgpipe.evaluation.inputs import hoia_schema_of
     from sgpipe.inference import writers
     from sgpipe.inference.predictor import predict as predict_images
     from sgpipe.sources.hoi import HICO

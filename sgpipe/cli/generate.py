@@ -209,7 +209,7 @@ def generate(
 
     with redirect_stdout(sys.stderr):  # Ray prints what happens to its machines; standard output is for results
         summary = run(loaded, out, console.Progress(), retry_failed=retry_failed, parent=parent, metrics=metrics)
-    from sgpipe.evaluation.label_quality.comparison import print_run_quality, run_quality
+    from sgpipe.evaluation.label_quality import print_run_quality, run_quality
 
     threshold = max(TRAINING_CONFIDENCE, loaded.tag.threshold) if loaded.tag.calibration is None else 0.0
     quality = run_quality(summary.root, threshold) if loaded.engine.store is None else {}

@@ -20,9 +20,9 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import coco_point
 from rlip_model.evaluation.scores import ClassScores, Tally
 from sgpipe.errors import UserError, check_share
-from sgpipe.evaluation.benchmarks.inputs import read_triplets
-from sgpipe.evaluation.label_quality.arrays import NO_IMAGE, ImageFinder, ImageName, image_base_name
-from sgpipe.evaluation.label_quality.comparison import NOTES
+from sgpipe.evaluation.graphs import NO_IMAGE, ImageFinder, ImageName, image_base_name
+from sgpipe.evaluation.inputs import read_triplets
+from sgpipe.evaluation.label_quality import NOTES
 from sgpipe.evaluation.result import RECALLS, EvaluationResult, Resampling, count_notes
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location, text_of

@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 import yaml
 
-from sgpipe.evaluation.label_quality.comparison import LABELS, run_quality
+from sgpipe.evaluation.label_quality import LABELS, run_quality
 from sgpipe.export.rows import ExportRows
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.sources.fields import single_line

@@ -24,7 +24,7 @@ from sgpipe.calibration import (
     unscored_reason,
 )
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.comparison import label_quality
+from sgpipe.evaluation.label_quality import label_quality
 from sgpipe.evaluation.result import EvaluationResult, Rows
 from sgpipe.stats.judgements import Judgements
 from sgpipe.stats.precision import design_effect, perfect_error, stratified_interval

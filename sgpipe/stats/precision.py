@@ -365,7 +365,7 @@ def measure_against_ground_truth(
     Raises UserError: the two have no image in common, or a number is out of range.
     """
     # Imports torch and spaCy, which takes seconds that other audits need not spend.
-    from sgpipe.evaluation.label_quality.comparison import LabelQuality, label_quality
+    from sgpipe.evaluation.label_quality import LabelQuality, label_quality
 
     def judged_by(found: LabelQuality) -> JudgedRelations:
         rows = found.relations

@@ -228,7 +228,7 @@ def test_runs_are_compared(tmp_path: Path, command: list[str], measure: str) -> 
 
 
 def test_labels_of_resampled_images_beside_runs_in_which_they_are_repeated(tmp_path: Path) -> None:
-    from sgpipe.evaluation.label_quality.comparison import label_quality, label_report
+    from sgpipe.evaluation.label_quality import label_quality, label_report
     from sgpipe.storage.run_folder import GroundTruth
 
     def quality(folder: Path, drawn: list[int]) -> Any:

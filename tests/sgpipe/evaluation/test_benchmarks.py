@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from rlip_model.evaluation.inputs import PredictedPairs
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.inputs import data_classes, read_triplets
+from sgpipe.evaluation.inputs import data_classes, read_triplets
 from sgpipe.inference import predictor
 from sgpipe.inference.rows import ImagePrediction, ImageRow, PredictConfig, RowGroup, iter_rows
 from sgpipe.inference.writers import SCHEMA, write_parquet

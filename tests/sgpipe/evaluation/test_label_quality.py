@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.arrays import NO_MATCH, ClassTable, Vocabulary, best_pairs
-from sgpipe.evaluation.label_quality.comparison import LabelQuality, label_quality, label_report
+from sgpipe.evaluation.graphs import NO_MATCH, ClassTable, Vocabulary, best_pairs
+from sgpipe.evaluation.label_quality import LabelQuality, label_quality, label_report
 from sgpipe.records import Box, Pair, Record, Relation
 from sgpipe.sources.vocabulary import load_predicate_synonyms
 from sgpipe.stages.pair import normalise_predicate

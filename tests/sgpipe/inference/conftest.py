@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sgpipe.evaluation.benchmarks.inputs import data_classes
+from sgpipe.evaluation.inputs import data_classes
 from sgpipe.training.initial_model import make_initial_model
 from tests.sgpipe.training.trainings import recipe
 

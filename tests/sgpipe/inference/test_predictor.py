@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from rlip_model.model import ParSeDA
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.inputs import data_classes
+from sgpipe.evaluation.inputs import data_classes
 from sgpipe.inference.predictor import predict
 from sgpipe.inference.rows import ImagePrediction, PredictConfig, list_row_groups
 from sgpipe.recipe import network_folder, trained_sides

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.inputs import data_classes
+from sgpipe.evaluation.inputs import data_classes
 from sgpipe.inference.predictor import predict
 from sgpipe.inference.rows import PredictConfig, list_row_groups
 from sgpipe.utils.ray_cluster import start_ray

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.comparison import run_quality
+from sgpipe.evaluation.label_quality import run_quality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.recipe import MiniworldConfig, load_recipe

@@ -23,7 +23,7 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import monotone
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.arrays import (
+from sgpipe.evaluation.graphs import (
     NO_IMAGE,
     NO_MATCH,
     ClassTable,

@@ -33,7 +33,7 @@ from rlip_model.evaluation.visual_genome import (
     vg150_zero_shot,
 )
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.inputs import (
+from sgpipe.evaluation.inputs import (
     VG150_CLASSES,
     GraphClasses,
     data_classes,

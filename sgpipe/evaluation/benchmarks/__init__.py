@@ -1,1 +1,0 @@
-"""The benchmarks: HICO-DET, V-COCO, Open Images, Visual Genome."""

@@ -1,1 +1,0 @@
-"""Relations of a run compared with ground truth."""
