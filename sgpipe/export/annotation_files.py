@@ -67,9 +67,8 @@ def write_sgg_benchmark(rows: ExportRows, out: Path) -> None:
 
 
 def _number_predicates(rows: ExportRows) -> dict[str, int]:
-    """Return the numbers of all predicates, from 1: those of a closed list in its order, then what else occurs."""
-    listed = (rows.manifest.run.get("labels") or {}).get("relations", ())
-    return {name: number for number, name in enumerate(dict.fromkeys([*listed, *sorted(rows.census.predicates)]), 1)}
+    """Return the numbers of all predicates, from 1."""
+    return {name: number for number, name in enumerate(_names(rows)[1], 1)}
 
 
 def _category_ids(rows: ExportRows, *, with_nothing: bool, positive: bool = False) -> dict[str, int]:

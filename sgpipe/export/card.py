@@ -56,7 +56,6 @@ def certified_text(certificate: Mapping[str, Any]) -> str:
 
 README = "README.md"
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
-_MOST = 10  # names in a list
 
 # By dataset: the identifier of its licence on the hub, and a sentence about it.
 _LICENCES = {
@@ -121,7 +120,7 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
         predicates=sorted(rows.census.predicates.items(), key=lambda item: (-item[1], item[0])),
         relations=exported,
         scored=rows.census.scored,
-        most=_MOST,
+        most=10,  # names in a list
         quality=quality[LABELS] if quality else None,
         embedded=embedded,
         measure=rows.measure,

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from sgpipe.calibration import load_calibration, stored
 from sgpipe.errors import UserError, add_filename
 from sgpipe.files.locations import Location, content_sha256
-from sgpipe.records import NO_OBJECT, ORIGINS, SCHEMA, Record, Relation, from_table, origins_pattern
+from sgpipe.records import NO_OBJECT, ORIGINS, Record, Relation, from_table, origins_pattern
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
 
@@ -31,7 +31,7 @@ class ExportRows:
     """The rows of a run, and which of its relations to export.
 
     Attributes:
-        threshold: the minimum confidence or, with a calibration, probability. `confidence`: the minimum confidence.
+        threshold: the minimum confidence or, with a calibration, probability.
         left_out: what an export has to leave out, by kind; the formats add to it.
         note: what the user is told: how to use the files.
     """
@@ -51,13 +51,11 @@ class ExportRows:
         if not self.manifest.shards:
             raise UserError(f"{root} contains no images yet")
         self.calibration = None if calibration is None else load_calibration(calibration)
-        self.confidence = self.threshold if self.calibration is None else self.calibration.threshold(threshold)
-        self.least: dict[str | None, float] = {None: self.confidence}  # confidence by predicate; None: of all
+        least = self.threshold if self.calibration is None else self.calibration.threshold(threshold)
+        self.least: dict[str | None, float] = {None: least}  # confidence by predicate; None: of all
         if certificate is not None:
             self.least = {each["predicate"]: stored(each["threshold"]) for each in certificate["sets"]}
-        groups = (group for s in self.manifest.shards for group in iter_groups(root / s.file, ("relations",)))
-        scores = (pc.struct_field(pc.list_flatten(group["relations"]), "confidence") for group in groups)
-        if self.calibration is not None and any(score.null_count < len(score) for score in scores):
+        if self.calibration is not None and self.census.scored:
             self.calibration.check_run(self.manifest.run, root)
 
     @property
@@ -180,12 +178,11 @@ class Census:
         self.numbered &= all(isinstance(as_number(image_id), int) for image_id in table["image_id"].to_pylist())
 
 
-def iter_groups(path: Location, columns: Iterable[str] = ()) -> Iterator[pa.Table]:
-    """Yield the row groups of a shard with these columns (none: all). Raises UserError: as `open_shard`."""
-    names = list(columns)
-    with open_shard(path, names or SCHEMA.names) as file:
+def iter_groups(path: Location, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield the row groups of a shard with these columns. Raises UserError: as `open_shard`."""
+    with open_shard(path, columns) as file:
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=names or None)
+            yield file.read_row_group(group, columns=list(columns))
 
 
 def as_number(image_id: str) -> int | str:
