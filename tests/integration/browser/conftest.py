@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.endpoint_server import wait_until
-
 PATIENCE = 60.0  # seconds; ten times what a busy machine needs
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -35,34 +33,6 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Any]:
-    """A function that opens a file offline; the test fails if the page complains or loads anything else."""
-    complaints: list[str] = []
-    pages: list[Page] = []
-
-    def open_(file: Any, width: int = 1200, scheme: str = "light") -> Page:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, accept_downloads=True
-        )
-        page = context.new_page()
-        pages.append(page)
-        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on(
-            "request",
-            lambda request: request.url.startswith(("file:", "data:", "blob:")) or complaints.append(request.url),
-        )
-        page.goto(file.as_uri())
-        return page
-
-    yield open_
-    heard = list(complaints)  # not that a server has ended meanwhile
-    close(pages)
-    assert heard == []
-
-
 @contextmanager
 def view_server(run: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The address of `sgpipe view` on a run, and its process."""
@@ -77,7 +47,7 @@ def view_server(run: Path, *options: str) -> Iterator[tuple[str, subprocess.Pope
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Any]:
-    """A function that opens an address; the test fails if the page complains or loads anything from elsewhere."""
+    """A function that opens an address or a file; the test fails if the page complains or loads from elsewhere."""
     complaints: list[str] = []
     pages: list[Page] = []
 
@@ -96,14 +66,9 @@ def visit(browser: Browser) -> Iterator[Any]:
 
     yield visit_
     heard = list(complaints)  # not that a server has ended meanwhile
-    close(pages)
-    assert heard == []
-
-
-def close(pages: list[Page]) -> None:
-    """Pages that stay open go on asking their server."""
-    for page in pages:
+    for page in pages:  # those that stay open go on asking their server
         page.context.close()
+    assert heard == []
 
 
 def eventually(read: Callable[[], object], expected: object) -> None:
@@ -126,16 +91,6 @@ def shows(page: Page, selector: str, text: str) -> None:
 
 def mentions(page: Page, selector: str, text: str) -> None:
     expect(page.locator(selector)).to_contain_text(re.compile(pattern(text)), use_inner_text=True)
-
-
-def reload_until(page: Page, condition: Callable[[], bool]) -> None:
-    """Chromium may load a page before the storage of the one before is written."""
-
-    def holds() -> bool:
-        page.reload()
-        return condition()
-
-    wait_until(holds, PATIENCE, every=0.5)
 
 
 def accessibility_faults(page: Page) -> list[str]:

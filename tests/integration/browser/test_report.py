@@ -41,8 +41,8 @@ def shown(page) -> dict[str, list[str | None]]:
     return found
 
 
-def test_the_filters_show_what_they_say(open_page, report):
-    page = open_page(report)
+def test_the_filters_show_what_they_say(visit, report):
+    page = visit(report.as_uri(), offline=True)
     evil = f'" onmouseover="alert(2)" {EVIL}'
     # The relation of image 2 is below 0.2.
     eventually(lambda: shown(page), {"0": ["on", "near"], "1": [evil], "2": [], "3": []})
@@ -59,8 +59,8 @@ def test_the_filters_show_what_they_say(open_page, report):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_is_readable_in_both_schemes(open_page, report, scheme):
-    page = open_page(report, width=360, scheme=scheme)
+def test_it_fits_a_phone_and_is_readable_in_both_schemes(visit, report, scheme):
+    page = visit(report.as_uri(), offline=True, width=360, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     ink, ground = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
     brightness = [sum(int(part) for part in colour[4:-1].split(",")) for colour in (ink, ground)]

@@ -62,36 +62,16 @@ def test_a_task_has_boxes_in_percent_and_one_link_for_each_pair(tmp_path):
     relations = [Relation(0, 1, "on", 0.75), Relation(1, 0, "under"), Relation(0, 1, "next to", 0.25)]
     boxes = [replace(DOG, iscrowd=True), CUP]
     (task,), written = export(tmp_path, record(boxes, relations, captions=[Caption("a dog"), Caption("?", "box", [0])]))
-    assert task["data"] == {
-        "image": URL + "7.jpg",
-        "image_id": "7",
-        "dataset": "coco",
-        "split": "val",
-        "file_name": "7.jpg",
-        "width": WIDTH,
-        "height": HEIGHT,
-        "captions": ["a dog"],
-        "category_ids": {"dog": 18, "cup": 47},
-    }
+    own = {"image_id": "7", "dataset": "coco", "split": "val", "file_name": "7.jpg", "width": WIDTH, "height": HEIGHT}
+    more = {"image": URL + "7.jpg", "captions": ["a dog"], "category_ids": {"dog": 18, "cup": 47}}
+    assert task["data"] == own | more
     (prediction,) = task["predictions"]
     dog, _, *links = prediction["result"]
+    sides = {"x": 2.5, "y": pytest.approx(400 / HEIGHT), "width": 6.25, "height": 12.5, "rotation": 0}
     assert dog == {
-        "id": "object0",
-        "type": "rectanglelabels",
-        "from_name": "objects",
-        "to_name": "image",
-        "original_width": WIDTH,
-        "original_height": HEIGHT,
-        "image_rotation": 0,
-        "value": {
-            "x": 2.5,
-            "y": pytest.approx(400 / HEIGHT),
-            "width": 6.25,
-            "height": 12.5,
-            "rotation": 0,
-            "rectanglelabels": ["dog"],
-        },
-        "meta": {"text": ["crowd"]},
+        **{"id": "object0", "type": "rectanglelabels", "from_name": "objects", "to_name": "image"},
+        **{"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0},
+        **{"value": sides | {"rectanglelabels": ["dog"]}, "meta": {"text": ["crowd"]}},
     }
     ends = {"type": "relation", "direction": "right"}
     assert links == [
@@ -131,10 +111,7 @@ def test_every_name_survives_or_is_counted(classes, predicates):
     assert (found.image_id, found.file_name, found.captions) == (*PAIR, made.captions)
     kept = [box for box in made.objects if box.category in labels]
     assert [(box.category, box.category_id) for box in found.objects] == [(b.category, b.category_id) for b in kept]
-    lost = {
-        "objects": len(made.objects) - len(found.objects),
-        "relations": len(made.relations) - len(found.relations),
-    }
+    lost = {name: len(getattr(made, name)) - len(getattr(found, name)) for name in ("objects", "relations")}
     assert {kind: written.left_out.get(f"{kind} that the format cannot hold", 0) for kind in lost} == lost
     assert {box.category for box in made.objects} - labels <= {name for name in classes if is_unheld(name)}
 

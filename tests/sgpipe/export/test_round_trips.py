@@ -223,10 +223,7 @@ def test_every_name_survives(form, classes, predicates, texts):
     assert [box.category for box in found.objects] == [box.category for box in expected.objects]
     assert found.relations == ([] if form == "coco" else expected.relations)
     assert found.captions == (record.captions if form in ("coco", "hf") else [])
-    lost = {
-        "objects": len(record.objects) - len(found.objects),
-        "relations": len(record.relations) - len(found.relations),
-    }
+    lost = {name: len(getattr(record, name)) - len(getattr(found, name)) for name in ("objects", "relations")}
     assert {kind: written.left_out.get(f"{kind} that the format cannot hold", 0) for kind in lost} == lost
 
 
