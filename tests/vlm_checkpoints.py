@@ -1,6 +1,6 @@
 """Random tiny image-text-to-text checkpoints of each family, with tokenizer, processor and chat template.
 
-`make_vlm(folder, "qwen2_vl")` writes a folder that `--captioner` takes. Its captions are random words, which differ
+`make_vlm(folder, "qwen2_5_vl")` writes a folder that `--captioner` takes. Its captions are random words, which differ
 from image to image. Everything derives from the seed; nothing is downloaded.
 """
 
@@ -21,13 +21,10 @@ from transformers import (
     CLIPImageProcessor,
     Florence2Processor,
     GenerationConfig,
-    Idefics3ImageProcessor,
-    Idefics3Processor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
@@ -158,27 +155,6 @@ def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return {f"{key}_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for key, token in names.items()}
 
 
-def _qwen2(family: str, processor_class: Any, vision: dict[str, Any]) -> _Parts:
-    tokenizer = _qwen_tokenizer()
-    pixels = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
-    processor = processor_class(
-        Qwen2VLImageProcessor(size=pixels), tokenizer, Qwen2VLVideoProcessor(size=pixels), chat_template=QWEN_TEMPLATE
-    )
-    text = {**_text_sizes(tokenizer), "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
-    common = {"depth": 2, "num_heads": 4, "patch_size": 14}
-    config = AutoConfig.for_model(family, text_config=text, vision_config={**common, **vision}, **_qwen_ids(tokenizer))
-    return processor, config, _generation(tokenizer, do_sample=True, temperature=0.1, top_p=0.001, top_k=1)
-
-
-def _qwen2_vl() -> _Parts:
-    return _qwen2("qwen2_vl", Qwen2VLProcessor, {"embed_dim": WIDTH, "hidden_size": WIDTH, "mlp_ratio": 2})
-
-
-def _qwen2_5_vl() -> _Parts:
-    sizes = {"hidden_size": WIDTH, "out_hidden_size": WIDTH, "intermediate_size": 2 * WIDTH}
-    return _qwen2("qwen2_5_vl", Qwen2_5_VLProcessor, {**sizes, "window_size": 56, "fullatt_block_indexes": [1]})
-
-
 def _qwen3_vl() -> _Parts:
     tokenizer = _qwen_tokenizer()
     pixels = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32 * 16}
@@ -219,42 +195,6 @@ def _idefics_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _idefics(family: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, GenerationConfig]:
-    config = AutoConfig.for_model(
-        family,
-        text_config={"model_type": "llama", **_text_sizes(tokenizer)},
-        vision_config={
-            "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": 32,
-            "patch_size": 8,
-        },
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        scale_factor=2,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return config, _generation(tokenizer, bos_token_id=tokenizer.bos_token_id)
-
-
-_SIDES: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
-
-
-def _idefics3() -> _Parts:
-    tokenizer = _idefics_tokenizer()
-    images = Idefics3ImageProcessor(**_SIDES)
-    processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=IDEFICS_TEMPLATE)
-    return processor, *_idefics("idefics3", tokenizer)
-
-
-def _smolvlm() -> _Parts:
-    tokenizer = _idefics_tokenizer()
-    images, videos = SmolVLMImageProcessor(**_SIDES), SmolVLMVideoProcessor(**_SIDES)
-    processor = SmolVLMProcessor(images, tokenizer, videos, image_seq_len=4, chat_template=IDEFICS_TEMPLATE)
-    return processor, *_idefics("smolvlm", tokenizer)
-
-
 def _blip2() -> _Parts:
     tokenizer = make_tokenizer(["<pad>", "</s>", "<image>"], bos_token="</s>", eos_token="</s>", pad_token="<pad>")
     images = BlipImageProcessor(size={"height": 32, "width": 32})
@@ -279,6 +219,35 @@ def _blip2() -> _Parts:
         image_text_hidden_size=WIDTH,
     )
     return processor, config, _generation(tokenizer)
+
+
+def _qwen2_5_vl() -> _Parts:
+    tokenizer = _qwen_tokenizer()
+    pixels = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
+    images, videos = Qwen2VLImageProcessor(size=pixels), Qwen2VLVideoProcessor(size=pixels)
+    processor = Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=QWEN_TEMPLATE)
+    text = {**_text_sizes(tokenizer), "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+    sizes = {"hidden_size": WIDTH, "out_hidden_size": WIDTH, "intermediate_size": 2 * WIDTH}
+    vision = {"depth": 2, "num_heads": 4, "patch_size": 14, **sizes, "window_size": 56, "fullatt_block_indexes": [1]}
+    config = AutoConfig.for_model("qwen2_5_vl", text_config=text, vision_config=vision, **_qwen_ids(tokenizer))
+    return processor, config, _generation(tokenizer, do_sample=True, temperature=0.1, top_p=0.001, top_k=1)
+
+
+def _smolvlm() -> _Parts:
+    tokenizer = _idefics_tokenizer()
+    sides: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+    images, videos = SmolVLMImageProcessor(**sides), SmolVLMVideoProcessor(**sides)
+    processor = SmolVLMProcessor(images, tokenizer, videos, image_seq_len=4, chat_template=IDEFICS_TEMPLATE)
+    vision = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        "smolvlm",
+        text_config={"model_type": "llama", **_text_sizes(tokenizer)},
+        vision_config=vision | {"image_size": 32, "patch_size": 8},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return processor, config, _generation(tokenizer, bos_token_id=tokenizer.bos_token_id)
 
 
 def _florence2() -> _Parts:
@@ -325,9 +294,7 @@ def _florence2() -> _Parts:
 FAMILIES: dict[str, Callable[[], _Parts]] = {
     "blip-2": _blip2,
     "florence2": _florence2,
-    "idefics3": _idefics3,
     "smolvlm": _smolvlm,
-    "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
 }

@@ -31,18 +31,12 @@ COMPILATION = "compilation"  # beside the names of stages
 
 @dataclass
 class Usage:
-    """What stages took for some records.
-
-    Attributes:
-        seconds: by stage, and of "compilation" apart.
-        gpus: by stage, as by `GpuStage.gpu_use`.
-    """
+    """What stages took for some records: seconds (of "compilation" apart) and `gpu_use`, by stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, other: Usage) -> None:
-        """Add what later stages, or the same ones for other records, took."""
         for name, seconds in other.seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self.gpus |= other.gpus
@@ -52,14 +46,10 @@ StageOutput = tuple[list[Record], Usage]
 
 
 class Stage:
-    """One step of the pipeline.
+    """One step of the pipeline: fills columns of every record that is ok, and returns all in their original order.
 
-    A stage fills columns of every record whose `status` is "ok" and returns all records in their original order. An
-    unreadable image becomes an error row (`Record.fail`), never an exception; an exception means that the stage itself
-    cannot run.
-
-    Attributes:
-        cache_folder: where the answers of a served model are kept; None: nowhere.
+    An unreadable image becomes an error row (`Record.fail`); an exception means that the stage itself cannot run.
+    `cache_folder`: where the answers of a served model are kept; None: nowhere.
     """
 
     name: str
@@ -67,7 +57,7 @@ class Stage:
     cache_folder: CacheFolder | None = None
 
     def check(self) -> None:
-        """Before workers start, raise UserError if there is no such model, as far as its configuration tells."""
+        """Before workers start, raise UserError if its configuration tells that there is no such model."""
 
     def setup(self) -> None:
         """Load models. Called once, in the process that runs the stage. Raises UserError: they cannot be loaded."""
@@ -81,10 +71,7 @@ class Stage:
 
 
 def image_threads(resources: Resources, *, elsewhere: bool) -> int:
-    """Return the number of `io_threads`: if not set, one per CPU, at least two, with a model that computes `elsewhere`.
-
-    On the CPUs of the actor, which the model uses, one if there are two or more.
-    """
+    """Return `io_threads`, or one per CPU, at least two, if the model computes `elsewhere`, else at most one."""
     if resources.io_threads is not None:
         return resources.io_threads
     cpus = int(resources.cpus)
@@ -92,15 +79,10 @@ def image_threads(resources: Resources, *, elsewhere: bool) -> int:
 
 
 class ImageStage(Stage):
-    """A stage that reads images; `roots` says where those of each split are. `set_up_device` comes before it is called.
+    """A stage that reads images; `roots` says where those of each split are."""
 
-    Attributes:
-        device: of the model; "meta" if it is behind an endpoint.
-        threads: that open images.
-    """
-
-    device: torch.device
-    threads = 0
+    device: torch.device  # of the model; "meta" if it is behind an endpoint
+    threads = 0  # that open images
 
     def __init__(self, config: Any, roots: Mapping[str, ImagePlace]) -> None:
         """`config`: has the `resources` of the stage and, if it has a model, its `device`."""
@@ -128,10 +110,7 @@ class ImageStage(Stage):
         prepare: Callable[[Image.Image, ImageFile], Any] = lambda image, file: image,
         batch: int = 1,
     ) -> Iterator[tuple[Record, Any]]:
-        """Yield each record that is ok with what `prepare` makes of its image, see `ImageFeed`.
-
-        Where the image cannot be read, the record becomes an error row instead.
-        """
+        """Yield each record that is ok with what `prepare` makes of its image; unreadable ones become error rows."""
         records = list(records)
         with ImageFeed(self.roots, records, prepare, self.threads, batch) as images:
             for record in records:
@@ -163,7 +142,7 @@ class LoadStage(ImageStage):
 
 
 class StageRunner:
-    """Sets up its stages on the first call; returns the records and what the stages took."""
+    """Sets up its stages on the first call."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = stages
@@ -195,11 +174,7 @@ class StageRunner:
 
 
 class IsolatedRunner:
-    """A `StageRunner` in a child process: an image that crashes the process becomes an error row.
-
-    A batch that crashes the process is split in half until the record responsible is alone. That record is tried
-    twice, because another process may have exhausted the memory.
-    """
+    """A `StageRunner` in a child process: an image that crashes it twice, alone at last, becomes an error row."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = stages

@@ -1,4 +1,4 @@
-"""Build the stages of a recipe. Those with models are imported when they are built: a finished run builds none."""
+"""Build the stages of a recipe. Those with models are imported when they are built."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ def build_stages(
 ) -> list[Stage]:
     """Return the stages that label records with boxes, in order.
 
-    Args:
-        roots: where the images of each split are.
-        classes: the id of every class that a box can have, but for those of words in captions.
-        known: the triplets of the run that is extended.
+    `classes`: the id of every class of a box but for free nouns. `known`: the triplets of the run that is extended.
     """
     from sgpipe.stages.caption.stage import CaptionStage
     from sgpipe.stages.parse.stage import ParseStage
@@ -57,10 +54,7 @@ def build_stages(
 
 
 def with_classes(stages: Sequence[Stage], classes: Mapping[str, int]) -> list[Stage]:
-    """Return the stages of `build_stages`, which are set up, for boxes of other classes.
-
-    They share the loaded models.
-    """
+    """Return stages that are set up for boxes of other classes, with the same loaded models."""
     from sgpipe.stages.ground import GroundStage
     from sgpipe.stages.tag.stage import TagStage
 

@@ -40,9 +40,9 @@ Stated = tuple[int, str, int]  # the numbers of subject and object, and the pred
 class MarksStage(PairStage):
     """Adds what a model states of numbered boxes as candidates of exactly these pairs.
 
-    The boxes are the largest by `Box.rank`, numbered from 1 in each image. An answer that breaks the schema is
-    requested once more. Of the second, valid relations count all the same, and it is counted in `left_out`. Without any
-    usable answer the row becomes an error row, but for `captions+marks`, where captions may have candidates.
+    The boxes are the largest by `Box.rank`, numbered from 1. An answer that breaks the schema is requested once more;
+    of the second, valid relations count. Without a usable answer the row becomes an error row, but for
+    `captions+marks`, where captions may have candidates.
     """
 
     def __init__(
@@ -54,7 +54,6 @@ class MarksStage(PairStage):
         roots: Mapping[str, ImagePlace],
         seed: int,
     ) -> None:
-        """See `PairStage`. `roots`: where the images of each split are; `seed`: of the run."""
         super().__init__(config, dataset, categories, known)
         same = ("endpoint", "requests", "samples", "temperature", "device", "dtype", "resources")
         given = {name: getattr(config, name) for name in same} | {"top_p": _TOP_P, "max_tokens": _MAX_TOKENS}
@@ -87,9 +86,7 @@ class MarksStage(PairStage):
         return records
 
     def _requests(self, records: Sequence[Record], open_: deque[tuple[Record, list[int]]]) -> Iterator[ChatRequest]:
-        """Yield a question about each image with several boxes, noted in `open_` with the indices of its numbered
-        boxes.
-        """
+        """Yield a question about each image with several boxes, noted in `open_` with the indices of those numbered."""
         chosen = {}
         for record in (record for record in records if record.ok):
             boxes = [i for i, box in enumerate(record.objects) if not box.iscrowd and min(box.bbox[2:]) > 0]

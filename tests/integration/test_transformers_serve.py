@@ -47,7 +47,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("serve")
-    model = str(make_vlm(folder / "model", "qwen2_vl"))
+    model = str(make_vlm(folder / "model", "qwen2_5_vl"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -241,9 +241,8 @@ def fuse_vision_attention(model: BlipForConditionalGeneration) -> None:
 class DecoderState:
     """The key-value cache of `rows = images * samples` sequences of equal length, per layer.
 
-    `keys` and `values` belong to the self-attention: [rows, heads, capacity, head width], of which the first `length`
-    positions are filled. `image_keys` and `image_values` belong to the cross-attention: [images, heads, 1 + patches,
-    head width].
+    `keys`, `values`: [rows, heads, capacity, head width], of which `length` positions are filled; `image_keys`,
+    `image_values`: [images, heads, 1 + patches, head width].
     """
 
     keys: list[Tensor]
@@ -359,13 +358,11 @@ def sample_captions(
     Args:
         image_states: [images, 1 + patches, vision width].
         keys: one per image, 63 bits that select its noise.
-        sampling: its lengths, also `max_tokens`, count every token of the decoder: [DEC], prompt, words and [SEP].
+        sampling: its lengths count every token of the decoder: [DEC], prompt, words and [SEP].
 
-    With one image on a CPU, sequences that have ended are dropped from the computation. With several images they stay,
-    so that tensor shapes do not depend on the length of other images' captions. A GPU looks at a fixed number of the
-    likeliest tokens, and is asked every few steps whether all sequences have ended, so that the host hardly waits.
-
-    Raises FloatingPointError: the model's scores are not finite.
+    With one image on a CPU, sequences that have ended are dropped; with several they stay, so that tensor shapes do not
+    depend on other images. A GPU looks at a fixed number of the likeliest tokens, and is asked every few steps whether
+    all sequences have ended, so that the host hardly waits. Raises FloatingPointError: the scores are not finite.
     """
     images, device, samples, end = len(image_states), image_states.device, sampling.samples, decoder.end
     most = sampling.max_tokens or 0

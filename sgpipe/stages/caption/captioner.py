@@ -38,50 +38,39 @@ _PROMPTS = {"blip": PROMPT, "blip-2": "a photo of", "florence2": "<DETAILED_CAPT
 
 @dataclass(frozen=True)
 class CaptionInput:
-    """An image to caption, or a region of one.
-
-    `image` is RGB and `key` has 63 bits, from which the seed of every sample derives. `file` is the image file if
-    the whole image is captioned, else None; its pixels may have to be turned or converted to be those of `image`.
-    """
+    """An RGB image to caption, or a region of one."""
 
     image: Image.Image
-    key: int
-    file: ImageFile | None = None
+    key: int  # 63 bits, from which the seed of every sample derives
+    file: ImageFile | None = None  # of a whole image; its pixels may have to be turned or converted to be those of it
 
 
 class Captioner(Protocol):
     """Captions of images, which depend on the image's pixels, its key and the recipe only."""
 
     def check(self) -> None:
-        """Raise UserError if this captioner cannot caption, as far as can be told cheaply, before any work."""
+        """Raise UserError if this captioner cannot caption, as far as can be told before any work."""
 
     def setup(self) -> None:
-        """Load what is needed, in the process that captions. Raises UserError like `check`, and for damaged weights."""
+        """Load the model, in the process that captions. Raises UserError like `check`, and for damaged weights."""
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
         """Yield the captions of each input, in order: up to `caption.samples` single lines, or one by beam search.
 
-        Only as many inputs are read as are captioned together. A refusal makes an error row.
-
-        Raises UserError if the captioner fails on every image, or the memory is full.
+        Only as many inputs are read as are captioned together. A refusal makes an error row. Raises UserError or
+        EngineError if the captioner fails on every image.
         """
         ...
 
 
 def settings_of(config: CaptionConfig) -> CaptionConfig:
     """Return the settings with the captioner's own in place of null; one that cannot be read yet counts as BLIP."""
-    family = _family(config)
+    family = "chat" if config.endpoint is not None else "blip"
+    if config.endpoint is None and config.captioner is not None:
+        family = str(known_settings(config.captioner).get("model_type", "blip"))
     most = MAX_TOKENS if family == "blip" else _CHAT_MAX_TOKENS
     own = {"prompt": _PROMPTS.get(family, CHAT_PROMPT), "max_tokens": most}
     return config.model_copy(update={name: value for name, value in own.items() if getattr(config, name) is None})
-
-
-def _family(config: CaptionConfig) -> str:
-    if config.endpoint is not None:
-        return "chat"
-    if config.captioner is None:
-        return "blip"
-    return str(known_settings(config.captioner).get("model_type", "blip"))
 
 
 _THOUGHTS = re.compile(r"^.*?</think>", re.DOTALL)
@@ -123,18 +112,11 @@ _EXAMPLE = Image.new("RGB", (64, 64), (127, 127, 127))
 class ServedCaptioner:
     """A `Captioner` that sends every image to an endpoint, several at once.
 
-    The seed of a sample derives from the image's key. Whether the same seed gives the same caption is up to the server;
-    answers are cached, and so never change within a run.
+    Whether the same seed gives the same caption is up to the server; answers are kept, and so never change in a run.
     """
 
     def __init__(self, config: CaptionConfig, cache_folder: CacheFolder | None = None) -> None:
-        """
-        Args:
-            config: without null settings.
-            cache_folder: where answers are kept, or None.
-
-        Raises UserError like `ChatEndpoint`, and for beam search, which the API does not have.
-        """
+        """Raises UserError like `ChatEndpoint`, and for beam search, which the API does not have."""
         if config.decoding == "beam":
             raise UserError("caption.decoding: an endpoint samples; set it to nucleus, and caption.temperature lower")
         self.config = config
@@ -149,7 +131,7 @@ class ServedCaptioner:
         """Load nothing."""
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
-        """See `Captioner`; drops refused and empty samples. Raises EngineError if the endpoint does not answer."""
+        """See `Captioner`; drops refused and empty samples."""
         for answer in self.ask_all(map(self._request, inputs)):
             if isinstance(answer, Refusal):
                 yield answer

@@ -54,8 +54,8 @@ def process(scores: Tensor, tokens: Tensor, sampling: CaptionConfig, end: int | 
     Applies in this order, as transformers does: repetition penalty (Keskar et al., 2019, as CTRL's code), minimum
     length, temperature, top_k. Tokens that tie with the last of the top_k stay.
 
-    `tokens`: all tokens so far, int64 [rows, length], with [DEC] and the prompt; the penalty counts each once. `end`:
-    the token that captions shorter than `min_tokens` do not get; None: of any length they may end.
+    `tokens`: all so far, int64 [rows, length]; the penalty counts each once. `end`: the token that captions shorter
+    than `min_tokens` do not get, if any.
     """
     if sampling.repetition_penalty != 1:
         seen, penalty = scores.gather(1, tokens), sampling.repetition_penalty
@@ -74,14 +74,11 @@ def process(scores: Tensor, tokens: Tensor, sampling: CaptionConfig, end: int | 
 def nucleus(scores: Tensor, top_p: float, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the smallest set of most likely tokens that reaches `top_p`, of scores `[rows, vocabulary]`.
 
-    Equally likely tokens at the edge are taken in the order of their ids.
+    Equally likely tokens at the edge are taken in the order of their ids. `width`: how many of the most likely tokens
+    to look at; None: as many as needed, which the host waits for.
 
-    Args:
-        width: how many of the most likely tokens to look at; None: as many as needed, which the host waits for.
-
-    Returns:
-        tokens `[rows, width + 1]`, ascending, or fewer without a width; which of them are kept; and whether `width` is
-        enough in all rows.
+    Returns tokens `[rows, width + 1]`, ascending, or fewer without a width; which of them are kept; and whether `width`
+    is enough in all rows.
     """
     probabilities = scores.softmax(dim=-1)
     vocabulary, given = scores.shape[-1], width
@@ -122,8 +119,7 @@ def draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sample a token of the nucleus for each row of `[rows, vocabulary]`; `keys` and `samples` select the noise.
 
-    Returns:
-        tokens `[rows]`; whether the largest score of every row is finite; whether `width` is enough (see `nucleus`).
+    Returns tokens `[rows]`; whether the largest score of every row is finite; whether `width` is enough (`nucleus`).
     """
     tokens, kept, enough = nucleus(scores, top_p, width)
     noisy = scores.gather(-1, tokens).double() + gumbel(keys.unsqueeze(-1), samples.unsqueeze(-1), step, tokens)

@@ -103,12 +103,7 @@ class CaptionStage(ImageStage):
 def load_captioner(
     config: CaptionConfig, cache_folder: CacheFolder | None = None, role: str = "captioner"
 ) -> Captioner:
-    """Return the captioner of a recipe, which is not set up yet.
-
-    `cache_folder`: where a served captioner keeps its answers, or None.
-
-    Raises UserError if there is no such model.
-    """
+    """Return the captioner of a recipe, which is not set up yet. Raises UserError if there is no such model."""
     if config.endpoint is not None:
         return ServedCaptioner(settings_of(config), cache_folder)
     config = config.model_copy(update={"captioner": local_model(str(config.captioner))})
@@ -132,9 +127,8 @@ def noise_key(seed: int, record: Record, scope: str, boxes: Sequence[int] = ()) 
 def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> tuple[list[Region], int]:
     """Return the regions of each scope, ordered by box index, without crowd boxes; and how many more there are.
 
-    Scope "box" has the `max_crops` largest boxes. Scope "pair" has at most `max_crops` unordered pairs of the 1,000
-    largest boxes: overlapping pairs by size of the overlap, then the nearest pairs, then by `Box.rank`. The region of a
-    pair is the smallest rectangle around both boxes. (RLIPv2's dense captions take the first pairs instead.)
+    Scope "box" has the `max_crops` largest boxes; scope "pair" the rectangles around as many pairs of the 1,000 largest
+    boxes: overlapping pairs by size of the overlap, then the nearest pairs, then by `Box.rank`.
     """
     single = [index for index, box in enumerate(record.objects) if not box.iscrowd]
     single.sort(key=lambda index: record.objects[index].rank)

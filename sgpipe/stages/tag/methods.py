@@ -27,10 +27,7 @@ _NEEDED = {
 
 
 def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
-    """Raises UserError: the model that the method needs is not named or not there, or a setting is for another method.
-
-    `pair`: the configuration of the pair stage, if it is to be checked, too.
-    """
+    """Raises UserError: the model that the method needs is not named, or a setting is for another method."""
     if tag.tagger is None and tag.method in _NEEDED:
         raise UserError(_NEEDED[tag.method])
     if tag.endpoint is not None and tag.method != "vlm":
@@ -49,7 +46,6 @@ class AssumedStage(Stage):
     name = "tag"
 
     def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace], pair: PairConfig | None = None) -> None:
-        """`roots`: where the images of each split are; not used, as no image is opened. `pair`: of the pair stage."""
         self.config, self.roots, self.resources = config, roots, config.resources
         self.pair = pair or PairConfig()
 

@@ -111,7 +111,7 @@ def test_vision_features_are_computed_once_per_image(checkpoint, family, decodin
     assert [seen.numel() for seen in pixels] == [each.numel() for each in expected]
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "florence2", "blip-2"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "florence2", "blip-2"])
 def test_lengths_are_within_limits_and_a_caption_ends_before_its_end_token(checkpoint, family, monkeypatch):
     captioner = make_captioner(checkpoint(family), samples=20, min_tokens=4, max_tokens=8, top_p=1, temperature=3)
     drawn = []
@@ -145,21 +145,21 @@ def test_the_repetition_penalty_counts_the_tokens_of_the_caption(checkpoint, mon
 
 
 def test_the_prompt_and_the_system_message_are_in_the_chat_template(checkpoint):
-    captioner = make_captioner(checkpoint("qwen2_vl"), prompt="What is on what?", system="Be brief.")
+    captioner = make_captioner(checkpoint("qwen2_5_vl"), prompt="What is on what?", system="Be brief.")
     assert captioner.prompt.text == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
         "What is on what?<|im_end|>\n<|im_start|>assistant\n"
     )
-    asked = make_captioner(checkpoint("qwen2_vl")).prompt.text
+    asked = make_captioner(checkpoint("qwen2_5_vl")).prompt.text
     assert "one short sentence" in asked
     assert make_captioner(checkpoint("florence2"), prompt="<CAPTION>").prompt.text == "<CAPTION>"
     assert make_captioner(checkpoint("blip-2")).prompt.text == "a photo of"
 
 
 def test_image_size_limits_the_longer_side_and_exif_turns_nothing(checkpoint):
-    captioner = make_captioner(checkpoint("qwen2_vl"), image_size=56)
+    captioner = make_captioner(checkpoint("qwen2_5_vl"), image_size=56)
     assert captioner.prompt(Image.new("RGB", (112, 112)))["image_grid_thw"].tolist() == [[1, 4, 4]]
-    captioner = make_captioner(checkpoint("qwen2_vl"))
+    captioner = make_captioner(checkpoint("qwen2_5_vl"))
     wide = Image.new("RGB", (112, 56))
     exif = wide.getexif()
     exif[0x0112] = 6  # as displayed, it is turned
@@ -168,7 +168,7 @@ def test_image_size_limits_the_longer_side_and_exif_turns_nothing(checkpoint):
 
 
 def test_an_image_that_the_processor_refuses_has_a_reason(checkpoint):
-    captioner = make_captioner(checkpoint("qwen2_vl"))
+    captioner = make_captioner(checkpoint("qwen2_5_vl"))
     strip = CaptionInput(Image.new("RGB", (2, 600)), 1)
     refused, fine = captioner.caption([strip, inputs()[0]])
     assert isinstance(refused, Refusal)
@@ -204,7 +204,7 @@ def test_a_caption_is_one_line(text, expected):
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    return make_vlm(tmp_path_factory.mktemp("vlm"), "qwen2_vl")
+    return make_vlm(tmp_path_factory.mktemp("vlm"), "qwen2_5_vl")
 
 
 @pytest.fixture

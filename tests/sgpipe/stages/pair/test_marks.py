@@ -214,7 +214,7 @@ def test_small_and_huge_images_are_shown_at_one_size_with_every_number() -> None
 
 def test_a_local_model_is_asked_in_its_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(marks, "_MAX_TOKENS", 32)
-    model = make_vlm(tmp_path / "vlm", "qwen2_vl")
+    model = make_vlm(tmp_path / "vlm", "qwen2_5_vl")
     stage = make_stage(None, tmp_path, model=str(model), samples=2)
     [record] = stage([one_image(tmp_path)])  # random words
     assert (record.error, record.left_out["answers"]) == ("pair: the model's answers are unusable", 2)

@@ -1,4 +1,4 @@
-"""A CLIP model as a scorer."""
+"""What scorers see: both boxes with their outlines; and a CLIP model as a scorer."""
 
 import json
 import random
@@ -13,7 +13,15 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import packaged_model
 from sgpipe.records import NO_OBJECT, Box, Relation
 from sgpipe.stages.score.clip import ClipModel, ClipScorer, split_name
-from sgpipe.stages.score.scorer import NO_AREA, contrast_texts, marked_crop, relation_text
+from sgpipe.stages.score.scorer import (
+    NO_AREA,
+    OBJECT_COLOUR,
+    SUBJECT_COLOUR,
+    contrast_texts,
+    marked_crop,
+    marked_image,
+    relation_text,
+)
 from tests.clip_checkpoints import make_clip, make_open_clip
 
 OBJECTS = [
@@ -28,6 +36,16 @@ RELATIONS = [
     for subject, object_ in ((0, 1), (1, 0), (0, 2), (1, 2), (0, 3), (0, 4))
     for predicate in ("holding", "next to", "under")
 ]
+
+
+GREY = (100, 100, 100)
+DOG, CAT, NOTHING = Box("dog", 0, (10, 10, 40, 40)), Box("cat", 0, (60, 20, 30, 50)), OBJECTS[3]
+CHASING = Relation(0, 1, "chasing")
+
+
+@pytest.fixture
+def grey() -> Image.Image:
+    return Image.new("RGB", (120, 90), GREY)
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +153,41 @@ def test_weights_that_are_nan_are_refused(tmp_path: Path, image: Image.Image) ->
         scorer.clip._network.visual_projection.weight.fill_(torch.nan)
     with pytest.raises(UserError, match="returns NaN"):
         scorer.scores(image, OBJECTS, RELATIONS)
+
+
+def colours(image: Image.Image) -> set[tuple[int, int, int]]:
+    return {colour for _, colour in image.getcolors(1 << 16)}
+
+
+def test_the_subject_is_red_and_the_object_blue_where_they_are(grey: Image.Image) -> None:
+    marked = marked_image(grey, [DOG, CAT], CHASING, 1000)
+    assert marked.size == grey.size
+    assert marked.getpixel((10, 30)) == marked.getpixel((49, 30)) == SUBJECT_COLOUR
+    assert marked.getpixel((60, 40)) == marked.getpixel((70, 69)) == OBJECT_COLOUR
+    assert marked.getpixel((30, 30)) == marked.getpixel((70, 40)) == marked.getpixel((55, 30)) == GREY
+    assert colours(grey) == {GREY}, "the image itself is not drawn on"
+    swapped = marked_image(grey, [DOG, CAT], Relation(1, 0, "chasing"), 1000)
+    assert (swapped.getpixel((10, 30)), swapped.getpixel((60, 40))) == (OBJECT_COLOUR, SUBJECT_COLOUR)
+
+
+def test_a_crop_is_square_and_shows_both_boxes_with_a_margin(grey: Image.Image) -> None:
+    crop = marked_crop(grey, [DOG, CAT], CHASING, 232)
+    assert crop.size == (232, 232)
+    scale, left, top = 232 / (80 * 1.16), 50 - 40 * 1.16, 40 - 40 * 1.16  # around (10, 10) to (90, 70)
+    assert crop.getpixel((round((10.5 - left) * scale), round((30 - top) * scale))) == SUBJECT_COLOUR
+    assert crop.getpixel((round((60.5 - left) * scale), round((40 - top) * scale))) == OBJECT_COLOUR
+    assert crop.getpixel((round((30 - left) * scale), round((30 - top) * scale))) == GREY
+    assert crop.getpixel((116, 2)) != GREY, "beyond the image"
+
+
+def test_a_relation_without_an_object_has_one_outline(grey: Image.Image) -> None:
+    for marked in (marked_crop(grey, [DOG, NOTHING], CHASING, 64), marked_image(grey, [DOG, NOTHING], CHASING, 64)):
+        assert SUBJECT_COLOUR in colours(marked)
+        assert OBJECT_COLOUR not in colours(marked)
+
+
+@pytest.mark.parametrize("box", [(10, 10, 0, 40), (10, 10, 30, 0), (200, 10, 30, 30), (-30, 10, 30, 30)])
+def test_a_box_without_area_in_the_image_is_not_shown(grey: Image.Image, box: tuple[float, ...]) -> None:
+    for objects in ([DOG, Box("cat", 0, box)], [Box("cat", 0, box), DOG]):
+        assert marked_crop(grey, objects, CHASING, 64) is None
+        assert marked_image(grey, objects, CHASING, 64) is None

@@ -9,14 +9,12 @@ from PIL import Image
 
 from sgpipe.calibration import scoring_of_recipe
 from sgpipe.errors import UserError
-from sgpipe.recipe import PairConfig, Recipe, Requests, TagConfig, recipe_notes
+from sgpipe.recipe import PairConfig, Recipe, TagConfig, recipe_notes
 from sgpipe.records import NO_OBJECT, Box, Pair, Record
-from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.score.scorer import Refusal
 from sgpipe.stages.tag.methods import AssumedStage, check_tagger
 from sgpipe.stages.tag.stage import ScoredStage
 from tests.clip_checkpoints import make_clip
-from tests.endpoint_server import EndpointServer
 from tests.factories import make_calibration
 
 OBJECTS = [
@@ -149,22 +147,3 @@ def test_a_calibration_is_of_the_same_method_and_model(folder: Path, tmp_path: P
         with pytest.raises(UserError, match="does not fit the model"):
             scored(folder, calibration=str(file), threshold=0.5)
     assert "method" not in scoring_of_recipe(TagConfig(tagger="a"), PairConfig()), "as earlier versions wrote it"
-
-
-def test_a_served_model_decides_and_its_answers_are_kept(folder: Path, tmp_path: Path) -> None:
-    with EndpointServer(lambda body: ["Yes"], models=["tiny"]) as server:
-        config = TagConfig(method="vlm", tagger="tiny", endpoint=server.url, requests=Requests(retries=1))
-        stage = ScoredStage(config, {"val": folder})
-        stage.cache_folder = CacheFolder(tmp_path)
-        stage.check()
-        stage.setup()
-        server.requests.clear()
-        [tagged] = stage([record(0)])
-        assert {round(item.confidence, 3) for item in tagged.relations} == {0.777}
-        asked = len(server.requests)
-        assert asked == 2 * (len(statements(_all(record(0)))) - 1), "twice per candidate, but for the cup without area"
-        assert stage([record(0)]) == [tagged]
-        assert len(server.requests) == asked
-        server.faults = lambda body, attempt: "rejected"
-        [refused] = stage([record(1)])
-        assert refused.error.startswith("tag: ")
