@@ -17,12 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, JsonValue, ValidationError
 
 from sgpipe.errors import UserError, check_share
-from sgpipe.files.locations import Location
-from sgpipe.files.text_files import read_text
+from sgpipe.files.locations import Location, read_text
 from sgpipe.recipe import SERVED, UNSCORED, Config, PairConfig, TagConfig
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.outputs import write_result_text
+from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils.console import count, json_text
 from sgpipe.utils.hashing import differences, model_sha256
 

@@ -109,7 +109,7 @@ def local(path: Path | None) -> Path | None:
 def judged_file(run: Any, file: Path | None) -> Path | None:
     """Return the file of judgements that is meant: "own" is the run's. Raises UserError: it is missing."""
     if file is not None and str(file) == _OWN:
-        from sgpipe.storage.run_files import RunFiles
+        from sgpipe.storage.run_folder import RunFiles
 
         file = RunFiles(run).judgements
         if not file.exists():
@@ -123,7 +123,7 @@ def certificate_of(run: Any) -> dict[str, Any]:
     """Return the certificate of a run after computing it again. Raises UserError: there is none, or it is not valid."""
     from sgpipe.stats.certify import check
     from sgpipe.storage.judgements import CERTIFICATE
-    from sgpipe.storage.run_files import RunFiles
+    from sgpipe.storage.run_folder import RunFiles
 
     judgements = RunFiles(run).judgements
     return check(run, judgements.parent / CERTIFICATE, judgements)
@@ -239,7 +239,7 @@ def _check_outputs(values: Mapping[str, Any], parameters: Mapping[str, inspect.P
         elif isinstance(value, Path | list) or callback in (stored, maybe_path):
             inputs += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str | Path)]
     if outputs:
-        from sgpipe.storage.outputs import check_output
+        from sgpipe.storage.run_folder import check_output
 
         for path in outputs:
             check_output(path, () if beside else [each for each in inputs if "://" not in str(each)])

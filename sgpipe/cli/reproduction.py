@@ -21,7 +21,7 @@ from rich.table import Table
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import Config, packaged_model
 from sgpipe.stats.html import render
-from sgpipe.storage.outputs import write_result_text
+from sgpipe.storage.run_folder import write_result_text
 from sgpipe.training.metrics import METRICS, read_metrics
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.config_file import load, parse_set, recipe_folder

@@ -163,9 +163,7 @@ def certify(
     """
     from sgpipe.stats.certify import continue_plan
     from sgpipe.storage.judgements import CERTIFICATE
-    from sgpipe.storage.outputs import write_result_text
-    from sgpipe.storage.run_files import RunFiles
-    from sgpipe.storage.run_folder import RunFolder
+    from sgpipe.storage.run_folder import RunFiles, RunFolder, write_result_text
 
     own = RunFiles(run).judgements
     answers = cli.judged_file(run, judgements) or own
@@ -207,7 +205,7 @@ def verify(
       sgpipe verify coco-relations/ --repair
     """
     from sgpipe.storage.judgements import CERTIFICATE
-    from sgpipe.storage.run_files import RunFiles
+    from sgpipe.storage.run_folder import RunFiles
     from sgpipe.storage.verify import Problem
     from sgpipe.storage.verify import verify as check
 
@@ -533,7 +531,7 @@ def correct(
     """
     from sgpipe.sources.corrected import correct_run
     from sgpipe.storage.judgements import JudgementLog
-    from sgpipe.storage.run_files import RunFiles
+    from sgpipe.storage.run_folder import RunFiles
 
     files = RunFiles(run)
     if files.problems:

@@ -46,9 +46,8 @@ from sgpipe.evaluation.inputs import (
 )
 from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class_curve, class_rows
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.files.locations import location, text_of
+from sgpipe.files.locations import location, read_text, text_of
 from sgpipe.files.model_cache import pin_model
-from sgpipe.files.text_files import read_text
 from sgpipe.inference.rows import (
     ImageRow,
     InferenceConfig,

@@ -22,7 +22,7 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import curve, monotone
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
-from sgpipe.storage.outputs import write_result_text
+from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils.console import count, single_line
 from sgpipe.viz.draw_relations import Point
 from sgpipe.viz.svg import unit_square

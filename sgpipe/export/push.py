@@ -26,8 +26,7 @@ from sgpipe.files.model_cache import cache_folder
 from sgpipe.stats.certify import check
 from sgpipe.storage.judgements import CERTIFICATE
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_files import RunFiles
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import RunFiles, RunFolder
 from sgpipe.training.metrics import MEASURES, read_metrics
 from sgpipe.utils.config_file import dump_yaml, parse_yaml, read_yaml
 from sgpipe.utils.console import count

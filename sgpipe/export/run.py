@@ -18,7 +18,7 @@ from sgpipe.export.rows import ExportRows
 from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.files.locations import Location, location
 from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE
-from sgpipe.storage.outputs import check_output
+from sgpipe.storage.run_folder import check_output
 from sgpipe.utils.locking import new_folder
 
 HUGGING_FACE, LABEL_STUDIO, FIFTYONE, INSTRUCTIONS = "hf", "label-studio", "fiftyone", "instructions"

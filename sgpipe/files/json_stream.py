@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import StoreError, UserError, existing_file, os_error_reason
-from sgpipe.files.locations import Location, location
-from sgpipe.files.text_files import TextFile, open_text
+from sgpipe.files.locations import Location, TextFile, location, open_text
 
 _CHUNK = 4 << 20
 _LOOKAHEAD = 4 << 20  # an error further than this from the end of the buffer is not caused by the end

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import io
 import os
 import re
+import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -24,10 +26,12 @@ from sgpipe.files.object_store import CutError, ObjectInfo, ReplacedError, Store
 from sgpipe.utils.prefetch import prefetch
 
 Location: TypeAlias = Path | StorePath
+TextFile: TypeAlias = io.BufferedReader | gzip.GzipFile  # plain or gzip, which its content shows, not its name
 
 _BUFFER = 256 << 10  # bytes that are read at least, of an object of which parts are needed
 _WHOLE = 4 << 20  # bytes: smaller shards are read at once
 _OPENED_AHEAD = 16  # shards
+_CHUNK, _GZIP = 1 << 20, b"\x1f\x8b"
 _ON_HUB = re.compile(rf"{DATASETS}(?P<dataset>[^/]+/[^/]+)/(?P<file>.+)")
 
 
@@ -132,7 +136,7 @@ def content_id(path: str | Location) -> list[str | int | None]:
 def content_sha256(path: str | Location) -> str:
     """SHA-256 of a file's bytes. Raises as `open_stream`."""
     with open_stream(path) as file:
-        return file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _local(path: str | Location) -> Location:
@@ -199,3 +203,67 @@ def opened_ahead(paths: Sequence[Location]) -> Generator[BinaryIO | None, None, 
 
     with prefetch(opened_or_none, paths, _OPENED_AHEAD, _OPENED_AHEAD + 1) as opened:
         yield from opened
+
+
+@contextmanager
+def open_text(path: Location | str) -> Iterator[TextFile]:
+    """Open a text file, decompressed as it is read; it may be an object of a store.
+
+    Raises OSError: it cannot be read; UserError: it is empty, or, also in the body, its gzip data are damaged.
+    """
+    with _decompressed(path) as file:
+        if not file.peek(1):
+            raise UserError(f"{path} is empty")
+        yield file
+
+
+@contextmanager
+def _decompressed(path: Location | str) -> Iterator[TextFile]:
+    """Yield the bytes of any file, decompressed if they are gzip data."""
+    try:
+        with open_stream(path) as raw:
+            compressed = raw.peek(len(_GZIP)).startswith(_GZIP)
+            with gzip.GzipFile(fileobj=raw) if compressed else raw as file:
+                yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is cut short or corrupt ({error}); copy or download it again") from None
+
+
+def read_text(path: Location, what: str) -> str:
+    """Return the content of a small text file, without a byte order mark. `what` names the file in messages.
+
+    Raises UserError: it cannot be read, or is not text in UTF-8.
+    """
+    try:
+        with open_text(path) as file:
+            return file.read().decode("utf-8-sig")
+    except StoreError:
+        raise
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{what} {path} is not UTF-8 text (plain or gzip)") from None
+
+
+def text_sha256(path: Location) -> str:
+    """SHA-256 of a file's content, decompressed if it is compressed by gzip. Raises as `open_text`."""
+    digest = hashlib.sha256()
+    with _decompressed(path) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_ends(path: Location, length: int) -> tuple[bytes, bytes]:
+    """Return the first and the last `length` bytes of a text file; of a compressed one only the first.
+
+    Raises as `open_text`; UserError: it is a pipe, which cannot be read again.
+    """
+    with open_text(path) as file:
+        if not file.seekable():
+            raise UserError(f"{path} is a pipe, but it is read more than once; save it as a file, plain or gzip")
+        head = file.read(length)
+        if isinstance(file, gzip.GzipFile):
+            return head, b""
+        file.seek(max(0, file.seek(0, 2) - length))
+        return head, file.read()

@@ -35,8 +35,7 @@ from sgpipe.stages.pair import HeadMatcher, normalise_predicate, noun_lemmas
 from sgpipe.storage.health_rules import AXES
 from sgpipe.storage.index_build import FAULTS, configure, interruptible
 from sgpipe.storage.manifest import Manifest, ShardEntry
-from sgpipe.storage.run_files import RunFiles
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import RunFiles, RunFolder
 from sgpipe.storage.shards import (
     IMAGE_COLUMN,
     SOURCES,

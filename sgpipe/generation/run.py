@@ -47,8 +47,7 @@ from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
-from sgpipe.storage.outputs import check_output
-from sgpipe.storage.run_folder import REQUESTS, RunFolder
+from sgpipe.storage.run_folder import REQUESTS, RunFolder, check_output
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count, single_line

@@ -25,7 +25,7 @@ from sgpipe.records import NO_OBJECT
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import HICO, HoiaSchema
 from sgpipe.sources.vocabulary import official_relation_names
-from sgpipe.storage.outputs import write_result
+from sgpipe.storage.run_folder import write_result
 
 CLASSES = "classes"  # key of the class list in the first item of a file
 

@@ -26,8 +26,7 @@ import numpy as np
 from sgpipe.errors import UserError, import_extra
 from sgpipe.files.image_roots import ImagePlace, check_images, image_root
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.files.locations import Location, open_stream
-from sgpipe.files.text_files import read_text
+from sgpipe.files.locations import Location, open_stream, read_text
 from sgpipe.images import decode, read_size
 from sgpipe.recipe import WHOLE
 from sgpipe.records import Attribute, Box, Record

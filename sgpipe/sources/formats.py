@@ -11,8 +11,7 @@ from pathlib import Path
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, located
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.files.locations import Location
-from sgpipe.files.text_files import read_ends
+from sgpipe.files.locations import Location, read_ends
 from sgpipe.recipe import WHOLE
 from sgpipe.storage.manifest import Manifest
 

@@ -20,7 +20,7 @@ from typing import Any
 from rlip_model.evaluation.hico_classes import CLASSES, class_numbers
 from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.files.text_files import read_text
+from sgpipe.files.locations import read_text
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources import annotated, fields
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row

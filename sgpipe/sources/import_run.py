@@ -13,8 +13,7 @@ from typing import Any
 
 from sgpipe.errors import ImageError, StoreError, UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, check_images
-from sgpipe.files.locations import Location
-from sgpipe.files.text_files import text_sha256
+from sgpipe.files.locations import Location, text_sha256
 from sgpipe.images import read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, mark_failed

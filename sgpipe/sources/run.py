@@ -16,8 +16,7 @@ from sgpipe.files.locations import Location, location
 from sgpipe.recipe import Recipe, SourceConfig, SplitConfig
 from sgpipe.records import SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.manifest import MANIFEST
-from sgpipe.storage.run_files import RunFiles
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import RunFiles, RunFolder
 from sgpipe.storage.shards import DATA, IMAGE_COLUMN, read_checked, relation_rows
 from sgpipe.storage.source_index import write_index
 from sgpipe.utils.console import count

@@ -17,8 +17,7 @@ from typing import Any
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream, json_lines
-from sgpipe.files.locations import Location
-from sgpipe.files.text_files import read_text
+from sgpipe.files.locations import Location, read_text
 from sgpipe.images import image_exists, read_size
 from sgpipe.records import Attribute, Box, Caption, Record, Relation
 from sgpipe.sources import fields

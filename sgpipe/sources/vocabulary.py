@@ -18,8 +18,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from sgpipe.errors import UserError
-from sgpipe.files.locations import Location
-from sgpipe.files.text_files import read_text
+from sgpipe.files.locations import Location, read_text
 from sgpipe.records import Pair, Relation
 from sgpipe.utils.config_file import parse_yaml
 from sgpipe.utils.lemmas import is_participle, predicate_lemma, without_auxiliaries

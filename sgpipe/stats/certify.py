@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from sgpipe.errors import UserError
-from sgpipe.files.locations import Location
-from sgpipe.files.text_files import read_text
+from sgpipe.files.locations import Location, read_text
 from sgpipe.stats import certificates
 from sgpipe.stats.certificates import Floats, Ints, Round, Standing, plan_round
 from sgpipe.stats.plans import Judged, judgements_of

@@ -19,7 +19,7 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record, Relation, from_table
 from sgpipe.storage.index import Database
-from sgpipe.storage.outputs import write_result
+from sgpipe.storage.run_folder import write_result
 from sgpipe.storage.shards import embedded_images
 from sgpipe.utils.console import count as count_noun
 from sgpipe.viz import draw_relations as viz

@@ -18,7 +18,7 @@ from sgpipe.stats.gallery import Card
 from sgpipe.stats.measures import Measures
 from sgpipe.stats.precision import ThresholdChoice
 from sgpipe.stats.terminal import overview, rarest, tail_sentence
-from sgpipe.storage.outputs import write_result_text
+from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count, isolated
 from sgpipe.viz.svg import Plot, columns, curve, ranks, unit_square

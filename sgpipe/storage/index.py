@@ -31,7 +31,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, location
 from sgpipe.records import Record, from_table
 from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index, configure, interruptible
-from sgpipe.storage.run_files import RunFiles
+from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import CLIP_SCORE, IMAGE_COLUMN, VLM_SCORE, embedded_images
 from sgpipe.utils.console import Progress
 from sgpipe.utils.locking import temporary_folder

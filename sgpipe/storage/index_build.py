@@ -24,7 +24,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import MARKS, PLACED, mark_hits, prepare_checks
 from sgpipe.storage.manifest import Manifest, ShardEntry
-from sgpipe.storage.run_files import RunFiles
+from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import CLIP_SCORE, IMAGE_COLUMN, VLM_SCORE, read_file
 from sgpipe.utils.console import Progress
 

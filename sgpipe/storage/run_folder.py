@@ -1,25 +1,33 @@
-"""The folder of a run: its layout, its lock, and the identity of what is in it."""
+"""The folder of a run: its layout, its lock, the identity of what is in it, and how it is read; where results go."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 
 from sgpipe.errors import UserError, add_filename
-from sgpipe.files.locations import Location, absolute_location, below, delete, sizes, text_of
+from sgpipe.files.locations import Location, absolute_location, below, delete, location, sizes, text_of
+from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.object_store import StorePath
+from sgpipe.files.roots import is_image
 from sgpipe.recipe import UNSCORED, Recipe
+from sgpipe.records import SCHEMA
+from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, WriterClaim
-from sgpipe.storage.shards import DATA
-from sgpipe.utils.atomic import write_text
+from sgpipe.storage.shards import DATA, open_shard
+from sgpipe.utils.atomic import atomic_write, write_text
 from sgpipe.utils.config_file import dump_yaml
 from sgpipe.utils.hashing import differences, fingerprint
 from sgpipe.utils.locking import is_locked, only_process
@@ -240,3 +248,112 @@ def kind_of(identity: Mapping[str, Any]) -> str:
     """Return what an identity is of."""
     kinds = {"import": "an import", "scored": "a scored copy of a run", "corrected": "a corrected copy of a run"}
     return next((kind for key, kind in (kinds | {"merged": "a merged run"}).items() if key in identity), "a run")
+
+
+class RunFiles:
+    """Where the manifest and the shards of a run are: `root`, as messages name it, and `storage`."""
+
+    def __init__(self, root: str | Location) -> None:
+        """Raises UserError: there is no run, or its manifest is damaged. StoreError: the store cannot be reached."""
+        self._place = location(root)
+        self.root = str(self._place)
+        self._folder = self._place if isinstance(self._place, Path) else None
+        self.manifest, bad = Manifest.salvage(self._place)
+        advice = f"`sgpipe verify {self.root} --repair`" if self._folder else "restore it from a copy"
+        self.problems = [f"{self.root}/{MANIFEST}: line {line} is damaged; {advice}" for line in bad]
+        self.storage = absolute_location(self._place)
+        mirror = self.manifest.run.get("store")
+        if mirror and self._folder and not all((self._folder / each.file).is_file() for each in self.manifest.shards):
+            self.storage = StorePath(mirror)
+
+    def states(self) -> dict[str, str]:
+        """Return what tells whether each shard of the manifest is still the same file; "missing" where there is none.
+
+        Raises StoreError: the store cannot be reached.
+        """
+        local, found = isinstance(self.storage, Path), {}
+        if not local:
+            found = {f"{DATA}/{name}": str(size) for name, size in sizes(self.storage / DATA).items()}
+        for shard in self.manifest.shards if local else ():
+            with suppress(OSError):
+                status = os.stat(f"{self.storage}/{shard.file}")
+                found[shard.file] = f"{status.st_size} {status.st_mtime_ns}"
+        return {shard.file: f"{shard.sha256} {found.get(shard.file, 'missing')}" for shard in self.manifest.shards}
+
+    @contextmanager
+    def open(self, file: str) -> Iterator[pq.ParquetFile]:
+        """Yield a shard; of one in a store only what is read is downloaded. Raises as `open_shard`."""
+        with open_shard(self.storage / file, SCHEMA.names) as shard:
+            yield shard
+
+    @property
+    def judgements(self) -> Path:
+        """The file of people's judgements: in the folder, or in the cache, as nothing is appended to an object."""
+        return (self._folder or self.cache) / JUDGEMENTS
+
+    @cached_property
+    def cache(self) -> Path:
+        """A folder to keep what was derived: RUN/.sgpipe/cache, or one in the user's cache for a run in a store or in a
+        folder that cannot be written. Raises OSError."""
+        if self._folder is not None:
+            place = self._folder / PRIVATE / "cache"
+            with suppress(OSError):
+                place.mkdir(parents=True, exist_ok=True)
+                if os.access(place, os.W_OK | os.X_OK) and "?" not in str(place):  # where DuckDB's options begin
+                    return place
+        name = self.root if self._folder is None else str(self._folder.absolute())
+        place = cache_folder() / "runs" / hashlib.sha256(name.encode()).hexdigest()[:16]
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+
+_OF_RUN = {MANIFEST, RECIPE, README, JUDGEMENTS, DATA, PRIVATE}
+_OF_MODEL = {"config.json", "generation_config.json", "preprocessor_config.json", "special_tokens_map.json"}
+_OF_MODEL |= {"model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
+_OWNED = {  # what a folder that contains the file or folder has of its own
+    MANIFEST: ("run", _OF_RUN),
+    PRIVATE: ("run", _OF_RUN),
+    "run.json": ("training", {RECIPE, "run.json", "metrics.jsonl", "tensorboard"}),
+    "config.json": ("model", _OF_MODEL),
+}
+
+
+def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
+    """Return a file or folder that may be written.
+
+    Raises UserError: it is one of `inputs` or an image in one of them, or belongs to a run or a model. Links are
+    followed.
+    """
+    target = path.resolve()
+    for place in map(Path, inputs):
+        source = place.resolve()
+        # os.path.exists: a value that is not a path, such as of --set, may be too long for one
+        if target == source or (target.exists() and os.path.exists(source) and target.samefile(source)):
+            raise UserError(f"{path} is read by this command: write to another place")
+        inside = target.is_file() and is_image(target.name) and target.is_relative_to(source)
+        if inside and not os.path.exists(source / MANIFEST):  # a run's own files are protected below
+            raise UserError(f"{path} is an image in {place}, which this command reads: write to another place")
+    for folder in target.parents:
+        for mark, (kind, names) in _OWNED.items():
+            if target.relative_to(folder).parts[0] in names and (folder / mark).exists():
+                raise UserError(f"{path} belongs to the {kind} {folder}: write to another place")
+    return path
+
+
+@contextmanager
+def write_result(path: Path) -> Iterator[Path]:
+    """Yield a temporary file that replaces `path` when it is complete; its folder is made if needed.
+
+    Raises UserError: `path` is a folder, or as `check_output`.
+    """
+    if check_output(path).is_dir():
+        raise UserError(f"{path} is a folder, not a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        yield temporary
+
+
+def write_result_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8. Raises UserError, OSError: as `write_result`."""
+    with write_result(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

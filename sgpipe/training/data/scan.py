@@ -24,7 +24,7 @@ from sgpipe.files.locations import Location, absolute_location, location, opened
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.judgements import JudgementLog, RelationKey
 from sgpipe.storage.manifest import Manifest, ShardEntry, run_images
-from sgpipe.storage.run_files import RunFiles
+from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_file
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 from sgpipe.utils.console import count

@@ -16,7 +16,7 @@ from sgpipe.files.locations import content_id
 from sgpipe.files.model_cache import pin_model
 from sgpipe.files.object_store import ObjectInfo, StorePath
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_files import RunFiles
+from sgpipe.storage.run_folder import RunFiles
 
 CONTENT = bytes(range(25))
 

@@ -8,7 +8,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.files.text_files import open_text, read_ends, read_text, text_sha256
+from sgpipe.files.locations import open_text, read_ends, read_text, text_sha256
 from sgpipe.utils.hashing import file_sha256
 
 TEXT = json.dumps({"a": list(range(3000)), "b": ["x"] * 100}).encode()

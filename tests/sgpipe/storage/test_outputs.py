@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.storage.outputs import check_output, write_result_text
+from sgpipe.storage.run_folder import check_output, write_result_text
 
 
 @pytest.mark.parametrize(
