@@ -213,13 +213,10 @@ def _check_pixels(image: Image.Image) -> None:
 def _orient(image: Image.Image, size: tuple[int, int], upright: bool) -> Image.Image:
     if image.size == size and not upright:
         return image
-    rotated = ImageOps.exif_transpose(image)
-    if rotated.size == size:
-        return rotated
-    if image.size == size:  # the annotation refers to the image as stored
-        return image
-    width, height = image.size
-    raise ValueError(f"it is {width}x{height}, the annotation says {size[0]}x{size[1]}")
+    for each in (ImageOps.exif_transpose(image), image):  # the annotation may refer to the image as stored
+        if each.size == size:
+            return each
+    raise ValueError(f"it is {image.width}x{image.height}, the annotation says {size[0]}x{size[1]}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -233,14 +230,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-
-
 def read_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
-    """Return width and height as stored, without EXIF orientation: annotated boxes refer to that frame.
-
-    Raises ImageError: missing, outside its root, not an image, or too large.
-    """
+    """Return width and height as stored: annotated boxes refer to that frame. Raises ImageError: it is not usable."""
     return _of_header(image_root(root), file_name, lambda image: image.size)
 
 
@@ -259,8 +250,7 @@ def is_image(root: ImagePlace, file_name: str) -> bool:
 
 def _of_header(root: ImageRoot, file_name: str, read: Callable[[Image.Image], Kind]) -> Kind:
     """Return what the header of an image says; of its whole file, if the beginning does not say it."""
-    name = root.where(file_name)
-    start = root.peek(file_name)
+    name, start = root.where(file_name), root.peek(file_name)
     try:
         with open_header(start, name) as image:
             return read(image)
@@ -273,22 +263,18 @@ def _of_header(root: ImageRoot, file_name: str, read: Callable[[Image.Image], Ki
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return width and height of an image that is not decoded yet, as displayed."""
-    return image.size[::-1] if _is_sideways(image) else image.size
+    sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)  # which swap width and height
+    return image.size[::-1] if sideways else image.size
 
 
 def read_image(root: ImagePlace, record: Record) -> bytes:
-    """Return the bytes of the record's image file, whose header is checked.
-
-    Raises ImageError: missing, outside its root, not an image, too large, or not of the annotated size.
-    """
+    """Return the bytes of the record's image file. Raises ImageError: as `read_size`, or of another size."""
     root = image_root(root)
     file, name = root.open(record.file_name), root.where(record.file_name)
     with open_header(file, name) as image:
-        size, annotated = image.size, (record.width, record.height)
-        sideways = _is_sideways(image)
-        data = read_bytes(file)
-    if annotated not in (size, size[::-1] if sideways else size):
-        raise ImageError(f"image is {size[0]}x{size[1]}, the annotation says {annotated[0]}x{annotated[1]}: {name}")
+        (width, height), displayed, data = image.size, upright_size(image), read_bytes(file)
+    if (record.width, record.height) not in ((width, height), displayed):
+        raise ImageError(f"image is {width}x{height}, the annotation says {record.width}x{record.height}: {name}")
     return data
 
 
@@ -299,10 +285,6 @@ def read_bytes(file: ImageFile, number: int = -1) -> bytes:
             return opened.read(number)
     file.seek(0)
     return file.read(number)
-
-
-def _is_sideways(image: Image.Image) -> bool:
-    return image.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
 
 
 _Started = tuple[Record, Future[Any]]

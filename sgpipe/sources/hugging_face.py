@@ -44,16 +44,20 @@ class _Exported:
 
     def source(self) -> AnnotationSource:
         """Raises UserError: the files have other columns."""
-        first, *others = self.files
-        with open_shard(self.files[first], SCHEMA.names) as file:
+        first, *others = self.files.items()
+        with open_shard(first[1], SCHEMA.names) as file:
             schema = file.schema_arrow
-        classes, origin = _classes(self.files[first], schema), _metadata(schema, ORIGIN)
+        lists, origin = (_metadata(schema, key) for key in (CLASSES, ORIGIN))
+        try:
+            names = [tuple(map(str, lists[kind])) for kind in ("objects", "relations")] if lists is not None else None
+        except (KeyError, TypeError):
+            raise UserError(f"{first[1]}: the metadata {CLASSES!r} is not the lists objects and relations") from None
         return AnnotationSource(
             dataset="hf",
             split=self.split,
             read=self._records,
-            files={"annotations": self.files[first], **{name: self.files[name] for name in others}},
-            classes=classes,
+            files={"annotations": first[1], **dict(others)},
+            classes=DatasetClasses(*names) if names else None,
             image=self._image if IMAGE_COLUMN in schema.names else None,
             origin=[each for each in origin if isinstance(each, dict)] if isinstance(origin, list) else (),
         )
@@ -85,17 +89,6 @@ def _metadata(schema: pa.Schema, key: str) -> Any:
         return json.loads((schema.metadata or {}).get(key.encode(), b"null"))
     except (ValueError, RecursionError):
         return None
-
-
-def _classes(file: Location, schema: pa.Schema) -> DatasetClasses | None:
-    """Raises UserError: the class lists are not lists of names."""
-    lists = _metadata(schema, CLASSES)
-    if lists is None:
-        return None
-    names: list[Any] = [lists.get(kind) for kind in ("objects", "relations")] if isinstance(lists, dict) else [None]
-    if not all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in names):
-        raise UserError(f"{file}: the metadata {CLASSES!r} is not the lists of names objects and relations")
-    return DatasetClasses(*map(tuple, names))
 
 
 _RELATIONS = ("relations", "relationships", "rel_annotations", "triplets")

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES, SCENE_GRAPHS, render_dataset
+from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES, SCENE_GRAPHS
+from sgpipe.miniworld.dataset import render_dataset as render_dataset
 from sgpipe.recipe import MiniworldConfig, SourceConfig, SplitConfig
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import VisualGenome
@@ -19,8 +20,6 @@ from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress, count
 
 _FOLDER = "drawn"  # within a run's private folder
-
-__all__ = [*("MiniworldFiles", "import_graphs", "prepare", "remove_unused", "render_dataset", "split_name")]
 
 
 class MiniworldFiles:

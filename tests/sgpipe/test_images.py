@@ -29,29 +29,6 @@ def test_names_that_leave_the_root_are_refused(tmp_path, name):
         FolderRoot(root).open(name)
 
 
-@pytest.mark.parametrize(
-    ("mode", "suffix"), [*((mode, "png") for mode in ("L", "RGBA", "1", "I;16", "LA")), ("CMYK", "jpg"), ("P", "gif")]
-)
-def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
-    image = Image.new("RGB", (8, 6), "white")
-    if mode == "I;16":
-        image = Image.fromarray(np.full((6, 8), 65535, np.uint16))
-    else:
-        image = image.convert(mode)
-    image.save(tmp_path / f"a.{suffix}")
-    opened = open_row_image({"val": tmp_path}, record(f"a.{suffix}"))
-    assert (opened.mode, opened.size) == ("RGB", (8, 6))
-    assert np.asarray(opened).min() > 250
-
-
-def test_exif_rotation_follows_the_annotated_size(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # displayed after a turn of 90 degrees
-    Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=exif)
-    assert open_row_image({"val": tmp_path}, record("a.jpg", 8, 6)).size == (8, 6)
-    assert open_row_image({"val": tmp_path}, record("a.jpg", 6, 8)).size == (6, 8)
-
-
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
 @pytest.mark.parametrize("size", [(8, 6), (6, 6)])
 def test_images_of_a_folder_are_turned_as_exif_says(tmp_path, orientation, size):
@@ -80,22 +57,6 @@ def test_unusable_images_in_memory_are_refused_with_a_reason(tmp_path):
             upright_rgb(image)
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(None, "not found"), (b"", "cannot be read"), (b"not an image", "cannot be read"), ("cut", "cannot be read")],
-)
-def test_broken_images_are_refused_with_a_reason(tmp_path, content, reason):
-    path = tmp_path / "a.jpg"
-    if content == "cut":
-        Image.effect_noise((8, 6), 50).save(path)
-        content = path.read_bytes()[:-30]
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ImageError, match=reason) as caught:
-        open_row_image({"val": tmp_path}, record("a.jpg"))
-    assert str(path) in str(caught.value)
-
-
 @pytest.mark.parametrize("fault", [RuntimeError("codec"), MemoryError(), struct.error("unpack"), KeyError("tag")])
 def test_every_error_of_a_decoder_is_an_image_error(tmp_path, monkeypatch, fault):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
@@ -105,15 +66,6 @@ def test_every_error_of_a_decoder_is_an_image_error(tmp_path, monkeypatch, fault
 
     monkeypatch.setattr(PngImageFile, "load", decode)
     with pytest.raises(ImageError, match="cannot be read"):
-        open_row_image({"val": tmp_path}, record("a.png"))
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("limit", [40, 20])  # up to twice the limit Pillow only warns
-def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
-    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ImageError, match="safety limit"):
         open_row_image({"val": tmp_path}, record("a.png"))
 
 
@@ -138,17 +90,12 @@ def save(folder, name="1.jpg", size=(40, 30), orientation=None):
     Image.new("RGB", size).save(folder / name, exif=exif)
 
 
-def test_read_size_ignores_exif_orientation(tmp_path):
+def test_the_annotated_size_of_a_turned_image_may_be_either(tmp_path):
     save(tmp_path, orientation=6)
     assert read_size(tmp_path, "1.jpg") == (40, 30)
-
-
-@pytest.mark.parametrize(("orientation", "fits"), [(6, True), (3, False), (None, False)])
-def test_read_image_accepts_the_annotated_size_of_a_turned_image(tmp_path, orientation, fits):
-    save(tmp_path, orientation=orientation)
-    if fits:
-        assert read_image(tmp_path, record("1.jpg", 30, 40))
-    else:
+    assert read_image(tmp_path, record("1.jpg", 30, 40))
+    for orientation in (3, None):
+        save(tmp_path, orientation=orientation)
         with pytest.raises(ImageError, match="is 40x30, the annotation says 30x40"):
             read_image(tmp_path, record("1.jpg", 30, 40))
 

@@ -14,9 +14,8 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.export.card import describe_origin
-from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet
+from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.corrected import CorrectedRun, correct_relations, correct_run
-from sgpipe.stats.measures import measure
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import (
@@ -126,23 +125,6 @@ def test_people_who_differ(tmp_path, conflicts, left):
     assert kept == left
     assert found.conflicts == 2
     assert found.counts["undecided"] == (1 if conflicts == "majority" else 0)
-
-
-def test_statistics_of_a_corrected_run_do_not_blame_the_tagger_for_what_people_removed(tmp_path):
-    scenes = [scene("captioned", (0, 1, "on", 0.8)), scene("other", (0, 1, "on", 0.8))]
-    scenes[0].captions, scenes[0].pairs = [Caption("a person on a dog")], [Pair(0, 1, ["on"])]
-    scenes[0].triplets = [Triplet("a person", "on", "a dog", "person", "dog", "on", 0, "person", "dog")]
-    for name, records in (("run", scenes), ("annotated", scenes[1:])):
-        run = make_run(tmp_path / name, records).shards
-        for record in records:
-            judge(run, record.image_id, (0, 1, "on"), judgement="wrong")
-        correct(run, tmp_path / f"{name} corrected")
-    assert measure(tmp_path / "run corrected").without_relations == {
-        "nothing above the threshold of the tagger, or removed by people": 1,
-        "no captions": 1,
-    }
-    annotated = measure(tmp_path / "annotated corrected").without_relations
-    assert annotated == {"nothing annotated, or removed by people": 1}
 
 
 PLACES = [(s, o, p) for s in range(2) for o in range(2) for p in ("on", "near")]

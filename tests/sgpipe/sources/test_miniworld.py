@@ -52,15 +52,10 @@ def test_shards_have_all_relations_and_the_composed_ones(miniworld):
         assert record.split == "test_compositional"
 
 
-def test_images_of_other_settings_and_incomplete_ones_are_replaced(tmp_path):
-    files = MiniworldFiles(tmp_path / "drawn")
-    for seed in (1, 2):
-        config = MiniworldConfig(images=3, seed=seed)
-        files.make(config)
-        assert facts(files.all_relations) == true_facts(config, implied_too=True)
-    (files.world / "scene_graphs.json").unlink()
+def test_incomplete_images_are_replaced(tmp_path):
+    files, config = MiniworldFiles(tmp_path / "drawn"), MiniworldConfig(images=3, seed=2)
+    (files.world).mkdir(parents=True)
     (files.world / ".instances.json.123.tmp").touch()
-    shutil.rmtree(files.composed_relations / "data")
     files.make(config)
     assert facts(files.composed_relations) == true_facts(config, implied_too=False)
 
@@ -80,13 +75,9 @@ def labelled(miniworld: MiniworldFiles, out: Path) -> RunFolder:
 
 def test_a_run_on_other_images_is_refused_and_nothing_is_changed(miniworld, tmp_path):
     folder = labelled(miniworld, tmp_path / "run")
-    for changes, refusal in (
-        ({"source.miniworld.seed": 4}, r"\n  miniworld.seed: 3 then, 4 now"),
-        ({"source.miniworld.images": 7}, r"\n  miniworld.images: 6 then, 7 now"),
-    ):
-        recipe = load_recipe("miniworld", {"source.miniworld": CONFIG.model_dump(), **changes})
-        with pytest.raises(UserError, match=refusal):
-            generate(recipe, folder.root, QUIET)
+    recipe = load_recipe("miniworld", {"source.miniworld": CONFIG.model_dump(), "source.miniworld.seed": 4})
+    with pytest.raises(UserError, match=r"\n  miniworld.seed: 3 then, 4 now"):
+        generate(recipe, folder.root, QUIET)
     for name in ("a.json", "c.json"):
         (tmp_path / name).touch()
     files = {"annotations": tmp_path / "a.json", "images": tmp_path, "captions": tmp_path / "c.json"}
