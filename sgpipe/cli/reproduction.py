@@ -20,7 +20,7 @@ from rich.table import Table
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import Config, packaged_model
-from sgpipe.stats.html import render
+from sgpipe.stats.report import render
 from sgpipe.storage.run_folder import write_result_text
 from sgpipe.training.metrics import METRICS, read_metrics
 from sgpipe.utils.atomic import write_text

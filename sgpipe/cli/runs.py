@@ -64,9 +64,8 @@ def stats(
     """
     from sgpipe.stats.audit import audit
     from sgpipe.stats.gallery import cards, write_sheet
-    from sgpipe.stats.html import write_report
     from sgpipe.stats.measures import measure
-    from sgpipe.stats.terminal import print_tables
+    from sgpipe.stats.report import print_tables, write_report
     from sgpipe.storage.index import open_run
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 

@@ -14,9 +14,17 @@ from pydantic import BaseModel
 
 from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
-from sgpipe.stats.health import DOUBTS
 from sgpipe.stats.judgements import NO_PLAN, JudgementMeasures, measure_judgements
-from sgpipe.stats.measures import LIKELY, THRESHOLDS, TOTALS, Level, Measures, measure_database, use_probabilities
+from sgpipe.stats.measures import (
+    DOUBTS,
+    LIKELY,
+    THRESHOLDS,
+    TOTALS,
+    Level,
+    Measures,
+    measure_database,
+    use_probabilities,
+)
 from sgpipe.stats.precision import FEWEST, GroundTruthMeasures, ScoreQuality, measure_against_ground_truth
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import GroundTruth
@@ -189,15 +197,11 @@ def judgement_caveats(judged: JudgementMeasures) -> Iterator[str]:
             f"right {judged.if_unsure_right:.1%}."
         )
     if judged.open:
-        yield (
-            f"{count(judged.open, 'question is', 'questions are')} open. They come in random order, so the judged ones "
-            "are a random sample unless difficult ones were skipped."
-        )
+        text = f"{count(judged.open, 'question is', 'questions are')} open. They come in random order, so the judged "
+        yield f"{text}ones are a random sample unless difficult ones were skipped."
     if judged.relations != judged.relations_now:
-        yield (
-            f"The run had {count(judged.relations, 'relation')} when the plan was made and has "
-            f"{judged.relations_now:,} now: the figures are of those of then."
-        )
+        text = f"The run had {count(judged.relations, 'relation')} when the plan was made and has "
+        yield f"{text}{judged.relations_now:,} now: the figures are of those of then."
 
 
 def _vlm_quality(quality: ScoreQuality | None, by: str) -> _Answers:
@@ -228,9 +232,8 @@ def _obstacles(measures: Measures) -> _Answers:
     if not level.relations:
         found.append(("bad", f"No: no relation has a {measures.threshold_of} of {TRAINING_CONFIDENCE:.2f} or more."))
     elif level.images < (1 - _MANY_BARE) * usable:
-        found.append(
-            ("fair", f"Only {share_text(level.images / usable)} of the images have a relation that training uses.")
-        )
+        share = share_text(level.images / usable)
+        found.append(("fair", f"Only {share} of the images have a relation that training uses."))
     if errors > _MANY_ERRORS * measures.rows:
         text = f"{share_text(errors / measures.rows)} of the images are error rows: fix the cause, then --retry-failed."
         found.append(("fair", text))

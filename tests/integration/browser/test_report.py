@@ -6,7 +6,7 @@ from playwright.sync_api import expect
 from sgpipe.records import Box
 from sgpipe.stats.audit import audit
 from sgpipe.stats.gallery import cards
-from sgpipe.stats.html import write_report
+from sgpipe.stats.report import write_report
 from sgpipe.storage.index import open_run
 from tests.integration.browser.conftest import eventually
 from tests.sgpipe.stats.runs import PERSON, scene

@@ -10,8 +10,7 @@ from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.records import NO_OBJECT, Box, Caption, Record
 from sgpipe.stats.audit import Audit
-from sgpipe.stats.health import DOUBTS, Check, check_health
-from sgpipe.stats.measures import measure
+from sgpipe.stats.measures import DOUBTS, Check, check_health, measure
 from sgpipe.storage.health_rules import RULES
 from sgpipe.storage.index import open_run
 from sgpipe.storage.shards import iter_records

@@ -16,7 +16,7 @@ from sgpipe.generation.summary import print_summary
 from sgpipe.records import Attribute, Pair, Triplet
 from sgpipe.stats.audit import Audit
 from sgpipe.stats.measures import distinct_predicates, measure, measure_long_tail
-from sgpipe.stats.terminal import overview
+from sgpipe.stats.report import overview
 from sgpipe.storage.manifest import Manifest, add_up
 from sgpipe.storage.shards import iter_records
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, labelled_records, make_shards, scene

@@ -1,19 +1,31 @@
-"""The audit as terminal tables and as JSON."""
+"""The audit as terminal tables and as one self-contained HTML page."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
 
+import jinja2
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgpipe.stats.audit import Audit, Comparison, error_text, percent, share_text
+from sgpipe.records import TRAINING_CONFIDENCE
+from sgpipe.stats.audit import Audit, Comparison, error_text, judgement_caveats, level_at, percent, share_text
+from sgpipe.stats.gallery import Card
 from sgpipe.stats.judgements import JudgementMeasures
 from sgpipe.stats.measures import TOTALS, Measures
-from sgpipe.stats.precision import CalibrationBin, GroundTruthMeasures, ScoreQuality
-from sgpipe.utils.console import count, single_line
+from sgpipe.stats.precision import CalibrationBin, GroundTruthMeasures, ScoreQuality, ThresholdChoice
+from sgpipe.storage.run_folder import write_result_text
+from sgpipe.utils import __version__
+from sgpipe.utils.console import count, isolated, single_line
+from sgpipe.viz.svg import Plot, columns, curve, ranks, unit_square
 
 _TOP, _TAIL, _TRIPLETS = 15, 5, 10
 _LONGEST = 48  # letters of a name in a table
@@ -135,11 +147,11 @@ def _frequent(number: int, what: str, shown: int) -> str:
     return f"most frequent of {count(number, what)}" if number > shown else count(number, what)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table of plain text; columns whose name starts with `>` are right-aligned."""
-    names = [name.removeprefix(">") for name in columns]
+def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table of plain text; heads whose name starts with `>` are right-aligned."""
+    names = [name.removeprefix(">") for name in heads]
     made = Table(title=Text(single_line(title)), show_header=any(names))
-    for column, name in zip(columns, names, strict=True):
+    for column, name in zip(heads, names, strict=True):
         made.add_column(Text(name), justify="right" if column.startswith(">") else "left")
     for row in rows:
         made.add_row(*(Text(single_line(cell)) for cell in row))
@@ -150,15 +162,15 @@ def _compared(comparison: Comparison | None) -> Iterator[Table]:
     """Yield what changed compared with another run."""
     if comparison is None:
         return
-    columns = [f">{single_line(comparison.other, _LONGEST)}", ">this run"]
+    heads = [f">{single_line(comparison.other, _LONGEST)}", ">this run"]
     counts = [(row.name, f"{row.before:,}", f"{row.after:,}", row.text) for row in comparison.counts]
-    yield table("what changed", ["", *columns, ">change"], counts)
+    yield table("what changed", ["", *heads, ">change"], counts)
     only = f"{comparison.gained:,} only in this run, {comparison.lost:,} only in the other"
     titles = {"predicate": f"predicates whose share changed most; {only}", "check": "health of both runs"}
     for what, changes in (("predicate", comparison.predicates), ("check", comparison.health)):
         shares = [(row.name, f"{row.before:.1%}", f"{row.after:.1%}") for row in changes]
         if shares or what == "predicate":
-            yield table(titles[what], [what, *columns], shares)
+            yield table(titles[what], [what, *heads], shares)
 
 
 def _against_truth(truth: GroundTruthMeasures | None, threshold_of: str) -> Iterator[Table]:
@@ -217,3 +229,105 @@ def _bins(title: str, of: str, bins: Sequence[CalibrationBin]) -> Table:
 def _error(found: GroundTruthMeasures | JudgementMeasures) -> str:
     error = found.calibration_error
     return "" if error is None else f" (calibration error {error_text(error, found.perfect_error)})"
+
+
+def render(page: str, values: dict[str, Any]) -> str:
+    """Render templates/`page`.html.jinja with its script; every value is escaped."""
+    loader = jinja2.PackageLoader("sgpipe.stats", "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["count"] = count
+    environment.filters["isolated"] = isolated
+    environment.globals["svg"] = lambda plot: Markup(plot.inline())  # escapes its own texts
+    style, script = (loader.get_source(environment, name)[0] for name in ("style.css", f"{page}.js"))
+    # The browser runs only this script, whatever a caption contains.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    own = {"style": Markup(style), "script": Markup(script), "script_hash": Markup(digest), "version": __version__}
+    return environment.get_template(f"{page}.html.jinja").render(values | own)
+
+
+def write_report(file: Path, audit: Audit, cards: list[Card], threshold: float = TRAINING_CONFIDENCE) -> None:
+    """Write the report page; `threshold` is the initial value of the gallery's confidence filter."""
+    measures, level = audit.measures, level_at(audit.measures)
+    failed = sum(check.count > 0 for check in measures.health)
+    edges = [edge for card in cards for edge in card.edges]
+    categories = ({edge.subject.category, edge.object.category} for edge in edges)
+    values = {
+        "title": measures.run or file.stem,
+        "measures": measures,
+        "tiles": [
+            ("images", f"{measures.rows:,}"),
+            ("relations", f"{measures.totals['relations']:,}"),
+            (f"of {measures.threshold_of} ≥ {TRAINING_CONFIDENCE:.2f}", f"{level.relations:,}"),
+            ("per image with relations", f"{level.per_image:.1f}"),
+            ("predicates", f"{measures.tail.kinds:,}"),
+            ("health checks that found problems", f"{failed} of {len(measures.health)}"),
+        ],
+        "findings": [(question, list(group)) for question, group in groupby(audit.findings, lambda f: f.question)],
+        "overview": overview(measures),
+        "tail": tail_sentence(measures) if measures.predicates else "There are no relations.",
+        "rarest": rarest(measures),
+        "predicates": list(measures.predicates.items()),
+        "categories": list(measures.categories.items()),
+        "plots": _plots(measures),
+        "confidence_plots": _confidence_plots(audit),
+        "ground_truth": audit.ground_truth,
+        "caveats": [] if audit.judgements is None else list(judgement_caveats(audit.judgements)),
+        "judged": audit.judgements,
+        "comparison": audit.comparison,
+        "cards": cards,
+        "shown_predicates": Counter(edge.predicate for edge in edges).most_common(),
+        "shown_categories": Counter(name for pair in categories for name in pair).most_common(),
+        "threshold": threshold,
+        "trained_on": TRAINING_CONFIDENCE,
+        "percent": percent,
+        "error_text": error_text,
+    }
+    write_result_text(file, render("report", values))
+
+
+def _plots(measures: Measures) -> list[Plot]:
+    if not measures.predicates:
+        return []
+    levels = measures.thresholds
+    texts = [
+        f"≥ {level.threshold:.2f}: {count(level.relations, 'relation')} in {count(level.images, 'image')}"
+        for level in levels
+    ]
+    points = [(level.threshold, float(level.relations)) for level in levels]
+    kept = curve("What a threshold keeps", points, f"minimum {measures.threshold_of}", "relations", texts)
+    return [
+        *([kept] if measures.confidence.scored else []),
+        columns("Relations per image", measures.relations_per_image, "relations", "images"),
+        ranks("Predicates by rank", list(measures.predicates.values()), "rank of the predicate", "relations"),
+    ]
+
+
+def _confidence_plots(audit: Audit) -> list[Plot]:
+    plots, ground_truth, judged, of = [], audit.ground_truth, audit.judgements, audit.measures.threshold_of
+    if audit.measures.confidence.scored:
+        histogram = audit.measures.confidence.histogram
+        bins = {f"{at / len(histogram):.2f}": count for at, count in enumerate(histogram)}
+        plots.append(columns("Distribution of confidences", bins, "confidence from", "relations", every=2))
+    if ground_truth is not None:
+        points = [(part.confidence, part.precision.value or 0.0) for part in ground_truth.reliability]
+        texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in ground_truth.reliability]
+        lines = [("guide", "", [(0.0, 0.0), (1.0, 1.0)], ["", ""]), ("main", "", points, texts)]
+        plots.append(unit_square("Calibration", lines, f"mean {of}", "precision"))
+        plots.append(_threshold_plot("Precision by threshold (ground truth)", ground_truth.curve, of))
+    if judged is not None and judged.judged:
+        plots.append(_threshold_plot("Precision by threshold (judgements)", judged.curve, of))
+    return plots
+
+
+def _threshold_plot(name: str, choices: list[ThresholdChoice], of: str) -> Plot:
+    known = [choice for choice in choices if choice.kept]
+    points = [(choice.threshold, choice.precision.value or 0.0) for choice in known]
+    texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in known]
+    sizes = [choice.kept if choice.relations is None else choice.relations for choice in known]
+    kept = [(choice.threshold, size / max(sizes)) for choice, size in zip(known, sizes, strict=True)]
+    counts = [f"keeps {size:,}" for size in sizes]
+    lines = [("main", "precision", points, texts), ("second", "share kept", kept, counts)]
+    return unit_square(name, lines, f"minimum {of}", "share")
