@@ -16,15 +16,15 @@ from spacy.language import Language
 from experiments.parser.gold import Aligned, GoldCaption, align, learn_synonyms
 from experiments.parser.network import Batch
 from sgpipe.stages.parse.grammar.tree import NOUN_TAGS
-from sgpipe.stages.parse.learned.network import (
+from sgpipe.stages.parse.learned.parser import (
     Sentence,
     Tables,
     before_head,
     pair_features,
+    read_sentences,
     split_predicate,
     token_features,
 )
-from sgpipe.stages.parse.learned.parser import read_sentences
 from sgpipe.utils.lemmas import verb_lemma
 
 Array = NDArray[Any]

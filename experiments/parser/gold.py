@@ -19,7 +19,7 @@ from sgpipe.errors import UserError
 from sgpipe.stages.parse.grammar.lexicon import DETERMINERS
 from sgpipe.stages.parse.grammar.relations import head_noun, singular
 from sgpipe.stages.parse.grammar.tree import NOUN_TAGS, Tree, tokenise
-from sgpipe.stages.parse.learned.network import PREPOSITIONS, before_head
+from sgpipe.stages.parse.learned.parser import PREPOSITIONS, before_head
 from sgpipe.utils.lemmas import verb_lemma
 
 _TRIPLET = re.compile(r"\(\s*(.*?)\s*\)(?=\s*(?:,\s*\(|$))")

@@ -1,4 +1,4 @@
-"""The learned parser's network in PyTorch, for training; `sgpipe.stages.parse.learned.network` is its forward pass."""
+"""The learned parser's network in PyTorch, for training; `sgpipe.stages.parse.learned.parser` is its forward pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgpipe.stages.parse.learned.network import DISTANCES, NEIGHBOURS, PATHS, PLACES, SUFFIXES, Tables
+from sgpipe.stages.parse.learned.parser import DISTANCES, NEIGHBOURS, PATHS, PLACES, SUFFIXES, Tables
 
 
 class Sizes(NamedTuple):

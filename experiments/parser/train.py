@@ -29,7 +29,7 @@ from experiments.parser.gold import captions_to_exclude, learn_names, read_gold
 from experiments.parser.network import ParserNetwork, Sizes, loss
 from sgpipe.errors import UserError
 from sgpipe.recipe import Config
-from sgpipe.stages.parse.learned.network import Tables
+from sgpipe.stages.parse.learned.parser import Tables
 from sgpipe.stages.parse.rules import load_model
 
 GOLD = Path("tests/golden/parser")

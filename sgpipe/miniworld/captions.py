@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 from numpy.random import Generator
 
-from sgpipe.miniworld.actors import Actor
+from sgpipe.miniworld.actors import Actor, ThingLook
 from sgpipe.miniworld.figures import PEOPLE, AnimalLook, PersonLook
 from sgpipe.miniworld.relations import PREDICATES
 from sgpipe.miniworld.scene import Fact, Scene
-from sgpipe.miniworld.things import ThingLook
 
 
 class Wording(NamedTuple):

@@ -14,10 +14,20 @@ from typing import NamedTuple, TypeAlias
 
 from numpy.random import Generator
 
-from sgpipe.miniworld.actors import KINDS, TOPS, Actor, SceneGroup
+from sgpipe.miniworld.actors import (
+    BALL_RADIUS,
+    CAR_HALF,
+    CHAIR_HALF,
+    HANDLE,
+    KINDS,
+    PEDALS,
+    SADDLE,
+    TOPS,
+    Actor,
+    SceneGroup,
+)
 from sgpipe.miniworld.figures import PersonLook, shoulder_of
 from sgpipe.miniworld.shapes import Point, Shapes, capsule, path
-from sgpipe.miniworld.things import BALL_RADIUS, CAR_HALF, CHAIR_HALF, HANDLE, PEDALS, SADDLE
 
 _ROPE = (92, 70, 56)
 _STRING = (84, 84, 92)

@@ -14,7 +14,7 @@ from experiments.parser.examples import annotate, collate, make_example, make_ta
 from experiments.parser.gold import captions_to_exclude, read_gold
 from experiments.parser.network import ParserNetwork, Sizes, loss
 from sgpipe.errors import UserError
-from sgpipe.stages.parse.learned.network import Network, Tables
+from sgpipe.stages.parse.learned.parser import Network, Tables
 from sgpipe.stages.parse.rules import load_model
 
 ROWS = [

@@ -1,28 +1,339 @@
-"""The learned parser: a caption's dependency tree, the relations of the rules, and a network that decides."""
+"""The learned parser: a caption's dependency tree, the relations of the rules, and a network that decides.
+
+The network runs in numpy with thinc's matrix product. Its result for a caption does not depend on the batch, bit for
+bit: all captions are rows of the same matrices (see `rules`), and all else is computed per element or per caption.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice, tee
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice, pairwise, tee
 from math import exp, log
 from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from spacy.language import Language
+from thinc.api import NumpyOps
 
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
 from sgpipe.stages.parse.grammar.lexicon import SPELLINGS
-from sgpipe.stages.parse.grammar.relations import mention_word, person_meant, relations, singular
+from sgpipe.stages.parse.grammar.relations import ParsedRelation, mention_word, person_meant, relations, singular
 from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.learned import WEIGHTS
-from sgpipe.stages.parse.learned.network import CaptionScores, Floats, Network, Sentence, Tables, before_head
 from sgpipe.stages.parse.rules import Parsed, Parser, analyse, load_model, mentions
 from sgpipe.utils.lemmas import gerund, verb_lemma
+
+Ints = NDArray[np.int64]
+SUFFIXES = 1024  # buckets of the last three letters
+DISTANCE, DEPTH = 12, 5  # larger ones count as these
+FARTHEST = 11
+DISTANCES, PATHS = 2 * DISTANCE + 1, (DEPTH + 1) ** 2
+PLACES = 20  # of a token, relative to a pair
+NEIGHBOURS = 6
+
+_PREPOSITIONS = """
+about above across against all along alongside amid among around as at away behind below beneath beside besides
+between beyond bigger by close different down during far for from half high in inside into larger like longer low more
+near next of off on onto opposite out outside over past shorter side similar smaller taller than through to together
+toward towards under underneath up upon upside via with within without
+"""
+PREPOSITIONS = frozenset(_PREPOSITIONS.split())  # words that a predicate without a verb can begin with
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The words, tags, dependency labels, verbs and rests of predicates that the network knows, with their numbers."""
+
+    words: Mapping[str, int]
+    tags: Mapping[str, int]
+    deps: Mapping[str, int]
+    verbs: Mapping[str, int]
+    rests: Mapping[str, int]
+
+    @classmethod
+    def of(cls, lists: Mapping[str, Sequence[str]]) -> Tables:
+        """Numbers from 1 on, in the order of the lists."""
+        numbered = {name: {text: number for number, text in enumerate(lists[name], 1)} for name in cls.__annotations__}
+        return cls(**numbered)
+
+
+def split_predicate(predicate: str) -> tuple[str, str]:
+    """Return a lemmatised predicate as its verb (or "") and the rest (or ""): "sit on top of" is "sit", "on top of"."""
+    first, _, rest = predicate.partition(" ")
+    return ("", predicate) if first in PREPOSITIONS else (first, rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A caption's tree with the relations that the rules find in it."""
+
+    caption: str
+    tree: Tree
+    rules: Mapping[tuple[int, int], str]  # lemma of the predicate by (subject, object)
+    hidden: NDArray[np.float32]  # [tokens, width]
+
+    @classmethod
+    def of(cls, caption: str, tree: Tree, relations: Iterable[ParsedRelation], hidden: NDArray[np.float32]) -> Sentence:
+        rules = {(each.subject, each.object): each.lemma for each in reversed([*relations])}  # the first counts
+        return cls(caption, tree, rules, hidden)
+
+
+def token_features(sentences: Sequence[Sentence], tables: Tables) -> tuple[Ints, Ints]:
+    """Features and neighbours of the tokens of captions, one after the other.
+
+    Features [tokens, 5]: word, suffix, tag, dependency label, role in the rules' relations. Neighbours [tokens, 6]:
+    previous, next, head, head's head, first and last child, as token numbers from 1 on (0: none).
+    """
+    features: list[tuple[int, ...]] = []
+    neighbours: list[tuple[int, ...]] = []
+    words, tags, deps = tables.words, tables.tags, tables.deps
+    for sentence in sentences:
+        tree, start = sentence.tree, len(features) + 1
+        subjects = {subject for subject, _ in sentence.rules}
+        objects = {thing for _, thing in sentence.rules}
+        for index, text in enumerate(tree.texts):
+            role = (index in subjects) + 2 * (index in objects)
+            label = deps.get(tree.deps[index], 0)
+            features.append((words.get(text, 0), _suffix(text), tags.get(tree.tags[index], 0), label, role))
+            head, children = tree.heads[index], tree.children[index] or [-1]
+            above, after = tree.heads[head], index + 1 if index + 1 < len(tree) else -1
+            near = (index - 1, after, -1 if head == index else head, -1 if above == head else above)
+            neighbours.append(tuple(start + at if at >= 0 else 0 for at in (*near, children[0], children[-1])))
+    return np.array(features), np.array(neighbours)
+
+
+@lru_cache(maxsize=1 << 16)
+def _suffix(word: str) -> int:
+    return crc32(word[-3:].encode()) % SUFFIXES
+
+
+class PairFeatures(NamedTuple):
+    """The ordered pairs of mentions of captions, one after the other."""
+
+    counts: list[int]  # pairs of each caption
+    features: Ints  # [pairs, 7], see `pair_features`
+    places: list[Ints]  # of each caption: [pairs, tokens]
+
+    @property
+    def rows(self) -> list[slice]:
+        """The pairs of each caption."""
+        return [slice(a, b) for a, b in pairwise(np.cumsum([0, *self.counts]))]
+
+
+def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int]], tables: Tables) -> PairFeatures:
+    """Features of the ordered pairs of the mentions of captions, and the place of every token relative to them.
+
+    Mentions with more than `FARTHEST` others between them are no pair: a caption of a thousand nouns has no million.
+    The features are the tokens of subject and object, their distance, the path in the tree, whether the rules relate
+    them (1: as it is, 2: the other way round, 3: both), and the verb and rest of their predicate.
+    """
+    rows: list[tuple[int, ...]] = []
+    on_path: list[int] = []
+    counts: list[int] = []
+    cells = 0
+    for sentence, chosen in zip(sentences, mentions, strict=True):
+        before, length = len(rows), len(sentence.tree)
+        paths = {mention: [mention, *sentence.tree.ancestors(mention)] for mention in chosen}
+        for number, first in enumerate(chosen):
+            up = {node: steps for steps, node in enumerate(paths[first])}
+            for second in chosen[max(number - FARTHEST - 1, 0) : number + FARTHEST + 2]:
+                nodes, path = _path(paths[first], up, paths[second])
+                on_path += [cells + node for node in nodes]
+                cells += length
+                rows.append((first, second, *_pair(sentence, first, second, path, tables)))
+        counts.append(len(rows) - before)
+    features = np.array(rows, dtype=np.int64).reshape(-1, 7)
+    lengths = np.array([len(sentence.tree) for sentence in sentences])
+    return PairFeatures(counts, features, _places(features, counts, lengths, on_path))
+
+
+def _path(first: list[int], up: Mapping[int, int], second: list[int]) -> tuple[list[int], int]:
+    """Return the tokens between two in the tree, and the number of steps up and down. `up`: positions in `first`."""
+    for down, node in enumerate(second):
+        if node in up:
+            climbed = up[node]
+            return second[:down] + first[: climbed + 1], min(climbed, DEPTH) * (DEPTH + 1) + min(down, DEPTH)
+    return second + first, DEPTH * (DEPTH + 1) + DEPTH
+
+
+def _pair(sentence: Sentence, first: int, second: int, path: int, tables: Tables) -> tuple[int, ...]:
+    rules = sentence.rules
+    forwards, backwards = rules.get((first, second)), rules.get((second, first))
+    distance = min(max(second - first, -DISTANCE), DISTANCE) + DISTANCE
+    stated = forwards or backwards
+    if stated is None:
+        return distance, path, 0, 0, 0
+    verb, rest = split_predicate(stated)
+    related = (forwards is not None) + 2 * (backwards is not None)
+    return distance, path, related, tables.verbs.get(verb, 0), tables.rests.get(rest, 0)
+
+
+def _places(features: Ints, counts: Sequence[int], lengths: Ints, on_path: list[int]) -> list[Ints]:
+    """Of every token: before, in, between or after the pair; which of the pair is first; whether on the tree's path."""
+    widths = np.repeat(lengths, counts)
+    ends = np.cumsum(widths)
+    tokens = np.arange(widths.sum()) - np.repeat(ends - widths, widths)
+    subject, thing = features[:, 0], features[:, 1]
+    left, right = (np.repeat(side, widths) for side in (np.minimum(subject, thing), np.maximum(subject, thing)))
+    order = (tokens >= left).astype(np.int64) + (tokens > left) + (tokens >= right) + (tokens > right)
+    places = order * 4 + np.repeat(subject > thing, widths) * 2
+    places[on_path] += 1
+    parts = np.split(places, np.cumsum(np.array(counts) * lengths)[:-1])
+    shapes = zip(counts, lengths.tolist(), strict=True)
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+_NAME_ENDS = frozenset({"DT", "IN", "CC", ",", ".", ":", "POS", "PRP$", "PRP", "TO", "WDT", "WP", "EX", "MD", "PDT"})
+_LONGEST_NAME = 4
+
+
+def before_head(tree: Tree, head: int) -> list[int]:
+    """Return the tokens that can belong to the name of a thing, from its head noun leftwards."""
+    start = head
+    while start > 0 and head - start < _LONGEST_NAME and tree.tags[start - 1] not in _NAME_ENDS:
+        start -= 1
+    return list(range(head - 1, start - 1, -1))
+
+
+Floats = NDArray[np.float32]
+Weights = Mapping[str, Floats]
+_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionScores:
+    """What the network computes of a caption; logits, not normalised."""
+
+    named: Floats  # [tokens] of being part of a thing's name
+    pairs: Ints  # [pairs, 2] tokens of the subject and object of related pairs
+    verb: Floats  # [pairs, verbs + 1]; 0: none
+    rest: Floats  # [pairs, rests + 1] of the predicate; 0: none
+    copy: Floats  # [pairs, tokens] that the verb is this word
+
+
+class Network:
+    """The network with its weights, which are named as in `experiments.parser.network`."""
+
+    def __init__(self, weights: Weights, tables: Tables, mention_logit: float, relation_logit: float) -> None:
+        """mention_logit, relation_logit: least scores of a subject or object, and of a related pair."""
+        self._tables = tables
+        self._mention_logit, self._relation_logit = np.float32(mention_logit), np.float32(relation_logit)
+        self._weights = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}
+        self._gemm = NumpyOps().gemm
+        count = sum(name.startswith("layers.") and name.endswith(".weight") for name in weights)
+        layers = (self._weights[f"layers.{layer}.weight"] for layer in range(count))
+        parts = (np.split(weight, NEIGHBOURS + 1, axis=1) for weight in layers)
+        self._split = [[np.ascontiguousarray(part) for part in own] for own in parts]
+
+    def __call__(self, sentences: Sequence[Sentence]) -> list[CaptionScores]:
+        """Scores of captions, whose token counts may differ."""
+        starts = np.cumsum([1, *(len(sentence.tree) for sentence in sentences)])  # of each caption; token 0 is padding
+        tokens, neighbours = map(_padded, token_features(sentences, self._tables))
+        hidden = _padded(np.concatenate([sentence.hidden for sentence in sentences]))
+        states = self._encode(tokens, neighbours, hidden)
+        head, named = self._linear("token_out", states).T
+        spans = [slice(a, b) for a, b in pairwise(starts)]
+        mentions = [np.flatnonzero(head[span] > self._mention_logit).tolist() for span in spans]
+        pairs = pair_features(sentences, mentions, self._tables)
+        mixed, copies = self._relate(states, pairs, spans)
+        related = self._linear("related", mixed)[:, 0] > self._relation_logit
+        verb, rest = self._linear("verb", mixed[related]), self._linear("rest", mixed[related])
+        found, end = [], 0
+        for span, rows, copy in zip(spans, pairs.rows, copies, strict=True):
+            chosen = related[rows]
+            start, end = end, end + int(chosen.sum())
+            ends = pairs.features[rows, :2][chosen]
+            found.append(CaptionScores(named[span], ends, verb[start:end], rest[start:end], copy[chosen]))
+        return found
+
+    def _encode(self, tokens: Ints, neighbours: Ints, hidden: Floats) -> Floats:
+        """States of the tokens, [tokens, width]. Products for neighbours that are not there are left out."""
+        weights = self._weights
+        names = ("word", "suffix", "tag", "dep", "role")
+        parts = [weights[f"{name}.weight"][numbers] for name, numbers in zip(names, tokens.T, strict=True)]
+        states = self._linear("enter", np.concatenate([hidden, *parts], axis=1))
+        for layer, (own, *others) in enumerate(self._split):
+            read = self._norm(f"norms.{layer}", states)
+            total = self._gemm(read, own, trans2=True) + weights[f"layers.{layer}.bias"]
+            for column, weight in zip(neighbours.T, others, strict=True):
+                there = np.flatnonzero(column)
+                total[there] += self._gemm(read[column[there]], weight, trans2=True)
+            states = states + np.maximum(total, 0)
+        return self._norm(f"norms.{len(self._split)}", states)
+
+    def _relate(self, states: Floats, pairs: PairFeatures, spans: Sequence[slice]) -> tuple[Floats, list[Floats]]:
+        """States of the pairs, and by caption, whose tokens are a span, the scores of copying each token."""
+        weights = self._weights
+        starts = np.repeat([span.start for span in spans], pairs.counts).astype(np.int64)
+        first, second = pairs.features[:, 0] + starts, pairs.features[:, 1] + starts
+        hidden = self._linear("subject", states)[first] + self._linear("object", states)[second]
+        for column, name in enumerate(("distance", "path", "rule", "rule_verb", "rule_rest"), start=2):
+            hidden += weights[f"{name}.weight"][pairs.features[:, column]]
+        hidden = np.maximum(hidden, 0)
+        context, copies = self._attend(self._linear("query", hidden), self._linear("key", states), pairs, spans)
+        mixed = self._relu("mix", np.concatenate([hidden, context], axis=1)) + hidden
+        # The greatest offers of the pairs that have one of a pair's tokens, as subject or as object.
+        offers = self._relu("offer", mixed)
+        by_subject, by_object = _greatest(offers, first), _greatest(offers, second)
+        rivals = [by_subject[first], by_object[second], by_subject[second], by_object[first]]
+        return mixed + self._relu("compare", np.concatenate([mixed, *rivals], axis=1)), copies
+
+    def _attend(
+        self, queries: Floats, keys: Floats, pairs: PairFeatures, spans: Sequence[slice]
+    ) -> tuple[Floats, list[Floats]]:
+        """Of every pair: a weighted mean of its caption's tokens, and the scores of copying each token."""
+        size = keys.shape[1] // 3
+        bias = self._weights["place.weight"]
+        context, copies = np.empty((len(queries), size), np.float32), []
+        for rows, span, place in zip(pairs.rows, spans, pairs.places, strict=True):
+            count, length = place.shape
+            query = queries[rows].reshape(count, 1, 2, size)
+            own = keys[span].reshape(1, length, 3, size)
+            scores = (query * own[:, :, :2]).sum(-1) / np.float32(size**0.5) + bias[place]
+            attention = np.exp(scores[..., 0] - scores[..., 0].max(-1, keepdims=True))
+            attention /= attention.sum(-1, keepdims=True)
+            context[rows] = (attention[..., None] * own[:, :, 2]).sum(1)
+            copies.append(scores[..., 1])
+        return context, copies
+
+    def _linear(self, name: str, rows: Floats) -> Floats:
+        product: Floats = self._gemm(np.ascontiguousarray(rows), self._weights[f"{name}.weight"], trans2=True)
+        bias = self._weights.get(f"{name}.bias")
+        return product if bias is None else product + bias
+
+    def _relu(self, name: str, rows: Floats) -> Floats:
+        return np.maximum(self._linear(name, rows), 0)
+
+    def _norm(self, name: str, rows: Floats) -> Floats:
+        centred = rows - rows.mean(axis=1, keepdims=True)
+        scale = np.sqrt((centred * centred).mean(axis=1, keepdims=True) + np.float32(_EPSILON))
+        return centred / scale * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
+
+
+def _padded(rows: NDArray[Any]) -> NDArray[Any]:
+    """Prepend a row of zeros."""
+    return np.concatenate([np.zeros((1, rows.shape[1]), rows.dtype), rows])
+
+
+def _greatest(rows: Floats, numbers: Ints) -> Floats:
+    """Return the greatest values of the rows with the same number, by number; of numbers without rows, zero."""
+    greatest = np.zeros((int(numbers.max(initial=0)) + 1, rows.shape[1]), dtype=np.float32)
+    if len(rows):
+        order = np.argsort(numbers, kind="stable")
+        present, starts = np.unique(numbers[order], return_index=True)
+        greatest[present] = np.maximum.reduceat(rows[order], starts)
+    return greatest
+
 
 _NEGLIGIBLE = 10.0  # verbs with logits so far below the best one do not count
 _TRIED = 5  # verbs, and rests of predicates, that are combined

@@ -10,8 +10,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Caption, Record
 from sgpipe.stages.parse import rules
-from sgpipe.stages.parse.learned.network import FARTHEST, pair_features
-from sgpipe.stages.parse.learned.parser import LearnedParser, read_sentences
+from sgpipe.stages.parse.learned.parser import FARTHEST, LearnedParser, pair_features, read_sentences
 from sgpipe.stages.parse.rules import DEFAULT_MODELS, RuleParser, load_model
 from sgpipe.stages.parse.stage import CaptionParser, ParseStage, parse_lines, parser_identity
 
