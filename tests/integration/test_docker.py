@@ -36,15 +36,6 @@ def test_the_linter_finds_nothing(name):
     assert (found.returncode, found.stdout) == (0, "")
 
 
-def test_the_compose_file_has_a_head_two_workers_and_a_job():
-    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
-    assert services["worker"]["deploy"]["replicas"] == 2
-    assert services["worker"]["depends_on"]["head"]["condition"] == "service_healthy"
-    assert {service["image"] for service in services.values()} == {"sgpipe"}
-    assert all("healthcheck" in service for service in services.values())
-    assert "ray start --address=head:6379" in services["job"]["command"][0]
-
-
 def test_the_kubernetes_job_runs_as_the_image_does():
     job = yaml.safe_load((DOCKER / "rayjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")

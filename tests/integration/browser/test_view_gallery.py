@@ -52,22 +52,6 @@ def test_it_fits_every_screen(visit, server, path):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_it_works_without_scripts(visit, server):
-    page = visit(f"{server}/", java_script_enabled=False)
-    page.get_by_label("Search relations").fill("riding")
-    page.get_by_role("button", name="Search").click()
-    page.wait_for_url("**q=riding**")
-    page.get_by_label("Order").select_option("-confidence")
-    page.get_by_role("button", name="Sort").click()
-    page.wait_for_url("**order=-confidence**")
-    page.get_by_label("from").fill("0.65")
-    page.get_by_role("button", name="Set").click()
-    page.wait_for_url("**low=0.65**")
-    expect(page.locator(".card .confidence")).to_have_text(["0.70", "0.90"])
-    page.locator(".histogram a").nth(14).click()
-    expect(page.locator(".card .confidence")).to_have_text(["0.70"])
-
-
 def test_cards_are_judged_by_key_and_a_killed_server_loses_nothing(visit, tmp_path: Path):
     run = make_gallery_run(tmp_path / "run")
     with view_server(run, "--as", "anna") as (url, process):

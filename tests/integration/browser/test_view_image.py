@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,27 +121,6 @@ def test_a_relation_is_shown_with_where_it_comes_from(visit, server):
     expect(page.locator("#graph .edge.lit")).to_have_count(2)  # its line and its text
     page.locator("#captions details.fold summary").click()
     expect(page.locator("#captions details.fold p")).to_have_text(LONG, use_inner_text=True)
-
-
-def test_boxes_and_arrows_choose_what_is_drawn(visit, server):
-    page = open_image(visit, server, "i0")
-    page.locator("#graph .edge", has_text="riding").last.click()
-    shows(page, "#sentence", "person riding dog")
-    page.locator(".viewport").first.locator("[data-object='2']").focus()
-    page.keyboard.press("ArrowLeft")
-    page.keyboard.press("ArrowRight")
-    expect(page.locator(".viewport").first.locator(".edge")).to_have_count(1)  # only the dog's
-    page.keyboard.press("Enter")
-    shows(page, "#relations h2", "1 relation of dog show all")
-    page.keyboard.press("Escape")
-    shows(page, "#relations h2", "3 relations")
-    page.locator("#relations [role=option]").first.focus()
-    page.keyboard.press("ArrowUp")
-    chosen = page.locator("#relations [aria-selected=true]")
-    expect(chosen).to_have_attribute("data-key", "0-1-on")
-    expect(chosen).to_be_focused()
-    page.locator(".viewport").first.locator("[data-key='0-2-riding'] .hit").dispatch_event("click")
-    expect(page).to_have_url(re.compile("relation=0-2-riding"))
 
 
 def test_two_runs_stand_side_by_side_with_what_differs(visit, server):

@@ -2,15 +2,13 @@
 
 import html
 import re
-from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.view.gallery import PAGE
-from tests.sgpipe.training.data.runs import make_run
-from tests.sgpipe.view.gallery_run import EVIL, attributes, make_gallery_run, open_client, record
+from tests.sgpipe.view.gallery_run import EVIL, attributes, make_gallery_run, open_client
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +107,6 @@ def test_judgements_of_another_server_are_in_the_next_search(client: TestClient)
     root = client.app.state.freshness.viewer.index.root
     JudgementLog(root / JUDGEMENTS, "drawn").append(Judgement.model_validate({**of_relation, **by_bob}))
     assert get(client, "/?q=riding").count('class="chip judged right"') == 1
-
-
-def test_a_run_without_relations_leads_to_the_reasons(tmp_path: Path) -> None:
-    make_run(tmp_path / "run", [record("a"), record("b")])
-    client = open_client(tmp_path / "run")
-    page = get(client, "/")
-    assert "The run has 2 images, but no relation:" in page
-    assert "2</span> images" in get(client, "/?queue=without_relations")
 
 
 @pytest.mark.parametrize("path", ["/", "/judge", "/image/val/a", "/api/neighbours/val/a"])
