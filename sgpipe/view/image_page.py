@@ -59,24 +59,19 @@ class PairSettings:
     def of(cls, run: Mapping[str, Any]) -> PairSettings:
         """Read the header of a run's manifest. A run made from others has the settings of the last that says."""
         found = cls()
-        for identity in Manifest.identities(run):
-            pair, tag = (_settings(identity, name) for name in ("pair", "tag"))
+        for identity in (each or {} for each in Manifest.identities(run)):
+            parts = (identity.get(name) for name in ("pair", "tag"))
+            pair, tag = (part if isinstance(part, Mapping) else {} for part in parts)  # others may have changed it
             if pair or tag:
                 kept = None if tag.get("calibration") else tag.get("threshold")  # with one, it is a probability
                 names = ("candidates", "match", "restrict", "known")
                 settings: dict[str, Any] = {name: pair.get(name) for name in names}
                 found = cls(**settings, threshold=kept, loose=pair.get("loose") is True)
-            elif isinstance(identity, Mapping) and "import" in identity:
+            elif "import" in identity:
                 found = cls(imported=str(identity["import"]))
-            elif isinstance(identity, Mapping) and "scored" not in identity:
+            elif "scored" not in identity:
                 found = replace(found, threshold=None)
         return found
-
-
-def _settings(identity: Any, name: str) -> Mapping[str, Any]:
-    """Return the settings of a stage; none where others have changed the header, as in a dataset from the hub."""
-    part = identity.get(name) if isinstance(identity, Mapping) else None
-    return part if isinstance(part, Mapping) else {}
 
 
 class Provenance:

@@ -7,6 +7,7 @@ Handlers are plain functions, which Starlette runs in threads. They raise `UserE
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,7 @@ from sgpipe.view.search import Hit
 
 FOLDER = Path(__file__).parent
 Params = Iterable[tuple[str, str]]
+_KEY = re.compile(r"([0-9]{1,9})-([0-9]{1,9})-(.*)", re.DOTALL)
 _SECONDS_LOCAL, _SECONDS_STORE = 2.0, 30.0  # between two looks for new shards, at least
 
 
@@ -174,12 +176,10 @@ def relation_key(subject: int, object_: int, predicate: str) -> str:
 
 
 def parse_relation(key: str) -> tuple[int, int, str]:
-    """Subject, object and predicate of a key. Raises HTTPException: 400 if it is not one."""
-    subject, _, rest = key.partition("-")
-    object_, dash, predicate = rest.partition("-")
-    if not (dash and all(index.isascii() and index.isdigit() and len(index) < 10 for index in (subject, object_))):
+    """Return subject, object and predicate of a key. Raises HTTPException: 400 if it is not one."""
+    if not (found := _KEY.fullmatch(key)):
         raise HTTPException(400, f"not a relation: {single_line(key, 80)}")
-    return int(subject), int(object_), predicate
+    return int(found[1]), int(found[2]), found[3]
 
 
 def _path(split: str, image_id: str) -> str:

@@ -25,7 +25,7 @@ class HubStub:
         versions: the files of a model by commit.
         mode: how Parquet files are sent: regular (in the commit) or lfs (by themselves, then named by the commit).
         failures: answers to the next requests whose path has such a word, such as {"commit": [0, 503]}; 0: no failure.
-        received: sizes of the files that were sent, in order. downloads: commit and name of those that were asked for.
+        downloads: commit and name of the files that were asked for.
     """
 
     mode: str = "regular"
@@ -34,7 +34,6 @@ class HubStub:
     private: dict[str, bool] = field(default_factory=dict)
     failures: dict[str, list[int]] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
-    received: list[int] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
     downloads: list[str] = field(default_factory=list)
     url: str = ""
@@ -45,7 +44,6 @@ class HubStub:
                 return status, {"error": "no"}
         if method == "PUT" and path.startswith("/upload/"):
             self.objects[path.removeprefix("/upload/")] = body
-            self.received.append(len(body))
             return 200, {}
         if token != f"Bearer {TOKEN}":
             return 401, {"error": "Invalid credentials"}
@@ -130,7 +128,6 @@ class HubStub:
                 self.commits.append(value["summary"])
             elif line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
-                self.received.append(len(files[value["path"]]))
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.objects[value["oid"]]
             elif line["key"] == "deletedFile":

