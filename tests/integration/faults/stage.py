@@ -15,8 +15,6 @@ from sgpipe.stages.base import Stage
 
 SECONDS = "SGPIPE_STUB_SECONDS"
 MARKS = "SGPIPE_STUB_MARKS"
-GPUS = "SGPIPE_STUB_GPUS"
-CPUS = "SGPIPE_STUB_CPUS"
 
 
 @dataclass

@@ -15,23 +15,18 @@ from sgpipe.generation import run
 from sgpipe.recipe import Resources
 from sgpipe.stages.base import Stage
 from sgpipe.storage import mirror
-from tests.integration.faults.stage import CPUS, GPUS, MARKS, SECONDS, Stub
+from tests.integration.faults.stage import MARKS, SECONDS, Stub
 
 COPIES = "SGPIPE_STUB_COPIES"  # seconds between copies of the manifest to a store
 
 
 def stages(*_: object) -> list[Stage]:
-    """One stage; or, where it shall leave marks, a quick one that does, on GPUs or more CPUs if so asked, and a slow
-    one on half a CPU."""
+    """One stage; or, where it shall leave marks, a quick one that does, and a slow one on half a CPU."""
     last = Stub(float(os.environ.get(SECONDS, "0")))
-    marks = os.environ.get(MARKS)
-    resources = Resources(gpus=float(os.environ.get(GPUS, "0")), cpus=float(os.environ.get(CPUS, "1")))
+    if not (marks := os.environ.get(MARKS)):
+        return [last]
     heavy = 400_000  # Ray keeps smaller units with the driver, where no lost machine takes them away
-    return (
-        [Stub(bytes=heavy, marks=marks, resources=resources), replace(last, resources=Resources(cpus=0.5))]
-        if marks
-        else [last]
-    )
+    return [Stub(bytes=heavy, marks=marks), replace(last, resources=Resources(cpus=0.5))]
 
 
 def main(*arguments: str) -> None:

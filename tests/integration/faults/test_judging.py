@@ -1,6 +1,5 @@
 """Judging with servers that are killed, on a disk that is full, and on a run in an object store."""
 
-import errno
 import http.client
 import json
 import os
@@ -22,7 +21,6 @@ from rich.console import Console
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, RelationKey
 from sgpipe.utils.console import Progress
-from tests.integration.faults.test_disk import Disk
 from tests.integration.faults.test_disk import disk as disk
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
@@ -128,39 +126,6 @@ def final_answers(people: list[Person]) -> dict[tuple[str, RelationKey], str]:
             if each.undoes is None and each.id not in undone:
                 latest[person.name, each.key] = each.id
     return latest
-
-
-def answer(number: int, image: int = 0, run: str = RUN) -> Judgement:
-    relation = RelationKey("train", str(image), 0, 1, "on")
-    values = {"id": str(number), "at": "", "by": "anna", "run": run, "judgement": "right"}
-    return Judgement.model_validate({**relation._asdict(), **values})
-
-
-def refused(log: JudgementLog, line: Judgement) -> OSError | None:
-    try:
-        log.append(line)
-    except OSError as error:
-        return error
-    return None
-
-
-def test_a_disk_that_fills_up_keeps_what_was_acknowledged_and_goes_on_later(disk: Disk) -> None:
-    log = JudgementLog(disk.place / JUDGEMENTS, RUN)
-    log.append(answer(0))
-    disk.fill(2)
-    saved = [0]
-    while (error := refused(log, answer(len(saved)))) is None:
-        saved.append(len(saved))
-    assert (error.errno, error.filename) == (errno.ENOSPC, str(log.file))
-    assert 1 < len(saved) < 100
-    text = log.file.read_text()
-    assert text.endswith("\n")
-    assert [json.loads(line)["id"] for line in text.splitlines()] == list(map(str, saved))
-    (disk.place / "filling").unlink()
-    log.append(answer(len(saved)))
-    again = JudgementLog(log.file, RUN)
-    assert again.find(str(len(saved)))
-    assert again.problems == []
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from sgpipe.training.recipe import ShardsConfig
 from sgpipe.utils.console import Progress
 from sgpipe.view.search import Filters, search
 from tests.integration.faults.conftest import Faults, sgpipe, upload
-from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
 from tests.sgpipe.stats.runs import make_shards, scene
 from tests.sgpipe.training import trainings
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
@@ -51,11 +50,8 @@ def folder(tmp_path: Path, store: StorePath) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["read whole", "read in ranges"])
-def test_commands_print_and_write_the_same(
-    folder: Path, store: StorePath, whole: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(locations, "_WHOLE", 1 << 20 if whole else 0)
+def test_commands_print_and_write_the_same(folder: Path, store: StorePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locations, "_WHOLE", 0)  # read in ranges
     commands = [
         "stats PLACE/run --json",
         "verify PLACE/run",
@@ -133,22 +129,6 @@ def test_the_viewer_indexes_and_reads_a_run_that_grows(tmp_path: Path, store: St
     newer = index.newer()
     assert newer is not None
     assert images(newer) == set("abcde")
-
-
-def test_a_run_is_pushed_without_being_fetched(
-    folder: Path, store: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("README.md", "recipe.yaml"):
-        if (folder / "run" / name).exists():
-            store.put(f"run/{name}", folder / "run" / name)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with serving(HubStub(failures={"/commit/": [0, 409]})) as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        sgpipe("push", f"{store.uri}/run", "--to", "anna/stored", code=1)
-        sgpipe("push", f"{store.uri}/run", "--to", "anna/stored")
-    assert len([name for name in hub.repositories["anna/stored"] if name.endswith(".parquet")]) == 3
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix == ".parquet"]
 
 
 def test_steps_of_a_training_are_those_of_the_folder(tmp_path: Path, store: StorePath) -> None:

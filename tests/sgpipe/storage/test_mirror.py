@@ -32,9 +32,8 @@ class Memory:
 
     location = "s3://bucket/run"
 
-    def __init__(self, has_conditions: bool = True) -> None:
+    def __init__(self) -> None:
         self._store = MemoryStore()
-        self.has_conditions = has_conditions
         self.left: int | None = None
 
     def put(self, name: str, data: bytes) -> None:
@@ -44,7 +43,7 @@ class Memory:
     def put_if(self, name: str, data: bytes, version: Any) -> bool:
         self._step()
         try:
-            self._store.put(name, data, mode=(version or "create") if self.has_conditions else "overwrite")
+            self._store.put(name, data, mode=version or "create")
         except (AlreadyExistsError, PreconditionError):
             return False
         return True
@@ -127,11 +126,8 @@ def test_a_writer_may_die_before_every_step(tmp_path: Path) -> None:
     assert steps > LINES
 
 
-@pytest.mark.parametrize("has_conditions", [True, False])
-def test_a_run_that_is_taken_over_ends_and_loses_nothing_that_it_committed(
-    tmp_path: Path, has_conditions: bool
-) -> None:
-    store = Memory(has_conditions)
+def test_a_run_that_is_taken_over_ends_and_loses_nothing_that_it_committed(tmp_path: Path) -> None:
+    store = Memory()
     first = Driver(tmp_path / "first", store)
     first.commit(0)
     second = Driver(tmp_path / "second", store)
@@ -195,14 +191,3 @@ def test_of_runs_that_start_at_once_one_wins_and_nothing_is_lost(tmp_path: Path)
         assert "" in ended  # more than once where one had finished before the next began
         assert all("another run" in line and "\n" not in line for line in ended if line)
         assert [shard.start for shard in shards(store)] == [0, 1]
-
-
-def test_what_is_cut_or_missing(tmp_path: Path) -> None:
-    store = Memory()
-    assert read_manifest(store) is None
-    driver = Driver(tmp_path, store)
-    driver.commit(0)
-    with driver.path.open("ab") as file:
-        file.write(b'{"crc32": "torn')
-    driver.copy()
-    assert read_manifest(store) == driver.content.rpartition(b"\n")[0] + b"\n"
