@@ -67,31 +67,14 @@ def make_blip(
     """
     tokenizer = make_tokenizer(folder, words)
     torch.manual_seed(seed)
-    model = BlipForConditionalGeneration(
-        BlipConfig(
-            text_config={
-                "vocab_size": len(tokenizer),
-                "hidden_size": width,
-                "encoder_hidden_size": vision_width,
-                "intermediate_size": 2 * width,
-                "num_hidden_layers": layers,
-                "num_attention_heads": heads,
-                "max_position_embeddings": 64,
-                "bos_token_id": tokenizer.convert_tokens_to_ids("[DEC]"),
-                "sep_token_id": tokenizer.sep_token_id,
-                "eos_token_id": tokenizer.sep_token_id,
-                "pad_token_id": tokenizer.pad_token_id,
-            },
-            vision_config={
-                "hidden_size": vision_width,
-                "intermediate_size": 2 * vision_width,
-                "num_hidden_layers": layers,
-                "num_attention_heads": heads,
-                "image_size": image_size,
-                "patch_size": patch_size,
-            },
-        )
-    )
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads}
+    text = {"vocab_size": len(tokenizer), "hidden_size": width, "encoder_hidden_size": vision_width}
+    text |= {"intermediate_size": 2 * width, "max_position_embeddings": 64, "pad_token_id": tokenizer.pad_token_id}
+    text |= {"sep_token_id": tokenizer.sep_token_id, "eos_token_id": tokenizer.sep_token_id}
+    text |= {"bos_token_id": tokenizer.convert_tokens_to_ids("[DEC]")}
+    vision = {"hidden_size": vision_width, "intermediate_size": 2 * vision_width, "image_size": image_size}
+    config = BlipConfig(text_config=text | sizes, vision_config=vision | sizes | {"patch_size": patch_size})
+    model = BlipForConditionalGeneration(config)
     _spread(model, sharpness)
     model.save_pretrained(folder)
     BlipImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(folder)
