@@ -23,6 +23,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
 from sgpipe.sources import fields
 from sgpipe.sources.annotated import CLIP_TOLERANCE, ProblemCounts, add_name
+from sgpipe.sources.fields import FieldError
 from sgpipe.storage.source_index import write_index
 from sgpipe.utils.boxes import clip_xywh
 
@@ -127,23 +128,22 @@ class Detections:
     def add_category(self, item: Any) -> None:
         """Add an entry of `categories`, by its exact name. Raises UserError: an id has two names."""
         try:
-            category, name = fields.whole(item["id"]), fields.clean(str(item["name"]))
-        except (KeyError, TypeError, ValueError, OverflowError):
+            category, name = fields.integer(item, "id"), fields.clean(str(fields.required(item, "name")))
+            if not name.strip():
+                raise FieldError("'name' is blank")
+        except FieldError:
             self.problems["malformed"] += 1
-            return
-        if name.strip():
-            add_name(self.categories, category, name)
         else:
-            self.problems["malformed"] += 1
+            add_name(self.categories, category, name)
 
     def add_caption(self, item: Any) -> None:
         """Add an entry of a COCO captions file; captions of unlisted images are counted."""
         try:
-            row, text = self.position.get(fields.identifier(item["image_id"]) or ""), item["caption"]
-        except (KeyError, TypeError):
+            image_id, text = fields.identifier(fields.required(item, "image_id")), fields.required(item, "caption")
+        except FieldError:
             self.problems["malformed"] += 1
             return
-        if row is None:
+        if (row := self.position.get(image_id or "")) is None:
             self.problems["unlisted_captions"] += 1
         else:
             self.add_text(row, text)
@@ -248,9 +248,7 @@ class Detections:
             for row, own in zip(rows, texts, strict=True)
         ]
         columns = {
-            "image_id": ids,
-            "dataset": [self.dataset] * len(rows),
-            "split": [self.split] * len(rows),
+            **{"image_id": ids, "dataset": [self.dataset] * len(rows), "split": [self.split] * len(rows)},
             "file_name": self.file_names[rows.start : rows.stop],
             "width": self.sizes[2 * rows.start : 2 * rows.stop : 2],
             "height": self.sizes[2 * rows.start + 1 : 2 * rows.stop : 2],
@@ -260,8 +258,7 @@ class Detections:
             "error": errors,
             "left_out": left_out,
         }
-        schema = pa.schema([SCHEMA.field(name) for name in columns])
-        return pa.table(columns, schema=schema)
+        return pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in columns]))
 
 
 MAX_CAPTIONS = 1000  # of an image; a hundred thousand would keep a worker for minutes

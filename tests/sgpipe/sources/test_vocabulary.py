@@ -56,24 +56,17 @@ def test_packaged_tables_cover_every_class_without_duplicate_phrases(dataset: st
     [
         ('{"cup": ["mug"], "cup": ["glass"]}', "duplicate key cup"),
         ('{"cup": ["mug"', "neither YAML nor JSON"),
-        ("[]", "expected {class name"),
-        ("{}", "expected {class name"),
-        ('{"cup": "mug"}', "key 'cup': expected"),
-        ('{"cup": []}', "key 'cup': expected"),
-        ('{"cup": ["mug", 3]}', "key 'cup': expected"),
-        ('{"cup": ["!"]}', "key 'cup': expected"),
+        *((content, "expected {class name") for content in ("[]", "{}")),
+        *((f'{{"cup": {texts}}}', "key 'cup': expected") for texts in ('"mug"', "[]", '["mug", 3]', '["!"]')),
         ('{" ": ["mug"]}', "key ' ': expected"),
         ("1: [upon]", "key 1: expected"),
-        ("near: [1]", "key 'near': expected"),
     ],
 )
 def test_an_invalid_table_is_refused_with_one_line(tmp_path: Path, content: str, expected: str) -> None:
     path = tmp_path / "table.json"
     path.write_text(content)
-    with pytest.raises(UserError, match=re.escape(expected)) as error:
+    with pytest.raises(UserError, match=f"^.*{path}.*{re.escape(expected)}.*$"):
         load_synonyms(path)
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_json_and_yaml_are_read_and_a_predicate_may_have_no_other_text(tmp_path: Path) -> None:
@@ -83,53 +76,35 @@ def test_json_and_yaml_are_read_and_a_predicate_may_have_no_other_text(tmp_path:
         assert load_predicate_synonyms(path) == {"riding": ["😀"], "on": []}
 
 
-def test_relation_names_have_the_official_ids():
+def test_relation_names_have_the_official_ids_and_names():
     hico, vcoco, open_images = (relation_names(dataset) for dataset in ("hico", "vcoco", "open_images"))
     assert (list(hico), list(vcoco), list(open_images)) == (list(range(1, 118)), list(range(29)), list(range(30)))
     assert (hico[58], vcoco[2], open_images[0]) == ("no interaction", "sit on/at", "at")
-    assert relation_names("coco") == {}
-
-
-def test_relations_by_official_name():
     assert official_relation_names("vcoco")["sit_instr"] == "sit on/at"
-    assert official_relation_names("hico")["no_interaction"] == "no interaction"
-    assert list(official_relation_names("hico").values()) == list(relation_names("hico").values())
+    assert list(official_relation_names("hico").values()) == list(hico.values())
 
 
 PACKAGED = load_equivalents(None)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ("near", "next to"), ("Is Holding", "holds"), ("on", "on the top of"), ("to the left of", "left of"),
-        ("sitting_on", "sits on"), ("inside of", "in"), ("is being worn by", "worn by"),
-    ],
-)  # fmt: skip
-def test_texts_that_say_the_same(first, second):
-    assert PACKAGED.key(3, first, 5) == PACKAGED.key(3, second, 5)
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ("holding", "held by"), ("left of", "to the right of"), ("riding", "is ridden by"), ("near", "next to"),
-        ("in front of", "behind"), ("above", "beneath"), ("covering", "covered in"), ("has", "belonging to"),
-    ],
-)  # fmt: skip
-def test_texts_that_say_the_same_from_the_other_end(first, second):
-    assert PACKAGED.key(3, first, 5) == PACKAGED.key(5, second, 3)
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [("holding", "holding"), ("on", "under"), ("behind", "behind"), ("parked by", "next to"), ("", "on")],
-)
-def test_texts_that_do_not(first, second):
-    assert PACKAGED.key(3, first, 5) not in (
-        PACKAGED.key(5, second, 3),
-        *[PACKAGED.key(3, second, 5)] * (first != second),
-    )
+def test_texts_that_say_the_same_and_those_that_do_not():
+    same = {
+        "near": "next to", "Is Holding": "holds", "on": "on the top of", "to the left of": "left of",
+        "sitting_on": "sits on", "inside of": "in", "is being worn by": "worn by",
+    }  # fmt: skip
+    inverse = {
+        "holding": "held by", "left of": "to the right of", "riding": "is ridden by", "near": "next to",
+        "in front of": "behind", "above": "beneath", "covering": "covered in", "has": "belonging to",
+    }  # fmt: skip
+    neither = {"on": "under", "parked by": "next to", "": "on"}
+    for first, second in same.items():
+        assert PACKAGED.key(3, first, 5) == PACKAGED.key(3, second, 5)
+    for first, second in inverse.items():
+        assert PACKAGED.key(3, first, 5) == PACKAGED.key(5, second, 3)
+    for first, second in neither.items():
+        assert PACKAGED.key(3, first, 5) not in (PACKAGED.key(5, second, 3), PACKAGED.key(3, second, 5))
+    for asymmetric in ("holding", "behind"):
+        assert PACKAGED.key(3, asymmetric, 5) != PACKAGED.key(5, asymmetric, 3)
 
 
 def test_pairs_lose_what_is_known():
