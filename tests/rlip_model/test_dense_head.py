@@ -70,13 +70,6 @@ def test_perfect_predictions_have_no_loss_and_are_detected() -> None:
         assert bool((scores > 0.99).all())
 
 
-def test_boxes_are_shares_of_the_image_without_its_padding() -> None:
-    whole, padded = head_output(), head_output(width=0.5)
-    torch.testing.assert_close(padded.cells[0, 0], whole.cells[0, 0] * torch.tensor([2.0, 1.0]))
-    inside = padded.centres[0][~padded.padding[0]]
-    assert float(inside.max()) < 1
-
-
 def test_proposals_prefer_boxes_that_do_not_overlap() -> None:
     output = head_output()
     logits, boxes = torch.full_like(output.logits, -9.0), output.boxes.clone()

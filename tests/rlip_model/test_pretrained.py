@@ -112,12 +112,3 @@ def test_every_table_is_trimmed(kind: type[ParSeD], pairwise: bool) -> None:
     whole = network.state_dict()
     others = {name: value for name, value in trimmed.state_dict().items() if not name.startswith("queries.")}
     assert all(torch.equal(value, whole[name]) for name, value in others.items())
-
-
-@torch.no_grad()
-def test_pairs_start_from_the_boxes_they_had() -> None:
-    network = tiny_network(ParSeDA)
-    trimmed = prune_queries(network, 24)
-    before, after = (each.queries.entities(1).references[0].chunk(2) for each in (network, trimmed))
-    for role_before, role_after in zip(before, after, strict=True):
-        assert torch.equal(role_after, role_before[:12])

@@ -10,7 +10,7 @@ from sgpipe.errors import UserError
 from sgpipe.images import open_row_image
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.dataset import file_name, image_id, render_dataset
-from sgpipe.miniworld.relations import COMPOSITIONAL, SPLITS, Statement
+from sgpipe.miniworld.relations import SPLITS, Statement
 from sgpipe.records import from_table
 from sgpipe.sources.coco import read_coco
 from sgpipe.sources.vocabulary import category_names
@@ -102,12 +102,6 @@ def test_scene_graphs_have_the_boxes_of_the_instances_and_relations_between_them
         for relation in graph["relationships"]:
             assert {relation["subject_id"], relation["object_id"]} <= own.keys()
     assert found == expected
-
-
-def test_the_compositional_split_states_what_the_others_never_do(world: Path) -> None:
-    others = statements(world / "train") | statements(world / "val")
-    assert statements(world / COMPOSITIONAL)
-    assert not statements(world / COMPOSITIONAL) & others
 
 
 def test_scene_graphs_are_a_prior(world: Path) -> None:
