@@ -198,11 +198,11 @@ class Queue:
     of: Marked
 
 
-_WITHOUT = "without_relations"
+WITHOUT = "without_relations"
 _JUDGED = "exists (select 1 from judged where judged.image = hit.image and judged.number = hit.number{})"
 _NOT_JUDGED = f"not {_JUDGED.format('')}"
 _CONDITIONS: dict[str, tuple[Marked, str]] = {
-    _WITHOUT: ("images", "why is not null"),
+    WITHOUT: ("images", "why is not null"),
     "errors": ("images", "status = 'error'"),
     "not_judged": ("relations", _NOT_JUDGED),
     "conflicts": ("relations", _JUDGED.format(" and state = 'conflict'")),
@@ -217,30 +217,9 @@ def queue_condition(key: str) -> tuple[Marked, str, list[Any]]:
     """
     if key in _CONDITIONS:
         return *_CONDITIONS[key], []
-    if key.startswith(f"{_WITHOUT}: "):
+    if key.startswith(f"{WITHOUT}: "):
         return "images", "why = ?", [key.partition(": ")[2]]
     raise UserError(f"queue={single_line(key, 60)}: there is no such queue")
-
-
-def count_queues(rows: Callable[[str], list[tuple[Any, ...]]], relations: int) -> list[Queue]:
-    """Return the queues that have hits; `rows` queries the index of a run with so many relations."""
-    hits = dict(rows("from run.marks"))
-    reasons = rows("select why, count(*) from run.images where why is not null group by 1 order by 2 desc, 1")
-    [(errors, conflicts, judged)] = rows(
-        """select (select count(*) from run.images where status = 'error'),
-            count(*) filter (state = 'conflict'), count(*) from judged"""
-    )
-    bare = "images without relations"
-    of_all = [Queue(_WITHOUT, bare, sum(n for _, n in reasons), "", "images")] if len(reasons) > 1 else []
-    found = [
-        *(Queue(mark.name, mark.title, hits.get(1 << n, 0), mark.advice, mark.marked) for n, mark in enumerate(MARKS)),
-        *of_all,
-        *(Queue(f"{_WITHOUT}: {why}", f"{bare}: {why}", n, "", "images") for why, n in reasons),
-        Queue("errors", "error rows", errors, "`sgpipe generate --retry-failed` processes them again.", "images"),
-        Queue("conflicts", "relations on which people disagree", conflicts, "", "relations"),
-        Queue("not_judged", "relations that nobody has judged", relations - judged, "", "relations"),
-    ]
-    return [queue for queue in found if queue.count]
 
 
 Order = Literal["confidence", "-confidence", "rarity", "clip_score", "vlm_score", "shuffle"]

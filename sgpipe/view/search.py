@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from sgpipe.errors import UserError
+from sgpipe.storage.health_rules import MARKS
 from sgpipe.storage.index import Index
 from sgpipe.storage.index_build import BINS, FACETS, HEAD, LOTS
 from sgpipe.utils.console import single_line
-from sgpipe.view.filters import FIELDS, Filters, Where, count_queues
-from sgpipe.view.filters import Order as Order
-from sgpipe.view.filters import Queue as Queue
+from sgpipe.view.filters import FIELDS, WITHOUT, Filters, Queue, Where
 
 _OF_IMAGES = ("dataset", "split", "status")
 _MANY = 500_000  # hits, among which only the triplets that the run has most often are counted
@@ -137,7 +136,27 @@ def _triplets(index: Index, counts: Mapping[str, int], filters: Filters) -> list
 
 def queues(index: Index) -> list[Queue]:
     """Return the queues that have hits, such as what the health checks of the audit found, and error rows."""
-    return index.remember("queues", lambda: count_queues(index.rows, index.relations))
+    return index.remember("queues", lambda: _count_queues(index))
+
+
+def _count_queues(index: Index) -> list[Queue]:
+    hits = dict(index.rows("from run.marks"))
+    reasons = index.rows("select why, count(*) from run.images where why is not null group by 1 order by 2 desc, 1")
+    [(errors, conflicts, judged)] = index.rows(
+        """select (select count(*) from run.images where status = 'error'),
+            count(*) filter (state = 'conflict'), count(*) from judged"""
+    )
+    bare = "images without relations"
+    of_all = [Queue(WITHOUT, bare, sum(n for _, n in reasons), "", "images")] if len(reasons) > 1 else []
+    found = [
+        *(Queue(mark.name, mark.title, hits.get(1 << n, 0), mark.advice, mark.marked) for n, mark in enumerate(MARKS)),
+        *of_all,
+        *(Queue(f"{WITHOUT}: {why}", f"{bare}: {why}", n, "", "images") for why, n in reasons),
+        Queue("errors", "error rows", errors, "`sgpipe generate --retry-failed` processes them again.", "images"),
+        Queue("conflicts", "relations on which people disagree", conflicts, "", "relations"),
+        Queue("not_judged", "relations that nobody has judged", index.relations - judged, "", "relations"),
+    ]
+    return [queue for queue in found if queue.count]
 
 
 Box = tuple[float, float, float, float]  # xywh in pixels
