@@ -69,13 +69,11 @@ def say_seed(body: Mapping[str, Any]) -> list[str]:
 
 
 class EndpointServer:
-    """Serves `models` at `url` within a `with` statement.
+    """Serves `models` at `url` within a `with` statement, to requests that carry `key`, if it is set.
 
     Attributes:
         requests: the bodies of all requests for a completion, in the order of arrival.
         paid: how often each of them (by hash) was answered completely.
-        most_at_once: the most requests that were under way at once.
-        key: what requests must carry; None: nothing.
         most_choices: the most choices of an answer, whatever is asked for.
         redirect: where all requests are sent on to.
         released: while it is not set, no request is answered; see `pause`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +33,7 @@ from rlip_model.text import NO_OBJECTS, TokenizerError
 from sgpipe.errors import UserError, existing_folder
 from sgpipe.files.locations import Location, text_of
 from sgpipe.files.model_cache import local_model
-from sgpipe.recipe import DEFAULT_SIDES, DetectConfig, Resources, network_folder, trained_sides
+from sgpipe.recipe import DEFAULT_SIDES, DetectConfig, Resources, known_settings, network_folder, trained_sides
 from sgpipe.records import Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects
 from sgpipe.sources.coco import load_coco_instances
@@ -54,7 +53,7 @@ def load_detector(model: Location) -> TripletDetector:
     Raises UserError: there is no such network. Raises EngineError: the store or the hub cannot be reached.
     """
     folder = existing_folder(network_folder(Path(local_model(text_of(model)))))
-    kind = _model_type(folder)
+    kind = str(known_settings(str(folder)).get("model_type"))
     if kind == "rlip_tagger":
         raise UserError(f"{model} is an R-Tagger, which needs boxes: use it as tag.tagger (--tagger)")
     try:
@@ -105,7 +104,7 @@ def load(config: DetectConfig, device: torch.device) -> Detector:
 def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> ZeroShotDetector | RLIPDetector:
     """Load a detector that reads the names of what it looks for. Raises UserError: no such model, or another kind."""
     name = local_model(model)
-    if _model_type(Path(name)) not in _KINDS:
+    if known_settings(name).get("model_type") not in _KINDS:
         kinds = ("AutoModelForZeroShotObjectDetection", "AutoProcessor")
         kinds = ("Sam3Model", "Sam3Processor") if _settings(name).model_type in _SAM else kinds  # not in every version
         opened = _open(name, device, *(getattr(transformers, kind) for kind in kinds))
@@ -117,7 +116,7 @@ def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> Z
 def check_prompted(model: str, setting: str) -> None:
     """Without loading its weights, raise UserError if a model is not a detector that reads the names of things."""
     name = local_model(model, whole=False)
-    if _model_type(Path(name)) == "rlip_tagger" or not _reads_text(name, setting):
+    if known_settings(name).get("model_type") == "rlip_tagger" or not _reads_text(name, setting):
         raise UserError(
             f"{setting}: {model} cannot be asked for words; use a detector that reads text, such as Grounding DINO, "
             "OWLv2, OmDet-Turbo, SAM 3 or a ParSeDA"
@@ -125,7 +124,7 @@ def check_prompted(model: str, setting: str) -> None:
 
 
 def _reads_text(name: str, setting: str = "detect.detector (--detector)") -> bool:
-    return _model_type(Path(name)) in _KINDS or _settings(name, setting).model_type in _ZERO_SHOT
+    return known_settings(name).get("model_type") in _KINDS or _settings(name, setting).model_type in _ZERO_SHOT
 
 
 _MODELS: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()  # stages of a process share what is loaded
@@ -263,7 +262,7 @@ class RLIPDetector:
         self.ask(classes)
 
     def reads(self, name: str) -> bool:
-        """Return whether it can read a name that long: it reads the beginning of any."""
+        """Return True: it reads the beginning of any name."""
         return True
 
     @torch.no_grad()
@@ -297,14 +296,6 @@ def _class_names(settings: PretrainedConfig) -> tuple[str, ...]:
 
 def _select(boxes: Mapping[str, Tensor], labels: Tensor, kept: Tensor) -> DetectedBoxes:
     return DetectedBoxes(boxes["boxes"].cpu()[kept], boxes["scores"].cpu()[kept], labels[kept])
-
-
-def _model_type(folder: Path) -> str:
-    """Return what config.json says of a model's type, or "None"."""
-    try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
-    except (OSError, ValueError, AttributeError):
-        return "None"
 
 
 def _settings(name: str, setting: str = "detect.detector (--detector)") -> PretrainedConfig:

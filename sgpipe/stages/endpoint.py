@@ -333,8 +333,8 @@ class RequestError(Exception):
 class ChatEndpoint:
     """One model behind an endpoint.
 
-    A `Refusal` concerns one request. Everything else that keeps a request from being answered ends the run:
-    UserError if the user has to change something, such as the key; EngineError if the same command can continue later.
+    A `Refusal` concerns one request. Everything else ends the run: UserError if the user has to change something, such
+    as the key; EngineError if the same command can continue later.
     """
 
     def __init__(self, url: str, model: str, requests: Requests, cache: CacheFolder | None = None) -> None:
@@ -354,15 +354,14 @@ class ChatEndpoint:
     def check(self, example: ChatRequest | None = None) -> None:
         """Raise UserError if the server does not answer, does not serve the model, or refuses the key or `example`.
 
-        `example`: a request like those that will follow. It is sent once, for one answer, which is not cached.
+        `example`: a request like those that will follow, sent for one answer, which is not kept.
         """
         self._start(self._check(example)).result()
 
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[Answer | Refusal]:
-        """Yield the answer to each request, in their order. `requests.in_flight` of them are under way at once.
+        """Yield the answer to each request, in their order; `requests.in_flight` of them are under way at once.
 
-        Requests are taken from the iterable as they are needed. Raises UserError or EngineError, which cut what is
-        under way.
+        Requests are taken as they are needed. Raises UserError or EngineError, which cut what is under way.
         """
         most = _AHEAD * self.requests.in_flight
         started = start_early(lambda each: self._start(self._answer(each)), requests, most, cancel=Future.cancel)

@@ -140,25 +140,6 @@ def test_photographs_are_labelled_with_models_of_the_hub(hub: ThreadingHTTPServe
     assert HubStub.asked == []
 
 
-def test_generate_says_once_what_it_downloads(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
-    photos, endpoint = tmp_path / "photos", f"http://127.0.0.1:{hub.server_port}"
-    photos.mkdir()
-    Image.new("RGB", (64, 48), "grey").save(photos / "1.png")
-
-    def generate(name: str, *words: str, **where: Any) -> subprocess.CompletedProcess[str]:
-        out = ("--out", tmp_path / name, "--set", "caption.samples=1", "--set", "tag.method=all", *words)
-        return sgpipe("generate", "photos", "--images", photos, *out, cache=tmp_path / "cache", **where)
-
-    refused = generate("refused", endpoint=endpoint, offline=True)
-    assert (refused.returncode, len(refused.stderr.splitlines()[-1:])) == (2, 1), refused.stderr
-    assert f"fetch them on a machine with a network by `hf download {DINO} && hf download {BLIP}`" in refused.stderr
-    said = [f"downloading {DINO}, {BLIP}: about 0.0 GB into {tmp_path / 'cache' / 'hub'}"]
-    for name, lines in (("first", said), ("again", []), ("first", [])):
-        done = generate(name, endpoint=endpoint)
-        assert done.returncode == 0, done.stderr
-        assert [line for line in done.stderr.splitlines() if line.startswith("downloading ")] == lines
-
-
 def test_doctor_lists_and_fetches_the_models_of_a_recipe(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     where: dict[str, Any] = {"cache": tmp_path / "cache", "endpoint": f"http://127.0.0.1:{hub.server_port}"}
     listed = sgpipe("doctor", "--recipe", "photos", **where)

@@ -58,20 +58,16 @@ class AssumedStage(Stage):
             if record.ok:
                 pairs = overlapping_pairs(record) if self.config.method == "overlap" else record.pairs
                 relations = deduplicate(candidates(pairs, ASSUMED, "captions"))
-                if self.pair.marks:
-                    self._name_marks(record, relations)
+                if self.pair.marks:  # what no caption led to
+                    match, loose = self.pair.match, self.pair.loose
+                    told = told_triplets(record, match, loose) if self.pair.candidates == "captions+marks" else ()
+                    stated = stated_predicates(told, verbatim=match == "substring")
+                    for each in relations:
+                        classes = record.objects[each.subject].category, record.objects[each.object].category
+                        if each.predicate not in stated.get(classes, ()):
+                            each.origin = "marks"
                 record.relations += relations
         return records
-
-    def _name_marks(self, record: Record, relations: list[Relation]) -> None:
-        """Give relations that no caption led to the origin "marks"."""
-        match, loose = self.pair.match, self.pair.loose
-        told = told_triplets(record, match, loose) if self.pair.candidates == "captions+marks" else ()
-        stated = stated_predicates(told, verbatim=match == "substring")
-        for relation in relations:
-            classes = record.objects[relation.subject].category, record.objects[relation.object].category
-            if relation.predicate not in stated.get(classes, ()):
-                relation.origin = "marks"
 
 
 def candidates(pairs: list[Pair], confidence: float | None, origin: RelationOrigin) -> list[Relation]:

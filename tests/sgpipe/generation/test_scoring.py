@@ -14,6 +14,7 @@ from sgpipe.generation.scoring import ClipScore, RelationRanker
 from sgpipe.records import NO_OBJECT, Box
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from tests.clip_checkpoints import make_open_clip
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run
 
@@ -22,18 +23,7 @@ open_clip = pytest.importorskip("open_clip")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    size = {"width": 32, "layers": 1, "heads": 2}
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, **size},
-    }
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    torch.manual_seed(0)
-    network = open_clip.CLIP(**config)
-    torch.save(network.state_dict(), folder / "open_clip_pytorch_model.bin")
-    return folder
+    return make_open_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture

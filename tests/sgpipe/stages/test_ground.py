@@ -137,20 +137,6 @@ def test_words_that_may_stand_for_a_class_are_carried_by_it_or_named_as_they_are
     assert [(t.subject_category, t.object_category) for t in made.triplets] == [("bottle", "beer"), ("beer", "beer")]
 
 
-def test_a_found_box_that_a_given_one_or_another_word_has_is_that_one(folder: Path) -> None:
-    square, moved, same = (10, 10, 30, 30), (12, 10, 32, 30), (10, 10, 30, 30.5)
-    given_box = Box("motorbike", 3, (10.0, 10.0, 20.0, 20.0))
-    found = {"motorcycle": [(moved, 0.9), ((40, 10, 60, 30), 0.5)]}
-    [made] = stage(folder, found, ("motorbike",))([record("motorcycle", objects=[given_box])])
-    assert [(box.category, box.bbox[0]) for box in made.objects] == [("motorbike", 10), ("motorcycle", 40)]
-    [across] = stage(folder, {"helmet": [(moved, 0.8)], "gear": [(moved, 0.6)]})([record("gear", "helmet")])
-    assert [box.category for box in across.objects] == ["helmet"]
-    [within] = stage(folder, {"dog": [(square, 0.5), (moved, 0.6), (same, 0.4)]})([record("dog")])
-    assert [(box.bbox, box.score) for box in within.objects] == [((12, 10, 20, 20), pytest.approx(0.6))]
-    [words] = stage(folder, {"dog": [(square, 0.5)], "puppy": [(moved, 0.6)]}, ask="words")([record("dog", "puppy")])
-    assert [box.phrase for box in words.objects] == ["puppy"]  # both name a dog
-
-
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_kept_boxes_are_those_of_a_greedy_search(folder: Path, data: st.DataObject) -> None:

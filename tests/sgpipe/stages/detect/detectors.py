@@ -32,6 +32,7 @@ from transformers import (
 )
 
 SIZE = 32
+_SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 _SWIN = {
     "model_type": "swin",
     "image_size": SIZE,
@@ -46,10 +47,7 @@ _SWIN = {
 def make_closed(folder: Path, names: tuple[str, ...] = ("N/A", "dog", "cup")) -> Path:
     torch.manual_seed(0)
     config = YolosConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
+        **_SMALL,
         image_size=[SIZE, SIZE],
         patch_size=8,
         num_detection_tokens=20,
@@ -71,11 +69,8 @@ def _make_letters(length: int) -> tuple[CLIPTokenizerFast, dict[str, object]]:
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = CLIPTokenizerFast(vocab=vocabulary, merges=[], pad_token="<|endoftext|>", model_max_length=length)
     return tokenizer, {
+        **_SMALL,
         "vocab_size": len(vocabulary),
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
         "max_position_embeddings": length,
         "bos_token_id": len(vocabulary) - 2,
         "eos_token_id": len(vocabulary) - 1,
@@ -86,17 +81,9 @@ def _make_letters(length: int) -> tuple[CLIPTokenizerFast, dict[str, object]]:
 def make_owl(folder: Path) -> Path:
     torch.manual_seed(0)
     tokenizer, text = _make_letters(16)
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": SIZE,
-        "patch_size": 8,
-    }
-    Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(
-        folder
-    )
+    vision = _SMALL | {"image_size": SIZE, "patch_size": 8}
+    config = Owlv2Config(text_config=text, vision_config=vision, projection_dim=16)
+    Owlv2ForObjectDetection(config).save_pretrained(folder)
     Owlv2Processor(Owlv2ImageProcessor(size={"height": SIZE, "width": SIZE}), tokenizer).save_pretrained(folder)
     return folder
 
@@ -146,15 +133,7 @@ def _make_phrase_tokenizer(folder: Path) -> BertTokenizerFast:
 def make_grounding_dino(folder: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = _make_phrase_tokenizer(folder)
-    text = {
-        "model_type": "bert",
-        "vocab_size": len(tokenizer),
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 300,
-    }
+    text = _SMALL | {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 300}
     config = GroundingDinoConfig(
         backbone_config=_SWIN,
         text_config=text,
