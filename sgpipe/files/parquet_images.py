@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,9 +89,10 @@ class ParquetImages:
 
     def __init__(self, open_file: Callable[[str], Path | BinaryIO]) -> None:
         """`open_file` opens a Parquet file by its name."""
-        self._open_file = open_file
-        self._files: OrderedDict[str, _File] = OrderedDict()
         self._lock = threading.Lock()
+        self._file = lru_cache(_OPEN_FILES)(
+            lambda name: _File(pq.ParquetFile(open_file(name), pre_buffer=False, buffer_size=_BUFFER))
+        )
 
     def read(self, file: str, column: str | None, row: int) -> bytes:
         """Return the image file in a row.
@@ -113,40 +115,25 @@ class ParquetImages:
             raise FileNotFoundError(name)
         return self.read(*parts)
 
-    def _file(self, name: str) -> _File:
-        if name not in self._files:
-            self._files[name] = _File(pq.ParquetFile(self._open_file(name), pre_buffer=False, buffer_size=_BUFFER))
-        self._files.move_to_end(name)
-        if len(self._files) > _OPEN_FILES:
-            self._files.popitem(last=False)[1].close()
-        return self._files[name]
-
 
 class _File:
     """An open Parquet file, and the row groups of it that are being read."""
 
     def __init__(self, parquet: pq.ParquetFile) -> None:
-        self._parquet, self._schema = parquet, parquet.schema_arrow
+        self._schema = parquet.schema_arrow
         self._columns = image_columns(self._schema)
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._groups: OrderedDict[tuple[str, int], _RowGroup] = OrderedDict()
+        self._group = lru_cache(_OPEN_GROUPS)(
+            lambda column, group: _RowGroup(parquet, group, image_leaf(parquet.schema_arrow, column))
+        )
 
     def image(self, column: str | None, row: int) -> bytes | None:
         columns = self._columns if column is None else [column]
         if len(columns) != 1 or columns[0] not in self._schema.names or row >= self._starts[-1]:
             return None
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        key = columns[0], group
-        images = self._groups.pop(key, None) or _RowGroup(self._parquet, group, image_leaf(self._schema, columns[0]))
-        image = images.image(row - int(self._starts[group]))
-        self._groups[key] = images  # one that could not be read to here begins anew
-        if len(self._groups) > _OPEN_GROUPS:
-            self._groups.popitem(last=False)
-        return image
-
-    def close(self) -> None:
-        self._parquet.close(force=True)
+        return self._group(columns[0], group).image(row - int(self._starts[group]))
 
 
 class _RowGroup:
@@ -159,11 +146,15 @@ class _RowGroup:
     def image(self, row: int) -> bytes | None:
         if row < self._next and not any(start <= row for start, _ in self._recent):
             self._restart()
-        while row >= self._next:
-            column = next(self._batches).column(0)
-            images = column.field(0) if pa.types.is_struct(column.type) else column
-            self._recent.append((self._next, images))
-            self._next += len(images)
+        try:
+            while row >= self._next:
+                column = next(self._batches).column(0)
+                images = column.field(0) if pa.types.is_struct(column.type) else column
+                self._recent.append((self._next, images))
+                self._next += len(images)
+        except (OSError, pa.ArrowException):
+            self._restart()
+            raise
         start, images = next(each for each in reversed(self._recent) if each[0] <= row)
         data: Any = images[row - start].as_py()
         return data
