@@ -64,13 +64,9 @@ def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, Evaluatio
         needs = f"a calibration needs at least {_FEWEST} with a confidence"
         raise UserError(f"{run} has {judged}; {needs}: judge more, or label more images")
     half, other = judgements[~judgements.held_out], judgements[judgements.held_out]
-    for part, where in ((judgements, ""), (half, " in one half of the images"), (other, " in one half of the images")):
-        if not 0 < part.correct.sum() < len(part):
-            kind = f"only {'' if part.correct.any() else 'in'}correct ones among" if len(part) else "there are"
-            raise UserError(
-                f"{kind} {count(len(part), 'judged relation')} of {run}{where}: a calibration needs correct and "
-                "incorrect ones; judge more relations"
-            )
+    if not all(0 < part.correct.sum() < len(part) for part in (half, other)):
+        needs = "a calibration needs correct and incorrect ones in each half of the images"
+        raise UserError(f"{run}, {count(len(judgements), 'judged relation')}: {needs}; judge more relations")
     by_half, calibration = fit(header, half), fit(header, judgements)
     before, ece_before, _ = _reliability("confidence", other.confidence, other)
     after, ece_after, ece_exact = _reliability("probability", by_half.probabilities(other.confidence), other)

@@ -119,10 +119,9 @@ def test_a_precision_is_kept_although_few_relations_are_judged(runs):
 @pytest.mark.parametrize(
     ("confidence", "correct", "images", "message"),
     [
-        ([], [], None, "has 0 judged relations; a calibration needs at least 50"),
         ([0.5] * 49, [1, 0] * 24 + [1], None, "has 49 judged relations; a calibration needs at least 50"),
-        ([0.5] * 60, [1] * 60, None, "only correct ones among 60 judged relations"),
-        ([0.5] * 60, [1, 0] * 30, ["a"] * 60, "in one half of the images: a calibration needs correct and incorrect"),
+        ([0.5] * 60, [1] * 60, None, "correct and incorrect ones in each half"),
+        ([0.5] * 60, [1, 0] * 30, ["a"] * 60, "correct and incorrect ones in each half"),
         ([0.5] * 59 + [float("nan")], [1, 0] * 30, None, "has a confidence of nan"),
         ([0.2, 0.8] * 30, [1, 0] * 30, None, "not more often correct"),
     ],
