@@ -1,10 +1,15 @@
-"""The generated pages of the docs: all settings with their meaning, all commands with their options."""
+"""Pages of the docs: the generated ones have everything, the others name nothing that does not exist."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
+from rlip_model.config import ParSeDAConfig, RTaggerConfig
+from sgpipe.training.recipe import load_train_recipe, train_recipe_folder
 from tests.integration.documents import commands, docs_hook
 
 RECIPES = ("labelling", "training")
@@ -59,3 +64,64 @@ def test_ranges_are_readable() -> None:
     page = docs_hook("commands").command_page()
     assert "0&lt;=x&lt;=1" in page
     assert "\\<" not in page
+
+
+ROOT = Path(__file__).parent.parent
+GUIDE = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+EXAMPLES = "\n".join(re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
+
+
+def test_recipes_are_named() -> None:
+    table = GUIDE.split("| recipe |")[1].split("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row.split("|")[1])}
+    assert named == {path.stem for path in train_recipe_folder().glob("*.yaml")}
+
+
+def test_commands_and_their_options_exist() -> None:
+    for group, name, rest in re.findall(r"^sgpipe (?:(import) )?([\w-]+) ?(.*)$", EXAMPLES, re.MULTILINE):
+        known = {option for parameter in commands()[f"{group} {name}".strip()].params for option in parameter.opts}
+        assert set(re.findall(r"(?<=\s)--[\w-]+", f" {rest}")) <= known, (name, rest)
+        if name == "train" and (recipe := rest.split()[0]).islower():
+            assert load_train_recipe(recipe)
+
+
+def test_examples_set_what_can_be_set() -> None:
+    settings = docs_hook("settings")
+    assigned = re.findall(r"(?:--set |`)((?:optimisation|output|workers|data|model|loss)[\w.]+)=", GUIDE)
+    of_network = {f"model.config.{name}" for name in (*ParSeDAConfig().to_dict(), *RTaggerConfig().to_dict())}
+    there = {setting.key for setting in settings.settings(settings.RECIPES["training"])}
+    assert set(assigned) <= there | of_network
+
+
+PAGES = ("docs/internals.md", "rlip_model/README.md")
+INTERNALS = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+CODE = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "rlip_model").rglob("*.py"))
+FILES = sorted(set(re.findall(r"`(rlip_model/[\w/]+\.py)`", INTERNALS)))
+NAMES_IN_FILES = re.findall(r"((?:`\w+`, )*`\w+`) in `(rlip_model/[\w/]+\.py)`", INTERNALS)
+
+
+def test_enough_is_named() -> None:
+    assert len(FILES) > 15
+    assert len(NAMES_IN_FILES) > 10
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_exist(file: str) -> None:
+    assert (ROOT / file).is_file()
+
+
+@pytest.mark.parametrize(("names", "file"), NAMES_IN_FILES)
+def test_names_are_where_they_are_said_to_be(names: str, file: str) -> None:
+    source = (ROOT / file).read_text(encoding="utf-8")
+    for name in re.findall(r"`(\w+)`", names):
+        assert re.search(rf"^(class|def) {name}\b", source, re.MULTILINE), name
+
+
+def test_every_class_that_is_named_exists() -> None:
+    """Names in the first column of the page's own tables may be those of the published code."""
+    ours = {
+        name for row in INTERNALS.splitlines() if row.startswith("|") for name in re.findall(r"`([A-Z]\w+)[`.(]", row)
+    }
+    published = {"HungarianMatcherHOI", "SetCriterionHOI", "PostProcessHOI", "PostProcessSGG", "MSDeformAttn"}
+    published |= {"VLFuse_layers", "VXAc"}
+    assert {name for name in ours - published if not re.search(rf"\b{name}\b", CODE)} == set()
