@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -183,10 +183,10 @@ def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> HubColumns:
         there = ", ".join(name for each in schema for name in dotted_names(each))
         return UserError(f"{file} {what}: name it with --set source.hub.columns.{setting}=NAME; it has {there}")
 
-    for setting, name in named:
-        kind = None if name is None else kind_of(schema, name)
-        if name is not None and (kind is None or (setting == "image" and not ("." not in name and holds_images(kind)))):
-            raise fault(f"has no column {name}{' with images' if kind else ''}", setting)
+    for setting, name in ((setting, name) for setting, name in named if name is not None):
+        kind, fits = kind_of(schema, name), _FITS.get(setting, lambda kind: True)
+        if kind is None or not fits(kind) or (setting == "image" and "." in name):
+            raise fault(f"has no column {name}{'' if kind is None else ' of that kind'}", setting)
     boxes = named.boxes or first_of(schema, PARENTS, BOXES)
     if boxes is None:
         raise fault("has no column of boxes", "boxes")
@@ -247,6 +247,12 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(_innermost(kind)) or pa.types.is_large_string(_innermost(kind))
+
+
+_FITS: Mapping[str, Callable[[pa.DataType], bool]] = {
+    **{"image": holds_images, "captions": is_text},
+    **dict.fromkeys(("id", "width", "height"), lambda kind: not pa.types.is_nested(kind)),
+}
 
 
 def class_names(schema: pa.Schema, card: Mapping[str, Any], dotted: str) -> list[str] | None:

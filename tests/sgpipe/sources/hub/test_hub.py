@@ -159,11 +159,13 @@ def test_columns_within_columns_have_ids_and_sizes(tmp_path):
     assert record.file_name == f"{TRAIN}#thumbnail:0"
 
 
-@pytest.mark.parametrize("name", ["label", "objects", "image.bytes"])
-def test_a_column_without_images_is_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("setting", "name"), [("image", "objects"), ("image", "image.bytes"), ("id", "meta"), ("captions", "label")]
+)
+def test_columns_that_hold_something_else_are_refused(tmp_path, setting, name):
     write_with_columns_of_columns(tmp_path)
-    with pytest.raises(UserError, match=rf"no column {name} with images"):
-        read(tmp_path, columns={"image": name})
+    with pytest.raises(UserError, match=rf"no column {name} of that kind: name it with .*columns\.{setting}"):
+        read(tmp_path, columns={setting: name})
 
 
 def test_numbers_without_names_are_refused_unless_the_recipe_or_the_readme_names_them(tmp_path):
