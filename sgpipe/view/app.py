@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -165,10 +164,8 @@ def serve(app: ASGIApp, address: Address) -> None:
             signal.signal(number, handler)
 
 
-def open_browser(url: str, opened: Callable[[str], bool] = webbrowser.open) -> bool:
-    """Open a page in the user's browser, without waiting for it; False: this machine shows no windows, and a browser
-    for terminals would take the terminal from the server."""
-    if sys.platform.startswith("linux") and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))):
-        return False
-    threading.Thread(target=opened, args=(url,), daemon=True).start()
-    return True
+def open_browser(url: str) -> None:
+    """Open a page in the user's browser, but in none for terminals, which would take the terminal from the server."""
+    has_windows = any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
+    if has_windows or not sys.platform.startswith("linux"):
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

@@ -12,9 +12,7 @@ from sgpipe.export.card import describe_origin
 from sgpipe.export.run import export_run
 from sgpipe.generation.scoring import CLIP_COLUMN, VLM_COLUMN, score_run
 from sgpipe.records import Record
-from sgpipe.sources.coco import coco_relations_source
 from sgpipe.sources.hugging_face import dataset_source
-from sgpipe.sources.import_run import import_annotations
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
 from tests.sgpipe.export.runs import imported, records
@@ -156,26 +154,6 @@ def test_what_the_format_has_no_place_for_is_listed(tmp_path):
     listed = f"triplets ({triplets:,}), pairs ({pairs:,})."
     assert f"What the format has no place for: {listed}" in card(run, tmp_path / "out", "coco")
     assert f"captions ({captions:,}), {listed}" in card(run, tmp_path / "third", "vg")
-
-
-def test_imports_say_their_limit_and_what_was_dropped(tmp_path):
-    exported = export_run(make_shards(tmp_path / "run", records(9)), "coco-rel", tmp_path / "files").root
-    instances = json.loads((exported / "val.json").read_text())
-    count = len(instances["images"])
-    instances["images"] *= 2
-    (exported / "val.json").write_text(json.dumps(instances))
-    for limit, sentence in (
-        (2, "limited to the first 2 images of its source (`--limit`)"),
-        (None, ""),
-    ):
-        source = coco_relations_source(exported / "val.json", exported / "rel.json", "val")
-        import_annotations(source, exported, tmp_path / "in", QUIET, limit=limit)
-        text = card(tmp_path / "in", tmp_path / f"out-{limit}")
-        assert sentence in text
-        assert ("`--limit`" in text) == bool(limit)
-    assert count > 2
-    assert f"Dropped or repaired while the source was read: duplicate images ({count})." in text
-    assert "human" not in text.lower()
 
 
 def test_names_cannot_break_the_card(tmp_path):
