@@ -121,9 +121,8 @@ class LabelStudio:
             named_after = number or annotated.image_id_from_name(record.file_name)
             record.image_id = named_after if stated is None else stated
             record.dataset = fields.text(data, "dataset") if "dataset" in data else record.dataset
-            sizes = [fields.size(data)]
-            for item in _dicts(results):
-                sizes.append((fields.side(item.get("original_width")), fields.side(item.get("original_height"))))
+            originals = [(item.get("original_width"), item.get("original_height")) for item in _dicts(results)]
+            sizes = [fields.size(data), *((fields.side(width), fields.side(height)) for width, height in originals)]
             size = next((size for size in sizes if all(size)), None)
             record.width, record.height = size or read_upright_size(self.images, record.file_name)
             texts = data.get("captions") if isinstance(data.get("captions"), list) else []

@@ -99,12 +99,13 @@ def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, An
         return {"version": __version__, **stamp_split(source, split)}
     if source.format == "run":
         return {"version": __version__, **stamp_run(source, split)}
-    named = {"annotations": config.annotations, "captions": config.captions}
-    return {
+    files = {"annotations": config.annotations, "captions": config.captions}
+    stamp: dict[str, Any] = {
         "version": __version__,
         "format": source.format,
         "images": absolute(images),
         "boxes": source.boxes,
-        **({} if config.annotations else {"contents": fingerprint_folder(images)}),
-        **{name: content_id(source.path(path)) for name, path in named.items() if path is not None},
     }
+    if config.annotations is None:
+        stamp["contents"] = fingerprint_folder(images)
+    return stamp | {name: content_id(source.path(path)) for name, path in files.items() if path is not None}

@@ -315,19 +315,6 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
             coco_relations_source(files["annotations"], relations, split)
 
 
-def test_real_instances_keep_all_their_boxes(oracle, tmp_path):
-    path = oracle / "data/coco_mini/instances_val2017.json"
-    annotations = json.loads(path.read_text())["annotations"]
-    boxes = Counter(str(item["image_id"]) for item in annotations)
-    crowds = Counter(str(item["image_id"]) for item in annotations if item["iscrowd"])
-    triplets = {image_id: [[0, count - 1, 1]] for image_id, count in (boxes - crowds).items()}
-    relations = save(tmp_path / "rel.json", {"val": triplets, "rel_categories": NAMES})
-    found = list(coco_relations_source(path, relations, "val").read(Counter()))
-    assert all(record.ok for record in found)
-    assert {record.image_id: len(record.objects) for record in found if record.objects} == boxes
-    assert sum(len(record.relations) for record in found) == len(triplets)
-
-
 def test_a_category_id_with_two_names_is_refused(tmp_path):
     categories = [*CATEGORIES, {"id": 3, "name": "cat"}]
     file = save(tmp_path / "val.json", {"images": IMAGES, "annotations": [at(7, 0)], "categories": categories})

@@ -45,10 +45,10 @@ class Dataset:
     def part(self, start: int, stop: int) -> Dataset:
         images = self.instances["images"][start:stop]
         ids = {image["id"] for image in images}
-        mine = [[each for each in part["annotations"] if each["image_id"] in ids] for part in vars(self).values()]
-        return Dataset(
-            {**self.instances, "images": images, "annotations": mine[0]}, {**self.captions, "annotations": mine[1]}
+        boxes, captions = (
+            [each for each in part["annotations"] if each["image_id"] in ids] for part in vars(self).values()
         )
+        return Dataset({**self.instances, "images": images, "annotations": boxes}, {"annotations": captions})
 
     def save(self, folder: Path) -> tuple[Path, Path]:
         for name, content in (("instances.json", self.instances), ("captions.json", self.captions)):
@@ -129,15 +129,15 @@ def category_plus_one(dataset: Dataset) -> None:
         box["category_id"] += 1
 
 
-def mirrored(dataset: Dataset) -> None:
-    for caption in dataset.captions["annotations"]:
-        first, last = (dataset.instances["images"][end]["id"] for end in (0, -1))
-        caption["image_id"] = first + last - caption["image_id"]
-
-
 def turned(dataset: Dataset) -> None:
     for image in dataset.instances["images"]:
         image["width"], image["height"] = image["height"], image["width"]
+
+
+def mirrored(dataset: Dataset) -> None:
+    first, last = (dataset.instances["images"][end]["id"] for end in (0, -1))
+    for caption in dataset.captions["annotations"]:
+        caption["image_id"] = first + last - caption["image_id"]
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,6 @@ SAMPLES: list[tuple[object, str | None]] = [
     ({"rel_categories": [{"id": 0, "name": "on"}], "annotations": [{"image_id": 1, **BOX}]}, "coco"),
     ({"rel_annotations": [{"subject_id": 0, "object_id": 1, "predicate_id": 0}]}, "coco-rel"),
     ([{"id": 1, "data": {"image": "1.jpg"}, "annotations": []}], "label-studio"),
-    ([{"data": {"image": "1.jpg"}, "predictions": []}], "label-studio"),
-    ([], None),
     ({}, None),
     ([1, "two", None], None),
     ({"obj": ["person"], "rel": ["on"]}, None),
