@@ -35,7 +35,7 @@ from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Re
 from sgpipe.sources.fields import clean
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import Stage
-from sgpipe.stages.build import build_stages, with_classes
+from sgpipe.stages.build import build_stages
 from sgpipe.stages.detect import DetectStage, GivenBoxes, GivenBoxesStage, detector_classes, parse_boxes
 from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
@@ -370,7 +370,7 @@ class Pipeline:
             self._loaded[classes] = stages
         elif classes not in self._loaded:
             first = next(iter(self._loaded))
-            others = with_classes(self._loaded[first], numbered)
+            others = [stage.with_classes(numbered) for stage in self._loaded[first]]
             self._loaded = {first: self._loaded[first], classes: others}
         return self._loaded[classes]
 

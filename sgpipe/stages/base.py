@@ -62,6 +62,10 @@ class Stage:
     def setup(self) -> None:
         """Load models. Called once, in the process that runs the stage. Raises UserError: they cannot be loaded."""
 
+    def with_classes(self, classes: Mapping[str, int]) -> Stage:
+        """Return this stage, set up and with the same loaded models, for boxes of other classes (ids by name)."""
+        return self
+
     def gpu_use(self) -> dict[str, Any]:
         """Return what `utils.gpu.gpu_use` does, with "compilation", the seconds since the start that it took."""
         return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import Recipe
@@ -51,16 +51,6 @@ def build_stages(
     if recipe.tag.method == "rtagger":
         return [*stages, TagStage(recipe.tag, roots, names, recipe.pair, recipe.seed)]
     return [*stages, ScoredStage(recipe.tag, roots, recipe.pair)]
-
-
-def with_classes(stages: Sequence[Stage], classes: Mapping[str, int]) -> list[Stage]:
-    """Return stages that are set up for boxes of other classes, with the same loaded models."""
-    from sgpipe.stages.ground import GroundStage
-    from sgpipe.stages.tag.stage import TagStage
-
-    names = list(classes)
-    others = (stage.with_classes(classes) if isinstance(stage, GroundStage) else stage for stage in stages)
-    return [stage.with_classes(names) if isinstance(stage, PairStage | TagStage) else stage for stage in others]
 
 
 def _synonyms(recipe: Recipe, names: Iterable[str]) -> str:

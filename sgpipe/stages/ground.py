@@ -57,7 +57,6 @@ class GroundStage(ImageStage):
         self.pair, self.parse, self.classes, self.dataset = recipe.pair, recipe.parse, classes, data
 
     def with_classes(self, classes: Mapping[str, int]) -> GroundStage:
-        """Return the same stage, with the same loaded detector, for a dataset of other classes."""
         other = copy(self)
         other.classes = classes
         other._learn_names()

@@ -320,10 +320,9 @@ class PairStage(Stage):
         if self.config.candidates == "prior" and self.config.prior:
             self._prior = read_prior(self.config.prior, self._matcher, verbatim=self._verbatim)
 
-    def with_classes(self, categories: Iterable[str]) -> PairStage:
-        """Return the same stage, with the same loaded model, for boxes of other classes."""
+    def with_classes(self, classes: Mapping[str, int]) -> PairStage:
         other = copy(self)
-        other._names = sorted({*categories, *category_names(self._dataset).values()})
+        other._names = sorted({*classes, *category_names(self._dataset).values()})
         PairStage.setup(other)
         return other
 

@@ -174,10 +174,9 @@ class TagStage(ImageStage):
         self.texts = texts
         self.object_names = sorted(set(texts.values()))  # their order decides the last bits of scores
 
-    def with_classes(self, object_names: Sequence[str]) -> TagStage:
-        """Return the same stage, with the same loaded tagger, for boxes of other classes."""
+    def with_classes(self, classes: Mapping[str, int]) -> TagStage:
         other = copy(self)
-        other._set_texts({name: text_to_read(name, self.tagger.tokenizer) for name in object_names})
+        other._set_texts({name: text_to_read(name, self.tagger.tokenizer) for name in classes})
         return other
 
     def check(self) -> None:
