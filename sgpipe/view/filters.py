@@ -228,8 +228,14 @@ JUDGED = ("right", "wrong", "unsure", "changed", "conflict", "none")
 
 # Parameters of a URL that can be repeated, and the fields they fill.
 FIELDS = {
-    **{"subject": "subjects", "predicate": "predicates", "object": "objects", "dataset": "datasets"},
-    **{"split": "splits", "status": "statuses", "judged": "judged", "origin": "origins"},
+    "subject": "subjects",
+    "predicate": "predicates",
+    "object": "objects",
+    "dataset": "datasets",
+    "split": "splits",
+    "status": "statuses",
+    "judged": "judged",
+    "origin": "origins",
 }
 _OF_RELATIONS = {"subjects": "subject_category", "predicates": "predicate", "objects": "object_category"}
 _OF_BOTH = {"datasets": "dataset", "splits": "split", "statuses": "status"}

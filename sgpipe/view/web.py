@@ -194,8 +194,9 @@ def _with_params(path: str, params: Iterable[tuple[str, str | None]]) -> str:
 @cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(FOLDER / "templates")
-    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    environment = jinja2.Environment(loader=loader, autoescape=True, **options)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters |= {"count": count, "isolated": isolated, "single_line": single_line}
     environment.filters |= {"thousands": lambda number: f"{number:,}"}
     environment.filters |= {"json": lambda value: json.dumps(value, allow_nan=False)}  # for attributes of HTML
