@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from sgpipe.errors import StoreError, UserError, existing_folder
 from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFolder, image_root, located
@@ -54,16 +54,17 @@ class ShardEntry:
         return self.stop - self.start
 
 
-_ENTRIES = TypeAdapter(ShardEntry)
+class _ShardLine(BaseModel):
+    shard: ShardEntry
 
 
-def _entry(values: Any) -> ShardEntry | None:
-    """Return the entry that a line of the manifest describes; None if it describes none."""
+def _entry(line: bytes) -> ShardEntry | None:
+    """Return the entry that a line of the manifest describes; None if it describes none, or a byte of it changed."""
     try:
-        entry = _ENTRIES.validate_python(values)
+        entry = _ShardLine.model_validate_json(line).shard
     except ValidationError:
         return None
-    return entry if entry.start < entry.stop else None
+    return entry if _is_whole(line) and entry.start < entry.stop else None
 
 
 class Manifest:
@@ -147,12 +148,15 @@ class Manifest:
         """As `salvage`, of what was read from `path`; `root`: the folder of the run, if it is in one."""
         data = whole_lines(data)
         first, *others = data.splitlines(keepends=True) or [b""]
-        run = (_parse(first) or {}).get("run")
+        try:
+            run = json.loads(first)["run"] if _is_whole(first) else None
+        except (ValueError, KeyError):
+            run = None
         if not isinstance(run, dict):
             raise UserError(f"{path} is damaged (its first line has changed); restore it from a copy")
         if (version := run.get("schema_version")) != SCHEMA_VERSION:
             raise UserError(f"{path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}")
-        shards = [_entry((_parse(line) or {}).get("shard")) for line in others]
+        shards = [_entry(line) for line in others]
         bad = [number for number, shard in enumerate(shards, 2) if shard is None]
         return cls(root, run, [shard for shard in shards if shard], len(data)), bad
 
@@ -217,15 +221,9 @@ def _line(entry: dict[str, Any]) -> bytes:
     return _CRC % zlib.crc32(rest) + rest
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return the entry of a line, or None if a byte of it changed."""
+def _is_whole(line: bytes) -> bool:
     size = len(_CRC % 0)
-    if line[:size] != _CRC % zlib.crc32(line[size:]):
-        return None
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+    return line[:size] == _CRC % zlib.crc32(line[size:])
 
 
 def run_images(run: str | Location, split: str, images: ImagePlace | None) -> ImageRoot:
