@@ -125,11 +125,7 @@ class Calibration(Config):
             )
 
     def save(self, file: Path) -> None:
-        """Write the file: one line for each threshold."""
-        values = self.model_dump(mode="json")
-        levels = ",\n  ".join(map(json_text, values.pop("levels")))
-        parts = [f"{json_text(name)}: {json_text(value)}" for name, value in values.items()]
-        write_result_text(file, "{\n" + ",\n".join([*parts, f'"levels": [\n  {levels}\n ]']) + "\n}\n")
+        write_result_text(file, json_text(self.model_dump(mode="json"), 1) + "\n")
 
 
 def load_calibration(file: Location) -> Calibration:

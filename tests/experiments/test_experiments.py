@@ -151,19 +151,6 @@ def test_a_difference_is_shown_if_both_intervals_exclude_0(differences, images, 
     assert outcome(rows, "first", "mAP", "a", "b") == expected
 
 
-def test_a_shared_network_is_trained_once_and_compared_with_every_seed(tmp_path):
-    one = plan()
-    one["experiments"]["one"] |= {"shared": ["both"]}
-    shared = Plan.model_validate(one)
-    tasks = open_tasks(Results(shared, tmp_path), ["one"])
-    assert [task.item for task in tasks if task.kind == "arm" and task.item[0] == "both"] == [("both", "0")]
-    rows = [arm_row("both", 0, "first", measures={"seen mAP": 0.75})]
-    rows += [arm_row("other", seed, "first", measures={"seen mAP": value}) for seed, value in ((0, 0.5), (1, 0.25))]
-    files = report(shared, {"one": rows})
-    assert "| both | 1 of 1 | 0.750 |" in files[TABLES]
-    assert "|both > other|+0.375 ± 1.588|incomplete|" in files[PAGE]
-
-
 def test_the_tables_have_every_arm_also_those_that_diverged():
     one = Plan.model_validate(plan())
     rows = [

@@ -47,8 +47,8 @@ def invoke(*arguments: object):
     return result
 
 
-def assert_forms_agree(root: Path, folder: Path, *options: object) -> None:
-    """The JSON of a run, its page and its tables say the same."""
+def assert_forms_agree(root: Path, folder: Path, *options: object) -> dict:
+    """The JSON of a run, which is returned, its page and its tables say the same."""
     report = json.loads(invoke(root, "--json", "--html", folder / "r.html", *options).stdout)
     text = (folder / "r.html").read_text(encoding="utf-8")
     page = {tuple(" ".join(cell.split()) for cell in row) for row in Texts(text).rows}
@@ -62,6 +62,7 @@ def assert_forms_agree(root: Path, folder: Path, *options: object) -> None:
     for finding in report["findings"]:
         assert str(escape(finding["text"])) in text
         assert finding["text"] in terminal
+    return report
 
 
 def _rows(report: dict) -> list[tuple[str, ...]]:

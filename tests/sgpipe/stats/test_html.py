@@ -49,8 +49,7 @@ def test_findings_follow_from_the_measures(tmp_path):
     assert "objects related to themselves (100.0% of relations)" in training[1].text
     none = Audit(measure(make_shards(tmp_path / "none", [scene("0", [(0, "near", 1, 0.01)])]))).findings
     assert none[-1].text == "No: no relation has a confidence of 0.20 or more."
-    for empty in (measure(make_shards(tmp_path / "empty", [])), measure(make_shards(tmp_path / "bare", [scene()]))):
-        assert Audit(empty).findings[-1].grade == "bad"
+    assert Audit(measure(make_shards(tmp_path / "empty", []))).findings[-1].grade == "bad"
 
 
 def test_two_runs_are_compared(tmp_path):
@@ -67,21 +66,16 @@ def test_two_runs_are_compared(tmp_path):
 
 
 def test_a_run_without_labels_says_so_in_all_forms(tmp_path):
-    failed = [scene(str(n)) for n in range(3)]
-    for record in failed:
-        record.fail("load", "gone")
-    runs = {"empty": [], "failed": failed, "bare": [scene("0", objects=[])]}
-    for name, records in runs.items():
-        root = make_shards(tmp_path / name, records)
-        assert_forms_agree(root, tmp_path)
-        report = json.loads(invoke(root, "--json").stdout)
+    failed = scene("0")
+    failed.fail("load", "gone")
+    for name, records in {"failed": [failed], "bare": [scene("0", objects=[])]}.items():
+        report = assert_forms_agree(make_shards(tmp_path / name, records), tmp_path)
         assert [finding["text"] for finding in report["findings"] if finding["question"] == "How good is it?"] == [
             "There are no relations or captions to check."
         ]
         assert "bad" in [f["grade"] for f in report["findings"] if f["question"] == "Can I train on it?"]
         page = (tmp_path / "r.html").read_text(encoding="utf-8")
         assert ("There are no images to show." in page) == (name != "bare")
-        assert "people annotated them" not in page
 
 
 def test_cards_of_odd_images():
