@@ -184,9 +184,10 @@ def _hoia_triplets(schema: HoiaSchema, boxes: Sequence[Any], relations: Sequence
     def places(numbers: Mapping[int, str], items: Sequence[Any]) -> Array:
         """`[items]`, the place of the class of each in a list of classes."""
         known = {number: place for place, number in enumerate(numbers)}
-        if unknown := [item["category_id"] for item in items if item["category_id"] not in known]:
-            raise FieldError(f"category_id {unknown[0]!r} {_OTHER_CLASS}")
-        return np.array([known[item["category_id"]] for item in items], dtype=int)
+        found = [known.get(item["category_id"], -1) for item in items]
+        if -1 in found:
+            raise FieldError(f"category_id {items[found.index(-1)]['category_id']!r} {_OTHER_CLASS}")
+        return np.array(found, dtype=int)
 
     classes = places(schema.objects, boxes)
     predicates = places(schema.relations, relations) if named else np.zeros(len(relations), dtype=int)

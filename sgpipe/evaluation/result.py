@@ -105,7 +105,14 @@ def compare_paired(
 
     Raises UserError: the images differ, or there are none.
     """
-    _refuse_different(first, second)
+    if not first.images:
+        raise UserError("--compare needs images, but none was scored")
+    scored, others = set(first.images), set(second.images)
+    if only := scored ^ others or (scored - first.unpredicted) ^ (others - second.unpredicted):
+        raise UserError(
+            f"--compare needs the same images on both sides, and predictions for the same: {count(len(only), 'image')} "
+            f"on one side only, such as {min(only)!r}; evaluate both on the same images"
+        )
     images = len(first.images)
     everything = np.ones(images, dtype=int)
     known = second.summary(everything)
@@ -125,24 +132,12 @@ def compare_paired(
     halves = np.array([measure(rng.permutation(images)[:kept]) for _ in range(resamples)])
     measures = {}
     for column, name in enumerate(names):
-        value, others, difference = whole[:, column].tolist()
+        value, other_value, difference = whole[:, column].tolist()
         margins = [_margin(samples, images) for samples in halves[:, :, column].T]
-        own, of_others = _share_interval(value, margins[0]), _share_interval(others, margins[1])
+        own, of_others = _share_interval(value, margins[0]), _share_interval(other_value, margins[1])
         of_difference = _difference_interval(difference, margins[2])
-        measures[name] = Difference(value, own, others, of_others, difference, of_difference)
+        measures[name] = Difference(value, own, other_value, of_others, difference, of_difference)
     return PairedComparison(other, images, resamples, seed, measures)
-
-
-def _refuse_different(first: Resampling, second: Resampling) -> None:
-    if not first.images:
-        raise UserError("--compare needs images, but none was scored")
-    scored, others = set(first.images), set(second.images)
-    only = scored ^ others or (scored - first.unpredicted) ^ (others - second.unpredicted)
-    if only:
-        raise UserError(
-            f"--compare needs the same images on both sides, and predictions for the same: {count(len(only), 'image')} "
-            f"on one side only, such as {min(only)!r}; evaluate both on the same images"
-        )
 
 
 def _margin(halves: Array, images: int) -> float:

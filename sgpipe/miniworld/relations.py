@@ -354,9 +354,14 @@ class CompositionRule(NamedTuple):
 
     @property
     def statements(self) -> list[Statement]:
-        pairs = product(self.subjects.split(", "), self.objects.split(", "))
-        statements = [(subject, self.predicate, object_) for subject, object_ in pairs]
-        return [statement for statement in statements if statement not in _NO_ROOM and _in_order(statement)]
+        """Return what is composed; of a symmetric relation the other direction is implied."""
+        symmetric = CONVERSE.get(self.predicate) == self.predicate
+        return [
+            (subject, self.predicate, object_)
+            for subject, object_ in product(self.subjects.split(", "), self.objects.split(", "))
+            if (subject, self.predicate, object_) not in _NO_ROOM
+            and not (symmetric and KINDS.index(subject) > KINDS.index(object_))
+        ]
 
 
 # Predicates and their converse: if A is behind B, B is in front of A.
@@ -365,12 +370,6 @@ CONVERSE = {"next to": "next to", "behind": "in front of", "in front of": "behin
 _NO_ROOM: frozenset[Statement] = frozenset(
     {("dog", "under", "chair"), ("skateboard", "on", "chair"), ("skateboard", "under", "chair")}
 )
-
-
-def _in_order(statement: Statement) -> bool:
-    """Return whether a statement is composed; of a symmetric relation the other direction is implied."""
-    subject, predicate, object_ = statement
-    return CONVERSE.get(predicate) != predicate or KINDS.index(subject) <= KINDS.index(object_)
 
 
 def _arrangement(first: str, subject_takes: str = "", object_takes: str = "") -> Arrangement:

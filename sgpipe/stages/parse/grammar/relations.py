@@ -77,13 +77,6 @@ def coordinated(tree: Tree, index: int) -> list[int]:
     return members
 
 
-def coordination_root(tree: Tree, index: int) -> int:
-    """Return the first noun of the coordination a noun belongs to."""
-    while tree.deps[index] == "conj" and is_entity(tree, tree.heads[index]):
-        index = tree.heads[index]
-    return index
-
-
 def content(tree: Tree, index: int) -> int:
     """Return the thing that a quantity measures, the pizza in "a piece of pizza"; any other noun is returned itself."""
     while is_a(tree, index, lexicon.PARTITIVES):
@@ -156,7 +149,9 @@ def modified(tree: Tree, noun: int, modifier: int) -> list[int]:
 
     Only the last if an earlier one has its own phrase: "a mat on a floor and a shelf with books".
     """
-    root = coordination_root(tree, noun)
+    root = noun
+    while tree.deps[root] == "conj" and is_entity(tree, tree.heads[root]):
+        root = tree.heads[root]
     own_phrases = any(root < child < noun for child in tree.dependents(root, "prep", "acl", "relcl"))
     start = noun if own_phrases else root
     return [member for member in coordinated(tree, start) if member < modifier]
@@ -256,11 +251,6 @@ def referents(tree: Tree, preposition: int, pronoun: int) -> list[int]:
         if noun not in own and noun < pronoun and (not plural or tree.tags[thing].endswith("S")):
             return [member for member in coordinated(tree, noun) if member < pronoun]
     return []
-
-
-def owner_of(tree: Tree, thing: int) -> list[int]:
-    """Return the owner in "his", "her" or "its" before a noun: the first noun that governs it, at most one."""
-    return sorted(noun for noun in nouns_above(tree, thing) if noun < thing)[:1]
 
 
 def nouns_above(tree: Tree, index: int) -> list[int]:
@@ -493,7 +483,8 @@ class _Finder:
         if tree.is_noun(owner):
             self.state(coordinated(tree, owner), ["has"], [thing])
         elif tree.tags[owner] == "PRP$" and head_noun(tree, thing) in lexicon.BODY_PARTS and tree.deps[thing] == "pobj":
-            self.state(owner_of(tree, thing), ["has"], [thing])
+            owners = sorted(noun for noun in nouns_above(tree, thing) if noun < thing)
+            self.state(owners[:1], ["has"], [thing])
         elif tree.tags[owner] == "PRP$" and tree.deps[thing] == "conj" and tree.is_noun(tree.heads[thing]):
             self.state([tree.heads[thing]], ["with"], [thing], verb=False)
 
