@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -37,18 +37,13 @@ from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.console import Progress
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
 from tests.sgpipe.cli.test_imports import FILES, TRIPLETS, invoke, options
-from tests.sgpipe.generation.in_process import RAN, without_ray
+from tests.sgpipe.generation.in_process import RAN
 from tests.sgpipe.sources.test_svg_gbc import GRAPH, svg_form
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
 COUNT = 6
 EQUIVALENTS = load_equivalents(None)
 ROOT = str(Path(__file__).parents[3])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_this_process() -> Iterator[None]:
-    with without_ray():
-        yield
 
 
 @pytest.fixture(scope="module")

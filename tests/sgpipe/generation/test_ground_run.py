@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,11 @@ from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from sgpipe.utils.config_file import recipe_folder
 from sgpipe.utils.console import Progress
-from tests.sgpipe.generation.in_process import RAN, without_ray
+from tests.sgpipe.generation.in_process import RAN
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
 GROUNDED = str(recipe_folder() / "miniworld" / "grounded.yaml")
 ON = {"ground.detector": "MINIWORLD", "ground.threshold": 0.45}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_this_process() -> Iterator[None]:
-    with without_ray():
-        yield
 
 
 @pytest.fixture(scope="module")

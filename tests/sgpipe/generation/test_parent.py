@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,16 +28,11 @@ from sgpipe.storage.source_index import write_index
 from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
-from tests.sgpipe.generation.in_process import RAN, without_ray
+from tests.sgpipe.generation.in_process import RAN
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
 IMAGES = 6
 SMALL = {"tag.short_side": 48, "tag.long_side": 64, "tag.threshold": 0.01, "engine.unit_size": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_this_process() -> Iterator[None]:
-    with without_ray():
-        yield
 
 
 @pytest.fixture
@@ -184,15 +179,6 @@ def test_attributes_are_those_of_a_run_without_a_parent(coco, models, ran, tmp_p
     assert rows(tmp_path / "new") == rows(tmp_path / "scratch")
     found = {each.name for row in rows(tmp_path / "new") for box in row.objects for each in box.attributes}
     assert found == (set() if "parse.attributes" in changes else {"small", "red", "two", "wet", "old", "tall"})
-
-
-def test_another_method_is_named_alone_without_the_settings_that_it_lacks(parent, coco, models, ran, tmp_path):
-    _, said = run(captioned(coco, models, **{"tag.method": "all"}), tmp_path / "all", parent)
-    assert said[0].endswith("; tag to run (tag.method: 'rtagger' then, 'all' now)")
-    _, said = run(captioned(coco, models), tmp_path / "back", tmp_path / "all")
-    assert said[0].endswith("; tag to run (tag.method: 'all' then, 'rtagger' now)")
-    assert rows(tmp_path / "back") == rows(parent)
-    assert ran == ["tag", "tag"]
 
 
 def test_the_captioner_need_not_exist_any_more(parent, scratch, coco, models, ran, tmp_path):

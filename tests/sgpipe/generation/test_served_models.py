@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,10 @@ from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, Files, make_coco
 from tests.endpoint_server import EndpointServer, scripted
-from tests.sgpipe.generation.in_process import without_ray
 
-pytestmark = pytest.mark.usefixtures("no_pauses")
+pytestmark = pytest.mark.usefixtures("in_this_process", "no_pauses")
 
 IMAGES = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_this_process() -> Iterator[None]:
-    with without_ray():
-        yield
 
 
 @pytest.fixture(scope="module")
