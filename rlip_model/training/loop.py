@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +76,7 @@ class Trainer:
         checkpoints: where checkpoints are written.
         wrap: wraps the objective for distributed training (DDP, FSDP).
         report: called in every process, with metrics over all processes; see `StepMeter`.
+        extra_metrics: see `StepMeter`.
         best_by: the validation metric that decides which checkpoint is best; `loss` is minimised, others are maximised.
             Of equal ones, the latest is best.
         log_every, checkpoint_every: interval in steps; checkpoints are also written after every epoch and validation.
@@ -92,6 +93,7 @@ class Trainer:
         seed: int = 0,
         wrap: Callable[[Objective], nn.Module] | None = None,
         report: Callable[[Metrics], None] = lambda metrics: None,
+        extra_metrics: Callable[[], Mapping[str, float | str]] = dict,
         best_by: str = "ap",
         log_every: int = 10,
         checkpoint_every: int | None = None,
@@ -100,6 +102,7 @@ class Trainer:
     ) -> None:
         self.objective, self.options, self.checkpoints, self.seed = objective, options, checkpoints, seed
         self.report, self.best_by, self.log_every = report, best_by, log_every
+        self.extra_metrics = extra_metrics
         self.checkpoint_every = checkpoint_every
         self.validate_every, self.validate_every_steps = validate_every, validate_every_steps
         self.device = next(objective.parameters()).device
@@ -136,7 +139,7 @@ class Trainer:
         """
         self.module.train()
         with feed.read(self.position.epoch, self.position.done) as batches, GpuUtilization(self.device) as gpu:
-            meter = StepMeter(self.options.total(feed.steps_per_epoch), gpu.read)
+            meter = StepMeter(self.options.total(feed.steps_per_epoch), gpu.read, self.extra_metrics)
             while not self.options.is_done(self.position.step, self.position.epoch):
                 self._advance(feed, batches, meter)
 

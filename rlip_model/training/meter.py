@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from statistics import fmean
 from typing import Any
 
@@ -19,7 +20,12 @@ from rlip_model.training.batches import TrainingBatch
 
 Metrics = dict[str, float | int | str]
 
-_REDUCTIONS: Mapping[str, Callable[[Sequence[Any]], float]] = {"gpu_memory": max, "gpu_utilization": fmean}
+_REDUCTIONS: Mapping[str, Callable[[Sequence[Any]], float | str]] = {
+    "gpu_memory": max,
+    "gpu_utilization": fmean,
+    "compilation": max,
+    "compile_error": itemgetter(0),
+}
 
 
 class StepMeter:
@@ -28,14 +34,16 @@ class StepMeter:
     Args:
         total: steps of the whole run.
         utilization: see `GpuUtilization.read`.
+        extra_metrics: of this process, by the names in `_REDUCTIONS`; read with the others.
     """
 
     def __init__(
         self,
         total: int,
         utilization: Callable[[], float | None] = lambda: None,
+        extra_metrics: Callable[[], Mapping[str, float | str]] = dict,
     ) -> None:
-        self.total, self.utilization = total, utilization
+        self.total, self.utilization, self.extra_metrics = total, utilization, extra_metrics
         self.waited = 0.0
         self.skipped = 0
         self._reset()
@@ -88,8 +96,9 @@ class StepMeter:
         self._reset()
         return metrics
 
-    def _extra(self) -> dict[str, float]:
-        utilization, metrics = self.utilization(), dict[str, float]()
+    def _extra(self) -> dict[str, float | str]:
+        utilization = self.utilization()
+        metrics = dict(self.extra_metrics())
         if torch.cuda.is_initialized():
             metrics["gpu_memory"] = _peak(torch.cuda.max_memory_reserved)
             if utilization is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,19 @@ from rlip_model.losses import DetectionCriterion, TaggerCriterion
 from rlip_model.model import RLIPModel, RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import TokenizerError
+from rlip_model.training.compiling import CompiledLayers
 from rlip_model.training.loop import Trainer
 from rlip_model.training.objective import Objective, checkpoint_activations
 from rlip_model.training.optimisation import freeze
 from rlip_model.training.state import Checkpoints, read_position
-from sgpipe.errors import UserError
+from sgpipe.errors import EngineError, UserError
 from sgpipe.training.data.feed import ShardFeed, WorkerShare
 from sgpipe.training.data.scan import TrainingSet
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.metrics import metrics_log
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils.devices import pick_device
-from sgpipe.utils.gpu import enough_memory
+from sgpipe.utils.gpu import enough_memory, one_line, refusals
 
 PRIVATE, _INITIAL_MODEL = ".training", "start"
 _BOX_PARTS = ("image_encoder", "text_encoder", "label_resizer", "dense_head")  # trained with loss.only_boxes
@@ -81,6 +83,7 @@ def run_job(
     try:
         network = CLASSES[recipe.model.kind].from_pretrained(latest or job.initial_model)
         device = device or pick_device(recipe.workers.device, recipe.workers.gpus)
+        compiled = CompiledLayers(network) if recipe.workers.compile and device.type == "cuda" else None
         objective = make_objective(network, recipe)
         nn.Module.to(objective, device)
         step = read_position(latest).step if latest else 0
@@ -94,11 +97,14 @@ def run_job(
 
             options, output = recipe.optimisation, recipe.output
             with enough_memory(device, _REMEDY):
+                if compiled is not None:
+                    compiled.compile(objective, options.batch // share[1] // options.accumulate)
                 trainer = Trainer(
                     *(objective, options, checkpoints),
                     seed=recipe.seed,
                     wrap=wrap,
                     report=report,
+                    extra_metrics=partial(_compilation, compiled),
                     best_by=output.best,
                     log_every=output.log_every,
                     checkpoint_every=output.checkpoint_every,
@@ -110,6 +116,17 @@ def run_job(
                 trainer.fit(make_feed(job, network, *share, pinned=device.type == "cuda"))
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
+    except refusals() as error:  # in a backward pass, of what `CompiledLayers.compile` did not meet
+        remedy = "with workers.compile=false the same command resumes the training"
+        raise EngineError(f"PyTorch could not compile within a step ({one_line(error)}); {remedy}") from None
+
+
+def _compilation(layers: CompiledLayers | None) -> dict[str, float | str]:
+    """`compilation`: seconds; `compile_error`, if there was one."""
+    if layers is None:
+        return {}
+    error = {} if layers.failure is None else {"compile_error": one_line(layers.failure)}
+    return {"compilation": layers.seconds, **error}
 
 
 def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:

@@ -17,7 +17,7 @@ from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count, print_rows
 
 METRICS = "metrics.jsonl"
-_NOT_MEASURES = {"event", "epoch", "step", "steps"}
+_NOT_MEASURES = {"event", "epoch", "step", "steps", "compile_error"}
 _SECONDS_BETWEEN_LINES = 10.0
 MEASURES = ("ap", "recall@20", "recall@50", "recall@100", "precision", "recall")
 
@@ -100,7 +100,7 @@ class TrainSummary:
 @contextmanager
 def training_display(console: Console, epochs: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield a function that shows a line of metrics; `epochs`: None if the training or its validations go by steps."""
-    last = float("-inf")
+    last, compile_error = float("-inf"), ""
     times = TimeElapsedColumn(), "left", TimeRemainingColumn()
     columns = "training", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}", *times
     bar = Progress(*columns, console=console) if console.is_terminal else None
@@ -110,7 +110,10 @@ def training_display(console: Console, epochs: int | None) -> Iterator[Callable[
         console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     def show(row: dict[str, Any]) -> None:
-        nonlocal last
+        nonlocal last, compile_error
+        if (error := row.get("compile_error", compile_error)) != compile_error:
+            compile_error = error
+            say(f"NOTE: training continues without torch.compile: {error}")
         if row["event"] == "validation":
             measures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row)
             when = f"step {row['step']}" if epochs is None else f"epoch {row['epoch']}/{epochs}"

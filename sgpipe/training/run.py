@@ -31,7 +31,7 @@ from sgpipe.utils import __version__
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.config_file import changed, dump_yaml, require_loaded
 from sgpipe.utils.console import Progress, count
-from sgpipe.utils.devices import check_devices
+from sgpipe.utils.devices import check_devices, pick_device
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.locking import only_process
 from sgpipe.utils.ray_cluster import prepare_ray
@@ -82,6 +82,12 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     validation = scan_validation(recipe.data, training)
     for warning in data_warnings(training, recipe.data, miniature=recipe.model.backbone == "miniature"):
         progress.say(f"NOTE: {warning}")
+    workers = recipe.workers
+    on_gpus = workers.gpus > 0 and workers.device != "cpu"  # of several workers; a single one takes what there is
+    if workers.count == 1:
+        on_gpus = pick_device(workers.device, workers.gpus).type == "cuda"
+    if workers.compile and not on_gpus:
+        progress.say("NOTE: workers.compile is ignored: the training runs on CPUs")
     job = TrainingJob(recipe, out, training, validation)
     _check_identity(job)
     if not (job.initial_model / "config.json").exists():

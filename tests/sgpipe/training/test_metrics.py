@@ -88,9 +88,10 @@ def test_the_first_step_the_last_step_and_validations_are_shown() -> None:
     ]
 
 
-def test_a_gpu_is_shown() -> None:
-    gpu = {"gpu_memory": 31_250_000_000}
+def test_a_gpu_and_a_failed_compilation_are_shown() -> None:
+    gpu = {"gpu_memory": 31_250_000_000, "compile_error": "no compiler"}
     assert shown(step_row(1, **gpu), step_row(30, **gpu, gpu_utilization=0.875)) == [
+        "NOTE: training continues without torch.compile: no compiler",
         "step 1/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, GPU 31.2 GB",
         "step 30/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, GPU 88% used, 31.2 GB",
     ]

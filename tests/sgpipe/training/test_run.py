@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from rlip_model.model import ParSeDA, RTagger
 from rlip_model.training.loop import Trainer
-from sgpipe.errors import UserError
+from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import DetectConfig, TagConfig
 from sgpipe.records import Pair
 from sgpipe.stages.detect import load
@@ -290,8 +290,20 @@ def test_with_cosine_the_steps_decide_the_weights_and_the_epochs_do_not(drawn_ru
     assert not different(weights(whole), before)
 
 
+def test_a_compiler_that_fails_within_a_step_ends_the_training_with_a_remedy(
+    drawn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(trainer: Trainer, feed: object) -> None:
+        raise torch._dynamo.exc.InternalTorchDynamoError("no such size\nand a page of advice")
+
+    monkeypatch.setattr(Trainer, "fit", fail)
+    with pytest.raises(EngineError, match=r"within a step \(no such size and a.*\); with workers.compile=false"):
+        training(drawn_run, tmp_path / "out")
+
+
 def test_a_training_that_asks_for_a_gpu_may_mean_the_cpu(drawn_run: Path, tmp_path: Path) -> None:
-    settings = {"workers__gpus": 1, "workers__device": "cpu", "optimisation__epochs": 1}
+    settings = {"workers__gpus": 1, "workers__device": "cpu", "workers__compile": True, "optimisation__epochs": 1}
     console = Console(record=True, width=300)
     trained = train(recipe(drawn_run, **settings), tmp_path / "out", Progress(console))
-    assert "gpu_memory" not in trained.last
+    assert not {"compilation", "gpu_memory"} & trained.last.keys()
+    assert "NOTE: workers.compile is ignored: the training runs on CPUs" in console.export_text()
