@@ -75,6 +75,7 @@ class Trainer:
         objective: on its device; frozen parameters must not require gradients.
         checkpoints: where checkpoints are written.
         wrap: wraps the objective for distributed training (DDP, FSDP).
+        benchmark: computes more validation measures, in every process; see `report`.
         report: called in every process, with metrics over all processes; see `StepMeter`.
         extra_metrics: see `StepMeter`.
         best_by: the validation metric that decides which checkpoint is best; `loss` is minimised, others are maximised.
@@ -94,6 +95,7 @@ class Trainer:
         wrap: Callable[[Objective], nn.Module] | None = None,
         report: Callable[[Metrics], None] = lambda metrics: None,
         extra_metrics: Callable[[], Mapping[str, float | str]] = dict,
+        benchmark: Callable[[], Mapping[str, float]] | None = None,
         best_by: str = "ap",
         log_every: int = 10,
         checkpoint_every: int | None = None,
@@ -102,7 +104,7 @@ class Trainer:
     ) -> None:
         self.objective, self.options, self.checkpoints, self.seed = objective, options, checkpoints, seed
         self.report, self.best_by, self.log_every = report, best_by, log_every
-        self.extra_metrics = extra_metrics
+        self.benchmark, self.extra_metrics = benchmark, extra_metrics
         self.checkpoint_every = checkpoint_every
         self.validate_every, self.validate_every_steps = validate_every, validate_every_steps
         self.device = next(objective.parameters()).device
@@ -240,6 +242,7 @@ class Trainer:
         try:
             with share as batches:
                 measures = validate(self.objective, batches, self.device)
+            measures |= self.benchmark() if self.benchmark else {}
         finally:
             if self.ema is not None:
                 self.ema.swap()

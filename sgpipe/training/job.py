@@ -22,11 +22,12 @@ from rlip_model.training.objective import Objective, checkpoint_activations
 from rlip_model.training.optimisation import freeze
 from rlip_model.training.state import Checkpoints, read_position
 from sgpipe.errors import EngineError, UserError
+from sgpipe.training.benchmark import Benchmark
 from sgpipe.training.data.feed import ShardFeed, WorkerShare
 from sgpipe.training.data.scan import TrainingSet
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.metrics import metrics_log
-from sgpipe.training.recipe import TrainRecipe
+from sgpipe.training.recipe import BENCHMARKS, TrainRecipe
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.gpu import enough_memory, one_line, refusals
 
@@ -95,16 +96,21 @@ def run_job(
                     write(row)
                     show(row)
 
-            options, output = recipe.optimisation, recipe.output
+            options, output, validation = recipe.optimisation, recipe.output, job.validation_set
+            batch = options.batch // share[1] // options.accumulate
+            benchmark = None
+            if output.best in BENCHMARKS and validation is not None:
+                benchmark = Benchmark(output.best, objective, recipe.data, validation, max(batch, 1), share)
             with enough_memory(device, _REMEDY):
                 if compiled is not None:
-                    compiled.compile(objective, options.batch // share[1] // options.accumulate)
+                    compiled.compile(objective, batch)
                 trainer = Trainer(
                     *(objective, options, checkpoints),
                     seed=recipe.seed,
                     wrap=wrap,
                     report=report,
                     extra_metrics=partial(_compilation, compiled),
+                    benchmark=benchmark,
                     best_by=output.best,
                     log_every=output.log_every,
                     checkpoint_every=output.checkpoint_every,

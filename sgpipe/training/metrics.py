@@ -13,13 +13,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
+from sgpipe.training.recipe import BENCHMARKS
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count, print_rows
 
 METRICS = "metrics.jsonl"
 _NOT_MEASURES = {"event", "epoch", "step", "steps", "compile_error"}
 _SECONDS_BETWEEN_LINES = 10.0
-MEASURES = ("ap", "recall@20", "recall@50", "recall@100", "precision", "recall")
+MEASURES = (*BENCHMARKS, "ap", "recall@20", "recall@50", "recall@100", "precision", "recall")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from sgpipe.records import RelationOrigin
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import load, recipe_folder
 
+BENCHMARKS = ("hico", "openimages")  # the values of `output.best` that a benchmark computes
 Kind = Literal["tagger", "parseda", "parsed", "rlipv1"]
 Backbone = Literal["resnet50", "swin_tiny", "swin_small", "swin_base", "swin_large", "miniature"]
 
@@ -104,7 +105,11 @@ class OutputConfig(Config):
     keep: int = Field(1, ge=1, description="number of latest checkpoints to keep, besides the best one")
     validate_every: int = Field(1, ge=1, description="epochs between validations; the end is always validated")
     validate_every_steps: int | None = Field(None, ge=1, description="steps between validations; null: validate_every")
-    best: Literal["ap", "recall", "loss"] = Field("ap", description="measure that selects the best checkpoint")
+    best: Literal["ap", "recall", "loss", "hico", "openimages"] = Field(
+        "ap",
+        description="measure that selects the best checkpoint; hico: its mAP, openimages: its score, on shards with "
+        "closed class lists",
+    )
     tensorboard: bool = Field(True, description="write event files for TensorBoard")
 
 

@@ -22,6 +22,7 @@ from sgpipe.files.locations import content_sha256
 from sgpipe.files.model_cache import pin_model
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
+from sgpipe.training.benchmark import check_benchmark
 from sgpipe.training.data.scan import data_warnings, scan_training, scan_validation
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, run_job
@@ -80,6 +81,7 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     progress.say("reading the shards")
     training = scan_training(recipe.data)
     validation = scan_validation(recipe.data, training)
+    check_benchmark(recipe, validation)
     for warning in data_warnings(training, recipe.data, miniature=recipe.model.backbone == "miniature"):
         progress.say(f"NOTE: {warning}")
     workers = recipe.workers

@@ -170,6 +170,20 @@ def test_the_average_is_what_is_saved_and_validated(tmp_path: Path) -> None:
     assert not torch.equal(saved[name], trained[name])
 
 
+def test_a_benchmark_may_choose_the_best(tmp_path: Path) -> None:
+    found = iter([{"hico": 0.5}, {"hico": 0.25}, {}])
+    rows: list[Metrics] = []
+    trainer = Trainer(
+        *(objective(), options(epochs=3), folder(tmp_path)),
+        report=rows.append,
+        benchmark=lambda: next(found),
+        best_by="hico",
+    )
+    trainer.fit(ToyFeed(1, validate=True))
+    assert [row.get("hico") for row in rows if row["event"] == "validation"] == [0.5, 0.25, None]
+    assert (tmp_path / "best").resolve().name == "step-00000001"
+
+
 def broken(batch: TrainingBatch, image: int) -> TrainingBatch:
     pixels = batch.pixel_values.clone()
     pixels[image] = float("nan")

@@ -1,0 +1,157 @@
+"""The score of a benchmark in validation is that of `sgpipe predict` and `sgpipe eval`, whoever computes it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import sgpipe
+from rlip_model.distributed import gather
+from rlip_model.evaluation import scores
+from rlip_model.evaluation.scores import Tally
+from rlip_model.model import ParSeDA
+from rlip_model.training.state import TRAINING
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.sources.hoi import hico_source
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.training import benchmark
+from sgpipe.training.benchmark import Benchmark, check_benchmark
+from sgpipe.training.data.scan import TrainingSet, scan_training, scan_validation
+from sgpipe.training.job import make_objective
+from sgpipe.training.metrics import read_metrics
+from sgpipe.training.recipe import TrainRecipe, load_train_recipe
+from sgpipe.training.run import train
+from sgpipe.utils.console import Progress
+from tests.sgpipe.training.trainings import QUIET, make_run
+
+PACKAGED = Path(sgpipe.__file__).parent / "miniworld" / "weights" / "parseda"
+SHARDS = {"short_side": 96, "long_side": 144, "labels": "full", "text_group": None, "augment": None}
+
+
+@pytest.fixture(scope="module")
+def hico_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards in HICO-DET's form of synthetic images, one of them without relations."""
+    root = tmp_path_factory.mktemp("hico")
+    make_run(root)
+    drawn = root / "drawn"
+    items = json.loads((drawn / "hico.json").read_text())
+    items[0]["hoi_annotation"] = []
+    (drawn / "hico.json").write_text(json.dumps(items))
+    source = hico_source(drawn / "hico.json", "test", drawn / "hico_classes.json")
+    import_annotations(source, drawn / "images", root / "hico", Progress(Console(quiet=True)))
+    return root / "hico"
+
+
+def still(run: Path, **changes: Any) -> TrainRecipe:
+    """One step, without learning, of the packaged network, which finds some relations."""
+    part = [{"shards": str(run)}]
+    settings = {
+        **{f"data.{name}": value for name, value in SHARDS.items()},
+        **{"data.train": part, "data.val": part, "model.init": str(PACKAGED), "model.config": {"num_queries": 40}},
+        **{f"optimisation.{name}": 0 for name in ("lr", "lr_backbone", "lr_text", "weight_decay")},
+        **{"optimisation.steps": 1, "optimisation.batch": 4, "output.best": "hico", "output.tensorboard": False},
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
+    return load_train_recipe("pretrain", settings)
+
+
+def scanned(run: Path, **changes: Any) -> tuple[TrainRecipe, TrainingSet]:
+    recipe = still(run, **changes)
+    validation = scan_validation(recipe.data, scan_training(recipe.data))
+    assert validation is not None
+    return recipe, validation
+
+
+@pytest.fixture(scope="module")
+def trained(hico_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("benchmark") / "out"
+    train(still(hico_run), out, QUIET)
+    return out
+
+
+def test_the_score_is_that_of_predict_and_eval(hico_run: Path, trained: Path, tmp_path: Path) -> None:
+    (row,) = [row for row in read_metrics(trained) if row["event"] == "validation"]
+    assert row["hico"] > 0.01
+    assert json.loads((trained / "last" / TRAINING).read_text())["best"] == row["hico"]
+    classes = ("--classes", str(hico_run.parent / "drawn" / "hico_classes.json"))
+    found, scored = str(tmp_path / "found.json"), tmp_path / "scores.json"
+    annotated = ("--annotations", str(hico_run.parent / "drawn" / "hico.json"))
+    for command in (
+        ("predict", str(trained), "--data", str(hico_run), "--out", found, *classes),
+        ("eval", "hico", "--predictions", found, *annotated, *classes, "--json-file", str(scored)),
+    ):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    assert json.loads(scored.read_text())["summary"]["mAP"] == row["hico"]
+
+
+def test_open_images_score_is_that_of_eval(hico_run: Path, trained: Path, tmp_path: Path) -> None:
+    recipe, validation = scanned(hico_run)
+    found = Benchmark("openimages", make_objective(_packaged(), recipe), recipe.data, validation, 4)()["openimages"]
+    command = ("eval", "openimages", "--model", trained, "--data", hico_run, "--json-file", tmp_path / "out")
+    result = CliRunner().invoke(app, [*map(str, command)])
+    assert result.exit_code == 0, result.output
+    assert found > 0.01
+    assert json.loads((tmp_path / "out").read_text())["summary"]["score_wtd (wmAP)"] == found
+
+
+def test_several_processes_get_the_score_of_one(hico_run: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process has images of its own; what they collect is merged in the order of the shards."""
+    recipe, validation = scanned(hico_run)
+    collected: list[Tally] = []
+
+    def kept(value: Any) -> list[Any]:
+        if isinstance(value, Tally):
+            collected.append(value)
+        return gather(value)
+
+    monkeypatch.setattr(scores, "gather", kept)
+    (row,) = [row for row in read_metrics(trained) if row["event"] == "validation"]
+    for name in ("hico", "openimages"):
+        collected.clear()
+        target = make_objective(_packaged(), recipe)
+        shares = [Benchmark(name, target, recipe.data, validation, 4, (rank, 2)) for rank in (0, 1)]
+        monkeypatch.setattr(benchmark, "_row_groups", lambda *_: _halves(validation))
+        whole = Benchmark(name, target, recipe.data, validation, 4)()
+        parts = len(collected)
+        for share in shares:
+            share()
+        merged = scores._merged([collected[parts], collected[2 * parts]]).class_scores()
+        expected = collected[0].class_scores()
+        assert merged.average_precision.tolist() == expected.average_precision.tolist()
+        assert 0 < len(collected[parts].target_classes[0]) < merged.targets.sum() == expected.targets.sum()
+        assert name == "openimages" or whole["hico"] == row["hico"] == expected.mean()
+
+
+def _packaged() -> ParSeDA:
+    return ParSeDA.from_pretrained(PACKAGED)
+
+
+def _halves(validation: Any) -> Iterator[Any]:
+    """The images of the only row group as two row groups."""
+    (group,) = validation.row_groups
+    first = np.arange(12) < 7
+    return iter([replace(group, kept=np.packbits(part).tobytes()) for part in (first, ~first)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__labels": "sampled"}, "output.best: hico needs validation shards with closed class lists"),
+        ({"model__kind": "tagger"}, "output.best: hico scores the relations that a detector finds"),
+        ({"loss__only_boxes": True}, "this training predicts none of its own; use output.best: ap, recall or loss"),
+    ],
+)
+def test_a_training_that_cannot_be_scored_so_is_refused(hico_run: Path, changes: dict[str, Any], message: str) -> None:
+    recipe, validation = scanned(hico_run, **changes)
+    with pytest.raises(UserError, match=message):
+        check_benchmark(recipe, validation)
+    check_benchmark(recipe, None)  # nothing is validated
+    check_benchmark(recipe.model_copy(update={"output": recipe.output.model_copy(update={"best": "ap"})}), validation)
