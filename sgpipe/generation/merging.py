@@ -1,7 +1,8 @@
 """`sgpipe merge`: several runs as one, in which the rows of an image are united.
 
 A row keeps in `sources` the rows of single runs that it was made from, which a merged run gives when it is merged
-again. So the result depends only on which runs went into it. DuckDB finds and sorts the rows of each image on disk.
+again. So the result depends only on which runs went into it. DuckDB finds the rows of each image and sorts them on
+disk; beside them is a file with the images of the shards.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from itertools import chain, islice
 from itertools import count as count_from
 from operator import attrgetter, or_
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, BinaryIO, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import duckdb
 import numpy as np
@@ -35,7 +36,15 @@ from sgpipe.storage.health_rules import AXES
 from sgpipe.storage.index_build import FAULTS, configure, interruptible
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFiles, RunFolder
-from sgpipe.storage.shards import IMAGE_COLUMN, SOURCES, count_rows, open_shard, shard_name, write_copy
+from sgpipe.storage.shards import (
+    IMAGE_COLUMN,
+    SOURCES,
+    count_rows,
+    open_shard,
+    shard_name,
+    with_images,
+    write_copy,
+)
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
@@ -46,6 +55,7 @@ Item = TypeVar("Item")
 MERGED = "merged."  # prefix of these counts of a shard:
 UNITED = ("united_objects", "united_relations", "contradictory_classes", "contradictory_relations")
 _MEMORY, _HELD_BYTES, _FILES_AT_ONCE = "300MB", 32 << 20, 4096
+_PLACE = pa.schema([("start", pa.int64()), ("size", pa.int64()), ("content", pa.string())])  # of an image; its hash
 _FILE_START = 64 << 10  # bytes of a file that tell it from another of the same name
 _PIXEL = 1.0  # boxes of which no edge differs by more are the same, however small they are
 _STRONGEST = {name: rank for kind in (BoxOrigin, RelationOrigin) for rank, name in enumerate(get_args(kind))}
@@ -55,7 +65,7 @@ _CLAIMS = {text: claim for claim, texts in AXES.items() for text in texts}  # th
 _NAMES = """
     create table names as
     select n.*, coalesce(root, '') as root from (
-        select rowid as leaf, run, split, image_id, file_name, width, height, status <> 'ok' as failed
+        select rowid as leaf, run, split, image_id, file_name, width, height, status <> 'ok' as failed, content
         from leaves qualify row_number() over (partition by run, split, image_id, file_name) = 1) n
     left join roots using (run, split);
     create table files (root varchar, file_name varchar, digest varchar)
@@ -63,9 +73,9 @@ _NAMES = """
 _WANTED = {
     "file": "file_name in (select file_name from names group by all having count(distinct root) > 1)",
     "id": "false",
-    "hash": "true",
+    "hash": "content is null",
 }
-_KEYS = {"file": "file_name", "id": "image_id", "hash": "coalesce(digest, concat(run, split, image_id))"}
+_KEYS = {"file": "file_name", "id": "image_id", "hash": "coalesce(content, digest, concat(run, split, image_id))"}
 # Rows of one key are of one image, unless sizes or files differ. Where a run has a key twice, split and id count, too.
 # Error rows come last. The run with the most rows comes first, and names the image and its split; images that this
 # would give the same split and id, or one split in two places, go to further splits.
@@ -146,11 +156,11 @@ def merge_runs(
         scratch = folder.private / "merging"
         shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
         scratch.mkdir()
-        with interruptible(), duckdb.connect(scratch / "rows") as database:
+        with interruptible(), duckdb.connect(scratch / "rows") as database, (scratch / "images").open("w+b") as kept:
             try:
                 configure(database, scratch / "spill", _MEMORY, ordered=True)
                 progress.say("reading the runs")
-                _read(database, inputs, header["runs"])
+                _read(database, inputs, header["runs"], kept, hashed=match == "hash")
                 _plan(database, match)
                 [matched] = database.sql(_COUNTED).to_arrow_table().to_pylist()
                 units, manifest.run["images"] = _units(database)
@@ -159,7 +169,7 @@ def merge_runs(
                     for number, unit in enumerate(units):
                         if unit.file not in done:
                             members = database.sql(_OF_UNIT, params=[number]).to_arrow_table()
-                            rows, counts = _united(members, unit.split, least)
+                            rows, counts = _united(members, unit.split, least, kept)
                             manifest.commit(write_copy(out, unit, rows, counts))
                         advance(unit.rows, {})
             except FAULTS as error:
@@ -207,9 +217,16 @@ def _ranked(runs: Mapping[str, Any]) -> list[str]:
     return sorted(runs, key=lambda run: (-runs[run]["rows"], run))
 
 
-def _read(database: duckdb.DuckDBPyConnection, inputs: Mapping[str, RunFiles], runs: Mapping[str, Any]) -> None:
-    """Read all rows of single runs, and where the images of each of these are."""
-    database.register("empty", SCHEMA.empty_table())
+def _read(
+    database: duckdb.DuckDBPyConnection,
+    inputs: Mapping[str, RunFiles],
+    runs: Mapping[str, Any],
+    images: BinaryIO,
+    *,
+    hashed: bool,
+) -> None:
+    """Read all rows of single runs, and where the images of each of these are; those in the shards go to `images`."""
+    database.register("empty", _without_images(SCHEMA.empty_table(), images, hashed=hashed))
     database.execute("create table leaves as select ''::varchar as run, * from empty")
     database.execute(
         "create table roots (run varchar, split varchar, root varchar); create table ranks (run varchar, rank int)"
@@ -219,6 +236,7 @@ def _read(database: duckdb.DuckDBPyConnection, inputs: Mapping[str, RunFiles], r
         for split, root in runs[run]["images"].items():
             database.execute("insert into roots values (?, ?, ?)", (run, split, root))
     others = ", ".join(f"coalesce(source.{name}, {name}) as {name}" for name in SCHEMA.names if name != "split")
+    places: dict[bool, str] = {}  # a run with images in its shards, and one without
     for number, files in inputs.items():
         rows = f"'{number}' as run, {', '.join(SCHEMA.names)}", "shards"
         if _is_merged(files):
@@ -227,13 +245,37 @@ def _read(database: duckdb.DuckDBPyConnection, inputs: Mapping[str, RunFiles], r
         for shard in [*files.manifest.shards, None]:
             if shard is not None:
                 with open_shard(files.storage / shard.file, SCHEMA.names) as file:
-                    if IMAGE_COLUMN in file.schema_arrow.names:
-                        raise UserError(f"{files.root} has images in its shards; merge runs whose images are files")
-                    held += map(file.read_row_group, range(file.num_row_groups))
+                    places.setdefault(IMAGE_COLUMN in file.schema_arrow.names, files.root)
+                    groups = map(file.read_row_group, range(file.num_row_groups))
+                    held += [_without_images(table, images, hashed=hashed) for table in groups]
+            if len(places) > 1:
+                lacks = f"{places[True]} has images in its shards, {places[False]} has not"
+                raise UserError(f"{lacks}: embed the images of all runs or of none")
             if held and (shard is None or sum(table.nbytes for table in held) > _HELD_BYTES):
                 database.register("shards", pa.concat_tables(held, promote_options="default"))
-                database.execute(f"insert into leaves by name select {rows[0]} from {rows[1]}")
+                database.execute(f"insert into leaves by name select {rows[0]}, start, size, content from {rows[1]}")
                 held.clear()
+
+
+def _without_images(table: pa.Table, images: BinaryIO, *, hashed: bool) -> pa.Table:
+    """Return the rows with `start` and `size` of their image files in `images`, to which these are added."""
+    places: list[dict[str, Any]] = []
+    for image in table[IMAGE_COLUMN] if IMAGE_COLUMN in table.column_names else [{}] * len(table):
+        content = image["bytes"].as_py() if image else None
+        places.append({} if content is None else {"start": images.tell(), "size": images.write(content)})
+        if hashed and content is not None:
+            places[-1]["content"] = hashlib.sha256(content).hexdigest()
+    columns = pa.Table.from_pylist(places, _PLACE).columns
+    rows = table.select([name for name in table.column_names if name != IMAGE_COLUMN])
+    return pa.table([*rows.columns, *columns], [*rows.column_names, *_PLACE.names])
+
+
+def _image(images: BinaryIO, start: int | None, size: int) -> bytes | None:
+    """Return the image file in this place; None if there is none."""
+    if start is None:
+        return None
+    images.seek(start)
+    return images.read(size)
 
 
 def _plan(database: duckdb.DuckDBPyConnection, match: Match) -> None:
@@ -274,7 +316,7 @@ def _units(database: duckdb.DuckDBPyConnection) -> tuple[list[ShardEntry], dict[
     return units, images
 
 
-def _united(members: pa.Table, split: str, least: float) -> tuple[pa.Table, dict[str, int]]:
+def _united(members: pa.Table, split: str, least: float, images: BinaryIO) -> tuple[pa.Table, dict[str, int]]:
     """Return the rows of a shard, made from those of single runs, and its counts."""
     first = np.flatnonzero(np.diff(members["slot"].to_numpy(), prepend=-1))
     sizes = np.diff([*first, len(members)])
@@ -286,6 +328,11 @@ def _united(members: pa.Table, split: str, least: float) -> tuple[pa.Table, dict
     rows = pa.concat_tables([alone, to_table(record for record, _ in made)])
     rows = rows.take(np.argsort(np.argsort(sizes > 1, kind="stable")))
     rows = rows.set_column(SCHEMA.names.index("split"), SCHEMA.field("split"), pa.array([split] * len(rows)))
+    if members["start"].null_count < len(members):
+        places = list(zip(members["start"].to_pylist(), members["size"].to_pylist(), strict=True))
+        ends = zip(first, first + sizes, strict=True)
+        chosen = (next((each for each in places[start:stop] if each[1]), (None, None)) for start, stop in ends)
+        rows = with_images(rows, [_image(images, *place) for place in chosen])
     whole = pa.array(np.arange(len(members)), mask=~shared)  # of rows of one run, `sources` only says which that is
     parts = {name: members[name].take(whole) for name in SCHEMA.names} | {
         name: members[name] for name in ("run", "split")

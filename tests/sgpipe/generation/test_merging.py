@@ -38,7 +38,7 @@ from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import SOURCES, iter_records, iter_tables, shard_name, write_shard
+from sgpipe.storage.shards import SOURCES, embedded_images, iter_records, iter_tables, shard_name, write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.view.search import Filters, search
 from tests.sgpipe.sources import test_corrected
@@ -52,7 +52,7 @@ def make_run(
     records: Sequence[Record],
     rows: int = 3,
     images: Any = "/nowhere",
-    embedded: bool = False,
+    embedded: bool | bytes = False,
     **header: Any,
 ) -> Path:
     folder, splits = RunFolder(root), dict.fromkeys(record.split for record in records)
@@ -64,7 +64,8 @@ def make_run(
             own = [record for record in records if record.split == split]
             for start in range(0, len(own), rows):
                 part = own[start : start + rows]
-                files = [record.file_name.encode() for record in part] if embedded else None
+                given = embedded if isinstance(embedded, bytes) else None
+                files = [given or record.file_name.encode() for record in part] if embedded else None
                 name = shard_name(split, start, start + len(part))
                 manifest.commit(write_shard(root, name, split, start, part, {}, files))
     return root
@@ -296,6 +297,19 @@ def test_images_are_matched_by_file_id_or_content(tmp_path):
     assert run["images"] == {"train": str(tmp_path / "one"), "train_2": str(tmp_path / "two")}
     moved = merged(tmp_path / "moved", one, two, images=tmp_path / "one")  # one place: one file of a name
     assert [len(each.objects) for each in moved] == [2, 2]
+    embedded = [make_run(tmp_path / f"e{n}", own, embedded=True) for n, own in enumerate((made, renamed))]
+    assert len(merged(tmp_path / "embedded", *embedded, match="hash")) == 2
+    [table] = iter_tables(tmp_path / "embedded")
+    assert embedded_images(table) == [b"0.png", b"1.png"]
+
+
+def test_images_of_shards_may_be_larger_than_the_memory_of_the_database(tmp_path, monkeypatch):
+    monkeypatch.setattr(merging, "_MEMORY", "30MB")
+    image = os.urandom(2 << 20)
+    made = [[scene(str(n), box) for n in range(20)] for box in (person(), detected(11))]
+    runs = [make_run(tmp_path / str(n), own, rows=5, embedded=image) for n, own in enumerate(made)]
+    assert len(merged(tmp_path / "out", *runs)) == 20
+    assert all(embedded_images(table) == [image] * len(table) for table in iter_tables(tmp_path / "out"))
 
 
 def test_images_that_are_not_one_stay_apart(tmp_path):
@@ -430,7 +444,7 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
         (["given", "nothing", "--out", "out"], "does not exist"),
         (["given", "old", "--out", "out"], "has schema version 2"),
         (["given", "cut", "--out", "out"], "cannot be read"),
-        (["given", "embedded", "--out", "out"], "embedded has images in its shards"),
+        (["given", "embedded", "--out", "out"], "embed the images of all runs or of none"),
         (["given", "found", "--out", "found2"], "contains an import, not a merged run"),
     ],
 )
