@@ -327,7 +327,7 @@ def export(
         str,
         cli.option(
             "Format: hf (Hugging Face), coco, coco-rel (RelTR), sgg-benchmark, vg, vg150, psg, rlipv2, hico, "
-            "label-studio, fiftyone or instructions (questions and answers for vision-language models)."
+            "label-studio, fiftyone, webdataset or instructions (questions and answers for vision-language models)."
         ),
     ],
     out: Annotated[Path, cli.writes_folder("New folder for the files.")],

@@ -1,9 +1,11 @@
-"""A run as Parquet files and a dataset card for the Hugging Face hub."""
+"""A run with its images: Parquet files and a dataset card for the Hugging Face hub, and WebDataset's tar files."""
 
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 from sgpipe.export.card import write_card
 from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups, new_file
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.images import ImageError, read_image
+from sgpipe.images import ImageError, open_header, read_image
 from sgpipe.records import ORIGINS, from_table
 from sgpipe.sources.hugging_face import CLASSES, ORIGIN
 from sgpipe.storage.manifest import Manifest, ShardEntry
@@ -44,6 +46,25 @@ def write_hugging_face(rows: ExportRows, out: Path, images: ImagePlace | None, *
             _write(out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", tables, rows, names)
     written = pq.read_schema(out / DATA / f"{split}-00000-of-{len(shards):05d}.parquet")
     write_card(rows, out, embedded=IMAGE_COLUMN in written.names)
+
+
+def write_webdataset(rows: ExportRows, out: Path, images: ImagePlace | None) -> None:
+    """Write SPLIT-000000.tar and so on, one per shard: of each image its file, KEY.jpeg or so, and its row, KEY.json.
+
+    Raises UserError: the image folder is unknown.
+    """
+    for split in rows.splits:
+        for number, shard in enumerate(rows.shards(split)):
+            with new_file(out / f"{split}-{number:06d}.tar") as file, tarfile.open(fileobj=file, mode="w") as tar:
+                found = (row for table in _tables(rows, shard, images, embed=True) for row in table.to_pylist())
+                for key, row in enumerate(row for row in found if row["status"] == "ok" and row[IMAGE_COLUMN]):
+                    image = row.pop(IMAGE_COLUMN)["bytes"]
+                    with open_header(BytesIO(image), row["file_name"]) as header:
+                        suffix = str(header.format).lower().replace("mpo", "jpeg")  # a JPEG with further images
+                    for end, content in ((suffix, image), ("json", json.dumps(row).encode())):
+                        member = tarfile.TarInfo(f"{key:06d}.{end}")
+                        member.size = len(content)
+                        tar.addfile(member, BytesIO(content))
 
 
 def _categories(table: pa.Table) -> pa.Array:

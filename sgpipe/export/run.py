@@ -12,7 +12,7 @@ from sgpipe.errors import UserError, check_share
 from sgpipe.export import annotation_files as files
 from sgpipe.export.annotation_tools import write_fiftyone, write_label_studio
 from sgpipe.export.card import exported_relations, write_readme
-from sgpipe.export.hugging_face import write_hugging_face
+from sgpipe.export.hugging_face import write_hugging_face, write_webdataset
 from sgpipe.export.instructions import COORDINATES, LIKELY, Instructions, load_phrases, write_instructions
 from sgpipe.export.rows import ExportRows
 from sgpipe.files.image_roots import ImagePlace, check_images
@@ -21,7 +21,8 @@ from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE
 from sgpipe.storage.run_folder import check_output
 from sgpipe.utils.locking import new_folder
 
-HUGGING_FACE, LABEL_STUDIO, FIFTYONE, INSTRUCTIONS = "hf", "label-studio", "fiftyone", "instructions"
+HUGGING_FACE, LABEL_STUDIO, FIFTYONE = "hf", "label-studio", "fiftyone"
+WEBDATASET, INSTRUCTIONS = "webdataset", "instructions"
 _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "coco": files.write_coco,
     "coco-rel": files.write_coco_relations,
@@ -33,7 +34,7 @@ _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "vg150": files.write_vg150,
 }
 _WITH_IMAGES = (HUGGING_FACE, LABEL_STUDIO, FIFTYONE, INSTRUCTIONS)
-FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO, FIFTYONE, INSTRUCTIONS)
+FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO, FIFTYONE, WEBDATASET, INSTRUCTIONS)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def export_run(
         raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")
     for option, is_given, forms in (
         ("--embed", embed, _WITH_IMAGES),
-        ("--images", images, _WITH_IMAGES),
+        ("--images", images, (*_WITH_IMAGES, WEBDATASET)),
         ("--images-url", images_url is not None, (LABEL_STUDIO, INSTRUCTIONS)),
         ("--coordinates", coordinates != "pixel", (INSTRUCTIONS,)),
         ("--templates", templates, (INSTRUCTIONS,)),
@@ -137,6 +138,8 @@ def export_run(
                 write_label_studio(rows, folder, images, images_url, embed=embed)
             elif to == FIFTYONE:
                 write_fiftyone(rows, folder, images, embed=embed)
+            elif to == WEBDATASET:
+                write_webdataset(rows, folder, images)
             elif to == INSTRUCTIONS:
                 asked = Instructions(rows, load_phrases(templates), coordinates, seed or 0)
                 write_instructions(rows, folder, asked, images, images_url, parquet=parquet, embed=embed)

@@ -1,8 +1,11 @@
+import json
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
@@ -74,3 +77,28 @@ def test_what_others_made_of_it_is_checked(tmp_path):
     pq.write_table(table.set_column(column, table.field("width"), pa.array([5] * len(table), pa.int32())), path)
     with pytest.raises(UserError, match=r"val-00000-of-00001.parquet: bbox is not inside its image"):
         list(dataset_source(str(out), "val")[0].read({}))
+
+
+def test_webdataset_has_each_image_with_its_row(tmp_path):
+    made = records(25)
+    images = draw_images(tmp_path / "images", made)
+    (images / made[0].file_name).unlink()
+    drawn = Image.new("RGB", (WIDTH, HEIGHT))
+    drawn.save(images / made[1].file_name, "MPO", save_all=True, append_images=[drawn.copy()])
+    run = make_shards(tmp_path / "run", made, rows=6)
+    written = export_run(run, "webdataset", tmp_path / "out", images=images, threshold=0.5)
+    assert written.left_out["images that cannot be read"] == 1
+    found = []
+    for path in sorted(written.root.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            contents = [(member.name, tar.extractfile(member).read()) for member in tar]
+        for key, (image, row) in enumerate(zip(contents[::2], contents[1::2], strict=True)):
+            assert (image[0], row[0]) == (f"{key:06d}.jpeg", f"{key:06d}.json")
+            found.append(json.loads(row[1]))
+            assert image[1] == (images / found[-1]["file_name"]).read_bytes()
+    wanted = sorted(made[1:], key=lambda record: record.split)
+    for row, record in zip(found, wanted, strict=True):
+        assert (row["split"], row["image_id"]) == (record.split, record.image_id)
+        assert [tuple(item["bbox"]) for item in row["objects"]] == [box.bbox for box in record.objects]
+        confident = [item.confidence for item in record.relations if item.confidence >= 0.5]
+        assert [item["confidence"] for item in row["relations"]] == confident

@@ -22,8 +22,8 @@ def run(tmp_path_factory) -> Path:
 
 
 def write(root: Path, form: str, out: Path) -> module.Exported:
-    """The run does not say where its images are."""
-    images = root.parent / "images" if form == "fiftyone" else None
+    """The run does not say where its images are, which WebDataset and FiftyOne contain."""
+    images = root.parent / "images" if form in ("webdataset", "fiftyone") else None
     url = "https://example.org/" if form in ("label-studio", "instructions") else None
     return export_run(root, form, out, images=images, images_url=url)
 
@@ -67,7 +67,8 @@ def test_a_full_disk_is_named_by_its_file_and_leaves_nothing_behind(run, tmp_pat
 
     monkeypatch.setattr(os, "fsync", fail)
     url = ["--images-url", "https://example.org/"] if form in ("label-studio", "instructions") else []
-    result = invoke(run, "--to", form, "--out", tmp_path / "out", *url)
+    images = ["--images", run.parent / "images"] if form == "webdataset" else []
+    result = invoke(run, "--to", form, "--out", tmp_path / "out", *url, *images)
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: No space left on device: {tmp_path / '.out.tmp'}")
     assert len(result.stderr.splitlines()) == 1
