@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from filecmp import cmp
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, StringConstraints, field_validator
 
@@ -305,6 +306,7 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 
 MINIWORLD = "MINIWORLD"  # in a recipe: the packaged model of the miniworld
+_WEIGHTS = "model.safetensors"
 WHOLE = "all"  # the split of images that have no other
 DEFAULT_SIDES = (800, 1333)  # short and maximum long side, in pixels, of the images that a network reads, as published
 
@@ -331,7 +333,7 @@ def known_settings(model: str | None) -> dict[str, Any]:
     return {}
 
 
-def trained_sides(model: str) -> tuple[int, int] | None:
+def trained_sides(model: str | None) -> tuple[int, int] | None:
     """Return the short and maximum long side, in pixels, of a network's validation images, or None."""
     match known_settings(model).get("image_sides"):
         case [int(short), int(long)]:
@@ -339,16 +341,36 @@ def trained_sides(model: str) -> tuple[int, int] | None:
     return None
 
 
+def _is_miniworld(model: str | None) -> bool:
+    """Return whether a model is a packaged one, by its name, its folder or as a copy."""
+    with suppress(OSError):
+        weights = network_folder(Path(str(model))) / _WEIGHTS
+        packaged = (packaged_model(name) / _WEIGHTS for name in get_args(PackagedModel))
+        return model == MINIWORLD or any(cmp(weights, each, shallow=False) for each in packaged)
+    return False
+
+
 def miniworld_notes(models: Iterable[str | None], source: SourceConfig | None = None) -> list[str]:
     """Return what users should know if some of the models are the packaged ones; source: of the images, if known."""
-    packaged = packaged_model("tagger").parent
-    if not any(each == MINIWORLD or packaged in Path(str(each)).resolve().parents for each in models):
+    if not any(map(_is_miniworld, models)):
         return []
     if source is None or source.synthetic is None:
         return ["the packaged miniworld models know only synthetic images: for photographs, pass other models"]
     if source.miniworld.split == "train":
         return ["the miniworld models were trained on this split: label quality on it is too optimistic"]
     return []
+
+
+def size_notes(detector: str | None) -> list[str]:
+    """Return a note on a detector that does not state at which size it reads images."""
+    name = detector and _model_folder(detector, "parseda")
+    if trained_sides(name) or not str(known_settings(name).get("model_type")).startswith("rlip"):
+        return []
+    short, long = DEFAULT_SIDES
+    return [
+        f"{detector}: its config.json has no image_sides, so images are resized to {short} and at most {long} pixels; "
+        'if it was trained on other sizes, add them, such as "image_sides": [480, 800]'
+    ]
 
 
 def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None = None) -> list[str]:
@@ -369,7 +391,7 @@ def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None =
             f"{tag.tagger} was trained on images of {sides[0]} and at most {sides[1]} pixels: set tag.short_side "
             f"({tag.short_side} now) and tag.long_side ({tag.long_side})"
         )
-    return notes
+    return list(dict.fromkeys([*notes, *size_notes(detector), *size_notes(recipe.ground.detector)]))
 
 
 # The setting of each stage that names its model

@@ -21,7 +21,7 @@ from sgpipe.errors import EngineError, UserError
 from sgpipe.files.locations import text_of
 from sgpipe.images import ImageError
 from sgpipe.inference.rows import PERSON, ImagePrediction, ImageRow, PredictConfig, RowGroup, iter_rows
-from sgpipe.recipe import DEFAULT_SIDES, miniworld_notes, trained_sides
+from sgpipe.recipe import DEFAULT_SIDES, miniworld_notes, size_notes, trained_sides
 from sgpipe.stages.detect import load_detector
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
@@ -38,7 +38,8 @@ def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[I
     Raises UserError: the network or a shard is missing or invalid; EngineError: workers did not start, or were lost.
     """
     check_devices(config.device, config.gpus, config.workers, ("--device", "--gpus"))
-    for note in miniworld_notes([text_of(config.model)]):
+    model = text_of(config.model)
+    for note in miniworld_notes([model]) + (size_notes(model) if config.sides is None else []):
         Progress().say(f"NOTE: {note}")
     if config.workers > 1:
         predictions = _predict_on_ray(config, row_groups)

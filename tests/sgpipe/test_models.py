@@ -1,6 +1,7 @@
 """The models that ship with sgpipe match their recipes, are small, can be loaded, and have a model card."""
 
 import re
+import shutil
 
 import pytest
 
@@ -14,6 +15,7 @@ from sgpipe.recipe import (
     miniworld_notes,
     packaged_model,
     recipe_notes,
+    size_notes,
     trained_sides,
     with_model_folders,
 )
@@ -46,7 +48,10 @@ def test_a_packaged_network_matches_its_recipe(name):
 
 def test_packaged_models_are_noted_on_other_images_whatever_names_them(tmp_path):
     coco, drawn = load_recipe("coco"), load_recipe("miniworld")
-    for tagger in (MINIWORLD, str(packaged_model("tagger"))):
+    copied, trained = tmp_path / "copy", tmp_path / "training"
+    shutil.copytree(packaged_model("tagger"), copied)
+    shutil.copytree(packaged_model("parseda"), trained / "best")
+    for tagger in (MINIWORLD, str(packaged_model("tagger")), str(copied), str(trained)):
         tag = coco.tag.model_copy(update={"tagger": tagger, "short_side": 96, "long_side": 144})
         recipe = coco.model_copy(update={"tag": tag})
         [note] = recipe_notes(recipe, detects=False, source=recipe.source)
@@ -56,6 +61,18 @@ def test_packaged_models_are_noted_on_other_images_whatever_names_them(tmp_path)
     assert "know only synthetic images" in recipe_notes(drawn, detects=True)[0]
     assert miniworld_notes([None, str(packaged_model("captioner"))])
     assert not miniworld_notes([None, "facebook/detr-resnet-50", str(tmp_path)])
+
+
+def test_a_copied_network_states_its_image_sides_and_one_that_does_not_is_noted(tmp_path):
+    shutil.copytree(packaged_model("parseda"), copy := tmp_path / "copy")
+    assert (trained_sides(str(copy)), size_notes(str(copy))) == ((96, 144), [])
+    settings = (copy / "config.json").read_text()
+    (copy / "config.json").write_text(settings.replace("image_sides", "sides"))
+    assert trained_sides(str(copy)) is None
+    recipe = load_recipe("coco", {"detect.detector": str(copy), "ground.detector": str(copy)})
+    assert recipe_notes(recipe, detects=True)[1:] == size_notes(str(copy)) != []
+    assert "no image_sides, so images are resized to 800 and at most 1333 pixels" in size_notes(str(copy))[0]
+    assert size_notes("someone/detector") == size_notes(None) == []
 
 
 def test_a_tagger_that_would_read_images_of_another_size_is_noted():
