@@ -477,7 +477,7 @@ def check(run: str | Location, file: Location, judgements: Path) -> dict[str, An
             **{name: given[name] for name in CertificateSettings.model_fields.keys() & given.keys()}
         )
         end = int(given["judgements"]["bytes"])
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UserError(f"{file} is not a file of `sgpipe certify`") from None
     content = judgements.read_bytes() if judgements.is_file() else b""
     with tempfile.TemporaryDirectory() as folder, open_run(run) as database:

@@ -221,12 +221,15 @@ def test_an_edited_certificate_and_changed_answers_are_refused(copy):
         assert (result.exit_code, f"{CERTIFICATE}: " in result.output) == (1, True)
         return result.output.replace("\n", " ")
 
-    for change in ({"precision": 0.99}, {"people": {"bob": 3}}, {"sets": []}, {"prediction": "none"}):
+    for change in ({"precision": 0.99}, {"people": {"bob": 3}}, {"sets": []}, {"sets": "a"}, {"prediction": "none"}):
         file.write_text(json.dumps(json.loads(text) | change))
         refused()
     assert invoke("export", root, "--to", "hf", "--certified", "--out", root.parent / "out").exit_code == 2
     file.write_text(re.sub(r'"bytes": \d+', '"bytes": 1e400', text))
     assert "is not a file of" in refused()
+    for wrong in (None, [], 5, "a", json.loads(text) | {"judgements": []}):
+        file.write_text(json.dumps(wrong))
+        assert "is not a file of" in refused()
     file.write_text(text)
     log = JudgementLog(root / JUDGEMENTS, RUN)
     for state in list(log.current()):
