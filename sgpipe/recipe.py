@@ -60,6 +60,7 @@ def _as_location(place: Any) -> Location:
     return location(place)
 
 
+_DRAWN = ".sgpipe/drawn/"  # within a run of the miniworld
 ImageLocation = Annotated[str, BeforeValidator(_as_text)]
 StoredPath = Annotated[Location, PlainValidator(_as_location), PlainSerializer(text_of, when_used="json")]
 
@@ -119,6 +120,13 @@ class SourceConfig(Config):
     miniworld: MiniworldConfig = MiniworldConfig()
     ground_truth: StoredPath | None = Field(None, description="run or import to measure precision and recall by")
     image_data: StoredPath | None = Field(None, description="image_data.json, if VG is ground truth for COCO")
+
+    @field_validator("splits")
+    @classmethod
+    def _drawn_again(cls, splits: dict[str, SplitConfig], info: Any) -> dict[str, SplitConfig]:
+        """Leave out the images that an earlier run of a saved recipe drew in its folder."""
+        drawn = info.data.get("format") == "miniworld" and all(_DRAWN in each.images for each in splits.values())
+        return {} if drawn else splits
 
     @property
     def synthetic(self) -> dict[str, Any] | None:

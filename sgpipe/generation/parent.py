@@ -93,9 +93,7 @@ class Parent:
     def adopted(self, recipe: Recipe) -> Recipe:
         """Return the recipe with the parent's images and annotations where they are now, unless it names others."""
         source, changes = recipe.source, dict[str, Any]()
-        if source.synthetic is not None and source.splits == self.recipe.source.splits:
-            changes = {"root": None, "splits": {}}
-        elif source == self.recipe.source:
+        if source == self.recipe.source and source.synthetic is None:
             images, splits = self.manifest.image_roots.locations, {}
             for name, split in source.splits.items():
                 read = self._files_read(name)

@@ -323,6 +323,19 @@ def test_shuffled_annotations_give_the_same_labels(tmp_path: Path, captioner: bo
     assert labels(files, tmp_path / "shuffled", **settings) == expected
 
 
+def test_the_saved_recipe_of_the_miniworld_runs_again(tmp_path):
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    generate(load_recipe("miniworld", {"source.miniworld.images": 2, "caption.samples": 2}), first, QUIET)
+    before = rows(first)
+    generate(load_recipe(first / "recipe.yaml"), first, QUIET)
+    first.rename(moved)
+    generate(load_recipe(moved / "recipe.yaml"), tmp_path / "again", QUIET)
+    assert rows(moved) == rows(tmp_path / "again") == before
+    other = load_recipe(moved / "recipe.yaml", {"source.splits.val.images": str(tmp_path)})
+    with pytest.raises(UserError, match="generates its own images"):
+        generate(other, tmp_path / "other", QUIET)
+
+
 def invoke(*arguments: object):
     return CliRunner().invoke(app, ["generate", *(str(argument) for argument in arguments)])
 
