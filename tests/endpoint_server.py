@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-Fault = str  # those below; or silent, garbled, page, unpaid
+Fault = str  # those below; or silent, slow, garbled, page, unpaid, parts, plain
 PASSING: tuple[Fault, ...] = ("limited", "broken", "cut")
 LASTING: tuple[Fault, ...] = ("refusal", "filtered", "empty", "rejected")
 
@@ -145,6 +145,8 @@ class EndpointServer:
             message: dict[str, Any] = {"role": "assistant", "content": "" if fault in ("empty", "filtered") else text}
             if fault == "refusal":
                 message |= {"content": None, "refusal": "I cannot describe people."}
+            if fault == "parts":
+                message["content"] = [{"type": "text", "text": text[:4]}, {"type": "text", "text": text[4:]}]
             reason = "content_filter" if fault == "filtered" else "stop"
             choice = {"index": index, "message": message, "finish_reason": reason}
             if body.get("logprobs"):
@@ -220,6 +222,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "silent":
             server.ended.wait(60)
             self.close_connection = True
+        elif fault == "slow":  # each byte comes in time
+            self._send(200, b" ", {"Content-Length": "1000"})
+            while not server.ended.wait(0.1):
+                self.wfile.write(b" ")
         elif fault == "page":
             self._send(200, b"<html><body>Please log in</body></html>", {"Content-Type": "text/html"})
         elif fault == "garbled":
@@ -235,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._count(name, 1)  # before it is sent, because who gets it may look at once
         try:
-            self._send(200, content)
+            self._send(200, content, {"Content-Type": "text/plain"} if fault == "plain" else None)
         except OSError:
             self._count(name, -1)
             raise

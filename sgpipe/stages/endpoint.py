@@ -158,6 +158,8 @@ def _read(choice: Mapping[str, Any], message: Mapping[str, Any], logprobs: bool)
         return Choice("", f"the model refused: {quote(str(refusal))}")
     if reason == "content_filter":
         return Choice("", "a content filter withheld the answer")
+    if isinstance(text, list):  # some servers return it in parts
+        text = "".join(str(part.get("text", "")) for part in text)
     if logprobs:  # which tell more than the text: a token that is a space has some, too
         tokens = (choice.get("logprobs") or {}).get("content")
         if not tokens:
@@ -484,8 +486,12 @@ class ChatEndpoint:
         options: openai.RequestOptions = {"max_retries": retries, "headers": headers}
         try:
             if fields is None:
-                return await self._client.get(path, cast_to=object, options=options)
-            return await self._client.post(path, cast_to=object, body=fields, options=options)
+                answer = await self._client.get(path, cast_to=object, options=options)
+            else:
+                answer = await self._client.post(path, cast_to=object, body=fields, options=options)
+            with suppress(ValueError):  # text: of another content type
+                return json.loads(answer) if isinstance(answer, str) else answer
+            return answer
         except openai.APITimeoutError:
             raise RequestError(f"no answer within {self.requests.timeout:g} seconds") from None
         except openai.APIConnectionError as error:
@@ -505,14 +511,24 @@ class ChatEndpoint:
 
     @cached_property
     def _client(self) -> AsyncOpenAI:
+        import httpx2
         import openai
 
-        parts = urlsplit(self.url)
+        timeout, parts = self.requests.timeout, urlsplit(self.url)
+
+        class Client(openai.DefaultAsyncHttpxClient):
+            async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+                try:
+                    async with asyncio.timeout(timeout):  # openai's limits each read, not all of them
+                        return await super().send(request, **options)
+                except TimeoutError:
+                    raise httpx2.ReadTimeout("", request=request) from None  # which openai tries again
+
         return openai.AsyncOpenAI(
             base_url=self.url,
             api_key=self._key or "none",
-            timeout=openai.Timeout(self.requests.timeout, connect=min(self.requests.timeout, _CONNECT_SECONDS)),
-            http_client=openai.DefaultAsyncHttpxClient(
+            timeout=openai.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
+            http_client=Client(
                 follow_redirects=False,  # they could carry the key to another host
                 trust_env=parts.hostname not in _THIS_MACHINE or parts.scheme == "https",  # no proxy to this machine
             ),

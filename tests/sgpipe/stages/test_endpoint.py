@@ -90,10 +90,18 @@ def test_a_passing_fault_changes_no_answer(connect: Connect, fault: Fault) -> No
         assert len(server.requests) == 3
 
 
-def test_silence_ends_at_the_timeout(connect: Connect) -> None:
-    with EndpointServer(faults=scripted("silent")) as server:
+@pytest.mark.parametrize("fault", ["silent", "slow"])
+def test_silence_ends_at_the_timeout(connect: Connect, fault: Fault) -> None:
+    with EndpointServer(faults=scripted(fault)) as server:
         assert isinstance(ask(connect(server.url, timeout=0.5), question(1)), Answer)
         assert len(server.requests) >= 2  # on a busy machine the next answer may come too late, too
+
+
+@pytest.mark.parametrize("form", ["parts", "plain"])
+def test_other_forms_of_an_answer(connect: Connect, form: Fault) -> None:
+    with EndpointServer(lambda body: ["a dog on grass"], faults=scripted(form)) as server:
+        assert ask(connect(server.url), question(1)) == Answer(("a dog on grass",))
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
