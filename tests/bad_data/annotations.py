@@ -21,7 +21,7 @@ IMAGE = {"id": 1, "file_name": "1.png", "width": 100, "height": 80}
 BOX = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}
 CATEGORY = {"id": 1, "name": "dog"}
 GOOD = {"images": [IMAGE], "annotations": [BOX], "categories": [CATEGORY]}
-NAN, INFINITE = float("nan"), float("inf")
+NAN = float("nan")
 CAPTION = {"image_id": 1, "caption": "a dog"}
 NAMED = r"dog \[10.0, 10.0, 20.0, 20.0\]"
 

@@ -23,6 +23,7 @@ from tests.integration.faults import stub
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload([stub.__name__])
+FIFTY = int(os.environ.get("SGPIPE_SOAK_KILLS", "50"))
 
 
 def make_dataset(folder: Path, images: int, fatal: tuple[int, ...] = ()) -> list[str]:

@@ -1,4 +1,4 @@
-"""Judging with servers that are killed, on a disk that is full, and on a run in an object store."""
+"""Judging with servers that are killed."""
 
 import http.client
 import json
@@ -17,14 +17,17 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from sgpipe.cli.main import app
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, RelationKey
 from sgpipe.utils.console import Progress
-from tests.integration.faults.test_disk import disk as disk
+from tests.integration.faults.runs import FIFTY
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
 KILLS, PEOPLE, IMAGES = 15, ("anna", "ben", "cleo"), 10
+SCENES = 3000  # of the run with a certificate: people must not run out of questions
 RUN = "drawn"
 
 
@@ -58,8 +61,9 @@ class Servers:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    records = [plain_record(str(number), "on", (number % 9 + 1) / 10) for number in range(IMAGES)]
+def run(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    scenes = getattr(request, "param", IMAGES)
+    records = [plain_record(str(number), "on", (number % 9 + 1) / 10) for number in range(scenes)]
     make_run(tmp_path / "run", records)
     Index.open(tmp_path / "run", Progress(Console(quiet=True))).close()
     return tmp_path / "run"
@@ -99,14 +103,14 @@ class Person(threading.Thread):
         said = self._random.choice([{"judgement": "right"}, {"judgement": "wrong"}, {"change": {"action": "swap"}}])
         return {"id": id_, "by": self.name, **relation, "predicate": "on", **said}
 
-    def _post(self, answer: dict) -> dict | None:
-        """The line as a server has stored it; None: no server has said so."""
+    def _post(self, answer: dict | None, path: str = "/api/judgements") -> dict | None:
+        """The line as a server has stored it, or what it answers at a path; None: no server has said so."""
         self.sent += 1
         port, _ = self._servers.running[self.sent % 2]  # what one server leaves open is sent to the other
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         try:
-            body = json.dumps(answer)
-            connection.request("POST", "/api/judgements", body, {"Content-Type": "application/json"})
+            body, method = (json.dumps(answer), "POST") if answer else (None, "GET")
+            connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             content = json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError):
@@ -115,6 +119,26 @@ class Person(threading.Thread):
             connection.close()
         assert response.status in (200, 201), content
         return content
+
+
+class Certifier(Person):
+    """Somebody who answers a certificate's plan, nine times of ten with right, and blind questions in between."""
+
+    plan = ""
+
+    def _answer(self) -> dict:
+        while True:
+            plan = "recall" if self._random.random() < 0.2 else self.plan
+            found = self._post(None, f"/api/{'recall' if plan == 'recall' else 'plans'}/{plan}?by={self.name}")
+            if found and (question := found["question"]):
+                break
+            time.sleep(0.01)
+        common = {"id": uuid.uuid4().hex, "by": self.name, "plan": plan}
+        if plan == "recall":
+            place = {name: question["image"][name] for name in ("split", "image_id")}
+            return common | place | {"relations": [{"subject": 0, "object": 1, "predicate": "on"}]}
+        key = {name: question[name] for name in RelationKey._fields}
+        return common | key | {"judgement": "right" if self._random.random() < 0.9 else "wrong"}
 
 
 def final_answers(people: list[Person]) -> dict[tuple[str, RelationKey], str]:
@@ -128,13 +152,12 @@ def final_answers(people: list[Person]) -> dict[tuple[str, RelationKey], str]:
     return latest
 
 
-@pytest.mark.slow
-def test_kills_of_two_servers_while_three_people_judge(run: Path, servers: Servers) -> None:
-    people = [Person(name, servers) for name in PEOPLE]
+def judge_through_kills(people: list[Person], servers: Servers, run: Path, kills: int) -> JudgementLog:
+    """Return what is written, of which nobody's answer is lost, doubled or another."""
     for person in people:
         person.start()
     dice = random.Random(0)
-    for _ in range(KILLS):
+    for _ in range(kills):
         time.sleep(dice.uniform(0, 0.3))
         servers.kill_and_restart(dice.randrange(2))
     time.sleep(0.5)
@@ -147,9 +170,29 @@ def test_kills_of_two_servers_while_three_people_judge(run: Path, servers: Serve
     written = [json.loads(line) for line in log.file.read_text().splitlines()]
     acknowledged = [each for person in people for each in person.acknowledged]
     assert log.problems == []
-    assert max(Counter(each["id"] for each in written).values()) == 1
-    assert sorted(written, key=lambda each: each["id"]) == sorted(acknowledged, key=lambda each: each["id"])
+    answers = [each for each in written if "questions" not in each]
+    assert sorted(answers, key=lambda each: each["id"]) == sorted(acknowledged, key=lambda each: each["id"])
+    assert max(Counter(each["id"] for each in answers).values()) == 1
+    assert sum(person.sent for person in people) > len(acknowledged) > kills  # kills did interrupt requests
+    return log
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("run", [SCENES], indirect=True)
+def test_fifty_kills_while_three_people_answer_a_certificates_plan(run: Path, servers: Servers) -> None:
+    people = [Certifier(name, servers) for name in PEOPLE]
+    people[0]._post({"kind": "recall", "count": SCENES, "id": "recall"}, "/api/plans")
+    Certifier.plan = people[0]._post({"kind": "certificate", "precision": 0.97}, "/api/plans")["plan"]
+    log = judge_through_kills(people, servers, run, FIFTY)
+    numbers = [plan.certificate.number for plan in log.plans.values() if plan.certificate]
+    assert numbers == list(range(len(numbers)))
+    assert log.blind_answers("recall")
+    assert CliRunner().invoke(app, ["certify", str(run), "--precision", "0.97"]).exit_code in (0, 1)
+
+
+@pytest.mark.slow
+def test_kills_of_two_servers_while_three_people_judge(run: Path, servers: Servers) -> None:
+    people = [Person(name, servers) for name in PEOPLE]
+    log = judge_through_kills(people, servers, run, KILLS)
     found = {(answer.by, state.key): answer.id for state in log.current() for answer in state.judgements}
     assert found == final_answers(people)
-    assert len(acknowledged) > KILLS
-    assert sum(person.sent for person in people) > len(acknowledged)  # kills did interrupt requests

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from sgpipe.files.object_store import StorePath
 from sgpipe.records import Record
 from sgpipe.storage.manifest import MANIFEST
+from sgpipe.storage.mirror import fetch
 from sgpipe.utils.atomic import FAULT_VARIABLE
-from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
+from tests.integration.faults.runs import FIFTY, Run, assert_whole, make_dataset, rows
 from tests.integration.faults.stage import SECONDS
+from tests.integration.faults.stub import COPIES
 
 IMAGES, KILLS, RUNS = 80, 200, 20
 ENGINES = ("local", "ray")
@@ -122,3 +125,29 @@ def test_two_hundred_kills_over_twenty_runs(tmp_path: Path, engine: str) -> None
         runs += 1
         print(runs, "runs", kills.total(), "kills", dict(kills), flush=True)
     assert set(kills) == {*POINTS, *VICTIMS[engine]} - {"point"}
+
+
+@pytest.mark.soak
+def test_fifty_kills_over_a_store(store: StorePath, tmp_path: Path) -> None:
+    """Every second run resumes in a new folder, from the store alone."""
+    dataset, expected = uninterrupted(tmp_path)
+    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    kills: Counter[str] = Counter()
+    runs = 0
+    while kills.total() < FIFTY:
+        place, stored = StorePath(f"{store.uri}/{runs}"), ("--store", f"{store.uri}/{runs}")
+        environment = {SECONDS: "0.1", COPIES: "0.1", **keys}
+        run = Run(dataset, tmp_path / f"run{runs}", (*options("local"), *stored), environment)
+        killer = Killer(run, random.Random(runs), VICTIMS["local"])
+        killer.kill(min(10, FIFTY - kills.total()))
+        kills += killer.kills
+        run.environment = {SECONDS: "0", **keys}
+        if runs % 2:
+            run.out = tmp_path / f"again{runs}"
+        run.start()
+        assert run.wait() == 0, run.said
+        assert "Traceback" not in run.said
+        fetch(place, tmp_path / f"fetched{runs}", lambda images, counts: None)
+        assert_whole(tmp_path / f"fetched{runs}", expected)
+        runs += 1
+        print(runs, "runs", kills.total(), "kills", dict(kills), flush=True)

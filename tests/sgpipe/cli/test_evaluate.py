@@ -18,7 +18,7 @@ from sgpipe.sources.vocabulary import category_names
 from tests.sgpipe.stats.runs import make_shards
 
 PERSON, BIKE = {"bbox": [0, 0, 9, 9], "category_id": 1}, {"bbox": [50, 50, 59, 59], "category_id": 2}
-RIDE, HOLD, WASH = 77, 37, 112  # of HICO-DET, from 1
+RIDE, HOLD = 77, 37  # of HICO-DET, from 1
 
 
 def relation(verb: int, **more: Any) -> dict[str, Any]:

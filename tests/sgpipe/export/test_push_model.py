@@ -25,7 +25,7 @@ from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
 
 TO = "anna/model"
 KEY = f"models/{TO}"
-TAGGER, PARSEDA = packaged_model("tagger"), packaged_model("parseda")
+TAGGER = packaged_model("tagger")
 
 
 @pytest.fixture

@@ -156,7 +156,6 @@ def test_class_lists_that_are_missing_or_ambiguous_are_refused(tmp_path):
 
 
 NAMES = ("person", "dog", "grass", "n" * 300, 'ü "q", \u2028')
-_quarters = st.integers(0, 4 * HEIGHT).map(lambda number: number / 4)
 
 
 @st.composite

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 from PIL import Image
 
 NAMES = ["cat", "dog", "cup"]
 WIDTH, HEIGHT = 80, 60
-_RANDOM = np.random.default_rng(0)
 # Boxes in every corner, as in real data: x, y, width, height.
 BOXES = [[0.0, 0.0, 30.0, 20.0], [50.0, 40.0, 30.0, 20.0], [40.0, 5.0, 40.0, 50.0], [2.0, 30.0, 10.0, 30.0]]
 
