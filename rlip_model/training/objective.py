@@ -118,6 +118,12 @@ class Objective(nn.Module):
             predicted = self.predict(batch)
         return predicted, self.losses(predicted, batch)["loss"]
 
+    def detect(
+        self, pixel_values: Tensor, objects: Sequence[str], relations: Sequence[str], precision: ComputePrecision
+    ) -> LayerOutput:
+        """Return what the network finds; see the function."""
+        return detect(self.network, pixel_values, objects, relations, precision)
+
     def losses(
         self, predicted: Predictions, batch: TrainingBatch, totals: TargetCounts | None = None
     ) -> dict[str, Tensor]:

@@ -9,12 +9,13 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rlip_model.distributed import gather
 from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import possible_interactions
 from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage, ImageGroundTruth, PredictedPairs
@@ -23,7 +24,7 @@ from rlip_model.image import to_pixel_values
 from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections
 from rlip_model.settings import ComputePrecision
 from rlip_model.text import NO_OBJECTS
-from rlip_model.training.objective import Objective, detect
+from rlip_model.training.objective import Objective
 from rlip_model.training.validation import PERSON
 from sgpipe.errors import UserError
 from sgpipe.files.locations import location, text_of
@@ -39,6 +40,8 @@ from sgpipe.training.recipe import BENCHMARKS, DataConfig, TrainRecipe
 from sgpipe.utils.devices import pick_dtype
 from sgpipe.utils.prefetch import prefetch_generator
 
+_BLANK = (3, 64, 64)
+Item = TypeVar("Item")
 _Image = tuple[Mapping[str, Any], Tensor | None]  # a row, and its pixel values unless it cannot be read
 
 
@@ -114,9 +117,9 @@ class Benchmark:
         scores = np.zeros((0, len(self.labels.relations)), dtype=np.float32)
         empty = PredictedPairs(nothing.boxes, nothing.boxes, nothing.labels, nothing.labels, scores)
         with prefetch_generator(self._batches()) as batches:
-            for batch in batches:
-                found = self._detect(batch)
-                for index, (values, _) in enumerate(batch):
+            for batch in _lockstep(batches):
+                found = self._detect(batch or [])
+                for index, (values, _) in enumerate(batch or []):
                     yield EvaluationImage(values["image_id"], self._targets(values), found.get(index, empty))
 
     def _batches(self) -> Generator[list[_Image], None, None]:
@@ -149,18 +152,19 @@ class Benchmark:
             if pixels is not None:
                 by_size.setdefault(pixels.shape, []).append(index)
         found: dict[int, PredictedPairs] = {}
-        for indices in by_size.values():
-            chosen = [(values, pixels) for values, pixels in map(batch.__getitem__, indices) if pixels is not None]
-            sizes = torch.tensor([[values["height"], values["width"]] for values, _ in chosen])
-            detections = self._forward(torch.stack([pixels for _, pixels in chosen]), sizes.float())
-            found.update(zip(indices, map(PredictedPairs.from_detections, detections), strict=True))
+        for indices in _lockstep(iter(by_size.values())):
+            chosen = [(values, pixels) for values, pixels in (batch[index] for index in indices or [])]
+            images = torch.stack([pixels for _, pixels in chosen if pixels is not None] or [torch.zeros(_BLANK)])
+            sizes = torch.tensor([[values["height"], values["width"]] for values, _ in chosen] or [_BLANK[1:]])
+            pairs = [PredictedPairs.from_detections(each) for each in self._forward(images, sizes.float())]
+            found.update(zip(indices or [], pairs, strict=False))
         return found
 
     def _forward(self, images: Tensor, sizes: Tensor) -> list[TripletDetections]:
         device = next(self.objective.parameters()).device
         objects, relations = (*self.labels.objects, NO_OBJECTS), self.labels.relations
         precision: ComputePrecision = "bfloat16" if pick_dtype("auto", device) == torch.bfloat16 else "float32"
-        output = detect(self.objective.network, images.to(device), objects, relations, precision)
+        output = self.objective.detect(images.to(device), objects, relations, precision)
         if self.name == "openimages":
             return scene_graph_detections(output, sizes)
         return hoi_detections(output, sizes, self.labels.objects.index(PERSON))
@@ -192,3 +196,9 @@ def _row_groups(data: DataConfig, validation: TrainingSet) -> Iterator[UsableRow
                         yield usable[place]
                     elif not config.limit:
                         yield UsableRowGroup(*place, 0)
+
+
+def _lockstep(items: Iterator[Item]) -> Iterator[Item | None]:
+    """Yield the items, then None while other processes have more: sharded parameters serve equally many passes."""
+    while any(gather((item := next(items, None)) is not None)):
+        yield item

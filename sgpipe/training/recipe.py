@@ -120,6 +120,7 @@ class WorkersConfig(Config):
     cpus: float = Field(1, gt=0, description="CPUs per worker, and its number of torch threads; with several workers")
     gpus: float = Field(0, ge=0, description="GPUs per worker, at most 1; 0: only a single worker takes one, if any")
     device: str = Field("auto", description="auto, cpu (whatever gpus says), cuda, or cuda:N for a single worker")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="parameters: whole in every worker (ddp), or divided")
     compile: bool = Field(False, description="torch.compile for the backbone, on a GPU; changes rounding")
     address: str | None = Field(None, description="Ray cluster to join; null: start one on this machine")
     restarts: int = Field(3, ge=0, description="how often lost workers are replaced")

@@ -18,10 +18,11 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch import nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from rlip_model.training.divergence import DivergenceError
-from rlip_model.training.objective import Objective
+from rlip_model.training.objective import HEAVY, Objective
 from sgpipe.errors import DivergedError, EngineError, UserError
 from sgpipe.training.job import TrainingJob, run_job
 from sgpipe.training.metrics import read_metrics
@@ -50,7 +51,7 @@ def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progre
     lower = {"CPU": "workers.count (--workers) or workers.cpus", "GPU": "workers.count (--workers) or workers.gpus"}
     if note := check_workers(ray.nodes(), config.count, config.cpus, _gpus(config), lower):
         progress.say(note)
-    progress.say(f"{config.count} workers")
+    progress.say(f"{config.count} workers, {config.parallel}")
     try:
         with _following(job.out, show):
             _fit(_trainer(job, config), refusal)
@@ -109,9 +110,11 @@ def _worker(config: dict[str, Any]) -> None:
     if refusal.exists():
         raise EngineError("the input was refused before; a retry would change nothing")
     torch.set_num_threads(max(1, int(workers.cpus)))
-    share = context.get_world_rank(), context.get_world_size()
+    share, wrap = (context.get_world_rank(), context.get_world_size()), wrap_ddp
+    if workers.parallel == "fsdp":
+        wrap = wrap_fsdp
     try:
-        run_job(job, device=worker_device(workers), share=share, wrap=wrap_ddp)
+        run_job(job, device=worker_device(workers), share=share, wrap=wrap)
     except (UserError, DivergenceError, EngineError, OSError) as error:
         write_text(refusal, json.dumps([type(error).__name__, str(error)]))
         raise
@@ -132,6 +135,17 @@ def _gpus(config: WorkersConfig) -> float:
 def wrap_ddp(objective: Objective) -> nn.Module:
     """Every process has all parameters. Some, such as the relation decoder's box heads, get no gradient."""
     return DistributedDataParallel(objective, find_unused_parameters=True)
+
+
+def wrap_fsdp(objective: Objective) -> nn.Module:
+    """The parameters and the state of the optimizer are divided between the processes."""
+    for module in objective.network.modules():
+        if isinstance(module, HEAVY):
+            fully_shard(module)
+    fully_shard(objective, reshard_after_forward=True)  # also after validations, which have no backward pass
+    for method in (Objective.evaluate, Objective.count, Objective.detect):
+        register_fsdp_forward_method(objective, method.__name__)
+    return objective
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from sgpipe.errors import UserError
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.training import benchmark
-from sgpipe.training.benchmark import Benchmark, check_benchmark
+from sgpipe.training.benchmark import Benchmark, _lockstep, check_benchmark
 from sgpipe.training.data.scan import TrainingSet, scan_training, scan_validation
 from sgpipe.training.job import make_objective
 from sgpipe.training.metrics import read_metrics
@@ -139,6 +139,12 @@ def _halves(validation: Any) -> Iterator[Any]:
     (group,) = validation.row_groups
     first = np.arange(12) < 7
     return iter([replace(group, kept=np.packbits(part).tobytes()) for part in (first, ~first)])
+
+
+def test_processes_with_fewer_images_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = iter([True, True, True, False])
+    monkeypatch.setattr(benchmark, "gather", lambda more: [more, next(others)])
+    assert list(_lockstep(iter("ab"))) == ["a", "b", None]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
+from sgpipe.training.metrics import read_metrics
 from sgpipe.utils.ray_cluster import start_ray
 from tests.integration.faults.runs import descendants, title_of
 from tests.sgpipe.training import trainings
@@ -97,6 +98,21 @@ def test_a_refusal_of_a_worker_is_one_line(ray_engine: None, tmp_path: Path) -> 
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert f"cannot be read from {tmp_path / 'drawn' / 'images'}" in error
     assert "Traceback" not in result.output
+
+
+def test_fsdp_resumes_from_complete_checkpoints(ray_engine: None, equal_images: Path, tmp_path: Path) -> None:
+    config = {**SIZES, **DETERMINED, **TEXTS}
+    settings = {"model__config": config, "data__long_side": 96, "optimisation__schedule": "step"}
+    settings |= {"data__val": [{"shards": str(equal_images)}], "data__text_group": 3}
+    training(equal_images, tmp_path / "one", "pretrain", **settings)
+    for epochs in (1, 2):
+        spread = {"workers__count": 2, "workers__parallel": "fsdp", "optimisation__epochs": epochs}
+        training(equal_images, tmp_path / "spread", "pretrain", **{**settings, **spread})
+    one, spread_losses = ([loss for _, loss in curve(tmp_path / name)] for name in ("one", "spread"))
+    assert spread_losses == pytest.approx(one, rel=LOSS_TOLERANCE)
+    whole, parts = weights(tmp_path / "one"), weights(tmp_path / "spread")
+    assert {name: value.shape for name, value in whole.items()} == {name: value.shape for name, value in parts.items()}
+    assert len([row for row in read_metrics(tmp_path / "spread") if row["event"] == "validation"]) == 2
 
 
 def test_stopping_stops_the_workers(equal_images: Path, tmp_path: Path) -> None:
