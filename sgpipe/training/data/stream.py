@@ -12,10 +12,12 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, chain, islice, pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
@@ -30,6 +32,7 @@ from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch
 
 _FETCHED = 8  # row groups of a store at once
+_SHAPES_PER_OCTAVE = 8  # aspect ratios that differ by less than 9% may count as equal
 
 
 def generator(*key: object) -> random.Random:
@@ -47,11 +50,15 @@ class Visit:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Visits, `window` of them shuffled together, seeded by `key`; None: rows stay in the order of the shards."""
+    """Visits, `window` of them shuffled together, seeded by `key`; None: rows stay in the order of the shards.
+
+    `step`: rows per step, if those of a step are to be similar.
+    """
 
     visits: tuple[Visit, ...]
     window: int
     key: str | None
+    step: int | None = None
 
     def __len__(self) -> int:
         return self._ends[-1] if self.visits else 0
@@ -67,10 +74,12 @@ class Epoch:
         window = bisect_right(self._ends, position)
         return window, position - (self._ends[window - 1] if window else 0)
 
-    def order(self, window: int, usable: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    def order(
+        self, window: int, usable: Sequence[Sequence[int]], shapes: Sequence[np.ndarray] = ()
+    ) -> list[tuple[int, int]]:
         """Return the rows of a window in order, as (index of the visit in the window, row of its table).
 
-        `usable`: for each visit, the usable rows of its table.
+        `usable`: for each visit, the usable rows of its table; `shapes`, with `step`: of its rows, equal if similar.
         """
         if self.key is None:
             return [(visit, row) for visit, rows in enumerate(usable) for row in rows]
@@ -81,7 +90,14 @@ class Epoch:
             for row in (rows if visit.rows == len(rows) else rng.sample(rows, visit.rows))
         ]
         rng.shuffle(drawn)
-        return drawn
+        if self.step is None:
+            return drawn
+        first = min(-(self._ends[window - 1] if window else 0) % self.step, len(drawn))
+        last = len(drawn) - (len(drawn) - first) % self.step  # steps of two windows stay as drawn
+        inner = sorted(drawn[first:last], key=lambda place: float(shapes[place[0]][place[1]]))
+        steps = [inner[at : at + self.step] for at in range(0, len(inner), self.step)]
+        rng.shuffle(steps)
+        return [*drawn[:first], *chain.from_iterable(steps), *drawn[last:]]
 
 
 def one_pass(training_set: TrainingSet) -> Epoch:
@@ -89,11 +105,11 @@ def one_pass(training_set: TrainingSet) -> Epoch:
     return Epoch(tuple(Visit(index, each.rows) for index, each in enumerate(training_set.row_groups)), 1, None)
 
 
-def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int) -> Epoch:
+def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int, step: int | None = None) -> Epoch:
     """Return a shuffled epoch that passes over every folder as often as its weight says.
 
     With weight 2.5, an epoch visits all rows of a row group twice and a random half of them, another one in each epoch,
-    a third time.
+    a third time. `step`: see `Epoch`.
     """
     rng = generator("visits", seed, epoch)
     visits = []
@@ -106,7 +122,7 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
         parts = [Visit(each.row_group, end - start) for each, (start, end) in zip(own, pairwise(ends), strict=True)]
         visits += own * whole + [part for part in parts if part.rows]
     rng.shuffle(visits)
-    return Epoch(tuple(visits), window, f"{seed} {epoch}")
+    return Epoch(tuple(visits), window, f"{seed} {epoch}", step)
 
 
 @dataclass(frozen=True)
@@ -143,7 +159,8 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
         for start in range(0, len(groups), epoch.window):
             own, tables = groups[start : start + epoch.window], list(islice(read_tables, epoch.window))
             usable = [_usable_rows(training_set, *each) for each in zip(tables, own, strict=True)]
-            for visit, index in epoch.order(window, usable)[skipped:]:
+            shapes = [_aspect_ratios(table) for table in tables] if epoch.step is not None else []
+            for visit, index in epoch.order(window, usable, shapes)[skipped:]:
                 yield TrainingRow(tables[visit], index, own[visit].folder)
             window, skipped = window + 1, 0
 
@@ -155,6 +172,12 @@ def _usable_rows(training_set: TrainingSet, table: pa.Table, row_group: UsableRo
     if len(rows) != row_group.rows:
         raise UserError(f"shard {row_group.file} has changed since the training started; start it again")
     return rows.tolist()
+
+
+def _aspect_ratios(table: pa.Table) -> np.ndarray:
+    """`[rows]`: the rounded logarithm of width / height; 0 where there is no size."""
+    width, height = (pc.fill_null(table[name], 1).to_numpy().clip(1) for name in ("width", "height"))
+    return np.round(_SHAPES_PER_OCTAVE * np.log2(width / height))
 
 
 def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
@@ -275,7 +298,8 @@ class StepStream:
     def _order(self, epoch: int) -> Epoch:
         if not self.training:
             return one_pass(self.training_set)
-        return shuffled_epoch(self.training_set, self.data.shuffle, self.seed, epoch)
+        step = self.batch if self.data.similar_shapes else None
+        return shuffled_epoch(self.training_set, self.data.shuffle, self.seed, epoch, step)
 
     def steps(self, epoch: int = 0, step: int = 0) -> Iterator[TrainingStep]:
         """Endless steps, starting at a step of an epoch. Raises UserError: see `iter_epoch`."""

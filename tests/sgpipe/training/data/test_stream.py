@@ -75,7 +75,8 @@ def test_resuming_from_a_step_gives_the_same_steps(
 ) -> None:
     with TemporaryDirectory() as folder:
         records = [*make_records(20, seed), *(plain_record(str(n), height=8 * n + 16) for n in range(5))]
-        found = stream(make_run(Path(folder), records, rows=rows), batch=batch, seed=seed, shuffle=window)
+        settings = {"batch": batch, "seed": seed, "shuffle": window, "similar_shapes": bool(seed % 2)}
+        found = stream(make_run(Path(folder), records, rows=rows), **settings)
         step = choice.draw(st.integers(0, found.steps_per_epoch))
         whole = first(found, 2 * found.steps_per_epoch + 1)
         at = found.steps_per_epoch
@@ -90,6 +91,18 @@ def test_an_epoch_has_every_usable_image_once_except_an_incomplete_batch(config)
         seen = Counter(item.image_id for step in found.epoch(epoch) for item in step.items)
         assert set(seen.values()) == {1}
         assert sum(seen.values()) == 4 * found.steps_per_epoch == rows - rows % 4
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_images_of_a_step_have_similar_shapes(tmp_path, world):
+    shapes = [(40, 20), (20, 40), (30, 30)]
+    records = [plain_record(str(n), width=shapes[n % 3][0], height=shapes[n % 3][1]) for n in range(60)]
+    run = make_run(tmp_path, records, rows=15)
+    shares = [stream(run, rank=rank, world=world, shuffle=4, similar_shapes=True).epoch(0) for rank in range(world)]
+    steps = [[item for part in parts for item in part.items] for parts in zip(*shares, strict=True)]
+    assert sorted(int(item.image_id) for step in steps for item in step) == list(range(60))
+    assert all(len({(item.width, item.height) for item in step}) == 1 for step in steps)  # 20 of each: 5 steps of 4
+    assert len({step[0].width for step in steps[:5]}) > 1
 
 
 def test_random_choices_stay_as_in_earlier_versions(config):
