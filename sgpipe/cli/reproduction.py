@@ -101,6 +101,8 @@ def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = N
     Raises UserError: there is no step `until`, or one reads what none before it writes, or writes nothing.
     """
     names = [step.name for step in paper.steps]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two steps are named {twice}: give each step of the list a name of its own")
     if until is not None and until not in names:
         raise UserError(f"--until {until}: the steps are {', '.join(names)}")
     tasks: list[Task] = []

@@ -86,6 +86,8 @@ def test_a_graph_gives_triplets_drawings_and_json():
             with pytest.raises(UserError, match="expected a number from 0 to 1"):
                 method(threshold)
     assert graph.draw(width=300).width == 300
+    with pytest.raises(UserError, match=r"^limit=-1: expected a number of relations, 0 or more$"):
+        graph.draw(limit=-1)
     assert graph.as_json()["relations"][1]["predicate"] == "chasing"
 
 
@@ -243,6 +245,8 @@ def test_a_device_that_is_not_there_is_refused_at_once(monkeypatch: pytest.Monke
             Pipeline(device=device)
     with pytest.raises(UserError, match=r"tag\.device 'gpu': expected auto"):
         Pipeline(settings={"tag.device": "gpu"})
+    with pytest.raises(UserError, match=r"^settings=: expected values by key, .*, got \['tag"):
+        Pipeline(settings=["tag.threshold=0.1"])
     with pytest.raises(UserError, match="boxes=: expected"):
         Pipeline(boxes=[[1, 2, 3, 4]])
     with pytest.raises(UserError, match=r"caption\.resources\.gpus is 1, but PyTorch sees no GPU"):

@@ -166,7 +166,9 @@ def test_this_machine_has_what_sgpipe_needs(tmp_path):
     result = CliRunner().invoke(app, ["doctor", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.stdout
     found = json.loads(result.stdout)
-    assert [item["name"] for item in found] == ["packages", "gpu", "parser", "disk", "ray", "hub"]
+    names = ["packages", "gpu", "parser", "models", "captions", "disk", "ray", "hub"]
+    assert [item["name"] for item in found] == names
+    assert "Qwen2-VL 4.1" in found[4]["detail"]
     assert all(item["fix"] for item in found if item["state"] == "bad")
     lines = CliRunner().invoke(app, ["doctor", str(tmp_path)]).stdout.splitlines()
     assert len(lines) == len(found)
@@ -181,6 +183,15 @@ def test_missing_and_old_packages_are_named(monkeypatch):
     assert found.state == "bad"
     assert "torch is " in found.detail
     assert "nowhere-to-be-found is missing" in found.detail
+
+
+def test_missing_models_and_families_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("sgpipe.recipe.packaged_model", lambda name: tmp_path / name)
+    monkeypatch.setitem(doctor._CAPTIONERS, "new", "New 1.0")
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 1
+    assert "lacks captioner, tagger, parseda → pip install --force-reinstall sgpipe" in result.stdout
+    assert "lacks New 1.0 → pip install --upgrade transformers" in result.stdout
 
 
 @pytest.mark.parametrize(("free", "state"), [(1 << 30, "note"), (100 << 30, "ok")])

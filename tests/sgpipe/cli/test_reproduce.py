@@ -141,6 +141,7 @@ def test_what_is_done_does_not_depend_on_how_the_folders_are_named(
 @pytest.mark.parametrize(
     ("step", "message"),
     [
+        ({"name": "a", "run": "stats --out {out}/b"}, "^two steps are named a: "),
         ({"run": "stats {out}/b"}, "step d: expected --out or --json-file with a place below {out}"),
         (
             {"run": "eval hico --model {out}/e --json-file {out}/d"},
