@@ -51,5 +51,6 @@ def test_commands_without_work_for_models_import_no_model_libraries(tmp_path: Pa
         ("generate", "--detector", tmp_path / "nothing", "--out", tmp_path / "refused"),
         ("train", "tagger", "--set", "optimisation.lr=-1", "--out", tmp_path / "trained"),
         ("stats", run),
+        ("verify", run),
     ):
         assert not HEAVY & imported(*arguments), arguments

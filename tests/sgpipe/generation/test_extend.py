@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -27,7 +26,7 @@ from sgpipe.sources.vocabulary import load_equivalents
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.tag.stage import text_to_read
 from sgpipe.storage.judgements import Judgement, JudgementLog
-from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import iter_records, write_shard
 from sgpipe.storage.verify import verify
@@ -266,23 +265,25 @@ def test_parent_and_run_may_be_in_stores(world, extended, tmp_path, store):  # n
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_gives_the_rows_of_one_that_was_not(extended, tmp_path):
+@pytest.mark.parametrize("option", ["--extend", "--from"])
+def test_a_run_killed_again_and_again_gives_the_rows_of_one_that_was_not(world, extended, tmp_path, option):
     """With the captions of the parent and without a tagger, so that a start costs little."""
     settings = ["--set", "tag.method=all", "--set", "pair.candidates=image", "--set", "engine.unit_size=1"]
-    command = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", "generate", "--extend", str(extended),
+    command = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", "generate", option, str(extended),
                "--set", "engine.cpus=1", *settings, "--out", str(tmp_path / "out")]  # fmt: skip
-    rng, killed = random.Random(0), 0
-    while killed < 4:
+    manifest, ended = tmp_path / "out" / MANIFEST, []
+    for shards in (1, 4):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": ROOT})
-        time.sleep(rng.uniform(0.2, 2.5))
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        shutil.rmtree(tmp_path / "out", ignore_errors=True) if process.returncode == 0 else None
+        while process.poll() is None and not (manifest.exists() and manifest.read_bytes().count(b"\n") > shards):
+            time.sleep(0.005)
+        process.kill()
+        ended.append(process.wait())
+    assert -signal.SIGKILL in ended
     assert subprocess.run(command, check=False).returncode == 0
-    extend(extended, tmp_path / "whole", *settings)
-    assert rows(tmp_path / "out") == rows(tmp_path / "whole")
+    whole = invoke("generate", option, extended, *settings, "--out", tmp_path / "whole")
+    assert rows(tmp_path / "out") == rows(tmp_path / "whole"), whole.output
     assert verify(tmp_path / "out").ok
-    assert assert_kept(rows(extended), rows(tmp_path / "out")) > 0
+    assert assert_kept(rows(extended if option == "--extend" else world / "known"), rows(tmp_path / "out")) > 0
 
 
 def test_bad_input_is_refused_in_one_line(world, extended, tmp_path):
