@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from sgpipe.errors import ImageError, UserError
 from sgpipe.files.index import NAME, IndexReference, index_table, write_index
 from sgpipe.files.locations import Location, open_stream, read_range
-from sgpipe.files.object_store import ObjectInfo
+from sgpipe.files.object_store import ObjectInfo, StorePath
 from sgpipe.files.roots import ImageEntry, ImageRoot, checked_size, is_image, safe_name
 from sgpipe.utils.console import Progress, count
 
@@ -72,6 +72,10 @@ class ArchiveRoot(ImageRoot):
 
     def where(self, name: str) -> str:
         return f"{self.location}: {name}"
+
+    def check(self) -> None:
+        if isinstance(self.folder, StorePath):
+            self.folder.check()
 
     def entries(self) -> Iterator[ImageEntry]:
         for name, group in groupby(self.index.opened, key=lambda row: str(row[NAME])):

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -34,6 +35,7 @@ _CONNECT_SECONDS = 5
 _READ_SECONDS, _READ_RETRIES = 20.0, 8  # of one request
 _WRITE_SECONDS, _WRITE_RETRIES = 1800.0, 2
 _MOST_AT_ONCE = 256 << 20  # bytes; what is uploaded in parts stays in the bucket if its process is killed
+_ATTEMPTS = 3  # to read a body that ends early
 _BUFFER = 8 << 20  # of a file: a request takes so long that small ones cost more
 _REFUSED = re.compile(
     r"<Code>(AccessDenied|AllAccessDisabled|AccountProblem|ExpiredToken|InvalidAccessKeyId|InvalidToken|"
@@ -107,7 +109,9 @@ class StorePath:
         return self.location.rpartition("/")[2]
 
     def __truediv__(self, name: str) -> StorePath:
-        return StorePath(f"{self.uri}/{name}")
+        child = copy(self)
+        child._prefix = "/".join(part for part in f"{self._prefix}/{name}".split("/") if part not in ("", "."))
+        return child
 
     def __str__(self) -> str:
         return self.location
@@ -165,12 +169,18 @@ class StorePath:
         return data
 
     def read_start(self, name: str, most: int, version: str | None = None, start: int = 0) -> bytes:
-        """Return up to `most` bytes. Raises FileNotFoundError; ReplacedError: it is not of this version."""
+        """Return up to `most` bytes. Raises FileNotFoundError; ReplacedError: not of this version; CutError."""
         options: GetOptions = {"range": (start, start + most)}
         if version is not None:
             options["if_match"] = version
-        with self._naming(name):
-            return bytes(obstore.get(self._reads, self._key(name), options=options).bytes())
+        for _ in range(_ATTEMPTS):
+            with self._naming(name):
+                found = obstore.get(self._reads, self._key(name), options=options)
+                try:
+                    return bytes(found.bytes())
+                except refused.BaseError as error:
+                    why = failure(error)
+        raise CutError(f"{self._at(name)} is truncated, or the connection dropped: {why}")
 
     def head(self, name: str = "") -> ObjectInfo | None:
         """Return what an object is; None if there is none."""

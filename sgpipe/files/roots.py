@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError, os_error_reason
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
 from sgpipe.files.index import NAME, IndexReference, index_table
-from sgpipe.files.object_store import CutError, ReplacedError, StorePath
+from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath
 from sgpipe.files.parquet_images import ParquetImages, file_of, parse_row_name
 from sgpipe.utils.console import Progress
 
@@ -70,11 +70,11 @@ class ImageRoot:
     def open(self, name: str, most: int = MOST_BYTES + 1) -> ImageFile:
         """Open an image to read the whole of it, or at least `most` bytes.
 
-        Raises ImageError: it is missing, truncated, replaced, or outside the root; EngineError: the hub refuses the
-        user, or this machine has no room.
+        Raises ImageError: it is missing, truncated, replaced, or outside the root; EngineError: the store or the hub
+        refuses everything, or this machine has no room.
         """
         where = self.where(name)
-        with reading(where):
+        with reading(where, self.check):
             if self._parquet and (row := parse_row_name(name)):
                 file, column, number = row
                 found: Path | bytes = self._parquet.read(safe_name(file), column, number)
@@ -92,6 +92,9 @@ class ImageRoot:
     def entries(self) -> Iterator[ImageEntry]:
         """Yield all files, in any order."""
         raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises UserError: the store refuses everything, as when keys have expired."""
 
     def _has(self, file: str) -> bool:
         raise NotImplementedError
@@ -134,8 +137,8 @@ def checked_size(size: int, where: str) -> None:
 
 
 @contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Raise errors of the body as ImageErrors, if they are one image's, as `ImageRoot.open` says."""
+def reading(where: str, check: Callable[[], None]) -> Iterator[None]:
+    """Raise errors of the body as ImageErrors, if they are one image's: see `ImageRoot.open`, and `check` there."""
     try:
         yield
     except (ImageError, MissingFileError) as error:
@@ -148,6 +151,12 @@ def reading(where: str) -> Iterator[None]:
         raise ImageError(f"image cannot be read: {where} (it was replaced while it was in use)") from None
     except CutError:
         raise ImageError(f"image cannot be read: {where} (it is truncated)") from None
+    except AccessError as error:
+        try:
+            check()
+        except UserError as refusal:
+            raise EngineError(str(refusal)) from None
+        raise ImageError(f"image cannot be read: {error}") from None
     except StoreError:
         raise
     except OSError as error:
@@ -240,6 +249,9 @@ class ObjectRoot(ImageRoot):
 
     def where(self, name: str) -> str:
         return f"{self.files}/{name}"
+
+    def check(self) -> None:
+        self.files.check()
 
     def entries(self) -> Iterator[ImageEntry]:
         if self.index is None:

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import random
 import shutil
 import tarfile
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from sgpipe.errors import StoreError, UserError
+from sgpipe.errors import EngineError, UserError
 from sgpipe.files import object_store
-from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images
+from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images, image_root
 from sgpipe.files.index import cache_folder
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.run import keep_indexes, open_image_roots
+from sgpipe.images import ImageFeed
 from sgpipe.recipe import Resources, SourceConfig
 from sgpipe.records import Record
 from sgpipe.sources.opening import open_source
@@ -96,12 +98,24 @@ def test_other_versions_and_new_objects_are_error_rows(kept: tuple[StorePath, Im
     assert errors(root).keys() == failed.keys()
 
 
+@pytest.mark.parametrize(("fault", "why"), [("cut", "it is truncated"), ("403 InvalidObjectState", "as asked for")])
+def test_cut_and_broken_objects_are_error_rows(
+    kept: tuple[StorePath, ImageRoot], faults: Faults, fault: str, why: str
+) -> None:
+    _, root = kept
+    faults.fault = lambda method, path: fault if "001" in path or "patch1.tar" in path else None
+    failed = errors(root)
+    assert NAMES[1] in failed
+    assert NAMES[0] not in failed
+    assert all(why in error for error in failed.values())
+
+
 @pytest.mark.parametrize("fault", ["400 ExpiredToken", "403 AccessDenied"])
 def test_keys_that_expire_end_the_run_resumably(kept: tuple[StorePath, ImageRoot], faults: Faults, fault: str) -> None:
     _, root = kept
     left = iter(range(10))
     faults.fault = lambda method, path: None if next(left, None) is not None else fault
-    with pytest.raises(StoreError, match=f"{fault[4:]}: as asked for"):
+    with pytest.raises(EngineError, match=f"{fault[4:]}: as asked for; the keys in the environment"):
         loaded(root)
     faults.fault = lambda method, path: None
     assert errors(root) == {}
@@ -160,3 +174,31 @@ def test_the_indexes_travel_with_the_run(tars: StorePath, store: StorePath, tmp_
     faults.requests.clear()
     assert run_images(labels.uri, "val", tars.uri).contains(NAMES[0])
     assert not [path for method, path in faults.requests if method == "GET" and path.endswith(".tar")]
+
+
+@pytest.mark.soak
+def test_a_thousand_random_faults_change_nothing(
+    images: StorePath, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 runs; up to three faults in a row for each image."""
+    monkeypatch.setattr(object_store, "_READ_RETRIES", 8)
+    root, given = image_root(images.uri), 0
+    for seed in range(20):
+        choose, left = random.Random(seed), {}
+
+        def fault(method: str, path: str, choose: random.Random = choose, left: dict[str, int] = left) -> str | None:
+            nonlocal given
+            if left.setdefault(path, choose.randrange(4)) == 0:
+                return None
+            left[path] -= 1
+            given += 1
+            return choose.choice(["503 SlowDown", "500 InternalError", "cut"])
+
+        faults.fault = fault
+        wanted = records()
+        with ImageFeed({"val": root}, wanted, lambda image, file: (image, file)) as feed:
+            for number, record in enumerate(wanted):
+                image, file = feed.open(record)
+                assert image.size == (20 + number, 10)
+                assert file.getvalue() == png(number)
+    assert given > 1000

@@ -73,3 +73,7 @@ def test_what_is_no_store_is_refused_wherever_a_place_is_named(uri: str, expecte
         assert expected in str(caught.value)
         assert "\n" not in str(caught.value)
         assert "SECRET" not in str(caught.value)
+
+
+def test_names_of_objects_may_have_a_question_mark() -> None:
+    assert str(StorePath("s3://bucket/set/") / "./what?/b.tar") == "s3://bucket/set/what?/b.tar"
