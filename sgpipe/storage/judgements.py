@@ -228,6 +228,8 @@ class SamplingPlan(PlanLine):
         sampled = {number: stratum.sampled for number, stratum in enumerate(self.strata) if stratum.sampled}
         if asked != sampled or any(stratum.sampled > stratum.relations for stratum in self.strata):
             raise ValueError("the questions are not those that the strata say")
+        if (self.kind == "certificate") != (self.certificate is not None):
+            raise ValueError("a round of a certificate, and no other plan, has a certificate")
         return self
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -31,7 +32,10 @@ class SourceIndex:
     def __init__(self, path: Path) -> None:
         """Raises UserError: the file is missing or not an index."""
         try:
-            self.meta: dict[str, Any] = json.loads(_meta_path(path).read_text(encoding="utf-8"))
+            described = json.loads(_meta_path(path).read_text(encoding="utf-8"))
+            if not isinstance(described, dict) or described.pop("crc32", None) != _checksum(described):
+                raise ValueError("its description has changed")
+            self.meta: dict[str, Any] = described
             self._file = pa.memory_map(str(path))
             pa.ipc.open_file(self._file)
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -93,7 +97,12 @@ def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mappi
                 rest = rest.slice(whole)
             writer.write_table(rest, _ROWS_PER_BATCH)
         digest = file_sha256(temporary)
-    write_text(_meta_path(path), json.dumps({**meta(), "images": images, "boxes": boxes, "sha256": digest}))
+    described = {**meta(), "images": images, "boxes": boxes, "sha256": digest}
+    write_text(_meta_path(path), json.dumps({**described, "crc32": _checksum(described)}))
+
+
+def _checksum(described: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(described).encode())
 
 
 def _meta_path(path: Path) -> Path:

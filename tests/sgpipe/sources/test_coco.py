@@ -324,3 +324,16 @@ def test_a_category_id_with_two_names_is_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=f"{file}: category 3 is both 'dog' and 'cat'"):
             read()
+
+
+def test_an_index_whose_description_has_changed_is_built_again(tmp_path: Path) -> None:
+    annotations = {"images": [{"id": 1, "file_name": "a.jpg", "width": 9, "height": 9}]}
+    annotations |= {"categories": [{"id": 1, "name": "cat"}], "annotations": []}
+    (tmp_path / "a.json").write_text(json.dumps(annotations))
+    splits = {"val": {"annotations": tmp_path / "a.json", "images": tmp_path}}
+    source = SourceConfig.model_validate({"format": "coco", "splits": splits})
+    expected = open_source(source, "val", tmp_path / "index.arrow").meta
+    described = (tmp_path / "index.json").read_text()
+    for changed in (described.replace('"cat"', '"bat"'), described.replace('"categories"', '"categoriez"'), "[]", "{"):
+        (tmp_path / "index.json").write_text(changed)
+        assert open_source(source, "val", tmp_path / "index.arrow").meta == expected

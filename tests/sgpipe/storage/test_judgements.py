@@ -234,6 +234,7 @@ def test_plans_are_lines_too_and_know_what_was_answered_when_they_asked(log):
         {"strata": [PlanStratum(name="", relations=0, sampled=1)]},
         {"seed": -1},
         {"kind": "other"},
+        {"kind": "certificate"},
     ],
 )
 def test_plans_that_contradict_themselves_are_refused(values):
