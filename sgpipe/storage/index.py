@@ -8,6 +8,7 @@ open, is deleted.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +25,6 @@ from typing import Any, TypeVar
 import duckdb
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 from rich.console import Console
 
 from sgpipe.errors import UserError
@@ -298,7 +298,7 @@ def _make(files: RunFiles, progress: Progress) -> _Opened:
     path = _path(files, states)
     if opened := _open(path):
         return opened
-    with FileLock(files.cache / "lock", thread_local=False):
+    with _one_builder(files.cache, progress):
         if (opened := _open(path)) is None:
             earlier = None
             for other in files.cache.glob(f"index-{_digest(DEFINITION)}-*.duckdb"):
@@ -330,6 +330,20 @@ def _open(path: Path) -> _Opened | None:
         return None
     connection.execute("create table judged (image int, number int, state varchar)")
     return path, connection, opened.close
+
+
+@contextmanager
+def _one_builder(folder: Path, progress: Progress) -> Iterator[None]:
+    """Wait until no other process builds in this folder; on a file system without locks, two may build the same."""
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say("NOTE: another process is building the index: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
 
 
 @dataclass(frozen=True)

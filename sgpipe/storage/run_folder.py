@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from sgpipe.errors import UserError, add_filename
+from sgpipe.errors import UserError, add_filename, os_error_reason
 from sgpipe.files.locations import Location, absolute_location, below, delete, location, sizes, text_of
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.object_store import StorePath
@@ -294,7 +294,7 @@ class RunFiles:
     @cached_property
     def cache(self) -> Path:
         """A folder to keep what was derived: RUN/.sgpipe/cache, or one in the user's cache for a run in a store or in a
-        folder that cannot be written. Raises OSError."""
+        folder that cannot be written. Raises UserError: it cannot be made."""
         if self._folder is not None:
             place = self._folder / PRIVATE / "cache"
             with suppress(OSError):
@@ -303,7 +303,10 @@ class RunFiles:
                     return place
         name = self.root if self._folder is None else str(self._folder.absolute())
         place = cache_folder() / "runs" / hashlib.sha256(name.encode()).hexdigest()[:16]
-        place.mkdir(parents=True, exist_ok=True)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{place} cannot be made: {os_error_reason(error)}; set SGPIPE_CACHE to a folder") from None
         return place
 
 

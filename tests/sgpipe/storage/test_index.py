@@ -12,6 +12,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 from sgpipe.records import Record
@@ -19,6 +20,7 @@ from sgpipe.storage import index as index_module
 from sgpipe.storage.index import Index, find_image, interruptible, read_embedded, read_record
 from sgpipe.storage.index_build import configure
 from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, read_file, shard_name, write_shard, write_table
 from sgpipe.utils.console import Progress
 from sgpipe.view.search import Filters, queues, search
@@ -288,3 +290,18 @@ def test_arrow_keeps_the_order_of_a_query_where_its_connection_is_ordered(tmp_pa
     package = Path(index_module.__file__).parents[1]
     reads = {str(path.relative_to(package)) for path in package.rglob("*.py") if ".to_arrow_" in path.read_text()}
     assert reads == {"generation/merging.py"}  # whose connection is ordered; certify.py sorts by itself
+
+
+def test_who_waits_for_another_builder_says_so(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [plain_record("a")])
+    lock = RunFiles(tmp_path / "run").cache / "lock"
+    with FileLock(lock) as other:
+
+        class Said(Progress):
+            def say(self, message: str) -> None:
+                said.append(message)
+                other.release()
+
+        said: list[str] = []
+        assert Index.open(tmp_path / "run", Said(QUIET.console)).images == 1
+    assert said[0] == "NOTE: another process is building the index: waiting for it"

@@ -33,6 +33,16 @@ def test_a_torn_last_line_is_dropped_and_overwritten(tmp_path, torn):
     assert Manifest.load(tmp_path).shards == [entry(0, 8), entry(8, 16)]
 
 
+def test_every_flipped_byte_is_found(tmp_path):
+    Manifest.create(tmp_path, {"name": "x"}).commit(entry(0, 8))
+    path = tmp_path / MANIFEST
+    whole = path.read_bytes()
+    for at in range(len(whole) - 1):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(UserError, match="damaged"):
+            Manifest.load(tmp_path)
+
+
 def test_a_shard_done_again_supersedes_the_earlier_one(tmp_path):
     manifest = Manifest.create(tmp_path, {})
     assert manifest.commit(entry(0, 8)) is None

@@ -2,7 +2,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import RunFiles, RunFolder
 
 
 def test_a_run_that_stopped_before_its_first_shard_binds_nothing(tmp_path):
@@ -42,3 +42,13 @@ def test_only_temporary_files_of_a_run_are_swept(tmp_path):
             (folder.root / name).touch()
         folder.sweep(Manifest.create(folder.root, {}))
     assert sorted(str(path.relative_to(folder.root)) for path in folder.root.rglob("*tmp")) == sorted(left)
+
+
+def test_a_cache_that_cannot_be_made_says_how_to_have_another(tmp_path, monkeypatch):
+    root = tmp_path / "what?"  # where DuckDB cannot open the index
+    root.mkdir()
+    Manifest.create(root, {})
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SGPIPE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"file/runs/.* cannot be made: Not a directory; set SGPIPE_CACHE to a folder"):
+        _ = RunFiles(root).cache

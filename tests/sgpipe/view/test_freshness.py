@@ -1,5 +1,7 @@
 """A run that grows while it is shown."""
 
+import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from starlette.testclient import TestClient
 
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import shard_name, write_shard
+from sgpipe.storage.verify import verify
 from tests.sgpipe.training.data.runs import make_run
 from tests.sgpipe.view.gallery_run import open_client, record
 
@@ -52,3 +55,35 @@ def test_the_rows_of_another_shard_are_not_shown_as_those_that_were_indexed(clie
     shard.write_bytes(other.read_bytes())
     page = client.get("/image/val/a")
     assert (page.status_code, "has changed since it was indexed" in page.text) == (422, True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_pages_read_one_state_of_the_index_while_shards_are_damaged_and_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr("sgpipe.view.web._SECONDS_LOCAL", 0.0)
+    root = tmp_path / "run"
+    make_run(root, [record(f"n{number}", (0, "near", 1, number / 40)) for number in range(40)], rows=2)
+    client, found, done = open_client(root), set(), threading.Event()
+    pages = ("/", "/?order=shuffle&seed={}", "/?predicate=near&low=0.{}", "/image/val/n{}?relation=0-1-near", "/judge",
+             "/api/neighbours/val/n{}?relation=0-1-near", "/thumbnail/val/n{}")  # fmt: skip
+
+    def read(seed: int) -> None:
+        rng = random.Random(seed)
+        while not done.is_set():
+            page = rng.choice(pages).format(rng.randrange(40))
+            found.add((page, client.get(page).status_code))
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for number, shard in enumerate(sorted((root / "data").iterdir())[:12]):
+        shard.write_bytes(shard.read_bytes()[:-9]) if number % 2 else shard.unlink()
+        time.sleep(0.05)
+        if number % 3 == 2:
+            verify(root, repair=True)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert {status for page, status in found if "/n" not in page} == {200}
+    assert {status for _, status in found} <= {200, 404, 422}
+    wait_for(lambda: client.get("/api/status").json() == {"images": 16, "relations": 16, "problems": []})
