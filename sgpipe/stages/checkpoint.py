@@ -78,6 +78,12 @@ def load_weights(model_class: Any, source: str, role: str = "captioner", **setti
     return model
 
 
+def check_architecture(name: str, config: dict[str, Any], expected: str) -> None:
+    """Raise UserError if the checkpoint names another architecture, such as one for visual question answering."""
+    if (found := config.get("architectures")) and expected not in str(found):
+        raise UserError(f"{name}: its config.json has architectures {found}, expected {expected}")
+
+
 def load_part(kind: Any, source: str, role: str = "captioner") -> Any:
     """Load a processor or tokenizer by one of transformers' classes. Raises UserError if that fails."""
     with loading(f"{role} {source!r}: {kind.__name__}"):

@@ -34,7 +34,14 @@ from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import CaptionInput
 from sgpipe.stages.caption.decoding import check_finite, draw, process
-from sgpipe.stages.checkpoint import check_vocabulary, load_part, load_weights, loading
+from sgpipe.stages.checkpoint import (
+    check_architecture,
+    check_vocabulary,
+    load_part,
+    load_weights,
+    loading,
+    read_config,
+)
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import GPU_THREADS, Backend, Compiled, GpuMemory
 from sgpipe.utils.prefetch import prefetch
@@ -55,13 +62,15 @@ class BlipCaptioner:
         self.source = str(config.captioner)
 
     def check(self) -> None:
-        """Raise UserError if `caption.system` is set."""
+        """Raise UserError if `caption.system` is set, or the model is for another task than captions."""
         if self.config.system is not None:
             raise UserError("caption.system is set, but BLIP is not a chat model: set caption.prompt, or omit both")
+        check_architecture(f"captioner {self.source!r}", read_config(self.source), "BlipForConditionalGeneration")
 
     def setup(self) -> None:
-        """Load the model. Raises UserError like `load_blip`, or if `max_tokens` leaves no room for a caption."""
+        """Load the model. Raises UserError like `check`, `load_blip`, or if `max_tokens` leaves no room."""
         config = self.config
+        self.check()
         self.device = pick_device(config.device, config.resources.gpus)
         dtype = pick_dtype(config.dtype, self.device)
         self.blip: Blip = load_blip(self.source, config.image_size, self.device, dtype)
@@ -197,6 +206,9 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
     name = f"captioner {source!r}"
     model = load_weights(BlipForConditionalGeneration, source, dtype=torch.float32)
     text, vision = model.config.text_config, model.config.vision_config
+    for token in ("bos_token_id", "sep_token_id"):
+        if not isinstance(number := getattr(text, token), int) or not 0 <= number < text.vocab_size:
+            raise UserError(f"{name}: text_config.{token} is {number}, outside its vocabulary of {text.vocab_size}")
     side = image_size or vision.image_size
     if side % vision.patch_size:
         raise UserError(f"{name}: image_size {side} is not a multiple of its patch size {vision.patch_size}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,17 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.captioner import CaptionInput, one_line
 from sgpipe.stages.caption.decoding import check_finite, draw, process
-from sgpipe.stages.checkpoint import MISFITS, first_line, load_part, load_weights, loading, quiet, read_config
+from sgpipe.stages.checkpoint import (
+    MISFITS,
+    check_architecture,
+    check_vocabulary,
+    first_line,
+    load_part,
+    load_weights,
+    loading,
+    quiet,
+    read_config,
+)
 from sgpipe.stages.endpoint import Answer, ChatRequest, Refusal, conversation, shown_image
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory
@@ -56,13 +67,22 @@ class VisionLanguageCaptioner:
         if (family := config.get("model_type")) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             own = "; code in its own repository is never run" if config.get("auto_map") else ""
             raise UserError(f"{self.name} does not read images and text: its model_type is {family!r}{own}")
+        check_architecture(self.name, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])
         if "next_sequence_length" not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
             raise UserError(f"{self.name} needs a newer transformers: pip install --upgrade transformers")
         self.prompt = ImagePrompt(self.config, self.role)
         if self.role != "captioner" and not self.prompt.is_chat:
             raise UserError(f"{self.name} has no chat template, so it cannot be asked")
-        if (most := self.config.max_tokens or 0) < self.config.min_tokens:
-            raise UserError(f"caption.max_tokens is {most}: expected at least caption.min_tokens")
+        text = {**config, **(config.get("text_config") or {})}
+        least, most = self.config.min_tokens, self.config.max_tokens or 0
+        positions, vocabulary = (text.get(key) for key in ("max_position_embeddings", "vocab_size"))
+        if most < least or (isinstance(positions, int) and most > positions):
+            raise UserError(
+                f"caption.max_tokens is {most}: expected at least caption.min_tokens ({least}) and at most the "
+                f"positions of {self.name} ({positions or 'unknown'})"
+            )
+        if isinstance(vocabulary, int):
+            check_vocabulary(self.name, len(self.prompt.tokenizer), (vocabulary / 2, math.inf))
 
     def setup(self) -> None:
         """Load the model and try it. Raises UserError like `check`, or if it is damaged or too large for the memory."""

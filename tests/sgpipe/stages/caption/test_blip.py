@@ -10,7 +10,9 @@ from torchvision import transforms
 from transformers import BlipForConditionalGeneration
 
 from sgpipe.errors import UserError
-from sgpipe.stages.caption.blip import fuse_vision_attention, load_blip
+from sgpipe.recipe import CaptionConfig
+from sgpipe.stages.caption.blip import BlipCaptioner, fuse_vision_attention, load_blip
+from sgpipe.stages.caption.captioner import settings_of
 from tests.factories import make_blip, make_tokenizer
 
 
@@ -119,6 +121,21 @@ def test_a_tokenizer_without_dec_and_enc_is_accepted(folder):
 def test_a_damaged_preprocessor_is_refused(folder, text):  # more with tests/bad_data/checkpoints.py
     (folder / "preprocessor_config.json").write_text(text)
     assert "preprocessor_config.json" in error_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"architectures": ["BlipForQuestionAnswering"]}, "expected BlipForConditionalGeneration"),
+        ({"bos_token_id": 1_000_000}, "text_config.bos_token_id is 1000000"),
+        ({"sep_token_id": -5}, "text_config.sep_token_id is -5"),
+    ],
+)
+def test_another_kind_of_model_or_of_tokens_is_refused(folder, values, word):
+    config = json.loads((folder / "config.json").read_text())
+    change(folder / "config.json", **values, text_config=config["text_config"] | values)
+    with pytest.raises(UserError, match=word):
+        BlipCaptioner(settings_of(CaptionConfig(captioner=str(folder), device="cpu"))).setup()
 
 
 def test_image_sizes_that_are_not_a_multiple_of_the_patch_size(original):

@@ -4,6 +4,7 @@ The scores that tokens are drawn from equal those of transformers' processors an
 """
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from transformers import (
 
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.blip import BlipDecoder, beam_captions, sample_captions
-from sgpipe.stages.caption.decoding import nucleus, philox, process
+from sgpipe.stages.caption.decoding import gumbel, nucleus, philox, process
 from tests.factories import make_blip
 
 END = 3  # [SEP] of the tokenizer
@@ -64,6 +65,23 @@ def test_philox_gives_the_published_words(counter, key, expected):
     assert philox(words(counter), words(key)) == tuple(words(expected))
 
 
+def test_gumbel_noise_has_its_moments_and_differs_along_every_coordinate():
+    tokens = torch.arange(40_000)
+    zero = torch.zeros_like(tokens)
+    variants = [
+        gumbel(zero, zero, 0, tokens),
+        gumbel(zero + 1, zero, 0, tokens),
+        gumbel(zero + (1 << 40), zero, 0, tokens),
+        gumbel(zero, zero + 1, 0, tokens),
+        gumbel(zero, zero, 1, tokens),
+    ]
+    for noise in variants:
+        assert noise.mean().item() == pytest.approx(0.5772, abs=0.03)
+        assert noise.var().item() == pytest.approx(math.pi**2 / 6, abs=0.08)
+    correlations = torch.corrcoef(torch.stack(variants)) - torch.eye(len(variants))
+    assert correlations.abs().max() < 0.02
+
+
 def test_nucleus_equals_a_full_sort():
     scores = torch.randn(200, 500, generator=torch.manual_seed(0)) * torch.linspace(0.1, 6, 200)[:, None]
     for top_p in (0.1, 0.5, 0.9, 0.999):
@@ -95,6 +113,22 @@ def test_a_batch_or_more_samples_give_the_same_captions_as_single_images(model, 
     alone = [sample_captions(decoder, states[i : i + 1], PROMPT, keys[i : i + 1], more)[0][:4] for i in range(4)]
     assert together == alone
     assert len({len(caption) for caption in itertools.chain(*alone)}) > 1
+
+
+def test_beam_search_equals_generate(model):
+    """Also checks that no prompt token and no padding is left in the result."""
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(5))
+    with torch.no_grad():
+        states = model.vision_model(pixels).last_hidden_state
+        ids = torch.tensor([[*PROMPT, 0]] * 2)
+        ids[:, 0] = model.config.text_config.bos_token_id
+        expected = model.generate(pixels, input_ids=ids, num_beams=3, do_sample=False, min_length=5, max_length=12)
+    end = model.config.text_config.sep_token_id
+    prompt = [model.config.text_config.bos_token_id, *PROMPT[1:]]
+    for (found,), row in zip(beam_captions(model, states, prompt, sampling()), expected.tolist(), strict=True):
+        row = row[len(prompt) :]
+        assert found == (row[: row.index(end)] if end in row else row)
+        assert found
 
 
 def test_damaged_weights_raise_an_error(model):
