@@ -383,10 +383,10 @@ class Pipeline:
 def _parse_lists(boxes: Any, classes: Any, images: int) -> list[GivenBoxes | None]:
     """Return the boxes of each image of a list. Raises UserError: see `parse_boxes`."""
     for name, given in (("boxes", boxes), ("classes", classes)):
-        if given is not None and (isinstance(given, str) or not isinstance(given, Sized) or len(given) != images):
-            raise UserError(
-                f"{name}=: expected a list with an entry for each of {count(images, 'image')}, got {given!r}"
-            )
+        sized = isinstance(given, Sized) and not isinstance(given, str) and getattr(given, "ndim", 1)
+        got = len(given) if sized else type(given).__name__
+        if given is not None and got != images:
+            raise UserError(f"{name}=: expected a list with an entry for each of {count(images, 'image')}, got {got}")
     lists = ([None] * images if given is None else given for given in (boxes, classes))
     pairs = enumerate(zip(*lists, strict=True))
     return [parse_boxes(given, names, f" of image {number}") for number, (given, names) in pairs]
@@ -406,4 +406,6 @@ def _to_file(image: ImageInput) -> Path | Image.Image:
     name = os.fsdecode(image)
     if re.match(r"\w+://", name):
         raise ImageError(f"{name} is a URL, not a file: download the image first")
+    if "\0" in name:
+        raise ImageError(f"image file not found: {name!r}, which contains a null character")
     return Path(os.path.realpath(Path(name).parent)) / Path(name).name

@@ -334,16 +334,29 @@ def network_folder(model: Path) -> Path:
 
 def known_settings(model: str | None) -> dict[str, Any]:
     """Return the settings of a network in a folder, in a store or on the hub; {} for one that is not there."""
-    with suppress(UserError, EngineError, OSError, ValueError):
+    with suppress(UserError, EngineError):
+        return _config_json(model)
+    return {}
+
+
+def _config_json(model: str | None) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
         folder = network_folder(Path(local_model(str(model), whole=False)))
         settings = json.loads((folder / "config.json").read_text("utf-8"))
         return settings if isinstance(settings, dict) else {}
     return {}
 
 
-def trained_sides(model: str | None) -> tuple[int, int] | None:
-    """Return the short and maximum long side, in pixels, of a network's validation images, or None."""
-    match known_settings(model).get("image_sides"):
+def trained_sides(model: str) -> tuple[int, int] | None:
+    """Return the short and maximum long side, in pixels, of a network's validation images, or None.
+
+    Raises UserError, EngineError: as `local_model`.
+    """
+    return _image_sides(_config_json(model))
+
+
+def _image_sides(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    match settings.get("image_sides"):
         case [int(short), int(long)]:
             return short, long
     return None
@@ -371,8 +384,8 @@ def miniworld_notes(models: Iterable[str | None], source: SourceConfig | None = 
 
 def size_notes(detector: str | None) -> list[str]:
     """Return a note on a detector that does not state at which size it reads images."""
-    name = detector and _model_folder(detector, "parseda")
-    if trained_sides(name) or not str(known_settings(name).get("model_type")).startswith("rlip"):
+    settings = known_settings(detector and _model_folder(detector, "parseda"))
+    if _image_sides(settings) or not str(settings.get("model_type")).startswith("rlip"):
         return []
     short, long = DEFAULT_SIDES
     return [
@@ -393,8 +406,8 @@ def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None =
     if not tag.scores:
         kept = UNSCORED[tag.method]
         notes.append(f"{kept}: nothing looks at the image, and confidence 1 means only that nothing scored them")
-    sides = trained_sides(_model_folder(tag.tagger, "tagger")) if tag.method == "rtagger" and tag.tagger else None
-    if sides and sides != (tag.short_side, tag.long_side):
+    tagger = _model_folder(tag.tagger, "tagger") if tag.method == "rtagger" and tag.tagger else None
+    if (sides := _image_sides(known_settings(tagger))) and sides != (tag.short_side, tag.long_side):
         notes.append(
             f"{tag.tagger} was trained on images of {sides[0]} and at most {sides[1]} pixels: set tag.short_side "
             f"({tag.short_side} now) and tag.long_side ({tag.long_side})"

@@ -98,7 +98,7 @@ def local(path: Path | None) -> Path | None:
     """Refuse a place that cannot be written, also the URI of a store, of which `Path` keeps one slash."""
     if path is not None:
         scheme, colon, rest = str(path).partition(":/")
-        if colon and len(scheme) > 1:
+        if colon and len(scheme) > 1 and scheme.isalnum():
             raise typer.BadParameter(f"{scheme}://{rest} is not on this machine.")
         nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
         if not os.access(nearest, os.W_OK) or (nearest != path.absolute() and nearest.is_file()):

@@ -239,6 +239,7 @@ def write_report(paper: Reproduction, tasks: Sequence[Task], state: dict[str, An
             trained = [row for row in read_metrics(task.out) if row["event"] == "step"]
             points = [(float(row["step"]), row["loss"]) for row in trained]
             texts = [f"step {row['step']:,}: {row['loss']:.3f}" for row in trained]
-            plots.append(curve(f"{task.step.name}: {task.step.gives}", points, "step", "loss", texts))
+            if points:
+                plots.append(curve(f"{task.step.name}: {task.step.gives}", points, "step", "loss", texts))
     values = {"title": paper.title, "note": paper.note, "titles": titles, "rows": rows, "steps": steps, "plots": plots}
     write_result_text(file, render("reproduction", values))

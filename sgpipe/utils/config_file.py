@@ -104,6 +104,9 @@ def load(kind: type[Kind], name: str | Path, folder: Path, overrides: Mapping[st
 
     Raises UserError: no such recipe, not YAML, or a setting that is unknown or of the wrong type.
     """
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        example = "{'tag.threshold': 0.1}"
+        raise UserError(f"overrides must map dotted keys to values, such as {example}; got {_shown.repr(overrides)}")
     path = _find(str(name), folder)
     config: Any = {}
     for file in (path, *overlays):

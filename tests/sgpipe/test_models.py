@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from experiments.miniworld.network_quality import ANY_PAIR, measure_tagger, network_recipe, quality_rows
+from sgpipe.errors import EngineError, UserError
 from sgpipe.miniworld.captions import WORDINGS
 from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import (
@@ -73,6 +74,8 @@ def test_a_copied_network_states_its_image_sides_and_one_that_does_not_is_noted(
     assert recipe_notes(recipe, detects=True)[1:] == size_notes(str(copy)) != []
     assert "no image_sides, so images are resized to 800 and at most 1333 pixels" in size_notes(str(copy))[0]
     assert size_notes("someone/detector") == size_notes(None) == []
+    with pytest.raises((UserError, EngineError)):  # a store or hub that fails once must not change the size
+        trained_sides("someone/detector")
 
 
 def test_a_tagger_that_would_read_images_of_another_size_is_noted():

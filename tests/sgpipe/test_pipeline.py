@@ -263,6 +263,7 @@ def objects(graph: SceneGraph) -> list[tuple]:
     ("bad", "reason"),
     [
         (Path("no/such/folder/a.jpg"), "image file not found"),
+        ("a\0b.jpg", "image file not found"),
         ("", "not a regular file"),
         (Path(__file__).parent, "not a regular file"),
         (Path(__file__), "unknown format"),
@@ -378,6 +379,12 @@ def test_boxes_that_cannot_be_meant_are_refused(pipeline, file, boxes, classes, 
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"of image 1|expected a list with"):
         pipeline([file, file], boxes=[BOXES, boxes], classes=[CLASSES, classes])
+
+
+@pytest.mark.parametrize(("boxes", "got"), [([BOXES] * 3, "3"), (np.array(3), "ndarray"), ("ab", "str")])
+def test_boxes_of_a_list_of_images_are_as_many(pipeline, file, boxes, got):
+    with pytest.raises(UserError, match=f"expected a list with an entry for each of 2 images, got {got}$"):
+        pipeline([file, file], boxes=boxes)
 
 
 def test_an_image_in_memory_has_no_name_in_a_file_of_boxes(file, array):

@@ -95,6 +95,12 @@ def test_what_is_written_is_read_again(tmp_path):
     assert read_yaml(tmp_path / "a.yaml") == {"classes": texts, "values": [1e-5, 10, None, True]}
 
 
+@pytest.mark.parametrize("overrides", [3, "ab", {1: 2}, ["tag.threshold=1"]])
+def test_overrides_that_are_no_keys_and_values_are_refused(overrides):
+    with pytest.raises(UserError, match=r"^overrides must map dotted keys to values, such as .*; got "):
+        load_recipe("coco", overrides)
+
+
 def test_an_override_is_blamed_itself_and_not_the_file():
     for key, value in (("tag.threshold", 3), ("caption", 1), ("source.splits", {"val": {"images": 1}}), ("tag.no", 1)):
         with pytest.raises(UserError) as refused:

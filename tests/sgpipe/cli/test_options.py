@@ -50,6 +50,12 @@ def test_an_empty_value_is_refused_and_not_the_current_folder(words: list[str]) 
     assert "a value is empty" in refused(*words)
 
 
+def test_a_folder_with_colons_is_on_this_machine(tmp_path: Path) -> None:
+    assert local(folder := tmp_path / "12:30:/x") == folder
+    with pytest.raises(typer.BadParameter, match="s3://bucket/x is not on this machine"):
+        local(Path("s3://bucket/x"))
+
+
 WRITES = re.compile(r"\b(Write [^N]|Draw |(New )?[Ff]older for |File for |File to write)")
 
 

@@ -15,6 +15,7 @@ from sgpipe.cli.reproduction import REPORT, STATE, Reproduction, load_reproducti
 from sgpipe.cli.train import check_words
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import load_recipe
+from sgpipe.training.metrics import METRICS
 from sgpipe.training.recipe import load_train_recipe, train_recipe_folder
 from sgpipe.utils.config_file import changed
 from sgpipe.utils.console import Progress
@@ -100,6 +101,8 @@ def test_killed_at_any_step_the_rest_runs_once(tmp_path: Path, kill: int) -> Non
     (tmp_path / "out" / "b").rmdir()
     run(tmp_path, again)
     assert again.ran == ["train", "eval"]  # what reads it, too
+    (tmp_path / "out" / "b" / METRICS).write_text('{"event": "validation"}\n')
+    run(tmp_path, Runner())  # a training without steps has no curve
     with pytest.raises(
         UserError, match=r"ran step b with another command: choose another --out, or revert to .*steps 3"
     ):
