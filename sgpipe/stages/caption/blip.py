@@ -219,6 +219,8 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
     with loading(f"{name}: preprocessor_config.json"):
         values = BlipImageProcessor.get_image_processor_dict(source)[0] if has_file else {}
         mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
+        if min(std) <= 0:
+            raise ValueError(f"image_std {std} is not positive")
         prepare = ImagePreparation(side, tuple(mean), tuple(std), Image.Resampling(values.get("resample") or 3))
         prepare(Image.new("RGB", (8, 8)))
     fuse_vision_attention(model)

@@ -64,7 +64,7 @@ class VisionLanguageCaptioner:
     def check(self) -> None:
         """Raise UserError if this is not a model that takes images, or its processor or chat template do not fit."""
         config = read_config(self.source, self.role)
-        if (family := config.get("model_type")) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        if (family := str(config.get("model_type"))) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             own = "; code in its own repository is never run" if config.get("auto_map") else ""
             raise UserError(f"{self.name} does not read images and text: its model_type is {family!r}{own}")
         check_architecture(self.name, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])

@@ -117,7 +117,7 @@ def test_a_tokenizer_without_dec_and_enc_is_accepted(folder):
     assert blip.text([blip.text_config.bos_token_id, *blip.prompt_ids("cat on grass")]) == "cat on grass"
 
 
-@pytest.mark.parametrize("text", ['{"image_mean": [1], "image_std": [1]}', "{broken"])
+@pytest.mark.parametrize("text", ['{"image_mean": [1], "image_std": [1]}', '{"image_std": [0.5, 0.5, 0]}', "{broken"])
 def test_a_damaged_preprocessor_is_refused(folder, text):  # more with tests/bad_data/checkpoints.py
     (folder / "preprocessor_config.json").write_text(text)
     assert "preprocessor_config.json" in error_of(folder)
