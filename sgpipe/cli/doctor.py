@@ -135,8 +135,8 @@ def _models() -> DoctorCheck:
     from sgpipe.recipe import packaged_model
     from sgpipe.utils.config_file import recipe_folder
 
-    models = ("captioner", "tagger", "parseda")
-    missing = [name for name in models if not (packaged_model(name) / "model.safetensors").is_file()]
+    models = {name: packaged_model(name) for name in ("captioner", "tagger", "parseda")}
+    missing = [name for name, folder in models.items() if not (folder / "model.safetensors").is_file()]
     recipes = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
     if missing or not recipes:
         lacks = ", ".join(missing or ["recipes"])

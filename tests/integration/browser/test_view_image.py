@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, Triplet
-from tests.integration.browser.conftest import accessibility_faults, mentions, shows, view_server
+from tests.integration.browser.conftest import accessibility_faults, eventually, mentions, shows, view_server
 from tests.sgpipe.training.data.runs import make_run
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
@@ -121,6 +121,32 @@ def test_a_relation_is_shown_with_where_it_comes_from(visit, server):
     expect(page.locator("#graph .edge.lit")).to_have_count(2)  # its line and its text
     page.locator("#captions details.fold summary").click()
     expect(page.locator("#captions details.fold p")).to_have_text(LONG, use_inner_text=True)
+
+
+def test_the_image_is_zoomed_and_moved(visit, server):
+    page = open_image(visit, server, "i0", "?relation=0-2-riding")
+    stage = page.locator(".stage").first
+    window = lambda: [float(part) for part in stage.get_attribute("viewBox").split()]  # noqa: E731
+    eventually(window, [0, 0, 320, 240])
+    page.keyboard.press("+")
+    eventually(lambda: window()[2], pytest.approx(320 / 1.5))
+    before = window()
+    box = stage.bounding_box()
+    page.mouse.move(box["x"] + 200, box["y"] + 150)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 150, box["y"] + 120, steps=3)
+    page.mouse.up()
+    eventually(lambda: (window()[0] > before[0], window()[1] > before[1]), (True, True))
+    shows(page, "#sentence", "person riding dog")  # a drag is no click
+    page.keyboard.press("0")
+    eventually(window, [0, 0, 320, 240])
+    page.keyboard.press("+")
+    eventually(lambda: window()[2], pytest.approx(320 / 1.5))
+    page.keyboard.press("f")
+    eventually(window, [0, 0, 320, 240])  # the two boxes need all of it
+    page.keyboard.press("+")
+    page.get_by_role("button", name="Whole image").first.click()
+    eventually(window, [0, 0, 320, 240])
 
 
 def test_two_runs_stand_side_by_side_with_what_differs(visit, server):
