@@ -383,7 +383,7 @@ class Pipeline:
 def _parse_lists(boxes: Any, classes: Any, images: int) -> list[GivenBoxes | None]:
     """Return the boxes of each image of a list. Raises UserError: see `parse_boxes`."""
     for name, given in (("boxes", boxes), ("classes", classes)):
-        sized = isinstance(given, Sized) and not isinstance(given, str) and getattr(given, "ndim", 1)
+        sized = isinstance(given, Sized) and not isinstance(given, str) and getattr(given, "ndim", 1) > 0
         got = len(given) if sized else type(given).__name__
         if given is not None and got != images:
             raise UserError(f"{name}=: expected a list with an entry for each of {count(images, 'image')}, got {got}")
