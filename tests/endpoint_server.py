@@ -20,7 +20,8 @@ from typing import Any
 
 from PIL import Image
 
-Fault = str  # those below; or silent, slow, garbled, page, unpaid, parts, plain
+# those below; or silent, slow, garbled, nested, page, unpaid, error, parts, plain, half, or the JSON of `usage`
+Fault = str
 PASSING: tuple[Fault, ...] = ("limited", "broken", "cut")
 LASTING: tuple[Fault, ...] = ("refusal", "filtered", "empty", "rejected")
 
@@ -145,6 +146,8 @@ class EndpointServer:
             message: dict[str, Any] = {"role": "assistant", "content": "" if fault in ("empty", "filtered") else text}
             if fault == "refusal":
                 message |= {"content": None, "refusal": "I cannot describe people."}
+            if fault == "half":
+                message["content"] = "a dog \ud83d"
             if fault == "parts":
                 message["content"] = [{"type": "text", "text": text[:4]}, {"type": "text", "text": text[4:]}]
             reason = "content_filter" if fault == "filtered" else "stop"
@@ -153,7 +156,9 @@ class EndpointServer:
                 likeliest = [{"token": text, "logprob": -0.25}, {"token": "No", "logprob": -1.5}]
                 choice["logprobs"] = {"content": [likeliest[0] | {"top_logprobs": likeliest}]}
             choices.append(choice)
-        usage = {"prompt_tokens": 5, "completion_tokens": 3 * len(choices)}
+        usage: Any = {"prompt_tokens": 5, "completion_tokens": 3 * len(choices)}
+        if fault is not None and fault[0] in "[{":
+            usage = json.loads(fault)
         return {"object": "chat.completion", "model": body["model"], "choices": choices[::-1], "usage": usage}
 
 
@@ -228,6 +233,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b" ")
         elif fault == "page":
             self._send(200, b"<html><body>Please log in</body></html>", {"Content-Type": "text/html"})
+        elif fault == "nested":
+            self._send(200, b"[" * 200_000)
+        elif fault == "error":
+            self._send(200, {"error": {"message": "Rate limit reached"}})
         elif fault == "garbled":
             self._send(200, {"object": "chat.completion", "model": body["model"], "choices": [{"index": 0}]})
         else:

@@ -40,7 +40,7 @@ from sgpipe.sources.coco import load_coco_instances
 from sgpipe.sources.formats import require_format
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import ImageStage, Stage
-from sgpipe.stages.checkpoint import first_line, loading
+from sgpipe.stages.checkpoint import first_line, load_weights, loading
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.console import single_line
 
@@ -104,7 +104,7 @@ def load(config: DetectConfig, device: torch.device) -> Detector:
 def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> ZeroShotDetector | RLIPDetector:
     """Load a detector that reads the names of what it looks for. Raises UserError: no such model, or another kind."""
     name = local_model(model)
-    if known_settings(name).get("model_type") not in _KINDS:
+    if str(known_settings(name).get("model_type")) not in _KINDS:
         kinds = ("AutoModelForZeroShotObjectDetection", "AutoProcessor")
         kinds = ("Sam3Model", "Sam3Processor") if _settings(name).model_type in _SAM else kinds  # not in every version
         opened = _open(name, device, *(getattr(transformers, kind) for kind in kinds))
@@ -124,7 +124,7 @@ def check_prompted(model: str, setting: str) -> None:
 
 
 def _reads_text(name: str, setting: str = "detect.detector (--detector)") -> bool:
-    return known_settings(name).get("model_type") in _KINDS or _settings(name, setting).model_type in _ZERO_SHOT
+    return str(known_settings(name).get("model_type")) in _KINDS or _settings(name, setting).model_type in _ZERO_SHOT
 
 
 _MODELS: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()  # stages of a process share what is loaded
@@ -134,7 +134,9 @@ def _open(name: str, device: torch.device, kind: Any, processor: Any) -> tuple[A
     """Return a model of transformers and its processor. Raises UserError: one of them cannot be loaded."""
     key = name, str(device)
     with loading(f"detector {name} cannot be loaded"):
-        model = _MODELS[key] = _MODELS.get(key) or kind.from_pretrained(name, dtype=torch.float32)
+        model = _MODELS[key] = _MODELS.get(key) or load_weights(kind, name, "detector", dtype=torch.float32)
+        if damaged := next((part for part, weight in model.state_dict().items() if weight.isnan().any()), None):
+            raise UserError(f"detector {name} returns NaN scores: its weights are damaged, such as {damaged}")
         return model, processor.from_pretrained(name)
 
 

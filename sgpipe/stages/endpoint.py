@@ -33,6 +33,7 @@ from pydantic import TypeAdapter
 from sgpipe.errors import EngineError, UserError
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.recipe import Requests
+from sgpipe.sources.fields import clean
 from sgpipe.storage.run_folder import REQUESTS
 from sgpipe.utils.prefetch import start_early
 
@@ -166,12 +167,13 @@ def _read(choice: Mapping[str, Any], message: Mapping[str, Any], logprobs: bool)
             raise ValueError("the answer has no log-probabilities")
         likeliest = []
         for token in tokens:
-            found = {str(each["token"]): float(each["logprob"]) for each in [token, *(token.get("top_logprobs") or ())]}
+            every = [token, *(token.get("top_logprobs") or ())]
+            found = {clean(str(each["token"])): float(each["logprob"]) for each in every}
             likeliest.append(tuple(sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))))
-        return Choice(text, None, tuple(likeliest))
+        return Choice(clean(text), None, tuple(likeliest))
     if not text.strip():
         return Choice("", "the answer is empty" + (": max_tokens are used up" if reason == "length" else ""))
-    return Choice(text)
+    return Choice(clean(text))  # `max_tokens` may cut a character into halves
 
 
 def quote(text: str) -> str:
@@ -261,7 +263,10 @@ class RequestCache:
     def get(self, body: bytes) -> list[Choice] | None:
         """Return the choices of a request, or None."""
         rows = self._execute("SELECT choices FROM answers WHERE request = ?", [sha256(body).digest()])
-        return _CHOICES.validate_json(rows[0][0]) if rows else None
+        try:
+            return _CHOICES.validate_json(rows[0][0]) if rows else None
+        except ValueError:
+            raise UserError(f"the request cache {self.file} is damaged; delete it") from None
 
     def put(self, body: bytes, choices: Sequence[Choice], check: Check | None = None) -> None:
         """Keep the choices of a request."""
@@ -279,8 +284,9 @@ class RequestCache:
 
     def put_usage(self, completion: Mapping[str, Any]) -> None:
         """Note the tokens of a completion, if the server counts them."""
-        if usage := completion.get("usage"):
-            row = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
+        if isinstance(usage := completion.get("usage"), Mapping):
+            numbers = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+            row = [number if isinstance(number, int) and 0 <= number < 2**53 else 0 for number in numbers]
             self._execute("INSERT INTO usage VALUES (?, ?)", row, create=True)
 
     def tokens(self) -> int:
@@ -318,6 +324,7 @@ _AHEAD = 4  # requests that are prepared, or answered out of order, per request 
 _CONTROL = ChatRequest(conversation("Say yes."), ChatSampling(max_tokens=8))
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _REJECTED, _LIMITED, _UNPAID, _NOT_FOUND = (400, 413, 422), 429, 402, 404
+_IS_ERROR = re.compile(rb'\s*\{\s*"error"\s*:\s*[{"]')  # proxies send such with HTTP 200
 _NAMES_N = re.compile(r"\bn\b")
 _NAMES_KEY = re.compile(r"\bAPI[ _]?key\b", re.IGNORECASE)  # some servers refuse a key with HTTP 400
 
@@ -398,7 +405,7 @@ class ChatEndpoint:
             names = [str(each["id"]) for each in (await self._send(_MODELS, None, _RETRIES_OF_CHECK))["data"]]
         except RequestError as error:
             raise UserError(f"the endpoint {self.url} does not answer: {error}") from None
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             raise UserError(f"{self.url} does not answer like the OpenAI chat API: it lists no models") from None
         # Servers append a date, a revision or a tag.
         served = re.compile(rf"{re.escape(self.model)}(-\d{{4}}-?\d\d-?\d\d|[@:].+)?")
@@ -465,7 +472,7 @@ class ChatEndpoint:
         try:
             completion = await self._send(_CHAT, request.fields(self.model, limit), retries)
             choices = read_choices(completion, request.logprobs)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(self._hidden(str(error))) from None
         except RequestError as error:
             if limit == MAX_COMPLETION_TOKENS or MAX_COMPLETION_TOKENS not in str(error):
@@ -520,9 +527,12 @@ class ChatEndpoint:
             async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
                 try:
                     async with asyncio.timeout(timeout):  # openai's limits each read, not all of them
-                        return await super().send(request, **options)
+                        answer = await super().send(request, **options)
                 except TimeoutError:
                     raise httpx2.ReadTimeout("", request=request) from None  # which openai tries again
+                if answer.is_success and _IS_ERROR.match(answer.content):
+                    answer.status_code = 500  # which openai tries again, too
+                return answer
 
         return openai.AsyncOpenAI(
             base_url=self.url,

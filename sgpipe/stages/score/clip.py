@@ -23,6 +23,7 @@ from sgpipe.utils.devices import pick_device
 
 _KEPT_TEXTS = 100_000
 _GPU_GROUP = 32
+_DEFAULT_SIDE = 224
 
 Item = TypeVar("Item")
 Images: TypeAlias = Callable[[Sequence[Image.Image]], Any]
@@ -148,7 +149,7 @@ def _open_clip(model: str, weights: str | None, device: torch.device) -> tuple[A
     with loading(f"CLIP model {model}"):
         network, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights, device=device)
         tokenize = open_clip.get_tokenizer(name)
-    size = network.visual.image_size
+    size = getattr(getattr(network, "visual", None), "image_size", None) or _DEFAULT_SIDE
     return (
         network.eval(),
         int(size[0] if isinstance(size, tuple | list) else size),
@@ -165,18 +166,20 @@ def _transformers(model: str, device: torch.device) -> tuple[Any, int, Images, T
     if not (hasattr(network, "get_image_features") and hasattr(network, "logit_scale")):
         raise UserError(f"{model} is not a CLIP model: it does not compare images with texts")
     processor, config = load_part(AutoProcessor, model, "CLIP model"), network.config
-    how = {"padding": "max_length", "truncation": True, "max_length": config.text_config.max_position_embeddings}
+    length = getattr(config.text_config, "max_position_embeddings", 77)
+    how = {"padding": "max_length", "truncation": True, "max_length": length}
 
     def see(images: Sequence[Image.Image]) -> Any:
-        pixels = processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
-        return network.get_image_features(pixel_values=pixels.to(device))
+        seen = processor.image_processor(list(images), return_tensors="pt").to(device)
+        parts = ("pixel_values", "pixel_attention_mask", "spatial_shapes")  # the latter of SigLIP 2
+        return network.get_image_features(**{name: seen[name] for name in parts if name in seen})
 
     def read(texts: Sequence[str]) -> Any:
         tokens = processor.tokenizer(list(texts), return_tensors="pt", **how).to(device)
         given = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
         return network.get_text_features(**given)
 
-    return network.eval().to(device), int(config.vision_config.image_size), see, read
+    return network.eval().to(device), int(getattr(config.vision_config, "image_size", _DEFAULT_SIDE)), see, read
 
 
 def _unit(features: Any) -> Tensor:

@@ -33,6 +33,7 @@ LONGEST_SIDE = 1024  # pixels of the image that is shown
 NEITHER = Refusal('the model answers neither "yes" nor "no"')
 _ORDERS = ("yes or no", "no or yes")
 _VARIANTS = ("{}", " {}", "\n{}", '"{}', "**{}")
+_RETRIES_OF_CHECK = 2
 _REMEDY = "use a smaller model"
 _SAMPLING = ChatSampling(max_tokens=1)
 
@@ -108,9 +109,10 @@ class ServedScorer:
 
     def check(self) -> None:
         """Raises UserError: the server does not answer, or not with log-probabilities, or not about images."""
+        few = self._requests.model_copy(update={"retries": min(self._requests.retries, _RETRIES_OF_CHECK)})
         objects = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
         [example, _] = self._ask(Image.new("RGB", (64, 64), "white"), objects, Relation(0, 1, "next to"))
-        ChatEndpoint(self._url, self._model, self._requests).check(example)
+        ChatEndpoint(self._url, self._model, few).check(example)
 
     def load(self) -> None:
         self._endpoint = ChatEndpoint(self._url, self._model, self._requests, self._cache)

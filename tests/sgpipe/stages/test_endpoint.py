@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_requests_are_taken_as_they_are_needed(connect: Connect) -> None:
         assert len(list(answers)) == 99
 
 
-@pytest.mark.parametrize("fault", ["limited", "broken", "cut"])
+@pytest.mark.parametrize("fault", ["limited", "broken", "cut", "error"])
 def test_a_passing_fault_changes_no_answer(connect: Connect, fault: Fault) -> None:
     with EndpointServer() as server:
         expected = list(connect(server.url).ask_all([question(1, n=3)]))
@@ -112,14 +113,16 @@ def test_other_forms_of_an_answer(connect: Connect, form: Fault) -> None:
         ("empty", "the answer is empty"),
         ("rejected", "HTTP 400: The prompt is longer than the maximum model length"),
         ("garbled", "the answer is not a chat completion; the URL of an API often ends in /v1"),
+        ("nested", "maximum recursion depth exceeded"),
     ],
 )
 def test_a_refusal_concerns_one_request(connect: Connect, fault: Fault, reason: str) -> None:
     with EndpointServer(faults=scripted(fault)) as server:
         answers = list(connect(server.url, in_flight=1).ask_all([question(1), question(2)]))
-    assert answers[0] == Refusal(reason)
+    assert isinstance(answers[0], Refusal)
+    assert answers[0].reason.startswith(reason)
     assert isinstance(answers[1], Answer)
-    assert len(server.requests) == 2 + (fault == "garbled")  # another request, to see whether it answers any
+    assert len(server.requests) == 2 + (fault in ("garbled", "nested"))  # another, to see whether it answers any
 
 
 def test_a_request_that_always_breaks_is_refused_if_others_are_answered(connect: Connect) -> None:
@@ -243,6 +246,24 @@ def test_nothing_is_paid_twice(connect: Connect, tmp_path: Path) -> None:
     with EndpointServer() as server:
         assert list(connect(server.url, cache=tmp_path).ask_all(requests)) == again
         assert not server.requests
+
+
+@pytest.mark.parametrize(
+    "fault", ["half", "[1]", '{"prompt_tokens": {"a": 1}}', f'{{"prompt_tokens": {2**70}, "completion_tokens": -1}}']
+)
+def test_odd_answers_are_kept(connect: Connect, tmp_path: Path, fault: Fault) -> None:
+    with EndpointServer(lambda body: ["a dog ?"], faults=scripted(fault)) as server:
+        for _ in range(2):
+            assert ask(connect(server.url, cache=tmp_path), question(1)) == Answer(("a dog ?",))
+    assert len(server.requests) == 1
+    assert RequestCache(CacheFolder(tmp_path).file).tokens() == (8 if fault == "half" else 0)
+
+
+def test_a_damaged_answer_is_one_line(tmp_path: Path) -> None:
+    cache = RequestCache(tmp_path / "requests")
+    cache._execute("INSERT INTO answers VALUES (?, '[1]', 1)", [sha256(b"").digest()], create=True)
+    with pytest.raises(UserError, match=r"is damaged; delete it$"):
+        cache.get(b"")
 
 
 def test_answers_are_kept_of_a_run_that_fails(connect: Connect, tmp_path: Path) -> None:

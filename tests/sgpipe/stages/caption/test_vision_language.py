@@ -239,6 +239,7 @@ def of_nan(folder):
         "another class of the family": (change(architectures=["Qwen2_5_VLModel"]), "expected Qwen2_5_VLForConditional"),
         "few positions": (change(text_config={"max_position_embeddings": 100}), "caption.max_tokens is 128"),
         "no vocabulary": (change(text_config={"vocab_size": 9999}), "tokenizer.json or vocab.txt"),
+        "a list of models": (change(model_type=["blip"]), "['blip']"),
         "code of its own": (change(model_type="new_vl", auto_map={"AutoConfig": "x.Y"}), "never run"),
         "no processor": (without("*processor_config.json"), "processor"),
         "no tokenizer": (without("tokenizer*"), "token"),

@@ -5,6 +5,7 @@ import huggingface_hub
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import DetectConfig, packaged_model
@@ -78,6 +79,21 @@ def test_classes_of_a_closed_detector_are_read_without_its_weights(tmp_path, ima
     assert set(found.labels.tolist()) <= {1, 2}  # never "N/A"
     assert found.boxes.shape == (len(found.scores), 4)
     assert found.boxes.abs().max() > 2  # pixels, no shares
+
+
+@pytest.mark.parametrize("make", [make_closed, make_owl, make_omdet, make_grounding_dino, make_sam3])
+def test_detectors_with_damaged_weights_are_refused(tmp_path, make):
+    file = make(tmp_path / "d") / "model.safetensors"
+    kept = load_file(file)
+    name = next(name for name in kept if name.endswith("norm.weight") or name.endswith("layernorm_before.weight"))
+    for weights, reason in (
+        ({**kept, name: kept[name] * torch.nan}, "returns NaN scores: its weights are damaged"),
+        ({each: kept[each] for each in kept if each != name}, "1 of its weights missing, such as "),
+    ):
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(UserError, match=reason) as raised:
+            load(DetectConfig(detector=str(file.parent)), CPU)
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("make", [make_owl, make_omdet, make_grounding_dino, make_sam3])
@@ -186,6 +202,12 @@ def test_other_models_are_refused(name, reason, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the variable is read at import
     with pytest.raises(UserError, match=reason):
         detector_classes(DetectConfig(detector=name))
+
+
+def test_a_list_of_models_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": ["detr"]}')
+    with pytest.raises(UserError):
+        detector_classes(DetectConfig(detector=str(tmp_path)))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer, Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Processor
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import packaged_model
@@ -144,6 +145,17 @@ def test_models_that_are_not_clip_are_refused(tmp_path: Path) -> None:
     for damaged in (str(tmp_path / "clip"), str(packaged_model("captioner"))):
         with pytest.raises(UserError, match="weight"):
             ClipScorer(damaged, "cpu").load()
+
+
+def test_a_model_whose_settings_have_no_image_size(tmp_path: Path, image: Image.Image) -> None:
+    make_clip(tmp_path)  # for its tokenizer
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 100, "max_position_embeddings": 12, "projection_size": 32}
+    vision = {**sizes, "num_patches": 16, "patch_size": 8}
+    Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    Siglip2Processor(Siglip2ImageProcessor(patch_size=8, max_num_patches=16), tokenizer).save_pretrained(tmp_path)
+    assert 0 < scorer_of(tmp_path).scores(image, OBJECTS, RELATIONS)[0] < 1
 
 
 def test_weights_that_are_nan_are_refused(tmp_path: Path, image: Image.Image) -> None:

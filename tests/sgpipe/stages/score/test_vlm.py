@@ -116,6 +116,13 @@ def served(server: EndpointServer, cache: CacheFolder | None = None, **requests:
     return scorer
 
 
+def test_a_check_asks_a_broken_server_few_times(no_pauses: None) -> None:
+    with EndpointServer(faults=lambda body, attempt: "broken") as server:
+        with pytest.raises(UserError, match="HTTP 500"):
+            served(server, retries=6).check()
+        assert len(server.requests) == 1 + 2 + 1  # and one to see whether it answers others
+
+
 def test_a_served_model_gets_two_requests_of_one_token(image: Image.Image, tmp_path: Path) -> None:
     with EndpointServer(lambda body: ["Yes"]) as server:
         scorer = served(server, CacheFolder(tmp_path))
