@@ -73,7 +73,7 @@ def load_weights(model_class: Any, source: str, role: str = "captioner", **setti
     """
     with loading(f"{role} {source!r}: cannot load its weights"):
         model, info = model_class.from_pretrained(source, output_loading_info=True, trust_remote_code=False, **settings)
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(name for name in info["missing_keys"] if not name.endswith("num_batches_tracked")):
         raise UserError(f"{role} {source!r}: {len(missing)} of its weights missing, such as {missing[0]}")
     return model
 

@@ -110,6 +110,7 @@ def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> Z
         opened = _open(name, device, *(getattr(transformers, kind) for kind in kinds))
         return ZeroShotDetector(*opened, classes, device)
     network = _MODELS[name, str(device)] = _MODELS.get((name, str(device))) or load_detector(Path(name))
+    _require_numbers(name, network)
     return RLIPDetector(network, classes, trained_sides(name) or DEFAULT_SIDES, device)
 
 
@@ -135,9 +136,14 @@ def _open(name: str, device: torch.device, kind: Any, processor: Any) -> tuple[A
     key = name, str(device)
     with loading(f"detector {name} cannot be loaded"):
         model = _MODELS[key] = _MODELS.get(key) or load_weights(kind, name, "detector", dtype=torch.float32)
-        if damaged := next((part for part, weight in model.state_dict().items() if weight.isnan().any()), None):
-            raise UserError(f"detector {name} returns NaN scores: its weights are damaged, such as {damaged}")
+        _require_numbers(name, model)
         return model, processor.from_pretrained(name)
+
+
+def _require_numbers(name: str, model: nn.Module) -> None:
+    """Raise UserError if a weight is NaN, since a threshold would silently drop the scores."""
+    if damaged := next((part for part, weight in model.state_dict().items() if weight.isnan().any()), None):
+        raise UserError(f"detector {name} returns NaN scores: its weights are damaged, such as {damaged}")
 
 
 def _closed(model: PreTrainedModel, processor: Any, device: torch.device) -> Detector:
