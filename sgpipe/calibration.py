@@ -99,7 +99,7 @@ class Calibration(Config):
     def probability_for(self, precision: float) -> float:
         """Return the lowest probability such that the judged relations above it show the precision with 95% confidence.
 
-        Raises UserError: they show it of no threshold.
+        Raises UserError: they do not show it for any threshold.
         """
         check_share("precision", precision)
         for level in self.levels:
@@ -141,9 +141,9 @@ def load_calibration(file: Location) -> Calibration:
 def choose_threshold(calibration: Location | None, threshold: float, precision: float | None = None) -> float:
     """Return the minimum confidence that settings ask for, rounded as shards store confidences.
 
-    With a calibration, `threshold` is a probability, or instead of it `precision` the one to reach.
+    With a calibration, `threshold` is a probability; `precision`, if given, replaces it by the one that reaches this.
 
-    Raises UserError: the precision is given without one or cannot be reached.
+    Raises UserError: a precision is given without a calibration, or cannot be reached.
     """
     if precision is not None:
         threshold = probability_for(calibration, precision, None)

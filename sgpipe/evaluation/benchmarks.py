@@ -326,7 +326,7 @@ def _read_json(path: Path) -> Any:
 
 @contextmanager
 def _explained(files: str, *unreadable: type[Exception]) -> Iterator[None]:
-    """Turn an error of an evaluator into a UserError; also those that mean that a file has another form."""
+    """Turn errors of an evaluator, and those of reading a file of another form, into UserErrors."""
     try:
         yield
     except EvaluationError as error:

@@ -103,7 +103,7 @@ def _instances(
 
 
 def _images(rows: ExportRows, split: str, *columns: str) -> Iterator[tuple[dict[str, Any], Record]]:
-    """Yield COCO's entry of each image, and its record. Ids that are not numbers go to `image_id`, and `id` counts."""
+    """Yield COCO's entry of each image, and its record. Ids that are not numbers become `image_id`, `id` a count."""
     for number, record in enumerate(rows.records(split, *columns), 1):
         image: dict[str, Any] = {"id": as_number(record.image_id)}
         if not rows.census.numbered:

@@ -1,4 +1,4 @@
-"""What a run tells while it works: notes, an estimate, lines of JSON in a file, and on Ray metrics for Prometheus.
+"""What a run reports while it works: notes, an estimate, lines of JSON in a file, and on Ray metrics for Prometheus.
 
 The driver knows all of it from the shards that it commits, so the workers do nothing for it.
 """

@@ -340,7 +340,7 @@ def _of_splits(splits: Sequence[str]) -> str:
 
 
 def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress) -> dict[str, ImageRoot]:
-    """Return the root of each split, as it is now; what was noticed while archives were read is said.
+    """Return the root of each split, as it is now, and print what was noticed while archives were read.
 
     A dataset of the hub stays at the commit that it had when the run began.
 
