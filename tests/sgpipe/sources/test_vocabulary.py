@@ -24,20 +24,18 @@ from sgpipe.sources.vocabulary import (
 from sgpipe.stages.pair import split_words
 
 
-def test_coco_ids_have_the_gaps_of_the_annotation_files() -> None:
-    names = category_names("coco")
-    assert len(names) == 80
-    assert list(names) == sorted(names)
-    assert set(range(1, 91)) - set(names) == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-    assert (names[1], names[13], names[67], names[90]) == ("person", "stop sign", "dining table", "toothbrush")
-
-
-def test_objects365_names_are_corrected_and_in_lower_case() -> None:
-    names = category_names("objects365")
-    assert list(names) == list(range(1, 366))
-    assert (names[38], names[308]) == ("monitor/tv", "camel")
-    assert len(set(names.values())) == 365
-    assert all(name == name.lower().strip() for name in names.values())
+def test_names_have_the_official_ids() -> None:
+    coco, objects365 = category_names("coco"), category_names("objects365")
+    assert list(coco) == sorted({*range(1, 91)} - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+    assert (coco[1], coco[13], coco[67], coco[90]) == ("person", "stop sign", "dining table", "toothbrush")
+    assert list(objects365) == list(range(1, 366))
+    assert (objects365[38], objects365[308]) == ("monitor/tv", "camel")  # corrected, and in lower case
+    assert {name.lower().strip() for name in objects365.values()} == {*objects365.values()}
+    hico, vcoco, open_images = (relation_names(dataset) for dataset in ("hico", "vcoco", "open_images"))
+    assert (list(hico), list(vcoco), list(open_images)) == (list(range(1, 118)), list(range(29)), list(range(30)))
+    assert (hico[58], vcoco[2], open_images[0]) == ("no interaction", "sit on/at", "at")
+    assert official_relation_names("vcoco")["sit_instr"] == "sit on/at"
+    assert list(official_relation_names("hico").values()) == list(hico.values())
 
 
 @pytest.mark.parametrize("dataset", ["coco", "objects365"])
@@ -46,8 +44,7 @@ def test_packaged_tables_cover_every_class_without_duplicate_phrases(dataset: st
     assert list(table) == list(category_names(dataset).values())
     for name, phrases in table.items():
         assert phrases[0] == name
-        words = [(phrase[0] == "!", *split_words(phrase)) for phrase in phrases]
-        assert all(len(phrase) > 1 for phrase in words), f"an empty phrase under {name}"
+        assert all(split_words(phrase) for phrase in phrases), f"an empty phrase under {name}"
         assert len(phrases) == len(set(phrases)), f"a phrase is listed twice under {name}"
 
 
@@ -74,14 +71,6 @@ def test_json_and_yaml_are_read_and_a_predicate_may_have_no_other_text(tmp_path:
     for content in ('{\n\t"riding": ["\\ud83d\\ude00"],\n\t"on": []\n}', "riding: [😀]\non: []"):
         path.write_text(content, encoding="utf-8")
         assert load_predicate_synonyms(path) == {"riding": ["😀"], "on": []}
-
-
-def test_relation_names_have_the_official_ids_and_names():
-    hico, vcoco, open_images = (relation_names(dataset) for dataset in ("hico", "vcoco", "open_images"))
-    assert (list(hico), list(vcoco), list(open_images)) == (list(range(1, 118)), list(range(29)), list(range(30)))
-    assert (hico[58], vcoco[2], open_images[0]) == ("no interaction", "sit on/at", "at")
-    assert official_relation_names("vcoco")["sit_instr"] == "sit on/at"
-    assert list(official_relation_names("hico").values()) == list(hico.values())
 
 
 PACKAGED = load_equivalents(None)
@@ -117,14 +106,8 @@ def test_pairs_lose_what_is_known():
 
 
 WORDS = [f"to {letter}" for letter in "bcdefg"]
-TABLES = st.fixed_dictionaries(
-    {
-        kind: st.dictionaries(
-            st.sampled_from(WORDS), st.lists(st.sampled_from(WORDS), min_size=1, max_size=2), max_size=4
-        )
-        for kind in ("synonyms", "inverses")
-    }
-)
+TABLE = st.dictionaries(st.sampled_from(WORDS), st.lists(st.sampled_from(WORDS), min_size=1, max_size=2), max_size=4)
+TABLES = st.fixed_dictionaries({"synonyms": TABLE, "inverses": TABLE})
 
 
 def reached(table: dict, word: str, swapped: bool = False) -> set[tuple[str, bool]]:
@@ -159,11 +142,9 @@ def test_tables_are_followed_to_their_ends_or_refused(table):
             Equivalents(table)
         return
     found = Equivalents(table)
-    for (first, second), swapped in product(product(WORDS, WORDS), (False, True)):
-        ends = (5, 3) if swapped else (3, 5)
-        assert (found.key(3, first, 5) == found.key(ends[0], second, ends[1])) == (
-            (second, swapped) in reached(table, first)
-        )
+    for first, second, swapped in product(WORDS, WORDS, (False, True)):
+        equal = found.key(3, first, 5) == (found.key(5, second, 3) if swapped else found.key(3, second, 5))
+        assert equal == ((second, swapped) in reached(table, first))
 
 
 def test_a_table_of_ones_own_replaces_what_the_packaged_one_says_of_its_texts(tmp_path):
@@ -179,8 +160,6 @@ def test_a_table_of_ones_own_replaces_what_the_packaged_one_says_of_its_texts(tm
     ("content", "expected"),
     [
         ({kind: {"left of": ["right of"]} for kind in ("synonyms", "inverses")}, "'right of' is both the same"),
-        ({"synonyms": {"near": ["by"], "of": ["by"]}}, "'by' is a synonym of both 'near' and 'of'"),
-        ({"inverses": {"near": ["far from"]}}, "its own inverse, and 'far from' another one"),
         ({"synonyms": {"near": "by"}}, "key 'near': expected predicate: [texts]"),
         ({"near": ["by"]}, "expected {synonyms: {predicate: [texts]}"),
     ],

@@ -13,8 +13,9 @@ import pytest
 
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError
 from sgpipe.files.image_roots import image_root
+from sgpipe.files.roots import HubRoot
 from sgpipe.recipe import HubConfig, SourceConfig, load_recipe
-from sgpipe.records import Record
+from sgpipe.records import Box, Record
 from sgpipe.sources.detections import write_detections
 from sgpipe.sources.hub import check_hub, find_files, prepare_hub, read_split, stamp_split
 from sgpipe.storage.source_index import SourceIndex
@@ -26,33 +27,18 @@ TRAIN, TEST = "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.par
 CARD_WITH_NAMES = """---
 dataset_info:
   features:
-  - name: image
-    dtype: image
+  - {name: image, dtype: image}
   - name: objects
     struct:
-    - name: bbox
-      list:
-        list: float32
-        length: 4
-    - name: category
-      list:
-        class_label:
-          names:
-            '0': x
-            '1': y
-            '2': z
+    - {name: bbox, list: {list: float32, length: 4}}
+    - {name: category, list: {class_label: {names: {'0': x, '1': y, '2': z}}}}
 ---
 # Card
 """
 CARD_WITH_SUBSETS = """---
 configs:
 - config_name: first
-  data_files:
-  - split: train
-    path: a/x*
-  - split: held
-    path:
-    - a/y.parquet
+  data_files: [{split: train, path: a/x*}, {split: held, path: [a/y.parquet]}]
 - config_name: second
   data_files: b/*.parquet
 ---
@@ -84,10 +70,8 @@ def test_a_dataset_that_states_everything(tmp_path):
     write(tmp_path / TRAIN, [row(i, image_id=7 * i, width=WIDTH, height=HEIGHT) for i in range(5)], features(**ids))
     records, meta = read(tmp_path)
     assert [record.image_id for record in records] == ["0", "7", "14", "21", "28"]
-    assert (records[3].dataset, records[3].split, records[3].file_name) == ("hub", "train", f"{TRAIN}#3")
-    assert (records[3].width, records[3].height) == (WIDTH, HEIGHT)
-    assert boxes_of(records[3]) == BOXES
-    assert classes_of(records[3]) == [("cat", 0), ("dog", 1), ("cup", 2), ("dog", 1)]
+    boxes = [Box(NAMES[n], n, tuple(box)) for n, box in zip([0, 1, 2, 1], BOXES, strict=True)]
+    assert records[3] == Record("21", "hub", "train", f"{TRAIN}#3", WIDTH, HEIGHT, boxes)
     assert meta["categories"] == NAMES
     assert "boxes are read as xywh: 100.0%" in meta["notes"][0]
 
@@ -124,17 +108,16 @@ def test_objects_may_be_a_list_of_objects_whose_classes_are_words(tmp_path):
 
 
 def test_columns_of_other_names_are_mapped_and_others_listed(tmp_path):
-    kinds = features(
-        frame=datasets.Image(), when=datasets.Value("string"), says=datasets.List(datasets.Value("string"))
-    )
+    text = datasets.Value("string")
+    kinds = features(frame=datasets.Image(), when=text, says=datasets.List(text))
     given = {"frame": {"bytes": jpeg(9, (40, 30)), "path": None}, "when": "b", "says": ["a cat", "two  dogs"]}
     write(tmp_path / TRAIN, [row(0) | given, row(1) | given], kinds)
-    with pytest.raises(
-        UserError, match=r"several columns of images: name it with .*columns\.image=NAME; it has image, "
+    for names, message in (
+        ({}, r"several columns of images: name it with .*columns\.image=NAME; it has image, "),
+        ({"image": "frame", "width": "size"}, r"no column size: .*columns\.width=NAME; it has .*objects\.bbox"),
     ):
-        read(tmp_path)
-    with pytest.raises(UserError, match=r"no column size: .*columns\.width=NAME; it has .*objects\.bbox"):
-        read(tmp_path, columns={"image": "frame", "width": "size"})
+        with pytest.raises(UserError, match=message):
+            read(tmp_path, columns=names)
     columns = {"image": "image", "id": "when", "captions": "says"}
     records, meta = read(tmp_path, columns=columns)
     assert [(record.image_id, record.file_name) for record in records] == [("b", f"{TRAIN}#image:0")]
@@ -142,30 +125,18 @@ def test_columns_of_other_names_are_mapped_and_others_listed(tmp_path):
     assert meta["problems"]["duplicate_images"] == 1
 
 
-META = {"number": datasets.Value("int64"), "wide": datasets.Value("int64"), "high": datasets.Value("int64")}
-
-
-def write_with_columns_of_columns(folder: Path) -> None:
-    kinds = features(meta=META, thumbnail=datasets.Value("binary"), label=datasets.Value("int64"))
-    meta = {"number": 5, "wide": 40, "high": 30}
-    write(folder / TRAIN, [row(0) | {"meta": meta, "thumbnail": jpeg(9, (40, 30)), "label": 3}], kinds)
-
-
-def test_columns_within_columns_have_ids_and_sizes(tmp_path):
-    write_with_columns_of_columns(tmp_path)
+def test_columns_within_columns_have_ids_and_sizes_and_others_are_refused(tmp_path):
+    meta, number = {"number": 5, "wide": 40, "high": 30}, datasets.Value("int64")
+    kinds = features(meta=dict.fromkeys(meta, number), thumbnail=datasets.Value("binary"), label=number)
+    write(tmp_path / TRAIN, [row(0) | {"meta": meta, "thumbnail": jpeg(9, (40, 30)), "label": 3}], kinds)
     names = {"id": "meta.number", "width": "meta.wide", "height": "meta.high", "image": "thumbnail"}
     (record,), _ = read(tmp_path, columns=names, form="xywh")
     assert (record.image_id, record.width, record.height) == ("5", 40, 30)
     assert record.file_name == f"{TRAIN}#thumbnail:0"
 
-
-@pytest.mark.parametrize(
-    ("setting", "name"), [("image", "objects"), ("image", "image.bytes"), ("id", "meta"), ("captions", "label")]
-)
-def test_columns_that_hold_something_else_are_refused(tmp_path, setting, name):
-    write_with_columns_of_columns(tmp_path)
-    with pytest.raises(UserError, match=rf"no column {name} of that kind: name it with .*columns\.{setting}"):
-        read(tmp_path, columns={setting: name})
+    for setting, name in (("image", "objects"), ("image", "image.bytes"), ("id", "meta"), ("captions", "label")):
+        with pytest.raises(UserError, match=rf"no column {name} of that kind: name it with .*columns\.{setting}"):
+            read(tmp_path, columns={setting: name})
 
 
 def test_numbers_without_names_are_refused_unless_the_recipe_or_the_readme_names_them(tmp_path):
@@ -248,22 +219,17 @@ def test_what_is_no_dataset_is_refused(tmp_path, monkeypatch):
         find_files(HubConfig(dataset="user/name"))
     with pytest.raises(UserError, match="no such folder: /a/b/c"):
         find_files(HubConfig(dataset="/a/b/c"))
+    with pytest.raises(EngineError, match="is not a dataset of the hub"):
+        HubRoot("hf://models/x").open("a")
 
 
-def cached_dataset(cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A dataset in the hub's cache, as `huggingface_hub` keeps it; the hub itself is not asked."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    folder = cache / "datasets--anna--set"
+def test_a_dataset_of_the_hub_is_read_from_its_cache_without_the_hub(tmp_path, monkeypatch):
+    commit, folder = "0123456789abcdef0123456789abcdef01234567", tmp_path / "cache/datasets--anna--set"
     write(folder / "snapshots" / commit / TRAIN, [row(i) for i in range(3)])
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    return commit
-
-
-def test_a_dataset_of_the_hub_is_read_from_its_cache_without_the_hub(tmp_path, monkeypatch):
-    commit = cached_dataset(tmp_path / "cache", monkeypatch)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     source = SourceConfig(format="hub", hub=HubConfig(dataset="anna/set"))
     prepared = prepare_hub(source)
     location = f"hf://datasets/anna/set@{commit}"
@@ -340,15 +306,15 @@ def test_gaps_are_counted_and_rows_without_boxes_stay(tmp_path):
 
 
 def test_boxes_of_another_type_or_outside_every_image_are_refused(tmp_path):
-    objects = {"bbox": [[900.0, 900.0, 5.0, 5.0]], "category": [0]}
-    write(tmp_path / TRAIN, [row(0) | {"objects": objects}])
-    with pytest.raises(UserError, match=r"in no form .*--set source\.boxes=FORM"):
-        read(tmp_path)
     kinds = features()
     kinds["objects"]["bbox"] = datasets.List(datasets.Value("string"))
-    write(tmp_path / TRAIN, [row(0) | {"objects": {"bbox": ["a"], "category": [0]}}], kinds)
-    with pytest.raises(UserError, match=r"other values than boxes of four numbers in objects\.bbox"):
-        read(tmp_path)
+    for boxes, columns, message in (
+        ([[900.0, 900.0, 5.0, 5.0]], None, r"in no form .*--set source\.boxes=FORM"),
+        (["a"], kinds, r"other values than boxes of four numbers in objects\.bbox"),
+    ):
+        write(tmp_path / TRAIN, [row(0) | {"objects": {"bbox": boxes, "category": [0]}}], columns)
+        with pytest.raises(UserError, match=message):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"source.hub.dataset": None}, {"caption.captioner": None}])

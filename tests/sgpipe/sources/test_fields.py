@@ -1,34 +1,9 @@
 import math
-from collections import Counter
 
 import pytest
 
-from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources import fields
-from sgpipe.sources.annotated import clip_objects
 from sgpipe.sources.fields import FieldError
-
-
-def record(*boxes, relations=()) -> Record:
-    objects = [Box("dog", 1, box) for box in boxes]
-    return Record("1", "d", "val", "1.jpg", 100, 50, objects=objects, relations=[Relation(*r) for r in relations])
-
-
-def test_relations_follow_their_boxes():
-    ends = [(0, 1, "a"), (0, 2, "b"), (1, 2, "c"), (2, 2, "d")]
-    image = record((0, 0, 5, 5), (200, 0, 5, 5), (1, 1, 5, 5), relations=ends)
-    problems: Counter[str] = Counter()
-    clip_objects(image, problems)
-    assert image.relations == [Relation(0, 1, "b"), Relation(1, 1, "d")]
-    assert +problems == {"degenerate": 1, "relations_of_dropped_boxes": 2}
-
-
-def test_the_box_of_a_missing_object_is_kept():
-    image = record((0, 0, 5, 5), relations=[(0, 1, "smile")])
-    image.objects.append(Box(NO_OBJECT, -1, (0.0, 0.0, 0.0, 0.0)))
-    clip_objects(image, Counter())
-    assert image.objects[1].is_nothing
-    assert image.relations == [Relation(0, 1, "smile")]
 
 
 @pytest.mark.parametrize(
