@@ -36,8 +36,7 @@ def node(cpus: float, gpus: float = 0, memory: float = 0, alive: bool = True) ->
 
 
 def shape(stages: list[Stub], nodes: list[dict[str, Any]], units: int = 100) -> list[tuple[str, int]]:
-    planned = plan_pools(stages, units, nodes)
-    return [("+".join(stage.name for stage in pool.stages), pool.actors) for pool in planned]
+    return [("+".join(stage.name for stage in pool.stages), pool.actors) for pool in plan_pools(stages, units, nodes)]
 
 
 LABEL = [Stub("caption", GPU), Stub("parse"), Stub("pair"), Stub("tag", GPU)]
@@ -105,8 +104,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe_with(**settings: Any) -> Recipe:
-    given = {"caption": {"captioner": "blip"}, "tag": {"tagger": "tagger"}, **settings}
-    return Recipe.model_validate(given)
+    return Recipe.model_validate({"caption": {"captioner": "blip"}, "tag": {"tagger": "tagger"}, **settings})
 
 
 def shared(number: int, cpus: int, **settings: Any) -> Recipe:
@@ -116,9 +114,9 @@ def shared(number: int, cpus: int, **settings: Any) -> Recipe:
 
 def planned_on(number: int, cpus: int, **settings: Any) -> list[tuple[str, int]]:
     recipe = shared(number, cpus, **settings)
-    names = ("caption", "parse", "pair", "tag") if recipe.detect.detector is None else STAGES
-    names = [name for name in names if name != "ground"]
-    return shape([Stub(name, getattr(recipe, name).resources) for name in names], [node(cpus, number)])
+    absent = {"ground", *(["detect"] if recipe.detect.detector is None else [])}
+    stages = [Stub(name, getattr(recipe, name).resources) for name in STAGES if name not in absent]
+    return shape(stages, [node(cpus, number)])
 
 
 @pytest.mark.parametrize(
@@ -153,16 +151,11 @@ def test_models_share_the_gpus_of_a_machine(gpus) -> None:
         {"engine": {"address": "auto"}},
     ],
 )
-def test_what_the_recipe_says_of_gpus_is_kept(gpus, settings: dict[str, Any]) -> None:
+def test_what_the_recipe_says_of_gpus_and_all_else_is_kept(gpus, settings: dict[str, Any]) -> None:
     assert shared(2, 16, **settings) == recipe_with(**settings)
-
-
-def test_the_recipe_may_set_all_else(gpus) -> None:
     recipe = shared(1, 16, tag={"tagger": "t", "resources": {"cpus": 2, "actors": 3, "io_threads": 7}})
     assert recipe.tag.resources == Resources(gpus=0.16, cpus=2, actors=3, io_threads=7)
-    planned = planned_on(1, 16, tag={"tagger": "t", "resources": {"actors": 6}})
-    assert planned[0][1] >= 1
-    assert planned[-1] == ("tag", 6)
+    assert planned_on(1, 16, tag={"tagger": "t", "resources": {"actors": 6}})[-1] == ("tag", 6)
 
 
 def test_a_run_that_began_on_cpus_stays_there(gpus) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from rich.console import Console
 
 from rlip_model.text import build_tokenizer
@@ -35,7 +34,7 @@ from sgpipe.training.data.stream import StepStream
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.console import Progress
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
-from tests.sgpipe.cli.test_imports import FILES, TRIPLETS, invoke, options
+from tests.sgpipe.cli.test_imports import invoke
 from tests.sgpipe.generation.in_process import RAN
 from tests.sgpipe.sources.test_svg_gbc import GRAPH, svg_form
 
@@ -98,22 +97,15 @@ def extended(world) -> Path:
     return world / "extended"
 
 
-def test_known_relations_stay_and_others_are_added(world, extended):
+def test_known_relations_stay_and_others_are_added_once(world, extended, tmp_path):
     assert assert_kept(rows(world / "known"), rows(extended)) > 0
     assert verify(extended).ok
     before, now = (Manifest.load(each).run for each in (world / "known", extended))
     assert now["identity"]["source"]["val"]["run"] == before["fingerprint"]
     assert now["origin"] == [before["identity"]]
-
-
-def test_a_finished_run_is_not_made_again_and_another_parent_is_another_run(world, extended, tmp_path):
     assert "nothing left to do" in extend(world / "known", extended, "miniworld")
     import_graphs(world / "drawn" / SCENE_GRAPHS, "val", tmp_path / "all", world / "drawn" / IMAGES)
-    said = extend(tmp_path / "all", extended, "miniworld", code=2)
-    assert "source.val.run" in said
-
-
-def test_rows_do_not_depend_on_the_units(world, extended, tmp_path):
+    assert "source.val.run" in extend(tmp_path / "all", extended, "miniworld", code=2)
     extend(world / "known", tmp_path / "out", "miniworld", "--set", "engine.unit_size=1")
     assert rows(tmp_path / "out") == rows(extended)
 
@@ -130,17 +122,7 @@ def test_a_run_is_extended_by_its_own_recipe_and_captions_unless_there_is_anothe
     assert [row.captions for row in rows(tmp_path / "b")] != [row.captions for row in rows(extended)]
 
 
-def test_it_is_the_parent_of_another_run(extended, tmp_path):
-    done = invoke("generate", "--from", extended, "--out", tmp_path / "a", "--set", "tag.threshold=0.9")
-    assert done.exit_code == 0, done.output
-    known = [[each for each in row.relations if each.confidence is None] for row in rows(extended)]
-    assert [[each for each in row.relations if each.confidence is None] for row in rows(tmp_path / "a")] == known
-    assert (
-        0 < sum(len(row.relations) for row in rows(tmp_path / "a")) < sum(len(row.relations) for row in rows(extended))
-    )
-
-
-def test_the_certified_relations_of_a_run_are_extended(extended, tmp_path):
+def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(extended, tmp_path):
     run = shutil.copytree(extended, tmp_path / "run")
     assert "certificate.json" in extend(run, tmp_path / "none", "--certified", code=2)
     highest = max(each.confidence or 0 for record in rows(run) for each in record.relations)
@@ -157,41 +139,15 @@ def test_the_certified_relations_of_a_run_are_extended(extended, tmp_path):
         record.relations = [r for r in record.relations if r.confidence is None or r.confidence >= kept["threshold"]]
     assert 0 < sum(len(each.relations) for each in records) < sum(len(each.relations) for each in rows(run))
     assert_kept(records, rows(tmp_path / "out"))
+    log = JudgementLog(run / "judgements.jsonl", Manifest.load(run).run["fingerprint"])
+    correct_run(Manifest.load(run), run, log, tmp_path / "corrected", Progress(Console(quiet=True)))
+    extend(tmp_path / "corrected", tmp_path / "again", "miniworld", "--set", "pair.candidates=image")
+    assert assert_kept(rows(tmp_path / "corrected"), rows(tmp_path / "again")) > 0
     extend(run, tmp_path / "set", "miniworld", "--set", f"source.threshold={kept['threshold']}")
     extend(run, tmp_path / "all", "miniworld")
     made = [Manifest.load(tmp_path / name).run["fingerprint"] for name in ("out", "set", "all")]
     assert made[0] == made[1] != made[2]
     assert "pass --extend" in invoke("generate", "--certified", "--out", tmp_path / "x").output.replace("\n", " ")
-
-
-def test_a_corrected_run_is_extended(extended, world, tmp_path):
-    manifest, log = Manifest.load(extended), JudgementLog(tmp_path / "judgements.jsonl", "run")
-    row = next(row for row in rows(extended) if any(each.confidence is not None for each in row.relations))
-    guess = next(each for each in row.relations if each.confidence is not None)
-    key = {"split": "val", "image_id": row.image_id, "subject": guess.subject, "object": guess.object}
-    log.append(
-        Judgement.model_validate(
-            {**key, "predicate": guess.predicate, "id": "1", "at": "", "by": "me", "run": "run", "judgement": "right"}
-        )
-    )
-    correct_run(manifest, extended, log, tmp_path / "corrected", Progress(Console(quiet=True)))
-    extend(tmp_path / "corrected", tmp_path / "out", "miniworld", "--set", "pair.candidates=image")
-    assert assert_kept(rows(tmp_path / "corrected"), rows(tmp_path / "out")) > 0
-
-
-@pytest.mark.parametrize("kind", FILES)
-def test_each_import_is_extended(kind, tmp_path, world):
-    for other, content in FILES.items():
-        (tmp_path / f"{other}_train.json").write_text(json.dumps(content))
-    (tmp_path / "rel.json").write_text(json.dumps(TRIPLETS))
-    assert invoke(*options(tmp_path, kind), "--out", tmp_path / "run").exit_code == 0
-    [known] = rows(tmp_path / "run")
-    image = tmp_path / known.file_name
-    image.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (known.width, known.height)).save(image)
-    extend(tmp_path / "run", tmp_path / "out", "miniworld")
-    assert all(row.ok for row in rows(tmp_path / "out"))
-    assert_kept([known], rows(tmp_path / "out"))
 
 
 ATTRIBUTED = "VG-SGG-with-attri.h5 --dicts VG-SGG-dicts-with-attri.json --image-data image_data.json"
@@ -289,28 +245,23 @@ def test_a_run_killed_again_and_again_gives_the_rows_of_one_that_was_not(world, 
 def test_bad_input_is_refused_in_one_line(world, extended, tmp_path):
     (tmp_path / "own.yaml").write_text("synonyms: {holding: [held by]}\n")
     (tmp_path / "empty").mkdir()
-    shutil.copytree(world / "known", tmp_path / "moved")
-    unfinished = tmp_path / "unfinished"
-    shutil.copytree(world / "known", unfinished)
-    manifest = Manifest.load(unfinished)
-    manifest.run["finished"] = False
-    manifest.rewrite()
-    elsewhere = Manifest.load(tmp_path / "moved")
-    elsewhere.run["images"] = {"val": str(tmp_path / "gone")}
-    elsewhere.rewrite()
-    damaged = tmp_path / "damaged"
-    shutil.copytree(world / "known", damaged)
+    moved, unfinished, damaged = (
+        shutil.copytree(world / "known", tmp_path / name) for name in ("moved", "unfinished", "damaged")
+    )
+    for copy, changes in ((unfinished, {"finished": False}), (moved, {"images": {"val": str(tmp_path / "gone")}})):
+        manifest = Manifest.load(copy)
+        manifest.run |= changes
+        manifest.rewrite()
     shard = next((damaged / "data").glob("*.parquet"))
-    content = bytearray(shard.read_bytes())
-    content[200] ^= 1
-    shard.write_bytes(bytes(content))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
     known, new = world / "known", tmp_path / "new"
     for run, out, more, expected in (
         (known, known, (), "is read by this command"),
         (known, new, ("--from", extended), "--from takes stages over from a run, --extend relations"),
         (tmp_path / "empty", new, (), "is not a run or an import"),
         (unfinished, new, (), "is not complete: finish it first"),
-        (tmp_path / "moved", new, (), "if the images moved, pass --images"),
+        (moved, new, (), "if the images moved, pass --images"),
         (damaged, new, (), "is missing or damaged"),
         (known, new, ("--set", "pair.restrict=group"), "not with --extend"),
         (known, new, ("--set", f"pair.equivalents={tmp_path / 'own.yaml'}"), "'held by' is both the same as 'holding'"),
@@ -325,7 +276,7 @@ def test_bad_input_is_refused_in_one_line(world, extended, tmp_path):
     assert (done.exit_code, "--extend needs --out" in done.stderr) == (2, True)
     with RunFolder(known).lock():
         assert "another process is writing into" in extend(known, new, "miniworld", code=2)
-    extend(tmp_path / "moved", new, "miniworld", "--images", world / "drawn" / IMAGES)
+    extend(moved, new, "miniworld", "--images", world / "drawn" / IMAGES)
     assert rows(new) == rows(extended)
 
 

@@ -1,3 +1,5 @@
+"""What decides the labels of a run is part of its identity, and what only moves work around is not."""
+
 from pathlib import Path
 from typing import Any
 
@@ -8,167 +10,111 @@ from sgpipe.generation.identity import identity
 from sgpipe.recipe import Recipe
 from sgpipe.utils.hashing import differences, fingerprint
 
+HERE, THERE = "http://localhost:8000/v1", "http://gpu-7:9000/v1"
+SERVED = {
+    "caption": {"caption__captioner": "org/model", "caption__endpoint": HERE},
+    "parse": {"parse__model": "org/model", "parse__parser": "llm", "parse__endpoint": HERE},
+    "tag": {"tag__tagger": "org/model", "tag__method": "vlm", "tag__endpoint": HERE},
+}
+MARKS = {"pair__candidates": "marks", "pair__model": "m", "pair__endpoint": HERE}
+BEAM = {"caption__captioner": "hub/blip", "caption__decoding": "beam"}
+TAGGER = {"tag__tagger": "hub/model"}
+PER_IMAGE = {**TAGGER, "tag__vocabulary": "image"}
 
-def parts(**overrides) -> dict:
-    values: dict = {}
+
+def parts(seed: int = 0, **overrides: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {"seed": seed}
     for key, value in overrides.items():
         section, _, name = key.partition("__")
         values.setdefault(section, {})[name] = value
     return identity(Recipe.model_validate(values), {})
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"caption__batch_size": 1},
-        {"parse__batch_size": 3},
-        {"tag__device": "cpu"},
-        {"tag__resources": {"actors": 2, "cpus": 2}},
-        {"engine__unit_size": 7},
-        {"engine__address": "auto"},
-    ],
-)
-def test_what_moves_work_around_is_not_part_of_it(setting):
-    assert fingerprint(parts(**setting)) == fingerprint(parts())
+SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {"caption__batch_size": 1, "parse__batch_size": 3, "tag__device": "cpu"}),
+    ({}, {"tag__resources": {"actors": 2, "cpus": 2}, "engine__unit_size": 7, "engine__address": "auto"}),
+    ({}, {"pair__max_marks": 9, "pair__samples": 3, "pair__temperature": 1.0, "pair__model": "n"}),
+    (MARKS, {"pair__endpoint": THERE, "pair__requests": {"key": "OTHER"}, "pair__device": "cpu"}),
+    ({}, {"caption__samples": 3}),  # without a captioner
+    (BEAM, {"caption__repetition_penalty": 1.1, "caption__top_k": 50}),
+    ({**TAGGER, "tag__method": "clip"}, {"tag__dtype": "bfloat16"}),
+    *(
+        ({**TAGGER, "tag__method": method}, {"tag__short_side": 640, "tag__vocabulary": "image"})
+        for method in ("clip", "vlm", "all", "overlap")
+    ),
+    ({**TAGGER, "tag__method": "overlap"}, {"tag__tagger": "hub/other", "tag__threshold": 0.5}),
+    (TAGGER, {"tag__vocabulary_others": 5}),
+    *((SERVED[section], {f"{section}__endpoint": THERE}) for section in SERVED),
+    *((SERVED[section], {f"{section}__requests": {"in_flight": 2, "key": "OTHER"}}) for section in SERVED),
+]
 
 
-@pytest.mark.parametrize(
-    ("setting", "line"),
-    [
-        ({"tag__threshold": 0.3}, "tag.threshold: 0.05 then, 0.3 now"),
-        ({"pair__match": "substring"}, "pair.match: 'head' then, 'substring' now"),
-        ({"tag__resources": {"gpus": 1}}, "tag.dtype: 'auto on a CPU' then, 'auto on a GPU' now"),
-        ({"parse__model": "other"}, "parse.model: "),
-        ({"tag__compile": True}, "tag.compile: "),
-    ],
-)
-def test_what_changes_labels_is_told_by_name(setting, line):
-    changed = parts(**setting)
-    assert fingerprint(changed) != fingerprint(parts())
-    (told,) = differences(parts(), changed)
+@pytest.mark.parametrize(("given", "more"), SAME)
+def test_what_does_not_decide_labels_is_not_part_of_it(given: dict[str, Any], more: dict[str, Any]) -> None:
+    assert fingerprint(parts(**given | more)) == fingerprint(parts(**given))
+    assert "http" not in str(parts(**given))
+
+
+CHANGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {"tag__threshold": 0.3}, "tag.threshold: 0.05 then, 0.3 now"),
+    ({}, {"pair__match": "substring"}, "pair.match: 'head' then, 'substring' now"),
+    ({}, {"tag__resources": {"gpus": 1}}, "tag.dtype: 'auto on a CPU' then, 'auto on a GPU' now"),
+    ({}, {"parse__model": "other"}, "parse.model: "),
+    ({}, {"tag__compile": True}, "tag.compile: "),
+    *((MARKS, {f"pair__{name}": 3}, f"pair.{name}: ") for name in ("max_marks", "samples", "temperature")),
+    (MARKS, {"pair__model": "n"}, "pair.model: 'm' then, 'n' now"),
+    ({"caption__captioner": "hub/blip"}, {"caption__samples": 3}, "caption.samples: "),
+    (PER_IMAGE, {"tag__vocabulary_others": 5}, "tag.vocabulary_others: "),
+    *(
+        (SERVED[section], {f"{section}__{model}": "org/other"}, f"{section}.{model}")
+        for section, model in (("caption", "captioner"), ("parse", "model"), ("tag", "tagger"))
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "more", "line"), CHANGED)
+def test_what_changes_labels_is_told_by_name(given: dict[str, Any], more: dict[str, Any], line: str) -> None:
+    (told,) = differences(parts(**given), parts(**given | more))
     assert told.startswith(line)
 
 
-def test_settings_of_marks_count_only_with_them_and_the_url_never():
-    asked = {"pair__candidates": "marks", "pair__model": "m", "pair__endpoint": "http://a/v1"}
-    more = {"pair__max_marks": 9, "pair__samples": 3, "pair__temperature": 1.0, "pair__model": "n"}
-    for key, value in more.items():
-        assert fingerprint(parts(**{key: value})) == fingerprint(parts())
-        assert fingerprint(parts(**(asked | {key: value}))) != fingerprint(parts(**asked))
-    seeded = [Recipe.model_validate({"seed": seed, "pair": {"candidates": "marks"}}) for seed in (0, 1)]
-    assert [identity(recipe, {})["pair"]["seed"] for recipe in seeded] == [0, 1]
-    moved = asked | {"pair__endpoint": "http://b/v1", "pair__requests": {"key": "OTHER"}, "pair__device": "cpu"}
-    assert parts(**moved) == parts(**asked)
-    assert "http" not in str(parts(**asked))
+def test_the_seed_counts_for_stages_that_draw() -> None:
+    for given, section in ((PER_IMAGE, "tag"), (MARKS, "pair")):
+        assert [parts(seed, **given)[section]["seed"] for seed in (0, 1)] == [0, 1]
 
 
-def test_stages_that_share_a_gpu_are_as_those_that_ask_for_one():
+def test_stages_that_share_a_gpu_are_as_those_that_ask_for_one() -> None:
     recipe = Recipe.model_validate({"caption": {"captioner": "c"}, "tag": {"tagger": "t"}})
     shared = identity(recipe, {}, {"caption"})
     assert (shared["caption"]["dtype"], shared["tag"]["dtype"]) == ("auto on a GPU", "auto on a CPU")
-    asked = {"caption": {"captioner": "c", "resources": {"gpus": 0.5}}, "tag": {"tagger": "t"}}
-    assert identity(Recipe.model_validate(asked), {}) == shared
+    assert parts(caption__captioner="c", caption__resources={"gpus": 0.5}, tag__tagger="t") == shared
 
 
-def test_the_weights_of_a_named_clip_model_count_by_their_content(tmp_path):
-    file, copy = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    file.write_bytes(b"1")
-    copy.write_bytes(b"1")
-    tagged, again = (parts(tag__method="clip", tag__tagger=f"ViT-B-32:{each}") for each in (file, copy))
-    assert tagged == again
-    copy.write_bytes(b"2")
-    (told,) = differences(tagged, parts(tag__method="clip", tag__tagger=f"ViT-B-32:{copy}"))
-    assert told.startswith("tag.tagger: 'ViT-B-32:sha256:")
+def test_models_and_calibrations_count_by_their_content(tmp_path: Path) -> None:
+    def of(file: Path) -> list[dict[str, Any]]:
+        clip = {"tag__method": "clip", "tag__tagger": f"ViT-B-32:{file}"}
+        return [parts(**clip), parts(tag__calibration=file), parts(tag__tagger=str(file.parent))]
+
+    places = [tmp_path / name / "model.safetensors" for name in "ab"]
+    for each in places:
+        each.parent.mkdir()
+        each.write_bytes(b"1")
+    before = of(places[0])
+    assert of(places[1]) == before
+    assert parts(tag__calibration=places[0], tag__precision=0.9) != before[1]
+    places[1].write_bytes(b"2")
+    for first, other, name in zip(before, of(places[1]), ("tagger", "calibration", "tagger"), strict=True):
+        (told,) = differences(first, other)
+        assert told.startswith(f"tag.{name}: '")
     assert parts(tag__method="clip", tag__tagger="ViT-B-32:laion2b")["tag"]["tagger"] == "ViT-B-32:laion2b"
-
-
-def test_a_calibration_counts_by_its_content(tmp_path):
-    file, copy = tmp_path / "a.json", tmp_path / "b.json"
-    file.write_text("1", encoding="utf-8")
-    copy.write_text("1", encoding="utf-8")
-    calibrated = parts(tag__calibration=file)
-    assert "calibration" not in parts()["tag"]
-    assert fingerprint(parts(tag__calibration=copy)) == fingerprint(calibrated)
-    assert fingerprint(parts(tag__calibration=copy, tag__precision=0.9)) != fingerprint(calibrated)
-    copy.write_text("2", encoding="utf-8")
-    (told,) = differences(calibrated, parts(tag__calibration=copy))
-    assert told.startswith("tag.calibration: ")
     with pytest.raises(UserError, match="no such file"):
         parts(tag__calibration=tmp_path / "c.json")
 
 
-def test_sampling_settings_count_only_where_a_captioner_samples():
-    assert fingerprint(parts(caption__samples=3)) == fingerprint(parts())
-    with_captioner = {"caption__captioner": "hub/blip"}
-    assert fingerprint(parts(**with_captioner, caption__samples=3)) != fingerprint(parts(**with_captioner))
-    beam = {**with_captioner, "caption__decoding": "beam"}
-    published = parts(**beam, caption__repetition_penalty=1.1, caption__top_k=50)
-    assert fingerprint(published) == fingerprint(parts(**beam))
-
-
-@pytest.mark.parametrize(
-    ("method", "ignored"),
-    [
-        ("clip", {"tag__dtype": "bfloat16"}),
-        *(
-            (method, {"tag__short_side": 640, "tag__vocabulary": "image"})
-            for method in ("clip", "vlm", "all", "overlap")
-        ),
-        ("overlap", {"tag__tagger": "hub/other", "tag__threshold": 0.5}),
-    ],
-)
-def test_settings_that_a_method_does_not_use_do_not_count(method, ignored):
-    used = {"tag__tagger": "hub/model", "tag__method": method}
-    assert fingerprint(parts(**used)) == fingerprint(parts(**used | ignored))
-
-
-def test_with_a_vocabulary_per_image_its_size_and_the_seed_decide_the_relations():
-    def of_tag(seed=0, **tag):
-        return identity(Recipe(seed=seed, tag={"tagger": "hub/model", **tag}), {})["tag"]
-
-    assert of_tag(seed=1, vocabulary_others=5) == of_tag()
-    per_image = of_tag(vocabulary="image")
-    others = of_tag(), of_tag(vocabulary="image", vocabulary_others=5), of_tag(seed=1, vocabulary="image")
-    assert all(each != per_image for each in others)
-
-
-def test_the_bytes_of_a_model_count_and_its_place_does_not(tmp_path):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
-    a, b = (parts(tag__tagger=str(tmp_path / name)) for name in "ab")
-    assert fingerprint(a) == fingerprint(b)
-    (tmp_path / "b" / "model.safetensors").write_bytes(b"others")
-    assert fingerprint(parts(tag__tagger=str(tmp_path / "b"))) != fingerprint(a)
-
-
-HERE, THERE = "http://localhost:8000/v1", "http://gpu-7:9000/v1"
-
-
-def served(section: str, endpoint: str | None = HERE, **settings: Any) -> dict[str, Any]:
-    model = {"caption": "captioner", "parse": "model", "tag": "tagger"}[section]
-    others = {"parse": {"parser": "llm"}, "tag": {"method": "vlm"}}.get(section, {})
-    values = {model: "org/model", "endpoint": endpoint} | others | settings
-    return identity(Recipe.model_validate({section: values}), {})
-
-
-@pytest.mark.parametrize("section", ["caption", "parse", "tag"])
-def test_the_address_is_not_part_of_it(section: str) -> None:
-    assert fingerprint(served(section)) == fingerprint(served(section, THERE))
-    assert fingerprint(served(section)) == fingerprint(served(section, requests={"in_flight": 2, "key": "OTHER"}))
-    assert "localhost" not in str(served(section))
-    assert served(section)[section]["endpoint"] == "served"
-
-
-@pytest.mark.parametrize(("section", "model"), [("caption", "captioner"), ("parse", "model"), ("tag", "tagger")])
-def test_the_model_is(section: str, model: str) -> None:
-    (told,) = differences(served(section), served(section, **{model: "org/other"}))
-    assert told.endswith("'org/model' then, 'org/other' now")
-
-
-def test_a_folder_of_the_same_name_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = served("caption")
+def test_a_folder_named_as_a_served_model_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = parts(**SERVED["caption"])
+    assert before["caption"]["endpoint"] == "served"
     (tmp_path / "org/model").mkdir(parents=True)
     (tmp_path / "org/model/config.json").write_text("{}", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert served("caption") == before
+    assert parts(**SERVED["caption"]) == before

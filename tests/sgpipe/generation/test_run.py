@@ -4,11 +4,6 @@ import io
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +34,6 @@ from tests.sgpipe.generation.in_process import without_ray
 IMAGES = 40
 QUIET = Progress(Console(quiet=True))
 SMALL = {"tag.short_side": 224, "tag.long_side": 320, "tag.threshold": 0.01}
-SLOWLY = ("--set", "engine.unit_size=1", "--set", "engine.cpus=1")
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +55,12 @@ def coco(tmp_path_factory) -> Files:
     return make_coco(tmp_path_factory.mktemp("coco"), images=IMAGES, missing=(4, 7))
 
 
+def split(files: Files) -> dict[str, Path]:
+    return {"annotations": files.annotations, "images": files.images, "captions": files.captions}
+
+
 def run(files: Files, tagger: Path, out: Path, retry_failed: bool = False, progress=QUIET, **options) -> Summary:
-    splits = {"val": {"annotations": files.annotations, "images": files.images, "captions": files.captions}}
-    overrides = {"source.splits": splits, "caption.captioner": None, "tag.tagger": str(tagger), **SMALL}
+    overrides = {"source.splits": {"val": split(files)}, "caption.captioner": None, "tag.tagger": str(tagger), **SMALL}
     overrides |= {key.replace("__", "."): value for key, value in options.items()}
     return generate(load_recipe("coco", overrides), out, progress, retry_failed=retry_failed)
 
@@ -80,7 +77,7 @@ def finished(coco, tagger, tmp_path_factory) -> Path:
     return out
 
 
-def test_every_image_is_a_row_and_the_counts_add_up(finished, coco, tagger):
+def test_every_image_is_a_row_missing_ones_are_error_rows_and_the_counts_add_up(finished, coco, tagger):
     records = rows(finished)
     summary = run(coco, tagger, finished)  # nothing left to do
     listed = json.loads(coco.annotations.read_text())
@@ -93,13 +90,9 @@ def test_every_image_is_a_row_and_the_counts_add_up(finished, coco, tagger):
     for record in records:
         pairs = {(pair.subject, pair.object): pair.predicates for pair in record.pairs}
         assert all(relation.predicate in pairs[relation.subject, relation.object] for relation in record.relations)
-
-
-def test_missing_images_are_error_rows(finished, coco):
-    failed = {record.image_id: record.error for record in rows(finished) if not record.ok}
+    failed = {record.image_id: record.error for record in records if not record.ok}
     assert set(failed) == {"4", "7"}
     assert "image file not found" in failed["4"]
-    assert Manifest.load(finished).run["name"] == "coco"
     assert Manifest.load(finished).run["images"] == {"val": str(coco.images.resolve())}
 
 
@@ -117,20 +110,16 @@ def test_rows_do_not_depend_on_units_or_the_engine(finished, coco, tagger, tmp_p
     assert rows(tmp_path / "out") == rows(finished)
 
 
-def said(do: Callable[[Progress], object]) -> str:
-    text = io.StringIO()
-    do(Progress(Console(file=text, width=300)))
-    return text.getvalue()
-
-
 @pytest.mark.parametrize(("limit", "asked"), [(None, ""), (10, ", of which 10 were asked for")])
 def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, tagger, monkeypatch, limit, asked):
     """Without an engine and without models."""
     monkeypatch.setattr(generation_run, "LocalEngine", None)
     monkeypatch.setattr(generation_run, "build_stages", None)
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.name != "lock"}
-    told = said(lambda progress: run(coco, tagger, finished, False, progress, **({"limit": limit} if limit else {})))
-    assert told.splitlines()[-1] == f"nothing left to do: {finished} has {IMAGES} images{asked}"
+    text = io.StringIO()
+    progress = Progress(Console(file=text, width=300))
+    assert run(coco, tagger, finished, False, progress, **({"limit": limit} if limit else {})).complete
+    assert text.getvalue().splitlines()[-1] == f"nothing left to do: {finished} has {IMAGES} images{asked}"
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -166,9 +155,8 @@ def test_a_limit_can_be_raised(finished, coco, tagger, tmp_path):
     assert rows(out) == rows(finished)
 
 
-@pytest.mark.slow
-def test_failed_rows_are_done_again_on_request(coco, tagger, finished, tmp_path):
-    files = make_coco(tmp_path / "coco", images=IMAGES)
+def test_failed_rows_are_done_again_on_request(coco, tagger, tmp_path):
+    files = make_coco(tmp_path / "coco", images=9)
     hidden = [files.images / "0004.png", files.images / "0007.png"]
     for path in hidden:
         path.rename(path.with_suffix(".hidden"))
@@ -178,27 +166,18 @@ def test_failed_rows_are_done_again_on_request(coco, tagger, finished, tmp_path)
     hidden[0].with_suffix(".hidden").rename(hidden[0])
     assert run(files, tagger, out).counts["errors"] == 2
     assert run(files, tagger, out, retry_failed=True).counts["errors"] == 1
-    hidden[1].with_suffix(".hidden").rename(hidden[1])
-    assert run(files, tagger, out, retry_failed=True).counts["errors"] == 0
     after = rows(out)
-    assert [a for a, b in zip(after, before, strict=True) if b.ok] == [b for b in before if b.ok]
-    assert after[4].ok
+    assert [row for row, old in zip(after, before, strict=True) if old.ok] == [row for row in before if row.ok]
     assert after[4].captions
-    listed = {shard.file for shard in Manifest.load(out).shards}
-    assert {f"data/{path.name}" for path in (out / "data").iterdir()} == listed
+    assert {f"data/{path.name}" for path in (out / "data").iterdir()} == {
+        each.file for each in Manifest.load(out).shards
+    }
 
 
-def test_another_recipe_is_refused_and_the_difference_named(finished, coco, tagger):
-    with pytest.raises(UserError, match=r"made with other settings.*\n  tag.threshold: 0.01 then, 0.3 now"):
-        run(coco, tagger, finished, tag__threshold=0.3)
-    with pytest.raises(UserError, match=r"seed: 0 then, 5 now"):
-        run(coco, tagger, finished, seed=5)
-
-
-def test_a_refused_recipe_leaves_the_ground_truth_of_the_run_as_it_is(finished, coco, tagger):
+def test_another_recipe_is_refused_and_leaves_the_ground_truth_of_the_run_as_it_is(finished, coco, tagger):
     folder = RunFolder(finished)
     folder.set_ground_truth(GroundTruth(finished))
-    with pytest.raises(UserError, match="made with other settings"):
+    with pytest.raises(UserError, match=r"made with other settings.*\n  tag.threshold: 0.01 then, 0.3 now"):
         run(coco, tagger, finished, tag__threshold=0.3)
     assert ground_truth_of(folder.root) == GroundTruth(finished)
     run(coco, tagger, finished)  # the same recipe, but no ground truth any more
@@ -214,36 +193,6 @@ def test_a_tagger_with_other_weights_is_another_recipe(finished, coco, tagger, t
     weights.write_bytes(data)
     with pytest.raises(UserError, match=r"tag.tagger: 'sha256:"):
         run(coco, tmp_path / "tagger", finished)
-
-
-def command(files: Files, tagger: Path, out: Path, *more: str) -> list[str]:
-    settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
-    options = [*files.options, "--tagger", str(tagger), "--out", str(out), *settings, *more]
-    return [sys.executable, "-c", "from sgpipe.cli.main import main; main()", "generate", "coco", *options]
-
-
-def wait_for_shards(process: subprocess.Popen, out: Path, shards: int) -> None:
-    deadline = time.monotonic() + 600
-    manifest = out / "manifest.jsonl"
-    while time.monotonic() < deadline and process.poll() is None:
-        if manifest.exists() and manifest.read_bytes().count(b"\n") > shards:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"no {shards} shards came: {process.stderr.read() if process.poll() is not None else 'time is up'}")
-
-
-@pytest.mark.slow
-def test_a_stopped_run_keeps_what_is_committed_and_says_how_to_go_on(coco, tagger, tmp_path):
-    out = tmp_path / "out"
-    process = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
-    wait_for_shards(process, out, 2)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert "same command again to resume" in errors
-    assert "Traceback" not in errors
-    assert "***" not in errors
-    assert 0 < len(Manifest.load(out).shards) < IMAGES
 
 
 def test_a_lost_shard_is_made_again(finished, coco, tagger, tmp_path):
@@ -271,10 +220,7 @@ def test_two_splits_fill_one_folder(coco, tagger, tmp_path):
     import datasets
 
     other = make_coco(tmp_path / "other", images=5, seed=3)
-    splits = {
-        name: {"annotations": files.annotations, "images": files.images, "captions": files.captions}
-        for name, files in (("train", other), ("val", coco))
-    }
+    splits = {"train": split(other), "val": split(coco)}
     options = {"caption.captioner": None, "tag.tagger": str(tagger), "source.splits": splits, **SMALL}
     out = tmp_path / "out"
     generate(load_recipe("coco", {**options, "limit": 3}), out, QUIET)
@@ -291,9 +237,8 @@ ORDERED = {"tag.short_side": 48, "tag.long_side": 64, "tag.threshold": 0.01, "ta
 
 def labels(files: Files, folder: Path, **settings: object) -> dict[str, Any]:
     """By image: the captions, and the relations between boxes as they are."""
-    splits = {"val": {"annotations": files.annotations, "images": files.images, "captions": files.captions}}
     tagger = {"tag.tagger": str(folder.parent / "tagger")}
-    made = load_recipe("coco", {"source.splits": splits, **tagger, **ORDERED, **settings})
+    made = load_recipe("coco", {"source.splits": {"val": split(files)}, **tagger, **ORDERED, **settings})
     generate(made, folder, QUIET)
     found = {}
     for record in iter_records(folder):
@@ -354,33 +299,20 @@ def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
         assert record.captions == graph.captions
         assert record.relations == graph.record.relations
     assert sum(len(record.objects) for record in found) > 8
-    again = invoke("miniworld", "--images", images, "--set", "source.format=folder", "--out", out)
-    assert again.exit_code == 0
-    other = ["--set", "detect.threshold=0.6"]
-    refused = invoke("miniworld", "--images", images, "--set", "source.format=folder", "--out", out, *other)
-    assert "detect.threshold: 0.5 then, 0.6 now" in refused.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["coco", "--images", "{images}", "--tagger", "t"], "no boxes: pass --annotations"),
-        (["folder", "--images", "{images}"], "tag.tagger is not set"),
-        (["folder", "--tagger", "t"], "the recipe names no data"),
-        (["coco", "--annotations", "a.json", "--tagger", "t"], "need --images"),
-        (
-            ["folder", "--images", "{images}", "--annotations", "a.json", "--tagger", "t"],
-            "is for images without annotations",
-        ),
-        (
-            ["folder", "--images", "{images}", "--tagger", "t", "--set", "detect.detector=null"],
-            "detect.detector is not set",
-        ),
+        ("coco --images DIR --tagger t", "no boxes: pass --annotations"),
+        ("folder --images DIR", "tag.tagger is not set"),
+        ("folder --tagger t", "the recipe names no data"),
+        ("coco --annotations a.json --tagger t", "need --images"),
+        ("folder --images DIR --annotations a.json --tagger t", "is for images without annotations"),
+        ("folder --images DIR --tagger t --set detect.detector=null", "detect.detector is not set"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, arguments, reason):
     (tmp_path / "images").mkdir()
-    given = [argument.format(images=tmp_path / "images") for argument in arguments]
-    result = invoke(*given, "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    assert reason in result.stderr
+    result = invoke(*arguments.replace("DIR", str(tmp_path / "images")).split(), "--out", tmp_path / "out")
+    assert (result.exit_code, reason in result.stderr) == (2, True), result.stderr

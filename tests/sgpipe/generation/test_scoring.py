@@ -1,54 +1,73 @@
-"""`sgpipe score` with a tiny random CLIP: nothing is said about images, everything about what is done with scores."""
+"""`sgpipe score` with a tiny random CLIP or a served model: what is done with scores, not what they say of images."""
 
 import json
+import math
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.generation.scoring import ClipScore, RelationRanker
-from sgpipe.records import NO_OBJECT, Box
+from sgpipe.records import NO_OBJECT, Box, Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
 from tests.clip_checkpoints import make_open_clip
+from tests.endpoint_server import EndpointServer, scripted
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run
+from tests.vlm_checkpoints import make_vlm
 
-open_clip = pytest.importorskip("open_clip")
+YES = math.exp(-0.25) / (math.exp(-0.25) + math.exp(-1.5))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("open_clip")
     return make_open_clip(tmp_path_factory.mktemp("clip"))
 
 
-@pytest.fixture
-def run(tmp_path):
+def make(folder: Path, *more: Record) -> Path:
     records = [
         scene("0", [(0, "on", 1, 0.9), (1, "near", 0, 0.3)]),
         scene("1", [(0, "near", 2, 0.5)]),
         scene("2", [(0, "smiling", 3, 0.4), (1, "near", 1)], [*scene().objects, Box(NO_OBJECT, 0, (0, 0, 0, 0))]),
         scene("3"),
         scene("4", [(0, "on", 1, 0.7)]),
+        *more,
     ]
-    make_run(tmp_path / "run", records, rows=2, spoilt={"4": b"no image"})
-    return tmp_path / "run"
+    make_run(folder, records, rows=2, spoilt={"4": b"no image"})
+    return folder
 
 
-def score(run, out, model, *options):
-    return CliRunner().invoke(app, ["score", str(run), "--out", str(out), "--model", str(model), *options])
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make(tmp_path / "run")
 
 
-def columns(root) -> list:
-    shards = Manifest.load(root).shards
-    return [row for shard in shards for row in pq.read_table(root / shard.file)["clip_score"].to_pylist()]
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """The run with a further image, one of whose boxes has no area."""
+    boxes = [Box("person", 1, (10, 10, 0, 80)), Box("dog", 2, (60, 40, 50, 40))]
+    return make(tmp_path / "run", scene("5", [(0, "on", 1, 0.7)], boxes))
+
+
+def score(run: Path, out: Path, *options: object) -> Result:
+    return CliRunner().invoke(app, ["score", str(run), "--out", str(out), *map(str, options)])
+
+
+def column(root: Path, name: str = "clip_score") -> list:
+    return [row for shard in Manifest.load(root).shards for row in pq.read_table(root / shard.file)[name].to_pylist()]
 
 
 def test_scores_are_cosines_and_ranks_count_better_contrasts(model, run):
+    import open_clip
+
     record = next(iter_records(run))
     image = Image.new("RGB", (320, 240), "red")
     clip_score, _ = RelationRanker(str(model), None, ["on", "near", "under", "at"])(record, image)
@@ -65,18 +84,18 @@ def test_scores_are_cosines_and_ranks_count_better_contrasts(model, run):
 
 
 def test_a_scored_run_keeps_its_records_and_has_a_column_beside(model, run, tmp_path):
-    result = score(run, tmp_path / "scored", model, "--contrasts", "2")
+    result = score(run, tmp_path / "scored", "--model", model, "--contrasts", "2")
     assert result.exit_code == 0, result.output
     assert "5 relations scored, 1 without an image" in result.stdout
     assert list(iter_records(tmp_path / "scored")) == list(iter_records(run))
-    column = columns(tmp_path / "scored")
-    assert [len(row) for row in column] == [2, 1, 2, 0, 1]
-    assert column[4] == [None]
-    assert [entry["swapped"] is None for entry in column[2]] == [True, True]  # no object; a dog and itself
+    scores = column(tmp_path / "scored")
+    assert [len(row) for row in scores] == [2, 1, 2, 0, 1]
+    assert scores[4] == [None]
+    assert [entry["swapped"] is None for entry in scores[2]] == [True, True]  # no object; a dog and itself
     said = CliRunner().invoke(app, ["stats", str(tmp_path / "scored"), "--json"]).stdout
     found = json.loads(said)["clip_score"]
     assert (found["scored"], found["unscored"]) == (5, 1)
-    entries = [entry for row in column for entry in row if entry]
+    entries = [entry for row in scores for entry in row if entry]
     assert found["score"] == pytest.approx(sum(entry["score"] for entry in entries) / 5)
     assert found["first"] == sum(entry["rank"] == 1 for entry in entries) / 5
     assert found["reciprocal_rank"] == pytest.approx(sum(1 / entry["rank"] for entry in entries) / 5)
@@ -97,31 +116,29 @@ def test_scoring_goes_on_and_refuses_another_model(model, run, tmp_path, monkeyp
         return [ClipScore(0.5, None, 1, 1)] * len(record.relations)
 
     monkeypatch.setattr(RelationRanker, "__call__", stopping)
-    assert score(run, tmp_path / "scored", model).exit_code == 130
+    assert score(run, tmp_path / "scored", "--model", model).exit_code == 130
     assert len(Manifest.load(tmp_path / "scored").shards) == 1
-    assert score(run, tmp_path / "scored", model).exit_code == 0
+    assert score(run, tmp_path / "scored", "--model", model).exit_code == 0
     assert calls == ["0", "1", "2", "2"]
-    assert score(run, tmp_path / "scored", model).exit_code == 0
+    assert score(run, tmp_path / "scored", "--model", model).exit_code == 0
     assert len(calls) == 4
-    other = score(run, tmp_path / "scored", model, "--contrasts", "1")
+    other = score(run, tmp_path / "scored", "--model", model, "--contrasts", "1")
     assert other.exit_code == 2
     assert "contrasts: ['near', 'on', 'smiling'] then, ['near'] now" in other.stderr
 
 
 def test_shards_that_were_processed_again_are_scored_again_and_all_scores_are_counted(model, run, tmp_path):
-    first = json.loads(score(run, tmp_path / "out", model, "--json").stdout)
-    assert json.loads(score(run, tmp_path / "out", model, "--json").stdout) == first
+    first = json.loads(score(run, tmp_path / "out", "--model", model, "--json").stdout)
+    assert json.loads(score(run, tmp_path / "out", "--model", model, "--json").stdout) == first
     manifest = Manifest.load(run)
     old, kept = manifest.shards[0], list(iter_records(run))[: manifest.shards[0].rows]
     kept[0].relations = kept[0].relations[:1]
     name = shard_name(old.split, old.start, old.stop, revision=1)
     manifest.commit(write_shard(run, name, old.split, old.start, kept, {}))
     (run / old.file).unlink()
-    again = json.loads(score(run, tmp_path / "out", model, "--json").stdout)
+    again = json.loads(score(run, tmp_path / "out", "--model", model, "--json").stdout)
     assert again == {**first, "scored": first["scored"] - 1}
-    assert [len(record.relations) for record in iter_records(tmp_path / "out")] == [
-        len(row) for row in columns(tmp_path / "out")
-    ]
+    assert [len(each.relations) for each in iter_records(tmp_path / "out")] == [*map(len, column(tmp_path / "out"))]
     assert not (tmp_path / "out" / old.file).exists()
 
 
@@ -130,3 +147,62 @@ def test_models_that_cannot_be_had(run, tmp_path):
         RelationRanker("ViT-B-32", None, [])
     with pytest.raises(UserError, match="CLIP model "):
         RelationRanker(str(tmp_path), None, [])
+
+
+def by(server: EndpointServer, *options: object) -> tuple[object, ...]:
+    return ("--by", "vlm", "--endpoint", server.url, "--model", "tiny-vlm", *options)
+
+
+def test_a_served_model_is_asked_about_every_relation(flat: Path, tmp_path: Path) -> None:
+    with EndpointServer(lambda body: ["Yes"]) as server:
+        result = score(flat, tmp_path / "scored", *by(server))
+    assert result.exit_code == 0, result.output
+    assert "5 relations scored, 2 without an image or a box with an area" in result.stdout
+    assert list(iter_records(tmp_path / "scored")) == list(iter_records(flat))
+    yes = pytest.approx(YES)
+    assert column(tmp_path / "scored", "vlm_score") == [[yes, yes], [yes], [yes, yes], [], [None], [None]]
+    assert "the score of a vision-language model" in (tmp_path / "scored" / "README.md").read_text(encoding="utf-8")
+
+
+def test_scoring_goes_on_and_nothing_is_asked_twice(flat: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scored"
+    with EndpointServer(lambda body: ["Yes"], scripted(*[None] * 8, *["rejected"] * 9)) as server:
+        server.rejection = "API key expired"  # nobody pays any more
+        first = score(flat, out, *by(server))
+        assert first.exit_code == 2, first.output
+        assert "OPENAI_API_KEY" in first.stderr
+        assert len(Manifest.load(out).shards) == 1
+        server.faults = lambda body, attempt: None
+        asked = len(server.requests)
+        assert score(flat, out, *by(server)).exit_code == 0
+        assert max(server.paid.values()) <= 2, "once to check, once to judge"
+        again = len(server.requests)
+        assert again > asked
+        assert json.loads(score(flat, out, *by(server, "--json")).stdout) == {"scored": 5, "unscored": 2}
+        assert len(server.requests) == again, "nothing is left"
+        other = score(flat, out, "--by", "vlm", "--endpoint", server.url, "--model", "other")
+    assert (other.exit_code, "model: 'tiny-vlm' then, 'other' now" in other.stderr) == (2, True)
+
+
+def test_a_run_can_have_both_scores_but_none_twice(flat: Path, model: Path, tmp_path: Path) -> None:
+    assert score(flat, tmp_path / "clipped", "--model", model).exit_code == 0
+    with EndpointServer(lambda body: ["Yes"]) as server:
+        assert score(tmp_path / "clipped", tmp_path / "both", *by(server)).exit_code == 0
+        second = score(tmp_path / "both", tmp_path / "twice", *by(server))
+    assert column(tmp_path / "both") == column(tmp_path / "clipped")
+    assert column(tmp_path / "both", "vlm_score")[0] == [pytest.approx(YES)] * 2
+    assert (second.exit_code, len(second.stderr.splitlines())) == (2, 1)
+    assert "already has the score of a vision-language model (column vlm_score)" in second.stderr
+    assert not any((tmp_path / "twice").glob("data/*"))
+    again = score(tmp_path / "both", tmp_path / "twice", "--model", model)
+    assert "already has CLIP's score (column clip_score)" in again.stderr
+
+
+def test_a_local_model_gives_the_same_scores_every_time(flat: Path, tmp_path: Path) -> None:
+    model = make_vlm(tmp_path / "vlm", "smolvlm")
+    for name in ("first", "second"):
+        result = score(flat, tmp_path / name, "--by", "vlm", "--model", model, "--device", "cpu")
+        assert result.exit_code == 0, result.output
+    first, second = (column(tmp_path / name, "vlm_score") for name in ("first", "second"))
+    assert first == second
+    assert [[each is None for each in row] for row in first] == [[False] * 2, [False], [False] * 2, [], [True], [True]]
