@@ -75,7 +75,6 @@ def test_another_fusion_keeps_all_other_weights(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def existing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tagger."""
     folder = tmp_path_factory.mktemp("existing") / "tagger"
     made(folder)
     return folder

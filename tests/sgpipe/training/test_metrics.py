@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from sgpipe.training.metrics import METRICS, TrainSummary, metrics_log, print_training, read_metrics, training_display
+from sgpipe.training.metrics import METRICS, metrics_log, read_metrics, training_display
 
 
 def row(step: int, loss: float = 1.0, event: str = "step") -> dict[str, Any]:
@@ -89,21 +89,7 @@ def test_the_first_step_the_last_step_and_validations_are_shown() -> None:
 
 
 def test_a_gpu_and_a_failed_compilation_are_shown() -> None:
-    gpu = {"gpu_memory": 31_250_000_000, "compile_error": "no compiler"}
-    assert shown(step_row(1, **gpu), step_row(30, **gpu, gpu_utilization=0.875)) == [
-        "NOTE: training continues without torch.compile: no compiler",
-        "step 1/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, GPU 31.2 GB",
-        "step 30/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, GPU 88% used, 31.2 GB",
-    ]
-
-
-def test_the_final_summary() -> None:
-    measured = {"ap": 0.25, "loss": 1.0}
-    best = Path("out[1]/best")
-    summary = TrainSummary(best.parent, "tagger", 3, 30, 1234, step_row(30), measured, -0.75, "loss", best)
-    console = Console(record=True, width=80)
-    print_training(summary, "the network is in out[1]/best", console)
-    said = console.export_text()
-    for expected in ("out[1]", "tagger", "1,234", "validation ap", "0.250", "best validation loss", "0.750", "3.1%"):
-        assert expected in said
-    assert said.splitlines()[-1] == "the network is in out[1]/best"
+    gpu = {"gpu_memory": 31_250_000_000, "compile_error": "no compiler", "gpu_utilization": 0.875}
+    note, line = shown(step_row(30, **gpu))
+    assert note == "NOTE: training continues without torch.compile: no compiler"
+    assert line.endswith(", GPU 88% used, 31.2 GB")

@@ -25,8 +25,6 @@ def test_a_plan_has_the_steps_of_the_training_and_keeps_nothing(
     shared = plan.plan_training(recipe(drawn_run, workers__count=2), QUIET, steps=1)
     assert (shared.steps, shared.workers, shared.part) == (STEPS, 2, BATCH // 2)
     assert plan.plan_training(recipe(drawn_run, optimisation__steps=7), QUIET, steps=1).steps == 7
-    with pytest.raises(UserError, match="only 12 images, fewer than a batch of 16"):
-        plan.plan_training(recipe(drawn_run, optimisation__batch=16, workers__count=2), QUIET)
     with pytest.raises(UserError, match="a batch of 4 cannot be divided evenly between 3 workers"):
         plan.plan_training(recipe(drawn_run, workers__count=3), QUIET)
 

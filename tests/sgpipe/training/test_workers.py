@@ -61,7 +61,6 @@ def test_two_workers_have_the_same_losses_as_one(
 
 
 def workers_of(process: int) -> list[int]:
-    """Those that run; a process that has ended, but was not yet reaped, has no title."""
     return [pid for pid in descendants(process) if title_of(pid).startswith("ray::RayTrainWorker")]
 
 

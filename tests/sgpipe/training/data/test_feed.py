@@ -1,4 +1,5 @@
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
@@ -30,9 +31,7 @@ def training(fed: ShardFeed, count: int, epoch: int = 0, step: int = 0) -> list[
 
 
 def validation(fed: ShardFeed) -> list[TrainingBatch]:
-    share = fed.validation()
-    assert share is not None
-    with share as batches:
+    with fed.validation() as batches:
         return list(batches)
 
 
@@ -169,19 +168,10 @@ def test_no_thread_is_left_running(config, monkeypatch):
     before = set(threading.enumerate())
     training(feed(config), 2)
     validation(feed(config))
-    with pytest.raises(KeyboardInterrupt):
-        interrupt(feed(config))
-    monkeypatch.setattr(ExamplePreparation, "example", refuse)
-    with pytest.raises(UserError, match="enough"):
-        training(feed(config), 2)
-    assert set(threading.enumerate()) <= before
-
-
-def interrupt(fed: ShardFeed) -> None:
-    with fed.read() as steps:
+    with suppress(KeyboardInterrupt), feed(config).read() as steps:
         next(steps)
         raise KeyboardInterrupt
-
-
-def refuse(*_) -> None:
-    raise UserError("enough")
+    monkeypatch.setattr(ExamplePreparation, "example", None)
+    with pytest.raises(TypeError):
+        training(feed(config), 2)
+    assert set(threading.enumerate()) <= before
