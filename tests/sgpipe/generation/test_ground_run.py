@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from sgpipe import Pipeline
-from sgpipe.cli.main import app
+from sgpipe.export.run import export_run
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.dataset import IMAGES, INSTANCES, render_dataset
 from sgpipe.recipe import load_recipe
@@ -95,20 +94,14 @@ def test_free_nouns_get_relations_and_go_into_exports(grounded, tmp_path):
     out, records = grounded
     forklifts = [box for record in records for box in record.objects if box.category == "forklift"]
     assert len({box.category_id for box in forklifts}) == 1
-    assert any(
-        "forklift" in (record.objects[r.subject].category, record.objects[r.object].category)
-        for record in records
-        for r in record.relations
-    )
-    for form in ("coco", "vg", "hf"):
-        result = CliRunner().invoke(app, ["export", str(out), "--to", form, "--out", str(tmp_path / form)])
-        assert result.exit_code == 0, result.output
+    ends = {row.objects[end].category for row in records for r in row.relations for end in (r.subject, r.object)}
+    assert "forklift" in ends
+    export_run(out, "coco", tmp_path / "coco")
     instances = json.loads((tmp_path / "coco" / "instances_val.json").read_text())
     ids = {each["name"]: each["id"] for each in instances["categories"]}
     assert ids["forklift"] == forklifts[0].category_id >= 2**30
     given = {box.category: box.category_id for record in records for box in record.objects if box.origin != "grounded"}
     assert {name: ids[name] for name in given} == given
-    assert CliRunner().invoke(app, ["stats", str(out)]).exit_code == 0
 
 
 def test_a_run_takes_the_captions_of_another_and_grounds_them(plain, grounded, half, tmp_path):
@@ -127,20 +120,6 @@ def test_a_run_takes_the_captions_of_another_and_grounds_them(plain, grounded, h
     assert "boxes of words" in said[0]
     assert [row.objects for row in rows] == [row.objects for row in grounded[1]]
     assert [row.left_out for row in rows] == [row.left_out for row in grounded[1]]
-
-
-def test_an_extended_run_gets_boxes_of_words_beside_its_own(plain, grounded, tmp_path):
-    sets = [word for key, value in EVERYWHERE.items() for word in ("--set", f"{key}={value}")]
-    for parent, records in (plain, grounded):
-        out = tmp_path / f"extended-{len(records[0].objects)}"
-        result = CliRunner().invoke(app, ["generate", "--extend", str(parent), "--out", str(out), *sets])
-        assert result.exit_code == 0, result.output
-        extended = list(iter_records(out))
-        assert [row.objects[: len(old.objects)] for row, old in zip(extended, records, strict=True)] == [
-            old.objects for old in records
-        ]
-        added = sum(len(row.objects) for row in extended) - sum(len(old.objects) for old in records)
-        assert (added > 0) == (records is plain[1])  # what a run has found carries its words
 
 
 def test_images_alone_are_labelled_without_a_class_list(world, tmp_path):

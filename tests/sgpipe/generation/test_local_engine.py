@@ -1,8 +1,6 @@
 """The local engine with a made-up stage: rows, crashes, errors, and kills."""
 
 import os
-import random
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +17,8 @@ from sgpipe.records import Record
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.storage.shards import read_file
 from sgpipe.utils.console import Progress
-from tests.integration.faults.runs import Run, assert_whole, descendants, make_dataset, rows, title_of
-from tests.integration.faults.stage import SECONDS, Stub
+from tests.integration.faults.runs import descendants, title_of
+from tests.integration.faults.stage import Stub
 
 IMAGES = 8
 
@@ -134,32 +132,3 @@ def test_where_a_run_is_done(tmp_path: Path, settings: dict[str, object], images
     recipe = load_recipe("coco", settings)
     stages = StageBuilder(stub, recipe, {}, (), ("caption", "parse", "pair", "tag"), (), CacheFolder(tmp_path))
     assert runs_locally(recipe, stages, images) == local
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_random_moments_gives_the_same_rows(tmp_path: Path) -> None:
-    """The driver or a worker; workers end with their driver."""
-    dataset, rng = make_dataset(tmp_path / "data", 40, fatal=(17,)), random.Random(0)
-    whole = Run(dataset, tmp_path / "whole")
-    whole.start()
-    assert whole.wait() == 0, whole.said
-    expected = rows(whole.out)
-    assert [record.image_id for record in expected if not record.ok] == ["17"]
-    run = Run(dataset, tmp_path / "killed", environment={SECONDS: "0.1"})
-    for _ in range(5):
-        run.start()
-        run.wait_for(lambda: False, rng.uniform(0, 12))
-        workers = run.processes("local_engine")
-        if workers and rng.random() < 0.5:
-            os.kill(rng.choice(workers), signal.SIGKILL)
-            time.sleep(rng.uniform(0, 2))
-        if run.process.is_alive():
-            run.process.kill()
-        run.wait()
-        end = time.monotonic() + 30
-        while any("local_engine" in title_of(pid) for pid in workers):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-    run.start()
-    assert run.wait() == 0, run.said
-    assert_whole(run.out, expected)

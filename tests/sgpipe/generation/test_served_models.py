@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +71,3 @@ def test_answers_of_a_run_without_a_shard_are_kept(coco: Files, tmp_path: Path) 
         server.faults = scripted()
         run(coco, tmp_path / "run", server)
         assert sorted(server.paid.values()) == [1] * IMAGES + [2]  # the last is the example before the work
-
-
-def test_captions_that_the_rules_had_to_parse_are_counted(coco: Files, tmp_path: Path) -> None:
-    def answer(body: dict[str, Any]) -> list[str]:
-        if "response_format" not in body:
-            return caption(body)
-        relation = {"subject": "dog", "predicate": "near", "object": "bicycle"}
-        wrong = "two people" in body["messages"][1]["content"]
-        return ["no graph" if wrong else json.dumps({"relations": [relation]})]
-
-    captions = {"caption.captioner": None, "caption.endpoint": None}
-    split = {"val": {"annotations": coco.annotations, "images": coco.images, "captions": coco.captions}}
-    with EndpointServer(answer, models=["tiny-llm"]) as server:
-        llm = {"parse.parser": "llm", "parse.model": "tiny-llm", "parse.endpoint": server.url, "source.splits": split}
-        said = run(coco, tmp_path / "run", server, **captions, **llm)
-    assert "NOTE: 1 caption fell back to the rule parser" in said
-    parsed = [row for row in iter_records(tmp_path / "run") if any(t.predicate == "near" for t in row.triplets)]
-    assert len(parsed) > 2

@@ -53,9 +53,8 @@ def assert_forms_agree(root: Path, folder: Path, *options: object) -> dict:
     text = (folder / "r.html").read_text(encoding="utf-8")
     page = {tuple(" ".join(cell.split()) for cell in row) for row in Texts(text).rows}
     terminal = invoke(root, *options).stdout
-    table = {
-        tuple(cell.strip() for cell in line.strip("│").split("│")) for line in terminal.splitlines() if "│" in line
-    }
+    lines = [line.strip("│").split("│") for line in terminal.splitlines() if "│" in line]
+    table = {tuple(cell.strip() for cell in cells) for cells in lines}
     for row in _rows(report):
         for rows in (page, table):
             assert any(cells[0].startswith(row[0]) and cells[1 : len(row)] == row[1:] for cells in rows if cells), row
@@ -67,19 +66,14 @@ def assert_forms_agree(root: Path, folder: Path, *options: object) -> dict:
 
 def _rows(report: dict) -> list[tuple[str, ...]]:
     """The first cells of rows that both kinds of tables must have."""
-    totals, yields = report["totals"], report["yields"]
-    counts = [("error rows", f"{sum(report['errors'].values()):,}"), ("boxes", f"{totals['objects']:,}")]
-    share = yields["relations"]
-    relations = (
-        "relations",
-        f"{totals['relations']:,}",
-        *([] if share is None else [f"{share:.2f} per candidate text"]),
-    )
-    levels = [
-        (f"{t['threshold']:.2f}", f"{t['relations']:,}", f"{t['predicate_kinds']:,}", f"{t['images']:,}")
-        for t in report["thresholds"] if t["relations"]
-    ]  # fmt: skip
-    triplets = [(t["subject"], t["predicate"], t["object"], f"{t['relations']:,}") for t in report["triplets"][:10]]
-    reasons = [(reason, f"{count:,}") for reason, count in (report["without_relations"] | report["errors"]).items()]
-    health = [(check["title"], f"{check['count']:,}") for check in report["health"] if check["count"]]
-    return [*counts, relations, *levels, *triplets, *reasons, *health]
+    totals, share = report["totals"], report["yields"]["relations"]
+    rows = [("error rows", f"{sum(report['errors'].values()):,}"), ("boxes", f"{totals['objects']:,}")]
+    per_text = [] if share is None else [f"{share:.2f} per candidate text"]
+    rows.append(("relations", f"{totals['relations']:,}", *per_text))
+    for level in report["thresholds"]:
+        if level["relations"]:
+            kept = (f"{level[name]:,}" for name in ("relations", "predicate_kinds", "images"))
+            rows.append((f"{level['threshold']:.2f}", *kept))
+    rows += [(t["subject"], t["predicate"], t["object"], f"{t['relations']:,}") for t in report["triplets"][:10]]
+    rows += [(reason, f"{count:,}") for reason, count in (report["without_relations"] | report["errors"]).items()]
+    return rows + [(check["title"], f"{check['count']:,}") for check in report["health"] if check["count"]]

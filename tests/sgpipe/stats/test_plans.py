@@ -1,4 +1,8 @@
+"""Sampling plans: which relations are asked about, and the precision that the answers show."""
+
 import random
+import re
+import shutil
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -6,11 +10,14 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from sgpipe.stats.judgements import measure_judgements
+from sgpipe.cli.main import app
+from sgpipe.stats.judgements import JudgementMeasures, measure_judgements
 from sgpipe.stats.plans import MARGIN, draw, judgements_needed, measure_plan, next_question
 from sgpipe.storage.index import open_run
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, PlannedQuestion, PlanStratum, SamplingPlan
+from tests.sgpipe.stats.judging import judge
 from tests.sgpipe.stats.runs import make_shards, scene
 
 RUN = "drawn"  # the fingerprint of such a run
@@ -49,15 +56,13 @@ def log(tmp_path: Path) -> JudgementLog:
     return JudgementLog(tmp_path / JUDGEMENTS, RUN)
 
 
-def stored(log: JudgementLog, kind: str, strata, questions, plan: str = "p", search: str | None = None) -> SamplingPlan:
-    values = {"plan": plan, "kind": kind, "search": search, "strata": strata, "questions": questions}
+def stored(log: JudgementLog, kind: str, strata, questions, plan: str = "p") -> SamplingPlan:
+    values = {"plan": plan, "kind": kind, "strata": strata, "questions": questions}
     return log.append(SamplingPlan(at="", by="anna", run=RUN, seed=0, **values))
 
 
-def say(
-    log: JudgementLog, question: PlannedQuestion, said: str, by: str = "anna", plan: str | None = "p", run: str = RUN
-) -> None:
-    values = {"id": uuid.uuid4().hex, "at": "", "by": by, "run": run, "judgement": said, "plan": plan}
+def say(log: JudgementLog, question: PlannedQuestion, said: str, by: str = "anna", plan: str | None = "p") -> None:
+    values = {"id": uuid.uuid4().hex, "at": "", "by": by, "run": RUN, "judgement": said, "plan": plan}
     log.append(Judgement.model_validate({**question.key._asdict(), **values}))
 
 
@@ -78,9 +83,8 @@ def test_every_relation_of_a_stratum_is_drawn_equally_often(population):
     counts = Counter(q.key for seed in range(60) for q in draw(*population, "bands", 40, seed)[1] if q.stratum == 1)
     assert len(counts) == 40
     expected = 60 * 17 / 40  # the five without a confidence are all drawn
-    assert (
-        np.sum((np.array(list(counts.values())) - expected) ** 2 / expected) < 70
-    )  # chi-square, 39 degrees: p < 0.002
+    chi_square = np.sum((np.array(list(counts.values())) - expected) ** 2 / expected)
+    assert chi_square < 70  # 39 degrees: p < 0.002
 
 
 def test_predicates_are_strata_and_the_rare_ones_are_one(population):
@@ -132,9 +136,8 @@ def test_the_number_of_further_answers_narrows_the_interval_to_the_margin(log):
     lines = list(map(answer, questions[:100]))
 
     def write(lines: list[dict]) -> float:
-        texts = [
-            Judgement.model_validate({**line, "at": "", "by": "anna", "run": RUN}).model_dump_json() for line in lines
-        ]
+        made = [Judgement.model_validate({**line, "at": "", "by": "anna", "run": RUN}) for line in lines]
+        texts = [each.model_dump_json() for each in made]
         log.file.write_text("\n".join([plan.model_dump_json(), *texts, ""]))
         estimate = measure_plan(plan, JudgementLog(log.file, RUN)).precision
         return (estimate.high - estimate.low) / 2
@@ -173,15 +176,94 @@ def test_the_audit_reads_the_plan_of_the_run_with_the_most_answers(run, populati
             say(log, question, rng.choice(["right", "right", "wrong"]), plan=plan.plan)
     with open_run(run) as database:
         found = measure_judgements(database, log.file, 0.9, (0.0, 0.5))
-    summary = found.judgements
-    assert (summary.plan, found.judged, found.strata) == ("many", 50, "predicates")
+    assert (found.judgements.plan, found.judged, found.strata) == ("many", 50, "predicates")
     live = measure_plan(many, log)
-    assert (found.precision, found.low, found.high) == (
-        live.precision.value, live.precision.low, live.precision.high
-    )  # fmt: skip
+    assert (found.precision, found.low, found.high) == (live.precision.value, live.precision.low, live.precision.high)
     assert found.bands == live.strata
-    assert [row.relations for row in found.bands] == [145, 100, 100]
-    assert found.curve[0].precision == live.precision
     assert found.curve[1].relations == 305
-    assert found.calibration_error is None
     assert found.relations == found.relations_now == 345
+
+
+def measured(run, file, target: float = 0.9) -> JudgementMeasures:
+    with open_run(run) as database:
+        return measure_judgements(database, file, target, (0.0, 0.5))
+
+
+def report(run, *options: object) -> str:
+    command = ["stats", str(run), "--judgements", "own", *map(str, options)]
+    return CliRunner().invoke(app, command, env={"COLUMNS": "200"}).stdout
+
+
+def test_judgements_become_precision_weighted_by_the_bands(run):
+    # All right where sure, none where not, and the annotated ones unsure.
+    answer = {0: "unsure", 1: "wrong", 2: "right"}
+    found = measured(run, judge(run, 65, lambda question: answer[question.stratum]))
+    assert (found.judged, found.unsure, found.open) == (60, 5, 0)
+    assert found.precision == pytest.approx(300 / 340)
+    assert found.low < 300 / 340 < found.high
+    assert found.high - found.low < 0.25
+    assert found.covered == pytest.approx(340 / 345)
+    assert [(row.precision.correct, row.precision.judged) for row in found.bands] == [(0, 0), (0, 30), (30, 30)]
+    assert found.suggested.threshold == pytest.approx(0.6)
+    assert [choice.kept for choice in found.curve] == [60, 30]
+
+
+def test_a_small_band_that_was_judged_as_often_as_a_large_one_does_not_count_as_much(tmp_path):
+    """116 of 123 relations are of confidence below 0.1, but few of the judged ones."""
+    records = [scene(f"a{n}", [(0, f"p{n % 3}", 1, 0.004 + n / 2000)]) for n in range(116)]
+    records += [scene(f"b{n}", [(0, "on", 1, 0.3 + n / 10)]) for n in range(7)]
+    root = make_shards(tmp_path / "run", records)
+    low = []
+    found = measured(root, judge(root, 12, lambda q: "right" if q.confidence > 0.1 else low.append(q) or "wrong"), 0.8)
+    file = judge(root, 12, lambda q: "wrong" if q in low[:-2] else "right")
+    found = measured(root, file, 0.8)
+    truth = (116 * 2 / len(low) + 7) / 123
+    assert found.precision == pytest.approx(truth)
+    for choice in (*found.curve, found.suggested):
+        if choice is not None:  # what pools the judged relations says 9 of 12
+            assert choice.precision.value == pytest.approx(truth) or choice.threshold >= 0.05
+    assert (found.predicates["on"].value, found.predicates["on"].high) == (1, 1)
+
+
+def test_a_suggested_threshold_selects_the_relations_that_it_counts(tmp_path):
+    rng = random.Random(4)
+    confidences = [min(rng.random() ** 2 + 0.0004, 1.0) for _ in range(400)] + [0.7, 0.7, 0.3]
+    root = make_shards(tmp_path / "run", [scene(str(n), [(0, "on", 1, c)]) for n, c in enumerate(confidences)])
+    file = judge(root, 150, lambda question: "right" if rng.random() < question.confidence + 0.2 else "wrong")
+    for target in (0.3, 0.8):
+        text = " ".join(report(root, "--precision", target).split())
+        told = re.search(r"hreshold of ([\d.]+) keeps (\d+) of 403 relations; at least (\d+)%", text)
+        threshold, kept, correct = told.groups()
+        assert sum(np.float32(c) >= np.float32(float(threshold)) for c in confidences) == int(kept)
+        assert int(correct) == 100 * target
+        choice = measured(root, file, target).suggested
+        assert (choice.text, choice.relations) == (threshold, int(kept))
+        assert choice.precision.low >= target
+
+
+def test_unsure_and_open_questions_and_strata_that_nobody_judged_are_told(run):
+    first = []
+
+    def decide(question):
+        if question.stratum == 2 and not first:
+            first.append(question)
+            return "unsure"
+        return {0: None, 1: "right", 2: "right"}[question.stratum]
+
+    found = measured(run, judge(run, 65, decide))
+    assert found.precision == 1
+    assert found.low < found.high == 1
+    assert found.covered == pytest.approx(340 / 345)
+    assert found.if_unsure_wrong == pytest.approx((40 + 300 * 29 / 30) / 340)
+    assert found.if_unsure_right == 1
+    assert (found.unsure, found.open) == (1, 5)
+
+
+def test_a_run_that_has_grown_keeps_the_weights_of_the_plan(tmp_path):
+    records = [scene(f"a{n}", [(0, "on", 1, 0.05 if n < 90 else 0.9)]) for n in range(100)]
+    before = make_shards(tmp_path / "before", records)
+    after = make_shards(tmp_path / "after", [*records, *(scene(f"b{n}", [(0, "on", 1, 0.9)]) for n in range(50))])
+    file = judge(before, 20, lambda question: "right" if question.confidence > 0.5 else "wrong")
+    shutil.copy(file, after / file.name)
+    assert measured(after, after / file.name).precision == pytest.approx(0.1)
+    assert "The run had 100 relations when the plan was made and has 150 now" in report(after)

@@ -1,26 +1,42 @@
-import json
+"""Ground truth, and the scores of a vision-language model, in the audit."""
 
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.stats.precision import measure_against_ground_truth
+from sgpipe.errors import UserError
+from sgpipe.records import Record
+from sgpipe.stats.calibrate import calibrate, judge_by_truth
+from sgpipe.stats.measures import measure
+from sgpipe.stats.precision import area_under_roc, measure_against_ground_truth
+from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
+from sgpipe.storage.shards import VLM_SCORE, read_file, write_copy
+from tests.sgpipe.stats.forms import assert_forms_agree, invoke
+from tests.sgpipe.stats.judging import judge
 from tests.sgpipe.stats.runs import make_shards, scene
 
 THRESHOLDS = (0.2, 0.5)
+TRUE = [scene(str(n), [(0, "holding", 2), (1, "near", 2)]) for n in range(20)]
+
+
+def predicted(third: float) -> list[Record]:
+    """The first relation of each image is right, and every other time the second; the third never is."""
+    second = {n: "near" if n % 2 else "under" for n in range(20)}
+    return [scene(str(n), [(0, "holding", 2, 0.9), (1, second[n], 2, 0.3), (0, "near", 1, third)]) for n in second]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Ground truth of 20 images, and a run whose confident relations are correct, and half of the others."""
+    """A run whose confident relations are correct, and half of the others; and its ground truth."""
     folder = tmp_path_factory.mktemp("truth")
-    true = [scene(str(n), [(0, "holding", 2), (1, "near", 2)]) for n in range(20)]
-    predicted = [
-        scene(str(n), [(0, "holding", 2, 0.9), (1, "near" if n % 2 else "under", 2, 0.3), (0, "near", 1, 0.05)])
-        for n in range(20)
-    ]
-    return make_shards(folder / "run", predicted), make_shards(folder / "truth", true)
+    return make_shards(folder / "run", predicted(0.05)), make_shards(folder / "truth", TRUE)
 
 
 def compare(run, truth, *numbers):
@@ -45,18 +61,6 @@ def test_thresholds_that_reach_a_precision(runs):
     assert bins == [(0.05, 0.0), (0.3, 0.5), (0.9, 1.0)]
 
 
-def test_it_is_in_all_three_forms(runs, tmp_path):
-    options = ["stats", *map(str, (runs[0], "--truth", runs[1], "--precision", "0.9"))]
-    predicted = json.loads(CliRunner().invoke(app, [*options, "--json"]).stdout)["ground_truth"]
-    assert predicted["suggested"]["kept"] == 20
-    terminal = CliRunner().invoke(app, [*options, "--html", str(tmp_path / "r.html")]).stdout
-    page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    for text in (terminal, page):
-        assert "75.0% (58.3% to 86.6%, of 40)" in text
-        assert "No threshold is shown to reach a precision of 90%. One of 0.900 keeps 20 judged relations" in text
-    assert "Calibration" in page
-
-
 def test_a_run_without_a_confident_relation(tmp_path, runs):
     weak = make_shards(tmp_path / "weak", [scene(str(n), [(0, "holding", 2, 0.01)]) for n in range(20)])
     found = compare(weak, runs[1], 0.2, 0.9, THRESHOLDS)
@@ -64,3 +68,69 @@ def test_a_run_without_a_confident_relation(tmp_path, runs):
     result = CliRunner().invoke(app, ["stats", str(weak), "--truth", str(runs[1]), "--json"])
     assert "NaN" not in result.stdout
     assert json.loads(result.stdout)["ground_truth"]["related_precision"] is None
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> tuple[Path, Path]:
+    """A run of 20 images with scores that are mostly right, and its ground truth."""
+    run = make_shards(tmp_path / "run", predicted(0.4))
+    manifest = Manifest.load(run)
+    [shard] = manifest.shards
+    scores = [[0.95, 0.75 if n % 2 else 0.25, None if n == 7 else 0.15] for n in range(20)]
+    column = pa.array(scores, pa.list_(pa.float32()))
+    table = read_file(run / shard.file).append_column(VLM_SCORE, column)
+    manifest.commit(write_copy(run, shard, table))
+    return run, make_shards(tmp_path / "truth", TRUE)
+
+
+def test_how_probable_it_finds_relations(scored: tuple[Path, Path]) -> None:
+    found = measure(scored[0]).vlm_score
+    assert (found.scored, found.unscored) == (59, 1)
+    assert found.likely == pytest.approx(30 / 59)
+    assert found.mean == pytest.approx((20 * 0.95 + 10 * 0.75 + 10 * 0.25 + 19 * 0.15) / 59)
+    assert 0 < found.correlation < 1
+    assert measure(scored[1]).vlm_score is None
+
+
+def test_ground_truth_says_how_good_it_is(scored: tuple[Path, Path], tmp_path: Path) -> None:
+    report = json.loads(invoke(scored[0], "--truth", scored[1], "--json").stdout)
+    found = report["ground_truth"]["vlm_score"]
+    assert (found["judged"], found["auc"]) == (59, 1.0)
+    assert found["confidence_auc"] == pytest.approx((20 * 30 + 10 * 0 + 10 * 10 / 2) / (30 * 30))
+    expected = (20 * 0.05 + 10 * 0.25 + 10 * 0.25 + 19 * 0.15) / 59
+    assert found["calibration_error"] == pytest.approx(expected, abs=1e-6)
+    assert [part["precision"]["judged"] for part in found["reliability"]] == [19, 10, 10, 20]
+    text = invoke(scored[0], "--truth", scored[1]).stdout
+    assert re.search(r"0.9 to 1.0.*?0.95.*?100.0% \(83.9% to 100.0%, of 20\)", text, re.DOTALL)
+    assert_forms_agree(scored[0], tmp_path, "--truth", scored[1])
+
+
+def test_people_say_how_good_it_is(scored: tuple[Path, Path]) -> None:
+    right = lambda question: question.predicate in ("holding", "near") and question.object_category == "cup"  # noqa: E731
+    judge(scored[0], 60, lambda question: "right" if right(question) else "wrong")
+    found = json.loads(invoke(scored[0], "--judgements", "own", "--json").stdout)["judgements"]["vlm_score"]
+    assert (found["judged"], found["auc"]) == (59, 1.0)
+
+
+def test_the_area_under_the_curve_counts_pairs() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 6, 40).astype(np.float32)
+    correct = rng.random(40) < 0.4
+    pairs = [(a > b) + (a == b) / 2 for a in scores[correct] for b in scores[~correct]]
+    assert area_under_roc(scores, correct) == pytest.approx(sum(pairs) / len(pairs))
+    assert area_under_roc(scores, np.ones(40, bool)) is None
+    assert area_under_roc(scores[:0], correct[:0]) is None
+
+
+def test_relations_that_nothing_scored_are_called_so(tmp_path: Path) -> None:
+    records = [scene(str(n), [(0, "holding", 2, 1.0), (0, "near", 1, 1.0)]) for n in range(60)]
+    truth = make_shards(tmp_path / "truth", [scene(str(n), [(0, "holding", 2)]) for n in range(60)])
+    run = make_shards(tmp_path / "run", records)
+    manifest = Manifest.load(run)
+    manifest.run["identity"] = {"tag": {"method": "overlap"}, "pair": {}}
+    manifest.rewrite()
+    text = invoke(run).stdout
+    assert "Nothing scored the relations: every candidate pair whose boxes overlap is related" in text
+    assert "how sure the tagger is" not in text
+    with pytest.raises(UserError, match="has no scores to calibrate: every candidate pair whose boxes overlap"):
+        calibrate(run, judge_by_truth(run, GroundTruth(truth)))

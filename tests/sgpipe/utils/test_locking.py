@@ -56,11 +56,8 @@ def test_a_second_process_is_refused_until_the_first_ends_however_it_ends(tmp_pa
     assert process.stdout is not None
     assert process.stdout.readline() == "locked\n"
     assert is_locked(lock)
-    with (
-        pytest.raises(UserError, match=rf"^out is in use by process {process.pid} on"),
-        only_process(lock, Path("out")),
-    ):
-        pass
+    with pytest.raises(UserError, match=rf"^out is in use by process {process.pid} on"):
+        only_process(lock, Path("out")).__enter__()
     process.kill()
     process.communicate()
     assert not is_locked(lock)
@@ -82,10 +79,8 @@ def test_the_temporary_folder_of_a_killed_process_is_deleted_by_the_next(tmp_pat
         "with temporary_folder() as folder:\n    (folder / 'spilled').write_text('x' * 1000)\n"
         "    print(folder, flush=True); sys.stdin.read(); os.kill(os.getpid(), 9)\n"
     )
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    other = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, "TMPDIR": str(tmp_path)}}
+    other = subprocess.Popen([sys.executable, "-c", code], text=True, **streams)
     left, somebody_elses = Path(other.stdout.readline().strip()), tmp_path / "sgpipe-new"
     somebody_elses.mkdir()
     os.utime(left / ".lock", (0, 0))

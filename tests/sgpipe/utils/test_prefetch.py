@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -79,18 +79,8 @@ def test_closing_cancels_what_waits_and_does_not_wait_for_the_rest() -> None:
     assert begun == [0, 1, 2]
 
 
-def numbers(made: list[int], closed: threading.Event | None = None) -> Generator[int, None, None]:
-    try:
-        for number in range(NUMBER):
-            made.append(number)
-            yield later(number)
-    finally:
-        if closed is not None:
-            closed.set()
-
-
 def test_results_of_a_generator_come_in_order_before_its_error() -> None:
-    with prefetch_generator(numbers([])) as results:
+    with prefetch_generator(later(number) for number in range(NUMBER)) as results:
         assert [next(results) for _ in range(20)] == [number * number for number in range(20)]
         with pytest.raises(ValueError, match="20"):
             next(results)

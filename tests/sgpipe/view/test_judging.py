@@ -35,9 +35,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
     records = [
         record("a", (0, "riding", 1, 0.9), (1, "next to", 0, 0.3)),
         record(
-            "nothing",
-            (0, "smiling", 1, 0.5),
-            objects=[Box("person", 1, (2, 2, 8, 8)), Box(NO_OBJECT, 0, (0, 0, 0, 0))],
+            "nothing", (0, "smiling", 1, 0.5), objects=[Box("person", 1, (2, 2, 8, 8)), Box(NO_OBJECT, 0, (0, 0, 0, 0))]
         ),
         record("odd", (0, "above", 1, 1.5), (0, "below", 1, float("nan")), (0, "above", 1, 0.5)),
         *(record(f"n{number}", (0, "near", 1, number / 100)) for number in range(40)),

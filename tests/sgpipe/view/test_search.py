@@ -1,10 +1,11 @@
-"""Searches, facets and queues, compared with a plain reading of the run's records."""
+"""The search language; searches, facets and queues, compared with a plain reading of the run's records."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -15,9 +16,85 @@ from sgpipe.errors import UserError
 from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.stats.measures import measure
 from sgpipe.storage.index import Index
-from sgpipe.view.filters import ORDERS
+from sgpipe.view.filters import ORDERS, Pattern, Query, QueryError, RunNames, parse
 from sgpipe.view.search import Filters, Hit, facets, neighbours, queues, search
 from tests.sgpipe.training.data.runs import SIZE, make_records, make_run
+
+VOCABULARY = RunNames(
+    predicates=("on", "riding", "sitting on", "next to", "to", "holding", "Riding", "a|b"),
+    categories=("person", "traffic light", "light", "horse", "table", "dog", "cat", "bread, sliced", "on"),
+)
+
+
+def read(text: str) -> Query:
+    return parse(text, VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("person riding *", Pattern(("person",), ("riding", "Riding"))),
+        ("* on table", Pattern(None, ("on",), ("table",))),
+        ("dog|cat * horse", Pattern(("dog", "cat"), None, ("horse",))),
+        ("dog | cat * horse", Pattern(("dog", "cat"), None, ("horse",))),
+        ("traffic light next to person", Pattern(("traffic light",), ("next to",), ("person",))),
+        ("PERSON  Sitting   ON table", Pattern(("person",), ("sitting on",), ("table",))),
+        ("light|traffic light to dog", Pattern(("light", "traffic light"), ("to",), ("dog",))),
+        ("'bread, sliced' 'a|b' *", Pattern(("bread, sliced",), ("a|b",))),
+        ("person sit*|rid* *", Pattern(("person",), ("sitting on", "riding", "Riding"))),
+        ("* * *", Pattern()),
+        ("on on on", Pattern(("on",), ("on",), ("on",))),
+    ],
+)
+def test_a_relation_is_subject_predicate_object(text: str, pattern: Pattern) -> None:
+    assert read(text) == Query(text, patterns=(pattern,))
+
+
+def test_terms_are_combined() -> None:
+    query = read('person riding horse, dog on * "a red umbrella" -holding -"no dog" -cat * *')
+    assert query.patterns == (Pattern(("person",), ("riding", "Riding"), ("horse",)), Pattern(("dog",), ("on",)))
+    assert query.captions == ("a red umbrella",)
+    assert query.without == (Pattern(predicate=("holding",)), Pattern(subject=("cat",)))
+    assert query.without_captions == ("no dog",)
+
+
+def test_a_name_alone_is_a_predicate_or_a_class_at_either_end() -> None:
+    assert read("riding dog").mentions == (
+        (Pattern(predicate=("riding", "Riding")),),
+        (Pattern(subject=("dog",)), Pattern(object=("dog",))),
+    )
+    assert read("on").mentions == ((Pattern(predicate=("on",)), Pattern(subject=("on",)), Pattern(object=("on",))),)
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "says"),
+    [
+        ("unicorn on table", 0, "no class or predicate 'unicorn'"),
+        ("person ridin horse", 7, "did you mean riding?"),
+        ("person on unicorn", 10, "'unicorn'"),
+        ("person on dog riding *", 22, "SUBJECT PREDICATE OBJECT"),
+        ("* on", 4, "ends too early"),
+        ("* * * * dog", 8, "no predicate 'dog'"),
+        ("| dog", 0, "| in a wrong place"),
+        ('dog "red', 4, "does not end"),
+        ('""', 0, "empty"),
+        ("dog|", 4, "ends too early"),
+        ("-", 0, "'-'"),
+        ("dog " * 200, 500, "more than 500 characters"),
+    ],
+)
+def test_what_cannot_be_understood_is_pointed_at(text: str, position: int, says: str) -> None:
+    with pytest.raises(QueryError, match=r".") as error:
+        read(text)
+    assert says in str(error.value)
+    assert error.value.position == position
+
+
+def test_strange_queries_are_read_or_refused() -> None:
+    for text in ("  ", "," * 99, "dog " * 100, "dog|" * 49 + "dog", "- " * 100, "' " * 100, "*" * 500, "-" * 500):
+        with suppress(QueryError):  # and nothing else
+            assert read(text).text == text
+
 
 Key = tuple[str, str, int | None, int | None, str | None]
 
@@ -40,12 +117,12 @@ class Row:
 
     @property
     def triplet(self) -> tuple[str, str, str]:
-        ends = (self.record.objects[end].category for end in (self.relation.subject, self.relation.object))
-        subject, object_ = ends
-        return subject, self.relation.predicate, object_
+        subject, object_ = (self.record.objects[end] for end in (self.relation.subject, self.relation.object))
+        return subject.category, self.relation.predicate, object_.category
 
 
-def _records() -> list[Record]:
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
     rng = random.Random(7)
     records = [*make_records(60, seed=1), *make_records(40, seed=2, split="val")]
     for record in records:
@@ -53,11 +130,6 @@ def _records() -> list[Record]:
         record.captions = [Caption(text) for text in texts] if record.ok else []
     records.append(Record("empty", "other", "val", "e.png", *SIZE, objects=[Box("dog", 2, (0, 0, 5, 5))]))
     return records
-
-
-@pytest.fixture(scope="module")
-def records() -> list[Record]:
-    return _records()
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +159,7 @@ def filters(index: Index, *params: tuple[str, str]) -> Filters:
 
 
 def rows(records: list[Record], wanted: Callable[[Row], bool] = lambda row: True) -> list[Row]:
-    every = [Row(record, relation) for record in records for relation in record.relations]
-    return [row for row in every if wanted(row)]
+    return [row for record in records for each in record.relations if wanted(row := Row(record, each))]
 
 
 def key(hit: Hit) -> Key:
@@ -182,10 +253,9 @@ def test_orders(index: Index, records: list[Record]) -> None:
     rare = [times[hit.subject_category, hit.predicate, hit.object_category] for hit in hits["rarity"]]  # type: ignore[index]
     assert rare == sorted(rare)
     assert rare == [hit.times for hit in hits["rarity"]]
-    others = [all_hits(index, filters(index, ("order", "shuffle"), ("seed", seed))) for seed in ("0", "1")]
-    assert others[0] == hits["shuffle"]
-    assert others[0] != others[1]
-    assert sorted(map(key, others[0])) == sorted(map(key, others[1]))
+    again, other = (all_hits(index, filters(index, ("order", "shuffle"), ("seed", seed))) for seed in ("0", "1"))
+    assert again == hits["shuffle"] != other
+    assert sorted(map(key, again)) == sorted(map(key, other))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -281,27 +351,15 @@ def test_judgements_can_be_searched(index: Index) -> None:
     assert {queue.key: queue.count for queue in queues(index)}["not_judged"] == len(open_) + 1
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("low", "a"),
-        ("high", "2"),
-        ("low", "nan"),
-        ("order", "best"),
-        ("seed", "-1"),
-        ("seed", "9" * 30),
-        ("judged", "x"),
-    ],
-)
-def test_parameters_without_sense_are_refused(index: Index, name: str, value: str) -> None:
-    with pytest.raises(UserError, match=f"{name}={value}"):
-        filters(index, (name, value))
-
-
-@pytest.mark.parametrize("after", ["x", "1_2", "1e999_1_1", "nan_1_1", "0.5_1_1; drop", "9" * 31 + "_1_1"])
-def test_cursors_that_are_none_are_refused(index: Index, after: str) -> None:
-    with pytest.raises(UserError, match="after="):
-        search(index, filters(index), after)
+def test_parameters_and_cursors_without_sense_are_refused(index: Index) -> None:
+    huge = "9" * 31
+    for given in ("low=a", "high=2", "low=nan", "order=best", "seed=-1", f"seed={huge}", "judged=x"):
+        name, value = given.split("=")
+        with pytest.raises(UserError, match=given):
+            filters(index, (name, value))
+    for after in ("x", "1_2", "1e999_1_1", "nan_1_1", "0.5_1_1; drop", f"{huge}_1_1"):
+        with pytest.raises(UserError, match="after="):
+            search(index, filters(index), after)
 
 
 def test_hostile_values_find_nothing(index: Index) -> None:

@@ -57,9 +57,13 @@ def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     thread.join()
 
 
+def connected(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
 @pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nX: ", POST])
 def test_a_connection_whose_request_does_not_arrive_is_closed(port: int, start: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with connected(port) as connection:
         connection.sendall(start)
         connection.settimeout(0.2)
         for _ in range(150):
@@ -75,7 +79,7 @@ def test_a_connection_whose_request_does_not_arrive_is_closed(port: int, start: 
 
 
 def test_a_whole_request_is_answered_and_its_connection_serves_the_next(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with connected(port) as connection:
         for part in (b"GET /api/status HTTP/1.1\r\n", b"Host: localhost\r\n\r\n") * 2:
             connection.sendall(part)
             time.sleep(0.6)
@@ -85,10 +89,10 @@ def test_a_whole_request_is_answered_and_its_connection_serves_the_next(port: in
 def test_a_browser_that_goes_away_while_it_sends_is_not_a_bug(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bugs: list[object] = []
     monkeypatch.setattr(sys, "excepthook", lambda *error: bugs.append(error))
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with connected(port) as connection:
         connection.sendall(POST)
         time.sleep(0.3)
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with connected(port) as connection:
         connection.sendall(b"GET /api/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(10_000).startswith(b"HTTP/1.1 200")
     time.sleep(0.5)  # errors are described in a thread
@@ -99,7 +103,7 @@ def test_a_connection_that_reads_nothing_is_closed_and_one_that_reads_is_served(
     request = b"GET /photo/val/a HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     sizes = []
     for wait in (3.0, 0.0):
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        with connected(port) as connection:
             connection.sendall(request)
             time.sleep(wait)
             size = 0
