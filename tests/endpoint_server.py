@@ -20,17 +20,19 @@ from typing import Any
 
 from PIL import Image
 
-# those below; or silent, slow, garbled, nested, page, unpaid, error, parts, plain, half, or the JSON of `usage`
-Fault = str
+Fault = str  # of `_ERRORS` or `LASTING`; or cut, silent, slow, nested, page, parts, plain, half, or the JSON of `usage`
 PASSING: tuple[Fault, ...] = ("limited", "broken", "cut")
 LASTING: tuple[Fault, ...] = ("refusal", "filtered", "empty", "rejected")
+_ERRORS: dict[Fault | None, tuple[int, str]] = {
+    "limited": (429, "Rate limit reached"),
+    "broken": (500, "worker lost; request had {key}"),
+    "rejected": (400, "{rejection}"),
+    "unpaid": (402, "Insufficient credits"),
+    "error": (200, "Rate limit reached"),
+}
 
 Answerer = Callable[[dict[str, Any]], Sequence[str]]
 Faults = Callable[[str, int], "Fault | None"]
-
-
-def no_faults(body: str, attempt: int) -> None:
-    """A server without any."""
 
 
 def scripted(*faults: Fault | None) -> Faults:
@@ -40,10 +42,7 @@ def scripted(*faults: Fault | None) -> Faults:
 
 
 def at_random(seed: int, share: float, lasting: float = 0.0) -> Faults:
-    """For a share of all attempts a fault that passes; for a share of all requests one that lasts.
-
-    Which they are depends on the request, not on the order of arrival.
-    """
+    """For a share of all attempts a fault that passes; for a share of all requests one that lasts; in any order."""
 
     def choose(body: str, attempt: int) -> Fault | None:
         of_request, of_attempt = random.Random(f"{seed} {body}"), random.Random(f"{seed} {body} {attempt}")
@@ -83,28 +82,25 @@ class EndpointServer:
     def __init__(
         self,
         answer: Answerer = say_seed,
-        faults: Faults = no_faults,
+        faults: Faults = lambda body, attempt: None,
         *,
         models: Sequence[str] = ("tiny-vlm",),
         key: str | None = None,
         seconds: float = 0.0,
-        port: int = 0,
     ) -> None:
         self.answer, self.faults, self.models, self.key, self.seconds = answer, faults, list(models), key, seconds
         self.requests: list[dict[str, Any]] = []
-        self.paid: Counter[str] = Counter()
-        self.attempts: Counter[str] = Counter()
+        self.paid, self.attempts = Counter[str](), Counter[str]()
         self.headers: list[dict[str, str]] = []
         self.most_at_once = self.at_once = 0
         self.most_choices: int | None = None
         self.rejection = "The prompt is longer than the maximum model length"
         self.redirect: str | None = None
         self.lock = threading.Lock()
-        self.released = threading.Event()
+        self.released, self.ended = threading.Event(), threading.Event()
         self.released.set()
         self.answering = 0
-        self.ended = threading.Event()
-        self.server = _Server(("127.0.0.1", port), type("Bound", (_Handler,), {"endpoint": self}))
+        self.server = _Server(("127.0.0.1", 0), type("Bound", (_Handler,), {"endpoint": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def __enter__(self) -> EndpointServer:
@@ -180,13 +176,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self) -> None:
-        server = self.endpoint
         if self._is_refused():
             return
-        if self.path != "/v1/models":
-            self._send(404, {"detail": "Not Found"})
-            return
-        self._send(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in server.models]})
+        models = [{"id": name, "object": "model"} for name in self.endpoint.models]
+        known = self.path == "/v1/models"
+        self._send(200 if known else 404, {"object": "list", "data": models} if known else {"detail": "Not Found"})
 
     def do_POST(self) -> None:
         server = self.endpoint
@@ -216,14 +210,10 @@ class _Handler(BaseHTTPRequestHandler):
             fault = server.faults(name, server.attempts[name])
         if body["model"] not in server.models:
             self._send(404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}})
-        elif fault == "limited":
-            self._send(429, {"error": {"message": "Rate limit reached"}})
-        elif fault == "broken":
-            self._send(500, {"error": {"message": f"worker lost; request had {self.headers.get('Authorization')}"}})
-        elif fault == "rejected":
-            self._send(400, {"error": {"message": server.rejection}})
-        elif fault == "unpaid":
-            self._send(402, {"error": {"message": "Insufficient credits"}})
+        elif fault in _ERRORS:
+            status, message = _ERRORS[fault]
+            told = message.format(key=self.headers.get("Authorization"), rejection=server.rejection)
+            self._send(status, {"error": {"message": told}})
         elif fault == "silent":
             server.ended.wait(60)
             self.close_connection = True
@@ -235,8 +225,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b"<html><body>Please log in</body></html>", {"Content-Type": "text/html"})
         elif fault == "nested":
             self._send(200, b"[" * 200_000)
-        elif fault == "error":
-            self._send(200, {"error": {"message": "Rate limit reached"}})
         elif fault == "garbled":
             self._send(200, {"object": "chat.completion", "model": body["model"], "choices": [{"index": 0}]})
         else:
@@ -281,9 +269,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, content: bytes | dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in (
-            {"Content-Type": "application/json", "Content-Length": str(len(data))} | dict(headers or {})
-        ).items():
+        standard = {"Content-Type": "application/json", "Content-Length": str(len(data))}
+        for name, value in {**standard, **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)

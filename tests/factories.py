@@ -23,14 +23,14 @@ WORDS = """
 """
 
 
-def make_calibration(file: Path, tagger: dict[str, Any], slope: float = 1.0, offset: float = 0.0) -> Path:
+def make_calibration(file: Path, tagger: dict[str, Any], offset: float = 0.0) -> Path:
     """A calibration; by it, thresholds of 0, 0.5 and 0.9 keep 60, 80 and 95% right, surely."""
     levels = tuple(
         ExpectedPrecision(threshold=threshold, precision=precision, low=precision, kept=1 - threshold)
         for threshold, precision in ((0.0, 0.6), (0.5, 0.8), (0.9, 0.95))
     )
     Calibration(
-        run="made", tagger=tagger, judged_by="people", images=50, judged=50, correct=25, slope=slope, offset=offset,
+        run="made", tagger=tagger, judged_by="people", images=50, judged=50, correct=25, slope=1.0, offset=offset,
         lowest=0.0, levels=levels,
     ).save(file)  # fmt: skip
     return file
@@ -59,12 +59,8 @@ def make_blip(
     image_size: int = 32,
     patch_size: int = 8,
     words: str = WORDS,
-    sharpness: float = 6.0,
 ) -> Path:
-    """A random BLIP captioner as a folder that `--captioner` takes.
-
-    Scores are scaled by `sharpness` so that captions vary with the image instead of being uniform noise.
-    """
+    """A random BLIP captioner, as a folder that `--captioner` takes, whose captions vary with the image."""
     tokenizer = make_tokenizer(folder, words)
     torch.manual_seed(seed)
     sizes = {"num_hidden_layers": layers, "num_attention_heads": heads}
@@ -75,22 +71,17 @@ def make_blip(
     vision = {"hidden_size": vision_width, "intermediate_size": 2 * vision_width, "image_size": image_size}
     config = BlipConfig(text_config=text | sizes, vision_config=vision | sizes | {"patch_size": patch_size})
     model = BlipForConditionalGeneration(config)
-    _spread(model, sharpness)
-    model.save_pretrained(folder)
-    BlipImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(folder)
-    return folder
-
-
-def _spread(model: BlipForConditionalGeneration, sharpness: float) -> None:
-    """Larger random weights everywhere than a model starts training with: images then make a difference."""
-    with torch.no_grad():
+    with torch.no_grad():  # larger weights than a model starts training with: images then make a difference
         for name, weight in model.named_parameters():
             if weight.dim() > 1 and "word_embeddings" not in name:
                 weight.normal_(std=0.7 * weight[0].numel() ** -0.5)
             elif name.endswith("bias") and "predictions" not in name:
                 weight.normal_(std=0.1)
         embeddings = model.text_decoder.bert.embeddings.word_embeddings.weight
-        embeddings.normal_(std=sharpness * embeddings.shape[1] ** -0.5 / 3)
+        embeddings.normal_(std=6 * embeddings.shape[1] ** -0.5 / 3)
+    model.save_pretrained(folder)
+    BlipImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(folder)
+    return folder
 
 
 def tiny_config(vocabulary: int, num_queries: int = 40) -> RTaggerConfig:

@@ -48,17 +48,8 @@ def test_compiling_is_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_usage_adds_up() -> None:
     usage = Usage({"caption": 1.0, "compilation": 2.0}, {"caption": {"memory": 1}})
     usage.add(Usage({"tag": 1.0, "compilation": 3.0}, {"tag": {"memory": 2}}))
-    assert usage == Usage(
-        {"caption": 1.0, "compilation": 5.0, "tag": 1.0}, {"caption": {"memory": 1}, "tag": {"memory": 2}}
-    )
-
-
-@pytest.mark.slow
-def test_a_process_of_its_own_reports_the_same() -> None:
-    runner = IsolatedRunner([Clocked("tag", gpu=True)])
-    _, usage = runner(records(2))
-    assert usage.gpus == {"tag": {"gpu": "H100", "memory": 5}}
-    assert set(usage.seconds) == {"tag", "compilation"}
+    seconds = {"caption": 1.0, "compilation": 5.0, "tag": 1.0}
+    assert usage == Usage(seconds, {"caption": {"memory": 1}, "tag": {"memory": 2}})
 
 
 @dataclass
@@ -70,10 +61,12 @@ class Raising(Clocked):
 
 
 @pytest.mark.slow
-def test_what_a_stage_raises_in_a_process_of_its_own_is_no_crash() -> None:
-    runner = IsolatedRunner([Raising("tag")])
+def test_a_process_of_its_own_reports_the_same_and_what_a_stage_raises_is_no_crash() -> None:
+    runner = IsolatedRunner([Raising("tag", gpu=True)])
     for _ in range(2):
         with pytest.raises(EOFError, match="the stage's own"):
             runner(records(1))
-    found, _ = runner(records(2))
+    found, usage = runner(records(2))
     assert all(record.ok for record in found)
+    assert usage.gpus == {"tag": {"gpu": "H100", "memory": 5}}
+    assert set(usage.seconds) == {"tag", "compilation"}

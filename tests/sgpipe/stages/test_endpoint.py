@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,11 +51,6 @@ def ask(endpoint: ChatEndpoint, request: ChatRequest) -> Answer | Refusal:
     return answer
 
 
-def echo(body: dict) -> list[str]:
-    time.sleep(random.random() / 100)  # so that answers arrive in another order
-    return [body["messages"][-1]["content"]] * body.get("n", 1)
-
-
 def refused(endpoint: ChatEndpoint) -> str:
     with pytest.raises(UserError) as raised:
         endpoint.check(question(1))
@@ -64,12 +58,6 @@ def refused(endpoint: ChatEndpoint) -> str:
     assert "\n" not in message
     assert KEY not in message
     return message
-
-
-def test_answers_keep_the_order_of_requests(connect: Connect) -> None:
-    with EndpointServer(echo) as server:
-        answers = list(connect(server.url).ask_all(question(number) for number in range(60)))
-    assert answers == [Answer((f"What is in image {number}?",)) for number in range(60)]
 
 
 def test_requests_are_taken_as_they_are_needed(connect: Connect) -> None:
@@ -82,27 +70,15 @@ def test_requests_are_taken_as_they_are_needed(connect: Connect) -> None:
         assert len(list(answers)) == 99
 
 
-@pytest.mark.parametrize("fault", ["limited", "broken", "cut", "error"])
-def test_a_passing_fault_changes_no_answer(connect: Connect, fault: Fault) -> None:
-    with EndpointServer() as server:
-        expected = list(connect(server.url).ask_all([question(1, n=3)]))
-    with EndpointServer(faults=scripted(fault, fault)) as server:
-        assert list(connect(server.url).ask_all([question(1, n=3)])) == expected
-        assert len(server.requests) == 3
-
-
-@pytest.mark.parametrize("fault", ["silent", "slow"])
-def test_silence_ends_at_the_timeout(connect: Connect, fault: Fault) -> None:
-    with EndpointServer(faults=scripted(fault)) as server:
-        assert isinstance(ask(connect(server.url, timeout=0.5), question(1)), Answer)
-        assert len(server.requests) >= 2  # on a busy machine the next answer may come too late, too
-
-
-@pytest.mark.parametrize("form", ["parts", "plain"])
-def test_other_forms_of_an_answer(connect: Connect, form: Fault) -> None:
-    with EndpointServer(lambda body: ["a dog on grass"], faults=scripted(form)) as server:
-        assert ask(connect(server.url), question(1)) == Answer(("a dog on grass",))
-        assert len(server.requests) == 1
+@pytest.mark.parametrize(("fault", "asked"), [
+    ("limited", 3), ("broken", 3), ("cut", 3), ("error", 3), ("parts", 1), ("plain", 1), ("silent", 2), ("slow", 2),
+])  # fmt: skip
+def test_a_fault_that_passes_and_another_form_change_no_answer(connect: Connect, fault: Fault, asked: int) -> None:
+    silent = fault in ("silent", "slow")
+    with EndpointServer(lambda body: ["a dog on grass"] * 3, scripted(*[fault] * max(1, asked - 1))) as server:
+        answer = ask(connect(server.url, timeout=0.5 if silent else 20), question(1, n=3))
+    assert answer == Answer(("a dog on grass",) * 3)
+    assert len(server.requests) == asked or (silent and len(server.requests) > asked)  # a busy machine is late again
 
 
 @pytest.mark.parametrize(
@@ -138,15 +114,9 @@ def test_a_request_that_always_breaks_is_refused_if_others_are_answered(connect:
     assert answered == Answer(("fine",))
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason"),
-    [
-        ("broken", "HTTP 500: "),
-        ("limited", "HTTP 429: Rate limit reached"),
-        ("page", "not a chat completion"),
-        ("unpaid", "payment is required"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "reason"), [
+    ("broken", "HTTP 500: "), ("limited", "HTTP 429: Rate limit"), ("page", "not a chat"), ("unpaid", "payment is"),
+])  # fmt: skip
 def test_an_endpoint_that_answers_nothing_ends_the_run(connect: Connect, fault: Fault, reason: str) -> None:
     with EndpointServer(faults=lambda body, attempt: fault) as server, pytest.raises(EngineError, match=reason):
         list(connect(server.url).ask_all([question(1), question(2)]))
@@ -164,11 +134,9 @@ def test_a_server_with_few_choices_is_asked_for_the_rest_with_other_seeds(connec
     with EndpointServer() as server:
         server.most_choices = 1  # llama.cpp
         answer = ask(connect(server.url), question(7, n=4))
-        assert isinstance(answer, Answer)
-        assert len(answer.texts) == 4
-        assert [body.get("n", 1) for body in server.requests] == [4, 3, 2, 1]
-        assert len({body["seed"] for body in server.requests}) == 4
-        assert len(set(answer.texts)) > 1
+    assert (len(answer.texts), len(set(answer.texts)) > 1) == (4, True)
+    assert [body.get("n", 1) for body in server.requests] == [4, 3, 2, 1]
+    assert len({body["seed"] for body in server.requests}) == 4
 
 
 def test_a_server_that_rejects_n_is_asked_one_by_one(connect: Connect) -> None:
@@ -202,8 +170,8 @@ def test_a_server_that_calls_the_limit_by_its_newer_name(connect: Connect, tmp_p
 def test_log_probabilities(connect: Connect) -> None:
     with EndpointServer(lambda body: ["Yes"]) as server:
         answer = ask(connect(server.url), replace(question(1), logprobs=True))
-        assert answer == Answer(("Yes",), (((("Yes", -0.25), ("No", -1.5)),),))
-        assert (server.requests[0]["logprobs"], server.requests[0]["top_logprobs"]) == (True, 20)
+    assert answer == Answer(("Yes",), (((("Yes", -0.25), ("No", -1.5)),),))
+    assert (server.requests[0]["logprobs"], server.requests[0]["top_logprobs"]) == (True, 20)
     without = EndpointServer(lambda body: body.pop("logprobs") and ["Yes"])
     with without as server, pytest.raises(UserError, match="no log-probabilities"):
         connect(server.url).check(replace(question(1), logprobs=True))
@@ -216,20 +184,12 @@ def test_what_is_sent(connect: Connect) -> None:
         ask(connect(server.url), ChatRequest(messages, sampling, seed=1 << 62, n=2, schema=SCHEMA))
         (body,) = server.requests
     assert 0 <= body.pop("seed") < 1 << 31
+    form = {"name": "answer", "strict": True, "schema": SCHEMA}
     assert body == {
-        "model": "tiny-vlm",
+        "model": "tiny-vlm", "n": 2, "response_format": {"type": "json_schema", "json_schema": form},
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
-        "max_tokens": 5,
-        "temperature": 0.5,
-        "top_p": 0.9,
-        "top_k": 50,
-        "repetition_penalty": 1.1,
-        "n": 2,
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA},
-        },
-    }
+        "max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1,
+    }  # fmt: skip
 
 
 def test_nothing_is_paid_twice(connect: Connect, tmp_path: Path) -> None:
@@ -266,16 +226,6 @@ def test_a_damaged_answer_is_one_line(tmp_path: Path) -> None:
         cache.get(b"")
 
 
-def test_answers_are_kept_of_a_run_that_fails(connect: Connect, tmp_path: Path) -> None:
-    failing = EndpointServer(faults=lambda body, attempt: "broken" if len(failing.requests) > 12 else None)
-    with failing, pytest.raises(EngineError):
-        list(connect(failing.url, cache=tmp_path, in_flight=1).ask_all(map(question, range(40))))
-    with EndpointServer() as server:  # another one, because the first may still answer what was cut
-        assert len(list(connect(server.url, cache=tmp_path).ask_all(map(question, range(40))))) == 40
-    assert len(failing.paid) == 12
-    assert set((failing.paid + server.paid).values()) == {1}
-
-
 def test_an_error_ends_at_once(connect: Connect) -> None:
     """What is under way is cut, not waited for."""
 
@@ -291,23 +241,20 @@ def test_an_error_ends_at_once(connect: Connect) -> None:
         assert len(list(connect(server.url).ask_all([]))) == 0
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        *("localhost:8000", "ftp://host/v1", "http://", "http://host:port/v1", f"http://user:{KEY}@host/v1"),
-        *(f"https://user:{KEY}/x@host/v1", f"http:/user:{KEY}@host/v1"),
-        *(f"http://{KEY}@host/v1", f"http://host/v1?key={KEY}", f"http://host/v1#{KEY}"),
-    ],
-)
+@pytest.mark.parametrize("url", [
+    "localhost:8000", "ftp://host/v1", "http://", "http://host:port/v1", f"http://user:{KEY}@host/v1",
+    f"https://user:{KEY}/x@host/v1", f"http:/user:{KEY}@host/v1",
+    f"http://{KEY}@host/v1", f"http://host/v1?key={KEY}", f"http://host/v1#{KEY}",
+])  # fmt: skip
 def test_not_a_url(url: str) -> None:
     with pytest.raises(UserError) as raised:
         endpoint_url(url)
     assert KEY not in str(raised.value)
 
 
-@pytest.mark.parametrize("suffix", ["", "/", "/chat/completions"])
-def test_ways_to_write_the_url(suffix: str) -> None:
-    assert endpoint_url(f"http://host:8000/v1{suffix}") == "http://host:8000/v1"
+def test_ways_to_write_the_url() -> None:
+    for suffix in ("", "/", "/chat/completions"):
+        assert endpoint_url(f"http://host:8000/v1{suffix}") == "http://host:8000/v1"
 
 
 def test_wrong_endpoints(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,22 +277,12 @@ def test_wrong_endpoints(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> N
         connect("http://localhost:1/v1")
 
 
-@pytest.mark.parametrize(
-    ("server", "message"),
-    [
-        (lambda: EndpointServer(key="another"), "refuses the key in OPENAI_API_KEY (HTTP 401"),
-        (lambda: EndpointServer(faults=lambda body, attempt: "broken"), "request had Bearer …"),
-    ],
-)
-def test_errors_that_repeat_the_key(connect: Connect, monkeypatch: pytest.MonkeyPatch, server, message) -> None:
+def test_the_key_is_neither_shown_nor_sent_elsewhere(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with server() as running:
-        assert message in refused(connect(running.url))
-
-
-def test_redirects_are_not_followed(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with EndpointServer() as other, EndpointServer() as server:
+    with EndpointServer() as other, EndpointServer(faults=scripted(*["broken"] * 9)) as server:
+        assert "request had Bearer …" in refused(connect(server.url))
+        server.key = "another"
+        assert "refuses the key in OPENAI_API_KEY (HTTP 401" in refused(connect(server.url))
         server.redirect = other.url
         assert refused(connect(server.url)) == f"{server.url} redirects to {other.url}/models; set the final URL"
         assert not other.headers

@@ -47,7 +47,6 @@ def records(folder: Path, number: int = 24) -> list[Record]:
 def size_and_colour(body: dict[str, Any]) -> list[str]:
     time.sleep(random.random() / 50)
     image = shown_image(body)
-    assert image is not None
     return [f" {image.width}  {image.convert('RGB').getpixel((0, 0))}\n"] * body.get("n", 1)
 
 
@@ -66,8 +65,7 @@ def test_a_refused_image_is_an_error_row(tmp_path: Path) -> None:
         server.faults = scripted("refusal", None, "rejected")
         first, second, third = made(records(tmp_path, 3))
     assert (first.status, first.error) == ("error", "caption: the model refused: I cannot describe people.")
-    assert second.ok
-    assert len(second.captions) == 2
+    assert (second.ok, len(second.captions)) == (True, 2)
     assert third.error == "caption: HTTP 400: The prompt is longer than the maximum model length"
 
 
@@ -85,29 +83,23 @@ def test_regions_are_shown_as_crops(tmp_path: Path) -> None:
         (record,) = records(tmp_path, 1)
         record.objects = [Box("dog", 1, (2, 2, 8, 5)), Box("cat", 2, (4, 4, 10, 10))]
         stage(server, tmp_path, samples=1, scopes=("image", "box", "pair"))([record])
-    assert [(caption.scope, caption.text.split()[0]) for caption in record.captions] == [
-        ("image", "20"),
-        ("box", "8"),
-        ("box", "10"),
-        ("pair", "12"),
-    ]
+    widths = [("image", "20"), ("box", "8"), ("box", "10"), ("pair", "12")]
+    assert [(caption.scope, caption.text.split()[0]) for caption in record.captions] == widths
 
 
-def asked(server: EndpointServer, folder: Path, record: Record, **settings: Any) -> tuple[dict[str, Any], str, bytes]:
-    """The body, and the media type and content of the image in it."""
-    made = stage(server, folder, **settings)
-    made([record])
+def sent_image(file: Path, size: tuple[int, int], **settings: Any) -> tuple[str, bytes]:
+    """The media type and content of the image in the request for a file."""
+    with EndpointServer() as server:
+        stage(server, file.parent, **settings)([Record("1", "coco", "val", file.name, *size)])
     (body,) = server.requests
     head, _, data = body["messages"][-1]["content"][0]["image_url"]["url"].partition(";base64,")
-    return body, head.removeprefix("data:"), base64.b64decode(data)
+    return head.removeprefix("data:"), base64.b64decode(data)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.jpg", "image/jpeg"), ("a.png", "image/png")])
 def test_plain_files_are_sent_as_they_are(tmp_path: Path, name: str, kind: str) -> None:
     Image.effect_noise((40, 30), 50).convert("RGB").save(tmp_path / name)
-    with EndpointServer() as server:
-        _, media_type, content = asked(server, tmp_path, Record("1", "coco", "val", name, 40, 30))
-    assert (media_type, content) == (kind, (tmp_path / name).read_bytes())
+    assert sent_image(tmp_path / name, (40, 30)) == (kind, (tmp_path / name).read_bytes())
 
 
 @pytest.mark.parametrize("what", ["turned", "transparent", "large", "webp"])
@@ -124,11 +116,9 @@ def test_other_files_are_sent_as_the_captioner_would_see_them(tmp_path: Path, wh
     elif what == "large":
         settings = {"image_size": 20}
     image.save(file, **options)
-    with EndpointServer() as server:
-        _, media_type, content = asked(server, tmp_path, Record("1", "coco", "val", file.name, *size), **settings)
+    media_type, content = sent_image(file, size, **settings)
     sent = Image.open(io.BytesIO(content))
-    assert media_type == "image/png"
-    assert content != file.read_bytes()
+    assert (media_type, content != file.read_bytes()) == ("image/png", True)
     assert (sent.mode, sent.size) == ("RGB", (20, 15) if what == "large" else size)
 
 

@@ -1,8 +1,10 @@
 """Captioners of every family of tests/vlm_checkpoints.py; those that cannot caption end in one line."""
 
 import json
+import re
 import shutil
 from functools import cache
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -54,8 +56,8 @@ def test_captions_depend_on_the_image_and_the_key_alone(checkpoint, family):
     assert [next(captioner.caption([each])) for each in given[::-1]] == together[::-1]
     image, key = given[0].image, given[0].key
     assert next(captioner.caption([CaptionInput(image, key + 1)])) != together[0]
-    other = [next(captioner.caption([CaptionInput(each.image, key)])) for each in given]
-    assert len({tuple(captions) for captions in other}) > 1, "the image makes no difference"
+    other = {tuple(next(captioner.caption([CaptionInput(each.image, key)]))) for each in given}
+    assert len(other) > 1, "the image makes no difference"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,8 +104,8 @@ def test_vision_features_are_computed_once_per_image(checkpoint, family, decodin
     towers = ("visual", "vision_model", "vision_tower")
     [tower] = [module for name, module in captioner.model.named_modules() if name.rpartition(".")[2] in towers]
     pixels = []
-    tower.register_forward_hook(
-        lambda _, inputs, named, __: pixels.append((*inputs, *named.values())[0]), with_kwargs=True
+    tower.register_forward_pre_hook(
+        lambda _, *given: pixels.append([*given[0], *given[1].values()][0]), with_kwargs=True
     )
     given = inputs()
     assert [len(captions) for captions in captioner.caption(given)] == [1 if decoding == "beam" else 5] * 3
@@ -117,9 +119,8 @@ def test_lengths_are_within_limits_and_a_caption_ends_before_its_end_token(check
     drawn = []
     monkeypatch.setattr(captioner.prompt.tokenizer, "decode", lambda row, **_: drawn.append(row) or "")
     list(captioner.caption(inputs()))
-    lengths = [len(row) for row in drawn]
-    assert min(lengths) >= 4
-    assert max(lengths) == 8
+    lengths = {len(row) for row in drawn}
+    assert 8 in lengths <= {4, 5, 6, 7, 8}
     assert not any(captioner.generation.eos_token_id in row for row in drawn)
 
 
@@ -160,40 +161,28 @@ def test_an_image_that_the_processor_refuses_has_a_reason(checkpoint):
     captioner = make_captioner(checkpoint("qwen2_5_vl"))
     strip = CaptionInput(Image.new("RGB", (2, 600)), 1)
     refused, fine = captioner.caption([strip, inputs()[0]])
-    assert isinstance(refused, Refusal)
-    assert "aspect ratio" in refused.reason
-    assert "\n" not in refused.reason
+    assert re.fullmatch(".*aspect ratio.*", refused.reason)
     assert len(fine) == 3
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("A man rides a horse.\n", "A man rides a horse."),
-        ("- A man on a horse\n- A dog under a table.\n\n* a cat", "A man on a horse. A dog under a table. a cat"),
-        ("# Scene\n\n**A man** is *riding* a `horse`.", "Scene. A man is riding a horse."),
-        ("1. A cat on a mat\r\n2) a dog", "A cat on a mat. a dog"),
-        ("```\na cat\n```", "a cat"),
-        ('"A cat on a mat."', "A cat on a mat."),
-        ('"A" and "B"', '"A" and "B"'),
-        ("<think>\nA man, a horse.\n</think>\n\nA man on a horse.", "A man on a horse."),
-        ("A 3*4 grid, snake_case and well-known 2 - 1", "A 3*4 grid, snake_case and well-known 2 - 1"),
-        ("see [the bus](http://x.y/z)\u2028here\x00\ufffd", "see the bus. here"),
-        ("<think>\nThere is a man", ""),
-        ("a cat<loc_12><loc_999> on a mat", "a cat on a mat"),
-        ("---\nA cat\n***", "A cat"),
-        ("猫がマットの上にいる。\n犬", "猫がマットの上にいる。 犬"),
-        ("\n \t", ""),
-    ],
-)
+@pytest.mark.parametrize(("text", "expected"), [
+    ("A man rides a horse.\n", "A man rides a horse."), ("1. A cat on a mat\r\n2) a dog", "A cat on a mat. a dog"),
+    ("- A man on a horse\n- A dog under a table.\n\n* a cat", "A man on a horse. A dog under a table. a cat"),
+    ("# Scene\n\n**A man** is *riding* a `horse`.", "Scene. A man is riding a horse."), ("```\na cat\n```", "a cat"),
+    ('"A cat on a mat."', "A cat on a mat."), ('"A" and "B"', '"A" and "B"'), ("---\nA cat\n***", "A cat"),
+    ("<think>\nA man, a horse.\n</think>\n\nA man on a horse.", "A man on a horse."), ("<think>\nThere is a man", ""),
+    ("A 3*4 grid, snake_case and well-known 2 - 1", "A 3*4 grid, snake_case and well-known 2 - 1"), ("\n \t", ""),
+    ("see [the bus](http://x.y/z)\u2028here\x00\ufffd", "see the bus. here"),
+    ("a cat<loc_12><loc_999> on a mat", "a cat on a mat"), ("猫がマットの上にいる。\n犬", "猫がマットの上にいる。 犬"),
+])  # fmt: skip
 def test_a_caption_is_one_line(text, expected):
     assert one_line(text) == expected
     assert one_line(expected) == expected
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return make_vlm(tmp_path_factory.mktemp("vlm"), "qwen2_5_vl")
+def original(checkpoint):
+    return checkpoint("qwen2_5_vl")
 
 
 @pytest.fixture
@@ -293,19 +282,13 @@ def test_failures_while_captioning(original, monkeypatch):
         patch.setattr(captioner.prompt, "decode", lambda _: next(texts))
         assert list(captioner.caption(inputs()[:2])) == [["a cat"], Refusal("the captions are empty")]
 
-    def fail(*_, **__):
-        raise RuntimeError("shapes do not match\nbut how")
-
     with monkeypatch.context() as patch:
+        fail = Mock(side_effect=RuntimeError("shapes do not match\nbut how"))
         patch.setattr(vision_language.SharedPrefix, "__call__", fail)
-        assert list(captioner.caption(inputs()[:1])) == [
-            Refusal("the captioner cannot process the image: shapes do not match")
-        ]
+        reason = "the captioner cannot process the image: shapes do not match"
+        assert list(captioner.caption(inputs()[:1])) == [Refusal(reason)]
         assert "example image: shapes do not match" in error_of(original)
-
-    def full(*_):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
+    full = Mock(side_effect=torch.cuda.OutOfMemoryError("CUDA out of memory"))
     monkeypatch.setattr(vision_language.VisionLanguageCaptioner, "_decode", full)
     with pytest.raises(UserError, match=r"lower caption.samples"):
         list(captioner.caption([CaptionInput(inputs()[0].image, 1)]))

@@ -31,9 +31,11 @@ from tests.vlm_checkpoints import make_vlm
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
-def make_stage(url: str | None, folder: Path, cache: Path | None = None, **settings: Any) -> MarksStage:
+def make_stage(
+    url: str | None, folder: Path, cache: Path | None = None, present: Any = None, **settings: Any
+) -> MarksStage:
     values = {"candidates": "marks", "model": "tiny-vlm", "endpoint": url, "requests": Requests(retries=1)}
-    stage = MarksStage(PairConfig(**(values | settings)), "coco", NAMES, None, {"val": folder}, seed=0)
+    stage = MarksStage(PairConfig(**(values | settings)), "coco", NAMES, present, {"val": folder}, seed=0)
     stage.check()
     stage.cache_folder = CacheFolder(cache) if cache else None
     stage.setup()
@@ -44,17 +46,15 @@ def pairs(record: Record) -> dict[tuple[int, int], list[str]]:
     return {(pair.subject, pair.object): pair.predicates for pair in record.pairs}
 
 
-@pytest.mark.parametrize(("rate", "seed"), [(0.0, 0), (0.3, 2)])
-def test_pairs_and_predicates_are_exactly_those_that_the_model_states(tmp_path: Path, rate: float, seed: int) -> None:
-    world = MarkedWorld(tmp_path / "images", 12, rate, seed)
+def test_pairs_and_predicates_are_exactly_those_that_the_model_states(tmp_path: Path) -> None:
+    world = MarkedWorld(tmp_path / "images", 12, rate=0.3, seed=2)
     with EndpointServer(world) as server:
         done = make_stage(server.url, world.folder)(copy.deepcopy(world.records))
     found = [{ends: set(texts) for ends, texts in pairs(record).items()} for record in done]
     assert found == [world.expected(record) for record in world.records]
     assert any(found)
     assert all(record.ok and not any(record.left_out.values()) for record in done)
-    wrong = sum(world.stated(record) != world.truth[record.image_id] for record in world.records)
-    assert (wrong == 0) == (rate == 0)
+    assert any(world.stated(record) != world.truth[record.image_id] for record in world.records)
 
 
 DOG, CAT, MAN = Box("dog", 3, (0, 0, 60, 60)), Box("cat", 2, (30, 30, 30, 30)), Box("person", 1, (70, 10, 20, 20))
@@ -136,15 +136,13 @@ def test_samples_are_united_and_each_is_asked_once_more_by_itself(tmp_path: Path
 def test_what_captions_state_remains_beside_it(tmp_path: Path) -> None:
     triplet = Triplet("cat", "on", "person", "cat", "person", "on", 0)
     with EndpointServer(lambda body: [relations((2, "on", 3), (2, "by", 3), (1, "by", 2))]) as server:
-        for candidates, own in (("captions+marks", ["on", "by"]), ("marks", ["on", "by"])):
+        for candidates, on in (("captions+marks", "captions"), ("marks", "marks")):
             record = replace(one_image(tmp_path), triplets=[copy.copy(triplet)])
             [record] = make_stage(server.url, tmp_path, candidates=candidates)([record])
-            assert pairs(record) == {(0, 1): own, (2, 0): ["by"]}
-            AssumedStage(TagConfig(method="all"), {}, PairConfig(candidates=candidates, model="m", endpoint="u"))(
-                [record]
-            )
+            assert pairs(record) == {(0, 1): ["on", "by"], (2, 0): ["by"]}
+            pair = PairConfig(candidates=candidates, model="m", endpoint="u")
+            AssumedStage(TagConfig(method="all"), {}, pair)([record])
             origins = [(each.subject, each.predicate, each.origin) for each in record.relations]
-            on = "captions" if candidates == "captions+marks" else "marks"
             assert origins == [(0, "on", on), (0, "by", "marks"), (2, "by", "marks")]
     with EndpointServer(lambda body: ["no"]) as server:
         record = replace(one_image(tmp_path), triplets=[triplet])
@@ -171,22 +169,19 @@ def test_the_largest_boxes_are_marked_whatever_their_order_and_others_counted(tm
         server.requests.clear()
         for order in (boxes, boxes[::-1]):
             [record] = stage([one_image(tmp_path, *order)])
-            assert record.left_out["marks"] == 5
             [(subject, object_)] = pairs(record)
-            assert (record.objects[subject], record.objects[object_]) == (boxes[7], boxes[6])
-        assert server.requests[0] == server.requests[1]
-        schema = server.requests[0]["response_format"]["json_schema"]["schema"]
-        assert schema["properties"]["relations"]["items"]["properties"]["subject"]["enum"] == [1, 2, 3]
+            marked = (record.objects[subject], record.objects[object_])
+            assert (marked, record.left_out["marks"]) == ((boxes[7], boxes[6]), 5)
+    assert server.requests[0] == server.requests[1]
+    schema = server.requests[0]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["relations"]["items"]["properties"]["subject"]["enum"] == [1, 2, 3]
 
 
 def test_what_an_extended_run_already_has_is_no_candidate(tmp_path: Path) -> None:
     stated = relations((1, "chasing", 2), (3, "next to", 1), (1, "under", 3))
     with EndpointServer(lambda body: [stated]) as server:
-        config = PairConfig(candidates="marks", model="tiny-vlm", endpoint=server.url)
-        stage = MarksStage(config, "coco", NAMES, (), {"val": tmp_path}, seed=0)
-        stage.setup()
         record = replace(one_image(tmp_path), relations=[Relation(2, 0, "chasing"), Relation(2, 1, "near")])
-        [record] = stage([record])
+        [record] = make_stage(server.url, tmp_path, present=())([record])
     assert pairs(record) == {(2, 1): ["under"]}
 
 
@@ -197,11 +192,8 @@ def test_numbers_hide_no_other_number(shares: list[tuple[float, ...]], aspect: f
     for x, y, w, h in [shares[0]] * len(shares) if alike else shares:
         box = (x * width, y * height, (x + w * (1 - x)) * width, (y + h * (1 - y)) * height)
         spots.append(room.place_beside(box, (34, 25)))
-    for at, (left, top, right, bottom) in enumerate(spots):
-        assert left >= 0 <= top
-        assert right <= width
-        assert bottom <= height
-        assert not any(overlap(spots[at], other) for other in spots[:at])
+    assert all(left >= 0 <= top and right <= width and bottom <= height for left, top, right, bottom in spots)
+    assert not any(overlap(spot, other) for at, spot in enumerate(spots) for other in spots[:at])
 
 
 def test_a_local_model_is_asked_in_its_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +217,10 @@ def test_a_local_model_is_asked_in_its_chat_template(tmp_path: Path, monkeypatch
     assert prompts[1].count("<|vision_start|>") == 1
 
 
+WITHOUT_CAPTIONS: dict[str, Any] = {"caption.captioner": None, "detect.detector": None, "tag.method": "all"}
+WITHOUT_CAPTIONS["pair.candidates"] = "marks"
+
+
 def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> None:
     for settings, words in (
         ({"model": None}, "set pair.model"),
@@ -235,25 +231,19 @@ def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> 
     ):
         with pytest.raises(UserError, match=words):
             make_stage(None, tmp_path, **settings)
-    settings = {"caption.captioner": None, "detect.detector": None, "tag.method": "all", "pair.candidates": "marks"}
     one_image(tmp_path)
+    pipeline = Pipeline("folder", settings=WITHOUT_CAPTIONS | {"pair.model": str(tmp_path / "blip")})
     with pytest.raises(UserError, match="has no chat template"):
-        Pipeline("folder", settings=settings | {"pair.model": str(tmp_path / "blip")})(
-            tmp_path / "1.png", boxes=[[0, 0, 9, 9]] * 2, classes=["dog"] * 2
-        )
+        pipeline(tmp_path / "1.png", boxes=[[0, 0, 9, 9]] * 2, classes=["dog"] * 2)
 
 
 def test_label_needs_no_captioner_with_it(tmp_path: Path) -> None:
     one_image(tmp_path)
     with EndpointServer(lambda body: [FINE]) as server:
-        settings = {"caption.captioner": None, "pair.candidates": "marks", "pair.model": "tiny-vlm"}
-        settings["detect.detector"] = None
-        settings |= {"pair.endpoint": server.url, "tag.method": "all"}
-        pipeline = Pipeline("folder", settings=settings)
+        settings = {"pair.model": "tiny-vlm", "pair.endpoint": server.url}
+        pipeline = Pipeline("folder", settings=WITHOUT_CAPTIONS | settings)
         boxes = [[0, 0, 60, 60], [30, 30, 60, 60]]
         for classes in (["dog", "cat"], ["zebu", "okapi"]):  # the second are no classes of the recipe
             graph = pipeline(tmp_path / "1.png", boxes=boxes, classes=classes)
             assert [tuple(each) for each in graph.triplets()] == [(classes[0], "chasing", classes[1], 1.0)]
-        shown = shown_image(server.requests[-1])
-        assert shown is not None
-        assert shown.size == (1024, 819)
+        assert shown_image(server.requests[-1]).size == (1024, 819)

@@ -11,7 +11,7 @@ from sgpipe.stages.parse.grammar.relations import coordinated, phrase, relations
 from sgpipe.stages.parse.grammar.repair import correct_attachments, repair
 from sgpipe.stages.parse.grammar.tree import Tree, tokenise
 from sgpipe.stages.parse.stage import CaptionParser
-from sgpipe.utils.lemmas import gerund, verb_lemma
+from sgpipe.utils.lemmas import verb_lemma
 
 
 @pytest.fixture(scope="module", params=["rules", "learned"])
@@ -30,34 +30,24 @@ def triples():
 RELATIONS = {
     # verbs
     "a man riding a horse": "man | riding | horse",
-    "a man rides a horse": "man | rides | horse",
-    "the man is riding a horse": "man | riding | horse",
-    "a cat sleeping": "",
     "a man is a teacher": "",
     "a woman talking on a phone": "woman | talking on | phone",
-    "a dog is on the bed": "dog | on | bed",
-    "there is a cat sitting on a laptop": "cat | sitting on | laptop",
     "the dog has a collar": "dog | has | collar",
     "a man trying to catch a frisbee": "man | catch | frisbee",
-    "a cat laying down on a couch": "cat | laying on | couch",
-    "a girl picking up a toy": "girl | picking up | toy",
     "steps leading up to a house": "steps | leading up to | house",
     "a man standing in a kitchen cutting a cake": "man | standing in | kitchen; man | cutting | cake",
     "a woman wearing a hat standing on grass": "woman | wearing | hat; woman | standing on | grass",
     "a crowd watching a man perform": "crowd | watching | man",
     # passives
-    "a horse ridden by a man": "man | riding | horse",
     "an elephant is being ridden by two people": "people | riding | elephant",
     "a hill covered in snow": "snow | covering | hill",
     "a table surrounded by chairs": "chairs | surrounding | table",
     "a car parked by a tree": "car | parked by | tree",
-    "a plate topped with cheese": "plate | topped with | cheese",
     "a man dressed in a suit": "man | wearing | suit",
     "cows on a snow covered field": "cows | on | field; snow | covering | field",
     # coordination
     "a man and a woman holding umbrellas": "man | holding | umbrellas; woman | holding | umbrellas",
     "a bowl of apples and bananas": "apples | in | bowl; bananas | in | bowl",
-    "a man sitting on a bench and reading a book": "man | sitting on | bench; man | reading | book",
     "a kitchen with a stove, a sink, and a refrigerator": (
         "kitchen | with | stove; kitchen | with | sink; kitchen | with | refrigerator"
     ),
@@ -67,18 +57,11 @@ RELATIONS = {
     ),
     # relative clauses
     "a clock that is hanging on the wall": "clock | hanging on | wall",
-    "a girl who is eating a donut": "girl | eating | donut",
     "the eyeglasses the man is wearing": "man | wearing | eyeglasses",
     "the bench a man is sitting on": "man | sitting on | bench",
     "silver helmet man is wearing": "man | wearing | helmet",
     # prepositions
-    "a lamp in front of a window": "lamp | in front of | window",
-    "people sitting in front of a building": "people | sitting in front of | building",
-    "a cat on top of the bed": "cat | on top of | bed",
-    "a dog next to a cat": "dog | next to | cat",
     "a man to the left of a car": "man | to the left of | car",
-    "a car parked on the side of the road": "car | parked on side of | road",
-    "a bird close to the water": "bird | close to | water",
     "smoke coming out of a chimney": "smoke | coming out of | chimney",
     "two dogs next to each other": "dogs | next to | dogs",
     "a cat beneath a table": "cat | under | table",
@@ -87,41 +70,36 @@ RELATIONS = {
     "the man's hat": "man | has | hat",
     "a glass of wine": "wine | in | glass",
     "a plate of food": "food | on | plate",
-    "a piece of pizza on a plate": "pizza | on | plate",
     "a picture of a dog": "dog | in | picture",
     "a man in a red shirt": "man | wearing | shirt",
     "a black haired boy": "boy | has | hair",
-    "a group of people on a beach": "people | on | beach",
-    "a close up of a pizza on a table": "pizza | on | table",
     # places
     "a man flying a kite on a beach": "man | flying | kite; man | on | beach",
     "a woman holding a cat in her arms": "woman | holding | cat; cat | in | arms; woman | has | arms",
-    "a man wearing a tie with stripes": "man | wearing | tie; tie | with | stripes",
     "a man putting a cake on a plate": "man | putting | cake; cake | on | plate",
     # pronouns
-    "a plate with a knife on it": "knife | on | plate",
     "the couch has a blanket on it": "blanket | on | couch",
-    "pots with flowers in them": "flowers | in | pots",
     "a pole with a sign attached to it": "sign | attached to | pole",
-    "girls posing with donuts with bites in them": "bites | in | donuts; girls | posing with | donuts",
     "he is riding a horse": "man | riding | horse",
     "she is on a bus": "woman | on | bus",
     "they are playing baseball": "people | playing | baseball",
-    "a girl smiling while she eats a donut": "girl | eats | donut",
     "a bird with a fish in its beak": "bird | has | beak; bird | with | fish; fish | in | beak",
     "it is on the table": "",
     # known parsing errors
-    "a man in a white shirt playing tennis": "man | playing | tennis; man | wearing | shirt",
     "a dog sleep on a bed": "dog | sleep on | bed",
     "metal fence surrounding sheep": "fence | surrounding | sheep",
     "pillows on the couches": "pillows | on | couches",
-    "planes pulled up to a terminal": "planes | pulled up to | terminal",
     "giraffe standing between bushes": "giraffe | standing between | bushes",
     "garbage can filled with garbage": "garbage can | filled with | garbage",
     "a train traveling down train tracks": "train | traveling down | train tracks",
     "four people out in the snow": "people | in | snow",
+    # attachment
+    "some people in a field working with animals": "people | in | field; people | working with | animals",
+    "a man wearing a white lab coat holding a bone": "man | holding | bone; man | wearing | lab coat",
+    "a table with a lamp standing on it": "lamp | standing on | table",
+    "a woman with long hair sitting on a bus": "woman | sitting on | bus; woman | with | hair",
+    "a man with a hat on his head": "hat | on | head; man | has | head; man | with | hat",
     # several clauses
-    "a man sits and eats a pizza": "man | eats | pizza",
     "a girl picks up a frisbee and throws it": "girl | picks up | frisbee; girl | throws | frisbee",
     "a group of people, one holding a frisbee": "people | holding | frisbee",
     "two women, one in a skirt, the other in a dress": "women | wearing | skirt; women | wearing | dress",
@@ -131,13 +109,9 @@ RELATIONS = {
     "a man in a suit with a red tie": "man | wearing | suit; man | wearing | tie",
     "a man wearing a suit and tie": "man | wearing | suit; man | wearing | tie",
     "a man takes a bite of a pizza": "man | bites | pizza",
-    "a man taking a big bite out of a sandwich": "man | biting | sandwich",
     "a batter swings at a ball": "batter | swings at | ball",
     "a female holding a tennis racquet": "female | holding | tennis racquet",
     "a tv showing two men in hats and women": "tv | showing | men; tv | showing | women; men | wearing | hats",
-    "woman sitting at table with beverages consuming sandwich": (
-        "woman | sitting at | table; woman | sitting with | beverages; woman | consuming | sandwich"
-    ),
     "a man riding a horse next to a dog on the beach": "man | riding | horse; man | next to | dog; dog | on | beach",
 }
 
@@ -159,24 +133,6 @@ def test_the_lemma_is_that_of_the_verb_and_nothing_is_related_to_itself():
     assert relations(tree("dog NN ROOT 0", "on IN prep 0", "it PRP pobj 1")) == []
 
 
-@pytest.mark.parametrize(
-    ("caption", "relation"),
-    [
-        ("a man in a black coat standing on a corner", ("man", "standing on", "corner")),
-        ("a woman with long hair sitting on a bus", ("woman", "sitting on", "bus")),
-        ("a person on a snowboard jumping over a fence", ("person", "jumping over", "fence")),
-        ("some people in a field working with animals", ("people", "working with", "animals")),
-        ("a man wearing a white lab coat holding a bone", ("man", "holding", "bone")),
-        ("a tower with a flag flying over it", ("flag", "flying over", "tower")),
-        ("a man with a hat on his head", ("hat", "on", "head")),
-        ("a bathroom with a toilet and a sink", ("bathroom", "with", "sink")),
-        ("a table with a lamp standing on it", ("lamp", "standing on", "table")),
-    ],
-)
-def test_attachment(triples, caption, relation):
-    assert relation in triples(caption)
-
-
 @pytest.mark.parametrize(("joined", "head"), [("woman", 0), ("bone", 2)])
 def test_people_are_joined_to_people_and_things_to_things(joined, head):
     found = tree("man NN ROOT 0", "with IN prep 0", "dog NN pobj 1", "and CC cc 0", f"{joined} NN conj 0")
@@ -186,24 +142,17 @@ def test_people_are_joined_to_people_and_things_to_things(joined, head):
 
 MENTIONS = {
     "a red car next to two dogs": "car: red; dogs: two",
-    "two small brown dogs and a black and white cat on a wooden bench": (
-        "dogs: two, small, brown; cat: black, white; bench: wooden"
-    ),
     "3 yellow umbrellas": "umbrellas: three, yellow",
     "a girl wearing a red , green and black shirt": "girl: ; shirt: red, green, black",
     "the dog is brown and wet": "dog: brown, wet",
     "a car that is red": "car: red",
     "the sky is blue with white clouds": "sky: blue; clouds: white",
-    "the bus is full of people": "bus: ; people: ",
     "a cat that is not happy": "cat: ",
     "a man in a light blue shirt": "man: ; shirt: light blue",
     "a smiling woman near parked cars and a brick building": "woman: smiling; cars: parked; building: brick",
     "a black haired boy": "boy: ",
     "a hot dog and a teddy bear": "hot dog: ; teddy bear: ",
-    "several other people": "people: ",
     "a large slice of pizza": "pizza: ",
-    "a group of young children": "children: young",
-    "she is tall": "",
     "": "",
 }
 
@@ -221,57 +170,33 @@ def test_mentions_have_heads_and_the_number_of_their_caption_if_they_are_wanted(
     assert all(not mentions for _, mentions in CaptionParser(ParseConfig(attributes=False)).read(captions))
 
 
-@pytest.mark.parametrize(
-    ("caption", "expected"),
-    [
-        ("A Dog.", "a dog"),
-        ("the dog’s bed", "the dog 's bed"),
-        ("it isn't a t-shirt", "it is n't a t-shirt"),
-        ("a 2.5 m pole", "a 2.5 m pole"),
-        ("black/white cat w/ hat & tie", "black and white cat with hat and tie"),
-        ("a cat, a dog ;", "a cat , a dog"),
-        ("ｆｕｌｌ width", "full width"),
-        ("😀 a dog \x00\x07", "a dog"),
-        ("...", ""),
-        ("a large group of people with lots of dogs", "some people with some dogs"),
-        ("a close up of a pizza", "a pizza"),
-        ("a body of water", "some water"),
-        ("a top hat on a man", "a top hat on a man"),  # no part of a word or expression is folded
-        ("upon topic of men", "upon topic of men"),
-    ],
-)
+@pytest.mark.parametrize(("caption", "expected"), [
+    ("A Dog.", "a dog"), ("the dog’s bed", "the dog 's bed"), ("it isn't a t-shirt", "it is n't a t-shirt"),
+    ("a 2.5 m pole", "a 2.5 m pole"), ("black/white cat w/ hat & tie", "black and white cat with hat and tie"),
+    ("a cat, a dog ;", "a cat , a dog"), ("ｆｕｌｌ width", "full width"), ("😀 a dog \x00\x07", "a dog"), ("...", ""),
+    ("a large group of people with lots of dogs", "some people with some dogs"),
+    ("a close up of a pizza", "a pizza"), ("a body of water", "some water"),
+    ("a top hat on a man", "a top hat on a man"), ("upon topic of men", "upon topic of men"),  # nothing is folded
+])  # fmt: skip
 def test_words_of_a_caption(caption, expected):
     assert " ".join(token.text for token in tokenise(caption)) == expected
 
 
-@pytest.mark.parametrize(
-    ("caption", "expected"),
-    [
-        ("a cat on the top of a bed", "on top of"),
-        ("a cat in the front of a bed", "in front of"),
-        ("a cat on the left side of a bed", "on the left side of"),
-        ("a cat to the right of a bed", "to the right of"),
-        ("a cat on the other side of a bed", "on other side of"),
-        ("a cat next to a bed", "next to"),
-        ("a cat underneath a bed", "under"),
-    ],
-)
-def test_prepositions_of_several_words_are_one_token(caption, expected):
-    tokens = tokenise(caption)
+@pytest.mark.parametrize(("words", "expected"), [
+    ("on the top of", "on top of"), ("in the front of", "in front of"), ("to the right of", "to the right of"),
+    ("on the left side of", "on the left side of"), ("on the other side of", "on other side of"),
+    ("next to", "next to"), ("underneath", "under"),
+])  # fmt: skip
+def test_prepositions_of_several_words_are_one_token(words, expected):
+    tokens = tokenise(f"a cat {words} a bed")
     assert [token.text for token in tokens] == ["a", "cat", expected, "a", "bed"]
     assert " " not in tokens[2].word
 
 
-@pytest.mark.parametrize(
-    ("caption", "seen"),
-    [
-        ("a giraffe by two zebras", "a dog by two dogs"),
-        ("a trash can", "a trash box"),
-        ("a dog can jump", "a dog can jump"),
-        ("left hands", "big hands"),
-        ("left the house", "left the house"),
-    ],
-)
+@pytest.mark.parametrize(("caption", "seen"), [
+    ("a giraffe by two zebras", "a dog by two dogs"), ("a trash can", "a trash box"),
+    ("a dog can jump", "a dog can jump"), ("left hands", "big hands"), ("left the house", "left the house"),
+])  # fmt: skip
 def test_the_parser_sees_stand_ins_and_the_rules_the_words(caption, seen):
     tokens = tokenise(caption)
     assert (" ".join(token.word for token in tokens), " ".join(token.text for token in tokens)) == (seen, caption)
@@ -322,43 +247,25 @@ def test_attaching_keeps_a_valid_forest(tree, data):
     assert is_forest(tree)
 
 
-PLURALS = """
-men:man knives:knife leaves:leaf buses:bus bus:bus dress:dress glass:glass pants:pants
-sunglasses:sunglasses scissors:scissors shoes:shoe tennis:tennis cookies:cookie people:people
-skis:ski dresses:dress
-"""
+PLURALS = """men:man knives:knife leaves:leaf buses:bus bus:bus dress:dress glass:glass pants:pants skis:ski shoes:shoe
+sunglasses:sunglasses scissors:scissors tennis:tennis cookies:cookie people:people dresses:dress"""
 
 
-@pytest.mark.parametrize("pair", PLURALS.split())
-def test_singular(pair):
-    plural, _, expected = pair.partition(":")
-    assert singular(plural) == expected
+def test_singular():
+    pairs = [pair.split(":") for pair in PLURALS.split()]
+    assert [(plural, singular(plural)) for plural, _ in pairs] == [tuple(pair) for pair in pairs]
 
 
-def named(*words: str, tags: str = "", deps: str = "") -> Tree:
-    """A noun phrase whose last word is the head."""
-    last = len(words) - 1
-    labels = deps.split() or ["compound"] * last
-    return Tree.build(list(words), tags.split() or ["NN"] * len(words), [*labels, "ROOT"], [last] * len(words))
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (("fire", "hydrants"), "fire hydrants"),
-        (("stop", "sign"), "stop sign"),
-        (("dining", "room", "table"), "dining room table"),
-        (("wood", "chair"), "chair"),
-        (("metal", "stop", "sign"), "stop sign"),
-        (("hot", "dogs"), "hot dogs"),
-        (("left", "hand"), "left hand"),
-        (("left", "wall"), "left wall"),
-        (("orange", "cat"), "cat"),
-    ],
-)
-def test_names_keep_compounds_and_drop_attributes(words, expected):
-    tree = named(*words)
-    assert phrase(tree, len(words) - 1) == expected
+@pytest.mark.parametrize(("text", "expected"), [
+    ("fire hydrants", "fire hydrants"), ("stop sign", "stop sign"), ("dining room table", "dining room table"),
+    ("wood chair", "chair"), ("metal stop sign", "stop sign"), ("hot dogs", "hot dogs"), ("left hand", "left hand"),
+    ("left wall", "left wall"), ("orange cat", "cat"),
+])  # fmt: skip
+def test_names_keep_compounds_and_drop_attributes(text, expected):
+    *others, head = text.split()
+    last = len(others)
+    tree = Tree.build([*others, head], ["NN"] * (last + 1), ["compound"] * last + ["ROOT"], [last] * (last + 1))
+    assert phrase(tree, last) == expected
 
 
 def test_a_long_coordination_needs_no_recursion():
@@ -386,8 +293,3 @@ def test_stand_ins_are_single_words_of_the_same_number_and_are_not_replaced_agai
             assert (singular(word) == word) == (singular(stand_in) == stand_in), word
     assert not set(lexicon.SPELLINGS.values()) & set(lexicon.SPELLINGS)
     assert not set(lexicon.STAND_INS.values()) & set(lexicon.STAND_INS)
-
-
-def test_forms_of_verbs():
-    forms = {"riding": "ride riding", "ridden": "ride riding", "sat": "sit sitting", "worn": "wear wearing"}
-    assert {form: f"{verb_lemma(form)} {gerund(form)}" for form in forms} == forms

@@ -1,4 +1,4 @@
-"""The parser by a sequence-to-sequence model: a tiny T5 with random weights."""
+"""The parser by a sequence-to-sequence model, a tiny T5 with random weights; its texts become triplets of the rules."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from spacy.language import Language
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.stages.parse import seq2seq
-from sgpipe.stages.parse.seq2seq import PREFIX, Seq2SeqParser
+from sgpipe.stages.parse.grammar.tree import Tree
+from sgpipe.stages.parse.rules import Texts, analyse, ground, load_model
+from sgpipe.stages.parse.seq2seq import PREFIX, Seq2SeqParser, read_graph
 from sgpipe.stages.parse.stage import ParseStage
 
 GRAPHS = {
@@ -36,16 +39,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("t5")
     PreTrainedTokenizerFast(tokenizer_object=words, **tokens).save_pretrained(folder)
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=len(vocabulary),
-        d_model=32,
-        d_kv=8,
-        d_ff=32,
-        num_layers=1,
-        num_heads=2,
-        initializer_factor=20.0,
-        decoder_start_token_id=0,
-    )
+    sizes = {"vocab_size": len(vocabulary), "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    config = T5Config(**sizes, initializer_factor=20.0, decoder_start_token_id=0)
     T5ForConditionalGeneration(config).save_pretrained(folder)
     return folder
 
@@ -87,13 +82,63 @@ def test_another_kind_of_model(tmp_path: Path) -> None:
         ParseStage(config(tmp_path)).check()
 
 
+def test_missing_files(checkpoint: Path, tmp_path: Path) -> None:
+    for name, message in (("tokenizer.json", "tokenizer"), ("model.safetensors", "cannot load its ")):
+        folder = shutil.copytree(checkpoint, tmp_path / name)
+        (folder / name).unlink()
+        ParseStage(config(folder)).check()
+        with pytest.raises(UserError, match=message):
+            Seq2SeqParser(config(folder))
+
+
+@pytest.fixture(scope="module")
+def spacy_model() -> Language:
+    return load_model()
+
+
+def grounded(spacy_model: Language, caption: str, *texts: Texts) -> list[str]:
+    (tokens, doc), *_ = analyse(spacy_model, [caption], 1)
+    triplets = ground(Tree.of(doc, tokens), texts)
+    return [
+        f"{t.subject} {t.subject_head} | {t.predicate} | {t.predicate_lemma} | {t.object} {t.object_head}"
+        for t in triplets
+    ]
+
+
 @pytest.mark.parametrize(
-    ("name", "message"), [("tokenizer.json", "tokenizer"), ("model.safetensors", "cannot load its ")]
+    ("caption", "texts", "expected"),
+    [
+        ("Two young women are sitting on a wooden bench.", ("2 young women", "are sitting on", "a wooden bench"),
+         "women woman | sitting on | sit on | bench bench"),
+        ("a red fire hydrant next to a parked car", ("Fire hydrant", "next to", "car"),
+         "fire hydrant hydrant | next to | next to | car car"),
+        ("pigs flying on the sky", ("pig", "fly on", "sky"), "pigs pig | flying on | fly on | sky sky"),
+        ("a man eating a hot dog", ("man", "eat", "hot dog"), "man man | eating | eat | hot dog dog"),
+        ("he holds an umbrella", ("he", "holds", "umbrella"), "man man | holds | hold | umbrella umbrella"),
+        ("a dog on the left of a cat", ("dog", "left of", "cat"), "dog dog | left of | left of | cat cat"),
+        ("a surfer in the sea", ("surfer", "riding", "big waves"), "surfer surfer | riding | ride | big waves wave"),
+        ("🐕 on 🛋", ("dog", "on", "sofa"), "dog dog | on | on | sofa sofa"),
+    ],
+)  # fmt: skip
+def test_texts_as_the_caption_has_them(spacy_model: Language, caption: str, texts: Texts, expected: str) -> None:
+    assert grounded(spacy_model, caption, texts) == [expected]
+
+
+def test_attributes_repetitions_and_empty_parts_are_left_out(spacy_model: Language) -> None:
+    texts = [("dog", "is", "black"), ("dog", "on", "sofa"), ("the dog", "on", "a sofa"), ("dog", "on", "!")]
+    assert len(grounded(spacy_model, "a black dog on a sofa", *texts, ("", "on", "sofa"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("( pigs , is , 2 ) , ( pigs , fly on , sky )", [("pigs", "is", "2"), ("pigs", "fly on", "sky")]),
+        ("( dog , on , sofa ) , ( cat , under", [("dog", "on", "sofa")]),
+        ("( dog , on ) , ( dog , on , sofa ) ) , ( a , b , c , d )", [("dog", "on", "sofa")]),
+        ("( ( dog , on , sofa )", [("dog", "on", "sofa")]),
+        ("(dog,on,sofa),( , on , sofa )", [("dog", "on", "sofa")]),
+        ("no relations", []),
+    ],
 )
-def test_missing_files(checkpoint: Path, tmp_path: Path, name: str, message: str) -> None:
-    folder = tmp_path / "t5"
-    shutil.copytree(checkpoint, folder)
-    (folder / name).unlink()
-    ParseStage(config(folder)).check()
-    with pytest.raises(UserError, match=message):
-        Seq2SeqParser(config(folder))
+def test_graphs_are_read_piece_by_piece(text: str, expected: list[Texts]) -> None:
+    assert read_graph(text) == expected

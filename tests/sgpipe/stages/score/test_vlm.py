@@ -12,7 +12,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import Requests, packaged_model
 from sgpipe.records import NO_OBJECT, Box, Relation
 from sgpipe.stages.endpoint import CacheFolder
-from sgpipe.stages.score.scorer import NO_AREA, OBJECT_COLOUR, SUBJECT_COLOUR, Refusal
+from sgpipe.stages.score.scorer import NO_AREA, OBJECT_COLOUR, SUBJECT_COLOUR
 from sgpipe.stages.score.vlm import NEITHER, ServedScorer, VlmScorer, ask_about, mean_of_orders, share_of_yes
 from tests.endpoint_server import EndpointServer, shown_image
 from tests.vlm_checkpoints import make_vlm
@@ -43,10 +43,7 @@ def test_a_local_model_is_asked_one_question_at_a_time(family: str, tmp_path: Pa
     scorer = scorer_of(make_vlm(tmp_path, family))
     together = scorer.scores(image, OBJECTS, RELATIONS)
     assert together[2] is NO_AREA
-    scored = [each for each in together if isinstance(each, float)]
-    assert len(scored) == 3
-    assert all(0 < each < 1 for each in scored)
-    assert len(set(scored)) == 3
+    assert len({each for each in together if isinstance(each, float) and 0 < each < 1}) == 3
     alone = [scorer.scores(image, OBJECTS, [relation])[0] for relation in RELATIONS[::-1]]
     assert alone == together[::-1]
     assert scorer.scores(image.rotate(90), OBJECTS, RELATIONS[:1]) != together[:1], "the image counts"
@@ -56,21 +53,13 @@ def test_an_image_that_the_processor_refuses_has_no_score(tmp_path: Path) -> Non
     scorer = scorer_of(make_vlm(tmp_path, "qwen2_5_vl"))
     strip = [Box("man", 0, (0, 0, 100, 1)), Box("horse", 1, (100, 0, 300, 1))]
     [found] = scorer.scores(Image.new("RGB", (500, 1)), strip, [Relation(0, 1, "riding")])
-    assert isinstance(found, Refusal)
     assert found.reason.startswith("the scorer cannot process the image: ")
 
 
 def test_the_probability_is_that_of_the_first_token_in_both_orders(tmp_path: Path, image: Image.Image) -> None:
     scorer = scorer_of(make_vlm(tmp_path, "smolvlm"))
     model, said = scorer._model.model, []
-    network = model.forward
-
-    def listening(**inputs):
-        found = network(**inputs)
-        said.append(found.logits[0, -1].double())
-        return found
-
-    model.forward = listening
+    model.register_forward_hook(lambda _, inputs, found: said.append(found.logits[0, -1].double()))
     [probability] = scorer.scores(image, OBJECTS, RELATIONS[:1])
     assert len(said) == 2
     both = torch.cat([scorer._yes, scorer._no])
@@ -96,9 +85,8 @@ def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> 
 
 
 def test_the_question_names_both_boxes_and_both_orders() -> None:
-    first, second = ask_about(OBJECTS, RELATIONS[0])
-    assert first == "Is the man (red box) riding the horse (blue box)? Answer with one word: yes or no."
-    assert second == "Is the man (red box) riding the horse (blue box)? Answer with one word: no or yes."
+    question = "Is the man (red box) riding the horse (blue box)? Answer with one word: "
+    assert list(ask_about(OBJECTS, RELATIONS[0])) == [f"{question}yes or no.", f"{question}no or yes."]
     assert ask_about(OBJECTS, RELATIONS[1])[0].startswith("Is the man (red box) smiling? ")
 
 
@@ -129,13 +117,12 @@ def test_a_served_model_gets_two_requests_of_one_token(image: Image.Image, tmp_p
         scorer.check()
         server.requests.clear()
         found = scorer.scores(image, OBJECTS, RELATIONS)
-        assert found[2] is NO_AREA
-        yes, no = math.exp(-0.25), math.exp(-1.5)
-        assert [found[0], found[1], found[3]] == [pytest.approx(yes / (yes + no))] * 3
-        assert len(server.requests) == 6
-        assert all(body["max_tokens"] == 1 and body["logprobs"] for body in server.requests)
-        shown = map(shown_image, server.requests)  # in any order
-        found_colours = [(each.size, each.getpixel((10, 30)), each.getpixel((60, 20))) for each in shown]
-        assert found_colours.count((image.size, SUBJECT_COLOUR, OBJECT_COLOUR)) == 2
         assert scorer.scores(image, OBJECTS, RELATIONS) == found
-        assert len(server.requests) == 6, "answers are kept"
+    assert len(server.requests) == 6, "answers are kept"
+    assert found[2] is NO_AREA
+    yes, no = math.exp(-0.25), math.exp(-1.5)
+    assert [found[0], found[1], found[3]] == [pytest.approx(yes / (yes + no))] * 3
+    assert all(body["max_tokens"] == 1 and body["logprobs"] for body in server.requests)
+    shown = map(shown_image, server.requests)  # in any order
+    found_colours = [(each.size, each.getpixel((10, 30)), each.getpixel((60, 20))) for each in shown]
+    assert found_colours.count((image.size, SUBJECT_COLOUR, OBJECT_COLOUR)) == 2

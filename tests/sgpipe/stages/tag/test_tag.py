@@ -21,11 +21,15 @@ from sgpipe.calibration import load_calibration, scoring_of_recipe
 from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Box, Pair, Record
-from sgpipe.stages.tag.stage import Batch, TagStage, normalised_boxes, own_batches, reference_groups
+from sgpipe.stages.tag.stage import Batch, TagStage, normalised_boxes, own_batches
 from tests.factories import make_calibration, make_tagger
 
 NAMES = ("person", "dog", "bench")
 PREDICATES = ("sitting on", "next to", "holding", "under")
+PAIRS = [
+    Pair(0, 2, ["sitting on"]), Pair(0, 1, ["holding", "next to"]), Pair(1, 2, ["under", "next to"]),
+    Pair(3, 2, ["sitting on"]), Pair(3, 1, ["holding"]),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +48,8 @@ def record(index: int, pairs: list[Pair] | None = None) -> Record:
     boxes = [(10.0, 10.0, 40.0, 60.0), (50.0, 20.0, 30.0, 30.0), (20.0, 50.0, 70.0, 30.0), (0.0, 0.0, 120.0, 80.0)]
     categories = ("person", "dog", "bench", "person")
     objects = [Box(name, index, bbox) for index, (name, bbox) in enumerate(zip(categories, boxes, strict=True))]
-    if pairs is None:
-        pairs = [
-            Pair(0, 2, ["sitting on"]),
-            Pair(0, 1, ["holding", "next to"]),
-            Pair(1, 2, ["under", "next to"]),
-            Pair(3, 2, ["sitting on"]),
-            Pair(3, 1, ["holding"]),
-        ]
-    return Record(str(index), "test", "val", f"{index}.png", 120, 90 + index, objects, pairs=pairs)
+    own = copy.deepcopy(PAIRS) if pairs is None else pairs
+    return Record(str(index), "test", "val", f"{index}.png", 120, 90 + index, objects, pairs=own)
 
 
 def stage(folder: Path, pair: PairConfig | None = None, **changes: object) -> TagStage:
@@ -72,28 +69,19 @@ def statements(tagged: Record) -> set[tuple[int, int, str]]:
     return {(item.subject, item.object, item.predicate) for item in tagged.relations}
 
 
-def test_a_pair_keeps_its_own_predicates(folder: Path) -> None:
-    [tagged] = stage(folder)([record(0)])
-    assert tagged.ok
-    expected = {(pair.subject, pair.object, text) for pair in record(0).pairs for text in pair.predicates}
-    assert statements(tagged) == expected
-    assert all(0 < item.confidence < 1 for item in tagged.relations)
-
-
 def test_a_group_shares_its_predicates(folder: Path) -> None:
     [tagged] = stage(folder, PairConfig(restrict="group"))([record(0)])
-    expected = {(pair.subject, pair.object, text) for pair in record(0).pairs for text in PREDICATES}
-    assert statements(tagged) == expected
-    assert len(tagged.relations) == len(expected), "a pair listed once per predicate is one row per predicate"
+    assert statements(tagged) == {(pair.subject, pair.object, text) for pair in PAIRS for text in PREDICATES}
+    assert len(tagged.relations) == 20, "a pair listed once per predicate is one row per predicate"
     [narrow] = stage(folder, PairConfig(restrict="group"), group_size=3, chunk=1)([record(0)])
     of_pair = {pair: {text for s, o, text in statements(narrow) if (s, o) == pair} for pair in ((3, 1), (3, 2))}
     assert of_pair == {(3, 1): {"holding"}, (3, 2): {"under", "next to", "sitting on"}}
 
 
-def test_scores_equal_the_network(folder: Path) -> None:
+def test_the_own_predicates_of_a_pair_have_the_scores_of_the_network(folder: Path) -> None:
     """By hand: the reduced image, all class names, the group's predicates, and pairs with the largest boxes first."""
-    made = stage(folder)
-    [tagged] = made([record(0)])
+    [tagged] = stage(folder)([record(0)])
+    assert statements(tagged) == {(pair.subject, pair.object, text) for pair in PAIRS for text in pair.predicates}
     network = RTagger.from_pretrained(folder / "tagger")
     texts = sorted(PREDICATES)
     labels = network.encode_labels(["bench", "dog", "person", "no objects"], texts)
@@ -110,11 +98,15 @@ def test_scores_equal_the_network(folder: Path) -> None:
         assert relation.confidence == pytest.approx(expected, rel=1e-5)
 
 
-def in_batches(folder: Path, size: int, pair: PairConfig | None = None) -> TagStage:
-    """As on a GPU; there are many groups of pairs, of different numbers and predicates."""
-    made = stage(folder, pair, group_size=2, chunk=2)
+def batched(made: TagStage, size: int) -> TagStage:
+    """As on a GPU."""
     made.threads, made.gpu_threads, made.memory.batch_size = 2, 1, size
     return made
+
+
+def in_batches(folder: Path, size: int, pair: PairConfig | None = None) -> TagStage:
+    """There are many groups of pairs, of different numbers and predicates."""
+    return batched(stage(folder, pair, group_size=2, chunk=2), size)
 
 
 def of_equal_size() -> list[Record]:
@@ -128,16 +120,22 @@ def of_equal_size() -> list[Record]:
 
 
 @pytest.mark.parametrize("restrict", ["pair", "group"])
-def test_images_in_batches_get_the_scores_that_they_get_alone(folder: Path, restrict: str) -> None:
+def test_images_in_batches_of_one_size_get_the_scores_that_they_get_alone(folder: Path, restrict: str) -> None:
     pair = PairConfig.model_validate({"restrict": restrict})
-    together = in_batches(folder, 3, pair)(of_equal_size())
-    alone = stage(folder, pair, group_size=2, chunk=2)(of_equal_size())
+    records, made = of_equal_size(), in_batches(folder, 3, pair)
+    records[2].file_name = "absent.png"
+    shapes, alone = encoded(made), stage(folder, pair, group_size=2, chunk=2)(copy.deepcopy(records))
+    assert_same(made(records), alone)
+    assert [item.ok for item in records] == [index != 2 for index in range(7)]
+    assert sorted(shapes) == [(3, 3, 64, 84), (3, 3, 64, 85)]
+
+
+def assert_same(together: list[Record], alone: list[Record]) -> None:
     for one, other in zip(together, alone, strict=True):
-        assert one.image_id == other.image_id
         found, expected = ([(r.subject, r.object, r.predicate) for r in each.relations] for each in (one, other))
-        assert found == expected
-        expected_confidences = [relation.confidence for relation in other.relations]
-        assert [r.confidence for r in one.relations] == pytest.approx(expected_confidences, abs=1e-5)
+        assert (one.image_id, found) == (other.image_id, expected)
+        confidences = [relation.confidence for relation in other.relations]
+        assert [r.confidence for r in one.relations] == pytest.approx(confidences, abs=1e-5)
 
 
 OTHERS = ("above", "near", "behind", "front", "objects")
@@ -174,40 +172,32 @@ def test_images_with_vocabularies_of_unequal_length_are_scored_as_alone(folder: 
             each.objects[1].category = "bench"  # one class less
         return made
 
-    made = per_image(folder, 2)
-    made.threads, made.gpu_threads, made.memory.batch_size = 2, 1, 7
-    together, alone = made(records()), [per_image(folder, 2)([each])[0] for each in records()]
+    alone = [per_image(folder, 2)([each])[0] for each in records()]
+    assert all(each.relations for each in alone)
     assert per_image(folder, 2)(records()[::-1])[::-1] == alone
-    for one, other in zip(together, alone, strict=True):
-        assert [r.predicate for r in one.relations] == [r.predicate for r in other.relations] != []
-        expected = pytest.approx([r.confidence for r in other.relations], abs=1e-5)
-        assert [r.confidence for r in one.relations] == expected
+    assert_same(batched(per_image(folder, 2), 7)(records()), alone)
 
 
-def test_a_batch_has_images_of_one_size_and_does_without_those_that_cannot_be_read(folder: Path) -> None:
-    records, made, shapes = of_equal_size(), in_batches(folder, 3), []
-    records[2].file_name = "absent.png"
-    encode_image = made.tagger.encode_image
-    made.tagger.encode_image = lambda pixels: (shapes.append(tuple(pixels.shape)), encode_image(pixels))[1]
-    tagged = made(records)
-    assert [item.ok for item in tagged] == [index != 2 for index in range(7)]
-    assert sorted(shapes) == [(3, 3, 64, 84), (3, 3, 64, 85)]
-
-
-def test_a_batch_that_is_too_large_for_the_memory_is_halved_from_then_on(folder: Path) -> None:
-    made, sizes = in_batches(folder, 4), []
-    encode_image = made.tagger.encode_image
+def encoded(made: TagStage, most: int = 99) -> list[tuple[int, ...]]:
+    """The shapes of all batches that the tagger will encode; of more than `most` images, it has no memory for one."""
+    shapes, encode_image = [], made.tagger.encode_image
 
     def encode(pixels: torch.Tensor) -> object:
-        sizes.append(len(pixels))
-        if len(pixels) > 1:
+        shapes.append(tuple(pixels.shape))
+        if len(pixels) > most:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return encode_image(pixels)
 
     made.tagger.encode_image = encode
+    return shapes
+
+
+def test_a_batch_that_is_too_large_for_the_memory_is_halved_from_then_on(folder: Path) -> None:
+    made = in_batches(folder, 4)
+    shapes = encoded(made, most=1)
     tagged = made([record(0) for _ in range(7)])
     assert all(item.relations == tagged[0].relations for item in tagged)
-    assert sizes[:4] == [4, 4, 2, 1]
+    assert [shape[0] for shape in shapes[:4]] == [4, 4, 2, 1]
     assert made.memory.batch_size == 1
 
 
@@ -226,9 +216,8 @@ def test_the_order_of_boxes_changes_the_order_of_relations_and_nothing_else(
 ) -> None:
     def confidences(one: Record) -> list[tuple[str, str, str, float]]:
         [tagged] = stage(folder, group_size=group_size)([one])
-        assert [(r.subject, r.object) for r in tagged.relations] == sorted(
-            (r.subject, r.object) for r in tagged.relations
-        )
+        ends = [(r.subject, r.object) for r in tagged.relations]
+        assert ends == sorted(ends)
         boxes = [str(box) for box in tagged.objects]
         return sorted((boxes[r.subject], r.predicate, boxes[r.object], r.confidence) for r in tagged.relations)
 
@@ -237,42 +226,25 @@ def test_the_order_of_boxes_changes_the_order_of_relations_and_nothing_else(
 
 def test_the_image_and_each_text_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = stage(folder, group_size=1)
-    images: list[int] = []
-    encode_image = made.tagger.encode_image
-    monkeypatch.setattr(made.tagger, "encode_image", lambda pixels: (images.append(1), encode_image(pixels))[1])
+    images = encoded(made)
     made([record(0)])
     assert len(images) == 1
-    texts: list[str] = []
-    tokenizer = made.tagger.tokenizer
-    monkeypatch.setattr(
-        made.tagger._label_cache, "tokenizer", lambda text, **how: (texts.append(text), tokenizer(text, **how))[1]
-    )
-    made([record(1), record(2)])
-    assert texts == []
+    monkeypatch.delattr(made.tagger._label_cache, "tokenizer")  # not needed once more
+    assert all(each.relations for each in made([record(1), record(2)]))
 
 
-def test_records_without_pairs_and_error_rows_are_unchanged(folder: Path) -> None:
-    empty, failed = record(0, pairs=[]), record(1)
+def test_unreadable_images_and_unknown_classes_become_error_rows_if_there_is_something_to_score(folder: Path) -> None:
+    failed, wordless, unasked = record(0), record(1, [Pair(0, 1, [])]), record(2, [])
+    absent, unknown, good = map(record, (3, 0, 1))
     failed.fail("caption", "no")
-    wordless = record(2, pairs=[Pair(0, 1, [])])
-    absent = record(3, pairs=[])
-    absent.file_name = "absent.png"
-    made = stage(folder)
-    results = made([empty, failed, wordless, absent])
-    assert [item.image_id for item in results] == ["0", "1", "2", "3"]
-    assert [item.relations for item in results] == [[], [], [], []]
-    assert results[1].error == "caption: no"
-    assert results[3].ok
-
-
-def test_unreadable_images_and_unknown_classes_become_error_rows(folder: Path) -> None:
-    absent, unknown = record(0), record(1)
-    absent.file_name = "absent.png"
+    unasked.file_name = absent.file_name = "absent.png"
     unknown.objects[0].category = "zebra"
-    results = stage(folder)([absent, unknown, record(2)])
-    assert results[0].error.startswith("tag: image file not found")
-    assert results[1].error == "tag: 'zebra' is not a class of the dataset"
-    assert results[2].relations
+    results = stage(folder)([failed, wordless, unasked, absent, unknown, good])
+    assert [item.image_id for item in results] == ["0", "1", "2", "3", "0", "1"]
+    assert [item.ok for item in results] == [False, True, True, False, False, True]
+    assert absent.error.startswith("tag: image file not found")
+    assert (failed.error, unknown.error) == ("caption: no", "tag: 'zebra' is not a class of the dataset")
+    assert [bool(item.relations) for item in results] == [False] * 5 + [True]
 
 
 def test_only_confidences_strictly_above_the_threshold(folder: Path) -> None:
@@ -285,8 +257,7 @@ def test_only_confidences_strictly_above_the_threshold(folder: Path) -> None:
 
 def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_path: Path) -> None:
     scored = stage(folder, threshold=0.0)([record(0)])[0].relations
-    config = stage(folder).config
-    tagger = scoring_of_recipe(config, PairConfig())
+    tagger = scoring_of_recipe(stage(folder).config, PairConfig())
     file = make_calibration(tmp_path / "c.json", tagger, offset=-1.0)
     half = load_calibration(file).threshold(0.5)
     assert half == pytest.approx(1 / (1 + math.exp(-1)))
@@ -304,12 +275,9 @@ def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_pat
 
 def test_own_batches_join_groups_with_equal_predicates() -> None:
     pairs = [Pair(i, 9, ["b", "a"] if i < 5 else ["c"]) for i in range(8)] + [Pair(0, 1, [])]
-    batches = own_batches(pairs, size=2, chunk=16)
-    assert batches == [
-        Batch([[(0, 9), (1, 9)], [(2, 9), (3, 9)]], ["a", "b"]),
-        Batch([[(4, 9), (5, 9)]], ["a", "b", "c"]),
-        Batch([[(6, 9), (7, 9)]], ["c"]),
-    ]
+    mixed = Batch([[(4, 9), (5, 9)]], ["a", "b", "c"])
+    own = [Batch([[(0, 9), (1, 9)], [(2, 9), (3, 9)]], ["a", "b"]), mixed, Batch([[(6, 9), (7, 9)]], ["c"])]
+    assert own_batches(pairs, size=2, chunk=16) == own
     assert [len(batch.groups) for batch in own_batches(pairs[:5], size=1, chunk=2)] == [2, 2, 1]
 
 
@@ -321,17 +289,5 @@ GIVEN_PAIRS = st.lists(st.builds(Pair, st.integers(0, 9), st.integers(0, 9), TEX
 def test_own_groups_keep_every_pair_and_are_never_empty(pairs: list[Pair], size: int) -> None:
     groups = [group for batch in own_batches(pairs, size, 100) for group in batch.groups]
     assert sorted(pair for group in groups for pair in group) == sorted((p.subject, p.object) for p in pairs)
-    assert sorted(map(len, groups)) == sorted(
-        [size] * (len(pairs) // size) + [len(pairs) % size] * (len(pairs) % size > 0)
-    )
-
-
-@given(GIVEN_PAIRS, st.integers(1, 7))
-def test_reference_has_one_entry_per_text_and_one_group_too_many(pairs: list[Pair], size: int) -> None:
-    entries = [((pair.subject, pair.object), text) for pair in pairs for text in pair.predicates]
-    groups = reference_groups(pairs, size)
-    assert len(groups) == len(entries) // size + 1
-    assert [pair for group, _ in groups for pair in group] == [pair for pair, _ in entries]
-    for index, (_, predicates) in enumerate(groups):
-        texts = [text for _, text in entries[index * size : (index + 1) * size]]
-        assert predicates == list(dict.fromkeys(texts))
+    whole, rest = divmod(len(pairs), size)
+    assert sorted(map(len, groups)) == sorted([size] * whole + [rest] * (rest > 0))
