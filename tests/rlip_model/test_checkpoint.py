@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -46,25 +47,20 @@ def test_converted_tagger_gives_identical_scores(tmp_path: Path, tagger: RTagger
     assert sorted(entry.name for entry in out.parent.iterdir()) == ["tagger"]
     converted = RTagger.from_pretrained(out).eval()
     assert torch.equal(scores(converted), scores(tagger))
-    assert converted.config.box_noise == 0.6
-    assert converted.config.text_config.num_attention_heads == 4
+    assert (converted.config.box_noise, converted.config.text_config.num_attention_heads) == (0.6, 4)
     stored = json.loads((out / "config.json").read_text())
-    assert stored["model_type"] == "rlip_tagger"
-    assert stored["gating"] == "VXAc"
+    assert (stored["model_type"], stored["gating"]) == ("rlip_tagger", "VXAc")
 
 
 UNIT_TESTED = ((ParSeD, "none"), (ParSeDA, "after_decoding"), (RTagger, "alif"))
 
 
+OTHERS = {*product((ParSeD, ParSeDA, RTagger), get_args(Fusion))} - {*UNIT_TESTED}
+SLOW = (pytest.param(*each, marks=pytest.mark.slow) for each in sorted(OTHERS, key=str))
+
+
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("kind", "fusion"),
-    [
-        pytest.param(kind, fusion, marks=() if (kind, fusion) in UNIT_TESTED else pytest.mark.slow)
-        for kind in (ParSeD, ParSeDA, RTagger)
-        for fusion in ("alif", "after_decoding", "none")
-    ],
-)
+@pytest.mark.parametrize(("kind", "fusion"), [*UNIT_TESTED, *SLOW])
 def test_every_network_converts_with_every_fusion(
     tmp_path: Path, tagger: RTagger, words: str, kind: type[ParSeD], fusion: Fusion
 ) -> None:
@@ -75,8 +71,8 @@ def test_every_network_converts_with_every_fusion(
     converted.save_pretrained(tmp_path / "again")
     again = kind.from_pretrained(tmp_path / "again").eval()
     expected = outputs(network)
-    assert all(torch.equal(*pair) for pair in zip(outputs(converted), expected, strict=True))
-    assert all(torch.equal(*pair) for pair in zip(outputs(again), expected, strict=True))
+    for other in (converted, again):
+        assert all(torch.equal(*pair) for pair in zip(outputs(other), expected, strict=True))
     assert converted.config.fusion == fusion
 
 
@@ -93,13 +89,12 @@ def test_every_gating_is_told_or_asked_for(gating: Gating) -> None:
     config = tiny_config(50)
     config.gating = gating
     state = official_state(RTagger(config))
-    renamed_up = {key.replace("_up.", "_one."): value for key, value in state.items()}
+    published = {"vision_gate.norm": "layer_norm_gating_v", "label_gate.norm": "layer_norm_gating_l"}
+    published |= {"vision_gate.branches": "MBF_v", "label_gate.branches": "MBF_l"}
     if gating in ("SOtanh", "SDFOXAcLN"):
-        state = renamed_up
-    state = {key.replace("vision_gate.norm", "layer_norm_gating_v"): value for key, value in state.items()}
-    state = {key.replace("label_gate.norm", "layer_norm_gating_l"): value for key, value in state.items()}
-    state = {key.replace("vision_gate.branches", "MBF_v"): value for key, value in state.items()}
-    state = {key.replace("label_gate.branches", "MBF_l"): value for key, value in state.items()}
+        published["_up."] = "_one."
+    for ours, theirs in published.items():
+        state = {key.replace(ours, theirs): value for key, value in state.items()}
     text = config.text_config
     inferred = infer_config(state, {"gating_mechanism": gating}, verb_query="vanilla_MBF", text_config=text)
     assert inferred.gating == gating
@@ -112,11 +107,11 @@ def test_every_gating_is_told_or_asked_for(gating: Gating) -> None:
 
 
 class Bomb:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (Path(self.path),))
-
     def __init__(self, path: Path) -> None:
-        self.path = str(path)
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
@@ -137,66 +132,39 @@ def test_old_torch_files_are_read(tmp_path: Path) -> None:
     assert args == {}
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"hello", "not a torch checkpoint"),
-        (b"", "not a torch checkpoint"),
-        (pickle.dumps([1, 2]), "not a torch checkpoint"),
-    ],
-)
-def test_files_that_are_no_checkpoints(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "file.pth"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        read_checkpoint(path)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("content", [b"hello", b"", pickle.dumps([1, 2])])
+def test_files_that_are_no_checkpoints(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"^[^\n]*not a torch checkpoint[^\n]*$"):
+        read_checkpoint(tmp_path / "file.pth")
 
 
-def test_another_networks_checkpoint(tmp_path: Path, words: str) -> None:
-    path = tmp_path / "other.pth"
-    torch.save({"model": {"layer.weight": torch.zeros(2, 2)}, "args": argparse.Namespace(a=1)}, path)
-    with pytest.raises(CheckpointError, match=r"not an RLIP checkpoint: it has no transformer\.level_embed"):
-        convert(path, tmp_path / "out", words)
-    torch.save({"epoch": 3}, path)
-    with pytest.raises(CheckpointError, match="contains no parameters; its entries are epoch"):
-        convert(path, tmp_path / "out", words)
-    with pytest.raises(CheckpointError, match="no such file"):
-        convert(tmp_path / "absent.pth", tmp_path / "out", words)
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_occupied_output_folder_is_left_alone(tmp_path: Path, tagger: RTagger, words: str) -> None:
-    path = write_official(tmp_path / "checkpoint.pth", tagger)
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine.txt").write_text("keep")
-    with pytest.raises(CheckpointError, match="exists and is not an empty folder"):
-        convert(path, out, words)
-    assert (out / "mine.txt").read_text() == "keep"
-
-
-def test_tokenizers_that_do_not_fit(tmp_path: Path, tagger: RTagger) -> None:
-    path = write_official(tmp_path / "checkpoint.pth", tagger)
+def test_what_cannot_be_converted_changes_nothing(tmp_path: Path, tagger: RTagger, words: str) -> None:
+    write_official(tmp_path / "good.pth", tagger)
+    other = {"model": {"layer.weight": torch.zeros(2, 2)}, "args": argparse.Namespace(a=1)}
+    torch.save(other, tmp_path / "other.pth")
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
     RobertaTokenizerFast().save_pretrained(tmp_path / "bare")
-    with pytest.raises(TokenizerError, match="has only 5 tokens"):
-        convert(path, tmp_path / "out", str(tmp_path / "bare"))
-    with pytest.raises(TokenizerError, match="no tokenizer in"):
-        convert(path, tmp_path / "out", str(tmp_path / "nowhere"))
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "mine.txt").write_text("keep")
+    for name, out, tokenizer, reason in (
+        ("other", "out", words, r"not an RLIP checkpoint: it has no transformer\.level_embed"),
+        ("empty", "out", words, "contains no parameters; its entries are epoch"),
+        ("absent", "out", words, "no such file"),
+        ("good", "occupied", words, "exists and is not an empty folder"),
+        ("good", "out", str(tmp_path / "bare"), "has only 5 tokens"),
+        ("good", "out", str(tmp_path / "nowhere"), "no tokenizer in"),
+    ):
+        with pytest.raises((CheckpointError, TokenizerError), match=reason):
+            convert(tmp_path / f"{name}.pth", tmp_path / out, tokenizer)
     assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "occupied").iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize(
-    ("model", "keys"),
-    [
-        ("tagger_vxac", "keys_swint"),
-        ("tagger_glip", "keys_r50"),
-        ("parsed", "keys_swint"),
-        ("parsed", "keys_r50"),
-        ("parseda", "keys_swint"),
-        ("parseda", "keys_r50"),
-    ],
-)
+@pytest.mark.parametrize(("model", "keys"), [
+    ("tagger_vxac", "keys_swint"), ("parsed", "keys_swint"), ("parseda", "keys_swint"),
+    ("tagger_glip", "keys_r50"), ("parsed", "keys_r50"), ("parseda", "keys_r50"),
+])  # fmt: skip
 def test_every_published_key_converts(oracle: Path, model: str, keys: str) -> None:
     shapes = json.loads((oracle / "golden" / "model" / model / f"{keys}.json").read_text())
     with torch.device("meta"):
@@ -207,8 +175,7 @@ def test_every_published_key_converts(oracle: Path, model: str, keys: str) -> No
     own = {key: value.shape for key, value in network.state_dict().items()}
     names = {key: renamed(key, 3) for key in state if not is_ignored(key, network.config)}
     assert {name: state[key].shape for key, name in names.items()} == own
-    assert network.config.text_config.num_attention_heads == 12
-    assert network.config.num_heads == 8
+    assert (network.config.text_config.num_attention_heads, network.config.num_heads) == (12, 8)
 
 
 @pytest.mark.parametrize("size", SWIN_SIZES)
@@ -218,7 +185,5 @@ def test_every_swin_size_builds_and_is_recognised(size: str) -> None:
         network = ParSeD(ParSeDConfig(swin_embed_dim=swin.embed_dim, swin_depths=swin.depths, swin_heads=swin.heads))
     assert network.image_encoder.backbone.channels[-1] == swin.embed_dim * 8
     inferred = infer_config(official_state(network), gating="VXAc", verb_query="vanilla_MBF")
-    assert tuple(inferred.swin_depths) == swin.depths
-    assert tuple(inferred.swin_heads) == swin.heads
-    assert inferred.swin_window == 7
-    assert type(inferred) is ParSeDConfig
+    assert (type(inferred), inferred.swin_window) == (ParSeDConfig, 7)
+    assert (tuple(inferred.swin_depths), tuple(inferred.swin_heads)) == (swin.depths, swin.heads)

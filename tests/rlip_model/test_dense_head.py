@@ -1,6 +1,7 @@
 """The dense head: which tokens stand for which object, its losses, its detections, and queries from its proposals."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import torch
 from torchvision.ops import box_iou
@@ -46,8 +47,7 @@ def test_every_object_has_a_token_unless_another_takes_it() -> None:
         size = 0.02 + 0.9 * torch.rand(2, generator=generator)
         centre = size / 2 + (1 - size) * torch.rand(2, generator=generator)
         images, tokens, _ = assign(output, [objects(), objects((*centre.tolist(), *size.tolist()))])
-        assert len(tokens) >= 1
-        assert bool((images == 1).all())
+        assert set(images.tolist()) == {1}
         assert not output.padding[1, tokens].any()
 
 
@@ -60,14 +60,12 @@ def test_perfect_predictions_have_no_loss_and_are_detected() -> None:
     boxes[images, tokens] = torch.cat([target.boxes for target in targets])[chosen]
     perfect = replace(output, logits=logits, boxes=boxes)
     losses = dense_losses(perfect, targets)
-    assert losses.focal.item() < 1e-4
-    assert losses.giou.item() < 1e-4
+    assert max(losses.focal.item(), losses.giou.item()) < 1e-4
     for image, target in enumerate(targets):
         found, scores, labels = perfect.detections(image, 0.5)
         order = labels.argsort()
         torch.testing.assert_close(found[order], to_corners(target.boxes).clamp(0, 1))
-        assert labels[order].tolist() == target.labels.tolist()
-        assert bool((scores > 0.99).all())
+        assert (labels[order].tolist(), bool((scores > 0.99).all())) == (target.labels.tolist(), True)
 
 
 def test_proposals_prefer_boxes_that_do_not_overlap() -> None:
@@ -90,17 +88,12 @@ def test_queries_are_the_most_confident_pairs_of_different_proposals() -> None:
     made = queries.entities(proposals)
     subjects, others = made.references.chunk(2, dim=1)
     assert subjects.shape == (2, CONFIG.num_pairs, 4)
-    pairs = {
-        (int(box_match(proposals.boxes[0], a)), int(box_match(proposals.boxes[0], b)))
-        for a, b in zip(subjects[0], others[0], strict=True)
-    }
-    assert (0, 1) in pairs
-    assert all(first != second for first, second in pairs)
+    ends = (
+        box_iou(to_corners(end[0]), to_corners(proposals.boxes[0])).argmax(1).tolist() for end in (subjects, others)
+    )
+    pairs = set(zip(*ends, strict=True))
+    assert {(0, 1)} <= pairs <= set(permutations(range(4), 2))
     assert len(pairs) == CONFIG.num_pairs
-
-
-def box_match(boxes: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
-    return box_iou(to_corners(boxes), to_corners(box[None])).argmax()
 
 
 def test_predictions_do_not_depend_on_the_padding_of_the_batch() -> None:

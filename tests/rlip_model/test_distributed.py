@@ -20,11 +20,9 @@ COUNTS = (3, 0, 1, 2)  # triplets of four images; two processes have two images 
 
 
 def part(output: RelationOutput, images: slice) -> RelationOutput:
-    layers = [
-        LayerOutput(*(tensor.detach()[images] for tensor in vars(layer).values()))
-        for layer in (output.final, *output.auxiliary)
-    ]
-    return RelationOutput(layers[0], tuple(layers[1:]))
+    parts = [vars(layer).values() for layer in (output.final, *output.auxiliary)]
+    final, *auxiliary = (LayerOutput(*(tensor.detach()[images] for tensor in layer)) for layer in parts)
+    return RelationOutput(final, tuple(auxiliary))
 
 
 def losses(images: slice) -> list[float]:

@@ -4,7 +4,6 @@ from typing import get_args
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rlip_model.config import Gating, RLIPConfig
@@ -56,12 +55,9 @@ def test_every_gate(gating: Gating) -> None:
     gate = randomised(Gate(64, gating, 0.25))
     base, update = torch.randn(2, 3, 64), torch.randn(2, 3, 64)
     torch.testing.assert_close(gate(base, update), base + expected_gate(gate, gating, base, update))
-    if gating in ("SOtanh", "SDFOXAcLN"):
-        assert gate.up.out_features == 1
-        assert gate.down.out_features == 32
-    elif hasattr(gate, "down"):
-        assert gate.up.out_features == 64
-        assert gate.down.out_features == 16
+    if hasattr(gate, "down"):
+        widths = (32, 1) if gating in ("SOtanh", "SDFOXAcLN") else (16, 64)
+        assert (gate.down.out_features, gate.up.out_features) == widths
 
 
 PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -70,14 +66,6 @@ OBJECTS, LABELS = 4, 7
 
 def features(masked: Tensor | None = None) -> LabelFeatures:
     return LabelFeatures(torch.randn(1, LABELS, 64, generator=torch.Generator().manual_seed(1)), OBJECTS, masked)
-
-
-def attention_by_hand(layer: torch.nn.TransformerEncoderLayer, tokens: Tensor, hidden: Tensor, heads: int) -> Tensor:
-    query, key, value = F.linear(tokens, layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias).chunk(3, -1)
-    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
-    return layer.self_attn.out_proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
 
 
 @torch.no_grad()
@@ -94,7 +82,8 @@ def test_joint_encoder_by_hand() -> None:
     hidden = torch.cat((padding, masked.expand(2, -1)), 1)
     query_states, label_states = encoder(queries, labels, padding, masked)
     for layer, of_queries, of_labels in zip(encoder.layers, query_states, label_states, strict=True):
-        tokens = tokens + attention_by_hand(layer, layer.norm1(tokens), hidden, 4)
+        normed = layer.norm1(tokens)
+        tokens = tokens + layer.self_attn(normed, normed, normed, key_padding_mask=hidden, need_weights=False)[0]
         tokens = tokens + layer.linear2(layer.linear1(layer.norm2(tokens)).relu())
         expected = encoder.norm(tokens)
         torch.testing.assert_close(of_queries, expected[:, :5], atol=1e-5, rtol=1e-4)

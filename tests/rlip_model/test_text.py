@@ -41,18 +41,17 @@ def test_a_text_is_encoded_once_and_the_same_in_any_company(tagger: RTagger) -> 
     assert len(encoded) == calls
 
 
-@pytest.fixture
-def _restored_threads() -> Iterator[None]:
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("_restored_threads")
-@pytest.mark.parametrize("threads", [1, 2])
-def test_features_do_not_depend_on_how_many_are_encoded_together_at_full_width(threads: int) -> None:
+@pytest.mark.usefixtures("threads")
+def test_features_do_not_depend_on_how_many_are_encoded_together_at_full_width() -> None:
     """To the last bit, where matrices are as wide as in the published networks."""
-    torch.set_num_threads(threads)
     torch.manual_seed(0)
     tokenizer = build_tokenizer(WORDS.split())
     sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "max_position_embeddings": 16}
@@ -77,10 +76,8 @@ def test_built_tokenizer_survives_saving(tmp_path: Path) -> None:
     loaded = load_tokenizer(tmp_path)
     for text in ("Person next to dog", "unheard of"):
         assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
-    ids = loaded("person on dog")["input_ids"]
-    assert ids[0] == 0
-    assert ids[-1] == 2
-    assert loaded.convert_ids_to_tokens(ids[1:-1]) == ["person", "on", "dog"]
+    start, *ids, end = loaded("person on dog")["input_ids"]
+    assert (start, loaded.convert_ids_to_tokens(ids), end) == (0, ["person", "on", "dog"], 2)
     assert loaded("zebra")["input_ids"][1] == loaded.unk_token_id
 
 

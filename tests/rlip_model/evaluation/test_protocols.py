@@ -8,13 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlip_model.evaluation.hico import evaluate_hico
-from rlip_model.evaluation.hico_classes import (
-    CLASSES,
-    SETTINGS,
-    class_numbers,
-    possible_interactions,
-    split,
-)
+from rlip_model.evaluation.hico_classes import CLASSES, SETTINGS, class_numbers, possible_interactions, split
 from rlip_model.evaluation.open_images import OpenImagesSettings, evaluate_open_images
 from rlip_model.evaluation.suppression import unsuppressed
 from rlip_model.evaluation.vcoco import Actions, Role, evaluate_vcoco

@@ -5,7 +5,7 @@ Scores are equal only between images: the order of equal scores within an image 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,28 +53,24 @@ def repeated(images: Sequence[Any], counts: Array) -> list[Any]:
     return [image for image, count in zip(images, counts, strict=True) for _ in range(count)]
 
 
-def hold_equal(found: dict[str, float], expected: dict[str, float]) -> None:
-    assert found.keys() == expected.keys()
-    assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-12, nan_ok=True)
+def check_resampled(images: Sequence[Any], evaluate: Callable[[Sequence[Any]], Any], *split: ClassSplit) -> None:
+    scores = evaluate(images)
+    for counts in draws(len(images)):
+        found, expected = (
+            each.summary(*split) for each in (scores.resampled(counts), evaluate(repeated(images, counts)))
+        )
+        assert found.keys() == expected.keys()
+        assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-12, nan_ok=True)
 
 
 def test_hico() -> None:
-    images = distinct_scenes(0)
     settings = HicoSettings(np.ones((PREDICATES, OBJECTS)))
-    scores = evaluate_hico(images, settings)
-    for counts in draws(len(images)):
-        expected = evaluate_hico(repeated(images, counts), settings).summary(SPLIT)
-        hold_equal(scores.resampled(counts).summary(SPLIT), expected)
+    check_resampled(distinct_scenes(0), lambda images: evaluate_hico(images, settings), SPLIT)
 
 
 def test_open_images() -> None:
-    images = distinct_scenes(1)
     settings = OpenImagesSettings(OBJECTS, PREDICATES)
-    scores = evaluate_open_images(images, settings)
-    for counts in draws(len(images)):
-        hold_equal(
-            scores.resampled(counts).summary(), evaluate_open_images(repeated(images, counts), settings).summary()
-        )
+    check_resampled(distinct_scenes(1), lambda images: evaluate_open_images(images, settings))
 
 
 def test_vcoco() -> None:
@@ -85,8 +81,9 @@ def test_vcoco() -> None:
         if counts.any():
             expected, found = evaluate_vcoco(repeated(images, counts), ACTIONS), scores.resampled(counts)
             assert found.agent_mean() == pytest.approx(expected.agent_mean(), abs=1e-12)
-            assert found.role_precisions(1) == pytest.approx(expected.role_precisions(1), abs=1e-12, nan_ok=True)
-            assert found.role_precisions(2) == pytest.approx(expected.role_precisions(2), abs=1e-12, nan_ok=True)
+            for which in (1, 2):
+                precisions = pytest.approx(expected.role_precisions(which), abs=1e-12, nan_ok=True)
+                assert found.role_precisions(which) == precisions
             assert found.positives.tolist() == expected.positives.tolist()
 
 
@@ -94,11 +91,8 @@ def test_visual_genome() -> None:
     rng = np.random.default_rng(3)
     images = [graph_scene(rng, str(number)) for number in range(30)]
     given = {"num_objects": OBJECTS, "num_predicates": PREDICATES, "zero_shot": np.array([[1, 2, 3], [2, 2, 1]])}
-    scores = evaluate_graphs(images, "sgcls", **given)
-    assert scores.pair_accuracy
-    for counts in draws(len(images)):
-        expected = evaluate_graphs(repeated(images, counts), "sgcls", **given)
-        hold_equal(scores.resampled(counts).summary(), expected.summary())
+    assert evaluate_graphs(images, "sgcls", **given).pair_accuracy
+    check_resampled(images, lambda images: evaluate_graphs(images, "sgcls", **given))
 
 
 @pytest.mark.parametrize("measure", [eleven_point, coco_point, area])
@@ -107,11 +101,9 @@ def test_every_average_precision_of_repeated_detections(measure) -> None:
     rng = np.random.default_rng(4)
     images = 20
     blocks = [(rng.integers(0, 3, 4), rng.integers(0, 4, 8), rng.permutation(12)[:8] / 12) for _ in range(images)]
-    claims = [rng.choice([NO_MATCH, 0, 1, 2, 3], 8) for _ in range(images)]
-    claims = [
-        np.where(own[claim] == classes, claim, NO_MATCH)
-        for claim, (own, classes, _) in zip(claims, blocks, strict=True)
-    ]
+    drawn = [rng.choice([NO_MATCH, 0, 1, 2, 3], 8) for _ in range(images)]
+    both = zip(drawn, blocks, strict=True)
+    claims = [np.where(own[claim] == classes, claim, NO_MATCH) for claim, (own, classes, _) in both]
 
     def scores(counts: Array) -> ClassScores:
         tally = Tally()

@@ -4,22 +4,13 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from rlip_model.training.annotations import (
-    MISSING_OBJECT,
-    SceneAnnotation,
-    SceneObject,
-    SceneRelation,
-    SceneTargets,
-    label_scene,
-)
+from rlip_model.training import annotations
+from rlip_model.training.annotations import MISSING_OBJECT, SceneObject, SceneRelation, SceneTargets
 
 CHANNELS = ("red", "green", "blue")
-RELATIONS = (
-    SceneRelation(0, 1, "left of"),
-    SceneRelation(1, 2, "near"),
-    SceneRelation(2, 0, "on"),
-    SceneRelation(0, 1, "near"),
-    SceneRelation(1, 3, "looking at"),
+RELATIONS = tuple(
+    SceneRelation(*relation)
+    for relation in ((0, 1, "left of"), (1, 2, "near"), (2, 0, "on"), (0, 1, "near"), (1, 3, "looking at"))
 )
 
 
@@ -40,8 +31,8 @@ def scenes(draw: st.DrawFn) -> tuple[Image.Image, SceneTargets]:
         pixels[y : y + high, x : x + wide, channel] = 255
     names = (*CHANNELS, MISSING_OBJECT)
     objects = [SceneObject(*item) for item in zip(range(4), names, (*places, (0, 0, 0, 0)), strict=True)]
-    graph = SceneAnnotation("drawn", tuple(objects), RELATIONS)
-    return Image.fromarray(pixels), label_scene(graph, width, height, 100)
+    graph = annotations.SceneAnnotation("drawn", tuple(objects), RELATIONS)
+    return Image.fromarray(pixels), annotations.label_scene(graph, width, height, 100)
 
 
 def said(targets: SceneTargets) -> set[tuple[str, str, str]]:

@@ -31,12 +31,8 @@ def scene(objects: int, relations: list[Relation], missing: bool = False) -> Sce
 def read(found: LabelledTriplets) -> list[tuple[int, int, frozenset[int]]]:
     """Subject, object and relations of each triplet."""
     triplets = found.triplets
-    rows = zip(
-        triplets.subject_labels.tolist(),
-        triplets.object_labels.tolist(),
-        triplets.relation_labels.tolist(),
-        strict=True,
-    )
+    columns = (triplets.subject_labels, triplets.object_labels, triplets.relation_labels)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     return [(subject, object_, frozenset(word for word in range(3) if row[word])) for subject, object_, row in rows]
 
 
@@ -59,8 +55,7 @@ def test_as_many_as_there_is_room_for(case: tuple[int, list[Relation]], most: in
     positives = [row for row in rows if row[2]]
     assert rows[: len(positives)] == positives
     assert len(positives) == min(len(related), most)
-    assert len(rows) == min(len(related) + len(others), most)
-    assert len({row[:2] for row in rows}) == len(rows)
+    assert len({row[:2] for row in rows}) == len(rows) == min(len(related) + len(others), most)
     assert {row[:2] for row in rows[len(positives) :]} <= others
     for subject, object_, words in positives:
         assert words == {word for *pair, word in relations if pair == [subject, object_]}

@@ -1,5 +1,6 @@
 """Parts of a training: rates, averages, metrics, batches, checkpoints."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,22 +15,16 @@ from rlip_model.targets import Triplets
 from rlip_model.training import state as module
 from rlip_model.training.batches import TrainingExample, collate
 from rlip_model.training.ema import EMA
+from rlip_model.training.meter import StepMeter
 from rlip_model.training.optimisation import freeze, make_optimizer, set_rates
 from rlip_model.training.sampling import Texts
 from rlip_model.training.state import Checkpoints, Position, TrainingState, read_state
-from tests.rlip_model.training.worlds import network
-
-
-def rates(options: Optimisation, steps: int) -> list[float]:
-    return [
-        options.factor(epoch * steps + step, epoch, step / steps)
-        for epoch in range(options.epochs)
-        for step in range(steps)
-    ]
+from tests.rlip_model.training.worlds import ToyFeed, network
 
 
 def test_the_rate_drops_one_step_late_as_published() -> None:
-    factors = rates(Optimisation(epochs=4, lr_drop=2), steps=3)
+    options = Optimisation(epochs=4, lr_drop=2)
+    factors = [options.factor(step, step // 3, step % 3 / 3) for step in range(12)]
     assert factors == pytest.approx([1.0] * 7 + [0.1] * 5)
 
 
@@ -48,11 +43,8 @@ def test_every_trainable_parameter_has_one_group() -> None:
     grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     set_rates(optimizer, 0.1)
-    assert [(len(group["params"]) > 0, group["lr"]) for group in optimizer.param_groups] == [
-        (True, pytest.approx(0.1)),
-        (True, pytest.approx(0.05)),
-        (False, pytest.approx(0.025)),
-    ]
+    assert [len(group["params"]) > 0 for group in optimizer.param_groups] == [True, True, False]
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.05, 0.025])
 
 
 def test_freezing_means_whole_names() -> None:
@@ -61,21 +53,15 @@ def test_freezing_means_whole_names() -> None:
         freeze(model, ("text",))
     freeze(model, ("encoder",))
     still = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
-    assert "text_encoder" in still
-    assert "encoder" not in still
-
-
-def moved(network: nn.Linear, value: float) -> None:
-    with torch.no_grad():
-        network.weight.fill_(value)
+    assert {"text_encoder", "encoder"} & still == {"text_encoder"}
 
 
 def test_the_average_of_parameters_follows_them() -> None:
     network = nn.Linear(1, 1, bias=False)
-    moved(network, 0.0)
+    torch.nn.init.zeros_(network.weight)
     ema, expected = EMA(network, decay=0.3), 0.0
     for update, value in enumerate((1.0, 2.0, -4.0, 8.0, 1.0), 1):
-        moved(network, value)
+        torch.nn.init.constant_(network.weight, value)
         ema.update()
         decay = min(0.3, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * value
@@ -96,14 +82,31 @@ def example(name: str, height: int, width: int, pairs: int = 1) -> TrainingExamp
 def test_images_are_padded_right_and_below() -> None:
     wide, high = example("wide", 4, 9), example("high", 7, 5)
     batch = collate([wide, high], TEXTS, skipped=1)
-    assert batch.pixel_values.shape == (2, 3, 7, 9)
-    assert len(batch) == 2
-    assert batch.skipped == 1
+    assert (batch.pixel_values.shape, len(batch), batch.skipped) == ((2, 3, 7, 9), 2, 1)
     for image, each in enumerate((wide, high)):
         _, rows, columns = each.pixel_values.shape
         assert torch.equal(batch.pixel_values[image, :, :rows, :columns], each.pixel_values)
         assert (~batch.padding[image]).sum() == rows * columns
         assert torch.equal(batch.padding[image], (batch.pixel_values[image] == 0).all(0))
+
+
+def test_metrics_are_means_since_the_last_reading() -> None:
+    (batch,) = next(ToyFeed(1, batch=3)._endless(0, 0))
+    weight = torch.zeros(1)
+    optimizer = torch.optim.SGD(
+        [{"params": [weight], "lr": 0.25, "name": "rest"}, {"params": [], "lr": 1.0, "name": "text"}]
+    )
+    meter = StepMeter(total=10)
+    for loss in (1.0, 4.0):
+        meter.add([replace(batch, skipped=1), batch], {"loss": torch.tensor(loss)}, torch.tensor(2 * loss))
+    first = meter.read(1, 2, optimizer)
+    expected = {"event": "step", "epoch": 2, "step": 2, "steps": 10, "loss": 2.5, "gradient_norm": 5.0, "skipped": 2}
+    assert {name: first[name] for name in expected} == expected
+    assert first["lr_rest"] == 0.25
+    assert "lr_text" not in first  # it trains nothing
+    meter.add([replace(batch, skipped=2), batch], {"loss": torch.tensor(7.0)}, torch.tensor(1.0))
+    second = meter.read(1, 3, optimizer)
+    assert (second["loss"], second["skipped"]) == (7.0, 4)  # images are counted since the start
 
 
 def saved(checkpoints: Checkpoints, step: int, best: bool = False) -> Path:
@@ -126,15 +129,22 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     assert RTagger.from_pretrained(tmp_path / "best").config.num_queries == 8
 
 
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
-    position, tensors = read_state(saved(Checkpoints(tmp_path), 7))
+def test_what_was_saved_comes_back_and_damage_is_named(tmp_path: Path) -> None:
+    folder = saved(Checkpoints(tmp_path), 7)
+    position, tensors = read_state(folder)
     assert position == Position(step=7)
     assert torch.equal(tensors["exp_avg.x"], torch.tensor([7.0, 7.0]))
+    (folder / "optimizer.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="step-00000007"):
+        read_state(folder)
 
 
 def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "checkpoints" / ".writing-abc"  # of a killed process
+    left.mkdir(parents=True)
     checkpoints = Checkpoints(tmp_path)
     good = saved(checkpoints, 1)
+    assert not left.exists()
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -144,17 +154,3 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytes
         saved(checkpoints, 2)
     assert checkpoints.latest() == good.resolve()
     assert steps(tmp_path) == [1]
-
-
-def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
-    left = tmp_path / "checkpoints" / ".writing-abc"
-    left.mkdir(parents=True)
-    saved(Checkpoints(tmp_path), 1)
-    assert not left.exists()
-
-
-def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
-    folder = saved(Checkpoints(tmp_path), 1)
-    (folder / "optimizer.safetensors").write_bytes(b"cut")
-    with pytest.raises(CheckpointError, match="step-00000001"):
-        read_state(folder)

@@ -54,10 +54,8 @@ def test_names_and_boxes_have_to_be_right() -> None:
 def area_under_the_curve(confidences: list[float], right: list[bool], total: int) -> float:
     """By the definition: over every threshold, what recall gains times the best precision at that recall or more."""
     order = sorted(range(len(right)), key=lambda i: -confidences[i])
-    points = []
-    for cut in range(1, len(order) + 1):
-        kept = sum(right[i] for i in order[:cut])
-        points.append((kept / total, kept / cut))
+    kept = [sum(right[i] for i in order[:cut]) for cut in range(1, len(order) + 1)]
+    points = [(found / total, found / cut) for cut, found in enumerate(kept, 1)]
     area, before = 0.0, 0.0
     for recall, _ in points:
         area += (recall - before) * max(precision for at, precision in points if at >= recall)

@@ -22,16 +22,9 @@ COLOURS = ("red", "green", "blue")
 TEXTS = Texts((*COLOURS, "no objects"), ("left of", "right of"))
 SIDE = 64
 SMALLER = {
-    "swin_embed_dim": 6,
-    "swin_heads": (1, 1, 2, 2),
-    "swin_depths": (1, 1, 1, 1),
-    "encoder_layers": 2,
-    "fusion_interval": 1,
-    "decoder_layers": 2,
-    "num_points": 2,
-    "num_queries": 8,
-    "drop_path": 0.0,
-}
+    "swin_embed_dim": 6, "swin_heads": (1, 1, 2, 2), "swin_depths": (1, 1, 1, 1), "encoder_layers": 2,
+    "fusion_interval": 1, "decoder_layers": 2, "num_points": 2, "num_queries": 8, "drop_path": 0.0,
+}  # fmt: skip
 WORDS = (*TEXTS.objects, *TEXTS.relations, "one two three four five six seven eight")
 
 

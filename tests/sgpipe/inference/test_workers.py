@@ -48,9 +48,7 @@ def test_an_invalid_network_is_one_line(drawn_run: Path, config: PredictConfig, 
 
 def test_more_workers_than_cpus_are_refused_instead_of_waiting(drawn_run: Path, config: PredictConfig) -> None:
     row_groups = list_row_groups(drawn_run) * 4
-    with pytest.raises(
-        UserError, match=r"no room for 4 workers: each needs CPU 1, GPU 0, .* have CPU 2, GPU 0; lower --workers"
-    ):
-        list(predict(replace(config, workers=4), row_groups))
-    with pytest.raises(UserError, match=r"no room for 2 workers: each needs CPU 1, GPU 1, .* have CPU 2, GPU 0;"):
-        list(predict(replace(config, workers=2, gpus=1, device="auto"), row_groups))
+    for workers, gpus, device in ((4, 0, "cpu"), (2, 1, "auto")):
+        reason = rf"no room for {workers} workers: each needs CPU 1, GPU {gpus}, .* have CPU 2, GPU 0;"
+        with pytest.raises(UserError, match=reason):
+            list(predict(replace(config, workers=workers, gpus=gpus, device=device), row_groups))

@@ -8,7 +8,7 @@ from sgpipe.miniworld.captions import WORDINGS, SceneCaption, canonical_caption,
 from sgpipe.miniworld.relations import SPLITS, Statement
 from sgpipe.miniworld.scene import Scene, random_scene
 from sgpipe.recipe import PairConfig, ParseConfig
-from sgpipe.records import Box, Caption, Record
+from sgpipe.records import Box, Caption, Record, Triplet
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.parse.stage import CaptionParser
 from sgpipe.utils.lemmas import verb_lemma
@@ -24,12 +24,8 @@ def train_scenes() -> list[Scene]:
 @pytest.fixture(scope="module")
 def sentences() -> Sentences:
     scenes = [random_scene(21, split, number) for split in SPLITS for number in range(60)]
-    return [
-        (scene, caption) for scene in scenes for caption in scene_captions(scene, np.random.default_rng(scene.number))
-    ]
-
-
-_VERBS = {"lay on": "lie on"}  # the learned parser's lemma
+    captions = [(scene, scene_captions(scene, np.random.default_rng(scene.number))) for scene in scenes]
+    return [(scene, caption) for scene, own in captions for caption in own]
 
 
 def lemma(statement: Statement) -> Statement:
@@ -48,33 +44,25 @@ def understood(sentences: Sentences, request: pytest.FixtureRequest) -> list[set
         Record("1", "coco", "val", "1.jpg", 9, 9, objects, [Caption(c.text)], triplets=triplets)
         for (_, c), triplets in zip(sentences, parser.parse(c.text for _, c in sentences), strict=True)
     ]
-    return [
-        {
-            (str(t.subject_category), _VERBS.get(t.predicate_lemma, t.predicate_lemma), str(t.object_category))
-            for t in record.triplets
-        }
-        for record in pair(records)
-    ]
+    return [{statement(triplet) for triplet in record.triplets} for record in pair(records)]
 
 
-def test_sentences_are_understood_as_they_are_meant(sentences: Sentences, understood: list[set[Statement]]) -> None:
-    wrong = [
-        caption.text
-        for (scene, caption), statements in zip(sentences, understood, strict=True)
-        if statements != {lemma(scene.statement(fact)) for fact in caption.facts}
-    ]
+def statement(found: Triplet) -> Statement:
+    verb = "lie on" if found.predicate_lemma == "lay on" else found.predicate_lemma  # the learned parser's lemma
+    return str(found.subject_category), verb, str(found.object_category)
+
+
+def test_sentences_are_true_and_understood_as_they_are_meant(
+    sentences: Sentences, understood: list[set[Statement]]
+) -> None:
+    wrong, false = [], []
+    for (scene, caption), statements in zip(sentences, understood, strict=True):
+        assert set() < set(caption.facts) <= set(scene.facts)
+        if statements != {lemma(scene.statement(fact)) for fact in caption.facts}:
+            wrong.append(caption.text)
+        if not statements <= {lemma(scene.statement(fact)) for fact in scene.facts}:
+            false.append(caption.text)
     assert len(wrong) <= 0.02 * len(sentences), wrong
-
-
-def test_sentences_are_true(sentences: Sentences, understood: list[set[Statement]]) -> None:
-    for scene, caption in sentences:
-        assert caption.facts
-        assert set(caption.facts) <= set(scene.facts)
-    false = [
-        caption.text
-        for (scene, caption), statements in zip(sentences, understood, strict=True)
-        if not statements <= {lemma(scene.statement(fact)) for fact in scene.facts}
-    ]
     assert len(false) <= 0.01 * len(sentences), false
 
 
@@ -90,21 +78,13 @@ def test_every_composed_fact_is_stated_and_captions_are_distinct(sentences: Sent
     assert len(sentences) > 4.8 * len(by_scene)
 
 
-def test_wordings_vary(sentences: Sentences) -> None:
-    texts = [caption.text for _, caption in sentences]
-    for words in (" is ", "there is ", " by ", " while ", " and ", " with ", "an umbrella", "another "):
-        assert any(words in f"{text} " or text.startswith(words) for text in texts), words
-    assert any(len(caption.facts) == 2 for _, caption in sentences)
-
-
 def test_canonical_captions(train_scenes: list[Scene]) -> None:
     said = set()
-    for scene in train_scenes:
-        for fact in scene.facts:
-            caption = canonical_caption(scene, fact)
-            assert caption.facts == (fact,)
-            assert WORDINGS[fact.predicate].participle in caption.text
-            said.add(caption.text)
+    for own, fact in ((scene, fact) for scene in train_scenes for fact in scene.facts):
+        caption = canonical_caption(own, fact)
+        assert caption.facts == (fact,)
+        assert WORDINGS[fact.predicate].participle in caption.text
+        said.add(caption.text)
     examples = {"a man riding a horse", "a cup on a table", "a woman holding an umbrella"}
     assert examples | {"a dog chasing another dog"} <= said
     assert not any("a umbrella" in text or "an dog" in text for text in said)

@@ -1,4 +1,4 @@
-"""Scenes: deterministic, inside the image, of their split, and every relation looks as it says."""
+"""Scenes: inside the image, of their split, and every relation looks as it says."""
 
 from collections import Counter
 from itertools import combinations
@@ -6,18 +6,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from sgpipe.miniworld import relations
 from sgpipe.miniworld.actors import TOPS, Actor, Bond, Extent, SceneGroup, random_actor
-from sgpipe.miniworld.relations import (
-    COMPOSITIONAL,
-    CONVERSE,
-    PREDICATES,
-    RULES,
-    SPLITS,
-    CompositionRule,
-    Statement,
-    closure,
-    statements_of,
-)
+from sgpipe.miniworld.relations import COMPOSITIONAL, RULES, SPLITS, CompositionRule, Statement, closure, statements_of
 from sgpipe.miniworld.scene import APART, GROUP_GAP, Scene, random_group, random_scene, relate, stays_apart
 
 CASES = [(rule, statement) for rule in RULES for statement in rule.statements]
@@ -96,9 +87,7 @@ def pair(distance: float, kinds: tuple[str, str] = ("chair", "dog"), rise: float
 
 def test_only_related_things_may_be_near_above_or_below_each_other() -> None:
     near = pair(0.1)
-    assert not stays_apart(near)
-    assert not stays_apart(pair(-0.3))
-    assert stays_apart(pair(APART + 0.01))
+    assert [stays_apart(each) for each in (near, pair(-0.3), pair(APART + 0.01))] == [False, False, True]
     near.bonds.append(Bond(0, "next to", 1))
     assert stays_apart(near)
     bird = pair(-0.3, ("chair", "bird"), rise=2.0)
@@ -143,10 +132,10 @@ def test_compositional_statements_never_occur_in_train_or_val_but_their_words_do
     assert {word for statement in statements_of(COMPOSITIONAL) for word in statement} <= words
 
 
-@pytest.mark.parametrize("predicate", CONVERSE)
-def test_a_converse_implies_the_relation_it_comes_from(predicate: str) -> None:
-    assert ("dog", CONVERSE[predicate], "car") in closure(("car", predicate, "dog"))
-    assert ("car", predicate, "dog") in closure(("dog", CONVERSE[predicate], "car"))
+def test_a_converse_implies_the_relation_it_comes_from() -> None:
+    for predicate, converse in relations.CONVERSE.items():
+        assert ("dog", converse, "car") in closure(("car", predicate, "dog"))
+        assert ("car", predicate, "dog") in closure(("dog", converse, "car"))
 
 
 @pytest.fixture(scope="module")
@@ -154,30 +143,12 @@ def scenes() -> list[Scene]:
     return [random_scene(7, split, number) for split in SPLITS for number in range(120)]
 
 
-def signature(scene: Scene) -> tuple[object, ...]:
-    return (
-        scene.facts,
-        tuple((thing.kind, thing.look, thing.at, thing.posture) for thing in scene.things),
-        tuple((placed.at, placed.scale, placed.mirrored) for placed in scene.placed),
-        (scene.width, scene.height, scene.horizon, scene.indoors, scene.background_seed),
-    )
-
-
-def test_a_scene_depends_on_seed_split_and_number_only() -> None:
-    backwards = [signature(random_scene(3, "train", number)) for number in (4, 3, 2)]
-    forwards = [signature(random_scene(3, "train", number)) for number in (2, 3, 4)]
-    assert backwards[::-1] == forwards
-    others = [random_scene(4, "train", 2), random_scene(3, "val", 2), random_scene(3, "train", 5)]
-    assert all(signature(other) != forwards[0] for other in others)
-
-
 def test_facts_relate_things_of_the_scene_and_belong_to_its_split(scenes: list[Scene]) -> None:
     for scene in scenes:
-        allowed = {statement for composed in statements_of(scene.split) for statement in closure(composed)}
+        allowed = stated(scene.split)
         assert scene.facts
         for fact in scene.facts:
-            assert fact.subject != fact.object
-            assert 0 <= min(fact.subject, fact.object) <= max(fact.subject, fact.object) < len(scene.things)
+            assert 0 <= min(fact.subject, fact.object) < max(fact.subject, fact.object) < len(scene.things)
             assert scene.statement(fact) in allowed
         composed = {scene.statement(fact) for fact in scene.facts if not fact.implied}
         assert composed <= statements_of(scene.split)
@@ -202,7 +173,7 @@ def test_groups_are_inside_the_image_and_apart(scenes: list[Scene]) -> None:
 def test_scenes_are_varied(scenes: list[Scene]) -> None:
     train = [scene for scene in scenes if scene.split == "train"]
     predicates = Counter(fact.predicate for scene in train for fact in scene.facts)
-    assert set(predicates) == set(PREDICATES)
+    assert set(predicates) == set(relations.PREDICATES)
     assert len({(scene.width, scene.height) for scene in train}) >= 5
     assert len({thing.kind for scene in train for thing in scene.things}) == 15
     assert {scene.indoors for scene in train} == {True, False}

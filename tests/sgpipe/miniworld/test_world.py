@@ -52,15 +52,12 @@ def test_the_same_numbers_give_the_same_bytes(world: Path, tmp_path: Path) -> No
 
 def test_fewer_images_are_a_prefix(world: Path, tmp_path: Path) -> None:
     render_dataset(tmp_path, 5, 3, "train")
-    whole = contents(world / "train")
-    part = contents(tmp_path)
-    names = [f"images/{file_name('train', number)}" for number in range(5)]
-    assert sorted(name for name in part if name.startswith("images/")) == names
-    assert all(part[name] == whole[name] for name in names)
+    whole = contents(world / "train" / "images")
+    assert contents(tmp_path / "images") == {name: whole[name] for name in (file_name("train", n) for n in range(5))}
     first = {image_id("train", number) for number in range(5)}
-    for name, key in (("instances.json", "annotations"), ("captions.json", "annotations")):
-        items = load(world / "train", name)[key]
-        assert load(tmp_path, name)[key] == [item for item in items if item["image_id"] in first]
+    for name in ("instances.json", "captions.json"):
+        items = load(world / "train", name)["annotations"]
+        assert load(tmp_path, name)["annotations"] == [item for item in items if item["image_id"] in first]
     assert load(tmp_path, "scene_graphs.json") == load(world / "train", "scene_graphs.json")[:5]
 
 
@@ -69,15 +66,14 @@ def test_the_coco_reader_reports_no_problem(world: Path, split: str) -> None:
     folder = world / split
     detections, _ = read_coco(folder / "instances.json", folder / "captions.json", dataset="coco", split=split)
     records = [record for table in detections.tables() for record in from_table(table)]
-    assert not detections.problems.total()
-    assert len(records) == 10
+    assert (detections.problems.total(), len(records)) == (0, 10)
     for record in records:
         assert record.ok
-        assert record.objects
         assert 1 <= len(record.captions) <= 5
         open_row_image({split: folder / "images"}, record)
-    boxes = sum(len(record.objects) for record in records)
-    assert boxes == len(load(folder, "instances.json")["annotations"])
+    boxes = [len(record.objects) for record in records]
+    assert min(boxes) > 0
+    assert sum(boxes) == len(load(folder, "instances.json")["annotations"])
 
 
 def test_categories_have_the_ids_of_coco(world: Path) -> None:
@@ -93,14 +89,11 @@ def test_scene_graphs_have_the_boxes_of_the_instances_and_relations_between_them
     expected = {item["id"]: (item["image_id"], names[item["category_id"]], *item["bbox"]) for item in instances}
     found = {}
     for graph in load(world / split, "scene_graphs.json"):
-        own = {
-            item["object_id"]: (graph["image_id"], *(item[key] for key in ("names", "x", "y", "w", "h")))
-            for item in graph["objects"]
-        }
+        keys = ("names", "x", "y", "w", "h")
+        own = {item["object_id"]: (graph["image_id"], *map(item.get, keys)) for item in graph["objects"]}
         found |= own
-        assert graph["relationships"]
-        for relation in graph["relationships"]:
-            assert {relation["subject_id"], relation["object_id"]} <= own.keys()
+        ends = {relation[end] for relation in graph["relationships"] for end in ("subject_id", "object_id")}
+        assert set() < ends <= own.keys()
     assert found == expected
 
 
@@ -124,27 +117,24 @@ def test_an_interrupted_dataset_is_not_there_and_the_same_call_renders_it(world:
     assert contents(tmp_path) == {f"set/{name}": content for name, content in contents(world / "val").items()}
 
 
-@pytest.mark.parametrize(("images", "seed", "split"), [(11, 3, "val"), (9, 3, "val"), (10, 4, "val"), (10, 3, "train")])
-def test_another_set_is_refused_and_a_complete_one_left_alone(world: Path, images: int, seed: int, split: str) -> None:
+def test_another_set_is_refused_and_a_complete_one_left_alone(world: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (world / "val").rglob("*")}
-    with pytest.raises(UserError, match=r"another set of the miniworld \(images 10, seed 3, split val, captions 5\)"):
-        render_dataset(world / "val", images, seed, split)
+    for other in ((11, 3, "val"), (9, 3, "val"), (10, 4, "val"), (10, 3, "train")):
+        with pytest.raises(UserError, match=r"another set .* \(images 10, seed 3, split val, captions 5\)"):
+            render_dataset(world / "val", *other)
     assert not render_dataset(world / "val", 10, 3, "val")
     assert {path: path.stat().st_mtime_ns for path in (world / "val").rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    ("images", "seed", "split", "message"),
-    [
+def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
+    for images, seed, split, message in (
         (0, 0, "val", "cannot render 0 images"),
         (10**7, 0, "val", "expected 1 to 1,000,000"),
         (1, -1, "val", "seed -1"),
         (1, 0, "test", "no split 'test': expected one of train, val, test-compositional"),
-    ],
-)
-def test_invalid_arguments_are_refused(images: int, seed: int, split: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message):
-        render_dataset(tmp_path / "new", images, seed, split)
+    ):
+        with pytest.raises(UserError, match=message):
+            render_dataset(tmp_path / "new", images, seed, split)
     assert not (tmp_path / "new").exists()
 
 
