@@ -13,8 +13,10 @@ from typer.testing import CliRunner, Result
 
 from rlip_model.evaluation.hico_classes import possible_interactions
 from sgpipe.cli.main import app
+from sgpipe.evaluation.label_quality import label_quality, label_report
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.vocabulary import category_names
+from sgpipe.storage.run_folder import GroundTruth
 from tests.sgpipe.stats.runs import make_shards
 
 PERSON, BIKE = {"bbox": [0, 0, 9, 9], "category_id": 1}, {"bbox": [50, 50, 59, 59], "category_id": 2}
@@ -30,11 +32,8 @@ def annotated(name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE) -> dic
 
 
 def predicted(name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE, **more: Any) -> dict[str, Any]:
-    return {
-        "file_name": name,
-        "predictions": [PERSON, BIKE],
-        "hoi_prediction": [relation(verb, **{"score": 0.9, **more})],
-    }
+    found = [relation(verb, **{"score": 0.9, **more})]
+    return {"file_name": name, "predictions": [PERSON, BIKE], "hoi_prediction": found}
 
 
 def run(folder: Path, benchmark: str, contents: dict[str, Any], *options: str, json_file: bool = True) -> Result:
@@ -211,15 +210,10 @@ def test_runs_are_compared(tmp_path: Path, command: list[str], measure: str) -> 
     assert 0 < low < own["difference"] < high < 1
     assert own["shown"] is True
     few = shards(tmp_path / "few", lambda _: True, 10)
-    result = evaluate(*options, str(few))
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "images on one side only" in result.stderr
+    assert "images on one side only" in refused(evaluate(*options, str(few)))
 
 
 def test_labels_of_resampled_images_beside_runs_in_which_they_are_repeated(tmp_path: Path) -> None:
-    from sgpipe.evaluation.label_quality import label_quality, label_report
-    from sgpipe.storage.run_folder import GroundTruth
-
     def quality(folder: Path, drawn: list[int]) -> Any:
         rng = np.random.default_rng(1)
         shift, confidence = rng.random(6) < 0.4, rng.random((6, 3))

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from sgpipe.errors import UserError
 from sgpipe.generation import engine
@@ -90,12 +89,6 @@ def test_no_pool_is_larger_than_its_work_and_none_can_grow(machines: list[tuple[
     left = cpus - sum(pool.actors * pool.resources.cpus for pool in planned)
     assert left >= 0
     assert all(pool.actors == units or pool.resources.cpus > left for pool in planned)
-
-
-@pytest.mark.parametrize("gpus", [1.5, 2.1])
-def test_parts_of_several_gpus_are_refused(gpus: float) -> None:
-    with pytest.raises(ValidationError, match="a part of one GPU"):
-        Resources(gpus=gpus)
 
 
 @pytest.fixture

@@ -88,9 +88,7 @@ def made(coco, models, tmp_path_factory) -> Path:
 @pytest.fixture
 def parent(made, tmp_path_factory, ran) -> Path:
     """A copy of it, which a test may damage."""
-    copy = tmp_path_factory.mktemp("copy") / "run"
-    shutil.copytree(made, copy)
-    return copy
+    return shutil.copytree(made, tmp_path_factory.mktemp("copy") / "run")
 
 
 HIGHER = {"tag.threshold": 0.3}

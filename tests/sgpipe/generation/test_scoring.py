@@ -21,7 +21,6 @@ from tests.clip_checkpoints import make_open_clip
 from tests.endpoint_server import EndpointServer, scripted
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run
-from tests.vlm_checkpoints import make_vlm
 
 YES = math.exp(-0.25) / (math.exp(-0.25) + math.exp(-1.5))
 
@@ -196,13 +195,3 @@ def test_a_run_can_have_both_scores_but_none_twice(flat: Path, model: Path, tmp_
     assert not any((tmp_path / "twice").glob("data/*"))
     again = score(tmp_path / "both", tmp_path / "twice", "--model", model)
     assert "already has CLIP's score (column clip_score)" in again.stderr
-
-
-def test_a_local_model_gives_the_same_scores_every_time(flat: Path, tmp_path: Path) -> None:
-    model = make_vlm(tmp_path / "vlm", "smolvlm")
-    for name in ("first", "second"):
-        result = score(flat, tmp_path / name, "--by", "vlm", "--model", model, "--device", "cpu")
-        assert result.exit_code == 0, result.output
-    first, second = (column(tmp_path / name, "vlm_score") for name in ("first", "second"))
-    assert first == second
-    assert [[each is None for each in row] for row in first] == [[False] * 2, [False], [False] * 2, [], [True], [True]]

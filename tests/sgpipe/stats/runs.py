@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import shard_name, write_shard
-from tests.sgpipe.training.data.runs import make_records
+from sgpipe.storage.shards import write_shard
+from tests.sgpipe.training.data.runs import cut_shards, make_records
 
 PERSON, DOG, CUP = Box("person", 1, (10, 10, 40, 80)), Box("dog", 2, (60, 40, 50, 40)), Box("cup", 3, (30, 30, 10, 10))
 
@@ -31,12 +31,8 @@ def make_shards(root: Path, records: Sequence[Record], rows: int = 200) -> Path:
     """A run without images."""
     root.mkdir(parents=True)
     manifest = Manifest.create(root, {"name": "drawn", "fingerprint": "drawn"})
-    for split in dict.fromkeys(record.split for record in records):
-        members = [record for record in records if record.split == split]
-        for start in range(0, len(members), rows):
-            part = members[start : start + rows]
-            name = shard_name(split, start, start + len(part))
-            manifest.commit(write_shard(root, name, split, start, part, {}))
+    for shard in cut_shards(records, rows):
+        manifest.commit(write_shard(root, *shard, {}))
     return root
 
 

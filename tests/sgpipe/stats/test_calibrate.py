@@ -165,11 +165,9 @@ def test_a_calibration_fits_its_own_tagger(calibrated):
     with pytest.raises(UserError, match="does not fit there, whose confidences are of another tagger"):
         calibration.check_run({"fingerprint": "other"}, "there")
     tagger = {"tagger": "sha256:1", "short_side": 96, "long_side": 144, "group_size": 100, "threshold": 0.1, "chunk": 4}
-    of_run = {
-        "identity": {"scored": 1},
-        "origin": [{"tag": tagger, "pair": {"candidates": "captions", "restrict": "pair"}}],
-    }
-    other = calibration.model_copy(update={"tagger": dict(tagger, candidates="captions", restrict="pair")})
+    pair = {"candidates": "captions", "restrict": "pair"}
+    of_run = {"identity": {"scored": 1}, "origin": [{"tag": tagger, "pair": pair}]}
+    other = calibration.model_copy(update={"tagger": tagger | pair})
     del other.tagger["threshold"], other.tagger["chunk"]
     other.check_run(of_run, "here")
     with pytest.raises(UserError, match="short_side: 97 in the calibration, 96 now"):

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.stats.certificates import Round, evaluate, gains, most_errors, plan_round
-from sgpipe.stats.certify import Group, extend
+from sgpipe.stats.certificates import Round, evaluate, gains, most_errors
+from sgpipe.stats.certify import extend
 from sgpipe.storage.index import open_run
 from sgpipe.storage.judgements import CERTIFICATE, JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.storage.manifest import Manifest
@@ -101,26 +101,6 @@ def test_a_set_is_reached_only_after_the_stricter_ones():
     assert (
         evaluate([dataclasses.replace(round_, start=None, capital=0.0)], [900, 1800, 10800], 0.9, 0.95).tested is None
     )
-
-
-@pytest.mark.parametrize("kind", ["constant", "half", "none", "good"])
-def test_scores_of_any_kind_divide_relations(kind):
-    rng = np.random.default_rng(0)
-    scores = {"constant": np.ones(900), "none": np.full(900, np.nan), "good": rng.random(900)}.get(
-        kind, rng.random(900)
-    )
-    if kind == "half":
-        scores[::2] = np.nan
-    group = Group.divide(None, np.arange(900), np.linspace(0, 1, 900), scores, True)
-    assert group.sizes == [900]
-    assert len(group.level) == {"constant": 1, "none": 1, "good": 8, "half": 9}[kind]
-    left = np.bincount(group.cells).astype(float)
-    assert left.sum() == 900
-    planned = plan_round([], group.level, group.scores, left, group.sizes, 0.95, 0.95)
-    assert planned is not None
-    weight = planned[0].weight
-    assert weight.min() > 0.3  # nothing is left out
-    assert (np.ptp(weight) == 0) == (kind in ("constant", "none"))
 
 
 @pytest.fixture(scope="module")

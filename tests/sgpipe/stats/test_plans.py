@@ -7,7 +7,6 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +16,7 @@ from sgpipe.stats.judgements import JudgementMeasures, measure_judgements
 from sgpipe.stats.plans import MARGIN, draw, judgements_needed, measure_plan, next_question
 from sgpipe.storage.index import open_run
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, PlannedQuestion, PlanStratum, SamplingPlan
+from tests.sgpipe.stats import judging
 from tests.sgpipe.stats.judging import judge
 from tests.sgpipe.stats.runs import make_shards, scene
 
@@ -39,16 +39,10 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def population():
+def population(run):
     """The relations as a table."""
-    with duckdb.connect() as connection:
-        connection.execute("""create table hits (split text, image_id text, subject int, object int, predicate text,
-            confidence float, subject_category text, object_category text)""")
-        rows = [
-            ("val", image, 0, 1, predicate, confidence, "person", "dog") for image, predicate, confidence in RELATIONS
-        ]
-        connection.executemany("insert into hits values (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        yield lambda query, values: connection.execute(query, values).fetchall(), "select * from hits", ()
+    with open_run(run) as database:
+        yield database.index.rows, judging.RELATIONS, ()
 
 
 @pytest.fixture

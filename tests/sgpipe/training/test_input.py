@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from rlip_model.training import state
 from sgpipe.cli.main import app
-from tests.sgpipe.training.trainings import command, different, make_run, steps, training, weights
+from tests.sgpipe.training.trainings import command, different, training, weights
 
 
 def invoke(run: Path, out: Path, *more: str, kind: str = "tagger", **changes: Any) -> Result:
@@ -97,14 +97,3 @@ def test_a_training_resumes_after_a_full_disk(
     monkeypatch.undo()
     training(drawn_run, tmp_path / "out")
     assert not different(weights(tmp_path / "out"), weights(trained_tagger))
-
-
-def test_unreadable_images_are_skipped_and_counted(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    images = sorted((tmp_path / "drawn" / "images").iterdir())
-    images[0].write_bytes(b"no image")
-    images[5].unlink()
-    training(run, tmp_path / "out")
-    skipped = [row["skipped"] for row in steps(tmp_path / "out")]
-    assert skipped == sorted(skipped)
-    assert (skipped[2], skipped[-1]) == (2, 4)  # each image once per epoch

@@ -1,6 +1,7 @@
-"""Trainings with one process, by epochs and by steps: their files, how they resume, and what they refuse."""
+"""Trainings with one process: their files, how they resume, what they refuse, and their plan."""
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from rlip_model.model import ParSeDA, RTagger
+from rlip_model.model import RTagger
 from rlip_model.training.loop import Trainer
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import DetectConfig, TagConfig
@@ -19,16 +20,22 @@ from sgpipe.records import Pair
 from sgpipe.stages.detect import load
 from sgpipe.stages.tag.stage import TagStage
 from sgpipe.storage.shards import iter_records
+from sgpipe.training import plan
 from sgpipe.training.job import _BOX_PARTS
 from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe
+from sgpipe.utils.gpu import MemoryFullError
 from tests.sgpipe.training.trainings import (
+    BATCH,
     EPOCHS,
+    IMAGES,
+    QUIET,
     SIZES,
     STEPS,
     curve,
     different,
     make_run,
+    recipe,
     steps,
     training,
     weights,
@@ -142,17 +149,6 @@ def test_shards_may_move_but_not_change(drawn_run: Path, tmp_path: Path, killed_
         training(make_run(tmp_path, seed=1), tmp_path / "out")
 
 
-def test_before_the_first_checkpoint_all_settings_may_change(
-    drawn_run: Path, tmp_path: Path, killed_at: Callable[[int], None]
-) -> None:
-    killed_at(1)
-    with pytest.raises(KilledError):
-        training(drawn_run, tmp_path / "out")
-    killed_at(0)
-    training(drawn_run, tmp_path / "out", "pretrain", model__config={**SIZES, "num_queries": 20})
-    assert ParSeDA.from_pretrained(tmp_path / "out" / "last").config.num_queries == 20
-
-
 def test_other_folders_are_refused(drawn_run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, not a folder"):
@@ -247,3 +243,37 @@ def test_a_compiler_that_fails_within_a_step_ends_the_training_with_a_remedy(
     monkeypatch.setattr(Trainer, "fit", fail)
     with pytest.raises(EngineError, match=r"within a step \(no such size and a.*\); with workers.compile=false"):
         training(drawn_run, tmp_path / "out")
+
+
+def test_a_plan_has_the_steps_of_the_training_and_keeps_nothing(
+    drawn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = plan.plan_training(recipe(drawn_run, optimisation__accumulate=2), QUIET, steps=2)
+    assert (found.steps, found.images, found.batch, found.part) == (STEPS, IMAGES, BATCH, BATCH // 2)
+    assert (found.measured_steps, found.fitting, found.gpus) == (2, 1, 0)
+    assert found.seconds == STEPS * found.step_seconds > 0
+    assert 0 < found.memory < found.device_memory
+    assert list(tmp_path.iterdir()) == []
+    shared = plan.plan_training(recipe(drawn_run, workers__count=2), QUIET, steps=1)
+    assert (shared.steps, shared.workers, shared.part) == (STEPS, 2, BATCH // 2)
+    assert plan.plan_training(recipe(drawn_run, optimisation__steps=7), QUIET, steps=1).steps == 7
+    with pytest.raises(UserError, match="a batch of 4 cannot be divided evenly between 3 workers"):
+        plan.plan_training(recipe(drawn_run, workers__count=3), QUIET)
+
+
+@pytest.mark.parametrize("fits", [2, 4, 8])
+def test_parts_are_halved_until_they_fit(drawn_run: Path, monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+    whole = plan.run_job
+
+    def run_job(job: Any, show: Any) -> None:
+        if job.recipe.optimisation.accumulate < fits:
+            raise MemoryFullError("full")
+        whole(job, show)
+
+    monkeypatch.setattr(plan, "run_job", run_job)
+    if fits > BATCH:
+        with pytest.raises(UserError, match="full"):
+            plan.plan_training(recipe(drawn_run), QUIET, steps=1)
+    else:
+        assert plan.plan_training(recipe(drawn_run), QUIET, steps=1).accumulate == fits

@@ -336,14 +336,7 @@ def test_people_who_agree(client):
     assert client.get("/api/plans/p").json()["alpha"] == said
 
 
-@pytest.mark.parametrize("body", ["", "[]", "{", '{"id": NaN}', '"x"'])
-def test_bodies_that_are_no_json_objects_are_refused(client, body):
-    response = client.post("/api/judgements", content=body, headers={"content-type": "application/json"})
-    assert response.status_code == 400
-
-
-def test_what_a_plan_did_not_ask_about_is_no_answer_to_it(client):
-    plan(client, id="p", kind="search", search="predicate=near", count=5)
-    stored = send(client, "1", plan="p", judgement="right")
-    assert (stored["plan"], stored["stratum"]) == (None, None)
-    assert client.get("/api/plans/p").json()["precision"]["judged"] == 0
+def test_bodies_that_are_no_json_objects_are_refused(client):
+    for body in ("", "[]", "{", '{"id": NaN}', '"x"'):
+        response = client.post("/api/judgements", content=body, headers={"content-type": "application/json"})
+        assert response.status_code == 400

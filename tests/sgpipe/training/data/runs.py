@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
@@ -68,21 +68,25 @@ def make_run(
     folder = images or root / "images"
     for place in (root, folder):
         place.mkdir(parents=True, exist_ok=True)
-    splits = list(dict.fromkeys(record.split for record in records))
-    header = {"fingerprint": "drawn", "images": {split: str(folder) for split in splits}, **(run or {})}
+    header = {"fingerprint": "drawn", "images": {record.split: str(folder) for record in records}, **(run or {})}
     manifest = Manifest.create(root, header)
-    for split in splits:
-        members = [record for record in records if record.split == split]
-        for start in range(0, len(members), rows):
-            part = members[start : start + rows]
-            name = shard_name(split, start, start + len(part))
-            contents = [spoilt.get(record.image_id, image(record)) for record in part] if embedded else None
-            manifest.commit(write_shard(root, name, split, start, part, {}, contents))
+    for shard in cut_shards(records, rows):
+        contents = [spoilt.get(record.image_id, image(record)) for record in shard[-1]] if embedded else None
+        manifest.commit(write_shard(root, *shard, {}, contents))
     for record in records if not embedded else ():
         content = spoilt.get(record.image_id, image(record))
         if content is not None:
             (folder / record.file_name).write_bytes(content)
     return ShardsConfig(shards=root)
+
+
+def cut_shards(records: Sequence[Record], rows: int) -> Iterator[tuple[str, str, int, list[Record]]]:
+    """The name, the split, the first row and the records of each shard."""
+    for split in dict.fromkeys(record.split for record in records):
+        members = [record for record in records if record.split == split]
+        for start in range(0, len(members), rows):
+            part = members[start : start + rows]
+            yield shard_name(split, start, start + len(part)), split, start, part
 
 
 def image(record: Record) -> bytes:

@@ -1,6 +1,5 @@
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -151,17 +150,6 @@ def test_a_validation_reads_every_image_once_unchanged(config, world):
     ids = [image_id for share in shares for batch in share for image_id in batch.image_ids]
     assert len(ids) == len(set(ids)) == rows
     assert {tuple(batch.pixel_values.shape[1:]) for share in shares for batch in share if len(batch)} == {(3, 32, 48)}
-
-
-def test_a_gpu_gets_the_same_batches_from_pinned_memory(config, monkeypatch):
-    pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.shape) or tensor)
-    expected = training(feed(config), 3)
-    assert not pinned
-    found = training(replace(feed(config), pinned=True), 3)
-    assert plain_steps(found) == plain_steps(expected)
-    for [batch] in found:
-        assert {batch.pixel_values.shape, batch.padding.shape} <= set(pinned)
 
 
 def test_no_thread_is_left_running(config, monkeypatch):
