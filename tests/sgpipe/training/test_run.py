@@ -41,13 +41,15 @@ from tests.sgpipe.training.trainings import (
     weights,
 )
 
+KillAt = Callable[[int], None]
+
 
 class KilledError(Exception):
     """Stands for a killed process."""
 
 
 @pytest.fixture
-def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+def killed_at(monkeypatch: pytest.MonkeyPatch) -> KillAt:
     """Call it with a step number (from 1) to kill trainings before that step; 0: no longer."""
     whole = Trainer._step
 
@@ -138,7 +140,7 @@ def test_a_training_can_be_extended_and_written_differently(drawn_run: Path, tmp
     assert len(list((tmp_path / "out" / "checkpoints").iterdir())) == 2
 
 
-def test_shards_may_move_but_not_change(drawn_run: Path, tmp_path: Path, killed_at: Callable[[int], None]) -> None:
+def test_shards_may_move_but_not_change(drawn_run: Path, tmp_path: Path, killed_at: KillAt) -> None:
     shutil.copytree(drawn_run, tmp_path / "moved")
     killed_at(5)
     with pytest.raises(KilledError):
@@ -206,25 +208,15 @@ def test_a_training_ends_after_its_steps_and_its_end_is_validated_and_saved(draw
 
 
 @pytest.mark.parametrize(
-    ("kill", "steps_decide"),
-    [
-        (4, False),
-        (3, True),
-        *(pytest.param(*case, marks=pytest.mark.soak) for case in ((1, False), (6, False), (5, True))),
-    ],
+    ("kill", "by"),
+    [(4, "epochs"), (3, "steps"), *(pytest.param(n, "epochs", marks=pytest.mark.soak) for n in (1, 2, 6))],
 )
 def test_a_killed_training_resumes_exactly(
-    drawn_run: Path,
-    trained_tagger: Path,
-    whole: Path,
-    tmp_path: Path,
-    killed_at: Callable[[int], None],
-    kill: int,
-    steps_decide: bool,
+    drawn_run: Path, trained_tagger: Path, whole: Path, tmp_path: Path, killed_at: KillAt, kill: int, by: str
 ) -> None:
     """It restarts, resumes at the beginning of an epoch (4), or in its middle: from a validation, or a checkpoint."""
     by_epochs = {"data__val": validated(drawn_run), "output__checkpoint_every": 2}
-    settings, expected = (by_steps(drawn_run), whole) if steps_decide else (by_epochs, trained_tagger)
+    settings, expected = (by_steps(drawn_run), whole) if by == "steps" else (by_epochs, trained_tagger)
     killed_at(kill)
     with pytest.raises(KilledError):
         training(drawn_run, tmp_path / "out", **settings)
