@@ -14,7 +14,8 @@ import gzip
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,54 +29,25 @@ from sgpipe.stages.pair import (
     stated_predicates,
 )
 from sgpipe.stages.tag.stage import Group, reference_groups
-from tests.parity.refinement import NameFrequencies, keep_known, top_per_pair
 
-PUBLISHED = "RLIPv2_train2017_threshold20_Top2_Tagger2_Noi24_20e_keep_names_freq.json"
-FILES: dict[str, tuple[str, ...]] = {
-    "data/coco_mini/instances_train2017.json": ("images", "annotations", "categories"),
-    "data/coco_mini/instances_val2017.json": ("images", "annotations", "categories"),
-    "data/priors/hico_obj_paraphrase.json": (),
-    "data/priors/o365_obj_paraphrase.json": (),
-    f"data/priors/{PUBLISHED}": ("relationship_freq", "object_freq"),
-    "inputs_scene_graphs.json.gz": (),
-    "inputs_o365style_train.json.gz": ("images", "annotations"),
-    "inputs_o365style_val.json.gz": ("images", "annotations"),
-    "inputs_vg_preprocessed.json.gz": (),
-    "expected_candidates_coco.json.gz": ("expected",),
-    "expected_candidates_o365style.json.gz": ("expected",),
-    "expected_od_vg.json.gz": ("vg_rel_texts_for_hico_objects_nonempty", "expected_candidates_train2017"),
-    "post_inputs.json.gz": (),
-    "post_expected.json.gz": ("dedup", "top2", "ood", "keep_names_freq", "top2_keep_names_freq"),
-}
+PUBLISHED = "RLIPv2_train2017_threshold20_Top2_Tagger2_Noi24_20e_keep_names_freq"
+DATA = ("coco_mini/instances_train2017", "coco_mini/instances_val2017")
+DATA += ("priors/hico_obj_paraphrase", "priors/o365_obj_paraphrase", f"priors/{PUBLISHED}")
+FILES = ("inputs_scene_graphs", "inputs_o365style_train", "inputs_o365style_val", "inputs_vg_preprocessed")
+FILES += ("expected_candidates_coco", "expected_candidates_o365style", "expected_od_vg", "post_inputs", "post_expected")
+Names = tuple[dict[str, int], dict[str, int]]  # predicates and objects, most frequent first, ties in first-seen order
 Check = tuple[str, str, Any, Any]
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The contents of `FILES` by file name, without their suffix.
-
-    Raises:
-        ValueError: a file is missing, not JSON, or not of the form RLIPv2's outputs have.
-    """
-    contents: dict[str, Any] = {}
-    for name, keys in FILES.items():
-        path = find(folder, name)
-        try:
-            with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-                content = json.load(file)
-        except (OSError, EOFError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from None
-        missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-        if missing:
-            raise ValueError(f"{path} has no {missing[0]!r}")
-        contents[path.name.partition(".")[0]] = content
+    """The contents of `FILES` and `DATA` by file name, without their suffix."""
+    data = next((place / "data" for place in folder.parents[:2] if (place / "data").is_dir()), folder)
+    contents = {}
+    for path in (*(folder / name for name in FILES), *(data / name for name in DATA)):
+        zipped = path.with_name(f"{path.name}.json.gz")
+        text = gzip.decompress(zipped.read_bytes()) if zipped.is_file() else path.with_suffix(".json").read_bytes()
+        contents[path.name] = json.loads(text)
     return contents
-
-
-def find(folder: Path, name: str) -> Path:
-    """Where a file is; where it is expected if there is none."""
-    above = [folder / name] if not name.startswith("data/") else [folder.parent / name, folder.parent.parent / name]
-    places = [place for path in above for place in (path, path.with_name(f"{path.name}.gz"))]
-    return next((place for place in places if place.is_file()), places[-2])
 
 
 def checks(files: Mapping[str, Any]) -> Iterator[Check]:
@@ -146,27 +118,68 @@ def post_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
     choices = {
         "dedup": {r.image_id: deduplicate(r.relations, keep_ties=True) for r in records},
         "top2": {r.image_id: top_per_pair(r.relations, 2) for r in records},
-        "ood": {r.image_id: keep_known(r.relations, r.objects, prior) for r in records},
+        "ood": {r.image_id: keep_known(r, prior) for r in records},
     }
     for name, choice in choices.items():
         ours = {image: [ids[id(relation)] for relation in kept] for image, kept in choice.items()}
         yield f"post {name}", f"{sum(map(len, ours.values()))} relations", ours, expected[name]
 
-    counts = NameFrequencies.count(records)
+    counts = count_names(records)
     for record in records:
         record.relations = choices["top2"][record.image_id]
-    top_counts = NameFrequencies.count(records)
-    for name, frequencies in (("keep_names_freq", counts), ("top2_keep_names_freq", top_counts)):
-        size = f"{len(frequencies.predicates)} predicates, {len(frequencies.objects)} objects"
-        yield f"post {name}", size, in_order(frequencies.to_json()), in_order(expected[name])
+    for name, found in (("keep_names_freq", counts), ("top2_keep_names_freq", count_names(records))):
+        size = f"{len(found[0])} predicates, {len(found[1])} objects"
+        yield f"post {name}", size, in_order(as_frequencies(found)), in_order(expected[name])
 
-    fused = NameFrequencies.from_json(files[PUBLISHED.partition(".")[0]]) + counts
-    sums = [len(fused.predicates), len(fused.objects)]
-    sums += [sum(fused.predicates.values()), sum(fused.objects.values())]
-    digest = hashlib.sha1(json.dumps(fused.to_json()).encode()).hexdigest()
+    published = files[PUBLISHED]
+    before = published["relationship_freq"], published["object_freq"]
+    predicates, objects = (
+        dict((Counter(first) + Counter(second)).most_common()) for first, second in zip(before, counts, strict=True)
+    )
+    digest = hashlib.sha1(json.dumps(as_frequencies((predicates, objects))).encode()).hexdigest()
+    sums = [len(predicates), len(objects), sum(predicates.values()), sum(objects.values())]
     theirs = [expected["fused_counts"], expected["fused_top20"], expected["fused_sha1"]]
     size = f"{sums[0]} predicates, {sums[1]} objects"
-    yield "post fused frequencies", size, [sums, list(fused.predicates)[:20], digest], theirs
+    yield "post fused frequencies", size, [sums, list(predicates)[:20], digest], theirs
+
+
+def top_per_pair(relations: Iterable[Relation], k: int) -> list[Relation]:
+    """The `k` most confident relations of each ordered pair of boxes, pair by pair in first-seen order.
+
+    A pair that had more than `k` has them by falling confidence, the earlier first among equals.
+    """
+    pairs: dict[tuple[int, int], list[Relation]] = {}
+    for relation in relations:
+        pairs.setdefault((relation.subject, relation.object), []).append(relation)
+    return [
+        relation
+        for group in pairs.values()
+        for relation in (group if len(group) <= k else sorted(group, key=lambda each: -(each.confidence or 0))[:k])
+    ]
+
+
+def keep_known(record: Record, prior: Prior) -> list[Relation]:
+    """The relations whose predicate the prior has between the classes of their boxes."""
+    names = [box.category for box in record.objects]
+    return [
+        each for each in record.relations if each.predicate in prior.get((names[each.subject], names[each.object]), ())
+    ]
+
+
+def count_names(records: Iterable[Record]) -> Names:
+    """How often each predicate of a relation and the class name of each object occurs."""
+    predicates: Counter[str] = Counter()
+    objects: Counter[str] = Counter()
+    for record in records:
+        objects.update(box.category for box in record.objects)
+        predicates.update(relation.predicate for relation in record.relations)
+    return dict(predicates.most_common()), dict(objects.most_common())
+
+
+def as_frequencies(names: Names) -> dict[str, Any]:
+    """RLIPv2's `keep_names_freq` form."""
+    lists = {"relationship_names": list(names[0]), "object_names": list(names[1])}
+    return {**lists, "relationship_freq": names[0], "object_freq": names[1]}
 
 
 def table_for(match: str, table: Mapping[str, list[str]]) -> Mapping[str, Sequence[str]]:
@@ -296,7 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = parser.parse_args(arguments).folder
     try:
         files = load(folder)
-    except ValueError as error:
+    except (OSError, EOFError, ValueError) as error:
         print(f"not a folder of candidate sets: {error}", file=sys.stderr)
         return 2
     wrong = 0

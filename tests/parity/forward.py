@@ -51,27 +51,25 @@ def check_forward(model: RLIPModel, golden: Golden, report: Report) -> None:
     """Both text paths; on the raw one every intermediate result that the folder holds."""
     inputs = golden.inputs
     labels = model.encode_tokens(inputs["input_ids"], inputs["attention_mask"], golden.num_objects, mask_by_sum=True)
+    expected = golden.tensors("outputs_raw_text.safetensors") | golden.tensors("intermediates.safetensors")
+    compare_known(report, "raw text", golden, forward(model, golden, labels), expected)
+    unmasked = LabelFeatures(labels.features, labels.num_objects)
+    expected = golden.tensors("outputs_encoded_text.safetensors")
+    compare_known(report, "encoded text", golden, forward(model, golden, unmasked), expected)
+
+
+def forward(model: RLIPModel, golden: Golden, labels: LabelFeatures) -> dict[str, Tensor]:
+    """All that a forward pass computes, under the names of the reference files."""
     recorder = Recorder(model)
     run = run_network(model, golden, labels)
     recorder.close()
-    expected = golden.tensors("outputs_raw_text.safetensors")
-    expected.update(golden.tensors("intermediates.safetensors"))
-    found = {**recorder.tensors, **intermediates(model, run, labels), **outputs(run.output)}
-    compare_known(report, "raw text", golden, found, expected)
-
-    unmasked = LabelFeatures(labels.features, labels.num_objects)
-    recorder = Recorder(model)
-    run = run_network(model, golden, unmasked)
-    recorder.close()
-    found = {**recorder.tensors, **intermediates(model, run, unmasked), **outputs(run.output)}
-    compare_known(report, "encoded text", golden, found, golden.tensors("outputs_encoded_text.safetensors"))
+    return {**recorder.tensors, **intermediates(model, run, labels), **outputs(run.output)}
 
 
 def compare_known(
     report: Report, section: str, golden: Golden, found: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> None:
-    """Compare every expected tensor; one that is not computed fails. Pseudo-labels
-    are checked with the losses."""
+    """Compare every expected tensor; one that is not computed fails. Pseudo-labels are checked with the losses."""
     for key, reference in expected.items():
         name = key.removeprefix("inter.").replace("backbone.feat", "feat")
         if name in NOT_THE_NETWORK:

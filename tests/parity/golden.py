@@ -1,9 +1,11 @@
-"""Reference folders of the network: their options, weights and inputs; and comparing with their tensors."""
+"""Reference folders of the network: their options, weights and inputs; and reports of how ours differ from them."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ BASE = "base.json"
 
 class NotGoldenError(Exception):
     """A folder that is not of the form of the reference folders."""
+
+
+BROKEN = (NotGoldenError, OSError, EOFError, ValueError, KeyError, TypeError, IndexError, SafetensorError)
 
 
 @dataclass
@@ -66,7 +71,7 @@ class Golden:
     def json(self, name: str) -> dict[str, Any]:
         """The content of a JSON file of the folder; empty if there is no such file."""
         path = self.folder / name
-        return dict(_json(path)) if path.is_file() else {}
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def build(self) -> RLIPModel:
         """The network that the options and the weights describe, in evaluation mode."""
@@ -79,8 +84,7 @@ class Golden:
         if self.small:
             return {key: value.float() for key, value in self.tensors("weights.safetensors").items()}
         keys = "keys_swint.json" if str(self.options.get("backbone")).startswith("swin") else "keys_r50.json"
-        shapes = _json(self.folder.parent / keys)
-        state = seeded_state(shapes, int(self.options["dec_layers"]))
+        state = seeded_state(json.loads((self.folder.parent / keys).read_text()), int(self.options["dec_layers"]))
         for key, (total, magnitude) in self.meta.get("probe", {}).items():
             found = (float(state[key].sum()), float(state[key].abs().sum()))
             if abs(found[0] - total) > 0.01 or abs(found[1] - magnitude) > 1e-4 * magnitude + 0.01:
@@ -89,23 +93,17 @@ class Golden:
 
     def _text_config(self) -> RobertaConfig | None:
         path = self.folder.parent.parent / "roberta_small" / "config.json"
-        return RobertaConfig(**_json(path)) if self.small and path.is_file() else None
+        return RobertaConfig(**json.loads(path.read_text())) if self.small and path.is_file() else None
 
 
 def open_golden(folder: Path) -> Golden:
-    """Raises NotGoldenError, in one line."""
+    """Raises NotGoldenError or another error of `BROKEN`."""
     for name in ("meta.json", "outputs_raw_text.safetensors"):
         if not (folder / name).is_file():
             raise NotGoldenError(f"{folder} is not a reference folder: it has no {name}")
-    meta = _json(folder / "meta.json")
-    absent = [key for key in ("flags", "obj_texts", "verb_texts") if key not in meta]
-    if absent:
-        raise NotGoldenError(f"{folder}/meta.json has no {', '.join(absent)}")
-    inputs = _tensors(folder, "inputs.safetensors")
-    if not inputs:
-        raise NotGoldenError(f"{folder} is not a reference folder: it has no inputs.safetensors")
+    meta = json.loads((folder / "meta.json").read_text())
     small = (folder / "weights.safetensors").is_file()
-    return Golden(folder, meta, parse_flags(meta["flags"]), small, inputs)
+    return Golden(folder, meta, parse_flags(meta["flags"]), small, _tensors(folder, "inputs.safetensors"))
 
 
 def parse_flags(flags: str) -> dict[str, Any]:
@@ -122,13 +120,6 @@ def parse_flags(flags: str) -> dict[str, Any]:
     return options
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as reason:
-        raise NotGoldenError(f"{path} cannot be read: {reason}") from reason
-
-
 def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """The tensors of a file of a folder; none if there is no such file.
 
@@ -137,19 +128,12 @@ def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     if (folder / BASE).is_file():
-        base = _json(folder / BASE)
+        base = json.loads((folder / BASE).read_text())
         if name in base["without"]:
-            shared = _load(folder / base["folder"] / name)
+            shared = load_file(folder / base["folder"] / name)
             found = {key: value for key, value in shared.items() if key not in base["without"][name]}
     path = folder / name
-    return found | (_load(path) if path.is_file() else {})
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as reason:
-        raise NotGoldenError(f"{path} cannot be read: {reason}") from reason
+    return found | (load_file(path) if path.is_file() else {})
 
 
 @dataclass(frozen=True)
@@ -163,10 +147,14 @@ class Row:
 
 @dataclass
 class Report:
-    """Largest differences, one row per tensor. At paper size the tolerance grows with the value."""
+    """Largest differences, one row per tensor. At paper size the tolerance grows with the value.
+
+    skipped: what is in the reference files and not compared, and why.
+    """
 
     small: bool
     rows: list[Row] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
     def compare(self, section: str, name: str, found: Tensor, expected: Tensor) -> None:
         """NaN in `expected` (groups without pairs) is not compared; NaN in `found` never passes."""
@@ -202,3 +190,34 @@ class Report:
     @property
     def failed(self) -> list[Row]:
         return [row for row in self.rows if not row.within]
+
+
+def compare_folders(command: str, check: Callable[[Path], Report], arguments: Sequence[str]) -> int:
+    """Print the reports of `python -m tests.parity.COMMAND FOLDER`, and return its exit code.
+
+    0: all is within tolerance; 1: something is not, and is listed at the end; 2: not a reference folder.
+    """
+    several = command == "model"
+    if not arguments or arguments[0].startswith("-") or (len(arguments) > 1 and not several):
+        print(f"usage: python -m tests.parity.{command} FOLDER{' [FOLDER ...]' * several}", file=sys.stderr)
+        return 2
+    failed = []
+    for folder in map(Path, arguments):
+        try:
+            report = check(folder)
+        except BROKEN as reason:
+            known = isinstance(reason, NotGoldenError)
+            print(reason if known else f"{folder} is not of the known form: {reason!r}", file=sys.stderr)
+            return 2
+        print(folder)
+        for row in report.rows:
+            mark = "ok" if row.within else "FAIL"
+            print(f"  {mark:4} {row.difference:9.2e} (<= {row.tolerance:.0e})  {row.section}: {row.name}")
+        for place in report.skipped:
+            print(f"  not compared: {place}")
+        for row in report.failed:
+            name = f"{row.section}: {row.name}"
+            failed.append(f"{folder}: {name} ({row.difference:.2e})" if several else name)
+    if failed:
+        print("outside tolerance:\n  " + "\n  ".join(failed))
+    return int(bool(failed))

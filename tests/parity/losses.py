@@ -75,24 +75,14 @@ def training_pass(model: RLIPModel, golden: Golden) -> TrainingPass:
 def criterion_of(options: Mapping[str, Any], tagger: bool) -> DetectionCriterion | TaggerCriterion:
     """The published criterion with the weights of a command line."""
 
-    def number(name: str, default: float) -> float:
-        return float(options.get(name, default))
+    def numbers(*names: str) -> list[float]:
+        return [float(options.get(name, default)) for name, default in zip(names, (1, 1, 2.5, 1), strict=True)]
 
-    weights = LossWeights(
-        number("obj_loss_coef", 1),
-        number("verb_loss_coef", 1),
-        number("bbox_loss_coef", 2.5),
-        number("giou_loss_coef", 1),
-    )
-    no_object = number("eos_coef", 0.1)
+    weights = LossWeights(*numbers("obj_loss_coef", "verb_loss_coef", "bbox_loss_coef", "giou_loss_coef"))
+    no_object = float(options.get("eos_coef", 0.1))
     if tagger:
         return TaggerCriterion(weights, no_object)
-    costs = MatchingCosts(
-        number("set_cost_obj_class", 1),
-        number("set_cost_verb_class", 1),
-        number("set_cost_bbox", 2.5),
-        number("set_cost_giou", 1),
-    )
+    costs = MatchingCosts(*numbers("set_cost_obj_class", "set_cost_verb_class", "set_cost_bbox", "set_cost_giou"))
     quality = bool(options.get("giou_verb_label", False))
     pseudo = quality and bool(options.get("pseudo_verb", False))  # without quality labels it has no effect there
     return DetectionCriterion(costs, weights, quality, pseudo, pseudo_label_gradient=True, no_object_weight=no_object)

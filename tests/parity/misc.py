@@ -1,7 +1,6 @@
 """Compare what is not the network with a reference folder: `python -m tests.parity.misc FOLDER`.
 
-label_merge_and_sampling.json, vg_annotation_to_target.json and evaluators.json. Exit code 0: all equal; 1: something
-is not, and is listed at the end; 2: not such a folder.
+It holds label_merge_and_sampling.json, vg_annotation_to_target.json or evaluators.json.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,7 @@ from rlip_model.targets import Triplets
 from rlip_model.training.annotations import label_scene
 from rlip_model.training.sampling import LabelledBatch, LabelledTriplets, LabelVocabulary, NegativeSampling, merge
 from tests.parity.evaluation import hico, open_images, vcoco
-from tests.parity.golden import NotGoldenError, Report
-from tests.parity.model import print_report
+from tests.parity.golden import NotGoldenError, Report, compare_folders
 from tests.parity.scene_graphs import scene_annotation
 
 STRATEGIES: dict[str, Strategy] = {"freq": "frequency", "random": "uniform"}
@@ -30,17 +27,12 @@ CHECKED = ("label_merge_and_sampling.json", "vg_annotation_to_target.json", "eva
 
 
 def check_folder(folder: Path) -> Report:
-    """Raises NotGoldenError."""
     if not any((folder / name).is_file() for name in CHECKED):
         raise NotGoldenError(f"{folder} is not a reference folder: it has no {' or '.join(CHECKED)}")
     report = Report(small=True)
     for name, check in zip(CHECKED, (check_sampling, check_annotation, check_evaluators), strict=True):
-        path = folder / name
-        if path.is_file():
-            try:
-                check(json.loads(path.read_text()), report)
-            except (ValueError, KeyError) as reason:
-                raise NotGoldenError(f"{path} is not of the known form: {reason!r}") from reason
+        if (folder / name).is_file():
+            check(json.loads((folder / name).read_text()), report)
     return report
 
 
@@ -113,20 +105,8 @@ def check_evaluators(content: dict[str, Any], report: Report) -> None:
     open_images.check_small(content["oi_sgg"], "evaluators, open images", report)
 
 
-def main(arguments: Sequence[str]) -> int:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m tests.parity.misc FOLDER", file=sys.stderr)
-        return 2
-    folder = Path(arguments[0])
-    try:
-        report = check_folder(folder)
-    except NotGoldenError as reason:
-        print(reason, file=sys.stderr)
-        return 2
-    print_report(folder, report)
-    if report.failed:
-        print("outside tolerance:\n  " + "\n  ".join(f"{row.section}: {row.name}" for row in report.failed))
-    return 1 if report.failed else 0
+def main(arguments: list[str]) -> int:
+    return compare_folders("misc", check_folder, arguments)
 
 
 if __name__ == "__main__":

@@ -166,16 +166,12 @@ def generate(model: RTagger, case: Case, tagged: TaggedImage) -> list[Relation]:
 def check_relations(report: Report, case: Case, found: list[Relation]) -> None:
     """Same relations in the same order with running ids; confidences as close as logits."""
     expected = case.annotation["relationships"]
+    keys = ("relationship_id", "predicate", "subject_id", "object_id")
     ours = [
-        {
-            "relationship_id": FIRST_ID + index,
-            "predicate": relation.predicate,
-            "subject_id": FIRST_ID + relation.subject,
-            "object_id": FIRST_ID + relation.object,
-        }
+        (FIRST_ID + index, relation.predicate, FIRST_ID + relation.subject, FIRST_ID + relation.object)
         for index, relation in enumerate(found)
     ]
-    reference = [{key: value for key, value in item.items() if key != "confidence"} for item in expected]
+    reference = [tuple(item[key] for key in keys) for item in expected]
     same = ours == reference
     report.require("generation", f"{case.name}: {len(reference)} relations in order", same)
     if same:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,21 @@ from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.triplets import TripletClasses
 
 
-def pair_image(
-    truth: dict[str, Any], found: dict[str, Any], name: str, triplets: str, num_predicates: int, sparse: bool = False
-) -> EvaluationImage:
+def pair_images(
+    images: Iterable[dict[str, Any]], section: str, triplets: str, num_predicates: int, sparse: bool = False
+) -> list[EvaluationImage]:
     """`triplets`: the key of the true ones; `sparse`: scores are [pair, predicate, score], others 0."""
+    return [_pair_image(image["gt"], image["pred"], section, triplets, num_predicates, sparse) for image in images]
+
+
+def small_set(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The few images of the model's reference folder, in the form of the others."""
+    return [{"gt": truth, "pred": found} for truth, found in zip(content["gts"], content["preds"], strict=True)]
+
+
+def _pair_image(
+    truth: dict[str, Any], found: dict[str, Any], name: str, triplets: str, num_predicates: int, sparse: bool
+) -> EvaluationImage:
     boxes = np.array(found["boxes"], dtype=np.float32).reshape(-1, 4)
     labels = np.array(found["labels"], dtype=int)
     subjects, objects = (np.array(found[key], dtype=int) for key in ("sub_ids", "obj_ids"))

@@ -9,22 +9,19 @@ import numpy as np
 from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import CLASSES, NUM_VERBS, SETTINGS, ClassSplit, class_numbers, split
 from rlip_model.evaluation.suppression import PairSuppression
-from tests.parity.evaluation.compare import Comparison, by_class, compare, need, options_of, stable_settings
-from tests.parity.evaluation.forms import class_table, pair_image
+from tests.parity.evaluation.compare import by_class, compare, options_of, stable_settings
+from tests.parity.evaluation.forms import class_table, pair_images, small_set
 from tests.parity.golden import Report
 
 STABLE = "_stable_sort"
 
 
-def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Comparison) -> None:
-    images = [
-        pair_image(image["gt"], image["pred"], image.get("filename", section), "hois", NUM_VERBS, sparse=True)
-        for image in inputs["images"]
-    ]
+def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report) -> None:
+    images = pair_images(inputs["images"], section, "hois", NUM_VERBS, sparse=True)
     rarity = ClassSplit.from_labels(inputs["rare_triplets"], inputs["non_rare_triplets"])
     divisions: dict[str, ClassSplit] = {name: split(name) for name in SETTINGS}
     divisions.update(dict.fromkeys(("default", "NF", "pair_nms", "known_object"), rarity))
-    for name, figures in stable_settings(report, section, need(expected, "settings", section), STABLE).items():
+    for name, figures in stable_settings(report, section, expected["settings"], STABLE).items():
         setting = name.removesuffix(STABLE)
         if setting not in divisions:
             report.require(section, f"setting {name!r} is unknown", False)
@@ -47,10 +44,7 @@ def figures_of(scores: HicoScores, division: ClassSplit) -> dict[str, Any]:
 
 
 def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
-    images = [
-        pair_image(image["gt"], image["pred"], image.get("filename", section), "hois", NUM_VERBS, sparse=True)
-        for image in case["images"]
-    ]
+    images = pair_images(case["images"], section, "hois", NUM_VERBS, sparse=True)
     options = options_of(case, {"rare", "non", "nms"})
     rarity = split("default")
     if "rare" in options:
@@ -89,10 +83,7 @@ def check_zero_shot_lists(content: dict[str, Any], section: str, report: Report)
 def check_small(content: dict[str, Any], section: str, report: Report) -> None:
     """The few classes and images of the model's reference folder."""
     possible = np.array(content["correct_mat"])
-    images = [
-        pair_image(truth, found, truth["filename"], "hois", len(possible))
-        for truth, found in zip(content["gts"], content["preds"], strict=True)
-    ]
+    images = pair_images(small_set(content), section, "hois", len(possible))
     rarity = ClassSplit.from_labels(content["rare"], content["non_rare"], HicoSettings(possible=possible).classes)
     for name, theirs in content["result"].items():
         suppression = PairSuppression() if name == "nms_True" else None

@@ -6,8 +6,8 @@ from typing import Any
 
 from rlip_model.evaluation.open_images import OpenImagesScores, OpenImagesSettings, evaluate_open_images
 from rlip_model.evaluation.suppression import PairSuppression
-from tests.parity.evaluation.compare import Comparison, by_class, compare, need, options_of, stable_settings
-from tests.parity.evaluation.forms import class_table, pair_image
+from tests.parity.evaluation.compare import by_class, compare, options_of, stable_settings
+from tests.parity.evaluation.forms import class_table, pair_images, small_set
 from tests.parity.golden import Report
 
 STABLE = "_stable_sort"
@@ -20,13 +20,10 @@ def settings_of(name: str, num_objects: int, num_predicates: int) -> OpenImagesS
     return OpenImagesSettings(num_objects, num_predicates, suppression, "repaired" if name == REPAIRED else "published")
 
 
-def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Comparison) -> None:
+def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report) -> None:
     sizes = len(inputs["object_names"]), len(inputs["predicate_names"])
-    images = [
-        pair_image(image["gt"], image["pred"], image.get("filename", section), "rels", sizes[1])
-        for image in inputs["images"]
-    ]
-    for name, figures in stable_settings(report, section, need(expected, "settings", section), STABLE).items():
+    images = pair_images(inputs["images"], section, "rels", sizes[1])
+    for name, figures in stable_settings(report, section, expected["settings"], STABLE).items():
         setting = name.removesuffix(STABLE)
         if setting not in ("default", "nms", REPAIRED):
             report.require(section, f"setting {name!r} is unknown", False)
@@ -51,7 +48,7 @@ def figures_of(scores: OpenImagesScores, settings: OpenImagesSettings) -> dict[s
 def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
     pairs = [scores for image in case["images"] for scores in image["pred"]["verb_scores"]]
     num_predicates = len(pairs[0]) if pairs else LABELS_AT_MOST
-    images = [pair_image(image["gt"], image["pred"], section, "rels", num_predicates) for image in case["images"]]
+    images = pair_images(case["images"], section, "rels", num_predicates)
     setting = "nms" if options_of(case, {"nms"}).get("nms") else "default"
     summary = evaluate_open_images(images, settings_of(setting, LABELS_AT_MOST, num_predicates)).summary()
     theirs = case["expected"]
@@ -61,10 +58,7 @@ def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
 def check_small(content: dict[str, Any], section: str, report: Report) -> None:
     """The few classes and images of the model's reference folder."""
     num_predicates = len(content["preds"][0]["verb_scores"][0])
-    images = [
-        pair_image(truth, found, truth["filename"], "rels", num_predicates)
-        for truth, found in zip(content["gts"], content["preds"], strict=True)
-    ]
+    images = pair_images(small_set(content), section, "rels", num_predicates)
     for name, theirs in content["result"].items():
         settings = settings_of("nms" if name == "nms_True" else "default", LABELS_AT_MOST, num_predicates)
         compare(report, f"{section}, {name}", evaluate_open_images(images, settings).summary(), theirs)

@@ -9,13 +9,13 @@ import numpy as np
 
 from rlip_model.evaluation.vcoco import VcocoScores, evaluate_vcoco
 from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
-from tests.parity.evaluation.compare import Comparison, compare, stable_settings
-from tests.parity.evaluation.forms import pair_image
+from tests.parity.evaluation.compare import compare, stable_settings
+from tests.parity.evaluation.forms import pair_images, small_set
 from tests.parity.evaluation.vcoco_training import VERBS, evaluate_vcoco_training
 from tests.parity.golden import Report
 
 
-def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Comparison) -> None:
+def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report) -> None:
     scores = scores_of(inputs["coco"], inputs["vsrl"], inputs["detections"], dict.fromkeys(inputs["image_ids"]))
     settings = {name: figures for name, figures in expected.items() if name != "env"}
     for name, theirs in stable_settings(report, section, settings, "stable").items():
@@ -85,7 +85,7 @@ def verb(name: str, persons: list[int], labels: list[int], roles: dict[str, list
 
 def check_training(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report) -> None:
     verbs = inputs["verb_classes"]
-    images = [pair_image(image["gt"], image["pred"], section, "hois", len(verbs)) for image in inputs["images"]]
+    images = pair_images(inputs["images"], section, "hois", len(verbs))
     scores = evaluate_vcoco_training(images, np.array(inputs["correct_mat"]), verbs)
     truths = zip(scores.per_class.classes.tolist(), scores.per_class.targets.tolist(), strict=True)
     counts = {verbs[number]: count for number, count in truths}
@@ -95,9 +95,6 @@ def check_training(inputs: dict[str, Any], expected: dict[str, Any], section: st
 
 def check_small(content: dict[str, Any], section: str, report: Report) -> None:
     """The few objects and images of the model's reference folder."""
-    images = [
-        pair_image(truth, found, truth["filename"], "hois", len(VERBS))
-        for truth, found in zip(content["gts"], content["preds"], strict=True)
-    ]
+    images = pair_images(small_set(content), section, "hois", len(VERBS))
     scores = evaluate_vcoco_training(images, np.array(content["correct_mat"]))
     compare(report, section, scores.summary(), content["result"])
