@@ -10,7 +10,7 @@ import yaml
 
 from experiments.measures import of_pairs
 from experiments.plan import Plan, load_plan
-from experiments.report import PAGE, ROOT, TABLES, outcome, report
+from experiments.report import ROOT, TABLES, outcome, report
 from experiments.results import Results
 from experiments.run import Task, open_tasks
 from rlip_model.training.validation import RelationScores
@@ -51,10 +51,10 @@ def plan(**changes):
 
 
 def arm_row(arm, seed, stage, **values):
-    plan_ = Plan.model_validate(plan())
-    stages = plan_.experiments["one"].arms[arm]
-    index = [each.name for each in stages].index(stage)
-    return {"arm": arm, "seed": seed, "stage": stage, "key": plan_.stage_keys(stages, seed)[index], **values}
+    one = Plan.model_validate(plan())
+    stages = one.experiments["one"].arms[arm]
+    keys = dict(zip((each.name for each in stages), one.stage_keys(stages, seed), strict=True))
+    return {"arm": arm, "seed": seed, "stage": stage, "key": keys[stage], **values}
 
 
 def test_the_plan_of_the_project_is_valid_and_its_report_up_to_date():
@@ -70,10 +70,9 @@ def test_a_key_changes_with_everything_that_decides_the_weights():
     longer = Plan.model_validate(plan(networks={"start": {**START, "steps": 3}}))
     assert longer.stage_keys(stages, 0)[0] != first
     assert longer.stage_keys(stages, 0)[1] != second
-    other_labels = Plan.model_validate(plan(sets={**SETS, "labels": {**SETS["labels"], "labels": {}}}))
-    assert other_labels.stage_keys(stages, 0)[0] != first
-    unrelated = Plan.model_validate(plan(sets={**SETS, "correct": {**SETS["correct"], "labels": {}}}))
-    assert unrelated.stage_keys(stages, 0) == [first, second]
+    for name, used in (("labels", True), ("correct", False)):
+        other = Plan.model_validate(plan(sets={**SETS, name: {**SETS[name], "labels": {}}}))
+        assert (other.stage_keys(stages, 0) != [first, second]) == used
     assert Plan.model_validate(plan()).stage_keys(stages, 1)[0] != first
 
 
@@ -154,24 +153,17 @@ def test_a_difference_is_shown_if_both_intervals_exclude_0(differences, images, 
 def test_the_tables_have_every_arm_also_those_that_diverged():
     one = Plan.model_validate(plan())
     rows = [
-        {"labels": "labels", "measures": {"relations": 1234.0, "precision": 0.875}},
         arm_row("both", 0, "first", measures={"seen mAP": 0.5}),
         arm_row("both", 1, "first", measures={"seen mAP": 0.3}),
         arm_row("tagger", 0, "first", diverged="the loss is not finite"),
-        arm_row("tagger", 1, "first", measures={"seen AP": 0.25}, curve=[[1, 0.1], [2, 0.25]], cpu_seconds=1800),
+        arm_row("tagger", 1, "first", measures={"seen AP": 0.25}),
     ]
-    files = report(one, {"one": rows})
-    text = files[TABLES]
-    assert "| labels | 1,234 | 0.875 |" in text
+    text = report(one, {"one": rows})[TABLES]
     assert "| both | 2 of 2 | 0.400 ± 1.271 |  |" in text
     assert "| tagger | 2 of 2, 1 diverged |  | 0.250 |" in text
-    assert "5 results in 0.5 CPU-hours." in text
-    assert "tagger, step 2: 0.250" in files["docs/experiments/one.svg"]
-    assert "experiments/one.svg" in files[PAGE]
-    assert "| arm | seeds |\n|---|---|\n| both | 0 of 2 |\n" in report(one, {"one": []})[TABLES]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_experiments_run_to_the_end_and_once(tmp_path):
     """Sets, labels, a detector, two stages and a curve, each tiny, in processes of their own."""
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan()))
@@ -188,8 +180,8 @@ def test_experiments_run_to_the_end_and_once(tmp_path):
     assert [step for step, _ in curve] == [1, 2]
     assert all({"seen mAP", "unseen mAP"} == row["measures"].keys() for row in rows if row.get("arm") == "both")
     again = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    lines = [line for line in again.stdout.splitlines() if not line.startswith("NOTE: one: code has changed")]
-    assert lines == ["all done"]  # a note: where this clone has changes that are not committed
+    assert again.stdout.splitlines()[-1] == "all done"
+    assert (tmp_path / "results" / "one.jsonl").read_text().count("\n") == len(rows)
 
 
 def test_average_precision_of_resampled_images_is_that_of_the_repeated_images():

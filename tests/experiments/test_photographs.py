@@ -7,23 +7,8 @@ from typing import Any
 
 import pytest
 
-from experiments.photographs import (
-    ANNOTATED,
-    BETWEEN,
-    BETWEEN_FOUND,
-    FOUND,
-    IN_SCOPE,
-    LABELLED,
-    TIMED,
-    VERBS,
-    VERBS_FOUND,
-    Measured,
-    Photographs,
-    count_found,
-    main,
-    measure,
-    read_photographs,
-)
+from experiments import photographs as page
+from experiments.photographs import Measured, Photographs, count_found, measure, read_photographs
 from sgpipe.records import Box, Record, Relation
 
 CLASSES = ["person", "horse", "chair", "dog", "frisbee", "cup", "bottle"]
@@ -47,14 +32,6 @@ RELATIONS = [
 ]
 
 
-def rows() -> list[dict[str, Any]]:
-    keys = ("image_id", "subject_id", "predicate", "object_id")
-    return [
-        dict(zip(keys, (image, number(image, one), verb, number(image, other)), strict=True))
-        for image, one, verb, other in RELATIONS
-    ]
-
-
 def number(image: int, name: str) -> int:
     return 10 * image + [box for box, _ in BOXES[image]].index(name)
 
@@ -62,38 +39,35 @@ def number(image: int, name: str) -> int:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
-    boxes = [
-        {
-            **{"id": number(image, name), "image_id": image, "category_id": 1 + CLASSES.index(name)},
-            **{"bbox": [left, 0, 20, 20], "area": 400, "iscrowd": 0},
-        }
+    boxes: list[dict[str, Any]] = [
+        {"id": number(image, name), "image_id": image, "category_id": 1 + CLASSES.index(name)}
+        | {"bbox": [left, 0, 20, 20], "area": 400, "iscrowd": 0}
         for image, own in BOXES.items()
         for name, left in own
     ]
     images = [{"id": image, "file_name": f"{image}.jpg", "width": 200, "height": 100} for image in BOXES]
     categories = [{"id": 1 + place, "name": name} for place, name in enumerate(CLASSES)]
     captions = [{"image_id": image, "caption": text} for image, texts in CAPTIONS.items() for text in texts]
+    relations = [
+        {"image_id": image, "subject_id": number(image, one), "predicate": verb, "object_id": number(image, other)}
+        for image, one, verb, other in RELATIONS
+    ]
     for name, content in {
         "instances": {"images": images, "annotations": boxes, "categories": categories},
         "captions": {"images": images, "annotations": captions},
-        "relations": rows(),
+        "relations": relations,
     }.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
 
 
 @pytest.fixture(scope="module")
-def photographs(folder: Path) -> Photographs:
-    return read_photographs(*(folder / f"{name}.json" for name in ("instances", "captions", "relations")))
-
-
-@pytest.fixture(scope="module")
-def measured(photographs: Photographs) -> Measured:
-    return measure(photographs)
+def measured(folder: Path) -> Measured:
+    return measure(read_photographs(*(folder / f"{name}.json" for name in ("instances", "captions", "relations"))))
 
 
 @pytest.mark.parametrize(
-    ("candidates", "method", "labelled", "in_scope", "found", "verbs_found"),
+    ("candidates", "method", "labelled", "in_scope", "found", "verbs"),
     [
         ("captions", "all", 3, 2, 2, 2),  # man-horse, dog-man, woman-cup; carrying counts as hold
         ("captions", "overlap", 1, 1, 1, 1),
@@ -103,19 +77,11 @@ def measured(photographs: Photographs) -> Measured:
 )
 @pytest.mark.parametrize("parser", ["rules", "learned"])
 def test_pairs_and_verbs_are_counted_by_parser_candidates_and_method(
-    measured: Measured,
-    parser: str,
-    candidates: str,
-    method: str,
-    labelled: int,
-    in_scope: int,
-    found: int,
-    verbs_found: int,
+    measured: Measured, parser: str, candidates: str, method: str, labelled: int, in_scope: int, found: int, verbs: int
 ) -> None:
-    key = (parser, candidates, method, 2)
-    assert [measured.total(column, *key) for column in (ANNOTATED, VERBS)] == [5, 6]
-    assert [measured.total(column, *key) for column in (LABELLED, IN_SCOPE)] == [labelled, in_scope]
-    assert [measured.total(column, *key) for column in (FOUND, VERBS_FOUND)] == [found, verbs_found]
+    columns = (page.ANNOTATED, page.VERBS, page.LABELLED, page.IN_SCOPE, page.FOUND, page.VERBS_FOUND)
+    totals = [measured.total(column, parser, candidates, method, 2) for column in columns]
+    assert totals == [5, 6, labelled, in_scope, found, verbs]
 
 
 def test_pairs_between_subjects_are_counted_apart() -> None:
@@ -124,17 +90,17 @@ def test_pairs_between_subjects_are_counted_apart() -> None:
     truth = Record("1", "coco", "all", "1.jpg", 50, 50, objects=boxes, relations=[Relation(0, 1, "hold")])
     labels = [Relation(0, 1, "hugging", 1.0), Relation(1, 0, "hugging", 1.0), Relation(0, 2, "with", 1.0)]
     [counts] = count_found(Photographs([truth], ("person", "dog")), [replace(truth, relations=labels)]).tolist()
-    assert counts[FOUND : IN_SCOPE + 1] == [1, 1, 3, 3]
-    assert (counts[BETWEEN_FOUND], counts[BETWEEN]) == (1, 2)
+    assert counts[page.FOUND : page.IN_SCOPE + 1] == [1, 1, 3, 3]
+    assert (counts[page.BETWEEN_FOUND], counts[page.BETWEEN]) == (1, 2)
 
 
 def test_the_page_is_written_from_files_of_any_folder(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.md"
-    out.write_text(f"earlier{TIMED}\nseconds\n")
-    main(truth=folder / "relations.json", out=out)
+    out.write_text(f"earlier{page.TIMED}\nseconds\n")
+    page.main(truth=folder / "relations.json", out=out)
     text = out.read_text()
     assert "earlier" not in text
-    assert text.endswith(f"|\n{TIMED}\nseconds\n")
+    assert text.endswith(f"|\n{page.TIMED}\nseconds\n")
     assert "3 COCO photographs" in text
     assert "| captions | all | 2 | rules | 40.0% (" in text
     assert "| rules | 2 | 3 | 1 | 1 | 1 | 1 |" in text
