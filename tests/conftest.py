@@ -20,7 +20,7 @@ hypothesis.settings.register_profile("sgpipe", deadline=None)  # no test may dep
 hypothesis.settings.load_profile("sgpipe")
 
 INTEGRATION = Path(__file__).parent / "integration"
-LONGEST = {"test_documentation", "test_workers", "test_cluster", "test_notebook", "test_wheel", "test_captioners"}
+LONGEST = {"test_documentation", "test_workers", "test_cluster", "test_notebook", "test_wheel"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects

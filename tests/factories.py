@@ -84,29 +84,24 @@ def make_blip(
     return folder
 
 
-def tiny_config(vocabulary: int, num_queries: int = 40) -> RTaggerConfig:
+def tiny_config(vocabulary: int) -> RTaggerConfig:
     """The configuration of a tiny R-Tagger; see `tiny_sizes`."""
-    return RTaggerConfig(**{**tiny_sizes(vocabulary), "num_queries": num_queries})
+    return RTaggerConfig(**{**tiny_sizes(vocabulary), "num_queries": 40})
 
 
-def make_tagger(folder: Path, texts: Iterable[str], seed: int = 0, num_queries: int = 40) -> RTagger:
-    """Save an untrained R-Tagger that knows the words of `texts`, and return it in evaluation mode.
-
-    The weights depend only on the seed. torch's global random state is left unchanged.
-    """
+def make_tagger(folder: Path, texts: Iterable[str], seed: int = 0) -> RTagger:
+    """Save an untrained R-Tagger that knows the words of `texts`, and return it in evaluation mode."""
     tokenizer = build_tokenizer(texts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tagger = RTagger(tiny_config(len(tokenizer), num_queries)).eval()
+        tagger = RTagger(tiny_config(len(tokenizer))).eval()
     tagger.set_tokenizer(tokenizer)
     tagger.save_pretrained(folder)
     return tagger
 
 
 def untrained_tagger(folder: Path, words: Iterable[str]) -> None:
-    """Save a miniature R-Tagger with random weights. As initialised it would score everything 0.01; its logits are
-    spread out, so that there is something to count.
-    """
+    """Save a miniature R-Tagger with random weights, with spread logits, so that there is something to count."""
     tagger = make_tagger(folder, words)
     with torch.no_grad():
         tagger.scorer.projection.weight.mul_(40.0)

@@ -21,19 +21,14 @@ Triple = tuple[int, str, int]  # indices of objects in their record
 
 @dataclass
 class MarkedWorld:
-    """Images without two alike, in a folder, and what relates their boxes.
-
-    Attributes:
-        truth: by image id.
-        rate: the share of relations in whose place the model states another one. seed: of its errors.
-    """
+    """Images without two alike, in a folder; the model states another relation in place of a share `rate` of them."""
 
     folder: Path
     number: int
     rate: float = 0.0
     seed: int = 0
     records: list[Record] = field(default_factory=list)
-    truth: dict[str, list[Triple]] = field(default_factory=dict)
+    truth: dict[str, list[Triple]] = field(default_factory=dict)  # by image id
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -49,20 +44,6 @@ class MarkedWorld:
                 boxes.append(Box(NAMES[number], number + 1, (float(x), float(y), *size)))
             self.records.append(Record(name, "coco", "val", f"{name}.png", 96, 72, boxes))
             self.truth[name] = [_triple(noise, len(boxes)) for _ in range(noise.randint(0, 5))]
-
-    def options(self) -> list[str]:
-        """The images and their annotations, as options of `sgpipe generate coco`."""
-        annotations = [
-            {"id": 10 * int(record.image_id) + at, "image_id": int(record.image_id), "category_id": box.category_id}
-            | {"bbox": list(box.bbox), "iscrowd": 0}
-            for record in self.records
-            for at, box in enumerate(record.objects)
-        ]
-        images = [{"id": int(r.image_id), "file_name": r.file_name, "width": 96, "height": 72} for r in self.records]
-        categories = [{"id": at, "name": name} for at, name in enumerate(NAMES, 1)]
-        file = self.folder.with_suffix(".json")
-        file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}), "utf-8")
-        return ["--images", str(self.folder), "--annotations", str(file), "--split", "val"]
 
     def stated(self, record: Record) -> list[Triple]:
         """What the model states of an image, the same each time."""

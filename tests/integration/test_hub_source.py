@@ -11,13 +11,15 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.files.object_store import StorePath
-from sgpipe.records import Record
+from sgpipe.storage.shards import iter_records
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
-from tests.integration.faults.runs import rows
 from tests.sgpipe.generation.in_process import without_ray
+from tests.sgpipe.sources.hub.parquet_files import write
 
 IMAGES = 12
 LABELLED = ("--tagger", "MINIWORLD", "--captioner", "MINIWORLD", "--set", "caption.decoding=beam")
+
+pytestmark = pytest.mark.slow
 
 
 def sgpipe(*words: object) -> str:
@@ -39,54 +41,45 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parquet(drawn: Path) -> Path:
     """The same as the hub has it: two files, several row groups, class numbers with names, corners as boxes."""
     annotated = json.loads((drawn / "instances.json").read_text())
-    names = [each["name"] for each in annotated["categories"]]
     numbers = {each["id"]: number for number, each in enumerate(annotated["categories"])}
-    boxes: dict[int, list] = {}
+    objects: dict[int, dict[str, list]] = {}
     for each in annotated["annotations"]:
+        found = objects.setdefault(each["image_id"], {"bbox": [], "category": []})
         x, y, w, h = each["bbox"]
-        boxes.setdefault(each["image_id"], []).append(([x, y, x + w, y + h], numbers[each["category_id"]]))
+        found["bbox"].append([x, y, x + w, y + h])
+        found["category"].append(numbers[each["category_id"]])
     rows = [
         {
             "image": {"bytes": (drawn / "images" / each["file_name"]).read_bytes(), "path": each["file_name"]},
             "image_id": each["id"],
-            "objects": {
-                kind: list(values) for kind, values in zip(("bbox", "category"), zip(*found, strict=True), strict=True)
-            },
+            "objects": objects[each["id"]],
         }
         for each in annotated["images"]
-        if (found := boxes.get(each["id"]))
+        if each["id"] in objects
     ]
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "image_id": datasets.Value("int64"),
-            "objects": {
-                "bbox": datasets.List(datasets.List(datasets.Value("float64"), length=4)),
-                "category": datasets.List(datasets.ClassLabel(names=names)),
-            },
-        }
-    )
-    folder = drawn.parent / "hub"
-    (folder / "data").mkdir(parents=True)
+    classes = datasets.ClassLabel(names=[each["name"] for each in annotated["categories"]])
+    bbox = datasets.List(datasets.Value("float64"), length=4)
+    boxes = {"bbox": datasets.List(bbox), "category": datasets.List(classes)}
+    features = {"image": datasets.Image(), "image_id": datasets.Value("int64"), "objects": boxes}
+    data = drawn.parent / "hub" / "data"
     for number, part in enumerate((rows[:7], rows[7:])):
-        file = folder / "data" / f"train-{number:05d}-of-00002.parquet"
-        datasets.Dataset.from_list(part, features=features).to_parquet(file, batch_size=3)
-    return folder
+        write(data / f"train-{number:05d}-of-00002.parquet", part, datasets.Features(features), batch=3)
+    return data.parent
 
 
 def facts(out: Path) -> dict[str, tuple]:
     """What a run says of each image, by its id: boxes, captions, relations."""
-    return {record.image_id: fact(record) for record in rows(out)}
+    return {
+        record.image_id: (
+            record.status,
+            [(box.category, [round(value, 2) for value in box.bbox]) for box in record.objects],
+            [caption.text for caption in record.captions],
+            [(item.subject, item.predicate, item.object, round(item.confidence, 4)) for item in record.relations],
+        )
+        for record in iter_records(out)
+    }
 
 
-def fact(record: Record) -> tuple:
-    objects = [(box.category, [round(value, 2) for value in box.bbox]) for box in record.objects]
-    captions = [caption.text for caption in record.captions]
-    relations = [(item.subject, item.predicate, item.object, round(item.confidence, 4)) for item in record.relations]
-    return record.status, objects, captions, relations
-
-
-@pytest.mark.slow
 def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(drawn, parquet, tmp_path):
     before = sorted(path.name for path in parquet.rglob("*"))
     said = sgpipe("generate", "hub", "--dataset", parquet, *LABELLED, "--out", tmp_path / "run")
@@ -105,14 +98,11 @@ def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(dra
     dataset = datasets.load_dataset(str(parquet), cache_dir=cache)["train"]
     assert [int(row["image_id"]) for row in labels] == dataset["image_id"][:]
     assert [row["image"].tobytes() for row in labels] == [row["image"].tobytes() for row in dataset]
-    sgpipe("stats", tmp_path / "run", "--sheet", tmp_path / "sheet.png")
-    again = sgpipe("generate", "hub", "--dataset", parquet, *LABELLED, "--out", tmp_path / "run")
-    assert "nothing left to do" in again
+    assert "nothing left to do" in sgpipe("generate", "hub", "--dataset", parquet, *LABELLED, "--out", tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_the_dataset_may_be_in_an_object_store(parquet, store: StorePath, tmp_path):  # noqa: F811 - a fixture
     for path in parquet.rglob("*.parquet"):
         store.put(path.relative_to(parquet).as_posix(), path.read_bytes())
     sgpipe("generate", "hub", "--dataset", store.uri, *LABELLED, "--limit", "4", "--out", tmp_path / "run")
-    assert [record.status for record in rows(tmp_path / "run")] == ["ok"] * 4
+    assert [record.status for record in iter_records(tmp_path / "run")] == ["ok"] * 4

@@ -7,11 +7,7 @@ without it: this test is skipped where it was not run.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +19,13 @@ import pytest
 from sgpipe.export.run import export_run
 from sgpipe.records import Record, Relation
 from sgpipe.sources.label_studio import LabelStudio
+from tests.integration.served import served
 from tests.sgpipe.export.runs import draw_images, imported, records
 from tests.sgpipe.export.test_label_studio import rounded, without_repeated
 from tests.sgpipe.stats.runs import make_shards
 
 INSTALLED = Path(__file__).parents[2] / ".label-studio"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
-START = 240  # attempts, one second apart, to reach the server
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,9 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[httpx.Client]:
     """Label Studio with an empty database, which serves local files below `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shutil.copytree(INSTALLED / "data", folder / "data")
     settings = {
         "BASE_DATA_DIR": folder / "data",
@@ -63,31 +56,13 @@ def server(folder: Path) -> Iterator[httpx.Client]:
         "USER_TOKEN": TOKEN,
         "ENABLE_LEGACY_API_TOKEN": "true",
     }
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "DJANGO"))}
-    environment = clean | {f"LABEL_STUDIO_{name}": str(value) for name, value in settings.items()}
-    program = INSTALLED / "bin/label-studio"
-    command = [program, "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(port)]
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        with httpx.Client(base_url=address, headers={"Authorization": f"Token {TOKEN}"}, timeout=60) as client:
-            _wait(client, process, folder / "server.log")
-            yield client
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _wait(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(START):
-        assert process.poll() is None, log.read_text()
-        try:
-            if client.get("/health").is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(1)
-    pytest.fail(f"Label Studio did not start: {log.read_text()}")
+    environment = {f"LABEL_STUDIO_{name}": str(value) for name, value in settings.items()} | {"PYTHONPATH": ""}
+    program = [INSTALLED / "bin/label-studio", "start", "--no-browser", "--internal-host", "127.0.0.1"]
+    with (
+        served(program, folder / "server.log", environment) as address,
+        httpx.Client(base_url=address, headers={"Authorization": f"Token {TOKEN}"}, timeout=60) as client,
+    ):
+        yield client
 
 
 def answer(response: httpx.Response) -> Any:

@@ -9,15 +9,9 @@ from sgpipe.cli.main import app
 from sgpipe.training.metrics import read_metrics
 
 VALUES = {
-    "annotated": 16,
-    "labelled": 6,
-    "test": 4,
-    "start_steps": 1,
-    "tagger_steps": 2,
-    "pretrain_steps": 2,
-    "steps": 2,
-}
-VALUES |= {"limit_10": 8, "limit_1": 4, "confidence": 0, "kept": 0}
+    "annotated": 16, "labelled": 6, "test": 4, "start_steps": 1, "tagger_steps": 2, "pretrain_steps": 2, "steps": 2,
+    "limit_10": 8, "limit_1": 4, "confidence": 0, "kept": 0,
+}  # fmt: skip
 
 
 def test_the_whole_paper_in_miniature(tmp_path: Path) -> None:

@@ -164,23 +164,23 @@ def test_two_runs_stand_side_by_side_with_what_differs(visit, server):
     shows(page, "#comparison p", "It does not have this image.")
 
 
-@pytest.mark.parametrize("image", ["failed", "evil", "crowd", "smile", "itself", "empty", "boxless", "gone"])
-def test_odd_rows_are_shown(visit, server, image):
-    page = open_image(visit, server, image)
+def test_odd_rows_are_shown(visit, server):
     expected = {
         "failed": "on", "evil": EVIL, "crowd": "near", "smile": "It is annotated", "itself": "holding",
         "empty": "It has no relations: no triplet in the captions.", "boxless": "no objects", "gone": "on",
     }  # fmt: skip
-    mentions(page, "#provenance", expected[image])
-    if image == "failed":
-        shows(page, "#failed", f"The image failed: caption: image cannot be read {EVIL}")
-    if image == "crowd":
-        expect(page.locator(".stage .object")).to_have_count(500)
-    expect(page.locator("#main script")).to_have_count(1)  # the values
-    expect(page.locator("img")).to_have_count(0)
+    for image, text in expected.items():
+        page = open_image(visit, server, image)
+        mentions(page, "#provenance", text)
+        if image == "failed":
+            shows(page, "#failed", f"The image failed: caption: image cannot be read {EVIL}")
+        if image == "crowd":
+            expect(page.locator(".stage .object")).to_have_count(500)
+        expect(page.locator("#main script")).to_have_count(1)  # the values
+        expect(page.locator("img")).to_have_count(0)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (768, "light"), (1280, "dark"), (1920, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_it_fits_and_has_no_accessibility_fault(visit, judging, width, scheme):
     page = open_image(visit, judging, "i0", width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,7 +1,6 @@
 """An object store: a server of moto's that speaks S3."""
 
 import re
-import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +49,6 @@ class Faults:
     """What goes wrong with requests to the server: `fault` gets the method and path of each, and says what."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
         self.fault: Callable[[str, str], str | None] = lambda method, path: None
         self.requests: list[tuple[str, str]] = []
 
@@ -58,7 +56,6 @@ class Faults:
         """A fault is "cut" (half of the body), or a status and a code of S3 ("503 SlowDown")."""
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.requests.append((method, path))
-        time.sleep(self.seconds)
         fault = self.fault(method, path)
         if fault in (None, "cut"):
             body = b"".join(application(environ, start_response))

@@ -97,6 +97,13 @@ class Run:
         return [pid for pid in descendants(self.process.pid) if title in title_of(pid)]
 
 
+def finished(run: Run) -> Run:
+    """Start a run, or start it again, and let it end."""
+    run.start()
+    assert run.wait() == 0, run.said
+    return run
+
+
 def _command(arguments: list[str], environment: dict[str, str], log: str) -> None:
     """The body of the process: as if the shell had started it."""
     os.environ.update(environment)

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
@@ -17,7 +16,8 @@ import pytest
 from packaging.version import Version
 from ray.cluster_utils import Cluster
 
-from tests.integration.faults.runs import Run, assert_whole, descendants, make_dataset, rows
+from tests.endpoint_server import wait_until
+from tests.integration.faults.runs import Run, assert_whole, descendants, finished, make_dataset, rows
 from tests.integration.faults.stage import MARKS, SECONDS
 
 IMAGES = 60
@@ -43,15 +43,10 @@ def finish(run: Run) -> None:
 
     Ray puts the driver on any machine of this address, perhaps on one that is lost; that ends it as SIGTERM does.
     """
-    code = run.wait()
-    if code == 130:
-        run.start()
-        code = run.wait()
-    assert code == 0, run.said
-    whole = Run(run.dataset, run.out.with_name("whole"))
-    whole.start()
-    assert whole.wait() == 0, whole.said
-    assert_whole(run.out, rows(whole.out))
+    if run.wait() == 130:
+        finished(run)
+    assert run.wait() == 0, run.said
+    assert_whole(run.out, rows(finished(Run(run.dataset, run.out.with_name("whole"))).out))
 
 
 @pytest.mark.slow
@@ -94,52 +89,39 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
 
 
 class Machine:
-    """A machine of its own as far as Ray can tell: a home, a folder for sessions, and what `ray start` runs there.
-
-    The path of `folder` must be short: those of sockets have at most 107 characters.
-    """
+    """A machine of its own as far as Ray can tell: a home, and a folder for sessions, whose path must be short."""
 
     def __init__(self, folder: Path, token: str = "") -> None:
-        self.folder, self.log = folder, folder / "ray.log"
-        self.token = folder / "home" / ".ray" / "auth_token"
-        self.token.parent.mkdir(parents=True)
+        self.folder = folder
+        file = folder / "home" / ".ray" / "auth_token"
+        file.parent.mkdir(parents=True)
         if token:
-            self.token.write_text(token)
+            file.write_text(token)
         self.environment = {"HOME": str(folder / "home"), "RAY_TMPDIR": str(folder), "RAY_worker_niceness": "0"}
-        self.processes: list[subprocess.Popen[bytes]] = []
 
     def start_head(self) -> str:
         """HOST:PORT of a cluster that `ray start --head` begins here."""
-        port = free_port()
-        self.ray("start", "--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", "--block")
-        return f"127.0.0.1:{port}"
-
-    def ray(self, *arguments: str) -> None:
-        """Run the `ray` command until it says that it stays."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
         environment |= {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1", **self.environment}
-        command = [str(Path(sys.executable).with_name("ray")), *arguments]
-        with self.log.open("wb") as log:
-            self.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-        end = time.monotonic() + 600
-        while "will now block" not in self.log.read_text():
-            assert self.processes[-1].poll() is None, self.log.read_text()
-            assert time.monotonic() < end, self.log.read_text()
-            time.sleep(0.1)
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={port}", "--num-cpus=1"]
+        log = self.folder / "ray.log"
+        with log.open("wb") as file:
+            self.head = subprocess.Popen(
+                [*command, "--include-dashboard=false", "--block"], env=environment, stdout=file, stderr=file
+            )
+        wait_until(lambda: "will now block" in log.read_text() or self.head.poll() is not None, 600)
+        assert self.head.poll() is None, log.read_text()
+        return f"127.0.0.1:{port}"
 
     def stop(self) -> None:
         """End what was started here, and nothing else of Ray's."""
-        for process in self.processes:
-            for pid in [process.pid, *descendants(process.pid)]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
+        for pid in [self.head.pid, *descendants(self.head.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.head.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

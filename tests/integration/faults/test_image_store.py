@@ -48,7 +48,6 @@ def png(number: int) -> bytes:
 def images(store: StorePath) -> StorePath:
     for number, name in enumerate(NAMES):
         store.put(name, png(number))
-    store.put("deep/notes.txt", b"no image")
     return store
 
 
@@ -70,12 +69,9 @@ def records() -> list[Record]:
     return [Record(name, "coco", "val", name, 20 + number, 10) for number, name in enumerate(NAMES)]
 
 
-def loaded(root: ImageRoot) -> list[Record]:
-    return LoadStage({"val": root}, Resources())(records())
-
-
 def errors(root: ImageRoot) -> dict[str, str]:
-    return {record.image_id: str(record.error) for record in loaded(root) if not record.ok}
+    loaded = LoadStage({"val": root}, Resources())(records())
+    return {record.image_id: str(record.error) for record in loaded if not record.ok}
 
 
 @pytest.fixture(params=["images", "tars"])
@@ -116,7 +112,7 @@ def test_keys_that_expire_end_the_run_resumably(kept: tuple[StorePath, ImageRoot
     left = iter(range(10))
     faults.fault = lambda method, path: None if next(left, None) is not None else fault
     with pytest.raises(EngineError, match=f"{fault[4:]}: as asked for; the keys in the environment"):
-        loaded(root)
+        errors(root)
     faults.fault = lambda method, path: None
     assert errors(root) == {}
 
@@ -147,18 +143,11 @@ def test_the_indexes_travel_with_the_run(tars: StorePath, store: StorePath, tmp_
     folder = RunFolder(tmp_path / "out", labels)
     said = io.StringIO()
     progress = Progress(Console(file=said))
-    (tmp_path / "instances.json").write_text(
-        json.dumps(
-            {
-                "images": [{"id": n, "file_name": name, "width": 20 + n, "height": 10} for n, name in enumerate(NAMES)],
-                "annotations": [],
-                "categories": [{"id": 1, "name": "dog"}],
-            }
-        )
-    )
-    source = SourceConfig.model_validate(
-        {"splits": {"val": {"images": tars.uri, "annotations": tmp_path / "instances.json"}}}
-    )
+    listed = [{"id": n, "file_name": name, "width": 20 + n, "height": 10} for n, name in enumerate(NAMES)]
+    content = {"images": listed, "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    split = {"images": tars.uri, "annotations": tmp_path / "instances.json"}
+    source = SourceConfig.model_validate({"splits": {"val": split}})
     with folder.lock():
         (folder.private / "images-old.arrow").touch()
         roots = open_image_roots(source, folder, progress)

@@ -1,6 +1,5 @@
 """Judging with servers that are killed."""
 
-import http.client
 import json
 import os
 import random
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -32,46 +32,36 @@ RUN = "drawn"
 
 
 class Servers:
-    """Two servers on one run, either of which may be killed."""
+    """Two servers on one run, either of which may be killed: their ports and processes."""
 
     def __init__(self, run: Path) -> None:
         command = [sys.executable, "-m", "tests.integration.faults.judging_server", str(run)]
         self._maker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.running = [self._start(0) for _ in range(2)]
+        self.running = [self._start("0") for _ in range(2)]
 
-    def _start(self, port: int) -> tuple[int, int]:
-        assert self._maker.stdin is not None
-        assert self._maker.stdout is not None
+    def _start(self, port: str) -> list[str]:
         print(port, file=self._maker.stdin, flush=True)
-        port, process = map(int, self._maker.stdout.readline().split())
-        return port, process
+        assert self._maker.stdout is not None
+        return self._maker.stdout.readline().split()
 
     def kill_and_restart(self, number: int) -> None:
         port, process = self.running[number]
-        os.kill(process, signal.SIGKILL)
+        os.kill(int(process), signal.SIGKILL)
         self.running[number] = self._start(port)
 
     def stop(self) -> None:
         for _, process in self.running:
             with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        assert self._maker.stdin is not None
-        self._maker.stdin.close()
-        self._maker.wait()
+                os.kill(int(process), signal.SIGKILL)
+        self._maker.communicate()
 
 
 @pytest.fixture
-def run(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    scenes = getattr(request, "param", IMAGES)
-    records = [plain_record(str(number), "on", (number % 9 + 1) / 10) for number in range(scenes)]
+def servers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Servers]:
+    records = [plain_record(str(number), "on", (number % 9 + 1) / 10) for number in range(request.param)]
     make_run(tmp_path / "run", records)
     Index.open(tmp_path / "run", Progress(Console(quiet=True))).close()
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def servers(run: Path) -> Iterator[Servers]:
-    servers = Servers(run)
+    servers = Servers(tmp_path / "run")
     yield servers
     servers.stop()
 
@@ -84,7 +74,7 @@ class Person(threading.Thread):
         self.acknowledged: list[dict] = []
         self.sent = 0
         self.finished = threading.Event()
-        self._servers = servers
+        self._servers, self._client = servers, httpx.Client(timeout=30)
         self._random = random.Random(name)
 
     def run(self) -> None:
@@ -107,17 +97,12 @@ class Person(threading.Thread):
         """The line as a server has stored it, or what it answers at a path; None: no server has said so."""
         self.sent += 1
         port, _ = self._servers.running[self.sent % 2]  # what one server leaves open is sent to the other
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         try:
-            body, method = (json.dumps(answer), "POST") if answer else (None, "GET")
-            connection.request(method, path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            content = json.loads(response.read())
-        except (OSError, http.client.HTTPException, ValueError):
+            response = self._client.request("POST" if answer else "GET", f"http://127.0.0.1:{port}{path}", json=answer)
+            content = response.json()
+        except (httpx.TransportError, ValueError):
             return None
-        finally:
-            connection.close()
-        assert response.status in (200, 201), content
+        assert response.status_code in (200, 201), content
         return content
 
 
@@ -178,21 +163,22 @@ def judge_through_kills(people: list[Person], servers: Servers, run: Path, kills
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("run", [SCENES], indirect=True)
-def test_fifty_kills_while_three_people_answer_a_certificates_plan(run: Path, servers: Servers) -> None:
+@pytest.mark.parametrize("servers", [SCENES], indirect=True)
+def test_fifty_kills_while_three_people_answer_a_certificates_plan(servers: Servers, tmp_path: Path) -> None:
     people = [Certifier(name, servers) for name in PEOPLE]
     people[0]._post({"kind": "recall", "count": SCENES, "id": "recall"}, "/api/plans")
     Certifier.plan = people[0]._post({"kind": "certificate", "precision": 0.97}, "/api/plans")["plan"]
-    log = judge_through_kills(people, servers, run, FIFTY)
+    log = judge_through_kills(people, servers, tmp_path / "run", FIFTY)
     numbers = [plan.certificate.number for plan in log.plans.values() if plan.certificate]
     assert numbers == list(range(len(numbers)))
     assert log.blind_answers("recall")
-    assert CliRunner().invoke(app, ["certify", str(run), "--precision", "0.97"]).exit_code in (0, 1)
+    assert CliRunner().invoke(app, ["certify", str(tmp_path / "run"), "--precision", "0.97"]).exit_code in (0, 1)
 
 
 @pytest.mark.slow
-def test_kills_of_two_servers_while_three_people_judge(run: Path, servers: Servers) -> None:
+@pytest.mark.parametrize("servers", [IMAGES], indirect=True)
+def test_kills_of_two_servers_while_three_people_judge(servers: Servers, tmp_path: Path) -> None:
     people = [Person(name, servers) for name in PEOPLE]
-    log = judge_through_kills(people, servers, run, KILLS)
+    log = judge_through_kills(people, servers, tmp_path / "run", KILLS)
     found = {(answer.by, state.key): answer.id for state in log.current() for answer in state.judgements}
     assert found == final_answers(people)

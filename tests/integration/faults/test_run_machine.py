@@ -112,9 +112,6 @@ class Runs(RuleBasedStateMachine):
     def has_shards(self) -> bool:
         return (self.out / MANIFEST).exists() and bool(self.committed())
 
-    def is_local(self) -> bool:
-        return self.store is None
-
     def sizes(self) -> dict[str, int]:
         return {path.name: path.stat().st_size for path in (self.out / "data").iterdir()}
 
@@ -168,7 +165,7 @@ class Runs(RuleBasedStateMachine):
             self.label(1)
         self.lost = self.lost and self.is_lost()
 
-    @precondition(is_local)
+    @precondition(lambda self: self.store is None)
     @rule(point=points, moment=moments)
     def start_a_second_writer(self, point: str, moment: int) -> None:
         def write() -> None:
@@ -184,7 +181,7 @@ class Runs(RuleBasedStateMachine):
         self.write(data.draw(st.sampled_from(self.committed())).file, b"cut" if cut else None)
         self.lost = True
 
-    @precondition(lambda self: self.is_local() and self.has_shards())
+    @precondition(lambda self: self.store is None and self.has_shards())
     @rule(data=st.data())
     def flip_a_bit_and_repair(self, data: st.DataObject) -> None:
         shard = self.out / data.draw(st.sampled_from(self.committed())).file
@@ -218,7 +215,7 @@ class Runs(RuleBasedStateMachine):
         before = (self.out / MANIFEST).read_bytes()
         with pytest.raises(UserError):
             self.label(**{"pair.max_pairs": 7})
-        assert not self.is_local() or (self.out / MANIFEST).read_bytes() == before
+        assert self.store is not None or (self.out / MANIFEST).read_bytes() == before
 
     @invariant()
     def committed_rows_are_right(self) -> None:

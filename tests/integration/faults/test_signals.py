@@ -9,7 +9,7 @@ import pytest
 
 from sgpipe.storage.manifest import Manifest
 from tests.endpoint_server import wait_until
-from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
+from tests.integration.faults.runs import Run, assert_whole, finished, make_dataset, rows
 from tests.integration.faults.stage import SECONDS
 
 IMAGES = 60
@@ -37,18 +37,13 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, signals: tu
     assert second.wait() == 2
     assert second.said.startswith(f"error: {run.out} is in use by process {run.process.pid} on ")
     stop(run, *signals)
-    said = run.said.splitlines()[-1]
-    assert said in (f"interrupted. {GO_ON}", *[f"stopped at once. {GO_ON}"] * (len(signals) - 1))
+    endings = ("interrupted.", "stopped at once.")[: len(signals)]
+    assert run.said.splitlines()[-1] in [f"{ending} {GO_ON}" for ending in endings]
     assert "Traceback" not in run.said
     assert not {record.image_id for record in rows(run.out)} - {str(number) for number in range(IMAGES)}
     assert 0 < len(Manifest.load(run.out).shards) < IMAGES
     run.environment = {}
-    run.start()
-    assert run.wait() == 0, run.said
-    whole = Run(run.dataset, tmp_path / "whole")
-    whole.start()
-    assert whole.wait() == 0, whole.said
-    assert_whole(run.out, rows(whole.out))
+    assert_whole(finished(run).out, rows(finished(Run(run.dataset, tmp_path / "whole")).out))
 
 
 @pytest.mark.slow

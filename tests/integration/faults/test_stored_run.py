@@ -1,15 +1,13 @@
 """Runs and models in an object store: every command and reader finds in them what it finds in those of a folder."""
 
-from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from sgpipe.errors import StoreError, UserError
+from sgpipe.errors import UserError
 from sgpipe.files import locations
 from sgpipe.files.object_store import StorePath
 from sgpipe.storage.index import Index, read_embedded, read_record
@@ -23,6 +21,7 @@ from sgpipe.training.recipe import ShardsConfig
 from sgpipe.utils.console import Progress
 from sgpipe.view.search import Filters, search
 from tests.integration.faults.conftest import Faults, sgpipe, upload
+from tests.sgpipe.generation.in_process import without_ray
 from tests.sgpipe.stats.runs import make_shards, scene
 from tests.sgpipe.training import trainings
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
@@ -106,8 +105,7 @@ def test_damage_in_a_store_is_found_and_named(folder: Path, store: StorePath) ->
         assert f"{store.uri}/nothing" in sgpipe(command, f"{store.uri}/nothing", code=2).replace("\n", " ")
 
 
-def test_a_store_that_fails_while_it_is_read_is_one_line(folder: Path, store: StorePath, faults: Faults) -> None:
-    """Also in the middle of a query, where the error passes through DuckDB."""
+def test_a_store_that_fails_during_a_query_is_one_line(folder: Path, store: StorePath, faults: Faults) -> None:
     faults.fault = lambda method, path: "403 AccessDenied" if "labels/run/data/" in path and method == "GET" else None
     assert "AccessDenied" in sgpipe("stats", f"{store.uri}/run", code=1)
 
@@ -148,29 +146,12 @@ def test_steps_of_a_training_are_those_of_the_folder(tmp_path: Path, store: Stor
         assert steps(store.uri, epoch, step) == steps(tmp_path / "run", epoch, step)
 
 
-def failing_after(reads: int) -> Callable[..., bytes]:
-    """`read_range` of a store that fails for good after some reads of shards."""
-    read_range, left = StorePath.read_range, iter(range(10**6))
-
-    def failing(self: StorePath, name: str, *rest: Any) -> bytes:
-        if "data/" in f"{self}/{name}" and next(left) >= reads:
-            raise StoreError("s3://bucket: SlowDown: reduce your rate")
-        return read_range(self, name, *rest)
-
-    return failing
-
-
-@pytest.mark.slow
-def test_models_and_trainings_are_those_of_the_folder(
-    tmp_path: Path, store: StorePath, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A training whose store fails resumes from its last checkpoint."""
+def test_a_network_predicts_what_it_does_in_a_folder(tmp_path: Path, store: StorePath) -> None:
     root = trainings.make_run(tmp_path)
     upload(root, below(store, "run"))
     make_initial_model(trainings.recipe(root, "pretrain").model, ["person", "dog"], 0, tmp_path / "network")
     for file in (tmp_path / "network").iterdir():
         store.put(f"network/{file.name}", file)
-
     predictions = []
     for folder in (str(tmp_path), store.uri):
         model = [f"{folder}/network", "--data", f"{folder}/run", "--device", "cpu"]
@@ -179,13 +160,12 @@ def test_models_and_trainings_are_those_of_the_folder(
         predictions.append(out.read_bytes())
     assert predictions[0] == predictions[1]
 
-    network = {"model.init": f"{tmp_path}/network"}
-    trainings.training(root, tmp_path / "local", "pretrain", **network)
-    stored = {"model.init": f"{store.uri}/network"}
-    with monkeypatch.context() as patched:
-        patched.setattr(StorePath, "read_range", failing_after(3))  # the scan, and the first epoch
-        with pytest.raises(StoreError):
-            trainings.training(store / "run", tmp_path / "stored", "pretrain", **stored)
-    trainings.training(store / "run", tmp_path / "stored", "pretrain", **stored)
-    assert not trainings.different(trainings.weights(tmp_path / "stored"), trainings.weights(tmp_path / "local"))
-    assert f"{store.uri}/run" in (tmp_path / "stored" / "recipe.yaml").read_text()
+
+def test_a_run_in_a_store_is_the_parent_of_another(tmp_path: Path, store: StorePath) -> None:
+    few = ["--set", "source.miniworld.images=4", "--set", "caption.samples=2"]
+    changed = ["--set", "pair.candidates=image", "--set", "tag.threshold=0.3"]
+    with without_ray():
+        sgpipe("generate", "miniworld", *few, "--out", tmp_path / "first", "--store", store.uri)
+        for name, parent in (("here", tmp_path / "first"), ("there", store.uri)):
+            sgpipe("generate", "--from", parent, "--out", tmp_path / name, *changed)
+    assert list(iter_records(tmp_path / "there")) == list(iter_records(tmp_path / "here")) != []

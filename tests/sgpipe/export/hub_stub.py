@@ -51,7 +51,7 @@ class HubStub:
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
-        found = re.match(r"/(?:api/)?(datasets/|models/|)(\w+/[\w-]+)(?:\.git)?(/.*)?$", path)
+        found = re.match(r"/(?:api/)?(datasets/|models/|)([\w-]+/[\w-]+)(?:\.git)?(/.*)?$", path)
         name = found and (found[2] if found[1] == "datasets/" else f"models/{found[2]}")
         if found is None or name not in self.repositories:
             return 404, {"error": "Repository not found"}
@@ -61,7 +61,7 @@ class HubStub:
         """The commit of the repository that a path is in, or the one that the path names."""
         if found := re.search(r"/resolve/([0-9a-f]{40})/", path):
             return found[1]
-        found = re.match(r"/(\w+/[\w-]+)/resolve/", path)
+        found = re.match(r"/([\w-]+/[\w-]+)/resolve/", path)
         return self._sha(f"models/{found[1]}") if found else COMMIT
 
     def _sha(self, name: str) -> str:
@@ -103,7 +103,7 @@ class HubStub:
         tags = ["sgpipe"] if "- sgpipe\n" in card else []
         siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
         described = {"id": name.removeprefix("models/"), "sha": self._sha(name), "siblings": siblings, "tags": tags}
-        described["private"] = self.private[name]
+        described["private"] = self.private.get(name, False)
         return 200, {**described, "downloads": 0, "likes": 0}
 
     def _mode(self, files: dict[str, bytes], path: str) -> dict[str, Any]:
