@@ -74,8 +74,8 @@ def cut(name: str) -> Damage:
     return damage
 
 
-def gone(*names: str) -> Damage:
-    return lambda folder: [(folder / name).unlink() for name in names]
+def gone(name: str) -> Damage:
+    return lambda folder: (folder / name).unlink()
 
 
 def of_nan(folder: Path) -> None:
@@ -91,21 +91,15 @@ def pickled(folder: Path) -> None:
     torch.save({"weight": Malicious(folder.parent / "trace")}, folder / "pytorch_model.bin")
 
 
-def other_tokenizer(folder: Path) -> None:
-    for path in folder.glob("*token*"):
-        path.unlink()
-    for path in folder.glob("vocab*"):
+def without_tokenizer(folder: Path) -> None:
+    for path in (*folder.glob("*token*"), *folder.glob("vocab*")):
         path.unlink()
 
 
-def larger(key: str) -> Damage:
-    def damage(folder: Path) -> None:
-        config = json.loads((folder / CONFIG).read_text())
-        part = config.get("text_config", config) if key == "intermediate_size" else config
-        part[key] += 8
-        (folder / CONFIG).write_text(json.dumps(config))
-
-    return damage
+def of_another_size(folder: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    config.get("text_config", config)["intermediate_size"] += 8
+    (folder / CONFIG).write_text(json.dumps(config))
 
 
 _DAMAGES: tuple[tuple[str, Damage], ...] = (
@@ -114,10 +108,10 @@ _DAMAGES: tuple[tuple[str, Damage], ...] = (
     ("config.json cut short", cut(CONFIG)),
     ("no weights", gone(WEIGHTS)),
     ("weights cut short", cut(WEIGHTS)),
-    ("weights of another size", larger("intermediate_size")),
+    ("weights of another size", of_another_size),
     ("NaN weights", of_nan),
     ("a pickle that executes code", pickled),
-    ("no tokenizer", other_tokenizer),
+    ("no tokenizer", without_tokenizer),
 )  # fmt: skip
 
 CASES = [

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.coco import coco_relations_source
-from sgpipe.sources.hoi import hico_source
+from sgpipe.sources.hoi import hico_source, open_images_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import VisualGenome, pseudo_label_source
 from sgpipe.storage.manifest import Manifest
@@ -28,21 +28,22 @@ NEAR = GRAPH["relationships"][0]
 HICO = "HICO_train2015_00000001.jpg"
 
 
-def source_of(kind: str, folder: Path) -> AnnotationSource:
-    path = folder / "a.json"
-    if kind == "coco-rel":
-        return coco_relations_source(path, folder / "rel.json", "train")
-    if kind == "hico":
-        return hico_source(path, "train")
-    if kind == "rlipv2":
-        return pseudo_label_source(path, folder, "train")
-    return VisualGenome(path, folder, "train").source()
+def source_of(kind: str, path: Path) -> AnnotationSource:
+    sources = {
+        "coco-rel": lambda: coco_relations_source(path, path.parent / "rel.json", "train"),
+        "rlipv2": lambda: pseudo_label_source(path, path.parent, "train"),
+        "vg": lambda: VisualGenome(path, path.parent, "train").source(),
+        "openimages": lambda: open_images_source(path, "train"),
+        "hico": lambda: hico_source(path, "train"),
+        "vcoco": lambda: vcoco_source(path, "train"),
+    }
+    return sources[kind]()
 
 
 def process(folder: Path, kind: str) -> Outcome:
     """The rows and problem counts of the import, in which `sgpipe verify` must find no problems."""
     out = folder / "out"
-    import_annotations(source_of(kind, folder), folder, out, Progress(Console(quiet=True)))
+    import_annotations(source_of(kind, folder / "a.json"), folder, out, Progress(Console(quiet=True)))
     assert verify(out).ok
     counts: Counter[str] = sum((Counter(shard.counts) for shard in Manifest.load(out).shards), Counter())
     problems = {name.removeprefix("problem."): n for name, n in counts.items() if name.startswith("problem.")}

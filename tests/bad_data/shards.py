@@ -130,24 +130,15 @@ def cut(share: float) -> Damage:
     return lambda data: data[: int(len(data) * share)]
 
 
-def flipped(share: float) -> Damage:
-    def damage(data: bytes) -> bytes:
-        at = int(len(data) * share)
-        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-
-    return damage
-
-
 ALL, FIRST_TWO = "^rows 0 1 2 3 4 5$", "^rows 0 1 2 3$"
 
 _SHARDS: tuple[tuple[Any, ...], ...] = (
     ("undamaged", lambda data: data, check, "accepted", ALL),
     *(
         (f"cut to {share:.1%} of its bytes", cut(share), process, kind)
-        for share in (0, 0.001, 0.25, 0.5, 0.75, 0.999)
+        for share in (0, 0.001, 0.5, 0.999)
         for process, kind in ((read, "refused"), (check, "found"))
     ),
-    *((f"a byte flipped at {share:.1%}", flipped(share), check, "found") for share in (0, 0.3, 0.6, 0.999)),
     ("a footer of 2 GB", lambda data: data[:-8] + b"\xff\xff\xff\x7fPAR1", read, "refused"),
     ("a missing column", without_column, read_shard, "refused"),
     ("of a later version", of_a_later_version, read, "refused"),

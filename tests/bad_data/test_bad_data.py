@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import UserError
-from tests.bad_data import annotations, checkpoints, images, imports, recipes, shards
+from tests.bad_data import annotations, checkpoints, images, imports, shards
 from tests.bad_data.case import Case, Outcome
 
-CASES = [case for group in (images, annotations, imports, recipes, checkpoints, shards) for case in group.CASES]
-NAMED = r"a\.json|rel\.json|captions\.json|r\.yaml|key '|captioner|tagger|config\.json|manifest|\.parquet|run"
+CASES = [case for group in (images, annotations, imports, checkpoints, shards) for case in group.CASES]
+NAMED = r"a\.json|rel\.json|captions\.json|captioner|tagger|config\.json|manifest|\.parquet|run"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -1,6 +1,5 @@
 """The models that ship with sgpipe match their recipes, are small, can be loaded, and have a model card."""
 
-import re
 import shutil
 
 import pytest
@@ -23,18 +22,7 @@ from sgpipe.recipe import (
 from sgpipe.training.initial_model import CLASSES
 from tests.sgpipe.generation.in_process import without_ray
 
-MAX_BYTES = 12_000_000
 NETWORKS = ("tagger", "parseda")
-
-
-@pytest.mark.parametrize("name", [*NETWORKS, "detector"])
-def test_networks_are_trained_with_all_wordings_of_captions(name):
-    finite = {name: (wording.finite,) for name, wording in WORDINGS.items() if wording.is_verb}
-    assert network_recipe(name).data.wordings == finite
-
-
-def test_the_parseda_has_the_settings_of_the_detector_from_which_it_starts():
-    assert network_recipe("parseda").model == network_recipe("detector").model
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -43,6 +31,8 @@ def test_a_packaged_network_matches_its_recipe(name):
     network = CLASSES[model.kind].from_pretrained(packaged_model(name))
     assert {key: getattr(network.config, key) for key in model.config} == model.config
     assert trained_sides(str(packaged_model(name))) == (96, 144)
+    finite = {name: (wording.finite,) for name, wording in WORDINGS.items() if wording.is_verb}
+    assert network_recipe(name).data.wordings == finite
     words = network.tokenizer.get_vocab()
     assert {word for name in WORDINGS for word in name.split()} <= words.keys()
 
@@ -86,11 +76,10 @@ def test_a_tagger_that_would_read_images_of_another_size_is_noted():
 
 def test_packaged_models_are_small_and_have_cards():
     folders = [packaged_model(name) for name in ("captioner", *NETWORKS)]
-    assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) < MAX_BYTES
+    assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) < 12_000_000
     for folder in folders:
         card = (folder / "README.md").read_text()
         assert all(heading in card for heading in ("## How it was made", "## How good it is", "## Limits"))
-        assert re.search(r"took [\d,]+ CPU-seconds", card)
 
 
 def test_recipes_refer_to_packaged_models_by_one_word():

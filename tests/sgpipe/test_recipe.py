@@ -26,6 +26,9 @@ def test_overrides_replace_only_their_key():
     assert list(load_recipe("coco", {"source.splits": {"mine": split}}).source.splits) == ["mine"]
 
 
+ALIASES = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]\n" for i in range(6))  # a million
+
+
 @pytest.mark.parametrize(
     ("text", "setting"),
     [
@@ -35,15 +38,21 @@ def test_overrides_replace_only_their_key():
         ("caption: {top_p: 2}", "caption.top_p: .* 1, got 2"),
         ("caption: {scopes: [imag]}", "caption.scopes.0: .*got 'imag'"),
         ("tag: {tagger: 3, threshold: x}", r"tag.tagger.*\(and 1 more\)"),
+        ("tag: {threshold: .nan}", "tag.threshold"),
+        ("tag: {resources: {actors: 0}}", "tag.resources.actors"),
         ("source: {splits: {val: {annotations: a}}}", "source.splits.val.images"),
         ("source: {splits: {../x: {annotations: a, images: b}}}", "source.splits"),
+        ("name: ../../x", "name"),
         ("- a", "expected keys and values"),
         ("a: [", "not valid YAML"),
         ("name: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("limit: true", "limit: .*got True"),
         ("seed: 0b1", "seed: .*got '0b1'"),
         ("a: &a {b: *a}", "a"),
+        (ALIASES + "name: *a5", "a"),
+        ("{a: " * 5000 + "1" + "}" * 5000, ""),
     ],
+    ids=range(19),
 )
 def test_errors_name_the_file_and_the_setting(tmp_path, text, setting):
     path = tmp_path / "my.yaml"
@@ -54,16 +63,18 @@ def test_errors_name_the_file_and_the_setting(tmp_path, text, setting):
     assert "\n" not in str(caught.value)
 
 
-def test_recipes_of_photographs_sample_as_the_published_captioner_and_the_miniworld_as_ever():
-    def sampling(name):
-        caption = load_recipe(name).caption
-        return caption.top_p, caption.top_k, caption.repetition_penalty, caption.samples
+def test_an_empty_file_has_the_defaults_and_a_number_may_be_text(tmp_path):
+    (tmp_path / "my.yaml").write_text("")
+    assert load_recipe(str(tmp_path / "my.yaml")) == Recipe()
+    (tmp_path / "my.yaml").write_text("seed: '7'")
+    assert load_recipe(str(tmp_path / "my.yaml")).seed == 7
 
-    assert {name: sampling(name) for name in ("coco", "objects365", "folder")} == dict.fromkeys(
-        ("coco", "objects365", "folder"), (0.9, 50, 1.1, 10)
-    )
-    assert sampling("miniworld") == (0.9, 0, 1.0, 10)
-    assert (Recipe().caption.top_k, Recipe().caption.repetition_penalty) == (0, 1.0)
+
+@pytest.mark.parametrize("name", ["coco", "objects365", "folder", "miniworld"])
+def test_recipes_of_photographs_sample_as_the_published_captioner_and_the_miniworld_as_ever(name):
+    caption = load_recipe(name).caption
+    found = (caption.top_p, caption.top_k, caption.repetition_penalty, caption.samples)
+    assert found == ((0.9, 0, 1.0, 10) if name == "miniworld" else (0.9, 50, 1.1, 10))
 
 
 def test_an_unknown_recipe_is_refused_with_the_list_of_packaged_ones(tmp_path):
