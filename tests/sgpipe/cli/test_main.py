@@ -10,7 +10,6 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe import __version__
 from sgpipe.cli.main import app
 from sgpipe.export.run import export_run
 from tests.integration.documents import commands
@@ -30,10 +29,6 @@ def test_every_command_has_valid_examples(path):
         name = next(known for known in sorted(COMMANDS, key=len, reverse=True) if " ".join(words).startswith(known))
         options = {option for param in COMMANDS[name].params for option in param.opts}
         assert {word for word in words if word.startswith("--")} <= options
-
-
-def test_the_version_is_printed():
-    assert CliRunner().invoke(app, ["--version"]).stdout == f"{__version__}\n"
 
 
 def test_quiet_prints_only_results(tmp_path):

@@ -149,15 +149,3 @@ def test_what_the_recipe_says_of_gpus_and_all_else_is_kept(gpus, settings: dict[
     recipe = shared(1, 16, tag={"tagger": "t", "resources": {"cpus": 2, "actors": 3, "io_threads": 7}})
     assert recipe.tag.resources == Resources(gpus=0.16, cpus=2, actors=3, io_threads=7)
     assert planned_on(1, 16, tag={"tagger": "t", "resources": {"actors": 6}})[-1] == ("tag", 6)
-
-
-def test_a_run_that_began_on_cpus_stays_there(gpus) -> None:
-    assert stages_sharing_gpus(recipe_with(), {}) == {"caption", "tag"}
-    began_on_cpus = {"caption": {"dtype": "auto on a CPU"}, "tag": {"dtype": "auto on a CPU"}}
-    assert stages_sharing_gpus(recipe_with(), began_on_cpus) == frozenset()
-    detecting = recipe_with(detect={"detector": "detr"})  # a detector's number format is no part of an identity
-    assert stages_sharing_gpus(detecting, began_on_cpus) == frozenset()
-    assert stages_sharing_gpus(detecting, {}) == {"detect", "caption", "tag"}
-    mixed = recipe_with(caption={"captioner": "blip", "device": "cpu"})
-    assert stages_sharing_gpus(mixed, {"caption": {"dtype": "auto on a CPU"}}) == {"tag"}
-    assert stages_sharing_gpus(recipe_with(), {"caption": {"dtype": "auto on a GPU"}}) == {"caption", "tag"}

@@ -111,11 +111,6 @@ def test_what_a_stage_raises_ends_the_run(
     assert str(caught.value) == message
 
 
-def test_more_cpus_than_there_are_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lower tag\.resources\.cpus"):
-        label(tmp_path, ["0.png"], **{"tag.resources.cpus": 3})
-
-
 @pytest.mark.parametrize(
     ("settings", "images", "local"),
     [

@@ -1,4 +1,3 @@
-import io
 from collections import Counter
 from dataclasses import replace
 
@@ -7,17 +6,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError
-from sgpipe.generation.summary import print_summary
 from sgpipe.records import Attribute, Pair, Triplet
-from sgpipe.stats.audit import Audit
 from sgpipe.stats.measures import distinct_predicates, measure, measure_long_tail
 from sgpipe.stats.report import overview
-from sgpipe.storage.manifest import Manifest, add_up
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, labelled_records, make_shards, scene
 
 
@@ -130,16 +125,6 @@ def test_images_without_relations_say_what_they_lack(tmp_path):
     assert found == dict.fromkeys(lacking, 1)
     imported = make_shards(tmp_path / "imported", [scene("0"), scene("1")])
     assert measure(imported).without_relations == {"nothing annotated": 2}
-
-
-def test_pairs_beyond_the_limit_are_counted_in_the_row_the_summary_and_the_findings(tmp_path):
-    root = make_shards(tmp_path / "run", [scene("0"), replace(scene("1"), left_out={"pairs": 12_350})])
-    assert [record.left_out for record in iter_records(root)] == [{}, {"pairs": 12_350}]
-    screen = Console(file=io.StringIO(), width=100)
-    print_summary(add_up(Manifest.load(root), 2, {}), screen)
-    assert "pairs beyond pair.max_pairs │ 12,350" in screen.file.getvalue()
-    texts = [finding.text for finding in Audit(measure(root)).findings]
-    assert "Left out: 12,350 pairs beyond pair.max_pairs." in texts
 
 
 def test_attributes_count_once_for_each_object(tmp_path):
