@@ -3,7 +3,6 @@
 import random
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from starlette.testclient import TestClient
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import shard_name, write_shard
 from sgpipe.storage.verify import verify
+from tests.endpoint_server import wait_until
 from tests.sgpipe.training.data.runs import make_run
 from tests.sgpipe.view.gallery_run import open_client, record
 
@@ -23,27 +23,19 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     return open_client(tmp_path / "run")
 
 
-def wait_for(is_so: Callable[[], bool]) -> None:
-    for _ in range(600):  # a minute, on a machine that does much else
-        if is_so():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not happen")
-
-
 def test_committed_shards_appear_and_others_do_not(client: TestClient, tmp_path: Path) -> None:
     root = tmp_path / "run"
     entry = write_shard(root, shard_name("val", 1, 2), "val", 1, [record("b", (0, "near", 1, 0.8))], {})
     assert client.get("/api/status").json()["images"] == 1
     Manifest.load(root).commit(entry)
-    wait_for(lambda: client.get("/api/status").json()["images"] == 2)
+    wait_until(lambda: client.get("/api/status").json()["images"] == 2)
     assert "2</span> relations" in client.get("/").text
     assert 'data-size="2 2"' in client.get("/").text
 
 
 def test_a_run_that_can_no_longer_be_read_is_shown_as_it_was(client: TestClient, tmp_path: Path) -> None:
     (tmp_path / "run" / MANIFEST).write_text("no manifest")
-    wait_for(lambda: client.get("/api/status").json()["problems"] != [])
+    wait_until(lambda: client.get("/api/status").json()["problems"] != [])
     page = client.get("/").text
     assert "1 problem: the rest is shown" in page
     assert "1</span> relation" in page
@@ -86,4 +78,4 @@ def test_pages_read_one_state_of_the_index_while_shards_are_damaged_and_dropped(
         thread.join()
     assert {status for page, status in found if "/n" not in page} == {200}
     assert {status for _, status in found} <= {200, 404, 422}
-    wait_for(lambda: client.get("/api/status").json() == {"images": 16, "relations": 16, "problems": []})
+    wait_until(lambda: client.get("/api/status").json() == {"images": 16, "relations": 16, "problems": []})
