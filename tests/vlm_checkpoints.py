@@ -107,9 +107,7 @@ def _generation(tokenizer: transformers.PreTrainedTokenizerFast, **more: Any) ->
 def _qwen_tokenizer() -> transformers.PreTrainedTokenizerFast:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
     return make_tokenizer(
-        [*special, "<|video_pad|>"],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        [*special, "<|video_pad|>"], eos_token="<|im_end|>", pad_token="<|endoftext|>",
         extra_special_tokens={
             "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
             "vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>",
@@ -130,9 +128,8 @@ def _qwen3_vl() -> _Parts:
     tokenizer = _qwen_tokenizer()
     pixels = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32 * 16}
     images = transformers.Qwen2VLImageProcessor(size=pixels, patch_size=16)
-    processor = transformers.Qwen3VLProcessor(
-        images, tokenizer, transformers.Qwen3VLVideoProcessor(), chat_template=QWEN_TEMPLATE
-    )
+    videos = transformers.Qwen3VLVideoProcessor()
+    processor = transformers.Qwen3VLProcessor(images, tokenizer, videos, chat_template=QWEN_TEMPLATE)
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
     config = transformers.AutoConfig.for_model(
         "qwen3_vl",
@@ -141,19 +138,6 @@ def _qwen3_vl() -> _Parts:
         **_qwen_ids(tokenizer),
     )
     return processor, config, _generation(tokenizer, do_sample=True, temperature=0.7, top_p=0.8, top_k=20)
-
-
-def _idefics_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    special = ["<|endoftext|>", "<|im_start|>", "<end_of_utterance>", "<image>", "<fake_token_around_image>"]
-    grid = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
-    return make_tokenizer(
-        [*special, "<global-img>", "<video>", *grid],
-        bos_token="<|im_start|>", eos_token="<end_of_utterance>", pad_token="<|endoftext|>",
-        extra_special_tokens={
-            "image_token": "<image>", "fake_image_token": "<fake_token_around_image>",
-            "global_image_token": "<global-img>", "end_of_utterance_token": "<end_of_utterance>",
-        },
-    )  # fmt: skip
 
 
 def _blip2() -> _Parts:
@@ -168,10 +152,8 @@ def _blip2() -> _Parts:
         vision_config={**sizes, "intermediate_size": 2 * WIDTH, "image_size": 32, "patch_size": 8},
         qformer_config={**sizes, "intermediate_size": 2 * WIDTH, "vocab_size": 8, "encoder_hidden_size": WIDTH},
         text_config={**text, **sizes, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 256},
-        num_query_tokens=4,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_text_hidden_size=WIDTH,
-    )
+        num_query_tokens=4, image_text_hidden_size=WIDTH, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
     return processor, config, _generation(tokenizer)
 
 
@@ -182,28 +164,32 @@ def _qwen2_5_vl() -> _Parts:
     processor = transformers.Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=QWEN_TEMPLATE)
     text = {**_text_sizes(tokenizer), "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
     vision = {"depth": 2, "patch_size": 14, **_QWEN_SIZES, "window_size": 56, "fullatt_block_indexes": [1]}
-    config = transformers.AutoConfig.for_model(
-        "qwen2_5_vl", text_config=text, vision_config=vision, **_qwen_ids(tokenizer)
-    )
+    parts = {"text_config": text, "vision_config": vision, **_qwen_ids(tokenizer)}
+    config = transformers.AutoConfig.for_model("qwen2_5_vl", **parts)
     return processor, config, _generation(tokenizer, do_sample=True, temperature=0.1, top_p=0.001, top_k=1)
 
 
 def _smolvlm() -> _Parts:
-    tokenizer = _idefics_tokenizer()
+    special = ["<|endoftext|>", "<|im_start|>", "<end_of_utterance>", "<image>", "<fake_token_around_image>"]
+    grid = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
+    tokenizer = make_tokenizer(
+        [*special, "<global-img>", "<video>", *grid],
+        bos_token="<|im_start|>", eos_token="<end_of_utterance>", pad_token="<|endoftext|>",
+        extra_special_tokens={
+            "image_token": "<image>", "fake_image_token": "<fake_token_around_image>",
+            "global_image_token": "<global-img>", "end_of_utterance_token": "<end_of_utterance>",
+        },
+    )  # fmt: skip
     sides: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
     images, videos = transformers.SmolVLMImageProcessor(**sides), transformers.SmolVLMVideoProcessor(**sides)
-    processor = transformers.SmolVLMProcessor(
-        images, tokenizer, videos, image_seq_len=4, chat_template=IDEFICS_TEMPLATE
-    )
+    shape: dict[str, Any] = {"image_seq_len": 4, "chat_template": IDEFICS_TEMPLATE}
+    processor = transformers.SmolVLMProcessor(images, tokenizer, videos, **shape)
     vision = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = transformers.AutoConfig.for_model(
-        "smolvlm",
-        text_config={"model_type": "llama", **_text_sizes(tokenizer)},
-        vision_config=vision | {"image_size": 32, "patch_size": 8},
+        "smolvlm", scale_factor=2, vision_config=vision | {"image_size": 32, "patch_size": 8},
+        text_config={"model_type": "llama", **_text_sizes(tokenizer)}, pad_token_id=tokenizer.pad_token_id,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        scale_factor=2,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    )  # fmt: skip
     return processor, config, _generation(tokenizer, bos_token_id=tokenizer.bos_token_id)
 
 
@@ -233,9 +219,5 @@ def _florence2() -> _Parts:
 
 
 FAMILIES: dict[str, Callable[[], _Parts]] = {
-    "blip-2": _blip2,
-    "florence2": _florence2,
-    "smolvlm": _smolvlm,
-    "qwen2_5_vl": _qwen2_5_vl,
-    "qwen3_vl": _qwen3_vl,
-}
+    "blip-2": _blip2, "florence2": _florence2, "smolvlm": _smolvlm, "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl,
+}  # fmt: skip

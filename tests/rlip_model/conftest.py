@@ -58,8 +58,8 @@ def tiny_network(
     return kind(kind.config_class(**{**sizes, "fusion": fusion, **changes})).eval()
 
 
-def random_pairs(count: int, labels: int = 4, seed: int = 0) -> GivenPairs:
+def random_pairs(count: int, seed: int = 0) -> GivenPairs:
     generator = torch.Generator().manual_seed(seed + 100 * count)
     boxes = 0.1 + 0.8 * torch.rand(2, count, 4, generator=generator)
-    classes = torch.randint(0, labels, (2, count), generator=generator)
+    classes = torch.randint(0, 4, (2, count), generator=generator)
     return GivenPairs(boxes[0], boxes[1], classes[0], classes[1])

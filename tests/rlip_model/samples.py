@@ -16,9 +16,9 @@ def random_boxes(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.cat((centre, size), dim=-1)
 
 
-def random_triplets(count: int, seed: int = 0) -> Triplets:
+def random_triplets(count: int) -> Triplets:
     """Every pair has at least one relation; no label is "no objects"."""
-    generator = torch.Generator().manual_seed(1000 * count + seed)
+    generator = torch.Generator().manual_seed(1000 * count)
     relations = (torch.rand(count, RELATIONS, generator=generator) < 0.3).float()
     relations[torch.arange(count), torch.randint(0, RELATIONS, (count,), generator=generator)] = 1
     return Triplets(
@@ -39,19 +39,19 @@ def random_layer(batch: int = 2, seed: int = 0, subjects: bool = True) -> LayerO
     return LayerOutput(leaves[0] if subjects else None, *leaves[1:])
 
 
-def random_output(batch: int = 2, seed: int = 0, subjects: bool = True) -> RelationOutput:
-    layers = [random_layer(batch, seed + index, subjects) for index in range(3)]
+def random_output(batch: int = 2) -> RelationOutput:
+    layers = [random_layer(batch, seed) for seed in range(3)]
     return RelationOutput(layers[0], tuple(layers[1:]))
 
 
-def perfect_layer(triplets: Triplets, certainty: float = 20.0) -> LayerOutput:
+def perfect_layer(triplets: Triplets) -> LayerOutput:
     """One image whose first queries predict its triplets, and whose other queries predict nothing."""
     count = len(triplets)
     classes = torch.full((2, PAIRS), OBJECTS - 1)
     classes[0, :count], classes[1, :count] = triplets.subject_labels, triplets.object_labels
-    logits = certainty * torch.nn.functional.one_hot(classes, OBJECTS).float()
-    relations = torch.full((PAIRS, RELATIONS), -certainty)
-    relations[:count] = certainty * (2 * triplets.relation_labels - 1)
+    logits = 20 * torch.nn.functional.one_hot(classes, OBJECTS).float()
+    relations = torch.full((PAIRS, RELATIONS), -20.0)
+    relations[:count] = 20 * (2 * triplets.relation_labels - 1)
     boxes = torch.full((2, PAIRS, 4), 0.5)
     boxes[0, :count], boxes[1, :count] = triplets.subject_boxes, triplets.object_boxes
     return LayerOutput(logits[:1], logits[1:], relations[None], boxes[:1], boxes[1:])

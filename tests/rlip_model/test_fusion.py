@@ -31,22 +31,14 @@ def expected_gate(gate: Gate, gating: Gating, base: Tensor, update: Tensor) -> T
 
     gamma = gate.gamma
     formulas = {
-        "GLIP": lambda: gamma * update,
-        "VXAc": lambda: gamma[0] * update,
-        "Vtanh": lambda: torch.tanh(gamma[0]) * update,
-        "Etanh": lambda: torch.tanh(gamma) * update,
-        "XGating": lambda: update,
-        "Stanh": lambda: torch.tanh(narrow(gamma)) * update,
-        "SXAc": lambda: narrow(gamma) * update,
-        "SDFtanh": lambda: torch.tanh(narrow(update)) * update,
-        "SDFXAc": lambda: narrow(update) * update,
-        "SFtanh": lambda: torch.tanh(narrow(base)) * update,
-        "SXAcLN": lambda: narrow(gamma, norm=True) * update,
-        "SDFXAcLN": lambda: narrow(update, norm=True) * update,
-        "SOtanh": lambda: torch.tanh(narrow(gamma)) * update,
-        "SDFOXAcLN": lambda: narrow(update, norm=True) * update,
-        "MBF": lambda: gate.branches(base, update) - base,
-    }
+        "GLIP": lambda: gamma * update, "VXAc": lambda: gamma[0] * update, "XGating": lambda: update,
+        "Vtanh": lambda: torch.tanh(gamma[0]) * update, "Etanh": lambda: torch.tanh(gamma) * update,
+        "Stanh": lambda: torch.tanh(narrow(gamma)) * update, "SOtanh": lambda: torch.tanh(narrow(gamma)) * update,
+        "SDFtanh": lambda: torch.tanh(narrow(update)) * update, "SFtanh": lambda: torch.tanh(narrow(base)) * update,
+        "SXAc": lambda: narrow(gamma) * update, "SXAcLN": lambda: narrow(gamma, norm=True) * update,
+        "SDFXAc": lambda: narrow(update) * update, "SDFXAcLN": lambda: narrow(update, norm=True) * update,
+        "SDFOXAcLN": lambda: narrow(update, norm=True) * update, "MBF": lambda: gate.branches(base, update) - base,
+    }  # fmt: skip
     return formulas[gating]()
 
 

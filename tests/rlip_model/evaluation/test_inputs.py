@@ -51,8 +51,9 @@ def image(
     ],
 )
 def test_what_would_make_numbers_wrong_is_told(scene: EvaluationImage, told: str) -> None:
+    wrong = scene.predicted if len(scene.predicted) else scene.ground_truth
     with pytest.raises(EvaluationError, match=re.escape(told)):
-        _ = [part.check(scene.name, 80, 117) for part in (scene.ground_truth, scene.predicted)]
+        wrong.check(scene.name, 80, 117)
 
 
 @pytest.mark.parametrize(("boxes", "labels", "triplets"), [

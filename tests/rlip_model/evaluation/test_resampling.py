@@ -21,14 +21,8 @@ from rlip_model.evaluation.precision import area, coco_point, eleven_point
 from rlip_model.evaluation.scores import ClassScores, Tally
 from rlip_model.evaluation.vcoco import evaluate_vcoco
 from rlip_model.evaluation.visual_genome import evaluate_graphs
-from tests.rlip_model.evaluation.crowded_scenes import (
-    ACTIONS,
-    OBJECTS,
-    PREDICATES,
-    graph_scene,
-    pair_scenes,
-    people_scene,
-)
+from tests.rlip_model.evaluation import crowded_scenes
+from tests.rlip_model.evaluation.crowded_scenes import ACTIONS, OBJECTS, PREDICATES
 
 SPLIT = ClassSplit(np.arange(0, 12, 2), np.arange(1, 12, 2))
 
@@ -42,7 +36,7 @@ def draws(images: int) -> list[Array]:
 
 def distinct_scenes(seed: int) -> list[EvaluationImage]:
     scenes = []
-    for image in pair_scenes(seed):
+    for image in crowded_scenes.pair_scenes(seed):
         scores = image.predicted.scores
         scores = scores + 1e-5 * np.arange(scores.size, dtype=np.float32).reshape(scores.shape)
         scenes.append(replace(image, predicted=replace(image.predicted, scores=scores)))
@@ -75,7 +69,7 @@ def test_open_images() -> None:
 
 def test_vcoco() -> None:
     rng = np.random.default_rng(2)
-    images = [people_scene(rng, str(number)) for number in range(30)]
+    images = [crowded_scenes.people_scene(rng, str(number)) for number in range(30)]
     scores = evaluate_vcoco(images, ACTIONS)
     for counts in draws(len(images)):
         if counts.any():
@@ -89,7 +83,7 @@ def test_vcoco() -> None:
 
 def test_visual_genome() -> None:
     rng = np.random.default_rng(3)
-    images = [graph_scene(rng, str(number)) for number in range(30)]
+    images = [crowded_scenes.graph_scene(rng, str(number)) for number in range(30)]
     given = {"num_objects": OBJECTS, "num_predicates": PREDICATES, "zero_shot": np.array([[1, 2, 3], [2, 2, 1]])}
     assert evaluate_graphs(images, "sgcls", **given).pair_accuracy
     check_resampled(images, lambda images: evaluate_graphs(images, "sgcls", **given))

@@ -72,9 +72,9 @@ def test_the_average_of_parameters_follows_them() -> None:
 TEXTS = Texts(("dog", "no objects"), ("on",))
 
 
-def example(name: str, height: int, width: int, pairs: int = 1) -> TrainingExample:
-    labels = torch.zeros(pairs, dtype=torch.long)
-    triplets = Triplets(torch.rand(pairs, 4), torch.rand(pairs, 4), labels, labels, torch.ones(pairs, 1))
+def example(name: str, height: int, width: int) -> TrainingExample:
+    labels = torch.zeros(1, dtype=torch.long)
+    triplets = Triplets(torch.rand(1, 4), torch.rand(1, 4), labels, labels, torch.ones(1, 1))
     objects = LabelledBoxes(triplets.subject_boxes, labels)
     return TrainingExample(name, torch.rand(3, height, width) + 1, triplets, (width, height), objects)
 

@@ -32,8 +32,8 @@ def true(*rows: tuple[list[float], list[float], int, int, list[float]]) -> Tripl
 TRUTH = true((LEFT, RIGHT, 1, 2, [1.0, 0.0]))
 
 
-def hits(detections: TripletDetections, truth: Triplets = TRUTH) -> list[tuple[float, bool]]:
-    confidences, correct = match_triplets(detections, truth)
+def hits(detections: TripletDetections) -> list[tuple[float, bool]]:
+    confidences, correct = match_triplets(detections, TRUTH)
     return [(round(float(c), 3), bool(h)) for c, h in zip(confidences, correct, strict=True)]
 
 

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -120,29 +121,21 @@ def test_invalid_input_is_refused_in_one_line(
         predicted(drawn_run, network, task="hoi", classes=classes)
 
 
-def test_a_network_that_has_diverged_is_refused(drawn_run: Path, network: Path, tmp_path: Path) -> None:
+def test_a_network_that_has_diverged_or_does_not_fit_into_memory_is_refused(
+    drawn_run: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     diverged = shutil.copytree(network, tmp_path / "diverged")
     weights = load_file(diverged / "model.safetensors")
     weights |= {name: value * torch.nan for name, value in weights.items() if "scorer" in name}
     save_file(weights, diverged / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="predicts NaN for image 1000000"):
         predicted(drawn_run, diverged)
-
-
-def test_a_batch_that_does_not_fit_into_memory_is_refused(
-    drawn_run: Path, network: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(ParSeDA, "forward", full)
+    monkeypatch.setattr(ParSeDA, "forward", Mock(side_effect=torch.cuda.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(UserError, match="memory of cpu is full; lower --batch 4"):
         predicted(drawn_run, network)
 
 
-def test_a_training_stands_for_its_best_network_whose_copy_keeps_the_image_size(
-    trained_tagger: Path, tmp_path: Path
-) -> None:
+def test_a_training_is_its_best_network_whose_copy_keeps_the_image_size(trained_tagger: Path, tmp_path: Path) -> None:
     assert network_folder(trained_tagger) == trained_tagger / "best"
     copy = shutil.copytree(trained_tagger / "best", tmp_path / "copy")
     assert trained_sides(str(trained_tagger)) == trained_sides(str(copy)) == (48, 64)

@@ -47,7 +47,8 @@ def test_the_same_numbers_give_the_same_bytes(world: Path, tmp_path: Path) -> No
     render_dataset(tmp_path, 10, 3, "val")
     assert contents(tmp_path) == contents(world / "val")
     render_dataset(tmp_path / "other", 10, 4, "val")
-    assert contents(tmp_path / "other") != contents(world / "val")
+    folders = (tmp_path / "other", world / "val", world / "train")
+    assert len({image for folder in folders for image in contents(folder / "images").values()}) == 30
 
 
 def test_fewer_images_are_a_prefix(world: Path, tmp_path: Path) -> None:
@@ -74,12 +75,6 @@ def test_the_coco_reader_reports_no_problem(world: Path, split: str) -> None:
     boxes = [len(record.objects) for record in records]
     assert min(boxes) > 0
     assert sum(boxes) == len(load(folder, "instances.json")["annotations"])
-
-
-def test_categories_have_the_ids_of_coco(world: Path) -> None:
-    categories = load(world / "val", "instances.json")["categories"]
-    assert {item["name"] for item in categories} == set(KINDS)
-    assert all(category_names("coco")[item["id"]] == item["name"] for item in categories)
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -36,16 +36,13 @@ def records(number: int) -> list[Record]:
     return [Record(str(index), "d", "s", f"{index}.jpg", 1, 1) for index in range(number)]
 
 
-def test_compiling_is_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_is_counted_apart_and_usage_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(base.time, "perf_counter", lambda: clock[0])
     runner = StageRunner([Clocked("parse", clock=clock), Clocked("tag", gpu=True, clock=clock)])
     use = {"tag": {"gpu": "H100", "memory": 5}}
     assert runner(records(3))[1] == Usage({"parse": 3.0, "tag": 3.0, "compilation": 60.0}, use)
     assert runner(records(2))[1] == Usage({"parse": 2.0, "tag": 2.0}, use)
-
-
-def test_usage_adds_up() -> None:
     usage = Usage({"caption": 1.0, "compilation": 2.0}, {"caption": {"memory": 1}})
     usage.add(Usage({"tag": 1.0, "compilation": 3.0}, {"tag": {"memory": 2}}))
     seconds = {"caption": 1.0, "compilation": 5.0, "tag": 1.0}

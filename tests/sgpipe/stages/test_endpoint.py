@@ -12,32 +12,21 @@ import pytest
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import Requests
-from sgpipe.stages.endpoint import (
-    Answer,
-    CacheFolder,
-    ChatEndpoint,
-    ChatRequest,
-    ChatSampling,
-    Refusal,
-    RequestCache,
-    conversation,
-    endpoint_url,
-)
+from sgpipe.stages import endpoint as served
+from sgpipe.stages.endpoint import Answer, CacheFolder, ChatEndpoint, ChatRequest, Refusal, RequestCache, conversation
 from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
 
 Connect = Callable[..., ChatEndpoint]
-SAMPLING = ChatSampling(max_tokens=16, temperature=1.0)
+SAMPLING = served.ChatSampling(max_tokens=16, temperature=1.0)
 SCHEMA = {"type": "object", "properties": {}, "additionalProperties": False}
 KEY = "sk-secret-0123456789"
 
 
 @pytest.fixture
 def connect(no_pauses: None) -> Connect:
-    def connect(
-        url: str, model: str = "tiny-vlm", cache: Path | None = None, in_flight: int = 8, timeout: float = 20
-    ) -> ChatEndpoint:
+    def connect(url: str, cache: Path | None = None, in_flight: int = 8, timeout: float = 20) -> ChatEndpoint:
         requests = Requests(in_flight=in_flight, timeout=timeout, retries=3)
-        return ChatEndpoint(url, model, requests, CacheFolder(cache) if cache else None)
+        return ChatEndpoint(url, "tiny-vlm", requests, CacheFolder(cache) if cache else None)
 
     return connect
 
@@ -81,17 +70,12 @@ def test_a_fault_that_passes_and_another_form_change_no_answer(connect: Connect,
     assert len(server.requests) == asked or (silent and len(server.requests) > asked)  # a busy machine is late again
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason"),
-    [
-        ("refusal", "the model refused: I cannot describe people."),
-        ("filtered", "a content filter withheld the answer"),
-        ("empty", "the answer is empty"),
-        ("rejected", "HTTP 400: The prompt is longer than the maximum model length"),
-        ("garbled", "the answer is not a chat completion; the URL of an API often ends in /v1"),
-        ("nested", "maximum recursion depth exceeded"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "reason"), [
+    ("refusal", "the model refused: I cannot describe people."), ("filtered", "a content filter withheld the answer"),
+    ("empty", "the answer is empty"), ("rejected", "HTTP 400: The prompt is longer than the maximum model length"),
+    ("garbled", "the answer is not a chat completion; the URL of an API often ends in /v1"),
+    ("nested", "maximum recursion depth exceeded"),
+])  # fmt: skip
 def test_a_refusal_concerns_one_request(connect: Connect, fault: Fault, reason: str) -> None:
     with EndpointServer(faults=scripted(fault)) as server:
         answers = list(connect(server.url, in_flight=1).ask_all([question(1), question(2)]))
@@ -178,7 +162,7 @@ def test_log_probabilities(connect: Connect) -> None:
 
 
 def test_what_is_sent(connect: Connect) -> None:
-    sampling = ChatSampling(max_tokens=5, temperature=0.5, top_p=0.9, top_k=50, repetition_penalty=1.1)
+    sampling = served.ChatSampling(max_tokens=5, temperature=0.5, top_p=0.9, top_k=50, repetition_penalty=1.1)
     with EndpointServer() as server:
         messages = conversation("Hello", system="Be brief.")
         ask(connect(server.url), ChatRequest(messages, sampling, seed=1 << 62, n=2, schema=SCHEMA))
@@ -248,13 +232,13 @@ def test_an_error_ends_at_once(connect: Connect) -> None:
 ])  # fmt: skip
 def test_not_a_url(url: str) -> None:
     with pytest.raises(UserError) as raised:
-        endpoint_url(url)
+        served.endpoint_url(url)
     assert KEY not in str(raised.value)
 
 
 def test_ways_to_write_the_url() -> None:
     for suffix in ("", "/", "/chat/completions"):
-        assert endpoint_url(f"http://host:8000/v1{suffix}") == "http://host:8000/v1"
+        assert served.endpoint_url(f"http://host:8000/v1{suffix}") == "http://host:8000/v1"
 
 
 def test_wrong_endpoints(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig, Requests
-from sgpipe.records import Box, Record
+from sgpipe.records import Record
 from sgpipe.stages.caption.stage import CaptionStage, load_captioner
 from tests.endpoint_server import EndpointServer, scripted, shown_image
 
@@ -76,15 +76,6 @@ def test_captions_are_plain_lines(tmp_path: Path) -> None:
         first, second = made(records(tmp_path, 2))
     assert [caption.text for caption in first.captions] == ["A dog. on a sofa."]
     assert (second.captions, second.error) == ([], "caption: the answer has no caption in it")
-
-
-def test_regions_are_shown_as_crops(tmp_path: Path) -> None:
-    with EndpointServer(size_and_colour) as server:
-        (record,) = records(tmp_path, 1)
-        record.objects = [Box("dog", 1, (2, 2, 8, 5)), Box("cat", 2, (4, 4, 10, 10))]
-        stage(server, tmp_path, samples=1, scopes=("image", "box", "pair"))([record])
-    widths = [("image", "20"), ("box", "8"), ("box", "10"), ("pair", "12")]
-    assert [(caption.scope, caption.text.split()[0]) for caption in record.captions] == widths
 
 
 def sent_image(file: Path, size: tuple[int, int], **settings: Any) -> tuple[str, bytes]:

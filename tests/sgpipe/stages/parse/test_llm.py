@@ -94,18 +94,15 @@ def test_then_the_rules_parse_it_and_it_is_counted(tmp_path: Path) -> None:
     def answer(body: dict[str, Any]) -> list[str]:
         return ["no graph"] if "dogs" in body["messages"][1]["content"] else gold(body)
 
+    by_rules = texts(CaptionParser(), CAPTIONS[1:2])
+    with served(faults=scripted("refusal")) as server:
+        assert texts(LlmParser(config(server)), CAPTIONS[1:2]) == by_rules
     with served(answer) as server:
-        by_rules = texts(CaptionParser(), CAPTIONS[1:2])
         for _ in range(2):  # the second time from the cache
             parser = LlmParser(config(server), CacheFolder(tmp_path))
             assert texts(parser, CAPTIONS) == [GOLD[CAPTIONS[0]], *by_rules, []]
             assert len(server.requests) == 4
     assert RequestCache(CacheFolder(tmp_path).file).count_by_rules() == 1
-
-
-def test_a_refused_caption_is_parsed_by_the_rules() -> None:
-    with served(faults=scripted("refusal")) as server:
-        assert texts(LlmParser(config(server)), CAPTIONS[1:2]) == texts(CaptionParser(), CAPTIONS[1:2])
 
 
 def test_gold_graphs_of_many_captions(oracle: Path) -> None:

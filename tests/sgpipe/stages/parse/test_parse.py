@@ -15,18 +15,12 @@ from sgpipe.stages.parse.rules import RuleParser, load_model
 from sgpipe.stages.parse.stage import CaptionParser, ParseStage, parse_lines, parser_identity
 
 CAPTIONS = [
-    "a man riding a horse next to a dog on the beach",
-    "a cat",
-    "Two zebras standing in a grassy field.",
-    "a woman wearing a hat standing on grass",
-    "there is a plate with a sandwich and french fries on it",
-    "the eyeglasses the man is wearing",
-    "people sitting in front of a building",
-    "a man in a white shirt playing tennis",
-    "a horse is being ridden by two people through a river",
-    "car parked on the side of the road",
-    "a dog with a ball in its mouth",
-]
+    "a man riding a horse next to a dog on the beach", "a cat", "Two zebras standing in a grassy field.",
+    "a woman wearing a hat standing on grass", "there is a plate with a sandwich and french fries on it",
+    "the eyeglasses the man is wearing", "people sitting in front of a building",
+    "a man in a white shirt playing tennis", "a horse is being ridden by two people through a river",
+    "car parked on the side of the road", "a dog with a ball in its mouth",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -129,16 +129,12 @@ def test_attributes_repetitions_and_empty_parts_are_left_out(spacy_model: Langua
     assert len(grounded(spacy_model, "a black dog on a sofa", *texts, ("", "on", "sofa"))) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("( pigs , is , 2 ) , ( pigs , fly on , sky )", [("pigs", "is", "2"), ("pigs", "fly on", "sky")]),
-        ("( dog , on , sofa ) , ( cat , under", [("dog", "on", "sofa")]),
-        ("( dog , on ) , ( dog , on , sofa ) ) , ( a , b , c , d )", [("dog", "on", "sofa")]),
-        ("( ( dog , on , sofa )", [("dog", "on", "sofa")]),
-        ("(dog,on,sofa),( , on , sofa )", [("dog", "on", "sofa")]),
-        ("no relations", []),
-    ],
-)
+@pytest.mark.parametrize(("text", "expected"), [
+    ("( pigs , is , 2 ) , ( pigs , fly on , sky )", [("pigs", "is", "2"), ("pigs", "fly on", "sky")]),
+    ("( dog , on , sofa ) , ( cat , under", [("dog", "on", "sofa")]),
+    ("( dog , on ) , ( dog , on , sofa ) ) , ( a , b , c , d )", [("dog", "on", "sofa")]),
+    ("( ( dog , on , sofa )", [("dog", "on", "sofa")]), ("(dog,on,sofa),( , on , sofa )", [("dog", "on", "sofa")]),
+    ("no relations", []),
+])  # fmt: skip
 def test_graphs_are_read_piece_by_piece(text: str, expected: list[Texts]) -> None:
     assert read_graph(text) == expected

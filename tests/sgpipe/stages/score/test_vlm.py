@@ -18,11 +18,9 @@ from tests.endpoint_server import EndpointServer, shown_image
 from tests.vlm_checkpoints import make_vlm
 
 OBJECTS = [
-    Box("man", 0, (10, 10, 40, 60)),
-    Box("horse", 1, (50, 20, 30, 30)),
-    Box(NO_OBJECT, 0, (0, 0, 0, 0)),
+    Box("man", 0, (10, 10, 40, 60)), Box("horse", 1, (50, 20, 30, 30)), Box(NO_OBJECT, 0, (0, 0, 0, 0)),
     Box("cup", 2, (30, 30, 0, 10)),
-]
+]  # fmt: skip
 RELATIONS = [Relation(0, 1, "riding"), Relation(0, 2, "smiling"), Relation(0, 3, "holding"), Relation(1, 0, "behind")]
 
 

@@ -18,12 +18,9 @@ from tests.clip_checkpoints import make_clip
 from tests.factories import make_calibration
 
 OBJECTS = [
-    Box("person", 0, (10, 10, 40, 60)),
-    Box("dog", 1, (50, 20, 30, 30)),  # touches the person
-    Box("bench", 2, (20, 50, 70, 30)),
-    Box("cup", 3, (25, 55, 0, 5)),
-    Box(NO_OBJECT, 0, (0, 0, 0, 0)),
-]
+    Box("person", 0, (10, 10, 40, 60)), Box("dog", 1, (50, 20, 30, 30)),  # touches the person
+    Box("bench", 2, (20, 50, 70, 30)), Box("cup", 3, (25, 55, 0, 5)), Box(NO_OBJECT, 0, (0, 0, 0, 0)),
+]  # fmt: skip
 PAIRS = [
     Pair(0, 1, ["holding", "next to"]), Pair(0, 2, ["sitting on"]), Pair(0, 3, ["holding"]), Pair(0, 4, ["smiling"]),
     Pair(2, 1, ["next to"]),
