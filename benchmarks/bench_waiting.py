@@ -95,12 +95,12 @@ class SimulatedCaptioner(BlipCaptioner):
         self.simulated, self.device = device, torch.device("meta")
         self.gpu_threads = GPU_THREADS if config.resources.io_threads else 0
         self.memory = GpuMemory(self.device, "", GPU_THREADS, GROUP)
-        self.blip: Any = SimpleNamespace(prepare=ImagePreparation(384))
+        self.blip: Any = SimpleNamespace(prepare=ImagePreparation(384), text=lambda tokens: "a photograph")
 
-    def _caption(self, group: Sequence[tuple[Tensor, int]]) -> list[list[str]]:
+    def _caption(self, group: Sequence[tuple[Tensor, int]]) -> list[list[list[int]]]:
         torch.stack([pixels for pixels, _ in group])
         self.simulated.compute()
-        return [["a photograph"]] * len(group)
+        return [[[1]]] * len(group)
 
 
 def tag_stage(roots: dict[str, Path], names: Iterable[str], device: Device, threads: int) -> Stage:

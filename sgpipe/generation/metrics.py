@@ -62,8 +62,9 @@ class RunMetrics:
             self._memory[stage] = max(self._memory.get(stage, 0), use["memory"])
             attention = f", deformable attention by {use['attention']}" if "attention" in use else ""
             notes.append(f"{stage} computes on {use['gpu']}{attention}")
-            if "compile_error" in use:
-                notes.append(f"NOTE: {stage} continues without torch.compile: {use['compile_error']}")
+            for error, means in (("compile_error", "torch.compile"), ("graph_error", "CUDA graphs")):
+                if error in use:
+                    notes.append(f"NOTE: {stage} continues without {means}: {use[error]}")
         if self._on_ray:
             self._publish(shard, counts)
         new = [note for note in (*notes, *self._estimate(shard.rows)) if note not in self._told]

@@ -34,18 +34,21 @@ class MemoryFullError(UserError):
 GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the last one
 
 
-def gpu_use(device: torch.device | None, *compiled: Compiled[Any], attention: str = "") -> dict[str, Any]:
+def gpu_use(
+    device: torch.device | None, *compiled: Compiled[Any], attention: str = "", graph_error: str = ""
+) -> dict[str, Any]:
     """Return what a stage uses of a GPU, as plain values for a manifest. Nothing on a CPU or a server.
 
     `gpu`: its name; `memory`: the peak of this process, in bytes; `attention`: the kernel for deformable attention;
-    `compilation`: seconds; `compile_error`: why compiling one of the functions failed.
+    `compilation`: seconds; `compile_error`: why compiling one of the functions failed; `graph_error`: why CUDA graphs
+    could not be recorded.
     """
     if device is None or device.type != "cuda":
         return {}
     use = {"gpu": torch.cuda.get_device_name(device), "memory": torch.cuda.max_memory_reserved(device)}
     seconds = sum(each.seconds for each in compiled)
     error = next((each.failure for each in compiled if each.failure), "")
-    more = {"attention": attention, "compilation": seconds, "compile_error": error}
+    more = {"attention": attention, "compilation": seconds, "compile_error": error, "graph_error": graph_error}
     return use | {name: value for name, value in more.items() if value}
 
 
@@ -97,10 +100,6 @@ class GpuMemory:
             for _ in range(self._threads):
                 taken.enter_context(self._places)
             yield
-
-    def __reduce__(self) -> tuple[type[GpuMemory], tuple[torch.device, str, int, int]]:
-        """Another process has threads of its own."""
-        return GpuMemory, (self._device, self._remedy, self._threads, self.batch_size)
 
 
 @contextmanager

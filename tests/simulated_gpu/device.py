@@ -2,8 +2,12 @@
 
 Mixing devices raises. An operation that is no view counts as one launch of a kernel, also fused attention and one over
 a list of tensors. The host waits where it reads a number or a shape that depends on numbers, and where it copies,
-unless from pinned memory with `non_blocking`. There are no kernels, streams and memory; `torch.compile` compiles
+unless from pinned memory with `non_blocking`. There are no kernels and memory, and one stream; `torch.compile` compiles
 nothing. PyTorch goes other ways for these tensors, as in the gradient of `prod`, in which the host waits for a GPU.
+
+A CUDA graph records operations with their arguments and results, and computes nothing meanwhile: what they would have
+changed is restored, what they made is filled with NaN or 0. To wait, to pin memory or to compute in another thread then
+raises. A replay, one launch, computes each operation again, into the same memory; an input must still be there.
 """
 
 from __future__ import annotations
@@ -13,14 +17,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import local
+from threading import get_ident, local
 from types import FrameType
 from typing import Any
 from unittest import mock
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 LIBRARY = Path(__file__).with_name("build") / "guard.so"
 assert "torch" not in sys.modules, "PyTorch asks for devices when it is imported"
@@ -50,6 +54,7 @@ class Counts:
         self.waits.clear()
 
     def wait(self, why: str) -> None:
+        _forbid_while_recording(why)
         self.waits[f"{why} at {_line()}"] += 1
 
 
@@ -110,7 +115,13 @@ def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     on_cpu.pop("pin_memory", None)
     if name == "_fused_sdp_choice":
         return 0  # the plain computation, as the choice of fused ones needs a GPU
-    found = func(*tree_map(_values, args), **on_cpu)
+    on_cpu_args = tree_map(_values, args)
+    graph = _recording(name)
+    if graph is not None:
+        graph.before(func, on_cpu_args)
+    found = func(*on_cpu_args, **on_cpu)
+    if graph is not None:
+        graph.after(func, on_cpu_args, on_cpu, found, [each for each in tensors if isinstance(each, GpuTensor)])
     if name == "copy_" and not isinstance(args[0], GpuTensor):
         return args[0]
     if target == "cpu" or name == "_local_scalar_dense":
@@ -160,6 +171,7 @@ def is_pinned(tensor: Tensor | None) -> bool:
 
 
 def _pin(tensor: Tensor) -> Tensor:
+    _forbid_while_recording("pinned memory")
     copy = tensor.clone()
     _pinned[copy.untyped_storage().data_ptr()] = copy.untyped_storage()
     return copy
@@ -179,6 +191,94 @@ def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
             _thread.is_fused = False
 
     return run
+
+
+class Stream:
+    """`torch.cuda.Stream`; all are one."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        pass
+
+    def wait_stream(self, other: Stream) -> None:
+        pass
+
+
+class Graph:
+    """`torch.cuda.CUDAGraph`."""
+
+    def __init__(self) -> None:
+        self._operations: list[tuple[Any, Any, Any, list[tuple[int, Tensor]]]] = []
+        self._inputs: dict[int, list[ref[GpuTensor]]] = {}
+        self.pool: set[int] = set()  # storages that graphs made which are replayed before it, and it, by address
+        self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def before(self, func: Any, args: Any) -> None:
+        """Keep what an operation is about to overwrite."""
+        for argument, given in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, Tensor):
+                storage = given.untyped_storage()
+                self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
+
+    def after(self, func: Any, args: Any, kwargs: Any, found: Any, given: list[GpuTensor]) -> None:
+        """Record an operation; its results that are no views are computed again."""
+        known = {_address(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        for each in given:
+            if (address := _address(each.values)) not in self.pool:
+                self._inputs.setdefault(address, []).append(ref(each))
+        made = [(at, each) for at, each in enumerate(tree_leaves(found)) if isinstance(each, Tensor)]
+        made = [(at, each) for at, each in made if _address(each) not in known]
+        self.pool |= {_address(each) for _, each in made}
+        self._operations.append((func, args, kwargs, made))
+
+    def end(self) -> None:
+        """Let it be as if nothing had been computed."""
+        for storage, saved in self._before.values():
+            storage.copy_(saved)
+        self._before.clear()
+        for *_, made in self._operations:
+            for _, each in made:
+                each.fill_(torch.nan if each.is_floating_point() else 0)
+
+    def replay(self) -> None:
+        counts.launches["graph"] += 1
+        if not all(any(each() is not None for each in of_storage) for of_storage in self._inputs.values()):
+            raise RuntimeError("an input of the graph is gone")
+        for func, args, kwargs, made in self._operations:
+            found = tree_leaves(func(*args, **kwargs))
+            for at, each in made:
+                each.copy_(found[at])
+
+
+_capture: list[tuple[Graph, int]] = []  # that is underway, and its thread
+
+
+@contextmanager
+def record(graph: Graph, pool: set[int] | None = None, **_: Any) -> Iterator[None]:
+    """`torch.cuda.graph`."""
+    graph.pool = graph.pool if pool is None else pool
+    if _capture:
+        raise RuntimeError("two captures at once")
+    _capture.append((graph, get_ident()))
+    try:
+        yield
+    finally:
+        _capture.clear()
+        graph.end()
+
+
+def _recording(name: str) -> Graph | None:
+    if _capture and _capture[0][1] != get_ident():
+        raise RuntimeError(f"{name} while another thread captures")
+    return _capture[0][0] if _capture else None
+
+
+def _forbid_while_recording(what: str) -> None:
+    if _capture and _capture[0][1] == get_ident():
+        raise RuntimeError(f"operation not permitted when stream is capturing: {what} at {_line()}")
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 _submit = ThreadPoolExecutor.submit
@@ -206,6 +306,7 @@ def simulated() -> Iterator[Counts]:
         "get_device_capability": (9, 0), "get_device_name": "simulated", "is_bf16_supported": True,
         "max_memory_reserved": 0, "max_memory_allocated": 0, "mem_get_info": (10**11, 10**11),
         **dict.fromkeys(("synchronize", "empty_cache", "_lazy_init", "manual_seed_all")),
+        "current_stream": Stream(), "stream": nullcontext(),
     }  # fmt: skip
     patches = [
         mock.patch.object(torch.cuda, name, lambda *_, value=value, **__: value) for name, value in device.items()
@@ -218,6 +319,10 @@ def simulated() -> Iterator[Counts]:
         mock.patch.object(ThreadPoolExecutor, "submit", _submit_simulated),
         mock.patch.object(torch, "inference_mode", _no_grad),  # whose tensors cannot be wrapped
         mock.patch.object(torch, "compile", lambda function, **_: function),
+        mock.patch.object(torch.cuda, "Stream", Stream),
+        mock.patch.object(torch.cuda, "graph_pool_handle", set),
+        mock.patch.object(torch.cuda, "CUDAGraph", Graph),
+        mock.patch.object(torch.cuda, "graph", record),
     ]
     with ExitStack() as stack:
         for patch in patches:

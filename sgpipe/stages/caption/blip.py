@@ -2,15 +2,16 @@
 
 Matrix products round differently for different numbers of rows, so on a CPU each image is computed alone, with all its
 samples, and the result is bit-for-bit reproducible. On a GPU images are computed in padded groups of a fixed size,
-halved when the memory is full; there scores differ in their last digits, which rarely changes a caption.
+halved when the memory is full; there scores differ in their last digits, which rarely changes a caption. What a GPU
+computes for a group is recorded as CUDA graphs and replayed for other groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     BlipForConditionalGeneration,
@@ -43,10 +44,10 @@ from sgpipe.stages.checkpoint import (
     read_config,
 )
 from sgpipe.utils.devices import pick_device, pick_dtype
-from sgpipe.utils.gpu import GPU_THREADS, Backend, Compiled, GpuMemory
+from sgpipe.utils.gpu import Backend, Compiled, GpuMemory, one_line
 from sgpipe.utils.prefetch import prefetch
 
-_GPU_GROUP = 8
+GPU_GROUP = 32
 _STEPS_PER_WAIT = 6
 _REMEDY = "lower caption.samples, or raise caption.resources.gpus so that fewer actors share the GPU"
 
@@ -60,6 +61,8 @@ class BlipCaptioner:
         """`config`: with `prompt` and `max_tokens`, see `captioner.settings_of`."""
         self.config = config
         self.source = str(config.captioner)
+        self.uses_graphs, self.graph_error = False, ""
+        self.recorded: RecordedCaptions | None = None
 
     def check(self) -> None:
         """Raise UserError if `caption.system` is set, or the model is for another task than captions."""
@@ -78,9 +81,9 @@ class BlipCaptioner:
         self.compiled = [self.decoder.compile()] if config.compile and self.device.type == "cuda" else []
         self.prompt = self.blip.prompt_ids(config.prompt or "")
         on_gpu = self.device.type == "cuda"
-        # transformers' beam search is not known to be safe for threads
-        self.gpu_threads = (GPU_THREADS if config.decoding == "nucleus" else 1) if on_gpu else 0
-        self.memory = GpuMemory(self.device, _REMEDY, max(self.gpu_threads, 1), _GPU_GROUP if on_gpu else 1)
+        self.uses_graphs = on_gpu and config.decoding == "nucleus" and not config.compile
+        self.gpu_threads = 1 if on_gpu else 0  # graphs hardly need the host, and are of one thread
+        self.memory = GpuMemory(self.device, _REMEDY, 1, GPU_GROUP if on_gpu else 1)
         least, most = max(config.min_tokens, len(self.prompt) + 1), self.blip.text_config.max_position_embeddings
         if not least <= (config.max_tokens or 0) <= most:
             raise UserError(
@@ -91,12 +94,12 @@ class BlipCaptioner:
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str]]:
         """See `Captioner.caption`."""
         threads = image_threads(self.config.resources, elsewhere=self.device.type != "cpu")
-        with (
-            prefetch(self._prepare, inputs, threads, self.config.batch_size + 2 * threads) as prepared,
-            prefetch(self._compute, self._groups(prepared), self.gpu_threads, self.gpu_threads + 1) as computed,
-        ):
-            for captions in computed:
-                yield from captions
+        ahead = max(self.config.batch_size, self.memory.batch_size) + 2 * threads
+        with prefetch(self._prepare, inputs, threads, ahead) as prepared:
+            groups = iter(lambda: list(islice(prepared, self.memory.batch_size)), [])
+            with prefetch(self._compute, groups, self.gpu_threads, self.gpu_threads + 1) as computed:
+                for samples in chain.from_iterable(computed):
+                    yield [self.blip.text(tokens) for tokens in samples]
 
     def _prepare(self, given: CaptionInput) -> _Prepared:
         """Return what is copied to the device: for a GPU bytes, which it normalises, else normalised pixels."""
@@ -105,26 +108,35 @@ class BlipCaptioner:
         pixels = self.blip.prepare.resize(given.image)
         return pixels.pin_memory() if self.device.type == "cuda" else pixels, given.key
 
-    def _groups(self, prepared: Iterator[_Prepared]) -> Iterator[list[_Prepared]]:
-        while group := list(islice(prepared, min(self.memory.batch_size, self.config.batch_size))):
-            yield group
-
-    def _compute(self, group: list[_Prepared]) -> list[list[str]]:
-        """Return the captions of a group, which is padded to the size of all groups."""
+    def _compute(self, group: list[_Prepared]) -> list[list[list[int]]]:
+        """Return the tokens of each sample of a group, which is padded to the size of all groups."""
         padded = [*group, *[group[-1]] * (self.memory.batch_size - len(group))]
+        if self.uses_graphs:
+            self._record(padded)
         return self.memory.compute(self._caption, padded)[: len(group)]
 
-    def _caption(self, group: Sequence[_Prepared]) -> list[list[str]]:
-        config = self.config
-        states = self.blip.encode(self.blip.to_device([pixels for pixels, _ in group]))
-        if config.decoding == "beam":
-            decoded = beam_captions(self.blip.model, states, self.prompt, config)
-        else:
-            try:
-                decoded = sample_captions(self.decoder, states, self.prompt, [key for _, key in group], config)
-            except FloatingPointError as reason:
-                raise UserError(f"captioner {config.captioner!r}: {reason}") from None
-        return [[self.blip.text(tokens) for tokens in samples] for samples in decoded]
+    def _record(self, group: Sequence[_Prepared]) -> None:
+        """Record how groups of this size are computed, unless that is done; note why if the GPU cannot."""
+        if self.recorded is not None and self.recorded.of == (len(group), self.decoder.width):
+            return
+        self.recorded = None  # its memory is needed
+        try:
+            with self.memory.alone():
+                self.recorded = RecordedCaptions(self.decoder, *self._encode(group), self.prompt, self.config)
+        except RuntimeError as reason:
+            self.uses_graphs, self.graph_error = False, one_line(reason)
+
+    def _encode(self, group: Sequence[_Prepared]) -> tuple[Tensor, list[int]]:
+        return self.blip.encode(self.blip.to_device([pixels for pixels, _ in group])), [key for _, key in group]
+
+    def _caption(self, group: Sequence[_Prepared]) -> list[list[list[int]]]:
+        states, keys = self._encode(group)
+        if self.config.decoding == "beam":
+            return beam_captions(self.blip.model, states, self.prompt, self.config)
+        try:
+            return sample_captions(self.decoder, states, self.prompt, keys, self.config, self.recorded)
+        except FloatingPointError as reason:
+            raise UserError(f"captioner {self.config.captioner!r}: {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -228,52 +240,35 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
     return Blip(model.eval(), tokenizer, prepare)
 
 
-class FusedAttention(nn.Module):
-    """The weights of a `BlipAttention`, computed without storing its [heads, patches, patches] matrix of scores."""
-
-    def __init__(self, attention: Any) -> None:
-        super().__init__()
-        self.heads: int = attention.num_heads
-        self.qkv: nn.Linear = attention.qkv
-        self.projection: nn.Linear = attention.projection
-
-    def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
-        """[images, 1 + patches, width] to the same shape, and no attention map."""
-        query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return self.projection(attended.transpose(1, 2).flatten(2)), None
-
-
 def fuse_vision_attention(model: BlipForConditionalGeneration) -> None:
-    """Replace the attention of every vision layer in place. The model can no longer be saved."""
+    """Let no vision layer store the [heads, patches, patches] matrix of scores of its attention; in place."""
     layers: Any = model.vision_model.encoder.layers
     for layer in layers:
-        layer.self_attn = FusedAttention(layer.self_attn)
+        layer.self_attn.forward = partial(_attend, layer.self_attn)
+
+
+def _attend(attention: Any, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
+    """[images, 1 + patches, width] to the same shape, and no attention map."""
+    parts = attention.qkv(hidden_states).unflatten(-1, (3, attention.num_heads, -1))
+    attended = F.scaled_dot_product_attention(*parts.permute(2, 0, 3, 1, 4))
+    return attention.projection(attended.transpose(1, 2).flatten(2)), None
 
 
 @dataclass
 class DecoderState:
-    """The key-value cache of `rows = images * samples` sequences of equal length, per layer.
+    """The keys and values of `rows = images * samples` sequences of equal length, per layer.
 
-    `keys`, `values`: [rows, heads, capacity, head width], of which `length` positions are filled; `image_keys`,
-    `image_values`: [images, heads, 1 + patches, head width].
+    `own`: [rows, heads, capacity, head width], of which `length` positions are filled; `image`: [images, heads,
+    1 + patches, head width].
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    image_keys: list[Tensor]
-    image_values: list[Tensor]
+    own: list[tuple[Tensor, Tensor]]
+    image: list[tuple[Tensor, Tensor]]
     length: int = 0
 
-    def fork(self, samples: int) -> None:
-        """Turn the single sequence of each image into `samples` sequences with the same prefix."""
-        self.keys = [keys.repeat_interleave(samples, dim=0) for keys in self.keys]
-        self.values = [values.repeat_interleave(samples, dim=0) for values in self.values]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all sequences except `rows` (indices); every image must keep the same number."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
+    def take(self, rows: Tensor) -> None:
+        """Continue with these sequences (indices, some of them repeatedly); every image must keep the same number."""
+        self.own = [(keys[rows], values[rows]) for keys, values in self.own]
 
 
 class BlipDecoder:
@@ -292,11 +287,11 @@ class BlipDecoder:
     @torch.no_grad()  # not inference_mode, in which PyTorch 2.13's inductor cannot compile the step
     def start(self, image_states: Tensor, capacity: int) -> DecoderState:
         """Return an empty cache for `capacity` tokens, given image states [images, 1 + patches, vision width]."""
-        image_keys, image_values = zip(*(layer.project_image(image_states) for layer in self.layers), strict=True)
-        images, heads, _, width = image_keys[0].shape
-        empty = image_states.new_empty(images, heads, capacity, width)
-        keys, values = ([empty.clone() for _ in self.layers] for _ in range(2))
-        return DecoderState(keys, values, list(image_keys), list(image_values))
+        image = [layer.project_image(image_states) for layer in self.layers]
+        images, heads, _, width = image[0][0].shape
+        shape = images, heads, capacity, width
+        own = [(image_states.new_empty(shape), image_states.new_empty(shape)) for _ in self.layers]
+        return DecoderState(own, image)
 
     def compile(self, backend: Backend = "inductor") -> Compiled[Tensor]:
         """Let PyTorch compile the step of one token, for any number of tokens before it."""
@@ -337,7 +332,7 @@ class _Layer:
         """[rows, tokens, width] to the same shape; adds the tokens' keys and values to `state`."""
         query, key, value = map(self._split, F.linear(hidden, *self.query_key_value).chunk(3, dim=-1))
         start, stop = state.length, state.length + hidden.shape[1]
-        keys, values = state.keys[index], state.values[index]
+        keys, values = state.own[index]
         keys[:, :, start:stop] = key
         values[:, :, start:stop] = value
         # Several tokens are the start of the sequence and need a mask; a single token attends to all before it.
@@ -345,7 +340,7 @@ class _Layer:
         attended = F.scaled_dot_product_attention(query, keys[:, :, :stop], values[:, :, :stop], is_causal=causal)
         hidden = self.layer.attention.output(attended.transpose(1, 2).flatten(2), hidden)
 
-        keys, values = state.image_keys[index], state.image_values[index]
+        keys, values = state.image[index]
         query = self.layer.crossattention.self.query(hidden)
         by_image = self._split(query.reshape(len(keys), -1, query.shape[-1]))
         attended = F.scaled_dot_product_attention(by_image, keys, values)
@@ -365,7 +360,12 @@ def _joined(*linears: torch.nn.Linear) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def sample_captions(
-    decoder: BlipDecoder, image_states: Tensor, prompt: list[int], keys: list[int], sampling: CaptionConfig
+    decoder: BlipDecoder,
+    image_states: Tensor,
+    prompt: list[int],
+    keys: list[int],
+    sampling: CaptionConfig,
+    recorded: RecordedCaptions | None = None,
 ) -> list[list[list[int]]]:
     """Return the tokens after `prompt` of each sample of each image, without the end token.
 
@@ -373,50 +373,108 @@ def sample_captions(
         image_states: [images, 1 + patches, vision width].
         keys: one per image, 63 bits that select its noise.
         sampling: its lengths count every token of the decoder: [DEC], prompt, words and [SEP].
+        recorded: of this prompt and sampling; replayed if it is of as many images and of the decoder's width.
 
     With one image on a CPU, sequences that have ended are dropped; with several they stay, so that tensor shapes do not
     depend on other images. A GPU looks at a fixed number of the likeliest tokens, and is asked every few steps whether
     all sequences have ended, so that the host hardly waits. Raises FloatingPointError: the scores are not finite.
     """
+    samples, width = sampling.samples, decoder.width
+    if recorded is not None and recorded.of == (len(keys), width):
+        parts = recorded.replay(image_states, keys)
+    else:
+        parts = _draw(decoder, image_states, prompt, send(torch.tensor(keys), image_states.device), sampling, width)
+    for flags, drawn in parts:  # noqa: B007 - the last ones are read below
+        ended, finite, enough = flags.tolist()
+        check_finite(finite)
+        if not enough:
+            decoder.width = max(decoder.width, 4 * width)  # from now on; other threads may have done so
+            return sample_captions(decoder, image_states, prompt, keys, sampling)
+        if ended:
+            break
+    captions = [_until(row, decoder.end) for row in drawn[:, len(prompt) :].tolist()]
+    return [captions[first : first + samples] for first in range(0, len(captions), samples)]
+
+
+@torch.no_grad()
+def _draw(
+    decoder: BlipDecoder, image_states: Tensor, prompt: list[int], keys: Tensor, sampling: CaptionConfig, width: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield after every few tokens, on a CPU after each, without waiting for a GPU.
+
+    Yields whether all sequences have ended, scores are finite, and `width` is enough; and all tokens [rows, most].
+    """
     images, device, samples, end = len(image_states), image_states.device, sampling.samples, decoder.end
-    most = sampling.max_tokens or 0
-    on_cpu, count = device.type == "cpu", images * samples
-    width = None if on_cpu else decoder.width
-    row_keys = send(torch.tensor(keys), device).repeat_interleave(samples)
+    on_cpu, count, most = device.type == "cpu", images * samples, sampling.max_tokens or 0
+    row_keys = keys.repeat_interleave(samples)
     row_samples = torch.arange(count, device=device) % samples
     drawn = torch.full((count, most), end, device=device)
-    prompts = send(torch.tensor([prompt] * images), device)
-    drawn[:, : len(prompt)] = prompts[0]
+    for at, token in enumerate(prompt):
+        drawn[:, at] = token
 
     state = decoder.start(image_states, most)
-    scores = decoder(prompts, state).repeat_interleave(samples, dim=0)
-    state.fork(samples)
+    scores = decoder(drawn[::samples, : len(prompt)], state).repeat_interleave(samples, dim=0)
+    state.take(torch.arange(count, device=device) // samples)
     rows: Tensor | slice = slice(None)  # that are computed
     active = torch.ones(count, dtype=torch.bool, device=device)
     sound = torch.ones(2, dtype=torch.bool, device=device)
     for length in range(len(prompt), most):
         scores = process(scores, drawn[rows, :length], sampling, end)
         step = length - len(prompt)
-        tokens, *fine = draw(scores, sampling.top_p, row_keys[rows], row_samples[rows], step, width)
+        noise = row_keys[rows], row_samples[rows], step
+        tokens, *fine = draw(scores, sampling.top_p, *noise, None if on_cpu else width)
         drawn[rows, length] = tokens
         active, sound = active & (tokens != end), sound & torch.stack(fine)
         is_last = length + 1 == most
         if on_cpu or is_last or step % _STEPS_PER_WAIT == _STEPS_PER_WAIT - 1:
-            ended, finite, enough = torch.cat((~active.any().unsqueeze(0), sound)).tolist()
-            check_finite(finite)
-            if not enough:
-                decoder.width *= 4  # from now on
-                return sample_captions(decoder, image_states, prompt, keys, sampling)
-            if ended or is_last:
-                break
+            yield torch.cat((~active.any().unsqueeze(0), sound)), drawn
+            if is_last:
+                return
             if on_cpu and images == 1 and not bool(active.all()):
                 left = active.nonzero().squeeze(-1)
                 rows = left if isinstance(rows, slice) else rows[left]
                 tokens, active = tokens[left], active[left]
-                state.keep(left)
+                state.take(left)
         scores = decoder(tokens.unsqueeze(-1), state)
-    captions = [_until(row, end) for row in drawn[:, len(prompt) :].tolist()]
-    return [captions[first : first + samples] for first in range(0, len(captions), samples)]
+
+
+class RecordedCaptions:
+    """How a GPU captions a group of images: a CUDA graph, which is one launch, of every part that `_draw` yields.
+
+    They are replayed in this order, for other groups of the size.
+
+    Attributes:
+        of: how many images, and the decoder's width.
+    """
+
+    def __init__(
+        self, decoder: BlipDecoder, image_states: Tensor, keys: list[int], prompt: list[int], sampling: CaptionConfig
+    ) -> None:
+        """Raises RuntimeError: this GPU cannot record it. No other thread may compute on it meanwhile."""
+        device, self.of = image_states.device, (len(keys), decoder.width)
+        self._image_states, self._keys = image_states.clone(), send(torch.tensor(keys), device)  # no inference tensors
+        given = decoder, self._image_states, prompt, self._keys, sampling, decoder.width
+        self._parts: list[tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = []
+        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            count = sum(1 for _ in _draw(*given))  # what libraries do once is not to be recorded
+            pool, self._generator = torch.cuda.graph_pool_handle(), _draw(*given)  # which keeps the graphs' tensors
+            for _ in range(count):
+                graph = torch.cuda.CUDAGraph()
+                # Other threads may pin memory meanwhile.
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    part = next(self._generator)
+                self._parts.append((graph, part))
+        current.wait_stream(stream)
+
+    def replay(self, image_states: Tensor, keys: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the same as `_draw`, in tensors that the next group overwrites."""
+        self._image_states.copy_(image_states)
+        self._keys.copy_(send(torch.tensor(keys), self._keys.device))
+        for graph, part in self._parts:
+            graph.replay()
+            yield part
 
 
 def beam_captions(

@@ -21,10 +21,10 @@ _UINT32 = 0xFFFFFFFF
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Philox4x32-10 (Salmon et al., SC 2011): four random words from four counter and two key words.
 
-    All are int64 tensors of values in [0, 2**32) that broadcast together.
+    All are int64 tensors of values in [0, 2**32) and of equally many dimensions, that broadcast together.
     """
-    a, b, c, d, k0, k1 = torch.broadcast_tensors(*counter, *key)
-    multiplied, others, keys = torch.stack((a, c)), torch.stack((b, d)), torch.stack((k0, k1))
+    a, b, c, d = torch.broadcast_tensors(*counter)
+    multiplied, others, keys = torch.stack((a, c)), torch.stack((b, d)), torch.stack(tuple(key))
     factors, steps = (each.view(2, *[1] * a.dim()) for each in _philox_constants(a.device))
     for _ in range(10):
         products = (multiplied * factors).flip(0)  # int64 products wrap around; after masking, both halves are correct

@@ -69,7 +69,8 @@ class CaptionStage(ImageStage):
         self.captioner.setup()
 
     def gpu_use(self) -> dict[str, Any]:
-        return gpu_use(self.device, *getattr(self.captioner, "compiled", ()))
+        compiled, error = (getattr(self.captioner, name, "") for name in ("compiled", "graph_error"))
+        return gpu_use(self.device, *compiled, graph_error=error)
 
     def __call__(self, records: list[Record]) -> list[Record]:
         open_: deque[tuple[Record, Region]] = deque()

@@ -60,6 +60,7 @@ def test_utilization_is_the_share_of_time_in_which_the_actors_of_a_pool_compute(
 def test_gpus_are_in_the_log_and_the_manifest(tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch):
     """The tag stage is told that it has one."""
     use = {"gpu": "H100", "memory": 2_500_000_000, "attention": "grid_sample", "compile_error": "no g++"}
+    use["graph_error"] = "old driver"
     monkeypatch.setattr(TagStage, "gpu_use", lambda stage: use | {"compilation": 40.0})
     said = io.StringIO()
     settings = {"source.miniworld.images": IMAGES, "engine.unit_size": 2}
@@ -67,6 +68,7 @@ def test_gpus_are_in_the_log_and_the_manifest(tmp_path: Path, in_this_process: N
     generation_run.generate(made, tmp_path / "out", Progress(Console(file=said, width=200)))
     assert said.getvalue().count("tag computes on H100, deformable attention by grid_sample\n") == 1
     assert said.getvalue().count("NOTE: tag continues without torch.compile: no g++\n") == 1
+    assert said.getvalue().count("NOTE: tag continues without CUDA graphs: old driver\n") == 1
     assert "; peak GPU memory: tag 2.5 GB" in said.getvalue()
     shards = Manifest.load(tmp_path / "out").shards
     assert [each.gpus for each in shards] == 3 * [{"tag": use}]

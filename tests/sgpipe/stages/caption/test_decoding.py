@@ -204,7 +204,7 @@ def test_scores_are_those_of_transformers_token_by_token(tmp_path, shape, sample
     decoder = BlipDecoder(model)
     state = decoder.start(states, capacity=9)
     torch.testing.assert_close(decoder(prompt, state), expected[::samples, 2], atol=1e-5, rtol=1e-5)
-    state.fork(samples)
+    state.take(torch.arange(2).repeat_interleave(samples))
     for step in range(6):
         scores = decoder(tails[:, step : step + 1], state)
         torch.testing.assert_close(scores, expected[:, 3 + step], atol=1e-5, rtol=1e-5)
@@ -223,7 +223,7 @@ def test_a_compiled_step_gives_the_same_scores_and_is_compiled_twice(tmp_path):
     def scores(decoder: BlipDecoder) -> list[torch.Tensor]:
         state = decoder.start(states, capacity=12)
         found = [decoder(prompt, state)]
-        state.fork(3)
+        state.take(torch.arange(2).repeat_interleave(3))
         return found + [decoder(tails[:, step : step + 1], state) for step in range(9)]
 
     expected = scores(plain)

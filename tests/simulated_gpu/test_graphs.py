@@ -1,0 +1,173 @@
+"""CUDA graphs: that of the simulated GPU, and captions with and without."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+if "tests.simulated_gpu.device" not in sys.modules:
+    pytest.skip("only with its plugin: make test-simulated-gpu", allow_module_level=True)
+
+from sgpipe.recipe import CaptionConfig
+from sgpipe.stages.caption import blip
+from sgpipe.stages.caption.blip import RecordedCaptions
+from sgpipe.stages.caption.stage import CaptionStage
+from tests.factories import make_blip
+from tests.simulated_gpu.device import counts
+from tests.simulated_gpu.test_budgets import IMAGES, images, record, refuse
+
+GROUP = 3
+
+
+def there(*values: float) -> Tensor:
+    return torch.tensor(values).to("cuda")
+
+
+def test_a_graph_computes_nothing_until_it_is_replayed_on_what_is_then_in_its_memory() -> None:
+    given, total, graphs = there(1.0, 2.0), there(0.0, 0.0), [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
+    pool = torch.cuda.graph_pool_handle()
+    with torch.cuda.graph(graphs[0], pool=pool):
+        total += given
+        doubled = (2 * given)[:1]
+    with torch.cuda.graph(graphs[1], pool=pool):
+        seen = doubled + 1
+    assert total.tolist() == [0, 0]
+    assert doubled.isnan().all()
+    for number in (1, 2):
+        given.copy_(number * there(10, 20))
+        before = counts.launches.total()
+        for graph in graphs:
+            graph.replay()
+        assert counts.launches.total() == before + 2
+        assert (doubled.tolist(), seen.tolist()) == ([20 * number], [20 * number + 1])
+    assert total.tolist() == [30, 60]
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        lambda given: given.tolist(),
+        lambda given: bool(given.any()),
+        lambda given: there(3),
+        lambda given: torch.ones(1).pin_memory(),
+        lambda given: ThreadPoolExecutor(1).submit(lambda: given + 1).result(),
+    ],
+    ids=["copy", "value", "host data", "pinned memory", "thread"],
+)
+def test_what_a_gpu_cannot_record_raises(forbidden: Callable[[Tensor], object]) -> None:
+    given = there(1, 2)
+    message = r"not permitted when stream is capturing|another thread captures"
+    with pytest.raises(RuntimeError, match=message), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        forbidden(given)
+
+
+def test_an_input_must_be_kept() -> None:
+    graph, given = torch.cuda.CUDAGraph(), there(1, 2)
+    with torch.cuda.graph(graph):
+        _ = given + 1
+    graph.replay()
+    del given
+    with pytest.raises(RuntimeError, match="an input of the graph is gone"):
+        graph.replay()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = images(tmp_path_factory.mktemp("captions"))
+    make_blip(made / "blip", seed=3)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _groups_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blip, "GPU_GROUP", GROUP)
+
+
+def captions(
+    folder: Path, dtype: str = "auto", prepare: Callable[[Any], None] = lambda captioner: None
+) -> tuple[list[list[str]], Any]:
+    """Of two calls for four groups, of other images; the last group of each is padded.
+
+    `prepare`: what is done to the captioner before. Returns it, too.
+    """
+    config = CaptionConfig(captioner=str(folder / "blip"), device="cuda", dtype=dtype, samples=4, max_tokens=18)
+    stage = CaptionStage(config, {"val": folder}, 0)
+    stage.setup()
+    prepare(stage.captioner)
+    made = [replace(record(at % IMAGES), image_id=str(at)) for at in range(22)]
+    found = [*stage(made[:11]), *stage(made[11:])]
+    return [[caption.text for caption in each.captions] for each in found], stage
+
+
+@pytest.fixture(scope="module")
+def ordinary(folder: Path) -> dict[str, list[list[str]]]:
+    """Captions without graphs, by dtype."""
+    counts.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blip, "GPU_GROUP", GROUP)
+        patch.setattr(torch.cuda, "graph", refuse)
+        found = {dtype: captions(folder, dtype) for dtype in ("float32", "bfloat16")}
+    for _, stage in found.values():
+        assert stage.gpu_use()["graph_error"] == "operation not permitted when stream is capturing"
+    assert counts.launches["graph"] == 0
+    return {dtype: of_dtype for dtype, (of_dtype, _) in found.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_captions_with_and_without_graphs_are_equal(
+    folder: Path, dtype: str, ordinary: dict[str, list[list[str]]]
+) -> None:
+    counts.clear()
+    found, stage = captions(folder, dtype)
+    assert found == ordinary[dtype]
+    assert len({text for each in found for text in each}) > 60
+    assert counts.launches["graph"] > 8
+    assert "graph_error" not in stage.gpu_use()
+
+
+def test_a_nucleus_wider_than_its_graphs_records_others(folder: Path, ordinary: dict[str, list[list[str]]]) -> None:
+    found, stage = captions(folder, prepare=lambda captioner: setattr(captioner.decoder, "width", 2))
+    assert found == ordinary["bfloat16"]
+    assert stage.captioner.recorded.of == (GROUP, stage.captioner.decoder.width) != (GROUP, 2)
+
+
+def record_one(recorded: RecordedCaptions, *given: Any) -> None:
+    """One graph for all steps, as with a number of the step that is Python's."""
+    init(recorded, *given)
+    recorded._parts = recorded._parts[:1] * len(recorded._parts)
+
+
+def keep(name: str) -> Callable[..., Iterator[Any]]:
+    """A replay that leaves an input as it was recorded."""
+
+    def replay_first(recorded: RecordedCaptions, *given: Any) -> Iterator[Any]:
+        kept = getattr(recorded, name)
+        setattr(recorded, name, kept.clone())
+        yield from replay(recorded, *given)
+        setattr(recorded, name, kept)
+
+    return replay_first
+
+
+init, replay = RecordedCaptions.__init__, RecordedCaptions.replay
+
+
+@pytest.mark.parametrize(
+    ("method", "mutant"),
+    [("__init__", record_one), ("replay", keep("_keys")), ("replay", keep("_image_states"))],
+    ids=["step", "keys", "images"],
+)
+def test_a_graph_of_what_changes_would_give_other_captions(
+    folder: Path, method: str, mutant: Any, ordinary: dict[str, list[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that the simulated GPU would tell."""
+    monkeypatch.setattr(RecordedCaptions, method, mutant)
+    assert captions(folder)[0] != ordinary["bfloat16"]
